@@ -1,0 +1,332 @@
+"""Low-rank factors: which tensors are shared, which stay with a person, and how they become vectors.
+
+Every adapted linear module (a *slot*) computes ``h = W0 x + (α/r) B A x`` with ``A: (r, in)`` and
+``B: (out, r)`` (LoRA, Hu et al. 2021). P-ShareLoRA (Liu et al., AISTATS 2025, PMLR 258:1405-1413)
+shares one factor among all people and keeps the other personal. `parts_of` is the one rule table:
+training, the wire and the audit all read it. `Split.effective` is the one place where shared and
+personal tensors become the (A, B, head) that the model runs with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from penchant.common.config import AdapterConfig
+from penchant.common.errors import CodecError, ConfigError
+
+Vector = npt.NDArray[np.float32]
+
+HEAD = "head.weight"
+BASIS = "lore.basis"
+WEIGHTS = "lore.weights"
+
+
+class Share(StrEnum):
+    """Which factors leave the device."""
+
+    B = "B"  # the paper's default: one B for all, A_i personal
+    A = "A"  # the paper's other strategy; FedSA-LoRA (Guo et al. 2024)
+    KERNEL = "kernel"  # A and B shared, a personal r×r kernel between them
+    SVD = "svd"  # A and B shared, a personal diagonal between them
+    AB = "AB"  # federated LoRA: one global model
+    NONE = "none"  # local only
+    FFA = "ffa"  # FFA-LoRA (Sun et al. 2024): A frozen at its draw, B shared
+    LORE = "lore"  # LoRe (Bose et al. 2025): shared basis on the frozen embedding, personal weights
+
+
+class Head(StrEnum):
+    """Where the score head belongs."""
+
+    SHARED = "shared"
+    PERSONAL = "personal"
+
+
+class Part(StrEnum):
+    """What happens to a tensor: sent and averaged, kept, or never trained."""
+
+    SHARED = "shared"
+    PERSONAL = "personal"
+    FROZEN = "frozen"
+
+
+_FACTORS: Mapping[Share, Mapping[str, Part]] = {
+    Share.B: {"A": Part.PERSONAL, "B": Part.SHARED},
+    Share.A: {"A": Part.SHARED, "B": Part.PERSONAL},
+    Share.KERNEL: {"A": Part.SHARED, "B": Part.SHARED, "K": Part.PERSONAL},
+    Share.SVD: {"A": Part.SHARED, "B": Part.SHARED, "s": Part.PERSONAL},
+    Share.AB: {"A": Part.SHARED, "B": Part.SHARED},
+    Share.NONE: {"A": Part.PERSONAL, "B": Part.PERSONAL},
+    Share.FFA: {"A": Part.FROZEN, "B": Part.SHARED},
+    Share.LORE: {"V": Part.SHARED, "w": Part.PERSONAL},
+}
+_WARMUP = {"A": Part.SHARED, "B": Part.SHARED, "K": Part.FROZEN, "s": Part.FROZEN}
+_CAN_WARM_UP = frozenset({Share.B, Share.A, Share.KERNEL, Share.SVD})
+
+
+def head_of(share: Share, head: str) -> Head:
+    """Resolve "auto": personal when nothing is shared, shared otherwise. ConfigError for a contradiction."""
+    if share is Share.NONE and head == Head.SHARED:
+        raise ConfigError('head "shared" contradicts share "none", which shares nothing; drop one of them')
+    if head == "auto":
+        return Head.PERSONAL if share is Share.NONE else Head.SHARED
+    try:
+        return Head(head)
+    except ValueError:
+        raise ConfigError(f'head is "{head}"; it must be auto, shared or personal') from None
+
+
+def parts_of(share: Share, head: Head, warmup: bool = False) -> dict[str, Part]:
+    """The rule table: role of a tensor (A, B, K, s; V, w; head) -> what happens to it.
+
+    In warm-up rounds everything trained is shared ("AB", head included); each device then copies what
+    is personal in the main phase (the paper's recipe). LoRe has no head of its own: it is w V.
+    """
+    if not warmup:
+        rules = dict(_FACTORS[share])
+        if share is not Share.LORE:
+            rules["head"] = Part(head.value)
+        return rules
+    if share not in _CAN_WARM_UP:
+        raise ConfigError(f'share "{share}" has no split to warm up for; set warm-up rounds to 0')
+    return {role: _WARMUP[role] for role in _FACTORS[share]} | {"head": Part.SHARED}
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One adapted linear module of the backbone."""
+
+    name: str  # path from the backbone's root, "encoder.layer.5.output.dense"
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor of the split: its name, shape and part."""
+
+    name: str
+    shape: tuple[int, ...]
+    part: Part
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tensors of one part in their order on the wire: slots in the backbone's order, within a slot
+    A, B, K, s; then LoRe's basis and weights; then the head. Each is row-major float32."""
+
+    specs: tuple[TensorSpec, ...]
+
+    @property
+    def size(self) -> int:
+        """Length of the flat vector."""
+        return sum(spec.size for spec in self.specs)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self.specs)
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Vector:
+        """Tensors by name -> one float32 vector [size]. ConfigError when names or shapes differ."""
+        if set(tensors) != set(self.names):
+            raise ConfigError(f"tensors {sorted(tensors)} are not those of the split: {sorted(self.names)}")
+        vector = np.empty(self.size, dtype=np.float32)
+        start = 0
+        for spec in self.specs:
+            tensor = tensors[spec.name]
+            if tuple(tensor.shape) != spec.shape:
+                raise ConfigError(f"{spec.name} has shape {tuple(tensor.shape)}; it must be {spec.shape}")
+            flat = tensor.detach().to("cpu", torch.float32).reshape(-1).numpy()
+            vector[start : start + spec.size] = flat
+            start += spec.size
+        return vector
+
+    def named(self, vector: Vector) -> dict[str, Vector]:
+        """One vector [size] -> arrays by name, as copies. CodecError when it is not such a vector."""
+        self.check(vector)
+        arrays: dict[str, Vector] = {}
+        start = 0
+        for spec in self.specs:
+            arrays[spec.name] = vector[start : start + spec.size].reshape(spec.shape).copy()
+            start += spec.size
+        return arrays
+
+    def unflatten(self, vector: Vector) -> dict[str, Tensor]:
+        """One vector [size] -> CPU tensors by name that share no memory with it."""
+        return {name: torch.from_numpy(array) for name, array in self.named(vector).items()}
+
+    def check(self, vector: Vector) -> None:
+        """CodecError unless it is a float32 vector of this layout's length."""
+        if vector.dtype != np.float32 or vector.shape != (self.size,):
+            raise CodecError(
+                f"a vector of {vector.dtype} {vector.shape} came where float32 ({self.size},) belongs; "
+                "both sides need the same configuration"
+            )
+
+
+@dataclass(frozen=True)
+class Effective:
+    """What the model runs with: (A, B) by slot name, and the head (1, d)."""
+
+    adapters: Mapping[str, tuple[Tensor, Tensor]]
+    head: Tensor
+
+
+class Split:
+    """The tensors of one method at one set of slots, divided into shared, personal and frozen ones.
+
+    Args:
+        slots: adapted modules in the backbone's order (none for LoRe).
+        embedding: width d of the pooled embedding.
+        rank: r, at most every slot's smaller side.
+        warmup: the rules of the warm-up phase.
+        seed: of tensors frozen at their draw (FFA's A), which must be the same on all devices.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        embedding: int,
+        rank: int,
+        share: Share,
+        head: Head,
+        *,
+        warmup: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.slots = () if share is Share.LORE else tuple(slots)
+        self.embedding = embedding
+        self.rank = rank
+        self.share = share
+        self.head = head
+        self.warmup = warmup
+        self._check_rank()
+        specs = self._specs(parts_of(share, head, warmup))
+        self.specs = specs
+        self.shared = Layout(tuple(spec for spec in specs if spec.part is Part.SHARED))
+        self.personal = Layout(tuple(spec for spec in specs if spec.part is Part.PERSONAL))
+        self._frozen = {spec.name: _draw(spec, seed) for spec in specs if spec.part is Part.FROZEN}
+
+    @classmethod
+    def of(
+        cls,
+        slots: Sequence[Slot],
+        embedding: int,
+        config: AdapterConfig,
+        *,
+        warmup: bool = False,
+        seed: int = 0,
+    ) -> Split:
+        """The split that a configuration asks for. ConfigError when it makes no sense."""
+        try:
+            share = Share(config.share)
+        except ValueError:
+            raise ConfigError(f'share is "{config.share}"; it must be one of {", ".join(Share)}') from None
+        head = head_of(share, config.head)
+        return cls(slots, embedding, config.rank, share, head, warmup=warmup, seed=seed)
+
+    def initial(self, seed: int) -> tuple[Vector, Vector]:
+        """The common start (shared, personal), the same for the same seed on every device.
+
+        Each tensor's draw depends on the seed and its name alone, so that all methods start alike:
+        A uniform in ±1/√in (kaiming with a=√5 and the true fan-in, as peft draws it), B zero, the head
+        normal with deviation 1/√d, K the identity, s ones; LoRe's basis as A, its weights zero.
+        """
+        shared = {spec.name: _draw(spec, seed) for spec in self.shared.specs}
+        personal = {spec.name: _draw(spec, seed) for spec in self.personal.specs}
+        return self.shared.flatten(shared), self.personal.flatten(personal)
+
+    def start_from(self, warm: Split, shared: Vector, seed: int) -> tuple[Vector, Vector]:
+        """The start of this (main) phase from a warm-up's shared vector: every tensor the warm-up trained
+        is copied, into the shared or the personal part; K and s start at their draw, the identity."""
+        warmed = warm.shared.unflatten(shared)
+        known = {spec.name for spec in self.specs}
+        if not set(warmed) <= known:
+            raise ConfigError("the warm-up trained other tensors than the main phase has; start afresh")
+
+        def start(layout: Layout) -> Vector:
+            return layout.flatten({s.name: warmed.get(s.name, _draw(s, seed)) for s in layout.specs})
+
+        return start(self.shared), start(self.personal)
+
+    def effective(self, shared: Mapping[str, Tensor], personal: Mapping[str, Tensor]) -> Effective:
+        """(shared, personal) -> (A, B by slot; head): pure and differentiable.
+
+        With a kernel the update is B K A, with a diagonal B diag(s) A; both are folded into A.
+        """
+        tensors = {**self._frozen, **shared, **personal}
+        if self.share is Share.LORE:
+            head = (tensors[WEIGHTS] @ tensors[BASIS]).unsqueeze(0)  # (r) @ (r, d) -> (1, d)
+            return Effective({}, head)
+        adapters = {slot.name: self._factors(slot.name, tensors) for slot in self.slots}
+        return Effective(adapters, tensors[HEAD])
+
+    def merged(self, shared: Vector, personal: Vector) -> Effective:
+        """`effective` of two flat vectors, for evaluation and export (no gradient)."""
+        return self.effective(self.shared.unflatten(shared), self.personal.unflatten(personal))
+
+    def _factors(self, slot: str, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        a, b = tensors[f"{slot}.lora_A"], tensors[f"{slot}.lora_B"]
+        if self.share is Share.KERNEL:
+            a = tensors[f"{slot}.lora_K"] @ a
+        elif self.share is Share.SVD:
+            a = tensors[f"{slot}.lora_s"].unsqueeze(1) * a
+        return a, b
+
+    def _specs(self, parts: Mapping[str, Part]) -> tuple[TensorSpec, ...]:
+        specs = []
+        for slot in self.slots:
+            shapes = {
+                "A": (self.rank, slot.in_features),
+                "B": (slot.out_features, self.rank),
+                "K": (self.rank, self.rank),
+                "s": (self.rank,),
+            }
+            for role, shape in shapes.items():
+                if role in parts:
+                    specs.append(TensorSpec(f"{slot.name}.lora_{role}", shape, parts[role]))
+        for role, name, shape in (
+            ("V", BASIS, (self.rank, self.embedding)),
+            ("w", WEIGHTS, (self.rank,)),
+            ("head", HEAD, (1, self.embedding)),
+        ):
+            if role in parts:
+                specs.append(TensorSpec(name, shape, parts[role]))
+        return tuple(specs)
+
+    def _check_rank(self) -> None:
+        if self.share is not Share.LORE and not self.slots:
+            raise ConfigError("no module is adapted; name a linear module in adapter.target_modules")
+        sides = [side for slot in self.slots for side in (slot.in_features, slot.out_features)]
+        largest = min(sides) if sides else self.embedding
+        if not 1 <= self.rank <= largest:
+            raise ConfigError(f"adapter.rank is {self.rank}; for these modules it must lie in 1 … {largest}")
+
+
+def _draw(spec: TensorSpec, seed: int) -> Tensor:
+    """A tensor's start; see `Split.initial`."""
+    role = spec.name.rsplit(".", 1)[1]
+    if role in ("lora_B", "weights"):
+        return torch.zeros(spec.shape)
+    if role == "lora_K":
+        return torch.eye(spec.shape[0])
+    if role == "lora_s":
+        return torch.ones(spec.shape)
+    key = hashlib.sha256(f"penchant draw|{seed}|{spec.name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+    fan_in = spec.shape[1]
+    if role == "weight":  # the head
+        return torch.randn(spec.shape, generator=generator) / math.sqrt(fan_in)
+    return (2 * torch.rand(spec.shape, generator=generator) - 1) / math.sqrt(fan_in)

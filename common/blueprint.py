@@ -1,0 +1,36 @@
+"""What server and devices must know of a model to agree on vectors, without its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from penchant.common.adapters import Slot, Split
+from penchant.common.config import Plan
+from penchant.common.reward import RewardModel
+
+__all__ = ["Blueprint"]
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """The adapted modules, the width of the embedding and the digest of a base model."""
+
+    slots: tuple[Slot, ...]
+    embedding: int
+    digest: bytes  # 32 bytes
+
+    @classmethod
+    def of(cls, model: RewardModel) -> Blueprint:
+        """The blueprint of a loaded model."""
+        return cls(tuple(model.slots), model.embedding, bytes.fromhex(model.digest))
+
+    def split(self, plan: Plan) -> Split:
+        """Which tensors are shared and which personal under `plan`."""
+        warmup = plan.phase == "warmup"
+        return Split.of(self.slots, self.embedding, plan.adapter, warmup=warmup, seed=plan.seed)
+
+    def announced(self, plan: Plan) -> int:
+        """How many numbers an announcement of `plan` carries: the shared factors, and the common start
+        of the personal part where that comes from a warm-up."""
+        split = self.split(plan)
+        return split.shared.size + (split.personal.size if plan.start_sent else 0)

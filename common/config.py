@@ -1,0 +1,404 @@
+"""Configuration: frozen dataclasses that validate themselves, read from and written to TOML.
+
+`RunConfig` is everything a run needs; `Plan` is the part of it that devices receive, are bound to by
+the context digest, and check again with the very same bounds (a hostile server sends a hostile plan).
+Unknown keys are refused by name. Ranges are those within which the code is meant to work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+from penchant.common.errors import ConfigError
+
+ShareName = Literal["B", "A", "kernel", "svd", "AB", "none", "ffa", "lore"]
+HeadName = Literal["auto", "shared", "personal"]
+PoolingName = Literal["auto", "mean", "last"]
+DtypeName = Literal["auto", "float32", "bfloat16"]
+TruncationName = Literal["left", "right"]
+OrderName = Literal["joint", "personal-first"]
+ServerOptimizerName = Literal["fedavg", "fedadam"]
+GridName = Literal["local", "ray"]
+BadRows = Literal["refuse", "skip"]
+EvaluateOn = Literal["test", "validation"]
+Phase = Literal["warmup", "main", "close"]
+
+S = TypeVar("S", bound="_Section")
+
+_SPLIT_SHARES = ("B", "A", "kernel", "svd")
+
+PLAN_LIMIT = 64 * 1024  # bytes of an encoded plan
+
+
+@dataclass(frozen=True)
+class _Section:
+    """Checks every field's type; subclasses add ranges in `_check`."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in fields(self):
+            value = _coerce(f"{self._title()}.{f.name}", hints[f.name], getattr(self, f.name))
+            object.__setattr__(self, f.name, value)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise ConfigError for a value out of range."""
+
+    @classmethod
+    def _title(cls) -> str:
+        return cls.__name__.removesuffix("Config").lower()
+
+    def _range(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        if not low <= value <= high:
+            raise ConfigError(f"{self._title()}.{name} is {value}; it must lie in {low:g} … {high:g}")
+
+
+@dataclass(frozen=True)
+class DataConfig(_Section):
+    """Whose preferences, and how many of them. Counts are preference pairs a person."""
+
+    dataset: str = "senate"
+    clients: int = 0  # 0: all people of the data set
+    pairs: int = 20
+    validation_pairs: int = 20
+    test_pairs: int = 60
+    person_column: str = ""  # "": the usual names
+    bad_rows: BadRows = "refuse"
+    evaluate: EvaluateOn = "test"  # "validation" while tuning, so that the test part stays untouched
+
+    def _check(self) -> None:
+        self._range("clients", 0, 1_000_000)
+        self._range("pairs", 1, 100_000)
+        self._range("validation_pairs", 0, 100_000)
+        self._range("test_pairs", 1, 100_000)
+
+
+@dataclass(frozen=True)
+class ModelConfig(_Section):
+    """The frozen backbone and how a text becomes one embedding."""
+
+    base_model: str = "all-MiniLM-L6-v2"
+    pooling: PoolingName = "auto"  # auto: mean for encoders, last token for causal models
+    normalize: float = 10.0  # L2-normalise the pooled embedding and multiply; 0: leave it
+    max_tokens: int = 256
+    truncation: TruncationName = "left"  # the side a longer text loses: a response comes last
+    dtype: DtypeName = "auto"
+
+    def _check(self) -> None:
+        self._range("normalize", 0, 1000)
+        self._range("max_tokens", 2, 8192)
+
+
+@dataclass(frozen=True)
+class AdapterConfig(_Section):
+    """Where the low-rank factors sit and which of them is shared (DESIGN section 4)."""
+
+    share: ShareName = "A"
+    head: HeadName = "auto"  # auto: personal for share "none", shared otherwise
+    rank: int = 2
+    alpha: float = 2.0
+    target_modules: tuple[str, ...] = ("output.dense",)
+    layers: tuple[int, ...] = (-1,)  # block indices, negative from the end; (): all
+
+    def _check(self) -> None:
+        self._range("rank", 1, 512)
+        self._range("alpha", 1e-3, 4096)
+        if not self.target_modules:
+            raise ConfigError("adapter.target_modules is empty; name at least one linear module")
+        if self.share == "none" and self.head == "shared":
+            raise ConfigError('adapter.head is "shared" although share "none" shares nothing; drop one')
+
+
+@dataclass(frozen=True)
+class TrainingConfig(_Section):
+    """Local training on one device, once a round. Learning rates are AdamW's, per part."""
+
+    lr_shared: float = 3e-3
+    lr_personal: float = 1e-2
+    lr_head: float = 3e-3
+    local_epochs: int = 6
+    batch_size: int = 0  # pairs; 0: all of a person's pairs at once
+    weight_decay: float = 0.0
+    order: OrderName = "joint"
+    personal_epochs: int = 0  # for personal-first: epochs of the personal part alone
+    pull: float = 0.0  # L2 pull of the personal part towards the common start
+    refit_epochs: int = 30  # personal part on the final shared factors, after the last round
+    refit_lr: float = 1e-2
+
+    def _check(self) -> None:
+        for name in ("lr_shared", "lr_personal", "lr_head", "refit_lr"):
+            self._range(name, 0, 1)
+        self._range("local_epochs", 1, 1000)
+        self._range("batch_size", 0, 100_000)
+        self._range("weight_decay", 0, 100)
+        self._range("personal_epochs", 0, 1000)
+        self._range("pull", 0, 1e6)
+        self._range("refit_epochs", 0, 10_000)
+
+
+@dataclass(frozen=True)
+class FederationConfig(_Section):
+    """Rounds, cohorts and the server's optimiser."""
+
+    rounds: int = 30
+    warmup_rounds: int = 0  # rounds of share "AB" before the personal part splits off
+    cohort: int = 34  # clients a round; 0: everyone
+    min_survivors: int = 0  # 0: what the protocol needs
+    deadline_seconds: float = 600.0  # of one exchange
+    attempts: int = 3  # of one round, each with fresh keys
+    server_optimizer: ServerOptimizerName = "fedavg"
+    server_lr: float = 1.0
+    server_beta1: float = 0.9
+    server_beta2: float = 0.99
+    server_epsilon: float = 1e-3
+    clip: float = 10.0  # L2 norm of one client's update
+    max_weight: int = 1024  # most examples one client may count for
+
+    def _check(self) -> None:
+        self._range("rounds", 0, 4000)
+        self._range("warmup_rounds", 0, 4000)
+        if self.warmup_rounds > self.rounds:
+            raise ConfigError(
+                f"federation.warmup_rounds is {self.warmup_rounds} but there are only {self.rounds} rounds"
+            )
+        self._range("cohort", 0, 1_000_000)
+        self._range("min_survivors", 0, 1_000_000)
+        self._range("deadline_seconds", 0.1, 7 * 86400)
+        self._range("attempts", 1, 100)
+        self._range("server_lr", 0, 100)
+        self._range("server_beta1", 0, 0.9999)
+        self._range("server_beta2", 0, 0.99999)
+        self._range("server_epsilon", 1e-12, 1)
+        self._range("clip", 1e-6, 1e6)
+        self._range("max_weight", 1, 1 << 20)
+
+
+@dataclass(frozen=True)
+class PrivacyConfig(_Section):
+    """Secure aggregation. `min_honest` and `max_colluders` are the owners' policy, never the server's."""
+
+    secagg: bool = True
+    min_honest: int = 10
+    max_colluders: int = 2
+    group_size: int = 256
+    ring_bits: int = 32
+
+    def _check(self) -> None:
+        self._range("min_honest", 1, 100_000)
+        self._range("max_colluders", 0, 100_000)
+        self._range("group_size", 3, 1000)
+        if self.ring_bits not in (32, 64):
+            raise ConfigError(f"privacy.ring_bits is {self.ring_bits}; it must be 32 or 64")
+
+
+@dataclass(frozen=True)
+class RunConfig(_Section):
+    """Everything a run needs; `penchant simulate` writes it into the run directory first."""
+
+    seed: int = 0
+    grid: GridName = "local"
+    workers: int = 0  # clients served at a time; 0: one per core
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+
+    def _check(self) -> None:
+        self._range("seed", 0, 2**63 - 1)
+        self._range("workers", 0, 1024)
+        if self.federation.warmup_rounds and self.adapter.share not in _SPLIT_SHARES:
+            raise ConfigError(
+                f'share "{self.adapter.share}" has no split to warm up for; set federation.warmup_rounds to 0'
+            )
+
+    @classmethod
+    def _title(cls) -> str:
+        return "run"
+
+    # --- TOML ------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_toml(cls, text: str) -> Self:
+        """Read a TOML document; missing keys take their defaults, unknown keys are refused."""
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"the configuration is not valid TOML: {error}") from None
+        return _build(cls, table, "")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a TOML file; ConfigError when it can't be read."""
+        try:
+            return cls.from_toml(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"can't read configuration {path}: {error}") from None
+
+    def to_toml(self) -> str:
+        """The whole configuration, defaults included, so that a run directory explains itself."""
+        return tomli_w.dumps(_table(self))
+
+    def changed(self, changes: Mapping[str, Any]) -> Self:
+        """A copy with dotted keys replaced, e.g. ``{"adapter.share": "B", "seed": 3}``."""
+        table = _table(self)
+        for key, value in changes.items():
+            *path, last = key.split(".")
+            target = table
+            for name in path:
+                target = target.setdefault(name, {})
+            target[last] = value
+        return _build(type(self), table, "")
+
+    def plan(self, phase: Phase, cohort: int) -> Plan:
+        """What devices receive for a round of `phase` with at most `cohort` clients."""
+        return Plan(
+            phase=phase,
+            cohort=cohort,
+            start_sent=self.federation.warmup_rounds > 0 and phase != "warmup",
+            seed=self.seed,
+            model=self.model,
+            adapter=self.adapter,
+            training=self.training,
+            clip=self.federation.clip,
+            max_weight=self.federation.max_weight,
+            ring_bits=self.privacy.ring_bits,
+            group_size=self.privacy.group_size,
+        )
+
+
+@dataclass(frozen=True)
+class Plan(_Section):
+    """What a device is asked to do in one round: public, equal for all, bound by the context digest."""
+
+    phase: Phase
+    cohort: int  # most clients in the round: with clip and max_weight it fixes the quantiser
+    start_sent: bool  # the personal part's common start (from the warm-up) follows the shared factors
+    seed: int  # of the common start; protects nothing
+    model: ModelConfig
+    adapter: AdapterConfig
+    training: TrainingConfig
+    clip: float
+    max_weight: int
+    ring_bits: int
+    group_size: int
+
+    def _check(self) -> None:
+        self._range("cohort", 1, 1_000_000)
+        self._range("seed", 0, 2**63 - 1)
+        self._range("clip", 1e-6, 1e6)
+        self._range("max_weight", 1, 1 << 20)
+        self._range("group_size", 3, 1000)
+        if self.ring_bits not in (32, 64):
+            raise ConfigError(f"plan.ring_bits is {self.ring_bits}; it must be 32 or 64")
+
+    def encode(self) -> bytes:
+        """Canonical bytes: JSON with sorted keys and no spaces, in UTF-8."""
+        return json.dumps(_table(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """The inverse of `encode`; ConfigError for anything else, including another spelling of the same."""
+        if len(data) > PLAN_LIMIT:
+            raise ConfigError(f"a plan of {len(data)} bytes; the limit is {PLAN_LIMIT}")
+        try:
+            table = json.loads(data)
+        except (ValueError, RecursionError):
+            raise ConfigError("the plan is not valid JSON") from None
+        if not isinstance(table, dict):
+            raise ConfigError("the plan is not a table")
+        plan = _build(cls, table, "plan")
+        if plan.encode() != data:
+            raise ConfigError("the plan is not in its canonical form")
+        return plan
+
+
+def config_digest(config: RunConfig) -> str:
+    """SHA-256 (hex) of the configuration's TOML: the same configuration, the same digest."""
+    return hashlib.sha256(config.to_toml().encode()).hexdigest()
+
+
+# --- reading and writing, for all sections --------------------------------------------------------
+
+
+def _table(section: _Section) -> dict[str, Any]:
+    """A plain dict of `section`, tuples as lists."""
+    result: dict[str, Any] = {}
+    for f in fields(section):
+        value = getattr(section, f.name)
+        if isinstance(value, _Section):
+            result[f.name] = _table(value)
+        else:
+            result[f.name] = list(value) if isinstance(value, tuple) else value
+    return result
+
+
+def _build(cls: type[S], table: Mapping[str, Any], where: str) -> S:
+    """A section from a table; ConfigError names the first unknown or missing key."""
+    hints = get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        dotted = f"{where}.{key}" if where else str(key)
+        if key not in known:
+            raise ConfigError(_unknown(dotted, str(key), list(known)))
+        kind = hints[key]
+        if isinstance(kind, type) and issubclass(kind, _Section):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{dotted} must be a table")
+            values[key] = _build(kind, value, dotted)
+        else:
+            values[key] = value
+    missing = [n for n, f in known.items() if n not in values and _required(f)]
+    if missing:
+        raise ConfigError(f"{where or 'the configuration'} lacks {', '.join(missing)}")
+    return cls(**values)
+
+
+def _required(f: dataclasses.Field[Any]) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def _unknown(dotted: str, key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f'; did you mean "{close[0]}"?' if close else f"; known here: {', '.join(sorted(known))}"
+    return f'unknown configuration key "{dotted}"{hint}'
+
+
+def _coerce(name: str, kind: Any, value: Any) -> Any:
+    """`value` as `kind` (int where a float is wanted, list where a tuple is), else ConfigError."""
+    origin = get_origin(kind)
+    if origin is Literal:
+        if value not in get_args(kind) or not isinstance(value, str):
+            raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(map(str, get_args(kind)))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{name} must be a list")
+        (item, _) = get_args(kind)
+        return tuple(_coerce(name, item, v) for v in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{name} is {value!r}; it must be {_spoken(kind)}")
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"{name} is {value}; it must be a finite number")
+    return value
+
+
+def _spoken(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return names.get(kind, str(kind))
