@@ -1,0 +1,39 @@
+"""The relay: a thin Flower ClientApp that forwards each exchange to the device's agent.
+
+It imports neither torch nor anything private. What it forwards are opaque bytes; what comes back is
+the agent's reply, or one abort code, never the text of an exception (DESIGN section 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from penchant.common.codec import encode
+from penchant.common.errors import PenchantError
+from penchant.common.flower import STAGES, pack, stage_of, unpack
+from penchant.common.messages import Abort, abort_code
+
+__all__ = ["Answer", "build_app"]
+
+Answer = Callable[[str, bytes], bytes]
+"""An agent's entrance: (stage, payload) -> reply payload."""
+
+
+def build_app(agent_of: Callable[[Context], Answer]) -> ClientApp:
+    """A ClientApp whose device is the agent that `agent_of` finds for a message's context."""
+    app = ClientApp()
+
+    def relay(message: Message, context: Context) -> Message:
+        try:
+            answer = agent_of(context)
+            reply = answer(stage_of(message.metadata.message_type), unpack(message.content))
+        except PenchantError as error:
+            reply = encode(Abort(abort_code(error)))
+        return Message(pack(reply), reply_to=message)
+
+    for stage in STAGES:
+        app.train(stage)(relay)
+    return app

@@ -1,0 +1,183 @@
+"""What a device must never lose and never tear: which attempts are burnt, and its personal factor.
+
+One SQLite file in the agent's directory; every change is one transaction, durable before the method
+returns. The personal factor of a round is *staged* while the round is open and *committed* when the
+server next names that round and attempt as finished, so it always belongs to the same round as the
+shared factors (DESIGN section 2, point 6).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penchant.common.errors import DeviceError, StageError
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS burnt (
+    run BLOB NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
+    unmasked INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (run, round, attempt)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS personal (
+    run BLOB NOT NULL, state TEXT NOT NULL CHECK (state IN ('committed', 'staged')),
+    round INTEGER NOT NULL, attempt INTEGER NOT NULL, vector BLOB NOT NULL,
+    PRIMARY KEY (run, state)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS seen (name TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Personal:
+    """A device's own factor after `round`. `vector`: float32 [d_personal]."""
+
+    round: int
+    vector: NDArray[np.float32]
+
+    def __repr__(self) -> str:
+        return f"Personal(round={self.round}, vector=<{self.vector.size} numbers>)"
+
+
+class Vault:
+    """The durable part of one device's protocol state. Safe to open anew for every call."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open or create the vault in `directory` (made if missing, readable by its owner only)."""
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise DeviceError(f"can't make the agent's directory {directory}: {error.strerror}") from None
+        self._path = directory / "vault.db"
+        with self._transaction() as db:
+            for statement in _SCHEMA.split(";"):
+                db.execute(statement)
+
+    # --- attempts ------------------------------------------------------------------------------------
+
+    def begin(self, run: bytes, round: int, attempt: int, finished: Sequence[tuple[int, int]]) -> None:
+        """Settle what was staged, then burn (run, round, attempt): it can never be used again.
+
+        Raises StageError when it was burnt before, when an attempt of this round was already asked
+        to unmask, or when the round is older than one this device has been in.
+        """
+        with self._transaction() as db:
+            _refuse_used(db, run, round, attempt)
+            _settle(db, run, finished)
+            db.execute("INSERT INTO burnt (run, round, attempt) VALUES (?, ?, ?)", (run, round, attempt))
+
+    def mark_unmasked(self, run: bytes, round: int, attempt: int) -> None:
+        """Record, before the unmask reply leaves, that no other attempt of this round may start."""
+        with self._transaction() as db:
+            done = db.execute(
+                "UPDATE burnt SET unmasked = 1 WHERE run = ? AND round = ? AND attempt = ? AND unmasked = 0",
+                (run, round, attempt),
+            )
+            if done.rowcount != 1:
+                raise StageError("this attempt was already asked to unmask, or never begun here")
+
+    # --- the personal factor -------------------------------------------------------------------------
+
+    def stage(self, run: bytes, round: int, attempt: int, vector: NDArray[np.float32]) -> None:
+        """Keep `vector` (float32 [d_personal]) as the outcome of an open round."""
+        blob = np.ascontiguousarray(vector, dtype="<f4").tobytes()
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO personal (run, state, round, attempt, vector)"
+                " VALUES (?, 'staged', ?, ?, ?)",
+                (run, round, attempt, blob),
+            )
+
+    def settle(self, run: bytes, finished: Sequence[tuple[int, int]]) -> None:
+        """Commit the staged factor if its (round, attempt) is among `finished`, else drop it."""
+        with self._transaction() as db:
+            _settle(db, run, finished)
+
+    def personal(self, run: bytes) -> Personal | None:
+        """The committed factor of this run, if any round that this device was in has finished."""
+        with self._transaction() as db:
+            row = db.execute(
+                "SELECT round, vector FROM personal WHERE run = ? AND state = 'committed'", (run,)
+            ).fetchone()
+        return None if row is None else Personal(row[0], np.frombuffer(row[1], dtype="<f4").copy())
+
+    # --- numbers that only grow ----------------------------------------------------------------------
+
+    def highest_seen(self, name: str) -> int:
+        """The largest number noted under `name` (the member list's, say), 0 if none."""
+        with self._transaction() as db:
+            row = db.execute("SELECT number FROM seen WHERE name = ?", (name,)).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def note_seen(self, name: str, number: int) -> None:
+        """Note `number` under `name` unless a larger one is there."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO seen (name, number) VALUES (?, ?)"
+                " ON CONFLICT (name) DO UPDATE SET number = max(number, excluded.number)",
+                (name, number),
+            )
+
+    # --- simulation only -----------------------------------------------------------------------------
+
+    def rewind(self, run: bytes, round: int) -> None:
+        """Forget every round after `round`. Only a simulator may: there the world itself is restored.
+
+        A real device outlives its server and never forgets a burnt attempt.
+        """
+        with self._transaction() as db:
+            db.execute("DELETE FROM burnt WHERE run = ? AND round > ?", (run, round))
+            db.execute("DELETE FROM personal WHERE run = ? AND round > ?", (run, round))
+
+    # --- SQLite --------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            db = sqlite3.connect(self._path, isolation_level=None, timeout=30)
+        except sqlite3.Error as error:
+            raise DeviceError(f"can't open {self._path}: {error}") from None
+        try:
+            # PERSIST: as durable as DELETE, without a directory update for every commit.
+            db.execute("PRAGMA journal_mode=PERSIST")
+            db.execute("PRAGMA synchronous=FULL")
+            db.execute("BEGIN IMMEDIATE")
+            yield db
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise DeviceError(f"{self._path}: {error}; nothing was changed") from None
+        finally:
+            db.close()  # an open transaction is rolled back
+
+
+def _refuse_used(db: sqlite3.Connection, run: bytes, round: int, attempt: int) -> None:
+    newest, unmasked, same = db.execute(
+        "SELECT coalesce(max(round), 0), coalesce(max(round = ? AND unmasked), 0),"
+        " coalesce(max(round = ? AND attempt >= ?), 0) FROM burnt WHERE run = ?",
+        (round, round, attempt, run),
+    ).fetchone()
+    if round < newest:
+        raise StageError(f"round {round} is over: this device has been in round {newest}")
+    if unmasked:
+        raise StageError(f"round {round} was already unmasked; no other attempt of it is accepted")
+    if same:
+        raise StageError(f"attempt {attempt} of round {round} was already used")
+
+
+def _settle(db: sqlite3.Connection, run: bytes, finished: Sequence[tuple[int, int]]) -> None:
+    row = db.execute(
+        "SELECT round, attempt FROM personal WHERE run = ? AND state = 'staged'", (run,)
+    ).fetchone()
+    if row is None:
+        return
+    if tuple(row) in set(finished):
+        db.execute(
+            "INSERT OR REPLACE INTO personal (run, state, round, attempt, vector)"
+            " SELECT run, 'committed', round, attempt, vector FROM personal"
+            " WHERE run = ? AND state = 'staged'",
+            (run,),
+        )
+    db.execute("DELETE FROM personal WHERE run = ? AND state = 'staged'", (run,))
