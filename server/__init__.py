@@ -1,0 +1,1 @@
+"""The server: the round, cohorts, aggregation, its role in secure aggregation, the journal."""

@@ -1,0 +1,28 @@
+"""Who takes part in a round."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from penchant.common.errors import TooFewDevices
+
+__all__ = ["sample_cohort"]
+
+
+def sample_cohort(members: Sequence[int], size: int, *, seed: int, round: int) -> tuple[int, ...]:
+    """`size` of `members` (member numbers), the same for the same seed, round and fleet; 0: all of them.
+
+    Every device is ranked by a hash of (seed, round, member): a device that joins or leaves moves
+    nobody else's rank, so nearly the same cohort is drawn after a reconnect.
+
+    Raises TooFewDevices when fewer than `size` are there.
+    """
+    if len(members) < max(size, 1):
+        raise TooFewDevices(
+            f"round {round} needs {max(size, 1)} devices but {len(members)} are ready; "
+            "wait for more, or lower federation.cohort"
+        )
+    prefix = b"penchant cohort" + seed.to_bytes(8, "big") + round.to_bytes(4, "big")
+    ranked = sorted(members, key=lambda member: hashlib.sha256(prefix + member.to_bytes(8, "big")).digest())
+    return tuple(sorted(ranked[: size or len(ranked)]))

@@ -1,0 +1,279 @@
+"""The server's memory: which rounds began, how far they came, what they gave.
+
+SQLite (one writer) in the run directory, beside checkpoints in safetensors. Everything that decides
+what a restarted server may do is durable *before* the act: an attempt before its first message, the
+mark "unmasking" before the first unmask request, a checkpoint before its round counts as finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from penchant.common.errors import JournalError
+from penchant.server.optimizer import Shared
+
+__all__ = ["Journal", "RoundLog", "RoundRow", "write_durably"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS rounds (
+    round INTEGER NOT NULL, attempt INTEGER NOT NULL, phase TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('started', 'unmasking', 'finished', 'failed', 'skipped')),
+    started REAL NOT NULL, log TEXT, why TEXT, checkpoint TEXT, PRIMARY KEY (round, attempt)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS records (
+    round INTEGER NOT NULL, attempt INTEGER NOT NULL, seq INTEGER NOT NULL, stage TEXT NOT NULL,
+    party INTEGER NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (round, attempt, seq)) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class RoundLog:
+    """What the server knows of a finished round: sums and counts, nobody's own numbers."""
+
+    round: int
+    attempt: int
+    phase: str
+    cohort: int  # clients asked
+    survivors: int  # clients in the sum
+    dropped: dict[str, int]  # stage -> clients lost there
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+    examples: int  # sum of example weights
+    train_loss: float | None  # mean per example, of the model the round started from
+    val_accuracy: float | None  # pooled over the survivors' validation pairs
+    histogram: list[int] | None  # people per tenth of validation accuracy; None below 20 people
+    update_norm: float
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One attempt as journaled."""
+
+    round: int
+    attempt: int
+    phase: str
+    state: str
+    log: RoundLog | None
+    why: str | None
+
+
+class Journal:
+    """The journal of one run directory."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open the journal of `directory`, creating it if there is none."""
+        self.directory = directory
+        self._path = directory / "journal.db"
+        (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
+        try:
+            self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=30)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            raise JournalError(f"can't open {self._path}: {error}") from None
+
+    def close(self) -> None:
+        """Close the database; nothing is pending."""
+        self._db.close()
+
+    # --- facts about the run -------------------------------------------------------------------------
+
+    def note(self, key: str, value: str) -> None:
+        """Keep a fact; the same key can only be noted again with the same value."""
+        with self._transaction():
+            self._db.execute("INSERT OR IGNORE INTO meta (key, value) VALUES (?, ?)", (key, value))
+        if self.fact(key) != value:
+            raise JournalError(f"{self._path} holds another {key}; it belongs to another run")
+
+    def fact(self, key: str) -> str | None:
+        """A fact noted before, or None."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    # --- a round's life ------------------------------------------------------------------------------
+
+    def begin(self, round: int, phase: str) -> int:
+        """Open a new attempt of `round` and return its number (1, 2, …)."""
+        with self._transaction():
+            (attempt,) = self._db.execute(
+                "SELECT coalesce(max(attempt), 0) + 1 FROM rounds WHERE round = ?", (round,)
+            ).fetchone()
+            self._db.execute(
+                "INSERT INTO rounds (round, attempt, phase, state, started) VALUES (?, ?, ?, 'started', ?)",
+                (round, attempt, phase, time.time()),
+            )
+        return int(attempt)
+
+    def unmasking(self, round: int, attempt: int) -> None:
+        """From now on this round is never run again: an unmask request may be on its way."""
+        self._move(round, attempt, "unmasking")
+
+    def record(self, round: int, attempt: int, stage: str, party: int, payload: bytes) -> None:
+        """Keep a message that completing the round after a crash would need."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO records (round, attempt, seq, stage, party, payload) VALUES (?, ?, "
+                "(SELECT coalesce(max(seq), 0) + 1 FROM records WHERE round = ? AND attempt = ?), ?, ?, ?)",
+                (round, attempt, round, attempt, stage, party, payload),
+            )
+
+    def records(self, round: int, attempt: int) -> list[tuple[str, int, bytes]]:
+        """What was recorded of an attempt, in order: (stage, party, payload)."""
+        rows = self._db.execute(
+            "SELECT stage, party, payload FROM records WHERE round = ? AND attempt = ? ORDER BY seq",
+            (round, attempt),
+        )
+        return [(str(s), int(p), bytes(b)) for s, p, b in rows]
+
+    def finish(self, log: RoundLog, shared: Shared) -> None:
+        """The round stands: its checkpoint first, then the row that names it."""
+        name, digest = self._write_checkpoint(log.round, shared)
+        with self._transaction():
+            self._db.execute(
+                "UPDATE rounds SET state = 'finished', log = ?, checkpoint = ? WHERE round = ? AND attempt = ?",
+                (json.dumps(asdict(log)), f"{name} {digest}", log.round, log.attempt),
+            )
+            self._db.execute("DELETE FROM records WHERE round = ? AND attempt = ?", (log.round, log.attempt))
+
+    def fail(self, round: int, attempt: int, why: str) -> None:
+        """This attempt gave nothing; another may be tried."""
+        self._move(round, attempt, "failed", why)
+
+    def skip(self, round: int, attempt: int, why: str) -> None:
+        """This round gave nothing and can't be tried again; the next one goes on."""
+        self._move(round, attempt, "skipped", why)
+
+    # --- what a restarted server asks ----------------------------------------------------------------
+
+    def rows(self) -> list[RoundRow]:
+        """All attempts in order."""
+        query = "SELECT round, attempt, phase, state, log, why FROM rounds ORDER BY round, attempt"
+        return [
+            RoundRow(r, a, p, s, None if log is None else RoundLog(**json.loads(log)), w)
+            for r, a, p, s, log, w in self._db.execute(query)
+        ]
+
+    def finished(self) -> tuple[tuple[int, int], ...]:
+        """(round, attempt) of every finished round, in order."""
+        rows = self._db.execute("SELECT round, attempt FROM rounds WHERE state = 'finished' ORDER BY round")
+        return tuple((int(r), int(a)) for r, a in rows)
+
+    def logs(self) -> list[RoundLog]:
+        """The logs of all finished rounds, in order."""
+        return [row.log for row in self.rows() if row.log is not None]
+
+    def settled(self) -> int:
+        """The last round that needs no more work (finished or skipped); 0 before the first."""
+        (last,) = self._db.execute(
+            "SELECT coalesce(max(round), 0) FROM rounds WHERE state IN ('finished', 'skipped')"
+        ).fetchone()
+        return int(last)
+
+    def interrupted(self) -> RoundRow | None:
+        """The attempt that was open when the server died, if one was."""
+        open_rows = [row for row in self.rows() if row.state in ("started", "unmasking")]
+        return open_rows[-1] if open_rows else None
+
+    def attempts(self, round: int) -> int:
+        """How many attempts of `round` were begun."""
+        (n,) = self._db.execute("SELECT count(*) FROM rounds WHERE round = ?", (round,)).fetchone()
+        return int(n)
+
+    def rewind(self, round: int) -> None:
+        """Forget open attempts after `round`. Only a simulator may, where the devices rewind as well."""
+        with self._transaction():
+            self._db.execute("DELETE FROM rounds WHERE round > ?", (round,))
+            self._db.execute("DELETE FROM records WHERE round > ?", (round,))
+
+    # --- checkpoints ---------------------------------------------------------------------------------
+
+    def load(self) -> tuple[int, Shared] | None:
+        """(round, shared state) of the last finished round, checked against the digest in its row."""
+        row = self._db.execute(
+            "SELECT round, checkpoint FROM rounds WHERE state = 'finished' ORDER BY round DESC LIMIT 1"
+        ).fetchone()
+        if row is None:
+            return None
+        name, digest = str(row[1]).split()
+        try:
+            data = (self.directory / "checkpoints" / name).read_bytes()
+        except OSError as error:
+            raise JournalError(f"checkpoint {name} can't be read: {error.strerror}") from None
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise JournalError(f"checkpoint {name} is not what the journal wrote; restore it from a back-up")
+        return int(row[0]), _decode(load_safetensors(data))
+
+    def _write_checkpoint(self, round: int, shared: Shared) -> tuple[str, str]:
+        data = save_safetensors(_encode(shared))
+        name = f"round-{round:06d}.safetensors"
+        write_durably(self.directory / "checkpoints" / name, data)
+        return name, hashlib.sha256(data).hexdigest()
+
+    # --- SQLite --------------------------------------------------------------------------------------
+
+    def _move(self, round: int, attempt: int, state: str, why: str | None = None) -> None:
+        with self._transaction():
+            done = self._db.execute(
+                "UPDATE rounds SET state = ?, why = ? WHERE round = ? AND attempt = ?"
+                " AND state IN ('started', 'unmasking')",
+                (state, why, round, attempt),
+            )
+        if done.rowcount != 1:
+            raise JournalError(f"round {round} attempt {attempt} is not open")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise JournalError(f"{self._path}: {error}") from None
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file so that after a crash there is either the old one or the whole new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _encode(shared: Shared) -> dict[str, NDArray[Any]]:
+    return {
+        "factors": shared.factors,
+        "first": shared.first,
+        "second": shared.second,
+        "steps": np.array([shared.steps], dtype=np.int64),
+    }
+
+
+def _decode(tensors: Mapping[str, NDArray[Any]]) -> Shared:
+    return Shared(tensors["factors"], tensors["first"], tensors["second"], int(tensors["steps"][0]))

@@ -1,0 +1,48 @@
+"""The server's optimiser: how the mean update moves the shared factors.
+
+FedAvg adds the mean (McMahan et al. 2017); FedAdam treats it as a pseudo-gradient
+(Reddi et al., "Adaptive Federated Optimization", ICLR 2021, Algorithm 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penchant.common.config import FederationConfig
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The shared factors and the optimiser's moments, each float32 [d_shared]; steps counts rounds."""
+
+    factors: Vector
+    first: Vector
+    second: Vector
+    steps: int = 0
+
+    @classmethod
+    def start(cls, factors: Vector) -> Shared:
+        """The factors before the first round."""
+        zeros = np.zeros_like(factors)
+        return cls(factors, zeros, zeros)
+
+    def moved(self, mean_update: NDArray[np.float64], config: FederationConfig) -> Shared:
+        """The factors after a round whose example-weighted mean update is `mean_update` [d_shared]."""
+        if config.server_optimizer == "fedavg":
+            step = config.server_lr * mean_update
+            return Shared(_add(self.factors, step), self.first, self.second, self.steps + 1)
+        first = config.server_beta1 * self.first + (1 - config.server_beta1) * mean_update
+        second = config.server_beta2 * self.second + (1 - config.server_beta2) * mean_update**2
+        step = config.server_lr * first / (np.sqrt(second) + config.server_epsilon)
+        return Shared(
+            _add(self.factors, step), first.astype(np.float32), second.astype(np.float32), self.steps + 1
+        )
+
+
+def _add(factors: Vector, step: NDArray[np.float64]) -> Vector:
+    return (factors.astype(np.float64) + step).astype(np.float32)
