@@ -1,1 +1,1 @@
-"""The device: the agent (trust boundary), its vault and training, and the thin Flower ClientApp that relays to it."""
+"""The device: the agent (trust boundary), its vault and training, the thin Flower ClientApp before it."""

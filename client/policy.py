@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from penchant.client.secagg import SecAggPolicy
 from penchant.common.config import Plan
 from penchant.common.errors import AgreementError, PolicyRefusal
 from penchant.common.messages import Announce, Kind
+from penchant.common.protocol import threshold
 
 __all__ = ["OwnerPolicy", "checked_factors"]
 
@@ -31,6 +33,14 @@ class OwnerPolicy:
     paused: bool = False
     max_epochs: int = 1000
     max_factor: float = 1e3
+
+    def secagg(self) -> SecAggPolicy:
+        """The part of the policy that the role in secure aggregation enforces."""
+        return SecAggPolicy(self.min_honest, self.max_colluders, self.allow_unmasked)
+
+    def honest_among(self, n: int) -> int:
+        """Honest people that a sum over a group of `n` holds for sure, by this owner's word on colluders."""
+        return threshold(n) - self.max_colluders
 
     def check(self, announce: Announce, plan: Plan) -> None:
         """PolicyRefusal when the owner does not allow what is announced."""

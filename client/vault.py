@@ -27,8 +27,12 @@ CREATE TABLE IF NOT EXISTS personal (
     run BLOB NOT NULL, state TEXT NOT NULL CHECK (state IN ('committed', 'staged')),
     round INTEGER NOT NULL, attempt INTEGER NOT NULL, vector BLOB NOT NULL,
     PRIMARY KEY (run, state)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS seen (name TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blobs (name TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS told (
+    number INTEGER PRIMARY KEY, stage TEXT NOT NULL, code TEXT NOT NULL, reason TEXT NOT NULL);
 """
+
+TOLD_MOST = 1000  # refusals kept for the owner
 
 
 @dataclass(frozen=True)
@@ -104,22 +108,31 @@ class Vault:
             ).fetchone()
         return None if row is None else Personal(row[0], np.frombuffer(row[1], dtype="<f4").copy())
 
-    # --- numbers that only grow ----------------------------------------------------------------------
+    # --- what the agent remembers ------------------------------------------------------------------
 
-    def highest_seen(self, name: str) -> int:
-        """The largest number noted under `name` (the member list's, say), 0 if none."""
+    def keep_blob(self, name: str, data: bytes) -> None:
+        """Keep `data` under `name` in the place of what was there."""
         with self._transaction() as db:
-            row = db.execute("SELECT number FROM seen WHERE name = ?", (name,)).fetchone()
-        return 0 if row is None else int(row[0])
+            db.execute("INSERT OR REPLACE INTO blobs (name, data) VALUES (?, ?)", (name, data))
 
-    def note_seen(self, name: str, number: int) -> None:
-        """Note `number` under `name` unless a larger one is there."""
+    def blob(self, name: str) -> bytes:
+        """What was kept under `name`; empty if nothing was."""
         with self._transaction() as db:
-            db.execute(
-                "INSERT INTO seen (name, number) VALUES (?, ?)"
-                " ON CONFLICT (name) DO UPDATE SET number = max(number, excluded.number)",
-                (name, number),
-            )
+            row = db.execute("SELECT data FROM blobs WHERE name = ?", (name,)).fetchone()
+        return b"" if row is None else bytes(row[0])
+
+    def tell_owner(self, stage: str, code: str, reason: str) -> None:
+        """Note for the owner why something was refused; the newest are kept."""
+        with self._transaction() as db:
+            db.execute("INSERT INTO told (stage, code, reason) VALUES (?, ?, ?)", (stage, code, reason))
+            db.execute("DELETE FROM told WHERE number <= (SELECT max(number) FROM told) - ?", (TOLD_MOST,))
+
+    def told(self) -> list[tuple[str, str, str]]:
+        """(stage, code, reason) of what was refused, oldest first."""
+        with self._transaction() as db:
+            return [
+                (s, c, r) for s, c, r in db.execute("SELECT stage, code, reason FROM told ORDER BY number")
+            ]
 
     # --- simulation only -----------------------------------------------------------------------------
 

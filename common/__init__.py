@@ -1,1 +1,1 @@
-"""What client and server must agree on: config, errors, wire, model, split, preferences, masking primitives."""
+"""What both sides must agree on: config, errors, wire, model, split, preferences, masking primitives."""

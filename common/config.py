@@ -154,7 +154,7 @@ class FederationConfig(_Section):
 
     rounds: int = 30
     warmup_rounds: int = 0  # rounds of share "AB" before the personal part splits off
-    cohort: int = 34  # clients a round; 0: everyone
+    cohort: int = 0  # clients a round; 0: a third of the people, at least ten
     min_survivors: int = 0  # 0: what the protocol needs
     deadline_seconds: float = 600.0  # of one exchange
     attempts: int = 3  # of one round, each with fresh keys

@@ -1,1 +1,1 @@
-"""The composition root: the one room that sees both sides. Command line, in-process grid, data sets, reports."""
+"""The composition root: the room that sees both sides. Command line, in-process grid, data sets, reports."""

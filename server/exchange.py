@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -12,24 +13,53 @@ from penchant.common.flower import message_type, pack, unpack
 
 __all__ = ["Exchange"]
 
+Arrived = Callable[[str, int, bytes], None]
+"""(stage, node, reply payload), called for each reply as it arrives."""
+
+LONGEST_SLEEP = 3.0  # seconds between two looks for replies, as Flower's own grid
+
 
 class Exchange:
     """Sends over Flower's grid, waits at most `deadline` seconds, counts payload bytes.
 
     A client that does not answer in time, or whose reply is an error of Flower's, is absent from the
-    replies: to the protocol it dropped out.
+    replies: to the protocol it dropped out. `arrived` hears of each reply before the next look for more,
+    so that what it keeps is kept even if the server dies while it waits for the rest.
     """
 
-    def __init__(self, grid: Grid, deadline: float, group_id: str) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        deadline: float,
+        group_id: str,
+        arrived: Arrived = lambda stage, node, payload: None,
+    ) -> None:
         self._grid = grid
         self._deadline = deadline
         self._group_id = group_id
+        self._arrived = arrived
         self.bytes_down = 0
         self.bytes_up = 0
 
     def __call__(self, stage: str, payloads: Mapping[int, bytes]) -> dict[int, bytes]:
         """{node: payload} -> {node: reply payload}."""
-        messages = [
+        began = time.monotonic()
+        waiting = set(self._grid.push_messages(self._messages(stage, payloads)))
+        self.bytes_down += sum(len(payload) for payload in payloads.values())
+        replies: dict[int, bytes] = {}
+        while waiting:
+            for message in self._grid.pull_messages(waiting):
+                waiting.discard(message.metadata.reply_to_message_id)
+                self._take(stage, message, payloads, replies)
+            elapsed = time.monotonic() - began
+            if not waiting or elapsed >= self._deadline:
+                break
+            # A twentieth of the time waited: quick exchanges are not held up, slow ones cost few looks.
+            time.sleep(min(elapsed / 20, LONGEST_SLEEP, self._deadline - elapsed))
+        return replies
+
+    def _messages(self, stage: str, payloads: Mapping[int, bytes]) -> list[Message]:
+        return [
             Message(
                 pack(payload),
                 dst_node_id=node,
@@ -39,15 +69,17 @@ class Exchange:
             )
             for node, payload in payloads.items()
         ]
-        self.bytes_down += sum(len(payload) for payload in payloads.values())
-        replies: dict[int, bytes] = {}
-        for reply in self._grid.send_and_receive(messages, timeout=self._deadline):
-            node = reply.metadata.src_node_id
-            if reply.has_error() or node not in payloads:
-                continue
-            try:
-                replies[node] = unpack(reply.content)
-            except CodecError:
-                continue  # as good as silent
-        self.bytes_up += sum(len(payload) for payload in replies.values())
-        return replies
+
+    def _take(
+        self, stage: str, message: Message, payloads: Mapping[int, bytes], replies: dict[int, bytes]
+    ) -> None:
+        node = message.metadata.src_node_id
+        if message.has_error() or node not in payloads or node in replies:
+            return
+        try:
+            payload = unpack(message.content)
+        except CodecError:
+            return  # as good as silent
+        self.bytes_up += len(payload)
+        self._arrived(stage, node, payload)
+        replies[node] = payload

@@ -146,7 +146,8 @@ class Journal:
         name, digest = self._write_checkpoint(log.round, shared)
         with self._transaction():
             self._db.execute(
-                "UPDATE rounds SET state = 'finished', log = ?, checkpoint = ? WHERE round = ? AND attempt = ?",
+                "UPDATE rounds SET state = 'finished', log = ?, checkpoint = ?"
+                " WHERE round = ? AND attempt = ?",
                 (json.dumps(asdict(log)), f"{name} {digest}", log.round, log.attempt),
             )
             self._db.execute("DELETE FROM records WHERE round = ? AND attempt = ?", (log.round, log.attempt))
@@ -271,9 +272,12 @@ def _encode(shared: Shared) -> dict[str, NDArray[Any]]:
         "factors": shared.factors,
         "first": shared.first,
         "second": shared.second,
+        "start": shared.start,
         "steps": np.array([shared.steps], dtype=np.int64),
     }
 
 
 def _decode(tensors: Mapping[str, NDArray[Any]]) -> Shared:
-    return Shared(tensors["factors"], tensors["first"], tensors["second"], int(tensors["steps"][0]))
+    return Shared(
+        tensors["factors"], tensors["first"], tensors["second"], tensors["start"], int(tensors["steps"][0])
+    )

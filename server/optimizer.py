@@ -6,7 +6,7 @@ FedAvg adds the mean (McMahan et al. 2017); FedAdam treats it as a pseudo-gradie
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,29 +18,37 @@ Vector = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Shared:
-    """The shared factors and the optimiser's moments, each float32 [d_shared]; steps counts rounds."""
+    """The shared factors and the optimiser's moments, each float32 [d_shared]; steps counts rounds.
+
+    start: float32 [d_personal], where every personal part starts from; it is announced after a warm-up.
+    """
 
     factors: Vector
     first: Vector
     second: Vector
+    start: Vector
     steps: int = 0
 
     @classmethod
-    def start(cls, factors: Vector) -> Shared:
-        """The factors before the first round."""
+    def begin(cls, factors: Vector, start: Vector) -> Shared:
+        """The factors before the first round of a phase."""
         zeros = np.zeros_like(factors)
-        return cls(factors, zeros, zeros)
+        return cls(factors, zeros, zeros, start)
 
     def moved(self, mean_update: NDArray[np.float64], config: FederationConfig) -> Shared:
         """The factors after a round whose example-weighted mean update is `mean_update` [d_shared]."""
         if config.server_optimizer == "fedavg":
             step = config.server_lr * mean_update
-            return Shared(_add(self.factors, step), self.first, self.second, self.steps + 1)
+            return replace(self, factors=_add(self.factors, step), steps=self.steps + 1)
         first = config.server_beta1 * self.first + (1 - config.server_beta1) * mean_update
         second = config.server_beta2 * self.second + (1 - config.server_beta2) * mean_update**2
         step = config.server_lr * first / (np.sqrt(second) + config.server_epsilon)
-        return Shared(
-            _add(self.factors, step), first.astype(np.float32), second.astype(np.float32), self.steps + 1
+        return replace(
+            self,
+            factors=_add(self.factors, step),
+            first=first.astype(np.float32),
+            second=second.astype(np.float32),
+            steps=self.steps + 1,
         )
 
 

@@ -1,0 +1,281 @@
+"""The agent: the trust boundary of a device.
+
+It owns the preferences, the personal factor and the keys, enforces the owner's policy, and offers
+nothing but readiness and the five exchanges of a round (DESIGN section 6). It executes nothing that a
+server sends; what leaves on refusal is one abort code, while the owner's log says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penchant.client.bench import Bench, Benches
+from penchant.client.policy import OwnerPolicy, checked_factors
+from penchant.client.secagg import Done, Participant, Shared, State
+from penchant.client.sessions import MemorySessions, Sessions
+from penchant.client.training import Counts
+from penchant.client.vault import Vault
+from penchant.common.codec import decode, encode
+from penchant.common.config import Plan
+from penchant.common.contribution import HONEST_FOR_HISTOGRAM, JUDGED_MOST, Contribution, Form
+from penchant.common.entropy import Entropy
+from penchant.common.errors import AgreementError, BaseModelError, DataError, PenchantError, StageError
+from penchant.common.identity import Identity, Membership
+from penchant.common.keys import Verifier, derive, verify
+from penchant.common.messages import Abort, AbortCode, Announce, Hello, Status, abort_code
+from penchant.common.preferences import Preference
+from penchant.common.prg import Ring
+from penchant.common.protocol import domain
+
+__all__ = ["Agent", "Choices"]
+
+log = logging.getLogger(__name__)
+
+Vector = NDArray[np.float32]
+MEMBERS = "member list"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The owner's recorded preferences: those to learn from, and those kept aside to judge the model by."""
+
+    train: Sequence[Preference] = field(repr=False)
+    validation: Sequence[Preference] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a round asks of this device, checked."""
+
+    announce: Announce
+    bench: Bench
+    form: Form
+    shared: Vector
+    start: Vector  # of the personal part
+
+
+class Agent:
+    """One device. `answer` is the only entrance from outside; the rest is for the owner.
+
+    Args:
+        home: the agent's own directory.
+        secret: 32 bytes of the device; rounding and local shuffling are derived from it.
+        verify: how signatures are checked; only a simulator injects another.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        policy: OwnerPolicy,
+        identity: Identity,
+        membership: Membership,
+        choices: Choices,
+        benches: Benches,
+        secret: bytes,
+        entropy: Entropy,
+        verify: Verifier = verify,
+        sessions: Sessions | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._policy = policy
+        self._identity = identity
+        self._choices = choices
+        self._benches = benches
+        self._secret = secret
+        self._entropy = entropy
+        self._verify = verify
+        self._clock = clock
+        self._vault = Vault(home)
+        self._membership = self._latest(membership)
+        self._sessions = sessions or MemorySessions()
+
+    def __repr__(self) -> str:
+        return f"Agent(member={self._identity.member})"
+
+    # --- from outside ------------------------------------------------------------------------------------
+
+    def answer(self, stage: str, payload: bytes) -> bytes:
+        """Answer one message of a stage; an `Abort` with one code, and the round dropped, for any refusal."""
+        steps = {
+            "status": self._status,
+            "keys": self._keys,
+            "shares": self._shares,
+            "masked": self._masked,
+            "confirm": self._confirm,
+            "unmask": self._unmask,
+        }
+        try:
+            if stage not in steps:
+                raise StageError(f"there is no stage {stage[:20]!r}")
+            return steps[stage](payload)
+        except PenchantError as error:
+            code = abort_code(error)
+            self._vault.tell_owner(stage, code.name, str(error))
+        except Exception as error:  # the boundary: no text of an exception may leave, and the agent stays up
+            code = AbortCode.INTERNAL
+            self._vault.tell_owner(stage, code.name, type(error).__name__)
+            log.debug("stage %s failed", stage, exc_info=error)
+        self._sessions.drop()
+        return encode(Abort(code))
+
+    def _status(self, payload: bytes) -> bytes:
+        hello = decode(payload, Hello)
+        self._vault.settle(hello.run, [(f.round, f.attempt) for f in hello.finished])
+        ready = not self._policy.paused and len(self._choices.train) > 0
+        return encode(Status(ready, self._identity.member))
+
+    def _keys(self, payload: bytes) -> bytes:
+        self._sessions.drop()  # a new attempt ends what was open
+        announce = decode(payload, Announce)
+        self._task(announce)  # refuses what the owner or the device can't accept
+        membership = self._accepted(announce.membership)
+        state, reply = self._participant(membership).begin(announce, self._entropy, self._now())
+        finished = [(f.round, f.attempt) for f in announce.finished]
+        self._vault.begin(announce.run, announce.round, announce.attempt, finished)
+        self._remember(membership)
+        self._sessions.keep(announce, state)
+        return reply
+
+    def _shares(self, payload: bytes) -> bytes:
+        announce, state = self._sessions.take()
+        after, reply = self._participant().share(state, payload, self._entropy)
+        self._sessions.keep(announce, after)
+        return reply
+
+    def _masked(self, payload: bytes) -> bytes:
+        announce, state = self._sessions.take()
+        vector, personal = self._work(self._task(announce), self._in_histogram(state))
+        after, reply = self._participant().mask(state, payload, vector)
+        self._vault.stage(announce.run, announce.round, announce.attempt, personal)
+        if not isinstance(after, Done):
+            self._sessions.keep(announce, after)
+        return reply
+
+    def _confirm(self, payload: bytes) -> bytes:
+        announce, state = self._sessions.take()
+        after, reply = self._participant().confirm(state, payload)
+        self._sessions.keep(announce, after)
+        return reply
+
+    def _unmask(self, payload: bytes) -> bytes:
+        announce, state = self._sessions.take()
+        _, reply = self._participant().unmask(state, payload)
+        # Durable before the shares leave: no other attempt of this round may ever start here.
+        self._vault.mark_unmasked(announce.run, announce.round, announce.attempt)
+        return reply
+
+    # --- for the owner -----------------------------------------------------------------------------------
+
+    def judge(self, run: bytes, plan: Plan, factors: Vector, pairs: Sequence[Preference]) -> Counts:
+        """How the personal model of `run` does on `pairs`, with announced `factors` of `plan`."""
+        bench = self._benches.of(plan)
+        shared, start = bench.parts(factors)
+        personal = self._personal(run, start)
+        return bench.trainer(start).evaluate(shared, personal, bench.model.prepare(pairs))
+
+    def reasons(self) -> list[tuple[str, str, str]]:
+        """Why this device refused what it refused: (stage, code, reason), oldest first."""
+        return self._vault.told()
+
+    # --- checking ----------------------------------------------------------------------------------------
+
+    def _task(self, announce: Announce) -> _Task:
+        """The task of an announcement, or a typed refusal. Loads only base models that the owner allows."""
+        plan = Plan.decode(announce.plan)
+        self._policy.check(announce, plan)
+        bench = self._benches.of(plan)
+        if announce.base != bench.blueprint.digest:
+            raise BaseModelError("the server runs another base model under this name; ask the operator which")
+        form = Form.of(plan, bench.split)
+        if (announce.ring, announce.words, announce.group) != (form.ring, form.words, form.group):
+            raise AgreementError("ring, length or group size announced are not those that the plan gives")
+        factors = checked_factors(announce.factors, bench.blueprint.announced(plan), self._policy.max_factor)
+        shared, start = bench.parts(factors)
+        return _Task(announce, bench, form, shared, start)
+
+    def _participant(self, membership: Membership | None = None) -> Participant:
+        return Participant(
+            self._identity, membership or self._membership, self._policy.secagg(), self._verify
+        )
+
+    def _accepted(self, encoded: bytes) -> Membership:
+        return self._membership.accept(encoded, self._now()) if encoded else self._membership
+
+    def _latest(self, membership: Membership) -> Membership:
+        """The newest list this device ever accepted: an old one must not become new by a restart."""
+        kept = self._vault.blob(MEMBERS)
+        if kept and kept != membership.encoded:
+            return Membership(membership.authority, verify=self._verify).accept(kept, self._now())
+        return membership
+
+    def _remember(self, membership: Membership) -> None:
+        if membership is not self._membership:
+            self._vault.keep_blob(MEMBERS, membership.encoded)
+            self._membership = membership
+
+    def _now(self) -> int:
+        return int(self._clock())
+
+    # --- working -----------------------------------------------------------------------------------------
+
+    def _in_histogram(self, state: State) -> bool:
+        """Whether the sum will hold so many honest people that this device shows its tenth of accuracy."""
+        return isinstance(state, Shared) and (
+            self._policy.honest_among(len(state.identities)) >= HONEST_FOR_HISTOGRAM
+        )
+
+    def _work(self, task: _Task, in_histogram: bool) -> tuple[Ring, Vector]:
+        """Train, or refit in a closing round -> (ring elements to send, the personal part to stage)."""
+        announce, plan, bench = task.announce, task.bench.plan, task.bench
+        if not self._choices.train:
+            raise DataError("this device has no choices to learn from yet")
+        trainer = bench.trainer(task.start)
+        personal = self._personal(announce.run, task.start)
+        prepared = bench.model.prepare(self._choices.train)
+        if plan.phase == "close":
+            before = trainer.evaluate(task.shared, personal, prepared)
+            personal = trainer.fit_personal(task.shared, personal, prepared, self._seed(announce))
+            judged = self._judged(trainer.evaluate, bench, task.shared, personal)
+            update = np.zeros(0, dtype=np.float32)
+        else:
+            judged = self._judged(trainer.evaluate, bench, task.shared, personal)
+            outcome = trainer.train(task.shared, personal, prepared, self._seed(announce))
+            before, update, personal = outcome.before, outcome.shared_update, outcome.personal
+        contribution = Contribution(
+            update=update,
+            weight=len(prepared),
+            loss=before.loss_sum,
+            correct=judged.correct,
+            total=judged.total,
+            in_histogram=in_histogram,
+        )
+        return task.form.quantise(contribution, self._derived(announce, "rounding")), personal
+
+    def _judged(
+        self, evaluate: Callable[..., Counts], bench: Bench, shared: Vector, personal: Vector
+    ) -> Counts:
+        if not self._choices.validation:
+            return Counts(0, 0, 0.0)
+        return evaluate(shared, personal, bench.model.prepare(self._choices.validation[:JUDGED_MOST]))
+
+    def _personal(self, run: bytes, start: Vector) -> Vector:
+        """The committed personal part; the common start before the first round, or after a warm-up."""
+        kept = self._vault.personal(run)
+        return kept.vector if kept is not None and kept.vector.shape == start.shape else start.copy()
+
+    def _seed(self, announce: Announce) -> int:
+        return int.from_bytes(self._derived(announce, "training")[:7], "big")
+
+    def _derived(self, announce: Announce, purpose: str) -> bytes:
+        """32 bytes of the device's secret for one round; the same for every attempt, so that a repeated
+        round repeats its result."""
+        place = announce.run + announce.round.to_bytes(4, "big")
+        return derive(self._secret, domain(purpose, place))

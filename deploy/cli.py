@@ -1,0 +1,346 @@
+"""The command line. It reads flags and files into a configuration, calls one function, prints its result.
+
+Errors are one line; exit 2 for wrong use, 1 for a failure; a traceback only with ``--debug``. Heavy
+imports stay inside the commands, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from penchant.common.config import RunConfig
+from penchant.common.errors import ConfigError, PenchantError, RunDirectoryError, UsageError
+from penchant.deploy import rundir
+from penchant.deploy.recipes import recipe
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    name="penchant",
+    help="Personal reward models, learned together, without anyone's preferences leaving their device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_DATA = "Data"
+_MODEL = "Model and adapter"
+_TRAINING = "Training"
+_FEDERATION = "Federation"
+_RUN = "Run"
+
+
+def _option(key: str, help: str, panel: str, *names: str, **more: Any) -> Any:
+    """A flag that sets the configuration key `key`; unset flags leave the file's or the recipe's value."""
+    flag = names or (f"--{key.split('.')[-1].replace('_', '-')}",)
+    return typer.Option(*flag, help=help, rich_help_panel=panel, **more)
+
+
+Dataset = Annotated[
+    str | None, _option("data.dataset", "senate, senate-masked, another name, a FILE, or a HUB_ID.", _DATA)
+]
+Clients = Annotated[int | None, _option("data.clients", "People to take part; 0: all.", _DATA)]
+Pairs = Annotated[int | None, _option("data.pairs", "Training pairs a person.", _DATA)]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad-rows", help="Skip bad rows and say so.", rich_help_panel=_DATA)
+]
+Evaluate = Annotated[str | None, _option("data.evaluate", "Score on test or on validation.", _DATA)]
+BaseModel = Annotated[str | None, _option("model.base_model", "Hugging Face id or folder.", _MODEL)]
+Normalize = Annotated[
+    float | None, _option("model.normalize", "Scale of the L2-normalised embedding; 0: leave it.", _MODEL)
+]
+MaxTokens = Annotated[int | None, _option("model.max_tokens", "Tokens of a text that are read.", _MODEL)]
+Head = Annotated[str | None, _option("adapter.head", "Score head: auto, shared or personal.", _MODEL)]
+Rank = Annotated[int | None, _option("adapter.rank", "Rank r of the factors.", _MODEL)]
+Alpha = Annotated[float | None, _option("adapter.alpha", "LoRA's alpha.", _MODEL)]
+Modules = Annotated[
+    str | None, _option("adapter.target_modules", "Linear modules to adapt, comma-separated.", _MODEL)
+]
+Layers = Annotated[
+    str | None, _option("adapter.layers", "Blocks to adapt, e.g. -1 or 4,5; all for all.", _MODEL)
+]
+LrShared = Annotated[float | None, _option("training.lr_shared", "Learning rate, shared part.", _TRAINING)]
+LrPersonal = Annotated[
+    float | None, _option("training.lr_personal", "Learning rate, personal part.", _TRAINING)
+]
+LocalEpochs = Annotated[int | None, _option("training.local_epochs", "Epochs a client a round.", _TRAINING)]
+Rounds = Annotated[int | None, _option("federation.rounds", "Rounds.", _FEDERATION)]
+Warmup = Annotated[
+    int | None, _option("federation.warmup_rounds", "Rounds of AB before personalising.", _FEDERATION)
+]
+Cohort = Annotated[int | None, _option("federation.cohort", "Clients a round; 0: a third.", _FEDERATION)]
+SecAgg = Annotated[
+    bool | None,
+    typer.Option(
+        "--secagg/--no-secagg", help="Secure aggregation (on by default).", rich_help_panel=_FEDERATION
+    ),
+]
+MinHonest = Annotated[
+    int | None, _option("privacy.min_honest", "Honest people every sum must hold.", _FEDERATION)
+]
+GridOption = Annotated[str | None, _option("grid", "local (one process) or ray.", _RUN)]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="TOML configuration.", rich_help_panel=_RUN)
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Run directory to make.", rich_help_panel=_RUN)]
+Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks for errors.", rich_help_panel=_RUN)]
+
+
+@app.callback(invoke_without_command=True)
+def root(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if show_version:
+        print(version("penchant"))
+        raise typer.Exit()
+
+
+@app.command(rich_help_panel="Researcher")
+def simulate(
+    dataset: Dataset = None,
+    clients: Clients = None,
+    pairs: Pairs = None,
+    skip_bad_rows: SkipBad = False,
+    evaluate: Evaluate = None,
+    base_model: BaseModel = None,
+    normalize: Normalize = None,
+    max_tokens: MaxTokens = None,
+    share: Annotated[
+        str | None, _option("adapter.share", "What is shared: B, A, AB or none.", _MODEL)
+    ] = None,
+    head: Head = None,
+    rank: Rank = None,
+    alpha: Alpha = None,
+    target_modules: Modules = None,
+    layers: Layers = None,
+    lr_shared: LrShared = None,
+    lr_personal: LrPersonal = None,
+    local_epochs: LocalEpochs = None,
+    rounds: Rounds = None,
+    warmup_rounds: Warmup = None,
+    cohort: Cohort = None,
+    secagg: SecAgg = None,
+    min_honest: MinHonest = None,
+    grid: GridOption = None,
+    seed: Annotated[int | None, _option("seed", "Seed of everything that must repeat.", _RUN)] = None,
+    config: ConfigFile = None,
+    out: Out = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Go on in this run directory.", rich_help_panel=_RUN)
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Simulate a federation on this machine and report how well each person's model does."""
+    flags = _changes(
+        {
+            "data.dataset": dataset,
+            "data.clients": clients,
+            "data.pairs": pairs,
+            "data.bad_rows": "skip" if skip_bad_rows else None,
+            "data.evaluate": evaluate,
+            "model.base_model": base_model,
+            "model.normalize": normalize,
+            "model.max_tokens": max_tokens,
+            "adapter.share": share,
+            "adapter.head": head,
+            "adapter.rank": rank,
+            "adapter.alpha": alpha,
+            "adapter.target_modules": _names(target_modules),
+            "adapter.layers": _numbers("--layers", layers),
+            "training.lr_shared": lr_shared,
+            "training.lr_personal": lr_personal,
+            "training.local_epochs": local_epochs,
+            "federation.rounds": rounds,
+            "federation.warmup_rounds": warmup_rounds,
+            "federation.cohort": cohort,
+            "privacy.secagg": secagg,
+            "privacy.min_honest": min_honest,
+            "grid": grid,
+            "seed": seed,
+        }
+    )
+
+    def work() -> None:
+        from penchant.deploy.show import run_and_show
+
+        if resume is not None:
+            if out is not None:
+                raise UsageError("--resume goes on in its own directory; drop --out")
+            run_and_show(_resumed(resume, flags, config), resume)
+            return
+        settled = configure(flags, config)
+        directory = out or Path("runs") / _run_name(settled)
+        rundir.refuse_used(directory)
+        from penchant.deploy.simulate import prepare
+
+        world = prepare(settled)  # refuses what can't work before anything is written
+        rundir.create(directory, settled)
+        run_and_show(settled, directory, world)
+
+    _guarded(work, debug)
+
+
+@app.command(rich_help_panel="Researcher")
+def compare(
+    shares: Annotated[str, typer.Option(help="Comma-separated, e.g. A,B,AB,none.")] = "A,B,AB,none",
+    seeds: Annotated[str, typer.Option(help="Comma-separated seeds.")] = "0,1,2",
+    heads: Annotated[str, typer.Option(help="Comma-separated: auto, shared, personal.")] = "auto",
+    dataset: Dataset = None,
+    clients: Clients = None,
+    pairs: Annotated[str | None, typer.Option(help="Training pairs a person, comma-separated.")] = None,
+    evaluate: Evaluate = None,
+    base_model: BaseModel = None,
+    max_tokens: MaxTokens = None,
+    rounds: Rounds = None,
+    cohort: Cohort = None,
+    secagg: SecAgg = None,
+    config: ConfigFile = None,
+    out: Out = None,
+    debug: Debug = False,
+) -> None:
+    """Compare what is shared: same people, same pairs, same budget; one table with standard errors."""
+    flags = _changes(
+        {
+            "data.dataset": dataset,
+            "data.clients": clients,
+            "data.evaluate": evaluate,
+            "model.base_model": base_model,
+            "model.max_tokens": max_tokens,
+            "federation.rounds": rounds,
+            "federation.cohort": cohort,
+            "privacy.secagg": secagg,
+        }
+    )
+
+    def work() -> None:
+        from penchant.deploy.compare import Case, compare_and_show
+
+        cases = [
+            Case(share, head, number, seed)
+            for share in _names(shares) or ()
+            for head in _names(heads) or ()
+            for number in _numbers("--pairs", pairs) or (None,)
+            for seed in _numbers("--seeds", seeds) or ()
+        ]
+        settled = {case: configure(flags | case.changes(), config) for case in cases}
+        compare_and_show(settled, out or Path("runs") / "compare")
+
+    _guarded(work, debug)
+
+
+@app.command(rich_help_panel="Researcher")
+def audit(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    debug: Debug = False,
+) -> None:
+    """List what left each client in a recorded run: by name, shape, type and bytes."""
+
+    def work() -> None:
+        from penchant.deploy.audit import show
+
+        show(directory, as_json=as_json)
+
+    _guarded(work, debug)
+
+
+# --- from flags to a configuration ----------------------------------------------------------------
+
+
+def configure(flags: dict[str, Any], file: Path | None) -> RunConfig:
+    """Defaults, then the recipe of (data set, share), then the file, then the flags."""
+    explicit = _file_changes(file) | flags
+    base = RunConfig()
+    dataset = explicit.get("data.dataset", base.data.dataset)
+    share = explicit.get("adapter.share", base.adapter.share)
+    tuned = recipe(str(dataset), str(share))
+    if "data.clients" in explicit:  # the recipe's cohort was tuned for everybody
+        tuned.pop("federation.cohort", None)
+    return base.changed(tuned | explicit)
+
+
+def _file_changes(file: Path | None) -> dict[str, Any]:
+    """The keys that a file sets, dotted; the whole file is validated first."""
+    if file is None:
+        return {}
+    import tomllib
+
+    RunConfig.read(file)
+    changes: dict[str, Any] = {}
+    for key, value in tomllib.loads(file.read_text(encoding="utf-8")).items():
+        if isinstance(value, dict):
+            changes.update({f"{key}.{inner}": v for inner, v in value.items()})
+        else:
+            changes[key] = value
+    return changes
+
+
+def _resumed(directory: Path, flags: dict[str, Any], file: Path | None) -> RunConfig:
+    """The directory's own configuration; RunDirectoryError if flags or file ask for another one."""
+    own = rundir.read_config(directory)
+    if own.changed(_file_changes(file) | flags) != own:
+        raise RunDirectoryError(
+            f"{directory} is a run of another configuration; drop the flags or start anew"
+        )
+    return own
+
+
+def _run_name(config: RunConfig) -> str:
+    dataset = Path(config.data.dataset).name.replace("/", "-")
+    return f"{dataset}-{config.adapter.share}-seed{config.seed}"
+
+
+def _changes(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    if text.strip() == "all":
+        return ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{flag} is {text!r}; it must be whole numbers, separated by commas") from None
+
+
+# --- errors as one line ---------------------------------------------------------------------------
+
+
+def _guarded(work: Callable[[], None], debug: bool) -> None:
+    try:
+        work()
+    except PenchantError as error:
+        if debug:
+            raise
+        print(f"penchant: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("penchant: interrupted; go on with --resume DIR", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Entry point of the ``penchant`` command."""
+    try:
+        code = app(standalone_mode=False)
+    except PenchantError as error:  # from reading the flags themselves
+        print(f"penchant: {error}", file=sys.stderr)
+        code = error.exit_code
+    except click.exceptions.Exit as leave:
+        code = leave.exit_code
+    except click.ClickException as error:
+        print(f"penchant: {error.format_message()} (see --help)", file=sys.stderr)
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,171 @@
+"""The in-process grid: Flower's `Grid` without a SuperLink, for one machine.
+
+The same ServerApp and ClientApp objects run over it as over Ray or a SuperLink; every message crosses
+as serialised bytes, so nothing passes here that would not pass a wire. Clients are served by a pool of
+threads (torch, numpy's loops and `cryptography` release the interpreter lock).
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from penchant.common.errors import PenchantError
+
+__all__ = ["InProcessGrid", "Recorder"]
+
+SERVER_NODE = 1
+CLIENT_FAILED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+NODE_UNAVAILABLE = 5
+
+Recorder = Callable[[int, Message], None]
+"""Called with (node id, reply) for each reply that left a client, in the order of arrival."""
+
+Fault = Callable[[int, str], bool]
+"""(node id, message type) -> True when this client should be silent now. For tests."""
+
+
+class InProcessGrid(Grid):
+    """Serves `clients` node ids 1000, 1001, … with one ClientApp, `workers` at a time."""
+
+    def __init__(
+        self,
+        app: ClientApp,
+        clients: int,
+        *,
+        workers: int,
+        recorder: Recorder | None = None,
+        fault: Fault | None = None,
+        run_config: Mapping[str, bool | float | int | str] | None = None,
+    ) -> None:
+        self._app = app
+        self._recorder = recorder
+        self._fault = fault
+        self._run = Run.create_empty(1)
+        self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="client")
+        self._pending: dict[str, tuple[int, Future[bytes]]] = {}
+        self._lock = threading.Lock()
+        # Flower requires these three before a Message can be made in this process.
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = self._run.run_id, 0, SERVER_NODE
+        self._contexts = {
+            1000 + i: Context(
+                run_id=self._run.run_id,
+                node_id=1000 + i,
+                node_config={"partition-id": i, "num-partitions": clients},
+                state=RecordDict(),
+                run_config=dict(run_config or {}),
+            )
+            for i in range(clients)
+        }
+
+    def close(self) -> None:
+        """Stop serving; messages not yet begun are dropped."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    # --- Flower's interface --------------------------------------------------------------------------
+
+    def set_run(self, run: Run) -> None:
+        """Set the run that this grid operates in."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """Run information."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """As `Message(...)`; Flower has deprecated this spelling."""
+        return Message(
+            content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl
+        )
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All clients: here nobody is ever offline."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Queue messages; the ids answer to `pull_messages`."""
+        ids = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = identifier = secrets.token_hex(16)
+            wire = message_to_proto(message).SerializeToString()
+            node = message.metadata.dst_node_id
+            with self._lock:
+                self._pending[identifier] = (node, self._pool.submit(self._serve, node, wire))
+            ids.append(identifier)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies that are there by now, without waiting."""
+        with self._lock:
+            done = [i for i in message_ids if i in self._pending and self._pending[i][1].done()]
+        return self._collect(done, timeout=0.0)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send all, wait at most `timeout` seconds, return the replies that came; late ones are lost."""
+        ids = list(self.push_messages(messages))
+        replies = self._collect(ids, timeout=timeout)
+        with self._lock:
+            for identifier in ids:
+                late = self._pending.pop(identifier, None)
+                if late is not None:
+                    late[1].cancel()
+        return replies
+
+    # --- serving -------------------------------------------------------------------------------------
+
+    def _collect(self, ids: list[str], timeout: float | None) -> list[Message]:
+        end = None if timeout is None else time.monotonic() + timeout
+        replies = []
+        for identifier in ids:
+            with self._lock:
+                entry = self._pending.get(identifier)
+            if entry is None:
+                continue
+            node, future = entry
+            try:
+                wire = future.result(None if end is None else max(0.0, end - time.monotonic()))
+            except FutureTimeout:
+                continue
+            with self._lock:
+                self._pending.pop(identifier, None)
+            reply = message_from_proto(MessageProto.FromString(wire))
+            if self._recorder is not None:
+                self._recorder(node, reply)
+            replies.append(reply)
+        return replies
+
+    def _serve(self, node: int, wire: bytes) -> bytes:
+        message = message_from_proto(MessageProto.FromString(wire))
+        context = self._contexts.get(node)
+        if context is None or (self._fault is not None and self._fault(node, message.metadata.message_type)):
+            reply = Message(Error(NODE_UNAVAILABLE, "node unavailable"), reply_to=message)
+        else:
+            try:
+                reply = self._app(message, context)
+            except PenchantError as error:
+                # As a SuperNode does, but without the exception's text: that never leaves a device.
+                reply = Message(Error(CLIENT_FAILED, type(error).__name__), reply_to=message)
+        data: bytes = message_to_proto(reply).SerializeToString()
+        return data

@@ -1,0 +1,26 @@
+"""Hyper-parameters per data set and share, each tuned on validation with equal care, then fixed.
+
+A recipe is a TOML file ``<dataset>.toml`` here: ``[all]`` holds for every share, ``[<share>]`` for one.
+Precedence: defaults, recipe, --config, flags.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.resources import files
+from typing import Any
+
+__all__ = ["recipe"]
+
+
+def recipe(dataset: str, share: str) -> dict[str, Any]:
+    """Dotted configuration keys to change for `share` on `dataset`; empty when nothing was tuned."""
+    source = files(__name__) / f"{dataset}.toml"
+    if "/" in dataset or not source.is_file():
+        return {}
+    tables = tomllib.loads(source.read_text(encoding="utf-8"))
+    changes: dict[str, Any] = {}
+    for name in ("all", share):
+        for section, values in tables.get(name, {}).items():
+            changes.update({f"{section}.{key}": value for key, value in values.items()})
+    return changes

@@ -1,0 +1,103 @@
+"""A run directory: who may write into it, and what it says about itself."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from penchant.common.config import RunConfig
+from penchant.common.errors import RunDirectoryError
+from penchant.server.journal import write_durably
+
+__all__ = [
+    "CONFIG",
+    "RESULT",
+    "claim",
+    "create",
+    "read_config",
+    "read_result",
+    "refuse_used",
+    "versions",
+    "write_json",
+]
+
+CONFIG = "config.toml"
+RESULT = "result.json"
+_LOCK = ".lock"
+_DISTRIBUTIONS = ("penchant", "flwr", "torch", "transformers", "peft", "numpy", "cryptography")
+
+
+def create(directory: Path, config: RunConfig) -> None:
+    """Make `directory` a run directory of `config`: the configuration is the first thing in it.
+
+    Raises RunDirectoryError when anything is there already.
+    """
+    refuse_used(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_durably(directory / CONFIG, config.to_toml().encode())
+    except OSError as error:
+        raise RunDirectoryError(f"can't write into {directory}: {error.strerror}") from None
+
+
+def refuse_used(directory: Path) -> None:
+    """RunDirectoryError when there is anything at `directory` but an empty folder."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise RunDirectoryError(
+            f"{directory} is in use; choose another --out, or go on there with --resume {directory}"
+        )
+
+
+def read_config(directory: Path) -> RunConfig:
+    """The configuration of a run directory; RunDirectoryError when it is none."""
+    if not (directory / CONFIG).is_file():
+        raise RunDirectoryError(f"{directory} is no run directory: it has no {CONFIG}")
+    return RunConfig.read(directory / CONFIG)
+
+
+def read_result(directory: Path) -> dict[str, Any] | None:
+    """The result of a finished run, or None while it is not finished."""
+    path = directory / RESULT
+    if not path.is_file():
+        return None
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(f"can't read {path}: {error}") from None
+    return dict(result)
+
+
+@contextmanager
+def claim(directory: Path) -> Iterator[None]:
+    """Be the only process that works in `directory`; the claim ends with the process, however it ends."""
+    with (directory / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunDirectoryError(f"another process works in {directory}; wait for it to end") from None
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that a reader never sees half of it."""
+    write_durably(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def versions() -> dict[str, str]:
+    """What this run was made with: Python, machine and the distributions that decide its numbers."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
