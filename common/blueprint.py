@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from penchant.common.adapters import Slot, Split
 from penchant.common.config import Plan
-from penchant.common.reward import RewardModel
+
+if TYPE_CHECKING:  # the server needs no backbone
+    from penchant.common.reward import RewardModel
 
 __all__ = ["Blueprint"]
 

@@ -158,7 +158,10 @@ def _rounds_text(result: Row, log: Sequence[Row]) -> str:
     lost = sum(int(row["cohort"]) - int(row["survivors"]) for row in log if row.get("survivors") is not None)
     if lost > 0:
         text += f" {lost} times a client dropped out of a round."
-    return f"{text} After the last round everyone refits the personal part."
+    training = (result.get("config") or {}).get("training") or {}
+    if training.get("refit_epochs"):
+        text += " After the last round everyone refits the personal part."
+    return text.strip()
 
 
 def _costs_text(log: Sequence[Row]) -> str:
