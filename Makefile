@@ -18,7 +18,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help env demo test test-system lint types bench wheel-smoke picture constraints clean FORCE
+.PHONY: help env demo test test-system lint types bench wheel-smoke picture stubs constraints clean FORCE
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -82,6 +82,14 @@ constraints: env ## write constraints.txt from what .venv holds
 	@{ echo "# Every version that CI uses: make constraints writes it. torch is the CPU build where the index has one."; \
 	  $(BIN)/python -m pip list --format=freeze --exclude-editable | \
 	  grep -v -i -E '^(pip|penchant)==' | sed -E 's/\+cpu$$//' | LC_ALL=C sort -f; } > constraints.txt
+
+stubs:           ## the gRPC stubs of client/agent.proto, after a change of it
+	$(PYTHON) -m venv $(VENV)-stubs && $(VENV)-stubs/bin/pip install -q grpcio-tools==1.76.0
+	rm -rf $(VENV)-stubs/in && mkdir -p $(VENV)-stubs/in/penchant/client
+	cp client/agent.proto $(VENV)-stubs/in/penchant/client
+	cd $(VENV)-stubs/in && ../bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. \
+	  --grpc_python_out=. penchant/client/agent.proto
+	cp $(VENV)-stubs/in/penchant/client/agent_pb2* client && rm -rf $(VENV)-stubs
 
 clean:           ## remove the environment and what was built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

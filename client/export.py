@@ -1,0 +1,171 @@
+"""A personal model as plain files: one LoRA adapter in peft's format, the score head, and a model card.
+
+Shared and personal part become one adapter over `AutoModel`; a kernel or a diagonal is folded in. Whoever
+has torch, transformers and peft can run it: the card holds the few lines that do. Where a causal model is
+pooled at its last token and not normalised, the same adapter with its head also loads as
+`AutoModelForSequenceClassification`. LoRe has no adapter: its head on the frozen embedding is all there is.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from penchant.common.adapters import Effective
+from penchant.common.config import AdapterConfig, ModelConfig
+from penchant.common.errors import DeviceError, UsageError
+
+__all__ = ["Export", "export_peft", "snippet"]
+
+ADAPTER_FILE = "adapter_model.safetensors"
+HEAD_FILE = "head.safetensors"
+CARD_FILE = "README.md"
+CLASSIFIER = "sequence-classification"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is exported.
+
+    effective: the factors and head of one person, merged. base: where the base model is found by whoever
+    loads the export (hub id or folder). pooling: "mean" or "last". max_tokens: what the model reads.
+    digest: of the base model, hex.
+    """
+
+    effective: Effective
+    model: ModelConfig
+    adapter: AdapterConfig
+    base: str
+    digest: str
+    pooling: str
+    max_tokens: int
+
+
+def export_peft(export: Export, directory: Path) -> None:
+    """Write the export into `directory`, which is made and must be empty.
+
+    Raises UsageError when the directory is in use, DeviceError when it can't be written.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UsageError(f"{directory} is in use; choose an empty directory for the export")
+    head = export.effective.head.detach().float().cpu().contiguous()
+    files: dict[str, bytes] = {
+        HEAD_FILE: save_tensors({"weight": head}),
+        CARD_FILE: _card(export).encode(),
+    }
+    if export.effective.adapters:
+        files |= _adapter(export, prefix="", extra={})
+        if _classifies(export):
+            inner = _adapter(export, prefix="model.", extra={"base_model.model.score.weight": head})
+            files |= {f"{CLASSIFIER}/{name}": data for name, data in inner.items()}
+    try:
+        for name, data in files.items():
+            path = directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    except OSError as error:
+        raise DeviceError(f"can't write the export into {directory}: {error.strerror}") from None
+
+
+def snippet(export: Export, directory: str) -> str:
+    """Python that scores a response with the export, needing only torch, transformers and peft."""
+    adapted = bool(export.effective.adapters)
+    base = f"AutoModel.from_pretrained({export.base!r})"
+    model = f"PeftModel.from_pretrained({base}, {directory!r})" if adapted else base
+    pooled = "h.mean(0)" if export.pooling == "mean" else "h[-1]"
+    scaled = f"F.normalize(e, dim=0) * {export.model.normalize:g}" if export.model.normalize else "e"
+    peft = "\nfrom peft import PeftModel" if adapted else ""
+    lines = [
+        "import torch.nn.functional as F",
+        "from safetensors.torch import load_file",
+        f"from transformers import AutoModel, AutoTokenizer{peft}",
+        f"tokenizer = AutoTokenizer.from_pretrained({export.base!r}, "
+        f"truncation_side={export.model.truncation!r})",
+        f"model, head = {model}.eval(), load_file({directory + '/' + HEAD_FILE!r})['weight'][0]",
+        "def score(prompt, response):",
+        "    text = f'{prompt}\\n\\n{response}' if prompt else response",
+        f"    h = model(**tokenizer(text, truncation=True, max_length={export.max_tokens}, "
+        "return_tensors='pt')).last_hidden_state[0]",
+        f"    e = {pooled}; return float({scaled} @ head)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _classifies(export: Export) -> bool:
+    return export.pooling == "last" and not export.model.normalize
+
+
+def _adapter(export: Export, prefix: str, extra: dict[str, Tensor]) -> dict[str, bytes]:
+    """peft's two files for the factors, their modules' paths behind `prefix`."""
+    tensors: dict[str, Tensor] = dict(extra)
+    for slot, (a, b) in export.effective.adapters.items():
+        path = f"base_model.model.{prefix}{slot}"
+        tensors[f"{path}.lora_A.weight"] = a.detach().float().cpu().contiguous()
+        tensors[f"{path}.lora_B.weight"] = b.detach().float().cpu().contiguous()
+    settings = _lora_config(export, prefix, classifier=bool(extra))
+    return {
+        ADAPTER_FILE: save_tensors(tensors, metadata={"format": "pt"}),
+        "adapter_config.json": json.dumps(settings, indent=2, sort_keys=True).encode(),
+    }
+
+
+def _lora_config(export: Export, prefix: str, *, classifier: bool) -> dict[str, Any]:
+    from peft import LoraConfig, TaskType
+
+    config = LoraConfig(
+        r=export.adapter.rank,
+        lora_alpha=export.adapter.alpha,  # type: ignore[arg-type]
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=[prefix + slot for slot in export.effective.adapters],
+        task_type=TaskType.SEQ_CLS if classifier else None,
+        modules_to_save=["score"] if classifier else None,
+        base_model_name_or_path=export.base,
+        inference_mode=True,
+    )
+    settings = {
+        key: sorted(v) if isinstance(v, set) else v
+        for key, v in config.to_dict().items()  # type: ignore[no-untyped-call]
+    }
+    return {key: getattr(v, "value", v) for key, v in settings.items()}
+
+
+def _card(export: Export) -> str:
+    adapter = export.adapter
+    what = (
+        f"a LoRA adapter of rank {adapter.rank} (alpha {adapter.alpha:g}) on "
+        f"{', '.join(export.effective.adapters)}, and a score head"
+        if export.effective.adapters
+        else "a score head on the base model's frozen embedding"
+    )
+    also = (
+        f"\nThe folder `{CLASSIFIER}` holds the same for `AutoModelForSequenceClassification`, one label.\n"
+        if _classifies(export) and export.effective.adapters
+        else ""
+    )
+    return f"""---
+base_model: {export.base}
+library_name: peft
+tags: [reward-model, personal, penchant]
+---
+
+# A personal reward model
+
+It ranks responses as one person would: {what}.
+The higher the score, the more that person would like the response.
+It was learned with penchant, share `{adapter.share}`. The choices it was learned from are not in here, but
+what a personal model says tells about its person: share it as you would share their choices.
+
+Base model: `{export.base}`, penchant digest `{export.digest}`.
+
+```python
+{snippet(export, ".")}```
+
+Differences of scores are log-odds (Bradley and Terry): the probability that the first of two is preferred is
+`1 / (1 + exp(score of the second - score of the first))`.
+{also}"""

@@ -1,0 +1,105 @@
+"""An exported personal model scores as the product does, with nothing of penchant installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from penchant.client.export import CLASSIFIER, Export, export_peft, snippet
+from penchant.common.adapters import Effective, Split
+from penchant.common.config import AdapterConfig, ModelConfig, ShareName
+from penchant.common.errors import UsageError
+from penchant.common.reward import RewardModel, load_reward_model
+
+TEXTS = [
+    ("the motion", "on the bill"),
+    ("", "a vote to table the tax"),
+    ("cloture", "the judge of the budget"),
+]
+SHARES: list[ShareName] = ["B", "A", "kernel", "svd", "AB", "none", "ffa", "lore"]
+
+
+def a_person(folder: Path, share: ShareName, normalize: float) -> tuple[RewardModel, Export]:
+    """A reward model with random factors, and what it exports."""
+    model = ModelConfig(base_model=str(folder), normalize=normalize, max_tokens=12, truncation="right")
+    modules = ("output.dense",) if "bert" in folder.name else ("q_proj", "v_proj")
+    adapter = AdapterConfig(share=share, rank=2, alpha=3.0, target_modules=modules, layers=(-2, -1))
+    loaded = load_reward_model(model, adapter)
+    split = Split.of(loaded.slots, loaded.embedding, adapter, seed=3)
+    rng = np.random.default_rng(5)
+    shared, personal = (
+        rng.normal(size=layout.size).astype(np.float32) for layout in (split.shared, split.personal)
+    )
+    return loaded, exported(loaded, split.merged(shared, personal), model, adapter)
+
+
+def exported(loaded: RewardModel, effective: Effective, model: ModelConfig, adapter: AdapterConfig) -> Export:
+    pooling = "mean" if "bert" in Path(model.base_model).name else "last"
+    return Export(effective, model, adapter, model.base_model, loaded.digest, pooling, 12)
+
+
+def scores(loaded: RewardModel, effective: Effective) -> list[float]:
+    with torch.no_grad():
+        return [float(loaded.scores(loaded.prepare_texts([text]), effective)[0]) for text in TEXTS]
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize(("kind", "normalize"), [("bert", 10.0), ("llama", 0.0)])
+def test_the_snippet_gives_the_same_scores_in_a_fresh_process(
+    tiny_model: Callable[[str], Path], tmp_path: Path, kind: str, normalize: float, share: ShareName
+) -> None:
+    loaded, export = a_person(tiny_model(kind), share, normalize)
+    directory = tmp_path / "export"
+    export_peft(export, directory)
+    code = snippet(export, str(directory))
+    assert len(code.strip().splitlines()) <= 10
+    card = (directory / "README.md").read_text(encoding="utf-8")
+    assert code.replace(str(directory), ".") in card
+    if (kind, share) not in {("bert", "A"), ("llama", "kernel"), ("llama", "lore")}:  # a process takes 4 s
+        namespace: dict[str, object] = {}
+        exec(code, namespace)
+        said = [namespace["score"](*text) for text in TEXTS]  # type: ignore[operator]
+    else:
+        program = f"{code}\nimport sys\nfor t in {TEXTS!r}: print(score(*t))\n"
+        program += "assert not any(name.startswith('penchant') for name in sys.modules)\n"
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        said = [float(line) for line in done.stdout.split()]
+    assert said == pytest.approx(scores(loaded, export.effective), abs=1e-5)
+
+
+def test_a_causal_model_pooled_at_its_last_token_also_loads_as_a_classifier(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    loaded, export = a_person(tiny_model("llama"), "svd", 0.0)
+    export_peft(export, tmp_path)
+    base = AutoModelForSequenceClassification.from_pretrained(export.base, num_labels=1)
+    model = PeftModel.from_pretrained(base, str(tmp_path / CLASSIFIER)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(export.base)
+    with torch.no_grad():
+        said = [
+            float(model(**tokenizer(f"{p}\n\n{r}" if p else r, return_tensors="pt")).logits[0, 0])
+            for p, r in TEXTS
+        ]
+    assert said == pytest.approx(scores(loaded, export.effective), abs=1e-5)
+
+
+def test_a_directory_in_use_is_refused_and_left_alone(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    _, export = a_person(tiny_model("bert"), "A", 10.0)
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="in use"):
+        export_peft(export, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

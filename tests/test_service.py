@@ -1,0 +1,166 @@
+"""The agent behind its socket: who may connect, what can be called, and that it stays up."""
+
+from __future__ import annotations
+
+import socket as sockets
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import grpc
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from penchant.client.agent_pb2 import Envelope
+from penchant.client.service import AgentServer, RemoteAgent, only_one
+from penchant.common.codec import decode, encode
+from penchant.common.errors import DeviceError
+from penchant.common.messages import Abort, AbortCode
+
+STAGES = ("status", "keys", "shares", "masked", "confirm", "unmask")
+
+
+def echo(stage: str, payload: bytes) -> bytes:
+    return f"{stage}:".encode() + payload
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[AgentServer]:
+    server = AgentServer(echo, tmp_path / "agent.sock", message_most=1 << 20)
+    server.start()
+    yield server
+    server.stop(0)
+
+
+def test_each_stage_reaches_the_agent(served: AgentServer) -> None:
+    remote = RemoteAgent(served.socket)
+    assert [remote(stage, b"x") for stage in STAGES] == [f"{stage}:x".encode() for stage in STAGES]
+    remote.close()
+
+
+def test_nothing_else_can_be_called(served: AgentServer) -> None:
+    with grpc.insecure_channel(f"unix:{served.socket}") as channel:
+        for path in (
+            "/penchant.agent.v1.Agent/Read",
+            "/penchant.agent.v1.Vault/Keys",
+            "/grpc.health.v1.Health/Check",
+        ):
+            with pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary(path)(b"", timeout=5)
+            assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("group", "mode"), [(False, 0o600), (True, 0o660)])
+def test_the_socket_is_open_to_its_owner_and_at_most_to_its_group(
+    tmp_path: Path, group: bool, mode: int
+) -> None:
+    server = AgentServer(echo, tmp_path / "agent.sock", group=group)
+    server.start()
+    assert stat.S_IMODE(server.socket.stat().st_mode) == mode
+    server.stop(0)
+    assert not server.socket.exists()
+
+
+def test_a_message_above_the_limit_is_refused_and_the_agent_stays_up(served: AgentServer) -> None:
+    remote = RemoteAgent(served.socket)
+    assert decode(remote("keys", bytes(1 << 21)), Abort).code is AbortCode.UNAVAILABLE
+    assert remote("keys", b"small") == b"keys:small"
+    remote.close()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(junk=st.binary(max_size=400))
+def test_junk_on_the_socket_and_in_envelopes_does_not_stop_it(served: AgentServer, junk: bytes) -> None:
+    with sockets.socket(sockets.AF_UNIX) as raw:
+        raw.connect(str(served.socket))
+        raw.sendall(junk)
+    with grpc.insecure_channel(f"unix:{served.socket}") as channel:
+        with suppress(grpc.RpcError):  # some junk is an envelope
+            channel.unary_unary("/penchant.agent.v1.Agent/Keys")(junk, timeout=5)
+        reply = channel.unary_unary(
+            "/penchant.agent.v1.Agent/Status",
+            request_serializer=Envelope.SerializeToString,
+            response_deserializer=Envelope.FromString,
+        )(Envelope(payload=b"?"), timeout=5)
+    assert reply.payload == b"status:?"
+
+
+def test_without_an_agent_the_relay_says_unavailable_and_no_more(tmp_path: Path) -> None:
+    remote = RemoteAgent(tmp_path / "nobody.sock", seconds=2)
+    assert remote("status", b"") == encode(Abort(AbortCode.UNAVAILABLE))
+    assert remote("gossip", b"") == encode(Abort(AbortCode.STAGE))
+    remote.close()
+
+
+def test_an_answer_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def slow(stage: str, payload: bytes) -> bytes:
+        release.wait(20)
+        return b"late"
+
+    server = AgentServer(slow, tmp_path / "agent.sock")
+    server.start()
+    remote = RemoteAgent(server.socket, seconds=0.2)
+    assert remote("masked", b"") == encode(Abort(AbortCode.UNAVAILABLE))
+    release.set()
+    remote.close()
+    server.stop(5)
+
+
+def test_messages_are_answered_one_after_the_other(tmp_path: Path) -> None:
+    inside, most = 0, 0
+    count = threading.Lock()
+
+    def counted(stage: str, payload: bytes) -> bytes:
+        nonlocal inside, most
+        with count:
+            inside += 1
+            most = max(most, inside)
+        threading.Event().wait(0.02)
+        with count:
+            inside -= 1
+        return b"done"
+
+    server = AgentServer(counted, tmp_path / "agent.sock")
+    server.start()
+    remote = RemoteAgent(server.socket)
+    callers = [threading.Thread(target=remote, args=("status", b"")) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert most == 1
+    remote.close()
+    server.stop(0)
+
+
+def test_what_a_dead_agent_left_is_replaced_but_no_other_file(tmp_path: Path) -> None:
+    path = tmp_path / "agent.sock"
+    with sockets.socket(sockets.AF_UNIX) as dead:
+        dead.bind(str(path))
+    server = AgentServer(echo, path)
+    server.start()
+    remote = RemoteAgent(path)
+    assert remote("keys", b"") == b"keys:"
+    remote.close()
+    server.stop(0)
+    path.write_text("the owner's notes")
+    with pytest.raises(DeviceError, match="no socket"):
+        AgentServer(echo, path).start()
+    assert path.read_text() == "the owner's notes"
+
+
+def test_a_second_agent_on_one_directory_is_refused(tmp_path: Path) -> None:
+    with only_one(tmp_path), pytest.raises(DeviceError, match="another agent"), only_one(tmp_path):
+        pass
+    with only_one(tmp_path):
+        pass
+
+
+def test_a_path_that_does_not_fit_into_an_address_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="too long"):
+        AgentServer(echo, tmp_path / ("x" * 120))
