@@ -88,8 +88,7 @@ def snippet(export: Export, directory: str) -> str:
         f"truncation_side={export.model.truncation!r})",
         f"model, head = {model}.eval(), load_file({directory + '/' + HEAD_FILE!r})['weight'][0]",
         "def score(prompt, response):",
-        "    text = f'{prompt}\\n\\n{response}' if prompt else response",
-        f"    h = model(**tokenizer(text, truncation=True, max_length={export.max_tokens}, "
+        f"    h = model(**tokenizer(prompt + response, truncation=True, max_length={export.max_tokens}, "
         "return_tensors='pt')).last_hidden_state[0]",
         f"    e = {pooled}; return float({scaled} @ head)",
     ]

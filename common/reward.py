@@ -197,8 +197,8 @@ def load_reward_model(model: ModelConfig, adapter: AdapterConfig, *, device: str
 
 
 def joined(prompt: str, response: str) -> str:
-    """The text that the model reads: prompt, an empty line, response; without a prompt the response alone."""
-    return f"{prompt}\n\n{response}" if prompt else response
+    """The text that the model reads, as in TRL: the response right behind its prompt, nothing between."""
+    return prompt + response
 
 
 def bradley_terry(margins: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from penchant.common.errors import UsageError
 from penchant.common.reward import RewardModel, load_reward_model
 
 TEXTS = [
-    ("the motion", "on the bill"),
+    ("the motion ", "on the bill"),
     ("", "a vote to table the tax"),
     ("cloture", "the judge of the budget"),
 ]
@@ -89,7 +89,7 @@ def test_a_causal_model_pooled_at_its_last_token_also_loads_as_a_classifier(
     tokenizer = AutoTokenizer.from_pretrained(export.base)
     with torch.no_grad():
         said = [
-            float(model(**tokenizer(f"{p}\n\n{r}" if p else r, return_tensors="pt")).logits[0, 0])
+            float(model(**tokenizer(p + r, return_tensors="pt")).logits[0, 0])
             for p, r in TEXTS
         ]
     assert said == pytest.approx(scores(loaded, export.effective), abs=1e-5)

@@ -34,7 +34,7 @@ def factors(model: RewardModel, seed: int = 0) -> Effective:
 
 def test_joined() -> None:
     assert joined("", "yes") == "yes"
-    assert joined("Shall we?", "yes") == "Shall we?\n\nyes"
+    assert joined("The sky is", " blue") == "The sky is blue"
 
 
 @pytest.mark.parametrize(("kind", "adapter"), [("bert", DENSE), ("llama", QV)])

@@ -33,6 +33,7 @@ def prepare(path: Path | None, sizes: Sizes, seed: int, bad_rows: BadRows) -> Pr
         except DataError as error:
             log.reject(where, error)
             continue
+        row = {**row, "prompt": row["prompt"] + "\n"}  # the response goes right behind it
         prompts[row["prompt"]] = None
         if waiting is None or waiting[1]["prompt"] != row["prompt"]:
             if waiting is not None:

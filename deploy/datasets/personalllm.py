@@ -88,7 +88,7 @@ def parse(row: dict[str, Any]) -> Question:
     if not prompt.strip():
         raise DataError("'prompt' is empty")
     return Question(
-        prompt,
+        prompt + "\n",  # the response goes right behind it
         tuple(text_in(row, response) for response in RESPONSES),
         tuple(
             tuple(number_in(row, f"{response}_{model}") for model in REWARD_MODELS) for response in RESPONSES
