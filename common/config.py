@@ -34,7 +34,7 @@ BadRows = Literal["refuse", "skip"]
 EvaluateOn = Literal["test", "validation"]
 Phase = Literal["warmup", "main", "close"]
 
-S = TypeVar("S", bound="_Section")
+S = TypeVar("S", bound="Section")
 
 _SPLIT_SHARES = ("B", "A", "kernel", "svd")
 
@@ -42,7 +42,7 @@ PLAN_LIMIT = 64 * 1024  # bytes of an encoded plan
 
 
 @dataclass(frozen=True)
-class _Section:
+class Section:
     """Checks every field's type; subclasses add ranges in `_check`."""
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class _Section:
 
 
 @dataclass(frozen=True)
-class DataConfig(_Section):
+class DataConfig(Section):
     """Whose preferences, and how many of them. Counts are preference pairs a person."""
 
     dataset: str = "senate"
@@ -86,7 +86,7 @@ class DataConfig(_Section):
 
 
 @dataclass(frozen=True)
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The frozen backbone and how a text becomes one embedding."""
 
     base_model: str = "all-MiniLM-L6-v2"
@@ -102,7 +102,7 @@ class ModelConfig(_Section):
 
 
 @dataclass(frozen=True)
-class AdapterConfig(_Section):
+class AdapterConfig(Section):
     """Where the low-rank factors sit and which of them is shared (DESIGN section 4)."""
 
     share: ShareName = "A"
@@ -122,7 +122,7 @@ class AdapterConfig(_Section):
 
 
 @dataclass(frozen=True)
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """Local training on one device, once a round. Learning rates are AdamW's, per part."""
 
     lr_shared: float = 3e-3
@@ -149,7 +149,7 @@ class TrainingConfig(_Section):
 
 
 @dataclass(frozen=True)
-class FederationConfig(_Section):
+class FederationConfig(Section):
     """Rounds, cohorts and the server's optimiser."""
 
     rounds: int = 30
@@ -186,7 +186,7 @@ class FederationConfig(_Section):
 
 
 @dataclass(frozen=True)
-class PrivacyConfig(_Section):
+class PrivacyConfig(Section):
     """Secure aggregation. `min_honest` and `max_colluders` are the owners' policy, never the server's."""
 
     secagg: bool = True
@@ -204,7 +204,7 @@ class PrivacyConfig(_Section):
 
 
 @dataclass(frozen=True)
-class RunConfig(_Section):
+class RunConfig(Section):
     """Everything a run needs; `penchant simulate` writes it into the run directory first."""
 
     seed: int = 0
@@ -238,7 +238,7 @@ class RunConfig(_Section):
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"the configuration is not valid TOML: {error}") from None
-        return _build(cls, table, "")
+        return build_section(cls, table, "")
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -250,18 +250,18 @@ class RunConfig(_Section):
 
     def to_toml(self) -> str:
         """The whole configuration, defaults included, so that a run directory explains itself."""
-        return tomli_w.dumps(_table(self))
+        return tomli_w.dumps(section_table(self))
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """A copy with dotted keys replaced, e.g. ``{"adapter.share": "B", "seed": 3}``."""
-        table = _table(self)
+        table = section_table(self)
         for key, value in changes.items():
             *path, last = key.split(".")
             target = table
             for name in path:
                 target = target.setdefault(name, {})
             target[last] = value
-        return _build(type(self), table, "")
+        return build_section(type(self), table, "")
 
     def plan(self, phase: Phase, cohort: int) -> Plan:
         """What devices receive for a round of `phase` with at most `cohort` clients."""
@@ -281,7 +281,7 @@ class RunConfig(_Section):
 
 
 @dataclass(frozen=True)
-class Plan(_Section):
+class Plan(Section):
     """What a device is asked to do in one round: public, equal for all, bound by the context digest."""
 
     phase: Phase
@@ -307,7 +307,7 @@ class Plan(_Section):
 
     def encode(self) -> bytes:
         """Canonical bytes: JSON with sorted keys and no spaces, in UTF-8."""
-        return json.dumps(_table(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        return json.dumps(section_table(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -320,7 +320,7 @@ class Plan(_Section):
             raise ConfigError("the plan is not valid JSON") from None
         if not isinstance(table, dict):
             raise ConfigError("the plan is not a table")
-        plan = _build(cls, table, "plan")
+        plan = build_section(cls, table, "plan")
         if plan.encode() != data:
             raise ConfigError("the plan is not in its canonical form")
         return plan
@@ -334,19 +334,19 @@ def config_digest(config: RunConfig) -> str:
 # --- reading and writing, for all sections --------------------------------------------------------
 
 
-def _table(section: _Section) -> dict[str, Any]:
+def section_table(section: Section) -> dict[str, Any]:
     """A plain dict of `section`, tuples as lists."""
     result: dict[str, Any] = {}
     for f in fields(section):
         value = getattr(section, f.name)
-        if isinstance(value, _Section):
-            result[f.name] = _table(value)
+        if isinstance(value, Section):
+            result[f.name] = section_table(value)
         else:
             result[f.name] = list(value) if isinstance(value, tuple) else value
     return result
 
 
-def _build(cls: type[S], table: Mapping[str, Any], where: str) -> S:
+def build_section(cls: type[S], table: Mapping[str, Any], where: str) -> S:
     """A section from a table; ConfigError names the first unknown or missing key."""
     hints = get_type_hints(cls)
     known = {f.name: f for f in fields(cls)}
@@ -356,10 +356,10 @@ def _build(cls: type[S], table: Mapping[str, Any], where: str) -> S:
         if key not in known:
             raise ConfigError(_unknown(dotted, str(key), list(known)))
         kind = hints[key]
-        if isinstance(kind, type) and issubclass(kind, _Section):
+        if isinstance(kind, type) and issubclass(kind, Section):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{dotted} must be a table")
-            values[key] = _build(kind, value, dotted)
+            values[key] = build_section(kind, value, dotted)
         else:
             values[key] = value
     missing = [n for n, f in known.items() if n not in values and _required(f)]
