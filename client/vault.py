@@ -9,6 +9,7 @@ shared factors (DESIGN section 2, point 6).
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from penchant.client.box import Box
 from penchant.common.errors import DeviceError, StageError
 
 _SCHEMA = """
@@ -25,8 +27,8 @@ CREATE TABLE IF NOT EXISTS burnt (
     unmasked INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (run, round, attempt)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS personal (
     run BLOB NOT NULL, state TEXT NOT NULL CHECK (state IN ('committed', 'staged')),
-    round INTEGER NOT NULL, attempt INTEGER NOT NULL, vector BLOB NOT NULL,
-    PRIMARY KEY (run, state)) WITHOUT ROWID;
+    round INTEGER NOT NULL, attempt INTEGER NOT NULL, vector BLOB NOT NULL, context BLOB NOT NULL,
+    kept REAL NOT NULL, PRIMARY KEY (run, state)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS blobs (name TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS told (
     number INTEGER PRIMARY KEY, stage TEXT NOT NULL, code TEXT NOT NULL, reason TEXT NOT NULL);
@@ -37,20 +39,29 @@ TOLD_MOST = 1000  # refusals kept for the owner
 
 @dataclass(frozen=True)
 class Personal:
-    """A device's own factor after `round`. `vector`: float32 [d_personal]."""
+    """A device's own factor after `round`. `vector`: float32 [d_personal].
+
+    context: what the caller staged with it (the shared factors it belongs to), of the same round.
+    """
 
     round: int
     vector: NDArray[np.float32]
+    context: bytes = b""
 
     def __repr__(self) -> str:
         return f"Personal(round={self.round}, vector=<{self.vector.size} numbers>)"
 
 
 class Vault:
-    """The durable part of one device's protocol state. Safe to open anew for every call."""
+    """The durable part of one device's protocol state. Safe to open anew for every call.
 
-    def __init__(self, directory: Path) -> None:
+    With a `box`, the personal factor, what belongs to it and the blobs are sealed at rest. A simulation,
+    which holds everybody's choices anyway, does without.
+    """
+
+    def __init__(self, directory: Path, box: Box | None = None) -> None:
         """Open or create the vault in `directory` (made if missing, readable by its owner only)."""
+        self._box = box
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -85,14 +96,16 @@ class Vault:
 
     # --- the personal factor -------------------------------------------------------------------------
 
-    def stage(self, run: bytes, round: int, attempt: int, vector: NDArray[np.float32]) -> None:
-        """Keep `vector` (float32 [d_personal]) as the outcome of an open round."""
-        blob = np.ascontiguousarray(vector, dtype="<f4").tobytes()
+    def stage(
+        self, run: bytes, round: int, attempt: int, vector: NDArray[np.float32], context: bytes = b""
+    ) -> None:
+        """Keep `vector` (float32 [d_personal]) as the outcome of an open round, and `context` with it."""
+        blob = self._sealed(np.ascontiguousarray(vector, dtype="<f4").tobytes(), "personal")
         with self._transaction() as db:
             db.execute(
-                "INSERT OR REPLACE INTO personal (run, state, round, attempt, vector)"
-                " VALUES (?, 'staged', ?, ?, ?)",
-                (run, round, attempt, blob),
+                "INSERT OR REPLACE INTO personal (run, state, round, attempt, vector, context, kept)"
+                " VALUES (?, 'staged', ?, ?, ?, ?, ?)",
+                (run, round, attempt, blob, self._sealed(context, "context"), time.time()),
             )
 
     def settle(self, run: bytes, finished: Sequence[tuple[int, int]]) -> None:
@@ -104,22 +117,55 @@ class Vault:
         """The committed factor of this run, if any round that this device was in has finished."""
         with self._transaction() as db:
             row = db.execute(
-                "SELECT round, vector FROM personal WHERE run = ? AND state = 'committed'", (run,)
+                "SELECT round, vector, context FROM personal WHERE run = ? AND state = 'committed'", (run,)
             ).fetchone()
-        return None if row is None else Personal(row[0], np.frombuffer(row[1], dtype="<f4").copy())
+        return None if row is None else self._personal(*row)
+
+    def latest(self) -> tuple[bytes, Personal] | None:
+        """(run, factor) that was committed last, of any run."""
+        with self._transaction() as db:
+            row = db.execute(
+                "SELECT run, round, vector, context FROM personal WHERE state = 'committed'"
+                " ORDER BY kept DESC LIMIT 1"
+            ).fetchone()
+        return None if row is None else (bytes(row[0]), self._personal(*row[1:]))
+
+    def keep_personal(self, run: bytes, round: int, vector: NDArray[np.float32], context: bytes) -> None:
+        """Replace the committed factor of a run: the owner trained it on the device alone."""
+        blob = self._sealed(np.ascontiguousarray(vector, dtype="<f4").tobytes(), "personal")
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO personal (run, state, round, attempt, vector, context, kept)"
+                " VALUES (?, 'committed', ?, 0, ?, ?, ?)",
+                (run, round, blob, self._sealed(context, "context"), time.time()),
+            )
+
+    def rounds(self) -> list[tuple[bytes, int, bool]]:
+        """(run, round, went as far as unmasking) of every attempt this device was in."""
+        with self._transaction() as db:
+            rows = db.execute("SELECT run, round, unmasked FROM burnt ORDER BY run, round, attempt")
+            return [(bytes(run), int(number), bool(unmasked)) for run, number, unmasked in rows]
+
+    def forget(self) -> None:
+        """Delete all personal factors and blobs. Burnt attempts stay burnt."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM personal")
+            db.execute("DELETE FROM blobs")
+            db.execute("DELETE FROM told")
 
     # --- what the agent remembers ------------------------------------------------------------------
 
     def keep_blob(self, name: str, data: bytes) -> None:
         """Keep `data` under `name` in the place of what was there."""
         with self._transaction() as db:
-            db.execute("INSERT OR REPLACE INTO blobs (name, data) VALUES (?, ?)", (name, data))
+            sealed = self._sealed(data, f"blob {name}")
+            db.execute("INSERT OR REPLACE INTO blobs (name, data) VALUES (?, ?)", (name, sealed))
 
     def blob(self, name: str) -> bytes:
         """What was kept under `name`; empty if nothing was."""
         with self._transaction() as db:
             row = db.execute("SELECT data FROM blobs WHERE name = ?", (name,)).fetchone()
-        return b"" if row is None else bytes(row[0])
+        return b"" if row is None else self._opened(bytes(row[0]), f"blob {name}")
 
     def tell_owner(self, stage: str, code: str, reason: str) -> None:
         """Note for the owner why something was refused; the newest are kept."""
@@ -145,6 +191,18 @@ class Vault:
             db.execute("DELETE FROM burnt WHERE run = ? AND round > ?", (run, round))
             db.execute("DELETE FROM personal WHERE run = ? AND round > ?", (run, round))
 
+    # --- sealing -------------------------------------------------------------------------------------
+
+    def _personal(self, round: int, vector: bytes, context: bytes) -> Personal:
+        numbers = np.frombuffer(self._opened(vector, "personal"), dtype="<f4").copy()
+        return Personal(round, numbers, self._opened(context, "context"))
+
+    def _sealed(self, data: bytes, purpose: str) -> bytes:
+        return data if self._box is None else self._box.seal(data, purpose)
+
+    def _opened(self, data: bytes, purpose: str) -> bytes:
+        return data if self._box is None else self._box.open(data, purpose)
+
     # --- SQLite --------------------------------------------------------------------------------------
 
     @contextmanager
@@ -157,6 +215,7 @@ class Vault:
             # PERSIST: as durable as DELETE, without a directory update for every commit.
             db.execute("PRAGMA journal_mode=PERSIST")
             db.execute("PRAGMA synchronous=FULL")
+            db.execute("PRAGMA secure_delete=ON")
             db.execute("BEGIN IMMEDIATE")
             yield db
             db.execute("COMMIT")
@@ -188,8 +247,8 @@ def _settle(db: sqlite3.Connection, run: bytes, finished: Sequence[tuple[int, in
         return
     if tuple(row) in set(finished):
         db.execute(
-            "INSERT OR REPLACE INTO personal (run, state, round, attempt, vector)"
-            " SELECT run, 'committed', round, attempt, vector FROM personal"
+            "INSERT OR REPLACE INTO personal (run, state, round, attempt, vector, context, kept)"
+            " SELECT run, 'committed', round, attempt, vector, context, kept FROM personal"
             " WHERE run = ? AND state = 'staged'",
             (run,),
         )
