@@ -10,31 +10,51 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penchant.client.bench import Bench, Benches
+from penchant.client.box import Box
 from penchant.client.policy import OwnerPolicy, checked_factors
 from penchant.client.secagg import Done, Participant, Shared, State
 from penchant.client.sessions import MemorySessions, Sessions
 from penchant.client.training import Counts
 from penchant.client.vault import Vault
-from penchant.common.codec import decode, encode
+from penchant.common.codec import AtMost, decode, encode, encode_record
 from penchant.common.config import Plan
 from penchant.common.contribution import HONEST_FOR_HISTOGRAM, JUDGED_MOST, Contribution, Form
 from penchant.common.entropy import Entropy
-from penchant.common.errors import AgreementError, BaseModelError, DataError, PenchantError, StageError
+from penchant.common.errors import (
+    AgreementError,
+    BaseModelError,
+    DataError,
+    DeviceError,
+    PenchantError,
+    StageError,
+)
 from penchant.common.identity import Identity, Membership
 from penchant.common.keys import Verifier, derive, verify
-from penchant.common.messages import Abort, AbortCode, Announce, Hello, Status, abort_code
+from penchant.common.messages import (
+    MAX_FACTORS,
+    MAX_PLAN,
+    Abort,
+    AbortCode,
+    Announce,
+    Digest,
+    Hello,
+    Status,
+    abort_code,
+)
 from penchant.common.preferences import Preference
-from penchant.common.prg import Ring
 from penchant.common.protocol import domain
 
-__all__ = ["Agent", "Choices"]
+__all__ = ["Agent", "Choices", "Model"]
 
 log = logging.getLogger(__name__)
 
@@ -61,44 +81,75 @@ class _Task:
     start: Vector  # of the personal part
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """What training gave: this device's part of the round, and its new personal part."""
+
+    contribution: Contribution
+    personal: Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The shared factors that a personal part belongs to, as they were announced, with their plan."""
+
+    base: Digest
+    plan: Annotated[bytes, AtMost(MAX_PLAN)]
+    factors: Annotated[bytes, AtMost(MAX_FACTORS)]
+
+
 class Agent:
     """One device. `answer` is the only entrance from outside; the rest is for the owner.
 
     Args:
         home: the agent's own directory.
+        policy, choices: as they are, or functions that read them anew for each message.
         secret: 32 bytes of the device; rounding and local shuffling are derived from it.
+        box: seals what is kept at rest.
         verify: how signatures are checked; only a simulator injects another.
+        ahead: trains while the other exchanges go by, instead of when the vector is asked for.
+        keep_model: keeps the shared factors beside the personal part, so that the owner can rank offline.
     """
 
     def __init__(
         self,
         home: Path,
         *,
-        policy: OwnerPolicy,
+        policy: OwnerPolicy | Callable[[], OwnerPolicy],
         identity: Identity,
         membership: Membership,
-        choices: Choices,
+        choices: Choices | Callable[[], Choices],
         benches: Benches,
         secret: bytes,
         entropy: Entropy,
+        box: Box | None = None,
         verify: Verifier = verify,
         sessions: Sessions | None = None,
         clock: Callable[[], float] = time.time,
+        ahead: bool = False,
+        keep_model: bool = False,
     ) -> None:
-        self._policy = policy
+        self._policy_now = policy if callable(policy) else lambda: policy
         self._identity = identity
-        self._choices = choices
+        self._choices_now = choices if callable(choices) else lambda: choices
         self._benches = benches
         self._secret = secret
         self._entropy = entropy
         self._verify = verify
         self._clock = clock
-        self._vault = Vault(home)
+        self._keep_model = keep_model
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="train") if ahead else None
+        self._trained: Future[_Trained] | None = None
+        self._vault = Vault(home, box)
         self._membership = self._latest(membership)
         self._sessions = sessions or MemorySessions()
 
     def __repr__(self) -> str:
         return f"Agent(member={self._identity.member})"
+
+    @property
+    def _policy(self) -> OwnerPolicy:
+        return self._policy_now()
 
     # --- from outside ------------------------------------------------------------------------------------
 
@@ -117,31 +168,36 @@ class Agent:
                 raise StageError(f"there is no stage {stage[:20]!r}")
             return steps[stage](payload)
         except PenchantError as error:
-            code = abort_code(error)
-            self._vault.tell_owner(stage, code.name, str(error))
+            return self._refuse(stage, abort_code(error), str(error))
         except Exception as error:  # the boundary: no text of an exception may leave, and the agent stays up
-            code = AbortCode.INTERNAL
-            self._vault.tell_owner(stage, code.name, type(error).__name__)
-            log.debug("stage %s failed", stage, exc_info=error)
-        self._sessions.drop()
+            return self._refuse(stage, AbortCode.INTERNAL, type(error).__name__)
+
+    def _refuse(self, stage: str, code: AbortCode, reason: str) -> bytes:
+        """Drop the round, tell the owner why; the one code is all that leaves."""
+        try:
+            self._sessions.drop()
+            self._vault.tell_owner(stage[:20], code.name, reason)
+        except DeviceError as error:  # a full disk, say: refuse all the same
+            log.warning("can't note why stage %s was refused: %s", stage[:20], error)
         return encode(Abort(code))
 
     def _status(self, payload: bytes) -> bytes:
         hello = decode(payload, Hello)
         self._vault.settle(hello.run, [(f.round, f.attempt) for f in hello.finished])
-        ready = not self._policy.paused and len(self._choices.train) > 0
+        ready = self._policy.ready(datetime.now()) and len(self._choices_now().train) > 0
         return encode(Status(ready, self._identity.member))
 
     def _keys(self, payload: bytes) -> bytes:
         self._sessions.drop()  # a new attempt ends what was open
         announce = decode(payload, Announce)
-        self._task(announce)  # refuses what the owner or the device can't accept
+        task = self._task(announce)  # refuses what the owner or the device can't accept
         membership = self._accepted(announce.membership)
         state, reply = self._participant(membership).begin(announce, self._entropy, self._now())
         finished = [(f.round, f.attempt) for f in announce.finished]
         self._vault.begin(announce.run, announce.round, announce.attempt, finished)
         self._remember(membership)
         self._sessions.keep(announce, state)
+        self._trained = self._pool.submit(self._train, task) if self._pool else None
         return reply
 
     def _shares(self, payload: bytes) -> bytes:
@@ -152,9 +208,19 @@ class Agent:
 
     def _masked(self, payload: bytes) -> bytes:
         announce, state = self._sessions.take()
-        vector, personal = self._work(self._task(announce), self._in_histogram(state))
+        task = self._task(announce)
+        trained = self._trained.result() if self._trained else self._train(task)
+        contribution = replace(trained.contribution, in_histogram=self._in_histogram(state))
+        vector = task.form.quantise(contribution, self._derived(announce, "rounding"))
         after, reply = self._participant().mask(state, payload, vector)
-        self._vault.stage(announce.run, announce.round, announce.attempt, personal)
+        model = Model(announce.base, announce.plan, announce.factors)
+        self._vault.stage(
+            announce.run,
+            announce.round,
+            announce.attempt,
+            trained.personal,
+            encode_record(model) if self._keep_model else b"",
+        )
         if not isinstance(after, Done):
             self._sessions.keep(announce, after)
         return reply
@@ -232,21 +298,22 @@ class Agent:
             self._policy.honest_among(len(state.identities)) >= HONEST_FOR_HISTOGRAM
         )
 
-    def _work(self, task: _Task, in_histogram: bool) -> tuple[Ring, Vector]:
-        """Train, or refit in a closing round -> (ring elements to send, the personal part to stage)."""
+    def _train(self, task: _Task) -> _Trained:
+        """Train, or refit in a closing round."""
         announce, plan, bench = task.announce, task.bench.plan, task.bench
-        if not self._choices.train:
+        choices = self._choices_now()
+        if not choices.train:
             raise DataError("this device has no choices to learn from yet")
         trainer = bench.trainer(task.start)
         personal = self._personal(announce.run, task.start)
-        prepared = bench.model.prepare(self._choices.train)
+        prepared = bench.model.prepare(choices.train)
         if plan.phase == "close":
             before = trainer.evaluate(task.shared, personal, prepared)
             personal = trainer.fit_personal(task.shared, personal, prepared, self._seed(announce))
-            judged = self._judged(trainer.evaluate, bench, task.shared, personal)
+            judged = self._judged(trainer.evaluate, bench, choices, task.shared, personal)
             update = np.zeros(0, dtype=np.float32)
         else:
-            judged = self._judged(trainer.evaluate, bench, task.shared, personal)
+            judged = self._judged(trainer.evaluate, bench, choices, task.shared, personal)
             outcome = trainer.train(task.shared, personal, prepared, self._seed(announce))
             before, update, personal = outcome.before, outcome.shared_update, outcome.personal
         contribution = Contribution(
@@ -255,16 +322,20 @@ class Agent:
             loss=before.loss_sum,
             correct=judged.correct,
             total=judged.total,
-            in_histogram=in_histogram,
         )
-        return task.form.quantise(contribution, self._derived(announce, "rounding")), personal
+        return _Trained(contribution, personal)
 
     def _judged(
-        self, evaluate: Callable[..., Counts], bench: Bench, shared: Vector, personal: Vector
+        self,
+        evaluate: Callable[..., Counts],
+        bench: Bench,
+        choices: Choices,
+        shared: Vector,
+        personal: Vector,
     ) -> Counts:
-        if not self._choices.validation:
+        if not choices.validation:
             return Counts(0, 0, 0.0)
-        return evaluate(shared, personal, bench.model.prepare(self._choices.validation[:JUDGED_MOST]))
+        return evaluate(shared, personal, bench.model.prepare(choices.validation[:JUDGED_MOST]))
 
     def _personal(self, run: bytes, start: Vector) -> Vector:
         """The committed personal part; the common start before the first round, or after a warm-up."""

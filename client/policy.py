@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
+from datetime import datetime, time
+from pathlib import Path
 
 import numpy as np
+import tomli_w
 from numpy.typing import NDArray
 
 from penchant.client.secagg import SecAggPolicy
-from penchant.common.config import Plan
-from penchant.common.errors import AgreementError, PolicyRefusal
+from penchant.common.config import Plan, Section, build_section, section_table
+from penchant.common.errors import AgreementError, ConfigError, PolicyRefusal
 from penchant.common.messages import Announce, Kind
 from penchant.common.protocol import threshold
 
@@ -17,22 +21,61 @@ __all__ = ["OwnerPolicy", "checked_factors"]
 
 
 @dataclass(frozen=True)
-class OwnerPolicy:
+class OwnerPolicy(Section):
     """Set by the device's owner, never by a message.
 
-    min_honest: honest people that every sum must hold; max_colluders: devices of the whole fleet that
-    may work with the server; allow_unmasked: whether anything may leave without secure aggregation;
-    base_models: the only base models this device loads; max_epochs: passes over the owner's pairs that
-    one round may cost; max_factor: largest size of any received number.
+    base_models: the only base models this device loads. min_honest: honest people that every sum must hold;
+    max_colluders: devices of the whole fleet that may work with the server; allow_unmasked: whether anything
+    may leave without secure aggregation. paused: takes part in nothing. hours: local times of day between
+    which it takes part, "22:00-06:30"; empty: always. max_epochs: passes over the owner's pairs that one
+    round may cost. max_factor: largest size of any received number. max_message_mb: of one message.
     """
 
-    base_models: tuple[str, ...]
+    base_models: tuple[str, ...] = ("all-MiniLM-L6-v2",)
     min_honest: int = 10
     max_colluders: int = 2
     allow_unmasked: bool = False
     paused: bool = False
+    hours: str = ""
     max_epochs: int = 1000
     max_factor: float = 1e3
+    max_message_mb: int = 64
+
+    def _check(self) -> None:
+        self._range("min_honest", 1, 100_000)
+        self._range("max_colluders", 0, 100_000)
+        self._range("max_epochs", 1, 1_000_000)
+        self._range("max_factor", 1e-3, 1e9)
+        self._range("max_message_mb", 1, 512)
+        if self.hours:
+            _span(self.hours)
+
+    @classmethod
+    def _title(cls) -> str:
+        return "policy"
+
+    @classmethod
+    def read(cls, path: Path) -> OwnerPolicy:
+        """The policy in a TOML file; ConfigError for an unknown key, a bad value or an unreadable file."""
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"can't read the owner's policy {path}: {error}") from None
+        return build_section(cls, table, "")
+
+    def to_toml(self) -> str:
+        """The whole policy, defaults included."""
+        return tomli_w.dumps(section_table(self))
+
+    def ready(self, now: datetime) -> bool:
+        """Whether the device takes part at `now` (local time)."""
+        return not self.paused and self._within(now.time())
+
+    def _within(self, now: time) -> bool:
+        if not self.hours:
+            return True
+        start, end = _span(self.hours)
+        return start <= now < end if start <= end else now >= start or now < end
 
     def secagg(self) -> SecAggPolicy:
         """The part of the policy that the role in secure aggregation enforces."""
@@ -46,6 +89,8 @@ class OwnerPolicy:
         """PolicyRefusal when the owner does not allow what is announced."""
         if self.paused:
             raise PolicyRefusal("paused by the owner")
+        if not self._within(datetime.now().time()):
+            raise PolicyRefusal(f"outside the hours that the owner allows, {self.hours}")
         if announce.kind is not Kind.SECAGG and not self.allow_unmasked:
             raise PolicyRefusal("the server asks to send unmasked; only the owner's policy may allow that")
         if plan.model.base_model not in self.base_models:
@@ -54,6 +99,15 @@ class OwnerPolicy:
         epochs = max(training.local_epochs + training.personal_epochs, training.refit_epochs)
         if epochs > self.max_epochs:
             raise PolicyRefusal(f"{epochs} epochs in one round; the owner allows {self.max_epochs}")
+
+
+def _span(hours: str) -> tuple[time, time]:
+    """("HH:MM-HH:MM") -> start and end; ConfigError for anything else."""
+    try:
+        start, end = (time.fromisoformat(part.strip()) for part in hours.split("-"))
+    except ValueError:
+        raise ConfigError(f'policy.hours is "{hours}"; write it like "22:00-06:30"') from None
+    return start, end
 
 
 def checked_factors(data: bytes, size: int, largest: float) -> NDArray[np.float32]:
