@@ -67,6 +67,8 @@ class Vault:
         except OSError as error:
             raise DeviceError(f"can't make the agent's directory {directory}: {error.strerror}") from None
         self._path = directory / "vault.db"
+        if not self._path.exists():
+            self._path.touch(mode=0o600)  # SQLite gives its journal the same mode
         with self._transaction() as db:
             for statement in _SCHEMA.split(";"):
                 db.execute(statement)

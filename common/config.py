@@ -307,11 +307,15 @@ class Plan(Section):
 
     def encode(self) -> bytes:
         """Canonical bytes: JSON with sorted keys and no spaces, in UTF-8."""
-        return json.dumps(section_table(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        table = section_table(self)
+        return json.dumps(table, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     @classmethod
-    def decode(cls, data: bytes) -> Self:
-        """The inverse of `encode`; ConfigError for anything else, including another spelling of the same."""
+    def decode(cls, data: bytes, *, canonical: bool = True) -> Self:
+        """The inverse of `encode`; ConfigError for anything else, including another spelling of the same.
+
+        canonical: False reads a plan that an earlier version wrote, which knew fewer keys.
+        """
         if len(data) > PLAN_LIMIT:
             raise ConfigError(f"a plan of {len(data)} bytes; the limit is {PLAN_LIMIT}")
         try:
@@ -321,7 +325,7 @@ class Plan(Section):
         if not isinstance(table, dict):
             raise ConfigError("the plan is not a table")
         plan = build_section(cls, table, "plan")
-        if plan.encode() != data:
+        if canonical and plan.encode() != data:
             raise ConfigError("the plan is not in its canonical form")
         return plan
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from penchant.common.adapters import Effective, Share, Split
-from penchant.common.backbone import Backbone, find_slots, load_backbone
+from penchant.common.backbone import PUBLISHED, Backbone, find_slots, load_backbone
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.errors import DataError
 from penchant.common.prefix import (
@@ -99,14 +99,16 @@ class RewardModel:
         self._backbone = backbone
         self._normalize = model.normalize
         self._truncation = model.truncation
-        self._truncation = model.truncation
+        self.pooling = _pooling(model.pooling, backbone.causal)
+        self.max_tokens = backbone.max_tokens
+        self.published = PUBLISHED.get(backbone.name, backbone.name)
         self._tokenizing = threading.Lock()  # fast tokenizers change themselves while they work
         if self.slots:
             _place_lora(backbone, [slot.name for slot in self.slots], adapter)
         network = AdaptedNetwork(
             module=backbone.model,
             slots=self.slots,
-            pooling=_pooling(model.pooling, backbone.causal),
+            pooling=self.pooling,
             pad_id=backbone.pad_id,
             device=backbone.device,
         )

@@ -17,7 +17,7 @@ import typer
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, PenchantError, RunDirectoryError, UsageError
-from penchant.deploy import rundir
+from penchant.deploy import device, rundir
 from penchant.deploy.recipes import recipe
 
 __all__ = ["main"]
@@ -71,12 +71,46 @@ LrShared = Annotated[float | None, _option("training.lr_shared", "Learning rate,
 LrPersonal = Annotated[
     float | None, _option("training.lr_personal", "Learning rate, personal part.", _TRAINING)
 ]
+LrHead = Annotated[float | None, _option("training.lr_head", "Learning rate, score head.", _TRAINING)]
+WarmupLr = Annotated[
+    float | None,
+    _option("training.warmup_lr", "Learning rate in warm-up rounds; 0: the others.", _TRAINING),
+]
+Optimizer = Annotated[str | None, _option("training.optimizer", "On devices: adamw or sgd.", _TRAINING)]
 LocalEpochs = Annotated[int | None, _option("training.local_epochs", "Epochs a client a round.", _TRAINING)]
+BatchSize = Annotated[int | None, _option("training.batch_size", "Pairs a step; 0: all.", _TRAINING)]
+Order = Annotated[
+    str | None,
+    _option(
+        "training.order",
+        "Parts in a round: joint, personal-first (then joint) or alternating (personal, then shared).",
+        _TRAINING,
+    ),
+]
+PersonalEpochs = Annotated[
+    int | None,
+    _option(
+        "training.personal_epochs",
+        "Epochs of the personal part alone, unless joint; 0: as many as --local-epochs.",
+        _TRAINING,
+    ),
+]
+Pull = Annotated[
+    float | None, _option("training.pull", "L2 pull of the personal part to its start.", _TRAINING)
+]
+RefitEpochs = Annotated[
+    int | None, _option("training.refit_epochs", "Personal epochs after the last round.", _TRAINING)
+]
+RefitLr = Annotated[float | None, _option("training.refit_lr", "Learning rate of that refit.", _TRAINING)]
 Rounds = Annotated[int | None, _option("federation.rounds", "Rounds.", _FEDERATION)]
 Warmup = Annotated[
     int | None, _option("federation.warmup_rounds", "Rounds of AB before personalising.", _FEDERATION)
 ]
 Cohort = Annotated[int | None, _option("federation.cohort", "Clients a round; 0: a third.", _FEDERATION)]
+ServerOptimizer = Annotated[
+    str | None, _option("federation.server_optimizer", "fedavg or fedadam.", _FEDERATION)
+]
+ServerLr = Annotated[float | None, _option("federation.server_lr", "The server's rate.", _FEDERATION)]
 SecAgg = Annotated[
     bool | None,
     typer.Option(
@@ -92,6 +126,9 @@ ConfigFile = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Run directory to make.", rich_help_panel=_RUN)]
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks for errors.", rich_help_panel=_RUN)]
+
+
+app.add_typer(device.app, rich_help_panel="Device owner")
 
 
 @app.callback(invoke_without_command=True)
@@ -112,7 +149,8 @@ def simulate(
     normalize: Normalize = None,
     max_tokens: MaxTokens = None,
     share: Annotated[
-        str | None, _option("adapter.share", "What is shared: B, A, AB or none.", _MODEL)
+        str | None,
+        _option("adapter.share", "What is shared: B, A, kernel, svd, AB, none, ffa or lore.", _MODEL),
     ] = None,
     head: Head = None,
     rank: Rank = None,
@@ -121,10 +159,21 @@ def simulate(
     layers: Layers = None,
     lr_shared: LrShared = None,
     lr_personal: LrPersonal = None,
+    lr_head: LrHead = None,
+    warmup_lr: WarmupLr = None,
+    optimizer: Optimizer = None,
     local_epochs: LocalEpochs = None,
+    batch_size: BatchSize = None,
+    order: Order = None,
+    personal_epochs: PersonalEpochs = None,
+    pull: Pull = None,
+    refit_epochs: RefitEpochs = None,
+    refit_lr: RefitLr = None,
     rounds: Rounds = None,
     warmup_rounds: Warmup = None,
     cohort: Cohort = None,
+    server_optimizer: ServerOptimizer = None,
+    server_lr: ServerLr = None,
     secagg: SecAgg = None,
     min_honest: MinHonest = None,
     grid: GridOption = None,
@@ -155,10 +204,21 @@ def simulate(
             "adapter.layers": _numbers("--layers", layers),
             "training.lr_shared": lr_shared,
             "training.lr_personal": lr_personal,
+            "training.lr_head": lr_head,
+            "training.warmup_lr": warmup_lr,
+            "training.optimizer": optimizer,
             "training.local_epochs": local_epochs,
+            "training.batch_size": batch_size,
+            "training.order": order,
+            "training.personal_epochs": personal_epochs,
+            "training.pull": pull,
+            "training.refit_epochs": refit_epochs,
+            "training.refit_lr": refit_lr,
             "federation.rounds": rounds,
             "federation.warmup_rounds": warmup_rounds,
             "federation.cohort": cohort,
+            "federation.server_optimizer": server_optimizer,
+            "federation.server_lr": server_lr,
             "privacy.secagg": secagg,
             "privacy.min_honest": min_honest,
             "grid": grid,
@@ -183,7 +243,7 @@ def simulate(
         rundir.create(directory, settled)
         run_and_show(settled, directory, world)
 
-    _guarded(work, debug)
+    guarded(work, debug)
 
 
 @app.command(rich_help_panel="Researcher")
@@ -231,7 +291,7 @@ def compare(
         settled = {case: configure(flags | case.changes(), config) for case in cases}
         compare_and_show(settled, out or Path("runs") / "compare")
 
-    _guarded(work, debug)
+    guarded(work, debug)
 
 
 @app.command(rich_help_panel="Researcher")
@@ -247,7 +307,7 @@ def audit(
 
         show(directory, as_json=as_json)
 
-    _guarded(work, debug)
+    guarded(work, debug)
 
 
 # --- from flags to a configuration ----------------------------------------------------------------
@@ -318,7 +378,7 @@ def _numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
 # --- errors as one line ---------------------------------------------------------------------------
 
 
-def _guarded(work: Callable[[], None], debug: bool) -> None:
+def guarded(work: Callable[[], None], debug: bool) -> None:
     try:
         work()
     except PenchantError as error:

@@ -161,14 +161,18 @@ def commands_of_penchant() -> set[str]:
     return set(getattr(command, "commands", {}))
 
 
-def options_of(command: str) -> set[str]:
+def options_of(command: str, inner: str) -> set[str]:
+    """The options of a command, or of the command `inner` of a group such as `penchant device`."""
     import typer.main
 
     from penchant.deploy.cli import app
 
-    group = typer.main.get_command(app)
-    parameters = getattr(group, "commands", {})[command].params
-    return {"--help"} | {o for p in parameters for o in [*p.opts, *p.secondary_opts]}
+    found = getattr(typer.main.get_command(app), "commands", {})[command]
+    within = getattr(found, "commands", {})
+    if within and inner:
+        assert inner in within, f"there is no `penchant {command} {inner}`"
+        found = within[inner]
+    return {"--help"} | {o for p in found.params for o in [*p.opts, *p.secondary_opts]}
 
 
 @pytest.mark.parametrize("page", DOCS, ids=name)
@@ -179,7 +183,9 @@ def test_pages_name_only_commands_and_options_that_exist(page: Path) -> None:
         for command in re.findall(r"\bpenchant ([a-z]+)\b", line):
             assert command in known, f"{name(page)}: there is no `penchant {command}`"
         for command, rest in re.findall(r"\bpenchant ([a-z]+)\b([^|;&]*)", line):
-            unknown = set(re.findall(r"--[a-z][a-z-]*", rest)) - options_of(command)
+            inner = re.match(r"\s*([a-z]+)\b", rest)
+            known_options = options_of(command, inner[1] if inner else "")
+            unknown = set(re.findall(r"--[a-z][a-z-]*", rest)) - known_options
             assert not unknown, f"{name(page)}: `penchant {command}` has no {sorted(unknown)}"
         for target in re.findall(r"^make ([a-z-]+)", line):
             assert target in targets, f"{name(page)}: there is no `make {target}`"

@@ -1,0 +1,285 @@
+"""A device's directory, and what its owner does there without any server.
+
+policy.toml      what the owner allows; only the owner writes it
+model.toml       base model, adapter and training for work on the device alone
+preferences.db   recorded choices (`client.store`)
+vault.db         personal factor, keys, burnt attempts (`client.vault`), sealed by vault.key or a passphrase
+paused           there while the owner has paused the device
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+from numpy.typing import NDArray
+
+from penchant.client.agent import Choices, Model
+from penchant.client.bench import Bench, Benches
+from penchant.client.box import Box
+from penchant.client.export import Export, export_peft
+from penchant.client.policy import OwnerPolicy
+from penchant.client.store import Added, PreferenceStore
+from penchant.client.training import Counts
+from penchant.client.vault import Vault
+from penchant.common.adapters import Effective
+from penchant.common.codec import decode_record, encode_record
+from penchant.common.config import (
+    AdapterConfig,
+    ModelConfig,
+    Plan,
+    Section,
+    TrainingConfig,
+    build_section,
+    section_table,
+)
+from penchant.common.errors import ConfigError, DataError, DeviceError
+from penchant.common.preferences import Preference
+
+__all__ = ["Home", "OfflineConfig", "Ranked", "Report"]
+
+Vector = NDArray[np.float32]
+
+POLICY = "policy.toml"
+MODEL = "model.toml"
+PAUSED = "paused"
+ALONE = b"on this device  "  # 16 bytes: stands for a run where there was none
+SEED = 0  # of the common start; protects nothing
+
+
+@dataclass(frozen=True)
+class OfflineConfig(Section):
+    """What the device uses before it has joined a run. Share "none": all that is trained is personal."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=lambda: AdapterConfig(share="none"))
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(lr_personal=1e-3, lr_head=1e-2, local_epochs=6)
+    )
+
+    @classmethod
+    def _title(cls) -> str:
+        return "offline"
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One response with its scores; a higher one is liked more. `common`: by the model without the person."""
+
+    response: str = field(repr=False)
+    personal: float
+    common: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `status` says. personal, common: how both models do on the owner's held-out choices."""
+
+    choices: int
+    held_out: int
+    sources: dict[str, int]
+    paused: bool
+    run: str  # hex, empty before the first run
+    round: int
+    rounds_joined: int
+    refused: tuple[tuple[str, str, str], ...]
+    personal: Counts | None  # None without held-out choices
+    common: Counts | None
+    left: tuple[tuple[str, tuple[int, ...]], ...]  # name and shape of each tensor that leaves in a round
+
+
+class Home:
+    """One device, for its owner. Opening it makes what is missing; a wrong passphrase is refused first."""
+
+    def __init__(
+        self, directory: Path, passphrase: str | None = None, benches: Benches | None = None
+    ) -> None:
+        self.directory = directory
+        self.box = Box.of(directory, passphrase)
+        self.store = PreferenceStore(directory)
+        self.vault = Vault(directory, self.box)
+        self._benches = benches or Benches()
+        for name, text in ((POLICY, OwnerPolicy().to_toml()), (MODEL, _toml(OfflineConfig()))):
+            path = directory / name
+            if not path.exists():
+                _write(path, text)
+
+    # --- what the owner allows -----------------------------------------------------------------------
+
+    def policy(self) -> OwnerPolicy:
+        """As it is now; the agent reads it for each message."""
+        policy = OwnerPolicy.read(self.directory / POLICY)
+        return replace(policy, paused=True) if (self.directory / PAUSED).exists() else policy
+
+    def pause(self) -> None:
+        """Take part in nothing until `resume`."""
+        _write(self.directory / PAUSED, "")
+
+    def resume(self) -> None:
+        """Take part again, as the policy says."""
+        (self.directory / PAUSED).unlink(missing_ok=True)
+
+    # --- choices -------------------------------------------------------------------------------------
+
+    def choices(self) -> Choices:
+        """As they are now; the agent reads them for each round."""
+        return Choices(self.store.train(), self.store.validation())
+
+    def record(self, preferences: Iterable[Preference], source: str = "import") -> Added:
+        """Record choices, all or none."""
+        return self.store.add(preferences, source)
+
+    # --- the model -----------------------------------------------------------------------------------
+
+    def train(self) -> Report:
+        """Fit the personal part alone to all recorded choices but the held-out ones; nothing leaves.
+
+        Raises DataError without choices, DeviceError when training diverges.
+        """
+        choices = self.choices()
+        if not choices.train:
+            raise DataError("there are no choices to learn from; import some with `penchant device import`")
+        bench, run, number, factors, kept = self._model()
+        shared, start = bench.parts(factors)
+        trainer = bench.trainer(start)
+        prepared = bench.model.prepare(choices.train)
+        if run == ALONE:
+            outcome = trainer.train(shared, start, prepared, SEED)
+            personal = outcome.personal
+        else:
+            first = start if kept is None else kept
+            personal = trainer.fit_personal(shared, first, prepared, SEED, epochs=_epochs(bench.plan))
+        self.vault.keep_personal(run, number, personal, encode_record(_context(bench, factors)))
+        return self.report()
+
+    def rank(self, prompt: str, responses: Sequence[str]) -> list[Ranked]:
+        """The responses, the one that the owner would like most first. DataError without any."""
+        if not responses:
+            raise DataError("there are no responses to rank; give one a line")
+        bench, _, _, factors, kept = self._model()
+        shared, start = bench.parts(factors)
+        trainer = bench.trainer(start)
+        texts = bench.model.prepare_texts([(prompt, response) for response in responses])
+        own = trainer.score(shared, start if kept is None else kept, texts)
+        common = trainer.score(shared, start, texts)
+        ranked = [Ranked(r, float(p), float(c)) for r, p, c in zip(responses, own, common, strict=True)]
+        return sorted(ranked, key=lambda row: -row.personal)
+
+    def report(self) -> Report:
+        """What is recorded, what was joined, what left, and how good the model is. Nothing is changed."""
+        bench, run, number, factors, kept = self._model()
+        held = self.store.validation()
+        shared, start = bench.parts(factors)
+        counts: tuple[Counts | None, Counts | None] = (None, None)
+        if held:
+            trainer, prepared = bench.trainer(start), bench.model.prepare(held)
+            counts = (
+                trainer.evaluate(shared, start if kept is None else kept, prepared),
+                trainer.evaluate(shared, start, prepared),
+            )
+        rounds = {(joined, at) for joined, at, unmasked in self.vault.rounds() if unmasked}
+        return Report(
+            choices=len(self.store),
+            held_out=len(held),
+            sources=self.store.sources(),
+            paused=(self.directory / PAUSED).exists(),
+            run="" if run == ALONE else run.hex(),
+            round=number,
+            rounds_joined=len(rounds),
+            refused=tuple(self.vault.told()),
+            personal=counts[0],
+            common=counts[1],
+            left=tuple((spec.name, spec.shape) for spec in bench.split.shared.specs) if rounds else (),
+        )
+
+    def export(self, directory: Path, base: str | None = None) -> None:
+        """Write the personal model as plain peft files (`client.export`); `base`: where its loader finds
+        the base model, if not where it was published."""
+        bench, _, _, factors, kept = self._model()
+        shared, start = bench.parts(factors)
+        effective: Effective = bench.split.merged(shared, start if kept is None else kept)
+        export_peft(
+            Export(
+                effective=effective,
+                model=bench.plan.model,
+                adapter=bench.plan.adapter,
+                base=base or bench.model.published,
+                digest=bench.model.digest,
+                pooling=bench.model.pooling,
+                max_tokens=bench.model.max_tokens,
+            ),
+            directory,
+        )
+
+    def forget(self) -> int:
+        """Delete every choice and every personal factor; -> how many choices. Burnt attempts stay burnt."""
+        count = self.store.forget()
+        self.vault.forget()
+        return count
+
+    # --- inner parts ---------------------------------------------------------------------------------
+
+    def offline(self) -> OfflineConfig:
+        """The settings for work without a run."""
+        try:
+            table = tomllib.loads((self.directory / MODEL).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"can't read {self.directory / MODEL}: {error}") from None
+        return build_section(OfflineConfig, table, "")
+
+    def _model(self) -> tuple[Bench, bytes, int, Vector, Vector | None]:
+        """(bench, run, round, announced factors, personal part or None) of what was committed last."""
+        latest = self.vault.latest()
+        if latest is None or not latest[1].context:
+            plan = self._alone()
+            bench = self._benches.of(plan)
+            return bench, ALONE, 0, bench.split.initial(SEED)[0], None
+        run, kept = latest
+        model = decode_record(kept.context, Model)
+        bench = self._benches.of(Plan.decode(model.plan, canonical=False))
+        if model.base != bench.blueprint.digest:
+            raise DeviceError("the base model is not the one that the personal factor was learned with")
+        return bench, run, kept.round, np.frombuffer(model.factors, dtype="<f4").copy(), kept.vector
+
+    def _alone(self) -> Plan:
+        own = self.offline()
+        return Plan(
+            phase="main",
+            cohort=1,
+            start_sent=False,
+            seed=SEED,
+            model=own.model,
+            adapter=own.adapter,
+            training=own.training,
+            clip=10.0,
+            max_weight=1,
+            ring_bits=32,
+            group_size=3,
+        )
+
+
+def _context(bench: Bench, factors: Vector) -> Model:
+    return Model(bench.blueprint.digest, bench.plan.encode(), np.ascontiguousarray(factors, "<f4").tobytes())
+
+
+def _epochs(plan: Plan) -> int:
+    """Passes of a refit on the device: what the run asks for, and never none."""
+    return plan.training.refit_epochs or plan.training.local_epochs
+
+
+def _toml(section: Section) -> str:
+    table: dict[str, Any] = section_table(section)
+    return tomli_w.dumps(table)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o600)
+    except OSError as error:
+        raise DeviceError(f"can't write {path}: {error.strerror}; nothing was changed") from None

@@ -1,0 +1,283 @@
+"""`penchant device …`: what a device's owner does. Each command opens the device's directory and calls it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from penchant.common.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from penchant.client.home import Home, Report
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="device",
+    help="The owner of a device: record choices, train, rank, look at what left, export, leave.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DEFAULT_HOME = "~/.local/share/penchant"
+PASSPHRASE = "PENCHANT_PASSPHRASE"
+
+HomeOption = Annotated[
+    Path,
+    typer.Option("--home", envvar="PENCHANT_HOME", help="The device's directory.", show_default=DEFAULT_HOME),
+]
+Ask = Annotated[
+    bool,
+    typer.Option("--passphrase", help=f"Ask for the passphrase (or set {PASSPHRASE}). Else: a key file."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks for errors.")]
+HERE = Path(DEFAULT_HOME)
+
+
+@app.command("import")
+def import_choices(
+    file: Annotated[Path, typer.Argument(help="Preferences in TRL's format: JSON lines or Parquet.")],
+    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Skip bad rows and say so.")] = False,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+    debug: Debug = False,
+) -> None:
+    """Record choices from a file: all of them, or none."""
+
+    def work() -> None:
+        from penchant.common.preferences import RowLog, parse_preference, read_rows
+
+        if not file.exists():
+            raise DataError(f"there is no file {file}")
+        log = RowLog("skip" if skip_bad_rows else "refuse")
+        found = []
+        for where, row in read_rows(file, log):
+            try:
+                found.append(parse_preference(row))
+            except DataError as error:
+                log.reject(where, error)
+        report = log.finish(str(file))
+        added = _open(home, passphrase).record(found, f"file {file.name}")
+        print(f"{added.new} new choices recorded, {added.repeated} were there already")
+        if report.bad:
+            print(report.summary(), file=sys.stderr)
+
+    _guarded(work, debug)
+
+
+@app.command()
+def train(home: HomeOption = HERE, passphrase: Ask = False, debug: Debug = False) -> None:
+    """Fit the personal part of the model to the recorded choices. Works offline; nothing leaves."""
+    _guarded(lambda: _print_quality(_open(home, passphrase).train()), debug)
+
+
+@app.command()
+def rank(
+    file: Annotated[str, typer.Argument(help="Responses, one a line; - for standard input.")],
+    prompt: Annotated[str, typer.Option("--prompt", help="What they respond to.")] = "",
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Rank responses as the owner would, with the score of the model that knows nobody beside it."""
+
+    def work() -> None:
+        responses = _lines(file)
+        ranked = _open(home, passphrase).rank(prompt, responses)
+        if as_json:
+            rows = [{"response": r.response, "personal": r.personal, "common": r.common} for r in ranked]
+            print(json.dumps(rows, indent=2, ensure_ascii=False))
+            return
+        _table("", ("personal", "common", "response"), [
+            (f"{r.personal:.3f}", f"{r.common:.3f}", r.response) for r in ranked
+        ])  # fmt: skip
+
+    _guarded(work, debug)
+
+
+@app.command()
+def status(
+    home: HomeOption = HERE, passphrase: Ask = False, as_json: AsJson = False, debug: Debug = False
+) -> None:
+    """What is recorded here, which rounds were joined, what left, and how good the model is."""
+
+    def work() -> None:
+        report = _open(home, passphrase).report()
+        if as_json:
+            print(json.dumps(_as_table(report), indent=2, ensure_ascii=False))
+            return
+        _print_status(report)
+
+    _guarded(work, debug)
+
+
+@app.command()
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An empty directory to write into.")],
+    format: Annotated[str, typer.Option("--format", help="peft is the one format.")] = "peft",
+    base: Annotated[
+        str | None, typer.Option("--base", help="Where the base model will be found: hub id or folder.")
+    ] = None,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+    debug: Debug = False,
+) -> None:
+    """Write the personal model as a plain LoRA adapter with its score head and a model card."""
+
+    def work() -> None:
+        if format != "peft":
+            raise UsageError(f"there is no export format {format!r}; peft is the one")
+        _open(home, passphrase).export(directory, base)
+        print(f"{directory}: see its README.md")
+
+    _guarded(work, debug)
+
+
+@app.command()
+def pause(
+    off: Annotated[bool, typer.Option("--off", help="Take part again.")] = False,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+    debug: Debug = False,
+) -> None:
+    """Take part in no round until `penchant device pause --off`."""
+
+    def work() -> None:
+        device = _open(home, passphrase)
+        if off:
+            device.resume()
+        else:
+            device.pause()
+        print("this device takes part again" if off else "this device takes part in nothing now")
+
+    _guarded(work, debug)
+
+
+@app.command()
+def forget(
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+    debug: Debug = False,
+) -> None:
+    """Delete every recorded choice and personal factor on this device."""
+
+    def work() -> None:
+        if not yes and not typer.confirm("Delete all choices and the personal model on this device?"):
+            raise UsageError("nothing was deleted")
+        count = _open(home, passphrase).forget()
+        print(f"{count} choices and the personal model are deleted")
+
+    _guarded(work, debug)
+
+
+# --- inner parts --------------------------------------------------------------------------------------
+
+
+def _open(home: Path, ask: bool) -> Home:
+    """The device's directory, unlocked."""
+    import torch
+
+    from penchant.client.home import Home
+
+    torch.set_num_threads(1)
+    passphrase = os.environ.get(PASSPHRASE)
+    if ask and passphrase is None:
+        passphrase = typer.prompt("Passphrase", hide_input=True)
+    return Home(home.expanduser(), passphrase)
+
+
+def _lines(file: str) -> list[str]:
+    if file == "-":
+        text = sys.stdin.read()
+    else:
+        try:
+            text = Path(file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"can't read responses from {file}: {error}") from None
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _as_table(report: Report) -> dict[str, Any]:
+    def quality(counts: Any) -> dict[str, Any] | None:
+        return None if counts is None else {"correct": counts.correct, "of": counts.total}
+
+    return {
+        "choices": report.choices,
+        "held_out": report.held_out,
+        "sources": report.sources,
+        "paused": report.paused,
+        "run": report.run or None,
+        "round": report.round,
+        "rounds_joined": report.rounds_joined,
+        "held_out_right": {"personal": quality(report.personal), "common": quality(report.common)},
+        "left_each_round": [{"name": n, "shape": list(s), "bytes": _bytes(s)} for n, s in report.left],
+        "refused": [{"stage": s, "code": c, "why": w} for s, c, w in report.refused],
+    }
+
+
+def _bytes(shape: tuple[int, ...]) -> int:
+    """Of a tensor in a masked vector: four a number."""
+    size = 4
+    for side in shape:
+        size *= side
+    return size
+
+
+def _print_status(report: Report) -> None:
+    sources = ", ".join(f"{count} from {name}" for name, count in report.sources.items()) or "none yet"
+    rows = [
+        ("choices recorded", f"{report.choices} ({sources})"),
+        ("held out to judge the model", str(report.held_out)),
+        ("takes part", "no: paused" if report.paused else "as the policy says"),
+        ("rounds joined", str(report.rounds_joined)),
+        ("last run, round", f"{report.run[:8]}…, {report.round}" if report.run else "none yet"),
+    ]
+    _table("", ("", ""), rows)
+    _print_quality(report)
+    if report.left:
+        _table(
+            "left in each round, masked",
+            ("tensor", "shape", "bytes"),
+            [(name, " × ".join(map(str, shape)), str(_bytes(shape))) for name, shape in report.left],
+        )
+    if report.refused:
+        _table("refused", ("stage", "code", "why"), list(report.refused[-10:]))
+
+
+def _print_quality(report: Report) -> None:
+    if report.personal is None or report.common is None:
+        print("no choices are held out yet: record more to see how good the model is")
+        return
+    print(
+        f"held-out choices ranked right: personal {report.personal.correct} of {report.personal.total}, "
+        f"without the person {report.common.correct} of {report.common.total}"
+    )
+
+
+def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", show_header=any(columns))
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # as text: nobody's words are markup
+    Console(highlight=False).print(table)
+
+
+def _guarded(work: Callable[[], None], debug: bool) -> None:
+    from penchant.deploy.cli import guarded
+
+    guarded(work, debug)

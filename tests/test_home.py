@@ -1,0 +1,225 @@
+"""A device in its owner's hands: import, train, rank, status, export, pause, forget; all offline."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomli_w
+
+from penchant.client.home import Home, OfflineConfig
+from penchant.client.policy import OwnerPolicy
+from penchant.common.config import section_table
+from penchant.common.errors import BaseModelError, ConfigError, DataError, DeviceError, UsageError
+from penchant.common.preferences import Preference
+
+WORDS = ("bill", "vote", "judge", "budget", "tax", "cloture")
+
+
+def choices(count: int = 30) -> list[Preference]:
+    """Somebody who likes motions and not tables."""
+    return [
+        Preference(
+            f"on {WORDS[n % 6]} {n}: ", f"the motion {WORDS[n // 6 % 6]}", f"the table {WORDS[n // 6 % 6]}"
+        )
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def folder(tiny_model: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A device's directory whose model is a tiny one."""
+    device = tmp_path / "device"
+    device.mkdir()
+    settings = section_table(OfflineConfig())
+    settings["model"] |= {"base_model": str(tiny_model("bert")), "max_tokens": 16}
+    settings["training"] |= {"lr_personal": 3e-2, "lr_head": 3e-2, "local_epochs": 40}
+    (device / "model.toml").write_text(tomli_w.dumps(settings))
+    return device
+
+
+def test_a_device_learns_its_owner_alone_and_keeps_it(folder: Path) -> None:
+    home = Home(folder)
+    assert home.record(choices()).new == 30
+    before = home.report()
+    after = home.train()
+    assert before.personal is not None
+    assert after.personal is not None
+    assert after.personal.correct > before.personal.correct
+    assert after.common == before.common == before.personal  # the model without the person stays as it was
+    again = Home(folder).report()
+    assert again.personal == after.personal
+    assert (again.choices, again.rounds_joined, again.run, again.left) == (30, 0, "", ())
+    ranked = Home(folder).rank("on bill 99: ", ["the table tax", "the motion tax"])
+    assert [row.response for row in ranked] == ["the motion tax", "the table tax"]
+
+
+def test_training_again_starts_from_the_same_place_and_ends_there(folder: Path) -> None:
+    home = Home(folder)
+    home.record(choices())
+    home.train()
+    first = home.vault.latest()
+    home.train()
+    second = home.vault.latest()
+    assert first is not None
+    assert second is not None
+    assert np.array_equal(first[1].vector, second[1].vector)
+
+
+def test_nothing_on_the_disk_shows_the_personal_factor(folder: Path) -> None:
+    home = Home(folder, "a passphrase")
+    home.record(choices())
+    home.train()
+    latest = home.vault.latest()
+    assert latest is not None
+    piece = latest[1].vector[:4].tobytes()
+    assert all(piece not in path.read_bytes() for path in folder.iterdir() if path.is_file())
+    with pytest.raises(DeviceError, match="passphrase"):
+        Home(folder)
+
+
+def test_files_of_a_device_are_for_its_owner_alone(folder: Path) -> None:
+    Home(folder).record(choices(3))
+    modes = {path.name: path.stat().st_mode & 0o077 for path in folder.iterdir() if path.name != "model.toml"}
+    assert set(modes.values()) == {0}
+
+
+def test_pausing_is_the_owners_word_at_once(folder: Path) -> None:
+    home = Home(folder)
+    assert not home.policy().paused
+    home.pause()
+    assert Home(folder).policy().paused
+    assert home.report().paused
+    home.resume()
+    assert not home.policy().paused
+
+
+def test_the_policy_is_read_from_the_owners_file(folder: Path) -> None:
+    home = Home(folder)
+    (folder / "policy.toml").write_text('min_honest = 30\nhours = "22:00-06:30"\n')
+    assert home.policy() == OwnerPolicy(min_honest=30, hours="22:00-06:30")
+    (folder / "policy.toml").write_text("min_honset = 30\n")
+    with pytest.raises(ConfigError, match='did you mean "min_honest"'):
+        home.policy()
+
+
+def test_forgetting_leaves_neither_choices_nor_a_model(folder: Path) -> None:
+    home = Home(folder)
+    home.record(choices())
+    home.train()
+    assert home.forget() == 30
+    assert len(home.store) == 0
+    assert home.vault.latest() is None
+    assert b"the motion" not in (folder / "preferences.db").read_bytes()
+
+
+def test_clear_refusals(folder: Path) -> None:
+    home = Home(folder)
+    with pytest.raises(DataError, match="no choices to learn from"):
+        home.train()
+    with pytest.raises(DataError, match="no responses"):
+        home.rank("", [])
+    (folder / "model.toml").write_text('[model]\nbase_model = "nowhere-at-all"\n')
+    with pytest.raises(BaseModelError, match="nowhere-at-all"):
+        home.report()
+
+
+def test_an_export_is_the_model_that_ranks(folder: Path, tmp_path: Path) -> None:
+    home = Home(folder)
+    home.record(choices())
+    home.train()
+    home.export(tmp_path / "export")
+    card = (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
+    code = card.split("```python\n")[1].split("```")[0].replace("'.'", repr(str(tmp_path / "export")))
+    code = code.replace("'./", f"'{tmp_path / 'export'}/")
+    namespace: dict[str, object] = {}
+    exec(code, namespace)
+    responses = ["the motion tax", "the table tax", "a judge"]
+    said = {r: namespace["score"]("on bill: ", r) for r in responses}  # type: ignore[operator]
+    ranked = {row.response: row.personal for row in home.rank("on bill: ", responses)}
+    assert said == pytest.approx(ranked, abs=1e-5)
+    with pytest.raises(UsageError, match="in use"):
+        home.export(tmp_path / "export")
+
+
+def test_a_device_killed_while_it_trains_has_the_old_model_or_the_new_one(folder: Path) -> None:
+    """A process trains again and again on more and more choices and is killed at random instants."""
+    home = Home(folder)
+    home.record(choices(12))
+    home.train()
+    program = (
+        "import sys, torch\nfrom pathlib import Path\nfrom penchant.client.home import Home\n"
+        "from penchant.common.preferences import Preference\ntorch.set_num_threads(1)\n"
+        "home = Home(Path(sys.argv[1]))\nprint('ready', flush=True)\nn = len(home.store)\n"
+        "while True:\n    n += 1\n    home.record([Preference(f'{n} ', 'the motion', 'the table')])\n"
+        "    home.train()\n    print(n, flush=True)\n"
+    )
+    recorded = 12
+    for turn in range(3):
+        with subprocess.Popen(
+            [sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(0.15 + 0.07 * turn)
+            os.kill(process.pid, signal.SIGKILL)
+            recorded = max([recorded, *(int(line) for line in process.stdout if line.endswith("\n"))])
+        after = Home(folder)
+        assert len(after.store) >= recorded
+        latest = after.vault.latest()
+        assert latest is not None
+        assert np.isfinite(latest[1].vector).all()
+        assert after.report().personal is not None
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def command(*words: str, home: Path, typed: str = "") -> subprocess.CompletedProcess[str]:
+    program = "from penchant.deploy.cli import main; main()"
+    environment = os.environ | {"PENCHANT_HOME": str(home), "COLUMNS": "120"}
+    return subprocess.run(
+        [sys.executable, "-c", program, "device", *words],
+        capture_output=True, text=True, env=environment, input=typed, timeout=120,
+    )  # fmt: skip
+
+
+def test_the_owners_first_day_at_the_command_line(folder: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": c.prompt, "chosen": c.chosen, "rejected": c.rejected} for c in choices()]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "answers.txt").write_text("the table tax\nthe motion tax\n")
+    done = command("import", str(tmp_path / "mine.jsonl"), home=folder)
+    assert (done.returncode, done.stdout) == (0, "30 new choices recorded, 0 were there already\n"), (
+        done.stderr
+    )
+    assert command("train", home=folder).returncode == 0
+    ranked = command(
+        "rank", "-", "--prompt", "on bill 99: ", "--json", home=folder, typed="the table\nthe motion\n"
+    )
+    assert [row["response"] for row in json.loads(ranked.stdout)] == ["the motion", "the table"]
+    status = json.loads(command("status", "--json", home=folder).stdout)
+    assert status["choices"] == 30
+    assert status["left_each_round"] == []
+    assert status["held_out_right"]["personal"]["of"] == status["held_out"]
+
+
+def test_bad_rows_are_named_and_nothing_is_recorded(folder: Path, tmp_path: Path) -> None:
+    good = json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"})
+    (tmp_path / "mine.jsonl").write_text(f'{good}\n{{"chosen": "b"}}\n')
+    refused = command("import", str(tmp_path / "mine.jsonl"), home=folder)
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert "mine.jsonl:2" in refused.stderr
+    assert len(Home(folder).store) == 0
+    skipped = command("import", str(tmp_path / "mine.jsonl"), "--skip-bad-rows", home=folder)
+    assert skipped.returncode == 0
+    assert "1 of 2 rows" in skipped.stderr
+    assert len(Home(folder).store) == 1
