@@ -95,10 +95,10 @@ class OwnerPolicy(Section):
             raise PolicyRefusal("the server asks to send unmasked; only the owner's policy may allow that")
         if plan.model.base_model not in self.base_models:
             raise PolicyRefusal(f"base model {plan.model.base_model!r} is not among those the owner allows")
-        training = plan.training
-        epochs = max(training.local_epochs + training.personal_epochs, training.refit_epochs)
-        if epochs > self.max_epochs:
-            raise PolicyRefusal(f"{epochs} epochs in one round; the owner allows {self.max_epochs}")
+        if plan.training.epochs > self.max_epochs:
+            raise PolicyRefusal(
+                f"{plan.training.epochs} epochs in one round; the owner allows {self.max_epochs}"
+            )
 
 
 def _span(hours: str) -> tuple[time, time]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from penchant.common.errors import ConfigError, DataError, DeviceError
 from penchant.common.reward import PreparedPairs, RewardModel, Texts, bradley_terry
 
 Leaves = dict[str, Tensor]
+Rates = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +93,10 @@ class LocalTrainer:
         settings = self._training
         before = self.evaluate(shared, personal, prepared)
         leaves = self._leaves(shared, personal)
-        steps = 0
-        if settings.order == "personal-first":
-            steps += self._fit(
-                leaves, self._rates(train_shared=False), settings.personal_epochs, prepared, seed
-            )
-        steps += self._fit(leaves, self._rates(train_shared=True), settings.local_epochs, prepared, seed + 1)
+        personal_rates, shared_rates = self._rates()
+        steps = self._fit(leaves, personal_rates, settings.alone_epochs, prepared, seed)
+        then = shared_rates if settings.order == "alternating" else personal_rates | shared_rates
+        steps += self._fit(leaves, then, settings.local_epochs, prepared, seed + 1)
         new_shared, new_personal = self._vectors(leaves)
         return Outcome(new_shared - shared, new_personal, len(prepared), before, steps)
 
@@ -157,31 +157,29 @@ class LocalTrainer:
             raise DeviceError("local training diverged; lower the learning rates")
         return shared, personal
 
-    def _rates(self, *, train_shared: bool) -> dict[str, float]:
-        """Learning rate by tensor name; a tensor that is not named stays as it is."""
+    def _rates(self) -> tuple[Rates, Rates]:
+        """Learning rates of the personal and of the shared tensors, by name."""
         settings = self._training
-        rates = dict.fromkeys(self._split.personal.names, settings.lr_personal)
-        if train_shared:
-            rates |= dict.fromkeys(self._split.shared.names, settings.lr_shared)
-        if HEAD in rates:
-            rates[HEAD] = settings.lr_head
-        return rates
+        personal = dict.fromkeys(self._split.personal.names, settings.lr_personal)
+        shared = dict.fromkeys(self._split.shared.names, settings.lr_shared)
+        for rates in (personal, shared):
+            if HEAD in rates:
+                rates[HEAD] = settings.lr_head
+        return personal, shared
 
     def _fit(
         self, leaves: Leaves, rates: Mapping[str, float], epochs: int, prepared: PreparedPairs, seed: int
     ) -> int:
-        """Train the leaves that have a rate, in place, with a fresh AdamW; -> steps taken."""
+        """Train the leaves that have a rate, in place, with a fresh optimiser, the others frozen;
+        -> steps taken."""
         if len(prepared) == 0:
             raise DataError("there are no preference pairs to train on; record some choices first")
         trained = {name: leaves[name].requires_grad_() for name, rate in rates.items() if rate > 0}
         steps = 0
         if trained and epochs:
-            groups = [{"params": [tensor], "lr": rates[name]} for name, tensor in trained.items()]
-            optimizer = torch.optim.AdamW(groups, weight_decay=self._training.weight_decay, foreach=False)
+            optimizer = self._optimizer([{"params": [t], "lr": rates[n]} for n, t in trained.items()])
             for batch in self._batches(prepared, epochs, seed):
-                loss = bradley_terry(self._model.margins(batch, self._effective(leaves))).mean()
-                loss = loss + self._pull(trained)
-                gradients = torch.autograd.grad(loss, list(trained.values()))
+                gradients = self._gradients(leaves, trained, batch)
                 for tensor, gradient in zip(trained.values(), gradients, strict=True):
                     tensor.grad = gradient
                 optimizer.step()
@@ -190,6 +188,33 @@ class LocalTrainer:
             tensor.requires_grad_(False)
             tensor.grad = None
         return steps
+
+    def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        decay = self._training.weight_decay
+        if self._training.optimizer == "sgd":
+            return torch.optim.SGD(groups, weight_decay=decay, foreach=False)
+        return torch.optim.AdamW(groups, weight_decay=decay, foreach=False)
+
+    def _gradients(self, leaves: Leaves, trained: Leaves, batch: PreparedPairs) -> list[Tensor]:
+        """Of the mean Bradley-Terry loss over the batch and of the pull, for the leaves in training."""
+        tensors = list(trained.values())
+        total: list[Tensor] = []
+        for chunk in self._chunks(batch):
+            loss = bradley_terry(self._model.margins(chunk, self._effective(leaves))).sum() / len(batch)
+            if not total:
+                loss = loss + self._pull(trained)
+            gradients = torch.autograd.grad(loss, tensors)
+            total = [a + b for a, b in zip(total, gradients, strict=True)] if total else list(gradients)
+        return total
+
+    def _chunks(self, batch: PreparedPairs) -> Iterator[PreparedPairs]:
+        """The batch in pieces of at most `chunk` pairs."""
+        size = self._training.chunk
+        if size == 0 or size >= len(batch):
+            yield batch
+            return
+        for start in range(0, len(batch), size):
+            yield self._model.subset(batch, range(start, min(start + size, len(batch))))
 
     def _pull(self, trained: Leaves) -> Tensor | float:
         """(pull/2) ‖personal - common start‖² over the personal tensors in training."""

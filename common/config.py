@@ -27,7 +27,8 @@ HeadName = Literal["auto", "shared", "personal"]
 PoolingName = Literal["auto", "mean", "last"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
 TruncationName = Literal["left", "right"]
-OrderName = Literal["joint", "personal-first"]
+OrderName = Literal["joint", "personal-first", "alternating"]
+OptimizerName = Literal["adamw", "sgd"]
 ServerOptimizerName = Literal["fedavg", "fedadam"]
 GridName = Literal["local", "ray"]
 BadRows = Literal["refuse", "skip"]
@@ -123,29 +124,54 @@ class AdapterConfig(Section):
 
 @dataclass(frozen=True)
 class TrainingConfig(Section):
-    """Local training on one device, once a round. Learning rates are AdamW's, per part."""
+    """Local training on one device, once a round. Learning rates are the optimiser's, per part.
 
+    order: of the two parts within a round. "joint": both at once (FedSim); "personal-first": the personal
+    part alone, then both; "alternating": the personal part alone, then the shared part alone (FedAlt; both
+    names of Pillutla et al., ICML 2022).
+    """
+
+    optimizer: OptimizerName = "adamw"  # starts afresh on a device in every round
     lr_shared: float = 3e-3
     lr_personal: float = 1e-2
     lr_head: float = 3e-3
+    warmup_lr: float = 0.0  # of everything in warm-up rounds; 0: lr_shared, and lr_head for the head
     local_epochs: int = 6
-    batch_size: int = 0  # pairs; 0: all of a person's pairs at once
+    batch_size: int = 0  # pairs a step; 0: all of a person's pairs at once
+    chunk: int = 0  # pairs whose activations are held at a time, to spare memory; 0: a whole batch's
     weight_decay: float = 0.0
     order: OrderName = "joint"
-    personal_epochs: int = 0  # for personal-first: epochs of the personal part alone
+    personal_epochs: int = 0  # of the personal part alone, unless joint; 0: as many as local_epochs
     pull: float = 0.0  # L2 pull of the personal part towards the common start
     refit_epochs: int = 30  # personal part on the final shared factors, after the last round
     refit_lr: float = 1e-2
 
     def _check(self) -> None:
-        for name in ("lr_shared", "lr_personal", "lr_head", "refit_lr"):
+        for name in ("lr_shared", "lr_personal", "lr_head", "warmup_lr", "refit_lr"):
             self._range(name, 0, 1)
         self._range("local_epochs", 1, 1000)
         self._range("batch_size", 0, 100_000)
+        self._range("chunk", 0, 100_000)
         self._range("weight_decay", 0, 100)
         self._range("personal_epochs", 0, 1000)
         self._range("pull", 0, 1e6)
         self._range("refit_epochs", 0, 10_000)
+
+    @property
+    def alone_epochs(self) -> int:
+        """Epochs of the personal part alone, before the shared part is trained."""
+        return 0 if self.order == "joint" else self.personal_epochs or self.local_epochs
+
+    @property
+    def epochs(self) -> int:
+        """Most passes over a person's pairs that one round costs."""
+        return max(self.alone_epochs + self.local_epochs, self.refit_epochs)
+
+    def warming(self) -> Self:
+        """The settings of warm-up rounds, in which everything is shared."""
+        if not self.warmup_lr:
+            return self
+        return dataclasses.replace(self, lr_shared=self.warmup_lr, lr_head=self.warmup_lr)
 
 
 @dataclass(frozen=True)
@@ -272,7 +298,7 @@ class RunConfig(Section):
             seed=self.seed,
             model=self.model,
             adapter=self.adapter,
-            training=self.training,
+            training=self.training.warming() if phase == "warmup" else self.training,
             clip=self.federation.clip,
             max_weight=self.federation.max_weight,
             ring_bits=self.privacy.ring_bits,

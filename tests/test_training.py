@@ -15,7 +15,7 @@ import torch
 from penchant.client.training import LocalTrainer
 from penchant.common.adapters import Effective, Split
 from penchant.common.backbone import load_backbone
-from penchant.common.config import AdapterConfig, ModelConfig, TrainingConfig
+from penchant.common.config import AdapterConfig, FederationConfig, ModelConfig, RunConfig, TrainingConfig
 from penchant.common.errors import ConfigError, DataError, DeviceError
 from penchant.common.reward import RewardModel
 
@@ -144,6 +144,68 @@ def test_training_is_plain_training(tiny_model, model: RewardModel, share: str) 
     assert np.allclose(outcome.personal, expected_personal, atol=1e-4)
 
 
+def plain_descent(
+    model: RewardModel, split: Split, shared: Any, personal: Any, stages: list[tuple[set[str], int]]
+) -> Any:
+    """Stages of (names of the tensors in training, steps), each a plain gradient descent at rate .02."""
+    tensors = split.shared.unflatten(shared) | split.personal.unflatten(personal)
+    for names, steps in stages:
+        for _ in range(steps):
+            leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
+            effective = split.effective(
+                {n: leaves[n] for n in split.shared.names}, {n: leaves[n] for n in split.personal.names}
+            )
+            margins = [
+                model.scores(model.prepare_texts([("", p.chosen), ("", p.rejected)]), effective)
+                for p in PAIRS
+            ]
+            sum(-torch.log(torch.sigmoid(m[0] - m[1])) for m in margins).div(len(PAIRS)).backward()
+            tensors = {
+                n: leaf.detach() - (0.02 * leaf.grad if n in names else 0.0) for n, leaf in leaves.items()
+            }
+    return (
+        split.shared.flatten({n: tensors[n] for n in split.shared.names}),
+        split.personal.flatten({n: tensors[n] for n in split.personal.names}),
+    )
+
+
+@pytest.mark.parametrize("share", ["A", "B", "kernel", "svd", "none", "AB"])
+def test_alternating_is_plain_descent_on_one_part_then_the_other(
+    tiny_model, model: RewardModel, share: str
+) -> None:
+    slow = reward_model(tiny_model("bert"), full=True)
+    split = split_of(model, share)
+    shared, personal = somewhere(split)
+    made = trainer(model, share, optimizer="sgd", order="alternating", personal_epochs=3)
+    outcome = made.train(shared, personal, model.prepare(PAIRS), seed=0)
+    stages = [(set(split.personal.names), 3), (set(split.shared.names), 5)]
+    expected_shared, expected_personal = plain_descent(slow, split, shared, personal, stages)
+    assert np.allclose(shared + outcome.shared_update, expected_shared, atol=1e-5)
+    assert np.allclose(outcome.personal, expected_personal, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("head", ["shared", "personal"])
+def test_each_step_of_alternating_leaves_the_other_part_as_it_is_to_the_bit(
+    model: RewardModel, optimizer: str, head: str
+) -> None:
+    """The personal step is a fit on frozen shared factors; the shared step trains as if alone."""
+    shared, personal = somewhere(split_of(model, "A", head))
+    prepared = model.prepare(PAIRS)
+    changes = {"optimizer": optimizer, "order": "alternating"}
+    outcome = trainer(model, "A", head, **changes).train(shared, personal, prepared, seed=0)
+    fitted = trainer(model, "A", head, optimizer=optimizer).fit_personal(
+        shared, personal, prepared, 0, epochs=5, lr=0.02
+    )
+    assert outcome.personal.tobytes() == fitted.tobytes() != personal.tobytes()
+    frozen = {"lr_personal": 0.0, "lr_head": 0.02 if head == "shared" else 0.0}
+    then = trainer(model, "A", head, optimizer=optimizer, **frozen).train(shared, fitted, prepared, seed=0)
+    assert outcome.shared_update.tobytes() == then.shared_update.tobytes()
+    assert then.personal.tobytes() == fitted.tobytes()
+    assert np.abs(outcome.shared_update).max() > 0
+    assert outcome.steps == 5 + 5
+
+
 # --- what training does ---------------------------------------------------------------------------
 
 
@@ -203,6 +265,14 @@ def test_personal_first_is_a_refit_and_then_joint_training(model: RewardModel) -
     assert outcome.shared_update.tobytes() == then.shared_update.tobytes()
 
 
+def test_without_a_number_of_its_own_the_personal_step_takes_as_many_epochs(model: RewardModel) -> None:
+    shared, personal = split_of(model).initial(0)
+    prepared = model.prepare(PAIRS)
+    for order, steps in (("joint", 5), ("personal-first", 10), ("alternating", 10)):
+        assert trainer(model, order=order).train(shared, personal, prepared, seed=0).steps == steps
+        assert dataclasses.replace(SETTINGS, order=order, refit_epochs=0).epochs == steps
+
+
 def test_fitting_the_personal_part_helps_and_leaves_the_shared_one(model: RewardModel) -> None:
     made = trainer(model)
     shared, personal = split_of(model).initial(0)
@@ -238,6 +308,32 @@ def test_steps_of_a_batch_size(model: RewardModel, size: int, steps: int) -> Non
     shared, personal = split_of(model).initial(0)
     made = trainer(model, batch_size=size)
     assert made.train(shared, personal, model.prepare(PAIRS), seed=0).steps == steps
+
+
+@pytest.mark.parametrize(("batch", "chunk"), [(0, 1), (0, 4), (3, 2), (3, 100)])
+def test_chunks_spare_memory_and_change_nothing(model: RewardModel, batch: int, chunk: int) -> None:
+    start = split_of(model).initial(0)
+    prepared = model.prepare(PAIRS)
+    settings = dataclasses.replace(SETTINGS, optimizer="sgd", batch_size=batch, pull=0.5)
+    outcomes = [
+        LocalTrainer(
+            model, split_of(model), dataclasses.replace(settings, chunk=size), start[1] + np.float32(1)
+        ).train(*start, prepared, seed=0)
+        for size in (0, chunk)
+    ]
+    whole, pieces = outcomes
+    assert np.allclose(whole.shared_update, pieces.shared_update, atol=1e-6)
+    assert np.allclose(whole.personal, pieces.personal, atol=1e-6)
+    assert whole.steps == pieces.steps
+
+
+def test_warm_up_rounds_have_a_rate_of_their_own() -> None:
+    training = TrainingConfig(lr_shared=0.1, lr_personal=0.2, lr_head=0.3, warmup_lr=0.05)
+    config = RunConfig(training=training, federation=FederationConfig(rounds=3, warmup_rounds=1))
+    warmup, main = (config.plan(phase, 3).training for phase in ("warmup", "main"))
+    assert (warmup.lr_shared, warmup.lr_head) == (0.05, 0.05)
+    assert main == training
+    assert TrainingConfig().warming() == TrainingConfig()
 
 
 def test_warm_up_trains_everything_as_shared(model: RewardModel) -> None:
