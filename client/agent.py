@@ -38,7 +38,7 @@ from penchant.common.errors import (
     PenchantError,
     StageError,
 )
-from penchant.common.identity import Identity, Membership
+from penchant.common.identity import Identity, MemberList, Membership
 from penchant.common.keys import Verifier, derive, verify
 from penchant.common.messages import (
     MAX_FACTORS,
@@ -278,9 +278,11 @@ class Agent:
     def _latest(self, membership: Membership) -> Membership:
         """The newest list this device ever accepted: an old one must not become new by a restart."""
         kept = self._vault.blob(MEMBERS)
-        if kept and kept != membership.encoded:
-            return Membership(membership.authority, verify=self._verify).accept(kept, self._now())
-        return membership
+        if not kept or MemberList.decode(kept).number <= membership.number:
+            return membership
+        # As of its own date: a list that has run out meanwhile is refused when a round begins, not here.
+        fresh = Membership(membership.authority, verify=self._verify)
+        return fresh.accept(kept, MemberList.decode(kept).issued)
 
     def _remember(self, membership: Membership) -> None:
         if membership is not self._membership:

@@ -9,6 +9,8 @@ paused           there while the owner has paused the device
 
 from __future__ import annotations
 
+import os
+import time
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +21,7 @@ import numpy as np
 import tomli_w
 from numpy.typing import NDArray
 
-from penchant.client.agent import Choices, Model
+from penchant.client.agent import MEMBERS, Agent, Choices, Model
 from penchant.client.bench import Bench, Benches
 from penchant.client.box import Box
 from penchant.client.export import Export, export_peft
@@ -38,7 +40,10 @@ from penchant.common.config import (
     build_section,
     section_table,
 )
-from penchant.common.errors import ConfigError, DataError, DeviceError
+from penchant.common.enrolment import Answer, request
+from penchant.common.entropy import SystemEntropy
+from penchant.common.errors import ConfigError, DataError, DeviceError, UsageError
+from penchant.common.identity import Identity, Membership
 from penchant.common.preferences import Preference
 
 __all__ = ["Home", "OfflineConfig", "Ranked", "Report"]
@@ -48,6 +53,7 @@ Vector = NDArray[np.float32]
 POLICY = "policy.toml"
 MODEL = "model.toml"
 PAUSED = "paused"
+PENDING, IDENTITY, AUTHORITY, SECRET = "pending key", "identity", "authority", "device secret"
 ALONE = b"on this device  "  # 16 bytes: stands for a run where there was none
 SEED = 0  # of the common start; protects nothing
 
@@ -221,6 +227,82 @@ class Home:
         count = self.store.forget()
         self.vault.forget()
         return count
+
+    # --- a fleet -------------------------------------------------------------------------------------
+
+    def request(self) -> bytes:
+        """What the enrolment authority needs to certify this device. The private key stays here.
+
+        The same request as long as the device has not joined.
+        """
+        private = self.vault.blob(PENDING)
+        if not private:
+            private = os.urandom(32)
+            self.vault.keep_blob(PENDING, private)
+        return request(private).encode()
+
+    def join(self, answer: bytes, authority: bytes) -> int:
+        """Take the authority's answer; -> the member number. `authority`: its 32-byte digest, which came by
+        another way than the answer.
+
+        Raises CertificateError when the answer is of another authority or for another device,
+        MembershipError when its list does not hold this device now.
+        """
+        private = self.vault.blob(PENDING)
+        if not private:
+            raise UsageError("this device has asked for nothing; make a request first")
+        given = Answer.decode(answer, authority)
+        identity = Identity(private, given.certificate)
+        now = int(time.time())
+        membership = Membership(given.authority).accept(given.members, now)
+        membership.check(identity.certificate)
+        self.vault.keep_blob(AUTHORITY, given.authority)
+        self.vault.keep_blob(MEMBERS, given.members)
+        self.vault.keep_blob(IDENTITY, identity.encode())
+        self.vault.keep_blob(PENDING, b"")
+        return identity.member
+
+    def leave(self) -> int:
+        """Give up membership: the identity is deleted, no round is joined any more; -> the member number.
+
+        Choices and the personal model stay. The authority should revoke the member as well.
+        """
+        identity = self._identity()
+        for name in (IDENTITY, AUTHORITY, PENDING):
+            self.vault.keep_blob(name, b"")
+        return identity.member
+
+    @property
+    def member(self) -> int | None:
+        """The member number, None before `join`."""
+        return self._identity().member if self.vault.blob(IDENTITY) else None
+
+    def agent(self) -> Agent:
+        """The agent of this device, as it takes part in rounds. UsageError before `join`."""
+        identity, authority = self._identity(), self.vault.blob(AUTHORITY)
+        secret = self.vault.blob(SECRET)
+        if not secret:
+            secret = os.urandom(32)
+            self.vault.keep_blob(SECRET, secret)
+        return Agent(
+            self.directory,
+            policy=self.policy,
+            identity=identity,
+            membership=Membership(authority),
+            choices=self.choices,
+            benches=self._benches,
+            secret=secret,
+            entropy=SystemEntropy(),
+            box=self.box,
+            ahead=True,
+            keep_model=True,
+        )
+
+    def _identity(self) -> Identity:
+        encoded = self.vault.blob(IDENTITY)
+        if not encoded:
+            raise UsageError("this device is in no fleet; join one first")
+        return Identity.decode(encoded)
 
     # --- inner parts ---------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -158,6 +159,101 @@ def pause(
         else:
             device.pause()
         print("this device takes part again" if off else "this device takes part in nothing now")
+
+    _guarded(work, debug)
+
+
+@app.command()
+def request(
+    out: Annotated[Path, typer.Option("--out", help="File to write, for the enrolment authority.")],
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+    debug: Debug = False,
+) -> None:
+    """Make this device's keys and write what the authority needs to certify it."""
+
+    def work() -> None:
+        if out.exists():
+            raise UsageError(f"{out} is there already; choose another --out")
+        data = _open(home, passphrase).request()
+        out.write_bytes(data)
+        print(f"give {out} to the enrolment authority; the private key stays here")
+
+    _guarded(work, debug)
+
+
+@app.command()
+def join(
+    answer: Annotated[Path, typer.Argument(help="The authority's answer to this device's request.")],
+    authority: Annotated[
+        str, typer.Option("--authority", help="The authority's digest, as its operator told you.")
+    ],
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+    debug: Debug = False,
+) -> None:
+    """Become a member of a fleet."""
+
+    def work() -> None:
+        try:
+            digest, data = bytes.fromhex(authority), answer.read_bytes()
+        except ValueError:
+            raise UsageError("--authority is no digest: 64 hexadecimal digits belong there") from None
+        except OSError as error:
+            raise UsageError(f"can't read {answer}: {error.strerror}") from None
+        print(f"this device is member {_open(home, passphrase).join(data, digest)}")
+
+    _guarded(work, debug)
+
+
+@app.command()
+def leave(
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+    debug: Debug = False,
+) -> None:
+    """Leave the fleet: the identity is deleted; choices and the personal model stay."""
+
+    def work() -> None:
+        if not yes and not typer.confirm("Leave the fleet?"):
+            raise UsageError("nothing was changed")
+        member = _open(home, passphrase).leave()
+        print(f"this device was member {member}; tell the authority to revoke that number")
+
+    _guarded(work, debug)
+
+
+@app.command()
+def serve(
+    socket: Annotated[
+        Path | None, typer.Option("--socket", help="Unix socket; agent.sock in the device's directory.")
+    ] = None,
+    group: Annotated[
+        bool, typer.Option("--group", help="Let the socket's group connect as well: the relay's user.")
+    ] = False,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+    debug: Debug = False,
+) -> None:
+    """Run the agent: it answers the relay on its socket, and nobody else, until it is stopped."""
+
+    def work() -> None:
+        from penchant.client.service import AgentServer, only_one
+
+        directory = home.expanduser()
+        with only_one(directory):
+            device = _open(home, passphrase)
+            most = device.policy().max_message_mb * 1024 * 1024
+            path = socket or directory / "agent.sock"
+            server = AgentServer(device.agent().answer, path, group=group, message_most=most)
+            server.start()
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+            print(f"member {device.member} answers on {server.socket}", flush=True)
+            try:
+                server.wait()
+            finally:
+                server.stop()
 
     _guarded(work, debug)
 
