@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import random
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import WORDS
 from safetensors.numpy import load_file
+from tastes import write_choices
 
 from penchant.client.bench import Benches
 from penchant.client.vault import Vault
@@ -28,19 +26,6 @@ SLOT = "encoder.layer.2.output.dense"
 FACTORS = {"A": f"{SLOT}.lora_A", "B": f"{SLOT}.lora_B", "V": "lore.basis", "head": "head.weight"}
 
 
-def write_choices(path: Path, people: int = PEOPLE, pairs: int = 12) -> None:
-    """TRL rows of people who like some words better than others, each in their own way."""
-    draw = random.Random(0)
-    rows = []
-    for person in range(people):
-        liking = {word: draw.random() for word in WORDS}
-        for number in range(pairs):
-            words = draw.sample(WORDS, 2)
-            better, worse = sorted(words, key=lambda word: -liking[word])
-            rows.append({"user": f"p{person}", "prompt": f"{number} ", "chosen": better, "rejected": worse})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def no_plots() -> Iterator[None]:
     """Reports are drawn elsewhere (tests/test_report.py); here they would take half of the time."""
@@ -53,7 +38,7 @@ def no_plots() -> Iterator[None]:
 def base(tiny_model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The settings that all runs here have in common."""
     choices = tmp_path_factory.mktemp("data") / "choices.jsonl"
-    write_choices(choices)
+    write_choices(choices, [12] * PEOPLE)
     return {
         "data.dataset": str(choices),
         "data.person_column": "user",
