@@ -22,6 +22,7 @@ from penchant.common.identity import Authority, Member, authority_digest
 __all__ = ["Enrolled", "Office"]
 
 KEY = "authority.pem"
+PUBLIC = "authority.pub"  # 32 bytes, for the server
 RECORD = "authority.db"
 VALID_DAYS = 30
 DAY = 86400
@@ -66,6 +67,7 @@ class Office:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         Authority.create().save(directory / KEY, _bytes(passphrase))
         office = cls(directory, passphrase)
+        (directory / PUBLIC).write_bytes(office.authority.public_key)
         office.publish(now=now)
         return office
 

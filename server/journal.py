@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS rounds (
     started REAL NOT NULL, log TEXT, why TEXT, checkpoint TEXT, PRIMARY KEY (round, attempt)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS records (
     round INTEGER NOT NULL, attempt INTEGER NOT NULL, seq INTEGER NOT NULL, stage TEXT NOT NULL,
-    party INTEGER NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (round, attempt, seq)) WITHOUT ROWID;
+    party TEXT NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (round, attempt, seq)) WITHOUT ROWID;
 """
 
 
@@ -125,12 +125,15 @@ class Journal:
         self._move(round, attempt, "unmasking")
 
     def record(self, round: int, attempt: int, stage: str, party: int, payload: bytes) -> None:
-        """Keep a message that completing the round after a crash would need."""
+        """Keep a message that completing the round after a crash would need.
+
+        party: a node or a group. Flower's node ids fill 64 bits without a sign, so SQLite keeps it as text.
+        """
         with self._transaction():
             self._db.execute(
                 "INSERT INTO records (round, attempt, seq, stage, party, payload) VALUES (?, ?, "
                 "(SELECT coalesce(max(seq), 0) + 1 FROM records WHERE round = ? AND attempt = ?), ?, ?, ?)",
-                (round, attempt, round, attempt, stage, party, payload),
+                (round, attempt, round, attempt, stage, str(party), payload),
             )
 
     def records(self, round: int, attempt: int) -> list[tuple[str, int, bytes]]:
