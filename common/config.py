@@ -262,7 +262,7 @@ class RunConfig(Section):
         """Read a TOML document; missing keys take their defaults, unknown keys are refused."""
         try:
             table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, and too many digits
             raise ConfigError(f"the configuration is not valid TOML: {error}") from None
         return build_section(cls, table, "")
 
@@ -286,6 +286,8 @@ class RunConfig(Section):
             target = table
             for name in path:
                 target = target.setdefault(name, {})
+                if not isinstance(target, dict):
+                    raise ConfigError(f'unknown configuration key "{key}": {name} is no table')
             target[last] = value
         return build_section(type(self), table, "")
 
@@ -405,7 +407,7 @@ def _required(f: dataclasses.Field[Any]) -> bool:
 def _unknown(dotted: str, key: str, known: list[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1)
     hint = f'; did you mean "{close[0]}"?' if close else f"; known here: {', '.join(sorted(known))}"
-    return f'unknown configuration key "{dotted}"{hint}'
+    return f'unknown configuration key "{repr(dotted)[1:-1]}"{hint}'  # in one line, whatever it holds
 
 
 def _coerce(name: str, kind: Any, value: Any) -> Any:
@@ -413,20 +415,33 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
     origin = get_origin(kind)
     if origin is Literal:
         if value not in get_args(kind) or not isinstance(value, str):
-            raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(map(str, get_args(kind)))}")
+            raise ConfigError(f"{name} is {_shown(value)}; choose one of {', '.join(get_args(kind))}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{name} must be a list")
         (item, _) = get_args(kind)
         return tuple(_coerce(name, item, v) for v in value)
+    if kind in (int, float) and isinstance(value, int) and value.bit_length() > 64:
+        raise ConfigError(f"{name} is a number of {value.bit_length()} bits; it must be a far smaller one")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{name} is {value!r}; it must be {_spoken(kind)}")
+        raise ConfigError(f"{name} is {_shown(value)}; it must be {_spoken(kind)}")
     if kind is float and not math.isfinite(value):
         raise ConfigError(f"{name} is {value}; it must be a finite number")
+    if kind is str and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ConfigError(f"{name} holds half a surrogate pair, which is no text")
     return value
+
+
+def _shown(value: object) -> str:
+    """`value` for an error's one line: not much of it, whatever came."""
+    try:
+        text = repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        return "a huge number"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _spoken(kind: Any) -> str:
