@@ -60,6 +60,7 @@ log = logging.getLogger(__name__)
 
 Vector = NDArray[np.float32]
 MEMBERS = "member list"
+REASON_MOST = 300  # characters of a reason that the owner is shown
 
 
 @dataclass(frozen=True)
@@ -174,11 +175,12 @@ class Agent:
 
     def _refuse(self, stage: str, code: AbortCode, reason: str) -> bytes:
         """Drop the round, tell the owner why; the one code is all that leaves."""
+        self._trained = None
         try:
             self._sessions.drop()
-            self._vault.tell_owner(stage[:20], code.name, reason)
+            self._vault.tell_owner(_printable(stage, 20), code.name, _printable(reason, REASON_MOST))
         except DeviceError as error:  # a full disk, say: refuse all the same
-            log.warning("can't note why stage %s was refused: %s", stage[:20], error)
+            log.warning("can't note why stage %s was refused: %s", _printable(stage, 20), error)
         return encode(Abort(code))
 
     def _status(self, payload: bytes) -> bytes:
@@ -190,12 +192,11 @@ class Agent:
     def _keys(self, payload: bytes) -> bytes:
         self._sessions.drop()  # a new attempt ends what was open
         announce = decode(payload, Announce)
+        self._update_members(announce.membership)  # once seen a list is known, whatever comes of the round
         task = self._task(announce)  # refuses what the owner or the device can't accept
-        membership = self._accepted(announce.membership)
-        state, reply = self._participant(membership).begin(announce, self._entropy, self._now())
+        state, reply = self._participant().begin(announce, self._entropy, self._now())
         finished = [(f.round, f.attempt) for f in announce.finished]
         self._vault.begin(announce.run, announce.round, announce.attempt, finished)
-        self._remember(membership)
         self._sessions.keep(announce, state)
         self._trained = self._pool.submit(self._train, task) if self._pool else None
         return reply
@@ -209,7 +210,8 @@ class Agent:
     def _masked(self, payload: bytes) -> bytes:
         announce, state = self._sessions.take()
         task = self._task(announce)
-        trained = self._trained.result() if self._trained else self._train(task)
+        ahead, self._trained = self._trained, None
+        trained = ahead.result() if ahead else self._train(task)
         contribution = replace(trained.contribution, in_histogram=self._in_histogram(state))
         vector = task.form.quantise(contribution, self._derived(announce, "rounding"))
         after, reply = self._participant().mask(state, payload, vector)
@@ -267,27 +269,26 @@ class Agent:
         shared, start = bench.parts(factors)
         return _Task(announce, bench, form, shared, start)
 
-    def _participant(self, membership: Membership | None = None) -> Participant:
-        return Participant(
-            self._identity, membership or self._membership, self._policy.secagg(), self._verify
-        )
+    def _participant(self) -> Participant:
+        return Participant(self._identity, self._membership, self._policy.secagg(), self._verify)
 
-    def _accepted(self, encoded: bytes) -> Membership:
-        return self._membership.accept(encoded, self._now()) if encoded else self._membership
+    def _update_members(self, encoded: bytes) -> None:
+        """Take over the list that came with an announcement, durably, or refuse the announcement."""
+        accepted = self._membership.accept(encoded, self._now()) if encoded else self._membership
+        if accepted is not self._membership:
+            self._vault.keep_blob(MEMBERS, encoded)
+            self._membership = accepted
 
     def _latest(self, membership: Membership) -> Membership:
-        """The newest list this device ever accepted: an old one must not become new by a restart."""
+        """The newest list this device ever knew: an old one must not become new by a restart."""
         kept = self._vault.blob(MEMBERS)
-        if not kept or MemberList.decode(kept).number <= membership.number:
+        if not kept or MemberList.decode(kept).number < membership.number:
+            if membership.number:
+                self._vault.keep_blob(MEMBERS, membership.encoded)
             return membership
         # As of its own date: a list that has run out meanwhile is refused when a round begins, not here.
         fresh = Membership(membership.authority, verify=self._verify)
         return fresh.accept(kept, MemberList.decode(kept).issued)
-
-    def _remember(self, membership: Membership) -> None:
-        if membership is not self._membership:
-            self._vault.keep_blob(MEMBERS, membership.encoded)
-            self._membership = membership
 
     def _now(self) -> int:
         return int(self._clock())
@@ -352,3 +353,9 @@ class Agent:
         round repeats its result."""
         place = announce.run + announce.round.to_bytes(4, "big")
         return derive(self._secret, domain(purpose, place))
+
+
+def _printable(text: str, most: int) -> str:
+    """`text` as a terminal may show it: what a server wrote is in some reasons, and it is cut at `most`."""
+    shown = "".join(c if c.isprintable() else "?" for c in text[: most + 1])
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
