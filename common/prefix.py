@@ -517,6 +517,12 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def clear(self) -> None:
+        """Forget everything, so that the next `warm` gives the bits it would give in a new process."""
+        with self._changed:
+            self._kept.clear()
+            self.held = 0
+
     def get(self, texts: Sequence[str]) -> list[Activations]:
         """Activations of each text, computed alone where they are not kept."""
         return [self._one(_key(text), text) for text in texts]

@@ -58,6 +58,10 @@ Normalize = Annotated[
     float | None, _option("model.normalize", "Scale of the L2-normalised embedding; 0: leave it.", _MODEL)
 ]
 MaxTokens = Annotated[int | None, _option("model.max_tokens", "Tokens of a text that are read.", _MODEL)]
+Dtype = Annotated[str | None, _option("model.dtype", "auto, float32 or bfloat16.", _MODEL)]
+Quantize = Annotated[
+    str | None, _option("model.quantize", "Frozen weights: none or 4bit (needs CUDA).", _MODEL)
+]
 Head = Annotated[str | None, _option("adapter.head", "Score head: auto, shared or personal.", _MODEL)]
 Rank = Annotated[int | None, _option("adapter.rank", "Rank r of the factors.", _MODEL)]
 Alpha = Annotated[float | None, _option("adapter.alpha", "LoRA's alpha.", _MODEL)]
@@ -149,6 +153,8 @@ def simulate(
     base_model: BaseModel = None,
     normalize: Normalize = None,
     max_tokens: MaxTokens = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
     share: Annotated[
         str | None,
         _option("adapter.share", "What is shared: B, A, kernel, svd, AB, none, ffa or lore.", _MODEL),
@@ -197,6 +203,8 @@ def simulate(
             "model.base_model": base_model,
             "model.normalize": normalize,
             "model.max_tokens": max_tokens,
+            "model.dtype": dtype,
+            "model.quantize": quantize,
             "adapter.share": share,
             "adapter.head": head,
             "adapter.rank": rank,
@@ -249,12 +257,19 @@ def simulate(
 
 @app.command(rich_help_panel="Researcher")
 def compare(
-    shares: Annotated[str, typer.Option(help="Comma-separated, e.g. A,B,AB,none.")] = "A,B,AB,none",
-    seeds: Annotated[str, typer.Option(help="Comma-separated seeds.")] = "0,1,2",
-    heads: Annotated[str, typer.Option(help="Comma-separated: auto, shared, personal.")] = "auto",
+    shares: Annotated[str, typer.Option(help="What is shared, a list: A,B,AB,none.")] = "A,B,AB,none",
+    seeds: Annotated[str, typer.Option(help="A list.")] = "0,1,2",
+    heads: Annotated[
+        str | None, typer.Option(help="Score heads, a list: auto,shared,personal.", rich_help_panel=_MODEL)
+    ] = None,
     dataset: Dataset = None,
-    clients: Clients = None,
-    pairs: Annotated[str | None, typer.Option(help="Training pairs a person, comma-separated.")] = None,
+    clients: Annotated[
+        str | None, typer.Option(help="People to take part, a list; 0: all.", rich_help_panel=_DATA)
+    ] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="Training pairs a person, a list.", rich_help_panel=_DATA)
+    ] = None,
+    skip_bad_rows: SkipBad = False,
     evaluate: Evaluate = None,
     base_model: BaseModel = None,
     max_tokens: MaxTokens = None,
@@ -262,14 +277,20 @@ def compare(
     cohort: Cohort = None,
     secagg: SecAgg = None,
     config: ConfigFile = None,
-    out: Out = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Directory to make, or to go on in.", rich_help_panel=_RUN)
+    ] = Path("runs/compare"),
     debug: Debug = False,
 ) -> None:
-    """Compare what is shared: same people, same pairs, same budget; one table with standard errors."""
+    """Compare what is shared: same people, choices and seeds; one table with standard errors.
+
+    Each share has the settings tuned for it on the data set, where there are any; what it cost is said
+    beside its accuracy. The same command goes on where it was interrupted.
+    """
     flags = _changes(
         {
             "data.dataset": dataset,
-            "data.clients": clients,
+            "data.bad_rows": "skip" if skip_bad_rows else None,
             "data.evaluate": evaluate,
             "model.base_model": base_model,
             "model.max_tokens": max_tokens,
@@ -280,17 +301,17 @@ def compare(
     )
 
     def work() -> None:
-        from penchant.deploy.compare import Case, compare_and_show
+        from penchant.deploy.cases import combinations
 
-        cases = [
-            Case(share, head, number, seed)
-            for share in _names(shares) or ()
-            for head in _names(heads) or ()
-            for number in _numbers("--pairs", pairs) or (None,)
-            for seed in _numbers("--seeds", seeds) or ()
-        ]
-        settled = {case: configure(flags | case.changes(), config) for case in cases}
-        compare_and_show(settled, out or Path("runs") / "compare")
+        wanted = combinations(shares=shares, seeds=seeds, heads=heads, pairs=pairs, clients=clients)
+        configs = [configure(flags | changes, config) for changes in wanted]
+        from penchant.deploy.show_comparison import compare_and_show
+
+        try:
+            compare_and_show(configs, out)
+        except KeyboardInterrupt:
+            print("penchant: interrupted; the same command goes on", file=sys.stderr)
+            raise typer.Exit(130) from None
 
     guarded(work, debug)
 
@@ -321,7 +342,7 @@ def configure(flags: dict[str, Any], file: Path | None) -> RunConfig:
     dataset = explicit.get("data.dataset", base.data.dataset)
     share = explicit.get("adapter.share", base.adapter.share)
     tuned = recipe(str(dataset), str(share))
-    if "data.clients" in explicit:  # the recipe's cohort was tuned for everybody
+    if explicit.get("data.clients"):  # the recipe's cohort was tuned for everybody
         tuned.pop("federation.cohort", None)
     return base.changed(tuned | explicit)
 

@@ -1,10 +1,14 @@
-"""The page of a comparison: which methods pay, by how much, and how sure that is."""
+"""What a comparison says: which methods pay, by how much, and how sure that is; in words and as a page.
+
+Methods are compared at one setting only: the same number of choices a person and of people. Several
+settings make several groups, and learning curves.
+"""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +16,16 @@ from penchant.deploy import plots
 from penchant.deploy.pages import (
     ALONE,
     ONE_FOR_ALL,
+    SHARES,
     Row,
     decimals,
+    head_of,
     listed,
     method,
     percent,
     plain,
     points,
+    size,
     version_of,
 )
 
@@ -37,7 +44,16 @@ _FACTS = (
     ("clients", "People"),
     ("pairs", "Choices a person"),
     ("rounds", "Rounds"),
+    ("evaluated_on", "Scored on"),
 )
+
+_UNITS = {"pairs": "choices a person", "clients": "people"}
+
+# What a share shares, where that is not its name.
+_SHARED = {"AB": "A and B", "kernel": "A and B", "svd": "A and B", "ffa": "B", "lore": "a low-rank basis"}
+
+
+# --- differences ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -78,81 +94,139 @@ def _by_seed(row: Row) -> dict[Any, float]:
     return dict(zip(seeds, accuracies, strict=True))
 
 
-def page(rows: Sequence[Row], details: Row) -> dict[str, Any]:
-    """Everything that comparison.html.j2 shows, as texts and a plot. The best method comes first."""
-    ordered = sorted(rows, key=lambda row: -row["accuracy_mean"])
-    names = _names(ordered)
-    dataset = details.get("dataset")
-    strap = [str(details[key]) for key in ("dataset", "base_model") if details.get(key)]
-    return {
-        "title": "penchant: which methods pay" + (f" on {dataset}" if dataset else ""),
-        "strap": " · ".join(strap) or "comparison",
-        "headline": _headline(ordered, names),
-        "conclusion": _conclusion(ordered, names),
-        "accuracy_text": "Same people, same choices, same budget for each method. Filled dots are means over "
-        "seeds, the bar is one standard error to each side; rings are single seeds; dotted is guessing.",
-        "plot": plots.comparison(
-            names,
-            [row["accuracy_mean"] for row in ordered],
-            [row.get("accuracy_se") for row in ordered],
-            [list(_by_seed(row).values()) for row in ordered],
-        ),
-        "rows": [_row(row, name) for row, name in zip(ordered, names, strict=True)],
-        "has_cold": any(row.get("cold_start") is not None for row in ordered),
-        "pairs": _pairs(ordered, names),
-        "pairs_text": "Both methods of a line saw the same people with the same seed, so what a seed makes "
-        "easy or hard for both cancels out. A point is one held-out pair in a hundred.",
-        "facts": _facts(details),
-        "caveats": list(details.get("caveats") or []),
-        "command": details.get("command") or "",
-        "version": version_of(details),
-    }
+# --- groups: what may be compared with what -------------------------------------------------------
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
-    """A name for each row; with head and pairs, where the share alone doesn't tell rows apart."""
-    names = [method(str(row["share"])) for row in rows]
-    for key, text in (("head", "{} head"), ("pairs", "{} choices")):
-        if len(set(names)) < len(names) and len({row.get(key) for row in rows}) > 1:
-            names = [f"{name}, {text.format(row.get(key))}" for name, row in zip(names, rows, strict=True)]
+@dataclass(frozen=True)
+class Group:
+    """The methods at one setting, the best first.
+
+    title: the setting in words, empty where there is only one; value: the same without its unit.
+    """
+
+    title: str
+    value: str
+    rows: tuple[Row, ...]
+    names: tuple[str, ...]
+
+    def first(self, share: str) -> int | None:
+        """Where the best row stands of everyone alone, or of one model for all."""
+        wanted = (i for i, row in enumerate(self.rows) if row["share"] == share and not _personal(row))
+        return next(wanted, None)
+
+
+def grouped(rows: Sequence[Row]) -> list[Group]:
+    """The rows by setting, ascending. A method has the same name in all of them."""
+    names = _names(rows)
+    varied = [key for key in _UNITS if len({row.get(key) for row in rows}) > 1]
+    settings = sorted({tuple(row.get(key) or 0 for key in varied) for row in rows})
+    groups = []
+    for setting in settings:
+        own = [row for row in rows if tuple(row.get(key) or 0 for key in varied) == setting]
+        own.sort(key=lambda row: -row["accuracy_mean"])
+        value, unit = _setting(varied, setting)
+        title = f"{value} {unit}".strip()
+        groups.append(Group(title, value, tuple(own), tuple(names[_method(row)] for row in own)))
+    return groups
+
+
+def _setting(varied: Sequence[str], setting: tuple[int, ...]) -> tuple[str, str]:
+    """(value, unit) in words: ("20", "choices a person"), or ("20 choices of 50 people", "")."""
+    if len(varied) == 2:
+        return f"{setting[0]} choices of {setting[1]} people", ""
+    return (f"{setting[0]}", _UNITS[varied[0]]) if varied else ("", "")
+
+
+def _method(row: Row) -> tuple[str, str]:
+    return str(row["share"]), head_of(row)
+
+
+def _personal(row: Row) -> bool:
+    """Whether something is shared and something, a factor or the head, is personal."""
+    share, head = _method(row)
+    stays = SHARES[share][1] if share in SHARES else "the rest"
+    return share != ALONE and bool(stays or head == "personal")
+
+
+def _names(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
+    """(share, head) -> name; with the head where the share alone doesn't tell methods apart."""
+    shares = [share for share, _ in dict.fromkeys(map(_method, rows))]
+    names = {}
+    for share, head in map(_method, rows):
+        name = method(share)
+        if head == "personal" and share in SHARES and share != ALONE and not SHARES[share][1]:
+            name = (
+                f"{SHARES[share][0].removeprefix('factors ').removeprefix('factor ')} shared, head personal"
+            )
+        elif shares.count(share) > 1 and share != ALONE:
+            name = f"{name}, {head} head"
+        names[share, head] = name
     return names
 
 
-def _first(rows: Sequence[Row], share: str) -> int | None:
-    return next((i for i, row in enumerate(rows) if row["share"] == share), None)
+# --- in words -------------------------------------------------------------------------------------
 
 
-def _headline(rows: Sequence[Row], names: Sequence[str]) -> str:
+def headline(groups: Sequence[Group]) -> str:
     """Does sharing with a personal part pay against everyone alone?"""
-    personal = next((i for i, row in enumerate(rows) if row["share"] not in (ALONE, ONE_FOR_ALL)), None)
-    alone = _first(rows, ALONE)
+    found = [_gain_of_sharing(group) for group in groups]
+    if all(one is None for one in found):
+        group = groups[0]
+        at = f" with {group.title}" if group.title else ""
+        return f"Best{at}: {group.names[0]}, {percent(group.rows[0]['accuracy_mean'])} of held-out choices."
+    if len(groups) == 1:
+        return _one_headline(*(found[0] or ("", None)))
+    by_verdict: dict[str, list[str]] = {"better": [], "unclear": [], "worse": [], "unknown": []}
+    for group, one in zip(groups, found, strict=True):
+        by_verdict["unknown" if one is None or one[1] is None else one[1].verdict].append(group.value)
+    unit = groups[0].title.removeprefix(groups[0].value).strip()
+    starts = {
+        "better": "Sharing with a personal part pays with",
+        "unclear": "no clear gain over everyone alone with",
+        "worse": "it does harm with",
+        "unknown": "too few seeds to say with",
+    }
+    text = "; ".join(
+        f"{starts[verdict]} {listed(values)} {unit}".strip()
+        for verdict, values in by_verdict.items()
+        if values
+    )
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _gain_of_sharing(group: Group) -> tuple[str, Difference | None] | None:
+    """The share of the best method with a personal part, and its gain; None without something to compare."""
+    personal = next((row for row in group.rows if _personal(row)), None)
+    alone = group.first(ALONE)
     if personal is None or alone is None:
-        return f"Best: {names[0]}, {percent(rows[0]['accuracy_mean'])} of held-out choices."
-    gap = difference(rows[personal], rows[alone])
+        return None
+    return str(personal["share"]), difference(personal, group.rows[alone])
+
+
+def _one_headline(share: str, gap: Difference | None) -> str:
     if gap is None:
         return "Too few seeds to say which method pays."
-    share = rows[personal]["share"]
+    shared = _SHARED.get(share, share)
     return {
-        "better": f"Sharing {share} and keeping the rest personal pays.",
+        "better": f"Sharing {shared} and keeping the rest personal pays.",
         "worse": "Sharing does harm here: everyone alone does better.",
-        "unclear": f"Sharing {share} shows no clear gain over everyone alone.",
+        "unclear": f"Sharing {shared} shows no clear gain over everyone alone.",
     }[gap.verdict]
 
 
-def _conclusion(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+def conclusion(group: Group) -> list[str]:
     """In plain words: the best, what it gains, and where sharing does not help."""
-    best = rows[0]
+    best = group.rows[0]
     error = best.get("accuracy_se")
     spread = f" ± {100 * error:.1f}" if error is not None else ""
     mean = f"{100 * best['accuracy_mean']:.1f}{spread}%"
-    first = f"“{names[0]}” does best: {mean} of held-out choices ranked right."
-    sentences = [first]
+    start = f"With {group.title}, " if group.title else ""
+    sentences = [f"{start}“{group.names[0]}” does best: {mean} of held-out choices ranked right."]
     for share in (ALONE, ONE_FOR_ALL):
-        other = _first(rows, share)
+        other = group.first(share)
         if other is not None and other != 0:
-            sentences.append(_gain(best, rows[other], method(share)))
-    alone = _first(rows, ALONE)
-    return [" ".join(sentences), *(_no_help(rows, names, alone) if alone is not None else [])]
+            sentences.append(_gain(best, group.rows[other], method(share)))
+    return [" ".join(sentences), *_no_help(group)]
 
 
 def _gain(best: Row, other: Row, words: str) -> str:
@@ -166,12 +240,15 @@ def _gain(best: Row, other: Row, words: str) -> str:
     )
 
 
-def _no_help(rows: Sequence[Row], names: Sequence[str], alone: int) -> list[str]:
+def _no_help(group: Group) -> list[str]:
     """One sentence for each kind of method that does not beat everyone alone."""
+    alone = group.first(ALONE)
+    if alone is None:
+        return []
     found: dict[str, list[str]] = {"worse": [], "unclear": []}
-    for row, name in zip(rows, names, strict=True):
-        gap = difference(row, rows[alone])
-        if row is not rows[alone] and gap is not None and gap.verdict in found:
+    for row, name in zip(group.rows, group.names, strict=True):
+        gap = difference(row, group.rows[alone])
+        if row is not group.rows[alone] and gap is not None and gap.verdict in found:
             found[gap.verdict].append(f"“{name}” ({points(gap.mean)} points)")
     starts = {
         "worse": "Clearly worse than everyone alone",
@@ -180,14 +257,15 @@ def _no_help(rows: Sequence[Row], names: Sequence[str], alone: int) -> list[str]
     return [f"{starts[verdict]}: {listed(methods)}." for verdict, methods in found.items() if methods]
 
 
-def _pairs(rows: Sequence[Row], names: Sequence[str]) -> list[dict[str, str]]:
+def differences(group: Group) -> list[dict[str, str]]:
     """Each method against everyone alone, each against one model for all, and the best two."""
+    rows, names = group.rows, group.names
     wanted: list[tuple[int, int]] = []
     for share in (ALONE, ONE_FOR_ALL):
-        other = _first(rows, share)
+        other = group.first(share)
         if other is not None:
             wanted += [(i, other) for i in range(len(rows)) if i != other and (other, i) not in wanted]
-    if len(rows) > 1 and (0, 1) not in wanted:
+    if len(rows) > 1 and (0, 1) not in wanted and (1, 0) not in wanted:
         wanted.append((0, 1))
     lines = []
     for i, j in wanted:
@@ -204,9 +282,106 @@ def _pairs(rows: Sequence[Row], names: Sequence[str]) -> list[dict[str, str]]:
     return lines
 
 
+# --- the page -------------------------------------------------------------------------------------
+
+
+def page(rows: Sequence[Row], details: Row) -> dict[str, Any]:
+    """Everything that comparison.html.j2 shows, as texts and plots. The best method comes first."""
+    groups = grouped(rows)
+    dataset = details.get("dataset")
+    strap = [str(details[key]) for key in ("dataset", "base_model") if details.get(key)]
+    return {
+        "title": "penchant: which methods pay" + (f" on {dataset}" if dataset else ""),
+        "strap": " · ".join(strap) or "comparison",
+        "headline": headline(groups),
+        "conclusion": [sentence for group in groups for sentence in conclusion(group)],
+        "curves": learning_curves(rows),
+        "accuracy_text": _accuracy_text(rows),
+        "groups": [_group(group, place) for place, group in enumerate(groups)],
+        "has_cold": any(row.get("cold_start") is not None for row in rows),
+        "has_cost": all(row.get("cost") for row in rows),
+        "pairs_text": "Both methods of a line saw the same people with the same seed, so what a seed makes "
+        "easy or hard for both cancels out. A point is one held-out pair in a hundred.",
+        "facts": _facts(details),
+        "caveats": list(details.get("caveats") or []),
+        "command": details.get("command") or "",
+        "version": version_of(details),
+    }
+
+
+def learning_curves(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Accuracy against choices a person and against people, for what was varied; the other held fixed.
+
+    -> [{title, plot}], one for each value of the other where both were varied.
+    """
+    names = _names(rows)
+    found = []
+    for axis, fixed in (("pairs", "clients"), ("clients", "pairs")):
+        held = sorted({row.get(fixed) or 0 for row in rows})
+        for value in held:
+            own = [row for row in rows if (row.get(fixed) or 0) == value]
+            if len({row.get(axis) for row in own}) < 2:
+                continue
+            title = f"More {_UNITS[axis]}" + (f", with {value} {_UNITS[fixed]}" if len(held) > 1 else "")
+            plot = plots.curves(_curves(own, axis, names), _UNITS[axis], salt=f"curves-{axis}-{value}")
+            found.append({"title": title, "plot": plot})
+    return found
+
+
+def _curves(rows: Sequence[Row], axis: str, names: Mapping[tuple[str, str], str]) -> list[plots.Curve]:
+    """A curve for each method, in one order for all plots of a page."""
+    made = []
+    for kind, name in names.items():
+        own = sorted((row for row in rows if _method(row) == kind), key=lambda row: int(row[axis]))
+        if own:
+            made.append(
+                plots.Curve(
+                    name,
+                    [int(row[axis]) for row in own],
+                    [row["accuracy_mean"] for row in own],
+                    [row.get("accuracy_se") for row in own],
+                )
+            )
+    return made
+
+
+def _accuracy_text(rows: Sequence[Row]) -> str:
+    costs = [row.get("cost") or {} for row in rows]
+    spent = {(cost.get("client_calls"), cost.get("local_epochs")) for cost in costs}
+    budget = ""
+    if all(costs):
+        budget = (
+            " Each had the same budget."
+            if len(spent) == 1
+            else " Methods differ in rounds and in clients a round; the table says what each cost."
+        )
+    return (
+        f"Same people and same choices for each method.{budget} Filled dots are means over seeds, the bar is "
+        "one standard error to each side; rings are single seeds; dotted is guessing."
+    )
+
+
+def _group(group: Group, place: int) -> dict[str, Any]:
+    rows = group.rows
+    return {
+        "title": group.title,
+        "plot": plots.comparison(
+            group.names,
+            [row["accuracy_mean"] for row in rows],
+            [row.get("accuracy_se") for row in rows],
+            [list(_by_seed(row).values()) for row in rows],
+            salt=f"comparison-{place}",
+        ),
+        "rows": [_row(row, name) for row, name in zip(rows, group.names, strict=True)],
+        "pairs": differences(group),
+    }
+
+
 def _row(row: Row, name: str) -> dict[str, str]:
     seeds = row.get("seeds")
     error = row.get("accuracy_se")
+    cost = row.get("cost") or {}
+    sent = cost.get("bytes_up")
     return {
         "label": name,
         "head": plain(row.get("head")),
@@ -214,7 +389,10 @@ def _row(row: Row, name: str) -> dict[str, str]:
         "accuracy": f"{row['accuracy_mean']:.3f}",
         "error": f"± {error:.3f}" if error is not None else "–",
         "cold": decimals(row.get("cold_start"), 3),
-        "seconds": decimals(row.get("wall_seconds"), 0),
+        "rounds": decimals(cost.get("rounds"), 0),
+        "calls": decimals(cost.get("client_calls"), 0),
+        "sent": "–" if sent is None else size(sent),
+        "seconds": decimals(cost.get("wall_seconds", row.get("wall_seconds")), 0),
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 # Stand-in colours: matplotlib wants real ones, `_themed` then puts the CSS variables in their place.
 INK, MUTED, RULE, ACCENT, SECOND, PAPER = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
@@ -131,8 +132,13 @@ def comparison(
     means: Sequence[float],
     errors: Sequence[float | None],
     seeds: Sequence[Sequence[float]],
+    *,
+    salt: str = "comparison",
 ) -> Plot:
-    """One line a method, the best at the top: the mean, its standard error, and every seed's value."""
+    """One line a method, the best at the top: the mean, its standard error, and every seed's value.
+
+    `salt` must differ between the plots of one page.
+    """
 
     def dots(axes: Axes) -> None:
         rows = list(range(len(labels)))[::-1]
@@ -146,7 +152,7 @@ def comparison(
             axes.annotate(
                 f"{mean:.1%}", (mean, row), xytext=(0, 9), textcoords="offset points", ha="center", color=INK
             )
-        axes.set_yticks(rows, [label if len(label) <= 28 else f"{label[:27]}…" for label in labels])
+        axes.set_yticks(rows, [_wrapped(label) for label in labels])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_ylim(-0.6, len(labels) - 0.3)
         spread = max(values) - min(values)
@@ -158,10 +164,79 @@ def comparison(
         axes.set_xlabel("accuracy")
 
     height = 0.9 + 0.62 * len(labels)
-    return _draw([dots], "Accuracy of each method with its standard error", salt="comparison", height=height)
+    return _draw([dots], "Accuracy of each method with its standard error", salt=salt, height=height)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method's accuracies (parts of 1) at ascending numbers, with standard errors where known."""
+
+    label: str
+    at: Sequence[int]
+    means: Sequence[float]
+    errors: Sequence[float | None]
+
+
+# Colour, line and marker of a curve: told apart without colour too.
+_LOOKS = (
+    (ACCENT, "-", "o"),
+    (SECOND, "-", "s"),
+    (INK, (0, (5, 2)), "D"),
+    (MUTED, (0, (1.5, 1.5)), "^"),
+    (ACCENT, (0, (5, 2)), "v"),
+    (SECOND, (0, (1.5, 1.5)), "P"),
+    (INK, "-", "X"),
+    (MUTED, "-", "*"),
+)
+
+
+def curves(found: Sequence[Curve], axis: str, *, salt: str = "curves") -> Plot:
+    """Learning curves: accuracy against a number (logarithmic), one line a method, bars of one s.e."""
+    ticks = sorted({x for curve in found for x in curve.at})
+
+    def lines(axes: Axes) -> None:
+        axes.set_xscale("log")
+        axes.axhline(0.5, color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
+        for place, curve in enumerate(found):
+            colour, dashes, marker = _LOOKS[place % len(_LOOKS)]
+            aside = 1.012 ** (place - (len(found) - 1) / 2)  # bars of neighbours side by side
+            axes.errorbar(
+                [x * aside for x in curve.at],
+                curve.means,
+                yerr=[error or 0.0 for error in curve.errors],
+                color=colour,
+                linestyle=dashes,
+                marker=marker,
+                markersize=5.5,
+                elinewidth=1.4,
+                label=curve.label,
+            )
+        axes.set_xticks(ticks, [f"{x}" for x in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlim(ticks[0] / 1.15, ticks[-1] * 1.15)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+        axes.set_xlabel(axis)
+        axes.legend(
+            frameon=False,
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 1.0),
+            ncols=2 if axes.figure.bbox.width / axes.figure.dpi > (NARROW + WIDE) / 2 else 1,
+            handlelength=2.6,
+            labelcolor=INK,
+        )
+
+    return _draw(
+        [lines], f"Accuracy of each method against {axis}", salt=salt, height=3.4 + 0.12 * len(found)
+    )
 
 
 # --- parts ----------------------------------------------------------------------------------------
+
+
+def _wrapped(label: str) -> str:
+    """A label in at most two lines; what is longer still is cut."""
+    return "\n".join(textwrap.wrap(label, 24, max_lines=2, placeholder="…"))
 
 
 def _number(value: object) -> float:
