@@ -27,7 +27,7 @@ from torch import nn
 
 from penchant.common.adapters import Slot
 from penchant.common.config import AdapterConfig, ModelConfig
-from penchant.common.errors import BaseModelError
+from penchant.common.errors import BaseModelError, ConfigError
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 SMOLLM2 = "smollm2-135m"
@@ -89,12 +89,18 @@ def load_backbone(config: ModelConfig, *, device: str = "auto") -> Backbone:
 
     Raises:
         BaseModelError: it is missing, its files are not what they should be, or it can't be loaded.
+        ConfigError: it can't be quantised here.
     """
     place = _device(device)
     dtype = _dtype(config.dtype, place)
+    quantised = config.quantize == "4bit"
+    if quantised:
+        _check_quantising(place)
     folder, digest = resolve(config.base_model)
-    model, tokenizer = _load(config.base_model, folder, dtype)
-    model.requires_grad_(False).eval().to(place)
+    model, tokenizer = _load(config.base_model, folder, dtype, place if quantised else None)
+    model.requires_grad_(False).eval()
+    if not quantised:  # quantised weights are made where they stay
+        model.to(place)
     settings: Any = model.config
     hidden = int(settings.hidden_size)
     pad = getattr(settings, "pad_token_id", None)
@@ -217,14 +223,38 @@ def _matches(inner: str, targets: tuple[str, ...]) -> str | None:
 # --- loading --------------------------------------------------------------------------------------
 
 
-def _load(name: str, folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+def _check_quantising(place: torch.device) -> None:
+    """ConfigError, in one line, unless 4-bit weights can be held and computed with here."""
+    if _package_folder("bitsandbytes") is None:
+        raise ConfigError(
+            "model.quantize is 4bit, which needs bitsandbytes: pip install 'penchant[gpu]', or set it to none"
+        )
+    if place.type != "cuda":
+        raise ConfigError(
+            f"model.quantize is 4bit, which needs a CUDA GPU, not {place.type}; set it to none here"
+        )
+
+
+def _load(
+    name: str, folder: Path, dtype: torch.dtype, quantised_on: torch.device | None = None
+) -> tuple[nn.Module, Any]:
+    """Model and tokenizer; on `quantised_on` with linear weights in NF4 (QLoRA, Dettmers et al. 2023)."""
     with _quiet_transformers() as transformers:
         try:
             if name == SMOLLM2:
                 folder = _unpacked_smollm2(folder / _SMOLLM2_FILE, transformers)
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            more: dict[str, Any] = {}
+            if quantised_on is not None:
+                more["device_map"] = {"": quantised_on}
+                more["quantization_config"] = transformers.BitsAndBytesConfig(
+                    load_in_4bit=True,
+                    bnb_4bit_quant_type="nf4",
+                    bnb_4bit_use_double_quant=True,
+                    bnb_4bit_compute_dtype=dtype,
+                )
             model = transformers.AutoModel.from_pretrained(
-                str(folder), local_files_only=True, dtype=dtype, use_safetensors=True
+                str(folder), local_files_only=True, dtype=dtype, use_safetensors=True, **more
             )
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -27,6 +27,7 @@ HeadName = Literal["auto", "shared", "personal"]
 PoolingName = Literal["auto", "mean", "last"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
 TruncationName = Literal["left", "right"]
+QuantizeName = Literal["none", "4bit"]
 OrderName = Literal["joint", "personal-first", "alternating"]
 OptimizerName = Literal["adamw", "sgd"]
 ServerOptimizerName = Literal["fedavg", "fedadam"]
@@ -96,6 +97,7 @@ class ModelConfig(Section):
     max_tokens: int = 256
     truncation: TruncationName = "left"  # the side a longer text loses: a response comes last
     dtype: DtypeName = "auto"
+    quantize: QuantizeName = "none"  # 4bit: the frozen linear weights in NF4; needs CUDA and bitsandbytes
 
     def _check(self) -> None:
         self._range("normalize", 0, 1000)

@@ -284,6 +284,8 @@ class BlockTail:
         path, _ = find_blocks(network.module)
         self._path = path
         self._first = min(int(slot.name[len(path) + 1 :].split(".", 1)[0]) for slot in network.slots)
+        if self._first == 0:
+            raise TypeError("the first block is adapted: nothing but embeddings could be kept")
         self._returns_tuple = _blocks_return_tuples(network, path)
         self._until = _Skeletons(network.module, _stop_at(f"{path}.{self._first}"))
         self._rest = _Skeletons(network.module, self._skip_frozen)

@@ -21,7 +21,7 @@ from penchant.client.bench import Benches
 from penchant.client.policy import OwnerPolicy
 from penchant.client.sessions import SealedSessions
 from penchant.client.vault import Vault
-from penchant.common.config import EvaluateOn, Plan, RunConfig
+from penchant.common.config import EvaluateOn, Plan, PrivacyConfig, RunConfig
 from penchant.common.entropy import SeededEntropy, SystemEntropy
 from penchant.common.identity import Authority, Certificate, Identity, Membership
 from penchant.common.keys import SignatureCache
@@ -37,11 +37,20 @@ FOREVER = 2**40  # Unix seconds: a simulated member list does not expire
 
 @dataclass(frozen=True)
 class FleetPolicy:
-    """The simulated owners' conditions: lowered to what the cohort allows, which is said aloud."""
+    """The simulated owners' conditions: lowered to what the cohort allows, which is said aloud.
+
+    asked_honest, asked_colluders: what was asked for, by the configuration or as owners' usual minimum.
+    """
 
     min_honest: int
     max_colluders: int
-    lowered: bool
+    asked_honest: int
+    asked_colluders: int
+
+    @property
+    def lowered(self) -> bool:
+        """Whether an owner gets less than asked for."""
+        return self.min_honest < self.asked_honest or self.max_colluders < self.asked_colluders
 
 
 def fleet_policy(config: RunConfig, cohort: int) -> FleetPolicy:
@@ -49,8 +58,13 @@ def fleet_policy(config: RunConfig, cohort: int) -> FleetPolicy:
     n = smallest_group(cohort, config.privacy.group_size)
     colluders = min(config.privacy.max_colluders, max(n - 1, 0) // 3)
     honest = min(config.privacy.min_honest, threshold(n) - colluders)
-    lowered = (honest, colluders) != (config.privacy.min_honest, config.privacy.max_colluders)
-    return FleetPolicy(honest, colluders, lowered)
+    usual = PrivacyConfig()
+    return FleetPolicy(
+        honest,
+        colluders,
+        max(config.privacy.min_honest, usual.min_honest),
+        max(config.privacy.max_colluders, usual.max_colluders),
+    )
 
 
 def smallest_group(cohort: int, group_size: int) -> int:

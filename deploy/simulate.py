@@ -82,8 +82,8 @@ class World:
             own.append(
                 f"Secure aggregation: with {self.cohort} clients a round every sum holds at least "
                 f"{self.policy.min_honest} honest people if at most {self.policy.max_colluders} devices work "
-                f"with the server; the owners' defaults ask for {privacy.min_honest} and "
-                f"{privacy.max_colluders}."
+                f"with the server; owners usually ask for {self.policy.asked_honest} and "
+                f"{self.policy.asked_colluders}."
             )
         if not privacy.secagg:
             own.append("Secure aggregation was off: the server saw every single update.")

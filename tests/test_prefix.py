@@ -62,7 +62,7 @@ CASES = [
     ("bert", FEED_FORWARD, "blocks"),
     ("bert", {"target_modules": ("output.dense",), "layers": (-2,)}, "blocks"),  # not the last block
     ("bert", {"target_modules": ("attention.output.dense",), "layers": (-1,)}, "blocks"),  # not its end
-    ("bert", {"target_modules": ("query", "value"), "layers": ()}, "blocks"),
+    ("bert", {"target_modules": ("query", "value"), "layers": ()}, "full"),  # ids are all that is kept
     ("roberta", DENSE, "tokenwise"),  # its positions depend on the padding id
     ("llama", QV, "blocks"),
     ("llama", {"target_modules": ("down_proj",), "layers": (-1,)}, "blocks"),
