@@ -158,7 +158,7 @@ def configurations(draw: st.DrawFn) -> RunConfig:
 
 
 @given(configurations())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
 def test_every_configuration_is_read_back_as_it_was_written(config: RunConfig) -> None:
     again = RunConfig.from_toml(config.to_toml())
     assert again == config
@@ -337,7 +337,7 @@ def plan(**changes: Any) -> Plan:
 
 
 @given(configurations(), st.sampled_from(["warmup", "main", "close"]), st.integers(1, 1_000_000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
 def test_every_plan_is_read_back_as_it_was_written(config: RunConfig, phase: Any, cohort: int) -> None:
     sent = config.plan(phase, cohort)
     assert Plan.decode(sent.encode()) == sent
@@ -459,7 +459,7 @@ json_values = st.recursive(
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
 def test_nothing_but_a_config_error_comes_of_a_plan_with_one_value_changed(data: st.DataObject) -> None:
     table = json.loads(plan().encode())
     section = data.draw(st.sampled_from(["model", "adapter", "training", None]))
