@@ -49,8 +49,14 @@ class Export:
 def export_peft(export: Export, directory: Path) -> None:
     """Write the export into `directory`, which is made and must be empty.
 
-    Raises UsageError when the directory is in use, DeviceError when it can't be written.
+    Raises UsageError when the directory is in use or the model is no adapter, DeviceError when it can't be
+    written.
     """
+    if export.effective.base:
+        raise UsageError(
+            "this run shares parts of the base model too (adapter.share_base); a peft adapter can't hold them, "
+            "so there is no export of it"
+        )
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(f"{directory} is in use; choose an empty directory for the export")
     head = export.effective.head.detach().float().cpu().contiguous()

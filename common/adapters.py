@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -26,6 +26,7 @@ from penchant.common.errors import CodecError, ConfigError
 Vector = npt.NDArray[np.float32]
 
 HEAD = "head.weight"
+BASE = "base."  # before the path of a parameter of the backbone
 BASIS = "lore.basis"
 WEIGHTS = "lore.weights"
 
@@ -84,12 +85,22 @@ def head_of(share: Share, head: str) -> Head:
         raise ConfigError(f'head is "{head}"; it must be auto, shared or personal') from None
 
 
-def parts_of(share: Share, head: Head, warmup: bool = False) -> dict[str, Part]:
-    """The rule table: role of a tensor (A, B, K, s; V, w; head) -> what happens to it.
+def parts_of(share: Share, head: Head, warmup: bool = False, *, base: bool = False) -> dict[str, Part]:
+    """The rule table: role of a tensor (A, B, K, s; V, w; head; base) -> what happens to it.
 
     In warm-up rounds everything trained is shared ("AB", head included); each device then copies what
-    is personal in the main phase (the paper's recipe). LoRe has no head of its own: it is w V.
+    is personal in the main phase (the paper's recipe). LoRe has no head of its own: it is w V. With
+    `base`, parts of the base model are trained as well, and always shared.
+
+    ConfigError where nothing of a base or of a split is shared.
     """
+    if base and share in (Share.NONE, Share.LORE):
+        raise ConfigError(f'share "{share}" shares nothing of the base; drop adapter.share_base')
+    rules = _parts(share, head, warmup)
+    return rules | {"base": Part.SHARED} if base else rules
+
+
+def _parts(share: Share, head: Head, warmup: bool) -> dict[str, Part]:
     if not warmup:
         rules = dict(_FACTORS[share])
         if share is not Share.LORE:
@@ -110,6 +121,17 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
+class BaseTensor:
+    """One parameter of the base model that is trained and shared as well.
+
+    What is trained and sent is its change, which starts at 0: a server needs no weights.
+    """
+
+    name: str  # path from the backbone's root, "encoder.layer.5.output.LayerNorm.weight"
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One tensor of the split: its name, shape and part."""
 
@@ -125,7 +147,8 @@ class TensorSpec:
 @dataclass(frozen=True)
 class Layout:
     """The tensors of one part in their order on the wire: slots in the backbone's order, within a slot
-    A, B, K, s; then LoRe's basis and weights; then the head. Each is row-major float32."""
+    A, B, K, s; then LoRe's basis and weights; then the head; then changes of the base in the backbone's
+    order. Each is row-major float32."""
 
     specs: tuple[TensorSpec, ...]
 
@@ -178,10 +201,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Effective:
-    """What the model runs with: (A, B) by slot name, and the head (1, d)."""
+    """What the model runs with: (A, B) by slot name, the head (1, d), and what is added to parameters of
+    the base, by their path."""
 
     adapters: Mapping[str, tuple[Tensor, Tensor]]
     head: Tensor
+    base: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Split:
@@ -191,6 +216,7 @@ class Split:
         slots: adapted modules in the backbone's order (none for LoRe).
         embedding: width d of the pooled embedding.
         rank: r, at most every slot's smaller side.
+        base: parameters of the base that are trained and shared as well, in the backbone's order.
         warmup: the rules of the warm-up phase.
         seed: of tensors frozen at their draw (FFA's A), which must be the same on all devices.
     """
@@ -203,9 +229,11 @@ class Split:
         share: Share,
         head: Head,
         *,
+        base: Sequence[BaseTensor] = (),
         warmup: bool = False,
         seed: int = 0,
     ) -> None:
+        self.base = tuple(base)
         self.slots = () if share is Share.LORE else tuple(slots)
         self.embedding = embedding
         self.rank = rank
@@ -213,7 +241,7 @@ class Split:
         self.head = head
         self.warmup = warmup
         self._check_rank()
-        specs = self._specs(parts_of(share, head, warmup))
+        specs = self._specs(parts_of(share, head, warmup, base=bool(self.base)))
         self.specs = specs
         self.shared = Layout(tuple(spec for spec in specs if spec.part is Part.SHARED))
         self.personal = Layout(tuple(spec for spec in specs if spec.part is Part.PERSONAL))
@@ -226,6 +254,7 @@ class Split:
         embedding: int,
         config: AdapterConfig,
         *,
+        base: Sequence[BaseTensor] = (),
         warmup: bool = False,
         seed: int = 0,
     ) -> Split:
@@ -235,14 +264,15 @@ class Split:
         except ValueError:
             raise ConfigError(f'share is "{config.share}"; it must be one of {", ".join(Share)}') from None
         head = head_of(share, config.head)
-        return cls(slots, embedding, config.rank, share, head, warmup=warmup, seed=seed)
+        return cls(slots, embedding, config.rank, share, head, base=base, warmup=warmup, seed=seed)
 
     def initial(self, seed: int) -> tuple[Vector, Vector]:
         """The common start (shared, personal), the same for the same seed on every device.
 
         Each tensor's draw depends on the seed and its name alone, so that all methods start alike:
         A uniform in ±1/√in (kaiming with a=√5 and the true fan-in, as peft draws it), B zero, the head
-        normal with deviation 1/√d, K the identity, s ones; LoRe's basis as A, its weights zero.
+        normal with deviation 1/√d, K the identity, s ones; LoRe's basis as A, its weights zero; changes of
+        the base zero.
         """
         shared = {spec.name: _draw(spec, seed) for spec in self.shared.specs}
         personal = {spec.name: _draw(spec, seed) for spec in self.personal.specs}
@@ -262,7 +292,7 @@ class Split:
         return start(self.shared), start(self.personal)
 
     def effective(self, shared: Mapping[str, Tensor], personal: Mapping[str, Tensor]) -> Effective:
-        """(shared, personal) -> (A, B by slot; head): pure and differentiable.
+        """(shared, personal) -> (A, B by slot; head; changes of the base): pure and differentiable.
 
         With a kernel the update is B K A, with a diagonal B diag(s) A; both are folded into A.
         """
@@ -271,7 +301,8 @@ class Split:
             head = (tensors[WEIGHTS] @ tensors[BASIS]).unsqueeze(0)  # (r) @ (r, d) -> (1, d)
             return Effective({}, head)
         adapters = {slot.name: self._factors(slot.name, tensors) for slot in self.slots}
-        return Effective(adapters, tensors[HEAD])
+        base = {tensor.name: tensors[BASE + tensor.name] for tensor in self.base}
+        return Effective(adapters, tensors[HEAD], base)
 
     def merged(self, shared: Vector, personal: Vector) -> Effective:
         """`effective` of two flat vectors, for evaluation and export (no gradient)."""
@@ -304,6 +335,7 @@ class Split:
         ):
             if role in parts:
                 specs.append(TensorSpec(name, shape, parts[role]))
+        specs += [TensorSpec(BASE + tensor.name, tensor.shape, parts["base"]) for tensor in self.base]
         return tuple(specs)
 
     def _check_rank(self) -> None:
@@ -318,7 +350,7 @@ class Split:
 def _draw(spec: TensorSpec, seed: int) -> Tensor:
     """A tensor's start; see `Split.initial`."""
     role = spec.name.rsplit(".", 1)[1]
-    if role in ("lora_B", "weights"):
+    if role in ("lora_B", "weights") or spec.name.startswith(BASE):
         return torch.zeros(spec.shape)
     if role == "lora_K":
         return torch.eye(spec.shape[0])

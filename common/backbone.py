@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import threading
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from penchant.common.adapters import Slot
+from penchant.common.adapters import BaseTensor, Slot
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.errors import BaseModelError, ConfigError
 
@@ -191,14 +192,8 @@ def find_slots(model: nn.Module, config: AdapterConfig) -> tuple[Slot, ...]:
         BaseModelError: no linear module has such a name, or there is no such block.
     """
     path, blocks = find_blocks(model)
-    for index in config.layers:
-        if not -len(blocks) <= index < len(blocks):
-            raise BaseModelError(
-                f"adapter.layers names block {index}, but the base model has {len(blocks)} blocks"
-            )
-    wanted = {index % len(blocks) for index in config.layers} or set(range(len(blocks)))
     slots, found = [], set()
-    for index in sorted(wanted):
+    for index in _adapted_blocks(blocks, config):
         for inner, module in blocks[index].named_modules():
             target = _matches(inner, config.target_modules)
             if target is None or not isinstance(module, nn.Linear):
@@ -213,6 +208,59 @@ def find_slots(model: nn.Module, config: AdapterConfig) -> tuple[Slot, ...]:
             f"there are {', '.join(linear)}"
         )
     return tuple(slots)
+
+
+def find_base(model: nn.Module, config: AdapterConfig) -> tuple[BaseTensor, ...]:
+    """The parameters that `adapter.share_base` names (but for the head), in the backbone's order.
+
+    Call it before LoRA is put in place: names are those of the plain backbone.
+
+    Raises:
+        BaseModelError: the backbone has no such module, or its weights are quantised.
+    """
+    chosen: set[str] = set()
+    for pattern in config.share_base:
+        if pattern == "head":
+            continue
+        found = [f"{m}.{p}" for m in _modules_of(model, config, pattern) for p in _parameters(model, m)]
+        if not found:
+            raise BaseModelError(
+                f'adapter.share_base: no module "{pattern}" with weights is in this base model; name head, '
+                "norm, or a module's path from the backbone's root"
+            )
+        chosen.update(found)
+    parameters = [(name, p) for name, p in model.named_parameters() if name in chosen]
+    for name, parameter in parameters:
+        if not parameter.is_floating_point():
+            raise BaseModelError(f"adapter.share_base: {name} is quantised and can't be trained")
+    return tuple(BaseTensor(name, tuple(parameter.shape)) for name, parameter in parameters)
+
+
+def _modules_of(model: nn.Module, config: AdapterConfig, pattern: str) -> list[str]:
+    """Paths of the modules that one entry of `adapter.share_base` names."""
+    if pattern != "norm":
+        return [name for name, _ in model.named_modules() if name and fnmatchcase(name, pattern)]
+    path, blocks = find_blocks(model)
+    return [
+        f"{path}.{index}.{inner}"
+        for index in _adapted_blocks(blocks, config)
+        for inner, module in blocks[index].named_modules()
+        if "norm" in type(module).__name__.lower()
+    ]
+
+
+def _parameters(model: nn.Module, module: str) -> list[str]:
+    return [name for name, _ in model.get_submodule(module).named_parameters()]
+
+
+def _adapted_blocks(blocks: nn.ModuleList, config: AdapterConfig) -> list[int]:
+    """Indices of the blocks in `adapter.layers`, ascending. BaseModelError when there is no such block."""
+    for index in config.layers:
+        if not -len(blocks) <= index < len(blocks):
+            raise BaseModelError(
+                f"adapter.layers names block {index}, but the base model has {len(blocks)} blocks"
+            )
+    return sorted({index % len(blocks) for index in config.layers} or range(len(blocks)))
 
 
 def _matches(inner: str, targets: tuple[str, ...]) -> str | None:

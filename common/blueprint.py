@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from penchant.common.adapters import Slot, Split
+from penchant.common.adapters import BaseTensor, Slot, Split
 from penchant.common.config import Plan
 
 if TYPE_CHECKING:  # the server needs no backbone
@@ -16,21 +16,25 @@ __all__ = ["Blueprint"]
 
 @dataclass(frozen=True)
 class Blueprint:
-    """The adapted modules, the width of the embedding and the digest of a base model."""
+    """The adapted modules, the width of the embedding and the digest of a base model, and which of its
+    parameters are trained and shared as well."""
 
     slots: tuple[Slot, ...]
     embedding: int
     digest: bytes  # 32 bytes
+    base: tuple[BaseTensor, ...] = ()
 
     @classmethod
     def of(cls, model: RewardModel) -> Blueprint:
         """The blueprint of a loaded model."""
-        return cls(tuple(model.slots), model.embedding, bytes.fromhex(model.digest))
+        return cls(tuple(model.slots), model.embedding, bytes.fromhex(model.digest), model.base)
 
     def split(self, plan: Plan) -> Split:
         """Which tensors are shared and which personal under `plan`."""
         warmup = plan.phase == "warmup"
-        return Split.of(self.slots, self.embedding, plan.adapter, warmup=warmup, seed=plan.seed)
+        return Split.of(
+            self.slots, self.embedding, plan.adapter, base=self.base, warmup=warmup, seed=plan.seed
+        )
 
     def announced(self, plan: Plan) -> int:
         """How many numbers an announcement of `plan` carries: the shared factors, and the common start

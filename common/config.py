@@ -114,6 +114,10 @@ class AdapterConfig(Section):
     alpha: float = 2.0
     target_modules: tuple[str, ...] = ("output.dense",)
     layers: tuple[int, ...] = (-1,)  # block indices, negative from the end; (): all
+    share_base: tuple[str, ...] = ()
+    """Parts of the base that are trained and shared as well: "head" (the score head, which then can't be
+    personal), "norm" (weights and biases of the norms in the adapted blocks), or the path of a module from
+    the backbone's root, where * stands for anything ("encoder.layer.*.intermediate")."""
 
     def _check(self) -> None:
         self._range("rank", 1, 512)
@@ -122,6 +126,14 @@ class AdapterConfig(Section):
             raise ConfigError("adapter.target_modules is empty; name at least one linear module")
         if self.share == "none" and self.head == "shared":
             raise ConfigError('adapter.head is "shared" although share "none" shares nothing; drop one')
+        if self.share_base and self.share in ("none", "lore"):
+            raise ConfigError(
+                f'adapter.share_base is set but share "{self.share}" shares nothing of the base; drop one'
+            )
+        if "head" in self.share_base and self.head == "personal":
+            raise ConfigError(
+                'adapter.share_base names the head although adapter.head is "personal"; drop one'
+            )
 
 
 @dataclass(frozen=True)

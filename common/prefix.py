@@ -1,13 +1,13 @@
 """The frozen part of the backbone, computed once per distinct text, and the tails that run the rest.
 
-Whatever lies below the first adapted module never changes, so its output is kept per text. What is
-left to run at every step is the *tail*. Four tails give the same embeddings:
+Whatever lies below the first trained module (adapted, or itself trained and shared) never changes, so its
+output is kept per text. What is left to run at every step is the *tail*. Four tails give the same embeddings:
 
 - `PooledTail`: nothing is adapted; the pooled embedding itself is kept.
 - `TokenwiseTail`: the one adapted module is followed by a residual and the backbone's last LayerNorm (the
   output of BERT's last block), each token alone. Its input and the frozen sum W0 x + b + residual are kept;
-  a step costs a few low-rank products on packed tokens, no padding at all.
-- `BlockTail`: the hidden states before the first adapted block are kept; the remaining blocks and the
+  a step costs a few low-rank products on packed tokens, no padding at all. That LayerNorm may be trained.
+- `BlockTail`: the hidden states before the first trained block are kept; the remaining blocks and the
   final norm run on batches sorted by length, padded to their own longest.
 - `FullTail`: nothing is kept; the slow reference, and the fallback.
 
@@ -28,7 +28,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -39,6 +39,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from penchant.common.adapters import Effective, Slot
 from penchant.common.backbone import find_blocks
+from penchant.common.errors import ConfigError
 
 Activations = tuple[Tensor, ...]  # what is kept of one text; the tail knows the meaning
 
@@ -57,7 +58,7 @@ class AdaptedNetwork:
     """A backbone with LoRA in place, and how its states become one embedding.
 
     `module(input_ids, attention_mask)` [b, L] -> last_hidden_state [b, L, d]; pooling is "mean" over
-    the tokens or "last".
+    the tokens or "last". base: paths, in the backbone without LoRA, of parameters that are trained too.
     """
 
     module: nn.Module
@@ -65,15 +66,28 @@ class AdaptedNetwork:
     pooling: str
     pad_id: int
     device: torch.device
+    base: tuple[str, ...] = ()
 
-    def overrides(self, effective: Effective, below: str = "") -> dict[str, Tensor]:
-        """The parameters to swap in for a functional call of the submodule at path `below`."""
-        start = len(below) + 1 if below else 0
+    def overrides(self, effective: Effective) -> dict[str, Tensor]:
+        """The parameters to swap in for a functional call of the module."""
         swapped = {}
         for name, (a, b) in effective.adapters.items():
-            swapped[f"{name[start:]}.lora_A.{ADAPTER}.weight"] = a
-            swapped[f"{name[start:]}.lora_B.{ADAPTER}.weight"] = b
+            swapped[f"{name}.lora_A.{ADAPTER}.weight"] = a
+            swapped[f"{name}.lora_B.{ADAPTER}.weight"] = b
+        for name, change in effective.base.items():
+            frozen = self.frozen(name)
+            swapped[self._placed(name)] = (frozen + change).to(frozen.dtype)
         return swapped
+
+    def frozen(self, name: str) -> Tensor:
+        """A parameter as the base model has it; `name`: its path in the plain backbone."""
+        return self.module.get_parameter(self._placed(name))
+
+    def _placed(self, name: str) -> str:
+        """Where a parameter of the plain backbone is now that LoRA is in place."""
+        module, _, parameter = name.rpartition(".")
+        wrapped = any(slot.name == module for slot in self.slots)
+        return f"{module}.base_layer.{parameter}" if wrapped else name
 
     def pool(self, states: Tensor, mask: Tensor) -> Tensor:
         """[b, L, d] states under a right-padded mask [b, L] -> [b, d] float32."""
@@ -283,7 +297,9 @@ class BlockTail:
         self._network = network
         path, _ = find_blocks(network.module)
         self._path = path
-        self._first = min(int(slot.name[len(path) + 1 :].split(".", 1)[0]) for slot in network.slots)
+        trained = (*(slot.name for slot in network.slots), *network.base)
+        inside = [name[len(path) + 1 :] for name in trained if name.startswith(f"{path}.")]
+        self._first = min(int(name.split(".", 1)[0]) for name in inside)
         if self._first == 0:
             raise TypeError("the first block is adapted: nothing but embeddings could be kept")
         self._returns_tuple = _blocks_return_tuples(network, path)
@@ -382,7 +398,12 @@ class TokenwiseTail:
         linear: Any = network.module.get_submodule(self._slot)
         self._base = linear.base_layer
         self._scale = float(linear.scaling[ADAPTER])
-        self._norm = _only_norm(network.module.get_submodule(path), linear)
+        inner = network.module.get_submodule(path)
+        self._norm = _only_norm(inner, linear)
+        (place,) = (name for name, module in inner.named_modules() if module is self._norm)
+        self._gain, self._bias = f"{path}.{place}.weight", f"{path}.{place}.bias"
+        if not set(network.base) <= {self._gain, self._bias}:
+            raise TypeError("parts of the base below the last norm are trained")
         self._until = _Skeletons(network.module, _stop_at(path))
 
     def capture(self, texts: Sequence[Tensor]) -> list[Activations]:
@@ -418,7 +439,8 @@ class TokenwiseTail:
             packed.token, packed.centred, packed.first, mode="sum", per_sample_weights=shares
         )  # [n, d]
         moved = u.new_zeros(len(u), len(packed.first)).index_add(1, packed.text, u * shares)  # [r, n]
-        return self._norm.weight.float() * (means + moved.T @ b) + self._norm.bias.float()
+        gain = self._norm.weight.float() + effective.base.get(self._gain, 0.0)
+        return gain * (means + moved.T @ b) + self._norm.bias.float() + effective.base.get(self._bias, 0.0)
 
     @staticmethod
     def _down(packed: PackedTokens, a: Tensor) -> Tensor:
@@ -470,6 +492,21 @@ def choose_tail(network: AdaptedNetwork, probes: Sequence[Tensor]) -> Tail:
     return full
 
 
+def check_base(network: AdaptedNetwork, probes: Sequence[Tensor]) -> None:
+    """ConfigError when the embedding does not depend on a part of the base that is to be trained."""
+    if not network.base:
+        return
+    full, effective = FullTail(network), _probe_factors(network)
+    changes = {name: change.requires_grad_() for name, change in effective.base.items()}
+    embeddings = full.embed(full.pack(full.capture(probes)), replace(effective, base=changes))
+    gradients: Sequence[Tensor | None] = [None] * len(changes)
+    if embeddings.requires_grad:
+        gradients = torch.autograd.grad(embeddings.sum(), list(changes.values()), allow_unused=True)
+    for name, gradient in zip(changes, gradients, strict=True):
+        if gradient is None:
+            raise ConfigError(f"adapter.share_base names {name}, on which no reward depends; leave it out")
+
+
 def _agree(found: Tensor, expected: Tensor, network: AdaptedNetwork) -> bool:
     exact = next(network.module.parameters()).dtype == torch.float32
     error = (found - expected).norm() / expected.norm()
@@ -489,7 +526,11 @@ def _probe_factors(network: AdaptedNetwork) -> Effective:
         a = torch.randn(4, slot.in_features, generator=generator) / slot.in_features**0.5
         b = torch.randn(slot.out_features, 4, generator=generator) * 0.05
         adapters[slot.name] = (a.to(network.device), b.to(network.device))
-    return Effective(adapters, torch.empty(0))
+    changes = {}
+    for name in network.base:
+        change = torch.randn(network.frozen(name).shape, generator=generator) * 0.05
+        changes[name] = change.to(network.device)
+    return Effective(adapters, torch.empty(0), changes)
 
 
 # --- the cache ------------------------------------------------------------------------------------

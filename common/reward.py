@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from penchant.common.adapters import Effective, Share, Split
-from penchant.common.backbone import PUBLISHED, Backbone, find_slots, load_backbone
+from penchant.common.backbone import PUBLISHED, Backbone, find_base, find_slots, load_backbone
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.errors import DataError
 from penchant.common.prefix import (
@@ -27,6 +27,7 @@ from penchant.common.prefix import (
     FullTail,
     PrefixCache,
     Tail,
+    check_base,
     choose_tail,
 )
 
@@ -80,6 +81,7 @@ class RewardModel:
 
     Raises:
         BaseModelError: there are no such modules.
+        ConfigError: a part of the base is to be trained that the embedding does not depend on.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class RewardModel:
         self.embedding = backbone.hidden
         self.device = backbone.device
         self.slots = () if Share(adapter.share) is Share.LORE else find_slots(backbone.model, adapter)
+        self.base = find_base(backbone.model, adapter) if self.slots else ()
         self._adapter = adapter
         self._backbone = backbone
         self._normalize = model.normalize
@@ -111,15 +114,16 @@ class RewardModel:
             pooling=self.pooling,
             pad_id=backbone.pad_id,
             device=backbone.device,
+            base=tuple(tensor.name for tensor in self.base),
         )
-        self.tail: Tail = (
-            FullTail(network) if full else choose_tail(network, [self._tokens(p) for p in _PROBES])
-        )
+        probes = [self._tokens(text) for text in _PROBES]
+        check_base(network, probes)
+        self.tail: Tail = FullTail(network) if full else choose_tail(network, probes)
         self.cache = PrefixCache(self._tokens, self.tail, cache_bytes)
 
     def split(self, *, warmup: bool = False, seed: int = 0) -> Split:
         """The split of this model's tensors that its configuration asks for."""
-        return Split.of(self.slots, self.embedding, self._adapter, warmup=warmup, seed=seed)
+        return Split.of(self.slots, self.embedding, self._adapter, base=self.base, warmup=warmup, seed=seed)
 
     # --- preparing --------------------------------------------------------------------------------
 

@@ -71,6 +71,14 @@ Modules = Annotated[
 Layers = Annotated[
     str | None, _option("adapter.layers", "Blocks to adapt, e.g. -1 or 4,5; all for all.", _MODEL)
 ]
+ShareBase = Annotated[
+    str | None,
+    _option(
+        "adapter.share_base",
+        "Parts of the base trained and shared too, comma-separated: head, norm, or a module's path with *.",
+        _MODEL,
+    ),
+]
 LrShared = Annotated[float | None, _option("training.lr_shared", "Learning rate, shared part.", _TRAINING)]
 LrPersonal = Annotated[
     float | None, _option("training.lr_personal", "Learning rate, personal part.", _TRAINING)
@@ -165,6 +173,7 @@ def simulate(
     target_modules: Modules = None,
     layers: Layers = None,
     lr_shared: LrShared = None,
+    share_base: ShareBase = None,
     lr_personal: LrPersonal = None,
     lr_head: LrHead = None,
     warmup_lr: WarmupLr = None,
@@ -212,6 +221,7 @@ def simulate(
             "adapter.target_modules": _names(target_modules),
             "adapter.layers": _numbers("--layers", layers),
             "training.lr_shared": lr_shared,
+            "adapter.share_base": _names(share_base),
             "training.lr_personal": lr_personal,
             "training.lr_head": lr_head,
             "training.warmup_lr": warmup_lr,

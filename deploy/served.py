@@ -15,13 +15,14 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 from flwr.app import Context
 
 from penchant.client.bench import Benches
-from penchant.common.adapters import Slot
+from penchant.common.adapters import BaseTensor, Slot
 from penchant.common.blueprint import Blueprint
 from penchant.common.config import RunConfig
 from penchant.common.contribution import Form
@@ -59,6 +60,7 @@ def create(directory: Path, config: RunConfig, authority: bytes, members: bytes)
     blueprint = bench.blueprint
     described = {
         "slots": [asdict(slot) for slot in blueprint.slots],
+        "base": [asdict(tensor) for tensor in blueprint.base],
         "embedding": blueprint.embedding,
         "digest": blueprint.digest.hex(),
     }
@@ -135,15 +137,20 @@ def _blueprint(directory: Path) -> Blueprint:
     try:
         table = json.loads((directory / BLUEPRINT).read_text(encoding="utf-8"))
         slots = tuple(Slot(**slot) for slot in table["slots"])
-        return Blueprint(slots, int(table["embedding"]), bytes.fromhex(table["digest"]))
+        base = tuple(BaseTensor(tensor["name"], tuple(tensor["shape"])) for tensor in table["base"])
+        return Blueprint(slots, int(table["embedding"]), bytes.fromhex(table["digest"]), base)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunDirectoryError(f"can't read {directory / BLUEPRINT}: {error}") from None
+
+
+_claims = ExitStack()  # the ServerApp's process works on its directory alone, until it ends
 
 
 def _open(context: Context) -> Run:
     directory = context.run_config.get(RUN_KEY)
     if not isinstance(directory, str):
         raise RunDirectoryError(f"the Flower run's configuration lacks {RUN_KEY}")
+    _claims.enter_context(rundir.claim(Path(directory)))
     return open_served(Path(directory))
 
 

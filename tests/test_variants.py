@@ -179,7 +179,7 @@ def test_every_flag_of_the_method_reaches_its_key(
 ) -> None:
     flags = {
         "--share": ("adapter.share", "svd"),
-        "--head": ("adapter.head", "personal"),
+        "--head": ("adapter.head", "shared"),
         "--warmup-rounds": ("federation.warmup_rounds", 2),
         "--alpha": ("adapter.alpha", 7.0),
         "--lr-shared": ("training.lr_shared", 0.011),
@@ -193,10 +193,15 @@ def test_every_flag_of_the_method_reaches_its_key(
         "--pull": ("training.pull", 0.5),
         "--refit-epochs": ("training.refit_epochs", 4),
         "--refit-lr": ("training.refit_lr", 0.015),
+        "--share-base": ("adapter.share_base", ["head", "norm"]),
+        "--dtype": ("model.dtype", "float32"),
+        "--quantize": ("model.quantize", "4bit"),
         "--server-optimizer": ("federation.server_optimizer", "fedadam"),
         "--server-lr": ("federation.server_lr", 0.016),
     }
-    given = [text for flag, (_, value) in flags.items() for text in (flag, str(value))]
+    given = []
+    for flag, (_, value) in flags.items():
+        given += [flag, ",".join(value) if isinstance(value, list) else str(value)]
     config = settled(monkeypatch, *given, "--out", str(tmp_path / "run"))
     table = tomllib.loads(config.to_toml())
     for key, value in flags.values():
