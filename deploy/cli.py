@@ -17,7 +17,7 @@ import typer
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, PenchantError, RunDirectoryError, UsageError
-from penchant.deploy import authority_cli, device, rundir
+from penchant.deploy import authority_cli, device, rundir, server_cli
 from penchant.deploy.recipes import recipe
 
 __all__ = ["main"]
@@ -142,6 +142,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks for errors.", r
 
 app.add_typer(device.app, rich_help_panel="Device owner")
 app.add_typer(authority_cli.app, rich_help_panel="Operator")
+app.add_typer(server_cli.app, rich_help_panel="Operator")
 
 
 @app.callback(invoke_without_command=True)
@@ -172,8 +173,8 @@ def simulate(
     alpha: Alpha = None,
     target_modules: Modules = None,
     layers: Layers = None,
-    lr_shared: LrShared = None,
     share_base: ShareBase = None,
+    lr_shared: LrShared = None,
     lr_personal: LrPersonal = None,
     lr_head: LrHead = None,
     warmup_lr: WarmupLr = None,
@@ -220,8 +221,8 @@ def simulate(
             "adapter.alpha": alpha,
             "adapter.target_modules": _names(target_modules),
             "adapter.layers": _numbers("--layers", layers),
-            "training.lr_shared": lr_shared,
             "adapter.share_base": _names(share_base),
+            "training.lr_shared": lr_shared,
             "training.lr_personal": lr_personal,
             "training.lr_head": lr_head,
             "training.warmup_lr": warmup_lr,

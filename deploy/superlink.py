@@ -1,0 +1,106 @@
+"""Flower's processes, wrapped in one module because their interfaces move: SuperLink, runs, their end.
+
+Flower's control interface has no authentication: a SuperLink listens on loopback only, and devices reach it
+through a gateway that passes nothing but the fleet's paths.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from penchant.common.errors import JournalError, UsageError
+
+__all__ = ["environment", "start_run", "superlink_command", "supernode_command"]
+
+CONNECTION = "penchant"
+START_SECONDS = 120.0
+
+OFFLINE: Mapping[str, str] = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+}
+"""No telemetry, no update check, and no installation of what a bundle asks for."""
+
+
+def environment(home: Path) -> dict[str, str]:
+    """The environment of a Flower process whose own files are in `home`."""
+    home.mkdir(parents=True, exist_ok=True)
+    return os.environ | OFFLINE | {"FLWR_HOME": str(home)}
+
+
+def superlink_command(port: int, database: Path) -> list[str]:
+    """A SuperLink on loopback, with its state in a file."""
+    return [
+        _tool("flower-superlink"),
+        "--insecure",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--database",
+        str(database),
+        "--disable-runtime-dependency-installation",
+    ]
+
+
+def supernode_command(superlink: str, port: int, socket: Path) -> list[str]:
+    """A SuperNode on loopback that relays to the agent behind `socket`."""
+    return [
+        _tool("flower-supernode"),
+        "--insecure",
+        "--superlink",
+        superlink,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--node-config",
+        f'agent-socket="{socket}"',
+    ]
+
+
+def start_run(app: Path, address: str, home: Path) -> str:
+    """Start the Flower app of a run at the SuperLink behind `address`; -> Flower's id of the run.
+
+    Raises JournalError when the SuperLink refuses or can't be reached.
+    """
+    surroundings = environment(home)
+    table = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{address}"\n'
+    (home / "config.toml").write_text(table + "insecure = true\n", encoding="utf-8")
+    words = [_tool("flwr"), "run", str(app), CONNECTION, "--format", "json"]
+    try:
+        done = subprocess.run(
+            words, env=surroundings, capture_output=True, text=True, timeout=START_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise JournalError(f"the SuperLink at {address} did not take the run in time; is it up?") from None
+    answer = _json(done.stdout)
+    if done.returncode != 0 or answer.get("success") is not True:  # the exit code alone is 0 on failure
+        raise JournalError(f"the SuperLink at {address} did not take the run; is it up?")
+    return str(answer.get("run-id", answer.get("run_id", "")))
+
+
+def _json(text: str) -> dict[str, object]:
+    """The JSON object in what a tool printed; empty if there is none."""
+    start = text.find("{")
+    try:
+        found = json.loads(text[start:]) if start >= 0 else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _tool(name: str) -> str:
+    """A command of this Python's environment. UsageError when Flower is not installed."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if found is None:
+        raise UsageError(f"there is no command {name}; install penchant[server] or penchant[device]")
+    return found
