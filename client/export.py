@@ -54,8 +54,8 @@ def export_peft(export: Export, directory: Path) -> None:
     """
     if export.effective.base:
         raise UsageError(
-            "this run shares parts of the base model too (adapter.share_base); a peft adapter can't hold them, "
-            "so there is no export of it"
+            "this run shares parts of the base model too (adapter.share_base); "
+            "a peft adapter can't hold them, so there is no export of it"
         )
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(f"{directory} is in use; choose an empty directory for the export")
