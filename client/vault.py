@@ -64,11 +64,11 @@ class Vault:
         self._box = box
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._path = directory / "vault.db"
+            if not self._path.exists():
+                self._path.touch(mode=0o600)  # SQLite gives its journal the same mode
         except OSError as error:
             raise DeviceError(f"can't make the agent's directory {directory}: {error.strerror}") from None
-        self._path = directory / "vault.db"
-        if not self._path.exists():
-            self._path.touch(mode=0o600)  # SQLite gives its journal the same mode
         with self._transaction() as db:
             for statement in _SCHEMA.split(";"):
                 db.execute(statement)
@@ -149,8 +149,8 @@ class Vault:
             return [(bytes(run), int(number), bool(unmasked)) for run, number, unmasked in rows]
 
     def forget(self) -> None:
-        """Delete all personal factors and blobs. Burnt attempts stay burnt."""
-        with self._transaction() as db:
+        """Delete all personal factors and blobs, from the rollback journal too. Burnt attempts stay burnt."""
+        with self._transaction(journal="DELETE") as db:
             db.execute("DELETE FROM personal")
             db.execute("DELETE FROM blobs")
             db.execute("DELETE FROM told")
@@ -208,14 +208,15 @@ class Vault:
     # --- SQLite --------------------------------------------------------------------------------------
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, journal: str = "PERSIST") -> Iterator[sqlite3.Connection]:
+        """journal: PERSIST is as durable as DELETE and needs no directory update for every commit, but
+        leaves what was there before in the journal's file until the next change."""
         try:
             db = sqlite3.connect(self._path, isolation_level=None, timeout=30)
         except sqlite3.Error as error:
             raise DeviceError(f"can't open {self._path}: {error}") from None
         try:
-            # PERSIST: as durable as DELETE, without a directory update for every commit.
-            db.execute("PRAGMA journal_mode=PERSIST")
+            db.execute(f"PRAGMA journal_mode={journal}")
             db.execute("PRAGMA synchronous=FULL")
             db.execute("PRAGMA secure_delete=ON")
             db.execute("BEGIN IMMEDIATE")
