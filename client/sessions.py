@@ -81,7 +81,9 @@ class SealedSessions:
         plain = encode_record(_Kept(encode(announce), encode_state(state)))
         nonce = os.urandom(12)
         try:
-            self._path.write_bytes(nonce + self._box.encrypt(nonce, plain, b""))
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with open(descriptor, "wb") as file:
+                file.write(nonce + self._box.encrypt(nonce, plain, b""))
         except OSError as error:
             raise DeviceError(f"can't keep the open attempt: {error.strerror}") from None
 
@@ -94,7 +96,7 @@ class SealedSessions:
         self.drop()
         try:
             plain = self._box.decrypt(sealed[:12], sealed[12:], b"")
-        except InvalidTag:
+        except (InvalidTag, ValueError):  # ValueError: not even a nonce is left
             raise StageError("the open attempt's file is damaged; this attempt is sat out") from None
         kept = decode_record(plain, _Kept)
         return decode(kept.announce, Announce), decode_state(kept.state)
