@@ -59,7 +59,7 @@ class OwnerPolicy(Section):
         """The policy in a TOML file; ConfigError for an unknown key, a bad value or an unreadable file."""
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no TOML
             raise ConfigError(f"can't read the owner's policy {path}: {error}") from None
         return build_section(cls, table, "")
 
@@ -105,6 +105,8 @@ def _span(hours: str) -> tuple[time, time]:
     """("HH:MM-HH:MM") -> start and end; ConfigError for anything else."""
     try:
         start, end = (time.fromisoformat(part.strip()) for part in hours.split("-"))
+        if start.tzinfo or end.tzinfo:
+            raise ValueError("hours are local times")
     except ValueError:
         raise ConfigError(f'policy.hours is "{hours}"; write it like "22:00-06:30"') from None
     return start, end
