@@ -294,7 +294,6 @@ def page(rows: Sequence[Row], details: Row) -> dict[str, Any]:
         "title": "penchant: which methods pay" + (f" on {dataset}" if dataset else ""),
         "strap": " · ".join(strap) or "comparison",
         "headline": headline(groups),
-        "conclusion": [sentence for group in groups for sentence in conclusion(group)],
         "curves": learning_curves(rows),
         "accuracy_text": _accuracy_text(rows),
         "groups": [_group(group, place) for place, group in enumerate(groups)],
@@ -365,6 +364,7 @@ def _group(group: Group, place: int) -> dict[str, Any]:
     rows = group.rows
     return {
         "title": group.title,
+        "conclusion": conclusion(group),
         "plot": plots.comparison(
             group.names,
             [row["accuracy_mean"] for row in rows],

@@ -207,8 +207,9 @@ def curves(found: Sequence[Curve], axis: str, *, salt: str = "curves") -> Plot:
                 color=colour,
                 linestyle=dashes,
                 marker=marker,
-                markersize=5.5,
-                elinewidth=1.4,
+                markersize=4.5,
+                elinewidth=1.2,
+                capsize=2.5,
                 label=curve.label,
             )
         axes.set_xticks(ticks, [f"{x}" for x in ticks])
