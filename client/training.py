@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -177,23 +176,31 @@ class LocalTrainer:
         trained = {name: leaves[name].requires_grad_() for name, rate in rates.items() if rate > 0}
         steps = 0
         if trained and epochs:
-            optimizer = self._optimizer([{"params": [t], "lr": rates[n]} for n, t in trained.items()])
+            optimizers = self._optimizers(trained, rates)
             for batch in self._batches(prepared, epochs, seed):
                 gradients = self._gradients(leaves, trained, batch)
                 for tensor, gradient in zip(trained.values(), gradients, strict=True):
                     tensor.grad = gradient
-                optimizer.step()
+                for optimizer in optimizers:
+                    optimizer.step()
                 steps += 1
         for tensor in trained.values():
             tensor.requires_grad_(False)
             tensor.grad = None
         return steps
 
-    def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        decay = self._training.weight_decay
-        if self._training.optimizer == "sgd":
-            return torch.optim.SGD(groups, weight_decay=decay, foreach=False)
-        return torch.optim.AdamW(groups, weight_decay=decay, foreach=False)
+    def _optimizers(self, trained: Leaves, rates: Mapping[str, float]) -> list[torch.optim.Optimizer]:
+        """Fresh optimisers of the personal and of the shared tensors in training."""
+        settings = self._training
+        own = settings.optimizer
+        shared = own if settings.shared_optimizer == "same" else settings.shared_optimizer
+        made: list[torch.optim.Optimizer] = []
+        for names, kind in ((self._split.personal.names, own), (self._split.shared.names, shared)):
+            groups = [{"params": [trained[n]], "lr": rates[n]} for n in names if n in trained]
+            if groups:
+                rule = torch.optim.SGD if kind == "sgd" else torch.optim.AdamW
+                made.append(rule(groups, weight_decay=settings.weight_decay, foreach=False))
+        return made
 
     def _gradients(self, leaves: Leaves, trained: Leaves, batch: PreparedPairs) -> list[Tensor]:
         """Of the mean Bradley-Terry loss over the batch and of the pull, for the leaves in training."""

@@ -30,6 +30,7 @@ TruncationName = Literal["left", "right"]
 QuantizeName = Literal["none", "4bit"]
 OrderName = Literal["joint", "personal-first", "alternating"]
 OptimizerName = Literal["adamw", "sgd"]
+SharedOptimizerName = Literal["same", "adamw", "sgd"]
 ServerOptimizerName = Literal["fedavg", "fedadam"]
 GridName = Literal["local", "ray"]
 BadRows = Literal["refuse", "skip"]
@@ -146,6 +147,7 @@ class TrainingConfig(Section):
     """
 
     optimizer: OptimizerName = "adamw"  # starts afresh on a device in every round
+    shared_optimizer: SharedOptimizerName = "same"  # of the shared part: sgd goes with fedadam on the server
     lr_shared: float = 3e-3
     lr_personal: float = 1e-2
     lr_head: float = 3e-3

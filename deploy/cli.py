@@ -89,6 +89,10 @@ WarmupLr = Annotated[
     _option("training.warmup_lr", "Learning rate in warm-up rounds; 0: the others.", _TRAINING),
 ]
 Optimizer = Annotated[str | None, _option("training.optimizer", "On devices: adamw or sgd.", _TRAINING)]
+SharedOptimizer = Annotated[
+    str | None,
+    _option("training.shared_optimizer", "On devices, of the shared part: same, adamw or sgd.", _TRAINING),
+]
 LocalEpochs = Annotated[int | None, _option("training.local_epochs", "Epochs a client a round.", _TRAINING)]
 BatchSize = Annotated[int | None, _option("training.batch_size", "Pairs a step; 0: all.", _TRAINING)]
 Order = Annotated[
@@ -179,6 +183,7 @@ def simulate(
     lr_head: LrHead = None,
     warmup_lr: WarmupLr = None,
     optimizer: Optimizer = None,
+    shared_optimizer: SharedOptimizer = None,
     local_epochs: LocalEpochs = None,
     batch_size: BatchSize = None,
     order: Order = None,
@@ -227,6 +232,7 @@ def simulate(
             "training.lr_head": lr_head,
             "training.warmup_lr": warmup_lr,
             "training.optimizer": optimizer,
+            "training.shared_optimizer": shared_optimizer,
             "training.local_epochs": local_epochs,
             "training.batch_size": batch_size,
             "training.order": order,

@@ -184,6 +184,20 @@ def test_alternating_is_plain_descent_on_one_part_then_the_other(
     assert np.allclose(outcome.personal, expected_personal, atol=1e-5)
 
 
+def test_each_part_can_have_its_own_optimiser(model: RewardModel) -> None:
+    """In one step from the same place each part moves as if both had its optimiser."""
+    shared, personal = somewhere(split_of(model))
+    prepared = model.prepare(PAIRS)
+
+    def one_step(**changes: Any) -> Any:
+        return trainer(model, local_epochs=1, **changes).train(shared, personal, prepared, seed=0)
+
+    mixed = one_step(optimizer="adamw", shared_optimizer="sgd")
+    adamw, sgd = one_step(optimizer="adamw"), one_step(optimizer="sgd")
+    assert mixed.personal.tobytes() == adamw.personal.tobytes() != sgd.personal.tobytes()
+    assert mixed.shared_update.tobytes() == sgd.shared_update.tobytes() != adamw.shared_update.tobytes()
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("head", ["shared", "personal"])
 def test_each_step_of_alternating_leaves_the_other_part_as_it_is_to_the_bit(

@@ -187,6 +187,7 @@ def test_every_flag_of_the_method_reaches_its_key(
         "--lr-head": ("training.lr_head", 0.013),
         "--warmup-lr": ("training.warmup_lr", 0.014),
         "--optimizer": ("training.optimizer", "sgd"),
+        "--shared-optimizer": ("training.shared_optimizer", "sgd"),
         "--order": ("training.order", "alternating"),
         "--personal-epochs": ("training.personal_epochs", 3),
         "--batch-size": ("training.batch_size", 5),
