@@ -13,7 +13,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ CREATE TABLE IF NOT EXISTS records (
     round INTEGER NOT NULL, attempt INTEGER NOT NULL, seq INTEGER NOT NULL, stage TEXT NOT NULL,
     party TEXT NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (round, attempt, seq)) WITHOUT ROWID;
 """
+
+_OPEN = ("started", "unmasking")
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,16 @@ class Journal:
     """The journal of one run directory."""
 
     def __init__(self, directory: Path) -> None:
-        """Open the journal of `directory`, creating it if there is none."""
+        """Open the journal of `directory`, creating it if there is none; JournalError when that fails."""
         self.directory = directory
         self._path = directory / "journal.db"
-        (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
         try:
+            (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=30)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(_SCHEMA)
-        except sqlite3.Error as error:
+        except (OSError, sqlite3.Error) as error:
             raise JournalError(f"can't open {self._path}: {error}") from None
 
     def close(self) -> None:
@@ -103,8 +105,8 @@ class Journal:
 
     def fact(self, key: str) -> str | None:
         """A fact noted before, or None."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else str(row[0])
+        rows = self._read("SELECT value FROM meta WHERE key = ?", key)
+        return str(rows[0][0]) if rows else None
 
     # --- a round's life ------------------------------------------------------------------------------
 
@@ -138,14 +140,17 @@ class Journal:
 
     def records(self, round: int, attempt: int) -> list[tuple[str, int, bytes]]:
         """What was recorded of an attempt, in order: (stage, party, payload)."""
-        rows = self._db.execute(
+        rows = self._read(
             "SELECT stage, party, payload FROM records WHERE round = ? AND attempt = ? ORDER BY seq",
-            (round, attempt),
+            round,
+            attempt,
         )
         return [(str(s), int(p), bytes(b)) for s, p, b in rows]
 
     def finish(self, log: RoundLog, shared: Shared) -> None:
-        """The round stands: its checkpoint first, then the row that names it."""
+        """The round stands: its checkpoint first, then the row that names it. Its records are erased."""
+        if self._state(log.round, log.attempt) not in _OPEN:  # before a checkpoint is written over
+            raise JournalError(f"round {log.round} attempt {log.attempt} is not open")
         name, digest = self._write_checkpoint(log.round, shared)
         with self._transaction():
             self._db.execute(
@@ -153,14 +158,14 @@ class Journal:
                 " WHERE round = ? AND attempt = ?",
                 (json.dumps(asdict(log)), f"{name} {digest}", log.round, log.attempt),
             )
-            self._db.execute("DELETE FROM records WHERE round = ? AND attempt = ?", (log.round, log.attempt))
+            self._erase(log.round, log.attempt)
 
     def fail(self, round: int, attempt: int, why: str) -> None:
-        """This attempt gave nothing; another may be tried."""
+        """This attempt gave nothing; another may be tried. Its records are erased."""
         self._move(round, attempt, "failed", why)
 
     def skip(self, round: int, attempt: int, why: str) -> None:
-        """This round gave nothing and can't be tried again; the next one goes on."""
+        """This round gave nothing and can't be tried again; the next one goes on. Its records are erased."""
         self._move(round, attempt, "skipped", why)
 
     # --- what a restarted server asks ----------------------------------------------------------------
@@ -170,12 +175,12 @@ class Journal:
         query = "SELECT round, attempt, phase, state, log, why FROM rounds ORDER BY round, attempt"
         return [
             RoundRow(r, a, p, s, None if log is None else RoundLog(**json.loads(log)), w)
-            for r, a, p, s, log, w in self._db.execute(query)
+            for r, a, p, s, log, w in self._read(query)
         ]
 
     def finished(self) -> tuple[tuple[int, int], ...]:
         """(round, attempt) of every finished round, in order."""
-        rows = self._db.execute("SELECT round, attempt FROM rounds WHERE state = 'finished' ORDER BY round")
+        rows = self._read("SELECT round, attempt FROM rounds WHERE state = 'finished' ORDER BY round")
         return tuple((int(r), int(a)) for r, a in rows)
 
     def logs(self) -> list[RoundLog]:
@@ -184,23 +189,20 @@ class Journal:
 
     def settled(self) -> int:
         """The last round that needs no more work (finished or skipped); 0 before the first."""
-        (last,) = self._db.execute(
-            "SELECT coalesce(max(round), 0) FROM rounds WHERE state IN ('finished', 'skipped')"
-        ).fetchone()
-        return int(last)
+        query = "SELECT coalesce(max(round), 0) FROM rounds WHERE state IN ('finished', 'skipped')"
+        return int(self._read(query)[0][0])
 
     def interrupted(self) -> RoundRow | None:
         """The attempt that was open when the server died, if one was."""
-        open_rows = [row for row in self.rows() if row.state in ("started", "unmasking")]
+        open_rows = [row for row in self.rows() if row.state in _OPEN]
         return open_rows[-1] if open_rows else None
 
     def attempts(self, round: int) -> int:
         """How many attempts of `round` were begun."""
-        (n,) = self._db.execute("SELECT count(*) FROM rounds WHERE round = ?", (round,)).fetchone()
-        return int(n)
+        return int(self._read("SELECT count(*) FROM rounds WHERE round = ?", round)[0][0])
 
     def rewind(self, round: int) -> None:
-        """Forget open attempts after `round`. Only a simulator may, where the devices rewind as well."""
+        """Forget every attempt after `round`. Only a simulator may, where the devices rewind as well."""
         with self._transaction():
             self._db.execute("DELETE FROM rounds WHERE round > ?", (round,))
             self._db.execute("DELETE FROM records WHERE round > ?", (round,))
@@ -209,24 +211,28 @@ class Journal:
 
     def load(self) -> tuple[int, Shared] | None:
         """(round, shared state) of the last finished round, checked against the digest in its row."""
-        row = self._db.execute(
+        rows = self._read(
             "SELECT round, checkpoint FROM rounds WHERE state = 'finished' ORDER BY round DESC LIMIT 1"
-        ).fetchone()
-        if row is None:
+        )
+        if not rows:
             return None
-        name, digest = str(row[1]).split()
+        round, checkpoint = rows[0]
+        name, digest = str(checkpoint).split()
         try:
             data = (self.directory / "checkpoints" / name).read_bytes()
         except OSError as error:
             raise JournalError(f"checkpoint {name} can't be read: {error.strerror}") from None
         if hashlib.sha256(data).hexdigest() != digest:
             raise JournalError(f"checkpoint {name} is not what the journal wrote; restore it from a back-up")
-        return int(row[0]), _decode(load_safetensors(data))
+        return int(round), _decode(load_safetensors(data))
 
     def _write_checkpoint(self, round: int, shared: Shared) -> tuple[str, str]:
         data = save_safetensors(_encode(shared))
         name = f"round-{round:06d}.safetensors"
-        write_durably(self.directory / "checkpoints" / name, data)
+        try:
+            write_durably(self.directory / "checkpoints" / name, data)
+        except OSError as error:
+            raise JournalError(f"checkpoint {name} can't be written: {error.strerror}") from None
         return name, hashlib.sha256(data).hexdigest()
 
     # --- SQLite --------------------------------------------------------------------------------------
@@ -238,20 +244,40 @@ class Journal:
                 " AND state IN ('started', 'unmasking')",
                 (state, why, round, attempt),
             )
-        if done.rowcount != 1:
-            raise JournalError(f"round {round} attempt {attempt} is not open")
+            if done.rowcount != 1:
+                raise JournalError(f"round {round} attempt {attempt} is not open")
+            if state not in _OPEN:
+                self._erase(round, attempt)
+
+    def _erase(self, round: int, attempt: int) -> None:
+        self._db.execute("DELETE FROM records WHERE round = ? AND attempt = ?", (round, attempt))
+
+    def _state(self, round: int, attempt: int) -> str | None:
+        rows = self._read("SELECT state FROM rounds WHERE round = ? AND attempt = ?", round, attempt)
+        return str(rows[0][0]) if rows else None
+
+    def _read(self, query: str, *values: str | int) -> list[Any]:
+        """All rows of a query."""
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise JournalError(f"{self._path}: {error}") from None
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
+        """One change: all of it is durable at the end, or nothing of it happened."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # a full disk has rolled it back already
+                    self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
+            with suppress(sqlite3.Error):  # a COMMIT that failed is still open
+                self._db.rollback()
             raise JournalError(f"{self._path}: {error}") from None
 
 
