@@ -36,12 +36,16 @@ class Shared:
         return cls(factors, zeros, zeros, start)
 
     def moved(self, mean_update: NDArray[np.float64], config: FederationConfig) -> Shared:
-        """The factors after a round whose example-weighted mean update is `mean_update` [d_shared]."""
+        """The factors after a round whose example-weighted mean update is `mean_update` [d_shared].
+
+        FedAdam's second moment starts at server_epsilon², the least that Algorithm 2 allows.
+        """
         if config.server_optimizer == "fedavg":
             step = config.server_lr * mean_update
             return replace(self, factors=_add(self.factors, step), steps=self.steps + 1)
         first = config.server_beta1 * self.first + (1 - config.server_beta1) * mean_update
-        second = config.server_beta2 * self.second + (1 - config.server_beta2) * mean_update**2
+        before = self.second if self.steps else np.full_like(self.second, config.server_epsilon**2)
+        second = config.server_beta2 * before + (1 - config.server_beta2) * mean_update**2
         step = config.server_lr * first / (np.sqrt(second) + config.server_epsilon)
         return replace(
             self,
