@@ -6,17 +6,19 @@ the agent's reply, or one abort code, never the text of an exception (DESIGN sec
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from penchant.common.codec import encode
-from penchant.common.errors import PenchantError
 from penchant.common.flower import STAGES, pack, stage_of, unpack
 from penchant.common.messages import Abort, abort_code
 
 __all__ = ["Answer", "build_app"]
+
+log = logging.getLogger(__name__)
 
 Answer = Callable[[str, bytes], bytes]
 """An agent's entrance: (stage, payload) -> reply payload."""
@@ -30,7 +32,8 @@ def build_app(agent_of: Callable[[Context], Answer]) -> ClientApp:
         try:
             answer = agent_of(context)
             reply = answer(stage_of(message.metadata.message_type), unpack(message.content))
-        except PenchantError as error:
+        except Exception as error:  # Flower would send its text to the server
+            log.warning("no answer in %s: %s", message.metadata.message_type, type(error).__name__)
             reply = encode(Abort(abort_code(error)))
         return Message(pack(reply), reply_to=message)
 

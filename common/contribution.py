@@ -17,9 +17,14 @@ from penchant.common.errors import ConfigError
 from penchant.common.prg import Ring
 from penchant.common.quantise import Counter, Quantiser
 
-__all__ = ["BINS", "HONEST_FOR_HISTOGRAM", "JUDGED_MOST", "Contribution", "Form", "Sums"]
+__all__ = ["BINS", "COUNTERS", "HONEST_FOR_HISTOGRAM", "JUDGED_MOST", "Contribution", "Form", "Sums"]
 
 BINS = 10
+_BINS = tuple(f"accuracy {i}/{BINS}" for i in range(BINS))
+
+COUNTERS = ("weight", "loss", "correct", "total", *_BINS)
+"""What a vector counts behind the update, in its order."""
+
 HONEST_FOR_HISTOGRAM = 20
 """A device leaves its bin empty unless the sum holds at least this many honest people."""
 
@@ -135,9 +140,6 @@ class Form:
             total=int(counts["total"]),
             histogram=bins if any(bins) else None,
         )
-
-
-_BINS = tuple(f"accuracy {i}/{BINS}" for i in range(BINS))
 
 
 def _counters(max_weight: int) -> tuple[Counter, ...]:

@@ -8,6 +8,7 @@ after a crash of the whole simulated world, and looking at the test part of ever
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from penchant.client.policy import OwnerPolicy
 from penchant.client.sessions import SealedSessions
 from penchant.client.vault import Vault
 from penchant.common.config import EvaluateOn, Plan, PrivacyConfig, RunConfig
-from penchant.common.entropy import SeededEntropy, SystemEntropy
+from penchant.common.entropy import Entropy, SeededEntropy, SystemEntropy
 from penchant.common.identity import Authority, Certificate, Identity, Membership
 from penchant.common.keys import SignatureCache
 from penchant.common.preferences import Federation
@@ -98,9 +99,14 @@ class Fleet:
         cohort: int,
         *,
         sealed: bool = False,
+        entropy: Callable[[int], Entropy] = lambda index: SystemEntropy(),
     ) -> None:
-        """`sealed`: successive messages of a client may come to different processes (Ray)."""
+        """sealed: successive messages of a client may come to different processes (Ray).
+
+        entropy: where the agent of a person draws its round secrets; tests alone give another.
+        """
         self._sealed = sealed
+        self._entropy = entropy
         self._config = config
         self._directory = directory
         self._people = federation.people
@@ -182,7 +188,7 @@ class Fleet:
             choices=Choices(person.train, person.validation),
             benches=self._benches,
             secret=secret,
-            entropy=SystemEntropy(),
+            entropy=self._entropy(index),
             verify=self.signatures,
             sessions=SealedSessions(self._home(index), secret) if self._sealed else None,
         )

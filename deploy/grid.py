@@ -31,7 +31,8 @@ CLIENT_FAILED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 NODE_UNAVAILABLE = 5
 
 Recorder = Callable[[int, Message], None]
-"""Called with (node id, reply) for each reply that left a client, in the order of arrival."""
+"""Called with (node id, reply) for each reply as it leaves a client, errors and what comes too late among
+them. Clients are served side by side: it must be thread-safe."""
 
 Fault = Callable[[int, str], bool]
 """(node id, message type) -> True when this client should be silent now. For tests."""
@@ -55,7 +56,7 @@ class InProcessGrid(Grid):
         self._fault = fault
         self._run = Run.create_empty(1)
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="client")
-        self._pending: dict[str, tuple[int, Future[bytes]]] = {}
+        self._pending: dict[str, Future[bytes]] = {}
         self._lock = threading.Lock()
         # Flower requires these three before a Message can be made in this process.
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = self._run.run_id, 0, SERVER_NODE
@@ -110,14 +111,14 @@ class InProcessGrid(Grid):
             wire = message_to_proto(message).SerializeToString()
             node = message.metadata.dst_node_id
             with self._lock:
-                self._pending[identifier] = (node, self._pool.submit(self._serve, node, wire))
+                self._pending[identifier] = self._pool.submit(self._serve, node, wire)
             ids.append(identifier)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies that are there by now, without waiting."""
         with self._lock:
-            done = [i for i in message_ids if i in self._pending and self._pending[i][1].done()]
+            done = [i for i in message_ids if i in self._pending and self._pending[i].done()]
         return self._collect(done, timeout=0.0)
 
     def send_and_receive(
@@ -130,7 +131,7 @@ class InProcessGrid(Grid):
             for identifier in ids:
                 late = self._pending.pop(identifier, None)
                 if late is not None:
-                    late[1].cancel()
+                    late.cancel()
         return replies
 
     # --- serving -------------------------------------------------------------------------------------
@@ -140,20 +141,16 @@ class InProcessGrid(Grid):
         replies = []
         for identifier in ids:
             with self._lock:
-                entry = self._pending.get(identifier)
-            if entry is None:
+                reply = self._pending.get(identifier)
+            if reply is None:
                 continue
-            node, future = entry
             try:
-                wire = future.result(None if end is None else max(0.0, end - time.monotonic()))
+                wire = reply.result(None if end is None else max(0.0, end - time.monotonic()))
             except FutureTimeout:
                 continue
             with self._lock:
                 self._pending.pop(identifier, None)
-            reply = message_from_proto(MessageProto.FromString(wire))
-            if self._recorder is not None:
-                self._recorder(node, reply)
-            replies.append(reply)
+            replies.append(message_from_proto(MessageProto.FromString(wire)))
         return replies
 
     def _serve(self, node: int, wire: bytes) -> bytes:
@@ -162,10 +159,17 @@ class InProcessGrid(Grid):
         if context is None or (self._fault is not None and self._fault(node, message.metadata.message_type)):
             reply = Message(Error(NODE_UNAVAILABLE, "node unavailable"), reply_to=message)
         else:
-            try:
-                reply = self._app(message, context)
-            except PenchantError as error:
-                # As a SuperNode does, but without the exception's text: that never leaves a device.
-                reply = Message(Error(CLIENT_FAILED, type(error).__name__), reply_to=message)
+            reply = self._answer(message, context)
         data: bytes = message_to_proto(reply).SerializeToString()
         return data
+
+    def _answer(self, message: Message, context: Context) -> Message:
+        """What the client sends."""
+        try:
+            reply = self._app(message, context)
+        except PenchantError as error:
+            # As a SuperNode does, but without the exception's text: that never leaves a device.
+            reply = Message(Error(CLIENT_FAILED, type(error).__name__), reply_to=message)
+        if self._recorder is not None:
+            self._recorder(context.node_id, reply)
+        return reply

@@ -2,24 +2,27 @@
 
 One SQLite file in the run directory. For each message: when (round, attempt, stage), who, how many bytes,
 their SHA-256, and each field's name, type, shape and bytes. The bytes themselves are kept where that is
-asked for (tests search them for what must never leave).
+asked for (tests search them for what must never leave). `deploy.audit` reads it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from flwr.app import Message
 from flwr.common.serde import message_to_proto
 
-from penchant.common.codec import decode_any
+from penchant.common.codec import MAGIC, AtMost, Exactly, Many, Unsigned, decode_any
 from penchant.common.errors import CodecError, JournalError, ProtocolError, RunDirectoryError
 from penchant.common.flower import stage_of, unpack
 from penchant.common.messages import (
@@ -34,9 +37,29 @@ from penchant.common.messages import (
     Unmasking,
 )
 
-__all__ = ["REPLIES", "Field", "Sent", "Tensor", "WireLog", "read_tensors", "read_wire"]
+__all__ = [
+    "ERROR",
+    "HEADER",
+    "REPLIES",
+    "UNKNOWN",
+    "WIRE",
+    "Field",
+    "FieldRule",
+    "Sent",
+    "Tensor",
+    "WireLog",
+    "read_tensors",
+    "read_wire",
+    "rules_of",
+]
 
 WIRE = "wire.db"
+ERROR = "error"
+"""Kind of one of Flower's error messages."""
+UNKNOWN = "?"
+"""Kind of bytes that are no message that a client may ever send."""
+HEADER = len(MAGIC) + 2
+"""Bytes before a message's fields: magic number, protocol version, tag."""
 
 REPLIES: Mapping[str, tuple[type, ...]] = {
     "status": (Status, Abort),
@@ -48,31 +71,73 @@ REPLIES: Mapping[str, tuple[type, ...]] = {
 }
 """What a client may send in each stage: nothing else."""
 
+_ALL = tuple({kind for kinds in REPLIES.values() for kind in kinds})
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sent (
     number INTEGER PRIMARY KEY, place TEXT NOT NULL, stage TEXT NOT NULL, node INTEGER NOT NULL,
     kind TEXT NOT NULL, bytes INTEGER NOT NULL, framed INTEGER NOT NULL, sha256 TEXT NOT NULL,
-    fields TEXT NOT NULL, message BLOB);
+    fields TEXT NOT NULL, said TEXT NOT NULL, message BLOB);
 CREATE TABLE IF NOT EXISTS tensors (phase TEXT PRIMARY KEY, layout TEXT NOT NULL) WITHOUT ROWID;
 """
+_COLUMNS = "place, stage, node, kind, bytes, framed, sha256, fields, said, message"
 
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a message that left: shape counts its elements (or bytes)."""
+    """One field of a message that left. shape: () for a number; size: its bytes."""
 
     name: str
     type: str
     shape: tuple[int, ...]
-    size: int  # bytes
+    size: int
+
+
+@dataclass(frozen=True)
+class FieldRule:
+    """What the codec allows one field to be. shape: None where the length may vary; most: its bound;
+    width: bytes of an element."""
+
+    name: str
+    type: str
+    shape: tuple[int | None, ...]
+    width: int
+    most: int = 0
+
+    @property
+    def prefix(self) -> int:
+        """Bytes of the length or count that travels before it."""
+        return 4 if None in self.shape else 0
+
+    def read(self, value: Any) -> Field:
+        """The field that `value` makes."""
+        varying = len(value) if None in self.shape else 0
+        shape = tuple(varying if side is None else side for side in self.shape)
+        return Field(self.name, self.type, shape, self.width * math.prod(shape))
+
+    def fits(self, field: Field) -> bool:
+        """Whether `field` is one that the codec could have written."""
+        return (
+            (field.name, field.type, len(field.shape)) == (self.name, self.type, len(self.shape))
+            and all(
+                0 <= is_side <= self.most if side is None else is_side == side
+                for side, is_side in zip(self.shape, field.shape, strict=True)
+            )
+            and field.size == self.width * math.prod(field.shape)
+        )
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of the shared vector in a phase, or one counter: what the masked vector is made of."""
+    """One tensor of the shared vector in a phase, or one counter: what a client's vector is made of."""
 
     name: str
     shape: tuple[int, ...]
+
+    @property
+    def words(self) -> int:
+        """Ring elements that it takes."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -80,7 +145,7 @@ class Sent:
     """One message that left a client. place: "round.attempt" ("status" outside of rounds).
 
     size: bytes of its payload; framed: all of the Flower message. kind: the message's type, "error" for
-    one of Flower's, "?" for bytes that are no message of the protocol.
+    one of Flower's, "?" for bytes that are no message of the protocol. said: an error's text.
     """
 
     place: str
@@ -91,27 +156,30 @@ class Sent:
     framed: int
     sha256: str
     fields: tuple[Field, ...]
+    said: str = ""
     message: bytes | None = None
 
     @property
     def round(self) -> int:
         """The round's number, 0 outside of rounds."""
         head = self.place.split(".")[0]
-        return int(head) if head.isdigit() else 0
+        return int(head) if head.isdecimal() else 0
 
 
 class WireLog:
-    """Records what leaves clients. Use it as a context manager and give `record` to the grid."""
+    """Records what leaves clients. Use it as a context manager and give `record` to the grid.
+
+    Thread-safe. Each message is written before `record` returns, so that a killed run has lost none.
+    """
 
     def __init__(self, directory: Path, *, whole: bool = False) -> None:
         """`whole`: keep each message's bytes too."""
         self._whole = whole
         self._lock = threading.Lock()
-        self._waiting: list[Sent] = []
         try:
             self._db = sqlite3.connect(directory / WIRE, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=OFF")  # a record for people, no part of any decision
+            self._db.execute("PRAGMA synchronous=OFF")  # survives a killed process; a dead machine need not
             self._db.executescript(_SCHEMA)
         except sqlite3.Error as error:
             raise JournalError(f"can't open {directory / WIRE}: {error}") from None
@@ -120,62 +188,49 @@ class WireLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.flush()
+        with suppress(sqlite3.Error):  # one file, readable where nothing can be written; not while it is read
+            self._db.execute("PRAGMA journal_mode=DELETE")
         self._db.close()
 
     def forms(self, phases: Mapping[str, Sequence[Tensor]]) -> None:
         """Note what the vector of each phase is made of, in its order."""
         for phase, tensors in phases.items():
             layout = json.dumps([asdict(tensor) for tensor in tensors])
-            self._db.execute("INSERT OR REPLACE INTO tensors VALUES (?, ?)", (phase, layout))
+            self._write("INSERT OR REPLACE INTO tensors VALUES (?, ?)", (phase, layout))
 
     def rewind(self, round: int) -> None:
         """Forget what was recorded after `round`: a resumed simulation plays it anew."""
-        rows = self._db.execute("SELECT number, place FROM sent").fetchall()
-        later = [(n,) for n, place in rows if (head := place.split(".")[0]).isdigit() and int(head) > round]
-        self._db.executemany("DELETE FROM sent WHERE number = ?", later)
+        rows = self._db.execute("SELECT DISTINCT place FROM sent").fetchall()
+        for (place,) in rows:
+            head = place.split(".")[0]
+            if head.isdecimal() and int(head) > round:
+                self._write("DELETE FROM sent WHERE place = ?", (place,))
 
     def record(self, node: int, message: Message) -> None:
         """Note one message that left `node`."""
-        sent = _read(node, message, self._whole)
-        with self._lock:
-            self._waiting.append(sent)
-            if len(self._waiting) >= 256:
-                self.flush()
+        s = _read(node, message, self._whole)
+        described = json.dumps([asdict(f) for f in s.fields])
+        self._write(
+            f"INSERT INTO sent ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (s.place, s.stage, s.node, s.kind, s.size, s.framed, s.sha256, described, s.said, s.message),
+        )
 
-    def flush(self) -> None:
-        """Write what waits."""
-        waiting, self._waiting = self._waiting, []
-        rows = [
-            (
-                s.place, s.stage, s.node, s.kind, s.size, s.framed, s.sha256,
-                json.dumps([asdict(f) for f in s.fields]), s.message,
-            )
-            for s in waiting
-        ]  # fmt: skip
+    def _write(self, statement: str, values: tuple[object, ...]) -> None:
         try:
-            self._db.execute("BEGIN")
-            self._db.executemany(
-                "INSERT INTO sent (place, stage, node, kind, bytes, framed, sha256, fields, message)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                rows,
-            )
-            self._db.execute("COMMIT")
+            with self._lock:
+                self._db.execute(statement, values)
         except sqlite3.Error as error:
             raise JournalError(f"can't record the wire: {error}") from None
 
 
 def read_wire(directory: Path) -> Iterator[Sent]:
     """All that left clients in a run, in order. RunDirectoryError when nothing is recorded."""
-    for row in _rows(
-        directory,
-        "SELECT place, stage, node, kind, bytes, framed, sha256, fields, message FROM sent ORDER BY number",
-    ):
-        place, stage, node, kind, size, framed, sha256, described, message = row
+    for row in _rows(directory, f"SELECT {_COLUMNS} FROM sent ORDER BY number"):
+        place, stage, node, kind, size, framed, sha256, described, said, message = row
         parts = tuple(
             Field(f["name"], f["type"], tuple(f["shape"]), f["size"]) for f in json.loads(described)
         )
-        yield Sent(place, stage, node, kind, size, framed, sha256, parts, message)
+        yield Sent(place, stage, node, kind, size, framed, sha256, parts, said, message)
 
 
 def read_tensors(directory: Path) -> dict[str, tuple[Tensor, ...]]:
@@ -193,7 +248,7 @@ def _rows(directory: Path, query: str) -> list[Any]:
             f"{directory} holds no record of the wire; it is written by runs on the in-process grid"
         )
     try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
             return db.execute(query).fetchall()
     except sqlite3.Error as error:
         raise RunDirectoryError(f"can't read {path}: {error}") from None
@@ -205,9 +260,11 @@ def _rows(directory: Path, query: str) -> list[Any]:
 def _read(node: int, message: Message, whole: bool) -> Sent:
     framed = message_to_proto(message).SerializeToString()
     stage = stage_of(message.metadata.message_type)
-    kind, payload = "error", b""
+    kind, payload, said = ERROR, b"", ""
     parts: tuple[Field, ...] = ()
-    if not message.has_error():
+    if message.has_error():
+        said = message.error.reason or ""
+    else:
         kind, payload, parts = _taken_apart(stage, message)
     return Sent(
         message.metadata.group_id,
@@ -218,33 +275,64 @@ def _read(node: int, message: Message, whole: bool) -> Sent:
         len(framed),
         hashlib.sha256(payload).hexdigest(),
         parts,
+        said,
         framed if whole else None,
     )
 
 
 def _taken_apart(stage: str, message: Message) -> tuple[str, bytes, tuple[Field, ...]]:
+    """Type, payload and fields; a message of another stage by its own name, what is none as UNKNOWN."""
     try:
         payload = unpack(message.content)
     except CodecError:
-        return "?", b"", ()
+        return UNKNOWN, b"", ()
     try:
-        reply = decode_any(payload, REPLIES.get(stage, ()))
+        reply = decode_any(payload, _ALL)
     except ProtocolError:
-        return "?", payload, ()
+        return UNKNOWN, payload, ()
     return type(reply).__name__, payload, tuple(_fields(reply))
 
 
-def _fields(reply: Any, prefix: str = "") -> Iterator[Field]:
-    """A message's fields, nested ones with dotted names."""
-    for f in fields(reply):
-        value = getattr(reply, f.name)
-        name = prefix + f.name
-        if hasattr(value, "__dataclass_fields__"):
-            yield from _fields(value, f"{name}.")
-        elif isinstance(value, bytes | memoryview):
-            yield Field(name, "bytes", (len(value),), len(value))
-        elif isinstance(value, tuple):
-            width = len(value[0]) if value and isinstance(value[0], bytes | memoryview) else 0
-            yield Field(name, "list of bytes", (len(value), width), len(value) * width)
+def _fields(reply: Any) -> Iterator[Field]:
+    for rule in _RULES[type(reply)]:
+        value = reply
+        for name in rule.name.split("."):
+            value = getattr(value, name)
+        yield rule.read(value)
+
+
+def rules_of(kind: type) -> tuple[FieldRule, ...]:
+    """The fields of a message type in their order on the wire, nested ones with dotted names: read from
+    the very annotations that the codec reads."""
+    hints = get_type_hints(kind, include_extras=True)
+    rules: list[FieldRule] = []
+    for f in fields(kind):
+        hint = hints[f.name]
+        if isinstance(hint, type) and is_dataclass(hint):
+            nested = rules_of(hint)
+            rules += [FieldRule(f"{f.name}.{r.name}", r.type, r.shape, r.width, r.most) for r in nested]
         else:
-            yield Field(name, type(value).__name__, (), 1 if isinstance(value, bool) else 8)
+            rules.append(_rule(f.name, hint))
+    return tuple(rules)
+
+
+def _rule(name: str, hint: Any) -> FieldRule:
+    if hint is bool:
+        return FieldRule(name, "bool", (), 1)
+    if isinstance(hint, type) and issubclass(hint, IntEnum):
+        return FieldRule(name, hint.__name__, (), 1)
+    plain, rule = get_args(hint) if get_origin(hint) is Annotated else (hint, None)
+    match rule:
+        case Unsigned(width):
+            return FieldRule(name, f"uint{8 * width}", (), width)
+        case Exactly(length):
+            return FieldRule(name, "bytes", (length,), 1)
+        case AtMost(length):
+            return FieldRule(name, "bytes", (None,), 1, length)
+        case Many(count):
+            item = _rule(name, get_args(plain)[0])
+            return FieldRule(name, item.type, (None, *item.shape), item.width, count)
+    raise TypeError(f"no rule for {name}: {hint!r}")
+
+
+_RULES = {kind: rules_of(kind) for kind in _ALL}
