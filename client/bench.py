@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,9 @@ __all__ = ["Bench", "Benches"]
 
 Vector = NDArray[np.float32]
 Loader = Callable[[ModelConfig, AdapterConfig], RewardModel]
+
+MODELS_MOST = 2
+"""Models kept at a time: each announcement may ask for other settings, and must not fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,20 @@ class Bench:
 
 
 class Benches:
-    """Loads each base model once, for all plans that differ only in what is shared or trained."""
+    """Loads each base model once, for all plans that differ only in what is shared or trained.
+
+    The least recently used model goes when a new one would be one too many.
+    """
 
     def __init__(self, load: Loader = load_reward_model) -> None:
         self._load = load
-        self._models: dict[tuple[ModelConfig, AdapterConfig], RewardModel] = {}
+        self._models: OrderedDict[tuple[ModelConfig, AdapterConfig], RewardModel] = OrderedDict()
         self._lock = threading.Lock()
         self.loads = 0
+
+    def __len__(self) -> int:
+        """Models in memory."""
+        return len(self._models)
 
     def of(self, plan: Plan) -> Bench:
         """The bench for `plan`. Raises BaseModelError or ConfigError as loading and splitting do."""
@@ -56,11 +67,14 @@ class Benches:
         return Bench(model, blueprint, blueprint.split(plan), plan)
 
     def model(self, model: ModelConfig, adapter: AdapterConfig) -> RewardModel:
-        """The reward model for these settings, loaded at most once."""
+        """The reward model for these settings, loaded unless it is kept."""
         placed: ShareName = "lore" if adapter.share == "lore" else "A"  # LoRe alone adapts no module
         key = (model, replace(adapter, share=placed, head="auto"))
         with self._lock:
             if key not in self._models:
                 self._models[key] = self._load(model, adapter)
                 self.loads += 1
+            self._models.move_to_end(key)
+            while len(self._models) > MODELS_MOST:
+                self._models.popitem(last=False)
             return self._models[key]

@@ -294,9 +294,9 @@ class FleetScene:
         )
         return replace(honest, **changes)
 
-    def plan(self, phase: Phase = "main", **changes: Any) -> bytes:
+    def plan(self, **changes: Any) -> bytes:
         """The plan's bytes with dotted keys (written with double underscores) changed to whatever value."""
-        table = json.loads(self.config.plan(phase, self.n).encode())
+        table = json.loads(self.config.plan("main", self.n).encode())
         for key, value in changes.items():
             *path, last = key.split("__")
             target = table
