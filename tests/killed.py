@@ -1,0 +1,130 @@
+"""Runs small federations in forks of one warm process and kills them; used by test_resume.py.
+
+Usage: killed.py FOLDER BASE_MODEL. Reads one JSON object a line: {"out", "resume", "kill", "value"}; answers each with one line of JSON: {"ended": exit code or -9, "writes"}.
+
+kill is null, "after" or "at". At: the process kills itself by SIGKILL at its value-th durable write; after: its parent does,
+value seconds after its start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tastes import write_choices
+
+from penchant.client import vault
+from penchant.client.vault import Vault
+from penchant.common.config import RunConfig
+from penchant.deploy import rundir, show, simulate
+from penchant.server import journal
+from penchant.server.journal import Journal
+
+WRITES = [0]
+LAST = [0]
+
+
+def note_write() -> None:
+    """Count a durable write; die at the one that was asked for."""
+    WRITES[0] += 1
+    if WRITES[0] == LAST[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def watch() -> None:
+    """Count the instants before and after each durable write of journal, vaults and files."""
+    for kind in (Vault, Journal):
+        real = kind._transaction
+
+        @contextmanager
+        def counted(self: Any, *args: Any, real: Any = real, **more: Any) -> Any:
+            note_write()
+            with real(self, *args, **more) as db:
+                yield db
+            note_write()
+
+        kind._transaction = counted  # type: ignore[method-assign]
+    written = journal.write_durably
+
+    def write(path: Path, data: bytes) -> None:
+        note_write()
+        written(path, data)
+        note_write()
+
+    journal.write_durably = write
+    rundir.write_durably = write
+
+
+def config(folder: Path, base: str) -> RunConfig:
+    return RunConfig().changed(
+        {
+            "data.dataset": str(folder / "choices.jsonl"),
+            "data.person_column": "user",
+            "data.pairs": 6,
+            "data.validation_pairs": 2,
+            "data.test_pairs": 4,
+            "model.base_model": base,
+            "model.max_tokens": 16,
+            "training.local_epochs": 2,
+            "training.refit_epochs": 2,
+            "federation.rounds": 2,
+            "federation.cohort": 4,
+            "federation.warmup_rounds": 1,
+            "federation.server_optimizer": "fedadam",
+            "federation.server_lr": 0.01,
+            "privacy.min_honest": 1,
+            "privacy.max_colluders": 0,
+            "workers": 2,
+        }
+    )
+
+
+def child(order: dict[str, Any], settings: RunConfig, world: Any) -> None:
+    """The life of one forked process."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    LAST[0] = int(order["value"]) if order["kill"] == "at" else 0
+    directory = Path(order["out"])
+    code = 1
+    try:
+        if order["resume"]:
+            settings = rundir.read_config(directory)
+        else:
+            rundir.create(directory, settings)
+        show.run_and_show(settings, directory, world)
+        code = 0
+    finally:
+        Path(f"{directory}.writes").write_text(str(WRITES[0]))
+        os._exit(code)
+
+
+def main() -> None:
+    folder, base = Path(sys.argv[1]), sys.argv[2]
+    write_choices(folder / "choices.jsonl", [30] * 5)
+    settings = config(folder, base)
+    world = simulate.prepare(settings)
+    watch()
+    for line in sys.stdin:
+        order = json.loads(line)
+        process = os.fork()
+        if process == 0:
+            child(order, settings, world)
+        if order["kill"] == "after":
+            time.sleep(order["value"])
+            os.kill(process, signal.SIGKILL)
+        _, status = os.waitpid(process, 0)
+        counted = Path(f"{order['out']}.writes")
+        writes = int(counted.read_text()) if counted.exists() else None
+        print(json.dumps({"ended": os.waitstatus_to_exitcode(status), "writes": writes}), flush=True)
+
+
+if __name__ == "__main__":
+    _ = vault
+    main()
