@@ -155,6 +155,7 @@ def recover(run: Run) -> None:
         return
     try:
         aggregate = run.aggregation.complete(records)
+        _enough(run, len(aggregate.survivors))
     except RoundFailed as error:
         run.journal.skip(row.round, row.attempt, str(error))
         return
