@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -720,12 +721,9 @@ def test_an_older_round_is_over(scenes: Scenes, restarted: bool) -> None:
     assert isinstance(scene.ask("keys", VICTIM, scene.announce(number=4)), Entry)
 
 
-@pytest.mark.parametrize("now", STAGES[1:])
-@pytest.mark.parametrize("other", STAGES[1:])
+@pytest.mark.parametrize(("now", "other"), permutations(STAGES[1:], 2))
 def test_a_stage_skipped_or_repeated_ends_the_attempt(scenes: Scenes, now: str, other: str) -> None:
     """Where stage `now` is due, the device is asked for `other`, with the message that is right for `now`."""
-    if now == other:
-        return
     scene = scenes().play_to(now)
     refused(scene, scene.ask(other, VICTIM, scene.requests[VICTIM]), AbortCode.STAGE)
     assert scene.ask(now, VICTIM, scene.requests[VICTIM]) == Abort(AbortCode.STAGE)
