@@ -7,6 +7,7 @@ threads (torch, numpy's loops and `cryptography` release the interpreter lock).
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import time
@@ -22,9 +23,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from penchant.common.errors import PenchantError
-
 __all__ = ["InProcessGrid", "Recorder"]
+
+log = logging.getLogger(__name__)
 
 SERVER_NODE = 1
 CLIENT_FAILED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
@@ -167,8 +168,8 @@ class InProcessGrid(Grid):
         """What the client sends."""
         try:
             reply = self._app(message, context)
-        except PenchantError as error:
-            # As a SuperNode does, but without the exception's text: that never leaves a device.
+        except Exception as error:  # as on a SuperNode, but without its text: that never leaves a device
+            log.warning("client %d failed: %s", context.node_id, type(error).__name__)
             reply = Message(Error(CLIENT_FAILED, type(error).__name__), reply_to=message)
         if self._recorder is not None:
             self._recorder(context.node_id, reply)
