@@ -37,7 +37,7 @@ from penchant.server.secagg import Aggregation, PlainAggregation, SecureAggregat
 
 Row = dict[str, Any]
 
-__all__ = ["Progress", "World", "open_run", "prepare", "simulate"]
+__all__ = ["Progress", "World", "open_run", "prepare", "simulate", "warm"]
 
 
 class Progress:
@@ -62,8 +62,9 @@ class World:
 
     @property
     def run(self) -> bytes:
-        """The run's id: the same configuration and people, the same run."""
-        return run_id(config_digest(self.config), self.federation.digest)
+        """The run's id: the same configuration and people, the same run, whatever carries it."""
+        same = self.config.changed({"grid": "local", "workers": 0})
+        return run_id(config_digest(same), self.federation.digest)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -106,6 +107,10 @@ def prepare(config: RunConfig, benches: Benches | None = None) -> World:
         bad_rows=data.bad_rows,
         person_column=data.person_column or None,
     )
+    if config.grid == "ray":
+        from penchant.deploy.ray import require_ray
+
+        require_ray()
     cohort = cohort_size(config, len(federation.people))
     if config.privacy.secagg and cohort < 3:
         raise ConfigError(
@@ -188,8 +193,9 @@ def _federate(
         from penchant.deploy.ray import run_on_ray
 
         progress.stage("federating on Ray")
-        run_on_ray(directory)
-    _warm(world, progress)
+        run_on_ray(world, directory, progress)
+    progress.stage("encoding texts")
+    warm(world)
     if config.grid == "local":
         progress.stage("federating")
         _run_in_process(world, directory, journal, fleet, lambda log: progress.round(log, last))
@@ -206,7 +212,7 @@ def _final_factors(world: World, journal: Journal) -> NDArray[np.float32]:
     return announced_factors(world.config.plan("close", len(world.federation.people)), found[1])
 
 
-def _warm(world: World, progress: Progress) -> None:
+def warm(world: World) -> None:
     """Compute the frozen part of the backbone once for each text of the run.
 
     All texts, at a resume as well: what is computed together can differ in the last bits from what is
@@ -214,7 +220,6 @@ def _warm(world: World, progress: Progress) -> None:
     """
     import torch
 
-    progress.stage("encoding texts")
     torch.set_num_threads(1)  # one thread a client: clients are served side by side, and sums never reorder
     model = world.benches.model(world.config.model, world.config.adapter)
     people = world.federation.people
@@ -229,7 +234,7 @@ def _workers(config: RunConfig) -> int:
 def _run_in_process(world: World, directory: Path, journal: Journal, fleet: Fleet, observe: Observer) -> None:
     with WireLog(directory) as wire:
         wire.rewind(journal.settled())
-        wire.forms({phase: _tensors(world, phase) for phase in world.phases})
+        wire.forms({phase: tensors_of(world, phase) for phase in world.phases})
         grid = InProcessGrid(
             build_app(fleet.answer_of),
             len(fleet),
@@ -246,7 +251,7 @@ def _run_in_process(world: World, directory: Path, journal: Journal, fleet: Flee
             grid.close()
 
 
-def _tensors(world: World, phase: Phase) -> tuple[Tensor, ...]:
+def tensors_of(world: World, phase: Phase) -> tuple[Tensor, ...]:
     """What a client's vector is made of in a phase, from the one rule table."""
     plan = world.config.plan(phase, world.cohort)
     split = world.benches.of(plan).split

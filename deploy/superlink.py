@@ -16,7 +16,7 @@ from pathlib import Path
 
 from penchant.common.errors import JournalError, UsageError
 
-__all__ = ["environment", "start_run", "superlink_command", "supernode_command"]
+__all__ = ["environment", "simulation_command", "start_run", "superlink_command", "supernode_command"]
 
 CONNECTION = "penchant"
 START_SECONDS = 120.0
@@ -50,6 +50,20 @@ def superlink_command(port: int, database: Path) -> list[str]:
     ]
 
 
+def simulation_command(port: int) -> list[str]:
+    """A SuperLink on loopback that simulates its SuperNodes, on Ray; its state ends with it."""
+    return [
+        _tool("flower-superlink"),
+        "--insecure",
+        "--simulation",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--disable-runtime-dependency-installation",
+    ]
+
+
 def supernode_command(superlink: str, port: int, socket: Path) -> list[str]:
     """A SuperNode on loopback that relays to the agent behind `socket`."""
     return [
@@ -66,7 +80,7 @@ def supernode_command(superlink: str, port: int, socket: Path) -> list[str]:
     ]
 
 
-def start_run(app: Path, address: str, home: Path) -> str:
+def start_run(app: Path, address: str, home: Path, *more: str) -> str:
     """Start the Flower app of a run at the SuperLink behind `address`; -> Flower's id of the run.
 
     Raises JournalError when the SuperLink refuses or can't be reached.
@@ -74,7 +88,7 @@ def start_run(app: Path, address: str, home: Path) -> str:
     surroundings = environment(home)
     table = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{address}"\n'
     (home / "config.toml").write_text(table + "insecure = true\n", encoding="utf-8")
-    words = [_tool("flwr"), "run", str(app), CONNECTION, "--format", "json"]
+    words = [_tool("flwr"), "run", str(app), CONNECTION, "--format", "json", *more]
     try:
         done = subprocess.run(
             words, env=surroundings, capture_output=True, text=True, timeout=START_SECONDS, check=False
@@ -83,8 +97,13 @@ def start_run(app: Path, address: str, home: Path) -> str:
         raise JournalError(f"the SuperLink at {address} did not take the run in time; is it up?") from None
     answer = _json(done.stdout)
     if done.returncode != 0 or answer.get("success") is not True:  # the exit code alone is 0 on failure
-        raise JournalError(f"the SuperLink at {address} did not take the run; is it up?")
+        raise JournalError(f"the SuperLink at {address} did not take the run; is it up? {_said(answer)}")
     return str(answer.get("run-id", answer.get("run_id", "")))
+
+
+def _said(answer: dict[str, object]) -> str:
+    """Flower's own reason, in one line."""
+    return " ".join(str(answer.get("error-message", "")).split())[:300]
 
 
 def _json(text: str) -> dict[str, object]:

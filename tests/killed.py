@@ -1,9 +1,8 @@
 """Runs small federations in forks of one warm process and kills them; used by test_resume.py.
 
-Usage: killed.py FOLDER BASE_MODEL. Reads one JSON object a line: {"out", "resume", "kill", "value"}; answers each with one line of JSON: {"ended": exit code or -9, "writes"}.
-
-kill is null, "after" or "at". At: the process kills itself by SIGKILL at its value-th durable write; after: its parent does,
-value seconds after its start.
+Usage: killed.py FOLDER BASE_MODEL. Reads one JSON object a line ({"out", "resume", "kill", "value"}) and
+answers each with one ({"ended": exit code or -9, "writes"}). kill is null, "after" or "at". At: the process
+kills itself by SIGKILL at its value-th durable write; after: its parent does, value seconds after its start.
 """
 
 from __future__ import annotations
