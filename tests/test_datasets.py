@@ -52,7 +52,7 @@ def test_the_senate_as_packaged() -> None:
 
 def test_a_vote_for_and_a_vote_against_make_a_pair(the_senate: Federation) -> None:
     data = senate.read()
-    item_of = {senate._clean(call.text): index for index, call in enumerate(data.roll_calls)}
+    item_of = {senate.worded(call): index for index, call in enumerate(data.roll_calls)}
     last_training_item = max(item_of[text] for text in texts_of(the_senate, "train"))
     first_test_item = min(item_of[text] for text in texts_of(the_senate, "test"))
     assert last_training_item < min(item_of[text] for text in texts_of(the_senate, "validation"))
@@ -63,6 +63,12 @@ def test_a_vote_for_and_a_vote_against_make_a_pair(the_senate: Federation) -> No
         for pair in (*person.train, *person.validation, *person.test):
             assert votes[item_of[pair.chosen]] == "+"
             assert votes[item_of[pair.rejected]] == "-"
+
+
+def test_a_text_says_what_was_asked_before_what_it_was_about(the_senate: Federation) -> None:
+    gonzales = senate.worded(senate.read().roll_calls[2])
+    assert gonzales == "On the Nomination: Confirmation Alberto R. Gonzales to be Attorney General"
+    assert gonzales in texts_of(the_senate, "train")
 
 
 def test_the_senate_gives_what_is_asked(the_senate: Federation) -> None:
@@ -114,7 +120,7 @@ def test_no_senators_name_is_left_but_of_namesakes() -> None:
     left = [
         word
         for call in data.roll_calls
-        for word in re.findall(r"\w+", senate.mask_sponsors(call.text, surnames).upper())
+        for word in re.findall(r"\w+", senate.mask_sponsors(senate.worded(call), surnames).upper())
         if word in names
     ]
     assert set(left) == {"JOHNSON", "PRYOR", "THOMAS", "ROBERTS", "SMITH", "REED"}

@@ -17,7 +17,7 @@ from penchant.common.errors import DataError
 from penchant.common.splits import Parts, Sizes, people_from_ratings, split_items
 from penchant.deploy.datasets.prepared import Prepared
 
-__all__ = ["MASK", "RollCall", "Senate", "mask_sponsors", "prepare", "read"]
+__all__ = ["MASK", "RollCall", "Senate", "mask_sponsors", "prepare", "read", "worded"]
 
 FILE = "senate109.json.gz"
 
@@ -102,12 +102,17 @@ def mask_sponsors(text: str, surnames: Iterable[str]) -> str:
     return re.sub(rf"{sponsor}|\bJohn Warner\b", MASK, text, flags=re.IGNORECASE)
 
 
+def worded(call: RollCall) -> str:
+    """What a reader is told of a roll call: the question that was put, then the description."""
+    return f"{call.question}: {_clean(call.text)}"
+
+
 def prepare(sizes: Sizes, seed: int, *, masked: bool) -> Prepared:
     """Everybody's pairs: split by time over the contested roll calls, which are the same for all."""
     senate = read()
     contested = senate.contested()
     surnames = {name.split(" (")[0] for name in senate.people}
-    texts = {item: _clean(senate.roll_calls[item].text) for item in contested}
+    texts = {item: worded(senate.roll_calls[item]) for item in contested}
     if masked:
         texts = {item: mask_sponsors(text, surnames) for item, text in texts.items()}
     ratings = {
