@@ -86,7 +86,8 @@ def excess_loss(truth: Array, found: Array) -> Array:
     true, own = np.sqrt(np.square(truth).sum(axis=(1, 2))), np.sqrt(np.square(found).sum(axis=(1, 2)))
     common = (truth * found).sum(axis=(1, 2))
     slope = expected_slope(true)
-    return (_expected_softplus(own) - slope * common) - (_expected_softplus(true) - slope * true**2)
+    gained = _expected_softplus(own) - slope * common
+    return np.asarray(gained - (_expected_softplus(true) - slope * true**2))
 
 
 def expected_slope(deviation: Array) -> Array:
