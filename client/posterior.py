@@ -1,0 +1,252 @@
+"""How sure a personal model is: a Laplace approximation over the personal part, shared factors frozen.
+
+The personal part θ has a Gaussian prior, choices follow Bradley and Terry. Around the most probable θ the
+posterior is taken as Gaussian, its precision the prior's plus JᵀWJ (generalised Gauss-Newton), with J the
+gradients of the pairs' margins and W = σ(m)σ(-m) (MacKay 1992; Daxberger et al., "Laplace Redux", NeurIPS
+2021; the mode's margins as in Immer et al., AISTATS 2021). With few choices (n) and many numbers (d) all of
+it is done in the n × n dual form, as in Gaussian process classification (Rasmussen and Williams 2006,
+chapter 3): no d × d matrix is ever made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from penchant.common.adapters import Split, Vector
+from penchant.common.errors import ConfigError, DeviceError
+from penchant.common.reward import Pair, RewardModel
+
+__all__ = ["Belief", "Laplace", "Posterior", "Prior", "probability"]
+
+Array = NDArray[np.float64]
+Text = tuple[str, str]  # prompt and response
+
+_CHUNK = 4  # texts embedded together while gradients are taken
+_OUTER, _INNER, _HALVINGS = 20, 50, 12
+_SETTLED = 1e-6  # nats
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is held of a personal part before any choice: N(mean, variance·I), mean float32 [d].
+
+    Raises:
+        ConfigError: the variance is not positive.
+    """
+
+    mean: Vector
+    variance: float
+
+    def __post_init__(self) -> None:
+        if not (self.variance > 0 and math.isfinite(self.variance)):
+            raise ConfigError(f"a prior's variance is {self.variance}; it must be positive")
+
+    def distance(self, personal: Array) -> float:
+        """‖θ - mean‖² / variance of a personal part [d]."""
+        return float(np.square(personal - self.mean).sum()) / self.variance
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What is believed of some numbers: mean [m] and standard error [m]."""
+
+    mean: Array
+    error: Array
+
+    @property
+    def probability(self) -> Array:
+        """Of margins: how likely the first response is chosen, [m]."""
+        return probability(self.mean, self.error)
+
+
+def probability(margin: Array, error: Array) -> Array:
+    """E[σ(m)] for m ~ N(margin, error²), by MacKay's probit approximation: σ(margin / √(1 + π error²/8))."""
+    return np.asarray(_sigmoid(margin / np.sqrt(1 + math.pi * error**2 / 8)))
+
+
+class Posterior:
+    """A Gaussian over personal parts. Made by `Laplace`.
+
+    vector: the most probable personal part, float32 [d], or the one it was taken at.
+    evidence: the logarithm of the marginal likelihood of the choices, in nats: priors are compared by it.
+    """
+
+    def __init__(self, prior: Prior, vector: Vector, gradients: Array, margins: Array) -> None:
+        """gradients: of the choices' margins at `vector`, [n, d]; margins [n]."""
+        self.prior = prior
+        self.vector = vector
+        likely = _sigmoid(margins)
+        self._root = np.sqrt(likely * (1 - likely))
+        self._gradients = gradients
+        inner = np.eye(len(margins)) + self._kernel(gradients) * np.outer(self._root, self._root)
+        self._factor = np.linalg.cholesky(inner)
+        fit = -float(np.logaddexp(0, -margins).sum()) - prior.distance(vector.astype(np.float64)) / 2
+        self.evidence = fit - float(np.log(np.diag(self._factor)).sum())
+
+    def covariance(self, gradients: Array) -> Array:
+        """Of m numbers with these gradients [m, d] -> [m, m]."""
+        known = self._known(gradients)
+        return np.asarray(self.prior.variance * gradients @ gradients.T - known.T @ known)
+
+    def error(self, gradients: Array) -> Array:
+        """Standard error of numbers with these gradients, [m, d] -> [m]."""
+        before = self.prior.variance * np.square(gradients).sum(axis=1)
+        variance = before - np.square(self._known(gradients)).sum(axis=0)
+        return np.asarray(np.sqrt(np.maximum(variance, 0.0)))  # rounding may leave a hair below zero
+
+    def _kernel(self, gradients: Array) -> Array:
+        """The prior's covariance of the choices' margins [n] with m numbers -> [n, m]."""
+        return np.asarray(self.prior.variance * self._gradients @ gradients.T)
+
+    def _known(self, gradients: Array) -> Array:
+        """[n, m]: what the choices took off the prior's covariance, as a factor."""
+        return np.asarray(np.linalg.solve(self._factor, self._root[:, None] * self._kernel(gradients)))
+
+
+class Laplace:
+    """Fits personal parts, with the shared factors frozen, and says how sure they are.
+
+    Args:
+        model, split: as in `LocalTrainer`; the split must have a personal part.
+        shared: the shared factors, float32 [d_shared].
+
+    Raises:
+        ConfigError: nothing is personal.
+    """
+
+    def __init__(self, model: RewardModel, split: Split, shared: Vector) -> None:
+        if not split.personal.size:
+            raise ConfigError(f'with share "{split.share}" nothing is personal that one could be unsure of')
+        self._model = model
+        self._split = split
+        device = model.device
+        self._shared = {name: t.to(device) for name, t in split.shared.unflatten(shared).items()}
+
+    def fit(self, prior: Prior, pairs: Sequence[Pair]) -> Posterior:
+        """The most probable personal part under `prior` given some choices, and the posterior around it.
+
+        Without choices it is the prior. Deterministic: Gauss-Newton from the prior's mean; each step solves
+        the model linearised there to the end, and is halved until it pays.
+
+        Raises:
+            DeviceError: values are not finite.
+        """
+        personal = prior.mean.astype(np.float64)
+        margins, gradients = self.margin_gradients(prior.mean, pairs)
+        best = _objective(prior, personal, margins)
+        for _ in range(_OUTER):
+            target = prior.mean + self._linear_optimum(prior, personal, margins, gradients)
+            personal, found = self._towards(prior, personal, target, pairs, best)
+            margins, gradients = self.margin_gradients(_vector(personal), pairs)
+            if best - found < _SETTLED:
+                break
+            best = found
+        return Posterior(prior, _vector(personal), gradients, margins)
+
+    def choose(self, mean: Vector, variances: Sequence[float], pairs: Sequence[Pair]) -> Posterior:
+        """Of the posteriors under N(mean, variance·I), the one under which the choices were likeliest: the
+        evidence decides (MacKay 1992), no choice is held out. Errors as `fit`."""
+        fitted = [self.fit(Prior(mean, variance), pairs) for variance in variances]
+        return max(fitted, key=lambda posterior: posterior.evidence)
+
+    def around(self, prior: Prior, personal: Vector, pairs: Sequence[Pair]) -> Posterior:
+        """The posterior around a personal part that was trained by other means."""
+        margins, gradients = self.margin_gradients(personal, pairs)
+        return Posterior(prior, personal, gradients, margins)
+
+    def margins(self, posterior: Posterior, pairs: Sequence[Pair]) -> Belief:
+        """What is believed of the margins of pairs."""
+        margins, gradients = self.margin_gradients(posterior.vector, pairs)
+        return Belief(margins, posterior.error(gradients))
+
+    def scores(self, posterior: Posterior, texts: Sequence[Text]) -> Belief:
+        """What is believed of the rewards of (prompt, response) texts."""
+        scores, gradients = self.score_gradients(posterior.vector, texts)
+        return Belief(scores, posterior.error(gradients))
+
+    def margin_gradients(self, personal: Vector, pairs: Sequence[Pair]) -> tuple[Array, Array]:
+        """Margins [n] at a personal part, and their gradients in it, [n, d]."""
+        places: dict[Text, int] = {}
+        chosen = [places.setdefault((p.prompt, p.chosen), len(places)) for p in pairs]
+        rejected = [places.setdefault((p.prompt, p.rejected), len(places)) for p in pairs]
+        scores, gradients = self.score_gradients(personal, list(places))
+        return scores[chosen] - scores[rejected], gradients[chosen] - gradients[rejected]
+
+    def score_gradients(self, personal: Vector, texts: Sequence[Text]) -> tuple[Array, Array]:
+        """Rewards [n] at a personal part, and their gradients in it, [n, d]. DeviceError unless finite."""
+        scores, gradients = np.zeros(len(texts)), np.zeros((len(texts), self._split.personal.size))
+        leaves = {n: t.to(self._model.device) for n, t in self._split.personal.unflatten(personal).items()}
+        for tensor in leaves.values():
+            tensor.requires_grad_()
+        effective = self._split.effective(self._shared, leaves)
+        for start in range(0, len(texts), _CHUNK):
+            chunk = self._model.prepare_texts(texts[start : start + _CHUNK])
+            values = self._model.scores(chunk, effective)
+            scores[start : start + _CHUNK] = values.detach().cpu().numpy()
+            for place, value in enumerate(values, start=start):
+                found = torch.autograd.grad(value, list(leaves.values()), retain_graph=True)
+                gradients[place] = self._split.personal.flatten(dict(zip(leaves, found, strict=True)))
+        if not (np.isfinite(scores).all() and np.isfinite(gradients).all()):
+            raise DeviceError("rewards are not finite; the personal part is damaged or diverged, train anew")
+        return scores, gradients
+
+    # --- inner parts ------------------------------------------------------------------------------
+
+    def _linear_optimum(self, prior: Prior, personal: Array, margins: Array, gradients: Array) -> Array:
+        """θ - mean at the optimum of the model linearised at `personal` (Rasmussen and Williams, 3.1)."""
+        if not len(margins):
+            return np.zeros_like(personal)
+        kernel = prior.variance * gradients @ gradients.T
+        fixed = margins - gradients @ (personal - prior.mean)  # margins at the mean, to first order
+        weights = np.zeros(len(margins))
+        for _ in range(_INNER):
+            likely = _sigmoid(fixed + kernel @ weights)
+            slope = likely * (1 - likely)
+            root = np.sqrt(slope)
+            inner = np.eye(len(margins)) + kernel * np.outer(root, root)
+            goal = slope * (kernel @ weights) + (1 - likely)
+            after = goal - root * np.linalg.solve(inner, root * (kernel @ goal))
+            moved = float(np.abs(kernel @ (after - weights)).max())
+            weights = after
+            if moved < 1e-9:
+                break
+        return np.asarray(prior.variance * weights @ gradients)
+
+    def _towards(
+        self, prior: Prior, personal: Array, target: Array, pairs: Sequence[Pair], best: float
+    ) -> tuple[Array, float]:
+        """The first of the steps 1, 1/2, 1/4, … towards `target` that lowers the objective; or none."""
+        for halving in range(_HALVINGS):
+            tried = personal + (target - personal) / 2**halving
+            found = _objective(prior, tried, self._margins(_vector(tried), pairs))
+            if found < best:
+                return tried, found
+        return personal, best
+
+    def _margins(self, personal: Vector, pairs: Sequence[Pair]) -> Array:
+        if not pairs:
+            return np.zeros(0)
+        prepared = self._model.prepare(pairs)
+        leaves = {n: t.to(self._model.device) for n, t in self._split.personal.unflatten(personal).items()}
+        with torch.no_grad():
+            margins = self._model.margins(prepared, self._split.effective(self._shared, leaves))
+        return np.asarray(margins.double().cpu().numpy())
+
+
+def _objective(prior: Prior, personal: Array, margins: Array) -> float:
+    """Minus the logarithm of the posterior density, up to a constant."""
+    return float(np.logaddexp(0, -margins).sum()) + prior.distance(personal) / 2
+
+
+def _vector(personal: Array) -> Vector:
+    return personal.astype(np.float32)
+
+
+def _sigmoid(x: Array) -> Array:
+    return np.asarray(np.exp(-np.logaddexp(0, -x)))
