@@ -23,7 +23,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["InProcessGrid", "Recorder"]
+__all__ = ["Fault", "InProcessGrid", "Recorder"]
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,8 @@ Recorder = Callable[[int, Message], None]
 them. Clients are served side by side: it must be thread-safe."""
 
 Fault = Callable[[int, str], bool]
-"""(node id, message type) -> True when this client should be silent now. For tests."""
+"""(node id, message type) -> True when this client is to be unreachable now: an error comes at once. One
+that waits makes a slow client. For tests."""
 
 
 class InProcessGrid(Grid):
