@@ -296,9 +296,7 @@ def _malformed(sent: Sent) -> str | None:
             return f"{sent.kind}.{f.name} of type {f.type}, shape {f.shape} and {f.size} bytes"
     names = [f.name for f in sent.fields]
     if sorted(names) != sorted(rules):
-        return (
-            f"{sent.kind} with the fields {', '.join(names) or 'none'}, not each of {', '.join(rules)} once"
-        )
+        return f"{sent.kind} has the fields {', '.join(names) or 'none'}, where {', '.join(rules)} belong"
     explained = HEADER + sum(f.size + rules[f.name].prefix for f in sent.fields)
     if explained != sent.size:
         return f"{sent.kind} of {sent.size} bytes, of which its fields explain {explained}"

@@ -228,7 +228,7 @@ def read_wire(directory: Path) -> Iterator[Sent]:
     for row in _rows(directory, f"SELECT {_COLUMNS} FROM sent ORDER BY number"):
         place, stage, node, kind, size, framed, sha256, described, said, message = row
         parts = tuple(
-            Field(f["name"], f["type"], tuple(f["shape"]), f["size"]) for f in json.loads(described)
+            Field(f["name"], f["type"], tuple(f["shape"]), f["size"]) for f in _listed(directory, described)
         )
         yield Sent(place, stage, node, kind, size, framed, sha256, parts, said, message)
 
@@ -236,9 +236,22 @@ def read_wire(directory: Path) -> Iterator[Sent]:
 def read_tensors(directory: Path) -> dict[str, tuple[Tensor, ...]]:
     """phase -> what its vector is made of."""
     return {
-        phase: tuple(Tensor(t["name"], tuple(t["shape"])) for t in json.loads(layout))
+        phase: tuple(Tensor(t["name"], tuple(t["shape"])) for t in _listed(directory, layout))
         for phase, layout in _rows(directory, "SELECT phase, layout FROM tensors")
     }
+
+
+def _listed(directory: Path, text: str) -> list[dict[str, Any]]:
+    """Rows of names, types, shapes and sizes as they were written. RunDirectoryError if they are not."""
+    try:
+        rows = json.loads(text)
+        for row in rows:
+            numbers = [*row["shape"], row.get("size", 0)]
+            if not all(type(n) is int for n in numbers) or type(row["name"]) is not str:
+                raise ValueError("a number or a name is none")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise RunDirectoryError(f"{directory / WIRE} is damaged; it can't tell what left") from None
+    return list(rows)
 
 
 def _rows(directory: Path, query: str) -> list[Any]:
