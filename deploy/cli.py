@@ -424,26 +424,40 @@ def _numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
 def guarded(work: Callable[[], None], debug: bool) -> None:
     try:
         work()
-    except PenchantError as error:
+    except (PenchantError, OSError) as error:  # OSError: a full disk, say
         if debug:
             raise
-        print(f"penchant: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
+        raise typer.Exit(_said(error)) from None
     except KeyboardInterrupt:
         print("penchant: interrupted; go on with --resume DIR", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _said(error: PenchantError | OSError) -> int:
+    """Print the error in one line; -> the exit code."""
+    if isinstance(error, PenchantError):
+        text, code = str(error), error.exit_code
+    else:
+        text, code = ": ".join(str(part) for part in (error.strerror, error.filename) if part), 1
+    print(f"penchant: {' '.join((text or type(error).__name__).split())}", file=sys.stderr)
+    return code
 
 
 def main() -> None:
     """Entry point of the ``penchant`` command."""
     try:
         code = app(standalone_mode=False)
-    except PenchantError as error:  # from reading the flags themselves
-        print(f"penchant: {error}", file=sys.stderr)
-        code = error.exit_code
+    except PenchantError as error:  # from reading the flags themselves, or after --debug
+        if "--debug" in sys.argv:
+            raise
+        code = _said(error)
     except click.exceptions.Exit as leave:
         code = leave.exit_code
+    except click.exceptions.Abort:
+        print("penchant: interrupted", file=sys.stderr)
+        code = 130
     except click.ClickException as error:
-        print(f"penchant: {error.format_message()} (see --help)", file=sys.stderr)
         code = 2
+        if error.format_message():  # without any argument the help was shown instead
+            print(f"penchant: {error.format_message()} (see --help)", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)

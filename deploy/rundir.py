@@ -10,7 +10,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import RunDirectoryError
@@ -71,20 +71,30 @@ def read_result(directory: Path) -> dict[str, Any] | None:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunDirectoryError(f"can't read {path}: {error}") from None
-    return dict(result)
+    if not isinstance(result, dict):
+        raise RunDirectoryError(f"{path} holds no result; move it away, and --resume writes it anew")
+    return result
 
 
 @contextmanager
 def claim(directory: Path) -> Iterator[None]:
     """Be the only process that works in `directory`; the claim ends with the process, however it ends."""
-    with (directory / _LOCK).open("w") as lock:
+    with _lock_file(directory) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunDirectoryError(f"another process works in {directory}; wait for it to end") from None
+        lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         yield
+
+
+def _lock_file(directory: Path) -> TextIO:
+    try:
+        return (directory / _LOCK).open("a")
+    except OSError as error:
+        raise RunDirectoryError(f"can't work in {directory}: {error.strerror}") from None
 
 
 def write_json(path: Path, value: object) -> None:

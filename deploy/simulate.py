@@ -24,7 +24,7 @@ from penchant.client.bench import Benches
 from penchant.common.adapters import Share, head_of
 from penchant.common.config import Phase, RunConfig, config_digest
 from penchant.common.contribution import Form
-from penchant.common.errors import ConfigError, JournalError
+from penchant.common.errors import ConfigError, JournalError, RunDirectoryError
 from penchant.common.preferences import Federation
 from penchant.deploy import datasets, rundir
 from penchant.deploy.fleet import Fleet, FleetPolicy, Score, fleet_policy
@@ -127,7 +127,8 @@ def prepare(config: RunConfig, benches: Benches | None = None) -> World:
 def simulate(world: World, directory: Path, progress: Progress | None = None, *, command: str = "") -> Row:
     """Run or resume the federation in `directory` (which holds its configuration) and write the result.
 
-    Returns what result.json holds. A finished run is not run again.
+    Returns what result.json holds. A finished run is not run again. Raises RunDirectoryError when the data
+    set or the base model is not what the run was begun with.
     """
     progress = progress or Progress()
     with rundir.claim(directory):
@@ -137,6 +138,7 @@ def simulate(world: World, directory: Path, progress: Progress | None = None, *,
         began = time.monotonic()
         journal = Journal(directory)
         try:
+            _refuse_other_inputs(journal, world, directory)
             before = sum(log.seconds for log in journal.logs())
             fleet = Fleet(
                 world.config,
@@ -175,6 +177,16 @@ def open_run(world: World, journal: Journal, fleet: Fleet, observe: Observer = l
         journal=journal,
         observe=observe,
     )
+
+
+def _refuse_other_inputs(journal: Journal, world: World, directory: Path) -> None:
+    model = world.benches.model(world.config.model, world.config.adapter)
+    for what, digest in (("data set", world.federation.digest), ("base model", model.digest)):
+        if journal.fact(what) not in (None, digest):
+            raise RunDirectoryError(
+                f"{directory} was begun with another {what}; put back what it was, or start anew"
+            )
+        journal.note(what, digest)
 
 
 def _restore(journal: Journal, fleet: Fleet, world: World) -> None:
