@@ -9,7 +9,6 @@ open attempt lies sealed in its own directory between them.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import signal
 import socket
@@ -26,13 +25,12 @@ from penchant.common.errors import JournalError, PenchantError, RoundFailed, Run
 from penchant.deploy import rundir
 from penchant.deploy.fleet import Fleet
 from penchant.deploy.simulate import Progress, World, open_run, prepare, warm
-from penchant.deploy.superlink import environment, simulation_command, start_run
+from penchant.deploy.superlink import DIRECTORY, environment, simulation_command, start_run, write_app
 from penchant.server.journal import Journal
 from penchant.server.round import federate
 
 __all__ = ["client_app", "require_ray", "run_on_ray", "server_app"]
 
-DIRECTORY = "directory"
 ENDED = "ray-ended"  # the ServerApp's last word: empty, or why it failed
 READY_SECONDS = 90.0
 POLL_SECONDS = 0.5
@@ -58,7 +56,8 @@ def run_on_ray(world: World, directory: Path, progress: Progress) -> None:
     try:
         _wait_until_up(superlink, port)
         nodes = f"num-supernodes={len(world.federation.people)} client-resources-num-cpus=1"
-        start_run(_flower_app(directory), f"127.0.0.1:{port}", home, "--federation-config", nodes)
+        app = write_app(directory, "penchant.deploy.ray:server_app", "penchant.deploy.ray:client_app")
+        start_run(app, f"127.0.0.1:{port}", home, "--federation-config", nodes)
         _wait_for_end(world, directory, superlink, progress)
     finally:
         _stop_family(superlink)
@@ -123,31 +122,6 @@ def _directory(context: Context) -> Path:
 
 
 # --- Flower's processes -----------------------------------------------------------------------------------
-
-
-def _flower_app(directory: Path) -> Path:
-    folder = directory / "flower"
-    folder.mkdir(exist_ok=True)
-    text = f"""[project]
-name = "penchant-simulation"
-version = "0.1.0"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "penchant"
-fab-include = ["README.md"]
-
-[tool.flwr.app.components]
-serverapp = "penchant.deploy.ray:server_app"
-clientapp = "penchant.deploy.ray:client_app"
-
-[tool.flwr.app.config]
-{DIRECTORY} = {json.dumps(str(directory.absolute()))}
-"""
-    (folder / "pyproject.toml").write_text(text, encoding="utf-8")
-    (folder / "README.md").write_text("A simulation runs what is installed; nothing is in here.\n")
-    return folder
 
 
 def _wait_until_up(superlink: subprocess.Popen[bytes], port: int) -> None:

@@ -29,6 +29,7 @@ from penchant.common.contribution import Form
 from penchant.common.errors import ConfigError, RunDirectoryError
 from penchant.common.identity import Membership
 from penchant.deploy import rundir
+from penchant.deploy.superlink import DIRECTORY, write_app
 from penchant.server.app import build_app
 from penchant.server.journal import Journal, write_durably
 from penchant.server.round import Run
@@ -39,8 +40,6 @@ __all__ = ["app", "create", "flower_app", "open_served", "take_members"]
 BLUEPRINT = "blueprint.json"
 AUTHORITY = "authority.pub"
 MEMBERS = "members.list"
-FLOWER = "flower"
-RUN_KEY = "directory"
 
 
 def create(directory: Path, config: RunConfig, authority: bytes, members: bytes) -> None:
@@ -99,29 +98,8 @@ def open_served(directory: Path) -> Run:
 
 
 def flower_app(directory: Path) -> Path:
-    """Write the Flower app of the run: a bundle without code, which names what is installed on both sides."""
-    folder = directory / FLOWER
-    folder.mkdir(exist_ok=True)
-    text = f"""[project]
-name = "penchant-run"
-version = "0.1.0"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "penchant"
-fab-include = ["README.md"]
-
-[tool.flwr.app.components]
-serverapp = "penchant.deploy.served:app"
-clientapp = "penchant.client.relay:app"
-
-[tool.flwr.app.config]
-{RUN_KEY} = {json.dumps(str(directory.absolute()))}
-"""
-    (folder / "pyproject.toml").write_text(text, encoding="utf-8")
-    (folder / "README.md").write_text("Devices run what they have installed; nothing is in here.\n")
-    return folder
+    """Write the Flower app of the run; -> its folder."""
+    return write_app(directory, "penchant.deploy.served:app", "penchant.client.relay:app")
 
 
 def _membership(directory: Path) -> Membership:
@@ -147,9 +125,9 @@ _claims = ExitStack()  # the ServerApp's process works on its directory alone, u
 
 
 def _open(context: Context) -> Run:
-    directory = context.run_config.get(RUN_KEY)
+    directory = context.run_config.get(DIRECTORY)
     if not isinstance(directory, str):
-        raise RunDirectoryError(f"the Flower run's configuration lacks {RUN_KEY}")
+        raise RunDirectoryError(f"the Flower run's configuration lacks {DIRECTORY}")
     _claims.enter_context(rundir.claim(Path(directory)))
     return open_served(Path(directory))
 

@@ -16,8 +16,17 @@ from pathlib import Path
 
 from penchant.common.errors import JournalError, UsageError
 
-__all__ = ["environment", "simulation_command", "start_run", "superlink_command", "supernode_command"]
+__all__ = [
+    "DIRECTORY",
+    "environment",
+    "simulation_command",
+    "start_run",
+    "superlink_command",
+    "supernode_command",
+    "write_app",
+]
 
+DIRECTORY = "directory"  # the key of a Flower run's configuration that names the run's directory
 CONNECTION = "penchant"
 START_SECONDS = 120.0
 
@@ -78,6 +87,35 @@ def supernode_command(superlink: str, port: int, socket: Path) -> list[str]:
         "--node-config",
         f'agent-socket="{socket}"',
     ]
+
+
+def write_app(directory: Path, server: str, client: str) -> Path:
+    """Write the Flower app of the run in `directory`; -> its folder.
+
+    A bundle without code: it names what is installed on both sides, and the directory to open.
+    """
+    folder = directory / "flower"
+    folder.mkdir(exist_ok=True)
+    text = f"""[project]
+name = "penchant-run"
+version = "0.1.0"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "penchant"
+fab-include = ["README.md"]
+
+[tool.flwr.app.components]
+serverapp = "{server}"
+clientapp = "{client}"
+
+[tool.flwr.app.config]
+{DIRECTORY} = {json.dumps(str(directory.absolute()))}
+"""
+    (folder / "pyproject.toml").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text("What is installed runs; nothing is in here.\n", encoding="utf-8")
+    return folder
 
 
 def start_run(app: Path, address: str, home: Path, *more: str) -> str:
