@@ -31,25 +31,31 @@ __all__ = [
 CONFIG = "config.toml"
 RESULT = "result.json"
 _LOCK = ".lock"
+_NO_RUN = {_LOCK, f".{CONFIG}.tmp"}
 _DISTRIBUTIONS = ("penchant", "flwr", "torch", "transformers", "peft", "numpy", "cryptography")
 
 
 def create(directory: Path, config: RunConfig) -> None:
     """Make `directory` a run directory of `config`: the configuration is the first thing in it.
 
-    Raises RunDirectoryError when anything is there already.
+    Raises RunDirectoryError when anything is there already, or another process is at it.
     """
     refuse_used(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_durably(directory / CONFIG, config.to_toml().encode())
+        with claim(directory):
+            refuse_used(directory)  # another process may have been quicker
+            write_durably(directory / CONFIG, config.to_toml().encode())
     except OSError as error:
         raise RunDirectoryError(f"can't write into {directory}: {error.strerror}") from None
 
 
 def refuse_used(directory: Path) -> None:
-    """RunDirectoryError when there is anything at `directory` but an empty folder."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    """RunDirectoryError when there is anything at `directory` but a folder without a run.
+
+    What is left of a process that was killed before the configuration was in place is not a run.
+    """
+    if directory.exists() and (not directory.is_dir() or {p.name for p in directory.iterdir()} - _NO_RUN):
         raise RunDirectoryError(
             f"{directory} is in use; choose another --out, or go on there with --resume {directory}"
         )

@@ -66,6 +66,8 @@ def run_and_show(config: RunConfig, directory: Path, world: World | None = None)
     """Run or resume the federation of `directory`, and print its result."""
     console = Console(highlight=False)
     if rundir.read_result(directory) is None:
+        with rundir.claim(directory):
+            pass  # refuse at once where another process works: what follows takes seconds
         world = world or prepare(config)
         errors = Console(stderr=True, highlight=False)
         for line in world.caveats():
