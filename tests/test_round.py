@@ -7,6 +7,7 @@ stages and with the same journal lines as the real one. Real agents play whole r
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,6 +147,7 @@ class World:
     def start(self) -> Run:
         """A server's process begins: all that it knows is in the directory."""
         self.journal = Journal(self.directory)
+        self.journal._db.execute("PRAGMA synchronous=OFF")  # nobody pulls a plug here
         self.run = Run(
             config=self.config,
             run=RUN,
@@ -588,6 +590,7 @@ def test_a_kill_at_any_instant_applies_no_round_twice_and_ends_where_it_should(
     world: Callable[..., World], tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server dies at its 1st, 2nd, 3rd … step of any kind, again and again, until it gets through."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     outcomes: set[str] = set()
     for last in range(1, 200):
         scene = World(
