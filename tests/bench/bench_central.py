@@ -1,12 +1,13 @@
 """What federating costs: `python tests/bench/bench_central.py [--seeds 0,1,2,3,4] [--share A] [--json FILE]`.
 
 For each seed a run of `penchant simulate --dataset senate` as it comes, and beside it joint training in one
-process that may look at everybody's choices: the same people, pairs, model, start, learning rates, passes
-over each person's pairs and optimiser steps. In each epoch everyone comes once, in groups of a cohort's size;
-a step takes the mean loss over a group's pairs, moves the shared factors by one AdamW that lives as long as
-the training, and each person's own part by one of theirs. Prints macro accuracy on test pairs, and the paired
-difference with its standard error. `--evaluate validation` and `--scale-shared`, `--scale-personal` (of the
-joint side's rates) are for tuning the joint side.
+process that may look at everybody's choices: the same people, pairs, model, start, phases (warm-up, then
+personal parts) and passes over each person's pairs. In each epoch everyone comes once, in groups of a
+cohort's size; a step takes the mean loss over a group's pairs, moves the shared factors by one AdamW that
+lives as long as the phase, and each person's own part by one of theirs. Its rates are the recipe's times
+`--scale-shared` and `--scale-personal`, and it may take `--scale-epochs` times as many passes: choose them
+with `--evaluate validation --joint-only`, since a recipe's rates are tuned for devices and server together.
+Prints macro accuracy on test pairs, and the paired difference with its standard error.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import statistics
 import tempfile
 import time
 import tomllib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from penchant.common.adapters import HEAD
-from penchant.common.config import RunConfig
+from penchant.common.adapters import HEAD, Split, Vector
+from penchant.common.config import Phase, RunConfig
 from penchant.common.preferences import Person
 from penchant.common.reward import PreparedPairs, bradley_terry
 from penchant.common.splits import seeded
@@ -34,50 +36,74 @@ from penchant.deploy.simulate import World, prepare, simulate
 Tensors = dict[str, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Scales:
+    """What the joint side's rates and passes are, beside the recipe's."""
+
+    shared: float = 1.0
+    personal: float = 1.0
+    epochs: float = 1.0
+
+
 class Joint:
     """Everybody's parts in one process."""
 
-    def __init__(self, world: World, scale_shared: float, scale_personal: float) -> None:
-        config = world.config
-        bench = world.benches.of(config.plan("main", world.cohort))
-        self.model, self.split, self.config = bench.model, bench.split, config
+    def __init__(self, world: World, scales: Scales) -> None:
+        self.world, self.config, self.scales = world, world.config, scales
         self.people = world.federation.people
-        self.cohort = world.cohort
-        shared, personal = self.split.initial(config.seed)
-        self.shared = self.split.shared.unflatten(shared)
-        self.own = [self.split.personal.unflatten(personal) for _ in self.people]
-        self.optimizer = self._adamw(self.shared, config.training.lr_shared, scale_shared)
-        self.optimizers = [
-            self._adamw(part, config.training.lr_personal, scale_personal) for part in self.own
-        ]
+        self.model = world.benches.of(self.config.plan("main", world.cohort)).model
         self.prepared: list[PreparedPairs] = [self.model.prepare(person.train) for person in self.people]
+        self.steps = self.epochs = 0
+        self.shared: Tensors = {}
+        self.own: list[Tensors] = []
+
+    def train(self) -> None:
+        """Warm-up, if there is one, then the main phase."""
+        federation = self.config.federation
+        warmup, main = (self._split(phase) for phase in ("warmup", "main"))
+        shared, start = main.initial(self.config.seed)
+        if federation.warmup_rounds:
+            self.split, self.training = warmup, self.config.plan("warmup", self.world.cohort).training
+            self._phase(federation.warmup_rounds, *warmup.initial(self.config.seed))
+            warm = warmup.shared.flatten(self.shared)
+            shared, start = main.start_from(warmup, warm, self.config.seed)
+        self.split, self.training = main, self.config.training
+        self._phase(federation.rounds - federation.warmup_rounds, shared, start)
+
+    def _split(self, phase: Phase) -> Split:
+        if phase == "warmup" and not self.config.federation.warmup_rounds:
+            phase = "main"
+        return self.world.benches.of(self.config.plan(phase, self.world.cohort)).split
+
+    def _phase(self, rounds: int, shared: Vector, start: Vector) -> None:
+        """As many passes over everybody's pairs as `rounds` of a federated run take on average."""
+        self.shared = self.split.shared.unflatten(shared)
+        self.start = self.split.personal.unflatten(start)
+        self.own = [self.split.personal.unflatten(start) for _ in self.people]
+        rates = self.training.lr_shared * self.scales.shared, self.training.lr_personal * self.scales.personal
+        self.optimizer = self._adamw(self.shared, rates[0], self.scales.shared)
+        self.optimizers = [self._adamw(part, rates[1], self.scales.personal) for part in self.own]
+        visits = rounds * self.training.local_epochs * self.world.cohort / len(self.people)
+        for _ in range(round(visits * self.scales.epochs)):
+            self._epoch()
 
     def _adamw(self, tensors: Tensors, rate: float, scale: float) -> torch.optim.AdamW | None:
         """One optimiser for these tensors; None if none of them is trained."""
         groups = []
         for name, tensor in tensors.items():
-            own = scale * (self.config.training.lr_head if name == HEAD else rate)
+            own = scale * self.training.lr_head if name == HEAD else rate
             if own > 0:
                 groups.append({"params": [tensor.requires_grad_()], "lr": own})
-        return torch.optim.AdamW(groups, weight_decay=self.config.training.weight_decay) if groups else None
+        return torch.optim.AdamW(groups, weight_decay=self.training.weight_decay) if groups else None
 
-    @property
-    def epochs(self) -> int:
-        """As many passes over a person's pairs as the federated run takes on average."""
-        rounds, epochs = self.config.federation.rounds, self.config.training.local_epochs
-        return round(rounds * epochs * self.cohort / len(self.people))
-
-    def train(self) -> int:
-        """All epochs; -> steps taken."""
-        steps = 0
-        for epoch in range(self.epochs):
-            order = list(range(len(self.people)))
-            seeded(self.config.seed, "joint", str(epoch)).shuffle(order)
-            groups = max(1, round(len(order) / self.cohort))
-            for group in range(groups):
-                self._step(order[group::groups])
-                steps += 1
-        return steps
+    def _epoch(self) -> None:
+        order = list(range(len(self.people)))
+        seeded(self.config.seed, "joint", str(self.epochs)).shuffle(order)
+        groups = max(1, round(len(order) / self.world.cohort))
+        for group in range(groups):
+            self._step(order[group::groups])
+            self.steps += 1
+        self.epochs += 1
 
     def _step(self, group: list[int]) -> None:
         pairs = sum(len(self.prepared[person]) for person in group)
@@ -85,10 +111,18 @@ class Joint:
         for optimizer in optimizers:
             optimizer.zero_grad()
         for person in group:
-            effective = self.split.effective(self.shared, self.own[person])
-            (bradley_terry(self.model.margins(self.prepared[person], effective)).sum() / pairs).backward()
+            (self._loss(person) * len(self.prepared[person]) / pairs).backward()
         for optimizer in optimizers:
             optimizer.step()
+
+    def _loss(self, person: int) -> torch.Tensor:
+        """A person's mean loss, and the pull of their part to its start."""
+        own = self.own[person]
+        effective = self.split.effective(self.shared, own)
+        loss = bradley_terry(self.model.margins(self.prepared[person], effective)).mean()
+        for name, tensor in own.items():
+            loss = loss + self.training.pull / 2 * (tensor - self.start[name]).square().sum()
+        return loss
 
     def accuracy(self) -> float:
         """Macro accuracy on the part that the configuration names."""
@@ -127,6 +161,7 @@ def main() -> None:
     parser.add_argument("--evaluate", choices=("test", "validation"), default="test")
     parser.add_argument("--scale-shared", type=float, default=1.0)
     parser.add_argument("--scale-personal", type=float, default=1.0)
+    parser.add_argument("--scale-epochs", type=float, default=1.0)
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE for the federated side")
     parser.add_argument("--joint-only", action="store_true", help="leave the federated side out")
     parser.add_argument("--json", type=Path)
@@ -136,9 +171,9 @@ def main() -> None:
     for seed in map(int, chosen.seeds.split(",")):
         world = prepare(configuration(chosen.share, seed, chosen.evaluate))
         began = time.monotonic()
-        joint = Joint(world, chosen.scale_shared, chosen.scale_personal)
-        steps = joint.train()
-        row = {"seed": seed, "joint": joint.accuracy(), "steps": steps, "epochs": joint.epochs}
+        joint = Joint(world, Scales(chosen.scale_shared, chosen.scale_personal, chosen.scale_epochs))
+        joint.train()
+        row = {"seed": seed, "joint": joint.accuracy(), "steps": joint.steps, "epochs": joint.epochs}
         spent = time.monotonic() - began
         if not chosen.joint_only:
             other = prepare(changed(world.config, chosen.set), world.benches)
@@ -146,9 +181,11 @@ def main() -> None:
         rows.append(row)
         figures = "  ".join(f"{k} {row[k]:.4f}" for k in ("joint", "federated") if k in row)
         print(
-            f"seed {seed}: {figures}  ({joint.epochs} epochs, {steps} steps, {spent:.0f} s joint)", flush=True
+            f"seed {seed}: {figures}  ({joint.epochs} epochs, {joint.steps} steps, {spent:.0f} s joint)",
+            flush=True,
         )
     summary = report(rows, chosen.share, chosen.evaluate)
+    summary["joint_scales"] = asdict(Scales(chosen.scale_shared, chosen.scale_personal, chosen.scale_epochs))
     if chosen.json:
         chosen.json.write_text(json.dumps({**summary, "seeds": rows}, indent=2) + "\n", encoding="utf-8")
 
