@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -27,9 +27,9 @@ Rates = dict[str, float]
 class Counts:
     """What pairs say of a model: correct of total, and the sum of their Bradley-Terry losses."""
 
-    correct: int
-    total: int
-    loss_sum: float
+    correct: int = field(repr=False)
+    total: int = field(repr=False)
+    loss_sum: float = field(repr=False)
 
     @property
     def accuracy(self) -> float:
@@ -46,9 +46,9 @@ class Outcome:
     steps: optimiser steps taken.
     """
 
-    shared_update: Vector
-    personal: Vector
-    weight: int
+    shared_update: Vector = field(repr=False)
+    personal: Vector = field(repr=False)
+    weight: int = field(repr=False)
     before: Counts
     steps: int
 
