@@ -87,7 +87,7 @@ class _Trained:
     """What training gave: this device's part of the round, and its new personal part."""
 
     contribution: Contribution
-    personal: Vector
+    personal: Vector = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
