@@ -36,7 +36,9 @@ from penchant.common.errors import (
     DataError,
     DeviceError,
     PenchantError,
+    PolicyRefusal,
     StageError,
+    UsageError,
 )
 from penchant.common.identity import Identity, MemberList, Membership
 from penchant.common.keys import Verifier, derive, verify
@@ -104,12 +106,14 @@ class Agent:
 
     Args:
         home: the agent's own directory.
-        policy, choices: as they are, or functions that read them anew for each message.
+        policy, choices, identity: as they are, or functions that read them anew for each message. An identity
+            that is gone, or is another, ends what the agent does: the owner has left, or joined anew.
         secret: 32 bytes of the device; rounding and local shuffling are derived from it.
         box: seals what is kept at rest.
         verify: how signatures are checked; only a simulator injects another.
         ahead: trains while the other exchanges go by, instead of when the vector is asked for.
-        keep_model: keeps the shared factors beside the personal part, so that the owner can rank offline.
+        keep_model: keeps the shared factors beside the personal part, so that the owner can rank offline, and
+            counts what leaves by name and bytes.
     """
 
     def __init__(
@@ -117,7 +121,7 @@ class Agent:
         home: Path,
         *,
         policy: OwnerPolicy | Callable[[], OwnerPolicy],
-        identity: Identity,
+        identity: Identity | Callable[[], Identity | None],
         membership: Membership,
         choices: Choices | Callable[[], Choices],
         benches: Benches,
@@ -131,7 +135,8 @@ class Agent:
         keep_model: bool = False,
     ) -> None:
         self._policy_now = policy if callable(policy) else lambda: policy
-        self._identity = identity
+        self._identity_now = identity if callable(identity) else lambda: identity
+        self._identity = self._known_identity()
         self._choices_now = choices if callable(choices) else lambda: choices
         self._benches = benches
         self._secret = secret
@@ -141,6 +146,7 @@ class Agent:
         self._keep_model = keep_model
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="train") if ahead else None
         self._trained: Future[_Trained] | None = None
+        self._vector: list[tuple[str, int]] = []  # (name, bytes) of what the last vector held
         self._vault = Vault(home, box)
         self._membership = self._latest(membership)
         self._sessions = sessions or MemorySessions()
@@ -167,7 +173,12 @@ class Agent:
         try:
             if stage not in steps:
                 raise StageError(f"there is no stage {stage[:20]!r}")
-            return steps[stage](payload)
+            self._permit(stage, before=True)
+            reply = steps[stage](payload)
+            self._permit(stage, before=False)  # the owner may have paused or left while it trained
+            if self._keep_model:
+                self._vault.note_sent(self._parts(stage, reply))
+            return reply
         except PenchantError as error:
             return self._refuse(stage, abort_code(error), str(error))
         except Exception as error:  # the boundary: no text of an exception may leave, and the agent stays up
@@ -175,13 +186,41 @@ class Agent:
 
     def _refuse(self, stage: str, code: AbortCode, reason: str) -> bytes:
         """Drop the round, tell the owner why; the one code is all that leaves."""
-        self._trained = None
+        abort = encode(Abort(code))
+        self._stop_training()
         try:
             self._sessions.drop()
             self._vault.tell_owner(_printable(stage, 20), code.name, _printable(reason, REASON_MOST))
+            if self._keep_model:
+                self._vault.note_sent([("refusal", len(abort))])
         except DeviceError as error:  # a full disk, say: refuse all the same
             log.warning("can't note why stage %s was refused: %s", _printable(stage, 20), error)
-        return encode(Abort(code))
+        return abort
+
+    def _stop_training(self) -> None:
+        """Nothing will come of what was begun; training that has not begun never does."""
+        ahead, self._trained = self._trained, None
+        if ahead is not None:
+            ahead.cancel()
+
+    def _permit(self, stage: str, *, before: bool) -> None:
+        """PolicyRefusal when the owner has left, or has paused the device, or its hours are over.
+
+        Before an announcement only the first counts: its member list is taken over in any case, and
+        `_task` asks the policy. Readiness is answered in a pause as well: no.
+        """
+        current = self._identity_now()
+        if current is None:
+            raise PolicyRefusal("this device has left its fleet")
+        if current.certificate != self._identity.certificate:
+            raise PolicyRefusal("this device has joined anew since the agent was started; restart the agent")
+        if stage != "status" and not (before and stage in ("keys", "masked")):
+            self._policy.check_time(sent=stage in ("confirm", "unmask"))
+
+    def _parts(self, stage: str, reply: bytes) -> list[tuple[str, int]]:
+        """(name, bytes) of what a reply holds: a masked vector by tensors and counts, else the whole."""
+        held = self._vector if stage == "masked" else []
+        return [*held, (f"{stage} message", len(reply) - sum(size for _, size in held))]
 
     def _status(self, payload: bytes) -> bytes:
         hello = decode(payload, Hello)
@@ -191,6 +230,7 @@ class Agent:
 
     def _keys(self, payload: bytes) -> bytes:
         self._sessions.drop()  # a new attempt ends what was open
+        self._stop_training()
         announce = decode(payload, Announce)
         self._update_members(announce.membership)  # once seen a list is known, whatever comes of the round
         task = self._task(announce)  # refuses what the owner or the device can't accept
@@ -215,6 +255,7 @@ class Agent:
         contribution = replace(trained.contribution, in_histogram=self._in_histogram(state))
         vector = task.form.quantise(contribution, self._derived(announce, "rounding"))
         after, reply = self._participant().mask(state, payload, vector)
+        self._vector = task.form.parts(task.bench.split)
         model = Model(announce.base, announce.plan, announce.factors)
         self._vault.stage(
             announce.run,
@@ -254,6 +295,12 @@ class Agent:
         return self._vault.told()
 
     # --- checking ----------------------------------------------------------------------------------------
+
+    def _known_identity(self) -> Identity:
+        identity = self._identity_now()
+        if identity is None:
+            raise UsageError("this device is in no fleet; join one first")
+        return identity
 
     def _task(self, announce: Announce) -> _Task:
         """The task of an announcement, or a typed refusal. Loads only base models that the owner allows."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from penchant.common.errors import DeviceError
 
-__all__ = ["Box"]
+__all__ = ["Box", "write_private"]
 
 KEY_FILE: Final = "vault.key"
 SALT_FILE: Final = "vault.salt"
@@ -44,7 +45,14 @@ class Box:
 
         Raises DeviceError for a wrong or missing passphrase, or a key file that others can read.
         """
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return cls._of(home, passphrase)
+        except OSError as error:
+            raise DeviceError(f"can't use the device's directory {home}: {error.strerror}") from None
+
+    @classmethod
+    def _of(cls, home: Path, passphrase: str | None) -> Box:
         if (home / SALT_FILE).exists() or (passphrase is not None and not (home / KEY_FILE).exists()):
             return cls._checked(home, _from_passphrase(home, passphrase))
         if passphrase is not None:
@@ -56,8 +64,8 @@ class Box:
         """Refuse another key than the first, before anything is written under it."""
         box, check = cls(key), home / CHECK_FILE
         if not check.exists():
-            _write_private(check, box.seal(_CHECK, "check"))
-        elif box.open(check.read_bytes(), "check") != _CHECK:
+            write_private(check, box.seal(_CHECK, "check"), replace=False)
+        if box.open(check.read_bytes(), "check") != _CHECK:
             raise DeviceError(f"{check} is damaged")
         return box
 
@@ -83,13 +91,13 @@ def _from_passphrase(home: Path, passphrase: str | None) -> bytes:
         raise DeviceError("the passphrase is empty; choose one")
     salt = home / SALT_FILE
     if not salt.exists():
-        _write_private(salt, os.urandom(16))
+        write_private(salt, os.urandom(16), replace=False)
     return Scrypt(salt=salt.read_bytes(), length=32, n=2**15, r=8, p=1).derive(passphrase.encode())
 
 
 def _from_file(path: Path) -> bytes:
     if not path.exists():
-        _write_private(path, os.urandom(32))
+        write_private(path, os.urandom(32), replace=False)
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise DeviceError(f"{path} can be read by others; chmod 600 it, and think about who has read it")
     key = path.read_bytes()
@@ -98,15 +106,36 @@ def _from_file(path: Path) -> bytes:
     return key
 
 
-def _write_private(path: Path, data: bytes) -> None:
-    """A new file for its owner alone: whole, or not there."""
-    temporary = path.with_name(f".{path.name}.tmp")
+def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
+    """A file for its owner alone, durable: whole, or not there.
+
+    replace: in the place of what is there; otherwise what another process made first stands. DeviceError when
+    the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if replace:
+            os.replace(temporary, path)
+        else:
+            with suppress(FileExistsError):
+                os.link(temporary, path)
+        _sync(path.parent)
     except OSError as error:
         raise DeviceError(f"can't write {path}: {error.strerror}; nothing was changed") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _sync(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from penchant.client.agent import MEMBERS, Agent, Choices, Model
 from penchant.client.bench import Bench, Benches
-from penchant.client.box import Box
+from penchant.client.box import Box, write_private
 from penchant.client.export import Export, export_peft
 from penchant.client.policy import OwnerPolicy
 from penchant.client.store import Added, PreferenceStore
@@ -96,7 +96,7 @@ class Report:
     refused: tuple[tuple[str, str, str], ...]
     personal: Counts | None  # None without held-out choices
     common: Counts | None
-    left: tuple[tuple[str, tuple[int, ...]], ...]  # name and shape of each tensor that leaves in a round
+    left: tuple[tuple[str, int, int], ...]  # (name, how often, bytes together) of all that ever left
 
 
 class Home:
@@ -113,7 +113,7 @@ class Home:
         for name, text in ((POLICY, OwnerPolicy().to_toml()), (MODEL, _toml(OfflineConfig()))):
             path = directory / name
             if not path.exists():
-                _write(path, text)
+                write_private(path, text.encode(), replace=False)
 
     # --- what the owner allows -----------------------------------------------------------------------
 
@@ -124,11 +124,14 @@ class Home:
 
     def pause(self) -> None:
         """Take part in nothing until `resume`."""
-        _write(self.directory / PAUSED, "")
+        write_private(self.directory / PAUSED, b"")
 
     def resume(self) -> None:
         """Take part again, as the policy says."""
-        (self.directory / PAUSED).unlink(missing_ok=True)
+        try:
+            (self.directory / PAUSED).unlink(missing_ok=True)
+        except OSError as error:
+            raise DeviceError(f"can't end the pause: {error.strerror}; this device stays paused") from None
 
     # --- choices -------------------------------------------------------------------------------------
 
@@ -145,8 +148,10 @@ class Home:
     def train(self) -> Report:
         """Fit the personal part alone to all recorded choices but the held-out ones; nothing leaves.
 
-        Raises DataError without choices, DeviceError when training diverges.
+        Raises DataError without choices, DeviceError when training diverges, or when the running agent has
+        changed the model meanwhile: what a round made stands.
         """
+        version = self.vault.version()
         choices = self.choices()
         if not choices.train:
             raise DataError("there are no choices to learn from; import some with `penchant device import`")
@@ -160,7 +165,8 @@ class Home:
         else:
             first = start if kept is None else kept
             personal = trainer.fit_personal(shared, first, prepared, SEED, epochs=_epochs(bench.plan))
-        self.vault.keep_personal(run, number, personal, encode_record(_context(bench, factors)))
+        context = encode_record(_context(bench, factors))
+        self.vault.keep_personal(run, number, personal, context, version=version)
         return self.report()
 
     def rank(self, prompt: str, responses: Sequence[str]) -> list[Ranked]:
@@ -200,7 +206,7 @@ class Home:
             refused=tuple(self.vault.told()),
             personal=counts[0],
             common=counts[1],
-            left=tuple((spec.name, spec.shape) for spec in bench.split.shared.specs) if rounds else (),
+            left=tuple(self.vault.sent()),
         )
 
     def export(self, directory: Path, base: str | None = None) -> None:
@@ -223,7 +229,11 @@ class Home:
         )
 
     def forget(self) -> int:
-        """Delete every choice and every personal factor; -> how many choices. Burnt attempts stay burnt."""
+        """Delete all that this device knows of its owner, its membership too; -> how many choices.
+
+        Burnt attempts stay burnt, the owner's policy and a pause stay as they are. A running agent refuses
+        everything from then on, and what it had trained in an open round is neither kept nor sent.
+        """
         count = self.store.forget()
         self.vault.forget()
         return count
@@ -265,7 +275,8 @@ class Home:
     def leave(self) -> int:
         """Give up membership: the identity is deleted, no round is joined any more; -> the member number.
 
-        Choices and the personal model stay. The authority should revoke the member as well.
+        Choices and the personal model stay. A running agent refuses everything from then on. The authority
+        should revoke the member as well.
         """
         identity = self._identity()
         for name in (IDENTITY, AUTHORITY, PENDING):
@@ -279,7 +290,8 @@ class Home:
 
     def agent(self) -> Agent:
         """The agent of this device, as it takes part in rounds. UsageError before `join`."""
-        identity, authority = self._identity(), self.vault.blob(AUTHORITY)
+        self._identity()
+        authority = self.vault.blob(AUTHORITY)
         secret = self.vault.blob(SECRET)
         if not secret:
             secret = os.urandom(32)
@@ -287,7 +299,7 @@ class Home:
         return Agent(
             self.directory,
             policy=self.policy,
-            identity=identity,
+            identity=self._member_now,
             membership=Membership(authority),
             choices=self.choices,
             benches=self._benches,
@@ -298,11 +310,15 @@ class Home:
             keep_model=True,
         )
 
-    def _identity(self) -> Identity:
+    def _member_now(self) -> Identity | None:
         encoded = self.vault.blob(IDENTITY)
-        if not encoded:
+        return Identity.decode(encoded) if encoded else None
+
+    def _identity(self) -> Identity:
+        identity = self._member_now()
+        if identity is None:
             raise UsageError("this device is in no fleet; join one first")
-        return Identity.decode(encoded)
+        return identity
 
     # --- inner parts ---------------------------------------------------------------------------------
 
@@ -310,7 +326,7 @@ class Home:
         """The settings for work without a run."""
         try:
             table = tomllib.loads((self.directory / MODEL).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no TOML
             raise ConfigError(f"can't read {self.directory / MODEL}: {error}") from None
         return build_section(OfflineConfig, table, "")
 
@@ -357,11 +373,3 @@ def _epochs(plan: Plan) -> int:
 def _toml(section: Section) -> str:
     table: dict[str, Any] = section_table(section)
     return tomli_w.dumps(table)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-        path.chmod(0o600)
-    except OSError as error:
-        raise DeviceError(f"can't write {path}: {error.strerror}; nothing was changed") from None

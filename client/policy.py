@@ -87,10 +87,7 @@ class OwnerPolicy(Section):
 
     def check(self, announce: Announce, plan: Plan) -> None:
         """PolicyRefusal when the owner does not allow what is announced."""
-        if self.paused:
-            raise PolicyRefusal("paused by the owner")
-        if not self._within(datetime.now().time()):
-            raise PolicyRefusal(f"outside the hours that the owner allows, {self.hours}")
+        self.check_time()
         if announce.kind is not Kind.SECAGG and not self.allow_unmasked:
             raise PolicyRefusal("the server asks to send unmasked; only the owner's policy may allow that")
         if plan.model.base_model not in self.base_models:
@@ -99,6 +96,14 @@ class OwnerPolicy(Section):
             raise PolicyRefusal(
                 f"{plan.training.epochs} epochs in one round; the owner allows {self.max_epochs}"
             )
+
+    def check_time(self, *, sent: bool = False) -> None:
+        """PolicyRefusal while paused, or outside the hours. A round whose vector was `sent` already may be
+        finished outside the hours; a pause holds at once."""
+        if self.paused:
+            raise PolicyRefusal("paused by the owner")
+        if not sent and not self._within(datetime.now().time()):
+            raise PolicyRefusal(f"outside the hours that the owner allows, {self.hours}")
 
 
 def _span(hours: str) -> tuple[time, time]:

@@ -7,6 +7,7 @@ The socket offers the six methods of `agent.proto` and nothing else. Permissions
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import stat
 import threading
@@ -20,14 +21,19 @@ import grpc
 
 from penchant.client.agent_pb2 import Envelope
 from penchant.client.agent_pb2_grpc import AgentServicer, AgentStub, add_AgentServicer_to_server
-from penchant.common.codec import encode
+from penchant.common.codec import MAGIC, encode
 from penchant.common.errors import DeviceError
 from penchant.common.messages import Abort, AbortCode
 
 __all__ = ["MESSAGE_MOST", "AgentServer", "RemoteAgent", "only_one"]
 
+log = logging.getLogger(__name__)
+
 MESSAGE_MOST = 64 * 1024 * 1024
 """Bytes of one message that a device takes unless its owner allows more."""
+
+RELAYED_MOST = 513 * 1024 * 1024
+"""Bytes of one message that the relay passes on: the most that an owner can allow the agent."""
 
 SOCKET_PATH_MOST = 100  # bytes that fit into the system's address of a Unix socket, with some to spare
 ANSWER_SECONDS = 3600.0  # of one call: training may take a while
@@ -65,11 +71,15 @@ class AgentServer:
         add_AgentServicer_to_server(_Service(answer), self._server)  # type: ignore[no-untyped-call]
 
     def start(self) -> None:
-        """Begin to serve. Raises DeviceError when the socket can't be made."""
-        with suppress(FileNotFoundError):
-            if not stat.S_ISSOCK(self.socket.lstat().st_mode):
-                raise DeviceError(f"{self.socket} is there already and is no socket; remove it")
-            self.socket.unlink()
+        """Begin to serve. Raises DeviceError when the socket can't be made, or others could replace it."""
+        try:
+            self._check_directory()
+            with suppress(FileNotFoundError):
+                if not stat.S_ISSOCK(self.socket.lstat().st_mode):
+                    raise DeviceError(f"{self.socket} is there already and is no socket; remove it")
+                self.socket.unlink()
+        except OSError as error:
+            raise DeviceError(f"can't make the agent's socket {self.socket}: {error.strerror}") from None
         before = os.umask(0o177)  # never open to others, not even between bind and chmod
         try:
             bound = self._server.add_insecure_port(f"unix:{self.socket}")
@@ -81,6 +91,18 @@ class AgentServer:
             raise DeviceError(f"can't bind the agent's socket {self.socket}")
         os.chmod(self.socket, self._mode)
         self._server.start()
+
+    def _check_directory(self) -> None:
+        """Whoever can write into the socket's directory can put another socket there."""
+        folder = self.socket.parent
+        mode = folder.stat().st_mode
+        if mode & 0o022 and not mode & stat.S_ISVTX:
+            raise DeviceError(f"others could replace the agent's socket: chmod go-w {folder}")
+        if self._mode & 0o060 and not mode & 0o010:
+            raise DeviceError(
+                f"the group can't reach a socket in {folder}; put it into a directory that the group can "
+                "enter but not write (--socket)"
+            )
 
     def wait(self) -> None:
         """Serve until `stop`."""
@@ -100,8 +122,12 @@ class _Service(AgentServicer):
         self._turn = threading.Lock()
 
     def _reply(self, stage: str, request: Envelope) -> Envelope:
-        with self._turn:
-            return Envelope(payload=self._answer(stage, request.payload))
+        try:
+            with self._turn:
+                return Envelope(payload=self._answer(stage, request.payload))
+        except Exception as error:  # gRPC would send its text to whoever called
+            log.warning("no answer in %s: %s", stage, type(error).__name__)
+            return Envelope(payload=encode(Abort(AbortCode.INTERNAL)))
 
     def Status(self, request: Envelope, context: Any) -> Envelope:  # noqa: N802
         return self._reply("status", request)
@@ -126,7 +152,7 @@ class RemoteAgent:
     """The relay's view of the agent behind a socket: callable as an `Answer`."""
 
     def __init__(
-        self, socket: Path, *, seconds: float = ANSWER_SECONDS, message_most: int = MESSAGE_MOST
+        self, socket: Path, *, seconds: float = ANSWER_SECONDS, message_most: int = RELAYED_MOST
     ) -> None:
         self._seconds = seconds
         self._channel = grpc.insecure_channel(
@@ -148,12 +174,13 @@ class RemoteAgent:
         }
 
     def __call__(self, stage: str, payload: bytes) -> bytes:
-        """The agent's reply; an Abort when there is no agent, or none that answers in time."""
+        """The agent's reply; an Abort without an agent, an answer in time, or one that is a message."""
         method = self._methods.get(stage)
         if method is None:
             return encode(Abort(AbortCode.STAGE))
         try:
-            return bytes(method(Envelope(payload=payload), timeout=self._seconds).payload)
+            reply = bytes(method(Envelope(payload=payload), timeout=self._seconds).payload)
+            return reply if reply.startswith(MAGIC) else encode(Abort(AbortCode.INTERNAL))
         except grpc.RpcError:  # its text may name paths: it stays here
             return encode(Abort(AbortCode.UNAVAILABLE))
 
@@ -167,7 +194,7 @@ def only_one(home: Path) -> Iterator[None]:
     """Be the only agent on the directory `home`; DeviceError when another one is at work there."""
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = (home / "agent.lock").open("w")
+        lock = open(os.open(home / "agent.lock", os.O_RDWR | os.O_CREAT, 0o600), "w")  # noqa: SIM115
     except OSError as error:
         raise DeviceError(f"can't use the agent's directory {home}: {error.strerror}") from None
     with lock:

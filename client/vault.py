@@ -32,7 +32,12 @@ CREATE TABLE IF NOT EXISTS personal (
 CREATE TABLE IF NOT EXISTS blobs (name TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS told (
     number INTEGER PRIMARY KEY, stage TEXT NOT NULL, code TEXT NOT NULL, reason TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS sent (
+    name TEXT PRIMARY KEY, times INTEGER NOT NULL, bytes INTEGER NOT NULL) WITHOUT ROWID;
 """
+
+# burnt.unmasked: 0 open or over, 1 asked to unmask, 2 given up because the owner had it forgotten.
+# user_version counts the changes of committed factors: who has read one can tell whether it still stands.
 
 TOLD_MOST = 1000  # refusals kept for the owner
 
@@ -101,9 +106,18 @@ class Vault:
     def stage(
         self, run: bytes, round: int, attempt: int, vector: NDArray[np.float32], context: bytes = b""
     ) -> None:
-        """Keep `vector` (float32 [d_personal]) as the outcome of an open round, and `context` with it."""
+        """Keep `vector` (float32 [d_personal]) as the outcome of an open round, and `context` with it.
+
+        Raises StageError when the owner had everything forgotten since the round began.
+        """
         blob = self._sealed(np.ascontiguousarray(vector, dtype="<f4").tobytes(), "personal")
         with self._transaction() as db:
+            (given_up,) = db.execute(
+                "SELECT count(*) FROM burnt WHERE run = ? AND round = ? AND attempt = ? AND unmasked = 2",
+                (run, round, attempt),
+            ).fetchone()
+            if given_up:
+                raise StageError("the owner had everything forgotten while this round was open")
             db.execute(
                 "INSERT OR REPLACE INTO personal (run, state, round, attempt, vector, context, kept)"
                 " VALUES (?, 'staged', ?, ?, ?, ?, ?)",
@@ -132,25 +146,45 @@ class Vault:
             ).fetchone()
         return None if row is None else (bytes(row[0]), self._personal(*row[1:]))
 
-    def keep_personal(self, run: bytes, round: int, vector: NDArray[np.float32], context: bytes) -> None:
-        """Replace the committed factor of a run: the owner trained it on the device alone."""
+    def version(self) -> int:
+        """A number that changes with every committed factor, and when all are forgotten."""
+        with self._transaction() as db:
+            return _version(db)
+
+    def keep_personal(
+        self, run: bytes, round: int, vector: NDArray[np.float32], context: bytes, *, version: int
+    ) -> None:
+        """Replace the committed factor of a run: the owner trained it on the device alone.
+
+        version: as it was before anything was read for the training. DeviceError when another process, the
+        agent say, has changed what is committed since: what it did stands.
+        """
         blob = self._sealed(np.ascontiguousarray(vector, dtype="<f4").tobytes(), "personal")
         with self._transaction() as db:
+            if _version(db) != version:
+                raise DeviceError(
+                    "the model on this device changed while this one was trained (a round finished, or all "
+                    "was forgotten); that stands, train again if you like"
+                )
             db.execute(
                 "INSERT OR REPLACE INTO personal (run, state, round, attempt, vector, context, kept)"
                 " VALUES (?, 'committed', ?, 0, ?, ?, ?)",
-                (run, round, blob, self._sealed(context, "context"), time.time()),
+                (run, round, blob, self._sealed(context, "context"), _changed(db)),
             )
 
     def rounds(self) -> list[tuple[bytes, int, bool]]:
         """(run, round, went as far as unmasking) of every attempt this device was in."""
         with self._transaction() as db:
             rows = db.execute("SELECT run, round, unmasked FROM burnt ORDER BY run, round, attempt")
-            return [(bytes(run), int(number), bool(unmasked)) for run, number, unmasked in rows]
+            return [(bytes(run), int(number), unmasked == 1) for run, number, unmasked in rows]
 
     def forget(self) -> None:
-        """Delete all personal factors and blobs, from the rollback journal too. Burnt attempts stay burnt."""
+        """Delete all personal factors and blobs, from the rollback journal too. Burnt attempts stay burnt,
+        and those that were open are given up: nothing comes of them any more."""
         with self._transaction(journal="DELETE") as db:
+            _changed(db)
+            db.execute("UPDATE burnt SET unmasked = 2 WHERE unmasked = 0")
+            db.execute("DELETE FROM sent")
             db.execute("DELETE FROM personal")
             db.execute("DELETE FROM blobs")
             db.execute("DELETE FROM told")
@@ -174,6 +208,22 @@ class Vault:
         with self._transaction() as db:
             db.execute("INSERT INTO told (stage, code, reason) VALUES (?, ?, ?)", (stage, code, reason))
             db.execute("DELETE FROM told WHERE number <= (SELECT max(number) FROM told) - ?", (TOLD_MOST,))
+
+    def note_sent(self, parts: Sequence[tuple[str, int]]) -> None:
+        """Count what is about to leave: (name, bytes) of each part of a message."""
+        with self._transaction() as db:
+            for name, size in parts:
+                db.execute(
+                    "INSERT INTO sent (name, times, bytes) VALUES (?, 1, ?)"
+                    " ON CONFLICT (name) DO UPDATE SET times = times + 1, bytes = bytes + excluded.bytes",
+                    (name, size),
+                )
+
+    def sent(self) -> list[tuple[str, int, int]]:
+        """(name, how often, bytes together) of all that ever left."""
+        with self._transaction() as db:
+            rows = db.execute("SELECT name, times, bytes FROM sent ORDER BY name")
+            return [(str(name), int(times), int(size)) for name, times, size in rows]
 
     def told(self) -> list[tuple[str, str, str]]:
         """(stage, code, reason) of what was refused, oldest first."""
@@ -251,8 +301,20 @@ def _settle(db: sqlite3.Connection, run: bytes, finished: Sequence[tuple[int, in
     if tuple(row) in set(finished):
         db.execute(
             "INSERT OR REPLACE INTO personal (run, state, round, attempt, vector, context, kept)"
-            " SELECT run, 'committed', round, attempt, vector, context, kept FROM personal"
+            " SELECT run, 'committed', round, attempt, vector, context, ? FROM personal"
             " WHERE run = ? AND state = 'staged'",
-            (run,),
+            (_changed(db), run),
         )
     db.execute("DELETE FROM personal WHERE run = ? AND state = 'staged'", (run,))
+
+
+def _version(db: sqlite3.Connection) -> int:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _changed(db: sqlite3.Connection) -> float:
+    """Note that what is committed changes; -> a time later than all before, whatever the clock says."""
+    db.execute(f"PRAGMA user_version = {(_version(db) + 1) % 2**31}")
+    (newest,) = db.execute("SELECT coalesce(max(kept), 0) FROM personal WHERE state = 'committed'").fetchone()
+    return max(time.time(), float(newest) + 1e-3)

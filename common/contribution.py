@@ -106,6 +106,12 @@ class Form:
         """Ring elements of a device's vector."""
         return self.quantiser.length
 
+    def parts(self, split: Split) -> list[tuple[str, int]]:
+        """(name, bytes) of all that a device's vector holds, in its order: shared tensors, then counts."""
+        width = self.ring // 8
+        specs = split.shared.specs if self.quantiser.size else ()
+        return [*((spec.name, spec.size * width) for spec in specs), *((name, width) for name in COUNTERS)]
+
     def quantise(self, contribution: Contribution, key: bytes) -> Ring:
         """A device's vector: its update clipped to the L2 norm `clip`, weight and counts to their bounds.
 

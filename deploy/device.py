@@ -247,11 +247,14 @@ def serve(
             most = device.policy().max_message_mb * 1024 * 1024
             path = socket or directory / "agent.sock"
             server = AgentServer(device.agent().answer, path, group=group, message_most=most)
-            server.start()
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+            server.start()
             print(f"member {device.member} answers on {server.socket}", flush=True)
             try:
                 server.wait()
+            except (KeyboardInterrupt, SystemExit):
+                server.stop()
+                os._exit(0)  # all that lasts is on disk; training that nobody waits for is not waited for
             finally:
                 server.stop()
 
@@ -265,13 +268,16 @@ def forget(
     passphrase: Ask = False,
     debug: Debug = False,
 ) -> None:
-    """Delete every recorded choice and personal factor on this device."""
+    """Delete all that this device knows of its owner: choices, personal model, and its membership."""
 
     def work() -> None:
-        if not yes and not typer.confirm("Delete all choices and the personal model on this device?"):
+        if not yes and not typer.confirm("Delete all choices, the personal model and the membership?"):
             raise UsageError("nothing was deleted")
-        count = _open(home, passphrase).forget()
+        device = _open(home, passphrase)
+        member, count = device.member, device.forget()
         print(f"{count} choices and the personal model are deleted")
+        if member is not None:
+            print(f"this device was member {member}; tell the authority to revoke that number")
 
     _guarded(work, debug)
 
@@ -316,17 +322,9 @@ def _as_table(report: Report) -> dict[str, Any]:
         "round": report.round,
         "rounds_joined": report.rounds_joined,
         "held_out_right": {"personal": quality(report.personal), "common": quality(report.common)},
-        "left_each_round": [{"name": n, "shape": list(s), "bytes": _bytes(s)} for n, s in report.left],
+        "left": [{"name": name, "times": times, "bytes": size} for name, times, size in report.left],
         "refused": [{"stage": s, "code": c, "why": w} for s, c, w in report.refused],
     }
-
-
-def _bytes(shape: tuple[int, ...]) -> int:
-    """Of a tensor in a masked vector: four a number."""
-    size = 4
-    for side in shape:
-        size *= side
-    return size
 
 
 def _print_status(report: Report) -> None:
@@ -342,9 +340,9 @@ def _print_status(report: Report) -> None:
     _print_quality(report)
     if report.left:
         _table(
-            "left in each round, masked",
-            ("tensor", "shape", "bytes"),
-            [(name, " × ".join(map(str, shape)), str(_bytes(shape))) for name, shape in report.left],
+            "left so far (the parts of vectors are masked: only their sum over a group can be read)",
+            ("part", "times", "bytes"),
+            [(name, str(times), str(size)) for name, times, size in report.left],
         )
     if report.refused:
         _table("refused", ("stage", "code", "why"), list(report.refused[-10:]))

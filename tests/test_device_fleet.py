@@ -133,7 +133,12 @@ def test_devices_join_a_run_over_their_sockets_and_keep_a_matching_model(town: T
         home = Home(folder, benches=town.benches)
         report = home.report()
         assert (report.run, report.round, report.rounds_joined) == (bytes(16).hex(), 3, 3)
-        assert [name for name, _ in report.left] == ["encoder.layer.2.output.dense.lora_A", "head.weight"]
+        left = {name: (times, size) for name, times, size in report.left}
+        assert left["encoder.layer.2.output.dense.lora_A"] == (2, 2 * 4 * 2 * 32)  # not in the closing round
+        assert left["head.weight"] == (2, 2 * 4 * 16)
+        assert left["loss"] == left["accuracy 3/10"] == (3, 3 * 4)
+        assert {"keys message", "unmask message", "status message"} < set(left)
+        assert not any("lora_B" in name for name in left)
         assert report.personal is not None
         _, run_key, number, factors, _ = home._model()
         assert (run_key, number) == (bytes(16), 3)

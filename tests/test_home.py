@@ -207,7 +207,7 @@ def test_the_owners_first_day_at_the_command_line(folder: Path, tmp_path: Path) 
     assert [row["response"] for row in json.loads(ranked.stdout)] == ["the motion", "the table"]
     status = json.loads(command("status", "--json", home=folder).stdout)
     assert status["choices"] == 30
-    assert status["left_each_round"] == []
+    assert status["left"] == []
     assert status["held_out_right"]["personal"]["of"] == status["held_out"]
 
 

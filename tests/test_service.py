@@ -6,6 +6,7 @@ import socket as sockets
 import stat
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from penchant.client.agent_pb2 import Envelope
 from penchant.client.service import AgentServer, RemoteAgent, only_one
-from penchant.common.codec import decode, encode
+from penchant.common.codec import MAGIC, decode, encode
 from penchant.common.errors import DeviceError
 from penchant.common.messages import Abort, AbortCode
 
@@ -24,7 +25,7 @@ STAGES = ("status", "keys", "shares", "masked", "confirm", "unmask")
 
 
 def echo(stage: str, payload: bytes) -> bytes:
-    return f"{stage}:".encode() + payload
+    return MAGIC + f"{stage}:".encode() + payload
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def served(tmp_path: Path) -> Iterator[AgentServer]:
 
 def test_each_stage_reaches_the_agent(served: AgentServer) -> None:
     remote = RemoteAgent(served.socket)
-    assert [remote(stage, b"x") for stage in STAGES] == [f"{stage}:x".encode() for stage in STAGES]
+    assert [remote(stage, b"x") for stage in STAGES] == [echo(stage, b"x") for stage in STAGES]
     remote.close()
 
 
@@ -57,6 +58,7 @@ def test_nothing_else_can_be_called(served: AgentServer) -> None:
 def test_the_socket_is_open_to_its_owner_and_at_most_to_its_group(
     tmp_path: Path, group: bool, mode: int
 ) -> None:
+    tmp_path.chmod(0o710 if group else 0o700)
     server = AgentServer(echo, tmp_path / "agent.sock", group=group)
     server.start()
     assert stat.S_IMODE(server.socket.stat().st_mode) == mode
@@ -67,7 +69,7 @@ def test_the_socket_is_open_to_its_owner_and_at_most_to_its_group(
 def test_a_message_above_the_limit_is_refused_and_the_agent_stays_up(served: AgentServer) -> None:
     remote = RemoteAgent(served.socket)
     assert decode(remote("keys", bytes(1 << 21)), Abort).code is AbortCode.UNAVAILABLE
-    assert remote("keys", b"small") == b"keys:small"
+    assert remote("keys", b"small") == echo("keys", b"small")
     remote.close()
 
 
@@ -85,7 +87,7 @@ def test_junk_on_the_socket_and_in_envelopes_does_not_stop_it(served: AgentServe
             request_serializer=Envelope.SerializeToString,
             response_deserializer=Envelope.FromString,
         )(Envelope(payload=b"?"), timeout=5)
-    assert reply.payload == b"status:?"
+    assert reply.payload == echo("status", b"?")
 
 
 def test_without_an_agent_the_relay_says_unavailable_and_no_more(tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_what_a_dead_agent_left_is_replaced_but_no_other_file(tmp_path: Path) ->
     server = AgentServer(echo, path)
     server.start()
     remote = RemoteAgent(path)
-    assert remote("keys", b"") == b"keys:"
+    assert remote("keys", b"") == echo("keys", b"")
     remote.close()
     server.stop(0)
     path.write_text("the owner's notes")
@@ -164,3 +166,51 @@ def test_a_second_agent_on_one_directory_is_refused(tmp_path: Path) -> None:
 def test_a_path_that_does_not_fit_into_an_address_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="too long"):
         AgentServer(echo, tmp_path / ("x" * 120))
+
+
+def test_an_agent_that_fails_or_answers_junk_costs_one_code_and_shows_no_text(tmp_path: Path) -> None:
+    def broken(stage: str, payload: bytes) -> bytes:
+        if stage == "keys":
+            raise RuntimeError("the owner's secret")
+        return b"Traceback: the owner's secret"
+
+    server = AgentServer(broken, tmp_path / "agent.sock")
+    server.start()
+    remote = RemoteAgent(server.socket)
+    assert {remote(stage, b"x") for stage in STAGES} == {encode(Abort(AbortCode.INTERNAL))}
+    remote.close()
+    server.stop(0)
+
+
+def test_what_is_no_envelope_is_no_answer(tmp_path: Path) -> None:
+    """Another program sits on the socket and speaks gRPC, but not the agent's."""
+    handler = grpc.unary_unary_rpc_method_handler(lambda request, context: b"\xff\xff a secret")
+    other = grpc.server(ThreadPoolExecutor(1))
+    other.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("penchant.agent.v1.Agent", {"Keys": handler}),)
+    )
+    other.add_insecure_port(f"unix:{tmp_path / 'agent.sock'}")
+    other.start()
+    remote = RemoteAgent(tmp_path / "agent.sock", seconds=5)
+    assert remote("keys", b"x") == encode(Abort(AbortCode.UNAVAILABLE))
+    remote.close()
+    other.stop(0)
+
+
+def test_a_socket_is_not_put_where_others_could_replace_it_or_its_group_can_not_go(tmp_path: Path) -> None:
+    path = tmp_path / "agent.sock"
+    for mode in (0o770, 0o702):
+        tmp_path.chmod(mode)
+        with pytest.raises(DeviceError, match="others could replace the agent's socket: chmod go-w"):
+            AgentServer(echo, path, group=True).start()
+    tmp_path.chmod(0o700)
+    with pytest.raises(DeviceError, match="the group can't reach a socket in"):
+        AgentServer(echo, path, group=True).start()
+    with pytest.raises(DeviceError, match="No such file"):
+        AgentServer(echo, tmp_path / "nowhere" / "agent.sock").start()
+    assert not path.exists()
+
+
+def test_the_lock_is_for_the_owner_alone(tmp_path: Path) -> None:
+    with only_one(tmp_path):
+        assert stat.S_IMODE((tmp_path / "agent.lock").stat().st_mode) == 0o600

@@ -210,8 +210,67 @@ def test_forgetting_leaves_only_that_attempts_were_burnt(tmp_path: Path) -> None
     vault.tell_owner("keys", "POLICY", "no")
     vault.forget()
     assert (kept(tmp_path), vault.latest(), vault.blob("member list"), vault.told()) == (None, None, b"", [])
-    with pytest.raises(StageError, match="already used"):
+    with pytest.raises(StageError, match="no other attempt of it"):
         Vault(tmp_path).begin(RUN, 1, 1, [])
+
+
+def test_nothing_comes_of_a_round_that_was_open_when_the_owner_had_all_forgotten(tmp_path: Path) -> None:
+    agent, owner = Vault(tmp_path), Vault(tmp_path)
+    agent.begin(RUN, 1, 1, [])
+    owner.forget()
+    with pytest.raises(StageError, match="forgotten while this round was open"):
+        agent.stage(RUN, 1, 1, factor(1))
+    with pytest.raises(StageError):
+        agent.mark_unmasked(RUN, 1, 1)
+    agent.settle(RUN, [(1, 1)])
+    assert (kept(tmp_path), owner.latest(), owner.rounds()) == (None, None, [(RUN, 1, False)])
+    agent.begin(RUN, 2, 1, [(1, 1)])
+    agent.stage(RUN, 2, 1, factor(2))
+    agent.settle(RUN, [(2, 1)])
+    assert kept(tmp_path) == (2, 2.0, b"")
+
+
+def test_a_model_trained_alone_never_replaces_what_came_meanwhile(tmp_path: Path) -> None:
+    """The owner trains in one process while a round finishes, or all is forgotten, in another."""
+    agent, owner = Vault(tmp_path), Vault(tmp_path)
+    before = owner.version()
+    agent.begin(RUN, 1, 1, [])
+    agent.stage(RUN, 1, 1, factor(1))
+    assert owner.version() == before  # staged is not committed
+    agent.settle(RUN, [(1, 1)])
+    with pytest.raises(DeviceError, match="changed while this one was trained"):
+        owner.keep_personal(RUN, 1, factor(9), b"", version=before)
+    assert kept(tmp_path) == (1, 1.0, b"")
+    before = owner.version()
+    agent.forget()
+    with pytest.raises(DeviceError, match="changed while this one was trained"):
+        owner.keep_personal(RUN, 1, factor(9), b"", version=before)
+    assert kept(tmp_path) is None
+    owner.keep_personal(RUN, 1, factor(3), b"", version=owner.version())
+    assert kept(tmp_path) == (1, 3.0, b"")
+
+
+def test_what_was_committed_last_is_the_latest_whatever_the_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault = Vault(tmp_path)
+    vault.begin(RUN, 1, 1, [])
+    vault.stage(RUN, 1, 1, factor(1))
+    vault.keep_personal(OTHER, 0, factor(2), b"", version=vault.version())  # between staging and its end
+    monkeypatch.setattr("penchant.client.vault.time.time", lambda: 0.0)  # set back to 1970
+    vault.settle(RUN, [(1, 1)])
+    latest = vault.latest()
+    assert latest is not None
+    assert latest[0] == RUN
+
+
+def test_what_leaves_is_counted_by_name(tmp_path: Path) -> None:
+    vault = Vault(tmp_path)
+    vault.note_sent([("lora_A", 40), ("masked message", 7)])
+    vault.note_sent([("lora_A", 40), ("masked message", 9)])
+    assert Vault(tmp_path).sent() == [("lora_A", 2, 80), ("masked message", 2, 16)]
+    vault.forget()
+    assert vault.sent() == []
 
 
 # --- what the owner is told, and blobs ------------------------------------------------------------
