@@ -74,6 +74,7 @@ class DataConfig(Section):
 
     dataset: str = "senate"
     clients: int = 0  # 0: all people of the data set
+    holdout_clients: int = 0  # of them, kept out of the federation: newcomers, who come when it is trained
     pairs: int = 20
     validation_pairs: int = 20
     test_pairs: int = 60
@@ -83,6 +84,7 @@ class DataConfig(Section):
 
     def _check(self) -> None:
         self._range("clients", 0, 1_000_000)
+        self._range("holdout_clients", 0, 1_000_000)
         self._range("pairs", 1, 100_000)
         self._range("validation_pairs", 0, 100_000)
         self._range("test_pairs", 1, 100_000)
@@ -161,6 +163,7 @@ class TrainingConfig(Section):
     pull: float = 0.0  # L2 pull of the personal part towards the common start
     refit_epochs: int = 30  # personal part on the final shared factors, after the last round
     refit_lr: float = 1e-2
+    prior_variance: float = 10.0  # of the personal part around the common start, where it is fitted alone
 
     def _check(self) -> None:
         for name in ("lr_shared", "lr_personal", "lr_head", "warmup_lr", "refit_lr"):
@@ -172,6 +175,7 @@ class TrainingConfig(Section):
         self._range("personal_epochs", 0, 1000)
         self._range("pull", 0, 1e6)
         self._range("refit_epochs", 0, 10_000)
+        self._range("prior_variance", 1e-9, 1e9)
 
     @property
     def alone_epochs(self) -> int:

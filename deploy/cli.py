@@ -48,6 +48,10 @@ Dataset = Annotated[
     str | None, _option("data.dataset", "senate, senate-masked, another name, a FILE, or a HUB_ID.", _DATA)
 ]
 Clients = Annotated[int | None, _option("data.clients", "People to take part; 0: all.", _DATA)]
+Holdouts = Annotated[
+    int | None,
+    _option("data.holdout_clients", "People kept out: newcomers, who come when it is trained.", _DATA),
+]
 Pairs = Annotated[int | None, _option("data.pairs", "Training pairs a person.", _DATA)]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad-rows", help="Skip bad rows and say so.", rich_help_panel=_DATA)
@@ -160,6 +164,7 @@ def root(show_version: Annotated[bool, typer.Option("--version", help="Print the
 def simulate(
     dataset: Dataset = None,
     clients: Clients = None,
+    holdout_clients: Holdouts = None,
     pairs: Pairs = None,
     skip_bad_rows: SkipBad = False,
     evaluate: Evaluate = None,
@@ -212,6 +217,7 @@ def simulate(
         {
             "data.dataset": dataset,
             "data.clients": clients,
+            "data.holdout_clients": holdout_clients,
             "data.pairs": pairs,
             "data.bad_rows": "skip" if skip_bad_rows else None,
             "data.evaluate": evaluate,
@@ -286,6 +292,7 @@ def compare(
     pairs: Annotated[
         str | None, typer.Option(help="Training pairs a person, a list.", rich_help_panel=_DATA)
     ] = None,
+    holdout_clients: Holdouts = None,
     skip_bad_rows: SkipBad = False,
     evaluate: Evaluate = None,
     base_model: BaseModel = None,
@@ -307,6 +314,7 @@ def compare(
     flags = _changes(
         {
             "data.dataset": dataset,
+            "data.holdout_clients": holdout_clients,
             "data.bad_rows": "skip" if skip_bad_rows else None,
             "data.evaluate": evaluate,
             "model.base_model": base_model,

@@ -93,7 +93,8 @@ def compare(
     """
     cases = _planned(configs)
     present = _refuse_strangers(directory, cases)
-    worlds = _prepare([case for case in cases if _result(directory, case) is None], benches or Benches())
+    benches = Benches() if benches is None else benches
+    worlds = _prepare([case for case in cases if _result(directory, case) is None], benches)
     _refuse_other_data(directory, {*cases, *present}, worlds)
     with _opened(directory):
         _refuse_strangers(directory, cases)  # nobody was quicker
@@ -332,11 +333,22 @@ def _table_row(results: Mapping[Case, Row]) -> Row:
         "accuracy_mean": statistics.fmean(accuracies),
         "accuracy_se": statistics.stdev(accuracies) / math.sqrt(len(runs)) if len(runs) > 1 else None,
         "cold_start": None if None in cold else statistics.fmean(cold),
+        "cold_start_curve": _cold_start_curve([result.get("cold_start") for _, result in by_seed]),
         "wall_seconds": math.fsum(run["wall_seconds"] for run in runs),
         **{key: first[key] for key in ("dataset", "base_model", "evaluated_on", "secagg", "rounds")},
         "cost": {key: statistics.fmean(run[key] for run in runs) for key in costs},
         "runs": runs,
     }
+
+
+def _cold_start_curve(curves: Sequence[Sequence[Row] | None]) -> list[Row] | None:
+    """[{choices, mean, se}] over seeds, each the mean over a seed's newcomers; None where a seed has none."""
+    curve = []
+    for rows in zip(*(curve or () for curve in curves), strict=False):
+        means = [row["mean"] for row in rows]
+        error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
+        curve.append({"choices": rows[0]["choices"], "mean": statistics.fmean(means), "se": error})
+    return curve or None
 
 
 def _table_run(case: Case, result: Row) -> Row:

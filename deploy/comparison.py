@@ -324,7 +324,25 @@ def learning_curves(rows: Sequence[Row]) -> list[dict[str, Any]]:
             title = f"More {_UNITS[axis]}" + (f", with {value} {_UNITS[fixed]}" if len(held) > 1 else "")
             plot = plots.curves(_curves(own, axis, names), _UNITS[axis], salt=f"curves-{axis}-{value}")
             found.append({"title": title, "plot": plot})
+    newcomers = _newcomers(rows, names)
+    if newcomers:
+        plot = plots.curves(newcomers, "choices of a newcomer", salt="curves-newcomers")
+        found.append({"title": "People who came after the training, shared factors frozen", "plot": plot})
     return found
+
+
+def _newcomers(rows: Sequence[Row], names: Mapping[tuple[str, str], str]) -> list[plots.Curve]:
+    """A line a method, where each has one row: accuracy of newcomers by their number of choices."""
+    methods = [_method(row) for row in rows]
+    if len(set(methods)) < len(methods):
+        return []
+    lines = []
+    for row, key in zip(rows, methods, strict=True):
+        after = [at for at in row.get("cold_start_curve") or [] if at["choices"]]
+        if after:
+            at, means = [a["choices"] for a in after], [a["mean"] for a in after]
+            lines.append(plots.Curve(names[key], at, means, [a["se"] for a in after]))
+    return lines
 
 
 def _curves(rows: Sequence[Row], axis: str, names: Mapping[tuple[str, str], str]) -> list[plots.Curve]:

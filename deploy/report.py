@@ -43,7 +43,8 @@ def write_report(result: Row, path: Path) -> None:
 
     `result` is what ``result.json`` holds. Beside the documented keys these are shown when present:
     ``command`` (text), ``config`` (tables), ``versions``, ``digests`` (names to texts), ``caveats`` (texts),
-    ``baselines`` (names to accuracies) and ``shared_tensors`` ([{name, shape}]).
+    ``baselines`` (names to accuracies), ``shared_tensors`` ([{name, shape}]) and ``cold_start``
+    ([{choices, people, mean, se}]).
     """
     pages.write(path, "report.html.j2", _report_page(result))
 
@@ -81,6 +82,9 @@ def _report_page(result: Row) -> dict[str, Any]:
         "numbers": _numbers(result, log),
         "people_plot": plots.people(scores, accuracy) if scores else None,
         "people_text": _people_text(scores),
+        "newcomers_plot": _newcomers_plot(result.get("cold_start")),
+        "newcomers_text": _newcomers_text(result.get("cold_start")),
+        "newcomers": [_newcomers_row(row) for row in result.get("cold_start") or []],
         "rounds_plot": plots.rounds(log),
         "rounds_text": _rounds_text(result, log),
         "costs_plot": plots.costs(log),
@@ -150,6 +154,35 @@ def _people_text(scores: Sequence[float]) -> str:
         f"{served} served worse than by guessing. Such numbers about single people exist in a simulation "
         "only: a real server never sees them."
     )
+
+
+def _newcomers_plot(curve: Sequence[Row] | None) -> plots.Plot | None:
+    after = [row for row in curve or [] if row["choices"]]  # the axis is logarithmic
+    if not after:
+        return None
+    line = plots.Curve(
+        "newcomers", [r["choices"] for r in after], [r["mean"] for r in after], [r["se"] for r in after]
+    )
+    return plots.curves([line], "choices of a newcomer", salt="newcomers")
+
+
+def _newcomers_text(curve: Sequence[Row] | None) -> str:
+    if not curve:
+        return ""
+    first, last = curve[0], curve[-1]
+    return (
+        f"{last['people']} people were kept out of the training. The shared factors stay as they are; only "
+        f"the personal part is fitted, to a few choices of each: {percent(first['mean'])} without any, "
+        f"{percent(last['mean'])} after {last['choices']}. Bars are one standard error over people."
+    )
+
+
+def _newcomers_row(row: Row) -> dict[str, str]:
+    return {
+        "choices": f"{row['choices']}",
+        "mean": decimals(row["mean"], 3),
+        "se": decimals(row["se"], 3),
+    }
 
 
 def _rounds_text(result: Row, log: Sequence[Row]) -> str:

@@ -25,10 +25,11 @@ from penchant.common.adapters import Share, head_of
 from penchant.common.config import Phase, RunConfig, config_digest
 from penchant.common.contribution import Form
 from penchant.common.errors import ConfigError, JournalError, RunDirectoryError
-from penchant.common.preferences import Federation
+from penchant.common.preferences import Federation, Person
 from penchant.deploy import datasets, rundir
 from penchant.deploy.fleet import Fleet, FleetPolicy, Score, fleet_policy
-from penchant.deploy.grid import InProcessGrid
+from penchant.deploy.grid import Fault, InProcessGrid
+from penchant.deploy.newcomers import cold_start, hold_out
 from penchant.deploy.wire import Tensor, WireLog
 from penchant.server.app import build_app as build_server_app
 from penchant.server.journal import Journal, RoundLog
@@ -59,6 +60,7 @@ class World:
     benches: Benches
     cohort: int
     policy: FleetPolicy
+    newcomers: tuple[Person, ...] = ()  # kept out of the federation
 
     @property
     def run(self) -> bytes:
@@ -111,24 +113,37 @@ def prepare(config: RunConfig, benches: Benches | None = None) -> World:
         from penchant.deploy.ray import require_ray
 
         require_ray()
+    federation, newcomers = hold_out(federation, data.holdout_clients, config.seed)
     cohort = cohort_size(config, len(federation.people))
     if config.privacy.secagg and cohort < 3:
         raise ConfigError(
             f"secure aggregation needs a cohort of at least 3, here it is {cohort}; add people, "
             "or pass --no-secagg"
         )
-    world = World(config, federation, benches or Benches(), cohort, fleet_policy(config, cohort))
+    policy = fleet_policy(config, cohort)
+    benches = Benches() if benches is None else benches
+    world = World(config, federation, benches, cohort, policy, newcomers)
     for phase in world.phases:
         plan = config.plan(phase, len(federation.people) if phase == "close" else cohort)
         Form.of(plan, world.benches.of(plan).split)
     return world
 
 
-def simulate(world: World, directory: Path, progress: Progress | None = None, *, command: str = "") -> Row:
+def simulate(
+    world: World,
+    directory: Path,
+    progress: Progress | None = None,
+    *,
+    command: str = "",
+    fault: Fault | None = None,
+) -> Row:
     """Run or resume the federation in `directory` (which holds its configuration) and write the result.
 
-    Returns what result.json holds. A finished run is not run again. Raises RunDirectoryError when the data
-    set or the base model is not what the run was begun with.
+    Returns what result.json holds. A finished run is not run again. fault: which clients fail, and when; for
+    tests, on the in-process grid.
+
+    Raises RunDirectoryError when another process works there, or the data set or the base model is not what
+    the run was begun with; RoundFailed when too few clients answer: finished rounds stand.
     """
     progress = progress or Progress()
     with rundir.claim(directory):
@@ -149,8 +164,9 @@ def simulate(world: World, directory: Path, progress: Progress | None = None, *,
                 sealed=world.config.grid == "ray",
             )
             _restore(journal, fleet, world)
-            scores = _federate(world, directory, journal, fleet, progress)
-            result = _result(world, journal, scores, before + time.monotonic() - began, command)
+            scores = _federate(world, directory, journal, fleet, progress, fault)
+            curve = _cold_start(world, journal, progress)
+            result = _result(world, journal, scores, curve, before + time.monotonic() - began, command)
         finally:
             journal.close()
         progress.stage("writing the report")
@@ -197,7 +213,12 @@ def _restore(journal: Journal, fleet: Fleet, world: World) -> None:
 
 
 def _federate(
-    world: World, directory: Path, journal: Journal, fleet: Fleet, progress: Progress
+    world: World,
+    directory: Path,
+    journal: Journal,
+    fleet: Fleet,
+    progress: Progress,
+    fault: Fault | None,
 ) -> list[Score]:
     config = world.config
     last = config.federation.rounds + 1
@@ -210,11 +231,22 @@ def _federate(
     warm(world)
     if config.grid == "local":
         progress.stage("federating")
-        _run_in_process(world, directory, journal, fleet, lambda log: progress.round(log, last))
+        _run_in_process(world, directory, journal, fleet, lambda log: progress.round(log, last), fault)
     progress.stage("evaluating")
     plan = config.plan("close", len(fleet))
     factors = _final_factors(world, journal)
     return fleet.scores(world.run, plan, factors, config.data.evaluate)
+
+
+def _cold_start(world: World, journal: Journal, progress: Progress) -> list[Row] | None:
+    """How newcomers fare, by number of choices; None without any."""
+    if not world.newcomers:
+        return None
+    progress.stage("fitting newcomers")
+    config, data = world.config, world.config.data
+    bench = world.benches.of(config.plan("close", len(world.federation.people)))
+    factors = _final_factors(world, journal)
+    return cold_start(bench, factors, world.newcomers, data.pairs, data.evaluate, _workers(config))
 
 
 def _final_factors(world: World, journal: Journal) -> NDArray[np.float32]:
@@ -234,7 +266,7 @@ def warm(world: World) -> None:
 
     torch.set_num_threads(1)  # one thread a client: clients are served side by side, and sums never reorder
     model = world.benches.model(world.config.model, world.config.adapter)
-    people = world.federation.people
+    people = (*world.federation.people, *world.newcomers)
     pairs = [pair for p in people for part in (p.train, p.validation, p.test) for pair in part]
     model.warm(pairs, threads=_workers(world.config))
 
@@ -243,7 +275,14 @@ def _workers(config: RunConfig) -> int:
     return config.workers or len(os.sched_getaffinity(0))
 
 
-def _run_in_process(world: World, directory: Path, journal: Journal, fleet: Fleet, observe: Observer) -> None:
+def _run_in_process(
+    world: World,
+    directory: Path,
+    journal: Journal,
+    fleet: Fleet,
+    observe: Observer,
+    fault: Fault | None,
+) -> None:
     with WireLog(directory) as wire:
         wire.rewind(journal.settled())
         wire.forms({phase: tensors_of(world, phase) for phase in world.phases})
@@ -252,6 +291,7 @@ def _run_in_process(world: World, directory: Path, journal: Journal, fleet: Flee
             len(fleet),
             workers=_workers(world.config),
             recorder=wire.record,
+            fault=fault,
         )
         try:
             run = open_run(world, journal, fleet, observe)
@@ -275,7 +315,14 @@ def tensors_of(world: World, phase: Phase) -> tuple[Tensor, ...]:
 # --- the result -------------------------------------------------------------------------------------------
 
 
-def _result(world: World, journal: Journal, scores: list[Score], wall: float, command: str) -> Row:
+def _result(
+    world: World,
+    journal: Journal,
+    scores: list[Score],
+    curve: list[Row] | None,
+    wall: float,
+    command: str,
+) -> Row:
     """What result.json holds (DESIGN section 9), and what the report shows beside it."""
     config = world.config
     plan = config.plan("main", world.cohort)
@@ -295,8 +342,9 @@ def _result(world: World, journal: Journal, scores: list[Score], wall: float, co
         "evaluated_on": config.data.evaluate,
         "accuracy": {
             "personal": float(np.mean([score.accuracy for score in scores])),
-            "cold_start": None,
+            "cold_start": curve[-1]["mean"] if curve else None,
         },
+        "cold_start": curve,
         "per_client": [
             {"client": score.client, "n_test": score.n_test, "accuracy": score.accuracy} for score in scores
         ],

@@ -1,0 +1,39 @@
+"""Somebody who comes after the training: only the personal part is fitted, to however few choices.
+
+The shared factors stay as they are. The personal part starts from the common start, which everybody knows:
+drawn by the run's seed, or what a warm-up ended with. It is drawn back towards it by a Gaussian prior whose
+variance is the configuration's (`training.prior_variance`), so that one choice moves it a little and twenty
+move it far. No personal factor of anybody else is needed for that, not even their mean (docs/cold-start.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from penchant.client.bench import Bench
+from penchant.client.posterior import Laplace, Posterior, Prior
+from penchant.common.adapters import Vector
+from penchant.common.reward import Pair
+
+__all__ = ["fit_newcomer", "posterior_of"]
+
+
+def posterior_of(bench: Bench, factors: Vector, choices: Sequence[Pair]) -> tuple[Laplace, Posterior]:
+    """What is known of a newcomer's personal part after some choices.
+
+    factors: as announced by the server: the shared ones, after a warm-up the common start too.
+
+    Raises:
+        ConfigError: nothing is personal. DeviceError: values are not finite.
+    """
+    shared, start = bench.parts(factors)
+    laplace = Laplace(bench.model, bench.split, shared)
+    return laplace, laplace.fit(Prior(start, bench.plan.training.prior_variance), choices)
+
+
+def fit_newcomer(bench: Bench, factors: Vector, choices: Sequence[Pair]) -> Vector:
+    """A newcomer's personal part, float32 [d_personal]; the common start without choices, and where
+    nothing is personal. Errors as `posterior_of`."""
+    if not choices or not bench.split.personal.size:
+        return bench.parts(factors)[1]
+    return posterior_of(bench, factors, choices)[1].vector
