@@ -109,7 +109,7 @@ class Home:
         self.box = Box.of(directory, passphrase)
         self.store = PreferenceStore(directory)
         self.vault = Vault(directory, self.box)
-        self._benches = benches or Benches()
+        self._benches = Benches() if benches is None else benches
         for name, text in ((POLICY, OwnerPolicy().to_toml()), (MODEL, _toml(OfflineConfig()))):
             path = directory / name
             if not path.exists():
