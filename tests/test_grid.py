@@ -223,6 +223,22 @@ def test_who_is_too_slow_is_absent_and_keeps_nobody_waiting(made: Make) -> None:
     assert set(sent(grid, ask(1001))) == {1001}  # the next message finds it well again
 
 
+def test_what_was_not_begun_by_the_deadline_is_not_done_afterwards(made: Make) -> None:
+    served: list[int] = []
+    gate = threading.Event()
+
+    def answer(index: int, stage: str, payload: bytes) -> bytes:
+        served.append(index)
+        gate.wait(10)
+        return payload
+
+    grid = made(answering(answer), workers=1)
+    assert sent(grid, ask(1000), ask(1001), timeout=0.02) == {}
+    gate.set()
+    assert set(sent(grid, ask(1002))) == {1002}
+    assert served in ([0, 2], [2])  # [2]: not even the first had begun
+
+
 def test_an_exchange_ends_at_its_deadline_too(made: Make) -> None:
     gate = threading.Event()
 
