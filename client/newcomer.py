@@ -1,9 +1,10 @@
 """Somebody who comes after the training: only the personal part is fitted, to however few choices.
 
 The shared factors stay as they are. The personal part starts from the common start, which everybody knows:
-drawn by the run's seed, or what a warm-up ended with. It is drawn back towards it by a Gaussian prior whose
-variance is the configuration's (`training.prior_variance`), so that one choice moves it a little and twenty
-move it far. No personal factor of anybody else is needed for that, not even their mean (docs/cold-start.md).
+drawn by the run's seed, or what a warm-up ended with. It is drawn back towards it by a Gaussian prior under
+which margins have the standard deviation `training.prior_spread`, so that one choice moves it a little and
+twenty move it far. No personal factor of anybody else is needed for that, not even their mean
+(docs/cold-start.md).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from penchant.client.bench import Bench
-from penchant.client.posterior import Laplace, Posterior, Prior
+from penchant.client.posterior import Laplace, Posterior
 from penchant.common.adapters import Vector
 from penchant.common.reward import Pair
 
@@ -28,7 +29,8 @@ def posterior_of(bench: Bench, factors: Vector, choices: Sequence[Pair]) -> tupl
     """
     shared, start = bench.parts(factors)
     laplace = Laplace(bench.model, bench.split, shared)
-    return laplace, laplace.fit(Prior(start, bench.plan.training.prior_variance), choices)
+    prior = laplace.prior(start, bench.plan.training.prior_spread, choices)
+    return laplace, laplace.fit(prior, choices)
 
 
 def fit_newcomer(bench: Bench, factors: Vector, choices: Sequence[Pair]) -> Vector:

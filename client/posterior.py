@@ -149,10 +149,20 @@ class Laplace:
             best = found
         return Posterior(prior, _vector(personal), gradients, margins)
 
-    def choose(self, mean: Vector, variances: Sequence[float], pairs: Sequence[Pair]) -> Posterior:
-        """Of the posteriors under N(mean, variance·I), the one under which the choices were likeliest: the
+    def prior(self, mean: Vector, spread: float, pairs: Sequence[Pair]) -> Prior:
+        """N(mean, variance·I) under which the margins of pairs such as these have the standard deviation
+        `spread`, to first order and in the root mean square: whatever the scale of texts, factors and head.
+
+        Who chose what in the pairs doesn't matter. Where the personal part has no slope the variance is 1.
+        """
+        _, gradients = self.margin_gradients(mean, pairs)
+        slope = float(np.square(gradients).sum(axis=1).mean()) if len(gradients) else 0.0
+        return Prior(mean, spread**2 / slope if slope > 0 else 1.0)
+
+    def choose(self, mean: Vector, spreads: Sequence[float], pairs: Sequence[Pair]) -> Posterior:
+        """Of the posteriors under priors of these spreads, the one that made the choices likeliest: the
         evidence decides (MacKay 1992), no choice is held out. Errors as `fit`."""
-        fitted = [self.fit(Prior(mean, variance), pairs) for variance in variances]
+        fitted = [self.fit(self.prior(mean, spread, pairs), pairs) for spread in spreads]
         return max(fitted, key=lambda posterior: posterior.evidence)
 
     def around(self, prior: Prior, personal: Vector, pairs: Sequence[Pair]) -> Posterior:

@@ -163,7 +163,7 @@ class TrainingConfig(Section):
     pull: float = 0.0  # L2 pull of the personal part towards the common start
     refit_epochs: int = 30  # personal part on the final shared factors, after the last round
     refit_lr: float = 1e-2
-    prior_variance: float = 10.0  # of the personal part around the common start, where it is fitted alone
+    prior_spread: float = 3.0  # of margins before any choice, where the personal part is fitted alone
 
     def _check(self) -> None:
         for name in ("lr_shared", "lr_personal", "lr_head", "warmup_lr", "refit_lr"):
@@ -175,7 +175,7 @@ class TrainingConfig(Section):
         self._range("personal_epochs", 0, 1000)
         self._range("pull", 0, 1e6)
         self._range("refit_epochs", 0, 10_000)
-        self._range("prior_variance", 1e-9, 1e9)
+        self._range("prior_spread", 1e-3, 1e3)
 
     @property
     def alone_epochs(self) -> int:

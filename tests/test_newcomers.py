@@ -132,11 +132,11 @@ def test_a_newcomers_choices_move_the_personal_part_alone_and_become_likelier(tr
     assert after < trainer.evaluate(shared, start, prepared).loss_sum
 
 
-def test_a_smaller_prior_variance_keeps_closer_to_the_start(base, trained):
+def test_a_smaller_prior_spread_keeps_closer_to_the_start(base, trained):
     person = trained[2].newcomers[0]
     distances = []
-    for variance in (0.01, 1.0, 100.0):
-        world = world_of(base, training__prior_variance=variance)
+    for spread in (0.1, 1.0, 10.0):
+        world = world_of(base, training__prior_spread=spread)
         bench, factors = bench_and_factors(trained[0], world)
         away = fit_newcomer(bench, factors, person.train) - bench.parts(factors)[1]
         distances.append(float(np.linalg.norm(away)))

@@ -148,17 +148,24 @@ def test_the_same_choices_give_the_same_bits(scene):
     assert first.evidence == second.evidence
 
 
-def test_evidence_chooses_a_wide_prior_for_choices_that_agree(scene):
-    """Choices that all point one way need a part far from the start; contradictory ones don't."""
+def test_a_priors_spread_is_that_of_the_margins_whoever_chose(scene):
     tool = laplace(scene)
-    torn = [
-        SimpleNamespace(prompt=p.prompt, chosen=p.rejected, rejected=p.chosen) if i % 2 else p
-        for i, p in enumerate([PAIRS[0]] * 8)
-    ]
-    variances = (1e-4, 3.0)
-    assert tool.choose(scene.start, variances, [PAIRS[0]] * 8).prior.variance == 3.0
-    at_the_mean = tool.choose(scene.start, variances, torn)
-    assert at_the_mean.evidence >= tool.fit(Prior(scene.start, 3.0), torn).evidence
+    prior = tool.prior(scene.start, 2.0, PAIRS)
+    _, gradients = tool.margin_gradients(scene.start, PAIRS)
+    errors = tool.fit(prior, []).error(gradients)
+    assert np.square(errors).mean() == pytest.approx(4.0)
+    swapped = [SimpleNamespace(prompt=p.prompt, chosen=p.rejected, rejected=p.chosen) for p in PAIRS]
+    assert tool.prior(scene.start, 2.0, swapped).variance == pytest.approx(prior.variance)
+    assert tool.prior(scene.start, 2.0, []).variance == 1.0
+
+
+def test_evidence_chooses_a_wide_prior_for_choices_that_agree(scene):
+    """Choices that all point one way need a part far from the start; nothing is held out to see that."""
+    tool = laplace(scene)
+    narrow, wide = (tool.prior(scene.start, spread, PAIRS[:1]) for spread in (0.01, 3.0))
+    agreed = [PAIRS[0]] * 8
+    assert tool.choose(scene.start, (0.01, 3.0), agreed).prior == wide
+    assert tool.fit(wide, agreed).evidence > tool.fit(narrow, agreed).evidence
 
 
 # --- by hand --------------------------------------------------------------------------------------
