@@ -41,7 +41,9 @@ OFFLINE: Mapping[str, str] = {
 def environment(home: Path) -> dict[str, str]:
     """The environment of a Flower process whose own files are in `home`."""
     home.mkdir(parents=True, exist_ok=True)
-    return os.environ | OFFLINE | {"FLWR_HOME": str(home)}
+    # Flower starts its other processes by name: those of this Python's environment, not what else is there.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return os.environ | OFFLINE | {"FLWR_HOME": str(home), "PATH": path}
 
 
 def superlink_command(port: int, database: Path) -> list[str]:
