@@ -4,9 +4,9 @@
 
 Parts: `groups` (a whole round by group size and vector length), `cohorts` (linear above a group), `masks`
 (expansion and addition against the raw AES-CTR keystream), `unmask` (n=100, d=1M, 30 lost, against its 2,170
-expansions), `flower` (unit costs of SecAgg+, and what they make a client and the server pay). A minute or so;
-`--full` has groups to 500, vectors to 1M and cohorts to 10,000, and takes ten. Writes secagg.json and, with
-matplotlib, secagg.png.
+expansions), `flower` (unit costs of SecAgg+ by group size, and what they make a client and the server pay). A
+minute or so; `--full` has groups to 500, vectors to 1M and cohorts to 10,000, and takes a quarter of an hour.
+Writes secagg.json, secagg.md (all cases as tables) and, with matplotlib, secagg.png.
 
 A round runs in this process with real messages. Three devices verify every signature as a device does, and
 are the ones that are timed; the others remember signatures that held (`SignatureCache`) so that n^2
@@ -49,14 +49,21 @@ STAGES = ("keys", "shares", "masked", "confirm", "unmask")
 TIMED = 3  # devices
 
 
-def best(work: Callable[[], object], repeats: int = 5) -> float:
+def best(
+    work: Callable[[], object], repeats: int = 5, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Seconds of the fastest of some repeats: on a busy machine the least disturbed one."""
     times = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began = clock()
         work()
-        times.append(time.perf_counter() - began)
+        times.append(clock() - began)
     return min(times)
+
+
+def on_one_core(work: Callable[[], object], repeats: int) -> float:
+    """Seconds of one core: what a job on one thread takes, whoever else uses the machine."""
+    return best(work, repeats, time.process_time)
 
 
 # --- masks ----------------------------------------------------------------------------------------
@@ -245,48 +252,24 @@ def unmask(full: bool) -> dict[str, Any]:
 # --- Flower's SecAgg+ -----------------------------------------------------------------------------
 
 
-def flower(full: bool) -> dict[str, Any]:
-    """Unit costs of flwr's SecAgg+ primitives, and ours for the same job, in the same run (n=100, t=67)."""
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-    from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares
-    from flwr.common.secure_aggregation.crypto.symmetric_encryption import generate_shared_key
-    from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
+def flower(full: bool) -> list[dict[str, Any]]:
+    """Unit costs of flwr's SecAgg+ primitives and ours for the same job, by group size, in one run.
 
-    n, t, words = 100, threshold(100), 1_000_000
-    key = ec.generate_private_key(ec.SECP384R1())
-    peer = ec.generate_private_key(ec.SECP384R1()).public_key()
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    seed = os.urandom(32)
-    repeats = 3 if full else 1
-    theirs = {
-        "split_key_s": best(lambda: create_shares(pem, t, n), repeats),
-        "split_seed_s": best(lambda: create_shares(seed, t, n), repeats),
-        "agree_s": best(lambda: generate_shared_key(key, peer), 20),
-        "mask_million_s": best(lambda: pseudo_rand_gen(seed, 2**32, [(words,)]), 3),
-    }
-    shares = create_shares(pem, t, n)[:t]
-    seeds = create_shares(seed, t, n)[:t]
-    theirs["combine_key_s"] = best(lambda: combine_shares(shares), repeats)
-    theirs["combine_seed_s"] = best(lambda: combine_shares(seeds), repeats)
+    Seconds of one core. client_s, server_s: what they add up to in a round with d=1M and three tenths lost;
+    both schemes with the same complete graph and t.
+    """
+    cases = []
+    for n in (10, 50, 100, 256, 500) if full else (10, 50, 100):
+        cases.append(units(n, 1_000_000, lost=3 * n // 10, repeats=3 if n <= 100 else 1))
+        ratios = ", ".join(f"{name.removesuffix('_s')} {r:,.0f}" for name, r in cases[-1]["ratios"].items())
+        print(f"n={n:4d}: flwr / penchant: {ratios}", flush=True)
+    return cases
 
-    entropy = stage_door.SeededEntropy(b"", "")
-    mine, other = AgreementKey(os.urandom(32)), AgreementKey(os.urandom(32)).public()
-    cut = split(seed, t, n, entropy)[:t]
-    combiner = Combiner(range(1, t + 1))  # once for all secrets: set_up_s
-    total = np.zeros(words, "<u4")
-    split_s = best(lambda: split(seed, t, n, entropy), 20)
-    combine_s = best(lambda: combiner.combine(cut), 20)
-    ours = {
-        "split_key_s": split_s,
-        "split_seed_s": split_s,
-        "agree_s": best(lambda: mine.agree(other), 50),
-        "mask_million_s": best(lambda: accumulate(total, [seed], workers=1), 20),
-        "combine_key_s": combine_s,
-        "combine_seed_s": combine_s,
-    }
-    set_up_s = best(lambda: Combiner(range(1, t + 1)), 5)
-    lost = 30
+
+def units(n: int, words: int, *, lost: int, repeats: int) -> dict[str, Any]:
+    """Unit costs for a group of n, and their sums for a client and the server."""
+    t, seed = threshold(n), os.urandom(32)
+    theirs, ours = their_units(n, t, words, seed, repeats), our_units(n, t, words, seed)
     for cost in (theirs, ours):
         cost["client_s"] = (
             cost["split_key_s"]
@@ -300,15 +283,58 @@ def flower(full: bool) -> dict[str, Any]:
             + (n - lost) * lost * cost["agree_s"]
             + (n - lost) * (1 + lost) * cost["mask_million_s"]
         )
+    ours["server_s"] += on_one_core(lambda: Combiner(range(1, t + 1)), 5)  # once for all secrets
     return {
         "n": n,
+        "threshold": t,
         "words": words,
         "lost": lost,
         "flower": theirs,
         "penchant": ours,
         "ratios": {name: theirs[name] / ours[name] for name in theirs},
-        "combiner_set_up_s": set_up_s,
         "bytes_per_word": {"flower": 8, "penchant": 4},
+    }
+
+
+def their_units(n: int, t: int, words: int, seed: bytes, repeats: int) -> dict[str, float]:
+    """flwr's functions, called as they are. A mask key is shared as its PEM, as SecAgg+ does."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+    from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares
+    from flwr.common.secure_aggregation.crypto.symmetric_encryption import generate_shared_key
+    from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
+
+    key = ec.generate_private_key(ec.SECP384R1())
+    peer = ec.generate_private_key(ec.SECP384R1()).public_key()
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    cost = {
+        "split_key_s": on_one_core(lambda: create_shares(pem, t, n), repeats),
+        "split_seed_s": on_one_core(lambda: create_shares(seed, t, n), repeats),
+        "agree_s": on_one_core(lambda: generate_shared_key(key, peer), 20),
+        "mask_million_s": on_one_core(lambda: pseudo_rand_gen(seed, 2**32, [(words,)]), 5),
+    }
+    shares, seeds = create_shares(pem, t, n)[:t], create_shares(seed, t, n)[:t]
+    cost["combine_key_s"] = on_one_core(lambda: combine_shares(shares), repeats)
+    cost["combine_seed_s"] = on_one_core(lambda: combine_shares(seeds), repeats)
+    return cost
+
+
+def our_units(n: int, t: int, words: int, seed: bytes) -> dict[str, float]:
+    """Ours for the same jobs; a key and a seed are both 32 bytes."""
+    entropy = stage_door.SeededEntropy(b"", "")
+    mine, other = AgreementKey(os.urandom(32)), AgreementKey(os.urandom(32)).public()
+    shares = split(seed, t, n, entropy)[:t]
+    combiner = Combiner(range(1, t + 1))
+    total = np.zeros(words, "<u4")
+    split_s = on_one_core(lambda: split(seed, t, n, entropy), 20)
+    combine_s = on_one_core(lambda: combiner.combine(shares), 20)
+    return {
+        "split_key_s": split_s,
+        "split_seed_s": split_s,
+        "agree_s": on_one_core(lambda: mine.agree(other), 50),
+        "mask_million_s": on_one_core(lambda: accumulate(total, [seed], workers=1), 20),
+        "combine_key_s": combine_s,
+        "combine_seed_s": combine_s,
     }
 
 
@@ -324,54 +350,101 @@ PARTS: dict[str, Callable[[bool], Any]] = {
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """The curves: client and server time by group size and cohort, and Flower's primitives beside ours."""
+    """Curves: client and server time by group and cohort, Flower's primitives beside ours, ratios."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
-    for words in sorted({case["words"] for case in results.get("groups", [])}):
-        cases = [case for case in results["groups"] if case["words"] == words]
-        sizes = [case["n"] for case in cases]
-        (line,) = left.loglog(
-            sizes,
-            [sum(case["client_ms"].values()) / 1e3 for case in cases],
-            "o-",
-            label=f"client, d={words:,}",
-        )
-        left.loglog(
-            sizes,
-            [case["server_s"] for case in cases],
-            "s--",
-            color=line.get_color(),
-            label=f"server, d={words:,}",
-        )
-    left.set(title="A round, a tenth lost", xlabel="devices in the group", ylabel="seconds")
-    left.legend(fontsize=8)
-    cases = results.get("cohorts", [])
-    if cases:
-        sizes = [case["n"] for case in cases]
-        middle.loglog(sizes, [case["server_s"] for case in cases], "s-", label="server, measured")
-        slope = cases[0]["server_s"] / sizes[0]
-        middle.loglog(sizes, [slope * n for n in sizes], ":", color="gray", label="linear from the first")
-        middle.set(
-            title=f"Groups of {cases[0]['group']}, d=5,000", xlabel="devices in the cohort", ylabel="seconds"
-        )
-        middle.legend(fontsize=8)
-    if "flower" in results:
-        names = [name for name in results["flower"]["ratios"] if name != "agree_s"]
-        places = np.arange(len(names))
-        for shift, who in ((-0.2, "flower"), (0.2, "penchant")):
-            label = "flwr SecAgg+ primitives" if who == "flower" else "penchant"
-            right.bar(places + shift, [results["flower"][who][name] for name in names], 0.4, label=label)
-        right.set_yscale("log")
-        right.set_xticks(places, [name.removesuffix("_s").replace("_", "\n") for name in names], fontsize=8)
-        right.set(title="n=100, t=67, d=1M, 30 lost: one core", ylabel="seconds")
-        right.legend(fontsize=8)
-    for axes in (left, middle, right):
+    figure, panels = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    parts = ("groups", "cohorts", "flower", "flower")
+    drawings = (draw_groups, draw_cohorts, draw_units, draw_ratios)
+    for axes, part, drawing in zip(panels.flat, parts, drawings, strict=True):
+        if results.get(part):
+            drawing(axes, results[part])
+            axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
+
+
+def draw_groups(axes: Any, cases: list[dict[str, Any]]) -> None:
+    for words in sorted({case["words"] for case in cases}):
+        chosen = [case for case in cases if case["words"] == words]
+        sizes = [case["n"] for case in chosen]
+        client = [sum(case["client_ms"].values()) / 1e3 for case in chosen]
+        (line,) = axes.loglog(sizes, client, "o-", label=f"client, d={words:,}")
+        server = [case["server_s"] for case in chosen]
+        axes.loglog(sizes, server, "s--", color=line.get_color(), label=f"server, d={words:,}")
+    axes.set(title="A round, a tenth lost", xlabel="devices in the group", ylabel="seconds")
+
+
+def draw_cohorts(axes: Any, cases: list[dict[str, Any]]) -> None:
+    sizes = [case["n"] for case in cases]
+    axes.loglog(sizes, [case["server_s"] for case in cases], "s-", label="server, measured")
+    slope = cases[0]["server_s"] / sizes[0]
+    axes.loglog(sizes, [slope * n for n in sizes], ":", color="gray", label="linear from the first")
+    title = f"Groups of {cases[0]['group']}, d=5,000"
+    axes.set(title=title, xlabel="devices in the cohort", ylabel="seconds")
+
+
+def draw_units(axes: Any, cases: list[dict[str, Any]]) -> None:
+    case = next((case for case in cases if case["n"] == 100), cases[-1])
+    names = list(case["ratios"])
+    places = np.arange(len(names))
+    for shift, who in ((-0.2, "flower"), (0.2, "penchant")):
+        label = "flwr SecAgg+ primitives" if who == "flower" else "penchant"
+        axes.bar(places + shift, [case[who][name] for name in names], 0.4, label=label)
+    axes.set_yscale("log")
+    axes.set_xticks(places, [name.removesuffix("_s").replace("_", "\n") for name in names], fontsize=8)
+    axes.set(title=f"n={case['n']}, t={case['threshold']}, d=1M, {case['lost']} lost", ylabel="s of one core")
+
+
+def draw_ratios(axes: Any, cases: list[dict[str, Any]]) -> None:
+    sizes = [case["n"] for case in cases]
+    for name, label in (("client_s", "a client"), ("server_s", "the server")):
+        axes.loglog(sizes, [case["ratios"][name] for case in cases], "o-", label=label)
+    title = "flwr's primitives / penchant's, d=1M, three tenths lost"
+    axes.set(title=title, xlabel="devices in the group", ylabel="times the cost")
+
+
+def tables(results: dict[str, Any]) -> str:
+    """All cases in Markdown: what a page quotes."""
+    lines: list[str] = []
+    for part, title in (("groups", "By group, a tenth lost"), ("cohorts", "By cohort, in groups")):
+        if results.get(part):
+            lines += [f"### {title}", "", *case_table(results[part]), ""]
+    if results.get("flower"):
+        lines += ["### flwr's primitives / penchant's, by group", "", *ratio_table(results["flower"]), ""]
+    return "\n".join(lines)
+
+
+def case_table(cases: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        f"| n | group | d | {' | '.join(f'{stage}, ms' for stage in STAGES)} | server, s | masked, B a word "
+        "| shares and the rest up, kB | down without factors, kB | all of it in one process, MB |",
+        "|" + "---|" * (len(STAGES) + 8),
+    ]
+    for case in cases:
+        up = sum(case["bytes_up"].values()) - case["bytes_up"]["masked"]
+        stages = " | ".join(f"{case['client_ms'][stage]:.1f}" for stage in STAGES)
+        rows.append(
+            f"| {case['n']:,} | {case['group']} | {case['words']:,} | {stages} | {case['server_s']:.3f} "
+            f"| {case['masked_bytes_per_word']:.4f} | {up / 1e3:.1f} "
+            f"| {sum(case['bytes_down'].values()) / 1e3:.1f} | {case['peak_rss_mb']:.0f} |"
+        )
+    return rows
+
+
+def ratio_table(cases: list[dict[str, Any]]) -> list[str]:
+    names = list(cases[0]["ratios"])
+    rows = [
+        f"| n | t | {' | '.join(name.removesuffix('_s').replace('_', ' ') for name in names)} |",
+        "|" + "---|" * (len(names) + 2),
+    ]
+    for case in cases:
+        values = " | ".join(f"{r:,.0f}" if r >= 10 else f"{r:.1f}" for r in case["ratios"].values())
+        rows.append(f"| {case['n']} | {case['threshold']} | {values} |")
+    return rows
 
 
 def main() -> None:
@@ -389,9 +462,10 @@ def main() -> None:
     for part in chosen.only or PARTS:
         print(f"-- {part}", flush=True)
         results[part] = PARTS[part](chosen.full)
-        if part not in ("groups", "cohorts"):
+        if part not in ("groups", "cohorts", "flower"):
             print(json.dumps(results[part], indent=1), flush=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
+    (chosen.out / "secagg.md").write_text(tables(results))
     draw(results, chosen.out / "secagg.png")
 
 
