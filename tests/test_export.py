@@ -88,10 +88,7 @@ def test_a_causal_model_pooled_at_its_last_token_also_loads_as_a_classifier(
     model = PeftModel.from_pretrained(base, str(tmp_path / CLASSIFIER)).eval()
     tokenizer = AutoTokenizer.from_pretrained(export.base)
     with torch.no_grad():
-        said = [
-            float(model(**tokenizer(p + r, return_tensors="pt")).logits[0, 0])
-            for p, r in TEXTS
-        ]
+        said = [float(model(**tokenizer(p + r, return_tensors="pt")).logits[0, 0]) for p, r in TEXTS]
     assert said == pytest.approx(scores(loaded, export.effective), abs=1e-5)
 
 

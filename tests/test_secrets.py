@@ -51,7 +51,10 @@ from penchant.deploy import rundir, simulate
 from penchant.deploy.fleet import Fleet
 from penchant.deploy.grid import InProcessGrid
 
+log = logging.getLogger("penchant.tests")
+
 PEOPLE = 5
+WITNESS = "all that is logged is heard"
 Patterns = list[tuple[str, bytes]]
 SHORTEST_TEXT = 9  # characters of a number: pictures hold many shorter ones
 
@@ -216,6 +219,7 @@ def talkative() -> Iterator[tuple[io.StringIO, io.StringIO]]:
         logger.setLevel(logging.DEBUG)
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            log.debug(WITNESS)  # whether others say anything depends on what was imported before
             yield logs, output
     finally:
         root.removeHandler(handler)
@@ -244,7 +248,7 @@ def test_no_secret_is_among_the_servers_files(federation: Federation) -> None:
 def test_no_secret_is_logged_or_printed(federation: Federation) -> None:
     told = {"logs": federation.logs.encode(), "output": federation.output.encode()}
     assert found(told, federation.secrets) == []
-    assert "DEBUG" in federation.logs
+    assert f"DEBUG {WITNESS}" in federation.logs
 
 
 def test_flowers_contexts_stay_empty(federation: Federation) -> None:
