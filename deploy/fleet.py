@@ -8,7 +8,7 @@ after a crash of the whole simulated world, and looking at the test part of ever
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,6 +153,12 @@ class Fleet:
         for index in range(len(self)):
             if self._home(index).exists():
                 Vault(self._home(index)).rewind(run, round)
+
+    def settle(self, run: bytes, finished: Sequence[tuple[int, int]]) -> None:
+        """Tell every agent which rounds stand, as a server's last greeting does."""
+        for index in range(len(self)):
+            if self._home(index).exists():
+                Vault(self._home(index)).settle(run, finished)
 
     def scores(self, run: bytes, plan: Plan, factors: Vector, part: EvaluateOn) -> list[Score]:
         """Everyone's accuracy on their test (or validation) pairs with their own personal part."""

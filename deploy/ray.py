@@ -2,18 +2,18 @@
 
 The very rounds, relay and agents of the in-process grid. This process starts a SuperLink in simulation mode
 on loopback, hands it the run through ``flwr run``, waits for the run's end and stops the SuperLink with
-all that it started. Ray may serve successive messages of one client from different processes, so an agent's
-open attempt lies sealed in its own directory between them.
+all that it started (`deploy.guard`). Ray may serve successive messages of one client from different
+processes, so an agent's open attempt lies sealed in its own directory between them.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,16 +24,26 @@ from penchant.client.app import Answer, build_app
 from penchant.common.errors import JournalError, PenchantError, RoundFailed, RunDirectoryError, UsageError
 from penchant.deploy import rundir
 from penchant.deploy.fleet import Fleet
-from penchant.deploy.simulate import Progress, World, open_run, prepare, warm
-from penchant.deploy.superlink import DIRECTORY, environment, simulation_command, start_run, write_app
+from penchant.deploy.guard import MARK, POLITE_SECONDS, guarded, stop_marked
+from penchant.deploy.simulate import Progress, World, open_run, prepare, restore, warm
+from penchant.deploy.superlink import (
+    DIRECTORY,
+    environment,
+    how_it_ended,
+    simulation_command,
+    start_run,
+    write_app,
+)
 from penchant.server.journal import Journal
 from penchant.server.round import federate
 
 __all__ = ["client_app", "require_ray", "run_on_ray", "server_app"]
 
 ENDED = "ray-ended"  # the ServerApp's last word: empty, or why it failed
+LOG = "ray.log"
 READY_SECONDS = 90.0
-POLL_SECONDS = 0.5
+LOOK_SECONDS = 0.5
+ASK_SECONDS = 5.0  # between two questions to the SuperLink whether the run still goes on
 
 
 def require_ray() -> None:
@@ -42,25 +52,24 @@ def require_ray() -> None:
         raise UsageError('--grid ray needs Ray, which is not installed: pip install "penchant[ray]"')
 
 
-def run_on_ray(world: World, directory: Path, progress: Progress) -> None:
-    """Federate on Ray. Raises RoundFailed with the server's reason, or JournalError."""
+def run_on_ray(world: World, directory: Path, journal: Journal, progress: Progress) -> None:
+    """Federate on Ray. Raises RoundFailed with the server's reason, or JournalError when Flower fails."""
     require_ray()
+    directory = directory.absolute()
     home, ended = directory / "flwr", directory / ENDED
+    stop_marked(str(directory))  # left by a process that was killed with its guard
     ended.unlink(missing_ok=True)
-    port = _free_port()
-    surroundings = environment(home) | {"RAY_USAGE_STATS_ENABLED": "0"}
-    with (directory / "ray.log").open("ab") as log:
-        superlink = subprocess.Popen(
-            simulation_command(port), env=surroundings, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        _wait_until_up(superlink, port)
-        nodes = f"num-supernodes={len(world.federation.people)} client-resources-num-cpus=1"
+    with _superlink(directory, home) as (superlink, address):
+        settings = [f"num-supernodes={len(world.federation.people)}", "client-resources-num-cpus=1"]
+        if world.config.workers:
+            settings.append(f"init-args-num-cpus={world.config.workers}")
         app = write_app(directory, "penchant.deploy.ray:server_app", "penchant.deploy.ray:client_app")
-        start_run(app, f"127.0.0.1:{port}", home, "--federation-config", nodes)
-        _wait_for_end(world, directory, superlink, progress)
-    finally:
-        _stop_family(superlink)
+        run = start_run(app, address, home, "--federation-config", " ".join(settings))
+        last, told = world.config.federation.rounds + 1, len(journal.logs())
+        for _ in _while_it_runs(superlink, address, run, ended):
+            for log in journal.logs()[told:]:
+                progress.round(log, last)
+                told += 1
     reason = ended.read_text(encoding="utf-8")
     if reason:
         raise RoundFailed(reason)
@@ -74,11 +83,13 @@ server_app = ServerApp()
 @server_app.main()
 def _serve(grid: Grid, context: Context) -> None:
     directory = _directory(context)
-    reason = "the server stopped for a reason of its own; see ray.log"
+    reason = f"the server stopped for a reason of its own; see {LOG}"
     try:
-        world, fleet = _world(str(directory))
-        journal = Journal(directory)
-        federate(open_run(world, journal, fleet), grid)
+        with rundir.claim(directory, rundir.SERVER):
+            world, fleet = _world(str(directory))
+            with closing(Journal(directory)) as journal:
+                restore(journal, fleet, world)
+                federate(open_run(world, journal, fleet), grid)
         reason = ""
     except PenchantError as error:
         reason = str(error)
@@ -88,9 +99,9 @@ def _serve(grid: Grid, context: Context) -> None:
 
 
 def _agent_of(context: Context) -> Answer:
-    world, fleet = _world(str(_directory(context)))
-    _warm_once(str(_directory(context)), world)
-    return fleet.answer_of(context)
+    directory = str(_directory(context))
+    _warm_once(directory)
+    return _world(directory)[1].answer_of(context)
 
 
 client_app = build_app(_agent_of)
@@ -105,13 +116,9 @@ def _world(directory: str) -> tuple[World, Fleet]:
     )
 
 
-_warmed: set[str] = set()
-
-
-def _warm_once(directory: str, world: World) -> None:
-    if directory not in _warmed:
-        warm(world)
-        _warmed.add(directory)
+@lru_cache(maxsize=1)
+def _warm_once(directory: str) -> None:
+    warm(_world(directory)[0])
 
 
 def _directory(context: Context) -> Path:
@@ -124,45 +131,59 @@ def _directory(context: Context) -> Path:
 # --- Flower's processes -----------------------------------------------------------------------------------
 
 
+@contextmanager
+def _superlink(directory: Path, home: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A SuperLink under a guard, and its address; at the end nothing of it runs any more."""
+    port = _free_port()
+    marked = environment(home) | {"RAY_USAGE_STATS_ENABLED": "0", MARK: str(directory)}
+    with (directory / LOG).open("ab") as log:
+        superlink = subprocess.Popen(
+            guarded(simulation_command(port)),
+            env=marked,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        _wait_until_up(superlink, port)
+        yield superlink, f"127.0.0.1:{port}"
+    finally:
+        if superlink.stdin is not None:
+            superlink.stdin.close()  # the guard cleans up
+        try:
+            superlink.wait(3 * POLITE_SECONDS)
+        except subprocess.TimeoutExpired:
+            superlink.kill()
+        stop_marked(str(directory))
+
+
 def _wait_until_up(superlink: subprocess.Popen[bytes], port: int) -> None:
     end = time.monotonic() + READY_SECONDS
     while time.monotonic() < end and superlink.poll() is None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
-        time.sleep(POLL_SECONDS)
-    raise JournalError("Flower's SuperLink did not start; see ray.log in the run directory")
+        time.sleep(LOOK_SECONDS)
+    raise JournalError(f"Flower's SuperLink did not start; see {LOG} in the run directory")
 
 
-def _wait_for_end(
-    world: World, directory: Path, superlink: subprocess.Popen[bytes], progress: Progress
-) -> None:
-    """Tell of rounds as they end, until the ServerApp has said its last word."""
-    told = 0
-    last = world.config.federation.rounds + 1
-    while not (directory / ENDED).exists():
+def _while_it_runs(superlink: subprocess.Popen[bytes], address: str, run: str, ended: Path) -> Iterator[None]:
+    """One step a look, the last after the ServerApp's last word. JournalError when it ended without one."""
+    asked = time.monotonic()
+    over = False
+    while not over:
+        over = ended.exists()
+        yield
         if superlink.poll() is not None:
-            raise JournalError("Flower's SuperLink stopped; see ray.log, then go on with --resume")
-        time.sleep(POLL_SECONDS)
-        journal = Journal(directory)
-        try:
-            logs = journal.logs()
-        finally:
-            journal.close()
-        for log in logs[told:]:
-            progress.round(log, last)
-        told = len(logs)
-
-
-def _stop_family(superlink: subprocess.Popen[bytes]) -> None:
-    """Stop the SuperLink and its session: it was started as the leader of one."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(superlink.pid, how)
-        except ProcessLookupError:
-            break
-        time.sleep(2.0)
-    superlink.wait()
+            raise JournalError(f"Flower's SuperLink stopped; see {LOG}, then go on with --resume")
+        if time.monotonic() - asked >= ASK_SECONDS:
+            asked = time.monotonic()
+            how = how_it_ended(address, run)
+            if how is not None and not ended.exists():
+                raise JournalError(f"Flower's simulation {how}; see {LOG}, then go on with --resume")
+        if not over:
+            time.sleep(LOOK_SECONDS)
 
 
 def _free_port() -> int:

@@ -19,6 +19,7 @@ from penchant.server.journal import write_durably
 __all__ = [
     "CONFIG",
     "RESULT",
+    "SERVER",
     "claim",
     "create",
     "read_config",
@@ -30,6 +31,7 @@ __all__ = [
 
 CONFIG = "config.toml"
 RESULT = "result.json"
+SERVER = ".server"
 _LOCK = ".lock"
 _NO_RUN = {_LOCK, f".{CONFIG}.tmp"}
 _DISTRIBUTIONS = ("penchant", "flwr", "torch", "transformers", "peft", "numpy", "cryptography")
@@ -83,9 +85,12 @@ def read_result(directory: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def claim(directory: Path) -> Iterator[None]:
-    """Be the only process that works in `directory`; the claim ends with the process, however it ends."""
-    with _lock_file(directory) as lock:
+def claim(directory: Path, what: str = _LOCK) -> Iterator[None]:
+    """Be the only process that works in `directory`; the claim ends with the process, however it ends.
+
+    what: SERVER claims the server's part alone, which on Ray is played by another process.
+    """
+    with _lock_file(directory, what) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -96,9 +101,9 @@ def claim(directory: Path) -> Iterator[None]:
         yield
 
 
-def _lock_file(directory: Path) -> TextIO:
+def _lock_file(directory: Path, name: str) -> TextIO:
     try:
-        return (directory / _LOCK).open("a")
+        return (directory / name).open("a")
     except OSError as error:
         raise RunDirectoryError(f"can't work in {directory}: {error.strerror}") from None
 

@@ -38,7 +38,7 @@ from penchant.server.secagg import Aggregation, PlainAggregation, SecureAggregat
 
 Row = dict[str, Any]
 
-__all__ = ["Progress", "World", "open_run", "prepare", "simulate", "warm"]
+__all__ = ["Progress", "World", "open_run", "prepare", "restore", "simulate", "warm"]
 
 
 class Progress:
@@ -163,7 +163,6 @@ def simulate(
                 world.cohort,
                 sealed=world.config.grid == "ray",
             )
-            _restore(journal, fleet, world)
             scores = _federate(world, directory, journal, fleet, progress, fault)
             curve = _cold_start(world, journal, progress)
             result = _result(world, journal, scores, curve, before + time.monotonic() - began, command)
@@ -205,7 +204,7 @@ def _refuse_other_inputs(journal: Journal, world: World, directory: Path) -> Non
         journal.note(what, digest)
 
 
-def _restore(journal: Journal, fleet: Fleet, world: World) -> None:
+def restore(journal: Journal, fleet: Fleet, world: World) -> None:
     """Put server and agents back to the end of the last finished round, as they died together."""
     settled = journal.settled()
     journal.rewind(settled)
@@ -225,8 +224,10 @@ def _federate(
     if config.grid == "ray":
         from penchant.deploy.ray import run_on_ray
 
-        progress.stage("federating on Ray")
-        run_on_ray(world, directory, progress)
+        if journal.settled() < last:
+            progress.stage("federating on Ray")
+            run_on_ray(world, directory, journal, progress)
+        fleet.settle(world.run, journal.finished())
     progress.stage("encoding texts")
     warm(world)
     if config.grid == "local":
@@ -283,7 +284,8 @@ def _run_in_process(
     observe: Observer,
     fault: Fault | None,
 ) -> None:
-    with WireLog(directory) as wire:
+    with rundir.claim(directory, rundir.SERVER), WireLog(directory) as wire:
+        restore(journal, fleet, world)
         wire.rewind(journal.settled())
         wire.forms({phase: tensors_of(world, phase) for phase in world.phases})
         grid = InProcessGrid(

@@ -19,6 +19,7 @@ from penchant.common.errors import JournalError, UsageError
 __all__ = [
     "DIRECTORY",
     "environment",
+    "how_it_ended",
     "simulation_command",
     "start_run",
     "superlink_command",
@@ -139,6 +140,25 @@ def start_run(app: Path, address: str, home: Path, *more: str) -> str:
     if done.returncode != 0 or answer.get("success") is not True:  # the exit code alone is 0 on failure
         raise JournalError(f"the SuperLink at {address} did not take the run; is it up? {_said(answer)}")
     return str(answer.get("run-id", answer.get("run_id", "")))
+
+
+def how_it_ended(address: str, run: str) -> str | None:
+    """ "completed", "failed: why" or "stopped"; None while a run goes on, or when the SuperLink is silent."""
+    import httpx
+    from flwr.proto.control_pb2 import ListRunsRequest
+    from flwr.supercore.control.control_http_client import ControlHttpClient
+
+    client = ControlHttpClient(f"http://{address}", timeout=10.0)
+    try:
+        found = client.ListRuns(ListRunsRequest(run_id=int(run))).run_dict
+    except httpx.HTTPError:
+        return None
+    finally:
+        client.close()
+    status = found[int(run)].status if int(run) in found else None
+    if status is None or status.status != "finished":
+        return None
+    return ": ".join(" ".join(part.split()) for part in (status.sub_status, status.details) if part)[:300]
 
 
 def _said(answer: dict[str, object]) -> str:
