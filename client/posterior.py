@@ -22,7 +22,7 @@ from penchant.common.adapters import Split, Vector
 from penchant.common.errors import ConfigError, DeviceError
 from penchant.common.reward import Pair, RewardModel
 
-__all__ = ["Belief", "Laplace", "Posterior", "Prior", "probability"]
+__all__ = ["Belief", "Laplace", "Posterior", "Prior", "linear_optimum", "probability"]
 
 Array = NDArray[np.float64]
 Text = tuple[str, str]  # prompt and response
@@ -141,7 +141,7 @@ class Laplace:
         margins, gradients = self.margin_gradients(prior.mean, pairs)
         best = _objective(prior, personal, margins)
         for _ in range(_OUTER):
-            target = prior.mean + self._linear_optimum(prior, personal, margins, gradients)
+            target = prior.mean + linear_optimum(prior, personal, margins, gradients)
             personal, found = self._towards(prior, personal, target, pairs, best)
             margins, gradients = self.margin_gradients(_vector(personal), pairs)
             if best - found < _SETTLED:
@@ -208,26 +208,6 @@ class Laplace:
 
     # --- inner parts ------------------------------------------------------------------------------
 
-    def _linear_optimum(self, prior: Prior, personal: Array, margins: Array, gradients: Array) -> Array:
-        """θ - mean at the optimum of the model linearised at `personal` (Rasmussen and Williams, 3.1)."""
-        if not len(margins):
-            return np.zeros_like(personal)
-        kernel = prior.variance * gradients @ gradients.T
-        fixed = margins - gradients @ (personal - prior.mean)  # margins at the mean, to first order
-        weights = np.zeros(len(margins))
-        for _ in range(_INNER):
-            likely = _sigmoid(fixed + kernel @ weights)
-            slope = likely * (1 - likely)
-            root = np.sqrt(slope)
-            inner = np.eye(len(margins)) + kernel * np.outer(root, root)
-            goal = slope * (kernel @ weights) + (1 - likely)
-            after = goal - root * np.linalg.solve(inner, root * (kernel @ goal))
-            moved = float(np.abs(kernel @ (after - weights)).max())
-            weights = after
-            if moved < 1e-9:
-                break
-        return np.asarray(prior.variance * weights @ gradients)
-
     def _towards(
         self, prior: Prior, personal: Array, target: Array, pairs: Sequence[Pair], best: float
     ) -> tuple[Array, float]:
@@ -247,6 +227,27 @@ class Laplace:
         with torch.no_grad():
             margins = self._model.margins(prepared, self._split.effective(self._shared, leaves))
         return np.asarray(margins.double().cpu().numpy())
+
+
+def linear_optimum(prior: Prior, personal: Array, margins: Array, gradients: Array) -> Array:
+    """θ - mean at the optimum of the model linearised at `personal` (Rasmussen and Williams, 3.1)."""
+    if not len(margins):
+        return np.zeros_like(personal)
+    kernel = prior.variance * gradients @ gradients.T
+    fixed = margins - gradients @ (personal - prior.mean)  # margins at the mean, to first order
+    weights = np.zeros(len(margins))
+    for _ in range(_INNER):
+        likely = _sigmoid(fixed + kernel @ weights)
+        slope = likely * (1 - likely)
+        root = np.sqrt(slope)
+        inner = np.eye(len(margins)) + kernel * np.outer(root, root)
+        goal = slope * (kernel @ weights) + (1 - likely)
+        after = goal - root * np.linalg.solve(inner, root * (kernel @ goal))
+        moved = float(np.abs(kernel @ (after - weights)).max())
+        weights = after
+        if moved < 1e-9:
+            break
+    return np.asarray(prior.variance * weights @ gradients)
 
 
 def _objective(prior: Prior, personal: Array, margins: Array) -> float:
