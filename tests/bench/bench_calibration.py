@@ -1,0 +1,127 @@
+"""Do probabilities mean what they say? `python tests/bench/bench_calibration.py [--seeds 0,…] [--home DIR]`
+
+Senate, share A. Members: σ(margin) of the personal part as trained, against the posterior around it, and
+against the posterior's own fit; newcomers with 5 and 20 choices: the most probable part alone, against the
+posterior. The prior's spread is each person's own, by the evidence of their training choices alone. Reported
+on held-out roll calls: expected calibration error, log loss, accuracy. Writes calibration.json and, with
+matplotlib, calibration.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from senate_fleets import Fleet, trained  # isort: skip
+
+from penchant.client.posterior import Laplace, probability
+from penchant.deploy.calibration import calibration_error, reliability
+from penchant.deploy.teacher import Array
+
+HERE = Path(__file__).resolve().parent
+SPREADS = (0.3, 1.0, 2.0, 3.0, 5.0)
+CHOICES = (5, 20)  # of a newcomer
+
+Found = dict[str, Array]
+
+
+def measure(fleet: Fleet) -> Found:
+    """Case -> probabilities given to what was really chosen, over everybody's held-out pairs."""
+    bench = fleet.bench()
+    shared, start = bench.parts(fleet.factors)
+    laplace = Laplace(bench.model, bench.split, shared)
+    found: dict[str, list[Array]] = {}
+
+    def note(case: str, values: Array) -> None:
+        found.setdefault(case, []).append(values)
+
+    for person, part in zip(fleet.world.federation.people, fleet.personal(), strict=True):
+        fitted = laplace.choose(start, SPREADS, person.train)
+        around = laplace.around(fitted.prior, part, person.train)
+        for name, posterior in (("as trained", around), ("fitted", fitted)):
+            believed = laplace.margins(posterior, person.test)
+            note(f"members, {name}", probability(believed.mean, np.zeros_like(believed.mean)))
+            note(f"members, {name}, posterior", believed.probability)
+    for person in fleet.newcomers:
+        for count in CHOICES:
+            believed = laplace.margins(laplace.choose(start, SPREADS, person.train[:count]), person.test)
+            note(f"newcomers, {count}", probability(believed.mean, np.zeros_like(believed.mean)))
+            note(f"newcomers, {count}, posterior", believed.probability)
+    return {case: np.concatenate(values) for case, values in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--home", type=Path, default=Path("runs/senate-fleets"))
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    by_seed = [measure(trained("A", seed, options.home)) for seed in seeds]
+    made: dict[str, Any] = {}
+    for case in by_seed[0]:
+        own = [found[case] for found in by_seed]
+        measures = {
+            "calibration_error": [calibration_error(p) for p in own],
+            "log_loss": [float(-np.log(np.maximum(p, 1e-12)).mean()) for p in own],
+            "accuracy": [float((p > 0.5).mean()) for p in own],
+        }
+        made[case] = {
+            key: {
+                "mean": statistics.fmean(values),
+                "se": statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None,
+                "seeds": values,
+            }
+            for key, values in measures.items()
+        }
+        made[case]["bins"] = [asdict(b) for b in reliability(np.concatenate(own))]
+        line = "  ".join(f"{k} {made[case][k]['mean']:.3f} ±{made[case][k]['se'] or 0:.3f}" for k in measures)
+        print(f"{case:34s} {line}", flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "calibration.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    try:
+        draw(made, options.out / "calibration.png")
+    except ImportError:
+        print("matplotlib is not there: no figure")
+
+
+def draw(made: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = (("members, as trained", "members"), ("newcomers, 20", "newcomers, 20 choices"))
+    figure, both = plt.subplots(1, 2, figsize=(9.2, 4.3), sharey=True)
+    for axes, (case, title) in zip(both, panels, strict=True):
+        axes.plot([0.5, 1], [0.5, 1], color="#999999", lw=1, ls=":")
+        looks = ((case, "without doubt", "#c2571a", "s"), (f"{case}, posterior", "posterior", "#1f5fbf", "o"))
+        for name, label, colour, marker in looks:
+            bins = made[name]["bins"]
+            error = made[name]["calibration_error"]["mean"]
+            axes.plot(
+                [b["confidence"] for b in bins],
+                [b["accuracy"] for b in bins],
+                color=colour,
+                marker=marker,
+                ms=5,
+                label=f"{label}: error {error:.3f}",
+            )
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel("confidence")
+        axes.grid(True, color="#dddddd", lw=0.6)
+        axes.legend(frameon=False, fontsize=9, loc="upper left")
+    both[0].set_ylabel("right, held-out pairs")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
