@@ -60,7 +60,7 @@ class Fleet:
 
     def _home(self, number: int) -> Path:
         folder = self.place / f"device-{number}"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         settings = section_table(OfflineConfig())
         settings["model"] |= {"base_model": str(self.base), "max_tokens": 16}
         settings["training"] |= {"local_epochs": 1}

@@ -1,0 +1,130 @@
+"""A device whose disk is full: it says so in one line, keeps everything, and goes on once there is room."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from device_kills import DEVICES, RUN, Fleet
+from flwr.app import Context
+from killed_device import choice
+
+from penchant.client.app import Answer, build_app
+from penchant.client.home import Home
+from penchant.client.service import AgentServer, RemoteAgent
+from penchant.common.codec import decode
+from penchant.common.errors import DeviceError
+from penchant.common.messages import Abort, AbortCode
+from penchant.deploy.grid import InProcessGrid
+from penchant.server.round import Roll, play_round
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of two megabytes, for the directory of the first device."""
+    if os.getuid() != 0:
+        pytest.fail("this test mounts a file system: run it as root")
+    disk = tmp_path / "device-0"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(disk)], check=True)
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Not one byte is left."""
+    ballast = disk / "ballast"
+    with ballast.open("wb") as file:
+        for size in (1 << 16, 1):
+            try:
+                while True:
+                    os.write(file.fileno(), bytes(size))
+            except OSError:
+                continue
+    return ballast
+
+
+def test_a_full_disk_costs_a_round_and_nothing_else(
+    tiny_model: Callable[[str], Path], tmp_path: Path, small_disk: Path
+) -> None:
+    fleet = Fleet(tmp_path, tiny_model("bert"))
+    agents = [Home(folder, benches=fleet.benches).agent() for folder in fleet.homes]
+    server = AgentServer(agents[0].answer, small_disk / "agent.sock")
+    server.start()
+    remote = RemoteAgent(server.socket, seconds=60)
+    full_at: list[str] = []
+    replies: list[tuple[str, bytes]] = []
+    ballast = small_disk / "ballast"
+
+    def first(stage: str, payload: bytes) -> bytes:
+        if stage in full_at:
+            full_at.remove(stage)
+            fill(small_disk)
+        replies.append((stage, remote(stage, payload)))
+        return replies[-1][1]
+
+    answers: list[Answer] = [first, *(agent.answer for agent in agents[1:])]
+
+    def answer_of(context: Context) -> Answer:
+        return answers[int(context.node_config["partition-id"])]
+
+    run = fleet._run()
+    grid = InProcessGrid(build_app(answer_of), DEVICES, workers=DEVICES)
+    roll = Roll(run, grid)
+
+    def play(number: int) -> int:
+        log = play_round(run, grid, number, roll.call())
+        assert log is not None
+        return log.survivors
+
+    assert play(1) == DEVICES
+    for number, stage in ((2, "masked"), (4, "keys")):
+        before = Home(fleet.homes[0], benches=fleet.benches).report()
+        full_at.append(stage)
+        assert play(number) == DEVICES - 1
+        refused = [decode(reply, Abort).code for at, reply in replies[-3:] if at == stage]
+        assert refused == [AbortCode.INTERNAL]
+        if stage == "masked":
+            check_the_owner_is_told(fleet, small_disk)
+        ballast.unlink()
+        after = Home(fleet.homes[0], benches=fleet.benches).report()
+        assert (after.choices, after.personal) == (before.choices, before.personal)
+        assert play(number + 1) == DEVICES  # the same agent takes part again
+    roll.greet([1000])
+    latest = Home(fleet.homes[0], benches=fleet.benches).vault.latest()
+    assert latest is not None
+    assert (latest[0], latest[1].round) == (RUN, 5)
+    grid.close()
+    remote.close()
+    server.stop(0)
+
+
+def check_the_owner_is_told(fleet: Fleet, disk: Path) -> None:
+    """Importing and training on a full disk: one clear line each, and nothing is changed."""
+    home = Home(fleet.homes[0], benches=fleet.benches)
+    count = len(home.store)
+    with pytest.raises(DeviceError, match="nothing was changed"):
+        home.record([choice(n) for n in range(1000, 3000)])
+    with pytest.raises(DeviceError, match="nothing was changed"):
+        home.train()
+    assert len(home.store) == count
+    (disk.parent / "more.jsonl").write_text(
+        "".join(f'{{"prompt": "p{n}", "chosen": "a", "rejected": "b"}}\n' for n in range(3000))
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "from penchant.deploy.cli import main; main()",
+         "device", "import", str(disk.parent / "more.jsonl"), "--home", str(fleet.homes[0])],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "full; nothing was changed" in done.stderr
+    assert len(home.store) == count

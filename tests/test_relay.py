@@ -1,0 +1,74 @@
+"""What the relay is: a process next to nothing larger than any Flower ClientApp, that knows no secret."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+
+from penchant.client import relay
+from penchant.common.codec import decode
+from penchant.common.flower import STAGES, message_type, pack, unpack
+from penchant.common.messages import Abort, AbortCode
+
+MOST = 1.2  # times the resident memory of a ClientApp that does nothing
+
+BARE = """
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+app = ClientApp()
+@app.train("keys")
+def keys(message, context):
+    return Message(message.content, reply_to=message)
+"""
+RELAY = "from penchant.client.relay import app\n"
+MEASURE = """
+import sys
+rss = next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))
+print(rss.split()[1])
+print(" ".join(sorted(name for name in sys.modules if "." not in name or name.startswith("penchant."))))
+"""
+
+
+def measured(program: str) -> tuple[int, set[str]]:
+    """(resident memory in kB, modules) of a fresh process that runs `program`."""
+    done = subprocess.run(
+        [sys.executable, "-c", program + MEASURE], capture_output=True, text=True, timeout=120, check=True
+    )
+    rss, modules = done.stdout.splitlines()
+    return int(rss), set(modules.split())
+
+
+def test_a_relay_needs_hardly_more_memory_than_a_bare_client_app() -> None:
+    bare = min(measured(BARE)[0] for _ in range(2))
+    relay = min(measured(RELAY)[0] for _ in range(2))
+    assert relay <= MOST * bare
+
+
+def test_a_relay_imports_no_torch_and_nothing_that_holds_secrets() -> None:
+    _, modules = measured(RELAY)
+    assert not {"torch", "transformers", "peft", "safetensors", "sqlite3"} & modules
+    assert {name for name in modules if name.startswith("penchant.client.")} == {
+        "penchant.client.relay",
+        "penchant.client.app",
+        "penchant.client.service",
+        "penchant.client.agent_pb2",
+        "penchant.client.agent_pb2_grpc",
+    }
+
+
+@pytest.mark.parametrize("node_config", [{"agent-socket": "/nowhere/agent.sock"}, {"agent-socket": 3}, {}])
+def test_without_an_agent_a_relay_answers_one_code_and_no_text(node_config: dict[str, Any]) -> None:
+    context = Context(run_id=1, node_id=1, node_config=node_config, state=RecordDict(), run_config={})
+    expected = (
+        AbortCode.UNAVAILABLE if isinstance(node_config.get("agent-socket"), str) else AbortCode.INTERNAL
+    )
+    for stage in STAGES:
+        asked = Message(content=pack(b"x"), dst_node_id=1, message_type=message_type(stage))
+        asked.metadata.__dict__["_message_id"] = "1"
+        reply = relay.app(asked, context)
+        assert not reply.has_error()
+        assert decode(unpack(reply.content), Abort).code is expected
