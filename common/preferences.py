@@ -343,7 +343,7 @@ class RowLog:
         """
         report = ReadReport(self._count, tuple(self._bad))
         if report.bad and self._refuse:
-            raise DataError(f"{report.summary()}; correct them, or skip them with bad_rows='skip'")
+            raise DataError(f"{report.summary()}; correct them, or skip them (--skip-bad-rows)")
         if not report.kept:
             reason = report.summary() if report.bad else "it has no rows"
             raise DataError(f"nothing to use in {source}: {reason}")

@@ -41,7 +41,7 @@ def to_federation(prepared: Prepared, sizes: Sizes, clients: int | None, seed: i
     if prepared.strict and left_out:
         raise DataError(
             f"client {left_out[0].person!r} {left_out[0].reason}; give it more choices, leave it out, "
-            "or leave such clients out with bad_rows='skip'"
+            "or leave such clients out (--skip-bad-rows)"
         )
     if not prepared.people:
         raise DataError(f"data set {prepared.name!r} gives nobody both a training and a test pair")
