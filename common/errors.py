@@ -7,7 +7,6 @@ anything was changed), 1 for a failure during work. Messages never carry secrets
 from __future__ import annotations
 
 __all__ = [
-    "AbortedByServer",
     "AgreementError",
     "BaseModelError",
     "CertificateError",
@@ -107,10 +106,6 @@ class QuantiserError(ProtocolError, ConfigError):
 
 class PolicyRefusal(ProtocolError):
     """The owner's policy does not allow what the server asks for."""
-
-
-class AbortedByServer(ProtocolError):
-    """The server called the round off."""
 
 
 # --- the round ------------------------------------------------------------------------------------

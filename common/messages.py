@@ -11,8 +11,8 @@ confirm   `Survivors`                 `Confirmation`
 unmask    `Confirmations`             `Unmasking`
 ========  ==========================  =========================================
 
-A device that refuses answers `Abort` with one code, whatever the stage; a server that calls a round off
-sends `Abort` as well. Devices are named by member number in certificates and by *index in the roster*
+A device that refuses answers `Abort` with one code, whatever the stage; a server sends none, it is silent
+when a round is over. Devices are named by member number in certificates and by *index in the roster*
 (its entries ascend by member number) everywhere else. There is no field for a threshold: devices compute
 it (`protocol.threshold`).
 """
@@ -100,7 +100,6 @@ class AbortCode(IntEnum):
     CONFIGURATION = 9  # plan, factors, ring or bounds that the device can't accept
     UNAVAILABLE = 10  # not ready: busy, no data, battery, ...
     INTERNAL = 11  # the device's own failure
-    ROUND_OVER = 12  # server to device: the round was called off
 
 
 _CODES: Final[tuple[tuple[type[errors.PenchantError], AbortCode], ...]] = (
@@ -112,7 +111,6 @@ _CODES: Final[tuple[tuple[type[errors.PenchantError], AbortCode], ...]] = (
     (errors.AgreementError, AbortCode.AGREEMENT),
     (errors.SignatureError, AbortCode.SIGNATURE),
     (errors.SecretSharingError, AbortCode.SHARES),
-    (errors.AbortedByServer, AbortCode.ROUND_OVER),
     (errors.ConfigError, AbortCode.CONFIGURATION),
     (errors.BaseModelError, AbortCode.CONFIGURATION),
     (errors.DataError, AbortCode.UNAVAILABLE),

@@ -14,7 +14,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,9 @@ class RoundLog:
     val_accuracy: float | None  # pooled over the survivors' validation pairs
     histogram: list[int] | None  # people per tenth of validation accuracy; None below 20 people
     update_norm: float
+    aborts: dict[str, int] = field(default_factory=dict)  # abort code -> how many clients sent it
+    named: dict[str, str] = field(default_factory=dict)  # node -> what it did wrong, or may have done
+    failed: dict[str, str] = field(default_factory=dict)  # group -> why none of it is in the sum
 
 
 @dataclass(frozen=True)

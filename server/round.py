@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -238,6 +239,9 @@ def _conclude(run: Run, task: Task, attempt: int, shared: Shared, aggregate: Agg
         val_accuracy=sums.accuracy,
         histogram=None if sums.histogram is None else list(sums.histogram),
         update_norm=float(np.linalg.norm(sums.mean)),
+        aborts=dict(Counter(code.name for code in aggregate.aborts.values())),
+        named={str(node): what for node, what in aggregate.set_aside.items()},
+        failed={str(group): why for group, why in aggregate.failed.items()},
     )
 
 

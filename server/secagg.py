@@ -15,6 +15,7 @@ Section and figure numbers are those of eprint 2017/281.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, NamedTuple, Protocol, TypeVar, cast
@@ -86,6 +87,7 @@ __all__ = [
 ]
 
 STAGES: Final = ("keys", "shares", "masked", "confirm", "unmask")
+NAMED_MOST: Final = 5  # devices that an error names
 LEAST: Final = 3  # devices below which no group is opened, whatever the devices' own policies say
 
 Exchange = Callable[[str, Mapping[int, bytes]], Mapping[int, bytes]]
@@ -104,7 +106,7 @@ class Aggregate:
     total: int64 [words], the sum of the survivors' quantised vectors as centred integers.
     survivors: nodes whose vectors are in the sum, ascending. cohort: all nodes that were asked.
     dropped: stage -> nodes that were silent, aborted or were set aside there.
-    aborts: node -> the code that it sent. set_aside: node -> what it did wrong.
+    aborts: node -> the code that it sent. set_aside: node -> what it did wrong, or may have done.
     groups: sizes of the rosters. failed: group -> why its devices are not in the sum.
     """
 
@@ -185,7 +187,11 @@ class _Log:
         """`node` is out since `stage`; with a reason, because of what it did."""
         self.dropped.setdefault(stage, []).append(node)
         if reason:
-            self.set_aside[node] = f"{stage}: {reason}"
+            self.suspect(stage, node, reason)
+
+    def suspect(self, stage: str, node: int, reason: str) -> None:
+        """Name `node` for what it did, or may have done; the first reason is kept."""
+        self.set_aside.setdefault(node, f"{stage}: {reason}")
 
     def read(self, stage: str, node: int, replies: Mapping[int, bytes], kind: type[M]) -> M | None:
         """The node's reply; None, and noted, if it is silent, aborts or sends something else."""
@@ -203,6 +209,14 @@ class _Log:
             self.lose(stage, node)
             return None
         return cast("M", reply)
+
+    def why(self, nodes: Iterable[int]) -> str:
+        """What is known of those of `nodes` that are out: for an error, "" if they were only silent."""
+        asked = frozenset(nodes)
+        codes = Counter(code.name for node, code in self.aborts.items() if node in asked)
+        said = [f"{count} said {name}" for name, count in sorted(codes.items())]
+        named = [f"node {node} {what}" for node, what in self.set_aside.items() if node in asked]
+        return "".join(f"; {told}" for told in [*said, *named[:NAMED_MOST]])
 
     def aggregate(self, total: Total, survivors: Iterable[int], **groups: Any) -> Aggregate:
         dropped = {stage: tuple(sorted(nodes)) for stage, nodes in self.dropped.items()}
@@ -239,7 +253,7 @@ class _Group:
             n = len(self.nodes)
             raise TooManyDropouts(
                 f"{n - len(present)} of {n} devices lost by stage {stage}, at most {n - self.needed} can be: "
-                f"nothing was revealed; try again with more devices"
+                f"nothing was revealed; try again with more devices{self.log.why(self.nodes)}"
             )
 
 
@@ -484,16 +498,21 @@ class Opening:
 
 
 class _Rebuilder:
-    """Rebuilds one secret after another from the shares of the same givers, and sets liars aside."""
+    """Rebuilds one secret after another from the shares of the same givers, in spite of wrong ones.
+
+    A share that does not fit was spoilt by its giver or by the dealer who cut it: shares carry no proof of
+    which. Both are named, and neither is left out of what follows: whoever gave a share that did not fit
+    only comes last among those that are combined first.
+    """
 
     def __init__(self, group: _Group, givers: Iterable[int]) -> None:
         self._group = group
-        self._trusted = list(givers)
+        self._givers = list(givers)
         self._combiner = self._combine()
 
     def _combine(self) -> Combiner:
-        """Lagrange's coefficients for the first t who have not lied, the same for all secrets."""
-        return Combiner(giver + 1 for giver in self._trusted[: self._group.needed])
+        """Lagrange's coefficients for the first t, the same for all secrets."""
+        return Combiner(giver + 1 for giver in self._givers[: self._group.needed])
 
     def secret(self, owner: int, shares: Mapping[int, bytes], fits: Callable[[int, bytes], bool]) -> bytes:
         """The owner's secret; `fits` tells whether it is the one that was announced."""
@@ -509,26 +528,34 @@ class _Rebuilder:
         self, owner: int, shares: Mapping[int, bytes], fits: Callable[[int, bytes], bool]
     ) -> bytes:
         group = self._group
-        member = group.roster.entries[owner].certificate.member
-        given = {giver + 1: shares[giver] for giver in self._trusted}
+        member = self._member(owner)
         try:
-            secret, wrong = correct(given, group.needed)
+            secret, wrong = correct({giver + 1: shares[giver] for giver in self._givers}, group.needed)
         except SecretSharingError as error:
             raise NotUnmasked(f"what member {member} shared can't be rebuilt: {error}") from None
         if not fits(owner, secret):
-            if wrong or len(given) == group.needed:  # too few shares to tell a lying dealer from lying givers
+            if (
+                wrong or len(shares) == group.needed
+            ):  # too few shares to tell a lying dealer from lying givers
                 raise NotUnmasked(
                     f"what member {member} shared can't be rebuilt: somebody lied, too few to tell"
                 )
-            group.log.set_aside[group.nodes[owner]] = "unmask: shared another secret than announced"
+            group.log.suspect("unmask", group.nodes[owner], "shared another secret than announced")
             raise NotUnmasked(f"member {member} shared another secret than it announced: leave it out")
-        for point in wrong:
-            self._trusted.remove(point - 1)
-            group.log.lose("unmask", group.nodes[point - 1], "a wrong share")
-        if len(self._trusted) < group.needed:
-            raise NotUnmasked("too many devices gave wrong shares; they are named, leave them out")
-        self._combiner = self._combine()
+        self._name(owner, [point - 1 for point in wrong])
         return secret
+
+    def _name(self, owner: int, givers: Sequence[int]) -> None:
+        """Note who and whose share did not fit; put the givers last."""
+        for giver in givers:
+            reason = f"its share of what member {self._member(owner)} dealt is wrong: one of the two lied"
+            self._group.log.suspect("unmask", self._group.nodes[giver], reason)
+            self._givers.remove(giver)
+            self._givers.append(giver)
+        self._combiner = self._combine()
+
+    def _member(self, index: int) -> int:
+        return self._group.roster.entries[index].certificate.member
 
 
 # --- the drivers ----------------------------------------------------------------------------------
@@ -616,7 +643,7 @@ class SecureAggregation:
         if len(entries) < LEAST:
             raise TooFewDevices(
                 f"{len(entries)} of {len(log.cohort)} devices advertised keys, {LEAST} are the least; "
-                f"wait for more devices, or look at their abort codes"
+                f"wait for more devices, or mend why they refuse{log.why(log.cohort)}"
             )
         return self._groups(announce, context, entries, log)
 
@@ -748,7 +775,9 @@ class PlainAggregation:
             total += np.frombuffer(plain.vector, f"<i{announce.ring // 8}")
             survivors.append(node)
         if not survivors:
-            raise TooFewDevices(f"none of {len(log.cohort)} devices sent a vector; see their abort codes")
+            raise TooFewDevices(
+                f"none of {len(log.cohort)} devices sent a vector; mend why they refuse{log.why(log.cohort)}"
+            )
         return log.aggregate(total, survivors, groups=(len(ready),))
 
     def complete(self, records: Iterable[Record]) -> Aggregate:

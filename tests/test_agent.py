@@ -164,9 +164,11 @@ def test_a_refusal_at_any_stage_drops_the_round_and_keeps_the_factor(scenes: Sce
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_what_the_server_calls_off_is_dropped(scenes: Scenes, stage: str) -> None:
+def test_an_abort_from_the_server_is_a_message_of_no_stage_and_ends_the_attempt(
+    scenes: Scenes, stage: str
+) -> None:
     scene = scenes().play_to(stage)
-    reply = scene.ask(stage, 0, Abort(AbortCode.ROUND_OVER))
+    reply = scene.ask(stage, 0, Abort(AbortCode.UNAVAILABLE))
     assert isinstance(reply, Abort)
     assert not scene.is_open(0)
     assert isinstance(scene.ask("keys", 0, scene.announce(attempt=2)), Entry)

@@ -139,7 +139,8 @@ def test_an_honest_server_leaves_out_who_was_told_something_else(scenes: Scenes)
             replace(decode(payload, Announce), factors=bytes(len(decode(payload, Announce).factors)))
         )
 
-    scene.serve(twist=twist)
+    log = scene.serve(twist=twist).journal.logs()[1]
+    assert log.named == {"1001": "keys: keys for another context"}
     second = scene.watched[1]
     assert second.survivors == (1000, 1002, 1003)
     assert second.set_aside == {1001: "keys: keys for another context"}

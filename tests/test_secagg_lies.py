@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from scene import Scene, identity, membership, plain_sum
 
+from penchant.client.secagg import Keyed
 from penchant.common.codec import decode, encode
 from penchant.common.entropy import SeededEntropy
-from penchant.common.errors import NotUnmasked, RoundFailed, TooManyDropouts
-from penchant.common.keys import AgreementKey
+from penchant.common.errors import NotUnmasked, RoundFailed, TooFewDevices, TooManyDropouts
+from penchant.common.keys import AgreementKey, seal
 from penchant.common.messages import (
+    SHARE,
     Abort,
     AbortCode,
     Confirmation,
@@ -23,7 +25,7 @@ from penchant.common.messages import (
     Shares,
     Unmasking,
 )
-from penchant.common.protocol import commitment, entry_text
+from penchant.common.protocol import commitment, entry_text, roster_digest, seal_key, sealed_for
 from penchant.common.shamir import PRIME
 
 N = 10  # t = 7: three may be lost
@@ -70,6 +72,24 @@ def test_silence_and_aborts_at_any_stage(stage: str) -> None:
     assert aggregate.dropped == {stage: (1, LIAR)}
     assert aggregate.aborts == {LIAR: AbortCode.UNAVAILABLE}
     assert aggregate.set_aside == {}
+
+
+def test_an_error_says_what_was_said_and_done() -> None:
+    """What an operator can act on: the codes that came, and who was named for what."""
+    abort = encode(Abort(AbortCode.POLICY))
+
+    def lie(stage: str, node: int, reply: bytes) -> bytes:
+        if stage != "masked":
+            return reply
+        return {0: abort, 1: abort, 2: b"", 3: encode(Abort(AbortCode.SHARES))}.get(node, reply)
+
+    with pytest.raises(TooManyDropouts) as failed:
+        Scene(N).run(lie=lie)
+    assert "; 2 said POLICY; 1 said SHARES; node 2 masked: message too short" in str(failed.value)
+    with pytest.raises(TooFewDevices, match=r"mend why they refuse; 10 said POLICY$"):
+        Scene(N).run(lie=lambda stage, node, reply: abort)
+    with pytest.raises(TooManyDropouts, match=r"more devices$"):
+        Scene(N).run({"masked": range(5)})
 
 
 @pytest.mark.parametrize(
@@ -188,7 +208,8 @@ def test_one_wrong_share_is_set_aside_and_named(lie: Callable[[bytes], bytes], l
     scene = Scene(N)
     aggregate = scene.run({"masked": [5]}, lie=at("unmask", lie, (liar,)))
     if liar < N - 1:  # the last one's shares are not needed, and not looked at, unless one before fails
-        assert aggregate.set_aside == {liar: "unmask: a wrong share"}
+        assert list(aggregate.set_aside) == [liar]
+        assert "is wrong: one of the two lied" in aggregate.set_aside[liar]
     assert (aggregate.total == plain_sum(v for i, v in enumerate(scene.vectors) if i != 5)).all()
 
 
@@ -211,6 +232,67 @@ def test_shares_for_other_devices_than_asked_are_not_used() -> None:
 
 
 # --- dealers who lie ------------------------------------------------------------------------------
+
+
+class CrookedDealers:
+    """Each of some devices seals a share for one receiver that is not on its polynomial. All of it opens, so
+    the receiver can't tell, and passes on at unmasking what it was given."""
+
+    def __init__(self, scene: Scene, receiver_of: dict[int, int]) -> None:
+        self.scene = scene
+        self.receiver_of = receiver_of
+        self.before: dict[int, tuple[Keyed, Roster]] = {}
+
+    def twist(self, stage: str, node: int, request: bytes) -> bytes:
+        if stage == "shares" and node in self.receiver_of:
+            state = self.scene.states[node]
+            assert isinstance(state, Keyed)
+            self.before[node] = state, decode(request, Roster)
+        return request
+
+    def lie(self, stage: str, node: int, reply: bytes) -> bytes:
+        if stage != "shares" or node not in self.receiver_of:
+            return reply
+        (keyed, roster), receiver = self.before[node], self.receiver_of[node]
+        context, digest = keyed.ticket.context, roster_digest(roster)
+        agreed = AgreementKey(keyed.channel_private).agree(roster.entries[receiver].channel_key)
+        key = seal_key(agreed, context, digest, node, receiver)
+        sealed = list(decode(reply, Shares).sealed)
+        wrong = seal(key, bytes(2 * SHARE), sealed_for(context, digest, node, receiver))
+        sealed[receiver - (receiver > node)] = wrong
+        return encode(Shares(tuple(sealed)))
+
+
+def test_who_deals_a_wrong_share_can_not_pass_the_blame_on_for_sure() -> None:
+    """The server sees a share that does not fit, and says that one of the two lied: it can't know which."""
+    scene = Scene(N)
+    crooked = CrookedDealers(scene, {LIAR: 0})
+    aggregate = scene.run({"masked": [5]}, lie=crooked.lie, twist=crooked.twist)
+    told = f"unmask: its share of what member {LIAR + 1} dealt is wrong: one of the two lied"
+    assert aggregate.set_aside == {0: told}
+    assert not aggregate.dropped.get("unmask")
+    assert (aggregate.total == plain_sum(v for i, v in enumerate(scene.vectors) if i != 5)).all()
+
+
+def test_dealers_can_not_wear_honest_devices_out() -> None:
+    """Each of four spoils the share of another honest device: no more than one is wrong for any secret, which
+    is as many as ten replies with t = 7 can correct, however many honest ones look bad by then."""
+    scene = Scene(N)
+    crooked = CrookedDealers(scene, {6: 0, 7: 1, 8: 2, 9: 3})
+    aggregate = scene.run(lie=crooked.lie, twist=crooked.twist)
+    assert set(aggregate.set_aside) == {0, 1, 2, 3}
+    assert (aggregate.total == plain_sum(scene.vectors)).all()
+
+
+def test_two_wrong_shares_of_one_dealer_are_more_than_ten_replies_can_correct() -> None:
+    scene = Scene(N)
+    crooked = CrookedDealers(scene, {LIAR: 0})
+    both = at("unmask", wrong_shares, (1,))
+    with pytest.raises(NotUnmasked, match="can't be rebuilt"):
+        scene.run(
+            lie=lambda stage, node, reply: both(stage, node, crooked.lie(stage, node, reply)),
+            twist=crooked.twist,
+        )
 
 
 def other_commitment(scene: Scene) -> Callable[[bytes], bytes]:
