@@ -61,6 +61,7 @@ class World:
     cohort: int
     policy: FleetPolicy
     newcomers: tuple[Person, ...] = ()  # kept out of the federation
+    batched: bool = True  # texts' frozen parts, many at once; False: each alone, to the bit as a device does
 
     @property
     def run(self) -> bytes:
@@ -266,6 +267,8 @@ def warm(world: World) -> None:
     import torch
 
     torch.set_num_threads(1)  # one thread a client: clients are served side by side, and sums never reorder
+    if not world.batched:
+        return
     model = world.benches.model(world.config.model, world.config.adapter)
     people = (*world.federation.people, *world.newcomers)
     pairs = [pair for p in people for part in (p.train, p.validation, p.test) for pair in part]
