@@ -51,11 +51,16 @@ def files(home: Path, names: list[str]) -> Iterator[tuple[str, Callable[[], Any]
         yield f"write {name}", lambda name=name: os.close(os.open(home / name, os.O_WRONLY))
     yield "make a file in the home", lambda: (home / "paused").write_text("")
     yield "rename the policy", lambda: os.rename(home / "policy.toml", home / "old.toml")
-    yield "link the vault", lambda: os.link(home / "vault.db", f"/tmp/link-{os.getpid()}")
+    yield "link the vault", lambda: link(home / "vault.db", Path(f"/tmp/link-{os.getpid()}"))
     yield (
         "hold the agent's lock",
         lambda: fcntl.flock(os.open(home / "agent.lock", os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB),
     )
+
+
+def link(path: Path, name: Path) -> None:
+    os.link(path, name)
+    name.unlink()
 
 
 def process(pid: int) -> Iterator[tuple[str, Callable[[], Any]]]:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,12 @@ def wait_for(what: str, true: Callable[[], bool], seconds: float) -> None:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """A process with all that it started."""
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:
-        if member.is_running():
-            member.kill()
+    """A process with all that it started, if it still lives."""
+    with suppress(psutil.NoSuchProcess):
+        head = psutil.Process(process.pid)
+        for member in [*head.children(recursive=True), head]:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
     process.wait(20)
 
 
