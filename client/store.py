@@ -87,6 +87,18 @@ class PreferenceStore:
             rows = db.execute("SELECT source, count(*) FROM choices GROUP BY source ORDER BY source")
             return {str(source): int(count) for source, count in rows}
 
+    def unanswered(self, comparisons: Iterable[Preference]) -> list[Preference]:
+        """Those of the comparisons, in order, that were recorded in neither direction."""
+        with self._transaction() as db:
+            known = {bytes(digest) for (digest,) in db.execute("SELECT digest FROM choices")}
+        return [p for p in comparisons if known.isdisjoint((_digest(p), _digest(_turned(p))))]
+
+    def remove(self, preference: Preference) -> bool:
+        """Take one choice back, overwriting its bytes in the file; -> whether it was there."""
+        with self._transaction() as db:
+            done = db.execute("DELETE FROM choices WHERE digest = ?", (_digest(preference),))
+            return done.rowcount == 1
+
     def forget(self) -> int:
         """Delete every choice, overwriting its bytes in the file; -> how many there were."""
         with self._transaction() as db:
@@ -120,6 +132,10 @@ def held_out(preference: Preference) -> bool:
     """Whether this comparison, whichever side won, is kept aside."""
     low, high = sorted((preference.chosen, preference.rejected))
     return hashlib.sha256(_packed("held out", preference.prompt, low, high)).digest()[0] % HELD_OUT_OF == 0
+
+
+def _turned(p: Preference) -> Preference:
+    return Preference(p.prompt, p.rejected, p.chosen)
 
 
 def _digest(p: Preference) -> bytes:

@@ -16,6 +16,7 @@ from penchant.common.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from penchant.client.home import Home, Report
+    from penchant.client.labelling import Labelling, Question
 
 __all__ = ["app"]
 
@@ -41,6 +42,7 @@ Ask = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks for errors.")]
 HERE = Path(DEFAULT_HOME)
+KEYS = "1 or 2: the one you would rather have; s: skip; u: undo the last answer; q: quit."
 
 
 @app.command("import")
@@ -70,6 +72,46 @@ def import_choices(
         print(f"{added.new} new choices recorded, {added.repeated} were there already")
         if report.bad:
             print(report.summary(), file=sys.stderr)
+
+    _guarded(work, debug)
+
+
+@app.command()
+def label(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="What to compare: JSON lines or Parquet, with prompt and responses or in TRL's format; "
+            "with --prompt: responses, one a line."
+        ),
+    ],
+    prompt: Annotated[str | None, typer.Option("--prompt", help="What the lines of FILE respond to.")] = None,
+    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Skip bad rows and say so.")] = False,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+    debug: Debug = False,
+) -> None:
+    """Say, of two responses at a time, which one you would rather have. Each answer is kept at once."""
+
+    def work() -> None:
+        from penchant.client.labelling import Labelling, compared, read_comparisons
+
+        if prompt is None:
+            comparisons, report = read_comparisons(file, "skip" if skip_bad_rows else "refuse")
+            if report.bad:
+                print(report.summary(), file=sys.stderr)
+        else:
+            comparisons = compared(prompt, _lines(str(file)))
+        sitting = Labelling(_open(home, passphrase).store, comparisons)
+        try:
+            if sitting.question:
+                print(f"{sitting.left} to compare. {KEYS}")
+            _ask(sitting)
+        except (EOFError, KeyboardInterrupt):
+            print()
+        print(f"{sitting.recorded} choices recorded, {sitting.skipped} skipped, {sitting.left} left to ask")
+        if sitting.recorded:
+            print("`penchant device train` learns from them")
 
     _guarded(work, debug)
 
@@ -298,6 +340,39 @@ def _open(home: Path, ask: bool) -> Home:
     return Home(home.expanduser(), passphrase)
 
 
+def _ask(sitting: Labelling) -> None:
+    """Question after question until all is answered, or the owner quits."""
+    asked: Question | None = None
+    while (question := sitting.question) is not None:
+        if question is not asked:
+            print(f"\n{_shown(question.prompt)}\n  1  {_shown(question.first)}")
+            print(f"  2  {_shown(question.second)}")
+            asked = question
+        said = _typed("1, 2, s, u, q > ")
+        if said == "q":
+            return
+        if said in ("1", "2"):
+            sitting.choose(said == "1")
+        elif said == "s":
+            sitting.skip()
+        elif said != "u":
+            print(KEYS)
+        elif not sitting.undo():
+            print("there is nothing to undo")
+        if sitting.question is None and _typed("that was the last one; u: undo, Enter: done > ") == "u":
+            sitting.undo()
+            asked = None
+
+
+def _typed(prompt: str) -> str:
+    return input(prompt).strip().lower()
+
+
+def _shown(text: str) -> str:
+    """`text` as a terminal may show it: with its lines, without control characters."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
 def _lines(file: str) -> list[str]:
     if file == "-":
         text = sys.stdin.read()
@@ -367,11 +442,18 @@ def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]
     for column in columns:
         table.add_column(column)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # as text: nobody's words are markup
+        table.add_row(*(Text(_shown(cell)) for cell in row))  # as text: nobody's words are markup
     Console(highlight=False).print(table)
 
 
 def _guarded(work: Callable[[], None], debug: bool) -> None:
     from penchant.deploy.cli import guarded
 
-    guarded(work, debug)
+    def interruptible() -> None:
+        try:
+            work()
+        except KeyboardInterrupt:
+            print("penchant: interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    guarded(interruptible, debug)
