@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from penchant.client.bench import Bench, Benches
 from penchant.client.box import Box
 from penchant.client.policy import OwnerPolicy, checked_factors
-from penchant.client.secagg import Done, Participant, Shared, State
+from penchant.client.secagg import Done, Participant, Role, RoleOf, Shared
 from penchant.client.sessions import MemorySessions, Sessions
 from penchant.client.training import Counts
 from penchant.client.vault import Vault
@@ -111,6 +111,7 @@ class Agent:
         secret: 32 bytes of the device; rounding and local shuffling are derived from it.
         box: seals what is kept at rest.
         verify: how signatures are checked; only a simulator injects another.
+        role: the device's part in the aggregation protocol.
         ahead: trains while the other exchanges go by, instead of when the vector is asked for.
         keep_model: keeps the shared factors beside the personal part, so that the owner can rank offline, and
             counts what leaves by name and bytes.
@@ -129,6 +130,7 @@ class Agent:
         entropy: Entropy,
         box: Box | None = None,
         verify: Verifier = verify,
+        role: RoleOf = Participant,
         sessions: Sessions | None = None,
         clock: Callable[[], float] = time.time,
         ahead: bool = False,
@@ -142,10 +144,12 @@ class Agent:
         self._secret = secret
         self._entropy = entropy
         self._verify = verify
+        self._role = role
         self._clock = clock
         self._keep_model = keep_model
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="train") if ahead else None
         self._trained: Future[_Trained] | None = None
+        self._place = (b"", 0)  # run and round of the last attempt
         self._vector: list[tuple[str, int]] = []  # (name, bytes) of what the last vector held
         self._vault = Vault(home, box)
         self._membership = self._latest(membership)
@@ -225,6 +229,10 @@ class Agent:
     def _status(self, payload: bytes) -> bytes:
         hello = decode(payload, Hello)
         self._vault.settle(hello.run, [(f.round, f.attempt) for f in hello.finished])
+        run, number = self._place
+        if hello.run == run and any(f.round >= number for f in hello.finished):
+            self._sessions.drop()  # that round is over: its secrets are of no use to anybody good
+            self._stop_training()
         ready = self._policy.ready(datetime.now()) and len(self._choices_now().train) > 0
         return encode(Status(ready, self._identity.member))
 
@@ -238,6 +246,7 @@ class Agent:
         finished = [(f.round, f.attempt) for f in announce.finished]
         self._vault.begin(announce.run, announce.round, announce.attempt, finished)
         self._sessions.keep(announce, state)
+        self._place = announce.run, announce.round
         self._trained = self._pool.submit(self._train, task) if self._pool else None
         return reply
 
@@ -316,8 +325,8 @@ class Agent:
         shared, start = bench.parts(factors)
         return _Task(announce, bench, form, shared, start)
 
-    def _participant(self) -> Participant:
-        return Participant(self._identity, self._membership, self._policy.secagg(), self._verify)
+    def _participant(self) -> Role:
+        return self._role(self._identity, self._membership, self._policy.secagg(), self._verify)
 
     def _update_members(self, encoded: bytes) -> None:
         """Take over the list that came with an announcement, durably, or refuse the announcement."""
@@ -342,7 +351,7 @@ class Agent:
 
     # --- working -----------------------------------------------------------------------------------------
 
-    def _in_histogram(self, state: State) -> bool:
+    def _in_histogram(self, state: object) -> bool:
         """Whether the sum will hold so many honest people that this device shows its tenth of accuracy."""
         return isinstance(state, Shared) and (
             self._policy.honest_among(len(state.identities)) >= HONEST_FOR_HISTOGRAM

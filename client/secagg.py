@@ -16,10 +16,10 @@ eprint 2017/281; what goes beyond it says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, Protocol, TypeVar
 
 from penchant.common.codec import U8, U16, U32, Exactly, Many, decode, decode_record, encode, encode_record
 from penchant.common.entropy import Entropy
@@ -81,6 +81,8 @@ __all__ = [
     "Keyed",
     "Masking",
     "Participant",
+    "Role",
+    "RoleOf",
     "SecAggPolicy",
     "Shared",
     "State",
@@ -236,6 +238,35 @@ def _in_state(state: State, kind: type[S]) -> S:
 
 
 # --- the role -------------------------------------------------------------------------------------
+
+
+class Role(Protocol):
+    """What an agent asks of a device's part in an aggregation protocol; another protocol can stand in here.
+
+    One method for each stage, called in whatever order a server likes. Each takes the state that the one
+    before gave, as the agent kept it, and returns the next with the reply, or raises a typed error. `Done`
+    ends the attempt; any other state is nothing to the agent, and is used once. A role whose states are not
+    those of this module keeps them in memory (`sessions.MemorySessions`).
+    """
+
+    def begin(self, announce: Announce, entropy: Entropy, now: int) -> tuple[Any, bytes]:
+        """Answer the announcement. The agent has checked plan, base model and factors."""
+
+    def share(self, state: Any, payload: bytes, entropy: Entropy) -> tuple[Any, bytes]:
+        """Stage shares."""
+
+    def mask(self, state: Any, payload: bytes, vector: Ring) -> tuple[Any, bytes]:
+        """Stage masked. vector: the device's ring elements, uint32 or uint64 [words]."""
+
+    def confirm(self, state: Any, payload: bytes) -> tuple[Any, bytes]:
+        """Stage confirm."""
+
+    def unmask(self, state: Any, payload: bytes) -> tuple[Any, bytes]:
+        """Stage unmask. The agent makes durable that it was asked before the reply leaves."""
+
+
+RoleOf = Callable[[Identity, Membership, SecAggPolicy, Verifier], Role]
+"""The role of a device, by who it is, whom it believes and what its owner allows."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ from penchant.common.codec import encode
 from penchant.common.contribution import Contribution, Form
 from penchant.common.entropy import SeededEntropy
 from penchant.common.errors import PenchantError
-from penchant.common.messages import Abort, AbortCode, Announce, Collect, Hello, Kind
+from penchant.common.messages import Abort, AbortCode, Announce, Collect, Finished, Hello, Kind
 from penchant.deploy import rundir, simulate
 from penchant.deploy.fleet import Fleet
 from penchant.deploy.grid import InProcessGrid
@@ -580,6 +580,21 @@ def test_after_a_round_no_state_of_it_is_left_anywhere_in_memory(opened: Callabl
     fleet.scene.finish("unmask")
     assert states_of(RUN) == {}
     assert not any(vars(agent)["_trained"] for agent in fleet.scene.agents)
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_of_a_round_that_stands_without_the_device_no_state_is_left(
+    opened: Callable[..., Open], stage: str
+) -> None:
+    """It was not asked any further, and the next greeting says that this round, or a later one, is over."""
+    fleet = opened(stage)
+    for i in range(N):
+        fleet.scene.tell("status", i, encode(Hello(RUN, ())))
+        fleet.scene.tell("status", i, encode(Hello(RUN[::-1], (Finished(1, 1),))))
+    assert sum(states_of(RUN).values()) == N
+    for i in range(N):
+        fleet.scene.tell("status", i, encode(Hello(RUN, (Finished(1 + i % 2, 1),))))
+    assert states_of(RUN) == {}
 
 
 @pytest.mark.parametrize("stage", STAGES[1:])
