@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import tracemalloc
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Annotated
 
 import fuzz_messages
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from penchant.common import errors, messages
 from penchant.common.codec import (
@@ -216,6 +220,13 @@ def test_a_short_fuzz_finds_nothing_and_reaches_every_field() -> None:
     """The same target, 10^6 inputs: docs/protocol.md."""
     _, hurt = fuzz_messages.fuzz(15_000, seed=2)
     assert {path for kind in fuzz_messages.MESSAGES for path in fuzz_messages.fields_of(kind)} <= set(hurt)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(st.sampled_from([target for target, _ in fuzz_messages.TARGETS]), st.randoms(use_true_random=False))
+def test_the_same_targets_driven_by_hypothesis(target: Callable[..., str], rng: random.Random) -> None:
+    """Which chooses every choice of theirs, and would shrink a finding to the smallest that shows it."""
+    assert target(rng, Counter()) in ("refused", "accepted")
 
 
 def test_the_fuzzer_would_notice_a_loose_codec(monkeypatch: pytest.MonkeyPatch) -> None:

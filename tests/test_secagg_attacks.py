@@ -5,10 +5,12 @@ Attacks on what the agent checks (plan, factors, durable burning of attempts) ar
 
 from __future__ import annotations
 
+import base64
 import runpy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scene import LENIENT, NOW, RUN, SEED, Scene, announcement, authority, identity, membership
@@ -541,8 +543,30 @@ def test_texts_for_different_purposes_never_coincide() -> None:
     assert roster_digest(Roster(())) != decode(encode(announcement(3)), Announce).base
 
 
-def test_the_demonstration_of_both_attacks(capsys: pytest.CaptureFixture[str]) -> None:
-    """tests/bench/demo_seed_attack.py: it breaks short seeds and naive clients, and fails here."""
-    demo = runpy.run_path(str(Path(__file__).parent / "bench" / "demo_seed_attack.py"))
+@pytest.fixture(scope="module")
+def demo() -> dict[str, Any]:
+    """tests/bench/demo_seed_attack.py."""
+    return runpy.run_path(str(Path(__file__).parent / "bench" / "demo_seed_attack.py"))
+
+
+def test_the_demonstration_of_both_attacks(demo: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """It breaks short seeds and naive clients, and fails here."""
     assert demo["main"](bits=10)
     assert "update recovered: True" in capsys.readouterr().out
+
+
+def test_the_scheme_that_is_demonstrated_is_the_one_that_flwr_ships(demo: dict[str, Any]) -> None:
+    """Fold and generator give the very masks of flwr's own functions, for keys agreed on by its own."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from flwr.common.secure_aggregation.crypto.symmetric_encryption import generate_shared_key
+    from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
+
+    varying = 0
+    for _ in range(50):
+        one, other = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
+        agreed = generate_shared_key(one, other.public_key())
+        seed = demo["folded"](base64.urlsafe_b64decode(agreed))
+        (theirs,) = pseudo_rand_gen(agreed, 2**32, [(64,)])
+        assert (demo["twister"](seed) == theirs).all()
+        varying |= seed
+    assert varying.bit_count() == 28
