@@ -2,15 +2,16 @@
 
     python tests/bench/bench_secagg.py [--full] [--only PART] [--out DIR]
 
-Parts: `groups` (a whole round by group size and vector length), `cohorts` (linear above a group), `masks`
-(expansion and addition against the raw AES-CTR keystream), `unmask` (n=100, d=1M, 30 lost, against its 2,170
-expansions), `flower` (unit costs of SecAgg+ by group size, and what they make a client and the server pay). A
-minute or so; `--full` has groups to 500, vectors to 1M and cohorts to 10,000, and takes a quarter of an hour.
+Parts: `groups` (a whole round by group size and vector length), `cohorts` (linear above a group), `memory`
+(of a device and of the server, each by itself), `masks` (expansion and addition against the raw AES-CTR
+keystream), `unmask` (n=100, d=1M, 30 lost, against its 2,170 expansions), `flower` (unit costs of SecAgg+ by
+group size, and what they make a client and the server pay). A minute or so; `--full` has groups to 500,
+vectors to 1M and cohorts to 10,000, and takes a quarter of an hour.
 Writes secagg.json, secagg.md (all cases as tables) and, with matplotlib, secagg.png.
 
 A round runs in this process with real messages. Three devices verify every signature as a device does, and
 are the ones that are timed; the others remember signatures that held (`SignatureCache`) so that n^2
-verifications of one machine don't drown the rest. For n >= 500 with 1M numbers the other devices send vectors
+verifications of one machine don't drown the rest. For n >= 256 with 1M numbers the other devices send vectors
 without masks, which costs the server the same: its sum is not checked there. Times are medians of the three.
 """
 
@@ -24,6 +25,7 @@ import resource
 import statistics
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -211,6 +213,64 @@ def cohorts(full: bool) -> list[dict[str, Any]]:
     return cases
 
 
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def memory(full: bool) -> list[dict[str, Any]]:
+    """What a device and the server allocate at most, each by itself, d=1M, a tenth lost.
+
+    device_mb: while it answers stage masked, beside its own vector. server_mb: from the arrival of the
+    vectors to the sum. replies_mb: what those weigh, which the server holds until it has added them up.
+    """
+    cases = []
+    for n in (10, 50, 100) if full else (10, 50):
+        cases.append(apart(lambda: allocated(n, 1_000_000, n // 10)))  # noqa: B023 - called at once
+        print(json.dumps(cases[-1]), flush=True)
+    return cases
+
+
+def allocated(n: int, words: int, lost: int) -> dict[str, Any]:
+    """One round, traced where it is heaviest. The others send without masks, which weighs the same."""
+    scene = Scene(n, words=words)
+    masking, device, replies_mb = client.accumulate, 0.0, 0.0
+
+    def exchange(stage: str, requests: Mapping[int, bytes]) -> dict[int, bytes]:
+        nonlocal device, replies_mb
+        replies = {}
+        for node, payload in requests.items():
+            if stage == "masked" and node < lost:
+                continue
+            if stage == "masked" and node == n - 1:
+                client.accumulate = masking
+                tracemalloc.start()
+            elif stage == "masked":
+                client.accumulate = lambda *_, **__: None  # type: ignore[misc]
+            replies[node] = scene.tell(stage, node, payload)
+            if stage == "masked" and node == n - 1:
+                device = tracemalloc.get_traced_memory()[1] / 2**20
+                tracemalloc.stop()
+        if stage == "masked":
+            scene.sent.clear()
+            replies_mb = sum(map(len, replies.values())) / 2**20
+            tracemalloc.start()
+        return replies
+
+    try:
+        scene.server.run(scene.announce, range(n), exchange, scene.journal)
+        server = tracemalloc.get_traced_memory()[1] / 2**20
+    finally:
+        client.accumulate = masking
+        tracemalloc.stop()
+    return {
+        "n": n,
+        "words": words,
+        "lost": lost,
+        "device_mb": device,
+        "server_mb": server,
+        "replies_mb": replies_mb,
+    }
+
+
 # --- the server after dropouts --------------------------------------------------------------------
 
 
@@ -343,6 +403,7 @@ def our_units(n: int, t: int, words: int, seed: bytes) -> dict[str, float]:
 PARTS: dict[str, Callable[[bool], Any]] = {
     "groups": groups,
     "cohorts": cohorts,
+    "memory": memory,
     "masks": masks,
     "unmask": unmask,
     "flower": flower,
@@ -413,6 +474,8 @@ def tables(results: dict[str, Any]) -> str:
     for part, title in (("groups", "By group, a tenth lost"), ("cohorts", "By cohort, in groups")):
         if results.get(part):
             lines += [f"### {title}", "", *case_table(results[part]), ""]
+    if results.get("memory"):
+        lines += ["### Memory, a tenth lost", "", *memory_table(results["memory"]), ""]
     if results.get("flower"):
         lines += ["### flwr's primitives / penchant's, by group", "", *ratio_table(results["flower"]), ""]
     return "\n".join(lines)
@@ -432,6 +495,17 @@ def case_table(cases: list[dict[str, Any]]) -> list[str]:
             f"| {case['masked_bytes_per_word']:.4f} | {up / 1e3:.1f} "
             f"| {sum(case['bytes_down'].values()) / 1e3:.1f} | {case['peak_rss_mb']:.0f} |"
         )
+    return rows
+
+
+def memory_table(cases: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        "| n | d | a device, MiB | the server, MiB | beside the vectors that came, MiB |",
+        "|---|---|---|---|---|",
+    ]
+    for case in cases:
+        sizes = " | ".join(f"{case[name]:.1f}" for name in ("device_mb", "server_mb", "replies_mb"))
+        rows.append(f"| {case['n']} | {case['words']:,} | {sizes} |")
     return rows
 
 
@@ -462,7 +536,7 @@ def main() -> None:
     for part in chosen.only or PARTS:
         print(f"-- {part}", flush=True)
         results[part] = PARTS[part](chosen.full)
-        if part not in ("groups", "cohorts", "flower"):
+        if part in ("masks", "unmask"):
             print(json.dumps(results[part], indent=1), flush=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
     (chosen.out / "secagg.md").write_text(tables(results))
