@@ -12,6 +12,7 @@ __all__ = [
     "CertificateError",
     "CodecError",
     "ConfigError",
+    "ConsoleError",
     "DataError",
     "DeviceError",
     "JournalError",
@@ -133,3 +134,7 @@ class DeviceError(PenchantError):
 
 class JournalError(PenchantError):
     """The journal or a checkpoint can't be read or written."""
+
+
+class ConsoleError(PenchantError):
+    """The operator's console can't keep its own file, or can't do what it was asked for."""

@@ -17,7 +17,7 @@ import typer
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, PenchantError, RunDirectoryError, UsageError
-from penchant.deploy import authority_cli, device, rundir, server_cli
+from penchant.deploy import authority_cli, console_cli, device, rundir, server_cli
 from penchant.deploy.recipes import recipe
 
 __all__ = ["main"]
@@ -151,6 +151,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks for errors.", r
 app.add_typer(device.app, rich_help_panel="Device owner")
 app.add_typer(authority_cli.app, rich_help_panel="Operator")
 app.add_typer(server_cli.app, rich_help_panel="Operator")
+app.add_typer(console_cli.app, rich_help_panel="Operator")
 
 
 @app.callback(invoke_without_command=True)

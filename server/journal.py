@@ -3,6 +3,9 @@
 SQLite (one writer) in the run directory, beside checkpoints in safetensors. Everything that decides
 what a restarted server may do is durable *before* the act: an attempt before its first message, the
 mark "unmasking" before the first unmask request, a checkpoint before its round counts as finished.
+
+What is only shown (stages, devices) is written without waiting for the disk: a crash of the process loses
+none of it, a crash of the machine perhaps the last lines, and no round waits for it.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,6 +40,12 @@ CREATE TABLE IF NOT EXISTS rounds (
 CREATE TABLE IF NOT EXISTS records (
     round INTEGER NOT NULL, attempt INTEGER NOT NULL, seq INTEGER NOT NULL, stage TEXT NOT NULL,
     party TEXT NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (round, attempt, seq)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS stages (
+    round INTEGER NOT NULL, attempt INTEGER NOT NULL, stage TEXT NOT NULL, began REAL NOT NULL, ended REAL,
+    asked INTEGER NOT NULL, answered INTEGER NOT NULL, PRIMARY KEY (round, attempt, stage)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS devices (
+    member INTEGER PRIMARY KEY, node TEXT NOT NULL, seen REAL NOT NULL, joined INTEGER NOT NULL DEFAULT 0,
+    last INTEGER);
 """
 
 _OPEN = ("started", "unmasking")
@@ -171,6 +180,44 @@ class Journal:
         """This round gave nothing and can't be tried again; the next one goes on. Its records are erased."""
         self._move(round, attempt, "skipped", why)
 
+    # --- what is shown, and decides nothing ----------------------------------------------------------
+
+    def stage(self, round: int, attempt: int, stage: str, asked: int) -> None:
+        """A stage begins: `asked` devices have its message."""
+        with self._transaction(durable=False):
+            self._db.execute(
+                "INSERT OR REPLACE INTO stages (round, attempt, stage, began, asked, answered)"
+                " VALUES (?, ?, ?, ?, ?, 0)",
+                (round, attempt, stage, time.time(), asked),
+            )
+
+    def answered(self, round: int, attempt: int, stage: str, answered: int, *, over: bool = False) -> None:
+        """So many devices have answered by now; over: the stage waits for no more."""
+        with self._transaction(durable=False):
+            self._db.execute(
+                "UPDATE stages SET answered = ?, ended = ? WHERE round = ? AND attempt = ? AND stage = ?",
+                (answered, time.time() if over else None, round, attempt, stage),
+            )
+
+    def seen(self, members: Mapping[int, int]) -> None:
+        """These members (number -> node) said that they are ready."""
+        now = time.time()
+        with self._transaction(durable=False):
+            self._db.executemany(
+                "INSERT INTO devices (member, node, seen) VALUES (?, ?, ?)"
+                " ON CONFLICT (member) DO UPDATE SET node = excluded.node, seen = excluded.seen",
+                [(member, str(node), now) for member, node in members.items()],
+            )
+
+    def joined(self, members: Iterable[int], round: int) -> None:
+        """The vectors of these members are in the sum of `round`."""
+        now = time.time()
+        with self._transaction(durable=False):
+            self._db.executemany(
+                "UPDATE devices SET joined = joined + 1, last = ?, seen = ? WHERE member = ?",
+                [(round, now, member) for member in members],
+            )
+
     # --- what a restarted server asks ----------------------------------------------------------------
 
     def rows(self) -> list[RoundRow]:
@@ -209,6 +256,7 @@ class Journal:
         with self._transaction():
             self._db.execute("DELETE FROM rounds WHERE round > ?", (round,))
             self._db.execute("DELETE FROM records WHERE round > ?", (round,))
+            self._db.execute("DELETE FROM stages WHERE round > ?", (round,))
 
     # --- checkpoints ---------------------------------------------------------------------------------
 
@@ -267,9 +315,11 @@ class Journal:
             raise JournalError(f"{self._path}: {error}") from None
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """One change: all of it is durable at the end, or nothing of it happened."""
+    def _transaction(self, *, durable: bool = True) -> Iterator[None]:
+        """One change: all of it is durable at the end (unless it need not be), or nothing of it happened."""
         try:
+            if not durable:
+                self._db.execute("PRAGMA synchronous=NORMAL")  # in WAL mode: no wait for the disk
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -282,6 +332,10 @@ class Journal:
             with suppress(sqlite3.Error):  # a COMMIT that failed is still open
                 self._db.rollback()
             raise JournalError(f"{self._path}: {error}") from None
+        finally:
+            if not durable:
+                with suppress(sqlite3.Error):
+                    self._db.execute("PRAGMA synchronous=FULL")
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -14,9 +14,11 @@ simulation on Ray and over a SuperLink: only the `Grid` differs.
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -28,7 +30,7 @@ from penchant.common.blueprint import Blueprint
 from penchant.common.codec import decode, encode
 from penchant.common.config import Phase, Plan, RunConfig
 from penchant.common.contribution import Form, Sums
-from penchant.common.errors import ConfigError, ProtocolError, RoundFailed, TooFewDevices
+from penchant.common.errors import ConfigError, JournalError, ProtocolError, RoundFailed, TooFewDevices
 from penchant.common.messages import Announce, Finished, Hello, Kind, Status
 from penchant.server.cohort import sample_cohort
 from penchant.server.exchange import Exchange
@@ -39,6 +41,8 @@ from penchant.server.secagg import Aggregate, Aggregation, Record, unmask_asked
 __all__ = ["Run", "Task", "announced_factors", "cohort_size", "federate", "play_round", "run_id"]
 
 Observer = Callable[[RoundLog], None]
+
+COUNT_SECONDS = 0.5  # between two notes of how many devices have answered
 
 
 @dataclass(frozen=True)
@@ -106,12 +110,14 @@ def play_round(run: Run, grid: Grid, number: int, ready: Mapping[int, int]) -> R
     Raises TooFewDevices or another RoundFailed; nothing of a failed attempt is kept.
     """
     task = run.task(number, len(ready))
+    _note_sums(run, task)
     members = sample_cohort(list(ready), task.cohort, seed=run.config.seed, round=number)
+    cohort = {ready[member]: member for member in members}
     while True:
         attempt = run.journal.begin(number, task.plan.phase)
         diary = Diary(run.journal, number, attempt)
         try:
-            return _attempt(run, grid, task, attempt, [ready[member] for member in members], diary)
+            return _attempt(run, grid, task, attempt, cohort, diary)
         except RoundFailed as error:
             if unmask_asked(diary.records()):
                 run.journal.skip(number, attempt, str(error))
@@ -121,8 +127,10 @@ def play_round(run: Run, grid: Grid, number: int, ready: Mapping[int, int]) -> R
                 raise
 
 
-def _attempt(run: Run, grid: Grid, task: Task, attempt: int, nodes: list[int], diary: Diary) -> RoundLog:
-    """One attempt of a round."""
+def _attempt(
+    run: Run, grid: Grid, task: Task, attempt: int, cohort: Mapping[int, int], diary: Diary
+) -> RoundLog:
+    """One attempt of a round. cohort: node -> member."""
     began = time.monotonic()
     shared = _shared(run, task)
     announce = _announce(run, task, attempt, shared)
@@ -131,13 +139,18 @@ def _attempt(run: Run, grid: Grid, task: Task, attempt: int, nodes: list[int], d
     def exchange(stage: str, payloads: Mapping[int, bytes]) -> Mapping[int, bytes]:
         if stage == "confirm":  # the survivors are known, and nothing is revealed yet
             _enough(run, len(payloads))
-        return wire(stage, payloads)
+        diary.asked(stage, len(payloads))
+        replies = wire(stage, payloads)
+        diary.over(stage, len(replies))
+        return replies
 
-    aggregate = run.aggregation.run(announce, nodes, exchange, diary)
+    aggregate = run.aggregation.run(announce, list(cohort), exchange, diary)
     _enough(run, len(aggregate.survivors))
     log = _conclude(run, task, attempt, shared, aggregate)
     log = replace(log, seconds=time.monotonic() - began, bytes_up=wire.bytes_up, bytes_down=wire.bytes_down)
     run.journal.finish(log, _moved(run, task, shared, task.form.read(aggregate.total)))
+    with suppress(JournalError):  # the round stands
+        run.journal.joined([cohort[node] for node in aggregate.survivors], task.number)
     run.observe(log)
     return log
 
@@ -245,17 +258,29 @@ def _conclude(run: Run, task: Task, attempt: int, shared: Shared, aggregate: Agg
     )
 
 
+def _note_sums(run: Run, task: Task) -> None:
+    """Note what the sums of this phase are made of, for whoever asks what the server sees."""
+    key = f"sums {task.plan.phase}"
+    if run.journal.fact(key) is None:
+        tensors = () if task.plan.phase == "close" else task.split.shared.specs
+        parts: list[tuple[str, tuple[int, ...]]] = [(spec.name, spec.shape) for spec in tensors]
+        parts += [(counter.name, ()) for counter in task.form.quantiser.counters]
+        run.journal.note(key, json.dumps(parts))
+
+
 def _finished(journal: Journal) -> tuple[Finished, ...]:
     return tuple(Finished(number, attempt) for number, attempt in journal.finished())
 
 
 class Diary:
-    """One attempt's lines in the journal: what completing it after a crash would need."""
+    """One attempt's lines in the journal: what completing it after a crash would need, and how far it is."""
 
     def __init__(self, journal: Journal, number: int, attempt: int) -> None:
         self._journal = journal
         self._place = (number, attempt)
         self._kept: set[tuple[str, int]] = set()
+        self._answered = 0  # in this stage
+        self._told = 0.0
 
     def record(self, kind: str, key: int, payload: bytes) -> None:
         """Keep a line durably, once; "asked" also marks the attempt as past unmasking."""
@@ -267,9 +292,27 @@ class Diary:
         self._kept.add((kind, key))
 
     def arrived(self, stage: str, node: int, payload: bytes) -> None:
-        """Keep an unmask reply on its arrival."""
+        """Keep an unmask reply on its arrival; count the others now and then."""
         if stage == "unmask":
             self.record("reply", node, payload)
+        self._answered += 1
+        if time.monotonic() - self._told >= COUNT_SECONDS:
+            self._tell(lambda: self._journal.answered(*self._place, stage, self._answered))
+
+    def asked(self, stage: str, devices: int) -> None:
+        """Show that a stage begins."""
+        self._answered = 0
+        self._tell(lambda: self._journal.stage(*self._place, stage, devices))
+
+    def over(self, stage: str, answered: int) -> None:
+        """Show that a stage is over."""
+        self._tell(lambda: self._journal.answered(*self._place, stage, answered, over=True))
+
+    def _tell(self, what: Callable[[], None]) -> None:
+        """Write what is only shown: a round does not fail for it."""
+        with suppress(JournalError):
+            what()
+        self._told = time.monotonic()
 
     def records(self) -> list[Record]:
         """All lines of the attempt."""
@@ -295,6 +338,7 @@ class Roll:
         """Tell `nodes` which rounds stand, so that they commit what they staged; note who is ready."""
         hello = encode(Hello(self._run.run, _finished(self._run.journal)))
         wire = Exchange(self._grid, self._run.config.federation.deadline_seconds, "status")
+        ready: dict[int, int] = {}  # member -> node
         for node, payload in wire("status", dict.fromkeys(nodes, hello)).items():
             try:
                 status = decode(payload, Status)
@@ -302,6 +346,9 @@ class Roll:
                 continue
             if status.ready:
                 self._known[node] = status.member
+                ready[status.member] = node
+        with suppress(JournalError):  # only shown
+            self._run.journal.seen(ready)
 
 
 def cohort_size(config: RunConfig, people: int) -> int:

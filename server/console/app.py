@@ -1,0 +1,264 @@
+"""The console as one ASGI application. `PAGES` and `ACTIONS` are all there is, and what tests go through."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from penchant.server.console import pages
+from penchant.server.console.live import live
+from penchant.server.console.operations import Operations
+from penchant.server.console.store import Role, Store
+from penchant.server.console.web import (
+    Desk,
+    Refused,
+    Shield,
+    View,
+    action,
+    address_of,
+    digest,
+    fresh_token,
+    local,
+    page,
+    read_form,
+    secure_form,
+    visit_of,
+)
+from penchant.server.console.words import FILTERS, duration
+
+__all__ = ["ACTIONS", "LIVE", "PAGES", "build_app"]
+
+log = logging.getLogger(__name__)
+HERE = Path(__file__).parent
+
+PAGES: Sequence[tuple[str, View, Role]] = (
+    ("/", pages.overview, "viewer"),
+    ("/runs", pages.runs, "viewer"),
+    ("/runs/compare", pages.compare, "viewer"),
+    ("/runs/new", pages.new, "operator"),
+    ("/runs/{id}", pages.run, "viewer"),
+    ("/runs/{id}/delete", pages.confirm_delete, "operator"),
+    ("/devices", pages.devices, "viewer"),
+    ("/privacy", pages.privacy, "viewer"),
+    ("/releases", pages.releases, "viewer"),
+    ("/releases/{id}/{round}.zip", pages.download, "viewer"),
+    ("/audit", pages.audit, "viewer"),
+)
+
+ACTIONS: Sequence[tuple[str, View, str]] = (
+    ("/runs/new", pages.start, "start a run"),
+    ("/runs/{id}/stop", pages.stop, "stop a run"),
+    ("/runs/{id}/resume", pages.resume, "resume a run"),
+    ("/runs/{id}/delete", pages.delete, "delete a run"),
+    ("/devices/{id}/tokens", pages.invite, "hand out a token"),
+    ("/devices/{id}/revocations", pages.ask_revocation, "ask for a revocation"),
+    ("/releases/{id}/promote", pages.promote, "promote a release"),
+    ("/releases/{id}/rollback", pages.roll_back, "roll a release back"),
+)
+
+LIVE = (("/live", pages.live_overview), ("/runs/{id}/live", pages.live_run))
+
+
+def build_app(
+    store: Store, operations: Operations, *, hosts: frozenset[str], https: bool = False
+) -> Starlette:
+    """The application. hosts: names and ports under which browsers may ask; https: whether by TLS."""
+    desk = Desk(store, operations, templates(), hosts, https)
+    routes = [
+        Route("/login", login_page(desk), methods=["GET"]),
+        Route("/login", login(desk), methods=["POST"]),
+        Route("/logout", logout(desk), methods=["POST"]),
+        Route("/healthz", healthy, methods=["GET"]),
+        Route("/runs/check", check(desk), methods=["POST"]),
+    ]
+    routes += [Route(path, live(desk, view), methods=["GET"]) for path, view in LIVE]
+    routes += [Route(path, page(desk, view, role), methods=["GET"]) for path, view, role in PAGES]
+    routes += [Route(path, action(desk, view, name), methods=["POST"]) for path, view, name in ACTIONS]
+    routes.append(Route("/static/{name:path}", static, methods=["GET"]))
+    app = Starlette(routes=routes, exception_handlers={HTTPException: nothing_here, Exception: broken})
+    app.add_middleware(Shield, hosts=hosts, https=https)
+    return app
+
+
+def templates() -> Environment:
+    """The pages' templates: every text escaped, every name known."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(FILTERS)
+    environment.globals["asset"] = asset
+    return environment
+
+
+@cache
+def files() -> dict[str, tuple[bytes, str]]:
+    """Style sheet, scripts and icon: name -> (what it holds, its type). There are no others to ask for."""
+    folder = HERE / "static"
+    found = [path for path in folder.rglob("*") if path.suffix in TYPES]
+    return {path.relative_to(folder).as_posix(): (path.read_bytes(), TYPES[path.suffix]) for path in found}
+
+
+TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+
+@cache
+def asset(name: str) -> str:
+    """The address of a file of ours: another one when it holds something else."""
+    return f"/static/{name}?{digest(files()[name][0])}"
+
+
+async def static(request: Request) -> Response:
+    """One of our files, which browsers may keep for good."""
+    found = files().get(request.path_params["name"])
+    if found is None:
+        raise HTTPException(404)
+    return Response(
+        found[0], media_type=found[1], headers={"cache-control": "public, max-age=31536000, immutable"}
+    )
+
+
+# --- logging in and out ---------------------------------------------------------------------------
+
+
+def login_page(desk: Desk):  # type: ignore[no-untyped-def]
+    """The entrance."""
+
+    async def endpoint(request: Request) -> Response:
+        if await run_in_threadpool(visit_of, desk, request):
+            return RedirectResponse(local(request.query_params.get("next", "/")), 303)
+        return _entrance(desk, request, request.query_params.get("next", "/"))
+
+    return endpoint
+
+
+def _entrance(
+    desk: Desk, request: Request, after: str, error: str = "", name: str = "", status: int = 200
+) -> Response:
+    token = request.cookies.get(f"{desk.cookie}-form") or fresh_token()
+    template = desk.templates.get_template("login.html.j2")
+    nobody = not desk.store.accounts()
+    text = template.render(csrf=secure_form(token), after=local(after), error=error, name=name, nobody=nobody)
+    response = HTMLResponse(text, status)
+    desk.set_cookie(response, f"{desk.cookie}-form", token)
+    return response
+
+
+def login(desk: Desk):  # type: ignore[no-untyped-def]
+    """Let somebody in, or not; both are in the audit."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            form = await read_form(request)
+        except Refused as refused:
+            return PlainTextResponse(str(refused), refused.status)
+        return await run_in_threadpool(_let_in, desk, request, form)
+
+    return endpoint
+
+
+def _let_in(desk: Desk, request: Request, form: dict[str, str]) -> Response:
+    name, address = form.get("name", "").strip()[:64], address_of(request)
+    after = local(form.get("next", "/"))
+    own = request.cookies.get(f"{desk.cookie}-form", "")
+    if not own or not hmac.compare_digest(form.get("csrf", "").encode(), secure_form(own).encode()):
+        return _entrance(desk, request, after, "This form is too old. Try once more.", name, 403)
+    wait = desk.store.wait(name, address)
+    if wait > 0:
+        desk.store.note(name, address, "log in", "", "refused: too many tries")
+        text = f"Too many tries. The next one is looked at in {duration(max(wait, 1.0))}."
+        response = _entrance(desk, request, after, text, name, 429)
+        response.headers["retry-after"] = str(int(wait) + 1)
+        return response
+    token = desk.store.login(name, form.get("password", ""), address)
+    if token is None:
+        desk.store.note(name, address, "log in", "", "refused: wrong name or password")
+        return _entrance(desk, request, after, "Name or password is wrong.", name, 401)
+    desk.store.note(name, address, "log in", "")
+    response = RedirectResponse(after, 303)
+    desk.set_cookie(response, desk.cookie, token)
+    response.delete_cookie(f"{desk.cookie}-form", path="/", secure=desk.https, httponly=True)
+    return response
+
+
+def logout(desk: Desk):  # type: ignore[no-untyped-def]
+    """Let somebody out."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            form = await read_form(request)
+        except Refused as refused:
+            return PlainTextResponse(str(refused), refused.status)
+
+        def work() -> Response:
+            visit = visit_of(desk, request)
+            if visit is not None:
+                if not hmac.compare_digest(form.get("csrf", "").encode(), visit.csrf.encode()):
+                    return PlainTextResponse("This form is too old, or not ours.", 403)
+                desk.store.logout(visit.session)
+                desk.store.note(visit.name, visit.address, "log out", "")
+            response = RedirectResponse("/login", 303)
+            response.delete_cookie(desk.cookie, path="/", secure=desk.https, httponly=True)
+            return response
+
+        return await run_in_threadpool(work)
+
+    return endpoint
+
+
+def check(desk: Desk):  # type: ignore[no-untyped-def]
+    """The verdict on a configuration that somebody writes: no action, so no line in the audit."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            form = await read_form(request)
+        except Refused as refused:
+            return PlainTextResponse(str(refused), refused.status)
+
+        def work() -> Response:
+            visit = visit_of(desk, request)
+            if visit is None:
+                return Response(status_code=401, headers={"HX-Redirect": "/login"})
+            right = hmac.compare_digest(form.get("csrf", "").encode(), visit.csrf.encode())
+            if not visit.operator or not right:
+                return PlainTextResponse("Not for you, or too old.", 403)
+            visit.form = form
+            return pages.check(visit)
+
+        return await run_in_threadpool(work)
+
+    return endpoint
+
+
+async def healthy(request: Request) -> Response:
+    """For whoever watches the process: it answers."""
+    return PlainTextResponse("ok\n")
+
+
+# --- what is not there, and what broke ------------------------------------------------------------
+
+
+async def nothing_here(request: Request, error: Exception) -> Response:
+    """An address without a page."""
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    return PlainTextResponse("There is nothing here.\n" if status == 404 else "Not like this.\n", status)
+
+
+async def broken(request: Request, error: Exception) -> Response:
+    """A fault of ours: named in the log, without what was sent."""
+    log.error("%s %s: %s", request.method, request.url.path, type(error).__name__)
+    return PlainTextResponse("Something broke here. The log names it.\n", 500)

@@ -1,0 +1,128 @@
+"""What the console can have done, and what it can ask for, beside reading journals.
+
+The console is the server's; starting simulations, Flower's control interface and enrolment are composed in
+`penchant.deploy`, which hands in one object of this shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from penchant.common.config import RunConfig
+from penchant.server.console.facts import Place, Work
+from penchant.server.releases import Release
+
+__all__ = ["Enrolment", "Node", "Operations", "Revocation", "Token"]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A device's connection, as the SuperLink knows it. since: Unix seconds of the last change."""
+
+    online: bool
+    since: float | None
+
+
+@dataclass(frozen=True)
+class Token:
+    """An invitation. label: whom it is for. made, expires: Unix seconds. state: "open", "expired",
+    "waiting" for the authority, "enrolled" or "out". member: who came with it. text: what the device's owner
+    types or scans; shown once."""
+
+    id: str
+    label: str
+    made: float
+    expires: float
+    state: str = "open"
+    member: int | None = None
+    text: str = field(default="", repr=False)
+
+    @property
+    def look(self) -> str:
+        """How its state is shown."""
+        return {"enrolled": "good", "waiting": "warn", "out": "bad"}.get(self.state, "")
+
+
+@dataclass(frozen=True)
+class Revocation:
+    """Somebody asked to take a member out. signed: the number of the authority's list that did, or None
+    while it is pending."""
+
+    member: int
+    why: str
+    by: str
+    at: float
+    signed: int | None
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    """Who belongs to a fleet. list_number, expires: of the authority's list that the server holds."""
+
+    members: int
+    revoked: frozenset[int]
+    list_number: int
+    expires: float
+
+
+class Operations(Protocol):
+    """Everything that a page may do. Each raises a PenchantError of one line when it can't."""
+
+    def places(self) -> Sequence[Place]:
+        """All runs, the one that moved last first."""
+
+    def work(self, places: Sequence[Place]) -> Mapping[str, Work]:
+        """place id -> whether something works on it."""
+
+    def recipes(self) -> Mapping[str, str]:
+        """Name -> configuration in TOML to start from."""
+
+    def check(self, toml: str) -> RunConfig:
+        """The configuration that a text makes; ConfigError when it can't be run from here."""
+
+    def start(self, name: str, toml: str) -> Place:
+        """Begin a new simulated run."""
+
+    def stop(self, place: Place) -> None:
+        """Stop what works on it; finished rounds stand."""
+
+    def resume(self, place: Place) -> None:
+        """Go on after the last finished round."""
+
+    def delete(self, place: Place) -> None:
+        """Remove its directory, for good."""
+
+    def log(self, place: Place, lines: int) -> Sequence[str]:
+        """The last lines that the server of this run said."""
+
+    def nodes(self, place: Place) -> Mapping[str, Node] | None:
+        """node id -> connection; None when no SuperLink can be asked."""
+
+    def enrolment(self, place: Place) -> Enrolment | None:
+        """Of a served run; None for a simulation."""
+
+    def tokens(self, place: Place) -> Sequence[Token]:
+        """Invitations, the latest first, without their text."""
+
+    def invite(self, place: Place, label: str, days: int) -> Token:
+        """A new invitation, with its text."""
+
+    def revocations(self, place: Place) -> Sequence[Revocation]:
+        """What was asked for, the latest first."""
+
+    def ask_revocation(self, place: Place, member: int, why: str, by: str) -> None:
+        """Ask the authority to take a member out."""
+
+    def releases(self, place: Place) -> Sequence[Release]:
+        """Promoted versions, the latest first."""
+
+    def promote(self, place: Place, round: int, by: str) -> Release:
+        """Make a round's shared adapter the current release."""
+
+    def roll_back(self, place: Place, number: int, by: str) -> Release:
+        """Make an earlier release the current one again."""
+
+    def export(self, place: Place, round: int) -> bytes:
+        """A ZIP file with a round's shared adapter in peft's format."""

@@ -1,0 +1,333 @@
+"""What the console itself remembers: accounts, sessions, tries to log in, and who did what.
+
+One SQLite file that only its owner can read. Of a password it holds a scrypt hash, of a session's token a
+SHA-256: who reads the file can't log in with it. The audit only grows, and each line is bound to the one
+before by a hash, so that a line that was changed or taken out later shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from penchant.common.errors import ConsoleError, UsageError
+from penchant.server.console import passwords
+
+__all__ = ["ROLES", "Account", "Deed", "Role", "Session", "Store", "default_state"]
+
+Role = Literal["viewer", "operator"]
+ROLES: tuple[Role, ...] = ("viewer", "operator")
+
+IDLE_SECONDS = 2 * 3600.0
+SESSION_SECONDS = 12 * 3600.0
+WINDOW_SECONDS = 900.0  # in which tries to log in are counted
+TRIES = 5  # that fail for one account from one address, before it has to wait
+TRIES_ADDRESS = 20  # from one address, whatever account
+TRIES_ACCOUNT = 50  # for one account, wherever from
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS accounts (
+    name TEXT PRIMARY KEY, role TEXT NOT NULL CHECK (role IN ('viewer', 'operator')),
+    password TEXT NOT NULL, made REAL NOT NULL, used REAL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sessions (
+    digest TEXT PRIMARY KEY, account TEXT NOT NULL REFERENCES accounts (name) ON DELETE CASCADE,
+    began REAL NOT NULL, used REAL NOT NULL, flash TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tries (at REAL NOT NULL, account TEXT NOT NULL, address TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS deeds (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, account TEXT NOT NULL, address TEXT NOT NULL,
+    action TEXT NOT NULL, target TEXT NOT NULL, outcome TEXT NOT NULL, detail TEXT NOT NULL,
+    begun INTEGER, chain TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS begun_deeds ON deeds (begun);
+CREATE TABLE IF NOT EXISTS jobs (
+    place TEXT PRIMARY KEY, job TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Account:
+    """One who may log in. made, used: Unix seconds."""
+
+    name: str
+    role: Role
+    made: float
+    used: float | None
+
+
+@dataclass(frozen=True)
+class Session:
+    """A browser that is logged in."""
+
+    account: Account
+    digest: str  # of its token
+
+
+@dataclass(frozen=True)
+class Deed:
+    """One line of the audit. outcome: "begun", "done", or why it was not."""
+
+    number: int
+    at: float
+    account: str
+    address: str
+    action: str
+    target: str
+    outcome: str
+    detail: str
+
+
+def default_state() -> Path:
+    """Where the console keeps its own file unless it is told: the user's state directory (XDG)."""
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "penchant" / "console"
+
+
+class Store:
+    """The console's file in its state directory. Thread-safe."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open it, making it if there is none; ConsoleError when that fails."""
+        self.directory = directory
+        self._path = directory / "console.db"
+        self._lock = threading.RLock()
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not self._path.exists():
+                self._path.touch(mode=0o600)
+            self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=30)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("PRAGMA foreign_keys=ON")
+            self._db.executescript(_SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise ConsoleError(f"can't open {self._path}: {error}") from None
+
+    def close(self) -> None:
+        """Close the file; nothing is pending."""
+        self._db.close()
+
+    # --- accounts ------------------------------------------------------------------------------------
+
+    def add(self, name: str, role: str, password: str) -> None:
+        """A new account. UsageError when the name is taken or unfit, the role unknown, the password weak."""
+        if not _NAME.fullmatch(name):
+            raise UsageError(
+                "an account's name is 1 to 32 of a-z, 0-9, '.', '_' and '-', a letter or digit first"
+            )
+        if role not in ROLES:
+            raise UsageError(f"a role is one of {', '.join(ROLES)}")
+        passwords.refuse_weak(password)
+        with self._transaction():
+            if self._one("SELECT 1 FROM accounts WHERE name = ?", name):
+                raise UsageError(f"there is an account {name} already; give it a password with `passwd`")
+            self._db.execute(
+                "INSERT INTO accounts (name, role, password, made) VALUES (?, ?, ?, ?)",
+                (name, role, passwords.hashed(password), time.time()),
+            )
+
+    def passwd(self, name: str, password: str) -> None:
+        """Another password; whoever is logged in under the old one is out. UsageError for no such account."""
+        passwords.refuse_weak(password)
+        with self._transaction():
+            done = self._db.execute(
+                "UPDATE accounts SET password = ? WHERE name = ?", (passwords.hashed(password), name)
+            )
+            if done.rowcount != 1:
+                raise UsageError(f"there is no account {name!r}")
+            self._db.execute("DELETE FROM sessions WHERE account = ?", (name,))
+
+    def remove(self, name: str) -> None:
+        """Take an account away, and its sessions. UsageError for no such account."""
+        with self._transaction():
+            if self._db.execute("DELETE FROM accounts WHERE name = ?", (name,)).rowcount != 1:
+                raise UsageError(f"there is no account {name!r}")
+
+    def accounts(self) -> list[Account]:
+        """All accounts by name."""
+        rows = self._all("SELECT name, role, made, used FROM accounts ORDER BY name")
+        return [Account(*row) for row in rows]
+
+    # --- logging in ----------------------------------------------------------------------------------
+
+    def wait(self, name: str, address: str) -> float:
+        """Seconds until another try is looked at; 0: now."""
+        since = time.time() - WINDOW_SECONDS
+        rows = self._all(
+            "SELECT at, account = ? AND address = ?, address = ?, account = ? FROM tries"
+            " WHERE at > ? AND (account = ? OR address = ?) ORDER BY at DESC",
+            name, address, address, name, since, name, address,
+        )  # fmt: skip
+        longest = 0.0
+        for column, most in ((1, TRIES), (2, TRIES_ADDRESS), (3, TRIES_ACCOUNT)):
+            times = [row[0] for row in rows if row[column]]
+            if len(times) >= most:  # until the last `most` of them no longer all lie in the window
+                longest = max(longest, times[most - 1] - since)
+        return longest
+
+    def login(self, name: str, password: str, address: str) -> str | None:
+        """A new session's token, or None for a wrong name or password; both take equally long."""
+        row = self._one("SELECT password FROM accounts WHERE name = ?", name)
+        right = passwords.check(password, row[0] if row else _NOBODY)
+        now = time.time()
+        with self._transaction():
+            if not right or row is None:
+                self._db.execute("INSERT INTO tries VALUES (?, ?, ?)", (now, name[:64], address))
+                self._db.execute("DELETE FROM tries WHERE at < ?", (now - WINDOW_SECONDS,))
+                return None
+            self._db.execute("DELETE FROM tries WHERE account = ? AND address = ?", (name, address))
+            self._db.execute("DELETE FROM sessions WHERE began < ?", (now - SESSION_SECONDS,))
+            self._db.execute("UPDATE accounts SET used = ? WHERE name = ?", (now, name))
+            token = secrets.token_urlsafe(32)
+            self._db.execute(
+                "INSERT INTO sessions (digest, account, began, used) VALUES (?, ?, ?, ?)",
+                (_digest(token), name, now, now),
+            )
+        return token
+
+    def session(self, token: str) -> Session | None:
+        """The session of a token, unless it is over."""
+        now = time.time()
+        row = self._one(
+            "SELECT name, role, made, accounts.used, digest, sessions.used FROM sessions"
+            " JOIN accounts ON name = account WHERE digest = ? AND began > ? AND sessions.used > ?",
+            _digest(token), now - SESSION_SECONDS, now - IDLE_SECONDS,
+        )  # fmt: skip
+        if row is None:
+            return None
+        if now - row[5] > 60:  # not a write for every request
+            with self._transaction():
+                self._db.execute("UPDATE sessions SET used = ? WHERE digest = ?", (now, row[4]))
+        return Session(Account(*row[:4]), row[4])
+
+    def logout(self, session: Session) -> None:
+        """End a session."""
+        with self._transaction():
+            self._db.execute("DELETE FROM sessions WHERE digest = ?", (session.digest,))
+
+    def tell(self, session: Session, text: str) -> None:
+        """Say this on the next page that the session sees."""
+        with self._transaction():
+            self._db.execute("UPDATE sessions SET flash = ? WHERE digest = ?", (text, session.digest))
+
+    def told(self, session: Session) -> str | None:
+        """What is to be said now, once."""
+        row = self._one("SELECT flash FROM sessions WHERE digest = ?", session.digest)
+        if row is None or row[0] is None:
+            return None
+        with self._transaction():
+            self._db.execute("UPDATE sessions SET flash = NULL WHERE digest = ?", (session.digest,))
+        return str(row[0])
+
+    # --- who did what --------------------------------------------------------------------------------
+
+    def note(
+        self,
+        account: str,
+        address: str,
+        action: str,
+        target: str,
+        outcome: str = "done",
+        detail: str = "",
+        begun: int | None = None,
+    ) -> int:
+        """A line of the audit, durable when this returns; -> its number. begun: the line this one ends."""
+        values = (time.time(), account, address, action, target[:300], outcome[:300], detail[:2000], begun)
+        with self._transaction():
+            row = self._one("SELECT chain FROM deeds ORDER BY number DESC LIMIT 1")
+            made = self._db.execute(
+                "INSERT INTO deeds (at, account, address, action, target, outcome, detail, begun, chain)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*values, _chained(row[0] if row else "", values)),
+            )
+        return int(made.lastrowid or 0)
+
+    def deeds(self, *, limit: int = 50, before: int | None = None, account: str = "") -> list[Deed]:
+        """Lines of the audit, the latest first; before: only those with a smaller number.
+
+        What was begun is listed only as long as its end is not.
+        """
+        rows = self._all(
+            "SELECT number, at, account, address, action, target, outcome, detail FROM deeds"
+            " WHERE number < ? AND (? = '' OR account = ?)"
+            " AND NOT EXISTS (SELECT 1 FROM deeds AS ends WHERE ends.begun = deeds.number)"
+            " ORDER BY number DESC LIMIT ?",
+            before or 2**62, account, account, limit,
+        )  # fmt: skip
+        return [Deed(*row) for row in rows]
+
+    def broken(self) -> int | None:
+        """The number of the first line that is not what was written, or after which one is missing."""
+        chain = ""
+        rows = self._all(
+            "SELECT number, at, account, address, action, target, outcome, detail, begun, chain FROM deeds"
+            " ORDER BY number"
+        )
+        for number, *values, kept in rows:
+            chain = _chained(chain, tuple(values))
+            if chain != kept:
+                return int(number)
+        return None
+
+    # --- what runs on the console's behalf -----------------------------------------------------------
+
+    def keep_job(self, place: str, job: dict[str, Any] | None) -> None:
+        """Remember what works on a run; None: nothing any more."""
+        with self._transaction():
+            self._db.execute("DELETE FROM jobs WHERE place = ?", (place,))
+            if job is not None:
+                self._db.execute("INSERT INTO jobs VALUES (?, ?)", (place, json.dumps(job)))
+
+    def jobs(self) -> dict[str, dict[str, Any]]:
+        """place -> what works on it, or worked last."""
+        return {place: json.loads(job) for place, job in self._all("SELECT place, job FROM jobs")}
+
+    # --- SQLite --------------------------------------------------------------------------------------
+
+    def _one(self, query: str, *values: object) -> Any:
+        rows = self._all(query, *values)
+        return rows[0] if rows else None
+
+    def _all(self, query: str, *values: object) -> list[Any]:
+        try:
+            with self._lock:
+                return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise ConsoleError(f"{self._path}: {error}") from None
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """One change: all of it is durable at the end, or nothing of it happened."""
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield
+                    self._db.execute("COMMIT")
+                finally:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+            except sqlite3.Error as error:
+                raise ConsoleError(f"{self._path}: {error}") from None
+
+
+_NOBODY = f"scrypt${passwords.COST}${passwords.BLOCK}${passwords.LANES}${'00' * 16}${'00' * 32}"
+"""What a password is held against where there is no account: as much work, never right."""
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _chained(before: str, values: tuple[Any, ...]) -> str:
+    return hashlib.sha256(json.dumps([before, *values]).encode()).hexdigest()
