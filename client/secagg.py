@@ -118,10 +118,14 @@ class SecAggPolicy:
         """Raise `PolicyRefusal` unless a group of `n` keeps n >= 3c + 1 and t - c >= min_honest."""
         c, t = self.max_colluders, threshold(n)
         if n < 3 * c + 1:
-            raise PolicyRefusal(f"{n} devices in the group; with {c} colluders it takes {3 * c + 1}")
+            raise PolicyRefusal(
+                f"{n} devices in the group; with {c} colluders it takes {3 * c + 1}: wait for a larger "
+                "one, or lower max_colluders in the policy"
+            )
         if t - c < self.min_honest:
             raise PolicyRefusal(
-                f"{n} devices in the group leave {t - c} honest ones in the sum, {self.min_honest} are needed"
+                f"{n} devices in the group leave {t - c} honest ones in the sum, {self.min_honest} are "
+                "needed: wait for a larger one, or lower min_honest in the policy"
             )
 
 
@@ -382,12 +386,17 @@ class Participant:
     def _check_entry(self, entry: Entry, context: bytes) -> None:
         member = entry.certificate.member
         if entry.context != context:
-            raise AgreementError(f"member {member} was told something else: context digests differ")
+            raise AgreementError(
+                f"member {member} was told something else: context digests differ; if it goes "
+                "on, distrust the server"
+            )
         self.membership.check(entry.certificate)
         check_point(entry.mask_key)
         check_point(entry.channel_key)
         if not self.verify(entry.certificate.public_key, entry_text(entry), entry.signature):
-            raise SignatureError(f"member {member}'s entry is not signed by its identity")
+            raise SignatureError(
+                f"member {member}'s entry is not signed by its identity; if it goes on, distrust the server"
+            )
 
     def mask(self, state: State, payload: bytes, vector: Ring) -> tuple[Masking | Done, bytes]:
         """Stage masked (figure 4, round 2, MaskedInputCollection): add self mask and pairwise masks over U2.
@@ -515,7 +524,9 @@ def _check_subset(part: Sequence[int], whole: Iterable[int], name: str, of: str)
 
 def _refuse_few(count: int, n: int, name: str) -> None:
     if count < threshold(n):
-        raise PolicyRefusal(f"{name}: {count} of {n} devices, {threshold(n)} are needed")
+        raise PolicyRefusal(
+            f"{name}: {count} of {n} devices, {threshold(n)} are needed; wait for the next round"
+        )
 
 
 def _open_shares(shared: Shared, delivery: Delivery) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:

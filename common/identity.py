@@ -281,8 +281,13 @@ class Membership:
         """
         member, key = certificate.member, certificate.public_key
         if not self._verify(self.authority, _certificate_text(member, key), certificate.signature):
-            raise CertificateError(f"member {member}'s certificate is not signed by this fleet's authority")
+            raise CertificateError(
+                f"member {member}'s certificate is not signed by this fleet's authority; leave it out"
+            )
         if member in self._revoked:
-            raise MembershipError(f"member {member} is revoked by list {self.number}")
+            raise MembershipError(f"member {member} is revoked by list {self.number}; it has to be left out")
         if self._keys.get(member) != key:
-            raise MembershipError(f"member {member} is not on member list {self.number} with this key")
+            raise MembershipError(
+                f"member {member} is not on member list {self.number} with this key; publish a newer "
+                "list, or leave it out"
+            )
