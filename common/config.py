@@ -203,6 +203,7 @@ class FederationConfig(Section):
     cohort: int = 0  # clients a round; 0: a third of the people, at least ten
     min_survivors: int = 0  # 0: what the protocol needs
     deadline_seconds: float = 600.0  # of one exchange
+    patience_seconds: float = 3600.0  # for a cohort of real devices to be there; simulated ones always are
     attempts: int = 3  # of one round, each with fresh keys
     server_optimizer: ServerOptimizerName = "fedavg"
     server_lr: float = 1.0
@@ -222,6 +223,7 @@ class FederationConfig(Section):
         self._range("cohort", 0, 1_000_000)
         self._range("min_survivors", 0, 1_000_000)
         self._range("deadline_seconds", 0.1, 7 * 86400)
+        self._range("patience_seconds", 0, 365 * 86400)
         self._range("attempts", 1, 100)
         self._range("server_lr", 0, 100)
         self._range("server_beta1", 0, 0.9999)

@@ -94,6 +94,7 @@ def open_served(directory: Path) -> Run:
         aggregation=SecureAggregation(membership),
         membership=membership.encoded,
         journal=journal,
+        patience=config.federation.patience_seconds,
     )
 
 

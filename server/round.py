@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from flwr.serverapp import Grid
@@ -41,7 +43,11 @@ from penchant.server.secagg import Aggregate, Aggregation, Record, unmask_asked
 __all__ = ["Run", "Task", "announced_factors", "cohort_size", "federate", "play_round", "run_id"]
 
 Observer = Callable[[RoundLog], None]
+Ready = Mapping[int, int]
+"""Member number -> node."""
 
+GREETING_SECONDS = 60.0  # a device that is there says so in seconds, and is asked again if not
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # between two looks for devices that have come back
 COUNT_SECONDS = 0.5  # between two notes of how many devices have answered
 
 
@@ -51,6 +57,7 @@ class Run:
 
     run: its 16-byte id. blueprint: of the base model. cohort: clients a round. aggregation: how vectors are
     added up. membership: the authority's latest member list, encoded. observe: hears of finished rounds.
+    patience: seconds that a round waits for its cohort to be there, before it fails.
     """
 
     config: RunConfig
@@ -61,6 +68,7 @@ class Run:
     membership: bytes
     journal: Journal
     observe: Observer = field(default=lambda log: None)
+    patience: float = 0.0
 
     @property
     def last(self) -> int:
@@ -99,21 +107,24 @@ def federate(run: Run, grid: Grid) -> None:
     roll = Roll(run, grid)
     recover(run)
     for number in range(run.journal.settled() + 1, run.last + 1):
-        play_round(run, grid, number, roll.call())
+        play_round(run, grid, number, roll.gather(), partial(roll.gather, anew=True))
     roll.greet(roll.call().values())
 
 
-def play_round(run: Run, grid: Grid, number: int, ready: Mapping[int, int]) -> RoundLog | None:
+def play_round(
+    run: Run, grid: Grid, number: int, ready: Ready, again: Callable[[], Ready] | None = None
+) -> RoundLog | None:
     """One round, in as many attempts as it takes; None when it was lost past unmasking and is skipped.
 
-    ready: member number -> node, for every device that would take part now.
+    ready: member number -> node, for every device that would take part now. again: who would, asked anew
+    before another attempt, since devices that fell silent may be why the last one failed.
     Raises TooFewDevices or another RoundFailed; nothing of a failed attempt is kept.
     """
-    task = run.task(number, len(ready))
-    _note_sums(run, task)
-    members = sample_cohort(list(ready), task.cohort, seed=run.config.seed, round=number)
-    cohort = {ready[member]: member for member in members}
     while True:
+        task = run.task(number, len(ready))
+        _note_sums(run, task)
+        members = sample_cohort(list(ready), task.cohort, seed=run.config.seed, round=number)
+        cohort = {ready[member]: member for member in members}
         attempt = run.journal.begin(number, task.plan.phase)
         diary = Diary(run.journal, number, attempt)
         try:
@@ -125,6 +136,7 @@ def play_round(run: Run, grid: Grid, number: int, ready: Mapping[int, int]) -> R
             run.journal.fail(number, attempt, str(error))
             if run.journal.attempts(number) >= run.config.federation.attempts:
                 raise
+        ready = again() if again else ready
 
 
 def _attempt(
@@ -327,17 +339,35 @@ class Roll:
         self._grid = grid
         self._known: dict[int, int] = {}  # node -> member
 
+    def gather(self, *, anew: bool = False) -> dict[int, int]:
+        """As `call`, once enough for a cohort are there, or the run's patience is over.
+
+        anew: everybody is asked again, also those who were ready before.
+        """
+        if anew:
+            self._known.clear()
+        end, pause = time.monotonic() + self._run.patience, FIRST_PAUSE
+        while len(ready := self.call()) < self._run.cohort and (left := end - time.monotonic()) > 0:
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, LONGEST_PAUSE)
+        return ready
+
     def call(self) -> dict[int, int]:
         """Member number -> node, of all that are connected and ready."""
         present = set(self._grid.get_node_ids())
         self._known = {node: member for node, member in self._known.items() if node in present}
-        self.greet(sorted(present - set(self._known)))
+        self.greet(sorted(present - set(self._known)), GREETING_SECONDS)
         return {member: node for node, member in self._known.items()}
 
-    def greet(self, nodes: Iterable[int]) -> None:
-        """Tell `nodes` which rounds stand, so that they commit what they staged; note who is ready."""
+    def greet(self, nodes: Iterable[int], seconds: float = math.inf) -> None:
+        """Tell `nodes` which rounds stand, so that they commit what they staged; note who is ready.
+
+        Waits no longer than `seconds`, and than a deadline of the run's: a node may be gone and not yet known
+        to be.
+        """
         hello = encode(Hello(self._run.run, _finished(self._run.journal)))
-        wire = Exchange(self._grid, self._run.config.federation.deadline_seconds, "status")
+        deadline = min(seconds, self._run.config.federation.deadline_seconds)
+        wire = Exchange(self._grid, deadline, "status")
         ready: dict[int, int] = {}  # member -> node
         for node, payload in wire("status", dict.fromkeys(nodes, hello)).items():
             try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from penchant.common.config import Plan, RunConfig
 from penchant.common.contribution import BINS, Contribution, Form
 from penchant.common.errors import JournalError, NotUnmasked, RoundFailed, TooFewDevices, TooManyDropouts
 from penchant.common.messages import Announce, Finished, Hello, Kind, Status
+from penchant.server import round as rounds
 from penchant.server.cohort import sample_cohort
 from penchant.server.exchange import Exchange
 from penchant.server.journal import Journal, RoundLog
-from penchant.server.round import Run, federate, play_round, recover, run_id
+from penchant.server.round import Roll, Run, federate, play_round, recover, run_id
 from penchant.server.secagg import Aggregate, Record
 
 BLUEPRINT = Blueprint((Slot("block.dense", 3, 4),), 3, bytes(range(32)))
@@ -336,7 +337,8 @@ def test_devices_are_told_which_rounds_stand(world: Callable[..., World]) -> Non
         ((1, 2),),
         ((1, 2), (2, 1)),
     ]
-    assert device.told == [(), ((1, 2), (2, 1), (3, 1))]  # before the first round, and after the last
+    # before the first round, before its second attempt, and after the last
+    assert device.told == [(), (), ((1, 2), (2, 1), (3, 1))]
     assert device.announced[-1].finished[0] == Finished(1, 2)
 
 
@@ -392,7 +394,64 @@ def test_who_cannot_say_whether_it_is_ready_is_left_out(world: Callable[..., Wor
     assert scene.journal.settled() == 3
 
 
+def test_a_round_waits_until_its_cohort_is_there(
+    world: Callable[..., World], clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a restart of the server: devices come back one after the other."""
+    monkeypatch.setattr(rounds, "time", clock)
+    scene = world(4)
+    began, everybody = clock.now, list(scene.grid.nodes)
+    scene.grid.get_node_ids = lambda: everybody[: int((clock.now - began) // 10)]  # type: ignore[method-assign]
+    scene.run = replace(scene.run, patience=100.0)
+    scene.federate()
+    assert {members for _, _, members in scene.adding.asked} == {(1, 2, 3, 4)}
+    assert 40 <= clock.now - began < 80
+    assert max(clock.slept) <= 30
+
+
+def test_patience_ends(
+    world: Callable[..., World], clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "time", clock)
+    scene = world(4)
+    scene.devices[1].ready = False
+    scene.run = replace(scene.run, patience=100.0)
+    began = clock.now
+    with pytest.raises(TooFewDevices, match="needs 4 devices but 3 are ready"):
+        scene.federate()
+    assert 100 <= clock.now - began < 102
+
+
+def test_a_node_that_hangs_does_not_hold_up_a_greeting_for_a_whole_deadline(
+    world: Callable[..., World], clock: FakeClock
+) -> None:
+    scene = world(4, federation__cohort=3, federation__deadline_seconds=1000.0)
+    scene.devices[2].silent = {"status"}
+    began = clock.now
+    Roll(scene.run, scene.grid).call()
+    assert clock.now - began < 61
+
+
 # --- attempts that fail ---------------------------------------------------------------------------
+
+
+def test_another_attempt_is_without_those_who_fell_silent(world: Callable[..., World]) -> None:
+    """The same cohort would be drawn again, and fail again."""
+    scene = world(6, federation__cohort=4, federation__rounds=1)
+    first = sample_cohort(range(1, 7), 4, seed=scene.config.seed, round=1)
+    scene.adding.fails[(1, 1, "masked")] = TooManyDropouts("two are gone")
+    honest = scene.grid.answer
+
+    def answer(node: int, stage: str, payload: bytes) -> Any:
+        gone = scene.adding.asked and node - FIRST in first[:2]
+        return None if gone else honest(node, stage, payload)
+
+    scene.grid.answer = answer
+    scene.federate()
+    cohorts = [members for number, _, members in scene.adding.asked if number == 1]
+    assert cohorts[0] == first
+    assert len(cohorts[1]) == 4
+    assert not set(first[:2]) & set(cohorts[1])
 
 
 @pytest.mark.parametrize("stage", ["keys", "masked", "confirm"])
