@@ -11,7 +11,7 @@ chapter 3): no d × d matrix is ever made.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,27 +29,32 @@ Text = tuple[str, str]  # prompt and response
 
 _CHUNK = 4  # texts embedded together while gradients are taken
 _OUTER, _INNER, _HALVINGS = 20, 50, 12
-_SETTLED = 1e-6  # nats
+_SETTLED, _INNER_SETTLED = 1e-6, 1e-12  # nats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prior:
-    """What is held of a personal part before any choice: N(mean, variance·I), mean float32 [d].
+    """What is held of a personal part before any choice: N(mean, diag(variance)).
+
+    mean: float32 [d]. variance: one number for all, or [d].
 
     Raises:
-        ConfigError: the variance is not positive.
+        ConfigError: a variance is not positive.
     """
 
     mean: Vector
-    variance: float
+    variance: float | Array
 
     def __post_init__(self) -> None:
-        if not (self.variance > 0 and math.isfinite(self.variance)):
-            raise ConfigError(f"a prior's variance is {self.variance}; it must be positive")
+        values = np.asarray(self.variance)
+        if values.shape not in ((), self.mean.shape):
+            raise ConfigError(f"a prior has {self.mean.shape} means and {values.shape} variances")
+        if not (values > 0).all() or not np.isfinite(values).all():
+            raise ConfigError(f"a prior's variance is {values.min()}; it must be positive")
 
     def distance(self, personal: Array) -> float:
-        """‖θ - mean‖² / variance of a personal part [d]."""
-        return float(np.square(personal - self.mean).sum()) / self.variance
+        """Σ (θ - mean)² / variance of a personal part [d]."""
+        return float((np.square(personal - self.mean) / self.variance).sum())
 
 
 @dataclass(frozen=True)
@@ -92,17 +97,17 @@ class Posterior:
     def covariance(self, gradients: Array) -> Array:
         """Of m numbers with these gradients [m, d] -> [m, m]."""
         known = self._known(gradients)
-        return np.asarray(self.prior.variance * gradients @ gradients.T - known.T @ known)
+        return np.asarray(gradients * self.prior.variance @ gradients.T - known.T @ known)
 
     def error(self, gradients: Array) -> Array:
         """Standard error of numbers with these gradients, [m, d] -> [m]."""
-        before = self.prior.variance * np.square(gradients).sum(axis=1)
+        before = (np.square(gradients) * self.prior.variance).sum(axis=1)
         variance = before - np.square(self._known(gradients)).sum(axis=0)
         return np.asarray(np.sqrt(np.maximum(variance, 0.0)))  # rounding may leave a hair below zero
 
     def _kernel(self, gradients: Array) -> Array:
         """The prior's covariance of the choices' margins [n] with m numbers -> [n, m]."""
-        return np.asarray(self.prior.variance * self._gradients @ gradients.T)
+        return np.asarray(self._gradients * self.prior.variance @ gradients.T)
 
     def _known(self, gradients: Array) -> Array:
         """[n, m]: what the choices took off the prior's covariance, as a factor."""
@@ -140,9 +145,13 @@ class Laplace:
         personal = prior.mean.astype(np.float64)
         margins, gradients = self.margin_gradients(prior.mean, pairs)
         best = _objective(prior, personal, margins)
+
+        def objective(tried: Array) -> float:
+            return _objective(prior, tried, self._margins(_vector(tried), pairs))
+
         for _ in range(_OUTER):
             target = prior.mean + linear_optimum(prior, personal, margins, gradients)
-            personal, found = self._towards(prior, personal, target, pairs, best)
+            personal, found = _halved(personal, target, objective, best)
             margins, gradients = self.margin_gradients(_vector(personal), pairs)
             if best - found < _SETTLED:
                 break
@@ -208,17 +217,6 @@ class Laplace:
 
     # --- inner parts ------------------------------------------------------------------------------
 
-    def _towards(
-        self, prior: Prior, personal: Array, target: Array, pairs: Sequence[Pair], best: float
-    ) -> tuple[Array, float]:
-        """The first of the steps 1, 1/2, 1/4, … towards `target` that lowers the objective; or none."""
-        for halving in range(_HALVINGS):
-            tried = personal + (target - personal) / 2**halving
-            found = _objective(prior, tried, self._margins(_vector(tried), pairs))
-            if found < best:
-                return tried, found
-        return personal, best
-
     def _margins(self, personal: Vector, pairs: Sequence[Pair]) -> Array:
         if not pairs:
             return np.zeros(0)
@@ -230,12 +228,22 @@ class Laplace:
 
 
 def linear_optimum(prior: Prior, personal: Array, margins: Array, gradients: Array) -> Array:
-    """θ - mean at the optimum of the model linearised at `personal` (Rasmussen and Williams, 3.1)."""
+    """θ - mean at the optimum of the model linearised at `personal` (Rasmussen and Williams, algorithm 3.1).
+
+    Newton's step is halved until it pays: where one choice contradicts a confident mean, whole steps go to
+    and fro for ever.
+    """
     if not len(margins):
         return np.zeros_like(personal)
-    kernel = prior.variance * gradients @ gradients.T
+    kernel = gradients * prior.variance @ gradients.T
     fixed = margins - gradients @ (personal - prior.mean)  # margins at the mean, to first order
+
+    def objective(weights: Array) -> float:
+        found = kernel @ weights
+        return float(np.logaddexp(0, -(fixed + found)).sum() + weights @ found / 2)
+
     weights = np.zeros(len(margins))
+    best = objective(weights)
     for _ in range(_INNER):
         likely = _sigmoid(fixed + kernel @ weights)
         slope = likely * (1 - likely)
@@ -243,11 +251,23 @@ def linear_optimum(prior: Prior, personal: Array, margins: Array, gradients: Arr
         inner = np.eye(len(margins)) + kernel * np.outer(root, root)
         goal = slope * (kernel @ weights) + (1 - likely)
         after = goal - root * np.linalg.solve(inner, root * (kernel @ goal))
-        moved = float(np.abs(kernel @ (after - weights)).max())
-        weights = after
-        if moved < 1e-9:
+        weights, found = _halved(weights, after, objective, best)
+        if best - found < _INNER_SETTLED:
             break
-    return np.asarray(prior.variance * weights @ gradients)
+        best = found
+    return np.asarray(prior.variance * (weights @ gradients))
+
+
+def _halved(
+    place: Array, target: Array, objective: Callable[[Array], float], best: float
+) -> tuple[Array, float]:
+    """The first of the steps 1, 1/2, 1/4, … towards `target` that lowers the objective; or none."""
+    for halving in range(_HALVINGS):
+        tried = place + (target - place) / 2**halving
+        found = objective(tried)
+        if found < best:
+            return tried, found
+    return place, best
 
 
 def _objective(prior: Prior, personal: Array, margins: Array) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from penchant.client.posterior import Belief, Laplace, Posterior, Prior, probability
+from penchant.client.posterior import Belief, Laplace, Posterior, Prior, linear_optimum, probability
 from penchant.common.adapters import Split
 from penchant.common.backbone import load_backbone
 from penchant.common.config import AdapterConfig, ModelConfig
@@ -164,8 +164,36 @@ def test_evidence_chooses_a_wide_prior_for_choices_that_agree(scene):
     tool = laplace(scene)
     narrow, wide = (tool.prior(scene.start, spread, PAIRS[:1]) for spread in (0.01, 3.0))
     agreed = [PAIRS[0]] * 8
-    assert tool.choose(scene.start, (0.01, 3.0), agreed).prior == wide
+    assert tool.choose(scene.start, (0.01, 3.0), agreed).prior.variance == wide.variance
     assert tool.fit(wide, agreed).evidence > tool.fit(narrow, agreed).evidence
+
+
+def test_choices_against_a_confident_mean_are_fitted_all_the_same():
+    """The mean is sure of the opposite, the prior is wide: whole Newton steps go to and fro for ever."""
+    rng = np.random.default_rng(0)
+    gradients = 3 * rng.standard_normal((20, 8))
+    margins, prior = -2 + rng.standard_normal(20), Prior(np.zeros(8, np.float32), 1.0)
+    found = linear_optimum(prior, np.zeros(8), margins, gradients)
+    wrong = 1 / (1 + np.exp(margins + gradients @ found))  # σ(-m)
+    assert found == pytest.approx(gradients.T @ wrong, abs=1e-5)  # no slope is left
+
+
+def test_each_number_can_have_a_variance_of_its_own():
+    """Two numbers and a choice about their sum: as with two numbers of variance 1 that are scaled."""
+    wide = Prior(np.zeros(2, np.float32), np.array([9.0, 0.25]))
+    plain = Prior(np.zeros(2, np.float32), 1.0)
+    rows, scaled = np.ones((1, 2)), np.array([[3.0, 0.5]])
+    at, same = (
+        linear_optimum(prior, np.zeros(2), np.zeros(1), g) for prior, g in ((wide, rows), (plain, scaled))
+    )
+    assert at == pytest.approx(same * [3.0, 0.5])
+    margins = rows @ at
+    first = Posterior(wide, at.astype(np.float32), rows, margins)
+    second = Posterior(plain, same.astype(np.float32), scaled, margins)
+    assert first.evidence == pytest.approx(second.evidence)
+    asked = np.array([[1.0, -1.0], [0.0, 1.0]])
+    assert first.error(asked) == pytest.approx(second.error(asked * [3.0, 0.5]))
+    assert first.covariance(asked) == pytest.approx(second.covariance(asked * [3.0, 0.5]))
 
 
 # --- by hand --------------------------------------------------------------------------------------
@@ -207,7 +235,9 @@ def test_a_model_without_a_personal_part_has_nothing_to_be_unsure_of(tiny_model)
 
 def test_a_prior_must_be_one():
     start = np.zeros(3, np.float32)
-    for variance in (0.0, -1.0, math.inf, math.nan):
+    with pytest.raises(ConfigError, match="3,. means"):
+        Prior(start, np.ones(2))
+    for variance in (0.0, -1.0, math.inf, math.nan, np.array([1.0, 0.0, 1.0])):
         with pytest.raises(ConfigError, match="must be positive"):
             Prior(start, variance)
 
