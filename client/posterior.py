@@ -29,7 +29,7 @@ Text = tuple[str, str]  # prompt and response
 
 _CHUNK = 4  # texts embedded together while gradients are taken
 _OUTER, _INNER, _HALVINGS = 20, 50, 12
-_SETTLED, _INNER_SETTLED = 1e-6, 1e-12  # nats
+_SETTLED, _INNER_SETTLED = 1e-4, 1e-10  # nats
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ import re
 import shutil
 import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -120,6 +121,30 @@ def load_backbone(config: ModelConfig, *, device: str = "auto") -> Backbone:
         device=place,
         dtype=dtype,
     )
+
+
+def load_generator(name: str, *, device: str = "auto") -> tuple[Any, Any]:
+    """A causal language model that writes responses, with its tokenizer; its weights may be a base model's.
+
+    Raises:
+        BaseModelError: it is missing, its files are not what they should be, or it writes no text.
+    """
+    place = _device(device)
+    folder, _ = resolve(name)
+    with _quiet_transformers() as transformers, _named(name):
+        folder, tokenizer = _tokenizer(name, folder, transformers)
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            local_files_only=True,
+            dtype=_dtype("auto", place),
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    tied = {"lm_head.weight"} if getattr(model.config, "tie_word_embeddings", False) else set()
+    missing = set(found["missing_keys"]) - tied
+    if missing or not model.can_generate():
+        raise BaseModelError(f'base model "{name}" writes no text: it has no weights for that')
+    return model.eval().requires_grad_(False).to(place), tokenizer
 
 
 def base_digest(name: str) -> str:
@@ -288,10 +313,8 @@ def _load(
 ) -> tuple[nn.Module, Any]:
     """Model and tokenizer; on `quantised_on` with linear weights in NF4 (QLoRA, Dettmers et al. 2023)."""
     with _quiet_transformers() as transformers:
-        try:
-            if name == SMOLLM2:
-                folder = _unpacked_smollm2(folder / _SMOLLM2_FILE, transformers)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        with _named(name):
+            folder, tokenizer = _tokenizer(name, folder, transformers)
             more: dict[str, Any] = {}
             if quantised_on is not None:
                 more["device_map"] = {"": quantised_on}
@@ -304,10 +327,24 @@ def _load(
             model = transformers.AutoModel.from_pretrained(
                 str(folder), local_files_only=True, dtype=dtype, use_safetensors=True, **more
             )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise BaseModelError(f'base model "{name}" can\'t be loaded: {reason}') from error
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """What goes wrong while a model loads, in one line that names it."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BaseModelError(f'base model "{name}" can\'t be loaded: {reason}') from error
+
+
+def _tokenizer(name: str, folder: Path, transformers: Any) -> tuple[Path, Any]:
+    """(folder that transformers can read, tokenizer)."""
+    if name == SMOLLM2:
+        folder = _unpacked_smollm2(folder / _SMOLLM2_FILE, transformers)
+    return folder, transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
 def _unpacked_smollm2(gguf: Path, transformers: Any) -> Path:

@@ -235,7 +235,7 @@ def test_a_model_without_a_personal_part_has_nothing_to_be_unsure_of(tiny_model)
 
 def test_a_prior_must_be_one():
     start = np.zeros(3, np.float32)
-    with pytest.raises(ConfigError, match="3,. means"):
+    with pytest.raises(ConfigError, match=r"\(3,\) means"):
         Prior(start, np.ones(2))
     for variance in (0.0, -1.0, math.inf, math.nan, np.array([1.0, 0.0, 1.0])):
         with pytest.raises(ConfigError, match="must be positive"):

@@ -1,0 +1,72 @@
+"""Responses of a small language model to everyday requests, made once and kept: the texts of bench_best_of_n.
+
+Requests come of occasions and wishes; some occasions are kept for testing, so that nobody's choices are about
+a request that is tested.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from penchant.client.generator import Generator
+
+GENERATOR = "smollm2-135m"
+TOKENS = 40
+WISHES = (
+    "Suggest something to do {}. ",
+    "Recommend a small present {}. ",
+    "Tell a very short story {}. ",
+    "Describe a good evening {}. ",
+)
+LEARNED = (
+    "for a rainy Sunday",
+    "for a friend who has moved house",
+    "for a couple with little money",
+    "for the first warm day of spring",
+    "for a tired parent",
+    "for somebody who is new in town",
+)
+TESTED = ("for a birthday", "for a long winter weekend", "for an old teacher")
+FEW, MANY = 6, 32  # responses to a request that is learned from, and to one that is tested
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Responses by request: those that people choose between, and those to choose the best of."""
+
+    learned: dict[str, list[str]]
+    tested: dict[str, list[str]]
+
+    @property
+    def responses(self) -> list[str]:
+        """All of them, in order."""
+        return [text for part in (self.learned, self.tested) for own in part.values() for text in own]
+
+
+def requests(occasions: tuple[str, ...]) -> list[str]:
+    return [wish.format(occasion) for occasion in occasions for wish in WISHES]
+
+
+def texts(home: Path) -> Texts:
+    """Read from `home`, made where they are missing: some minutes on a free core."""
+    wanted = {request: FEW for request in requests(LEARNED)} | {r: MANY for r in requests(TESTED)}
+    path = home / f"{GENERATOR}-{TOKENS}.json"
+    found: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    missing = [request for request in wanted if len(found.get(request, ())) < wanted[request]]
+    if missing:
+        home.mkdir(parents=True, exist_ok=True)
+        generator = Generator(GENERATOR)
+    for request in missing:
+        began = time.monotonic()
+        number = list(wanted).index(request)
+        found[request] = generator.responses(request, wanted[request], seed=number, tokens=TOKENS)
+        path.write_text(json.dumps(found, indent=0) + "\n", encoding="utf-8")
+        print(f"{len(found)} of {len(wanted)}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return Texts(
+        {request: found[request] for request in requests(LEARNED)},
+        {request: found[request] for request in requests(TESTED)},
+    )
