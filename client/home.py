@@ -26,6 +26,7 @@ from penchant.client.bench import Bench, Benches
 from penchant.client.box import Box, write_private
 from penchant.client.export import Export, export_peft
 from penchant.client.policy import OwnerPolicy
+from penchant.client.posterior import Laplace, Posterior, probability
 from penchant.client.store import Added, PreferenceStore
 from penchant.client.training import Counts
 from penchant.client.vault import Vault
@@ -56,6 +57,7 @@ PAUSED = "paused"
 PENDING, IDENTITY, AUTHORITY, SECRET = "pending key", "identity", "authority", "device secret"
 ALONE = b"on this device  "  # 16 bytes: stands for a run where there was none
 SEED = 0  # of the common start; protects nothing
+POSTERIOR_MOST = 1 << 27  # numbers in the gradients of all texts, 8 bytes each, for which errors are computed
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,18 @@ class OfflineConfig(Section):
 
 @dataclass(frozen=True)
 class Ranked:
-    """One response with its scores; a higher one is liked more. `common`: by the model without the person."""
+    """One response with its scores; a higher one is liked more. `common`: by the model without the person.
+
+    error: the standard error of `personal`. over_next: how likely the owner would rather have this response
+    than the next one below, with the doubt about the model in it; None for the last. Both are None where no
+    personal part was fitted, or where it is too large for that (`POSTERIOR_MOST`).
+    """
 
     response: str = field(repr=False)
     personal: float
     common: float
+    error: float | None = None
+    over_next: float | None = None
 
 
 @dataclass(frozen=True)
@@ -176,11 +185,18 @@ class Home:
         bench, _, _, factors, kept = self._model()
         shared, start = bench.parts(factors)
         trainer = bench.trainer(start)
+        personal = start if kept is None else kept
         texts = bench.model.prepare_texts([(prompt, response) for response in responses])
-        own = trainer.score(shared, start if kept is None else kept, texts)
-        common = trainer.score(shared, start, texts)
-        ranked = [Ranked(r, float(p), float(c)) for r, p, c in zip(responses, own, common, strict=True)]
-        return sorted(ranked, key=lambda row: -row.personal)
+        own, common = trainer.score(shared, personal, texts), trainer.score(shared, start, texts)
+        best = sorted(range(len(responses)), key=lambda index: -own[index])
+        ranked = [Ranked(responses[i], float(own[i]), float(common[i])) for i in best]
+        choices = self.choices().train
+        if kept is None or not choices or (2 * len(choices) + len(best)) * kept.size > POSTERIOR_MOST:
+            return ranked
+        laplace = Laplace(bench.model, bench.split, shared)
+        prior = laplace.prior(start, bench.plan.training.prior_spread, choices)
+        posterior = laplace.around(prior, kept, choices)
+        return _with_doubt(laplace, posterior, prompt, ranked)
 
     def report(self) -> Report:
         """What is recorded, what was joined, what left, and how good the model is. Nothing is changed."""
@@ -359,6 +375,18 @@ class Home:
             ring_bits=32,
             group_size=3,
         )
+
+
+def _with_doubt(laplace: Laplace, posterior: Posterior, prompt: str, ranked: list[Ranked]) -> list[Ranked]:
+    """The same rows, with standard errors and with how sure each place is."""
+    scores, gradients = laplace.score_gradients(posterior.vector, [(prompt, row.response) for row in ranked])
+    steps = posterior.error(gradients[:-1] - gradients[1:])
+    over = [*probability(scores[:-1] - scores[1:], steps), None]
+    errors = posterior.error(gradients)
+    return [
+        replace(row, error=float(error), over_next=None if sure is None else float(sure))
+        for row, error, sure in zip(ranked, errors, over, strict=True)
+    ]
 
 
 def _context(bench: Bench, factors: Vector) -> Model:

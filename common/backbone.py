@@ -312,21 +312,20 @@ def _load(
     name: str, folder: Path, dtype: torch.dtype, quantised_on: torch.device | None = None
 ) -> tuple[nn.Module, Any]:
     """Model and tokenizer; on `quantised_on` with linear weights in NF4 (QLoRA, Dettmers et al. 2023)."""
-    with _quiet_transformers() as transformers:
-        with _named(name):
-            folder, tokenizer = _tokenizer(name, folder, transformers)
-            more: dict[str, Any] = {}
-            if quantised_on is not None:
-                more["device_map"] = {"": quantised_on}
-                more["quantization_config"] = transformers.BitsAndBytesConfig(
-                    load_in_4bit=True,
-                    bnb_4bit_quant_type="nf4",
-                    bnb_4bit_use_double_quant=True,
-                    bnb_4bit_compute_dtype=dtype,
-                )
-            model = transformers.AutoModel.from_pretrained(
-                str(folder), local_files_only=True, dtype=dtype, use_safetensors=True, **more
+    with _quiet_transformers() as transformers, _named(name):
+        folder, tokenizer = _tokenizer(name, folder, transformers)
+        more: dict[str, Any] = {}
+        if quantised_on is not None:
+            more["device_map"] = {"": quantised_on}
+            more["quantization_config"] = transformers.BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
             )
+        model = transformers.AutoModel.from_pretrained(
+            str(folder), local_files_only=True, dtype=dtype, use_safetensors=True, **more
+        )
     return model, tokenizer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import typer
 from penchant.common.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from penchant.client.home import Home, Report
+    from penchant.client.home import Home, Ranked, Report
     from penchant.client.labelling import Labelling, Question
 
 __all__ = ["app"]
@@ -131,18 +132,13 @@ def rank(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Rank responses as the owner would, with the score of the model that knows nobody beside it."""
+    """Rank responses as the owner would: scores with standard errors, how likely each one is preferred to the
+    next, and the score of the model that knows nobody."""
 
     def work() -> None:
         responses = _lines(file)
         ranked = _open(home, passphrase).rank(prompt, responses)
-        if as_json:
-            rows = [{"response": r.response, "personal": r.personal, "common": r.common} for r in ranked]
-            print(json.dumps(rows, indent=2, ensure_ascii=False))
-            return
-        _table("", ("personal", "common", "response"), [
-            (f"{r.personal:.3f}", f"{r.common:.3f}", r.response) for r in ranked
-        ])  # fmt: skip
+        show_ranked(ranked, as_json)
 
     _guarded(work, debug)
 
@@ -325,6 +321,23 @@ def forget(
 
 
 # --- inner parts --------------------------------------------------------------------------------------
+
+
+def show_ranked(ranked: Sequence[Ranked], as_json: bool) -> None:
+    """The best first, as a table or as JSON."""
+    if as_json:
+        print(json.dumps([dataclasses.asdict(row) for row in ranked], indent=2, ensure_ascii=False))
+        return
+    rows = [
+        (
+            f"{row.personal:.3f}" if row.error is None else f"{row.personal:.3f} ± {row.error:.3f}",
+            "" if row.over_next is None else f"{row.over_next:.0%}",
+            f"{row.common:.3f}",
+            row.response,
+        )
+        for row in ranked
+    ]
+    _table("", ("personal", "over next", "common", "response"), rows)
 
 
 def _open(home: Path, ask: bool) -> Home:

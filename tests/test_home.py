@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +63,25 @@ def test_a_device_learns_its_owner_alone_and_keeps_it(folder: Path) -> None:
     assert (again.choices, again.rounds_joined, again.run, again.left) == (30, 0, "", ())
     ranked = Home(folder).rank("on bill 99: ", ["the table tax", "the motion tax"])
     assert [row.response for row in ranked] == ["the motion tax", "the table tax"]
+
+
+def test_scores_come_with_errors_once_a_personal_part_is_fitted(folder: Path, monkeypatch: Any) -> None:
+    home = Home(folder)
+    home.record(choices())
+    responses = ["the table tax", "the motion tax", "cloture"]
+    assert all(row.error is None and row.over_next is None for row in home.rank("on bill 99: ", responses))
+    home.train()
+    ranked = home.rank("on bill 99: ", responses)
+    assert all(row.error is not None and row.error > 0 for row in ranked)
+    assert ranked[-1].over_next is None
+    for row, below in itertools.pairwise(ranked):
+        assert row.over_next is not None
+        # Doubt leaves the side, and takes from the certainty.
+        assert 0.5 < row.over_next < 1 / (1 + math.exp(below.personal - row.personal))
+    monkeypatch.setattr("penchant.client.home.POSTERIOR_MOST", 1000)
+    too_large = home.rank("on bill 99: ", responses)
+    assert [row.error for row in too_large] == [None] * 3
+    assert [row.personal for row in too_large] == [row.personal for row in ranked]
 
 
 def test_training_again_starts_from_the_same_place_and_ends_there(folder: Path) -> None:
@@ -204,7 +226,10 @@ def test_the_owners_first_day_at_the_command_line(folder: Path, tmp_path: Path) 
     ranked = command(
         "rank", "-", "--prompt", "on bill 99: ", "--json", home=folder, typed="the table\nthe motion\n"
     )
-    assert [row["response"] for row in json.loads(ranked.stdout)] == ["the motion", "the table"]
+    rows = json.loads(ranked.stdout)
+    assert [row["response"] for row in rows] == ["the motion", "the table"]
+    assert rows[0]["error"] > 0
+    assert 0.5 < rows[0]["over_next"] < 1
     status = json.loads(command("status", "--json", home=folder).stdout)
     assert status["choices"] == 30
     assert status["left"] == []

@@ -53,7 +53,7 @@ def requests(occasions: tuple[str, ...]) -> list[str]:
 
 def texts(home: Path) -> Texts:
     """Read from `home`, made where they are missing: some minutes on a free core."""
-    wanted = {request: FEW for request in requests(LEARNED)} | {r: MANY for r in requests(TESTED)}
+    wanted = dict.fromkeys(requests(LEARNED), FEW) | dict.fromkeys(requests(TESTED), MANY)
     path = home / f"{GENERATOR}-{TOKENS}.json"
     found: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     missing = [request for request in wanted if len(found.get(request, ())) < wanted[request]]
