@@ -4,7 +4,7 @@ The shared factors stay as they are. The personal part starts from the common st
 drawn by the run's seed, or what a warm-up ended with. It is drawn back towards it by a Gaussian prior under
 which margins have the standard deviation `training.prior_spread`, so that one choice moves it a little and
 twenty move it far. No personal factor of anybody else is needed for that, not even their mean
-(docs/cold-start.md).
+(docs/newcomers.md).
 """
 
 from __future__ import annotations
