@@ -27,6 +27,19 @@ HEAD_FILE = "head.safetensors"
 CARD_FILE = "README.md"
 CLASSIFIER = "sequence-classification"
 
+PERSONAL = """# A personal reward model
+
+It ranks responses as one person would: the higher the score, the more that person would like the response.
+The choices it was learned from are not in here, but what a personal model says tells about its person: share
+it as you would share their choices.
+"""
+SHARED = """# The shared part of a fleet's reward models
+
+It is what everybody's model starts from, and knows nobody: personal factors stand at their common start.
+`shared.safetensors` holds the shared tensors alone. A person's own model comes of it by fitting the personal
+part to their choices.
+"""
+
 
 @dataclass(frozen=True)
 class Export:
@@ -34,7 +47,7 @@ class Export:
 
     effective: the factors and head of one person, merged. base: where the base model is found by whoever
     loads the export (hub id or folder). pooling: "mean" or "last". max_tokens: what the model reads.
-    digest: of the base model, hex.
+    digest: of the base model, hex. personal: one person's model, not the part that a fleet shares.
     """
 
     effective: Effective
@@ -44,6 +57,7 @@ class Export:
     digest: str
     pooling: str
     max_tokens: int
+    personal: bool = True
 
 
 def export_peft(export: Export, directory: Path) -> None:
@@ -159,12 +173,8 @@ library_name: peft
 tags: [reward-model, personal, penchant]
 ---
 
-# A personal reward model
-
-It ranks responses as one person would: {what}.
-The higher the score, the more that person would like the response.
-It was learned with penchant, share `{adapter.share}`. The choices it was learned from are not in here, but
-what a personal model says tells about its person: share it as you would share their choices.
+{PERSONAL if export.personal else SHARED}
+It is {what}. It was learned with penchant, share `{adapter.share}`.
 
 Base model: `{export.base}`, penchant digest `{export.digest}`.
 

@@ -260,14 +260,17 @@ class Journal:
 
     # --- checkpoints ---------------------------------------------------------------------------------
 
-    def load(self) -> tuple[int, Shared] | None:
-        """(round, shared state) of the last finished round, checked against the digest in its row."""
+    def load(self, round: int | None = None) -> tuple[int, Shared] | None:
+        """(round, shared state) of the last finished round, or of this one, checked against the digest in
+        its row; None where it is not finished."""
         rows = self._read(
-            "SELECT round, checkpoint FROM rounds WHERE state = 'finished' ORDER BY round DESC LIMIT 1"
+            "SELECT round, checkpoint FROM rounds WHERE state = 'finished' AND round = coalesce(?, round)"
+            " ORDER BY round DESC LIMIT 1",
+            round,
         )
         if not rows:
             return None
-        round, checkpoint = rows[0]
+        found, checkpoint = rows[0]
         name, digest = str(checkpoint).split()
         try:
             data = (self.directory / "checkpoints" / name).read_bytes()
@@ -275,7 +278,12 @@ class Journal:
             raise JournalError(f"checkpoint {name} can't be read: {error.strerror}") from None
         if hashlib.sha256(data).hexdigest() != digest:
             raise JournalError(f"checkpoint {name} is not what the journal wrote; restore it from a back-up")
-        return int(round), _decode(load_safetensors(data))
+        return int(found), _decode(load_safetensors(data))
+
+    def digest(self, round: int) -> str | None:
+        """SHA-256 (hex) of the checkpoint of a finished round, None for another."""
+        rows = self._read("SELECT checkpoint FROM rounds WHERE state = 'finished' AND round = ?", round)
+        return str(rows[0][0]).split()[1] if rows else None
 
     def _write_checkpoint(self, round: int, shared: Shared) -> tuple[str, str]:
         data = save_safetensors(_encode(shared))
@@ -307,7 +315,7 @@ class Journal:
         rows = self._read("SELECT state FROM rounds WHERE round = ? AND attempt = ?", round, attempt)
         return str(rows[0][0]) if rows else None
 
-    def _read(self, query: str, *values: str | int) -> list[Any]:
+    def _read(self, query: str, *values: str | int | None) -> list[Any]:
         """All rows of a query."""
         try:
             return self._db.execute(query, values).fetchall()

@@ -48,6 +48,7 @@ ROUNDS_SHOWN = 15
 DEVICES_A_PAGE = 50
 DEEDS_A_PAGE = 50
 MOST_COMPARED = 6
+BINS = tuple(f"accuracy {i}/10" for i in range(10))
 COUNTERS = {
     "weight": "how many choices were learned from, over all",
     "loss": "training loss, added up",
@@ -548,6 +549,7 @@ def privacy(visit: Visit) -> Response:
         hidden=0 if every else max(len(shown) - ROUNDS_SHOWN, 0),
         smallest=smallest,
         counters=COUNTERS,
+        bin_names=BINS,
     )
 
 
