@@ -79,7 +79,7 @@ class LocalOperations:
     def _work(self, place: Place, job: dict[str, Any] | None, held: set[tuple[int, int]]) -> Work:
         if job is not None and self._alive(place.id, job):
             return Work(running=not job.get("stopping"), ours=True)
-        if any(_lock_of(place.directory, name) in held for name in (".lock", rundir.SERVER)):
+        if _locked(place, held):
             return Work(running=True)
         if job is None or job.get("stopping"):
             return Work()
@@ -193,7 +193,7 @@ class LocalOperations:
         end = time.monotonic() + STOP_SECONDS
         with suppress(ProcessLookupError):
             os.killpg(job["pid"], signal.SIGTERM)
-        while self._alive(place.id, job):
+        while self._alive(place.id, job) or _locked(place, _held_locks()):
             if time.monotonic() > end:
                 with suppress(ProcessLookupError):
                     os.killpg(job["pid"], signal.SIGKILL)
@@ -376,6 +376,11 @@ def _held_locks() -> set[tuple[int, int]]:
             major, minor, inode = parts[5].split(":")
             found.add((os.makedev(int(major, 16), int(minor, 16)), int(inode)))
     return found
+
+
+def _locked(place: Place, held: set[tuple[int, int]]) -> bool:
+    """Whether a process works in the directory."""
+    return any(_lock_of(place.directory, name) in held for name in (".lock", rundir.SERVER))
 
 
 def _lock_of(directory: Path, name: str) -> tuple[int, int] | None:

@@ -1,0 +1,331 @@
+"""The console in a real browser, over real processes: an operator's day, and every page for everybody.
+
+PENCHANT_PICTURES=DIR keeps screenshots of the pages there (docs/figures/ has them for the documentation).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+pytestmark = pytest.mark.system
+
+PROGRAM = [sys.executable, "-P", "-c", "from penchant.deploy.cli import main; main()"]
+FLAGS = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-sync"
+PASSWORD = "a long enough password"
+PICTURES = os.environ.get("PENCHANT_PICTURES")
+SCREENS = {"desk": (1280, 860), "phone": (390, 844)}
+SERIOUS = {"serious", "critical"}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        flags = [f"--{flag}" for flag in FLAGS.split()]
+        with playwright.chromium.launch(executable_path="/usr/bin/chromium", args=flags) as chromium:
+            yield chromium
+
+
+@dataclass
+class Served:
+    """A console that listens. address: http://127.0.0.1:PORT"""
+
+    address: str
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+    def log(self) -> str:
+        return (self.folder / "console.log").read_text(encoding="utf-8")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A console over a folder without runs, with an operator and a viewer made at the command line."""
+    folder = tmp_path_factory.mktemp("console")
+    state = ["--state", str(folder / "state")]
+    for name, role in (("olga", "operator"), ("vera", "viewer")):
+        words = [*PROGRAM, "console", "account", "add", name, "--role", role, *state]
+        done = subprocess.run(words, input=PASSWORD + "\n", text=True, capture_output=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    port = free_port()
+    words = [*PROGRAM, "console", str(folder / "runs"), "--port", str(port), *state]
+    with (folder / "console.log").open("wb") as log:
+        process = subprocess.Popen(words, stdout=log, stderr=log)
+    try:
+        wait_for("the console", lambda: answers(port), 120)
+        yield Served(f"http://127.0.0.1:{port}", folder, process)
+    finally:
+        process.terminate()
+        process.wait(30)
+        for line in Path("/proc").glob("[0-9]*/cmdline"):  # runs go on without their console: stop them
+            if str(folder).encode() in line.read_bytes():
+                os.kill(int(line.parent.name), signal.SIGKILL)
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(what: str, happened: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.2)
+
+
+class Operator:
+    """Somebody at the browser. What the browser complains of is kept in `said`."""
+
+    def __init__(
+        self, browser: Browser, served: Served, *, screen: str = "desk", scheme: str = "light"
+    ) -> None:
+        width, height = SCREENS[screen]
+        self.served, self.screen, self.scheme = served, screen, scheme
+        self.context: BrowserContext = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme=scheme,  # type: ignore[arg-type]
+            reduced_motion="reduce",
+            accept_downloads=True,
+        )
+        self.page: Page = self.context.new_page()
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+
+    def go(self, path: str) -> None:
+        self.page.goto(self.served.address + path)
+
+    def login(self, name: str = "olga") -> None:
+        self.go("/login")
+        self.page.get_by_label("Name").fill(name)
+        self.page.get_by_label("Password").fill(PASSWORD)
+        self.page.keyboard.press("Enter")
+        self.page.wait_for_url(self.served.address + "/")
+
+    def picture(self, name: str) -> None:
+        if PICTURES:
+            self.page.wait_for_timeout(300)
+            path = Path(PICTURES) / f"console-{name}-{self.screen}-{self.scheme}.png"
+            self.page.screenshot(path=path)
+
+    def check(self, what: str) -> None:
+        """Nothing to complain of: not by the browser, not by axe, and nothing wider than the screen."""
+        assert self.said == [], what
+        assert [url for url in self.asked if not url.startswith(self.served.address)] == []
+        assert self.page.evaluate("document.documentElement.scrollWidth") <= SCREENS[self.screen][0], what
+        found = Axe().run(self.page).response["violations"]
+        bad = [(v["id"], v["nodes"][0]["html"][:200]) for v in found if v["impact"] in SERIOUS]
+        assert bad == [], what
+
+
+def quick(page: Page, name: str, rounds: int, seed: int = 0) -> None:
+    """Fill the form of a new run: the votes of 36 senators, enough of them for a histogram."""
+    page.get_by_label("Name of its directory").fill(name)
+    area = page.get_by_label("Configuration")
+    text = area.input_value()
+    for pattern, value in (
+        (r"\nclients = \d+", "\nclients = 36"),
+        (r"\nrounds = \d+", f"\nrounds = {rounds}"),
+        (r"\nwarmup_rounds = \d+", "\nwarmup_rounds = 2"),
+        (r"\ncohort = \d+", "\ncohort = 34"),
+        (r"^seed = \d+", f"seed = {seed}"),
+    ):
+        text, count = re.subn(pattern, value, text)
+        assert count == 1, pattern
+    area.fill(text)
+
+
+def test_an_operators_day(browser: Browser, served: Served) -> None:
+    """Log in, start a run, watch rounds arrive, stop, resume, promote and download, roll back, log out."""
+    me = Operator(browser, served)
+    page = me.page
+    me.go("/runs")
+    expect(page).to_have_url(re.compile(r"/login\?next="))
+    me.picture("login")
+    me.login()
+    expect(page.get_by_role("heading", level=1)).to_have_text("No run yet")
+    me.check("an empty overview")
+
+    # a configuration is checked while it is written
+    page.get_by_role("link", name="Start a simulation").click()
+    area = page.get_by_label("Configuration")
+    good = area.input_value()
+    area.fill(good.replace("rank = 2", "rank = 0"))
+    expect(page.locator("#verdict")).to_contain_text("adapter.rank is 0; it must lie in 1 … 512")
+    me.picture("refused")
+    area.fill(good)
+    expect(page.locator("#verdict")).to_contain_text("It can run")
+    quick(page, "spring", 60)
+    me.check("the form of a run")
+    page.get_by_role("button", name="Start").click()
+    expect(page.get_by_role("status").first).to_contain_text("spring has begun.")
+    run = page.url
+
+    # rounds arrive without a reload
+    page.evaluate("window.same = true")
+    stands = page.locator("#rounds ~ div td", has_text=re.compile("^stands$"))
+    expect(stands.first).to_be_visible(timeout=180_000)
+    before = stands.count()
+    expect(page.locator(".stages li.now, .stages li.done").first).to_be_visible()
+    wait_for("another round", lambda: stands.count() > (before if not PICTURES else 11), 240)
+    assert page.evaluate("window.same") is True
+    me.picture("run-live")
+    me.go("/")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("of held-out choices right")
+    me.picture("overview")
+    me.check("the overview of a run")
+
+    # stop, and go on
+    me.go(run.removeprefix(served.address))
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("status").first).to_contain_text("spring has stopped")
+    expect(page.locator(".pill").first).to_have_text("stopped")
+    stood = int(page.locator("progress").get_attribute("value") or 0)
+    assert stood > 0
+    page.get_by_role("button", name="Resume").click()
+    expect(page.locator(".pill").first).to_have_text("running")
+    wait_for("rounds after the stop", lambda: value(page) > stood, 180)
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".pill").first).to_have_text("stopped")
+
+    # a release: promoted, downloaded, replaced, rolled back
+    page.get_by_role("link", name="Releases").click()
+    page.get_by_role("button", name=re.compile("Promote round 2$")).click()
+    expect(page.get_by_role("status").first).to_contain_text("Release 1 is the adapter of round 2.")
+    page.get_by_role("button", name=re.compile("Promote round 3$")).click()
+    page.get_by_role("button", name="Roll back to it").click()
+    expect(page.locator(".notice.good")).to_contain_text("Release 1 is in use")
+    me.picture("releases")
+    me.check("releases")
+    with page.expect_download(timeout=180_000) as waiting:
+        page.get_by_role("link", name=re.compile("Download the adapter of round 3$")).click()
+    with zipfile.ZipFile(waiting.value.path()) as archive:
+        assert "adapter_model.safetensors" in archive.namelist()
+        assert json.loads(archive.read("release.json"))["round"] == 3
+
+    # another run to compare with, and to delete
+    me.go("/runs/new?from=" + run.rsplit("/", 1)[1])
+    quick(page, "autumn", 3, seed=1)
+    page.get_by_role("button", name="Start").click()
+    expect(page.locator(".pill").first).to_have_text("finished", timeout=240_000)
+    me.picture("run")
+    me.check("a run that is finished")
+    page.get_by_role("link", name="Runs", exact=True).first.click()
+    for box in page.get_by_role("checkbox").all():
+        box.check()
+    me.picture("runs")
+    me.check("runs")
+    page.get_by_role("button", name="Compare").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Compare")
+    me.picture("compare")
+    me.check("a comparison")
+    page.get_by_role("link", name="autumn").first.click()
+    page.get_by_role("link", name="Delete").click()
+    page.get_by_label(re.compile("Type autumn")).fill("spring")
+    page.get_by_role("button", name="Delete it").click()
+    expect(page.get_by_role("alert")).to_contain_text("Nothing was deleted")
+    me.said.clear()  # the browser tells of the 422
+    page.get_by_label(re.compile("Type autumn")).fill("autumn")
+    page.get_by_role("button", name="Delete it").click()
+    expect(page.get_by_role("status").first).to_contain_text("autumn is deleted.")
+    assert sorted(path.name for path in (served.folder / "runs").iterdir()) == ["spring"]
+
+    # keys, colours, and out
+    page.keyboard.press("g")
+    page.keyboard.press("a")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Audit")
+    expect(page.locator("tbody tr").first).to_contain_text("delete a run")
+    me.picture("audit")
+    me.check("the audit")
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name=re.compile("Colours")).click()
+    page.get_by_role("button", name=re.compile("Colours: light")).click()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.get_by_role("button", name="Log out").click()
+    expect(page).to_have_url(re.compile("/login$"))
+    page.go_back()
+    expect(page).to_have_url(re.compile("/login"))  # nothing of it stays in the browser
+    me.context.close()
+    assert PASSWORD not in served.log()
+    assert "Traceback" not in served.log()
+
+
+def value(page: Page) -> int:
+    return int(page.locator("progress").get_attribute("value") or 0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("screen", list(SCREENS))
+def test_every_page_is_for_everybody(browser: Browser, served: Served, screen: str, scheme: str) -> None:
+    """At a desk and on a phone, light and dark, operator and viewer: axe finds nothing serious."""
+    for name in ("olga", "vera"):
+        me = Operator(browser, served, screen=screen, scheme=scheme)
+        me.go("/login")
+        me.check("login")
+        me.login(name)
+        me.go("/runs")
+        run = me.page.locator("tbody a").first.get_attribute("href") or ""
+        paths = ["/", "/runs", run, "/devices", "/privacy", "/releases", "/audit", "/runs/compare"]
+        paths += ["/runs/new", f"{run}/delete"] if name == "olga" else []
+        for path in paths:
+            me.go(path)
+            expect(me.page.get_by_role("heading", level=1)).to_be_visible()
+            me.check(f"{path} for {name}")
+            if name == "olga":
+                me.picture({"/": "overview", run: "run"}.get(path, path.strip("/").replace("/", "-"))[:20])
+        me.context.close()
+
+
+def test_hostile_names_stay_text(browser: Browser, served: Served) -> None:
+    """A directory that somebody else named: nothing of it is run."""
+    name = '"><img src=x onerror=document.title="pwned">'
+    source = next((served.folder / "runs").iterdir())
+    target = served.folder / "runs" / name
+    target.mkdir()
+    (target / "config.toml").write_bytes((source / "config.toml").read_bytes())
+    me = Operator(browser, served)
+    me.login()
+    for path in ("/", "/runs", "/devices", "/privacy", "/releases", "/runs/new"):
+        me.go(path)
+        expect(me.page.get_by_role("heading", level=1)).to_be_visible()
+        assert "pwned" not in me.page.title()
+        assert me.page.locator("img").count() == 0
+    me.check("a hostile name")
+    me.context.close()
+    (target / "config.toml").unlink()
+    target.rmdir()
+
+
+def test_a_console_for_others_needs_tls(tmp_path: Path) -> None:
+    words = [*PROGRAM, "console", str(tmp_path), "--host", "0.0.0.0", "--state", str(tmp_path / "state")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "is not loopback" in done.stderr
+    assert done.stderr.count("\n") == 1
