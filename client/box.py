@@ -16,6 +16,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
+from penchant.client.owned import check_directory
 from penchant.common.errors import DeviceError
 
 __all__ = ["Box", "write_private"]
@@ -43,13 +44,22 @@ class Box:
     def of(cls, home: Path, passphrase: str | None = None) -> Box:
         """The box of a device's directory, made at the first call: by passphrase if one is given then.
 
-        Raises DeviceError for a wrong or missing passphrase, or a key file that others can read.
+        Raises DeviceError for a wrong or missing passphrase, a key file that others can read, or a directory
+        that is another user's or that others can write in.
         """
         try:
             home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            check_directory(home)
             return cls._of(home, passphrase)
         except OSError as error:
             raise DeviceError(f"can't use the device's directory {home}: {error.strerror}") from None
+
+    @staticmethod
+    def asks_passphrase(home: Path) -> bool | None:
+        """Whether the directory is protected by a passphrase; None before it is protected at all."""
+        if (home / SALT_FILE).exists():
+            return True
+        return False if (home / KEY_FILE).exists() else None
 
     @classmethod
     def _of(cls, home: Path, passphrase: str | None) -> Box:
@@ -86,7 +96,7 @@ class Box:
 
 def _from_passphrase(home: Path, passphrase: str | None) -> bytes:
     if passphrase is None:
-        raise DeviceError(f"{home} is protected by a passphrase: give it")
+        raise DeviceError(f"{home} is protected by a passphrase: give it (--passphrase)")
     if not passphrase:
         raise DeviceError("the passphrase is empty; choose one")
     salt = home / SALT_FILE

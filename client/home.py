@@ -25,6 +25,7 @@ from penchant.client.agent import MEMBERS, Agent, Choices, Model
 from penchant.client.bench import Bench, Benches
 from penchant.client.box import Box, write_private
 from penchant.client.export import Export, export_peft
+from penchant.client.owned import read_owned
 from penchant.client.policy import OwnerPolicy
 from penchant.client.posterior import Laplace, Posterior, probability
 from penchant.client.store import Added, PreferenceStore
@@ -43,11 +44,18 @@ from penchant.common.config import (
 )
 from penchant.common.enrolment import Answer, request
 from penchant.common.entropy import SystemEntropy
-from penchant.common.errors import ConfigError, DataError, DeviceError, UsageError
+from penchant.common.errors import (
+    BaseModelError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    PolicyRefusal,
+    UsageError,
+)
 from penchant.common.identity import Identity, Membership
 from penchant.common.preferences import Preference
 
-__all__ = ["Home", "OfflineConfig", "Ranked", "Report"]
+__all__ = ["Home", "OfflineConfig", "Quality", "Ranked", "Report"]
 
 Vector = NDArray[np.float32]
 
@@ -92,20 +100,29 @@ class Ranked:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """How both models do on the owner's held-out choices; `common`: the one without the person."""
+
+    personal: Counts
+    common: Counts
+
+
+@dataclass(frozen=True)
 class Report:
-    """What `status` says. personal, common: how both models do on the owner's held-out choices."""
+    """What `status` says."""
 
     choices: int
     held_out: int
     sources: dict[str, int]
-    paused: bool
+    member: int | None  # None: in no fleet
+    absent: str  # why this device takes part in nothing now; empty when it does
     run: str  # hex, empty before the first run
     round: int
     rounds_joined: int
     refused: tuple[tuple[str, str, str], ...]
-    personal: Counts | None  # None without held-out choices
-    common: Counts | None
     left: tuple[tuple[str, int, int], ...]  # (name, how often, bytes together) of all that ever left
+    quality: Quality | None  # None without held-out choices, or without a base model
+    unknown: str  # why the quality is not known
 
 
 class Home:
@@ -136,7 +153,9 @@ class Home:
         write_private(self.directory / PAUSED, b"")
 
     def resume(self) -> None:
-        """Take part again, as the policy says."""
+        """Take part again, as the policy says. UsageError when policy.toml itself says paused."""
+        if OwnerPolicy.read(self.directory / POLICY).paused:
+            raise UsageError(f"{self.directory / POLICY} says paused = true; change it there")
         try:
             (self.directory / PAUSED).unlink(missing_ok=True)
         except OSError as error:
@@ -200,30 +219,49 @@ class Home:
 
     def report(self) -> Report:
         """What is recorded, what was joined, what left, and how good the model is. Nothing is changed."""
-        bench, run, number, factors, kept = self._model()
-        held = self.store.validation()
-        shared, start = bench.parts(factors)
-        counts: tuple[Counts | None, Counts | None] = (None, None)
-        if held:
-            trainer, prepared = bench.trainer(start), bench.model.prepare(held)
-            counts = (
-                trainer.evaluate(shared, start if kept is None else kept, prepared),
-                trainer.evaluate(shared, start, prepared),
-            )
+        quality, unknown = self._quality()
+        latest = self.vault.latest()
+        run, number = (ALONE, 0) if latest is None else (latest[0], latest[1].round)
         rounds = {(joined, at) for joined, at, unmasked in self.vault.rounds() if unmasked}
         return Report(
             choices=len(self.store),
-            held_out=len(held),
+            held_out=len(self.store.validation()),
             sources=self.store.sources(),
-            paused=(self.directory / PAUSED).exists(),
+            member=self.member,
+            absent=self._absent(),
             run="" if run == ALONE else run.hex(),
             round=number,
             rounds_joined=len(rounds),
             refused=tuple(self.vault.told()),
-            personal=counts[0],
-            common=counts[1],
             left=tuple(self.vault.sent()),
+            quality=quality,
+            unknown=unknown,
         )
+
+    def _quality(self) -> tuple[Quality | None, str]:
+        """(quality, or None, and why)."""
+        held = self.store.validation()
+        if not held:
+            return None, "no choices are held out yet: record more"
+        try:
+            bench, _, _, factors, kept = self._model()
+        except (BaseModelError, ConfigError, DeviceError) as error:  # what else there is to say is said
+            return None, str(error)
+        shared, start = bench.parts(factors)
+        trainer, prepared = bench.trainer(start), bench.model.prepare(held)
+        common = trainer.evaluate(shared, start, prepared)
+        personal = common if kept is None else trainer.evaluate(shared, kept, prepared)
+        return Quality(personal, common), ""
+
+    def _absent(self) -> str:
+        """Why this device takes part in nothing now; empty when it does."""
+        if self.member is None:
+            return "in no fleet"
+        try:
+            self.policy().check_time()
+        except (ConfigError, PolicyRefusal) as error:
+            return str(error)
+        return ""
 
     def export(self, directory: Path, base: str | None = None) -> None:
         """Write the personal model as plain peft files (`client.export`); `base`: where its loader finds
@@ -341,7 +379,7 @@ class Home:
     def offline(self) -> OfflineConfig:
         """The settings for work without a run."""
         try:
-            table = tomllib.loads((self.directory / MODEL).read_text(encoding="utf-8"))
+            table = tomllib.loads(read_owned(self.directory / MODEL))
         except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no TOML
             raise ConfigError(f"can't read {self.directory / MODEL}: {error}") from None
         return build_section(OfflineConfig, table, "")

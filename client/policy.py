@@ -11,6 +11,7 @@ import numpy as np
 import tomli_w
 from numpy.typing import NDArray
 
+from penchant.client.owned import read_owned
 from penchant.client.secagg import SecAggPolicy
 from penchant.common.config import Plan, Section, build_section, section_table
 from penchant.common.errors import AgreementError, ConfigError, PolicyRefusal
@@ -56,9 +57,10 @@ class OwnerPolicy(Section):
 
     @classmethod
     def read(cls, path: Path) -> OwnerPolicy:
-        """The policy in a TOML file; ConfigError for an unknown key, a bad value or an unreadable file."""
+        """The policy in a TOML file; ConfigError for an unknown key, a bad value, an unreadable file, or one
+        that others can write."""
         try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
+            table = tomllib.loads(read_owned(path))
         except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no TOML
             raise ConfigError(f"can't read the owner's policy {path}: {error}") from None
         return build_section(cls, table, "")

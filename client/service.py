@@ -25,7 +25,7 @@ from penchant.common.codec import MAGIC, encode
 from penchant.common.errors import DeviceError
 from penchant.common.messages import Abort, AbortCode
 
-__all__ = ["MESSAGE_MOST", "AgentServer", "RemoteAgent", "only_one"]
+__all__ = ["MESSAGE_MOST", "AgentServer", "RemoteAgent", "at_work", "only_one"]
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,10 @@ class AgentServer:
     def _check_directory(self) -> None:
         """Whoever can write into the socket's directory can put another socket there."""
         folder = self.socket.parent
-        mode = folder.stat().st_mode
+        found = folder.stat()
+        mode = found.st_mode
+        if found.st_uid not in (os.geteuid(), 0):
+            raise DeviceError(f"{folder} belongs to another user, who could replace the agent's socket")
         if mode & 0o022 and not mode & stat.S_ISVTX:
             raise DeviceError(f"others could replace the agent's socket: chmod go-w {folder}")
         if self._mode & 0o060 and not mode & 0o010:
@@ -187,6 +190,15 @@ class RemoteAgent:
     def close(self) -> None:
         """Close the connection."""
         self._channel.close()
+
+
+def at_work(home: Path) -> bool:
+    """Whether an agent works on the directory `home` now."""
+    try:
+        with only_one(home):
+            return False
+    except DeviceError:
+        return True
 
 
 @contextmanager

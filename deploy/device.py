@@ -18,6 +18,7 @@ from penchant.common.errors import DataError, UsageError
 if TYPE_CHECKING:
     from penchant.client.home import Home, Ranked, Report
     from penchant.client.labelling import Labelling, Question
+    from penchant.client.training import Counts
 
 __all__ = ["app"]
 
@@ -133,7 +134,8 @@ def rank(
     debug: Debug = False,
 ) -> None:
     """Rank responses as the owner would: scores with standard errors, how likely each one is preferred to the
-    next, and the score of the model that knows nobody."""
+    next, and the score of the global model, which knows
+    nobody."""
 
     def work() -> None:
         responses = _lines(file)
@@ -150,11 +152,13 @@ def status(
     """What is recorded here, which rounds were joined, what left, and how good the model is."""
 
     def work() -> None:
-        report = _open(home, passphrase).report()
+        from penchant.client.service import at_work
+
+        report, agent = _open(home, passphrase).report(), at_work(home.expanduser())
         if as_json:
-            print(json.dumps(_as_table(report), indent=2, ensure_ascii=False))
+            print(json.dumps(_as_table(report, agent), indent=2, ensure_ascii=False))
             return
-        _print_status(report)
+        _print_status(report, agent)
 
     _guarded(work, debug)
 
@@ -326,7 +330,9 @@ def forget(
 def show_ranked(ranked: Sequence[Ranked], as_json: bool) -> None:
     """The best first, as a table or as JSON."""
     if as_json:
-        print(json.dumps([dataclasses.asdict(row) for row in ranked], indent=2, ensure_ascii=False))
+        table = [dataclasses.asdict(row) for row in ranked]
+        renamed = [{"global" if key == "common" else key: part for key, part in row.items()} for row in table]
+        print(json.dumps(renamed, indent=2, ensure_ascii=False))
         return
     rows = [
         (
@@ -337,20 +343,24 @@ def show_ranked(ranked: Sequence[Ranked], as_json: bool) -> None:
         )
         for row in ranked
     ]
-    _table("", ("personal", "over next", "common", "response"), rows)
+    _table("", ("personal", "over next", "global", "response"), rows)
 
 
 def _open(home: Path, ask: bool) -> Home:
-    """The device's directory, unlocked."""
+    """The device's directory, unlocked. Asks for a passphrase when told to, or when there is no other way."""
     import torch
 
+    from penchant.client.box import Box
     from penchant.client.home import Home
 
     torch.set_num_threads(1)
+    directory = home.expanduser()
     passphrase = os.environ.get(PASSPHRASE)
-    if ask and passphrase is None:
-        passphrase = typer.prompt("Passphrase", hide_input=True)
-    return Home(home.expanduser(), passphrase)
+    if passphrase is None and (ask or (Box.asks_passphrase(directory) and sys.stdin.isatty())):
+        passphrase = typer.prompt(
+            "Passphrase", hide_input=True, confirmation_prompt=Box.asks_passphrase(directory) is None
+        )
+    return Home(directory, passphrase)
 
 
 def _ask(sitting: Labelling) -> None:
@@ -397,30 +407,37 @@ def _lines(file: str) -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
-def _as_table(report: Report) -> dict[str, Any]:
-    def quality(counts: Any) -> dict[str, Any] | None:
-        return None if counts is None else {"correct": counts.correct, "of": counts.total}
+def _as_table(report: Report, agent: bool) -> dict[str, Any]:
+    def right(counts: Counts) -> dict[str, Any]:
+        return {"correct": counts.correct, "of": counts.total}
 
+    quality = report.quality
     return {
         "choices": report.choices,
         "held_out": report.held_out,
         "sources": report.sources,
-        "paused": report.paused,
+        "member": report.member,
+        "agent_runs": agent,
+        "takes_part": not report.absent and agent,
+        "why_not": report.absent or None,
         "run": report.run or None,
         "round": report.round,
         "rounds_joined": report.rounds_joined,
-        "held_out_right": {"personal": quality(report.personal), "common": quality(report.common)},
+        "held_out_right": quality and {"personal": right(quality.personal), "global": right(quality.common)},
+        "why_unknown": report.unknown or None,
         "left": [{"name": name, "times": times, "bytes": size} for name, times, size in report.left],
         "refused": [{"stage": s, "code": c, "why": w} for s, c, w in report.refused],
     }
 
 
-def _print_status(report: Report) -> None:
+def _print_status(report: Report, agent: bool) -> None:
     sources = ", ".join(f"{count} from {name}" for name, count in report.sources.items()) or "none yet"
+    running = "yes" if agent else "no: the agent is not running (penchant device serve)"
     rows = [
-        ("choices recorded", f"{report.choices} ({sources})"),
+        ("choices recorded", f"{report.choices} ({sources})" if report.choices else sources),
         ("held out to judge the model", str(report.held_out)),
-        ("takes part", "no: paused" if report.paused else "as the policy says"),
+        ("member of a fleet", "no" if report.member is None else f"yes, number {report.member}"),
+        ("takes part in rounds", f"no: {report.absent}" if report.absent else running),
         ("rounds joined", str(report.rounds_joined)),
         ("last run, round", f"{report.run[:8]}…, {report.round}" if report.run else "none yet"),
     ]
@@ -432,17 +449,20 @@ def _print_status(report: Report) -> None:
             ("part", "times", "bytes"),
             [(name, str(times), str(size)) for name, times, size in report.left],
         )
+    else:
+        print("nothing has left this device")
     if report.refused:
         _table("refused", ("stage", "code", "why"), list(report.refused[-10:]))
 
 
 def _print_quality(report: Report) -> None:
-    if report.personal is None or report.common is None:
-        print("no choices are held out yet: record more to see how good the model is")
+    if report.quality is None:
+        print(f"how good the model is can't be said: {_shown(report.unknown)}")
         return
+    personal, common = report.quality.personal, report.quality.common
     print(
-        f"held-out choices ranked right: personal {report.personal.correct} of {report.personal.total}, "
-        f"without the person {report.common.correct} of {report.common.total}"
+        f"held-out choices ranked right: personal {personal.correct} of {personal.total}, "
+        f"global {common.correct} of {common.total}"
     )
 
 

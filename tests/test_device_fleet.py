@@ -139,7 +139,7 @@ def test_devices_join_a_run_over_their_sockets_and_keep_a_matching_model(town: T
         assert left["loss"] == left["accuracy 3/10"] == (3, 3 * 4)
         assert {"keys message", "unmask message", "status message"} < set(left)
         assert not any("lora_B" in name for name in left)
-        assert report.personal is not None
+        assert report.quality is not None
         _, run_key, number, factors, _ = home._model()
         assert (run_key, number) == (bytes(16), 3)
         assert np.array_equal(factors, found[1].factors)  # shared and personal part are of one round

@@ -54,12 +54,13 @@ def test_a_device_learns_its_owner_alone_and_keeps_it(folder: Path) -> None:
     assert home.record(choices()).new == 30
     before = home.report()
     after = home.train()
-    assert before.personal is not None
-    assert after.personal is not None
-    assert after.personal.correct > before.personal.correct
-    assert after.common == before.common == before.personal  # the model without the person stays as it was
+    assert before.quality is not None
+    assert after.quality is not None
+    assert after.quality.personal.correct > before.quality.personal.correct
+    # the model without the person stays as it was
+    assert after.quality.common == before.quality.common == before.quality.personal
     again = Home(folder).report()
-    assert again.personal == after.personal
+    assert again.quality == after.quality
     assert (again.choices, again.rounds_joined, again.run, again.left) == (30, 0, "", ())
     ranked = Home(folder).rank("on bill 99: ", ["the table tax", "the motion tax"])
     assert [row.response for row in ranked] == ["the motion tax", "the table tax"]
@@ -119,9 +120,12 @@ def test_pausing_is_the_owners_word_at_once(folder: Path) -> None:
     assert not home.policy().paused
     home.pause()
     assert Home(folder).policy().paused
-    assert home.report().paused
     home.resume()
     assert not home.policy().paused
+    (folder / "policy.toml").write_text("paused = true\n")
+    with pytest.raises(UsageError, match=r"policy\.toml says paused = true; change it there"):
+        home.resume()
+    assert home.policy().paused
 
 
 def test_the_policy_is_read_from_the_owners_file(folder: Path) -> None:
@@ -151,7 +155,53 @@ def test_clear_refusals(folder: Path) -> None:
         home.rank("", [])
     (folder / "model.toml").write_text('[model]\nbase_model = "nowhere-at-all"\n')
     with pytest.raises(BaseModelError, match="nowhere-at-all"):
-        home.report()
+        home.rank("", ["a"])
+
+
+def test_the_status_says_what_it_can_whatever_is_broken(folder: Path) -> None:
+    home = Home(folder)
+    home.record(choices())
+    home.vault.note_sent([("status message", 9)])
+    home.vault.tell_owner("keys", "POLICY", "paused by the owner")
+    (folder / "model.toml").write_text('[model]\nbase_model = "nowhere-at-all"\n')
+    report = home.report()
+    assert (report.choices, report.left, len(report.refused)) == (30, (("status message", 1, 9),), 1)
+    assert report.quality is None
+    assert "nowhere-at-all" in report.unknown
+    assert report.absent == "in no fleet"
+    (folder / "model.toml").write_text("model = 3\n")
+    assert "model" in home.report().unknown
+
+
+@pytest.mark.parametrize("name", ["policy.toml", "model.toml"])
+def test_what_others_could_have_written_is_not_the_owners_word(folder: Path, name: str) -> None:
+    home = Home(folder)
+    (folder / name).chmod(0o660)
+    with pytest.raises(ConfigError, match=f"others can write .*{name}: chmod go-w"):
+        _ = home.policy() if name == "policy.toml" else home.offline()
+    (folder / name).chmod(0o640)  # a group may read it
+    _ = home.policy(), home.offline()
+
+
+def test_a_directory_that_others_can_write_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    for mode in (0o770, 0o702, 0o1777):
+        place = tmp_path / oct(mode)
+        place.mkdir()
+        place.chmod(mode)
+        with pytest.raises(DeviceError, match="others can write in"):
+            Home(place)
+        assert list(place.iterdir()) == []
+
+
+def test_files_of_another_user_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Home(folder)
+    me = os.geteuid()
+    monkeypatch.setattr("penchant.client.owned.os.geteuid", lambda: me + 1)
+    if me != 0:  # root's word counts for everybody
+        with pytest.raises(ConfigError, match="only its owner's word counts"):
+            home.policy()
+    with pytest.raises(DeviceError, match="work on it as that user"):
+        Home(folder)
 
 
 def test_an_export_is_the_model_that_ranks(folder: Path, tmp_path: Path) -> None:
@@ -199,7 +249,7 @@ def test_a_device_killed_while_it_trains_has_the_old_model_or_the_new_one(folder
         latest = after.vault.latest()
         assert latest is not None
         assert np.isfinite(latest[1].vector).all()
-        assert after.report().personal is not None
+        assert after.report().quality is not None
 
 
 # --- the command line -----------------------------------------------------------------------------
