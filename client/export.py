@@ -9,6 +9,7 @@ pooled at its last token and not normalised, the same adapter with its head also
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Export:
 
 
 def export_peft(export: Export, directory: Path) -> None:
-    """Write the export into `directory`, which is made and must be empty.
+    """Write the export into `directory`, which is made and must be empty; all of it, or nothing.
 
     Raises UsageError when the directory is in use or the model is no adapter, DeviceError when it can't be
     written.
@@ -84,12 +85,28 @@ def export_peft(export: Export, directory: Path) -> None:
             inner = _adapter(export, prefix="model.", extra={"base_model.model.score.weight": head})
             files |= {f"{CLASSIFIER}/{name}": data for name, data in inner.items()}
     try:
-        for name, data in files.items():
-            path = directory / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+        _write(directory, files)
     except OSError as error:
         raise DeviceError(f"can't write the export into {directory}: {error.strerror}") from None
+
+
+def _write(directory: Path, files: dict[str, bytes]) -> None:
+    """All files, or none; for their owner alone: a personal model tells about its person."""
+    written: list[Path] = []
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for name, data in files.items():
+            path = directory / name
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            written.append(path)
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(data)
+    except OSError:
+        for path in written:
+            path.unlink(missing_ok=True)
+        for folder in {path.parent for path in written} - {directory}:
+            folder.rmdir()
+        raise
 
 
 def snippet(export: Export, directory: str) -> str:
@@ -110,7 +127,7 @@ def snippet(export: Export, directory: str) -> str:
         "def score(prompt, response):",
         f"    h = model(**tokenizer(prompt + response, truncation=True, max_length={export.max_tokens}, "
         "return_tensors='pt')).last_hidden_state[0]",
-        f"    e = {pooled}; return float({scaled} @ head)",
+        f"    e = {pooled}; return ({scaled} @ head).item()",
     ]
     return "\n".join(lines) + "\n"
 

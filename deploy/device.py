@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -284,6 +285,9 @@ def serve(
         from penchant.client.service import AgentServer, only_one
 
         directory = home.expanduser()
+        resource.setrlimit(
+            resource.RLIMIT_CORE, (0, 0)
+        )  # a crash writes no memory, with keys in it, to a disk
         with only_one(directory):
             device = _open(home, passphrase)
             most = device.policy().max_message_mb * 1024 * 1024

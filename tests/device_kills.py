@@ -50,6 +50,7 @@ class Fleet:
     benches: Benches = field(default_factory=Benches)
     announced: dict[tuple[int, int], bytes] = field(default_factory=dict)  # (round, attempt) -> factors
     finished: dict[int, int] = field(default_factory=dict)  # round -> attempt
+    complete: int = 0  # rounds that nobody was missing in
     errors: list[BaseException] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -130,11 +131,19 @@ class Fleet:
                     continue
                 if log is not None:
                     self.finished[number] = log.attempt
+                    self.complete += log.survivors == DEVICES
                 number += 1
             grid.close()
         except BaseException as error:
             self.errors.append(error)
             raise
+
+    def wait_for_a_complete_round(self) -> None:
+        """Until one more round is finished with everybody in it."""
+        before, end = self.complete, time.monotonic() + 60
+        while self.complete == before and not self.errors:
+            assert time.monotonic() < end
+            time.sleep(0.01)
 
     # --- what must be true whenever the device is dead ------------------------------------------------
 
@@ -174,7 +183,11 @@ def server(fleet: Fleet) -> Iterator[None]:
 def kill_again_and_again(
     place: Path, base: Path, kills: int, *, wait: Callable[[random.Random], float]
 ) -> tuple[Fleet, int, list[str]]:
-    """-> (fleet, the round whose factor the device has at the end, what it noted as durable)."""
+    """-> (fleet, the round whose factor the device has at the end, what it noted as durable).
+
+    A device dies `wait` seconds after its start; every fifth one that long after it was in a whole round,
+    however slow the machine is.
+    """
     fleet, notes = Fleet(place, base), place / "notes"
     draw, newest = random.Random(5), 0
     words = [sys.executable, str(Path(__file__).with_name("killed_device.py"))]
@@ -187,10 +200,12 @@ def kill_again_and_again(
     ):  # fmt: skip
         assert warm.stdin is not None
         assert warm.stdout is not None
-        for _ in range(kills):
+        for turn in range(kills):
             warm.stdin.write("go\n")
             warm.stdin.flush()
             process = int(warm.stdout.readline())
+            if turn % 5 == 4:
+                fleet.wait_for_a_complete_round()
             time.sleep(wait(draw))
             os.kill(process, signal.SIGKILL)
             assert warm.stdout.readline() == "dead\n"

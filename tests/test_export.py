@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +16,7 @@ import torch
 from penchant.client.export import CLASSIFIER, Export, export_peft, snippet
 from penchant.common.adapters import Effective, Split
 from penchant.common.config import AdapterConfig, ModelConfig, ShareName
-from penchant.common.errors import UsageError
+from penchant.common.errors import DeviceError, UsageError
 from penchant.common.reward import RewardModel, load_reward_model
 
 TEXTS = [
@@ -100,3 +102,26 @@ def test_a_directory_in_use_is_refused_and_left_alone(
     with pytest.raises(UsageError, match="in use"):
         export_peft(export, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_export_is_for_its_owner_alone(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    _, export = a_person(tiny_model("llama"), "A", 0.0)
+    export_peft(export, tmp_path / "mine")
+    paths = [tmp_path / "mine", *(tmp_path / "mine").rglob("*")]
+    assert len(paths) == 8
+    assert {path.stat().st_mode & 0o077 for path in paths} == {0}
+
+
+def test_a_full_disk_leaves_no_half_an_export(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    _, export = a_person(tiny_model("llama"), "A", 0.0)
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, kept[1]))  # the head fits, the card does not
+    try:
+        with pytest.raises(DeviceError, match="can't write the export"):
+            export_peft(export, tmp_path / "mine")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+        signal.signal(signal.SIGXFSZ, before)
+    assert list((tmp_path / "mine").iterdir()) == []
+    export_peft(export, tmp_path / "mine")
