@@ -135,8 +135,7 @@ def rank(
     debug: Debug = False,
 ) -> None:
     """Rank responses as the owner would: scores with standard errors, how likely each one is preferred to the
-    next, and the score of the global model, which knows
-    nobody."""
+    next, and the score of the global model, which knows nobody."""
 
     def work() -> None:
         responses = _lines(file)
