@@ -323,6 +323,18 @@ def test_low_order_points_are_refused(u: int, name: str) -> None:
         attack_roster(change)
 
 
+@pytest.mark.parametrize("name", ["mask_key", "channel_key"])
+@pytest.mark.parametrize("u", [2**255 - 19 + 9, 2**255 + 9])  # the base point, in two other spellings
+def test_points_that_are_not_canonical_are_refused(u: int, name: str) -> None:
+    """One key in two spellings would pass for two."""
+
+    def change(entries: list[Entry]) -> None:
+        entries[5] = forged(entries[5], identity(6), **{name: u.to_bytes(32, "little")})
+
+    with pytest.raises(SecretSharingError, match="malformed"):
+        attack_roster(change)
+
+
 # --- stage masked: the sealed shares --------------------------------------------------------------
 
 
