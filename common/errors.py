@@ -15,9 +15,13 @@ __all__ = [
     "ConsoleError",
     "DataError",
     "DeviceError",
+    "EnrolmentError",
+    "EnrolmentPending",
+    "GatewayError",
     "JournalError",
     "MembershipError",
     "NotUnmasked",
+    "OlderList",
     "PenchantError",
     "PolicyRefusal",
     "ProtocolError",
@@ -27,6 +31,7 @@ __all__ = [
     "SecretSharingError",
     "SignatureError",
     "StageError",
+    "TokenError",
     "TooFewDevices",
     "TooManyDropouts",
     "UsageError",
@@ -95,6 +100,18 @@ class MembershipError(ProtocolError):
     """A revoked identity, or a member list that is older than one already seen, stale or unsigned."""
 
 
+class TokenError(ProtocolError):
+    """A join token that is damaged, past its date, used by another device, or unknown here."""
+
+
+class EnrolmentError(ProtocolError):
+    """A request to join that the server refuses, or a server that is not the one of the token."""
+
+
+class OlderList(MembershipError):
+    """A member list that is not newer than one already seen."""
+
+
 class SecretSharingError(ProtocolError):
     """Shares that do not open, do not combine, or rebuild another secret than announced."""
 
@@ -138,3 +155,14 @@ class JournalError(PenchantError):
 
 class ConsoleError(PenchantError):
     """The operator's console can't keep its own file, or can't do what it was asked for."""
+
+
+# --- a fleet --------------------------------------------------------------------------------------
+
+
+class EnrolmentPending(PenchantError):
+    """The authority has not answered a request to join yet: ask again later."""
+
+
+class GatewayError(PenchantError):
+    """A process of the server can't be configured, started or kept up."""

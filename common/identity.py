@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from penchant.common.codec import U32, U64, Exactly, Many, decode_record, encode_record
 from penchant.common.entropy import Entropy, SystemEntropy
-from penchant.common.errors import CertificateError, CodecError, MembershipError, UsageError
+from penchant.common.errors import CertificateError, CodecError, MembershipError, OlderList, UsageError
 from penchant.common.keys import Verifier, verify
 from penchant.common.messages import Certificate, PublicKey, Signature
 from penchant.common.protocol import domain
@@ -245,6 +245,12 @@ class Membership:
         if encoded == self.encoded and self.current is not None:
             self.refuse_stale(now)
             return self
+        accepted = self.know(encoded)
+        accepted.refuse_stale(now)
+        return accepted
+
+    def know(self, encoded: bytes) -> Membership:
+        """As `accept`, whatever the date: to compare a newer list with the one that was kept."""
         try:
             listed = MemberList.decode(encoded)
         except CodecError as error:
@@ -252,7 +258,7 @@ class Membership:
         if not self._verify(self.authority, _list_text(listed), listed.signature):
             raise MembershipError("the member list is not signed by this fleet's authority")
         if listed.number <= self.number:
-            raise MembershipError(
+            raise OlderList(
                 f"member list {listed.number} is offered, list {self.number} is known: the server is behind"
             )
         accepted = Membership(self.authority, verify=self._verify)
@@ -260,7 +266,6 @@ class Membership:
         accepted.encoded = bytes(encoded)
         accepted._keys = {member.number: member.public_key for member in listed.members}
         accepted._revoked = frozenset(listed.revoked)
-        accepted.refuse_stale(now)
         return accepted
 
     def refuse_stale(self, now: int) -> None:
@@ -271,6 +276,10 @@ class Membership:
             raise MembershipError(f"member list {self.number} is not valid yet: check the clock")
         if now >= self.current.expires:
             raise MembershipError(f"member list {self.number} is past its date: fetch the authority's latest")
+
+    def holds(self, member: int) -> bool:
+        """Whether `member` is on the latest list and not revoked by it."""
+        return member in self._keys and member not in self._revoked
 
     def check(self, certificate: Certificate) -> None:
         """Refuse an identity that does not belong to the fleet now.

@@ -130,6 +130,12 @@ class Office:
             )
         return encoded
 
+    def knows(self, public_key: bytes) -> int | None:
+        """The number of the member with this key, revoked or not; None when it was never certified."""
+        with self._record() as db:
+            row = db.execute("SELECT number FROM members WHERE public_key = ?", (public_key,)).fetchone()
+        return None if row is None else int(row[0])
+
     def latest(self) -> bytes:
         """The list published last."""
         with self._record() as db:

@@ -1,17 +1,21 @@
-"""`penchant authority …`: the enrolment authority at the command line. It never talks to a network."""
+"""`penchant authority …`: the enrolment authority. It never talks to a network: files in, files out."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from penchant.common.errors import UsageError
+
+if TYPE_CHECKING:
+    from penchant.deploy.attending import Matter
 
 __all__ = ["app"]
 
@@ -57,12 +61,12 @@ def issue(
     """Certify a device and write the answer for it."""
 
     def work() -> None:
-        from penchant.common.enrolment import Request
+        from penchant.common.enrolment import Asked
         from penchant.deploy.authority import Office
 
-        asked = Request.decode(_read(request))
+        asked = Asked.decode(_read(request))
         _refuse_existing(out)
-        answer = Office(directory, _passphrase(passphrase)).issue(asked, name)
+        answer = Office(directory, _passphrase(passphrase)).issue(asked.request, name or asked.name)
         _write(out, answer.encode())
         print(f"member {answer.certificate.member}: {out}")
 
@@ -110,6 +114,39 @@ def publish(
     _guarded(work, debug)
 
 
+@app.command()
+def attend(
+    directory: Where,
+    requests: Annotated[Path, typer.Option("--requests", help="Folder of the server's requests.")],
+    answers: Annotated[Path, typer.Option("--answers", help="Folder to write answers and lists into.")],
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Grant everything: then whoever runs the server can enrol anybody.")
+    ] = False,
+    watch: Annotated[
+        float, typer.Option("--watch", help="Look again every so many seconds, until stopped; 0: once.")
+    ] = 0.0,
+    passphrase: Ask = False,
+    debug: Debug = False,
+) -> None:
+    """Decide on the server's requests, one by one: files in, files out."""
+
+    def work() -> None:
+        from penchant.deploy import attending
+        from penchant.deploy.authority import Office
+
+        office = Office(directory, _passphrase(passphrase))
+        if yes:
+            print("everything is granted: whoever runs the server can enrol anybody", file=sys.stderr)
+        while True:
+            for line in attending.attend(office, requests, answers, lambda m: yes or _granted(m)):
+                print(line, flush=True)
+            if not watch:
+                return
+            time.sleep(watch)
+
+    _guarded(work, debug)
+
+
 @app.command("list")
 def list_members(
     directory: Where,
@@ -138,6 +175,14 @@ def list_members(
 
 
 # --- inner parts --------------------------------------------------------------------------------------
+
+
+def _granted(matter: Matter) -> bool:
+    if matter.kind == "enrol":
+        print(f"request {matter.who} {matter.what}".rstrip())
+        return typer.confirm("Does the device's owner see the same request, and do you know them?")
+    print(f"the server asks to revoke member {matter.who}: {matter.what or 'no reason given'}")
+    return typer.confirm("Revoke it for good?")
 
 
 def _day(seconds: int) -> str:

@@ -470,3 +470,7 @@ def main() -> None:
         if error.format_message():  # without any argument the help was shown instead
             print(f"penchant: {error.format_message()} (see --help)", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

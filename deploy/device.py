@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,10 +43,19 @@ Ask = Annotated[
     bool,
     typer.Option("--passphrase", help=f"Ask for the passphrase (or set {PASSPHRASE}). Else: a key file."),
 ]
+NodeOption = Annotated[
+    Path | None,
+    typer.Option("--node", help="Folder of what the SuperNode needs; `node` in the device's directory."),
+]
+SocketOption = Annotated[
+    Path | None,
+    typer.Option("--socket", help="The agent's Unix socket; agent.sock in the device's directory."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks for errors.")]
 HERE = Path(DEFAULT_HOME)
 KEYS = "1 or 2: the one you would rather have; s: skip; u: undo the last answer; q: quit."
+SOCKET = "agent.sock"
 
 
 @app.command("import")
@@ -226,10 +236,23 @@ def request(
 
 @app.command()
 def join(
-    answer: Annotated[Path, typer.Argument(help="The authority's answer to this device's request.")],
-    authority: Annotated[
-        str, typer.Option("--authority", help="The authority's digest, as its operator told you.")
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="TOKEN|FILE",
+            help="A join token, a file that holds one, - for standard input; or the authority's answer.",
+        ),
     ],
+    authority: Annotated[
+        str, typer.Option("--authority", help="With an answer: the authority's digest, as you were told.")
+    ] = "",
+    wait: Annotated[
+        bool, typer.Option("--wait", help="With a token: wait until the authority has answered.")
+    ] = False,
+    wait_seconds: Annotated[float, typer.Option("--wait-seconds", help="How long at most; a week.")] = 7
+    * 86400.0,
+    node: NodeOption = None,
+    socket: SocketOption = None,
     home: HomeOption = HERE,
     passphrase: Ask = False,
     debug: Debug = False,
@@ -237,13 +260,58 @@ def join(
     """Become a member of a fleet."""
 
     def work() -> None:
-        try:
-            digest, data = bytes.fromhex(authority), answer.read_bytes()
-        except ValueError:
-            raise UsageError("--authority is no digest: 64 hexadecimal digits belong there") from None
-        except OSError as error:
-            raise UsageError(f"can't read {answer}: {error.strerror}") from None
-        print(f"this device is member {_open(home, passphrase).join(data, digest)}")
+        found = _token_or_answer(what)
+        if isinstance(found, bytes):
+            try:
+                digest = bytes.fromhex(authority)
+            except ValueError:
+                digest = b""
+            if len(digest) != 32:
+                raise UsageError("--authority is no digest: 64 hexadecimal digits belong there")
+            print(f"this device is member {_open(home, passphrase).join(found, digest)}")
+            return
+        from penchant.client import joining
+        from penchant.client.node import NODE
+        from penchant.common.tokens import JoinToken
+
+        token = JoinToken.read(found, time.time())
+        if authority and authority != token.terms.authority.hex():
+            raise UsageError("the token is of another authority than --authority says")
+        directory = home.expanduser()
+        device, folder = _open(home, passphrase), node or directory / NODE
+
+        def attempt() -> int:
+            return joining.join(device, token, folder, socket or directory / SOCKET)
+
+        def told(text: str) -> None:
+            print(text, flush=True)
+
+        member = joining.wait(attempt, wait_seconds if wait else 0.0, told)
+        print(f"this device is member {member}")
+        print("now run `penchant device serve`, and beside it, best as another user,")
+        print(f"  penchant device connect --node {folder}")
+
+    _guarded(work, debug)
+
+
+@app.command()
+def connect(
+    node: NodeOption = None,
+    socket: SocketOption = None,
+    port: Annotated[
+        int,
+        typer.Option("--port", help="Of the SuperNode on loopback; 0: one that is free.", min=0, max=65535),
+    ] = 0,
+    home: HomeOption = HERE,
+    debug: Debug = False,
+) -> None:
+    """Run Flower's SuperNode, which carries messages between the fleet's server and the agent."""
+
+    def work() -> None:
+        from penchant.client.node import NODE, Node
+        from penchant.deploy.relaying import relay
+
+        relay(Node.read(node or home.expanduser() / NODE), socket, port)
 
     _guarded(work, debug)
 
@@ -268,9 +336,7 @@ def leave(
 
 @app.command()
 def serve(
-    socket: Annotated[
-        Path | None, typer.Option("--socket", help="Unix socket; agent.sock in the device's directory.")
-    ] = None,
+    socket: SocketOption = None,
     group: Annotated[
         bool, typer.Option("--group", help="Let the socket's group connect as well: the relay's user.")
     ] = False,
@@ -290,7 +356,7 @@ def serve(
         with only_one(directory):
             device = _open(home, passphrase)
             most = device.policy().max_message_mb * 1024 * 1024
-            path = socket or directory / "agent.sock"
+            path = socket or directory / SOCKET
             server = AgentServer(device.agent().answer, path, group=group, message_most=most)
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
             server.start()
@@ -397,6 +463,22 @@ def _typed(prompt: str) -> str:
 def _shown(text: str) -> str:
     """`text` as a terminal may show it: with its lines, without control characters."""
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
+def _token_or_answer(what: str) -> str | bytes:
+    """A token's text, or the bytes of an authority's answer."""
+    from penchant.common.tokens import JoinToken
+
+    if what == "-":
+        return sys.stdin.read(4096)
+    if JoinToken.looks_like(what):
+        return what
+    try:
+        data = Path(what).read_bytes()
+    except OSError as error:
+        raise UsageError(f"can't read {what}: {error.strerror}") from None
+    text = data[:4096].decode("ascii", errors="replace")
+    return text if JoinToken.looks_like(text) else data
 
 
 def _lines(file: str) -> list[str]:

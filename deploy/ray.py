@@ -28,7 +28,9 @@ from penchant.deploy.guard import MARK, POLITE_SECONDS, guarded, stop_marked
 from penchant.deploy.simulate import Progress, World, open_run, prepare, restore, warm
 from penchant.deploy.superlink import (
     DIRECTORY,
+    Door,
     environment,
+    free_port,
     how_it_ended,
     simulation_command,
     start_run,
@@ -64,7 +66,7 @@ def run_on_ray(world: World, directory: Path, journal: Journal, progress: Progre
         if world.config.workers:
             settings.append(f"init-args-num-cpus={world.config.workers}")
         app = write_app(directory, "penchant.deploy.ray:server_app", "penchant.deploy.ray:client_app")
-        run = start_run(app, address, home, "--federation-config", " ".join(settings))
+        run = start_run(app, Door(address), home, "--federation-config", " ".join(settings))
         last, told = world.config.federation.rounds + 1, len(journal.logs())
         for _ in _while_it_runs(superlink, address, run, ended):
             for log in journal.logs()[told:]:
@@ -134,7 +136,7 @@ def _directory(context: Context) -> Path:
 @contextmanager
 def _superlink(directory: Path, home: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A SuperLink under a guard, and its address; at the end nothing of it runs any more."""
-    port = _free_port()
+    port = free_port()
     marked = environment(home) | {"RAY_USAGE_STATS_ENABLED": "0", MARK: str(directory)}
     with (directory / LOG).open("ab") as log:
         superlink = subprocess.Popen(
@@ -179,14 +181,8 @@ def _while_it_runs(superlink: subprocess.Popen[bytes], address: str, run: str, e
             raise JournalError(f"Flower's SuperLink stopped; see {LOG}, then go on with --resume")
         if time.monotonic() - asked >= ASK_SECONDS:
             asked = time.monotonic()
-            how = how_it_ended(address, run)
+            how = how_it_ended(Door(address), run)
             if how is not None and not ended.exists():
                 raise JournalError(f"Flower's simulation {how}; see {LOG}, then go on with --resume")
         if not over:
             time.sleep(LOOK_SECONDS)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

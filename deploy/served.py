@@ -3,8 +3,8 @@
     config.toml      the run's configuration
     blueprint.json   adapted modules, width and digest of the base model: the server never loads the model
     authority.pub    the enrolment authority's public key (32 bytes)
-    members.list     the authority's latest member list; a newer one may replace it between rounds
-    journal.db, checkpoints/
+    members.list     the authority's latest member list, which the server replaces between rounds
+    journal.db, checkpoints/, server.log
 
 Nothing of Flower's state is needed to go on after a crash: the same command starts a new Flower run, which
 continues from the journal.
@@ -15,31 +15,36 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from contextlib import ExitStack
-from dataclasses import asdict
+from contextlib import ExitStack, closing
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from safetensors.numpy import save as save_tensors
 
 from penchant.client.bench import Benches
+from penchant.client.export import Export, export_peft
 from penchant.common.adapters import BaseTensor, Slot
 from penchant.common.blueprint import Blueprint
 from penchant.common.config import RunConfig
 from penchant.common.contribution import Form
-from penchant.common.errors import ConfigError, RunDirectoryError
+from penchant.common.errors import ConfigError, PenchantError, RunDirectoryError, UsageError
 from penchant.common.identity import Membership
 from penchant.deploy import rundir
-from penchant.deploy.superlink import DIRECTORY, write_app
-from penchant.server.app import build_app
+from penchant.deploy.superlink import DIRECTORY, Door, start_run, write_app
 from penchant.server.journal import Journal, write_durably
-from penchant.server.round import Run
+from penchant.server.round import Run, federate
 from penchant.server.secagg import SecureAggregation
 
-__all__ = ["app", "create", "flower_app", "open_served", "take_members"]
+__all__ = ["LOG", "app", "create", "export", "flower_app", "flower_run", "open_served", "start"]
 
 BLUEPRINT = "blueprint.json"
 AUTHORITY = "authority.pub"
 MEMBERS = "members.list"
+LOG = "server.log"
+FLOWER_RUN = "flower.run"  # Flower's id of the run that plays this one now
 
 
 def create(directory: Path, config: RunConfig, authority: bytes, members: bytes) -> None:
@@ -62,19 +67,15 @@ def create(directory: Path, config: RunConfig, authority: bytes, members: bytes)
         "base": [asdict(tensor) for tensor in blueprint.base],
         "embedding": blueprint.embedding,
         "digest": blueprint.digest.hex(),
+        "published": bench.model.published,
+        "pooling": bench.model.pooling,
+        "max_tokens": bench.model.max_tokens,
     }
     rundir.create(directory, config)
     write_durably(directory / BLUEPRINT, json.dumps(described, indent=2).encode())
     write_durably(directory / AUTHORITY, authority)
     write_durably(directory / MEMBERS, members)
     flower_app(directory)
-
-
-def take_members(directory: Path, members: bytes) -> int:
-    """Put a newer member list in place; -> its number. MembershipError for an older or foreign one."""
-    newer = _membership(directory).accept(members, int(time.time()))
-    write_durably(directory / MEMBERS, members)
-    return newer.number
 
 
 def open_served(directory: Path) -> Run:
@@ -95,7 +96,69 @@ def open_served(directory: Path) -> Run:
         membership=membership.encoded,
         journal=journal,
         patience=config.federation.patience_seconds,
+        belongs=membership.holds,
+        latest=lambda run: _with_members(run, _membership(directory)),
     )
+
+
+def _with_members(run: Run, membership: Membership) -> Run:
+    """The same run under another member list."""
+    return replace(
+        run,
+        aggregation=SecureAggregation(membership),
+        membership=membership.encoded,
+        belongs=membership.holds,
+    )
+
+
+def export(directory: Path, out: Path) -> int:
+    """Write the shared part of the last finished round as plain files into `out`; -> the round.
+
+    A LoRA adapter in peft's format with the score head: the model that knows nobody. Beside it
+    `shared.safetensors`, the shared tensors alone, by name. No base model is loaded. Raises UsageError when
+    no round is finished, or `out` is in use.
+    """
+    config, table = rundir.read_config(directory), _described(directory)
+    with closing(Journal(directory)) as journal:
+        found = journal.load()
+    if found is None:
+        raise UsageError("no round of this run is finished yet; there is nothing to export")
+    number, shared = found
+    warming = number <= config.federation.warmup_rounds
+    plan = config.plan("warmup" if warming else "main", config.federation.cohort)
+    split = _blueprint(directory).split(plan)
+    start = shared.start if shared.start.size else split.initial(config.seed)[1]
+    export_peft(
+        Export(
+            effective=split.merged(shared.factors, start),
+            model=plan.model,
+            adapter=plan.adapter,
+            base=str(table["published"]),
+            digest=str(table["digest"]),
+            pooling=str(table["pooling"]),
+            max_tokens=int(table["max_tokens"]),
+            personal=False,
+        ),
+        out,
+    )
+    write_durably(out / "shared.safetensors", save_tensors(split.shared.named(shared.factors)))
+    return number
+
+
+def start(directory: Path, door: Door) -> str:
+    """Begin a run, or go on with it, at the SuperLink behind `door`; -> Flower's id of the run that plays it.
+
+    JournalError when the SuperLink does not take it.
+    """
+    flower = start_run(flower_app(directory), door, directory / "flwr")
+    write_durably(directory / FLOWER_RUN, flower.encode())
+    return flower
+
+
+def flower_run(directory: Path) -> str | None:
+    """The Flower run that was started last for this run, None before the first."""
+    path = directory / FLOWER_RUN
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
 def flower_app(directory: Path) -> Path:
@@ -112,25 +175,54 @@ def _membership(directory: Path) -> Membership:
     return Membership(authority).accept(members, int(time.time()))
 
 
-def _blueprint(directory: Path) -> Blueprint:
+def _described(directory: Path) -> dict[str, Any]:
+    """What `create` noted about the base model."""
     try:
         table = json.loads((directory / BLUEPRINT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(f"can't read {directory / BLUEPRINT}: {error}") from None
+    if not isinstance(table, dict):
+        raise RunDirectoryError(f"{directory / BLUEPRINT} is damaged")
+    return table
+
+
+def _blueprint(directory: Path) -> Blueprint:
+    table = _described(directory)
+    try:
         slots = tuple(Slot(**slot) for slot in table["slots"])
         base = tuple(BaseTensor(tensor["name"], tuple(tensor["shape"])) for tensor in table["base"])
         return Blueprint(slots, int(table["embedding"]), bytes.fromhex(table["digest"]), base)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise RunDirectoryError(f"can't read {directory / BLUEPRINT}: {error}") from None
 
 
 _claims = ExitStack()  # the ServerApp's process works on its directory alone, until it ends
 
 
-def _open(context: Context) -> Run:
-    directory = context.run_config.get(DIRECTORY)
-    if not isinstance(directory, str):
+def _open(directory: Path) -> Run:
+    _claims.enter_context(rundir.claim(directory))
+    return open_served(directory)
+
+
+app = ServerApp()
+
+
+@app.main()
+def _serve(grid: Grid, context: Context) -> None:
+    named = context.run_config.get(DIRECTORY)
+    if not isinstance(named, str):
         raise RunDirectoryError(f"the Flower run's configuration lacks {DIRECTORY}")
-    _claims.enter_context(rundir.claim(Path(directory)))
-    return open_served(Path(directory))
+    directory = Path(named)
+    _say(directory, f"Flower run {context.run_id} begins")
+    try:
+        federate(_open(directory), grid)
+    except Exception as error:  # Flower keeps the traceback to itself; the operator looks here
+        what = str(error) if isinstance(error, PenchantError) else type(error).__name__
+        _say(directory, f"Flower run {context.run_id} ends: {what}")
+        raise
+    _say(directory, f"Flower run {context.run_id} is done")
 
 
-app = build_app(_open)
+def _say(directory: Path, text: str) -> None:
+    with (directory / LOG).open("a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {' '.join(text.split())}\n")

@@ -1,50 +1,128 @@
-"""`penchant server …`: an operator prepares a run, starts it on a SuperLink, and sees how far it is."""
+"""`penchant server …`: an operator brings a server up, enrols devices, starts runs, sees how far they are."""
 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from penchant.common.errors import RoundFailed, UsageError
 
+if TYPE_CHECKING:
+    from penchant.deploy.site import Site
+
 __all__ = ["app"]
 
 app = typer.Typer(
     name="server",
-    help="The operator of a fleet: prepare a run, start it on Flower's SuperLink, see how far it is.",
+    help="The operator of a fleet: bring a server up, enrol devices, start and watch runs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-ADDRESS = "127.0.0.1:8000"
+_OPEN = ("started", "unmasking")
+WATCH_SECONDS = 1.0
 
-Where = Annotated[Path, typer.Argument(metavar="DIR", help="The run's directory.")]
+Where = Annotated[Path, typer.Argument(metavar="DIR", help="The server's directory.")]
+RunName = Annotated[
+    str, typer.Option("--run", help="The run's name; the one that was made last.", show_default=False)
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks for errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Start it and don't wait for its end.")]
 
 
 @app.command()
 def init(
     directory: Where,
-    config: Annotated[Path, typer.Option("--config", help="TOML configuration of the run.")],
     authority: Annotated[Path, typer.Option("--authority", help="The authority's authority.pub.")],
     members: Annotated[Path, typer.Option("--members", help="The authority's latest member list.")],
+    address: Annotated[
+        list[str], typer.Option("--address", help="Name or IP that devices connect to; may be repeated.")
+    ],
+    listen: Annotated[str, typer.Option("--listen", help="Address that the gateway listens on.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option("--port", help="Port of the gateway.")] = 8443,
+    superlink_port: Annotated[
+        int, typer.Option("--superlink-port", help="Port of the SuperLink, on loopback.")
+    ] = 9092,
     debug: Debug = False,
 ) -> None:
-    """Make the directory of a run that real devices take part in."""
+    """Make a fleet's server: its directory, settings and certificates."""
 
     def work() -> None:
-        from penchant.common.config import RunConfig
-        from penchant.deploy import served
+        from penchant.deploy.site import ServerSettings, Site
 
-        served.create(directory, RunConfig.read(config), _read(authority), _read(members))
-        print(f"{directory} is ready; start it with `penchant server run {directory}`")
+        settings = ServerSettings(
+            addresses=tuple(address), listen=listen, port=port, superlink_port=superlink_port
+        )
+        Site.create(directory, settings, _read(authority), _read(members))
+        print(f"{directory} is ready; bring it up with `penchant server up {directory}`")
+
+    _guarded(work, debug)
+
+
+@app.command()
+def up(
+    directory: Where,
+    only: Annotated[
+        str, typer.Option("--only", help="One part, in this process: superlink, executor, enrol or gateway.")
+    ] = "",
+    debug: Debug = False,
+) -> None:
+    """Run the server until it is stopped: SuperLink, its executor, the enrolment service, the gateway."""
+
+    def work() -> None:
+        from penchant.deploy import up
+        from penchant.deploy.site import Site
+
+        site = Site(directory)
+        if only:
+            up.only(site, only)
+            return
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log every look at the SuperLink
+        up.up(site, lambda: print(f"devices reach this server at {site.settings.gateway}", flush=True))
+
+    _guarded(work, debug)
+
+
+@app.command()
+def enroll(
+    directory: Where,
+    name: Annotated[str, typer.Option("--name", help="What you call the device.")] = "",
+    days: Annotated[float, typer.Option("--days", help="How long the token is good.")] = 7.0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write the token to, instead of showing it.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="Show all tokens and what became of them.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Hand out a join token for one device: one-time, expiring, with the digests that the device trusts."""
+
+    def work() -> None:
+        from penchant.deploy.tokens import hand_out
+
+        if show:
+            _print_enrolments(directory, as_json)
+            return
+        if out is not None and out.exists():
+            raise UsageError(f"{out} is there already; choose another --out")
+        text = hand_out(directory, name, time.time() + days * 86400).text()
+        if out is None:
+            print(text)
+            return
+        with open(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text + "\n")
+        print(f"{out}: bring it to the device by a way that nobody else can change")
 
     _guarded(work, debug)
 
@@ -55,12 +133,44 @@ def members(
     file: Annotated[Path, typer.Argument(help="A newer member list of the authority.")],
     debug: Debug = False,
 ) -> None:
-    """Take over a newer member list; it holds from the next start of the run."""
+    """Take over a newer member list; a run that goes on heeds it from its next round."""
 
     def work() -> None:
-        from penchant.deploy import served
+        from penchant.deploy.site import Site
 
-        print(f"member list {served.take_members(directory, _read(file))}")
+        print(f"member list {Site(directory).take_members(_read(file))}")
+
+    _guarded(work, debug)
+
+
+@app.command()
+def revoke(
+    directory: Where,
+    member: Annotated[int, typer.Argument(help="The member's number.")],
+    why: Annotated[str, typer.Option("--why", help="For the authority's record.")] = "",
+    debug: Debug = False,
+) -> None:
+    """Ask the authority to revoke a member; it takes effect with the authority's next list."""
+
+    def work() -> None:
+        from penchant.deploy.desk import request_revocation
+
+        print(f"{request_revocation(directory, member, why)}: for the authority")
+
+    _guarded(work, debug)
+
+
+@app.command()
+def renew(directory: Where, debug: Debug = False) -> None:
+    """Make new server certificates under the same authorities; restart the server to use them."""
+
+    def work() -> None:
+        from penchant.deploy.certificates import days_left
+        from penchant.deploy.site import Site
+
+        site = Site(directory)
+        site.renew()
+        print(f"good for {days_left(site.tls.gateway.certificate):.0f} days; now restart the server")
 
     _guarded(work, debug)
 
@@ -68,38 +178,82 @@ def members(
 @app.command()
 def run(
     directory: Where,
-    superlink: Annotated[str, typer.Option("--superlink", help="Its control address, HOST:PORT.")] = ADDRESS,
-    detach: Annotated[bool, typer.Option("--detach", help="Start it and don't wait for its end.")] = False,
+    config: Annotated[Path, typer.Option("--config", help="TOML configuration of the run.")],
+    name: Annotated[str, typer.Option("--name", help="A name for the run.")] = "",
+    detach: Detach = False,
     debug: Debug = False,
 ) -> None:
-    """Start the run, or go on with it after a crash: finished rounds stand."""
+    """Make a run and start it on the server."""
 
     def work() -> None:
-        from penchant.deploy import rundir, served
-        from penchant.deploy.superlink import start_run
+        from penchant.common.config import RunConfig
+        from penchant.deploy import served
+        from penchant.deploy.site import Site
 
-        config = rundir.read_config(directory)
-        flower = start_run(served.flower_app(directory), superlink, directory / "flwr")
-        print(f"Flower run {flower}", flush=True)
-        if not detach:
-            _watch(directory, config.federation.rounds + 1, config.federation.deadline_seconds)
+        site, settings = Site(directory), RunConfig.read(config)
+        chosen = name or f"run-{len(site.runs()) + 1}"
+        served.create(site.run(chosen), settings, site.authority, site.membership().encoded)
+        print(f"run {chosen}", flush=True)
+        _play(site, chosen, detach)
 
     _guarded(work, debug)
 
 
 @app.command()
-def status(directory: Where, as_json: AsJson = False, debug: Debug = False) -> None:
-    """How far a run is: every round and attempt, what each gave, who was lost where."""
+def resume(directory: Where, run: RunName = "", detach: Detach = False, debug: Debug = False) -> None:
+    """Go on with a run after a crash or a stop: finished rounds stand."""
 
     def work() -> None:
-        from penchant.deploy import rundir
+        from penchant.deploy.site import Site
 
-        config = rundir.read_config(directory)
-        rows = _rows(directory)
-        if as_json:
-            print(json.dumps({"rounds": config.federation.rounds, "attempts": rows}, indent=2))
+        site = Site(directory)
+        chosen = _chosen(site, run)
+        if _done(site.run(chosen)):
+            print(f"run {chosen} is finished")
             return
-        _print(rows, config.federation.rounds)
+        _play(site, chosen, detach)
+
+    _guarded(work, debug)
+
+
+@app.command()
+def status(directory: Where, run: RunName = "", as_json: AsJson = False, debug: Debug = False) -> None:
+    """The server, its devices, and how far a run is: every round and attempt, who was lost where."""
+
+    def work() -> None:
+        from penchant.deploy.site import Site
+        from penchant.deploy.state import state_of
+
+        site = Site(directory)
+        state = state_of(site)
+        chosen = _chosen(site, run) if site.runs() or run else ""
+        if as_json:
+            table = _run_table(site.run(chosen)) | {"run": chosen} if chosen else {}
+            print(json.dumps(state | table, indent=2, ensure_ascii=False))
+            return
+        _print_state(state)
+        if chosen:
+            table = _run_table(site.run(chosen))
+            _print(table["attempts"], table["rounds"])
+
+    _guarded(work, debug)
+
+
+@app.command()
+def export(
+    directory: Where,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="An empty directory to write into.")],
+    run: RunName = "",
+    debug: Debug = False,
+) -> None:
+    """Write the shared adapter of a run's last round as plain peft and safetensors files, with a card."""
+
+    def work() -> None:
+        from penchant.deploy import served
+        from penchant.deploy.site import Site
+
+        site = Site(directory)
+        print(f"round {served.export(site.run(_chosen(site, run)), out)}: {out}")
 
     _guarded(work, debug)
 
@@ -107,31 +261,94 @@ def status(directory: Where, as_json: AsJson = False, debug: Debug = False) -> N
 # --- inner parts --------------------------------------------------------------------------------------
 
 
-def _watch(directory: Path, last: int, deadline: float) -> None:
-    """Print rounds as they end, until the closing one; RoundFailed when nothing moves any more."""
+def _chosen(site: Site, name: str) -> str:
+    """The run that is meant. UsageError when there is none."""
+    runs = site.runs()
+    if name and name not in runs:
+        raise UsageError(f"there is no run {name!r}; there are: {', '.join(runs) or 'none'}")
+    if not runs:
+        raise UsageError("there is no run yet; start one with `penchant server run`")
+    return name or runs[-1]
+
+
+def _play(site: Site, name: str, detach: bool) -> None:
+    """Start a run at the SuperLink, and watch it unless detached."""
+    from penchant.deploy import served
+    from penchant.deploy.up import door
+
+    flower = served.start(site.run(name), door(site))
+    print(f"Flower run {flower}", flush=True)
+    if not detach:
+        _watch(site, name, flower)
+
+
+def _done(directory: Path) -> bool:
+    """Whether the closing round of a run is over."""
+    table = _run_table(directory)
+    last = table["rounds"] + 1
+    return any(row["round"] == last and row["state"] in ("finished", "skipped") for row in table["attempts"])
+
+
+def _run_table(directory: Path) -> dict[str, Any]:
+    from penchant.deploy import rundir
+
+    return {"rounds": rundir.read_config(directory).federation.rounds, "attempts": _rows(directory)}
+
+
+def _print_enrolments(directory: Path, as_json: bool) -> None:
+    from penchant.deploy.desk import Desk
+    from penchant.deploy.site import Site
+
+    rows = Desk(Site(directory)).enrolments()
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
+        return
+    for row in rows:
+        member = "" if row.member is None else f"member {row.member}"
+        print(f"{row.token}  {row.state:8s}  {member:12s}  {row.fingerprint:24s}  {row.name}".rstrip())
+
+
+def _print_state(state: dict[str, Any]) -> None:
+    link = state["superlink"]
+    print(f"gateway {state['gateway']}: {'open' if state['up'] else 'closed'}")
+    print(f"SuperLink {'up' if link['up'] else 'down'}, {link['online']} of {link['nodes']} nodes online")
+    print(
+        f"member list {state['members']['number']}: {state['members']['count']} members, "
+        f"good for {state['members']['days_left']:.1f} days"
+    )
+    print(f"server certificate good for {state['certificate_days_left']:.0f} days")
+
+
+def _watch(site: Site, name: str, flower: str) -> None:
+    """Print rounds as they end, until the closing one. RoundFailed when Flower's run ends before that."""
+    from penchant.deploy import rundir, served
+    from penchant.deploy.superlink import how_it_ended
+    from penchant.deploy.up import door
     from penchant.server.journal import Journal
 
-    said: set[tuple[int, int]] = set()
-    quiet = time.monotonic()
+    directory = site.run(name)
+    last = rundir.read_config(directory).federation.rounds + 1
+    journal = Journal(directory)
+    said = {(row.round, row.attempt) for row in journal.rows() if row.state not in _OPEN}
+    ended: str | None = None
     while True:
-        journal = Journal(directory)
-        try:
-            rows = journal.rows()
-        finally:
-            journal.close()
+        rows = journal.rows()
         for row in rows:
-            if (row.round, row.attempt) in said or row.state in ("started", "unmasking"):
+            if (row.round, row.attempt) in said or row.state in _OPEN:
                 continue
             said.add((row.round, row.attempt))
-            quiet = time.monotonic()
             log = row.log
             what = f"{log.survivors} of {log.cohort} clients, {log.seconds:.0f} s" if log else row.why
             print(f"round {row.round} of {last}: {row.state}, {what}", flush=True)
         if any(row.round == last and row.state in ("finished", "skipped") for row in rows):
             return
-        if time.monotonic() - quiet > 6 * deadline + 60:
-            raise RoundFailed("the run does not move any more; see the SuperLink's log, then run it again")
-        time.sleep(1.0)
+        if ended is not None:
+            raise RoundFailed(
+                f"Flower's run ended before the last round ({ended}); see {directory / served.LOG}, then "
+                f"`penchant server resume`"
+            )
+        time.sleep(WATCH_SECONDS)
+        ended = how_it_ended(door(site), flower)
 
 
 def _rows(directory: Path) -> list[dict[str, Any]]:

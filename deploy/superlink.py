@@ -9,17 +9,28 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
+import ssl
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from penchant.common.errors import JournalError, UsageError
 
 __all__ = [
     "DIRECTORY",
+    "FLEET_PATHS",
+    "Control",
+    "Door",
     "environment",
+    "executor_command",
+    "free_port",
     "how_it_ended",
+    "secured_superlink_command",
+    "secured_supernode_command",
     "simulation_command",
     "start_run",
     "superlink_command",
@@ -37,6 +48,29 @@ OFFLINE: Mapping[str, str] = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
 """No telemetry, no update check, and no installation of what a bundle asks for."""
+
+
+FLEET_PATHS = (
+    "activate-node",
+    "deactivate-node",
+    "send-node-heartbeat",
+    "pull-messages",
+    "push-messages",
+    "get-run",
+    "get-fab",
+    "push-object",
+    "pull-object",
+    "confirm-message-received",
+)
+"""What a registered SuperNode asks of a SuperLink, below /v1/fleet/. Registering itself is not among it."""
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where a SuperLink is, for processes beside it. ca: what vouches for its certificate; None: no TLS."""
+
+    address: str
+    ca: Path | None = None
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -62,6 +96,69 @@ def superlink_command(port: int, database: Path) -> list[str]:
     ]
 
 
+def secured_superlink_command(
+    port: int, database: Path, ca: Path, certificate: Path, key: Path, secret: Path
+) -> list[str]:
+    """A SuperLink on loopback over TLS that lets registered nodes in only, and runs no code itself.
+
+    secret: what the executor shows it (`executor_command`); without it anyone on this machine could take
+    a run's tasks, and the token that comes with them.
+    """
+    return [
+        _tool("flower-superlink"),
+        "--ssl-ca-certfile",
+        str(ca),
+        "--ssl-certfile",
+        str(certificate),
+        "--ssl-keyfile",
+        str(key),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--database",
+        str(database),
+        "--enable-supernode-auth",
+        "--isolation",
+        "process",
+        "--superexec-auth-secret-file",
+        str(secret),
+        "--disable-runtime-dependency-installation",
+    ]
+
+
+def executor_command(door: Door, secret: Path) -> list[str]:
+    """What starts the ServerApp of a run, in a process of its own."""
+    return [
+        _tool("flower-superexec"),
+        "--runtime-api-address",
+        door.address,
+        "--root-certificates",
+        str(door.ca),
+        "--superexec-auth-secret-file",
+        str(secret),
+    ]
+
+
+def secured_supernode_command(superlink: str, port: int, agent: Path, ca: Path, key: Path) -> list[str]:
+    """A SuperNode over TLS, known by its key, that relays to the agent behind the socket `agent`."""
+    return [
+        _tool("flower-supernode"),
+        "--root-certificates",
+        str(ca),
+        "--auth-supernode-private-key",
+        str(key),
+        "--superlink",
+        superlink,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--node-config",
+        f'agent-socket="{agent}"',
+    ]
+
+
 def simulation_command(port: int) -> list[str]:
     """A SuperLink on loopback that simulates its SuperNodes, on Ray; its state ends with it."""
     return [
@@ -76,8 +173,8 @@ def simulation_command(port: int) -> list[str]:
     ]
 
 
-def supernode_command(superlink: str, port: int, socket: Path) -> list[str]:
-    """A SuperNode on loopback that relays to the agent behind `socket`."""
+def supernode_command(superlink: str, port: int, agent: Path) -> list[str]:
+    """A SuperNode on loopback that relays to the agent behind the socket `agent`."""
     return [
         _tool("flower-supernode"),
         "--insecure",
@@ -88,8 +185,15 @@ def supernode_command(superlink: str, port: int, socket: Path) -> list[str]:
         "--port",
         str(port),
         "--node-config",
-        f'agent-socket="{socket}"',
+        f'agent-socket="{agent}"',
     ]
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def write_app(directory: Path, server: str, client: str) -> Path:
@@ -121,44 +225,124 @@ clientapp = "{client}"
     return folder
 
 
-def start_run(app: Path, address: str, home: Path, *more: str) -> str:
-    """Start the Flower app of a run at the SuperLink behind `address`; -> Flower's id of the run.
+def start_run(app: Path, door: Door, home: Path, *more: str) -> str:
+    """Start the Flower app of a run at the SuperLink behind `door`; -> Flower's id of the run.
 
     Raises JournalError when the SuperLink refuses or can't be reached.
     """
     surroundings = environment(home)
-    table = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{address}"\n'
-    (home / "config.toml").write_text(table + "insecure = true\n", encoding="utf-8")
+    table = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{door.address}"\n'
+    trust = "insecure = true\n" if door.ca is None else f"root-certificates = {json.dumps(str(door.ca))}\n"
+    (home / "config.toml").write_text(table + trust, encoding="utf-8")
     words = [_tool("flwr"), "run", str(app), CONNECTION, "--format", "json", *more]
     try:
         done = subprocess.run(
             words, env=surroundings, capture_output=True, text=True, timeout=START_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        raise JournalError(f"the SuperLink at {address} did not take the run in time; is it up?") from None
+        raise JournalError(
+            f"the SuperLink at {door.address} did not take the run in time; is it up?"
+        ) from None
     answer = _json(done.stdout)
     if done.returncode != 0 or answer.get("success") is not True:  # the exit code alone is 0 on failure
-        raise JournalError(f"the SuperLink at {address} did not take the run; is it up? {_said(answer)}")
+        raise JournalError(f"the SuperLink at {door.address} did not take the run; is it up? {_said(answer)}")
     return str(answer.get("run-id", answer.get("run_id", "")))
 
 
-def how_it_ended(address: str, run: str) -> str | None:
+def how_it_ended(door: Door, run: str) -> str | None:
     """ "completed", "failed: why" or "stopped"; None while a run goes on, or when the SuperLink is silent."""
-    import httpx
-    from flwr.proto.control_pb2 import ListRunsRequest
-    from flwr.supercore.control.control_http_client import ControlHttpClient
-
-    client = ControlHttpClient(f"http://{address}", timeout=10.0)
     try:
-        found = client.ListRuns(ListRunsRequest(run_id=int(run))).run_dict
-    except httpx.HTTPError:
+        with Control(door) as control:
+            return control.ended(run)
+    except JournalError:
         return None
-    finally:
-        client.close()
-    status = found[int(run)].status if int(run) in found else None
-    if status is None or status.status != "finished":
-        return None
-    return ": ".join(" ".join(part.split()) for part in (status.sub_status, status.details) if part)[:300]
+
+
+class Control:
+    """A SuperLink's control interface, which asks nobody who they are: reach it over loopback only.
+
+    Every method raises JournalError when the SuperLink is silent or refuses.
+    """
+
+    def __init__(self, door: Door, seconds: float = 10.0) -> None:
+        from flwr.supercore.control.control_http_client import ControlHttpClient
+
+        self._door = door
+        scheme = "http" if door.ca is None else "https"
+        trusted: ssl.SSLContext | bool = True
+        if door.ca is not None:
+            try:
+                trusted = ssl.create_default_context(cafile=str(door.ca))
+            except OSError as error:
+                raise JournalError(f"can't read {door.ca}: {error.strerror}") from None
+        self._client = ControlHttpClient(f"{scheme}://{door.address}", verify=trusted, timeout=seconds)
+
+    def __enter__(self) -> Control:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._client.close()
+
+    def ended(self, run: str) -> str | None:
+        """How a run ended, as in `how_it_ended`; None while it goes on."""
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        with self._answered():
+            found = self._client.ListRuns(ListRunsRequest(run_id=int(run))).run_dict
+        status = found[int(run)].status if int(run) in found else None
+        if status is None or status.status != "finished":
+            return None
+        return ": ".join(" ".join(part.split()) for part in (status.sub_status, status.details) if part)[:300]
+
+    def stop(self, run: str) -> None:
+        """Stop a run."""
+        from flwr.proto.control_pb2 import StopRunRequest
+
+        with self._answered():
+            self._client.StopRun(StopRunRequest(run_id=int(run)))
+
+    def nodes(self) -> dict[int, tuple[bytes, str]]:
+        """Node id -> (public key in PEM, "registered", "online" or "offline"), of all that may connect."""
+        from flwr.proto.control_pb2 import ListNodesRequest
+
+        with self._answered():
+            found = self._client.ListNodes(ListNodesRequest()).nodes_info
+        return {n.node_id: (bytes(n.public_key), n.status) for n in found if n.status != "unregistered"}
+
+    def register(self, public_key: bytes, name: str) -> int:
+        """Let the node with this key (PEM, a NIST curve) connect; -> its id, the same if it may already."""
+        from flwr.proto.control_pb2 import RegisterNodeRequest
+
+        for node, (key, _) in self.nodes().items():
+            if key == public_key:
+                return node
+        with self._answered():
+            made = self._client.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name))
+        return int(made.node_id)
+
+    def unregister(self, node: int) -> None:
+        """Let a node connect no more. One that is not known is fine."""
+        from flwr.proto.control_pb2 import UnregisterNodeRequest
+
+        if node not in self.nodes():
+            return
+        with self._answered():
+            self._client.UnregisterNode(UnregisterNodeRequest(node_id=node))
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        import httpx
+
+        try:
+            yield
+        except httpx.HTTPStatusError as error:
+            code = error.response.status_code
+            raise JournalError(f"the SuperLink at {self._door.address} refuses: HTTP {code}") from None
+        except httpx.HTTPError as error:
+            what = type(error).__name__
+            raise JournalError(
+                f"the SuperLink at {self._door.address} is silent ({what}); is it up?"
+            ) from None
 
 
 def _said(answer: dict[str, object]) -> str:

@@ -58,6 +58,8 @@ class Run:
     run: its 16-byte id. blueprint: of the base model. cohort: clients a round. aggregation: how vectors are
     added up. membership: the authority's latest member list, encoded. observe: hears of finished rounds.
     patience: seconds that a round waits for its cohort to be there, before it fails.
+    belongs: whether a member is on that list. latest: the run with the list that holds now, asked for before
+    every round: a revocation takes effect without a restart.
     """
 
     config: RunConfig
@@ -69,6 +71,8 @@ class Run:
     journal: Journal
     observe: Observer = field(default=lambda log: None)
     patience: float = 0.0
+    belongs: Callable[[int], bool] = field(default=lambda member: True)
+    latest: Callable[[Run], Run] = field(default=lambda run: run)
 
     @property
     def last(self) -> int:
@@ -107,6 +111,7 @@ def federate(run: Run, grid: Grid) -> None:
     roll = Roll(run, grid)
     recover(run)
     for number in range(run.journal.settled() + 1, run.last + 1):
+        run = roll.run = run.latest(run)
         play_round(run, grid, number, roll.gather(), partial(roll.gather, anew=True))
     roll.greet(roll.call().values())
 
@@ -332,10 +337,13 @@ class Diary:
 
 
 class Roll:
-    """Which member answers at which node. Each node is asked once, and again while it is not ready."""
+    """Which member answers at which node. Each node is asked once, and again while it is not ready.
+
+    run: as it is now; only who belongs to it is called.
+    """
 
     def __init__(self, run: Run, grid: Grid) -> None:
-        self._run = run
+        self.run = run
         self._grid = grid
         self._known: dict[int, int] = {}  # node -> member
 
@@ -346,8 +354,8 @@ class Roll:
         """
         if anew:
             self._known.clear()
-        end, pause = time.monotonic() + self._run.patience, FIRST_PAUSE
-        while len(ready := self.call()) < self._run.cohort and (left := end - time.monotonic()) > 0:
+        end, pause = time.monotonic() + self.run.patience, FIRST_PAUSE
+        while len(ready := self.call()) < self.run.cohort and (left := end - time.monotonic()) > 0:
             time.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE)
         return ready
@@ -357,7 +365,7 @@ class Roll:
         present = set(self._grid.get_node_ids())
         self._known = {node: member for node, member in self._known.items() if node in present}
         self.greet(sorted(present - set(self._known)), GREETING_SECONDS)
-        return {member: node for node, member in self._known.items()}
+        return {member: node for node, member in self._known.items() if self.run.belongs(member)}
 
     def greet(self, nodes: Iterable[int], seconds: float = math.inf) -> None:
         """Tell `nodes` which rounds stand, so that they commit what they staged; note who is ready.
@@ -365,8 +373,8 @@ class Roll:
         Waits no longer than `seconds`, and than a deadline of the run's: a node may be gone and not yet known
         to be.
         """
-        hello = encode(Hello(self._run.run, _finished(self._run.journal)))
-        deadline = min(seconds, self._run.config.federation.deadline_seconds)
+        hello = encode(Hello(self.run.run, _finished(self.run.journal)))
+        deadline = min(seconds, self.run.config.federation.deadline_seconds)
         wire = Exchange(self._grid, deadline, "status")
         ready: dict[int, int] = {}  # member -> node
         for node, payload in wire("status", dict.fromkeys(nodes, hello)).items():
@@ -378,7 +386,7 @@ class Roll:
                 self._known[node] = status.member
                 ready[status.member] = node
         with suppress(JournalError):  # only shown
-            self._run.journal.seen(ready)
+            self.run.journal.seen(ready)
 
 
 def cohort_size(config: RunConfig, people: int) -> int:

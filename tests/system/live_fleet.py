@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 from deployment import Deployment
-from processes import PROGRAM
 from system.hosts import Host
 from twin import journal
 
@@ -83,8 +82,10 @@ class LiveFleet:
         self.server.kill(self.superlink)
 
     def play(self) -> None:
-        """`penchant server run`: begin, or go on."""
-        words = [*PROGRAM, "server", "run", str(self.deployment.run), "--superlink", self.address, "--detach"]
+        """What `penchant server run` and `resume` do: begin, or go on."""
+        start = "from pathlib import Path; from penchant.deploy import served, superlink; "
+        start += f"served.start(Path({str(self.deployment.run)!r}), superlink.Door({self.address!r}))"
+        words = [sys.executable, "-c", start]
         done = self.server.run(words, self.flower, START_SECONDS)
         assert done.returncode == 0, done.stderr
 

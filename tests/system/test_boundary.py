@@ -28,7 +28,7 @@ from penchant.common.enrolment import Request
 from penchant.common.messages import Hello, Status
 from penchant.common.preferences import Preference
 from penchant.deploy.authority import Office
-from penchant.deploy.superlink import environment, start_run, superlink_command, supernode_command
+from penchant.deploy.superlink import Door, environment, start_run, superlink_command, supernode_command
 
 pytestmark = pytest.mark.system
 
@@ -194,7 +194,7 @@ def test_a_hostile_bundle_gets_nothing_and_the_agent_goes_on(device: Device) -> 
                 stop, subprocess.Popen(words, stdout=log, stderr=log, env=surroundings, cwd=device.place)
             )
             wait_for("the SuperLink", lambda: listens(port), 90)
-        start_run(bundle, f"127.0.0.1:{port}", device.place / "operator")
+        start_run(bundle, Door(f"127.0.0.1:{port}"), device.place / "operator")
         out = device.place / "loot.json"
         wait_for("the bundle", lambda: out.exists() and out.stat().st_size > 0, 240)
     found = json.loads(out.read_text())

@@ -1,15 +1,14 @@
-"""The same round over Flower's own processes: SuperLink, SuperNodes, agents on sockets; killed, resumed.
+"""A real fleet: `penchant server up`, devices that joined with tokens, a run; killed, resumed, revoked.
 
 What comes out is, bit for bit, what the simulation of the same people gives.
 """
 
 from __future__ import annotations
 
-import os
+import json
 import signal
 import subprocess
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,53 +16,113 @@ import numpy as np
 import pytest
 from deployment import Deployment
 from processes import PROGRAM, finished, free_port, listens, running, stop, wait_for
+from safetensors import safe_open
 from twin import check_same, journal, simulate_twin
 
 from penchant.client.home import Home
-from penchant.deploy.superlink import environment, superlink_command, supernode_command
+from penchant.client.policy import OwnerPolicy
+from penchant.common.preferences import Preference
+from penchant.deploy import served
+from penchant.deploy.site import Site
 
 pytestmark = pytest.mark.system
 
 DEVICES = 3
 
 
+class Strangers(Deployment):
+    """Devices with choices, that are in no fleet yet."""
+
+    def _enrol(self, folder: Path, choices: Sequence[Preference]) -> None:
+        Home(folder).record(choices)
+        policy = OwnerPolicy(base_models=(str(self.base),), min_honest=1, max_colluders=0)
+        (folder / "policy.toml").write_text(policy.to_toml())
+
+
+def penchant(*words: str, seconds: float = 120, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*PROGRAM, *words], capture_output=True, text=True, timeout=seconds)
+    if check:
+        assert done.returncode == 0, done.stderr + done.stdout
+    return done
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "server"
+    for log in sorted(tmp_path.glob("**/*.log")):  # shown when a test fails
+        print(f"--- {log.name}", *log.read_text(errors="replace").splitlines()[-15:], sep="\n")
+
+
+def make_server(fleet: Deployment, server: Path) -> int:
+    """`penchant server init`; -> the gateway's port."""
+    (fleet.place / "members.list").write_bytes(fleet.office.latest())
+    port = free_port()
+    penchant(
+        "server", "init", str(server), "--authority", str(fleet.place / "authority" / "authority.pub"),
+        "--members", str(fleet.place / "members.list"), "--address", "127.0.0.1", "--listen", "127.0.0.1",
+        "--port", str(port), "--superlink-port", str(free_port()),
+    )  # fmt: skip
+    return port
+
+
+def attend(fleet: Deployment, server: Path) -> None:
+    folders = ["--requests", str(server / "requests"), "--answers", str(server / "answers")]
+    penchant("authority", "attend", str(fleet.place / "authority"), *folders, "--yes")
+
+
+def join(fleet: Deployment, server: Path, number: int) -> None:
+    """A token, a request that waits, the authority's answer, a member."""
+    home = ["--home", str(fleet.homes[number])]
+    token = penchant("server", "enroll", str(server), "--name", f"device {number}").stdout.strip()
+    early = penchant("device", "join", token, *home, check=False)
+    assert (early.returncode, "has not answered" in early.stderr) == (1, True)
+    attend(fleet, server)
+    assert f"member {number + 1}" in penchant("device", "join", token, *home, "--wait").stdout
+
+
+def start_device(stack: ExitStack, folder: Path) -> None:
+    for command in ("serve", "connect"):
+        words = [*PROGRAM, "device", command, "--home", str(folder)]
+        stack.enter_context(running(words, folder.parent / f"{folder.name}-{command}.log"))
+
+
+def state(server: Path) -> dict[str, object]:
+    done = penchant("server", "status", str(server), "--json")
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+def online(server: Path) -> int:
+    link = state(server)["superlink"]
+    assert isinstance(link, dict)
+    return int(link["online"])
+
+
 def test_a_fleet_learns_and_goes_on_after_the_server_was_killed(
-    tiny_model: Callable[[str], Path], tmp_path: Path
+    tiny_model: Callable[[str], Path], tmp_path: Path, server: Path
 ) -> None:
     settings = {"federation.rounds": 1, "federation.deadline_seconds": 90.0}
-    fleet = Deployment(tmp_path, tiny_model("bert"), DEVICES, settings)
-    (tmp_path / "run.toml").write_text(fleet.config.to_toml())
-    (tmp_path / "members.list").write_bytes(fleet.office.latest())
-    made = subprocess.run(
-        [*PROGRAM, "server", "init", str(fleet.run), "--config", str(tmp_path / "run.toml"),
-         "--authority", str(tmp_path / "authority" / "authority.pub"),
-         "--members", str(tmp_path / "members.list")],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert made.returncode == 0, made.stderr
-    world = simulate_twin(fleet)
-    run, flower, port = fleet.run, environment(tmp_path / "flower"), free_port()
-    link = superlink_command(port, tmp_path / "state.db")
-    go = [*PROGRAM, "server", "run", str(run), "--superlink", f"127.0.0.1:{port}"]
+    fleet = Strangers(tmp_path, tiny_model("bert"), DEVICES, settings)
+    port = make_server(fleet, server)
+    up = [*PROGRAM, "server", "up", str(server)]
     with ExitStack() as stack:
-        superlink = stack.enter_context(running(link, tmp_path / "superlink.log", env=flower))
-        wait_for("the SuperLink", lambda: listens(port), 60)
-        for folder in fleet.homes:
-            words = [*PROGRAM, "device", "serve", "--home", str(folder)]
-            stack.enter_context(running(words, tmp_path / "agents.log"))
-            node = supernode_command(f"127.0.0.1:{port}", free_port(), folder / "agent.sock")
-            stack.enter_context(running(node, tmp_path / "nodes.log", env=flower))
-        wait_for("the agents", lambda: all((f / "agent.sock").exists() for f in fleet.homes), 60)
-        started = subprocess.run([*go, "--detach"], capture_output=True, text=True, timeout=120)
-        assert started.returncode == 0, started.stderr
+        first = stack.enter_context(running(up, tmp_path / "up.log"))
+        wait_for("the gateway", lambda: listens(port), 120)
+        for number, folder in enumerate(fleet.homes):
+            join(fleet, server, number)
+            start_device(stack, folder)
+        site = Site(server)
+        run = fleet.run = site.run("first")
+        served.create(run, fleet.config, site.authority, site.membership().encoded)
+        world = simulate_twin(fleet)
+        wait_for("the nodes", lambda: online(server) == DEVICES, 120)
+        penchant("server", "resume", str(server), "--detach")
         wait_for("the first round", lambda: finished(run) == [1], 240)
         before = {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()}
-        stop(superlink, signal.SIGKILL)  # with the ServerApp that it started, in the middle of round 2
-        stack.enter_context(running(link, tmp_path / "superlink.log", env=flower))
-        wait_for("the SuperLink again", lambda: listens(port), 60)
-        time.sleep(10)  # nodes come back
-        again = subprocess.run(go, capture_output=True, text=True, timeout=400)
-        assert again.returncode == 0, again.stderr + again.stdout
+        stop(first, signal.SIGKILL)  # all of the server, in the middle of round 2
+        stack.enter_context(running(up, tmp_path / "up.log"))
+        wait_for("the gateway again", lambda: listens(port), 120)
+        penchant("server", "resume", str(server), seconds=400)
         wait_for("the last word to the devices", lambda: all(at(f) == 2 for f in fleet.homes), 90)
     assert finished(run) == [1, 2]
     after = {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()}
@@ -76,11 +135,13 @@ def test_a_fleet_learns_and_goes_on_after_the_server_was_killed(
         assert number == 2
         assert np.array_equal(factors, found[1].factors)
     check_same(fleet, world)
-    status = subprocess.run(
-        [*PROGRAM, "server", "status", str(run)], capture_output=True, text=True, timeout=60,
-        env=os.environ | {"COLUMNS": "140"},
-    )  # fmt: skip
-    assert "finished" in status.stdout
+    assert "is finished" in penchant("server", "resume", str(server)).stdout
+    table = state(server)
+    assert (table["run"], table["runs"], table["enrolments"]) == ("first", ["first"], {"enrolled": DEVICES})
+    penchant("server", "export", str(server), str(tmp_path / "shared"))
+    with safe_open(tmp_path / "shared" / "shared.safetensors", "numpy") as tensors:
+        kept = np.concatenate([tensors.get_tensor(name).ravel() for name in tensors.keys()])  # noqa: SIM118
+    assert sorted(kept) == sorted(found[1].factors)
 
 
 def at(folder: Path) -> int:
