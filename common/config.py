@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -49,7 +50,7 @@ class Section:
     """Checks every field's type; subclasses add ranges in `_check`."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
+        hints = _hints(type(self))
         for f in fields(self):
             value = _coerce(f"{self._title()}.{f.name}", hints[f.name], getattr(self, f.name))
             object.__setattr__(self, f.name, value)
@@ -400,9 +401,15 @@ def section_table(section: Section) -> dict[str, Any]:
     return result
 
 
+@functools.cache
+def _hints(cls: type[Section]) -> Mapping[str, Any]:
+    """The types of a section's fields, resolved once: a plan is read anew at every exchange."""
+    return get_type_hints(cls)
+
+
 def build_section(cls: type[S], table: Mapping[str, Any], where: str) -> S:
     """A section from a table; ConfigError names the first unknown or missing key."""
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     known = {f.name: f for f in fields(cls)}
     values: dict[str, Any] = {}
     for key, value in table.items():
