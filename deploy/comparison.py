@@ -226,7 +226,7 @@ def conclusion(group: Group) -> list[str]:
         other = group.first(share)
         if other is not None and other != 0:
             sentences.append(_gain(best, group.rows[other], method(share)))
-    return [" ".join(sentences), *_no_help(group)]
+    return [" ".join(sentences), *_as_good(group), *_no_help(group)]
 
 
 def _gain(best: Row, other: Row, words: str) -> str:
@@ -238,6 +238,16 @@ def _gain(best: Row, other: Row, words: str) -> str:
         f"Against {words} that is {points(gap.mean)} points, {_IN_WORDS[gap.verdict]} "
         f"(95% interval {points(gap.low)} to {points(gap.high)}, {gap.seeds} seeds)."
     )
+
+
+def _as_good(group: Group) -> list[str]:
+    """One sentence for the methods that can't be told apart from the best."""
+    found = []
+    for row, name in zip(group.rows[1:], group.names[1:], strict=True):
+        gap = difference(group.rows[0], row)
+        if gap is not None and gap.verdict == "unclear":
+            found.append(f"“{name}” ({points(-gap.mean)} points)")
+    return [f"Not told apart from the best: {listed(found)}."] if found else []
 
 
 def _no_help(group: Group) -> list[str]:
@@ -258,15 +268,19 @@ def _no_help(group: Group) -> list[str]:
 
 
 def differences(group: Group) -> list[dict[str, str]]:
-    """Each method against everyone alone, each against one model for all, and the best two."""
+    """Each method against everyone alone, each against one model for all, and the best against the next one
+    and against all that can't be told apart from it."""
     rows, names = group.rows, group.names
     wanted: list[tuple[int, int]] = []
     for share in (ALONE, ONE_FOR_ALL):
         other = group.first(share)
         if other is not None:
             wanted += [(i, other) for i in range(len(rows)) if i != other and (other, i) not in wanted]
-    if len(rows) > 1 and (0, 1) not in wanted and (1, 0) not in wanted:
-        wanted.append((0, 1))
+    for i in range(1, len(rows)):
+        gap = difference(rows[0], rows[i])
+        close = gap is not None and gap.verdict == "unclear"
+        if (i == 1 or close) and (0, i) not in wanted and (i, 0) not in wanted:
+            wanted.append((0, i))
     lines = []
     for i, j in wanted:
         gap = difference(rows[i], rows[j])

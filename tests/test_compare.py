@@ -485,6 +485,15 @@ def test_where_sharing_does_not_help_is_said(base: RunConfig) -> None:
     assert headline([group]) == "Sharing B shows no clear gain over everyone alone."
 
 
+def test_what_the_best_can_not_be_told_apart_from_is_said(base: RunConfig) -> None:
+    found = {"A": [0.70, 0.71], "kernel": [0.70, 0.70], "lore": [0.69, 0.71], "none": [0.60, 0.61]}
+    (group,) = grouped(worked(base, found))
+    as_good = "“A, B shared, K personal” (−0.5 points) and “LoRe basis shared” (−0.5 points)"
+    assert f"Not told apart from the best: {as_good}." in conclusion(group)
+    labels = [line["label"] for line in differences(group)]
+    assert "A shared, B personal − LoRe basis shared" in labels
+
+
 def test_a_personal_head_on_shared_factors_is_not_one_model_for_all(base: RunConfig) -> None:
     personal = base.changed({"adapter.head": "personal"})
     rows = [

@@ -1,0 +1,73 @@
+"""The figures in the docs are those of the files of measurements beside the benches."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "results_page", ROOT / "tests" / "bench" / "results_page.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_says_what_was_measured(bench: ModuleType) -> None:
+    text = bench.PAGE.read_text(encoding="utf-8")
+    assert bench.page(text) == text, "python tests/bench/results_page.py writes it anew"
+    shown = set(bench.BLOCK.findall(text))
+    kept = {path.stem.removeprefix("compare-") for path in bench.RESULTS.glob("compare-*.json")}
+    assert shown == kept
+    for name in shown:
+        for (file, _), _ in bench.figures(name):
+            assert (bench.FIGURES / file).is_file()
+
+
+def test_every_comparison_can_be_made_again(bench: ModuleType) -> None:
+    for path in bench.RESULTS.glob("compare-*.json"):
+        made = json.loads(path.read_text(encoding="utf-8"))
+        assert made["command"].startswith("penchant compare --dataset ")
+        for row in made["rows"]:
+            assert row["evaluated_on"] == "test"
+            assert len(row["accuracies"]) == len(row["seeds"])
+            assert f"{row['share']}" in re.split(r"[ ,]", made["command"])
+
+
+def test_the_paper_index_has_the_same_figures(bench: ModuleType) -> None:
+    """Each share's row ends with its figure on Senate."""
+    index = (ROOT / "docs" / "paper-index.md").read_text(encoding="utf-8")
+    rows: dict[str, Any] = {row["share"]: row for row in bench.load("senate")["rows"]}
+    assert len(rows) == 8
+    for share, row in rows.items():
+        figure = f"{row['accuracy_mean']:.3f} ± {row['accuracy_se']:.3f}"
+        line = next(line for line in index.splitlines() if f"`--share {share}`" in line)
+        assert figure in line, f"--share {share}: {figure}"
+
+
+def test_a_block_is_written_anew(bench: ModuleType) -> None:
+    text = "before\n<!-- compare senate -->\nSTALE\n<!-- end -->\nafter\n"
+    written = bench.page(text)
+    assert written.startswith("before\n<!-- compare senate -->\n**")
+    assert written.endswith("<!-- end -->\nafter\n")
+    assert "STALE" not in written
+
+
+def test_a_plot_stands_alone(bench: ModuleType) -> None:
+    for (_, words), svg in bench.figures("senate"):
+        assert words
+        assert "var(--" not in svg
+        assert 'xmlns="http://www.w3.org/2000/svg"' in svg
