@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import hashlib
 import json
 import math
@@ -43,6 +42,8 @@ S = TypeVar("S", bound="Section")
 _SPLIT_SHARES = ("B", "A", "kernel", "svd")
 
 PLAN_LIMIT = 64 * 1024  # bytes of an encoded plan
+
+_HINTS: dict[Any, Mapping[str, Any]] = {}  # by section
 
 
 @dataclass(frozen=True)
@@ -401,10 +402,11 @@ def section_table(section: Section) -> dict[str, Any]:
     return result
 
 
-@functools.cache
 def _hints(cls: type[Section]) -> Mapping[str, Any]:
     """The types of a section's fields, resolved once: a plan is read anew at every exchange."""
-    return get_type_hints(cls)
+    if cls not in _HINTS:
+        _HINTS[cls] = get_type_hints(cls)
+    return _HINTS[cls]
 
 
 def build_section(cls: type[S], table: Mapping[str, Any], where: str) -> S:
