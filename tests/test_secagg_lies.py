@@ -97,6 +97,7 @@ def test_an_error_says_what_was_said_and_done() -> None:
     [
         ("keys without their signature", lambda r: encode(replace(decode(r, Entry), signature=bytes(64)))),
         ("keys for another context", resigned(context=bytes(32))),
+        ("someone has already", lambda r: resigned(channel_key=decode(r, Entry).mask_key)(r)),
         ("low order", resigned(mask_key=bytes(32))),
         ("low order", resigned(channel_key=(1).to_bytes(32, "little"))),
         (
