@@ -23,8 +23,9 @@ from typing import Any
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, ConsoleError, RunDirectoryError, UsageError
 from penchant.deploy import rundir
+from penchant.deploy.console_fleet import LOG, SETTINGS, FleetServer
 from penchant.server import releases
-from penchant.server.console.facts import Ledger, Place, Work
+from penchant.server.console.facts import Kind, Ledger, Place, Work
 from penchant.server.console.operations import Enrolment, Node, Revocation, Token
 from penchant.server.console.store import Store
 from penchant.server.releases import Release
@@ -32,6 +33,7 @@ from penchant.server.releases import Release
 __all__ = ["LocalOperations"]
 
 BLUEPRINT = "blueprint.json"  # only in the directory of a served run
+STARTING_SECONDS = 60.0  # from when Flower has a run to when its process works on it
 STOP_SECONDS = 10.0
 EXPORT_SECONDS = 300.0
 TAIL = 64 * 1024  # bytes of a log that are looked at
@@ -54,6 +56,7 @@ class LocalOperations:
         self._store = store
         self._data = data.resolve() if data else None
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._servers: dict[Path, FleetServer] = {}
         self._lock = threading.RLock()
         for root in self._roots:
             if root.exists() and not root.is_dir():
@@ -71,12 +74,35 @@ class LocalOperations:
                 found.setdefault(directory, _place(directory))
         return list(found.values())
 
+    def fleets(self) -> list[Place]:
+        """As `Operations.fleets`."""
+        found = [site for root in self._roots for site in _sites_in(root)]
+        return [_place(site, "fleet") for site in dict.fromkeys(found)]
+
+    def fleet_of(self, place: Place) -> Place | None:
+        """As `Operations.fleet_of`."""
+        site = place.directory.parent.parent
+        return _place(site, "fleet") if place.kind == "served" and (site / SETTINGS).is_file() else None
+
+    def _server(self, fleet: Place | None) -> FleetServer:
+        """The server of a fleet. ConsoleError where there is none."""
+        if fleet is None or fleet.kind != "fleet":
+            raise ConsoleError(
+                "this run has no server here; name the server's directory when the console starts"
+            )
+        with self._lock:
+            return self._servers.setdefault(fleet.directory, FleetServer(fleet.directory, PROGRAM))
+
     def work(self, places: Sequence[Place]) -> dict[str, Work]:
         """As `Operations.work`."""
         held, jobs = _held_locks(), self._store.jobs()
         return {place.id: self._work(place, jobs.get(place.id), held) for place in places}
 
     def _work(self, place: Place, job: dict[str, Any] | None, held: set[tuple[int, int]]) -> Work:
+        if place.kind == "served":
+            starting = job is not None and time.time() - job["starting"] < STARTING_SECONDS
+            running = _locked(place, held) or starting
+            return Work(running=running, ours=running and self.fleet_of(place) is not None)
         if job is not None and self._alive(place.id, job):
             return Work(running=not job.get("stopping"), ours=True)
         if _locked(place, held):
@@ -142,16 +168,21 @@ class LocalOperations:
         where = "name the folder it is in with --data" if self._data is None else f"put it into {self._data}"
         raise ConfigError(f"{key} is {source!r}, which this console may not read; {where}")
 
-    def start(self, name: str, toml: str) -> Place:
-        """As `Operations.start`. The directory is made here, so that the run is there at once."""
+    def start(self, name: str, toml: str, fleet: Place | None = None) -> Place:
+        """As `Operations.start`. A simulation's directory is made here, so that the run is there at once."""
         config = self.check(toml)
         if not _NAME.fullmatch(name):
             raise ConfigError(
                 "a run's name is 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
             )
-        directory = self._nursery() / name
+        directory = (self._nursery() if fleet is None else fleet.directory / "runs") / name
         if directory.exists():
             raise ConfigError(f"there is a run {name} already; choose another name")
+        if fleet is not None:
+            place = _place(directory, "served")
+            self._server(fleet).start(name, config, lambda said: self._note_log(place, said))
+            self._store.keep_job(place.id, {"starting": time.time()})
+            return place
         rundir.create(directory, config)
         place = _place(directory)
         self._spawn(place)
@@ -160,16 +191,19 @@ class LocalOperations:
     def _nursery(self) -> Path:
         """The folder that takes new runs."""
         for root in self._roots:
-            if not (root / rundir.CONFIG).is_file():
+            if not (root / rundir.CONFIG).is_file() and not (root / SETTINGS).is_file():
                 return root
         raise ConfigError("this console shows single runs only; start it with a folder to put new ones into")
 
     def resume(self, place: Place) -> None:
         """As `Operations.resume`."""
         self._refuse_busy(place)
-        if place.kind == "served":
-            raise ConsoleError("a live fleet is resumed on its server: `penchant server run`")
-        self._spawn(place)
+        if place.kind != "served":
+            self._spawn(place)
+            return
+        server = self._server(self.fleet_of(place))
+        server.resume(place.directory.name, lambda said: self._note_log(place, said))
+        self._store.keep_job(place.id, {"starting": time.time()})
 
     def _spawn(self, place: Place) -> None:
         with self._lock, self._log_of(place).open("ab") as log:
@@ -186,6 +220,10 @@ class LocalOperations:
 
     def stop(self, place: Place) -> None:
         """As `Operations.stop`: SIGTERM, and SIGKILL for what is still there ten seconds later."""
+        if place.kind == "served":
+            self._server(self.fleet_of(place)).stop(place.directory.name)
+            self._store.keep_job(place.id, None)
+            return
         job = self._store.jobs().get(place.id)
         if job is None or not self._alive(place.id, job):
             raise ConsoleError(f"nothing that this console started works on {place.name}")
@@ -221,47 +259,46 @@ class LocalOperations:
     # --- logs ----------------------------------------------------------------------------------------
 
     def log(self, place: Place, lines: int) -> list[str]:
-        """As `Operations.log`."""
-        try:
-            with self._log_of(place).open("rb") as file:
-                file.seek(0, os.SEEK_END)
-                file.seek(max(file.tell() - TAIL, 0))
-                text = file.read().decode("utf-8", "replace")
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise ConsoleError(f"can't read the log of {place.name}: {error.strerror}") from None
-        said = [_ESCAPES.sub("", line.rsplit("\r", 1)[-1]).rstrip() for line in text.split("\n")]
-        return [line for line in said if line][-lines:]
+        """As `Operations.log`; of a served run what its server wrote, and Flower's answers to us."""
+        paths = [self._log_of(place)]
+        if place.kind == "served":
+            paths.append(place.directory / LOG)
+        return [line for path in paths for line in _tail(path)][-lines:]
+
+    def _note_log(self, place: Place, said: str) -> None:
+        with self._log_of(place).open("a", encoding="utf-8") as log:
+            log.write(said)
 
     def _log_of(self, place: Place) -> Path:
         return self._logs / f"{place.id}.log"
 
     # --- devices -------------------------------------------------------------------------------------
 
-    def nodes(self, place: Place) -> Mapping[str, Node] | None:
+    def nodes(self, fleet: Place) -> Mapping[str, Node] | None:
         """As `Operations.nodes`."""
-        return None
+        return self._server(fleet).nodes()
 
-    def enrolment(self, place: Place) -> Enrolment | None:
+    def enrolment(self, fleet: Place) -> Enrolment:
         """As `Operations.enrolment`."""
-        return None
+        return self._server(fleet).enrolment()
 
-    def tokens(self, place: Place) -> list[Token]:
+    def tokens(self, fleet: Place) -> list[Token]:
         """As `Operations.tokens`."""
-        return []
+        return self._server(fleet).tokens()
 
-    def invite(self, place: Place, label: str, days: int) -> Token:
+    def invite(self, fleet: Place, label: str, days: int) -> Token:
         """As `Operations.invite`."""
-        raise ConsoleError("simulated devices need no token")
+        return self._server(fleet).invite(label, days)
 
-    def revocations(self, place: Place) -> list[Revocation]:
+    def revocations(self, fleet: Place) -> list[Revocation]:
         """As `Operations.revocations`."""
-        return []
+        asked = [Revocation(*row, None) for row in self._store.revocations(fleet.id)]
+        return self._server(fleet).revocations(asked)
 
-    def ask_revocation(self, place: Place, member: int, why: str, by: str) -> None:
+    def ask_revocation(self, fleet: Place, member: int, why: str, by: str) -> None:
         """As `Operations.ask_revocation`."""
-        raise ConsoleError("simulated devices can't be revoked")
+        self._server(fleet).ask_revocation(member, why)
+        self._store.keep_revocation(fleet.id, member, why, by)
 
     # --- releases ------------------------------------------------------------------------------------
 
@@ -319,20 +356,47 @@ def _runs_in(root: Path) -> list[Path]:
     """Run directories at, or right below, a root."""
     if (root / rundir.CONFIG).is_file():
         return [root]
+    folders = [root, *(site / "runs" for site in _sites_in(root))]
+    return [path for folder in folders for path in _inside(folder) if (path / rundir.CONFIG).is_file()]
+
+
+def _sites_in(root: Path) -> list[Path]:
+    """Directories of fleets' servers at, or right below, a root."""
+    if (root / SETTINGS).is_file():
+        return [root]
+    return [path for path in _inside(root) if (path / SETTINGS).is_file()]
+
+
+def _inside(root: Path) -> list[Path]:
     try:
-        inside = sorted(p for p in root.iterdir() if not p.name.startswith("."))
+        return sorted(p for p in root.iterdir() if not p.name.startswith("."))
     except OSError:
         return []
-    return [path for path in inside if (path / rundir.CONFIG).is_file()]
 
 
-def _place(directory: Path) -> Place:
+def _tail(path: Path) -> list[str]:
+    """The last lines of a log, without what steers a terminal."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(file.tell() - TAIL, 0))
+            text = file.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConsoleError(f"can't read {path}: {error.strerror}") from None
+    said = [_ESCAPES.sub("", line.rsplit("\r", 1)[-1]).rstrip() for line in text.split("\n")]
+    return [line for line in said if line]
+
+
+def _place(directory: Path, kind: Kind | None = None) -> Place:
     name = directory.name
     short = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "run"
     own = hashlib.sha256(str(directory).encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    kind = "served" if (directory / BLUEPRINT).is_file() else "simulation"
+    if kind is None:
+        kind = "served" if (directory / BLUEPRINT).is_file() else "simulation"
     shown = name.encode("utf-8", "replace").decode()
-    return Place(f"{short}-{own}", shown, directory, kind)  # type: ignore[arg-type]
+    return Place(f"{short}-{own}", shown, directory, kind)
 
 
 def _checked(place: Place, round: int) -> str:

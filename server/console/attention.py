@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from penchant.server.console.facts import RunFacts
-from penchant.server.console.operations import Enrolment, Revocation
+from penchant.server.console.facts import Place, RunFacts
+from penchant.server.console.operations import Enrolment, Node, Revocation, Token
 from penchant.server.console.words import counted, duration, lost, percent
 
 __all__ = ["Notice", "of_fleet", "of_run"]
@@ -68,17 +68,27 @@ def _at_work(run: RunFacts, now: float, href: str) -> Iterator[Notice]:
 
 
 def of_fleet(
-    run: RunFacts, enrolment: Enrolment | None, asked: Sequence[Revocation], now: float
+    fleet: Place,
+    nodes: Mapping[str, Node] | None,
+    enrolment: Enrolment,
+    asked: Sequence[Revocation],
+    tokens: Sequence[Token],
+    now: float,
 ) -> Iterator[Notice]:
-    """What is wrong, or may become so, with who belongs to a fleet."""
-    href = f"/devices?run={run.place.id}"
+    """What is wrong, or may become so, with a fleet's server and with who belongs to it."""
+    href = f"/devices?run={fleet.id}"
+    if nodes is None:
+        text = "No device can take part. Bring it up with `penchant server up`, or see its log."
+        yield Notice("bad", f"The SuperLink of {fleet.name} is silent", text, href)
     pending = [r for r in asked if r.signed is None]
     if pending:
         numbers = ", ".join(str(r.member) for r in pending)
         text = f"Member {numbers}: in force once the authority has signed its next list."
         yield Notice("warn", f"{counted(len(pending), 'revocation')} pending", text, href)
-    if enrolment is None:
-        return
+    waiting = [token for token in tokens if token.state == "waiting"]
+    if waiting:
+        text = "The authority has their requests; compare the fingerprints before it signs."
+        yield Notice("warn", f"{counted(len(waiting), 'device')} waiting to be enrolled", text, href)
     left = enrolment.expires - now
     if left < 0:
         text = "Devices refuse to take part until the authority publishes a newer one."

@@ -22,7 +22,7 @@ from penchant.server.journal import RoundLog
 
 __all__ = ["Attempt", "Device", "Ledger", "Place", "RunFacts", "Stage", "Sums", "Work", "facts_of"]
 
-Kind = Literal["simulation", "served"]
+Kind = Literal["simulation", "served", "fleet"]
 State = Literal["new", "running", "stopped", "failed", "finished", "damaged"]
 
 STAGES = ("keys", "shares", "masked", "confirm", "unmask")
@@ -31,7 +31,7 @@ OFFLINE_SECONDS = 900.0
 
 @dataclass(frozen=True)
 class Place:
-    """A run directory. id: what pages call it; never part of a path."""
+    """A run's directory, or that of a fleet's server. id: what pages call it; never part of a path."""
 
     id: str
     name: str

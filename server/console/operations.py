@@ -19,10 +19,9 @@ __all__ = ["Enrolment", "Node", "Operations", "Revocation", "Token"]
 
 @dataclass(frozen=True)
 class Node:
-    """A device's connection, as the SuperLink knows it. since: Unix seconds of the last change."""
+    """A device's connection, as the SuperLink knows it."""
 
     online: bool
-    since: float | None
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,13 @@ class Operations(Protocol):
     """Everything that a page may do. Each raises a PenchantError of one line when it can't."""
 
     def places(self) -> Sequence[Place]:
-        """All runs, the one that moved last first."""
+        """All runs."""
+
+    def fleets(self) -> Sequence[Place]:
+        """The servers of fleets of real devices; their runs are among the places."""
+
+    def fleet_of(self, place: Place) -> Place | None:
+        """The fleet of a served run; None for a simulation."""
 
     def work(self, places: Sequence[Place]) -> Mapping[str, Work]:
         """place id -> whether something works on it."""
@@ -82,8 +87,8 @@ class Operations(Protocol):
     def check(self, toml: str) -> RunConfig:
         """The configuration that a text makes; ConfigError when it can't be run from here."""
 
-    def start(self, name: str, toml: str) -> Place:
-        """Begin a new simulated run."""
+    def start(self, name: str, toml: str, fleet: Place | None = None) -> Place:
+        """Begin a new run: of a fleet, or else a simulated one on this machine."""
 
     def stop(self, place: Place) -> None:
         """Stop what works on it; finished rounds stand."""
@@ -97,22 +102,22 @@ class Operations(Protocol):
     def log(self, place: Place, lines: int) -> Sequence[str]:
         """The last lines that the server of this run said."""
 
-    def nodes(self, place: Place) -> Mapping[str, Node] | None:
-        """node id -> connection; None when no SuperLink can be asked."""
+    def nodes(self, fleet: Place) -> Mapping[str, Node] | None:
+        """node id -> connection; None while the SuperLink is silent."""
 
-    def enrolment(self, place: Place) -> Enrolment | None:
-        """Of a served run; None for a simulation."""
+    def enrolment(self, fleet: Place) -> Enrolment:
+        """Who belongs to a fleet."""
 
-    def tokens(self, place: Place) -> Sequence[Token]:
+    def tokens(self, fleet: Place) -> Sequence[Token]:
         """Invitations, the latest first, without their text."""
 
-    def invite(self, place: Place, label: str, days: int) -> Token:
+    def invite(self, fleet: Place, label: str, days: int) -> Token:
         """A new invitation, with its text."""
 
-    def revocations(self, place: Place) -> Sequence[Revocation]:
+    def revocations(self, fleet: Place) -> Sequence[Revocation]:
         """What was asked for, the latest first."""
 
-    def ask_revocation(self, place: Place, member: int, why: str, by: str) -> None:
+    def ask_revocation(self, fleet: Place, member: int, why: str, by: str) -> None:
         """Ask the authority to take a member out."""
 
     def releases(self, place: Place) -> Sequence[Release]:

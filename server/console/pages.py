@@ -12,9 +12,9 @@ from markupsafe import Markup
 from starlette.responses import Response
 
 from penchant.common.codec import PROTOCOL_VERSION
-from penchant.common.errors import ConfigError, PenchantError
+from penchant.common.errors import PenchantError
 from penchant.server.console import attention, charts, words
-from penchant.server.console.facts import STAGES, Attempt, Ledger, Place, RunFacts, facts_of
+from penchant.server.console.facts import STAGES, Attempt, Device, Ledger, Place, RunFacts, facts_of
 from penchant.server.console.operations import Node
 from penchant.server.console.web import Desk, Refused, Visit
 
@@ -155,19 +155,14 @@ def overview_facts(visit: Visit) -> dict[str, Any]:
     found = all_runs(desk)
     main = found[0] if found else None
     notices = [notice for run in found for notice in attention.of_run(run, now)]
-    served = next((run for run in found if run.place.kind == "served"), None)
-    if served is not None:
-        notices += attention.of_fleet(
-            served,
-            desk.operations.enrolment(served.place),
-            desk.operations.revocations(served.place),
-            now,
-        )
+    fleets = [fleet_facts(desk, fleet, now) for fleet in desk.operations.fleets()]
+    notices += [notice for fleet in fleets for notice in fleet["notices"]]
     notices.sort(key=lambda notice: notice.kind != "bad")
     ledger = Ledger(main.place.directory) if main else None
     return {
         "runs": found[:6],
         "more": max(len(found) - 6, 0),
+        "fleets": fleets,
         "main": main,
         "notices": notices,
         "devices": ledger.count_devices() if ledger else 0,
@@ -182,6 +177,20 @@ def overview_facts(visit: Visit) -> dict[str, Any]:
             for run in found[:6]
         },
         "deeds": [d for d in desk.store.deeds(limit=40) if (d.action, d.outcome) not in _DULL][:6],
+    }
+
+
+def fleet_facts(desk: Desk, fleet: Place, now: float) -> dict[str, Any]:
+    """How a fleet's server and its members are."""
+    nodes, enrolment = desk.operations.nodes(fleet), desk.operations.enrolment(fleet)
+    notices = attention.of_fleet(
+        fleet, nodes, enrolment, desk.operations.revocations(fleet), desk.operations.tokens(fleet), now
+    )
+    return {
+        "place": fleet,
+        "online": None if nodes is None else sum(node.online for node in nodes.values()),
+        "enrolment": enrolment,
+        "notices": list(notices),
     }
 
 
@@ -268,7 +277,14 @@ def new(visit: Visit) -> Response:
 
 
 def _form(
-    visit: Visit, name: str, text: str, wanted: str = "", error: str = "", status: int = 200
+    visit: Visit,
+    name: str,
+    text: str,
+    wanted: str = "",
+    *,
+    where: str = "",
+    error: str = "",
+    status: int = 200,
 ) -> Response:
     found = all_runs(visit.desk)
     return visit.render(
@@ -277,6 +293,8 @@ def _form(
         recipes=list(visit.desk.operations.recipes()),
         runs=[run for run in found if run.config],
         wanted=wanted,
+        fleets=visit.desk.operations.fleets(),
+        where=where,
         name=name,
         text=text,
         error=error,
@@ -302,11 +320,15 @@ def check(visit: Visit) -> Response:
 def start(visit: Visit) -> Response:
     """Begin a new run."""
     name, text = visit.given("name", 64), visit.form.get("config", "")
+    where = visit.given("where")
+    fleet = next((one for one in visit.desk.operations.fleets() if one.id == where), None)
+    if where and fleet is None:
+        raise Refused(404, "There is no such fleet.")
     try:
-        place = visit.desk.operations.start(name, text)
-    except ConfigError as error:
+        place = visit.desk.operations.start(name, text, fleet)
+    except PenchantError as error:
         visit.desk.store.note(visit.name, visit.address, "start a run", name, f"refused: {error}")
-        return _form(visit, name, text, error=str(error), status=422)
+        return _form(visit, name, text, where=where, error=str(error), status=422)
     return visit.go(f"/runs/{place.id}", f"{place.name} has begun.")
 
 
@@ -441,56 +463,90 @@ def delete(visit: Visit) -> Response:
 
 
 def devices(visit: Visit) -> Response:
-    """Who was met, and who is there."""
-    found, run = chosen(visit)
-    if run is None:
-        return visit.render("devices.html.j2", runs=found, run=None)
-    ledger, place = Ledger(run.place.directory), run.place
-    search = "".join(c for c in visit.asked("q") if c.isdigit())[:20]
+    """Who was met, and who is there: of a fleet (its latest run), or of a simulation."""
+    desk = visit.desk
+    found = all_runs(desk)
+    subject, run = subject_of(visit, found)
+    around: dict[str, Any] = {"subjects": subjects(desk, found), "subject": subject, "run": run}
+    if subject is None:
+        return visit.render("devices.html.j2", **around)
+    search = "".join(c for c in visit.asked("q") if c.isascii() and c.isdigit())[:20]
     order = visit.asked("order", "member")
     if order not in ("member", "seen", "joined"):
         raise Refused(400, "Devices can be listed by member, seen or joined.")
     number = max(_whole(visit.asked("page", "1"), "page"), 1)
+    ledger = Ledger(run.place.directory if run else subject.directory)
     count = ledger.count_devices(search=search)
     rows = ledger.devices(
         search=search, limit=DEVICES_A_PAGE, offset=(number - 1) * DEVICES_A_PAGE, order=order
     )
-    nodes = visit.desk.operations.nodes(place)
-    enrolment = visit.desk.operations.enrolment(place)
-    asked = visit.desk.operations.revocations(place)
+    nodes = desk.operations.nodes(subject) if subject.kind == "fleet" else None
     return visit.render(
         "devices.html.j2",
-        runs=found,
-        run=run,
+        **around,
+        **belonging(desk, subject),
         rows=rows,
         count=count,
         met=count if not search else ledger.count_devices(),
         recent=ledger.count_devices(since=time.time() - 86400),
         online=None if nodes is None else sum(node.online for node in nodes.values()),
-        nodes=nodes or {},
-        presence=presence(run, nodes),
+        presence=presence(subject, run, nodes),
         search=search,
         order=order,
         page=number,
         pages=max(-(-count // DEVICES_A_PAGE), 1),
-        enrolment=enrolment,
-        revocations=asked,
-        pending={r.member for r in asked if r.signed is None},
-        tokens=visit.desk.operations.tokens(place),
         protocol=PROTOCOL_VERSION,
     )
 
 
-def presence(run: RunFacts, nodes: Mapping[str, Node] | None) -> Callable[[Any], tuple[str, str]]:
+def subjects(desk: Desk, found: Sequence[RunFacts]) -> list[Place]:
+    """What has devices: fleets first, then runs that belong to none."""
+    alone = [run.place for run in found if desk.operations.fleet_of(run.place) is None]
+    return [*desk.operations.fleets(), *alone]
+
+
+def subject_of(visit: Visit, found: Sequence[RunFacts]) -> tuple[Place | None, RunFacts | None]:
+    """The fleet or run that is asked for (the first without a question), and the run that tells of it."""
+    listed, wanted = subjects(visit.desk, found), visit.asked("run")
+    run = next((run for run in found if run.place.id == wanted), None)
+    if run is not None:
+        return visit.desk.operations.fleet_of(run.place) or run.place, run
+    place = next((place for place in listed if wanted in ("", place.id)), None)
+    if place is None and wanted:
+        raise Refused(404, "There is no such run. It may have been deleted.")
+    return place, next((run for run in found if place and _tells_of(visit.desk, run.place, place)), None)
+
+
+def _tells_of(desk: Desk, run: Place, subject: Place) -> bool:
+    fleet = desk.operations.fleet_of(run)
+    return run.id == subject.id or (fleet is not None and fleet.id == subject.id)
+
+
+def belonging(desk: Desk, subject: Place) -> dict[str, Any]:
+    """Members, invitations and revocations of a fleet; a simulation has none."""
+    if subject.kind != "fleet":
+        return {"enrolment": None, "revocations": [], "pending": set(), "tokens": []}
+    asked = desk.operations.revocations(subject)
+    return {
+        "enrolment": desk.operations.enrolment(subject),
+        "revocations": asked,
+        "pending": {r.member for r in asked if r.signed is None},
+        "tokens": desk.operations.tokens(subject),
+    }
+
+
+def presence(
+    subject: Place, run: RunFacts | None, nodes: Mapping[str, Node] | None
+) -> Callable[[Device], tuple[str, str]]:
     """A device -> (look, words) of whether it is there."""
 
-    def look(device: Any) -> tuple[str, str]:
-        if run.place.kind == "simulation":
-            return ("good", "simulated") if run.state == "running" else ("off", "simulated")
+    def look(device: Device) -> tuple[str, str]:
+        if subject.kind == "simulation":
+            return "good" if run is not None and run.state == "running" else "", "simulated"
         if nodes is None:
-            return "off", "unknown"
+            return "", "unknown"
         node = nodes.get(device.node)
-        return ("good", "online") if node is not None and node.online else ("off", "offline")
+        return ("good", "online") if node is not None and node.online else ("", "offline")
 
     return look
 
@@ -505,9 +561,18 @@ def qr_code(text: str) -> Markup:
     return Markup(out.getvalue().decode())
 
 
+def fleet_named(visit: Visit) -> Place:
+    """The fleet of the path. Refused where there is none: simulated devices need no token."""
+    wanted = visit.path("id")
+    for fleet in visit.desk.operations.fleets():
+        if fleet.id == wanted:
+            return fleet
+    raise Refused(404, "There is no such fleet; simulated devices need no token and can't be revoked.")
+
+
 def invite(visit: Visit) -> Response:
     """Hand out a join token: shown in the answer to this form, once, and nowhere kept."""
-    place = place_of(visit.desk, visit.path("id"))
+    place = fleet_named(visit)
     label = visit.given("label", 80)
     days = _whole(visit.given("days") or "7", "days")
     if not 1 <= days <= 90:
@@ -518,7 +583,7 @@ def invite(visit: Visit) -> Response:
 
 def ask_revocation(visit: Visit) -> Response:
     """Ask the authority to take a member out."""
-    place = place_of(visit.desk, visit.path("id"))
+    place = fleet_named(visit)
     member = _whole(visit.given("member"), "member")
     visit.desk.operations.ask_revocation(place, member, visit.given("why"), visit.name)
     return visit.go(

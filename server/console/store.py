@@ -52,6 +52,9 @@ CREATE TABLE IF NOT EXISTS deeds (
 CREATE INDEX IF NOT EXISTS begun_deeds ON deeds (begun);
 CREATE TABLE IF NOT EXISTS jobs (
     place TEXT PRIMARY KEY, job TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS revocations (
+    fleet TEXT NOT NULL, member INTEGER NOT NULL, why TEXT NOT NULL, account TEXT NOT NULL, at REAL NOT NULL,
+    PRIMARY KEY (fleet, member)) WITHOUT ROWID;
 """
 
 
@@ -291,6 +294,21 @@ class Store:
     def jobs(self) -> dict[str, dict[str, Any]]:
         """place -> what works on it, or worked last."""
         return {place: json.loads(job) for place, job in self._all("SELECT place, job FROM jobs")}
+
+    # --- revocations that were asked for -------------------------------------------------------------
+
+    def keep_revocation(self, fleet: str, member: int, why: str, account: str) -> None:
+        """Remember who asked for a revocation, and why."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO revocations VALUES (?, ?, ?, ?, ?)",
+                (fleet, member, why, account, time.time()),
+            )
+
+    def revocations(self, fleet: str) -> list[tuple[int, str, str, float]]:
+        """(member, why, account, when) of all that were asked for here."""
+        query = "SELECT member, why, account, at FROM revocations WHERE fleet = ?"
+        return [tuple(row) for row in self._all(query, fleet)]
 
     # --- SQLite --------------------------------------------------------------------------------------
 

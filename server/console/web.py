@@ -196,7 +196,7 @@ def action(desk: Desk, view: View, name: str, role: Role = "operator") -> Endpoi
     return endpoint
 
 
-_TOLD = {"name", "member", "why", "label", "days", "round", "number", "confirm"}
+_TOLD = {"name", "where", "member", "why", "label", "days", "round", "number", "confirm"}
 """Fields of forms that the audit keeps."""
 
 

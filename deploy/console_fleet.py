@@ -1,0 +1,152 @@
+"""A fleet's server as the console sees it: nodes, members, invitations, revocations asked for, live runs.
+
+Everything goes through what `penchant server` itself uses; nothing here can enrol or revoke anybody: that is
+the authority's, by files.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from penchant.common.config import RunConfig
+from penchant.common.errors import ConsoleError, JournalError
+from penchant.common.identity import Membership
+from penchant.deploy.desk import Desk, request_revocation
+from penchant.deploy.site import Site
+from penchant.deploy.superlink import Control
+from penchant.deploy.tokens import hand_out
+from penchant.deploy.up import door
+from penchant.server.console.operations import Enrolment, Node, Revocation, Token
+
+__all__ = ["FLOWER_RUN", "LOG", "SETTINGS", "FleetServer"]
+
+SETTINGS = "server.toml"  # where it is, a fleet's server is
+LOG = "server.log"  # of a served run
+FLOWER_RUN = "flower.run"
+ASK_SECONDS = 3.0  # of the SuperLink, and as long is its answer good
+START_SECONDS = 300.0  # the base model is loaded for its blueprint, then Flower takes the run
+DAY = 86400.0
+
+
+class FleetServer:
+    """One server's directory. Thread-safe; the directory is read anew for every question."""
+
+    def __init__(self, directory: Path, program: Sequence[str]) -> None:
+        """program: the words that `penchant` is called with."""
+        self.directory = directory
+        self._program = list(program)
+        self._lock = threading.Lock()
+        self._asked: tuple[float, dict[str, Node] | None] = (-ASK_SECONDS, None)
+
+    # --- who is there --------------------------------------------------------------------------------
+
+    def nodes(self) -> Mapping[str, Node] | None:
+        """Node id -> whether it is online; None while the SuperLink is silent. Asked at most every 3 s."""
+        with self._lock:
+            if time.monotonic() - self._asked[0] >= ASK_SECONDS:
+                self._asked = (time.monotonic(), self._nodes())
+            return self._asked[1]
+
+    def _nodes(self) -> dict[str, Node] | None:
+        try:
+            with Control(door(Site(self.directory)), seconds=ASK_SECONDS) as control:
+                return {str(node): Node(state == "online") for node, (_, state) in control.nodes().items()}
+        except JournalError:
+            return None
+
+    def enrolment(self) -> Enrolment:
+        """Who belongs to the fleet, by the list that the server holds; past its date it still tells."""
+        listed = self._membership().current
+        if listed is None:
+            raise ConsoleError(f"{self.directory} holds no member list")
+        return Enrolment(len(listed.members), frozenset(listed.revoked), listed.number, float(listed.expires))
+
+    def _membership(self) -> Membership:
+        site = Site(self.directory)
+        return Membership(site.authority).know((site.directory / "members.list").read_bytes())
+
+    # --- invitations ---------------------------------------------------------------------------------
+
+    def tokens(self) -> list[Token]:
+        """Every token handed out, the latest first."""
+        rows = Desk(Site(self.directory)).enrolments()
+        return [
+            Token(row.token, row.name, row.handed_out, row.expires, row.state, row.member)
+            for row in sorted(rows, key=lambda row: -row.handed_out)
+        ]
+
+    def invite(self, label: str, days: int) -> Token:
+        """Hand out a token; its text is nowhere kept."""
+        expires = time.time() + days * DAY
+        token = hand_out(self.directory, label, expires)
+        return Token(token.name, label, time.time(), expires, text=token.text())
+
+    # --- revocations ---------------------------------------------------------------------------------
+
+    def ask_revocation(self, member: int, why: str) -> None:
+        """Put the request where the authority finds it."""
+        request_revocation(self.directory, member, why)
+
+    def revocations(self, asked: Sequence[Revocation]) -> list[Revocation]:
+        """What was asked for from here (`asked`) and elsewhere, the latest first; each signed or pending."""
+        membership = self._membership()
+        found = {r.member: r for r in [*self._from_elsewhere(), *asked]}
+        known = [
+            Revocation(r.member, r.why, r.by, r.at, None if membership.holds(r.member) else membership.number)
+            for r in found.values()
+        ]
+        return sorted(known, key=lambda r: -r.at)
+
+    def _from_elsewhere(self) -> list[Revocation]:
+        found = []
+        for path in Site(self.directory).requests.glob("revoke-*.json"):
+            with suppress(OSError, ValueError, KeyError, TypeError):  # it was settled just now
+                table = json.loads(path.read_text(encoding="utf-8"))
+                at = path.stat().st_mtime
+                found.append(Revocation(int(table["member"]), str(table["why"]), "command line", at, None))
+        return found
+
+    # --- live runs -----------------------------------------------------------------------------------
+
+    def start(self, name: str, config: RunConfig, log: Callable[[str], None]) -> None:
+        """Make a run and hand it to the SuperLink. The base model is loaded in a process of its own."""
+        with tempfile.TemporaryDirectory(prefix="penchant-run-") as folder:
+            path = Path(folder) / "config.toml"
+            path.write_text(config.to_toml(), encoding="utf-8")
+            self._call(["run", str(self.directory), "--config", str(path), "--name", name, "--detach"], log)
+
+    def resume(self, name: str, log: Callable[[str], None]) -> None:
+        """Go on with a run: a new Flower run plays it from its journal."""
+        self._call(["resume", str(self.directory), "--run", name, "--detach"], log)
+
+    def stop(self, name: str) -> None:
+        """Have the SuperLink stop the Flower run that plays it."""
+        path = Site(self.directory).run(name) / FLOWER_RUN
+        if not path.is_file():
+            raise ConsoleError(f"{name} was never started")
+        with Control(door(Site(self.directory))) as control:
+            control.stop(path.read_text(encoding="utf-8").strip())
+
+    def _call(self, words: list[str], log: Callable[[str], None]) -> None:
+        try:
+            done = subprocess.run(
+                [*self._program, "server", *words],
+                capture_output=True,
+                text=True,
+                timeout=START_SECONDS,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired:
+            raise ConsoleError("the server took too long; see its log") from None
+        log(done.stdout + done.stderr)
+        if done.returncode != 0:
+            said = [line for line in done.stderr.splitlines() if line.startswith("penchant: ")]
+            raise ConsoleError(said[-1].removeprefix("penchant: ") if said else "the server refused")

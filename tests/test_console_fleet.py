@@ -1,0 +1,288 @@
+"""The console of a fleet: invitations, revocations that wait for the authority, live runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from console_scene import HOST, PASSWORD, Browser, make_run
+from test_console_pages import text_of
+
+from penchant.common.errors import ConsoleError, JournalError
+from penchant.common.tokens import JoinToken
+from penchant.deploy import console_fleet
+from penchant.deploy.attending import attend
+from penchant.deploy.authority import Office
+from penchant.deploy.console import LocalOperations
+from penchant.deploy.desk import Desk, request_revocation
+from penchant.deploy.site import ServerSettings, Site
+from penchant.server.console import passwords
+from penchant.server.console.app import build_app
+from penchant.server.console.operations import Node
+from penchant.server.console.pages import qr_code
+from penchant.server.console.store import Store
+
+DAY = 86400
+
+
+class Nobody:
+    """A SuperLink that has no nodes."""
+
+    def register(self, public_key: bytes, name: str) -> int:
+        return 1
+
+    def unregister(self, node: int) -> None:
+        pass
+
+
+@dataclass
+class World:
+    """A server's directory with five members, its authority, and a console over it."""
+
+    office: Office
+    site: Site
+    store: Store
+    operations: LocalOperations
+    browser: Browser
+
+    @property
+    def id(self) -> str:
+        return self.operations.fleets()[0].id
+
+    def said(self, path: str = "/devices") -> str:
+        return text_of(self.browser.get(path).text)
+
+    def sign(self) -> None:
+        """The authority grants whatever is asked; the server takes its answers over."""
+        attend(self.office, self.site.requests, self.site.answers, lambda matter: True)
+        Desk(self.site).collect(Nobody())
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(passwords, "COST", 2**10)
+    office = Office.init(tmp_path / "authority")
+    for number in range(5):
+        from penchant.common.enrolment import request
+
+        office.issue(request(bytes([number + 1]) * 32), f"device {number}")
+    settings = ServerSettings(addresses=("fleet.example",), superlink_port=9)
+    site = Site.create(tmp_path / "home", settings, office.authority.public_key, office.latest())
+    store = Store(tmp_path / "state")
+    store.add("olga", "operator", PASSWORD)
+    store.add("vera", "viewer", PASSWORD)
+    operations = LocalOperations([site.directory], store)
+    browser = Browser(build_app(store, operations, hosts=frozenset({HOST})), "olga")
+    yield World(office, site, store, operations, browser)
+    store.close()
+
+
+def run_in(world: World, name: str = "first", rounds: int = 3) -> Path:
+    """A run of the fleet, by hand."""
+    directory = make_run(world.site.directory / "runs" / name, rounds)
+    (directory / "blueprint.json").write_text("{}", encoding="utf-8")
+    return directory
+
+
+def test_a_fleet_without_a_run_is_there_already(world: World) -> None:
+    said = world.said("/")
+    assert "home silent – 5 0" in said
+    assert "The SuperLink of home is silent" in said
+    said = world.said()
+    assert "Nobody was met yet: the fleet has no run." in said
+    assert "5 " in said
+    assert "No token was handed out yet." in said
+
+
+def test_a_token_is_shown_once_with_its_picture_and_kept_nowhere(world: World) -> None:
+    answer = world.browser.post(f"/devices/{world.id}/tokens", {"label": "Kitchen <b>", "days": "3"})
+    assert answer.status_code == 200
+    found = re.search(r'<code id="token">([^<]+)</code>', answer.text)
+    assert found is not None
+    text = found[1]
+    token = JoinToken.read(text, time.time())
+    assert abs(token.terms.expires - time.time() - 3 * DAY) < 60
+    assert qr_code(text) in answer.text  # the very same in the picture
+    assert "Kitchen &lt;b&gt;" in answer.text
+    assert "style=" not in qr_code(text)
+    said = world.said()
+    assert "Kitchen <b>" in said
+    assert "open" in said
+    for path in ("/devices", "/audit", "/"):
+        assert text not in world.browser.get(path).text
+    kept = [p for p in world.store.directory.rglob("*") if p.is_file()]
+    kept += [p for p in world.site.directory.rglob("*") if p.is_file()]
+    assert [p for p in kept if text.encode() in p.read_bytes()] == []
+    (deed,) = [deed for deed in world.store.deeds() if deed.action == "hand out a token"]
+    assert (deed.outcome, deed.detail) == ("done", "days: 3, label: Kitchen <b>")
+
+
+@pytest.mark.parametrize("days", ["0", "91", "x", "-1", "1e3"])
+def test_a_token_is_good_for_sensible_times(world: World, days: str) -> None:
+    assert world.browser.post(f"/devices/{world.id}/tokens", {"label": "x", "days": days}).status_code == 422
+    assert world.operations.tokens(world.operations.fleets()[0]) == []
+
+
+def test_a_revocation_is_pending_until_the_authority_has_signed(world: World) -> None:
+    run_in(world)
+    answer = world.browser.post(f"/devices/{world.id}/revocations", {"member": "3", "why": "lost on a train"})
+    assert answer.status_code == 303
+    assert "revocation pending" in world.said()
+    assert "3 pending lost on a train olga" in world.said()
+    assert "1 revocation pending" in world.said("/")
+    (path,) = world.site.requests.glob("revoke-*.json")
+    assert json.loads(path.read_text(encoding="utf-8")) == {"member": 3, "why": "lost on a train"}
+    world.sign()
+    said = world.said()
+    assert re.search(r"3 signed, list \d+ lost on a train olga", said), said
+    assert "revocation pending" not in said
+    assert "3 node 1003 revoked" in said
+    assert "revocation pending" not in world.said("/")
+    again = world.browser.post(f"/devices/{world.id}/revocations", {"member": "3", "why": "again"})
+    assert again.status_code == 303
+    assert "there is no member 3" in world.said()
+
+
+def test_a_revocation_asked_for_at_the_terminal_is_shown_too(world: World) -> None:
+    request_revocation(world.site.directory, 2, "left")
+    assert "2 pending left command line" in world.said()
+
+
+def test_who_looks_sees_no_token_and_asks_for_nothing(world: World) -> None:
+    viewer = Browser(world.browser.client.app, "vera")
+    for path in ("tokens", "revocations"):
+        answer = viewer.post(f"/devices/{world.id}/{path}", {"label": "x", "days": "1", "member": "3"})
+        assert answer.status_code == 403
+    assert world.operations.tokens(world.operations.fleets()[0]) == []
+    assert list(world.site.requests.iterdir()) == []
+
+
+def test_a_simulation_hands_out_nothing(world: World, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "alone")
+    operations = LocalOperations([tmp_path / "runs"], world.store)
+    browser = Browser(build_app(world.store, operations, hosts=frozenset({HOST})), "olga")
+    (place,) = operations.places()
+    answer = browser.post(f"/devices/{place.id}/tokens", {"label": "x", "days": "1"})
+    assert answer.status_code == 404
+    with pytest.raises(ConsoleError, match="no server here"):
+        operations.invite(place, "x", 1)
+
+
+def test_the_runs_of_a_fleet_are_found_with_their_devices_online(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_in(world)
+    server = world.operations._server(world.operations.fleets()[0])
+    monkeypatch.setattr(server, "_nodes", lambda: {"1001": Node(True), "1002": Node(False), "77": Node(True)})
+    said = world.said()
+    assert "2 online now" in said.replace("online now 2", "2 online now")
+    assert "1 node 1001 online" in said
+    assert "2 node 1002 offline" in said
+    assert "live fleet" in world.said("/runs")
+
+
+def test_the_superlink_is_not_asked_for_every_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    server = world.operations._server(world.operations.fleets()[0])
+    monkeypatch.setattr(server, "_nodes", lambda: asked.append(1))
+    for _ in range(5):
+        world.said("/")
+    assert len(asked) == 1
+
+
+def test_a_list_that_ends_soon_is_noticed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = time.time()
+    monkeypatch.setattr("penchant.server.console.pages.time.time", lambda: real + 25 * DAY)
+    world.store._db.execute("UPDATE sessions SET began = began + ?, used = used + ?", (25 * DAY, 25 * DAY))
+    assert "The member list expires in 4 d" in world.said("/")
+    monkeypatch.setattr("penchant.server.console.pages.time.time", lambda: real + 31 * DAY)
+    world.store._db.execute("UPDATE sessions SET began = began + ?, used = used + ?", (6 * DAY, 6 * DAY))
+    assert "has expired" in world.said("/")
+
+
+# --- live runs ------------------------------------------------------------------------------------
+
+
+class Link:
+    """Stands for Flower's control interface."""
+
+    stopped: list[str]
+
+    def __init__(self) -> None:
+        self.stopped = []
+
+    def __call__(self, door: object, seconds: float = 10.0) -> Link:
+        return self
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def stop(self, run: str) -> None:
+        if not run:
+            raise JournalError("the SuperLink refuses")
+        self.stopped.append(run)
+
+    def nodes(self) -> dict[int, tuple[bytes, str]]:
+        return {}
+
+
+def test_a_live_run_is_stopped_by_the_superlink(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Link()
+    monkeypatch.setattr(console_fleet, "Control", link)
+    directory = run_in(world)
+    (place,) = world.operations.places()
+    with pytest.raises(ConsoleError, match="was never started"):
+        world.operations.stop(place)
+    (directory / console_fleet.FLOWER_RUN).write_text("4711\n", encoding="utf-8")
+    world.browser.post(f"/runs/{place.id}/stop")
+    assert link.stopped == ["4711"]
+
+
+def test_a_live_run_is_resumed_and_started_through_the_servers_own_command(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SuperLink is down here: its refusal is what the operator reads, and in the run's log."""
+    run_in(world)
+    (place,) = world.operations.places()
+    world.browser.post(f"/runs/{place.id}/resume")
+    assert "Not done:" in world.said(f"/runs/{place.id}")
+    assert any("SuperLink" in line for line in world.operations.log(place, 5))
+    form = {"name": "second", "config": "seed = 1", "where": world.id}
+    answer = world.browser.post("/runs/new", form)
+    assert answer.status_code == 422
+    assert "federation.cohort is 0" in text_of(answer.text)
+    assert world.browser.post("/runs/new", form | {"where": "elsewhere"}).status_code == 404
+
+
+def test_a_lock_says_that_a_live_run_is_at_work(world: World) -> None:
+    import fcntl
+
+    directory = run_in(world)
+    (place,) = world.operations.places()
+    with (directory / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        work = world.operations.work([place])[place.id]
+        assert (work.running, work.ours) == (True, True)
+
+
+def test_the_log_of_a_live_run_is_its_servers(world: World) -> None:
+    directory = run_in(world)
+    (directory / console_fleet.LOG).write_text("round 1: finished\n", encoding="utf-8")
+    (place,) = world.operations.places()
+    assert world.operations.log(place, 5) == ["round 1: finished"]
+    assert "round 1: finished" in world.said(f"/runs/{place.id}")
+
+
+def test_names_are_what_the_server_calls_its_files() -> None:
+    from penchant.deploy import served, site
+
+    assert (console_fleet.LOG, console_fleet.FLOWER_RUN) == (served.LOG, served.FLOWER_RUN)
+    assert site.SETTINGS == console_fleet.SETTINGS
