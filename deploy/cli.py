@@ -6,6 +6,7 @@ imports stay inside the commands, so that ``--help`` is quick.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -338,6 +339,26 @@ def compare(
         except KeyboardInterrupt:
             print("penchant: interrupted; the same command goes on", file=sys.stderr)
             raise typer.Exit(130) from None
+
+    guarded(work, debug)
+
+
+@app.command(rich_help_panel="Operator")
+def quickstart(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An empty directory for all of it.")],
+    devices: Annotated[int, typer.Option("--devices", help="Devices, each with one senator's votes.")] = 7,
+    rounds: Annotated[int, typer.Option("--rounds", help="Rounds.")] = 5,
+    debug: Debug = False,
+) -> None:
+    """A whole fleet on this machine: authority, server behind its gateway, devices; it learns, and ends."""
+
+    def work() -> None:
+        from penchant.deploy.quickstart import Quickstart
+        from penchant.deploy.quickstart import quickstart as begin
+
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
+        server = begin(Quickstart(directory, devices, rounds), lambda line: print(line, flush=True))
+        print(f"look at it: penchant server status {server}")
 
     guarded(work, debug)
 

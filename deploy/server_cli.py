@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from penchant.common.errors import RoundFailed, UsageError
+from penchant.common.errors import UsageError
 
 if TYPE_CHECKING:
     from penchant.deploy.site import Site
@@ -27,9 +27,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-_OPEN = ("started", "unmasking")
-WATCH_SECONDS = 1.0
 
 Where = Annotated[Path, typer.Argument(metavar="DIR", help="The server's directory.")]
 RunName = Annotated[
@@ -205,10 +202,11 @@ def resume(directory: Where, run: RunName = "", detach: Detach = False, debug: D
 
     def work() -> None:
         from penchant.deploy.site import Site
+        from penchant.deploy.watching import is_done
 
         site = Site(directory)
         chosen = _chosen(site, run)
-        if _done(site.run(chosen)):
+        if is_done(site.run(chosen)):
             print(f"run {chosen} is finished")
             return
         _play(site, chosen, detach)
@@ -275,18 +273,12 @@ def _play(site: Site, name: str, detach: bool) -> None:
     """Start a run at the SuperLink, and watch it unless detached."""
     from penchant.deploy import served
     from penchant.deploy.up import door
+    from penchant.deploy.watching import watch
 
     flower = served.start(site.run(name), door(site))
     print(f"Flower run {flower}", flush=True)
     if not detach:
-        _watch(site, name, flower)
-
-
-def _done(directory: Path) -> bool:
-    """Whether the closing round of a run is over."""
-    table = _run_table(directory)
-    last = table["rounds"] + 1
-    return any(row["round"] == last and row["state"] in ("finished", "skipped") for row in table["attempts"])
+        watch(site.run(name), door(site), flower, lambda line: print(line, flush=True))
 
 
 def _run_table(directory: Path) -> dict[str, Any]:
@@ -317,38 +309,6 @@ def _print_state(state: dict[str, Any]) -> None:
         f"good for {state['members']['days_left']:.1f} days"
     )
     print(f"server certificate good for {state['certificate_days_left']:.0f} days")
-
-
-def _watch(site: Site, name: str, flower: str) -> None:
-    """Print rounds as they end, until the closing one. RoundFailed when Flower's run ends before that."""
-    from penchant.deploy import rundir, served
-    from penchant.deploy.superlink import how_it_ended
-    from penchant.deploy.up import door
-    from penchant.server.journal import Journal
-
-    directory = site.run(name)
-    last = rundir.read_config(directory).federation.rounds + 1
-    journal = Journal(directory)
-    said = {(row.round, row.attempt) for row in journal.rows() if row.state not in _OPEN}
-    ended: str | None = None
-    while True:
-        rows = journal.rows()
-        for row in rows:
-            if (row.round, row.attempt) in said or row.state in _OPEN:
-                continue
-            said.add((row.round, row.attempt))
-            log = row.log
-            what = f"{log.survivors} of {log.cohort} clients, {log.seconds:.0f} s" if log else row.why
-            print(f"round {row.round} of {last}: {row.state}, {what}", flush=True)
-        if any(row.round == last and row.state in ("finished", "skipped") for row in rows):
-            return
-        if ended is not None:
-            raise RoundFailed(
-                f"Flower's run ended before the last round ({ended}); see {directory / served.LOG}, then "
-                f"`penchant server resume`"
-            )
-        time.sleep(WATCH_SECONDS)
-        ended = how_it_ended(door(site), flower)
 
 
 def _rows(directory: Path) -> list[dict[str, Any]]:

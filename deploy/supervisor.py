@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from penchant.common.errors import GatewayError
@@ -29,14 +30,15 @@ POLL = 0.2
 
 @dataclass(frozen=True)
 class Part:
-    """One process. ready: whether what depends on it may start; log: where its output goes, None: to ours."""
+    """One process. ready: whether what depends on it may start; log: where its output goes, None: to ours;
+    stop_seconds: how long it may take to end."""
 
     name: str
     command: Sequence[str]
     log: Path | None
     environment: Mapping[str, str] | None = None
     ready: Callable[[], bool] = lambda: True
-    stop_signal: signal.Signals = signal.SIGTERM
+    stop_seconds: float = STOP_SECONDS
 
 
 @dataclass
@@ -46,7 +48,7 @@ class _Running:
     began: float = 0.0
     pause: float = FIRST_PAUSE
     due: float = 0.0
-    restarts: int = field(default=-1)
+    restarts: int = -1
 
 
 def supervise(
@@ -84,7 +86,7 @@ def _start(one: _Running) -> None:
     output = None if one.part.log is None else one.part.log.open("ab")
     try:
         one.process = subprocess.Popen(
-            list(one.part.command),
+            [*_ending_with_us(), *one.part.command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -99,6 +101,12 @@ def _start(one: _Running) -> None:
     one.began = time.monotonic()
     one.due = 0.0
     one.restarts += 1
+
+
+def _ending_with_us() -> list[str]:
+    """Words before a command: the kernel ends it when this process ends, kill -9 included (util-linux)."""
+    found = shutil.which("setpriv")
+    return [found, "--pdeathsig", "TERM", "--"] if found else []
 
 
 def _await(one: _Running, ending: threading.Event, seconds: float) -> None:
@@ -135,9 +143,9 @@ def _stop(one: _Running) -> None:
     if one.process is None:
         return
     if one.process.poll() is None:
-        one.process.send_signal(one.part.stop_signal)
+        one.process.terminate()
         try:
-            one.process.wait(STOP_SECONDS)
+            one.process.wait(one.part.stop_seconds)
         except subprocess.TimeoutExpired:
             log.warning("%s does not stop; it is killed", one.part.name)
     _sweep(one)

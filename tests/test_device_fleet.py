@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.app import Context
 
+from penchant.client.agent import MEMBERS
 from penchant.client.app import build_app
 from penchant.client.bench import Benches
 from penchant.client.home import Home
@@ -22,10 +23,11 @@ from penchant.client.policy import OwnerPolicy
 from penchant.client.service import AgentServer, RemoteAgent
 from penchant.common.config import RunConfig
 from penchant.common.errors import CertificateError, UsageError
-from penchant.common.identity import Membership
+from penchant.common.identity import MemberList, Membership
 from penchant.common.preferences import Preference
 from penchant.deploy.authority import Office
 from penchant.deploy.grid import InProcessGrid
+from penchant.deploy.served import with_members
 from penchant.server.journal import Journal
 from penchant.server.round import Run, federate
 from penchant.server.secagg import SecureAggregation
@@ -194,6 +196,36 @@ def test_a_device_that_is_killed_in_mid_round_sits_out_and_comes_back(town: Town
         assert processes[1].wait(20) == 0
     report = Home(town.homes[0], benches=town.benches).report()
     assert (report.choices, report.run, report.round) == (12, (bytes([1]) * 16).hex(), 2)
+
+
+def test_a_member_that_is_revoked_is_out_at_the_next_round(town: Town, tmp_path: Path) -> None:
+    """The server goes on with the newer list, the devices hear of it, and nobody has to be restarted."""
+    asked: list[tuple[int, str]] = []
+
+    def latest(run: Run) -> Run:
+        if run.journal.settled() == 1:
+            town.office.revoke(2, "lost")
+        return with_members(run, town.membership())
+
+    def note(node: int, kind: str) -> bool:
+        asked.append((node, kind))
+        return False
+
+    with ExitStack() as stack:
+        sockets = []
+        for folder in town.homes:
+            server = AgentServer(Home(folder, benches=town.benches).agent().answer, folder / "agent.sock")
+            server.start()
+            stack.callback(server.stop, 0)
+            sockets.append(server.socket)
+        run = replace(town.run(tmp_path / "run", rounds=1), latest=latest)
+        with relayed(sockets, fault=note) as grid:
+            federate(run, grid)
+    assert [(log.round, log.cohort, log.survivors) for log in run.journal.logs()] == [(1, 4, 4), (2, 3, 3)]
+    assert [kind for node, kind in asked if node == 1001].count("train.keys") == 1
+    for number, folder in enumerate(town.homes):
+        known = MemberList.decode(Home(folder).vault.blob(MEMBERS))
+        assert (known.revoked == (2,)) == (number != 1)
 
 
 def test_a_second_agent_on_a_device_is_refused(town: Town) -> None:

@@ -108,13 +108,14 @@ def test_a_fleet_learns_and_goes_on_after_the_server_was_killed(
     with ExitStack() as stack:
         first = stack.enter_context(running(up, tmp_path / "up.log"))
         wait_for("the gateway", lambda: listens(port), 120)
-        for number, folder in enumerate(fleet.homes):
+        for number in range(DEVICES):
             join(fleet, server, number)
-            start_device(stack, folder)
         site = Site(server)
         run = fleet.run = site.run("first")
         served.create(run, fleet.config, site.authority, site.membership().encoded)
         world = simulate_twin(fleet)
+        for folder in fleet.homes:
+            start_device(stack, folder)
         wait_for("the nodes", lambda: online(server) == DEVICES, 120)
         penchant("server", "resume", str(server), "--detach")
         wait_for("the first round", lambda: finished(run) == [1], 240)
