@@ -95,17 +95,17 @@ class LocalOperations:
 
     def work(self, places: Sequence[Place]) -> dict[str, Work]:
         """As `Operations.work`."""
-        held, jobs = _held_locks(), self._store.jobs()
+        held, jobs = rundir.held_locks(), self._store.jobs()
         return {place.id: self._work(place, jobs.get(place.id), held) for place in places}
 
     def _work(self, place: Place, job: dict[str, Any] | None, held: set[tuple[int, int]]) -> Work:
         if place.kind == "served":
             starting = job is not None and time.time() - job["starting"] < STARTING_SECONDS
-            running = _locked(place, held) or starting
+            running = rundir.busy(place.directory, held) or starting
             return Work(running=running, ours=running and self.fleet_of(place) is not None)
         if job is not None and self._alive(place.id, job):
             return Work(running=not job.get("stopping"), ours=True)
-        if _locked(place, held):
+        if rundir.busy(place.directory, held):
             return Work(running=True)
         if job is None or job.get("stopping"):
             return Work()
@@ -231,7 +231,7 @@ class LocalOperations:
         end = time.monotonic() + STOP_SECONDS
         with suppress(ProcessLookupError):
             os.killpg(job["pid"], signal.SIGTERM)
-        while self._alive(place.id, job) or _locked(place, _held_locks()):
+        while self._alive(place.id, job) or rundir.busy(place.directory):
             if time.monotonic() > end:
                 with suppress(ProcessLookupError):
                     os.killpg(job["pid"], signal.SIGKILL)
@@ -425,31 +425,3 @@ def _began(pid: int) -> str | None:
         return None
     parts = text.rpartition(")")[2].split()
     return None if parts[0] in "ZX" else parts[19]
-
-
-def _held_locks() -> set[tuple[int, int]]:
-    """(device, inode) of every file that some process has locked."""
-    try:
-        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return set()
-    found = set()
-    for line in lines:
-        parts = line.split()
-        if len(parts) > 5 and parts[1] == "FLOCK":
-            major, minor, inode = parts[5].split(":")
-            found.add((os.makedev(int(major, 16), int(minor, 16)), int(inode)))
-    return found
-
-
-def _locked(place: Place, held: set[tuple[int, int]]) -> bool:
-    """Whether a process works in the directory."""
-    return any(_lock_of(place.directory, name) in held for name in (".lock", rundir.SERVER))
-
-
-def _lock_of(directory: Path, name: str) -> tuple[int, int] | None:
-    try:
-        stat = (directory / name).stat()
-    except OSError:
-        return None
-    return stat.st_dev, stat.st_ino

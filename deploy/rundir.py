@@ -8,7 +8,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,8 +20,10 @@ __all__ = [
     "CONFIG",
     "RESULT",
     "SERVER",
+    "busy",
     "claim",
     "create",
+    "held_locks",
     "read_config",
     "read_result",
     "refuse_used",
@@ -99,6 +101,35 @@ def claim(directory: Path, what: str = _LOCK) -> Iterator[None]:
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         yield
+
+
+def busy(directory: Path, held: set[tuple[int, int]] | None = None) -> bool:
+    """Whether a process works in `directory`, without asking it or getting in its way (Linux).
+
+    held: what `held_locks` told, where many directories are looked at.
+    """
+    locks = held_locks() if held is None else held
+    for name in (_LOCK, SERVER):
+        with suppress(OSError):
+            stat = (directory / name).stat()
+            if (stat.st_dev, stat.st_ino) in locks:
+                return True
+    return False
+
+
+def held_locks() -> set[tuple[int, int]]:
+    """(device, inode) of every file that some process has locked."""
+    try:
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return set()
+    found = set()
+    for line in lines:
+        parts = line.split()
+        if len(parts) > 5 and parts[1] == "FLOCK":
+            major, minor, inode = parts[5].split(":")
+            found.add((os.makedev(int(major, 16), int(minor, 16)), int(inode)))
+    return found
 
 
 def _lock_file(directory: Path, name: str) -> TextIO:

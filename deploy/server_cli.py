@@ -17,6 +17,7 @@ from penchant.common.errors import UsageError
 
 if TYPE_CHECKING:
     from penchant.deploy.site import Site
+    from penchant.server.console.facts import RunFacts
 
 __all__ = ["app"]
 
@@ -219,20 +220,26 @@ def status(directory: Where, run: RunName = "", as_json: AsJson = False, debug: 
     """The server, its devices, and how far a run is: every round and attempt, who was lost where."""
 
     def work() -> None:
+        from penchant.deploy.show_run import run_facts, show_run
         from penchant.deploy.site import Site
         from penchant.deploy.state import state_of
 
-        site = Site(directory)
-        state = state_of(site)
-        chosen = _chosen(site, run) if site.runs() or run else ""
+        if (directory / "config.toml").is_file():  # one run's directory, of a simulation say
+            facts: RunFacts | None = run_facts(directory)
+            state: dict[str, Any] = {}
+        else:
+            site = Site(directory)
+            state = state_of(site)
+            chosen = _chosen(site, run) if site.runs() or run else ""
+            facts = run_facts(site.run(chosen)) if chosen else None
         if as_json:
-            table = _run_table(site.run(chosen)) | {"run": chosen} if chosen else {}
+            table = facts.table() | {"run": facts.place.name} if facts else {}
             print(json.dumps(state | table, indent=2, ensure_ascii=False))
             return
-        _print_state(state)
-        if chosen:
-            table = _run_table(site.run(chosen))
-            _print(table["attempts"], table["rounds"])
+        if state:
+            _print_state(state)
+        if facts:
+            show_run(facts)
 
     _guarded(work, debug)
 
@@ -281,12 +288,6 @@ def _play(site: Site, name: str, detach: bool) -> None:
         watch(site.run(name), door(site), flower, lambda line: print(line, flush=True))
 
 
-def _run_table(directory: Path) -> dict[str, Any]:
-    from penchant.deploy import rundir
-
-    return {"rounds": rundir.read_config(directory).federation.rounds, "attempts": _rows(directory)}
-
-
 def _print_enrolments(directory: Path, as_json: bool) -> None:
     from penchant.deploy.desk import Desk
     from penchant.deploy.site import Site
@@ -309,59 +310,6 @@ def _print_state(state: dict[str, Any]) -> None:
         f"good for {state['members']['days_left']:.1f} days"
     )
     print(f"server certificate good for {state['certificate_days_left']:.0f} days")
-
-
-def _rows(directory: Path) -> list[dict[str, Any]]:
-    from penchant.server.journal import Journal
-
-    journal = Journal(directory)
-    try:
-        return [
-            {
-                "round": row.round,
-                "attempt": row.attempt,
-                "phase": row.phase,
-                "state": row.state,
-                "cohort": row.log.cohort if row.log else None,
-                "survivors": row.log.survivors if row.log else None,
-                "dropped": row.log.dropped if row.log else None,
-                "aborts": row.log.aborts if row.log else None,
-                "named": row.log.named if row.log else None,
-                "failed": row.log.failed if row.log else None,
-                "train_loss": row.log.train_loss if row.log else None,
-                "val_accuracy": row.log.val_accuracy if row.log else None,
-                "seconds": row.log.seconds if row.log else None,
-                "bytes_up": row.log.bytes_up if row.log else None,
-                "bytes_down": row.log.bytes_down if row.log else None,
-                "why": row.why,
-            }
-            for row in journal.rows()
-        ]
-    finally:
-        journal.close()
-
-
-def _print(rows: list[dict[str, Any]], rounds: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{rounds} rounds and a closing one", title_justify="left")
-    for column in ("round", "attempt", "phase", "state", "clients", "loss", "validation", "seconds", "why"):
-        table.add_column(column)
-    for row in rows:
-        clients = "" if row["survivors"] is None else f"{row['survivors']}/{row['cohort']}"
-        table.add_row(
-            str(row["round"]),
-            str(row["attempt"]),
-            row["phase"],
-            row["state"],
-            clients,
-            "" if row["train_loss"] is None else f"{row['train_loss']:.3f}",
-            "" if row["val_accuracy"] is None else f"{row['val_accuracy']:.1%}",
-            "" if row["seconds"] is None else f"{row['seconds']:.1f}",
-            row["why"] or "",
-        )
-    Console(highlight=False).print(table)
 
 
 def _read(path: Path) -> bytes:

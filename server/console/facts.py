@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -292,8 +292,6 @@ class RunFacts:
 
     def table(self) -> dict[str, Any]:
         """The same for a machine."""
-        from dataclasses import asdict
-
         stages = Ledger(self.place.directory).stages(self.open.round, self.open.attempt) if self.open else []
         return {
             "name": self.place.name,
@@ -313,16 +311,15 @@ class RunFacts:
             "dp": None,
             "stages": [asdict(stage) for stage in stages],
             "devices": Ledger(self.place.directory).count_devices(),
-            "attempts": [
-                {"round": a.round, "attempt": a.attempt, "phase": a.phase, "state": a.state, "why": a.why}
-                | {"started": a.started, "digest": a.digest}
-                | ({key: value for key, value in asdict(a.log).items() if key not in _ROW} if a.log else {})
-                for a in self.attempts
-            ],
+            "attempts": [_row(attempt) for attempt in self.attempts],
         }
 
 
-_ROW = ("round", "attempt", "phase")
+def _row(attempt: Attempt) -> dict[str, Any]:
+    """An attempt for a machine: what only a finished round has is null in the others."""
+    log = dict.fromkeys(f.name for f in fields(RoundLog)) if attempt.log is None else asdict(attempt.log)
+    own = {f.name: getattr(attempt, f.name) for f in fields(attempt) if f.name != "log"}
+    return log | own
 
 
 def facts_of(place: Place, work: Work) -> RunFacts:

@@ -15,12 +15,20 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from penchant.common.enrolment import request
+from penchant.common.tokens import JoinToken
+from penchant.deploy.attending import attend
+from penchant.deploy.authority import Office
+from penchant.deploy.site import ServerSettings, Site
+from penchant.server.console.pages import qr_code
 
 pytestmark = pytest.mark.system
 
@@ -68,7 +76,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         done = subprocess.run(words, input=PASSWORD + "\n", text=True, capture_output=True, timeout=120)
         assert done.returncode == 0, done.stderr
     port = free_port()
-    words = [*PROGRAM, "console", str(folder / "runs"), "--port", str(port), *state]
+    made_fleet(folder)
+    words = [*PROGRAM, "console", str(folder / "runs"), str(folder / "fleet"), "--port", str(port), *state]
     with (folder / "console.log").open("wb") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log)
     try:
@@ -78,8 +87,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         process.terminate()
         process.wait(30)
         for line in Path("/proc").glob("[0-9]*/cmdline"):  # runs go on without their console: stop them
-            if str(folder).encode() in line.read_bytes():
-                os.kill(int(line.parent.name), signal.SIGKILL)
+            with suppress(OSError):  # gone meanwhile
+                if str(folder).encode() in line.read_bytes():
+                    os.kill(int(line.parent.name), signal.SIGKILL)
+
+
+def made_fleet(folder: Path) -> None:
+    """A fleet's server with eight members, and their authority beside it. Its SuperLink is not up."""
+    office = Office.init(folder / "authority")
+    for number in range(8):
+        office.issue(request(bytes([number + 1]) * 32), f"device {number}")
+    settings = ServerSettings(addresses=("fleet.example.org",), superlink_port=free_port())
+    Site.create(folder / "fleet", settings, office.authority.public_key, office.latest())
 
 
 def answers(port: int) -> bool:
@@ -281,6 +300,43 @@ def value(page: Page) -> int:
     return int(page.locator("progress").get_attribute("value") or 0)
 
 
+def test_an_invitation_and_a_revocation(browser: Browser, served: Served) -> None:
+    """A token is handed out with its picture; a revocation is pending until the authority has signed."""
+    me = Operator(browser, served)
+    page = me.page
+    me.login()
+    page.get_by_role("link", name="Devices").click()
+    page.get_by_label(re.compile("^For")).fill("the kitchen")
+    page.get_by_role("button", name="Hand out a token").click()
+    text = page.locator("#token").inner_text()
+    assert JoinToken.read(text, time.time()).terms.address == "fleet.example.org:8443"
+    drawn = page.locator("svg.qr path").last.get_attribute("d")
+    assert drawn is not None
+    assert drawn in qr_code(text)  # the picture is of this very token
+    me.picture("token")
+    me.check("a token")
+    page.get_by_role("link", name="Done").click()
+    expect(page.locator("tr", has_text="the kitchen")).to_contain_text("open")
+    assert text not in page.content()
+
+    page.get_by_label("Member", exact=True).fill("5")
+    page.get_by_label("Why").fill("lost on a train")
+    page.get_by_role("button", name="Ask for the revocation").click()
+    expect(page.get_by_role("status").first).to_contain_text("pending until it has signed")
+    expect(page.locator("tr", has_text="lost on a train")).to_contain_text("pending")
+    me.picture("devices")
+    me.check("a pending revocation")
+    me.go("/")
+    expect(page.locator(".notice", has_text="1 revocation pending")).to_be_visible()
+
+    site = Site(served.folder / "fleet")  # what the authority does, wherever it is, and the enrolment service
+    attend(Office(served.folder / "authority"), site.requests, site.answers, lambda matter: True)
+    site.take_members((site.answers / "members.list").read_bytes())
+    page.get_by_role("link", name="Devices").click()
+    expect(page.locator("tr", has_text="lost on a train")).to_contain_text("signed, list")
+    me.context.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("screen", list(SCREENS))
 def test_every_page_is_for_everybody(browser: Browser, served: Served, screen: str, scheme: str) -> None:
@@ -292,14 +348,24 @@ def test_every_page_is_for_everybody(browser: Browser, served: Served, screen: s
         me.login(name)
         me.go("/runs")
         run = me.page.locator("tbody a").first.get_attribute("href") or ""
-        paths = ["/", "/runs", run, "/devices", "/privacy", "/releases", "/audit", "/runs/compare"]
+        paths = [
+            "/",
+            "/runs",
+            run,
+            "/devices",
+            f"/devices?run={run.rsplit('/', 1)[1]}",
+            "/privacy",
+            "/releases",
+            "/audit",
+            "/runs/compare",
+        ]
         paths += ["/runs/new", f"{run}/delete"] if name == "olga" else []
         for path in paths:
             me.go(path)
             expect(me.page.get_by_role("heading", level=1)).to_be_visible()
             me.check(f"{path} for {name}")
-            if name == "olga":
-                me.picture({"/": "overview", run: "run"}.get(path, path.strip("/").replace("/", "-"))[:20])
+            if name == "olga" and "?" not in path:
+                me.picture({"/": "overview", run: "run"}.get(path, path.strip("/").replace("/", "-")))
         me.context.close()
 
 
