@@ -161,17 +161,20 @@ def commands_of_penchant() -> set[str]:
     return set(getattr(command, "commands", {}))
 
 
-def options_of(command: str, inner: str) -> set[str]:
-    """The options of a command, or of the command `inner` of a group such as `penchant device`."""
+def options_of(command: str, rest: str) -> set[str]:
+    """The options of a command, or of the one that `rest` names within a group: `penchant device join …`."""
     import typer.main
 
     from penchant.deploy.cli import app
 
     found = getattr(typer.main.get_command(app), "commands", {})[command]
-    within = getattr(found, "commands", {})
-    if within and inner:
-        assert inner in within, f"there is no `penchant {command} {inner}`"
-        found = within[inner]
+    path = command
+    for word in rest.split():
+        within = getattr(found, "commands", {})
+        if not within or not re.fullmatch(r"[a-z]+", word):
+            break
+        assert word in within, f"there is no `penchant {path} {word}`"
+        found, path = within[word], f"{path} {word}"
     return {"--help"} | {o for p in found.params for o in [*p.opts, *p.secondary_opts]}
 
 
@@ -183,8 +186,7 @@ def test_pages_name_only_commands_and_options_that_exist(page: Path) -> None:
         for command in re.findall(r"\bpenchant ([a-z]+)\b", line):
             assert command in known, f"{name(page)}: there is no `penchant {command}`"
         for command, rest in re.findall(r"\bpenchant ([a-z]+)\b([^|;&]*)", line):
-            inner = re.match(r"\s*([a-z]+)\b", rest)
-            known_options = options_of(command, inner[1] if inner else "")
+            known_options = options_of(command, rest)
             unknown = set(re.findall(r"--[a-z][a-z-]*", rest)) - known_options
             assert not unknown, f"{name(page)}: `penchant {command}` has no {sorted(unknown)}"
         for target in re.findall(r"^make ([a-z-]+)", line):

@@ -78,7 +78,7 @@ def of_fleet(
     """What is wrong, or may become so, with a fleet's server and with who belongs to it."""
     href = f"/devices?run={fleet.id}"
     if nodes is None:
-        text = "No device can take part. Bring it up with `penchant server up`, or see its log."
+        text = "No device can take part. Bring it up with “penchant server up”, or see its log."
         yield Notice("bad", f"The SuperLink of {fleet.name} is silent", text, href)
     pending = [r for r in asked if r.signed is None]
     if pending:
