@@ -8,6 +8,7 @@ the device: neither prompt nor responses leave it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -16,11 +17,11 @@ import torch
 from penchant.common.backbone import load_generator
 from penchant.common.errors import UsageError
 
-__all__ = ["Generator", "best_of"]
+__all__ = ["Generator", "best_of", "whole_sentences"]
 
 Row = TypeVar("Row")
 
-_ENDS = (".", "!", "?", '."', '!"', '?"')
+_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")  # of a sentence
 _TRIES = 3  # times as many responses as asked for, at most, to find distinct ones
 _BATCH = 32  # responses generated together
 
@@ -126,7 +127,7 @@ class Generator:
     def _text(self, ids: Sequence[int], ends: set[int]) -> str:
         place = next((index for index, token in enumerate(ids) if token in ends), None)
         text = str(self._tokenizer.decode(ids[:place], skip_special_tokens=True)).strip()
-        return text if place is not None else _whole_sentences(text)
+        return text if place is not None else whole_sentences(text)
 
 
 def best_of(
@@ -140,9 +141,7 @@ def best_of(
     return rank(prompt, generator.responses(prompt, count, **how))
 
 
-def _whole_sentences(text: str) -> str:
+def whole_sentences(text: str) -> str:
     """`text` up to the end of its last whole sentence; all of it when it has none."""
-    cut = max(text.rfind(end + space) + len(end) for end in _ENDS for space in (" ", "\n"))
-    if text.endswith(_ENDS):
-        return text
-    return text[:cut] if any(end in text[:cut] for end in (".", "!", "?")) else text
+    ends = [found.end() for found in _END.finditer(text)]
+    return text[: ends[-1]] if ends else text

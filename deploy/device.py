@@ -155,6 +155,33 @@ def rank(
     _guarded(work, debug)
 
 
+@app.command("best-of")
+def best_of_n(
+    prompt: Annotated[str, typer.Argument(help="What the responses respond to.")],
+    count: Annotated[int, typer.Option("-n", help="Responses to choose from.")] = 8,
+    generator: Annotated[
+        str, typer.Option("--generator", help="A causal model: smollm2-135m, a folder, or a hub id.")
+    ] = "smollm2-135m",
+    tokens: Annotated[int, typer.Option("--tokens", help="Most tokens of a response.")] = 96,
+    temperature: Annotated[float, typer.Option("--temperature", help="How freely they are drawn.")] = 0.8,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed, the same responses.")] = 0,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Let a model on this device write n responses, and rank them as the owner would. Nothing leaves."""
+
+    def work() -> None:
+        from penchant.client.generator import Generator, best_of
+
+        device = _open(home, passphrase)
+        how = {"seed": seed, "tokens": tokens, "temperature": temperature}
+        show_ranked(best_of(device.rank, Generator(generator), prompt, count, **how), as_json)
+
+    _guarded(work, debug)
+
+
 @app.command()
 def status(
     home: HomeOption = HERE, passphrase: Ask = False, as_json: AsJson = False, debug: Debug = False

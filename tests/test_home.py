@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
+from conftest import write_tiny_model
 
 from penchant.client.home import Home, OfflineConfig
 from penchant.client.policy import OwnerPolicy
@@ -284,6 +285,20 @@ def test_the_owners_first_day_at_the_command_line(folder: Path, tmp_path: Path) 
     assert status["choices"] == 30
     assert status["left"] == []
     assert status["held_out_right"]["personal"]["of"] == status["held_out"]
+
+
+def test_the_best_of_n_at_the_command_line(folder: Path, tmp_path: Path) -> None:
+    writer = tmp_path / "writer"
+    write_tiny_model("llama", writer, tie_word_embeddings=True)
+    Home(folder).record(choices())
+    Home(folder).train()
+    words = ("best-of", "on bill 99: ", "-n", "4", "--tokens", "5", "--generator", str(writer), "--json")
+    done = command(*words, home=folder)
+    rows = json.loads(done.stdout)
+    assert len(rows) == 4
+    assert [row["personal"] for row in rows] == sorted((row["personal"] for row in rows), reverse=True)
+    ranked = Home(folder).rank("on bill 99: ", [row["response"] for row in rows])
+    assert [row.response for row in ranked] == [row["response"] for row in rows]
 
 
 def test_bad_rows_are_named_and_nothing_is_recorded(folder: Path, tmp_path: Path) -> None:

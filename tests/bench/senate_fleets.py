@@ -50,10 +50,10 @@ class Fleet:
     def personal(self) -> list[Vector]:
         """Everybody's own part, in the order of `world.federation.people`: a simulation can look at it."""
         kept = [
-            Vault(self.directory / "agents" / f"{index:06d}").personal(self.world.run)
+            Vault(self.directory / "agents" / f"{index:06d}").latest()
             for index in range(len(self.world.federation.people))
         ]
-        return [np.zeros(0, np.float32) if one is None else one.vector for one in kept]
+        return [np.zeros(0, np.float32) if one is None else one[1].vector for one in kept]
 
 
 def trained(share: str, seed: int, home: Path, changes: Mapping[str, Any] | None = None) -> Fleet:
