@@ -26,8 +26,10 @@ from penchant.client.bench import Bench, Benches
 from penchant.client.box import Box, write_private
 from penchant.client.export import Export, export_peft
 from penchant.client.owned import read_owned
+from penchant.client.newcomer import prior_of
 from penchant.client.policy import OwnerPolicy
 from penchant.client.posterior import Laplace, Posterior, probability
+from penchant.client.queries import Interview
 from penchant.client.store import Added, PreferenceStore
 from penchant.client.training import Counts
 from penchant.client.vault import Vault
@@ -213,9 +215,25 @@ class Home:
         if kept is None or not choices or (2 * len(choices) + len(best)) * kept.size > POSTERIOR_MOST:
             return ranked
         laplace = Laplace(bench.model, bench.split, shared)
-        prior = laplace.prior(start, bench.plan.training.prior_spread, choices)
+        prior = prior_of(bench, laplace, start, choices)
         posterior = laplace.around(prior, kept, choices)
         return _with_doubt(laplace, posterior, prompt, ranked)
+
+    def interview(self, candidates: Sequence[Preference]) -> Interview:
+        """Which of these comparisons to ask about next, given all recorded choices but the held-out ones.
+
+        Raises DataError when they are too many for the size of the personal part.
+        """
+        bench, _, _, factors, _ = self._model()
+        shared, start = bench.parts(factors)
+        choices = self.choices().train
+        if 2 * (len(candidates) + len(choices)) * start.size > POSTERIOR_MOST:
+            raise DataError(
+                f"{len(candidates)} comparisons are too many to look for the most telling; give fewer"
+            )
+        laplace = Laplace(bench.model, bench.split, shared)
+        prior = prior_of(bench, laplace, start, candidates)
+        return Interview(laplace, prior, candidates, choices)
 
     def report(self) -> Report:
         """What is recorded, what was joined, what left, and how good the model is. Nothing is changed."""

@@ -10,14 +10,17 @@ from __future__ import annotations
 import itertools
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penchant.client.store import PreferenceStore
 from penchant.common.errors import DataError
 from penchant.common.preferences import BadRows, Preference, ReadReport, RowLog, parse_preference, read_rows
+
+if TYPE_CHECKING:
+    from penchant.client.queries import Interview
 
 __all__ = ["SOURCE", "Labelling", "Question", "compared", "read_comparisons"]
 
@@ -84,6 +87,8 @@ class Labelling:
         store: where choices are recorded.
         comparisons: what to ask about, in this order.
         draw: which response comes first; a test injects a seeded one.
+        interview: of the questions as they are shown, what it opens for them: the most telling one is asked
+            first, and after each answer anew. Without it they keep their order.
     """
 
     def __init__(
@@ -91,11 +96,16 @@ class Labelling:
         store: PreferenceStore,
         comparisons: Iterable[Preference],
         draw: random.Random | None = None,
+        interview: Callable[[Sequence[Preference]], Interview] | None = None,
     ) -> None:
         self._store = store
         draw = random.SystemRandom() if draw is None else draw
         self._waiting = deque(_shown(p, draw) for p in store.unanswered(_once(comparisons)))
+        self._place = {id(question): place for place, question in enumerate(self._waiting)}
+        asked = [question.answered(True) for question in self._waiting]
+        self._interview = interview(asked) if interview and asked else None
         self._done: list[tuple[Question, Preference | None]] = []  # (question, choice, or None if skipped)
+        self._most_telling_first()
 
     @property
     def question(self) -> Question | None:
@@ -121,11 +131,15 @@ class Labelling:
         """Record the answer to the question. DeviceError when the disk refuses; the question stays."""
         choice = self._waiting[0].answered(first_is_better)
         self._store.add([choice], SOURCE)
+        if self._interview:
+            self._interview.answer(self._place[id(self._waiting[0])], first_is_better)
         self._done.append((self._waiting.popleft(), choice))
+        self._most_telling_first()
 
     def skip(self) -> None:
         """Leave the question unanswered."""
         self._done.append((self._waiting.popleft(), None))
+        self._most_telling_first()
 
     def undo(self) -> bool:
         """Take back the last answer of this sitting and ask again, as before; False when there is none."""
@@ -134,9 +148,19 @@ class Labelling:
         question, choice = self._done[-1]
         if choice is not None:
             self._store.remove(choice)
+            if self._interview:
+                self._interview.undo()
         self._done.pop()
         self._waiting.appendleft(question)
         return True
+
+    def _most_telling_first(self) -> None:
+        if self._interview and self._waiting:
+            places = [self._place[id(question)] for question in self._waiting]
+            told = self._interview.question(places)
+            best = next(q for q in self._waiting if self._place[id(q)] == told)
+            self._waiting.remove(best)
+            self._waiting.appendleft(best)
 
 
 def _once(comparisons: Iterable[Preference]) -> Iterator[Preference]:

@@ -1,9 +1,9 @@
 """Somebody who comes after the training: only the personal part is fitted, to however few choices.
 
 The shared factors stay as they are. The personal part starts from the common start, which everybody knows:
-drawn by the run's seed, or what a warm-up ended with. It is drawn back towards it by a Gaussian prior under
-which margins have the standard deviation `training.prior_spread`, so that one choice moves it a little and
-twenty move it far. No personal factor of anybody else is needed for that, not even their mean
+drawn by the run's seed, or what a warm-up ended with. It is drawn back towards it by a Gaussian prior
+(`training.prior_spread`, `training.prior_head`: how far margins may go), so that one choice moves it a little
+and twenty move it far. No personal factor of anybody else is needed for that, not even their mean
 (docs/newcomers.md).
 """
 
@@ -12,11 +12,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from penchant.client.bench import Bench
-from penchant.client.posterior import Laplace, Posterior
+from penchant.client.posterior import Laplace, Posterior, Prior
 from penchant.common.adapters import Vector
 from penchant.common.reward import Pair
 
-__all__ = ["fit_newcomer", "posterior_of"]
+__all__ = ["fit_newcomer", "posterior_of", "prior_of"]
+
+
+def prior_of(bench: Bench, laplace: Laplace, start: Vector, pairs: Sequence[Pair]) -> Prior:
+    """What a run holds of a personal part before any choice. DeviceError when values are not finite."""
+    training = bench.plan.training
+    return laplace.prior(start, training.prior_spread, pairs, head=training.prior_head)
 
 
 def posterior_of(bench: Bench, factors: Vector, choices: Sequence[Pair]) -> tuple[Laplace, Posterior]:
@@ -29,7 +35,7 @@ def posterior_of(bench: Bench, factors: Vector, choices: Sequence[Pair]) -> tupl
     """
     shared, start = bench.parts(factors)
     laplace = Laplace(bench.model, bench.split, shared)
-    prior = laplace.prior(start, bench.plan.training.prior_spread, choices)
+    prior = prior_of(bench, laplace, start, choices)
     return laplace, laplace.fit(prior, choices)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from penchant.common.adapters import Split, Vector
+from penchant.common.adapters import HEAD, Split, Vector
 from penchant.common.errors import ConfigError, DeviceError
 from penchant.common.reward import Pair, RewardModel
 
@@ -131,6 +131,11 @@ class Laplace:
         self._model = model
         self._split = split
         device = model.device
+        specs = split.personal.specs
+        alone = all(spec.name == HEAD for spec in specs)
+        self._in_head = np.repeat(
+            [spec.name == HEAD and not alone for spec in specs], [spec.size for spec in specs]
+        )
         self._shared = {name: t.to(device) for name, t in split.shared.unflatten(shared).items()}
 
     def fit(self, prior: Prior, pairs: Sequence[Pair]) -> Posterior:
@@ -158,20 +163,29 @@ class Laplace:
             best = found
         return Posterior(prior, _vector(personal), gradients, margins)
 
-    def prior(self, mean: Vector, spread: float, pairs: Sequence[Pair]) -> Prior:
-        """N(mean, variance·I) under which the margins of pairs such as these have the standard deviation
-        `spread`, to first order and in the root mean square: whatever the scale of texts, factors and head.
+    def prior(self, mean: Vector, spread: float, pairs: Sequence[Pair], *, head: float = 1.0) -> Prior:
+        """N(mean, diag(variance)) under which the margins of pairs such as these have the standard deviation
+        `spread` from the personal factors, and head · `spread` from a personal head beside them: to first
+        order and in the root mean square, whatever the scale of texts, factors and head.
 
-        Who chose what in the pairs doesn't matter. Where the personal part has no slope the variance is 1.
+        A head reaches everything that the embedding says, with as many numbers; factors under a common head
+        little, and what people differ in: they are to be moved first. Who chose what in the pairs doesn't
+        matter. Where a part has no slope its variance is 1.
         """
         _, gradients = self.margin_gradients(mean, pairs)
-        slope = float(np.square(gradients).sum(axis=1).mean()) if len(gradients) else 0.0
-        return Prior(mean, spread**2 / slope if slope > 0 else 1.0)
+        variance = np.ones(len(mean))
+        for part, wanted in ((~self._in_head, spread), (self._in_head, head * spread)):
+            slope = float(np.square(gradients[:, part]).sum(axis=1).mean()) if len(gradients) else 0.0
+            if slope > 0:
+                variance[part] = wanted**2 / slope
+        return Prior(mean, variance)
 
-    def choose(self, mean: Vector, spreads: Sequence[float], pairs: Sequence[Pair]) -> Posterior:
+    def choose(
+        self, mean: Vector, spreads: Sequence[float], pairs: Sequence[Pair], *, head: float = 1.0
+    ) -> Posterior:
         """Of the posteriors under priors of these spreads, the one that made the choices likeliest: the
         evidence decides (MacKay 1992), no choice is held out. Errors as `fit`."""
-        fitted = [self.fit(self.prior(mean, spread, pairs), pairs) for spread in spreads]
+        fitted = [self.fit(self.prior(mean, spread, pairs, head=head), pairs) for spread in spreads]
         return max(fitted, key=lambda posterior: posterior.evidence)
 
     def around(self, prior: Prior, personal: Vector, pairs: Sequence[Pair]) -> Posterior:

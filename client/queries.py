@@ -44,11 +44,12 @@ def _entropy(p: Array) -> Array:
 
 @dataclass(frozen=True)
 class _View:
-    """The candidates as the model sees them at one personal part: margins [m] and gradients [m, d]."""
+    """Candidates and earlier choices as seen at one personal part: margins [m] and gradients [m, d]."""
 
     margins: Array
     gradients: Array
     posterior: Posterior
+    known: tuple[Array, Array]
 
 
 class Interview:
@@ -60,12 +61,16 @@ class Interview:
     Args:
         laplace, prior: as for `Laplace.fit`.
         candidates: pairs to choose from; who is `chosen` in them says nothing until it is answered.
+        known: choices that were made before.
     """
 
-    def __init__(self, laplace: Laplace, prior: Prior, candidates: Sequence[Pair]) -> None:
+    def __init__(
+        self, laplace: Laplace, prior: Prior, candidates: Sequence[Pair], known: Sequence[Pair] = ()
+    ) -> None:
         self._laplace = laplace
         self._prior = prior
         self._candidates = list(candidates)
+        self._known = list(known)
         self.answers: list[tuple[int, bool]] = []
         self._view = self._look()
 
@@ -84,9 +89,12 @@ class Interview:
         """What is believed of each candidate's margin in the mean, [m]."""
         return self._now()[0]
 
-    def question(self) -> int | None:
-        """The open candidate that tells most, by index (the first of equals); None when all are answered."""
-        left = self.open
+    def question(self, among: Sequence[int] | None = None) -> int | None:
+        """The open candidate that tells most, by index (the first of equals); None when all are answered.
+
+        among: look at these only.
+        """
+        left = self.open if among is None else [index for index in self.open if index in set(among)]
         return max(left, key=self.informative().__getitem__) if left else None
 
     def answer(self, index: int, first: bool) -> None:
@@ -101,32 +109,38 @@ class Interview:
         if _is_power_of_two(len(self.answers)):
             self._view = self._look()
 
+    def undo(self) -> None:
+        """Forget the last answer; its candidate is open again."""
+        self.answers.pop()
+
     def choices(self) -> list[Pair]:
         """The answered pairs, the preferred response chosen, in the order of the answers."""
         return [_turned(self._candidates[index], first) for index, first in self.answers]
 
     def posterior(self) -> Posterior:
         """What is known after all answers, fitted to the end."""
-        return self._laplace.fit(self._prior, self.choices())
+        return self._laplace.fit(self._prior, [*self._known, *self.choices()])
 
     # --- inner parts ------------------------------------------------------------------------------
 
     def _look(self) -> _View:
-        posterior = self._laplace.fit(self._prior, self.choices())
-        return _View(*self._laplace.margin_gradients(posterior.vector, self._candidates), posterior)
+        posterior = self.posterior()
+        seen = self._laplace.margin_gradients(posterior.vector, self._candidates)
+        known = self._laplace.margin_gradients(posterior.vector, self._known)
+        return _View(*seen, posterior, known)
 
     def _now(self) -> tuple[Array, Posterior]:
         """Margins of the candidates and the posterior after all answers, in the model linear at the view."""
         view = self._view
         rows = [index for index, _ in self.answers]
         sides = np.array([1.0 if first else -1.0 for _, first in self.answers])
-        own = view.gradients[rows] * sides[:, None]
+        before, slopes = view.known
+        own = np.concatenate([slopes, view.gradients[rows] * sides[:, None]])
         at = view.posterior.vector.astype(np.float64)
-        step = linear_optimum(self._prior, at, view.margins[rows] * sides, own)
-        personal = self._prior.mean + step
-        margins = view.margins + view.gradients @ (personal - at)
-        posterior = Posterior(self._prior, personal.astype(np.float32), own, margins[rows] * sides)
-        return margins, posterior
+        seen = np.concatenate([before, view.margins[rows] * sides])
+        personal = self._prior.mean + linear_optimum(self._prior, at, seen, own)
+        posterior = Posterior(self._prior, personal.astype(np.float32), own, seen + own @ (personal - at))
+        return view.margins + view.gradients @ (personal - at), posterior
 
 
 @dataclass(frozen=True)

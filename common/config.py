@@ -166,6 +166,7 @@ class TrainingConfig(Section):
     refit_epochs: int = 30  # personal part on the final shared factors, after the last round
     refit_lr: float = 1e-2
     prior_spread: float = 3.0  # of margins before any choice, where the personal part is fitted alone
+    prior_head: float = 1.0  # the spread that a personal head adds, as a part of prior_spread
 
     def _check(self) -> None:
         for name in ("lr_shared", "lr_personal", "lr_head", "warmup_lr", "refit_lr"):
@@ -178,6 +179,7 @@ class TrainingConfig(Section):
         self._range("pull", 0, 1e6)
         self._range("refit_epochs", 0, 10_000)
         self._range("prior_spread", 1e-3, 1e3)
+        self._range("prior_head", 1e-3, 1e3)
 
     @property
     def alone_epochs(self) -> int:

@@ -99,6 +99,9 @@ def label(
         ),
     ],
     prompt: Annotated[str | None, typer.Option("--prompt", help="What the lines of FILE respond to.")] = None,
+    most_telling: Annotated[
+        bool, typer.Option("--most-telling", help="Ask first what would tell the model most.")
+    ] = False,
     skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Skip bad rows and say so.")] = False,
     home: HomeOption = HERE,
     passphrase: Ask = False,
@@ -115,7 +118,8 @@ def label(
                 print(report.summary(), file=sys.stderr)
         else:
             comparisons = compared(prompt, _lines(str(file)))
-        sitting = Labelling(_open(home, passphrase).store, comparisons)
+        device = _open(home, passphrase)
+        sitting = Labelling(device.store, comparisons, interview=device.interview if most_telling else None)
         try:
             if sitting.question:
                 print(f"{sitting.left} to compare. {KEYS}")

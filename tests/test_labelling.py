@@ -8,8 +8,9 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,6 +121,45 @@ def test_undoing_takes_back_answers_and_skips_and_nothing_older(tmp_path: Path) 
 
 
 # --- at the terminal ------------------------------------------------------------------------------
+
+
+class ShortestFirst:
+    """Stands for an interview: the shortest question tells most; notes what it is told."""
+
+    def __init__(self, candidates: Sequence[Preference]) -> None:
+        self.sizes = [len(pair.chosen + pair.rejected) for pair in candidates]
+        self.told: list[bool] = []
+
+    def question(self, among: Sequence[int]) -> int:
+        return min(among, key=lambda index: self.sizes[index])
+
+    def answer(self, index: int, first: bool) -> None:
+        self.told.append(first)
+
+    def undo(self) -> None:
+        self.told.pop()
+
+
+def test_the_most_telling_question_comes_first_and_answers_are_told(tmp_path: Path) -> None:
+    made: list[ShortestFirst] = []
+
+    def interview(candidates: Sequence[Preference]) -> Any:
+        made.append(ShortestFirst(candidates))
+        return made[0]
+
+    asked = Labelling(PreferenceStore(tmp_path), SNACKS, random.Random(1), interview)
+    sizes = []
+    for turn in range(len(SNACKS)):
+        sizes.append(len(asked.question.first + asked.question.second))
+        if turn == 1:
+            asked.skip()
+        else:
+            asked.choose(turn == 0)
+    assert sizes == sorted(sizes)
+    assert made[0].told == [True] + [False] * (len(SNACKS) - 2)
+    assert asked.undo()
+    assert made[0].told == [True] + [False] * (len(SNACKS) - 3)
+    assert asked.question is not None
 
 
 def command(home: Path, *words: str) -> list[str]:

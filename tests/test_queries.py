@@ -115,6 +115,32 @@ def test_after_an_answer_about_one_taste_the_other_is_asked_about():
     assert interview.question() is None
 
 
+def test_what_was_chosen_before_is_not_asked_about_again():
+    """Somebody known to like taxes: the second taste tells more than the first."""
+    features = {"tax": (2.0, 0.0), "judge": (0.0, 1.8)}
+    candidates = [SimpleNamespace(prompt="", chosen=text, rejected="nothing") for text in features]
+    laplace: Any = TwoTastes(features)
+    prior = Prior(np.zeros(2, np.float32), 1.0)
+    assert Interview(laplace, prior, candidates).question() == 0
+    known = Interview(laplace, prior, candidates, candidates[:1])
+    assert known.question() == 1
+    assert known.informative()[1] == pytest.approx(told(0, 1.8))
+    asked = Interview(laplace, prior, candidates)
+    asked.answer(0, True)
+    assert known.informative() == pytest.approx(asked.informative())
+
+
+def test_an_answer_taken_back_is_open_again_and_only_some_may_be_asked_about():
+    interview = two_tastes({"tax": (2.0, 0.0), "budget": (1.9, 0.0), "judge": (0.0, 1.8)})
+    before = interview.informative()
+    assert interview.question([1, 2]) == 1
+    interview.answer(0, True)
+    interview.undo()
+    assert interview.question() == 0
+    assert interview.informative() == pytest.approx(before)
+    assert interview.question([]) is None
+
+
 # --- on a reward model ----------------------------------------------------------------------------
 
 

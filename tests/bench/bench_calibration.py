@@ -1,10 +1,9 @@
 """Do probabilities mean what they say? `python tests/bench/bench_calibration.py [--seeds 0,…] [--home DIR]`
 
-Senate, share A. Members: σ(margin) of the personal part as trained, against the posterior around it, and
-against the posterior's own fit; newcomers with 5 and 20 choices: the most probable part alone, against the
-posterior. The prior's spread is each person's own, by the evidence of their training choices alone. Reported
-on held-out roll calls: expected calibration error, log loss, accuracy. Writes calibration.json and, with
-matplotlib, calibration.png.
+Senate, share A. Members: σ(margin) of the personal part as trained, against the posterior around it;
+newcomers with 5 and 20 choices: the most probable part alone, against the posterior. The prior is the
+recipe's. Reported on held-out roll calls: expected calibration error, log loss, accuracy. Writes
+calibration.json and, with matplotlib, calibration.png.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import argparse
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,22 @@ import numpy as np
 
 from senate_fleets import Fleet, trained  # isort: skip
 
+from penchant.client.newcomer import prior_of
 from penchant.client.posterior import Laplace, probability
 from penchant.deploy.calibration import calibration_error, reliability
 from penchant.deploy.teacher import Array
 
 HERE = Path(__file__).resolve().parent
-SPREADS = (0.3, 1.0, 2.0, 3.0, 5.0)
 CHOICES = (5, 20)  # of a newcomer
 
 Found = dict[str, Array]
 
 
-def measure(fleet: Fleet) -> Found:
-    """Case -> probabilities given to what was really chosen, over everybody's held-out pairs."""
+def measure(fleet: Fleet, every: int = 1) -> Found:
+    """Case -> probabilities given to what was really chosen, over everybody's held-out pairs.
+
+    every: of the members, only every such one.
+    """
     bench = fleet.bench()
     shared, start = bench.parts(fleet.factors)
     laplace = Laplace(bench.model, bench.split, shared)
@@ -42,16 +45,17 @@ def measure(fleet: Fleet) -> Found:
     def note(case: str, values: Array) -> None:
         found.setdefault(case, []).append(values)
 
-    for person, part in zip(fleet.world.federation.people, fleet.personal(), strict=True):
-        fitted = laplace.choose(start, SPREADS, person.train)
-        around = laplace.around(fitted.prior, part, person.train)
-        for name, posterior in (("as trained", around), ("fitted", fitted)):
-            believed = laplace.margins(posterior, person.test)
-            note(f"members, {name}", probability(believed.mean, np.zeros_like(believed.mean)))
-            note(f"members, {name}, posterior", believed.probability)
+    members = list(zip(fleet.world.federation.people, fleet.personal(), strict=True))[::every]
+    for person, part in members:
+        prior = prior_of(bench, laplace, start, person.train)
+        believed = laplace.margins(laplace.around(prior, part, person.train), person.test)
+        note("members, as trained", probability(believed.mean, np.zeros_like(believed.mean)))
+        note("members, as trained, posterior", believed.probability)
     for person in fleet.newcomers:
         for count in CHOICES:
-            believed = laplace.margins(laplace.choose(start, SPREADS, person.train[:count]), person.test)
+            choices = person.train[:count]
+            posterior = laplace.fit(prior_of(bench, laplace, start, choices), choices)
+            believed = laplace.margins(posterior, person.test)
             note(f"newcomers, {count}", probability(believed.mean, np.zeros_like(believed.mean)))
             note(f"newcomers, {count}, posterior", believed.probability)
     return {case: np.concatenate(values) for case, values in found.items()}
@@ -64,7 +68,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    by_seed = [measure(trained("A", seed, options.home)) for seed in seeds]
+    report([measure(trained("A", seed, options.home)) for seed in seeds], options.out)
+
+
+def report(by_seed: Sequence[Found], out: Path) -> None:
+    """Figures of all seeds: printed, as JSON and as a picture."""
     made: dict[str, Any] = {}
     for case in by_seed[0]:
         own = [found[case] for found in by_seed]
@@ -84,10 +92,10 @@ def main() -> None:
         made[case]["bins"] = [asdict(b) for b in reliability(np.concatenate(own))]
         line = "  ".join(f"{k} {made[case][k]['mean']:.3f} ±{made[case][k]['se'] or 0:.3f}" for k in measures)
         print(f"{case:34s} {line}", flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "calibration.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "calibration.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     try:
-        draw(made, options.out / "calibration.png")
+        draw(made, out / "calibration.png")
     except ImportError:
         print("matplotlib is not there: no figure")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from penchant.client.generator import Generator
 
 GENERATOR = "smollm2-135m"
-TOKENS = 40
+TOKENS = 36
 WISHES = (
     "Suggest something to do {}. ",
     "Recommend a small present {}. ",
@@ -28,9 +28,8 @@ LEARNED = (
     "for a couple with little money",
     "for the first warm day of spring",
     "for a tired parent",
-    "for somebody who is new in town",
 )
-TESTED = ("for a birthday", "for a long winter weekend", "for an old teacher")
+TESTED = ("for a birthday", "for a long winter weekend")
 FEW, MANY = 6, 32  # responses to a request that is learned from, and to one that is tested
 
 
@@ -52,20 +51,20 @@ def requests(occasions: tuple[str, ...]) -> list[str]:
 
 
 def texts(home: Path) -> Texts:
-    """Read from `home`, made where they are missing: some minutes on a free core."""
-    wanted = dict.fromkeys(requests(LEARNED), FEW) | dict.fromkeys(requests(TESTED), MANY)
+    """Read from `home`, made where they are missing: two minutes on a free core."""
     path = home / f"{GENERATOR}-{TOKENS}.json"
     found: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    missing = [request for request in wanted if len(found.get(request, ())) < wanted[request]]
-    if missing:
+    for asked, count, seed in ((requests(LEARNED), FEW, 0), (requests(TESTED), MANY, 1)):
+        if all(len(found.get(request, ())) >= count for request in asked):
+            continue
         home.mkdir(parents=True, exist_ok=True)
-        generator = Generator(GENERATOR)
-    for request in missing:
         began = time.monotonic()
-        number = list(wanted).index(request)
-        found[request] = generator.responses(request, wanted[request], seed=number, tokens=TOKENS)
+        made = Generator(GENERATOR).responses_to_all(
+            asked, count, seed=seed, tokens=TOKENS, temperature=0.8, top_k=50
+        )
+        found.update(zip(asked, made, strict=True))
         path.write_text(json.dumps(found, indent=0) + "\n", encoding="utf-8")
-        print(f"{len(found)} of {len(wanted)}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        print(f"{count} x {len(asked)} texts: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return Texts(
         {request: found[request] for request in requests(LEARNED)},
         {request: found[request] for request in requests(TESTED)},
