@@ -25,8 +25,8 @@ from penchant.client.agent import MEMBERS, Agent, Choices, Model
 from penchant.client.bench import Bench, Benches
 from penchant.client.box import Box, write_private
 from penchant.client.export import Export, export_peft
-from penchant.client.owned import read_owned
 from penchant.client.newcomer import prior_of
+from penchant.client.owned import read_owned
 from penchant.client.policy import OwnerPolicy
 from penchant.client.posterior import Laplace, Posterior, probability
 from penchant.client.queries import Interview
