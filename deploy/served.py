@@ -22,6 +22,7 @@ from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid.http_grid import HttpGrid
 from safetensors.numpy import save as save_tensors
 
 from penchant.client.bench import Benches
@@ -33,22 +34,13 @@ from penchant.common.contribution import Form
 from penchant.common.errors import ConfigError, PenchantError, RunDirectoryError, UsageError
 from penchant.common.identity import Membership
 from penchant.deploy import rundir
+from penchant.deploy.prompt import PromptGrid
 from penchant.deploy.superlink import DIRECTORY, Door, start_run, write_app
 from penchant.server.journal import Journal, write_durably
 from penchant.server.round import Run, federate
 from penchant.server.secagg import SecureAggregation
 
-__all__ = [
-    "LOG",
-    "app",
-    "create",
-    "export",
-    "flower_app",
-    "flower_run",
-    "open_served",
-    "start",
-    "with_members",
-]
+__all__ = ["LOG", "app", "create", "export", "flower_app", "flower_run", "open_served", "start"]
 
 BLUEPRINT = "blueprint.json"
 AUTHORITY = "authority.pub"
@@ -107,12 +99,12 @@ def open_served(directory: Path) -> Run:
         journal=journal,
         patience=config.federation.patience_seconds,
         belongs=membership.holds,
-        latest=lambda run: with_members(run, _membership(directory)),
+        latest=lambda run: _with_members(run, _membership(directory)),
     )
 
 
-def with_members(run: Run, membership: Membership) -> Run:
-    """The same run under another member list; what a round began with holds to its end."""
+def _with_members(run: Run, membership: Membership) -> Run:
+    """The same run under another member list."""
     return replace(
         run,
         aggregation=SecureAggregation(membership),
@@ -225,12 +217,16 @@ def _serve(grid: Grid, context: Context) -> None:
     directory = Path(named)
     _say(directory, f"Flower run {context.run_id} begins")
     try:
-        federate(_open(directory), grid)
+        federate(_open(directory), _prompt(grid))
     except Exception as error:  # Flower keeps the traceback to itself; the operator looks here
         what = str(error) if isinstance(error, PenchantError) else type(error).__name__
         _say(directory, f"Flower run {context.run_id} ends: {what}")
         raise
     _say(directory, f"Flower run {context.run_id} is done")
+
+
+def _prompt(grid: Grid) -> Grid:
+    return PromptGrid(grid) if isinstance(grid, HttpGrid) else grid
 
 
 def _say(directory: Path, text: str) -> None:

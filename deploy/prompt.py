@@ -1,0 +1,110 @@
+"""Flower's grid, with replies that are taken when they are whole.
+
+A reply reaches the SuperLink in two steps: that there is one, then its content. Flower's grid, once told of
+one, waits for its content for minutes or hours, and all other replies wait behind it. So a device whose push
+broke off, or that never means to finish it, would stall a whole fleet past its deadlines. Here a reply that
+is not whole yet is looked at again with the next look for replies, and holds up nobody.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import httpx
+from flwr.app import Message
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    inflate_object_from_contents,
+    pull_objects,
+)
+from flwr.supercore.run import Run
+from flwr.superlink.grid.http_grid import HttpGrid
+
+__all__ = ["PromptGrid"]
+
+log = logging.getLogger(__name__)
+
+
+class PromptGrid(Grid):
+    """A SuperLink's grid whose `pull_messages` never waits for a device.
+
+    Uses parts of Flower's grid that are not for others: pinned with it.
+    """
+
+    def __init__(self, grid: HttpGrid) -> None:
+        self._grid = grid
+        self._begun: dict[str, Any] = {}  # id of the message replied to -> (message, its objects), not whole
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """The whole replies to `message_ids`. What is not asked for any more is forgotten."""
+        wanted = list(message_ids)
+        client = self._grid._runtime_client
+        found = client.PullMessages(PullAppMessagesRequest(message_ids=wanted))
+        for message, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+            self._begun[message.metadata.reply_to_message_id] = (message, tree)
+        self._begun = {key: reply for key, reply in self._begun.items() if key in set(wanted)}
+        replies = []
+        for key, (message, tree) in list(self._begun.items()):
+            try:
+                reply = self._whole(message, tree)
+            except httpx.HTTPError:
+                raise  # the SuperLink's fault
+            except Exception as error:  # a device may push what can't be put together: as good as silent
+                log.warning("a reply can't be read: %s", type(error).__name__)
+                del self._begun[key]
+                continue
+            if reply is not None:
+                del self._begun[key]
+                replies.append(reply)
+        return replies
+
+    def _whole(self, message: Any, tree: Any) -> Message | None:
+        """The reply, or None while its content is not all there."""
+        client, node, run = self._grid._runtime_client, self._grid.node, self._grid.run.run_id
+        try:
+            contents = pull_objects(
+                [part.object_id for part in iterate_object_tree(tree)],
+                make_pull_object_fn_protobuf(client.PullObject, node, run),
+                max_tries_per_object=1,
+            )
+        except ObjectPullError:
+            return None
+        identifier = message.metadata.message_id
+        client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=identifier)
+        )
+        reply = inflate_object_from_contents(identifier, contents)
+        if not isinstance(reply, Message):
+            raise TypeError("it is no message")
+        reply.metadata.__dict__["_message_id"] = identifier
+        return reply
+
+    # --- as Flower's ---------------------------------------------------------------------------------
+
+    def set_run(self, run: Run) -> None:
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        return self._grid.run
+
+    def create_message(self, *args: Any, **more: Any) -> Message:
+        return self._grid.create_message(*args, **more)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._grid.push_messages(messages)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        return self._grid.send_and_receive(messages, timeout=timeout)
