@@ -143,6 +143,16 @@ def federated(world: World) -> float:
         return float(simulate(world, directory)["accuracy"]["personal"])
 
 
+def known(file: Path, share: str) -> dict[int, float]:
+    """Accuracies by seed of the recipe's runs, from a comparison that results_page.py kept.
+
+    The same runs as `federated` would make: `penchant compare` runs `penchant simulate`.
+    """
+    made = json.loads(file.read_text(encoding="utf-8"))
+    (row,) = (row for row in made["rows"] if (row["dataset"], row["share"]) == ("senate", share))
+    return dict(zip(row["seeds"], row["accuracies"], strict=True))
+
+
 def configuration(share: str, seed: int, evaluate: str) -> RunConfig:
     flags = {"data.dataset": "senate", "adapter.share": share, "seed": seed, "data.evaluate": evaluate}
     return configure(flags, None)
@@ -163,10 +173,14 @@ def main() -> None:
     parser.add_argument("--scale-personal", type=float, default=1.0)
     parser.add_argument("--scale-epochs", type=float, default=1.0)
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE for the federated side")
+    parser.add_argument("--federated", type=Path, help="a kept comparison with these runs on test pairs")
     parser.add_argument("--joint-only", action="store_true", help="leave the federated side out")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
+    if chosen.federated and (chosen.set or chosen.evaluate != "test"):
+        parser.error("a kept comparison has the recipes' runs on test pairs; drop --federated")
     torch.set_num_threads(1)
+    made = known(chosen.federated, chosen.share) if chosen.federated else {}
     rows = []
     for seed in map(int, chosen.seeds.split(",")):
         world = prepare(configuration(chosen.share, seed, chosen.evaluate))
@@ -175,7 +189,9 @@ def main() -> None:
         joint.train()
         row = {"seed": seed, "joint": joint.accuracy(), "steps": joint.steps, "epochs": joint.epochs}
         spent = time.monotonic() - began
-        if not chosen.joint_only:
+        if seed in made:
+            row["federated"] = made[seed]
+        elif not chosen.joint_only:
             other = prepare(changed(world.config, chosen.set), world.benches)
             row["federated"] = federated(other)
         rows.append(row)

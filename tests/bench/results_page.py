@@ -17,8 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from penchant.deploy import plots
-from penchant.deploy.comparison import Group, conclusion, differences, grouped, headline, learning_curves
-from penchant.deploy.pages import head_of, size
+from penchant.deploy.comparison import (
+    Group,
+    conclusion,
+    difference,
+    differences,
+    grouped,
+    headline,
+    learning_curves,
+)
+from penchant.deploy.pages import ALONE, head_of, method, points, size
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tests" / "bench" / "results"
@@ -61,13 +69,13 @@ def block(name: str) -> str:
     groups = grouped(rows)
     lines = [f"**{headline(groups)}**", "", f"`{made['command']}`", ""]
     lines += [f"![{figure[1]}](figures/{figure[0]})\n" for figure, _ in figures(name)]
-    for group in groups:
-        lines += _group(group)
+    lines += _group(groups[0]) if len(groups) == 1 else _grid(groups)
     return "\n".join([f"<!-- compare {name} -->", *lines, "<!-- end -->"])
 
 
 def _group(group: Group) -> list[str]:
-    title = [f"*{group.title[0].upper()}{group.title[1:]}*", ""] if group.title else []
+    """Methods at one setting: in words, as a table, and their differences."""
+    words = [f"{sentence}\n" for sentence in conclusion(group)]
     table = [
         "| method | head | accuracy | seeds | rounds | sent a run |",
         "|---|---|---|---|---|---|",
@@ -78,8 +86,42 @@ def _group(group: Group) -> list[str]:
     compared = ["| difference, in points | mean | 95% interval | |", "|---|---|---|---|"] if pairs else []
     for line in pairs:
         compared.append(f"| {line['label']} | {line['difference']} | {line['interval']} | {line['words']} |")
-    words = [f"{sentence}\n" for sentence in conclusion(group)]
-    return [*title, *words, *table, *compared, *([""] if compared else [])]
+    return [*words, *table, *compared, *([""] if compared else [])]
+
+
+def _grid(groups: Sequence[Group]) -> list[str]:
+    """Methods at several settings: a line a method, a column a setting; then each against everyone alone."""
+    unit = groups[0].title.removeprefix(groups[0].value).strip()
+    seeds = {len(row["seeds"]) for group in groups for row in group.rows}
+    titles = " | ".join(group.value for group in groups)
+    spoken = " to ".join(f"{count}" for count in sorted({min(seeds), max(seeds)}))
+    names = list(dict.fromkeys(name for group in reversed(groups) for name in group.names))
+    lines = [f"| {unit} ({spoken} seeds) | {titles} |", "|---" * (len(groups) + 1) + "|"]
+    for name in names:
+        lines.append(f"| {name} | {' | '.join(_cell(group, name) for group in groups)} |")
+    alone = method(ALONE)
+    for name in names:
+        if name != alone and any(alone in group.names for group in groups):
+            gaps = " | ".join(_gap(group, name, alone) for group in groups)
+            lines.append(f"| *{name} − {alone}, points* | {gaps} |")
+    return [*lines, ""]
+
+
+def _cell(group: Group, name: str) -> str:
+    if name not in group.names:
+        return ""
+    row = group.rows[group.names.index(name)]
+    error = row["accuracy_se"]
+    return f"{row['accuracy_mean']:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+
+
+def _gap(group: Group, one: str, other: str) -> str:
+    """The paired difference with its 95% interval."""
+    if one not in group.names or other not in group.names:
+        return ""
+    rows = [group.rows[group.names.index(name)] for name in (one, other)]
+    gap = difference(*rows)
+    return f"{points(gap.mean)} ({points(gap.low)} … {points(gap.high)})" if gap is not None else ""
 
 
 def _row(row: dict[str, Any], name: str) -> str:
