@@ -216,7 +216,7 @@ class Desk:
 
         A SuperLink that is silent is tried again at the next call.
         """
-        membership = Membership(self.site.authority).know((self.site.directory / MEMBERS).read_bytes())
+        membership = self._known()
         with self._record() as db:
             rows = db.execute(
                 "SELECT token, node_key, member, node FROM enrolments WHERE member IS NOT NULL"
@@ -241,17 +241,26 @@ class Desk:
                 if not membership.holds(int(path.stem.removeprefix("revoke-"))):
                     path.unlink(missing_ok=True)
 
-    def forget_nodes(self) -> None:
-        """Take no node for registered: after the SuperLink has lost its own record."""
+    def recheck_nodes(self) -> None:
+        """Have every member's node registered once more: the SuperLink may have lost its record meanwhile."""
+        membership = self._known()
         with self._record() as db:
-            db.execute("UPDATE enrolments SET node = NULL")
+            for token, member in db.execute(
+                "SELECT token, member FROM enrolments WHERE member IS NOT NULL AND node IS NOT NULL"
+            ).fetchall():
+                if membership.holds(int(member)):  # others' are still to be unregistered
+                    db.execute("UPDATE enrolments SET node = NULL WHERE token = ?", (token,))
+
+    def _known(self) -> Membership:
+        """The member list as it lies there, whatever its date."""
+        return Membership(self.site.authority).know((self.site.directory / MEMBERS).read_bytes())
 
     # --- the operator looks --------------------------------------------------------------------------
 
     def enrolments(self, *, now: float | None = None) -> list[Enrolment]:
         """Every token ever handed out, in order."""
         moment = time.time() if now is None else now
-        membership = Membership(self.site.authority).know((self.site.directory / MEMBERS).read_bytes())
+        membership = self._known()
         with self._record() as db:
             rows = db.execute(
                 "SELECT t.public_key, t.name, t.handed_out, t.expires, e.request, e.member, e.node"

@@ -75,6 +75,8 @@ def build_service(
 ) -> Starlette:
     """The service of a server. collect: look into `answers/` from time to time."""
     desk, budget, turn = Desk(site), Budget(site.settings.enrol_per_minute), asyncio.Lock()
+    if collect:
+        desk.recheck_nodes()
 
     async def ca(request: Request) -> Response:
         _spend(budget, request)

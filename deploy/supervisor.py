@@ -26,6 +26,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a restart; doubles whil
 STEADY_SECONDS = 60.0  # a process that lived as long is started again without a pause
 STOP_SECONDS = 10.0
 POLL = 0.2
+LOG_MOST = 32 * 1024 * 1024  # bytes; SuperLink notes every look of every node
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def supervise(
         while not ending.wait(POLL):
             for one in running:
                 _tend(one)
+                _turn_over(one.part.log)
     finally:
         for one in reversed(running):
             _stop(one)
@@ -137,6 +139,14 @@ def _tend(one: _Running) -> None:
         _sweep(one)
     elif now >= one.due:
         _start(one)
+
+
+def _turn_over(log_file: Path | None) -> None:
+    """A log that has grown long becomes LOG.1. What writes it appends, so it goes on at the new beginning."""
+    if log_file is None or log_file.stat().st_size < LOG_MOST:
+        return
+    shutil.copyfile(log_file, log_file.with_name(log_file.name + ".1"))
+    os.truncate(log_file, 0)
 
 
 def _stop(one: _Running) -> None:

@@ -6,11 +6,14 @@ import json
 import ssl
 import stat
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from penchant.client import joining
@@ -19,6 +22,7 @@ from penchant.client.node import Node
 from penchant.common.enrolment import Answer, Asked, JoinReply, JoinRequest, request
 from penchant.common.errors import (
     CertificateError,
+    CodecError,
     EnrolmentError,
     EnrolmentPending,
     JournalError,
@@ -372,6 +376,19 @@ def test_tampered_requests_are_refused_in_one_line(fleet: Fleet, tmp_path: Path)
     assert len(Desk(fleet.site).enrolments()) == 1
 
 
+@given(st.binary(max_size=800))
+def test_no_bytes_break_the_reading_of_requests_and_replies(data: bytes) -> None:
+    for read in (JoinRequest.decode, JoinReply.decode, Asked.decode):
+        with suppress(CodecError, CertificateError):
+            assert read(data).encode() == data
+
+
+@given(st.text(max_size=400), st.booleans())
+def test_no_text_breaks_the_reading_of_tokens(text: str, prefixed: bool) -> None:
+    with pytest.raises(TokenError):
+        JoinToken.read("penchant1_" * prefixed + text, 0.0)
+
+
 @pytest.mark.parametrize("pem", [b"", b"junk", b"-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----\n"])
 def test_a_node_key_that_is_none_is_refused(fleet: Fleet, pem: bytes) -> None:
     said = fleet.post(fleet.token().sign(request(bytes([3]) * 32), pem).encode())
@@ -455,9 +472,18 @@ def test_nodes_come_back_after_the_superlink_lost_its_record(fleet: Fleet, tmp_p
     fleet.enrol(tmp_path / "device", fleet.token())
     fleet.nodes.known.clear()
     desk = Desk(fleet.site)
-    desk.forget_nodes()
+    desk.recheck_nodes()
     desk.collect(fleet.nodes)
     assert len(fleet.nodes.known) == 1
+
+
+def test_a_revocation_while_the_service_was_down_is_not_forgotten(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.enrol(tmp_path / "device", fleet.token())
+    fleet.site.take_members(fleet.office.revoke(1))
+    desk = Desk(fleet.site)
+    desk.recheck_nodes()
+    desk.collect(fleet.nodes)
+    assert fleet.nodes.known == {}
 
 
 # --- the server's directory -----------------------------------------------------------------------

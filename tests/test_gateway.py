@@ -192,6 +192,22 @@ def test_what_dies_is_started_again_and_all_of_it_stops(tmp_path: Path) -> None:
     assert not any(alive(pid) for log in logs for pid in pids(log))
 
 
+def test_a_log_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penchant.deploy.supervisor.LOG_MOST", 1000)
+    program = "import time\nfor n in range(10**9): print(n, flush=True); time.sleep(0.001)"
+    stop, log = threading.Event(), tmp_path / "a.log"
+    thread = threading.Thread(
+        target=lambda: supervise([Part("a", [sys.executable, "-c", program], log)], stop=stop)
+    )
+    thread.start()
+    wait_for((tmp_path / "a.log.1").exists)
+    stop.set()
+    thread.join(30)
+    first = (tmp_path / "a.log.1").read_text().split()
+    assert first == [str(n) for n in range(int(first[0]), int(first[0]) + len(first))]
+    assert all(int(line) > int(first[-1]) for line in log.read_text().split())  # it goes on with new lines
+
+
 def test_what_can_not_be_started_ends_the_rest(tmp_path: Path) -> None:
     good = Part("good", SLEEPER, tmp_path / "good.log", ready=lambda: bool(pids(tmp_path / "good.log")))
     ends = Part("bad", [sys.executable, "-c", "exit(3)"], tmp_path / "bad.log", ready=lambda: False)

@@ -118,13 +118,13 @@ def test_a_fleet_learns_and_goes_on_after_the_server_was_killed(
             start_device(stack, folder)
         wait_for("the nodes", lambda: online(server) == DEVICES, 120)
         penchant("server", "resume", str(server), "--detach")
-        wait_for("the first round", lambda: finished(run) == [1], 240)
+        wait_for("the first round", lambda: finished(run) == [1], 600)
         before = {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()}
         stop(first, signal.SIGKILL)  # all of the server, in the middle of round 2
         stack.enter_context(running(up, tmp_path / "up.log"))
         wait_for("the gateway again", lambda: listens(port), 120)
-        penchant("server", "resume", str(server), seconds=400)
-        wait_for("the last word to the devices", lambda: all(at(f) == 2 for f in fleet.homes), 90)
+        penchant("server", "resume", str(server), seconds=900)
+        wait_for("the last word to the devices", lambda: all(at(f) == 2 for f in fleet.homes), 180)
     assert finished(run) == [1, 2]
     after = {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()}
     assert {name: after[name] for name in before} == before  # round 1 was not run again
