@@ -12,6 +12,7 @@ to another user of the system: `node.toml`, `node.key`, `ca.pem`.
 from __future__ import annotations
 
 import hashlib
+import json
 import ssl
 import time
 from collections.abc import Callable
@@ -73,7 +74,7 @@ def join(home: Home, token: JoinToken, folder: Path, socket: Path, connect: Conn
         context = ssl.create_default_context(cadata=ca.decode("ascii"))
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         with connect(token.terms.address, context) as client:
-            reply = _checked(client.post("/enrol/join", content=body), REPLY_MOST)
+            reply = _asked(client, "POST", "/enrol/join", body, REPLY_MOST)
     except httpx.HTTPError as error:
         raise _unreachable(token, error) from None
     try:
@@ -110,7 +111,7 @@ def _pinned_ca(token: JoinToken, connect: Connect) -> bytes:
     """The CA's certificate, PEM. Whoever sent it: it is the one whose digest the token holds, or refused."""
     try:
         with connect(token.terms.address, None) as client:
-            pem = _checked(client.get("/enrol/ca"), CA_MOST)
+            pem = _asked(client, "GET", "/enrol/ca", b"", CA_MOST)
         der = ssl.PEM_cert_to_DER_cert(pem.decode("ascii"))
     except httpx.HTTPError as error:
         raise _unreachable(token, error) from None
@@ -123,13 +124,18 @@ def _pinned_ca(token: JoinToken, connect: Connect) -> bytes:
     return ssl.DER_cert_to_PEM_cert(der).encode()  # this one certificate, whatever else was sent
 
 
-def _checked(response: httpx.Response, most: int) -> bytes:
-    """The body of a good response. EnrolmentError with the server's own line otherwise."""
-    if response.status_code == httpx.codes.OK and len(response.content) <= most:
-        return response.content
-    said = ""
+def _asked(client: httpx.Client, method: str, path: str, body: bytes, most: int) -> bytes:
+    """The body of a good response of at most `most` bytes. EnrolmentError with the server's line if not."""
+    with client.stream(method, path, content=body) as response:
+        data = b""
+        for chunk in response.iter_bytes(65536):
+            data += chunk
+            if len(data) > most:
+                raise EnrolmentError("the server's reply is too long")
+    if response.status_code == httpx.codes.OK:
+        return data
     try:
-        said = str(response.json()["error"])[:200]
+        said = str(json.loads(data)["error"])[:200]
     except (ValueError, KeyError, TypeError):
         said = f"HTTP {response.status_code}"
     printable = "".join(character if character.isprintable() else " " for character in said)

@@ -6,6 +6,7 @@ import json
 import ssl
 import stat
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -305,6 +306,26 @@ def test_another_server_at_the_tokens_address_is_refused(fleet: Fleet, tmp_path:
         fleet.join(tmp_path / "device", forged)
     assert [path for path, _ in fleet.seen] == ["/enrol/ca"]
     assert not (tmp_path / "device" / "node").exists()
+
+
+@pytest.mark.parametrize("size", [20_000, 2_000_000])
+def test_whoever_answers_can_not_fill_the_device(fleet: Fleet, tmp_path: Path, size: int) -> None:
+    taken = []
+
+    class Endless(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            for _ in range(size // 1000):
+                taken.append(1000)
+                yield b"x" * 1000
+
+    def flood(address: str, context: ssl.SSLContext | None) -> httpx.Client:
+        transport = httpx.MockTransport(lambda asked: httpx.Response(200, stream=Endless()))
+        return httpx.Client(base_url="https://x", transport=transport)
+
+    home = tmp_path / "device"
+    with pytest.raises(EnrolmentError, match="too long"):
+        joining.join(Home(home), fleet.token(), home / "node", home / "agent.sock", flood)
+    assert sum(taken) < 100_000
 
 
 def test_an_answer_of_another_authority_is_refused_by_the_device(fleet: Fleet, tmp_path: Path) -> None:
