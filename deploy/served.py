@@ -40,7 +40,17 @@ from penchant.server.journal import Journal, write_durably
 from penchant.server.round import Run, federate
 from penchant.server.secagg import SecureAggregation
 
-__all__ = ["LOG", "app", "create", "export", "flower_app", "flower_run", "open_served", "start"]
+__all__ = [
+    "LOG",
+    "app",
+    "create",
+    "export",
+    "flower_app",
+    "flower_run",
+    "open_served",
+    "start",
+    "with_members",
+]
 
 BLUEPRINT = "blueprint.json"
 AUTHORITY = "authority.pub"
@@ -99,12 +109,12 @@ def open_served(directory: Path) -> Run:
         journal=journal,
         patience=config.federation.patience_seconds,
         belongs=membership.holds,
-        latest=lambda run: _with_members(run, _membership(directory)),
+        latest=lambda run: with_members(run, _membership(directory)),
     )
 
 
-def _with_members(run: Run, membership: Membership) -> Run:
-    """The same run under another member list."""
+def with_members(run: Run, membership: Membership) -> Run:
+    """The same run under another member list; what a round began with holds to its end."""
     return replace(
         run,
         aggregation=SecureAggregation(membership),
