@@ -174,6 +174,15 @@ def test_an_abort_from_the_server_is_a_message_of_no_stage_and_ends_the_attempt(
     assert isinstance(scene.ask("keys", 0, scene.announce(attempt=2)), Entry)
 
 
+@pytest.mark.parametrize("other", ["sharing", "status"])
+def test_a_refusal_outside_the_stages_of_a_round_ends_the_attempt_too(scenes: Scenes, other: str) -> None:
+    """A stage that does not exist, a greeting that can't be read: whoever sends that plays no round."""
+    scene = scenes().play_to("masked")
+    assert isinstance(scene.ask(other, 0, b"noise"), Abort)
+    assert not scene.is_open(0)
+    assert scene.ask("masked", 0, scene.requests[0]) == Abort(AbortCode.STAGE)
+
+
 def test_an_error_that_nobody_foresaw_leaves_as_one_code_and_without_its_text(scenes: Scenes) -> None:
     def choices() -> Choices:
         raise RuntimeError("ann@example.org likes the first one")
