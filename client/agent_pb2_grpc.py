@@ -70,42 +70,66 @@ class AgentServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Status(self, request, context):
-        """Hello -> Status: would the device take part now, and under which member number? Tells which rounds stand.
+        """Would the device take part now? Answered at any time; what a round staged is committed or dropped here.
+        Hello     run: 16 bytes; finished: (round, attempt) of up to 4,096 rounds that stand.
+        -> Status ready: the owner's policy allows a round now and there are choices to learn from;
+        member: the device's number in its fleet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Keys(self, request, context):
-        """Announce -> Entry (Ready in plain rounds): run, round, attempt, plan, factors -> fresh signed keys.
+        """Opens an attempt of a round. It ends what was open, and is burnt durably before the reply.
+        Announce  kind: 1 secure aggregation, 2 plain; run: 16 bytes; round, attempt: which is never used twice;
+        group: most devices in one group; ring: bits of a ring element, 32 or 64; words: ring elements in
+        a vector; base: SHA-256 of the base model; plan: the run's configuration, canonical JSON,
+        at most 64 KiB; finished: as in Hello; membership: a signed member list, or empty: the one that
+        the device has; factors: shared factors, float32 little endian, at most 256 MiB.
+        -> Entry  certificate: member, public_key, signature of the authority; context: digest of all of Announce;
+        mask_key, channel_key: fresh X25519 keys; commitment: to the self-mask seed;
+        signature: Ed25519 over all of it.
+        -> Ready  context: as in Entry. In plain rounds, which the owner's policy must allow.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Shares(self, request, context):
-        """Roster -> Shares: everybody's signed keys -> shares of this device's secrets, sealed for each peer.
+        """Hands the device its group's keys. Only after Keys.
+        Roster    entries: the Entry of each device of the group, by ascending member number, at most 1,024.
+        -> Shares sealed: 82 bytes for every other device of the roster, in its order: a share of the self-mask
+        seed and one of the mask key, AES-256-GCM.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Masked(self, request, context):
-        """Delivery -> Masked (Collect -> Plain): the sealed shares for this device -> its masked vector, signed.
+        """Asks for the vector. Only after Shares; in plain rounds after Keys. Waits for training to end.
+        Delivery  sharers: indices in the roster of those whose shares arrived, the device among them;
+        sealed: what the others of them sealed for the device, in the same order.
+        -> Masked signature: Ed25519 over context, roster and vector; vector: ring elements, little endian.
+        Collect   context: of the plain round.
+        -> Plain  vector: quantised, without masks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Confirm(self, request, context):
-        """Survivors -> Confirmation: who is still there -> this device's signature on that.
+        """Asks whether the device agrees on who is still there. Only after Masked.
+        Survivors sharers: as in Delivery; survivors: indices of those whose vectors arrived.
+        -> Confirmation signature: Ed25519 over context, roster and both lists.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Unmask(self, request, context):
-        """Confirmations -> Unmasking: enough signatures on one list -> what opens the sum, once.
+        """Asks for what opens the sum. Only after Confirm, and once: the round is burnt durably before the reply.
+        Confirmations signers: indices of those who confirmed; signatures: theirs, in the same order.
+        -> Unmasking  seed_shares: of the survivors; key_shares: of the sharers who did not survive.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

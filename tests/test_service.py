@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import socket as sockets
 import stat
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib.resources import files
 from pathlib import Path
 
 import grpc
 import pytest
+from fleet_scene import REPLIES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +23,18 @@ from penchant.client.agent_pb2 import Envelope
 from penchant.client.service import AgentServer, RemoteAgent, only_one
 from penchant.common.codec import MAGIC, decode, encode
 from penchant.common.errors import DeviceError
-from penchant.common.messages import Abort, AbortCode
+from penchant.common.messages import (
+    Abort,
+    AbortCode,
+    Announce,
+    Certificate,
+    Collect,
+    Confirmations,
+    Delivery,
+    Hello,
+    Roster,
+    Survivors,
+)
 
 STAGES = ("status", "keys", "shares", "masked", "confirm", "unmask")
 
@@ -214,3 +229,17 @@ def test_a_socket_is_not_put_where_others_could_replace_it_or_its_group_can_not_
 def test_the_lock_is_for_the_owner_alone(tmp_path: Path) -> None:
     with only_one(tmp_path):
         assert stat.S_IMODE((tmp_path / "agent.lock").stat().st_mode) == 0o600
+
+
+def test_the_proto_documents_every_message_and_field_that_passes() -> None:
+    """Field by field, as common/messages.py has them."""
+    text = files("penchant.client").joinpath("agent.proto").read_text(encoding="utf-8")
+    passing = [*REPLIES.values(), (Hello, Announce, Roster, Delivery, Collect, Survivors, Confirmations)]
+    kinds = {kind for kinds in passing for kind in kinds}
+    for kind in kinds | {Certificate}:
+        if kind is not Certificate:
+            assert re.search(rf"\b{kind.__name__}\b", text), kind
+        for name in (field.name for field in dataclasses.fields(kind)):
+            assert re.search(rf"\b{name}\b", text), f"{kind.__name__}.{name}"
+    for code in AbortCode:
+        assert f"{code.value} {code.name.lower()}" in text.replace("\n  //            ", "")
