@@ -112,7 +112,7 @@ def _write(directory: Path, files: dict[str, bytes]) -> None:
 def snippet(export: Export, directory: str) -> str:
     """Python that scores a response with the export, needing only torch, transformers and peft."""
     adapted = bool(export.effective.adapters)
-    base = f"AutoModel.from_pretrained({export.base!r})"
+    base = f"AutoModel.from_pretrained({export.base!r}, dtype='float32')"
     model = f"PeftModel.from_pretrained({base}, {directory!r})" if adapted else base
     pooled = "h.mean(0)" if export.pooling == "mean" else "h[-1]"
     scaled = f"F.normalize(e, dim=0) * {export.model.normalize:g}" if export.model.normalize else "e"
@@ -179,11 +179,7 @@ def _card(export: Export) -> str:
         if export.effective.adapters
         else "a score head on the base model's frozen embedding"
     )
-    also = (
-        f"\nThe folder `{CLASSIFIER}` holds the same for `AutoModelForSequenceClassification`, one label.\n"
-        if _classifies(export) and export.effective.adapters
-        else ""
-    )
+    also = _classifier(export.base) if _classifies(export) and export.effective.adapters else ""
     return f"""---
 base_model: {export.base}
 library_name: peft
@@ -201,3 +197,16 @@ Base model: `{export.base}`, penchant digest `{export.digest}`.
 Differences of scores are log-odds (Bradley and Terry): the probability that the first of two is preferred is
 `1 / (1 + exp(score of the second - score of the first))`.
 {also}"""
+
+
+def _classifier(base: str) -> str:
+    return f"""
+The folder `{CLASSIFIER}` holds the same for `AutoModelForSequenceClassification`, one label:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+base = AutoModelForSequenceClassification.from_pretrained({base!r}, num_labels=1, dtype='float32')
+model = PeftModel.from_pretrained(base, './{CLASSIFIER}').eval()
+```
+"""

@@ -147,6 +147,15 @@ def load_generator(name: str, *, device: str = "auto") -> tuple[Any, Any]:
     return model.eval().requires_grad_(False).to(place), tokenizer
 
 
+def published(backbone: Backbone) -> str:
+    """Where transformers finds the same weights: a hub id, or the folder on this machine."""
+    if backbone.name in PUBLISHED:
+        return PUBLISHED[backbone.name]
+    if _HUB_ID.fullmatch(backbone.name) and not Path(backbone.name).is_dir():
+        return backbone.name
+    return str(Path(str(getattr(backbone.model, "name_or_path", "")) or backbone.name).resolve())
+
+
 def base_digest(name: str) -> str:
     """`digest_of` the base model called so, without loading it."""
     return resolve(name)[1]

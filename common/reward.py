@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from penchant.common.adapters import Effective, Share, Split
-from penchant.common.backbone import PUBLISHED, Backbone, find_base, find_slots, load_backbone
+from penchant.common.backbone import Backbone, find_base, find_slots, load_backbone, published
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.errors import DataError
 from penchant.common.prefix import (
@@ -104,7 +104,7 @@ class RewardModel:
         self._truncation = model.truncation
         self.pooling = _pooling(model.pooling, backbone.causal)
         self.max_tokens = backbone.max_tokens
-        self.published = PUBLISHED.get(backbone.name, backbone.name)
+        self.published = published(backbone)
         self._tokenizing = threading.Lock()  # fast tokenizers change themselves while they work
         if self.slots:
             _place_lora(backbone, [slot.name for slot in self.slots], adapter)

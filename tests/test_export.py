@@ -8,12 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from penchant.client.export import CLASSIFIER, Export, export_peft, snippet
+from penchant.client.export import Export, export_peft, snippet
 from penchant.common.adapters import Effective, Split
 from penchant.common.config import AdapterConfig, ModelConfig, ShareName
 from penchant.common.errors import DeviceError, UsageError
@@ -81,13 +82,15 @@ def test_the_snippet_gives_the_same_scores_in_a_fresh_process(
 def test_a_causal_model_pooled_at_its_last_token_also_loads_as_a_classifier(
     tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoTokenizer
 
     loaded, export = a_person(tiny_model("llama"), "svd", 0.0)
     export_peft(export, tmp_path)
-    base = AutoModelForSequenceClassification.from_pretrained(export.base, num_labels=1)
-    model = PeftModel.from_pretrained(base, str(tmp_path / CLASSIFIER)).eval()
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    code = card.split("```python\n")[2].split("```")[0].replace("'./", f"'{tmp_path}/")
+    namespace: dict[str, Any] = {}
+    exec(code, namespace)
+    model = namespace["model"]
     tokenizer = AutoTokenizer.from_pretrained(export.base)
     with torch.no_grad():
         said = [float(model(**tokenizer(p + r, return_tensors="pt")).logits[0, 0]) for p, r in TEXTS]
@@ -125,3 +128,20 @@ def test_a_full_disk_leaves_no_half_an_export(tiny_model: Callable[[str], Path],
         signal.signal(signal.SIGXFSZ, before)
     assert list((tmp_path / "mine").iterdir()) == []
     export_peft(export, tmp_path / "mine")
+
+
+def test_a_base_model_kept_in_bfloat16_is_scored_as_the_product_scores_it(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = tmp_path / "llama-bf16"
+    AutoModel.from_pretrained(tiny_model("llama")).to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model("llama")).save_pretrained(folder)
+    loaded, export = a_person(folder, "A", 0.0)
+    export_peft(export, tmp_path / "mine")
+    namespace: dict[str, Any] = {}
+    exec(snippet(export, str(tmp_path / "mine")), namespace)
+    said = [namespace["score"](*text) for text in TEXTS]
+    assert said == pytest.approx(scores(loaded, export.effective), abs=1e-5)
+    assert loaded.published == str(folder)
