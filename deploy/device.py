@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -381,9 +382,8 @@ def serve(
         from penchant.client.service import AgentServer, only_one
 
         directory = home.expanduser()
-        resource.setrlimit(
-            resource.RLIMIT_CORE, (0, 0)
-        )  # a crash writes no memory, with keys in it, to a disk
+        with suppress(ValueError, OSError):  # systemd's unit forbids the call, and sets the limit itself
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash writes no keys to a disk
         with only_one(directory):
             device = _open(home, passphrase)
             most = device.policy().max_message_mb * 1024 * 1024
