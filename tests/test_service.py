@@ -6,10 +6,13 @@ import dataclasses
 import re
 import socket as sockets
 import stat
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -243,3 +246,51 @@ def test_the_proto_documents_every_message_and_field_that_passes() -> None:
             assert re.search(rf"\b{name}\b", text), f"{kind.__name__}.{name}"
     for code in AbortCode:
         assert f"{code.value} {code.name.lower()}" in text.replace("\n  //            ", "")
+
+
+FEW = """
+import resource, sys
+from pathlib import Path
+from penchant.client.service import AgentServer
+from penchant.common.codec import MAGIC
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+def answer(stage, payload):
+    open("/dev/null").close()  # as a vault opens its file
+    return MAGIC + payload
+server = AgentServer(answer, Path(sys.argv[1]))
+server.start()
+print("up", flush=True)
+server.wait()
+"""
+
+
+def test_more_connections_than_the_system_allows_cost_codes_until_they_go(tmp_path: Path) -> None:
+    path = tmp_path / "agent.sock"
+    words = [sys.executable, "-c", FEW, str(path)]
+    with (
+        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process,
+        ExitStack() as s,
+    ):
+        s.callback(process.kill)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        remote = RemoteAgent(path, seconds=20)
+        s.callback(remote.close)
+        assert remote("status", b"x") == MAGIC + b"x"
+        crowd = []
+        for _ in range(300):
+            one = sockets.socket(sockets.AF_UNIX)
+            one.setblocking(False)
+            with suppress(BlockingIOError):
+                one.connect(str(path))
+            crowd.append(one)
+        end = time.monotonic() + 20
+        while remote("status", b"x") != encode(Abort(AbortCode.INTERNAL)):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        for one in crowd:
+            one.close()
+        while remote("status", b"x") != MAGIC + b"x":
+            assert time.monotonic() < end + 20
+            time.sleep(0.1)
+        assert process.poll() is None
