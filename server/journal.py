@@ -49,6 +49,7 @@ CREATE TABLE IF NOT EXISTS devices (
 """
 
 _OPEN = ("started", "unmasking")
+_NORMAL = 1  # of SQLite's levels of durability; FULL is 2
 
 
 @dataclass(frozen=True)
@@ -325,9 +326,12 @@ class Journal:
     @contextmanager
     def _transaction(self, *, durable: bool = True) -> Iterator[None]:
         """One change: all of it is durable at the end (unless it need not be), or nothing of it happened."""
+        before: int | None = None
         try:
-            if not durable:
-                self._db.execute("PRAGMA synchronous=NORMAL")  # in WAL mode: no wait for the disk
+            if not durable:  # in WAL mode NORMAL waits for no disk
+                level = int(self._db.execute("PRAGMA synchronous").fetchone()[0])
+                self._db.execute(f"PRAGMA synchronous={min(level, _NORMAL)}")
+                before = level
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -341,9 +345,9 @@ class Journal:
                 self._db.rollback()
             raise JournalError(f"{self._path}: {error}") from None
         finally:
-            if not durable:
+            if before is not None:
                 with suppress(sqlite3.Error):
-                    self._db.execute("PRAGMA synchronous=FULL")
+                    self._db.execute(f"PRAGMA synchronous={before}")
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -233,6 +233,12 @@ def test_logging_in_is_slowed_down(console: Console) -> None:
     assert console.outcomes("log in")[:2] == ["done", "refused: too many tries"]
 
 
+def test_many_tries_at_once_are_no_more_than_one_after_another(console: Console) -> None:
+    """None of them is looked at before all are counted."""
+    waits = [console.store.admit("olga", "10.0.0.1") for _ in range(2 * store.TRIES)]
+    assert [wait > 0 for wait in waits] == [False] * store.TRIES + [True] * store.TRIES
+
+
 def test_one_address_can_not_try_all_accounts(console: Console) -> None:
     browser = console.browser()
     for number in range(store.TRIES_ADDRESS):

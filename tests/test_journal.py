@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -206,6 +207,61 @@ def test_rewinding_forgets_whatever_came_later(tmp_path: Path) -> None:
     assert (after.interrupted(), after.attempts(2), after.records(2, 2)) == (None, 0, [])
     assert after.finished() == ((1, 1),)
     assert after.begin(2, "main") == 1
+
+
+# --- what is shown, and decides nothing -----------------------------------------------------------
+
+
+def test_stages_and_devices_are_kept_without_waiting_for_the_disk(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    waits: list[str] = []
+    journal._db.set_trace_callback(waits.append)
+    journal.begin(1, "main")
+    journal.stage(1, 1, "keys", 5)
+    journal.answered(1, 1, "keys", 3)
+    journal.answered(1, 1, "keys", 4, over=True)
+    journal.seen({2**64 - 1 >> 1: 2**64 - 1, 7: 1})
+    journal.joined([7], 1)
+    assert [line for line in waits if "synchronous=" in line] == [
+        "PRAGMA synchronous=1",
+        "PRAGMA synchronous=2",
+    ] * 5
+    assert journal._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL, for all else
+    other = reopened(tmp_path)
+    ((stage, asked, answered, ended),) = other._read("SELECT stage, asked, answered, ended FROM stages")
+    assert (stage, asked, answered) == ("keys", 5, 4)
+    assert ended is not None
+    assert other._read("SELECT member, node, joined, last FROM devices ORDER BY member") == [
+        (7, "1", 1, 1), (2**63 - 1, str(2**64 - 1), 0, None),
+    ]  # fmt: skip
+    journal.rewind(0)
+    assert reopened(tmp_path)._read("SELECT * FROM stages") == []
+
+
+def test_a_journal_from_before_stages_gains_them(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.begin(1, "main")
+    journal.finish(log(), shared(1))
+    journal._db.execute("DROP TABLE stages")
+    journal._db.execute("DROP TABLE devices")
+    journal.close()
+    again = reopened(tmp_path)
+    assert again.finished() == ((1, 1),)
+    again.stage(1, 1, "keys", 5)
+
+
+def test_a_checkpoint_of_an_earlier_round_is_found(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for number in (1, 2):
+        journal.begin(number, "main")
+        journal.finish(log(number), shared(number))
+    found = journal.load(1)
+    assert found is not None
+    assert (found[0], same(found[1], shared(1))) == (1, True)
+    assert journal.load(3) is None
+    assert journal.digest(3) is None
+    path = tmp_path / "checkpoints" / "round-000001.safetensors"
+    assert journal.digest(1) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # --- checkpoints ----------------------------------------------------------------------------------

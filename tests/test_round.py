@@ -253,6 +253,24 @@ def test_a_round_is_told_apart_by_what_it_announces(world: Callable[..., World])
     )
 
 
+def test_a_round_does_not_fail_for_what_is_only_shown(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stages and devices that can't be journaled change nothing of what is learned."""
+    untroubled = world(seed=9).federate().journal.load()
+
+    def fails(*_: object, **__: object) -> None:
+        raise JournalError("the disk is full")
+
+    for name in ("stage", "answered", "seen", "joined"):
+        monkeypatch.setattr(Journal, name, fails)
+    troubled = world(seed=9).federate().journal.load()
+    assert untroubled is not None
+    assert troubled is not None
+    assert troubled[0] == untroubled[0]
+    assert np.array_equal(troubled[1].factors, untroubled[1].factors)
+
+
 def test_without_secure_aggregation_the_announcement_says_so(world: Callable[..., World]) -> None:
     scene = world(privacy__secagg=False).federate()
     assert {announce.kind for announce in scene.devices[1].announced} == {Kind.PLAIN}

@@ -177,7 +177,7 @@ def _let_in(desk: Desk, request: Request, form: dict[str, str]) -> Response:
     own = request.cookies.get(f"{desk.cookie}-form", "")
     if not own or not hmac.compare_digest(form.get("csrf", "").encode(), secure_form(own).encode()):
         return _entrance(desk, request, after, "This form is too old. Try once more.", name, 403)
-    wait = desk.store.wait(name, address)
+    wait = desk.store.admit(name, address)
     if wait > 0:
         desk.store.note(name, address, "log in", "", "refused: too many tries")
         text = f"Too many tries. The next one is looked at in {duration(max(wait, 1.0))}."

@@ -163,31 +163,36 @@ class Store:
 
     # --- logging in ----------------------------------------------------------------------------------
 
-    def wait(self, name: str, address: str) -> float:
-        """Seconds until another try is looked at; 0: now."""
+    def admit(self, name: str, address: str) -> float:
+        """Seconds until another try is looked at; 0: now, and it counts as failed until `login` knows better.
+
+        Counted before the password is looked at: many tries at once are no more than one after another.
+        """
         since = time.time() - WINDOW_SECONDS
-        rows = self._all(
-            "SELECT at, account = ? AND address = ?, address = ?, account = ? FROM tries"
-            " WHERE at > ? AND (account = ? OR address = ?) ORDER BY at DESC",
-            name, address, address, name, since, name, address,
-        )  # fmt: skip
-        longest = 0.0
-        for column, most in ((1, TRIES), (2, TRIES_ADDRESS), (3, TRIES_ACCOUNT)):
-            times = [row[0] for row in rows if row[column]]
-            if len(times) >= most:  # until the last `most` of them no longer all lie in the window
-                longest = max(longest, times[most - 1] - since)
-        return longest
+        with self._transaction():
+            rows = self._all(
+                "SELECT at, account = ? AND address = ?, address = ?, account = ? FROM tries"
+                " WHERE at > ? AND (account = ? OR address = ?) ORDER BY at DESC",
+                name, address, address, name, since, name, address,
+            )  # fmt: skip
+            longest = 0.0
+            for column, most in ((1, TRIES), (2, TRIES_ADDRESS), (3, TRIES_ACCOUNT)):
+                times = [row[0] for row in rows if row[column]]
+                if len(times) >= most:  # until the last `most` of them no longer all lie in the window
+                    longest = max(longest, times[most - 1] - since)
+            if longest <= 0:
+                self._db.execute("INSERT INTO tries VALUES (?, ?, ?)", (time.time(), name[:64], address))
+                self._db.execute("DELETE FROM tries WHERE at < ?", (since,))
+        return max(longest, 0.0)
 
     def login(self, name: str, password: str, address: str) -> str | None:
         """A new session's token, or None for a wrong name or password; both take equally long."""
         row = self._one("SELECT password FROM accounts WHERE name = ?", name)
         right = passwords.check(password, row[0] if row else _NOBODY)
+        if not right or row is None:
+            return None
         now = time.time()
         with self._transaction():
-            if not right or row is None:
-                self._db.execute("INSERT INTO tries VALUES (?, ?, ?)", (now, name[:64], address))
-                self._db.execute("DELETE FROM tries WHERE at < ?", (now - WINDOW_SECONDS,))
-                return None
             self._db.execute("DELETE FROM tries WHERE account = ? AND address = ?", (name, address))
             self._db.execute("DELETE FROM sessions WHERE began < ?", (now - SESSION_SECONDS,))
             self._db.execute("UPDATE accounts SET used = ? WHERE name = ?", (now, name))
