@@ -46,7 +46,7 @@ FONT = "font-family: system-ui, sans-serif"
 
 
 def keep(directory: Path, name: str, command: str) -> None:
-    """Copy a comparison's table, without what only this machine knows."""
+    """Copy a comparison's table, with the command that makes it again."""
     rows = json.loads((directory / "compare.json").read_text(encoding="utf-8"))
     made = {"command": command, "rows": rows}
     (RESULTS / f"compare-{name}.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
