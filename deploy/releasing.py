@@ -24,9 +24,9 @@ from penchant.common.blueprint import Blueprint
 from penchant.common.config import Plan, RunConfig
 from penchant.common.errors import PenchantError, RunDirectoryError, UsageError
 from penchant.deploy import rundir
-from penchant.server.journal import Journal, RoundLog
+from penchant.server.journal import Journal, RoundLog, write_durably
 
-__all__ = ["export_round"]
+__all__ = ["export_round", "write_release"]
 
 BLUEPRINT = "blueprint.json"  # of a served run, whose server never loads the model
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same round, the same bytes
@@ -43,7 +43,21 @@ class _Base:
 
 
 def export_round(directory: Path, round: int, out: Path) -> None:
-    """Write the ZIP file `out`. UsageError when the round has no adapter to give, or `out` exists."""
+    """Write the ZIP file `out`: the same round, the same bytes. UsageError as `write_release`, or when `out`
+    exists."""
+    if out.exists():
+        raise UsageError(f"{out} is there already; choose another file")
+    with tempfile.TemporaryDirectory(prefix="penchant-release-") as folder:
+        files = Path(folder) / "adapter"
+        write_release(directory, round, files)
+        _pack(files, out)
+
+
+def write_release(directory: Path, round: int | None, out: Path) -> int:
+    """Write the plain files of a round (None: the last that is finished) into `out`; -> the round.
+
+    UsageError when the run shares nothing, the round is not finished, or `out` is in use.
+    """
     from safetensors.numpy import save as save_tensors
 
     from penchant.client.export import Export, export_peft
@@ -51,38 +65,35 @@ def export_round(directory: Path, round: int, out: Path) -> None:
     config = rundir.read_config(directory)
     if config.adapter.share == "none":
         raise UsageError('this run shares nothing (share "none"); there is no adapter that all have')
-    if out.exists():
-        raise UsageError(f"{out} is there already; choose another file")
     with closing(Journal(directory)) as journal:
         found = journal.load(round)
-        logs = {log.round: log for log in journal.logs()}
-        digest = journal.digest(round)
-    if found is None:
-        raise UsageError(f"round {round} of this run is not finished; there is nothing to export")
-    shared = found[1]
-    plan = _plan(config, round)
+        if found is None:
+            which = "no round" if round is None else f"not round {round}"
+            raise UsageError(f"{which} of this run is finished yet; there is nothing to export")
+        number, shared = found
+        log = next(log for log in journal.logs() if log.round == number)
+        digest = journal.digest(number)
+    plan = _plan(config, number)
     base = _base(directory, plan)
     split = base.blueprint.split(plan)
     start = shared.start if shared.start.size else split.initial(config.seed)[1]
-    with tempfile.TemporaryDirectory(prefix="penchant-release-") as folder:
-        files = Path(folder) / "adapter"
-        export_peft(
-            Export(
-                effective=split.merged(shared.factors, start),
-                model=plan.model,
-                adapter=plan.adapter,
-                base=base.published,
-                digest=base.blueprint.digest.hex(),
-                pooling=base.pooling,
-                max_tokens=base.max_tokens,
-                personal=False,
-            ),
-            files,
-        )
-        (files / "shared.safetensors").write_bytes(save_tensors(split.shared.named(shared.factors)))
-        told = _told(directory, config, logs[round], digest)
-        (files / "release.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-        _pack(files, out)
+    export_peft(
+        Export(
+            effective=split.merged(shared.factors, start),
+            model=plan.model,
+            adapter=plan.adapter,
+            base=base.published,
+            digest=base.blueprint.digest.hex(),
+            pooling=base.pooling,
+            max_tokens=base.max_tokens,
+            personal=False,
+        ),
+        out,
+    )
+    write_durably(out / "shared.safetensors", save_tensors(split.shared.named(shared.factors)))
+    told = json.dumps(_told(directory, config, log, digest), indent=2) + "\n"
+    write_durably(out / "release.json", told.encode())
+    return number
 
 
 def _plan(config: RunConfig, round: int) -> Plan:

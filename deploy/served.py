@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,17 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid.http_grid import HttpGrid
-from safetensors.numpy import save as save_tensors
 
 from penchant.client.bench import Benches
-from penchant.client.export import Export, export_peft
 from penchant.common.adapters import BaseTensor, Slot
 from penchant.common.blueprint import Blueprint
 from penchant.common.config import RunConfig
 from penchant.common.contribution import Form
-from penchant.common.errors import ConfigError, PenchantError, RunDirectoryError, UsageError
+from penchant.common.errors import ConfigError, PenchantError, RunDirectoryError
 from penchant.common.identity import Membership
 from penchant.deploy import rundir
 from penchant.deploy.prompt import PromptGrid
+from penchant.deploy.releasing import write_release
 from penchant.deploy.superlink import DIRECTORY, Door, start_run, write_app
 from penchant.server.journal import Journal, write_durably
 from penchant.server.round import Run, federate
@@ -126,35 +125,9 @@ def with_members(run: Run, membership: Membership) -> Run:
 def export(directory: Path, out: Path) -> int:
     """Write the shared part of the last finished round as plain files into `out`; -> the round.
 
-    A LoRA adapter in peft's format with the score head: the model that knows nobody. Beside it
-    `shared.safetensors`, the shared tensors alone, by name. No base model is loaded. Raises UsageError when
-    no round is finished, or `out` is in use.
+    No base model is loaded. Raises UsageError as `releasing.write_release` does.
     """
-    config, table = rundir.read_config(directory), _described(directory)
-    with closing(Journal(directory)) as journal:
-        found = journal.load()
-    if found is None:
-        raise UsageError("no round of this run is finished yet; there is nothing to export")
-    number, shared = found
-    warming = number <= config.federation.warmup_rounds
-    plan = config.plan("warmup" if warming else "main", config.federation.cohort)
-    split = _blueprint(directory).split(plan)
-    start = shared.start if shared.start.size else split.initial(config.seed)[1]
-    export_peft(
-        Export(
-            effective=split.merged(shared.factors, start),
-            model=plan.model,
-            adapter=plan.adapter,
-            base=str(table["published"]),
-            digest=str(table["digest"]),
-            pooling=str(table["pooling"]),
-            max_tokens=int(table["max_tokens"]),
-            personal=False,
-        ),
-        out,
-    )
-    write_durably(out / "shared.safetensors", save_tensors(split.shared.named(shared.factors)))
-    return number
+    return write_release(directory, None, out)
 
 
 def start(directory: Path, door: Door) -> str:

@@ -1,6 +1,6 @@
 """The console in a real browser, over real processes: an operator's day, and every page for everybody.
 
-PENCHANT_PICTURES=DIR keeps screenshots of the pages there (docs/figures/ has them for the documentation).
+PENCHANT_PICTURES=DIR keeps screenshots of the pages there; docs/figures/ has some.
 """
 
 from __future__ import annotations
