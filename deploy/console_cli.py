@@ -225,10 +225,13 @@ def _serve(
 ) -> None:
     import logging
 
-    import uvicorn
+    try:
+        import uvicorn
 
-    from penchant.deploy.console import LocalOperations
-    from penchant.server.console.app import build_app
+        from penchant.deploy.console import LocalOperations
+        from penchant.server.console.app import build_app
+    except ModuleNotFoundError as missing:
+        raise UsageError(f"the console needs {missing.name}; install penchant[console]") from None
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
