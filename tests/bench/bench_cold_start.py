@@ -3,13 +3,14 @@
 Senate, 20 senators kept out of the federation. Each fits the personal part alone to 1 … 50 choices, shared
 factors frozen; against the global model (AB), starting alone (none), lore's weights, and another start: the
 mean of the members' own parts, which would have to leave their devices inside a secure sum. `--tune` judges
-the prior's spread on the validation roll calls, with other seeds than those measured. Federations are trained
+the prior on the validation roll calls, with other seeds than those measured. Federations are trained
 once and kept in --home. Writes cold_start.json and, with matplotlib, cold_start.png.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -21,6 +22,7 @@ import numpy as np
 
 from senate_fleets import Fleet, trained  # isort: skip
 
+from penchant.client.newcomer import prior_of
 from penchant.client.posterior import Laplace
 from penchant.common.adapters import Vector
 from penchant.deploy.newcomers import cold_start
@@ -28,7 +30,8 @@ from penchant.deploy.newcomers import cold_start
 HERE = Path(__file__).resolve().parent
 SHARES = ("A", "B", "AB", "none", "lore")
 SEEDS, TUNING_SEEDS = (0, 1, 2, 3, 4), (100, 101, 102)
-SPREADS = (0.3, 1.0, 2.0, 3.0, 5.0, 10.0)
+SPREADS = (1.0, 3.0, 6.0, 12.0)
+HEADS = (0.1, 0.3, 1.0)  # where the head is personal
 MOST = 50  # choices
 
 
@@ -38,11 +41,15 @@ def tune(home: Path, shares: Sequence[str]) -> None:
         if share == "AB":
             continue
         fleets = [trained(share, seed, home) for seed in TUNING_SEEDS]
-        for spread in SPREADS:
-            curves = [curve(fleet, 20, "validation", prior_spread=spread) for fleet in fleets]
+        for spread, head in itertools.product(SPREADS, HEADS):
+            how = {"prior_spread": spread, "prior_head": head}
+            curves = [curve(fleet, 20, "validation", **how) for fleet in fleets]
             overall = statistics.fmean(row["mean"] for rows in curves for row in rows[1:])
             rows = "  ".join(f"{statistics.fmean(c[i]['mean'] for c in curves):.3f}" for i in range(1, 6))
-            print(f"{share:5s} spread {spread:<4g} {overall:.4f}   by choices {rows}", flush=True)
+            print(
+                f"{share:5s} spread {spread:<4g} head {head:<4g} {overall:.4f}   by choices {rows}",
+                flush=True,
+            )
 
 
 def curve(fleet: Fleet, pairs: int, part: Any, **training: Any) -> list[dict[str, Any]]:
@@ -53,18 +60,17 @@ def from_the_mean(fleet: Fleet, numbers: Sequence[int]) -> list[float]:
     """Accuracy by number of choices when newcomers start from the mean of the members' parts, each refitted
     to their choices on the final shared factors as a newcomer's."""
     bench = fleet.bench()
-    spread = bench.plan.training.prior_spread
     shared, start = bench.parts(fleet.factors)
     laplace = Laplace(bench.model, bench.split, shared)
     members = fleet.world.federation.people
-    parts = [laplace.fit(laplace.prior(start, spread, p.train), p.train).vector for p in members]
+    parts = [laplace.fit(prior_of(bench, laplace, start, p.train), p.train).vector for p in members]
     mean: Vector = np.mean(parts, axis=0, dtype=np.float64).astype(np.float32)
     return [
         statistics.fmean(
             float(np.mean(laplace.margins(posterior, person.test).mean > 0))
             for person in fleet.newcomers
             for choices in [person.train[:number]]
-            for posterior in [laplace.fit(laplace.prior(mean, spread, choices), choices)]
+            for posterior in [laplace.fit(prior_of(bench, laplace, mean, choices), choices)]
         )
         for number in numbers
     ]
@@ -77,6 +83,7 @@ def measure(home: Path, seeds: Sequence[int], shares: Sequence[str]) -> dict[str
         curves = [curve(fleet, MOST, "test") for fleet in fleets]
         found[share] = {
             "prior_spread": fleets[0].world.config.training.prior_spread,
+            "prior_head": fleets[0].world.config.training.prior_head,
             "members": [json.loads((f.directory / "result.json").read_text())["accuracy"] for f in fleets],
             "curve": [
                 summary(choices=rows[0]["choices"], values=[row["mean"] for row in rows])
