@@ -46,10 +46,13 @@ class PromptGrid(Grid):
         """The whole replies to `message_ids`. What is not asked for any more is forgotten."""
         wanted = list(message_ids)
         client = self._grid._runtime_client
-        found = client.PullMessages(PullAppMessagesRequest(message_ids=wanted))
-        for message, tree in zip(found.messages_list, found.message_object_trees, strict=True):
-            self._begun[message.metadata.reply_to_message_id] = (message, tree)
         self._begun = {key: reply for key, reply in self._begun.items() if key in set(wanted)}
+        # What was given out once must not be asked for again: a SuperLink answers that with an error.
+        asked = [key for key in wanted if key not in self._begun]
+        if asked:
+            found = client.PullMessages(PullAppMessagesRequest(message_ids=asked))
+            for message, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+                self._begun[message.metadata.reply_to_message_id] = (message, tree)
         replies = []
         for key, (message, tree) in list(self._begun.items()):
             try:
