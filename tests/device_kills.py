@@ -204,10 +204,12 @@ def kill_again_and_again(
             warm.stdin.write("go\n")
             warm.stdin.flush()
             process = int(warm.stdout.readline())
-            if turn % 5 == 4:
-                fleet.wait_for_a_complete_round()
-            time.sleep(wait(draw))
-            os.kill(process, signal.SIGKILL)
+            try:
+                if turn % 5 == 4:
+                    fleet.wait_for_a_complete_round()
+                time.sleep(wait(draw))
+            finally:
+                os.kill(process, signal.SIGKILL)
             assert warm.stdout.readline() == "dead\n"
             said = notes.read_text().splitlines()
             recorded = max((int(line.split()[1]) for line in said if line.startswith("rec")), default=0)

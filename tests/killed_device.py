@@ -56,7 +56,8 @@ def live(home: Home, socket: Path, notes: int) -> None:
     draw = random.Random(os.getpid())
     for work in (record, train):
         threading.Thread(target=work, args=(Home(home.directory, benches=home._benches), notes, draw)).start()
-    AgentServer(home.agent().answer, socket).start()
+    server = AgentServer(home.agent().answer, socket)  # it serves as long as somebody holds it
+    server.start()
     print(os.getpid(), flush=True)
     signal.pause()
 
