@@ -66,9 +66,10 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--home", type=Path, default=Path("runs/senate-fleets"))
     parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--every", type=int, default=1, help="of the members, only every such one")
     options = parser.parse_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    report([measure(trained("A", seed, options.home)) for seed in seeds], options.out)
+    report([measure(trained("A", seed, options.home), options.every) for seed in seeds], options.out)
 
 
 def report(by_seed: Sequence[Found], out: Path) -> None:

@@ -28,7 +28,7 @@ from penchant.common.adapters import Vector
 from penchant.deploy.newcomers import cold_start
 
 HERE = Path(__file__).resolve().parent
-SHARES = ("A", "B", "AB", "none", "lore")
+SHARES = ("A", "B", "AB", "none", "lore", "mean")  # mean: share A from the mean of the members' parts
 SEEDS, TUNING_SEEDS = (0, 1, 2, 3, 4), (100, 101, 102)
 SPREADS = (1.0, 3.0, 6.0, 12.0)
 HEADS = (0.1, 0.3, 1.0)  # where the head is personal
@@ -38,7 +38,7 @@ MOST = 50  # choices
 def tune(home: Path, shares: Sequence[str]) -> None:
     """Accuracy on validation pairs by share and spread, the mean over 1 to 20 choices and over seeds."""
     for share in shares:
-        if share == "AB":
+        if share in ("AB", "mean"):
             continue
         fleets = [trained(share, seed, home) for seed in TUNING_SEEDS]
         for spread, head in itertools.product(SPREADS, HEADS):
@@ -79,6 +79,8 @@ def from_the_mean(fleet: Fleet, numbers: Sequence[int]) -> list[float]:
 def measure(home: Path, seeds: Sequence[int], shares: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for share in shares:
+        if share == "mean":
+            continue
         fleets = [trained(share, seed, home) for seed in seeds]
         curves = [curve(fleet, MOST, "test") for fleet in fleets]
         found[share] = {
@@ -91,14 +93,15 @@ def measure(home: Path, seeds: Sequence[int], shares: Sequence[str]) -> dict[str
             ],
         }
         show(share, found[share]["curve"])
-    numbers = [row["choices"] for row in found["A"]["curve"]]
-    means = [from_the_mean(trained("A", seed, home), numbers) for seed in seeds]
-    found["A, from the members' mean"] = {
-        "curve": [
-            summary(choices=number, values=[one[i] for one in means]) for i, number in enumerate(numbers)
-        ]
-    }
-    show("A, mean", found["A, from the members' mean"]["curve"])
+    if "A" in shares and "mean" in shares:
+        numbers = [row["choices"] for row in found["A"]["curve"]]
+        means = [from_the_mean(trained("A", seed, home), numbers) for seed in seeds]
+        found["A, from the members' mean"] = {
+            "curve": [
+                summary(choices=number, values=[one[i] for one in means]) for i, number in enumerate(numbers)
+            ]
+        }
+        show("A, mean", found["A, from the members' mean"]["curve"])
     return found
 
 
