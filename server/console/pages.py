@@ -75,7 +75,7 @@ def place_of(desk: Desk, wanted: str) -> Place:
     for place in desk.operations.places():
         if place.id == wanted:
             return place
-    raise Refused(404, "There is no such run. It may have been deleted.")
+    raise Refused("There is no such run. It may have been deleted.", status=404)
 
 
 def run_of(desk: Desk, wanted: str) -> RunFacts:
@@ -93,7 +93,7 @@ def chosen(visit: Visit) -> tuple[list[RunFacts], RunFacts | None]:
     for run in found:
         if run.place.id == wanted:
             return found, run
-    raise Refused(404, "There is no such run. It may have been deleted.")
+    raise Refused("There is no such run. It may have been deleted.", status=404)
 
 
 def curve(run: RunFacts, value: Callable[[Any], float | None]) -> list[tuple[float, float | None]]:
@@ -219,7 +219,7 @@ def compare(visit: Visit) -> Response:
     """The curves of some runs in one drawing, and where their configurations differ."""
     wanted = list(dict.fromkeys(visit.request.query_params.getlist("run")))
     if len(wanted) > MOST_COMPARED:
-        raise Refused(400, f"At most {MOST_COMPARED} runs can be compared at a time.")
+        raise Refused(f"At most {MOST_COMPARED} runs can be compared at a time.", status=400)
     found = [run_of(visit.desk, one) for one in wanted]
     series = [
         charts.Series(run.place.name, curve(run, lambda log: log.val_accuracy), look)
@@ -323,7 +323,7 @@ def start(visit: Visit) -> Response:
     where = visit.given("where")
     fleet = next((one for one in visit.desk.operations.fleets() if one.id == where), None)
     if where and fleet is None:
-        raise Refused(404, "There is no such fleet.")
+        raise Refused("There is no such fleet.", status=404)
     try:
         place = visit.desk.operations.start(name, text, fleet)
     except PenchantError as error:
@@ -473,7 +473,7 @@ def devices(visit: Visit) -> Response:
     search = "".join(c for c in visit.asked("q") if c.isascii() and c.isdigit())[:20]
     order = visit.asked("order", "member")
     if order not in ("member", "seen", "joined"):
-        raise Refused(400, "Devices can be listed by member, seen or joined.")
+        raise Refused("Devices can be listed by member, seen or joined.", status=400)
     number = max(_whole(visit.asked("page", "1"), "page"), 1)
     ledger = Ledger(run.place.directory if run else subject.directory)
     count = ledger.count_devices(search=search)
@@ -513,7 +513,7 @@ def subject_of(visit: Visit, found: Sequence[RunFacts]) -> tuple[Place | None, R
         return visit.desk.operations.fleet_of(run.place) or run.place, run
     place = next((place for place in listed if wanted in ("", place.id)), None)
     if place is None and wanted:
-        raise Refused(404, "There is no such run. It may have been deleted.")
+        raise Refused("There is no such run. It may have been deleted.", status=404)
     return place, next((run for run in found if place and _tells_of(visit.desk, run.place, place)), None)
 
 
@@ -567,7 +567,7 @@ def fleet_named(visit: Visit) -> Place:
     for fleet in visit.desk.operations.fleets():
         if fleet.id == wanted:
             return fleet
-    raise Refused(404, "There is no such fleet; simulated devices need no token and can't be revoked.")
+    raise Refused("There is no such fleet; simulated devices need no token and can't be revoked.", status=404)
 
 
 def invite(visit: Visit) -> Response:
@@ -576,7 +576,7 @@ def invite(visit: Visit) -> Response:
     label = visit.given("label", 80)
     days = _whole(visit.given("days") or "7", "days")
     if not 1 <= days <= 90:
-        raise Refused(422, "An invitation is good for 1 to 90 days.")
+        raise Refused("An invitation is good for 1 to 90 days.", status=422)
     token = visit.desk.operations.invite(place, label, days)
     return visit.render("token.html.j2", place=place, token=token, qr=qr_code(token.text))
 
@@ -710,5 +710,5 @@ def audit(visit: Visit) -> Response:
 def _whole(text: str, what: str) -> int:
     """A whole number from a form or an address. Refused for anything else."""
     if not text.isascii() or not text.isdigit() or len(text) > 19:
-        raise Refused(422, f"{what} must be a whole number")
+        raise Refused(f"{what} must be a whole number", status=422)
     return int(text)

@@ -51,7 +51,7 @@ HEADERS = {
 class Refused(ConsoleError):
     """A request that gets no answer but its status. status: of HTTP."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, text: str, *, status: int = 400) -> None:
         super().__init__(text)
         self.status = status
 
@@ -109,7 +109,7 @@ class Visit:
         """A field of the form, in one line. Refused when it is too long."""
         text = " ".join(self.form.get(key, "").split())
         if len(text) > most:
-            raise Refused(400, f"{key} is longer than {most} characters")
+            raise Refused(f"{key} is longer than {most} characters", status=400)
         return text
 
     def path(self, key: str) -> str:
@@ -259,16 +259,16 @@ async def read_form(request: Request) -> dict[str, str]:
     """The fields of a form. Refused when it is none or too long."""
     kind = request.headers.get("content-type", "").split(";")[0].strip()
     if kind != "application/x-www-form-urlencoded":
-        raise Refused(415, "only a form is understood here")
+        raise Refused("only a form is understood here", status=415)
     body = b""
     async for part in request.stream():
         body += part
         if len(body) > MOST_FORM:
-            raise Refused(413, "the form is too long")
+            raise Refused("the form is too long", status=413)
     try:
         pairs = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=200)
     except ValueError:
-        raise Refused(400, "the form can't be read") from None
+        raise Refused("the form can't be read", status=400) from None
     return dict(pairs)
 
 
