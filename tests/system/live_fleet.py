@@ -8,27 +8,48 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from deployment import Deployment
+from processes import PROGRAM
 from system.hosts import Host
 from twin import journal
 
-from penchant.deploy.superlink import environment, superlink_command, supernode_command
+from penchant.deploy.site import ServerSettings, Site
+from penchant.deploy.superlink import environment, secured_supernode_command
 from penchant.server.journal import RoundRow
 
+TESTS = Path(__file__).resolve().parents[1]
+WARM = [sys.executable, str(Path(__file__).with_name("warm_agents.py"))]
 TRAPPED = [sys.executable, str(Path(__file__).with_name("trapped.py"))]
-SUPERLINK_PORT, NODE_PORT = 9092, 9094
+NODE_PORT = 9094
+UP = "devices reach"  # what `penchant server up` says when all of it is
 QUICK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1", "OMP_NUM_THREADS": "1"}
-START_SECONDS = 120.0
+START_SECONDS = 400.0
 
 Process = subprocess.Popen[bytes]
+
+REGISTER = """
+import sys
+from pathlib import Path
+from penchant.deploy.site import Site
+from penchant.deploy.superlink import Control
+from penchant.deploy.up import door
+with Control(door(Site(Path(sys.argv[1])))) as control:
+    for number, key in enumerate(sys.argv[2:]):
+        control.register(key.encode(), f"device {number}")
+"""
 
 
 @dataclass(frozen=True)
@@ -36,7 +57,8 @@ class Trap:
     """Something that happens in a device's agent, once."""
 
     path: Path
-    device: int
+    round: int
+    attempt: int
 
     @property
     def sprung(self) -> bool:
@@ -53,74 +75,138 @@ class LiveFleet:
 
     deployment: Deployment
     hosts: Sequence[Host]
-    agents: list[Process | None] = field(default_factory=list)
+    agents: list[psutil.Process | None] = field(default_factory=list)
     nodes: list[Process | None] = field(default_factory=list)
-    superlink: Process | None = None
+    up: Process | None = None
     traps: int = 0
+    died: dict[int, int] = field(default_factory=dict)  # device -> how often its agent was found dead
 
     def __post_init__(self) -> None:
         self.place = self.deployment.place
         self.server, self.devices = self.hosts[0], self.hosts[1:]
         self.agents = [None] * len(self.devices)
         self.nodes = [None] * len(self.devices)
-        self.address = f"{self.server.address}:{SUPERLINK_PORT}"
+        settings = ServerSettings((self.server.address,), self.server.address)
+        office = self.deployment.office
+        self.site = Site.create(self.place / "server", settings, office.authority.public_key, office.latest())
+        shutil.move(self.deployment.run, self.site.run("fleet"))
+        self.deployment.run = self.site.run("fleet")
+        with (self.place / "warm.log").open("ab") as log:
+            self.warm = subprocess.Popen(
+                WARM, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+                env=os.environ | QUICK | {"PYTHONPATH": str(TESTS)},
+            )  # fmt: skip
         self.flower = environment(self.place / "flower") | QUICK
+        assert self.warm.stdout is not None
+        assert self.warm.stdout.readline() == "warm\n", (self.place / "warm.log").read_text()
         self.relaying = self.flower | {"PATH": f"{self._warm_executor()}:{self.flower['PATH']}"}
 
     # --- the server ----------------------------------------------------------------------------------
 
     def start_server(self) -> None:
-        words = superlink_command(SUPERLINK_PORT, self.place / "state.db")
-        words[words.index("127.0.0.1")] = self.server.address
-        self.superlink = self.server.start(words, self.place / "superlink.log", self.flower)
-        probe = f"import socket; socket.create_connection(({self.server.address!r}, {SUPERLINK_PORT}), 1)"
-        self.wait("the SuperLink", lambda: self.server.run([sys.executable, "-c", probe]).returncode == 0)
+        """`penchant server up`: the SuperLink and what starts its apps, enrolment, and the gateway."""
+        log = self.place / "up.log"
+        before = log.read_text().count(UP) if log.exists() else 0
+        words = [*PROGRAM, "server", "up", str(self.site.directory)]
+        self.up = self.server.start(words, log, os.environ | QUICK)
+        self.wait("the server", lambda: log.read_text().count(UP) > before)
 
     def kill_server(self) -> None:
-        """kill -9 of the SuperLink, and of the ServerApp that it runs."""
-        assert self.superlink is not None
-        self.server.kill(self.superlink)
+        """kill -9 of everything that `penchant server up` started, the ServerApp of the run too."""
+        assert self.up is not None
+        self.server.kill(self.up)
+        self.wait("the end of the server", lambda: self.server.processes() == [])
+
+    def kill_gateway(self) -> None:
+        """kill -9 of nginx; the server starts it again."""
+        for pid in self.server.processes():
+            with suppress(psutil.NoSuchProcess):
+                if psutil.Process(pid).name() == "nginx":
+                    psutil.Process(pid).kill()
 
     def play(self) -> None:
-        """What `penchant server run` and `resume` do: begin, or go on."""
-        start = "from pathlib import Path; from penchant.deploy import served, superlink; "
-        start += f"served.start(Path({str(self.deployment.run)!r}), superlink.Door({self.address!r}))"
-        words = [sys.executable, "-c", start]
-        done = self.server.run(words, self.flower, START_SECONDS)
+        """`penchant server resume`: begin, or go on."""
+        words = [*PROGRAM, "server", "resume", str(self.site.directory), "--detach"]
+        done = self.server.run(words, os.environ | QUICK, START_SECONDS)
+        assert done.returncode == 0, done.stderr
+
+    def register_nodes(self) -> None:
+        """Give each device's node a key, and let it connect: what `penchant device join` comes to."""
+        keys = []
+        for device in range(len(self.devices)):
+            folder = self.node_folder(device)
+            folder.mkdir()
+            made = ec.generate_private_key(ec.SECP384R1())
+            (folder / "node.key").write_bytes(
+                made.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+            )
+            public = made.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+            keys.append(public.decode())
+        done = self.server.run([sys.executable, "-c", REGISTER, str(self.site.directory), *keys], self.flower)
         assert done.returncode == 0, done.stderr
 
     def rows(self) -> list[RoundRow]:
         with journal(self.deployment.run) as opened:
             return opened.rows()
 
+    def replies(self, round: int, attempt: int) -> int:
+        """How many answers to unmasking the journal holds of an open attempt."""
+        with journal(self.deployment.run) as opened:
+            return sum(kind == "reply" for kind, _, _ in opened.records(round, attempt))
+
     # --- devices -------------------------------------------------------------------------------------
 
     def start_agent(self, device: int, before: Sequence[str] = ()) -> None:
-        """Start an agent and wait until it answers. before: words before its command (`faketime …`)."""
-        folder = self.deployment.homes[device]
-        (folder / "agent.sock").unlink(missing_ok=True)
-        self.trap_folder(device).mkdir(exist_ok=True)
-        words = [*before, *TRAPPED, str(self.trap_folder(device)), "device", "serve", "--home", str(folder)]
-        self.agents[device] = self.devices[device].start(
-            words, self.place / f"agent-{device}.log", os.environ | QUICK
-        )
+        """Start an agent. before: words before its command (`faketime …`)."""
+        home, traps = self.deployment.homes[device], self.trap_folder(device)
+        (home / "agent.sock").unlink(missing_ok=True)
+        traps.mkdir(exist_ok=True)
+        words, log = ["device", "serve", "--home", str(home)], self.place / f"agent-{device}.log"
+        host = self.devices[device]
+        if before:  # a process started anew, not forked
+            cold = host.start([*before, *TRAPPED, str(traps), *words], log, os.environ | QUICK)
+            self.agents[device] = psutil.Process(cold.pid)
+            return
+        order = {"words": words, "traps": str(traps), "log": str(log), "host": host.name}
+        self.agents[device] = psutil.Process(int(self._say(json.dumps(order))))
+
+    def _say(self, line: str) -> str:
+        """An order for the process that forks agents; its answer."""
+        assert self.warm.stdin is not None
+        assert self.warm.stdout is not None
+        self.warm.stdin.write(f"{line}\n")
+        self.warm.stdin.flush()
+        return self.warm.stdout.readline()
+
+    def close(self) -> None:
+        """No more agents."""
+        self.warm.kill()
+        self.warm.communicate()
 
     def start_node(self, device: int) -> None:
-        socket = self.deployment.homes[device] / "agent.sock"
-        words = supernode_command(self.address, NODE_PORT, socket)
+        agent = self.deployment.homes[device] / "agent.sock"
+        key, ca = self.node_folder(device) / "node.key", self.site.tls.ca.certificate
+        words = secured_supernode_command(self.site.settings.gateway, NODE_PORT, agent, ca, key)
         self.nodes[device] = self.devices[device].start(
             words, self.place / f"node-{device}.log", self.relaying
         )
 
-    def start_devices(self) -> None:
+    def start_devices(self, before: Mapping[int, Sequence[str]]) -> None:
+        """Start all; `before`: device -> words before its agent's command."""
         for device in range(len(self.devices)):
-            self.start_agent(device)
+            self.start_agent(device, before.get(device, ()))
             self.start_node(device)
         self.wait_for_agents()
+        self.wait("the nodes", lambda: all(self.node_came(d) for d in range(len(self.devices))))
 
     def wait_for_agents(self) -> None:
         homes = self.deployment.homes
         self.wait("the agents", lambda: all((home / "agent.sock").exists() for home in homes))
+
+    def node_came(self, device: int, times: int = 1) -> bool:
+        """Whether a device's SuperNode has connected, and after each of its starts."""
+        log = self.place / f"node-{device}.log"
+        return log.read_text(errors="replace").count("SuperNode ID") >= times
 
     def kill_node(self, device: int) -> None:
         """kill -9 of a SuperNode and of the relay that it may have started."""
@@ -129,14 +215,17 @@ class LiveFleet:
         self.devices[device].kill(node)
 
     def stop_agent(self, device: int) -> None:
+        """kill -9 of an agent."""
         agent = self.agents[device]
         assert agent is not None
-        self.devices[device].kill(agent)
+        for process in (*agent.children(recursive=True), agent):
+            process.kill()
 
     def revive(self) -> None:
-        """Start what has died; -> when all of it answers again."""
+        """Start what has died, as a service manager would, and wait until it answers again."""
         for device, agent in enumerate(self.agents):
-            if agent is None or agent.poll() is not None:
+            if agent is None or gone(agent):
+                self.died[device] = self.died.get(device, 0) + 1
                 self.start_agent(device)
         for device, node in enumerate(self.nodes):
             if node is None or node.poll() is not None:
@@ -153,6 +242,9 @@ class LiveFleet:
         script.chmod(0o755)
         return folder
 
+    def node_folder(self, device: int) -> Path:
+        return self.place / f"node-{device}"
+
     # --- traps ---------------------------------------------------------------------------------------
 
     def trap_folder(self, device: int) -> Path:
@@ -167,7 +259,7 @@ class LiveFleet:
         hidden = path.with_suffix(".new")
         hidden.write_text(json.dumps(table))
         hidden.rename(path)
-        return Trap(path, device)
+        return Trap(path, round, attempt)
 
     def wait_sprung(self, traps: Iterable[Trap], seconds: float = START_SECONDS) -> None:
         waiting = list(traps)
@@ -198,6 +290,14 @@ class LiveFleet:
         rows = [f"{r.round}.{r.attempt} {r.state} {r.why or ''}" for r in self.rows()]
         logs = [
             f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-15:])
-            for path in sorted(self.place.glob("*.log"))
+            for path in sorted([*self.place.glob("*.log"), *self.place.glob("server/logs/*.log")])
         ]
         return "; ".join(rows) + "\n" + "\n".join(logs)
+
+
+def gone(process: psutil.Process) -> bool:
+    """Whether it has ended, waited for or not."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True

@@ -35,6 +35,10 @@ class Traps:
         self._folder = folder
         self._place = (0, 0)  # round, attempt
 
+    def set(self) -> None:
+        """From now on this process's agent walks into them."""
+        Agent.answer = lambda agent, *message: self.answer(agent, *message)  # type: ignore[method-assign]
+
     def answer(self, agent: Agent, stage: str, payload: bytes) -> bytes:
         if stage == "keys":
             try:
@@ -84,8 +88,7 @@ def fill(ballast: Path) -> None:
 UNTRAPPED = Agent.answer
 
 if __name__ == "__main__":
-    traps = Traps(Path(sys.argv.pop(1)))
-    Agent.answer = lambda agent, stage, payload: traps.answer(agent, stage, payload)  # type: ignore[method-assign]
+    Traps(Path(sys.argv.pop(1))).set()
     from penchant.deploy.cli import main
 
     main()

@@ -1,0 +1,125 @@
+"""What a fleet that lost devices and servers should have come to: the same losses, played in one process.
+
+The shadow starts from copies of the devices' directories and of the run's, before anything happened. A device
+that dies there is silent from that instant to the end of its round; a round that was lost past unmasking is
+skipped. Training and rounding repeat themselves, so shared and personal factors must come out bit for bit:
+each round's sum is then exactly that of its survivors, and nothing was added twice.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from deployment import Deployment
+from flwr.app import Context
+from twin import journal, known
+
+from penchant.client.app import Answer, build_app
+from penchant.client.bench import Benches
+from penchant.client.home import Home
+from penchant.common.codec import decode
+from penchant.common.errors import DeviceError
+from penchant.common.messages import Announce
+from penchant.deploy.grid import InProcessGrid
+from penchant.deploy.served import open_served
+from penchant.server.round import Roll, play_round
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A device falls silent in a round: before it has answered in a stage, or after, its answer lost."""
+
+    round: int
+    device: int
+    stage: str
+    when: Literal["before", "after"] = "before"
+
+
+class Shadow:
+    """Take it before the fleet starts; play it when the losses are known."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._real = deployment
+        self._place = deployment.place / "shadow"
+        self._run = self._place / "run"
+        open_served(deployment.run).journal.close()  # draws the run's id, if there is none yet
+        shutil.copytree(deployment.run, self._run)
+        self._homes = [self._place / folder.name for folder in deployment.homes]
+        for folder, copy in zip(deployment.homes, self._homes, strict=True):
+            Home(folder).agent()  # makes the device's secret, if there is none yet
+            shutil.copytree(folder, copy)
+
+    def play(self, losses: Iterable[Loss], skipped: Collection[int] = ()) -> None:
+        """Play the whole run with these losses."""
+        benches = Benches()
+        agents = [Home(folder, benches=benches).agent() for folder in self._homes]
+        pending = {(loss.round, loss.device, loss.stage): loss.when for loss in losses}
+        silent: set[int] = set()
+        number = 0
+
+        def answer_of(context: Context) -> Answer:
+            device = int(context.node_config["partition-id"])
+
+            def answer(stage: str, payload: bytes) -> bytes:
+                if stage == "keys":
+                    assert decode(payload, Announce).round == number
+                when = pending.pop((number, device, stage), None)
+                if stage != "status" and (device in silent or when == "before"):
+                    silent.add(device)
+                    raise DeviceError("it is gone")
+                reply = agents[device].answer(stage, payload)
+                if when == "after":
+                    silent.add(device)
+                    raise DeviceError("it is gone")
+                return reply
+
+            return answer
+
+        run = open_served(self._run)
+        grid = InProcessGrid(build_app(answer_of), len(agents), workers=1)
+        roll = Roll(run, grid)
+        try:
+            for number in range(1, run.last + 1):
+                silent.clear()
+                if number in skipped:
+                    run.journal.skip(number, run.journal.begin(number, "main"), "as it was")
+                else:
+                    play_round(run, grid, number, roll.call())
+            roll.greet(roll.call().values())
+        finally:
+            grid.close()
+            run.journal.close()
+        assert not pending, f"these losses did not come about: {pending}"
+
+    def check(self) -> None:
+        """The real fleet came to the same."""
+        with journal(self._real.run) as real, journal(self._run) as shadow:
+            found, expected = real.load(), shadow.load()
+            run = real.fact("run")
+            assert [known(log) for log in real.logs()] == [known(log) for log in shadow.logs()]
+        assert found is not None
+        assert expected is not None
+        assert run is not None
+        assert found[0] == expected[0]
+        assert found[1].steps == expected[1].steps
+        assert np.array_equal(found[1].factors, expected[1].factors)
+        for folder, copy in zip(self._real.homes, self._homes, strict=True):
+            own, other = (
+                Home(folder).vault.personal(bytes.fromhex(run)),
+                Home(copy).vault.personal(bytes.fromhex(run)),
+            )
+            assert own is not None
+            assert other is not None
+            assert own.round == other.round, folder
+            assert np.array_equal(own.vector, other.vector), folder
+
+
+def choices_of(folder: Path) -> list[tuple[str, str, str]]:
+    """All that is recorded on a device."""
+    choices = Home(folder).choices()
+    return [(p.prompt, p.chosen, p.rejected) for p in (*choices.train, *choices.validation)]
