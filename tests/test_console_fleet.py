@@ -197,11 +197,11 @@ def test_the_superlink_is_not_asked_for_every_page(world: World, monkeypatch: py
 
 def test_a_list_that_ends_soon_is_noticed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     real = time.time()
-    monkeypatch.setattr("penchant.server.console.pages.time.time", lambda: real + 25 * DAY)
-    world.store._db.execute("UPDATE sessions SET began = began + ?, used = used + ?", (25 * DAY, 25 * DAY))
+    monkeypatch.setattr("penchant.server.console.pages.time.time", lambda: real + 25.1 * DAY)  # 4.9 are left
+    world.store._db.execute("UPDATE sessions SET began = began + ?, used = used + ?", (25.1 * DAY,) * 2)
     assert "The member list expires in 4 d" in world.said("/")
     monkeypatch.setattr("penchant.server.console.pages.time.time", lambda: real + 31 * DAY)
-    world.store._db.execute("UPDATE sessions SET began = began + ?, used = used + ?", (6 * DAY, 6 * DAY))
+    world.store._db.execute("UPDATE sessions SET began = began + ?, used = used + ?", (5.9 * DAY,) * 2)
     assert "has expired" in world.said("/")
 
 
