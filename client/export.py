@@ -183,7 +183,7 @@ def _card(export: Export) -> str:
     return f"""---
 base_model: {export.base}
 library_name: peft
-tags: [reward-model, personal, penchant]
+tags: [{", ".join(_tags(export))}]
 ---
 
 {PERSONAL if export.personal else SHARED}
@@ -197,6 +197,11 @@ Base model: `{export.base}`, penchant digest `{export.digest}`.
 Differences of scores are log-odds (Bradley and Terry): the probability that the first of two is preferred is
 `1 / (1 + exp(score of the second - score of the first))`.
 {also}"""
+
+
+def _tags(export: Export) -> list[str]:
+    """The card's: who searches for what a person likes must not find what a fleet shares."""
+    return ["reward-model", "personal" if export.personal else "shared", "penchant"]
 
 
 def _classifier(base: str) -> str:

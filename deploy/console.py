@@ -26,7 +26,7 @@ from penchant.deploy import rundir
 from penchant.deploy.console_fleet import LOG, SETTINGS, FleetServer
 from penchant.server import releases
 from penchant.server.console.facts import Kind, Ledger, Place, Work
-from penchant.server.console.operations import Enrolment, Node, Revocation, Token
+from penchant.server.console.operations import Enrolment, Link, Revocation, Token
 from penchant.server.console.store import Store
 from penchant.server.releases import Release
 
@@ -274,9 +274,13 @@ class LocalOperations:
 
     # --- devices -------------------------------------------------------------------------------------
 
-    def nodes(self, fleet: Place) -> Mapping[str, Node] | None:
-        """As `Operations.nodes`."""
-        return self._server(fleet).nodes()
+    def link(self, fleet: Place) -> Link:
+        """As `Operations.link`."""
+        return self._server(fleet).link()
+
+    def mark(self, fleet: Place) -> object:
+        """As `Operations.mark`; the console's own record of revocations changes with the requests."""
+        return self._server(fleet).mark()
 
     def enrolment(self, fleet: Place) -> Enrolment:
         """As `Operations.enrolment`."""

@@ -7,25 +7,29 @@ the authority's, by files.
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from penchant.common.config import RunConfig
-from penchant.common.errors import ConsoleError, JournalError
+from penchant.common.errors import ConsoleError, PenchantError
 from penchant.common.identity import Membership
-from penchant.deploy.desk import Desk, request_revocation
+from penchant.deploy.desk import DATABASE, MEMBERS, Desk, request_revocation
 from penchant.deploy.site import Site
 from penchant.deploy.superlink import Control
 from penchant.deploy.tokens import hand_out
 from penchant.deploy.up import door
-from penchant.server.console.operations import Enrolment, Node, Revocation, Token
+from penchant.server.console.operations import Enrolment, Link, Node, Revocation, Token
 
 __all__ = ["FLOWER_RUN", "LOG", "SETTINGS", "FleetServer"]
+
+log = logging.getLogger(__name__)
 
 SETTINGS = "server.toml"  # where it is, a fleet's server is
 LOG = "server.log"  # of a served run
@@ -43,34 +47,62 @@ class FleetServer:
         self.directory = directory
         self._program = list(program)
         self._lock = threading.Lock()
-        self._asked: tuple[float, dict[str, Node] | None] = (-ASK_SECONDS, None)
+        self._link = Link()
+        self._asked = -ASK_SECONDS  # when it was asked last, monotonic
+        self._asking = False
 
     # --- who is there --------------------------------------------------------------------------------
 
-    def nodes(self) -> Mapping[str, Node] | None:
-        """Node id -> whether it is online; None while the SuperLink is silent. Asked at most every 3 s."""
+    def link(self) -> Link:
+        """What the SuperLink said last. It is asked in a thread of its own, at most every 3 s: a page never
+        waits for it, however slow it is."""
         with self._lock:
-            if time.monotonic() - self._asked[0] >= ASK_SECONDS:
-                self._asked = (time.monotonic(), self._nodes())
-            return self._asked[1]
+            ago = time.monotonic() - self._asked
+            if self._asking:  # one that answers drop by drop is as good as silent
+                return replace(self._link, state="silent") if ago > 2 * ASK_SECONDS else self._link
+            if ago >= ASK_SECONDS:
+                self._asking, self._asked = True, time.monotonic()
+                threading.Thread(target=self._ask, name="superlink", daemon=True).start()
+            return self._link
 
-    def _nodes(self) -> dict[str, Node] | None:
+    def _ask(self) -> None:
         try:
-            with Control(door(Site(self.directory)), seconds=ASK_SECONDS) as control:
-                return {str(node): Node(state == "online") for node, (_, state) in control.nodes().items()}
-        except JournalError:
-            return None
+            answer = Link("up", self._nodes(), time.time())
+        except PenchantError as error:
+            log.info("%s", error)
+            answer = replace(self._link, state="silent")
+        except Exception:
+            log.exception("can't ask the SuperLink of %s", self.directory)
+            answer = replace(self._link, state="silent")
+        with self._lock:
+            self._link, self._asking = answer, False
+
+    def _nodes(self) -> dict[str, Node]:
+        with Control(door(Site(self.directory)), seconds=ASK_SECONDS) as control:
+            rows = control.nodes()
+        return {str(node): Node(row.status == "online", row.until or None) for node, row in rows.items()}
+
+    def mark(self) -> object:
+        """Changes with what `link`, `enrolment`, `tokens` and `revocations` tell."""
+        link = self.link()
+        stats = []
+        for name in (MEMBERS, DATABASE, "requests"):
+            with suppress(OSError):
+                stat = (self.directory / name).stat()
+                stats.append((stat.st_size, stat.st_mtime_ns))
+        return link.state, [(node, row.online) for node, row in link.nodes.items()], stats
 
     def enrolment(self) -> Enrolment:
         """Who belongs to the fleet, by the list that the server holds; past its date it still tells."""
         listed = self._membership().current
         if listed is None:
             raise ConsoleError(f"{self.directory} holds no member list")
-        return Enrolment(len(listed.members), frozenset(listed.revoked), listed.number, float(listed.expires))
+        members = frozenset(member.number for member in listed.members)
+        return Enrolment(members, frozenset(listed.revoked), listed.number, float(listed.expires))
 
     def _membership(self) -> Membership:
         site = Site(self.directory)
-        return Membership(site.authority).know((site.directory / "members.list").read_bytes())
+        return Membership(site.authority).know((site.directory / MEMBERS).read_bytes())
 
     # --- invitations ---------------------------------------------------------------------------------
 
@@ -78,7 +110,16 @@ class FleetServer:
         """Every token handed out, the latest first."""
         rows = Desk(Site(self.directory)).enrolments()
         return [
-            Token(row.token, row.name, row.handed_out, row.expires, row.state, row.member)
+            Token(
+                row.token,
+                row.name,
+                row.handed_out,
+                row.expires,
+                row.state,
+                row.member,
+                None if row.node is None else str(row.node),
+                row.fingerprint,
+            )
             for row in sorted(rows, key=lambda row: -row.handed_out)
         ]
 

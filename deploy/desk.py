@@ -36,7 +36,7 @@ from penchant.common.tokens import Terms, check_signature, token_name
 from penchant.deploy.site import Site
 from penchant.server.journal import write_durably
 
-__all__ = ["MEMBERS", "Desk", "Enrolment", "Registrar", "request_revocation"]
+__all__ = ["DATABASE", "MEMBERS", "Desk", "Enrolment", "Registrar", "request_revocation"]
 
 log = logging.getLogger(__name__)
 

@@ -358,10 +358,8 @@ def leave(
     """Leave the fleet: the identity is deleted; choices and the personal model stay."""
 
     def work() -> None:
-        if not yes and not typer.confirm("Leave the fleet?"):
-            raise UsageError("nothing was changed")
-        member = _open(home, passphrase).leave()
-        print(f"this device was member {member}; tell the authority to revoke that number")
+        _make_sure(yes, "Leave the fleet?")
+        _was_member(_open(home, passphrase).leave())
 
     _guarded(work, debug)
 
@@ -413,13 +411,12 @@ def forget(
     """Delete all that this device knows of its owner: choices, personal model, and its membership."""
 
     def work() -> None:
-        if not yes and not typer.confirm("Delete all choices, the personal model and the membership?"):
-            raise UsageError("nothing was deleted")
+        _make_sure(yes, "Delete all choices, the personal model and the membership?")
         device = _open(home, passphrase)
         member, count = device.member, device.forget()
         print(f"{count} choices and the personal model are deleted")
         if member is not None:
-            print(f"this device was member {member}; tell the authority to revoke that number")
+            _was_member(member)
 
     _guarded(work, debug)
 
@@ -461,6 +458,16 @@ def _open(home: Path, ask: bool) -> Home:
             "Passphrase", hide_input=True, confirmation_prompt=Box.asks_passphrase(directory) is None
         )
     return Home(directory, passphrase)
+
+
+def _make_sure(yes: bool, question: str) -> None:
+    """Ask before something that can't be undone. UsageError when the owner says no."""
+    if not yes and not typer.confirm(question):
+        raise UsageError("nothing was changed")
+
+
+def _was_member(number: int) -> None:
+    print(f"this device was member {number}; tell the authority to revoke that number")
 
 
 def _ask(sitting: Labelling) -> None:

@@ -47,4 +47,8 @@ def _superlink(site: Site) -> dict[str, Any]:
             nodes = control.nodes()
     except JournalError:
         return {"up": False, "nodes": 0, "online": 0}
-    return {"up": True, "nodes": len(nodes), "online": sum(state == "online" for _, state in nodes.values())}
+    return {
+        "up": True,
+        "nodes": len(nodes),
+        "online": sum(node.status == "online" for node in nodes.values()),
+    }

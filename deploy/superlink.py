@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from penchant.common.errors import JournalError, UsageError
 
@@ -258,6 +259,15 @@ def how_it_ended(door: Door, run: str) -> str | None:
         return None
 
 
+class NodeRow(NamedTuple):
+    """A node that may connect. public_key: PEM. status: "registered", "online" or "offline". until: Unix
+    seconds, when it went offline, or will if it is not heard of again; 0 before it first came."""
+
+    public_key: bytes
+    status: str
+    until: float
+
+
 class Control:
     """A SuperLink's control interface, which asks nobody who they are: reach it over loopback only.
 
@@ -287,9 +297,10 @@ class Control:
         """How a run ended, as in `how_it_ended`; None while it goes on."""
         from flwr.proto.control_pb2 import ListRunsRequest
 
+        number = _flower_run(run)
         with self._answered():
-            found = self._client.ListRuns(ListRunsRequest(run_id=int(run))).run_dict
-        status = found[int(run)].status if int(run) in found else None
+            found = self._client.ListRuns(ListRunsRequest(run_id=number)).run_dict
+        status = found[number].status if number in found else None
         if status is None or status.status != "finished":
             return None
         return ": ".join(" ".join(part.split()) for part in (status.sub_status, status.details) if part)[:300]
@@ -298,23 +309,28 @@ class Control:
         """Stop a run."""
         from flwr.proto.control_pb2 import StopRunRequest
 
+        number = _flower_run(run)
         with self._answered():
-            self._client.StopRun(StopRunRequest(run_id=int(run)))
+            self._client.StopRun(StopRunRequest(run_id=number))
 
-    def nodes(self) -> dict[int, tuple[bytes, str]]:
-        """Node id -> (public key in PEM, "registered", "online" or "offline"), of all that may connect."""
+    def nodes(self) -> dict[int, NodeRow]:
+        """Node id -> what is known of it, of all that may connect."""
         from flwr.proto.control_pb2 import ListNodesRequest
 
         with self._answered():
             found = self._client.ListNodes(ListNodesRequest()).nodes_info
-        return {n.node_id: (bytes(n.public_key), n.status) for n in found if n.status != "unregistered"}
+        return {
+            n.node_id: NodeRow(bytes(n.public_key), n.status, n.online_until)
+            for n in found
+            if n.status != "unregistered"
+        }
 
     def register(self, public_key: bytes, name: str) -> int:
         """Let the node with this key (PEM, a NIST curve) connect; -> its id, the same if it may already."""
         from flwr.proto.control_pb2 import RegisterNodeRequest
 
-        for node, (key, _) in self.nodes().items():
-            if key == public_key:
+        for node, known in self.nodes().items():
+            if known.public_key == public_key:
                 return node
         with self._answered():
             made = self._client.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name))
@@ -335,6 +351,8 @@ class Control:
 
         try:
             yield
+        except ValueError:  # Flower's word for an answer that isn't protobuf
+            raise JournalError(f"what answers at {self._door.address} is no SuperLink") from None
         except httpx.HTTPStatusError as error:
             code = error.response.status_code
             raise JournalError(f"the SuperLink at {self._door.address} refuses: HTTP {code}") from None
@@ -343,6 +361,13 @@ class Control:
             raise JournalError(
                 f"the SuperLink at {self._door.address} is silent ({what}); is it up?"
             ) from None
+
+
+def _flower_run(text: str) -> int:
+    """Flower's id of a run."""
+    if not text.isdecimal():
+        raise JournalError(f"{text[:30]!r} is no id of a Flower run")
+    return int(text)
 
 
 def _said(answer: dict[str, object]) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from console_scene import HOST, PASSWORD, Browser, make_run
+from processes import wait_for
 from test_console_pages import text_of
 
 from penchant.common.errors import ConsoleError, JournalError
@@ -21,9 +23,11 @@ from penchant.deploy.authority import Office
 from penchant.deploy.console import LocalOperations
 from penchant.deploy.desk import Desk, request_revocation
 from penchant.deploy.site import ServerSettings, Site
+from penchant.deploy.superlink import Control, Door, NodeRow
 from penchant.server.console import passwords
 from penchant.server.console.app import build_app
-from penchant.server.console.operations import Node
+from penchant.server.console.facts import Work
+from penchant.server.console.operations import Node, Token
 from penchant.server.console.pages import qr_code
 from penchant.server.console.store import Store
 
@@ -89,13 +93,21 @@ def run_in(world: World, name: str = "first", rounds: int = 3) -> Path:
     return directory
 
 
+def answered(world: World) -> None:
+    """Wait until the SuperLink's latest answer is in, or that there is none."""
+    server = world.operations._server(world.operations.fleets()[0])
+    server.link()
+    wait_for("the SuperLink", lambda: not server._asking, 30)
+
+
 def test_a_fleet_without_a_run_is_there_already(world: World) -> None:
+    answered(world)
     said = world.said("/")
     assert "home silent – 5 0" in said
     assert "The SuperLink of home is silent" in said
     said = world.said()
-    assert "Nobody was met yet: the fleet has no run." in said
-    assert "5 " in said
+    assert "5 no node yet never came never 0 – –" in said
+    assert "The SuperLink is silent: who is online is not known." in said
     assert "No token was handed out yet." in said
 
 
@@ -178,21 +190,105 @@ def test_the_runs_of_a_fleet_are_found_with_their_devices_online(
 ) -> None:
     run_in(world)
     server = world.operations._server(world.operations.fleets()[0])
-    monkeypatch.setattr(server, "_nodes", lambda: {"1001": Node(True), "1002": Node(False), "77": Node(True)})
+    nodes = {"1001": Node(True), "1002": Node(False, 7 * 86400.0), "77": Node(True)}
+    monkeypatch.setattr(server, "_nodes", lambda: nodes)
+    answered(world)
     said = world.said()
-    assert "2 online now" in said.replace("online now 2", "2 online now")
-    assert "1 node 1001 online" in said
-    assert "2 node 1002 offline" in said
+    assert "online now 2" in said
+    assert "1 node 1001 online now 3 3" in said
+    assert "2 node 1002 offline 20" in said  # seen when the journal says, which is later than 1970
     assert "live fleet" in world.said("/runs")
 
 
 def test_the_superlink_is_not_asked_for_every_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    asked: list[int] = []
     server = world.operations._server(world.operations.fleets()[0])
-    monkeypatch.setattr(server, "_nodes", lambda: asked.append(1))
+    monkeypatch.setattr(server, "_nodes", lambda: asked.append(1) or {})
     for _ in range(5):
         world.said("/")
+        answered(world)
     assert len(asked) == 1
+
+
+def test_no_page_waits_for_a_superlink_that_hangs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it said last is shown, with when that was; one that answers drop by drop is silent as well."""
+    run_in(world)
+    server = world.operations._server(world.operations.fleets()[0])
+    assert "asked just now –" in world.said("/")  # before the first answer
+    wait_for("the SuperLink", lambda: not server._asking, 30)
+    monkeypatch.setattr(server, "_nodes", lambda: {"1001": Node(True)})
+    server._asked -= 10
+    answered(world)
+    assert "home up 1 5" in world.said("/")
+    hung, go = threading.Event(), threading.Event()
+
+    def hang() -> dict[str, Node]:
+        hung.set()
+        go.wait(60)
+        raise JournalError("silent")
+
+    monkeypatch.setattr(server, "_nodes", hang)
+    server._asked -= 10
+    assert "home up 1 5" in world.said("/")
+    assert hung.wait(10)
+    server._asked -= 10  # as if it was asked ten seconds ago
+    server._link = replace(server._link, at=time.time() - 60)
+    said = world.said("/")
+    assert re.search(r"home silent 1 20\d\d-\d\d-\d\d \d\d:\d\d UTC 5", said), said
+    assert "The SuperLink of home is silent" in said
+    assert "1 node 1001 unknown 20" in world.said()
+    go.set()
+    wait_for("the end of it", lambda: not server._asking, 30)
+    assert server.link().state == "silent"
+
+
+def test_what_answers_and_is_no_superlink_is_silent(world: World) -> None:
+    import http.server
+
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"not protobuf")
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with Control(Door(f"127.0.0.1:{other.server_port}")) as control, pytest.raises(JournalError):
+            control.nodes()
+        other.shutdown()
+
+
+def test_devices_that_wait_are_shown_with_what_the_authority_compares(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An enrolled device is there before any run has met it; of many tokens the latest are shown."""
+    rows = [Token(f"t{i}", f"device {i}", i, 2e9, "enrolled", i + 1, str(900 + i)) for i in range(20)]
+    rows[0] = Token("t0", "the cellar", 0, 2e9, "waiting", fingerprint="AAAA-BBBB")
+    server = world.operations._server(world.operations.fleets()[0])
+    monkeypatch.setattr(server, "tokens", lambda: rows[::-1])
+    monkeypatch.setattr(server, "_nodes", lambda: {"901": Node(True), "902": Node(False, time.time() - 60)})
+    answered(world)
+    said = world.said()
+    assert "the cellar t0 waiting fingerprint AAAA-BBBB" in said
+    assert "4 earlier" in said
+    assert "4 earlier" not in world.said("/devices?tokens=all")
+    assert "2 node 901 online now 0 – –" in said
+    assert "3 node 902 offline 20" in said
+    assert "1 device waiting to be enrolled" in world.said("/")
+
+
+def test_a_run_that_waits_for_devices_is_noticed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_in(world, "first", 1)
+    server = world.operations._server(world.operations.fleets()[0])
+    monkeypatch.setattr(server, "_nodes", lambda: {str(n): Node(n > 3) for n in range(5)})
+    monkeypatch.setattr(world.operations, "_work", lambda *_: Work(running=True, ours=True))
+    answered(world)
+    config = world.site.run("first") / "config.toml"
+    config.write_text(config.read_text().replace("cohort = 0", "cohort = 4"))
+    assert "first waits for 3 devices It asks 4 at a time; 1 are online." in world.said("/")
 
 
 def test_a_list_that_ends_soon_is_noticed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +326,7 @@ class Link:
             raise JournalError("the SuperLink refuses")
         self.stopped.append(run)
 
-    def nodes(self) -> dict[int, tuple[bytes, str]]:
+    def nodes(self) -> dict[int, NodeRow]:
         return {}
 
 

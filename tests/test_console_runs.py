@@ -112,6 +112,9 @@ def test_a_run_that_ends_is_finished_and_its_adapter_can_be_had(
         )
         told = json.loads(archive.read("release.json"))
         assert (told["round"], told["share"], len(told["checkpoint_sha256"])) == (1, "A", 64)
+        card = archive.read("README.md").decode()
+        assert "tags: [reward-model, shared, penchant]" in card
+        assert "# The shared part of a fleet's reward models" in card
     with pytest.raises(ConsoleError, match="round 7 has no checkpoint"):
         operations.export(place, 7)
 

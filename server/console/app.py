@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -22,7 +22,8 @@ from penchant.server.console.operations import Operations
 from penchant.server.console.store import Role, Store
 from penchant.server.console.web import (
     Desk,
-    Refused,
+    Endpoint,
+    Form,
     Shield,
     View,
     action,
@@ -31,7 +32,7 @@ from penchant.server.console.web import (
     fresh_token,
     local,
     page,
-    read_form,
+    posted,
     secure_form,
     visit_of,
 )
@@ -67,7 +68,11 @@ ACTIONS: Sequence[tuple[str, View, str]] = (
     ("/releases/{id}/rollback", pages.roll_back, "roll a release back"),
 )
 
-LIVE = (("/live", pages.live_overview), ("/runs/{id}/live", pages.live_run))
+LIVE = (
+    ("/live", pages.live_overview),
+    ("/devices/live", pages.live_devices),
+    ("/runs/{id}/live", pages.live_run),
+)
 
 
 def build_app(
@@ -135,7 +140,7 @@ async def static(request: Request) -> Response:
 # --- logging in and out ---------------------------------------------------------------------------
 
 
-def login_page(desk: Desk):  # type: ignore[no-untyped-def]
+def login_page(desk: Desk) -> Endpoint:
     """The entrance."""
 
     async def endpoint(request: Request) -> Response:
@@ -158,20 +163,12 @@ def _entrance(
     return response
 
 
-def login(desk: Desk):  # type: ignore[no-untyped-def]
+def login(desk: Desk) -> Endpoint:
     """Let somebody in, or not; both are in the audit."""
-
-    async def endpoint(request: Request) -> Response:
-        try:
-            form = await read_form(request)
-        except Refused as refused:
-            return PlainTextResponse(str(refused), refused.status)
-        return await run_in_threadpool(_let_in, desk, request, form)
-
-    return endpoint
+    return posted(partial(_let_in, desk))
 
 
-def _let_in(desk: Desk, request: Request, form: dict[str, str]) -> Response:
+def _let_in(desk: Desk, request: Request, form: Form) -> Response:
     name, address = form.get("name", "").strip()[:64], address_of(request)
     after = local(form.get("next", "/"))
     own = request.cookies.get(f"{desk.cookie}-form", "")
@@ -195,53 +192,35 @@ def _let_in(desk: Desk, request: Request, form: dict[str, str]) -> Response:
     return response
 
 
-def logout(desk: Desk):  # type: ignore[no-untyped-def]
+def logout(desk: Desk) -> Endpoint:
     """Let somebody out."""
 
-    async def endpoint(request: Request) -> Response:
-        try:
-            form = await read_form(request)
-        except Refused as refused:
-            return PlainTextResponse(str(refused), refused.status)
+    def work(request: Request, form: Form) -> Response:
+        visit = visit_of(desk, request, form)
+        if visit is not None:
+            if not visit.sent_by_us():
+                return PlainTextResponse("This form is too old, or not ours.", 403)
+            desk.store.logout(visit.session)
+            desk.store.note(visit.name, visit.address, "log out", "")
+        response = RedirectResponse("/login", 303)
+        response.delete_cookie(desk.cookie, path="/", secure=desk.https, httponly=True)
+        return response
 
-        def work() -> Response:
-            visit = visit_of(desk, request)
-            if visit is not None:
-                if not hmac.compare_digest(form.get("csrf", "").encode(), visit.csrf.encode()):
-                    return PlainTextResponse("This form is too old, or not ours.", 403)
-                desk.store.logout(visit.session)
-                desk.store.note(visit.name, visit.address, "log out", "")
-            response = RedirectResponse("/login", 303)
-            response.delete_cookie(desk.cookie, path="/", secure=desk.https, httponly=True)
-            return response
-
-        return await run_in_threadpool(work)
-
-    return endpoint
+    return posted(work)
 
 
-def check(desk: Desk):  # type: ignore[no-untyped-def]
+def check(desk: Desk) -> Endpoint:
     """The verdict on a configuration that somebody writes: no action, so no line in the audit."""
 
-    async def endpoint(request: Request) -> Response:
-        try:
-            form = await read_form(request)
-        except Refused as refused:
-            return PlainTextResponse(str(refused), refused.status)
+    def work(request: Request, form: Form) -> Response:
+        visit = visit_of(desk, request, form)
+        if visit is None:
+            return Response(status_code=401, headers={"HX-Redirect": "/login"})
+        if not visit.operator or not visit.sent_by_us():
+            return PlainTextResponse("Not for you, or too old.", 403)
+        return pages.check(visit)
 
-        def work() -> Response:
-            visit = visit_of(desk, request)
-            if visit is None:
-                return Response(status_code=401, headers={"HX-Redirect": "/login"})
-            right = hmac.compare_digest(form.get("csrf", "").encode(), visit.csrf.encode())
-            if not visit.operator or not right:
-                return PlainTextResponse("Not for you, or too old.", 403)
-            visit.form = form
-            return pages.check(visit)
-
-        return await run_in_threadpool(work)
-
-    return endpoint
+    return posted(work)
 
 
 async def healthy(request: Request) -> Response:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from penchant.server.console.facts import Place, RunFacts
-from penchant.server.console.operations import Enrolment, Node, Revocation, Token
+from penchant.server.console.operations import Enrolment, Link, Revocation, Token
 from penchant.server.console.words import counted, duration, lost, percent
 
 __all__ = ["Notice", "of_fleet", "of_run"]
@@ -69,17 +69,26 @@ def _at_work(run: RunFacts, now: float, href: str) -> Iterator[Notice]:
 
 def of_fleet(
     fleet: Place,
-    nodes: Mapping[str, Node] | None,
+    link: Link,
+    runs: Sequence[RunFacts],
     enrolment: Enrolment,
     asked: Sequence[Revocation],
     tokens: Sequence[Token],
     now: float,
 ) -> Iterator[Notice]:
-    """What is wrong, or may become so, with a fleet's server and with who belongs to it."""
+    """What is wrong, or may become so, with a fleet's server and who belongs to it. runs: of the fleet."""
     href = f"/devices?run={fleet.id}"
-    if nodes is None:
+    if link.state == "silent":
         text = "No device can take part. Bring it up with “penchant server up”, or see its log."
         yield Notice("bad", f"The SuperLink of {fleet.name} is silent", text, href)
+    for run in runs:
+        if run.state != "running" or run.config is None or not link.fresh(now) or link.online is None:
+            continue
+        missing = run.config.federation.cohort - link.online
+        if missing > 0:
+            title = f"{run.place.name} waits for {counted(missing, 'device')}"
+            text = f"It asks {run.config.federation.cohort} at a time; {link.online} are online."
+            yield Notice("warn", title, text, href)
     pending = [r for r in asked if r.signed is None]
     if pending:
         numbers = ", ".join(str(r.member) for r in pending)

@@ -72,12 +72,13 @@ async def _stream(visit: Visit, parts: Parts) -> AsyncIterator[str]:
 
 
 def _mark(visit: Visit) -> object:
-    """Something that changes whenever one of the runs does."""
+    """Something that changes whenever one of the runs does, or on pages of all of them a fleet."""
     wanted = visit.request.path_params.get("id")
     operations = visit.desk.operations
     places = [place for place in operations.places() if wanted in (None, place.id)]
     said = [tuple(operations.log(place, 1)) for place in places] if wanted else []
-    return [Ledger(place.directory).mark for place in places], operations.work(places), said
+    fleets = [] if wanted else [operations.mark(fleet) for fleet in operations.fleets()]
+    return [Ledger(place.directory).mark for place in places], operations.work(places), said, fleets
 
 
 def event(name: str, html: str) -> str:

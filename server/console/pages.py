@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import segno
@@ -15,7 +16,7 @@ from penchant.common.codec import PROTOCOL_VERSION
 from penchant.common.errors import PenchantError
 from penchant.server.console import attention, charts, words
 from penchant.server.console.facts import STAGES, Attempt, Device, Ledger, Place, RunFacts, facts_of
-from penchant.server.console.operations import Node
+from penchant.server.console.operations import Link
 from penchant.server.console.web import Desk, Refused, Visit
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "devices",
     "download",
     "invite",
+    "live_devices",
     "live_overview",
     "live_run",
     "new",
@@ -46,6 +48,7 @@ __all__ = [
 LOG_LINES = 200
 ROUNDS_SHOWN = 15
 DEVICES_A_PAGE = 50
+TOKENS_SHOWN = 15
 DEEDS_A_PAGE = 50
 MOST_COMPARED = 6
 BINS = tuple(f"accuracy {i}/10" for i in range(10))
@@ -155,7 +158,7 @@ def overview_facts(visit: Visit) -> dict[str, Any]:
     found = all_runs(desk)
     main = found[0] if found else None
     notices = [notice for run in found for notice in attention.of_run(run, now)]
-    fleets = [fleet_facts(desk, fleet, now) for fleet in desk.operations.fleets()]
+    fleets = [fleet_facts(desk, fleet, found, now) for fleet in desk.operations.fleets()]
     notices += [notice for fleet in fleets for notice in fleet["notices"]]
     notices.sort(key=lambda notice: notice.kind != "bad")
     ledger = Ledger(main.place.directory) if main else None
@@ -180,17 +183,17 @@ def overview_facts(visit: Visit) -> dict[str, Any]:
     }
 
 
-def fleet_facts(desk: Desk, fleet: Place, now: float) -> dict[str, Any]:
-    """How a fleet's server and its members are."""
-    nodes, enrolment = desk.operations.nodes(fleet), desk.operations.enrolment(fleet)
-    notices = attention.of_fleet(
-        fleet, nodes, enrolment, desk.operations.revocations(fleet), desk.operations.tokens(fleet), now
-    )
+def fleet_facts(desk: Desk, fleet: Place, found: Sequence[RunFacts], now: float) -> dict[str, Any]:
+    """How a fleet's server and its members are. found: all runs."""
+    link, enrolment = desk.operations.link(fleet), desk.operations.enrolment(fleet)
+    asked, tokens = desk.operations.revocations(fleet), desk.operations.tokens(fleet)
+    runs = [run for run in found if _tells_of(desk, run.place, fleet)]
     return {
         "place": fleet,
-        "online": None if nodes is None else sum(node.online for node in nodes.values()),
+        "link": link,
+        "fresh": link.fresh(now),
         "enrolment": enrolment,
-        "notices": list(notices),
+        "notices": list(attention.of_fleet(fleet, link, runs, enrolment, asked, tokens, now)),
     }
 
 
@@ -463,39 +466,129 @@ def delete(visit: Visit) -> Response:
 
 
 def devices(visit: Visit) -> Response:
-    """Who was met, and who is there: of a fleet (its latest run), or of a simulation."""
-    desk = visit.desk
+    """Who belongs, who is there, and who was met: of a fleet (its latest run), or of a simulation."""
+    return visit.render("devices.html.j2", **devices_facts(visit))
+
+
+def devices_facts(visit: Visit) -> dict[str, Any]:
+    """What the page of devices shows."""
+    desk, now = visit.desk, time.time()
     found = all_runs(desk)
     subject, run = subject_of(visit, found)
     around: dict[str, Any] = {"subjects": subjects(desk, found), "subject": subject, "run": run}
     if subject is None:
-        return visit.render("devices.html.j2", **around)
+        return around
     search = "".join(c for c in visit.asked("q") if c.isascii() and c.isdigit())[:20]
     order = visit.asked("order", "member")
-    if order not in ("member", "seen", "joined"):
+    if order not in ORDERS:
         raise Refused("Devices can be listed by member, seen or joined.", status=400)
     number = max(_whole(visit.asked("page", "1"), "page"), 1)
-    ledger = Ledger(run.place.directory if run else subject.directory)
-    count = ledger.count_devices(search=search)
-    rows = ledger.devices(
-        search=search, limit=DEVICES_A_PAGE, offset=(number - 1) * DEVICES_A_PAGE, order=order
-    )
-    nodes = desk.operations.nodes(subject) if subject.kind == "fleet" else None
-    return visit.render(
-        "devices.html.j2",
+    met = Ledger(run.place.directory).devices() if run else []
+    about = belonging(desk, subject)
+    rows = [
+        device for device in known(subject, run, met, about, now) if str(device.member).startswith(search)
+    ]
+    rows.sort(key=ORDERS[order])
+    every = visit.asked("tokens") == "all"
+    shown = [t for i, t in enumerate(about["tokens"]) if every or i < TOKENS_SHOWN or t.state == "waiting"]
+    return {
         **around,
-        **belonging(desk, subject),
-        rows=rows,
-        count=count,
-        met=count if not search else ledger.count_devices(),
-        recent=ledger.count_devices(since=time.time() - 86400),
-        online=None if nodes is None else sum(node.online for node in nodes.values()),
-        presence=presence(subject, run, nodes),
-        search=search,
-        order=order,
-        page=number,
-        pages=max(-(-count // DEVICES_A_PAGE), 1),
-        protocol=PROTOCOL_VERSION,
+        **about,
+        "which": visit.asked("run") or subject.id,
+        "tokens_shown": shown,
+        "tokens_hidden": len(about["tokens"]) - len(shown),
+        "every_token": every,
+        "rows": rows[(number - 1) * DEVICES_A_PAGE : number * DEVICES_A_PAGE],
+        "count": len(rows),
+        "met": len(met),
+        "recent": sum(now - device.seen < 86400 for device in met),
+        "fresh": about["link"] is not None and about["link"].fresh(now),
+        "search": search,
+        "order": order,
+        "page": number,
+        "pages": max(-(-len(rows) // DEVICES_A_PAGE), 1),
+    }
+
+
+DEVICE_PARTS = ("numbers", "list", "invitations", "revocations")
+
+
+def live_devices(visit: Visit) -> Fragments:
+    """The parts of the page of devices that change by themselves."""
+    page = devices_facts(visit)
+    if page["subject"] is None:
+        return {}
+    return {part: visit.text(f"devices_{part}.html.j2", **page) for part in DEVICE_PARTS}
+
+
+@dataclass(frozen=True)
+class Known:
+    """A device as the console knows it: from the authority's list, the enrolment desk, the SuperLink and the
+    run's journal. node: None before the SuperLink lets it in. look: how `state` is shown. seen: Unix
+    seconds, None: never; here: it is online now. protocol: of what it answered, None before it did."""
+
+    member: int
+    node: str | None
+    state: str
+    look: str
+    here: bool
+    seen: float | None
+    joined: int
+    last: int | None
+    protocol: int | None
+
+
+ORDERS: Mapping[str, Callable[[Known], Any]] = {
+    "member": lambda device: device.member,
+    "seen": lambda device: (not device.here, -(device.seen or 0.0), device.member),
+    "joined": lambda device: (-device.joined, device.member),
+}
+
+
+def known(
+    subject: Place, run: RunFacts | None, met: Sequence[Device], about: Mapping[str, Any], now: float
+) -> list[Known]:
+    """All devices: those that were met, and those of a fleet's members that were not yet."""
+    devices = {device.member: device for device in met}
+    nodes = {token.member: token.node for token in about["tokens"] if token.member is not None}
+    enrolment, link = about["enrolment"], about["link"]
+    numbers = set(devices) | set(nodes) | (enrolment.members if enrolment else set())
+    return [
+        _known(number, devices.get(number), nodes.get(number), subject, run, link, now) for number in numbers
+    ]
+
+
+def _known(
+    number: int,
+    device: Device | None,
+    enrolled: str | None,
+    subject: Place,
+    run: RunFacts | None,
+    link: Link | None,
+    now: float,
+) -> Known:
+    name = enrolled or (device.node if device else None)
+    node = link.nodes.get(name) if link is not None and name is not None else None
+    here = link is not None and link.fresh(now) and node is not None and node.online
+    heard = [device.seen] if device else []
+    if node is not None and link is not None:
+        heard += [moment for moment in (link.at if node.online else node.until,) if moment is not None]
+    if link is None:
+        look, state = ("good" if run and run.state == "running" else "", "simulated")
+    elif not link.fresh(now):
+        look, state = "", "unknown"
+    else:
+        look, state = ("good", "online") if here else ("", "offline")
+    return Known(
+        member=number,
+        node=name,
+        state=state if heard or name else "never came",
+        look=look,
+        here=here,
+        seen=max(heard, default=None),
+        joined=device.joined if device else 0,
+        last=device.last if device else None,
+        protocol=PROTOCOL_VERSION if device else None,  # a device of another one is never ready
     )
 
 
@@ -525,30 +618,15 @@ def _tells_of(desk: Desk, run: Place, subject: Place) -> bool:
 def belonging(desk: Desk, subject: Place) -> dict[str, Any]:
     """Members, invitations and revocations of a fleet; a simulation has none."""
     if subject.kind != "fleet":
-        return {"enrolment": None, "revocations": [], "pending": set(), "tokens": []}
+        return {"enrolment": None, "link": None, "revocations": [], "pending": set(), "tokens": []}
     asked = desk.operations.revocations(subject)
     return {
         "enrolment": desk.operations.enrolment(subject),
+        "link": desk.operations.link(subject),
         "revocations": asked,
         "pending": {r.member for r in asked if r.signed is None},
         "tokens": desk.operations.tokens(subject),
     }
-
-
-def presence(
-    subject: Place, run: RunFacts | None, nodes: Mapping[str, Node] | None
-) -> Callable[[Device], tuple[str, str]]:
-    """A device -> (look, words) of whether it is there."""
-
-    def look(device: Device) -> tuple[str, str]:
-        if subject.kind == "simulation":
-            return "good" if run is not None and run.state == "running" else "", "simulated"
-        if nodes is None:
-            return "", "unknown"
-        node = nodes.get(device.node)
-        return ("good", "online") if node is not None and node.online else ("", "offline")
-
-    return look
 
 
 def qr_code(text: str) -> Markup:

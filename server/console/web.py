@@ -19,14 +19,14 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from jinja2 import Environment
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penchant.common.errors import ConsoleError, PenchantError
 from penchant.server.console.operations import Operations
 from penchant.server.console.store import Role, Session, Store
 
-__all__ = ["Desk", "Refused", "Shield", "Visit", "action", "page", "secure_form"]
+__all__ = ["Desk", "Refused", "Shield", "Visit", "action", "page", "posted", "secure_form"]
 
 log = logging.getLogger(__name__)
 
@@ -131,9 +131,27 @@ class Visit:
             self.desk.store.tell(self.session, say)
         return RedirectResponse(path, 303)
 
+    def sent_by_us(self) -> bool:
+        """Whether the form carries its session's token against forgery."""
+        return hmac.compare_digest(self.form.get("csrf", "").encode(), self.csrf.encode())
+
 
 View = Callable[[Visit], Response]
+Form = Mapping[str, str]
 Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def posted(work: Callable[[Request, Form], Response]) -> Endpoint:
+    """The entrance of a form: it is read, then worked on in a thread."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            form = await read_form(request)
+        except Refused as refused:
+            return PlainTextResponse(str(refused), refused.status)
+        return await run_in_threadpool(work, request, form)
+
+    return endpoint
 
 
 def page(desk: Desk, view: View, role: Role = "viewer") -> Endpoint:
@@ -156,55 +174,46 @@ def page(desk: Desk, view: View, role: Role = "viewer") -> Endpoint:
 def action(desk: Desk, view: View, name: str, role: Role = "operator") -> Endpoint:
     """The entrance of an action, which leaves its lines in the audit. name: what they call it."""
 
-    async def endpoint(request: Request) -> Response:
+    def work(request: Request, form: Form) -> Response:
+        visit = visit_of(desk, request, form)
+        if visit is None:
+            return to_login(desk, request)
+        target = "/".join(str(v) for v in request.path_params.values())
+        told = (visit.name, visit.address, name, target)
+        if not visit.sent_by_us():
+            desk.store.note(*told, "refused: the form was forged or too old")
+            return refusal(visit, 403, "This form is too old, or not ours. Nothing was done; try again.")
+        if role == "operator" and not visit.operator:
+            desk.store.note(*told, "refused: not an operator")
+            return refusal(visit, 403, "This is for operators; your account may look, not act.")
+        about = ", ".join(f"{key}: {form[key]}" for key in sorted(_TOLD & set(form)) if form[key])
+        begun = desk.store.note(*told, "begun", about)
         try:
-            form = await read_form(request)
+            response = view(visit)
         except Refused as refused:
-            return HTMLResponse(str(refused), refused.status)
+            desk.store.note(*told, f"refused: {refused}", about, begun)
+            return refusal(visit, refused.status, str(refused))
+        except PenchantError as error:
+            desk.store.note(*told, f"failed: {error}", about, begun)
+            return visit.go(back_to(request), f"Not done: {error}")
+        except Exception as error:
+            desk.store.note(*told, f"failed: {type(error).__name__}", about, begun)
+            raise
+        desk.store.note(*told, "done", about, begun)
+        return response
 
-        def work() -> Response:
-            visit = visit_of(desk, request)
-            if visit is None:
-                return to_login(desk, request)
-            visit.form = form
-            target = "/".join(str(v) for v in request.path_params.values())
-            told = (visit.name, visit.address, name, target)
-            if not hmac.compare_digest(form.get("csrf", "").encode(), visit.csrf.encode()):
-                desk.store.note(*told, "refused: the form was forged or too old")
-                return refusal(visit, 403, "This form is too old, or not ours. Nothing was done; try again.")
-            if role == "operator" and not visit.operator:
-                desk.store.note(*told, "refused: not an operator")
-                return refusal(visit, 403, "This is for operators; your account may look, not act.")
-            about = ", ".join(f"{key}: {form[key]}" for key in sorted(_TOLD & set(form)) if form[key])
-            begun = desk.store.note(*told, "begun", about)
-            try:
-                response = view(visit)
-            except Refused as refused:
-                desk.store.note(*told, f"refused: {refused}", about, begun)
-                return refusal(visit, refused.status, str(refused))
-            except PenchantError as error:
-                desk.store.note(*told, f"failed: {error}", about, begun)
-                return visit.go(back_to(request), f"Not done: {error}")
-            except Exception as error:
-                desk.store.note(*told, f"failed: {type(error).__name__}", about, begun)
-                raise
-            desk.store.note(*told, "done", about, begun)
-            return response
-
-        return await run_in_threadpool(work)
-
-    return endpoint
+    return posted(work)
 
 
 _TOLD = {"name", "where", "member", "why", "label", "days", "round", "number", "confirm"}
 """Fields of forms that the audit keeps."""
 
 
-def visit_of(desk: Desk, request: Request) -> Visit | None:
-    """The visit of a request with a living session."""
+def visit_of(desk: Desk, request: Request, form: Form | None = None) -> Visit | None:
+    """The visit of a request with a living session. form: what it posts."""
     token = request.cookies.get(desk.cookie, "")
     session = desk.store.session(token) if token else None
-    return None if session is None else Visit(desk, request, session, secure_form(token))
+    return None if session is None else Visit(desk, request, session, secure_form(token), form or {})
 
 
 def secure_form(token: str) -> str:
