@@ -18,7 +18,16 @@ from penchant.common.keys import verify
 from penchant.common.messages import MAX_MEMBERSHIP, PublicKey, Signature
 from penchant.common.protocol import domain
 
-__all__ = ["MAX_JOIN_REQUEST", "Answer", "Asked", "JoinReply", "JoinRequest", "Request", "request"]
+__all__ = [
+    "MAX_JOIN_REQUEST",
+    "Answer",
+    "Asked",
+    "JoinReply",
+    "JoinRequest",
+    "Request",
+    "fingerprint",
+    "request",
+]
 
 MAX_NODE_KEY: Final = 512  # bytes; a P-384 key in PEM has 215
 MAX_NAME: Final = 100
@@ -51,8 +60,7 @@ class Request:
     @property
     def fingerprint(self) -> str:
         """What owner and authority can compare over the phone: 5 groups of 4 hexadecimal digits."""
-        digest = hashlib.sha256(domain("request fingerprint", self.public_key)).hexdigest()
-        return "-".join(digest[at : at + 4] for at in range(0, 20, 4))
+        return fingerprint(self.public_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +148,12 @@ class JoinReply:
     def decode(cls, data: bytes) -> JoinReply:
         """Undo `encode`; CodecError for anything else."""
         return decode_record(data, cls)
+
+
+def fingerprint(public_key: bytes) -> str:
+    """Of the request that names this key: `Request.fingerprint`."""
+    digest = hashlib.sha256(domain("request fingerprint", public_key)).hexdigest()
+    return "-".join(digest[at : at + 4] for at in range(0, 20, 4))
 
 
 def request(private: bytes) -> Request:

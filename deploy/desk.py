@@ -22,7 +22,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
-from penchant.common.enrolment import Answer, Asked, JoinReply, JoinRequest, Request
+from penchant.common.enrolment import Answer, Asked, JoinReply, JoinRequest, Request, fingerprint
 from penchant.common.errors import (
     EnrolmentError,
     JournalError,
@@ -263,7 +263,7 @@ class Desk:
         membership = self._known()
         with self._record() as db:
             rows = db.execute(
-                "SELECT t.public_key, t.name, t.handed_out, t.expires, e.request, e.member, e.node"
+                "SELECT t.public_key, t.name, t.handed_out, t.expires, e.identity, e.member, e.node"
                 " FROM tokens t LEFT JOIN enrolments e ON e.token = t.public_key"
                 " ORDER BY t.handed_out, t.public_key"
             ).fetchall()
@@ -307,8 +307,8 @@ def request_revocation(directory: Path, member: int, why: str = "") -> Path:
 
 
 def _enrolment(row: tuple[object, ...], membership: Membership, now: float) -> Enrolment:
-    public_key, name, handed_out, expires, request, member, node = row
-    if request is None:
+    public_key, name, handed_out, expires, identity, member, node = row
+    if identity is None:
         state = "open" if now < int(str(expires)) else "expired"
     elif member is None:
         state = "waiting"
@@ -322,7 +322,7 @@ def _enrolment(row: tuple[object, ...], membership: Membership, now: float) -> E
         state=state,
         member=None if member is None else int(str(member)),
         node=None if node is None else int(str(node)),
-        fingerprint="" if request is None else Request.decode(bytes(request)).fingerprint,  # type: ignore[call-overload]
+        fingerprint="" if identity is None else fingerprint(bytes(identity)),  # type: ignore[call-overload]
     )
 
 

@@ -70,7 +70,7 @@ def _figures(run: RunFacts) -> Table:
         ("devices met", str(Ledger(run.place.directory).count_devices())),
         ("lost in ten rounds", f"{words.percent(lost)}: {words.lost(run.dropped)}" if lost else "nobody"),
         ("secure aggregation", "on" if run.config and run.config.privacy.secagg else "OFF"),
-        ("privacy budget", "none: differential privacy is off"),
+        ("privacy budget", "none: there is no differential privacy"),
     ]
     if run.histogram is not None:
         rows.insert(1, ("people by accuracy", _histogram(run.histogram[1])))

@@ -150,7 +150,7 @@ def test_privacy_names_what_a_sum_holds_and_that_there_is_no_budget(console: Con
     make_run(console.runs / "first", 3)
     said = text_of(console.browser("olga").get("/privacy").text)
     assert "layer.lora_A 2 × 4 updates of a shared tensor, added up" in said
-    assert "No budget: differential privacy is off" in said
+    assert "There is none: this version adds no noise for differential privacy" in said
     assert "33 10 680" in said  # people, numbers, choices
     make_run(console.runs / "open", 1, **{"privacy.secagg": False})
     loud = text_of(console.browser("olga").get(f"/privacy?run={console.id_of('open')}").text)

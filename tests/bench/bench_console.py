@@ -1,13 +1,16 @@
 """What the console's pages take: `python tests/bench/bench_console.py [--rounds N] [--devices N]`.
 
-A journal of many rounds and devices, written by hand; then every page over real HTTP on loopback, in another
-process: best and median of several, in milliseconds to the last byte, and how large it is.
+Journals of many rounds and devices, written by hand, then every page over real HTTP on loopback, in another
+process: best, median and worst of several, in milliseconds to the last byte, and how large it is. Once over a
+simulation alone, once over a fleet with as many members, whose SuperLink takes connections and never answers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -21,12 +24,17 @@ import httpx
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from console_scene import PASSWORD, make_run
 
+from penchant.common.enrolment import request
+from penchant.common.identity import Authority
+from penchant.deploy.desk import DATABASE, Desk
+from penchant.deploy.site import ServerSettings, Site
 from penchant.server.console.store import Store
 from penchant.server.console.web import secure_form
 
 LIMIT_MS = 200.0  # the first page, with 1,000 devices and 500 rounds
 PAGES = ("/", "/runs", "/runs/ID", "/devices", "/privacy", "/releases", "/audit")
 PORT = 8917
+MONTH = 30 * 86400
 
 
 def main() -> int:
@@ -36,23 +44,51 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        rows = bench(Path(folder), given.rounds, given.devices, given.repeats)
-    print(f"{given.rounds} rounds, {given.devices} devices; milliseconds, best and median of {given.repeats}")
+    print(f"{given.rounds} rounds, {given.devices} devices; milliseconds: best, median and worst of", end=" ")
+    print(f"{given.repeats}, and the first of them")
+    rows = []
+    for what in ("simulation", "fleet, its SuperLink hangs"):
+        with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as hung:
+            root = Path(folder) / "runs"
+            if what == "simulation":
+                make_run(root / "long", given.rounds, of=given.rounds + 1, devices=given.devices)
+            else:
+                make_fleet(root, given.rounds, given.devices, hung.getsockname()[1])
+            rows += bench(Path(folder), root, what, given.repeats)
     for row in rows:
-        print(f"{row['page']:12s} {row['best_ms']:8.1f} {row['median_ms']:8.1f}   {row['kb']:6.1f} kB")
+        times = " ".join(f"{row[key]:8.1f}" for key in ("best_ms", "median_ms", "worst_ms", "first_ms"))
+        print(f"{row['what']:27s} {row['page']:10s} {times}   {row['kb']:6.1f} kB")
     if given.json:
         given.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    first = rows[0]["best_ms"]
+    first = max(row["best_ms"] for row in rows if row["page"] == "/")
     print(f"the first page: {first:.0f} ms, at most {LIMIT_MS:.0f}")
     return 0 if first <= LIMIT_MS else 1
 
 
-def bench(folder: Path, rounds: int, devices: int, repeats: int) -> list[dict[str, Any]]:
-    make_run(folder / "runs" / "long", rounds, of=rounds + 1, devices=devices)
+def make_fleet(directory: Path, rounds: int, devices: int, port: int) -> None:
+    """A fleet's server with a run; every member came by a token. port: of its SuperLink."""
+    authority, now = Authority.create(), int(time.time())
+    asked = [request((number + 1).to_bytes(32, "big")) for number in range(devices)]
+    certified = [authority.issue(number, one.public_key) for number, one in enumerate(asked, 1)]
+    members = authority.publish(1, certified, issued=now, expires=now + MONTH)
+    settings = ServerSettings(addresses=("fleet.example.org",), superlink_port=port)
+    site = Site.create(directory, settings, authority.public_key, members.encode())
+    Desk(site)
+    with sqlite3.connect(directory / DATABASE) as db:
+        for number, one in enumerate(asked, 1):
+            token = number.to_bytes(32, "big")
+            row = (token, f"device {number}", settings.gateway, now - number, now + MONTH)
+            db.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?)", row)
+            enrolled = (token, one.public_key, token, one.encode(), now, b"an answer", number, 1000 + number)
+            db.execute("INSERT INTO enrolments VALUES (?, ?, ?, ?, ?, ?, ?, ?)", enrolled)
+    run = make_run(directory / "runs" / "long", rounds, of=rounds + 1, devices=devices)
+    (run / "blueprint.json").write_text("{}", encoding="utf-8")
+
+
+def bench(folder: Path, root: Path, what: str, repeats: int) -> list[dict[str, Any]]:
     store = Store(folder / "state")
     store.add("olga", "operator", PASSWORD)
-    words = ["console", str(folder / "runs"), "--port", str(PORT), "--state", str(folder / "state")]
+    words = ["console", str(root), "--port", str(PORT), "--state", str(folder / "state")]
     program = [sys.executable, "-P", "-c", "from penchant.deploy.cli import main; main()"]
     process = subprocess.Popen([*program, *words], stdout=subprocess.DEVNULL)
     try:
@@ -65,9 +101,11 @@ def bench(folder: Path, rounds: int, devices: int, repeats: int) -> list[dict[st
                 "csrf": secure_form(client.cookies["penchant-form"]),
             }
             client.post("/login", data=form)
+            first = _page(client, "/", "/", repeats)
             listed = client.get("/runs").text
             one = listed.split('href="/runs/long-')[1].split('"')[0]
-            return [_page(client, page, page.replace("ID", f"long-{one}"), repeats) for page in PAGES]
+            others = [_page(client, page, page.replace("ID", f"long-{one}"), repeats) for page in PAGES[1:]]
+            return [row | {"what": what} for row in (first, *others)]
     finally:
         process.terminate()
         process.wait()
@@ -92,7 +130,14 @@ def _page(client: httpx.Client, name: str, path: str, repeats: int) -> dict[str,
         times.append(1000 * (time.perf_counter() - began))
         answer.raise_for_status()
         length = len(answer.content)
-    return {"page": name, "best_ms": min(times), "median_ms": statistics.median(times), "kb": length / 1000}
+    return {
+        "page": name,
+        "best_ms": min(times),
+        "median_ms": statistics.median(times),
+        "worst_ms": max(times),
+        "first_ms": times[0],
+        "kb": length / 1000,
+    }
 
 
 if __name__ == "__main__":
