@@ -26,7 +26,7 @@ from penchant.deploy import rundir
 from penchant.deploy.console_fleet import LOG, SETTINGS, FleetServer
 from penchant.server import releases
 from penchant.server.console.facts import Kind, Ledger, Place, Work
-from penchant.server.console.operations import Enrolment, Link, Revocation, Token
+from penchant.server.console.operations import Enrolment, Link, Revocation, Token, fleet_recipe
 from penchant.server.console.store import Store
 from penchant.server.releases import Release
 
@@ -139,14 +139,35 @@ class LocalOperations:
             "Senate, everyone alone": {"adapter.share": "none"},
             "Senate, a quick look": {"adapter.share": "A", "federation.rounds": 8},
         }
-        return {
+        texts = {
             name: configure({"data.dataset": "senate", **changes}, None).to_toml()
             for name, changes in wanted.items()
         }
+        for fleet in self.fleets():
+            everybody = {
+                "adapter.share": "A",
+                "federation.cohort": max(len(self.enrolment(fleet).members), 1),
+            }
+            texts[fleet_recipe(fleet)] = configure(everybody, None).to_toml()
+        return texts
 
-    def check(self, toml: str) -> RunConfig:
+    def simulates(self) -> bool:
+        """As `Operations.simulates`."""
+        return any(self._takes_runs(root) for root in self._roots)
+
+    def _takes_runs(self, root: Path) -> bool:
+        return not (root / rundir.CONFIG).is_file() and not (root / SETTINGS).is_file()
+
+    def check(self, toml: str, fleet: Place | None = None) -> RunConfig:
         """As `Operations.check`."""
         config = RunConfig.from_toml(toml)
+        if fleet is not None:
+            rundir.refuse_unservable(config)
+            members = len(self.enrolment(fleet).members)
+            if config.federation.cohort > members:
+                raise ConfigError(
+                    f"federation.cohort is {config.federation.cohort}, but {fleet.name} has {members} members"
+                )
         if config.grid != "local":
             raise ConfigError(f'grid is "{config.grid}"; the console starts runs on the local grid only')
         self._refuse_foreign("data.dataset", config.data.dataset)
@@ -170,7 +191,7 @@ class LocalOperations:
 
     def start(self, name: str, toml: str, fleet: Place | None = None) -> Place:
         """As `Operations.start`. A simulation's directory is made here, so that the run is there at once."""
-        config = self.check(toml)
+        config = self.check(toml, fleet)
         if not _NAME.fullmatch(name):
             raise ConfigError(
                 "a run's name is 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
@@ -191,7 +212,7 @@ class LocalOperations:
     def _nursery(self) -> Path:
         """The folder that takes new runs."""
         for root in self._roots:
-            if not (root / rundir.CONFIG).is_file() and not (root / SETTINGS).is_file():
+            if self._takes_runs(root):
                 return root
         raise ConfigError("this console shows single runs only; start it with a folder to put new ones into")
 
@@ -223,6 +244,7 @@ class LocalOperations:
         if place.kind == "served":
             self._server(self.fleet_of(place)).stop(place.directory.name)
             self._store.keep_job(place.id, None)
+            self._wait_for_the_end(place)
             return
         job = self._store.jobs().get(place.id)
         if job is None or not self._alive(place.id, job):
@@ -236,6 +258,13 @@ class LocalOperations:
                 with suppress(ProcessLookupError):
                     os.killpg(job["pid"], signal.SIGKILL)
             time.sleep(0.05)
+
+    def _wait_for_the_end(self, place: Place) -> None:
+        end = time.monotonic() + STOP_SECONDS
+        while rundir.busy(place.directory):
+            if time.monotonic() > end:
+                raise ConsoleError(f"Flower was told to stop {place.name}, and has not yet; look again soon")
+            time.sleep(0.1)
 
     def delete(self, place: Place) -> None:
         """As `Operations.delete`."""

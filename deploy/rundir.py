@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from penchant.common.config import RunConfig
-from penchant.common.errors import RunDirectoryError
+from penchant.common.errors import ConfigError, RunDirectoryError
 from penchant.server.journal import write_durably
 
 __all__ = [
@@ -63,6 +63,14 @@ def refuse_used(directory: Path) -> None:
         raise RunDirectoryError(
             f"{directory} is in use; choose another --out, or go on there with --resume {directory}"
         )
+
+
+def refuse_unservable(config: RunConfig) -> None:
+    """ConfigError for a configuration that real devices can't take part in."""
+    if not config.federation.cohort:
+        raise ConfigError("federation.cohort is 0; a served run needs to know how many devices to ask")
+    if not config.privacy.secagg:
+        raise ConfigError("a served run is with secure aggregation; set privacy.secagg to true")
 
 
 def read_config(directory: Path) -> RunConfig:

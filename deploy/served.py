@@ -29,7 +29,7 @@ from penchant.common.adapters import BaseTensor, Slot
 from penchant.common.blueprint import Blueprint
 from penchant.common.config import RunConfig
 from penchant.common.contribution import Form
-from penchant.common.errors import ConfigError, PenchantError, RunDirectoryError
+from penchant.common.errors import PenchantError, RunDirectoryError
 from penchant.common.identity import Membership
 from penchant.deploy import rundir
 from penchant.deploy.prompt import PromptGrid
@@ -64,10 +64,7 @@ def create(directory: Path, config: RunConfig, authority: bytes, members: bytes)
     Raises ConfigError, BaseModelError, MembershipError or RunDirectoryError before anything is written.
     """
     rundir.refuse_used(directory)
-    if not config.federation.cohort:
-        raise ConfigError("federation.cohort is 0; a served run needs to know how many devices to ask")
-    if not config.privacy.secagg:
-        raise ConfigError("a served run is with secure aggregation; set privacy.secagg to true")
+    rundir.refuse_unservable(config)
     Membership(authority).accept(members, int(time.time()))
     plan = config.plan("main", config.federation.cohort)
     bench = Benches().of(plan)

@@ -106,7 +106,7 @@ def test_a_fleet_without_a_run_is_there_already(world: World) -> None:
     assert "home silent – 5 0" in said
     assert "The SuperLink of home is silent" in said
     said = world.said()
-    assert "5 no node yet never came never 0 – –" in said
+    assert "5 no node yet not met yet never 0 – –" in said
     assert "The SuperLink is silent: who is online is not known." in said
     assert "No token was handed out yet." in said
 
@@ -356,6 +356,53 @@ def test_a_live_run_is_resumed_and_started_through_the_servers_own_command(
     assert answer.status_code == 422
     assert "federation.cohort is 0" in text_of(answer.text)
     assert world.browser.post("/runs/new", form | {"where": "elsewhere"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("config", "verdict"),
+    [
+        ("", "federation.cohort is 0"),
+        ("[federation]\ncohort = 6", "federation.cohort is 6, but home has 5 members"),
+        ("[federation]\ncohort = 5\n[privacy]\nsecagg = false", "a served run is with secure aggregation"),
+        ("[federation]\ncohort = 5", "It can run 5 devices of home a round, with choices of their own"),
+    ],
+)
+def test_what_a_fleet_can_run_is_said_before_it_is_started(world: World, config: str, verdict: str) -> None:
+    answer = world.browser.post("/runs/check", {"config": config, "where": world.id})
+    assert verdict in text_of(answer.text)
+    if "It can run" not in verdict:
+        answer = world.browser.post("/runs/new", {"name": "x", "config": config, "where": world.id})
+        assert answer.status_code == 422
+        assert verdict in text_of(answer.text)
+        assert world.operations.places() == []
+
+
+def test_a_console_of_a_fleet_alone_simulates_nothing(world: World, tmp_path: Path) -> None:
+    said = world.said("/runs/new")
+    assert "simulated, on this machine" not in said
+    assert "It can run 5 devices of home a round" in said  # everybody is asked, unless another is chosen
+    assert world.browser.post("/runs/check", {"config": "", "where": "elsewhere"}).status_code == 404
+    (tmp_path / "runs").mkdir()
+    both = LocalOperations([tmp_path / "runs", world.site.directory], world.store)
+    browser = Browser(build_app(world.store, both, hosts=frozenset({HOST})), "olga")
+    said = text_of(browser.get("/runs/new").text)
+    assert "simulated, on this machine the fleet home" in said
+    assert "It can run senate" in said
+
+
+def test_stopping_waits_for_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    monkeypatch.setattr(console_fleet, "Control", Link())
+    monkeypatch.setattr("penchant.deploy.console.STOP_SECONDS", 0.3)
+    directory = run_in(world)
+    (directory / console_fleet.FLOWER_RUN).write_text("4711\n", encoding="utf-8")
+    (place,) = world.operations.places()
+    with (directory / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConsoleError, match="has not yet"):
+            world.operations.stop(place)
+    world.operations.stop(place)
 
 
 def test_a_lock_says_that_a_live_run_is_at_work(world: World) -> None:

@@ -28,6 +28,7 @@ from penchant.server.console.web import (
     View,
     action,
     address_of,
+    answered,
     digest,
     fresh_token,
     local,
@@ -218,7 +219,7 @@ def check(desk: Desk) -> Endpoint:
             return Response(status_code=401, headers={"HX-Redirect": "/login"})
         if not visit.operator or not visit.sent_by_us():
             return PlainTextResponse("Not for you, or too old.", 403)
-        return pages.check(visit)
+        return answered(visit, pages.check)
 
     return posted(work)
 

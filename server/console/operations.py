@@ -14,7 +14,7 @@ from penchant.common.config import RunConfig
 from penchant.server.console.facts import Place, Work
 from penchant.server.releases import Release
 
-__all__ = ["Enrolment", "Link", "Node", "Operations", "Revocation", "Token"]
+__all__ = ["Enrolment", "Link", "Node", "Operations", "Revocation", "Token", "fleet_recipe"]
 
 FRESH_SECONDS = 15.0  # an answer as old is not called the present
 
@@ -95,6 +95,11 @@ class Enrolment:
     expires: float
 
 
+def fleet_recipe(fleet: Place) -> str:
+    """What the recipe of a fleet's run is called."""
+    return f"The fleet {fleet.name}, A shared, everybody asked"
+
+
 class Operations(Protocol):
     """Everything that a page may do. Each raises a PenchantError of one line when it can't."""
 
@@ -113,8 +118,11 @@ class Operations(Protocol):
     def recipes(self) -> Mapping[str, str]:
         """Name -> configuration in TOML to start from."""
 
-    def check(self, toml: str) -> RunConfig:
-        """The configuration that a text makes; ConfigError when it can't be run from here."""
+    def simulates(self) -> bool:
+        """Whether simulated runs can be started here."""
+
+    def check(self, toml: str, fleet: Place | None = None) -> RunConfig:
+        """The configuration that a text makes; ConfigError when it can't be run from here. fleet: on it."""
 
     def start(self, name: str, toml: str, fleet: Place | None = None) -> Place:
         """Begin a new run: of a fleet, or else a simulated one on this machine."""

@@ -16,7 +16,7 @@ from penchant.common.codec import PROTOCOL_VERSION
 from penchant.common.errors import PenchantError
 from penchant.server.console import attention, charts, words
 from penchant.server.console.facts import STAGES, Attempt, Device, Ledger, Place, RunFacts, facts_of
-from penchant.server.console.operations import Link
+from penchant.server.console.operations import Link, fleet_recipe
 from penchant.server.console.web import Desk, Refused, Visit
 
 __all__ = [
@@ -166,6 +166,7 @@ def overview_facts(visit: Visit) -> dict[str, Any]:
         "runs": found[:6],
         "more": max(len(found) - 6, 0),
         "fleets": fleets,
+        "simulates": desk.operations.simulates(),
         "main": main,
         "notices": notices,
         "devices": ledger.count_devices() if ledger else 0,
@@ -270,13 +271,19 @@ def _flat(run: RunFacts) -> dict[str, str]:
 
 def new(visit: Visit) -> Response:
     """The form of a new run."""
-    recipes = visit.desk.operations.recipes()
-    wanted = visit.asked("from")
-    text = recipes.get(wanted) or next(iter(recipes.values()), "")
-    if wanted and wanted not in recipes:
+    operations, wanted = visit.desk.operations, visit.asked("from")
+    recipes, fleets = operations.recipes(), operations.fleets()
+    fleet = None if operations.simulates() or not fleets else fleets[0]
+    if not wanted:
+        wanted = fleet_recipe(fleet) if fleet else next(iter(recipes))
+    if wanted in recipes:
+        text = recipes[wanted]
+        fleet = next((one for one in fleets if fleet_recipe(one) == wanted), fleet)
+    else:
         place = place_of(visit.desk, wanted)
         text = (place.directory / "config.toml").read_text(encoding="utf-8")
-    return _form(visit, visit.asked("name"), text, wanted)
+        fleet = operations.fleet_of(place) or fleet
+    return _form(visit, visit.asked("name"), text, wanted, fleet=fleet)
 
 
 def _form(
@@ -285,7 +292,7 @@ def _form(
     text: str,
     wanted: str = "",
     *,
-    where: str = "",
+    fleet: Place | None = None,
     error: str = "",
     status: int = 200,
 ) -> Response:
@@ -297,41 +304,50 @@ def _form(
         runs=[run for run in found if run.config],
         wanted=wanted,
         fleets=visit.desk.operations.fleets(),
-        where=where,
+        simulates=visit.desk.operations.simulates(),
+        where=fleet.id if fleet else "",
         name=name,
         text=text,
         error=error,
-        verdict=verdict(visit, text),
+        verdict=verdict(visit, text, fleet),
     )
 
 
-def verdict(visit: Visit, text: str) -> dict[str, Any]:
-    """Whether a configuration can run, and what it would do."""
+def verdict(visit: Visit, text: str, fleet: Place | None) -> dict[str, Any]:
+    """Whether a configuration can run, on a fleet or simulated, and what it would do."""
     try:
-        return {"config": visit.desk.operations.check(text), "error": ""}
+        return {"config": visit.desk.operations.check(text, fleet), "error": "", "fleet": fleet}
     except PenchantError as error:
-        return {"config": None, "error": str(error)}
+        return {"config": None, "error": str(error), "fleet": fleet}
 
 
 def check(visit: Visit) -> Response:
     """The verdict on a configuration while it is written. Changes nothing."""
     from starlette.responses import HTMLResponse
 
-    return HTMLResponse(visit.text("verdict.html.j2", verdict=verdict(visit, visit.form.get("config", ""))))
+    said = verdict(visit, visit.form.get("config", ""), chosen_fleet(visit))
+    return HTMLResponse(visit.text("verdict.html.j2", verdict=said))
+
+
+def chosen_fleet(visit: Visit) -> Place | None:
+    """The fleet that a form names; None: on this machine, simulated. Refused when there is none such."""
+    where = visit.given("where")
+    for fleet in visit.desk.operations.fleets():
+        if fleet.id == where:
+            return fleet
+    if where:
+        raise Refused("There is no such fleet.", status=404)
+    return None
 
 
 def start(visit: Visit) -> Response:
     """Begin a new run."""
-    name, text = visit.given("name", 64), visit.form.get("config", "")
-    where = visit.given("where")
-    fleet = next((one for one in visit.desk.operations.fleets() if one.id == where), None)
-    if where and fleet is None:
-        raise Refused("There is no such fleet.", status=404)
+    name, text, fleet = visit.given("name", 64), visit.form.get("config", ""), chosen_fleet(visit)
     try:
         place = visit.desk.operations.start(name, text, fleet)
     except PenchantError as error:
         visit.desk.store.note(visit.name, visit.address, "start a run", name, f"refused: {error}")
-        return _form(visit, name, text, where=where, error=str(error), status=422)
+        return _form(visit, name, text, fleet=fleet, error=str(error), status=422)
     return visit.go(f"/runs/{place.id}", f"{place.name} has begun.")
 
 
@@ -582,7 +598,7 @@ def _known(
     return Known(
         member=number,
         node=name,
-        state=state if heard or name else "never came",
+        state=state if heard or name else "not met yet",
         look=look,
         here=here,
         seen=max(heard, default=None),

@@ -89,8 +89,9 @@ class LiveFleet:
         settings = ServerSettings((self.server.address,), self.server.address)
         office = self.deployment.office
         self.site = Site.create(self.place / "server", settings, office.authority.public_key, office.latest())
-        shutil.move(self.deployment.run, self.site.run("fleet"))
-        self.deployment.run = self.site.run("fleet")
+        if self.deployment.run.is_dir():  # else the test makes one
+            shutil.move(self.deployment.run, self.site.run("fleet"))
+            self.deployment.run = self.site.run("fleet")
         with (self.place / "warm.log").open("ab") as log:
             self.warm = subprocess.Popen(
                 WARM, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
@@ -130,10 +131,11 @@ class LiveFleet:
         done = self.server.run(words, os.environ | QUICK, START_SECONDS)
         assert done.returncode == 0, done.stderr
 
-    def register_nodes(self) -> None:
-        """Give each device's node a key, and let it connect: what `penchant device join` comes to."""
+    def register_nodes(self, count: int | None = None) -> None:
+        """Give the nodes of the first `count` devices (None: of all) a key, and let them connect: what
+        `penchant device join` comes to."""
         keys = []
-        for device in range(len(self.devices)):
+        for device in range(len(self.devices) if count is None else count):
             folder = self.node_folder(device)
             folder.mkdir()
             made = ec.generate_private_key(ec.SECP384R1())

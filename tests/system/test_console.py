@@ -9,19 +9,17 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
-import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
+from processes import PROGRAM, free_port, listens, wait_for
+from system.console_browser import PASSWORD, PICTURES, SCREENS, Operator, Served, chromium
 
 from penchant.common.enrolment import request
 from penchant.common.tokens import JoinToken
@@ -32,38 +30,11 @@ from penchant.server.console.pages import qr_code
 
 pytestmark = pytest.mark.system
 
-PROGRAM = [sys.executable, "-P", "-c", "from penchant.deploy.cli import main; main()"]
-FLAGS = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-sync"
-PASSWORD = "a long enough password"
-PICTURES = os.environ.get("PENCHANT_PICTURES")
-SCREENS = {"desk": (1280, 860), "phone": (390, 844)}
-SERIOUS = {"serious", "critical"}
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        flags = [f"--{flag}" for flag in FLAGS.split()]
-        with playwright.chromium.launch(executable_path="/usr/bin/chromium", args=flags) as chromium:
-            yield chromium
-
-
-@dataclass
-class Served:
-    """A console that listens. address: http://127.0.0.1:PORT"""
-
-    address: str
-    folder: Path
-    process: subprocess.Popen[bytes]
-
-    def log(self) -> str:
-        return (self.folder / "console.log").read_text(encoding="utf-8")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +52,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with (folder / "console.log").open("wb") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log)
     try:
-        wait_for("the console", lambda: answers(port), 120)
+        wait_for("the console", lambda: listens(port), 120)
         yield Served(f"http://127.0.0.1:{port}", folder, process)
     finally:
         process.terminate()
@@ -99,65 +70,6 @@ def made_fleet(folder: Path) -> None:
         office.issue(request(bytes([number + 1]) * 32), f"device {number}")
     settings = ServerSettings(addresses=("fleet.example.org",), superlink_port=free_port())
     Site.create(folder / "fleet", settings, office.authority.public_key, office.latest())
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def wait_for(what: str, happened: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.2)
-
-
-class Operator:
-    """Somebody at the browser. What the browser complains of is kept in `said`."""
-
-    def __init__(
-        self, browser: Browser, served: Served, *, screen: str = "desk", scheme: str = "light"
-    ) -> None:
-        width, height = SCREENS[screen]
-        self.served, self.screen, self.scheme = served, screen, scheme
-        self.context: BrowserContext = browser.new_context(
-            viewport={"width": width, "height": height},
-            color_scheme=scheme,  # type: ignore[arg-type]
-            reduced_motion="reduce",
-            accept_downloads=True,
-        )
-        self.page: Page = self.context.new_page()
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-
-    def go(self, path: str) -> None:
-        self.page.goto(self.served.address + path)
-
-    def login(self, name: str = "olga") -> None:
-        self.go("/login")
-        self.page.get_by_label("Name").fill(name)
-        self.page.get_by_label("Password").fill(PASSWORD)
-        self.page.keyboard.press("Enter")
-        self.page.wait_for_url(self.served.address + "/")
-
-    def picture(self, name: str) -> None:
-        if PICTURES:
-            self.page.wait_for_timeout(300)
-            path = Path(PICTURES) / f"console-{name}-{self.screen}-{self.scheme}.png"
-            self.page.screenshot(path=path)
-
-    def check(self, what: str) -> None:
-        """Nothing to complain of: not by the browser, not by axe, and nothing wider than the screen."""
-        assert self.said == [], what
-        assert [url for url in self.asked if not url.startswith(self.served.address)] == []
-        assert self.page.evaluate("document.documentElement.scrollWidth") <= SCREENS[self.screen][0], what
-        found = Axe().run(self.page).response["violations"]
-        bad = [(v["id"], v["nodes"][0]["html"][:200]) for v in found if v["impact"] in SERIOUS]
-        assert bad == [], what
 
 
 def quick(page: Page, name: str, rounds: int, seed: int = 0) -> None:

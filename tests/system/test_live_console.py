@@ -1,0 +1,217 @@
+"""A fleet of real processes, run from the console alone: its operator never sees a shell.
+
+Five hosts: the server's, where operator and browser are as well, and four devices. Three are members; the
+fourth comes with the token that the console hands out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from deployment import Deployment
+from playwright.sync_api import Browser, Locator, Page, expect
+from processes import PROGRAM
+from system.console_browser import CHROMIUM, PASSWORD, Operator, Served, chromium
+from system.hosts import Host, network
+from system.live_fleet import LiveFleet
+from twin import journal
+
+from penchant.client.home import Home
+from penchant.client.policy import OwnerPolicy
+from penchant.common.preferences import Preference
+from penchant.deploy.attending import attend
+from penchant.server.console.store import Store
+
+pytestmark = pytest.mark.system
+
+DEVICES = 4  # one of them may be late in a round
+LAST = 3  # two rounds and the closing one
+PORT = 8900
+SECONDS = 90_000
+SETTINGS = {
+    "federation.rounds": LAST - 1,
+    "federation.deadline_seconds": 60.0,
+    "federation.patience_seconds": 60.0,
+    "federation.attempts": 5,
+}
+
+
+class WithStranger(Deployment):
+    """The last device is in no fleet yet."""
+
+    def _enrol(self, folder: Path, choices: Sequence[Preference]) -> None:
+        if folder != self.homes[-1]:
+            super()._enrol(folder, choices)
+            return
+        Home(folder).record(choices)
+        policy = OwnerPolicy(base_models=(str(self.base),), min_honest=1, max_colluders=0)
+        (folder / "policy.toml").write_text(policy.to_toml())
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[Host]]:
+    with network(DEVICES + 1) as made:
+        yield made
+
+
+@pytest.fixture
+def fleet(tiny_model: Callable[[str], Path], tmp_path: Path, hosts: list[Host]) -> Iterator[LiveFleet]:
+    deployment = WithStranger(tmp_path, tiny_model("bert"), DEVICES, SETTINGS)
+    with closing(LiveFleet(deployment, hosts)) as made:
+        yield made
+
+
+@pytest.fixture
+def served(fleet: LiveFleet) -> Served:
+    """A console on the server's host."""
+    folder = fleet.place
+    with closing(Store(folder / "state")) as store:
+        store.add("olga", "operator", PASSWORD)
+    words = ["console", str(fleet.site.directory), "--state", str(folder / "state"), "--port", str(PORT)]
+    words += ["--data", str(fleet.deployment.base)]
+    process = fleet.server.start([*PROGRAM, *words], folder / "console.log")
+    return Served(f"http://127.0.0.1:{PORT}", folder, process)
+
+
+@pytest.fixture
+def browser(hosts: list[Host], tmp_path: Path) -> Iterator[Browser]:
+    """Chromium on the server's host: the console is on loopback there, and nowhere else."""
+    program = tmp_path / "chromium"
+    program.write_text(f'#!/bin/sh\nexec ip netns exec {hosts[0].name} {CHROMIUM} "$@"\n')
+    program.chmod(0o755)
+    with chromium(str(program)) as started:
+        yield started
+
+
+def test_a_fleet_is_run_from_the_console(fleet: LiveFleet, served: Served, browser: Browser) -> None:
+    me = Operator(browser, served)
+    fleet.start_server()
+    fleet.register_nodes(DEVICES - 1)
+    for device in range(DEVICES - 1):
+        fleet.start_agent(device)
+        fleet.start_node(device)
+    me.login()
+    me.page.evaluate("window.same = true")
+    let_a_stranger_in(me.page, fleet)
+    assert me.page.evaluate("window.same") is True
+    start_a_run(me.page, fleet)
+    stop_and_resume(me.page, fleet)
+    look_at_devices(me.page)
+    revoke(me.page, fleet)
+    me.check("the devices of a fleet")
+    me.go("/audit")
+    told = me.page.locator("tbody").inner_text()
+    for deed in ("hand out a token", "start a run", "stop a run", "resume a run", "ask for a revocation"):
+        assert deed in told
+    assert "no end on record" not in told
+    log = served.log()
+    assert "Traceback" not in log
+    assert PASSWORD not in log
+
+
+def row(page: Page, words: str) -> Locator:
+    return page.locator("tr", has_text=words)
+
+
+def number(page: Page, name: str) -> Locator:
+    """What stands below a name."""
+    return page.locator("dl.numbers > div", has_text=name).locator("dd")
+
+
+def let_a_stranger_in(page: Page, fleet: LiveFleet) -> None:
+    """A token is handed out and used; the page tells each step by itself, to the device online."""
+    last = DEVICES - 1
+    page.get_by_role("link", name="Devices").click()
+    expect(row(page, "not met yet")).to_have_count(last)
+    page.get_by_label(re.compile("^For")).fill("the attic")
+    page.get_by_role("button", name="Hand out a token").click()
+    token = page.locator("#token").inner_text()
+    page.get_by_role("link", name="Done").click()
+    page.evaluate("window.same = true")
+    expect(row(page, "the attic")).to_contain_text("open")
+
+    home, log = fleet.deployment.homes[last], fleet.place / "join.log"
+    words = ["device", "join", token, "--home", str(home), "--node", str(fleet.node_folder(last)), "--wait"]
+    joining = fleet.devices[last].start([*PROGRAM, *words], log)
+    expect(row(page, "the attic")).to_contain_text("waiting", timeout=SECONDS)
+    shown = row(page, "the attic").locator("small", has_text="fingerprint").inner_text().split()[-1]
+    site = fleet.site
+    fleet.wait("the device's word", lambda: "has not answered" in log.read_text())
+    assert shown in log.read_text()  # what authority and owner compare
+    attend(fleet.deployment.office, site.requests, site.answers, lambda matter: matter.who == shown)
+    assert joining.wait(120) == 0, log.read_text()
+    expect(row(page, "the attic")).to_contain_text("enrolled", timeout=SECONDS)
+    fleet.start_agent(last)
+    fleet.start_node(last)
+    expect(number(page, "online now")).to_have_text(str(DEVICES), timeout=SECONDS)
+    expect(row(page, f"{DEVICES}node")).to_contain_text("online")  # before any run has met it
+
+
+def start_a_run(page: Page, fleet: LiveFleet) -> None:
+    page.get_by_role("link", name="Runs", exact=True).first.click()
+    page.get_by_role("link", name="Start a run").click()
+    area, text = page.get_by_label("Configuration"), fleet.deployment.config.to_toml()
+    expect(page.get_by_label("Where")).to_have_text("the fleet server")
+    area.fill(text.replace(f"cohort = {DEVICES}", "cohort = 99"))
+    expect(page.locator("#verdict")).to_contain_text(f"cohort is 99, but server has {DEVICES} members")
+    area.fill(text)
+    expect(page.locator("#verdict")).to_contain_text(f"It can run{DEVICES} devices of server a round")
+    page.get_by_label("Name of its directory").fill("attic")
+    page.get_by_role("button", name="Start").click()
+    expect(page.get_by_role("status").first).to_contain_text("attic has begun.", timeout=SECONDS)
+    fleet.deployment.run = fleet.site.run("attic")
+
+
+def stop_and_resume(page: Page, fleet: LiveFleet) -> None:
+    """The first round arrives by itself; stopped in the second, which is run again after resuming."""
+    page.evaluate("window.same = true")
+    expect(page.locator(".pill").first).to_have_text("running")
+    stands = page.locator("#rounds ~ div td", has_text=re.compile("^stands$"))
+    expect(stands).to_have_count(1, timeout=SECONDS)
+    expect(page.locator("p.status")).to_contain_text(f"Round 2 of {LAST}", timeout=SECONDS)
+    expect(page.locator(".stages li.now")).to_have_count(1, timeout=SECONDS)
+    assert page.evaluate("window.same") is True
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("status").first).to_contain_text("attic has stopped")
+    expect(page.locator(".pill").first).to_have_text("stopped")
+    first = (fleet.deployment.run / "checkpoints" / "round-000001.safetensors").read_bytes()
+    rows = fleet.rows()
+    assert [(one.round, one.state) for one in rows] == [(1, "finished"), (2, "started")]
+
+    page.get_by_role("button", name="Resume").click()
+    expect(page.get_by_role("status").first).to_contain_text("attic goes on.", timeout=SECONDS)
+    expect(page.locator(".pill").first).to_have_text("finished", timeout=SECONDS)
+    expect(page.locator("p.status")).to_contain_text(f"All {LAST} rounds are done.")
+    assert (fleet.deployment.run / "checkpoints" / "round-000001.safetensors").read_bytes() == first
+    with journal(fleet.deployment.run) as opened:
+        assert [number for number, _ in opened.finished()] == list(range(1, LAST + 1))
+
+
+def look_at_devices(page: Page) -> None:
+    """Members, online or when they were seen, and in how many rounds they were."""
+    page.get_by_role("link", name="Devices").click()
+    rows = page.locator("table", has_text="Rounds joined").locator("tbody tr")
+    expect(rows).to_have_count(DEVICES)
+    joined = [int(cell) for cell in page.locator("td[data-label=Joined]").all_inner_texts()]
+    assert LAST * (DEVICES - 1) <= sum(joined) <= LAST * DEVICES
+    for one in rows.all():
+        expect(one).to_contain_text("online")
+        expect(one.locator("td").last).to_contain_text("Revoke")
+
+
+def revoke(page: Page, fleet: LiveFleet) -> None:
+    """Asked for, pending, signed: then the SuperLink does not let its node in any more."""
+    page.evaluate("window.same = true")
+    page.get_by_role("link", name=f"Revoke member {DEVICES}").click()
+    page.get_by_label("Why").fill("sold with the house")
+    page.get_by_role("button", name="Ask for the revocation").click()
+    expect(page.get_by_role("status").first).to_contain_text("pending until it has signed")
+    expect(row(page, f"{DEVICES}node")).to_contain_text("revocation pending")
+    attend(fleet.deployment.office, fleet.site.requests, fleet.site.answers, lambda matter: True)
+    expect(row(page, "sold with the house")).to_contain_text("signed, list", timeout=SECONDS)
+    expect(row(page, f"{DEVICES}node")).to_contain_text("revoked", timeout=SECONDS)
+    expect(number(page, "online now")).to_have_text(str(DEVICES - 1), timeout=SECONDS)
