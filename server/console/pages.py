@@ -166,7 +166,6 @@ def overview_facts(visit: Visit) -> dict[str, Any]:
         "runs": found[:6],
         "more": max(len(found) - 6, 0),
         "fleets": fleets,
-        "simulates": desk.operations.simulates(),
         "main": main,
         "notices": notices,
         "devices": ledger.count_devices() if ledger else 0,

@@ -101,7 +101,7 @@ def test_an_operators_day(browser: Browser, served: Served) -> None:
     me.check("an empty overview")
 
     # a configuration is checked while it is written
-    page.get_by_role("link", name="Start a simulation").click()
+    page.get_by_role("link", name="Start a run").click()
     area = page.get_by_label("Configuration")
     good = area.input_value()
     area.fill(good.replace("rank = 2", "rank = 0"))
