@@ -132,10 +132,12 @@ class Laplace:
         self._split = split
         device = model.device
         specs = split.personal.specs
-        alone = all(spec.name == HEAD for spec in specs)
-        self._in_head = np.repeat(
-            [spec.name == HEAD and not alone for spec in specs], [spec.size for spec in specs]
-        )
+        names = np.repeat([spec.name for spec in specs], [spec.size for spec in specs])
+        of_head, of_b = names == HEAD, np.char.endswith(names, ".lora_B")
+        self._in_head = of_head & (not of_head.all())
+        # From the score back to the texts: a part has a slope only where those before it are not zero.
+        parts = (self._in_head, of_b, ~self._in_head & ~of_b)
+        self._parts = [part for part in parts if part.any()]
         self._shared = {name: t.to(device) for name, t in split.shared.unflatten(shared).items()}
 
     def fit(self, prior: Prior, pairs: Sequence[Pair]) -> Posterior:
@@ -169,15 +171,21 @@ class Laplace:
         order and in the root mean square, whatever the scale of texts, factors and head.
 
         A head reaches everything that the embedding says, with as many numbers; factors under a common head
-        little, and what people differ in: they are to be moved first. Who chose what in the pairs doesn't
-        matter. Where a part has no slope its variance is 1.
+        little, and what people differ in: they are to be moved first. A factor's slopes are those behind
+        heads (and an A's behind Bs) drawn from this prior: where the mean is near zero they vanish, and the
+        factor would be left free. Who chose what in the pairs doesn't matter. Where a part has no slope its
+        variance is 1.
         """
-        _, gradients = self.margin_gradients(mean, pairs)
         variance = np.ones(len(mean))
-        for part, wanted in ((~self._in_head, spread), (self._in_head, head * spread)):
-            slope = float(np.square(gradients[:, part]).sum(axis=1).mean()) if len(gradients) else 0.0
-            if slope > 0:
-                variance[part] = wanted**2 / slope
+        drawn = np.random.default_rng(0).standard_normal(len(mean))
+        away = np.zeros(len(mean))
+        for part in self._parts:
+            places = [mean + away, mean - away] if away.any() else [mean]
+            slopes = [self.margin_gradients(_vector(place), pairs)[1][:, part] for place in places if pairs]
+            squared = float(np.mean([np.square(own).sum(axis=1).mean() for own in slopes])) if slopes else 0.0
+            if squared > 0:
+                variance[part] = (spread * (head if part is self._in_head else 1.0)) ** 2 / squared
+                away[part] = (np.sqrt(variance) * drawn)[part]
         return Prior(mean, variance)
 
     def choose(
@@ -289,7 +297,7 @@ def _objective(prior: Prior, personal: Array, margins: Array) -> float:
     return float(np.logaddexp(0, -margins).sum()) + prior.distance(personal) / 2
 
 
-def _vector(personal: Array) -> Vector:
+def _vector(personal: Array | Vector) -> Vector:
     return personal.astype(np.float32)
 
 

@@ -45,7 +45,7 @@ def folder(tiny_model: Callable[[str], Path], tmp_path: Path) -> Path:
     device.mkdir()
     settings = section_table(OfflineConfig())
     settings["model"] |= {"base_model": str(tiny_model("bert")), "max_tokens": 16}
-    settings["training"] |= {"lr_personal": 3e-2, "lr_head": 3e-2, "local_epochs": 40}
+    settings["training"] |= {"lr_personal": 3e-2, "lr_head": 3e-2, "local_epochs": 40, "prior_spread": 1.0}
     (device / "model.toml").write_text(tomli_w.dumps(settings))
     return device
 
@@ -299,6 +299,58 @@ def test_the_best_of_n_at_the_command_line(folder: Path, tmp_path: Path) -> None
     assert [row["personal"] for row in rows] == sorted((row["personal"] for row in rows), reverse=True)
     ranked = Home(folder).rank("on bill 99: ", [row["response"] for row in rows])
     assert [row.response for row in ranked] == [row["response"] for row in rows]
+
+
+def test_the_most_telling_question_comes_first_at_the_command_line(folder: Path, tmp_path: Path) -> None:
+    """What the terminal asks, question by question, is what the posterior over this home's model wants to
+    know, and not the order of the file."""
+    Home(folder).record(choices(12))
+    Home(folder).train()
+    candidates = [
+        Preference("on bill 99: ", *both)
+        for both in itertools.combinations(["the motion", "cloture", "a budget", "a judge on tax", "vote"], 2)
+    ]
+    interview = Home(folder).interview(candidates)
+    wanted: list[int] = []
+    for _ in candidates:
+        index = interview.question()
+        assert index is not None
+        wanted.append(index)
+        interview.answer(index, True)
+    assert wanted != list(range(len(candidates)))
+
+    rows = [{"prompt": c.prompt, "chosen": c.chosen, "rejected": c.rejected} for c in candidates]
+    (tmp_path / "ask.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = _answered(folder, tmp_path / "ask.jsonl", [candidates[index] for index in wanted[:5]])
+    assert asked == [{candidates[i].chosen, candidates[i].rejected} for i in wanted[:6]]
+    recorded = {(p.chosen, p.rejected) for p in Home(folder).store._all()}
+    assert {(candidates[i].chosen, candidates[i].rejected) for i in wanted[:5]} <= recorded
+
+
+def _answered(folder: Path, file: Path, wanted: list[Preference]) -> list[set[str]]:
+    """Sit at a terminal and answer that the `chosen` of these is better, in this order; what was asked."""
+    program = "from penchant.deploy.cli import main; main()"
+    words = [sys.executable, "-u", "-c", program, "device", "label", str(file), "--most-telling"]
+    environment = os.environ | {"PENCHANT_HOME": str(folder)}
+    asked: list[set[str]] = []
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        shown: list[str] = []
+        for line in process.stdout:
+            if line.startswith(("  1  ", "  2  ")):
+                shown.append(line[5:-1])
+            if len(shown) == 2:
+                asked.append(set(shown))
+                last = len(asked) > len(wanted)
+                key = "q" if last else str(shown.index(wanted[len(asked) - 1].chosen) + 1)
+                process.stdin.write(f"{key}\n")
+                process.stdin.flush()
+                shown = []
+    assert process.returncode == 0
+    return asked
 
 
 def test_bad_rows_are_named_and_nothing_is_recorded(folder: Path, tmp_path: Path) -> None:

@@ -153,14 +153,25 @@ def test_a_priors_spread_is_that_of_the_margins_whoever_chose(scene):
     prior = tool.prior(scene.start, 2.0, PAIRS)
     _, gradients = tool.margin_gradients(scene.start, PAIRS)
     errors = tool.fit(prior, []).error(gradients)
-    both = scene.split.share == "none"  # a personal head beside personal factors: as much from each
-    assert np.square(errors).mean() == pytest.approx(8.0 if both else 4.0)
-    quiet = tool.prior(scene.start, 2.0, PAIRS, head=0.1)
-    errors = tool.fit(quiet, []).error(gradients)
-    assert np.square(errors).mean() == pytest.approx(4.04 if both else 4.0)
+    several = scene.split.share == "none"  # a head, B and A: 4 from the head, at most as much from each other
+    assert 4.5 < np.square(errors).mean() < 12 if several else np.square(errors).mean() == pytest.approx(4.0)
     swapped = [SimpleNamespace(prompt=p.prompt, chosen=p.rejected, rejected=p.chosen) for p in PAIRS]
     assert tool.prior(scene.start, 2.0, swapped).variance == pytest.approx(prior.variance)
     assert (tool.prior(scene.start, 2.0, []).variance == 1.0).all()
+
+
+def test_factors_behind_a_head_near_zero_are_not_left_free(tiny_model):
+    """Alone on a device B is zero and the head small at first: A has no slope, B next to none. Once choices
+    have moved all three, the doubt about margins is still of the prior's size."""
+    config, adapter = ModelConfig(base_model=str(tiny_model("bert"))), AdapterConfig(share="none")
+    model = RewardModel(load_backbone(config, device="cpu"), config, adapter)
+    split = Split.of(model.slots, model.embedding, adapter)
+    shared, start = split.initial(0)
+    tool = Laplace(model, split, shared)
+    posterior = tool.fit(tool.prior(start, 1.0, PAIRS), PAIRS)
+    margins = tool.margins(posterior, [*PAIRS, *OTHERS])
+    assert np.abs(margins.mean[: len(PAIRS)]).min() > 0.5
+    assert (margins.error < 4).all()
 
 
 def test_evidence_chooses_a_wide_prior_for_choices_that_agree(scene):

@@ -2,11 +2,10 @@
 
 SmolLM2-135M writes responses to everyday requests (tests/bench/generated.py). Made-up people like or dislike
 what these texts are about: food, being outdoors, company, … (`FEATURES`, counted in the text); a taste has a
-common part and a low-rank one of its own. Thirty people choose between responses to some requests, by Bradley
+common part and a low-rank one of its own. Sixty people choose between responses to some requests, by Bradley
 and Terry, and train a federation: a personal model (share A) and a global one (AB), with the settings tuned
-on Senate. Then, for requests that nobody has seen, each model takes the best of the first n of 32 responses.
-The judge is the taste itself, which no training sees. Writes best_of_n.json and, with matplotlib,
-best_of_n.png.
+on Senate. Then, for requests that nobody has seen, each model takes the best of n responses out of 32. The
+judge is the taste itself, which no training sees. Writes best_of_n.json and, with matplotlib, best_of_n.png.
 """
 
 from __future__ import annotations
@@ -15,46 +14,50 @@ import argparse
 import json
 import math
 import re
-import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from generated import Texts, texts  # isort: skip
+from curves import Look, draw, summary, told  # isort: skip
+from fleets import Trained, settled  # isort: skip
+from generated import Texts, in_order, texts  # isort: skip
 
 from penchant.client.bench import Benches
-from penchant.client.vault import Vault
-from penchant.common.adapters import Vector
 from penchant.common.config import RunConfig
 from penchant.common.preferences import Federation, Person, Preference
-from penchant.deploy import rundir
 from penchant.deploy.fleet import fleet_policy
 from penchant.deploy.recipes import recipe
-from penchant.deploy.simulate import World, simulate
+from penchant.deploy.simulate import World
 from penchant.deploy.teacher import Array
-from penchant.server.journal import Journal
-from penchant.server.round import announced_factors, cohort_size
+from penchant.server.round import cohort_size
 
 HERE = Path(__file__).resolve().parent
-PEOPLE, CHOICES, HELD, RANK = 30, 20, 10, 2
+PEOPLE, CHOICES, HELD, RANK = 60, 40, 20, 2
 SHARPNESS = 3.0  # standard deviation of a person's utility over the responses to learn from
 COMMON = 0.3  # of a taste's variance that everybody has alike
 NUMBERS = (1, 2, 4, 8, 16, 32)
-ROUNDS, WARMUP = 16, 4
+LOOKS = {
+    "oracle": Look("by the taste itself", "#999999", "", ":"),
+    "personal": Look("by the personal model", "#1f5fbf", "o"),
+    "global": Look("by the global model", "#c2571a", "s"),
+    "random": Look("at random", "#666666", "^"),
+}
+_BENCHES = Benches()
 
-FEATURES = {
-    "food": r"eat|food|dinner|lunch|breakfast|meal|cook|bak(?:e|ing)|cake|tea|coffee|wine|recipe|soup",
-    "outdoors": r"walk|hik|garden|park|beach|forest|mountain|nature|outdoor|sun|sky|river|lake|snow|flower",
-    "culture": r"book|read|music|song|film|movie|paint|art|museum|poem|theat|story|stories|writ",
-    "rest": r"relax|rest|sleep|cozy|cosy|warm|blanket|bath|fire|home|quiet|calm|peace",
-    "company": r"friend|famil|together|party|guest|love|couple|neighbo|share|children|kids|mother|father",
-    "gifts": r"gift|present|buy|shop|card|box|jewel|candle|handmade|personal",
-    "to you": r"you\b|your\b|yourself",
-    "lively": r"fun|play|game|danc|adventur|excit|celebrat|joy|laugh|!",
+FEATURES = {  # roots of words
+    "food": "eat food dinner lunch breakfast meal cook bak bakery cake tea coffee wine recipe soup chocolate"
+    " bread pasta cheese fruit restaurant dish snack treat cookie delicious kitchen taste feast",
+    "outdoors": "walk hike hiking garden park beach forest mountain nature outdoor river lake snow flower"
+    " tree sky sunset sea ocean wood trail wildflower hill village field bird sunshine sunlight",
+    "company": "friend family families together party parties guest love couple neighbor neighbour child"
+    " children kid mother father parent daughter son wife husband mom dad sister brother",
+    "rest": "relax rest sleep cozy cosy warm warmth blanket bath fireplace quiet calm peace peaceful comfort"
+    " comfortable gentle soft serene candle",
+    "gifts": "gift present buy shop card box jewelry jewellery handmade necklace wrap bouquet basket bag set"
+    " toy mug",
 }
 
 
@@ -86,10 +89,9 @@ class Tastes:
 
 def features(responses: Sequence[str]) -> Array:
     """log(1 + count) of each feature's words, [texts, features]."""
-    patterns = [
-        re.compile(rf"\b(?:{words})" if name != "to you" else words) for name, words in FEATURES.items()
-    ]
-    counts = [[len(pattern.findall(text.lower())) for pattern in patterns] for text in responses]
+    roots = ["|".join(words.split()) for words in FEATURES.values()]
+    patterns = [re.compile(rf"\b(?:{own})(?:s|es|ed|ing|y)?\b", re.IGNORECASE) for own in roots]
+    counts = [[len(pattern.findall(text)) for pattern in patterns] for text in responses]
     return np.log1p(np.array(counts, dtype=float))
 
 
@@ -116,15 +118,8 @@ def choosers(drawn: Texts, tastes: Tastes, seed: int) -> Federation:
     return Federation("made-up tastes", tuple(people))
 
 
-def scores(
-    share: str,
-    federation: Federation,
-    requests: dict[str, list[str]],
-    seed: int,
-    home: Path,
-    benches: Benches,
-) -> tuple[dict[str, Array], float]:
-    """(request -> rewards [people, responses] by everybody's own model, its accuracy on held-out choices)."""
+def federation_of(share: str, people: Federation, seed: int, home: Path) -> Trained:
+    """These people's federation, with the settings of `share` on Senate; texts are read in whole."""
     settings = {
         "data.dataset": "made-up",
         "adapter.share": share,
@@ -132,149 +127,86 @@ def scores(
         "seed": seed,
         **recipe("senate", share),
         "model.max_tokens": 64,
-        "federation.rounds": ROUNDS,
-        "federation.cohort": PEOPLE // 2,
     }
-    if settings.get("federation.warmup_rounds"):
-        settings["federation.warmup_rounds"] = WARMUP
     config = RunConfig().changed(settings)
-    cohort = cohort_size(config, len(federation.people))
-    world = World(config, federation, benches, cohort, fleet_policy(config, cohort))
-    directory = home / f"tastes-{share}-seed{seed}-{world.run.hex()[:8]}"
-    if rundir.read_result(directory) is None:
-        if not (directory / rundir.CONFIG).exists():
-            rundir.create(directory, config)
-        simulate(world, directory, command="a benchmark")
-    journal = Journal(directory)
-    try:
-        found = journal.load()
-    finally:
-        journal.close()
-    if found is None:
-        raise SystemExit(f"{directory} has no checkpoint; remove it")
-    bench = benches.of(config.plan("close", len(federation.people)))
-    shared, start = bench.parts(announced_factors(bench.plan, found[1]))
+    cohort = cohort_size(config, len(people.people))
+    world = World(config, people, _BENCHES, cohort, fleet_policy(config, cohort))
+    return settled(world, home, f"tastes-{share}-seed{seed}")
+
+
+def rewards(trained: Trained, requests: Mapping[str, Sequence[str]]) -> dict[str, Array]:
+    """Request -> [people, responses], by everybody's own model."""
+    bench = trained.bench()
+    shared, start = bench.parts(trained.factors)
     trainer = bench.trainer(start)
-    own: list[Vector] = []
-    for index in range(len(federation.people)):
-        kept = Vault(directory / "agents" / f"{index:06d}").latest()
-        own.append(start if kept is None or not bench.split.personal.size else kept[1].vector)
     made = {}
     for request, responses in requests.items():
         prepared = bench.model.prepare_texts([(request, response) for response in responses])
-        rows: list[Array] = []
-        for personal in own:
-            if rows and not bench.split.personal.size:
-                rows.append(rows[0])
-                continue
-            rows.append(trainer.score(shared, personal, prepared).astype(float))
-        made[request] = np.stack(rows)
-    result = rundir.read_result(directory)
-    return made, float(result["accuracy"]["personal"]) if result else math.nan
+        made[request] = np.stack([trainer.score(shared, part, prepared) for part in trained.personal()])
+    return made
 
 
-def measure(drawn: Texts, seed: int, home: Path, benches: Benches) -> dict[str, Any]:
-    """Chooser -> utility by the judge of what it takes, by n: means over people and requests."""
-    learned = [text for own in drawn.learned.values() for text in own]
-    tastes = Tastes.draw(learned, seed)
-    federation = choosers(drawn, tastes, seed)
+def chosen(utilities: Array, scores: Array, n: int) -> Array:
+    """What the best of n by `scores` is worth on average over all choices of n responses, [people].
+
+    The response at rank k of all m (0 is the best) is the best of n in C(m - 1 - k, n - 1) of C(m, n) sets.
+    """
+    m = scores.shape[1]
+    ranked = np.take_along_axis(utilities, np.argsort(-scores, axis=1), axis=1)
+    likely = np.array([math.comb(m - 1 - k, n - 1) for k in range(m)], dtype=float) / math.comb(m, n)
+    return np.asarray(ranked @ likely)
+
+
+def measure(drawn: Texts, seed: int, home: Path) -> dict[str, Any]:
+    """Way of choosing -> the utility of what it takes, by n: means over people and requests."""
+    tastes = Tastes.draw(in_order(drawn.learned), seed)
+    people = choosers(drawn, tastes, seed)
     truth = {request: tastes.utilities(responses) for request, responses in drawn.tested.items()}
-    personal, accuracy = scores("A", federation, drawn.tested, seed, home, benches)
-    common, common_accuracy = scores("AB", federation, drawn.tested, seed, home, benches)
-    ways = {"personal": personal, "global": common, "oracle": truth}
-    curves: dict[str, Any] = {
-        way: [
-            statistics.fmean(
-                float(np.take_along_axis(truth[r], given[r][:, :n].argmax(axis=1)[:, None], axis=1).mean())
-                for r in truth
-            )
-            for n in NUMBERS
-        ]
-        for way, given in ways.items()
-    }
-    curves["random"] = [statistics.fmean(float(truth[r][:, :n].mean()) for r in truth) for n in NUMBERS]
-    wins = [
-        np.take_along_axis(truth[r], personal[r].argmax(axis=1)[:, None], axis=1)
-        - np.take_along_axis(truth[r], common[r].argmax(axis=1)[:, None], axis=1)
-        for r in truth
-    ]
-    gained = np.concatenate(wins)
-    curves["wins"] = float(((gained > 0) + 0.5 * (gained == 0)).mean())
-    curves["accuracy"] = {"personal": accuracy, "global": common_accuracy}
-    return curves
+    shares = {"personal": "A", "global": "AB"}
+    trained = {name: federation_of(share, people, seed, home) for name, share in shares.items()}
+    ways = {name: rewards(one, drawn.tested) for name, one in trained.items()} | {"oracle": truth}
+
+    def worth(way: str, n: int) -> Array:
+        """[requests, people], in standard deviations of a person's utility"""
+        return np.stack([chosen(truth[r], ways[way][r], n) for r in truth]) / SHARPNESS
+
+    found: dict[str, Any] = {way: [float(worth(way, n).mean()) for n in NUMBERS] for way in ways}
+    found["random"] = [float(worth("oracle", 1).mean())] * len(NUMBERS)
+    ahead = worth("personal", NUMBERS[-1]).mean(axis=0) - worth("global", NUMBERS[-1]).mean(axis=0)
+    found["better_served"] = float((ahead > 0).mean())
+    found["accuracy"] = {name: one.accuracy()["personal"] for name, one in trained.items()}
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2,3,4")
-    parser.add_argument("--home", type=Path, default=Path("runs/senate-fleets"))
+    parser.add_argument("--home", type=Path, default=Path("runs/fleets"))
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    drawn, benches = texts(options.home), Benches()
-    found = []
-    for seed in seeds:
-        found.append(measure(drawn, seed, options.home, benches))
-        print(f"seed {seed}: {json.dumps(found[-1])}", flush=True)
+    drawn = texts(options.home)
+    found = [measure(drawn, seed, options.home) for seed in seeds]
     made: dict[str, Any] = {"numbers": NUMBERS, "seeds": seeds, "people": PEOPLE, "choices": CHOICES}
-    made["requests"] = len(drawn.tested)
-    for way in ("oracle", "personal", "global", "random"):
-        columns = list(zip(*(one[way] for one in found), strict=True))
-        made[way] = [{"mean": statistics.fmean(c), "se": standard_error(c)} for c in columns]
-        print(
-            f"{way:9s}",
-            "  ".join(
-                f"{n}: {row['mean']:.2f} ±{row['se'] or 0:.2f}"
-                for n, row in zip(NUMBERS, made[way], strict=True)
-            ),
-        )
-    ahead = [one["personal"][-1] - one["global"][-1] for one in found]
-    made["personal_over_global_at_32"] = {"mean": statistics.fmean(ahead), "se": standard_error(ahead)}
-    wins = [one["wins"] for one in found]
-    made["wins_at_32"] = {"mean": statistics.fmean(wins), "se": standard_error(wins)}
-    made["held_out_accuracy"] = {
-        name: statistics.fmean(one["accuracy"][name] for one in found) for name in ("personal", "global")
+    made["requests"] = {"learned": len(drawn.learned), "tested": len(drawn.tested)}
+    made["responses"] = {"learned": len(in_order(drawn.learned)), "tested": len(in_order(drawn.tested))}
+    for way in LOOKS:
+        made[way] = [summary([one[way][i] for one in found]) for i in range(len(NUMBERS))]
+    made["ahead"] = [
+        summary([one["personal"][i] - one["global"][i] for one in found]) for i in range(len(NUMBERS))
+    ]
+    for way in (*LOOKS, "ahead"):
+        print(f"{way:9s}", "  ".join(told(n, row, 2) for n, row in zip(NUMBERS, made[way], strict=True)))
+    made["better_served"] = summary([one["better_served"] for one in found])
+    made["accuracy"] = {
+        name: summary([one["accuracy"][name] for one in found]) for name in ("personal", "global")
     }
+    print(f"better served at {NUMBERS[-1]}", told(0, made["better_served"]))
+    print("accuracy", {name: round(row["mean"], 3) for name, row in made["accuracy"].items()})
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "best_of_n.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    try:
-        draw(made, options.out / "best_of_n.png")
-    except ImportError:
-        print("matplotlib is not there: no figure")
-
-
-def standard_error(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-
-
-def draw(made: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    looks = {
-        "oracle": ("by the taste itself", "#999999", "", ":"),
-        "personal": ("by the personal model", "#1f5fbf", "o", "-"),
-        "global": ("by the global model", "#c2571a", "s", "-"),
-        "random": ("at random", "#666666", "^", "-"),
-    }
-    figure, axes = plt.subplots(figsize=(7.2, 4.4))
-    for way, (label, colour, marker, style) in looks.items():
-        rows = made[way]
-        axes.errorbar(
-            NUMBERS, [r["mean"] for r in rows], [r["se"] or 0 for r in rows],
-            color=colour, marker=marker, ls=style, ms=5, label=label,
-        )  # fmt: skip
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(NUMBERS, [str(n) for n in NUMBERS])
-    axes.set_xlabel("responses to choose from")
-    axes.set_ylabel("utility of the chosen one to its person")
-    axes.grid(True, color="#dddddd", lw=0.6)
-    axes.legend(frameon=False, fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    names = ("responses to choose from", "utility of the chosen one to its person, standard deviations")
+    draw(made, LOOKS, options.out / "best_of_n.png", places=NUMBERS, names=names)
 
 
 if __name__ == "__main__":

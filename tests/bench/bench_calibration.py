@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from senate_fleets import Fleet, trained  # isort: skip
+from curves import summary  # isort: skip
+from fleets import Fleet, trained  # isort: skip
 
 from penchant.client.newcomer import prior_of
 from penchant.client.posterior import Laplace, probability
@@ -64,7 +63,7 @@ def measure(fleet: Fleet, every: int = 1) -> Found:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2,3,4")
-    parser.add_argument("--home", type=Path, default=Path("runs/senate-fleets"))
+    parser.add_argument("--home", type=Path, default=Path("runs/fleets"))
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--every", type=int, default=1, help="of the members, only every such one")
     options = parser.parse_args()
@@ -82,14 +81,7 @@ def report(by_seed: Sequence[Found], out: Path) -> None:
             "log_loss": [float(-np.log(np.maximum(p, 1e-12)).mean()) for p in own],
             "accuracy": [float((p > 0.5).mean()) for p in own],
         }
-        made[case] = {
-            key: {
-                "mean": statistics.fmean(values),
-                "se": statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None,
-                "seeds": values,
-            }
-            for key, values in measures.items()
-        }
+        made[case] = {key: summary(values) for key, values in measures.items()}
         made[case]["bins"] = [asdict(b) for b in reliability(np.concatenate(own))]
         line = "  ".join(f"{k} {made[case][k]['mean']:.3f} ±{made[case][k]['se'] or 0:.3f}" for k in measures)
         print(f"{case:34s} {line}", flush=True)

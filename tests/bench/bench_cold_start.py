@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,19 +19,27 @@ from typing import Any
 
 import numpy as np
 
-from senate_fleets import Fleet, trained  # isort: skip
+from curves import Look, draw, summary, told  # isort: skip
+from fleets import Fleet, trained  # isort: skip
 
 from penchant.client.newcomer import prior_of
 from penchant.client.posterior import Laplace
 from penchant.common.adapters import Vector
-from penchant.deploy.newcomers import cold_start
+from penchant.deploy.newcomers import CHOICES, cold_start
 
 HERE = Path(__file__).resolve().parent
 SHARES = ("A", "B", "AB", "none", "lore", "mean")  # mean: share A from the mean of the members' parts
 SEEDS, TUNING_SEEDS = (0, 1, 2, 3, 4), (100, 101, 102)
 SPREADS = (1.0, 3.0, 6.0, 12.0)
 HEADS = (0.1, 0.3, 1.0)  # where the head is personal
-MOST = 50  # choices
+LOOKS = {
+    "A": Look("A shared, B personal", "#1f5fbf", "o"),
+    "A, from the members' mean": Look("the same, from the members' mean", "#1f5fbf", "", ":"),
+    "B": Look("B shared, A personal", "#2f8f5b", "D"),
+    "lore": Look("LoRe: weights over a shared basis", "#8a5fb0", "v"),
+    "none": Look("alone", "#c2571a", "s"),
+    "AB": Look("global model", "#666666", "^"),
+}
 
 
 def tune(home: Path, shares: Sequence[str]) -> None:
@@ -82,81 +89,28 @@ def measure(home: Path, seeds: Sequence[int], shares: Sequence[str]) -> dict[str
         if share == "mean":
             continue
         fleets = [trained(share, seed, home) for seed in seeds]
-        curves = [curve(fleet, MOST, "test") for fleet in fleets]
+        curves = [curve(fleet, CHOICES[-1], "test") for fleet in fleets]
         found[share] = {
-            "prior_spread": fleets[0].world.config.training.prior_spread,
-            "prior_head": fleets[0].world.config.training.prior_head,
-            "members": [json.loads((f.directory / "result.json").read_text())["accuracy"] for f in fleets],
-            "curve": [
-                summary(choices=rows[0]["choices"], values=[row["mean"] for row in rows])
-                for rows in zip(*curves, strict=True)
-            ],
+            **fleets[0].prior,
+            "members": summary([fleet.accuracy()["personal"] for fleet in fleets]),
+            "curve": over_seeds([[row["mean"] for row in rows] for rows in curves]),
         }
         show(share, found[share]["curve"])
     if "A" in shares and "mean" in shares:
-        numbers = [row["choices"] for row in found["A"]["curve"]]
-        means = [from_the_mean(trained("A", seed, home), numbers) for seed in seeds]
-        found["A, from the members' mean"] = {
-            "curve": [
-                summary(choices=number, values=[one[i] for one in means]) for i, number in enumerate(numbers)
-            ]
-        }
+        means = [from_the_mean(trained("A", seed, home), CHOICES) for seed in seeds]
+        found["A, from the members' mean"] = {"curve": over_seeds(means)}
         show("A, mean", found["A, from the members' mean"]["curve"])
     return found
 
 
-def summary(choices: int, values: Sequence[float]) -> dict[str, Any]:
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return {"choices": choices, "mean": statistics.fmean(values), "se": error, "seeds": list(values)}
+def over_seeds(curves: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """A row for each of `CHOICES`, from a curve for each seed."""
+    columns = zip(*curves, strict=True)
+    return [{"choices": number, **summary(column)} for number, column in zip(CHOICES, columns, strict=True)]
 
 
 def show(name: str, rows: Sequence[dict[str, Any]]) -> None:
-    print(
-        f"{name:8s}",
-        "  ".join(f"{r['choices']}: {r['mean']:.3f} ±{r['se'] or 0:.3f}" for r in rows),
-        flush=True,
-    )
-
-
-def draw(found: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    looks = {
-        "A": ("A shared, B personal", "#1f5fbf", "o", "-"),
-        "A, from the members' mean": ("the same, from the members' mean", "#1f5fbf", "", ":"),
-        "B": ("B shared, A personal", "#2f8f5b", "D", "-"),
-        "lore": ("lore: weights over a shared basis", "#8a5fb0", "v", "-"),
-        "none": ("alone", "#c2571a", "s", "-"),
-        "AB": ("global model", "#666666", "^", "-"),
-    }
-    figure, axes = plt.subplots(figsize=(7.2, 4.6))
-    for share, (label, colour, marker, style) in looks.items():
-        if share not in found:
-            continue
-        rows = [row for row in found[share]["curve"] if row["choices"]]
-        axes.errorbar(
-            [r["choices"] for r in rows],
-            [r["mean"] for r in rows],
-            [r["se"] or 0 for r in rows],
-            color=colour,
-            marker=marker,
-            ls=style,
-            ms=5,
-            label=label,
-        )
-    axes.set_xscale("log")
-    ticks = [row["choices"] for row in found["A"]["curve"] if row["choices"]]
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel("choices of a newcomer")
-    axes.set_ylabel("accuracy on held-out roll calls")
-    axes.grid(True, color="#dddddd", lw=0.6)
-    axes.legend(frameon=False, fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    print(f"{name:8s}", "  ".join(told(row["choices"], row) for row in rows), flush=True)
 
 
 def main() -> None:
@@ -164,7 +118,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--shares", default=",".join(SHARES))
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
-    parser.add_argument("--home", type=Path, default=Path("runs/senate-fleets"))
+    parser.add_argument("--home", type=Path, default=Path("runs/fleets"))
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
     shares = options.shares.split(",")
@@ -174,10 +128,9 @@ def main() -> None:
     found = measure(options.home, [int(seed) for seed in options.seeds.split(",")], shares)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "cold_start.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    try:
-        draw(found, options.out / "cold_start.png")
-    except ImportError:
-        print("matplotlib is not there: no figure")
+    curves = {share: [row for row in own["curve"] if row["choices"]] for share, own in found.items()}
+    names = ("choices of a newcomer", "accuracy on held-out roll calls")
+    draw(curves, LOOKS, options.out / "cold_start.png", places=CHOICES[1:], names=names)
 
 
 if __name__ == "__main__":

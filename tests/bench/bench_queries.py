@@ -4,7 +4,7 @@ Senate, newcomers with up to 150 open pairs each. Pairs are asked about by expec
 (`client/queries.py`), by the closest call (smallest margin), or at random; after each answer count the
 personal part is fitted and judged on the held-out roll calls. Reported: accuracy by answers, the number of
 queried answers that reach the accuracy of 20 random ones, and its ratio to 20. Writes queries.json and, with
-matplotlib, queries.png. Federations are kept in --home (tests/bench/senate_fleets.py).
+matplotlib, queries.png. Federations are kept in --home (tests/bench/fleets.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from senate_fleets import Fleet, trained  # isort: skip
+from fleets import Fleet, trained  # isort: skip
 
 from penchant.client.newcomer import prior_of
 from penchant.client.posterior import Laplace, Prior

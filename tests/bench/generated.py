@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +29,14 @@ LEARNED = (
     "for a couple with little money",
     "for the first warm day of spring",
     "for a tired parent",
+    "for two old neighbours",
+    "for somebody who has a cold",
+    "for children on holiday",
+    "for a student after an exam",
+    "for a colleague who retires",
 )
 TESTED = ("for a birthday", "for a long winter weekend")
-FEW, MANY = 6, 32  # responses to a request that is learned from, and to one that is tested
+FEW, MANY = 20, 32  # responses to a request that is learned from, and to one that is tested
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,10 @@ class Texts:
     learned: dict[str, list[str]]
     tested: dict[str, list[str]]
 
-    @property
-    def responses(self) -> list[str]:
-        """All of them, in order."""
-        return [text for part in (self.learned, self.tested) for own in part.values() for text in own]
+
+def in_order(requests: Mapping[str, Sequence[str]]) -> list[str]:
+    """The responses to all requests."""
+    return [text for own in requests.values() for text in own]
 
 
 def requests(occasions: tuple[str, ...]) -> list[str]:
@@ -51,7 +57,7 @@ def requests(occasions: tuple[str, ...]) -> list[str]:
 
 
 def texts(home: Path) -> Texts:
-    """Read from `home`, made where they are missing: two minutes on a free core."""
+    """Read from `home`, made where they are missing: four minutes of one core."""
     path = home / f"{GENERATOR}-{TOKENS}.json"
     found: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for asked, count, seed in ((requests(LEARNED), FEW, 0), (requests(TESTED), MANY, 1)):
