@@ -281,6 +281,11 @@ class Membership:
         """Whether `member` is on the latest list and not revoked by it."""
         return member in self._keys and member not in self._revoked
 
+    @property
+    def count(self) -> int:
+        """How many members the latest list holds."""
+        return sum(self.holds(member) for member in self._keys)
+
     def check(self, certificate: Certificate) -> None:
         """Refuse an identity that does not belong to the fleet now.
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from penchant.common.enrolment import Answer, Request
 from penchant.common.errors import MembershipError, UsageError
 from penchant.common.identity import Authority, Member, authority_digest
+from penchant.deploy.ledger import ledger
 
 __all__ = ["Enrolled", "Office"]
 
@@ -151,24 +151,8 @@ class Office:
             )
             return [Enrolled(*row) for row in rows]
 
-    @contextmanager
-    def _record(self) -> Iterator[sqlite3.Connection]:
-        path = self.directory / RECORD
-        if not path.exists():
-            path.touch(mode=0o600)
-        try:
-            db = sqlite3.connect(path, isolation_level=None, timeout=30)
-        except sqlite3.Error as error:
-            raise UsageError(f"can't open {path}: {error}") from None
-        try:
-            db.execute("PRAGMA synchronous=FULL")
-            db.execute("BEGIN IMMEDIATE")
-            yield db
-            db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise UsageError(f"{path}: {error}; nothing was changed") from None
-        finally:
-            db.close()
+    def _record(self) -> AbstractContextManager[sqlite3.Connection]:
+        return ledger(self.directory / RECORD, UsageError)
 
 
 def _now(now: int | None) -> int:

@@ -12,8 +12,8 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -33,6 +33,7 @@ from penchant.common.errors import (
 )
 from penchant.common.identity import Membership
 from penchant.common.tokens import Terms, check_signature, token_name
+from penchant.deploy.ledger import ledger
 from penchant.deploy.site import Site
 from penchant.server.journal import write_durably
 
@@ -269,23 +270,8 @@ class Desk:
             ).fetchall()
         return [_enrolment(row, membership, moment) for row in rows]
 
-    @contextmanager
-    def _record(self) -> Iterator[sqlite3.Connection]:
-        if not self._path.exists():
-            self._path.touch(mode=0o600)
-        try:
-            db = sqlite3.connect(self._path, isolation_level=None, timeout=30)
-        except sqlite3.Error as error:
-            raise JournalError(f"can't open {self._path}: {error}") from None
-        try:
-            db.execute("PRAGMA synchronous=FULL")
-            db.execute("BEGIN IMMEDIATE")
-            yield db
-            db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise JournalError(f"{self._path}: {error}; nothing was changed") from None
-        finally:
-            db.close()
+    def _record(self) -> AbstractContextManager[sqlite3.Connection]:
+        return ledger(self._path, JournalError)
 
 
 def request_revocation(directory: Path, member: int, why: str = "") -> Path:

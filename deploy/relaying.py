@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from penchant.client.node import Node
-from penchant.deploy.superlink import environment, free_port, secured_supernode_command
+from penchant.deploy.superlink import environment, free_port, supernode_command
 from penchant.deploy.supervisor import Part, supervise
 
 __all__ = ["relay"]
@@ -17,8 +17,6 @@ __all__ = ["relay"]
 
 def relay(node: Node, agent: Path | None = None, port: int = 0) -> None:
     """Run the SuperNode of `node` until SIGTERM. agent: its socket, if not where `node` says."""
-    command = secured_supernode_command(
-        node.superlink, port or free_port(), agent or node.socket, node.ca, node.key
-    )
+    command = supernode_command(node.superlink, port or free_port(), agent or node.socket, node.ca, node.key)
     part = Part("the SuperNode", command, None, environment(node.folder / "flower"))
     supervise([part], announce=lambda: print(f"connecting to {node.superlink}", flush=True))

@@ -46,6 +46,7 @@ __all__ = [
     "export",
     "flower_app",
     "flower_run",
+    "has_begun",
     "open_served",
     "start",
     "with_members",
@@ -105,6 +106,7 @@ def open_served(directory: Path) -> Run:
         journal=journal,
         patience=config.federation.patience_seconds,
         belongs=membership.holds,
+        members=membership.count,
         latest=lambda run: with_members(run, _membership(directory)),
     )
 
@@ -116,6 +118,7 @@ def with_members(run: Run, membership: Membership) -> Run:
         aggregation=SecureAggregation(membership),
         membership=membership.encoded,
         belongs=membership.holds,
+        members=membership.count,
     )
 
 
@@ -140,7 +143,13 @@ def start(directory: Path, door: Door) -> str:
 def flower_run(directory: Path) -> str | None:
     """The Flower run that was started last for this run, None before the first."""
     path = directory / FLOWER_RUN
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+    return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None
+
+
+def has_begun(directory: Path, flower: str) -> bool:
+    """Whether the ServerApp of this Flower run was ever at work."""
+    log = directory / LOG
+    return log.is_file() and _begins(flower) in log.read_text(encoding="utf-8", errors="replace")
 
 
 def flower_app(directory: Path) -> Path:
@@ -195,7 +204,7 @@ def _serve(grid: Grid, context: Context) -> None:
     if not isinstance(named, str):
         raise RunDirectoryError(f"the Flower run's configuration lacks {DIRECTORY}")
     directory = Path(named)
-    _say(directory, f"Flower run {context.run_id} begins")
+    _say(directory, _begins(str(context.run_id)))
     try:
         federate(_open(directory), _prompt(grid))
     except Exception as error:  # Flower keeps the traceback to itself; the operator looks here
@@ -203,6 +212,10 @@ def _serve(grid: Grid, context: Context) -> None:
         _say(directory, f"Flower run {context.run_id} ends: {what}")
         raise
     _say(directory, f"Flower run {context.run_id} is done")
+
+
+def _begins(flower: str) -> str:
+    return f"Flower run {flower} begins"
 
 
 def _prompt(grid: Grid) -> Grid:

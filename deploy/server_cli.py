@@ -187,8 +187,11 @@ def run(
         from penchant.common.config import RunConfig
         from penchant.deploy import served
         from penchant.deploy.site import Site
+        from penchant.deploy.up import door
+        from penchant.deploy.watching import refuse_second
 
         site, settings = Site(directory), RunConfig.read(config)
+        refuse_second(site, door(site))
         chosen = name or f"run-{len(site.runs()) + 1}"
         served.create(site.run(chosen), settings, site.authority, site.membership().encoded)
         print(f"run {chosen}", flush=True)
@@ -203,13 +206,15 @@ def resume(directory: Where, run: RunName = "", detach: Detach = False, debug: D
 
     def work() -> None:
         from penchant.deploy.site import Site
-        from penchant.deploy.watching import is_done
+        from penchant.deploy.up import door
+        from penchant.deploy.watching import is_done, refuse_second
 
         site = Site(directory)
         chosen = _chosen(site, run)
         if is_done(site.run(chosen)):
             print(f"run {chosen} is finished")
             return
+        refuse_second(site, door(site))
         _play(site, chosen, detach)
 
     _guarded(work, debug)

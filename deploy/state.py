@@ -22,16 +22,14 @@ DAY = 86400
 def state_of(site: Site) -> dict[str, Any]:
     """Gateway, SuperLink, member list, certificates, enrolments and runs. Nothing is changed."""
     known = Membership(site.authority).know((site.directory / "members.list").read_bytes())
-    members, expires = (
-        (len(known.current.members), known.current.expires) if known.current is not None else (0, 0)
-    )
+    expires = known.current.expires if known.current is not None else 0
     return {
         "gateway": site.settings.gateway,
         "up": gateway_open(site),
         "superlink": _superlink(site),
         "members": {
             "number": known.number,
-            "count": members,
+            "count": known.count,
             "days_left": round((expires - time.time()) / DAY, 2),
         },
         "certificate_days_left": round(days_left(site.tls.gateway.certificate), 2),

@@ -17,9 +17,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from penchant.common.errors import JournalError, UsageError
+
+if TYPE_CHECKING:
+    from flwr.proto.run_pb2 import RunStatus
 
 __all__ = [
     "DIRECTORY",
@@ -30,8 +33,6 @@ __all__ = [
     "executor_command",
     "free_port",
     "how_it_ended",
-    "secured_superlink_command",
-    "secured_supernode_command",
     "simulation_command",
     "start_run",
     "superlink_command",
@@ -82,22 +83,7 @@ def environment(home: Path) -> dict[str, str]:
     return os.environ | OFFLINE | {"FLWR_HOME": str(home), "PATH": path}
 
 
-def superlink_command(port: int, database: Path) -> list[str]:
-    """A SuperLink on loopback, with its state in a file."""
-    return [
-        _tool("flower-superlink"),
-        "--insecure",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--database",
-        str(database),
-        "--disable-runtime-dependency-installation",
-    ]
-
-
-def secured_superlink_command(
+def superlink_command(
     port: int, database: Path, ca: Path, certificate: Path, key: Path, secret: Path
 ) -> list[str]:
     """A SuperLink on loopback over TLS that lets registered nodes in only, and runs no code itself.
@@ -141,7 +127,7 @@ def executor_command(door: Door, secret: Path) -> list[str]:
     ]
 
 
-def secured_supernode_command(superlink: str, port: int, agent: Path, ca: Path, key: Path) -> list[str]:
+def supernode_command(superlink: str, port: int, agent: Path, ca: Path, key: Path) -> list[str]:
     """A SuperNode over TLS, known by its key, that relays to the agent behind the socket `agent`."""
     return [
         _tool("flower-supernode"),
@@ -171,22 +157,6 @@ def simulation_command(port: int) -> list[str]:
         "--port",
         str(port),
         "--disable-runtime-dependency-installation",
-    ]
-
-
-def supernode_command(superlink: str, port: int, agent: Path) -> list[str]:
-    """A SuperNode on loopback that relays to the agent behind the socket `agent`."""
-    return [
-        _tool("flower-supernode"),
-        "--insecure",
-        "--superlink",
-        superlink,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--node-config",
-        f'agent-socket="{agent}"',
     ]
 
 
@@ -295,15 +265,24 @@ class Control:
 
     def ended(self, run: str) -> str | None:
         """How a run ended, as in `how_it_ended`; None while it goes on."""
+        status = self._status(run)
+        if status is None or status.status != "finished":
+            return None
+        return ": ".join(" ".join(part.split()) for part in (status.sub_status, status.details) if part)[:300]
+
+    def is_going(self, run: str) -> bool:
+        """Whether a run waits for its ServerApp, or had one when the SuperLink last heard of it."""
+        status = self._status(run)
+        return status is not None and status.status != "finished"
+
+    def _status(self, run: str) -> RunStatus | None:
+        """None: the SuperLink does not know it."""
         from flwr.proto.control_pb2 import ListRunsRequest
 
         number = _flower_run(run)
         with self._answered():
             found = self._client.ListRuns(ListRunsRequest(run_id=number)).run_dict
-        status = found[number].status if number in found else None
-        if status is None or status.status != "finished":
-            return None
-        return ": ".join(" ".join(part.split()) for part in (status.sub_status, status.details) if part)[:300]
+        return found[number].status if number in found else None
 
     def stop(self, run: str) -> None:
         """Stop a run."""

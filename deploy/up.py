@@ -25,7 +25,7 @@ from penchant.deploy.superlink import (
     Door,
     environment,
     executor_command,
-    secured_superlink_command,
+    superlink_command,
 )
 from penchant.deploy.supervisor import Part, supervise
 
@@ -94,7 +94,7 @@ class _Reached:
 def _part(site: Site, name: str) -> Part:
     flower, tls, settings = environment(site.flower), site.tls, site.settings
     if name == "superlink":
-        command = secured_superlink_command(
+        command = superlink_command(
             settings.superlink_port,
             site.directory / "flower" / "state.db",
             tls.loopback_ca.certificate,

@@ -1,4 +1,5 @@
-"""Watches a run on the server: says each round as it ends, and notices when nothing plays it any more."""
+"""Watches runs on the server: says each round as it ends, notices when nothing plays a run any more, and that
+something plays one already."""
 
 from __future__ import annotations
 
@@ -7,21 +8,54 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from penchant.common.errors import RoundFailed
+from penchant.common.errors import RoundFailed, UsageError
 from penchant.deploy import rundir, served
-from penchant.deploy.superlink import Door, how_it_ended
+from penchant.deploy.site import Site
+from penchant.deploy.superlink import Control, Door, how_it_ended
 from penchant.server.journal import Journal
 
-__all__ = ["is_done", "watch"]
+__all__ = ["is_done", "refuse_second", "watch"]
 
 OPEN = ("started", "unmasking")
 LOOK_SECONDS = 1.0
+ENDING_SECONDS = 20.0  # that the process of a run which was stopped may take to end
 
 
 def is_done(directory: Path) -> bool:
     """Whether the closing round of a run is over."""
     with closing(Journal(directory)) as journal:
         return journal.settled() == _last(directory)
+
+
+def refuse_second(site: Site, door: Door) -> None:
+    """UsageError while a run of this server is played, or is about to be: devices take part in one at a time.
+
+    JournalError when the SuperLink is silent.
+    """
+    for name in site.runs():
+        directory = site.run(name)
+        flower = served.flower_run(directory)
+        if flower is not None and not is_done(directory) and _is_played(directory, door, flower):
+            raise UsageError(
+                f"run {name} is being played (Flower run {flower}); wait for its end, which "
+                "`penchant server status` shows, or stop it in the console"
+            )
+
+
+def _is_played(directory: Path, door: Door, flower: str) -> bool:
+    """Whether a process plays the run, or the SuperLink will start one.
+
+    A SuperLink that was killed takes its run for running for some time after: that a ServerApp is at work is
+    seen by its claim, and that it is yet to come by its first line in the log.
+    """
+    end = time.monotonic() + ENDING_SECONDS
+    with Control(door) as control:
+        going = control.is_going(flower)
+    while rundir.busy(directory):
+        if going or time.monotonic() > end:
+            return True
+        time.sleep(LOOK_SECONDS)
+    return going and not served.has_begun(directory, flower)
 
 
 def watch(directory: Path, door: Door, flower: str, say: Callable[[str], None]) -> None:

@@ -58,8 +58,9 @@ class Run:
     run: its 16-byte id. blueprint: of the base model. cohort: clients a round. aggregation: how vectors are
     added up. membership: the authority's latest member list, encoded. observe: hears of finished rounds.
     patience: seconds that a round waits for its cohort to be there, before it fails.
-    belongs: whether a member is on that list. latest: the run with the list that holds now, asked for before
-    every round: a revocation takes effect without a restart.
+    belongs: whether a member is on that list. members: how many are; None where there is no list.
+    latest: the run with the list that holds now, asked for before every round: a revocation takes effect
+    without a restart.
     """
 
     config: RunConfig
@@ -72,6 +73,7 @@ class Run:
     observe: Observer = field(default=lambda log: None)
     patience: float = 0.0
     belongs: Callable[[int], bool] = field(default=lambda member: True)
+    members: int | None = None
     latest: Callable[[Run], Run] = field(default=lambda run: run)
 
     @property
@@ -348,14 +350,15 @@ class Roll:
         self._known: dict[int, int] = {}  # node -> member
 
     def gather(self, *, anew: bool = False) -> dict[int, int]:
-        """As `call`, once enough for a cohort are there, or the run's patience is over.
+        """As `call`, once a cohort is there, or all the members there are, or the run's patience is over.
 
         anew: everybody is asked again, also those who were ready before.
         """
         if anew:
             self._known.clear()
         end, pause = time.monotonic() + self.run.patience, FIRST_PAUSE
-        while len(ready := self.call()) < self.run.cohort and (left := end - time.monotonic()) > 0:
+        wanted = self.run.cohort if self.run.members is None else min(self.run.cohort, self.run.members)
+        while len(ready := self.call()) < wanted and (left := end - time.monotonic()) > 0:
             time.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE)
         return ready

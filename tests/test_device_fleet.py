@@ -218,7 +218,7 @@ def test_a_member_that_is_revoked_is_out_at_the_next_round(town: Town, tmp_path:
             server.start()
             stack.callback(server.stop, 0)
             sockets.append(server.socket)
-        run = replace(town.run(tmp_path / "run", rounds=1), latest=latest)
+        run = replace(town.run(tmp_path / "run", rounds=1), latest=latest, patience=600.0)
         with relayed(sockets, fault=note) as grid:
             federate(run, grid)
     assert [(log.round, log.cohort, log.survivors) for log in run.journal.logs()] == [(1, 4, 4), (2, 3, 3)]

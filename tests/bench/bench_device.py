@@ -39,6 +39,7 @@ import torch  # noqa: E402
 from deployment import Deployment  # noqa: E402
 from fleet_scene import FleetScene  # noqa: E402
 from flwr.app import Context  # noqa: E402
+from open_flower import superlink_command, supernode_command  # noqa: E402
 from packaging.requirements import Requirement  # noqa: E402
 
 from penchant.client.agent import Choices  # noqa: E402
@@ -257,8 +258,8 @@ def measure_relay() -> Table:
         port, own = free_port(), free_port()
         surroundings = superlink.environment(place / "flower")
         commands = (
-            superlink.superlink_command(port, place / "state.db"),
-            superlink.supernode_command(f"127.0.0.1:{port}", own, agent.socket),
+            superlink_command(port, place / "state.db"),
+            supernode_command(f"127.0.0.1:{port}", own, agent.socket),
         )
         for words in commands:
             node = stack.enter_context(flower(words, surroundings, place / "flower.log"))
@@ -279,7 +280,7 @@ def most_of_a_client_app(place: Path, client: str, address: str, node: psutil.Pr
     code = BUNDLE.replace("PAYLOAD", f"({MAGIC!r} + bytes({PAYLOAD_BYTES}))")
     (place / "bundle.py").write_text(code.replace("OUT", repr(str(place / "out"))))
     (place / "pyproject.toml").write_text(PYPROJECT.replace("CLIENT", client))
-    superlink.start_run(place, address, place.parent / "operator")
+    superlink.start_run(place, superlink.Door(address), place.parent / "operator")
     most, end = 0.0, time.monotonic() + 240
     while not (place / "out").exists():
         if time.monotonic() > end:

@@ -31,10 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conftest import write_tiny_model
 from deployment import Deployment
+from open_flower import superlink_command, supernode_command
 from processes import PROGRAM, finished, free_port, listens, running
 
 from penchant.deploy import rundir, served
-from penchant.deploy.superlink import Door, environment, start_run, superlink_command, supernode_command
+from penchant.deploy.superlink import Door, environment, start_run
 from penchant.server.journal import Journal
 from penchant.server.secagg import STAGES
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+from open_flower import superlink_command, supernode_command
 from system.other_user import User, user
 
 from penchant.client.home import Home
@@ -28,7 +29,7 @@ from penchant.common.enrolment import Request
 from penchant.common.messages import Hello, Status
 from penchant.common.preferences import Preference
 from penchant.deploy.authority import Office
-from penchant.deploy.superlink import Door, environment, start_run, superlink_command, supernode_command
+from penchant.deploy.superlink import Door, environment, start_run
 
 pytestmark = pytest.mark.system
 
