@@ -33,7 +33,7 @@ from penchant.deploy.tokens import hand_out
 from penchant.deploy.up import door, gateway_open
 from penchant.deploy.watching import watch
 
-__all__ = ["Quickstart", "quickstart"]
+__all__ = ["RUN", "Quickstart", "live_fleet", "quickstart"]
 
 DAY = 86400.0
 RUN = "quickstart"
@@ -53,8 +53,21 @@ class Quickstart:
 def quickstart(plan: Quickstart, say: Callable[[str], None]) -> Path:
     """Bring a fleet up, play all rounds, take it down; -> the server's directory, which `status` reads.
 
-    Raises UsageError for a directory in use or too few devices, GatewayError without nginx, RoundFailed when
-    the run does not come to its end. Nothing is left running in any case.
+    Raises as `live_fleet`, and RoundFailed when the run does not come to its end.
+    """
+    with live_fleet(plan, say) as site:
+        say(f"{plan.rounds} rounds and a closing one begin")
+        flower = served.start(site.run(RUN), door(site))
+        watch(site.run(RUN), door(site), flower, say)
+    return site.directory
+
+
+@contextmanager
+def live_fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[Site]:
+    """A fleet that is up inside the block: its server, whose run `RUN` is made and not yet begun.
+
+    Raises UsageError for a directory in use or too few devices, GatewayError without nginx. Nothing is left
+    running in any case.
     """
     gateway.find_nginx()
     if plan.directory.exists() and (not plan.directory.is_dir() or any(plan.directory.iterdir())):
@@ -78,23 +91,12 @@ def quickstart(plan: Quickstart, say: Callable[[str], None]) -> Path:
         stack.enter_context(kept_up([_attending(plan.directory, site)]))
         homes = []
         for number, person in enumerate(people):
-            homes.append(
-                _join(
-                    plan.directory / f"device-{number + 1}",
-                    person,
-                    site,
-                    config,
-                    policy.min_honest,
-                    policy.max_colluders,
-                )
-            )
+            home = plan.directory / f"device-{number + 1}"
+            homes.append(_join(home, person, site, config, policy.min_honest, policy.max_colluders))
             say(f"{person.name} joined as member {number + 1}, with {len(person.train)} choices")
         stack.enter_context(kept_up([part for home in homes for part in _device(home)]))
         served.create(site.run(RUN), config, site.authority, site.membership().encoded)
-        say(f"{plan.rounds} rounds and a closing one begin")
-        flower = served.start(site.run(RUN), door(site))
-        watch(site.run(RUN), door(site), flower, say)
-    return site.directory
+        yield site
 
 
 @contextmanager

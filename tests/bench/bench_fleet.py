@@ -1,12 +1,15 @@
-"""What a round of real processes costs: `python tests/bench/bench_fleet.py [--devices N] [--json FILE]`.
+"""What a round of a real fleet costs: `python tests/bench/bench_fleet.py [--devices N] [--rounds N]`.
 
-One SuperLink, N SuperNodes and, behind each, an agent, on loopback. First *Flower's floor*: an app without
-any content that does the five exchanges of a round, with Flower's own `send_and_receive`. Then rounds of
-penchant, with training that takes no time (a tiny model) and with the real one, then the floor again. Beside
-them the resident memory of every kind of process, and bytes a round.
+The fleet is that of `penchant quickstart`, on loopback: gateway, SuperLink, executor and enrolment, and for
+each device an agent and a SuperNode, over TLS and with keys. First *Flower's floor*: an app without content
+that does the five exchanges of a round over the same fleet, with Flower's own `send_and_receive`. Then rounds
+of penchant, then the floor again. That twice: with training that takes no time (a tiny model) and with the
+default model on Senate. Beside them the resident memory of every kind of process, and bytes a round.
 
 Exchanges of Flower cost seconds, most of them spent waiting between two looks for messages, and in starting a
-process for each message on each device. On a busy machine all times are upper bounds.
+process for each message on each device. All devices share this machine: what training takes is seven devices'
+work on its cores, and begins while the exchanges before the masked vector go by. On a busy machine all times
+are upper bounds. Writes fleet.json into --out (tests/bench/results), and the table in docs/runbook.md.
 """
 
 from __future__ import annotations
@@ -14,32 +17,40 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
+import sqlite3
 import statistics
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
 
-from conftest import write_tiny_model
-from deployment import Deployment
-from open_flower import superlink_command, supernode_command
-from processes import PROGRAM, finished, free_port, listens, running
+from conftest import write_tiny_model  # noqa: E402
+from processes import finished  # noqa: E402
 
-from penchant.deploy import rundir, served
-from penchant.deploy.superlink import Door, environment, start_run
-from penchant.server.journal import Journal
-from penchant.server.secagg import STAGES
+from penchant.deploy import served  # noqa: E402
+from penchant.deploy.quickstart import RUN, Quickstart, live_fleet  # noqa: E402
+from penchant.deploy.site import Site  # noqa: E402
+from penchant.deploy.superlink import start_run  # noqa: E402
+from penchant.deploy.up import door  # noqa: E402
+from penchant.server.journal import Journal  # noqa: E402
+from penchant.server.secagg import STAGES  # noqa: E402
 
 LIMIT = 1.3  # a round over the floor of as many exchanges
+PAGE = ROOT / "docs" / "runbook.md"
+BLOCK = re.compile(r"<!-- fleet -->\n.*?<!-- end -->", re.S)
+TINY, REAL = "training that takes no time", "all-MiniLM-L6-v2"
 
 FLOOR = """
 import json, time
@@ -90,52 +101,29 @@ out = {out}
 """
 
 
-class Fleet:
-    """The processes, and what they hold in memory."""
+class Costs:
+    """A fleet that is up, and what its processes hold in memory."""
 
-    def __init__(self, place: Path, base: str, devices: int, settings: dict[str, Any]) -> None:
-        self.place, self.devices = place, devices
-        self.deployment = Deployment(place, base, devices, settings)  # type: ignore[arg-type]
-        self.deployment.init_server()
-        self.port = free_port()
-        self.address = f"127.0.0.1:{self.port}"
-        self.flower = environment(place / "flower")
-        self.families: dict[str, list[psutil.Process]] = {}
+    def __init__(self, site: Site, devices: int) -> None:
+        self.site, self.devices, self.run = site, devices, site.run(RUN)
         self.peaks: dict[str, float] = {}
         self._done = threading.Event()
 
     @contextmanager
-    def up(self) -> Iterator[Fleet]:
-        with ExitStack() as stack:
-            link = superlink_command(self.port, self.place / "state.db")
-            self._keep("server", stack, link, "superlink.log", self.flower)
-            until("the SuperLink", lambda: listens(self.port))
-            homes = self.deployment.homes
-            for folder in homes:
-                words = [*PROGRAM, "device", "serve", "--home", str(folder)]
-                self._keep("agent", stack, words, "agents.log", os.environ | {"OMP_NUM_THREADS": "1"})
-                node = supernode_command(self.address, free_port(), folder / "agent.sock")
-                self._keep("node", stack, node, "nodes.log", self.flower)
-            until("the agents", lambda: all((folder / "agent.sock").exists() for folder in homes))
-            until("the nodes", lambda: self._connected() == self.devices)
-            watcher = threading.Thread(target=self._watch)
-            watcher.start()
-            try:
-                yield self
-            finally:
-                self._done.set()
-                watcher.join()
-
-    def _keep(self, name: str, stack: ExitStack, words: list[str], log: str, env: dict[str, str]) -> None:
-        process = stack.enter_context(running(words, self.place / log, env=env))
-        self.families.setdefault(name, []).append(psutil.Process(process.pid))
-
-    def _connected(self) -> int:
-        return (self.place / "nodes.log").read_text(errors="replace").count("SuperNode ID")
+    def watched(self) -> Iterator[None]:
+        """Keep the most that each kind of process held, resident and its own alone, in MB."""
+        watcher = threading.Thread(target=self._watch)
+        watcher.start()
+        try:
+            yield
+        finally:
+            self._done.set()
+            watcher.join()
 
     def floor(self, exchanges: int) -> list[float]:
         """Seconds of each of some empty exchanges, by Flower alone."""
-        app, out = self.place / "floor-app", self.place / "floor.json"
+        place = self.site.directory.parent
+        app, out = place / "floor-app", place / "floor.json"
         shutil.rmtree(app, ignore_errors=True)
         (app / "floor").mkdir(parents=True)
         (app / "floor" / "__init__.py").touch()
@@ -143,68 +131,69 @@ class Fleet:
         table = PYPROJECT.format(exchanges=exchanges, devices=self.devices, out=json.dumps(str(out)))
         (app / "pyproject.toml").write_text(table)
         out.unlink(missing_ok=True)
-        start_run(app, Door(self.address), self.place / "flwr")
-        until("the floor", out.exists, 600)
-        time.sleep(1)
+        start_run(app, door(self.site), place / "flwr")
+        until("the floor", lambda: out.exists() and bool(out.read_text()), 600)
         found: list[float] = json.loads(out.read_text())
         return found
 
-    def rounds(self) -> list[dict[str, Any]]:
+    def rounds(self, last: int) -> list[dict[str, Any]]:
         """Play the run; what the journal says of each round."""
-        run = self.deployment.run
-        last = rundir.read_config(run).federation.rounds + 1
-        served.start(run, Door(self.address))
-        until("the run", lambda: finished(run)[-1:] == [last], 1800)
+        served.start(self.run, door(self.site))
+        until("the run", lambda: finished(self.run)[-1:] == [last], 1800)
         time.sleep(10)  # for the last word to the devices
-        journal = Journal(run)
-        try:
-            return [
-                {
-                    "phase": log.phase,
-                    "seconds": log.seconds,
-                    "up": log.bytes_up / log.cohort,
-                    "down": log.bytes_down / log.cohort,
-                    "survivors": log.survivors,
-                }
-                for log in journal.logs()
-            ]
-        finally:
-            journal.close()
+        with closing(Journal(self.run)) as journal:
+            logs = journal.logs()
+        return [
+            {
+                "phase": log.phase,
+                "seconds": log.seconds,
+                "masked_seconds": self._seconds(log.round, "masked"),
+                "up": log.bytes_up / log.cohort,
+                "down": log.bytes_down / log.cohort,
+                "survivors": log.survivors,
+            }
+            for log in logs
+        ]
+
+    def _seconds(self, number: int, stage: str) -> float:
+        with closing(sqlite3.connect(self.run / "journal.db")) as db:
+            query = "SELECT ended - began FROM stages WHERE round = ? AND stage = ? ORDER BY attempt DESC"
+            (seconds,) = db.execute(query, (number, stage)).fetchone()
+        return float(seconds)
 
     # --- memory --------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Keep the most that each kind of process held: resident, and of that its own alone, in MB."""
         while not self._done.wait(0.5):
-            for name, members in self.families.items():
-                for member in members:
-                    self._look(name, member)
+            for process in psutil.Process().children(recursive=True):
+                self._look(process)
 
-    def _look(self, name: str, member: psutil.Process) -> None:
+    def _look(self, process: psutil.Process) -> None:
         try:
-            family = [member, *member.children(recursive=True)]
+            words, memory = " ".join(process.cmdline()), process.memory_full_info()
+            label = next((label for mark, label in KINDS.items() if re.search(mark, words)), "")
+            if label == EXECUTOR:
+                above = " ".join(" ".join(parent.cmdline()) for parent in process.parents())
+                label = f"{'device' if 'flower-supernode' in above else 'server'}: {label}"
         except psutil.Error:
             return
-        for process in family:
-            try:
-                words = " ".join(process.cmdline())
-                memory = process.memory_full_info()
-            except psutil.Error:
-                continue
-            kind = next((k for k in KINDS if k in words), "agent" if name == "agent" else "other")
-            label = KINDS.get(kind, kind)
-            where = "" if label == "agent" else ("server: " if name == "server" else "device: ")
-            for what, value in (("", memory.rss), (" (own)", memory.uss)):
-                key = f"{where}{label}{what}"
+        for key, value in ((label, memory.rss), (f"{label} (own)", memory.uss)):
+            if label:
                 self.peaks[key] = max(self.peaks.get(key, 0.0), value / 1e6)
 
 
+EXECUTOR = "Flower's executor"
 KINDS = {
-    "flower-superlink": "SuperLink",
-    "flower-supernode": "SuperNode",
-    "flower-superexec": "executor",
-    "flwr-serverapp": "ServerApp",
-    "flwr-clientapp": "relay, while a message is served",
+    "flwr-serverapp": "server: ServerApp",
+    "flwr-clientapp": "device: relay, while a message is served",
+    "flower-superexec": EXECUTOR,
+    "flower-superlink": "server: SuperLink",
+    "flower-supernode": "device: SuperNode",
+    "nginx": "server: gateway",
+    "--only enrol": "server: enrolment service",
+    "server up": "server: `penchant server up`",
+    "device serve": "device: agent",
+    "device connect": "device: `penchant device connect`",
 }
 
 
@@ -216,34 +205,41 @@ def until(what: str, true: Callable[[], bool], seconds: float = 300.0) -> None:
         time.sleep(0.2)
 
 
-def measure(base: str, devices: int, rounds: int, settings: dict[str, Any]) -> dict[str, Any]:
+def measure(devices: int, rounds: int, settings: tuple[tuple[str, object], ...]) -> dict[str, Any]:
     """Floor, rounds, floor; seconds, bytes, memory."""
     place = Path(tempfile.mkdtemp(prefix="bench-fleet-"))
-    if base == "tiny":
-        write_tiny_model("bert", place / "tiny")
-        base = str(place / "tiny")
     try:
-        fleet = Fleet(place / "fleet", base, devices, {"federation.rounds": rounds, **settings})
-        with fleet.up():
-            floor = fleet.floor(2 * len(STAGES))
-            log = fleet.rounds()
-            floor += fleet.floor(len(STAGES))
-        main = [row for row in log if row["phase"] == "main"]
-        expected = len(STAGES) * statistics.mean(floor)
-        return {
-            "devices": devices,
-            "exchange_seconds": {"mean": statistics.mean(floor), "min": min(floor), "max": max(floor)},
-            "floor_seconds": expected,
-            "round_seconds": [row["seconds"] for row in main],
-            "ratio": statistics.median(row["seconds"] for row in main) / expected,
-            "closing_seconds": log[-1]["seconds"],
-            "bytes_up": main[0]["up"],
-            "bytes_down": main[0]["down"],
-            "memory_mb": dict(sorted(fleet.peaks.items())),
-            "load": os.getloadavg()[0],
-        }
+        with live_fleet(Quickstart(place / "fleet", devices, rounds, settings), note) as site:
+            costs = Costs(site, devices)
+            with costs.watched():
+                empty = costs.floor(2 * len(STAGES))
+                note(f"ten empty exchanges: {', '.join(f'{seconds:.1f}' for seconds in empty)} s")
+                log = costs.rounds(rounds + 1)
+                empty += costs.floor(len(STAGES))
     finally:
         shutil.rmtree(place, ignore_errors=True)
+    main = [row for row in log if row["phase"] == "main"]
+    exchange, best = statistics.median(empty), min(main, key=lambda row: row["seconds"])
+    floor = len(STAGES) * exchange
+    return {
+        "devices": devices,
+        "exchanges": empty,
+        "floor_seconds": floor,
+        "rounds": main,
+        "round_seconds": best["seconds"],
+        "round_seconds_median": statistics.median(row["seconds"] for row in main),
+        "not_hidden_seconds": max(best["masked_seconds"] - exchange, 0.0),
+        "ratio": (best["seconds"] - max(best["masked_seconds"] - exchange, 0.0)) / floor,
+        "closing_seconds": log[-1]["seconds"],
+        "bytes_up": best["up"],
+        "bytes_down": best["down"],
+        "memory_mb": dict(sorted(costs.peaks.items())),
+        "load": os.getloadavg()[0],
+    }
+
+
+def note(text: str) -> None:
+    print(f"  {time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 def main() -> None:
@@ -251,33 +247,63 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--devices", type=int, default=7)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--base", default="all-MiniLM-L6-v2", help="the second model; the first is a tiny one"
-    )
-    parser.add_argument("--only-tiny", action="store_true")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=("tiny", "real"))
+    parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
-    found = {"training that takes no time": measure("tiny", args.devices, args.rounds, {})}
-    show("training that takes no time", found["training that takes no time"])
-    if not args.only_tiny:
-        real = {"model.max_tokens": 64, "training.local_epochs": 6}
-        found[args.base] = measure(args.base, args.devices, args.rounds, real)
-        show(args.base, found[args.base])
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+    path = args.out / "fleet.json"
+    found = json.loads(path.read_text()) if path.is_file() and args.only else {}
+    if args.only != "real":
+        with tempfile.TemporaryDirectory(prefix="bench-tiny-") as folder:
+            write_tiny_model("bert", Path(folder))
+            tiny = (("model.base_model", folder), ("data.pairs", 4), ("federation.warmup_rounds", 0))
+            found[TINY] = measure(args.devices, args.rounds, tiny)
+    if args.only != "tiny":
+        found[REAL] = measure(args.devices, args.rounds, (("federation.warmup_rounds", 0),))
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(table(found))
+    if args.out == HERE / "results":
+        PAGE.write_text(BLOCK.sub(lambda _: block(found), PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def show(what: str, row: dict[str, Any]) -> None:
-    each, floor = ", ".join(f"{seconds:.1f}" for seconds in row["round_seconds"]), row["floor_seconds"]
-    print(f"{what}, {row['devices']} devices (load {row['load']:.1f})")
-    mean = row["exchange_seconds"]["mean"]
-    print(f"  five empty exchanges by Flower alone: {floor:.1f} s ({mean:.1f} s each)")
-    print(f"  a round: {each} s; {row['ratio']:.2f} of that (limit {LIMIT})")
-    print(f"  the closing round, of everybody: {row['closing_seconds']:.1f} s")
-    print(f"  bytes a device and round: {row['bytes_up']:,.0f} up, {row['bytes_down']:,.0f} down")
-    for kind, most in row["memory_mb"].items():
-        print(f"  {kind}: {most:.0f} MB")
+def block(found: dict[str, Any]) -> str:
+    """What the runbook shows."""
+    return f"<!-- fleet -->\n{table(found)}\n<!-- end -->"
+
+
+def table(found: dict[str, Any]) -> str:
+    """Times and bytes by model, then the memory of each process."""
+    rows = list(found.values())
+
+    def line(what: str, cell: Callable[[dict[str, Any]], str]) -> str:
+        return f"| {what} | {' | '.join(cell(row) for row in rows)} |"
+
+    lines = [
+        f"| {rows[0]['devices']} devices on one machine | {' | '.join(found)} |",
+        "|---" * (len(rows) + 1) + "|",
+        line("an empty exchange by Flower alone, median", lambda row: seconds(row["floor_seconds"] / 5)),
+        line("five of them: the floor", lambda row: seconds(row["floor_seconds"])),
+        line(
+            "a round, the best of several (median)",
+            lambda row: f"{seconds(row['round_seconds'])} ({seconds(row['round_seconds_median'])})",
+        ),
+        line("of which training that nothing hides", lambda row: seconds(row["not_hidden_seconds"])),
+        line(f"the rest of a round over the floor (limit {LIMIT})", lambda row: f"{row['ratio']:.2f}"),
+        line("bytes up, a device and round", lambda row: f"{row['bytes_up']:,.0f}"),
+        line("bytes down, a device and round", lambda row: f"{row['bytes_down']:,.0f}"),
+    ]
+    memory = rows[-1]["memory_mb"]
+    lines += ["", "| process | most resident MB | of which its own |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {most:.0f} | {memory[f'{name} (own)']:.0f} |"
+        for name, most in memory.items()
+        if not name.endswith("(own)")
+    ]
+    return "\n".join(lines)
+
+
+def seconds(value: float) -> str:
+    return f"{value:.1f} s"
 
 
 if __name__ == "__main__":

@@ -27,11 +27,12 @@ from system.hosts import Host
 from twin import journal
 
 from penchant.deploy.site import ServerSettings, Site
-from penchant.deploy.superlink import environment, secured_supernode_command
+from penchant.deploy.superlink import environment, supernode_command
 from penchant.server.journal import RoundRow
 
 TESTS = Path(__file__).resolve().parents[1]
 WARM = [sys.executable, str(Path(__file__).with_name("warm_agents.py"))]
+BRISK = [sys.executable, str(Path(__file__).with_name("brisk_supernode.py"))]
 TRAPPED = [sys.executable, str(Path(__file__).with_name("trapped.py"))]
 NODE_PORT = 9094
 UP = "devices reach"  # what `penchant server up` says when all of it is
@@ -92,10 +93,11 @@ class LiveFleet:
         if self.deployment.run.is_dir():  # else the test makes one
             shutil.move(self.deployment.run, self.site.run("fleet"))
             self.deployment.run = self.site.run("fleet")
+        self.testing = os.environ | QUICK | {"PYTHONPATH": str(TESTS)}
         with (self.place / "warm.log").open("ab") as log:
             self.warm = subprocess.Popen(
                 WARM, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                env=os.environ | QUICK | {"PYTHONPATH": str(TESTS)},
+                env=self.testing,
             )  # fmt: skip
         self.flower = environment(self.place / "flower") | QUICK
         assert self.warm.stdout is not None
@@ -110,7 +112,9 @@ class LiveFleet:
         before = log.read_text().count(UP) if log.exists() else 0
         words = [*PROGRAM, "server", "up", str(self.site.directory)]
         self.up = self.server.start(words, log, os.environ | QUICK)
-        self.wait("the server", lambda: log.read_text().count(UP) > before)
+        up = self.up
+        self.wait("the server", lambda: up.poll() is not None or log.read_text().count(UP) > before)
+        assert up.poll() is None, self.story()
 
     def kill_server(self) -> None:
         """kill -9 of everything that `penchant server up` started, the ServerApp of the run too."""
@@ -119,16 +123,35 @@ class LiveFleet:
         self.wait("the end of the server", lambda: self.server.processes() == [])
 
     def kill_gateway(self) -> None:
-        """kill -9 of nginx; the server starts it again."""
+        """kill -9 of nginx, and wait until the server has started it again."""
+        before = self._gateway()
+        for process in before:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.wait("the gateway", lambda: bool(self._gateway() - before))
+
+    def _gateway(self) -> set[psutil.Process]:
+        found = set()
         for pid in self.server.processes():
             with suppress(psutil.NoSuchProcess):
-                if psutil.Process(pid).name() == "nginx":
-                    psutil.Process(pid).kill()
+                process = psutil.Process(pid)
+                if process.name() == "nginx" and process.status() != psutil.STATUS_ZOMBIE:
+                    found.add(process)
+        return found
+
+    def penchant(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """`penchant server …` on the server's host, to its end."""
+        return self.server.run([*PROGRAM, "server", *words], os.environ | QUICK, START_SECONDS)
 
     def play(self) -> None:
         """`penchant server resume`: begin, or go on."""
-        words = [*PROGRAM, "server", "resume", str(self.site.directory), "--detach"]
-        done = self.server.run(words, os.environ | QUICK, START_SECONDS)
+        done = self.penchant("resume", str(self.site.directory), "--detach")
+        assert done.returncode == 0, done.stderr
+
+    def take_members(self, members: bytes) -> None:
+        """`penchant server members`."""
+        (self.place / "newer.list").write_bytes(members)
+        done = self.penchant("members", str(self.site.directory), str(self.place / "newer.list"))
         assert done.returncode == 0, done.stderr
 
     def register_nodes(self, count: int | None = None) -> None:
@@ -166,7 +189,7 @@ class LiveFleet:
         words, log = ["device", "serve", "--home", str(home)], self.place / f"agent-{device}.log"
         host = self.devices[device]
         if before:  # a process started anew, not forked
-            cold = host.start([*before, *TRAPPED, str(traps), *words], log, os.environ | QUICK)
+            cold = host.start([*before, *TRAPPED, str(traps), *words], log, self.testing)
             self.agents[device] = psutil.Process(cold.pid)
             return
         order = {"words": words, "traps": str(traps), "log": str(log), "host": host.name}
@@ -188,9 +211,9 @@ class LiveFleet:
     def start_node(self, device: int) -> None:
         agent = self.deployment.homes[device] / "agent.sock"
         key, ca = self.node_folder(device) / "node.key", self.site.tls.ca.certificate
-        words = secured_supernode_command(self.site.settings.gateway, NODE_PORT, agent, ca, key)
+        _, *words = supernode_command(self.site.settings.gateway, NODE_PORT, agent, ca, key)
         self.nodes[device] = self.devices[device].start(
-            words, self.place / f"node-{device}.log", self.relaying
+            [*BRISK, *words], self.place / f"node-{device}.log", self.relaying
         )
 
     def start_devices(self, before: Mapping[int, Sequence[str]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ import pytest
 from device_kills import DEVICES, RUN, Fleet
 from flwr.app import Context
 from killed_device import choice
+from system.disks import BALLAST, fill, small_disk
 
 from penchant.client.app import Answer, build_app
 from penchant.client.home import Home
@@ -26,52 +26,30 @@ pytestmark = pytest.mark.system
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of two megabytes, for the directory of the first device."""
-    if os.getuid() != 0:
-        pytest.fail("this test mounts a file system: run it as root")
-    disk = tmp_path / "device-0"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(disk)], check=True)
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)  # a failed test may still hold it
-
-
-def fill(disk: Path) -> Path:
-    """Not one byte is left, nor the room that SQLite keeps for its next rollback journal."""
-    for journal in disk.glob("*-journal"):  # of no transaction: the agent waits for a message
-        journal.unlink()
-    ballast = disk / "ballast"
-    with ballast.open("wb") as file:
-        for size in (1 << 16, 1):
-            try:
-                while True:
-                    os.write(file.fileno(), bytes(size))
-            except OSError:
-                continue
-    return ballast
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own for the directory of the first device."""
+    with small_disk(tmp_path / "device-0") as made:
+        yield made
 
 
 def test_a_full_disk_costs_a_round_and_nothing_else(
-    tiny_model: Callable[[str], Path], tmp_path: Path, small_disk: Path
+    tiny_model: Callable[[str], Path], tmp_path: Path, disk: Path
 ) -> None:
     fleet = Fleet(tmp_path, tiny_model("bert"))
     agents = [Home(folder, benches=fleet.benches).agent() for folder in fleet.homes]
-    server = AgentServer(agents[0].answer, small_disk / "agent.sock")
+    server = AgentServer(agents[0].answer, disk / "agent.sock")
     server.start()
     remote = RemoteAgent(server.socket, seconds=60)
     full_at: list[str] = []
     kept: list[tuple[int, int, bytes]] = []
     replies: list[tuple[str, bytes]] = []
-    ballast = small_disk / "ballast"
+    ballast = disk / BALLAST
 
     def first(stage: str, payload: bytes) -> bytes:
         if stage in full_at:
             full_at.remove(stage)
             kept.append(state(fleet))
-            fill(small_disk)
+            fill(disk)
         replies.append((stage, remote(stage, payload)))
         return replies[-1][1]
 
@@ -96,7 +74,7 @@ def test_a_full_disk_costs_a_round_and_nothing_else(
         refused = [decode(reply, Abort).code for at, reply in replies[-3:] if at == stage]
         assert refused == [AbortCode.INTERNAL]
         if stage == "masked":
-            check_the_owner_is_told(fleet, small_disk)
+            check_the_owner_is_told(fleet, disk)
         ballast.unlink()
         assert state(fleet) == kept.pop()
         assert play(number + 1) == DEVICES  # the same agent takes part again

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,16 +87,15 @@ def start_device(stack: ExitStack, folder: Path) -> None:
         stack.enter_context(running(words, folder.parent / f"{folder.name}-{command}.log"))
 
 
-def state(server: Path) -> dict[str, object]:
+def state(server: Path) -> dict[str, Any]:
     done = penchant("server", "status", str(server), "--json")
-    found: dict[str, object] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def online(server: Path) -> int:
-    link = state(server)["superlink"]
-    assert isinstance(link, dict)
-    return int(link["online"])
+def nodes(server: Path, which: str = "nodes") -> int:
+    """How many nodes may connect; "online": have."""
+    return int(state(server)["superlink"][which])
 
 
 def test_a_fleet_learns_and_goes_on_after_the_server_was_killed(
@@ -117,7 +117,7 @@ def test_a_fleet_learns_and_goes_on_after_the_server_was_killed(
         world = simulate_twin(fleet)
         for folder in fleet.homes:
             start_device(stack, folder)
-        wait_for("the nodes", lambda: online(server) == DEVICES, 120)
+        wait_for("the nodes", lambda: nodes(server, "online") == DEVICES, 120)
         penchant("server", "resume", str(server), "--detach")
         wait_for("the first round", lambda: finished(run) == [1], 600)
         before = {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()}
@@ -126,6 +126,9 @@ def test_a_fleet_learns_and_goes_on_after_the_server_was_killed(
         wait_for("the gateway again", lambda: listens(port), 120)
         penchant("server", "resume", str(server), seconds=900)
         wait_for("the last word to the devices", lambda: all(at(f) == 2 for f in fleet.homes), 180)
+        penchant("server", "revoke", str(server), f"{DEVICES}", "--why", "lost")
+        attend(fleet, server)
+        wait_for("the end of the revoked one's node", lambda: nodes(server) == DEVICES - 1, 60)
     assert finished(run) == [1, 2]
     after = {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()}
     assert {name: after[name] for name in before} == before  # round 1 was not run again
@@ -139,7 +142,9 @@ def test_a_fleet_learns_and_goes_on_after_the_server_was_killed(
     check_same(fleet, world)
     assert "is finished" in penchant("server", "resume", str(server)).stdout
     table = state(server)
-    assert (table["run"], table["runs"], table["enrolments"]) == ("first", ["first"], {"enrolled": DEVICES})
+    assert (table["run"], table["runs"]) == ("first", ["first"])
+    assert table["enrolments"] == {"enrolled": DEVICES - 1, "out": 1}
+    assert table["members"]["count"] == DEVICES - 1
     penchant("server", "export", str(server), str(tmp_path / "shared"))
     with safe_open(tmp_path / "shared" / "shared.safetensors", "numpy") as tensors:
         kept = np.concatenate([tensors.get_tensor(name).ravel() for name in tensors.keys()])  # noqa: SIM118

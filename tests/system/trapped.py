@@ -6,6 +6,7 @@ TRAPS is a folder of JSON files, {"round": 2, "attempt": 1, "stage": "masked", "
     die     kill -9 of this process; "after": the answer is made, all that lasts is on disk, and it never left
     hold    wait until NAME.go is there
     fill    write a file into the agent's directory until its disk is full
+    note    nothing: who looks knows that the agent is there
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from system.disks import fill
+
 from penchant.client.agent import Agent
 from penchant.common.codec import decode
 from penchant.common.errors import CodecError
 from penchant.common.messages import Announce
 
 HOLD_MOST = 600.0
-
-BALLAST = "ballast"
 
 
 class Traps:
@@ -70,19 +71,10 @@ class Traps:
             time.sleep(0.05)
 
     def _fill(self, path: Path) -> None:
-        home = Path(sys.argv[sys.argv.index("--home") + 1])
-        fill(home / BALLAST)
+        fill(Path(sys.argv[sys.argv.index("--home") + 1]))
 
-
-def fill(ballast: Path) -> None:
-    """Not one byte is left where this file is."""
-    with ballast.open("wb") as file:
-        for size in (1 << 16, 1):
-            try:
-                while True:
-                    os.write(file.fileno(), bytes(size))
-            except OSError:
-                continue
+    def _note(self, path: Path) -> None:
+        pass
 
 
 UNTRAPPED = Agent.answer
