@@ -4,12 +4,18 @@ A reply reaches the SuperLink in two steps: that there is one, then its content.
 one, waits for its content for minutes or hours, and all other replies wait behind it. So a device whose push
 broke off, or that never means to finish it, would stall a whole fleet past its deadlines. Here a reply that
 is not whole yet is looked at again with the next look for replies, and holds up nobody.
+
+A SuperLink under load may wait too long for its own database: it says 500, and has done nothing of what it
+was asked for. Flower asks again when it is gone, but not then; here it does. Devices are asked to by the
+gateway.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import math
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import httpx
@@ -31,6 +37,8 @@ __all__ = ["PromptGrid"]
 
 log = logging.getLogger(__name__)
 
+PATIENCE_SECONDS = 60.0  # that a SuperLink may go on saying 500
+
 
 class PromptGrid(Grid):
     """A SuperLink's grid whose `pull_messages` never waits for a device.
@@ -40,6 +48,8 @@ class PromptGrid(Grid):
 
     def __init__(self, grid: HttpGrid) -> None:
         self._grid = grid
+        retry = grid._retry_invoker
+        retry.should_giveup = _Patience(retry.should_giveup or (lambda error: False))
         self._begun: dict[str, Any] = {}  # id of the message replied to -> (message, its objects), not whole
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -111,3 +121,20 @@ class PromptGrid(Grid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         return self._grid.send_and_receive(messages, timeout=timeout)
+
+
+class _Patience:
+    """Whether asking a SuperLink again is to be given up; `otherwise` decides on anything but 500."""
+
+    def __init__(self, otherwise: Callable[[Exception], bool]) -> None:
+        self._otherwise = otherwise
+        self._first, self._last = 0.0, -math.inf  # of the errors that came one soon after the other
+
+    def __call__(self, error: Exception) -> bool:
+        if not isinstance(error, httpx.HTTPStatusError) or error.response.status_code != 500:
+            return self._otherwise(error)
+        now = time.monotonic()
+        if now - self._last > PATIENCE_SECONDS:
+            self._first = now
+        self._last = now
+        return now - self._first > PATIENCE_SECONDS

@@ -177,6 +177,7 @@ def write_app(directory: Path, server: str, client: str) -> Path:
     text = f"""[project]
 name = "penchant-run"
 version = "0.1.0"
+description = "Names what is installed; holds no code."
 license = "Apache-2.0"
 dependencies = []
 

@@ -32,6 +32,8 @@ def refuse_second(site: Site, door: Door) -> None:
 
     JournalError when the SuperLink is silent.
     """
+    with Control(door) as control:
+        control.nodes()  # before anything is made for a run
     for name in site.runs():
         directory = site.run(name)
         flower = served.flower_run(directory)

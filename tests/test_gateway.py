@@ -43,7 +43,11 @@ def test_the_gateway_passes_what_a_supernode_asks_for_and_two_paths_of_ours(site
     fleet = {f"/v1/fleet/{name}": f"https://superlink/v1/fleet/{name}" for name in FLEET_PATHS}
     ours = {f"/enrol/{name}": f"http://enrolment/enrol/{name}" for name in ("ca", "join")}
     assert passed == fleet | ours  # each to a fixed address: no path that a client wrote is passed on
-    assert re.findall(r"location ([^=\s]\S*) \{(.*?)\}", text) == [("/", " return 404; ")]
+    assert re.findall(r"location ([^=\s]\S*) \{(.*?)\}", text) == [
+        ("@again", " return 503; "),
+        ("/", " return 404; "),
+    ]
+    assert text.count("error_page 500 =503 @again;") == len(FLEET_PATHS)
     assert "control" not in re.sub(r"#.*", "", text)
     assert text.count("listen ") == 1
 

@@ -14,9 +14,11 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse, PullObjectRes
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PullAppMessagesResponse
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.run import Run
 
 from penchant.common.flower import pack, unpack
+from penchant.deploy import prompt
 from penchant.deploy.prompt import PromptGrid
 
 
@@ -72,6 +74,7 @@ class Under:
         self._runtime_client = link
         self.node = Node(node_id=1)
         self.run = Run.create_empty(1)
+        self._retry_invoker = make_simple_http_retry_invoker()
 
 
 @pytest.fixture
@@ -123,3 +126,24 @@ def test_a_superlink_that_is_gone_is_said_so(link: SuperLink, grid: PromptGrid) 
     link.down = True
     with pytest.raises(httpx.ConnectError):
         grid.pull_messages(["1"])
+
+
+def says(status: int) -> httpx.HTTPStatusError:
+    return httpx.HTTPStatusError("no", request=httpx.Request("POST", "/"), response=httpx.Response(status))
+
+
+def test_a_superlink_whose_database_is_busy_is_asked_again_for_a_minute(
+    link: SuperLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under, now = Under(link), [100.0]
+    PromptGrid(under)  # type: ignore[arg-type]
+    monkeypatch.setattr(prompt.time, "monotonic", lambda: now[0])
+    gives_up = under._retry_invoker.should_giveup
+    assert gives_up is not None
+    assert [gives_up(says(status)) for status in (500, 503, 404)] == [False, False, True]
+    now[0] += 50
+    assert not gives_up(says(500))
+    now[0] += 20
+    assert gives_up(says(500))
+    now[0] += 1000  # another time
+    assert not gives_up(says(500))

@@ -95,7 +95,8 @@ class Shadow:
                 if lists and number in lists:
                     (self._run / MEMBERS).write_bytes(lists[number])
                 run = roll.run = run.latest(run)
-                if number in skipped:
+                if number in skipped:  # it was announced, and with it which rounds stand
+                    roll.greet(roll.call().values())
                     run.journal.skip(number, run.journal.begin(number, "main"), "as it was")
                 else:
                     play_round(run, grid, number, roll.call())
