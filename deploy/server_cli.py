@@ -185,12 +185,13 @@ def run(
 
     def work() -> None:
         from penchant.common.config import RunConfig
-        from penchant.deploy import served
+        from penchant.deploy import rundir, served
         from penchant.deploy.site import Site
         from penchant.deploy.up import door
         from penchant.deploy.watching import refuse_second
 
         site, settings = Site(directory), RunConfig.read(config)
+        rundir.refuse_unservable(settings)
         refuse_second(site, door(site))
         chosen = name or f"run-{len(site.runs()) + 1}"
         served.create(site.run(chosen), settings, site.authority, site.membership().encoded)

@@ -43,7 +43,7 @@ class Link:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def nodes(self) -> dict[int, tuple[bytes, str]]:
+    def nodes(self) -> dict[int, object]:
         return {}
 
     def is_going(self, run: str) -> bool:
