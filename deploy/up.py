@@ -33,6 +33,8 @@ __all__ = ["PARTS", "door", "gateway_open", "only", "up"]
 
 PARTS = ("superlink", "executor", "enrol", "gateway")
 LOCK = ".up"
+SELDOM = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "5"}
+"""Runs are few, each look writes into the SuperLink's database, and one that fails ends the executor."""
 
 
 def door(site: Site) -> Door:
@@ -104,7 +106,7 @@ def _part(site: Site, name: str) -> Part:
         )
         return Part(name, command, site.log(name), flower, ready=lambda: _answers(site))
     if name == "executor":
-        return Part(name, executor_command(door(site), site.secret), site.log(name), flower)
+        return Part(name, executor_command(door(site), site.secret), site.log(name), SELDOM | flower)
     if name == "enrol":
         words = [
             sys.executable,

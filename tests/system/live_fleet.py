@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -143,22 +142,6 @@ class LiveFleet:
                 if process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
-
-    @contextmanager
-    def database_locked(self) -> Iterator[None]:
-        """The SuperLink can't write into its database, and says 500.
-
-        Flower's executor, which asks for work all the time, ends on that, and the run with it, as when the
-        server dies: that is another story, so it asks for nothing meanwhile.
-        """
-        (executor,) = (p for p in self._server_processes() if "flower-superexec" in " ".join(p.cmdline()))
-        executor.suspend()
-        with closing(sqlite3.connect(self.site.directory / "flower" / "state.db", timeout=60)) as db:
-            db.execute("BEGIN IMMEDIATE")
-            yield
-            db.rollback()
-        executor.resume()
-        assert "database is locked" in self.site.log("superlink").read_text(errors="replace")
 
     def penchant(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`penchant server …` on the server's host, to its end."""

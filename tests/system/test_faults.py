@@ -30,7 +30,6 @@ DEVICES = 7
 SETTINGS = {"federation.deadline_seconds": 240.0, "federation.patience_seconds": 240.0}
 THOUSAND_DAYS = ["faketime", "-f", "+1000d"]
 AWAY_SECONDS = 60.0
-LOCKED_SECONDS = 8.0  # a SuperLink waits for five
 
 
 @pytest.fixture
@@ -136,16 +135,11 @@ def break_devices(story: Story) -> None:
 
     # Round 2: a disk is full before what was trained could be kept, and an agent is killed before it has
     # confirmed; its vector is in the sum.
-    # On the way the SuperLink's database is locked for longer than it waits for it: nobody is lost by that.
     last, gate = gate, story.held(0, 2, "unmask")
-    slow, full = story.held(0, 2, "shares"), fleet.trap(5, 2, "masked", "before", "fill")
+    full = fleet.trap(5, 2, "masked", "before", "fill")
     story.lost(5, 2, "masked")
     killed_later = story.dies(3, 2, "confirm")
     last.release()
-    fleet.wait_sprung([slow])
-    with fleet.database_locked():
-        slow.release()
-        time.sleep(LOCKED_SECONDS)
     story.end_of(gate, full, killed_later, replies=4)
     (homes[5] / BALLAST).unlink()  # its owner makes room; the same agent goes on
     assert at(homes[5]) == 1
