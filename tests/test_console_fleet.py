@@ -106,7 +106,7 @@ def test_a_fleet_without_a_run_is_there_already(world: World) -> None:
     assert "home silent – 5 0" in said
     assert "The SuperLink of home is silent" in said
     said = world.said()
-    assert "5 no node yet not met yet never 0 – –" in said
+    assert "5 node not known not met yet never 0 – –" in said
     assert "The SuperLink is silent: who is online is not known." in said
     assert "No token was handed out yet." in said
 

@@ -336,6 +336,19 @@ def test_a_stream_ends_with_its_session(console: Console, monkeypatch: pytest.Mo
     asyncio.run(asyncio.wait_for(play(), 20))
 
 
+def test_a_page_that_lies_open_does_not_keep_its_session(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(console.runs / "first", 1)
+    browser = console.browser("olga")
+    visit = _visit(console, browser, "/live", {})
+    console.store._db.execute("UPDATE sessions SET used = used - 7000")  # 200 s are left of two idle hours
+    assert live._watching(visit.desk, visit.request) is not None
+    console.store._db.execute("UPDATE sessions SET used = used - 300")
+    assert live._watching(visit.desk, visit.request) is None
+    assert browser.get("/").status_code == 303
+
+
 def _visit(console: Console, browser: Any, path: str, parts: dict[str, str]) -> Any:
     from starlette.requests import Request
 

@@ -27,7 +27,7 @@ def live(desk: Desk, parts: Parts) -> Endpoint:
     """The entrance of a stream: all parts at first, then those that became others."""
 
     async def endpoint(request: Request) -> Response:
-        visit = await run_in_threadpool(visit_of, desk, request)
+        visit = await run_in_threadpool(_watching, desk, request)
         if visit is None:
             return Response(status_code=204)  # tells an EventSource not to come again
         try:
@@ -43,6 +43,11 @@ def live(desk: Desk, parts: Parts) -> Endpoint:
     return endpoint
 
 
+def _watching(desk: Desk, request: Request) -> Visit | None:
+    """The visit. A page that lies open, with nobody before it, does not keep its session alive."""
+    return visit_of(desk, request, used=False)
+
+
 async def _stream(visit: Visit, parts: Parts) -> AsyncIterator[str]:
     yield "retry: 2000\n\n"
     began = beat = time.monotonic()
@@ -54,8 +59,8 @@ async def _stream(visit: Visit, parts: Parts) -> AsyncIterator[str]:
         now = time.monotonic()
         if now - beat >= BEAT_SECONDS:
             beat = now
-            if await run_in_threadpool(visit_of, visit.desk, visit.request) is None:
-                return  # logged out, or the account is gone
+            if await run_in_threadpool(_watching, visit.desk, visit.request) is None:
+                return  # logged out, idle for too long, or the account is gone
             yield ": still here\n\n"
         try:
             found = await run_in_threadpool(_mark, visit)

@@ -500,10 +500,8 @@ def devices_facts(visit: Visit) -> dict[str, Any]:
     number = max(_whole(visit.asked("page", "1"), "page"), 1)
     met = Ledger(run.place.directory).devices() if run else []
     about = belonging(desk, subject)
-    rows = [
-        device for device in known(subject, run, met, about, now) if str(device.member).startswith(search)
-    ]
-    rows.sort(key=ORDERS[order])
+    listed = known(subject, run, met, about, now)
+    rows = sorted((one for one in listed if str(one.member).startswith(search)), key=ORDERS[order])
     every = visit.asked("tokens") == "all"
     shown = [t for i, t in enumerate(about["tokens"]) if every or i < TOKENS_SHOWN or t.state == "waiting"]
     return {
@@ -516,7 +514,7 @@ def devices_facts(visit: Visit) -> dict[str, Any]:
         "rows": rows[(number - 1) * DEVICES_A_PAGE : number * DEVICES_A_PAGE],
         "count": len(rows),
         "met": len(met),
-        "recent": sum(now - device.seen < 86400 for device in met),
+        "recent": sum(one.here or now - (one.seen or 0.0) < 86400 for one in listed),
         "fresh": about["link"] is not None and about["link"].fresh(now),
         "search": search,
         "order": order,

@@ -203,8 +203,8 @@ class Store:
             )
         return token
 
-    def session(self, token: str) -> Session | None:
-        """The session of a token, unless it is over."""
+    def session(self, token: str, *, used: bool = True) -> Session | None:
+        """The session of a token, unless it is over. used: somebody is there, so that it is not idle."""
         now = time.time()
         row = self._one(
             "SELECT name, role, made, accounts.used, digest, sessions.used FROM sessions"
@@ -213,7 +213,7 @@ class Store:
         )  # fmt: skip
         if row is None:
             return None
-        if now - row[5] > 60:  # not a write for every request
+        if used and now - row[5] > 60:  # not a write for every request
             with self._transaction():
                 self._db.execute("UPDATE sessions SET used = ? WHERE digest = ?", (now, row[4]))
         return Session(Account(*row[:4]), row[4])

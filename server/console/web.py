@@ -209,10 +209,10 @@ _TOLD = {"name", "where", "member", "why", "label", "days", "round", "number", "
 """Fields of forms that the audit keeps."""
 
 
-def visit_of(desk: Desk, request: Request, form: Form | None = None) -> Visit | None:
-    """The visit of a request with a living session. form: what it posts."""
+def visit_of(desk: Desk, request: Request, form: Form | None = None, *, used: bool = True) -> Visit | None:
+    """The visit of a request with a living session. form: what it posts; used: somebody is there."""
     token = request.cookies.get(desk.cookie, "")
-    session = desk.store.session(token) if token else None
+    session = desk.store.session(token, used=used) if token else None
     return None if session is None else Visit(desk, request, session, secure_form(token), form or {})
 
 

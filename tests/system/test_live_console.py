@@ -111,6 +111,10 @@ def test_a_fleet_is_run_from_the_console(fleet: LiveFleet, served: Served, brows
     log = served.log()
     assert "Traceback" not in log
     assert PASSWORD not in log
+    me.go("/")
+    expect(me.page.locator("#stale")).to_be_hidden()
+    fleet.server.kill(served.process)
+    expect(me.page.locator("#stale")).to_be_visible(timeout=30_000)  # what is shown is old, and says so
 
 
 def row(page: Page, words: str) -> Locator:

@@ -48,6 +48,18 @@
   });
   document.body.addEventListener("htmx:afterSwap", (event) => tellTimes(event.target));
 
+  // --- a page that is cut off says so ---
+  const stale = document.getElementById("stale");
+  let cut = 0;
+  document.body.addEventListener("htmx:sseError", () => {
+    cut ||= setTimeout(() => { if (stale) stale.hidden = false; }, 5000);
+  });
+  document.body.addEventListener("htmx:sseOpen", () => {
+    clearTimeout(cut);
+    cut = 0;
+    if (stale) stale.hidden = true;
+  });
+
   // --- choosing submits ---
   for (const select of document.querySelectorAll("select[data-submit]")) {
     select.addEventListener("change", () => select.form.requestSubmit());
