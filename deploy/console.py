@@ -17,13 +17,15 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, ConsoleError, RunDirectoryError, UsageError
 from penchant.deploy import rundir
-from penchant.deploy.console_fleet import LOG, SETTINGS, FleetServer
+from penchant.deploy.console_fleet import SETTINGS, FleetServer
+from penchant.deploy.playing import LOG, work_of
 from penchant.server import releases
 from penchant.server.console.facts import Kind, Ledger, Place, Work
 from penchant.server.console.operations import Enrolment, Link, Revocation, Token, fleet_recipe
@@ -33,7 +35,6 @@ from penchant.server.releases import Release
 __all__ = ["LocalOperations"]
 
 BLUEPRINT = "blueprint.json"  # only in the directory of a served run
-STARTING_SECONDS = 60.0  # from when Flower has a run to when its process works on it
 STOP_SECONDS = 10.0
 EXPORT_SECONDS = 300.0
 TAIL = 64 * 1024  # bytes of a log that are looked at
@@ -58,6 +59,7 @@ class LocalOperations:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._servers: dict[Path, FleetServer] = {}
         self._lock = threading.RLock()
+        self._turn = threading.Lock()
         for root in self._roots:
             if root.exists() and not root.is_dir():
                 raise UsageError(f"{root} is no directory; name a run, or a folder of runs")
@@ -100,9 +102,8 @@ class LocalOperations:
 
     def _work(self, place: Place, job: dict[str, Any] | None, held: set[tuple[int, int]]) -> Work:
         if place.kind == "served":
-            starting = job is not None and time.time() - job["starting"] < STARTING_SECONDS
-            running = rundir.busy(place.directory, held) or starting
-            return Work(running=running, ours=running and self.fleet_of(place) is not None)
+            work = work_of(place.directory, held)
+            return replace(work, ours=work.running and self.fleet_of(place) is not None)
         if job is not None and self._alive(place.id, job):
             return Work(running=not job.get("stopping"), ours=True)
         if rundir.busy(place.directory, held):
@@ -202,7 +203,6 @@ class LocalOperations:
         if fleet is not None:
             place = _place(directory, "served")
             self._server(fleet).start(name, config, lambda said: self._note_log(place, said))
-            self._store.keep_job(place.id, {"starting": time.time()})
             return place
         rundir.create(directory, config)
         place = _place(directory)
@@ -218,13 +218,13 @@ class LocalOperations:
 
     def resume(self, place: Place) -> None:
         """As `Operations.resume`."""
-        self._refuse_busy(place)
-        if place.kind != "served":
-            self._spawn(place)
-            return
-        server = self._server(self.fleet_of(place))
-        server.resume(place.directory.name, lambda said: self._note_log(place, said))
-        self._store.keep_job(place.id, {"starting": time.time()})
+        with self._turn:  # two operators at once: the second one is refused
+            self._refuse_busy(place)
+            if place.kind != "served":
+                self._spawn(place)
+                return
+            server = self._server(self.fleet_of(place))
+            server.resume(place.directory.name, lambda said: self._note_log(place, said))
 
     def _spawn(self, place: Place) -> None:
         with self._lock, self._log_of(place).open("ab") as log:
@@ -243,7 +243,6 @@ class LocalOperations:
         """As `Operations.stop`: SIGTERM, and SIGKILL for what is still there ten seconds later."""
         if place.kind == "served":
             self._server(self.fleet_of(place)).stop(place.directory.name)
-            self._store.keep_job(place.id, None)
             self._wait_for_the_end(place)
             return
         job = self._store.jobs().get(place.id)

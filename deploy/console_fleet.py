@@ -21,19 +21,18 @@ from penchant.common.config import RunConfig
 from penchant.common.errors import ConsoleError, PenchantError
 from penchant.common.identity import Membership
 from penchant.deploy.desk import DATABASE, MEMBERS, Desk, request_revocation
+from penchant.deploy.playing import FLOWER_RUN, say
 from penchant.deploy.site import Site
 from penchant.deploy.superlink import Control
 from penchant.deploy.tokens import hand_out
 from penchant.deploy.up import door
 from penchant.server.console.operations import Enrolment, Link, Node, Revocation, Token
 
-__all__ = ["FLOWER_RUN", "LOG", "SETTINGS", "FleetServer"]
+__all__ = ["SETTINGS", "FleetServer"]
 
 log = logging.getLogger(__name__)
 
 SETTINGS = "server.toml"  # where it is, a fleet's server is
-LOG = "server.log"  # of a served run
-FLOWER_RUN = "flower.run"
 ASK_SECONDS = 3.0  # of the SuperLink, and as long is its answer good
 START_SECONDS = 300.0  # the base model is loaded for its blueprint, then Flower takes the run
 DAY = 86400.0
@@ -172,8 +171,10 @@ class FleetServer:
         path = Site(self.directory).run(name) / FLOWER_RUN
         if not path.is_file():
             raise ConsoleError(f"{name} was never started")
+        flower = path.read_text(encoding="utf-8").strip()
         with Control(door(Site(self.directory))) as control:
-            control.stop(path.read_text(encoding="utf-8").strip())
+            control.stop(flower)
+        say(path.parent, f"Flower run {flower} was stopped")
 
     def _call(self, words: list[str], log: Callable[[str], None]) -> None:
         try:

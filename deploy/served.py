@@ -32,6 +32,7 @@ from penchant.common.contribution import Form
 from penchant.common.errors import PenchantError, RunDirectoryError
 from penchant.common.identity import Membership
 from penchant.deploy import rundir
+from penchant.deploy.playing import FLOWER_RUN, LOG, say
 from penchant.deploy.prompt import PromptGrid
 from penchant.deploy.releasing import write_release
 from penchant.deploy.superlink import DIRECTORY, Door, start_run, write_app
@@ -55,8 +56,6 @@ __all__ = [
 BLUEPRINT = "blueprint.json"
 AUTHORITY = "authority.pub"
 MEMBERS = "members.list"
-LOG = "server.log"
-FLOWER_RUN = "flower.run"  # Flower's id of the run that plays this one now
 
 
 def create(directory: Path, config: RunConfig, authority: bytes, members: bytes) -> None:
@@ -204,14 +203,14 @@ def _serve(grid: Grid, context: Context) -> None:
     if not isinstance(named, str):
         raise RunDirectoryError(f"the Flower run's configuration lacks {DIRECTORY}")
     directory = Path(named)
-    _say(directory, _begins(str(context.run_id)))
+    say(directory, _begins(str(context.run_id)))
     try:
         federate(_open(directory), _prompt(grid))
     except Exception as error:  # Flower keeps the traceback to itself; the operator looks here
         what = str(error) if isinstance(error, PenchantError) else type(error).__name__
-        _say(directory, f"Flower run {context.run_id} ends: {what}")
+        say(directory, f"Flower run {context.run_id} ends: {what}")
         raise
-    _say(directory, f"Flower run {context.run_id} is done")
+    say(directory, f"Flower run {context.run_id} is done")
 
 
 def _begins(flower: str) -> str:
@@ -220,8 +219,3 @@ def _begins(flower: str) -> str:
 
 def _prompt(grid: Grid) -> Grid:
     return PromptGrid(grid) if isinstance(grid, HttpGrid) else grid
-
-
-def _say(directory: Path, text: str) -> None:
-    with (directory / LOG).open("a", encoding="utf-8") as file:
-        file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {' '.join(text.split())}\n")

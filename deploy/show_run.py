@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from penchant.deploy import rundir
+from penchant.deploy.playing import work_of
 from penchant.server.console import words
 from penchant.server.console.facts import Attempt, Ledger, Place, RunFacts, Stage, Work, facts_of
 
@@ -27,7 +28,8 @@ def run_facts(directory: Path) -> RunFacts:
     """The facts of a run's directory, a simulation's or a served run's."""
     kind = "served" if (directory / "blueprint.json").is_file() else "simulation"
     place = Place(directory.name, directory.absolute().name, directory, kind)  # type: ignore[arg-type]
-    return facts_of(place, Work(running=rundir.busy(directory)))
+    work = work_of(directory) if kind == "served" else Work(running=rundir.busy(directory))
+    return facts_of(place, work)
 
 
 def show_run(run: RunFacts, console: Console | None = None) -> None:

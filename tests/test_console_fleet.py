@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,18 +17,19 @@ from console_scene import HOST, PASSWORD, Browser, make_run
 from processes import wait_for
 from test_console_pages import text_of
 
-from penchant.common.errors import ConsoleError, JournalError
+from penchant.common.errors import ConsoleError, JournalError, RunDirectoryError
 from penchant.common.tokens import JoinToken
-from penchant.deploy import console_fleet
+from penchant.deploy import console_fleet, playing
 from penchant.deploy.attending import attend
 from penchant.deploy.authority import Office
+from penchant.deploy.cli import main
 from penchant.deploy.console import LocalOperations
 from penchant.deploy.desk import Desk, request_revocation
 from penchant.deploy.site import ServerSettings, Site
 from penchant.deploy.superlink import Control, Door, NodeRow
 from penchant.server.console import passwords
 from penchant.server.console.app import build_app
-from penchant.server.console.facts import Work
+from penchant.server.console.facts import Work, facts_of
 from penchant.server.console.operations import Node, Token
 from penchant.server.console.pages import qr_code
 from penchant.server.console.store import Store
@@ -337,7 +340,7 @@ def test_a_live_run_is_stopped_by_the_superlink(world: World, monkeypatch: pytes
     (place,) = world.operations.places()
     with pytest.raises(ConsoleError, match="was never started"):
         world.operations.stop(place)
-    (directory / console_fleet.FLOWER_RUN).write_text("4711\n", encoding="utf-8")
+    (directory / playing.FLOWER_RUN).write_text("4711\n", encoding="utf-8")
     world.browser.post(f"/runs/{place.id}/stop")
     assert link.stopped == ["4711"]
 
@@ -396,7 +399,7 @@ def test_stopping_waits_for_the_end(world: World, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(console_fleet, "Control", Link())
     monkeypatch.setattr("penchant.deploy.console.STOP_SECONDS", 0.3)
     directory = run_in(world)
-    (directory / console_fleet.FLOWER_RUN).write_text("4711\n", encoding="utf-8")
+    (directory / playing.FLOWER_RUN).write_text("4711\n", encoding="utf-8")
     (place,) = world.operations.places()
     with (directory / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -416,16 +419,74 @@ def test_a_lock_says_that_a_live_run_is_at_work(world: World) -> None:
         assert (work.running, work.ours) == (True, True)
 
 
+@pytest.mark.parametrize(
+    ("word", "ago", "state", "why"),
+    [
+        (None, 0, "running", ""),  # Flower has it, and its process comes
+        (None, 200, "failed", "Flower has not begun it; is the server up?"),
+        ("begins", 0, "running", ""),
+        ("begins", 200, "failed", "its process ended without a word"),
+        ("ends: the member list is past its date", 0, "failed", "the member list is past its date"),
+        ("was stopped", 0, "stopped", ""),
+        ("is done", 0, "stopped", ""),  # the journal says that it is not
+    ],
+)
+def test_how_a_live_run_ended_is_what_its_process_said(
+    world: World,
+    word: str | None,
+    ago: int,
+    state: str,
+    why: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the console and at the terminal."""
+    directory = run_in(world)
+    playing.say(directory, "Flower run 7 ends: long ago")
+    (directory / playing.FLOWER_RUN).write_text("4711", encoding="utf-8")
+    if word is not None:
+        playing.say(directory, f"Flower run 4711 {word}")
+    for name in (playing.FLOWER_RUN, playing.LOG):
+        os.utime(directory / name, (time.time() - ago,) * 2)
+    (place,) = world.operations.places()
+    facts = facts_of(place, world.operations.work([place])[place.id])
+    assert (facts.state, facts.why) == (state, why)
+    monkeypatch.setattr("sys.argv", ["penchant", "server", "status", str(world.site.directory), "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    told = json.loads(capsys.readouterr().out)
+    assert (told["state"], told["why"]) == (state, why or None)
+
+
+def test_of_two_operators_who_resume_at_once_one_is_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = run_in(world)
+    (place,) = world.operations.places()
+    server, resumed = world.operations._server(world.operations.fleets()[0]), []
+
+    def resume(name: str, log: object) -> None:
+        resumed.append(name)
+        time.sleep(0.2)
+        (directory / playing.FLOWER_RUN).write_text("4711", encoding="utf-8")
+
+    monkeypatch.setattr(server, "resume", resume)
+    with ThreadPoolExecutor(2) as pool:
+        done = [pool.submit(world.operations.resume, place) for _ in range(2)]
+    errors = [one.exception() for one in done]
+    assert sorted(map(type, errors), key=str) == sorted([type(None), RunDirectoryError], key=str)
+    assert resumed == ["first"]
+
+
 def test_the_log_of_a_live_run_is_its_servers(world: World) -> None:
     directory = run_in(world)
-    (directory / console_fleet.LOG).write_text("round 1: finished\n", encoding="utf-8")
+    (directory / playing.LOG).write_text("round 1: finished\n", encoding="utf-8")
     (place,) = world.operations.places()
     assert world.operations.log(place, 5) == ["round 1: finished"]
     assert "round 1: finished" in world.said(f"/runs/{place.id}")
 
 
 def test_names_are_what_the_server_calls_its_files() -> None:
-    from penchant.deploy import served, site
+    from penchant.deploy import site
 
-    assert (console_fleet.LOG, console_fleet.FLOWER_RUN) == (served.LOG, served.FLOWER_RUN)
     assert site.SETTINGS == console_fleet.SETTINGS

@@ -63,6 +63,7 @@ def fleet(tiny_model: Callable[[str], Path], tmp_path: Path, hosts: list[Host]) 
     deployment = WithStranger(tmp_path, tiny_model("bert"), DEVICES, SETTINGS)
     with closing(LiveFleet(deployment, hosts)) as made:
         yield made
+        print(made.story())  # shown when a test fails
 
 
 @pytest.fixture
@@ -191,6 +192,8 @@ def stop_and_resume(page: Page, fleet: LiveFleet) -> None:
     expect(page.locator(".pill").first).to_have_text("finished", timeout=SECONDS)
     expect(page.locator("p.status")).to_contain_text(f"All {LAST} rounds are done.")
     assert (fleet.deployment.run / "checkpoints" / "round-000001.safetensors").read_bytes() == first
+    said = (fleet.deployment.run / "server.log").read_text().splitlines()
+    assert [line.split(maxsplit=4)[-1] for line in said] == ["begins", "was stopped", "begins", "is done"]
     with journal(fleet.deployment.run) as opened:
         assert [number for number, _ in opened.finished()] == list(range(1, LAST + 1))
 
