@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -122,13 +123,17 @@ class LiveFleet:
         self.server.kill(self.up)
         self.wait("the end of the server", lambda: self.server.processes() == [])
 
-    def kill_gateway(self) -> None:
-        """kill -9 of nginx, and wait until the server has started it again."""
+    def kill_gateway(self) -> set[psutil.Process]:
+        """kill -9 of nginx, which the server starts again; -> what was killed."""
         before = self._gateway()
+        assert before
         for process in before:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        self.wait("the gateway", lambda: bool(self._gateway() - before))
+        return before
+
+    def wait_gateway(self, killed: set[psutil.Process]) -> None:
+        self.wait("the gateway", lambda: bool(self._gateway() - killed))
 
     def _gateway(self) -> set[psutil.Process]:
         return {process for process in self._server_processes() if process.name() == "nginx"}
@@ -236,6 +241,12 @@ class LiveFleet:
         """Whether a device's SuperNode has connected, and after each of its starts."""
         log = self.place / f"node-{device}.log"
         return log.read_text(errors="replace").count("SuperNode ID") >= times
+
+    def sent(self, device: int, round: int, stage: str) -> bool:
+        """Whether a device's SuperNode has sent its answer, by its own log."""
+        log = (self.place / f"node-{device}.log").read_text(errors="replace")
+        line = rf"ROUND {round}\.1\]\s*\n[^\n]*Sending: train\.{stage} .*?Sent successfully"
+        return re.search(line, log, re.S) is not None
 
     def kill_node(self, device: int) -> None:
         """kill -9 of a SuperNode and of the relay that it may have started."""
