@@ -67,8 +67,11 @@ class FleetServer:
     def _ask(self) -> None:
         try:
             answer = Link("up", self._nodes(), time.time())
+            if self._link.state == "silent":
+                log.info("the SuperLink of %s answers again", self.directory)
         except PenchantError as error:
-            log.info("%s", error)
+            if self._link.state != "silent":  # once, not every three seconds
+                log.warning("%s", error)
             answer = replace(self._link, state="silent")
         except Exception:
             log.exception("can't ask the SuperLink of %s", self.directory)

@@ -139,6 +139,21 @@ def test_another_host_is_not_answered(console: Console, host: str) -> None:
     assert "first" not in answer.text
 
 
+def test_what_is_not_there_or_broke_is_said_on_a_page_that_tells_nothing_else(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console.operations, "places", lambda: 1 // 0)
+    for browser in (console.browser(), console.browser("olga")):
+        for path, method, status in (("/nowhere", "GET", 404), ("/runs", "DELETE", 405)):
+            answer = browser.client.request(method, path)
+            assert answer.status_code == status
+            assert 'href="/"' in answer.text
+    answer = browser.get("/runs")
+    assert answer.status_code == 500
+    assert "Something broke here" in answer.text
+    assert "division" not in answer.text
+
+
 def test_a_get_changes_nothing(console: Console) -> None:
     browser = console.browser("olga")
     before = fingerprint(console)

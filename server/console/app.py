@@ -92,7 +92,8 @@ def build_app(
     routes += [Route(path, page(desk, view, role), methods=["GET"]) for path, view, role in PAGES]
     routes += [Route(path, action(desk, view, name), methods=["POST"]) for path, view, name in ACTIONS]
     routes.append(Route("/static/{name:path}", static, methods=["GET"]))
-    app = Starlette(routes=routes, exception_handlers={HTTPException: nothing_here, Exception: broken})
+    handlers = {HTTPException: partial(nothing_here, desk), Exception: partial(broken, desk)}
+    app = Starlette(routes=routes, exception_handlers=handlers)
     app.add_middleware(Shield, hosts=hosts, https=https)
     return app
 
@@ -232,13 +233,28 @@ async def healthy(request: Request) -> Response:
 # --- what is not there, and what broke ------------------------------------------------------------
 
 
-async def nothing_here(request: Request, error: Exception) -> Response:
+SAID = {
+    404: ("It isn’t here", "No page has this address."),
+    405: ("That didn’t work", "This address can’t be asked for in this way."),
+    500: (
+        "Something broke here",
+        "The fault is ours, and the console’s log names it.",
+    ),
+}
+
+
+def problem(desk: Desk, status: int) -> Response:
+    """A page for whoever it may be: it tells nothing but what went wrong."""
+    title, text = SAID.get(status, ("That didn’t work", "The console can’t make anything of this."))
+    return HTMLResponse(desk.templates.get_template("error.html.j2").render(title=title, text=text), status)
+
+
+async def nothing_here(desk: Desk, request: Request, error: Exception) -> Response:
     """An address without a page."""
-    status = error.status_code if isinstance(error, HTTPException) else 404
-    return PlainTextResponse("There is nothing here.\n" if status == 404 else "Not like this.\n", status)
+    return problem(desk, error.status_code if isinstance(error, HTTPException) else 404)
 
 
-async def broken(request: Request, error: Exception) -> Response:
+async def broken(desk: Desk, request: Request, error: Exception) -> Response:
     """A fault of ours: named in the log, without what was sent."""
     log.error("%s %s: %s", request.method, request.url.path, type(error).__name__)
-    return PlainTextResponse("Something broke here. The log names it.\n", 500)
+    return problem(desk, 500)

@@ -192,10 +192,16 @@ def stop_and_resume(page: Page, fleet: LiveFleet) -> None:
     expect(page.locator(".pill").first).to_have_text("finished", timeout=SECONDS)
     expect(page.locator("p.status")).to_contain_text(f"All {LAST} rounds are done.")
     assert (fleet.deployment.run / "checkpoints" / "round-000001.safetensors").read_bytes() == first
-    said = (fleet.deployment.run / "server.log").read_text().splitlines()
-    assert [line.split(maxsplit=4)[-1] for line in said] == ["begins", "was stopped", "begins", "is done"]
+    words = ["begins", "was stopped", "begins", "is done"]
+    fleet.wait("the run's last word", lambda: words_said(fleet) == words, 60)
     with journal(fleet.deployment.run) as opened:
         assert [number for number, _ in opened.finished()] == list(range(1, LAST + 1))
+
+
+def words_said(fleet: LiveFleet) -> list[str]:
+    """What is in the log of the run, without when and by which Flower run."""
+    log = (fleet.deployment.run / "server.log").read_text(encoding="utf-8")
+    return [line.split(maxsplit=4)[-1] for line in log.splitlines()]
 
 
 def look_at_devices(page: Page) -> None:

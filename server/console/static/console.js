@@ -37,13 +37,14 @@
     const box = event.target;
     if (!(box instanceof HTMLElement)) return;
     box.wasAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
-    if (box.contains(document.activeElement) && document.activeElement.matches("button, input, select")) {
-      event.preventDefault();
-    }
+    const at = document.activeElement;
+    box.at = box.contains(at) && at.matches("a") ? at.getAttribute("href") : null;
+    if (box.contains(at) && at.matches("button, input, select")) event.preventDefault();
   });
   document.body.addEventListener("htmx:sseMessage", (event) => {
     const box = event.target;
     tellTimes(box);
+    if (box.at) box.querySelector(`a[href="${CSS.escape(box.at)}"]`)?.focus({ preventScroll: true });
     if ("follow" in box.dataset && box.wasAtEnd) box.scrollTop = box.scrollHeight;
   });
   document.body.addEventListener("htmx:afterSwap", (event) => tellTimes(event.target));
