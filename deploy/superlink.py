@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DIRECTORY",
     "FLEET_PATHS",
+    "SUPERNODE",
     "Control",
     "Door",
     "environment",
@@ -43,6 +44,7 @@ __all__ = [
 DIRECTORY = "directory"  # the key of a Flower run's configuration that names the run's directory
 CONNECTION = "penchant"
 START_SECONDS = 120.0
+SUPERNODE = (sys.executable, "-P", "-m", "penchant.client.supernode")
 
 OFFLINE: Mapping[str, str] = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -130,7 +132,7 @@ def executor_command(door: Door, secret: Path) -> list[str]:
 def supernode_command(superlink: str, port: int, agent: Path, ca: Path, key: Path) -> list[str]:
     """A SuperNode over TLS, known by its key, that relays to the agent behind the socket `agent`."""
     return [
-        _tool("flower-supernode"),
+        *SUPERNODE,
         "--root-certificates",
         str(ca),
         "--auth-supernode-private-key",

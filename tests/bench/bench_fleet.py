@@ -174,7 +174,7 @@ class Costs:
             label = next((label for mark, label in KINDS.items() if re.search(mark, words)), "")
             if label == EXECUTOR:
                 above = " ".join(" ".join(parent.cmdline()) for parent in process.parents())
-                label = f"{'device' if 'flower-supernode' in above else 'server'}: {label}"
+                label = f"{'device' if 'client.supernode' in above else 'server'}: {label}"
         except psutil.Error:
             return
         for key, value in ((label, memory.rss), (f"{label} (own)", memory.uss)):
@@ -188,7 +188,7 @@ KINDS = {
     "flwr-clientapp": "device: relay, while a message is served",
     "flower-superexec": EXECUTOR,
     "flower-superlink": "server: SuperLink",
-    "flower-supernode": "device: SuperNode",
+    "client.supernode": "device: SuperNode",
     "nginx": "server: gateway",
     "--only enrol": "server: enrolment service",
     "server up": "server: `penchant server up`",

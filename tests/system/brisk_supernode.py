@@ -1,7 +1,7 @@
-"""`flower-supernode` that looks for messages every half second, rather than every three.
+"""A device's SuperNode that looks for messages every half second, rather than every three.
 
 An exchange takes five seconds otherwise, most of it between two looks, and tests have a hundred of them. All
-else is Flower's own.
+else is the product's.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 
 from flwr.supernode import start_client_internal
-from flwr.supernode.cli import flower_supernode
+
+from penchant.client.supernode import main
 
 LOOK_SECONDS = 0.5
 
@@ -26,4 +27,4 @@ class Brisk:
 
 if __name__ == "__main__":
     start_client_internal.time = Brisk()
-    flower_supernode()
+    main()

@@ -28,7 +28,7 @@ from system.hosts import Host
 from twin import journal
 
 from penchant.deploy.site import ServerSettings, Site
-from penchant.deploy.superlink import environment, supernode_command
+from penchant.deploy.superlink import SUPERNODE, environment, supernode_command
 from penchant.server.journal import RoundRow
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -220,9 +220,9 @@ class LiveFleet:
     def start_node(self, device: int) -> None:
         agent = self.deployment.homes[device] / "agent.sock"
         key, ca = self.node_folder(device) / "node.key", self.site.tls.ca.certificate
-        _, *words = supernode_command(self.site.settings.gateway, NODE_PORT, agent, ca, key)
+        words = supernode_command(self.site.settings.gateway, NODE_PORT, agent, ca, key)
         self.nodes[device] = self.devices[device].start(
-            [*BRISK, *words], self.place / f"node-{device}.log", self.relaying
+            [*BRISK, *words[len(SUPERNODE) :]], self.place / f"node-{device}.log", self.relaying
         )
 
     def start_devices(self, before: Mapping[int, Sequence[str]]) -> None:
