@@ -31,7 +31,7 @@ pytestmark = pytest.mark.system
 DEVICES = 4  # one of them may be late in a round
 LAST = 3  # two rounds and the closing one
 PORT = 8900
-SECONDS = 90_000
+SECONDS = 180_000
 SETTINGS = {
     "federation.rounds": LAST - 1,
     "federation.deadline_seconds": 60.0,
@@ -84,12 +84,15 @@ def browser(hosts: list[Host], tmp_path: Path) -> Iterator[Browser]:
     program = tmp_path / "chromium"
     program.write_text(f'#!/bin/sh\nexec ip netns exec {hosts[0].name} {CHROMIUM} "$@"\n')
     program.chmod(0o755)
+    expect.set_options(timeout=30_000)
     with chromium(str(program)) as started:
         yield started
+    expect.set_options(timeout=5_000)
 
 
 def test_a_fleet_is_run_from_the_console(fleet: LiveFleet, served: Served, browser: Browser) -> None:
     me = Operator(browser, served)
+    me.page.set_default_timeout(SECONDS)  # a start loads the base model, on a machine that may be busy
     fleet.start_server()
     fleet.register_nodes(DEVICES - 1)
     for device in range(DEVICES - 1):
