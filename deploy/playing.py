@@ -14,7 +14,7 @@ from pathlib import Path
 from penchant.deploy import rundir
 from penchant.server.console.facts import Work
 
-__all__ = ["FLOWER_RUN", "LOG", "say", "work_of"]
+__all__ = ["FLOWER_RUN", "LOG", "has_begun", "say", "work_of"]
 
 LOG = "server.log"
 FLOWER_RUN = "flower.run"  # Flower's id of the run that plays this one now
@@ -37,8 +37,7 @@ def work_of(directory: Path, held: set[tuple[int, int]] | None = None) -> Work:
     flower, asked = _read(directory / FLOWER_RUN)
     if not flower:
         return Work()
-    said, moved = _read(directory / LOG)
-    words = re.findall(rf"^\S+ Flower run {re.escape(flower)} (.*)$", said, re.MULTILINE)
+    words, moved = _words(directory, flower)
     if not words:
         starting = time.time() - asked < STARTING_SECONDS
         return Work(running=starting, why="" if starting else "Flower has not begun it; is the server up?")
@@ -46,6 +45,17 @@ def work_of(directory: Path, held: set[tuple[int, int]] | None = None) -> Work:
         opening = time.time() - moved < OPENING_SECONDS
         return Work(running=opening, why="" if opening else "its process ended without a word")
     return Work(why=words[-1].removeprefix("ends: ") if words[-1].startswith("ends: ") else "")
+
+
+def has_begun(directory: Path, flower: str) -> bool:
+    """Whether this Flower run's process has ever said a word."""
+    return bool(_words(directory, flower)[0])
+
+
+def _words(directory: Path, flower: str) -> tuple[list[str], float]:
+    """(what a Flower run's process has said, when the log was changed)."""
+    said, moved = _read(directory / LOG)
+    return re.findall(rf"^\S+ Flower run {re.escape(flower)} (.*)$", said, re.MULTILINE), moved
 
 
 def _read(path: Path) -> tuple[str, float]:

@@ -47,7 +47,6 @@ __all__ = [
     "export",
     "flower_app",
     "flower_run",
-    "has_begun",
     "open_served",
     "start",
     "with_members",
@@ -145,12 +144,6 @@ def flower_run(directory: Path) -> str | None:
     return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None
 
 
-def has_begun(directory: Path, flower: str) -> bool:
-    """Whether the ServerApp of this Flower run was ever at work."""
-    log = directory / LOG
-    return log.is_file() and _begins(flower) in log.read_text(encoding="utf-8", errors="replace")
-
-
 def flower_app(directory: Path) -> Path:
     """Write the Flower app of the run; -> its folder."""
     return write_app(directory, "penchant.deploy.served:app", "penchant.client.relay:app")
@@ -203,7 +196,7 @@ def _serve(grid: Grid, context: Context) -> None:
     if not isinstance(named, str):
         raise RunDirectoryError(f"the Flower run's configuration lacks {DIRECTORY}")
     directory = Path(named)
-    say(directory, _begins(str(context.run_id)))
+    say(directory, f"Flower run {context.run_id} begins")
     try:
         federate(_open(directory), _prompt(grid))
     except Exception as error:  # Flower keeps the traceback to itself; the operator looks here
@@ -211,10 +204,6 @@ def _serve(grid: Grid, context: Context) -> None:
         say(directory, f"Flower run {context.run_id} ends: {what}")
         raise
     say(directory, f"Flower run {context.run_id} is done")
-
-
-def _begins(flower: str) -> str:
-    return f"Flower run {flower} begins"
 
 
 def _prompt(grid: Grid) -> Grid:

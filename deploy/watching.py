@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from penchant.common.errors import RoundFailed, UsageError
-from penchant.deploy import rundir, served
+from penchant.deploy import playing, rundir, served
 from penchant.deploy.site import Site
 from penchant.deploy.superlink import Control, Door, how_it_ended
 from penchant.server.journal import Journal
@@ -57,7 +57,7 @@ def _is_played(directory: Path, door: Door, flower: str) -> bool:
         if going or time.monotonic() > end:
             return True
         time.sleep(LOOK_SECONDS)
-    return going and not served.has_begun(directory, flower)
+    return going and not playing.has_begun(directory, flower)
 
 
 def watch(directory: Path, door: Door, flower: str, say: Callable[[str], None]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from console_scene import make_run
 
 from penchant.common.errors import JournalError, UsageError
-from penchant.deploy import rundir, served, watching
+from penchant.deploy import playing, rundir, watching
 from penchant.deploy.superlink import Door, free_port
 
 FLOWER = "17"
@@ -58,12 +58,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(watching, "LOOK_SECONDS", 0.01)
     make_run(tmp_path / "runs" / "spring", 2)
     run = tmp_path / "runs" / "spring"
-    (run / served.FLOWER_RUN).write_text(FLOWER)
+    (run / playing.FLOWER_RUN).write_text(FLOWER)
     return run
 
 
 def begun(run: Path) -> None:
-    (run / served.LOG).write_text(f"2026-01-01T00:00:00+0000 Flower run {FLOWER} begins\n")
+    (run / playing.LOG).write_text(f"2026-01-01T00:00:00+0000 Flower run {FLOWER} begins\n")
 
 
 def second(run: Path) -> None:
@@ -71,7 +71,7 @@ def second(run: Path) -> None:
 
 
 def test_a_run_that_was_never_started_is_not_played(run: Path) -> None:
-    (run / served.FLOWER_RUN).unlink()
+    (run / playing.FLOWER_RUN).unlink()
     second(run)
 
 
@@ -114,7 +114,7 @@ def test_a_finished_run_is_not_asked_for(run: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_silent_superlink_is_said_first(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    (run / served.FLOWER_RUN).unlink()
+    (run / playing.FLOWER_RUN).unlink()
     with pytest.raises(JournalError, match="is it up"):
         watching.refuse_second(
             SiteOf(run.parent),
