@@ -1,8 +1,8 @@
 """Does the best of n suit its person? `python tests/bench/bench_best_of_n.py [--seeds 0,…] [--home DIR]`
 
 SmolLM2-135M writes responses to everyday requests (tests/bench/generated.py). Made-up people like or dislike
-what these texts are about: food, being outdoors, company, … (`FEATURES`, counted in the text); a taste has a
-common part and a low-rank one of its own. Sixty people choose between responses to some requests, by Bradley
+what these texts are about: food, being outdoors, company (words of `FEATURES`, counted); a taste has a common
+part and a low-rank one of its own. Sixty people choose between responses to some requests, by Bradley
 and Terry, and train a federation: a personal model (share A) and a global one (AB), with the settings tuned
 on Senate. Then, for requests that nobody has seen, each model takes the best of n responses out of 32. The
 judge is the taste itself, which no training sees. Writes best_of_n.json and, with matplotlib, best_of_n.png.
@@ -35,9 +35,10 @@ from penchant.deploy.teacher import Array
 from penchant.server.round import cohort_size
 
 HERE = Path(__file__).resolve().parent
-PEOPLE, CHOICES, HELD, RANK = 60, 40, 20, 2
+PEOPLE, CHOICES, HELD, RANK = 60, 60, 20, 2
+DECIDED = 1.0  # difference in utility below which nobody chooses
 SHARPNESS = 3.0  # standard deviation of a person's utility over the responses to learn from
-COMMON = 0.3  # of a taste's variance that everybody has alike
+COMMON = 0.2  # of a taste's variance that everybody has alike
 NUMBERS = (1, 2, 4, 8, 16, 32)
 LOOKS = {
     "oracle": Look("by the taste itself", "#999999", "", ":"),
@@ -54,10 +55,6 @@ FEATURES = {  # roots of words
     " tree sky sunset sea ocean wood trail wildflower hill village field bird sunshine sunlight",
     "company": "friend family families together party parties guest love couple neighbor neighbour child"
     " children kid mother father parent daughter son wife husband mom dad sister brother",
-    "rest": "relax rest sleep cozy cosy warm warmth blanket bath fireplace quiet calm peace peaceful comfort"
-    " comfortable gentle soft serene candle",
-    "gifts": "gift present buy shop card box jewelry jewellery handmade necklace wrap bouquet basket bag set"
-    " toy mug",
 }
 
 
@@ -96,24 +93,31 @@ def features(responses: Sequence[str]) -> Array:
 
 
 def choosers(drawn: Texts, tastes: Tastes, seed: int) -> Federation:
-    """Everybody's choices between two responses to one request; some requests for training, some held out."""
+    """Everybody's choices between two responses to one request; some requests for training, some held out.
+
+    Where two responses are about the same to a person they don't choose.
+    """
     requests = list(drawn.learned)
     utilities = {request: tastes.utilities(drawn.learned[request]) for request in requests}
     held = requests[-len(requests) // 4 :]
+    learned = requests[: -len(held)]
     people = []
     for person in range(PEOPLE):
         rng = np.random.default_rng([seed, 8, person])
 
-        def chosen(request: str, person: int = person, rng: np.random.Generator = rng) -> Preference:
-            responses = drawn.learned[request]
-            one, other = rng.choice(len(responses), 2, replace=False)
-            margin = utilities[request][person, one] - utilities[request][person, other]
+        def chosen(among: Sequence[str], person: int = person, rng: Any = rng) -> Preference:
+            while True:
+                request = among[rng.integers(len(among))]
+                responses = drawn.learned[request]
+                one, other = rng.choice(len(responses), 2, replace=False)
+                margin = utilities[request][person, one] - utilities[request][person, other]
+                if abs(margin) > DECIDED:
+                    break
             if rng.random() > 1 / (1 + math.exp(-margin)):
                 one, other = other, one
             return Preference(request, responses[one], responses[other])
 
-        train = [chosen(requests[i % (len(requests) - len(held))]) for i in range(CHOICES)]
-        later = [chosen(held[i % len(held)]) for i in range(HELD)]
+        train, later = ([chosen(among) for _ in range(n)] for among, n in ((learned, CHOICES), (held, HELD)))
         people.append(Person(f"person {person}", tuple(train), (), tuple(later)))
     return Federation("made-up tastes", tuple(people))
 

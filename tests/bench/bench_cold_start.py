@@ -24,14 +24,12 @@ from fleets import Fleet, trained  # isort: skip
 
 from penchant.client.newcomer import prior_of
 from penchant.client.posterior import Laplace
-from penchant.common.adapters import Vector
+from penchant.common.adapters import HEAD, Vector
 from penchant.deploy.newcomers import CHOICES, cold_start
 
 HERE = Path(__file__).resolve().parent
 SHARES = ("A", "B", "AB", "none", "lore", "mean")  # mean: share A from the mean of the members' parts
-SEEDS, TUNING_SEEDS = (0, 1, 2, 3, 4), (100, 101, 102)
-SPREADS = (1.0, 3.0, 6.0, 12.0)
-HEADS = (0.1, 0.3, 1.0)  # where the head is personal
+SEEDS, TUNING_SEEDS = (0, 1, 2, 3, 4), (100, 101)
 LOOKS = {
     "A": Look("A shared, B personal", "#1f5fbf", "o"),
     "A, from the members' mean": Look("the same, from the members' mean", "#1f5fbf", "", ":"),
@@ -42,13 +40,15 @@ LOOKS = {
 }
 
 
-def tune(home: Path, shares: Sequence[str]) -> None:
+def tune(home: Path, shares: Sequence[str], spreads: Sequence[float], heads: Sequence[float]) -> None:
     """Accuracy on validation pairs by share and spread, the mean over 1 to 20 choices and over seeds."""
     for share in shares:
         if share in ("AB", "mean"):
             continue
         fleets = [trained(share, seed, home) for seed in TUNING_SEEDS]
-        for spread, head in itertools.product(SPREADS, HEADS):
+        names = {spec.name for spec in fleets[0].bench().split.personal.specs}
+        tried = heads if HEAD in names and len(names) > 1 else (1.0,)
+        for spread, head in itertools.product(spreads, tried):
             how = {"prior_spread": spread, "prior_head": head}
             curves = [curve(fleet, 20, "validation", **how) for fleet in fleets]
             overall = statistics.fmean(row["mean"] for rows in curves for row in rows[1:])
@@ -113,9 +113,17 @@ def show(name: str, rows: Sequence[dict[str, Any]]) -> None:
     print(f"{name:8s}", "  ".join(told(row["choices"], row) for row in rows), flush=True)
 
 
+def numbers(text: str) -> list[float]:
+    return [float(number) for number in text.split(",")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--spreads", default="1,3,6,12", help="to tune: of margins")
+    parser.add_argument(
+        "--heads", default="0.1,0.3,1", help="to tune, where a head is personal beside factors"
+    )
     parser.add_argument("--shares", default=",".join(SHARES))
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--home", type=Path, default=Path("runs/fleets"))
@@ -123,7 +131,7 @@ def main() -> None:
     options = parser.parse_args()
     shares = options.shares.split(",")
     if options.tune:
-        tune(options.home, shares)
+        tune(options.home, shares, numbers(options.spreads), numbers(options.heads))
         return
     found = measure(options.home, [int(seed) for seed in options.seeds.split(",")], shares)
     options.out.mkdir(parents=True, exist_ok=True)
