@@ -140,17 +140,19 @@ class Laplace:
         self._parts = [part for part in parts if part.any()]
         self._shared = {name: t.to(device) for name, t in split.shared.unflatten(shared).items()}
 
-    def fit(self, prior: Prior, pairs: Sequence[Pair]) -> Posterior:
+    def fit(self, prior: Prior, pairs: Sequence[Pair], near: Vector | None = None) -> Posterior:
         """The most probable personal part under `prior` given some choices, and the posterior around it.
 
-        Without choices it is the prior. Deterministic: Gauss-Newton from the prior's mean; each step solves
-        the model linearised there to the end, and is halved until it pays.
+        Without choices it is the prior. Deterministic: Gauss-Newton from `near`, or the prior's mean; each
+        step solves the model linearised there to the end, and is halved until it pays. Near the fit to most
+        of the choices a third of the steps do.
 
         Raises:
             DeviceError: values are not finite.
         """
-        personal = prior.mean.astype(np.float64)
-        margins, gradients = self.margin_gradients(prior.mean, pairs)
+        begin = prior.mean if near is None or not pairs else near
+        personal = begin.astype(np.float64)
+        margins, gradients = self.margin_gradients(begin, pairs)
         best = _objective(prior, personal, margins)
 
         def objective(tried: Array) -> float:

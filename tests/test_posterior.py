@@ -113,6 +113,15 @@ def test_gradients_belong_to_the_pairs_in_order(scene):
 # --- what must hold -------------------------------------------------------------------------------
 
 
+def test_where_a_fit_begins_makes_no_difference(scene):
+    tool = laplace(scene)
+    near = tool.fit(scene.prior, PAIRS[:3]).vector
+    posteriors = [tool.fit(scene.prior, PAIRS, begin) for begin in (None, near)]
+    one, other = (tool.margins(posterior, OTHERS) for posterior in posteriors)
+    assert one.mean == pytest.approx(other.mean, abs=0.02)
+    assert one.error == pytest.approx(other.error, rel=0.02)
+
+
 def test_without_choices_there_is_the_prior(scene):
     posterior = laplace(scene).fit(scene.prior, [])
     assert (posterior.vector == scene.start).all()

@@ -2,7 +2,7 @@
 
 SmolLM2-135M writes responses to everyday requests (tests/bench/generated.py). Made-up people like or dislike
 what these texts are about: food, being outdoors, company (words of `FEATURES`, counted); a taste has a common
-part and a low-rank one of its own. Sixty people choose between responses to some requests, by Bradley
+part and a low-rank one of its own. Forty people choose between responses to some requests, by Bradley
 and Terry, and train a federation: a personal model (share A) and a global one (AB), with the settings tuned
 on Senate. Then, for requests that nobody has seen, each model takes the best of n responses out of 32. The
 judge is the taste itself, which no training sees. Writes best_of_n.json and, with matplotlib, best_of_n.png.
@@ -35,7 +35,7 @@ from penchant.deploy.teacher import Array
 from penchant.server.round import cohort_size
 
 HERE = Path(__file__).resolve().parent
-PEOPLE, CHOICES, HELD, RANK = 60, 60, 20, 2
+PEOPLE, CHOICES, HELD, RANK = 40, 40, 20, 2
 DECIDED = 1.0  # difference in utility below which nobody chooses
 SHARPNESS = 3.0  # standard deviation of a person's utility over the responses to learn from
 COMMON = 0.2  # of a taste's variance that everybody has alike
@@ -123,7 +123,7 @@ def choosers(drawn: Texts, tastes: Tastes, seed: int) -> Federation:
 
 
 def federation_of(share: str, people: Federation, seed: int, home: Path) -> Trained:
-    """These people's federation, with the settings of `share` on Senate; texts are read in whole."""
+    """These people's federation: the settings of `share` on Senate, half a round, texts read in whole."""
     settings = {
         "data.dataset": "made-up",
         "adapter.share": share,
@@ -131,6 +131,7 @@ def federation_of(share: str, people: Federation, seed: int, home: Path) -> Trai
         "seed": seed,
         **recipe("senate", share),
         "model.max_tokens": 64,
+        "federation.cohort": PEOPLE // 2,
     }
     config = RunConfig().changed(settings)
     cohort = cohort_size(config, len(people.people))

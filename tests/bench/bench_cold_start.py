@@ -92,7 +92,7 @@ def measure(home: Path, seeds: Sequence[int], shares: Sequence[str]) -> dict[str
         curves = [curve(fleet, CHOICES[-1], "test") for fleet in fleets]
         found[share] = {
             **fleets[0].prior,
-            "members": summary([fleet.accuracy()["personal"] for fleet in fleets]),
+            "members": None if share == "none" else summary([f.accuracy()["personal"] for f in fleets]),
             "curve": over_seeds([[row["mean"] for row in rows] for rows in curves]),
         }
         show(share, found[share]["curve"])

@@ -106,6 +106,8 @@ def trained(share: str, seed: int, home: Path) -> Fleet:
     tuned = recipe("senate", share)
     prior = {key: float(tuned.pop(f"training.{key}", getattr(TrainingConfig(), key))) for key in PRIOR}
     world = prepare(RunConfig().changed({**settings, **tuned}), _BENCHES)
+    if share == "none":  # nothing is learned from each other: a newcomer needs nobody's training
+        return Fleet(world, home, np.zeros(0, np.float32), _with_more_choices(world), prior)
     fleet = settled(world, home, f"{share}-seed{seed}")
     return Fleet(world, fleet.directory, fleet.factors, _with_more_choices(world), prior)
 
