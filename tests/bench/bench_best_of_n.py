@@ -211,7 +211,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "best_of_n.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     names = ("responses to choose from", "utility of the chosen one to its person, standard deviations")
-    draw(made, LOOKS, options.out / "best_of_n.png", places=NUMBERS, names=names)
+    draw(made, LOOKS, options.out / "best_of_n.png", places=NUMBERS, names=names, legend="upper left")
 
 
 if __name__ == "__main__":

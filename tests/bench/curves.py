@@ -42,6 +42,7 @@ def draw(
     places: Sequence[float],
     names: tuple[str, str],
     level: float | None = None,
+    legend: str = "lower right",
 ) -> bool:
     """Curves over `places` on a logarithmic axis, with error bars; False where matplotlib is not there.
 
@@ -71,7 +72,7 @@ def draw(
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
     axes.grid(True, color="#dddddd", lw=0.6)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc=legend)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
