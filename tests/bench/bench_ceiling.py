@@ -1,12 +1,17 @@
 """What bounds a model of Senate: `python tests/bench/bench_ceiling.py [--seeds 0,1,2,3,4] [--json FILE]`.
 
-Two oracles, judged on the very pairs on which `penchant simulate --dataset senate` judges everybody:
+Oracles that keep nothing private, judged on the very pairs on which `penchant simulate --dataset senate`
+judges everybody:
 
 - *all votes*: sees how everybody voted on every roll call of the training part (some 300 votes a person
   instead of 20 pairs), in one place. The votes' first directions are read off the frozen embedding of the
   roll calls' texts by ridge regression. How many directions, tokens and how much ridge: chosen on the
   validation roll calls. What is missing from here to 1 is what the texts, as the backbone reads them, don't
   say of roll calls that are yet to come.
+- *all choices*: sees everybody's 20 pairs in one place, those that the federation learns from, and fits the
+  low-rank model on the frozen embedding to the optimum of its penalised likelihood. *Last block, choices*
+  goes on from there and trains all weights of the backbone's last block as well; *last block, votes* does the
+  same with all the votes. Penalty, directions, tokens and when to stop: by validation.
 - *known positions*: sees the votes on the test roll calls themselves and keeps their first k directions: the
   most that any model of rank k could reach, had it understood the texts completely.
 
@@ -21,14 +26,17 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from penchant.common.adapters import Effective
+from penchant.common.backbone import load_backbone
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.preferences import Federation, Preference
 from penchant.common.reward import load_reward_model
@@ -37,10 +45,13 @@ from penchant.deploy import datasets
 from penchant.deploy.datasets import senate
 
 Matrix = NDArray[np.float64]
+Setting = tuple[int, float, int]  # tokens, ridge, directions
+Curve = list[tuple[float, float]]  # accuracy on validation and on test
 
 TOKENS = (16, 24, 64)
 RIDGES = (0.1, 0.3, 1.0, 3.0)
 DIRECTIONS = (1, 2, 4)
+DEEPER = {"rate": 1e-4, "steps": 24, "look": 2}  # of the last block: AdamW, all examples at once
 
 
 class Votes:
@@ -125,6 +136,180 @@ def all_votes(votes: Votes, federations: Sequence[Federation]) -> dict[str, Any]
     return {"oracle": "all votes", **chosen, "validation": on("validation", best), "test": on("test", best)}
 
 
+class Reader:
+    """Texts -> embeddings [n, d] of length 1, with all weights of the last block in training."""
+
+    def __init__(self, texts: Sequence[str], tokens: int) -> None:
+        backbone = load_backbone(ModelConfig(max_tokens=tokens), device="cpu")
+        backbone.tokenizer.truncation_side = "right"
+        settings = {"truncation": True, "max_length": tokens, "padding": True, "return_tensors": "pt"}
+        encoded = backbone.tokenizer(list(texts), **settings)
+        self._block = backbone.blocks[1][-1]
+        self._mask = encoded["attention_mask"]  # [n, L]
+        with torch.no_grad():
+            states = backbone.model(**encoded, output_hidden_states=True).hidden_states
+        self._below = states[-2]  # [n, L, d]
+        self.weights = [weight.requires_grad_() for weight in self._block.parameters()]
+
+    def __call__(self) -> Tensor:
+        hidden = (1.0 - self._mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
+        states = self._block(self._below, attention_mask=hidden)
+        states = states[0] if isinstance(states, tuple) else states  # [n, L, d]
+        weights = self._mask[:, :, None].float()
+        return torch.nn.functional.normalize((states * weights).sum(1) / weights.sum(1), dim=1)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Whom (`person`) what pleased more: text `better` to text `worse`; [m] each. For a vote, the other
+    side is no text but the person's own threshold."""
+
+    person: Tensor
+    better: Tensor
+    worse: Tensor | None
+    sign: Tensor  # [m]: 1; -1 for a nay
+
+    @classmethod
+    def of_choices(cls, votes: Votes, federation: Federation, rows: dict[str, int]) -> Examples:
+        found = [
+            (votes.people[person.name], rows[pair.chosen], rows[pair.rejected])
+            for person in federation.people
+            for pair in person.train
+        ]
+        person, better, worse = torch.tensor(found).T
+        return cls(person, better, worse, torch.ones(len(found)))
+
+    @classmethod
+    def of_votes(cls, votes: Votes, rows: dict[str, int]) -> Examples:
+        cast = votes.of["train"]  # [roll calls, people]
+        where = np.argwhere(cast != 0)
+        places = torch.tensor([rows[text] for text in votes.texts_of("train")])
+        item, person = torch.from_numpy(where).T
+        return cls(person, places[item], None, torch.from_numpy(cast[tuple(where.T)]).float())
+
+
+class LowRank:
+    """Reward of text x for person i: ⟨e(x) U, w_i⟩; U [d, k] and w [people, k + 1] (the last: a threshold)
+    at the optimum of the likelihood with Gaussian priors."""
+
+    def __init__(self, width: int, people: int, directions: int, penalty: float) -> None:
+        draw = torch.Generator().manual_seed(0)
+        self.basis = (0.05 * torch.randn(width, directions, generator=draw)).requires_grad_()
+        self.weights = (0.3 * torch.randn(people, directions + 1, generator=draw)).requires_grad_()
+        self._penalty = penalty
+
+    def scores(self, embedded: Tensor) -> Tensor:
+        """[texts, people], without thresholds, which no pair depends on."""
+        return embedded @ self.basis @ self.weights[:, :-1].T
+
+    def losses(self, embedded: Tensor, examples: Examples) -> Tensor:
+        """Negative log-likelihood [m] of the examples."""
+        places = embedded @ self.basis  # [texts, k]
+        at = places[examples.better]
+        at = at - (places.mean(0) if examples.worse is None else places[examples.worse])
+        own = self.weights[examples.person]
+        margins = (at * own[:, :-1]).sum(1)
+        if examples.worse is None:
+            margins = margins + own[:, -1]
+        return torch.nn.functional.softplus(-examples.sign * margins)
+
+    def fit(self, embedded: Tensor, examples: Examples) -> None:
+        """To the optimum, by L-BFGS, the embedding left as it is."""
+        parts = [self.basis, self.weights]
+        optimizer = torch.optim.LBFGS(parts, max_iter=150, line_search_fn="strong_wolfe")
+
+        def closure() -> float:
+            optimizer.zero_grad()
+            penalty = self._penalty * self.basis.square().sum() + self.weights.square().sum()
+            loss = self.losses(embedded, examples).sum() + penalty / 2
+            loss.backward()
+            return loss.item()
+
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one seed's people are judged on, and what is learned from."""
+
+    votes: Votes
+    federation: Federation
+    every_vote: bool
+
+    @property
+    def texts(self) -> list[str]:
+        return [text for part in self.votes.items for text in self.votes.texts_of(part)]
+
+    @property
+    def examples(self) -> Examples:
+        rows = {text: row for row, text in enumerate(self.texts)}
+        if self.every_vote:
+            return Examples.of_votes(self.votes, rows)
+        return Examples.of_choices(self.votes, self.federation, rows)
+
+    def judged(self, model: LowRank, embedded: Tensor) -> tuple[float, float]:
+        """Accuracy on (validation, test)."""
+        sizes = [len(items) for items in self.votes.items.values()]
+        scores = np.split(model.scores(embedded).detach().double().numpy(), np.cumsum(sizes)[:-1])
+        parts = dict(zip(self.votes.items, scores, strict=True))
+        validation, test = (
+            accuracy(parts[part], self.votes, part, self.federation) for part in ("validation", "test")
+        )
+        return validation, test
+
+
+def frozen(case: Case, embedded: Tensor, ridge: float, count: int) -> tuple[float, float]:
+    """Accuracy on (validation, test) of the low-rank model on an embedding as it is."""
+    model = LowRank(embedded.shape[1], len(case.votes.people), count, ridge)
+    model.fit(embedded, case.examples)
+    return case.judged(model, embedded)
+
+
+def deeper(case: Case, setting: Setting) -> Curve:
+    """The same while the last block is trained: before, and after every `look` steps."""
+    tokens, ridge, count = setting
+    reader, examples = Reader(case.texts, tokens), case.examples
+    model = LowRank(reader().shape[1], len(case.votes.people), count, ridge)
+    optimizer = torch.optim.AdamW(reader.weights, lr=DEEPER["rate"], weight_decay=0.0)
+    curve = []
+    for step in range(int(DEEPER["steps"]) + 1):
+        if step % int(DEEPER["look"]) == 0:
+            with torch.no_grad():
+                embedded = reader()
+            model.fit(embedded, examples)
+            curve.append(case.judged(model, embedded))
+        optimizer.zero_grad()
+        model.losses(reader(), examples).mean().backward()
+        optimizer.step()
+    return curve
+
+
+def in_one_place(votes: Votes, federations: Sequence[Federation]) -> list[dict[str, Any]]:
+    """The oracles that are fitted by gradients: on the frozen embedding, then with the last block."""
+    cases = [Case(votes, federation, every_vote=False) for federation in federations]
+    embedded = {tokens: torch.from_numpy(embeddings(cases[0].texts, tokens)).float() for tokens in TOKENS}
+
+    def reached(setting: Setting) -> Curve:
+        return [frozen(case, embedded[setting[0]], *setting[1:]) for case in cases]
+
+    tried = {setting: reached(setting) for setting in itertools.product(TOKENS, RIDGES, DIRECTIONS)}
+    best = max(tried, key=lambda setting: statistics.fmean(part[0] for part in tried[setting]))
+    chosen = dict(zip(("tokens", "ridge", "directions"), best, strict=True))
+    rows = [{"oracle": "all choices", **chosen, **by_part(tried[best])}]
+    for named in ("choices", "votes"):
+        curves = [deeper(replace(case, every_vote=named == "votes"), best) for case in cases]
+        means = [statistics.fmean(seen[0] for seen in look) for look in zip(*curves, strict=True)]
+        stop = means.index(max(means))
+        steps = {"steps": stop * int(DEEPER["look"])}
+        reached_there = by_part([curve[stop] for curve in curves])
+        rows.append({"oracle": f"last block, {named}", **chosen, **steps, **reached_there})
+    return rows
+
+
+def by_part(seeds: Curve) -> dict[str, list[float]]:
+    return {"validation": [seen[0] for seen in seeds], "test": [seen[1] for seen in seeds]}
+
+
 def known_positions(votes: Votes, federations: Sequence[Federation], count: int) -> dict[str, Any]:
     """The second oracle, of rank `count`."""
     positions, weights = directions(votes.of["test"], count)
@@ -140,12 +325,14 @@ def main() -> None:
     torch.set_num_threads(1)
     federations = [datasets.load("senate", seed=int(seed)) for seed in chosen.seeds.split(",")]
     votes = Votes()
-    rows = [all_votes(votes, federations)]
+    rows = [all_votes(votes, federations), *in_one_place(votes, federations)]
     rows += [known_positions(votes, federations, count) for count in DIRECTIONS]
     for row in rows:
-        settings = ", ".join(f"{key} {row[key]}" for key in ("tokens", "ridge", "directions") if key in row)
+        settings = ", ".join(
+            f"{key} {row[key]}" for key in ("tokens", "ridge", "directions", "steps") if key in row
+        )
         figures = "  ".join(f"{part} {spoken(row[part])}" for part in ("validation", "test") if part in row)
-        print(f"{row['oracle']:16s} ({settings}): {figures}")
+        print(f"{row['oracle']:19s} ({settings}): {figures}")
     if chosen.json:
         chosen.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
