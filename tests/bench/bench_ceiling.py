@@ -9,9 +9,9 @@ judges everybody:
   validation roll calls. What is missing from here to 1 is what the texts, as the backbone reads them, don't
   say of roll calls that are yet to come.
 - *all choices*: sees everybody's 20 pairs in one place, those that the federation learns from, and fits the
-  low-rank model on the frozen embedding to the optimum of its penalised likelihood. *Last block, choices*
-  goes on from there and trains all weights of the backbone's last block as well; *last block, votes* does the
-  same with all the votes. Penalty, directions, tokens and when to stop: by validation.
+  low-rank model on the frozen embedding to the optimum of its penalised likelihood. *Last block* goes on from
+  there and trains all weights of the backbone's last block as well. Penalty, directions, tokens and when to
+  stop: by validation.
 - *known positions*: sees the votes on the test roll calls themselves and keeps their first k directions: the
   most that any model of rank k could reach, had it understood the texts completely.
 
@@ -26,7 +26,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from penchant.common.adapters import Effective
 from penchant.common.backbone import load_backbone
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.preferences import Federation, Preference
-from penchant.common.reward import load_reward_model
+from penchant.common.reward import bradley_terry, load_reward_model
 from penchant.common.splits import split_items
 from penchant.deploy import datasets
 from penchant.deploy.datasets import senate
@@ -51,7 +51,7 @@ Curve = list[tuple[float, float]]  # accuracy on validation and on test
 TOKENS = (16, 24, 64)
 RIDGES = (0.1, 0.3, 1.0, 3.0)
 DIRECTIONS = (1, 2, 4)
-DEEPER = {"rate": 1e-4, "steps": 24, "look": 2}  # of the last block: AdamW, all examples at once
+DEEPER = {"rate": 1e-4, "steps": 24, "look": 2}  # of the last block: AdamW, all choices at once
 
 
 class Votes:
@@ -160,60 +160,44 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Whom (`person`) what pleased more: text `better` to text `worse`; [m] each. For a vote, the other
-    side is no text but the person's own threshold."""
+class Choices:
+    """Whom (`person`) what pleased more: text `better` to text `worse`; [m] each, rows of texts."""
 
     person: Tensor
     better: Tensor
-    worse: Tensor | None
-    sign: Tensor  # [m]: 1; -1 for a nay
+    worse: Tensor
 
     @classmethod
-    def of_choices(cls, votes: Votes, federation: Federation, rows: dict[str, int]) -> Examples:
+    def of(cls, votes: Votes, federation: Federation, rows: dict[str, int]) -> Choices:
         found = [
             (votes.people[person.name], rows[pair.chosen], rows[pair.rejected])
             for person in federation.people
             for pair in person.train
         ]
-        person, better, worse = torch.tensor(found).T
-        return cls(person, better, worse, torch.ones(len(found)))
-
-    @classmethod
-    def of_votes(cls, votes: Votes, rows: dict[str, int]) -> Examples:
-        cast = votes.of["train"]  # [roll calls, people]
-        where = np.argwhere(cast != 0)
-        places = torch.tensor([rows[text] for text in votes.texts_of("train")])
-        item, person = torch.from_numpy(where).T
-        return cls(person, places[item], None, torch.from_numpy(cast[tuple(where.T)]).float())
+        return cls(*torch.tensor(found).T)
 
 
 class LowRank:
-    """Reward of text x for person i: ⟨e(x) U, w_i⟩; U [d, k] and w [people, k + 1] (the last: a threshold)
-    at the optimum of the likelihood with Gaussian priors."""
+    """Reward of text x for person i: ⟨e(x) U, w_i⟩; U [d, k] and w [people, k] at the optimum of the
+    likelihood with Gaussian priors."""
 
     def __init__(self, width: int, people: int, directions: int, penalty: float) -> None:
         draw = torch.Generator().manual_seed(0)
         self.basis = (0.05 * torch.randn(width, directions, generator=draw)).requires_grad_()
-        self.weights = (0.3 * torch.randn(people, directions + 1, generator=draw)).requires_grad_()
+        self.weights = (0.3 * torch.randn(people, directions, generator=draw)).requires_grad_()
         self._penalty = penalty
 
     def scores(self, embedded: Tensor) -> Tensor:
-        """[texts, people], without thresholds, which no pair depends on."""
-        return embedded @ self.basis @ self.weights[:, :-1].T
+        """[texts, people]"""
+        return embedded @ self.basis @ self.weights.T
 
-    def losses(self, embedded: Tensor, examples: Examples) -> Tensor:
-        """Negative log-likelihood [m] of the examples."""
+    def losses(self, embedded: Tensor, choices: Choices) -> Tensor:
+        """Negative log-likelihood [m] of the choices."""
         places = embedded @ self.basis  # [texts, k]
-        at = places[examples.better]
-        at = at - (places.mean(0) if examples.worse is None else places[examples.worse])
-        own = self.weights[examples.person]
-        margins = (at * own[:, :-1]).sum(1)
-        if examples.worse is None:
-            margins = margins + own[:, -1]
-        return torch.nn.functional.softplus(-examples.sign * margins)
+        apart = places[choices.better] - places[choices.worse]
+        return bradley_terry((apart * self.weights[choices.person]).sum(1))
 
-    def fit(self, embedded: Tensor, examples: Examples) -> None:
+    def fit(self, embedded: Tensor, choices: Choices) -> None:
         """To the optimum, by L-BFGS, the embedding left as it is."""
         parts = [self.basis, self.weights]
         optimizer = torch.optim.LBFGS(parts, max_iter=150, line_search_fn="strong_wolfe")
@@ -221,7 +205,7 @@ class LowRank:
         def closure() -> float:
             optimizer.zero_grad()
             penalty = self._penalty * self.basis.square().sum() + self.weights.square().sum()
-            loss = self.losses(embedded, examples).sum() + penalty / 2
+            loss = self.losses(embedded, choices).sum() + penalty / 2
             loss.backward()
             return loss.item()
 
@@ -234,18 +218,14 @@ class Case:
 
     votes: Votes
     federation: Federation
-    every_vote: bool
 
     @property
     def texts(self) -> list[str]:
         return [text for part in self.votes.items for text in self.votes.texts_of(part)]
 
     @property
-    def examples(self) -> Examples:
-        rows = {text: row for row, text in enumerate(self.texts)}
-        if self.every_vote:
-            return Examples.of_votes(self.votes, rows)
-        return Examples.of_choices(self.votes, self.federation, rows)
+    def choices(self) -> Choices:
+        return Choices.of(self.votes, self.federation, {text: row for row, text in enumerate(self.texts)})
 
     def judged(self, model: LowRank, embedded: Tensor) -> tuple[float, float]:
         """Accuracy on (validation, test)."""
@@ -261,14 +241,14 @@ class Case:
 def frozen(case: Case, embedded: Tensor, ridge: float, count: int) -> tuple[float, float]:
     """Accuracy on (validation, test) of the low-rank model on an embedding as it is."""
     model = LowRank(embedded.shape[1], len(case.votes.people), count, ridge)
-    model.fit(embedded, case.examples)
+    model.fit(embedded, case.choices)
     return case.judged(model, embedded)
 
 
 def deeper(case: Case, setting: Setting) -> Curve:
     """The same while the last block is trained: before, and after every `look` steps."""
     tokens, ridge, count = setting
-    reader, examples = Reader(case.texts, tokens), case.examples
+    reader, choices = Reader(case.texts, tokens), case.choices
     model = LowRank(reader().shape[1], len(case.votes.people), count, ridge)
     optimizer = torch.optim.AdamW(reader.weights, lr=DEEPER["rate"], weight_decay=0.0)
     curve = []
@@ -276,17 +256,17 @@ def deeper(case: Case, setting: Setting) -> Curve:
         if step % int(DEEPER["look"]) == 0:
             with torch.no_grad():
                 embedded = reader()
-            model.fit(embedded, examples)
+            model.fit(embedded, choices)
             curve.append(case.judged(model, embedded))
         optimizer.zero_grad()
-        model.losses(reader(), examples).mean().backward()
+        model.losses(reader(), choices).mean().backward()
         optimizer.step()
     return curve
 
 
 def in_one_place(votes: Votes, federations: Sequence[Federation]) -> list[dict[str, Any]]:
     """The oracles that are fitted by gradients: on the frozen embedding, then with the last block."""
-    cases = [Case(votes, federation, every_vote=False) for federation in federations]
+    cases = [Case(votes, federation) for federation in federations]
     embedded = {tokens: torch.from_numpy(embeddings(cases[0].texts, tokens)).float() for tokens in TOKENS}
 
     def reached(setting: Setting) -> Curve:
@@ -296,13 +276,11 @@ def in_one_place(votes: Votes, federations: Sequence[Federation]) -> list[dict[s
     best = max(tried, key=lambda setting: statistics.fmean(part[0] for part in tried[setting]))
     chosen = dict(zip(("tokens", "ridge", "directions"), best, strict=True))
     rows = [{"oracle": "all choices", **chosen, **by_part(tried[best])}]
-    for named in ("choices", "votes"):
-        curves = [deeper(replace(case, every_vote=named == "votes"), best) for case in cases]
-        means = [statistics.fmean(seen[0] for seen in look) for look in zip(*curves, strict=True)]
-        stop = means.index(max(means))
-        steps = {"steps": stop * int(DEEPER["look"])}
-        reached_there = by_part([curve[stop] for curve in curves])
-        rows.append({"oracle": f"last block, {named}", **chosen, **steps, **reached_there})
+    curves = [deeper(case, best) for case in cases]
+    means = [statistics.fmean(seen[0] for seen in look) for look in zip(*curves, strict=True)]
+    stop = means.index(max(means))
+    steps = {"steps": stop * int(DEEPER["look"])}
+    rows.append({"oracle": "last block", **chosen, **steps, **by_part([curve[stop] for curve in curves])})
     return rows
 
 
