@@ -11,13 +11,14 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from penchant.common.errors import DeviceError
 from penchant.common.preferences import Preference
+from penchant.common.transaction import transaction
 
 __all__ = ["Added", "PreferenceStore", "held_out"]
 
@@ -109,23 +110,8 @@ class PreferenceStore:
             rows = db.execute("SELECT prompt, chosen, rejected FROM choices ORDER BY number").fetchall()
         return [Preference(*row) for row in rows]
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
-            db = sqlite3.connect(self._path, isolation_level=None, timeout=30)
-        except sqlite3.Error as error:
-            raise DeviceError(f"can't open {self._path}: {error}") from None
-        try:
-            db.execute("PRAGMA journal_mode=DELETE")
-            db.execute("PRAGMA synchronous=FULL")
-            db.execute("PRAGMA secure_delete=ON")
-            db.execute("BEGIN IMMEDIATE")
-            yield db
-            db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise DeviceError(f"{self._path}: {error}; nothing was changed") from None
-        finally:
-            db.close()  # an open transaction is rolled back
+    def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self._path, DeviceError, "journal_mode=DELETE", "secure_delete=ON")
 
 
 def held_out(preference: Preference) -> bool:

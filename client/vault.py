@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from penchant.client.box import Box
 from penchant.common.errors import DeviceError, StageError
+from penchant.common.transaction import transaction
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS burnt (
@@ -257,25 +258,10 @@ class Vault:
 
     # --- SQLite --------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _transaction(self, journal: str = "PERSIST") -> Iterator[sqlite3.Connection]:
+    def _transaction(self, journal: str = "PERSIST") -> AbstractContextManager[sqlite3.Connection]:
         """journal: PERSIST is as durable as DELETE and needs no directory update for every commit, but
         leaves what was there before in the journal's file until the next change."""
-        try:
-            db = sqlite3.connect(self._path, isolation_level=None, timeout=30)
-        except sqlite3.Error as error:
-            raise DeviceError(f"can't open {self._path}: {error}") from None
-        try:
-            db.execute(f"PRAGMA journal_mode={journal}")
-            db.execute("PRAGMA synchronous=FULL")
-            db.execute("PRAGMA secure_delete=ON")
-            db.execute("BEGIN IMMEDIATE")
-            yield db
-            db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise DeviceError(f"{self._path}: {error}; nothing was changed") from None
-        finally:
-            db.close()  # an open transaction is rolled back
+        return transaction(self._path, DeviceError, f"journal_mode={journal}", "secure_delete=ON")
 
 
 def _refuse_used(db: sqlite3.Connection, run: bytes, round: int, attempt: int) -> None:

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from penchant.common.errors import PenchantError
+from penchant.common.transaction import transaction
 
 __all__ = ["ledger"]
-
-WAIT_SECONDS = 30.0  # for another process's transaction
 
 
 @contextmanager
@@ -20,16 +19,5 @@ def ledger(path: Path, failure: type[PenchantError]) -> Iterator[sqlite3.Connect
     nothing of it happened. What is wrong with the file is raised as `failure`."""
     if not path.exists():
         path.touch(mode=0o600)
-    try:
-        db = sqlite3.connect(path, isolation_level=None, timeout=WAIT_SECONDS)
-    except sqlite3.Error as error:
-        raise failure(f"can't open {path}: {error}") from None
-    try:
-        db.execute("PRAGMA synchronous=FULL")
-        db.execute("BEGIN IMMEDIATE")
+    with transaction(path, failure) as db:
         yield db
-        db.execute("COMMIT")
-    except sqlite3.Error as error:
-        raise failure(f"{path}: {error}; nothing was changed") from None
-    finally:
-        db.close()
