@@ -21,7 +21,7 @@ from penchant.common.config import RunConfig
 from penchant.common.errors import ConsoleError, PenchantError
 from penchant.common.identity import Membership
 from penchant.deploy.desk import DATABASE, MEMBERS, Desk, request_revocation
-from penchant.deploy.playing import FLOWER_RUN, say
+from penchant.deploy.playing import flower_run, say
 from penchant.deploy.site import Site
 from penchant.deploy.superlink import Control
 from penchant.deploy.tokens import hand_out
@@ -171,13 +171,13 @@ class FleetServer:
 
     def stop(self, name: str) -> None:
         """Have the SuperLink stop the Flower run that plays it."""
-        path = Site(self.directory).run(name) / FLOWER_RUN
-        if not path.is_file():
+        directory = Site(self.directory).run(name)
+        flower = flower_run(directory)
+        if flower is None:
             raise ConsoleError(f"{name} was never started")
-        flower = path.read_text(encoding="utf-8").strip()
         with Control(door(Site(self.directory))) as control:
             control.stop(flower)
-        say(path.parent, f"Flower run {flower} was stopped")
+        say(directory, f"Flower run {flower} was stopped")
 
     def _call(self, words: list[str], log: Callable[[str], None]) -> None:
         try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from penchant.deploy import rundir
 from penchant.server.console.facts import Work
 
-__all__ = ["FLOWER_RUN", "LOG", "has_begun", "say", "work_of"]
+__all__ = ["FLOWER_RUN", "LOG", "flower_run", "has_begun", "say", "work_of"]
 
 LOG = "server.log"
 FLOWER_RUN = "flower.run"  # Flower's id of the run that plays this one now
@@ -27,6 +27,11 @@ def say(directory: Path, text: str) -> None:
     """A line in the log of a run."""
     with (directory / LOG).open("a", encoding="utf-8") as file:
         file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {' '.join(text.split())}\n")
+
+
+def flower_run(directory: Path) -> str | None:
+    """The Flower run that was started last for this run, None before the first."""
+    return _read(directory / FLOWER_RUN)[0] or None
 
 
 def work_of(directory: Path, held: set[tuple[int, int]] | None = None) -> Work:

@@ -46,7 +46,6 @@ __all__ = [
     "create",
     "export",
     "flower_app",
-    "flower_run",
     "open_served",
     "start",
     "with_members",
@@ -136,12 +135,6 @@ def start(directory: Path, door: Door) -> str:
     flower = start_run(flower_app(directory), door, directory / "flwr")
     write_durably(directory / FLOWER_RUN, flower.encode())
     return flower
-
-
-def flower_run(directory: Path) -> str | None:
-    """The Flower run that was started last for this run, None before the first."""
-    path = directory / FLOWER_RUN
-    return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None
 
 
 def flower_app(directory: Path) -> Path:

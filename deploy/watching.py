@@ -36,7 +36,7 @@ def refuse_second(site: Site, door: Door) -> None:
         control.nodes()  # before anything is made for a run
     for name in site.runs():
         directory = site.run(name)
-        flower = served.flower_run(directory)
+        flower = playing.flower_run(directory)
         if flower is not None and not is_done(directory) and _is_played(directory, door, flower):
             raise UsageError(
                 f"run {name} is being played (Flower run {flower}); wait for its end, which "
