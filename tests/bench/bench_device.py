@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
 import statistics
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from fleet_scene import FleetScene  # noqa: E402
 from flwr.app import Context  # noqa: E402
 from open_flower import superlink_command, supernode_command  # noqa: E402
 from packaging.requirements import Requirement  # noqa: E402
+from processes import free_port, listens  # noqa: E402
 
 from penchant.client.agent import Choices  # noqa: E402
 from penchant.client.app import Answer, build_app  # noqa: E402
@@ -310,17 +310,6 @@ def flower(words: list[str], surroundings: dict[str, str], log: Path) -> Iterato
         finally:
             for member in [*head.children(recursive=True), head]:
                 member.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait_for(true: Callable[[], bool]) -> None:
