@@ -42,7 +42,8 @@ class Exchange:
         self.bytes_up = 0
 
     def __call__(self, stage: str, payloads: Mapping[int, bytes]) -> dict[int, bytes]:
-        """{node: payload} -> {node: reply payload}."""
+        """{node: payload} -> {node: reply payload}, in the order of `payloads`: what follows does not hang on
+        who was quicker."""
         began = time.monotonic()
         waiting = set(self._grid.push_messages(self._messages(stage, payloads)))
         self.bytes_down += sum(len(payload) for payload in payloads.values())
@@ -56,7 +57,7 @@ class Exchange:
                 break
             # A twentieth of the time waited: quick exchanges are not held up, slow ones cost few looks.
             time.sleep(min(elapsed / 20, LONGEST_SLEEP, self._deadline - elapsed))
-        return replies
+        return {node: replies[node] for node in payloads if node in replies}
 
     def _messages(self, stage: str, payloads: Mapping[int, bytes]) -> list[Message]:
         return [
