@@ -1,28 +1,29 @@
-"""Tune one share on validation: `python tests/bench/bench_recipes.py [SHARE] [--configs 60] [--json FILE]`.
+"""Tune one share on validation: `python tests/bench/bench_recipes.py [SHARE] [--trials 40] [--keep FILE]`.
 
-Random search with successive halving (Jamieson and Talwalkar, AISTATS 2016), the same budget for every
-share: each configuration is drawn from `SPACE` (those of its settings that bear on the share), the first rung
-runs all of them on one seed, the next the best quarter on three, the last the best of those on six. Judged on
-validation roll calls; the test part is never read. Prints the best as a section of a recipe
-(deploy/recipes/*.toml), with its accuracy and that of the recipe that is there, on the same seeds.
+The same search for every share: a tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011; Optuna's)
+over those of the settings below that bear on the share. A trial begins with one seed and goes on to three
+while it is among the best quarter; the best three are then judged on six. Judged on validation roll calls;
+the test part is never read. Each search starts from the recipe that is there and from one setting of each of
+the three optimisers of the shared part. Prints the best as a section of a recipe (deploy/recipes/*.toml),
+with its accuracy and that of the recipe that is there, on the same seeds.
 
-Finished runs are kept in FILE, line by line: the same command goes on where it was interrupted.
+Trials are kept in FILE: the same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import random
 import shutil
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import optuna
 import tomli_w
 import torch
+from optuna.storages.journal import JournalFileBackend
 
 from penchant.client.bench import Benches
 from penchant.common.config import RunConfig, ShareName
@@ -32,96 +33,130 @@ from penchant.deploy.simulate import prepare, simulate
 
 Changes = dict[str, Any]
 
-RUNGS = ((1.0, (100,)), (0.25, (100, 101, 102)), (0.25, (100, 101, 102, 103, 104, 105)))
-"""(part of the configurations that go on, seeds)"""
+RUNNING, COMPLETE, PRUNED, FAIL = (
+    optuna.trial.TrialState.RUNNING,
+    optuna.trial.TrialState.COMPLETE,
+    optuna.trial.TrialState.PRUNED,
+    optuna.trial.TrialState.FAIL,
+)
 
-SPLIT = ("A", "B", "kernel", "svd")
+SEEDS = (100, 101, 102, 103, 104, 105)
+WITHIN = 3  # seeds of a trial that is not given up
+FINALISTS = 3
+WORK = 160  # most passes over a client's pairs, rounds x local epochs: no share gets more than another
+
+SPLIT = ("A", "B", "kernel", "svd")  # a shared and a personal factor
 SHARING = (*SPLIT, "AB", "ffa", "lore")
 PERSONAL = (*SPLIT, "none", "lore")
+HEADED = (*SPLIT, "AB", "none", "ffa")
 
-SPACE: dict[str, tuple[Sequence[str], Sequence[Any]]] = {
-    "model.max_tokens": ((), (16, 24, 48)),
-    "model.normalize": ((), (5.0, 10.0, 20.0)),
-    "adapter.rank": ((), (1, 2, 4)),
-    "adapter.head": (SPLIT, ("shared", "personal")),
-    "training.local_epochs": ((), (2, 4, 6, 12)),
-    "training.weight_decay": ((), (0.0, 1e-3, 5e-3, 0.1, 1.0)),
-    "training.lr_head": ((*SPLIT, "AB", "none", "ffa"), (0.0, 1e-3, 3e-3, 1e-2)),
-    "training.lr_personal": (PERSONAL, (1e-3, 3e-3, 1e-2, 3e-2)),
-    "training.pull": (PERSONAL, (0.0, 1e-3, 1e-2, 0.1, 0.5)),
-    "federation.rounds": ((), (6, 12, 20, 45)),
-    "federation.cohort": (SHARING, (17, 34)),
-    "federation.warmup_rounds": (SPLIT, (0, 0, 5)),
+OPTIMIZERS: dict[str, Changes] = {
+    "adam": {"training.lr_shared": (1e-3, 3e-2)},
+    "adam twice": {"training.lr_shared": (1e-3, 3e-2), "federation.server_lr": (1e-3, 0.1)},
+    "plain": {"training.lr_shared": (0.03, 1.0), "federation.server_lr": (1.0, 10.0)},
 }
-"""Setting -> (shares that it bears on, none named: all; values)."""
-
-OPTIMIZERS: Sequence[dict[str, Sequence[Any]]] = (
-    {"training.lr_shared": (1e-3, 3e-3, 1e-2)},
-    {
-        "training.lr_shared": (3e-3, 1e-2),
-        "federation.server_optimizer": ("fedadam",),
-        "federation.server_lr": (3e-3, 1e-2, 3e-2),
-    },
-    {
-        "training.shared_optimizer": ("sgd",),
-        "training.lr_shared": (0.1, 0.3, 1.0),
-        "federation.server_lr": (1.0, 3.0, 10.0),
-    },
-)
-"""Of the shared part: AdamW on the devices; with Adam on the server as well; plain gradients, long steps."""
+"""Of the shared part, with the ranges of its rates: AdamW on the devices; with Adam on the server as well;
+plain gradients on the devices, long steps of the server."""
 
 
-def drawn(share: str, count: int) -> list[Changes]:
-    """Configurations for a share: the recipe that is there, then others, the same at every call."""
-    rng = random.Random(f"recipes {share}")
-    found = [recipe("senate", share)]
-    while len(found) < count:
-        spaces = [{key: values for key, (shares, values) in SPACE.items() if not shares or share in shares}]
-        if share in SHARING:
-            spaces.append(dict(rng.choice(OPTIMIZERS)))
-        changes = {key: rng.choice(values) for space in spaces for key, values in space.items()}
-        changes |= {"model.truncation": "right", "training.refit_epochs": 0}
-        changes["adapter.alpha"] = float(changes["adapter.rank"])
-        if changes.get("federation.warmup_rounds", 0) < changes["federation.rounds"]:
-            found.append(changes)
-    return found
+def rate(trial: optuna.Trial, name: str, low: float, high: float) -> float:
+    """Two digits, so that a recipe can be read."""
+    return float(f"{trial.suggest_float(name, low, high, log=True):.1e}")
+
+
+def drawn(trial: optuna.Trial, share: str) -> Changes:
+    """A configuration, from those settings that bear on `share`."""
+    epochs = trial.suggest_int("training.local_epochs", 1, 12, log=True)
+    rounds = trial.suggest_int("federation.rounds", 6, 60, log=True)
+    rank = trial.suggest_int("adapter.rank", 1, 4)
+    changes: Changes = {
+        "model.truncation": "right",
+        "model.max_tokens": trial.suggest_categorical("model.max_tokens", (16, 24, 32)),
+        "model.normalize": rate(trial, "model.normalize", 5, 30),
+        "adapter.rank": rank,
+        "adapter.alpha": float(rank),
+        "training.local_epochs": epochs,
+        "training.refit_epochs": 0,
+        "training.weight_decay": rate(trial, "training.weight_decay", 1e-5, 1),
+        "federation.rounds": min(rounds, max(1, WORK // epochs)),
+    }
+    if share in HEADED:
+        changes["training.lr_head"] = rate(trial, "training.lr_head", 1e-4, 1)
+    if share in PERSONAL:
+        changes["training.lr_personal"] = rate(trial, "training.lr_personal", 1e-3, 0.1)
+        changes["training.pull"] = rate(trial, "training.pull", 1e-4, 1)
+    if share in SPLIT:
+        changes["adapter.head"] = trial.suggest_categorical("adapter.head", ("shared", "personal"))
+        changes["federation.warmup_rounds"] = trial.suggest_categorical("federation.warmup_rounds", (0, 5))
+    if share in SHARING:
+        changes["federation.cohort"] = trial.suggest_categorical("federation.cohort", (17, 34))
+        changes |= optimizer(trial)
+    return changes
+
+
+def optimizer(trial: optuna.Trial) -> Changes:
+    chosen = trial.suggest_categorical("optimizer", tuple(OPTIMIZERS))
+    rates = {
+        name: rate(trial, f"{chosen}.{name}", low, high) for name, (low, high) in OPTIMIZERS[chosen].items()
+    }
+    kinds: dict[str, Changes] = {
+        "adam": {},
+        "adam twice": {"federation.server_optimizer": "fedadam"},
+        "plain": {"training.shared_optimizer": "sgd"},
+    }
+    return kinds[chosen] | rates
+
+
+def begun(share: str) -> list[Changes]:
+    """Where every search starts: a setting of each optimiser."""
+    common: Changes = {
+        "training.local_epochs": 4,
+        "federation.rounds": 40,
+        "adapter.rank": 2,
+        "model.max_tokens": 24,
+        "model.normalize": 10.0,
+        "training.weight_decay": 1e-3,
+        "training.lr_personal": 0.01,
+        "training.pull": 0.01,
+        "adapter.head": "shared",
+        "federation.warmup_rounds": 0,
+        "federation.cohort": 34,
+    }
+    adam = {"training.lr_head": 3e-3, "optimizer": "adam", "adam.training.lr_shared": 3e-3}
+    if share not in SHARING:
+        return [common | adam]
+    twice = {
+        "training.lr_head": 3e-3,
+        "optimizer": "adam twice",
+        "adam twice.training.lr_shared": 3e-3,
+        "adam twice.federation.server_lr": 0.01,
+    }
+    plain = {
+        "training.lr_head": 0.1,
+        "optimizer": "plain",
+        "plain.training.lr_shared": 1.0,
+        "plain.federation.server_lr": 3.0,
+    }
+    return [common | adam, common | twice, common | plain]
 
 
 class Runs:
-    """Accuracy on validation of configurations and seeds, each run once and kept."""
+    """Accuracy on validation."""
 
-    def __init__(self, share: str, kept: Path | None) -> None:
-        self._share, self._kept, self._benches = share, kept, Benches()
-        lines = kept.read_text(encoding="utf-8").splitlines() if kept and kept.exists() else []
-        self._known = {
-            self._key(row["changes"], row["seed"]): row["accuracy"] for row in map(json.loads, lines)
-        }
-
-    @staticmethod
-    def _key(changes: Changes, seed: int) -> str:
-        return json.dumps([changes, seed], sort_keys=True)
+    def __init__(self, share: str) -> None:
+        self._share, self._benches = share, Benches()
 
     def accuracy(self, changes: Changes, seed: int) -> float:
-        """-inf for training that diverges."""
-        key = self._key(changes, seed)
-        if key not in self._known:
-            self._known[key] = self._run(changes, seed)
-            if self._kept:
-                row = {"share": self._share, "changes": changes, "seed": seed, "accuracy": self._known[key]}
-                with self._kept.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
-        return self._known[key]
-
-    def mean(self, changes: Changes, seeds: Sequence[int]) -> float:
-        return statistics.fmean(self.accuracy(changes, seed) for seed in seeds)
-
-    def _run(self, changes: Changes, seed: int) -> float:
+        """0 for training that diverges."""
         config = RunConfig().changed(
             {
                 "adapter.share": self._share,
                 "seed": seed,
+                "workers": 1,
                 "data.evaluate": "validation",
                 "privacy.secagg": False,
+                "adapter.target_modules": ("output.dense",),
+                "adapter.layers": (-1,),
                 **changes,
             }
         )
@@ -131,20 +166,50 @@ class Runs:
             return float(result["accuracy"]["personal"])
         except PenchantError as error:
             print(f"  {error}", flush=True)
-            return float("-inf")
+            return 0.0
         finally:
             shutil.rmtree(folder)
 
+    def mean(self, changes: Changes, seeds: Sequence[int]) -> float:
+        return statistics.fmean(self.accuracy(changes, seed) for seed in seeds)
 
-def rungs(runs: Runs, configs: Sequence[Changes]) -> Iterator[list[tuple[float, Changes]]]:
-    """Each rung's configurations with their accuracy, best first."""
-    left = list(configs)
-    for part, seeds in RUNGS:
-        left = left[: max(2, round(part * len(left)))]
-        ranked = sorted(((runs.mean(c, seeds), c) for c in left), key=lambda pair: pair[0], reverse=True)
-        print(f"{len(seeds)} seeds: " + " ".join(f"{accuracy:.3f}" for accuracy, _ in ranked), flush=True)
-        yield ranked
-        left = [changes for _, changes in ranked]
+    def objective(self, trial: optuna.Trial) -> float:
+        changes = drawn(trial, self._share)
+        trial.set_user_attr("changes", changes)
+        found: list[float] = []
+        for seed in SEEDS[:WITHIN]:
+            found.append(self.accuracy(changes, seed))
+            trial.report(statistics.fmean(found), step=len(found))
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return statistics.fmean(found)
+
+
+def searched(share: str, trials: int, kept: Path | None) -> optuna.Study:
+    """A study of `share`, with so many trials ended."""
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(kept))) if kept else None
+    study = optuna.create_study(
+        study_name=share,
+        storage=storage,
+        load_if_exists=True,
+        direction="maximize",
+        pruner=optuna.pruners.PercentilePruner(25.0, n_startup_trials=5),
+    )
+    ended = sum(trial.state in (COMPLETE, PRUNED) for trial in study.trials)
+    study.sampler = optuna.samplers.TPESampler(n_startup_trials=10, seed=ended)  # not the same draws anew
+    if not study.trials:
+        for start in begun(share):
+            study.enqueue_trial(start)
+    for trial in study.get_trials(states=(RUNNING,)):  # interrupted: once more
+        study.tell(trial.number, state=FAIL)
+        study.enqueue_trial(trial.params)
+    study.optimize(Runs(share).objective, n_trials=max(0, trials - ended), callbacks=[tell])
+    return study
+
+
+def tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+    means = " ".join(f"{mean:.3f}" for mean in trial.intermediate_values.values())
+    print(f"{study.study_name} {trial.number:3d}  {means}", flush=True)
 
 
 def section(share: str, changes: Changes) -> str:
@@ -159,16 +224,23 @@ def section(share: str, changes: Changes) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("share", nargs="?", default="lore", choices=get_args(ShareName))
-    parser.add_argument("--configs", type=int, default=60)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--keep", type=Path)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    runs, configs = Runs(chosen.share, chosen.json), drawn(chosen.share, chosen.configs)
-    *_, last = rungs(runs, configs)
-    accuracy, best = last[0]
-    seeds = RUNGS[-1][1]
-    print(f"the recipe that is there: {runs.mean(configs[0], seeds):.4f} on validation, {len(seeds)} seeds")
-    print(f"the best: {accuracy:.4f}\n\n{section(chosen.share, best)}")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = searched(chosen.share, chosen.trials, chosen.keep)
+    runs = Runs(chosen.share)
+    before = runs.mean(recipe("senate", chosen.share), SEEDS)
+    print(f"the recipe that is there: {before:.4f} on validation, {len(SEEDS)} seeds", flush=True)
+    completed = study.get_trials(states=(COMPLETE,))
+    finalists = sorted(completed, key=lambda trial: trial.value or 0.0, reverse=True)[:FINALISTS]
+    judged = [(runs.mean(trial.user_attrs["changes"], SEEDS), trial) for trial in finalists]
+    accuracy, best = max(judged, key=lambda pair: pair[0])
+    print(
+        f"the best: {accuracy:.4f} (trial {best.number})\n\n"
+        f"{section(chosen.share, best.user_attrs['changes'])}"
+    )
 
 
 if __name__ == "__main__":
