@@ -3,8 +3,9 @@
 For each seed a run of `penchant simulate --dataset senate` as it comes, and beside it joint training in one
 process that may look at everybody's choices: the same people, pairs, model, start, phases (warm-up, then
 personal parts) and passes over each person's pairs. In each epoch everyone comes once, in groups of a
-cohort's size; a step takes the mean loss over a group's pairs, moves the shared factors by one AdamW that
-lives as long as the phase, and each person's own part by one of theirs. Its rates are the recipe's times
+cohort's size; a step takes the mean loss over a group's pairs, moves the shared factors by one optimiser of
+the recipe's kind that lives as long as the phase, and each person's own part by one of theirs. Plain steps
+are as long as a device's and the server's together, AdamW's as a device's. Its rates are the recipe's times
 `--scale-shared` and `--scale-personal`, and it may take `--scale-epochs` times as many passes: choose them
 with `--evaluate validation --joint-only`, since a recipe's rates are tuned for devices and server together.
 Prints macro accuracy on test pairs, and the paired difference with its standard error.
@@ -80,21 +81,29 @@ class Joint:
         self.shared = self.split.shared.unflatten(shared)
         self.start = self.split.personal.unflatten(start)
         self.own = [self.split.personal.unflatten(start) for _ in self.people]
-        rates = self.training.lr_shared * self.scales.shared, self.training.lr_personal * self.scales.personal
-        self.optimizer = self._adamw(self.shared, rates[0], self.scales.shared)
-        self.optimizers = [self._adamw(part, rates[1], self.scales.personal) for part in self.own]
+        own, shared = self.training.optimizer, self.training.shared_optimizer
+        kind = own if shared == "same" else shared
+        federation = self.config.federation
+        plain = kind == "sgd" and federation.server_optimizer == "fedavg"
+        length = federation.server_lr if plain else 1.0
+        rates = self.training.lr_shared, self.training.lr_personal
+        self.optimizer = self._optimizer(kind, self.shared, rates[0], length * self.scales.shared)
+        self.optimizers = [self._optimizer(own, part, rates[1], self.scales.personal) for part in self.own]
         visits = rounds * self.training.local_epochs * self.world.cohort / len(self.people)
         for _ in range(round(visits * self.scales.epochs)):
             self._epoch()
 
-    def _adamw(self, tensors: Tensors, rate: float, scale: float) -> torch.optim.AdamW | None:
+    def _optimizer(
+        self, kind: str, tensors: Tensors, rate: float, scale: float
+    ) -> torch.optim.Optimizer | None:
         """One optimiser for these tensors; None if none of them is trained."""
         groups = []
         for name, tensor in tensors.items():
-            own = scale * self.training.lr_head if name == HEAD else rate
+            own = scale * (self.training.lr_head if name == HEAD else rate)
             if own > 0:
                 groups.append({"params": [tensor.requires_grad_()], "lr": own})
-        return torch.optim.AdamW(groups, weight_decay=self.training.weight_decay) if groups else None
+        rule = torch.optim.SGD if kind == "sgd" else torch.optim.AdamW
+        return rule(groups, weight_decay=self.training.weight_decay) if groups else None
 
     def _epoch(self) -> None:
         order = list(range(len(self.people)))
