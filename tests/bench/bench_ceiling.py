@@ -10,8 +10,9 @@ judges everybody:
   say of roll calls that are yet to come.
 - *all choices*: sees everybody's 20 pairs in one place, those that the federation learns from, and fits the
   low-rank model on the frozen embedding to the optimum of its penalised likelihood. *Last block* goes on from
-  there and trains all weights of the backbone's last block as well. Penalty, directions, tokens and when to
-  stop: by validation.
+  there and trains all weights of the backbone's last block as well. *Two depths* puts the states above an
+  earlier block beside the last block's. Penalty, directions, tokens, when to stop and which block: by
+  validation.
 - *known positions*: sees the votes on the test roll calls themselves and keeps their first k directions: the
   most that any model of rank k could reach, had it understood the texts completely.
 
@@ -136,18 +137,28 @@ def all_votes(votes: Votes, federations: Sequence[Federation]) -> dict[str, Any]
     return {"oracle": "all votes", **chosen, "validation": on("validation", best), "test": on("test", best)}
 
 
+def read(texts: Sequence[str], tokens: int) -> tuple[Any, Tensor, Sequence[Tensor]]:
+    """(last block, mask [n, L], states [n, L, d] below the first block and above each)"""
+    backbone = load_backbone(ModelConfig(max_tokens=tokens), device="cpu")
+    backbone.tokenizer.truncation_side = "right"
+    settings = {"truncation": True, "max_length": tokens, "padding": True, "return_tensors": "pt"}
+    encoded = backbone.tokenizer(list(texts), **settings)
+    with torch.no_grad():
+        states = backbone.model(**encoded, output_hidden_states=True).hidden_states
+    return backbone.blocks[1][-1], encoded["attention_mask"], states
+
+
+def pooled(states: Tensor, mask: Tensor) -> Tensor:
+    """[n, L, d] -> [n, d]"""
+    weights = mask[:, :, None].float()
+    return (states * weights).sum(1) / weights.sum(1)
+
+
 class Reader:
     """Texts -> embeddings [n, d] of length 1, with all weights of the last block in training."""
 
     def __init__(self, texts: Sequence[str], tokens: int) -> None:
-        backbone = load_backbone(ModelConfig(max_tokens=tokens), device="cpu")
-        backbone.tokenizer.truncation_side = "right"
-        settings = {"truncation": True, "max_length": tokens, "padding": True, "return_tensors": "pt"}
-        encoded = backbone.tokenizer(list(texts), **settings)
-        self._block = backbone.blocks[1][-1]
-        self._mask = encoded["attention_mask"]  # [n, L]
-        with torch.no_grad():
-            states = backbone.model(**encoded, output_hidden_states=True).hidden_states
+        self._block, self._mask, states = read(texts, tokens)
         self._below = states[-2]  # [n, L, d]
         self.weights = [weight.requires_grad_() for weight in self._block.parameters()]
 
@@ -155,8 +166,7 @@ class Reader:
         hidden = (1.0 - self._mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
         states = self._block(self._below, attention_mask=hidden)
         states = states[0] if isinstance(states, tuple) else states  # [n, L, d]
-        weights = self._mask[:, :, None].float()
-        return torch.nn.functional.normalize((states * weights).sum(1) / weights.sum(1), dim=1)
+        return torch.nn.functional.normalize(pooled(states, self._mask), dim=1)
 
 
 @dataclass(frozen=True)
@@ -284,6 +294,26 @@ def in_one_place(votes: Votes, federations: Sequence[Federation]) -> list[dict[s
     return rows
 
 
+def two_depths(votes: Votes, federations: Sequence[Federation], best: Setting) -> dict[str, Any]:
+    """The oracle on the frozen embedding with the pooled states above an earlier block beside it, each about
+    its mean and of equal length."""
+    tokens, _, count = best
+    cases = [Case(votes, federation) for federation in federations]
+    _, mask, states = read(cases[0].texts, tokens)
+    depths = [pooled(each, mask) for each in states]
+    depths = [torch.nn.functional.normalize(each - each.mean(0), dim=1) for each in depths]
+
+    def reached(block: int, ridge: float) -> Curve:
+        both = torch.cat([depths[block], depths[-1]], dim=1) / math.sqrt(2)  # [n, 2 d], of length 1
+        return [frozen(case, both, ridge, count) for case in cases]
+
+    tried = {setting: reached(*setting) for setting in itertools.product(range(len(depths) - 1), RIDGES)}
+    chosen = max(tried, key=lambda setting: statistics.fmean(part[0] for part in tried[setting]))
+    block, ridge = chosen
+    settings = {"tokens": tokens, "ridge": ridge, "directions": count, "above_block": block}
+    return {"oracle": "two depths", **settings, **by_part(tried[chosen])}
+
+
 def by_part(seeds: Curve) -> dict[str, list[float]]:
     return {"validation": [seen[0] for seen in seeds], "test": [seen[1] for seen in seeds]}
 
@@ -304,10 +334,14 @@ def main() -> None:
     federations = [datasets.load("senate", seed=int(seed)) for seed in chosen.seeds.split(",")]
     votes = Votes()
     rows = [all_votes(votes, federations), *in_one_place(votes, federations)]
+    best = (rows[1]["tokens"], rows[1]["ridge"], rows[1]["directions"])
+    rows.append(two_depths(votes, federations, best))
     rows += [known_positions(votes, federations, count) for count in DIRECTIONS]
     for row in rows:
         settings = ", ".join(
-            f"{key} {row[key]}" for key in ("tokens", "ridge", "directions", "steps") if key in row
+            f"{key} {row[key]}"
+            for key in ("tokens", "ridge", "directions", "steps", "above_block")
+            if key in row
         )
         figures = "  ".join(f"{part} {spoken(row[part])}" for part in ("validation", "test") if part in row)
         print(f"{row['oracle']:19s} ({settings}): {figures}")

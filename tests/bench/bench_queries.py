@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--share", default="A")
     parser.add_argument("--part", choices=("test", "validation"), default="test", help="what judges")
     parser.add_argument(
-        "--linear", action="store_true", help="the model linear at the start: minutes, not hours"
+        "--linear", action="store_true", help="the model linear at the start: a tenth of the time"
     )
     parser.add_argument("--home", type=Path, default=Path("runs/fleets"))
     parser.add_argument("--out", type=Path, default=HERE / "results")
