@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import statistics
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from penchant.common.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,6 +38,21 @@ def test_the_page_says_what_was_measured(bench: ModuleType) -> None:
     for name in shown:
         for (file, _), _ in bench.figures(name):
             assert (bench.FIGURES / file).is_file()
+
+
+def test_what_was_searched_again_is_in_the_page(bench: ModuleType) -> None:
+    """Means on validation and on test, and settings that are a configuration."""
+    text = bench.PAGE.read_text(encoding="utf-8").split("## Searched again")[1].split("## ")[0]
+    searched = json.loads((bench.RESULTS / "searched.json").read_text(encoding="utf-8"))
+    for share, row in searched.items():
+        places = [row["validation"]["there"], row["validation"]["found"]]
+        better = places[1] > places[0]
+        assert better == ("test" in row) == (bench.RESULTS / "searched" / f"{share}.toml").is_file()
+        assert " | ".join(f".{1000 * mean:03.0f}" for mean in places) in text
+        if better:
+            assert f"| .{1000 * statistics.fmean(row['test']['found']):03.0f} ±" in text
+            found = (bench.RESULTS / "searched" / f"{share}.toml").read_text(encoding="utf-8")
+            RunConfig.from_toml(found)
 
 
 def test_every_comparison_can_be_made_again(bench: ModuleType) -> None:
