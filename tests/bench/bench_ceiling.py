@@ -29,7 +29,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ from penchant.deploy.datasets import senate
 
 Matrix = NDArray[np.float64]
 Setting = tuple[int, float, int]  # tokens, ridge, directions
+T = TypeVar("T")
 Curve = list[tuple[float, float]]  # accuracy on validation and on test
 
 TOKENS = (16, 24, 64)
@@ -283,7 +284,7 @@ def in_one_place(votes: Votes, federations: Sequence[Federation]) -> list[dict[s
         return [frozen(case, embedded[setting[0]], *setting[1:]) for case in cases]
 
     tried = {setting: reached(setting) for setting in itertools.product(TOKENS, RIDGES, DIRECTIONS)}
-    best = max(tried, key=lambda setting: statistics.fmean(part[0] for part in tried[setting]))
+    best = by_validation(tried)
     chosen = dict(zip(("tokens", "ridge", "directions"), best, strict=True))
     rows = [{"oracle": "all choices", **chosen, **by_part(tried[best])}]
     curves = [deeper(case, best) for case in cases]
@@ -291,14 +292,18 @@ def in_one_place(votes: Votes, federations: Sequence[Federation]) -> list[dict[s
     stop = means.index(max(means))
     steps = {"steps": stop * int(DEEPER["look"])}
     rows.append({"oracle": "last block", **chosen, **steps, **by_part([curve[stop] for curve in curves])})
-    return rows
+    return [*rows, two_depths(cases, best)]
 
 
-def two_depths(votes: Votes, federations: Sequence[Federation], best: Setting) -> dict[str, Any]:
+def by_validation(tried: dict[T, Curve]) -> T:
+    """The setting with the best mean over seeds."""
+    return max(tried, key=lambda setting: statistics.fmean(part[0] for part in tried[setting]))
+
+
+def two_depths(cases: Sequence[Case], best: Setting) -> dict[str, Any]:
     """The oracle on the frozen embedding with the pooled states above an earlier block beside it, each about
     its mean and of equal length."""
     tokens, _, count = best
-    cases = [Case(votes, federation) for federation in federations]
     _, mask, states = read(cases[0].texts, tokens)
     depths = [pooled(each, mask) for each in states]
     depths = [torch.nn.functional.normalize(each - each.mean(0), dim=1) for each in depths]
@@ -308,10 +313,9 @@ def two_depths(votes: Votes, federations: Sequence[Federation], best: Setting) -
         return [frozen(case, both, ridge, count) for case in cases]
 
     tried = {setting: reached(*setting) for setting in itertools.product(range(len(depths) - 1), RIDGES)}
-    chosen = max(tried, key=lambda setting: statistics.fmean(part[0] for part in tried[setting]))
-    block, ridge = chosen
+    block, ridge = by_validation(tried)
     settings = {"tokens": tokens, "ridge": ridge, "directions": count, "above_block": block}
-    return {"oracle": "two depths", **settings, **by_part(tried[chosen])}
+    return {"oracle": "two depths", **settings, **by_part(tried[block, ridge])}
 
 
 def by_part(seeds: Curve) -> dict[str, list[float]]:
@@ -334,8 +338,6 @@ def main() -> None:
     federations = [datasets.load("senate", seed=int(seed)) for seed in chosen.seeds.split(",")]
     votes = Votes()
     rows = [all_votes(votes, federations), *in_one_place(votes, federations)]
-    best = (rows[1]["tokens"], rows[1]["ridge"], rows[1]["directions"])
-    rows.append(two_depths(votes, federations, best))
     rows += [known_positions(votes, federations, count) for count in DIRECTIONS]
     for row in rows:
         settings = ", ".join(

@@ -1,4 +1,4 @@
-"""Tune one share on validation: `python tests/bench/bench_recipes.py [SHARE] [--trials 40] [--keep FILE]`.
+"""Tune one share on validation: `python tests/bench/bench_recipes.py [SHARE] [--trials 50] [--keep FILE]`.
 
 The same search for every share: a tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011; Optuna's)
 over those of the settings below that bear on the share. A trial begins with one seed and goes on to three
@@ -90,7 +90,6 @@ def drawn(trial: optuna.Trial, share: str) -> Changes:
     rank = trial.suggest_int("adapter.rank", 1, 4)
     most = WORK if share in SHARING else WORK // 3  # of "none" everybody is in every round
     changes: Changes = {
-        "model.truncation": "right",
         "model.max_tokens": trial.suggest_categorical("model.max_tokens", (16, 24, 32)),
         "model.normalize": rate(trial, "model.normalize", 5, 30),
         "adapter.rank": rank,
@@ -187,8 +186,7 @@ class Runs:
                 "workers": 1,
                 "data.evaluate": "validation",
                 "privacy.secagg": False,
-                "adapter.target_modules": ("output.dense",),
-                "adapter.layers": (-1,),
+                **recipe("senate", "all"),
                 **changes,
             }
         )
@@ -255,7 +253,7 @@ def section(share: str, changes: Changes) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("share", nargs="?", default="lore", choices=get_args(ShareName))
-    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--keep", type=Path)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
