@@ -47,7 +47,7 @@ class Export:
     """What is exported.
 
     effective: the factors and head of one person, merged. base: where the base model is found by whoever
-    loads the export (hub id or folder). pooling: "mean" or "last". max_tokens: what the model reads.
+    loads the export (hub id or folder). pooling: "mean", "first" or "last". max_tokens: what the model reads.
     digest: of the base model, hex. personal: one person's model, not the part that a fleet shares.
     """
 
@@ -114,7 +114,7 @@ def snippet(export: Export, directory: str) -> str:
     adapted = bool(export.effective.adapters)
     base = f"AutoModel.from_pretrained({export.base!r}, dtype='float32')"
     model = f"PeftModel.from_pretrained({base}, {directory!r})" if adapted else base
-    pooled = "h.mean(0)" if export.pooling == "mean" else "h[-1]"
+    pooled = {"mean": "h.mean(0)", "first": "h[0]", "last": "h[-1]"}[export.pooling]
     scaled = f"F.normalize(e, dim=0) * {export.model.normalize:g}" if export.model.normalize else "e"
     peft = "\nfrom peft import PeftModel" if adapted else ""
     lines = [

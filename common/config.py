@@ -24,7 +24,7 @@ from penchant.common.errors import ConfigError
 
 ShareName = Literal["B", "A", "kernel", "svd", "AB", "none", "ffa", "lore"]
 HeadName = Literal["auto", "shared", "personal"]
-PoolingName = Literal["auto", "mean", "last"]
+PoolingName = Literal["auto", "mean", "first", "last"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
 TruncationName = Literal["left", "right"]
 QuantizeName = Literal["none", "4bit"]
@@ -78,8 +78,9 @@ class DataConfig(Section):
     clients: int = 0  # 0: all people of the data set
     holdout_clients: int = 0  # of them, kept out of the federation: newcomers, who come when it is trained
     pairs: int = 20
-    validation_pairs: int = 20
+    validation_pairs: int = 20  # 0: nothing is held out, the whole training part gives training pairs
     test_pairs: int = 60
+    until: float = 1.0  # of all items, in order of time, those that are there yet; less: to tune in the past
     person_column: str = ""  # "": the usual names
     bad_rows: BadRows = "refuse"
     evaluate: EvaluateOn = "test"  # "validation" while tuning, so that the test part stays untouched
@@ -90,6 +91,11 @@ class DataConfig(Section):
         self._range("pairs", 1, 100_000)
         self._range("validation_pairs", 0, 100_000)
         self._range("test_pairs", 1, 100_000)
+        self._range("until", 0.01, 1)
+        if self.evaluate == "validation" and not self.validation_pairs:
+            raise ConfigError(
+                "data.evaluate is validation, but data.validation_pairs is 0; ask for some, or score on test"
+            )
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ class ModelConfig(Section):
     """The frozen backbone and how a text becomes one embedding."""
 
     base_model: str = "all-MiniLM-L6-v2"
-    pooling: PoolingName = "auto"  # auto: mean for encoders, last token for causal models
+    pooling: PoolingName = "auto"  # auto: mean for encoders, last for causal models; first: BERT's [CLS]
     normalize: float = 10.0  # L2-normalise the pooled embedding and multiply; 0: leave it
     max_tokens: int = 256
     truncation: TruncationName = "left"  # the side a longer text loses: a response comes last

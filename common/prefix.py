@@ -57,8 +57,8 @@ log = logging.getLogger(__name__)
 class AdaptedNetwork:
     """A backbone with LoRA in place, and how its states become one embedding.
 
-    `module(input_ids, attention_mask)` [b, L] -> last_hidden_state [b, L, d]; pooling is "mean" over
-    the tokens or "last". base: paths, in the backbone without LoRA, of parameters that are trained too.
+    `module(input_ids, attention_mask)` [b, L] -> last_hidden_state [b, L, d]; pooling: "mean" over
+    the tokens, "first" or "last". base: paths, in the backbone without LoRA, of parameters trained too.
     """
 
     module: nn.Module
@@ -93,6 +93,8 @@ class AdaptedNetwork:
         """[b, L, d] states under a right-padded mask [b, L] -> [b, d] float32."""
         states = states.float()
         lengths = mask.sum(1)
+        if self.pooling == "first":
+            return states[:, 0]
         if self.pooling == "last":
             return states[torch.arange(len(states), device=states.device), lengths - 1]
         return (states * mask.unsqueeze(-1)).sum(1) / lengths.unsqueeze(-1)
@@ -384,7 +386,7 @@ class TokenwiseTail:
     token alone. With c the frozen sum and B̃ = (α/r) B, both without their mean over the d features, and
     u = A x, each token's normaliser is σ² = (|c|² + 2 u·B̃ᵀc + u·B̃ᵀB̃ u)/d + ε, and a text's embedding
     γ ∘ (Σ c/σ + B̃ Σ u/σ)/L + β. So a step needs a few products with r columns and one weighted sum, and
-    never the [T, d] states. With last-token pooling only the last token of a text is kept.
+    never the [T, d] states. Where one token is the embedding, the first or the last, only that is kept.
     """
 
     name = "tokenwise"
@@ -453,8 +455,9 @@ class TokenwiseTail:
         return product
 
     def _rows(self, x: Tensor, centred: Tensor, row: int, length: int) -> Activations:
-        first = length - 1 if self._network.pooling == "last" else 0
-        return x[row, first:length].clone(), centred[row, first:length].clone()
+        tokens = {"mean": slice(length), "first": slice(1), "last": slice(length - 1, length)}
+        kept = tokens[self._network.pooling]
+        return x[row, kept].clone(), centred[row, kept].clone()
 
 
 def _only_norm(inner: nn.Module, linear: nn.Module) -> nn.LayerNorm:

@@ -18,7 +18,7 @@ from torch import Tensor
 from penchant.common.adapters import Effective, Share, Split
 from penchant.common.backbone import Backbone, find_base, find_slots, load_backbone, published
 from penchant.common.config import AdapterConfig, ModelConfig
-from penchant.common.errors import DataError
+from penchant.common.errors import ConfigError, DataError
 from penchant.common.prefix import (
     ADAPTER,
     CACHE_BYTES,
@@ -81,7 +81,8 @@ class RewardModel:
 
     Raises:
         BaseModelError: there are no such modules.
-        ConfigError: a part of the base is to be trained that the embedding does not depend on.
+        ConfigError: a part of the base is to be trained that the embedding does not depend on, or a
+            causal model is to be read at its first token.
     """
 
     def __init__(
@@ -213,6 +214,10 @@ def bradley_terry(margins: Tensor) -> Tensor:
 
 
 def _pooling(name: str, causal: bool) -> str:
+    if name == "first" and causal:
+        raise ConfigError(
+            "model.pooling is first, but the first token of a causal model has read nothing; use last or mean"
+        )
     if name == "auto":
         return "last" if causal else "mean"
     return name

@@ -2,8 +2,9 @@
 
 *The split is by time and by item, and the same for everybody.* Items (roll calls, films, prompts)
 are put in order of time; the first 75 % are for training, the last 25 % for testing, and the last
-15 % of the training part are held out for validation. No item is on two sides, for anyone: a
-shared factor must not have seen through one person what it is tested on with another.
+15 % of the training part are held out for validation, unless no validation pairs are asked for. No
+item is on two sides, for anyone: a shared factor must not have seen through one person what it is
+tested on with another.
 
 Where items have no common clock (people answer prompts at their own times), an item's time is the
 mean of its relative positions, from 0 to 1, in the orders of the people who met it, and items count
@@ -58,7 +59,9 @@ FEWEST_TEST_PAIRS = 40
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Pairs of each part that every person is asked for.
+    """Pairs of each part that every person is asked for; `until`: of all items, in order of time, those
+    that are there yet. With less than 1, learning and testing both happen in the past, and what follows
+    is not touched: so settings are chosen on several pasts (rolling origin, Tashman 2000).
 
     Raises:
         DataError: a number is out of range.
@@ -67,11 +70,20 @@ class Sizes:
     pairs: int = 20
     validation_pairs: int = 20
     test_pairs: int = 60
+    until: float = 1.0
 
     def __post_init__(self) -> None:
         for name, least in (("pairs", 1), ("validation_pairs", 0), ("test_pairs", 1)):
             if getattr(self, name) < least:
                 raise DataError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+        if not 0 < self.until <= 1:
+            raise DataError(f"until is {self.until:g}; it must lie above 0, and be at most 1")
+
+    def split(self, items: Sequence[Hashable], weights: Sequence[float] | None = None) -> Parts:
+        """Items, oldest first, into parts; nothing is held out where no validation pairs are wanted of it."""
+        held_out = VALIDATION_SHARE if self.validation_pairs else 0.0
+        return split_items(items, weights, validation_share=held_out, until=self.until)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +124,8 @@ def choose_people(names: Iterable[str], count: int | None, seed: int) -> list[st
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Which part an item belongs to: ``part_of[item]`` is "train", "validation" or "test"."""
+    """Which part an item belongs to: ``part_of[item]`` is "train", "validation" or "test", or "later" for
+    what is not there yet."""
 
     part_of: Mapping[Hashable, str]
 
@@ -128,6 +141,7 @@ def split_items(
     *,
     training_share: float = TRAINING_SHARE,
     validation_share: float = VALIDATION_SHARE,
+    until: float = 1.0,
 ) -> Parts:
     """Cut items, in order of time, into training, validation and test.
 
@@ -136,6 +150,7 @@ def split_items(
         weights: how much each item counts towards the shares; all alike if None.
         training_share: of everything, what comes before the test part.
         validation_share: of that, what is held out at its end.
+        until: of everything, what there is; the rest is later, and in none of the three parts.
 
     Raises:
         DataError: a share is not between 0 and 1, or an item is there twice.
@@ -145,7 +160,7 @@ def split_items(
     if len(set(items)) != len(items):
         raise DataError("an item is there twice; give every item once")
     weights = [1.0] * len(items) if weights is None else weights
-    total = sum(weights)
+    total = until * sum(weights)
     test_from = training_share * total
     validation_from = (1 - validation_share) * test_from
     part_of: dict[Hashable, str] = {}
@@ -153,9 +168,8 @@ def split_items(
     for item, weight in zip(items, weights, strict=True):
         # An item is on the side on which its end lies: "the first 75 %" never takes more than that.
         passed += weight
-        part_of[item] = (
-            "train" if passed <= validation_from else "validation" if passed <= test_from else "test"
-        )
+        ends = {"train": validation_from, "validation": test_from, "test": total}
+        part_of[item] = next((part for part, end in ends.items() if passed <= end), "later")
     return Parts(part_of)
 
 
@@ -310,7 +324,7 @@ def people_from_pairs(
         people, shortfalls, and how many pairs lie across sides.
     """
     if parts is None:
-        parts = split_items(*item_times(_first_seen(map(items_of, own)) for own in pairs.values()))
+        parts = sizes.split(*item_times(_first_seen(map(items_of, own)) for own in pairs.values()))
     people: list[Person] = []
     shortfalls: list[Shortfall] = []
     across = 0

@@ -54,11 +54,18 @@ Holdouts = Annotated[
     _option("data.holdout_clients", "People kept out: newcomers, who come when it is trained.", _DATA),
 ]
 Pairs = Annotated[int | None, _option("data.pairs", "Training pairs a person.", _DATA)]
+ValidationPairs = Annotated[
+    int | None,
+    _option("data.validation_pairs", "Validation pairs a person; 0: hold nothing out for them.", _DATA),
+]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad-rows", help="Skip bad rows and say so.", rich_help_panel=_DATA)
 ]
 Evaluate = Annotated[str | None, _option("data.evaluate", "Score on test or on validation.", _DATA)]
 BaseModel = Annotated[str | None, _option("model.base_model", "Hugging Face id or folder.", _MODEL)]
+Pooling = Annotated[
+    str | None, _option("model.pooling", "A text's embedding: auto, mean, first or last token.", _MODEL)
+]
 Normalize = Annotated[
     float | None, _option("model.normalize", "Scale of the L2-normalised embedding; 0: leave it.", _MODEL)
 ]
@@ -168,9 +175,11 @@ def simulate(
     clients: Clients = None,
     holdout_clients: Holdouts = None,
     pairs: Pairs = None,
+    validation_pairs: ValidationPairs = None,
     skip_bad_rows: SkipBad = False,
     evaluate: Evaluate = None,
     base_model: BaseModel = None,
+    pooling: Pooling = None,
     normalize: Normalize = None,
     max_tokens: MaxTokens = None,
     dtype: Dtype = None,
@@ -221,9 +230,11 @@ def simulate(
             "data.clients": clients,
             "data.holdout_clients": holdout_clients,
             "data.pairs": pairs,
+            "data.validation_pairs": validation_pairs,
             "data.bad_rows": "skip" if skip_bad_rows else None,
             "data.evaluate": evaluate,
             "model.base_model": base_model,
+            "model.pooling": pooling,
             "model.normalize": normalize,
             "model.max_tokens": max_tokens,
             "model.dtype": dtype,
@@ -295,6 +306,7 @@ def compare(
         str | None, typer.Option(help="Training pairs a person, a list.", rich_help_panel=_DATA)
     ] = None,
     holdout_clients: Holdouts = None,
+    validation_pairs: ValidationPairs = None,
     skip_bad_rows: SkipBad = False,
     evaluate: Evaluate = None,
     base_model: BaseModel = None,
@@ -317,6 +329,7 @@ def compare(
         {
             "data.dataset": dataset,
             "data.holdout_clients": holdout_clients,
+            "data.validation_pairs": validation_pairs,
             "data.bad_rows": "skip" if skip_bad_rows else None,
             "data.evaluate": evaluate,
             "model.base_model": base_model,

@@ -153,6 +153,7 @@ def _people(config: RunConfig) -> Sequence[Person]:
         pairs=data.pairs,
         validation_pairs=data.validation_pairs,
         test_pairs=data.test_pairs,
+        until=data.until,
         seed=config.seed,
     ).people
 

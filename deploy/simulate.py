@@ -106,6 +106,7 @@ def prepare(config: RunConfig, benches: Benches | None = None) -> World:
         pairs=data.pairs,
         validation_pairs=data.validation_pairs,
         test_pairs=data.test_pairs,
+        until=data.until,
         seed=config.seed,
         bad_rows=data.bad_rows,
         person_column=data.person_column or None,

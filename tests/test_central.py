@@ -98,7 +98,7 @@ def settings(tiny_model: Any, tmp_path: Path, share: str, **changes: Any) -> Run
         "data.dataset": str(choices),
         "data.person_column": "user",
         "data.pairs": 100,
-        "data.validation_pairs": 0,
+        "data.validation_pairs": 1,
         "data.test_pairs": 100,
         "model.base_model": str(tiny_model("bert")),
         "adapter.share": share,

@@ -168,6 +168,10 @@ def test_more_people_than_there_are(refused: Callable[..., str], tiny: list[str]
         (["--target-modules", "nope"], 'these blocks have no linear module "nope"; there are '),
         (["--target-modules", ","], "adapter.target_modules is empty"),
         (["--evaluate", "train"], "data.evaluate is 'train'; choose one of test, validation"),
+        (
+            ["--evaluate", "validation", "--validation-pairs", 0],
+            "data.evaluate is validation, but data.validation_pairs is 0; ask for some, or score on test",
+        ),
         (["--grid", "cloud"], "grid is 'cloud'; choose one of local, ray"),
         (["--server-optimizer", "adam"], "choose one of fedavg, fedadam"),
     ],

@@ -15,7 +15,7 @@ import pytest
 
 from penchant.common.errors import DataError
 from penchant.common.preferences import Federation, Labelled, RowLog, write_jsonl
-from penchant.common.splits import seeded
+from penchant.common.splits import own_items, seeded
 from penchant.deploy import datasets
 from penchant.deploy.datasets import helpsteer2, movielens, personalllm, prism, senate, tldr
 
@@ -26,6 +26,11 @@ SMALL: dict[str, Any] = {"pairs": 3, "validation_pairs": 1, "test_pairs": 2}
 def texts_of(federation: Federation, part: str) -> set[str]:
     pairs = [pair for person in federation.people for pair in getattr(person, part)]
     return {text for pair in pairs for text in (pair.chosen, pair.rejected)}
+
+
+def items_of(federation: Federation, part: str) -> set[str]:
+    pairs = [pair for person in federation.people for pair in getattr(person, part)]
+    return {item for pair in pairs for item in own_items(pair)}
 
 
 # --- Senate ---------------------------------------------------------------------------------------
@@ -63,6 +68,18 @@ def test_a_vote_for_and_a_vote_against_make_a_pair(the_senate: Federation) -> No
         for pair in (*person.train, *person.validation, *person.test):
             assert votes[item_of[pair.chosen]] == "+"
             assert votes[item_of[pair.rejected]] == "-"
+
+
+def test_without_validation_pairs_the_whole_training_part_is_learned_from(the_senate: Federation) -> None:
+    whole = datasets.load("senate", validation_pairs=0)
+    data = senate.read()
+    time_of = {senate.worded(call): index for index, call in enumerate(data.roll_calls)}
+    assert not texts_of(whole, "validation")
+    last = max(time_of[text] for text in texts_of(whole, "train"))
+    assert max(time_of[text] for text in texts_of(the_senate, "validation")) <= last
+    assert last < min(time_of[text] for text in texts_of(whole, "test"))
+    assert [person.test for person in whole.people] == [person.test for person in the_senate.people]
+    assert {len(person.train) for person in whole.people} == {20}
 
 
 def test_a_text_says_what_was_asked_before_what_it_was_about(the_senate: Federation) -> None:
@@ -178,6 +195,18 @@ def test_a_local_copy(name: str) -> None:
     assert any(caveat for caveat in federation.caveats)
     again = datasets.load(f"{name}:{DATA / name}", clients=2, **SMALL)
     assert again.digest == federation.digest
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_held_out_where_no_validation_pairs_are_wanted(name: str) -> None:
+    source, all_of_them = f"{name}:{DATA / name}", {"pairs": 500, "test_pairs": 500, "clients": 2}
+    held_out = datasets.load(source, validation_pairs=500, **all_of_them)
+    whole = datasets.load(source, validation_pairs=0, **all_of_them)
+    items = {part: items_of(held_out, part) for part in ("train", "validation")}
+    assert items["validation"]
+    assert not items_of(whole, "validation")
+    assert items["train"] | items["validation"] <= items_of(whole, "train")
+    assert [person.test for person in whole.people] == [person.test for person in held_out.people]
 
 
 @pytest.mark.parametrize("name", NAMES[:-1])

@@ -16,7 +16,7 @@ import torch
 
 from penchant.client.export import Export, export_peft, snippet
 from penchant.common.adapters import Effective, Split
-from penchant.common.config import AdapterConfig, ModelConfig, ShareName
+from penchant.common.config import AdapterConfig, ModelConfig, PoolingName, ShareName
 from penchant.common.errors import DeviceError, UsageError
 from penchant.common.reward import RewardModel, load_reward_model
 
@@ -28,9 +28,11 @@ TEXTS = [
 SHARES: list[ShareName] = ["B", "A", "kernel", "svd", "AB", "none", "ffa", "lore"]
 
 
-def a_person(folder: Path, share: ShareName, normalize: float) -> tuple[RewardModel, Export]:
+def a_person(
+    folder: Path, share: ShareName, normalize: float, pooling: PoolingName = "auto"
+) -> tuple[RewardModel, Export]:
     """A reward model with random factors, and what it exports."""
-    model = ModelConfig(base_model=str(folder), normalize=normalize, max_tokens=12, truncation="right")
+    model = ModelConfig(str(folder), pooling, normalize, max_tokens=12, truncation="right")
     modules = ("output.dense",) if "bert" in folder.name else ("q_proj", "v_proj")
     adapter = AdapterConfig(share=share, rank=2, alpha=3.0, target_modules=modules, layers=(-2, -1))
     loaded = load_reward_model(model, adapter)
@@ -43,8 +45,7 @@ def a_person(folder: Path, share: ShareName, normalize: float) -> tuple[RewardMo
 
 
 def exported(loaded: RewardModel, effective: Effective, model: ModelConfig, adapter: AdapterConfig) -> Export:
-    pooling = "mean" if "bert" in Path(model.base_model).name else "last"
-    return Export(effective, model, adapter, model.base_model, loaded.digest, pooling, 12)
+    return Export(effective, model, adapter, model.base_model, loaded.digest, loaded.pooling, 12)
 
 
 def scores(loaded: RewardModel, effective: Effective) -> list[float]:
@@ -76,6 +77,18 @@ def test_the_snippet_gives_the_same_scores_in_a_fresh_process(
         )
         assert done.returncode == 0, done.stderr
         said = [float(line) for line in done.stdout.split()]
+    assert said == pytest.approx(scores(loaded, export.effective), abs=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first", "last"])
+def test_the_snippet_pools_as_the_model_does(
+    tiny_model: Callable[[str], Path], tmp_path: Path, pooling: PoolingName
+) -> None:
+    loaded, export = a_person(tiny_model("bert"), "A", 10.0, pooling)
+    export_peft(export, tmp_path / "export")
+    namespace: dict[str, Any] = {}
+    exec(snippet(export, str(tmp_path / "export")), namespace)
+    said = [namespace["score"](*text) for text in TEXTS]
     assert said == pytest.approx(scores(loaded, export.effective), abs=1e-5)
 
 

@@ -70,8 +70,13 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("pooling", ["mean", "last"])
-@pytest.mark.parametrize(("kind", "adapter", "tail"), CASES)
+POOLED = [(*case, pooling) for case in CASES for pooling in ("mean", "first", "last")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapter", "tail", "pooling"),
+    [case for case in POOLED if case[0] in ("bert", "roberta") or case[-1] != "first"],
+)
 def test_fast_is_slow(tiny_model, kind: str, adapter: dict[str, Any], tail: str, pooling: str) -> None:
     fast, slow = both(tiny_model(kind), adapter, pooling=pooling)
     assert (fast.tail.name, slow.tail.name) == (tail, "full")
@@ -134,8 +139,9 @@ def test_the_frozen_part_runs_once_a_text(tiny_model, monkeypatch) -> None:
     assert looked_up == []
 
 
-def test_last_token_pooling_keeps_one_token_a_text(tiny_model) -> None:
-    fast, _ = both(tiny_model("bert"), DENSE, pooling="last")
+@pytest.mark.parametrize("pooling", ["first", "last"])
+def test_pooling_by_one_token_keeps_one_token_a_text(tiny_model, pooling: str) -> None:
+    fast, _ = both(tiny_model("bert"), DENSE, pooling=pooling)
     assert fast.prepare_texts(TEXTS).packed.inputs.shape == (len(TEXTS), 32)
 
 

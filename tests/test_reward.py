@@ -13,6 +13,7 @@ import torch
 from penchant.common.adapters import Effective
 from penchant.common.backbone import load_backbone
 from penchant.common.config import AdapterConfig, ModelConfig
+from penchant.common.errors import ConfigError
 from penchant.common.reward import RewardModel, bradley_terry, joined
 
 QV = AdapterConfig(share="AB", target_modules=("q_proj", "v_proj"), layers=(-1,), rank=2, alpha=6.0)
@@ -83,6 +84,21 @@ def test_pooling_can_be_chosen(tiny_model) -> None:
     first, second, both = scores(last, "vote", "vote bill", "bill")[0], *scores(last, "vote bill", "bill")
     assert scores(mean, "vote bill") == pytest.approx([(first + second) / 2], abs=1e-5)
     assert both != pytest.approx(second)
+
+
+def test_the_first_token_of_an_encoder_has_read_the_text(tiny_model) -> None:
+    first, last = (reward_model(tiny_model("bert"), pooling=p) for p in ("first", "last"))
+    one, more = (
+        first.scores(first.prepare_texts([("", text)]), factors(first)) for text in ("the motion", "the bill")
+    )
+    assert not torch.allclose(one, more)
+    there = last.scores(last.prepare_texts([("", "the motion")]), factors(last))
+    assert not torch.allclose(one, there)
+
+
+def test_the_first_token_of_a_causal_model_is_refused(tiny_model) -> None:
+    with pytest.raises(ConfigError, match="has read nothing; use last or mean"):
+        reward_model(tiny_model("llama"), QV, pooling="first")
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -26,6 +26,18 @@ def test_twenty_items_in_order_of_time() -> None:
     assert [item for item in range(20) if parts[item] == "test"] == list(range(15, 20))
 
 
+def test_nothing_is_held_out_where_no_validation_pairs_are_wanted() -> None:
+    parts = Sizes(pairs=1, validation_pairs=0, test_pairs=1).split(list(range(20))).part_of
+    assert [item for item in range(20) if parts[item] == "train"] == list(range(15))
+    assert [item for item in range(20) if parts[item] == "test"] == list(range(15, 20))  # as ever
+
+
+def test_what_is_later_is_in_no_part() -> None:
+    now = Sizes(until=0.75).split(list(range(20))).part_of
+    assert [item for item in range(20) if now[item] == "later"] == list(range(15, 20))  # the test part of all
+    assert {item: now[item] for item in range(15)} == Sizes().split(list(range(15))).part_of
+
+
 def test_votes_become_pairs() -> None:
     pairs = splits.form_pairs({"A": 1.0, "B": 0.0, "C": 1.0, "D": 0.0}, 2, random.Random(0))
     assert {item for pair in pairs for item in pair} == set("ABCD")  # disjoint

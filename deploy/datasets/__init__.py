@@ -25,6 +25,7 @@ def load(
     pairs: int = 20,
     validation_pairs: int = 20,
     test_pairs: int = 60,
+    until: float = 1.0,
     seed: int = 0,
     bad_rows: BadRows = "refuse",
     masked: bool = False,
@@ -38,8 +39,11 @@ def load(
         clients: how many people, drawn by ``seed`` so that more only adds to them; all if None. TL;DR
             takes the busiest (5 if None), PersonalLLM makes as many (100 if None).
         pairs: training pairs a person.
-        validation_pairs: held out from the end of the training part.
+        validation_pairs: from the end of the training part, which is held out for them; with 0 it is
+            not, and gives training pairs like the rest.
         test_pairs: from the last 25 % of the items.
+        until: of all items, in order of time, those that are there yet: less than 1 to choose settings in
+            the past of a test part that is not touched.
         seed: of everything drawn.
         bad_rows: "refuse" data with bad rows, or "skip" them and say so in the caveats.
         masked: Senate only: without sponsors' names, as "senate-masked".
@@ -49,7 +53,7 @@ def load(
         DataError: unknown data set, bad rows, people without pairs or with one class, or numbers out of
             range; one line that says what to do.
     """
-    sizes = Sizes(pairs, validation_pairs, test_pairs)
+    sizes = Sizes(pairs, validation_pairs, test_pairs, until)
     name, path = _resolve(str(source))
     if masked and name not in ("senate", "senate-masked"):
         raise DataError(f"only Senate has a masked variant, not {name!r}")

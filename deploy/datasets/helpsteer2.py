@@ -11,7 +11,7 @@ from typing import Any
 
 from penchant.common.errors import DataError
 from penchant.common.preferences import BadRows, Preference, RowLog
-from penchant.common.splits import Sizes, people_from_pairs, split_items
+from penchant.common.splits import Sizes, people_from_pairs
 from penchant.deploy.datasets.prepared import Prepared
 from penchant.deploy.datasets.sources import HubSource, number_in, text_in
 
@@ -46,7 +46,8 @@ def prepare(path: Path | None, sizes: Sizes, seed: int, bad_rows: BadRows) -> Pr
     if waiting is not None:
         log.reject(waiting[0], "no second response to the same prompt follows")
     report = log.finish(path or SOURCE.hub_id)
-    people, shortfalls, _ = people_from_pairs(pairs, sizes, seed, parts=split_items(list(prompts)))
+    parts = sizes.split(list(prompts))
+    people, shortfalls, _ = people_from_pairs(pairs, sizes, seed, parts=parts)
     caveats = (
         "HelpSteer2: labelers are attributes scored by the same annotators, not people.",
         "HelpSteer2: 'verbosity' and 'complexity' prefer more of it.",

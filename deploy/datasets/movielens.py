@@ -14,7 +14,7 @@ from pathlib import Path
 
 from penchant.common.errors import DataError
 from penchant.common.preferences import BadRows, RowLog
-from penchant.common.splits import Sizes, people_from_ratings, seeded, split_items
+from penchant.common.splits import Sizes, people_from_ratings, seeded
 from penchant.deploy.datasets.prepared import Prepared
 
 __all__ = ["prepare"]
@@ -38,7 +38,7 @@ def prepare(path: Path | None, sizes: Sizes, seed: int, bad_rows: BadRows) -> Pr
     report = log.finish(folder)
     times_rated = Counter(film for rated in ratings.values() for film in rated)
     shuffled = sorted(times_rated, key=lambda film: seeded(0, "movielens", film).random())
-    parts = split_items(shuffled, [times_rated[film] for film in shuffled])
+    parts = sizes.split(shuffled, [times_rated[film] for film in shuffled])
     texts = {film: film for film in times_rated}
     people, shortfalls = people_from_ratings(ratings, texts, parts, sizes, seed)
     return Prepared("movielens", people, shortfalls, CAVEATS, report)

@@ -18,7 +18,7 @@ from typing import Any
 
 from penchant.common.errors import DataError
 from penchant.common.preferences import BadRows, Preference, RowLog
-from penchant.common.splits import Parts, Sizes, people_from_pairs, seeded, split_items, wanted_pairs
+from penchant.common.splits import Parts, Sizes, people_from_pairs, seeded, wanted_pairs
 from penchant.deploy.datasets.prepared import Prepared
 from penchant.deploy.datasets.sources import HubSource, number_in, text_in
 
@@ -66,7 +66,7 @@ def prepare(path: Path | None, sizes: Sizes, seed: int, bad_rows: BadRows, clien
     count = PEOPLE if clients is None else clients
     if count < 1:
         raise DataError(f"{count} clients asked for; ask for at least 1")
-    parts = split_items(list(questions))
+    parts = sizes.split(list(questions))
     scored = standardise(list(questions.values()))
     pairs = {}
     for number in range(count):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from penchant.common.errors import DataError
-from penchant.common.splits import Parts, Sizes, people_from_ratings, split_items
+from penchant.common.splits import Sizes, people_from_ratings
 from penchant.deploy.datasets.prepared import Prepared
 
 __all__ = ["MASK", "RollCall", "Senate", "mask_sponsors", "prepare", "read", "worded"]
@@ -119,7 +119,7 @@ def prepare(sizes: Sizes, seed: int, *, masked: bool) -> Prepared:
         name: {item: float(signs[item] == "+") for item in contested if signs[item] != "."}
         for name, signs in zip(senate.people, senate.votes, strict=True)
     }
-    parts: Parts = split_items(contested)
+    parts = sizes.split(contested)
     people, shortfalls = people_from_ratings(ratings, texts, parts, sizes, seed)
     caveats = (*CAVEATS, NAMES_MASKED if masked else NAMES_HINT)
     return Prepared("senate-masked" if masked else "senate", people, shortfalls, caveats)
