@@ -82,6 +82,14 @@ def test_without_validation_pairs_the_whole_training_part_is_learned_from(the_se
     assert {len(person.train) for person in whole.people} == {20}
 
 
+def test_a_past_of_the_senate_never_meets_its_test_part(the_senate: Federation) -> None:
+    past = datasets.load("senate", validation_pairs=0, until=0.75)
+    parts = texts_of(past, "train"), texts_of(past, "test")
+    assert not parts[0] & parts[1]
+    assert not (parts[0] | parts[1]) & texts_of(the_senate, "test")
+    assert past.caveats[-1] == "only the first 75% of the items, to choose settings"
+
+
 def test_a_text_says_what_was_asked_before_what_it_was_about(the_senate: Federation) -> None:
     gonzales = senate.worded(senate.read().roll_calls[2])
     assert gonzales == "On the Nomination: Confirmation Alberto R. Gonzales to be Attorney General"

@@ -55,6 +55,32 @@ def test_what_was_searched_again_is_in_the_page(bench: ModuleType) -> None:
             RunConfig.from_toml(found)
 
 
+def test_what_was_chosen_in_several_pasts_is_in_the_page(bench: ModuleType) -> None:
+    """Means in the pasts and on test, by share and by moment, single changes, and settings that are read."""
+    page = bench.PAGE.read_text(encoding="utf-8")
+    past = json.loads((bench.RESULTS / "past.json").read_text(encoding="utf-8"))
+
+    def shown(values: list[float]) -> str:
+        return f".{1000 * statistics.fmean(values):03.0f}"
+
+    chosen = page.split("## Chosen in several pasts")[1].split("## ")[0]
+    for share, searched in past["searched"].items():
+        test = past["test"][share]
+        figures = [shown([searched["recipe"]]), shown([searched["found"]]), shown(test["recipe"])]
+        assert " | ".join(figures) in chosen
+        if "found" in test:
+            assert f"| {shown(test['found'])} ±" in chosen
+            RunConfig.from_toml((bench.RESULTS / "searched" / "past" / f"{share}.toml").read_text("utf-8"))
+        by_moment = {until: [] for until, _ in past["cases"]}
+        for (until, _), accuracy in zip(past["cases"], past["there"][share], strict=True):
+            by_moment[until].append(accuracy)
+        assert all(f"| {shown(accuracies)} |" in chosen for accuracies in by_moment.values())
+        assert shown(past["there"][share]) == figures[0]
+    single = page.split("## Single changes")[1].split("## ")[0]
+    for lever, accuracies in past["levers"].items():
+        assert f"{lever} | {shown(accuracies)} |" in single
+
+
 def test_every_comparison_can_be_made_again(bench: ModuleType) -> None:
     for path in bench.RESULTS.glob("compare-*.json"):
         made = json.loads(path.read_text(encoding="utf-8"))

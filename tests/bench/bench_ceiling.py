@@ -1,18 +1,17 @@
 """What bounds a model of Senate: `python tests/bench/bench_ceiling.py [--seeds 0,1,2,3,4] [--json FILE]`.
 
-Oracles that keep nothing private, judged on the very pairs on which `penchant simulate --dataset senate`
-judges everybody:
+Oracles that keep nothing private, judged on the very pairs on which `penchant simulate --dataset senate
+--validation-pairs 0` judges everybody. Their settings (pooling, tokens, penalty, directions, when to stop,
+which block) are chosen in the past of the test part, see `pasts.py`.
 
 - *all votes*: sees how everybody voted on every roll call of the training part (some 300 votes a person
   instead of 20 pairs), in one place. The votes' first directions are read off the frozen embedding of the
-  roll calls' texts by ridge regression. How many directions, tokens and how much ridge: chosen on the
-  validation roll calls. What is missing from here to 1 is what the texts, as the backbone reads them, don't
-  say of roll calls that are yet to come.
+  roll calls' texts by ridge regression. What is missing from here to 1 is what the texts, as the backbone
+  reads them, don't say of roll calls that are yet to come.
 - *all choices*: sees everybody's 20 pairs in one place, those that the federation learns from, and fits the
   low-rank model on the frozen embedding to the optimum of its penalised likelihood. *Last block* goes on from
   there and trains all weights of the backbone's last block as well. *Two depths* puts the states above an
-  earlier block beside the last block's. Penalty, directions, tokens, when to stop and which block: by
-  validation.
+  earlier block beside the last block's.
 - *known positions*: sees the votes on the test roll calls themselves and keeps their first k directions: the
   most that any model of rank k could reach, had it understood the texts completely.
 
@@ -26,7 +25,7 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,22 +34,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from penchant.common.adapters import Effective
 from penchant.common.backbone import load_backbone
-from penchant.common.config import AdapterConfig, ModelConfig
+from penchant.common.config import ModelConfig
 from penchant.common.preferences import Federation, Preference
-from penchant.common.reward import bradley_terry, load_reward_model
-from penchant.common.splits import split_items
+from penchant.common.reward import bradley_terry
+from penchant.common.splits import Sizes
 from penchant.deploy import datasets
 from penchant.deploy.datasets import senate
 
-Matrix = NDArray[np.float64]
-Setting = tuple[int, float, int]  # tokens, ridge, directions
-T = TypeVar("T")
-Curve = list[tuple[float, float]]  # accuracy on validation and on test
+from curves import standard_error  # isort: skip
+from pasts import CASES  # isort: skip
 
-TOKENS = (16, 24, 64)
+Matrix = NDArray[np.float64]
+Reading = tuple[str, int]  # pooling, tokens
+Setting = tuple[Reading, float, int]  # reading, ridge, directions
+T = TypeVar("T")
+
+READINGS = tuple(itertools.product(("mean", "first"), (16, 24, 32)))
 RIDGES = (0.1, 0.3, 1.0, 3.0)
 DIRECTIONS = (1, 2, 4)
 DEEPER = {"rate": 1e-4, "steps": 24, "look": 2}  # of the last block: AdamW, all choices at once
@@ -59,13 +61,12 @@ DEEPER = {"rate": 1e-4, "steps": 24, "look": 2}  # of the last block: AdamW, all
 class Votes:
     """Votes on contested roll calls, by part: [roll calls, people], yea 1, nay -1, neither 0."""
 
-    def __init__(self) -> None:
+    def __init__(self, until: float) -> None:
         data = senate.read()
         contested = data.contested()
-        parts = split_items(contested)
+        parts = Sizes(validation_pairs=0, until=until).split(contested)
         self.items = {
-            part: [item for item in contested if parts.part_of[item] == part]
-            for part in ("train", "validation", "test")
+            part: [item for item in contested if parts.part_of[item] == part] for part in ("train", "test")
         }
         self.texts = {item: senate.worded(data.roll_calls[item]) for item in contested}
         self.people = {name: column for column, name in enumerate(data.people)}
@@ -96,48 +97,6 @@ def ridge(x: Matrix, y: Matrix, strength: float) -> Callable[[Matrix], Matrix]:
     return lambda z: (z - mean) @ (centred.T @ dual)
 
 
-def embeddings(texts: Sequence[str], tokens: int) -> Matrix:
-    """The frozen backbone's, pooled and of length 1: [n, d]."""
-    model = load_reward_model(
-        ModelConfig(max_tokens=tokens, truncation="right"), AdapterConfig(share="lore"), device="cpu"
-    )
-    prepared = model.prepare_texts([("", text) for text in texts])
-    pooled = model.tail.embed(prepared.packed, Effective({}, torch.empty(0))).double()
-    return np.asarray(torch.nn.functional.normalize(pooled, dim=1).numpy())
-
-
-def accuracy(scores: Matrix, votes: Votes, part: str, federation: Federation) -> float:
-    """Macro accuracy of scores [roll calls of the part, people] on everybody's pairs; a tie is wrong."""
-    row = {text: scores[i] for i, text in enumerate(votes.texts_of(part))}
-
-    def correct(name: str, pairs: Sequence[Preference]) -> float:
-        column = votes.people[name]
-        return statistics.fmean(row[pair.chosen][column] > row[pair.rejected][column] for pair in pairs)
-
-    people = federation.people
-    return statistics.fmean(correct(p.name, p.test if part == "test" else p.validation) for p in people)
-
-
-def all_votes(votes: Votes, federations: Sequence[Federation]) -> dict[str, Any]:
-    """The first oracle: its settings from validation, then its accuracy of each seed on test pairs."""
-    x = {
-        tokens: {part: embeddings(votes.texts_of(part), tokens) for part in votes.items} for tokens in TOKENS
-    }
-
-    def scores(tokens: int, strength: float, count: int, part: str) -> Matrix:
-        positions, weights = directions(votes.of["train"], count)
-        return ridge(x[tokens]["train"], positions, strength)(x[tokens][part]) @ weights
-
-    def on(part: str, setting: tuple[int, float, int]) -> list[float]:
-        return [accuracy(scores(*setting, part), votes, part, federation) for federation in federations]
-
-    best = max(
-        itertools.product(TOKENS, RIDGES, DIRECTIONS), key=lambda s: statistics.fmean(on("validation", s))
-    )
-    chosen = dict(zip(("tokens", "ridge", "directions"), best, strict=True))
-    return {"oracle": "all votes", **chosen, "validation": on("validation", best), "test": on("test", best)}
-
-
 def read(texts: Sequence[str], tokens: int) -> tuple[Any, Tensor, Sequence[Tensor]]:
     """(last block, mask [n, L], states [n, L, d] below the first block and above each)"""
     backbone = load_backbone(ModelConfig(max_tokens=tokens), device="cpu")
@@ -149,16 +108,30 @@ def read(texts: Sequence[str], tokens: int) -> tuple[Any, Tensor, Sequence[Tenso
     return backbone.blocks[1][-1], encoded["attention_mask"], states
 
 
-def pooled(states: Tensor, mask: Tensor) -> Tensor:
+def pooled(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
     """[n, L, d] -> [n, d]"""
+    if pooling == "first":
+        return states[:, 0]
     weights = mask[:, :, None].float()
     return (states * weights).sum(1) / weights.sum(1)
+
+
+def accuracy(scores: Matrix, votes: Votes, federation: Federation) -> float:
+    """Macro accuracy of scores [test roll calls, people] on everybody's pairs; a tie is wrong."""
+    row = {text: scores[i] for i, text in enumerate(votes.texts_of("test"))}
+
+    def correct(name: str, pairs: Sequence[Preference]) -> float:
+        column = votes.people[name]
+        return statistics.fmean(row[pair.chosen][column] > row[pair.rejected][column] for pair in pairs)
+
+    return statistics.fmean(correct(person.name, person.test) for person in federation.people)
 
 
 class Reader:
     """Texts -> embeddings [n, d] of length 1, with all weights of the last block in training."""
 
-    def __init__(self, texts: Sequence[str], tokens: int) -> None:
+    def __init__(self, texts: Sequence[str], reading: Reading) -> None:
+        self._pooling, tokens = reading
         self._block, self._mask, states = read(texts, tokens)
         self._below = states[-2]  # [n, L, d]
         self.weights = [weight.requires_grad_() for weight in self._block.parameters()]
@@ -167,7 +140,7 @@ class Reader:
         hidden = (1.0 - self._mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
         states = self._block(self._below, attention_mask=hidden)
         states = states[0] if isinstance(states, tuple) else states  # [n, L, d]
-        return torch.nn.functional.normalize(pooled(states, self._mask), dim=1)
+        return normalize(pooled(states, self._mask, self._pooling), dim=1)
 
 
 @dataclass(frozen=True)
@@ -223,110 +196,124 @@ class LowRank:
         optimizer.step(closure)  # type: ignore[no-untyped-call]
 
 
-@dataclass(frozen=True)
 class Case:
-    """What one seed's people are judged on, and what is learned from."""
+    """What one seed's people are judged on, and what is learned from, up to a moment."""
 
-    votes: Votes
-    federation: Federation
+    def __init__(self, until: float, seed: int) -> None:
+        self.votes = Votes(until)
+        self.federation = datasets.load("senate", seed=seed, validation_pairs=0, until=until)
+        self.texts = [text for part in self.votes.items for text in self.votes.texts_of(part)]
+        rows = {text: row for row, text in enumerate(self.texts)}
+        self.choices = Choices.of(self.votes, self.federation, rows)
+        self._depths: dict[Reading, list[Tensor]] = {}
 
-    @property
-    def texts(self) -> list[str]:
-        return [text for part in self.votes.items for text in self.votes.texts_of(part)]
+    def depths(self, reading: Reading) -> list[Tensor]:
+        """Pooled states of all texts below the first block and above each, [n, d]."""
+        if reading not in self._depths:
+            pooling, tokens = reading
+            _, mask, states = read(self.texts, tokens)
+            self._depths[reading] = [pooled(each, mask, pooling) for each in states]
+        return self._depths[reading]
 
-    @property
-    def choices(self) -> Choices:
-        return Choices.of(self.votes, self.federation, {text: row for row, text in enumerate(self.texts)})
+    def embedded(self, reading: Reading) -> Tensor:
+        """The frozen backbone's embedding of all texts, of length 1: [n, d]."""
+        return normalize(self.depths(reading)[-1], dim=1)
 
-    def judged(self, model: LowRank, embedded: Tensor) -> tuple[float, float]:
-        """Accuracy on (validation, test)."""
-        sizes = [len(items) for items in self.votes.items.values()]
-        scores = np.split(model.scores(embedded).detach().double().numpy(), np.cumsum(sizes)[:-1])
-        parts = dict(zip(self.votes.items, scores, strict=True))
-        validation, test = (
-            accuracy(parts[part], self.votes, part, self.federation) for part in ("validation", "test")
-        )
-        return validation, test
+    def judged(self, scores: Tensor) -> float:
+        """Accuracy of scores [texts, people]."""
+        learned_from = len(self.votes.items["train"])
+        return accuracy(scores[learned_from:].detach().double().numpy(), self.votes, self.federation)
+
+    def model(self, width: int, directions: int, penalty: float) -> LowRank:
+        return LowRank(width, len(self.votes.people), directions, penalty)
 
 
-def frozen(case: Case, embedded: Tensor, ridge: float, count: int) -> tuple[float, float]:
-    """Accuracy on (validation, test) of the low-rank model on an embedding as it is."""
-    model = LowRank(embedded.shape[1], len(case.votes.people), count, ridge)
+Oracle = Callable[[Case, T], float]
+
+
+def chosen_in_the_past(oracle: Oracle[T], settings: Iterable[T], pasts: Sequence[Case]) -> T:
+    """The setting with the best mean over the pasts."""
+    return max(settings, key=lambda setting: statistics.fmean(oracle(past, setting) for past in pasts))
+
+
+def all_votes(case: Case, setting: Setting) -> float:
+    reading, strength, count = setting
+    embedded = case.embedded(reading).double().numpy()
+    learned_from = len(case.votes.items["train"])
+    positions, weights = directions(case.votes.of["train"], count)
+    predicted = ridge(embedded[:learned_from], positions, strength)(embedded[learned_from:])
+    return accuracy(predicted @ weights, case.votes, case.federation)
+
+
+def all_choices(case: Case, setting: Setting) -> float:
+    reading, strength, count = setting
+    return fitted(case, case.embedded(reading), strength, count)
+
+
+def fitted(case: Case, embedded: Tensor, strength: float, count: int) -> float:
+    """Accuracy of the low-rank model on an embedding as it is."""
+    model = case.model(embedded.shape[1], count, strength)
     model.fit(embedded, case.choices)
-    return case.judged(model, embedded)
+    return case.judged(model.scores(embedded))
 
 
-def deeper(case: Case, setting: Setting) -> Curve:
+def last_block(case: Case, setting: Setting) -> list[float]:
     """The same while the last block is trained: before, and after every `look` steps."""
-    tokens, ridge, count = setting
-    reader, choices = Reader(case.texts, tokens), case.choices
-    model = LowRank(reader().shape[1], len(case.votes.people), count, ridge)
+    reading, strength, count = setting
+    reader = Reader(case.texts, reading)
+    model = case.model(reader().shape[1], count, strength)
     optimizer = torch.optim.AdamW(reader.weights, lr=DEEPER["rate"], weight_decay=0.0)
     curve = []
     for step in range(int(DEEPER["steps"]) + 1):
         if step % int(DEEPER["look"]) == 0:
             with torch.no_grad():
                 embedded = reader()
-            model.fit(embedded, choices)
-            curve.append(case.judged(model, embedded))
+            model.fit(embedded, case.choices)
+            curve.append(case.judged(model.scores(embedded)))
         optimizer.zero_grad()
-        model.losses(reader(), choices).mean().backward()
+        model.losses(reader(), case.choices).mean().backward()
         optimizer.step()
     return curve
 
 
-def in_one_place(votes: Votes, federations: Sequence[Federation]) -> list[dict[str, Any]]:
-    """The oracles that are fitted by gradients: on the frozen embedding, then with the last block."""
-    cases = [Case(votes, federation) for federation in federations]
-    embedded = {tokens: torch.from_numpy(embeddings(cases[0].texts, tokens)).float() for tokens in TOKENS}
+def two_depths(case: Case, setting: tuple[Reading, int, float, int]) -> float:
+    """On the frozen embedding with the pooled states above an earlier block beside it, each about its mean
+    and of equal length."""
+    reading, block, strength, count = setting
+    depths = [case.depths(reading)[place] for place in (block, -1)]
+    both = torch.cat([normalize(each - each.mean(0), dim=1) for each in depths], dim=1)  # [n, 2 d]
+    both = both / math.sqrt(2)  # of length 1
+    return fitted(case, both, strength, count)
 
-    def reached(setting: Setting) -> Curve:
-        return [frozen(case, embedded[setting[0]], *setting[1:]) for case in cases]
 
-    tried = {setting: reached(setting) for setting in itertools.product(TOKENS, RIDGES, DIRECTIONS)}
-    best = by_validation(tried)
-    chosen = dict(zip(("tokens", "ridge", "directions"), best, strict=True))
-    rows = [{"oracle": "all choices", **chosen, **by_part(tried[best])}]
-    curves = [deeper(case, best) for case in cases]
-    means = [statistics.fmean(seen[0] for seen in look) for look in zip(*curves, strict=True)]
+def known_positions(case: Case, count: int) -> float:
+    positions, weights = directions(case.votes.of["test"], count)
+    return accuracy(positions @ weights, case.votes, case.federation)
+
+
+def oracles(pasts: Sequence[Case], cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
+    """Each oracle with its settings and its accuracy on the test pairs of each case."""
+    settings = list(itertools.product(READINGS, RIDGES, DIRECTIONS))
+    for name, oracle in (("all votes", all_votes), ("all choices", all_choices)):
+        best = chosen_in_the_past(oracle, settings, pasts)
+        yield {"oracle": name, **named(*best), "test": [oracle(case, best) for case in cases]}
+    reading, _, count = best
+    means = [statistics.fmean(look) for look in zip(*(last_block(past, best) for past in pasts), strict=True)]
     stop = means.index(max(means))
-    steps = {"steps": stop * int(DEEPER["look"])}
-    rows.append({"oracle": "last block", **chosen, **steps, **by_part([curve[stop] for curve in curves])})
-    return [*rows, two_depths(cases, best)]
+    test = [last_block(case, best)[stop] for case in cases]
+    yield {"oracle": "last block", **named(*best), "steps": stop * int(DEEPER["look"]), "test": test}
+    blocks = range(len(pasts[0].depths(reading)) - 1)
+    deeper = [(reading, block, ridge, count) for block, ridge in itertools.product(blocks, RIDGES)]
+    two = chosen_in_the_past(two_depths, deeper, pasts)
+    test = [two_depths(case, two) for case in cases]
+    yield {"oracle": "two depths", **named(reading, two[2], count), "above_block": two[1], "test": test}
+    for count in DIRECTIONS:
+        test = [known_positions(case, count) for case in cases]
+        yield {"oracle": "known positions", "directions": count, "test": test}
 
 
-def by_validation(tried: dict[T, Curve]) -> T:
-    """The setting with the best mean over seeds."""
-    return max(tried, key=lambda setting: statistics.fmean(part[0] for part in tried[setting]))
-
-
-def two_depths(cases: Sequence[Case], best: Setting) -> dict[str, Any]:
-    """The oracle on the frozen embedding with the pooled states above an earlier block beside it, each about
-    its mean and of equal length."""
-    tokens, _, count = best
-    _, mask, states = read(cases[0].texts, tokens)
-    depths = [pooled(each, mask) for each in states]
-    depths = [torch.nn.functional.normalize(each - each.mean(0), dim=1) for each in depths]
-
-    def reached(block: int, ridge: float) -> Curve:
-        both = torch.cat([depths[block], depths[-1]], dim=1) / math.sqrt(2)  # [n, 2 d], of length 1
-        return [frozen(case, both, ridge, count) for case in cases]
-
-    tried = {setting: reached(*setting) for setting in itertools.product(range(len(depths) - 1), RIDGES)}
-    block, ridge = by_validation(tried)
-    settings = {"tokens": tokens, "ridge": ridge, "directions": count, "above_block": block}
-    return {"oracle": "two depths", **settings, **by_part(tried[block, ridge])}
-
-
-def by_part(seeds: Curve) -> dict[str, list[float]]:
-    return {"validation": [seen[0] for seen in seeds], "test": [seen[1] for seen in seeds]}
-
-
-def known_positions(votes: Votes, federations: Sequence[Federation], count: int) -> dict[str, Any]:
-    """The second oracle, of rank `count`."""
-    positions, weights = directions(votes.of["test"], count)
-    reached = [accuracy(positions @ weights, votes, "test", federation) for federation in federations]
-    return {"oracle": "known positions", "directions": count, "test": reached}
+def named(reading: Reading, strength: float, count: int) -> dict[str, Any]:
+    return {"pooling": reading[0], "tokens": reading[1], "ridge": strength, "directions": count}
 
 
 def main() -> None:
@@ -335,25 +322,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    federations = [datasets.load("senate", seed=int(seed)) for seed in chosen.seeds.split(",")]
-    votes = Votes()
-    rows = [all_votes(votes, federations), *in_one_place(votes, federations)]
-    rows += [known_positions(votes, federations, count) for count in DIRECTIONS]
-    for row in rows:
-        settings = ", ".join(
-            f"{key} {row[key]}"
-            for key in ("tokens", "ridge", "directions", "steps", "above_block")
-            if key in row
-        )
-        figures = "  ".join(f"{part} {spoken(row[part])}" for part in ("validation", "test") if part in row)
-        print(f"{row['oracle']:19s} ({settings}): {figures}")
+    pasts = [Case(*case) for case in CASES]
+    rows = []
+    for row in oracles(pasts, [Case(1.0, int(seed)) for seed in chosen.seeds.split(",")]):
+        settings = ", ".join(f"{key} {row[key]}" for key in row if key not in ("oracle", "test"))
+        print(f"{row['oracle']:15s} {spoken(row['test'])}  ({settings})", flush=True)
+        rows.append(row)
     if chosen.json:
         chosen.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 def spoken(values: Sequence[float]) -> str:
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
-    return f"{statistics.fmean(values):.3f} ± {error:.3f}"
+    return f"{statistics.fmean(values):.3f} ± {standard_error(values) or math.nan:.3f}"
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Tune one share on validation: `python tests/bench/bench_recipes.py [SHARE] [--trials 50] [--keep FILE]`.
+"""Tune one share in the past: `python tests/bench/bench_recipes.py [SHARE] [--trials 40] [--keep FILE]`.
 
 The same search for every share: a tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011; Optuna's)
-over those of the settings below that bear on the share. A trial begins with one seed and goes on to three
-while it is among the best quarter; the best three, and the recipe that is there, are then judged on six.
-Judged on validation roll calls; the test part is never read. Each search starts from the recipe that is
-there and from one setting of each of the three optimisers of the shared part. Prints the best as a section
-of a recipe (deploy/recipes/*.toml).
+over those of the settings below that bear on the share. Judged by rolling origin: the time before the test
+part is cut at three moments, and each past is split as the whole is, its first three quarters to learn from,
+its last quarter to be judged on. The test part is never read. A trial begins with one past and goes on to
+three while it is among the best quarter; the best three, and the recipe that is there, are then judged on six
+cases. Each search starts from the recipe that is there and from six settings: each of the three optimisers of
+the shared part, with either pooling. Prints the best as a section of a recipe (deploy/recipes/*.toml).
 
 Trials are kept in FILE: the same command goes on where it was interrupted.
 """
@@ -16,7 +17,6 @@ import argparse
 import shutil
 import statistics
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -32,6 +32,8 @@ from penchant.common.errors import PenchantError
 from penchant.deploy.recipes import recipe
 from penchant.deploy.simulate import prepare, simulate
 
+from pasts import CASES  # isort: skip
+
 Changes = dict[str, Any]
 
 RUNNING, COMPLETE, PRUNED, FAIL = (
@@ -41,8 +43,7 @@ RUNNING, COMPLETE, PRUNED, FAIL = (
     optuna.trial.TrialState.FAIL,
 )
 
-SEEDS = (100, 101, 102, 103, 104, 105)
-WITHIN = 3  # seeds of a trial that is not given up
+WITHIN = 3  # cases of a trial that is not given up
 FINALISTS = 3
 WORK = 180  # most passes over the pairs of a client that is in every round: no share gets more than another
 
@@ -59,6 +60,7 @@ LEAST = {
     "training.pull": 1e-4,
 }
 AS_THEY_ARE = (
+    "model.pooling",
     "model.max_tokens",
     "model.normalize",
     "adapter.rank",
@@ -90,6 +92,7 @@ def drawn(trial: optuna.Trial, share: str) -> Changes:
     rank = trial.suggest_int("adapter.rank", 1, 4)
     most = WORK if share in SHARING else WORK // 3  # of "none" everybody is in every round
     changes: Changes = {
+        "model.pooling": trial.suggest_categorical("model.pooling", ("mean", "first")),
         "model.max_tokens": trial.suggest_categorical("model.max_tokens", (16, 24, 32)),
         "model.normalize": rate(trial, "model.normalize", 5, 30),
         "adapter.rank": rank,
@@ -127,7 +130,7 @@ def optimizer(trial: optuna.Trial) -> Changes:
 
 
 def begun(share: str) -> list[Changes]:
-    """Where every search starts: a setting of each optimiser."""
+    """Where every search starts: a setting of each optimiser with each pooling."""
     common: Changes = {
         "training.local_epochs": 4,
         "federation.rounds": 40,
@@ -143,7 +146,7 @@ def begun(share: str) -> list[Changes]:
     }
     adam = {"training.lr_head": 3e-3, "optimizer": "adam", "adam.training.lr_shared": 3e-3}
     if share not in SHARING:
-        return [common | adam]
+        return pooled(common | adam)
     twice = {
         "training.lr_head": 3e-3,
         "optimizer": "adam twice",
@@ -156,7 +159,12 @@ def begun(share: str) -> list[Changes]:
         "plain.training.lr_shared": 1.0,
         "plain.federation.server_lr": 3.0,
     }
-    return [common | adam, common | twice, common | plain]
+    return pooled(common | adam, common | twice, common | plain)
+
+
+def pooled(*settings: Changes) -> list[Changes]:
+    """Each with either pooling."""
+    return [setting | {"model.pooling": pooling} for setting in settings for pooling in ("mean", "first")]
 
 
 def there(share: str) -> Changes:
@@ -167,24 +175,27 @@ def there(share: str) -> Changes:
     chosen = "plain" if sgd else "adam twice" if adam else "adam"
     place = {name: max(found[name], low) for name, low in LEAST.items()}
     place |= {name: found[name] for name in AS_THEY_ARE}
+    if place["model.pooling"] == "auto":
+        place["model.pooling"] = "mean"  # MiniLM is an encoder
     rates = {f"{chosen}.{name}": found[name] for name in OPTIMIZERS[chosen]}
     return place | {"optimizer": chosen} | rates
 
 
 class Runs:
-    """Accuracy on validation."""
+    """Accuracy on the last quarter of a past."""
 
     def __init__(self, share: str) -> None:
         self._share, self._benches = share, Benches()
 
-    def accuracy(self, changes: Changes, seed: int) -> float:
+    def accuracy(self, changes: Changes, until: float, seed: int) -> float:
         """0 for training that diverges."""
         config = RunConfig().changed(
             {
                 "adapter.share": self._share,
                 "seed": seed,
                 "workers": 1,
-                "data.evaluate": "validation",
+                "data.until": until,
+                "data.validation_pairs": 0,
                 "privacy.secagg": False,
                 **recipe("senate", "all"),
                 **changes,
@@ -200,15 +211,20 @@ class Runs:
         finally:
             shutil.rmtree(folder)
 
-    def mean(self, changes: Changes, seeds: Sequence[int]) -> float:
-        return statistics.fmean(self.accuracy(changes, seed) for seed in seeds)
+    def mean(self, changes: Changes) -> float:
+        return statistics.fmean(self.accuracy(changes, *case) for case in CASES)
+
+    def gone_on(self, trial: optuna.trial.FrozenTrial) -> float:
+        """The mean over all cases of a trial that has been through the first ones."""
+        more = [self.accuracy(trial.user_attrs["changes"], *case) for case in CASES[WITHIN:]]
+        return (WITHIN * (trial.value or 0.0) + sum(more)) / len(CASES)
 
     def objective(self, trial: optuna.Trial) -> float:
         changes = drawn(trial, self._share)
         trial.set_user_attr("changes", changes)
         found: list[float] = []
-        for seed in SEEDS[:WITHIN]:
-            found.append(self.accuracy(changes, seed))
+        for case in CASES[:WITHIN]:
+            found.append(self.accuracy(changes, *case))
             trial.report(statistics.fmean(found), step=len(found))
             if trial.should_prune():
                 raise optuna.TrialPruned
@@ -253,18 +269,18 @@ def section(share: str, changes: Changes) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("share", nargs="?", default="lore", choices=get_args(ShareName))
-    parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--keep", type=Path)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = searched(chosen.share, chosen.trials, chosen.keep)
     runs = Runs(chosen.share)
-    before = runs.mean(recipe("senate", chosen.share), SEEDS)
-    print(f"the recipe that is there: {before:.4f} on validation, {len(SEEDS)} seeds", flush=True)
+    before = runs.mean(recipe("senate", chosen.share))
+    print(f"the recipe that is there: {before:.4f}, {len(CASES)} cases", flush=True)
     completed = study.get_trials(states=(COMPLETE,))
     finalists = sorted(completed, key=lambda trial: trial.value or 0.0, reverse=True)[:FINALISTS]
-    judged = [(runs.mean(trial.user_attrs["changes"], SEEDS), trial) for trial in finalists]
+    judged = [(runs.gone_on(trial), trial) for trial in finalists]
     accuracy, best = max(judged, key=lambda pair: pair[0])
     print(f"the best found: {accuracy:.4f} (trial {best.number})\n")
     if accuracy > before:
