@@ -24,6 +24,7 @@ in the federation's caveats, never silently.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -161,6 +162,7 @@ def split_items(
         raise DataError("an item is there twice; give every item once")
     weights = [1.0] * len(items) if weights is None else weights
     total = until * sum(weights)
+    end = total if until < 1 else math.inf  # the last item is in, however the sums are rounded
     test_from = training_share * total
     validation_from = (1 - validation_share) * test_from
     part_of: dict[Hashable, str] = {}
@@ -168,8 +170,8 @@ def split_items(
     for item, weight in zip(items, weights, strict=True):
         # An item is on the side on which its end lies: "the first 75 %" never takes more than that.
         passed += weight
-        ends = {"train": validation_from, "validation": test_from, "test": total}
-        part_of[item] = next((part for part, end in ends.items() if passed <= end), "later")
+        ends = {"train": validation_from, "validation": test_from, "test": end}
+        part_of[item] = next((part for part, last in ends.items() if passed <= last), "later")
     return Parts(part_of)
 
 

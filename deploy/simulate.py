@@ -24,7 +24,7 @@ from penchant.client.bench import Benches
 from penchant.common.adapters import Share, head_of
 from penchant.common.config import Phase, RunConfig, config_digest
 from penchant.common.contribution import Form
-from penchant.common.errors import ConfigError, JournalError, RunDirectoryError
+from penchant.common.errors import ConfigError, DataError, JournalError, RunDirectoryError
 from penchant.common.preferences import Federation, Person
 from penchant.deploy import datasets, rundir
 from penchant.deploy.fleet import Fleet, FleetPolicy, Score, fleet_policy
@@ -115,6 +115,8 @@ def prepare(config: RunConfig, benches: Benches | None = None) -> World:
         from penchant.deploy.ray import require_ray
 
         require_ray()
+    if data.evaluate == "validation":
+        _require_validation_pairs(federation)
     federation, newcomers = hold_out(federation, data.holdout_clients, config.seed)
     cohort = cohort_size(config, len(federation.people))
     if config.privacy.secagg and cohort < 3:
@@ -129,6 +131,15 @@ def prepare(config: RunConfig, benches: Benches | None = None) -> World:
         plan = config.plan(phase, len(federation.people) if phase == "close" else cohort)
         Form.of(plan, world.benches.of(plan).split)
     return world
+
+
+def _require_validation_pairs(federation: Federation) -> None:
+    without = [person.name for person in federation.people if not person.validation]
+    if without:
+        raise DataError(
+            f"{len(without)} of {len(federation.people)} people have no validation pairs, among them "
+            f"{without[0]}; score on test, or take data with more items"
+        )
 
 
 def simulate(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import re
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,30 +57,59 @@ def test_what_was_searched_again_is_in_the_page(bench: ModuleType) -> None:
             RunConfig.from_toml(found)
 
 
+def thousandths(value: float) -> str:
+    return f".{1000 * abs(value):03.0f}"
+
+
+def mean(values: Sequence[float]) -> str:
+    return thousandths(statistics.fmean(values))
+
+
+def with_error(values: Sequence[float]) -> str:
+    return f"{mean(values)} ± {thousandths(statistics.stdev(values) / math.sqrt(len(values)))}"
+
+
 def test_what_was_chosen_in_several_pasts_is_in_the_page(bench: ModuleType) -> None:
-    """Means in the pasts and on test, by share and by moment, single changes, and settings that are read."""
+    """Every row: found in the past and judged on test, at each moment, and single changes."""
     page = bench.PAGE.read_text(encoding="utf-8")
     past = json.loads((bench.RESULTS / "past.json").read_text(encoding="utf-8"))
-
-    def shown(values: list[float]) -> str:
-        return f".{1000 * statistics.fmean(values):03.0f}"
-
-    chosen = page.split("## Chosen in several pasts")[1].split("## ")[0]
     for share, searched in past["searched"].items():
-        test = past["test"][share]
-        figures = [shown([searched["recipe"]]), shown([searched["found"]]), shown(test["recipe"])]
-        assert " | ".join(figures) in chosen
+        test, found = past["test"][share], "the recipe stays"
         if "found" in test:
-            assert f"| {shown(test['found'])} ±" in chosen
+            found = with_error(test["found"])
             RunConfig.from_toml((bench.RESULTS / "searched" / "past" / f"{share}.toml").read_text("utf-8"))
-        by_moment = {until: [] for until, _ in past["cases"]}
-        for (until, _), accuracy in zip(past["cases"], past["there"][share], strict=True):
-            by_moment[until].append(accuracy)
-        assert all(f"| {shown(accuracies)} |" in chosen for accuracies in by_moment.values())
-        assert shown(past["there"][share]) == figures[0]
-    single = page.split("## Single changes")[1].split("## ")[0]
+        assert mean(past["there"][share]) == thousandths(searched["recipe"])
+        in_the_past = [thousandths(searched["recipe"]), thousandths(searched["found"])]
+        figures = [*in_the_past, with_error(test["recipe"]), found]
+        assert f"| {bench.method(share)} | {' | '.join(figures)} |" in page
+
+    def at(share: str, moment: float) -> list[float]:
+        if moment == 1:
+            return list(past["test"][share]["recipe"])
+        cases = zip(past["cases"], past["there"][share], strict=True)
+        return [accuracy for (until, _), accuracy in cases if until == moment]
+
+    for moment in (0.55, 0.65, 0.75, 1):
+        row = [mean(at(share, moment)) for share in ("A", "kernel", "lore", "none", "AB")]
+        for share in ("A", "lore"):
+            lead = statistics.fmean(at(share, moment)) - statistics.fmean(at("AB", moment))
+            row.append(f"+{thousandths(lead)}")
+        assert f" | {' | '.join(row)} |" in page
+    recipe = past["levers"]["the recipe"]
     for lever, accuracies in past["levers"].items():
-        assert f"{lever} | {shown(accuracies)} |" in single
+        apart = [one - other for one, other in zip(accuracies, recipe, strict=False)]
+        sign = "+" if statistics.fmean(apart) >= 0 else "−"
+        difference = "" if accuracies == recipe else f"{sign}{with_error(apart)} "
+        assert f"{lever} | {mean(accuracies)} | {difference}| {len(accuracies)} |" in page
+
+
+def test_the_ceilings_are_in_the_page(bench: ModuleType) -> None:
+    text = bench.PAGE.read_text(encoding="utf-8").split("## What bounds it")[1].split("## ")[0]
+    for row in json.loads((bench.RESULTS / "ceiling.json").read_text(encoding="utf-8")):
+        assert f"| 0{with_error(row['test']).replace('± ', '± 0')} |" in text, row["oracle"]
+    before = json.loads((bench.RESULTS / "ceiling-validation.json").read_text(encoding="utf-8"))
+    places = ", ".join(mean(row["test"]) for row in before if row["oracle"] != "known positions")
+    assert " and ".join(places.rsplit(", ", 1)) in text
 
 
 def test_every_comparison_can_be_made_again(bench: ModuleType) -> None:

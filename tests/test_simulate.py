@@ -16,7 +16,7 @@ from tastes import write_choices
 from penchant.client.bench import Benches
 from penchant.client.vault import Vault
 from penchant.common.config import RunConfig
-from penchant.common.errors import TooFewDevices, TooManyDropouts
+from penchant.common.errors import DataError, TooFewDevices, TooManyDropouts
 from penchant.common.flower import message_type
 from penchant.deploy import rundir, show
 from penchant.deploy import simulate as simulation
@@ -150,6 +150,23 @@ def test_a_run_of_no_rounds_only_fits_everybody_to_the_common_start(
 
 
 # --- the same, and not the same ---------------------------------------------------------------------------
+
+
+def test_without_validation_pairs_a_run_learns_and_has_no_validation_accuracy(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = run(tmp_path / "whole", base, data__validation_pairs=0)
+    assert {row["val_accuracy"] for row in whole["rounds_log"]} == {None}
+    assert 0 < whole["accuracy"]["personal"] <= 1
+    losses = [row["train_loss"] for row in whole["rounds_log"]]
+    assert losses[-1] < losses[0]
+
+
+def test_people_without_validation_pairs_can_not_be_scored_on_them(base: dict[str, Any]) -> None:
+    changes = {"data.dataset": "senate", "data.person_column": "", "data.until": 0.05}
+    config = RunConfig().changed(base | changes | {"data.evaluate": "validation"})
+    with pytest.raises(DataError, match="of 100 people have no validation pairs, among them"):
+        prepare(config, BENCHES)
 
 
 def test_how_many_clients_are_served_at_a_time_changes_nothing(base: dict[str, Any], tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ Setting = tuple[Reading, float, int]  # reading, ridge, directions
 T = TypeVar("T")
 
 READINGS = tuple(itertools.product(("mean", "first"), (16, 24, 32)))
-RIDGES = (0.1, 0.3, 1.0, 3.0)
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 DIRECTIONS = (1, 2, 4)
 DEEPER = {"rate": 1e-4, "steps": 24, "look": 2}  # of the last block: AdamW, all choices at once
 
@@ -302,7 +302,7 @@ def oracles(pasts: Sequence[Case], cases: Sequence[Case]) -> Iterator[dict[str, 
     stop = means.index(max(means))
     test = [last_block(case, best)[stop] for case in cases]
     yield {"oracle": "last block", **named(*best), "steps": stop * int(DEEPER["look"]), "test": test}
-    blocks = range(len(pasts[0].depths(reading)) - 1)
+    blocks = range(1, len(pasts[0].depths(reading)) - 1)  # a first token below all blocks has read nothing
     deeper = [(reading, block, ridge, count) for block, ridge in itertools.product(blocks, RIDGES)]
     two = chosen_in_the_past(two_depths, deeper, pasts)
     test = [two_depths(case, two) for case in cases]

@@ -48,18 +48,19 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     runs, base = Runs(chosen.share), recipe("senate", chosen.share)
-    numbers = [int(number) for number in chosen.levers.split(",")] if chosen.levers else range(len(LEVERS))
+    cases = CASES[: chosen.cases]
+    some = {int(number) for number in chosen.levers.split(",")} if chosen.levers else set(range(len(LEVERS)))
     kept = chosen.json is not None and chosen.json.is_file()
-    found: dict[str, Any] = json.loads(chosen.json.read_text("utf-8")) if kept else {}
-    for lever in (list(LEVERS)[number] for number in numbers):
-        found[lever] = [runs.accuracy(base | LEVERS[lever], *case) for case in CASES[: chosen.cases]]
-        there = found.get("the recipe", found[lever])
-        apart = [one - other for one, other in zip(found[lever], there, strict=False)]
+    everything: dict[str, Any] = json.loads(chosen.json.read_text("utf-8")) if kept else {}
+    found = everything.setdefault(chosen.share, {})
+    for lever in (list(LEVERS)[number] for number in sorted(some | {0})):
+        found[lever] = [runs.accuracy(base | LEVERS[lever], *case) for case in cases]
+        apart = [one - other for one, other in zip(found[lever], found["the recipe"], strict=True)]
         error = standard_error(apart) or 0.0
         mean = statistics.fmean(found[lever])
         print(f"{lever:34s} {mean:.3f}  {statistics.fmean(apart):+.3f} ± {error:.3f}", flush=True)
         if chosen.json:
-            chosen.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            chosen.json.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from penchant.client.bench import Benches
 from penchant.common.config import RunConfig, ShareName
-from penchant.common.errors import PenchantError
+from penchant.common.errors import DeviceError, ProtocolError, RoundFailed
 from penchant.deploy.recipes import recipe
 from penchant.deploy.simulate import prepare, simulate
 
@@ -205,7 +205,7 @@ class Runs:
         try:
             result = simulate(prepare(config, self._benches), folder)
             return float(result["accuracy"]["personal"])
-        except PenchantError as error:
+        except (DeviceError, ProtocolError, RoundFailed) as error:
             print(f"  {error}", flush=True)
             return 0.0
         finally:
