@@ -77,7 +77,6 @@ class Sizes:
         for name, least in (("pairs", 1), ("validation_pairs", 0), ("test_pairs", 1)):
             if getattr(self, name) < least:
                 raise DataError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-
         if not 0 < self.until <= 1:
             raise DataError(f"until is {self.until:g}; it must lie above 0, and be at most 1")
 
@@ -162,16 +161,18 @@ def split_items(
         raise DataError("an item is there twice; give every item once")
     weights = [1.0] * len(items) if weights is None else weights
     total = until * sum(weights)
-    end = total if until < 1 else math.inf  # the last item is in, however the sums are rounded
     test_from = training_share * total
-    validation_from = (1 - validation_share) * test_from
+    ends = {
+        "train": (1 - validation_share) * test_from,
+        "validation": test_from,
+        "test": total if until < 1 else math.inf,  # the last item is in, however the sums are rounded
+    }
     part_of: dict[Hashable, str] = {}
     passed = 0.0
     for item, weight in zip(items, weights, strict=True):
         # An item is on the side on which its end lies: "the first 75 %" never takes more than that.
         passed += weight
-        ends = {"train": validation_from, "validation": test_from, "test": end}
-        part_of[item] = next((part for part, last in ends.items() if passed <= last), "later")
+        part_of[item] = next((part for part, end in ends.items() if passed <= end), "later")
     return Parts(part_of)
 
 

@@ -80,7 +80,7 @@ def live_fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[Site]:
             f"(owners ask for {policy.asked_honest} and {policy.asked_colluders} colluders at most, "
             f"by default); fine to look at, not for anybody's real choices"
         )
-    people = _people(config)
+    people = datasets.configured(config.data, config.seed).people
     office = Office.init(plan.directory / "authority")
     site = _server(plan.directory, office)
     with ExitStack() as stack:
@@ -143,19 +143,6 @@ def _config(plan: Quickstart) -> RunConfig:
     return config.changed(
         {"privacy.min_honest": policy.min_honest, "privacy.max_colluders": policy.max_colluders}
     )
-
-
-def _people(config: RunConfig) -> Sequence[Person]:
-    data = config.data
-    return datasets.load(
-        data.dataset,
-        clients=data.clients,
-        pairs=data.pairs,
-        validation_pairs=data.validation_pairs,
-        test_pairs=data.test_pairs,
-        until=data.until,
-        seed=config.seed,
-    ).people
 
 
 def _server(directory: Path, office: Office) -> Site:

@@ -100,17 +100,7 @@ def prepare(config: RunConfig, benches: Benches | None = None) -> World:
     Raises DataError, BaseModelError or ConfigError.
     """
     data = config.data
-    federation = datasets.load(
-        data.dataset,
-        clients=data.clients or None,
-        pairs=data.pairs,
-        validation_pairs=data.validation_pairs,
-        test_pairs=data.test_pairs,
-        until=data.until,
-        seed=config.seed,
-        bad_rows=data.bad_rows,
-        person_column=data.person_column or None,
-    )
+    federation = datasets.configured(data, config.seed)
     if config.grid == "ray":
         from penchant.deploy.ray import require_ray
 

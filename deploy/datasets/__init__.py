@@ -6,13 +6,14 @@ import difflib
 import re
 from pathlib import Path
 
+from penchant.common.config import DataConfig
 from penchant.common.errors import DataError
 from penchant.common.preferences import JSONL_SUFFIXES, PARQUET_SUFFIX, BadRows, Federation
 from penchant.common.splits import Sizes
 from penchant.deploy.datasets import files, helpsteer2, movielens, personalllm, prism, senate, tldr
 from penchant.deploy.datasets.prepared import Prepared, to_federation
 
-__all__ = ["KNOWN", "load"]
+__all__ = ["KNOWN", "configured", "load"]
 
 KNOWN = ("senate", "senate-masked", "movielens", "tldr", "helpsteer2", "prism", "personalllm")
 """Data sets by name; ``NAME:FOLDER`` reads a local copy of one, except for Senate, which is included."""
@@ -65,6 +66,21 @@ def load(
         return to_federation(personalllm.prepare(path, sizes, seed, bad_rows, clients), sizes, None, seed)
     prepared = _prepare(name, path, sizes, seed, bad_rows, masked, person_column)
     return to_federation(prepared, sizes, clients, seed)
+
+
+def configured(data: DataConfig, seed: int) -> Federation:
+    """The people that a configuration asks for; DataError as of :func:`load`."""
+    return load(
+        data.dataset,
+        clients=data.clients or None,
+        pairs=data.pairs,
+        validation_pairs=data.validation_pairs,
+        test_pairs=data.test_pairs,
+        until=data.until,
+        seed=seed,
+        bad_rows=data.bad_rows,
+        person_column=data.person_column or None,
+    )
 
 
 def _prepare(

@@ -39,6 +39,7 @@ from torch.nn.functional import normalize
 from penchant.common.backbone import load_backbone
 from penchant.common.config import ModelConfig
 from penchant.common.preferences import Federation, Preference
+from penchant.common.prefix import AdaptedNetwork
 from penchant.common.reward import bradley_terry
 from penchant.common.splits import Sizes
 from penchant.deploy import datasets
@@ -97,23 +98,17 @@ def ridge(x: Matrix, y: Matrix, strength: float) -> Callable[[Matrix], Matrix]:
     return lambda z: (z - mean) @ (centred.T @ dual)
 
 
-def read(texts: Sequence[str], tokens: int) -> tuple[Any, Tensor, Sequence[Tensor]]:
-    """(last block, mask [n, L], states [n, L, d] below the first block and above each)"""
+def read(texts: Sequence[str], reading: Reading) -> tuple[Any, AdaptedNetwork, Tensor, Sequence[Tensor]]:
+    """(last block, what pools, mask [n, L], states [n, L, d] below the first block and above each)"""
+    pooling, tokens = reading
     backbone = load_backbone(ModelConfig(max_tokens=tokens), device="cpu")
     backbone.tokenizer.truncation_side = "right"
     settings = {"truncation": True, "max_length": tokens, "padding": True, "return_tensors": "pt"}
     encoded = backbone.tokenizer(list(texts), **settings)
     with torch.no_grad():
         states = backbone.model(**encoded, output_hidden_states=True).hidden_states
-    return backbone.blocks[1][-1], encoded["attention_mask"], states
-
-
-def pooled(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """[n, L, d] -> [n, d]"""
-    if pooling == "first":
-        return states[:, 0]
-    weights = mask[:, :, None].float()
-    return (states * weights).sum(1) / weights.sum(1)
+    network = AdaptedNetwork(backbone.model, (), pooling, backbone.pad_id, backbone.device)
+    return backbone.blocks[1][-1], network, encoded["attention_mask"], states
 
 
 def accuracy(scores: Matrix, votes: Votes, federation: Federation) -> float:
@@ -131,8 +126,7 @@ class Reader:
     """Texts -> embeddings [n, d] of length 1, with all weights of the last block in training."""
 
     def __init__(self, texts: Sequence[str], reading: Reading) -> None:
-        self._pooling, tokens = reading
-        self._block, self._mask, states = read(texts, tokens)
+        self._block, self._network, self._mask, states = read(texts, reading)
         self._below = states[-2]  # [n, L, d]
         self.weights = [weight.requires_grad_() for weight in self._block.parameters()]
 
@@ -140,7 +134,7 @@ class Reader:
         hidden = (1.0 - self._mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
         states = self._block(self._below, attention_mask=hidden)
         states = states[0] if isinstance(states, tuple) else states  # [n, L, d]
-        return normalize(pooled(states, self._mask, self._pooling), dim=1)
+        return normalize(self._network.pool(states, self._mask), dim=1)
 
 
 @dataclass(frozen=True)
@@ -210,9 +204,8 @@ class Case:
     def depths(self, reading: Reading) -> list[Tensor]:
         """Pooled states of all texts below the first block and above each, [n, d]."""
         if reading not in self._depths:
-            pooling, tokens = reading
-            _, mask, states = read(self.texts, tokens)
-            self._depths[reading] = [pooled(each, mask, pooling) for each in states]
+            _, network, mask, states = read(self.texts, reading)
+            self._depths[reading] = [network.pool(each, mask) for each in states]
         return self._depths[reading]
 
     def embedded(self, reading: Reading) -> Tensor:
