@@ -90,11 +90,11 @@ constraints: env ## write constraints.txt from what .venv holds
 
 stubs:           ## the gRPC stubs of client/agent.proto, after a change of it
 	$(PYTHON) -m venv $(VENV)-stubs && $(VENV)-stubs/bin/pip install -q grpcio-tools==1.76.0
-	rm -rf $(VENV)-stubs/in && mkdir -p $(VENV)-stubs/in/penchant/client
-	cp client/agent.proto $(VENV)-stubs/in/penchant/client
+	rm -rf $(VENV)-stubs/in && mkdir -p $(VENV)-stubs/in/penchant/client/agent
+	cp client/agent/agent.proto $(VENV)-stubs/in/penchant/client/agent
 	cd $(VENV)-stubs/in && ../bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. \
-	  --grpc_python_out=. penchant/client/agent.proto
-	cp $(VENV)-stubs/in/penchant/client/agent_pb2* client && rm -rf $(VENV)-stubs
+	  --grpc_python_out=. penchant/client/agent/agent.proto
+	cp $(VENV)-stubs/in/penchant/client/agent/agent_pb2* client/agent && rm -rf $(VENV)-stubs
 
 clean:           ## remove the environment and what was built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -21,8 +21,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated, Any, Final, Protocol, TypeVar
 
-from penchant.common.codec import U8, U16, U32, Exactly, Many, decode, decode_record, encode, encode_record
-from penchant.common.entropy import Entropy
+from penchant.common.crypto.entropy import Entropy
+from penchant.common.crypto.keys import AgreementKey, Verifier, check_point, open_sealed, seal, verify
+from penchant.common.crypto.masks import Ring, accumulate, ring_type
+from penchant.common.crypto.shamir import split
 from penchant.common.errors import (
     AgreementError,
     CodecError,
@@ -33,9 +35,32 @@ from penchant.common.errors import (
     SignatureError,
     StageError,
 )
-from penchant.common.identity import Identity, Membership
-from penchant.common.keys import AgreementKey, Verifier, check_point, open_sealed, seal, verify
-from penchant.common.messages import (
+from penchant.common.membership.identity import Identity, Membership
+from penchant.common.secagg.transcript import (
+    commitment,
+    confirmation_text,
+    context_digest,
+    entry_text,
+    masked_text,
+    pair_mask_key,
+    roster_digest,
+    seal_key,
+    sealed_for,
+    self_mask_key,
+    threshold,
+)
+from penchant.common.wire.codec import (
+    U8,
+    U16,
+    U32,
+    Exactly,
+    Many,
+    decode,
+    decode_record,
+    encode,
+    encode_record,
+)
+from penchant.common.wire.messages import (
     MAX_GROUP,
     MAX_WORDS,
     SHARE,
@@ -59,21 +84,6 @@ from penchant.common.messages import (
     Survivors,
     Unmasking,
 )
-from penchant.common.prg import Ring, accumulate, ring_type
-from penchant.common.protocol import (
-    commitment,
-    confirmation_text,
-    context_digest,
-    entry_text,
-    masked_text,
-    pair_mask_key,
-    roster_digest,
-    seal_key,
-    sealed_for,
-    self_mask_key,
-    threshold,
-)
-from penchant.common.shamir import split
 
 __all__ = [
     "Confirmed",

@@ -9,7 +9,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from penchant.common.errors import CodecError
-from penchant.common.flower import message_type, pack, unpack
+from penchant.common.wire.flower import message_type, pack, unpack
 
 __all__ = ["Exchange"]
 

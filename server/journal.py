@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,9 +26,10 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from penchant.common.errors import JournalError
-from penchant.server.optimizer import Shared
+from penchant.common.storage import write_durably
+from penchant.server.optimizers import Shared
 
-__all__ = ["Journal", "RoundLog", "RoundRow", "write_durably"]
+__all__ = ["Journal", "RoundLog", "RoundRow"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -348,21 +348,6 @@ class Journal:
             if before is not None:
                 with suppress(sqlite3.Error):
                     self._db.execute(f"PRAGMA synchronous={before}")
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file so that after a crash there is either the old one or the whole new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _encode(shared: Shared) -> dict[str, NDArray[Any]]:

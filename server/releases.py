@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from penchant.common.errors import JournalError, UsageError
-from penchant.server.journal import write_durably
+from penchant.common.storage import write_durably
 
 __all__ = ["RELEASES", "Release", "current", "promote", "releases", "roll_back"]
 

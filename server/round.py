@@ -13,96 +13,32 @@ simulation on Ray and over a SuperLink: only the `Grid` differs.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from penchant.common.adapters import Split
-from penchant.common.blueprint import Blueprint
-from penchant.common.codec import decode, encode
-from penchant.common.config import Phase, Plan, RunConfig
-from penchant.common.contribution import Form, Sums
-from penchant.common.errors import ConfigError, JournalError, ProtocolError, RoundFailed, TooFewDevices
-from penchant.common.messages import Announce, Finished, Hello, Kind, Status
+from penchant.common.config import Plan
+from penchant.common.errors import JournalError, RoundFailed, TooFewDevices
+from penchant.common.secagg.update_vector import Sums
+from penchant.common.wire.messages import Announce, Kind
+from penchant.server.attempt_log import Diary
+from penchant.server.availability import Ready, Roll
 from penchant.server.cohort import sample_cohort
 from penchant.server.exchange import Exchange
-from penchant.server.journal import Journal, RoundLog
-from penchant.server.optimizer import Shared
-from penchant.server.secagg import Aggregate, Aggregation, Record, unmask_asked
+from penchant.server.journal import RoundLog
+from penchant.server.optimizers import Shared
+from penchant.server.run import Run, Task, finished_rounds
+from penchant.server.secagg.aggregation import Aggregate, unmask_asked
 
-__all__ = ["Run", "Task", "announced_factors", "cohort_size", "federate", "play_round", "run_id"]
-
-Observer = Callable[[RoundLog], None]
-Ready = Mapping[int, int]
-"""Member number -> node."""
-
-GREETING_SECONDS = 60.0  # a device that is there says so in seconds, and is asked again if not
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # between two looks for devices that have come back
-COUNT_SECONDS = 0.5  # between two notes of how many devices have answered
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a server knows of a run.
-
-    run: its 16-byte id. blueprint: of the base model. cohort: clients a round. aggregation: how vectors are
-    added up. membership: the authority's latest member list, encoded. observe: hears of finished rounds.
-    patience: seconds that a round waits for its cohort to be there, before it fails.
-    belongs: whether a member is on that list. members: how many are; None where there is no list.
-    latest: the run with the list that holds now, asked for before every round: a revocation takes effect
-    without a restart.
-    """
-
-    config: RunConfig
-    run: bytes
-    blueprint: Blueprint
-    cohort: int
-    aggregation: Aggregation
-    membership: bytes
-    journal: Journal
-    observe: Observer = field(default=lambda log: None)
-    patience: float = 0.0
-    belongs: Callable[[int], bool] = field(default=lambda member: True)
-    members: int | None = None
-    latest: Callable[[Run], Run] = field(default=lambda run: run)
-
-    @property
-    def last(self) -> int:
-        """The number of the closing round."""
-        return self.config.federation.rounds + 1
-
-    def task(self, number: int, everyone: int) -> Task:
-        """What round `number` asks; `everyone`: members that are ready, all of whom close the run."""
-        phase: Phase = "main"
-        if number <= self.config.federation.warmup_rounds:
-            phase = "warmup"
-        elif number == self.last:
-            phase = "close"
-        cohort = everyone if phase == "close" else self.cohort
-        plan = self.config.plan(phase, cohort)
-        split = self.blueprint.split(plan)
-        return Task(number, plan, split, Form.of(plan, split), cohort)
-
-
-@dataclass(frozen=True)
-class Task:
-    """One round's plan, its split of the tensors, the form of its vectors and the cohort's size."""
-
-    number: int
-    plan: Plan
-    split: Split
-    form: Form
-    cohort: int
+__all__ = ["announced_factors", "federate", "play_round"]
 
 
 def federate(run: Run, grid: Grid) -> None:
@@ -227,7 +163,7 @@ def _announce(run: Run, task: Task, attempt: int, shared: Shared) -> Announce:
         words=task.form.words,
         base=run.blueprint.digest,
         plan=task.plan.encode(),
-        finished=_finished(run.journal),
+        finished=finished_rounds(run.journal),
         membership=run.membership,
         factors=np.ascontiguousarray(factors, dtype="<f4").tobytes(),
     )
@@ -285,127 +221,3 @@ def _note_sums(run: Run, task: Task) -> None:
         parts: list[tuple[str, tuple[int, ...]]] = [(spec.name, spec.shape) for spec in tensors]
         parts += [(counter.name, ()) for counter in task.form.quantiser.counters]
         run.journal.note(key, json.dumps(parts))
-
-
-def _finished(journal: Journal) -> tuple[Finished, ...]:
-    return tuple(Finished(number, attempt) for number, attempt in journal.finished())
-
-
-class Diary:
-    """One attempt's lines in the journal: what completing it after a crash would need, and how far it is."""
-
-    def __init__(self, journal: Journal, number: int, attempt: int) -> None:
-        self._journal = journal
-        self._place = (number, attempt)
-        self._kept: set[tuple[str, int]] = set()
-        self._answered = 0  # in this stage
-        self._told = 0.0
-
-    def record(self, kind: str, key: int, payload: bytes) -> None:
-        """Keep a line durably, once; "asked" also marks the attempt as past unmasking."""
-        if (kind, key) in self._kept:
-            return
-        self._journal.record(*self._place, kind, key, payload)
-        if kind == "asked":
-            self._journal.unmasking(*self._place)
-        self._kept.add((kind, key))
-
-    def arrived(self, stage: str, node: int, payload: bytes) -> None:
-        """Keep an unmask reply on its arrival; count the others now and then."""
-        if stage == "unmask":
-            self.record("reply", node, payload)
-        self._answered += 1
-        if time.monotonic() - self._told >= COUNT_SECONDS:
-            self._tell(lambda: self._journal.answered(*self._place, stage, self._answered))
-
-    def asked(self, stage: str, devices: int) -> None:
-        """Show that a stage begins."""
-        self._answered = 0
-        self._tell(lambda: self._journal.stage(*self._place, stage, devices))
-
-    def over(self, stage: str, answered: int) -> None:
-        """Show that a stage is over."""
-        self._tell(lambda: self._journal.answered(*self._place, stage, answered, over=True))
-
-    def _tell(self, what: Callable[[], None]) -> None:
-        """Write what is only shown: a round does not fail for it."""
-        with suppress(JournalError):
-            what()
-        self._told = time.monotonic()
-
-    def records(self) -> list[Record]:
-        """All lines of the attempt."""
-        return [Record(*line) for line in self._journal.records(*self._place)]
-
-
-class Roll:
-    """Which member answers at which node. Each node is asked once, and again while it is not ready.
-
-    run: as it is now; only who belongs to it is called.
-    """
-
-    def __init__(self, run: Run, grid: Grid) -> None:
-        self.run = run
-        self._grid = grid
-        self._known: dict[int, int] = {}  # node -> member
-
-    def gather(self, *, anew: bool = False) -> dict[int, int]:
-        """As `call`, once a cohort is there, or all the members there are, or the run's patience is over.
-
-        anew: everybody is asked again, also those who were ready before.
-        """
-        if anew:
-            self._known.clear()
-        end, pause = time.monotonic() + self.run.patience, FIRST_PAUSE
-        wanted = self.run.cohort if self.run.members is None else min(self.run.cohort, self.run.members)
-        while len(ready := self.call()) < wanted and (left := end - time.monotonic()) > 0:
-            time.sleep(min(pause, left))
-            pause = min(2 * pause, LONGEST_PAUSE)
-        return ready
-
-    def call(self) -> dict[int, int]:
-        """Member number -> node, of all that are connected and ready."""
-        present = set(self._grid.get_node_ids())
-        self._known = {node: member for node, member in self._known.items() if node in present}
-        self.greet(sorted(present - set(self._known)), GREETING_SECONDS)
-        return {member: node for node, member in self._known.items() if self.run.belongs(member)}
-
-    def greet(self, nodes: Iterable[int], seconds: float = math.inf) -> None:
-        """Tell `nodes` which rounds stand, so that they commit what they staged; note who is ready.
-
-        Waits no longer than `seconds`, and than a deadline of the run's: a node may be gone and not yet known
-        to be.
-        """
-        hello = encode(Hello(self.run.run, _finished(self.run.journal)))
-        deadline = min(seconds, self.run.config.federation.deadline_seconds)
-        wire = Exchange(self._grid, deadline, "status")
-        ready: dict[int, int] = {}  # member -> node
-        for node, payload in wire("status", dict.fromkeys(nodes, hello)).items():
-            try:
-                status = decode(payload, Status)
-            except ProtocolError:
-                continue
-            if status.ready:
-                self._known[node] = status.member
-                ready[status.member] = node
-        with suppress(JournalError):  # only shown
-            self.run.journal.seen(ready)
-
-
-def cohort_size(config: RunConfig, people: int) -> int:
-    """Clients a round. 0 in the configuration: a third of the people, at least ten, at most all; all
-    where nothing is shared, since a round is then nothing but everybody's own training.
-
-    Raises ConfigError when more are asked for than there are.
-    """
-    wanted = config.federation.cohort
-    if wanted > people:
-        raise ConfigError(f"federation.cohort is {wanted} but there are {people} people; lower it")
-    if config.adapter.share == "none":
-        return wanted or people
-    return wanted or max(-(-people // 3), min(people, 10))
-
-
-def run_id(config_digest: str, data_digest: str) -> bytes:
-    """16 bytes that name a run: the same configuration and people, the same run."""
-    return hashlib.sha256(f"penchant run|{config_digest}|{data_digest}".encode()).digest()[:16]

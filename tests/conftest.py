@@ -1,42 +1,15 @@
-"""What many tests need: tiny base models, made on the spot, in folders as a hub would give them."""
+"""Fixtures of all tests."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.tiny_models import write_tiny_model
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch comes: small work is slower on two threads
-
-WORDS = [
-    "the",
-    "a",
-    "of",
-    "to",
-    "on",
-    "for",
-    "motion",
-    "bill",
-    "vote",
-    "table",
-    "cloture",
-    "judge",
-    "budget",
-    "tax",
-]
-
-_SMALL: dict[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 64,
-}
-_OWN: dict[str, dict[str, Any]] = {"gptj": {"rotary_dim": 4}, "llama": {"num_key_value_heads": 1}}
 
 
 @pytest.fixture(scope="session")
@@ -51,19 +24,3 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return made[kind]
 
     return get
-
-
-def write_tiny_model(kind: str, folder: Path, **changes: Any) -> None:
-    """Save a tiny model of a type and a tokenizer of whole words (0 is padding, 1 unknown)."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
-
-    torch.manual_seed(0)
-    settings = AutoConfig.for_model(kind, **{**_SMALL, **_OWN.get(kind, {}), **changes})
-    AutoModel.from_config(settings).save_pretrained(folder)
-    vocabulary = {word: place for place, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
-    tokenizer.save_pretrained(folder)

@@ -100,9 +100,10 @@ def test_every_folder_with_code_is_a_package_that_is_installed() -> None:
     on_disk = {f"penchant.{'.'.join(p.parent.relative_to(ROOT).parts)}" for p in SOURCES}
     table = setuptools_table()
     assert set(table["packages"]) == on_disk
-    assert table["package-dir"] == {p: p.removeprefix("penchant.").replace(".", "/") for p in on_disk}
+    assert table["package-dir"] == {f"penchant.{room}": room for room in ROOMS}  # what is inside follows
     for package in on_disk:
-        assert (ROOT / table["package-dir"][package] / "__init__.py").is_file(), package
+        folder = ROOT / package.removeprefix("penchant.").replace(".", "/")
+        assert (folder / "__init__.py").is_file(), package
 
 
 def test_every_other_file_of_a_room_is_package_data() -> None:
@@ -129,7 +130,7 @@ def test_each_room_is_typed() -> None:
 def test_help_imports_nothing_heavy() -> None:
     script = (
         "import sys\n"
-        "from penchant.deploy.cli import main\n"
+        "from penchant.deploy.cli.main import main\n"
         "sys.argv = ['penchant', '--help']\n"
         "try:\n    main()\nexcept SystemExit as leave:\n    code = leave.code\nelse:\n    code = 0\n"
         "heavy = {'torch', 'transformers', 'peft', 'matplotlib', 'flwr', 'pyarrow'} & set(sys.modules)\n"
@@ -155,7 +156,7 @@ def words(path: Path) -> Iterator[str]:
 def commands_of_penchant() -> set[str]:
     import typer.main
 
-    from penchant.deploy.cli import app
+    from penchant.deploy.cli.main import app
 
     command = typer.main.get_command(app)
     return set(getattr(command, "commands", {}))
@@ -165,7 +166,7 @@ def options_of(command: str, rest: str) -> set[str]:
     """The options of a command, or of the one that `rest` names within a group: `penchant device join …`."""
     import typer.main
 
-    from penchant.deploy.cli import app
+    from penchant.deploy.cli.main import app
 
     found = getattr(typer.main.get_command(app), "commands", {})[command]
     path = command

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 from penchant.common.config import DataConfig
+from penchant.common.data.preferences import Federation
+from penchant.common.data.splits import Sizes
+from penchant.common.data.trl_format import JSONL_SUFFIXES, PARQUET_SUFFIX, BadRows
 from penchant.common.errors import DataError
-from penchant.common.preferences import JSONL_SUFFIXES, PARQUET_SUFFIX, BadRows, Federation
-from penchant.common.splits import Sizes
 from penchant.deploy.datasets import files, helpsteer2, movielens, personalllm, prism, senate, tldr
 from penchant.deploy.datasets.prepared import Prepared, to_federation
 

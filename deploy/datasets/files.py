@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from penchant.common.data.preferences import Preference
+from penchant.common.data.splits import Sizes, people_from_pairs
+from penchant.common.data.trl_format import PERSON_FIELDS, BadRows, Labelled, RowLog, collect_preferences
 from penchant.common.errors import DataError
-from penchant.common.preferences import (
-    PERSON_FIELDS,
-    BadRows,
-    Labelled,
-    Preference,
-    RowLog,
-    collect_preferences,
-)
-from penchant.common.splits import Sizes, people_from_pairs
 from penchant.deploy.datasets.prepared import Prepared
 from penchant.deploy.datasets.sources import HubSource
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from penchant.common.data.preferences import Preference
+from penchant.common.data.splits import Sizes, people_from_pairs
+from penchant.common.data.trl_format import BadRows, RowLog
 from penchant.common.errors import DataError
-from penchant.common.preferences import BadRows, Preference, RowLog
-from penchant.common.splits import Sizes, people_from_pairs
 from penchant.deploy.datasets.prepared import Prepared
 from penchant.deploy.datasets.sources import HubSource, number_in, text_in
 

@@ -12,9 +12,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from penchant.common.data.splits import Sizes, people_from_ratings, seeded
+from penchant.common.data.trl_format import BadRows, RowLog
 from penchant.common.errors import DataError
-from penchant.common.preferences import BadRows, RowLog
-from penchant.common.splits import Sizes, people_from_ratings, seeded
 from penchant.deploy.datasets.prepared import Prepared
 
 __all__ = ["prepare"]

@@ -16,9 +16,10 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
+from penchant.common.data.preferences import Preference
+from penchant.common.data.splits import Parts, Sizes, people_from_pairs, seeded, wanted_pairs
+from penchant.common.data.trl_format import BadRows, RowLog
 from penchant.common.errors import DataError
-from penchant.common.preferences import BadRows, Preference, RowLog
-from penchant.common.splits import Parts, Sizes, people_from_pairs, seeded, wanted_pairs
 from penchant.deploy.datasets.prepared import Prepared
 from penchant.deploy.datasets.sources import HubSource, number_in, text_in
 

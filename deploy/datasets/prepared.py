@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from penchant.common.data.preferences import Federation, Person
+from penchant.common.data.splits import FEWEST_TEST_PAIRS, Shortfall, Sizes, choose_people
+from penchant.common.data.trl_format import ReadReport
 from penchant.common.errors import DataError
-from penchant.common.preferences import Federation, Person, ReadReport
-from penchant.common.splits import FEWEST_TEST_PAIRS, Shortfall, Sizes, choose_people
 
 __all__ = ["Prepared", "to_federation"]
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from penchant.common.data.preferences import Preference
+from penchant.common.data.splits import Sizes, people_from_pairs
+from penchant.common.data.trl_format import BadRows, RowLog, person_name, render
 from penchant.common.errors import DataError
-from penchant.common.preferences import BadRows, Preference, RowLog, person_name, render
-from penchant.common.splits import Sizes, people_from_pairs
 from penchant.deploy.datasets.prepared import Prepared
 from penchant.deploy.datasets.sources import HubSource, number_in, text_in
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 
+from penchant.common.data.splits import Sizes, people_from_ratings
 from penchant.common.errors import DataError
-from penchant.common.splits import Sizes, people_from_ratings
 from penchant.deploy.datasets.prepared import Prepared
 
 __all__ = ["MASK", "RollCall", "Senate", "mask_sponsors", "prepare", "read", "worded"]

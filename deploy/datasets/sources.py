@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from penchant.common.data.trl_format import RowLog, read_rows
 from penchant.common.errors import DataError
-from penchant.common.preferences import RowLog, read_rows
 
 __all__ = ["HubSource", "number_in", "text_in"]
 

@@ -16,15 +16,14 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from penchant.server.console import pages
-from penchant.server.console.live import live
+from penchant.common.wording import duration
+from penchant.server.console.accounts import Role, Store
+from penchant.server.console.events import live
 from penchant.server.console.operations import Operations
-from penchant.server.console.store import Role, Store
-from penchant.server.console.web import (
+from penchant.server.console.requests import (
     Desk,
     Endpoint,
     Form,
-    Shield,
     View,
     action,
     address_of,
@@ -37,7 +36,9 @@ from penchant.server.console.web import (
     secure_form,
     visit_of,
 )
-from penchant.server.console.words import FILTERS, duration
+from penchant.server.console.shield import Shield
+from penchant.server.console.views import audit, devices, overview, privacy, releases, run, runs
+from penchant.server.monitoring.labels import FILTERS
 
 __all__ = ["ACTIONS", "LIVE", "PAGES", "build_app"]
 
@@ -45,34 +46,34 @@ log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 
 PAGES: Sequence[tuple[str, View, Role]] = (
-    ("/", pages.overview, "viewer"),
-    ("/runs", pages.runs, "viewer"),
-    ("/runs/compare", pages.compare, "viewer"),
-    ("/runs/new", pages.new, "operator"),
-    ("/runs/{id}", pages.run, "viewer"),
-    ("/runs/{id}/delete", pages.confirm_delete, "operator"),
-    ("/devices", pages.devices, "viewer"),
-    ("/privacy", pages.privacy, "viewer"),
-    ("/releases", pages.releases, "viewer"),
-    ("/releases/{id}/{round}.zip", pages.download, "viewer"),
-    ("/audit", pages.audit, "viewer"),
+    ("/", overview.overview, "viewer"),
+    ("/runs", runs.runs, "viewer"),
+    ("/runs/compare", runs.compare, "viewer"),
+    ("/runs/new", runs.new, "operator"),
+    ("/runs/{id}", run.run, "viewer"),
+    ("/runs/{id}/delete", run.confirm_delete, "operator"),
+    ("/devices", devices.devices, "viewer"),
+    ("/privacy", privacy.privacy, "viewer"),
+    ("/releases", releases.releases, "viewer"),
+    ("/releases/{id}/{round}.zip", releases.download, "viewer"),
+    ("/audit", audit.audit, "viewer"),
 )
 
 ACTIONS: Sequence[tuple[str, View, str]] = (
-    ("/runs/new", pages.start, "start a run"),
-    ("/runs/{id}/stop", pages.stop, "stop a run"),
-    ("/runs/{id}/resume", pages.resume, "resume a run"),
-    ("/runs/{id}/delete", pages.delete, "delete a run"),
-    ("/devices/{id}/tokens", pages.invite, "hand out a token"),
-    ("/devices/{id}/revocations", pages.ask_revocation, "ask for a revocation"),
-    ("/releases/{id}/promote", pages.promote, "promote a release"),
-    ("/releases/{id}/rollback", pages.roll_back, "roll a release back"),
+    ("/runs/new", runs.start, "start a run"),
+    ("/runs/{id}/stop", run.stop, "stop a run"),
+    ("/runs/{id}/resume", run.resume, "resume a run"),
+    ("/runs/{id}/delete", run.delete, "delete a run"),
+    ("/devices/{id}/tokens", devices.invite, "hand out a token"),
+    ("/devices/{id}/revocations", devices.ask_revocation, "ask for a revocation"),
+    ("/releases/{id}/promote", releases.promote, "promote a release"),
+    ("/releases/{id}/rollback", releases.roll_back, "roll a release back"),
 )
 
 LIVE = (
-    ("/live", pages.live_overview),
-    ("/devices/live", pages.live_devices),
-    ("/runs/{id}/live", pages.live_run),
+    ("/live", overview.live_overview),
+    ("/devices/live", devices.live_devices),
+    ("/runs/{id}/live", run.live_run),
 )
 
 
@@ -220,7 +221,7 @@ def check(desk: Desk) -> Endpoint:
             return Response(status_code=401, headers={"HX-Redirect": "/login"})
         if not visit.operator or not visit.sent_by_us():
             return PlainTextResponse("Not for you, or too old.", 403)
-        return answered(visit, pages.check)
+        return answered(visit, runs.check)
 
     return posted(work)
 

@@ -7,92 +7,14 @@ The console is the server's; starting simulations, Flower's control interface an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from penchant.common.config import RunConfig
-from penchant.server.console.facts import Place, Work
+from penchant.server.monitoring.fleet import Enrolment, Link, Revocation, Token
+from penchant.server.monitoring.run_history import Place, Work
 from penchant.server.releases import Release
 
-__all__ = ["Enrolment", "Link", "Node", "Operations", "Revocation", "Token", "fleet_recipe"]
-
-FRESH_SECONDS = 15.0  # an answer as old is not called the present
-
-
-@dataclass(frozen=True)
-class Node:
-    """A device's connection, as the SuperLink knows it. until: Unix seconds, when it went offline; None
-    before it first came."""
-
-    online: bool
-    until: float | None = None
-
-
-@dataclass(frozen=True)
-class Link:
-    """What a fleet's SuperLink said last.
-
-    state: "asked" (it has not answered yet), "up", or "silent" (the latest question got no answer). nodes:
-    node id -> connection, as of `at` (Unix seconds; None: it never answered).
-    """
-
-    state: Literal["asked", "up", "silent"] = "asked"
-    nodes: Mapping[str, Node] = field(default_factory=dict)
-    at: float | None = None
-
-    @property
-    def online(self) -> int | None:
-        """Nodes that were online at that moment; None when it never answered."""
-        return None if self.at is None else sum(node.online for node in self.nodes.values())
-
-    def fresh(self, now: float) -> bool:
-        """Whether this is how things stand now (Unix seconds)."""
-        return self.state == "up" and self.at is not None and now - self.at < FRESH_SECONDS
-
-
-@dataclass(frozen=True)
-class Token:
-    """An invitation. label: whom it is for. made, expires: Unix seconds. state: "open", "expired",
-    "waiting" for the authority, "enrolled" or "out". member: who came with it. node: as what it connects,
-    once the SuperLink lets it. fingerprint: of its request, to compare with what the device shows. text:
-    what the device's owner types or scans; shown once."""
-
-    id: str
-    label: str
-    made: float
-    expires: float
-    state: str = "open"
-    member: int | None = None
-    node: str | None = None
-    fingerprint: str = ""
-    text: str = field(default="", repr=False)
-
-    @property
-    def look(self) -> str:
-        """How its state is shown."""
-        return {"enrolled": "good", "waiting": "warn", "out": "bad"}.get(self.state, "")
-
-
-@dataclass(frozen=True)
-class Revocation:
-    """Somebody asked to take a member out. signed: the number of the authority's list that did, or None
-    while it is pending."""
-
-    member: int
-    why: str
-    by: str
-    at: float
-    signed: int | None
-
-
-@dataclass(frozen=True)
-class Enrolment:
-    """Who belongs to a fleet. list_number, expires: of the authority's list that the server holds."""
-
-    members: frozenset[int]
-    revoked: frozenset[int]
-    list_number: int
-    expires: float
+__all__ = ["Operations", "fleet_recipe"]
 
 
 def fleet_recipe(fleet: Place) -> str:

@@ -22,14 +22,14 @@ from typing import Any
 import httpx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from console_scene import PASSWORD, make_run
+from support.console_scene import PASSWORD, make_run
 
-from penchant.common.enrolment import request
-from penchant.common.identity import Authority
-from penchant.deploy.desk import DATABASE, Desk
-from penchant.deploy.site import ServerSettings, Site
-from penchant.server.console.store import Store
-from penchant.server.console.web import secure_form
+from penchant.common.membership.enrolment import request
+from penchant.common.membership.identity import Authority
+from penchant.deploy.fleet.enrolment import DATABASE, Desk
+from penchant.deploy.fleet.server_directory import ServerSettings, Site
+from penchant.server.console.accounts import Store
+from penchant.server.console.requests import secure_form
 
 LIMIT_MS = 200.0  # the first page, with 1,000 devices and 500 rounds
 PAGES = ("/", "/runs", "/runs/ID", "/devices", "/privacy", "/releases", "/audit")
@@ -89,7 +89,7 @@ def bench(folder: Path, root: Path, what: str, repeats: int) -> list[dict[str, A
     store = Store(folder / "state")
     store.add("olga", "operator", PASSWORD)
     words = ["console", str(root), "--port", str(PORT), "--state", str(folder / "state")]
-    program = [sys.executable, "-P", "-c", "from penchant.deploy.cli import main; main()"]
+    program = [sys.executable, "-P", "-c", "from penchant.deploy.cli.main import main; main()"]
     process = subprocess.Popen([*program, *words], stdout=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=30) as client:

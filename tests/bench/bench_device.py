@@ -34,28 +34,31 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import torch  # noqa: E402
-from deployment import Deployment  # noqa: E402
-from fleet_scene import FleetScene  # noqa: E402
-from flwr.app import Context  # noqa: E402
-from open_flower import superlink_command, supernode_command  # noqa: E402
-from packaging.requirements import Requirement  # noqa: E402
-from processes import free_port, listens  # noqa: E402
+import torch
+from flwr.app import Context
+from packaging.requirements import Requirement
+from support.deployment import Deployment
+from support.fleet_scene import FleetScene
+from support.open_flower import superlink_command, supernode_command
+from support.processes import free_port, listens
 
-from penchant.client.agent import Choices  # noqa: E402
-from penchant.client.app import Answer, build_app  # noqa: E402
-from penchant.client.bench import Benches  # noqa: E402
-from penchant.client.home import Home  # noqa: E402
-from penchant.client.service import AgentServer, RemoteAgent  # noqa: E402
-from penchant.common.codec import MAGIC  # noqa: E402
-from penchant.common.identity import Membership  # noqa: E402
-from penchant.common.preferences import Preference  # noqa: E402
-from penchant.common.protocol import threshold  # noqa: E402
-from penchant.deploy import datasets, superlink  # noqa: E402
-from penchant.deploy.grid import InProcessGrid  # noqa: E402
-from penchant.server.journal import Journal  # noqa: E402
-from penchant.server.round import Roll, Run, play_round  # noqa: E402
-from penchant.server.secagg import SecureAggregation  # noqa: E402
+from penchant.client.agent.agent import Choices
+from penchant.client.agent.flower_app import Answer, build_app
+from penchant.client.agent.socket import AgentServer, RemoteAgent
+from penchant.client.device.device import Home
+from penchant.client.learning.model_cache import Benches
+from penchant.common.data.preferences import Preference
+from penchant.common.membership.identity import Membership
+from penchant.common.secagg.transcript import threshold
+from penchant.common.wire.codec import MAGIC
+from penchant.deploy import datasets
+from penchant.deploy.flower import superlink
+from penchant.deploy.flower.in_process_grid import InProcessGrid
+from penchant.server.availability import Roll
+from penchant.server.journal import Journal
+from penchant.server.round import play_round
+from penchant.server.run import Run
+from penchant.server.secagg.secure import SecureAggregation
 
 BASE = "all-MiniLM-L6-v2"
 DEVICES = 4
@@ -81,7 +84,7 @@ def senators(count: int) -> list[tuple[Preference, ...]]:
 @contextmanager
 def served(home: Path, at: Path) -> Iterator[psutil.Process]:
     """`penchant device serve`, up."""
-    program = "from penchant.deploy.cli import main; main()"
+    program = "from penchant.deploy.cli.main import main; main()"
     words = [sys.executable, "-c", program, "device", "serve", "--home", str(home), "--socket", str(at)]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
         try:
@@ -215,7 +218,7 @@ from pathlib import Path
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
-from penchant.common.flower import pack
+from penchant.common.wire.flower import pack
 
 server = ServerApp()
 client = ClientApp()
@@ -265,7 +268,7 @@ def measure_relay() -> Table:
             node = stack.enter_context(flower(words, surroundings, place / "flower.log"))
             wait_for(lambda: listens(port))
         found: Table = {}
-        for name, client in (("bare", "bundle:client"), ("relay", "penchant.client.relay:app")):
+        for name, client in (("bare", "bundle:client"), ("relay", "penchant.client.agent.relay:app")):
             found[name] = most_of_a_client_app(place / name, client, f"127.0.0.1:{port}", node)
         found["relay / bare"] = found["relay"] / found["bare"]
         found["SuperNode, with its helper"] = sum(

@@ -36,16 +36,16 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from conftest import write_tiny_model  # noqa: E402
-from processes import finished  # noqa: E402
+from support.processes import finished
+from support.tiny_models import write_tiny_model
 
-from penchant.deploy import served  # noqa: E402
-from penchant.deploy.quickstart import RUN, Quickstart, live_fleet  # noqa: E402
-from penchant.deploy.site import Site  # noqa: E402
-from penchant.deploy.superlink import start_run  # noqa: E402
-from penchant.deploy.up import door  # noqa: E402
-from penchant.server.journal import Journal  # noqa: E402
-from penchant.server.secagg import STAGES  # noqa: E402
+from penchant.deploy.fleet import served_run
+from penchant.deploy.fleet.processes import door
+from penchant.deploy.fleet.quickstart import RUN, Quickstart, live_fleet
+from penchant.deploy.fleet.server_directory import Site
+from penchant.deploy.flower.superlink import start_run
+from penchant.server.journal import Journal
+from penchant.server.secagg.stages import STAGES
 
 LIMIT = 1.3  # a round over the floor of as many exchanges
 PAGE = ROOT / "docs" / "runbook.md"
@@ -138,7 +138,7 @@ class Costs:
 
     def rounds(self, last: int) -> list[dict[str, Any]]:
         """Play the run; what the journal says of each round."""
-        served.start(self.run, door(self.site))
+        served_run.start(self.run, door(self.site))
         until("the run", lambda: finished(self.run)[-1:] == [last], 1800)
         time.sleep(10)  # for the last word to the devices
         with closing(Journal(self.run)) as journal:

@@ -20,19 +20,21 @@ from typing import Any
 
 from flwr.app import Context
 
-from penchant.client.app import Answer, build_app
-from penchant.common.adapters import Slot
-from penchant.common.blueprint import Blueprint
-from penchant.common.codec import decode, encode
+from penchant.client.agent.flower_app import Answer, build_app
 from penchant.common.config import RunConfig
-from penchant.common.contribution import Form
-from penchant.common.messages import Announce, Plain, Ready, Status
-from penchant.common.protocol import context_digest
-from penchant.deploy.grid import InProcessGrid
+from penchant.common.model.modules import Slot
+from penchant.common.model.signature import Blueprint
+from penchant.common.secagg.transcript import context_digest
+from penchant.common.secagg.update_vector import Form
+from penchant.common.wire.codec import decode, encode
+from penchant.common.wire.messages import Announce, Plain, Ready, Status
+from penchant.deploy.flower.in_process_grid import InProcessGrid
+from penchant.server.availability import Roll
 from penchant.server.exchange import Exchange
 from penchant.server.journal import Journal
-from penchant.server.round import Roll, Run, play_round
-from penchant.server.secagg import PlainAggregation
+from penchant.server.round import play_round
+from penchant.server.run import Run
+from penchant.server.secagg.plain import PlainAggregation
 
 LIMIT_MS = 1.0  # wall time of one message there and back
 BLUEPRINT = Blueprint((Slot("block.dense", 8, 8),), 8, bytes(32))

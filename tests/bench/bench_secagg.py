@@ -36,15 +36,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import scene as stage_door
-from scene import Scene, plain_sum
+from support import scene as stage_door
+from support.scene import Scene, plain_sum
 
 from penchant.client import secagg as client
-from penchant.common import prg
-from penchant.common.keys import AgreementKey, verify
-from penchant.common.prg import accumulate
-from penchant.common.protocol import threshold
-from penchant.common.shamir import Combiner, split
+from penchant.common.crypto import masks as prg
+from penchant.common.crypto.keys import AgreementKey, verify
+from penchant.common.crypto.masks import accumulate
+from penchant.common.crypto.shamir import Combiner, split
+from penchant.common.secagg.transcript import threshold
 
 HERE = Path(__file__).resolve().parent
 STAGES = ("keys", "shares", "masked", "confirm", "unmask")

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 
 import torch
 
-from penchant.client.training import LocalTrainer
-from penchant.common.backbone import load_backbone
+from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.config import AdapterConfig, ModelConfig, TrainingConfig
-from penchant.common.reward import RewardModel
+from penchant.common.model.backbone import load_backbone
+from penchant.common.model.reward import RewardModel
 
 VOCABULARY = (
     "motion to table the amendment offered by a senator on appropriations for defense homeland security "

@@ -10,7 +10,7 @@ import time
 
 from flwr.supernode import start_client_internal
 
-from penchant.client.supernode import main
+from penchant.client.agent.supernode import main
 
 LOOK_SECONDS = 0.5
 

@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from processes import stop
+from support.processes import stop
 
 TUNSETIFF = 0x400454CA
 TUN_WITHOUT_HEADER = 0x0001 | 0x1000

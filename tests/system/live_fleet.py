@@ -22,13 +22,13 @@ import psutil
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from deployment import Deployment
-from processes import PROGRAM
+from support.deployment import Deployment
+from support.processes import PROGRAM
+from support.twin import journal
 from system.hosts import Host
-from twin import journal
 
-from penchant.deploy.site import ServerSettings, Site
-from penchant.deploy.superlink import SUPERNODE, environment, supernode_command
+from penchant.deploy.fleet.server_directory import ServerSettings, Site
+from penchant.deploy.flower.superlink import SUPERNODE, environment, supernode_command
 from penchant.server.journal import RoundRow
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -45,9 +45,9 @@ Process = subprocess.Popen[bytes]
 REGISTER = """
 import sys
 from pathlib import Path
-from penchant.deploy.site import Site
-from penchant.deploy.superlink import Control
-from penchant.deploy.up import door
+from penchant.deploy.fleet.server_directory import Site
+from penchant.deploy.flower.superlink import Control
+from penchant.deploy.fleet.processes import door
 with Control(door(Site(Path(sys.argv[1])))) as control:
     for number, key in enumerate(sys.argv[2:]):
         control.register(key.encode(), f"device {number}")

@@ -15,20 +15,21 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from deployment import Deployment
 from flwr.app import Context
-from twin import journal, known
+from support.deployment import Deployment
+from support.twin import journal, known
 
-from penchant.client.app import Answer, build_app
-from penchant.client.bench import Benches
-from penchant.client.home import Home
-from penchant.common.codec import decode
+from penchant.client.agent.flower_app import Answer, build_app
+from penchant.client.device.device import Home
+from penchant.client.learning.model_cache import Benches
 from penchant.common.errors import DeviceError
-from penchant.common.messages import Announce
-from penchant.deploy.grid import InProcessGrid
-from penchant.deploy.served import MEMBERS, open_served
+from penchant.common.wire.codec import decode
+from penchant.common.wire.messages import Announce
+from penchant.deploy.fleet.served_run import MEMBERS, open_served
+from penchant.deploy.flower.in_process_grid import InProcessGrid
+from penchant.server.availability import Roll
 from penchant.server.journal import RoundLog
-from penchant.server.round import Roll, play_round
+from penchant.server.round import play_round
 
 
 @dataclass(frozen=True)

@@ -18,22 +18,22 @@ from typing import Any
 
 import psutil
 import pytest
-from open_flower import superlink_command, supernode_command
+from support.open_flower import superlink_command, supernode_command
 from system.other_user import User, user
 
-from penchant.client.home import Home
-from penchant.client.policy import OwnerPolicy
-from penchant.client.service import RemoteAgent
-from penchant.common.codec import decode, encode
-from penchant.common.enrolment import Request
-from penchant.common.messages import Hello, Status
-from penchant.common.preferences import Preference
-from penchant.deploy.authority import Office
-from penchant.deploy.superlink import Door, environment, start_run
+from penchant.client.agent.policy import OwnerPolicy
+from penchant.client.agent.socket import RemoteAgent
+from penchant.client.device.device import Home
+from penchant.common.data.preferences import Preference
+from penchant.common.membership.enrolment import Request
+from penchant.common.wire.codec import decode, encode
+from penchant.common.wire.messages import Hello, Status
+from penchant.deploy.fleet.authority import Office
+from penchant.deploy.flower.superlink import Door, environment, start_run
 
 pytestmark = pytest.mark.system
 
-PROGRAM = [sys.executable, "-c", "from penchant.deploy.cli import main; main()"]
+PROGRAM = [sys.executable, "-c", "from penchant.deploy.cli.main import main; main()"]
 FILES = ["preferences.db", "vault.db", "vault.key", "vault.check", "policy.toml", "model.toml", "agent.lock"]
 PASSPHRASE = "no other user knows it"
 SYSTEM_DENIES = {"list", "read", "write", "make", "rename", "link", "hold", "enter", "process_vm_readv"}

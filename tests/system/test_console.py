@@ -18,15 +18,15 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from processes import PROGRAM, free_port, listens, wait_for
+from support.processes import PROGRAM, free_port, listens, wait_for
 from system.console_browser import PASSWORD, PICTURES, SCREENS, Operator, Served, chromium
 
-from penchant.common.enrolment import request
-from penchant.common.tokens import JoinToken
-from penchant.deploy.attending import attend
-from penchant.deploy.authority import Office
-from penchant.deploy.site import ServerSettings, Site
-from penchant.server.console.pages import qr_code
+from penchant.common.membership.enrolment import request
+from penchant.common.membership.join_token import JoinToken
+from penchant.deploy.fleet.authority import Office
+from penchant.deploy.fleet.authority_inbox import attend
+from penchant.deploy.fleet.server_directory import ServerSettings, Site
+from penchant.server.console.views.devices import qr_code
 
 pytestmark = pytest.mark.system
 

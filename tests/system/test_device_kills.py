@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from device_kills import kill_again_and_again
+from support.device_kills import kill_again_and_again
 
 pytestmark = pytest.mark.system
 

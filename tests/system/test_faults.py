@@ -14,15 +14,15 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from deployment import Deployment
+from support.deployment import Deployment
+from support.twin import journal
 from system.disks import BALLAST, small_disk
 from system.hosts import Host, network
 from system.live_fleet import LiveFleet, Trap
 from system.shadow import Loss, Shadow, choices_of
-from twin import journal
 
-from penchant.client.home import Home
-from penchant.deploy.rundir import busy
+from penchant.client.device.device import Home
+from penchant.deploy.run_directory import busy
 
 pytestmark = pytest.mark.system
 

@@ -8,19 +8,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from device_kills import DEVICES, RUN, Fleet
 from flwr.app import Context
-from killed_device import choice
+from support.device_kills import DEVICES, RUN, Fleet
+from support.killed_device import choice
 from system.disks import BALLAST, fill, small_disk
 
-from penchant.client.app import Answer, build_app
-from penchant.client.home import Home
-from penchant.client.service import AgentServer, RemoteAgent
-from penchant.common.codec import decode
+from penchant.client.agent.flower_app import Answer, build_app
+from penchant.client.agent.socket import AgentServer, RemoteAgent
+from penchant.client.device.device import Home
 from penchant.common.errors import DeviceError
-from penchant.common.messages import Abort, AbortCode
-from penchant.deploy.grid import InProcessGrid
-from penchant.server.round import Roll, play_round
+from penchant.common.wire.codec import decode
+from penchant.common.wire.messages import Abort, AbortCode
+from penchant.deploy.flower.in_process_grid import InProcessGrid
+from penchant.server.availability import Roll
+from penchant.server.round import play_round
 
 pytestmark = pytest.mark.system
 
@@ -108,7 +109,7 @@ def check_the_owner_is_told(fleet: Fleet, disk: Path) -> None:
         "".join(f'{{"prompt": "p{n}", "chosen": "a", "rejected": "b"}}\n' for n in range(3000))
     )
     done = subprocess.run(
-        [sys.executable, "-c", "from penchant.deploy.cli import main; main()",
+        [sys.executable, "-c", "from penchant.deploy.cli.main import main; main()",
          "device", "import", str(disk.parent / "more.jsonl"), "--home", str(fleet.homes[0])],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import PROGRAM, free_port
+from support.processes import PROGRAM, free_port
 from system.hosts import Host, network
 
-from penchant.deploy.authority import Office
-from penchant.deploy.site import ServerSettings, Site
-from penchant.deploy.superlink import FLEET_PATHS
+from penchant.deploy.fleet.authority import Office
+from penchant.deploy.fleet.server_directory import ServerSettings, Site
+from penchant.deploy.flower.superlink import FLEET_PATHS
 
 pytestmark = pytest.mark.system
 

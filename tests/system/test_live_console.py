@@ -12,19 +12,19 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from deployment import Deployment
 from playwright.sync_api import Browser, Locator, Page, expect
-from processes import PROGRAM
+from support.deployment import Deployment
+from support.processes import PROGRAM
+from support.twin import journal
 from system.console_browser import CHROMIUM, PASSWORD, Operator, Served, chromium
 from system.hosts import Host, network
 from system.live_fleet import LiveFleet
-from twin import journal
 
-from penchant.client.home import Home
-from penchant.client.policy import OwnerPolicy
-from penchant.common.preferences import Preference
-from penchant.deploy.attending import attend
-from penchant.server.console.store import Store
+from penchant.client.agent.policy import OwnerPolicy
+from penchant.client.device.device import Home
+from penchant.common.data.preferences import Preference
+from penchant.deploy.fleet.authority_inbox import attend
+from penchant.server.console.accounts import Store
 
 pytestmark = pytest.mark.system
 

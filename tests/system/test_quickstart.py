@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from penchant.common.errors import GatewayError, UsageError
-from penchant.deploy.quickstart import RUN, Quickstart, quickstart
-from penchant.deploy.site import Site
+from penchant.deploy.fleet.quickstart import RUN, Quickstart, quickstart
+from penchant.deploy.fleet.server_directory import Site
 from penchant.server.journal import Journal
 
 pytestmark = pytest.mark.system

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from penchant.deploy.report import write_comparison, write_report
+from penchant.deploy.report.run_page import write_comparison, write_report
 
 pytestmark = pytest.mark.system
 

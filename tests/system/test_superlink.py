@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deployment import Deployment
-from processes import PROGRAM, finished, free_port, listens, running, stop, wait_for
 from safetensors import safe_open
-from twin import check_same, journal, simulate_twin
+from support.deployment import Deployment
+from support.processes import PROGRAM, finished, free_port, listens, running, stop, wait_for
+from support.twin import check_same, journal, simulate_twin
 
-from penchant.client.home import Home
-from penchant.client.policy import OwnerPolicy
-from penchant.common.preferences import Preference
-from penchant.deploy import served
-from penchant.deploy.site import Site
+from penchant.client.agent.policy import OwnerPolicy
+from penchant.client.device.device import Home
+from penchant.common.data.preferences import Preference
+from penchant.deploy.fleet import served_run
+from penchant.deploy.fleet.server_directory import Site
 
 pytestmark = pytest.mark.system
 
@@ -113,7 +113,7 @@ def test_a_fleet_learns_and_goes_on_after_the_server_was_killed(
             join(fleet, server, number)
         site = Site(server)
         run = fleet.run = site.run("first")
-        served.create(run, fleet.config, site.authority, site.membership().encoded)
+        served_run.create(run, fleet.config, site.authority, site.membership().encoded)
         world = simulate_twin(fleet)
         for folder in fleet.homes:
             start_device(stack, folder)

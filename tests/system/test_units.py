@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import typer.main
 
-import penchant.deploy.cli as cli
+import penchant.deploy.cli.main as cli
 
 pytestmark = pytest.mark.system
 
-DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "fleet"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 CONTAINERS = sorted((DEPLOY / "containers").iterdir())
 MOST = 15  # tenths of exposure, of 100; 1.5 is well inside what systemd calls OK

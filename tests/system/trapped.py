@@ -21,10 +21,10 @@ from typing import Any
 
 from system.disks import fill
 
-from penchant.client.agent import Agent
-from penchant.common.codec import decode
+from penchant.client.agent.agent import Agent
 from penchant.common.errors import CodecError
-from penchant.common.messages import Announce
+from penchant.common.wire.codec import decode
+from penchant.common.wire.messages import Announce
 
 HOLD_MOST = 600.0
 
@@ -81,6 +81,6 @@ UNTRAPPED = Agent.answer
 
 if __name__ == "__main__":
     Traps(Path(sys.argv.pop(1))).set()
-    from penchant.deploy.cli import main
+    from penchant.deploy.cli.main import main
 
     main()

@@ -15,7 +15,7 @@ from flwr.supercore.superexec.executor import subprocess_executor
 from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
 from flwr.supernode.cli import flwr_clientapp
 
-import penchant.client.relay  # noqa: F401
+import penchant.client.agent.relay  # noqa: F401
 
 
 class ForkingExecutor(subprocess_executor.SubprocessExecutor):

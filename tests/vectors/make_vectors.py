@@ -17,17 +17,17 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-import fuzz_messages  # noqa: E402
-from scene import NOW, SEED, Scene, identity  # noqa: E402
+from support import fuzz_messages
+from support.scene import NOW, SEED, Scene, identity
 
-from penchant.common import messages as m  # noqa: E402
-from penchant.common import protocol as p  # noqa: E402
-from penchant.common.codec import decode, encode  # noqa: E402
-from penchant.common.entropy import SeededEntropy  # noqa: E402
-from penchant.common.keys import AgreementKey  # noqa: E402
-from penchant.common.prg import expand  # noqa: E402
-from penchant.common.quantise import Counter, Quantiser  # noqa: E402
-from penchant.common.shamir import PRIME, split  # noqa: E402
+from penchant.common.crypto.entropy import SeededEntropy
+from penchant.common.crypto.keys import AgreementKey
+from penchant.common.crypto.masks import expand
+from penchant.common.crypto.shamir import PRIME, split
+from penchant.common.secagg import transcript as p
+from penchant.common.secagg.quantization import Counter, Quantiser
+from penchant.common.wire import messages as m
+from penchant.common.wire.codec import decode, encode
 
 STAGES = ("keys", "shares", "masked", "confirm", "unmask")
 
@@ -126,7 +126,7 @@ def shamir() -> None:
 
 
 def rounds() -> None:
-    """A whole round of five; device 2 is lost before its vector. Seeded as tests/scene.py says."""
+    """A whole round of five; device 2 is lost before its vector. Seeded as tests/support/scene.py says."""
     scene = Scene(5)
     asked: dict[tuple[str, int], bytes] = {}
 

@@ -1,0 +1,417 @@
+"""The agent: the trust boundary of a device.
+
+It owns the preferences, the personal factor and the keys, enforces the owner's policy, and offers
+nothing but readiness and the five exchanges of a round (DESIGN section 6). It executes nothing that a
+server sends; what leaves on refusal is one abort code, while the owner's log says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penchant.client.agent.open_attempt import MemorySessions, Sessions
+from penchant.client.agent.policy import OwnerPolicy, checked_factors
+from penchant.client.learning.model_cache import Bench, Benches
+from penchant.client.learning.trainer import Counts
+from penchant.client.secagg import Done, Participant, Role, RoleOf, Shared
+from penchant.client.vault.sealing import Box
+from penchant.client.vault.vault import Vault
+from penchant.common.config import Plan
+from penchant.common.crypto.domain import domain
+from penchant.common.crypto.entropy import Entropy
+from penchant.common.crypto.keys import Verifier, derive, verify
+from penchant.common.data.preferences import Preference
+from penchant.common.errors import (
+    AgreementError,
+    BaseModelError,
+    DataError,
+    DeviceError,
+    PenchantError,
+    PolicyRefusal,
+    StageError,
+    UsageError,
+)
+from penchant.common.membership.identity import Identity, MemberList, Membership
+from penchant.common.secagg.update_vector import HONEST_FOR_HISTOGRAM, JUDGED_MOST, Contribution, Form
+from penchant.common.wire.codec import AtMost, decode, encode, encode_record
+from penchant.common.wire.messages import (
+    MAX_FACTORS,
+    MAX_PLAN,
+    Abort,
+    AbortCode,
+    Announce,
+    Digest,
+    Hello,
+    Status,
+    abort_code,
+)
+
+__all__ = ["Agent", "Choices", "Model"]
+
+log = logging.getLogger(__name__)
+
+Vector = NDArray[np.float32]
+MEMBERS = "member list"
+REASON_MOST = 300  # characters of a reason that the owner is shown
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The owner's recorded preferences: those to learn from, and those kept aside to judge the model by."""
+
+    train: Sequence[Preference] = field(repr=False)
+    validation: Sequence[Preference] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a round asks of this device, checked."""
+
+    announce: Announce
+    bench: Bench
+    form: Form
+    shared: Vector
+    start: Vector  # of the personal part
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What training gave: this device's part of the round, and its new personal part."""
+
+    contribution: Contribution
+    personal: Vector = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The shared factors that a personal part belongs to, as they were announced, with their plan."""
+
+    base: Digest
+    plan: Annotated[bytes, AtMost(MAX_PLAN)]
+    factors: Annotated[bytes, AtMost(MAX_FACTORS)]
+
+
+class Agent:
+    """One device. `answer` is the only entrance from outside; the rest is for the owner.
+
+    Args:
+        home: the agent's own directory.
+        policy, choices, identity: as they are, or functions that read them anew for each message. An identity
+            that is gone, or is another, ends what the agent does: the owner has left, or joined anew.
+        secret: 32 bytes of the device; rounding and local shuffling are derived from it.
+        box: seals what is kept at rest.
+        verify: how signatures are checked; only a simulator injects another.
+        role: the device's part in the aggregation protocol.
+        ahead: trains while the other exchanges go by, instead of when the vector is asked for.
+        keep_model: keeps the shared factors beside the personal part, so that the owner can rank offline, and
+            counts what leaves by name and bytes.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        policy: OwnerPolicy | Callable[[], OwnerPolicy],
+        identity: Identity | Callable[[], Identity | None],
+        membership: Membership,
+        choices: Choices | Callable[[], Choices],
+        benches: Benches,
+        secret: bytes,
+        entropy: Entropy,
+        box: Box | None = None,
+        verify: Verifier = verify,
+        role: RoleOf = Participant,
+        sessions: Sessions | None = None,
+        clock: Callable[[], float] = time.time,
+        ahead: bool = False,
+        keep_model: bool = False,
+    ) -> None:
+        self._policy_now = policy if callable(policy) else lambda: policy
+        self._identity_now = identity if callable(identity) else lambda: identity
+        self._identity = self._known_identity()
+        self._choices_now = choices if callable(choices) else lambda: choices
+        self._benches = benches
+        self._secret = secret
+        self._entropy = entropy
+        self._verify = verify
+        self._role = role
+        self._clock = clock
+        self._keep_model = keep_model
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="train") if ahead else None
+        self._trained: Future[_Trained] | None = None
+        self._place = (b"", 0)  # run and round of the last attempt
+        self._vector: list[tuple[str, int]] = []  # (name, bytes) of what the last vector held
+        self._vault = Vault(home, box)
+        self._membership = self._latest(membership)
+        self._sessions = sessions or MemorySessions()
+
+    def __repr__(self) -> str:
+        return f"Agent(member={self._identity.member})"
+
+    @property
+    def _policy(self) -> OwnerPolicy:
+        return self._policy_now()
+
+    # --- from outside ------------------------------------------------------------------------------------
+
+    def answer(self, stage: str, payload: bytes) -> bytes:
+        """Answer one message of a stage; an `Abort` with one code, and the round dropped, for any refusal."""
+        steps = {
+            "status": self._status,
+            "keys": self._keys,
+            "shares": self._shares,
+            "masked": self._masked,
+            "confirm": self._confirm,
+            "unmask": self._unmask,
+        }
+        try:
+            if stage not in steps:
+                raise StageError(f"there is no stage {stage[:20]!r}")
+            self._permit(stage, before=True)
+            reply = steps[stage](payload)
+            self._permit(stage, before=False)  # the owner may have paused or left while it trained
+            if self._keep_model:
+                self._vault.note_sent(self._parts(stage, reply))
+            return reply
+        except PenchantError as error:
+            return self._refuse(stage, abort_code(error), str(error))
+        except Exception as error:  # the boundary: no text of an exception may leave, and the agent stays up
+            return self._refuse(stage, AbortCode.INTERNAL, type(error).__name__)
+
+    def _refuse(self, stage: str, code: AbortCode, reason: str) -> bytes:
+        """Drop the round, tell the owner why; the one code is all that leaves."""
+        abort = encode(Abort(code))
+        self._stop_training()
+        try:
+            self._sessions.drop()
+            self._vault.tell_owner(_printable(stage, 20), code.name, _printable(reason, REASON_MOST))
+            if self._keep_model:
+                self._vault.note_sent([("refusal", len(abort))])
+        except DeviceError as error:  # a full disk, say: refuse all the same
+            log.warning("can't note why stage %s was refused: %s", _printable(stage, 20), error)
+        return abort
+
+    def _stop_training(self) -> None:
+        """Nothing will come of what was begun; training that has not begun never does."""
+        ahead, self._trained = self._trained, None
+        if ahead is not None:
+            ahead.cancel()
+
+    def _permit(self, stage: str, *, before: bool) -> None:
+        """PolicyRefusal when the owner has left, or has paused the device, or its hours are over.
+
+        Before an announcement only the first counts: its member list is taken over in any case, and
+        `_task` asks the policy. Readiness is answered in a pause as well: no.
+        """
+        current = self._identity_now()
+        if current is None:
+            raise PolicyRefusal("this device has left its fleet")
+        if current.certificate != self._identity.certificate:
+            raise PolicyRefusal("this device has joined anew since the agent was started; restart the agent")
+        if stage != "status" and not (before and stage in ("keys", "masked")):
+            self._policy.check_time(sent=stage in ("confirm", "unmask"))
+
+    def _parts(self, stage: str, reply: bytes) -> list[tuple[str, int]]:
+        """(name, bytes) of what a reply holds: a masked vector by tensors and counts, else the whole."""
+        held = self._vector if stage == "masked" else []
+        return [*held, (f"{stage} message", len(reply) - sum(size for _, size in held))]
+
+    def _status(self, payload: bytes) -> bytes:
+        hello = decode(payload, Hello)
+        self._vault.settle(hello.run, [(f.round, f.attempt) for f in hello.finished])
+        run, number = self._place
+        if hello.run == run and any(f.round >= number for f in hello.finished):
+            self._sessions.drop()  # that round is over: its secrets are of no use to anybody good
+            self._stop_training()
+        ready = self._policy.ready(datetime.now()) and len(self._choices_now().train) > 0
+        return encode(Status(ready, self._identity.member))
+
+    def _keys(self, payload: bytes) -> bytes:
+        self._sessions.drop()  # a new attempt ends what was open
+        self._stop_training()
+        announce = decode(payload, Announce)
+        self._update_members(announce.membership)  # once seen a list is known, whatever comes of the round
+        task = self._task(announce)  # refuses what the owner or the device can't accept
+        state, reply = self._participant().begin(announce, self._entropy, self._now())
+        finished = [(f.round, f.attempt) for f in announce.finished]
+        self._vault.begin(announce.run, announce.round, announce.attempt, finished)
+        self._sessions.keep(announce, state)
+        self._place = announce.run, announce.round
+        self._trained = self._pool.submit(self._train, task) if self._pool else None
+        return reply
+
+    def _shares(self, payload: bytes) -> bytes:
+        announce, state = self._sessions.take()
+        after, reply = self._participant().share(state, payload, self._entropy)
+        self._sessions.keep(announce, after)
+        return reply
+
+    def _masked(self, payload: bytes) -> bytes:
+        announce, state = self._sessions.take()
+        task = self._task(announce)
+        ahead, self._trained = self._trained, None
+        trained = ahead.result() if ahead else self._train(task)
+        contribution = replace(trained.contribution, in_histogram=self._in_histogram(state))
+        vector = task.form.quantise(contribution, self._derived(announce, "rounding"))
+        after, reply = self._participant().mask(state, payload, vector)
+        self._vector = task.form.parts(task.bench.split)
+        model = Model(announce.base, announce.plan, announce.factors)
+        self._vault.stage(
+            announce.run,
+            announce.round,
+            announce.attempt,
+            trained.personal,
+            encode_record(model) if self._keep_model else b"",
+        )
+        if not isinstance(after, Done):
+            self._sessions.keep(announce, after)
+        return reply
+
+    def _confirm(self, payload: bytes) -> bytes:
+        announce, state = self._sessions.take()
+        after, reply = self._participant().confirm(state, payload)
+        self._sessions.keep(announce, after)
+        return reply
+
+    def _unmask(self, payload: bytes) -> bytes:
+        announce, state = self._sessions.take()
+        _, reply = self._participant().unmask(state, payload)
+        # Durable before the shares leave: no other attempt of this round may ever start here.
+        self._vault.mark_unmasked(announce.run, announce.round, announce.attempt)
+        return reply
+
+    # --- for the owner -----------------------------------------------------------------------------------
+
+    def judge(self, run: bytes, plan: Plan, factors: Vector, pairs: Sequence[Preference]) -> Counts:
+        """How the personal model of `run` does on `pairs`, with announced `factors` of `plan`."""
+        bench = self._benches.of(plan)
+        shared, start = bench.parts(factors)
+        personal = self._personal(run, start)
+        return bench.trainer(start).evaluate(shared, personal, bench.model.prepare(pairs))
+
+    def reasons(self) -> list[tuple[str, str, str]]:
+        """Why this device refused what it refused: (stage, code, reason), oldest first."""
+        return self._vault.told()
+
+    # --- checking ----------------------------------------------------------------------------------------
+
+    def _known_identity(self) -> Identity:
+        identity = self._identity_now()
+        if identity is None:
+            raise UsageError("this device is in no fleet; join one first")
+        return identity
+
+    def _task(self, announce: Announce) -> _Task:
+        """The task of an announcement, or a typed refusal. Loads only base models that the owner allows."""
+        plan = Plan.decode(announce.plan)
+        self._policy.check(announce, plan)
+        bench = self._benches.of(plan)
+        if announce.base != bench.blueprint.digest:
+            raise BaseModelError("the server runs another base model under this name; ask the operator which")
+        form = Form.of(plan, bench.split)
+        if (announce.ring, announce.words, announce.group) != (form.ring, form.words, form.group):
+            raise AgreementError("ring, length or group size announced are not those that the plan gives")
+        factors = checked_factors(announce.factors, bench.blueprint.announced(plan), self._policy.max_factor)
+        shared, start = bench.parts(factors)
+        return _Task(announce, bench, form, shared, start)
+
+    def _participant(self) -> Role:
+        return self._role(self._identity, self._membership, self._policy.secagg(), self._verify)
+
+    def _update_members(self, encoded: bytes) -> None:
+        """Take over the list that came with an announcement, durably, or refuse the announcement."""
+        accepted = self._membership.accept(encoded, self._now()) if encoded else self._membership
+        if accepted is not self._membership:
+            self._vault.keep_blob(MEMBERS, encoded)
+            self._membership = accepted
+
+    def _latest(self, membership: Membership) -> Membership:
+        """The newest list this device ever knew: an old one must not become new by a restart."""
+        kept = self._vault.blob(MEMBERS)
+        if not kept or MemberList.decode(kept).number < membership.number:
+            if membership.number:
+                self._vault.keep_blob(MEMBERS, membership.encoded)
+            return membership
+        # As of its own date: a list that has run out meanwhile is refused when a round begins, not here.
+        fresh = Membership(membership.authority, verify=self._verify)
+        return fresh.accept(kept, MemberList.decode(kept).issued)
+
+    def _now(self) -> int:
+        return int(self._clock())
+
+    # --- working -----------------------------------------------------------------------------------------
+
+    def _in_histogram(self, state: object) -> bool:
+        """Whether the sum will hold so many honest people that this device shows its tenth of accuracy."""
+        return isinstance(state, Shared) and (
+            self._policy.honest_among(len(state.identities)) >= HONEST_FOR_HISTOGRAM
+        )
+
+    def _train(self, task: _Task) -> _Trained:
+        """Train, or refit in a closing round."""
+        announce, plan, bench = task.announce, task.bench.plan, task.bench
+        choices = self._choices_now()
+        if not choices.train:
+            raise DataError("this device has no choices to learn from yet")
+        trainer = bench.trainer(task.start)
+        personal = self._personal(announce.run, task.start)
+        prepared = bench.model.prepare(choices.train)
+        if plan.phase == "close":
+            before = trainer.evaluate(task.shared, personal, prepared)
+            personal = trainer.fit_personal(task.shared, personal, prepared, self._seed(announce))
+            judged = self._judged(trainer.evaluate, bench, choices, task.shared, personal)
+            update = np.zeros(0, dtype=np.float32)
+        else:
+            judged = self._judged(trainer.evaluate, bench, choices, task.shared, personal)
+            outcome = trainer.train(task.shared, personal, prepared, self._seed(announce))
+            before, update, personal = outcome.before, outcome.shared_update, outcome.personal
+        contribution = Contribution(
+            update=update,
+            weight=len(prepared),
+            loss=before.loss_sum,
+            correct=judged.correct,
+            total=judged.total,
+        )
+        return _Trained(contribution, personal)
+
+    def _judged(
+        self,
+        evaluate: Callable[..., Counts],
+        bench: Bench,
+        choices: Choices,
+        shared: Vector,
+        personal: Vector,
+    ) -> Counts:
+        if not choices.validation:
+            return Counts(0, 0, 0.0)
+        return evaluate(shared, personal, bench.model.prepare(choices.validation[:JUDGED_MOST]))
+
+    def _personal(self, run: bytes, start: Vector) -> Vector:
+        """The committed personal part; the common start before the first round, or after a warm-up."""
+        kept = self._vault.personal(run)
+        return kept.vector if kept is not None and kept.vector.shape == start.shape else start.copy()
+
+    def _seed(self, announce: Announce) -> int:
+        return int.from_bytes(self._derived(announce, "training")[:7], "big")
+
+    def _derived(self, announce: Announce, purpose: str) -> bytes:
+        """32 bytes of the device's secret for one round; the same for every attempt, so that a repeated
+        round repeats its result."""
+        place = announce.run + announce.round.to_bytes(4, "big")
+        return derive(self._secret, domain(purpose, place))
+
+
+def _printable(text: str, most: int) -> str:
+    """`text` as a terminal may show it: what a server wrote is in some reasons, and it is cut at `most`."""
+    shown = "".join(c if c.isprintable() else "?" for c in text[: most + 1])
+    return shown if len(shown) <= most else shown[: most - 1] + "…"

@@ -1,0 +1,453 @@
+"""A device's directory, and what its owner does there without any server.
+
+policy.toml      what the owner allows; only the owner writes it
+model.toml       base model, adapter and training for work on the device alone
+preferences.db   recorded choices (`client.store`)
+vault.db         personal factor, keys, burnt attempts (`client.vault`), sealed by vault.key or a passphrase
+paused           there while the owner has paused the device
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+from numpy.typing import NDArray
+
+from penchant.client.agent.agent import MEMBERS, Agent, Choices, Model
+from penchant.client.agent.policy import OwnerPolicy
+from penchant.client.device.export import Export, export_peft
+from penchant.client.device.preference_store import Added, PreferenceStore
+from penchant.client.learning.active import Interview
+from penchant.client.learning.laplace import Laplace, Posterior, probability
+from penchant.client.learning.model_cache import Bench, Benches
+from penchant.client.learning.newcomer import prior_of
+from penchant.client.learning.trainer import Counts
+from penchant.client.vault.ownership import read_owned
+from penchant.client.vault.sealing import Box
+from penchant.client.vault.vault import Vault
+from penchant.common.config import AdapterConfig, ModelConfig, Plan, TrainingConfig
+from penchant.common.crypto.entropy import SystemEntropy
+from penchant.common.data.preferences import Preference
+from penchant.common.errors import (
+    BaseModelError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    PolicyRefusal,
+    UsageError,
+)
+from penchant.common.membership.enrolment import Answer, request
+from penchant.common.membership.identity import Identity, Membership
+from penchant.common.model.factors import Effective
+from penchant.common.settings import Section, build_section, section_table
+from penchant.common.storage import write_private
+from penchant.common.wire.codec import decode_record, encode_record
+
+__all__ = ["Home", "OfflineConfig", "Quality", "Ranked", "Report"]
+
+Vector = NDArray[np.float32]
+
+POLICY = "policy.toml"
+MODEL = "model.toml"
+PAUSED = "paused"
+PENDING, IDENTITY, AUTHORITY, SECRET = "pending key", "identity", "authority", "device secret"
+ALONE = b"on this device  "  # 16 bytes: stands for a run where there was none
+SEED = 0  # of the common start; protects nothing
+POSTERIOR_MOST = 1 << 27  # numbers in the gradients of all texts, 8 bytes each, for which errors are computed
+
+
+@dataclass(frozen=True)
+class OfflineConfig(Section):
+    """What the device uses before it has joined a run. Share "none": all that is trained is personal."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=lambda: AdapterConfig(share="none"))
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(lr_personal=1e-3, lr_head=1e-2, local_epochs=6)
+    )
+
+    @classmethod
+    def _title(cls) -> str:
+        return "offline"
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One response with its scores; a higher one is liked more. `common`: by the model without the person.
+
+    error: the standard error of `personal`. over_next: how likely the owner would rather have this response
+    than the next one below, with the doubt about the model in it; None for the last. Both are None where no
+    personal part was fitted, or where it is too large for that (`POSTERIOR_MOST`).
+    """
+
+    response: str = field(repr=False)
+    personal: float
+    common: float
+    error: float | None = None
+    over_next: float | None = None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How both models do on the owner's held-out choices; `common`: the one without the person."""
+
+    personal: Counts
+    common: Counts
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `status` says."""
+
+    choices: int
+    held_out: int
+    sources: dict[str, int]
+    member: int | None  # None: in no fleet
+    absent: str  # why this device takes part in nothing now; empty when it does
+    run: str  # hex, empty before the first run
+    round: int
+    rounds_joined: int
+    refused: tuple[tuple[str, str, str], ...]
+    left: tuple[tuple[str, int, int], ...]  # (name, how often, bytes together) of all that ever left
+    quality: Quality | None  # None without held-out choices, or without a base model
+    unknown: str  # why the quality is not known
+
+
+class Home:
+    """One device, for its owner. Opening it makes what is missing; a wrong passphrase is refused first."""
+
+    def __init__(
+        self, directory: Path, passphrase: str | None = None, benches: Benches | None = None
+    ) -> None:
+        self.directory = directory
+        self.box = Box.of(directory, passphrase)
+        self.store = PreferenceStore(directory)
+        self.vault = Vault(directory, self.box)
+        self._benches = Benches() if benches is None else benches
+        for name, text in ((POLICY, OwnerPolicy().to_toml()), (MODEL, _toml(OfflineConfig()))):
+            path = directory / name
+            if not path.exists():
+                write_private(path, text.encode(), replace=False)
+
+    # --- what the owner allows -----------------------------------------------------------------------
+
+    def policy(self) -> OwnerPolicy:
+        """As it is now; the agent reads it for each message."""
+        policy = OwnerPolicy.read(self.directory / POLICY)
+        return replace(policy, paused=True) if (self.directory / PAUSED).exists() else policy
+
+    def pause(self) -> None:
+        """Take part in nothing until `resume`."""
+        write_private(self.directory / PAUSED, b"")
+
+    def resume(self) -> None:
+        """Take part again, as the policy says. UsageError when policy.toml itself says paused."""
+        if OwnerPolicy.read(self.directory / POLICY).paused:
+            raise UsageError(f"{self.directory / POLICY} says paused = true; change it there")
+        try:
+            (self.directory / PAUSED).unlink(missing_ok=True)
+        except OSError as error:
+            raise DeviceError(f"can't end the pause: {error.strerror}; this device stays paused") from None
+
+    # --- choices -------------------------------------------------------------------------------------
+
+    def choices(self) -> Choices:
+        """As they are now; the agent reads them for each round."""
+        return Choices(self.store.train(), self.store.validation())
+
+    def record(self, preferences: Iterable[Preference], source: str = "import") -> Added:
+        """Record choices, all or none."""
+        return self.store.add(preferences, source)
+
+    # --- the model -----------------------------------------------------------------------------------
+
+    def train(self) -> Report:
+        """Fit the personal part alone to all recorded choices but the held-out ones; nothing leaves.
+
+        Raises DataError without choices, DeviceError when training diverges, or when the running agent has
+        changed the model meanwhile: what a round made stands.
+        """
+        version = self.vault.version()
+        choices = self.choices()
+        if not choices.train:
+            raise DataError("there are no choices to learn from; import some with `penchant device import`")
+        bench, run, number, factors, kept = self._model()
+        shared, start = bench.parts(factors)
+        trainer = bench.trainer(start)
+        prepared = bench.model.prepare(choices.train)
+        if run == ALONE:
+            outcome = trainer.train(shared, start, prepared, SEED)
+            personal = outcome.personal
+        else:
+            first = start if kept is None else kept
+            personal = trainer.fit_personal(shared, first, prepared, SEED, epochs=_epochs(bench.plan))
+        context = encode_record(_context(bench, factors))
+        self.vault.keep_personal(run, number, personal, context, version=version)
+        return self.report()
+
+    def rank(self, prompt: str, responses: Sequence[str]) -> list[Ranked]:
+        """The responses, the one that the owner would like most first. DataError without any."""
+        if not responses:
+            raise DataError("there are no responses to rank; give one a line")
+        bench, _, _, factors, kept = self._model()
+        shared, start = bench.parts(factors)
+        trainer = bench.trainer(start)
+        personal = start if kept is None else kept
+        texts = bench.model.prepare_texts([(prompt, response) for response in responses])
+        own, common = trainer.score(shared, personal, texts), trainer.score(shared, start, texts)
+        best = sorted(range(len(responses)), key=lambda index: -own[index])
+        ranked = [Ranked(responses[i], float(own[i]), float(common[i])) for i in best]
+        choices = self.choices().train
+        if kept is None or not choices or (2 * len(choices) + len(best)) * kept.size > POSTERIOR_MOST:
+            return ranked
+        laplace = Laplace(bench.model, bench.split, shared)
+        prior = prior_of(bench, laplace, start, choices)
+        posterior = laplace.around(prior, kept, choices)
+        return _with_doubt(laplace, posterior, prompt, ranked)
+
+    def interview(self, candidates: Sequence[Preference]) -> Interview:
+        """Which of these comparisons to ask about next, given all recorded choices but the held-out ones.
+
+        Raises DataError when they are too many for the size of the personal part.
+        """
+        bench, _, _, factors, _ = self._model()
+        shared, start = bench.parts(factors)
+        choices = self.choices().train
+        if 2 * (len(candidates) + len(choices)) * start.size > POSTERIOR_MOST:
+            raise DataError(
+                f"{len(candidates)} comparisons are too many to look for the most telling; give fewer"
+            )
+        laplace = Laplace(bench.model, bench.split, shared)
+        prior = prior_of(bench, laplace, start, candidates)
+        return Interview(laplace, prior, candidates, choices)
+
+    def report(self) -> Report:
+        """What is recorded, what was joined, what left, and how good the model is. Nothing is changed."""
+        quality, unknown = self._quality()
+        latest = self.vault.latest()
+        run, number = (ALONE, 0) if latest is None else (latest[0], latest[1].round)
+        rounds = {(joined, at) for joined, at, unmasked in self.vault.rounds() if unmasked}
+        return Report(
+            choices=len(self.store),
+            held_out=len(self.store.validation()),
+            sources=self.store.sources(),
+            member=self.member,
+            absent=self._absent(),
+            run="" if run == ALONE else run.hex(),
+            round=number,
+            rounds_joined=len(rounds),
+            refused=tuple(self.vault.told()),
+            left=tuple(self.vault.sent()),
+            quality=quality,
+            unknown=unknown,
+        )
+
+    def _quality(self) -> tuple[Quality | None, str]:
+        """(quality, or None, and why)."""
+        held = self.store.validation()
+        if not held:
+            return None, "no choices are held out yet: record more"
+        try:
+            bench, _, _, factors, kept = self._model()
+        except (BaseModelError, ConfigError, DeviceError) as error:  # what else there is to say is said
+            return None, str(error)
+        shared, start = bench.parts(factors)
+        trainer, prepared = bench.trainer(start), bench.model.prepare(held)
+        common = trainer.evaluate(shared, start, prepared)
+        personal = common if kept is None else trainer.evaluate(shared, kept, prepared)
+        return Quality(personal, common), ""
+
+    def _absent(self) -> str:
+        """Why this device takes part in nothing now; empty when it does."""
+        if self.member is None:
+            return "in no fleet"
+        try:
+            self.policy().check_time()
+        except (ConfigError, PolicyRefusal) as error:
+            return str(error)
+        return ""
+
+    def export(self, directory: Path, base: str | None = None) -> None:
+        """Write the personal model as plain peft files (`client.export`); `base`: where its loader finds
+        the base model, if not where it was published."""
+        bench, _, _, factors, kept = self._model()
+        shared, start = bench.parts(factors)
+        effective: Effective = bench.split.merged(shared, start if kept is None else kept)
+        export_peft(
+            Export(
+                effective=effective,
+                model=bench.plan.model,
+                adapter=bench.plan.adapter,
+                base=base or bench.model.published,
+                digest=bench.model.digest,
+                pooling=bench.model.pooling,
+                max_tokens=bench.model.max_tokens,
+            ),
+            directory,
+        )
+
+    def forget(self) -> int:
+        """Delete all that this device knows of its owner, its membership too; -> how many choices.
+
+        Burnt attempts stay burnt, the owner's policy and a pause stay as they are. A running agent refuses
+        everything from then on, and what it had trained in an open round is neither kept nor sent.
+        """
+        count = self.store.forget()
+        self.vault.forget()
+        return count
+
+    # --- a fleet -------------------------------------------------------------------------------------
+
+    def request(self) -> bytes:
+        """What the enrolment authority needs to certify this device. The private key stays here.
+
+        The same request as long as the device has not joined.
+        """
+        private = self.vault.blob(PENDING)
+        if not private:
+            private = os.urandom(32)
+            self.vault.keep_blob(PENDING, private)
+        return request(private).encode()
+
+    def join(self, answer: bytes, authority: bytes) -> int:
+        """Take the authority's answer; -> the member number. `authority`: its 32-byte digest, which came by
+        another way than the answer.
+
+        Raises CertificateError when the answer is of another authority or for another device,
+        MembershipError when its list does not hold this device now.
+        """
+        private = self.vault.blob(PENDING)
+        if not private:
+            raise UsageError("this device has asked for nothing; make a request first")
+        given = Answer.decode(answer, authority)
+        identity = Identity(private, given.certificate)
+        now = int(time.time())
+        membership = Membership(given.authority).accept(given.members, now)
+        membership.check(identity.certificate)
+        self.vault.keep_blob(AUTHORITY, given.authority)
+        self.vault.keep_blob(MEMBERS, given.members)
+        self.vault.keep_blob(IDENTITY, identity.encode())
+        self.vault.keep_blob(PENDING, b"")
+        return identity.member
+
+    def leave(self) -> int:
+        """Give up membership: the identity is deleted, no round is joined any more; -> the member number.
+
+        Choices and the personal model stay. A running agent refuses everything from then on. The authority
+        should revoke the member as well.
+        """
+        identity = self._identity()
+        for name in (IDENTITY, AUTHORITY, PENDING):
+            self.vault.keep_blob(name, b"")
+        return identity.member
+
+    @property
+    def member(self) -> int | None:
+        """The member number, None before `join`."""
+        return self._identity().member if self.vault.blob(IDENTITY) else None
+
+    def agent(self) -> Agent:
+        """The agent of this device, as it takes part in rounds. UsageError before `join`."""
+        self._identity()
+        authority = self.vault.blob(AUTHORITY)
+        secret = self.vault.blob(SECRET)
+        if not secret:
+            secret = os.urandom(32)
+            self.vault.keep_blob(SECRET, secret)
+        return Agent(
+            self.directory,
+            policy=self.policy,
+            identity=self._member_now,
+            membership=Membership(authority),
+            choices=self.choices,
+            benches=self._benches,
+            secret=secret,
+            entropy=SystemEntropy(),
+            box=self.box,
+            ahead=True,
+            keep_model=True,
+        )
+
+    def _member_now(self) -> Identity | None:
+        encoded = self.vault.blob(IDENTITY)
+        return Identity.decode(encoded) if encoded else None
+
+    def _identity(self) -> Identity:
+        identity = self._member_now()
+        if identity is None:
+            raise UsageError("this device is in no fleet; join one first")
+        return identity
+
+    # --- inner parts ---------------------------------------------------------------------------------
+
+    def offline(self) -> OfflineConfig:
+        """The settings for work without a run."""
+        try:
+            table = tomllib.loads(read_owned(self.directory / MODEL))
+        except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no TOML
+            raise ConfigError(f"can't read {self.directory / MODEL}: {error}") from None
+        return build_section(OfflineConfig, table, "")
+
+    def _model(self) -> tuple[Bench, bytes, int, Vector, Vector | None]:
+        """(bench, run, round, announced factors, personal part or None) of what was committed last."""
+        latest = self.vault.latest()
+        if latest is None or not latest[1].context:
+            plan = self._alone()
+            bench = self._benches.of(plan)
+            return bench, ALONE, 0, bench.split.initial(SEED)[0], None
+        run, kept = latest
+        model = decode_record(kept.context, Model)
+        bench = self._benches.of(Plan.decode(model.plan, canonical=False))
+        if model.base != bench.blueprint.digest:
+            raise DeviceError("the base model is not the one that the personal factor was learned with")
+        return bench, run, kept.round, np.frombuffer(model.factors, dtype="<f4").copy(), kept.vector
+
+    def _alone(self) -> Plan:
+        own = self.offline()
+        return Plan(
+            phase="main",
+            cohort=1,
+            start_sent=False,
+            seed=SEED,
+            model=own.model,
+            adapter=own.adapter,
+            training=own.training,
+            clip=10.0,
+            max_weight=1,
+            ring_bits=32,
+            group_size=3,
+        )
+
+
+def _with_doubt(laplace: Laplace, posterior: Posterior, prompt: str, ranked: list[Ranked]) -> list[Ranked]:
+    """The same rows, with standard errors and with how sure each place is."""
+    scores, gradients = laplace.score_gradients(posterior.vector, [(prompt, row.response) for row in ranked])
+    steps = posterior.error(gradients[:-1] - gradients[1:])
+    over = [*probability(scores[:-1] - scores[1:], steps), None]
+    errors = posterior.error(gradients)
+    return [
+        replace(row, error=float(error), over_next=None if sure is None else float(sure))
+        for row, error, sure in zip(ranked, errors, over, strict=True)
+    ]
+
+
+def _context(bench: Bench, factors: Vector) -> Model:
+    return Model(bench.blueprint.digest, bench.plan.encode(), np.ascontiguousarray(factors, "<f4").tobytes())
+
+
+def _epochs(plan: Plan) -> int:
+    """Passes of a refit on the device: what the run asks for, and never none."""
+    return plan.training.refit_epochs or plan.training.local_epochs
+
+
+def _toml(section: Section) -> str:
+    table: dict[str, Any] = section_table(section)
+    return tomli_w.dumps(table)

@@ -1,0 +1,217 @@
+"""A personal model as plain files: one LoRA adapter in peft's format, the score head, and a model card.
+
+Shared and personal part become one adapter over `AutoModel`; a kernel or a diagonal is folded in. Whoever
+has torch, transformers and peft can run it: the card holds the few lines that do. Where a causal model is
+pooled at its last token and not normalised, the same adapter with its head also loads as
+`AutoModelForSequenceClassification`. LoRe has no adapter: its head on the frozen embedding is all there is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from penchant.common.config import AdapterConfig, ModelConfig
+from penchant.common.errors import DeviceError, UsageError
+from penchant.common.model.factors import Effective
+
+__all__ = ["Export", "export_peft", "snippet"]
+
+ADAPTER_FILE = "adapter_model.safetensors"
+HEAD_FILE = "head.safetensors"
+CARD_FILE = "README.md"
+CLASSIFIER = "sequence-classification"
+
+PERSONAL = """# A personal reward model
+
+It ranks responses as one person would: the higher the score, the more that person would like the response.
+The choices it was learned from are not in here, but what a personal model says tells about its person: share
+it as you would share their choices.
+"""
+SHARED = """# The shared part of a fleet's reward models
+
+It is what everybody's model starts from, and knows nobody: personal factors stand at their common start.
+`shared.safetensors` holds the shared tensors alone. A person's own model comes of it by fitting the personal
+part to their choices.
+"""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is exported.
+
+    effective: the factors and head of one person, merged. base: where the base model is found by whoever
+    loads the export (hub id or folder). pooling: "mean", "first" or "last". max_tokens: what the model reads.
+    digest: of the base model, hex. personal: one person's model, not the part that a fleet shares.
+    """
+
+    effective: Effective
+    model: ModelConfig
+    adapter: AdapterConfig
+    base: str
+    digest: str
+    pooling: str
+    max_tokens: int
+    personal: bool = True
+
+
+def export_peft(export: Export, directory: Path) -> None:
+    """Write the export into `directory`, which is made and must be empty; all of it, or nothing.
+
+    Raises UsageError when the directory is in use or the model is no adapter, DeviceError when it can't be
+    written.
+    """
+    if export.effective.base:
+        raise UsageError(
+            "this run shares parts of the base model too (adapter.share_base); "
+            "a peft adapter can't hold them, so there is no export of it"
+        )
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UsageError(f"{directory} is in use; choose an empty directory for the export")
+    head = export.effective.head.detach().float().cpu().contiguous()
+    files: dict[str, bytes] = {
+        HEAD_FILE: save_tensors({"weight": head}),
+        CARD_FILE: _card(export).encode(),
+    }
+    if export.effective.adapters:
+        files |= _adapter(export, prefix="", extra={})
+        if _classifies(export):
+            inner = _adapter(export, prefix="model.", extra={"base_model.model.score.weight": head})
+            files |= {f"{CLASSIFIER}/{name}": data for name, data in inner.items()}
+    try:
+        _write(directory, files)
+    except OSError as error:
+        raise DeviceError(f"can't write the export into {directory}: {error.strerror}") from None
+
+
+def _write(directory: Path, files: dict[str, bytes]) -> None:
+    """All files, or none; for their owner alone: a personal model tells about its person."""
+    written: list[Path] = []
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for name, data in files.items():
+            path = directory / name
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            written.append(path)
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(data)
+    except OSError:
+        for path in written:
+            path.unlink(missing_ok=True)
+        for folder in {path.parent for path in written} - {directory}:
+            folder.rmdir()
+        raise
+
+
+def snippet(export: Export, directory: str) -> str:
+    """Python that scores a response with the export, needing only torch, transformers and peft."""
+    adapted = bool(export.effective.adapters)
+    base = f"AutoModel.from_pretrained({export.base!r}, dtype='float32')"
+    model = f"PeftModel.from_pretrained({base}, {directory!r})" if adapted else base
+    pooled = {"mean": "h.mean(0)", "first": "h[0]", "last": "h[-1]"}[export.pooling]
+    scaled = f"F.normalize(e, dim=0) * {export.model.normalize:g}" if export.model.normalize else "e"
+    peft = "\nfrom peft import PeftModel" if adapted else ""
+    lines = [
+        "import torch.nn.functional as F",
+        "from safetensors.torch import load_file",
+        f"from transformers import AutoModel, AutoTokenizer{peft}",
+        f"tokenizer = AutoTokenizer.from_pretrained({export.base!r}, "
+        f"truncation_side={export.model.truncation!r})",
+        f"model, head = {model}.eval(), load_file({directory + '/' + HEAD_FILE!r})['weight'][0]",
+        "def score(prompt, response):",
+        f"    h = model(**tokenizer(prompt + response, truncation=True, max_length={export.max_tokens}, "
+        "return_tensors='pt')).last_hidden_state[0]",
+        f"    e = {pooled}; return ({scaled} @ head).item()",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _classifies(export: Export) -> bool:
+    return export.pooling == "last" and not export.model.normalize
+
+
+def _adapter(export: Export, prefix: str, extra: dict[str, Tensor]) -> dict[str, bytes]:
+    """peft's two files for the factors, their modules' paths behind `prefix`."""
+    tensors: dict[str, Tensor] = dict(extra)
+    for slot, (a, b) in export.effective.adapters.items():
+        path = f"base_model.model.{prefix}{slot}"
+        tensors[f"{path}.lora_A.weight"] = a.detach().float().cpu().contiguous()
+        tensors[f"{path}.lora_B.weight"] = b.detach().float().cpu().contiguous()
+    settings = _lora_config(export, prefix, classifier=bool(extra))
+    return {
+        ADAPTER_FILE: save_tensors(tensors, metadata={"format": "pt"}),
+        "adapter_config.json": json.dumps(settings, indent=2, sort_keys=True).encode(),
+    }
+
+
+def _lora_config(export: Export, prefix: str, *, classifier: bool) -> dict[str, Any]:
+    from peft import LoraConfig, TaskType
+
+    config = LoraConfig(
+        r=export.adapter.rank,
+        lora_alpha=export.adapter.alpha,  # type: ignore[arg-type]
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=[prefix + slot for slot in export.effective.adapters],
+        task_type=TaskType.SEQ_CLS if classifier else None,
+        modules_to_save=["score"] if classifier else None,
+        base_model_name_or_path=export.base,
+        inference_mode=True,
+    )
+    settings = {
+        key: sorted(v) if isinstance(v, set) else v
+        for key, v in config.to_dict().items()  # type: ignore[no-untyped-call]
+    }
+    return {key: getattr(v, "value", v) for key, v in settings.items()}
+
+
+def _card(export: Export) -> str:
+    adapter = export.adapter
+    what = (
+        f"a LoRA adapter of rank {adapter.rank} (alpha {adapter.alpha:g}) on "
+        f"{', '.join(export.effective.adapters)}, and a score head"
+        if export.effective.adapters
+        else "a score head on the base model's frozen embedding"
+    )
+    also = _classifier(export.base) if _classifies(export) and export.effective.adapters else ""
+    return f"""---
+base_model: {export.base}
+library_name: peft
+tags: [{", ".join(_tags(export))}]
+---
+
+{PERSONAL if export.personal else SHARED}
+It is {what}. It was learned with penchant, share `{adapter.share}`.
+
+Base model: `{export.base}`, penchant digest `{export.digest}`.
+
+```python
+{snippet(export, ".")}```
+
+Differences of scores are log-odds (Bradley and Terry): the probability that the first of two is preferred is
+`1 / (1 + exp(score of the second - score of the first))`.
+{also}"""
+
+
+def _tags(export: Export) -> list[str]:
+    """The card's: who searches for what a person likes must not find what a fleet shares."""
+    return ["reward-model", "personal" if export.personal else "shared", "penchant"]
+
+
+def _classifier(base: str) -> str:
+    return f"""
+The folder `{CLASSIFIER}` holds the same for `AutoModelForSequenceClassification`, one label:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+base = AutoModelForSequenceClassification.from_pretrained({base!r}, num_labels=1, dtype='float32')
+model = PeftModel.from_pretrained(base, './{CLASSIFIER}').eval()
+```
+"""

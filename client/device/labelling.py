@@ -1,0 +1,179 @@
+"""Labelling: the owner is shown two responses and says which one they would rather have.
+
+Which response stands first is drawn anew for each question, so that neither a place nor a file's order
+teaches the model anything. A comparison that was answered before is not asked again: labelling the same file
+goes on where it was left.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penchant.client.device.preference_store import PreferenceStore
+from penchant.common.data.preferences import Preference
+from penchant.common.data.trl_format import BadRows, ReadReport, RowLog, parse_preference, read_rows
+from penchant.common.errors import DataError
+
+if TYPE_CHECKING:
+    from penchant.client.learning.active import Interview
+
+__all__ = ["SOURCE", "Labelling", "Question", "compared", "read_comparisons"]
+
+SOURCE = "label"
+RESPONSES_MOST = 100  # to one prompt: every pair of them is a question
+
+
+@dataclass(frozen=True)
+class Question:
+    """Two different responses to one prompt, in the order in which they are shown."""
+
+    prompt: str = field(repr=False)
+    first: str = field(repr=False)
+    second: str = field(repr=False)
+
+    def answered(self, first_is_better: bool) -> Preference:
+        """The owner's choice."""
+        better, worse = (self.first, self.second) if first_is_better else (self.second, self.first)
+        return Preference(self.prompt, better, worse)
+
+
+def compared(prompt: str, responses: Sequence[str]) -> list[Preference]:
+    """Every pair of different responses; which one is called chosen says nothing. DataError without any."""
+    different = list(dict.fromkeys(responses))
+    if not 2 <= len(different) <= RESPONSES_MOST:
+        raise DataError(
+            f"{len(different)} different responses to one prompt; 2 to {RESPONSES_MOST} can be compared"
+        )
+    return [Preference(prompt, one, other) for one, other in itertools.combinations(different, 2)]
+
+
+def read_comparisons(path: Path, bad_rows: BadRows = "refuse") -> tuple[list[Preference], ReadReport]:
+    """What to compare, from JSON lines or Parquet: rows with ``prompt`` and ``responses`` (two or more), or
+    rows in TRL's format, whose choice is not looked at.
+
+    Raises DataError as `read_preferences` does.
+    """
+    log = RowLog(bad_rows)
+    found: list[Preference] = []
+    for where, row in read_rows(path, log):
+        try:
+            found += _row(row)
+        except DataError as error:
+            log.reject(where, error)
+    return found, log.finish(path)
+
+
+def _row(row: Mapping[str, Any]) -> list[Preference]:
+    if "responses" not in row:
+        if "chosen" not in row and "rejected" not in row:
+            raise DataError("'responses' is missing")
+        return [parse_preference(row)]
+    responses = row["responses"]
+    if not isinstance(responses, list) or not all(isinstance(one, str) for one in responses):
+        raise DataError("'responses' is no list of texts")
+    prompt = row.get("prompt")
+    return compared("" if prompt is None else prompt, responses)
+
+
+class Labelling:
+    """One sitting: what is asked next, and what the owner answered. Each answer is durable at once.
+
+    Args:
+        store: where choices are recorded.
+        comparisons: what to ask about, in this order.
+        draw: which response comes first; a test injects a seeded one.
+        interview: of the questions as they are shown, what it opens for them: the most telling one is asked
+            first, and after each answer anew. Without it they keep their order.
+    """
+
+    def __init__(
+        self,
+        store: PreferenceStore,
+        comparisons: Iterable[Preference],
+        draw: random.Random | None = None,
+        interview: Callable[[Sequence[Preference]], Interview] | None = None,
+    ) -> None:
+        self._store = store
+        draw = random.SystemRandom() if draw is None else draw
+        self._waiting = deque(_shown(p, draw) for p in store.unanswered(_once(comparisons)))
+        self._place = {id(question): place for place, question in enumerate(self._waiting)}
+        asked = [question.answered(True) for question in self._waiting]
+        self._interview = interview(asked) if interview and asked else None
+        self._done: list[tuple[Question, Preference | None]] = []  # (question, choice, or None if skipped)
+        self._most_telling_first()
+
+    @property
+    def question(self) -> Question | None:
+        """What to ask now; None when all is answered or skipped."""
+        return self._waiting[0] if self._waiting else None
+
+    @property
+    def left(self) -> int:
+        """Questions that were not asked yet."""
+        return len(self._waiting)
+
+    @property
+    def recorded(self) -> int:
+        """Choices of this sitting."""
+        return sum(choice is not None for _, choice in self._done)
+
+    @property
+    def skipped(self) -> int:
+        """Questions that the owner did not want to answer; another sitting asks them again."""
+        return len(self._done) - self.recorded
+
+    def choose(self, first_is_better: bool) -> None:
+        """Record the answer to the question. DeviceError when the disk refuses; the question stays."""
+        choice = self._waiting[0].answered(first_is_better)
+        self._store.add([choice], SOURCE)
+        if self._interview:
+            self._interview.answer(self._place[id(self._waiting[0])], first_is_better)
+        self._done.append((self._waiting.popleft(), choice))
+        self._most_telling_first()
+
+    def skip(self) -> None:
+        """Leave the question unanswered."""
+        self._done.append((self._waiting.popleft(), None))
+        self._most_telling_first()
+
+    def undo(self) -> bool:
+        """Take back the last answer of this sitting and ask again, as before; False when there is none."""
+        if not self._done:
+            return False
+        question, choice = self._done[-1]
+        if choice is not None:
+            self._store.remove(choice)
+            if self._interview:
+                self._interview.undo()
+        self._done.pop()
+        self._waiting.appendleft(question)
+        return True
+
+    def _most_telling_first(self) -> None:
+        if self._interview and self._waiting:
+            places = [self._place[id(question)] for question in self._waiting]
+            told = self._interview.question(places)
+            best = next(q for q in self._waiting if self._place[id(q)] == told)
+            self._waiting.remove(best)
+            self._waiting.appendleft(best)
+
+
+def _once(comparisons: Iterable[Preference]) -> Iterator[Preference]:
+    """Each comparison once, whichever side is called chosen."""
+    seen = set()
+    for pair in comparisons:
+        key = (pair.prompt, frozenset((pair.chosen, pair.rejected)))
+        if key not in seen:
+            seen.add(key)
+            yield pair
+
+
+def _shown(pair: Preference, draw: random.Random) -> Question:
+    first, second = draw.sample((pair.chosen, pair.rejected), 2)
+    return Question(pair.prompt, first, second)

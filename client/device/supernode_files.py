@@ -1,0 +1,59 @@
+"""What the SuperNode of a device needs: a folder with nothing of the owner's, fit to be another user's.
+
+node.toml   where the gateway is, where the agent listens
+node.key    the node's private key, P-384, for OpenSSH
+ca.pem      the one certificate authority that it believes
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from penchant.common.errors import ConfigError
+from penchant.common.storage import write_private
+
+__all__ = ["CA", "KEY", "NODE", "SETTINGS", "Node"]
+
+NODE = "node"  # the folder in the device's directory, unless another is named
+SETTINGS, KEY, CA = "node.toml", "node.key", "ca.pem"
+
+
+@dataclass(frozen=True)
+class Node:
+    """What the SuperNode needs to know. superlink: HOST:PORT of the gateway; socket: the agent's."""
+
+    folder: Path
+    superlink: str
+    socket: Path
+    token: str  # the name of the token it came by
+
+    @property
+    def key(self) -> Path:
+        """Its private key."""
+        return self.folder / KEY
+
+    @property
+    def ca(self) -> Path:
+        """The one certificate authority that it believes."""
+        return self.folder / CA
+
+    @classmethod
+    def read(cls, folder: Path) -> Node:
+        """The node in `folder`. ConfigError when there is none."""
+        path = folder / SETTINGS
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+            return cls(folder, str(table["superlink"]), Path(str(table["socket"])), str(table["token"]))
+        except FileNotFoundError:
+            raise ConfigError(f"there is no {path}; join a fleet with a token first") from None
+        except (OSError, ValueError, KeyError, RecursionError) as error:
+            raise ConfigError(f"can't read {path}: {type(error).__name__}") from None
+
+    def write(self) -> None:
+        """Write `node.toml`."""
+        table = {"superlink": self.superlink, "socket": str(self.socket), "token": self.token}
+        write_private(self.folder / SETTINGS, tomli_w.dumps(table).encode())

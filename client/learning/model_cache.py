@@ -1,0 +1,80 @@
+"""Where a device trains: each base model loaded once, kept warm between messages."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penchant.client.learning.trainer import LocalTrainer
+from penchant.common.config import AdapterConfig, ModelConfig, Plan, ShareName
+from penchant.common.model.factors import Split
+from penchant.common.model.reward import RewardModel, load_reward_model
+from penchant.common.model.signature import Blueprint
+
+__all__ = ["Bench", "Benches"]
+
+Vector = NDArray[np.float32]
+Loader = Callable[[ModelConfig, AdapterConfig], RewardModel]
+
+MODELS_MOST = 2
+"""Models kept at a time: each announcement may ask for other settings, and must not fill the memory."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A reward model with the split that a plan asks for."""
+
+    model: RewardModel
+    blueprint: Blueprint
+    split: Split
+    plan: Plan
+
+    def parts(self, factors: Vector) -> tuple[Vector, Vector]:
+        """(shared, common start of the personal part) from announced factors."""
+        shared, start = factors[: self.split.shared.size], factors[self.split.shared.size :]
+        return shared, start if self.plan.start_sent else self.split.initial(self.plan.seed)[1]
+
+    def trainer(self, start: Vector) -> LocalTrainer:
+        """A trainer that pulls towards `start`, if the plan asks for it."""
+        return LocalTrainer(self.model, self.split, self.plan.training, start)
+
+
+class Benches:
+    """Loads each base model once, for all plans that differ only in what is shared or trained.
+
+    The least recently used model goes when a new one would be one too many.
+    """
+
+    def __init__(self, load: Loader = load_reward_model) -> None:
+        self._load = load
+        self._models: OrderedDict[tuple[ModelConfig, AdapterConfig], RewardModel] = OrderedDict()
+        self._lock = threading.Lock()
+        self.loads = 0
+
+    def __len__(self) -> int:
+        """Models in memory."""
+        return len(self._models)
+
+    def of(self, plan: Plan) -> Bench:
+        """The bench for `plan`. Raises BaseModelError or ConfigError as loading and splitting do."""
+        model = self.model(plan.model, plan.adapter)
+        blueprint = Blueprint.of(model)
+        return Bench(model, blueprint, blueprint.split(plan), plan)
+
+    def model(self, model: ModelConfig, adapter: AdapterConfig) -> RewardModel:
+        """The reward model for these settings, loaded unless it is kept."""
+        placed: ShareName = "lore" if adapter.share == "lore" else "A"  # LoRe alone adapts no module
+        key = (model, replace(adapter, share=placed, head="auto"))
+        with self._lock:
+            if key not in self._models:
+                self._models[key] = self._load(model, adapter)
+                self.loads += 1
+            self._models.move_to_end(key)
+            while len(self._models) > MODELS_MOST:
+                self._models.popitem(last=False)
+            return self._models[key]

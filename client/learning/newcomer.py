@@ -1,0 +1,47 @@
+"""Somebody who comes after the training: only the personal part is fitted, to however few choices.
+
+The shared factors stay as they are. The personal part starts from the common start, which everybody knows:
+drawn by the run's seed, or what a warm-up ended with. It is drawn back towards it by a Gaussian prior
+(`training.prior_spread`, `training.prior_head`: how far margins may go), so that one choice moves it a little
+and twenty move it far. No personal factor of anybody else is needed for that, not even their mean
+(docs/newcomers.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from penchant.client.learning.laplace import Laplace, Posterior, Prior
+from penchant.client.learning.model_cache import Bench
+from penchant.common.model.factors import Vector
+from penchant.common.model.reward import Pair
+
+__all__ = ["fit_newcomer", "posterior_of", "prior_of"]
+
+
+def prior_of(bench: Bench, laplace: Laplace, start: Vector, pairs: Sequence[Pair]) -> Prior:
+    """What a run holds of a personal part before any choice. DeviceError when values are not finite."""
+    training = bench.plan.training
+    return laplace.prior(start, training.prior_spread, pairs, head=training.prior_head)
+
+
+def posterior_of(bench: Bench, factors: Vector, choices: Sequence[Pair]) -> tuple[Laplace, Posterior]:
+    """What is known of a newcomer's personal part after some choices.
+
+    factors: as announced by the server: the shared ones, after a warm-up the common start too.
+
+    Raises:
+        ConfigError: nothing is personal. DeviceError: values are not finite.
+    """
+    shared, start = bench.parts(factors)
+    laplace = Laplace(bench.model, bench.split, shared)
+    prior = prior_of(bench, laplace, start, choices)
+    return laplace, laplace.fit(prior, choices)
+
+
+def fit_newcomer(bench: Bench, factors: Vector, choices: Sequence[Pair]) -> Vector:
+    """A newcomer's personal part, float32 [d_personal]; the common start without choices, and where
+    nothing is personal. Errors as `posterior_of`."""
+    if not choices or not bench.split.personal.size:
+        return bench.parts(factors)[1]
+    return posterior_of(bench, factors, choices)[1].vector

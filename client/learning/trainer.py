@@ -1,0 +1,249 @@
+"""Local training: a person's pairs, the shared factors as received and the personal ones, one call a round.
+
+Everything a call needs comes as an argument and everything it makes goes back: nothing is kept between
+calls, the reward model is only read. Two threads may train two people with one model.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from penchant.common.config import TrainingConfig
+from penchant.common.errors import ConfigError, DataError, DeviceError
+from penchant.common.model.factors import Effective, Split, Vector
+from penchant.common.model.reward import PreparedPairs, RewardModel, Texts, bradley_terry
+from penchant.common.model.shares import HEAD
+
+Leaves = dict[str, Tensor]
+Rates = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What pairs say of a model: correct of total, and the sum of their Bradley-Terry losses."""
+
+    correct: int = field(repr=False)
+    total: int = field(repr=False)
+    loss_sum: float = field(repr=False)
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.total if self.total else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What local training made.
+
+    shared_update: trained minus received shared vector, float32 [d_shared];
+    personal: the new personal vector, float32 [d_personal];
+    weight: number of pairs; before: counts of the model it started from, on the training pairs;
+    steps: optimiser steps taken.
+    """
+
+    shared_update: Vector = field(repr=False)
+    personal: Vector = field(repr=False)
+    weight: int = field(repr=False)
+    before: Counts
+    steps: int
+
+    @property
+    def loss_sum(self) -> float:
+        """Sum of the losses of the model it started from."""
+        return self.before.loss_sum
+
+
+class LocalTrainer:
+    """Trains, fits and evaluates one method (a `Split`) on one reward model.
+
+    Args:
+        model: shared by all people of the process.
+        split: which tensors are shared and which personal.
+        training: rates, epochs, order, pull.
+        start: the personal vector that `training.pull` pulls towards (the common start).
+    """
+
+    def __init__(
+        self, model: RewardModel, split: Split, training: TrainingConfig, start: Vector | None = None
+    ) -> None:
+        if training.pull and start is None:
+            raise ConfigError(
+                "training.pull needs the common start of the personal part; give it, or set pull to 0"
+            )
+        if start is not None:
+            split.personal.check(start)
+        self._model = model
+        self._split = split
+        self._training = training
+        self._start = start
+
+    def train(self, shared: Vector, personal: Vector, prepared: PreparedPairs, seed: int) -> Outcome:
+        """One round's local training. The same inputs and seed give the same bits on the same machine.
+
+        Raises:
+            DataError: there are no pairs.
+            DeviceError: training ended in values that are not finite.
+        """
+        settings = self._training
+        before = self.evaluate(shared, personal, prepared)
+        leaves = self._leaves(shared, personal)
+        personal_rates, shared_rates = self._rates()
+        steps = self._fit(leaves, personal_rates, settings.alone_epochs, prepared, seed)
+        then = shared_rates if settings.order == "alternating" else personal_rates | shared_rates
+        steps += self._fit(leaves, then, settings.local_epochs, prepared, seed + 1)
+        new_shared, new_personal = self._vectors(leaves)
+        return Outcome(new_shared - shared, new_personal, len(prepared), before, steps)
+
+    def fit_personal(
+        self,
+        shared: Vector,
+        personal: Vector,
+        prepared: PreparedPairs,
+        seed: int,
+        *,
+        epochs: int | None = None,
+        lr: float | None = None,
+    ) -> Vector:
+        """Fit the personal part alone on frozen shared factors (the last refit, and a new person's start).
+
+        `epochs` and `lr` default to the configuration's refit_epochs and refit_lr; a personal head takes
+        the same rate. Errors as `train`.
+        """
+        epochs = self._training.refit_epochs if epochs is None else epochs
+        rate = self._training.refit_lr if lr is None else lr
+        leaves = self._leaves(shared, personal)
+        self._fit(leaves, dict.fromkeys(self._split.personal.names, rate), epochs, prepared, seed)
+        return self._vectors(leaves)[1]
+
+    def evaluate(self, shared: Vector, personal: Vector, prepared: PreparedPairs) -> Counts:
+        """Count the pairs whose chosen response scores higher (a tie is not correct), and sum the losses."""
+        with torch.no_grad():
+            margins = self._model.margins(prepared, self._effective(self._leaves(shared, personal)))
+            losses = bradley_terry(margins.double())
+        return Counts(int((margins > 0).sum()), len(prepared), float(losses.sum()))
+
+    def score(self, shared: Vector, personal: Vector, texts: Texts) -> Vector:
+        """Rewards [n], float32, of prepared texts."""
+        with torch.no_grad():
+            scores = self._model.scores(texts, self._effective(self._leaves(shared, personal)))
+        return np.asarray(scores.cpu().numpy(), dtype=np.float32)
+
+    # --- inner parts ------------------------------------------------------------------------------
+
+    def _leaves(self, shared: Vector, personal: Vector) -> Leaves:
+        """Shared and personal tensors by name, on the model's device."""
+        split = self._split
+        tensors = split.shared.unflatten(shared) | split.personal.unflatten(personal)
+        return {name: tensor.to(self._model.device) for name, tensor in tensors.items()}
+
+    def _effective(self, leaves: Leaves) -> Effective:
+        split = self._split
+        shared = {name: leaves[name] for name in split.shared.names}
+        personal = {name: leaves[name] for name in split.personal.names}
+        return split.effective(shared, personal)
+
+    def _vectors(self, leaves: Leaves) -> tuple[Vector, Vector]:
+        """Leaves -> (shared, personal) vectors. DeviceError unless all are finite."""
+        split = self._split
+        shared = split.shared.flatten({name: leaves[name] for name in split.shared.names})
+        personal = split.personal.flatten({name: leaves[name] for name in split.personal.names})
+        if not (np.isfinite(shared).all() and np.isfinite(personal).all()):
+            raise DeviceError("local training diverged; lower the learning rates")
+        return shared, personal
+
+    def _rates(self) -> tuple[Rates, Rates]:
+        """Learning rates of the personal and of the shared tensors, by name."""
+        settings = self._training
+        personal = dict.fromkeys(self._split.personal.names, settings.lr_personal)
+        shared = dict.fromkeys(self._split.shared.names, settings.lr_shared)
+        for rates in (personal, shared):
+            if HEAD in rates:
+                rates[HEAD] = settings.lr_head
+        return personal, shared
+
+    def _fit(
+        self, leaves: Leaves, rates: Mapping[str, float], epochs: int, prepared: PreparedPairs, seed: int
+    ) -> int:
+        """Train the leaves that have a rate, in place, with a fresh optimiser, the others frozen;
+        -> steps taken."""
+        if len(prepared) == 0:
+            raise DataError("there are no preference pairs to train on; record some choices first")
+        trained = {name: leaves[name].requires_grad_() for name, rate in rates.items() if rate > 0}
+        steps = 0
+        if trained and epochs:
+            optimizers = self._optimizers(trained, rates)
+            for batch in self._batches(prepared, epochs, seed):
+                gradients = self._gradients(leaves, trained, batch)
+                for tensor, gradient in zip(trained.values(), gradients, strict=True):
+                    tensor.grad = gradient
+                for optimizer in optimizers:
+                    optimizer.step()
+                steps += 1
+        for tensor in trained.values():
+            tensor.requires_grad_(False)
+            tensor.grad = None
+        return steps
+
+    def _optimizers(self, trained: Leaves, rates: Mapping[str, float]) -> list[torch.optim.Optimizer]:
+        """Fresh optimisers of the personal and of the shared tensors in training."""
+        settings = self._training
+        own = settings.optimizer
+        shared = own if settings.shared_optimizer == "same" else settings.shared_optimizer
+        made: list[torch.optim.Optimizer] = []
+        for names, kind in ((self._split.personal.names, own), (self._split.shared.names, shared)):
+            groups = [{"params": [trained[n]], "lr": rates[n]} for n in names if n in trained]
+            if groups:
+                rule = torch.optim.SGD if kind == "sgd" else torch.optim.AdamW
+                made.append(rule(groups, weight_decay=settings.weight_decay, foreach=False))
+        return made
+
+    def _gradients(self, leaves: Leaves, trained: Leaves, batch: PreparedPairs) -> list[Tensor]:
+        """Of the mean Bradley-Terry loss over the batch and of the pull, for the leaves in training."""
+        tensors = list(trained.values())
+        total: list[Tensor] = []
+        for chunk in self._chunks(batch):
+            loss = bradley_terry(self._model.margins(chunk, self._effective(leaves))).sum() / len(batch)
+            if not total:
+                loss = loss + self._pull(trained)
+            gradients = torch.autograd.grad(loss, tensors)
+            total = [a + b for a, b in zip(total, gradients, strict=True)] if total else list(gradients)
+        return total
+
+    def _chunks(self, batch: PreparedPairs) -> Iterator[PreparedPairs]:
+        """The batch in pieces of at most `chunk` pairs."""
+        size = self._training.chunk
+        if size == 0 or size >= len(batch):
+            yield batch
+            return
+        for start in range(0, len(batch), size):
+            yield self._model.subset(batch, range(start, min(start + size, len(batch))))
+
+    def _pull(self, trained: Leaves) -> Tensor | float:
+        """(pull/2) ‖personal - common start‖² over the personal tensors in training."""
+        if self._start is None or not self._training.pull:
+            return 0.0
+        start = self._split.personal.unflatten(self._start)
+        distances = [
+            (trained[name] - value.to(self._model.device)).square().sum()
+            for name, value in start.items()
+            if name in trained
+        ]
+        return self._training.pull / 2 * torch.stack(distances).sum() if distances else 0.0
+
+    def _batches(self, prepared: PreparedPairs, epochs: int, seed: int) -> Iterator[PreparedPairs]:
+        """All pairs at once, or each epoch in batches of `batch_size` in an order drawn from the seed."""
+        size = self._training.batch_size
+        if size == 0 or size >= len(prepared):
+            yield from itertools.repeat(prepared, epochs)
+            return
+        generator = torch.Generator().manual_seed(seed & (2**63 - 1))
+        for _ in range(epochs):
+            order = torch.randperm(len(prepared), generator=generator).tolist()
+            for start in range(0, len(order), size):
+                yield self._model.subset(prepared, order[start : start + size])

@@ -1,0 +1,306 @@
+"""What a device must never lose and never tear: which attempts are burnt, and its personal factor.
+
+One SQLite file in the agent's directory; every change is one transaction, durable before the method
+returns. The personal factor of a round is *staged* while the round is open and *committed* when the
+server next names that round and attempt as finished, so it always belongs to the same round as the
+shared factors (DESIGN section 2, point 6).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penchant.client.vault.sealing import Box
+from penchant.common.errors import DeviceError, StageError
+from penchant.common.storage import transaction
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS burnt (
+    run BLOB NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
+    unmasked INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (run, round, attempt)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS personal (
+    run BLOB NOT NULL, state TEXT NOT NULL CHECK (state IN ('committed', 'staged')),
+    round INTEGER NOT NULL, attempt INTEGER NOT NULL, vector BLOB NOT NULL, context BLOB NOT NULL,
+    kept REAL NOT NULL, PRIMARY KEY (run, state)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blobs (name TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS told (
+    number INTEGER PRIMARY KEY, stage TEXT NOT NULL, code TEXT NOT NULL, reason TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS sent (
+    name TEXT PRIMARY KEY, times INTEGER NOT NULL, bytes INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+# burnt.unmasked: 0 open or over, 1 asked to unmask, 2 given up because the owner had it forgotten.
+# user_version counts the changes of committed factors: who has read one can tell whether it still stands.
+
+TOLD_MOST = 1000  # refusals kept for the owner
+
+
+@dataclass(frozen=True)
+class Personal:
+    """A device's own factor after `round`. `vector`: float32 [d_personal].
+
+    context: what the caller staged with it (the shared factors it belongs to), of the same round.
+    """
+
+    round: int
+    vector: NDArray[np.float32]
+    context: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"Personal(round={self.round}, vector=<{self.vector.size} numbers>)"
+
+
+class Vault:
+    """The durable part of one device's protocol state. Safe to open anew for every call.
+
+    With a `box`, the personal factor, what belongs to it and the blobs are sealed at rest. A simulation,
+    which holds everybody's choices anyway, does without.
+    """
+
+    def __init__(self, directory: Path, box: Box | None = None) -> None:
+        """Open or create the vault in `directory` (made if missing, readable by its owner only)."""
+        self._box = box
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._path = directory / "vault.db"
+            if not self._path.exists():
+                self._path.touch(mode=0o600)  # SQLite gives its journal the same mode
+        except OSError as error:
+            raise DeviceError(f"can't make the agent's directory {directory}: {error.strerror}") from None
+        with self._transaction() as db:
+            for statement in _SCHEMA.split(";"):
+                db.execute(statement)
+
+    # --- attempts ------------------------------------------------------------------------------------
+
+    def begin(self, run: bytes, round: int, attempt: int, finished: Sequence[tuple[int, int]]) -> None:
+        """Settle what was staged, then burn (run, round, attempt): it can never be used again.
+
+        Raises StageError when it was burnt before, when an attempt of this round was already asked
+        to unmask, or when the round is older than one this device has been in.
+        """
+        with self._transaction() as db:
+            _refuse_used(db, run, round, attempt)
+            _settle(db, run, finished)
+            db.execute("INSERT INTO burnt (run, round, attempt) VALUES (?, ?, ?)", (run, round, attempt))
+
+    def mark_unmasked(self, run: bytes, round: int, attempt: int) -> None:
+        """Record, before the unmask reply leaves, that no other attempt of this round may start."""
+        with self._transaction() as db:
+            done = db.execute(
+                "UPDATE burnt SET unmasked = 1 WHERE run = ? AND round = ? AND attempt = ? AND unmasked = 0",
+                (run, round, attempt),
+            )
+            if done.rowcount != 1:
+                raise StageError("this attempt was already asked to unmask, or never begun here")
+
+    # --- the personal factor -------------------------------------------------------------------------
+
+    def stage(
+        self, run: bytes, round: int, attempt: int, vector: NDArray[np.float32], context: bytes = b""
+    ) -> None:
+        """Keep `vector` (float32 [d_personal]) as the outcome of an open round, and `context` with it.
+
+        Raises StageError when the owner had everything forgotten since the round began.
+        """
+        blob = self._sealed(np.ascontiguousarray(vector, dtype="<f4").tobytes(), "personal")
+        with self._transaction() as db:
+            (given_up,) = db.execute(
+                "SELECT count(*) FROM burnt WHERE run = ? AND round = ? AND attempt = ? AND unmasked = 2",
+                (run, round, attempt),
+            ).fetchone()
+            if given_up:
+                raise StageError("the owner had everything forgotten while this round was open")
+            db.execute(
+                "INSERT OR REPLACE INTO personal (run, state, round, attempt, vector, context, kept)"
+                " VALUES (?, 'staged', ?, ?, ?, ?, ?)",
+                (run, round, attempt, blob, self._sealed(context, "context"), time.time()),
+            )
+
+    def settle(self, run: bytes, finished: Sequence[tuple[int, int]]) -> None:
+        """Commit the staged factor if its (round, attempt) is among `finished`, else drop it."""
+        with self._transaction() as db:
+            _settle(db, run, finished)
+
+    def personal(self, run: bytes) -> Personal | None:
+        """The committed factor of this run, if any round that this device was in has finished."""
+        with self._transaction() as db:
+            row = db.execute(
+                "SELECT round, vector, context FROM personal WHERE run = ? AND state = 'committed'", (run,)
+            ).fetchone()
+        return None if row is None else self._personal(*row)
+
+    def latest(self) -> tuple[bytes, Personal] | None:
+        """(run, factor) that was committed last, of any run."""
+        with self._transaction() as db:
+            row = db.execute(
+                "SELECT run, round, vector, context FROM personal WHERE state = 'committed'"
+                " ORDER BY kept DESC LIMIT 1"
+            ).fetchone()
+        return None if row is None else (bytes(row[0]), self._personal(*row[1:]))
+
+    def version(self) -> int:
+        """A number that changes with every committed factor, and when all are forgotten."""
+        with self._transaction() as db:
+            return _version(db)
+
+    def keep_personal(
+        self, run: bytes, round: int, vector: NDArray[np.float32], context: bytes, *, version: int
+    ) -> None:
+        """Replace the committed factor of a run: the owner trained it on the device alone.
+
+        version: as it was before anything was read for the training. DeviceError when another process, the
+        agent say, has changed what is committed since: what it did stands.
+        """
+        blob = self._sealed(np.ascontiguousarray(vector, dtype="<f4").tobytes(), "personal")
+        with self._transaction() as db:
+            if _version(db) != version:
+                raise DeviceError(
+                    "the model on this device changed while this one was trained (a round finished, or all "
+                    "was forgotten); that stands, train again if you like"
+                )
+            db.execute(
+                "INSERT OR REPLACE INTO personal (run, state, round, attempt, vector, context, kept)"
+                " VALUES (?, 'committed', ?, 0, ?, ?, ?)",
+                (run, round, blob, self._sealed(context, "context"), _changed(db)),
+            )
+
+    def rounds(self) -> list[tuple[bytes, int, bool]]:
+        """(run, round, went as far as unmasking) of every attempt this device was in."""
+        with self._transaction() as db:
+            rows = db.execute("SELECT run, round, unmasked FROM burnt ORDER BY run, round, attempt")
+            return [(bytes(run), int(number), unmasked == 1) for run, number, unmasked in rows]
+
+    def forget(self) -> None:
+        """Delete all personal factors and blobs, from the rollback journal too. Burnt attempts stay burnt,
+        and those that were open are given up: nothing comes of them any more."""
+        with self._transaction(journal="DELETE") as db:
+            _changed(db)
+            db.execute("UPDATE burnt SET unmasked = 2 WHERE unmasked = 0")
+            db.execute("DELETE FROM sent")
+            db.execute("DELETE FROM personal")
+            db.execute("DELETE FROM blobs")
+            db.execute("DELETE FROM told")
+
+    # --- what the agent remembers ------------------------------------------------------------------
+
+    def keep_blob(self, name: str, data: bytes) -> None:
+        """Keep `data` under `name` in the place of what was there."""
+        with self._transaction() as db:
+            sealed = self._sealed(data, f"blob {name}")
+            db.execute("INSERT OR REPLACE INTO blobs (name, data) VALUES (?, ?)", (name, sealed))
+
+    def blob(self, name: str) -> bytes:
+        """What was kept under `name`; empty if nothing was."""
+        with self._transaction() as db:
+            row = db.execute("SELECT data FROM blobs WHERE name = ?", (name,)).fetchone()
+        return b"" if row is None else self._opened(bytes(row[0]), f"blob {name}")
+
+    def tell_owner(self, stage: str, code: str, reason: str) -> None:
+        """Note for the owner why something was refused; the newest are kept."""
+        with self._transaction() as db:
+            db.execute("INSERT INTO told (stage, code, reason) VALUES (?, ?, ?)", (stage, code, reason))
+            db.execute("DELETE FROM told WHERE number <= (SELECT max(number) FROM told) - ?", (TOLD_MOST,))
+
+    def note_sent(self, parts: Sequence[tuple[str, int]]) -> None:
+        """Count what is about to leave: (name, bytes) of each part of a message."""
+        with self._transaction() as db:
+            for name, size in parts:
+                db.execute(
+                    "INSERT INTO sent (name, times, bytes) VALUES (?, 1, ?)"
+                    " ON CONFLICT (name) DO UPDATE SET times = times + 1, bytes = bytes + excluded.bytes",
+                    (name, size),
+                )
+
+    def sent(self) -> list[tuple[str, int, int]]:
+        """(name, how often, bytes together) of all that ever left."""
+        with self._transaction() as db:
+            rows = db.execute("SELECT name, times, bytes FROM sent ORDER BY name")
+            return [(str(name), int(times), int(size)) for name, times, size in rows]
+
+    def told(self) -> list[tuple[str, str, str]]:
+        """(stage, code, reason) of what was refused, oldest first."""
+        with self._transaction() as db:
+            return [
+                (s, c, r) for s, c, r in db.execute("SELECT stage, code, reason FROM told ORDER BY number")
+            ]
+
+    # --- simulation only -----------------------------------------------------------------------------
+
+    def rewind(self, run: bytes, round: int) -> None:
+        """Forget every round after `round`. Only a simulator may: there the world itself is restored.
+
+        A real device outlives its server and never forgets a burnt attempt.
+        """
+        with self._transaction() as db:
+            db.execute("DELETE FROM burnt WHERE run = ? AND round > ?", (run, round))
+            db.execute("DELETE FROM personal WHERE run = ? AND round > ?", (run, round))
+
+    # --- sealing -------------------------------------------------------------------------------------
+
+    def _personal(self, round: int, vector: bytes, context: bytes) -> Personal:
+        numbers = np.frombuffer(self._opened(vector, "personal"), dtype="<f4").copy()
+        return Personal(round, numbers, self._opened(context, "context"))
+
+    def _sealed(self, data: bytes, purpose: str) -> bytes:
+        return data if self._box is None else self._box.seal(data, purpose)
+
+    def _opened(self, data: bytes, purpose: str) -> bytes:
+        return data if self._box is None else self._box.open(data, purpose)
+
+    # --- SQLite --------------------------------------------------------------------------------------
+
+    def _transaction(self, journal: str = "PERSIST") -> AbstractContextManager[sqlite3.Connection]:
+        """journal: PERSIST is as durable as DELETE and needs no directory update for every commit, but
+        leaves what was there before in the journal's file until the next change."""
+        return transaction(self._path, DeviceError, f"journal_mode={journal}", "secure_delete=ON")
+
+
+def _refuse_used(db: sqlite3.Connection, run: bytes, round: int, attempt: int) -> None:
+    newest, unmasked, same = db.execute(
+        "SELECT coalesce(max(round), 0), coalesce(max(round = ? AND unmasked), 0),"
+        " coalesce(max(round = ? AND attempt >= ?), 0) FROM burnt WHERE run = ?",
+        (round, round, attempt, run),
+    ).fetchone()
+    if round < newest:
+        raise StageError(f"round {round} is over: this device has been in round {newest}")
+    if unmasked:
+        raise StageError(f"round {round} was already unmasked; no other attempt of it is accepted")
+    if same:
+        raise StageError(f"attempt {attempt} of round {round} was already used")
+
+
+def _settle(db: sqlite3.Connection, run: bytes, finished: Sequence[tuple[int, int]]) -> None:
+    row = db.execute(
+        "SELECT round, attempt FROM personal WHERE run = ? AND state = 'staged'", (run,)
+    ).fetchone()
+    if row is None:
+        return
+    if tuple(row) in set(finished):
+        db.execute(
+            "INSERT OR REPLACE INTO personal (run, state, round, attempt, vector, context, kept)"
+            " SELECT run, 'committed', round, attempt, vector, context, ? FROM personal"
+            " WHERE run = ? AND state = 'staged'",
+            (_changed(db), run),
+        )
+    db.execute("DELETE FROM personal WHERE run = ? AND state = 'staged'", (run,))
+
+
+def _version(db: sqlite3.Connection) -> int:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _changed(db: sqlite3.Connection) -> float:
+    """Note that what is committed changes; -> a time later than all before, whatever the clock says."""
+    db.execute(f"PRAGMA user_version = {(_version(db) + 1) % 2**31}")
+    (newest,) = db.execute("SELECT coalesce(max(kept), 0) FROM personal WHERE state = 'committed'").fetchone()
+    return max(time.time(), float(newest) + 1e-3)

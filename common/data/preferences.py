@@ -1,0 +1,167 @@
+"""Preferences: what they are, and reading and writing them in TRL's format.
+
+The format is the one of TRL's `preference datasets
+<https://huggingface.co/docs/trl/dataset_formats#preference>`_: rows with ``chosen``, ``rejected``
+and usually ``prompt``, in JSON lines or Parquet.
+
+- *Standard*: each field is a string. *Conversational*: each field is a list of
+  ``{"role": …, "content": …}`` messages.
+- *Explicit prompt*: the field ``prompt`` is there. *Implicit prompt*: it is not, and the prompt is
+  the common beginning of ``chosen`` and ``rejected`` (:func:`extract_prompt`, as TRL does it).
+
+A conversation becomes one text, the same for every model: a line ``role: content`` for each message
+(:func:`render`). The text of a response in its context is always ``prompt + response``, as in TRL's
+standard format.
+
+A column may name the person who chose: ``person``, ``worker`` or ``user_id`` unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from penchant.common.errors import DataError
+
+__all__ = ["Federation", "Person", "Preference"]
+
+
+# --- the data -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Preference:
+    """One choice: with ``prompt`` given, ``chosen`` is preferred to ``rejected``.
+
+    The model sees ``prompt + chosen`` and ``prompt + rejected``; the prompt may be empty.
+
+    Raises:
+        DataError: a field is no text, a response is blank, or both responses are the same.
+    """
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "chosen", "rejected"):
+            check_text(name, getattr(self, name))
+        for name in ("chosen", "rejected"):
+            if not getattr(self, name).strip():
+                raise DataError(f"{name!r} is empty")
+        if self.chosen == self.rejected:
+            raise DataError("'chosen' and 'rejected' are the same")
+
+    def __repr__(self) -> str:
+        """Lengths only: the texts are somebody's choices and stay out of logs and tracebacks."""
+        lengths = ", ".join(f"{name}={len(getattr(self, name))}" for name in ("prompt", "chosen", "rejected"))
+        return f"Preference(characters: {lengths})"
+
+
+@dataclass(frozen=True, repr=False)
+class Person:
+    """One person's pairs; no item is in more than one of the three parts."""
+
+    name: str
+    train: tuple[Preference, ...]
+    validation: tuple[Preference, ...]
+    test: tuple[Preference, ...]
+
+    def __repr__(self) -> str:
+        counts = f"train={len(self.train)}, validation={len(self.validation)}, test={len(self.test)}"
+        return f"Person({self.name!r}, {counts})"
+
+
+@dataclass(frozen=True)
+class Federation:
+    """The people of one simulated federation, checked.
+
+    ``caveats`` are sentences to print beside every result. ``digest`` is the SHA-256 of the name and
+    of everybody's pairs in order (not of the caveats): equal digests mean equal data.
+
+    Raises:
+        DataError: nobody is in it, two people have one name, or a person has no training or no test
+            pairs, one class, or the same pair in training and test. The message names the person.
+
+    *One class* means that there is nothing to learn a taste from. Item by item (votes, ratings) it is
+    somebody who always says the same, so that no pair can be formed at all. Pair by pair it is
+    somebody whose pairs, two or more, are all one and the same comparison. A single pair is fine: it
+    is little, not degenerate.
+    """
+
+    name: str
+    people: tuple[Person, ...]
+    caveats: tuple[str, ...] = ()
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.people:
+            raise DataError(f"data set {self.name!r} has no clients; give rows of at least one person")
+        repeated = [name for name, times in Counter(p.name for p in self.people).items() if times > 1]
+        if repeated:
+            raise DataError(f"client {repeated[0]!r} is there twice; give every person one name")
+        for person in self.people:
+            _check_person(person)
+        object.__setattr__(self, "digest", _digest(self.name, self.people))
+
+
+def _check_person(person: Person) -> None:
+    if not person.name:
+        raise DataError("a client has an empty name; name every person")
+    for part in ("train", "test"):
+        if not getattr(person, part):
+            raise DataError(
+                f"client {person.name!r} has no pairs to {part} on; give it more choices or leave it out"
+            )
+    train = {_comparison(pair) for pair in person.train}
+    if len(train) == 1 and len(person.train) > 1:
+        raise DataError(
+            f"client {person.name!r} has one class: all its training pairs are the same comparison; "
+            "give it other choices or leave it out"
+        )
+    if not train.isdisjoint(_comparison(pair) for pair in (*person.validation, *person.test)):
+        raise DataError(f"client {person.name!r} holds out a training pair; split it again")
+
+
+def _comparison(pair: Preference) -> tuple[str, frozenset[str]]:
+    """What was compared, whichever won."""
+    return pair.prompt, frozenset((pair.chosen, pair.rejected))
+
+
+def _digest(name: str, people: Iterable[Person]) -> str:
+    digest = hashlib.sha256(json.dumps(["penchant federation 1", name]).encode())
+    for person in people:
+        parts = [
+            [[pair.prompt, pair.chosen, pair.rejected] for pair in part]
+            for part in (person.train, person.validation, person.test)
+        ]
+        digest.update(b"\n" + json.dumps([person.name, parts]).encode())
+    return digest.hexdigest()
+
+
+def check_text(name: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise DataError(f"{name!r} is no text but {kind_of(text)}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{name!r} holds half a surrogate pair, which is no text") from None
+
+
+def kind_of(value: object) -> str:
+    """A JSON-like name of a value's type, for messages; never the value itself."""
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a text"}
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "a list"
+    return names.get(type(value), f"of type {type(value).__name__}")
+
+
+# --- one row --------------------------------------------------------------------------------------
+
+
+# --- files ----------------------------------------------------------------------------------------

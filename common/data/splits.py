@@ -1,0 +1,390 @@
+"""From choices to training, validation and test pairs.
+
+*The split is by time and by item, and the same for everybody.* Items (roll calls, films, prompts)
+are put in order of time; the first 75 % are for training, the last 25 % for testing, and the last
+15 % of the training part are held out for validation, unless no validation pairs are asked for. No
+item is on two sides, for anyone: a shared factor must not have seen through one person what it is
+tested on with another.
+
+Where items have no common clock (people answer prompts at their own times), an item's time is the
+mean of its relative positions, from 0 to 1, in the orders of the people who met it, and items count
+as often as they were met (:func:`item_times`).
+
+*Pairs* come from item-level votes or ratings (:func:`people_from_ratings`: higher ≻ lower) or are
+given as pairs already (:func:`people_from_pairs`). Items are reused as little as possible.
+
+*Draws are seeded for each person and part by name*, so that adding people, or asking for more pairs
+of one part, changes nobody else's and no other part.
+
+*People who can't give as many pairs as asked* are kept with what they have, if that is at least one
+training and one test pair; the others are left out. Both are reported (:class:`Shortfall`) and named
+in the federation's caveats, never silently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import TypeVar
+
+from penchant.common.data.preferences import Person, Preference
+from penchant.common.errors import DataError
+
+__all__ = [
+    "Parts",
+    "Shortfall",
+    "Sizes",
+    "choose_people",
+    "form_pairs",
+    "item_times",
+    "own_items",
+    "people_from_pairs",
+    "people_from_ratings",
+    "seeded",
+    "split_items",
+    "wanted_pairs",
+]
+
+Item = TypeVar("Item", bound=Hashable)
+
+TRAINING_SHARE = 0.75
+VALIDATION_SHARE = 0.15
+FEWEST_TEST_PAIRS = 40
+"""With fewer test pairs a person's accuracy is too coarse; the shortfall is reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Pairs of each part that every person is asked for; `until`: of all items, in order of time, those
+    that are there yet. With less than 1, learning and testing both happen in the past, and what follows
+    is not touched: so settings are chosen on several pasts (rolling origin, Tashman 2000).
+
+    Raises:
+        DataError: a number is out of range.
+    """
+
+    pairs: int = 20
+    validation_pairs: int = 20
+    test_pairs: int = 60
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("pairs", 1), ("validation_pairs", 0), ("test_pairs", 1)):
+            if getattr(self, name) < least:
+                raise DataError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if not 0 < self.until <= 1:
+            raise DataError(f"until is {self.until:g}; it must lie above 0, and be at most 1")
+
+    def split(self, items: Sequence[Hashable], weights: Sequence[float] | None = None) -> Parts:
+        """Items, oldest first, into parts; nothing is held out where no validation pairs are wanted of it."""
+        held_out = VALIDATION_SHARE if self.validation_pairs else 0.0
+        return split_items(items, weights, validation_share=held_out, until=self.until)
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """A person with fewer pairs than asked for; ``kept`` says whether they stay."""
+
+    person: str
+    train: int
+    validation: int
+    test: int
+    kept: bool
+    reason: str = ""
+
+
+def seeded(seed: int, *names: str) -> random.Random:
+    """A generator of its own for these names: independent of every other name's."""
+    digest = hashlib.sha256("\x1f".join(("penchant split 1", str(seed), *names)).encode()).digest()
+    return random.Random(digest)
+
+
+def choose_people(names: Iterable[str], count: int | None, seed: int) -> list[str]:
+    """``count`` of the names, in their given order; a larger count only adds people.
+
+    Raises:
+        DataError: more people are asked for than there are, or fewer than one.
+    """
+    everyone = list(names)
+    if count is None:
+        return everyone
+    if not 1 <= count <= len(everyone):
+        raise DataError(f"{count} clients asked for; this data set can give 1 to {len(everyone)}")
+    drawn = sorted(everyone, key=lambda name: seeded(seed, "client", name).random())[:count]
+    return [name for name in everyone if name in set(drawn)]
+
+
+# --- the sides of the split -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Which part an item belongs to: ``part_of[item]`` is "train", "validation" or "test", or "later" for
+    what is not there yet."""
+
+    part_of: Mapping[Hashable, str]
+
+    def common(self, items: Iterable[Hashable]) -> str | None:
+        """The part that all these items belong to, or None if they are of several."""
+        parts = {self.part_of[item] for item in items}
+        return parts.pop() if len(parts) == 1 else None
+
+
+def split_items(
+    items: Sequence[Hashable],
+    weights: Sequence[float] | None = None,
+    *,
+    training_share: float = TRAINING_SHARE,
+    validation_share: float = VALIDATION_SHARE,
+    until: float = 1.0,
+) -> Parts:
+    """Cut items, in order of time, into training, validation and test.
+
+    Args:
+        items: distinct, oldest first.
+        weights: how much each item counts towards the shares; all alike if None.
+        training_share: of everything, what comes before the test part.
+        validation_share: of that, what is held out at its end.
+        until: of everything, what there is; the rest is later, and in none of the three parts.
+
+    Raises:
+        DataError: a share is not between 0 and 1, or an item is there twice.
+    """
+    if not 0 < training_share < 1 or not 0 <= validation_share < 1:
+        raise DataError("the training share must lie between 0 and 1, the validation share in [0, 1)")
+    if len(set(items)) != len(items):
+        raise DataError("an item is there twice; give every item once")
+    weights = [1.0] * len(items) if weights is None else weights
+    total = until * sum(weights)
+    test_from = training_share * total
+    ends = {
+        "train": (1 - validation_share) * test_from,
+        "validation": test_from,
+        "test": total if until < 1 else math.inf,  # the last item is in, however the sums are rounded
+    }
+    part_of: dict[Hashable, str] = {}
+    passed = 0.0
+    for item, weight in zip(items, weights, strict=True):
+        # An item is on the side on which its end lies: "the first 75 %" never takes more than that.
+        passed += weight
+        part_of[item] = next((part for part, end in ends.items() if passed <= end), "later")
+    return Parts(part_of)
+
+
+def item_times(orders: Iterable[Sequence[Item]]) -> tuple[list[Item], list[float]]:
+    """Common order of items that people met in orders of their own.
+
+    Each order lists one person's items, oldest first, each once. An item's time is the mean, over the
+    people who met it, of its relative position; ties stay in order of first appearance.
+
+    Returns:
+        items, oldest first, and how many people met each.
+    """
+    places: dict[Item, list[float]] = defaultdict(list)
+    for order in orders:
+        for place, item in enumerate(order):
+            places[item].append((place + 0.5) / len(order))
+    items = sorted(places, key=lambda item: sum(places[item]) / len(places[item]))
+    return items, [float(len(places[item])) for item in items]
+
+
+# --- pairs out of ratings -------------------------------------------------------------------------
+
+
+def form_pairs(scores: Mapping[Item, float], count: int, rng: random.Random) -> list[tuple[Item, Item]]:
+    """Up to ``count`` distinct pairs (better, worse) with items reused as little as possible.
+
+    Pairs are drawn in sweeps; within a sweep no item is used twice. A sweep takes one item of the most
+    numerous remaining score and one of the others, which makes it as long as it can be; items that
+    earlier sweeps left over come first. So the first sweep is a largest set of disjoint pairs, and
+    items are used again only after it. Fewer pairs come back only if no more exist.
+    """
+    pairs: list[tuple[Item, Item]] = []
+    seen: set[frozenset[Item]] = set()
+    used: Counter[Item] = Counter()
+    while len(pairs) < count:
+        fresh = [pair for pair in _sweep(scores, used, rng) if frozenset(pair) not in seen]
+        if not fresh:  # only repetitions: look at all the pairs there are
+            fresh = _unused_pairs(scores, used, seen, rng)
+            if not fresh:
+                break
+        for pair in fresh[: count - len(pairs)]:
+            pairs.append(pair)
+            seen.add(frozenset(pair))
+            used.update(pair)
+    return pairs
+
+
+def _sweep(scores: Mapping[Item, float], used: Counter[Item], rng: random.Random) -> list[tuple[Item, Item]]:
+    """A largest set of disjoint pairs, least used items first."""
+    levels: dict[float, list[Item]] = defaultdict(list)
+    for item in _shuffled(scores, rng):
+        levels[scores[item]].append(item)
+    for level in levels.values():
+        level.sort(key=lambda item: -used[item])  # stable; the end is taken first
+    pairs: list[tuple[Item, Item]] = []
+    while len(levels) > 1:
+        most = max(levels, key=lambda score: len(levels[score]))
+        others = [score for score in levels if score != most]
+        other = rng.choices(others, [len(levels[score]) for score in others])[0]
+        first, second = levels[most].pop(), levels[other].pop()
+        pairs.append((first, second) if most > other else (second, first))
+        levels = {score: level for score, level in levels.items() if level}
+    # The leftovers of an earlier sweep meet used partners; they go first.
+    return sorted(pairs, key=lambda pair: used[pair[0]] + used[pair[1]])
+
+
+def _unused_pairs(
+    scores: Mapping[Item, float], used: Counter[Item], seen: set[frozenset[Item]], rng: random.Random
+) -> list[tuple[Item, Item]]:
+    """The least used of all pairs not drawn so far (a list of at most one)."""
+    candidates = [
+        (better, worse)
+        for better in _shuffled(scores, rng)
+        for worse in scores
+        if scores[better] > scores[worse] and frozenset((better, worse)) not in seen
+    ]
+    return [min(candidates, key=lambda pair: used[pair[0]] + used[pair[1]])] if candidates else []
+
+
+def _shuffled(items: Iterable[Item], rng: random.Random) -> list[Item]:
+    shuffled = list(items)
+    rng.shuffle(shuffled)
+    return shuffled
+
+
+def people_from_ratings(
+    ratings: Mapping[str, Mapping[Item, float]],
+    texts: Mapping[Item, str],
+    parts: Parts,
+    sizes: Sizes,
+    seed: int,
+) -> tuple[list[Person], list[Shortfall]]:
+    """People with pairs formed from what they think of single items (votes: 1 and 0).
+
+    Pairs have an empty prompt. Somebody who rates everything alike has one class: no pair can be
+    formed, and the shortfall says so.
+
+    Args:
+        ratings: person -> item -> score.
+        texts: item -> text; two items may share a text, they are then not paired.
+        parts: the split.
+        sizes: pairs asked of each part.
+        seed: of the draws.
+    """
+    people: list[Person] = []
+    shortfalls: list[Shortfall] = []
+    for name, scores in ratings.items():
+        drawn = {}
+        for part, wanted in wanted_pairs(sizes).items():
+            here = {item: score for item, score in scores.items() if parts.part_of[item] == part}
+            pairs = form_pairs(here, wanted, seeded(seed, name, part))
+            drawn[part] = [
+                Preference("", texts[better], texts[worse])
+                for better, worse in pairs
+                if texts[better] != texts[worse]
+            ]
+        one_class = len(set(scores.values())) < 2
+        reason = "has one class: they rate everything alike" if one_class else ""
+        _settle(name, drawn, sizes, reason, people, shortfalls)
+    return people, shortfalls
+
+
+# --- pairs given as such --------------------------------------------------------------------------
+
+
+def own_items(pair: Preference) -> tuple[str, ...]:
+    """A pair's item is its prompt; with an empty prompt, its items are the two responses."""
+    return (pair.prompt,) if pair.prompt.strip() else (pair.chosen, pair.rejected)
+
+
+def people_from_pairs(
+    pairs: Mapping[str, Sequence[Preference]],
+    sizes: Sizes,
+    seed: int,
+    *,
+    items_of: Callable[[Preference], tuple[str, ...]] = own_items,
+    parts: Parts | None = None,
+) -> tuple[list[Person], list[Shortfall], int]:
+    """People from pairs they gave, each person's oldest first.
+
+    A pair whose items lie on different sides can't be used. Of the rest of a part, pairs are drawn at
+    random, an item's second pair after every item's first. The same pair given twice counts once.
+
+    Args:
+        pairs: person -> pairs.
+        sizes: pairs asked of each part.
+        seed: of the draws.
+        items_of: what must not be on two sides, for each pair.
+        parts: the split, where items have a common clock; else :func:`item_times` makes one.
+
+    Returns:
+        people, shortfalls, and how many pairs lie across sides.
+    """
+    if parts is None:
+        parts = sizes.split(*item_times(_first_seen(map(items_of, own)) for own in pairs.values()))
+    people: list[Person] = []
+    shortfalls: list[Shortfall] = []
+    across = 0
+    for name, own in pairs.items():
+        sides: dict[str | None, list[Preference]] = defaultdict(list)
+        for pair in dict.fromkeys(own):
+            sides[parts.common(items_of(pair))].append(pair)
+        across += len(sides[None])
+        drawn = {
+            part: _spread(sides[part], items_of, seeded(seed, name, part))[:wanted]
+            for part, wanted in wanted_pairs(sizes).items()
+        }
+        one_class = len({(p.prompt, frozenset((p.chosen, p.rejected))) for p in own}) < 2 <= len(own)
+        reason = "has one class: all their pairs are the same comparison" if one_class else ""
+        _settle(name, drawn, sizes, reason, people, shortfalls)
+    return people, shortfalls, across
+
+
+def _first_seen(groups: Iterable[Iterable[str]]) -> list[str]:
+    return list(dict.fromkeys(item for group in groups for item in group))
+
+
+def _spread(
+    pairs: Iterable[Preference], items_of: Callable[[Preference], tuple[str, ...]], rng: random.Random
+) -> list[Preference]:
+    """In random order, but every item's first pair before any item's second."""
+    met: Counter[str] = Counter()
+    turns = []
+    for pair in _shuffled(pairs, rng):
+        turns.append((max(met[item] for item in items_of(pair)), pair))
+        met.update(items_of(pair))
+    return [pair for _, pair in sorted(turns, key=itemgetter(0))]
+
+
+# --- what both share ------------------------------------------------------------------------------
+
+
+def wanted_pairs(sizes: Sizes) -> dict[str, int]:
+    """Part -> pairs asked for."""
+    return {"train": sizes.pairs, "validation": sizes.validation_pairs, "test": sizes.test_pairs}
+
+
+def _settle(
+    name: str,
+    drawn: Mapping[str, Sequence[Preference]],
+    sizes: Sizes,
+    reason: str,
+    people: list[Person],
+    shortfalls: list[Shortfall],
+) -> None:
+    """Keep the person if at all possible, and note what is missing."""
+    counts = {part: len(drawn[part]) for part in ("train", "validation", "test")}
+    kept = counts["train"] > 0 and counts["test"] > 0 and not reason
+    if not kept and not reason:
+        empty = "train" if counts["train"] == 0 else "test"
+        reason = f"has no pairs to {empty} on"
+    if not kept or any(counts[part] < wanted for part, wanted in wanted_pairs(sizes).items()):
+        shortfalls.append(Shortfall(name, **counts, kept=kept, reason=reason))
+    if kept:
+        people.append(Person(name, tuple(drawn["train"]), tuple(drawn["validation"]), tuple(drawn["test"])))

@@ -1,0 +1,109 @@
+"""What the frozen part of a network computes for a text, computed once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from torch import Tensor
+
+from penchant.common.model.tails import Activations, Tail, log
+
+CACHE_BYTES = 4 << 30
+_WARM_TEXTS = 16
+
+
+class PrefixCache:
+    """Activations by text, least recently used first out, within a limit of bytes.
+
+    Threads may ask at once: each text is computed by one of them, the others wait for it.
+
+    Args:
+        tokens: text -> its token ids [L].
+        tail: knows what to keep of a text.
+        limit: bytes kept; one request may exceed it while it is being answered.
+    """
+
+    def __init__(self, tokens: Callable[[str], Tensor], tail: Tail, limit: int = CACHE_BYTES) -> None:
+        self._tokens = tokens
+        self._tail = tail
+        self._limit = limit
+        self._kept: OrderedDict[bytes, Activations] = OrderedDict()
+        self._running: set[bytes] = set()
+        self._changed = threading.Condition()
+        self.held = 0  # bytes
+        self.forwards = 0  # texts computed so far
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def clear(self) -> None:
+        """Forget everything, so that the next `warm` gives the bits it would give in a new process."""
+        with self._changed:
+            self._kept.clear()
+            self.held = 0
+
+    def get(self, texts: Sequence[str]) -> list[Activations]:
+        """Activations of each text, computed alone where they are not kept."""
+        return [self._one(_key(text), text) for text in texts]
+
+    def warm(self, texts: Iterable[str], threads: int = 1) -> None:
+        """Compute texts ahead, in batches that depend on the set of texts alone.
+
+        `threads` batches run at a time (let torch use one thread itself then). When not all of the
+        activations would fit, this does nothing and leaves the texts to `get`.
+        """
+        ordered = sorted((len(ids), text, ids) for text, ids in ((t, self._tokens(t)) for t in set(texts)))
+        chunks = [ordered[i : i + _WARM_TEXTS] for i in range(0, len(ordered), _WARM_TEXTS)]
+        missing = [chunk for chunk in chunks if any(_key(text) not in self._kept for _, text, _ in chunk)]
+        if not missing:
+            return
+        shortest, _, ids = ordered[0]
+        expected = _size(self._tail.capture([ids])[0]) // shortest * sum(length for length, _, _ in ordered)
+        if expected > self._limit:
+            log.info("the activations of %d texts would not fit; they are computed as needed", len(ordered))
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            for chunk, entries in zip(missing, pool.map(self._chunk, missing), strict=True):
+                with self._changed:
+                    for (_, text, _), entry in zip(chunk, entries, strict=True):
+                        self._keep(_key(text), entry)
+
+    def _chunk(self, chunk: Sequence[tuple[int, str, Tensor]]) -> list[Activations]:
+        return self._tail.capture([ids for _, _, ids in chunk])
+
+    def _one(self, key: bytes, text: str) -> Activations:
+        with self._changed:
+            self._changed.wait_for(lambda: key not in self._running)
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            self._running.add(key)
+        try:
+            entry = self._tail.capture([self._tokens(text)])[0]
+            with self._changed:
+                self._keep(key, entry)
+        finally:
+            with self._changed:
+                self._running.discard(key)
+                self._changed.notify_all()
+        return entry
+
+    def _keep(self, key: bytes, entry: Activations) -> None:
+        self.forwards += 1
+        self.held += _size(entry) - _size(self._kept.pop(key, ()))
+        self._kept[key] = entry
+        while self.held > self._limit and len(self._kept) > 1:
+            _, dropped = self._kept.popitem(last=False)
+            self.held -= _size(dropped)
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _size(entry: Activations) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in entry)

@@ -1,0 +1,129 @@
+"""Modules of a backbone by name: its blocks, the linear modules to adapt, parts of the base to share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from penchant.common.config import AdapterConfig
+from penchant.common.errors import BaseModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One adapted linear module of the backbone."""
+
+    name: str  # path from the backbone's root, "encoder.layer.5.output.dense"
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True, slots=True)
+class BaseTensor:
+    """One parameter of the base model that is trained and shared as well.
+
+    What is trained and sent is its change, which starts at 0: a server needs no weights.
+    """
+
+    name: str  # path from the backbone's root, "encoder.layer.5.output.LayerNorm.weight"
+    shape: tuple[int, ...]
+
+
+def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The list of transformer blocks: the outermost ModuleList with one module a hidden layer."""
+    settings: Any = model.config
+    layers = int(getattr(settings, "num_hidden_layers", 0))
+    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
+    if not lists:
+        raise BaseModelError(f"{type(model).__name__} has no list of {layers} blocks; it can't be adapted")
+    return min(lists, key=lambda item: item[0].count("."))
+
+
+def find_slots(model: nn.Module, config: AdapterConfig) -> tuple[Slot, ...]:
+    """The linear modules that a configuration names, in the backbone's order.
+
+    A name with a dot must equal the module's path within its block ("output.dense" in encoder.layer.5,
+    which is not attention.output.dense); one without a dot its last segment ("q_proj"). `layers` are
+    block indices, negative from the end; () takes all.
+
+    Raises:
+        BaseModelError: no linear module has such a name, or there is no such block.
+    """
+    path, blocks = find_blocks(model)
+    slots, found = [], set()
+    for index in _adapted_blocks(blocks, config):
+        for inner, module in blocks[index].named_modules():
+            target = _matches(inner, config.target_modules)
+            if target is None or not isinstance(module, nn.Linear):
+                continue
+            found.add(target)
+            slots.append(Slot(f"{path}.{index}.{inner}", module.in_features, module.out_features))
+    missing = [target for target in config.target_modules if target not in found]
+    if missing:
+        linear = sorted({n for n, m in blocks[0].named_modules() if isinstance(m, nn.Linear)})
+        raise BaseModelError(
+            f'adapter.target_modules: these blocks have no linear module "{missing[0]}"; '
+            f"there are {', '.join(linear)}"
+        )
+    return tuple(slots)
+
+
+def find_base(model: nn.Module, config: AdapterConfig) -> tuple[BaseTensor, ...]:
+    """The parameters that `adapter.share_base` names (but for the head), in the backbone's order.
+
+    Call it before LoRA is put in place: names are those of the plain backbone.
+
+    Raises:
+        BaseModelError: the backbone has no such module, or its weights are quantised.
+    """
+    chosen: set[str] = set()
+    for pattern in config.share_base:
+        if pattern == "head":
+            continue
+        found = [f"{m}.{p}" for m in _modules_of(model, config, pattern) for p in _parameters(model, m)]
+        if not found:
+            raise BaseModelError(
+                f'adapter.share_base: no module "{pattern}" with weights is in this base model; name head, '
+                "norm, or a module's path from the backbone's root"
+            )
+        chosen.update(found)
+    parameters = [(name, p) for name, p in model.named_parameters() if name in chosen]
+    for name, parameter in parameters:
+        if not parameter.is_floating_point():
+            raise BaseModelError(f"adapter.share_base: {name} is quantised and can't be trained")
+    return tuple(BaseTensor(name, tuple(parameter.shape)) for name, parameter in parameters)
+
+
+def _modules_of(model: nn.Module, config: AdapterConfig, pattern: str) -> list[str]:
+    """Paths of the modules that one entry of `adapter.share_base` names."""
+    if pattern != "norm":
+        return [name for name, _ in model.named_modules() if name and fnmatchcase(name, pattern)]
+    path, blocks = find_blocks(model)
+    return [
+        f"{path}.{index}.{inner}"
+        for index in _adapted_blocks(blocks, config)
+        for inner, module in blocks[index].named_modules()
+        if "norm" in type(module).__name__.lower()
+    ]
+
+
+def _parameters(model: nn.Module, module: str) -> list[str]:
+    return [name for name, _ in model.get_submodule(module).named_parameters()]
+
+
+def _adapted_blocks(blocks: nn.ModuleList, config: AdapterConfig) -> list[int]:
+    """Indices of the blocks in `adapter.layers`, ascending. BaseModelError when there is no such block."""
+    for index in config.layers:
+        if not -len(blocks) <= index < len(blocks):
+            raise BaseModelError(
+                f"adapter.layers names block {index}, but the base model has {len(blocks)} blocks"
+            )
+    return sorted({index % len(blocks) for index in config.layers} or range(len(blocks)))
+
+
+def _matches(inner: str, targets: tuple[str, ...]) -> str | None:
+    last = inner.rsplit(".", 1)[-1]
+    return next((t for t in targets if t == inner or ("." not in t and t == last)), None)

@@ -1,0 +1,487 @@
+"""The frozen part of the backbone, computed once per distinct text, and the tails that run the rest.
+
+Whatever lies below the first trained module (adapted, or itself trained and shared) never changes, so its
+output is kept per text. What is left to run at every step is the *tail*. Four tails give the same embeddings:
+
+- `PooledTail`: nothing is adapted; the pooled embedding itself is kept.
+- `TokenwiseTail`: the one adapted module is followed by a residual and the backbone's last LayerNorm (the
+  output of BERT's last block), each token alone. Its input and the frozen sum W0 x + b + residual are kept;
+  a step costs a few low-rank products on packed tokens, no padding at all. That LayerNorm may be trained.
+- `BlockTail`: the hidden states before the first trained block are kept; the remaining blocks and the
+  final norm run on batches sorted by length, padded to their own longest.
+- `FullTail`: nothing is kept; the slow reference, and the fallback.
+
+`choose_tail` takes the first that applies by structure *and* reproduces the full path on probe texts.
+
+The last bits of a text's activations depend on the batch it was computed in. So `PrefixCache.get`
+computes each missing text alone, and `PrefixCache.warm`, which is faster, forms its batches from the
+whole set of texts it is given: either way a resumed run sees the bits of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils.rnn import pad_sequence
+
+from penchant.common.errors import ConfigError
+from penchant.common.model.factors import Effective
+from penchant.common.model.modules import find_blocks
+from penchant.common.model.network import ADAPTER, AdaptedNetwork
+
+Activations = tuple[Tensor, ...]  # what is kept of one text; the tail knows the meaning
+
+_BATCH_TEXTS = 32
+_BATCH_TOKENS = 8192
+_MISFITS = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError)
+
+log = logging.getLogger(__name__)
+
+
+class Tail(Protocol):
+    """The part of the network that runs at every step."""
+
+    name: str
+
+    def capture(self, texts: Sequence[Tensor]) -> list[Activations]:
+        """What to keep of each text, from token ids [L] of about the same length."""
+        ...
+
+    def pack(self, texts: Sequence[Activations]) -> Any:
+        """Put texts together so that `embed` needs no Python work per text."""
+        ...
+
+    def embed(self, packed: Any, effective: Effective) -> Tensor:
+        """Pooled embeddings [n, d] float32 of packed texts; differentiable in `effective`."""
+        ...
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """Some texts of about the same length: ids [b, L], mask [b, L], states [b, L, d] or None."""
+
+    ids: Tensor
+    mask: Tensor
+    states: Tensor | None
+
+
+@dataclass(frozen=True)
+class PaddedTexts:
+    """Batches in order of length, and where each text went: embeddings[inverse] is the given order."""
+
+    batches: tuple[PaddedBatch, ...]
+    inverse: Tensor
+
+
+def _pad(network: AdaptedNetwork, ids: Sequence[Tensor], states: Sequence[Tensor] | None) -> PaddedTexts:
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    batches = []
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while (
+            end < len(order)
+            and end - start < _BATCH_TEXTS
+            and len(ids[order[end]]) * (end - start + 1) <= _BATCH_TOKENS
+        ):
+            end += 1
+        chosen = order[start:end]
+        some = [ids[i] for i in chosen]
+        mask = [torch.ones_like(one) for one in some]
+        batches.append(
+            PaddedBatch(
+                pad_sequence(some, batch_first=True, padding_value=network.pad_id),
+                pad_sequence(mask, batch_first=True),
+                None if states is None else pad_sequence([states[i] for i in chosen], batch_first=True),
+            )
+        )
+        start = end
+    inverse = torch.empty(len(order), dtype=torch.long)
+    inverse[torch.tensor(order, dtype=torch.long)] = torch.arange(len(order))
+    return PaddedTexts(tuple(batches), inverse.to(network.device))
+
+
+# --- thread-local copies that share the weights ---------------------------------------------------
+
+
+class _Skeletons:
+    """One structural copy of a module per thread, sharing every parameter and buffer.
+
+    `functional_call` swaps parameters inside the module for the time of the call, so two threads must
+    not do that in one module; a copy of the structure costs milliseconds and no memory to speak of.
+    """
+
+    def __init__(self, source: nn.Module, prepare: Callable[[Any], Any]) -> None:
+        self._source = source
+        self._prepare = prepare
+        self._local = threading.local()
+
+    def get(self) -> Any:
+        """This thread's copy, after `prepare`."""
+        copied = getattr(self._local, "copied", None)
+        if copied is None:
+            memo = {id(t): t for t in itertools.chain(self._source.parameters(), self._source.buffers())}
+            copied = self._prepare(copy.deepcopy(self._source, memo))
+            self._local.copied = copied
+        return copied
+
+
+class _Reached(Exception):  # a signal, not an error
+    """Ends a forward pass at the module whose inputs were wanted."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.inputs = args
+        self.kwargs = kwargs
+
+
+def _stop_at(path: str) -> Callable[[nn.Module], nn.Module]:
+    def prepare(module: nn.Module) -> nn.Module:
+        def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise _Reached(args, kwargs)
+
+        module.get_submodule(path).register_forward_pre_hook(stop, with_kwargs=True)
+        return module
+
+    return prepare
+
+
+def _inputs_of(skeleton: nn.Module, texts: Sequence[Tensor], network: AdaptedNetwork) -> _Reached:
+    """Run some texts, padded at the right, up to the module at which the skeleton stops."""
+    ids = pad_sequence(list(texts), batch_first=True, padding_value=network.pad_id)
+    mask = pad_sequence([torch.ones_like(one) for one in texts], batch_first=True)
+    try:
+        with torch.no_grad():
+            skeleton(input_ids=ids.to(network.device), attention_mask=mask.to(network.device))
+    except _Reached as reached:
+        return reached
+    raise RuntimeError("the forward pass never came to the module it should stop at")
+
+
+# --- the tails ------------------------------------------------------------------------------------
+
+
+class FullTail:
+    """The whole network at every step: the slow reference."""
+
+    name = "full"
+
+    def __init__(self, network: AdaptedNetwork) -> None:
+        self._network = network
+        self._skeletons = _Skeletons(network.module, lambda module: module)
+
+    def capture(self, texts: Sequence[Tensor]) -> list[Activations]:
+        return [(ids.to(self._network.device),) for ids in texts]
+
+    def pack(self, texts: Sequence[Activations]) -> PaddedTexts:
+        return _pad(self._network, [ids for (ids,) in texts], None)
+
+    def embed(self, packed: PaddedTexts, effective: Effective) -> Tensor:
+        swapped = self._network.overrides(effective)
+        module = self._skeletons.get()
+        embeddings = []
+        for batch in packed.batches:
+            inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
+            states = functional_call(module, swapped, (), inputs, tie_weights=False).last_hidden_state
+            embeddings.append(self._network.pool(states, batch.mask))
+        return torch.cat(embeddings)[packed.inverse]
+
+
+class PooledTail:
+    """Nothing is adapted: the pooled embedding [d] is all that is needed of a text."""
+
+    name = "pooled"
+
+    def __init__(self, network: AdaptedNetwork) -> None:
+        self._network = network
+        self._full = FullTail(network)
+
+    def capture(self, texts: Sequence[Tensor]) -> list[Activations]:
+        packed = self._full.pack(self._full.capture(texts))
+        with torch.no_grad():
+            return [(one,) for one in self._full.embed(packed, Effective({}, torch.empty(0)))]
+
+    def pack(self, texts: Sequence[Activations]) -> Tensor:
+        return torch.stack([embedding for (embedding,) in texts])
+
+    def embed(self, packed: Tensor, effective: Effective) -> Tensor:
+        return packed
+
+
+class _Skip(nn.Module):
+    """Stands where a frozen block stood: hands the states on in the form in which blocks return them."""
+
+    def __init__(self, block: nn.Module, returns_tuple: bool) -> None:
+        super().__init__()
+        self._returns_tuple = returns_tuple
+        for name, value in vars(block).items():  # flags that the network reads off its blocks
+            if not name.startswith("_") and isinstance(value, bool | int | float | str):
+                setattr(self, name, value)
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor]:
+        return (hidden_states,) if self._returns_tuple else hidden_states
+
+
+class BlockTail:
+    """The blocks from the first adapted one on, and what follows them.
+
+    The network's own forward runs, so masks, positions and the final norm are its own; the frozen blocks
+    are skipped and the kept states are put in at the first adapted one.
+    """
+
+    name = "blocks"
+
+    def __init__(self, network: AdaptedNetwork) -> None:
+        self._network = network
+        path, _ = find_blocks(network.module)
+        self._path = path
+        trained = (*(slot.name for slot in network.slots), *network.base)
+        inside = [name[len(path) + 1 :] for name in trained if name.startswith(f"{path}.")]
+        self._first = min(int(name.split(".", 1)[0]) for name in inside)
+        if self._first == 0:
+            raise TypeError("the first block is adapted: nothing but embeddings could be kept")
+        self._returns_tuple = _blocks_return_tuples(network, path)
+        self._until = _Skeletons(network.module, _stop_at(f"{path}.{self._first}"))
+        self._rest = _Skeletons(network.module, self._skip_frozen)
+
+    def capture(self, texts: Sequence[Tensor]) -> list[Activations]:
+        """(ids [L], states [L, d] before the first adapted block) of each text."""
+        reached = _inputs_of(self._until.get(), texts, self._network)
+        states = reached.inputs[0] if reached.inputs else reached.kwargs["hidden_states"]
+        return [
+            (ids.to(self._network.device), states[row, : len(ids)].clone()) for row, ids in enumerate(texts)
+        ]
+
+    def pack(self, texts: Sequence[Activations]) -> PaddedTexts:
+        return _pad(self._network, [ids for ids, _ in texts], [states for _, states in texts])
+
+    def embed(self, packed: PaddedTexts, effective: Effective) -> Tensor:
+        swapped = self._network.overrides(effective)
+        module, given = self._rest.get()
+        embeddings = []
+        for batch in packed.batches:
+            given["states"] = batch.states
+            inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
+            states = functional_call(module, swapped, (), inputs, tie_weights=False).last_hidden_state
+            embeddings.append(self._network.pool(states, batch.mask))
+        given.clear()
+        return torch.cat(embeddings)[packed.inverse]
+
+    def _skip_frozen(self, module: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+        given: dict[str, Tensor] = {}
+
+        def put_in(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+            if args:
+                return (given["states"], *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": given["states"]}
+
+        _, blocks = find_blocks(module)
+        for index in range(self._first):
+            blocks[index] = _Skip(blocks[index], self._returns_tuple)
+        blocks[self._first].register_forward_pre_hook(put_in, with_kwargs=True)
+        return module, given
+
+
+def _blocks_return_tuples(network: AdaptedNetwork, path: str) -> bool:
+    seen: list[bool] = []
+
+    def look(module: nn.Module) -> nn.Module:
+        block = module.get_submodule(f"{path}.0")
+        block.register_forward_hook(lambda _, __, output: seen.append(isinstance(output, tuple)))
+        return module
+
+    ids = torch.full((1, 2), network.pad_id, device=network.device)
+    with torch.no_grad():
+        _Skeletons(network.module, look).get()(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return seen[0]
+
+
+@dataclass(frozen=True)
+class PackedTokens:
+    """All T tokens of n texts one after the other.
+
+    inputs: the adapted module's input x, [T, in]; centred: c = W0 x + b + residual without its mean, [T, d];
+    squares: |c|² [T]; token: 0 … T-1; text: the text of each token [T]; first: index of each text's first
+    token [n]; share: 1 / tokens of its text [T].
+    """
+
+    inputs: Tensor
+    centred: Tensor
+    squares: Tensor
+    token: Tensor
+    text: Tensor
+    first: Tensor
+    share: Tensor
+    memo: dict[str, Any] = field(default_factory=dict)  # the last product with a frozen A
+
+
+class TokenwiseTail:
+    """One adapted module, followed by a residual and the backbone's last LayerNorm, in closed form.
+
+    That is the output of BERT's last block and its like: h = LN(W0 x + b + residual + (α/r) B A x), each
+    token alone. With c the frozen sum and B̃ = (α/r) B, both without their mean over the d features, and
+    u = A x, each token's normaliser is σ² = (|c|² + 2 u·B̃ᵀc + u·B̃ᵀB̃ u)/d + ε, and a text's embedding
+    γ ∘ (Σ c/σ + B̃ Σ u/σ)/L + β. So a step needs a few products with r columns and one weighted sum, and
+    never the [T, d] states. Where one token is the embedding, the first or the last, only that is kept.
+    """
+
+    name = "tokenwise"
+
+    def __init__(self, network: AdaptedNetwork) -> None:
+        if len(network.slots) != 1:
+            raise TypeError("more than one module is adapted")
+        self._network = network
+        self._slot = network.slots[0].name
+        path = self._slot.rpartition(".")[0]
+        linear: Any = network.module.get_submodule(self._slot)
+        self._base = linear.base_layer
+        self._scale = float(linear.scaling[ADAPTER])
+        inner = network.module.get_submodule(path)
+        self._norm = _only_norm(inner, linear)
+        (place,) = (name for name, module in inner.named_modules() if module is self._norm)
+        self._gain, self._bias = f"{path}.{place}.weight", f"{path}.{place}.bias"
+        if not set(network.base) <= {self._gain, self._bias}:
+            raise TypeError("parts of the base below the last norm are trained")
+        self._until = _Skeletons(network.module, _stop_at(path))
+
+    def capture(self, texts: Sequence[Tensor]) -> list[Activations]:
+        """(x [L, in], centred c [L, d]) of each text."""
+        reached = _inputs_of(self._until.get(), texts, self._network)
+        x, residual = reached.inputs
+        with torch.no_grad():
+            total = (self._base(x) + residual).float()
+        centred = total - total.mean(-1, keepdim=True)
+        return [self._rows(x.float(), centred, row, len(ids)) for row, ids in enumerate(texts)]
+
+    def pack(self, texts: Sequence[Activations]) -> PackedTokens:
+        inputs, centred = (torch.cat(column) for column in zip(*texts, strict=True))
+        lengths = torch.tensor([len(x) for x, _ in texts], device=self._network.device)
+        return PackedTokens(
+            inputs=inputs,
+            centred=centred,
+            squares=centred.square().sum(1),
+            token=torch.arange(len(inputs), device=lengths.device),
+            text=torch.repeat_interleave(torch.arange(len(texts), device=lengths.device), lengths),
+            first=lengths.cumsum(0) - lengths,
+            share=torch.repeat_interleave(1 / lengths.float(), lengths),
+        )
+
+    def embed(self, packed: PackedTokens, effective: Effective) -> Tensor:
+        a, b = effective.adapters[self._slot]
+        b = (self._scale * (b - b.mean(0))).T.contiguous()  # B̃ᵀ [r, d]; long rows are what matmul is fast at
+        u = self._down(packed, a)  # [r, T]
+        cross = b @ packed.centred.T + 0.5 * (b @ b.T) @ u  # B̃ᵀc + B̃ᵀB̃ u / 2, [r, T]
+        variance = (packed.squares + 2 * (u * cross).sum(0)) / b.shape[1]
+        shares = packed.share * torch.rsqrt(variance + self._norm.eps)  # 1 / (σ L) of each token, [T]
+        means = F.embedding_bag(
+            packed.token, packed.centred, packed.first, mode="sum", per_sample_weights=shares
+        )  # [n, d]
+        moved = u.new_zeros(len(u), len(packed.first)).index_add(1, packed.text, u * shares)  # [r, n]
+        gain = self._norm.weight.float() + effective.base.get(self._gain, 0.0)
+        return gain * (means + moved.T @ b) + self._norm.bias.float() + effective.base.get(self._bias, 0.0)
+
+    @staticmethod
+    def _down(packed: PackedTokens, a: Tensor) -> Tensor:
+        """A x of all tokens, [r, T]; kept while A stays frozen, for it reads the largest array there is."""
+        if a.requires_grad:
+            return a @ packed.inputs.T
+        if packed.memo.get("a") is not a or packed.memo["version"] != a._version:
+            packed.memo.update(a=a, version=a._version, product=a @ packed.inputs.T)
+        product: Tensor = packed.memo["product"]
+        return product
+
+    def _rows(self, x: Tensor, centred: Tensor, row: int, length: int) -> Activations:
+        tokens = {"mean": slice(length), "first": slice(1), "last": slice(length - 1, length)}
+        kept = tokens[self._network.pooling]
+        return x[row, kept].clone(), centred[row, kept].clone()
+
+
+def _only_norm(inner: nn.Module, linear: nn.Module) -> nn.LayerNorm:
+    """The LayerNorm of a module that has, beside the adapted one, nothing else to it."""
+    norms = [module for module in inner.modules() if isinstance(module, nn.LayerNorm)]
+    if len(norms) != 1 or norms[0].weight is None or norms[0].bias is None:
+        raise TypeError("there is no single LayerNorm beside the adapted module")
+    rest = {id(p) for p in inner.parameters()} - {id(p) for p in linear.parameters()}
+    if rest != {id(p) for p in norms[0].parameters()}:
+        raise TypeError("there are other parameters beside the adapted module and a LayerNorm")
+    return norms[0]
+
+
+# --- choice ---------------------------------------------------------------------------------------
+
+
+def choose_tail(network: AdaptedNetwork, probes: Sequence[Tensor]) -> Tail:
+    """The cheapest tail that gives, on the probe texts (ids [L] each), what the full path gives."""
+    if not network.slots:
+        return PooledTail(network)
+    full = FullTail(network)
+    effective = _probe_factors(network)
+    expected = _embed_all(full, probes, effective)
+    for kind in (TokenwiseTail, BlockTail):
+        try:
+            tail: Tail = kind(network)
+            found = _embed_all(tail, probes, effective)
+        except _MISFITS as error:
+            log.debug("the %s path does not apply to this base model and these modules: %s", kind.name, error)
+            continue
+        if _agree(found, expected, network):
+            return tail
+        log.debug("the %s path does not reproduce the full one here; trying the next", kind.name)
+    log.info("nothing of this base model can be computed ahead: every step runs all of it")
+    return full
+
+
+def check_base(network: AdaptedNetwork, probes: Sequence[Tensor]) -> None:
+    """ConfigError when the embedding does not depend on a part of the base that is to be trained."""
+    if not network.base:
+        return
+    full, effective = FullTail(network), _probe_factors(network)
+    changes = {name: change.requires_grad_() for name, change in effective.base.items()}
+    embeddings = full.embed(full.pack(full.capture(probes)), replace(effective, base=changes))
+    gradients: Sequence[Tensor | None] = [None] * len(changes)
+    if embeddings.requires_grad:
+        gradients = torch.autograd.grad(embeddings.sum(), list(changes.values()), allow_unused=True)
+    for name, gradient in zip(changes, gradients, strict=True):
+        if gradient is None:
+            raise ConfigError(f"adapter.share_base names {name}, on which no reward depends; leave it out")
+
+
+def _agree(found: Tensor, expected: Tensor, network: AdaptedNetwork) -> bool:
+    exact = next(network.module.parameters()).dtype == torch.float32
+    error = (found - expected).norm() / expected.norm()
+    return bool(error < (1e-4 if exact else 5e-2))
+
+
+def _embed_all(tail: Tail, probes: Sequence[Tensor], effective: Effective) -> Tensor:
+    with torch.no_grad():
+        return tail.embed(tail.pack(tail.capture(probes)), effective)
+
+
+def _probe_factors(network: AdaptedNetwork) -> Effective:
+    """Factors whose update is felt in every slot: as large as a LoRA update ever gets."""
+    generator = torch.Generator().manual_seed(0)
+    adapters = {}
+    for slot in network.slots:
+        a = torch.randn(4, slot.in_features, generator=generator) / slot.in_features**0.5
+        b = torch.randn(slot.out_features, 4, generator=generator) * 0.05
+        adapters[slot.name] = (a.to(network.device), b.to(network.device))
+    changes = {}
+    for name in network.base:
+        change = torch.randn(network.frozen(name).shape, generator=generator) * 0.05
+        changes[name] = change.to(network.device)
+    return Effective(adapters, torch.empty(0), changes)
+
+
+# --- the cache ------------------------------------------------------------------------------------

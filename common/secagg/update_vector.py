@@ -1,0 +1,167 @@
+"""What one device adds to a round, and how a round's sum is read: the vector inside the masks.
+
+Everything a device says about its data travels in there and nowhere else: its weighted update, example
+weight, loss, correct and total counts, and its place in a coarse histogram of accuracies (DESIGN section 5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penchant.common.config import Plan
+from penchant.common.crypto.masks import Ring
+from penchant.common.errors import ConfigError
+from penchant.common.model.factors import Split
+from penchant.common.secagg.quantization import Counter, Quantiser
+
+__all__ = ["BINS", "COUNTERS", "HONEST_FOR_HISTOGRAM", "JUDGED_MOST", "Contribution", "Form", "Sums"]
+
+BINS = 10
+_BINS = tuple(f"accuracy {i}/{BINS}" for i in range(BINS))
+
+COUNTERS = ("weight", "loss", "correct", "total", *_BINS)
+"""What a vector counts behind the update, in its order."""
+
+HONEST_FOR_HISTOGRAM = 20
+"""A device leaves its bin empty unless the sum holds at least this many honest people."""
+
+JUDGED_MOST = 1024
+"""Validation pairs that a device counts at most."""
+
+LOSS_MOST = 8.0  # nats a pair; a larger mean loss counts as this
+LOSS_UNIT = 2.0**-7  # nats; the sum of losses is rounded to it
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One device's part of a round.
+
+    update: float32 [d], what training changed in the shared vector; empty in a closing round.
+    weight: training pairs. loss: the sum of their losses under the model it started from.
+    correct, total: of its validation pairs. in_histogram: whether it shows its tenth of accuracy.
+    """
+
+    update: NDArray[np.float32] = field(repr=False)
+    weight: int = field(repr=False)
+    loss: float = field(repr=False)
+    correct: int = field(repr=False)
+    total: int = field(repr=False)
+    in_histogram: bool = False
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a round's sum says.
+
+    mean: float64 [d], the example-weighted mean update. weight: sum of the example weights. train_loss:
+    mean per pair, None without pairs. correct, total: validation pairs. histogram: people per tenth of
+    validation accuracy, None where nobody showed theirs.
+    """
+
+    mean: NDArray[np.float64] = field(repr=False)
+    weight: int
+    train_loss: float | None
+    correct: int
+    total: int
+    histogram: tuple[int, ...] | None
+
+    @property
+    def accuracy(self) -> float | None:
+        return self.correct / self.total if self.total else None
+
+
+@dataclass(frozen=True)
+class Form:
+    """The vector of a round under a plan: the same for the server and for each device."""
+
+    quantiser: Quantiser
+    clip: float
+    group: int  # most devices in one sum
+
+    @classmethod
+    def of(cls, plan: Plan, split: Split) -> Form:
+        """The form that `plan` fixes. Raises QuantiserError when no ring rules out overflow."""
+        size = 0 if plan.phase == "close" else split.shared.size
+        group = min(plan.group_size, max(plan.cohort, 1))
+        quantiser = Quantiser.choose(
+            size=size,
+            members=group,
+            weight=plan.max_weight,
+            clip=plan.clip,
+            counters=_counters(plan.max_weight),
+            ring=plan.ring_bits,
+        )
+        return cls(quantiser, plan.clip, group)
+
+    @property
+    def ring(self) -> int:
+        """Bits of a ring element."""
+        return self.quantiser.ring
+
+    @property
+    def words(self) -> int:
+        """Ring elements of a device's vector."""
+        return self.quantiser.length
+
+    def parts(self, split: Split) -> list[tuple[str, int]]:
+        """(name, bytes) of all that a device's vector holds, in its order: shared tensors, then counts."""
+        width = self.ring // 8
+        specs = split.shared.specs if self.quantiser.size else ()
+        return [*((spec.name, spec.size * width) for spec in specs), *((name, width) for name in COUNTERS)]
+
+    def quantise(self, contribution: Contribution, key: bytes) -> Ring:
+        """A device's vector: its update clipped to the L2 norm `clip`, weight and counts to their bounds.
+
+        key: 32 secret bytes for the rounding, new for each round. Raises QuantiserError for what is no
+        number, ConfigError for more validation pairs than are counted.
+        """
+        if contribution.total > JUDGED_MOST:
+            raise ConfigError(f"{contribution.total} validation pairs; at most {JUDGED_MOST} are counted")
+        weight = min(contribution.weight, self.quantiser.weight)
+        mean_loss = contribution.loss / contribution.weight if contribution.weight else 0.0
+        counts: dict[str, float] = {
+            "weight": weight,
+            "loss": min(max(mean_loss, 0.0), LOSS_MOST) * weight,
+            "correct": contribution.correct,
+            "total": contribution.total,
+        }
+        counts |= dict.fromkeys(_BINS, 0)
+        if contribution.in_histogram and contribution.total:
+            counts[_BINS[min(contribution.correct * BINS // contribution.total, BINS - 1)]] = 1
+        return self.quantiser.quantise(_clipped(contribution.update, self.clip), weight, counts, key)
+
+    def read(self, total: NDArray[np.int64]) -> Sums:
+        """What the sum of the survivors' vectors (int64 [words]) says."""
+        update, counts = self.quantiser.dequantise(total)
+        weight = counts["weight"]
+        bins = tuple(int(counts[name]) for name in _BINS)
+        return Sums(
+            mean=update / weight if weight else update * 0.0,
+            weight=int(weight),
+            train_loss=counts["loss"] / weight if weight else None,
+            correct=int(counts["correct"]),
+            total=int(counts["total"]),
+            histogram=bins if any(bins) else None,
+        )
+
+
+def _counters(max_weight: int) -> tuple[Counter, ...]:
+    return (
+        Counter("weight", max_weight),
+        Counter("loss", LOSS_MOST * max_weight, LOSS_UNIT),
+        Counter("correct", JUDGED_MOST),
+        Counter("total", JUDGED_MOST),
+        *(Counter(name, 1) for name in _BINS),
+    )
+
+
+def _clipped(update: NDArray[np.float32], clip: float) -> NDArray[np.float32]:
+    """`update` scaled down to the L2 norm `clip`; what is no number stays, and is refused later."""
+    norm = float(np.linalg.norm(update.astype(np.float64)))
+    if norm <= clip or not np.isfinite(norm):
+        return update
+    # A hair less, so that float32 rounding does not carry a lone large element over the bound again.
+    return (update.astype(np.float64) * (clip / norm * (1 - 1e-6))).astype(np.float32)

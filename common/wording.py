@@ -1,0 +1,45 @@
+"""Numbers in words, the same wherever a person reads them."""
+
+from __future__ import annotations
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A part of 1 in percent; a dash for None."""
+    return "–" if value is None else f"{100 * value:.{digits}f} %".replace(" ", "\u202f")
+
+
+def decimals(value: float | None, digits: int = 3) -> str:
+    """A rounded number; a dash for None."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def whole(value: int | float | None) -> str:
+    """A whole number with thin spaces between thousands."""
+    return "–" if value is None else f"{value:,.0f}".replace(",", "\u202f")
+
+
+def size(value: float | None) -> str:
+    """Bytes in the unit that suits them."""
+    if value is None:
+        return "–"
+    for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= one:
+            amount = value / one
+            return f"{amount:.0f}\u202f{unit}" if amount >= 100 else f"{amount:.1f}\u202f{unit}"
+    return f"{value:.0f}\u202fB"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them."""
+    if seconds is None:
+        return "–"
+    if seconds < 1:
+        return f"{1000 * seconds:.0f}\u202fms"
+    if seconds < 60:
+        return f"{seconds:.0f}\u202fs" if seconds >= 10 else f"{seconds:.1f}\u202fs"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}\u202fd {hours}\u202fh"
+    return f"{hours}\u202fh {minutes}\u202fmin" if hours else f"{minutes}\u202fmin {rest}\u202fs"

@@ -1,0 +1,285 @@
+"""`penchant console DIR…`: the operator's console; `penchant console account …`: who may use it."""
+
+from __future__ import annotations
+
+import getpass
+import ipaddress
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from penchant.common.errors import UsageError
+
+if TYPE_CHECKING:
+    from penchant.server.console.accounts import Store
+
+__all__ = ["app"]
+
+PORT = 8900
+
+
+class _Console(TyperGroup):
+    """A group whose own arguments are directories: `account` is a command, anything else is a DIR."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] in self.commands:
+            rest = super().parse_args(ctx, [])
+            ctx._protected_args, ctx.args = args[:1], args[1:]
+            return rest
+        ctx.allow_interspersed_args = True
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    name="console",
+    cls=_Console,
+    help="The operator's console: a web application over the runs of a fleet.",
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+account = typer.Typer(
+    name="account",
+    help="Who may use the console: viewers look, operators act.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(account)
+
+State = Annotated[
+    Path | None,
+    typer.Option(
+        "--state", help="The console's own directory; the user's state directory.", show_default=False
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks for errors.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The account's name.")]
+
+
+@app.callback(invoke_without_command=True)
+def console(
+    context: typer.Context,
+    directories: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="DIR…", help="Runs, and folders of runs; the first folder takes new ones."),
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on.", min=1, max=65535)] = PORT,
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", help="Certificate, PEM: needed beyond loopback.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Its key, PEM.")] = None,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option("--origin", help="As browsers call it, https://NAME[:PORT], behind a TLS proxy."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of data sets and models that new runs may use.")
+    ] = None,
+    state: State = None,
+    debug: Debug = False,
+) -> None:
+    """The operator's console: a web application over the runs of a fleet."""
+    if context.invoked_subcommand is not None or context.resilient_parsing:
+        return
+
+    def work() -> None:
+        if not directories:
+            raise UsageError("name at least one run, or folder of runs: penchant console DIR")
+        hosts, https = reachable_as(host, port, tls_cert, tls_key, origin or [])
+        _serve(directories, host, port, (tls_cert, tls_key), hosts, https, data, state)
+
+    _guarded(work, debug)
+
+
+@account.command()
+def add(
+    name: Name,
+    role: Annotated[str, typer.Option("--role", help="viewer or operator.")],
+    state: State = None,
+    debug: Debug = False,
+) -> None:
+    """Make an account. The password is asked for, or read from standard input."""
+
+    def work() -> None:
+        store = _store(state)
+        store.add(name, role, _password())
+        store.note(_me(), "", "make an account", name, detail=f"role: {role}")
+        print(f"{name} may log in as {role}")
+
+    _guarded(work, debug)
+
+
+@account.command()
+def passwd(name: Name, state: State = None, debug: Debug = False) -> None:
+    """Give an account another password; whoever is logged in with the old one is out."""
+
+    def work() -> None:
+        store = _store(state)
+        store.passwd(name, _password())
+        store.note(_me(), "", "change a password", name)
+        print(f"{name} has a new password")
+
+    _guarded(work, debug)
+
+
+@account.command()
+def remove(name: Name, state: State = None, debug: Debug = False) -> None:
+    """Take an account away; whoever is logged in with it is out."""
+
+    def work() -> None:
+        store = _store(state)
+        store.remove(name)
+        store.note(_me(), "", "remove an account", name)
+        print(f"{name} is removed")
+
+    _guarded(work, debug)
+
+
+@account.command("list")
+def list_accounts(state: State = None, debug: Debug = False) -> None:
+    """All accounts."""
+
+    def work() -> None:
+        for one in _store(state).accounts():
+            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.used)) if one.used else "never"
+            print(f"{one.name:32s}  {one.role:8s}  last login {used}")
+
+    _guarded(work, debug)
+
+
+# --- inner parts --------------------------------------------------------------------------------------
+
+
+def reachable_as(
+    host: str, port: int, certificate: Path | None, key: Path | None, origins: list[str]
+) -> tuple[frozenset[str], bool]:
+    """(Host headers that are answered, whether browsers come by TLS).
+
+    Raises UsageError where the console would be open to others in clear.
+    """
+    if (certificate is None) != (key is None):
+        raise UsageError("--tls-cert and --tls-key belong together; give both")
+    tls = certificate is not None
+    if not tls and not _loopback(host):
+        raise UsageError(
+            f"{host} is not loopback: the console listens there only with --tls-cert and --tls-key "
+            "(or on 127.0.0.1 behind a proxy that does TLS, with --origin)"
+        )
+    names = _certified(certificate) if certificate is not None else []
+    names += [host] if host not in ("0.0.0.0", "::", "") else []
+    names += ["127.0.0.1", "localhost", "::1"] if _loopback(host) else []
+    hosts = {_with_port(name, port) for name in names}
+    hosts |= set(names) if port == (443 if tls else 80) else set()
+    for origin in origins:
+        parts = urlsplit(origin)
+        if parts.scheme != "https" or not parts.netloc or parts.path not in ("", "/"):
+            raise UsageError(f"--origin {origin} is none; it looks like https://console.example.org")
+        hosts.add(parts.netloc.lower())
+    return frozenset(name.lower() for name in hosts), tls or bool(origins)
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _with_port(name: str, port: int) -> str:
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+
+
+def _certified(path: Path) -> list[str]:
+    """The names and addresses that a certificate is for. UsageError when it can't be read."""
+    from cryptography import x509
+
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound) as error:
+        raise UsageError(f"can't take {path} as a certificate with names: {error}") from None
+    addresses = [str(address) for address in found.get_values_for_type(x509.IPAddress)]
+    return [*found.get_values_for_type(x509.DNSName), *addresses]
+
+
+def _serve(
+    directories: list[Path],
+    host: str,
+    port: int,
+    tls: tuple[Path | None, Path | None],
+    hosts: frozenset[str],
+    https: bool,
+    data: Path | None,
+    state: Path | None,
+) -> None:
+    import logging
+
+    try:
+        import uvicorn
+
+        from penchant.deploy.console.local import LocalOperations
+        from penchant.server.console.app import build_app
+    except ModuleNotFoundError as missing:
+        raise UsageError(f"the console needs {missing.name}; install penchant[console]") from None
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    store = _store(state)
+    operations = LocalOperations(directories, store, data)
+    scheme = "https" if tls[0] else "http"
+    if not store.accounts():
+        print("no account yet: penchant console account add NAME --role operator", file=sys.stderr)
+    print(f"the console is at {scheme}://{_with_port(host, port)}", flush=True)
+    uvicorn.run(
+        build_app(store, operations, hosts=hosts, https=https),
+        host=host,
+        port=port,
+        ssl_certfile=tls[0],
+        ssl_keyfile=str(tls[1]) if tls[1] else None,
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=500,
+        timeout_graceful_shutdown=2,
+    )
+
+
+def _store(state: Path | None) -> Store:
+    from penchant.server.console.accounts import Store, default_state
+
+    return Store(state or default_state())
+
+
+def _password() -> str:
+    """From the terminal, twice; else the first line of standard input. Never from the command line."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().rstrip("\r\n")
+    given: Any = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+    return str(given)
+
+
+def _me() -> str:
+    """Who is at the command line."""
+    try:
+        return f"{getpass.getuser()} (command line)"
+    except OSError:
+        return "command line"
+
+
+def _guarded(work: Callable[[], None], debug: bool) -> None:
+    from penchant.deploy.cli.errors import guarded
+
+    guarded(work, debug)

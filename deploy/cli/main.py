@@ -1,0 +1,364 @@
+"""The command line. It reads flags and files into a configuration, calls one function, prints its result.
+
+Errors are one line; exit 2 for wrong use, 1 for a failure; a traceback only with ``--debug``. Heavy
+imports stay inside the commands, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from penchant.common.config import RunConfig
+from penchant.common.errors import PenchantError, RunDirectoryError, UsageError
+from penchant.deploy import run_directory
+from penchant.deploy.cli import authority, console, device, server
+from penchant.deploy.cli.errors import guarded, report_error
+from penchant.deploy.cli.options import (
+    DATA,
+    MODEL,
+    RUN,
+    Alpha,
+    BaseModel,
+    BatchSize,
+    Clients,
+    Cohort,
+    ConfigFile,
+    Dataset,
+    Debug,
+    Dtype,
+    Evaluate,
+    GridOption,
+    Head,
+    Holdouts,
+    Layers,
+    LocalEpochs,
+    LrHead,
+    LrPersonal,
+    LrShared,
+    MaxTokens,
+    MinHonest,
+    Modules,
+    Normalize,
+    Optimizer,
+    Order,
+    Out,
+    Pairs,
+    PersonalEpochs,
+    Pooling,
+    Pull,
+    Quantize,
+    Rank,
+    RefitEpochs,
+    RefitLr,
+    Rounds,
+    SecAgg,
+    ServerLr,
+    ServerOptimizer,
+    ShareBase,
+    SharedOptimizer,
+    SkipBad,
+    ValidationPairs,
+    Warmup,
+    WarmupLr,
+    option,
+)
+from penchant.deploy.configuration import configure, file_changes, given, names_of, numbers_of
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    name="penchant",
+    help="Personal reward models, learned together, without anyone's preferences leaving their device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+app.add_typer(device.app, rich_help_panel="Device owner")
+app.add_typer(authority.app, rich_help_panel="Operator")
+app.add_typer(server.app, rich_help_panel="Operator")
+app.add_typer(console.app, rich_help_panel="Operator")
+
+
+@app.callback(invoke_without_command=True)
+def root(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if show_version:
+        print(version("penchant"))
+        raise typer.Exit()
+
+
+@app.command(rich_help_panel="Researcher")
+def simulate(
+    dataset: Dataset = None,
+    clients: Clients = None,
+    holdout_clients: Holdouts = None,
+    pairs: Pairs = None,
+    validation_pairs: ValidationPairs = None,
+    skip_bad_rows: SkipBad = False,
+    evaluate: Evaluate = None,
+    base_model: BaseModel = None,
+    pooling: Pooling = None,
+    normalize: Normalize = None,
+    max_tokens: MaxTokens = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    share: Annotated[
+        str | None,
+        option("adapter.share", "What is shared: B, A, kernel, svd, AB, none, ffa or lore.", MODEL),
+    ] = None,
+    head: Head = None,
+    rank: Rank = None,
+    alpha: Alpha = None,
+    target_modules: Modules = None,
+    layers: Layers = None,
+    share_base: ShareBase = None,
+    lr_shared: LrShared = None,
+    lr_personal: LrPersonal = None,
+    lr_head: LrHead = None,
+    warmup_lr: WarmupLr = None,
+    optimizer: Optimizer = None,
+    shared_optimizer: SharedOptimizer = None,
+    local_epochs: LocalEpochs = None,
+    batch_size: BatchSize = None,
+    order: Order = None,
+    personal_epochs: PersonalEpochs = None,
+    pull: Pull = None,
+    refit_epochs: RefitEpochs = None,
+    refit_lr: RefitLr = None,
+    rounds: Rounds = None,
+    warmup_rounds: Warmup = None,
+    cohort: Cohort = None,
+    server_optimizer: ServerOptimizer = None,
+    server_lr: ServerLr = None,
+    secagg: SecAgg = None,
+    min_honest: MinHonest = None,
+    grid: GridOption = None,
+    seed: Annotated[int | None, option("seed", "Seed of everything that must repeat.", RUN)] = None,
+    config: ConfigFile = None,
+    out: Out = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Go on in this run directory.", rich_help_panel=RUN)
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Simulate a federation on this machine and report how well each person's model does."""
+    flags = given(
+        {
+            "data.dataset": dataset,
+            "data.clients": clients,
+            "data.holdout_clients": holdout_clients,
+            "data.pairs": pairs,
+            "data.validation_pairs": validation_pairs,
+            "data.bad_rows": "skip" if skip_bad_rows else None,
+            "data.evaluate": evaluate,
+            "model.base_model": base_model,
+            "model.pooling": pooling,
+            "model.normalize": normalize,
+            "model.max_tokens": max_tokens,
+            "model.dtype": dtype,
+            "model.quantize": quantize,
+            "adapter.share": share,
+            "adapter.head": head,
+            "adapter.rank": rank,
+            "adapter.alpha": alpha,
+            "adapter.target_modules": names_of(target_modules),
+            "adapter.layers": numbers_of("--layers", layers),
+            "adapter.share_base": names_of(share_base),
+            "training.lr_shared": lr_shared,
+            "training.lr_personal": lr_personal,
+            "training.lr_head": lr_head,
+            "training.warmup_lr": warmup_lr,
+            "training.optimizer": optimizer,
+            "training.shared_optimizer": shared_optimizer,
+            "training.local_epochs": local_epochs,
+            "training.batch_size": batch_size,
+            "training.order": order,
+            "training.personal_epochs": personal_epochs,
+            "training.pull": pull,
+            "training.refit_epochs": refit_epochs,
+            "training.refit_lr": refit_lr,
+            "federation.rounds": rounds,
+            "federation.warmup_rounds": warmup_rounds,
+            "federation.cohort": cohort,
+            "federation.server_optimizer": server_optimizer,
+            "federation.server_lr": server_lr,
+            "privacy.secagg": secagg,
+            "privacy.min_honest": min_honest,
+            "grid": grid,
+            "seed": seed,
+        }
+    )
+
+    def work() -> None:
+        from penchant.deploy.cli.show_simulation import run_and_show
+
+        if resume is not None:
+            if out is not None:
+                raise UsageError("--resume goes on in its own directory; drop --out")
+            run_and_show(_resumed(resume, flags, config), resume)
+            return
+        settled = configure(flags, config)
+        directory = out or Path("runs") / _run_name(settled)
+        run_directory.refuse_used(directory)
+        from penchant.deploy.simulation.world import prepare
+
+        world = prepare(settled)  # refuses what can't work before anything is written
+        run_directory.create(directory, settled)
+        run_and_show(settled, directory, world)
+
+    guarded(work, debug)
+
+
+@app.command(rich_help_panel="Researcher")
+def compare(
+    shares: Annotated[str, typer.Option(help="What is shared, a list: A,B,AB,none.")] = "A,B,AB,none",
+    seeds: Annotated[str, typer.Option(help="A list.")] = "0,1,2",
+    heads: Annotated[
+        str | None, typer.Option(help="Score heads, a list: auto,shared,personal.", rich_help_panel=MODEL)
+    ] = None,
+    dataset: Dataset = None,
+    clients: Annotated[
+        str | None, typer.Option(help="People to take part, a list; 0: all.", rich_help_panel=DATA)
+    ] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="Training pairs a person, a list.", rich_help_panel=DATA)
+    ] = None,
+    holdout_clients: Holdouts = None,
+    validation_pairs: ValidationPairs = None,
+    skip_bad_rows: SkipBad = False,
+    evaluate: Evaluate = None,
+    base_model: BaseModel = None,
+    max_tokens: MaxTokens = None,
+    rounds: Rounds = None,
+    cohort: Cohort = None,
+    secagg: SecAgg = None,
+    config: ConfigFile = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Directory to make, or to go on in.", rich_help_panel=RUN)
+    ] = Path("runs/compare"),
+    debug: Debug = False,
+) -> None:
+    """Compare what is shared: same people, choices and seeds; one table with standard errors.
+
+    Each share has the settings tuned for it on the data set, where there are any; what it cost is said
+    beside its accuracy. The same command goes on where it was interrupted.
+    """
+    flags = given(
+        {
+            "data.dataset": dataset,
+            "data.holdout_clients": holdout_clients,
+            "data.validation_pairs": validation_pairs,
+            "data.bad_rows": "skip" if skip_bad_rows else None,
+            "data.evaluate": evaluate,
+            "model.base_model": base_model,
+            "model.max_tokens": max_tokens,
+            "federation.rounds": rounds,
+            "federation.cohort": cohort,
+            "privacy.secagg": secagg,
+        }
+    )
+
+    def work() -> None:
+        from penchant.deploy.comparison.cases import combinations
+
+        wanted = combinations(shares=shares, seeds=seeds, heads=heads, pairs=pairs, clients=clients)
+        configs = [configure(flags | changes, config) for changes in wanted]
+        from penchant.deploy.cli.show_comparison import compare_and_show
+
+        try:
+            compare_and_show(configs, out)
+        except KeyboardInterrupt:
+            print("penchant: interrupted; the same command goes on", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    guarded(work, debug)
+
+
+@app.command(rich_help_panel="Operator")
+def quickstart(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An empty directory for all of it.")],
+    devices: Annotated[int, typer.Option("--devices", help="Devices, each with one senator's votes.")] = 7,
+    rounds: Annotated[int, typer.Option("--rounds", help="Rounds.")] = 5,
+    debug: Debug = False,
+) -> None:
+    """A whole fleet on this machine: authority, server behind its gateway, devices; it learns, and ends."""
+
+    def work() -> None:
+        from penchant.deploy.fleet.quickstart import Quickstart
+        from penchant.deploy.fleet.quickstart import quickstart as begin
+
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
+        server = begin(Quickstart(directory, devices, rounds), lambda line: print(line, flush=True))
+        print(f"look at it: penchant server status {server}")
+
+    guarded(work, debug)
+
+
+@app.command(rich_help_panel="Researcher")
+def audit(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    debug: Debug = False,
+) -> None:
+    """List what left each client in a recorded run: by name, shape, type and bytes."""
+
+    def work() -> None:
+        from penchant.deploy.cli.show_audit import show
+
+        show(directory, as_json=as_json)
+
+    guarded(work, debug)
+
+
+# --- from flags to a configuration ----------------------------------------------------------------
+
+
+def _resumed(directory: Path, flags: dict[str, Any], file: Path | None) -> RunConfig:
+    """The directory's own configuration; RunDirectoryError if flags or file ask for another one."""
+    own = run_directory.read_config(directory)
+    if own.changed(file_changes(file) | flags) != own:
+        raise RunDirectoryError(
+            f"{directory} is a run of another configuration; drop the flags or start anew"
+        )
+    return own
+
+
+def _run_name(config: RunConfig) -> str:
+    dataset = Path(config.data.dataset).name.replace("/", "-")
+    return f"{dataset}-{config.adapter.share}-seed{config.seed}"
+
+
+# --- errors as one line ---------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Entry point of the ``penchant`` command."""
+    try:
+        code = app(standalone_mode=False)
+    except PenchantError as error:  # from reading the flags themselves, or after --debug
+        if "--debug" in sys.argv:
+            raise
+        code = report_error(error)
+    except click.exceptions.Exit as leave:
+        code = leave.exit_code
+    except click.exceptions.Abort:
+        print("penchant: interrupted", file=sys.stderr)
+        code = 130
+    except click.ClickException as error:
+        code = 2
+        if error.format_message():  # without any argument the help was shown instead
+            print(f"penchant: {error.format_message()} (see --help)", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

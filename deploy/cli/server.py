@@ -1,0 +1,332 @@
+"""`penchant server …`: an operator brings a server up, enrols devices, starts runs, sees how far they are."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from penchant.common.errors import UsageError
+
+if TYPE_CHECKING:
+    from penchant.deploy.fleet.server_directory import Site
+    from penchant.server.monitoring.run_history import RunFacts
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="server",
+    help="The operator of a fleet: bring a server up, enrol devices, start and watch runs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Where = Annotated[Path, typer.Argument(metavar="DIR", help="The server's directory.")]
+RunName = Annotated[
+    str, typer.Option("--run", help="The run's name; the one that was made last.", show_default=False)
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks for errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Start it and don't wait for its end.")]
+
+
+@app.command()
+def init(
+    directory: Where,
+    authority: Annotated[Path, typer.Option("--authority", help="The authority's authority.pub.")],
+    members: Annotated[Path, typer.Option("--members", help="The authority's latest member list.")],
+    address: Annotated[
+        list[str], typer.Option("--address", help="Name or IP that devices connect to; may be repeated.")
+    ],
+    listen: Annotated[str, typer.Option("--listen", help="Address that the gateway listens on.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option("--port", help="Port of the gateway.")] = 8443,
+    superlink_port: Annotated[
+        int, typer.Option("--superlink-port", help="Port of the SuperLink, on loopback.")
+    ] = 9092,
+    debug: Debug = False,
+) -> None:
+    """Make a fleet's server: its directory, settings and certificates."""
+
+    def work() -> None:
+        from penchant.deploy.fleet.server_directory import ServerSettings, Site
+
+        settings = ServerSettings(
+            addresses=tuple(address), listen=listen, port=port, superlink_port=superlink_port
+        )
+        Site.create(directory, settings, _read(authority), _read(members))
+        print(f"{directory} is ready; bring it up with `penchant server up {directory}`")
+
+    _guarded(work, debug)
+
+
+@app.command()
+def up(
+    directory: Where,
+    only: Annotated[
+        str, typer.Option("--only", help="One part, in this process: superlink, executor, enrol or gateway.")
+    ] = "",
+    debug: Debug = False,
+) -> None:
+    """Run the server until it is stopped: SuperLink, its executor, the enrolment service, the gateway."""
+
+    def work() -> None:
+        from penchant.deploy.fleet import processes
+        from penchant.deploy.fleet.server_directory import Site
+
+        site = Site(directory)
+        if only:
+            processes.only(site, only)
+            return
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log every look at the SuperLink
+        processes.up(site, lambda: print(f"devices reach this server at {site.settings.gateway}", flush=True))
+
+    _guarded(work, debug)
+
+
+@app.command()
+def enroll(
+    directory: Where,
+    name: Annotated[str, typer.Option("--name", help="What you call the device.")] = "",
+    days: Annotated[float, typer.Option("--days", help="How long the token is good.")] = 7.0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write the token to, instead of showing it.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="Show all tokens and what became of them.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Hand out a join token for one device: one-time, expiring, with the digests that the device trusts."""
+
+    def work() -> None:
+        from penchant.deploy.fleet.enrolment import hand_out
+
+        if show:
+            _print_enrolments(directory, as_json)
+            return
+        if out is not None and out.exists():
+            raise UsageError(f"{out} is there already; choose another --out")
+        text = hand_out(directory, name, time.time() + days * 86400).text()
+        if out is None:
+            print(text)
+            return
+        with open(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text + "\n")
+        print(f"{out}: bring it to the device by a way that nobody else can change")
+
+    _guarded(work, debug)
+
+
+@app.command()
+def members(
+    directory: Where,
+    file: Annotated[Path, typer.Argument(help="A newer member list of the authority.")],
+    debug: Debug = False,
+) -> None:
+    """Take over a newer member list; a run that goes on heeds it from its next round."""
+
+    def work() -> None:
+        from penchant.deploy.fleet.server_directory import Site
+
+        print(f"member list {Site(directory).take_members(_read(file))}")
+
+    _guarded(work, debug)
+
+
+@app.command()
+def revoke(
+    directory: Where,
+    member: Annotated[int, typer.Argument(help="The member's number.")],
+    why: Annotated[str, typer.Option("--why", help="For the authority's record.")] = "",
+    debug: Debug = False,
+) -> None:
+    """Ask the authority to revoke a member; it takes effect with the authority's next list."""
+
+    def work() -> None:
+        from penchant.deploy.fleet.enrolment import request_revocation
+
+        print(f"{request_revocation(directory, member, why)}: for the authority")
+
+    _guarded(work, debug)
+
+
+@app.command()
+def renew(directory: Where, debug: Debug = False) -> None:
+    """Make new server certificates under the same authorities; restart the server to use them."""
+
+    def work() -> None:
+        from penchant.deploy.fleet.certificates import days_left
+        from penchant.deploy.fleet.server_directory import Site
+
+        site = Site(directory)
+        site.renew()
+        print(f"good for {days_left(site.tls.gateway.certificate):.0f} days; now restart the server")
+
+    _guarded(work, debug)
+
+
+@app.command()
+def run(
+    directory: Where,
+    config: Annotated[Path, typer.Option("--config", help="TOML configuration of the run.")],
+    name: Annotated[str, typer.Option("--name", help="A name for the run.")] = "",
+    detach: Detach = False,
+    debug: Debug = False,
+) -> None:
+    """Make a run and start it on the server."""
+
+    def work() -> None:
+        from penchant.common.config import RunConfig
+        from penchant.deploy import run_directory
+        from penchant.deploy.fleet import served_run
+        from penchant.deploy.fleet.follow import refuse_second
+        from penchant.deploy.fleet.processes import door
+        from penchant.deploy.fleet.server_directory import Site
+
+        site, settings = Site(directory), RunConfig.read(config)
+        run_directory.refuse_unservable(settings)
+        refuse_second(site, door(site))
+        chosen = name or f"run-{len(site.runs()) + 1}"
+        served_run.create(site.run(chosen), settings, site.authority, site.membership().encoded)
+        print(f"run {chosen}", flush=True)
+        _play(site, chosen, detach)
+
+    _guarded(work, debug)
+
+
+@app.command()
+def resume(directory: Where, run: RunName = "", detach: Detach = False, debug: Debug = False) -> None:
+    """Go on with a run after a crash or a stop: finished rounds stand."""
+
+    def work() -> None:
+        from penchant.deploy.fleet.follow import is_done, refuse_second
+        from penchant.deploy.fleet.processes import door
+        from penchant.deploy.fleet.server_directory import Site
+
+        site = Site(directory)
+        chosen = _chosen(site, run)
+        if is_done(site.run(chosen)):
+            print(f"run {chosen} is finished")
+            return
+        refuse_second(site, door(site))
+        _play(site, chosen, detach)
+
+    _guarded(work, debug)
+
+
+@app.command()
+def status(directory: Where, run: RunName = "", as_json: AsJson = False, debug: Debug = False) -> None:
+    """The server, its devices, and how far a run is: every round and attempt, who was lost where."""
+
+    def work() -> None:
+        from penchant.deploy.cli.show_run import run_facts, show_run
+        from penchant.deploy.fleet.server_directory import Site
+        from penchant.deploy.fleet.status import state_of
+
+        if (directory / "config.toml").is_file():  # one run's directory, of a simulation say
+            facts: RunFacts | None = run_facts(directory)
+            state: dict[str, Any] = {}
+        else:
+            site = Site(directory)
+            state = state_of(site)
+            chosen = _chosen(site, run) if site.runs() or run else ""
+            facts = run_facts(site.run(chosen)) if chosen else None
+        if as_json:
+            table = facts.table() | {"run": facts.place.name} if facts else {}
+            print(json.dumps(state | table, indent=2, ensure_ascii=False))
+            return
+        if state:
+            _print_state(state)
+        if facts:
+            show_run(facts)
+
+    _guarded(work, debug)
+
+
+@app.command()
+def export(
+    directory: Where,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="An empty directory to write into.")],
+    run: RunName = "",
+    debug: Debug = False,
+) -> None:
+    """Write the shared adapter of a run's last round as plain peft and safetensors files, with a card."""
+
+    def work() -> None:
+        from penchant.deploy.fleet import served_run
+        from penchant.deploy.fleet.server_directory import Site
+
+        site = Site(directory)
+        print(f"round {served_run.export(site.run(_chosen(site, run)), out)}: {out}")
+
+    _guarded(work, debug)
+
+
+# --- inner parts --------------------------------------------------------------------------------------
+
+
+def _chosen(site: Site, name: str) -> str:
+    """The run that is meant. UsageError when there is none."""
+    runs = site.runs()
+    if name and name not in runs:
+        raise UsageError(f"there is no run {name!r}; there are: {', '.join(runs) or 'none'}")
+    if not runs:
+        raise UsageError("there is no run yet; start one with `penchant server run`")
+    return name or runs[-1]
+
+
+def _play(site: Site, name: str, detach: bool) -> None:
+    """Start a run at the SuperLink, and watch it unless detached."""
+    from penchant.deploy.fleet import served_run
+    from penchant.deploy.fleet.follow import watch
+    from penchant.deploy.fleet.processes import door
+
+    flower = served_run.start(site.run(name), door(site))
+    print(f"Flower run {flower}", flush=True)
+    if not detach:
+        watch(site.run(name), door(site), flower, lambda line: print(line, flush=True))
+
+
+def _print_enrolments(directory: Path, as_json: bool) -> None:
+    from penchant.deploy.fleet.enrolment import Desk
+    from penchant.deploy.fleet.server_directory import Site
+
+    rows = Desk(Site(directory)).enrolments()
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
+        return
+    for row in rows:
+        member = "" if row.member is None else f"member {row.member}"
+        print(f"{row.token}  {row.state:8s}  {member:12s}  {row.fingerprint:24s}  {row.name}".rstrip())
+
+
+def _print_state(state: dict[str, Any]) -> None:
+    link = state["superlink"]
+    print(f"gateway {state['gateway']}: {'open' if state['up'] else 'closed'}")
+    print(f"SuperLink {'up' if link['up'] else 'down'}, {link['online']} of {link['nodes']} nodes online")
+    print(
+        f"member list {state['members']['number']}: {state['members']['count']} members, "
+        f"good for {state['members']['days_left']:.1f} days"
+    )
+    print(f"server certificate good for {state['certificate_days_left']:.0f} days")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"can't read {path}: {error.strerror}") from None
+
+
+def _guarded(work: Callable[[], None], debug: bool) -> None:
+    from penchant.deploy.cli.errors import guarded
+
+    guarded(work, debug)

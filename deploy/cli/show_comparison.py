@@ -1,0 +1,137 @@
+"""A comparison for people at a terminal: progress while it works, then a table and what it means."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from penchant.common.config import RunConfig
+from penchant.deploy.comparison import conclusions
+from penchant.deploy.comparison.cases import Case
+from penchant.deploy.comparison.runner import PAGE, TABLE, Comparison, Watcher, compare
+from penchant.deploy.report.rendering import Row, size
+from penchant.server.journal import RoundLog
+
+__all__ = ["compare_and_show", "show_comparison"]
+
+
+class DrawnCases(Watcher):
+    """Two bars, for the cases and for the rounds of the one that runs; and a line a finished case."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._cases = self._bars.add_task("cases", total=None)
+        self._case = self._bars.add_task("", total=None)
+        self._place = ""
+
+    def __enter__(self) -> DrawnCases:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def begin(self, case: Case, number: int, cases: int) -> None:
+        """As `Watcher.begin`."""
+        self._place = f"{number}/{cases}"
+        self._bars.update(self._cases, completed=number - 1, total=cases)
+        self._bars.reset(self._case, description=case.name, completed=0, total=None)
+
+    def round(self, log: RoundLog, last: int) -> None:
+        """As `Progress.round`."""
+        self._bars.update(self._case, completed=log.round, total=last)
+
+    def end(self, case: Case, result: Row) -> None:
+        """As `Watcher.end`."""
+        self._bars.advance(self._cases)
+        accuracy, seconds = result["accuracy"]["personal"], result["wall_seconds"]
+        self._console.print(f"{self._place} {case.name}: {accuracy:.3f} in {seconds:.0f} s")
+
+
+def compare_and_show(configs: Sequence[RunConfig], directory: Path) -> None:
+    """Run, resume or read the comparison of `directory`, and print its table and conclusions."""
+    console = Console(highlight=False)
+    errors = Console(stderr=True, highlight=False)
+    if not all(config.privacy.secagg for config in configs):
+        errors.print(
+            "[bold red]WITHOUT SECURE AGGREGATION:[/] every update goes to the server in clear, and an "
+            "update tells much about the choices behind it. Simulated people only."
+        )
+    with DrawnCases(console) as drawn:
+        found = compare(configs, directory, drawn, command=shlex.join(["penchant", *sys.argv[1:]]))
+    for line in found.details["caveats"]:
+        errors.print("[yellow]note:[/]", line)
+    show_comparison(found, directory, console)
+
+
+def show_comparison(found: Comparison, directory: Path, console: Console | None = None) -> None:
+    """The table, the paired differences, and in words what they mean."""
+    console = console or Console(highlight=False)
+    groups = conclusions.grouped(found.rows)
+    for group in groups:
+        console.print(_accuracies(group, found.details))
+        console.print(_differences(group))
+    console.print(conclusions.headline(groups), style="bold", markup=False)
+    for group in groups:
+        for sentence in conclusions.conclusion(group):
+            console.print(sentence, markup=False)
+    console.print(f"{directory / TABLE}  {directory / PAGE}", soft_wrap=True, markup=False)
+
+
+def _accuracies(group: conclusions.Group, details: Row) -> Table:
+    about = [details.get("dataset"), details.get("base_model"), group.title]
+    table = Table(
+        title=", ".join(str(part) for part in about if part),
+        title_justify="left",
+        caption="rounds, client calls (one client's training in one round), bytes that all clients sent, and "
+        "seconds are those of one run",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    table.add_column("method", style="bold")
+    table.add_column("accuracy ± s.e.", justify="right", no_wrap=True)
+    for name in ("seeds", "rounds", "calls", "sent", "s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, row in zip(group.names, group.rows, strict=True):
+        error, cost = row["accuracy_se"], row["cost"]
+        table.add_row(
+            name,
+            f"{row['accuracy_mean']:.3f}" + ("" if error is None else f" ± {error:.3f}"),
+            f"{len(row['seeds'])}",
+            f"{cost['rounds']:.0f}",
+            f"{cost['client_calls']:.0f}",
+            size(cost["bytes_up"]),
+            f"{cost['wall_seconds']:.0f}",
+        )
+    return table
+
+
+def _differences(group: conclusions.Group) -> Table | str:
+    lines = conclusions.differences(group)
+    if not lines:
+        return "Differences need at least two seeds, the same ones for two methods at least."
+    table = Table(title="seed by seed, in percentage points", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("difference", style="bold")
+    table.add_column("mean", justify="right", no_wrap=True)
+    table.add_column("95 % interval", justify="right", no_wrap=True)
+    table.add_column("in words", no_wrap=True)
+    for line in lines:
+        table.add_row(line["label"], line["difference"], line["interval"], line["words"])
+    return table

@@ -1,0 +1,121 @@
+"""A run at a terminal, with the facts of the console: `penchant server status`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from penchant.common import wording
+from penchant.deploy import run_directory
+from penchant.deploy.fleet.run_activity import work_of
+from penchant.server.monitoring import labels
+from penchant.server.monitoring.run_history import Attempt, Ledger, Place, RunFacts, Stage, Work, facts_of
+
+__all__ = ["run_facts", "show_run"]
+
+SHOWN = 20  # attempts, the latest; --json has all
+WIDE = 32
+_COLOURS = {"running": "green", "finished": "green", "failed": "red", "damaged": "red", "stopped": "yellow"}
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def run_facts(directory: Path) -> RunFacts:
+    """The facts of a run's directory, a simulation's or a served run's."""
+    kind = "served" if (directory / "blueprint.json").is_file() else "simulation"
+    place = Place(directory.name, directory.absolute().name, directory, kind)  # type: ignore[arg-type]
+    work = work_of(directory) if kind == "served" else Work(running=run_directory.busy(directory))
+    return facts_of(place, work)
+
+
+def show_run(run: RunFacts, console: Console | None = None) -> None:
+    """Print how far it is, the stage that it is in, what it learned, and its last attempts."""
+    console = console or Console(highlight=False)
+    console.print(_heading(run))
+    if run.config is None:
+        return
+    console.print(_figures(run))
+    if run.open is not None:
+        stages = Ledger(run.place.directory).stages(run.open.round, run.open.attempt)
+        console.print(Text(f"round {run.open.round}, attempt {run.open.attempt}: {_stages(stages)}"))
+    if run.attempts:
+        console.print(_attempts(run.attempts))
+    earlier = len(run.attempts) - SHOWN
+    if earlier > 0:
+        console.print(f"{earlier} earlier; --json has all")
+
+
+def _heading(run: RunFacts) -> RenderableType:
+    colour = _COLOURS.get(run.state, "white")
+    line = f"[bold]{escape(run.place.name)}[/]  [{colour}]{labels.state(run.state)}[/]"
+    if run.total:
+        line += f"  {run.settled} of {run.total} rounds"
+    if run.remaining is not None:
+        line += f", about {wording.duration(run.remaining)} to go"
+    if run.why:
+        line += f"\n{escape(run.why)}"
+    if not run.total:
+        return Text.from_markup(line)
+    return Group(Text.from_markup(line), ProgressBar(run.total, run.settled, width=WIDE), Text())
+
+
+def _figures(run: RunFacts) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    lost = run.lost_part
+    rows: list[tuple[str, str]] = [
+        ("fleet accuracy", wording.percent(run.accuracy)),
+        ("training loss", wording.decimals(run.loss)),
+        ("devices met", str(Ledger(run.place.directory).count_devices())),
+        ("lost in ten rounds", f"{wording.percent(lost)}: {labels.lost(run.dropped)}" if lost else "nobody"),
+        ("secure aggregation", "on" if run.config and run.config.privacy.secagg else "OFF"),
+        ("privacy budget", "none: there is no differential privacy"),
+    ]
+    if run.histogram is not None:
+        rows.insert(1, ("people by accuracy", _histogram(run.histogram[1])))
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def _histogram(people: list[int]) -> str:
+    """``0 % ▁▂█▃ 100 %``, one block for each tenth."""
+    most = max(*people, 1)
+    blocks = "".join(_BLOCKS[-(-n * (len(_BLOCKS) - 1) // most)] for n in people)
+    return f"0 % {blocks} 100 %"
+
+
+def _stages(stages: list[Stage]) -> str:
+    parts = [f"{labels.stage(s.name).lower()} {s.answered}/{s.asked}" for s in stages]
+    return " → ".join(parts) or "announced"
+
+
+def _attempts(attempts: Sequence[Attempt]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("round", "phase", "state", "clients", "loss", "accuracy", "sent", "took", "lost, or why"):
+        left = name in ("phase", "state", "lost, or why")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name != "lost, or why")
+    for attempt in attempts[-SHOWN:]:
+        table.add_row(*_row(attempt))
+    return table
+
+
+def _row(attempt: Attempt) -> tuple[str, ...]:
+    number = f"{attempt.round}.{attempt.attempt}" if attempt.attempt > 1 else str(attempt.round)
+    head = (number, labels.phase(attempt.phase), attempt.state)
+    log = attempt.log
+    if log is None:
+        return (*head, "", "", "", "", "", escape(attempt.why or ""))
+    return (
+        *head,
+        f"{log.survivors}/{log.cohort}",
+        wording.decimals(log.train_loss),
+        wording.percent(log.val_accuracy),
+        wording.size(log.bytes_up),
+        wording.duration(log.seconds),
+        labels.lost(log.dropped),
+    )

@@ -1,0 +1,231 @@
+"""What a comparison says: which methods pay, by how much, and how sure that is; in words and as a page.
+
+Methods are compared at one setting only: the same number of choices a person and of people. Several
+settings make several groups, and learning curves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from penchant.deploy.comparison.methods import ALONE, ONE_FOR_ALL, SHARES, head_of, method
+from penchant.deploy.comparison.statistics import Difference, difference
+from penchant.deploy.report.rendering import Row, listed, percent, points
+
+_IN_WORDS = {"better": "clearly better", "worse": "clearly worse", "unclear": "no clear difference"}
+
+
+# What a share shares, where that is not its name.
+_SHARED = {"AB": "A and B", "kernel": "A and B", "svd": "A and B", "ffa": "B", "lore": "a low-rank basis"}
+
+
+# --- differences ----------------------------------------------------------------------------------
+
+
+# --- groups: what may be compared with what -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """The methods at one setting, the best first.
+
+    title: the setting in words, empty where there is only one; value: the same without its unit.
+    """
+
+    title: str
+    value: str
+    rows: tuple[Row, ...]
+    names: tuple[str, ...]
+
+    def first(self, share: str) -> int | None:
+        """Where the best row stands of everyone alone, or of one model for all."""
+        wanted = (i for i, row in enumerate(self.rows) if row["share"] == share and not _personal(row))
+        return next(wanted, None)
+
+
+def grouped(rows: Sequence[Row]) -> list[Group]:
+    """The rows by setting, ascending. A method has the same name in all of them."""
+    names = setting_names(rows)
+    varied = [key for key in UNITS if len({row.get(key) for row in rows}) > 1]
+    settings = sorted({tuple(row.get(key) or 0 for key in varied) for row in rows})
+    groups = []
+    for setting in settings:
+        own = [row for row in rows if tuple(row.get(key) or 0 for key in varied) == setting]
+        own.sort(key=lambda row: -row["accuracy_mean"])
+        value, unit = _setting(varied, setting)
+        title = f"{value} {unit}".strip()
+        groups.append(Group(title, value, tuple(own), tuple(names[method_of(row)] for row in own)))
+    return groups
+
+
+def _setting(varied: Sequence[str], setting: tuple[int, ...]) -> tuple[str, str]:
+    """(value, unit) in words: ("20", "choices a person"), or ("20 choices of 50 people", "")."""
+    if len(varied) == 2:
+        return f"{setting[0]} choices of {setting[1]} people", ""
+    return (f"{setting[0]}", UNITS[varied[0]]) if varied else ("", "")
+
+
+def method_of(row: Row) -> tuple[str, str]:
+    return str(row["share"]), head_of(row)
+
+
+def _personal(row: Row) -> bool:
+    """Whether something is shared and something, a factor or the head, is personal."""
+    share, head = method_of(row)
+    stays = SHARES[share][1] if share in SHARES else "the rest"
+    return share != ALONE and bool(stays or head == "personal")
+
+
+def setting_names(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
+    """(share, head) -> name; with the head where the share alone doesn't tell methods apart."""
+    shares = [share for share, _ in dict.fromkeys(map(method_of, rows))]
+    names = {}
+    for share, head in map(method_of, rows):
+        name = method(share)
+        if head == "personal" and share in SHARES and share != ALONE and not SHARES[share][1]:
+            name = (
+                f"{SHARES[share][0].removeprefix('factors ').removeprefix('factor ')} shared, head personal"
+            )
+        elif shares.count(share) > 1 and share != ALONE:
+            name = f"{name}, {head} head"
+        names[share, head] = name
+    return names
+
+
+# --- in words -------------------------------------------------------------------------------------
+
+
+def headline(groups: Sequence[Group]) -> str:
+    """Does sharing with a personal part pay against everyone alone?"""
+    found = [_gain_of_sharing(group) for group in groups]
+    if all(one is None for one in found):
+        group = groups[0]
+        at = f" with {group.title}" if group.title else ""
+        return f"Best{at}: {group.names[0]}, {percent(group.rows[0]['accuracy_mean'])} of held-out choices."
+    if len(groups) == 1:
+        return _one_headline(*(found[0] or ("", None)))
+    by_verdict: dict[str, list[str]] = {"better": [], "unclear": [], "worse": [], "unknown": []}
+    for group, one in zip(groups, found, strict=True):
+        by_verdict["unknown" if one is None or one[1] is None else one[1].verdict].append(group.value)
+    unit = groups[0].title.removeprefix(groups[0].value).strip()
+    starts = {
+        "better": "Sharing with a personal part pays with",
+        "unclear": "no clear gain over everyone alone with",
+        "worse": "it does harm with",
+        "unknown": "too few seeds to say with",
+    }
+    text = "; ".join(
+        f"{starts[verdict]} {listed(values)} {unit}".strip()
+        for verdict, values in by_verdict.items()
+        if values
+    )
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _gain_of_sharing(group: Group) -> tuple[str, Difference | None] | None:
+    """The share of the best method with a personal part, and its gain; None without something to compare."""
+    personal = next((row for row in group.rows if _personal(row)), None)
+    alone = group.first(ALONE)
+    if personal is None or alone is None:
+        return None
+    return str(personal["share"]), difference(personal, group.rows[alone])
+
+
+def _one_headline(share: str, gap: Difference | None) -> str:
+    if gap is None:
+        return "Too few seeds to say which method pays."
+    shared = _SHARED.get(share, share)
+    return {
+        "better": f"Sharing {shared} and keeping the rest personal pays.",
+        "worse": "Sharing does harm here: everyone alone does better.",
+        "unclear": f"Sharing {shared} shows no clear gain over everyone alone.",
+    }[gap.verdict]
+
+
+def conclusion(group: Group) -> list[str]:
+    """In plain words: the best, what it gains, and where sharing does not help."""
+    best = group.rows[0]
+    error = best.get("accuracy_se")
+    spread = f" ± {100 * error:.1f}" if error is not None else ""
+    mean = f"{100 * best['accuracy_mean']:.1f}{spread}%"
+    start = f"With {group.title}, " if group.title else ""
+    sentences = [f"{start}“{group.names[0]}” does best: {mean} of held-out choices ranked right."]
+    for share in (ALONE, ONE_FOR_ALL):
+        other = group.first(share)
+        if other is not None and other != 0:
+            sentences.append(_gain(best, group.rows[other], method(share)))
+    return [" ".join(sentences), *_as_good(group), *_no_help(group)]
+
+
+def _gain(best: Row, other: Row, words: str) -> str:
+    gap = difference(best, other)
+    if gap is None:
+        by = points(best["accuracy_mean"] - other["accuracy_mean"])
+        return f"Against {words} that is {by} points, from too few seeds to say that it is no chance."
+    return (
+        f"Against {words} that is {points(gap.mean)} points, {_IN_WORDS[gap.verdict]} "
+        f"(95% interval {points(gap.low)} to {points(gap.high)}, {gap.seeds} seeds)."
+    )
+
+
+def _as_good(group: Group) -> list[str]:
+    """One sentence for the methods that can't be told apart from the best."""
+    found = []
+    for row, name in zip(group.rows[1:], group.names[1:], strict=True):
+        gap = difference(group.rows[0], row)
+        if gap is not None and gap.verdict == "unclear":
+            found.append(f"“{name}” ({points(-gap.mean)} points)")
+    return [f"Not told apart from the best: {listed(found)}."] if found else []
+
+
+def _no_help(group: Group) -> list[str]:
+    """One sentence for each kind of method that does not beat everyone alone."""
+    alone = group.first(ALONE)
+    if alone is None:
+        return []
+    found: dict[str, list[str]] = {"worse": [], "unclear": []}
+    for row, name in zip(group.rows, group.names, strict=True):
+        gap = difference(row, group.rows[alone])
+        if row is not group.rows[alone] and gap is not None and gap.verdict in found:
+            found[gap.verdict].append(f"“{name}” ({points(gap.mean)} points)")
+    starts = {
+        "worse": "Clearly worse than everyone alone",
+        "unclear": "Not clearly better",
+    }
+    return [f"{starts[verdict]}: {listed(methods)}." for verdict, methods in found.items() if methods]
+
+
+def differences(group: Group) -> list[dict[str, str]]:
+    """Each method against everyone alone, each against one model for all, and the best against the next one
+    and against all that can't be told apart from it."""
+    rows, names = group.rows, group.names
+    wanted: list[tuple[int, int]] = []
+    for share in (ALONE, ONE_FOR_ALL):
+        other = group.first(share)
+        if other is not None:
+            wanted += [(i, other) for i in range(len(rows)) if i != other and (other, i) not in wanted]
+    for i in range(1, len(rows)):
+        gap = difference(rows[0], rows[i])
+        close = gap is not None and gap.verdict == "unclear"
+        if (i == 1 or close) and (0, i) not in wanted and (i, 0) not in wanted:
+            wanted.append((0, i))
+    lines = []
+    for i, j in wanted:
+        gap = difference(rows[i], rows[j])
+        if gap is not None:
+            lines.append(
+                {
+                    "label": f"{names[i]} − {names[j]}",
+                    "difference": points(gap.mean),
+                    "interval": f"{points(gap.low)} … {points(gap.high)}",
+                    "words": _IN_WORDS[gap.verdict],
+                }
+            )
+    return lines
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+UNITS = {"pairs": "choices a person", "clients": "people"}

@@ -1,0 +1,56 @@
+"""Paired differences between methods over seeds, with intervals."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from penchant.deploy.report.rendering import Row
+
+# Two-sided 95 % quantiles of Student's t for 1 … 30 degrees of freedom; the normal one beyond.
+_T95 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better one method is than another, over the same seeds. All in parts of 1."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse``, or ``unclear`` when the 95 % interval holds 0."""
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "unclear"
+
+
+def difference(one: Row, other: Row) -> Difference | None:
+    """The paired difference of two rows: its mean and 95 % interval by Student's t over common seeds.
+
+    None when fewer than two seeds are common to both, or the rows have no ``accuracies``.
+    """
+    left, right = by_seed(one), by_seed(other)
+    gaps = [left[seed] - right[seed] for seed in left if seed in right]
+    if len(gaps) < 2:
+        return None
+    mean = statistics.fmean(gaps)
+    freedom = len(gaps) - 1
+    quantile = _T95[freedom - 1] if freedom <= len(_T95) else 1.96
+    half = quantile * statistics.stdev(gaps) / math.sqrt(len(gaps))
+    return Difference(mean, mean - half, mean + half, len(gaps))
+
+
+def by_seed(row: Row) -> dict[Any, float]:
+    accuracies, seeds = row.get("accuracies"), row.get("seeds")
+    if not isinstance(accuracies, Sequence) or not isinstance(seeds, Sequence):
+        return {}
+    return dict(zip(seeds, accuracies, strict=True))

@@ -1,0 +1,61 @@
+"""From a configuration file, flags and recipes to one checked configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from penchant.common.config import RunConfig
+from penchant.common.errors import ConfigError
+from penchant.deploy.recipes import recipe
+
+
+def configure(flags: dict[str, Any], file: Path | None) -> RunConfig:
+    """Defaults, then the recipe of (data set, share), then the file, then the flags."""
+    explicit = file_changes(file) | flags
+    base = RunConfig()
+    dataset = explicit.get("data.dataset", base.data.dataset)
+    share = explicit.get("adapter.share", base.adapter.share)
+    tuned = recipe(str(dataset), str(share))
+    if explicit.get("data.clients"):  # the recipe's cohort was tuned for everybody
+        tuned.pop("federation.cohort", None)
+    if "federation.rounds" in explicit and tuned.get("federation.warmup_rounds"):  # in proportion
+        rounds = tuned.get("federation.rounds", base.federation.rounds)
+        warmup = tuned["federation.warmup_rounds"] * int(explicit["federation.rounds"]) // rounds
+        tuned["federation.warmup_rounds"] = warmup
+    return base.changed(tuned | explicit)
+
+
+def file_changes(file: Path | None) -> dict[str, Any]:
+    """The keys that a file sets, dotted; the whole file is validated first."""
+    if file is None:
+        return {}
+    import tomllib
+
+    RunConfig.read(file)
+    changes: dict[str, Any] = {}
+    for key, value in tomllib.loads(file.read_text(encoding="utf-8")).items():
+        if isinstance(value, dict):
+            changes.update({f"{key}.{inner}": v for inner, v in value.items()})
+        else:
+            changes[key] = value
+    return changes
+
+
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def names_of(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def numbers_of(flag: str, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    if text.strip() == "all":
+        return ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{flag} is {text!r}; it must be whole numbers, separated by commas") from None

@@ -1,0 +1,196 @@
+"""A fleet's server as the console sees it: nodes, members, invitations, revocations asked for, live runs.
+
+Everything goes through what `penchant server` itself uses; nothing here can enrol or revoke anybody: that is
+the authority's, by files.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from penchant.common.config import RunConfig
+from penchant.common.errors import ConsoleError, PenchantError
+from penchant.common.membership.identity import Membership
+from penchant.deploy.fleet.enrolment import DATABASE, MEMBERS, Desk, hand_out, request_revocation
+from penchant.deploy.fleet.processes import door
+from penchant.deploy.fleet.run_activity import flower_run, say
+from penchant.deploy.fleet.server_directory import Site
+from penchant.deploy.flower.superlink import Control
+from penchant.server.monitoring.fleet import Enrolment, Link, Node, Revocation, Token
+
+__all__ = ["SETTINGS", "FleetServer"]
+
+log = logging.getLogger(__name__)
+
+SETTINGS = "server.toml"  # where it is, a fleet's server is
+ASK_SECONDS = 3.0  # of the SuperLink, and as long is its answer good
+START_SECONDS = 300.0  # the base model is loaded for its blueprint, then Flower takes the run
+DAY = 86400.0
+
+
+class FleetServer:
+    """One server's directory. Thread-safe; the directory is read anew for every question."""
+
+    def __init__(self, directory: Path, program: Sequence[str]) -> None:
+        """program: the words that `penchant` is called with."""
+        self.directory = directory
+        self._program = list(program)
+        self._lock = threading.Lock()
+        self._link = Link()
+        self._asked = -ASK_SECONDS  # when it was asked last, monotonic
+        self._asking = False
+
+    # --- who is there --------------------------------------------------------------------------------
+
+    def link(self) -> Link:
+        """What the SuperLink said last. It is asked in a thread of its own, at most every 3 s: a page never
+        waits for it, however slow it is."""
+        with self._lock:
+            ago = time.monotonic() - self._asked
+            if self._asking:  # one that answers drop by drop is as good as silent
+                return replace(self._link, state="silent") if ago > 2 * ASK_SECONDS else self._link
+            if ago >= ASK_SECONDS:
+                self._asking, self._asked = True, time.monotonic()
+                threading.Thread(target=self._ask, name="superlink", daemon=True).start()
+            return self._link
+
+    def _ask(self) -> None:
+        try:
+            answer = Link("up", self._nodes(), time.time())
+            if self._link.state == "silent":
+                log.info("the SuperLink of %s answers again", self.directory)
+        except PenchantError as error:
+            if self._link.state != "silent":  # once, not every three seconds
+                log.warning("%s", error)
+            answer = replace(self._link, state="silent")
+        except Exception:
+            log.exception("can't ask the SuperLink of %s", self.directory)
+            answer = replace(self._link, state="silent")
+        with self._lock:
+            self._link, self._asking = answer, False
+
+    def _nodes(self) -> dict[str, Node]:
+        with Control(door(Site(self.directory)), seconds=ASK_SECONDS) as control:
+            rows = control.nodes()
+        return {str(node): Node(row.status == "online", row.until or None) for node, row in rows.items()}
+
+    def mark(self) -> object:
+        """Changes with what `link`, `enrolment`, `tokens` and `revocations` tell."""
+        link = self.link()
+        stats = []
+        for name in (MEMBERS, DATABASE, "requests"):
+            with suppress(OSError):
+                stat = (self.directory / name).stat()
+                stats.append((stat.st_size, stat.st_mtime_ns))
+        return link.state, [(node, row.online) for node, row in link.nodes.items()], stats
+
+    def enrolment(self) -> Enrolment:
+        """Who belongs to the fleet, by the list that the server holds; past its date it still tells."""
+        listed = self._membership().current
+        if listed is None:
+            raise ConsoleError(f"{self.directory} holds no member list")
+        members = frozenset(member.number for member in listed.members)
+        return Enrolment(members, frozenset(listed.revoked), listed.number, float(listed.expires))
+
+    def _membership(self) -> Membership:
+        site = Site(self.directory)
+        return Membership(site.authority).know((site.directory / MEMBERS).read_bytes())
+
+    # --- invitations ---------------------------------------------------------------------------------
+
+    def tokens(self) -> list[Token]:
+        """Every token handed out, the latest first."""
+        rows = Desk(Site(self.directory)).enrolments()
+        return [
+            Token(
+                row.token,
+                row.name,
+                row.handed_out,
+                row.expires,
+                row.state,
+                row.member,
+                None if row.node is None else str(row.node),
+                row.fingerprint,
+            )
+            for row in sorted(rows, key=lambda row: -row.handed_out)
+        ]
+
+    def invite(self, label: str, days: int) -> Token:
+        """Hand out a token; its text is nowhere kept."""
+        expires = time.time() + days * DAY
+        token = hand_out(self.directory, label, expires)
+        return Token(token.name, label, time.time(), expires, text=token.text())
+
+    # --- revocations ---------------------------------------------------------------------------------
+
+    def ask_revocation(self, member: int, why: str) -> None:
+        """Put the request where the authority finds it."""
+        request_revocation(self.directory, member, why)
+
+    def revocations(self, asked: Sequence[Revocation]) -> list[Revocation]:
+        """What was asked for from here (`asked`) and elsewhere, the latest first; each signed or pending."""
+        membership = self._membership()
+        found = {r.member: r for r in [*self._from_elsewhere(), *asked]}
+        known = [
+            Revocation(r.member, r.why, r.by, r.at, None if membership.holds(r.member) else membership.number)
+            for r in found.values()
+        ]
+        return sorted(known, key=lambda r: -r.at)
+
+    def _from_elsewhere(self) -> list[Revocation]:
+        found = []
+        for path in Site(self.directory).requests.glob("revoke-*.json"):
+            with suppress(OSError, ValueError, KeyError, TypeError):  # it was settled just now
+                table = json.loads(path.read_text(encoding="utf-8"))
+                at = path.stat().st_mtime
+                found.append(Revocation(int(table["member"]), str(table["why"]), "command line", at, None))
+        return found
+
+    # --- live runs -----------------------------------------------------------------------------------
+
+    def start(self, name: str, config: RunConfig, log: Callable[[str], None]) -> None:
+        """Make a run and hand it to the SuperLink. The base model is loaded in a process of its own."""
+        with tempfile.TemporaryDirectory(prefix="penchant-run-") as folder:
+            path = Path(folder) / "config.toml"
+            path.write_text(config.to_toml(), encoding="utf-8")
+            self._call(["run", str(self.directory), "--config", str(path), "--name", name, "--detach"], log)
+
+    def resume(self, name: str, log: Callable[[str], None]) -> None:
+        """Go on with a run: a new Flower run plays it from its journal."""
+        self._call(["resume", str(self.directory), "--run", name, "--detach"], log)
+
+    def stop(self, name: str) -> None:
+        """Have the SuperLink stop the Flower run that plays it."""
+        directory = Site(self.directory).run(name)
+        flower = flower_run(directory)
+        if flower is None:
+            raise ConsoleError(f"{name} was never started")
+        with Control(door(Site(self.directory))) as control:
+            control.stop(flower)
+        say(directory, f"Flower run {flower} was stopped")
+
+    def _call(self, words: list[str], log: Callable[[str], None]) -> None:
+        try:
+            done = subprocess.run(
+                [*self._program, "server", *words],
+                capture_output=True,
+                text=True,
+                timeout=START_SECONDS,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired:
+            raise ConsoleError("the server took too long; see its log") from None
+        log(done.stdout + done.stderr)
+        if done.returncode != 0:
+            said = [line for line in done.stderr.splitlines() if line.startswith("penchant: ")]
+            raise ConsoleError(said[-1].removeprefix("penchant: ") if said else "the server refused")

@@ -1,0 +1,460 @@
+"""What the operator's console can have done: runs on this machine, and the fleet's own server.
+
+A run that the console starts is a child process, `penchant simulate`: it is known by its process id and the
+moment it began, so that no other process is ever taken for it; it goes on when the console is restarted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from penchant.common.config import RunConfig
+from penchant.common.errors import ConfigError, ConsoleError, RunDirectoryError, UsageError
+from penchant.deploy import run_directory
+from penchant.deploy.console.fleet import SETTINGS, FleetServer
+from penchant.deploy.fleet.run_activity import LOG, work_of
+from penchant.server import releases
+from penchant.server.console.accounts import Store
+from penchant.server.console.operations import fleet_recipe
+from penchant.server.monitoring.fleet import Enrolment, Link, Revocation, Token
+from penchant.server.monitoring.run_history import Kind, Ledger, Place, Work
+from penchant.server.releases import Release
+
+__all__ = ["LocalOperations"]
+
+BLUEPRINT = "blueprint.json"  # only in the directory of a served run
+STOP_SECONDS = 10.0
+EXPORT_SECONDS = 300.0
+TAIL = 64 * 1024  # bytes of a log that are looked at
+PROGRAM = [sys.executable, "-P", "-c", "from penchant.deploy.cli.main import main; main()"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+class LocalOperations:
+    """Everything on this machine. Thread-safe.
+
+    roots: run directories, and folders that hold some. The first folder also takes new runs. data: where data
+    sets and base models of new runs may come from, beside those that are known by name.
+    """
+
+    def __init__(self, roots: Sequence[Path], store: Store, data: Path | None = None) -> None:
+        """Raises UsageError when a root is no directory."""
+        self._roots = [root.absolute() for root in roots]
+        self._store = store
+        self._data = data.resolve() if data else None
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._servers: dict[Path, FleetServer] = {}
+        self._lock = threading.RLock()
+        self._turn = threading.Lock()
+        for root in self._roots:
+            if root.exists() and not root.is_dir():
+                raise UsageError(f"{root} is no directory; name a run, or a folder of runs")
+        self._logs = store.directory / "logs"
+        self._logs.mkdir(exist_ok=True, mode=0o700)
+
+    # --- what is there -------------------------------------------------------------------------------
+
+    def places(self) -> list[Place]:
+        """As `Operations.places`."""
+        found: dict[Path, Place] = {}
+        for root in self._roots:
+            for directory in _runs_in(root):
+                found.setdefault(directory, _place(directory))
+        return list(found.values())
+
+    def fleets(self) -> list[Place]:
+        """As `Operations.fleets`."""
+        found = [site for root in self._roots for site in _sites_in(root)]
+        return [_place(site, "fleet") for site in dict.fromkeys(found)]
+
+    def fleet_of(self, place: Place) -> Place | None:
+        """As `Operations.fleet_of`."""
+        site = place.directory.parent.parent
+        return _place(site, "fleet") if place.kind == "served" and (site / SETTINGS).is_file() else None
+
+    def _server(self, fleet: Place | None) -> FleetServer:
+        """The server of a fleet. ConsoleError where there is none."""
+        if fleet is None or fleet.kind != "fleet":
+            raise ConsoleError(
+                "this run has no server here; name the server's directory when the console starts"
+            )
+        with self._lock:
+            return self._servers.setdefault(fleet.directory, FleetServer(fleet.directory, PROGRAM))
+
+    def work(self, places: Sequence[Place]) -> dict[str, Work]:
+        """As `Operations.work`."""
+        held, jobs = run_directory.held_locks(), self._store.jobs()
+        return {place.id: self._work(place, jobs.get(place.id), held) for place in places}
+
+    def _work(self, place: Place, job: dict[str, Any] | None, held: set[tuple[int, int]]) -> Work:
+        if place.kind == "served":
+            work = work_of(place.directory, held)
+            return replace(work, ours=work.running and self.fleet_of(place) is not None)
+        if job is not None and self._alive(place.id, job):
+            return Work(running=not job.get("stopping"), ours=True)
+        if run_directory.busy(place.directory, held):
+            return Work(running=True)
+        if job is None or job.get("stopping"):
+            return Work()
+        return Work(why=self._last_words(place))
+
+    def _last_words(self, place: Place) -> str:
+        """The error that a child of ours ended with; nothing if it ended well."""
+        if (place.directory / run_directory.RESULT).is_file():
+            return ""
+        lines = self.log(place, 20)
+        said = [line.removeprefix("penchant: ") for line in lines if line.startswith("penchant: ")]
+        return said[-1] if said else "it ended without a word; see its log"
+
+    def _alive(self, place: str, job: Mapping[str, Any]) -> bool:
+        with self._lock:
+            child = self._children.get(place)
+            if child is not None and child.pid == job["pid"]:
+                return child.poll() is None
+        return bool(_began(job["pid"]) == job["began"])  # a console before this one started it
+
+    # --- new runs ------------------------------------------------------------------------------------
+
+    def recipes(self) -> dict[str, str]:
+        """As `Operations.recipes`."""
+        from penchant.deploy.configuration import configure
+
+        wanted: dict[str, dict[str, Any]] = {
+            "Senate, A shared": {"adapter.share": "A"},
+            "Senate, B shared": {"adapter.share": "B"},
+            "Senate, one model for all": {"adapter.share": "AB"},
+            "Senate, everyone alone": {"adapter.share": "none"},
+            "Senate, a quick look": {"adapter.share": "A", "federation.rounds": 8},
+        }
+        texts = {
+            name: configure({"data.dataset": "senate", **changes}, None).to_toml()
+            for name, changes in wanted.items()
+        }
+        for fleet in self.fleets():
+            everybody = {
+                "adapter.share": "A",
+                "federation.cohort": max(len(self.enrolment(fleet).members), 1),
+            }
+            texts[fleet_recipe(fleet)] = configure(everybody, None).to_toml()
+        return texts
+
+    def simulates(self) -> bool:
+        """As `Operations.simulates`."""
+        return any(self._takes_runs(root) for root in self._roots)
+
+    def _takes_runs(self, root: Path) -> bool:
+        return not (root / run_directory.CONFIG).is_file() and not (root / SETTINGS).is_file()
+
+    def check(self, toml: str, fleet: Place | None = None) -> RunConfig:
+        """As `Operations.check`."""
+        config = RunConfig.from_toml(toml)
+        if fleet is not None:
+            run_directory.refuse_unservable(config)
+            members = len(self.enrolment(fleet).members)
+            if config.federation.cohort > members:
+                raise ConfigError(
+                    f"federation.cohort is {config.federation.cohort}, but {fleet.name} has {members} members"
+                )
+        if config.grid != "local":
+            raise ConfigError(f'grid is "{config.grid}"; the console starts runs on the local grid only')
+        self._refuse_foreign("data.dataset", config.data.dataset)
+        self._refuse_foreign("model.base_model", config.model.base_model)
+        return config
+
+    def _refuse_foreign(self, key: str, source: str) -> None:
+        """ConfigError unless `source` is a known name or lies in the data folder: whoever may start runs may
+        not have the server read any file."""
+        from penchant.deploy.datasets import KNOWN
+
+        if key == "data.dataset" and source in KNOWN:
+            return
+        if key == "model.base_model" and source == RunConfig().model.base_model:
+            return
+        path = Path(source.split(":", 1)[-1] if source.split(":", 1)[0] in KNOWN else source)
+        if self._data is not None and path.resolve().is_relative_to(self._data) and path.exists():
+            return
+        where = "name the folder it is in with --data" if self._data is None else f"put it into {self._data}"
+        raise ConfigError(f"{key} is {source!r}, which this console may not read; {where}")
+
+    def start(self, name: str, toml: str, fleet: Place | None = None) -> Place:
+        """As `Operations.start`. A simulation's directory is made here, so that the run is there at once."""
+        config = self.check(toml, fleet)
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                "a run's name is 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
+            )
+        directory = (self._nursery() if fleet is None else fleet.directory / "runs") / name
+        if directory.exists():
+            raise ConfigError(f"there is a run {name} already; choose another name")
+        if fleet is not None:
+            place = _place(directory, "served")
+            self._server(fleet).start(name, config, lambda said: self._note_log(place, said))
+            return place
+        run_directory.create(directory, config)
+        place = _place(directory)
+        self._spawn(place)
+        return place
+
+    def _nursery(self) -> Path:
+        """The folder that takes new runs."""
+        for root in self._roots:
+            if self._takes_runs(root):
+                return root
+        raise ConfigError("this console shows single runs only; start it with a folder to put new ones into")
+
+    def resume(self, place: Place) -> None:
+        """As `Operations.resume`."""
+        with self._turn:  # two operators at once: the second one is refused
+            self._refuse_busy(place)
+            if place.kind != "served":
+                self._spawn(place)
+                return
+            server = self._server(self.fleet_of(place))
+            server.resume(place.directory.name, lambda said: self._note_log(place, said))
+
+    def _spawn(self, place: Place) -> None:
+        with self._lock, self._log_of(place).open("ab") as log:
+            child = subprocess.Popen(
+                [*PROGRAM, "simulate", "--resume", str(place.directory)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C for the console is none for the run
+                env=os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": "120", "NO_COLOR": "1"},
+            )
+            self._children[place.id] = child
+            self._store.keep_job(place.id, {"pid": child.pid, "began": _began(child.pid)})
+
+    def stop(self, place: Place) -> None:
+        """As `Operations.stop`: SIGTERM, and SIGKILL for what is still there ten seconds later."""
+        if place.kind == "served":
+            self._server(self.fleet_of(place)).stop(place.directory.name)
+            self._wait_for_the_end(place)
+            return
+        job = self._store.jobs().get(place.id)
+        if job is None or not self._alive(place.id, job):
+            raise ConsoleError(f"nothing that this console started works on {place.name}")
+        self._store.keep_job(place.id, job | {"stopping": True})
+        end = time.monotonic() + STOP_SECONDS
+        with suppress(ProcessLookupError):
+            os.killpg(job["pid"], signal.SIGTERM)
+        while self._alive(place.id, job) or run_directory.busy(place.directory):
+            if time.monotonic() > end:
+                with suppress(ProcessLookupError):
+                    os.killpg(job["pid"], signal.SIGKILL)
+            time.sleep(0.05)
+
+    def _wait_for_the_end(self, place: Place) -> None:
+        end = time.monotonic() + STOP_SECONDS
+        while run_directory.busy(place.directory):
+            if time.monotonic() > end:
+                raise ConsoleError(f"Flower was told to stop {place.name}, and has not yet; look again soon")
+            time.sleep(0.1)
+
+    def delete(self, place: Place) -> None:
+        """As `Operations.delete`."""
+        self._refuse_busy(place)
+        if place.directory.is_symlink():
+            raise ConsoleError(f"{place.directory} is a link; delete what it points to by hand")
+        doomed = place.directory.with_name(f".deleted-{place.id}")
+        try:
+            with run_directory.claim(place.directory):
+                place.directory.rename(doomed)  # at once: half a run is never to be seen
+            shutil.rmtree(doomed)
+        except OSError as error:
+            raise ConsoleError(f"can't delete {place.directory}: {error.strerror}") from None
+        self._store.keep_job(place.id, None)
+        self._log_of(place).unlink(missing_ok=True)
+
+    def _refuse_busy(self, place: Place) -> None:
+        if self.work([place])[place.id].running:
+            raise RunDirectoryError(f"something works on {place.name}; stop it first")
+
+    # --- logs ----------------------------------------------------------------------------------------
+
+    def log(self, place: Place, lines: int) -> list[str]:
+        """As `Operations.log`; of a served run what its server wrote, and Flower's answers to us."""
+        paths = [self._log_of(place)]
+        if place.kind == "served":
+            paths.append(place.directory / LOG)
+        return [line for path in paths for line in _tail(path)][-lines:]
+
+    def _note_log(self, place: Place, said: str) -> None:
+        with self._log_of(place).open("a", encoding="utf-8") as log:
+            log.write(said)
+
+    def _log_of(self, place: Place) -> Path:
+        return self._logs / f"{place.id}.log"
+
+    # --- devices -------------------------------------------------------------------------------------
+
+    def link(self, fleet: Place) -> Link:
+        """As `Operations.link`."""
+        return self._server(fleet).link()
+
+    def mark(self, fleet: Place) -> object:
+        """As `Operations.mark`; the console's own record of revocations changes with the requests."""
+        return self._server(fleet).mark()
+
+    def enrolment(self, fleet: Place) -> Enrolment:
+        """As `Operations.enrolment`."""
+        return self._server(fleet).enrolment()
+
+    def tokens(self, fleet: Place) -> list[Token]:
+        """As `Operations.tokens`."""
+        return self._server(fleet).tokens()
+
+    def invite(self, fleet: Place, label: str, days: int) -> Token:
+        """As `Operations.invite`."""
+        return self._server(fleet).invite(label, days)
+
+    def revocations(self, fleet: Place) -> list[Revocation]:
+        """As `Operations.revocations`."""
+        asked = [Revocation(*row, None) for row in self._store.revocations(fleet.id)]
+        return self._server(fleet).revocations(asked)
+
+    def ask_revocation(self, fleet: Place, member: int, why: str, by: str) -> None:
+        """As `Operations.ask_revocation`."""
+        self._server(fleet).ask_revocation(member, why)
+        self._store.keep_revocation(fleet.id, member, why, by)
+
+    # --- releases ------------------------------------------------------------------------------------
+
+    def releases(self, place: Place) -> list[Release]:
+        """As `Operations.releases`."""
+        return releases.releases(place.directory)
+
+    def promote(self, place: Place, round: int, by: str) -> Release:
+        """As `Operations.promote`. The checkpoint must be what the journal wrote."""
+        return releases.promote(place.directory, round, _checked(place, round), by)
+
+    def roll_back(self, place: Place, number: int, by: str) -> Release:
+        """As `Operations.roll_back`. The checkpoint must still be what it was."""
+        found = next((r for r in self.releases(place) if r.number == number), None)
+        if found is not None and _checked(place, found.round) != found.digest:
+            raise ConsoleError(f"round {found.round} has another checkpoint now than release {number} had")
+        return releases.roll_back(place.directory, number, by)
+
+    def export(self, place: Place, round: int) -> bytes:
+        """As `Operations.export`, in a process of its own: torch is not the console's to load."""
+        _checked(place, round)
+        out = self._store.directory / f"export-{place.id}-{round}-{os.getpid()}-{threading.get_ident()}.zip"
+        words = [
+            sys.executable,
+            "-P",
+            "-m",
+            "penchant.deploy.fleet.release_files",
+            str(place.directory),
+            str(round),
+            str(out),
+        ]
+        try:
+            done = subprocess.run(
+                words,
+                capture_output=True,
+                text=True,
+                timeout=EXPORT_SECONDS,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+            if done.returncode != 0:
+                lines = [line for line in done.stderr.splitlines() if line.startswith("penchant: ")]
+                raise ConsoleError(lines[-1].removeprefix("penchant: ") if lines else "the export failed")
+            return out.read_bytes()
+        except subprocess.TimeoutExpired:
+            raise ConsoleError("the export took too long") from None
+        finally:
+            out.unlink(missing_ok=True)
+
+
+# --- inner parts --------------------------------------------------------------------------------------
+
+
+def _runs_in(root: Path) -> list[Path]:
+    """Run directories at, or right below, a root."""
+    if (root / run_directory.CONFIG).is_file():
+        return [root]
+    folders = [root, *(site / "runs" for site in _sites_in(root))]
+    return [path for folder in folders for path in _inside(folder) if (path / run_directory.CONFIG).is_file()]
+
+
+def _sites_in(root: Path) -> list[Path]:
+    """Directories of fleets' servers at, or right below, a root."""
+    if (root / SETTINGS).is_file():
+        return [root]
+    return [path for path in _inside(root) if (path / SETTINGS).is_file()]
+
+
+def _inside(root: Path) -> list[Path]:
+    try:
+        return sorted(p for p in root.iterdir() if not p.name.startswith("."))
+    except OSError:
+        return []
+
+
+def _tail(path: Path) -> list[str]:
+    """The last lines of a log, without what steers a terminal."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(file.tell() - TAIL, 0))
+            text = file.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConsoleError(f"can't read {path}: {error.strerror}") from None
+    said = [_ESCAPES.sub("", line.rsplit("\r", 1)[-1]).rstrip() for line in text.split("\n")]
+    return [line for line in said if line]
+
+
+def _place(directory: Path, kind: Kind | None = None) -> Place:
+    name = directory.name
+    short = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "run"
+    own = hashlib.sha256(str(directory).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    if kind is None:
+        kind = "served" if (directory / BLUEPRINT).is_file() else "simulation"
+    shown = name.encode("utf-8", "replace").decode()
+    return Place(f"{short}-{own}", shown, directory, kind)
+
+
+def _checked(place: Place, round: int) -> str:
+    """The digest of a round's checkpoint, which is what the journal wrote. ConsoleError otherwise."""
+    for attempt in Ledger(place.directory).attempts():
+        if attempt.round == round and attempt.digest is not None:
+            path = place.directory / "checkpoints" / f"round-{round:06d}.safetensors"
+            try:
+                found = hashlib.sha256(path.read_bytes()).hexdigest()
+            except OSError as error:
+                raise ConsoleError(
+                    f"the checkpoint of round {round} can't be read: {error.strerror}"
+                ) from None
+            if found != attempt.digest:
+                raise ConsoleError(f"the checkpoint of round {round} is not what the journal wrote")
+            return found
+    raise ConsoleError(f"round {round} has no checkpoint")
+
+
+def _began(pid: int) -> str | None:
+    """When a process began, in the system's own count; None when there is no such process, or only its
+    remains."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    parts = text.rpartition(")")[2].split()
+    return None if parts[0] in "ZX" else parts[19]

@@ -1,0 +1,163 @@
+"""The enrolment authority: apart from the server, offline if wanted. What it takes and gives are files.
+
+Its directory holds the signing key (encrypted under a passphrase where one is given) and a SQLite record of
+whom it certified and revoked. A device makes its own key pair and hands in a *request* (public key, signed by
+itself); the authority answers with a certificate and its current member list. Devices and server refuse a
+list that is older than one they have seen, so whoever publishes is the one place where numbers are given.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from penchant.common.errors import MembershipError, UsageError
+from penchant.common.membership.enrolment import Answer, Request
+from penchant.common.membership.identity import Authority, Member, authority_digest
+from penchant.common.storage import ledger
+
+__all__ = ["Enrolled", "Office"]
+
+KEY = "authority.pem"
+PUBLIC = "authority.pub"  # 32 bytes, for the server
+RECORD = "authority.db"
+VALID_DAYS = 30
+DAY = 86400
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS members (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, public_key BLOB NOT NULL UNIQUE, name TEXT NOT NULL,
+    issued INTEGER NOT NULL, revoked INTEGER, why TEXT);
+CREATE TABLE IF NOT EXISTS lists (
+    number INTEGER PRIMARY KEY, issued INTEGER NOT NULL, expires INTEGER NOT NULL, encoded BLOB NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """One member as the authority knows it. Times are Unix seconds."""
+
+    number: int
+    name: str
+    issued: int
+    revoked: int | None
+    why: str
+    public_key: bytes = field(repr=False)
+
+
+class Office:
+    """An authority at work in its directory."""
+
+    def __init__(self, directory: Path, passphrase: str | None = None) -> None:
+        """Open it. Raises UsageError when there is none, or the passphrase is wrong."""
+        if not (directory / KEY).is_file():
+            raise UsageError(f"{directory} holds no authority; make one with `penchant authority init`")
+        self.directory = directory
+        self.authority = Authority.load(directory / KEY, _bytes(passphrase))
+        with self._record() as db:
+            for statement in _SCHEMA.split(";"):
+                db.execute(statement)
+
+    @classmethod
+    def init(cls, directory: Path, passphrase: str | None = None, *, now: int | None = None) -> Office:
+        """A new authority with an empty list 1. An existing one is never replaced: UsageError."""
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        Authority.create().save(directory / KEY, _bytes(passphrase))
+        office = cls(directory, passphrase)
+        (directory / PUBLIC).write_bytes(office.authority.public_key)
+        office.publish(now=now)
+        return office
+
+    @property
+    def digest(self) -> bytes:
+        """32 bytes that devices get by another way than the server: in their join token."""
+        return authority_digest(self.authority.public_key)
+
+    def issue(self, asked: Request, name: str = "", *, now: int | None = None) -> Answer:
+        """Certify a device, publish the list that it is on, and answer.
+
+        A key that is certified already gets the same number. MembershipError when it was revoked.
+        """
+        moment = _now(now)
+        with self._record() as db:
+            row = db.execute(
+                "SELECT number, revoked FROM members WHERE public_key = ?", (asked.public_key,)
+            ).fetchone()
+            if row is not None and row[1] is not None:
+                raise MembershipError(f"member {row[0]} was revoked; a device comes back with a new key only")
+            if row is None:
+                made = db.execute(
+                    "INSERT INTO members (public_key, name, issued) VALUES (?, ?, ?)",
+                    (asked.public_key, name, moment),
+                )
+                row = (made.lastrowid, None)
+        certificate = self.authority.issue(int(row[0]), asked.public_key)
+        return Answer(self.authority.public_key, certificate, self.publish(now=moment))
+
+    def revoke(self, number: int, why: str = "", *, now: int | None = None) -> bytes:
+        """Take a member out, for good; -> the new list. UsageError when there is no such member."""
+        with self._record() as db:
+            done = db.execute(
+                "UPDATE members SET revoked = ?, why = ? WHERE number = ? AND revoked IS NULL",
+                (_now(now), why, number),
+            )
+            if done.rowcount != 1:
+                raise UsageError(f"there is no member {number} that could be revoked")
+        return self.publish(now=now)
+
+    def publish(self, *, days: int = VALID_DAYS, now: int | None = None) -> bytes:
+        """Sign the next list, valid for `days`; -> its bytes, for server and devices."""
+        if not 1 <= days <= 3650:
+            raise UsageError(f"a list valid for {days} days; between 1 and 3650 make sense")
+        moment = _now(now)
+        with self._record() as db:
+            (number,) = db.execute("SELECT coalesce(max(number), 0) + 1 FROM lists").fetchone()
+            rows = db.execute("SELECT number, public_key, revoked FROM members ORDER BY number").fetchall()
+            listed = self.authority.publish(
+                int(number),
+                [Member(int(n), bytes(key)) for n, key, revoked in rows if revoked is None],
+                revoked=[int(n) for n, _, revoked in rows if revoked is not None],
+                issued=moment,
+                expires=moment + days * DAY,
+            )
+            encoded = listed.encode()
+            db.execute(
+                "INSERT INTO lists (number, issued, expires, encoded) VALUES (?, ?, ?, ?)",
+                (number, listed.issued, listed.expires, encoded),
+            )
+        return encoded
+
+    def knows(self, public_key: bytes) -> int | None:
+        """The number of the member with this key, revoked or not; None when it was never certified."""
+        with self._record() as db:
+            row = db.execute("SELECT number FROM members WHERE public_key = ?", (public_key,)).fetchone()
+        return None if row is None else int(row[0])
+
+    def latest(self) -> bytes:
+        """The list published last."""
+        with self._record() as db:
+            row = db.execute("SELECT encoded FROM lists ORDER BY number DESC LIMIT 1").fetchone()
+        return bytes(row[0])
+
+    def members(self) -> list[Enrolled]:
+        """Everybody ever certified, in order."""
+        with self._record() as db:
+            rows = db.execute(
+                "SELECT number, name, issued, revoked, coalesce(why, ''), public_key FROM members"
+                " ORDER BY number"
+            )
+            return [Enrolled(*row) for row in rows]
+
+    def _record(self) -> AbstractContextManager[sqlite3.Connection]:
+        return ledger(self.directory / RECORD, UsageError)
+
+
+def _now(now: int | None) -> int:
+    return int(time.time()) if now is None else now
+
+
+def _bytes(passphrase: str | None) -> bytes | None:
+    return None if passphrase is None else passphrase.encode()

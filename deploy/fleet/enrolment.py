@@ -1,0 +1,343 @@
+"""The enrolment desk: which tokens are out, who used them, what the authority answered, which nodes may in.
+
+A request with a good token becomes a file in `requests/`; the authority's answer comes back as a file in
+`answers/`, by whatever way: a folder that both see, a copy, a stick. The desk checks the answer as the device
+will, takes over its member list, and has the device's node known to the SuperLink. Revoked members' nodes are
+unregistered. Everything is in one SQLite file; `Desk` may be opened for every call, by several processes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+
+from penchant.common.errors import (
+    EnrolmentError,
+    JournalError,
+    OlderList,
+    PenchantError,
+    TokenError,
+    UsageError,
+)
+from penchant.common.membership.enrolment import Answer, Asked, JoinReply, JoinRequest, Request, fingerprint
+from penchant.common.membership.identity import Membership
+from penchant.common.membership.join_token import JoinToken, Terms, check_signature, token_name
+from penchant.common.storage import ledger, write_durably
+from penchant.deploy.fleet.server_directory import Site
+
+__all__ = ["DATABASE", "DAYS", "MEMBERS", "Desk", "Enrolment", "Registrar", "hand_out", "request_revocation"]
+
+log = logging.getLogger(__name__)
+
+DATABASE = "enrolment.db"
+MEMBERS = "members.list"
+NAME_MOST = 100
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS tokens (
+    public_key BLOB PRIMARY KEY, name TEXT NOT NULL, address TEXT NOT NULL, handed_out INTEGER NOT NULL,
+    expires INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS enrolments (
+    token BLOB PRIMARY KEY, identity BLOB NOT NULL UNIQUE, node_key BLOB NOT NULL UNIQUE,
+    request BLOB NOT NULL, asked INTEGER NOT NULL, answer BLOB, member INTEGER, node TEXT) WITHOUT ROWID;
+"""
+
+
+class Registrar(Protocol):
+    """The SuperLink's list of nodes that may connect (`superlink.Control`)."""
+
+    def register(self, public_key: bytes, name: str) -> int:
+        """Let the node with this key (PEM) connect; -> its id. The same key again gives the same id."""
+
+    def unregister(self, node: int) -> None:
+        """Let it connect no more. A node that is not known is fine."""
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    """One token and what became of it. Times are Unix seconds.
+
+    state: "open", "expired", "waiting" for the authority, "enrolled", or "out": not on the latest list.
+    """
+
+    token: str
+    name: str
+    handed_out: int
+    expires: int
+    state: str
+    member: int | None
+    node: int | None
+    fingerprint: str  # of the request, to compare with what the device shows
+
+
+class Desk:
+    """The desk of one server."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self._path = site.directory / DATABASE
+        with self._record() as db:
+            for statement in _SCHEMA.split(";"):
+                db.execute(statement)
+
+    def hand_out(self, public_key: bytes, terms: Terms, name: str, *, now: float) -> None:
+        """Remember a token by its public key. UsageError for a name that is too long."""
+        if len(name.encode()) > NAME_MOST or not name.isprintable():
+            raise UsageError(f"a device's name has at most {NAME_MOST} printable characters")
+        with self._record() as db:
+            db.execute(
+                "INSERT INTO tokens (public_key, name, address, handed_out, expires) VALUES (?, ?, ?, ?, ?)",
+                (public_key, name, terms.address, int(now), terms.expires),
+            )
+
+    # --- a device asks -------------------------------------------------------------------------------
+
+    def ask(self, request: JoinRequest, registrar: Registrar, *, now: float | None = None) -> JoinReply:
+        """Take a device's request, or repeat what came of it.
+
+        The same device may ask as often as it likes: it gets the same answer. Raises TokenError for a token
+        that is unknown, past its date, changed, or used by another device; CertificateError for a request
+        that its key did not sign; EnrolmentError when the node's key is none or taken, or the member is out.
+        """
+        moment = time.time() if now is None else now
+        with self._record() as db:
+            known = self._token(db, request)
+            Request.decode(request.asked.encode())
+            _check_node_key(request.node_key)
+            row = db.execute(
+                "SELECT identity, node_key FROM enrolments WHERE token = ?", (request.token,)
+            ).fetchone()
+            if row is None:
+                self._first(db, request, known, moment)
+            elif (bytes(row[0]), bytes(row[1])) != (request.asked.public_key, request.node_key):
+                raise TokenError("this token was used by another device; ask the operator for a new one")
+        self.collect(registrar)
+        return self._reply(request)
+
+    def _token(self, db: sqlite3.Connection, request: JoinRequest) -> tuple[str, int]:
+        """(name, expires) of the token of a request whose signature holds."""
+        row = db.execute(
+            "SELECT name, address, expires FROM tokens WHERE public_key = ?", (request.token,)
+        ).fetchone()
+        if row is None:
+            raise TokenError("this server handed out no such token")
+        terms = Terms(str(row[1]), self.site.ca_digest, self.site.authority_digest, int(row[2]))
+        check_signature(terms, request)
+        return str(row[0]), int(row[2])
+
+    def _first(
+        self, db: sqlite3.Connection, request: JoinRequest, known: tuple[str, int], now: float
+    ) -> None:
+        name, expires = known
+        if now >= expires:
+            raise TokenError("this token is past its date; ask the operator for a new one")
+        try:
+            db.execute(
+                "INSERT INTO enrolments (token, identity, node_key, request, asked) VALUES (?, ?, ?, ?, ?)",
+                (request.token, request.asked.public_key, request.node_key, request.asked.encode(), int(now)),
+            )
+        except sqlite3.IntegrityError:
+            raise EnrolmentError(
+                "a key of this device is enrolled already; a device joins again with new keys"
+            ) from None
+        path = self.site.requests / f"{token_name(request.token)}.request"
+        write_durably(path, Asked(name, request.asked).encode())
+
+    def _reply(self, request: JoinRequest) -> JoinReply:
+        with self._record() as db:
+            answer, member, node = db.execute(
+                "SELECT answer, member, node FROM enrolments WHERE token = ?", (request.token,)
+            ).fetchone()
+        if answer is None:
+            return JoinReply(b"")
+        membership = self.site.membership()
+        if not membership.holds(int(member)):
+            raise EnrolmentError(f"member {member} is not in this fleet any more")
+        if node is None:  # the SuperLink is not up: the device would not get in
+            return JoinReply(b"")
+        given = Answer.decode(bytes(answer), self.site.authority_digest)
+        return JoinReply(Answer(given.authority, given.certificate, membership.encoded).encode())
+
+    # --- the authority answers -----------------------------------------------------------------------
+
+    def collect(self, registrar: Registrar) -> None:
+        """Take over what lies in `answers/`, then bring the SuperLink's nodes in line with the member list.
+
+        What is not the authority's is put aside as NAME.refused, and said in the log.
+        """
+        for path in sorted(self.site.answers.glob("*.answer")):
+            self._take(path, self._take_answer)
+        self._take(self.site.answers / MEMBERS, lambda path: self.site.take_members(path.read_bytes()))
+        self.settle(registrar)
+
+    def _take(self, path: Path, take: Callable[[Path], object]) -> None:
+        if not path.is_file():
+            return
+        try:
+            take(path)
+        except OlderList:
+            pass  # copies arrive late: no offence
+        except PenchantError as error:
+            log.warning("%s is put aside: %s", path.name, error)
+            path.replace(path.with_name(path.name + ".refused"))
+            return
+        path.unlink(missing_ok=True)
+
+    def _take_answer(self, path: Path) -> None:
+        given = Answer.decode(path.read_bytes(), self.site.authority_digest)
+        with self._record() as db:
+            row = db.execute(
+                "SELECT token FROM enrolments WHERE identity = ?", (given.certificate.public_key,)
+            ).fetchone()
+            if row is None:
+                raise EnrolmentError("it answers no request that was made here")
+            Membership(given.authority).know(given.members).check(given.certificate)
+            db.execute(
+                "UPDATE enrolments SET answer = ?, member = ? WHERE token = ?",
+                (given.encode(), given.certificate.member, row[0]),
+            )
+        with suppress(OlderList):  # another answer, or the list itself, was quicker
+            self.site.take_members(given.members)
+        (self.site.requests / f"{token_name(bytes(row[0]))}.request").unlink(missing_ok=True)
+
+    def settle(self, registrar: Registrar) -> None:
+        """Nodes of members are registered, nodes of others are not. What the SuperLink has lost comes back.
+
+        A SuperLink that is silent is tried again at the next call.
+        """
+        membership = self._known()
+        with self._record() as db:
+            rows = db.execute(
+                "SELECT token, node_key, member, node FROM enrolments WHERE member IS NOT NULL"
+            ).fetchall()
+        for token, node_key, member, node in rows:
+            belongs = membership.holds(int(member))
+            if belongs == (node is not None):
+                continue
+            try:
+                if belongs:
+                    found: str | None = str(registrar.register(bytes(node_key), f"member-{member}"))
+                else:
+                    registrar.unregister(int(node))
+                    found = None
+            except JournalError as error:
+                log.warning("the SuperLink's nodes are not in line yet: %s", error)
+                return
+            with self._record() as db:
+                db.execute("UPDATE enrolments SET node = ? WHERE token = ?", (found, token))
+        for path in self.site.requests.glob("revoke-*.json"):
+            with suppress(ValueError):
+                if not membership.holds(int(path.stem.removeprefix("revoke-"))):
+                    path.unlink(missing_ok=True)
+
+    def recheck_nodes(self) -> None:
+        """Have every member's node registered once more: the SuperLink may have lost its record meanwhile."""
+        membership = self._known()
+        with self._record() as db:
+            for token, member in db.execute(
+                "SELECT token, member FROM enrolments WHERE member IS NOT NULL AND node IS NOT NULL"
+            ).fetchall():
+                if membership.holds(int(member)):  # others' are still to be unregistered
+                    db.execute("UPDATE enrolments SET node = NULL WHERE token = ?", (token,))
+
+    def _known(self) -> Membership:
+        """The member list as it lies there, whatever its date."""
+        return Membership(self.site.authority).know((self.site.directory / MEMBERS).read_bytes())
+
+    # --- the operator looks --------------------------------------------------------------------------
+
+    def enrolments(self, *, now: float | None = None) -> list[Enrolment]:
+        """Every token ever handed out, in order."""
+        moment = time.time() if now is None else now
+        membership = self._known()
+        with self._record() as db:
+            rows = db.execute(
+                "SELECT t.public_key, t.name, t.handed_out, t.expires, e.identity, e.member, e.node"
+                " FROM tokens t LEFT JOIN enrolments e ON e.token = t.public_key"
+                " ORDER BY t.handed_out, t.public_key"
+            ).fetchall()
+        return [_enrolment(row, membership, moment) for row in rows]
+
+    def _record(self) -> AbstractContextManager[sqlite3.Connection]:
+        return ledger(self._path, JournalError)
+
+
+def request_revocation(directory: Path, member: int, why: str = "") -> Path:
+    """Ask the authority to revoke a member; -> the file in `requests/` that asks it.
+
+    The server can't revoke: the authority's next list does. UsageError when there is no such member.
+    """
+    site = Site(directory)
+    if not site.membership().holds(member):
+        raise UsageError(f"there is no member {member} that could be revoked")
+    if len(why) > 1000:
+        raise UsageError("the reason is too long; 1000 characters are enough")
+    path = site.requests / f"revoke-{member}.json"
+    write_durably(path, json.dumps({"member": member, "why": why}, ensure_ascii=False).encode())
+    return path
+
+
+# --- inner parts --------------------------------------------------------------------------------------
+
+
+def _enrolment(row: tuple[object, ...], membership: Membership, now: float) -> Enrolment:
+    public_key, name, handed_out, expires, identity, member, node = row
+    if identity is None:
+        state = "open" if now < int(str(expires)) else "expired"
+    elif member is None:
+        state = "waiting"
+    else:
+        state = "enrolled" if membership.holds(int(str(member))) else "out"
+    return Enrolment(
+        token=token_name(bytes(public_key)),  # type: ignore[call-overload]
+        name=str(name),
+        handed_out=int(str(handed_out)),
+        expires=int(str(expires)),
+        state=state,
+        member=None if member is None else int(str(member)),
+        node=None if node is None else int(str(node)),
+        fingerprint="" if identity is None else fingerprint(bytes(identity)),  # type: ignore[call-overload]
+    )
+
+
+def _check_node_key(pem: bytes) -> None:
+    """EnrolmentError unless it is what a SuperNode signs with: a key on P-384, in this one encoding."""
+    try:
+        key = load_pem_public_key(pem)
+    except (ValueError, UnsupportedAlgorithm):
+        raise EnrolmentError("the node's key is no public key in PEM") from None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise EnrolmentError("the node's key is not on the curve P-384")
+    if key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo) != pem:
+        raise EnrolmentError("the node's key is not written as it should be")
+
+
+DAYS = 7
+LONGEST = 90 * 86400
+
+
+def hand_out(directory: Path, name: str, expires: float) -> JoinToken:
+    """A new token for a device that the operator calls `name`, good until `expires` (Unix seconds).
+
+    Give `JoinToken.text()` to the device's owner by a way that nobody else can change; it is shown this once.
+    UsageError when `expires` is in the past or more than 90 days off.
+    """
+    now = time.time()
+    if not now < expires <= now + LONGEST:
+        raise UsageError("a token is good for some time between now and 90 days")
+    site = Site(directory)
+    terms = Terms(site.settings.gateway, site.ca_digest, site.authority_digest, int(expires))
+    token = JoinToken.create(terms)
+    Desk(site).hand_out(token.public_key, terms, name, now=now)
+    return token

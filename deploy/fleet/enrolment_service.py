@@ -1,0 +1,178 @@
+"""The enrolment service: two paths behind the gateway, through which a device with a token comes in.
+
+    GET  /enrol/ca     the CA's certificate; the device compares its digest with its token's
+    POST /enrol/join   a JoinRequest -> a JoinReply, empty while the authority is awaited
+
+It listens on a Unix socket that only the gateway reaches. Bodies are small, the codec is strict, each address
+has a budget, errors are one line of JSON. Its log names tokens by their digest, and no keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from penchant.common.errors import (
+    CertificateError,
+    CodecError,
+    EnrolmentError,
+    MembershipError,
+    PenchantError,
+    TokenError,
+)
+from penchant.common.membership.enrolment import MAX_JOIN_REQUEST, JoinRequest
+from penchant.common.membership.join_token import token_name
+from penchant.deploy.fleet.enrolment import Desk, Registrar
+from penchant.deploy.fleet.server_directory import Site
+
+__all__ = ["PATHS", "Budget", "build_service", "serve"]
+
+log = logging.getLogger(__name__)
+
+PATHS = (("ca", "GET"), ("join", "POST"))
+"""(path below /enrol/, method)."""
+
+COLLECT_SECONDS = 2.0  # between two looks into answers/
+_CODES = {CodecError: 400, CertificateError: 400, TokenError: 403, EnrolmentError: 403, MembershipError: 503}
+
+
+class Budget:
+    """A token bucket for each of the addresses seen last: `rate` requests a minute, half of that at once."""
+
+    ADDRESSES = 10_000
+
+    def __init__(self, rate: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = rate / 60
+        self._most = max(rate / 2, 1.0)
+        self._clock = clock
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address -> (tokens, when)
+
+    def spend(self, address: str) -> bool:
+        """Whether `address` may ask now; if so, it has."""
+        now = self._clock()
+        tokens, since = self._left.pop(address, (self._most, now))
+        tokens = min(self._most, tokens + (now - since) * self._rate)
+        allowed = tokens >= 1
+        self._left[address] = (tokens - 1 if allowed else tokens, now)
+        while len(self._left) > self.ADDRESSES:
+            self._left.popitem(last=False)
+        return allowed
+
+
+def build_service(
+    site: Site, registrar: Registrar, *, clock: Callable[[], float] = time.time, collect: bool = True
+) -> Starlette:
+    """The service of a server. collect: look into `answers/` from time to time."""
+    desk, budget, turn = Desk(site), Budget(site.settings.enrol_per_minute), asyncio.Lock()
+    if collect:
+        desk.recheck_nodes()
+
+    async def ca(request: Request) -> Response:
+        _spend(budget, request)
+        return Response(site.ca, media_type="application/x-pem-file")
+
+    async def join(request: Request) -> Response:
+        _spend(budget, request)
+        body = await _body(request, MAX_JOIN_REQUEST)
+        asked = JoinRequest.decode(body)
+        try:
+            async with turn:  # one at a time: each is a few reads and writes
+                reply = await run_in_threadpool(desk.ask, asked, registrar, now=clock())
+        except PenchantError as error:
+            log.warning("token %s is refused: %s", token_name(asked.token), error)
+            raise
+        log.info("token %s: %s", token_name(asked.token), "answered" if reply.answer else "waiting")
+        return Response(reply.encode(), media_type="application/octet-stream")
+
+    async def look() -> None:
+        while True:
+            try:
+                async with turn:
+                    await run_in_threadpool(desk.collect, registrar)
+            except (PenchantError, OSError) as error:
+                log.warning("can't look for answers: %s", error)
+            await asyncio.sleep(COLLECT_SECONDS)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        task = asyncio.create_task(look()) if collect else None
+        try:
+            yield
+        finally:
+            if task is not None:
+                task.cancel()
+
+    return Starlette(
+        routes=[
+            Route("/enrol/ca", ca, methods=["GET"]),
+            Route("/enrol/join", join, methods=["POST"]),
+        ],
+        exception_handlers={PenchantError: _refused, HTTPException: _http, Exception: _failed},
+        lifespan=lifespan,
+    )
+
+
+def serve(site: Site, registrar: Registrar) -> None:
+    """Serve on the site's socket until SIGTERM."""
+    import uvicorn
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request to the SuperLink
+    uvicorn.run(
+        build_service(site, registrar),
+        uds=str(site.enrol_socket),
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=5,
+        limit_concurrency=100,
+    )
+
+
+# --- inner parts --------------------------------------------------------------------------------------
+
+
+def _spend(budget: Budget, request: Request) -> None:
+    if not budget.spend(request.headers.get("x-real-ip", "")):
+        raise HTTPException(429, "too many requests; try again in a minute")
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """The body; refused as soon as it is longer than `most`, whatever its header said."""
+    data = b""
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > most:
+            raise HTTPException(413, "the request is too long")
+    return data
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), 503)
+    return _said(code, str(error) if code != 503 else "the server can't do this now; try again later")
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        return await _failed(request, error)
+    return _said(error.status_code, error.detail)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    log.error("no answer: %s", type(error).__name__)
+    return _said(500, "the server failed")
+
+
+def _said(code: int, text: str) -> Response:
+    return JSONResponse({"error": " ".join(text.split())}, status_code=code)

@@ -1,0 +1,92 @@
+"""Watches runs on the server: says each round as it ends, notices when nothing plays a run any more, and that
+something plays one already."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from penchant.common.errors import RoundFailed, UsageError
+from penchant.deploy import run_directory
+from penchant.deploy.fleet import run_activity, served_run
+from penchant.deploy.fleet.server_directory import Site
+from penchant.deploy.flower.superlink import Control, Door, how_it_ended
+from penchant.server.journal import Journal
+
+__all__ = ["is_done", "refuse_second", "watch"]
+
+OPEN = ("started", "unmasking")
+LOOK_SECONDS = 1.0
+ENDING_SECONDS = 20.0  # that the process of a run which was stopped may take to end
+
+
+def is_done(directory: Path) -> bool:
+    """Whether the closing round of a run is over."""
+    with closing(Journal(directory)) as journal:
+        return journal.settled() == _last(directory)
+
+
+def refuse_second(site: Site, door: Door) -> None:
+    """UsageError while a run of this server is played, or is about to be: devices take part in one at a time.
+
+    JournalError when the SuperLink is silent.
+    """
+    with Control(door) as control:
+        control.nodes()  # before anything is made for a run
+    for name in site.runs():
+        directory = site.run(name)
+        flower = run_activity.flower_run(directory)
+        if flower is not None and not is_done(directory) and _is_played(directory, door, flower):
+            raise UsageError(
+                f"run {name} is being played (Flower run {flower}); wait for its end, which "
+                "`penchant server status` shows, or stop it in the console"
+            )
+
+
+def _is_played(directory: Path, door: Door, flower: str) -> bool:
+    """Whether a process plays the run, or the SuperLink will start one.
+
+    A SuperLink that was killed takes its run for running for some time after: that a ServerApp is at work is
+    seen by its claim, and that it is yet to come by its first line in the log.
+    """
+    end = time.monotonic() + ENDING_SECONDS
+    with Control(door) as control:
+        going = control.is_going(flower)
+    while run_directory.busy(directory):
+        if going or time.monotonic() > end:
+            return True
+        time.sleep(LOOK_SECONDS)
+    return going and not run_activity.has_begun(directory, flower)
+
+
+def watch(directory: Path, door: Door, flower: str, say: Callable[[str], None]) -> None:
+    """Say rounds as they end, until the closing one is over and the devices have heard of it.
+
+    RoundFailed when Flower's run `flower` ends before that.
+    """
+    last = _last(directory)
+    with closing(Journal(directory)) as journal:
+        said = {(row.round, row.attempt) for row in journal.rows() if row.state not in OPEN}
+        while True:
+            ended = how_it_ended(door, flower)  # asked first: what it did is in the journal then
+            for row in journal.rows():
+                if (row.round, row.attempt) in said or row.state in OPEN:
+                    continue
+                said.add((row.round, row.attempt))
+                log = row.log
+                what = f"{log.survivors} of {log.cohort} clients, {log.seconds:.0f} s" if log else row.why
+                say(f"round {row.round} of {last}: {row.state}, {what}")
+            if ended is not None:
+                break
+            time.sleep(LOOK_SECONDS)
+        if journal.settled() != last:
+            raise RoundFailed(
+                f"Flower's run ended before the last round ({ended}); see {directory / served_run.LOG}, then "
+                f"`penchant server resume`"
+            )
+
+
+def _last(directory: Path) -> int:
+    return run_directory.read_config(directory).federation.rounds + 1

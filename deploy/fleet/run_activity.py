@@ -1,0 +1,71 @@
+"""Who plays a served run now, and how the last who did ended, by the files in its directory.
+
+`penchant server status` and the console tell the same: both ask here. No process is asked, none is held up.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from penchant.deploy import run_directory
+from penchant.server.monitoring.run_history import Work
+
+__all__ = ["FLOWER_RUN", "LOG", "flower_run", "has_begun", "say", "work_of"]
+
+LOG = "server.log"
+FLOWER_RUN = "flower.run"  # Flower's id of the run that plays this one now
+STARTING_SECONDS = 120.0  # from when Flower has a run to its process's first word
+OPENING_SECONDS = 20.0  # from that word to when the directory is its own
+TAIL = 16 * 1024  # bytes of the log that are looked at
+
+
+def say(directory: Path, text: str) -> None:
+    """A line in the log of a run."""
+    with (directory / LOG).open("a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {' '.join(text.split())}\n")
+
+
+def flower_run(directory: Path) -> str | None:
+    """The Flower run that was started last for this run, None before the first."""
+    return _read(directory / FLOWER_RUN)[0] or None
+
+
+def work_of(directory: Path, held: set[tuple[int, int]] | None = None) -> Work:
+    """Whether something plays the served run in `directory`, and if not, how it ended. held: as in
+    `run_directory.busy`."""
+    if run_directory.busy(directory, held):
+        return Work(running=True)
+    flower, asked = _read(directory / FLOWER_RUN)
+    if not flower:
+        return Work()
+    words, moved = _words(directory, flower)
+    if not words:
+        starting = time.time() - asked < STARTING_SECONDS
+        return Work(running=starting, why="" if starting else "Flower has not begun it; is the server up?")
+    if words[-1] == "begins":
+        opening = time.time() - moved < OPENING_SECONDS
+        return Work(running=opening, why="" if opening else "its process ended without a word")
+    return Work(why=words[-1].removeprefix("ends: ") if words[-1].startswith("ends: ") else "")
+
+
+def has_begun(directory: Path, flower: str) -> bool:
+    """Whether this Flower run's process has ever said a word."""
+    return bool(_words(directory, flower)[0])
+
+
+def _words(directory: Path, flower: str) -> tuple[list[str], float]:
+    """(what a Flower run's process has said, when the log was changed)."""
+    said, moved = _read(directory / LOG)
+    return re.findall(rf"^\S+ Flower run {re.escape(flower)} (.*)$", said, re.MULTILINE), moved
+
+
+def _read(path: Path) -> tuple[str, float]:
+    """(the end of a text file, when it was changed); nothing where there is none."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - TAIL, 0))
+        return file.read().decode("utf-8", "replace").strip(), os.fstat(file.fileno()).st_mtime
+    return "", 0.0

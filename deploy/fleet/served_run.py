@@ -1,0 +1,196 @@
+"""A run that real devices take part in: the ServerApp that a SuperLink starts, and the directory it opens.
+
+    config.toml      the run's configuration
+    blueprint.json   adapted modules, width and digest of the base model: the server never loads the model
+    authority.pub    the enrolment authority's public key (32 bytes)
+    members.list     the authority's latest member list, which the server replaces between rounds
+    journal.db, checkpoints/, server.log
+
+Nothing of Flower's state is needed to go on after a crash: the same command starts a new Flower run, which
+continues from the journal.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid.http_grid import HttpGrid
+
+from penchant.client.learning.model_cache import Benches
+from penchant.common.config import RunConfig
+from penchant.common.errors import PenchantError, RunDirectoryError
+from penchant.common.membership.identity import Membership
+from penchant.common.model.modules import BaseTensor, Slot
+from penchant.common.model.signature import Blueprint
+from penchant.common.secagg.update_vector import Form
+from penchant.common.storage import write_durably
+from penchant.deploy import run_directory
+from penchant.deploy.fleet.release_files import write_release
+from penchant.deploy.fleet.run_activity import FLOWER_RUN, LOG, say
+from penchant.deploy.flower.superlink import DIRECTORY, Door, start_run, write_app
+from penchant.deploy.flower.superlink_grid import PromptGrid
+from penchant.server.journal import Journal
+from penchant.server.round import federate
+from penchant.server.run import Run
+from penchant.server.secagg.secure import SecureAggregation
+
+__all__ = ["LOG", "app", "create", "export", "flower_app", "open_served", "start", "with_members"]
+
+BLUEPRINT = "blueprint.json"
+AUTHORITY = "authority.pub"
+MEMBERS = "members.list"
+
+
+def create(directory: Path, config: RunConfig, authority: bytes, members: bytes) -> None:
+    """Make the directory of a served run. The base model is loaded here, once, for its blueprint.
+
+    Raises ConfigError, BaseModelError, MembershipError or RunDirectoryError before anything is written.
+    """
+    run_directory.refuse_used(directory)
+    run_directory.refuse_unservable(config)
+    Membership(authority).accept(members, int(time.time()))
+    plan = config.plan("main", config.federation.cohort)
+    bench = Benches().of(plan)
+    Form.of(plan, bench.split)
+    blueprint = bench.blueprint
+    described = {
+        "slots": [asdict(slot) for slot in blueprint.slots],
+        "base": [asdict(tensor) for tensor in blueprint.base],
+        "embedding": blueprint.embedding,
+        "digest": blueprint.digest.hex(),
+        "published": bench.model.published,
+        "pooling": bench.model.pooling,
+        "max_tokens": bench.model.max_tokens,
+    }
+    run_directory.create(directory, config)
+    write_durably(directory / BLUEPRINT, json.dumps(described, indent=2).encode())
+    write_durably(directory / AUTHORITY, authority)
+    write_durably(directory / MEMBERS, members)
+    flower_app(directory)
+
+
+def open_served(directory: Path) -> Run:
+    """The run of a directory, for its ServerApp. RunDirectoryError when files are missing."""
+    config = run_directory.read_config(directory)
+    membership = _membership(directory)
+    journal = Journal(directory)
+    run = journal.fact("run")
+    if run is None:
+        run = secrets.token_hex(16)
+        journal.note("run", run)
+    return Run(
+        config=config,
+        run=bytes.fromhex(run),
+        blueprint=_blueprint(directory),
+        cohort=config.federation.cohort,
+        aggregation=SecureAggregation(membership),
+        membership=membership.encoded,
+        journal=journal,
+        patience=config.federation.patience_seconds,
+        belongs=membership.holds,
+        members=membership.count,
+        latest=lambda run: with_members(run, _membership(directory)),
+    )
+
+
+def with_members(run: Run, membership: Membership) -> Run:
+    """The same run under another member list; what a round began with holds to its end."""
+    return replace(
+        run,
+        aggregation=SecureAggregation(membership),
+        membership=membership.encoded,
+        belongs=membership.holds,
+        members=membership.count,
+    )
+
+
+def export(directory: Path, out: Path) -> int:
+    """Write the shared part of the last finished round as plain files into `out`; -> the round.
+
+    No base model is loaded. Raises UsageError as `releasing.write_release` does.
+    """
+    return write_release(directory, None, out)
+
+
+def start(directory: Path, door: Door) -> str:
+    """Begin a run, or go on with it, at the SuperLink behind `door`; -> Flower's id of the run that plays it.
+
+    JournalError when the SuperLink does not take it.
+    """
+    flower = start_run(flower_app(directory), door, directory / "flwr")
+    write_durably(directory / FLOWER_RUN, flower.encode())
+    return flower
+
+
+def flower_app(directory: Path) -> Path:
+    """Write the Flower app of the run; -> its folder."""
+    return write_app(directory, "penchant.deploy.fleet.served_run:app", "penchant.client.agent.relay:app")
+
+
+def _membership(directory: Path) -> Membership:
+    try:
+        authority = (directory / AUTHORITY).read_bytes()
+        members = (directory / MEMBERS).read_bytes()
+    except OSError as error:
+        raise RunDirectoryError(f"{directory} is no directory of a served run: {error}") from None
+    return Membership(authority).accept(members, int(time.time()))
+
+
+def _described(directory: Path) -> dict[str, Any]:
+    """What `create` noted about the base model."""
+    try:
+        table = json.loads((directory / BLUEPRINT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(f"can't read {directory / BLUEPRINT}: {error}") from None
+    if not isinstance(table, dict):
+        raise RunDirectoryError(f"{directory / BLUEPRINT} is damaged")
+    return table
+
+
+def _blueprint(directory: Path) -> Blueprint:
+    table = _described(directory)
+    try:
+        slots = tuple(Slot(**slot) for slot in table["slots"])
+        base = tuple(BaseTensor(tensor["name"], tuple(tensor["shape"])) for tensor in table["base"])
+        return Blueprint(slots, int(table["embedding"]), bytes.fromhex(table["digest"]), base)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunDirectoryError(f"can't read {directory / BLUEPRINT}: {error}") from None
+
+
+_claims = ExitStack()  # the ServerApp's process works on its directory alone, until it ends
+
+
+def _open(directory: Path) -> Run:
+    _claims.enter_context(run_directory.claim(directory))
+    return open_served(directory)
+
+
+app = ServerApp()
+
+
+@app.main()
+def _serve(grid: Grid, context: Context) -> None:
+    named = context.run_config.get(DIRECTORY)
+    if not isinstance(named, str):
+        raise RunDirectoryError(f"the Flower run's configuration lacks {DIRECTORY}")
+    directory = Path(named)
+    say(directory, f"Flower run {context.run_id} begins")
+    try:
+        federate(_open(directory), _prompt(grid))
+    except Exception as error:  # Flower keeps the traceback to itself; the operator looks here
+        what = str(error) if isinstance(error, PenchantError) else type(error).__name__
+        say(directory, f"Flower run {context.run_id} ends: {what}")
+        raise
+    say(directory, f"Flower run {context.run_id} is done")
+
+
+def _prompt(grid: Grid) -> Grid:
+    return PromptGrid(grid) if isinstance(grid, HttpGrid) else grid

@@ -1,0 +1,256 @@
+"""The server's directory: where everything of a fleet's server lies, and its few settings.
+
+server.toml       addresses, ports and limits
+authority.pub     the enrolment authority's public key (32 bytes)
+members.list      the authority's latest member list
+tls/              certificates (`deploy.certificates`)
+enrolment.db      tokens handed out and devices enrolled (`deploy.desk`)
+requests/         files for the authority: requests of devices, revocations asked for
+answers/          files of the authority: answers, member lists
+runs/NAME/        one directory a run (`deploy.served`)
+flower/, gateway/, logs/, superexec.secret
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tomli_w
+
+from penchant.common.errors import ConfigError, RunDirectoryError, UsageError
+from penchant.common.membership.identity import Membership, authority_digest
+from penchant.common.settings import Section, build_section, section_table
+from penchant.common.storage import write_durably
+from penchant.deploy.fleet.certificates import Pair, ca_digest, issue, make_ca
+
+__all__ = ["ServerSettings", "Site"]
+
+SETTINGS = "server.toml"
+LOOPBACK = "127.0.0.1"
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9a-fA-F:]{2,39}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+@dataclass(frozen=True)
+class ServerSettings(Section):
+    """What `server.toml` says.
+
+    addresses: names and IP addresses that devices connect to, the first of them stands in tokens. listen:
+    where the gateway listens. port: of the gateway. superlink_port: of the SuperLink, on loopback.
+    max_body_mb: the largest message of a device that the gateway passes. enrol_per_minute: requests to
+    enrol that one address may make. user: whom nginx's workers run as when it is started by root.
+    """
+
+    addresses: tuple[str, ...] = field(default=())
+    listen: str = "0.0.0.0"
+    port: int = 8443
+    superlink_port: int = 9092
+    max_body_mb: int = 64
+    enrol_per_minute: int = 60
+    user: str = ""
+
+    def _check(self) -> None:
+        for name in ("port", "superlink_port"):
+            self._range(name, 1, 65535)
+        self._range("max_body_mb", 1, 1024)
+        self._range("enrol_per_minute", 1, 100_000)
+        if not self.addresses:
+            raise ConfigError("server.addresses is empty; name a host or an address that devices reach")
+        for host in (*self.addresses, self.listen):
+            if not _HOST.fullmatch(host):
+                raise ConfigError(f"server: {host!r} is no host name or IP address")
+        if self.user and not re.fullmatch(r"[a-z_][a-z0-9_-]*", self.user):
+            raise ConfigError(f"server.user: {self.user!r} is no user name")
+        if self.port == self.superlink_port:
+            raise ConfigError("server.port and server.superlink_port are the same")
+
+    @classmethod
+    def _title(cls) -> str:
+        return "server"
+
+    @property
+    def gateway(self) -> str:
+        """HOST:PORT as it stands in tokens."""
+        host = self.addresses[0]
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    @property
+    def superlink(self) -> str:
+        """HOST:PORT of the SuperLink, for processes on this machine."""
+        return f"{LOOPBACK}:{self.superlink_port}"
+
+
+class Site:
+    """A server's directory, opened."""
+
+    def __init__(self, directory: Path) -> None:
+        """RunDirectoryError when there is no server, ConfigError when its settings are wrong."""
+        self.directory = directory.absolute()
+        path = self.directory / SETTINGS
+        if not path.is_file():
+            raise RunDirectoryError(f"{directory} is no server; make one with `penchant server init`")
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(f"can't read {path}: {error}") from None
+        self.settings = build_section(ServerSettings, table, "")
+
+    @classmethod
+    def create(cls, directory: Path, settings: ServerSettings, authority: bytes, members: bytes) -> Site:
+        """Make the directory of a server, with its certificates.
+
+        Raises UsageError or MembershipError before anything is written: a directory in use, a key that is
+        none, a list that is stale or of another authority.
+        """
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise UsageError(f"{directory} is in use; choose an empty directory for the server")
+        if len(authority) != 32:
+            raise UsageError("this is no authority's public key: it has 32 bytes (authority.pub)")
+        Membership(authority).accept(members, int(time.time()))
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for name in ("tls", "gateway", "logs", "flower", "runs"):
+            (directory / name).mkdir(mode=0o700)
+        for name in ("requests", "answers"):
+            (directory / name).mkdir(mode=0o770)
+        (directory / "authority.pub").write_bytes(authority)
+        (directory / "members.list").write_bytes(members)
+        secret = os.open(directory / "superexec.secret", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(secret, "wb") as file:
+            file.write(os.urandom(32).hex().encode())
+        tls = _Tls(directory.absolute() / "tls")
+        make_ca(tls.ca, "penchant gateway CA")
+        make_ca(tls.loopback_ca, "penchant loopback CA")
+        issue(tls.ca, tls.gateway, settings.addresses)
+        issue(tls.loopback_ca, tls.loopback, (LOOPBACK, "localhost"))
+        # Last: a directory without it is no server.
+        write_durably(directory / SETTINGS, tomli_w.dumps(section_table(settings)).encode())
+        return cls(directory)
+
+    # --- files ---------------------------------------------------------------------------------------
+
+    @property
+    def tls(self) -> _Tls:
+        """Where the certificates are."""
+        return _Tls(self.directory / "tls")
+
+    @property
+    def ca(self) -> bytes:
+        """The gateway's CA certificate, PEM."""
+        return self._read(self.tls.ca.certificate)
+
+    @property
+    def ca_digest(self) -> bytes:
+        """32 bytes, as in tokens."""
+        return ca_digest(self.ca)
+
+    @property
+    def authority(self) -> bytes:
+        """The enrolment authority's public key."""
+        return self._read(self.directory / "authority.pub")
+
+    @property
+    def authority_digest(self) -> bytes:
+        """32 bytes, as in tokens."""
+        return authority_digest(self.authority)
+
+    @property
+    def secret(self) -> Path:
+        """What Flower's executor shows to the SuperLink."""
+        return self.directory / "superexec.secret"
+
+    @property
+    def flower(self) -> Path:
+        """FLWR_HOME of the server's Flower processes."""
+        return self.directory / "flower"
+
+    @property
+    def requests(self) -> Path:
+        """Files for the authority."""
+        return self.directory / "requests"
+
+    @property
+    def answers(self) -> Path:
+        """Files of the authority."""
+        return self.directory / "answers"
+
+    @property
+    def enrol_socket(self) -> Path:
+        """Where the enrolment service listens."""
+        return self.directory / "gateway" / "enrol.sock"
+
+    def log(self, name: str) -> Path:
+        """The log of one of the server's processes."""
+        return self.directory / "logs" / f"{name}.log"
+
+    def run(self, name: str) -> Path:
+        """The directory of a run. UsageError for a name that is none."""
+        if not _NAME.fullmatch(name):
+            raise UsageError(f"{name!r} is no name for a run: letters, digits, '-', '_' and '.', at most 64")
+        return self.directory / "runs" / name
+
+    def runs(self) -> list[str]:
+        """Names of all runs, the one that was made last at the end."""
+        folder = self.directory / "runs"
+        made = [p for p in folder.iterdir() if (p / "config.toml").is_file()]
+        return [p.name for p in sorted(made, key=lambda p: ((p / "config.toml").stat().st_mtime_ns, p.name))]
+
+    def membership(self) -> Membership:
+        """The member list that holds now. MembershipError when it is past its date."""
+        members = self._read(self.directory / "members.list")
+        return Membership(self.authority).accept(members, int(time.time()))
+
+    def take_members(self, members: bytes) -> int:
+        """Put a newer member list in place, here and in every run; -> its number.
+
+        A run that goes on looks at it before its next round. MembershipError for an older or foreign list.
+        """
+        current = Membership(self.authority).know(self._read(self.directory / "members.list"))
+        newer = current.accept(members, int(time.time()))
+        if newer is not current:
+            write_durably(self.directory / "members.list", members)
+        for name in self.runs():
+            write_durably(self.run(name) / "members.list", members)
+        return newer.number
+
+    def renew(self) -> None:
+        """Make new server certificates, with fresh keys, under the same CAs."""
+        issue(self.tls.ca, self.tls.gateway, self.settings.addresses)
+        issue(self.tls.loopback_ca, self.tls.loopback, (LOOPBACK, "localhost"))
+
+    def _read(self, path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise RunDirectoryError(f"can't read {path}: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class _Tls:
+    """The certificates of a server, in one folder."""
+
+    folder: Path
+
+    @property
+    def ca(self) -> Pair:
+        """The authority that devices know by its digest."""
+        return Pair(self.folder / "ca.pem", self.folder / "ca.key")
+
+    @property
+    def gateway(self) -> Pair:
+        """The gateway's certificate."""
+        return Pair(self.folder / "gateway.pem", self.folder / "gateway.key")
+
+    @property
+    def loopback_ca(self) -> Pair:
+        """The authority of the hop on loopback."""
+        return Pair(self.folder / "loopback-ca.pem", self.folder / "loopback-ca.key")
+
+    @property
+    def loopback(self) -> Pair:
+        """The SuperLink's certificate."""
+        return Pair(self.folder / "loopback.pem", self.folder / "loopback.key")

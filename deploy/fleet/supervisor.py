@@ -1,0 +1,171 @@
+"""Keeps a few processes up: starts them in order, restarts what dies, stops them all on SIGTERM.
+
+Under systemd each is a unit of its own instead (`deploy/fleet/systemd/`); this is for one machine without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from penchant.common.errors import GatewayError
+
+__all__ = ["Part", "supervise"]
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a restart; doubles while a process dies at once
+STEADY_SECONDS = 60.0  # a process that lived as long is started again without a pause
+STOP_SECONDS = 10.0
+POLL = 0.2
+LOG_MOST = 32 * 1024 * 1024  # bytes; SuperLink notes every look of every node
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process. ready: whether what depends on it may start; log: where its output goes, None: to ours;
+    stop_seconds: how long it may take to end."""
+
+    name: str
+    command: Sequence[str]
+    log: Path | None
+    environment: Mapping[str, str] | None = None
+    ready: Callable[[], bool] = lambda: True
+    stop_seconds: float = STOP_SECONDS
+
+
+@dataclass
+class _Running:
+    part: Part
+    process: subprocess.Popen[bytes] | None = None
+    began: float = 0.0
+    pause: float = FIRST_PAUSE
+    due: float = 0.0
+    restarts: int = -1
+
+
+def supervise(
+    parts: Sequence[Part],
+    *,
+    stop: threading.Event | None = None,
+    announce: Callable[[], None] = lambda: None,
+    ready_seconds: float = 120.0,
+) -> None:
+    """Run `parts` until SIGTERM, SIGINT or `stop`; then stop them, the last first.
+
+    announce: called once, when all are ready. Raises GatewayError when one is not ready in time.
+    """
+    ending = stop or threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: ending.set())
+    running = [_Running(part) for part in parts]
+    try:
+        for one in running:
+            _start(one)
+            _await(one, ending, ready_seconds)
+            if ending.is_set():
+                return
+        announce()
+        while not ending.wait(POLL):
+            for one in running:
+                _tend(one)
+                _turn_over(one.part.log)
+    finally:
+        for one in reversed(running):
+            _stop(one)
+
+
+def _start(one: _Running) -> None:
+    output = None if one.part.log is None else one.part.log.open("ab")
+    try:
+        one.process = subprocess.Popen(
+            [*_ending_with_us(), *one.part.command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=None if one.part.environment is None else dict(one.part.environment),
+            start_new_session=True,  # Ctrl-C comes to us, and we stop them in order
+        )
+    except OSError as error:
+        raise GatewayError(f"can't start {one.part.command[0]}: {error.strerror}") from None
+    finally:
+        if output is not None:
+            output.close()
+    one.began = time.monotonic()
+    one.due = 0.0
+    one.restarts += 1
+
+
+def _ending_with_us() -> list[str]:
+    """Words before a command: the kernel ends it when this process ends, kill -9 included (util-linux)."""
+    found = shutil.which("setpriv")
+    return [found, "--pdeathsig", "TERM", "--"] if found else []
+
+
+def _await(one: _Running, ending: threading.Event, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not one.part.ready():
+        if one.process is not None and one.process.poll() is not None:
+            code, where = one.process.returncode, one.part.log or "above"
+            raise GatewayError(f"{one.part.name} ended with {code} when it was started; see {where}")
+        if time.monotonic() > end:
+            raise GatewayError(
+                f"{one.part.name} is not ready after {seconds:.0f} s; see {one.part.log or 'above'}"
+            )
+        if ending.wait(POLL):
+            return
+
+
+def _tend(one: _Running) -> None:
+    """Restart a process that has ended, after a pause that grows while it ends at once."""
+    if one.process is None or one.process.poll() is None:
+        return
+    now = time.monotonic()
+    if not one.due:
+        one.pause = FIRST_PAUSE if now - one.began > STEADY_SECONDS else min(one.pause * 2, LONGEST_PAUSE)
+        one.due = now + one.pause
+        log.warning(
+            "%s ended with %s; started again in %.1f s", one.part.name, one.process.returncode, one.pause
+        )
+        _sweep(one)
+    elif now >= one.due:
+        _start(one)
+
+
+def _turn_over(log_file: Path | None) -> None:
+    """A log that has grown long becomes LOG.1. What writes it appends, so it goes on at the new beginning."""
+    if log_file is None or log_file.stat().st_size < LOG_MOST:
+        return
+    shutil.copyfile(log_file, log_file.with_name(log_file.name + ".1"))
+    os.truncate(log_file, 0)
+
+
+def _stop(one: _Running) -> None:
+    if one.process is None:
+        return
+    if one.process.poll() is None:
+        one.process.terminate()
+        try:
+            one.process.wait(one.part.stop_seconds)
+        except subprocess.TimeoutExpired:
+            log.warning("%s does not stop; it is killed", one.part.name)
+    _sweep(one)
+    one.process.wait()
+
+
+def _sweep(one: _Running) -> None:
+    """End what a process has left behind in its session, and the process itself if it still lives."""
+    if one.process is not None:
+        try:
+            os.killpg(one.process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            return

@@ -1,0 +1,163 @@
+"""A run directory: who may write into it, and what it says about itself."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from penchant.common.config import RunConfig
+from penchant.common.errors import ConfigError, RunDirectoryError
+from penchant.common.storage import write_durably
+
+__all__ = [
+    "CONFIG",
+    "RESULT",
+    "SERVER",
+    "busy",
+    "claim",
+    "create",
+    "held_locks",
+    "read_config",
+    "read_result",
+    "refuse_used",
+    "versions",
+    "write_json",
+]
+
+CONFIG = "config.toml"
+RESULT = "result.json"
+SERVER = ".server"
+_LOCK = ".lock"
+_NO_RUN = {_LOCK, f".{CONFIG}.tmp"}
+_DISTRIBUTIONS = ("penchant", "flwr", "torch", "transformers", "peft", "numpy", "cryptography")
+
+
+def create(directory: Path, config: RunConfig) -> None:
+    """Make `directory` a run directory of `config`: the configuration is the first thing in it.
+
+    Raises RunDirectoryError when anything is there already, or another process is at it.
+    """
+    refuse_used(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with claim(directory):
+            refuse_used(directory)  # another process may have been quicker
+            write_durably(directory / CONFIG, config.to_toml().encode())
+    except OSError as error:
+        raise RunDirectoryError(f"can't write into {directory}: {error.strerror}") from None
+
+
+def refuse_used(directory: Path) -> None:
+    """RunDirectoryError when there is anything at `directory` but a folder without a run.
+
+    What is left of a process that was killed before the configuration was in place is not a run.
+    """
+    if directory.exists() and (not directory.is_dir() or {p.name for p in directory.iterdir()} - _NO_RUN):
+        raise RunDirectoryError(
+            f"{directory} is in use; choose another --out, or go on there with --resume {directory}"
+        )
+
+
+def refuse_unservable(config: RunConfig) -> None:
+    """ConfigError for a configuration that real devices can't take part in."""
+    if not config.federation.cohort:
+        raise ConfigError("federation.cohort is 0; a served run needs to know how many devices to ask")
+    if not config.privacy.secagg:
+        raise ConfigError("a served run is with secure aggregation; set privacy.secagg to true")
+
+
+def read_config(directory: Path) -> RunConfig:
+    """The configuration of a run directory; RunDirectoryError when it is none."""
+    if not (directory / CONFIG).is_file():
+        raise RunDirectoryError(f"{directory} is no run directory: it has no {CONFIG}")
+    return RunConfig.read(directory / CONFIG)
+
+
+def read_result(directory: Path) -> dict[str, Any] | None:
+    """The result of a finished run, or None while it is not finished."""
+    path = directory / RESULT
+    if not path.is_file():
+        return None
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(f"can't read {path}: {error}") from None
+    if not isinstance(result, dict):
+        raise RunDirectoryError(f"{path} holds no result; move it away, and --resume writes it anew")
+    return result
+
+
+@contextmanager
+def claim(directory: Path, what: str = _LOCK) -> Iterator[None]:
+    """Be the only process that works in `directory`; the claim ends with the process, however it ends.
+
+    what: SERVER claims the server's part alone, which on Ray is played by another process.
+    """
+    with _lock_file(directory, what) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunDirectoryError(f"another process works in {directory}; wait for it to end") from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+def busy(directory: Path, held: set[tuple[int, int]] | None = None) -> bool:
+    """Whether a process works in `directory`, without asking it or getting in its way (Linux).
+
+    held: what `held_locks` told, where many directories are looked at.
+    """
+    locks = held_locks() if held is None else held
+    for name in (_LOCK, SERVER):
+        with suppress(OSError):
+            stat = (directory / name).stat()
+            if (stat.st_dev, stat.st_ino) in locks:
+                return True
+    return False
+
+
+def held_locks() -> set[tuple[int, int]]:
+    """(device, inode) of every file that some process has locked."""
+    try:
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return set()
+    found = set()
+    for line in lines:
+        parts = line.split()
+        if len(parts) > 5 and parts[1] == "FLOCK":
+            major, minor, inode = parts[5].split(":")
+            found.add((os.makedev(int(major, 16), int(minor, 16)), int(inode)))
+    return found
+
+
+def _lock_file(directory: Path, name: str) -> TextIO:
+    try:
+        return (directory / name).open("a")
+    except OSError as error:
+        raise RunDirectoryError(f"can't work in {directory}: {error.strerror}") from None
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that a reader never sees half of it."""
+    write_durably(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def versions() -> dict[str, str]:
+    """What this run was made with: Python, machine and the distributions that decide its numbers."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

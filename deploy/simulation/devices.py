@@ -1,0 +1,162 @@
+"""The simulated fleet: every person's agent on this machine, each in its own directory.
+
+The agents are the same objects that run on devices, called in-process. What a simulator may do and a
+device may not is here and nowhere else: seeded identities, memoised signature checks, rewinding agents
+after a crash of the whole simulated world, and looking at the test part of everybody's choices.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Context
+from numpy.typing import NDArray
+
+from penchant.client.agent.agent import Agent, Choices
+from penchant.client.agent.flower_app import Answer
+from penchant.client.agent.open_attempt import SealedSessions
+from penchant.client.agent.policy import OwnerPolicy
+from penchant.client.learning.model_cache import Benches
+from penchant.client.vault.vault import Vault
+from penchant.common.config import EvaluateOn, Plan, RunConfig
+from penchant.common.crypto.entropy import Entropy, SeededEntropy, SystemEntropy
+from penchant.common.crypto.keys import SignatureCache
+from penchant.common.data.preferences import Federation
+from penchant.common.membership.identity import Authority, Certificate, Identity, Membership
+from penchant.deploy.owner_policy import fleet_policy
+
+__all__ = ["Fleet", "Score"]
+
+Vector = NDArray[np.float32]
+
+FOREVER = 2**40  # Unix seconds: a simulated member list does not expire
+
+
+@dataclass(frozen=True)
+class Score:
+    """One person's test result; exists in simulation only."""
+
+    client: str
+    n_test: int
+    correct: int
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.n_test
+
+
+class Fleet:
+    """All simulated devices of a run. Thread-safe; one message at a time for each agent."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: Path,
+        federation: Federation,
+        benches: Benches,
+        cohort: int,
+        *,
+        sealed: bool = False,
+        entropy: Callable[[int], Entropy] = lambda index: SystemEntropy(),
+    ) -> None:
+        """sealed: successive messages of a client may come to different processes (Ray).
+
+        entropy: where the agent of a person draws its round secrets; tests alone give another.
+        """
+        self._sealed = sealed
+        self._entropy = entropy
+        self._config = config
+        self._directory = directory
+        self._people = federation.people
+        self._benches = benches
+        self._policy = fleet_policy(config, cohort)
+        self._agents: dict[int, Agent] = {}
+        self._locks = [threading.Lock() for _ in self._people]
+        self._registry = threading.Lock()
+        self._seed = b"penchant simulation" + config.seed.to_bytes(8, "big")
+        self.signatures = SignatureCache()
+        self.authority = Authority.create(SeededEntropy(self._seed, "authority"))
+        self._certified = [self._certify(i) for i in range(len(self._people))]
+        self.members = self.authority.publish(
+            1, [certificate for _, certificate in self._certified], issued=0, expires=FOREVER
+        )
+
+    def __len__(self) -> int:
+        return len(self._people)
+
+    def membership(self) -> Membership:
+        """What the server and every agent hold true about members."""
+        fresh = Membership(self.authority.public_key, verify=self.signatures)
+        return fresh.accept(self.members.encode(), now=1)
+
+    def answer_of(self, context: Context) -> Answer:
+        """The entrance of the agent that a Flower context belongs to."""
+        index = int(context.node_config["partition-id"])
+
+        def answer(stage: str, payload: bytes) -> bytes:
+            with self._locks[index]:
+                return self.agent(index).answer(stage, payload)
+
+        return answer
+
+    def agent(self, index: int) -> Agent:
+        """The agent of one person, made when it is first needed."""
+        with self._registry:
+            if index not in self._agents:
+                self._agents[index] = self._make(index)
+            return self._agents[index]
+
+    def rewind(self, run: bytes, round: int) -> None:
+        """Put every agent back to the end of `round`, as the whole simulated world died with its process."""
+        for index in range(len(self)):
+            if self._home(index).exists():
+                Vault(self._home(index)).rewind(run, round)
+
+    def settle(self, run: bytes, finished: Sequence[tuple[int, int]]) -> None:
+        """Tell every agent which rounds stand, as a server's last greeting does."""
+        for index in range(len(self)):
+            if self._home(index).exists():
+                Vault(self._home(index)).settle(run, finished)
+
+    def scores(self, run: bytes, plan: Plan, factors: Vector, part: EvaluateOn) -> list[Score]:
+        """Everyone's accuracy on their test (or validation) pairs with their own personal part."""
+        return [self._score(index, run, plan, factors, part) for index in range(len(self))]
+
+    def _score(self, index: int, run: bytes, plan: Plan, factors: Vector, part: EvaluateOn) -> Score:
+        person = self._people[index]
+        pairs = person.test if part == "test" else person.validation
+        counts = self.agent(index).judge(run, plan, factors, pairs)
+        return Score(person.name, counts.total, counts.correct)
+
+    def _certify(self, index: int) -> tuple[bytes, Certificate]:
+        private = SeededEntropy(self._seed, f"identity {index}").draw(32)
+        return private, self.authority.issue(index + 1, Identity.public_of(private))
+
+    def _home(self, index: int) -> Path:
+        return self._directory / "agents" / f"{index:06d}"
+
+    def _make(self, index: int) -> Agent:
+        person = self._people[index]
+        private, certificate = self._certified[index]
+        secret = SeededEntropy(self._seed, f"device {index}").draw(32)
+        return Agent(
+            self._home(index),
+            policy=OwnerPolicy(
+                base_models=(self._config.model.base_model,),
+                min_honest=self._policy.min_honest,
+                max_colluders=self._policy.max_colluders,
+                allow_unmasked=not self._config.privacy.secagg,
+            ),
+            identity=Identity(private, certificate),
+            membership=self.membership(),
+            choices=Choices(person.train, person.validation),
+            benches=self._benches,
+            secret=secret,
+            entropy=self._entropy(index),
+            verify=self.signatures,
+            sessions=SealedSessions(self._home(index), secret) if self._sealed else None,
+        )

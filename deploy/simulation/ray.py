@@ -1,0 +1,185 @@
+"""A simulated run over Flower's own simulation, on Ray: more cores, and more machines.
+
+The very rounds, relay and agents of the in-process grid. This process starts a SuperLink in simulation mode
+on loopback, hands it the run through ``flwr run``, waits for the run's end and stops the SuperLink with
+all that it started (`deploy.guard`). Ray may serve successive messages of one client from different
+processes, so an agent's open attempt lies sealed in its own directory between them.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from penchant.client.agent.flower_app import Answer, build_app
+from penchant.common.errors import JournalError, PenchantError, RoundFailed, RunDirectoryError
+from penchant.deploy import run_directory
+from penchant.deploy.flower.superlink import (
+    DIRECTORY,
+    Door,
+    environment,
+    free_port,
+    how_it_ended,
+    simulation_command,
+    start_run,
+    write_app,
+)
+from penchant.deploy.simulation.devices import Fleet
+from penchant.deploy.simulation.ray_guard import MARK, POLITE_SECONDS, guarded, stop_marked
+from penchant.deploy.simulation.world import Progress, World, open_run, prepare, require_ray, restore, warm
+from penchant.server.journal import Journal
+from penchant.server.round import federate
+
+__all__ = ["client_app", "run_on_ray", "server_app"]
+
+ENDED = "ray-ended"  # the ServerApp's last word: empty, or why it failed
+LOG = "ray.log"
+READY_SECONDS = 90.0
+LOOK_SECONDS = 0.5
+ASK_SECONDS = 5.0  # between two questions to the SuperLink whether the run still goes on
+
+
+def run_on_ray(world: World, directory: Path, journal: Journal, progress: Progress) -> None:
+    """Federate on Ray. Raises RoundFailed with the server's reason, or JournalError when Flower fails."""
+    require_ray()
+    directory = directory.absolute()
+    home, ended = directory / "flwr", directory / ENDED
+    stop_marked(str(directory))  # left by a process that was killed with its guard
+    ended.unlink(missing_ok=True)
+    with _superlink(directory, home) as (superlink, address):
+        settings = [f"num-supernodes={len(world.federation.people)}", "client-resources-num-cpus=1"]
+        if world.config.workers:
+            settings.append(f"init-args-num-cpus={world.config.workers}")
+        app = write_app(
+            directory,
+            "penchant.deploy.simulation.ray:server_app",
+            "penchant.deploy.simulation.ray:client_app",
+        )
+        run = start_run(app, Door(address), home, "--federation-config", " ".join(settings))
+        last, told = world.config.federation.rounds + 1, len(journal.logs())
+        for _ in _while_it_runs(superlink, address, run, ended):
+            for log in journal.logs()[told:]:
+                progress.round(log, last)
+                told += 1
+    reason = ended.read_text(encoding="utf-8")
+    if reason:
+        raise RoundFailed(reason)
+
+
+# --- the two apps ---------------------------------------------------------------------------------------
+
+server_app = ServerApp()
+
+
+@server_app.main()
+def _serve(grid: Grid, context: Context) -> None:
+    directory = _directory(context)
+    reason = f"the server stopped for a reason of its own; see {LOG}"
+    try:
+        with run_directory.claim(directory, run_directory.SERVER):
+            world, fleet = _world(str(directory))
+            with closing(Journal(directory)) as journal:
+                restore(journal, fleet, world)
+                federate(open_run(world, journal, fleet), grid)
+        reason = ""
+    except PenchantError as error:
+        reason = str(error)
+        raise
+    finally:
+        (directory / ENDED).write_text(reason, encoding="utf-8")
+
+
+def _agent_of(context: Context) -> Answer:
+    directory = str(_directory(context))
+    _warm_once(directory)
+    return _world(directory)[1].answer_of(context)
+
+
+client_app = build_app(_agent_of)
+
+
+@lru_cache(maxsize=1)
+def _world(directory: str) -> tuple[World, Fleet]:
+    """One process's own copy of the simulated world: the same configuration, the same world."""
+    world = prepare(run_directory.read_config(Path(directory)))
+    return world, Fleet(
+        world.config, Path(directory), world.federation, world.benches, world.cohort, sealed=True
+    )
+
+
+@lru_cache(maxsize=1)
+def _warm_once(directory: str) -> None:
+    warm(_world(directory)[0])
+
+
+def _directory(context: Context) -> Path:
+    directory = context.run_config.get(DIRECTORY)
+    if not isinstance(directory, str) or not directory:
+        raise RunDirectoryError(f"name the run: flwr run . --run-config '{DIRECTORY}=\"DIR\"'")
+    return Path(directory)
+
+
+# --- Flower's processes -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _superlink(directory: Path, home: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A SuperLink under a guard, and its address; at the end nothing of it runs any more."""
+    port = free_port()
+    marked = environment(home) | {"RAY_USAGE_STATS_ENABLED": "0", MARK: str(directory)}
+    with (directory / LOG).open("ab") as log:
+        superlink = subprocess.Popen(
+            guarded(simulation_command(port)),
+            env=marked,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        _wait_until_up(superlink, port)
+        yield superlink, f"127.0.0.1:{port}"
+    finally:
+        if superlink.stdin is not None:
+            superlink.stdin.close()  # the guard cleans up
+        try:
+            superlink.wait(3 * POLITE_SECONDS)
+        except subprocess.TimeoutExpired:
+            superlink.kill()
+        stop_marked(str(directory))
+
+
+def _wait_until_up(superlink: subprocess.Popen[bytes], port: int) -> None:
+    end = time.monotonic() + READY_SECONDS
+    while time.monotonic() < end and superlink.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(LOOK_SECONDS)
+    raise JournalError(f"Flower's SuperLink did not start; see {LOG} in the run directory")
+
+
+def _while_it_runs(superlink: subprocess.Popen[bytes], address: str, run: str, ended: Path) -> Iterator[None]:
+    """One step a look, the last after the ServerApp's last word. JournalError when it ended without one."""
+    asked = time.monotonic()
+    over = False
+    while not over:
+        over = ended.exists()
+        yield
+        if superlink.poll() is not None:
+            raise JournalError(f"Flower's SuperLink stopped; see {LOG}, then go on with --resume")
+        if time.monotonic() - asked >= ASK_SECONDS:
+            asked = time.monotonic()
+            how = how_it_ended(Door(address), run)
+            if how is not None and not ended.exists():
+                raise JournalError(f"Flower's simulation {how}; see {LOG}, then go on with --resume")
+        if not over:
+            time.sleep(LOOK_SECONDS)

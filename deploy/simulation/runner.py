@@ -1,0 +1,166 @@
+"""`penchant simulate`: a federation on one machine, from data set to report.
+
+The ServerApp and ClientApp are those of a deployment; only the grid and the fleet differ.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Context, RecordDict
+from numpy.typing import NDArray
+
+from penchant.client.agent.flower_app import build_app
+from penchant.common.errors import JournalError
+from penchant.deploy import run_directory
+from penchant.deploy.flower.in_process_grid import Fault, InProcessGrid
+from penchant.deploy.simulation.devices import Fleet, Score
+from penchant.deploy.simulation.newcomers import cold_start
+from penchant.deploy.simulation.recorder import WireLog
+from penchant.deploy.simulation.result import result_row
+from penchant.deploy.simulation.world import (
+    Progress,
+    Row,
+    World,
+    open_run,
+    refuse_other_inputs,
+    restore,
+    tensors_of,
+    warm,
+    worker_count,
+)
+from penchant.server.flower_app import build_app as build_server_app
+from penchant.server.journal import Journal
+from penchant.server.round import announced_factors
+from penchant.server.run import Observer
+
+__all__ = ["simulate"]
+
+
+def simulate(
+    world: World,
+    directory: Path,
+    progress: Progress | None = None,
+    *,
+    command: str = "",
+    fault: Fault | None = None,
+) -> Row:
+    """Run or resume the federation in `directory` (which holds its configuration) and write the result.
+
+    Returns what result.json holds. A finished run is not run again. fault: which clients fail, and when; for
+    tests, on the in-process grid.
+
+    Raises RunDirectoryError when another process works there, or the data set or the base model is not what
+    the run was begun with; RoundFailed when too few clients answer: finished rounds stand.
+    """
+    progress = progress or Progress()
+    with run_directory.claim(directory):
+        done = run_directory.read_result(directory)
+        if done is not None:
+            return done
+        began = time.monotonic()
+        journal = Journal(directory)
+        try:
+            refuse_other_inputs(journal, world, directory)
+            before = sum(log.seconds for log in journal.logs())
+            fleet = Fleet(
+                world.config,
+                directory,
+                world.federation,
+                world.benches,
+                world.cohort,
+                sealed=world.config.grid == "ray",
+            )
+            scores = _federate(world, directory, journal, fleet, progress, fault)
+            curve = _cold_start(world, journal, progress)
+            result = result_row(world, journal, scores, curve, before + time.monotonic() - began, command)
+        finally:
+            journal.close()
+        progress.stage("writing the report")
+        from penchant.deploy.report.run_page import write_report
+
+        write_report(result, directory / "report.html")
+        run_directory.write_json(
+            directory / run_directory.RESULT, result
+        )  # last: it says that the run is finished
+        return result
+
+
+def _federate(
+    world: World,
+    directory: Path,
+    journal: Journal,
+    fleet: Fleet,
+    progress: Progress,
+    fault: Fault | None,
+) -> list[Score]:
+    config = world.config
+    last = config.federation.rounds + 1
+    if config.grid == "ray":
+        from penchant.deploy.simulation.ray import run_on_ray
+
+        if journal.settled() < last:
+            progress.stage("federating on Ray")
+            run_on_ray(world, directory, journal, progress)
+        fleet.settle(world.run, journal.finished())
+    progress.stage("encoding texts")
+    warm(world)
+    if config.grid == "local":
+        progress.stage("federating")
+        _run_in_process(world, directory, journal, fleet, lambda log: progress.round(log, last), fault)
+    progress.stage("evaluating")
+    plan = config.plan("close", len(fleet))
+    factors = _final_factors(world, journal)
+    return fleet.scores(world.run, plan, factors, config.data.evaluate)
+
+
+def _cold_start(world: World, journal: Journal, progress: Progress) -> list[Row] | None:
+    """How newcomers fare, by number of choices; None without any."""
+    if not world.newcomers:
+        return None
+    progress.stage("fitting newcomers")
+    config, data = world.config, world.config.data
+    bench = world.benches.of(config.plan("close", len(world.federation.people)))
+    factors = _final_factors(world, journal)
+    return cold_start(bench, factors, world.newcomers, data.pairs, data.evaluate, worker_count(config))
+
+
+def _final_factors(world: World, journal: Journal) -> NDArray[np.float32]:
+    found = journal.load()
+    if found is None:
+        raise JournalError("the run ended without a finished round; see the journal")
+    return announced_factors(world.config.plan("close", len(world.federation.people)), found[1])
+
+
+def _run_in_process(
+    world: World,
+    directory: Path,
+    journal: Journal,
+    fleet: Fleet,
+    observe: Observer,
+    fault: Fault | None,
+) -> None:
+    with run_directory.claim(directory, run_directory.SERVER), WireLog(directory) as wire:
+        restore(journal, fleet, world)
+        wire.rewind(journal.settled())
+        wire.forms({phase: tensors_of(world, phase) for phase in world.phases})
+        grid = InProcessGrid(
+            build_app(fleet.answer_of),
+            len(fleet),
+            workers=worker_count(world.config),
+            recorder=wire.record,
+            fault=fault,
+        )
+        try:
+            run = open_run(world, journal, fleet, observe)
+            context = Context(
+                run_id=grid.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config={}
+            )
+            build_server_app(lambda _: run)(grid, context)
+        finally:
+            grid.close()
+
+
+# --- the result -------------------------------------------------------------------------------------------

@@ -1,0 +1,193 @@
+"""What a simulation needs before its first round: people, model, run directory, devices."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penchant.client.learning.model_cache import Benches
+from penchant.common.config import Phase, RunConfig, config_digest
+from penchant.common.data.preferences import Federation, Person
+from penchant.common.errors import (
+    ConfigError,
+    DataError,
+    RunDirectoryError,
+    UsageError,
+)
+from penchant.common.secagg.update_vector import Form
+from penchant.deploy import datasets
+from penchant.deploy.audit.record import Tensor
+from penchant.deploy.owner_policy import FleetPolicy, fleet_policy
+from penchant.deploy.simulation.devices import Fleet
+from penchant.deploy.simulation.newcomers import hold_out
+from penchant.server.journal import Journal, RoundLog
+from penchant.server.run import Observer, Run, cohort_size, run_id
+from penchant.server.secagg.aggregation import Aggregation
+from penchant.server.secagg.plain import PlainAggregation
+from penchant.server.secagg.secure import SecureAggregation
+
+__all__ = ["Progress", "World", "open_run", "prepare", "require_ray", "restore", "warm"]
+Row = dict[str, Any]
+
+
+class Progress:
+    """What a simulation tells while it works. This one keeps quiet; `deploy.show` draws."""
+
+    def stage(self, text: str) -> None:
+        """A new part of the work begins."""
+
+    def round(self, log: RoundLog, last: int) -> None:
+        """A round stands; `last` is the closing round's number."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What a run needs beside its directory: people, models, the cohort and the owners' conditions."""
+
+    config: RunConfig
+    federation: Federation
+    benches: Benches
+    cohort: int
+    policy: FleetPolicy
+    newcomers: tuple[Person, ...] = ()  # kept out of the federation
+    batched: bool = True  # texts' frozen parts, many at once; False: each alone, to the bit as a device does
+
+    @property
+    def run(self) -> bytes:
+        """The run's id: the same configuration and people, the same run, whatever carries it."""
+        same = self.config.changed({"grid": "local", "workers": 0})
+        return run_id(config_digest(same), self.federation.digest)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases that the run goes through, in order."""
+        federation = self.config.federation
+        phases: list[Phase] = ["warmup"] if federation.warmup_rounds else []
+        if federation.rounds > federation.warmup_rounds:
+            phases.append("main")
+        return (*phases, "close")
+
+    def caveats(self) -> tuple[str, ...]:
+        """What must be said beside every figure of the run."""
+        own = []
+        privacy = self.config.privacy
+        if privacy.secagg and self.policy.lowered:
+            own.append(
+                f"Secure aggregation: with {self.cohort} clients a round every sum holds at least "
+                f"{self.policy.min_honest} honest people if at most {self.policy.max_colluders} devices work "
+                f"with the server; owners usually ask for {self.policy.asked_honest} and "
+                f"{self.policy.asked_colluders}."
+            )
+        if not privacy.secagg:
+            own.append("Secure aggregation was off: the server saw every single update.")
+        return (*self.federation.caveats, *own)
+
+
+def prepare(config: RunConfig, benches: Benches | None = None) -> World:
+    """Load the people and the model of `config`, and refuse what can't work, before anything is written.
+
+    Raises DataError, BaseModelError or ConfigError.
+    """
+    data = config.data
+    federation = datasets.configured(data, config.seed)
+    if config.grid == "ray":
+        require_ray()
+    if data.evaluate == "validation":
+        _require_validation_pairs(federation)
+    federation, newcomers = hold_out(federation, data.holdout_clients, config.seed)
+    cohort = cohort_size(config, len(federation.people))
+    if config.privacy.secagg and cohort < 3:
+        raise ConfigError(
+            f"secure aggregation needs a cohort of at least 3, here it is {cohort}; add people, "
+            "or pass --no-secagg"
+        )
+    policy = fleet_policy(config, cohort)
+    benches = Benches() if benches is None else benches
+    world = World(config, federation, benches, cohort, policy, newcomers)
+    for phase in world.phases:
+        plan = config.plan(phase, len(federation.people) if phase == "close" else cohort)
+        Form.of(plan, world.benches.of(plan).split)
+    return world
+
+
+def _require_validation_pairs(federation: Federation) -> None:
+    without = [person.name for person in federation.people if not person.validation]
+    if without:
+        raise DataError(
+            f"{len(without)} of {len(federation.people)} people have no validation pairs, among them "
+            f"{without[0]}; score on test, or take data with more items"
+        )
+
+
+def open_run(world: World, journal: Journal, fleet: Fleet, observe: Observer = lambda log: None) -> Run:
+    """The server's side of a simulated run."""
+    membership = fleet.membership()
+    aggregation: Aggregation = PlainAggregation()
+    if world.config.privacy.secagg:
+        aggregation = SecureAggregation(membership, fleet.signatures)
+    return Run(
+        config=world.config,
+        run=world.run,
+        blueprint=world.benches.of(world.config.plan("main", world.cohort)).blueprint,
+        cohort=world.cohort,
+        aggregation=aggregation,
+        membership=membership.encoded,
+        journal=journal,
+        observe=observe,
+    )
+
+
+def refuse_other_inputs(journal: Journal, world: World, directory: Path) -> None:
+    model = world.benches.model(world.config.model, world.config.adapter)
+    for what, digest in (("data set", world.federation.digest), ("base model", model.digest)):
+        if journal.fact(what) not in (None, digest):
+            raise RunDirectoryError(
+                f"{directory} was begun with another {what}; put back what it was, or start anew"
+            )
+        journal.note(what, digest)
+
+
+def restore(journal: Journal, fleet: Fleet, world: World) -> None:
+    """Put server and agents back to the end of the last finished round, as they died together."""
+    settled = journal.settled()
+    journal.rewind(settled)
+    fleet.rewind(world.run, settled)
+
+
+def warm(world: World) -> None:
+    """Compute the frozen part of the backbone once for each text of the run.
+
+    All texts, at a resume as well: what is computed together can differ in the last bits from what is
+    computed apart.
+    """
+    import torch
+
+    torch.set_num_threads(1)  # one thread a client: clients are served side by side, and sums never reorder
+    if not world.batched:
+        return
+    model = world.benches.model(world.config.model, world.config.adapter)
+    people = (*world.federation.people, *world.newcomers)
+    pairs = [pair for p in people for part in (p.train, p.validation, p.test) for pair in part]
+    model.warm(pairs, threads=worker_count(world.config))
+
+
+def worker_count(config: RunConfig) -> int:
+    return config.workers or len(os.sched_getaffinity(0))
+
+
+def tensors_of(world: World, phase: Phase) -> tuple[Tensor, ...]:
+    """What a client's vector is made of in a phase, from the one rule table."""
+    plan = world.config.plan(phase, world.cohort)
+    split = world.benches.of(plan).split
+    shared = () if phase == "close" else tuple(Tensor(s.name, s.shape) for s in split.shared.specs)
+    counters = Form.of(plan, split).quantiser.counters
+    return (*shared, *(Tensor(counter.name, ()) for counter in counters))
+
+
+def require_ray() -> None:
+    """Raise UsageError, before anything is written, where Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise UsageError('--grid ray needs Ray, which is not installed: pip install "penchant[ray]"')

@@ -1,0 +1,76 @@
+"""Who is there: asking devices for their state, and waiting until enough of them are ready."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+
+from flwr.serverapp import Grid
+
+from penchant.common.errors import JournalError, ProtocolError
+from penchant.common.wire.codec import decode, encode
+from penchant.common.wire.messages import Hello, Status
+from penchant.server.exchange import Exchange
+from penchant.server.run import Run, finished_rounds
+
+Ready = Mapping[int, int]
+"""Member number -> node."""
+GREETING_SECONDS = 60.0  # a device that is there says so in seconds, and is asked again if not
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # between two looks for devices that have come back
+COUNT_SECONDS = 0.5  # between two notes of how many devices have answered
+
+
+class Roll:
+    """Which member answers at which node. Each node is asked once, and again while it is not ready.
+
+    run: as it is now; only who belongs to it is called.
+    """
+
+    def __init__(self, run: Run, grid: Grid) -> None:
+        self.run = run
+        self._grid = grid
+        self._known: dict[int, int] = {}  # node -> member
+
+    def gather(self, *, anew: bool = False) -> dict[int, int]:
+        """As `call`, once a cohort is there, or all the members there are, or the run's patience is over.
+
+        anew: everybody is asked again, also those who were ready before.
+        """
+        if anew:
+            self._known.clear()
+        end, pause = time.monotonic() + self.run.patience, FIRST_PAUSE
+        wanted = self.run.cohort if self.run.members is None else min(self.run.cohort, self.run.members)
+        while len(ready := self.call()) < wanted and (left := end - time.monotonic()) > 0:
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, LONGEST_PAUSE)
+        return ready
+
+    def call(self) -> dict[int, int]:
+        """Member number -> node, of all that are connected and ready."""
+        present = set(self._grid.get_node_ids())
+        self._known = {node: member for node, member in self._known.items() if node in present}
+        self.greet(sorted(present - set(self._known)), GREETING_SECONDS)
+        return {member: node for node, member in self._known.items() if self.run.belongs(member)}
+
+    def greet(self, nodes: Iterable[int], seconds: float = math.inf) -> None:
+        """Tell `nodes` which rounds stand, so that they commit what they staged; note who is ready.
+
+        Waits no longer than `seconds`, and than a deadline of the run's: a node may be gone and not yet known
+        to be.
+        """
+        hello = encode(Hello(self.run.run, finished_rounds(self.run.journal)))
+        deadline = min(seconds, self.run.config.federation.deadline_seconds)
+        wire = Exchange(self._grid, deadline, "status")
+        ready: dict[int, int] = {}  # member -> node
+        for node, payload in wire("status", dict.fromkeys(nodes, hello)).items():
+            try:
+                status = decode(payload, Status)
+            except ProtocolError:
+                continue
+            if status.ready:
+                self._known[node] = status.member
+                ready[status.member] = node
+        with suppress(JournalError):  # only shown
+            self.run.journal.seen(ready)

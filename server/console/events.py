@@ -1,0 +1,92 @@
+"""What changes by itself: server-sent events, each with a part of a page as HTML."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from penchant.common.errors import PenchantError
+from penchant.server.console.requests import Desk, Endpoint, Visit, visit_of
+from penchant.server.monitoring.run_history import Ledger
+
+__all__ = ["event", "live"]
+
+LOOK_SECONDS = 0.5  # between two looks whether anything changed
+BEAT_SECONDS = 15.0  # between two signs of life
+LONGEST_SECONDS = 3600.0  # the browser then comes again by itself
+
+Parts = Callable[[Visit], Mapping[str, str]]
+
+
+def live(desk: Desk, parts: Parts) -> Endpoint:
+    """The entrance of a stream: all parts at first, then those that became others."""
+
+    async def endpoint(request: Request) -> Response:
+        visit = await run_in_threadpool(_watching, desk, request)
+        if visit is None:
+            return Response(status_code=204)  # tells an EventSource not to come again
+        try:
+            await run_in_threadpool(_mark, visit)
+        except PenchantError:
+            return Response(status_code=204)
+        return StreamingResponse(
+            _stream(visit, parts),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+        )
+
+    return endpoint
+
+
+def _watching(desk: Desk, request: Request) -> Visit | None:
+    """The visit. A page that lies open, with nobody before it, does not keep its session alive."""
+    return visit_of(desk, request, used=False)
+
+
+async def _stream(visit: Visit, parts: Parts) -> AsyncIterator[str]:
+    yield "retry: 2000\n\n"
+    began = beat = time.monotonic()
+    sent: dict[str, str] = {}  # the page may be older than the stream: all parts once
+    mark: object = None
+    while time.monotonic() - began < LONGEST_SECONDS:
+        if sent:
+            await asyncio.sleep(LOOK_SECONDS)
+        now = time.monotonic()
+        if now - beat >= BEAT_SECONDS:
+            beat = now
+            if await run_in_threadpool(_watching, visit.desk, visit.request) is None:
+                return  # logged out, idle for too long, or the account is gone
+            yield ": still here\n\n"
+        try:
+            found = await run_in_threadpool(_mark, visit)
+            if found == mark:
+                continue
+            fresh = await run_in_threadpool(parts, visit)
+        except PenchantError:
+            return  # it was deleted, say; the page asks again and is told
+        mark = found
+        for name, html in fresh.items():
+            if sent.get(name) != html:
+                sent[name] = html
+                yield event(name, html)
+
+
+def _mark(visit: Visit) -> object:
+    """Something that changes whenever one of the runs does, or on pages of all of them a fleet."""
+    wanted = visit.request.path_params.get("id")
+    operations = visit.desk.operations
+    places = [place for place in operations.places() if wanted in (None, place.id)]
+    said = [tuple(operations.log(place, 1)) for place in places] if wanted else []
+    fleets = [] if wanted else [operations.mark(fleet) for fleet in operations.fleets()]
+    return [Ledger(place.directory).mark for place in places], operations.work(places), said, fleets
+
+
+def event(name: str, html: str) -> str:
+    """One server-sent event."""
+    lines = "\n".join(f"data: {line}" for line in html.splitlines())
+    return f"event: {name}\n{lines}\n\n"

@@ -1,0 +1,276 @@
+"""What stands between a browser and the pages: hosts, origins, headers, sessions, forged forms, roles.
+
+`Shield` is around everything. A page or an action is a plain function of a `Visit`; `page` and `action` let
+nobody through who has no session and no right, and an action leaves its lines in the audit: one before
+anything is done, one with how it ended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlsplit
+
+from jinja2 import Environment
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+
+from penchant.common.errors import ConsoleError, PenchantError
+from penchant.server.console.accounts import Role, Session, Store
+from penchant.server.console.operations import Operations
+
+__all__ = ["Desk", "Refused", "Visit", "action", "page", "posted", "secure_form"]
+
+log = logging.getLogger(__name__)
+
+MOST_FORM = 128 * 1024  # bytes of a form
+SAFE = ("GET", "HEAD")
+
+
+class Refused(ConsoleError):
+    """A request that gets no answer but its status. status: of HTTP."""
+
+    def __init__(self, text: str, *, status: int = 400) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What all pages share. hosts: how browsers may call this server ("127.0.0.1:8080"); https: whether
+    they reach it by TLS."""
+
+    store: Store
+    operations: Operations
+    templates: Environment
+    hosts: frozenset[str]
+    https: bool = False
+    cookie: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        # __Host-: the browser itself refuses it without TLS, or for another host or path.
+        object.__setattr__(self, "cookie", "__Host-penchant" if self.https else "penchant")
+
+    def set_cookie(self, response: Response, name: str, value: str) -> None:
+        """A cookie that no script reads, no other site sends, and that ends with the browser."""
+        response.set_cookie(name, value, path="/", secure=self.https, httponly=True, samesite="strict")
+
+
+@dataclass
+class Visit:
+    """One request of somebody who is logged in."""
+
+    desk: Desk
+    request: Request
+    session: Session
+    csrf: str
+    form: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        return address_of(self.request)
+
+    @property
+    def name(self) -> str:
+        """The account's."""
+        return self.session.account.name
+
+    @property
+    def operator(self) -> bool:
+        """Whether the account may act, not only look."""
+        return self.session.account.role == "operator"
+
+    def asked(self, key: str, default: str = "") -> str:
+        """A parameter of the address."""
+        return self.request.query_params.get(key, default)
+
+    def given(self, key: str, most: int = 300) -> str:
+        """A field of the form, in one line. Refused when it is too long."""
+        text = " ".join(self.form.get(key, "").split())
+        if len(text) > most:
+            raise Refused(f"{key} is longer than {most} characters", status=400)
+        return text
+
+    def path(self, key: str) -> str:
+        """A part of the path."""
+        return str(self.request.path_params[key])
+
+    def render(self, template: str, code: int = 200, **page: Any) -> HTMLResponse:
+        """A page. code: of HTTP."""
+        return HTMLResponse(self.text(template, flash=self.desk.store.told(self.session), **page), code)
+
+    def text(self, template: str, **page: Any) -> str:
+        """A page or a part of one, as HTML."""
+        around = {"visit": self, "path": self.request.url.path, "csrf": self.csrf, "flash": None}
+        return self.desk.templates.get_template(template).render(around | page)
+
+    def go(self, path: str, say: str = "") -> RedirectResponse:
+        """To another page, which says `say`."""
+        if say:
+            self.desk.store.tell(self.session, say)
+        return RedirectResponse(path, 303)
+
+    def sent_by_us(self) -> bool:
+        """Whether the form carries its session's token against forgery."""
+        return hmac.compare_digest(self.form.get("csrf", "").encode(), self.csrf.encode())
+
+
+View = Callable[[Visit], Response]
+Form = Mapping[str, str]
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def posted(work: Callable[[Request, Form], Response]) -> Endpoint:
+    """The entrance of a form: it is read, then worked on in a thread."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            form = await read_form(request)
+        except Refused as refused:
+            return PlainTextResponse(str(refused), refused.status)
+        return await run_in_threadpool(work, request, form)
+
+    return endpoint
+
+
+def page(desk: Desk, view: View, role: Role = "viewer") -> Endpoint:
+    """The entrance of a page."""
+
+    async def endpoint(request: Request) -> Response:
+        def work() -> Response:
+            visit = visit_of(desk, request)
+            if visit is None:
+                return to_login(desk, request)
+            if role == "operator" and not visit.operator:
+                return refusal(visit, 403, "This is for operators; your account may look, not act.")
+            return answered(visit, view)
+
+        return await run_in_threadpool(work)
+
+    return endpoint
+
+
+def action(desk: Desk, view: View, name: str, role: Role = "operator") -> Endpoint:
+    """The entrance of an action, which leaves its lines in the audit. name: what they call it."""
+
+    def work(request: Request, form: Form) -> Response:
+        visit = visit_of(desk, request, form)
+        if visit is None:
+            return to_login(desk, request)
+        target = "/".join(str(v) for v in request.path_params.values())
+        told = (visit.name, visit.address, name, target)
+        if not visit.sent_by_us():
+            desk.store.note(*told, "refused: the form was forged or too old")
+            return refusal(visit, 403, "This form is too old, or not ours. Nothing was done; try again.")
+        if role == "operator" and not visit.operator:
+            desk.store.note(*told, "refused: not an operator")
+            return refusal(visit, 403, "This is for operators; your account may look, not act.")
+        about = ", ".join(f"{key}: {form[key]}" for key in sorted(_TOLD & set(form)) if form[key])
+        begun = desk.store.note(*told, "begun", about)
+        try:
+            response = view(visit)
+        except Refused as refused:
+            desk.store.note(*told, f"refused: {refused}", about, begun)
+            return refusal(visit, refused.status, str(refused))
+        except PenchantError as error:
+            desk.store.note(*told, f"failed: {error}", about, begun)
+            return visit.go(back_to(request), f"Not done: {error}")
+        except Exception as error:
+            desk.store.note(*told, f"failed: {type(error).__name__}", about, begun)
+            raise
+        desk.store.note(*told, "done", about, begun)
+        return response
+
+    return posted(work)
+
+
+_TOLD = {"name", "where", "member", "why", "label", "days", "round", "number", "confirm"}
+"""Fields of forms that the audit keeps."""
+
+
+def visit_of(desk: Desk, request: Request, form: Form | None = None, *, used: bool = True) -> Visit | None:
+    """The visit of a request with a living session. form: what it posts; used: somebody is there."""
+    token = request.cookies.get(desk.cookie, "")
+    session = desk.store.session(token, used=used) if token else None
+    return None if session is None else Visit(desk, request, session, secure_form(token), form or {})
+
+
+def secure_form(token: str) -> str:
+    """What a form of the session with this token must carry: nobody else can know it."""
+    return hmac.digest(token.encode("utf-8", "surrogatepass"), b"penchant console form", "sha256").hex()
+
+
+def answered(visit: Visit, view: View) -> Response:
+    """A view's answer; an error of ours as a page."""
+    try:
+        return view(visit)
+    except Refused as refused:
+        return refusal(visit, refused.status, str(refused))
+    except PenchantError as error:
+        return refusal(visit, 500, str(error))
+
+
+def refusal(visit: Visit, status: int, text: str) -> Response:
+    """A page that says no, and why."""
+    return visit.render("refusal.html.j2", status, status=status, text=text)
+
+
+def to_login(desk: Desk, request: Request) -> Response:
+    """To the login page, and after it back to the page that was asked for."""
+    after = ""
+    if request.method in SAFE:
+        after = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    if request.headers.get("hx-request"):  # a part of a page: the whole page must go
+        return Response(status_code=401, headers={"HX-Redirect": "/login"})
+    return RedirectResponse(f"/login?next={quote(after)}" if len(after) > 1 else "/login", 303)
+
+
+def back_to(request: Request) -> str:
+    """The page that an action came from; the overview when the browser doesn't tell."""
+    found = urlsplit(request.headers.get("referer", ""))
+    same = found.netloc == request.headers.get("host")
+    return local(found.path + (f"?{found.query}" if found.query else "")) if same else "/"
+
+
+def local(path: str) -> str:
+    """`path` if it leads to a page of ours, else the overview."""
+    fine = path.startswith("/") and not path.startswith("//") and "\\" not in path and path.isprintable()
+    return path if fine else "/"
+
+
+def address_of(request: Request) -> str:
+    """Where the browser is."""
+    return request.client.host if request.client else ""
+
+
+async def read_form(request: Request) -> dict[str, str]:
+    """The fields of a form. Refused when it is none or too long."""
+    kind = request.headers.get("content-type", "").split(";")[0].strip()
+    if kind != "application/x-www-form-urlencoded":
+        raise Refused("only a form is understood here", status=415)
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_FORM:
+            raise Refused("the form is too long", status=413)
+    try:
+        pairs = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=200)
+    except ValueError:
+        raise Refused("the form can't be read", status=400) from None
+    return dict(pairs)
+
+
+def fresh_token() -> str:
+    """For a form before there is a session."""
+    return secrets.token_urlsafe(32)
+
+
+def digest(data: bytes) -> str:
+    """A short name for what a file holds."""
+    return hashlib.sha256(data).hexdigest()[:12]

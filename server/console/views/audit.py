@@ -1,0 +1,33 @@
+"""Who did what at this console."""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from penchant.server.console.requests import Refused, Visit
+
+__all__ = ["audit"]
+DEEDS_A_PAGE = 50
+
+
+def audit(visit: Visit) -> Response:
+    """Who did what."""
+    before = whole_number(visit.asked("before"), "before") if visit.asked("before") else None
+    account = visit.asked("account")[:32]
+    rows = visit.desk.store.deeds(limit=DEEDS_A_PAGE + 1, before=before, account=account)
+    return visit.render(
+        "audit.html.j2",
+        rows=rows[:DEEDS_A_PAGE],
+        older=rows[DEEDS_A_PAGE - 1].number if len(rows) > DEEDS_A_PAGE else None,
+        before=before,
+        account=account,
+        accounts=[one.name for one in visit.desk.store.accounts()],
+        broken=visit.desk.store.broken(),
+    )
+
+
+def whole_number(text: str, what: str) -> int:
+    """A whole number from a form or an address. Refused for anything else."""
+    if not text.isascii() or not text.isdigit() or len(text) > 19:
+        raise Refused(f"{what} must be a whole number", status=422)
+    return int(text)

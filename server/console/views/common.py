@@ -1,0 +1,117 @@
+"""The console's pages. Each is a function of a visit; what it shows comes from `facts` and `Operations`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from penchant.common import wording
+from penchant.server.console import charts
+from penchant.server.console.requests import Desk, Refused, Visit
+from penchant.server.monitoring.run_history import Place, RunFacts, facts_of
+
+MOST_COMPARED = 6
+BINS = tuple(f"accuracy {i}/10" for i in range(10))
+COUNTERS = {
+    "weight": "how many choices were learned from, over all",
+    "loss": "training loss, added up",
+    "correct": "held-out choices ranked right, over all",
+    "total": "held-out choices, over all",
+}
+
+Fragments = Mapping[str, str]
+
+
+# --- what pages share -----------------------------------------------------------------------------
+
+
+def all_runs(desk: Desk) -> list[RunFacts]:
+    """The facts of every run: those at work first, then the one that moved last."""
+    places = desk.operations.places()
+    work = desk.operations.work(places)
+    found = [facts_of(place, work[place.id]) for place in places]
+    return sorted(found, key=lambda run: (run.state != "running", -run.touched))
+
+
+def place_of(desk: Desk, wanted: str) -> Place:
+    """The run with this id. Refused when there is none: an id is looked up, never made into a path."""
+    for place in desk.operations.places():
+        if place.id == wanted:
+            return place
+    raise Refused("There is no such run. It may have been deleted.", status=404)
+
+
+def run_of(desk: Desk, wanted: str) -> RunFacts:
+    """Its facts."""
+    place = place_of(desk, wanted)
+    return facts_of(place, desk.operations.work([place])[place.id])
+
+
+def chosen(visit: Visit) -> tuple[list[RunFacts], RunFacts | None]:
+    """All runs, and the one that a page is about: the one asked for, or the first."""
+    found = all_runs(visit.desk)
+    wanted = visit.asked("run")
+    if not wanted:
+        return found, found[0] if found else None
+    for run in found:
+        if run.place.id == wanted:
+            return found, run
+    raise Refused("There is no such run. It may have been deleted.", status=404)
+
+
+def curve(run: RunFacts, value: Callable[[Any], float | None]) -> list[tuple[float, float | None]]:
+    """(round, value) of every finished round."""
+    return [(float(log.round), value(log)) for log in run.logs]
+
+
+def accuracy_chart(run: RunFacts, height: int = 220) -> Markup:
+    """How well choices that no model learned from are ranked, by round."""
+    return charts.lines(
+        [charts.Series("Fleet accuracy", curve(run, lambda log: log.val_accuracy))],
+        title="Fleet accuracy on held-out choices",
+        text=lambda y: wording.percent(y, 0 if round(100 * y, 6) % 1 == 0 else 1),
+        reference=(0.5, "guessing"),
+        height=height,
+    )
+
+
+def loss_chart(run: RunFacts, height: int = 220) -> Markup:
+    """Training loss by round."""
+    return charts.lines(
+        [charts.Series("Training loss", curve(run, lambda log: log.train_loss), 2)],
+        title="Training loss, mean over choices",
+        text=lambda y: f"{y:.3g}",
+        height=height,
+    )
+
+
+def histogram_chart(run: RunFacts) -> Markup | None:
+    """People per tenth of accuracy in the latest round that tells; None where none does."""
+    found = run.histogram
+    if found is None:
+        return None
+    labels = [f"{10 * i}–{10 * i + 10}" for i in range(len(found[1]))]
+    return charts.bars(
+        [float(n) for n in found[1]],
+        labels,
+        title=f"People by their accuracy, round {found[0]}",
+        text=lambda n: wording.whole(n),
+        axis="percent of their own held-out choices ranked right",
+    )
+
+
+# --- overview -------------------------------------------------------------------------------------
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+# --- one run --------------------------------------------------------------------------------------
+
+
+# --- devices --------------------------------------------------------------------------------------
+
+
+# --- privacy, releases, audit ---------------------------------------------------------------------

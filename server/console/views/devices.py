@@ -1,0 +1,227 @@
+"""The devices of a fleet: who is connected, invitations, revocation."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import segno
+from markupsafe import Markup
+from starlette.responses import Response
+
+from penchant.common.wire.codec import PROTOCOL_VERSION
+from penchant.server.console.requests import Desk, Refused, Visit
+from penchant.server.console.views.audit import whole_number
+from penchant.server.console.views.common import Fragments, all_runs
+from penchant.server.monitoring.fleet import Link
+from penchant.server.monitoring.run_history import Device, Ledger, Place, RunFacts
+
+__all__ = ["ask_revocation", "devices", "invite", "live_devices"]
+DEVICES_A_PAGE = 50
+TOKENS_SHOWN = 15
+
+
+def devices(visit: Visit) -> Response:
+    """Who belongs, who is there, and who was met: of a fleet (its latest run), or of a simulation."""
+    return visit.render("devices.html.j2", **devices_facts(visit))
+
+
+def devices_facts(visit: Visit) -> dict[str, Any]:
+    """What the page of devices shows."""
+    desk, now = visit.desk, time.time()
+    found = all_runs(desk)
+    subject, run = subject_of(visit, found)
+    around: dict[str, Any] = {"subjects": subjects(desk, found), "subject": subject, "run": run}
+    if subject is None:
+        return around
+    search = "".join(c for c in visit.asked("q") if c.isascii() and c.isdigit())[:20]
+    order = visit.asked("order", "member")
+    if order not in ORDERS:
+        raise Refused("Devices can be listed by member, seen or joined.", status=400)
+    number = max(whole_number(visit.asked("page", "1"), "page"), 1)
+    met = Ledger(run.place.directory).devices() if run else []
+    about = belonging(desk, subject)
+    listed = known(subject, run, met, about, now)
+    rows = sorted((one for one in listed if str(one.member).startswith(search)), key=ORDERS[order])
+    every = visit.asked("tokens") == "all"
+    shown = [t for i, t in enumerate(about["tokens"]) if every or i < TOKENS_SHOWN or t.state == "waiting"]
+    return {
+        **around,
+        **about,
+        "which": visit.asked("run") or subject.id,
+        "tokens_shown": shown,
+        "tokens_hidden": len(about["tokens"]) - len(shown),
+        "every_token": every,
+        "rows": rows[(number - 1) * DEVICES_A_PAGE : number * DEVICES_A_PAGE],
+        "count": len(rows),
+        "met": len(met),
+        "recent": sum(one.here or now - (one.seen or 0.0) < 86400 for one in listed),
+        "fresh": about["link"] is not None and about["link"].fresh(now),
+        "search": search,
+        "order": order,
+        "page": number,
+        "pages": max(-(-len(rows) // DEVICES_A_PAGE), 1),
+    }
+
+
+DEVICE_PARTS = ("numbers", "list", "invitations", "revocations")
+
+
+def live_devices(visit: Visit) -> Fragments:
+    """The parts of the page of devices that change by themselves."""
+    page = devices_facts(visit)
+    if page["subject"] is None:
+        return {}
+    return {part: visit.text(f"devices_{part}.html.j2", **page) for part in DEVICE_PARTS}
+
+
+@dataclass(frozen=True)
+class Known:
+    """A device as the console knows it: from the authority's list, the enrolment desk, the SuperLink and the
+    run's journal. node: None before the SuperLink lets it in. look: how `state` is shown. seen: Unix
+    seconds, None: never; here: it is online now. protocol: of what it answered, None before it did."""
+
+    member: int
+    node: str | None
+    state: str
+    look: str
+    here: bool
+    seen: float | None
+    joined: int
+    last: int | None
+    protocol: int | None
+
+
+ORDERS: Mapping[str, Callable[[Known], Any]] = {
+    "member": lambda device: device.member,
+    "seen": lambda device: (not device.here, -(device.seen or 0.0), device.member),
+    "joined": lambda device: (-device.joined, device.member),
+}
+
+
+def known(
+    subject: Place, run: RunFacts | None, met: Sequence[Device], about: Mapping[str, Any], now: float
+) -> list[Known]:
+    """All devices: those that were met, and those of a fleet's members that were not yet."""
+    devices = {device.member: device for device in met}
+    nodes = {token.member: token.node for token in about["tokens"] if token.member is not None}
+    enrolment, link = about["enrolment"], about["link"]
+    numbers = set(devices) | set(nodes) | (enrolment.members if enrolment else set())
+    return [
+        _known(number, devices.get(number), nodes.get(number), subject, run, link, now) for number in numbers
+    ]
+
+
+def _known(
+    number: int,
+    device: Device | None,
+    enrolled: str | None,
+    subject: Place,
+    run: RunFacts | None,
+    link: Link | None,
+    now: float,
+) -> Known:
+    name = enrolled or (device.node if device else None)
+    node = link.nodes.get(name) if link is not None and name is not None else None
+    here = link is not None and link.fresh(now) and node is not None and node.online
+    heard = [device.seen] if device else []
+    if node is not None and link is not None:
+        heard += [moment for moment in (link.at if node.online else node.until,) if moment is not None]
+    if link is None:
+        look, state = ("good" if run and run.state == "running" else "", "simulated")
+    elif not link.fresh(now):
+        look, state = "", "unknown"
+    else:
+        look, state = ("good", "online") if here else ("", "offline")
+    return Known(
+        member=number,
+        node=name,
+        state=state if heard or name else "not met yet",
+        look=look,
+        here=here,
+        seen=max(heard, default=None),
+        joined=device.joined if device else 0,
+        last=device.last if device else None,
+        protocol=PROTOCOL_VERSION if device else None,  # a device of another one is never ready
+    )
+
+
+def subjects(desk: Desk, found: Sequence[RunFacts]) -> list[Place]:
+    """What has devices: fleets first, then runs that belong to none."""
+    alone = [run.place for run in found if desk.operations.fleet_of(run.place) is None]
+    return [*desk.operations.fleets(), *alone]
+
+
+def subject_of(visit: Visit, found: Sequence[RunFacts]) -> tuple[Place | None, RunFacts | None]:
+    """The fleet or run that is asked for (the first without a question), and the run that tells of it."""
+    listed, wanted = subjects(visit.desk, found), visit.asked("run")
+    run = next((run for run in found if run.place.id == wanted), None)
+    if run is not None:
+        return visit.desk.operations.fleet_of(run.place) or run.place, run
+    place = next((place for place in listed if wanted in ("", place.id)), None)
+    if place is None and wanted:
+        raise Refused("There is no such run. It may have been deleted.", status=404)
+    return place, next((run for run in found if place and tells_of(visit.desk, run.place, place)), None)
+
+
+def tells_of(desk: Desk, run: Place, subject: Place) -> bool:
+    fleet = desk.operations.fleet_of(run)
+    return run.id == subject.id or (fleet is not None and fleet.id == subject.id)
+
+
+def belonging(desk: Desk, subject: Place) -> dict[str, Any]:
+    """Members, invitations and revocations of a fleet; a simulation has none."""
+    if subject.kind != "fleet":
+        return {"enrolment": None, "link": None, "revocations": [], "pending": set(), "tokens": []}
+    asked = desk.operations.revocations(subject)
+    return {
+        "enrolment": desk.operations.enrolment(subject),
+        "link": desk.operations.link(subject),
+        "revocations": asked,
+        "pending": {r.member for r in asked if r.signed is None},
+        "tokens": desk.operations.tokens(subject),
+    }
+
+
+def qr_code(text: str) -> Markup:
+    """A QR code as SVG without style attributes."""
+    out = io.BytesIO()
+    segno.make(text, error="m", micro=False).save(
+        out, kind="svg", xmldecl=False, svgns=False, omitsize=True, svgclass="qr", lineclass=None, border=3,
+        dark="#000", light="#fff",
+    )  # fmt: skip
+    return Markup(out.getvalue().decode())
+
+
+def fleet_named(visit: Visit) -> Place:
+    """The fleet of the path. Refused where there is none: simulated devices need no token."""
+    wanted = visit.path("id")
+    for fleet in visit.desk.operations.fleets():
+        if fleet.id == wanted:
+            return fleet
+    raise Refused("There is no such fleet; simulated devices need no token and can't be revoked.", status=404)
+
+
+def invite(visit: Visit) -> Response:
+    """Hand out a join token: shown in the answer to this form, once, and nowhere kept."""
+    place = fleet_named(visit)
+    label = visit.given("label", 80)
+    days = whole_number(visit.given("days") or "7", "days")
+    if not 1 <= days <= 90:
+        raise Refused("An invitation is good for 1 to 90 days.", status=422)
+    token = visit.desk.operations.invite(place, label, days)
+    return visit.render("token.html.j2", place=place, token=token, qr=qr_code(token.text))
+
+
+def ask_revocation(visit: Visit) -> Response:
+    """Ask the authority to take a member out."""
+    place = fleet_named(visit)
+    member = whole_number(visit.given("member"), "member")
+    visit.desk.operations.ask_revocation(place, member, visit.given("why"), visit.name)
+    return visit.go(
+        f"/devices?run={place.id}",
+        f"The authority is asked to revoke member {member}; pending until it has signed.",
+    )

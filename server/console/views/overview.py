@@ -1,0 +1,76 @@
+"""The overview: what needs attention, the fleet, and the latest runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.responses import Response
+
+from penchant.server.console import charts
+from penchant.server.console.requests import Desk, Visit
+from penchant.server.console.views.common import Fragments, accuracy_chart, all_runs, loss_chart
+from penchant.server.console.views.devices import tells_of
+from penchant.server.console.views.run import stages_of
+from penchant.server.monitoring import alerts
+from penchant.server.monitoring.run_history import Ledger, Place, RunFacts
+
+__all__ = ["live_overview", "overview"]
+_DULL = {("log in", "done"), ("log out", "done")}
+"""Lines of the audit that the overview leaves out."""
+
+
+def overview(visit: Visit) -> Response:
+    """The fleet's health at a glance."""
+    return visit.render("overview.html.j2", **overview_facts(visit))
+
+
+def overview_facts(visit: Visit) -> dict[str, Any]:
+    """What the overview shows."""
+    desk, now = visit.desk, time.time()
+    found = all_runs(desk)
+    main = found[0] if found else None
+    notices = [notice for run in found for notice in alerts.of_run(run, now)]
+    fleets = [fleet_facts(desk, fleet, found, now) for fleet in desk.operations.fleets()]
+    notices += [notice for fleet in fleets for notice in fleet["notices"]]
+    notices.sort(key=lambda notice: notice.kind != "bad")
+    ledger = Ledger(main.place.directory) if main else None
+    return {
+        "runs": found[:6],
+        "more": max(len(found) - 6, 0),
+        "fleets": fleets,
+        "main": main,
+        "notices": notices,
+        "devices": ledger.count_devices() if ledger else 0,
+        "stages": stages_of(main) if main else [],
+        "accuracy_chart": accuracy_chart(main) if main and main.logs else None,
+        "loss_chart": loss_chart(main) if main and main.logs else None,
+        "sparks": {
+            run.place.id: charts.spark(
+                [log.val_accuracy for log in run.logs if log.val_accuracy is not None],
+                f"accuracy of {run.place.name} by round",
+            )
+            for run in found[:6]
+        },
+        "deeds": [d for d in desk.store.deeds(limit=40) if (d.action, d.outcome) not in _DULL][:6],
+    }
+
+
+def fleet_facts(desk: Desk, fleet: Place, found: Sequence[RunFacts], now: float) -> dict[str, Any]:
+    """How a fleet's server and its members are. found: all runs."""
+    link, enrolment = desk.operations.link(fleet), desk.operations.enrolment(fleet)
+    asked, tokens = desk.operations.revocations(fleet), desk.operations.tokens(fleet)
+    runs = [run for run in found if tells_of(desk, run.place, fleet)]
+    return {
+        "place": fleet,
+        "link": link,
+        "fresh": link.fresh(now),
+        "enrolment": enrolment,
+        "notices": list(alerts.of_fleet(fleet, link, runs, enrolment, asked, tokens, now)),
+    }
+
+
+def live_overview(visit: Visit) -> Fragments:
+    """The parts of the overview that change by themselves."""
+    return {"overview": visit.text("overview_live.html.j2", **overview_facts(visit))}

@@ -1,0 +1,44 @@
+"""What each run has revealed, and to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.responses import Response
+
+from penchant.server.console.requests import Visit
+from penchant.server.console.views.common import BINS, COUNTERS, chosen
+from penchant.server.console.views.run import ROUNDS_SHOWN
+from penchant.server.monitoring.run_history import Ledger
+
+__all__ = ["privacy"]
+
+
+def privacy(visit: Visit) -> Response:
+    """What the server saw, round by round."""
+    found, run = chosen(visit)
+    if run is None:
+        return visit.render("privacy.html.j2", runs=found, run=None)
+    sums = Ledger(run.place.directory).sums()
+    shown = list(reversed(run.logs))
+    every = visit.asked("rounds") == "all"
+    smallest = min((log.survivors for log in run.logs), default=None)
+    return visit.render(
+        "privacy.html.j2",
+        runs=found,
+        run=run,
+        sums=sums,
+        numbers={s.phase: sum(_product(shape) for _, shape in s.parts) for s in sums},
+        rows=shown if every else shown[:ROUNDS_SHOWN],
+        hidden=0 if every else max(len(shown) - ROUNDS_SHOWN, 0),
+        smallest=smallest,
+        counters=COUNTERS,
+        bin_names=BINS,
+    )
+
+
+def _product(sides: Sequence[int]) -> int:
+    product = 1
+    for side in sides:
+        product *= side
+    return product

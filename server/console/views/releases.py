@@ -1,0 +1,79 @@
+"""Shared adapters that can be released: promote, roll back, download."""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from penchant.common.errors import PenchantError
+from penchant.server.console.requests import Visit
+from penchant.server.console.views.audit import whole_number
+from penchant.server.console.views.common import chosen, place_of
+from penchant.server.console.views.run import ROUNDS_SHOWN
+
+__all__ = ["download", "promote", "releases", "roll_back"]
+
+
+def releases(visit: Visit) -> Response:
+    """Versions of the shared adapter."""
+    found, run = chosen(visit)
+    if run is None:
+        return visit.render("releases.html.j2", runs=found, run=None)
+    candidates = [a for a in reversed(run.attempts) if a.log is not None and a.digest]
+    every = visit.asked("rounds") == "all"
+    best = max(
+        (a for a in candidates if a.log and a.log.val_accuracy is not None),
+        key=lambda a: a.log.val_accuracy if a.log and a.log.val_accuracy is not None else 0.0,
+        default=None,
+    )
+    promoted = list(visit.desk.operations.releases(run.place))
+    return visit.render(
+        "releases.html.j2",
+        runs=found,
+        run=run,
+        candidates=candidates if every else candidates[:ROUNDS_SHOWN],
+        hidden=0 if every else max(len(candidates) - ROUNDS_SHOWN, 0),
+        best=best.round if best else None,
+        releases=promoted,
+        current=next((release for release in promoted if release.current), None),
+        by_round={a.round: a for a in candidates},
+    )
+
+
+def promote(visit: Visit) -> Response:
+    """Make a round's adapter the current release."""
+    place = place_of(visit.desk, visit.path("id"))
+    made = visit.desk.operations.promote(place, whole_number(visit.given("round"), "round"), visit.name)
+    return visit.go(
+        f"/releases?run={place.id}", f"Release {made.number} is the adapter of round {made.round}."
+    )
+
+
+def roll_back(visit: Visit) -> Response:
+    """Make an earlier release the current one again."""
+    place = place_of(visit.desk, visit.path("id"))
+    made = visit.desk.operations.roll_back(place, whole_number(visit.given("number"), "number"), visit.name)
+    return visit.go(f"/releases?run={place.id}", f"Release {made.number} is current again.")
+
+
+def download(visit: Visit) -> Response:
+    """A round's shared adapter as a ZIP of peft's files."""
+    place = place_of(visit.desk, visit.path("id"))
+    number = whole_number(visit.path("round"), "round")
+    begun = visit.desk.store.note(
+        visit.name, visit.address, "download an adapter", f"{place.id}/{number}", "begun"
+    )
+    try:
+        data = visit.desk.operations.export(place, number)
+    except PenchantError as error:
+        visit.desk.store.note(
+            visit.name, visit.address, "download an adapter", f"{place.id}/{number}", f"failed: {error}",
+            "", begun,
+        )  # fmt: skip
+        raise
+    visit.desk.store.note(
+        visit.name, visit.address, "download an adapter", f"{place.id}/{number}", "done", "", begun
+    )
+    name = f"{place.id}-round-{number}.zip"
+    return Response(
+        data, media_type="application/zip", headers={"content-disposition": f'attachment; filename="{name}"'}
+    )

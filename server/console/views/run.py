@@ -1,0 +1,149 @@
+"""One run, live: its stages, rounds and curves; stop, resume and delete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import Response
+
+from penchant.common import wording
+from penchant.server.console import charts
+from penchant.server.console.requests import Visit
+from penchant.server.console.views.common import (
+    Fragments,
+    accuracy_chart,
+    curve,
+    histogram_chart,
+    loss_chart,
+    place_of,
+    run_of,
+)
+from penchant.server.monitoring.run_history import STAGES, Attempt, Ledger, RunFacts
+
+__all__ = ["confirm_delete", "delete", "live_run", "resume", "run", "stop"]
+LOG_LINES = 200
+ROUNDS_SHOWN = 15
+
+
+def stages_of(run: RunFacts) -> list[dict[str, Any]]:
+    """The five stages of the attempt at work (or of the last one), each as it stands."""
+    last: Attempt | None = run.attempts[-1] if run.attempts else None
+    if last is None:
+        return []
+    known = {s.name: s for s in Ledger(run.place.directory).stages(last.round, last.attempt)}
+    secagg = run.config is None or run.config.privacy.secagg
+    names = STAGES if secagg else ("keys", "masked")
+    over = last.state not in ("started", "unmasking")
+    rows = []
+    for name in names:
+        stage = known.get(name)
+        state = "waiting"
+        if stage is not None:
+            state = (
+                "done" if stage.ended is not None or over else "now" if run.state == "running" else "halted"
+            )
+        elif over and last.state == "finished":
+            state = "done"  # an old journal
+        seconds = None if stage is None or stage.ended is None else stage.ended - stage.began
+        rows.append({"name": name, "state": state, "stage": stage, "seconds": seconds})
+    return rows
+
+
+def run_facts(visit: Visit, run: RunFacts) -> dict[str, Any]:
+    """What a run's page shows."""
+    logs = run.logs
+    shown = [a for a in reversed(run.attempts) if a.log or a.state in ("failed", "skipped")]
+    every = visit.asked("rounds") == "all"
+    traffic = [
+        charts.Series(
+            "sent by a device", curve(run, lambda g: g.bytes_up / g.cohort if g.cohort else None), 1
+        ),
+        charts.Series(
+            "received by a device", curve(run, lambda g: g.bytes_down / g.cohort if g.cohort else None), 2
+        ),
+    ]
+    return {
+        "run": run,
+        "stages": stages_of(run),
+        "current": run.attempts[-1] if run.attempts else None,
+        "accuracy": accuracy_chart(run) if logs else None,
+        "loss": loss_chart(run) if logs else None,
+        "histogram": histogram_chart(run),
+        "people": _people(run),
+        "traffic": charts.lines(traffic, title="Traffic of one device", text=wording.size, zero=True),
+        "seconds": charts.lines(
+            [charts.Series("Seconds", curve(run, lambda g: g.seconds), 3)],
+            title="Time of a round",
+            text=wording.duration,
+            zero=True,
+        ),
+        "lost": charts.lines(
+            [charts.Series("lost", curve(run, lambda g: float(g.cohort - g.survivors)), 4)],
+            title="Devices lost in a round",
+            text=lambda y: f"{y:g}",
+            zero=True,
+            least=4,
+        ),
+        "rows": shown if every else shown[:ROUNDS_SHOWN],
+        "hidden": 0 if every else max(len(shown) - ROUNDS_SHOWN, 0),
+        "log": list(visit.desk.operations.log(run.place, LOG_LINES)),
+    }
+
+
+def _people(run: RunFacts) -> str:
+    """Why there is no histogram."""
+    last = run.last
+    if last is None:
+        return "The first round has not ended yet."
+    if run.config is not None and not run.config.data.validation_pairs:
+        return "Nobody keeps choices back to measure with (data.validation_pairs is 0)."
+    return "Below 20 honest people in a sum, a histogram could point at one of them: none is made."
+
+
+def run(visit: Visit) -> Response:
+    """One run, live."""
+    found = run_of(visit.desk, visit.path("id"))
+    text = found.config.to_toml() if found.config else ""
+    return visit.render("run.html.j2", config_text=text, **run_facts(visit, found))
+
+
+PARTS = ("head", "now", "curves", "rounds", "log")
+
+
+def live_run(visit: Visit) -> Fragments:
+    """The parts of a run's page that change by themselves."""
+    page = run_facts(visit, run_of(visit.desk, visit.path("id")))
+    return {part: visit.text(f"run_{part}.html.j2", **page) for part in PARTS}
+
+
+def stop(visit: Visit) -> Response:
+    """Stop what works on a run."""
+    place = place_of(visit.desk, visit.path("id"))
+    visit.desk.operations.stop(place)
+    return visit.go(f"/runs/{place.id}", f"{place.name} has stopped. Finished rounds stand.")
+
+
+def resume(visit: Visit) -> Response:
+    """Go on with a run."""
+    place = place_of(visit.desk, visit.path("id"))
+    visit.desk.operations.resume(place)
+    return visit.go(f"/runs/{place.id}", f"{place.name} goes on.")
+
+
+def confirm_delete(visit: Visit) -> Response:
+    """Whether a run is really to be deleted."""
+    return visit.render("delete.html.j2", run=run_of(visit.desk, visit.path("id")), error="")
+
+
+def delete(visit: Visit) -> Response:
+    """Delete a run whose name was typed."""
+    found = run_of(visit.desk, visit.path("id"))
+    if visit.given("confirm") != found.place.name:
+        visit.desk.store.note(
+            visit.name, visit.address, "delete a run", found.place.id, "refused: another name was typed"
+        )
+        return visit.render(
+            "delete.html.j2", 422, run=found, error="That is not its name. Nothing was deleted."
+        )
+    visit.desk.operations.delete(found.place)
+    return visit.go("/runs", f"{found.place.name} is deleted.")

@@ -1,0 +1,96 @@
+"""What one run of a federation is made of, and what one of its rounds asks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from penchant.common.config import Phase, Plan, RunConfig
+from penchant.common.errors import ConfigError
+from penchant.common.model.factors import Split
+from penchant.common.model.signature import Blueprint
+from penchant.common.secagg.update_vector import Form
+from penchant.common.wire.messages import Finished
+from penchant.server.journal import Journal, RoundLog
+from penchant.server.secagg.aggregation import Aggregation
+
+__all__ = ["Run", "Task", "cohort_size", "run_id"]
+Observer = Callable[[RoundLog], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a server knows of a run.
+
+    run: its 16-byte id. blueprint: of the base model. cohort: clients a round. aggregation: how vectors are
+    added up. membership: the authority's latest member list, encoded. observe: hears of finished rounds.
+    patience: seconds that a round waits for its cohort to be there, before it fails.
+    belongs: whether a member is on that list. members: how many are; None where there is no list.
+    latest: the run with the list that holds now, asked for before every round: a revocation takes effect
+    without a restart.
+    """
+
+    config: RunConfig
+    run: bytes
+    blueprint: Blueprint
+    cohort: int
+    aggregation: Aggregation
+    membership: bytes
+    journal: Journal
+    observe: Observer = field(default=lambda log: None)
+    patience: float = 0.0
+    belongs: Callable[[int], bool] = field(default=lambda member: True)
+    members: int | None = None
+    latest: Callable[[Run], Run] = field(default=lambda run: run)
+
+    @property
+    def last(self) -> int:
+        """The number of the closing round."""
+        return self.config.federation.rounds + 1
+
+    def task(self, number: int, everyone: int) -> Task:
+        """What round `number` asks; `everyone`: members that are ready, all of whom close the run."""
+        phase: Phase = "main"
+        if number <= self.config.federation.warmup_rounds:
+            phase = "warmup"
+        elif number == self.last:
+            phase = "close"
+        cohort = everyone if phase == "close" else self.cohort
+        plan = self.config.plan(phase, cohort)
+        split = self.blueprint.split(plan)
+        return Task(number, plan, split, Form.of(plan, split), cohort)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One round's plan, its split of the tensors, the form of its vectors and the cohort's size."""
+
+    number: int
+    plan: Plan
+    split: Split
+    form: Form
+    cohort: int
+
+
+def cohort_size(config: RunConfig, people: int) -> int:
+    """Clients a round. 0 in the configuration: a third of the people, at least ten, at most all; all
+    where nothing is shared, since a round is then nothing but everybody's own training.
+
+    Raises ConfigError when more are asked for than there are.
+    """
+    wanted = config.federation.cohort
+    if wanted > people:
+        raise ConfigError(f"federation.cohort is {wanted} but there are {people} people; lower it")
+    if config.adapter.share == "none":
+        return wanted or people
+    return wanted or max(-(-people // 3), min(people, 10))
+
+
+def run_id(config_digest: str, data_digest: str) -> bytes:
+    """16 bytes that name a run: the same configuration and people, the same run."""
+    return hashlib.sha256(f"penchant run|{config_digest}|{data_digest}".encode()).digest()[:16]
+
+
+def finished_rounds(journal: Journal) -> tuple[Finished, ...]:
+    return tuple(Finished(number, attempt) for number, attempt in journal.finished())

@@ -1,0 +1,90 @@
+"""The seam between the round and a protocol that adds vectors up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penchant.common.wire.messages import (
+    AbortCode,
+    Announce,
+)
+
+__all__ = ["Aggregate", "Aggregation", "Exchange", "Journal", "MemoryJournal", "Record", "unmask_asked"]
+Exchange = Callable[[str, Mapping[int, bytes]], Mapping[int, bytes]]
+"""(stage, node -> request) -> node -> reply. A node that is missing in the replies has dropped out."""
+Total = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """The sum of a round.
+
+    total: int64 [words], the sum of the survivors' quantised vectors as centred integers.
+    survivors: nodes whose vectors are in the sum, ascending. cohort: all nodes that were asked.
+    dropped: stage -> nodes that were silent, aborted or were set aside there.
+    aborts: node -> the code that it sent. set_aside: node -> what it did wrong, or may have done.
+    groups: sizes of the rosters. failed: group -> why its devices are not in the sum.
+    """
+
+    total: Total = field(repr=False)
+    survivors: tuple[int, ...]
+    cohort: tuple[int, ...]
+    dropped: Mapping[str, tuple[int, ...]]
+    aborts: Mapping[int, AbortCode]
+    set_aside: Mapping[int, str]
+    groups: tuple[int, ...] = ()
+    failed: Mapping[int, str] = field(default_factory=dict)
+
+
+class Record(NamedTuple):
+    """One line of a journal. kind "cohort": key is 0; "asked": the group; "reply": the node."""
+
+    kind: str
+    key: int
+    payload: bytes
+
+
+class Journal(Protocol):
+    """Where an attempt writes what it needs to be completed after a crash."""
+
+    def record(self, kind: str, key: int, payload: bytes) -> None:
+        """Keep one `Record`, durably before this returns."""
+
+
+class MemoryJournal:
+    """A journal for tests and for attempts whose loss costs nothing."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def record(self, kind: str, key: int, payload: bytes) -> None:
+        """As `Journal.record`, but lost with the process."""
+        self.records.append(Record(kind, key, payload))
+
+
+class Aggregation(Protocol):
+    """A way to add up a cohort's vectors; another protocol can stand in here."""
+
+    def run(
+        self, announce: Announce, nodes: Sequence[int], exchange: Exchange, journal: Journal
+    ) -> Aggregate:
+        """One attempt. Raises `TooFewDevices`, `TooManyDropouts` or `NotUnmasked`; all are `RoundFailed`.
+
+        Whether the round may be tried again is not in the error but in the journal: `unmask_asked`.
+        """
+
+    def complete(self, records: Iterable[Record]) -> Aggregate:
+        """The sum of an attempt that crashed after it asked for unmasking, from its journal.
+
+        Raises `NotUnmasked` if too few replies had arrived: the round is skipped, never run again.
+        """
+
+
+def unmask_asked(records: Iterable[Record]) -> bool:
+    """Whether an unmask request may have left: then the round is completed or skipped, never tried again."""
+    return any(record.kind == "asked" for record in records)

@@ -1,0 +1,121 @@
+"""One group of a cohort: its members, and who dropped out when."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar, cast
+
+from penchant.common.crypto.keys import Verifier
+from penchant.common.errors import (
+    CodecError,
+    JournalError,
+    ProtocolError,
+    TooManyDropouts,
+)
+from penchant.common.secagg.transcript import (
+    threshold,
+)
+from penchant.common.wire.codec import (
+    decode_any,
+    decode_record,
+)
+from penchant.common.wire.messages import (
+    Abort,
+    AbortCode,
+    Roster,
+)
+from penchant.server.secagg.aggregation import Aggregate, Record, Total
+
+NAMED_MOST: Final = 5  # devices that an error names
+M = TypeVar("M")
+
+
+class Log:
+    """Who dropped out where, and why."""
+
+    def __init__(self, cohort: Sequence[int]) -> None:
+        self.cohort = tuple(cohort)
+        self.dropped: dict[str, list[int]] = {}
+        self.aborts: dict[int, AbortCode] = {}
+        self.set_aside: dict[int, str] = {}
+
+    def lose(self, stage: str, node: int, reason: str = "") -> None:
+        """`node` is out since `stage`; with a reason, because of what it did."""
+        self.dropped.setdefault(stage, []).append(node)
+        if reason:
+            self.suspect(stage, node, reason)
+
+    def suspect(self, stage: str, node: int, reason: str) -> None:
+        """Name `node` for what it did, or may have done; the first reason is kept."""
+        self.set_aside.setdefault(node, f"{stage}: {reason}")
+
+    def read(self, stage: str, node: int, replies: Mapping[int, bytes], kind: type[M]) -> M | None:
+        """The node's reply; None, and noted, if it is silent, aborts or sends something else."""
+        payload = replies.get(node)
+        if payload is None:
+            self.lose(stage, node)
+            return None
+        try:
+            reply = decode_any(payload, (kind, Abort))
+        except ProtocolError as error:
+            self.lose(stage, node, str(error))
+            return None
+        if isinstance(reply, Abort):
+            self.aborts[node] = reply.code
+            self.lose(stage, node)
+            return None
+        return cast("M", reply)
+
+    def why(self, nodes: Iterable[int]) -> str:
+        """What is known of those of `nodes` that are out: for an error, "" if they were only silent."""
+        asked = frozenset(nodes)
+        codes = Counter(code.name for node, code in self.aborts.items() if node in asked)
+        said = [f"{count} said {name}" for name, count in sorted(codes.items())]
+        named = [f"node {node} {what}" for node, what in self.set_aside.items() if node in asked]
+        return "".join(f"; {told}" for told in [*said, *named[:NAMED_MOST]])
+
+    def aggregate(self, total: Total, survivors: Iterable[int], **groups: Any) -> Aggregate:
+        dropped = {stage: tuple(sorted(nodes)) for stage, nodes in self.dropped.items()}
+        return Aggregate(
+            total, tuple(sorted(survivors)), self.cohort, dropped, self.aborts, self.set_aside, **groups
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    """What stays the same for a group through an attempt. nodes: by index in the roster."""
+
+    number: int
+    context: bytes
+    ring: int
+    words: int
+    roster: Roster
+    digest: bytes
+    nodes: tuple[int, ...]
+    log: Log
+    verify: Verifier
+
+    @property
+    def needed(self) -> int:
+        """t, as every device computes it."""
+        return threshold(len(self.nodes))
+
+    def enough(self, stage: str, present: Sequence[int]) -> None:
+        """Raise `TooManyDropouts` unless t devices are present."""
+        if len(present) < self.needed:
+            n = len(self.nodes)
+            raise TooManyDropouts(
+                f"{n - len(present)} of {n} devices lost by stage {stage}, at most {n - self.needed} can be: "
+                f"nothing was revealed; try again with more devices{self.log.why(self.nodes)}"
+            )
+
+
+def read_reply(record: Record, kind: type[M]) -> M:
+    try:
+        return decode_record(record.payload, kind)
+    except CodecError as error:
+        raise JournalError(
+            f"record {record.kind} {record.key} of the journal can't be read: {error}"
+        ) from None

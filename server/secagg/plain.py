@@ -1,0 +1,76 @@
+"""The same exchanges without masks, for simulations that ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from penchant.common.errors import (
+    JournalError,
+    ProtocolError,
+    TooFewDevices,
+)
+from penchant.common.secagg.transcript import (
+    context_digest,
+)
+from penchant.common.wire.codec import (
+    encode,
+)
+from penchant.common.wire.messages import (
+    Announce,
+    Collect,
+    Kind,
+    Plain,
+    Ready,
+)
+from penchant.server.secagg.aggregation import Aggregate, Exchange, Journal, Record, Total
+from penchant.server.secagg.group import Log
+
+__all__ = ["PlainAggregation"]
+
+
+@dataclass(frozen=True)
+class PlainAggregation:
+    """The same sum without protection: the server sees every vector. For comparison and for tests.
+
+    Two exchanges, keys and masked. Devices refuse unless their owner's policy allows it.
+    """
+
+    def run(
+        self, announce: Announce, nodes: Sequence[int], exchange: Exchange, journal: Journal
+    ) -> Aggregate:
+        """One attempt; raises `TooFewDevices` if nobody sends a vector."""
+        if announce.kind is not Kind.PLAIN:
+            raise ProtocolError("plain aggregation needs an announcement that says so")
+        log, context = Log(nodes), context_digest(announce)
+        replies = exchange("keys", dict.fromkeys(log.cohort, encode(announce)))
+        ready = []
+        for node in log.cohort:
+            answer = log.read("keys", node, replies, Ready)
+            if answer is not None and answer.context != context:
+                log.lose("keys", node, "ready for another context")
+            elif answer is not None:
+                ready.append(node)
+        replies = exchange("masked", dict.fromkeys(ready, encode(Collect(context))))
+        total: Total = np.zeros(announce.words, np.int64)
+        survivors = []
+        for node in ready:
+            plain = log.read("masked", node, replies, Plain)
+            if plain is None:
+                continue
+            if len(plain.vector) != announce.words * announce.ring // 8:
+                log.lose("masked", node, f"a vector of {len(plain.vector)} bytes")
+                continue
+            total += np.frombuffer(plain.vector, f"<i{announce.ring // 8}")
+            survivors.append(node)
+        if not survivors:
+            raise TooFewDevices(
+                f"none of {len(log.cohort)} devices sent a vector; mend why they refuse{log.why(log.cohort)}"
+            )
+        return log.aggregate(total, survivors, groups=(len(ready),))
+
+    def complete(self, records: Iterable[Record]) -> Aggregate:
+        """There is nothing to complete: a plain attempt can be tried again."""
+        raise JournalError("a plain attempt asks for no unmasking: try the round again instead")

@@ -1,0 +1,227 @@
+"""The owner's policy: what this device accepts, whatever a server says."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.scene import announcement
+
+from penchant.client.agent import policy as policy_module
+from penchant.client.agent.policy import OwnerPolicy, checked_factors
+from penchant.common.config import ModelConfig, Plan, RunConfig, TrainingConfig
+from penchant.common.errors import AgreementError, ConfigError, PolicyRefusal
+from penchant.common.wire.messages import Announce, Kind
+
+
+def plan(**changes: Any) -> Plan:
+    return dataclasses.replace(RunConfig().plan("main", 17), **changes)
+
+
+def announced(kind: Kind = Kind.SECAGG) -> Announce:
+    return announcement(17, kind=kind)
+
+
+def at(clock: str) -> datetime:
+    return datetime.fromisoformat(f"2026-03-01T{clock}")
+
+
+# --- what a server may ask ------------------------------------------------------------------------
+
+
+def test_the_defaults_allow_a_usual_round_and_nothing_unmasked() -> None:
+    OwnerPolicy().check(announced(), plan())
+    with pytest.raises(PolicyRefusal, match="asks to send unmasked; only the owner's policy may allow that"):
+        OwnerPolicy().check(announced(Kind.PLAIN), plan())
+    OwnerPolicy(allow_unmasked=True).check(announced(Kind.PLAIN), plan())
+
+
+def test_a_paused_device_takes_part_in_nothing() -> None:
+    paused = OwnerPolicy(paused=True, allow_unmasked=True)
+    for kind in Kind:
+        with pytest.raises(PolicyRefusal, match="paused by the owner"):
+            paused.check(announced(kind), plan())
+    assert not paused.ready(at("12:00"))
+    assert OwnerPolicy().ready(at("12:00"))
+
+
+def test_only_base_models_that_the_owner_named_are_loaded() -> None:
+    asked = plan(model=ModelConfig(base_model="evil/model"))
+    with pytest.raises(PolicyRefusal, match="base model 'evil/model' is not among those the owner allows"):
+        OwnerPolicy().check(announced(), asked)
+    OwnerPolicy(base_models=("evil/model",)).check(announced(), asked)
+    with pytest.raises(PolicyRefusal, match="all-MiniLM-L6-v2"):
+        OwnerPolicy(base_models=()).check(announced(), plan())
+
+
+@pytest.mark.parametrize(
+    ("training", "cost"),
+    [
+        ({"local_epochs": 101, "refit_epochs": 0}, 101),
+        ({"local_epochs": 1, "refit_epochs": 101}, 101),
+        ({"local_epochs": 60, "refit_epochs": 0, "order": "alternating"}, 120),
+    ],
+)
+def test_one_round_costs_no_more_than_the_owner_allows(training: dict[str, Any], cost: int) -> None:
+    asked = plan(training=TrainingConfig(**training))
+    with pytest.raises(PolicyRefusal, match=f"{cost} epochs in one round; the owner allows 100"):
+        OwnerPolicy(max_epochs=100).check(announced(), asked)
+    OwnerPolicy(max_epochs=cost).check(announced(), asked)
+
+
+def test_refusals_are_one_line() -> None:
+    asked = plan(model=ModelConfig(base_model="two\nlines"))
+    with pytest.raises(PolicyRefusal) as caught:
+        OwnerPolicy().check(announced(), asked)
+    assert "\n" not in str(caught.value)
+
+
+# --- hours ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hours", "inside", "outside"),
+    [
+        ("", ["00:00", "12:00", "23:59:59"], []),
+        ("09:00-17:30", ["09:00", "12:00", "17:29:59"], ["08:59:59", "17:30", "00:00"]),
+        ("22:00-06:30", ["22:00", "23:59:59", "00:00", "06:29"], ["06:30", "12:00", "21:59:59"]),
+        ("22:00 - 06:30", ["23:00"], ["07:00"]),
+        ("00:00-23:59", ["00:00", "23:58"], ["23:59"]),
+    ],
+)
+def test_hours_hold_from_their_start_until_before_their_end(
+    hours: str, inside: list[str], outside: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = OwnerPolicy(hours=hours)
+    for clock in (*inside, *outside):
+        assert policy.ready(at(clock)) == (clock in inside), clock
+
+        class Now(datetime):
+            @classmethod
+            def now(cls, tz: Any = None, clock: str = clock) -> datetime:  # type: ignore[override]
+                return at(clock)
+
+        monkeypatch.setattr(policy_module, "datetime", Now)
+        if clock in inside:
+            policy.check(announced(), plan())
+        else:
+            with pytest.raises(PolicyRefusal, match=f"outside the hours that the owner allows, {hours}"):
+                policy.check(announced(), plan())
+
+
+@pytest.mark.parametrize(
+    "hours",
+    ["night", "22:00", "22:00-", "25:00-26:00", "1:00-2:00-3:00", "09:00Z-17:00Z", "09:00+01:00-17:00"],
+)
+def test_hours_that_are_none_are_refused(hours: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        OwnerPolicy(hours=hours)
+    assert str(caught.value) == f'policy.hours is "{hours}"; write it like "22:00-06:30"'
+
+
+# --- as a file ------------------------------------------------------------------------------------
+
+
+@given(
+    st.builds(
+        OwnerPolicy,
+        base_models=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=3).map(
+            tuple
+        ),
+        min_honest=st.integers(1, 100_000),
+        max_colluders=st.integers(0, 100_000),
+        allow_unmasked=st.booleans(),
+        paused=st.booleans(),
+        hours=st.sampled_from(["", "22:00-06:30", "09:00-17:00"]),
+        max_epochs=st.integers(1, 1_000_000),
+        max_factor=st.floats(1e-3, 1e9),
+        max_message_mb=st.integers(1, 512),
+    )
+)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+def test_a_policy_is_read_back_as_it_was_written(policy: OwnerPolicy) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "policy.toml"
+        path.write_text(policy.to_toml(), encoding="utf-8")
+        assert OwnerPolicy.read(path) == policy
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("min_honst = 3", 'unknown configuration key "min_honst"; did you mean "min_honest"?'),
+        ("min_honest = 0", "policy.min_honest is 0; it must lie in 1 … 100000"),
+        ("max_colluders = -1", "policy.max_colluders is -1"),
+        ("max_factor = nan", "policy.max_factor is nan; it must be a finite number"),
+        ("allow_unmasked = 1", "policy.allow_unmasked is 1; it must be true or false"),
+        ('base_models = "all"', "policy.base_models must be a list"),
+        ('hours = "late"', 'policy.hours is "late"'),
+        ("paused = ", "can't read the owner's policy"),
+        ("min_honest = " + "9" * 5000, "can't read the owner's policy"),
+        ("paused = " + "[" * 5000, "can't read the owner's policy"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_a_wrong_policy_file_is_one_line(tmp_path: Path, text: str, line: str) -> None:
+    (tmp_path / "policy.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        OwnerPolicy.read(tmp_path / "policy.toml")
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_policy_file_is_no_policy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="can't read the owner's policy"):
+        OwnerPolicy.read(tmp_path / "absent.toml")
+
+
+# --- honest people --------------------------------------------------------------------------------
+
+
+def test_honest_people_in_a_sum_are_counted_by_the_owners_word() -> None:
+    """t = ⌊2n/3⌉ + 1 of them send; as many as the owner fears may be the server's."""
+    assert OwnerPolicy(max_colluders=2).honest_among(30) == 21 - 2
+    assert OwnerPolicy(max_colluders=0).honest_among(3) == 3
+    passed = OwnerPolicy(min_honest=7, max_colluders=3, allow_unmasked=True).secagg()
+    assert (passed.min_honest, passed.max_colluders, passed.allow_unmasked) == (7, 3, True)
+
+
+# --- received factors -----------------------------------------------------------------------------
+
+
+def test_sound_factors_are_read_as_a_copy() -> None:
+    sent = np.float32([1.0, -1000.0, 0.0])
+    got = checked_factors(sent.astype("<f4").tobytes(), 3, 1e3)
+    assert got.dtype == np.float32
+    assert got.flags.writeable
+    assert np.array_equal(got, sent)
+    assert checked_factors(b"", 0, 1e3).size == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ([1.0, 2.0], "factors of 8 bytes came where 3 numbers belong"),
+        ([1.0, 2.0, 3.0, 4.0], "factors of 16 bytes came where 3 numbers belong"),
+        ([1.0, math.nan, 3.0], "values that are not finite"),
+        ([1.0, -math.inf, 3.0], "values that are not finite"),
+        ([1.0, 1000.1, 3.0], "exceed 1000"),
+        ([1.0, -1000.1, 3.0], "exceed 1000"),
+    ],
+)
+def test_unsound_factors_are_refused(values: list[float], line: str) -> None:
+    with pytest.raises(AgreementError, match=line):
+        checked_factors(np.asarray(values, "<f4").tobytes(), 3, 1e3)
+
+
+def test_half_a_number_is_refused() -> None:
+    with pytest.raises(AgreementError, match="factors of 11 bytes"):
+        checked_factors(bytes(11), 3, 1e3)

@@ -1,0 +1,241 @@
+"""Labelling: two responses in random order, the owner chooses; answers are kept, and can be taken back."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penchant.client.device.labelling import Labelling, compared, read_comparisons
+from penchant.client.device.preference_store import PreferenceStore
+from penchant.common.data.preferences import Preference
+from penchant.common.errors import DataError
+
+SNACKS = compared("A snack? ", ["carrots", "jerky", "an apple"])
+
+
+def sitting(home: Path, comparisons: Iterable[Preference] = SNACKS, seed: int = 1) -> Labelling:
+    return Labelling(PreferenceStore(home), comparisons, random.Random(seed))
+
+
+def recorded(home: Path) -> list[Preference]:
+    return sorted(PreferenceStore(home)._all(), key=lambda p: (p.chosen, p.rejected))
+
+
+# --- what is asked --------------------------------------------------------------------------------
+
+
+def test_three_responses_are_three_questions_and_repeats_are_none() -> None:
+    assert [{p.chosen, p.rejected} for p in SNACKS] == [
+        {"carrots", "jerky"},
+        {"carrots", "an apple"},
+        {"jerky", "an apple"},
+    ]
+    assert len(compared("", ["a", "b", "a", "b"])) == 1
+    for few_or_many in ([], ["a"], ["a", "a"], [str(n) for n in range(101)]):
+        with pytest.raises(DataError, match="different responses to one prompt"):
+            compared("", few_or_many)
+
+
+def test_rows_with_responses_and_rows_of_trl_are_read_and_bad_ones_named(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "p", "responses": ["a", "b"]},
+        {"prompt": "p", "chosen": "c", "rejected": "d"},
+        {"responses": ["e", "f"]},
+        {"prompt": "p"},
+        {"prompt": "p", "responses": ["a", 3]},
+        {"prompt": "p", "responses": "ab"},
+        {"prompt": 3, "responses": ["a", "b"]},
+        {"prompt": "p", "responses": ["a", " "]},
+    ]
+    file = tmp_path / "ask.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    found, report = read_comparisons(file, "skip")
+    assert found == [Preference("p", "a", "b"), Preference("p", "c", "d"), Preference("", "e", "f")]
+    assert [bad.where for bad in report.bad] == [f"{file}:{line}" for line in (4, 5, 6, 7, 8)]
+    with pytest.raises(DataError, match=r"ask\.jsonl:4: 'responses' is missing"):
+        read_comparisons(file)
+
+
+def test_either_side_comes_first_half_of_the_time(tmp_path: Path) -> None:
+    many = [Preference(f"p{n}", "a", "b") for n in range(400)]
+    asked = Labelling(PreferenceStore(tmp_path), many)  # the system's own draw
+    first = 0
+    while asked.question:
+        first += asked.question.first == "a"
+        asked.skip()
+    assert 140 < first < 260
+
+
+def test_what_was_answered_either_way_is_not_asked_again_and_what_was_skipped_is(tmp_path: Path) -> None:
+    PreferenceStore(tmp_path).add([Preference("A snack? ", "an apple", "carrots")])
+    again = sitting(tmp_path, [*SNACKS, *(Preference(p.prompt, p.rejected, p.chosen) for p in SNACKS)])
+    assert again.left == 2
+    again.choose(True)
+    again.skip()
+    assert (again.question, again.recorded, again.skipped) == (None, 1, 1)
+    assert sitting(tmp_path).left == 1
+
+
+# --- what is recorded -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first_is_better", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_choice_is_what_was_shown_wherever_it_stood(
+    tmp_path: Path, seed: int, first_is_better: bool
+) -> None:
+    asked = sitting(tmp_path, seed=seed)
+    question = asked.question
+    assert question is not None
+    asked.choose(first_is_better)
+    (choice,) = recorded(tmp_path)
+    better = question.first if first_is_better else question.second
+    assert (choice.prompt, choice.chosen) == ("A snack? ", better)
+    assert {choice.chosen, choice.rejected} == {question.first, question.second}
+    assert PreferenceStore(tmp_path).sources() == {"label": 1}
+
+
+def test_undoing_takes_back_answers_and_skips_and_nothing_older(tmp_path: Path) -> None:
+    PreferenceStore(tmp_path).add([Preference("older", "a", "b")])
+    asked = sitting(tmp_path)
+    shown = []
+    for work in (lambda: asked.choose(True), asked.skip, lambda: asked.choose(False)):
+        shown.append(asked.question)
+        work()
+    assert len(recorded(tmp_path)) == 3
+    for question in reversed(shown):
+        assert asked.undo()
+        assert asked.question == question  # asked as before, in the same order
+    assert not asked.undo()
+    assert recorded(tmp_path) == [Preference("older", "a", "b")]
+    assert b"jerky" not in (tmp_path / "preferences.db").read_bytes()
+
+
+# --- at the terminal ------------------------------------------------------------------------------
+
+
+class ShortestFirst:
+    """Stands for an interview: the shortest question tells most; notes what it is told."""
+
+    def __init__(self, candidates: Sequence[Preference]) -> None:
+        self.sizes = [len(pair.chosen + pair.rejected) for pair in candidates]
+        self.told: list[bool] = []
+
+    def question(self, among: Sequence[int]) -> int:
+        return min(among, key=lambda index: self.sizes[index])
+
+    def answer(self, index: int, first: bool) -> None:
+        self.told.append(first)
+
+    def undo(self) -> None:
+        self.told.pop()
+
+
+def test_the_most_telling_question_comes_first_and_answers_are_told(tmp_path: Path) -> None:
+    made: list[ShortestFirst] = []
+
+    def interview(candidates: Sequence[Preference]) -> Any:
+        made.append(ShortestFirst(candidates))
+        return made[0]
+
+    asked = Labelling(PreferenceStore(tmp_path), SNACKS, random.Random(1), interview)
+    sizes = []
+    for turn in range(len(SNACKS)):
+        sizes.append(len(asked.question.first + asked.question.second))
+        if turn == 1:
+            asked.skip()
+        else:
+            asked.choose(turn == 0)
+    assert sizes == sorted(sizes)
+    assert made[0].told == [True] + [False] * (len(SNACKS) - 2)
+    assert asked.undo()
+    assert made[0].told == [True] + [False] * (len(SNACKS) - 3)
+    assert asked.question is not None
+
+
+def command(home: Path, *words: str) -> list[str]:
+    program = "from penchant.deploy.cli.main import main; main()"
+    return [sys.executable, "-c", program, "device", "label", *words, "--home", str(home)]
+
+
+def typed(keys: str, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(home, *words), capture_output=True, text=True, input=keys, timeout=60)
+
+
+@pytest.fixture
+def snacks(tmp_path: Path) -> Path:
+    file = tmp_path / "ask.jsonl"
+    row = {"prompt": "A snack?\x1b[31m", "responses": ["carrots", "jerky\x07\x1b]0;owned\x07", "an apple"]}
+    file.write_text(json.dumps(row))
+    return file
+
+
+def test_a_sitting_at_the_terminal(snacks: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    done = typed("u\n\nwhat\n1\nu\n2\ns\n1\nu\n1\n\n", home, str(snacks))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("there is nothing to undo") == 1
+    assert done.stdout.count("1 or 2: the one you would rather have") == 3  # at first, and for what is no key
+    assert "2 choices recorded, 1 skipped, 0 left to ask" in done.stdout
+    assert "device train" in done.stdout
+    assert "\x1b" not in done.stdout  # whoever wrote the responses does not write to this terminal
+    assert "\x07" not in done.stdout
+    assert "jerky??]0;owned?" in done.stdout
+    assert len(recorded(home)) == 2
+    again = typed("", home, str(snacks))
+    assert "0 choices recorded, 0 skipped, 1 left to ask" in again.stdout
+
+
+@pytest.mark.parametrize("keys", ["1\nq\n", "1\n", "1\n1"])
+def test_quitting_or_the_end_of_input_keeps_what_was_answered(
+    snacks: Path, tmp_path: Path, keys: str
+) -> None:
+    home = tmp_path / "home"
+    done = typed(keys, home, str(snacks))
+    assert done.returncode == 0, done.stderr
+    assert len(recorded(home)) == keys.count("1")
+    assert done.stderr == ""
+
+
+def test_an_interrupt_keeps_what_was_answered(snacks: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    words = command(home, str(snacks))
+    unbuffered = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=unbuffered
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"1\n")
+        process.stdin.flush()
+        said = b""
+        while said.count(b"q >") < 2:
+            said += process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, b"")
+    assert b"1 choices recorded" in rest
+    assert len(recorded(home)) == 1
+
+
+def test_responses_one_a_line_can_be_compared(tmp_path: Path) -> None:
+    (tmp_path / "answers.txt").write_text("stew\n\nsalad\n")
+    home = tmp_path / "home"
+    done = typed("1\n\n", home, str(tmp_path / "answers.txt"), "--prompt", "Dinner? ")
+    assert done.returncode == 0, done.stderr
+    (choice,) = recorded(home)
+    assert (choice.prompt, {choice.chosen, choice.rejected}) == ("Dinner? ", {"stew", "salad"})
+    (tmp_path / "one.txt").write_text("stew\n")
+    refused = typed("", home, str(tmp_path / "one.txt"), "--prompt", "Dinner? ")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    missing = typed("", home, str(tmp_path / "nowhere.jsonl"))
+    assert (missing.returncode, len(missing.stderr.splitlines())) == (2, 1)

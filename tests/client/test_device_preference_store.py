@@ -1,0 +1,176 @@
+"""A device's files: choices that are never lost or torn, and a box that opens for its owner alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penchant.client.device.preference_store import STORE, Added, PreferenceStore, held_out
+from penchant.client.vault.sealing import CHECK_FILE, KEY_FILE, SALT_FILE, Box
+from penchant.common.data.preferences import Preference
+from penchant.common.errors import DeviceError
+
+
+def choice(number: int) -> Preference:
+    return Preference(f"question {number}? ", f"yes {number}", f"no {number}")
+
+
+# --- choices --------------------------------------------------------------------------------------
+
+
+def test_choices_come_back_in_order_and_once(tmp_path: Path) -> None:
+    store = PreferenceStore(tmp_path)
+    assert store.add([choice(1), choice(2), choice(1)]) == Added(new=2, repeated=1)
+    assert store.add([choice(2), choice(3)], source="label") == Added(new=1, repeated=1)
+    again = PreferenceStore(tmp_path)
+    assert len(again) == 3
+    assert again.sources() == {"import": 2, "label": 1}
+    assert sorted([*again.train(), *again.validation()], key=lambda p: p.prompt) == [
+        choice(1),
+        choice(2),
+        choice(3),
+    ]
+
+
+def test_about_a_fifth_is_held_out_and_a_comparison_never_changes_sides(tmp_path: Path) -> None:
+    many = [choice(n) for n in range(500)]
+    store = PreferenceStore(tmp_path)
+    store.add(many)
+    aside = store.validation()
+    assert 60 <= len(aside) <= 140
+    assert not set(aside) & set(store.train())
+    turned = [Preference(p.prompt, p.rejected, p.chosen) for p in many]
+    assert [held_out(p) for p in turned] == [held_out(p) for p in many]
+
+
+@given(st.text(min_size=1), st.text(min_size=1), st.text())
+def test_texts_that_only_look_alike_when_glued_are_different_choices(a: str, b: str, c: str) -> None:
+    from penchant.client.device.preference_store import _packed
+
+    assert (_packed(a, b, c) == _packed(a + b, "", c)) == ((a, b) == (a + b, ""))
+
+
+def test_an_import_is_all_or_nothing(tmp_path: Path) -> None:
+    store = PreferenceStore(tmp_path)
+
+    def breaks_off() -> object:
+        yield choice(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.add(breaks_off())  # type: ignore[arg-type]
+    assert len(store) == 0
+
+
+def test_only_the_owner_can_read_the_store(tmp_path: Path) -> None:
+    PreferenceStore(tmp_path / "device")
+    assert stat.S_IMODE((tmp_path / "device").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "device" / STORE).stat().st_mode) == 0o600
+
+
+def test_what_is_forgotten_is_gone_from_the_file(tmp_path: Path) -> None:
+    store = PreferenceStore(tmp_path)
+    store.add([Preference("", "a word like xylophonist", "another")])
+    assert b"xylophonist" in (tmp_path / STORE).read_bytes()
+    assert store.forget() == 1
+    assert b"xylophonist" not in (tmp_path / STORE).read_bytes()
+
+
+def test_a_full_disk_is_one_line_and_everything_is_kept(tmp_path: Path) -> None:
+    store = PreferenceStore(tmp_path)
+    store.add([choice(1)])
+    real = sqlite3.connect
+
+    def small(*args: object, **more: object) -> sqlite3.Connection:
+        db: sqlite3.Connection = real(*args, **more)  # type: ignore[call-overload]
+        db.execute("PRAGMA max_page_count = 5")  # SQLite's own "database or disk is full"
+        return db
+
+    sqlite3.connect = small  # type: ignore[assignment]
+    try:
+        with pytest.raises(DeviceError, match="full; nothing was changed"):
+            store.add([Preference(f"{n}", "x" * 5000, "y" * 5000) for n in range(50)])
+    finally:
+        sqlite3.connect = real
+    assert len(store) == 1
+
+
+def test_no_choice_is_lost_when_the_process_is_killed_while_importing(tmp_path: Path) -> None:
+    """A process records batches of ten and says when each is durable; it is killed at random instants."""
+    program = (
+        "import sys\nfrom pathlib import Path\n"
+        "from penchant.client.device.preference_store import PreferenceStore\n"
+        "from penchant.common.data.preferences import Preference\n"
+        "store = PreferenceStore(Path(sys.argv[1]))\n"
+        "start = len(store)\nfor n in range(start, start + 10_000, 10):\n"
+        "    store.add([Preference(f'{m}', 'yes', 'no') for m in range(n, n + 10)])\n"
+        "    print(n + 10, flush=True)\n"
+    )
+    said = 0
+    for turn in range(12):
+        with subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            said = int(process.stdout.readline())
+            time.sleep(0.003 * turn)
+            os.kill(process.pid, signal.SIGKILL)
+            said = max([said, *(int(line) for line in process.stdout if line.endswith("\n"))])
+        there = len(PreferenceStore(tmp_path))
+        assert there >= said
+        assert there % 10 == 0
+
+
+# --- the box --------------------------------------------------------------------------------------
+
+
+def test_a_box_opens_what_it_sealed_for_the_same_purpose_only(tmp_path: Path) -> None:
+    box = Box.of(tmp_path)
+    sealed = box.seal(b"my factor", "personal")
+    assert b"my factor" not in sealed
+    assert Box.of(tmp_path).open(sealed, "personal") == b"my factor"
+    for wrong in (sealed[:-1] + bytes([sealed[-1] ^ 1]), sealed[:5], b""):
+        with pytest.raises(DeviceError, match="does not open"):
+            box.open(wrong, "personal")
+    with pytest.raises(DeviceError, match="does not open"):
+        box.open(sealed, "identity")
+
+
+def test_a_wrong_or_missing_passphrase_is_refused_before_anything_is_sealed(tmp_path: Path) -> None:
+    Box.of(tmp_path, "correct horse")
+    Box.of(tmp_path, "correct horse")
+    with pytest.raises(DeviceError, match="wrong passphrase"):
+        Box.of(tmp_path, "battery staple")
+    with pytest.raises(DeviceError, match="give it"):
+        Box.of(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [CHECK_FILE, SALT_FILE]
+    with pytest.raises(DeviceError, match="empty"):
+        Box.of(tmp_path / "other", "")
+
+
+def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    Box.of(tmp_path)
+    key = tmp_path / KEY_FILE
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    with pytest.raises(DeviceError, match="key file, not by a passphrase"):
+        Box.of(tmp_path, "a passphrase")
+    key.chmod(0o644)
+    with pytest.raises(DeviceError, match="read by others"):
+        Box.of(tmp_path)
+
+
+def test_a_key_never_shows_itself(tmp_path: Path) -> None:
+    box = Box.of(tmp_path)
+    key = (tmp_path / KEY_FILE).read_bytes()
+    assert key.hex() not in repr(box)
+    assert repr(box) == "Box()"

@@ -1,0 +1,430 @@
+"""Local training: a worked step, the slow reference, rates by part, determinism, threads."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from penchant.client.learning.trainer import LocalTrainer
+from penchant.common.config import AdapterConfig, FederationConfig, ModelConfig, RunConfig, TrainingConfig
+from penchant.common.errors import ConfigError, DataError, DeviceError
+from penchant.common.model.backbone import load_backbone
+from penchant.common.model.factors import Effective, Split
+from penchant.common.model.reward import RewardModel
+
+PAIRS = [
+    SimpleNamespace(prompt="", chosen=chosen, rejected=rejected)
+    for chosen, rejected in [
+        ("the motion to table", "a bill on tax"),
+        ("vote on the judge", "budget of the bill"),
+        ("table the motion to vote", "a tax on the budget"),
+        ("cloture", "tax"),
+        ("a judge", "budget"),
+        ("the motion to table", "budget"),
+    ]
+]
+SETTINGS = TrainingConfig(lr_shared=0.02, lr_personal=0.02, lr_head=0.02, local_epochs=5)
+
+
+def reward_model(folder: Any, *, full: bool = False, **adapter: Any) -> RewardModel:
+    model = ModelConfig(base_model=str(folder))
+    return RewardModel(load_backbone(model, device="cpu"), model, AdapterConfig(**adapter), full=full)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model) -> RewardModel:
+    return reward_model(tiny_model("bert"))
+
+
+def split_of(model: RewardModel, share: str = "A", head: str = "auto", warmup: bool = False) -> Split:
+    config = AdapterConfig(share=share, head=head)
+    return Split.of(model.slots, model.embedding, config, warmup=warmup)
+
+
+def somewhere(split: Split) -> tuple[Any, Any]:
+    """Vectors away from the start, so that every tensor has a gradient."""
+    generator = np.random.default_rng(1)
+    shared, personal = split.initial(0)
+    return tuple(v + 0.1 * generator.normal(size=v.shape).astype(np.float32) for v in (shared, personal))
+
+
+def trainer(model: RewardModel, share: str = "A", head: str = "auto", **changes: Any) -> LocalTrainer:
+    return LocalTrainer(model, split_of(model, share, head), dataclasses.replace(SETTINGS, **changes))
+
+
+# --- a worked example -----------------------------------------------------------------------------
+
+
+class Line:
+    """A reward model one can work out by hand: text number x has the embedding x (d = 1)."""
+
+    device = torch.device("cpu")
+
+    def scores(self, texts: Any, effective: Effective) -> torch.Tensor:
+        return texts * effective.head[0]
+
+    def margins(self, prepared: Any, effective: Effective) -> torch.Tensor:
+        scores = self.scores(prepared.texts, effective)
+        return scores[prepared.chosen] - scores[prepared.rejected]
+
+
+class LinePairs(SimpleNamespace):
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+
+def test_two_steps_by_hand() -> None:
+    """LoRe with V = 1 shared, w personal, texts 0 and 2, the second preferred: margin 2 w V.
+
+    With w = 0 the loss is log 2. Adam's first step moves by the rate: w becomes 0.1; V has no gradient
+    at w = 0 and stays 1. Then d/dw = -σ(-2wV)·2V and d/dV = -σ(-2wV)·2w are Adam's second and first
+    gradients.
+    """
+    split = Split.of((), 1, AdapterConfig(share="lore", rank=1))
+    settings = TrainingConfig(lr_shared=0.01, lr_personal=0.1, local_epochs=2)
+    prepared = LinePairs(texts=torch.tensor([0.0, 2.0]), chosen=torch.tensor([1]), rejected=torch.tensor([0]))
+    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+    outcome = LocalTrainer(Line(), split, settings).train(one, zero, prepared, seed=0)  # type: ignore[arg-type]
+
+    def adam(gradients: list[float], rate: float) -> float:
+        """Sum of Adam's steps (β1 .9, β2 .999) for these gradients."""
+        mean = square = moved = 0.0
+        for t, g in enumerate(gradients, 1):
+            mean, square = 0.9 * mean + 0.1 * g, 0.999 * square + 0.001 * g * g
+            moved -= rate * (mean / (1 - 0.9**t)) / (math.sqrt(square / (1 - 0.999**t)) + 1e-8)
+        return moved
+
+    unsure = 1 / (1 + math.exp(2 * 0.1))  # σ(-2wV) at the second step
+    assert outcome.before.loss_sum == pytest.approx(math.log(2))
+    assert outcome.personal[0] == pytest.approx(adam([-1.0, -2 * unsure], 0.1), rel=1e-5)
+    assert outcome.shared_update[0] == pytest.approx(adam([0.0, -2 * 0.1 * unsure], 0.01), rel=1e-4)
+    assert (outcome.weight, outcome.steps, outcome.before.correct, outcome.before.total) == (1, 2, 0, 1)
+
+
+# --- the slow reference ---------------------------------------------------------------------------
+
+
+def plain_training(model: RewardModel, split: Split, shared: Any, personal: Any, epochs: int) -> Any:
+    """The same in the plainest way: one pair at a time, one optimiser over everything."""
+    tensors = split.shared.unflatten(shared) | split.personal.unflatten(personal)
+    leaves = [tensor.requires_grad_() for tensor in tensors.values()]
+    optimizer = torch.optim.AdamW(leaves, lr=0.02, weight_decay=0.0)
+    for _ in range(epochs):
+        optimizer.zero_grad()
+        for pair in PAIRS:
+            effective = split.effective(
+                {n: tensors[n] for n in split.shared.names}, {n: tensors[n] for n in split.personal.names}
+            )
+            chosen = model.scores(model.prepare_texts([("", pair.chosen)]), effective)
+            rejected = model.scores(model.prepare_texts([("", pair.rejected)]), effective)
+            loss = -torch.log(torch.sigmoid(chosen - rejected)).sum() / len(PAIRS)
+            loss.backward()
+        optimizer.step()
+    return (
+        split.shared.flatten({n: tensors[n] for n in split.shared.names}),
+        split.personal.flatten({n: tensors[n] for n in split.personal.names}),
+    )
+
+
+@pytest.mark.parametrize("share", ["A", "B", "AB", "none", "kernel", "svd"])
+def test_training_is_plain_training(tiny_model, model: RewardModel, share: str) -> None:
+    slow = reward_model(tiny_model("bert"), full=True)
+    split = split_of(model, share)
+    shared, personal = somewhere(split)
+    outcome = trainer(model, share).train(shared, personal, model.prepare(PAIRS), seed=0)
+    expected_shared, expected_personal = plain_training(slow, split, shared, personal, epochs=5)
+    assert np.allclose(shared + outcome.shared_update, expected_shared, atol=1e-4)
+    assert np.allclose(outcome.personal, expected_personal, atol=1e-4)
+
+
+def plain_descent(
+    model: RewardModel, split: Split, shared: Any, personal: Any, stages: list[tuple[set[str], int]]
+) -> Any:
+    """Stages of (names of the tensors in training, steps), each a plain gradient descent at rate .02."""
+    tensors = split.shared.unflatten(shared) | split.personal.unflatten(personal)
+    for names, steps in stages:
+        for _ in range(steps):
+            leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
+            effective = split.effective(
+                {n: leaves[n] for n in split.shared.names}, {n: leaves[n] for n in split.personal.names}
+            )
+            margins = [
+                model.scores(model.prepare_texts([("", p.chosen), ("", p.rejected)]), effective)
+                for p in PAIRS
+            ]
+            sum(-torch.log(torch.sigmoid(m[0] - m[1])) for m in margins).div(len(PAIRS)).backward()
+            tensors = {
+                n: leaf.detach() - (0.02 * leaf.grad if n in names else 0.0) for n, leaf in leaves.items()
+            }
+    return (
+        split.shared.flatten({n: tensors[n] for n in split.shared.names}),
+        split.personal.flatten({n: tensors[n] for n in split.personal.names}),
+    )
+
+
+@pytest.mark.parametrize("share", ["A", "B", "kernel", "svd", "none", "AB"])
+def test_alternating_is_plain_descent_on_one_part_then_the_other(
+    tiny_model, model: RewardModel, share: str
+) -> None:
+    slow = reward_model(tiny_model("bert"), full=True)
+    split = split_of(model, share)
+    shared, personal = somewhere(split)
+    made = trainer(model, share, optimizer="sgd", order="alternating", personal_epochs=3)
+    outcome = made.train(shared, personal, model.prepare(PAIRS), seed=0)
+    stages = [(set(split.personal.names), 3), (set(split.shared.names), 5)]
+    expected_shared, expected_personal = plain_descent(slow, split, shared, personal, stages)
+    assert np.allclose(shared + outcome.shared_update, expected_shared, atol=1e-5)
+    assert np.allclose(outcome.personal, expected_personal, atol=1e-5)
+
+
+def test_each_part_can_have_its_own_optimiser(model: RewardModel) -> None:
+    """In one step from the same place each part moves as if both had its optimiser."""
+    shared, personal = somewhere(split_of(model))
+    prepared = model.prepare(PAIRS)
+
+    def one_step(**changes: Any) -> Any:
+        return trainer(model, local_epochs=1, **changes).train(shared, personal, prepared, seed=0)
+
+    mixed = one_step(optimizer="adamw", shared_optimizer="sgd")
+    adamw, sgd = one_step(optimizer="adamw"), one_step(optimizer="sgd")
+    assert mixed.personal.tobytes() == adamw.personal.tobytes() != sgd.personal.tobytes()
+    assert mixed.shared_update.tobytes() == sgd.shared_update.tobytes() != adamw.shared_update.tobytes()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("head", ["shared", "personal"])
+def test_each_step_of_alternating_leaves_the_other_part_as_it_is_to_the_bit(
+    model: RewardModel, optimizer: str, head: str
+) -> None:
+    """The personal step is a fit on frozen shared factors; the shared step trains as if alone."""
+    shared, personal = somewhere(split_of(model, "A", head))
+    prepared = model.prepare(PAIRS)
+    changes = {"optimizer": optimizer, "order": "alternating"}
+    outcome = trainer(model, "A", head, **changes).train(shared, personal, prepared, seed=0)
+    fitted = trainer(model, "A", head, optimizer=optimizer).fit_personal(
+        shared, personal, prepared, 0, epochs=5, lr=0.02
+    )
+    assert outcome.personal.tobytes() == fitted.tobytes() != personal.tobytes()
+    frozen = {"lr_personal": 0.0, "lr_head": 0.02 if head == "shared" else 0.0}
+    then = trainer(model, "A", head, optimizer=optimizer, **frozen).train(shared, fitted, prepared, seed=0)
+    assert outcome.shared_update.tobytes() == then.shared_update.tobytes()
+    assert then.personal.tobytes() == fitted.tobytes()
+    assert np.abs(outcome.shared_update).max() > 0
+    assert outcome.steps == 5 + 5
+
+
+# --- what training does ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", ["A", "B", "AB", "none", "kernel", "svd", "ffa", "lore"])
+def test_the_loss_falls(tiny_model, model: RewardModel, share: str) -> None:
+    used = reward_model(tiny_model("bert"), share="lore") if share == "lore" else model
+    made = trainer(used, share, local_epochs=40)
+    shared, personal = split_of(used, share).initial(0)
+    prepared = used.prepare(PAIRS)
+    outcome = made.train(shared, personal, prepared, seed=0)
+    after = made.evaluate(shared + outcome.shared_update, outcome.personal, prepared)
+    assert outcome.loss_sum == outcome.before.loss_sum == made.evaluate(shared, personal, prepared).loss_sum
+    assert after.loss_sum < 0.7 * outcome.before.loss_sum
+    assert after.correct == after.total == outcome.weight == len(PAIRS)
+    assert (outcome.shared_update.dtype, outcome.personal.dtype) == (np.float32, np.float32)
+
+
+def moved(model: RewardModel, head: str, **changes: Any) -> set[str]:
+    """Which tensors a training call moves."""
+    split = split_of(model, "A", head)
+    shared, personal = somewhere(split)
+    outcome = trainer(model, "A", head, **changes).train(shared, personal, model.prepare(PAIRS), seed=0)
+    updates = split.shared.named(outcome.shared_update) | split.personal.named(outcome.personal - personal)
+    return {name.rsplit(".", 1)[1] for name, update in updates.items() if np.abs(update).max() > 0}
+
+
+@pytest.mark.parametrize("head", ["shared", "personal"])
+def test_each_part_has_its_own_rate(model: RewardModel, head: str) -> None:
+    off = {"lr_shared": 0.0, "lr_personal": 0.0, "lr_head": 0.0}
+    assert moved(model, head, **off) == set()
+    assert moved(model, head, **{**off, "lr_shared": 0.01}) == {"lora_A"}
+    assert moved(model, head, **{**off, "lr_personal": 0.01}) == {"lora_B"}
+    assert moved(model, head, **{**off, "lr_head": 0.01}) == {"weight"}
+
+
+def test_the_first_step_is_as_long_as_the_rate(model: RewardModel) -> None:
+    split = split_of(model)
+    shared, personal = somewhere(split)
+    rates = {"lr_shared": 0.003, "lr_personal": 0.01, "lr_head": 0.001}
+    made = trainer(model, local_epochs=1, **rates)
+    outcome = made.train(shared, personal, model.prepare(PAIRS), seed=0)
+    named = split.shared.named(outcome.shared_update)
+    assert np.abs(named[f"{model.slots[0].name}.lora_A"]).max() == pytest.approx(0.003, rel=1e-2)
+    assert np.abs(named["head.weight"]).max() == pytest.approx(0.001, rel=1e-2)
+    assert np.abs(outcome.personal - personal).max() == pytest.approx(0.01, rel=1e-2)
+
+
+def test_personal_first_is_a_refit_and_then_joint_training(model: RewardModel) -> None:
+    shared, personal = split_of(model).initial(0)
+    prepared = model.prepare(PAIRS)
+    made = trainer(model, order="personal-first", personal_epochs=4)
+    outcome = made.train(shared, personal, prepared, seed=0)
+    fitted = trainer(model).fit_personal(shared, personal, prepared, 0, epochs=4, lr=0.02)
+    then = trainer(model).train(shared, fitted, prepared, seed=0)
+    assert outcome.steps == 4 + 5
+    assert outcome.personal.tobytes() == then.personal.tobytes()
+    assert outcome.shared_update.tobytes() == then.shared_update.tobytes()
+
+
+def test_without_a_number_of_its_own_the_personal_step_takes_as_many_epochs(model: RewardModel) -> None:
+    shared, personal = split_of(model).initial(0)
+    prepared = model.prepare(PAIRS)
+    for order, steps in (("joint", 5), ("personal-first", 10), ("alternating", 10)):
+        assert trainer(model, order=order).train(shared, personal, prepared, seed=0).steps == steps
+        assert dataclasses.replace(SETTINGS, order=order, refit_epochs=0).epochs == steps
+
+
+def test_fitting_the_personal_part_helps_and_leaves_the_shared_one(model: RewardModel) -> None:
+    made = trainer(model)
+    shared, personal = split_of(model).initial(0)
+    kept = shared.copy()
+    prepared = model.prepare(PAIRS)
+    fitted = made.fit_personal(shared, personal, prepared, seed=0)
+    before, after = (made.evaluate(shared, vector, prepared) for vector in (personal, fitted))
+    assert after.loss_sum < before.loss_sum
+    assert shared.tobytes() == kept.tobytes()
+
+
+def test_where_nothing_is_personal_there_is_nothing_to_fit(model: RewardModel) -> None:
+    shared, personal = split_of(model, "AB").initial(0)
+    assert trainer(model, "AB").fit_personal(shared, personal, model.prepare(PAIRS), seed=0).size == 0
+
+
+def test_pull_holds_the_personal_part_near_the_start(model: RewardModel) -> None:
+    split = split_of(model)
+    shared, start = split.initial(0)
+    prepared = model.prepare(PAIRS)
+    lengths = []
+    for pull in (0.0, 10.0):
+        settings = dataclasses.replace(SETTINGS, pull=pull, local_epochs=20)
+        outcome = LocalTrainer(model, split, settings, start).train(shared, start, prepared, seed=0)
+        lengths.append(float(np.linalg.norm(outcome.personal - start)))
+    assert lengths[1] < 0.5 * lengths[0]
+    with pytest.raises(ConfigError, match="common start"):
+        LocalTrainer(model, split, dataclasses.replace(SETTINGS, pull=1.0))
+
+
+@pytest.mark.parametrize(("size", "steps"), [(0, 5), (6, 5), (4, 10), (1, 30)])
+def test_steps_of_a_batch_size(model: RewardModel, size: int, steps: int) -> None:
+    shared, personal = split_of(model).initial(0)
+    made = trainer(model, batch_size=size)
+    assert made.train(shared, personal, model.prepare(PAIRS), seed=0).steps == steps
+
+
+@pytest.mark.parametrize(("batch", "chunk"), [(0, 1), (0, 4), (3, 2), (3, 100)])
+def test_chunks_spare_memory_and_change_nothing(model: RewardModel, batch: int, chunk: int) -> None:
+    start = split_of(model).initial(0)
+    prepared = model.prepare(PAIRS)
+    settings = dataclasses.replace(SETTINGS, optimizer="sgd", batch_size=batch, pull=0.5)
+    outcomes = [
+        LocalTrainer(
+            model, split_of(model), dataclasses.replace(settings, chunk=size), start[1] + np.float32(1)
+        ).train(*start, prepared, seed=0)
+        for size in (0, chunk)
+    ]
+    whole, pieces = outcomes
+    assert np.allclose(whole.shared_update, pieces.shared_update, atol=1e-6)
+    assert np.allclose(whole.personal, pieces.personal, atol=1e-6)
+    assert whole.steps == pieces.steps
+
+
+def test_warm_up_rounds_have_a_rate_of_their_own() -> None:
+    training = TrainingConfig(lr_shared=0.1, lr_personal=0.2, lr_head=0.3, warmup_lr=0.05)
+    config = RunConfig(training=training, federation=FederationConfig(rounds=3, warmup_rounds=1))
+    warmup, main = (config.plan(phase, 3).training for phase in ("warmup", "main"))
+    assert (warmup.lr_shared, warmup.lr_head) == (0.05, 0.05)
+    assert main == training
+    assert TrainingConfig().warming() == TrainingConfig()
+
+
+def test_warm_up_trains_everything_as_shared(model: RewardModel) -> None:
+    split = split_of(model, "A", warmup=True)
+    shared, personal = split.initial(0)
+    outcome = LocalTrainer(model, split, SETTINGS).train(shared, personal, model.prepare(PAIRS), seed=0)
+    assert outcome.personal.size == 0
+    assert all(np.abs(update).max() > 0 for update in split.shared.named(outcome.shared_update).values())
+
+
+# --- evaluation -----------------------------------------------------------------------------------
+
+
+def test_counts_are_those_of_the_scores(model: RewardModel) -> None:
+    made = trainer(model)
+    shared, personal = somewhere(split_of(model))
+    texts = model.prepare_texts([("", t) for p in PAIRS for t in (p.chosen, p.rejected)])
+    scores = made.score(shared, personal, texts)
+    margins = scores[0::2] - scores[1::2]
+    counts = made.evaluate(shared, personal, model.prepare(PAIRS))
+    assert counts.correct == int((margins > 0).sum())
+    assert counts.accuracy == counts.correct / 6
+    assert counts.loss_sum == pytest.approx(float(np.log1p(np.exp(-margins)).sum()), rel=1e-5)
+
+
+def test_a_tie_is_not_correct(model: RewardModel) -> None:
+    same = [SimpleNamespace(prompt="", chosen="tax", rejected="tax")]
+    shared, personal = split_of(model).initial(0)
+    assert trainer(model).evaluate(shared, personal, model.prepare(same)).correct == 0
+
+
+# --- the same bits --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 2])
+def test_the_same_inputs_give_the_same_bits(tiny_model, model: RewardModel, size: int) -> None:
+    fresh = reward_model(tiny_model("bert"))
+    shared, personal = split_of(model).initial(0)
+    outcomes = [
+        trainer(m, batch_size=size).train(shared, personal, m.prepare(PAIRS), seed=s)
+        for m, s in ((model, 3), (fresh, 3), (model, 4))
+    ]
+    first, again, other = ((o.shared_update.tobytes(), o.personal.tobytes()) for o in outcomes)
+    assert first == again
+    assert (first == other) is (size == 0)  # the seed orders the batches
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_two_threads_give_what_one_gives(tiny_model, kind: str) -> None:
+    adapter = {} if kind == "bert" else {"target_modules": ("q_proj", "v_proj")}
+    used = reward_model(tiny_model(kind), **adapter)
+    made = trainer(used, local_epochs=3)
+    starts = [split_of(used).initial(seed) for seed in range(6)]
+
+    def work(start: tuple[Any, Any]) -> tuple[bytes, bytes]:
+        outcome = made.train(*start, used.prepare(PAIRS), seed=0)
+        return outcome.shared_update.tobytes(), outcome.personal.tobytes()
+
+    alone = [work(start) for start in starts]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(work, starts)) == alone
+
+
+# --- wrong use ------------------------------------------------------------------------------------
+
+
+def test_no_pairs(model: RewardModel) -> None:
+    shared, personal = split_of(model).initial(0)
+    nothing = model.subset(model.prepare(PAIRS), [0])
+    empty = dataclasses.replace(nothing, chosen=nothing.chosen[:0], rejected=nothing.rejected[:0])
+    with pytest.raises(DataError, match="no preference pairs"):
+        trainer(model).train(shared, personal, empty, seed=0)
+    with pytest.raises(DataError, match="no preference pairs"):
+        model.prepare([])
+
+
+def test_divergence_is_an_error(model: RewardModel) -> None:
+    shared, personal = split_of(model).initial(0)
+    with pytest.raises(DeviceError, match="diverged"):
+        trainer(model).train(shared * np.float32(np.inf), personal, model.prepare(PAIRS), seed=0)

@@ -1,0 +1,257 @@
+"""What is kept of a text, how often it is computed, and that the fast paths give the slow one's numbers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from penchant.common.config import AdapterConfig, ModelConfig
+from penchant.common.model.activation_cache import PrefixCache
+from penchant.common.model.backbone import load_backbone
+from penchant.common.model.reward import RewardModel
+from penchant.common.model.tails import Activations
+
+DENSE = {"target_modules": ("output.dense",), "layers": (-1,)}
+FEED_FORWARD = {"target_modules": ("intermediate.dense", "output.dense"), "layers": (-1,)}
+QV = {"target_modules": ("q_proj", "v_proj"), "layers": (-2, -1)}
+TEXTS = [
+    ("", "the motion to table the bill"),
+    ("a vote on", "cloture"),
+    ("", "budget"),
+    ("", "tax of the judge on a bill to vote on the budget of the table"),
+    ("", "judge the judge"),
+]
+
+
+def both(base: Any, adapter: dict[str, Any], **settings: Any) -> tuple[RewardModel, RewardModel]:
+    """The model with its fast tail, and with the full path."""
+    model = ModelConfig(base_model=str(base), dtype="float32", **settings)
+    config = AdapterConfig(share="AB", rank=2, alpha=4.0, **adapter)
+    fast = RewardModel(load_backbone(model, device="cpu"), model, config)
+    slow = RewardModel(load_backbone(model, device="cpu"), model, config, full=True)
+    return fast, slow
+
+
+def scores_and_gradients(model: RewardModel, texts: Sequence[tuple[str, str]]) -> tuple[Tensor, list[Tensor]]:
+    split = model.split()
+    vector = np.random.default_rng(1).normal(size=split.shared.size).astype(np.float32) * 0.1
+    leaves = {name: tensor.requires_grad_() for name, tensor in split.shared.unflatten(vector).items()}
+    scores = model.scores(model.prepare_texts(texts), split.effective(leaves, {}))
+    weights = torch.linspace(-1, 1, len(texts)) + 0.3
+    return scores.detach(), list(torch.autograd.grad((scores * weights).sum(), list(leaves.values())))
+
+
+def assert_same(fast: RewardModel, slow: RewardModel, texts: Sequence[tuple[str, str]]) -> None:
+    (found, gradients), (expected, slow_gradients) = (scores_and_gradients(m, texts) for m in (fast, slow))
+    assert torch.allclose(found, expected, atol=1e-5, rtol=1e-5)
+    for one, other in zip(gradients, slow_gradients, strict=True):
+        assert torch.allclose(one, other, atol=1e-5 * max(1.0, float(other.abs().max())))
+
+
+# --- the same numbers -----------------------------------------------------------------------------
+
+CASES = [
+    ("bert", DENSE, "tokenwise"),
+    ("bert", FEED_FORWARD, "blocks"),
+    ("bert", {"target_modules": ("output.dense",), "layers": (-2,)}, "blocks"),  # not the last block
+    ("bert", {"target_modules": ("attention.output.dense",), "layers": (-1,)}, "blocks"),  # not its end
+    ("bert", {"target_modules": ("query", "value"), "layers": ()}, "full"),  # ids are all that is kept
+    ("roberta", DENSE, "tokenwise"),  # its positions depend on the padding id
+    ("llama", QV, "blocks"),
+    ("llama", {"target_modules": ("down_proj",), "layers": (-1,)}, "blocks"),
+    ("gptj", {"target_modules": ("q_proj", "v_proj"), "layers": (-1,)}, "blocks"),
+]
+
+
+POOLED = [(*case, pooling) for case in CASES for pooling in ("mean", "first", "last")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapter", "tail", "pooling"),
+    [case for case in POOLED if case[0] in ("bert", "roberta") or case[-1] != "first"],
+)
+def test_fast_is_slow(tiny_model, kind: str, adapter: dict[str, Any], tail: str, pooling: str) -> None:
+    fast, slow = both(tiny_model(kind), adapter, pooling=pooling)
+    assert (fast.tail.name, slow.tail.name) == (tail, "full")
+    assert_same(fast, slow, TEXTS)
+
+
+SENTENCES = [
+    ("", "Motion to table the amendment offered by Senator Byrd to the budget resolution."),
+    ("", "On the cloture motion"),
+    ("Shall the nomination be confirmed?", "The nomination of a judge of the circuit court is confirmed."),
+    ("", "To provide funds for veterans' health care, for homeland security, and for other purposes."),
+]
+
+
+@pytest.mark.parametrize(("adapter", "tail"), [(DENSE, "tokenwise"), (FEED_FORWARD, "blocks")])
+def test_fast_is_slow_for_minilm(adapter: dict[str, Any], tail: str) -> None:
+    fast, slow = both("all-MiniLM-L6-v2", adapter)
+    assert fast.tail.name == tail
+    assert_same(fast, slow, SENTENCES)
+
+
+@pytest.mark.slow
+def test_fast_is_slow_for_smollm2() -> None:
+    fast, slow = both("smollm2-135m", QV)
+    assert fast.tail.name == "blocks"
+    assert_same(fast, slow, SENTENCES)
+
+
+def test_what_fits_no_fast_path_runs_in_full(tiny_model, monkeypatch, caplog) -> None:
+    """A model whose blocks can't be entered is run as a whole, and the log says so."""
+    monkeypatch.setattr("penchant.common.model.tails.BlockTail.capture", lambda *_: [()])
+    with caplog.at_level("INFO"):
+        fast, slow = both(tiny_model("llama"), QV)
+    assert fast.tail.name == "full"
+    assert "every step runs all of it" in caplog.text
+    assert_same(fast, slow, TEXTS)
+
+
+# --- computed once --------------------------------------------------------------------------------
+
+
+def test_the_frozen_part_runs_once_a_text(tiny_model, monkeypatch) -> None:
+    """Embeddings are looked up when a text is new and never again, however often it is scored."""
+    fast, _ = both(tiny_model("bert"), DENSE)
+    looked_up: list[int] = []
+    forward = torch.nn.Embedding.forward
+
+    def watch(self: torch.nn.Embedding, ids: Tensor) -> Tensor:
+        looked_up.append(ids.shape[0])
+        return forward(self, ids)
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", watch)
+    scores_and_gradients(fast, TEXTS)
+    assert fast.cache.forwards == len(TEXTS)
+    assert looked_up
+    looked_up.clear()
+    scores_and_gradients(fast, TEXTS)
+    scores_and_gradients(fast, TEXTS[::-1])
+    assert fast.cache.forwards == len(TEXTS)
+    assert looked_up == []
+
+
+@pytest.mark.parametrize("pooling", ["first", "last"])
+def test_pooling_by_one_token_keeps_one_token_a_text(tiny_model, pooling: str) -> None:
+    fast, _ = both(tiny_model("bert"), DENSE, pooling=pooling)
+    assert fast.prepare_texts(TEXTS).packed.inputs.shape == (len(TEXTS), 32)
+
+
+def test_a_kept_product_is_not_used_for_another_a(tiny_model) -> None:
+    """The product with a frozen A is kept between steps; a changed or another A must not meet it."""
+    fast, slow = both(tiny_model("bert"), DENSE)
+    split = fast.split()
+    texts, slow_texts = fast.prepare_texts(TEXTS), slow.prepare_texts(TEXTS)
+    vector = np.random.default_rng(0).normal(size=split.shared.size).astype(np.float32)
+    tensors = split.shared.unflatten(vector)
+    a = tensors[f"{fast.slots[0].name}.lora_A"]
+    for change in (lambda: None, lambda: a.mul_(3), lambda: a.requires_grad_(), lambda: a.data.add_(1)):
+        change()
+        effective = split.effective(tensors, {})
+        for _ in range(2):
+            assert torch.allclose(
+                fast.scores(texts, effective), slow.scores(slow_texts, effective), atol=1e-4
+            )
+
+
+def test_batches_pad_to_their_own_longest(tiny_model) -> None:
+    fast, _ = both(tiny_model("llama"), QV)
+    texts = [("", "budget " * n) for n in (*[2] * 40, *[30] * 8)]
+    shapes = [tuple(batch.ids.shape) for batch in fast.prepare_texts(texts).packed.batches]
+    assert shapes == [(32, 2), (16, 30)]
+
+
+def test_alone_or_in_company_a_text_has_the_same_bits(tiny_model) -> None:
+    alone, company = both(tiny_model("bert"), DENSE)[0], both(tiny_model("bert"), DENSE)[0]
+    company.prepare_texts(TEXTS[::-1])
+    for text in TEXTS:
+        one, other = (m.prepare_texts([text]).packed for m in (alone, company))
+        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.centred, other.centred)
+
+
+def test_warming_depends_on_the_set_of_texts_alone(tiny_model) -> None:
+    pairs = [SimpleNamespace(prompt=p, chosen=r, rejected=r) for p, r in TEXTS]
+    one, other = both(tiny_model("bert"), DENSE)[0], both(tiny_model("bert"), DENSE)[0]
+    one.warm(pairs)
+    other.warm([*pairs[::-1], *pairs], threads=2)
+    assert one.cache.forwards == other.cache.forwards == len(TEXTS)
+    for text in TEXTS:
+        first, second = (m.prepare_texts([text]).packed for m in (one, other))
+        assert torch.equal(first.inputs, second.inputs)
+        assert torch.equal(first.centred, second.centred)
+    one.warm(pairs)
+    assert one.cache.forwards == len(TEXTS)
+
+
+# --- the cache ------------------------------------------------------------------------------------
+
+
+class Words:
+    """A tail for the cache's own tests: keeps as many floats as a text has words, slowly."""
+
+    name = "words"
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.captured: list[int] = []
+        self.seconds = seconds
+
+    def capture(self, texts: Sequence[Tensor]) -> list[Activations]:
+        time.sleep(self.seconds)
+        self.captured += [len(ids) for ids in texts]
+        return [(ids.float(),) for ids in texts]
+
+
+def words(text: str) -> Tensor:
+    if not text:
+        raise ValueError("nothing there")
+    return torch.arange(len(text.split()))
+
+
+def test_the_least_recently_used_text_goes_first() -> None:
+    cache = PrefixCache(words, Words(), limit=4 * 5)  # five words
+    cache.get(["a a", "b b"])
+    cache.get(["a a"])
+    cache.get(["c c"])  # b goes
+    assert (len(cache), cache.held, cache.forwards) == (2, 16, 3)
+    cache.get(["a a", "c c"])
+    assert cache.forwards == 3
+    cache.get(["b b"])
+    assert cache.forwards == 4
+    assert len(cache.get(["a " * 9])[0][0]) == 9  # more than fits is answered all the same
+
+
+def test_warming_leaves_what_does_not_fit() -> None:
+    cache = PrefixCache(words, Words(), limit=4 * 5)
+    cache.warm(["a a", "b b", "c c"])
+    assert (len(cache), cache.forwards) == (0, 0)
+    cache.warm(["a a", "b b"])
+    assert (len(cache), cache.forwards) == (2, 2)
+
+
+def test_two_threads_compute_a_text_once() -> None:
+    tail = Words(seconds=0.02)
+    cache = PrefixCache(words, tail)
+    texts = ["a", "b b", "c c c"]
+    threads = [threading.Thread(target=cache.get, args=(order,)) for order in (texts, texts[::-1], texts)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(tail.captured) == [1, 2, 3]
+
+
+def test_a_failed_text_can_be_asked_for_again() -> None:
+    cache = PrefixCache(words, Words())
+    for _ in range(2):
+        with pytest.raises(ValueError, match="nothing there"):
+            cache.get([""])

@@ -1,0 +1,503 @@
+"""The command line: what is wrong ends in one line, exit 2, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tastes import write_choices
+
+from penchant.common.config import RunConfig
+from penchant.common.errors import ConfigError, DataError
+from penchant.common.model import base_models
+from penchant.deploy import run_directory
+from penchant.deploy.cli.main import main
+from penchant.deploy.configuration import configure
+from penchant.deploy.recipes import recipe
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Penchant = Callable[..., Ended]
+
+
+@pytest.fixture
+def penchant(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Penchant:
+    """penchant("simulate", "--rank", 0): the command in this process, in a directory of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> Ended:
+        monkeypatch.setattr("sys.argv", ["penchant", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as leave:
+            main()
+        out, err = capsys.readouterr()
+        return Ended(int(leave.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture
+def refused(penchant: Penchant, tmp_path: Path) -> Callable[..., str]:
+    """refused("--rank", 0): the one line with which `penchant simulate --out run …` is refused.
+
+    It must be wrong use (exit 2), print nothing else, and leave the working directory as it was.
+    """
+
+    def run(*words: object) -> str:
+        before = tree(tmp_path)
+        ended = penchant("simulate", *words)
+        assert ended.code == 2, ended
+        assert ended.out == ""
+        assert ended.err.startswith("penchant: ")
+        assert ended.err.endswith("\n")
+        assert ended.err.count("\n") == 1, ended.err
+        assert tree(tmp_path) == before
+        return ended.err.removeprefix("penchant: ").rstrip("\n")
+
+    return run
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Everything below a folder: directories end with a slash, files have their content."""
+    found: dict[str, bytes] = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        found[name if path.is_file() else f"{name}/"] = path.read_bytes() if path.is_file() else b""
+    return found
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags for four made-up people on a tiny model."""
+    choices = tmp_path_factory.mktemp("choices") / "choices.jsonl"
+    write_choices(choices, [12] * 4)
+    config = choices.with_name("tiny.toml")
+    config.write_text(
+        '[data]\nperson_column = "user"\npairs = 4\nvalidation_pairs = 1\ntest_pairs = 3\n'
+        f'dataset = "{choices}"\n[model]\nbase_model = "{tiny_model("bert")}"\n'
+        "[federation]\nrounds = 1\n[training]\nlocal_epochs = 1\nrefit_epochs = 1\n",
+        encoding="utf-8",
+    )
+    return ["--config", str(config)]
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def test_an_unknown_data_set(refused: Callable[..., str]) -> None:
+    line = refused("--dataset", "sentae", "--out", "run")
+    assert line.startswith("unknown data set 'sentae'; did you mean 'senate'? known are senate, ")
+    assert refused("--dataset", "sentae").startswith("unknown data set 'sentae'")  # runs/… is not made either
+
+
+def test_a_file_that_is_not_there(refused: Callable[..., str]) -> None:
+    assert refused("--dataset", "absent.jsonl", "--out", "run") == "there is no file absent.jsonl"
+
+
+def rows(*pairs: tuple[str, str, str, str]) -> str:
+    names = ("person", "prompt", "chosen", "rejected")
+    return "".join(json.dumps(dict(zip(names, pair, strict=True))) + "\n" for pair in pairs)
+
+
+def several(person: str, count: int) -> list[tuple[str, str, str, str]]:
+    return [(person, f"{number} ", "yes", "no") for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (rows(*several("ann", 12), *several("bob", 1)), "client 'bob' has no pairs to t"),
+        (rows(*several("ann", 12), *[("bob", "0 ", "yes", "no")] * 8), "client 'bob' has one class"),
+        (rows(*several("ann", 12)) + "{not json\n", "people.jsonl:13: "),
+        (rows(*several("ann", 12), ("ann", "x", "same", "same")), "people.jsonl:13: 'chosen' and 'rejected'"),
+        ("", "it has no rows"),
+        (rows(*several("ann", 12)).replace("person", "whoever"), "doesn't say whose preferences they are"),
+    ],
+    ids=["no pairs", "one class", "no row", "bad row", "empty", "nobody named"],
+)
+def test_people_who_cannot_take_part(
+    refused: Callable[..., str], tiny: list[str], tmp_path: Path, text: str, line: str
+) -> None:
+    (tmp_path / "people.jsonl").write_text(text, encoding="utf-8")
+    plain = tmp_path / "plain.toml"
+    plain.write_text(Path(tiny[1]).read_text(encoding="utf-8").replace('"user"', '""'), encoding="utf-8")
+    found = refused("--config", "plain.toml", "--dataset", "people.jsonl", "--out", "run")
+    assert line in found
+
+
+def test_more_people_than_there_are(refused: Callable[..., str], tiny: list[str]) -> None:
+    assert "5" in refused(*tiny, "--clients", 5, "--out", "run")
+
+
+# --- configuration --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--share", "C"], "adapter.share is 'C'; choose one of B, A, kernel, svd, AB, none, ffa, lore"),
+        (["--rank", 0], "adapter.rank is 0; it must lie in 1 … 512"),
+        (["--rank", 513], "adapter.rank is 513; it must lie in 1 … 512"),
+        (["--rank", 17], "adapter.rank is 17; for these modules it must lie in 1 … 16"),
+        (["--alpha", "nan"], "adapter.alpha is nan; it must be a finite number"),
+        (["--rounds", -1], "federation.rounds is -1; it must lie in 0 … 4000"),
+        (["--rounds", 4001], "federation.rounds is 4001; it must lie in 0 … 4000"),
+        (["--rounds", 2, "--warmup-rounds", 3], "federation.warmup_rounds is 3 but there are only 2 rounds"),
+        (["--cohort", -1], "federation.cohort is -1; it must lie in 0 … 1e+06"),
+        (["--cohort", 5], "federation.cohort is 5 but there are 4 people; lower it"),
+        (["--cohort", 2], "secure aggregation needs a cohort of at least 3, here it is 2; add people, or"),
+        (["--pairs", 0], "data.pairs is 0; it must lie in 1 … 100000"),
+        (["--seed", -1], "run.seed is -1; it must lie in 0 …"),
+        (["--lr-shared", 2], "training.lr_shared is 2.0; it must lie in 0 … 1"),
+        (["--local-epochs", 0], "training.local_epochs is 0; it must lie in 1 … 1000"),
+        (["--layers", 3], "adapter.layers names block 3, but the base model has 3 blocks"),
+        (["--layers", "x"], "--layers is 'x'; it must be whole numbers, separated by commas"),
+        (["--layers", ""], "--layers is ''; it must be whole numbers, separated by commas"),
+        (["--target-modules", "nope"], 'these blocks have no linear module "nope"; there are '),
+        (["--target-modules", ","], "adapter.target_modules is empty"),
+        (["--evaluate", "train"], "data.evaluate is 'train'; choose one of test, validation"),
+        (
+            ["--evaluate", "validation", "--validation-pairs", 0],
+            "data.evaluate is validation, but data.validation_pairs is 0; ask for some, or score on test",
+        ),
+        (["--grid", "cloud"], "grid is 'cloud'; choose one of local, ray"),
+        (["--server-optimizer", "adam"], "choose one of fedavg, fedadam"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_values_out_of_range(
+    refused: Callable[..., str], tiny: list[str], words: list[Any], line: str
+) -> None:
+    assert line in refused(*tiny, *words, "--out", "run")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--rnk", 2], "No such option"),
+        (["--rank", "two"], "Invalid value for '--rank': 'two' is not a valid"),
+        (["--rank"], "Option '--rank' requires an argument"),
+        (["extra"], "Got unexpected extra argument (extra)"),
+    ],
+    ids=["unknown", "no number", "no value", "extra"],
+)
+def test_flags_that_are_none(refused: Callable[..., str], words: list[Any], line: str) -> None:
+    found = refused("--out", "run", *words)
+    assert line in found
+    assert found.endswith("(see --help)")
+
+
+def test_a_command_that_does_not_exist(penchant: Penchant) -> None:
+    ended = penchant("simulat")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "No such command 'simulat'" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[adapter]\nrnak = 2\n", 'unknown configuration key "adapter.rnak"; did you mean "rank"?'),
+        ('"two\\nlines" = 2\n', 'unknown configuration key "two\\nlines"'),
+        ("[adapter]\nrank = 0\n", "adapter.rank is 0; it must lie in 1 … 512"),
+        ('[adapter]\nrank = "2"\n', "adapter.rank is '2'; it must be a whole number"),
+        ("adapter = 3\n", "adapter must be a table"),
+        ("rank = \n", "the configuration is not valid TOML"),
+        ("[a]\n" + "x=[" + "[" * 3000, "the configuration is not valid TOML"),
+    ],
+    ids=["key", "lines in a key", "range", "type", "no table", "no value", "deep"],
+)
+def test_a_wrong_configuration_file(
+    refused: Callable[..., str], tmp_path: Path, text: str, line: str
+) -> None:
+    (tmp_path / "wrong.toml").write_text(text, encoding="utf-8")
+    assert line in refused("--config", "wrong.toml", "--out", "run")
+
+
+@pytest.mark.parametrize("name", ["absent.toml", "."])
+def test_a_configuration_file_that_cannot_be_read(refused: Callable[..., str], name: str) -> None:
+    assert refused("--config", name, "--out", "run").startswith(f"can't read configuration {name}: ")
+
+
+# --- the base model -------------------------------------------------------------------------------
+
+
+def test_a_base_model_that_is_missing(
+    refused: Callable[..., str], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = refused(*tiny, "--base-model", "no-such-model", "--out", "run")
+    assert line.startswith('base model "no-such-model" is no folder, no hub id (owner/name)')
+    line = refused(*tiny, "--base-model", "./no/such/folder", "--out", "run")
+    assert line.startswith('base model "./no/such/folder" is no folder')
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    line = refused(*tiny, "--base-model", "somebody/something", "--out", "run")
+    assert line == (
+        'base model "somebody/something" is not here and can\'t be fetched (ConnectionError); '
+        "check the id and the network, or give a folder"
+    )
+    (tmp_path / "empty").mkdir()
+    line = refused(*tiny, "--base-model", "empty", "--out", "run")
+    assert line.endswith("holds no base model: it needs config.json and *.safetensors")
+
+
+def unreachable(*_: object, **__: object) -> str:
+    raise ConnectionError("of several\nlines")
+
+
+def test_a_base_model_whose_digest_is_wrong(
+    refused: Callable[..., str], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of MiniLM's package with one bit of its weights flipped."""
+    package, _ = base_models.resolve(base_models.DEFAULT_MODEL)
+    copy = tmp_path / "package" / "model"
+    copy.mkdir(parents=True)
+    for path in package.iterdir():
+        if path.is_file() and path.name != "model.safetensors":
+            shutil.copy(path, copy)
+    weights = bytearray((package / "model.safetensors").read_bytes())
+    weights[len(weights) // 2] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    monkeypatch.setattr(base_models, "package_folder", lambda name: copy.parent)
+    line = refused(*tiny, "--base-model", base_models.DEFAULT_MODEL, "--out", "run")
+    assert "model.safetensors has the wrong sha256; install its package again" in line
+    (copy / "model.safetensors").unlink()
+    line = refused(*tiny, "--base-model", base_models.DEFAULT_MODEL, "--out", "run")
+    assert line.startswith('base model "all-MiniLM-L6-v2" has no file ')
+
+
+def test_a_base_model_that_is_torn(
+    refused: Callable[..., str], tiny: list[str], tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model("bert"), tmp_path / "torn")
+    weights = tmp_path / "torn" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    line = refused(*tiny, "--base-model", "torn", "--out", "run")
+    assert line.startswith('base model "torn" can\'t be loaded: ')
+
+
+# --- directories ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports are drawn elsewhere; here they would take most of the time."""
+    monkeypatch.setattr(
+        "penchant.deploy.report.run_page.write_report", lambda result, path: path.write_text("report")
+    )
+
+
+def test_a_run_from_beginning_to_end_then_again(
+    penchant: Penchant, refused: Callable[..., str], tiny: list[str], tmp_path: Path, no_plots: None
+) -> None:
+    done = penchant("simulate", *tiny, "--out", "run", "--rank", 1, "--seed", 3)
+    assert done.code == 0, done.err
+    assert "personal accuracy" in done.out
+    result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
+    assert (result["seed"], result["clients"], result["rounds"]) == (3, 4, 1)
+    assert run_directory.read_config(tmp_path / "run").adapter.rank == 1
+
+    line = refused(*tiny, "--out", "run")
+    assert line == "run is in use; choose another --out, or go on there with --resume run"
+    line = refused("--resume", "run", "--rank", 2)
+    assert line == "run is a run of another configuration; drop the flags or start anew"
+    (tmp_path / "other.toml").write_text("[adapter]\nrank = 2\n", encoding="utf-8")
+    line = refused("--resume", "run", "--config", "other.toml")
+    assert line == "run is a run of another configuration; drop the flags or start anew"
+    assert refused("--resume", "run", "--out", "new") == "--resume goes on in its own directory; drop --out"
+
+    before = tree(tmp_path)
+    for more in ([], ["--rank", 1, "--seed", 3]):  # the same configuration may be said again
+        shown = penchant("simulate", "--resume", "run", *more)
+        assert shown.code == 0
+        assert f"{result['accuracy']['personal']:.3f}" in shown.out
+    assert tree(tmp_path) == before
+
+
+def test_an_output_directory_in_use(refused: Callable[..., str], tiny: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / ".hidden").write_text("mine")
+    for name in ("file", "folder"):
+        line = refused(*tiny, "--out", name)
+        assert line == f"{name} is in use; choose another --out, or go on there with --resume {name}"
+    line = refused(*tiny, "--out", "file/below")
+    assert line.startswith("can't write into file/below: ")
+
+
+def test_a_directory_that_is_no_run(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in ("folder", "absent"):
+        assert refused("--resume", name) == f"{name} is no run directory: it has no config.toml"
+    (tmp_path / "folder" / "config.toml").write_text("[adapter]\nrnak = 1\n")
+    assert refused("--resume", "folder").startswith('unknown configuration key "adapter.rnak"')
+
+
+def test_a_run_that_another_process_works_on(penchant: Penchant, tiny: list[str], tmp_path: Path) -> None:
+    run_directory.create(tmp_path / "run", configure({}, Path(tiny[1])))
+    with run_directory.claim(tmp_path / "run"):
+        ended = penchant("simulate", "--resume", "run")
+    assert ended.code == 2
+    assert "another process works in run; wait for it to end\n" in ended.err
+
+
+def test_a_run_whose_data_or_base_model_changed_meanwhile(
+    penchant: Penchant,
+    tiny: list[str],
+    tiny_model: Callable[[str], Path],
+    tmp_path: Path,
+    no_plots: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(tiny_model("bert"), tmp_path / "base")
+    config = configure({"model.base_model": "base"}, Path(tiny[1]))
+    choices = tmp_path / "choices.jsonl"
+    shutil.copy(config.data.dataset, choices)
+    begun = config.changed({"data.dataset": "choices.jsonl"})
+    run_directory.create(tmp_path / "run", begun)
+    monkeypatch.setattr("penchant.deploy.simulation.runner._federate", interrupted)
+    assert penchant("simulate", "--resume", "run").code == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+
+    text = choices.read_text(encoding="utf-8")
+    choices.write_text("".join(text.splitlines(keepends=True)[:-1]), encoding="utf-8")
+    ended = penchant("simulate", "--resume", "run")
+    assert ended.code == 2
+    assert "run was begun with another data set; put back what it was" in ended.err
+    choices.write_text(text, encoding="utf-8")
+
+    (tmp_path / "base" / "vocab.txt").write_text("another tokenizer file\n", encoding="utf-8")
+    ended = penchant("simulate", "--resume", "run")
+    assert ended.code == 2
+    assert "run was begun with another base model" in ended.err
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+# --- how errors are shown -------------------------------------------------------------------------
+
+
+def test_debug_shows_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words, kind in (
+        (["--dataset", "sentae", "--out", "run", "--debug"], DataError),
+        (["--layers", "x", "--out", "run", "--debug"], ConfigError),
+    ):
+        monkeypatch.setattr("sys.argv", ["penchant", "simulate", *words])
+        with pytest.raises(kind):
+            main()
+    assert tree(tmp_path) == {}
+
+
+def test_an_interrupted_run_says_how_to_go_on(penchant: Penchant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penchant.deploy.simulation.world.prepare", interrupted)
+    ended = penchant("simulate", "--out", "run")
+    assert (ended.code, ended.err) == (130, "penchant: interrupted; go on with --resume DIR\n")
+
+
+def test_a_disk_that_fails_is_one_line_and_no_wrong_use(
+    penchant: Penchant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "run/result.json")
+
+    monkeypatch.setattr("penchant.deploy.simulation.world.prepare", full)
+    ended = penchant("simulate", "--out", "run")
+    assert (ended.code, ended.err) == (1, "penchant: No space left on device: run/result.json\n")
+
+
+def test_an_error_of_several_lines_becomes_one(penchant: Penchant, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wordy(*_: object) -> None:
+        raise DataError("first line\n\n  second line")
+
+    monkeypatch.setattr("penchant.deploy.simulation.world.prepare", wordy)
+    assert penchant("simulate", "--out", "run").err == "penchant: first line second line\n"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def bug(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("penchant.deploy.simulation.world.prepare", bug)
+    monkeypatch.setattr("sys.argv", ["penchant", "simulate", "--out", "run"])
+    with pytest.raises(ZeroDivisionError):
+        main()
+
+
+def test_version_and_help(penchant: Penchant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penchant.deploy.cli.main.version", lambda name: f"{name} 1.2.3")
+    assert penchant("--version") == Ended(0, "penchant 1.2.3\n", "")
+    for words in (["--help"], ["-h"]):
+        ended = penchant(*words)
+        assert (ended.code, ended.err) == (0, "")
+        assert "simulate" in ended.out
+    assert "--warmup-rounds" in penchant("simulate", "--help").out
+
+
+def test_no_command_at_all_shows_the_help_and_nothing_else(penchant: Penchant) -> None:
+    ended = penchant()
+    assert "simulate" in ended.out + ended.err
+    assert "penchant:" not in ended.err
+
+
+# --- precedence -----------------------------------------------------------------------------------
+
+
+def test_defaults_then_recipe_then_file_then_flags(tmp_path: Path) -> None:
+    tuned = recipe("senate", "A")
+    default = RunConfig()
+    key, value = "model.max_tokens", tuned["model.max_tokens"]
+    assert value != default.model.max_tokens
+    assert configure({}, None).model.max_tokens == value
+    assert configure({"data.dataset": "other.jsonl"}, None).model.max_tokens == default.model.max_tokens
+    file = tmp_path / "mine.toml"
+    file.write_text("[model]\nmax_tokens = 99\n", encoding="utf-8")
+    assert configure({}, file).model.max_tokens == 99
+    assert configure({key: 77}, file).model.max_tokens == 77
+    file.write_text(f"[model]\nmax_tokens = {default.model.max_tokens}\n", encoding="utf-8")
+    assert configure({}, file).model.max_tokens == default.model.max_tokens  # said aloud, a default counts
+
+
+def test_the_recipe_is_that_of_the_data_set_and_share_that_file_and_flags_name(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[adapter]\nshare = "none"\n', encoding="utf-8")
+    assert configure({}, file).federation.rounds == recipe("senate", "none")["federation.rounds"]
+    of_b = configure({"adapter.share": "B"}, file)
+    assert of_b.federation.rounds == recipe("senate", "B")["federation.rounds"]
+    assert of_b.adapter.share == "B"
+
+
+@pytest.mark.parametrize("name", ["senate", "senate-masked"])
+@pytest.mark.parametrize("share", ["B", "A", "kernel", "svd", "AB", "none", "ffa", "lore"])
+def test_every_recipe_is_a_valid_configuration(name: str, share: str) -> None:
+    config = configure({"data.dataset": name, "adapter.share": share}, None)
+    assert (config.data.dataset, config.adapter.share) == (name, share)
+
+
+@pytest.mark.parametrize("name", ["../../evil", "senate/../senate", "", ".", "SENATE", "senate.toml"])
+def test_a_recipe_is_found_by_its_plain_name_only(name: str) -> None:
+    assert recipe(name, "A") == {}
+
+
+def test_a_recipes_cohort_is_for_everybody() -> None:
+    """With fewer clients it would be too many."""
+    assert configure({}, None).federation.cohort > 0
+    assert configure({"data.clients": 20}, None).federation.cohort == 0
+    assert configure({"data.clients": 20, "federation.cohort": 9}, None).federation.cohort == 9

@@ -1,0 +1,537 @@
+"""The comparison: identical people, one run a case, restarts, refusals, and numbers worked by hand."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penchant.client.learning.model_cache import Benches
+from penchant.common.config import RunConfig
+from penchant.common.errors import RoundFailed, RunDirectoryError
+from penchant.deploy import run_directory
+from penchant.deploy.cli.main import main
+from penchant.deploy.comparison import runner as comparing
+from penchant.deploy.comparison.cases import Case, combinations
+from penchant.deploy.comparison.conclusions import conclusion, differences, grouped, headline
+from penchant.deploy.comparison.runner import compare
+from penchant.deploy.comparison.statistics import difference
+from penchant.deploy.comparison.table import table
+from penchant.deploy.simulation.runner import simulate
+from penchant.deploy.simulation.world import World, prepare
+
+WORDS = ["motion", "bill", "vote", "table", "cloture", "judge", "budget", "tax"]
+
+
+@pytest.fixture(autouse=True)
+def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cases' own pages are slow to draw, and tested in test_report."""
+    monkeypatch.setattr("penchant.deploy.report.run_page.write_report", lambda result, path: None)
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Path:
+    """TRL rows of five people, 60 prompts of all lengths each; which response wins is theirs alone."""
+    path = tmp_path / "rows.jsonl"
+    draw = random.Random(0)
+    with path.open("w") as file:
+        for name in ("ann", "bob", "cy", "dee", "eve"):
+            taste = draw.sample(WORDS, len(WORDS))
+            for number in range(60):
+                better, worse = sorted(draw.sample(WORDS, 2), key=taste.index)
+                asked = " ".join([name, *draw.choices(WORDS, k=draw.randrange(20)), f"{number} "])
+                row = {"person": name, "prompt": asked, "chosen": better, "rejected": worse}
+                file.write(json.dumps(row) + "\n")
+    return path
+
+
+@pytest.fixture
+def base(rows_file: Path, tiny_model: Callable[[str], Path]) -> RunConfig:
+    """A small and quick run over that file."""
+    return RunConfig().changed(
+        {
+            "data.dataset": str(rows_file),
+            "data.pairs": 6,
+            "data.validation_pairs": 3,
+            "data.test_pairs": 12,
+            "model.base_model": str(tiny_model("bert")),
+            "training.local_epochs": 2,
+            "training.refit_epochs": 2,
+            "federation.rounds": 2,
+            "federation.cohort": 4,
+            "privacy.secagg": False,
+        }
+    )
+
+
+@pytest.fixture
+def settings(base: RunConfig, tmp_path: Path) -> Path:
+    """The same as a file for --config."""
+    path = tmp_path / "settings.toml"
+    path.write_text(base.to_toml())
+    return path
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> list[World]:
+    """The worlds that were really simulated, in order."""
+    worlds: list[World] = []
+
+    def counted(world: World, directory: Path, *args: Any, **more: Any) -> Any:
+        worlds.append(world)
+        return simulate(world, directory, *args, **more)
+
+    monkeypatch.setattr(comparing, "simulate", counted)
+    return worlds
+
+
+def cases(base: RunConfig, shares: str, seeds: str, **lists: str) -> list[RunConfig]:
+    return [base.changed(changes) for changes in combinations(shares=shares, seeds=seeds, **lists)]
+
+
+def penchant(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """The exit code of `penchant compare` with these words, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["penchant", "compare", *map(str, words)])
+    with pytest.raises(SystemExit) as leave:
+        main()
+    return int(leave.value.code or 0)
+
+
+def accuracies(directory: Path) -> dict[tuple[str, int], list[float]]:
+    rows = json.loads((directory / "compare.json").read_text())
+    return {(row["share"], row["pairs"]): row["accuracies"] for row in rows}
+
+
+# --- equal terms ----------------------------------------------------------------------------------
+
+
+def test_every_method_meets_the_same_people_and_pairs(
+    base: RunConfig, tmp_path: Path, played: list[World]
+) -> None:
+    benches = Benches()
+    compare(cases(base, "A,B,AB,none", "0,1", pairs="4,6"), tmp_path / "out", benches=benches)
+    assert len(played) == 16
+    assert benches.loads == 1
+    seen: dict[int, set[str]] = {0: set(), 1: set()}
+    held_out: dict[int, set[Any]] = {0: set(), 1: set()}
+    for world in played:
+        seed = world.config.seed
+        seen[seed].add(f"{world.config.data.pairs} {world.federation.digest}")
+        held_out[seed].add(tuple((p.name, p.validation, p.test) for p in world.federation.people))
+    assert {seed: len(found) for seed, found in seen.items()} == {0: 2, 1: 2}  # one for each number of pairs
+    assert {seed: len(found) for seed, found in held_out.items()} == {0: 1, 1: 1}
+    assert held_out[0] != held_out[1]
+
+
+def test_a_case_is_what_simulate_gives_alone(base: RunConfig, tmp_path: Path) -> None:
+    """Bit for bit, although other seeds' texts went through the model before it: none of them is kept."""
+    benches = Benches()
+    compare(cases(base, "none,A", "0,1"), tmp_path / "out", benches=benches)
+    home = tmp_path / "out" / "cases" / "A-shared-6pairs-all-seed1"
+    config = run_directory.read_config(home)
+    run_directory.create(tmp_path / "alone", config)
+    world = prepare(config)
+    alone = simulate(world, tmp_path / "alone")
+    result = run_directory.read_result(home)
+    assert result is not None
+    assert alone["per_client"] == result["per_client"]
+    last = "checkpoints/round-000003.safetensors"
+    assert (tmp_path / "alone" / last).read_bytes() == (home / last).read_bytes()
+    models = [kept.model(config.model, config.adapter) for kept in (benches, world.benches)]
+    assert len(models[0].cache) == len(models[1].cache) > 0
+
+
+def test_the_row_says_what_was_run_and_what_it_cost(base: RunConfig, tmp_path: Path) -> None:
+    found = compare(cases(base, "A,none", "0,1"), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == found.rows
+    one, alone = found.rows
+    assert (one["share"], one["head"], one["pairs"], one["clients"], one["seeds"]) == (
+        "A",
+        "shared",
+        6,
+        5,
+        [0, 1],
+    )
+    assert (alone["share"], alone["head"]) == ("none", "personal")
+    for row, seeds in ((one, [0, 1]), (alone, [0, 1])):
+        results = [
+            json.loads((tmp_path / "out" / run["directory"] / "result.json").read_text())
+            for run in row["runs"]
+        ]
+        macro = [sum(p["accuracy"] for p in r["per_client"]) / 5 for r in results]
+        assert row["accuracies"] == pytest.approx(macro)
+        assert [r["seed"] for r in results] == seeds
+        assert row["cost"]["client_calls"] == 2 * 4  # rounds times cohort
+        assert row["cost"]["local_epochs"] == 2 * 4 * 2 + 5 * 2  # and everyone's refit
+        assert row["cost"]["bytes_up"] == sum(r["bytes_up"] for x in results for r in x["rounds_log"]) / 2
+        assert row["wall_seconds"] == pytest.approx(sum(r["wall_seconds"] for r in results))
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert "Each had the same budget." in page
+    assert "Client calls" in page
+    assert "Learning curves" not in page
+
+
+def test_several_numbers_of_pairs_give_learning_curves(base: RunConfig, tmp_path: Path) -> None:
+    found = compare(cases(base, "A,none", "0,1", pairs="4,6"), tmp_path / "out")
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert "Learning curves" in page
+    assert "<h3>4 choices a person</h3>" in page
+    assert "<h3>6 choices a person</h3>" in page
+    assert [group.title for group in grouped(found.rows)] == ["4 choices a person", "6 choices a person"]
+    assert all({row["pairs"] for row in group.rows} == {int(group.value)} for group in grouped(found.rows))
+
+
+# --- restarts -------------------------------------------------------------------------------------
+
+
+def test_a_killed_comparison_ends_like_one_that_was_not(base: RunConfig, tmp_path: Path) -> None:
+    """kill -9 in the middle of the second case, in a process of its own."""
+    slow = base.changed({"federation.rounds": 20, "training.local_epochs": 3})
+    (tmp_path / "slow.toml").write_text(slow.to_toml())
+    broken = tmp_path / "broken"
+    words = ["--shares", "A,none", "--seeds", "0", "--config", str(tmp_path / "slow.toml"), "--out"]
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from penchant.deploy.cli.main import main; main()",
+            "compare",
+            *words,
+            str(broken),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    first, second = (broken / "cases" / case.name for case in map(Case.of, cases(slow, "A,none", "0")))
+    try:
+        while not (second / "checkpoints" / "round-000003.safetensors").exists():
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (first / "result.json").exists()
+    assert not (second / "result.json").exists()
+    assert not (broken / "compare.json").exists()
+    before = (first / "result.json").read_bytes()
+
+    for directory in (broken, tmp_path / "whole"):
+        compare(cases(slow, "A,none", "0"), directory)
+    assert accuracies(broken) == accuracies(tmp_path / "whole")
+    assert (first / "result.json").read_bytes() == before  # not run again
+    for home in (first, second):
+        last = home / "checkpoints" / "round-000021.safetensors"
+        assert (tmp_path / "whole" / last.relative_to(broken)).read_bytes() == last.read_bytes()
+
+
+def test_a_case_that_was_only_just_begun_is_begun_again(base: RunConfig, tmp_path: Path) -> None:
+    home = tmp_path / "out" / "cases" / "A-shared-6pairs-all-seed0"
+    home.mkdir(parents=True)
+    (home / ".config.toml.tmp").write_text("seed = ")  # killed while it wrote its configuration
+    assert len(compare(cases(base, "A", "0"), tmp_path / "out").rows) == 1
+
+
+def test_more_seeds_run_only_what_is_new(base: RunConfig, tmp_path: Path, played: list[World]) -> None:
+    compare(cases(base, "A,none", "0,1"), tmp_path / "out")
+    assert [world.config.seed for world in played] == [0, 0, 1, 1]
+    played.clear()
+    before = accuracies(tmp_path / "out")
+    found = compare(cases(base, "A,none", "0,1,2"), tmp_path / "out")
+    assert [(world.config.adapter.share, world.config.seed) for world in played] == [("A", 2), ("none", 2)]
+    assert {key: values[:2] for key, values in accuracies(tmp_path / "out").items()} == before
+    assert [row["seeds"] for row in found.rows] == [[0, 1, 2], [0, 1, 2]]
+
+
+def test_asking_again_runs_nothing_and_forgets_nothing(
+    base: RunConfig, tmp_path: Path, played: list[World]
+) -> None:
+    compare(cases(base, "A,none", "0,1"), tmp_path / "out")
+    before = (tmp_path / "out" / "compare.json").read_bytes()
+    played.clear()
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("a finished comparison needs no model")
+
+    compare(cases(base, "A,none", "0,1"), tmp_path / "out", benches=Benches(never))
+    assert (tmp_path / "out" / "compare.json").read_bytes() == before
+    found = compare(cases(base, "none", "1"), tmp_path / "out", benches=Benches(never))  # part of it
+    assert played == []
+    assert sorted((row["share"], tuple(row["seeds"])) for row in found.rows) == [
+        ("A", (0, 1)),
+        ("none", (0, 1)),
+    ]
+
+
+def test_a_failing_case_is_named_and_the_finished_ones_stand(
+    base: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(world: World, *args: Any, **more: Any) -> Any:
+        if world.config.adapter.share == "none":
+            raise RoundFailed("round 1 failed")
+        return simulate(world, *args, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(comparing, "simulate", failing)
+        with pytest.raises(RoundFailed, match="none-personal-6pairs-all-seed0: round 1 failed"):
+            compare(cases(base, "A,none", "0"), tmp_path / "out")
+    assert not (tmp_path / "out" / "compare.json").exists()
+    assert len(compare(cases(base, "A,none", "0"), tmp_path / "out").rows) == 2
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--shares", "A,X"], "adapter.share is 'X'; choose one of"),
+        (["--shares", ""], "--shares is ''; give a list without gaps"),
+        (["--shares", "A,,B"], "--shares is 'A,,B'; give a list without gaps"),
+        (["--shares", "A,B,A"], "--shares names A twice"),
+        (["--seeds", "0,x"], "--seeds is '0,x'; it must be whole numbers"),
+        (["--seeds", "all"], "--seeds is 'all'; it must be whole numbers"),
+        (["--seeds", "1,01"], "--seeds names 1 twice"),
+        (["--seeds=-1"], "run.seed is -1"),
+        (["--heads", "mine"], "adapter.head is 'mine'; choose one of"),
+        (["--shares", "A,none", "--heads", "shared"], 'share "none" shares nothing'),
+        (["--pairs", "5,5"], "--pairs names 5 twice"),
+        (["--pairs", "5,0"], "data.pairs is 0"),
+        (["--clients", "6"], "6 clients asked for"),
+        (["--dataset", "senat"], "did you mean 'senate'"),
+        (["--base-model", "./nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    words: list[str],
+    says: str,
+    settings: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    code = penchant(
+        monkeypatch, "--shares", "A,B", "--seeds", "0,1", "--config", settings, "--out", out, *words
+    )
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert (code, out.exists()) == (2, False)
+    assert says in told
+
+
+def test_a_case_of_another_configuration_is_refused(
+    base: RunConfig, tmp_path: Path, settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    compare(cases(base, "A,none", "0"), out)
+    before = sorted(path for path in out.rglob("*"))
+    for other, key in (
+        ({"federation.rounds": 3}, "federation.rounds is 2 and 3"),
+        ({"federation.rounds": 3, "seed": 1}, "federation.rounds is 2 and 3"),  # another seed, same row
+        ({"federation.rounds": 3, "data.pairs": 4}, "federation.rounds is 2 and 3"),  # same curve
+        ({"data.evaluate": "validation", "adapter.share": "AB"}, "data.evaluate is test and validation"),
+    ):
+        with pytest.raises(RunDirectoryError, match=key):
+            compare([base.changed({"adapter.share": "A"} | other)], out)
+    assert penchant(monkeypatch, "--config", settings, "--seeds", 0, "--rounds", 3, "--out", out) == 2
+    assert sorted(path for path in out.rglob("*")) == before
+
+
+def test_another_share_may_have_other_rounds(base: RunConfig, tmp_path: Path) -> None:
+    compare(cases(base, "A", "0"), tmp_path / "out")
+    found = compare(cases(base.changed({"federation.rounds": 1}), "none", "0"), tmp_path / "out")
+    assert [(row["share"], row["rounds"]) for row in found.rows] == [("none", 1), ("A", 2)]
+    assert "Methods differ in rounds" in (tmp_path / "out" / "compare.html").read_text()
+
+
+def test_data_that_changed_meanwhile_are_refused(base: RunConfig, tmp_path: Path, rows_file: Path) -> None:
+    compare(cases(base, "A", "0"), tmp_path / "out")
+    lines = rows_file.read_text().splitlines(keepends=True)
+    rows_file.write_text("".join(lines[:-1]))
+    with pytest.raises(RunDirectoryError, match=r"the data set of .* is not what it was"):
+        compare(cases(base, "A,none", "0"), tmp_path / "out")
+
+
+def test_a_directory_with_other_things_is_refused(base: RunConfig, tmp_path: Path) -> None:
+    run_directory.create(tmp_path / "run", base)
+    with pytest.raises(RunDirectoryError, match="in use for something else"):
+        compare(cases(base, "A", "0"), tmp_path / "run")
+    renamed = tmp_path / "out" / "cases" / "A-shared-6pairs-all-seed0"
+    run_directory.create(renamed, Case.of(base.changed({"seed": 1})).config)
+    with pytest.raises(RunDirectoryError, match="not the configuration of a case of this name"):
+        compare(cases(base, "A", "0"), tmp_path / "out")
+
+
+def test_two_comparisons_cannot_work_in_one_directory(
+    base: RunConfig, tmp_path: Path, played: list[World]
+) -> None:
+    (tmp_path / "out").mkdir()
+    with (
+        run_directory.claim(tmp_path / "out"),
+        pytest.raises(RunDirectoryError, match="another process works in"),
+    ):
+        compare(cases(base, "A", "0"), tmp_path / "out")
+    assert played == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+
+
+# --- lists and heads ------------------------------------------------------------------------------
+
+
+def test_seeds_are_outermost_so_that_an_interrupted_comparison_has_whole_ones() -> None:
+    made = combinations(shares="A,none", seeds="0,1", pairs="5,10")
+    assert [(m["seed"], m["data.pairs"], m["adapter.share"]) for m in made] == [
+        (seed, pairs, share) for seed in (0, 1) for pairs in (5, 10) for share in ("A", "none")
+    ]
+    assert all(set(m) == {"seed", "data.pairs", "adapter.share"} for m in made)  # no list, no change
+
+
+def test_nothing_has_a_shared_head_where_nothing_is_shared() -> None:
+    made = combinations(shares="A,none", seeds="0", heads="shared,personal")
+    assert [(m["adapter.share"], m["adapter.head"]) for m in made] == [
+        ("A", "shared"),
+        ("A", "personal"),
+        ("none", "personal"),
+    ]
+
+
+def test_auto_and_what_it_means_are_one_case(base: RunConfig, tmp_path: Path, played: list[World]) -> None:
+    found = compare(cases(base, "A,none", "0", heads="auto,shared,personal"), tmp_path / "out")
+    assert [(row["share"], row["head"]) for row in found.rows] == [
+        ("A", "shared"),
+        ("A", "personal"),
+        ("none", "personal"),
+    ]
+    assert len(played) == 3
+
+
+# --- numbers by hand, and in words ----------------------------------------------------------------
+
+
+def result_of(config: RunConfig, accuracy: float) -> dict[str, Any]:
+    """What result.json would hold of a run with this accuracy, as far as the table needs it."""
+    return {
+        "share": config.adapter.share,
+        "head": config.adapter.head,
+        "pairs": config.data.pairs,
+        "clients": 5,
+        "dataset": "rows",
+        "base_model": "tiny",
+        "evaluated_on": "test",
+        "secagg": True,
+        "rounds": 2,
+        "wall_seconds": 1.5,
+        "accuracy": {"personal": accuracy, "cold_start": None},
+        "rounds_log": [{"cohort": 4, "bytes_up": 100, "bytes_down": 200}] * 2,
+    }
+
+
+def worked(base: RunConfig, values: dict[str, list[float]]) -> list[dict[str, Any]]:
+    results = {}
+    for share, accuracies_ in values.items():
+        for seed, accuracy in enumerate(accuracies_):
+            case = Case.of(base.changed({"adapter.share": share, "seed": seed}))
+            results[case] = result_of(case.config, accuracy)
+    return table(results)
+
+
+def test_standard_error_and_paired_difference_by_hand(base: RunConfig) -> None:
+    """.70, .72, .68: mean .70, deviations 0, .02, -.02, variance .0008/2 = .0004, s.e. .02/√3 = .011547.
+
+    Against .60, .64, .62 the differences are .10, .08, .06: mean .08, standard deviation .02, half the
+    interval 4.303 · .02/√3 = .049687.
+    """
+    one, alone = worked(base, {"A": [0.70, 0.72, 0.68], "none": [0.60, 0.64, 0.62]})
+    assert one["accuracy_mean"] == pytest.approx(0.70)
+    assert one["accuracy_se"] == pytest.approx(0.011547, abs=1e-6)
+    assert one["wall_seconds"] == pytest.approx(4.5)
+    gap = difference(one, alone)
+    assert gap is not None
+    assert (gap.mean, gap.low, gap.high) == (
+        pytest.approx(0.08),
+        pytest.approx(0.030313, abs=1e-5),
+        pytest.approx(0.129687, abs=1e-5),
+    )
+    (group,) = grouped([one, alone])
+    assert differences(group) == [
+        {
+            "label": "A shared, B personal − everyone alone",
+            "difference": "+8.0",
+            "interval": "+3.0 … +13.0",
+            "words": "clearly better",
+        }
+    ]
+    assert headline([group]) == "Sharing A and keeping the rest personal pays."
+
+
+def test_one_seed_has_no_standard_error(base: RunConfig) -> None:
+    (row,) = worked(base, {"A": [0.7]})
+    assert row["accuracy_se"] is None
+    assert row["accuracies"] == [0.7]
+
+
+def test_where_sharing_does_not_help_is_said(base: RunConfig) -> None:
+    (group,) = grouped(worked(base, {"B": [0.61, 0.60], "AB": [0.50, 0.51], "none": [0.60, 0.61]}))
+    told = " ".join(conclusion(group))
+    assert "Not clearly better: “B shared, A personal” (+0.0 points)." in told
+    assert "“one model for all” (−10.0 points)" in told
+    assert headline([group]) == "Sharing B shows no clear gain over everyone alone."
+
+
+def test_what_the_best_can_not_be_told_apart_from_is_said(base: RunConfig) -> None:
+    found = {"A": [0.70, 0.71], "kernel": [0.70, 0.70], "lore": [0.69, 0.71], "none": [0.60, 0.61]}
+    (group,) = grouped(worked(base, found))
+    as_good = "“A, B shared, K personal” (−0.5 points) and “LoRe basis shared” (−0.5 points)"
+    assert f"Not told apart from the best: {as_good}." in conclusion(group)
+    labels = [line["label"] for line in differences(group)]
+    assert "A shared, B personal − LoRe basis shared" in labels
+
+
+def test_a_personal_head_on_shared_factors_is_not_one_model_for_all(base: RunConfig) -> None:
+    personal = base.changed({"adapter.head": "personal"})
+    rows = [
+        *worked(base, {"none": [0.60, 0.61]}),
+        *worked(personal, {"AB": [0.70, 0.71]}),
+    ]
+    (group,) = grouped(rows)
+    assert group.names[0] == "A and B shared, head personal"
+    assert headline([group]) == "Sharing A and B and keeping the rest personal pays."
+    assert not any("one model for all" in sentence for sentence in conclusion(group))
+
+
+def test_several_settings_are_told_apart_in_words(base: RunConfig) -> None:
+    rows = []
+    for pairs, values in ((5, [0.60, 0.50]), (10, [0.70, 0.71]), (20, [0.75, 0.76])):
+        rows += worked(base.changed({"data.pairs": pairs}), {"A": values, "none": [0.60, 0.61]})
+    groups = grouped(rows)
+    assert [group.value for group in groups] == ["5", "10", "20"]
+    assert headline(groups) == (
+        "Sharing with a personal part pays with 10 and 20 choices a person; no clear gain over everyone "
+        "alone with 5 choices a person."
+    )
+
+
+def test_what_is_printed(
+    settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["--shares", "A,none", "--seeds", "0,1", "--config", settings, "--out", out]
+    assert penchant(monkeypatch, *words) == 0
+    told = capsys.readouterr()
+    for row in json.loads((out / "compare.json").read_text()):
+        assert f"{row['accuracy_mean']:.3f} ± {row['accuracy_se']:.3f}" in told.out
+    assert "4/4 none-personal-6pairs-all-seed1" in told.out
+    assert re.search(r"A shared, B personal − everyone|everyone alone − A shared", told.out)
+    assert "WITHOUT SECURE AGGREGATION" in told.err
+    shutil.rmtree(out / "cases" / "none-personal-6pairs-all-seed1")
+    assert penchant(monkeypatch, *words) == 0  # goes on with the same command

@@ -1,0 +1,494 @@
+"""The console of a fleet: invitations, revocations that wait for the authority, live runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from support.console_scene import HOST, PASSWORD, Browser, make_run, text_of
+from support.processes import wait_for
+
+from penchant.common.errors import ConsoleError, JournalError, RunDirectoryError
+from penchant.common.membership.join_token import JoinToken
+from penchant.deploy.cli.main import main
+from penchant.deploy.console import fleet
+from penchant.deploy.console.local import LocalOperations
+from penchant.deploy.fleet import run_activity
+from penchant.deploy.fleet.authority import Office
+from penchant.deploy.fleet.authority_inbox import attend
+from penchant.deploy.fleet.enrolment import Desk, request_revocation
+from penchant.deploy.fleet.server_directory import ServerSettings, Site
+from penchant.deploy.flower.superlink import Control, Door, NodeRow
+from penchant.server.console import passwords
+from penchant.server.console.accounts import Store
+from penchant.server.console.app import build_app
+from penchant.server.console.views.devices import qr_code
+from penchant.server.monitoring.fleet import Node, Token
+from penchant.server.monitoring.run_history import Work, facts_of
+
+DAY = 86400
+
+
+class Nobody:
+    """A SuperLink that has no nodes."""
+
+    def register(self, public_key: bytes, name: str) -> int:
+        return 1
+
+    def unregister(self, node: int) -> None:
+        pass
+
+
+@dataclass
+class World:
+    """A server's directory with five members, its authority, and a console over it."""
+
+    office: Office
+    site: Site
+    store: Store
+    operations: LocalOperations
+    browser: Browser
+
+    @property
+    def id(self) -> str:
+        return self.operations.fleets()[0].id
+
+    def said(self, path: str = "/devices") -> str:
+        return text_of(self.browser.get(path).text)
+
+    def sign(self) -> None:
+        """The authority grants whatever is asked; the server takes its answers over."""
+        attend(self.office, self.site.requests, self.site.answers, lambda matter: True)
+        Desk(self.site).collect(Nobody())
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(passwords, "COST", 2**10)
+    office = Office.init(tmp_path / "authority")
+    for number in range(5):
+        from penchant.common.membership.enrolment import request
+
+        office.issue(request(bytes([number + 1]) * 32), f"device {number}")
+    settings = ServerSettings(addresses=("fleet.example",), superlink_port=9)
+    site = Site.create(tmp_path / "home", settings, office.authority.public_key, office.latest())
+    store = Store(tmp_path / "state")
+    store.add("olga", "operator", PASSWORD)
+    store.add("vera", "viewer", PASSWORD)
+    operations = LocalOperations([site.directory], store)
+    browser = Browser(build_app(store, operations, hosts=frozenset({HOST})), "olga")
+    yield World(office, site, store, operations, browser)
+    store.close()
+
+
+def run_in(world: World, name: str = "first", rounds: int = 3) -> Path:
+    """A run of the fleet, by hand."""
+    directory = make_run(world.site.directory / "runs" / name, rounds)
+    (directory / "blueprint.json").write_text("{}", encoding="utf-8")
+    return directory
+
+
+def answered(world: World) -> None:
+    """Wait until the SuperLink's latest answer is in, or that there is none."""
+    server = world.operations._server(world.operations.fleets()[0])
+    server.link()
+    wait_for("the SuperLink", lambda: not server._asking, 30)
+
+
+def test_a_fleet_without_a_run_is_there_already(world: World) -> None:
+    answered(world)
+    said = world.said("/")
+    assert "home silent – 5 0" in said
+    assert "The SuperLink of home is silent" in said
+    said = world.said()
+    assert "5 node not known not met yet never 0 – –" in said
+    assert "The SuperLink is silent: who is online is not known." in said
+    assert "No token was handed out yet." in said
+
+
+def test_a_token_is_shown_once_with_its_picture_and_kept_nowhere(world: World) -> None:
+    answer = world.browser.post(f"/devices/{world.id}/tokens", {"label": "Kitchen <b>", "days": "3"})
+    assert answer.status_code == 200
+    found = re.search(r'<code id="token">([^<]+)</code>', answer.text)
+    assert found is not None
+    text = found[1]
+    token = JoinToken.read(text, time.time())
+    assert abs(token.terms.expires - time.time() - 3 * DAY) < 60
+    assert qr_code(text) in answer.text  # the very same in the picture
+    assert "Kitchen &lt;b&gt;" in answer.text
+    assert "style=" not in qr_code(text)
+    said = world.said()
+    assert "Kitchen <b>" in said
+    assert "open" in said
+    for path in ("/devices", "/audit", "/"):
+        assert text not in world.browser.get(path).text
+    kept = [p for p in world.store.directory.rglob("*") if p.is_file()]
+    kept += [p for p in world.site.directory.rglob("*") if p.is_file()]
+    assert [p for p in kept if text.encode() in p.read_bytes()] == []
+    (deed,) = [deed for deed in world.store.deeds() if deed.action == "hand out a token"]
+    assert (deed.outcome, deed.detail) == ("done", "days: 3, label: Kitchen <b>")
+
+
+@pytest.mark.parametrize("days", ["0", "91", "x", "-1", "1e3"])
+def test_a_token_is_good_for_sensible_times(world: World, days: str) -> None:
+    assert world.browser.post(f"/devices/{world.id}/tokens", {"label": "x", "days": days}).status_code == 422
+    assert world.operations.tokens(world.operations.fleets()[0]) == []
+
+
+def test_a_revocation_is_pending_until_the_authority_has_signed(world: World) -> None:
+    run_in(world)
+    answer = world.browser.post(f"/devices/{world.id}/revocations", {"member": "3", "why": "lost on a train"})
+    assert answer.status_code == 303
+    assert "revocation pending" in world.said()
+    assert "3 pending lost on a train olga" in world.said()
+    assert "1 revocation pending" in world.said("/")
+    (path,) = world.site.requests.glob("revoke-*.json")
+    assert json.loads(path.read_text(encoding="utf-8")) == {"member": 3, "why": "lost on a train"}
+    world.sign()
+    said = world.said()
+    assert re.search(r"3 signed, list \d+ lost on a train olga", said), said
+    assert "revocation pending" not in said
+    assert "3 node 1003 revoked" in said
+    assert "revocation pending" not in world.said("/")
+    again = world.browser.post(f"/devices/{world.id}/revocations", {"member": "3", "why": "again"})
+    assert again.status_code == 303
+    assert "there is no member 3" in world.said()
+
+
+def test_a_revocation_asked_for_at_the_terminal_is_shown_too(world: World) -> None:
+    request_revocation(world.site.directory, 2, "left")
+    assert "2 pending left command line" in world.said()
+
+
+def test_who_looks_sees_no_token_and_asks_for_nothing(world: World) -> None:
+    viewer = Browser(world.browser.client.app, "vera")
+    for path in ("tokens", "revocations"):
+        answer = viewer.post(f"/devices/{world.id}/{path}", {"label": "x", "days": "1", "member": "3"})
+        assert answer.status_code == 403
+    assert world.operations.tokens(world.operations.fleets()[0]) == []
+    assert list(world.site.requests.iterdir()) == []
+
+
+def test_a_simulation_hands_out_nothing(world: World, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "alone")
+    operations = LocalOperations([tmp_path / "runs"], world.store)
+    browser = Browser(build_app(world.store, operations, hosts=frozenset({HOST})), "olga")
+    (place,) = operations.places()
+    answer = browser.post(f"/devices/{place.id}/tokens", {"label": "x", "days": "1"})
+    assert answer.status_code == 404
+    with pytest.raises(ConsoleError, match="no server here"):
+        operations.invite(place, "x", 1)
+
+
+def test_the_runs_of_a_fleet_are_found_with_their_devices_online(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_in(world)
+    server = world.operations._server(world.operations.fleets()[0])
+    nodes = {"1001": Node(True), "1002": Node(False, 7 * 86400.0), "77": Node(True)}
+    monkeypatch.setattr(server, "_nodes", lambda: nodes)
+    answered(world)
+    said = world.said()
+    assert "online now 2" in said
+    assert "1 node 1001 online now 3 3" in said
+    assert "2 node 1002 offline 20" in said  # seen when the journal says, which is later than 1970
+    assert "live fleet" in world.said("/runs")
+
+
+def test_the_superlink_is_not_asked_for_every_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    server = world.operations._server(world.operations.fleets()[0])
+    monkeypatch.setattr(server, "_nodes", lambda: asked.append(1) or {})
+    for _ in range(5):
+        world.said("/")
+        answered(world)
+    assert len(asked) == 1
+
+
+def test_no_page_waits_for_a_superlink_that_hangs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it said last is shown, with when that was; one that answers drop by drop is silent as well."""
+    run_in(world)
+    server = world.operations._server(world.operations.fleets()[0])
+    assert "asked just now –" in world.said("/")  # before the first answer
+    wait_for("the SuperLink", lambda: not server._asking, 30)
+    monkeypatch.setattr(server, "_nodes", lambda: {"1001": Node(True)})
+    server._asked -= 10
+    answered(world)
+    assert "home up 1 5" in world.said("/")
+    hung, go = threading.Event(), threading.Event()
+
+    def hang() -> dict[str, Node]:
+        hung.set()
+        go.wait(60)
+        raise JournalError("silent")
+
+    monkeypatch.setattr(server, "_nodes", hang)
+    server._asked -= 10
+    assert "home up 1 5" in world.said("/")
+    assert hung.wait(10)
+    server._asked -= 10  # as if it was asked ten seconds ago
+    server._link = replace(server._link, at=time.time() - 60)
+    said = world.said("/")
+    assert re.search(r"home silent 1 20\d\d-\d\d-\d\d \d\d:\d\d UTC 5", said), said
+    assert "The SuperLink of home is silent" in said
+    assert "1 node 1001 unknown 20" in world.said()
+    go.set()
+    wait_for("the end of it", lambda: not server._asking, 30)
+    assert server.link().state == "silent"
+
+
+def test_what_answers_and_is_no_superlink_is_silent(world: World) -> None:
+    import http.server
+
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"not protobuf")
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with Control(Door(f"127.0.0.1:{other.server_port}")) as control, pytest.raises(JournalError):
+            control.nodes()
+        other.shutdown()
+
+
+def test_devices_that_wait_are_shown_with_what_the_authority_compares(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An enrolled device is there before any run has met it; of many tokens the latest are shown."""
+    rows = [Token(f"t{i}", f"device {i}", i, 2e9, "enrolled", i + 1, str(900 + i)) for i in range(20)]
+    rows[0] = Token("t0", "the cellar", 0, 2e9, "waiting", fingerprint="AAAA-BBBB")
+    server = world.operations._server(world.operations.fleets()[0])
+    monkeypatch.setattr(server, "tokens", lambda: rows[::-1])
+    monkeypatch.setattr(server, "_nodes", lambda: {"901": Node(True), "902": Node(False, time.time() - 60)})
+    answered(world)
+    said = world.said()
+    assert "the cellar t0 waiting fingerprint AAAA-BBBB" in said
+    assert "4 earlier" in said
+    assert "4 earlier" not in world.said("/devices?tokens=all")
+    assert "2 node 901 online now 0 – –" in said
+    assert "3 node 902 offline 20" in said
+    assert "1 device waiting to be enrolled" in world.said("/")
+
+
+def test_a_run_that_waits_for_devices_is_noticed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_in(world, "first", 1)
+    server = world.operations._server(world.operations.fleets()[0])
+    monkeypatch.setattr(server, "_nodes", lambda: {str(n): Node(n > 3) for n in range(5)})
+    monkeypatch.setattr(world.operations, "_work", lambda *_: Work(running=True, ours=True))
+    answered(world)
+    config = world.site.run("first") / "config.toml"
+    config.write_text(config.read_text().replace("cohort = 0", "cohort = 4"))
+    assert "first waits for 3 devices It asks 4 at a time; 1 are online." in world.said("/")
+
+
+def test_a_list_that_ends_soon_is_noticed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = time.time()
+    monkeypatch.setattr(
+        "penchant.server.console.views.overview.time.time", lambda: real + 25.1 * DAY
+    )  # 4.9 are left
+    world.store._db.execute("UPDATE sessions SET began = began + ?, used = used + ?", (25.1 * DAY,) * 2)
+    assert "The member list expires in 4 d" in world.said("/")
+    monkeypatch.setattr("penchant.server.console.views.overview.time.time", lambda: real + 31 * DAY)
+    world.store._db.execute("UPDATE sessions SET began = began + ?, used = used + ?", (5.9 * DAY,) * 2)
+    assert "has expired" in world.said("/")
+
+
+# --- live runs ------------------------------------------------------------------------------------
+
+
+class Link:
+    """Stands for Flower's control interface."""
+
+    stopped: list[str]
+
+    def __init__(self) -> None:
+        self.stopped = []
+
+    def __call__(self, door: object, seconds: float = 10.0) -> Link:
+        return self
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def stop(self, run: str) -> None:
+        if not run:
+            raise JournalError("the SuperLink refuses")
+        self.stopped.append(run)
+
+    def nodes(self) -> dict[int, NodeRow]:
+        return {}
+
+
+def test_a_live_run_is_stopped_by_the_superlink(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Link()
+    monkeypatch.setattr(fleet, "Control", link)
+    directory = run_in(world)
+    (place,) = world.operations.places()
+    with pytest.raises(ConsoleError, match="was never started"):
+        world.operations.stop(place)
+    (directory / run_activity.FLOWER_RUN).write_text("4711\n", encoding="utf-8")
+    world.browser.post(f"/runs/{place.id}/stop")
+    assert link.stopped == ["4711"]
+
+
+def test_a_live_run_is_resumed_and_started_through_the_servers_own_command(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SuperLink is down here: its refusal is what the operator reads, and in the run's log."""
+    run_in(world)
+    (place,) = world.operations.places()
+    world.browser.post(f"/runs/{place.id}/resume")
+    assert "Not done:" in world.said(f"/runs/{place.id}")
+    assert any("SuperLink" in line for line in world.operations.log(place, 5))
+    form = {"name": "second", "config": "seed = 1", "where": world.id}
+    answer = world.browser.post("/runs/new", form)
+    assert answer.status_code == 422
+    assert "federation.cohort is 0" in text_of(answer.text)
+    assert world.browser.post("/runs/new", form | {"where": "elsewhere"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("config", "verdict"),
+    [
+        ("", "federation.cohort is 0"),
+        ("[federation]\ncohort = 6", "federation.cohort is 6, but home has 5 members"),
+        ("[federation]\ncohort = 5\n[privacy]\nsecagg = false", "a served run is with secure aggregation"),
+        ("[federation]\ncohort = 5", "It can run 5 devices of home a round, with choices of their own"),
+    ],
+)
+def test_what_a_fleet_can_run_is_said_before_it_is_started(world: World, config: str, verdict: str) -> None:
+    answer = world.browser.post("/runs/check", {"config": config, "where": world.id})
+    assert verdict in text_of(answer.text)
+    if "It can run" not in verdict:
+        answer = world.browser.post("/runs/new", {"name": "x", "config": config, "where": world.id})
+        assert answer.status_code == 422
+        assert verdict in text_of(answer.text)
+        assert world.operations.places() == []
+
+
+def test_a_console_of_a_fleet_alone_simulates_nothing(world: World, tmp_path: Path) -> None:
+    said = world.said("/runs/new")
+    assert "simulated, on this machine" not in said
+    assert "It can run 5 devices of home a round" in said  # everybody is asked, unless another is chosen
+    assert world.browser.post("/runs/check", {"config": "", "where": "elsewhere"}).status_code == 404
+    (tmp_path / "runs").mkdir()
+    both = LocalOperations([tmp_path / "runs", world.site.directory], world.store)
+    browser = Browser(build_app(world.store, both, hosts=frozenset({HOST})), "olga")
+    said = text_of(browser.get("/runs/new").text)
+    assert "simulated, on this machine the fleet home" in said
+    assert "It can run senate" in said
+
+
+def test_stopping_waits_for_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    monkeypatch.setattr(fleet, "Control", Link())
+    monkeypatch.setattr("penchant.deploy.console.local.STOP_SECONDS", 0.3)
+    directory = run_in(world)
+    (directory / run_activity.FLOWER_RUN).write_text("4711\n", encoding="utf-8")
+    (place,) = world.operations.places()
+    with (directory / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConsoleError, match="has not yet"):
+            world.operations.stop(place)
+    world.operations.stop(place)
+
+
+def test_a_lock_says_that_a_live_run_is_at_work(world: World) -> None:
+    import fcntl
+
+    directory = run_in(world)
+    (place,) = world.operations.places()
+    with (directory / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        work = world.operations.work([place])[place.id]
+        assert (work.running, work.ours) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("word", "ago", "state", "why"),
+    [
+        (None, 0, "running", ""),  # Flower has it, and its process comes
+        (None, 200, "failed", "Flower has not begun it; is the server up?"),
+        ("begins", 0, "running", ""),
+        ("begins", 200, "failed", "its process ended without a word"),
+        ("ends: the member list is past its date", 0, "failed", "the member list is past its date"),
+        ("was stopped", 0, "stopped", ""),
+        ("is done", 0, "stopped", ""),  # the journal says that it is not
+    ],
+)
+def test_how_a_live_run_ended_is_what_its_process_said(
+    world: World,
+    word: str | None,
+    ago: int,
+    state: str,
+    why: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the console and at the terminal."""
+    directory = run_in(world)
+    run_activity.say(directory, "Flower run 7 ends: long ago")
+    (directory / run_activity.FLOWER_RUN).write_text("4711", encoding="utf-8")
+    if word is not None:
+        run_activity.say(directory, f"Flower run 4711 {word}")
+    for name in (run_activity.FLOWER_RUN, run_activity.LOG):
+        os.utime(directory / name, (time.time() - ago,) * 2)
+    (place,) = world.operations.places()
+    facts = facts_of(place, world.operations.work([place])[place.id])
+    assert (facts.state, facts.why) == (state, why)
+    monkeypatch.setattr("sys.argv", ["penchant", "server", "status", str(world.site.directory), "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    told = json.loads(capsys.readouterr().out)
+    assert (told["state"], told["why"]) == (state, why or None)
+
+
+def test_of_two_operators_who_resume_at_once_one_is_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = run_in(world)
+    (place,) = world.operations.places()
+    server, resumed = world.operations._server(world.operations.fleets()[0]), []
+
+    def resume(name: str, log: object) -> None:
+        resumed.append(name)
+        time.sleep(0.2)
+        (directory / run_activity.FLOWER_RUN).write_text("4711", encoding="utf-8")
+
+    monkeypatch.setattr(server, "resume", resume)
+    with ThreadPoolExecutor(2) as pool:
+        done = [pool.submit(world.operations.resume, place) for _ in range(2)]
+    errors = [one.exception() for one in done]
+    assert sorted(map(type, errors), key=str) == sorted([type(None), RunDirectoryError], key=str)
+    assert resumed == ["first"]
+
+
+def test_the_log_of_a_live_run_is_its_servers(world: World) -> None:
+    directory = run_in(world)
+    (directory / run_activity.LOG).write_text("round 1: finished\n", encoding="utf-8")
+    (place,) = world.operations.places()
+    assert world.operations.log(place, 5) == ["round 1: finished"]
+    assert "round 1: finished" in world.said(f"/runs/{place.id}")
+
+
+def test_names_are_what_the_server_calls_its_files() -> None:
+    from penchant.deploy.fleet import server_directory
+
+    assert server_directory.SETTINGS == fleet.SETTINGS

@@ -1,0 +1,228 @@
+"""Runs that the console starts: real processes, stopped, resumed, deleted, found again after a restart."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from support.console_scene import make_run
+from support.tastes import write_choices
+
+from penchant.common.errors import ConfigError, ConsoleError, RunDirectoryError, UsageError
+from penchant.deploy.console.local import LocalOperations
+from penchant.server.console.accounts import Store
+from penchant.server.monitoring.run_history import Place, facts_of
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(tmp_path / "state")
+    yield made
+    for job in made.jobs().values():  # what a failed test left
+        if Path(f"/proc/{job['pid']}").exists():
+            os.killpg(job["pid"], signal.SIGKILL)
+    made.close()
+
+
+@pytest.fixture
+def operations(tmp_path: Path, store: Store) -> LocalOperations:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "data").mkdir()
+    return LocalOperations([tmp_path / "runs"], store, tmp_path / "data")
+
+
+@pytest.fixture
+def config(tmp_path: Path, operations: LocalOperations, tiny_model: Callable[[str], Path]) -> str:
+    """Four people on a tiny model; as many rounds as a test likes to wait for."""
+    data = tmp_path / "data"
+    write_choices(data / "choices.jsonl", [12] * 4)
+    (data / "model").mkdir()
+    for path in tiny_model("bert").iterdir():
+        (data / "model" / path.name).write_bytes(path.read_bytes())
+    return (
+        f'[data]\nperson_column = "user"\npairs = 4\nvalidation_pairs = 1\ntest_pairs = 3\n'
+        f'dataset = "{data / "choices.jsonl"}"\n[model]\nbase_model = "{data / "model"}"\n'
+        "[federation]\nrounds = ROUNDS\n[training]\nlocal_epochs = 1\nrefit_epochs = 1\n"
+    )
+
+
+def wait_for(what: str, happened: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.1)
+
+
+def state(operations: LocalOperations, place: Place) -> str:
+    return facts_of(place, operations.work([place])[place.id]).state
+
+
+def settled(operations: LocalOperations, place: Place) -> int:
+    return facts_of(place, operations.work([place])[place.id]).settled
+
+
+def test_a_run_is_started_stopped_resumed_and_ends(
+    operations: LocalOperations, store: Store, config: str
+) -> None:
+    place = operations.start("small", config.replace("ROUNDS", "400"))
+    assert state(operations, place) == "running"
+    with pytest.raises(RunDirectoryError, match="something works on small"):
+        operations.resume(place)
+    with pytest.raises(RunDirectoryError, match="something works on small"):
+        operations.delete(place)
+    wait_for("a round", lambda: settled(operations, place) >= 2)
+    facts = facts_of(place, operations.work([place])[place.id])
+    assert facts.work.ours
+    operations.stop(place)
+    stood = settled(operations, place)
+    assert state(operations, place) == "stopped"
+    with pytest.raises(ConsoleError, match="nothing that this console started"):
+        operations.stop(place)
+    operations.resume(place)
+    wait_for("more rounds", lambda: settled(operations, place) > stood)
+    operations.stop(place)
+    operations.delete(place)
+    assert not place.directory.exists()
+    assert operations.places() == []
+    assert store.jobs() == {}
+
+
+def test_a_run_that_ends_is_finished_and_its_adapter_can_be_had(
+    operations: LocalOperations, config: str
+) -> None:
+    place = operations.start("short", config.replace("ROUNDS", "1"))
+    wait_for("the end", lambda: state(operations, place) in ("finished", "failed"))
+    assert state(operations, place) == "finished", operations.log(place, 20)
+    wait_for("its process", lambda: not operations.work([place])[place.id].running)
+    data = operations.export(place, 1)
+    assert data == operations.export(place, 1)  # the same round, the same bytes
+    with zipfile.ZipFile(BytesIO(data)) as archive:
+        assert {"adapter_config.json", "adapter_model.safetensors", "head.safetensors", "release.json"} < set(
+            archive.namelist()
+        )
+        told = json.loads(archive.read("release.json"))
+        assert (told["round"], told["share"], len(told["checkpoint_sha256"])) == (1, "A", 64)
+        card = archive.read("README.md").decode()
+        assert "tags: [reward-model, shared, penchant]" in card
+        assert "# The shared part of a fleet's reward models" in card
+    with pytest.raises(ConsoleError, match="round 7 has no checkpoint"):
+        operations.export(place, 7)
+
+
+def test_a_run_that_can_not_be_is_failed_with_the_reason(operations: LocalOperations, config: str) -> None:
+    wrong = config.replace("ROUNDS", "1").replace('"user"', '"nobody"')
+    place = operations.start("wrong", wrong)
+    wait_for("the end", lambda: state(operations, place) != "running")
+    facts = facts_of(place, operations.work([place])[place.id])
+    assert facts.state == "failed"
+    assert "nobody" in facts.why
+    assert "Traceback" not in "".join(operations.log(place, 100))
+
+
+def test_a_console_that_is_started_again_finds_its_run(
+    operations: LocalOperations, store: Store, config: str, tmp_path: Path
+) -> None:
+    place = operations.start("small", config.replace("ROUNDS", "400"))
+    wait_for("a round", lambda: settled(operations, place) >= 1)
+    again = LocalOperations([tmp_path / "runs"], store)
+    work = again.work([place])[place.id]
+    assert (work.running, work.ours) == (True, True)
+    child = operations._children[place.id]
+    with pytest.MonkeyPatch.context() as patch:  # as init would, once its parent is gone
+        patch.setattr(time, "sleep", lambda _: child.poll())
+        again.stop(place)
+    assert state(again, place) == "stopped"
+
+
+def test_another_process_is_never_taken_for_ours(
+    operations: LocalOperations, store: Store, tmp_path: Path
+) -> None:
+    directory = make_run(tmp_path / "runs" / "first")
+    (place,) = operations.places()
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    try:
+        store.keep_job(place.id, {"pid": stranger.pid, "began": "12345"})  # the number was given out again
+        assert not operations.work([place])[place.id].running
+        with pytest.raises(ConsoleError, match="nothing that this console started"):
+            operations.stop(place)
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+    assert directory.is_dir()
+
+
+def test_a_run_of_the_terminal_is_seen_and_left_alone(operations: LocalOperations, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "first")
+    (place,) = operations.places()
+    with (place.directory / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        work = operations.work([place])[place.id]
+        assert (work.running, work.ours) == (True, False)
+        for deed in (operations.stop, operations.resume, operations.delete):
+            with pytest.raises((ConsoleError, RunDirectoryError)):
+                deed(place)
+    assert not operations.work([place])[place.id].running
+    assert place.directory.is_dir()
+
+
+def test_names_and_sources_are_checked_before_anything_is_made(
+    operations: LocalOperations, config: str, tmp_path: Path
+) -> None:
+    make_run(tmp_path / "runs" / "first")
+    fine = config.replace("ROUNDS", "1")
+    for name in ("", "..", "a/b", "first", ".x"):
+        with pytest.raises(ConfigError):
+            operations.start(name, fine)
+    outside = tmp_path / "outside.jsonl"
+    outside.write_text("{}", encoding="utf-8")
+    (tmp_path / "data" / "link.jsonl").symlink_to(outside)
+    for source in (outside, tmp_path / "data" / "link.jsonl", tmp_path / "data" / ".." / "outside.jsonl"):
+        with pytest.raises(ConfigError, match="may not read"):
+            operations.check(f'[data]\ndataset = "{source}"')
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["first"]
+
+
+def test_a_link_is_not_deleted_through(operations: LocalOperations, tmp_path: Path) -> None:
+    make_run(tmp_path / "elsewhere")
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
+    (place,) = operations.places()
+    with pytest.raises(ConsoleError, match="is a link"):
+        operations.delete(place)
+    assert (tmp_path / "elsewhere" / "config.toml").is_file()
+
+
+def test_a_log_is_shown_without_what_steers_terminals(operations: LocalOperations, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "first")
+    (place,) = operations.places()
+    assert operations.log(place, 10) == []
+    operations._log_of(place).write_bytes(
+        b"one\n\x1b[31mred\x1b[0m\rover\n\x00\xff\n" + b"x" * 100_000 + b"\nlast\n"
+    )
+    assert operations.log(place, 1) == ["last"]
+    assert all("\x1b" not in line and "\x00" not in line for line in operations.log(place, 10))
+
+
+def test_single_runs_take_no_new_ones(store: Store, tmp_path: Path) -> None:
+    operations = LocalOperations([make_run(tmp_path / "only")], store)
+    assert [place.name for place in operations.places()] == ["only"]
+    with pytest.raises(ConfigError, match="single runs only"):
+        operations.start("new", "seed = 1")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(UsageError, match="is no directory"):
+        LocalOperations([tmp_path / "file"], store)
+
+
+def test_recipes_can_all_be_run(operations: LocalOperations) -> None:
+    for name, text in operations.recipes().items():
+        assert operations.check(text).to_toml() == text, name

@@ -1,0 +1,129 @@
+"""The enrolment authority: requests in, certificates and numbered lists out, and nothing else believed."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from penchant.common.errors import CertificateError, MembershipError, UsageError
+from penchant.common.membership.enrolment import Answer, Request, request
+from penchant.common.membership.identity import Identity, MemberList, Membership
+from penchant.deploy.fleet.authority import KEY, Office
+
+NOW = 1_800_000_000
+
+
+def device(number: int) -> bytes:
+    return bytes([number]) * 32
+
+
+def test_a_device_is_enrolled_by_two_files(tmp_path: Path) -> None:
+    office = Office.init(tmp_path / "authority", now=NOW)
+    asked = Request.decode(request(device(1)).encode())
+    answer = Answer.decode(office.issue(asked, "the kitchen", now=NOW).encode(), office.digest)
+    identity = Identity(device(1), answer.certificate)
+    membership = Membership(answer.authority).accept(answer.members, NOW)
+    membership.check(identity.certificate)
+    assert identity.member == 1
+    assert [(m.number, m.name, m.revoked) for m in office.members()] == [(1, "the kitchen", None)]
+
+
+def test_asking_again_gives_the_same_number_and_a_newer_list(tmp_path: Path) -> None:
+    office = Office.init(tmp_path / "authority", now=NOW)
+    first = office.issue(request(device(1)), now=NOW)
+    second = office.issue(request(device(1)), now=NOW)
+    assert first.certificate == second.certificate
+    assert MemberList.decode(second.members).number > MemberList.decode(first.members).number
+
+
+def test_a_revoked_member_is_out_for_good(tmp_path: Path) -> None:
+    office = Office.init(tmp_path / "authority", now=NOW)
+    answers = [office.issue(request(device(n)), now=NOW) for n in (1, 2)]
+    membership = Membership(office.authority.public_key).accept(office.latest(), NOW)
+    newer = membership.accept(office.revoke(2, "lost", now=NOW), NOW)
+    newer.check(answers[0].certificate)
+    with pytest.raises(MembershipError, match="revoked"):
+        newer.check(answers[1].certificate)
+    with pytest.raises(MembershipError, match="new key"):
+        office.issue(request(device(2)), now=NOW)
+    with pytest.raises(UsageError, match="no member 2"):
+        office.revoke(2, now=NOW)
+    with pytest.raises(MembershipError, match="is behind"):
+        newer.accept(answers[1].members, NOW)
+    assert office.issue(request(device(3)), now=NOW).certificate.member == 3  # numbers are never given twice
+
+
+def test_a_list_ends(tmp_path: Path) -> None:
+    office = Office.init(tmp_path / "authority", now=NOW)
+    listed = office.publish(days=2, now=NOW)
+    membership = Membership(office.authority.public_key)
+    assert membership.accept(listed, NOW + 86400).number == 2
+    with pytest.raises(MembershipError, match="past its date"):
+        membership.accept(listed, NOW + 2 * 86400)
+    with pytest.raises(UsageError, match="days"):
+        office.publish(days=0)
+
+
+def test_a_request_that_its_key_did_not_sign_is_refused() -> None:
+    genuine = request(device(1))
+    forged = Request(Identity.public_of(device(2)), genuine.signature)
+    with pytest.raises(CertificateError, match="not signed"):
+        Request.decode(forged.encode())
+    with pytest.raises(CertificateError, match="no request"):
+        Request.decode(genuine.encode() + b"\0")
+
+
+def test_an_answer_of_another_authority_is_refused(tmp_path: Path) -> None:
+    ours, theirs = Office.init(tmp_path / "ours"), Office.init(tmp_path / "theirs")
+    answer = theirs.issue(request(device(1)))
+    with pytest.raises(CertificateError, match="another authority"):
+        Answer.decode(answer.encode(), ours.digest)
+
+
+def test_the_key_is_kept_for_its_owner_and_never_replaced(tmp_path: Path) -> None:
+    Office.init(tmp_path, "open sesame")
+    assert stat.S_IMODE((tmp_path / KEY).stat().st_mode) == 0o600
+    assert b"ENCRYPTED" in (tmp_path / KEY).read_bytes()
+    with pytest.raises(UsageError, match="exists already"):
+        Office.init(tmp_path)
+    with pytest.raises(UsageError, match="passphrase"):
+        Office(tmp_path, "open barley")
+    with pytest.raises(UsageError, match="no authority"):
+        Office(tmp_path / "elsewhere")
+
+
+def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    program = "from penchant.deploy.cli.main import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", program, "authority", *words],
+        capture_output=True, text=True, env=os.environ | environment, timeout=60,
+    )  # fmt: skip
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    home, secret = tmp_path / "authority", {"PENCHANT_AUTHORITY_PASSPHRASE": "open sesame"}
+    (tmp_path / "device.request").write_bytes(request(device(7)).encode())
+    made = command("init", str(home), **secret)
+    assert made.stdout.startswith("authority "), made.stderr
+    digest = bytes.fromhex(made.stdout.split()[1])
+    files = [str(tmp_path / "device.request"), "--out", str(tmp_path / "device.answer"), "--name", "seven"]
+    assert command("issue", str(home), *files, **secret).stdout.startswith("member 1:")
+    answer = Answer.decode((tmp_path / "device.answer").read_bytes(), digest)
+    assert answer.certificate.public_key == Identity.public_of(device(7))
+    again = command("issue", str(home), *files, **secret)
+    assert (again.returncode, len(again.stderr.splitlines())) == (2, 1)
+    revoked = command("revoke", str(home), "1", "--out", str(tmp_path / "list"), "--why", "lost", **secret)
+    assert revoked.returncode == 0, revoked.stderr
+    (row,) = json.loads(command("list", str(home), "--json", **secret).stdout)
+    assert (row["name"], row["why"]) == ("seven", "lost")
+    wrong = command(
+        "publish", str(home), "--out", str(tmp_path / "other"), PENCHANT_AUTHORITY_PASSPHRASE="no"
+    )
+    assert wrong.returncode == 2
+    assert not (tmp_path / "other").exists()

@@ -1,0 +1,527 @@
+"""A device joins with a token: the whole way in one process, and every way in that must stay shut."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from penchant.client.device import joining
+from penchant.client.device.device import Home
+from penchant.client.device.supernode_files import Node
+from penchant.common.errors import (
+    CertificateError,
+    CodecError,
+    EnrolmentError,
+    EnrolmentPending,
+    JournalError,
+    MembershipError,
+    OlderList,
+    TokenError,
+    UsageError,
+)
+from penchant.common.membership.enrolment import Answer, Asked, JoinReply, JoinRequest, request
+from penchant.common.membership.identity import MemberList
+from penchant.common.membership.join_token import JoinToken, Terms
+from penchant.deploy.fleet.authority import Office
+from penchant.deploy.fleet.authority_inbox import Matter, attend
+from penchant.deploy.fleet.enrolment import Desk, hand_out, request_revocation
+from penchant.deploy.fleet.enrolment_service import Budget, build_service
+from penchant.deploy.fleet.server_directory import ServerSettings, Site
+
+DAY = 86400
+
+
+@dataclass
+class Nodes:
+    """Stands for the SuperLink: which keys may connect."""
+
+    known: dict[int, bytes] = field(default_factory=dict)
+    up: bool = True
+    last: int = 2**63  # Flower's ids fill 64 bits
+
+    def register(self, public_key: bytes, name: str) -> int:
+        self._answer()
+        self.last += 1
+        self.known[self.last] = public_key
+        return self.last
+
+    def unregister(self, node: int) -> None:
+        self._answer()
+        self.known.pop(node, None)
+
+    def _answer(self) -> None:
+        if not self.up:
+            raise JournalError("the SuperLink is silent")
+
+
+@dataclass
+class Fleet:
+    """A server with its service, and an authority, on one disk."""
+
+    site: Site
+    office: Office
+    nodes: Nodes
+    moment: float
+    seen: list[tuple[str, bytes]] = field(default_factory=list)  # (path, body) of what devices sent
+
+    def connect(self, address: str, context: ssl.SSLContext | None) -> httpx.Client:
+        """As `joining.https`, straight into the service; the pinned CA is what the token's digest says."""
+        service = build_service(self.site, self.nodes, clock=lambda: self.moment, collect=False)
+        client = TestClient(service, base_url=f"http://{address}", raise_server_exceptions=False)
+
+        def note(request: httpx.Request) -> None:
+            self.seen.append((request.url.path, request.read()))
+
+        client.event_hooks["request"] = [note]
+        return client  # type: ignore[return-value]
+
+    def token(self, name: str = "kitchen") -> JoinToken:
+        return hand_out(self.site.directory, name, time.time() + DAY)
+
+    def attend(self, *, grant: bool = True) -> list[str]:
+        return attend(self.office, self.site.requests, self.site.answers, lambda matter: grant)
+
+    def join(self, home: Path, token: JoinToken) -> int:
+        return joining.join(Home(home), token, home / "node", home / "agent.sock", self.connect)
+
+    def enrol(self, home: Path, token: JoinToken) -> int:
+        with pytest.raises(EnrolmentPending):
+            self.join(home, token)
+        self.attend()
+        return self.join(home, token)
+
+    def post(self, body: bytes) -> httpx.Response:
+        with self.connect("fleet.example:8443", None) as client:
+            return client.post("/enrol/join", content=body)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Fleet:
+    office = Office.init(tmp_path / "authority")
+    settings = ServerSettings(addresses=("fleet.example",))
+    site = Site.create(tmp_path / "server", settings, office.authority.public_key, office.latest())
+    return Fleet(site, office, Nodes(), time.time())
+
+
+# --- the token ------------------------------------------------------------------------------------
+
+
+def test_a_token_is_one_line_that_holds_all_that_is_trusted(fleet: Fleet) -> None:
+    token = fleet.token()
+    text = token.text()
+    assert (len(text.split()), len(text) < 300) == (1, True)
+    again = JoinToken.read(f" {text[:40]}\n{text[40:]} ", time.time())  # as mail wraps it
+    assert again == token
+    assert token.terms.ca == fleet.site.ca_digest
+    assert token.terms.authority == fleet.office.digest
+    assert token.terms.address == "fleet.example:8443"
+    assert repr(token).count("private") == 0
+    assert token.private.hex() not in repr(token)
+
+
+def test_a_damaged_token_is_refused_before_anything_is_asked(fleet: Fleet) -> None:
+    text = fleet.token().text()
+    for at in range(len("penchant1_"), len(text), 7):
+        other = text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1 :]
+        with pytest.raises(TokenError, match="damaged"):
+            JoinToken.read(other, time.time())
+    for bad in ("", "penchant1_", text[:-5], text + "AA", "penchant2_" + text[10:], "penchant1_" + "é" * 40):
+        with pytest.raises(TokenError):
+            JoinToken.read(bad, time.time())
+
+
+def test_a_token_ends(fleet: Fleet) -> None:
+    text = fleet.token().text()
+    with pytest.raises(TokenError, match="past its date"):
+        JoinToken.read(text, time.time() + DAY)
+    for moment in (time.time() - 1, time.time() + 100 * DAY):
+        with pytest.raises(UsageError, match="90 days"):
+            hand_out(fleet.site.directory, "kitchen", moment)
+
+
+def test_the_server_keeps_no_token_that_could_be_stolen(fleet: Fleet) -> None:
+    token = fleet.token()
+    for path in fleet.site.directory.rglob("*"):
+        if path.is_file():
+            assert token.private not in path.read_bytes(), path
+
+
+# --- a device joins -------------------------------------------------------------------------------
+
+
+def test_a_device_joins(fleet: Fleet, tmp_path: Path) -> None:
+    home, token = tmp_path / "device", fleet.token()
+    with pytest.raises(EnrolmentPending, match="has not answered"):
+        fleet.join(home, token)
+    (waiting,) = Desk(fleet.site).enrolments()
+    assert (waiting.state, waiting.name, waiting.member) == ("waiting", "kitchen", None)
+    with pytest.raises(EnrolmentPending, match=waiting.fingerprint):  # what both sides compare
+        fleet.join(home, token)
+    assert fleet.attend() == ["member 1: kitchen"]
+    assert fleet.join(home, token) == 1
+    assert fleet.join(home, token) == 1  # again: nothing happens
+    device, node = Home(home), Node.read(home / "node")
+    assert device.member == 1
+    assert node.superlink == "fleet.example:8443"
+    assert node.ca.read_bytes() == fleet.site.ca
+    assert stat.S_IMODE(node.key.stat().st_mode) == 0o600
+    assert node.key.read_bytes().startswith(b"-----BEGIN OPENSSH PRIVATE KEY")
+    (enrolled,) = Desk(fleet.site).enrolments()
+    assert (enrolled.state, enrolled.member, [enrolled.node]) == ("enrolled", 1, list(fleet.nodes.known))
+    assert list(fleet.site.requests.iterdir()) == list(fleet.site.answers.iterdir()) == []
+    (only,) = {body for path, body in fleet.seen if path == "/enrol/join"}  # the same request each time
+    assert JoinRequest.decode(only).node_key in fleet.nodes.known.values()
+
+
+def test_private_keys_stay_on_the_device(fleet: Fleet, tmp_path: Path) -> None:
+    home, token = tmp_path / "device", fleet.token()
+    fleet.enrol(home, token)
+    secrets = [token.private, token.private.hex().encode(), Home(home)._identity().private]
+    sent = b"".join(body for _, body in fleet.seen)
+    kept = b"".join(p.read_bytes() for p in fleet.site.directory.rglob("*") if p.is_file())
+    for secret in secrets:
+        assert secret not in sent + kept
+
+
+def test_what_the_authority_refuses_stays_out(fleet: Fleet, tmp_path: Path) -> None:
+    home, token, asked = tmp_path / "device", fleet.token(), []
+    with pytest.raises(EnrolmentPending):
+        fleet.join(home, token)
+
+    def no(matter: Matter) -> bool:
+        asked.append(matter)
+        return False
+
+    assert attend(fleet.office, fleet.site.requests, fleet.site.answers, no) == []
+    assert [(m.kind, m.what) for m in asked] == [("enrol", "kitchen")]
+    with pytest.raises(EnrolmentPending):
+        fleet.join(home, token)
+    assert fleet.nodes.known == {}
+
+
+def test_an_authority_on_a_stick(fleet: Fleet, tmp_path: Path) -> None:
+    """Requests and answers are files: they may be carried, late and more than once."""
+    home, token = tmp_path / "device", fleet.token("ein Gerät")
+    with pytest.raises(EnrolmentPending):
+        fleet.join(home, token)
+    (file,) = fleet.site.requests.iterdir()
+    answer = fleet.office.issue(Asked.decode(file.read_bytes()).request)
+    for _ in range(2):
+        (fleet.site.answers / "whatever.answer").write_bytes(answer.encode())
+        Desk(fleet.site).collect(fleet.nodes)
+    assert fleet.join(home, token) == 1
+    assert list(fleet.site.answers.iterdir()) == []
+
+
+def test_a_node_is_registered_before_its_device_hears_the_answer(fleet: Fleet, tmp_path: Path) -> None:
+    home, token = tmp_path / "device", fleet.token()
+    with pytest.raises(EnrolmentPending):
+        fleet.join(home, token)
+    fleet.attend()
+    fleet.nodes.up = False
+    with pytest.raises(EnrolmentPending):  # it could not connect
+        fleet.join(home, token)
+    fleet.nodes.up = True
+    assert fleet.join(home, token) == 1
+
+
+def test_a_device_that_has_left_joins_with_new_keys(fleet: Fleet, tmp_path: Path) -> None:
+    home = tmp_path / "device"
+    fleet.enrol(home, fleet.token())
+    first = Node.read(home / "node").key.read_bytes()
+    other = fleet.token()
+    with pytest.raises(UsageError, match="leave"):
+        fleet.join(home, other)
+    Home(home).leave()
+    assert fleet.enrol(home, other) == 2
+    assert Node.read(home / "node").key.read_bytes() != first
+
+
+# --- ways in that stay shut -----------------------------------------------------------------------
+
+
+def test_a_token_is_used_once(fleet: Fleet, tmp_path: Path) -> None:
+    token = fleet.token()
+    fleet.enrol(tmp_path / "device", token)
+    with pytest.raises(EnrolmentError, match="another device"):
+        fleet.join(tmp_path / "thief", token)
+    assert Home(tmp_path / "thief").member is None
+
+
+def test_a_token_that_was_not_used_in_time_is_refused_by_the_server(fleet: Fleet, tmp_path: Path) -> None:
+    token = fleet.token()
+    fleet.moment = time.time() + 2 * DAY  # the device's own clock is behind
+    with pytest.raises(EnrolmentError, match="past its date"):
+        fleet.join(tmp_path / "device", token)
+    assert list(fleet.site.requests.iterdir()) == []
+
+
+def test_a_token_that_was_used_in_time_may_wait_for_the_authority(fleet: Fleet, tmp_path: Path) -> None:
+    home, token = tmp_path / "device", fleet.token()
+    with pytest.raises(EnrolmentPending):
+        fleet.join(home, token)
+    fleet.moment = time.time() + 20 * DAY
+    fleet.attend()
+    assert fleet.join(home, token) == 1
+
+
+def test_a_token_of_another_server_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+    stranger = JoinToken.create(fleet.token().terms)
+    with pytest.raises(EnrolmentError, match="no such token"):
+        fleet.join(tmp_path / "device", stranger)
+
+
+@pytest.mark.parametrize("changed", ["address", "expires", "authority"])
+def test_a_token_whose_terms_were_changed_is_refused_by_the_server(
+    fleet: Fleet, tmp_path: Path, changed: str
+) -> None:
+    """Someone on the way rewrote it, checksum and all: the request is over what the device was told."""
+    token = fleet.token()
+    value = {"address": "evil.example:1", "expires": token.terms.expires + DAY, "authority": bytes(32)}[
+        changed
+    ]
+    forged = JoinToken(replace(token.terms, **{changed: value}), token.private)
+    with pytest.raises(EnrolmentError, match="token was changed"):
+        fleet.join(tmp_path / "device", JoinToken.read(forged.text(), time.time()))
+
+
+def test_another_server_at_the_tokens_address_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+    """Nothing is sent to a server whose CA does not have the token's digest."""
+    token = fleet.token()
+    forged = JoinToken(replace(token.terms, ca=bytes(32)), token.private)
+    with pytest.raises(EnrolmentError, match="do not go on"):
+        fleet.join(tmp_path / "device", forged)
+    assert [path for path, _ in fleet.seen] == ["/enrol/ca"]
+    assert not (tmp_path / "device" / "node").exists()
+
+
+@pytest.mark.parametrize("size", [20_000, 2_000_000])
+def test_whoever_answers_can_not_fill_the_device(fleet: Fleet, tmp_path: Path, size: int) -> None:
+    taken = []
+
+    class Endless(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            for _ in range(size // 1000):
+                taken.append(1000)
+                yield b"x" * 1000
+
+    def flood(address: str, context: ssl.SSLContext | None) -> httpx.Client:
+        transport = httpx.MockTransport(lambda asked: httpx.Response(200, stream=Endless()))
+        return httpx.Client(base_url="https://x", transport=transport)
+
+    home = tmp_path / "device"
+    with pytest.raises(EnrolmentError, match="too long"):
+        joining.join(Home(home), fleet.token(), home / "node", home / "agent.sock", flood)
+    assert sum(taken) < 100_000
+
+
+def test_an_answer_of_another_authority_is_refused_by_the_device(fleet: Fleet, tmp_path: Path) -> None:
+    """The server lies: it has the request certified by an authority of its own."""
+    home, token, other = tmp_path / "device", fleet.token(), Office.init(tmp_path / "other")
+    with pytest.raises(EnrolmentPending):
+        fleet.join(home, token)
+    forged = other.issue(Asked.decode(next(fleet.site.requests.iterdir()).read_bytes()).request)
+
+    def lying(address: str, context: ssl.SSLContext | None) -> httpx.Client:
+        def respond(asked: httpx.Request) -> httpx.Response:
+            good = fleet.site.ca if asked.url.path == "/enrol/ca" else JoinReply(forged.encode()).encode()
+            return httpx.Response(200, content=good)
+
+        return httpx.Client(base_url="https://x", transport=httpx.MockTransport(respond))
+
+    with pytest.raises(CertificateError, match="another authority"):
+        joining.join(Home(home), token, home / "node", home / "agent.sock", lying)
+    assert Home(home).member is None
+
+
+def test_a_foreign_answer_at_the_server_is_put_aside(fleet: Fleet, tmp_path: Path) -> None:
+    home, token, other = tmp_path / "device", fleet.token(), Office.init(tmp_path / "other")
+    with pytest.raises(EnrolmentPending):
+        fleet.join(home, token)
+    asked = Asked.decode(next(fleet.site.requests.iterdir()).read_bytes()).request
+    (fleet.site.answers / "a.answer").write_bytes(other.issue(asked).encode())
+    (fleet.site.answers / "b.answer").write_bytes(b"junk")
+    (fleet.site.answers / "c.answer").write_bytes(fleet.office.issue(request(bytes(range(32)))).encode())
+    with pytest.raises(EnrolmentPending):
+        fleet.join(home, token)
+    assert sorted(p.name for p in fleet.site.answers.iterdir()) == [
+        "a.answer.refused", "b.answer.refused", "c.answer.refused",
+    ]  # fmt: skip
+    assert fleet.nodes.known == {}
+
+
+def test_a_replayed_request_enrols_nobody_else(fleet: Fleet, tmp_path: Path) -> None:
+    """Who has the bytes of a request gets what it got: a certificate for a key that they don't have."""
+    home, token = tmp_path / "device", fleet.token()
+    fleet.enrol(home, token)
+    body = next(body for path, body in fleet.seen if path == "/enrol/join")
+    reply = JoinReply.decode(fleet.post(body).content)
+    assert Answer.decode(reply.answer, fleet.office.digest).certificate.member == 1
+    assert len(Desk(fleet.site).enrolments()) == len(fleet.nodes.known) == 1
+
+
+def test_a_used_identity_or_node_key_is_refused_with_another_token(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.enrol(tmp_path / "device", fleet.token())
+    sent = JoinRequest.decode(next(body for path, body in fleet.seen if path == "/enrol/join"))
+    again = fleet.token().sign(sent.asked, sent.node_key)
+    assert fleet.post(again.encode()).status_code == 403
+    stolen = fleet.token().sign(request(bytes([9]) * 32), sent.node_key)
+    assert fleet.post(stolen.encode()).status_code == 403
+    assert len(fleet.nodes.known) == 1
+
+
+def test_tampered_requests_are_refused_in_one_line(fleet: Fleet, tmp_path: Path) -> None:
+    with pytest.raises(EnrolmentPending):
+        fleet.join(tmp_path / "device", fleet.token())
+    body = next(body for path, body in fleet.seen if path == "/enrol/join")
+    for at in range(0, len(body), 9):
+        bad = fleet.post(body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :])
+        assert bad.status_code in (400, 403), at
+        assert len(json.loads(bad.content)["error"].splitlines()) == 1
+    assert fleet.post(body + b"\0").status_code == 400
+    assert fleet.post(b"").status_code == 400
+    assert fleet.post(bytes(100_000)).status_code == 413
+    assert len(Desk(fleet.site).enrolments()) == 1
+
+
+@given(st.binary(max_size=800))
+def test_no_bytes_break_the_reading_of_requests_and_replies(data: bytes) -> None:
+    for read in (JoinRequest.decode, JoinReply.decode, Asked.decode):
+        with suppress(CodecError, CertificateError):
+            assert read(data).encode() == data
+
+
+@given(st.text(max_size=400), st.booleans())
+def test_no_text_breaks_the_reading_of_tokens(text: str, prefixed: bool) -> None:
+    with pytest.raises(TokenError):
+        JoinToken.read("penchant1_" * prefixed + text, 0.0)
+
+
+@pytest.mark.parametrize("pem", [b"", b"junk", b"-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----\n"])
+def test_a_node_key_that_is_none_is_refused(fleet: Fleet, pem: bytes) -> None:
+    said = fleet.post(fleet.token().sign(request(bytes([3]) * 32), pem).encode())
+    assert (said.status_code, "PEM" in said.json()["error"]) == (403, True)
+
+
+def test_there_is_nothing_else_to_be_called(fleet: Fleet) -> None:
+    with fleet.connect("x", None) as client:
+        for path in ("/", "/docs", "/openapi.json", "/enrol/", "/enrol/join/", "/enrol/members"):
+            assert client.get(path, follow_redirects=False).status_code in (404, 307), path
+        assert client.get("/enrol/join").status_code == 405
+        assert client.post("/enrol/ca").status_code == 405
+
+
+def test_each_address_has_a_budget(fleet: Fleet) -> None:
+    moment = [0.0]
+    budget = Budget(60, clock=lambda: moment[0])
+    assert [budget.spend("a") for _ in range(31)] == [True] * 30 + [False]
+    assert budget.spend("b")
+    moment[0] = 1.0
+    assert [budget.spend("a"), budget.spend("a")] == [True, False]
+    with fleet.connect("x", None) as client:
+        codes = [client.get("/enrol/ca", headers={"X-Real-IP": "1.2.3.4"}).status_code for _ in range(31)]
+        assert codes == [200] * 30 + [429]
+        assert client.get("/enrol/ca", headers={"X-Real-IP": "1.2.3.5"}).status_code == 200
+
+
+# --- revocation -----------------------------------------------------------------------------------
+
+
+def test_a_revoked_member_is_out_at_the_server(fleet: Fleet, tmp_path: Path) -> None:
+    token = fleet.token()
+    fleet.enrol(tmp_path / "device", token)
+    path = request_revocation(fleet.site.directory, 1, "lost")
+    assert fleet.attend(grant=False) == []
+    assert fleet.attend() == ["member 1 is revoked"]
+    Desk(fleet.site).collect(fleet.nodes)
+    assert fleet.nodes.known == {}
+    assert not path.exists()
+    assert [e.state for e in Desk(fleet.site).enrolments()] == ["out"]
+    body = next(body for path, body in fleet.seen if path == "/enrol/join")
+    assert fleet.post(body).status_code == 403
+    with pytest.raises(UsageError, match="no member 1"):
+        request_revocation(fleet.site.directory, 1)
+
+
+def test_older_and_foreign_lists_are_refused(fleet: Fleet, tmp_path: Path) -> None:
+    old = fleet.office.latest()
+    fleet.enrol(tmp_path / "device", fleet.token())
+    with pytest.raises(OlderList):
+        fleet.site.take_members(old)
+    with pytest.raises(MembershipError, match="not signed"):
+        fleet.site.take_members(Office.init(tmp_path / "other").latest())
+    current = fleet.site.membership().number
+    (fleet.site.answers / "members.list").write_bytes(old)
+    Desk(fleet.site).collect(fleet.nodes)  # a copy that arrives late: no offence
+    assert fleet.site.membership().number == current
+    assert list(fleet.site.answers.iterdir()) == []
+
+
+def test_a_list_that_has_ended_is_replaced_by_a_newer_one(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = time.time() + 40 * DAY
+    monkeypatch.setattr("time.time", lambda: later)
+    with pytest.raises(MembershipError, match="past its date"):
+        fleet.site.membership()
+    newer = fleet.office.publish()
+    assert fleet.site.take_members(newer) == MemberList.decode(newer).number == fleet.site.membership().number
+
+
+def test_the_authority_publishes_before_its_list_ends(fleet: Fleet) -> None:
+    assert fleet.attend() == []
+    soon = time.time() + 24 * DAY
+    (line,) = attend(fleet.office, fleet.site.requests, fleet.site.answers, lambda m: True, now=soon)
+    assert "about to end" in line
+    assert (fleet.site.answers / "members.list").exists()
+
+
+def test_nodes_come_back_after_the_superlink_lost_its_record(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.enrol(tmp_path / "device", fleet.token())
+    fleet.nodes.known.clear()
+    desk = Desk(fleet.site)
+    desk.recheck_nodes()
+    desk.collect(fleet.nodes)
+    assert len(fleet.nodes.known) == 1
+
+
+def test_a_revocation_while_the_service_was_down_is_not_forgotten(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.enrol(tmp_path / "device", fleet.token())
+    fleet.site.take_members(fleet.office.revoke(1))
+    desk = Desk(fleet.site)
+    desk.recheck_nodes()
+    desk.collect(fleet.nodes)
+    assert fleet.nodes.known == {}
+
+
+# --- the server's directory -----------------------------------------------------------------------
+
+
+def test_a_servers_directory_is_made_once_and_checked_first(fleet: Fleet, tmp_path: Path) -> None:
+    key, members = fleet.office.authority.public_key, fleet.office.latest()
+    settings = ServerSettings(addresses=("fleet.example",))
+    with pytest.raises(UsageError, match="in use"):
+        Site.create(fleet.site.directory, settings, key, members)
+    for bad in ((b"short", members), (bytes(32), members)):
+        with pytest.raises((UsageError, MembershipError)):
+            Site.create(tmp_path / "new", settings, *bad)
+    assert not (tmp_path / "new").exists()
+    for path in (fleet.site.secret, *fleet.site.tls.folder.glob("*.key")):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+def test_terms_are_what_the_signature_is_over(fleet: Fleet) -> None:
+    terms = Terms("a:1", bytes(32), bytes(32), 5)
+    assert JoinToken.create(terms) != JoinToken.create(terms)

@@ -1,0 +1,234 @@
+"""The gateway's configuration, the server's certificates, and what keeps its processes up."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from penchant.common.errors import ConfigError, GatewayError, UsageError
+from penchant.deploy.fleet import gateway
+from penchant.deploy.fleet.authority import Office
+from penchant.deploy.fleet.certificates import Pair, ca_digest, days_left, issue, make_ca
+from penchant.deploy.fleet.server_directory import ServerSettings, Site
+from penchant.deploy.fleet.supervisor import Part, supervise
+from penchant.deploy.flower.superlink import FLEET_PATHS
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    office = Office.init(tmp_path / "authority")
+    settings = ServerSettings(addresses=("fleet.example", "192.0.2.7", "2001:db8::1"), port=8443)
+    return Site.create(tmp_path / "server", settings, office.authority.public_key, office.latest())
+
+
+# --- what passes ----------------------------------------------------------------------------------
+
+
+def test_the_gateway_passes_what_a_supernode_asks_for_and_two_paths_of_ours(site: Site) -> None:
+    text = gateway.configuration(site)
+    passed = dict(re.findall(r"location = (\S+) \{.*?proxy_pass (\S+);", text, re.S))
+    fleet = {f"/v1/fleet/{name}": f"https://superlink/v1/fleet/{name}" for name in FLEET_PATHS}
+    ours = {f"/enrol/{name}": f"http://enrolment/enrol/{name}" for name in ("ca", "join")}
+    assert passed == fleet | ours  # each to a fixed address: no path that a client wrote is passed on
+    assert re.findall(r"location ([^=\s]\S*) \{(.*?)\}", text) == [
+        ("@again", " return 503; "),
+        ("/", " return 404; "),
+    ]
+    assert text.count("error_page 500 =503 @again;") == len(FLEET_PATHS)
+    assert "control" not in re.sub(r"#.*", "", text)
+    assert text.count("listen ") == 1
+
+
+def test_the_paths_are_those_of_flowers_own_client() -> None:
+    """A version of Flower that asks for more, or less, is noticed here."""
+    from flwr.supernode import fleet_http_client
+
+    asked = {
+        node.value.removeprefix("/v1/fleet/")
+        for node in ast.walk(ast.parse(inspect.getsource(fleet_http_client)))
+        if isinstance(node, ast.Constant) and str(node.value).startswith("/v1/fleet/")
+    }
+    assert asked - set(FLEET_PATHS) == {"register-node", "unregister-node"}  # a node that enrols itself
+    assert set(FLEET_PATHS) <= asked
+
+
+def test_a_name_that_would_change_the_configuration_is_refused(tmp_path: Path) -> None:
+    for bad in ("a b", "a;", "a{", "-a", "", "a\nb", "$host"):
+        with pytest.raises(ConfigError):
+            ServerSettings(addresses=(bad,))
+        with pytest.raises(ConfigError):
+            ServerSettings(addresses=("a",), listen=bad)
+    with pytest.raises(ConfigError, match="name a host"):
+        ServerSettings()
+    with pytest.raises(ConfigError, match="user"):
+        ServerSettings(addresses=("a",), user="root; ")
+    office = Office.init(tmp_path / "authority")
+    odd = Site.create(
+        tmp_path / "a;b", ServerSettings(addresses=("a",)), office.authority.public_key, office.latest()
+    )
+    with pytest.raises(GatewayError, match="plainer"):
+        gateway.configuration(odd)
+
+
+def test_without_nginx_it_says_where_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name, path=None: None)
+    with pytest.raises(GatewayError, match="apt-get install nginx-light"):
+        gateway.find_nginx()
+
+
+# --- certificates ---------------------------------------------------------------------------------
+
+
+def test_certificates_hold_the_names_and_verify_under_their_ca_alone(site: Site, tmp_path: Path) -> None:
+    leaf = x509.load_pem_x509_certificate(site.tls.gateway.certificate.read_bytes())
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["fleet.example"]
+    assert [str(a) for a in names.get_values_for_type(x509.IPAddress)] == ["192.0.2.7", "2001:db8::1"]
+    leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(site.ca))
+    with pytest.raises(ValueError, match=r"subject name|Issuer"):
+        leaf.verify_directly_issued_by(
+            x509.load_pem_x509_certificate(site.tls.loopback_ca.certificate.read_bytes())
+        )
+
+
+@pytest.mark.parametrize(("name", "good"), [("fleet.example", True), ("192.0.2.7", True), ("other", False)])
+def test_a_client_that_pins_the_ca_checks_names(site: Site, name: str, good: bool) -> None:
+    client = ssl.create_default_context(cadata=site.ca.decode())
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(site.tls.gateway.certificate, site.tls.gateway.key)
+    assert _handshake(client, server, name) is good
+    stranger = ssl.create_default_context(cafile=str(site.tls.loopback_ca.certificate))
+    assert not _handshake(stranger, server, name)
+
+
+def _handshake(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> bool:
+    """TLS between two buffers; whether the client takes the server for `name`."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    here = client.wrap_bio(to_client, to_server, server_hostname=name)
+    there = server.wrap_bio(to_server, to_client, server_side=True)
+    for _ in range(10):
+        for side in (here, there):
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLCertVerificationError:
+                return False
+            if side is here:
+                return True
+    return False
+
+
+def test_a_renewed_certificate_has_a_new_key_and_the_same_ca(site: Site) -> None:
+    before, digest = site.tls.gateway.key.read_bytes(), site.ca_digest
+    site.renew()
+    assert site.tls.gateway.key.read_bytes() != before
+    assert site.ca_digest == digest
+    assert 396 < days_left(site.tls.gateway.certificate) < 398
+    assert days_left(site.tls.gateway.certificate, now=datetime.now(UTC) + timedelta(days=400)) < 0
+    site.tls.ca.key.unlink()  # kept off the server
+    with pytest.raises(UsageError, match="bring the CA's key back"):
+        site.renew()
+
+
+def test_a_ca_is_never_replaced_and_its_key_must_fit(tmp_path: Path) -> None:
+    one, other = (Pair(tmp_path / f"{n}.pem", tmp_path / f"{n}.key") for n in "ab")
+    make_ca(one, "one")
+    make_ca(other, "other")
+    with pytest.raises(UsageError, match="exists already"):
+        make_ca(one, "one")
+    with pytest.raises(UsageError, match="not the key of"):
+        issue(Pair(one.certificate, other.key), Pair(tmp_path / "x", tmp_path / "y"), ("a",))
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(UsageError, match="no certificate"):
+        ca_digest(b"junk")
+
+
+# --- processes are kept up ------------------------------------------------------------------------
+
+SLEEPER = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
+
+
+def pids(log: Path) -> list[int]:
+    return [int(line) for line in log.read_text().split()] if log.exists() else []
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "\tZ" not in Path(f"/proc/{pid}/status").read_text().replace(" ", "\t")
+
+
+def wait_for(true: object, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():  # type: ignore[operator]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_what_dies_is_started_again_and_all_of_it_stops(tmp_path: Path) -> None:
+    logs = [tmp_path / "a.log", tmp_path / "b.log"]
+    parts = [Part(log.stem, SLEEPER, log, ready=lambda log=log: bool(pids(log))) for log in logs]
+    stop, up = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: supervise(parts, stop=stop, announce=up.set))
+    thread.start()
+    assert up.wait(60)
+    os.kill(pids(logs[0])[0], signal.SIGKILL)
+    wait_for(lambda: len(pids(logs[0])) == 2)
+    stop.set()
+    thread.join(30)
+    assert [len(pids(log)) for log in logs] == [2, 1]
+    assert not any(alive(pid) for log in logs for pid in pids(log))
+
+
+def test_a_log_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penchant.deploy.fleet.supervisor.LOG_MOST", 1000)
+    program = "import time\nfor n in range(10**9): print(n, flush=True); time.sleep(0.001)"
+    stop, log = threading.Event(), tmp_path / "a.log"
+    thread = threading.Thread(
+        target=lambda: supervise([Part("a", [sys.executable, "-c", program], log)], stop=stop)
+    )
+    thread.start()
+    wait_for((tmp_path / "a.log.1").exists)
+    stop.set()
+    thread.join(30)
+    first = (tmp_path / "a.log.1").read_text().split()
+    assert first == [str(n) for n in range(int(first[0]), int(first[0]) + len(first))]
+    assert all(int(line) > int(first[-1]) for line in log.read_text().split())  # it goes on with new lines
+
+
+def test_what_can_not_be_started_ends_the_rest(tmp_path: Path) -> None:
+    good = Part("good", SLEEPER, tmp_path / "good.log", ready=lambda: bool(pids(tmp_path / "good.log")))
+    ends = Part("bad", [sys.executable, "-c", "exit(3)"], tmp_path / "bad.log", ready=lambda: False)
+    with pytest.raises(GatewayError, match="bad ended with 3"):
+        supervise([good, ends], stop=threading.Event())
+    assert not alive(pids(tmp_path / "good.log")[0])
+    slow = Part("slow", SLEEPER, tmp_path / "slow.log", ready=lambda: False)
+    with pytest.raises(GatewayError, match="not ready after"):
+        supervise([slow], stop=threading.Event(), ready_seconds=0.5)
+
+
+def test_a_killed_supervisor_leaves_nothing_behind(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from penchant.deploy.fleet.supervisor import Part, supervise\n"
+        f"supervise([Part('a', {SLEEPER!r}, Path({str(tmp_path / 'a.log')!r}))])"
+    )
+    with subprocess.Popen([sys.executable, "-c", program]) as process:
+        wait_for(lambda: pids(tmp_path / "a.log"))
+        process.kill()
+    wait_for(lambda: not alive(pids(tmp_path / "a.log")[0]))

@@ -1,0 +1,123 @@
+"""A run that is played can't be started once more, nor another beside it; one that nobody plays can."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from support.console_scene import make_run
+
+from penchant.common.errors import JournalError, UsageError
+from penchant.deploy import run_directory
+from penchant.deploy.fleet import follow, run_activity
+from penchant.deploy.flower.superlink import Door, free_port
+
+FLOWER = "17"
+
+
+class SiteOf:
+    """The runs of a server."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def runs(self) -> list[str]:
+        return [path.name for path in sorted(self._folder.iterdir())]
+
+    def run(self, name: str) -> Path:
+        return self._folder / name
+
+
+class Link:
+    """A SuperLink's word on its runs."""
+
+    going = True
+
+    def __init__(self, door: Door) -> None:
+        pass
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def nodes(self) -> dict[int, object]:
+        return {}
+
+    def is_going(self, run: str) -> bool:
+        assert run == FLOWER
+        return self.going
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two of nine rounds stand; Flower run 17 was started last."""
+    monkeypatch.setattr(follow, "Control", Link)
+    monkeypatch.setattr(follow, "LOOK_SECONDS", 0.01)
+    make_run(tmp_path / "runs" / "spring", 2)
+    run = tmp_path / "runs" / "spring"
+    (run / run_activity.FLOWER_RUN).write_text(FLOWER)
+    return run
+
+
+def begun(run: Path) -> None:
+    (run / run_activity.LOG).write_text(f"2026-01-01T00:00:00+0000 Flower run {FLOWER} begins\n")
+
+
+def second(run: Path) -> None:
+    follow.refuse_second(SiteOf(run.parent), Door("127.0.0.1:1"))  # type: ignore[arg-type]
+
+
+def test_a_run_that_was_never_started_is_not_played(run: Path) -> None:
+    (run / run_activity.FLOWER_RUN).unlink()
+    second(run)
+
+
+def test_a_run_whose_server_app_is_yet_to_come_is_played(run: Path) -> None:
+    with pytest.raises(UsageError, match="run spring is being played"):
+        second(run)
+
+
+def test_a_run_with_a_server_app_at_work_is_played(run: Path) -> None:
+    begun(run)
+    with run_directory.claim(run), pytest.raises(UsageError, match="Flower run 17"):
+        second(run)
+
+
+def test_a_run_whose_server_app_was_killed_is_not_whatever_the_superlink_still_thinks(run: Path) -> None:
+    begun(run)
+    second(run)
+
+
+def test_the_server_app_of_a_run_that_was_stopped_has_time_to_end(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(run)
+    monkeypatch.setattr(Link, "going", False)
+    with ExitStack() as claim:
+        claim.enter_context(run_directory.claim(run))
+        ending = threading.Timer(0.2, claim.close)
+        ending.start()
+        second(run)
+        ending.join()
+    monkeypatch.setattr(follow, "ENDING_SECONDS", 0.0)
+    with run_directory.claim(run), pytest.raises(UsageError, match="is being played"):
+        second(run)
+
+
+def test_a_finished_run_is_not_asked_for(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "is_done", lambda directory: True)
+    second(run)
+
+
+def test_a_silent_superlink_is_said_first(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    (run / run_activity.FLOWER_RUN).unlink()
+    with pytest.raises(JournalError, match="is it up"):
+        follow.refuse_second(
+            SiteOf(run.parent),
+            Door(f"127.0.0.1:{free_port()}"),  # type: ignore[arg-type]
+        )

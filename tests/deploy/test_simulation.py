@@ -1,0 +1,340 @@
+"""`penchant simulate` as a whole: every share, masked or not; clients that fail, are slow, or are too few."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tastes import write_choices
+
+from penchant.client.learning.model_cache import Benches
+from penchant.client.vault.vault import Vault
+from penchant.common.config import RunConfig
+from penchant.common.errors import DataError, TooFewDevices, TooManyDropouts
+from penchant.common.wire.flower import message_type
+from penchant.deploy import run_directory
+from penchant.deploy.cli import show_simulation
+from penchant.deploy.cli.main import main
+from penchant.deploy.flower.in_process_grid import Fault
+from penchant.deploy.simulation import runner as simulation
+from penchant.deploy.simulation.runner import simulate
+from penchant.deploy.simulation.world import prepare
+from penchant.server.journal import Journal
+
+PEOPLE = 7  # t = 5: two may be lost
+BENCHES = Benches()  # one model for all runs
+SHARES = ["B", "A", "kernel", "svd", "AB", "none", "ffa", "lore"]
+SPLIT = {"B", "A", "kernel", "svd"}  # those that have a warm-up
+FIRST_NODE = 1000
+TIMES = ("seconds", "wall_seconds", "peak_rss_mb")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_plots() -> Iterator[None]:
+    """Reports are drawn elsewhere (tests/deploy/test_report.py); here they would take half of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("penchant.deploy.report.run_page.write_report", lambda result, path: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The settings that all runs here have in common."""
+    choices = tmp_path_factory.mktemp("data") / "choices.jsonl"
+    write_choices(choices, [16] * PEOPLE)
+    return {
+        "data.dataset": str(choices),
+        "data.person_column": "user",
+        "data.pairs": 5,
+        "data.validation_pairs": 2,
+        "data.test_pairs": 3,
+        "model.base_model": str(tiny_model("bert")),
+        "federation.rounds": 3,
+        "federation.cohort": PEOPLE,
+        "training.local_epochs": 2,
+        "training.refit_epochs": 2,
+        "privacy.min_honest": 1,
+        "privacy.max_colluders": 0,
+    }
+
+
+def run(
+    directory: Path, base: dict[str, Any], *, fault: Fault | None = None, **changes: Any
+) -> dict[str, Any]:
+    """A whole run in `directory`; dots in keys are written as double underscores."""
+    config = RunConfig().changed(base | {key.replace("__", "."): value for key, value in changes.items()})
+    world = prepare(config, BENCHES)
+    run_directory.create(directory, config)
+    return simulate(world, directory, command="test", fault=fault)
+
+
+def resume(directory: Path, *, fault: Fault | None = None) -> dict[str, Any]:
+    return simulate(
+        prepare(run_directory.read_config(directory), BENCHES), directory, command="test", fault=fault
+    )
+
+
+def left(directory: Path, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """All that a run leaves but times: result, checkpoints, everybody's personal factor."""
+    result = json.loads((directory / "result.json").read_text())
+    for row in result["rounds_log"]:
+        row.pop("seconds")
+    run_id = prepare(run_directory.read_config(directory), BENCHES).run
+    own = [Vault(home).personal(run_id) for home in sorted((directory / "agents").iterdir())]
+    return {
+        "result": {key: value for key, value in result.items() if key not in (*TIMES, *without)},
+        "checkpoints": {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in (directory / "checkpoints").glob("*.safetensors")
+        },
+        "own": [None if p is None else (p.round, p.vector.tolist()) for p in own],
+    }
+
+
+def dropped(directory: Path) -> list[dict[str, int]]:
+    """For each finished round: stage -> clients lost there."""
+    journal = Journal(directory)
+    try:
+        return [{stage: lost for stage, lost in log.dropped.items() if lost} for log in journal.logs()]
+    finally:
+        journal.close()
+
+
+# --- every share -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("secagg", [True, False], ids=["masked", "plain"])
+@pytest.mark.parametrize("share", SHARES)
+def test_every_share_with_everything_on(
+    base: dict[str, Any], tmp_path: Path, share: str, secagg: bool
+) -> None:
+    """Warm-up where there is a split, the personal part first, batches, epochs, FedAdam, a cohort of some."""
+    result = run(
+        tmp_path / "run",
+        base,
+        adapter__share=share,
+        privacy__secagg=secagg,
+        federation__rounds=4,
+        federation__warmup_rounds=1 if share in SPLIT else 0,
+        federation__cohort=5,
+        federation__server_optimizer="fedadam",
+        federation__server_lr=0.01,
+        training__order="personal-first",
+        training__batch_size=2,
+        training__local_epochs=3,
+    )
+    log = result["rounds_log"]
+    assert [row["round"] for row in log] == [1, 2, 3, 4]
+    assert [row["phase"] for row in log] == ["warmup" if share in SPLIT else "main", *["main"] * 3]
+    assert all(row["cohort"] == row["survivors"] == 5 and row["attempt"] == 1 for row in log)
+    assert all(row["train_loss"] > 0 and 0 <= row["val_accuracy"] <= 1 for row in log)
+    assert all(row["bytes_up"] > 0 and row["bytes_down"] > 0 for row in log)
+    assert log[-1]["train_loss"] < log[0]["train_loss"]
+    assert result["secagg"] is secagg
+    assert any("the server saw every single update" in line for line in result["caveats"]) is not secagg
+    scores = [row["accuracy"] for row in result["per_client"]]
+    assert [row["n_test"] for row in result["per_client"]] == [3] * PEOPLE
+    assert result["accuracy"]["personal"] == pytest.approx(sum(scores) / PEOPLE)
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+
+
+def test_a_run_of_no_rounds_only_fits_everybody_to_the_common_start(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    result = run(tmp_path / "run", base, federation__rounds=0)
+    assert result["rounds_log"] == []
+    assert len(left(tmp_path / "run")["checkpoints"]) == 1  # of the closing round
+    assert all(kept is not None and kept[0] == 1 for kept in left(tmp_path / "run")["own"])
+
+
+# --- the same, and not the same ---------------------------------------------------------------------------
+
+
+def test_without_validation_pairs_a_run_learns_and_has_no_validation_accuracy(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = run(tmp_path / "whole", base, data__validation_pairs=0)
+    assert {row["val_accuracy"] for row in whole["rounds_log"]} == {None}
+    assert 0 < whole["accuracy"]["personal"] <= 1
+    losses = [row["train_loss"] for row in whole["rounds_log"]]
+    assert losses[-1] < losses[0]
+
+
+def test_people_without_validation_pairs_can_not_be_scored_on_them(base: dict[str, Any]) -> None:
+    changes = {"data.dataset": "senate", "data.person_column": "", "data.until": 0.05}
+    config = RunConfig().changed(base | changes | {"data.evaluate": "validation"})
+    with pytest.raises(DataError, match="of 100 people have no validation pairs, among them"):
+        prepare(config, BENCHES)
+
+
+def test_how_many_clients_are_served_at_a_time_changes_nothing(base: dict[str, Any], tmp_path: Path) -> None:
+    own_settings = ("config", "digests")
+    for workers in (1, 2, 5):
+        run(tmp_path / str(workers), base, workers=workers, training__batch_size=2, federation__cohort=5)
+    one, two, five = (left(tmp_path / n, without=own_settings) for n in ("1", "2", "5"))
+    assert one == two == five
+
+
+def test_another_seed_gives_another_result(base: dict[str, Any], tmp_path: Path) -> None:
+    results = [run(tmp_path / str(seed), base, seed=seed)["rounds_log"] for seed in (0, 1)]
+    losses = [[row["train_loss"] for row in log] for log in results]
+    assert losses[0] != losses[1]
+    checkpoints = [left(tmp_path / str(seed))["checkpoints"] for seed in (0, 1)]
+    assert set(checkpoints[0].values()).isdisjoint(checkpoints[1].values())
+
+
+# --- clients that fail --------------------------------------------------------------------------------------
+
+
+def unreachable(*clients: int, stage: str = "", until: int = 10**9) -> Fault:
+    """These clients can't be reached in a stage (or in any of a round), for their first `until` messages."""
+    seen: Counter[int] = Counter()
+
+    def fault(node: int, kind: str) -> bool:
+        if node - FIRST_NODE not in clients or kind == message_type("status"):
+            return False
+        if stage and kind != message_type(stage):
+            return False
+        seen[node] += 1
+        return seen[node] <= until
+
+    return fault
+
+
+@pytest.mark.parametrize("stage", ["keys", "shares", "masked", "confirm", "unmask"])
+def test_two_of_seven_may_be_lost_in_any_stage_of_every_round(
+    base: dict[str, Any], tmp_path: Path, stage: str
+) -> None:
+    result = run(tmp_path / "run", base, fault=unreachable(2, 5, stage=stage))
+    lost_late = stage in ("confirm", "unmask")  # their vectors were there already
+    assert [row["survivors"] for row in result["rounds_log"]] == [7 if lost_late else 5] * 3
+    assert dropped(tmp_path / "run") == [{stage: 2}] * 4
+    assert len(result["per_client"]) == PEOPLE
+
+
+def test_who_never_takes_part_is_ranked_with_the_common_start(base: dict[str, Any], tmp_path: Path) -> None:
+    result = run(tmp_path / "run", base, fault=unreachable(2, 5))
+    own = left(tmp_path / "run")["own"]
+    assert [i for i, kept in enumerate(own) if kept is None] == [2, 5]
+    assert len(result["per_client"]) == PEOPLE
+
+
+def test_the_same_failures_give_the_same_result(base: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        run(tmp_path / name, base, fault=unreachable(0, 6, stage="masked"))
+    assert left(tmp_path / "one") == left(tmp_path / "other")
+
+
+def test_a_client_that_answers_after_the_deadline_is_not_waited_for(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its vector comes when the round is over: the sum is that of the others; the next round has it again."""
+    over = threading.Event()
+    slow = Counter[str]()
+
+    def fault(node: int, kind: str) -> bool:
+        if node == FIRST_NODE + 3 and kind == message_type("masked"):
+            slow[kind] += 1
+            if slow[kind] == 1:
+                over.wait(60)
+        elif kind == message_type("unmask"):
+            over.set()
+        return False
+
+    result = run(
+        tmp_path / "run", base, fault=fault, workers=3, federation__rounds=2, federation__deadline_seconds=4.0
+    )
+    assert over.is_set()
+    assert [row["survivors"] for row in result["rounds_log"]] == [6, 7]
+    assert dropped(tmp_path / "run")[0] == {"masked": 1}
+
+
+def test_an_attempt_that_lost_too_many_is_tried_again(base: dict[str, Any], tmp_path: Path) -> None:
+    """Three of seven are gone once: the round fails without a sum, and its second attempt has them all."""
+    result = run(tmp_path / "run", base, fault=unreachable(0, 1, 2, stage="shares", until=1))
+    assert [(row["attempt"], row["survivors"]) for row in result["rounds_log"]] == [(2, 7), (1, 7), (1, 7)]
+    undisturbed = tmp_path / "undisturbed"
+    run(undisturbed, base)
+    one, other = left(tmp_path / "run"), left(undisturbed)
+    assert one["checkpoints"] == other["checkpoints"]
+    assert [vector for _, vector in one["own"]] == [vector for _, vector in other["own"]]
+
+
+# --- too few ----------------------------------------------------------------------------------------------
+
+
+def test_too_few_clients_end_the_run_and_it_goes_on_when_they_are_back(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    rounds = Counter[int]()
+
+    def fault(node: int, kind: str) -> bool:
+        """From round 2 on three clients are gone once they are on the roster."""
+        rounds[node] += kind == message_type("keys")
+        return node < FIRST_NODE + 3 and rounds[node] >= 2 and kind == message_type("shares")
+
+    with pytest.raises(TooManyDropouts):
+        run(tmp_path / "run", base, fault=fault)
+    assert rounds[FIRST_NODE + 6] == 1 + 3  # round 1, and three attempts of round 2
+    assert not (tmp_path / "run" / "result.json").exists()
+    journal = Journal(tmp_path / "run")
+    assert [(row.round, row.attempt, row.state) for row in journal.rows()] == [
+        (1, 1, "finished"), (2, 1, "failed"), (2, 2, "failed"), (2, 3, "failed"),
+    ]  # fmt: skip
+    journal.close()
+
+    resume(tmp_path / "run")
+    run(tmp_path / "undisturbed", base)
+    assert left(tmp_path / "run") == left(tmp_path / "undisturbed")
+
+
+def test_the_operator_may_ask_for_more_than_the_protocol_needs(base: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(TooFewDevices, match=r"6 clients sent their part, federation\.min_survivors is 7"):
+        run(
+            tmp_path / "run",
+            base,
+            fault=unreachable(4, stage="masked"),
+            federation__min_survivors=7,
+            federation__attempts=1,
+        )
+    assert resume(tmp_path / "run")["rounds_log"][0]["survivors"] == 7
+
+
+def test_too_few_clients_are_one_line_and_exit_1(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the same command with --resume ends with exit 0 and what it would have been."""
+    settings = RunConfig().changed(base | {"federation.rounds": 1, "federation.attempts": 2})
+    (tmp_path / "settings.toml").write_text(settings.to_toml())
+    out = tmp_path / "run"
+    words = ["penchant", "simulate", "--config", str(tmp_path / "settings.toml"), "--out", str(out)]
+
+    def with_fault(*args: Any, **more: Any) -> Any:
+        return simulation.simulate(*args, **more, fault=unreachable(0, 1, 2, stage="shares"))
+
+    monkeypatch.setattr("sys.argv", words)
+    with monkeypatch.context() as patch:
+        patch.setattr(show_simulation, "simulate", with_fault)
+        with pytest.raises(SystemExit) as end:
+            main()
+    assert end.value.code == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == (
+        "penchant: 3 of 7 devices lost by stage shares, at most 2 can be: nothing was revealed; "
+        "try again with more devices"
+    )
+    assert not any("Traceback" in line for line in said)
+
+    monkeypatch.setattr("sys.argv", ["penchant", "simulate", "--resume", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    run(tmp_path / "undisturbed", base, federation__rounds=1, federation__attempts=2)
+    without = ("command",)
+    assert left(tmp_path / "run", without=without) == left(tmp_path / "undisturbed", without=without)

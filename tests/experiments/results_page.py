@@ -1,0 +1,175 @@
+"""Puts figures into the docs: `python tests/experiments/results_page.py [--keep DIR NAME --command …]`.
+
+`--keep DIR NAME --command COMMAND` first copies what `penchant compare --out DIR` wrote to
+tests/experiments/results/compare-NAME.json, with the command that made it. Then every block in
+docs/results.md between ``<!-- compare NAME -->`` and ``<!-- end -->`` is written anew from these files:
+command, table, paired differences with 95% intervals, what they say in words; and the plots in
+docs/figures. A test holds the page against the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from penchant.deploy.comparison.conclusions import Group, conclusion, differences, grouped, headline
+from penchant.deploy.comparison.methods import ALONE, head_of, method
+from penchant.deploy.comparison.statistics import difference
+from penchant.deploy.report import plots
+from penchant.deploy.report.comparison_page import learning_curves
+from penchant.deploy.report.rendering import points, size
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "tests" / "experiments" / "results"
+PAGE = ROOT / "docs" / "results.md"
+FIGURES = ROOT / "docs" / "figures"
+
+BLOCK = re.compile(r"<!-- compare ([\w-]+) -->\n.*?<!-- end -->", re.S)
+COLOURS = {
+    "ink": "#1a1a1a",
+    "muted": "#6b6b6b",
+    "rule": "#dddddd",
+    "accent": "#0b6e8a",
+    "second": "#b3541e",
+    "paper": "#ffffff",
+}
+FONT = "font-family: system-ui, sans-serif"
+
+
+def keep(directory: Path, name: str, command: str) -> None:
+    """Copy a comparison's table, with the command that makes it again."""
+    rows = json.loads((directory / "compare.json").read_text(encoding="utf-8"))
+    made = {"command": command, "rows": rows}
+    (RESULTS / f"compare-{name}.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+
+
+def load(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"compare-{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def page(text: str) -> str:
+    """The page with every block written anew."""
+    return BLOCK.sub(lambda found: block(found[1]), text)
+
+
+def block(name: str) -> str:
+    """One comparison in Markdown, between its marks."""
+    made = load(name)
+    rows = made["rows"]
+    groups = grouped(rows)
+    lines = [f"**{headline(groups)}**", "", f"`{made['command']}`", ""]
+    lines += [f"![{figure[1]}](figures/{figure[0]})\n" for figure, _ in figures(name)]
+    lines += _group(groups[0]) if len(groups) == 1 else _grid(groups)
+    return "\n".join([f"<!-- compare {name} -->", *lines, "<!-- end -->"])
+
+
+def _group(group: Group) -> list[str]:
+    """Methods at one setting: in words, as a table, and their differences."""
+    words = [f"{sentence}\n" for sentence in conclusion(group)]
+    table = [
+        "| method | head | accuracy | seeds | rounds | sent a run |",
+        "|---|---|---|---|---|---|",
+        *(_row(row, name) for row, name in zip(group.rows, group.names, strict=True)),
+        "",
+    ]
+    pairs = differences(group)
+    compared = ["| difference, in points | mean | 95% interval | |", "|---|---|---|---|"] if pairs else []
+    for line in pairs:
+        compared.append(f"| {line['label']} | {line['difference']} | {line['interval']} | {line['words']} |")
+    return [*words, *table, *compared, *([""] if compared else [])]
+
+
+def _grid(groups: Sequence[Group]) -> list[str]:
+    """Methods at several settings: a line a method, a column a setting; then each against everyone alone."""
+    unit = groups[0].title.removeprefix(groups[0].value).strip()
+    seeds = {len(row["seeds"]) for group in groups for row in group.rows}
+    titles = " | ".join(group.value for group in groups)
+    spoken = " to ".join(f"{count}" for count in sorted({min(seeds), max(seeds)}))
+    names = list(dict.fromkeys(name for group in reversed(groups) for name in group.names))
+    lines = [f"| {unit} ({spoken} seeds) | {titles} |", "|---" * (len(groups) + 1) + "|"]
+    for name in names:
+        lines.append(f"| {name} | {' | '.join(_cell(group, name) for group in groups)} |")
+    alone = method(ALONE)
+    for name in names:
+        if name != alone and any(alone in group.names for group in groups):
+            gaps = " | ".join(_gap(group, name, alone) for group in groups)
+            lines.append(f"| *{name} − {alone}, points* | {gaps} |")
+    return [*lines, ""]
+
+
+def _cell(group: Group, name: str) -> str:
+    if name not in group.names:
+        return ""
+    row = group.rows[group.names.index(name)]
+    error = row["accuracy_se"]
+    return f"{row['accuracy_mean']:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+
+
+def _gap(group: Group, one: str, other: str) -> str:
+    """The paired difference with its 95% interval."""
+    if one not in group.names or other not in group.names:
+        return ""
+    rows = [group.rows[group.names.index(name)] for name in (one, other)]
+    gap = difference(*rows)
+    return f"{points(gap.mean)} ({points(gap.low)} … {points(gap.high)})" if gap is not None else ""
+
+
+def _row(row: dict[str, Any], name: str) -> str:
+    cost = row["cost"]
+    error = row["accuracy_se"]
+    spread = f" ± {error:.3f}" if error is not None else ""
+    return (
+        f"| {name} | {head_of(row)} | {row['accuracy_mean']:.3f}{spread} | {len(row['seeds'])} | "
+        f"{cost['rounds']:.0f} | {size(cost['bytes_up'])} |"
+    )
+
+
+def figures(name: str) -> list[tuple[tuple[str, str], str]]:
+    """[((file, words), SVG)]: learning curves where something was varied, else every method's accuracy."""
+    rows = load(name)["rows"]
+    curves = learning_curves(rows)
+    if curves:
+        drawn: Sequence[plots.Plot] = [curve["plot"] for curve in curves]
+    else:
+        (group,) = grouped(rows)
+        seeds = [list(row["accuracies"]) for row in group.rows]
+        means = [row["accuracy_mean"] for row in group.rows]
+        errors = [row["accuracy_se"] for row in group.rows]
+        drawn = [plots.comparison(group.names, means, errors, seeds)]
+    return [
+        ((f"compare-{name}{place or ''}.svg", plot.words), standing(plot.wide))
+        for place, plot in enumerate(drawn)
+    ]
+
+
+def standing(svg: str) -> str:
+    """A plot of a page as a file of its own: real colours and font, on white."""
+    for variable, colour in COLOURS.items():
+        svg = svg.replace(f"var(--{variable})", colour)
+    start = svg.index(">") + 1
+    head = svg[: start - 1] + f' style="{FONT}; background: {COLOURS["paper"]}">'
+    return head + svg[start:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--keep", nargs=2, metavar=("DIR", "NAME"))
+    parser.add_argument("--command", help="that made DIR")
+    chosen = parser.parse_args()
+    if bool(chosen.keep) != bool(chosen.command):
+        parser.error("--keep and --command go together")
+    if chosen.keep:
+        keep(Path(chosen.keep[0]), chosen.keep[1], chosen.command)
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for name in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
+        for (file, _), svg in figures(name):
+            (FIGURES / file).write_text(svg, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,468 @@
+"""What the console's pages say, and how little they ask of the disk for it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import sqlite3
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.console_scene import Console, log, make_run, shared, text_of
+
+from penchant.common import wording
+from penchant.common.errors import ConsoleError, JournalError, UsageError
+from penchant.server import releases
+from penchant.server.console import charts, events, passwords
+from penchant.server.journal import Journal
+from penchant.server.monitoring.run_history import Ledger, Place, Work, facts_of
+
+
+@pytest.fixture(autouse=True)
+def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passwords, "COST", 2**10)
+
+
+@pytest.fixture
+def console(tmp_path: Path) -> Iterator[Console]:
+    made = Console(tmp_path)
+    yield made
+    made.store.close()
+
+
+def place(directory: Path) -> Place:
+    return Place("id", directory.name, directory, "simulation")
+
+
+# --- nothing there yet ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("/", "No run yet"),
+        ("/runs", "No run yet."),
+        ("/runs/compare", "Tick at least two runs"),
+        ("/devices", "Devices show up with the first run."),
+        ("/privacy", "There is something to see with the first round."),
+        ("/releases", "There is an adapter with the first round that stands."),
+        ("/runs/new", "It can run"),
+    ],
+)
+def test_empty_pages_say_what_will_be_there(console: Console, path: str, sentence: str) -> None:
+    answer = console.browser("olga").get(path)
+    assert answer.status_code == 200
+    assert sentence in text_of(answer.text)
+
+
+def test_a_run_without_a_round(console: Console) -> None:
+    make_run(console.runs / "fresh", 0)
+    browser = console.browser("olga")
+    for path in ("", "/delete"):
+        assert browser.get(f"/runs/{console.id_of('fresh')}{path}").status_code == 200
+    for path in ("/", "/runs", "/devices", "/privacy", "/releases"):
+        assert browser.get(path).status_code == 200
+    assert "Not a single round yet." in text_of(browser.get(f"/runs/{console.id_of('fresh')}").text)
+
+
+def test_a_damaged_run_takes_no_page_with_it(console: Console) -> None:
+    make_run(console.runs / "sound")
+    make_run(console.runs / "broken")
+    (console.runs / "broken" / "journal.db").write_bytes(b"nothing of SQLite's" * 100)
+    make_run(console.runs / "odd")
+    (console.runs / "odd" / "config.toml").write_text("rounds = ", encoding="utf-8")
+    said = text_of(console.browser("olga").get("/").text)
+    assert "broken can't be read" in said
+    assert "odd can't be read" in said
+    assert console.browser("olga").get(f"/runs/{console.id_of('broken')}").status_code == 200
+    assert "unreadable" in text_of(console.browser("olga").get("/runs").text)
+
+
+# --- what is there --------------------------------------------------------------------------------
+
+
+def test_the_overview_tells_how_the_fleet_is(console: Console) -> None:
+    make_run(console.runs / "first", 4)
+    said = text_of(console.browser("olga").get("/").text)
+    assert "first has stopped" in said
+    assert "fleet accuracy on held-out choices 58.9 %" in said
+    assert "2.9 %" in said  # lost: 1 of 34
+    assert "Nothing needs you now" in said
+
+
+def test_the_page_of_a_run_tells_of_its_last_round(console: Console) -> None:
+    make_run(console.runs / "first", 4)
+    said = text_of(console.browser("vera").get(f"/runs/{console.id_of('first')}").text)
+    for part in ("33 /34", "1 at masked sums", "566 kB", "1.3 MB", "2.5 s", "0.200", "4 of 9 rounds stand"):
+        assert part in said, part
+    assert "People by their accuracy, round 4" in said
+
+
+def test_all_rounds_are_a_click_away(console: Console) -> None:
+    make_run(console.runs / "long", 40, of=60)
+    path = f"/runs/{console.id_of('long')}"
+    browser = console.browser("olga")
+    assert "25 earlier" in text_of(browser.get(path).text)
+    assert browser.get(f"{path}?rounds=all").text.count("<td>stands</td>") == 40
+
+
+def test_attempts_that_gave_nothing_are_shown_with_the_reason(console: Console) -> None:
+    journal = Journal(make_run(console.runs / "first", 2))
+    journal.begin(3, "main")
+    journal.fail(3, 1, "12 of 34 devices lost by stage <masked>")
+    journal.close()
+    html = console.browser("olga").get(f"/runs/{console.id_of('first')}").text
+    assert "12 of 34 devices lost by stage &lt;masked&gt;" in html
+
+
+def test_curves_are_compared_and_configurations_told_apart(console: Console) -> None:
+    make_run(console.runs / "one", 3)
+    make_run(console.runs / "two", 3, **{"adapter.share": "B"})
+    both = "&".join(f"run={console.id_of(name)}" for name in ("one", "two"))
+    said = text_of(console.browser("olga").get(f"/runs/compare?{both}").text)
+    assert "adapter.share A B" in said
+    assert "seed" not in said.split("differ")[1]
+    many = "&".join(f"run={i}" for i in range(7))
+    assert console.browser("olga").get(f"/runs/compare?{many}").status_code == 400
+
+
+def test_privacy_names_what_a_sum_holds_and_that_there_is_no_budget(console: Console) -> None:
+    make_run(console.runs / "first", 3)
+    said = text_of(console.browser("olga").get("/privacy").text)
+    assert "layer.lora_A 2 × 4 updates of a shared tensor, added up" in said
+    assert "There is none: this version adds no noise for differential privacy" in said
+    assert "33 10 680" in said  # people, numbers, choices
+    make_run(console.runs / "open", 1, **{"privacy.secagg": False})
+    loud = text_of(console.browser("olga").get(f"/privacy?run={console.id_of('open')}").text)
+    assert "Secure aggregation is OFF" in loud
+
+
+def test_devices_are_searched_sorted_and_turned_over(console: Console) -> None:
+    make_run(console.runs / "first", 2, devices=120)
+    browser = console.browser("olga")
+    assert "page 1 of 3, 120 devices" in text_of(browser.get("/devices").text)
+    last = text_of(browser.get("/devices?page=3").text)
+    assert "node 1120" in last
+    assert "node 1001" not in last
+    found = text_of(browser.get("/devices?q=12").text)
+    assert "node 1012" in found
+    assert "node 1013" not in found
+    assert "No member’s number begins with 999" in text_of(browser.get("/devices?q=999").text)
+    for wrong in ("page=x", "page=-1", "order=node", "page=" + "9" * 30):
+        assert browser.get(f"/devices?{wrong}").status_code in (400, 422)
+    assert browser.get("/devices?q=';DROP TABLE devices").status_code == 200
+
+
+# --- what needs attention -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        ({"survivors": 24}, "loses 29 % of its devices"),
+        ({"val_accuracy": None}, None),
+    ],
+)
+def test_lost_devices_are_noticed(tmp_path: Path, changes: dict[str, Any], title: str | None) -> None:
+    from penchant.server.monitoring import alerts
+
+    journal = Journal(make_run(tmp_path / "first", 0))
+    for number in (1, 2, 3):
+        journal.begin(number, "main")
+        journal.finish(log(number, **changes), shared(number))
+    journal.close()
+    run = facts_of(place(tmp_path / "first"), Work(running=True))
+    titles = [notice.title.replace("\u202f", " ") for notice in alerts.of_run(run, run.touched + 1)]
+    assert titles == ([] if title is None else [f"first {title}"])
+
+
+def test_a_run_that_stands_still_or_gets_worse_is_noticed(tmp_path: Path) -> None:
+    from penchant.server.monitoring import alerts
+
+    journal = Journal(make_run(tmp_path / "first", 0, of=20))
+    for number in range(1, 10):
+        journal.begin(number, "main")
+        journal.finish(log(number, val_accuracy=0.7 if number < 4 else 0.6), shared(number))
+    journal.begin(10, "main")
+    journal.close()
+    run = facts_of(place(tmp_path / "first"), Work(running=True))
+    titles = [notice.title for notice in alerts.of_run(run, run.touched + 4000)]
+    assert titles == ["first does not move", "first learns no more"]
+
+
+# --- reading the journal --------------------------------------------------------------------------
+
+
+def test_a_journal_from_before_stages_still_opens(tmp_path: Path) -> None:
+    directory = make_run(tmp_path / "old", 2)
+    with sqlite3.connect(directory / "journal.db") as db:
+        for table in ("stages", "devices"):
+            db.execute(f"DROP TABLE {table}")
+        db.execute("DELETE FROM meta")
+    ledger = Ledger(directory)
+    assert (ledger.stages(2, 1), ledger.devices(), ledger.count_devices(), ledger.sums()) == ([], [], 0, [])
+    assert facts_of(place(directory), Work()).settled == 2
+    Journal(directory).close()  # and gains them when a server opens it
+    assert Ledger(directory).devices() == []
+
+
+def test_reading_holds_up_no_writer_and_sees_what_it_writes(tmp_path: Path) -> None:
+    journal = Journal(make_run(tmp_path / "first", 1))
+    ledger = Ledger(tmp_path / "first")
+    before = ledger.mark
+    journal.begin(2, "main")
+    journal.stage(2, 1, "keys", 34)
+    assert ledger.mark != before
+    (stage,) = ledger.stages(2, 1)
+    assert (stage.name, stage.asked, stage.answered, stage.ended) == ("keys", 34, 0, None)
+    journal.answered(2, 1, "keys", 12)
+    assert ledger.stages(2, 1)[0].answered == 12
+    assert ledger.stages(2, 1)[0].ended is None
+    journal.close()
+
+
+def test_a_missing_journal_has_no_rounds_and_a_damaged_log_is_named(tmp_path: Path) -> None:
+    assert Ledger(tmp_path).attempts() == []
+    directory = make_run(tmp_path / "first", 1)
+    with sqlite3.connect(directory / "journal.db") as db:
+        db.execute("UPDATE rounds SET log = '{}'")
+    with pytest.raises(JournalError, match=r"journal\.db is damaged"):
+        Ledger(directory).attempts()
+
+
+def test_the_facts_are_the_same_for_a_machine(tmp_path: Path) -> None:
+    table = facts_of(place(make_run(tmp_path / "first", 3)), Work()).table()
+    again = json.loads(json.dumps(table))
+    assert (again["state"], again["settled"], again["rounds"], again["devices"]) == ("stopped", 3, 8, 5)
+    assert [row["survivors"] for row in again["attempts"]] == [33, 33, 33]
+
+
+# --- few questions --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/", "/runs", "/runs/ID", "/devices", "/privacy", "/releases"])
+def test_the_number_of_questions_does_not_grow_with_the_fleet(
+    console: Console, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    real = Ledger._read
+
+    def counted(self: Ledger, query: str, *values: object) -> list[Any]:
+        asked.append(query)
+        return real(self, query, *values)
+
+    monkeypatch.setattr(Ledger, "_read", counted)
+
+    def count(name: str, rounds: int, devices: int) -> int:
+        make_run(console.runs / name, rounds, of=60, devices=devices)
+        browser = console.browser("olga")
+        asked.clear()
+        assert browser.get(path.replace("ID", console.id_of(name))).status_code == 200
+        return len(asked)
+
+    small = count("small", 2, 3)
+    for directory in console.runs.iterdir():
+        (directory / "config.toml").unlink()  # one run at a time
+    large = count("large", 40, 400)
+    assert small == large <= 6
+
+
+# --- live -----------------------------------------------------------------------------------------
+
+
+def test_a_stream_sends_the_parts_that_became_others(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Driven by hand: what the browser gets, event by event."""
+    directory = make_run(console.runs / "first", 1)
+    browser = console.browser("olga")
+    monkeypatch.setattr(events, "LOOK_SECONDS", 0.0)
+    visit = _visit(console, browser, f"/runs/{console.id_of('first')}/live", {"id": console.id_of("first")})
+    from penchant.server.console.views.run import PARTS, live_run
+
+    async def play() -> tuple[list[str], list[str]]:
+        stream = events._stream(visit, live_run)
+        assert (await anext(stream)).startswith("retry:")
+        at_first = [_name(await anext(stream)) for _ in PARTS]
+        journal = Journal(directory)
+        journal.begin(2, "main")
+        journal.stage(2, 1, "keys", 34)
+        journal.close()
+        later = _name(await anext(stream))
+        await stream.aclose()
+        return at_first, [later]
+
+    at_first, later = asyncio.run(play())
+    assert at_first == list(PARTS)
+    assert later == ["now"]  # nothing else is another
+
+
+def test_a_stream_ends_with_its_session(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(console.runs / "first", 1)
+    browser = console.browser("olga")
+    monkeypatch.setattr(events, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(events, "BEAT_SECONDS", 0.0)
+    visit = _visit(console, browser, "/live", {})
+    from penchant.server.console.views.overview import live_overview
+
+    async def play() -> None:
+        stream = events._stream(visit, live_overview)
+        assert (await anext(stream)).startswith("retry:")
+        assert ": still here" in await anext(stream)
+        console.store.remove("olga")
+        rest = [part async for part in stream]
+        assert ": still here\n\n" not in rest
+
+    asyncio.run(asyncio.wait_for(play(), 20))
+
+
+def test_a_page_that_lies_open_does_not_keep_its_session(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(console.runs / "first", 1)
+    browser = console.browser("olga")
+    visit = _visit(console, browser, "/live", {})
+    console.store._db.execute("UPDATE sessions SET used = used - 7000")  # 200 s are left of two idle hours
+    assert events._watching(visit.desk, visit.request) is not None
+    console.store._db.execute("UPDATE sessions SET used = used - 300")
+    assert events._watching(visit.desk, visit.request) is None
+    assert browser.get("/").status_code == 303
+
+
+def _visit(console: Console, browser: Any, path: str, parts: dict[str, str]) -> Any:
+    from starlette.requests import Request
+
+    from penchant.server.console.app import templates
+    from penchant.server.console.requests import Desk, visit_of
+
+    desk = Desk(console.store, console.operations, templates(), frozenset())
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "query_string": b"",
+        "path_params": parts,
+        "client": ("127.0.0.1", 1),
+        "headers": [(b"cookie", f"penchant={browser.client.cookies['penchant']}".encode())],
+    }
+    visit = visit_of(desk, Request(scope))
+    assert visit is not None
+    return visit
+
+
+def _name(event: str) -> str:
+    return event.split("\n")[0].removeprefix("event: ")
+
+
+# --- releases -------------------------------------------------------------------------------------
+
+
+def test_releases_are_promoted_and_rolled_back(console: Console) -> None:
+    directory = make_run(console.runs / "first", 4)
+    browser, one = console.browser("olga"), console.id_of("first")
+    for number in ("2", "4"):
+        assert browser.post(f"/releases/{one}/promote", {"round": number}).status_code == 303
+    assert "Release 2 is in use" in text_of(browser.get("/releases").text)
+    browser.post(f"/releases/{one}/rollback", {"number": "1"})
+    assert "Release 1 is in use" in text_of(browser.get("/releases").text)
+    assert [(r.number, r.round, r.current) for r in releases.releases(directory)] == [
+        (2, 4, False),
+        (1, 2, True),
+    ]
+    for wrong in ({"number": "9"}, {"number": "1"}):
+        browser.post(f"/releases/{one}/rollback", wrong)
+    assert console.outcomes("roll a release back")[:2] == [
+        "failed: release 1 is current already",
+        "failed: there is no release 9",
+    ]
+
+
+def test_a_checkpoint_that_was_changed_is_not_promoted(console: Console) -> None:
+    directory = make_run(console.runs / "first", 2)
+    (directory / "checkpoints" / "round-000002.safetensors").write_bytes(b"another")
+    console.browser("olga").post(f"/releases/{console.id_of('first')}/promote", {"round": "2"})
+    assert releases.releases(directory) == []
+    assert "not what the journal wrote" in console.outcomes("promote a release")[0]
+
+
+def test_a_damaged_file_of_releases_is_named(tmp_path: Path) -> None:
+    (tmp_path / releases.RELEASES).write_text("{", encoding="utf-8")
+    with pytest.raises(JournalError, match="is damaged"):
+        releases.releases(tmp_path)
+    with pytest.raises(UsageError, match="there is no release 1"):
+        releases.roll_back(tmp_path / "empty", 1, "olga")
+
+
+def test_a_download_is_on_record_and_is_what_was_exported(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(console.runs / "first", 2)
+    pack = io.BytesIO()
+    with zipfile.ZipFile(pack, "w") as archive:
+        archive.writestr("README.md", "a card")
+    monkeypatch.setattr(console.operations, "export", lambda place, round: pack.getvalue())
+    answer = console.browser("vera").get(f"/releases/{console.id_of('first')}/2.zip")
+    assert answer.content == pack.getvalue()
+    assert answer.headers["content-disposition"].endswith('-round-2.zip"')
+    assert console.outcomes("download an adapter") == ["done"]
+
+    def fails(place: Place, round: int) -> bytes:
+        raise ConsoleError("the model is gone")
+
+    monkeypatch.setattr(console.operations, "export", fails)
+    answer = console.browser("vera").get(f"/releases/{console.id_of('first')}/2.zip")
+    assert answer.status_code == 500
+    assert "the model is gone" in answer.text
+    assert console.outcomes("download an adapter")[0] == "failed: the model is gone"
+
+
+# --- charts and words -----------------------------------------------------------------------------
+
+
+def test_a_chart_says_what_it_shows() -> None:
+    drawn = charts.lines(
+        [charts.Series("<b>", [(1, 0.5), (2, None), (3, 0.75)])], title="Fleet", text=lambda y: f"{y:.0%}"
+    )
+    assert 'aria-label="Fleet. &lt;b&gt;: 50% at 1, 75% at 3."' in drawn
+    assert drawn.count("<svg") == 2  # at a desk and on a phone
+    assert "style=" not in drawn
+    assert "<b>" not in drawn
+
+
+def test_a_long_line_is_thinned_and_keeps_its_end() -> None:
+    points = [(float(i), float(i)) for i in range(1, 1001)]
+    thinned = charts._thinned(points)
+    assert len(thinned) <= charts.POINTS + 1
+    assert thinned[-1] == (1000.0, 1000.0)
+    assert charts._thinned(points[:100]) == points[:100]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 0), (0.5, 0.5), (0.01, 0.99), (-3, 1e6), (7, 7.0001), (0, 4)])
+def test_ticks_enclose_what_they_measure(low: float, high: float) -> None:
+    ticks = charts._ticks(low, high)
+    assert ticks[0] <= low + 1e-9
+    assert ticks[-1] >= high - 1e-9
+    assert 2 <= len(ticks) <= 7
+    assert ticks == sorted(set(ticks))
+
+
+@pytest.mark.parametrize(
+    ("say", "value", "text"),
+    [
+        (wording.size, 0, "0 B"),
+        (wording.size, 999_999, "1000 kB"),
+        (wording.size, 1_300_000, "1.3 MB"),
+        (wording.duration, 0.0213, "21 ms"),
+        (wording.duration, 61, "1 min 1 s"),
+        (wording.duration, 90_000, "1 d 1 h"),
+        (wording.percent, 0.5, "50.0 %"),
+        (wording.whole, 1_234_567, "1 234 567"),
+        (wording.percent, None, "–"),
+    ],
+)
+def test_numbers_have_units(say: Callable[[Any], str], value: Any, text: str) -> None:
+    assert say(value).replace("\u202f", " ") == text

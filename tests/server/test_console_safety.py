@@ -1,0 +1,427 @@
+"""Nobody in without a session, nothing done without the right, no form from elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.console_scene import HOST, PASSWORD, Browser, Console, make_run
+
+from penchant.common.errors import UsageError
+from penchant.server.console import accounts, passwords
+from penchant.server.console.accounts import Store
+from penchant.server.console.app import ACTIONS, LIVE, PAGES
+
+HOSTILE = "\"><img src=x onerror=alert(1)>{{7*7}}</script>'&"
+
+
+@pytest.fixture(autouse=True)
+def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passwords, "COST", 2**10)
+
+
+@pytest.fixture
+def console(tmp_path: Path) -> Iterator[Console]:
+    made = Console(tmp_path)
+    make_run(made.runs / "first")
+    yield made
+    made.store.close()
+
+
+def filled(path: str, console: Console) -> str:
+    return path.replace("{id}", console.id_of("first")).replace("{round}", "2")
+
+
+PAGE_PATHS = [path for path, _, _ in PAGES]
+OPERATORS_PAGES = [path for path, _, role in PAGES if role == "operator"]
+ACTION_PATHS = [path for path, _, _ in ACTIONS]
+NAMES = {path: name for path, _, name in ACTIONS}
+
+
+# --- who may --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PAGE_PATHS)
+def test_no_page_without_a_session(console: Console, path: str) -> None:
+    answer = console.browser().get(filled(path, console))
+    assert answer.status_code == 303
+    assert answer.headers["location"].startswith("/login")
+    assert "first" not in answer.text
+
+
+@pytest.mark.parametrize("path", [path for path, _ in LIVE])
+def test_no_stream_without_a_session(console: Console, path: str) -> None:
+    answer = console.browser().get(filled(path, console))
+    assert (answer.status_code, answer.text) == (204, "")
+
+
+@pytest.mark.parametrize("path", [*ACTION_PATHS, "/runs/check", "/logout"])
+def test_no_action_without_a_session(console: Console, path: str) -> None:
+    before = fingerprint(console)
+    browser = console.browser()
+    answer = browser.client.post(filled(path, console), data={"csrf": browser.token("/login")})
+    assert answer.status_code in (303, 401)
+    assert fingerprint(console) == before
+
+
+@pytest.mark.parametrize("path", OPERATORS_PAGES)
+def test_a_viewer_is_not_shown_what_operators_do(console: Console, path: str) -> None:
+    answer = console.browser("vera").get(filled(path, console))
+    assert answer.status_code == 403
+    assert "for operators" in answer.text
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PAGE_PATHS if path not in OPERATORS_PAGES and "zip" not in path]
+)
+def test_a_viewer_sees_pages_without_a_single_button_that_acts(console: Console, path: str) -> None:
+    answer = console.browser("vera").get(filled(path, console))
+    assert answer.status_code == 200
+    forms = re.findall(r'<form[^>]*method="post"[^>]*action="([^"]+)"', answer.text)
+    assert forms == ["/logout"]
+
+
+@pytest.mark.parametrize("path", ACTION_PATHS)
+def test_a_viewer_can_do_nothing_and_it_is_on_record(console: Console, path: str) -> None:
+    before = fingerprint(console)
+    answer = console.browser("vera").post(
+        filled(path, console), {"name": "new", "config": "", "confirm": "first"}
+    )
+    assert answer.status_code == 403
+    assert fingerprint(console) == before
+    assert console.outcomes(NAMES[path])[0] == "refused: not an operator"
+
+
+@pytest.mark.parametrize("forged", ["", "0" * 64, "é"])
+@pytest.mark.parametrize("path", ACTION_PATHS)
+def test_a_forged_form_does_nothing_and_it_is_on_record(console: Console, path: str, forged: str) -> None:
+    before = fingerprint(console)
+    form = {"csrf": forged, "confirm": "first", "round": "2", "name": "new", "config": ""}
+    answer = console.browser("olga").client.post(filled(path, console), data=form)
+    assert answer.status_code == 403
+    assert fingerprint(console) == before
+    assert console.outcomes(NAMES[path])[0].startswith("refused: the form was forged")
+
+
+def test_a_form_of_another_session_is_forged(console: Console) -> None:
+    other = console.browser("olga").token()
+    answer = console.browser("olga").client.post(
+        f"/runs/{console.id_of('first')}/delete", data={"csrf": other, "confirm": "first"}
+    )
+    assert answer.status_code == 403
+    assert (console.runs / "first").is_dir()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example"},
+        {"origin": f"https://{HOST}"},
+        {"origin": "null"},
+        {"sec-fetch-site": "cross-site"},
+    ],
+)
+def test_a_form_from_another_site_is_refused_before_anything(
+    console: Console, headers: dict[str, str]
+) -> None:
+    browser = console.browser("olga")
+    answer = browser.post(f"/runs/{console.id_of('first')}/delete", {"confirm": "first"}, headers=headers)
+    assert answer.status_code == 403
+    assert (console.runs / "first").is_dir()
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1", "127.0.0.1:80", "localhost:8900", ""])
+def test_another_host_is_not_answered(console: Console, host: str) -> None:
+    answer = console.browser("olga").get("/", headers={"host": host})
+    assert answer.status_code == 421
+    assert "first" not in answer.text
+
+
+def test_what_is_not_there_or_broke_is_said_on_a_page_that_tells_nothing_else(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console.operations, "places", lambda: 1 // 0)
+    for browser in (console.browser(), console.browser("olga")):
+        for path, method, status in (("/nowhere", "GET", 404), ("/runs", "DELETE", 405)):
+            answer = browser.client.request(method, path)
+            assert answer.status_code == status
+            assert 'href="/"' in answer.text
+    answer = browser.get("/runs")
+    assert answer.status_code == 500
+    assert "Something broke here" in answer.text
+    assert "division" not in answer.text
+
+
+def test_a_get_changes_nothing(console: Console) -> None:
+    browser = console.browser("olga")
+    before = fingerprint(console)
+    for path in ACTION_PATHS:
+        answer = browser.get(filled(path, console))
+        assert answer.status_code in (200, 405), path
+    assert fingerprint(console) == before
+
+
+def fingerprint(console: Console) -> list[str]:
+    """All files but what SQLite puts beside a journal that is being read."""
+    found = (path.relative_to(console.runs).as_posix() for path in console.runs.rglob("*"))
+    return sorted(path for path in found if not path.endswith(("-shm", "-wal")))
+
+
+# --- sessions -------------------------------------------------------------------------------------
+
+
+def test_cookies_are_for_the_browser_alone(console: Console, tmp_path: Path) -> None:
+    answer = console.browser().login("olga")
+    cookie = next(c for c in answer.headers.get_list("set-cookie") if c.startswith("penchant="))
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert "Secure" not in cookie  # loopback, in clear
+    (tmp_path / "other").mkdir()
+    browser = Browser(Console(tmp_path / "other", https=True).app, base=f"https://{HOST}")
+    secure = [
+        c for c in browser.login("olga").headers.get_list("set-cookie") if c.startswith("__Host-penchant=")
+    ]
+    assert "Secure" in secure[0]
+    assert "HttpOnly" in secure[0]
+    assert browser.get("/").headers["strict-transport-security"].startswith("max-age=")
+
+
+def test_a_session_ends_at_logout_at_a_new_password_and_with_its_account(console: Console) -> None:
+    for end in (
+        lambda browser: browser.post("/logout"),
+        lambda browser: console.store.passwd("olga", "another horse battery"),
+        lambda browser: console.store.remove("olga"),
+    ):
+        console.store.passwd("olga", PASSWORD)
+        browser = console.browser("olga")
+        token = browser.client.cookies["penchant"]
+        end(browser)
+        browser.client.cookies.set("penchant", token)
+        assert browser.get("/").status_code == 303
+
+
+def test_a_session_ends_by_itself(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    browser = console.browser("olga")
+    assert browser.get("/").status_code == 200
+    monkeypatch.setattr(accounts, "IDLE_SECONDS", 0.0)
+    assert browser.get("/").status_code == 303
+
+
+@pytest.mark.parametrize("token", ["", "x", "../../etc", "a" * 5000, "é"])
+def test_a_made_up_session_is_none(console: Console, token: str) -> None:
+    browser = console.browser()
+    answer = browser.get("/", headers={"cookie": f"penchant={token}".encode()})
+    assert answer.status_code == 303
+
+
+def test_login_needs_its_own_form(console: Console) -> None:
+    browser = console.browser()
+    form = {"name": "olga", "password": PASSWORD, "csrf": "0" * 64}
+    assert browser.client.post("/login", data=form).status_code == 403
+    assert browser.get("/").status_code == 303
+
+
+@pytest.mark.parametrize(
+    "after", ["https://evil.example", "//evil.example", "/\\evil.example", "/x\nSet-Cookie: a=b"]
+)
+def test_login_leads_nowhere_else(console: Console, after: str) -> None:
+    assert console.browser().login("olga", next=after).headers["location"] == "/"
+
+
+def test_wrong_names_and_passwords_are_answered_alike(console: Console) -> None:
+    answers = [console.browser().login(name, "wrong horse battery") for name in ("olga", "nobody", HOSTILE)]
+    assert {answer.status_code for answer in answers} == {401}
+    texts = {re.sub(r'value="[^"]*"', "", answer.text) for answer in answers}
+    assert len(texts) == 1
+
+
+def test_logging_in_is_slowed_down(console: Console) -> None:
+    browser = console.browser()
+    for _ in range(accounts.TRIES):
+        assert browser.login("olga", "wrong horse battery").status_code == 401
+    refused = browser.login("olga", PASSWORD)
+    assert refused.status_code == 429
+    assert 0 < int(refused.headers["retry-after"]) <= accounts.WINDOW_SECONDS + 1
+    assert browser.login("vera").status_code == 303  # another account is not shut out
+    assert console.outcomes("log in")[:2] == ["done", "refused: too many tries"]
+
+
+def test_many_tries_at_once_are_no_more_than_one_after_another(console: Console) -> None:
+    """None of them is looked at before all are counted."""
+    waits = [console.store.admit("olga", "10.0.0.1") for _ in range(2 * accounts.TRIES)]
+    assert [wait > 0 for wait in waits] == [False] * accounts.TRIES + [True] * accounts.TRIES
+
+
+def test_one_address_can_not_try_all_accounts(console: Console) -> None:
+    browser = console.browser()
+    for number in range(accounts.TRIES_ADDRESS):
+        browser.login(f"guess{number}", "wrong horse battery")
+    assert browser.login("vera").status_code == 429
+
+
+def test_tries_are_forgotten(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    browser = console.browser()
+    for _ in range(accounts.TRIES):
+        browser.login("olga", "wrong horse battery")
+    monkeypatch.setattr(accounts, "WINDOW_SECONDS", 0.0)
+    assert browser.login("olga").status_code == 303
+
+
+# --- what comes out -------------------------------------------------------------------------------
+
+
+def test_every_answer_carries_the_strict_policy(console: Console) -> None:
+    browser = console.browser("olga")
+    for path in ["/", "/login", "/nothing", "/static/console.css", "/static/../app.py", "/healthz"]:
+        policy = browser.get(path).headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert "*" not in policy
+    assert browser.get("/").headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("path", [path for path in PAGE_PATHS if "zip" not in path])
+def test_pages_hold_no_inline_script_or_style(console: Console, path: str) -> None:
+    text = console.browser("olga").get(filled(path, console)).text
+    assert re.findall(r"<script(?![^>]*\bsrc=)", text) == []
+    assert re.findall(r"<style", text) == []
+    assert re.findall(r"<[^>]+\s(?:style|on\w+)=", text) == []
+    assert re.findall(r"""(?:src|href)=["'](?:https?:)?//""", text) == []
+
+
+def test_hostile_names_are_text(console: Console, tmp_path: Path) -> None:
+    name = HOSTILE.replace("/", "∕")
+    make_run(console.runs / name, 2)
+    for path in PAGE_PATHS:
+        if "zip" in path:
+            continue
+        wanted = path.replace("{id}", console.id_of(name))
+        text = console.browser("olga").get(wanted + "?run=" + console.id_of(name)).text
+        assert "<img src=x" not in text, path
+        assert "49" not in re.findall(r"alert\(1\)&gt;(.{2})", text), path
+
+
+@pytest.mark.parametrize("field", ["name", "confirm", "member", "round", "number", "label", "why", "days"])
+def test_hostile_fields_are_text(console: Console, field: str) -> None:
+    browser = console.browser("olga")
+    for path in ACTION_PATHS:
+        answer = browser.post(filled(path, console), {field: HOSTILE, "config": HOSTILE})
+        assert answer.status_code in (303, 403, 404, 422), (path, answer.status_code)
+        assert "<img src=x" not in answer.text
+    assert "<img src=x" not in browser.get("/audit").text
+    assert "&lt;img src=x" in browser.get("/audit").text
+
+
+@pytest.mark.parametrize(
+    "wanted", ["%2e%2e", "../../etc/passwd", "..%2f..%2fetc", "first", "%00", "a" * 3000, HOSTILE]
+)
+def test_an_id_is_looked_up_and_never_a_path(console: Console, wanted: str) -> None:
+    browser = console.browser("olga")
+    for path in (f"/runs/{wanted}", f"/devices?run={wanted}", f"/releases/{wanted}/1.zip"):
+        answer = browser.get(path)
+        assert answer.status_code == 404, path
+        assert "root:" not in answer.text
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", ".hidden", "a/b", "", "a" * 65, "a\nb/", HOSTILE])
+def test_a_new_run_lands_in_its_folder_or_nowhere(console: Console, name: str, tmp_path: Path) -> None:
+    before, beside = fingerprint(console), sorted(tmp_path.iterdir())
+    answer = console.browser("olga").post("/runs/new", {"name": name, "config": "seed = 1"})
+    assert answer.status_code in (400, 422)
+    assert fingerprint(console) == before
+    assert sorted(tmp_path.iterdir()) == beside
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        '[data]\ndataset = "/etc/passwd"',
+        '[data]\ndataset = "movielens:/etc"',
+        '[data]\ndataset = "owner/name"',
+        '[model]\nbase_model = "/etc"',
+        'grid = "ray"',
+    ],
+)
+def test_a_new_run_reads_no_file_of_the_server(console: Console, config: str) -> None:
+    answer = console.browser("olga").post("/runs/new", {"name": "new", "config": config})
+    assert answer.status_code == 422
+    assert not (console.runs / "new").exists()
+
+
+def test_a_form_can_not_be_endless_or_another_thing(console: Console) -> None:
+    browser = console.browser("olga")
+    long = browser.post("/runs/check", {"config": "x" * 200_000})
+    other = browser.client.post("/runs/new", json={"name": "x"})
+    assert (long.status_code, other.status_code) == (413, 415)
+
+
+def test_nothing_secret_is_shown_logged_or_kept(console: Console, caplog: pytest.LogCaptureFixture) -> None:
+    browser = console.browser()
+    browser.login("olga", "wrong but secret horse")
+    browser.login("olga")
+    token = browser.client.cookies["penchant"]
+    shown = "".join(browser.get(path).text for path in ("/", "/audit", "/runs"))
+    kept = b"".join(path.read_bytes() for path in console.store.directory.iterdir() if path.is_file())
+    for secret in (PASSWORD, "wrong but secret horse", token):
+        assert secret not in shown + caplog.text
+        assert secret.encode() not in kept
+
+
+# --- accounts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("password", ["short", "a" * 30, "ababababababab", "x" * 2000])
+def test_weak_passwords_are_refused(tmp_path: Path, password: str) -> None:
+    with pytest.raises(UsageError, match="a password has"):
+        Store(tmp_path).add("olga", "operator", password)
+    assert Store(tmp_path).accounts() == []
+
+
+@pytest.mark.parametrize("name", ["", "Olga", "a b", "a/b", "-a", "a" * 33, "ö"])
+def test_unfit_names_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="an account's name"):
+        Store(tmp_path).add(name, "operator", PASSWORD)
+
+
+def test_a_password_is_kept_as_a_salted_hash() -> None:
+    one, other = passwords.hashed(PASSWORD), passwords.hashed(PASSWORD)
+    assert one != other
+    assert passwords.check(PASSWORD, one)
+    assert not passwords.check(PASSWORD + "x", one)
+    assert not passwords.check(PASSWORD, "scrypt$nonsense")
+
+
+def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
+    Store(tmp_path / "state").close()
+    assert (tmp_path / "state").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "state" / "console.db").stat().st_mode & 0o077 == 0
+
+
+# --- the audit ------------------------------------------------------------------------------------
+
+
+def test_what_is_done_is_on_record_before_and_after(console: Console) -> None:
+    console.browser("olga").post(f"/releases/{console.id_of('first')}/promote", {"round": "2"})
+    (deed,) = [deed for deed in console.store.deeds() if deed.action == "promote a release"]
+    assert (deed.account, deed.outcome, deed.detail) == ("olga", "done", "round: 2")
+    lines = console.store._all("SELECT outcome, begun FROM deeds WHERE action = 'promote a release'")
+    assert [outcome for outcome, _ in lines] == ["begun", "done"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE deeds SET account = 'vera' WHERE number = 2",
+        "DELETE FROM deeds WHERE number = 2",
+        "UPDATE deeds SET at = at - 1 WHERE number = 2",
+    ],
+)
+def test_a_changed_audit_shows(console: Console, change: str) -> None:
+    for number in range(4):
+        console.store.note("olga", "127.0.0.1", "try", str(number))
+    assert console.store.broken() is None
+    console.store._db.execute(change)
+    assert console.store.broken() in (2, 3)
+    assert "is not what was written" in console.browser("olga").get("/audit").text

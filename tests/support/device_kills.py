@@ -1,0 +1,222 @@
+"""A fleet of four in which one device is killed again and again, while it imports, trains and answers."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import tomli_w
+from flwr.app import Context
+from support.killed_device import BATCH, choice
+
+from penchant.client.agent.agent import Model
+from penchant.client.agent.flower_app import Answer, build_app
+from penchant.client.agent.policy import OwnerPolicy
+from penchant.client.agent.socket import RemoteAgent
+from penchant.client.device.device import Home, OfflineConfig
+from penchant.client.learning.model_cache import Benches
+from penchant.common.config import RunConfig
+from penchant.common.errors import RoundFailed
+from penchant.common.membership.enrolment import Request
+from penchant.common.membership.identity import Membership
+from penchant.common.settings import section_table
+from penchant.common.wire.codec import decode, decode_record
+from penchant.common.wire.messages import Announce
+from penchant.deploy.fleet.authority import Office
+from penchant.deploy.flower.in_process_grid import InProcessGrid
+from penchant.server.availability import Roll
+from penchant.server.journal import Journal
+from penchant.server.round import play_round
+from penchant.server.run import Run
+from penchant.server.secagg.secure import SecureAggregation
+
+DEVICES = 4
+RUN = bytes(range(16))
+
+
+@dataclass
+class Fleet:
+    """Three devices that live, and the first, which dies; a server that plays round after round."""
+
+    place: Path
+    base: Path
+    benches: Benches = field(default_factory=Benches)
+    announced: dict[tuple[int, int], bytes] = field(default_factory=dict)  # (round, attempt) -> factors
+    finished: dict[int, int] = field(default_factory=dict)  # round -> attempt
+    complete: int = 0  # rounds that nobody was missing in
+    errors: list[BaseException] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.office = Office.init(self.place / "authority")
+        self.homes = [self._home(number) for number in range(DEVICES)]
+        self.socket = self.place / "agent.sock"
+        self.stop = threading.Event()
+
+    def _home(self, number: int) -> Path:
+        folder = self.place / f"device-{number}"
+        folder.mkdir(exist_ok=True)
+        settings = section_table(OfflineConfig())
+        settings["model"] |= {"base_model": str(self.base), "max_tokens": 16}
+        settings["training"] |= {"local_epochs": 1}
+        (folder / "model.toml").write_text(tomli_w.dumps(settings))
+        policy = OwnerPolicy(base_models=(str(self.base),), min_honest=1, max_colluders=0)
+        (folder / "policy.toml").write_text(policy.to_toml())
+        home = Home(folder, benches=self.benches)
+        home.record([choice(n) for n in range(4 * BATCH)])
+        home.join(self.office.issue(Request.decode(home.request())).encode(), self.office.digest)
+        return folder
+
+    def _run(self) -> Run:
+        config = RunConfig().changed(
+            {
+                "model.base_model": str(self.base),
+                "model.max_tokens": 16,
+                "training.local_epochs": 1,
+                "training.refit_epochs": 1,
+                "privacy.min_honest": 1,
+                "privacy.max_colluders": 0,
+                "federation.rounds": 4000,
+                "federation.cohort": DEVICES,
+                "federation.deadline_seconds": 20.0,
+            }
+        )
+        members = self.office.latest()
+        known = Membership(self.office.authority.public_key).accept(members, int(time.time()))
+        blueprint = self.benches.of(config.plan("main", DEVICES)).blueprint
+        journal = Journal(self.place / "run")
+        return Run(config, RUN, blueprint, DEVICES, SecureAggregation(known), members, journal)
+
+    def _answers(self) -> list[Answer]:
+        agents = [Home(folder, benches=self.benches).agent() for folder in self.homes[1:]]
+
+        def killed(stage: str, payload: bytes) -> bytes:
+            remote = RemoteAgent(self.socket, seconds=15)  # as a relay does: anew for each message
+            try:
+                return remote(stage, payload)
+            finally:
+                remote.close()
+
+        def watched(stage: str, payload: bytes) -> bytes:
+            if stage == "keys":
+                seen = decode(payload, Announce)
+                self.announced[seen.round, seen.attempt] = bytes(seen.factors)
+            return agents[0].answer(stage, payload)
+
+        return [killed, watched, *(agent.answer for agent in agents[1:])]
+
+    def play(self) -> None:
+        """Round after round until `stop`; what fails is tried again."""
+        answers = self._answers()
+
+        def answer_of(context: Context) -> Answer:
+            return answers[int(context.node_config["partition-id"])]
+
+        try:
+            run = self._run()
+            grid = InProcessGrid(build_app(answer_of), DEVICES, workers=DEVICES)
+            roll, number = Roll(run, grid), 1
+            while not self.stop.is_set():
+                roll.greet([1000])  # whoever was away hears which rounds stand
+                try:
+                    log = play_round(run, grid, number, roll.call())
+                except RoundFailed:
+                    self.stop.wait(0.05)
+                    continue
+                if log is not None:
+                    self.finished[number] = log.attempt
+                    self.complete += log.survivors == DEVICES
+                number += 1
+            grid.close()
+        except BaseException as error:
+            self.errors.append(error)
+            raise
+
+    def wait_for_a_complete_round(self) -> None:
+        """Until one more round is finished with everybody in it."""
+        before, end = self.complete, time.monotonic() + 60
+        while self.complete == before and not self.errors:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    # --- what must be true whenever the device is dead ------------------------------------------------
+
+    def check(self, recorded: int, newest: int) -> int:
+        """No choice lost, the personal factor whole and of the shared one's round; -> that round."""
+        home = Home(self.homes[0], benches=self.benches)
+        there = sorted([*home.store.train(), *home.store.validation()], key=lambda p: int(p.prompt[4:-2]))
+        assert len(there) >= recorded
+        assert len(there) % BATCH == 0
+        assert there == [choice(n) for n in range(len(there))]
+        latest = home.vault.latest()
+        if latest is None or latest[0] != RUN:
+            assert newest == 0
+            return 0
+        kept = latest[1]
+        model = decode_record(kept.context, Model)
+        assert np.isfinite(kept.vector).all()
+        assert kept.round in self.finished
+        assert model.factors == self.announced[kept.round, self.finished[kept.round]]
+        assert kept.round >= newest
+        assert home.rank("day 1: ", ["the motion", "the table"])
+        return kept.round
+
+
+@contextmanager
+def server(fleet: Fleet) -> Iterator[None]:
+    thread = threading.Thread(target=fleet.play)
+    thread.start()
+    try:
+        yield
+    finally:
+        fleet.stop.set()
+        thread.join(120)
+        assert not thread.is_alive()
+
+
+def kill_again_and_again(
+    place: Path, base: Path, kills: int, *, wait: Callable[[random.Random], float]
+) -> tuple[Fleet, int, list[str]]:
+    """-> (fleet, the round whose factor the device has at the end, what it noted as durable).
+
+    A device dies `wait` seconds after its start; every fifth one that long after it was in a whole round,
+    however slow the machine is.
+    """
+    fleet, notes = Fleet(place, base), place / "notes"
+    draw, newest = random.Random(5), 0
+    words = [sys.executable, str(Path(__file__).with_name("killed_device.py"))]
+    with (
+        subprocess.Popen(
+            [*words, str(fleet.homes[0]), str(fleet.socket), str(notes)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        ) as warm,
+        server(fleet),
+    ):  # fmt: skip
+        assert warm.stdin is not None
+        assert warm.stdout is not None
+        for turn in range(kills):
+            warm.stdin.write("go\n")
+            warm.stdin.flush()
+            process = int(warm.stdout.readline())
+            try:
+                if turn % 5 == 4:
+                    fleet.wait_for_a_complete_round()
+                time.sleep(wait(draw))
+            finally:
+                os.kill(process, signal.SIGKILL)
+            assert warm.stdout.readline() == "dead\n"
+            said = notes.read_text().splitlines()
+            recorded = max((int(line.split()[1]) for line in said if line.startswith("rec")), default=0)
+            newest = fleet.check(recorded, newest)
+            assert not fleet.errors
+        warm.stdin.close()
+    return fleet, newest, notes.read_text().splitlines()
