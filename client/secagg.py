@@ -2,7 +2,8 @@
 
 Five messages come, five go; between them the role is in one of the states
 
-    begin -> `Keyed` -> share -> `Shared` -> mask -> `Masking` -> confirm -> `Confirmed` -> unmask -> `Done`
+    begin -> `Keyed` -> share -> `SharesDealt` -> mask -> `Masking` -> confirm -> `Confirmed`
+    -> unmask -> `Done`
 
 (plain rounds: begin -> `Unmasked` -> mask -> `Done`). Each step is a function of the state and the message:
 it returns the next state with the reply, or raises a typed error and changes nothing. The caller — the
@@ -79,13 +80,14 @@ from penchant.common.wire.messages import (
     Ready,
     Roster,
     RunId,
-    Share,
+    SecretShare,
     Shares,
     Survivors,
     Unmasking,
 )
 
 __all__ = [
+    "AttemptInfo",
     "Confirmed",
     "Done",
     "Keyed",
@@ -94,9 +96,8 @@ __all__ = [
     "Role",
     "RoleOf",
     "SecAggPolicy",
-    "Shared",
+    "SharesDealt",
     "State",
-    "Ticket",
     "Unmasked",
     "decode_state",
     "encode_state",
@@ -104,7 +105,7 @@ __all__ = [
 
 Secret = Annotated[bytes, Exactly(32)]
 Keys = Annotated[tuple[PublicKey, ...], Many(MAX_GROUP)]
-SecretShares = Annotated[tuple[Share, ...], Many(MAX_GROUP)]
+SecretShares = Annotated[tuple[SecretShare, ...], Many(MAX_GROUP)]
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class SecAggPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
+class AttemptInfo:
     """Which attempt this is, and the shape of its vectors."""
 
     run: RunId
@@ -159,7 +160,7 @@ class Ticket:
 class Keyed:
     """Keys are advertised; nothing is shared yet."""
 
-    ticket: Ticket
+    ticket: AttemptInfo
     entry: Entry
     mask_private: Secret = field(repr=False)
     channel_private: Secret = field(repr=False)
@@ -167,14 +168,14 @@ class Keyed:
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class SharesDealt:
     """Seed and mask key are shared among the roster; peers' shares are still to come.
 
     identities, mask_keys: by index in the roster. openers: keys for what each peer seals for this device
     (by index; its own place holds zeros).
     """
 
-    ticket: Ticket
+    ticket: AttemptInfo
     me: U16
     roster: Digest
     identities: Keys
@@ -182,15 +183,15 @@ class Shared:
     mask_private: Secret = field(repr=False)
     seed: Secret = field(repr=False)
     openers: Annotated[tuple[Secret, ...], Many(MAX_GROUP)] = field(repr=False)
-    own_seed_share: Share = field(repr=False)
-    own_key_share: Share = field(repr=False)
+    own_seed_share: SecretShare = field(repr=False)
+    own_key_share: SecretShare = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Masking:
     """The masked vector is out. seed_shares, key_shares: one of each device of U2, in its order."""
 
-    ticket: Ticket
+    ticket: AttemptInfo
     me: U16
     roster: Digest
     identities: Keys
@@ -203,7 +204,7 @@ class Masking:
 class Confirmed:
     """The survivors are confirmed by this device's signature."""
 
-    ticket: Ticket
+    ticket: AttemptInfo
     me: U16
     roster: Digest
     identities: Keys
@@ -217,20 +218,20 @@ class Confirmed:
 class Unmasked:
     """A plain round: the vector will go out as it is, which the owner's policy allows."""
 
-    ticket: Ticket
+    ticket: AttemptInfo
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
     """The attempt is over for this device; there is no step from here."""
 
-    ticket: Ticket
+    ticket: AttemptInfo
 
 
-State = Keyed | Shared | Masking | Confirmed | Unmasked | Done
-S = TypeVar("S", Keyed, Shared, Masking, Confirmed)
+State = Keyed | SharesDealt | Masking | Confirmed | Unmasked | Done
+S = TypeVar("S", Keyed, SharesDealt, Masking, Confirmed)
 
-_STATES: Final[tuple[type[State], ...]] = (Keyed, Shared, Masking, Confirmed, Unmasked, Done)
+_STATES: Final[tuple[type[State], ...]] = (Keyed, SharesDealt, Masking, Confirmed, Unmasked, Done)
 
 
 def encode_state(state: State) -> bytes:
@@ -334,7 +335,7 @@ class Participant:
             entry.certificate, entry.context, entry.mask_key, entry.channel_key, entry.commitment, signature
         )
 
-    def share(self, state: State, payload: bytes, entropy: Entropy) -> tuple[Shared, bytes]:
+    def share(self, state: State, payload: bytes, entropy: Entropy) -> tuple[SharesDealt, bytes]:
         """Stage shares (figure 4, round 1, ShareKeys): verify the roster, share seed and mask key t-of-n.
 
         Raises:
@@ -360,7 +361,7 @@ class Participant:
             associated = sealed_for(ticket.context, digest, me, peer)
             sealed.append(seal(key, seed_shares[peer] + key_shares[peer], associated))
             openers.append(seal_key(agreed, ticket.context, digest, peer, me))
-        shared = Shared(
+        shared = SharesDealt(
             ticket,
             me,
             digest,
@@ -421,7 +422,7 @@ class Participant:
         """
         if isinstance(state, Unmasked):
             return _send_plain(state, payload, vector)
-        shared = _in_state(state, Shared)
+        shared = _in_state(state, SharesDealt)
         delivery = decode(payload, Delivery)
         ticket, me = shared.ticket, shared.me
         n = len(shared.identities)
@@ -501,14 +502,14 @@ class Participant:
 # --- steps and checks -----------------------------------------------------------------------------
 
 
-def _ticket(announce: Announce) -> Ticket:
+def _ticket(announce: Announce) -> AttemptInfo:
     if announce.ring not in (32, 64):
         raise ConfigError(f"a ring of {announce.ring} bits is announced; 32 and 64 exist")
     if not 1 <= announce.words <= MAX_WORDS:
         raise ConfigError(f"vectors of {announce.words} ring elements are announced; 1 to {MAX_WORDS} can be")
     if not 1 <= announce.group <= MAX_GROUP:
         raise ConfigError(f"groups of {announce.group} devices are announced; 1 to {MAX_GROUP} can be")
-    return Ticket(
+    return AttemptInfo(
         announce.run,
         announce.round,
         announce.attempt,
@@ -539,7 +540,7 @@ def _refuse_few(count: int, n: int, name: str) -> None:
         )
 
 
-def _open_shares(shared: Shared, delivery: Delivery) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+def _open_shares(shared: SharesDealt, delivery: Delivery) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
     """The seed shares and key shares of U2, in its order, this device's own among them."""
     if len(delivery.sealed) != len(delivery.sharers) - 1:
         raise SecretSharingError("the delivery does not hold one sealed share for each other device of U2")
@@ -556,7 +557,7 @@ def _open_shares(shared: Shared, delivery: Delivery) -> tuple[tuple[bytes, ...],
     return tuple(seeds), tuple(keys)
 
 
-def _checked_vector(vector: Ring, ticket: Ticket) -> Ring:
+def _checked_vector(vector: Ring, ticket: AttemptInfo) -> Ring:
     if vector.dtype != ring_type(ticket.ring) or vector.shape != (ticket.words,):
         raise DeviceError(
             f"the quantised vector is {vector.dtype}{list(vector.shape)}, announced are "

@@ -12,7 +12,7 @@ from penchant.server.journal import Journal
 from penchant.server.secagg.aggregation import Record
 
 
-class Diary:
+class AttemptLog:
     """One attempt's lines in the journal: what completing it after a crash would need, and how far it is."""
 
     def __init__(self, journal: Journal, number: int, attempt: int) -> None:

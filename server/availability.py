@@ -13,7 +13,7 @@ from penchant.common.errors import JournalError, ProtocolError
 from penchant.common.wire.codec import decode, encode
 from penchant.common.wire.messages import Hello, Status
 from penchant.server.exchange import Exchange
-from penchant.server.run import Run, finished_rounds
+from penchant.server.run import ServerRun, finished_rounds
 
 Ready = Mapping[int, int]
 """Member number -> node."""
@@ -22,19 +22,19 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # between two looks for devices that hav
 COUNT_SECONDS = 0.5  # between two notes of how many devices have answered
 
 
-class Roll:
+class Availability:
     """Which member answers at which node. Each node is asked once, and again while it is not ready.
 
     run: as it is now; only who belongs to it is called.
     """
 
-    def __init__(self, run: Run, grid: Grid) -> None:
+    def __init__(self, run: ServerRun, grid: Grid) -> None:
         self.run = run
         self._grid = grid
         self._known: dict[int, int] = {}  # node -> member
 
-    def gather(self, *, anew: bool = False) -> dict[int, int]:
-        """As `call`, once a cohort is there, or all the members there are, or the run's patience is over.
+    def wait_for_cohort(self, *, anew: bool = False) -> dict[int, int]:
+        """As `poll`, once a cohort is there, or all the members there are, or the run's patience is over.
 
         anew: everybody is asked again, also those who were ready before.
         """
@@ -42,25 +42,25 @@ class Roll:
             self._known.clear()
         end, pause = time.monotonic() + self.run.patience, FIRST_PAUSE
         wanted = self.run.cohort if self.run.members is None else min(self.run.cohort, self.run.members)
-        while len(ready := self.call()) < wanted and (left := end - time.monotonic()) > 0:
+        while len(ready := self.poll()) < wanted and (left := end - time.monotonic()) > 0:
             time.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE)
         return ready
 
-    def call(self) -> dict[int, int]:
+    def poll(self) -> dict[int, int]:
         """Member number -> node, of all that are connected and ready."""
         present = set(self._grid.get_node_ids())
         self._known = {node: member for node, member in self._known.items() if node in present}
-        self.greet(sorted(present - set(self._known)), GREETING_SECONDS)
+        self.announce_settled(sorted(present - set(self._known)), GREETING_SECONDS)
         return {member: node for node, member in self._known.items() if self.run.belongs(member)}
 
-    def greet(self, nodes: Iterable[int], seconds: float = math.inf) -> None:
+    def announce_settled(self, nodes: Iterable[int], seconds: float = math.inf) -> None:
         """Tell `nodes` which rounds stand, so that they commit what they staged; note who is ready.
 
         Waits no longer than `seconds`, and than a deadline of the run's: a node may be gone and not yet known
         to be.
         """
-        hello = encode(Hello(self.run.run, finished_rounds(self.run.journal)))
+        hello = encode(Hello(self.run.id, finished_rounds(self.run.journal)))
         deadline = min(seconds, self.run.config.federation.deadline_seconds)
         wire = Exchange(self._grid, deadline, "status")
         ready: dict[int, int] = {}  # member -> node

@@ -8,12 +8,12 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from penchant.server.round import federate
-from penchant.server.run import Run
+from penchant.server.run import ServerRun
 
 __all__ = ["build_app"]
 
 
-def build_app(open_run: Callable[[Context], Run]) -> ServerApp:
+def build_app(open_run: Callable[[Context], ServerRun]) -> ServerApp:
     """A ServerApp for the run that `open_run` finds for a context."""
     app = ServerApp()
 

@@ -27,7 +27,7 @@ from safetensors.numpy import save as save_safetensors
 
 from penchant.common.errors import JournalError
 from penchant.common.storage import write_durably
-from penchant.server.optimizers import Shared
+from penchant.server.optimizers import ServerState
 
 __all__ = ["Journal", "RoundLog", "RoundRow"]
 
@@ -160,7 +160,7 @@ class Journal:
         )
         return [(str(s), int(p), bytes(b)) for s, p, b in rows]
 
-    def finish(self, log: RoundLog, shared: Shared) -> None:
+    def finish(self, log: RoundLog, shared: ServerState) -> None:
         """The round stands: its checkpoint first, then the row that names it. Its records are erased."""
         if self._state(log.round, log.attempt) not in _OPEN:  # before a checkpoint is written over
             raise JournalError(f"round {log.round} attempt {log.attempt} is not open")
@@ -261,7 +261,7 @@ class Journal:
 
     # --- checkpoints ---------------------------------------------------------------------------------
 
-    def load(self, round: int | None = None) -> tuple[int, Shared] | None:
+    def load(self, round: int | None = None) -> tuple[int, ServerState] | None:
         """(round, shared state) of the last finished round, or of this one, checked against the digest in
         its row; None where it is not finished."""
         rows = self._read(
@@ -286,7 +286,7 @@ class Journal:
         rows = self._read("SELECT checkpoint FROM rounds WHERE state = 'finished' AND round = ?", round)
         return str(rows[0][0]).split()[1] if rows else None
 
-    def _write_checkpoint(self, round: int, shared: Shared) -> tuple[str, str]:
+    def _write_checkpoint(self, round: int, shared: ServerState) -> tuple[str, str]:
         data = save_safetensors(_encode(shared))
         name = f"round-{round:06d}.safetensors"
         try:
@@ -350,7 +350,7 @@ class Journal:
                     self._db.execute(f"PRAGMA synchronous={before}")
 
 
-def _encode(shared: Shared) -> dict[str, NDArray[Any]]:
+def _encode(shared: ServerState) -> dict[str, NDArray[Any]]:
     return {
         "factors": shared.factors,
         "first": shared.first,
@@ -360,7 +360,7 @@ def _encode(shared: Shared) -> dict[str, NDArray[Any]]:
     }
 
 
-def _decode(tensors: Mapping[str, NDArray[Any]]) -> Shared:
-    return Shared(
+def _decode(tensors: Mapping[str, NDArray[Any]]) -> ServerState:
+    return ServerState(
         tensors["factors"], tensors["first"], tensors["second"], tensors["start"], int(tensors["steps"][0])
     )

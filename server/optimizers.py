@@ -17,7 +17,7 @@ Vector = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Shared:
+class ServerState:
     """The shared factors and the optimiser's moments, each float32 [d_shared]; steps counts rounds.
 
     start: float32 [d_personal], where every personal part starts from; it is announced after a warm-up.
@@ -30,12 +30,12 @@ class Shared:
     steps: int = 0
 
     @classmethod
-    def begin(cls, factors: Vector, start: Vector) -> Shared:
+    def begin(cls, factors: Vector, start: Vector) -> ServerState:
         """The factors before the first round of a phase."""
         zeros = np.zeros_like(factors)
         return cls(factors, zeros, zeros, start)
 
-    def moved(self, mean_update: NDArray[np.float64], config: FederationConfig) -> Shared:
+    def moved(self, mean_update: NDArray[np.float64], config: FederationConfig) -> ServerState:
         """The factors after a round whose example-weighted mean update is `mean_update` [d_shared].
 
         FedAdam's second moment starts at server_epsilon², the least that Algorithm 2 allows.

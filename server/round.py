@@ -27,35 +27,41 @@ from numpy.typing import NDArray
 
 from penchant.common.config import Plan
 from penchant.common.errors import JournalError, RoundFailed, TooFewDevices
-from penchant.common.secagg.update_vector import Sums
+from penchant.common.secagg.update_vector import RoundSums
 from penchant.common.wire.messages import Announce, Kind
-from penchant.server.attempt_log import Diary
-from penchant.server.availability import Ready, Roll
+from penchant.server.attempt_log import AttemptLog
+from penchant.server.availability import Availability, Ready
 from penchant.server.cohort import sample_cohort
 from penchant.server.exchange import Exchange
 from penchant.server.journal import RoundLog
-from penchant.server.optimizers import Shared
-from penchant.server.run import Run, Task, finished_rounds
+from penchant.server.optimizers import ServerState
+from penchant.server.run import RoundPlan, ServerRun, finished_rounds
 from penchant.server.secagg.aggregation import Aggregate, unmask_asked
 
 __all__ = ["announced_factors", "federate", "play_round"]
 
 
-def federate(run: Run, grid: Grid) -> None:
+def federate(run: ServerRun, grid: Grid) -> None:
     """Play all rounds that the journal does not hold yet, then tell the devices which ones stand.
 
     Raises RoundFailed when a round fails as often as `federation.attempts` allows; finished rounds stand.
     """
-    roll = Roll(run, grid)
+    availability = Availability(run, grid)
     recover(run)
     for number in range(run.journal.settled() + 1, run.last + 1):
-        run = roll.run = run.latest(run)
-        play_round(run, grid, number, roll.gather(), partial(roll.gather, anew=True))
-    roll.greet(roll.call().values())
+        run = availability.run = run.latest(run)
+        play_round(
+            run,
+            grid,
+            number,
+            availability.wait_for_cohort(),
+            partial(availability.wait_for_cohort, anew=True),
+        )
+    availability.announce_settled(availability.poll().values())
 
 
 def play_round(
-    run: Run, grid: Grid, number: int, ready: Ready, again: Callable[[], Ready] | None = None
+    run: ServerRun, grid: Grid, number: int, ready: Ready, again: Callable[[], Ready] | None = None
 ) -> RoundLog | None:
     """One round, in as many attempts as it takes; None when it was lost past unmasking and is skipped.
 
@@ -69,7 +75,7 @@ def play_round(
         members = sample_cohort(list(ready), task.cohort, seed=run.config.seed, round=number)
         cohort = {ready[member]: member for member in members}
         attempt = run.journal.begin(number, task.plan.phase)
-        diary = Diary(run.journal, number, attempt)
+        diary = AttemptLog(run.journal, number, attempt)
         try:
             return _attempt(run, grid, task, attempt, cohort, diary)
         except RoundFailed as error:
@@ -83,7 +89,7 @@ def play_round(
 
 
 def _attempt(
-    run: Run, grid: Grid, task: Task, attempt: int, cohort: Mapping[int, int], diary: Diary
+    run: ServerRun, grid: Grid, task: RoundPlan, attempt: int, cohort: Mapping[int, int], diary: AttemptLog
 ) -> RoundLog:
     """One attempt of a round. cohort: node -> member."""
     began = time.monotonic()
@@ -103,14 +109,14 @@ def _attempt(
     _enough(run, len(aggregate.survivors))
     log = _conclude(run, task, attempt, shared, aggregate)
     log = replace(log, seconds=time.monotonic() - began, bytes_up=wire.bytes_up, bytes_down=wire.bytes_down)
-    run.journal.finish(log, _moved(run, task, shared, task.form.read(aggregate.total)))
+    run.journal.finish(log, _moved(run, task, shared, task.layout.read(aggregate.total)))
     with suppress(JournalError):  # the round stands
         run.journal.joined([cohort[node] for node in aggregate.survivors], task.number)
     run.observe(log)
     return log
 
 
-def recover(run: Run) -> None:
+def recover(run: ServerRun) -> None:
     """Settle the attempt that was open when the server died: complete it, skip it, or let it be retried.
 
     Past unmasking a round is never run again (DESIGN section 2, point 6).
@@ -118,7 +124,7 @@ def recover(run: Run) -> None:
     row = run.journal.interrupted()
     if row is None:
         return
-    records = Diary(run.journal, row.round, row.attempt).records()
+    records = AttemptLog(run.journal, row.round, row.attempt).records()
     if not unmask_asked(records):
         run.journal.fail(row.round, row.attempt, "the server stopped before it asked for unmasking")
         return
@@ -131,37 +137,37 @@ def recover(run: Run) -> None:
     task = run.task(row.round, len(aggregate.cohort))
     shared = _shared(run, task)
     log = _conclude(run, task, row.attempt, shared, aggregate)
-    run.journal.finish(log, _moved(run, task, shared, task.form.read(aggregate.total)))
+    run.journal.finish(log, _moved(run, task, shared, task.layout.read(aggregate.total)))
     run.observe(log)
 
 
 # --- the parts of a round ---------------------------------------------------------------------------------
 
 
-def _shared(run: Run, task: Task) -> Shared:
+def _shared(run: ServerRun, task: RoundPlan) -> ServerState:
     """The shared state that a round starts from: the last checkpoint, or the common start."""
     found = run.journal.load()
     if found is None:
         factors, start = task.split.initial(run.config.seed)
-        return Shared.begin(factors, start)
+        return ServerState.begin(factors, start)
     shared = found[1]
     if task.plan.start_sent and not shared.start.size and task.split.personal.size:
-        warm = run.blueprint.split(run.config.plan("warmup", run.cohort))
-        return Shared.begin(*task.split.start_from(warm, shared.factors, run.config.seed))
+        warm = run.model_signature.split(run.config.plan("warmup", run.cohort))
+        return ServerState.begin(*task.split.start_from(warm, shared.factors, run.config.seed))
     return shared
 
 
-def _announce(run: Run, task: Task, attempt: int, shared: Shared) -> Announce:
+def _announce(run: ServerRun, task: RoundPlan, attempt: int, shared: ServerState) -> Announce:
     factors = announced_factors(task.plan, shared)
     return Announce(
         kind=Kind.SECAGG if run.config.privacy.secagg else Kind.PLAIN,
-        run=run.run,
+        run=run.id,
         round=task.number,
         attempt=attempt,
-        group=task.form.group,
-        ring=task.form.ring,
-        words=task.form.words,
-        base=run.blueprint.digest,
+        group=task.layout.group,
+        ring=task.layout.ring,
+        words=task.layout.words,
+        base=run.model_signature.digest,
         plan=task.plan.encode(),
         finished=finished_rounds(run.journal),
         membership=run.membership,
@@ -169,12 +175,12 @@ def _announce(run: Run, task: Task, attempt: int, shared: Shared) -> Announce:
     )
 
 
-def announced_factors(plan: Plan, shared: Shared) -> NDArray[np.float32]:
+def announced_factors(plan: Plan, shared: ServerState) -> NDArray[np.float32]:
     """What an announcement of `plan` carries: the shared factors, after a warm-up the personal start too."""
     return np.concatenate([shared.factors, shared.start]) if plan.start_sent else shared.factors
 
 
-def _enough(run: Run, survivors: int) -> None:
+def _enough(run: ServerRun, survivors: int) -> None:
     least = run.config.federation.min_survivors
     if survivors < least:
         raise TooFewDevices(
@@ -183,15 +189,17 @@ def _enough(run: Run, survivors: int) -> None:
         )
 
 
-def _moved(run: Run, task: Task, shared: Shared, sums: Sums) -> Shared:
+def _moved(run: ServerRun, task: RoundPlan, shared: ServerState, sums: RoundSums) -> ServerState:
     if task.plan.phase == "close":
         return shared
     return shared.moved(sums.mean, run.config.federation)
 
 
-def _conclude(run: Run, task: Task, attempt: int, shared: Shared, aggregate: Aggregate) -> RoundLog:
+def _conclude(
+    run: ServerRun, task: RoundPlan, attempt: int, shared: ServerState, aggregate: Aggregate
+) -> RoundLog:
     """What the server knows of the round: sums and counts. Times and bytes are filled in by the caller."""
-    sums = task.form.read(aggregate.total)
+    sums = task.layout.read(aggregate.total)
     return RoundLog(
         round=task.number,
         attempt=attempt,
@@ -213,11 +221,11 @@ def _conclude(run: Run, task: Task, attempt: int, shared: Shared, aggregate: Agg
     )
 
 
-def _note_sums(run: Run, task: Task) -> None:
+def _note_sums(run: ServerRun, task: RoundPlan) -> None:
     """Note what the sums of this phase are made of, for whoever asks what the server sees."""
     key = f"sums {task.plan.phase}"
     if run.journal.fact(key) is None:
         tensors = () if task.plan.phase == "close" else task.split.shared.specs
         parts: list[tuple[str, tuple[int, ...]]] = [(spec.name, spec.shape) for spec in tensors]
-        parts += [(counter.name, ()) for counter in task.form.quantiser.counters]
+        parts += [(counter.name, ()) for counter in task.layout.quantiser.counters]
         run.journal.note(key, json.dumps(parts))

@@ -9,21 +9,21 @@ from dataclasses import dataclass, field
 from penchant.common.config import Phase, Plan, RunConfig
 from penchant.common.errors import ConfigError
 from penchant.common.model.factors import Split
-from penchant.common.model.signature import Blueprint
-from penchant.common.secagg.update_vector import Form
+from penchant.common.model.signature import ModelSignature
+from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.wire.messages import Finished
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.secagg.aggregation import Aggregation
 
-__all__ = ["Run", "Task", "cohort_size", "run_id"]
+__all__ = ["RoundPlan", "ServerRun", "cohort_size", "run_id"]
 Observer = Callable[[RoundLog], None]
 
 
 @dataclass(frozen=True)
-class Run:
+class ServerRun:
     """What a server knows of a run.
 
-    run: its 16-byte id. blueprint: of the base model. cohort: clients a round. aggregation: how vectors are
+    id: 16 bytes. model_signature: of the base model. cohort: clients a round. aggregation: how vectors are
     added up. membership: the authority's latest member list, encoded. observe: hears of finished rounds.
     patience: seconds that a round waits for its cohort to be there, before it fails.
     belongs: whether a member is on that list. members: how many are; None where there is no list.
@@ -32,8 +32,8 @@ class Run:
     """
 
     config: RunConfig
-    run: bytes
-    blueprint: Blueprint
+    id: bytes
+    model_signature: ModelSignature
     cohort: int
     aggregation: Aggregation
     membership: bytes
@@ -42,14 +42,14 @@ class Run:
     patience: float = 0.0
     belongs: Callable[[int], bool] = field(default=lambda member: True)
     members: int | None = None
-    latest: Callable[[Run], Run] = field(default=lambda run: run)
+    latest: Callable[[ServerRun], ServerRun] = field(default=lambda run: run)
 
     @property
     def last(self) -> int:
         """The number of the closing round."""
         return self.config.federation.rounds + 1
 
-    def task(self, number: int, everyone: int) -> Task:
+    def task(self, number: int, everyone: int) -> RoundPlan:
         """What round `number` asks; `everyone`: members that are ready, all of whom close the run."""
         phase: Phase = "main"
         if number <= self.config.federation.warmup_rounds:
@@ -58,18 +58,18 @@ class Run:
             phase = "close"
         cohort = everyone if phase == "close" else self.cohort
         plan = self.config.plan(phase, cohort)
-        split = self.blueprint.split(plan)
-        return Task(number, plan, split, Form.of(plan, split), cohort)
+        split = self.model_signature.split(plan)
+        return RoundPlan(number, plan, split, UpdateLayout.of(plan, split), cohort)
 
 
 @dataclass(frozen=True)
-class Task:
+class RoundPlan:
     """One round's plan, its split of the tensors, the form of its vectors and the cohort's size."""
 
     number: int
     plan: Plan
     split: Split
-    form: Form
+    layout: UpdateLayout
     cohort: int
 
 

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from penchant.client.agent.open_attempt import MemorySessions, Sessions
 from penchant.client.agent.policy import OwnerPolicy, checked_factors
-from penchant.client.learning.model_cache import Bench, Benches
+from penchant.client.learning.model_cache import ModelCache, PlannedModel
 from penchant.client.learning.trainer import Counts
-from penchant.client.secagg import Done, Participant, Role, RoleOf, Shared
-from penchant.client.vault.sealing import Box
+from penchant.client.secagg import Done, Participant, Role, RoleOf, SharesDealt
+from penchant.client.vault.sealing import SealedStorage
 from penchant.client.vault.vault import Vault
 from penchant.common.config import Plan
 from penchant.common.crypto.domain import domain
@@ -42,7 +42,7 @@ from penchant.common.errors import (
     UsageError,
 )
 from penchant.common.membership.identity import Identity, MemberList, Membership
-from penchant.common.secagg.update_vector import HONEST_FOR_HISTOGRAM, JUDGED_MOST, Contribution, Form
+from penchant.common.secagg.update_vector import HONEST_FOR_HISTOGRAM, JUDGED_MOST, Contribution, UpdateLayout
 from penchant.common.wire.codec import AtMost, decode, encode, encode_record
 from penchant.common.wire.messages import (
     MAX_FACTORS,
@@ -78,8 +78,8 @@ class _Task:
     """What a round asks of this device, checked."""
 
     announce: Announce
-    bench: Bench
-    form: Form
+    planned: PlannedModel
+    layout: UpdateLayout
     shared: Vector
     start: Vector  # of the personal part
 
@@ -125,10 +125,10 @@ class Agent:
         identity: Identity | Callable[[], Identity | None],
         membership: Membership,
         choices: Choices | Callable[[], Choices],
-        benches: Benches,
+        model_cache: ModelCache,
         secret: bytes,
         entropy: Entropy,
-        box: Box | None = None,
+        box: SealedStorage | None = None,
         verify: Verifier = verify,
         role: RoleOf = Participant,
         sessions: Sessions | None = None,
@@ -140,7 +140,7 @@ class Agent:
         self._identity_now = identity if callable(identity) else lambda: identity
         self._identity = self._known_identity()
         self._choices_now = choices if callable(choices) else lambda: choices
-        self._benches = benches
+        self._model_cache = model_cache
         self._secret = secret
         self._entropy = entropy
         self._verify = verify
@@ -262,9 +262,9 @@ class Agent:
         ahead, self._trained = self._trained, None
         trained = ahead.result() if ahead else self._train(task)
         contribution = replace(trained.contribution, in_histogram=self._in_histogram(state))
-        vector = task.form.quantise(contribution, self._derived(announce, "rounding"))
+        vector = task.layout.quantise(contribution, self._derived(announce, "rounding"))
         after, reply = self._participant().mask(state, payload, vector)
-        self._vector = task.form.parts(task.bench.split)
+        self._vector = task.layout.parts(task.planned.split)
         model = Model(announce.base, announce.plan, announce.factors)
         self._vault.stage(
             announce.run,
@@ -294,10 +294,10 @@ class Agent:
 
     def judge(self, run: bytes, plan: Plan, factors: Vector, pairs: Sequence[Preference]) -> Counts:
         """How the personal model of `run` does on `pairs`, with announced `factors` of `plan`."""
-        bench = self._benches.of(plan)
-        shared, start = bench.parts(factors)
+        planned = self._model_cache.of(plan)
+        shared, start = planned.parts(factors)
         personal = self._personal(run, start)
-        return bench.trainer(start).evaluate(shared, personal, bench.model.prepare(pairs))
+        return planned.trainer(start).evaluate(shared, personal, planned.model.prepare(pairs))
 
     def reasons(self) -> list[tuple[str, str, str]]:
         """Why this device refused what it refused: (stage, code, reason), oldest first."""
@@ -315,15 +315,17 @@ class Agent:
         """The task of an announcement, or a typed refusal. Loads only base models that the owner allows."""
         plan = Plan.decode(announce.plan)
         self._policy.check(announce, plan)
-        bench = self._benches.of(plan)
-        if announce.base != bench.blueprint.digest:
+        planned = self._model_cache.of(plan)
+        if announce.base != planned.model_signature.digest:
             raise BaseModelError("the server runs another base model under this name; ask the operator which")
-        form = Form.of(plan, bench.split)
-        if (announce.ring, announce.words, announce.group) != (form.ring, form.words, form.group):
+        layout = UpdateLayout.of(plan, planned.split)
+        if (announce.ring, announce.words, announce.group) != (layout.ring, layout.words, layout.group):
             raise AgreementError("ring, length or group size announced are not those that the plan gives")
-        factors = checked_factors(announce.factors, bench.blueprint.announced(plan), self._policy.max_factor)
-        shared, start = bench.parts(factors)
-        return _Task(announce, bench, form, shared, start)
+        factors = checked_factors(
+            announce.factors, planned.model_signature.announced(plan), self._policy.max_factor
+        )
+        shared, start = planned.parts(factors)
+        return _Task(announce, planned, layout, shared, start)
 
     def _participant(self) -> Role:
         return self._role(self._identity, self._membership, self._policy.secagg(), self._verify)
@@ -353,26 +355,26 @@ class Agent:
 
     def _in_histogram(self, state: object) -> bool:
         """Whether the sum will hold so many honest people that this device shows its tenth of accuracy."""
-        return isinstance(state, Shared) and (
+        return isinstance(state, SharesDealt) and (
             self._policy.honest_among(len(state.identities)) >= HONEST_FOR_HISTOGRAM
         )
 
     def _train(self, task: _Task) -> _Trained:
         """Train, or refit in a closing round."""
-        announce, plan, bench = task.announce, task.bench.plan, task.bench
+        announce, plan, planned = task.announce, task.planned.plan, task.planned
         choices = self._choices_now()
         if not choices.train:
             raise DataError("this device has no choices to learn from yet")
-        trainer = bench.trainer(task.start)
+        trainer = planned.trainer(task.start)
         personal = self._personal(announce.run, task.start)
-        prepared = bench.model.prepare(choices.train)
+        prepared = planned.model.prepare(choices.train)
         if plan.phase == "close":
             before = trainer.evaluate(task.shared, personal, prepared)
             personal = trainer.fit_personal(task.shared, personal, prepared, self._seed(announce))
-            judged = self._judged(trainer.evaluate, bench, choices, task.shared, personal)
+            judged = self._judged(trainer.evaluate, planned, choices, task.shared, personal)
             update = np.zeros(0, dtype=np.float32)
         else:
-            judged = self._judged(trainer.evaluate, bench, choices, task.shared, personal)
+            judged = self._judged(trainer.evaluate, planned, choices, task.shared, personal)
             outcome = trainer.train(task.shared, personal, prepared, self._seed(announce))
             before, update, personal = outcome.before, outcome.shared_update, outcome.personal
         contribution = Contribution(
@@ -387,14 +389,14 @@ class Agent:
     def _judged(
         self,
         evaluate: Callable[..., Counts],
-        bench: Bench,
+        planned: PlannedModel,
         choices: Choices,
         shared: Vector,
         personal: Vector,
     ) -> Counts:
         if not choices.validation:
             return Counts(0, 0, 0.0)
-        return evaluate(shared, personal, bench.model.prepare(choices.validation[:JUDGED_MOST]))
+        return evaluate(shared, personal, planned.model.prepare(choices.validation[:JUDGED_MOST]))
 
     def _personal(self, run: bytes, start: Vector) -> Vector:
         """The committed personal part; the common start before the first round, or after a warm-up."""

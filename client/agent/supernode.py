@@ -14,10 +14,10 @@ from typing import Any
 from flwr.supernode import start_client_internal
 from flwr.supernode.cli import flower_supernode
 
-__all__ = ["InStep", "main"]
+__all__ = ["SequencedSuperNode", "main"]
 
 
-class InStep:
+class SequencedSuperNode:
     """Flower's two steps, to pull a message and to push replies, with what is due between them.
 
     Both are called as Flower calls them.
@@ -52,7 +52,9 @@ class InStep:
 
 def main() -> None:
     """`flower-supernode`, in step."""
-    step = InStep(start_client_internal._pull_and_store_message, start_client_internal._push_messages)
+    step = SequencedSuperNode(
+        start_client_internal._pull_and_store_message, start_client_internal._push_messages
+    )
     start_client_internal._pull_and_store_message = step.pull  # type: ignore[assignment]
     start_client_internal._push_messages = step.push  # type: ignore[assignment]
     flower_supernode()

@@ -25,13 +25,13 @@ from penchant.client.agent.agent import MEMBERS, Agent, Choices, Model
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.device.export import Export, export_peft
 from penchant.client.device.preference_store import Added, PreferenceStore
-from penchant.client.learning.active import Interview
+from penchant.client.learning.active import ActiveLearner
 from penchant.client.learning.laplace import Laplace, Posterior, probability
-from penchant.client.learning.model_cache import Bench, Benches
+from penchant.client.learning.model_cache import ModelCache, PlannedModel
 from penchant.client.learning.newcomer import prior_of
 from penchant.client.learning.trainer import Counts
 from penchant.client.vault.ownership import read_owned
-from penchant.client.vault.sealing import Box
+from penchant.client.vault.sealing import SealedStorage
 from penchant.client.vault.vault import Vault
 from penchant.common.config import AdapterConfig, ModelConfig, Plan, TrainingConfig
 from penchant.common.crypto.entropy import SystemEntropy
@@ -46,12 +46,12 @@ from penchant.common.errors import (
 )
 from penchant.common.membership.enrolment import Answer, request
 from penchant.common.membership.identity import Identity, Membership
-from penchant.common.model.factors import Effective
+from penchant.common.model.factors import MergedWeights
 from penchant.common.settings import Section, build_section, section_table
 from penchant.common.storage import write_private
 from penchant.common.wire.codec import decode_record, encode_record
 
-__all__ = ["Home", "OfflineConfig", "Quality", "Ranked", "Report"]
+__all__ = ["Device", "OfflineConfig", "Quality", "Ranked", "Report"]
 
 Vector = NDArray[np.float32]
 
@@ -121,17 +121,17 @@ class Report:
     unknown: str  # why the quality is not known
 
 
-class Home:
+class Device:
     """One device, for its owner. Opening it makes what is missing; a wrong passphrase is refused first."""
 
     def __init__(
-        self, directory: Path, passphrase: str | None = None, benches: Benches | None = None
+        self, directory: Path, passphrase: str | None = None, model_cache: ModelCache | None = None
     ) -> None:
         self.directory = directory
-        self.box = Box.of(directory, passphrase)
+        self.box = SealedStorage.of(directory, passphrase)
         self.store = PreferenceStore(directory)
         self.vault = Vault(directory, self.box)
-        self._benches = Benches() if benches is None else benches
+        self._model_cache = ModelCache() if model_cache is None else model_cache
         for name, text in ((POLICY, OwnerPolicy().to_toml()), (MODEL, _toml(OfflineConfig()))):
             path = directory / name
             if not path.exists():
@@ -179,17 +179,17 @@ class Home:
         choices = self.choices()
         if not choices.train:
             raise DataError("there are no choices to learn from; import some with `penchant device import`")
-        bench, run, number, factors, kept = self._model()
-        shared, start = bench.parts(factors)
-        trainer = bench.trainer(start)
-        prepared = bench.model.prepare(choices.train)
+        planned, run, number, factors, kept = self._model()
+        shared, start = planned.parts(factors)
+        trainer = planned.trainer(start)
+        prepared = planned.model.prepare(choices.train)
         if run == ALONE:
             outcome = trainer.train(shared, start, prepared, SEED)
             personal = outcome.personal
         else:
             first = start if kept is None else kept
-            personal = trainer.fit_personal(shared, first, prepared, SEED, epochs=_epochs(bench.plan))
-        context = encode_record(_context(bench, factors))
+            personal = trainer.fit_personal(shared, first, prepared, SEED, epochs=_epochs(planned.plan))
+        context = encode_record(_context(planned, factors))
         self.vault.keep_personal(run, number, personal, context, version=version)
         return self.report()
 
@@ -197,37 +197,37 @@ class Home:
         """The responses, the one that the owner would like most first. DataError without any."""
         if not responses:
             raise DataError("there are no responses to rank; give one a line")
-        bench, _, _, factors, kept = self._model()
-        shared, start = bench.parts(factors)
-        trainer = bench.trainer(start)
+        planned, _, _, factors, kept = self._model()
+        shared, start = planned.parts(factors)
+        trainer = planned.trainer(start)
         personal = start if kept is None else kept
-        texts = bench.model.prepare_texts([(prompt, response) for response in responses])
+        texts = planned.model.prepare_texts([(prompt, response) for response in responses])
         own, common = trainer.score(shared, personal, texts), trainer.score(shared, start, texts)
         best = sorted(range(len(responses)), key=lambda index: -own[index])
         ranked = [Ranked(responses[i], float(own[i]), float(common[i])) for i in best]
         choices = self.choices().train
         if kept is None or not choices or (2 * len(choices) + len(best)) * kept.size > POSTERIOR_MOST:
             return ranked
-        laplace = Laplace(bench.model, bench.split, shared)
-        prior = prior_of(bench, laplace, start, choices)
+        laplace = Laplace(planned.model, planned.split, shared)
+        prior = prior_of(planned, laplace, start, choices)
         posterior = laplace.around(prior, kept, choices)
         return _with_doubt(laplace, posterior, prompt, ranked)
 
-    def interview(self, candidates: Sequence[Preference]) -> Interview:
+    def interview(self, candidates: Sequence[Preference]) -> ActiveLearner:
         """Which of these comparisons to ask about next, given all recorded choices but the held-out ones.
 
         Raises DataError when they are too many for the size of the personal part.
         """
-        bench, _, _, factors, _ = self._model()
-        shared, start = bench.parts(factors)
+        planned, _, _, factors, _ = self._model()
+        shared, start = planned.parts(factors)
         choices = self.choices().train
         if 2 * (len(candidates) + len(choices)) * start.size > POSTERIOR_MOST:
             raise DataError(
                 f"{len(candidates)} comparisons are too many to look for the most telling; give fewer"
             )
-        laplace = Laplace(bench.model, bench.split, shared)
-        prior = prior_of(bench, laplace, start, candidates)
-        return Interview(laplace, prior, candidates, choices)
+        laplace = Laplace(planned.model, planned.split, shared)
+        prior = prior_of(planned, laplace, start, candidates)
+        return ActiveLearner(laplace, prior, candidates, choices)
 
     def report(self) -> Report:
         """What is recorded, what was joined, what left, and how good the model is. Nothing is changed."""
@@ -256,11 +256,11 @@ class Home:
         if not held:
             return None, "no choices are held out yet: record more"
         try:
-            bench, _, _, factors, kept = self._model()
+            planned, _, _, factors, kept = self._model()
         except (BaseModelError, ConfigError, DeviceError) as error:  # what else there is to say is said
             return None, str(error)
-        shared, start = bench.parts(factors)
-        trainer, prepared = bench.trainer(start), bench.model.prepare(held)
+        shared, start = planned.parts(factors)
+        trainer, prepared = planned.trainer(start), planned.model.prepare(held)
         common = trainer.evaluate(shared, start, prepared)
         personal = common if kept is None else trainer.evaluate(shared, kept, prepared)
         return Quality(personal, common), ""
@@ -278,18 +278,18 @@ class Home:
     def export(self, directory: Path, base: str | None = None) -> None:
         """Write the personal model as plain peft files (`client.export`); `base`: where its loader finds
         the base model, if not where it was published."""
-        bench, _, _, factors, kept = self._model()
-        shared, start = bench.parts(factors)
-        effective: Effective = bench.split.merged(shared, start if kept is None else kept)
+        planned, _, _, factors, kept = self._model()
+        shared, start = planned.parts(factors)
+        effective: MergedWeights = planned.split.merged(shared, start if kept is None else kept)
         export_peft(
             Export(
                 effective=effective,
-                model=bench.plan.model,
-                adapter=bench.plan.adapter,
-                base=base or bench.model.published,
-                digest=bench.model.digest,
-                pooling=bench.model.pooling,
-                max_tokens=bench.model.max_tokens,
+                model=planned.plan.model,
+                adapter=planned.plan.adapter,
+                base=base or planned.model.published,
+                digest=planned.model.digest,
+                pooling=planned.model.pooling,
+                max_tokens=planned.model.max_tokens,
             ),
             directory,
         )
@@ -368,7 +368,7 @@ class Home:
             identity=self._member_now,
             membership=Membership(authority),
             choices=self.choices,
-            benches=self._benches,
+            model_cache=self._model_cache,
             secret=secret,
             entropy=SystemEntropy(),
             box=self.box,
@@ -396,19 +396,19 @@ class Home:
             raise ConfigError(f"can't read {self.directory / MODEL}: {error}") from None
         return build_section(OfflineConfig, table, "")
 
-    def _model(self) -> tuple[Bench, bytes, int, Vector, Vector | None]:
-        """(bench, run, round, announced factors, personal part or None) of what was committed last."""
+    def _model(self) -> tuple[PlannedModel, bytes, int, Vector, Vector | None]:
+        """(model, run, round, announced factors, personal part or None) of what was committed last."""
         latest = self.vault.latest()
         if latest is None or not latest[1].context:
             plan = self._alone()
-            bench = self._benches.of(plan)
-            return bench, ALONE, 0, bench.split.initial(SEED)[0], None
+            planned = self._model_cache.of(plan)
+            return planned, ALONE, 0, planned.split.initial(SEED)[0], None
         run, kept = latest
         model = decode_record(kept.context, Model)
-        bench = self._benches.of(Plan.decode(model.plan, canonical=False))
-        if model.base != bench.blueprint.digest:
+        planned = self._model_cache.of(Plan.decode(model.plan, canonical=False))
+        if model.base != planned.model_signature.digest:
             raise DeviceError("the base model is not the one that the personal factor was learned with")
-        return bench, run, kept.round, np.frombuffer(model.factors, dtype="<f4").copy(), kept.vector
+        return planned, run, kept.round, np.frombuffer(model.factors, dtype="<f4").copy(), kept.vector
 
     def _alone(self) -> Plan:
         own = self.offline()
@@ -439,8 +439,10 @@ def _with_doubt(laplace: Laplace, posterior: Posterior, prompt: str, ranked: lis
     ]
 
 
-def _context(bench: Bench, factors: Vector) -> Model:
-    return Model(bench.blueprint.digest, bench.plan.encode(), np.ascontiguousarray(factors, "<f4").tobytes())
+def _context(planned: PlannedModel, factors: Vector) -> Model:
+    return Model(
+        planned.model_signature.digest, planned.plan.encode(), np.ascontiguousarray(factors, "<f4").tobytes()
+    )
 
 
 def _epochs(plan: Plan) -> int:

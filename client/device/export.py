@@ -19,7 +19,7 @@ from torch import Tensor
 
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.errors import DeviceError, UsageError
-from penchant.common.model.factors import Effective
+from penchant.common.model.factors import MergedWeights
 
 __all__ = ["Export", "export_peft", "snippet"]
 
@@ -51,7 +51,7 @@ class Export:
     digest: of the base model, hex. personal: one person's model, not the part that a fleet shares.
     """
 
-    effective: Effective
+    effective: MergedWeights
     model: ModelConfig
     adapter: AdapterConfig
     base: str

@@ -22,8 +22,8 @@ import httpx
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from penchant.client.device.device import Home
-from penchant.client.device.supernode_files import CA, KEY, SETTINGS, Node
+from penchant.client.device.device import Device
+from penchant.client.device.supernode_files import CA, KEY, SETTINGS, SuperNodeFiles
 from penchant.common.errors import (
     CodecError,
     DeviceError,
@@ -52,7 +52,7 @@ def https(address: str, context: ssl.SSLContext | None) -> httpx.Client:
     return httpx.Client(base_url=f"https://{address}", verify=verify, timeout=SECONDS, trust_env=False)
 
 
-def join(home: Home, token: JoinToken, folder: Path, socket: Path, connect: Connect = https) -> int:
+def join(home: Device, token: JoinToken, folder: Path, socket: Path, connect: Connect = https) -> int:
     """Ask to join, or ask again; -> the member number.
 
     Raises:
@@ -150,11 +150,11 @@ def _unreachable(token: JoinToken, error: httpx.HTTPError) -> EnrolmentError:
     return EnrolmentError(f"can't reach the server at {address} ({type(error).__name__}); try again later")
 
 
-def _node_of(folder: Path, token: JoinToken) -> Node | None:
+def _node_of(folder: Path, token: JoinToken) -> SuperNodeFiles | None:
     """The node in `folder` if it came by this token."""
     if not (folder / SETTINGS).exists():
         return None
-    node = Node.read(folder)
+    node = SuperNodeFiles.read(folder)
     return node if node.token == token.name and node.key.exists() else None
 
 
@@ -173,7 +173,7 @@ def _prepare(folder: Path, token: JoinToken, socket: Path, ca: bytes, *, fresh: 
     except ValueError:
         raise DeviceError(f"{folder / KEY} is damaged; remove it, and ask for a new token") from None
     write_private(folder / CA, ca)
-    Node(folder, token.terms.address, socket.absolute(), token.name).write()
+    SuperNodeFiles(folder, token.terms.address, socket.absolute(), token.name).write()
     return key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )

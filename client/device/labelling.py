@@ -21,7 +21,7 @@ from penchant.common.data.trl_format import BadRows, ReadReport, RowLog, parse_p
 from penchant.common.errors import DataError
 
 if TYPE_CHECKING:
-    from penchant.client.learning.active import Interview
+    from penchant.client.learning.active import ActiveLearner
 
 __all__ = ["SOURCE", "Labelling", "Question", "compared", "read_comparisons"]
 
@@ -97,7 +97,7 @@ class Labelling:
         store: PreferenceStore,
         comparisons: Iterable[Preference],
         draw: random.Random | None = None,
-        interview: Callable[[Sequence[Preference]], Interview] | None = None,
+        interview: Callable[[Sequence[Preference]], ActiveLearner] | None = None,
     ) -> None:
         self._store = store
         draw = random.SystemRandom() if draw is None else draw

@@ -16,14 +16,14 @@ import tomli_w
 from penchant.common.errors import ConfigError
 from penchant.common.storage import write_private
 
-__all__ = ["CA", "KEY", "NODE", "SETTINGS", "Node"]
+__all__ = ["CA", "KEY", "NODE", "SETTINGS", "SuperNodeFiles"]
 
 NODE = "node"  # the folder in the device's directory, unless another is named
 SETTINGS, KEY, CA = "node.toml", "node.key", "ca.pem"
 
 
 @dataclass(frozen=True)
-class Node:
+class SuperNodeFiles:
     """What the SuperNode needs to know. superlink: HOST:PORT of the gateway; socket: the agent's."""
 
     folder: Path
@@ -42,7 +42,7 @@ class Node:
         return self.folder / CA
 
     @classmethod
-    def read(cls, folder: Path) -> Node:
+    def read(cls, folder: Path) -> SuperNodeFiles:
         """The node in `folder`. ConfigError when there is none."""
         path = folder / SETTINGS
         try:

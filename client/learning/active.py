@@ -17,7 +17,7 @@ import numpy as np
 from penchant.client.learning.laplace import Array, Laplace, Posterior, Prior, linear_optimum
 from penchant.common.model.reward import Pair
 
-__all__ = ["Interview", "information"]
+__all__ = ["ActiveLearner", "information"]
 
 # E[g(x)], x ~ N(0, 1), by the trapezoidal rule: fine enough for standard errors to 100.
 _NODES = np.linspace(-8.0, 8.0, 2001)
@@ -52,7 +52,7 @@ class _View:
     known: tuple[Array, Array]
 
 
-class Interview:
+class ActiveLearner:
     """Asks about candidate pairs, one at a time, the most informative first.
 
     Between two questions the model is taken as linear in the personal part. It is fitted anew, and the

@@ -152,7 +152,7 @@ def best_of(
 ) -> list[Row]:
     """`count` responses of the generator to a prompt as `rank` orders them, the chosen one first.
 
-    rank: `Home.rank`, or anything else from (prompt, responses) to rows, the best first. how: as for
+    rank: `Device.rank`, or anything else from (prompt, responses) to rows, the best first. how: as for
     `Generator.responses`. Errors as both.
     """
     return rank(prompt, generator.responses(prompt, count, **how))

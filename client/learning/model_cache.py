@@ -14,9 +14,9 @@ from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.config import AdapterConfig, ModelConfig, Plan, ShareName
 from penchant.common.model.factors import Split
 from penchant.common.model.reward import RewardModel, load_reward_model
-from penchant.common.model.signature import Blueprint
+from penchant.common.model.signature import ModelSignature
 
-__all__ = ["Bench", "Benches"]
+__all__ = ["ModelCache", "PlannedModel"]
 
 Vector = NDArray[np.float32]
 Loader = Callable[[ModelConfig, AdapterConfig], RewardModel]
@@ -26,11 +26,11 @@ MODELS_MOST = 2
 
 
 @dataclass(frozen=True)
-class Bench:
+class PlannedModel:
     """A reward model with the split that a plan asks for."""
 
     model: RewardModel
-    blueprint: Blueprint
+    model_signature: ModelSignature
     split: Split
     plan: Plan
 
@@ -44,7 +44,7 @@ class Bench:
         return LocalTrainer(self.model, self.split, self.plan.training, start)
 
 
-class Benches:
+class ModelCache:
     """Loads each base model once, for all plans that differ only in what is shared or trained.
 
     The least recently used model goes when a new one would be one too many.
@@ -60,11 +60,11 @@ class Benches:
         """Models in memory."""
         return len(self._models)
 
-    def of(self, plan: Plan) -> Bench:
-        """The bench for `plan`. Raises BaseModelError or ConfigError as loading and splitting do."""
+    def of(self, plan: Plan) -> PlannedModel:
+        """The model of `plan`. Raises BaseModelError or ConfigError as loading and splitting do."""
         model = self.model(plan.model, plan.adapter)
-        blueprint = Blueprint.of(model)
-        return Bench(model, blueprint, blueprint.split(plan), plan)
+        model_signature = ModelSignature.of(model)
+        return PlannedModel(model, model_signature, model_signature.split(plan), plan)
 
     def model(self, model: ModelConfig, adapter: AdapterConfig) -> RewardModel:
         """The reward model for these settings, loaded unless it is kept."""

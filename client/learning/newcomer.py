@@ -12,20 +12,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from penchant.client.learning.laplace import Laplace, Posterior, Prior
-from penchant.client.learning.model_cache import Bench
+from penchant.client.learning.model_cache import PlannedModel
 from penchant.common.model.factors import Vector
 from penchant.common.model.reward import Pair
 
 __all__ = ["fit_newcomer", "posterior_of", "prior_of"]
 
 
-def prior_of(bench: Bench, laplace: Laplace, start: Vector, pairs: Sequence[Pair]) -> Prior:
+def prior_of(planned: PlannedModel, laplace: Laplace, start: Vector, pairs: Sequence[Pair]) -> Prior:
     """What a run holds of a personal part before any choice. DeviceError when values are not finite."""
-    training = bench.plan.training
+    training = planned.plan.training
     return laplace.prior(start, training.prior_spread, pairs, head=training.prior_head)
 
 
-def posterior_of(bench: Bench, factors: Vector, choices: Sequence[Pair]) -> tuple[Laplace, Posterior]:
+def posterior_of(
+    planned: PlannedModel, factors: Vector, choices: Sequence[Pair]
+) -> tuple[Laplace, Posterior]:
     """What is known of a newcomer's personal part after some choices.
 
     factors: as announced by the server: the shared ones, after a warm-up the common start too.
@@ -33,15 +35,15 @@ def posterior_of(bench: Bench, factors: Vector, choices: Sequence[Pair]) -> tupl
     Raises:
         ConfigError: nothing is personal. DeviceError: values are not finite.
     """
-    shared, start = bench.parts(factors)
-    laplace = Laplace(bench.model, bench.split, shared)
-    prior = prior_of(bench, laplace, start, choices)
+    shared, start = planned.parts(factors)
+    laplace = Laplace(planned.model, planned.split, shared)
+    prior = prior_of(planned, laplace, start, choices)
     return laplace, laplace.fit(prior, choices)
 
 
-def fit_newcomer(bench: Bench, factors: Vector, choices: Sequence[Pair]) -> Vector:
+def fit_newcomer(planned: PlannedModel, factors: Vector, choices: Sequence[Pair]) -> Vector:
     """A newcomer's personal part, float32 [d_personal]; the common start without choices, and where
     nothing is personal. Errors as `posterior_of`."""
-    if not choices or not bench.split.personal.size:
-        return bench.parts(factors)[1]
-    return posterior_of(bench, factors, choices)[1].vector
+    if not choices or not planned.split.personal.size:
+        return planned.parts(factors)[1]
+    return posterior_of(planned, factors, choices)[1].vector

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from penchant.common.config import TrainingConfig
 from penchant.common.errors import ConfigError, DataError, DeviceError
-from penchant.common.model.factors import Effective, Split, Vector
+from penchant.common.model.factors import MergedWeights, Split, Vector
 from penchant.common.model.reward import PreparedPairs, RewardModel, Texts, bradley_terry
 from penchant.common.model.shares import HEAD
 
@@ -142,7 +142,7 @@ class LocalTrainer:
         tensors = split.shared.unflatten(shared) | split.personal.unflatten(personal)
         return {name: tensor.to(self._model.device) for name, tensor in tensors.items()}
 
-    def _effective(self, leaves: Leaves) -> Effective:
+    def _effective(self, leaves: Leaves) -> MergedWeights:
         split = self._split
         shared = {name: leaves[name] for name in split.shared.names}
         personal = {name: leaves[name] for name in split.personal.names}

@@ -19,7 +19,7 @@ from penchant.client.vault.ownership import check_directory
 from penchant.common.errors import DeviceError
 from penchant.common.storage import write_private
 
-__all__ = ["Box"]
+__all__ = ["SealedStorage"]
 
 KEY_FILE: Final = "vault.key"
 SALT_FILE: Final = "vault.salt"
@@ -28,7 +28,7 @@ _NONCE: Final = 12
 _CHECK: Final = b"penchant vault"
 
 
-class Box:
+class SealedStorage:
     """Seals and opens bytes. `repr` shows nothing of the key."""
 
     __slots__ = ("_aead",)
@@ -41,7 +41,7 @@ class Box:
         return "Box()"
 
     @classmethod
-    def of(cls, home: Path, passphrase: str | None = None) -> Box:
+    def of(cls, home: Path, passphrase: str | None = None) -> SealedStorage:
         """The box of a device's directory, made at the first call: by passphrase if one is given then.
 
         Raises DeviceError for a wrong or missing passphrase, a key file that others can read, or a directory
@@ -62,7 +62,7 @@ class Box:
         return False if (home / KEY_FILE).exists() else None
 
     @classmethod
-    def _of(cls, home: Path, passphrase: str | None) -> Box:
+    def _of(cls, home: Path, passphrase: str | None) -> SealedStorage:
         if (home / SALT_FILE).exists() or (passphrase is not None and not (home / KEY_FILE).exists()):
             return cls._checked(home, _from_passphrase(home, passphrase))
         if passphrase is not None:
@@ -70,7 +70,7 @@ class Box:
         return cls._checked(home, _from_file(home / KEY_FILE))
 
     @classmethod
-    def _checked(cls, home: Path, key: bytes) -> Box:
+    def _checked(cls, home: Path, key: bytes) -> SealedStorage:
         """Refuse another key than the first, before anything is written under it."""
         box, check = cls(key), home / CHECK_FILE
         if not check.exists():

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from penchant.client.vault.sealing import Box
+from penchant.client.vault.sealing import SealedStorage
 from penchant.common.errors import DeviceError, StageError
 from penchant.common.storage import transaction
 
@@ -65,7 +65,7 @@ class Vault:
     which holds everybody's choices anyway, does without.
     """
 
-    def __init__(self, directory: Path, box: Box | None = None) -> None:
+    def __init__(self, directory: Path, box: SealedStorage | None = None) -> None:
         """Open or create the vault in `directory` (made if missing, readable by its owner only)."""
         self._box = box
         try:

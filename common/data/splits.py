@@ -36,9 +36,9 @@ from penchant.common.data.preferences import Person, Preference
 from penchant.common.errors import DataError
 
 __all__ = [
-    "Parts",
     "Shortfall",
     "Sizes",
+    "SplitParts",
     "choose_people",
     "form_pairs",
     "item_times",
@@ -80,7 +80,7 @@ class Sizes:
         if not 0 < self.until <= 1:
             raise DataError(f"until is {self.until:g}; it must lie above 0, and be at most 1")
 
-    def split(self, items: Sequence[Hashable], weights: Sequence[float] | None = None) -> Parts:
+    def split(self, items: Sequence[Hashable], weights: Sequence[float] | None = None) -> SplitParts:
         """Items, oldest first, into parts; nothing is held out where no validation pairs are wanted of it."""
         held_out = VALIDATION_SHARE if self.validation_pairs else 0.0
         return split_items(items, weights, validation_share=held_out, until=self.until)
@@ -123,7 +123,7 @@ def choose_people(names: Iterable[str], count: int | None, seed: int) -> list[st
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class SplitParts:
     """Which part an item belongs to: ``part_of[item]`` is "train", "validation" or "test", or "later" for
     what is not there yet."""
 
@@ -142,7 +142,7 @@ def split_items(
     training_share: float = TRAINING_SHARE,
     validation_share: float = VALIDATION_SHARE,
     until: float = 1.0,
-) -> Parts:
+) -> SplitParts:
     """Cut items, in order of time, into training, validation and test.
 
     Args:
@@ -173,7 +173,7 @@ def split_items(
         # An item is on the side on which its end lies: "the first 75 %" never takes more than that.
         passed += weight
         part_of[item] = next((part for part, end in ends.items() if passed <= end), "later")
-    return Parts(part_of)
+    return SplitParts(part_of)
 
 
 def item_times(orders: Iterable[Sequence[Item]]) -> tuple[list[Item], list[float]]:
@@ -261,7 +261,7 @@ def _shuffled(items: Iterable[Item], rng: random.Random) -> list[Item]:
 def people_from_ratings(
     ratings: Mapping[str, Mapping[Item, float]],
     texts: Mapping[Item, str],
-    parts: Parts,
+    parts: SplitParts,
     sizes: Sizes,
     seed: int,
 ) -> tuple[list[Person], list[Shortfall]]:
@@ -309,7 +309,7 @@ def people_from_pairs(
     seed: int,
     *,
     items_of: Callable[[Preference], tuple[str, ...]] = own_items,
-    parts: Parts | None = None,
+    parts: SplitParts | None = None,
 ) -> tuple[list[Person], list[Shortfall], int]:
     """People from pairs they gave, each person's oldest first.
 

@@ -62,7 +62,9 @@ class PrefixCache:
         if not missing:
             return
         shortest, _, ids = ordered[0]
-        expected = _size(self._tail.capture([ids])[0]) // shortest * sum(length for length, _, _ in ordered)
+        expected = (
+            _size(self._tail.precompute([ids])[0]) // shortest * sum(length for length, _, _ in ordered)
+        )
         if expected > self._limit:
             log.info("the activations of %d texts would not fit; they are computed as needed", len(ordered))
             return
@@ -73,7 +75,7 @@ class PrefixCache:
                         self._keep(_key(text), entry)
 
     def _chunk(self, chunk: Sequence[tuple[int, str, Tensor]]) -> list[Activations]:
-        return self._tail.capture([ids for _, _, ids in chunk])
+        return self._tail.precompute([ids for _, _, ids in chunk])
 
     def _one(self, key: bytes, text: str) -> Activations:
         with self._changed:
@@ -83,7 +85,7 @@ class PrefixCache:
                 return self._kept[key]
             self._running.add(key)
         try:
-            entry = self._tail.capture([self._tokens(text)])[0]
+            entry = self._tail.precompute([self._tokens(text)])[0]
             with self._changed:
                 self._keep(key, entry)
         finally:

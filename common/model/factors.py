@@ -21,7 +21,7 @@ from torch import Tensor
 
 from penchant.common.config import AdapterConfig
 from penchant.common.errors import CodecError, ConfigError
-from penchant.common.model.modules import BaseTensor, Slot
+from penchant.common.model.modules import AdaptedModule, BaseTensor
 from penchant.common.model.shares import BASE, BASIS, HEAD, WEIGHTS, Head, Part, Share, head_of, parts_of
 
 Vector = npt.NDArray[np.float32]
@@ -96,7 +96,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Effective:
+class MergedWeights:
     """What the model runs with: (A, B) by slot name, the head (1, d), and what is added to parameters of
     the base, by their path."""
 
@@ -119,7 +119,7 @@ class Split:
 
     def __init__(
         self,
-        slots: Sequence[Slot],
+        slots: Sequence[AdaptedModule],
         embedding: int,
         rank: int,
         share: Share,
@@ -146,7 +146,7 @@ class Split:
     @classmethod
     def of(
         cls,
-        slots: Sequence[Slot],
+        slots: Sequence[AdaptedModule],
         embedding: int,
         config: AdapterConfig,
         *,
@@ -187,7 +187,7 @@ class Split:
 
         return start(self.shared), start(self.personal)
 
-    def effective(self, shared: Mapping[str, Tensor], personal: Mapping[str, Tensor]) -> Effective:
+    def effective(self, shared: Mapping[str, Tensor], personal: Mapping[str, Tensor]) -> MergedWeights:
         """(shared, personal) -> (A, B by slot; head; changes of the base): pure and differentiable.
 
         With a kernel the update is B K A, with a diagonal B diag(s) A; both are folded into A.
@@ -195,12 +195,12 @@ class Split:
         tensors = {**self._frozen, **shared, **personal}
         if self.share is Share.LORE:
             head = (tensors[WEIGHTS] @ tensors[BASIS]).unsqueeze(0)  # (r) @ (r, d) -> (1, d)
-            return Effective({}, head)
+            return MergedWeights({}, head)
         adapters = {slot.name: self._factors(slot.name, tensors) for slot in self.slots}
         base = {tensor.name: tensors[BASE + tensor.name] for tensor in self.base}
-        return Effective(adapters, tensors[HEAD], base)
+        return MergedWeights(adapters, tensors[HEAD], base)
 
-    def merged(self, shared: Vector, personal: Vector) -> Effective:
+    def merged(self, shared: Vector, personal: Vector) -> MergedWeights:
         """`effective` of two flat vectors, for evaluation and export (no gradient)."""
         return self.effective(self.shared.unflatten(shared), self.personal.unflatten(personal))
 

@@ -13,7 +13,7 @@ from penchant.common.errors import BaseModelError
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class AdaptedModule:
     """One adapted linear module of the backbone."""
 
     name: str  # path from the backbone's root, "encoder.layer.5.output.dense"
@@ -42,7 +42,7 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return min(lists, key=lambda item: item[0].count("."))
 
 
-def find_slots(model: nn.Module, config: AdapterConfig) -> tuple[Slot, ...]:
+def find_slots(model: nn.Module, config: AdapterConfig) -> tuple[AdaptedModule, ...]:
     """The linear modules that a configuration names, in the backbone's order.
 
     A name with a dot must equal the module's path within its block ("output.dense" in encoder.layer.5,
@@ -60,7 +60,7 @@ def find_slots(model: nn.Module, config: AdapterConfig) -> tuple[Slot, ...]:
             if target is None or not isinstance(module, nn.Linear):
                 continue
             found.add(target)
-            slots.append(Slot(f"{path}.{index}.{inner}", module.in_features, module.out_features))
+            slots.append(AdaptedModule(f"{path}.{index}.{inner}", module.in_features, module.out_features))
     missing = [target for target in config.target_modules if target not in found]
     if missing:
         linear = sorted({n for n, m in blocks[0].named_modules() if isinstance(m, nn.Linear)})

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from penchant.common.model.factors import Effective
-from penchant.common.model.modules import Slot
+from penchant.common.model.factors import MergedWeights
+from penchant.common.model.modules import AdaptedModule
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class AdaptedNetwork:
     """
 
     module: nn.Module
-    slots: tuple[Slot, ...]
+    slots: tuple[AdaptedModule, ...]
     pooling: str
     pad_id: int
     device: torch.device
     base: tuple[str, ...] = ()
 
-    def overrides(self, effective: Effective) -> dict[str, Tensor]:
+    def overrides(self, effective: MergedWeights) -> dict[str, Tensor]:
         """The parameters to swap in for a functional call of the module."""
         swapped = {}
         for name, (a, b) in effective.adapters.items():

@@ -1,7 +1,7 @@
 """The reward model: backbone with LoRA, pooling, score head, and the Bradley-Terry loss.
 
 One `RewardModel` serves any number of people: it holds the frozen backbone and what was computed of it,
-and takes everything trainable as an argument (`Effective`). It is safe to use from several threads.
+and takes everything trainable as an argument (`MergedWeights`). It is safe to use from several threads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.errors import ConfigError, DataError
 from penchant.common.model.activation_cache import CACHE_BYTES, PrefixCache
 from penchant.common.model.backbone import Backbone, load_backbone, published
-from penchant.common.model.factors import Effective, Split
+from penchant.common.model.factors import MergedWeights, Split
 from penchant.common.model.modules import find_base, find_slots
 from penchant.common.model.network import ADAPTER, AdaptedNetwork
 from penchant.common.model.shares import Share
@@ -162,14 +162,14 @@ class RewardModel:
 
     # --- scoring ----------------------------------------------------------------------------------
 
-    def scores(self, texts: Texts, effective: Effective) -> Tensor:
+    def scores(self, texts: Texts, effective: MergedWeights) -> Tensor:
         """Rewards [n] of n texts; differentiable in the factors and the head."""
-        embeddings = self.tail.embed(texts.packed, effective)
+        embeddings = self.tail.forward(texts.packed, effective)
         if self._normalize:
             embeddings = F.normalize(embeddings, dim=1) * self._normalize
         return embeddings @ effective.head[0]
 
-    def margins(self, prepared: PreparedPairs, effective: Effective) -> Tensor:
+    def margins(self, prepared: PreparedPairs, effective: MergedWeights) -> Tensor:
         """Reward of the chosen minus that of the rejected response, [pairs]."""
         scores = self.scores(prepared.texts, effective)
         return scores[prepared.chosen] - scores[prepared.rejected]
@@ -177,7 +177,7 @@ class RewardModel:
     # --- inner parts ------------------------------------------------------------------------------
 
     def _pack(self, parts: Sequence[Activations]) -> Texts:
-        return Texts(self.tail.pack(parts), len(parts))
+        return Texts(self.tail.collate(parts), len(parts))
 
     def _index(self, places: Sequence[int]) -> Tensor:
         return torch.tensor(places, dtype=torch.long, device=self.device)

@@ -7,26 +7,26 @@ from typing import TYPE_CHECKING
 
 from penchant.common.config import Plan
 from penchant.common.model.factors import Split
-from penchant.common.model.modules import BaseTensor, Slot
+from penchant.common.model.modules import AdaptedModule, BaseTensor
 
 if TYPE_CHECKING:  # the server needs no backbone
     from penchant.common.model.reward import RewardModel
 
-__all__ = ["Blueprint"]
+__all__ = ["ModelSignature"]
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class ModelSignature:
     """The adapted modules, the width of the embedding and the digest of a base model, and which of its
     parameters are trained and shared as well."""
 
-    slots: tuple[Slot, ...]
+    slots: tuple[AdaptedModule, ...]
     embedding: int
     digest: bytes  # 32 bytes
     base: tuple[BaseTensor, ...] = ()
 
     @classmethod
-    def of(cls, model: RewardModel) -> Blueprint:
+    def of(cls, model: RewardModel) -> ModelSignature:
         """The blueprint of a loaded model."""
         return cls(tuple(model.slots), model.embedding, bytes.fromhex(model.digest), model.base)
 

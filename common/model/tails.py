@@ -35,7 +35,7 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
 from penchant.common.errors import ConfigError
-from penchant.common.model.factors import Effective
+from penchant.common.model.factors import MergedWeights
 from penchant.common.model.modules import find_blocks
 from penchant.common.model.network import ADAPTER, AdaptedNetwork
 
@@ -53,15 +53,15 @@ class Tail(Protocol):
 
     name: str
 
-    def capture(self, texts: Sequence[Tensor]) -> list[Activations]:
+    def precompute(self, texts: Sequence[Tensor]) -> list[Activations]:
         """What to keep of each text, from token ids [L] of about the same length."""
         ...
 
-    def pack(self, texts: Sequence[Activations]) -> Any:
-        """Put texts together so that `embed` needs no Python work per text."""
+    def collate(self, texts: Sequence[Activations]) -> Any:
+        """Put texts together so that `forward` needs no Python work per text."""
         ...
 
-    def embed(self, packed: Any, effective: Effective) -> Tensor:
+    def forward(self, packed: Any, effective: MergedWeights) -> Tensor:
         """Pooled embeddings [n, d] float32 of packed texts; differentiable in `effective`."""
         ...
 
@@ -182,13 +182,13 @@ class FullTail:
         self._network = network
         self._skeletons = _Skeletons(network.module, lambda module: module)
 
-    def capture(self, texts: Sequence[Tensor]) -> list[Activations]:
+    def precompute(self, texts: Sequence[Tensor]) -> list[Activations]:
         return [(ids.to(self._network.device),) for ids in texts]
 
-    def pack(self, texts: Sequence[Activations]) -> PaddedTexts:
+    def collate(self, texts: Sequence[Activations]) -> PaddedTexts:
         return _pad(self._network, [ids for (ids,) in texts], None)
 
-    def embed(self, packed: PaddedTexts, effective: Effective) -> Tensor:
+    def forward(self, packed: PaddedTexts, effective: MergedWeights) -> Tensor:
         swapped = self._network.overrides(effective)
         module = self._skeletons.get()
         embeddings = []
@@ -208,15 +208,15 @@ class PooledTail:
         self._network = network
         self._full = FullTail(network)
 
-    def capture(self, texts: Sequence[Tensor]) -> list[Activations]:
-        packed = self._full.pack(self._full.capture(texts))
+    def precompute(self, texts: Sequence[Tensor]) -> list[Activations]:
+        packed = self._full.collate(self._full.precompute(texts))
         with torch.no_grad():
-            return [(one,) for one in self._full.embed(packed, Effective({}, torch.empty(0)))]
+            return [(one,) for one in self._full.forward(packed, MergedWeights({}, torch.empty(0)))]
 
-    def pack(self, texts: Sequence[Activations]) -> Tensor:
+    def collate(self, texts: Sequence[Activations]) -> Tensor:
         return torch.stack([embedding for (embedding,) in texts])
 
-    def embed(self, packed: Tensor, effective: Effective) -> Tensor:
+    def forward(self, packed: Tensor, effective: MergedWeights) -> Tensor:
         return packed
 
 
@@ -256,7 +256,7 @@ class BlockTail:
         self._until = _Skeletons(network.module, _stop_at(f"{path}.{self._first}"))
         self._rest = _Skeletons(network.module, self._skip_frozen)
 
-    def capture(self, texts: Sequence[Tensor]) -> list[Activations]:
+    def precompute(self, texts: Sequence[Tensor]) -> list[Activations]:
         """(ids [L], states [L, d] before the first adapted block) of each text."""
         reached = _inputs_of(self._until.get(), texts, self._network)
         states = reached.inputs[0] if reached.inputs else reached.kwargs["hidden_states"]
@@ -264,10 +264,10 @@ class BlockTail:
             (ids.to(self._network.device), states[row, : len(ids)].clone()) for row, ids in enumerate(texts)
         ]
 
-    def pack(self, texts: Sequence[Activations]) -> PaddedTexts:
+    def collate(self, texts: Sequence[Activations]) -> PaddedTexts:
         return _pad(self._network, [ids for ids, _ in texts], [states for _, states in texts])
 
-    def embed(self, packed: PaddedTexts, effective: Effective) -> Tensor:
+    def forward(self, packed: PaddedTexts, effective: MergedWeights) -> Tensor:
         swapped = self._network.overrides(effective)
         module, given = self._rest.get()
         embeddings = []
@@ -356,7 +356,7 @@ class TokenwiseTail:
             raise TypeError("parts of the base below the last norm are trained")
         self._until = _Skeletons(network.module, _stop_at(path))
 
-    def capture(self, texts: Sequence[Tensor]) -> list[Activations]:
+    def precompute(self, texts: Sequence[Tensor]) -> list[Activations]:
         """(x [L, in], centred c [L, d]) of each text."""
         reached = _inputs_of(self._until.get(), texts, self._network)
         x, residual = reached.inputs
@@ -365,7 +365,7 @@ class TokenwiseTail:
         centred = total - total.mean(-1, keepdim=True)
         return [self._rows(x.float(), centred, row, len(ids)) for row, ids in enumerate(texts)]
 
-    def pack(self, texts: Sequence[Activations]) -> PackedTokens:
+    def collate(self, texts: Sequence[Activations]) -> PackedTokens:
         inputs, centred = (torch.cat(column) for column in zip(*texts, strict=True))
         lengths = torch.tensor([len(x) for x, _ in texts], device=self._network.device)
         return PackedTokens(
@@ -378,7 +378,7 @@ class TokenwiseTail:
             share=torch.repeat_interleave(1 / lengths.float(), lengths),
         )
 
-    def embed(self, packed: PackedTokens, effective: Effective) -> Tensor:
+    def forward(self, packed: PackedTokens, effective: MergedWeights) -> Tensor:
         a, b = effective.adapters[self._slot]
         b = (self._scale * (b - b.mean(0))).T.contiguous()  # B̃ᵀ [r, d]; long rows are what matmul is fast at
         u = self._down(packed, a)  # [r, T]
@@ -449,7 +449,7 @@ def check_base(network: AdaptedNetwork, probes: Sequence[Tensor]) -> None:
         return
     full, effective = FullTail(network), _probe_factors(network)
     changes = {name: change.requires_grad_() for name, change in effective.base.items()}
-    embeddings = full.embed(full.pack(full.capture(probes)), replace(effective, base=changes))
+    embeddings = full.forward(full.collate(full.precompute(probes)), replace(effective, base=changes))
     gradients: Sequence[Tensor | None] = [None] * len(changes)
     if embeddings.requires_grad:
         gradients = torch.autograd.grad(embeddings.sum(), list(changes.values()), allow_unused=True)
@@ -464,12 +464,12 @@ def _agree(found: Tensor, expected: Tensor, network: AdaptedNetwork) -> bool:
     return bool(error < (1e-4 if exact else 5e-2))
 
 
-def _embed_all(tail: Tail, probes: Sequence[Tensor], effective: Effective) -> Tensor:
+def _embed_all(tail: Tail, probes: Sequence[Tensor], effective: MergedWeights) -> Tensor:
     with torch.no_grad():
-        return tail.embed(tail.pack(tail.capture(probes)), effective)
+        return tail.forward(tail.collate(tail.precompute(probes)), effective)
 
 
-def _probe_factors(network: AdaptedNetwork) -> Effective:
+def _probe_factors(network: AdaptedNetwork) -> MergedWeights:
     """Factors whose update is felt in every slot: as large as a LoRA update ever gets."""
     generator = torch.Generator().manual_seed(0)
     adapters = {}
@@ -481,7 +481,7 @@ def _probe_factors(network: AdaptedNetwork) -> Effective:
     for name in network.base:
         change = torch.randn(network.frozen(name).shape, generator=generator) * 0.05
         changes[name] = change.to(network.device)
-    return Effective(adapters, torch.empty(0), changes)
+    return MergedWeights(adapters, torch.empty(0), changes)
 
 
 # --- the cache ------------------------------------------------------------------------------------

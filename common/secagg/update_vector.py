@@ -17,7 +17,15 @@ from penchant.common.errors import ConfigError
 from penchant.common.model.factors import Split
 from penchant.common.secagg.quantization import Counter, Quantiser
 
-__all__ = ["BINS", "COUNTERS", "HONEST_FOR_HISTOGRAM", "JUDGED_MOST", "Contribution", "Form", "Sums"]
+__all__ = [
+    "BINS",
+    "COUNTERS",
+    "HONEST_FOR_HISTOGRAM",
+    "JUDGED_MOST",
+    "Contribution",
+    "RoundSums",
+    "UpdateLayout",
+]
 
 BINS = 10
 _BINS = tuple(f"accuracy {i}/{BINS}" for i in range(BINS))
@@ -53,7 +61,7 @@ class Contribution:
 
 
 @dataclass(frozen=True)
-class Sums:
+class RoundSums:
     """What a round's sum says.
 
     mean: float64 [d], the example-weighted mean update. weight: sum of the example weights. train_loss:
@@ -74,7 +82,7 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Form:
+class UpdateLayout:
     """The vector of a round under a plan: the same for the server and for each device."""
 
     quantiser: Quantiser
@@ -82,7 +90,7 @@ class Form:
     group: int  # most devices in one sum
 
     @classmethod
-    def of(cls, plan: Plan, split: Split) -> Form:
+    def of(cls, plan: Plan, split: Split) -> UpdateLayout:
         """The form that `plan` fixes. Raises QuantiserError when no ring rules out overflow."""
         size = 0 if plan.phase == "close" else split.shared.size
         group = min(plan.group_size, max(plan.cohort, 1))
@@ -133,12 +141,12 @@ class Form:
             counts[_BINS[min(contribution.correct * BINS // contribution.total, BINS - 1)]] = 1
         return self.quantiser.quantise(_clipped(contribution.update, self.clip), weight, counts, key)
 
-    def read(self, total: NDArray[np.int64]) -> Sums:
+    def read(self, total: NDArray[np.int64]) -> RoundSums:
         """What the sum of the survivors' vectors (int64 [words]) says."""
         update, counts = self.quantiser.dequantise(total)
         weight = counts["weight"]
         bins = tuple(int(counts[name]) for name in _BINS)
-        return Sums(
+        return RoundSums(
             mean=update / weight if weight else update * 0.0,
             weight=int(weight),
             train_loss=counts["loss"] / weight if weight else None,

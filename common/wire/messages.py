@@ -65,7 +65,7 @@ SEALED: Final = 2 * SHARE + 16  # a seed share, a key share, the tag of AES-256-
 Digest = Annotated[bytes, Exactly(32)]
 PublicKey = Annotated[bytes, Exactly(32)]
 Signature = Annotated[bytes, Exactly(64)]
-Share = Annotated[bytes, Exactly(SHARE)]
+SecretShare = Annotated[bytes, Exactly(SHARE)]
 RunId = Annotated[bytes, Exactly(16)]
 Indices = Annotated[tuple[U16, ...], Many(MAX_GROUP)]
 
@@ -298,5 +298,5 @@ class Confirmations:
 class Unmasking:
     """Seed shares of U3 and key shares of U2 \\ U3, each in ascending order: never both of one device."""
 
-    seed_shares: Annotated[tuple[Share, ...], Many(MAX_GROUP)] = field(repr=False)
-    key_shares: Annotated[tuple[Share, ...], Many(MAX_GROUP)] = field(repr=False)
+    seed_shares: Annotated[tuple[SecretShare, ...], Many(MAX_GROUP)] = field(repr=False)
+    key_shares: Annotated[tuple[SecretShare, ...], Many(MAX_GROUP)] = field(repr=False)

@@ -15,7 +15,7 @@ import typer
 from penchant.common.errors import UsageError
 
 if TYPE_CHECKING:
-    from penchant.deploy.fleet.authority_inbox import Matter
+    from penchant.deploy.fleet.authority_inbox import PendingDecision
 
 __all__ = ["app"]
 
@@ -40,9 +40,9 @@ def init(directory: Where, passphrase: Ask = False, debug: Debug = False) -> Non
     """Make a new authority; prints the digest that join tokens carry."""
 
     def work() -> None:
-        from penchant.deploy.fleet.authority import Office
+        from penchant.deploy.fleet.authority import AuthorityStore
 
-        office = Office.init(directory, _passphrase(passphrase, confirm=True))
+        office = AuthorityStore.init(directory, _passphrase(passphrase, confirm=True))
         print(f"authority {office.digest.hex()}")
         print(f"keep {directory} off the server, and a copy of it in a safe place")
 
@@ -62,11 +62,11 @@ def issue(
 
     def work() -> None:
         from penchant.common.membership.enrolment import Asked
-        from penchant.deploy.fleet.authority import Office
+        from penchant.deploy.fleet.authority import AuthorityStore
 
         asked = Asked.decode(_read(request))
         _refuse_existing(out)
-        answer = Office(directory, _passphrase(passphrase)).issue(asked.request, name or asked.name)
+        answer = AuthorityStore(directory, _passphrase(passphrase)).issue(asked.request, name or asked.name)
         _write(out, answer.encode())
         print(f"member {answer.certificate.member}: {out}")
 
@@ -85,10 +85,10 @@ def revoke(
     """Revoke a member for good, and write the new list."""
 
     def work() -> None:
-        from penchant.deploy.fleet.authority import Office
+        from penchant.deploy.fleet.authority import AuthorityStore
 
         _refuse_existing(out)
-        _write(out, Office(directory, _passphrase(passphrase)).revoke(member, why))
+        _write(out, AuthorityStore(directory, _passphrase(passphrase)).revoke(member, why))
         print(f"member {member} is revoked; give {out} to the server")
 
     _guarded(work, debug)
@@ -105,10 +105,10 @@ def publish(
     """Sign the next member list, and write it."""
 
     def work() -> None:
-        from penchant.deploy.fleet.authority import Office
+        from penchant.deploy.fleet.authority import AuthorityStore
 
         _refuse_existing(out)
-        _write(out, Office(directory, _passphrase(passphrase)).publish(days=days))
+        _write(out, AuthorityStore(directory, _passphrase(passphrase)).publish(days=days))
         print(f"{out} is valid for {days} days")
 
     _guarded(work, debug)
@@ -132,9 +132,9 @@ def attend(
 
     def work() -> None:
         from penchant.deploy.fleet import authority_inbox
-        from penchant.deploy.fleet.authority import Office
+        from penchant.deploy.fleet.authority import AuthorityStore
 
-        office = Office(directory, _passphrase(passphrase))
+        office = AuthorityStore(directory, _passphrase(passphrase))
         if yes:
             print("everything is granted: whoever runs the server can enrol anybody", file=sys.stderr)
         while True:
@@ -157,9 +157,9 @@ def list_members(
     """Everybody ever certified."""
 
     def work() -> None:
-        from penchant.deploy.fleet.authority import Office
+        from penchant.deploy.fleet.authority import AuthorityStore
 
-        members = Office(directory, _passphrase(passphrase)).members()
+        members = AuthorityStore(directory, _passphrase(passphrase)).members()
         if as_json:
             rows = [
                 {"number": m.number, "name": m.name, "issued": m.issued, "revoked": m.revoked, "why": m.why}
@@ -177,7 +177,7 @@ def list_members(
 # --- inner parts --------------------------------------------------------------------------------------
 
 
-def _granted(matter: Matter) -> bool:
+def _granted(matter: PendingDecision) -> bool:
     if matter.kind == "enrol":
         print(f"request {matter.who} {matter.what}".rstrip())
         return typer.confirm("Does the device's owner see the same request, and do you know them?")

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from penchant.common.errors import UsageError
 
 if TYPE_CHECKING:
-    from penchant.server.console.accounts import Store
+    from penchant.server.console.accounts import ConsoleStore
 
 __all__ = ["app"]
 
@@ -228,7 +228,7 @@ def _serve(
     try:
         import uvicorn
 
-        from penchant.deploy.console.local import LocalOperations
+        from penchant.deploy.console.local import OperationsOnThisMachine
         from penchant.server.console.app import build_app
     except ModuleNotFoundError as missing:
         raise UsageError(f"the console needs {missing.name}; install penchant[console]") from None
@@ -236,7 +236,7 @@ def _serve(
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     store = _store(state)
-    operations = LocalOperations(directories, store, data)
+    operations = OperationsOnThisMachine(directories, store, data)
     scheme = "https" if tls[0] else "http"
     if not store.accounts():
         print("no account yet: penchant console account add NAME --role operator", file=sys.stderr)
@@ -257,10 +257,10 @@ def _serve(
     )
 
 
-def _store(state: Path | None) -> Store:
-    from penchant.server.console.accounts import Store, default_state
+def _store(state: Path | None) -> ConsoleStore:
+    from penchant.server.console.accounts import ConsoleStore, default_state
 
-    return Store(state or default_state())
+    return ConsoleStore(state or default_state())
 
 
 def _password() -> str:

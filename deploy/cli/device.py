@@ -19,7 +19,7 @@ import typer
 from penchant.common.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from penchant.client.device.device import Home, Ranked, Report
+    from penchant.client.device.device import Device, Ranked, Report
     from penchant.client.device.labelling import Labelling, Question
     from penchant.client.learning.trainer import Counts
 
@@ -340,10 +340,10 @@ def connect(
     """Run Flower's SuperNode, which carries messages between the fleet's server and the agent."""
 
     def work() -> None:
-        from penchant.client.device.supernode_files import NODE, Node
+        from penchant.client.device.supernode_files import NODE, SuperNodeFiles
         from penchant.deploy.fleet.supernode import relay
 
-        relay(Node.read(node or home.expanduser() / NODE), socket, port)
+        relay(SuperNodeFiles.read(node or home.expanduser() / NODE), socket, port)
 
     _guarded(work, debug)
 
@@ -443,21 +443,23 @@ def show_ranked(ranked: Sequence[Ranked], as_json: bool) -> None:
     _table("", ("personal", "over next", "global", "response"), rows)
 
 
-def _open(home: Path, ask: bool) -> Home:
+def _open(home: Path, ask: bool) -> Device:
     """The device's directory, unlocked. Asks for a passphrase when told to, or when there is no other way."""
     import torch
 
-    from penchant.client.device.device import Home
-    from penchant.client.vault.sealing import Box
+    from penchant.client.device.device import Device
+    from penchant.client.vault.sealing import SealedStorage
 
     torch.set_num_threads(1)
     directory = home.expanduser()
     passphrase = os.environ.get(PASSPHRASE)
-    if passphrase is None and (ask or (Box.asks_passphrase(directory) and sys.stdin.isatty())):
+    if passphrase is None and (ask or (SealedStorage.asks_passphrase(directory) and sys.stdin.isatty())):
         passphrase = typer.prompt(
-            "Passphrase", hide_input=True, confirmation_prompt=Box.asks_passphrase(directory) is None
+            "Passphrase",
+            hide_input=True,
+            confirmation_prompt=SealedStorage.asks_passphrase(directory) is None,
         )
-    return Home(directory, passphrase)
+    return Device(directory, passphrase)
 
 
 def _make_sure(yes: bool, question: str) -> None:

@@ -16,8 +16,8 @@ import typer
 from penchant.common.errors import UsageError
 
 if TYPE_CHECKING:
-    from penchant.deploy.fleet.server_directory import Site
-    from penchant.server.monitoring.run_history import RunFacts
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+    from penchant.server.monitoring.run_history import RunSummary
 
 __all__ = ["app"]
 
@@ -56,12 +56,12 @@ def init(
     """Make a fleet's server: its directory, settings and certificates."""
 
     def work() -> None:
-        from penchant.deploy.fleet.server_directory import ServerSettings, Site
+        from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 
         settings = ServerSettings(
             addresses=tuple(address), listen=listen, port=port, superlink_port=superlink_port
         )
-        Site.create(directory, settings, _read(authority), _read(members))
+        ServerDirectory.create(directory, settings, _read(authority), _read(members))
         print(f"{directory} is ready; bring it up with `penchant server up {directory}`")
 
     _guarded(work, debug)
@@ -79,9 +79,9 @@ def up(
 
     def work() -> None:
         from penchant.deploy.fleet import processes
-        from penchant.deploy.fleet.server_directory import Site
+        from penchant.deploy.fleet.server_directory import ServerDirectory
 
-        site = Site(directory)
+        site = ServerDirectory(directory)
         if only:
             processes.only(site, only)
             return
@@ -134,9 +134,8 @@ def members(
     """Take over a newer member list; a run that goes on heeds it from its next round."""
 
     def work() -> None:
-        from penchant.deploy.fleet.server_directory import Site
 
-        print(f"member list {Site(directory).take_members(_read(file))}")
+        print(f"member list {ServerDirectory(directory).take_members(_read(file))}")
 
     _guarded(work, debug)
 
@@ -164,9 +163,9 @@ def renew(directory: Where, debug: Debug = False) -> None:
 
     def work() -> None:
         from penchant.deploy.fleet.certificates import days_left
-        from penchant.deploy.fleet.server_directory import Site
+        from penchant.deploy.fleet.server_directory import ServerDirectory
 
-        site = Site(directory)
+        site = ServerDirectory(directory)
         site.renew()
         print(f"good for {days_left(site.tls.gateway.certificate):.0f} days; now restart the server")
 
@@ -189,9 +188,9 @@ def run(
         from penchant.deploy.fleet import served_run
         from penchant.deploy.fleet.follow import refuse_second
         from penchant.deploy.fleet.processes import door
-        from penchant.deploy.fleet.server_directory import Site
+        from penchant.deploy.fleet.server_directory import ServerDirectory
 
-        site, settings = Site(directory), RunConfig.read(config)
+        site, settings = ServerDirectory(directory), RunConfig.read(config)
         run_directory.refuse_unservable(settings)
         refuse_second(site, door(site))
         chosen = name or f"run-{len(site.runs()) + 1}"
@@ -209,9 +208,9 @@ def resume(directory: Where, run: RunName = "", detach: Detach = False, debug: D
     def work() -> None:
         from penchant.deploy.fleet.follow import is_done, refuse_second
         from penchant.deploy.fleet.processes import door
-        from penchant.deploy.fleet.server_directory import Site
+        from penchant.deploy.fleet.server_directory import ServerDirectory
 
-        site = Site(directory)
+        site = ServerDirectory(directory)
         chosen = _chosen(site, run)
         if is_done(site.run(chosen)):
             print(f"run {chosen} is finished")
@@ -228,14 +227,14 @@ def status(directory: Where, run: RunName = "", as_json: AsJson = False, debug: 
 
     def work() -> None:
         from penchant.deploy.cli.show_run import run_facts, show_run
-        from penchant.deploy.fleet.server_directory import Site
+        from penchant.deploy.fleet.server_directory import ServerDirectory
         from penchant.deploy.fleet.status import state_of
 
         if (directory / "config.toml").is_file():  # one run's directory, of a simulation say
-            facts: RunFacts | None = run_facts(directory)
+            facts: RunSummary | None = run_facts(directory)
             state: dict[str, Any] = {}
         else:
-            site = Site(directory)
+            site = ServerDirectory(directory)
             state = state_of(site)
             chosen = _chosen(site, run) if site.runs() or run else ""
             facts = run_facts(site.run(chosen)) if chosen else None
@@ -262,9 +261,9 @@ def export(
 
     def work() -> None:
         from penchant.deploy.fleet import served_run
-        from penchant.deploy.fleet.server_directory import Site
+        from penchant.deploy.fleet.server_directory import ServerDirectory
 
-        site = Site(directory)
+        site = ServerDirectory(directory)
         print(f"round {served_run.export(site.run(_chosen(site, run)), out)}: {out}")
 
     _guarded(work, debug)
@@ -273,7 +272,7 @@ def export(
 # --- inner parts --------------------------------------------------------------------------------------
 
 
-def _chosen(site: Site, name: str) -> str:
+def _chosen(site: ServerDirectory, name: str) -> str:
     """The run that is meant. UsageError when there is none."""
     runs = site.runs()
     if name and name not in runs:
@@ -283,7 +282,7 @@ def _chosen(site: Site, name: str) -> str:
     return name or runs[-1]
 
 
-def _play(site: Site, name: str, detach: bool) -> None:
+def _play(site: ServerDirectory, name: str, detach: bool) -> None:
     """Start a run at the SuperLink, and watch it unless detached."""
     from penchant.deploy.fleet import served_run
     from penchant.deploy.fleet.follow import watch
@@ -296,10 +295,10 @@ def _play(site: Site, name: str, detach: bool) -> None:
 
 
 def _print_enrolments(directory: Path, as_json: bool) -> None:
-    from penchant.deploy.fleet.enrolment import Desk
-    from penchant.deploy.fleet.server_directory import Site
+    from penchant.deploy.fleet.enrolment import EnrolmentRegistry
+    from penchant.deploy.fleet.server_directory import ServerDirectory
 
-    rows = Desk(Site(directory)).enrolments()
+    rows = EnrolmentRegistry(ServerDirectory(directory)).enrolments()
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
         return

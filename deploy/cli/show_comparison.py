@@ -16,14 +16,14 @@ from rich.table import Table
 from penchant.common.config import RunConfig
 from penchant.deploy.comparison import conclusions
 from penchant.deploy.comparison.cases import Case
-from penchant.deploy.comparison.runner import PAGE, TABLE, Comparison, Watcher, compare
+from penchant.deploy.comparison.runner import PAGE, TABLE, Comparison, ComparisonProgress, compare
 from penchant.deploy.report.rendering import Row, size
 from penchant.server.journal import RoundLog
 
 __all__ = ["compare_and_show", "show_comparison"]
 
 
-class DrawnCases(Watcher):
+class ComparisonBars(ComparisonProgress):
     """Two bars, for the cases and for the rounds of the one that runs; and a line a finished case."""
 
     def __init__(self, console: Console) -> None:
@@ -41,7 +41,7 @@ class DrawnCases(Watcher):
         self._case = self._bars.add_task("", total=None)
         self._place = ""
 
-    def __enter__(self) -> DrawnCases:
+    def __enter__(self) -> ComparisonBars:
         self._bars.start()
         return self
 
@@ -49,7 +49,7 @@ class DrawnCases(Watcher):
         self._bars.stop()
 
     def begin(self, case: Case, number: int, cases: int) -> None:
-        """As `Watcher.begin`."""
+        """As `ComparisonProgress.begin`."""
         self._place = f"{number}/{cases}"
         self._bars.update(self._cases, completed=number - 1, total=cases)
         self._bars.reset(self._case, description=case.name, completed=0, total=None)
@@ -59,7 +59,7 @@ class DrawnCases(Watcher):
         self._bars.update(self._case, completed=log.round, total=last)
 
     def end(self, case: Case, result: Row) -> None:
-        """As `Watcher.end`."""
+        """As `ComparisonProgress.end`."""
         self._bars.advance(self._cases)
         accuracy, seconds = result["accuracy"]["personal"], result["wall_seconds"]
         self._console.print(f"{self._place} {case.name}: {accuracy:.3f} in {seconds:.0f} s")
@@ -74,7 +74,7 @@ def compare_and_show(configs: Sequence[RunConfig], directory: Path) -> None:
             "[bold red]WITHOUT SECURE AGGREGATION:[/] every update goes to the server in clear, and an "
             "update tells much about the choices behind it. Simulated people only."
         )
-    with DrawnCases(console) as drawn:
+    with ComparisonBars(console) as drawn:
         found = compare(configs, directory, drawn, command=shlex.join(["penchant", *sys.argv[1:]]))
     for line in found.details["caveats"]:
         errors.print("[yellow]note:[/]", line)

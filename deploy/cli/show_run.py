@@ -15,7 +15,15 @@ from penchant.common import wording
 from penchant.deploy import run_directory
 from penchant.deploy.fleet.run_activity import work_of
 from penchant.server.monitoring import labels
-from penchant.server.monitoring.run_history import Attempt, Ledger, Place, RunFacts, Stage, Work, facts_of
+from penchant.server.monitoring.run_history import (
+    Activity,
+    Attempt,
+    JournalReader,
+    RunLocation,
+    RunSummary,
+    Stage,
+    facts_of,
+)
 
 __all__ = ["run_facts", "show_run"]
 
@@ -25,15 +33,15 @@ _COLOURS = {"running": "green", "finished": "green", "failed": "red", "damaged":
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
-def run_facts(directory: Path) -> RunFacts:
+def run_facts(directory: Path) -> RunSummary:
     """The facts of a run's directory, a simulation's or a served run's."""
     kind = "served" if (directory / "blueprint.json").is_file() else "simulation"
-    place = Place(directory.name, directory.absolute().name, directory, kind)  # type: ignore[arg-type]
-    work = work_of(directory) if kind == "served" else Work(running=run_directory.busy(directory))
+    place = RunLocation(directory.name, directory.absolute().name, directory, kind)  # type: ignore[arg-type]
+    work = work_of(directory) if kind == "served" else Activity(running=run_directory.busy(directory))
     return facts_of(place, work)
 
 
-def show_run(run: RunFacts, console: Console | None = None) -> None:
+def show_run(run: RunSummary, console: Console | None = None) -> None:
     """Print how far it is, the stage that it is in, what it learned, and its last attempts."""
     console = console or Console(highlight=False)
     console.print(_heading(run))
@@ -41,7 +49,7 @@ def show_run(run: RunFacts, console: Console | None = None) -> None:
         return
     console.print(_figures(run))
     if run.open is not None:
-        stages = Ledger(run.place.directory).stages(run.open.round, run.open.attempt)
+        stages = JournalReader(run.place.directory).stages(run.open.round, run.open.attempt)
         console.print(Text(f"round {run.open.round}, attempt {run.open.attempt}: {_stages(stages)}"))
     if run.attempts:
         console.print(_attempts(run.attempts))
@@ -50,7 +58,7 @@ def show_run(run: RunFacts, console: Console | None = None) -> None:
         console.print(f"{earlier} earlier; --json has all")
 
 
-def _heading(run: RunFacts) -> RenderableType:
+def _heading(run: RunSummary) -> RenderableType:
     colour = _COLOURS.get(run.state, "white")
     line = f"[bold]{escape(run.place.name)}[/]  [{colour}]{labels.state(run.state)}[/]"
     if run.total:
@@ -64,13 +72,13 @@ def _heading(run: RunFacts) -> RenderableType:
     return Group(Text.from_markup(line), ProgressBar(run.total, run.settled, width=WIDE), Text())
 
 
-def _figures(run: RunFacts) -> Table:
+def _figures(run: RunSummary) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     lost = run.lost_part
     rows: list[tuple[str, str]] = [
         ("fleet accuracy", wording.percent(run.accuracy)),
         ("training loss", wording.decimals(run.loss)),
-        ("devices met", str(Ledger(run.place.directory).count_devices())),
+        ("devices met", str(JournalReader(run.place.directory).count_devices())),
         ("lost in ten rounds", f"{wording.percent(lost)}: {labels.lost(run.dropped)}" if lost else "nobody"),
         ("secure aggregation", "on" if run.config and run.config.privacy.secagg else "OFF"),
         ("privacy budget", "none: there is no differential privacy"),

@@ -14,13 +14,13 @@ from rich.table import Table
 from penchant.common.config import RunConfig
 from penchant.deploy import run_directory
 from penchant.deploy.simulation.runner import simulate
-from penchant.deploy.simulation.world import Progress, World, prepare
+from penchant.deploy.simulation.world import Progress, SimulationSetup, prepare
 from penchant.server.journal import RoundLog
 
-__all__ = ["Drawn", "run_and_show", "show_result"]
+__all__ = ["ProgressBars", "run_and_show", "show_result"]
 
 
-class Drawn(Progress):
+class ProgressBars(Progress):
     """Progress as a bar with the last round's figures."""
 
     def __init__(self, console: Console) -> None:
@@ -36,7 +36,7 @@ class Drawn(Progress):
         self._console = console
         self._task: TaskID | None = None
 
-    def __enter__(self) -> Drawn:
+    def __enter__(self) -> ProgressBars:
         self._bars.start()
         return self
 
@@ -63,7 +63,7 @@ class Drawn(Progress):
             self._console.print(f"round {log.round}/{last}: {', '.join(figures)}, {log.seconds:.1f} s")
 
 
-def run_and_show(config: RunConfig, directory: Path, world: World | None = None) -> None:
+def run_and_show(config: RunConfig, directory: Path, world: SimulationSetup | None = None) -> None:
     """Run or resume the federation of `directory`, and print its result."""
     console = Console(highlight=False)
     if run_directory.read_result(directory) is None:
@@ -78,7 +78,7 @@ def run_and_show(config: RunConfig, directory: Path, world: World | None = None)
                 "[bold red]WITHOUT SECURE AGGREGATION:[/] every update goes to the server in clear, and an "
                 "update tells much about the choices behind it. Simulated people only."
             )
-        with Drawn(console) as drawn:
+        with ProgressBars(console) as drawn:
             result = simulate(world, directory, drawn)
     else:
         result = run_directory.read_result(directory) or {}

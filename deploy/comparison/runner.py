@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from penchant.client.learning.model_cache import Benches
+from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Federation
 from penchant.common.errors import PenchantError, RunDirectoryError, UsageError
@@ -24,9 +24,9 @@ from penchant.deploy import run_directory
 from penchant.deploy.comparison.cases import CASES, PAGE, TABLE, Case
 from penchant.deploy.comparison.table import case_details, table
 from penchant.deploy.simulation.runner import simulate
-from penchant.deploy.simulation.world import Progress, Row, World, prepare
+from penchant.deploy.simulation.world import Progress, Row, SimulationSetup, prepare
 
-__all__ = ["PAGE", "TABLE", "Comparison", "Watcher", "compare"]
+__all__ = ["PAGE", "TABLE", "Comparison", "ComparisonProgress", "compare"]
 
 
 # What all cases of a comparison must have in common; numbers of pairs and of people may differ.
@@ -34,7 +34,7 @@ _COMMON = ("data", "model.base_model", "privacy")
 _MAY_DIFFER = ("data.pairs", "data.clients")
 
 
-class Watcher(Progress):
+class ComparisonProgress(Progress):
     """Hears what a comparison does. This one keeps quiet; `deploy.show_comparison` draws."""
 
     def begin(self, case: Case, number: int, cases: int) -> None:
@@ -55,9 +55,9 @@ class Comparison:
 def compare(
     configs: Sequence[RunConfig],
     directory: Path,
-    watcher: Watcher | None = None,
+    watcher: ComparisonProgress | None = None,
     *,
-    benches: Benches | None = None,
+    model_cache: ModelCache | None = None,
     command: str = "",
 ) -> Comparison:
     """Run, resume or read every case and write compare.json and compare.html.
@@ -67,12 +67,12 @@ def compare(
     """
     cases = _planned(configs)
     present = _refuse_strangers(directory, cases)
-    benches = Benches() if benches is None else benches
-    worlds = _prepare([case for case in cases if _result(directory, case) is None], benches)
+    model_cache = ModelCache() if model_cache is None else model_cache
+    worlds = _prepare([case for case in cases if _result(directory, case) is None], model_cache)
     _refuse_other_data(directory, {*cases, *present}, worlds)
     with _opened(directory):
         _refuse_strangers(directory, cases)  # nobody was quicker
-        _run(directory, cases, worlds, watcher or Watcher())
+        _run(directory, cases, worlds, watcher or ComparisonProgress())
         return _conclude(directory, cases, command)
 
 
@@ -124,7 +124,9 @@ def _present(directory: Path) -> list[Case]:
     return found
 
 
-def _refuse_other_data(directory: Path, present: Iterable[Case], worlds: Mapping[Case, World]) -> None:
+def _refuse_other_data(
+    directory: Path, present: Iterable[Case], worlds: Mapping[Case, SimulationSetup]
+) -> None:
     """RunDirectoryError when the data set or the base model changed between cases that must share it."""
     seen: dict[Any, str] = {}
     for case in present:
@@ -135,7 +137,7 @@ def _refuse_other_data(directory: Path, present: Iterable[Case], worlds: Mapping
         elif case in worlds:
             world = worlds[case]
             data = world.federation.digest
-            base = world.benches.model(world.config.model, world.config.adapter).digest
+            base = world.model_cache.model(world.config.model, world.config.adapter).digest
         else:
             continue
         for what, key, digest in (
@@ -189,12 +191,12 @@ def _settings(one: Case, other: Case) -> tuple[dict[str, Any], dict[str, Any]]:
 # --- the work -------------------------------------------------------------------------------------
 
 
-def _prepare(cases: Sequence[Case], benches: Benches) -> dict[Case, World]:
+def _prepare(cases: Sequence[Case], model_cache: ModelCache) -> dict[Case, SimulationSetup]:
     """A world for each case; cases with equal people hold the same ones."""
     known: dict[str, Federation] = {}
     worlds = {}
     for case in cases:
-        world = prepare(case.config, benches)
+        world = prepare(case.config, model_cache)
         people = known.setdefault(world.federation.digest, world.federation)
         worlds[case] = replace(world, federation=people)
     return worlds
@@ -212,7 +214,12 @@ def _opened(directory: Path) -> Iterator[None]:
         yield
 
 
-def _run(directory: Path, cases: Sequence[Case], worlds: Mapping[Case, World], watcher: Watcher) -> None:
+def _run(
+    directory: Path,
+    cases: Sequence[Case],
+    worlds: Mapping[Case, SimulationSetup],
+    watcher: ComparisonProgress,
+) -> None:
     warmed: dict[int, str] = {}
     for number, case in enumerate(cases, start=1):
         watcher.begin(case, number, len(cases))
@@ -223,7 +230,7 @@ def _run(directory: Path, cases: Sequence[Case], worlds: Mapping[Case, World], w
         watcher.end(case, result)
 
 
-def _play(directory: Path, case: Case, world: World, watcher: Watcher) -> Row:
+def _play(directory: Path, case: Case, world: SimulationSetup, watcher: ComparisonProgress) -> Row:
     home = _home(directory, case)
     settings = home / run_directory.CONFIG
     try:
@@ -239,13 +246,13 @@ def _play(directory: Path, case: Case, world: World, watcher: Watcher) -> Row:
         raise type(error)(f"{case.name}: {error}") from error
 
 
-def _forget_other_texts(world: World, warmed: dict[int, str]) -> None:
+def _forget_other_texts(world: SimulationSetup, warmed: dict[int, str]) -> None:
     """Keep a model's activations only while the people stay the same.
 
     Last bits depend on the texts that were computed together: so a case has the bits that it would have
     alone, whichever cases came before it in this process.
     """
-    model = world.benches.model(world.config.model, world.config.adapter)
+    model = world.model_cache.model(world.config.model, world.config.adapter)
     if warmed.get(id(model)) != world.federation.digest:
         model.cache.clear()
         warmed[id(model)] = world.federation.digest

@@ -20,14 +20,14 @@ from pathlib import Path
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConsoleError, PenchantError
 from penchant.common.membership.identity import Membership
-from penchant.deploy.fleet.enrolment import DATABASE, MEMBERS, Desk, hand_out, request_revocation
+from penchant.deploy.fleet.enrolment import DATABASE, MEMBERS, EnrolmentRegistry, hand_out, request_revocation
 from penchant.deploy.fleet.processes import door
 from penchant.deploy.fleet.run_activity import flower_run, say
-from penchant.deploy.fleet.server_directory import Site
+from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.flower.superlink import Control
-from penchant.server.monitoring.fleet import Enrolment, Link, Node, Revocation, Token
+from penchant.server.monitoring.fleet import ConnectedNode, FleetStatus, MemberListStatus, Revocation, Token
 
-__all__ = ["SETTINGS", "FleetServer"]
+__all__ = ["SETTINGS", "FleetOnThisMachine"]
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ START_SECONDS = 300.0  # the base model is loaded for its blueprint, then Flower
 DAY = 86400.0
 
 
-class FleetServer:
+class FleetOnThisMachine:
     """One server's directory. Thread-safe; the directory is read anew for every question."""
 
     def __init__(self, directory: Path, program: Sequence[str]) -> None:
@@ -45,13 +45,13 @@ class FleetServer:
         self.directory = directory
         self._program = list(program)
         self._lock = threading.Lock()
-        self._link = Link()
+        self._link = FleetStatus()
         self._asked = -ASK_SECONDS  # when it was asked last, monotonic
         self._asking = False
 
     # --- who is there --------------------------------------------------------------------------------
 
-    def link(self) -> Link:
+    def link(self) -> FleetStatus:
         """What the SuperLink said last. It is asked in a thread of its own, at most every 3 s: a page never
         waits for it, however slow it is."""
         with self._lock:
@@ -65,7 +65,7 @@ class FleetServer:
 
     def _ask(self) -> None:
         try:
-            answer = Link("up", self._nodes(), time.time())
+            answer = FleetStatus("up", self._nodes(), time.time())
             if self._link.state == "silent":
                 log.info("the SuperLink of %s answers again", self.directory)
         except PenchantError as error:
@@ -78,10 +78,12 @@ class FleetServer:
         with self._lock:
             self._link, self._asking = answer, False
 
-    def _nodes(self) -> dict[str, Node]:
-        with Control(door(Site(self.directory)), seconds=ASK_SECONDS) as control:
+    def _nodes(self) -> dict[str, ConnectedNode]:
+        with Control(door(ServerDirectory(self.directory)), seconds=ASK_SECONDS) as control:
             rows = control.nodes()
-        return {str(node): Node(row.status == "online", row.until or None) for node, row in rows.items()}
+        return {
+            str(node): ConnectedNode(row.status == "online", row.until or None) for node, row in rows.items()
+        }
 
     def mark(self) -> object:
         """Changes with what `link`, `enrolment`, `tokens` and `revocations` tell."""
@@ -93,23 +95,23 @@ class FleetServer:
                 stats.append((stat.st_size, stat.st_mtime_ns))
         return link.state, [(node, row.online) for node, row in link.nodes.items()], stats
 
-    def enrolment(self) -> Enrolment:
+    def enrolment(self) -> MemberListStatus:
         """Who belongs to the fleet, by the list that the server holds; past its date it still tells."""
         listed = self._membership().current
         if listed is None:
             raise ConsoleError(f"{self.directory} holds no member list")
         members = frozenset(member.number for member in listed.members)
-        return Enrolment(members, frozenset(listed.revoked), listed.number, float(listed.expires))
+        return MemberListStatus(members, frozenset(listed.revoked), listed.number, float(listed.expires))
 
     def _membership(self) -> Membership:
-        site = Site(self.directory)
+        site = ServerDirectory(self.directory)
         return Membership(site.authority).know((site.directory / MEMBERS).read_bytes())
 
     # --- invitations ---------------------------------------------------------------------------------
 
     def tokens(self) -> list[Token]:
         """Every token handed out, the latest first."""
-        rows = Desk(Site(self.directory)).enrolments()
+        rows = EnrolmentRegistry(ServerDirectory(self.directory)).enrolments()
         return [
             Token(
                 row.token,
@@ -148,7 +150,7 @@ class FleetServer:
 
     def _from_elsewhere(self) -> list[Revocation]:
         found = []
-        for path in Site(self.directory).requests.glob("revoke-*.json"):
+        for path in ServerDirectory(self.directory).requests.glob("revoke-*.json"):
             with suppress(OSError, ValueError, KeyError, TypeError):  # it was settled just now
                 table = json.loads(path.read_text(encoding="utf-8"))
                 at = path.stat().st_mtime
@@ -170,11 +172,11 @@ class FleetServer:
 
     def stop(self, name: str) -> None:
         """Have the SuperLink stop the Flower run that plays it."""
-        directory = Site(self.directory).run(name)
+        directory = ServerDirectory(self.directory).run(name)
         flower = flower_run(directory)
         if flower is None:
             raise ConsoleError(f"{name} was never started")
-        with Control(door(Site(self.directory))) as control:
+        with Control(door(ServerDirectory(self.directory))) as control:
             control.stop(flower)
         say(directory, f"Flower run {flower} was stopped")
 

@@ -24,18 +24,18 @@ from typing import Any
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, ConsoleError, RunDirectoryError, UsageError
 from penchant.deploy import run_directory
-from penchant.deploy.console.fleet import SETTINGS, FleetServer
+from penchant.deploy.console.fleet import SETTINGS, FleetOnThisMachine
 from penchant.deploy.fleet.run_activity import LOG, work_of
 from penchant.server import releases
-from penchant.server.console.accounts import Store
+from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.operations import fleet_recipe
-from penchant.server.monitoring.fleet import Enrolment, Link, Revocation, Token
-from penchant.server.monitoring.run_history import Kind, Ledger, Place, Work
+from penchant.server.monitoring.fleet import FleetStatus, MemberListStatus, Revocation, Token
+from penchant.server.monitoring.run_history import Activity, JournalReader, Kind, RunLocation
 from penchant.server.releases import Release
 
-__all__ = ["LocalOperations"]
+__all__ = ["OperationsOnThisMachine"]
 
-BLUEPRINT = "blueprint.json"  # only in the directory of a served run
+MODEL_SIGNATURE = "blueprint.json"  # only in the directory of a served run
 STOP_SECONDS = 10.0
 EXPORT_SECONDS = 300.0
 TAIL = 64 * 1024  # bytes of a log that are looked at
@@ -45,20 +45,20 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
-class LocalOperations:
+class OperationsOnThisMachine:
     """Everything on this machine. Thread-safe.
 
     roots: run directories, and folders that hold some. The first folder also takes new runs. data: where data
     sets and base models of new runs may come from, beside those that are known by name.
     """
 
-    def __init__(self, roots: Sequence[Path], store: Store, data: Path | None = None) -> None:
+    def __init__(self, roots: Sequence[Path], store: ConsoleStore, data: Path | None = None) -> None:
         """Raises UsageError when a root is no directory."""
         self._roots = [root.absolute() for root in roots]
         self._store = store
         self._data = data.resolve() if data else None
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._servers: dict[Path, FleetServer] = {}
+        self._servers: dict[Path, FleetOnThisMachine] = {}
         self._lock = threading.RLock()
         self._turn = threading.Lock()
         for root in self._roots:
@@ -69,51 +69,51 @@ class LocalOperations:
 
     # --- what is there -------------------------------------------------------------------------------
 
-    def places(self) -> list[Place]:
+    def places(self) -> list[RunLocation]:
         """As `Operations.places`."""
-        found: dict[Path, Place] = {}
+        found: dict[Path, RunLocation] = {}
         for root in self._roots:
             for directory in _runs_in(root):
                 found.setdefault(directory, _place(directory))
         return list(found.values())
 
-    def fleets(self) -> list[Place]:
+    def fleets(self) -> list[RunLocation]:
         """As `Operations.fleets`."""
         found = [site for root in self._roots for site in _sites_in(root)]
         return [_place(site, "fleet") for site in dict.fromkeys(found)]
 
-    def fleet_of(self, place: Place) -> Place | None:
+    def fleet_of(self, place: RunLocation) -> RunLocation | None:
         """As `Operations.fleet_of`."""
         site = place.directory.parent.parent
         return _place(site, "fleet") if place.kind == "served" and (site / SETTINGS).is_file() else None
 
-    def _server(self, fleet: Place | None) -> FleetServer:
+    def _server(self, fleet: RunLocation | None) -> FleetOnThisMachine:
         """The server of a fleet. ConsoleError where there is none."""
         if fleet is None or fleet.kind != "fleet":
             raise ConsoleError(
                 "this run has no server here; name the server's directory when the console starts"
             )
         with self._lock:
-            return self._servers.setdefault(fleet.directory, FleetServer(fleet.directory, PROGRAM))
+            return self._servers.setdefault(fleet.directory, FleetOnThisMachine(fleet.directory, PROGRAM))
 
-    def work(self, places: Sequence[Place]) -> dict[str, Work]:
+    def work(self, places: Sequence[RunLocation]) -> dict[str, Activity]:
         """As `Operations.work`."""
         held, jobs = run_directory.held_locks(), self._store.jobs()
         return {place.id: self._work(place, jobs.get(place.id), held) for place in places}
 
-    def _work(self, place: Place, job: dict[str, Any] | None, held: set[tuple[int, int]]) -> Work:
+    def _work(self, place: RunLocation, job: dict[str, Any] | None, held: set[tuple[int, int]]) -> Activity:
         if place.kind == "served":
             work = work_of(place.directory, held)
             return replace(work, ours=work.running and self.fleet_of(place) is not None)
         if job is not None and self._alive(place.id, job):
-            return Work(running=not job.get("stopping"), ours=True)
+            return Activity(running=not job.get("stopping"), ours=True)
         if run_directory.busy(place.directory, held):
-            return Work(running=True)
+            return Activity(running=True)
         if job is None or job.get("stopping"):
-            return Work()
-        return Work(why=self._last_words(place))
+            return Activity()
+        return Activity(why=self._last_words(place))
 
-    def _last_words(self, place: Place) -> str:
+    def _last_words(self, place: RunLocation) -> str:
         """The error that a child of ours ended with; nothing if it ended well."""
         if (place.directory / run_directory.RESULT).is_file():
             return ""
@@ -160,7 +160,7 @@ class LocalOperations:
     def _takes_runs(self, root: Path) -> bool:
         return not (root / run_directory.CONFIG).is_file() and not (root / SETTINGS).is_file()
 
-    def check(self, toml: str, fleet: Place | None = None) -> RunConfig:
+    def check(self, toml: str, fleet: RunLocation | None = None) -> RunConfig:
         """As `Operations.check`."""
         config = RunConfig.from_toml(toml)
         if fleet is not None:
@@ -191,7 +191,7 @@ class LocalOperations:
         where = "name the folder it is in with --data" if self._data is None else f"put it into {self._data}"
         raise ConfigError(f"{key} is {source!r}, which this console may not read; {where}")
 
-    def start(self, name: str, toml: str, fleet: Place | None = None) -> Place:
+    def start(self, name: str, toml: str, fleet: RunLocation | None = None) -> RunLocation:
         """As `Operations.start`. A simulation's directory is made here, so that the run is there at once."""
         config = self.check(toml, fleet)
         if not _NAME.fullmatch(name):
@@ -217,7 +217,7 @@ class LocalOperations:
                 return root
         raise ConfigError("this console shows single runs only; start it with a folder to put new ones into")
 
-    def resume(self, place: Place) -> None:
+    def resume(self, place: RunLocation) -> None:
         """As `Operations.resume`."""
         with self._turn:  # two operators at once: the second one is refused
             self._refuse_busy(place)
@@ -227,7 +227,7 @@ class LocalOperations:
             server = self._server(self.fleet_of(place))
             server.resume(place.directory.name, lambda said: self._note_log(place, said))
 
-    def _spawn(self, place: Place) -> None:
+    def _spawn(self, place: RunLocation) -> None:
         with self._lock, self._log_of(place).open("ab") as log:
             child = subprocess.Popen(
                 [*PROGRAM, "simulate", "--resume", str(place.directory)],
@@ -240,7 +240,7 @@ class LocalOperations:
             self._children[place.id] = child
             self._store.keep_job(place.id, {"pid": child.pid, "began": _began(child.pid)})
 
-    def stop(self, place: Place) -> None:
+    def stop(self, place: RunLocation) -> None:
         """As `Operations.stop`: SIGTERM, and SIGKILL for what is still there ten seconds later."""
         if place.kind == "served":
             self._server(self.fleet_of(place)).stop(place.directory.name)
@@ -259,14 +259,14 @@ class LocalOperations:
                     os.killpg(job["pid"], signal.SIGKILL)
             time.sleep(0.05)
 
-    def _wait_for_the_end(self, place: Place) -> None:
+    def _wait_for_the_end(self, place: RunLocation) -> None:
         end = time.monotonic() + STOP_SECONDS
         while run_directory.busy(place.directory):
             if time.monotonic() > end:
                 raise ConsoleError(f"Flower was told to stop {place.name}, and has not yet; look again soon")
             time.sleep(0.1)
 
-    def delete(self, place: Place) -> None:
+    def delete(self, place: RunLocation) -> None:
         """As `Operations.delete`."""
         self._refuse_busy(place)
         if place.directory.is_symlink():
@@ -281,76 +281,76 @@ class LocalOperations:
         self._store.keep_job(place.id, None)
         self._log_of(place).unlink(missing_ok=True)
 
-    def _refuse_busy(self, place: Place) -> None:
+    def _refuse_busy(self, place: RunLocation) -> None:
         if self.work([place])[place.id].running:
             raise RunDirectoryError(f"something works on {place.name}; stop it first")
 
     # --- logs ----------------------------------------------------------------------------------------
 
-    def log(self, place: Place, lines: int) -> list[str]:
+    def log(self, place: RunLocation, lines: int) -> list[str]:
         """As `Operations.log`; of a served run what its server wrote, and Flower's answers to us."""
         paths = [self._log_of(place)]
         if place.kind == "served":
             paths.append(place.directory / LOG)
         return [line for path in paths for line in _tail(path)][-lines:]
 
-    def _note_log(self, place: Place, said: str) -> None:
+    def _note_log(self, place: RunLocation, said: str) -> None:
         with self._log_of(place).open("a", encoding="utf-8") as log:
             log.write(said)
 
-    def _log_of(self, place: Place) -> Path:
+    def _log_of(self, place: RunLocation) -> Path:
         return self._logs / f"{place.id}.log"
 
     # --- devices -------------------------------------------------------------------------------------
 
-    def link(self, fleet: Place) -> Link:
+    def link(self, fleet: RunLocation) -> FleetStatus:
         """As `Operations.link`."""
         return self._server(fleet).link()
 
-    def mark(self, fleet: Place) -> object:
+    def mark(self, fleet: RunLocation) -> object:
         """As `Operations.mark`; the console's own record of revocations changes with the requests."""
         return self._server(fleet).mark()
 
-    def enrolment(self, fleet: Place) -> Enrolment:
+    def enrolment(self, fleet: RunLocation) -> MemberListStatus:
         """As `Operations.enrolment`."""
         return self._server(fleet).enrolment()
 
-    def tokens(self, fleet: Place) -> list[Token]:
+    def tokens(self, fleet: RunLocation) -> list[Token]:
         """As `Operations.tokens`."""
         return self._server(fleet).tokens()
 
-    def invite(self, fleet: Place, label: str, days: int) -> Token:
+    def invite(self, fleet: RunLocation, label: str, days: int) -> Token:
         """As `Operations.invite`."""
         return self._server(fleet).invite(label, days)
 
-    def revocations(self, fleet: Place) -> list[Revocation]:
+    def revocations(self, fleet: RunLocation) -> list[Revocation]:
         """As `Operations.revocations`."""
         asked = [Revocation(*row, None) for row in self._store.revocations(fleet.id)]
         return self._server(fleet).revocations(asked)
 
-    def ask_revocation(self, fleet: Place, member: int, why: str, by: str) -> None:
+    def ask_revocation(self, fleet: RunLocation, member: int, why: str, by: str) -> None:
         """As `Operations.ask_revocation`."""
         self._server(fleet).ask_revocation(member, why)
         self._store.keep_revocation(fleet.id, member, why, by)
 
     # --- releases ------------------------------------------------------------------------------------
 
-    def releases(self, place: Place) -> list[Release]:
+    def releases(self, place: RunLocation) -> list[Release]:
         """As `Operations.releases`."""
         return releases.releases(place.directory)
 
-    def promote(self, place: Place, round: int, by: str) -> Release:
+    def promote(self, place: RunLocation, round: int, by: str) -> Release:
         """As `Operations.promote`. The checkpoint must be what the journal wrote."""
         return releases.promote(place.directory, round, _checked(place, round), by)
 
-    def roll_back(self, place: Place, number: int, by: str) -> Release:
+    def roll_back(self, place: RunLocation, number: int, by: str) -> Release:
         """As `Operations.roll_back`. The checkpoint must still be what it was."""
         found = next((r for r in self.releases(place) if r.number == number), None)
         if found is not None and _checked(place, found.round) != found.digest:
             raise ConsoleError(f"round {found.round} has another checkpoint now than release {number} had")
         return releases.roll_back(place.directory, number, by)
 
-    def export(self, place: Place, round: int) -> bytes:
+    def export(self, place: RunLocation, round: int) -> bytes:
         """As `Operations.export`, in a process of its own: torch is not the console's to load."""
         _checked(place, round)
         out = self._store.directory / f"export-{place.id}-{round}-{os.getpid()}-{threading.get_ident()}.zip"
@@ -422,19 +422,19 @@ def _tail(path: Path) -> list[str]:
     return [line for line in said if line]
 
 
-def _place(directory: Path, kind: Kind | None = None) -> Place:
+def _place(directory: Path, kind: Kind | None = None) -> RunLocation:
     name = directory.name
     short = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "run"
     own = hashlib.sha256(str(directory).encode("utf-8", "surrogateescape")).hexdigest()[:8]
     if kind is None:
-        kind = "served" if (directory / BLUEPRINT).is_file() else "simulation"
+        kind = "served" if (directory / MODEL_SIGNATURE).is_file() else "simulation"
     shown = name.encode("utf-8", "replace").decode()
-    return Place(f"{short}-{own}", shown, directory, kind)
+    return RunLocation(f"{short}-{own}", shown, directory, kind)
 
 
-def _checked(place: Place, round: int) -> str:
+def _checked(place: RunLocation, round: int) -> str:
     """The digest of a round's checkpoint, which is what the journal wrote. ConsoleError otherwise."""
-    for attempt in Ledger(place.directory).attempts():
+    for attempt in JournalReader(place.directory).attempts():
         if attempt.round == round and attempt.digest is not None:
             path = place.directory / "checkpoints" / f"round-{round:06d}.safetensors"
             try:

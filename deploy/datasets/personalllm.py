@@ -17,7 +17,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from penchant.common.data.preferences import Preference
-from penchant.common.data.splits import Parts, Sizes, people_from_pairs, seeded, wanted_pairs
+from penchant.common.data.splits import Sizes, SplitParts, people_from_pairs, seeded, wanted_pairs
 from penchant.common.data.trl_format import BadRows, RowLog
 from penchant.common.errors import DataError
 from penchant.deploy.datasets.prepared import Prepared
@@ -124,7 +124,7 @@ def dirichlet(size: int, rng: random.Random) -> list[float]:
 
 def _meet(
     questions: Sequence[Question],
-    parts: Parts,
+    parts: SplitParts,
     weights: Sequence[float],
     sizes: Sizes,
     seed: int,

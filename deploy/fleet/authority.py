@@ -19,7 +19,7 @@ from penchant.common.membership.enrolment import Answer, Request
 from penchant.common.membership.identity import Authority, Member, authority_digest
 from penchant.common.storage import ledger
 
-__all__ = ["Enrolled", "Office"]
+__all__ = ["AuthorityStore", "Enrolled"]
 
 KEY = "authority.pem"
 PUBLIC = "authority.pub"  # 32 bytes, for the server
@@ -48,7 +48,7 @@ class Enrolled:
     public_key: bytes = field(repr=False)
 
 
-class Office:
+class AuthorityStore:
     """An authority at work in its directory."""
 
     def __init__(self, directory: Path, passphrase: str | None = None) -> None:
@@ -62,7 +62,9 @@ class Office:
                 db.execute(statement)
 
     @classmethod
-    def init(cls, directory: Path, passphrase: str | None = None, *, now: int | None = None) -> Office:
+    def init(
+        cls, directory: Path, passphrase: str | None = None, *, now: int | None = None
+    ) -> AuthorityStore:
         """A new authority with an empty list 1. An existing one is never replaced: UsageError."""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         Authority.create().save(directory / KEY, _bytes(passphrase))

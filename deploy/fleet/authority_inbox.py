@@ -17,16 +17,16 @@ from penchant.common.errors import CertificateError, MembershipError, UsageError
 from penchant.common.membership.enrolment import Asked
 from penchant.common.membership.identity import MemberList
 from penchant.common.storage import write_durably
-from penchant.deploy.fleet.authority import Office
+from penchant.deploy.fleet.authority import AuthorityStore
 
-__all__ = ["Decision", "Matter", "attend"]
+__all__ = ["Decision", "PendingDecision", "attend"]
 
 ANSWER_BYTES = 4096  # of a request or a revocation file: all are smaller
 AHEAD = 7 * 86400  # a list is published anew when it ends within that many seconds
 
 
 @dataclass(frozen=True)
-class Matter:
+class PendingDecision:
     """One thing to decide. kind: "enrol" or "revoke"; what: the name, or the reason; who: the fingerprint
     that the device shows, or the member's number."""
 
@@ -35,11 +35,11 @@ class Matter:
     what: str
 
 
-Decision = Callable[[Matter], bool]
+Decision = Callable[[PendingDecision], bool]
 
 
 def attend(
-    office: Office, requests: Path, answers: Path, decide: Decision, *, now: float | None = None
+    office: AuthorityStore, requests: Path, answers: Path, decide: Decision, *, now: float | None = None
 ) -> list[str]:
     """Decide on every new file of `requests`; -> what was done, a line each.
 
@@ -66,7 +66,7 @@ def attend(
     return done
 
 
-def _enrol(office: Office, path: Path, answer: Path, decide: Decision, done: list[str]) -> None:
+def _enrol(office: AuthorityStore, path: Path, answer: Path, decide: Decision, done: list[str]) -> None:
     if answer.exists():
         return
     try:
@@ -75,7 +75,7 @@ def _enrol(office: Office, path: Path, answer: Path, decide: Decision, done: lis
         done.append(f"{path.name} is refused: {error}")
         return
     if office.knows(asked.request.public_key) is None and not decide(
-        Matter("enrol", asked.request.fingerprint, asked.name)
+        PendingDecision("enrol", asked.request.fingerprint, asked.name)
     ):
         return
     try:
@@ -87,7 +87,7 @@ def _enrol(office: Office, path: Path, answer: Path, decide: Decision, done: lis
     done.append(f"member {given.certificate.member}: {asked.name or asked.request.fingerprint}")
 
 
-def _revoke(office: Office, path: Path, decide: Decision, done: list[str]) -> None:
+def _revoke(office: AuthorityStore, path: Path, decide: Decision, done: list[str]) -> None:
     try:
         table = json.loads(_small(path))
         member, why = int(table["member"]), str(table.get("why", ""))
@@ -95,7 +95,7 @@ def _revoke(office: Office, path: Path, decide: Decision, done: list[str]) -> No
         done.append(f"{path.name} is refused: it is no request for a revocation")
         return
     if any(m.number == member and m.revoked is None for m in office.members()) and decide(
-        Matter("revoke", str(member), why)
+        PendingDecision("revoke", str(member), why)
     ):
         office.revoke(member, why)
         done.append(f"member {member} is revoked")

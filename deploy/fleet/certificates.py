@@ -25,7 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from penchant.common.errors import UsageError
 from penchant.common.storage import write_durably
 
-__all__ = ["CA_DAYS", "LEAF_DAYS", "Pair", "ca_digest", "days_left", "issue", "make_ca"]
+__all__ = ["CA_DAYS", "LEAF_DAYS", "KeyAndCertificate", "ca_digest", "days_left", "issue", "make_ca"]
 
 CA_DAYS = 3650
 LEAF_DAYS = 397  # as long as browsers still take one
@@ -33,7 +33,7 @@ _SKEW = timedelta(hours=1)  # by which a device's clock may be behind
 
 
 @dataclass(frozen=True)
-class Pair:
+class KeyAndCertificate:
     """A certificate and its private key, both PEM files; the key's is for its owner alone."""
 
     certificate: Path
@@ -44,7 +44,7 @@ class Pair:
         return self.certificate.is_file() and self.key.is_file()
 
 
-def make_ca(pair: Pair, name: str, *, now: datetime | None = None) -> None:
+def make_ca(pair: KeyAndCertificate, name: str, *, now: datetime | None = None) -> None:
     """A new certificate authority, which signs nothing but leaves. An existing one is never replaced."""
     if pair.certificate.exists() or pair.key.exists():
         raise UsageError(f"{pair.certificate} exists already: devices know it by its digest")
@@ -65,7 +65,12 @@ def make_ca(pair: Pair, name: str, *, now: datetime | None = None) -> None:
 
 
 def issue(
-    ca: Pair, pair: Pair, names: tuple[str, ...], *, days: int = LEAF_DAYS, now: datetime | None = None
+    ca: KeyAndCertificate,
+    pair: KeyAndCertificate,
+    names: tuple[str, ...],
+    *,
+    days: int = LEAF_DAYS,
+    now: datetime | None = None,
 ) -> None:
     """A server certificate for `names` (host names and IP addresses), in the place of the one before.
 
@@ -137,7 +142,7 @@ def _general(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-def _load(ca: Pair) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+def _load(ca: KeyAndCertificate) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     try:
         certificate = x509.load_pem_x509_certificate(ca.certificate.read_bytes())
         key = serialization.load_pem_private_key(ca.key.read_bytes(), None)
@@ -150,7 +155,7 @@ def _load(ca: Pair) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     return certificate, key
 
 
-def _write(pair: Pair, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+def _write(pair: KeyAndCertificate, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
     """The key first: a certificate whose key is not there yet is the worse half."""
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -1,9 +1,10 @@
-"""The enrolment desk: which tokens are out, who used them, what the authority answered, which nodes may in.
+"""The enrolment registry: which tokens are out, who used them, what the authority said, whose node may in.
 
 A request with a good token becomes a file in `requests/`; the authority's answer comes back as a file in
-`answers/`, by whatever way: a folder that both see, a copy, a stick. The desk checks the answer as the device
-will, takes over its member list, and has the device's node known to the SuperLink. Revoked members' nodes are
-unregistered. Everything is in one SQLite file; `Desk` may be opened for every call, by several processes.
+`answers/`, by whatever way: a folder that both see, a copy, a stick. The registry checks the answer as the
+device will, takes over its member list, and has the device's node known to the SuperLink. Revoked members'
+nodes are unregistered. Everything is in one SQLite file; `EnrolmentRegistry` may be opened for every call, by
+several processes.
 """
 
 from __future__ import annotations
@@ -34,9 +35,18 @@ from penchant.common.membership.enrolment import Answer, Asked, JoinReply, JoinR
 from penchant.common.membership.identity import Membership
 from penchant.common.membership.join_token import JoinToken, Terms, check_signature, token_name
 from penchant.common.storage import ledger, write_durably
-from penchant.deploy.fleet.server_directory import Site
+from penchant.deploy.fleet.server_directory import ServerDirectory
 
-__all__ = ["DATABASE", "DAYS", "MEMBERS", "Desk", "Enrolment", "Registrar", "hand_out", "request_revocation"]
+__all__ = [
+    "DATABASE",
+    "DAYS",
+    "MEMBERS",
+    "EnrolmentRegistry",
+    "IssuedToken",
+    "Registrar",
+    "hand_out",
+    "request_revocation",
+]
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +75,7 @@ class Registrar(Protocol):
 
 
 @dataclass(frozen=True)
-class Enrolment:
+class IssuedToken:
     """One token and what became of it. Times are Unix seconds.
 
     state: "open", "expired", "waiting" for the authority, "enrolled", or "out": not on the latest list.
@@ -81,10 +91,10 @@ class Enrolment:
     fingerprint: str  # of the request, to compare with what the device shows
 
 
-class Desk:
+class EnrolmentRegistry:
     """The desk of one server."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: ServerDirectory) -> None:
         self.site = site
         self._path = site.directory / DATABASE
         with self._record() as db:
@@ -257,7 +267,7 @@ class Desk:
 
     # --- the operator looks --------------------------------------------------------------------------
 
-    def enrolments(self, *, now: float | None = None) -> list[Enrolment]:
+    def enrolments(self, *, now: float | None = None) -> list[IssuedToken]:
         """Every token ever handed out, in order."""
         moment = time.time() if now is None else now
         membership = self._known()
@@ -278,7 +288,7 @@ def request_revocation(directory: Path, member: int, why: str = "") -> Path:
 
     The server can't revoke: the authority's next list does. UsageError when there is no such member.
     """
-    site = Site(directory)
+    site = ServerDirectory(directory)
     if not site.membership().holds(member):
         raise UsageError(f"there is no member {member} that could be revoked")
     if len(why) > 1000:
@@ -291,7 +301,7 @@ def request_revocation(directory: Path, member: int, why: str = "") -> Path:
 # --- inner parts --------------------------------------------------------------------------------------
 
 
-def _enrolment(row: tuple[object, ...], membership: Membership, now: float) -> Enrolment:
+def _enrolment(row: tuple[object, ...], membership: Membership, now: float) -> IssuedToken:
     public_key, name, handed_out, expires, identity, member, node = row
     if identity is None:
         state = "open" if now < int(str(expires)) else "expired"
@@ -299,7 +309,7 @@ def _enrolment(row: tuple[object, ...], membership: Membership, now: float) -> E
         state = "waiting"
     else:
         state = "enrolled" if membership.holds(int(str(member))) else "out"
-    return Enrolment(
+    return IssuedToken(
         token=token_name(bytes(public_key)),  # type: ignore[call-overload]
         name=str(name),
         handed_out=int(str(handed_out)),
@@ -336,8 +346,8 @@ def hand_out(directory: Path, name: str, expires: float) -> JoinToken:
     now = time.time()
     if not now < expires <= now + LONGEST:
         raise UsageError("a token is good for some time between now and 90 days")
-    site = Site(directory)
+    site = ServerDirectory(directory)
     terms = Terms(site.settings.gateway, site.ca_digest, site.authority_digest, int(expires))
     token = JoinToken.create(terms)
-    Desk(site).hand_out(token.public_key, terms, name, now=now)
+    EnrolmentRegistry(site).hand_out(token.public_key, terms, name, now=now)
     return token

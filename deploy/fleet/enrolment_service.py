@@ -33,8 +33,8 @@ from penchant.common.errors import (
 )
 from penchant.common.membership.enrolment import MAX_JOIN_REQUEST, JoinRequest
 from penchant.common.membership.join_token import token_name
-from penchant.deploy.fleet.enrolment import Desk, Registrar
-from penchant.deploy.fleet.server_directory import Site
+from penchant.deploy.fleet.enrolment import EnrolmentRegistry, Registrar
+from penchant.deploy.fleet.server_directory import ServerDirectory
 
 __all__ = ["PATHS", "Budget", "build_service", "serve"]
 
@@ -71,10 +71,14 @@ class Budget:
 
 
 def build_service(
-    site: Site, registrar: Registrar, *, clock: Callable[[], float] = time.time, collect: bool = True
+    site: ServerDirectory,
+    registrar: Registrar,
+    *,
+    clock: Callable[[], float] = time.time,
+    collect: bool = True,
 ) -> Starlette:
     """The service of a server. collect: look into `answers/` from time to time."""
-    desk, budget, turn = Desk(site), Budget(site.settings.enrol_per_minute), asyncio.Lock()
+    desk, budget, turn = EnrolmentRegistry(site), Budget(site.settings.enrol_per_minute), asyncio.Lock()
     if collect:
         desk.recheck_nodes()
 
@@ -123,7 +127,7 @@ def build_service(
     )
 
 
-def serve(site: Site, registrar: Registrar) -> None:
+def serve(site: ServerDirectory, registrar: Registrar) -> None:
     """Serve on the site's socket until SIGTERM."""
     import uvicorn
 

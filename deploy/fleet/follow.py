@@ -11,8 +11,8 @@ from pathlib import Path
 from penchant.common.errors import RoundFailed, UsageError
 from penchant.deploy import run_directory
 from penchant.deploy.fleet import run_activity, served_run
-from penchant.deploy.fleet.server_directory import Site
-from penchant.deploy.flower.superlink import Control, Door, how_it_ended
+from penchant.deploy.fleet.server_directory import ServerDirectory
+from penchant.deploy.flower.superlink import Control, SuperLinkAddress, how_it_ended
 from penchant.server.journal import Journal
 
 __all__ = ["is_done", "refuse_second", "watch"]
@@ -28,7 +28,7 @@ def is_done(directory: Path) -> bool:
         return journal.settled() == _last(directory)
 
 
-def refuse_second(site: Site, door: Door) -> None:
+def refuse_second(site: ServerDirectory, door: SuperLinkAddress) -> None:
     """UsageError while a run of this server is played, or is about to be: devices take part in one at a time.
 
     JournalError when the SuperLink is silent.
@@ -45,7 +45,7 @@ def refuse_second(site: Site, door: Door) -> None:
             )
 
 
-def _is_played(directory: Path, door: Door, flower: str) -> bool:
+def _is_played(directory: Path, door: SuperLinkAddress, flower: str) -> bool:
     """Whether a process plays the run, or the SuperLink will start one.
 
     A SuperLink that was killed takes its run for running for some time after: that a ServerApp is at work is
@@ -61,7 +61,7 @@ def _is_played(directory: Path, door: Door, flower: str) -> bool:
     return going and not run_activity.has_begun(directory, flower)
 
 
-def watch(directory: Path, door: Door, flower: str, say: Callable[[str], None]) -> None:
+def watch(directory: Path, door: SuperLinkAddress, flower: str, say: Callable[[str], None]) -> None:
     """Say rounds as they end, until the closing one is over and the devices have heard of it.
 
     RoundFailed when Flower's run `flower` ends before that.

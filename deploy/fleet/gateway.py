@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from penchant.common.errors import GatewayError
 from penchant.deploy.fleet.enrolment_service import PATHS
-from penchant.deploy.fleet.server_directory import Site
+from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.flower.superlink import FLEET_PATHS
 
 __all__ = ["check", "command", "configuration", "find_nginx", "write"]
@@ -25,7 +25,7 @@ __all__ = ["check", "command", "configuration", "find_nginx", "write"]
 FILE = "nginx.conf"
 
 
-def configuration(site: Site) -> str:
+def configuration(site: ServerDirectory) -> str:
     """nginx's configuration for a server."""
     settings, tls = site.settings, site.tls
     environment = Environment(
@@ -52,7 +52,7 @@ def configuration(site: Site) -> str:
     )
 
 
-def write(site: Site) -> Path:
+def write(site: ServerDirectory) -> Path:
     """Write the configuration and have nginx test it; -> the file. GatewayError when nginx finds fault."""
     path = site.directory / "gateway" / FILE
     path.write_text(configuration(site), encoding="utf-8")
@@ -69,7 +69,7 @@ def check(path: Path) -> None:
         raise GatewayError(f"nginx does not take {path}: {' '.join((said or done.stderr).split())[:400]}")
 
 
-def command(site: Site) -> list[str]:
+def command(site: ServerDirectory) -> list[str]:
     """nginx in the foreground, with the configuration that `write` wrote."""
     path = site.directory / "gateway" / FILE
     return [find_nginx(), "-e", str(site.log("gateway")), "-c", str(path)]
@@ -83,7 +83,7 @@ def find_nginx() -> str:
     return found
 
 
-def _user(site: Site) -> str:
+def _user(site: ServerDirectory) -> str:
     """Whom nginx's workers run as: nobody is asked unless root starts it."""
     if os.geteuid() != 0:
         return ""

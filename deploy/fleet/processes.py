@@ -18,9 +18,15 @@ from pathlib import Path
 
 from penchant.common.errors import GatewayError, JournalError, UsageError
 from penchant.deploy.fleet import enrolment_service, gateway
-from penchant.deploy.fleet.server_directory import LOOPBACK, Site
-from penchant.deploy.fleet.supervisor import Part, supervise
-from penchant.deploy.flower.superlink import Control, Door, environment, executor_command, superlink_command
+from penchant.deploy.fleet.server_directory import LOOPBACK, ServerDirectory
+from penchant.deploy.fleet.supervisor import ChildProcess, supervise
+from penchant.deploy.flower.superlink import (
+    Control,
+    SuperLinkAddress,
+    environment,
+    executor_command,
+    superlink_command,
+)
 from penchant.deploy.run_directory import claim
 
 __all__ = ["PARTS", "door", "gateway_open", "only", "up"]
@@ -31,12 +37,12 @@ SELDOM = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "5"}
 """Runs are few, each look writes into the SuperLink's database, and one that fails ends the executor."""
 
 
-def door(site: Site) -> Door:
+def door(site: ServerDirectory) -> SuperLinkAddress:
     """The way to the server's SuperLink, for processes on this machine."""
-    return Door(site.settings.superlink, site.tls.loopback_ca.certificate)
+    return SuperLinkAddress(site.settings.superlink, site.tls.loopback_ca.certificate)
 
 
-def gateway_open(site: Site) -> bool:
+def gateway_open(site: ServerDirectory) -> bool:
     """Whether something listens where devices connect."""
     host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(site.settings.listen, site.settings.listen)
     try:
@@ -46,14 +52,14 @@ def gateway_open(site: Site) -> bool:
         return False
 
 
-def up(site: Site, announce: Callable[[], None] = lambda: None) -> None:
+def up(site: ServerDirectory, announce: Callable[[], None] = lambda: None) -> None:
     """Run all parts until SIGTERM. GatewayError when one can't be started; then none is left running."""
     with claim(site.directory, LOCK):
         gateway.write(site)
         supervise([_part(site, name) for name in PARTS], announce=announce)
 
 
-def only(site: Site, name: str) -> None:
+def only(site: ServerDirectory, name: str) -> None:
     """Become one part: this process is replaced by it. UsageError for another name."""
     if name not in PARTS:
         raise UsageError(f"there is no part {name!r}; the parts are {', '.join(PARTS)}")
@@ -67,7 +73,7 @@ def only(site: Site, name: str) -> None:
     os.execve(part.command[0], list(part.command), dict(surroundings))
 
 
-def serve_enrolment(site: Site) -> None:
+def serve_enrolment(site: ServerDirectory) -> None:
     """The enrolment service, in this process."""
     enrolment_service.serve(site, _Reached(door(site)))
 
@@ -75,7 +81,7 @@ def serve_enrolment(site: Site) -> None:
 class _Reached:
     """The SuperLink's nodes, over a connection made anew for each call: it may have been restarted."""
 
-    def __init__(self, where: Door) -> None:
+    def __init__(self, where: SuperLinkAddress) -> None:
         self._door = where
 
     def register(self, public_key: bytes, name: str) -> int:
@@ -87,7 +93,7 @@ class _Reached:
             control.unregister(node)
 
 
-def _part(site: Site, name: str) -> Part:
+def _part(site: ServerDirectory, name: str) -> ChildProcess:
     flower, tls, settings = environment(site.flower), site.tls, site.settings
     if name == "superlink":
         command = superlink_command(
@@ -98,9 +104,9 @@ def _part(site: Site, name: str) -> Part:
             tls.loopback.key,
             site.secret,
         )
-        return Part(name, command, site.log(name), flower, ready=lambda: _answers(site))
+        return ChildProcess(name, command, site.log(name), flower, ready=lambda: _answers(site))
     if name == "executor":
-        return Part(name, executor_command(door(site), site.secret), site.log(name), SELDOM | flower)
+        return ChildProcess(name, executor_command(door(site), site.secret), site.log(name), SELDOM | flower)
     if name == "enrol":
         words = [
             sys.executable,
@@ -112,11 +118,11 @@ def _part(site: Site, name: str) -> Part:
             "--only",
             name,
         ]
-        return Part(name, words, site.log(name), ready=lambda: _listens(site.enrol_socket))
-    return Part(name, gateway.command(site), site.log(name), ready=lambda: gateway_open(site))
+        return ChildProcess(name, words, site.log(name), ready=lambda: _listens(site.enrol_socket))
+    return ChildProcess(name, gateway.command(site), site.log(name), ready=lambda: gateway_open(site))
 
 
-def _answers(site: Site) -> bool:
+def _answers(site: ServerDirectory) -> bool:
     try:
         with Control(door(site), seconds=2.0) as control:
             control.nodes()

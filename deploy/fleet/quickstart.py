@@ -17,19 +17,19 @@ from pathlib import Path
 
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.device import joining
-from penchant.client.device.device import Home
+from penchant.client.device.device import Device
 from penchant.client.device.supernode_files import NODE
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Person
 from penchant.common.errors import ConfigError, GatewayError, UsageError
 from penchant.deploy import datasets
 from penchant.deploy.fleet import gateway, served_run
-from penchant.deploy.fleet.authority import PUBLIC, Office
+from penchant.deploy.fleet.authority import PUBLIC, AuthorityStore
 from penchant.deploy.fleet.enrolment import hand_out
 from penchant.deploy.fleet.follow import watch
 from penchant.deploy.fleet.processes import door, gateway_open
-from penchant.deploy.fleet.server_directory import LOOPBACK, ServerSettings, Site
-from penchant.deploy.fleet.supervisor import Part, supervise
+from penchant.deploy.fleet.server_directory import LOOPBACK, ServerDirectory, ServerSettings
+from penchant.deploy.fleet.supervisor import ChildProcess, supervise
 from penchant.deploy.flower.superlink import free_port
 from penchant.deploy.owner_policy import fleet_policy
 from penchant.deploy.recipes import recipe
@@ -64,7 +64,7 @@ def quickstart(plan: Quickstart, say: Callable[[str], None]) -> Path:
 
 
 @contextmanager
-def live_fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[Site]:
+def live_fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[ServerDirectory]:
     """A fleet that is up inside the block: its server, whose run `RUN` is made and not yet begun.
 
     Raises UsageError for a directory in use or too few devices, GatewayError without nginx. Nothing is left
@@ -82,7 +82,7 @@ def live_fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[Site]:
             f"by default); fine to look at, not for anybody's real choices"
         )
     people = datasets.configured(config.data, config.seed).people
-    office = Office.init(plan.directory / "authority")
+    office = AuthorityStore.init(plan.directory / "authority")
     site = _server(plan.directory, office)
     with ExitStack() as stack:
         stack.enter_context(kept_up([_up(site)]))
@@ -101,7 +101,7 @@ def live_fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[Site]:
 
 
 @contextmanager
-def kept_up(parts: Sequence[Part]) -> Iterator[None]:
+def kept_up(parts: Sequence[ChildProcess]) -> Iterator[None]:
     """Processes that are up inside the block, and gone after it. GatewayError when one can't be started."""
     stop, ready = threading.Event(), threading.Event()
     failed: list[GatewayError] = []
@@ -146,32 +146,36 @@ def _config(plan: Quickstart) -> RunConfig:
     )
 
 
-def _server(directory: Path, office: Office) -> Site:
+def _server(directory: Path, office: AuthorityStore) -> ServerDirectory:
     settings = ServerSettings(
         addresses=(LOOPBACK,), listen=LOOPBACK, port=free_port(), superlink_port=free_port()
     )
     public = (directory / "authority" / PUBLIC).read_bytes()
-    return Site.create(directory / "server", settings, public, office.latest())
+    return ServerDirectory.create(directory / "server", settings, public, office.latest())
 
 
 def _penchant(*words: str) -> list[str]:
     return [sys.executable, "-P", "-m", "penchant.deploy.cli.main", *words]
 
 
-def _up(site: Site) -> Part:
+def _up(site: ServerDirectory) -> ChildProcess:
     words = _penchant("server", "up", str(site.directory))
-    return Part("the server", words, site.log("up"), ready=lambda: gateway_open(site), stop_seconds=60.0)
+    return ChildProcess(
+        "the server", words, site.log("up"), ready=lambda: gateway_open(site), stop_seconds=60.0
+    )
 
 
-def _attending(directory: Path, site: Site) -> Part:
+def _attending(directory: Path, site: ServerDirectory) -> ChildProcess:
     folders = ["--requests", str(site.requests), "--answers", str(site.answers)]
     words = _penchant("authority", "attend", str(directory / "authority"), *folders, "--yes", "--watch", "1")
-    return Part("the authority", words, site.log("authority"))
+    return ChildProcess("the authority", words, site.log("authority"))
 
 
-def _join(folder: Path, person: Person, site: Site, config: RunConfig, honest: int, colluders: int) -> Path:
+def _join(
+    folder: Path, person: Person, site: ServerDirectory, config: RunConfig, honest: int, colluders: int
+) -> Path:
     """A device with the person's choices becomes a member."""
-    home = Home(folder)
+    home = Device(folder)
     home.record([*person.train, *person.validation], "quickstart")
     policy = OwnerPolicy(base_models=(config.model.base_model,), min_honest=honest, max_colluders=colluders)
     (folder / "policy.toml").write_text(policy.to_toml(), encoding="utf-8")
@@ -185,16 +189,16 @@ def _join(folder: Path, person: Person, site: Site, config: RunConfig, honest: i
     return folder
 
 
-def _device(home: Path) -> list[Part]:
+def _device(home: Path) -> list[ChildProcess]:
     socket = home / "agent.sock"
     return [
-        Part(
+        ChildProcess(
             f"the agent of {home.name}",
             _penchant("device", "serve", "--home", str(home)),
             home / "agent.log",
             ready=socket.exists,
         ),
-        Part(
+        ChildProcess(
             f"the relay of {home.name}",
             _penchant("device", "connect", "--home", str(home)),
             home / "relay.log",

@@ -23,14 +23,14 @@ from typing import Any
 
 from penchant.common.config import Plan, RunConfig
 from penchant.common.errors import PenchantError, RunDirectoryError, UsageError
-from penchant.common.model.signature import Blueprint
+from penchant.common.model.signature import ModelSignature
 from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
 from penchant.server.journal import Journal, RoundLog
 
 __all__ = ["export_round", "write_release"]
 
-BLUEPRINT = "blueprint.json"  # of a served run, whose server never loads the model
+MODEL_SIGNATURE = "blueprint.json"  # of a served run, whose server never loads the model
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same round, the same bytes
 
 
@@ -38,7 +38,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same round, the same bytes
 class _Base:
     """What must be known of the base model. published: where whoever loads the adapter finds it."""
 
-    blueprint: Blueprint
+    model_signature: ModelSignature
     published: str
     pooling: str
     max_tokens: int
@@ -77,7 +77,7 @@ def write_release(directory: Path, round: int | None, out: Path) -> int:
         digest = journal.digest(number)
     plan = _plan(config, number)
     base = _base(directory, plan)
-    split = base.blueprint.split(plan)
+    split = base.model_signature.split(plan)
     start = shared.start if shared.start.size else split.initial(config.seed)[1]
     export_peft(
         Export(
@@ -85,7 +85,7 @@ def write_release(directory: Path, round: int | None, out: Path) -> int:
             model=plan.model,
             adapter=plan.adapter,
             base=base.published,
-            digest=base.blueprint.digest.hex(),
+            digest=base.model_signature.digest.hex(),
             pooling=base.pooling,
             max_tokens=base.max_tokens,
             personal=False,
@@ -105,21 +105,23 @@ def _plan(config: RunConfig, round: int) -> Plan:
 
 def _base(directory: Path, plan: Plan) -> _Base:
     """Of a served run from its blueprint; of a simulation from the model itself."""
-    path = directory / BLUEPRINT
+    path = directory / MODEL_SIGNATURE
     if not path.is_file():
-        from penchant.client.learning.model_cache import Benches
+        from penchant.client.learning.model_cache import ModelCache
 
-        bench = Benches().of(plan)
-        model = bench.model
-        return _Base(bench.blueprint, model.published, model.pooling, model.max_tokens)
-    from penchant.common.model.modules import BaseTensor, Slot
+        planned = ModelCache().of(plan)
+        model = planned.model
+        return _Base(planned.model_signature, model.published, model.pooling, model.max_tokens)
+    from penchant.common.model.modules import AdaptedModule, BaseTensor
 
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-        slots = tuple(Slot(**slot) for slot in table["slots"])
+        slots = tuple(AdaptedModule(**slot) for slot in table["slots"])
         base = tuple(BaseTensor(tensor["name"], tuple(tensor["shape"])) for tensor in table["base"])
-        blueprint = Blueprint(slots, int(table["embedding"]), bytes.fromhex(table["digest"]), base)
-        return _Base(blueprint, str(table["published"]), str(table["pooling"]), int(table["max_tokens"]))
+        model_signature = ModelSignature(slots, int(table["embedding"]), bytes.fromhex(table["digest"]), base)
+        return _Base(
+            model_signature, str(table["published"]), str(table["pooling"]), int(table["max_tokens"])
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunDirectoryError(f"{path} does not tell what an export needs: {error}") from None
 

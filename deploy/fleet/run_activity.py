@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from penchant.deploy import run_directory
-from penchant.server.monitoring.run_history import Work
+from penchant.server.monitoring.run_history import Activity
 
 __all__ = ["FLOWER_RUN", "LOG", "flower_run", "has_begun", "say", "work_of"]
 
@@ -34,22 +34,24 @@ def flower_run(directory: Path) -> str | None:
     return _read(directory / FLOWER_RUN)[0] or None
 
 
-def work_of(directory: Path, held: set[tuple[int, int]] | None = None) -> Work:
+def work_of(directory: Path, held: set[tuple[int, int]] | None = None) -> Activity:
     """Whether something plays the served run in `directory`, and if not, how it ended. held: as in
     `run_directory.busy`."""
     if run_directory.busy(directory, held):
-        return Work(running=True)
+        return Activity(running=True)
     flower, asked = _read(directory / FLOWER_RUN)
     if not flower:
-        return Work()
+        return Activity()
     words, moved = _words(directory, flower)
     if not words:
         starting = time.time() - asked < STARTING_SECONDS
-        return Work(running=starting, why="" if starting else "Flower has not begun it; is the server up?")
+        return Activity(
+            running=starting, why="" if starting else "Flower has not begun it; is the server up?"
+        )
     if words[-1] == "begins":
         opening = time.time() - moved < OPENING_SECONDS
-        return Work(running=opening, why="" if opening else "its process ended without a word")
-    return Work(why=words[-1].removeprefix("ends: ") if words[-1].startswith("ends: ") else "")
+        return Activity(running=opening, why="" if opening else "its process ended without a word")
+    return Activity(why=words[-1].removeprefix("ends: ") if words[-1].startswith("ends: ") else "")
 
 
 def has_begun(directory: Path, flower: str) -> bool:

@@ -24,27 +24,27 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from penchant.client.learning.model_cache import Benches
+from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.errors import PenchantError, RunDirectoryError
 from penchant.common.membership.identity import Membership
-from penchant.common.model.modules import BaseTensor, Slot
-from penchant.common.model.signature import Blueprint
-from penchant.common.secagg.update_vector import Form
+from penchant.common.model.modules import AdaptedModule, BaseTensor
+from penchant.common.model.signature import ModelSignature
+from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
 from penchant.deploy.fleet.release_files import write_release
 from penchant.deploy.fleet.run_activity import FLOWER_RUN, LOG, say
-from penchant.deploy.flower.superlink import DIRECTORY, Door, start_run, write_app
-from penchant.deploy.flower.superlink_grid import PromptGrid
+from penchant.deploy.flower.superlink import DIRECTORY, SuperLinkAddress, start_run, write_app
+from penchant.deploy.flower.superlink_grid import NonBlockingGrid
 from penchant.server.journal import Journal
 from penchant.server.round import federate
-from penchant.server.run import Run
+from penchant.server.run import ServerRun
 from penchant.server.secagg.secure import SecureAggregation
 
 __all__ = ["LOG", "app", "create", "export", "flower_app", "open_served", "start", "with_members"]
 
-BLUEPRINT = "blueprint.json"
+MODEL_SIGNATURE = "blueprint.json"
 AUTHORITY = "authority.pub"
 MEMBERS = "members.list"
 
@@ -58,26 +58,26 @@ def create(directory: Path, config: RunConfig, authority: bytes, members: bytes)
     run_directory.refuse_unservable(config)
     Membership(authority).accept(members, int(time.time()))
     plan = config.plan("main", config.federation.cohort)
-    bench = Benches().of(plan)
-    Form.of(plan, bench.split)
-    blueprint = bench.blueprint
+    planned = ModelCache().of(plan)
+    UpdateLayout.of(plan, planned.split)
+    model_signature = planned.model_signature
     described = {
-        "slots": [asdict(slot) for slot in blueprint.slots],
-        "base": [asdict(tensor) for tensor in blueprint.base],
-        "embedding": blueprint.embedding,
-        "digest": blueprint.digest.hex(),
-        "published": bench.model.published,
-        "pooling": bench.model.pooling,
-        "max_tokens": bench.model.max_tokens,
+        "slots": [asdict(slot) for slot in model_signature.slots],
+        "base": [asdict(tensor) for tensor in model_signature.base],
+        "embedding": model_signature.embedding,
+        "digest": model_signature.digest.hex(),
+        "published": planned.model.published,
+        "pooling": planned.model.pooling,
+        "max_tokens": planned.model.max_tokens,
     }
     run_directory.create(directory, config)
-    write_durably(directory / BLUEPRINT, json.dumps(described, indent=2).encode())
+    write_durably(directory / MODEL_SIGNATURE, json.dumps(described, indent=2).encode())
     write_durably(directory / AUTHORITY, authority)
     write_durably(directory / MEMBERS, members)
     flower_app(directory)
 
 
-def open_served(directory: Path) -> Run:
+def open_served(directory: Path) -> ServerRun:
     """The run of a directory, for its ServerApp. RunDirectoryError when files are missing."""
     config = run_directory.read_config(directory)
     membership = _membership(directory)
@@ -86,10 +86,10 @@ def open_served(directory: Path) -> Run:
     if run is None:
         run = secrets.token_hex(16)
         journal.note("run", run)
-    return Run(
+    return ServerRun(
         config=config,
-        run=bytes.fromhex(run),
-        blueprint=_blueprint(directory),
+        id=bytes.fromhex(run),
+        model_signature=_blueprint(directory),
         cohort=config.federation.cohort,
         aggregation=SecureAggregation(membership),
         membership=membership.encoded,
@@ -101,7 +101,7 @@ def open_served(directory: Path) -> Run:
     )
 
 
-def with_members(run: Run, membership: Membership) -> Run:
+def with_members(run: ServerRun, membership: Membership) -> ServerRun:
     """The same run under another member list; what a round began with holds to its end."""
     return replace(
         run,
@@ -120,7 +120,7 @@ def export(directory: Path, out: Path) -> int:
     return write_release(directory, None, out)
 
 
-def start(directory: Path, door: Door) -> str:
+def start(directory: Path, door: SuperLinkAddress) -> str:
     """Begin a run, or go on with it, at the SuperLink behind `door`; -> Flower's id of the run that plays it.
 
     JournalError when the SuperLink does not take it.
@@ -147,28 +147,28 @@ def _membership(directory: Path) -> Membership:
 def _described(directory: Path) -> dict[str, Any]:
     """What `create` noted about the base model."""
     try:
-        table = json.loads((directory / BLUEPRINT).read_text(encoding="utf-8"))
+        table = json.loads((directory / MODEL_SIGNATURE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunDirectoryError(f"can't read {directory / BLUEPRINT}: {error}") from None
+        raise RunDirectoryError(f"can't read {directory / MODEL_SIGNATURE}: {error}") from None
     if not isinstance(table, dict):
-        raise RunDirectoryError(f"{directory / BLUEPRINT} is damaged")
+        raise RunDirectoryError(f"{directory / MODEL_SIGNATURE} is damaged")
     return table
 
 
-def _blueprint(directory: Path) -> Blueprint:
+def _blueprint(directory: Path) -> ModelSignature:
     table = _described(directory)
     try:
-        slots = tuple(Slot(**slot) for slot in table["slots"])
+        slots = tuple(AdaptedModule(**slot) for slot in table["slots"])
         base = tuple(BaseTensor(tensor["name"], tuple(tensor["shape"])) for tensor in table["base"])
-        return Blueprint(slots, int(table["embedding"]), bytes.fromhex(table["digest"]), base)
+        return ModelSignature(slots, int(table["embedding"]), bytes.fromhex(table["digest"]), base)
     except (ValueError, KeyError, TypeError) as error:
-        raise RunDirectoryError(f"can't read {directory / BLUEPRINT}: {error}") from None
+        raise RunDirectoryError(f"can't read {directory / MODEL_SIGNATURE}: {error}") from None
 
 
 _claims = ExitStack()  # the ServerApp's process works on its directory alone, until it ends
 
 
-def _open(directory: Path) -> Run:
+def _open(directory: Path) -> ServerRun:
     _claims.enter_context(run_directory.claim(directory))
     return open_served(directory)
 
@@ -193,4 +193,4 @@ def _serve(grid: Grid, context: Context) -> None:
 
 
 def _prompt(grid: Grid) -> Grid:
-    return PromptGrid(grid) if isinstance(grid, HttpGrid) else grid
+    return NonBlockingGrid(grid) if isinstance(grid, HttpGrid) else grid

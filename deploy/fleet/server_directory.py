@@ -26,9 +26,9 @@ from penchant.common.errors import ConfigError, RunDirectoryError, UsageError
 from penchant.common.membership.identity import Membership, authority_digest
 from penchant.common.settings import Section, build_section, section_table
 from penchant.common.storage import write_durably
-from penchant.deploy.fleet.certificates import Pair, ca_digest, issue, make_ca
+from penchant.deploy.fleet.certificates import KeyAndCertificate, ca_digest, issue, make_ca
 
-__all__ = ["ServerSettings", "Site"]
+__all__ = ["ServerDirectory", "ServerSettings"]
 
 SETTINGS = "server.toml"
 LOOPBACK = "127.0.0.1"
@@ -85,7 +85,7 @@ class ServerSettings(Section):
         return f"{LOOPBACK}:{self.superlink_port}"
 
 
-class Site:
+class ServerDirectory:
     """A server's directory, opened."""
 
     def __init__(self, directory: Path) -> None:
@@ -101,7 +101,9 @@ class Site:
         self.settings = build_section(ServerSettings, table, "")
 
     @classmethod
-    def create(cls, directory: Path, settings: ServerSettings, authority: bytes, members: bytes) -> Site:
+    def create(
+        cls, directory: Path, settings: ServerSettings, authority: bytes, members: bytes
+    ) -> ServerDirectory:
         """Make the directory of a server, with its certificates.
 
         Raises UsageError or MembershipError before anything is written: a directory in use, a key that is
@@ -236,21 +238,21 @@ class _Tls:
     folder: Path
 
     @property
-    def ca(self) -> Pair:
+    def ca(self) -> KeyAndCertificate:
         """The authority that devices know by its digest."""
-        return Pair(self.folder / "ca.pem", self.folder / "ca.key")
+        return KeyAndCertificate(self.folder / "ca.pem", self.folder / "ca.key")
 
     @property
-    def gateway(self) -> Pair:
+    def gateway(self) -> KeyAndCertificate:
         """The gateway's certificate."""
-        return Pair(self.folder / "gateway.pem", self.folder / "gateway.key")
+        return KeyAndCertificate(self.folder / "gateway.pem", self.folder / "gateway.key")
 
     @property
-    def loopback_ca(self) -> Pair:
+    def loopback_ca(self) -> KeyAndCertificate:
         """The authority of the hop on loopback."""
-        return Pair(self.folder / "loopback-ca.pem", self.folder / "loopback-ca.key")
+        return KeyAndCertificate(self.folder / "loopback-ca.pem", self.folder / "loopback-ca.key")
 
     @property
-    def loopback(self) -> Pair:
+    def loopback(self) -> KeyAndCertificate:
         """The SuperLink's certificate."""
-        return Pair(self.folder / "loopback.pem", self.folder / "loopback.key")
+        return KeyAndCertificate(self.folder / "loopback.pem", self.folder / "loopback.key")

@@ -9,9 +9,9 @@ from typing import Any
 from penchant.common.errors import JournalError
 from penchant.common.membership.identity import Membership
 from penchant.deploy.fleet.certificates import days_left
-from penchant.deploy.fleet.enrolment import Desk
+from penchant.deploy.fleet.enrolment import EnrolmentRegistry
 from penchant.deploy.fleet.processes import door, gateway_open
-from penchant.deploy.fleet.server_directory import Site
+from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.flower.superlink import Control
 
 __all__ = ["state_of"]
@@ -19,7 +19,7 @@ __all__ = ["state_of"]
 DAY = 86400
 
 
-def state_of(site: Site) -> dict[str, Any]:
+def state_of(site: ServerDirectory) -> dict[str, Any]:
     """Gateway, SuperLink, member list, certificates, enrolments and runs. Nothing is changed."""
     known = Membership(site.authority).know((site.directory / "members.list").read_bytes())
     expires = known.current.expires if known.current is not None else 0
@@ -33,13 +33,13 @@ def state_of(site: Site) -> dict[str, Any]:
             "days_left": round((expires - time.time()) / DAY, 2),
         },
         "certificate_days_left": round(days_left(site.tls.gateway.certificate), 2),
-        "enrolments": dict(Counter(enrolment.state for enrolment in Desk(site).enrolments())),
+        "enrolments": dict(Counter(enrolment.state for enrolment in EnrolmentRegistry(site).enrolments())),
         "waiting_for_authority": sorted(path.name for path in site.requests.iterdir()),
         "runs": site.runs(),
     }
 
 
-def _superlink(site: Site) -> dict[str, Any]:
+def _superlink(site: ServerDirectory) -> dict[str, Any]:
     try:
         with Control(door(site), seconds=3.0) as control:
             nodes = control.nodes()

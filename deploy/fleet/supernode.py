@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from penchant.client.device.supernode_files import Node
-from penchant.deploy.fleet.supervisor import Part, supervise
+from penchant.client.device.supernode_files import SuperNodeFiles
+from penchant.deploy.fleet.supervisor import ChildProcess, supervise
 from penchant.deploy.flower.superlink import environment, free_port, supernode_command
 
 __all__ = ["relay"]
 
 
-def relay(node: Node, agent: Path | None = None, port: int = 0) -> None:
+def relay(node: SuperNodeFiles, agent: Path | None = None, port: int = 0) -> None:
     """Run the SuperNode of `node` until SIGTERM. agent: its socket, if not where `node` says."""
     command = supernode_command(node.superlink, port or free_port(), agent or node.socket, node.ca, node.key)
-    part = Part("the SuperNode", command, None, environment(node.folder / "flower"))
+    part = ChildProcess("the SuperNode", command, None, environment(node.folder / "flower"))
     supervise([part], announce=lambda: print(f"connecting to {node.superlink}", flush=True))

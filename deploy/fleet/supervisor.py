@@ -18,7 +18,7 @@ from pathlib import Path
 
 from penchant.common.errors import GatewayError
 
-__all__ = ["Part", "supervise"]
+__all__ = ["ChildProcess", "supervise"]
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ LOG_MOST = 32 * 1024 * 1024  # bytes; SuperLink notes every look of every node
 
 
 @dataclass(frozen=True)
-class Part:
+class ChildProcess:
     """One process. ready: whether what depends on it may start; log: where its output goes, None: to ours;
     stop_seconds: how long it may take to end."""
 
@@ -44,7 +44,7 @@ class Part:
 
 @dataclass
 class _Running:
-    part: Part
+    part: ChildProcess
     process: subprocess.Popen[bytes] | None = None
     began: float = 0.0
     pause: float = FIRST_PAUSE
@@ -53,7 +53,7 @@ class _Running:
 
 
 def supervise(
-    parts: Sequence[Part],
+    parts: Sequence[ChildProcess],
     *,
     stop: threading.Event | None = None,
     announce: Callable[[], None] = lambda: None,

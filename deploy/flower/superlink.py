@@ -29,7 +29,7 @@ __all__ = [
     "FLEET_PATHS",
     "SUPERNODE",
     "Control",
-    "Door",
+    "SuperLinkAddress",
     "environment",
     "executor_command",
     "free_port",
@@ -70,7 +70,7 @@ FLEET_PATHS = (
 
 
 @dataclass(frozen=True)
-class Door:
+class SuperLinkAddress:
     """Where a SuperLink is, for processes beside it. ca: what vouches for its certificate; None: no TLS."""
 
     address: str
@@ -116,7 +116,7 @@ def superlink_command(
     ]
 
 
-def executor_command(door: Door, secret: Path) -> list[str]:
+def executor_command(door: SuperLinkAddress, secret: Path) -> list[str]:
     """What starts the ServerApp of a run, in a process of its own."""
     return [
         _tool("flower-superexec"),
@@ -199,7 +199,7 @@ clientapp = "{client}"
     return folder
 
 
-def start_run(app: Path, door: Door, home: Path, *more: str) -> str:
+def start_run(app: Path, door: SuperLinkAddress, home: Path, *more: str) -> str:
     """Start the Flower app of a run at the SuperLink behind `door`; -> Flower's id of the run.
 
     Raises JournalError when the SuperLink refuses or can't be reached.
@@ -223,7 +223,7 @@ def start_run(app: Path, door: Door, home: Path, *more: str) -> str:
     return str(answer.get("run-id", answer.get("run_id", "")))
 
 
-def how_it_ended(door: Door, run: str) -> str | None:
+def how_it_ended(door: SuperLinkAddress, run: str) -> str | None:
     """ "completed", "failed: why" or "stopped"; None while a run goes on, or when the SuperLink is silent."""
     try:
         with Control(door) as control:
@@ -247,7 +247,7 @@ class Control:
     Every method raises JournalError when the SuperLink is silent or refuses.
     """
 
-    def __init__(self, door: Door, seconds: float = 10.0) -> None:
+    def __init__(self, door: SuperLinkAddress, seconds: float = 10.0) -> None:
         from flwr.supercore.control.control_http_client import ControlHttpClient
 
         self._door = door

@@ -33,14 +33,14 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.run import Run
 from flwr.superlink.grid.http_grid import HttpGrid
 
-__all__ = ["PromptGrid"]
+__all__ = ["NonBlockingGrid"]
 
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 60.0  # that a SuperLink may go on saying 500
 
 
-class PromptGrid(Grid):
+class NonBlockingGrid(Grid):
     """A SuperLink's grid whose `pull_messages` never waits for a device.
 
     Uses parts of Flower's grid that are not for others: pinned with it.

@@ -20,7 +20,7 @@ from penchant.client.agent.agent import Agent, Choices
 from penchant.client.agent.flower_app import Answer
 from penchant.client.agent.open_attempt import SealedSessions
 from penchant.client.agent.policy import OwnerPolicy
-from penchant.client.learning.model_cache import Benches
+from penchant.client.learning.model_cache import ModelCache
 from penchant.client.vault.vault import Vault
 from penchant.common.config import EvaluateOn, Plan, RunConfig
 from penchant.common.crypto.entropy import Entropy, SeededEntropy, SystemEntropy
@@ -29,7 +29,7 @@ from penchant.common.data.preferences import Federation
 from penchant.common.membership.identity import Authority, Certificate, Identity, Membership
 from penchant.deploy.owner_policy import fleet_policy
 
-__all__ = ["Fleet", "Score"]
+__all__ = ["Score", "SimulatedDevices"]
 
 Vector = NDArray[np.float32]
 
@@ -49,7 +49,7 @@ class Score:
         return self.correct / self.n_test
 
 
-class Fleet:
+class SimulatedDevices:
     """All simulated devices of a run. Thread-safe; one message at a time for each agent."""
 
     def __init__(
@@ -57,7 +57,7 @@ class Fleet:
         config: RunConfig,
         directory: Path,
         federation: Federation,
-        benches: Benches,
+        model_cache: ModelCache,
         cohort: int,
         *,
         sealed: bool = False,
@@ -72,7 +72,7 @@ class Fleet:
         self._config = config
         self._directory = directory
         self._people = federation.people
-        self._benches = benches
+        self._model_cache = model_cache
         self._policy = fleet_policy(config, cohort)
         self._agents: dict[int, Agent] = {}
         self._locks = [threading.Lock() for _ in self._people]
@@ -154,7 +154,7 @@ class Fleet:
             identity=Identity(private, certificate),
             membership=self.membership(),
             choices=Choices(person.train, person.validation),
-            benches=self._benches,
+            model_cache=self._model_cache,
             secret=secret,
             entropy=self._entropy(index),
             verify=self.signatures,

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from penchant.client.learning.model_cache import Bench
+from penchant.client.learning.model_cache import PlannedModel
 from penchant.client.learning.newcomer import fit_newcomer
 from penchant.common.config import EvaluateOn
 from penchant.common.data.preferences import Federation, Person
@@ -53,7 +53,7 @@ def hold_out(federation: Federation, count: int, seed: int) -> tuple[Federation,
 
 
 def cold_start(
-    bench: Bench,
+    planned: PlannedModel,
     factors: Vector,
     newcomers: Sequence[Person],
     pairs: int,
@@ -69,10 +69,10 @@ def cold_start(
     numbers = [number for number in CHOICES if number <= pairs]
 
     def judge(person: Person) -> list[float]:
-        judged = bench.model.prepare(person.test if part == "test" else person.validation)
-        shared, start = bench.parts(factors)
-        trainer = bench.trainer(start)
-        fitted = [fit_newcomer(bench, factors, person.train[:number]) for number in numbers]
+        judged = planned.model.prepare(person.test if part == "test" else person.validation)
+        shared, start = planned.parts(factors)
+        trainer = planned.trainer(start)
+        fitted = [fit_newcomer(planned, factors, person.train[:number]) for number in numbers]
         return [trainer.evaluate(shared, personal, judged).accuracy for personal in fitted]
 
     with ThreadPoolExecutor(workers) as pool:

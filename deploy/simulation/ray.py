@@ -24,7 +24,7 @@ from penchant.common.errors import JournalError, PenchantError, RoundFailed, Run
 from penchant.deploy import run_directory
 from penchant.deploy.flower.superlink import (
     DIRECTORY,
-    Door,
+    SuperLinkAddress,
     environment,
     free_port,
     how_it_ended,
@@ -32,9 +32,17 @@ from penchant.deploy.flower.superlink import (
     start_run,
     write_app,
 )
-from penchant.deploy.simulation.devices import Fleet
+from penchant.deploy.simulation.devices import SimulatedDevices
 from penchant.deploy.simulation.ray_guard import MARK, POLITE_SECONDS, guarded, stop_marked
-from penchant.deploy.simulation.world import Progress, World, open_run, prepare, require_ray, restore, warm
+from penchant.deploy.simulation.world import (
+    Progress,
+    SimulationSetup,
+    open_run,
+    prepare,
+    require_ray,
+    restore,
+    warm,
+)
 from penchant.server.journal import Journal
 from penchant.server.round import federate
 
@@ -47,7 +55,7 @@ LOOK_SECONDS = 0.5
 ASK_SECONDS = 5.0  # between two questions to the SuperLink whether the run still goes on
 
 
-def run_on_ray(world: World, directory: Path, journal: Journal, progress: Progress) -> None:
+def run_on_ray(world: SimulationSetup, directory: Path, journal: Journal, progress: Progress) -> None:
     """Federate on Ray. Raises RoundFailed with the server's reason, or JournalError when Flower fails."""
     require_ray()
     directory = directory.absolute()
@@ -63,7 +71,7 @@ def run_on_ray(world: World, directory: Path, journal: Journal, progress: Progre
             "penchant.deploy.simulation.ray:server_app",
             "penchant.deploy.simulation.ray:client_app",
         )
-        run = start_run(app, Door(address), home, "--federation-config", " ".join(settings))
+        run = start_run(app, SuperLinkAddress(address), home, "--federation-config", " ".join(settings))
         last, told = world.config.federation.rounds + 1, len(journal.logs())
         for _ in _while_it_runs(superlink, address, run, ended):
             for log in journal.logs()[told:]:
@@ -107,11 +115,11 @@ client_app = build_app(_agent_of)
 
 
 @lru_cache(maxsize=1)
-def _world(directory: str) -> tuple[World, Fleet]:
+def _world(directory: str) -> tuple[SimulationSetup, SimulatedDevices]:
     """One process's own copy of the simulated world: the same configuration, the same world."""
     world = prepare(run_directory.read_config(Path(directory)))
-    return world, Fleet(
-        world.config, Path(directory), world.federation, world.benches, world.cohort, sealed=True
+    return world, SimulatedDevices(
+        world.config, Path(directory), world.federation, world.model_cache, world.cohort, sealed=True
     )
 
 
@@ -178,7 +186,7 @@ def _while_it_runs(superlink: subprocess.Popen[bytes], address: str, run: str, e
             raise JournalError(f"Flower's SuperLink stopped; see {LOG}, then go on with --resume")
         if time.monotonic() - asked >= ASK_SECONDS:
             asked = time.monotonic()
-            how = how_it_ended(Door(address), run)
+            how = how_it_ended(SuperLinkAddress(address), run)
             if how is not None and not ended.exists():
                 raise JournalError(f"Flower's simulation {how}; see {LOG}, then go on with --resume")
         if not over:

@@ -20,7 +20,7 @@ from penchant.common.wire.codec import decode_any
 from penchant.common.wire.flower import stage_of, unpack
 from penchant.deploy.audit.record import COLUMNS, ERROR, REPLIES, UNKNOWN, WIRE, Field, Sent, Tensor, rules_of
 
-__all__ = ["WireLog"]
+__all__ = ["MessageRecorder"]
 _ALL = tuple({kind for kinds in REPLIES.values() for kind in kinds})
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sent (
@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS tensors (phase TEXT PRIMARY KEY, layout TEXT NOT NULL
 """
 
 
-class WireLog:
+class MessageRecorder:
     """Records what leaves clients. Use it as a context manager and give `record` to the grid.
 
     Thread-safe. Each message is written before `record` returns, so that a killed run has lost none.
@@ -49,7 +49,7 @@ class WireLog:
         except sqlite3.Error as error:
             raise JournalError(f"can't open {directory / WIRE}: {error}") from None
 
-    def __enter__(self) -> WireLog:
+    def __enter__(self) -> MessageRecorder:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -13,12 +13,12 @@ from penchant.common.config import config_digest
 from penchant.common.model.shares import Share, head_of
 from penchant.deploy import run_directory
 from penchant.deploy.simulation.devices import Score
-from penchant.deploy.simulation.world import Row, World
+from penchant.deploy.simulation.world import Row, SimulationSetup
 from penchant.server.journal import Journal, RoundLog
 
 
 def result_row(
-    world: World,
+    world: SimulationSetup,
     journal: Journal,
     scores: list[Score],
     curve: list[Row] | None,
@@ -28,7 +28,7 @@ def result_row(
     """What result.json holds (DESIGN section 9), and what the report shows beside it."""
     config = world.config
     plan = config.plan("main", world.cohort)
-    bench = world.benches.of(plan)
+    planned = world.model_cache.of(plan)
     logs = [log for log in journal.logs() if log.phase != "close"]
     return {
         "dataset": world.federation.name,
@@ -59,11 +59,11 @@ def result_row(
         "digests": {
             "configuration": config_digest(config),
             "data": world.federation.digest,
-            "base model": bench.model.digest,
+            "base model": planned.model.digest,
         },
         "caveats": list(world.caveats()),
         "shared_tensors": [
-            {"name": spec.name, "shape": list(spec.shape)} for spec in bench.split.shared.specs
+            {"name": spec.name, "shape": list(spec.shape)} for spec in planned.split.shared.specs
         ],
     }
 

@@ -16,14 +16,14 @@ from penchant.client.agent.flower_app import build_app
 from penchant.common.errors import JournalError
 from penchant.deploy import run_directory
 from penchant.deploy.flower.in_process_grid import Fault, InProcessGrid
-from penchant.deploy.simulation.devices import Fleet, Score
+from penchant.deploy.simulation.devices import Score, SimulatedDevices
 from penchant.deploy.simulation.newcomers import cold_start
-from penchant.deploy.simulation.recorder import WireLog
+from penchant.deploy.simulation.recorder import MessageRecorder
 from penchant.deploy.simulation.result import result_row
 from penchant.deploy.simulation.world import (
     Progress,
     Row,
-    World,
+    SimulationSetup,
     open_run,
     refuse_other_inputs,
     restore,
@@ -40,7 +40,7 @@ __all__ = ["simulate"]
 
 
 def simulate(
-    world: World,
+    world: SimulationSetup,
     directory: Path,
     progress: Progress | None = None,
     *,
@@ -65,11 +65,11 @@ def simulate(
         try:
             refuse_other_inputs(journal, world, directory)
             before = sum(log.seconds for log in journal.logs())
-            fleet = Fleet(
+            fleet = SimulatedDevices(
                 world.config,
                 directory,
                 world.federation,
-                world.benches,
+                world.model_cache,
                 world.cohort,
                 sealed=world.config.grid == "ray",
             )
@@ -89,10 +89,10 @@ def simulate(
 
 
 def _federate(
-    world: World,
+    world: SimulationSetup,
     directory: Path,
     journal: Journal,
-    fleet: Fleet,
+    fleet: SimulatedDevices,
     progress: Progress,
     fault: Fault | None,
 ) -> list[Score]:
@@ -116,18 +116,18 @@ def _federate(
     return fleet.scores(world.run, plan, factors, config.data.evaluate)
 
 
-def _cold_start(world: World, journal: Journal, progress: Progress) -> list[Row] | None:
+def _cold_start(world: SimulationSetup, journal: Journal, progress: Progress) -> list[Row] | None:
     """How newcomers fare, by number of choices; None without any."""
     if not world.newcomers:
         return None
     progress.stage("fitting newcomers")
     config, data = world.config, world.config.data
-    bench = world.benches.of(config.plan("close", len(world.federation.people)))
+    planned = world.model_cache.of(config.plan("close", len(world.federation.people)))
     factors = _final_factors(world, journal)
-    return cold_start(bench, factors, world.newcomers, data.pairs, data.evaluate, worker_count(config))
+    return cold_start(planned, factors, world.newcomers, data.pairs, data.evaluate, worker_count(config))
 
 
-def _final_factors(world: World, journal: Journal) -> NDArray[np.float32]:
+def _final_factors(world: SimulationSetup, journal: Journal) -> NDArray[np.float32]:
     found = journal.load()
     if found is None:
         raise JournalError("the run ended without a finished round; see the journal")
@@ -135,14 +135,14 @@ def _final_factors(world: World, journal: Journal) -> NDArray[np.float32]:
 
 
 def _run_in_process(
-    world: World,
+    world: SimulationSetup,
     directory: Path,
     journal: Journal,
-    fleet: Fleet,
+    fleet: SimulatedDevices,
     observe: Observer,
     fault: Fault | None,
 ) -> None:
-    with run_directory.claim(directory, run_directory.SERVER), WireLog(directory) as wire:
+    with run_directory.claim(directory, run_directory.SERVER), MessageRecorder(directory) as wire:
         restore(journal, fleet, world)
         wire.rewind(journal.settled())
         wire.forms({phase: tensors_of(world, phase) for phase in world.phases})

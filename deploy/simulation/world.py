@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penchant.client.learning.model_cache import Benches
+from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import Phase, RunConfig, config_digest
 from penchant.common.data.preferences import Federation, Person
 from penchant.common.errors import (
@@ -17,19 +17,19 @@ from penchant.common.errors import (
     RunDirectoryError,
     UsageError,
 )
-from penchant.common.secagg.update_vector import Form
+from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.deploy import datasets
 from penchant.deploy.audit.record import Tensor
 from penchant.deploy.owner_policy import FleetPolicy, fleet_policy
-from penchant.deploy.simulation.devices import Fleet
+from penchant.deploy.simulation.devices import SimulatedDevices
 from penchant.deploy.simulation.newcomers import hold_out
 from penchant.server.journal import Journal, RoundLog
-from penchant.server.run import Observer, Run, cohort_size, run_id
+from penchant.server.run import Observer, ServerRun, cohort_size, run_id
 from penchant.server.secagg.aggregation import Aggregation
 from penchant.server.secagg.plain import PlainAggregation
 from penchant.server.secagg.secure import SecureAggregation
 
-__all__ = ["Progress", "World", "open_run", "prepare", "require_ray", "restore", "warm"]
+__all__ = ["Progress", "SimulationSetup", "open_run", "prepare", "require_ray", "restore", "warm"]
 Row = dict[str, Any]
 
 
@@ -44,12 +44,12 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class World:
+class SimulationSetup:
     """What a run needs beside its directory: people, models, the cohort and the owners' conditions."""
 
     config: RunConfig
     federation: Federation
-    benches: Benches
+    model_cache: ModelCache
     cohort: int
     policy: FleetPolicy
     newcomers: tuple[Person, ...] = ()  # kept out of the federation
@@ -86,7 +86,7 @@ class World:
         return (*self.federation.caveats, *own)
 
 
-def prepare(config: RunConfig, benches: Benches | None = None) -> World:
+def prepare(config: RunConfig, model_cache: ModelCache | None = None) -> SimulationSetup:
     """Load the people and the model of `config`, and refuse what can't work, before anything is written.
 
     Raises DataError, BaseModelError or ConfigError.
@@ -105,11 +105,11 @@ def prepare(config: RunConfig, benches: Benches | None = None) -> World:
             "or pass --no-secagg"
         )
     policy = fleet_policy(config, cohort)
-    benches = Benches() if benches is None else benches
-    world = World(config, federation, benches, cohort, policy, newcomers)
+    model_cache = ModelCache() if model_cache is None else model_cache
+    world = SimulationSetup(config, federation, model_cache, cohort, policy, newcomers)
     for phase in world.phases:
         plan = config.plan(phase, len(federation.people) if phase == "close" else cohort)
-        Form.of(plan, world.benches.of(plan).split)
+        UpdateLayout.of(plan, world.model_cache.of(plan).split)
     return world
 
 
@@ -122,16 +122,18 @@ def _require_validation_pairs(federation: Federation) -> None:
         )
 
 
-def open_run(world: World, journal: Journal, fleet: Fleet, observe: Observer = lambda log: None) -> Run:
+def open_run(
+    world: SimulationSetup, journal: Journal, fleet: SimulatedDevices, observe: Observer = lambda log: None
+) -> ServerRun:
     """The server's side of a simulated run."""
     membership = fleet.membership()
     aggregation: Aggregation = PlainAggregation()
     if world.config.privacy.secagg:
         aggregation = SecureAggregation(membership, fleet.signatures)
-    return Run(
+    return ServerRun(
         config=world.config,
-        run=world.run,
-        blueprint=world.benches.of(world.config.plan("main", world.cohort)).blueprint,
+        id=world.run,
+        model_signature=world.model_cache.of(world.config.plan("main", world.cohort)).model_signature,
         cohort=world.cohort,
         aggregation=aggregation,
         membership=membership.encoded,
@@ -140,8 +142,8 @@ def open_run(world: World, journal: Journal, fleet: Fleet, observe: Observer = l
     )
 
 
-def refuse_other_inputs(journal: Journal, world: World, directory: Path) -> None:
-    model = world.benches.model(world.config.model, world.config.adapter)
+def refuse_other_inputs(journal: Journal, world: SimulationSetup, directory: Path) -> None:
+    model = world.model_cache.model(world.config.model, world.config.adapter)
     for what, digest in (("data set", world.federation.digest), ("base model", model.digest)):
         if journal.fact(what) not in (None, digest):
             raise RunDirectoryError(
@@ -150,14 +152,14 @@ def refuse_other_inputs(journal: Journal, world: World, directory: Path) -> None
         journal.note(what, digest)
 
 
-def restore(journal: Journal, fleet: Fleet, world: World) -> None:
+def restore(journal: Journal, fleet: SimulatedDevices, world: SimulationSetup) -> None:
     """Put server and agents back to the end of the last finished round, as they died together."""
     settled = journal.settled()
     journal.rewind(settled)
     fleet.rewind(world.run, settled)
 
 
-def warm(world: World) -> None:
+def warm(world: SimulationSetup) -> None:
     """Compute the frozen part of the backbone once for each text of the run.
 
     All texts, at a resume as well: what is computed together can differ in the last bits from what is
@@ -168,7 +170,7 @@ def warm(world: World) -> None:
     torch.set_num_threads(1)  # one thread a client: clients are served side by side, and sums never reorder
     if not world.batched:
         return
-    model = world.benches.model(world.config.model, world.config.adapter)
+    model = world.model_cache.model(world.config.model, world.config.adapter)
     people = (*world.federation.people, *world.newcomers)
     pairs = [pair for p in people for part in (p.train, p.validation, p.test) for pair in part]
     model.warm(pairs, threads=worker_count(world.config))
@@ -178,12 +180,12 @@ def worker_count(config: RunConfig) -> int:
     return config.workers or len(os.sched_getaffinity(0))
 
 
-def tensors_of(world: World, phase: Phase) -> tuple[Tensor, ...]:
+def tensors_of(world: SimulationSetup, phase: Phase) -> tuple[Tensor, ...]:
     """What a client's vector is made of in a phase, from the one rule table."""
     plan = world.config.plan(phase, world.cohort)
-    split = world.benches.of(plan).split
+    split = world.model_cache.of(plan).split
     shared = () if phase == "close" else tuple(Tensor(s.name, s.shape) for s in split.shared.specs)
-    counters = Form.of(plan, split).quantiser.counters
+    counters = UpdateLayout.of(plan, split).quantiser.counters
     return (*shared, *(Tensor(counter.name, ()) for counter in counters))
 
 

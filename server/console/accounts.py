@@ -24,7 +24,7 @@ from typing import Any, Literal
 from penchant.common.errors import ConsoleError, UsageError
 from penchant.server.console import passwords
 
-__all__ = ["ROLES", "Account", "Deed", "Role", "Session", "Store", "default_state"]
+__all__ = ["ROLES", "Account", "AuditEntry", "ConsoleStore", "Role", "Session", "default_state"]
 
 Role = Literal["viewer", "operator"]
 ROLES: tuple[Role, ...] = ("viewer", "operator")
@@ -77,7 +77,7 @@ class Session:
 
 
 @dataclass(frozen=True)
-class Deed:
+class AuditEntry:
     """One line of the audit. outcome: "begun", "done", or why it was not."""
 
     number: int
@@ -96,7 +96,7 @@ def default_state() -> Path:
     return Path(base) / "penchant" / "console"
 
 
-class Store:
+class ConsoleStore:
     """The console's file in its state directory. Thread-safe."""
 
     def __init__(self, directory: Path) -> None:
@@ -260,7 +260,7 @@ class Store:
             )
         return int(made.lastrowid or 0)
 
-    def deeds(self, *, limit: int = 50, before: int | None = None, account: str = "") -> list[Deed]:
+    def deeds(self, *, limit: int = 50, before: int | None = None, account: str = "") -> list[AuditEntry]:
         """Lines of the audit, the latest first; before: only those with a smaller number.
 
         What was begun is listed only as long as its end is not.
@@ -272,7 +272,7 @@ class Store:
             " ORDER BY number DESC LIMIT ?",
             before or 2**62, account, account, limit,
         )  # fmt: skip
-        return [Deed(*row) for row in rows]
+        return [AuditEntry(*row) for row in rows]
 
     def broken(self) -> int | None:
         """The number of the first line that is not what was written, or after which one is missing."""

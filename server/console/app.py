@@ -17,11 +17,11 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 
 from penchant.common.wording import duration
-from penchant.server.console.accounts import Role, Store
+from penchant.server.console.accounts import ConsoleStore, Role
 from penchant.server.console.events import live
 from penchant.server.console.operations import Operations
 from penchant.server.console.requests import (
-    Desk,
+    ConsoleContext,
     Endpoint,
     Form,
     View,
@@ -78,10 +78,10 @@ LIVE = (
 
 
 def build_app(
-    store: Store, operations: Operations, *, hosts: frozenset[str], https: bool = False
+    store: ConsoleStore, operations: Operations, *, hosts: frozenset[str], https: bool = False
 ) -> Starlette:
     """The application. hosts: names and ports under which browsers may ask; https: whether by TLS."""
-    desk = Desk(store, operations, templates(), hosts, https)
+    desk = ConsoleContext(store, operations, templates(), hosts, https)
     routes = [
         Route("/login", login_page(desk), methods=["GET"]),
         Route("/login", login(desk), methods=["POST"]),
@@ -143,7 +143,7 @@ async def static(request: Request) -> Response:
 # --- logging in and out ---------------------------------------------------------------------------
 
 
-def login_page(desk: Desk) -> Endpoint:
+def login_page(desk: ConsoleContext) -> Endpoint:
     """The entrance."""
 
     async def endpoint(request: Request) -> Response:
@@ -155,7 +155,7 @@ def login_page(desk: Desk) -> Endpoint:
 
 
 def _entrance(
-    desk: Desk, request: Request, after: str, error: str = "", name: str = "", status: int = 200
+    desk: ConsoleContext, request: Request, after: str, error: str = "", name: str = "", status: int = 200
 ) -> Response:
     token = request.cookies.get(f"{desk.cookie}-form") or fresh_token()
     template = desk.templates.get_template("login.html.j2")
@@ -166,12 +166,12 @@ def _entrance(
     return response
 
 
-def login(desk: Desk) -> Endpoint:
+def login(desk: ConsoleContext) -> Endpoint:
     """Let somebody in, or not; both are in the audit."""
     return posted(partial(_let_in, desk))
 
 
-def _let_in(desk: Desk, request: Request, form: Form) -> Response:
+def _let_in(desk: ConsoleContext, request: Request, form: Form) -> Response:
     name, address = form.get("name", "").strip()[:64], address_of(request)
     after = local(form.get("next", "/"))
     own = request.cookies.get(f"{desk.cookie}-form", "")
@@ -195,7 +195,7 @@ def _let_in(desk: Desk, request: Request, form: Form) -> Response:
     return response
 
 
-def logout(desk: Desk) -> Endpoint:
+def logout(desk: ConsoleContext) -> Endpoint:
     """Let somebody out."""
 
     def work(request: Request, form: Form) -> Response:
@@ -212,7 +212,7 @@ def logout(desk: Desk) -> Endpoint:
     return posted(work)
 
 
-def check(desk: Desk) -> Endpoint:
+def check(desk: ConsoleContext) -> Endpoint:
     """The verdict on a configuration that somebody writes: no action, so no line in the audit."""
 
     def work(request: Request, form: Form) -> Response:
@@ -244,18 +244,18 @@ SAID = {
 }
 
 
-def problem(desk: Desk, status: int) -> Response:
+def problem(desk: ConsoleContext, status: int) -> Response:
     """A page for whoever it may be: it tells nothing but what went wrong."""
     title, text = SAID.get(status, ("That didn’t work", "The console can’t make anything of this."))
     return HTMLResponse(desk.templates.get_template("error.html.j2").render(title=title, text=text), status)
 
 
-async def nothing_here(desk: Desk, request: Request, error: Exception) -> Response:
+async def nothing_here(desk: ConsoleContext, request: Request, error: Exception) -> Response:
     """An address without a page."""
     return problem(desk, error.status_code if isinstance(error, HTTPException) else 404)
 
 
-async def broken(desk: Desk, request: Request, error: Exception) -> Response:
+async def broken(desk: ConsoleContext, request: Request, error: Exception) -> Response:
     """A fault of ours: named in the log, without what was sent."""
     log.error("%s %s: %s", request.method, request.url.path, type(error).__name__)
     return problem(desk, 500)

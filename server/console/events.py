@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from penchant.common.errors import PenchantError
-from penchant.server.console.requests import Desk, Endpoint, Visit, visit_of
-from penchant.server.monitoring.run_history import Ledger
+from penchant.server.console.requests import ConsoleContext, ConsoleRequest, Endpoint, visit_of
+from penchant.server.monitoring.run_history import JournalReader
 
 __all__ = ["event", "live"]
 
@@ -20,10 +20,10 @@ LOOK_SECONDS = 0.5  # between two looks whether anything changed
 BEAT_SECONDS = 15.0  # between two signs of life
 LONGEST_SECONDS = 3600.0  # the browser then comes again by itself
 
-Parts = Callable[[Visit], Mapping[str, str]]
+Parts = Callable[[ConsoleRequest], Mapping[str, str]]
 
 
-def live(desk: Desk, parts: Parts) -> Endpoint:
+def live(desk: ConsoleContext, parts: Parts) -> Endpoint:
     """The entrance of a stream: all parts at first, then those that became others."""
 
     async def endpoint(request: Request) -> Response:
@@ -43,12 +43,12 @@ def live(desk: Desk, parts: Parts) -> Endpoint:
     return endpoint
 
 
-def _watching(desk: Desk, request: Request) -> Visit | None:
+def _watching(desk: ConsoleContext, request: Request) -> ConsoleRequest | None:
     """The visit. A page that lies open, with nobody before it, does not keep its session alive."""
     return visit_of(desk, request, used=False)
 
 
-async def _stream(visit: Visit, parts: Parts) -> AsyncIterator[str]:
+async def _stream(visit: ConsoleRequest, parts: Parts) -> AsyncIterator[str]:
     yield "retry: 2000\n\n"
     began = beat = time.monotonic()
     sent: dict[str, str] = {}  # the page may be older than the stream: all parts once
@@ -76,14 +76,14 @@ async def _stream(visit: Visit, parts: Parts) -> AsyncIterator[str]:
                 yield event(name, html)
 
 
-def _mark(visit: Visit) -> object:
+def _mark(visit: ConsoleRequest) -> object:
     """Something that changes whenever one of the runs does, or on pages of all of them a fleet."""
     wanted = visit.request.path_params.get("id")
     operations = visit.desk.operations
     places = [place for place in operations.places() if wanted in (None, place.id)]
     said = [tuple(operations.log(place, 1)) for place in places] if wanted else []
     fleets = [] if wanted else [operations.mark(fleet) for fleet in operations.fleets()]
-    return [Ledger(place.directory).mark for place in places], operations.work(places), said, fleets
+    return [JournalReader(place.directory).mark for place in places], operations.work(places), said, fleets
 
 
 def event(name: str, html: str) -> str:

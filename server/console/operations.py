@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from penchant.common.config import RunConfig
-from penchant.server.monitoring.fleet import Enrolment, Link, Revocation, Token
-from penchant.server.monitoring.run_history import Place, Work
+from penchant.server.monitoring.fleet import FleetStatus, MemberListStatus, Revocation, Token
+from penchant.server.monitoring.run_history import Activity, RunLocation
 from penchant.server.releases import Release
 
 __all__ = ["Operations", "fleet_recipe"]
 
 
-def fleet_recipe(fleet: Place) -> str:
+def fleet_recipe(fleet: RunLocation) -> str:
     """What the recipe of a fleet's run is called."""
     return f"The fleet {fleet.name}, A shared, everybody asked"
 
@@ -25,16 +25,16 @@ def fleet_recipe(fleet: Place) -> str:
 class Operations(Protocol):
     """Everything that a page may do. Each raises a PenchantError of one line when it can't."""
 
-    def places(self) -> Sequence[Place]:
+    def places(self) -> Sequence[RunLocation]:
         """All runs."""
 
-    def fleets(self) -> Sequence[Place]:
+    def fleets(self) -> Sequence[RunLocation]:
         """The servers of fleets of real devices; their runs are among the places."""
 
-    def fleet_of(self, place: Place) -> Place | None:
+    def fleet_of(self, place: RunLocation) -> RunLocation | None:
         """The fleet of a served run; None for a simulation."""
 
-    def work(self, places: Sequence[Place]) -> Mapping[str, Work]:
+    def work(self, places: Sequence[RunLocation]) -> Mapping[str, Activity]:
         """place id -> whether something works on it."""
 
     def recipes(self) -> Mapping[str, str]:
@@ -43,53 +43,53 @@ class Operations(Protocol):
     def simulates(self) -> bool:
         """Whether simulated runs can be started here."""
 
-    def check(self, toml: str, fleet: Place | None = None) -> RunConfig:
+    def check(self, toml: str, fleet: RunLocation | None = None) -> RunConfig:
         """The configuration that a text makes; ConfigError when it can't be run from here. fleet: on it."""
 
-    def start(self, name: str, toml: str, fleet: Place | None = None) -> Place:
+    def start(self, name: str, toml: str, fleet: RunLocation | None = None) -> RunLocation:
         """Begin a new run: of a fleet, or else a simulated one on this machine."""
 
-    def stop(self, place: Place) -> None:
+    def stop(self, place: RunLocation) -> None:
         """Stop what works on it; finished rounds stand."""
 
-    def resume(self, place: Place) -> None:
+    def resume(self, place: RunLocation) -> None:
         """Go on after the last finished round."""
 
-    def delete(self, place: Place) -> None:
+    def delete(self, place: RunLocation) -> None:
         """Remove its directory, for good."""
 
-    def log(self, place: Place, lines: int) -> Sequence[str]:
+    def log(self, place: RunLocation, lines: int) -> Sequence[str]:
         """The last lines that the server of this run said."""
 
-    def link(self, fleet: Place) -> Link:
+    def link(self, fleet: RunLocation) -> FleetStatus:
         """What the fleet's SuperLink said last. Never waits for it: it is asked beside."""
 
-    def mark(self, fleet: Place) -> object:
+    def mark(self, fleet: RunLocation) -> object:
         """Something that changes whenever who belongs to a fleet, or is online, does."""
 
-    def enrolment(self, fleet: Place) -> Enrolment:
+    def enrolment(self, fleet: RunLocation) -> MemberListStatus:
         """Who belongs to a fleet."""
 
-    def tokens(self, fleet: Place) -> Sequence[Token]:
+    def tokens(self, fleet: RunLocation) -> Sequence[Token]:
         """Invitations, the latest first, without their text."""
 
-    def invite(self, fleet: Place, label: str, days: int) -> Token:
+    def invite(self, fleet: RunLocation, label: str, days: int) -> Token:
         """A new invitation, with its text."""
 
-    def revocations(self, fleet: Place) -> Sequence[Revocation]:
+    def revocations(self, fleet: RunLocation) -> Sequence[Revocation]:
         """What was asked for, the latest first."""
 
-    def ask_revocation(self, fleet: Place, member: int, why: str, by: str) -> None:
+    def ask_revocation(self, fleet: RunLocation, member: int, why: str, by: str) -> None:
         """Ask the authority to take a member out."""
 
-    def releases(self, place: Place) -> Sequence[Release]:
+    def releases(self, place: RunLocation) -> Sequence[Release]:
         """Promoted versions, the latest first."""
 
-    def promote(self, place: Place, round: int, by: str) -> Release:
+    def promote(self, place: RunLocation, round: int, by: str) -> Release:
         """Make a round's shared adapter the current release."""
 
-    def roll_back(self, place: Place, number: int, by: str) -> Release:
+    def roll_back(self, place: RunLocation, number: int, by: str) -> Release:
         """Make an earlier release the current one again."""
 
-    def export(self, place: Place, round: int) -> bytes:
+    def export(self, place: RunLocation, round: int) -> bytes:
         """A ZIP file with a round's shared adapter in peft's format."""

@@ -1,8 +1,8 @@
 """What stands between a browser and the pages: hosts, origins, headers, sessions, forged forms, roles.
 
-`Shield` is around everything. A page or an action is a plain function of a `Visit`; `page` and `action` let
-nobody through who has no session and no right, and an action leaves its lines in the audit: one before
-anything is done, one with how it ended.
+`Shield` is around everything. A page or an action is a plain function of a `ConsoleRequest`; `page` and
+`action` let nobody through who has no session and no right, and an action leaves its lines in the audit: one
+before anything is done, one with how it ended.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
 from penchant.common.errors import ConsoleError, PenchantError
-from penchant.server.console.accounts import Role, Session, Store
+from penchant.server.console.accounts import ConsoleStore, Role, Session
 from penchant.server.console.operations import Operations
 
-__all__ = ["Desk", "Refused", "Visit", "action", "page", "posted", "secure_form"]
+__all__ = ["ConsoleContext", "ConsoleRequest", "HTTPError", "action", "page", "posted", "secure_form"]
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ MOST_FORM = 128 * 1024  # bytes of a form
 SAFE = ("GET", "HEAD")
 
 
-class Refused(ConsoleError):
+class HTTPError(ConsoleError):
     """A request that gets no answer but its status. status: of HTTP."""
 
     def __init__(self, text: str, *, status: int = 400) -> None:
@@ -42,11 +42,11 @@ class Refused(ConsoleError):
 
 
 @dataclass(frozen=True)
-class Desk:
+class ConsoleContext:
     """What all pages share. hosts: how browsers may call this server ("127.0.0.1:8080"); https: whether
     they reach it by TLS."""
 
-    store: Store
+    store: ConsoleStore
     operations: Operations
     templates: Environment
     hosts: frozenset[str]
@@ -63,10 +63,10 @@ class Desk:
 
 
 @dataclass
-class Visit:
+class ConsoleRequest:
     """One request of somebody who is logged in."""
 
-    desk: Desk
+    desk: ConsoleContext
     request: Request
     session: Session
     csrf: str
@@ -94,7 +94,7 @@ class Visit:
         """A field of the form, in one line. Refused when it is too long."""
         text = " ".join(self.form.get(key, "").split())
         if len(text) > most:
-            raise Refused(f"{key} is longer than {most} characters", status=400)
+            raise HTTPError(f"{key} is longer than {most} characters", status=400)
         return text
 
     def path(self, key: str) -> str:
@@ -121,7 +121,7 @@ class Visit:
         return hmac.compare_digest(self.form.get("csrf", "").encode(), self.csrf.encode())
 
 
-View = Callable[[Visit], Response]
+View = Callable[[ConsoleRequest], Response]
 Form = Mapping[str, str]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -132,14 +132,14 @@ def posted(work: Callable[[Request, Form], Response]) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         try:
             form = await read_form(request)
-        except Refused as refused:
+        except HTTPError as refused:
             return PlainTextResponse(str(refused), refused.status)
         return await run_in_threadpool(work, request, form)
 
     return endpoint
 
 
-def page(desk: Desk, view: View, role: Role = "viewer") -> Endpoint:
+def page(desk: ConsoleContext, view: View, role: Role = "viewer") -> Endpoint:
     """The entrance of a page."""
 
     async def endpoint(request: Request) -> Response:
@@ -156,7 +156,7 @@ def page(desk: Desk, view: View, role: Role = "viewer") -> Endpoint:
     return endpoint
 
 
-def action(desk: Desk, view: View, name: str, role: Role = "operator") -> Endpoint:
+def action(desk: ConsoleContext, view: View, name: str, role: Role = "operator") -> Endpoint:
     """The entrance of an action, which leaves its lines in the audit. name: what they call it."""
 
     def work(request: Request, form: Form) -> Response:
@@ -175,7 +175,7 @@ def action(desk: Desk, view: View, name: str, role: Role = "operator") -> Endpoi
         begun = desk.store.note(*told, "begun", about)
         try:
             response = view(visit)
-        except Refused as refused:
+        except HTTPError as refused:
             desk.store.note(*told, f"refused: {refused}", about, begun)
             return refusal(visit, refused.status, str(refused))
         except PenchantError as error:
@@ -194,11 +194,13 @@ _TOLD = {"name", "where", "member", "why", "label", "days", "round", "number", "
 """Fields of forms that the audit keeps."""
 
 
-def visit_of(desk: Desk, request: Request, form: Form | None = None, *, used: bool = True) -> Visit | None:
+def visit_of(
+    desk: ConsoleContext, request: Request, form: Form | None = None, *, used: bool = True
+) -> ConsoleRequest | None:
     """The visit of a request with a living session. form: what it posts; used: somebody is there."""
     token = request.cookies.get(desk.cookie, "")
     session = desk.store.session(token, used=used) if token else None
-    return None if session is None else Visit(desk, request, session, secure_form(token), form or {})
+    return None if session is None else ConsoleRequest(desk, request, session, secure_form(token), form or {})
 
 
 def secure_form(token: str) -> str:
@@ -206,22 +208,22 @@ def secure_form(token: str) -> str:
     return hmac.digest(token.encode("utf-8", "surrogatepass"), b"penchant console form", "sha256").hex()
 
 
-def answered(visit: Visit, view: View) -> Response:
+def answered(visit: ConsoleRequest, view: View) -> Response:
     """A view's answer; an error of ours as a page."""
     try:
         return view(visit)
-    except Refused as refused:
+    except HTTPError as refused:
         return refusal(visit, refused.status, str(refused))
     except PenchantError as error:
         return refusal(visit, 500, str(error))
 
 
-def refusal(visit: Visit, status: int, text: str) -> Response:
+def refusal(visit: ConsoleRequest, status: int, text: str) -> Response:
     """A page that says no, and why."""
     return visit.render("refusal.html.j2", status, status=status, text=text)
 
 
-def to_login(desk: Desk, request: Request) -> Response:
+def to_login(desk: ConsoleContext, request: Request) -> Response:
     """To the login page, and after it back to the page that was asked for."""
     after = ""
     if request.method in SAFE:
@@ -253,16 +255,16 @@ async def read_form(request: Request) -> dict[str, str]:
     """The fields of a form. Refused when it is none or too long."""
     kind = request.headers.get("content-type", "").split(";")[0].strip()
     if kind != "application/x-www-form-urlencoded":
-        raise Refused("only a form is understood here", status=415)
+        raise HTTPError("only a form is understood here", status=415)
     body = b""
     async for part in request.stream():
         body += part
         if len(body) > MOST_FORM:
-            raise Refused("the form is too long", status=413)
+            raise HTTPError("the form is too long", status=413)
     try:
         pairs = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=200)
     except ValueError:
-        raise Refused("the form can't be read", status=400) from None
+        raise HTTPError("the form can't be read", status=400) from None
     return dict(pairs)
 
 

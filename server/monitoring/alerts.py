@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from penchant.common.wording import duration, percent
-from penchant.server.monitoring.fleet import Enrolment, Link, Revocation, Token
+from penchant.server.monitoring.fleet import FleetStatus, MemberListStatus, Revocation, Token
 from penchant.server.monitoring.labels import counted, lost
-from penchant.server.monitoring.run_history import Place, RunFacts
+from penchant.server.monitoring.run_history import RunLocation, RunSummary
 
 __all__ = ["Notice", "of_fleet", "of_run"]
 
@@ -28,7 +28,7 @@ class Notice:
     href: str
 
 
-def of_run(run: RunFacts, now: float) -> Iterator[Notice]:
+def of_run(run: RunSummary, now: float) -> Iterator[Notice]:
     """What is wrong, or may become so, with a run."""
     href, name = f"/runs/{run.place.id}", run.place.name
     if run.state == "damaged":
@@ -43,7 +43,7 @@ def of_run(run: RunFacts, now: float) -> Iterator[Notice]:
         yield from _at_work(run, now, href)
 
 
-def _at_work(run: RunFacts, now: float, href: str) -> Iterator[Notice]:
+def _at_work(run: RunSummary, now: float, href: str) -> Iterator[Notice]:
     name = run.place.name
     deadline = run.config.federation.deadline_seconds if run.config else 600.0
     quiet = now - run.touched
@@ -69,10 +69,10 @@ def _at_work(run: RunFacts, now: float, href: str) -> Iterator[Notice]:
 
 
 def of_fleet(
-    fleet: Place,
-    link: Link,
-    runs: Sequence[RunFacts],
-    enrolment: Enrolment,
+    fleet: RunLocation,
+    link: FleetStatus,
+    runs: Sequence[RunSummary],
+    enrolment: MemberListStatus,
     asked: Sequence[Revocation],
     tokens: Sequence[Token],
     now: float,

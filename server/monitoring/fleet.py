@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["Enrolment", "Link", "Node", "Revocation", "Token"]
+__all__ = ["ConnectedNode", "FleetStatus", "MemberListStatus", "Revocation", "Token"]
 FRESH_SECONDS = 15.0  # an answer as old is not called the present
 
 
 @dataclass(frozen=True)
-class Node:
+class ConnectedNode:
     """A device's connection, as the SuperLink knows it. until: Unix seconds, when it went offline; None
     before it first came."""
 
@@ -20,7 +20,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Link:
+class FleetStatus:
     """What a fleet's SuperLink said last.
 
     state: "asked" (it has not answered yet), "up", or "silent" (the latest question got no answer). nodes:
@@ -28,7 +28,7 @@ class Link:
     """
 
     state: Literal["asked", "up", "silent"] = "asked"
-    nodes: Mapping[str, Node] = field(default_factory=dict)
+    nodes: Mapping[str, ConnectedNode] = field(default_factory=dict)
     at: float | None = None
 
     @property
@@ -77,7 +77,7 @@ class Revocation:
 
 
 @dataclass(frozen=True)
-class Enrolment:
+class MemberListStatus:
     """Who belongs to a fleet. list_number, expires: of the authority's list that the server holds."""
 
     members: frozenset[int]

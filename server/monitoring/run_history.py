@@ -20,7 +20,17 @@ from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, JournalError
 from penchant.server.journal import RoundLog
 
-__all__ = ["Attempt", "Device", "Ledger", "Place", "RunFacts", "Stage", "Sums", "Work", "facts_of"]
+__all__ = [
+    "Activity",
+    "Attempt",
+    "DeviceRecord",
+    "JournalReader",
+    "OpenedSums",
+    "RunLocation",
+    "RunSummary",
+    "Stage",
+    "facts_of",
+]
 
 Kind = Literal["simulation", "served", "fleet"]
 State = Literal["new", "running", "stopped", "failed", "finished", "damaged"]
@@ -30,7 +40,7 @@ OFFLINE_SECONDS = 900.0
 
 
 @dataclass(frozen=True)
-class Place:
+class RunLocation:
     """A run's directory, or that of a fleet's server. id: what pages call it; never part of a path."""
 
     id: str
@@ -40,7 +50,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Work:
+class Activity:
     """Whether something works on a run now. ours: the console started it, and can stop it. why: how it
     ended, if it ended badly."""
 
@@ -75,7 +85,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Device:
+class DeviceRecord:
     """A member as the server has met it. joined: rounds whose sum it is in; last: the last of them."""
 
     member: int
@@ -86,14 +96,14 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Sums:
+class OpenedSums:
     """What one phase's sums are made of: (name, shape), a counter's shape is ()."""
 
     phase: str
     parts: tuple[tuple[str, tuple[int, ...]], ...]
 
 
-class Ledger:
+class JournalReader:
     """The journal of a run directory, to read."""
 
     def __init__(self, directory: Path) -> None:
@@ -133,14 +143,14 @@ class Ledger:
 
     def devices(
         self, *, search: str = "", limit: int = -1, offset: int = 0, order: str = "member"
-    ) -> list[Device]:
+    ) -> list[DeviceRecord]:
         """Members that were met. search: the beginning of a member's number."""
         by = {"member": "member", "seen": "seen DESC", "joined": "joined DESC, member"}[order]
         query = (
             "SELECT member, node, seen, joined, last FROM devices WHERE member LIKE ? || '%'"
             f" ORDER BY {by} LIMIT ? OFFSET ?"
         )
-        return [Device(*row) for row in self._read(query, search, limit, offset)]
+        return [DeviceRecord(*row) for row in self._read(query, search, limit, offset)]
 
     def count_devices(self, *, search: str = "", since: float = 0.0) -> int:
         """How many members were met; since: after this moment."""
@@ -148,12 +158,12 @@ class Ledger:
         rows = self._read(query, search, since)
         return int(rows[0][0]) if rows else 0
 
-    def sums(self) -> list[Sums]:
+    def sums(self) -> list[OpenedSums]:
         """What the sums of each phase are made of, in the phases' order; none in old journals."""
         found = []
         for key, text in self._read("SELECT key, value FROM meta WHERE key LIKE 'sums %'"):
             parts = tuple((str(name), tuple(shape)) for name, shape in json.loads(text))
-            found.append(Sums(key.removeprefix("sums "), parts))
+            found.append(OpenedSums(key.removeprefix("sums "), parts))
         order = ("warmup", "main", "close")
         return sorted(found, key=lambda s: order.index(s.phase) if s.phase in order else len(order))
 
@@ -191,12 +201,12 @@ class Ledger:
 
 
 @dataclass(frozen=True)
-class RunFacts:
+class RunSummary:
     """A run at a glance. total: rounds with the closing one."""
 
-    place: Place
+    place: RunLocation
     state: State
-    work: Work
+    work: Activity
     config: RunConfig | None
     attempts: Sequence[Attempt] = field(repr=False)
     result: dict[str, Any] | None = field(repr=False)
@@ -292,7 +302,11 @@ class RunFacts:
 
     def table(self) -> dict[str, Any]:
         """The same for a machine."""
-        stages = Ledger(self.place.directory).stages(self.open.round, self.open.attempt) if self.open else []
+        stages = (
+            JournalReader(self.place.directory).stages(self.open.round, self.open.attempt)
+            if self.open
+            else []
+        )
         return {
             "name": self.place.name,
             "kind": self.place.kind,
@@ -310,7 +324,7 @@ class RunFacts:
             "secagg": self.config.privacy.secagg if self.config else None,
             "dp": None,
             "stages": [asdict(stage) for stage in stages],
-            "devices": Ledger(self.place.directory).count_devices(),
+            "devices": JournalReader(self.place.directory).count_devices(),
             "attempts": [_row(attempt) for attempt in self.attempts],
         }
 
@@ -322,22 +336,22 @@ def _row(attempt: Attempt) -> dict[str, Any]:
     return log | own
 
 
-def facts_of(place: Place, work: Work) -> RunFacts:
+def facts_of(place: RunLocation, work: Activity) -> RunSummary:
     """The facts of a run. What can't be read is said in its `why`, not raised: one damaged directory must
     not take the page of all others."""
     directory = place.directory
     try:
         config = RunConfig.read(directory / "config.toml")
-        attempts = Ledger(directory).attempts()
+        attempts = JournalReader(directory).attempts()
     except (ConfigError, JournalError) as error:
-        return RunFacts(place, "damaged", work, None, (), None, str(error))
+        return RunSummary(place, "damaged", work, None, (), None, str(error))
     result = _result(directory / "result.json")
     state, why = _state(config, attempts, result is not None, work, place.kind)
-    return RunFacts(place, state, work, config, attempts, result, why)
+    return RunSummary(place, state, work, config, attempts, result, why)
 
 
 def _state(
-    config: RunConfig, attempts: Sequence[Attempt], result: bool, work: Work, kind: Kind
+    config: RunConfig, attempts: Sequence[Attempt], result: bool, work: Activity, kind: Kind
 ) -> tuple[State, str]:
     last = attempts[-1] if attempts else None
     closed = last is not None and last.round > config.federation.rounds and last.state in _SETTLED

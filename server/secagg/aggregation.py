@@ -14,8 +14,16 @@ from penchant.common.wire.messages import (
     Announce,
 )
 
-__all__ = ["Aggregate", "Aggregation", "Exchange", "Journal", "MemoryJournal", "Record", "unmask_asked"]
-Exchange = Callable[[str, Mapping[int, bytes]], Mapping[int, bytes]]
+__all__ = [
+    "Aggregate",
+    "Aggregation",
+    "ExchangeWithGroup",
+    "MemoryRecords",
+    "Record",
+    "RecordStore",
+    "unmask_asked",
+]
+ExchangeWithGroup = Callable[[str, Mapping[int, bytes]], Mapping[int, bytes]]
 """(stage, node -> request) -> node -> reply. A node that is missing in the replies has dropped out."""
 Total = NDArray[np.int64]
 
@@ -49,21 +57,21 @@ class Record(NamedTuple):
     payload: bytes
 
 
-class Journal(Protocol):
+class RecordStore(Protocol):
     """Where an attempt writes what it needs to be completed after a crash."""
 
     def record(self, kind: str, key: int, payload: bytes) -> None:
         """Keep one `Record`, durably before this returns."""
 
 
-class MemoryJournal:
+class MemoryRecords:
     """A journal for tests and for attempts whose loss costs nothing."""
 
     def __init__(self) -> None:
         self.records: list[Record] = []
 
     def record(self, kind: str, key: int, payload: bytes) -> None:
-        """As `Journal.record`, but lost with the process."""
+        """As `RecordStore.record`, but lost with the process."""
         self.records.append(Record(kind, key, payload))
 
 
@@ -71,7 +79,7 @@ class Aggregation(Protocol):
     """A way to add up a cohort's vectors; another protocol can stand in here."""
 
     def run(
-        self, announce: Announce, nodes: Sequence[int], exchange: Exchange, journal: Journal
+        self, announce: Announce, nodes: Sequence[int], exchange: ExchangeWithGroup, journal: RecordStore
     ) -> Aggregate:
         """One attempt. Raises `TooFewDevices`, `TooManyDropouts` or `NotUnmasked`; all are `RoundFailed`.
 

@@ -32,7 +32,7 @@ NAMED_MOST: Final = 5  # devices that an error names
 M = TypeVar("M")
 
 
-class Log:
+class GroupLog:
     """Who dropped out where, and why."""
 
     def __init__(self, cohort: Sequence[int]) -> None:
@@ -94,7 +94,7 @@ class Group:
     roster: Roster
     digest: bytes
     nodes: tuple[int, ...]
-    log: Log
+    log: GroupLog
     verify: Verifier
 
     @property

@@ -25,8 +25,8 @@ from penchant.common.wire.messages import (
     Plain,
     Ready,
 )
-from penchant.server.secagg.aggregation import Aggregate, Exchange, Journal, Record, Total
-from penchant.server.secagg.group import Log
+from penchant.server.secagg.aggregation import Aggregate, ExchangeWithGroup, Record, RecordStore, Total
+from penchant.server.secagg.group import GroupLog
 
 __all__ = ["PlainAggregation"]
 
@@ -39,12 +39,12 @@ class PlainAggregation:
     """
 
     def run(
-        self, announce: Announce, nodes: Sequence[int], exchange: Exchange, journal: Journal
+        self, announce: Announce, nodes: Sequence[int], exchange: ExchangeWithGroup, journal: RecordStore
     ) -> Aggregate:
         """One attempt; raises `TooFewDevices` if nobody sends a vector."""
         if announce.kind is not Kind.PLAIN:
             raise ProtocolError("plain aggregation needs an announcement that says so")
-        log, context = Log(nodes), context_digest(announce)
+        log, context = GroupLog(nodes), context_digest(announce)
         replies = exchange("keys", dict.fromkeys(log.cohort, encode(announce)))
         ready = []
         for node in log.cohort:

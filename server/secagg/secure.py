@@ -34,8 +34,8 @@ from penchant.common.wire.messages import (
     Entry,
     Roster,
 )
-from penchant.server.secagg.aggregation import Aggregate, Exchange, Journal, Record, Total
-from penchant.server.secagg.group import Group, Log, read_reply
+from penchant.server.secagg.aggregation import Aggregate, ExchangeWithGroup, Record, RecordStore, Total
+from penchant.server.secagg.group import Group, GroupLog, read_reply
 from penchant.server.secagg.stages import (
     LEAST,
     STAGES,
@@ -71,7 +71,7 @@ class SecureAggregation:
     verify: Verifier = verify
 
     def run(
-        self, announce: Announce, nodes: Sequence[int], exchange: Exchange, journal: Journal
+        self, announce: Announce, nodes: Sequence[int], exchange: ExchangeWithGroup, journal: RecordStore
     ) -> Aggregate:
         """One attempt, five exchanges.
 
@@ -80,7 +80,7 @@ class SecureAggregation:
             TooManyDropouts: every group lost a third of its roster or more; nothing was revealed.
             NotUnmasked: every group is past unmasking and could not be unmasked.
         """
-        log = Log(nodes)
+        log = GroupLog(nodes)
         groups = self._advertise(announce, log, exchange)
         states: dict[int, _State | GroupSum] = {g.number: Sharing(g) for g in groups}
         failed: dict[int, RoundFailed] = {}
@@ -107,7 +107,7 @@ class SecureAggregation:
                 replies[record.key] = record.payload
         if not asked:
             raise JournalError("no unmask request was journaled: try the round again instead")
-        log = Log(cohort)
+        log = GroupLog(cohort)
         states: dict[int, Opening] = {
             number: Opening.resumed(number, group, log, self.verify) for number, group in asked.items()
         }
@@ -120,7 +120,7 @@ class SecureAggregation:
                 failed[number] = NotUnmasked(f"group {number} can't be completed: {error}")
         return _add_up(sums, failed, [state.group for state in states.values()], log)
 
-    def _advertise(self, announce: Announce, log: Log, exchange: Exchange) -> list[Group]:
+    def _advertise(self, announce: Announce, log: GroupLog, exchange: ExchangeWithGroup) -> list[Group]:
         """Stage keys (figure 4, round 0): collect entries, drop what no device would accept, form groups."""
         request = encode(announce)
         replies = exchange("keys", dict.fromkeys(log.cohort, request))
@@ -160,7 +160,7 @@ class SecureAggregation:
         seen |= values
 
     def _groups(
-        self, announce: Announce, context: bytes, entries: Mapping[int, Entry], log: Log
+        self, announce: Announce, context: bytes, entries: Mapping[int, Entry], log: GroupLog
     ) -> list[Group]:
         """As few groups as the announced bound allows, of equal size within one, by member number."""
         nodes = sorted(entries, key=lambda node: entries[node].certificate.member)
@@ -189,8 +189,8 @@ class SecureAggregation:
         stage: str,
         states: Mapping[int, _State | GroupSum],
         failed: dict[int, RoundFailed],
-        exchange: Exchange,
-        journal: Journal,
+        exchange: ExchangeWithGroup,
+        journal: RecordStore,
     ) -> dict[int, _State | GroupSum]:
         """One exchange for all groups that are left."""
         active = {number: state for number, state in states.items() if not isinstance(state, GroupSum)}
@@ -214,7 +214,7 @@ class SecureAggregation:
 
 
 def _add_up(
-    sums: Mapping[int, GroupSum], failed: Mapping[int, RoundFailed], groups: Sequence[Group], log: Log
+    sums: Mapping[int, GroupSum], failed: Mapping[int, RoundFailed], groups: Sequence[Group], log: GroupLog
 ) -> Aggregate:
     """The groups' sums in clear; the first failure, if no group is left."""
     if not sums:

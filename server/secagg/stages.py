@@ -55,7 +55,7 @@ from penchant.common.wire.messages import (
     Unmasking,
 )
 from penchant.server.secagg.aggregation import Total
-from penchant.server.secagg.group import Group, Log
+from penchant.server.secagg.group import Group, GroupLog
 from penchant.server.secagg.rebuild import Rebuilder
 
 __all__ = ["STAGES"]
@@ -229,7 +229,7 @@ class Opening:
         )
 
     @classmethod
-    def resumed(cls, number: int, asked: Asked, log: Log, check: Verifier) -> Opening:
+    def resumed(cls, number: int, asked: Asked, log: GroupLog, check: Verifier) -> Opening:
         """The state that `asked` recorded. Every survivor may have confirmed: their replies decide."""
         group = Group(
             number,

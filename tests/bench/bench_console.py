@@ -26,9 +26,9 @@ from support.console_scene import PASSWORD, make_run
 
 from penchant.common.membership.enrolment import request
 from penchant.common.membership.identity import Authority
-from penchant.deploy.fleet.enrolment import DATABASE, Desk
-from penchant.deploy.fleet.server_directory import ServerSettings, Site
-from penchant.server.console.accounts import Store
+from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry
+from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
+from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.requests import secure_form
 
 LIMIT_MS = 200.0  # the first page, with 1,000 devices and 500 rounds
@@ -54,7 +54,7 @@ def main() -> int:
                 make_run(root / "long", given.rounds, of=given.rounds + 1, devices=given.devices)
             else:
                 make_fleet(root, given.rounds, given.devices, hung.getsockname()[1])
-            rows += bench(Path(folder), root, what, given.repeats)
+            rows += planned(Path(folder), root, what, given.repeats)
     for row in rows:
         times = " ".join(f"{row[key]:8.1f}" for key in ("best_ms", "median_ms", "worst_ms", "first_ms"))
         print(f"{row['what']:27s} {row['page']:10s} {times}   {row['kb']:6.1f} kB")
@@ -72,8 +72,8 @@ def make_fleet(directory: Path, rounds: int, devices: int, port: int) -> None:
     certified = [authority.issue(number, one.public_key) for number, one in enumerate(asked, 1)]
     members = authority.publish(1, certified, issued=now, expires=now + MONTH)
     settings = ServerSettings(addresses=("fleet.example.org",), superlink_port=port)
-    site = Site.create(directory, settings, authority.public_key, members.encode())
-    Desk(site)
+    site = ServerDirectory.create(directory, settings, authority.public_key, members.encode())
+    EnrolmentRegistry(site)
     with sqlite3.connect(directory / DATABASE) as db:
         for number, one in enumerate(asked, 1):
             token = number.to_bytes(32, "big")
@@ -85,8 +85,8 @@ def make_fleet(directory: Path, rounds: int, devices: int, port: int) -> None:
     (run / "blueprint.json").write_text("{}", encoding="utf-8")
 
 
-def bench(folder: Path, root: Path, what: str, repeats: int) -> list[dict[str, Any]]:
-    store = Store(folder / "state")
+def planned(folder: Path, root: Path, what: str, repeats: int) -> list[dict[str, Any]]:
+    store = ConsoleStore(folder / "state")
     store.add("olga", "operator", PASSWORD)
     words = ["console", str(root), "--port", str(PORT), "--state", str(folder / "state")]
     program = [sys.executable, "-P", "-c", "from penchant.deploy.cli.main import main; main()"]

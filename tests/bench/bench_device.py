@@ -45,8 +45,8 @@ from support.processes import free_port, listens
 from penchant.client.agent.agent import Choices
 from penchant.client.agent.flower_app import Answer, build_app
 from penchant.client.agent.socket import AgentServer, RemoteAgent
-from penchant.client.device.device import Home
-from penchant.client.learning.model_cache import Benches
+from penchant.client.device.device import Device
+from penchant.client.learning.model_cache import ModelCache
 from penchant.common.data.preferences import Preference
 from penchant.common.membership.identity import Membership
 from penchant.common.secagg.transcript import threshold
@@ -54,10 +54,10 @@ from penchant.common.wire.codec import MAGIC
 from penchant.deploy import datasets
 from penchant.deploy.flower import superlink
 from penchant.deploy.flower.in_process_grid import InProcessGrid
-from penchant.server.availability import Roll
+from penchant.server.availability import Availability
 from penchant.server.journal import Journal
 from penchant.server.round import play_round
-from penchant.server.run import Run
+from penchant.server.run import ServerRun
 from penchant.server.secagg.secure import SecureAggregation
 
 BASE = "all-MiniLM-L6-v2"
@@ -112,11 +112,11 @@ def measure_agent() -> Table:
         place = Path(folder)
         fleet = Deployment(place, Path(BASE), DEVICES, {"model.max_tokens": 256}, choices=1)
         for home, choices in zip(fleet.homes, senators(DEVICES), strict=True):
-            Home(home).record(choices)
+            Device(home).record(choices)
         with served(fleet.homes[0], place / "agent.sock") as process, ExitStack() as stack:
             cold = process.memory_info().rss / MB
-            benches = Benches()
-            agents = [Home(home, benches=benches).agent() for home in fleet.homes[1:]]
+            model_cache = ModelCache()
+            agents = [Device(home, model_cache=model_cache).agent() for home in fleet.homes[1:]]
             remote = RemoteAgent(place / "agent.sock")
             stack.callback(remote.close)
             messages = 0
@@ -127,7 +127,7 @@ def measure_agent() -> Table:
                 return agents[0].answer(stage, payload)
 
             answers: list[Answer] = [remote, counted, *(agent.answer for agent in agents[1:])]
-            survivors = play(fleet, benches, answers)
+            survivors = play(fleet, model_cache, answers)
             time.sleep(2)
             warm, before, began = process.memory_info().rss / MB, spent(process), time.monotonic()
             time.sleep(REST_SECONDS)
@@ -141,24 +141,24 @@ def measure_agent() -> Table:
                 "most resident, MB": peak(process),
                 "processor at rest, percent of one core": 100 * idle,
                 "messages to one device": messages,
-                "base models loaded for three devices in one process": benches.loads,
+                "base models loaded for three devices in one process": model_cache.loads,
             }
 
 
-def play(fleet: Deployment, benches: Benches, answers: list[Answer]) -> list[int]:
+def play(fleet: Deployment, model_cache: ModelCache, answers: list[Answer]) -> list[int]:
     """Rounds of a run; -> survivors of each."""
     members = fleet.office.latest()
     known = Membership(fleet.office.authority.public_key).accept(members, int(time.time()))
     config = fleet.config.changed({"federation.rounds": ROUNDS})
-    blueprint = benches.of(config.plan("main", DEVICES)).blueprint
+    model_signature = model_cache.of(config.plan("main", DEVICES)).model_signature
 
     def answer_of(context: Context) -> Answer:
         return answers[int(context.node_config["partition-id"])]
 
     journal = Journal(fleet.place / "journal")
-    run = Run(config, RUN, blueprint, DEVICES, SecureAggregation(known), members, journal)
+    run = ServerRun(config, RUN, model_signature, DEVICES, SecureAggregation(known), members, journal)
     grid = InProcessGrid(build_app(answer_of), DEVICES, workers=DEVICES)
-    roll, survivors = Roll(run, grid), []
+    roll, survivors = Availability(run, grid), []
     for number in range(1, ROUNDS + 1):
         log = play_round(run, grid, number, roll.call())
         survivors.append(0 if log is None else log.survivors)
@@ -184,17 +184,17 @@ def measure_overlap() -> Table:
 
 def one_wait(people: list[tuple[Preference, ...]], apart: float, ahead: bool) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        benches = Benches()
+        model_cache = ModelCache()
         scene = FleetScene(
             Path(BASE),
             Path(folder),
             DEVICES,
-            benches=benches,
+            model_cache=model_cache,
             choices=lambda i: Choices(people[i][:-4], people[i][-4:]),
             training__local_epochs=6,
         )
         scene.restart(0, ahead=ahead)  # the others never train: they are other machines
-        benches.of(scene.config.plan("main", DEVICES))  # the model is warm
+        model_cache.of(scene.config.plan("main", DEVICES))  # the model is warm
         tell = scene.tell
 
         def late(stage: str, i: int, payload: bytes) -> bytes:
@@ -283,7 +283,7 @@ def most_of_a_client_app(place: Path, client: str, address: str, node: psutil.Pr
     code = BUNDLE.replace("PAYLOAD", f"({MAGIC!r} + bytes({PAYLOAD_BYTES}))")
     (place / "bundle.py").write_text(code.replace("OUT", repr(str(place / "out"))))
     (place / "pyproject.toml").write_text(PYPROJECT.replace("CLIENT", client))
-    superlink.start_run(place, superlink.Door(address), place.parent / "operator")
+    superlink.start_run(place, superlink.SuperLinkAddress(address), place.parent / "operator")
     most, end = 0.0, time.monotonic() + 240
     while not (place / "out").exists():
         if time.monotonic() > end:

@@ -42,7 +42,7 @@ from support.tiny_models import write_tiny_model
 from penchant.deploy.fleet import served_run
 from penchant.deploy.fleet.processes import door
 from penchant.deploy.fleet.quickstart import RUN, Quickstart, live_fleet
-from penchant.deploy.fleet.server_directory import Site
+from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.flower.superlink import start_run
 from penchant.server.journal import Journal
 from penchant.server.secagg.stages import STAGES
@@ -104,7 +104,7 @@ out = {out}
 class Costs:
     """A fleet that is up, and what its processes hold in memory."""
 
-    def __init__(self, site: Site, devices: int) -> None:
+    def __init__(self, site: ServerDirectory, devices: int) -> None:
         self.site, self.devices, self.run = site, devices, site.run(RUN)
         self.peaks: dict[str, float] = {}
         self._done = threading.Event()

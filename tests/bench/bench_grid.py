@@ -22,22 +22,22 @@ from flwr.app import Context
 
 from penchant.client.agent.flower_app import Answer, build_app
 from penchant.common.config import RunConfig
-from penchant.common.model.modules import Slot
-from penchant.common.model.signature import Blueprint
+from penchant.common.model.modules import AdaptedModule
+from penchant.common.model.signature import ModelSignature
 from penchant.common.secagg.transcript import context_digest
-from penchant.common.secagg.update_vector import Form
+from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.wire.codec import decode, encode
 from penchant.common.wire.messages import Announce, Plain, Ready, Status
 from penchant.deploy.flower.in_process_grid import InProcessGrid
-from penchant.server.availability import Roll
+from penchant.server.availability import Availability
 from penchant.server.exchange import Exchange
 from penchant.server.journal import Journal
 from penchant.server.round import play_round
-from penchant.server.run import Run
+from penchant.server.run import ServerRun
 from penchant.server.secagg.plain import PlainAggregation
 
 LIMIT_MS = 1.0  # wall time of one message there and back
-BLUEPRINT = Blueprint((Slot("block.dense", 8, 8),), 8, bytes(32))
+MODEL_SIGNATURE = ModelSignature((AdaptedModule("block.dense", 8, 8),), 8, bytes(32))
 
 
 def grid_of(answer_of: Callable[[Context], Answer], clients: int, workers: int) -> InProcessGrid:
@@ -89,12 +89,12 @@ def rounds(clients: int, workers: int, repeats: int) -> dict[str, Any]:
         {"federation.rounds": repeats, "federation.cohort": clients, "privacy.secagg": False}
     )
     plan = config.plan("main", clients)
-    form = Form.of(plan, BLUEPRINT.split(plan))
-    grid = grid_of(trivial(bytes(form.words * form.ring // 8)), clients, workers)
+    layout = UpdateLayout.of(plan, MODEL_SIGNATURE.split(plan))
+    grid = grid_of(trivial(bytes(layout.words * layout.ring // 8)), clients, workers)
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder))
-        run = Run(config, bytes(16), BLUEPRINT, clients, PlainAggregation(), b"", journal)
-        roll = Roll(run, grid)
+        run = ServerRun(config, bytes(16), MODEL_SIGNATURE, clients, PlainAggregation(), b"", journal)
+        roll = Availability(run, grid)
         began = time.perf_counter()
         ready = roll.call()
         greeted = time.perf_counter() - began

@@ -61,7 +61,7 @@ def scenes(tiny_model: Callable[[str], Path], tmp_path: Path) -> Scenes:
 
 def keep_a_factor(scene: FleetScene, i: int) -> None:
     """The device comes from a round that stands: round 0 of the run, with a factor of its own."""
-    size = scene.benches.of(scene.config.plan("main", scene.n)).split.personal.size
+    size = scene.model_cache.of(scene.config.plan("main", scene.n)).split.personal.size
     vault = Vault(scene.home(i))
     vault.stage(RUN, 0, 0, np.full(size, SOME_FACTOR))
     vault.settle(RUN, [(0, 0)])
@@ -194,7 +194,7 @@ def test_an_error_that_nobody_foresaw_leaves_as_one_code_and_without_its_text(sc
         identity=vars(scene.agents[0])["_identity"],
         membership=scene.members,
         choices=choices,
-        benches=scene.benches,
+        model_cache=scene.model_cache,
         secret=bytes(32),
         entropy=vars(scene.agents[0])["_entropy"],
         sessions=scene.sessions[0],

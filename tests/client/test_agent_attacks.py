@@ -18,7 +18,7 @@ from support.fleet_scene import STAGES, FleetScene
 from support.scene import NOW, authority, identity, membership
 
 from penchant.client.agent.policy import OwnerPolicy
-from penchant.client.learning.model_cache import Benches
+from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.crypto.entropy import SeededEntropy
 from penchant.common.crypto.keys import AgreementKey
@@ -189,8 +189,8 @@ def test_the_largest_factor_that_the_owner_allows_is_the_owners_number(scenes: S
 def test_the_start_of_the_personal_part_is_checked_like_the_factors(scenes: Scenes) -> None:
     """After a warm-up the announcement carries it too: as many numbers more, all finite."""
     scene = scenes(federation__warmup_rounds=1)
-    bench = scene.benches.of(scene.config.plan("main", N))
-    size = 4 * bench.split.personal.size
+    planned = scene.model_cache.of(scene.config.plan("main", N))
+    size = 4 * planned.split.personal.size
     shared = scene.announce().factors
     refused(scene, announced(scene), AbortCode.AGREEMENT, "where")
     spoilt = with_value(float("nan"))(shared + bytes(size))
@@ -212,7 +212,7 @@ def test_a_base_model_that_the_owner_does_not_allow_is_never_loaded(
 ) -> None:
     asked: list[Any] = []
     scene = scenes()
-    scene.restart(VICTIM, benches=Benches(lambda *wanted: asked.append(wanted)))  # type: ignore[arg-type]
+    scene.restart(VICTIM, model_cache=ModelCache(lambda *wanted: asked.append(wanted)))  # type: ignore[arg-type]
     hostile = replace(scene.announce(), plan=scene.plan(model__base_model=name))
     refused(scene, scene.ask("keys", VICTIM, hostile), AbortCode.POLICY, "not among those the owner allows")
     assert asked == []
@@ -220,12 +220,12 @@ def test_a_base_model_that_the_owner_does_not_allow_is_never_loaded(
 
 def test_a_server_can_not_fill_the_memory_with_models(scenes: Scenes) -> None:
     """Each new length or scale is another model in memory: the last two are kept."""
-    scene = scenes(benches=Benches())
+    scene = scenes(model_cache=ModelCache())
     for tokens in range(10, 20):
         plan = scene.plan(model__max_tokens=tokens)
         scene.ask("keys", VICTIM, scene.announce(tokens, plan=plan))
-    assert scene.benches.loads >= 10
-    assert len(scene.benches) == 2
+    assert scene.model_cache.loads >= 10
+    assert len(scene.model_cache) == 2
 
 
 # --- hyper-parameters -----------------------------------------------------------------------------

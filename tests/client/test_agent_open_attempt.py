@@ -13,12 +13,12 @@ from support.scene import Scene
 
 from penchant.client.agent.open_attempt import MemorySessions, SealedSessions, Sessions
 from penchant.client.secagg import (
+    AttemptInfo,
     Confirmed,
     Keyed,
     Masking,
-    Shared,
+    SharesDealt,
     State,
-    Ticket,
     Unmasked,
     encode_state,
 )
@@ -46,7 +46,7 @@ def attempt(stage: str = "masked") -> tuple[Announce, State]:
     return scene.announce, scene.states[2]
 
 
-STATES: dict[str, type] = {"shares": Keyed, "masked": Shared, "confirm": Masking, "unmask": Confirmed}
+STATES: dict[str, type] = {"shares": Keyed, "masked": SharesDealt, "confirm": Masking, "unmask": Confirmed}
 
 
 # --- both alike -----------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def test_every_state_comes_back_as_it_was(sessions: Sessions, stage: str) -> Non
 
 def test_a_plain_rounds_state_comes_back_as_well(sessions: Sessions) -> None:
     announce, _ = attempt()
-    plain = Unmasked(Ticket(announce.run, 1, 1, bytes(32), 5, 32, 3))
+    plain = Unmasked(AttemptInfo(announce.run, 1, 1, bytes(32), 5, 32, 3))
     sessions.keep(announce, plain)
     assert sessions.take() == (announce, plain)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from flwr.supernode import start_client_internal as flower
 
-from penchant.client.agent.supernode import InStep
+from penchant.client.agent.supernode import SequencedSuperNode
 
 
 def message(name: str, reply_to: str = "") -> Any:
@@ -68,7 +68,7 @@ def pull(receive: Callable[[], Any], run: int | None = 7) -> int | None:
 
 
 def test_the_reply_to_the_message_that_came_is_waited_for(device: Device) -> None:
-    step = InStep(pull, flower._push_messages)
+    step = SequencedSuperNode(pull, flower._push_messages)
     assert step.pull(receive=lambda: (message("A"), None), run=None) is None
     assert step.pull(receive=lambda: (message("B"), None)) == 7
     late = threading.Timer(0.1, device.reply, ["B"])
@@ -85,7 +85,7 @@ def test_flowers_own_falls_behind(device: Device) -> None:
 
 
 def test_without_a_message_nothing_is_due(device: Device) -> None:
-    step = InStep(pull, flower._push_messages)
+    step = SequencedSuperNode(pull, flower._push_messages)
     assert step.pull(receive=lambda: None) is None
     device.push(step.push)
     assert device.sent == []

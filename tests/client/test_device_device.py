@@ -20,7 +20,7 @@ import tomli_w
 from support.tiny_models import write_tiny_model
 
 from penchant.client.agent.policy import OwnerPolicy
-from penchant.client.device.device import Home, OfflineConfig
+from penchant.client.device.device import Device, OfflineConfig
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import BaseModelError, ConfigError, DataError, DeviceError, UsageError
 from penchant.common.settings import section_table
@@ -51,7 +51,7 @@ def folder(tiny_model: Callable[[str], Path], tmp_path: Path) -> Path:
 
 
 def test_a_device_learns_its_owner_alone_and_keeps_it(folder: Path) -> None:
-    home = Home(folder)
+    home = Device(folder)
     assert home.record(choices()).new == 30
     before = home.report()
     after = home.train()
@@ -60,15 +60,15 @@ def test_a_device_learns_its_owner_alone_and_keeps_it(folder: Path) -> None:
     assert after.quality.personal.correct > before.quality.personal.correct
     # the model without the person stays as it was
     assert after.quality.common == before.quality.common == before.quality.personal
-    again = Home(folder).report()
+    again = Device(folder).report()
     assert again.quality == after.quality
     assert (again.choices, again.rounds_joined, again.run, again.left) == (30, 0, "", ())
-    ranked = Home(folder).rank("on bill 99: ", ["the table tax", "the motion tax"])
+    ranked = Device(folder).rank("on bill 99: ", ["the table tax", "the motion tax"])
     assert [row.response for row in ranked] == ["the motion tax", "the table tax"]
 
 
 def test_scores_come_with_errors_once_a_personal_part_is_fitted(folder: Path, monkeypatch: Any) -> None:
-    home = Home(folder)
+    home = Device(folder)
     home.record(choices())
     responses = ["the table tax", "the motion tax", "cloture"]
     assert all(row.error is None and row.over_next is None for row in home.rank("on bill 99: ", responses))
@@ -87,7 +87,7 @@ def test_scores_come_with_errors_once_a_personal_part_is_fitted(folder: Path, mo
 
 
 def test_training_again_starts_from_the_same_place_and_ends_there(folder: Path) -> None:
-    home = Home(folder)
+    home = Device(folder)
     home.record(choices())
     home.train()
     first = home.vault.latest()
@@ -99,7 +99,7 @@ def test_training_again_starts_from_the_same_place_and_ends_there(folder: Path) 
 
 
 def test_nothing_on_the_disk_shows_the_personal_factor(folder: Path) -> None:
-    home = Home(folder, "a passphrase")
+    home = Device(folder, "a passphrase")
     home.record(choices())
     home.train()
     latest = home.vault.latest()
@@ -107,20 +107,20 @@ def test_nothing_on_the_disk_shows_the_personal_factor(folder: Path) -> None:
     piece = latest[1].vector[:4].tobytes()
     assert all(piece not in path.read_bytes() for path in folder.iterdir() if path.is_file())
     with pytest.raises(DeviceError, match="passphrase"):
-        Home(folder)
+        Device(folder)
 
 
 def test_files_of_a_device_are_for_its_owner_alone(folder: Path) -> None:
-    Home(folder).record(choices(3))
+    Device(folder).record(choices(3))
     modes = {path.name: path.stat().st_mode & 0o077 for path in folder.iterdir() if path.name != "model.toml"}
     assert set(modes.values()) == {0}
 
 
 def test_pausing_is_the_owners_word_at_once(folder: Path) -> None:
-    home = Home(folder)
+    home = Device(folder)
     assert not home.policy().paused
     home.pause()
-    assert Home(folder).policy().paused
+    assert Device(folder).policy().paused
     home.resume()
     assert not home.policy().paused
     (folder / "policy.toml").write_text("paused = true\n")
@@ -130,7 +130,7 @@ def test_pausing_is_the_owners_word_at_once(folder: Path) -> None:
 
 
 def test_the_policy_is_read_from_the_owners_file(folder: Path) -> None:
-    home = Home(folder)
+    home = Device(folder)
     (folder / "policy.toml").write_text('min_honest = 30\nhours = "22:00-06:30"\n')
     assert home.policy() == OwnerPolicy(min_honest=30, hours="22:00-06:30")
     (folder / "policy.toml").write_text("min_honset = 30\n")
@@ -139,7 +139,7 @@ def test_the_policy_is_read_from_the_owners_file(folder: Path) -> None:
 
 
 def test_forgetting_leaves_neither_choices_nor_a_model(folder: Path) -> None:
-    home = Home(folder)
+    home = Device(folder)
     home.record(choices())
     home.train()
     assert home.forget() == 30
@@ -149,7 +149,7 @@ def test_forgetting_leaves_neither_choices_nor_a_model(folder: Path) -> None:
 
 
 def test_clear_refusals(folder: Path) -> None:
-    home = Home(folder)
+    home = Device(folder)
     with pytest.raises(DataError, match="no choices to learn from"):
         home.train()
     with pytest.raises(DataError, match="no responses"):
@@ -160,7 +160,7 @@ def test_clear_refusals(folder: Path) -> None:
 
 
 def test_the_status_says_what_it_can_whatever_is_broken(folder: Path) -> None:
-    home = Home(folder)
+    home = Device(folder)
     home.record(choices())
     home.vault.note_sent([("status message", 9)])
     home.vault.tell_owner("keys", "POLICY", "paused by the owner")
@@ -176,7 +176,7 @@ def test_the_status_says_what_it_can_whatever_is_broken(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["policy.toml", "model.toml"])
 def test_what_others_could_have_written_is_not_the_owners_word(folder: Path, name: str) -> None:
-    home = Home(folder)
+    home = Device(folder)
     (folder / name).chmod(0o660)
     with pytest.raises(ConfigError, match=f"others can write .*{name}: chmod go-w"):
         _ = home.policy() if name == "policy.toml" else home.offline()
@@ -190,23 +190,23 @@ def test_a_directory_that_others_can_write_is_refused_before_anything_is_made(tm
         place.mkdir()
         place.chmod(mode)
         with pytest.raises(DeviceError, match="others can write in"):
-            Home(place)
+            Device(place)
         assert list(place.iterdir()) == []
 
 
 def test_files_of_another_user_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = Home(folder)
+    home = Device(folder)
     me = os.geteuid()
     monkeypatch.setattr("penchant.client.vault.ownership.os.geteuid", lambda: me + 1)
     if me != 0:  # root's word counts for everybody
         with pytest.raises(ConfigError, match="only its owner's word counts"):
             home.policy()
     with pytest.raises(DeviceError, match="work on it as that user"):
-        Home(folder)
+        Device(folder)
 
 
 def test_an_export_is_the_model_that_ranks(folder: Path, tmp_path: Path) -> None:
-    home = Home(folder)
+    home = Device(folder)
     home.record(choices())
     home.train()
     home.export(tmp_path / "export")
@@ -225,13 +225,13 @@ def test_an_export_is_the_model_that_ranks(folder: Path, tmp_path: Path) -> None
 
 def test_a_device_killed_while_it_trains_has_the_old_model_or_the_new_one(folder: Path) -> None:
     """A process trains again and again on more and more choices and is killed at random instants."""
-    home = Home(folder)
+    home = Device(folder)
     home.record(choices(12))
     home.train()
     program = (
-        "import sys, torch\nfrom pathlib import Path\nfrom penchant.client.device.device import Home\n"
+        "import sys, torch\nfrom pathlib import Path\nfrom penchant.client.device.device import Device\n"
         "from penchant.common.data.preferences import Preference\ntorch.set_num_threads(1)\n"
-        "home = Home(Path(sys.argv[1]))\nprint('ready', flush=True)\nn = len(home.store)\n"
+        "home = Device(Path(sys.argv[1]))\nprint('ready', flush=True)\nn = len(home.store)\n"
         "while True:\n    n += 1\n    home.record([Preference(f'{n} ', 'the motion', 'the table')])\n"
         "    home.train()\n    print(n, flush=True)\n"
     )
@@ -245,7 +245,7 @@ def test_a_device_killed_while_it_trains_has_the_old_model_or_the_new_one(folder
             time.sleep(0.15 + 0.07 * turn)
             os.kill(process.pid, signal.SIGKILL)
             recorded = max([recorded, *(int(line) for line in process.stdout if line.endswith("\n"))])
-        after = Home(folder)
+        after = Device(folder)
         assert len(after.store) >= recorded
         latest = after.vault.latest()
         assert latest is not None
@@ -290,27 +290,27 @@ def test_the_owners_first_day_at_the_command_line(folder: Path, tmp_path: Path) 
 def test_the_best_of_n_at_the_command_line(folder: Path, tmp_path: Path) -> None:
     writer = tmp_path / "writer"
     write_tiny_model("llama", writer, tie_word_embeddings=True)
-    Home(folder).record(choices())
-    Home(folder).train()
+    Device(folder).record(choices())
+    Device(folder).train()
     words = ("best-of", "on bill 99: ", "-n", "4", "--tokens", "5", "--generator", str(writer), "--json")
     done = command(*words, home=folder)
     rows = json.loads(done.stdout)
     assert len(rows) == 4
     assert [row["personal"] for row in rows] == sorted((row["personal"] for row in rows), reverse=True)
-    ranked = Home(folder).rank("on bill 99: ", [row["response"] for row in rows])
+    ranked = Device(folder).rank("on bill 99: ", [row["response"] for row in rows])
     assert [row.response for row in ranked] == [row["response"] for row in rows]
 
 
 def test_the_most_telling_question_comes_first_at_the_command_line(folder: Path, tmp_path: Path) -> None:
     """What the terminal asks, question by question, is what the posterior over this home's model wants to
     know, and not the order of the file."""
-    Home(folder).record(choices(12))
-    Home(folder).train()
+    Device(folder).record(choices(12))
+    Device(folder).train()
     candidates = [
         Preference("on bill 99: ", *both)
         for both in itertools.combinations(["the motion", "cloture", "a budget", "a judge on tax", "vote"], 2)
     ]
-    interview = Home(folder).interview(candidates)
+    interview = Device(folder).interview(candidates)
     wanted: list[int] = []
     for _ in candidates:
         index = interview.question()
@@ -323,7 +323,7 @@ def test_the_most_telling_question_comes_first_at_the_command_line(folder: Path,
     (tmp_path / "ask.jsonl").write_text("\n".join(map(json.dumps, rows)))
     asked = _answered(folder, tmp_path / "ask.jsonl", [candidates[index] for index in wanted[:5]])
     assert asked == [{candidates[i].chosen, candidates[i].rejected} for i in wanted[:6]]
-    recorded = {(p.chosen, p.rejected) for p in Home(folder).store._all()}
+    recorded = {(p.chosen, p.rejected) for p in Device(folder).store._all()}
     assert {(candidates[i].chosen, candidates[i].rejected) for i in wanted[:5]} <= recorded
 
 
@@ -360,8 +360,8 @@ def test_bad_rows_are_named_and_nothing_is_recorded(folder: Path, tmp_path: Path
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1
     assert "mine.jsonl:2" in refused.stderr
-    assert len(Home(folder).store) == 0
+    assert len(Device(folder).store) == 0
     skipped = command("import", str(tmp_path / "mine.jsonl"), "--skip-bad-rows", home=folder)
     assert skipped.returncode == 0
     assert "1 of 2 rows" in skipped.stderr
-    assert len(Home(folder).store) == 1
+    assert len(Device(folder).store) == 1

@@ -17,7 +17,7 @@ import torch
 from penchant.client.device.export import Export, export_peft, snippet
 from penchant.common.config import AdapterConfig, ModelConfig, PoolingName, ShareName
 from penchant.common.errors import DeviceError, UsageError
-from penchant.common.model.factors import Effective, Split
+from penchant.common.model.factors import MergedWeights, Split
 from penchant.common.model.reward import RewardModel, load_reward_model
 
 TEXTS = [
@@ -44,11 +44,13 @@ def a_person(
     return loaded, exported(loaded, split.merged(shared, personal), model, adapter)
 
 
-def exported(loaded: RewardModel, effective: Effective, model: ModelConfig, adapter: AdapterConfig) -> Export:
+def exported(
+    loaded: RewardModel, effective: MergedWeights, model: ModelConfig, adapter: AdapterConfig
+) -> Export:
     return Export(effective, model, adapter, model.base_model, loaded.digest, loaded.pooling, 12)
 
 
-def scores(loaded: RewardModel, effective: Effective) -> list[float]:
+def scores(loaded: RewardModel, effective: MergedWeights) -> list[float]:
     with torch.no_grad():
         return [float(loaded.scores(loaded.prepare_texts([text]), effective)[0]) for text in TEXTS]
 

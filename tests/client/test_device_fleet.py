@@ -19,18 +19,18 @@ from penchant.client.agent.agent import MEMBERS
 from penchant.client.agent.flower_app import build_app
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.agent.socket import AgentServer, RemoteAgent
-from penchant.client.device.device import Home
-from penchant.client.learning.model_cache import Benches
+from penchant.client.device.device import Device
+from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import CertificateError, UsageError
 from penchant.common.membership.identity import MemberList, Membership
-from penchant.deploy.fleet.authority import Office
+from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.served_run import with_members
 from penchant.deploy.flower.in_process_grid import InProcessGrid
 from penchant.server.journal import Journal
 from penchant.server.round import federate
-from penchant.server.run import Run
+from penchant.server.run import ServerRun
 from penchant.server.secagg.secure import SecureAggregation
 
 DEVICES = 4
@@ -49,17 +49,17 @@ def base(tiny_model: Callable[[str], Path]) -> Path:
 class Town:
     """An authority and devices that have joined."""
 
-    office: Office
+    office: AuthorityStore
     homes: list[Path]
     config: RunConfig
-    benches: Benches
+    model_cache: ModelCache
 
-    def run(self, directory: Path, rounds: int) -> Run:
+    def run(self, directory: Path, rounds: int) -> ServerRun:
         config = self.config.changed({"federation.rounds": rounds})
-        return Run(
+        return ServerRun(
             config=config,
-            run=bytes(16),
-            blueprint=self.benches.of(config.plan("main", DEVICES)).blueprint,
+            id=bytes(16),
+            model_signature=self.model_cache.of(config.plan("main", DEVICES)).model_signature,
             cohort=DEVICES,
             aggregation=SecureAggregation(self.membership()),
             membership=self.office.latest(),
@@ -74,11 +74,11 @@ class Town:
 
 @pytest.fixture
 def town(base: Path, tmp_path: Path) -> Town:
-    office, benches = Office.init(tmp_path / "authority"), Benches()
+    office, model_cache = AuthorityStore.init(tmp_path / "authority"), ModelCache()
     homes = []
     for number in range(DEVICES):
         folder = tmp_path / f"device-{number}"
-        home = Home(folder, benches=benches)
+        home = Device(folder, model_cache=model_cache)
         home.record(choices(number))
         policy = OwnerPolicy(base_models=(str(base),), min_honest=1, max_colluders=0)
         (folder / "policy.toml").write_text(policy.to_toml())
@@ -97,7 +97,7 @@ def town(base: Path, tmp_path: Path) -> Town:
             "federation.deadline_seconds": 30.0,
         }
     )
-    return Town(office, homes, config, benches)
+    return Town(office, homes, config, model_cache)
 
 
 @contextmanager
@@ -120,20 +120,22 @@ def test_devices_join_a_run_over_their_sockets_and_keep_a_matching_model(town: T
     with ExitStack() as stack:
         sockets = []
         for folder in town.homes:
-            server = AgentServer(Home(folder, benches=town.benches).agent().answer, folder / "agent.sock")
+            server = AgentServer(
+                Device(folder, model_cache=town.model_cache).agent().answer, folder / "agent.sock"
+            )
             server.start()
             stack.callback(server.stop, 0)
             sockets.append(server.socket)
         run = town.run(tmp_path / "run", rounds=2)
-        loads = town.benches.loads
+        loads = town.model_cache.loads
         with relayed(sockets) as grid:
             federate(run, grid)
-        assert town.benches.loads == loads  # no model is loaded for a message
+        assert town.model_cache.loads == loads  # no model is loaded for a message
     found = run.journal.load()
     assert found is not None
     assert [log.survivors for log in run.journal.logs()] == [DEVICES] * 3
     for folder in town.homes:
-        home = Home(folder, benches=town.benches)
+        home = Device(folder, model_cache=town.model_cache)
         report = home.report()
         assert (report.run, report.round, report.rounds_joined) == (bytes(16).hex(), 3, 3)
         left = {name: (times, size) for name, times, size in report.left}
@@ -177,7 +179,9 @@ def test_a_device_that_is_killed_in_mid_round_sits_out_and_comes_back(town: Town
     with ExitStack() as stack:
         sockets = [town.homes[0] / "agent.sock"]
         for folder in town.homes[1:]:
-            server = AgentServer(Home(folder, benches=town.benches).agent().answer, folder / "agent.sock")
+            server = AgentServer(
+                Device(folder, model_cache=town.model_cache).agent().answer, folder / "agent.sock"
+            )
             server.start()
             stack.callback(server.stop, 0)
             sockets.append(server.socket)
@@ -195,7 +199,7 @@ def test_a_device_that_is_killed_in_mid_round_sits_out_and_comes_back(town: Town
         assert [log.survivors for log in second.journal.logs()] == [4, 4]
         processes[1].terminate()
         assert processes[1].wait(20) == 0
-    report = Home(town.homes[0], benches=town.benches).report()
+    report = Device(town.homes[0], model_cache=town.model_cache).report()
     assert (report.choices, report.run, report.round) == (12, (bytes([1]) * 16).hex(), 2)
 
 
@@ -203,7 +207,7 @@ def test_a_member_that_is_revoked_is_out_at_the_next_round(town: Town, tmp_path:
     """The server goes on with the newer list, the devices hear of it, and nobody has to be restarted."""
     asked: list[tuple[int, str]] = []
 
-    def latest(run: Run) -> Run:
+    def latest(run: ServerRun) -> ServerRun:
         if run.journal.settled() == 1:
             town.office.revoke(2, "lost")
         return with_members(run, town.membership())
@@ -215,7 +219,9 @@ def test_a_member_that_is_revoked_is_out_at_the_next_round(town: Town, tmp_path:
     with ExitStack() as stack:
         sockets = []
         for folder in town.homes:
-            server = AgentServer(Home(folder, benches=town.benches).agent().answer, folder / "agent.sock")
+            server = AgentServer(
+                Device(folder, model_cache=town.model_cache).agent().answer, folder / "agent.sock"
+            )
             server.start()
             stack.callback(server.stop, 0)
             sockets.append(server.socket)
@@ -225,7 +231,7 @@ def test_a_member_that_is_revoked_is_out_at_the_next_round(town: Town, tmp_path:
     assert [(log.round, log.cohort, log.survivors) for log in run.journal.logs()] == [(1, 4, 4), (2, 3, 3)]
     assert [kind for node, kind in asked if node == 1001].count("train.keys") == 1
     for number, folder in enumerate(town.homes):
-        known = MemberList.decode(Home(folder).vault.blob(MEMBERS))
+        known = MemberList.decode(Device(folder).vault.blob(MEMBERS))
         assert (known.revoked == (2,)) == (number != 1)
 
 
@@ -245,7 +251,7 @@ def test_a_second_agent_on_a_device_is_refused(town: Town) -> None:
 def test_an_answer_for_another_device_or_of_another_authority_is_refused(town: Town, tmp_path: Path) -> None:
     from penchant.common.membership.enrolment import Request
 
-    newcomer, other = Home(tmp_path / "new"), Home(tmp_path / "other")
+    newcomer, other = Device(tmp_path / "new"), Device(tmp_path / "other")
     with pytest.raises(UsageError, match="make a request first"):
         newcomer.join(b"", town.office.digest)
     assert newcomer.request() == newcomer.request()

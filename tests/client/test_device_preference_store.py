@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penchant.client.device.preference_store import STORE, Added, PreferenceStore, held_out
-from penchant.client.vault.sealing import CHECK_FILE, KEY_FILE, SALT_FILE, Box
+from penchant.client.vault.sealing import CHECK_FILE, KEY_FILE, SALT_FILE, SealedStorage
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import DeviceError
 
@@ -135,10 +135,10 @@ def test_no_choice_is_lost_when_the_process_is_killed_while_importing(tmp_path: 
 
 
 def test_a_box_opens_what_it_sealed_for_the_same_purpose_only(tmp_path: Path) -> None:
-    box = Box.of(tmp_path)
+    box = SealedStorage.of(tmp_path)
     sealed = box.seal(b"my factor", "personal")
     assert b"my factor" not in sealed
-    assert Box.of(tmp_path).open(sealed, "personal") == b"my factor"
+    assert SealedStorage.of(tmp_path).open(sealed, "personal") == b"my factor"
     for wrong in (sealed[:-1] + bytes([sealed[-1] ^ 1]), sealed[:5], b""):
         with pytest.raises(DeviceError, match="does not open"):
             box.open(wrong, "personal")
@@ -147,30 +147,30 @@ def test_a_box_opens_what_it_sealed_for_the_same_purpose_only(tmp_path: Path) ->
 
 
 def test_a_wrong_or_missing_passphrase_is_refused_before_anything_is_sealed(tmp_path: Path) -> None:
-    Box.of(tmp_path, "correct horse")
-    Box.of(tmp_path, "correct horse")
+    SealedStorage.of(tmp_path, "correct horse")
+    SealedStorage.of(tmp_path, "correct horse")
     with pytest.raises(DeviceError, match="wrong passphrase"):
-        Box.of(tmp_path, "battery staple")
+        SealedStorage.of(tmp_path, "battery staple")
     with pytest.raises(DeviceError, match="give it"):
-        Box.of(tmp_path)
+        SealedStorage.of(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [CHECK_FILE, SALT_FILE]
     with pytest.raises(DeviceError, match="empty"):
-        Box.of(tmp_path / "other", "")
+        SealedStorage.of(tmp_path / "other", "")
 
 
 def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
-    Box.of(tmp_path)
+    SealedStorage.of(tmp_path)
     key = tmp_path / KEY_FILE
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     with pytest.raises(DeviceError, match="key file, not by a passphrase"):
-        Box.of(tmp_path, "a passphrase")
+        SealedStorage.of(tmp_path, "a passphrase")
     key.chmod(0o644)
     with pytest.raises(DeviceError, match="read by others"):
-        Box.of(tmp_path)
+        SealedStorage.of(tmp_path)
 
 
 def test_a_key_never_shows_itself(tmp_path: Path) -> None:
-    box = Box.of(tmp_path)
+    box = SealedStorage.of(tmp_path)
     key = (tmp_path / KEY_FILE).read_bytes()
     assert key.hex() not in repr(box)
     assert repr(box) == "Box()"

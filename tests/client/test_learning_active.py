@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from penchant.client.learning.active import Interview, information
+from penchant.client.learning.active import ActiveLearner, information
 from penchant.client.learning.laplace import Laplace, Posterior, Prior, linear_optimum
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.model.backbone import load_backbone
@@ -89,10 +89,10 @@ class TwoTastes:
         return Posterior(prior, at.astype(np.float32), rows, rows @ at)
 
 
-def two_tastes(features: dict[str, tuple[float, float]]) -> Interview:
+def two_tastes(features: dict[str, tuple[float, float]]) -> ActiveLearner:
     candidates = [SimpleNamespace(prompt="", chosen=text, rejected="nothing") for text in features]
     laplace: Any = TwoTastes(features)
-    return Interview(laplace, Prior(np.zeros(2, np.float32), 1.0), candidates)
+    return ActiveLearner(laplace, Prior(np.zeros(2, np.float32), 1.0), candidates)
 
 
 def test_after_an_answer_about_one_taste_the_other_is_asked_about():
@@ -121,11 +121,11 @@ def test_what_was_chosen_before_is_not_asked_about_again():
     candidates = [SimpleNamespace(prompt="", chosen=text, rejected="nothing") for text in features]
     laplace: Any = TwoTastes(features)
     prior = Prior(np.zeros(2, np.float32), 1.0)
-    assert Interview(laplace, prior, candidates).question() == 0
-    known = Interview(laplace, prior, candidates, candidates[:1])
+    assert ActiveLearner(laplace, prior, candidates).question() == 0
+    known = ActiveLearner(laplace, prior, candidates, candidates[:1])
     assert known.question() == 1
     assert known.informative()[1] == pytest.approx(told(0, 1.8))
-    asked = Interview(laplace, prior, candidates)
+    asked = ActiveLearner(laplace, prior, candidates)
     asked.answer(0, True)
     assert known.informative() == pytest.approx(asked.informative())
 
@@ -155,7 +155,7 @@ def scene(tiny_model) -> SimpleNamespace:
 
 
 def test_questions_are_about_open_candidates_and_answers_become_choices(scene):
-    interview = Interview(scene.laplace, scene.prior, CANDIDATES)
+    interview = ActiveLearner(scene.laplace, scene.prior, CANDIDATES)
     asked = []
     for turn in range(4):
         index = interview.question()
@@ -178,7 +178,7 @@ def test_questions_are_about_open_candidates_and_answers_become_choices(scene):
 
 def test_what_an_answer_tells_is_what_it_takes_off_the_doubt(scene):
     """A twin of the candidate that was answered tells less afterwards."""
-    interview = Interview(scene.laplace, scene.prior, [*CANDIDATES, CANDIDATES[3]])
+    interview = ActiveLearner(scene.laplace, scene.prior, [*CANDIDATES, CANDIDATES[3]])
     before = interview.informative()
     interview.answer(3, True)
     assert interview.informative()[6] < 0.8 * before[6]
@@ -187,7 +187,7 @@ def test_what_an_answer_tells_is_what_it_takes_off_the_doubt(scene):
 def test_the_candidates_order_of_responses_gives_nothing_away(scene):
     """Whoever is called chosen before the answer: the same questions, for the same answers."""
     swapped = [SimpleNamespace(prompt=p.prompt, chosen=p.rejected, rejected=p.chosen) for p in CANDIDATES]
-    one, other = (Interview(scene.laplace, scene.prior, pairs) for pairs in (CANDIDATES, swapped))
+    one, other = (ActiveLearner(scene.laplace, scene.prior, pairs) for pairs in (CANDIDATES, swapped))
     for _ in range(4):
         index = one.question()
         assert other.question() == index
@@ -197,7 +197,7 @@ def test_the_candidates_order_of_responses_gives_nothing_away(scene):
 
 def test_linear_between_looks_is_close_to_fitting_anew(scene):
     """After three answers the view is of two; the margins are those of a fit to three, to first order."""
-    interview = Interview(scene.laplace, Prior(scene.prior.mean, scene.prior.variance / 100), CANDIDATES)
+    interview = ActiveLearner(scene.laplace, Prior(scene.prior.mean, scene.prior.variance / 100), CANDIDATES)
     for index in (0, 1, 3):
         interview.answer(index, True)
     posterior = interview.posterior()
@@ -206,7 +206,7 @@ def test_linear_between_looks_is_close_to_fitting_anew(scene):
 
 
 def test_nothing_is_asked_twice(scene):
-    interview = Interview(scene.laplace, scene.prior, CANDIDATES)
+    interview = ActiveLearner(scene.laplace, scene.prior, CANDIDATES)
     interview.answer(2, True)
     for index in (2, 6, -1):
         with pytest.raises(ValueError, match="not open"):

@@ -16,7 +16,7 @@ from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.config import AdapterConfig, FederationConfig, ModelConfig, RunConfig, TrainingConfig
 from penchant.common.errors import ConfigError, DataError, DeviceError
 from penchant.common.model.backbone import load_backbone
-from penchant.common.model.factors import Effective, Split
+from penchant.common.model.factors import MergedWeights, Split
 from penchant.common.model.reward import RewardModel
 
 PAIRS = [
@@ -67,10 +67,10 @@ class Line:
 
     device = torch.device("cpu")
 
-    def scores(self, texts: Any, effective: Effective) -> torch.Tensor:
+    def scores(self, texts: Any, effective: MergedWeights) -> torch.Tensor:
         return texts * effective.head[0]
 
-    def margins(self, prepared: Any, effective: Effective) -> torch.Tensor:
+    def margins(self, prepared: Any, effective: MergedWeights) -> torch.Tensor:
         scores = self.scores(prepared.texts, effective)
         return scores[prepared.chosen] - scores[prepared.rejected]
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from penchant.client.vault.sealing import Box
+from penchant.client.vault.sealing import SealedStorage
 from penchant.client.vault.vault import TOLD_MOST, Vault
 from penchant.common.errors import DeviceError, StageError
 
@@ -325,7 +325,7 @@ def test_the_directory_and_its_files_are_the_owners_alone(tmp_path: Path) -> Non
 
 def test_with_a_box_nothing_personal_lies_there_in_clear(tmp_path: Path) -> None:
     secret, context, blob = factor(0.123, 64), b"the shared factors of round 1", b"a list of members"
-    sealed, box = tmp_path / "sealed", Box(bytes(32))
+    sealed, box = tmp_path / "sealed", SealedStorage(bytes(32))
     clear = tmp_path / "clear"
     for home, used in ((sealed, box), (clear, None)):
         vault = Vault(home, used)
@@ -341,7 +341,7 @@ def test_with_a_box_nothing_personal_lies_there_in_clear(tmp_path: Path) -> None
     assert np.array_equal(found.vector, secret)
     assert (found.context, Vault(sealed, box).blob("list")) == (context, blob)
     with pytest.raises(DeviceError, match="does not open"):
-        Vault(sealed, Box(bytes([1]) * 32)).personal(RUN)
+        Vault(sealed, SealedStorage(bytes([1]) * 32)).personal(RUN)
 
 
 def test_what_is_forgotten_is_gone_from_the_file(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from penchant.common.config import AdapterConfig
 from penchant.common.errors import CodecError, ConfigError
 from penchant.common.model.factors import Split
-from penchant.common.model.modules import Slot
+from penchant.common.model.modules import AdaptedModule
 from penchant.common.model.shares import Head, Part, Share, head_of, parts_of
 
-ONE = (Slot("encoder.layer.5.output.dense", 6, 4),)
-TWO = (Slot("layers.0.q_proj", 4, 4), Slot("layers.0.v_proj", 4, 2))
+ONE = (AdaptedModule("encoder.layer.5.output.dense", 6, 4),)
+TWO = (AdaptedModule("layers.0.q_proj", 4, 4), AdaptedModule("layers.0.v_proj", 4, 2))
 SLOT = "encoder.layer.5.output.dense"
 
 
@@ -164,7 +164,7 @@ def test_the_start_is_the_same_for_all_methods_and_devices() -> None:
 
 
 def test_a_is_drawn_with_the_true_fan_in() -> None:
-    wide = (Slot("x.dense", 1000, 8),)
+    wide = (AdaptedModule("x.dense", 1000, 8),)
     shared, _ = Split(wide, 8, 4, Share.A, Head.PERSONAL).initial(0)
     assert np.abs(shared).max() == pytest.approx(1 / math.sqrt(1000), rel=0.01)
 
@@ -205,7 +205,7 @@ def _tensors(**values: list) -> dict[str, torch.Tensor]:
     return {names[key]: torch.tensor(value, dtype=torch.float32) for key, value in values.items()}
 
 
-SMALL = (Slot(SLOT, 2, 2),)
+SMALL = (AdaptedModule(SLOT, 2, 2),)
 A = [[1.0, 2.0], [3.0, 4.0]]
 B = [[1.0, 0.0], [1.0, 1.0]]
 HEAD = [[1.0, 0.0, 0.0, 2.0]]

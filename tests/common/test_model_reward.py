@@ -13,7 +13,7 @@ import torch
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.errors import ConfigError
 from penchant.common.model.backbone import load_backbone
-from penchant.common.model.factors import Effective
+from penchant.common.model.factors import MergedWeights
 from penchant.common.model.reward import RewardModel, bradley_terry, joined
 
 QV = AdapterConfig(share="AB", target_modules=("q_proj", "v_proj"), layers=(-1,), rank=2, alpha=6.0)
@@ -27,7 +27,7 @@ def reward_model(folder: Any, adapter: AdapterConfig = DENSE, **settings: Any) -
     return RewardModel(load_backbone(model, device="cpu"), model, adapter)
 
 
-def factors(model: RewardModel, seed: int = 0) -> Effective:
+def factors(model: RewardModel, seed: int = 0) -> MergedWeights:
     split = model.split()
     shared = np.random.default_rng(seed).normal(size=split.shared.size) * 0.3
     return split.merged(shared.astype(np.float32), np.zeros(split.personal.size, np.float32))
@@ -66,7 +66,7 @@ def test_rewards_are_those_of_a_plain_peft_model(tiny_model, kind: str, adapter:
 def test_normalised_embeddings_have_the_length_asked_for(tiny_model) -> None:
     model = reward_model(tiny_model("bert"), normalize=10.0)
     effective = factors(model)
-    basis = [Effective(effective.adapters, torch.eye(16)[i : i + 1]) for i in range(16)]
+    basis = [MergedWeights(effective.adapters, torch.eye(16)[i : i + 1]) for i in range(16)]
     texts = model.prepare_texts(TEXTS)
     embeddings = torch.stack([model.scores(texts, one) for one in basis], dim=1)
     assert embeddings.norm(dim=1).tolist() == pytest.approx([10.0] * 3)
@@ -148,7 +148,7 @@ def test_lore_keeps_one_embedding_a_text(tiny_model) -> None:
     shared = np.random.default_rng(0).normal(size=split.shared.size).astype(np.float32)
     effective = split.merged(shared, np.ones(2, np.float32))
     zero = {slot.name: (torch.zeros(2, 32), torch.zeros(16, 2)) for slot in plain.slots}
-    expected = plain.scores(plain.prepare_texts(TEXTS), Effective(zero, effective.head))
+    expected = plain.scores(plain.prepare_texts(TEXTS), MergedWeights(zero, effective.head))
     assert torch.allclose(model.scores(model.prepare_texts(TEXTS), effective), expected, atol=1e-5)
 
 

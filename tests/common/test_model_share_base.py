@@ -15,7 +15,7 @@ from support.tastes import write_choices
 from torch import Tensor
 
 from penchant.client.device.export import Export, export_peft
-from penchant.client.learning.model_cache import Benches
+from penchant.client.learning.model_cache import ModelCache
 from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.config import AdapterConfig, ModelConfig, Plan, RunConfig, TrainingConfig
 from penchant.common.errors import BaseModelError, ConfigError, UsageError
@@ -23,7 +23,7 @@ from penchant.common.model.backbone import load_backbone
 from penchant.common.model.factors import Split
 from penchant.common.model.reward import RewardModel
 from penchant.common.model.shares import Head, Share, parts_of
-from penchant.common.secagg.update_vector import Form
+from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.deploy import run_directory
 from penchant.deploy.audit.record import read_tensors
 from penchant.deploy.simulation.runner import simulate
@@ -245,7 +245,7 @@ def finished(tiny_model, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict
             "federation.cohort": 4,
         }
     )
-    world = prepare(config, Benches())
+    world = prepare(config, ModelCache())
     run_directory.create(folder / "run", config)
     return simulate(world, folder / "run", command="test"), folder / "run"
 
@@ -255,11 +255,11 @@ def test_what_leaves_a_client_holds_them_by_name(finished: tuple[dict[str, Any],
     names = {row["name"]: tuple(row["shape"]) for row in result["shared_tensors"]}
     assert NORMS.items() <= names.items()
     config = run_directory.read_config(directory)
-    split = prepare(config).benches.of(config.plan("main", 4)).split
+    split = prepare(config).model_cache.of(config.plan("main", 4)).split
     plan = config.plan("main", 4)
     recorded = {tensor.name: tensor.shape for tensor in read_tensors(directory)["main"]}
     assert NORMS.items() <= recorded.items()
-    assert Form.of(plan, split).quantiser.size == sum(int(np.prod(shape)) for shape in names.values())
+    assert UpdateLayout.of(plan, split).quantiser.size == sum(int(np.prod(shape)) for shape in names.values())
     trained = load_file(directory / "checkpoints" / "round-000002.safetensors")["factors"]
     assert all(np.abs(split.shared.named(trained)[name]).max() > 0 for name in NORMS)
 

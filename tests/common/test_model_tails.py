@@ -108,7 +108,7 @@ def test_fast_is_slow_for_smollm2() -> None:
 
 def test_what_fits_no_fast_path_runs_in_full(tiny_model, monkeypatch, caplog) -> None:
     """A model whose blocks can't be entered is run as a whole, and the log says so."""
-    monkeypatch.setattr("penchant.common.model.tails.BlockTail.capture", lambda *_: [()])
+    monkeypatch.setattr("penchant.common.model.tails.BlockTail.precompute", lambda *_: [()])
     with caplog.at_level("INFO"):
         fast, slow = both(tiny_model("llama"), QV)
     assert fast.tail.name == "full"
@@ -205,7 +205,7 @@ class Words:
         self.captured: list[int] = []
         self.seconds = seconds
 
-    def capture(self, texts: Sequence[Tensor]) -> list[Activations]:
+    def precompute(self, texts: Sequence[Tensor]) -> list[Activations]:
         time.sleep(self.seconds)
         self.captured += [len(ids) for ids in texts]
         return [(ids.float(),) for ids in texts]

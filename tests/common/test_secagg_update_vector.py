@@ -17,16 +17,16 @@ from penchant.common.config import AdapterConfig, FederationConfig, PrivacyConfi
 from penchant.common.crypto.masks import Ring
 from penchant.common.errors import ConfigError, QuantiserError
 from penchant.common.model.factors import Split
-from penchant.common.model.modules import Slot
-from penchant.common.secagg.update_vector import BINS, JUDGED_MOST, Contribution, Form, Sums
+from penchant.common.model.modules import AdaptedModule
+from penchant.common.secagg.update_vector import BINS, JUDGED_MOST, Contribution, RoundSums, UpdateLayout
 
-SLOTS = (Slot("block.0.dense", 3, 4), Slot("block.1.dense", 3, 4))
+SLOTS = (AdaptedModule("block.0.dense", 3, 4), AdaptedModule("block.1.dense", 3, 4))
 COUNTERS = ["weight", "loss", "correct", "total", *(f"accuracy {i}/{BINS}" for i in range(BINS))]
 
 
-def form(
+def layout(
     phase: Any = "main", *, cohort: int = 8, clip: float = 2.0, share: Any = "A", **privacy: Any
-) -> tuple[Form, Split]:
+) -> tuple[UpdateLayout, Split]:
     """The form of a round on two tiny modules, weights up to 64."""
     config = RunConfig(
         adapter=AdapterConfig(share=share),
@@ -35,7 +35,7 @@ def form(
     )
     plan = config.plan(phase, cohort)
     split = Split.of(SLOTS, 3, plan.adapter, warmup=phase == "warmup", seed=0)
-    return Form.of(plan, split), split
+    return UpdateLayout.of(plan, split), split
 
 
 def key(number: int) -> bytes:
@@ -48,18 +48,18 @@ def part(update: Sequence[float] | np.ndarray, **changes: Any) -> Contribution:
     return replace(usual, **changes)
 
 
-def added(form: Form, parts: Sequence[Contribution]) -> Sums:
+def added(layout: UpdateLayout, parts: Sequence[Contribution]) -> RoundSums:
     """What the server reads from the sum of these devices' vectors, added in the ring."""
-    total: Ring = np.zeros(form.words, f"<u{form.ring // 8}")
+    total: Ring = np.zeros(layout.words, f"<u{layout.ring // 8}")
     for number, each in enumerate(parts):
-        total = total + form.quantise(each, key(number))
-    return form.read(total.view(f"<i{form.ring // 8}").astype(np.int64))
+        total = total + layout.quantise(each, key(number))
+    return layout.read(total.view(f"<i{layout.ring // 8}").astype(np.int64))
 
 
-def updates(form: Form, count: int, *, norm: float) -> list[np.ndarray]:
+def updates(layout: UpdateLayout, count: int, *, norm: float) -> list[np.ndarray]:
     """Random updates of a given L2 norm, float32 [size]."""
     draw = np.random.default_rng(count)
-    raw = draw.normal(size=(count, form.quantiser.size))
+    raw = draw.normal(size=(count, layout.quantiser.size))
     return list((raw / np.linalg.norm(raw, axis=1, keepdims=True) * norm).astype(np.float32))
 
 
@@ -73,7 +73,7 @@ def test_a_vector_holds_the_shared_tensors_and_the_counters_and_nothing_else(pha
     a, b, head = 2 * (2 * 3), 2 * (4 * 2), 3
     sizes = {"B": b + head, "A": a + head, "kernel": a + b + head, "svd": a + b + head}
     expected = {"warmup": a + b + head, "main": sizes[share], "close": 0}[phase]
-    this, split = form(phase, share=share)
+    this, split = layout(phase, share=share)
     assert this.quantiser.size == expected
     assert [counter.name for counter in this.quantiser.counters] == COUNTERS
     assert this.words == expected + 4 + BINS
@@ -84,11 +84,11 @@ def test_a_vector_holds_the_shared_tensors_and_the_counters_and_nothing_else(pha
 @pytest.mark.parametrize("size", [0, 14, 16])
 def test_an_update_of_another_size_is_refused(size: int) -> None:
     with pytest.raises(QuantiserError, match="an update of 15 elements"):
-        form()[0].quantise(part(np.zeros(size)), key(0))
+        layout()[0].quantise(part(np.zeros(size)), key(0))
 
 
 def test_a_closing_round_takes_counts_and_no_tensors() -> None:
-    close, _ = form("close")
+    close, _ = layout("close")
     with pytest.raises(QuantiserError, match="an update of 0 elements"):
         close.quantise(part([0.1]), key(0))
     sums = added(close, [part([]), part([], correct=1)])
@@ -102,7 +102,7 @@ def test_a_closing_round_takes_counts_and_no_tensors() -> None:
 
 def test_a_worked_example() -> None:
     """Two people: one moves by +1 everywhere and counts for 30 pairs, the other by -1 and counts for 10."""
-    this, split = form(clip=4.0)
+    this, split = layout(clip=4.0)
     ones = np.ones(split.shared.size)
     sums = added(
         this,
@@ -128,7 +128,7 @@ def test_a_worked_example() -> None:
 def test_the_sum_is_the_weighted_mean_within_the_quantisers_bound(
     ring_bits: int, weights: list[int], norm: float, seed: int
 ) -> None:
-    this, _ = form(ring_bits=ring_bits)
+    this, _ = layout(ring_bits=ring_bits)
     given_ = updates(this, 8, norm=norm)[: len(weights)]
     sums = added(this, [part(u, weight=w) for u, w in zip(given_, weights, strict=True)])
     exact = np.average(np.asarray(given_, np.float64), axis=0, weights=weights)
@@ -139,21 +139,21 @@ def test_the_sum_is_the_weighted_mean_within_the_quantisers_bound(
 
 
 def test_what_nobody_sent_reads_as_nothing() -> None:
-    this, _ = form()
+    this, _ = layout()
     sums = this.read(np.zeros(this.words, np.int64))
     assert not sums.mean.any()
     assert (sums.weight, sums.train_loss, sums.accuracy, sums.histogram) == (0, None, None, None)
 
 
 def test_a_device_without_validation_pairs_adds_no_accuracy() -> None:
-    this, split = form()
+    this, split = layout()
     sums = added(this, [part(np.zeros(split.shared.size), correct=0, total=0, in_histogram=True)])
     assert (sums.accuracy, sums.histogram) == (None, None)
     assert sums.train_loss == pytest.approx(0.7, abs=0.01)
 
 
 def test_another_device_secret_rounds_another_way_and_the_same_one_alike() -> None:
-    this, _ = form()
+    this, _ = layout()
     mine = part(updates(this, 1, norm=1.0)[0])
     assert np.array_equal(this.quantise(mine, key(1)), this.quantise(mine, key(1)))
     assert not np.array_equal(this.quantise(mine, key(1)), this.quantise(mine, key(2)))
@@ -163,7 +163,7 @@ def test_another_device_secret_rounds_another_way_and_the_same_one_alike() -> No
 
 
 def test_a_long_update_is_clipped_to_the_norm_and_keeps_its_direction() -> None:
-    this, _ = form(clip=2.0)
+    this, _ = layout(clip=2.0)
     long = updates(this, 1, norm=50.0)[0]
     mean = added(this, [part(long)]).mean
     assert np.linalg.norm(mean) == pytest.approx(2.0, rel=1e-4)
@@ -172,7 +172,7 @@ def test_a_long_update_is_clipped_to_the_norm_and_keeps_its_direction() -> None:
 
 @pytest.mark.parametrize("value", [2.1, 1e3, 1e20, 3e38])
 def test_one_huge_element_is_clipped_and_not_refused(value: float) -> None:
-    this, split = form(clip=2.0)
+    this, split = layout(clip=2.0)
     update = np.zeros(split.shared.size, np.float32)
     update[3] = value
     mean = added(this, [part(update)]).mean
@@ -181,14 +181,14 @@ def test_one_huge_element_is_clipped_and_not_refused(value: float) -> None:
 
 
 def test_an_update_within_the_norm_is_left_alone() -> None:
-    this, _ = form(clip=2.0)
+    this, _ = layout(clip=2.0)
     short = updates(this, 1, norm=1.999)[0]
     assert added(this, [part(short)]).mean == pytest.approx(short, abs=this.quantiser.step / 10)
 
 
 def test_nobody_counts_for_more_than_the_greatest_weight() -> None:
     """65 pairs count as 64; the mean loss stays that of all 65."""
-    this, split = form()
+    this, split = layout()
     zeros = np.zeros(split.shared.size)
     for weight in (64, 65, 10**9):
         sums = added(this, [part(zeros, weight=weight, loss=0.5 * weight)])
@@ -198,12 +198,12 @@ def test_nobody_counts_for_more_than_the_greatest_weight() -> None:
 
 @pytest.mark.parametrize(("loss", "shown"), [(-3.0, 0.0), (80.0, 8.0), (80.1, 8.0), (math.inf, 8.0)])
 def test_a_mean_loss_lies_between_0_and_8_nats(loss: float, shown: float) -> None:
-    this, split = form()
+    this, split = layout()
     assert added(this, [part(np.zeros(split.shared.size), loss=loss)]).train_loss == pytest.approx(shown)
 
 
 def test_the_largest_contributions_of_a_whole_group_do_not_overflow() -> None:
-    this, split = form(cohort=8)
+    this, split = layout(cohort=8)
     largest = np.zeros(split.shared.size, np.float32)
     largest[0] = -1e30
     most = part(largest, weight=64, loss=1e9, correct=JUDGED_MOST, total=JUDGED_MOST, in_histogram=True)
@@ -216,7 +216,7 @@ def test_the_largest_contributions_of_a_whole_group_do_not_overflow() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_is_refused(value: float) -> None:
-    this, split = form()
+    this, split = layout()
     update = np.zeros(split.shared.size, np.float32)
     update[-1] = value
     with pytest.raises(QuantiserError, match="no number"):
@@ -224,20 +224,20 @@ def test_what_is_no_number_is_refused(value: float) -> None:
 
 
 def test_a_loss_that_is_no_number_is_refused() -> None:
-    this, split = form()
+    this, split = layout()
     with pytest.raises(QuantiserError, match='counter "loss"'):
         this.quantise(part(np.zeros(split.shared.size), loss=math.nan), key(0))
 
 
 @pytest.mark.parametrize("changes", [{"weight": -1}, {"correct": -1}, {"total": -1}])
 def test_negative_counts_are_refused(changes: dict[str, int]) -> None:
-    this, split = form()
+    this, split = layout()
     with pytest.raises(QuantiserError):
         this.quantise(part(np.zeros(split.shared.size), **changes), key(0))
 
 
 def test_more_validation_pairs_than_are_counted_are_refused() -> None:
-    this, split = form()
+    this, split = layout()
     zeros = np.zeros(split.shared.size)
     assert added(this, [part(zeros, total=JUDGED_MOST)]).total == JUDGED_MOST
     with pytest.raises(ConfigError, match="1025 validation pairs; at most 1024 are counted"):
@@ -248,14 +248,14 @@ def test_bounds_that_no_ring_holds_are_refused_before_the_round() -> None:
     config = RunConfig().changed({"federation.max_weight": 1 << 20})
     plan = config.plan("main", 256)
     with pytest.raises(QuantiserError, match="lower the group size or max_weight, or use 64 bits"):
-        Form.of(plan, Split.of(SLOTS, 3, plan.adapter))
+        UpdateLayout.of(plan, Split.of(SLOTS, 3, plan.adapter))
     wide = replace(plan, ring_bits=64)
-    assert Form.of(wide, Split.of(SLOTS, 3, wide.adapter)).ring == 64
+    assert UpdateLayout.of(wide, Split.of(SLOTS, 3, wide.adapter)).ring == 64
 
 
 @pytest.mark.parametrize(("cohort", "group"), [(1, 1), (8, 8), (256, 256), (1000, 256)])
 def test_a_sum_holds_at_most_a_group(cohort: int, group: int) -> None:
-    assert form(cohort=cohort)[0].group == group
+    assert layout(cohort=cohort)[0].group == group
 
 
 # --- the histogram --------------------------------------------------------------------------------
@@ -277,14 +277,14 @@ def test_a_sum_holds_at_most_a_group(cohort: int, group: int) -> None:
     ],
 )
 def test_a_device_shows_its_tenth_of_accuracy(correct: int, total: int, place: int) -> None:
-    this, split = form()
+    this, split = layout()
     each = part(np.zeros(split.shared.size), correct=correct, total=total, in_histogram=True)
     expected = tuple(int(i == place) for i in range(BINS))
     assert added(this, [each]).histogram == expected
 
 
 def test_a_device_shows_nothing_unless_it_decided_to() -> None:
-    this, split = form()
+    this, split = layout()
     silent = part(np.zeros(split.shared.size))
     assert added(this, [silent, silent]).histogram is None
     shown = replace(silent, in_histogram=True)

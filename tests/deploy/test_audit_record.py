@@ -50,15 +50,15 @@ from penchant.client.vault.vault import Vault
 from penchant.common.crypto.entropy import Entropy, SeededEntropy
 from penchant.common.errors import DeviceError, RunDirectoryError
 from penchant.common.model.factors import Split
-from penchant.common.secagg.update_vector import COUNTERS, Form
+from penchant.common.secagg.update_vector import COUNTERS, UpdateLayout
 from penchant.common.wire.codec import encode
 from penchant.common.wire.flower import message_type, pack
 from penchant.common.wire.messages import Abort, AbortCode, Masked, Plain, Status
 from penchant.deploy.audit.audit import audit
 from penchant.deploy.audit.record import WIRE, Tensor, read_tensors, read_wire, rules_of
 from penchant.deploy.flower.in_process_grid import InProcessGrid
-from penchant.deploy.simulation.devices import Fleet
-from penchant.deploy.simulation.recorder import WireLog
+from penchant.deploy.simulation.devices import SimulatedDevices
+from penchant.deploy.simulation.recorder import MessageRecorder
 from penchant.deploy.simulation.world import tensors_of
 
 PEOPLE = 4
@@ -117,12 +117,12 @@ class Canaries:
                 yield from _named(name, encodings_of_bytes(row.tobytes()))
 
 
-def _identity(fleet: Fleet, person: int) -> bytes:
+def _identity(fleet: SimulatedDevices, person: int) -> bytes:
     private: bytes = fleet._certified[person][0]
     return private
 
 
-def _personal(fleet: Fleet, person: int) -> np.ndarray:
+def _personal(fleet: SimulatedDevices, person: int) -> np.ndarray:
     """What a device holds after the last finished round that it heard of; nothing before."""
     kept = Vault(fleet._home(person)).personal(RUN)
     return np.zeros(0, np.float32) if kept is None else kept.vector
@@ -150,13 +150,13 @@ class Drawn:
 def canaries(monkeypatch: pytest.MonkeyPatch) -> Canaries:
     """Gathers personal parts as they are staged, vectors before they are masked, and derived keys."""
     found = Canaries()
-    stage, quantise, derived = Vault.stage, Form.quantise, Agent._derived
+    stage, quantise, derived = Vault.stage, UpdateLayout.quantise, Agent._derived
 
     def staged(self: Vault, run: bytes, round: int, attempt: int, vector: Any, *rest: Any) -> None:
         found.numbers.append(("personal part", vector.copy()))
         stage(self, run, round, attempt, vector, *rest)
 
-    def quantised(self: Form, contribution: Any, key: bytes) -> Any:
+    def quantised(self: UpdateLayout, contribution: Any, key: bytes) -> Any:
         found.numbers.append(("update", contribution.update.copy()))
         vector = quantise(self, contribution, key)
         found.vectors.append(("unmasked vector", vector[: contribution.update.size].copy()))
@@ -167,7 +167,7 @@ def canaries(monkeypatch: pytest.MonkeyPatch) -> Canaries:
         return _kept(found, "key of the device", derived(self, *args))
 
     monkeypatch.setattr(Vault, "stage", staged)
-    monkeypatch.setattr(Form, "quantise", quantised)
+    monkeypatch.setattr(UpdateLayout, "quantise", quantised)
     monkeypatch.setattr(Agent, "_derived", device_key)
     for name in ("self_mask_key", "pair_mask_key", "seal_key"):
         _spy(monkeypatch, found, name)
@@ -256,7 +256,7 @@ def test_the_search_finds_unmasked_vectors_of_a_plain_run(
     assert {name.split(",")[0] for name in found} == {"unmasked vector"}
 
 
-LEAKS: dict[str, Callable[[Fleet, int], bytes]] = {
+LEAKS: dict[str, Callable[[SimulatedDevices, int], bytes]] = {
     "personal part, <f4 raw": lambda fleet, person: _personal(fleet, person).tobytes(),
     "personal part, float64 text": lambda fleet, person: str(_personal(fleet, person).tolist()).encode(),
     "text chosen, utf-16-le": lambda fleet, person: fleet._people[person].train[0].chosen.encode("utf-16-le"),
@@ -271,7 +271,7 @@ def test_the_search_and_the_audit_find_what_a_faulty_client_sends_along(
 ) -> None:
     """One client adds a secret to its last message."""
 
-    def leak(fleet: Fleet, person: int, stage: str, reply: bytes) -> bytes:
+    def leak(fleet: SimulatedDevices, person: int, stage: str, reply: bytes) -> bytes:
         last = stage == "status" and person == 2 and _personal(fleet, person).size
         return reply + LEAKS[leaked](fleet, person) if last else reply
 
@@ -337,7 +337,7 @@ def test_a_reply_that_comes_too_late_is_on_record(tmp_path: Path) -> None:
         gate.wait(30)
         return encode(Status(True, 7))
 
-    with WireLog(tmp_path) as wire:
+    with MessageRecorder(tmp_path) as wire:
         grid = InProcessGrid(build_app(lambda context: slow), 1, workers=1, recorder=wire.record)
         assert asked(grid, "status", FIRST_NODE, 0.05) == []
         assert list(read_wire(tmp_path)) == []
@@ -353,7 +353,7 @@ def test_an_error_of_flowers_is_on_record_by_the_name_of_its_type(tmp_path: Path
     def fails(message: Message, context: Context) -> Message:
         raise DeviceError("text that may not leave")
 
-    with WireLog(tmp_path) as wire:
+    with MessageRecorder(tmp_path) as wire:
         grid = InProcessGrid(app, 1, workers=1, recorder=wire.record)
         (reply,) = asked(grid, "masked", FIRST_NODE, None)
         grid.close()
@@ -365,7 +365,7 @@ def test_a_relay_sends_one_code_whatever_goes_wrong_in_it(tmp_path: Path) -> Non
     def broken(stage: str, payload: bytes) -> bytes:
         raise RuntimeError("text that may not leave")
 
-    with WireLog(tmp_path, whole=True) as wire:
+    with MessageRecorder(tmp_path, whole=True) as wire:
         grid = InProcessGrid(build_app(lambda context: broken), 1, workers=1, recorder=wire.record)
         asked(grid, "masked", FIRST_NODE, None)
         grid.close()
@@ -375,7 +375,7 @@ def test_a_relay_sends_one_code_whatever_goes_wrong_in_it(tmp_path: Path) -> Non
 
 
 def test_a_client_that_nothing_reaches_sends_nothing(tmp_path: Path) -> None:
-    with WireLog(tmp_path) as wire:
+    with MessageRecorder(tmp_path) as wire:
         grid = InProcessGrid(
             build_app(lambda context: lambda stage, payload: payload),
             1,
@@ -405,7 +405,7 @@ def process() -> None:
 
 @pytest.mark.usefixtures("process")
 def test_a_message_is_described_field_by_field(tmp_path: Path) -> None:
-    with WireLog(tmp_path) as wire:
+    with MessageRecorder(tmp_path) as wire:
         wire.record(5, reply_of(pack(encode(Masked(bytes(64), bytes(20))))))
         wire.record(5, reply_of(pack(encode(Abort(AbortCode.POLICY))), "status", "status"))
         wire.record(5, reply_of(pack(b"PEN\x01\xffwhat is this")))
@@ -427,7 +427,7 @@ def test_a_message_is_described_field_by_field(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("process")
 def test_bytes_are_kept_only_where_asked_for(tmp_path: Path) -> None:
-    with WireLog(tmp_path, whole=True) as wire:
+    with MessageRecorder(tmp_path, whole=True) as wire:
         wire.record(5, reply_of(pack(encode(Status(True, 1)))))
     (sent,) = read_wire(tmp_path)
     again = message_from_proto(MessageProto.FromString(sent.message or b""))
@@ -438,7 +438,7 @@ def test_bytes_are_kept_only_where_asked_for(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("process")
 def test_what_is_recorded_is_there_before_the_message_goes_on(tmp_path: Path) -> None:
     """A run that is killed has lost nothing: another connection sees each message at once."""
-    with WireLog(tmp_path) as wire:
+    with MessageRecorder(tmp_path) as wire:
         for count in range(1, 4):
             wire.record(5, reply_of(pack(encode(Status(True, 1)))))
             assert len(list(read_wire(tmp_path))) == count
@@ -447,16 +447,16 @@ def test_what_is_recorded_is_there_before_the_message_goes_on(tmp_path: Path) ->
 
 @pytest.mark.usefixtures("process")
 def test_a_resumed_run_forgets_the_rounds_that_it_plays_anew(tmp_path: Path) -> None:
-    with WireLog(tmp_path) as wire:
+    with MessageRecorder(tmp_path) as wire:
         for place in ("status", "1.1", "2.1", "2.2", "10.1"):
             wire.record(5, reply_of(pack(encode(Status(True, 1))), place=place))
-    with WireLog(tmp_path) as wire:
+    with MessageRecorder(tmp_path) as wire:
         wire.rewind(1)
     assert [s.place for s in read_wire(tmp_path)] == ["status", "1.1"]
 
 
 def test_forms_are_read_back(tmp_path: Path) -> None:
-    with WireLog(tmp_path) as wire:
+    with MessageRecorder(tmp_path) as wire:
         wire.forms({"main": (A, *COUNTS)})
         wire.forms({"main": (B, *COUNTS), "close": COUNTS})
     assert read_tensors(tmp_path) == {"main": (B, *COUNTS), "close": COUNTS}
@@ -480,7 +480,7 @@ def test_vectors_have_the_length_of_the_split_in_every_phase(base: Path) -> None
             plan = world.config.plan(phase, PEOPLE)
             split: Split = BENCHES.of(plan).split
             words = sum(t.words for t in tensors_of(world, phase))
-            assert words == Form.of(plan, split).words
+            assert words == UpdateLayout.of(plan, split).words
             lengths[phase].add(words)
     assert lengths == {
         "warmup": {64 + 32 + 16 + 14},
@@ -494,7 +494,7 @@ def test_a_damaged_record_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="can't read"):
         list(read_wire(tmp_path))
     (tmp_path / WIRE).unlink()
-    with WireLog(tmp_path):
+    with MessageRecorder(tmp_path):
         pass
     with sqlite3.connect(tmp_path / WIRE) as db:
         db.execute("INSERT INTO sent VALUES (1, '1.1', 'keys', 5, 'Entry', 1, 1, '', '[{}]', '', NULL)")

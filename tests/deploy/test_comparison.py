@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from penchant.client.learning.model_cache import Benches
+from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.errors import RoundFailed, RunDirectoryError
 from penchant.deploy import run_directory
@@ -28,7 +28,7 @@ from penchant.deploy.comparison.runner import compare
 from penchant.deploy.comparison.statistics import difference
 from penchant.deploy.comparison.table import table
 from penchant.deploy.simulation.runner import simulate
-from penchant.deploy.simulation.world import World, prepare
+from penchant.deploy.simulation.world import SimulationSetup, prepare
 
 WORDS = ["motion", "bill", "vote", "table", "cloture", "judge", "budget", "tax"]
 
@@ -83,11 +83,11 @@ def settings(base: RunConfig, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def played(monkeypatch: pytest.MonkeyPatch) -> list[World]:
+def played(monkeypatch: pytest.MonkeyPatch) -> list[SimulationSetup]:
     """The worlds that were really simulated, in order."""
-    worlds: list[World] = []
+    worlds: list[SimulationSetup] = []
 
-    def counted(world: World, directory: Path, *args: Any, **more: Any) -> Any:
+    def counted(world: SimulationSetup, directory: Path, *args: Any, **more: Any) -> Any:
         worlds.append(world)
         return simulate(world, directory, *args, **more)
 
@@ -116,12 +116,12 @@ def accuracies(directory: Path) -> dict[tuple[str, int], list[float]]:
 
 
 def test_every_method_meets_the_same_people_and_pairs(
-    base: RunConfig, tmp_path: Path, played: list[World]
+    base: RunConfig, tmp_path: Path, played: list[SimulationSetup]
 ) -> None:
-    benches = Benches()
-    compare(cases(base, "A,B,AB,none", "0,1", pairs="4,6"), tmp_path / "out", benches=benches)
+    model_cache = ModelCache()
+    compare(cases(base, "A,B,AB,none", "0,1", pairs="4,6"), tmp_path / "out", model_cache=model_cache)
     assert len(played) == 16
-    assert benches.loads == 1
+    assert model_cache.loads == 1
     seen: dict[int, set[str]] = {0: set(), 1: set()}
     held_out: dict[int, set[Any]] = {0: set(), 1: set()}
     for world in played:
@@ -135,8 +135,8 @@ def test_every_method_meets_the_same_people_and_pairs(
 
 def test_a_case_is_what_simulate_gives_alone(base: RunConfig, tmp_path: Path) -> None:
     """Bit for bit, although other seeds' texts went through the model before it: none of them is kept."""
-    benches = Benches()
-    compare(cases(base, "none,A", "0,1"), tmp_path / "out", benches=benches)
+    model_cache = ModelCache()
+    compare(cases(base, "none,A", "0,1"), tmp_path / "out", model_cache=model_cache)
     home = tmp_path / "out" / "cases" / "A-shared-6pairs-all-seed1"
     config = run_directory.read_config(home)
     run_directory.create(tmp_path / "alone", config)
@@ -147,7 +147,7 @@ def test_a_case_is_what_simulate_gives_alone(base: RunConfig, tmp_path: Path) ->
     assert alone["per_client"] == result["per_client"]
     last = "checkpoints/round-000003.safetensors"
     assert (tmp_path / "alone" / last).read_bytes() == (home / last).read_bytes()
-    models = [kept.model(config.model, config.adapter) for kept in (benches, world.benches)]
+    models = [kept.model(config.model, config.adapter) for kept in (model_cache, world.model_cache)]
     assert len(models[0].cache) == len(models[1].cache) > 0
 
 
@@ -242,7 +242,9 @@ def test_a_case_that_was_only_just_begun_is_begun_again(base: RunConfig, tmp_pat
     assert len(compare(cases(base, "A", "0"), tmp_path / "out").rows) == 1
 
 
-def test_more_seeds_run_only_what_is_new(base: RunConfig, tmp_path: Path, played: list[World]) -> None:
+def test_more_seeds_run_only_what_is_new(
+    base: RunConfig, tmp_path: Path, played: list[SimulationSetup]
+) -> None:
     compare(cases(base, "A,none", "0,1"), tmp_path / "out")
     assert [world.config.seed for world in played] == [0, 0, 1, 1]
     played.clear()
@@ -254,7 +256,7 @@ def test_more_seeds_run_only_what_is_new(base: RunConfig, tmp_path: Path, played
 
 
 def test_asking_again_runs_nothing_and_forgets_nothing(
-    base: RunConfig, tmp_path: Path, played: list[World]
+    base: RunConfig, tmp_path: Path, played: list[SimulationSetup]
 ) -> None:
     compare(cases(base, "A,none", "0,1"), tmp_path / "out")
     before = (tmp_path / "out" / "compare.json").read_bytes()
@@ -263,9 +265,9 @@ def test_asking_again_runs_nothing_and_forgets_nothing(
     def never(*_: Any) -> Any:
         raise AssertionError("a finished comparison needs no model")
 
-    compare(cases(base, "A,none", "0,1"), tmp_path / "out", benches=Benches(never))
+    compare(cases(base, "A,none", "0,1"), tmp_path / "out", model_cache=ModelCache(never))
     assert (tmp_path / "out" / "compare.json").read_bytes() == before
-    found = compare(cases(base, "none", "1"), tmp_path / "out", benches=Benches(never))  # part of it
+    found = compare(cases(base, "none", "1"), tmp_path / "out", model_cache=ModelCache(never))  # part of it
     assert played == []
     assert sorted((row["share"], tuple(row["seeds"])) for row in found.rows) == [
         ("A", (0, 1)),
@@ -276,7 +278,7 @@ def test_asking_again_runs_nothing_and_forgets_nothing(
 def test_a_failing_case_is_named_and_the_finished_ones_stand(
     base: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(world: World, *args: Any, **more: Any) -> Any:
+    def failing(world: SimulationSetup, *args: Any, **more: Any) -> Any:
         if world.config.adapter.share == "none":
             raise RoundFailed("round 1 failed")
         return simulate(world, *args, **more)
@@ -373,7 +375,7 @@ def test_a_directory_with_other_things_is_refused(base: RunConfig, tmp_path: Pat
 
 
 def test_two_comparisons_cannot_work_in_one_directory(
-    base: RunConfig, tmp_path: Path, played: list[World]
+    base: RunConfig, tmp_path: Path, played: list[SimulationSetup]
 ) -> None:
     (tmp_path / "out").mkdir()
     with (
@@ -405,7 +407,9 @@ def test_nothing_has_a_shared_head_where_nothing_is_shared() -> None:
     ]
 
 
-def test_auto_and_what_it_means_are_one_case(base: RunConfig, tmp_path: Path, played: list[World]) -> None:
+def test_auto_and_what_it_means_are_one_case(
+    base: RunConfig, tmp_path: Path, played: list[SimulationSetup]
+) -> None:
     found = compare(cases(base, "A,none", "0", heads="auto,shared,personal"), tmp_path / "out")
     assert [(row["share"], row["head"]) for row in found.rows] == [
         ("A", "shared"),

@@ -20,19 +20,19 @@ from penchant.common.errors import ConsoleError, JournalError, RunDirectoryError
 from penchant.common.membership.join_token import JoinToken
 from penchant.deploy.cli.main import main
 from penchant.deploy.console import fleet
-from penchant.deploy.console.local import LocalOperations
+from penchant.deploy.console.local import OperationsOnThisMachine
 from penchant.deploy.fleet import run_activity
-from penchant.deploy.fleet.authority import Office
+from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import attend
-from penchant.deploy.fleet.enrolment import Desk, request_revocation
-from penchant.deploy.fleet.server_directory import ServerSettings, Site
-from penchant.deploy.flower.superlink import Control, Door, NodeRow
+from penchant.deploy.fleet.enrolment import EnrolmentRegistry, request_revocation
+from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
+from penchant.deploy.flower.superlink import Control, NodeRow, SuperLinkAddress
 from penchant.server.console import passwords
-from penchant.server.console.accounts import Store
+from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.app import build_app
 from penchant.server.console.views.devices import qr_code
-from penchant.server.monitoring.fleet import Node, Token
-from penchant.server.monitoring.run_history import Work, facts_of
+from penchant.server.monitoring.fleet import ConnectedNode, Token
+from penchant.server.monitoring.run_history import Activity, facts_of
 
 DAY = 86400
 
@@ -51,10 +51,10 @@ class Nobody:
 class World:
     """A server's directory with five members, its authority, and a console over it."""
 
-    office: Office
-    site: Site
-    store: Store
-    operations: LocalOperations
+    office: AuthorityStore
+    site: ServerDirectory
+    store: ConsoleStore
+    operations: OperationsOnThisMachine
     browser: Browser
 
     @property
@@ -67,23 +67,23 @@ class World:
     def sign(self) -> None:
         """The authority grants whatever is asked; the server takes its answers over."""
         attend(self.office, self.site.requests, self.site.answers, lambda matter: True)
-        Desk(self.site).collect(Nobody())
+        EnrolmentRegistry(self.site).collect(Nobody())
 
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(passwords, "COST", 2**10)
-    office = Office.init(tmp_path / "authority")
+    office = AuthorityStore.init(tmp_path / "authority")
     for number in range(5):
         from penchant.common.membership.enrolment import request
 
         office.issue(request(bytes([number + 1]) * 32), f"device {number}")
     settings = ServerSettings(addresses=("fleet.example",), superlink_port=9)
-    site = Site.create(tmp_path / "home", settings, office.authority.public_key, office.latest())
-    store = Store(tmp_path / "state")
+    site = ServerDirectory.create(tmp_path / "home", settings, office.authority.public_key, office.latest())
+    store = ConsoleStore(tmp_path / "state")
     store.add("olga", "operator", PASSWORD)
     store.add("vera", "viewer", PASSWORD)
-    operations = LocalOperations([site.directory], store)
+    operations = OperationsOnThisMachine([site.directory], store)
     browser = Browser(build_app(store, operations, hosts=frozenset({HOST})), "olga")
     yield World(office, site, store, operations, browser)
     store.close()
@@ -179,7 +179,7 @@ def test_who_looks_sees_no_token_and_asks_for_nothing(world: World) -> None:
 
 def test_a_simulation_hands_out_nothing(world: World, tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "alone")
-    operations = LocalOperations([tmp_path / "runs"], world.store)
+    operations = OperationsOnThisMachine([tmp_path / "runs"], world.store)
     browser = Browser(build_app(world.store, operations, hosts=frozenset({HOST})), "olga")
     (place,) = operations.places()
     answer = browser.post(f"/devices/{place.id}/tokens", {"label": "x", "days": "1"})
@@ -193,7 +193,11 @@ def test_the_runs_of_a_fleet_are_found_with_their_devices_online(
 ) -> None:
     run_in(world)
     server = world.operations._server(world.operations.fleets()[0])
-    nodes = {"1001": Node(True), "1002": Node(False, 7 * 86400.0), "77": Node(True)}
+    nodes = {
+        "1001": ConnectedNode(True),
+        "1002": ConnectedNode(False, 7 * 86400.0),
+        "77": ConnectedNode(True),
+    }
     monkeypatch.setattr(server, "_nodes", lambda: nodes)
     answered(world)
     said = world.said()
@@ -219,13 +223,13 @@ def test_no_page_waits_for_a_superlink_that_hangs(world: World, monkeypatch: pyt
     server = world.operations._server(world.operations.fleets()[0])
     assert "asked just now –" in world.said("/")  # before the first answer
     wait_for("the SuperLink", lambda: not server._asking, 30)
-    monkeypatch.setattr(server, "_nodes", lambda: {"1001": Node(True)})
+    monkeypatch.setattr(server, "_nodes", lambda: {"1001": ConnectedNode(True)})
     server._asked -= 10
     answered(world)
     assert "home up 1 5" in world.said("/")
     hung, go = threading.Event(), threading.Event()
 
-    def hang() -> dict[str, Node]:
+    def hang() -> dict[str, ConnectedNode]:
         hung.set()
         go.wait(60)
         raise JournalError("silent")
@@ -259,7 +263,10 @@ def test_what_answers_and_is_no_superlink_is_silent(world: World) -> None:
 
     with http.server.HTTPServer(("127.0.0.1", 0), Other) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
-        with Control(Door(f"127.0.0.1:{other.server_port}")) as control, pytest.raises(JournalError):
+        with (
+            Control(SuperLinkAddress(f"127.0.0.1:{other.server_port}")) as control,
+            pytest.raises(JournalError),
+        ):
             control.nodes()
         other.shutdown()
 
@@ -272,7 +279,9 @@ def test_devices_that_wait_are_shown_with_what_the_authority_compares(
     rows[0] = Token("t0", "the cellar", 0, 2e9, "waiting", fingerprint="AAAA-BBBB")
     server = world.operations._server(world.operations.fleets()[0])
     monkeypatch.setattr(server, "tokens", lambda: rows[::-1])
-    monkeypatch.setattr(server, "_nodes", lambda: {"901": Node(True), "902": Node(False, time.time() - 60)})
+    monkeypatch.setattr(
+        server, "_nodes", lambda: {"901": ConnectedNode(True), "902": ConnectedNode(False, time.time() - 60)}
+    )
     answered(world)
     said = world.said()
     assert "the cellar t0 waiting fingerprint AAAA-BBBB" in said
@@ -286,8 +295,8 @@ def test_devices_that_wait_are_shown_with_what_the_authority_compares(
 def test_a_run_that_waits_for_devices_is_noticed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     run_in(world, "first", 1)
     server = world.operations._server(world.operations.fleets()[0])
-    monkeypatch.setattr(server, "_nodes", lambda: {str(n): Node(n > 3) for n in range(5)})
-    monkeypatch.setattr(world.operations, "_work", lambda *_: Work(running=True, ours=True))
+    monkeypatch.setattr(server, "_nodes", lambda: {str(n): ConnectedNode(n > 3) for n in range(5)})
+    monkeypatch.setattr(world.operations, "_work", lambda *_: Activity(running=True, ours=True))
     answered(world)
     config = world.site.run("first") / "config.toml"
     config.write_text(config.read_text().replace("cohort = 0", "cohort = 4"))
@@ -388,7 +397,7 @@ def test_a_console_of_a_fleet_alone_simulates_nothing(world: World, tmp_path: Pa
     assert "It can run 5 devices of home a round" in said  # everybody is asked, unless another is chosen
     assert world.browser.post("/runs/check", {"config": "", "where": "elsewhere"}).status_code == 404
     (tmp_path / "runs").mkdir()
-    both = LocalOperations([tmp_path / "runs", world.site.directory], world.store)
+    both = OperationsOnThisMachine([tmp_path / "runs", world.site.directory], world.store)
     browser = Browser(build_app(world.store, both, hosts=frozenset({HOST})), "olga")
     said = text_of(browser.get("/runs/new").text)
     assert "simulated, on this machine the fleet home" in said

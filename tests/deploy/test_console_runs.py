@@ -19,14 +19,14 @@ from support.console_scene import make_run
 from support.tastes import write_choices
 
 from penchant.common.errors import ConfigError, ConsoleError, RunDirectoryError, UsageError
-from penchant.deploy.console.local import LocalOperations
-from penchant.server.console.accounts import Store
-from penchant.server.monitoring.run_history import Place, facts_of
+from penchant.deploy.console.local import OperationsOnThisMachine
+from penchant.server.console.accounts import ConsoleStore
+from penchant.server.monitoring.run_history import RunLocation, facts_of
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    made = Store(tmp_path / "state")
+def store(tmp_path: Path) -> Iterator[ConsoleStore]:
+    made = ConsoleStore(tmp_path / "state")
     yield made
     for job in made.jobs().values():  # what a failed test left
         if Path(f"/proc/{job['pid']}").exists():
@@ -35,14 +35,14 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def operations(tmp_path: Path, store: Store) -> LocalOperations:
+def operations(tmp_path: Path, store: ConsoleStore) -> OperationsOnThisMachine:
     (tmp_path / "runs").mkdir()
     (tmp_path / "data").mkdir()
-    return LocalOperations([tmp_path / "runs"], store, tmp_path / "data")
+    return OperationsOnThisMachine([tmp_path / "runs"], store, tmp_path / "data")
 
 
 @pytest.fixture
-def config(tmp_path: Path, operations: LocalOperations, tiny_model: Callable[[str], Path]) -> str:
+def config(tmp_path: Path, operations: OperationsOnThisMachine, tiny_model: Callable[[str], Path]) -> str:
     """Four people on a tiny model; as many rounds as a test likes to wait for."""
     data = tmp_path / "data"
     write_choices(data / "choices.jsonl", [12] * 4)
@@ -63,16 +63,16 @@ def wait_for(what: str, happened: Callable[[], bool], seconds: float = 120) -> N
         time.sleep(0.1)
 
 
-def state(operations: LocalOperations, place: Place) -> str:
+def state(operations: OperationsOnThisMachine, place: RunLocation) -> str:
     return facts_of(place, operations.work([place])[place.id]).state
 
 
-def settled(operations: LocalOperations, place: Place) -> int:
+def settled(operations: OperationsOnThisMachine, place: RunLocation) -> int:
     return facts_of(place, operations.work([place])[place.id]).settled
 
 
 def test_a_run_is_started_stopped_resumed_and_ends(
-    operations: LocalOperations, store: Store, config: str
+    operations: OperationsOnThisMachine, store: ConsoleStore, config: str
 ) -> None:
     place = operations.start("small", config.replace("ROUNDS", "400"))
     assert state(operations, place) == "running"
@@ -98,7 +98,7 @@ def test_a_run_is_started_stopped_resumed_and_ends(
 
 
 def test_a_run_that_ends_is_finished_and_its_adapter_can_be_had(
-    operations: LocalOperations, config: str
+    operations: OperationsOnThisMachine, config: str
 ) -> None:
     place = operations.start("short", config.replace("ROUNDS", "1"))
     wait_for("the end", lambda: state(operations, place) in ("finished", "failed"))
@@ -119,7 +119,9 @@ def test_a_run_that_ends_is_finished_and_its_adapter_can_be_had(
         operations.export(place, 7)
 
 
-def test_a_run_that_can_not_be_is_failed_with_the_reason(operations: LocalOperations, config: str) -> None:
+def test_a_run_that_can_not_be_is_failed_with_the_reason(
+    operations: OperationsOnThisMachine, config: str
+) -> None:
     wrong = config.replace("ROUNDS", "1").replace('"user"', '"nobody"')
     place = operations.start("wrong", wrong)
     wait_for("the end", lambda: state(operations, place) != "running")
@@ -130,11 +132,11 @@ def test_a_run_that_can_not_be_is_failed_with_the_reason(operations: LocalOperat
 
 
 def test_a_console_that_is_started_again_finds_its_run(
-    operations: LocalOperations, store: Store, config: str, tmp_path: Path
+    operations: OperationsOnThisMachine, store: ConsoleStore, config: str, tmp_path: Path
 ) -> None:
     place = operations.start("small", config.replace("ROUNDS", "400"))
     wait_for("a round", lambda: settled(operations, place) >= 1)
-    again = LocalOperations([tmp_path / "runs"], store)
+    again = OperationsOnThisMachine([tmp_path / "runs"], store)
     work = again.work([place])[place.id]
     assert (work.running, work.ours) == (True, True)
     child = operations._children[place.id]
@@ -145,7 +147,7 @@ def test_a_console_that_is_started_again_finds_its_run(
 
 
 def test_another_process_is_never_taken_for_ours(
-    operations: LocalOperations, store: Store, tmp_path: Path
+    operations: OperationsOnThisMachine, store: ConsoleStore, tmp_path: Path
 ) -> None:
     directory = make_run(tmp_path / "runs" / "first")
     (place,) = operations.places()
@@ -162,7 +164,9 @@ def test_another_process_is_never_taken_for_ours(
     assert directory.is_dir()
 
 
-def test_a_run_of_the_terminal_is_seen_and_left_alone(operations: LocalOperations, tmp_path: Path) -> None:
+def test_a_run_of_the_terminal_is_seen_and_left_alone(
+    operations: OperationsOnThisMachine, tmp_path: Path
+) -> None:
     make_run(tmp_path / "runs" / "first")
     (place,) = operations.places()
     with (place.directory / ".lock").open("a") as lock:
@@ -177,7 +181,7 @@ def test_a_run_of_the_terminal_is_seen_and_left_alone(operations: LocalOperation
 
 
 def test_names_and_sources_are_checked_before_anything_is_made(
-    operations: LocalOperations, config: str, tmp_path: Path
+    operations: OperationsOnThisMachine, config: str, tmp_path: Path
 ) -> None:
     make_run(tmp_path / "runs" / "first")
     fine = config.replace("ROUNDS", "1")
@@ -193,7 +197,7 @@ def test_names_and_sources_are_checked_before_anything_is_made(
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["first"]
 
 
-def test_a_link_is_not_deleted_through(operations: LocalOperations, tmp_path: Path) -> None:
+def test_a_link_is_not_deleted_through(operations: OperationsOnThisMachine, tmp_path: Path) -> None:
     make_run(tmp_path / "elsewhere")
     (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
     (place,) = operations.places()
@@ -202,7 +206,9 @@ def test_a_link_is_not_deleted_through(operations: LocalOperations, tmp_path: Pa
     assert (tmp_path / "elsewhere" / "config.toml").is_file()
 
 
-def test_a_log_is_shown_without_what_steers_terminals(operations: LocalOperations, tmp_path: Path) -> None:
+def test_a_log_is_shown_without_what_steers_terminals(
+    operations: OperationsOnThisMachine, tmp_path: Path
+) -> None:
     make_run(tmp_path / "runs" / "first")
     (place,) = operations.places()
     assert operations.log(place, 10) == []
@@ -213,16 +219,16 @@ def test_a_log_is_shown_without_what_steers_terminals(operations: LocalOperation
     assert all("\x1b" not in line and "\x00" not in line for line in operations.log(place, 10))
 
 
-def test_single_runs_take_no_new_ones(store: Store, tmp_path: Path) -> None:
-    operations = LocalOperations([make_run(tmp_path / "only")], store)
+def test_single_runs_take_no_new_ones(store: ConsoleStore, tmp_path: Path) -> None:
+    operations = OperationsOnThisMachine([make_run(tmp_path / "only")], store)
     assert [place.name for place in operations.places()] == ["only"]
     with pytest.raises(ConfigError, match="single runs only"):
         operations.start("new", "seed = 1")
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(UsageError, match="is no directory"):
-        LocalOperations([tmp_path / "file"], store)
+        OperationsOnThisMachine([tmp_path / "file"], store)
 
 
-def test_recipes_can_all_be_run(operations: LocalOperations) -> None:
+def test_recipes_can_all_be_run(operations: OperationsOnThisMachine) -> None:
     for name, text in operations.recipes().items():
         assert operations.check(text).to_toml() == text, name

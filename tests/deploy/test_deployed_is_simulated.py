@@ -14,8 +14,8 @@ from support.deployment import Deployment
 from support.twin import SIMULATED, check_same, journal, simulate_twin
 
 from penchant.client.agent.flower_app import build_app
-from penchant.client.device.device import Home
-from penchant.client.learning.model_cache import Benches
+from penchant.client.device.device import Device
+from penchant.client.learning.model_cache import ModelCache
 from penchant.deploy.fleet.served_run import open_served
 from penchant.deploy.flower.in_process_grid import InProcessGrid
 from penchant.server.round import federate
@@ -35,8 +35,8 @@ def test_the_deployed_run_is_the_simulated_one(
     fleet = Deployment(tmp_path, tiny_model("bert"), DEVICES, CASES[case])
     fleet.init_server()
     world = simulate_twin(fleet)
-    benches = Benches()
-    agents = [Home(folder, benches=benches).agent() for folder in fleet.homes]
+    model_cache = ModelCache()
+    agents = [Device(folder, model_cache=model_cache).agent() for folder in fleet.homes]
     grid = InProcessGrid(
         build_app(lambda context: agents[int(context.node_config["partition-id"])].answer), DEVICES, workers=1
     )

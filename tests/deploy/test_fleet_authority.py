@@ -14,7 +14,7 @@ import pytest
 from penchant.common.errors import CertificateError, MembershipError, UsageError
 from penchant.common.membership.enrolment import Answer, Request, request
 from penchant.common.membership.identity import Identity, MemberList, Membership
-from penchant.deploy.fleet.authority import KEY, Office
+from penchant.deploy.fleet.authority import KEY, AuthorityStore
 
 NOW = 1_800_000_000
 
@@ -24,7 +24,7 @@ def device(number: int) -> bytes:
 
 
 def test_a_device_is_enrolled_by_two_files(tmp_path: Path) -> None:
-    office = Office.init(tmp_path / "authority", now=NOW)
+    office = AuthorityStore.init(tmp_path / "authority", now=NOW)
     asked = Request.decode(request(device(1)).encode())
     answer = Answer.decode(office.issue(asked, "the kitchen", now=NOW).encode(), office.digest)
     identity = Identity(device(1), answer.certificate)
@@ -35,7 +35,7 @@ def test_a_device_is_enrolled_by_two_files(tmp_path: Path) -> None:
 
 
 def test_asking_again_gives_the_same_number_and_a_newer_list(tmp_path: Path) -> None:
-    office = Office.init(tmp_path / "authority", now=NOW)
+    office = AuthorityStore.init(tmp_path / "authority", now=NOW)
     first = office.issue(request(device(1)), now=NOW)
     second = office.issue(request(device(1)), now=NOW)
     assert first.certificate == second.certificate
@@ -43,7 +43,7 @@ def test_asking_again_gives_the_same_number_and_a_newer_list(tmp_path: Path) -> 
 
 
 def test_a_revoked_member_is_out_for_good(tmp_path: Path) -> None:
-    office = Office.init(tmp_path / "authority", now=NOW)
+    office = AuthorityStore.init(tmp_path / "authority", now=NOW)
     answers = [office.issue(request(device(n)), now=NOW) for n in (1, 2)]
     membership = Membership(office.authority.public_key).accept(office.latest(), NOW)
     newer = membership.accept(office.revoke(2, "lost", now=NOW), NOW)
@@ -60,7 +60,7 @@ def test_a_revoked_member_is_out_for_good(tmp_path: Path) -> None:
 
 
 def test_a_list_ends(tmp_path: Path) -> None:
-    office = Office.init(tmp_path / "authority", now=NOW)
+    office = AuthorityStore.init(tmp_path / "authority", now=NOW)
     listed = office.publish(days=2, now=NOW)
     membership = Membership(office.authority.public_key)
     assert membership.accept(listed, NOW + 86400).number == 2
@@ -80,22 +80,22 @@ def test_a_request_that_its_key_did_not_sign_is_refused() -> None:
 
 
 def test_an_answer_of_another_authority_is_refused(tmp_path: Path) -> None:
-    ours, theirs = Office.init(tmp_path / "ours"), Office.init(tmp_path / "theirs")
+    ours, theirs = AuthorityStore.init(tmp_path / "ours"), AuthorityStore.init(tmp_path / "theirs")
     answer = theirs.issue(request(device(1)))
     with pytest.raises(CertificateError, match="another authority"):
         Answer.decode(answer.encode(), ours.digest)
 
 
 def test_the_key_is_kept_for_its_owner_and_never_replaced(tmp_path: Path) -> None:
-    Office.init(tmp_path, "open sesame")
+    AuthorityStore.init(tmp_path, "open sesame")
     assert stat.S_IMODE((tmp_path / KEY).stat().st_mode) == 0o600
     assert b"ENCRYPTED" in (tmp_path / KEY).read_bytes()
     with pytest.raises(UsageError, match="exists already"):
-        Office.init(tmp_path)
+        AuthorityStore.init(tmp_path)
     with pytest.raises(UsageError, match="passphrase"):
-        Office(tmp_path, "open barley")
+        AuthorityStore(tmp_path, "open barley")
     with pytest.raises(UsageError, match="no authority"):
-        Office(tmp_path / "elsewhere")
+        AuthorityStore(tmp_path / "elsewhere")
 
 
 def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from penchant.client.device import joining
-from penchant.client.device.device import Home
-from penchant.client.device.supernode_files import Node
+from penchant.client.device.device import Device
+from penchant.client.device.supernode_files import SuperNodeFiles
 from penchant.common.errors import (
     CertificateError,
     CodecError,
@@ -34,11 +34,11 @@ from penchant.common.errors import (
 from penchant.common.membership.enrolment import Answer, Asked, JoinReply, JoinRequest, request
 from penchant.common.membership.identity import MemberList
 from penchant.common.membership.join_token import JoinToken, Terms
-from penchant.deploy.fleet.authority import Office
-from penchant.deploy.fleet.authority_inbox import Matter, attend
-from penchant.deploy.fleet.enrolment import Desk, hand_out, request_revocation
+from penchant.deploy.fleet.authority import AuthorityStore
+from penchant.deploy.fleet.authority_inbox import PendingDecision, attend
+from penchant.deploy.fleet.enrolment import EnrolmentRegistry, hand_out, request_revocation
 from penchant.deploy.fleet.enrolment_service import Budget, build_service
-from penchant.deploy.fleet.server_directory import ServerSettings, Site
+from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 
 DAY = 86400
 
@@ -70,8 +70,8 @@ class Nodes:
 class Fleet:
     """A server with its service, and an authority, on one disk."""
 
-    site: Site
-    office: Office
+    site: ServerDirectory
+    office: AuthorityStore
     nodes: Nodes
     moment: float
     seen: list[tuple[str, bytes]] = field(default_factory=list)  # (path, body) of what devices sent
@@ -94,7 +94,7 @@ class Fleet:
         return attend(self.office, self.site.requests, self.site.answers, lambda matter: grant)
 
     def join(self, home: Path, token: JoinToken) -> int:
-        return joining.join(Home(home), token, home / "node", home / "agent.sock", self.connect)
+        return joining.join(Device(home), token, home / "node", home / "agent.sock", self.connect)
 
     def enrol(self, home: Path, token: JoinToken) -> int:
         with pytest.raises(EnrolmentPending):
@@ -109,9 +109,9 @@ class Fleet:
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Fleet:
-    office = Office.init(tmp_path / "authority")
+    office = AuthorityStore.init(tmp_path / "authority")
     settings = ServerSettings(addresses=("fleet.example",))
-    site = Site.create(tmp_path / "server", settings, office.authority.public_key, office.latest())
+    site = ServerDirectory.create(tmp_path / "server", settings, office.authority.public_key, office.latest())
     return Fleet(site, office, Nodes(), time.time())
 
 
@@ -165,20 +165,20 @@ def test_a_device_joins(fleet: Fleet, tmp_path: Path) -> None:
     home, token = tmp_path / "device", fleet.token()
     with pytest.raises(EnrolmentPending, match="has not answered"):
         fleet.join(home, token)
-    (waiting,) = Desk(fleet.site).enrolments()
+    (waiting,) = EnrolmentRegistry(fleet.site).enrolments()
     assert (waiting.state, waiting.name, waiting.member) == ("waiting", "kitchen", None)
     with pytest.raises(EnrolmentPending, match=waiting.fingerprint):  # what both sides compare
         fleet.join(home, token)
     assert fleet.attend() == ["member 1: kitchen"]
     assert fleet.join(home, token) == 1
     assert fleet.join(home, token) == 1  # again: nothing happens
-    device, node = Home(home), Node.read(home / "node")
+    device, node = Device(home), SuperNodeFiles.read(home / "node")
     assert device.member == 1
     assert node.superlink == "fleet.example:8443"
     assert node.ca.read_bytes() == fleet.site.ca
     assert stat.S_IMODE(node.key.stat().st_mode) == 0o600
     assert node.key.read_bytes().startswith(b"-----BEGIN OPENSSH PRIVATE KEY")
-    (enrolled,) = Desk(fleet.site).enrolments()
+    (enrolled,) = EnrolmentRegistry(fleet.site).enrolments()
     assert (enrolled.state, enrolled.member, [enrolled.node]) == ("enrolled", 1, list(fleet.nodes.known))
     assert list(fleet.site.requests.iterdir()) == list(fleet.site.answers.iterdir()) == []
     (only,) = {body for path, body in fleet.seen if path == "/enrol/join"}  # the same request each time
@@ -188,7 +188,7 @@ def test_a_device_joins(fleet: Fleet, tmp_path: Path) -> None:
 def test_private_keys_stay_on_the_device(fleet: Fleet, tmp_path: Path) -> None:
     home, token = tmp_path / "device", fleet.token()
     fleet.enrol(home, token)
-    secrets = [token.private, token.private.hex().encode(), Home(home)._identity().private]
+    secrets = [token.private, token.private.hex().encode(), Device(home)._identity().private]
     sent = b"".join(body for _, body in fleet.seen)
     kept = b"".join(p.read_bytes() for p in fleet.site.directory.rglob("*") if p.is_file())
     for secret in secrets:
@@ -200,7 +200,7 @@ def test_what_the_authority_refuses_stays_out(fleet: Fleet, tmp_path: Path) -> N
     with pytest.raises(EnrolmentPending):
         fleet.join(home, token)
 
-    def no(matter: Matter) -> bool:
+    def no(matter: PendingDecision) -> bool:
         asked.append(matter)
         return False
 
@@ -220,7 +220,7 @@ def test_an_authority_on_a_stick(fleet: Fleet, tmp_path: Path) -> None:
     answer = fleet.office.issue(Asked.decode(file.read_bytes()).request)
     for _ in range(2):
         (fleet.site.answers / "whatever.answer").write_bytes(answer.encode())
-        Desk(fleet.site).collect(fleet.nodes)
+        EnrolmentRegistry(fleet.site).collect(fleet.nodes)
     assert fleet.join(home, token) == 1
     assert list(fleet.site.answers.iterdir()) == []
 
@@ -240,13 +240,13 @@ def test_a_node_is_registered_before_its_device_hears_the_answer(fleet: Fleet, t
 def test_a_device_that_has_left_joins_with_new_keys(fleet: Fleet, tmp_path: Path) -> None:
     home = tmp_path / "device"
     fleet.enrol(home, fleet.token())
-    first = Node.read(home / "node").key.read_bytes()
+    first = SuperNodeFiles.read(home / "node").key.read_bytes()
     other = fleet.token()
     with pytest.raises(UsageError, match="leave"):
         fleet.join(home, other)
-    Home(home).leave()
+    Device(home).leave()
     assert fleet.enrol(home, other) == 2
-    assert Node.read(home / "node").key.read_bytes() != first
+    assert SuperNodeFiles.read(home / "node").key.read_bytes() != first
 
 
 # --- ways in that stay shut -----------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_a_token_is_used_once(fleet: Fleet, tmp_path: Path) -> None:
     fleet.enrol(tmp_path / "device", token)
     with pytest.raises(EnrolmentError, match="another device"):
         fleet.join(tmp_path / "thief", token)
-    assert Home(tmp_path / "thief").member is None
+    assert Device(tmp_path / "thief").member is None
 
 
 def test_a_token_that_was_not_used_in_time_is_refused_by_the_server(fleet: Fleet, tmp_path: Path) -> None:
@@ -323,13 +323,13 @@ def test_whoever_answers_can_not_fill_the_device(fleet: Fleet, tmp_path: Path, s
 
     home = tmp_path / "device"
     with pytest.raises(EnrolmentError, match="too long"):
-        joining.join(Home(home), fleet.token(), home / "node", home / "agent.sock", flood)
+        joining.join(Device(home), fleet.token(), home / "node", home / "agent.sock", flood)
     assert sum(taken) < 100_000
 
 
 def test_an_answer_of_another_authority_is_refused_by_the_device(fleet: Fleet, tmp_path: Path) -> None:
     """The server lies: it has the request certified by an authority of its own."""
-    home, token, other = tmp_path / "device", fleet.token(), Office.init(tmp_path / "other")
+    home, token, other = tmp_path / "device", fleet.token(), AuthorityStore.init(tmp_path / "other")
     with pytest.raises(EnrolmentPending):
         fleet.join(home, token)
     forged = other.issue(Asked.decode(next(fleet.site.requests.iterdir()).read_bytes()).request)
@@ -342,12 +342,12 @@ def test_an_answer_of_another_authority_is_refused_by_the_device(fleet: Fleet, t
         return httpx.Client(base_url="https://x", transport=httpx.MockTransport(respond))
 
     with pytest.raises(CertificateError, match="another authority"):
-        joining.join(Home(home), token, home / "node", home / "agent.sock", lying)
-    assert Home(home).member is None
+        joining.join(Device(home), token, home / "node", home / "agent.sock", lying)
+    assert Device(home).member is None
 
 
 def test_a_foreign_answer_at_the_server_is_put_aside(fleet: Fleet, tmp_path: Path) -> None:
-    home, token, other = tmp_path / "device", fleet.token(), Office.init(tmp_path / "other")
+    home, token, other = tmp_path / "device", fleet.token(), AuthorityStore.init(tmp_path / "other")
     with pytest.raises(EnrolmentPending):
         fleet.join(home, token)
     asked = Asked.decode(next(fleet.site.requests.iterdir()).read_bytes()).request
@@ -369,7 +369,7 @@ def test_a_replayed_request_enrols_nobody_else(fleet: Fleet, tmp_path: Path) -> 
     body = next(body for path, body in fleet.seen if path == "/enrol/join")
     reply = JoinReply.decode(fleet.post(body).content)
     assert Answer.decode(reply.answer, fleet.office.digest).certificate.member == 1
-    assert len(Desk(fleet.site).enrolments()) == len(fleet.nodes.known) == 1
+    assert len(EnrolmentRegistry(fleet.site).enrolments()) == len(fleet.nodes.known) == 1
 
 
 def test_a_used_identity_or_node_key_is_refused_with_another_token(fleet: Fleet, tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ def test_tampered_requests_are_refused_in_one_line(fleet: Fleet, tmp_path: Path)
     assert fleet.post(body + b"\0").status_code == 400
     assert fleet.post(b"").status_code == 400
     assert fleet.post(bytes(100_000)).status_code == 413
-    assert len(Desk(fleet.site).enrolments()) == 1
+    assert len(EnrolmentRegistry(fleet.site).enrolments()) == 1
 
 
 @given(st.binary(max_size=800))
@@ -445,10 +445,10 @@ def test_a_revoked_member_is_out_at_the_server(fleet: Fleet, tmp_path: Path) -> 
     path = request_revocation(fleet.site.directory, 1, "lost")
     assert fleet.attend(grant=False) == []
     assert fleet.attend() == ["member 1 is revoked"]
-    Desk(fleet.site).collect(fleet.nodes)
+    EnrolmentRegistry(fleet.site).collect(fleet.nodes)
     assert fleet.nodes.known == {}
     assert not path.exists()
-    assert [e.state for e in Desk(fleet.site).enrolments()] == ["out"]
+    assert [e.state for e in EnrolmentRegistry(fleet.site).enrolments()] == ["out"]
     body = next(body for path, body in fleet.seen if path == "/enrol/join")
     assert fleet.post(body).status_code == 403
     with pytest.raises(UsageError, match="no member 1"):
@@ -461,10 +461,10 @@ def test_older_and_foreign_lists_are_refused(fleet: Fleet, tmp_path: Path) -> No
     with pytest.raises(OlderList):
         fleet.site.take_members(old)
     with pytest.raises(MembershipError, match="not signed"):
-        fleet.site.take_members(Office.init(tmp_path / "other").latest())
+        fleet.site.take_members(AuthorityStore.init(tmp_path / "other").latest())
     current = fleet.site.membership().number
     (fleet.site.answers / "members.list").write_bytes(old)
-    Desk(fleet.site).collect(fleet.nodes)  # a copy that arrives late: no offence
+    EnrolmentRegistry(fleet.site).collect(fleet.nodes)  # a copy that arrives late: no offence
     assert fleet.site.membership().number == current
     assert list(fleet.site.answers.iterdir()) == []
 
@@ -491,7 +491,7 @@ def test_the_authority_publishes_before_its_list_ends(fleet: Fleet) -> None:
 def test_nodes_come_back_after_the_superlink_lost_its_record(fleet: Fleet, tmp_path: Path) -> None:
     fleet.enrol(tmp_path / "device", fleet.token())
     fleet.nodes.known.clear()
-    desk = Desk(fleet.site)
+    desk = EnrolmentRegistry(fleet.site)
     desk.recheck_nodes()
     desk.collect(fleet.nodes)
     assert len(fleet.nodes.known) == 1
@@ -500,7 +500,7 @@ def test_nodes_come_back_after_the_superlink_lost_its_record(fleet: Fleet, tmp_p
 def test_a_revocation_while_the_service_was_down_is_not_forgotten(fleet: Fleet, tmp_path: Path) -> None:
     fleet.enrol(tmp_path / "device", fleet.token())
     fleet.site.take_members(fleet.office.revoke(1))
-    desk = Desk(fleet.site)
+    desk = EnrolmentRegistry(fleet.site)
     desk.recheck_nodes()
     desk.collect(fleet.nodes)
     assert fleet.nodes.known == {}
@@ -513,10 +513,10 @@ def test_a_servers_directory_is_made_once_and_checked_first(fleet: Fleet, tmp_pa
     key, members = fleet.office.authority.public_key, fleet.office.latest()
     settings = ServerSettings(addresses=("fleet.example",))
     with pytest.raises(UsageError, match="in use"):
-        Site.create(fleet.site.directory, settings, key, members)
+        ServerDirectory.create(fleet.site.directory, settings, key, members)
     for bad in ((b"short", members), (bytes(32), members)):
         with pytest.raises((UsageError, MembershipError)):
-            Site.create(tmp_path / "new", settings, *bad)
+            ServerDirectory.create(tmp_path / "new", settings, *bad)
     assert not (tmp_path / "new").exists()
     for path in (fleet.site.secret, *fleet.site.tls.folder.glob("*.key")):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path

@@ -20,24 +20,24 @@ from cryptography import x509
 
 from penchant.common.errors import ConfigError, GatewayError, UsageError
 from penchant.deploy.fleet import gateway
-from penchant.deploy.fleet.authority import Office
-from penchant.deploy.fleet.certificates import Pair, ca_digest, days_left, issue, make_ca
-from penchant.deploy.fleet.server_directory import ServerSettings, Site
-from penchant.deploy.fleet.supervisor import Part, supervise
+from penchant.deploy.fleet.authority import AuthorityStore
+from penchant.deploy.fleet.certificates import KeyAndCertificate, ca_digest, days_left, issue, make_ca
+from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
+from penchant.deploy.fleet.supervisor import ChildProcess, supervise
 from penchant.deploy.flower.superlink import FLEET_PATHS
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    office = Office.init(tmp_path / "authority")
+def site(tmp_path: Path) -> ServerDirectory:
+    office = AuthorityStore.init(tmp_path / "authority")
     settings = ServerSettings(addresses=("fleet.example", "192.0.2.7", "2001:db8::1"), port=8443)
-    return Site.create(tmp_path / "server", settings, office.authority.public_key, office.latest())
+    return ServerDirectory.create(tmp_path / "server", settings, office.authority.public_key, office.latest())
 
 
 # --- what passes ----------------------------------------------------------------------------------
 
 
-def test_the_gateway_passes_what_a_supernode_asks_for_and_two_paths_of_ours(site: Site) -> None:
+def test_the_gateway_passes_what_a_supernode_asks_for_and_two_paths_of_ours(site: ServerDirectory) -> None:
     text = gateway.configuration(site)
     passed = dict(re.findall(r"location = (\S+) \{.*?proxy_pass (\S+);", text, re.S))
     fleet = {f"/v1/fleet/{name}": f"https://superlink/v1/fleet/{name}" for name in FLEET_PATHS}
@@ -75,8 +75,8 @@ def test_a_name_that_would_change_the_configuration_is_refused(tmp_path: Path) -
         ServerSettings()
     with pytest.raises(ConfigError, match="user"):
         ServerSettings(addresses=("a",), user="root; ")
-    office = Office.init(tmp_path / "authority")
-    odd = Site.create(
+    office = AuthorityStore.init(tmp_path / "authority")
+    odd = ServerDirectory.create(
         tmp_path / "a;b", ServerSettings(addresses=("a",)), office.authority.public_key, office.latest()
     )
     with pytest.raises(GatewayError, match="plainer"):
@@ -92,7 +92,9 @@ def test_without_nginx_it_says_where_to_get_it(monkeypatch: pytest.MonkeyPatch) 
 # --- certificates ---------------------------------------------------------------------------------
 
 
-def test_certificates_hold_the_names_and_verify_under_their_ca_alone(site: Site, tmp_path: Path) -> None:
+def test_certificates_hold_the_names_and_verify_under_their_ca_alone(
+    site: ServerDirectory, tmp_path: Path
+) -> None:
     leaf = x509.load_pem_x509_certificate(site.tls.gateway.certificate.read_bytes())
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["fleet.example"]
@@ -105,7 +107,7 @@ def test_certificates_hold_the_names_and_verify_under_their_ca_alone(site: Site,
 
 
 @pytest.mark.parametrize(("name", "good"), [("fleet.example", True), ("192.0.2.7", True), ("other", False)])
-def test_a_client_that_pins_the_ca_checks_names(site: Site, name: str, good: bool) -> None:
+def test_a_client_that_pins_the_ca_checks_names(site: ServerDirectory, name: str, good: bool) -> None:
     client = ssl.create_default_context(cadata=site.ca.decode())
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(site.tls.gateway.certificate, site.tls.gateway.key)
@@ -132,7 +134,7 @@ def _handshake(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> boo
     return False
 
 
-def test_a_renewed_certificate_has_a_new_key_and_the_same_ca(site: Site) -> None:
+def test_a_renewed_certificate_has_a_new_key_and_the_same_ca(site: ServerDirectory) -> None:
     before, digest = site.tls.gateway.key.read_bytes(), site.ca_digest
     site.renew()
     assert site.tls.gateway.key.read_bytes() != before
@@ -145,13 +147,17 @@ def test_a_renewed_certificate_has_a_new_key_and_the_same_ca(site: Site) -> None
 
 
 def test_a_ca_is_never_replaced_and_its_key_must_fit(tmp_path: Path) -> None:
-    one, other = (Pair(tmp_path / f"{n}.pem", tmp_path / f"{n}.key") for n in "ab")
+    one, other = (KeyAndCertificate(tmp_path / f"{n}.pem", tmp_path / f"{n}.key") for n in "ab")
     make_ca(one, "one")
     make_ca(other, "other")
     with pytest.raises(UsageError, match="exists already"):
         make_ca(one, "one")
     with pytest.raises(UsageError, match="not the key of"):
-        issue(Pair(one.certificate, other.key), Pair(tmp_path / "x", tmp_path / "y"), ("a",))
+        issue(
+            KeyAndCertificate(one.certificate, other.key),
+            KeyAndCertificate(tmp_path / "x", tmp_path / "y"),
+            ("a",),
+        )
     assert not (tmp_path / "x").exists()
     with pytest.raises(UsageError, match="no certificate"):
         ca_digest(b"junk")
@@ -183,7 +189,7 @@ def wait_for(true: object, seconds: float = 60.0) -> None:
 
 def test_what_dies_is_started_again_and_all_of_it_stops(tmp_path: Path) -> None:
     logs = [tmp_path / "a.log", tmp_path / "b.log"]
-    parts = [Part(log.stem, SLEEPER, log, ready=lambda log=log: bool(pids(log))) for log in logs]
+    parts = [ChildProcess(log.stem, SLEEPER, log, ready=lambda log=log: bool(pids(log))) for log in logs]
     stop, up = threading.Event(), threading.Event()
     thread = threading.Thread(target=lambda: supervise(parts, stop=stop, announce=up.set))
     thread.start()
@@ -201,7 +207,7 @@ def test_a_log_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.Monkey
     program = "import time\nfor n in range(10**9): print(n, flush=True); time.sleep(0.001)"
     stop, log = threading.Event(), tmp_path / "a.log"
     thread = threading.Thread(
-        target=lambda: supervise([Part("a", [sys.executable, "-c", program], log)], stop=stop)
+        target=lambda: supervise([ChildProcess("a", [sys.executable, "-c", program], log)], stop=stop)
     )
     thread.start()
     wait_for((tmp_path / "a.log.1").exists)
@@ -213,12 +219,14 @@ def test_a_log_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_what_can_not_be_started_ends_the_rest(tmp_path: Path) -> None:
-    good = Part("good", SLEEPER, tmp_path / "good.log", ready=lambda: bool(pids(tmp_path / "good.log")))
-    ends = Part("bad", [sys.executable, "-c", "exit(3)"], tmp_path / "bad.log", ready=lambda: False)
+    good = ChildProcess(
+        "good", SLEEPER, tmp_path / "good.log", ready=lambda: bool(pids(tmp_path / "good.log"))
+    )
+    ends = ChildProcess("bad", [sys.executable, "-c", "exit(3)"], tmp_path / "bad.log", ready=lambda: False)
     with pytest.raises(GatewayError, match="bad ended with 3"):
         supervise([good, ends], stop=threading.Event())
     assert not alive(pids(tmp_path / "good.log")[0])
-    slow = Part("slow", SLEEPER, tmp_path / "slow.log", ready=lambda: False)
+    slow = ChildProcess("slow", SLEEPER, tmp_path / "slow.log", ready=lambda: False)
     with pytest.raises(GatewayError, match="not ready after"):
         supervise([slow], stop=threading.Event(), ready_seconds=0.5)
 

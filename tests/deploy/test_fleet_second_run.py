@@ -12,7 +12,7 @@ from support.console_scene import make_run
 from penchant.common.errors import JournalError, UsageError
 from penchant.deploy import run_directory
 from penchant.deploy.fleet import follow, run_activity
-from penchant.deploy.flower.superlink import Door, free_port
+from penchant.deploy.flower.superlink import SuperLinkAddress, free_port
 
 FLOWER = "17"
 
@@ -35,7 +35,7 @@ class Link:
 
     going = True
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: SuperLinkAddress) -> None:
         pass
 
     def __enter__(self) -> Link:
@@ -68,7 +68,7 @@ def begun(run: Path) -> None:
 
 
 def second(run: Path) -> None:
-    follow.refuse_second(SiteOf(run.parent), Door("127.0.0.1:1"))  # type: ignore[arg-type]
+    follow.refuse_second(SiteOf(run.parent), SuperLinkAddress("127.0.0.1:1"))  # type: ignore[arg-type]
 
 
 def test_a_run_that_was_never_started_is_not_played(run: Path) -> None:
@@ -119,5 +119,5 @@ def test_a_silent_superlink_is_said_first(run: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(JournalError, match="is it up"):
         follow.refuse_second(
             SiteOf(run.parent),
-            Door(f"127.0.0.1:{free_port()}"),  # type: ignore[arg-type]
+            SuperLinkAddress(f"127.0.0.1:{free_port()}"),  # type: ignore[arg-type]
         )

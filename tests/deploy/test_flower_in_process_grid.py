@@ -15,8 +15,8 @@ from flwr.clientapp import ClientApp
 from penchant.client.agent.flower_app import Answer, build_app
 from penchant.common.config import RunConfig
 from penchant.common.errors import DeviceError, PolicyRefusal
-from penchant.common.model.modules import Slot
-from penchant.common.model.signature import Blueprint
+from penchant.common.model.modules import AdaptedModule
+from penchant.common.model.signature import ModelSignature
 from penchant.common.secagg.stages import STAGES
 from penchant.common.secagg.transcript import context_digest
 from penchant.common.wire.codec import decode, encode
@@ -26,7 +26,7 @@ from penchant.deploy.flower.in_process_grid import InProcessGrid
 from penchant.server.exchange import Exchange
 from penchant.server.flower_app import build_app as build_server_app
 from penchant.server.journal import Journal
-from penchant.server.run import Run
+from penchant.server.run import ServerRun
 from penchant.server.secagg.plain import PlainAggregation
 
 SECRET_TEXT = "abortion, she said"
@@ -116,7 +116,7 @@ def test_a_server_app_federates_over_it(made: Make, tmp_path: Path, clients: int
     config = RunConfig().changed(
         {"federation.rounds": 1, "federation.cohort": clients, "privacy.secagg": False}
     )
-    blueprint = Blueprint((Slot("block.dense", 2, 2),), 2, bytes(32))
+    model_signature = ModelSignature((AdaptedModule("block.dense", 2, 2),), 2, bytes(32))
     lengths: dict[int, int] = {}  # client -> bytes of the vector that it was asked for
 
     def answer(index: int, stage: str, payload: bytes) -> bytes:
@@ -129,7 +129,7 @@ def test_a_server_app_federates_over_it(made: Make, tmp_path: Path, clients: int
         return encode(Ready(context_digest(announce)))
 
     journal = Journal(tmp_path)
-    run = Run(config, bytes(16), blueprint, clients, PlainAggregation(), b"", journal)
+    run = ServerRun(config, bytes(16), model_signature, clients, PlainAggregation(), b"", journal)
     grid = made(answering(answer), clients)
     context = Context(grid.run.run_id, 1, {}, RecordDict(), run_config={})
     build_server_app(lambda _: run)(grid, context)

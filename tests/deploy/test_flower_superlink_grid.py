@@ -19,7 +19,7 @@ from flwr.supercore.run import Run
 
 from penchant.common.wire.flower import pack, unpack
 from penchant.deploy.flower import superlink_grid
-from penchant.deploy.flower.superlink_grid import PromptGrid
+from penchant.deploy.flower.superlink_grid import NonBlockingGrid
 
 
 def reply_to(asked: str, payload: bytes) -> Message:
@@ -68,7 +68,7 @@ class SuperLink:
 
 
 class Under:
-    """What `PromptGrid` uses of Flower's grid."""
+    """What `NonBlockingGrid` uses of Flower's grid."""
 
     def __init__(self, link: SuperLink) -> None:
         self._runtime_client = link
@@ -83,16 +83,16 @@ def link() -> SuperLink:
 
 
 @pytest.fixture
-def grid(link: SuperLink) -> PromptGrid:
-    return PromptGrid(Under(link))  # type: ignore[arg-type]
+def grid(link: SuperLink) -> NonBlockingGrid:
+    return NonBlockingGrid(Under(link))  # type: ignore[arg-type]
 
 
-def payloads(grid: PromptGrid, asked: list[str]) -> dict[str, bytes]:
+def payloads(grid: NonBlockingGrid, asked: list[str]) -> dict[str, bytes]:
     replies = grid.pull_messages(asked)
     return {reply.metadata.reply_to_message_id: unpack(reply.content) for reply in replies}
 
 
-def test_a_reply_whose_push_broke_off_holds_up_nobody(link: SuperLink, grid: PromptGrid) -> None:
+def test_a_reply_whose_push_broke_off_holds_up_nobody(link: SuperLink, grid: NonBlockingGrid) -> None:
     late = link.begins("1", b"late")
     link.objects |= dict(link.begins("2", b"here"))
     began = time.monotonic()
@@ -107,7 +107,7 @@ def test_a_reply_whose_push_broke_off_holds_up_nobody(link: SuperLink, grid: Pro
     assert len(link.confirmed) == 2
 
 
-def test_what_nobody_asks_for_any_more_is_forgotten(link: SuperLink, grid: PromptGrid) -> None:
+def test_what_nobody_asks_for_any_more_is_forgotten(link: SuperLink, grid: NonBlockingGrid) -> None:
     late = link.begins("1", b"late")
     assert payloads(grid, ["1"]) == {}
     assert payloads(grid, ["2"]) == {}  # another exchange
@@ -115,14 +115,14 @@ def test_what_nobody_asks_for_any_more_is_forgotten(link: SuperLink, grid: Promp
     assert payloads(grid, ["2"]) == {}
 
 
-def test_a_reply_that_cannot_be_read_is_as_good_as_none(link: SuperLink, grid: PromptGrid) -> None:
+def test_a_reply_that_cannot_be_read_is_as_good_as_none(link: SuperLink, grid: NonBlockingGrid) -> None:
     link.objects |= {name: b"\xff" * 40 for name, _ in link.begins("1", b"junk")}
     link.objects |= dict(link.begins("2", b"here"))
     assert payloads(grid, ["1", "2"]) == {"2": b"here"}
     assert payloads(grid, ["3"]) == {}
 
 
-def test_a_superlink_that_is_gone_is_said_so(link: SuperLink, grid: PromptGrid) -> None:
+def test_a_superlink_that_is_gone_is_said_so(link: SuperLink, grid: NonBlockingGrid) -> None:
     link.down = True
     with pytest.raises(httpx.ConnectError):
         grid.pull_messages(["1"])
@@ -136,7 +136,7 @@ def test_a_superlink_whose_database_is_busy_is_asked_again_for_a_minute(
     link: SuperLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     under, now = Under(link), [100.0]
-    PromptGrid(under)  # type: ignore[arg-type]
+    NonBlockingGrid(under)  # type: ignore[arg-type]
     monkeypatch.setattr(superlink_grid.time, "monotonic", lambda: now[0])
     gives_up = under._retry_invoker.should_giveup
     assert gives_up is not None

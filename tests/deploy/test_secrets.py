@@ -41,17 +41,17 @@ from support.scene import identity
 from penchant.client.agent.agent import Agent, Choices
 from penchant.client.agent.open_attempt import SealedSessions
 from penchant.client.learning.trainer import LocalTrainer
-from penchant.client.secagg import Confirmed, Done, Keyed, Masking, Shared, Unmasked
+from penchant.client.secagg import Confirmed, Done, Keyed, Masking, SharesDealt, Unmasked
 from penchant.client.vault.vault import Vault
 from penchant.common.crypto.entropy import SeededEntropy
 from penchant.common.errors import PenchantError
-from penchant.common.secagg.update_vector import Contribution, Form
+from penchant.common.secagg.update_vector import Contribution, UpdateLayout
 from penchant.common.wire.codec import encode
 from penchant.common.wire.messages import Abort, AbortCode, Announce, Collect, Finished, Hello, Kind
 from penchant.deploy import run_directory
 from penchant.deploy.flower.in_process_grid import InProcessGrid
 from penchant.deploy.simulation import runner
-from penchant.deploy.simulation.devices import Fleet
+from penchant.deploy.simulation.devices import SimulatedDevices
 
 log = logging.getLogger("penchant.tests")
 
@@ -127,7 +127,7 @@ class Federation:
     logs: str
     output: str
     grids: list[InProcessGrid] = field(default_factory=list)
-    fleets: list[Fleet] = field(default_factory=list)
+    fleets: list[SimulatedDevices] = field(default_factory=list)
     made: list[Any] = field(default_factory=list)  # contributions and outcomes of training
 
 
@@ -150,7 +150,7 @@ def federation(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempP
     vectors: list[Any] = []
     run = Federation(directory, [], "", "")
 
-    class WatchedFleet(Fleet):
+    class WatchedFleet(SimulatedDevices):
         def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **settings, entropy=lambda i: Drawing(i, drawn))
             run.fleets.append(self)
@@ -161,9 +161,9 @@ def federation(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempP
             run.grids.append(self)
 
     with pytest.MonkeyPatch.context() as patch, talkative() as (logs, output):
-        patch.setattr(runner, "Fleet", WatchedFleet)
+        patch.setattr(runner, "SimulatedDevices", WatchedFleet)
         patch.setattr(runner, "InProcessGrid", WatchedGrid)
-        patch.setattr(Form, "quantise", remembering(Form.quantise, run.made, vectors))
+        patch.setattr(UpdateLayout, "quantise", remembering(UpdateLayout.quantise, run.made, vectors))
         patch.setattr(LocalTrainer, "train", remembering(LocalTrainer.train, [], run.made))
         patch.setattr(Agent, "_train", remembering(Agent._train, run.made, run.made))
         runner.simulate(world, directory, command="test")
@@ -377,7 +377,7 @@ class Open:
 
     @property
     def secrets(self) -> Patterns:
-        size = self.scene.benches.of(self.scene.config.plan("main", N)).split.personal.size
+        size = self.scene.model_cache.of(self.scene.config.plan("main", N)).split.personal.size
         return [
             *self.round_secrets,
             *of_texts(some_person(i) for i in range(N)),
@@ -412,7 +412,7 @@ def opened(tiny_model: Callable[[str], Path], tmp_path: Path) -> Callable[..., O
             training__lr_personal=0.0,
             training__refit_lr=0.0,
         )
-        size = scene.benches.of(scene.config.plan("main", N)).split.personal.size
+        size = scene.model_cache.of(scene.config.plan("main", N)).split.personal.size
         for i in range(N):
             keep_factor(scene.home(i), RUN, own_factor(size, i))
             if sealed:
@@ -437,7 +437,7 @@ def test_round_secrets_of_an_open_attempt_are_not_on_the_devices_disk(
     secrets = fleet.round_secrets + [p for i in range(N) for p in state_secrets(fleet.scene, i)]
     assert secrets
     assert found(on_disk, secrets) == []
-    size = fleet.scene.benches.of(fleet.scene.config.plan("main", N)).split.personal.size
+    size = fleet.scene.model_cache.of(fleet.scene.config.plan("main", N)).split.personal.size
     own = of_numbers("personal factor", [own_factor(size, 0)])
     assert found(on_disk, own)  # the search reaches this disk
 
@@ -465,7 +465,7 @@ def test_no_secret_is_in_the_repr_of_anything_that_an_agent_holds(
     participants = [vars(Agent)["_participant"](agent) for agent in scene.agents]
     vaults = [Vault(scene.home(i)).personal(RUN) for i in range(N)]
     things = penchants([*scene.agents, *scene.sessions, task, participants, vaults])
-    held = {"shares": "Keyed", "masked": "Shared", "confirm": "Masking", "unmask": "Confirmed"}
+    held = {"shares": "Keyed", "masked": "SharesDealt", "confirm": "Masking", "unmask": "Confirmed"}
     expected = {"Agent", "Vault", "Participant", "Personal", "Plan", "_Task", "Announce"}
     assert expected | {held.get(stage, "Agent")} <= names(things)
     assert found(shown(things), fleet.secrets) == []
@@ -548,7 +548,7 @@ def test_an_error_that_holds_a_secret_tells_it_to_nobody(
     place = {
         "prepare": "penchant.common.model.reward.RewardModel.prepare",
         "train": "penchant.client.learning.trainer.LocalTrainer.train",
-        "quantise": "penchant.common.secagg.update_vector.Form.quantise",
+        "quantise": "penchant.common.secagg.update_vector.UpdateLayout.quantise",
         "stage": "penchant.client.vault.vault.Vault.stage",
     }[where]
     monkeypatch.setattr(place, fails)
@@ -610,7 +610,7 @@ def test_after_a_refusal_no_state_of_the_round_is_left_anywhere_in_memory(
     assert states_of(RUN) == {}
 
 
-STATES = (Keyed, Shared, Masking, Confirmed, Unmasked, Done)
+STATES = (Keyed, SharesDealt, Masking, Confirmed, Unmasked, Done)
 
 
 def states_of(run: bytes) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support.tastes import write_choices
 
-from penchant.client.learning.model_cache import Benches
+from penchant.client.learning.model_cache import ModelCache
 from penchant.client.vault.vault import Vault
 from penchant.common.config import RunConfig
 from penchant.common.errors import DataError, TooFewDevices, TooManyDropouts
@@ -28,7 +28,7 @@ from penchant.deploy.simulation.world import prepare
 from penchant.server.journal import Journal
 
 PEOPLE = 7  # t = 5: two may be lost
-BENCHES = Benches()  # one model for all runs
+BENCHES = ModelCache()  # one model for all runs
 SHARES = ["B", "A", "kernel", "svd", "AB", "none", "ffa", "lore"]
 SPLIT = {"B", "A", "kernel", "svd"}  # those that have a warm-up
 FIRST_NODE = 1000

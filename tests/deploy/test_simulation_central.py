@@ -21,18 +21,18 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from support.tastes import write_choices
 
-from penchant.client.learning.model_cache import Benches
+from penchant.client.learning.model_cache import ModelCache
 from penchant.client.vault.vault import Vault
 from penchant.common.config import RunConfig
 from penchant.common.model.backbone import load_backbone
 from penchant.common.model.reward import RewardModel
 from penchant.common.model.shares import HEAD
-from penchant.common.secagg.update_vector import Contribution, Form, Sums
+from penchant.common.secagg.update_vector import Contribution, RoundSums, UpdateLayout
 from penchant.common.wire.codec import decode
 from penchant.common.wire.messages import Announce, Plain
 from penchant.deploy import run_directory
 from penchant.deploy.simulation.runner import simulate
-from penchant.deploy.simulation.world import World, prepare
+from penchant.deploy.simulation.world import SimulationSetup, prepare
 from penchant.server.secagg.aggregation import Aggregate
 from penchant.server.secagg.plain import PlainAggregation
 
@@ -40,7 +40,7 @@ ROUNDS = 5
 TOLERANCE = 5e-7  # of single precision, over all rounds
 COUNTS = (10, 13, 16)  # choices of each person: they weigh differently
 RATES = {"shared": 0.2, "personal": 0.3, "head": 0.1}
-BENCHES = Benches()
+BENCHES = ModelCache()
 
 Vector = NDArray[np.float32]
 Trajectory = list[Vector]  # the shared factors after each round
@@ -49,7 +49,7 @@ Trajectory = list[Vector]  # the shared factors after each round
 # --- taking out clipping and rounding -------------------------------------------------------------
 
 
-class Unrounded(Form):
+class Unrounded(UpdateLayout):
     """A form whose words are float64: weighted update, weight, loss, counts; nothing clipped or rounded."""
 
     def quantise(self, contribution: Contribution, key: bytes) -> Any:
@@ -58,10 +58,10 @@ class Unrounded(Form):
         counts[:2] = contribution.weight, contribution.loss
         return np.concatenate([update, counts]).view("<u8")
 
-    def read(self, total: NDArray[np.int64]) -> Sums:
+    def read(self, total: NDArray[np.int64]) -> RoundSums:
         numbers = total.view("<f8")
         update, weight = numbers[: self.quantiser.size], numbers[self.quantiser.size]
-        return Sums(update / weight, int(weight), numbers[self.quantiser.size + 1] / weight, 0, 0, None)
+        return RoundSums(update / weight, int(weight), numbers[self.quantiser.size + 1] / weight, 0, 0, None)
 
 
 class FloatSum(PlainAggregation):
@@ -83,8 +83,8 @@ class FloatSum(PlainAggregation):
 @pytest.fixture(autouse=True)
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither clipping nor rounding, and no plots."""
-    of = Form.of.__func__
-    monkeypatch.setattr(Form, "of", classmethod(lambda cls, plan, split: of(Unrounded, plan, split)))
+    of = UpdateLayout.of.__func__
+    monkeypatch.setattr(UpdateLayout, "of", classmethod(lambda cls, plan, split: of(Unrounded, plan, split)))
     monkeypatch.setattr("penchant.deploy.simulation.world.PlainAggregation", FloatSum)
     monkeypatch.setattr("penchant.deploy.report.run_page.write_report", lambda result, path: None)
 
@@ -119,7 +119,7 @@ def settings(tiny_model: Any, tmp_path: Path, share: str, **changes: Any) -> Run
     return RunConfig().changed(base | {key.replace("__", "."): value for key, value in changes.items()})
 
 
-def federated(world: World, directory: Path) -> tuple[Trajectory, list[Vector]]:
+def federated(world: SimulationSetup, directory: Path) -> tuple[Trajectory, list[Vector]]:
     """A run: (shared factors after each round, everybody's personal part at the end)."""
     run_directory.create(directory, world.config)
     simulate(world, directory, command="test")
@@ -134,7 +134,7 @@ def federated(world: World, directory: Path) -> tuple[Trajectory, list[Vector]]:
     return shared, personal
 
 
-def joint(world: World) -> tuple[Trajectory, list[Vector]]:
+def joint(world: SimulationSetup) -> tuple[Trajectory, list[Vector]]:
     """The same by one optimiser on one loss: the mean over everybody's pairs, on the whole network.
 
     A person's part is moved by the gradient of their own mean loss; in the joint loss that is scaled by

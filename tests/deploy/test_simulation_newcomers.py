@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support.tastes import write_choices
 
-from penchant.client.learning.model_cache import Benches
+from penchant.client.learning.model_cache import ModelCache
 from penchant.client.learning.newcomer import fit_newcomer, posterior_of
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Federation, Person, Preference
@@ -20,12 +20,12 @@ from penchant.deploy.comparison.runner import compare
 from penchant.deploy.report.run_page import write_report
 from penchant.deploy.simulation.newcomers import cold_start, hold_out
 from penchant.deploy.simulation.runner import simulate
-from penchant.deploy.simulation.world import World, prepare
+from penchant.deploy.simulation.world import SimulationSetup, prepare
 from penchant.server.journal import Journal
 from penchant.server.round import announced_factors
 
 PEOPLE, NEW = 6, 2
-BENCHES = Benches()
+BENCHES = ModelCache()
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def base(tiny_model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
     }
 
 
-def world_of(base: dict[str, Any], **changes: Any) -> World:
+def world_of(base: dict[str, Any], **changes: Any) -> SimulationSetup:
     config = RunConfig().changed(base | {key.replace("__", "."): value for key, value in changes.items()})
     return prepare(config, BENCHES)
 
@@ -101,12 +101,12 @@ def test_newcomers_take_no_part_in_any_round(base):
 
 
 @pytest.fixture(scope="module")
-def trained(base, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], World]:
+def trained(base, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], SimulationSetup]:
     directory = tmp_path_factory.mktemp("run") / "run"
     return directory, run(directory, base), world_of(base)
 
 
-def bench_and_factors(directory: Path, world: World) -> tuple[Any, np.ndarray]:
+def bench_and_factors(directory: Path, world: SimulationSetup) -> tuple[Any, np.ndarray]:
     plan = world.config.plan("close", len(world.federation.people))
     journal = Journal(directory)
     try:
@@ -116,18 +116,18 @@ def bench_and_factors(directory: Path, world: World) -> tuple[Any, np.ndarray]:
 
 
 def test_without_choices_a_newcomer_has_the_common_start(trained):
-    bench, factors = bench_and_factors(trained[0], trained[2])
-    assert (fit_newcomer(bench, factors, ()) == bench.parts(factors)[1]).all()
+    planned, factors = bench_and_factors(trained[0], trained[2])
+    assert (fit_newcomer(planned, factors, ()) == planned.parts(factors)[1]).all()
 
 
 def test_a_newcomers_choices_move_the_personal_part_alone_and_become_likelier(trained):
-    bench, factors = bench_and_factors(trained[0], trained[2])
+    planned, factors = bench_and_factors(trained[0], trained[2])
     person = trained[2].newcomers[0]
     before = factors.copy()
-    personal = fit_newcomer(bench, factors, person.train)
-    shared, start = bench.parts(factors)
-    trainer = bench.trainer(start)
-    prepared = bench.model.prepare(person.train)
+    personal = fit_newcomer(planned, factors, person.train)
+    shared, start = planned.parts(factors)
+    trainer = planned.trainer(start)
+    prepared = planned.model.prepare(person.train)
     assert (factors == before).all()
     after = trainer.evaluate(shared, personal, prepared).loss_sum
     assert after < trainer.evaluate(shared, start, prepared).loss_sum
@@ -138,18 +138,18 @@ def test_a_smaller_prior_spread_keeps_closer_to_the_start(base, trained):
     distances = []
     for spread in (0.1, 1.0, 10.0):
         world = world_of(base, training__prior_spread=spread)
-        bench, factors = bench_and_factors(trained[0], world)
-        away = fit_newcomer(bench, factors, person.train) - bench.parts(factors)[1]
+        planned, factors = bench_and_factors(trained[0], world)
+        away = fit_newcomer(planned, factors, person.train) - planned.parts(factors)[1]
         distances.append(float(np.linalg.norm(away)))
     assert 0 < distances[0] < distances[1] < distances[2]
 
 
 def test_the_more_choices_the_surer(trained):
-    bench, factors = bench_and_factors(trained[0], trained[2])
+    planned, factors = bench_and_factors(trained[0], trained[2])
     person = trained[2].newcomers[0]
     errors = []
     for count in (1, 5):
-        laplace, posterior = posterior_of(bench, factors, person.train[:count])
+        laplace, posterior = posterior_of(planned, factors, person.train[:count])
         errors.append(laplace.margins(posterior, person.test).error.mean())
     assert errors[1] < errors[0]
 
@@ -162,10 +162,10 @@ def test_where_nothing_is_personal_a_newcomer_takes_the_global_model(base, tmp_p
 def test_after_a_warm_up_newcomers_start_from_what_it_ended_with(base, tmp_path):
     world = world_of(base, federation__warmup_rounds=1)
     run(tmp_path / "run", base, federation__warmup_rounds=1)
-    bench, factors = bench_and_factors(tmp_path / "run", world)
-    start = fit_newcomer(bench, factors, ())
-    assert (start != bench.split.initial(world.config.seed)[1]).any()
-    assert (start == factors[bench.split.shared.size :]).all()
+    planned, factors = bench_and_factors(tmp_path / "run", world)
+    start = fit_newcomer(planned, factors, ())
+    assert (start != planned.split.initial(world.config.seed)[1]).any()
+    assert (start == factors[planned.split.shared.size :]).all()
 
 
 # --- what is reported -----------------------------------------------------------------------------
@@ -173,13 +173,13 @@ def test_after_a_warm_up_newcomers_start_from_what_it_ended_with(base, tmp_path)
 
 def test_the_curve_is_the_mean_over_newcomers_at_each_number_of_choices(trained):
     directory, result, world = trained
-    bench, factors = bench_and_factors(directory, world)
+    planned, factors = bench_and_factors(directory, world)
     curve = result["cold_start"]
     assert [row["choices"] for row in curve] == [0, 1, 2, 5]
-    shared, start = bench.parts(factors)
+    shared, start = planned.parts(factors)
     accuracies = [
-        bench.trainer(start)
-        .evaluate(shared, fit_newcomer(bench, factors, p.train[:2]), bench.model.prepare(p.test))
+        planned.trainer(start)
+        .evaluate(shared, fit_newcomer(planned, factors, p.train[:2]), planned.model.prepare(p.test))
         .accuracy
         for p in world.newcomers
     ]
@@ -191,8 +191,8 @@ def test_the_curve_is_the_mean_over_newcomers_at_each_number_of_choices(trained)
 
 
 def test_one_newcomer_has_no_standard_error(trained):
-    bench, factors = bench_and_factors(trained[0], trained[2])
-    curve = cold_start(bench, factors, trained[2].newcomers[:1], 2, "validation")
+    planned, factors = bench_and_factors(trained[0], trained[2])
+    curve = cold_start(planned, factors, trained[2].newcomers[:1], 2, "validation")
     assert [row["se"] for row in curve] == [None, None, None]
 
 
@@ -213,7 +213,7 @@ def test_the_report_shows_the_curve(trained, tmp_path):
 
 def test_a_comparison_has_a_curve_for_each_method(base, tmp_path):
     changes = [{"adapter.share": share, "seed": seed} for seed in (0, 1) for share in ("A", "none")]
-    compare([RunConfig().changed(base | change) for change in changes], tmp_path / "all", benches=BENCHES)
+    compare([RunConfig().changed(base | change) for change in changes], tmp_path / "all", model_cache=BENCHES)
     rows = json.loads((tmp_path / "all/compare.json").read_text())
     for row in rows:
         curves = [

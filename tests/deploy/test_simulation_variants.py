@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 from support.tastes import write_choices
 
-from penchant.client.learning.model_cache import Benches
+from penchant.client.learning.model_cache import ModelCache
 from penchant.client.vault.vault import Vault
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError
@@ -22,7 +22,7 @@ from penchant.deploy.simulation.runner import simulate
 from penchant.deploy.simulation.world import prepare
 
 PEOPLE = 4
-BENCHES = Benches()  # one model for all runs
+BENCHES = ModelCache()  # one model for all runs
 SLOT = "encoder.layer.2.output.dense"
 FACTORS = {"A": f"{SLOT}.lora_A", "B": f"{SLOT}.lora_B", "V": "lore.basis", "head": "head.weight"}
 
@@ -102,8 +102,8 @@ def test_the_personal_part_starts_from_the_warm_start(
     result = run(tmp_path / "run", base, federation__warmup_rounds=3, **changes)
     assert {row["phase"] for row in result["rounds_log"]} == {"warmup"}
     config = run_directory.read_config(tmp_path / "run")
-    blueprint = prepare(config, BENCHES).benches.of(config.plan("main", PEOPLE)).blueprint
-    warm, main = (blueprint.split(config.plan(phase, PEOPLE)) for phase in ("warmup", "main"))
+    model_signature = prepare(config, BENCHES).model_cache.of(config.plan("main", PEOPLE)).model_signature
+    warm, main = (model_signature.split(config.plan(phase, PEOPLE)) for phase in ("warmup", "main"))
     checkpoint = load_file(tmp_path / "run" / "checkpoints" / "round-000003.safetensors")
     starts = warm.shared.named(checkpoint["factors"])
     starts |= {f"{SLOT}.lora_K": np.eye(2, dtype=np.float32), f"{SLOT}.lora_s": np.ones(2, np.float32)}

@@ -31,12 +31,12 @@ from generated import Texts, in_order, texts  # isort: skip
 
 from support.teacher import Array
 
-from penchant.client.learning.model_cache import Benches
+from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Federation, Person, Preference
 from penchant.deploy.owner_policy import fleet_policy
 from penchant.deploy.recipes import recipe
-from penchant.deploy.simulation.world import World
+from penchant.deploy.simulation.world import SimulationSetup
 from penchant.server.run import cohort_size
 
 HERE = Path(__file__).resolve().parent
@@ -51,7 +51,7 @@ LOOKS = {
     "global": Look("by the global model", "#c2571a", "s"),
     "random": Look("at random", "#666666", "^"),
 }
-_BENCHES = Benches()
+_BENCHES = ModelCache()
 
 FEATURES = {  # roots of words
     "food": "eat food dinner lunch breakfast meal cook bak bakery cake tea coffee wine recipe soup chocolate"
@@ -140,18 +140,18 @@ def federation_of(share: str, people: Federation, seed: int, home: Path) -> Trai
     }
     config = RunConfig().changed(settings)
     cohort = cohort_size(config, len(people.people))
-    world = World(config, people, _BENCHES, cohort, fleet_policy(config, cohort))
+    world = SimulationSetup(config, people, _BENCHES, cohort, fleet_policy(config, cohort))
     return settled(world, home, f"tastes-{share}-seed{seed}")
 
 
 def rewards(trained: Trained, requests: Mapping[str, Sequence[str]]) -> dict[str, Array]:
     """Request -> [people, responses], by everybody's own model."""
-    bench = trained.bench()
-    shared, start = bench.parts(trained.factors)
-    trainer = bench.trainer(start)
+    planned = trained.planned()
+    shared, start = planned.parts(trained.factors)
+    trainer = planned.trainer(start)
     made = {}
     for request, responses in requests.items():
-        prepared = bench.model.prepare_texts([(request, response) for response in responses])
+        prepared = planned.model.prepare_texts([(request, response) for response in responses])
         made[request] = np.stack([trainer.score(shared, part, prepared) for part in trained.personal()])
     return made
 

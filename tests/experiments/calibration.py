@@ -40,9 +40,9 @@ def measure(fleet: Fleet, every: int = 1) -> Found:
 
     every: of the members, only every such one.
     """
-    bench = fleet.bench()
-    shared, start = bench.parts(fleet.factors)
-    laplace = Laplace(bench.model, bench.split, shared)
+    planned = fleet.planned()
+    shared, start = planned.parts(fleet.factors)
+    laplace = Laplace(planned.model, planned.split, shared)
     found: dict[str, list[Array]] = {}
 
     def note(case: str, values: Array) -> None:
@@ -50,14 +50,14 @@ def measure(fleet: Fleet, every: int = 1) -> Found:
 
     members = list(zip(fleet.world.federation.people, fleet.personal(), strict=True))[::every]
     for person, part in members:
-        prior = prior_of(bench, laplace, start, person.train)
+        prior = prior_of(planned, laplace, start, person.train)
         believed = laplace.margins(laplace.around(prior, part, person.train), person.test)
         note("members, as trained", probability(believed.mean, np.zeros_like(believed.mean)))
         note("members, as trained, posterior", believed.probability)
     for person in fleet.newcomers:
         for count in CHOICES:
             choices = person.train[:count]
-            posterior = laplace.fit(prior_of(bench, laplace, start, choices), choices)
+            posterior = laplace.fit(prior_of(planned, laplace, start, choices), choices)
             believed = laplace.margins(posterior, person.test)
             note(f"newcomers, {count}", probability(believed.mean, np.zeros_like(believed.mean)))
             note(f"newcomers, {count}, posterior", believed.probability)

@@ -34,7 +34,7 @@ from penchant.common.model.shares import HEAD
 from penchant.deploy import run_directory
 from penchant.deploy.configuration import configure
 from penchant.deploy.simulation.runner import simulate
-from penchant.deploy.simulation.world import World, prepare
+from penchant.deploy.simulation.world import SimulationSetup, prepare
 
 Tensors = dict[str, torch.Tensor]
 
@@ -51,10 +51,10 @@ class Scales:
 class Joint:
     """Everybody's parts in one process."""
 
-    def __init__(self, world: World, scales: Scales) -> None:
+    def __init__(self, world: SimulationSetup, scales: Scales) -> None:
         self.world, self.config, self.scales = world, world.config, scales
         self.people = world.federation.people
-        self.model = world.benches.of(self.config.plan("main", world.cohort)).model
+        self.model = world.model_cache.of(self.config.plan("main", world.cohort)).model
         self.prepared: list[PreparedPairs] = [self.model.prepare(person.train) for person in self.people]
         self.steps = self.epochs = 0
         self.shared: Tensors = {}
@@ -76,7 +76,7 @@ class Joint:
     def _split(self, phase: Phase) -> Split:
         if phase == "warmup" and not self.config.federation.warmup_rounds:
             phase = "main"
-        return self.world.benches.of(self.config.plan(phase, self.world.cohort)).split
+        return self.world.model_cache.of(self.config.plan(phase, self.world.cohort)).split
 
     def _phase(self, rounds: int, shared: Vector, start: Vector) -> None:
         """As many passes over everybody's pairs as `rounds` of a federated run take on average."""
@@ -147,7 +147,7 @@ class Joint:
         return float((margins > 0).double().mean())
 
 
-def federated(world: World) -> float:
+def federated(world: SimulationSetup) -> float:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "run"
         run_directory.create(directory, world.config)
@@ -203,7 +203,7 @@ def main() -> None:
         if seed in made:
             row["federated"] = made[seed]
         elif not chosen.joint_only:
-            other = prepare(changed(world.config, chosen.set), world.benches)
+            other = prepare(changed(world.config, chosen.set), world.model_cache)
             row["federated"] = federated(other)
         rows.append(row)
         figures = "  ".join(f"{k} {row[k]:.4f}" for k in ("joint", "federated") if k in row)

@@ -47,7 +47,7 @@ def tune(home: Path, shares: Sequence[str], spreads: Sequence[float], heads: Seq
         if share in ("AB", "mean"):
             continue
         fleets = [trained(share, seed, home) for seed in TUNING_SEEDS]
-        names = {spec.name for spec in fleets[0].bench().split.personal.specs}
+        names = {spec.name for spec in fleets[0].planned().split.personal.specs}
         tried = heads if HEAD in names and len(names) > 1 else (1.0,)
         for spread, head in itertools.product(spreads, tried):
             how = {"prior_spread": spread, "prior_head": head}
@@ -61,24 +61,24 @@ def tune(home: Path, shares: Sequence[str], spreads: Sequence[float], heads: Seq
 
 
 def curve(fleet: Fleet, pairs: int, part: Any, **training: Any) -> list[dict[str, Any]]:
-    return cold_start(fleet.bench(**training), fleet.factors, fleet.newcomers, pairs, part)
+    return cold_start(fleet.planned(**training), fleet.factors, fleet.newcomers, pairs, part)
 
 
 def from_the_mean(fleet: Fleet, numbers: Sequence[int]) -> list[float]:
     """Accuracy by number of choices when newcomers start from the mean of the members' parts, each refitted
     to their choices on the final shared factors as a newcomer's."""
-    bench = fleet.bench()
-    shared, start = bench.parts(fleet.factors)
-    laplace = Laplace(bench.model, bench.split, shared)
+    planned = fleet.planned()
+    shared, start = planned.parts(fleet.factors)
+    laplace = Laplace(planned.model, planned.split, shared)
     members = fleet.world.federation.people
-    parts = [laplace.fit(prior_of(bench, laplace, start, p.train), p.train).vector for p in members]
+    parts = [laplace.fit(prior_of(planned, laplace, start, p.train), p.train).vector for p in members]
     mean: Vector = np.mean(parts, axis=0, dtype=np.float64).astype(np.float32)
     return [
         statistics.fmean(
             float(np.mean(laplace.margins(posterior, person.test).mean > 0))
             for person in fleet.newcomers
             for choices in [person.train[:number]]
-            for posterior in [laplace.fit(prior_of(bench, laplace, mean, choices), choices)]
+            for posterior in [laplace.fit(prior_of(planned, laplace, mean, choices), choices)]
         )
         for number in numbers
     ]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from penchant.client.learning.model_cache import Bench, Benches
+from penchant.client.learning.model_cache import ModelCache, PlannedModel
 from penchant.client.vault.vault import Vault
 from penchant.common.config import RunConfig, TrainingConfig
 from penchant.common.data.preferences import Person
@@ -22,7 +22,7 @@ from penchant.common.model.factors import Vector
 from penchant.deploy import datasets, run_directory
 from penchant.deploy.recipes import recipe
 from penchant.deploy.simulation.runner import simulate
-from penchant.deploy.simulation.world import World, prepare
+from penchant.deploy.simulation.world import SimulationSetup, prepare
 from penchant.server.journal import Journal
 from penchant.server.round import announced_factors
 
@@ -31,21 +31,21 @@ MANY = 150  # pairs of a newcomer in each part: to draw from, and to judge by wi
 
 PRIOR = ("prior_spread", "prior_head")  # of a newcomer's personal part: not known to a training
 
-_BENCHES = Benches()
+_BENCHES = ModelCache()
 
 
 @dataclass(frozen=True)
 class Trained:
     """A federation that is done. factors: as announced at its end."""
 
-    world: World
+    world: SimulationSetup
     directory: Path
     factors: Vector
 
-    def bench(self, **training: float) -> Bench:
+    def planned(self, **training: float) -> PlannedModel:
         """The bench of the closing round, with changes of the training section."""
         config = self.world.config.changed({f"training.{key}": value for key, value in training.items()})
-        return self.world.benches.of(config.plan("close", len(self.world.federation.people)))
+        return self.world.model_cache.of(config.plan("close", len(self.world.federation.people)))
 
     def personal(self) -> list[Vector]:
         """Everybody's own part, in the order of `world.federation.people`: a simulation can look at it."""
@@ -61,7 +61,7 @@ class Trained:
         return accuracy
 
 
-def settled(world: World, home: Path, name: str) -> Trained:
+def settled(world: SimulationSetup, home: Path, name: str) -> Trained:
     """The federation of this world, trained now unless `home` holds it."""
     torch.set_num_threads(1)
     directory = home / f"{name}-{world.run.hex()[:8]}"
@@ -90,9 +90,9 @@ class Fleet(Trained):
     newcomers: tuple[Person, ...]
     prior: dict[str, float]
 
-    def bench(self, **training: float) -> Bench:
+    def planned(self, **training: float) -> PlannedModel:
         """The bench of the closing round, with the recipe's prior or another (`PRIOR`)."""
-        return super().bench(**{**self.prior, **training})
+        return super().planned(**{**self.prior, **training})
 
 
 def trained(share: str, seed: int, home: Path) -> Fleet:
@@ -113,7 +113,7 @@ def trained(share: str, seed: int, home: Path) -> Fleet:
     return Fleet(world, fleet.directory, fleet.factors, _with_more_choices(world), prior)
 
 
-def _with_more_choices(world: World) -> tuple[Person, ...]:
+def _with_more_choices(world: SimulationSetup) -> tuple[Person, ...]:
     """The newcomers with `MANY` pairs of each part; the first of them are those they had."""
     names = {person.name for person in world.newcomers}
     many = datasets.load(

@@ -24,7 +24,7 @@ import numpy as np
 from curves import Look, draw, summary, told  # isort: skip
 from fleets import Fleet, trained  # isort: skip
 
-from penchant.client.learning.active import Interview
+from penchant.client.learning.active import ActiveLearner
 from penchant.client.learning.laplace import Array, Laplace, Posterior, Prior, linear_optimum
 from penchant.client.learning.newcomer import prior_of
 from penchant.common.data.preferences import Person, Preference
@@ -43,8 +43,8 @@ Curve = list[float]
 
 
 class Linear:
-    """A model linear in the personal part, as `laplace` sees one person's pairs at `start`: what `Interview`
-    takes for true between two looks. A whole interview costs a tenth of a second."""
+    """A model linear in the personal part, as `laplace` sees one person's pairs at `start`: what
+    `ActiveLearner` takes for true between two looks. A whole interview costs a tenth of a second."""
 
     def __init__(self, laplace: Laplace, start: Vector, pairs: Sequence[Preference]) -> None:
         self._start = start
@@ -67,7 +67,7 @@ class Linear:
 
 def asked(laplace: Any, prior: Prior, person: Person) -> Sequence[Preference]:
     """The answers to the first questions, in order."""
-    interview = Interview(laplace, prior, person.train)
+    interview = ActiveLearner(laplace, prior, person.train)
     while len(interview.answers) < ANSWERS[-1] and (index := interview.question()) is not None:
         interview.answer(index, True)
     return interview.choices()
@@ -81,12 +81,12 @@ def at_random(person: Person, seed: int, order: int) -> Sequence[Preference]:
 
 def measure(fleet: Fleet, seed: int, part: str, linear: bool) -> dict[str, Curve]:
     """Way -> accuracy after each of `ANSWERS`, mean over newcomers."""
-    bench = fleet.bench()
-    shared, start = bench.parts(fleet.factors)
-    whole = Laplace(bench.model, bench.split, shared)
+    planned = fleet.planned()
+    shared, start = planned.parts(fleet.factors)
+    whole = Laplace(planned.model, planned.split, shared)
     curves: dict[str, list[Curve]] = {}
     for person in fleet.newcomers:
-        prior = prior_of(bench, whole, start, person.train)
+        prior = prior_of(planned, whole, start, person.train)
         held = person.test if part == "test" else person.validation
         laplace: Any = Linear(whole, start, [*person.train, *held]) if linear else whole
         answers = {f"random {order}": at_random(person, seed, order) for order in range(ORDERS + 1)}

@@ -26,7 +26,7 @@ import tomli_w
 import torch
 from optuna.storages.journal import JournalFileBackend
 
-from penchant.client.learning.model_cache import Benches
+from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig, ShareName
 from penchant.common.errors import DeviceError, ProtocolError, RoundFailed
 from penchant.deploy.recipes import recipe
@@ -186,7 +186,7 @@ class Runs:
     """Accuracy on the last quarter of a past."""
 
     def __init__(self, share: str) -> None:
-        self._share, self._benches = share, Benches()
+        self._share, self._model_cache = share, ModelCache()
 
     def accuracy(self, changes: Changes, until: float, seed: int) -> float:
         """0 for training that diverges."""
@@ -204,7 +204,7 @@ class Runs:
         )
         folder = Path(tempfile.mkdtemp(prefix="recipes-"))
         try:
-            result = simulate(prepare(config, self._benches), folder)
+            result = simulate(prepare(config, self._model_cache), folder)
             return float(result["accuracy"]["personal"])
         except (DeviceError, ProtocolError, RoundFailed) as error:
             print(f"  {error}", flush=True)

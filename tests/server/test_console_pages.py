@@ -19,7 +19,7 @@ from penchant.common.errors import ConsoleError, JournalError, UsageError
 from penchant.server import releases
 from penchant.server.console import charts, events, passwords
 from penchant.server.journal import Journal
-from penchant.server.monitoring.run_history import Ledger, Place, Work, facts_of
+from penchant.server.monitoring.run_history import Activity, JournalReader, RunLocation, facts_of
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +34,8 @@ def console(tmp_path: Path) -> Iterator[Console]:
     made.store.close()
 
 
-def place(directory: Path) -> Place:
-    return Place("id", directory.name, directory, "simulation")
+def place(directory: Path) -> RunLocation:
+    return RunLocation("id", directory.name, directory, "simulation")
 
 
 # --- nothing there yet ----------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_lost_devices_are_noticed(tmp_path: Path, changes: dict[str, Any], title
         journal.begin(number, "main")
         journal.finish(log(number, **changes), shared(number))
     journal.close()
-    run = facts_of(place(tmp_path / "first"), Work(running=True))
+    run = facts_of(place(tmp_path / "first"), Activity(running=True))
     titles = [notice.title.replace("\u202f", " ") for notice in alerts.of_run(run, run.touched + 1)]
     assert titles == ([] if title is None else [f"first {title}"])
 
@@ -189,7 +189,7 @@ def test_a_run_that_stands_still_or_gets_worse_is_noticed(tmp_path: Path) -> Non
         journal.finish(log(number, val_accuracy=0.7 if number < 4 else 0.6), shared(number))
     journal.begin(10, "main")
     journal.close()
-    run = facts_of(place(tmp_path / "first"), Work(running=True))
+    run = facts_of(place(tmp_path / "first"), Activity(running=True))
     titles = [notice.title for notice in alerts.of_run(run, run.touched + 4000)]
     assert titles == ["first does not move", "first learns no more"]
 
@@ -203,16 +203,16 @@ def test_a_journal_from_before_stages_still_opens(tmp_path: Path) -> None:
         for table in ("stages", "devices"):
             db.execute(f"DROP TABLE {table}")
         db.execute("DELETE FROM meta")
-    ledger = Ledger(directory)
+    ledger = JournalReader(directory)
     assert (ledger.stages(2, 1), ledger.devices(), ledger.count_devices(), ledger.sums()) == ([], [], 0, [])
-    assert facts_of(place(directory), Work()).settled == 2
+    assert facts_of(place(directory), Activity()).settled == 2
     Journal(directory).close()  # and gains them when a server opens it
-    assert Ledger(directory).devices() == []
+    assert JournalReader(directory).devices() == []
 
 
 def test_reading_holds_up_no_writer_and_sees_what_it_writes(tmp_path: Path) -> None:
     journal = Journal(make_run(tmp_path / "first", 1))
-    ledger = Ledger(tmp_path / "first")
+    ledger = JournalReader(tmp_path / "first")
     before = ledger.mark
     journal.begin(2, "main")
     journal.stage(2, 1, "keys", 34)
@@ -226,16 +226,16 @@ def test_reading_holds_up_no_writer_and_sees_what_it_writes(tmp_path: Path) -> N
 
 
 def test_a_missing_journal_has_no_rounds_and_a_damaged_log_is_named(tmp_path: Path) -> None:
-    assert Ledger(tmp_path).attempts() == []
+    assert JournalReader(tmp_path).attempts() == []
     directory = make_run(tmp_path / "first", 1)
     with sqlite3.connect(directory / "journal.db") as db:
         db.execute("UPDATE rounds SET log = '{}'")
     with pytest.raises(JournalError, match=r"journal\.db is damaged"):
-        Ledger(directory).attempts()
+        JournalReader(directory).attempts()
 
 
 def test_the_facts_are_the_same_for_a_machine(tmp_path: Path) -> None:
-    table = facts_of(place(make_run(tmp_path / "first", 3)), Work()).table()
+    table = facts_of(place(make_run(tmp_path / "first", 3)), Activity()).table()
     again = json.loads(json.dumps(table))
     assert (again["state"], again["settled"], again["rounds"], again["devices"]) == ("stopped", 3, 8, 5)
     assert [row["survivors"] for row in again["attempts"]] == [33, 33, 33]
@@ -249,13 +249,13 @@ def test_the_number_of_questions_does_not_grow_with_the_fleet(
     console: Console, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    real = Ledger._read
+    real = JournalReader._read
 
-    def counted(self: Ledger, query: str, *values: object) -> list[Any]:
+    def counted(self: JournalReader, query: str, *values: object) -> list[Any]:
         asked.append(query)
         return real(self, query, *values)
 
-    monkeypatch.setattr(Ledger, "_read", counted)
+    monkeypatch.setattr(JournalReader, "_read", counted)
 
     def count(name: str, rounds: int, devices: int) -> int:
         make_run(console.runs / name, rounds, of=60, devices=devices)
@@ -337,9 +337,9 @@ def _visit(console: Console, browser: Any, path: str, parts: dict[str, str]) -> 
     from starlette.requests import Request
 
     from penchant.server.console.app import templates
-    from penchant.server.console.requests import Desk, visit_of
+    from penchant.server.console.requests import ConsoleContext, visit_of
 
-    desk = Desk(console.store, console.operations, templates(), frozenset())
+    desk = ConsoleContext(console.store, console.operations, templates(), frozenset())
     scope = {
         "type": "http",
         "method": "GET",
@@ -410,7 +410,7 @@ def test_a_download_is_on_record_and_is_what_was_exported(
     assert answer.headers["content-disposition"].endswith('-round-2.zip"')
     assert console.outcomes("download an adapter") == ["done"]
 
-    def fails(place: Place, round: int) -> bytes:
+    def fails(place: RunLocation, round: int) -> bytes:
         raise ConsoleError("the model is gone")
 
     monkeypatch.setattr(console.operations, "export", fails)
@@ -425,7 +425,7 @@ def test_a_download_is_on_record_and_is_what_was_exported(
 
 def test_a_chart_says_what_it_shows() -> None:
     drawn = charts.lines(
-        [charts.Series("<b>", [(1, 0.5), (2, None), (3, 0.75)])], title="Fleet", text=lambda y: f"{y:.0%}"
+        [charts.Series("<b>", [(1, 0.5), (2, None), (3, 0.75)])], title="SimulatedDevices", text=lambda y: f"{y:.0%}"
     )
     assert 'aria-label="Fleet. &lt;b&gt;: 50% at 1, 75% at 3."' in drawn
     assert drawn.count("<svg") == 2  # at a desk and on a phone

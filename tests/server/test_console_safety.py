@@ -11,7 +11,7 @@ from support.console_scene import HOST, PASSWORD, Browser, Console, make_run
 
 from penchant.common.errors import UsageError
 from penchant.server.console import accounts, passwords
-from penchant.server.console.accounts import Store
+from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.app import ACTIONS, LIVE, PAGES
 
 HOSTILE = "\"><img src=x onerror=alert(1)>{{7*7}}</script>'&"
@@ -375,14 +375,14 @@ def test_nothing_secret_is_shown_logged_or_kept(console: Console, caplog: pytest
 @pytest.mark.parametrize("password", ["short", "a" * 30, "ababababababab", "x" * 2000])
 def test_weak_passwords_are_refused(tmp_path: Path, password: str) -> None:
     with pytest.raises(UsageError, match="a password has"):
-        Store(tmp_path).add("olga", "operator", password)
-    assert Store(tmp_path).accounts() == []
+        ConsoleStore(tmp_path).add("olga", "operator", password)
+    assert ConsoleStore(tmp_path).accounts() == []
 
 
 @pytest.mark.parametrize("name", ["", "Olga", "a b", "a/b", "-a", "a" * 33, "ö"])
 def test_unfit_names_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="an account's name"):
-        Store(tmp_path).add(name, "operator", PASSWORD)
+        ConsoleStore(tmp_path).add(name, "operator", PASSWORD)
 
 
 def test_a_password_is_kept_as_a_salted_hash() -> None:
@@ -394,7 +394,7 @@ def test_a_password_is_kept_as_a_salted_hash() -> None:
 
 
 def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
-    Store(tmp_path / "state").close()
+    ConsoleStore(tmp_path / "state").close()
     assert (tmp_path / "state").stat().st_mode & 0o077 == 0
     assert (tmp_path / "state" / "console.db").stat().st_mode & 0o077 == 0
 

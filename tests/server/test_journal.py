@@ -17,7 +17,7 @@ from penchant.common.errors import JournalError
 from penchant.common.storage import write_durably
 from penchant.server import journal as journal_module
 from penchant.server.journal import Journal, RoundLog, RoundRow
-from penchant.server.optimizers import Shared
+from penchant.server.optimizers import ServerState
 
 
 def log(round: int = 1, attempt: int = 1, **changes: Any) -> RoundLog:
@@ -40,13 +40,13 @@ def log(round: int = 1, attempt: int = 1, **changes: Any) -> RoundLog:
     return replace(usual, **changes)
 
 
-def shared(value: float) -> Shared:
+def shared(value: float) -> ServerState:
     """A state whose every part can be told from the others."""
     parts = [np.float32([value, value + 0.25, -value]) + step for step in (0, 10, 20)]
-    return Shared(*parts, start=np.float32([value, 0.5]), steps=int(value))
+    return ServerState(*parts, start=np.float32([value, 0.5]), steps=int(value))
 
 
-def same(one: Shared, other: Shared) -> bool:
+def same(one: ServerState, other: ServerState) -> bool:
     names = ("factors", "first", "second", "start")
     alike = all(getattr(one, name).tobytes() == getattr(other, name).tobytes() for name in names)
     return alike and one.steps == other.steps

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from penchant.common.config import FederationConfig
 from penchant.server.journal import Journal, RoundLog
-from penchant.server.optimizers import Shared
+from penchant.server.optimizers import ServerState
 
 START = np.float32([0.5])
 
 
-def begin(*factors: float) -> Shared:
-    return Shared.begin(np.float32(factors), START)
+def begin(*factors: float) -> ServerState:
+    return ServerState.begin(np.float32(factors), START)
 
 
 def adam(**changes: Any) -> FederationConfig:

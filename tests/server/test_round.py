@@ -19,21 +19,21 @@ from support.fake_grid import FakeClock, FakeGrid
 
 from penchant.common.config import Plan, RunConfig
 from penchant.common.errors import JournalError, NotUnmasked, RoundFailed, TooFewDevices, TooManyDropouts
-from penchant.common.model.modules import Slot
-from penchant.common.model.signature import Blueprint
-from penchant.common.secagg.update_vector import BINS, Contribution, Form
+from penchant.common.model.modules import AdaptedModule
+from penchant.common.model.signature import ModelSignature
+from penchant.common.secagg.update_vector import BINS, Contribution, UpdateLayout
 from penchant.common.wire.codec import decode, encode
 from penchant.common.wire.messages import Announce, Finished, Hello, Kind, Status
 from penchant.server import availability
-from penchant.server.availability import Roll
+from penchant.server.availability import Availability
 from penchant.server.cohort import sample_cohort
 from penchant.server.exchange import Exchange
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.round import federate, play_round, recover
-from penchant.server.run import Run, run_id
+from penchant.server.run import ServerRun, run_id
 from penchant.server.secagg.aggregation import Aggregate, Record
 
-BLUEPRINT = Blueprint((Slot("block.dense", 3, 4),), 3, bytes(range(32)))
+MODEL_SIGNATURE = ModelSignature((AdaptedModule("block.dense", 3, 4),), 3, bytes(range(32)))
 RUN = bytes(16)
 FIRST = 2**63  # node ids fill 64 bits: node FIRST + m is member m's
 
@@ -66,10 +66,10 @@ class Device:
     def _vector(self) -> bytes:
         announce = self.announced[-1]
         plan = Plan.decode(announce.plan)
-        form = Form.of(plan, BLUEPRINT.split(plan))
-        update = self.update(announce.round, form.quantiser.size)
+        layout = UpdateLayout.of(plan, MODEL_SIGNATURE.split(plan))
+        update = self.update(announce.round, layout.quantiser.size)
         mine = Contribution(update, self.weight, 0.5 * self.weight, correct=3, total=4, in_histogram=True)
-        return form.quantise(mine, bytes(31) + bytes([self.member])).tobytes()
+        return layout.quantise(mine, bytes(31) + bytes([self.member])).tobytes()
 
 
 @dataclass
@@ -147,14 +147,14 @@ class World:
         self.observed: list[RoundLog] = []
         self.start()
 
-    def start(self) -> Run:
+    def start(self) -> ServerRun:
         """A server's process begins: all that it knows is in the directory."""
         self.journal = Journal(self.directory)
         self.journal._db.execute("PRAGMA synchronous=OFF")  # nobody pulls a plug here
-        self.run = Run(
+        self.run = ServerRun(
             config=self.config,
-            run=RUN,
-            blueprint=BLUEPRINT,
+            id=RUN,
+            model_signature=MODEL_SIGNATURE,
             cohort=self.config.federation.cohort,
             aggregation=self.adding,
             membership=b"a list",
@@ -184,7 +184,7 @@ class World:
 
     def start_factors(self) -> np.ndarray:
         plan = self.config.plan("main", 2)
-        return BLUEPRINT.split(plan).initial(self.config.seed)[0]
+        return MODEL_SIGNATURE.split(plan).initial(self.config.seed)[0]
 
     def moved(self, round: int) -> float:
         """By how much a round with everybody moves each factor: the example-weighted mean, by hand."""
@@ -240,15 +240,15 @@ def test_a_round_is_told_apart_by_what_it_announces(world: Callable[..., World])
     first, second, closing = scene.devices[1].announced
     assert (first.run, first.base, first.membership, first.kind) == (
         RUN,
-        BLUEPRINT.digest,
+        MODEL_SIGNATURE.digest,
         b"a list",
         Kind.SECAGG,
     )
     assert [(a.round, a.attempt) for a in (first, second, closing)] == [(1, 1), (2, 1), (3, 1)]
     plan = Plan.decode(first.plan)
     assert plan == scene.config.plan("main", 3)
-    form = Form.of(plan, BLUEPRINT.split(plan))
-    assert (first.words, first.ring, first.group) == (form.words, form.ring, form.group)
+    layout = UpdateLayout.of(plan, MODEL_SIGNATURE.split(plan))
+    assert (first.words, first.ring, first.group) == (layout.words, layout.ring, layout.group)
     assert np.frombuffer(first.factors, "<f4") == pytest.approx(scene.start_factors())
     assert np.frombuffer(second.factors, "<f4") == pytest.approx(
         scene.start_factors() + scene.moved(1), abs=1e-4
@@ -448,7 +448,7 @@ def test_a_node_that_hangs_does_not_hold_up_a_greeting_for_a_whole_deadline(
     scene = world(4, federation__cohort=3, federation__deadline_seconds=1000.0)
     scene.devices[2].silent = {"status"}
     began = clock.now
-    Roll(scene.run, scene.grid).call()
+    Availability(scene.run, scene.grid).poll()
     assert clock.now - began < 61
 
 
@@ -578,10 +578,10 @@ def open_attempt(scene: World, *, asked: bool, marked: bool, replies: Iterable[i
     vectors = []
     for device in scene.devices.values():
         plan = scene.config.plan("main", len(nodes))
-        form = Form.of(plan, BLUEPRINT.split(plan))
-        update = device.update(1, form.quantiser.size)
+        layout = UpdateLayout.of(plan, MODEL_SIGNATURE.split(plan))
+        update = device.update(1, layout.quantiser.size)
         each = Contribution(update, device.weight, 0.5 * device.weight, 3, 4)
-        vectors.append(form.quantise(each, bytes(32)).view("<i4").astype(np.int64))
+        vectors.append(layout.quantise(each, bytes(32)).view("<i4").astype(np.int64))
     line = {"total": np.sum(vectors, axis=0).tolist(), "cohort": nodes, "survivors": nodes}
     scene.journal.record(1, 1, "cohort", 0, b"everybody")
     if asked:
@@ -762,8 +762,8 @@ def test_after_the_warm_up_the_personal_start_goes_out_beside_the_factors(
     scene = world(federation__rounds=3, federation__warmup_rounds=1, adapter__share=share).federate()
     assert [log.phase for log in scene.journal.logs()] == ["warmup", "main", "main", "close"]
     warm, first, second, closing = (np.frombuffer(a.factors, "<f4") for a in scene.devices[1].announced)
-    warm_split = BLUEPRINT.split(scene.config.plan("warmup", 3))
-    main_split = BLUEPRINT.split(scene.config.plan("main", 3))
+    warm_split = MODEL_SIGNATURE.split(scene.config.plan("warmup", 3))
+    main_split = MODEL_SIGNATURE.split(scene.config.plan("main", 3))
     assert warm.size == warm_split.shared.size
     warmed = (warm + np.float32(scene.moved(1))).astype(np.float32)
     shared, start = main_split.start_from(warm_split, warmed, scene.config.seed)
@@ -777,7 +777,7 @@ def test_a_warm_up_that_was_lost_leaves_the_common_start(world: Callable[..., Wo
     scene = world(federation__rounds=2, federation__warmup_rounds=1)
     scene.adding.fails[(1, 1, "unmask")] = NotUnmasked("too many lied")
     scene.federate()
-    shared, start = BLUEPRINT.split(scene.config.plan("main", 3)).initial(scene.config.seed)
+    shared, start = MODEL_SIGNATURE.split(scene.config.plan("main", 3)).initial(scene.config.seed)
     announced = np.frombuffer(scene.devices[1].announced[1].factors, "<f4")
     assert announced.tobytes() == np.concatenate([shared, start]).tobytes()
 

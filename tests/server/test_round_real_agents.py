@@ -25,7 +25,7 @@ from penchant.common.wire.codec import decode, decode_any, encode
 from penchant.common.wire.messages import Abort, Masked, Plain, Shares, Unmasking
 from penchant.deploy import run_directory
 from penchant.deploy.simulation.runner import simulate
-from penchant.deploy.simulation.world import World, prepare
+from penchant.deploy.simulation.world import SimulationSetup, prepare
 from penchant.server.journal import Journal
 
 Scenes = Callable[..., FleetScene]
@@ -335,7 +335,7 @@ def test_sealed_garbage_costs_as_many_receivers_as_it_was_sealed_for(scenes: Sce
 # --- masked or plain: the same factors -------------------------------------------------------------
 
 
-class SameRun(World):
+class SameRun(SimulationSetup):
     """A world whose run id does not depend on its configuration: rounding is then drawn alike."""
 
     @property
@@ -381,7 +381,7 @@ def test_a_simulation_learns_bit_for_bit_the_same_with_and_without_secure_aggreg
     for secagg in (True, False):
         config = RunConfig().changed(settings | changes | {"privacy.secagg": secagg})
         world = prepare(config, BENCHES)
-        world = SameRun(world.config, world.federation, world.benches, world.cohort, world.policy)
+        world = SameRun(world.config, world.federation, world.model_cache, world.cohort, world.policy)
         directory = tmp_path / f"secagg {secagg}"
         run_directory.create(directory, config)
         results.append(simulate(world, directory, command="test"))

@@ -22,7 +22,7 @@ from penchant.common.wire.codec import decode
 from penchant.common.wire.messages import Announce, Entry, Plain
 from penchant.server.journal import Journal
 from penchant.server.round import federate
-from penchant.server.run import Run
+from penchant.server.run import ServerRun
 
 Scenes = Callable[..., FleetScene]
 N = 4  # t = 3
@@ -67,7 +67,7 @@ class Story:
             assert (0 if kept is None else kept[0]) == (told.finished[-1].round if told.finished else 0)
         return reply
 
-    def serve(self, **wire: Any) -> Run:
+    def serve(self, **wire: Any) -> ServerRun:
         return self.scene.serve(twist=self.twist, lie=self.lie, **wire)
 
 
@@ -89,7 +89,7 @@ def personal(scene: FleetScene) -> list[tuple[int, NDArray[np.float32]]]:
     return kept  # type: ignore[return-value]
 
 
-def check_as_undisturbed(scene: FleetScene, run: Run, undisturbed: Any) -> None:
+def check_as_undisturbed(scene: FleetScene, run: ServerRun, undisturbed: Any) -> None:
     """Bit for bit what the run without a crash gave, in as many steps."""
     _, shared, own = undisturbed
     after = shared_of(run)
@@ -100,7 +100,7 @@ def check_as_undisturbed(scene: FleetScene, run: Run, undisturbed: Any) -> None:
         assert (vector == reference).all()
 
 
-def killed_and_back(story: Story, kill: Kill) -> Run:
+def killed_and_back(story: Story, kill: Kill) -> ServerRun:
     """The server dies, and another one goes on to the end."""
     story.serve(kill=kill)
     return story.serve()

@@ -23,7 +23,7 @@ from penchant.client.secagg import (
     Masking,
     Participant,
     SecAggPolicy,
-    Shared,
+    SharesDealt,
     Unmasked,
     decode_state,
     encode_state,
@@ -67,7 +67,7 @@ from penchant.common.wire.messages import (
     Survivors,
     Unmasking,
 )
-from penchant.server.secagg.aggregation import MemoryJournal, unmask_asked
+from penchant.server.secagg.aggregation import MemoryRecords, unmask_asked
 from penchant.server.secagg.plain import PlainAggregation
 
 STAGES = ("keys", "shares", "masked", "confirm", "unmask")
@@ -287,7 +287,7 @@ def test_a_crash_past_unmasking_is_completed_from_the_replies_that_arrived() -> 
     scene = Scene(7).play_to("unmask", silent={"masked": [6]})
     replies = [(node, scene.tell("unmask", node, payload)) for node, payload in scene.requests.items()]
     for arrived in range(len(replies) + 1):
-        journal = MemoryJournal()
+        journal = MemoryRecords()
         journal.records = list(scene.journal.records)
         for node, reply in replies[:arrived]:
             journal.record("reply", node, reply)
@@ -320,7 +320,7 @@ def plain_exchange(scene: Scene, silent: set[int] = frozenset()):  # type: ignor
 def test_plain_gives_the_same_sum_where_the_owner_allows_it() -> None:
     allowed = SecAggPolicy(1, 0, allow_unmasked=True)
     scene = Scene(5, policy=allowed, changes={"kind": Kind.PLAIN})
-    aggregate = PlainAggregation().run(scene.announce, range(5), plain_exchange(scene), MemoryJournal())
+    aggregate = PlainAggregation().run(scene.announce, range(5), plain_exchange(scene), MemoryRecords())
     assert (aggregate.total == Scene(5).run().total).all()
     assert all(isinstance(state, Done) for state in scene.states.values())
 
@@ -328,7 +328,7 @@ def test_plain_gives_the_same_sum_where_the_owner_allows_it() -> None:
 def test_plain_is_refused_where_the_owner_forbids_it() -> None:
     scene = Scene(5, changes={"kind": Kind.PLAIN})
     with pytest.raises(TooFewDevices):
-        PlainAggregation().run(scene.announce, range(5), plain_exchange(scene), MemoryJournal())
+        PlainAggregation().run(scene.announce, range(5), plain_exchange(scene), MemoryRecords())
     assert all(isinstance(error, PolicyRefusal) for error in scene.refusals.values())
 
 
@@ -340,7 +340,7 @@ def test_plain_survives_those_who_are_silent_or_lie() -> None:
         honest = plain_exchange(scene, {0})(stage, requests)
         return {node: lies.get((stage, node), reply) for node, reply in honest.items()}
 
-    aggregate = PlainAggregation().run(scene.announce, range(5), exchange, MemoryJournal())
+    aggregate = PlainAggregation().run(scene.announce, range(5), exchange, MemoryRecords())
     assert aggregate.survivors == (3, 4)
     assert aggregate.dropped == {"keys": (0, 1), "masked": (2,)}
     with pytest.raises(JournalError):
@@ -353,7 +353,7 @@ def test_plain_is_collected_only_for_the_context_that_was_announced() -> None:
     with pytest.raises(errors.AgreementError, match="another context"):
         scene.tell("masked", 0, encode(Collect(bytes(32))))
     with pytest.raises(errors.ProtocolError, match="needs an announcement that says so"):
-        PlainAggregation().run(announcement(3), range(3), plain_exchange(scene), MemoryJournal())
+        PlainAggregation().run(announcement(3), range(3), plain_exchange(scene), MemoryRecords())
 
 
 @pytest.mark.parametrize("vector", [np.zeros(4, "<u4"), np.zeros(3, "<u8"), np.zeros((3, 1), "<u4")])
@@ -376,10 +376,10 @@ def test_a_policy_without_meaning_is_refused(numbers: tuple[int, int]) -> None:
 def test_every_state_survives_its_encoding_and_shows_no_secret() -> None:
     scenes = [Scene(4).play_to(stage) for stage in STAGES[1:]]
     states = [scene.states[1] for scene in scenes]
-    assert [type(state) for state in states] == [Keyed, Shared, Masking, Confirmed]
+    assert [type(state) for state in states] == [Keyed, SharesDealt, Masking, Confirmed]
     keyed, shared, masking = states[0], states[1], states[2]
     assert isinstance(keyed, Keyed)
-    assert isinstance(shared, Shared)
+    assert isinstance(shared, SharesDealt)
     assert isinstance(masking, Masking)
     secrets = [
         keyed.seed,
@@ -440,7 +440,7 @@ def test_steps_out_of_order_are_refused() -> None:
         "confirm": encode(Survivors((), ())),
         "unmask": encode(Confirmations((), ())),
     }
-    allowed = dict(zip(payloads, (Keyed, Shared, Masking, Confirmed), strict=True))
+    allowed = dict(zip(payloads, (Keyed, SharesDealt, Masking, Confirmed), strict=True))
     for reached, step in itertools.product(STAGES[1:], payloads):
         scene = Scene(4).play_to(reached)
         if isinstance(scene.states[0], allowed[step]):

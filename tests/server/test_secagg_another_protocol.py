@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from support.fleet_scene import FleetScene, shared_of, states
 
-from penchant.client.secagg import Done, Keyed, Participant, Role, SecAggPolicy, Shared
+from penchant.client.secagg import Done, Keyed, Participant, Role, SecAggPolicy, SharesDealt
 from penchant.common.crypto.entropy import Entropy
 from penchant.common.crypto.keys import AgreementKey, Verifier
 from penchant.common.crypto.masks import Ring, accumulate
@@ -26,7 +26,7 @@ from penchant.common.secagg.transcript import pair_mask_key, roster_digest
 from penchant.common.wire.codec import decode, encode
 from penchant.common.wire.messages import Announce, Entry, Masked, Roster
 from penchant.server.round import federate
-from penchant.server.secagg.aggregation import Aggregate, Aggregation, Exchange, Journal, Record
+from penchant.server.secagg.aggregation import Aggregate, Aggregation, ExchangeWithGroup, Record, RecordStore
 
 N = 4
 
@@ -77,7 +77,7 @@ class PairwiseAggregation:
     """The server: two exchanges, and the masks cancel; whoever is lost costs the attempt."""
 
     def run(
-        self, announce: Announce, nodes: Sequence[int], exchange: Exchange, journal: Journal
+        self, announce: Announce, nodes: Sequence[int], exchange: ExchangeWithGroup, journal: RecordStore
     ) -> Aggregate:
         keys = self._all("keys", exchange, dict.fromkeys(nodes, encode(announce)))
         entries = {node: decode(reply, Entry) for node, reply in keys.items()}
@@ -88,7 +88,9 @@ class PairwiseAggregation:
         survivors = tuple(sorted(nodes))
         return Aggregate(total.view(np.int32).astype(np.int64), survivors, survivors, {}, {}, {})
 
-    def _all(self, stage: str, exchange: Exchange, requests: Mapping[int, bytes]) -> Mapping[int, bytes]:
+    def _all(
+        self, stage: str, exchange: ExchangeWithGroup, requests: Mapping[int, bytes]
+    ) -> Mapping[int, bytes]:
         replies = exchange(stage, requests)
         if len(replies) < len(requests):
             raise TooManyDropouts(
@@ -138,7 +140,7 @@ def test_a_whole_run_over_another_protocol_gives_the_same_factors(scenes: Callab
         assert theirs is not None
         assert mine[0] == theirs[0]
         assert (mine[1] == theirs[1]).all()
-    assert not any(isinstance(vars(scene.sessions[i])["_open"], Shared) for i in range(N))
+    assert not any(isinstance(vars(scene.sessions[i])["_open"], SharesDealt) for i in range(N))
 
 
 def test_its_failures_are_failures_of_a_round(scenes: Callable[[], FleetScene]) -> None:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from support.scene import Scene, identity
 
 from penchant.client import secagg
-from penchant.client.secagg import Keyed, SecAggPolicy, Shared
+from penchant.client.secagg import Keyed, SecAggPolicy, SharesDealt
 from penchant.common.crypto.keys import AgreementKey, Verifier, open_sealed
 from penchant.common.crypto.masks import Ring, expand
 from penchant.common.crypto.shamir import Combiner
@@ -99,7 +99,7 @@ class Attempt:
         self.rosters = {u: Roster(tuple(self.entries[v] for v in self.views[u].roster)) for u in self.honest}
         self.digests = {u: roster_digest(self.rosters[u]) for u in self.honest}
         self.sealed: dict[tuple[bytes, int, int], bytes] = {}  # (roster, from, to)
-        self.spies: dict[tuple[bytes, int], Shared] = {}  # (roster, colluder) -> its state
+        self.spies: dict[tuple[bytes, int], SharesDealt] = {}  # (roster, colluder) -> its state
         self.masked: dict[int, Ring] = {}
         self.seeds: dict[int, dict[int, bytes]] = {u: {} for u in self.honest}  # owner -> giver -> share
         self.keys: dict[int, dict[int, bytes]] = {u: {} for u in self.honest}

@@ -17,11 +17,11 @@ from starlette.testclient import TestClient
 
 from penchant.common.config import RunConfig
 from penchant.deploy import run_directory
-from penchant.deploy.console.local import LocalOperations
-from penchant.server.console.accounts import Store
+from penchant.deploy.console.local import OperationsOnThisMachine
+from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.app import build_app
 from penchant.server.journal import Journal, RoundLog
-from penchant.server.optimizers import Shared
+from penchant.server.optimizers import ServerState
 
 HOST = "127.0.0.1:8900"
 PASSWORD = "correct horse battery"
@@ -48,8 +48,8 @@ def log(round: int, **changes: Any) -> RoundLog:
     return RoundLog(**{**given, **changes})
 
 
-def shared(value: float) -> Shared:
-    return Shared.begin(np.full(8, value, np.float32), np.zeros(0, np.float32))
+def shared(value: float) -> ServerState:
+    return ServerState.begin(np.full(8, value, np.float32), np.zeros(0, np.float32))
 
 
 def make_run(directory: Path, rounds: int = 3, *, of: int = 8, devices: int = 5, **changes: Any) -> Path:
@@ -102,10 +102,10 @@ class Console:
     def __init__(self, folder: Path, **more: Any) -> None:
         self.runs = folder / "runs"
         self.runs.mkdir()
-        self.store = Store(folder / "state")
+        self.store = ConsoleStore(folder / "state")
         for name, role in ACCOUNTS.items():
             self.store.add(name, role, PASSWORD)
-        self.operations = LocalOperations([self.runs], self.store)
+        self.operations = OperationsOnThisMachine([self.runs], self.store)
         self.app = build_app(self.store, self.operations, hosts=frozenset({HOST}), **more)
 
     def browser(self, name: str = "") -> Browser:

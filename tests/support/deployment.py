@@ -11,12 +11,12 @@ from typing import Any
 from support.tiny_models import WORDS
 
 from penchant.client.agent.policy import OwnerPolicy
-from penchant.client.device.device import Home
+from penchant.client.device.device import Device
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Preference
 from penchant.common.membership.enrolment import Request
 from penchant.deploy.fleet import served_run
-from penchant.deploy.fleet.authority import Office
+from penchant.deploy.fleet.authority import AuthorityStore
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Deployment:
 
     def __post_init__(self) -> None:
         self.place.mkdir(parents=True, exist_ok=True)
-        self.office = Office.init(self.place / "authority")
+        self.office = AuthorityStore.init(self.place / "authority")
         self.homes = self.homes or [self.place / f"device-{number}" for number in range(self.devices)]
         for number, folder in enumerate(self.homes):
             self._enrol(folder, made_up_choices(number, self.choices))
@@ -55,7 +55,7 @@ class Deployment:
         self.run = self.place / "run"
 
     def _enrol(self, folder: Path, choices: Sequence[Preference]) -> None:
-        home = Home(folder)
+        home = Device(folder)
         home.record(choices)
         policy = OwnerPolicy(base_models=(str(self.base),), min_honest=1, max_colluders=0)
         (folder / "policy.toml").write_text(policy.to_toml())

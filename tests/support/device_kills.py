@@ -23,8 +23,8 @@ from penchant.client.agent.agent import Model
 from penchant.client.agent.flower_app import Answer, build_app
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.agent.socket import RemoteAgent
-from penchant.client.device.device import Home, OfflineConfig
-from penchant.client.learning.model_cache import Benches
+from penchant.client.device.device import Device, OfflineConfig
+from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.errors import RoundFailed
 from penchant.common.membership.enrolment import Request
@@ -32,12 +32,12 @@ from penchant.common.membership.identity import Membership
 from penchant.common.settings import section_table
 from penchant.common.wire.codec import decode, decode_record
 from penchant.common.wire.messages import Announce
-from penchant.deploy.fleet.authority import Office
+from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.flower.in_process_grid import InProcessGrid
-from penchant.server.availability import Roll
+from penchant.server.availability import Availability
 from penchant.server.journal import Journal
 from penchant.server.round import play_round
-from penchant.server.run import Run
+from penchant.server.run import ServerRun
 from penchant.server.secagg.secure import SecureAggregation
 
 DEVICES = 4
@@ -50,14 +50,14 @@ class Fleet:
 
     place: Path
     base: Path
-    benches: Benches = field(default_factory=Benches)
+    model_cache: ModelCache = field(default_factory=ModelCache)
     announced: dict[tuple[int, int], bytes] = field(default_factory=dict)  # (round, attempt) -> factors
     finished: dict[int, int] = field(default_factory=dict)  # round -> attempt
     complete: int = 0  # rounds that nobody was missing in
     errors: list[BaseException] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.office = Office.init(self.place / "authority")
+        self.office = AuthorityStore.init(self.place / "authority")
         self.homes = [self._home(number) for number in range(DEVICES)]
         self.socket = self.place / "agent.sock"
         self.stop = threading.Event()
@@ -71,12 +71,12 @@ class Fleet:
         (folder / "model.toml").write_text(tomli_w.dumps(settings))
         policy = OwnerPolicy(base_models=(str(self.base),), min_honest=1, max_colluders=0)
         (folder / "policy.toml").write_text(policy.to_toml())
-        home = Home(folder, benches=self.benches)
+        home = Device(folder, model_cache=self.model_cache)
         home.record([choice(n) for n in range(4 * BATCH)])
         home.join(self.office.issue(Request.decode(home.request())).encode(), self.office.digest)
         return folder
 
-    def _run(self) -> Run:
+    def _run(self) -> ServerRun:
         config = RunConfig().changed(
             {
                 "model.base_model": str(self.base),
@@ -92,12 +92,12 @@ class Fleet:
         )
         members = self.office.latest()
         known = Membership(self.office.authority.public_key).accept(members, int(time.time()))
-        blueprint = self.benches.of(config.plan("main", DEVICES)).blueprint
+        model_signature = self.model_cache.of(config.plan("main", DEVICES)).model_signature
         journal = Journal(self.place / "run")
-        return Run(config, RUN, blueprint, DEVICES, SecureAggregation(known), members, journal)
+        return ServerRun(config, RUN, model_signature, DEVICES, SecureAggregation(known), members, journal)
 
     def _answers(self) -> list[Answer]:
-        agents = [Home(folder, benches=self.benches).agent() for folder in self.homes[1:]]
+        agents = [Device(folder, model_cache=self.model_cache).agent() for folder in self.homes[1:]]
 
         def killed(stage: str, payload: bytes) -> bytes:
             remote = RemoteAgent(self.socket, seconds=15)  # as a relay does: anew for each message
@@ -124,11 +124,11 @@ class Fleet:
         try:
             run = self._run()
             grid = InProcessGrid(build_app(answer_of), DEVICES, workers=DEVICES)
-            roll, number = Roll(run, grid), 1
+            availability, number = Availability(run, grid), 1
             while not self.stop.is_set():
-                roll.greet([1000])  # whoever was away hears which rounds stand
+                availability.announce_settled([1000])  # whoever was away hears which rounds stand
                 try:
-                    log = play_round(run, grid, number, roll.call())
+                    log = play_round(run, grid, number, availability.poll())
                 except RoundFailed:
                     self.stop.wait(0.05)
                     continue
@@ -152,7 +152,7 @@ class Fleet:
 
     def check(self, recorded: int, newest: int) -> int:
         """No choice lost, the personal factor whole and of the shared one's round; -> that round."""
-        home = Home(self.homes[0], benches=self.benches)
+        home = Device(self.homes[0], model_cache=self.model_cache)
         there = sorted([*home.store.train(), *home.store.validation()], key=lambda p: int(p.prompt[4:-2]))
         assert len(there) >= recorded
         assert len(there) % BATCH == 0

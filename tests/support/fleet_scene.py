@@ -25,13 +25,13 @@ from penchant.client.agent.agent import Agent, Choices
 from penchant.client.agent.flower_app import Answer, build_app
 from penchant.client.agent.open_attempt import MemorySessions
 from penchant.client.agent.policy import OwnerPolicy
-from penchant.client.learning.model_cache import Benches
+from penchant.client.learning.model_cache import ModelCache
 from penchant.client.vault.vault import Vault
 from penchant.common.config import Phase, Plan, RunConfig
 from penchant.common.crypto.entropy import SeededEntropy
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import DeviceError
-from penchant.common.secagg.update_vector import Form
+from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.wire.codec import decode, decode_any, encode
 from penchant.common.wire.flower import stage_of
 from penchant.common.wire.messages import (
@@ -51,10 +51,10 @@ from penchant.common.wire.messages import (
 )
 from penchant.deploy.flower.in_process_grid import InProcessGrid
 from penchant.server.journal import Journal
-from penchant.server.optimizers import Shared
+from penchant.server.optimizers import ServerState
 from penchant.server.round import federate
-from penchant.server.run import Run
-from penchant.server.secagg.aggregation import Aggregate, Aggregation, MemoryJournal, Record
+from penchant.server.run import ServerRun
+from penchant.server.secagg.aggregation import Aggregate, Aggregation, MemoryRecords, Record
 from penchant.server.secagg.plain import PlainAggregation
 from penchant.server.secagg.secure import SecureAggregation
 
@@ -73,7 +73,7 @@ FIRST_NODE = 1000  # of the in-process grid
 Change = Callable[[str, int, bytes], bytes]
 """(stage, device, payload) -> payload: what arrives in the place of what was sent."""
 
-BENCHES = Benches()  # one tiny model for all tests
+BENCHES = ModelCache()  # one tiny model for all tests
 
 
 def unchanged(stage: str, device: int, payload: bytes) -> bytes:
@@ -197,7 +197,7 @@ class FleetScene:
         n: int = 4,
         *,
         policy: Mapping[str, Any] | None = None,
-        benches: Benches = BENCHES,
+        model_cache: ModelCache = BENCHES,
         entropy: Callable[[int], Any] = lambda i: SeededEntropy(SEED, f"agent {i}"),
         choices: Callable[[int], Choices] = some_choices,
         secret: Callable[[int], bytes] = lambda i: SeededEntropy(SEED, f"secret {i}").draw(32),
@@ -206,7 +206,7 @@ class FleetScene:
     ) -> None:
         self.n = n
         self.directory = directory
-        self.benches = benches
+        self.model_cache = model_cache
         self.now = NOW
         settings = {
             "model.base_model": str(base),
@@ -236,7 +236,7 @@ class FleetScene:
             "identity": identity(i + 1),
             "membership": self.members,
             "choices": self._choices(i),
-            "benches": self.benches,
+            "model_cache": self.model_cache,
             "secret": self._secret(i),
             "entropy": self._entropy(i),
             "verify": VERIFY,
@@ -271,18 +271,18 @@ class FleetScene:
     ) -> Announce:
         """An honest announcement, then changed. plan: another one, with ring, words and factors to fit."""
         chosen = Plan.decode(plan) if plan else self.config.plan(phase, self.n)
-        bench = self.benches.of(chosen)
-        form = Form.of(chosen, bench.split)
-        factors, _ = bench.split.initial(chosen.seed)
+        planned = self.model_cache.of(chosen)
+        layout = UpdateLayout.of(chosen, planned.split)
+        factors, _ = planned.split.initial(chosen.seed)
         honest = Announce(
             kind=Kind.SECAGG,
             run=RUN,
             round=number,
             attempt=attempt,
-            group=form.group,
-            ring=form.ring,
-            words=form.words,
-            base=bench.blueprint.digest,
+            group=layout.group,
+            ring=layout.ring,
+            words=layout.words,
+            base=planned.model_signature.digest,
             plan=chosen.encode(),
             finished=tuple(Finished(r, 1) for r in range(1, number)),
             membership=b"",
@@ -341,7 +341,7 @@ class FleetScene:
 
         server = SecureAggregation(self.members, VERIFY)
         with suppress(Curtain):
-            server.run(announce or self.announce(), range(self.n), exchange, MemoryJournal())
+            server.run(announce or self.announce(), range(self.n), exchange, MemoryRecords())
         return self
 
     def finish(self, stage: str) -> None:
@@ -351,7 +351,7 @@ class FleetScene:
 
     # --- whole runs --------------------------------------------------------------------------------------
 
-    def run(self, place: str = "server") -> Run:
+    def run(self, place: str = "server") -> ServerRun:
         """The server's side, over the journal in `directory / place`."""
         (self.directory / place).mkdir(parents=True, exist_ok=True)
         journal = Journal(self.directory / place)
@@ -359,10 +359,10 @@ class FleetScene:
         aggregation: Aggregation = PlainAggregation()
         if self.config.privacy.secagg:
             aggregation = SecureAggregation(self.members, VERIFY)
-        return Run(
+        return ServerRun(
             config=self.config,
-            run=RUN,
-            blueprint=self.benches.of(self.config.plan("main", self.n)).blueprint,
+            id=RUN,
+            model_signature=self.model_cache.of(self.config.plan("main", self.n)).model_signature,
             cohort=self.config.federation.cohort,
             aggregation=Watched(aggregation, self.watched),
             membership=self.members.encoded,
@@ -401,7 +401,7 @@ class FleetScene:
         finally:
             grid.close()
 
-    def serve(self, place: str = "server", **wire: Any) -> Run:
+    def serve(self, place: str = "server", **wire: Any) -> ServerRun:
         """A server plays (or goes on with) the whole run; it may be `Killed`. Other errors are raised."""
         run = self.run(place)
         with self.wire(**wire) as grid, suppress(Killed):
@@ -413,7 +413,7 @@ class FleetScene:
             journal.close()
 
 
-def shared_of(run: Run) -> Shared:
+def shared_of(run: ServerRun) -> ServerState:
     """The shared state after the last finished round."""
     found = run.journal.load()
     if found is None:
@@ -421,6 +421,6 @@ def shared_of(run: Run) -> Shared:
     return found[1]
 
 
-def states(run: Run) -> list[tuple[int, int, str]]:
+def states(run: ServerRun) -> list[tuple[int, int, str]]:
     """(round, attempt, state) of all attempts."""
     return [(row.round, row.attempt, row.state) for row in run.journal.rows()]

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for tests/suppor
 
 from support.scene import Scene, plain_sum
 
-from penchant.client.secagg import Confirmed, Keyed, Masking, Shared, decode_state, encode_state
+from penchant.client.secagg import Confirmed, Keyed, Masking, SharesDealt, decode_state, encode_state
 from penchant.common.errors import CodecError, PenchantError, StageError
 from penchant.common.membership.identity import MemberList
 from penchant.common.wire import messages
@@ -44,14 +44,14 @@ from penchant.common.wire.codec import (
     encode,
     encode_record,
 )
-from penchant.server.secagg.aggregation import MemoryJournal
+from penchant.server.secagg.aggregation import MemoryRecords
 
 MESSAGES: list[type[Any]] = [
     kind
     for name in messages.__all__
     if is_dataclass(kind := getattr(messages, name)) and kind.__name__ not in ("Certificate", "Finished")
 ]
-RECORDS: list[type[Any]] = [MemberList, Keyed, Shared, Masking, Confirmed]
+RECORDS: list[type[Any]] = [MemberList, Keyed, SharesDealt, Masking, Confirmed]
 HEADER = 5  # magic, version, tag
 
 
@@ -245,7 +245,7 @@ def fuzz_server(rng: random.Random, seen: Counter[str]) -> str:
         return mutate(reply, ANSWERED[stage], decode(reply, ANSWERED[stage]), HEADER, rng, seen)
 
     scene = Scene(4)
-    scene.journal = MemoryJournal()
+    scene.journal = MemoryRecords()
     try:
         aggregate = scene.run(lie=lie)
     except PenchantError:

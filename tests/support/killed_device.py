@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 from penchant.client.agent.socket import AgentServer
-from penchant.client.device.device import Home
-from penchant.client.learning.model_cache import Benches
+from penchant.client.device.device import Device
+from penchant.client.learning.model_cache import ModelCache
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import PenchantError
 
@@ -33,7 +33,7 @@ def note(notes: int, line: str) -> None:
     os.write(notes, f"{line}\n".encode())
 
 
-def record(home: Home, notes: int, draw: random.Random) -> None:
+def record(home: Device, notes: int, draw: random.Random) -> None:
     """Batches of choices, one after the other."""
     while (count := len(home.store)) < MOST:
         home.record([choice(count + k) for k in range(BATCH)])
@@ -41,7 +41,7 @@ def record(home: Home, notes: int, draw: random.Random) -> None:
         time.sleep(draw.uniform(0, 0.05))
 
 
-def train(home: Home, notes: int, draw: random.Random) -> None:
+def train(home: Device, notes: int, draw: random.Random) -> None:
     while True:
         try:
             home.train()
@@ -51,11 +51,13 @@ def train(home: Home, notes: int, draw: random.Random) -> None:
         time.sleep(draw.uniform(0, 0.05))
 
 
-def live(home: Home, socket: Path, notes: int) -> None:
+def live(home: Device, socket: Path, notes: int) -> None:
     """The life of one forked device. It ends by a signal only."""
     draw = random.Random(os.getpid())
     for work in (record, train):
-        threading.Thread(target=work, args=(Home(home.directory, benches=home._benches), notes, draw)).start()
+        threading.Thread(
+            target=work, args=(Device(home.directory, model_cache=home._model_cache), notes, draw)
+        ).start()
     server = AgentServer(home.agent().answer, socket)  # it serves as long as somebody holds it
     server.start()
     print(os.getpid(), flush=True)
@@ -65,13 +67,13 @@ def live(home: Home, socket: Path, notes: int) -> None:
 def main() -> None:
     folder, socket, notes = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
     descriptor = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    benches = Benches()
-    Home(folder, benches=benches).report()  # loads the base model, once for all forks
+    model_cache = ModelCache()
+    Device(folder, model_cache=model_cache).report()  # loads the base model, once for all forks
     for _ in sys.stdin:
         child = os.fork()
         if child == 0:
             try:
-                live(Home(folder, benches=benches), socket, descriptor)
+                live(Device(folder, model_cache=model_cache), socket, descriptor)
             finally:
                 os._exit(1)
         os.waitpid(child, 0)

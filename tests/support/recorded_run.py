@@ -1,7 +1,7 @@
 """A whole run over the in-process grid, with everything that leaves a client kept, and a search through it.
 
-`record` plays a small federation with real agents. What left is seen twice: by `WireLog` at the grid, and by
-a tap around the ClientApp itself, through which every reply passes, late ones and errors too.
+`record` plays a small federation with real agents. What left is seen twice: by `MessageRecorder` at the grid,
+and by a tap around the ClientApp itself, through which every reply passes, late ones and errors too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flwr.proto.message_pb2 import Message as MessageProto
 from support.tiny_models import WORDS
 
 from penchant.client.agent.flower_app import Answer, build_app
-from penchant.client.learning.model_cache import Benches
+from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.crypto.entropy import Entropy, SeededEntropy
 from penchant.common.data.preferences import Federation, Person, Preference
@@ -33,9 +33,9 @@ from penchant.deploy import run_directory
 from penchant.deploy.audit.record import Sent, read_wire
 from penchant.deploy.flower.in_process_grid import Fault, InProcessGrid
 from penchant.deploy.owner_policy import fleet_policy
-from penchant.deploy.simulation.devices import Fleet
-from penchant.deploy.simulation.recorder import WireLog
-from penchant.deploy.simulation.world import World, open_run, tensors_of
+from penchant.deploy.simulation.devices import SimulatedDevices
+from penchant.deploy.simulation.recorder import MessageRecorder
+from penchant.deploy.simulation.world import SimulationSetup, open_run, tensors_of
 from penchant.server.flower_app import build_app as build_server_app
 from penchant.server.journal import Journal
 from penchant.server.run import cohort_size
@@ -43,7 +43,7 @@ from penchant.server.run import cohort_size
 SEED = b"the seed of recorded runs"
 RUN = bytes(range(16))
 FIRST_NODE = 1000
-BENCHES = Benches()  # one tiny model for all runs
+BENCHES = ModelCache()  # one tiny model for all runs
 
 
 # --- people -------------------------------------------------------------------------------------------
@@ -130,8 +130,8 @@ class Recorded:
     """A run that is over."""
 
     directory: Path
-    world: World
-    fleet: Fleet
+    world: SimulationSetup
+    fleet: SimulatedDevices
     left: list[Left]  # by the tap
     sent: list[Sent]  # by the wire log
 
@@ -145,11 +145,11 @@ class Recorded:
         return Haystack(frames)
 
 
-Leak = Callable[[Fleet, int, str, bytes], bytes]
+Leak = Callable[[SimulatedDevices, int, str, bytes], bytes]
 """(fleet, person, stage, reply) -> what leaves instead. For positive controls."""
 
 
-def honest(fleet: Fleet, person: int, stage: str, reply: bytes) -> bytes:
+def honest(fleet: SimulatedDevices, person: int, stage: str, reply: bytes) -> bytes:
     return reply
 
 
@@ -157,7 +157,7 @@ def seeded(person: int) -> Entropy:
     return SeededEntropy(SEED, f"agent {person}")
 
 
-def world_of(base: Path, federation: Federation, **changes: Any) -> World:
+def world_of(base: Path, federation: Federation, **changes: Any) -> SimulationSetup:
     """changes: of the configuration, dots written as double underscores."""
     people = len(federation.people)
     settings = {
@@ -169,12 +169,12 @@ def world_of(base: Path, federation: Federation, **changes: Any) -> World:
     }
     config = RunConfig().changed(settings | {k.replace("__", "."): v for k, v in changes.items()})
     cohort = cohort_size(config, people)
-    return World(config, federation, BENCHES, cohort, fleet_policy(config, cohort))
+    return SimulationSetup(config, federation, BENCHES, cohort, fleet_policy(config, cohort))
 
 
 def record(
     directory: Path,
-    world: World,
+    world: SimulationSetup,
     *,
     entropy: Callable[[int], Entropy] = seeded,
     fault: Fault | None = None,
@@ -185,7 +185,9 @@ def record(
     The run's id is fixed: in a simulation it is a digest of everybody's data, in a deployment it is not.
     """
     run_directory.create(directory, world.config)
-    fleet = Fleet(world.config, directory, world.federation, world.benches, world.cohort, entropy=entropy)
+    fleet = SimulatedDevices(
+        world.config, directory, world.federation, world.model_cache, world.cohort, entropy=entropy
+    )
 
     def answer_of(context: Context) -> Answer:
         person = int(context.node_config["partition-id"])
@@ -194,11 +196,11 @@ def record(
 
     tap = Tap(build_app(answer_of))
     journal = Journal(directory)
-    with WireLog(directory, whole=True) as wire:
+    with MessageRecorder(directory, whole=True) as wire:
         wire.forms({phase: tensors_of(world, phase) for phase in world.phases})
         grid = InProcessGrid(tap, len(fleet), workers=1, recorder=wire.record, fault=fault)  # type: ignore[arg-type]
         try:
-            run = replace(open_run(world, journal, fleet), run=RUN)
+            run = replace(open_run(world, journal, fleet), id=RUN)
             context = Context(
                 run_id=grid.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config={}
             )

@@ -23,7 +23,7 @@ from penchant.common.errors import PenchantError
 from penchant.common.membership.identity import Authority, Identity, Membership
 from penchant.common.wire.codec import decode, encode
 from penchant.common.wire.messages import Abort, Announce, Kind, abort_code
-from penchant.server.secagg.aggregation import Aggregate, MemoryJournal
+from penchant.server.secagg.aggregation import Aggregate, MemoryRecords
 from penchant.server.secagg.secure import SecureAggregation
 
 SEED = b"the seed of all tests"
@@ -113,7 +113,7 @@ class Scene:
     refusals: dict[int, PenchantError] = field(default_factory=dict)
     requests: dict[int, bytes] = field(default_factory=dict)
     sent: dict[str, dict[int, bytes]] = field(default_factory=dict)  # stage -> node -> what the device sent
-    journal: MemoryJournal = field(default_factory=MemoryJournal)
+    journal: MemoryRecords = field(default_factory=MemoryRecords)
 
     def __post_init__(self) -> None:
         self.members = membership(self.n)

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 from support.deployment import Deployment
 
-from penchant.client.device.device import SECRET, Home
-from penchant.client.learning.model_cache import Benches
+from penchant.client.device.device import SECRET, Device
+from penchant.client.learning.model_cache import ModelCache
 from penchant.client.vault.vault import Vault
 from penchant.common.crypto.entropy import SeededEntropy
 from penchant.common.data.preferences import Federation, Person
 from penchant.deploy import run_directory
 from penchant.deploy.owner_policy import fleet_policy
 from penchant.deploy.simulation.runner import simulate
-from penchant.deploy.simulation.world import World
+from penchant.deploy.simulation.world import SimulationSetup
 from penchant.server.journal import Journal, RoundLog
 
 SIMULATED = "simulated"
@@ -37,11 +37,11 @@ def journal(directory: Path) -> Iterator[Journal]:
         opened.close()
 
 
-def world_of(fleet: Deployment) -> World:
+def world_of(fleet: Deployment) -> SimulationSetup:
     """The simulation of the very same people; its devices' secrets are given to the real ones."""
     people = []
     for number, folder in enumerate(fleet.homes):
-        home = Home(folder)
+        home = Device(folder)
         choices = home.choices()
         people.append(Person(f"p{number}", choices.train, choices.validation, choices.validation))
         source = SeededEntropy(
@@ -50,10 +50,12 @@ def world_of(fleet: Deployment) -> World:
         home.vault.keep_blob(SECRET, source.draw(32))
     cohort = fleet.config.federation.cohort
     policy = fleet_policy(fleet.config, cohort)
-    return World(fleet.config, Federation("made up", tuple(people)), Benches(), cohort, policy, batched=False)
+    return SimulationSetup(
+        fleet.config, Federation("made up", tuple(people)), ModelCache(), cohort, policy, batched=False
+    )
 
 
-def simulate_twin(fleet: Deployment) -> World:
+def simulate_twin(fleet: Deployment) -> SimulationSetup:
     """Give the served run and its devices what the simulation has, and simulate."""
     world = world_of(fleet)
     with journal(fleet.run) as server:
@@ -63,7 +65,7 @@ def simulate_twin(fleet: Deployment) -> World:
     return world
 
 
-def check_same(fleet: Deployment, world: World) -> None:
+def check_same(fleet: Deployment, world: SimulationSetup) -> None:
     """Shared factors, personal factors and all that the server knows of the rounds: nothing differs.
 
     Attempts apart: a round that was tried again gives what it would have given.
@@ -78,7 +80,7 @@ def check_same(fleet: Deployment, world: World) -> None:
             assert np.array_equal(getattr(found[1], name), getattr(expected[1], name)), name
         assert [known(log) for log in deployed.logs()] == [known(log) for log in simulated.logs()]
     for number, folder in enumerate(fleet.homes):
-        own = Home(folder).vault.personal(world.run)
+        own = Device(folder).vault.personal(world.run)
         other = Vault(fleet.place / SIMULATED / "agents" / f"{number:06d}").personal(world.run)
         assert own is not None
         assert other is not None

@@ -27,7 +27,7 @@ from support.processes import PROGRAM
 from support.twin import journal
 from system.hosts import Host
 
-from penchant.deploy.fleet.server_directory import ServerSettings, Site
+from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.deploy.flower.superlink import SUPERNODE, environment, supernode_command
 from penchant.server.journal import RoundRow
 
@@ -45,10 +45,10 @@ Process = subprocess.Popen[bytes]
 REGISTER = """
 import sys
 from pathlib import Path
-from penchant.deploy.fleet.server_directory import Site
+from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.flower.superlink import Control
 from penchant.deploy.fleet.processes import door
-with Control(door(Site(Path(sys.argv[1])))) as control:
+with Control(door(ServerDirectory(Path(sys.argv[1])))) as control:
     for number, key in enumerate(sys.argv[2:]):
         control.register(key.encode(), f"device {number}")
 """
@@ -90,7 +90,9 @@ class LiveFleet:
         self.nodes = [None] * len(self.devices)
         settings = ServerSettings((self.server.address,), self.server.address)
         office = self.deployment.office
-        self.site = Site.create(self.place / "server", settings, office.authority.public_key, office.latest())
+        self.site = ServerDirectory.create(
+            self.place / "server", settings, office.authority.public_key, office.latest()
+        )
         if self.deployment.run.is_dir():  # else the test makes one
             shutil.move(self.deployment.run, self.site.run("fleet"))
             self.deployment.run = self.site.run("fleet")

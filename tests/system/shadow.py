@@ -20,14 +20,14 @@ from support.deployment import Deployment
 from support.twin import journal, known
 
 from penchant.client.agent.flower_app import Answer, build_app
-from penchant.client.device.device import Home
-from penchant.client.learning.model_cache import Benches
+from penchant.client.device.device import Device
+from penchant.client.learning.model_cache import ModelCache
 from penchant.common.errors import DeviceError
 from penchant.common.wire.codec import decode
 from penchant.common.wire.messages import Announce
 from penchant.deploy.fleet.served_run import MEMBERS, open_served
 from penchant.deploy.flower.in_process_grid import InProcessGrid
-from penchant.server.availability import Roll
+from penchant.server.availability import Availability
 from penchant.server.journal import RoundLog
 from penchant.server.round import play_round
 
@@ -53,7 +53,7 @@ class Shadow:
         shutil.copytree(deployment.run, self._run)
         self._homes = [self._place / folder.name for folder in deployment.homes]
         for folder, copy in zip(deployment.homes, self._homes, strict=True):
-            Home(folder).agent()  # makes the device's secret, if there is none yet
+            Device(folder).agent()  # makes the device's secret, if there is none yet
             shutil.copytree(folder, copy)
 
     def play(
@@ -63,8 +63,8 @@ class Shadow:
         lists: Mapping[int, bytes] | None = None,
     ) -> None:
         """Play the whole run with these losses. lists: a round -> the member list from then on."""
-        benches = Benches()
-        agents = [Home(folder, benches=benches).agent() for folder in self._homes]
+        model_cache = ModelCache()
+        agents = [Device(folder, model_cache=model_cache).agent() for folder in self._homes]
         pending = {(loss.round, loss.device, loss.stage): loss.when for loss in losses}
         silent: set[int] = set()
         number = 0
@@ -89,7 +89,7 @@ class Shadow:
 
         run = open_served(self._run)
         grid = InProcessGrid(build_app(answer_of), len(agents), workers=1)
-        roll = Roll(run, grid)
+        roll = Availability(run, grid)
         try:
             for number in range(1, run.last + 1):
                 silent.clear()
@@ -125,8 +125,8 @@ class Shadow:
         assert np.array_equal(found[1].factors, expected[1].factors)
         for folder, copy in zip(self._real.homes, self._homes, strict=True):
             own, other = (
-                Home(folder).vault.personal(bytes.fromhex(run)),
-                Home(copy).vault.personal(bytes.fromhex(run)),
+                Device(folder).vault.personal(bytes.fromhex(run)),
+                Device(copy).vault.personal(bytes.fromhex(run)),
             )
             assert own is not None
             assert other is not None
@@ -136,5 +136,5 @@ class Shadow:
 
 def choices_of(folder: Path) -> list[tuple[str, str, str]]:
     """All that is recorded on a device."""
-    choices = Home(folder).choices()
+    choices = Device(folder).choices()
     return [(p.prompt, p.chosen, p.rejected) for p in (*choices.train, *choices.validation)]

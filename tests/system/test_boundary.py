@@ -23,13 +23,13 @@ from system.other_user import User, user
 
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.agent.socket import RemoteAgent
-from penchant.client.device.device import Home
+from penchant.client.device.device import Device
 from penchant.common.data.preferences import Preference
 from penchant.common.membership.enrolment import Request
 from penchant.common.wire.codec import decode, encode
 from penchant.common.wire.messages import Hello, Status
-from penchant.deploy.fleet.authority import Office
-from penchant.deploy.flower.superlink import Door, environment, start_run
+from penchant.deploy.fleet.authority import AuthorityStore
+from penchant.deploy.flower.superlink import SuperLinkAddress, environment, start_run
 
 pytestmark = pytest.mark.system
 
@@ -54,7 +54,7 @@ clientapp = "bundle:client"
 
 
 @dataclass
-class Device:
+class DeviceOfTwoUsers:
     """An agent that runs as one user, and the directory of another, who runs the SuperNode."""
 
     place: Path
@@ -118,7 +118,7 @@ def own(path: Path, who: User, group: User | None = None) -> None:
 
 def make_home(place: Path, base: Path) -> None:
     """A device that has joined a fleet and holds choices, with a key file."""
-    home, office = Home(place / "device"), Office.init(place / "authority")
+    home, office = Device(place / "device"), AuthorityStore.init(place / "authority")
     home.record([Preference(f"day {n}: ", "the motion", "the table") for n in range(12)])
     home.join(office.issue(Request.decode(home.request())).encode(), office.digest)
     policy = OwnerPolicy(base_models=(str(base),), min_honest=1, max_colluders=0)
@@ -126,7 +126,7 @@ def make_home(place: Path, base: Path) -> None:
 
 
 @pytest.fixture
-def device(tiny_model: Callable[[str], Path]) -> Iterator[Device]:
+def device(tiny_model: Callable[[str], Path]) -> Iterator[DeviceOfTwoUsers]:
     if os.getuid() != 0:
         pytest.fail("this test makes users: run it as root")
     place = Path(tempfile.mkdtemp(prefix="penchant-boundary-"))
@@ -150,13 +150,13 @@ def device(tiny_model: Callable[[str], Path]) -> Iterator[Device]:
             env=os.environ | {"PENCHANT_HOME": str(place / "device"), "HOME": "/none", "SECRET": PASSPHRASE},
         )
         stack.callback(stop, agent)
-        made = Device(place, owner, relay, agent)
+        made = DeviceOfTwoUsers(place, owner, relay, agent)
         wait_for("the agent", lambda: made.socket.exists() or agent.poll() is not None, 90)
         assert agent.poll() is None, (place / "agent.log").read_text()
         yield made
 
 
-def test_the_same_attempts_succeed_for_the_agents_own_user(device: Device) -> None:
+def test_the_same_attempts_succeed_for_the_agents_own_user(device: DeviceOfTwoUsers) -> None:
     """Otherwise their failing would say nothing."""
     (device.place / "targets.json").write_text(json.dumps(device.targets()))
     script = Path(__file__).with_name("hostile.py")
@@ -171,7 +171,7 @@ def test_the_same_attempts_succeed_for_the_agents_own_user(device: Device) -> No
     assert device.agent.wait(20) == -9
 
 
-def test_a_hostile_bundle_gets_nothing_and_the_agent_goes_on(device: Device) -> None:
+def test_a_hostile_bundle_gets_nothing_and_the_agent_goes_on(device: DeviceOfTwoUsers) -> None:
     before = {name: (device.home / name).read_bytes() for name in FILES if name != "vault.db"}
     bundle = device.place / "bundle"
     bundle.mkdir()
@@ -195,7 +195,7 @@ def test_a_hostile_bundle_gets_nothing_and_the_agent_goes_on(device: Device) -> 
                 stop, subprocess.Popen(words, stdout=log, stderr=log, env=surroundings, cwd=device.place)
             )
             wait_for("the SuperLink", lambda: listens(port), 90)
-        start_run(bundle, Door(f"127.0.0.1:{port}"), device.place / "operator")
+        start_run(bundle, SuperLinkAddress(f"127.0.0.1:{port}"), device.place / "operator")
         out = device.place / "loot.json"
         wait_for("the bundle", lambda: out.exists() and out.stat().st_size > 0, 240)
     found = json.loads(out.read_text())

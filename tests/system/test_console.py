@@ -23,9 +23,9 @@ from system.console_browser import PASSWORD, PICTURES, SCREENS, Operator, Served
 
 from penchant.common.membership.enrolment import request
 from penchant.common.membership.join_token import JoinToken
-from penchant.deploy.fleet.authority import Office
+from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import attend
-from penchant.deploy.fleet.server_directory import ServerSettings, Site
+from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.server.console.views.devices import qr_code
 
 pytestmark = pytest.mark.system
@@ -65,11 +65,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def made_fleet(folder: Path) -> None:
     """A fleet's server with eight members, and their authority beside it. Its SuperLink is not up."""
-    office = Office.init(folder / "authority")
+    office = AuthorityStore.init(folder / "authority")
     for number in range(8):
         office.issue(request(bytes([number + 1]) * 32), f"device {number}")
     settings = ServerSettings(addresses=("fleet.example.org",), superlink_port=free_port())
-    Site.create(folder / "fleet", settings, office.authority.public_key, office.latest())
+    ServerDirectory.create(folder / "fleet", settings, office.authority.public_key, office.latest())
 
 
 def quick(page: Page, name: str, rounds: int, seed: int = 0) -> None:
@@ -241,8 +241,10 @@ def test_an_invitation_and_a_revocation(browser: Browser, served: Served) -> Non
     me.go("/")
     expect(page.locator(".notice", has_text="1 revocation pending")).to_be_visible()
 
-    site = Site(served.folder / "fleet")  # what the authority does, wherever it is, and the enrolment service
-    attend(Office(served.folder / "authority"), site.requests, site.answers, lambda matter: True)
+    site = ServerDirectory(
+        served.folder / "fleet"
+    )  # what the authority does, wherever it is, and the enrolment service
+    attend(AuthorityStore(served.folder / "authority"), site.requests, site.answers, lambda matter: True)
     site.take_members((site.answers / "members.list").read_bytes())
     page.get_by_role("link", name="Devices").click()
     expect(page.locator("tr", has_text="lost on a train")).to_contain_text("signed, list")

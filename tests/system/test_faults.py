@@ -21,7 +21,7 @@ from system.hosts import Host, network
 from system.live_fleet import LiveFleet, Trap
 from system.shadow import Loss, Shadow, choices_of
 
-from penchant.client.device.device import Home
+from penchant.client.device.device import Device
 from penchant.deploy.run_directory import busy
 
 pytestmark = pytest.mark.system
@@ -128,8 +128,8 @@ def break_devices(story: Story) -> None:
     gate = story.held(0, 1, "unmask")
     killed = story.dies(1, 1, "keys"), story.dies(2, 1, "shares", "after")
     fleet.play()
-    fleet.wait("the refusal", lambda: bool(Home(homes[4]).vault.told()))
-    assert [told[:2] for told in Home(homes[4]).vault.told()] == [("keys", "MEMBERSHIP")]
+    fleet.wait("the refusal", lambda: bool(Device(homes[4]).vault.told()))
+    assert [told[:2] for told in Device(homes[4]).vault.told()] == [("keys", "MEMBERSHIP")]
     fleet.stop_agent(4)  # its clock is set right
     story.end_of(gate, *killed, replies=3)
 
@@ -265,7 +265,7 @@ def revoke_the_last(story: Story) -> bytes:
     story.server_is_back()
     fleet.wait_state(3, 2, "failed")
     fleet.wait("the end of Flower's run", lambda: not busy(run))
-    refused = [[told[:2] for told in Home(folder).vault.told()] for folder in homes]
+    refused = [[told[:2] for told in Device(folder).vault.told()] for folder in homes]
     assert refused == [[("keys", "MEMBERSHIP")]] * (DEVICES - 1) + [[]]
 
     fleet.take_members(newer)
@@ -293,13 +293,13 @@ def check_states(fleet: LiveFleet, states: list[tuple[int, int, str]], survivors
 
 
 def at(folder: Path) -> int:
-    latest = Home(folder).vault.latest()
+    latest = Device(folder).vault.latest()
     return 0 if latest is None else latest[1].round
 
 
 def check_once(folder: Path, last: int) -> None:
     """No round was unmasked in two attempts, and the factor goes with the shared ones of the same round."""
-    home = Home(folder)
+    home = Device(folder)
     opened = [(run, number) for run, number, unmasked in home.vault.rounds() if unmasked]
     assert len(set(opened)) == len(opened)
     _, _, number, _, kept = home._model()

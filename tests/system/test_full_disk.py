@@ -15,12 +15,12 @@ from system.disks import BALLAST, fill, small_disk
 
 from penchant.client.agent.flower_app import Answer, build_app
 from penchant.client.agent.socket import AgentServer, RemoteAgent
-from penchant.client.device.device import Home
+from penchant.client.device.device import Device
 from penchant.common.errors import DeviceError
 from penchant.common.wire.codec import decode
 from penchant.common.wire.messages import Abort, AbortCode
 from penchant.deploy.flower.in_process_grid import InProcessGrid
-from penchant.server.availability import Roll
+from penchant.server.availability import Availability
 from penchant.server.round import play_round
 
 pytestmark = pytest.mark.system
@@ -37,7 +37,7 @@ def test_a_full_disk_costs_a_round_and_nothing_else(
     tiny_model: Callable[[str], Path], tmp_path: Path, disk: Path
 ) -> None:
     fleet = Fleet(tmp_path, tiny_model("bert"))
-    agents = [Home(folder, benches=fleet.benches).agent() for folder in fleet.homes]
+    agents = [Device(folder, model_cache=fleet.model_cache).agent() for folder in fleet.homes]
     server = AgentServer(agents[0].answer, disk / "agent.sock")
     server.start()
     remote = RemoteAgent(server.socket, seconds=60)
@@ -61,7 +61,7 @@ def test_a_full_disk_costs_a_round_and_nothing_else(
 
     run = fleet._run()
     grid = InProcessGrid(build_app(answer_of), DEVICES, workers=DEVICES)
-    roll = Roll(run, grid)
+    roll = Availability(run, grid)
 
     def play(number: int) -> int:
         log = play_round(run, grid, number, roll.call())
@@ -80,7 +80,7 @@ def test_a_full_disk_costs_a_round_and_nothing_else(
         assert state(fleet) == kept.pop()
         assert play(number + 1) == DEVICES  # the same agent takes part again
     roll.greet([1000])
-    latest = Home(fleet.homes[0], benches=fleet.benches).vault.latest()
+    latest = Device(fleet.homes[0], model_cache=fleet.model_cache).vault.latest()
     assert latest is not None
     assert (latest[0], latest[1].round) == (RUN, 5)
     grid.close()
@@ -90,7 +90,7 @@ def test_a_full_disk_costs_a_round_and_nothing_else(
 
 def state(fleet: Fleet) -> tuple[int, int, bytes]:
     """(choices, round of the personal factor, its numbers) of the first device."""
-    home = Home(fleet.homes[0], benches=fleet.benches)
+    home = Device(fleet.homes[0], model_cache=fleet.model_cache)
     latest = home.vault.latest()
     assert latest is not None
     return len(home.store), latest[1].round, latest[1].vector.tobytes()
@@ -98,7 +98,7 @@ def state(fleet: Fleet) -> tuple[int, int, bytes]:
 
 def check_the_owner_is_told(fleet: Fleet, disk: Path) -> None:
     """Importing and training on a full disk: one clear line each, and nothing is changed."""
-    home = Home(fleet.homes[0], benches=fleet.benches)
+    home = Device(fleet.homes[0], model_cache=fleet.model_cache)
     count = len(home.store)
     with pytest.raises(DeviceError, match="nothing was changed"):
         home.record([choice(n) for n in range(1000, 3000)])

@@ -11,8 +11,8 @@ import pytest
 from support.processes import PROGRAM, free_port
 from system.hosts import Host, network
 
-from penchant.deploy.fleet.authority import Office
-from penchant.deploy.fleet.server_directory import ServerSettings, Site
+from penchant.deploy.fleet.authority import AuthorityStore
+from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.deploy.flower.superlink import FLEET_PATHS
 
 pytestmark = pytest.mark.system
@@ -71,11 +71,13 @@ def ask(device: Host, server: Host, ca: Path, lines: list[str]) -> list[int]:
 
 def test_a_device_finds_the_gateway_and_nothing_else(tmp_path: Path) -> None:
     with network(2) as (server, device):
-        office = Office.init(tmp_path / "authority")
+        office = AuthorityStore.init(tmp_path / "authority")
         settings = ServerSettings(
             addresses=(server.address,), port=PORT, superlink_port=free_port(), enrol_per_minute=10_000
         )
-        site = Site.create(tmp_path / "server", settings, office.authority.public_key, office.latest())
+        site = ServerDirectory.create(
+            tmp_path / "server", settings, office.authority.public_key, office.latest()
+        )
         up = server.start([*PROGRAM, "server", "up", str(site.directory)], tmp_path / "up.log")
         end = time.monotonic() + 180
         while "devices reach" not in (tmp_path / "up.log").read_text():

@@ -21,10 +21,10 @@ from system.hosts import Host, network
 from system.live_fleet import LiveFleet
 
 from penchant.client.agent.policy import OwnerPolicy
-from penchant.client.device.device import Home
+from penchant.client.device.device import Device
 from penchant.common.data.preferences import Preference
 from penchant.deploy.fleet.authority_inbox import attend
-from penchant.server.console.accounts import Store
+from penchant.server.console.accounts import ConsoleStore
 
 pytestmark = pytest.mark.system
 
@@ -47,7 +47,7 @@ class WithStranger(Deployment):
         if folder != self.homes[-1]:
             super()._enrol(folder, choices)
             return
-        Home(folder).record(choices)
+        Device(folder).record(choices)
         policy = OwnerPolicy(base_models=(str(self.base),), min_honest=1, max_colluders=0)
         (folder / "policy.toml").write_text(policy.to_toml())
 
@@ -70,7 +70,7 @@ def fleet(tiny_model: Callable[[str], Path], tmp_path: Path, hosts: list[Host]) 
 def served(fleet: LiveFleet) -> Served:
     """A console on the server's host."""
     folder = fleet.place
-    with closing(Store(folder / "state")) as store:
+    with closing(ConsoleStore(folder / "state")) as store:
         store.add("olga", "operator", PASSWORD)
     words = ["console", str(fleet.site.directory), "--state", str(folder / "state"), "--port", str(PORT)]
     words += ["--data", str(fleet.deployment.base)]

@@ -11,7 +11,7 @@ import pytest
 
 from penchant.common.errors import GatewayError, UsageError
 from penchant.deploy.fleet.quickstart import RUN, Quickstart, quickstart
-from penchant.deploy.fleet.server_directory import Site
+from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.server.journal import Journal
 
 pytestmark = pytest.mark.system
@@ -27,7 +27,7 @@ def test_a_fleet_in_one_call(tiny_model: Callable[[str], Path], tmp_path: Path) 
         ("federation.warmup_rounds", 0),
     )
     server = quickstart(Quickstart(tmp_path / "fleet", DEVICES, 1, settings), said.append)
-    with closing(Journal(Site(server).run(RUN))) as journal:
+    with closing(Journal(ServerDirectory(server).run(RUN))) as journal:
         assert [(log.cohort, log.survivors) for log in journal.logs()] == [(DEVICES, DEVICES)] * 2
     assert said[0].startswith("warning: with 3 devices every sum holds only 3 honest people")
     left = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]

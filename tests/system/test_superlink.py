@@ -21,10 +21,10 @@ from support.processes import PROGRAM, finished, free_port, listens, running, st
 from support.twin import check_same, journal, simulate_twin
 
 from penchant.client.agent.policy import OwnerPolicy
-from penchant.client.device.device import Home
+from penchant.client.device.device import Device
 from penchant.common.data.preferences import Preference
 from penchant.deploy.fleet import served_run
-from penchant.deploy.fleet.server_directory import Site
+from penchant.deploy.fleet.server_directory import ServerDirectory
 
 pytestmark = pytest.mark.system
 
@@ -35,7 +35,7 @@ class Strangers(Deployment):
     """Devices with choices, that are in no fleet yet."""
 
     def _enrol(self, folder: Path, choices: Sequence[Preference]) -> None:
-        Home(folder).record(choices)
+        Device(folder).record(choices)
         policy = OwnerPolicy(base_models=(str(self.base),), min_honest=1, max_colluders=0)
         (folder / "policy.toml").write_text(policy.to_toml())
 
@@ -111,7 +111,7 @@ def test_a_fleet_learns_and_goes_on_after_the_server_was_killed(
         wait_for("the gateway", lambda: listens(port), 120)
         for number in range(DEVICES):
             join(fleet, server, number)
-        site = Site(server)
+        site = ServerDirectory(server)
         run = fleet.run = site.run("first")
         served_run.create(run, fleet.config, site.authority, site.membership().encoded)
         world = simulate_twin(fleet)
@@ -136,7 +136,7 @@ def test_a_fleet_learns_and_goes_on_after_the_server_was_killed(
         found = opened.load()
     assert found is not None
     for folder in fleet.homes:  # shared and personal part of the same round, everywhere
-        _, _, number, factors, _ = Home(folder)._model()
+        _, _, number, factors, _ = Device(folder)._model()
         assert number == 2
         assert np.array_equal(factors, found[1].factors)
     check_same(fleet, world)
@@ -152,4 +152,4 @@ def test_a_fleet_learns_and_goes_on_after_the_server_was_killed(
 
 
 def at(folder: Path) -> int:
-    return Home(folder).report().round
+    return Device(folder).report().round

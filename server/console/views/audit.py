@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from penchant.server.console.requests import Refused, Visit
+from penchant.server.console.requests import ConsoleRequest, HTTPError
 
 __all__ = ["audit"]
 DEEDS_A_PAGE = 50
 
 
-def audit(visit: Visit) -> Response:
+def audit(visit: ConsoleRequest) -> Response:
     """Who did what."""
     before = whole_number(visit.asked("before"), "before") if visit.asked("before") else None
     account = visit.asked("account")[:32]
@@ -29,5 +29,5 @@ def audit(visit: Visit) -> Response:
 def whole_number(text: str, what: str) -> int:
     """A whole number from a form or an address. Refused for anything else."""
     if not text.isascii() or not text.isdigit() or len(text) > 19:
-        raise Refused(f"{what} must be a whole number", status=422)
+        raise HTTPError(f"{what} must be a whole number", status=422)
     return int(text)

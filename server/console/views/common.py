@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from penchant.common import wording
 from penchant.server.console import charts
-from penchant.server.console.requests import Desk, Refused, Visit
-from penchant.server.monitoring.run_history import Place, RunFacts, facts_of
+from penchant.server.console.requests import ConsoleContext, ConsoleRequest, HTTPError
+from penchant.server.monitoring.run_history import RunLocation, RunSummary, facts_of
 
 MOST_COMPARED = 6
 BINS = tuple(f"accuracy {i}/10" for i in range(10))
@@ -27,7 +27,7 @@ Fragments = Mapping[str, str]
 # --- what pages share -----------------------------------------------------------------------------
 
 
-def all_runs(desk: Desk) -> list[RunFacts]:
+def all_runs(desk: ConsoleContext) -> list[RunSummary]:
     """The facts of every run: those at work first, then the one that moved last."""
     places = desk.operations.places()
     work = desk.operations.work(places)
@@ -35,21 +35,21 @@ def all_runs(desk: Desk) -> list[RunFacts]:
     return sorted(found, key=lambda run: (run.state != "running", -run.touched))
 
 
-def place_of(desk: Desk, wanted: str) -> Place:
+def place_of(desk: ConsoleContext, wanted: str) -> RunLocation:
     """The run with this id. Refused when there is none: an id is looked up, never made into a path."""
     for place in desk.operations.places():
         if place.id == wanted:
             return place
-    raise Refused("There is no such run. It may have been deleted.", status=404)
+    raise HTTPError("There is no such run. It may have been deleted.", status=404)
 
 
-def run_of(desk: Desk, wanted: str) -> RunFacts:
+def run_of(desk: ConsoleContext, wanted: str) -> RunSummary:
     """Its facts."""
     place = place_of(desk, wanted)
     return facts_of(place, desk.operations.work([place])[place.id])
 
 
-def chosen(visit: Visit) -> tuple[list[RunFacts], RunFacts | None]:
+def chosen(visit: ConsoleRequest) -> tuple[list[RunSummary], RunSummary | None]:
     """All runs, and the one that a page is about: the one asked for, or the first."""
     found = all_runs(visit.desk)
     wanted = visit.asked("run")
@@ -58,15 +58,15 @@ def chosen(visit: Visit) -> tuple[list[RunFacts], RunFacts | None]:
     for run in found:
         if run.place.id == wanted:
             return found, run
-    raise Refused("There is no such run. It may have been deleted.", status=404)
+    raise HTTPError("There is no such run. It may have been deleted.", status=404)
 
 
-def curve(run: RunFacts, value: Callable[[Any], float | None]) -> list[tuple[float, float | None]]:
+def curve(run: RunSummary, value: Callable[[Any], float | None]) -> list[tuple[float, float | None]]:
     """(round, value) of every finished round."""
     return [(float(log.round), value(log)) for log in run.logs]
 
 
-def accuracy_chart(run: RunFacts, height: int = 220) -> Markup:
+def accuracy_chart(run: RunSummary, height: int = 220) -> Markup:
     """How well choices that no model learned from are ranked, by round."""
     return charts.lines(
         [charts.Series("Fleet accuracy", curve(run, lambda log: log.val_accuracy))],
@@ -77,7 +77,7 @@ def accuracy_chart(run: RunFacts, height: int = 220) -> Markup:
     )
 
 
-def loss_chart(run: RunFacts, height: int = 220) -> Markup:
+def loss_chart(run: RunSummary, height: int = 220) -> Markup:
     """Training loss by round."""
     return charts.lines(
         [charts.Series("Training loss", curve(run, lambda log: log.train_loss), 2)],
@@ -87,7 +87,7 @@ def loss_chart(run: RunFacts, height: int = 220) -> Markup:
     )
 
 
-def histogram_chart(run: RunFacts) -> Markup | None:
+def histogram_chart(run: RunSummary) -> Markup | None:
     """People per tenth of accuracy in the latest round that tells; None where none does."""
     found = run.histogram
     if found is None:

@@ -13,23 +13,23 @@ from markupsafe import Markup
 from starlette.responses import Response
 
 from penchant.common.wire.codec import PROTOCOL_VERSION
-from penchant.server.console.requests import Desk, Refused, Visit
+from penchant.server.console.requests import ConsoleContext, ConsoleRequest, HTTPError
 from penchant.server.console.views.audit import whole_number
 from penchant.server.console.views.common import Fragments, all_runs
-from penchant.server.monitoring.fleet import Link
-from penchant.server.monitoring.run_history import Device, Ledger, Place, RunFacts
+from penchant.server.monitoring.fleet import FleetStatus
+from penchant.server.monitoring.run_history import DeviceRecord, JournalReader, RunLocation, RunSummary
 
 __all__ = ["ask_revocation", "devices", "invite", "live_devices"]
 DEVICES_A_PAGE = 50
 TOKENS_SHOWN = 15
 
 
-def devices(visit: Visit) -> Response:
+def devices(visit: ConsoleRequest) -> Response:
     """Who belongs, who is there, and who was met: of a fleet (its latest run), or of a simulation."""
     return visit.render("devices.html.j2", **devices_facts(visit))
 
 
-def devices_facts(visit: Visit) -> dict[str, Any]:
+def devices_facts(visit: ConsoleRequest) -> dict[str, Any]:
     """What the page of devices shows."""
     desk, now = visit.desk, time.time()
     found = all_runs(desk)
@@ -40,9 +40,9 @@ def devices_facts(visit: Visit) -> dict[str, Any]:
     search = "".join(c for c in visit.asked("q") if c.isascii() and c.isdigit())[:20]
     order = visit.asked("order", "member")
     if order not in ORDERS:
-        raise Refused("Devices can be listed by member, seen or joined.", status=400)
+        raise HTTPError("Devices can be listed by member, seen or joined.", status=400)
     number = max(whole_number(visit.asked("page", "1"), "page"), 1)
-    met = Ledger(run.place.directory).devices() if run else []
+    met = JournalReader(run.place.directory).devices() if run else []
     about = belonging(desk, subject)
     listed = known(subject, run, met, about, now)
     rows = sorted((one for one in listed if str(one.member).startswith(search)), key=ORDERS[order])
@@ -70,7 +70,7 @@ def devices_facts(visit: Visit) -> dict[str, Any]:
 DEVICE_PARTS = ("numbers", "list", "invitations", "revocations")
 
 
-def live_devices(visit: Visit) -> Fragments:
+def live_devices(visit: ConsoleRequest) -> Fragments:
     """The parts of the page of devices that change by themselves."""
     page = devices_facts(visit)
     if page["subject"] is None:
@@ -103,7 +103,11 @@ ORDERS: Mapping[str, Callable[[Known], Any]] = {
 
 
 def known(
-    subject: Place, run: RunFacts | None, met: Sequence[Device], about: Mapping[str, Any], now: float
+    subject: RunLocation,
+    run: RunSummary | None,
+    met: Sequence[DeviceRecord],
+    about: Mapping[str, Any],
+    now: float,
 ) -> list[Known]:
     """All devices: those that were met, and those of a fleet's members that were not yet."""
     devices = {device.member: device for device in met}
@@ -117,11 +121,11 @@ def known(
 
 def _known(
     number: int,
-    device: Device | None,
+    device: DeviceRecord | None,
     enrolled: str | None,
-    subject: Place,
-    run: RunFacts | None,
-    link: Link | None,
+    subject: RunLocation,
+    run: RunSummary | None,
+    link: FleetStatus | None,
     now: float,
 ) -> Known:
     name = enrolled or (device.node if device else None)
@@ -149,13 +153,15 @@ def _known(
     )
 
 
-def subjects(desk: Desk, found: Sequence[RunFacts]) -> list[Place]:
+def subjects(desk: ConsoleContext, found: Sequence[RunSummary]) -> list[RunLocation]:
     """What has devices: fleets first, then runs that belong to none."""
     alone = [run.place for run in found if desk.operations.fleet_of(run.place) is None]
     return [*desk.operations.fleets(), *alone]
 
 
-def subject_of(visit: Visit, found: Sequence[RunFacts]) -> tuple[Place | None, RunFacts | None]:
+def subject_of(
+    visit: ConsoleRequest, found: Sequence[RunSummary]
+) -> tuple[RunLocation | None, RunSummary | None]:
     """The fleet or run that is asked for (the first without a question), and the run that tells of it."""
     listed, wanted = subjects(visit.desk, found), visit.asked("run")
     run = next((run for run in found if run.place.id == wanted), None)
@@ -163,16 +169,16 @@ def subject_of(visit: Visit, found: Sequence[RunFacts]) -> tuple[Place | None, R
         return visit.desk.operations.fleet_of(run.place) or run.place, run
     place = next((place for place in listed if wanted in ("", place.id)), None)
     if place is None and wanted:
-        raise Refused("There is no such run. It may have been deleted.", status=404)
+        raise HTTPError("There is no such run. It may have been deleted.", status=404)
     return place, next((run for run in found if place and tells_of(visit.desk, run.place, place)), None)
 
 
-def tells_of(desk: Desk, run: Place, subject: Place) -> bool:
+def tells_of(desk: ConsoleContext, run: RunLocation, subject: RunLocation) -> bool:
     fleet = desk.operations.fleet_of(run)
     return run.id == subject.id or (fleet is not None and fleet.id == subject.id)
 
 
-def belonging(desk: Desk, subject: Place) -> dict[str, Any]:
+def belonging(desk: ConsoleContext, subject: RunLocation) -> dict[str, Any]:
     """Members, invitations and revocations of a fleet; a simulation has none."""
     if subject.kind != "fleet":
         return {"enrolment": None, "link": None, "revocations": [], "pending": set(), "tokens": []}
@@ -196,27 +202,29 @@ def qr_code(text: str) -> Markup:
     return Markup(out.getvalue().decode())
 
 
-def fleet_named(visit: Visit) -> Place:
+def fleet_named(visit: ConsoleRequest) -> RunLocation:
     """The fleet of the path. Refused where there is none: simulated devices need no token."""
     wanted = visit.path("id")
     for fleet in visit.desk.operations.fleets():
         if fleet.id == wanted:
             return fleet
-    raise Refused("There is no such fleet; simulated devices need no token and can't be revoked.", status=404)
+    raise HTTPError(
+        "There is no such fleet; simulated devices need no token and can't be revoked.", status=404
+    )
 
 
-def invite(visit: Visit) -> Response:
+def invite(visit: ConsoleRequest) -> Response:
     """Hand out a join token: shown in the answer to this form, once, and nowhere kept."""
     place = fleet_named(visit)
     label = visit.given("label", 80)
     days = whole_number(visit.given("days") or "7", "days")
     if not 1 <= days <= 90:
-        raise Refused("An invitation is good for 1 to 90 days.", status=422)
+        raise HTTPError("An invitation is good for 1 to 90 days.", status=422)
     token = visit.desk.operations.invite(place, label, days)
     return visit.render("token.html.j2", place=place, token=token, qr=qr_code(token.text))
 
 
-def ask_revocation(visit: Visit) -> Response:
+def ask_revocation(visit: ConsoleRequest) -> Response:
     """Ask the authority to take a member out."""
     place = fleet_named(visit)
     member = whole_number(visit.given("member"), "member")

@@ -9,24 +9,24 @@ from typing import Any
 from starlette.responses import Response
 
 from penchant.server.console import charts
-from penchant.server.console.requests import Desk, Visit
+from penchant.server.console.requests import ConsoleContext, ConsoleRequest
 from penchant.server.console.views.common import Fragments, accuracy_chart, all_runs, loss_chart
 from penchant.server.console.views.devices import tells_of
 from penchant.server.console.views.run import stages_of
 from penchant.server.monitoring import alerts
-from penchant.server.monitoring.run_history import Ledger, Place, RunFacts
+from penchant.server.monitoring.run_history import JournalReader, RunLocation, RunSummary
 
 __all__ = ["live_overview", "overview"]
 _DULL = {("log in", "done"), ("log out", "done")}
 """Lines of the audit that the overview leaves out."""
 
 
-def overview(visit: Visit) -> Response:
+def overview(visit: ConsoleRequest) -> Response:
     """The fleet's health at a glance."""
     return visit.render("overview.html.j2", **overview_facts(visit))
 
 
-def overview_facts(visit: Visit) -> dict[str, Any]:
+def overview_facts(visit: ConsoleRequest) -> dict[str, Any]:
     """What the overview shows."""
     desk, now = visit.desk, time.time()
     found = all_runs(desk)
@@ -35,7 +35,7 @@ def overview_facts(visit: Visit) -> dict[str, Any]:
     fleets = [fleet_facts(desk, fleet, found, now) for fleet in desk.operations.fleets()]
     notices += [notice for fleet in fleets for notice in fleet["notices"]]
     notices.sort(key=lambda notice: notice.kind != "bad")
-    ledger = Ledger(main.place.directory) if main else None
+    ledger = JournalReader(main.place.directory) if main else None
     return {
         "runs": found[:6],
         "more": max(len(found) - 6, 0),
@@ -57,7 +57,9 @@ def overview_facts(visit: Visit) -> dict[str, Any]:
     }
 
 
-def fleet_facts(desk: Desk, fleet: Place, found: Sequence[RunFacts], now: float) -> dict[str, Any]:
+def fleet_facts(
+    desk: ConsoleContext, fleet: RunLocation, found: Sequence[RunSummary], now: float
+) -> dict[str, Any]:
     """How a fleet's server and its members are. found: all runs."""
     link, enrolment = desk.operations.link(fleet), desk.operations.enrolment(fleet)
     asked, tokens = desk.operations.revocations(fleet), desk.operations.tokens(fleet)
@@ -71,6 +73,6 @@ def fleet_facts(desk: Desk, fleet: Place, found: Sequence[RunFacts], now: float)
     }
 
 
-def live_overview(visit: Visit) -> Fragments:
+def live_overview(visit: ConsoleRequest) -> Fragments:
     """The parts of the overview that change by themselves."""
     return {"overview": visit.text("overview_live.html.j2", **overview_facts(visit))}

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 
 from starlette.responses import Response
 
-from penchant.server.console.requests import Visit
+from penchant.server.console.requests import ConsoleRequest
 from penchant.server.console.views.common import BINS, COUNTERS, chosen
 from penchant.server.console.views.run import ROUNDS_SHOWN
-from penchant.server.monitoring.run_history import Ledger
+from penchant.server.monitoring.run_history import JournalReader
 
 __all__ = ["privacy"]
 
 
-def privacy(visit: Visit) -> Response:
+def privacy(visit: ConsoleRequest) -> Response:
     """What the server saw, round by round."""
     found, run = chosen(visit)
     if run is None:
         return visit.render("privacy.html.j2", runs=found, run=None)
-    sums = Ledger(run.place.directory).sums()
+    sums = JournalReader(run.place.directory).sums()
     shown = list(reversed(run.logs))
     every = visit.asked("rounds") == "all"
     smallest = min((log.survivors for log in run.logs), default=None)

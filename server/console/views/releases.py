@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from penchant.common.errors import PenchantError
-from penchant.server.console.requests import Visit
+from penchant.server.console.requests import ConsoleRequest
 from penchant.server.console.views.audit import whole_number
 from penchant.server.console.views.common import chosen, place_of
 from penchant.server.console.views.run import ROUNDS_SHOWN
@@ -13,7 +13,7 @@ from penchant.server.console.views.run import ROUNDS_SHOWN
 __all__ = ["download", "promote", "releases", "roll_back"]
 
 
-def releases(visit: Visit) -> Response:
+def releases(visit: ConsoleRequest) -> Response:
     """Versions of the shared adapter."""
     found, run = chosen(visit)
     if run is None:
@@ -39,7 +39,7 @@ def releases(visit: Visit) -> Response:
     )
 
 
-def promote(visit: Visit) -> Response:
+def promote(visit: ConsoleRequest) -> Response:
     """Make a round's adapter the current release."""
     place = place_of(visit.desk, visit.path("id"))
     made = visit.desk.operations.promote(place, whole_number(visit.given("round"), "round"), visit.name)
@@ -48,14 +48,14 @@ def promote(visit: Visit) -> Response:
     )
 
 
-def roll_back(visit: Visit) -> Response:
+def roll_back(visit: ConsoleRequest) -> Response:
     """Make an earlier release the current one again."""
     place = place_of(visit.desk, visit.path("id"))
     made = visit.desk.operations.roll_back(place, whole_number(visit.given("number"), "number"), visit.name)
     return visit.go(f"/releases?run={place.id}", f"Release {made.number} is current again.")
 
 
-def download(visit: Visit) -> Response:
+def download(visit: ConsoleRequest) -> Response:
     """A round's shared adapter as a ZIP of peft's files."""
     place = place_of(visit.desk, visit.path("id"))
     number = whole_number(visit.path("round"), "round")

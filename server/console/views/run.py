@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from penchant.common import wording
 from penchant.server.console import charts
-from penchant.server.console.requests import Visit
+from penchant.server.console.requests import ConsoleRequest
 from penchant.server.console.views.common import (
     Fragments,
     accuracy_chart,
@@ -18,19 +18,19 @@ from penchant.server.console.views.common import (
     place_of,
     run_of,
 )
-from penchant.server.monitoring.run_history import STAGES, Attempt, Ledger, RunFacts
+from penchant.server.monitoring.run_history import STAGES, Attempt, JournalReader, RunSummary
 
 __all__ = ["confirm_delete", "delete", "live_run", "resume", "run", "stop"]
 LOG_LINES = 200
 ROUNDS_SHOWN = 15
 
 
-def stages_of(run: RunFacts) -> list[dict[str, Any]]:
+def stages_of(run: RunSummary) -> list[dict[str, Any]]:
     """The five stages of the attempt at work (or of the last one), each as it stands."""
     last: Attempt | None = run.attempts[-1] if run.attempts else None
     if last is None:
         return []
-    known = {s.name: s for s in Ledger(run.place.directory).stages(last.round, last.attempt)}
+    known = {s.name: s for s in JournalReader(run.place.directory).stages(last.round, last.attempt)}
     secagg = run.config is None or run.config.privacy.secagg
     names = STAGES if secagg else ("keys", "masked")
     over = last.state not in ("started", "unmasking")
@@ -49,7 +49,7 @@ def stages_of(run: RunFacts) -> list[dict[str, Any]]:
     return rows
 
 
-def run_facts(visit: Visit, run: RunFacts) -> dict[str, Any]:
+def run_facts(visit: ConsoleRequest, run: RunSummary) -> dict[str, Any]:
     """What a run's page shows."""
     logs = run.logs
     shown = [a for a in reversed(run.attempts) if a.log or a.state in ("failed", "skipped")]
@@ -90,7 +90,7 @@ def run_facts(visit: Visit, run: RunFacts) -> dict[str, Any]:
     }
 
 
-def _people(run: RunFacts) -> str:
+def _people(run: RunSummary) -> str:
     """Why there is no histogram."""
     last = run.last
     if last is None:
@@ -100,7 +100,7 @@ def _people(run: RunFacts) -> str:
     return "Below 20 honest people in a sum, a histogram could point at one of them: none is made."
 
 
-def run(visit: Visit) -> Response:
+def run(visit: ConsoleRequest) -> Response:
     """One run, live."""
     found = run_of(visit.desk, visit.path("id"))
     text = found.config.to_toml() if found.config else ""
@@ -110,32 +110,32 @@ def run(visit: Visit) -> Response:
 PARTS = ("head", "now", "curves", "rounds", "log")
 
 
-def live_run(visit: Visit) -> Fragments:
+def live_run(visit: ConsoleRequest) -> Fragments:
     """The parts of a run's page that change by themselves."""
     page = run_facts(visit, run_of(visit.desk, visit.path("id")))
     return {part: visit.text(f"run_{part}.html.j2", **page) for part in PARTS}
 
 
-def stop(visit: Visit) -> Response:
+def stop(visit: ConsoleRequest) -> Response:
     """Stop what works on a run."""
     place = place_of(visit.desk, visit.path("id"))
     visit.desk.operations.stop(place)
     return visit.go(f"/runs/{place.id}", f"{place.name} has stopped. Finished rounds stand.")
 
 
-def resume(visit: Visit) -> Response:
+def resume(visit: ConsoleRequest) -> Response:
     """Go on with a run."""
     place = place_of(visit.desk, visit.path("id"))
     visit.desk.operations.resume(place)
     return visit.go(f"/runs/{place.id}", f"{place.name} goes on.")
 
 
-def confirm_delete(visit: Visit) -> Response:
+def confirm_delete(visit: ConsoleRequest) -> Response:
     """Whether a run is really to be deleted."""
     return visit.render("delete.html.j2", run=run_of(visit.desk, visit.path("id")), error="")
 
 
-def delete(visit: Visit) -> Response:
+def delete(visit: ConsoleRequest) -> Response:
     """Delete a run whose name was typed."""
     found = run_of(visit.desk, visit.path("id"))
     if visit.given("confirm") != found.place.name:

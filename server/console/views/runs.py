@@ -11,14 +11,14 @@ from penchant.common import wording
 from penchant.common.errors import PenchantError
 from penchant.server.console import charts
 from penchant.server.console.operations import fleet_recipe
-from penchant.server.console.requests import Refused, Visit
+from penchant.server.console.requests import ConsoleRequest, HTTPError
 from penchant.server.console.views.common import MOST_COMPARED, all_runs, curve, place_of, run_of
-from penchant.server.monitoring.run_history import Place, RunFacts
+from penchant.server.monitoring.run_history import RunLocation, RunSummary
 
 __all__ = ["check", "compare", "new", "runs", "start"]
 
 
-def runs(visit: Visit) -> Response:
+def runs(visit: ConsoleRequest) -> Response:
     """All runs."""
     found = all_runs(visit.desk)
     sparks = {
@@ -31,11 +31,11 @@ def runs(visit: Visit) -> Response:
     return visit.render("runs.html.j2", runs=found, sparks=sparks)
 
 
-def compare(visit: Visit) -> Response:
+def compare(visit: ConsoleRequest) -> Response:
     """The curves of some runs in one drawing, and where their configurations differ."""
     wanted = list(dict.fromkeys(visit.request.query_params.getlist("run")))
     if len(wanted) > MOST_COMPARED:
-        raise Refused(f"At most {MOST_COMPARED} runs can be compared at a time.", status=400)
+        raise HTTPError(f"At most {MOST_COMPARED} runs can be compared at a time.", status=400)
     found = [run_of(visit.desk, one) for one in wanted]
     series = [
         charts.Series(run.place.name, curve(run, lambda log: log.val_accuracy), look)
@@ -62,7 +62,7 @@ def compare(visit: Visit) -> Response:
     )
 
 
-def differences(found: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
+def differences(found: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
     """Configuration keys that are not the same in all runs, with each run's value."""
     tables = [_flat(run) for run in found]
     keys = sorted({key for table in tables for key in table})
@@ -70,7 +70,7 @@ def differences(found: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
-def _flat(run: RunFacts) -> dict[str, str]:
+def _flat(run: RunSummary) -> dict[str, str]:
     from penchant.common.settings import section_table
 
     table = section_table(run.config) if run.config else {}
@@ -81,7 +81,7 @@ def _flat(run: RunFacts) -> dict[str, str]:
     return flat
 
 
-def new(visit: Visit) -> Response:
+def new(visit: ConsoleRequest) -> Response:
     """The form of a new run."""
     operations, wanted = visit.desk.operations, visit.asked("from")
     recipes, fleets = operations.recipes(), operations.fleets()
@@ -99,12 +99,12 @@ def new(visit: Visit) -> Response:
 
 
 def _form(
-    visit: Visit,
+    visit: ConsoleRequest,
     name: str,
     text: str,
     wanted: str = "",
     *,
-    fleet: Place | None = None,
+    fleet: RunLocation | None = None,
     error: str = "",
     status: int = 200,
 ) -> Response:
@@ -125,7 +125,7 @@ def _form(
     )
 
 
-def verdict(visit: Visit, text: str, fleet: Place | None) -> dict[str, Any]:
+def verdict(visit: ConsoleRequest, text: str, fleet: RunLocation | None) -> dict[str, Any]:
     """Whether a configuration can run, on a fleet or simulated, and what it would do."""
     try:
         return {"config": visit.desk.operations.check(text, fleet), "error": "", "fleet": fleet}
@@ -133,7 +133,7 @@ def verdict(visit: Visit, text: str, fleet: Place | None) -> dict[str, Any]:
         return {"config": None, "error": str(error), "fleet": fleet}
 
 
-def check(visit: Visit) -> Response:
+def check(visit: ConsoleRequest) -> Response:
     """The verdict on a configuration while it is written. Changes nothing."""
     from starlette.responses import HTMLResponse
 
@@ -141,18 +141,18 @@ def check(visit: Visit) -> Response:
     return HTMLResponse(visit.text("verdict.html.j2", verdict=said))
 
 
-def chosen_fleet(visit: Visit) -> Place | None:
+def chosen_fleet(visit: ConsoleRequest) -> RunLocation | None:
     """The fleet that a form names; None: on this machine, simulated. Refused when there is none such."""
     where = visit.given("where")
     for fleet in visit.desk.operations.fleets():
         if fleet.id == where:
             return fleet
     if where:
-        raise Refused("There is no such fleet.", status=404)
+        raise HTTPError("There is no such fleet.", status=404)
     return None
 
 
-def start(visit: Visit) -> Response:
+def start(visit: ConsoleRequest) -> Response:
     """Begin a new run."""
     name, text, fleet = visit.given("name", 64), visit.form.get("config", ""), chosen_fleet(visit)
     try:
