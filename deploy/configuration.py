@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ def file_changes(file: Path | None) -> dict[str, Any]:
     """The keys that a file sets, dotted; the whole file is validated first."""
     if file is None:
         return {}
-    import tomllib
 
     RunConfig.read(file)
     changes: dict[str, Any] = {}

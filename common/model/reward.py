@@ -6,6 +6,7 @@ and takes everything trainable as an argument (`MergedWeights`). It is safe to u
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -219,7 +220,6 @@ def _pooling(name: str, causal: bool) -> str:
 
 def _place_lora(backbone: Backbone, names: Sequence[str], adapter: AdapterConfig) -> None:
     """Let peft wrap exactly these modules, in place; they compute W0 x + (α/r) B A x."""
-    import re
 
     from peft import LoraConfig, inject_adapter_in_model
 

@@ -22,7 +22,6 @@ from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.superlink.grid.http_grid import HttpGrid
 
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
@@ -36,7 +35,7 @@ from penchant.deploy import run_directory
 from penchant.deploy.fleet.release_files import write_release
 from penchant.deploy.fleet.run_activity import FLOWER_RUN, LOG, say
 from penchant.deploy.flower.superlink import DIRECTORY, SuperLinkAddress, start_run, write_app
-from penchant.deploy.flower.superlink_grid import NonBlockingGrid
+from penchant.deploy.flower.superlink_grid import non_blocking
 from penchant.server.journal import Journal
 from penchant.server.round import federate
 from penchant.server.run import ServerRun
@@ -184,13 +183,9 @@ def _serve(grid: Grid, context: Context) -> None:
     directory = Path(named)
     say(directory, f"Flower run {context.run_id} begins")
     try:
-        federate(_open(directory), _prompt(grid))
+        federate(_open(directory), non_blocking(grid))
     except Exception as error:  # Flower keeps the traceback to itself; the operator looks here
         what = str(error) if isinstance(error, PenchantError) else type(error).__name__
         say(directory, f"Flower run {context.run_id} ends: {what}")
         raise
     say(directory, f"Flower run {context.run_id} is done")
-
-
-def _prompt(grid: Grid) -> Grid:
-    return NonBlockingGrid(grid) if isinstance(grid, HttpGrid) else grid

@@ -23,7 +23,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["Fault", "InProcessGrid", "Recorder"]
+__all__ = ["Fault", "InProcessGrid", "Recorder", "message_bytes"]
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,12 @@ them. Clients are served side by side: it must be thread-safe."""
 Fault = Callable[[int, str], bool]
 """(node id, message type) -> True when this client is to be unreachable now: an error comes at once. One
 that waits makes a slow client. For tests."""
+
+
+def message_bytes(message: Message) -> bytes:
+    """A Flower message as it travels: serialised protobuf."""
+    serialised: bytes = message_to_proto(message).SerializeToString()
+    return serialised
 
 
 class InProcessGrid(Grid):
@@ -110,7 +116,7 @@ class InProcessGrid(Grid):
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = identifier = secrets.token_hex(16)
-            wire = message_to_proto(message).SerializeToString()
+            wire = message_bytes(message)
             node = message.metadata.dst_node_id
             with self._lock:
                 self._pending[identifier] = self._pool.submit(self._serve, node, wire)
@@ -162,7 +168,7 @@ class InProcessGrid(Grid):
             reply = Message(Error(NODE_UNAVAILABLE, "node unavailable"), reply_to=message)
         else:
             reply = self._answer(message, context)
-        data: bytes = message_to_proto(reply).SerializeToString()
+        data: bytes = message_bytes(reply)
         return data
 
     def _answer(self, message: Message, context: Context) -> Message:

@@ -33,11 +33,16 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.run import Run
 from flwr.superlink.grid.http_grid import HttpGrid
 
-__all__ = ["NonBlockingGrid"]
+__all__ = ["NonBlockingGrid", "non_blocking"]
 
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 60.0  # that a SuperLink may go on saying 500
+
+
+def non_blocking(grid: Grid) -> Grid:
+    """`grid` with `NonBlockingGrid` around it where it is a SuperLink's; any other grid never blocks."""
+    return NonBlockingGrid(grid) if isinstance(grid, HttpGrid) else grid
 
 
 class NonBlockingGrid(Grid):

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import Message
-from flwr.common.serde import message_to_proto
 
 from penchant.common.errors import CodecError, JournalError, ProtocolError
 from penchant.common.wire.codec import decode_any
 from penchant.common.wire.flower import stage_of, unpack
 from penchant.deploy.audit.record import COLUMNS, ERROR, REPLIES, UNKNOWN, WIRE, Field, Sent, Tensor, rules_of
+from penchant.deploy.flower.in_process_grid import message_bytes
 
 __all__ = ["MessageRecorder"]
 _ALL = tuple({kind for kinds in REPLIES.values() for kind in kinds})
@@ -89,7 +89,7 @@ class MessageRecorder:
 
 
 def _read(node: int, message: Message, whole: bool) -> Sent:
-    framed = message_to_proto(message).SerializeToString()
+    framed = message_bytes(message)
     stage = stage_of(message.metadata.message_type)
     kind, payload, said = ERROR, b"", ""
     parts: tuple[Field, ...] = ()

@@ -425,7 +425,9 @@ def test_a_download_is_on_record_and_is_what_was_exported(
 
 def test_a_chart_says_what_it_shows() -> None:
     drawn = charts.lines(
-        [charts.Series("<b>", [(1, 0.5), (2, None), (3, 0.75)])], title="SimulatedDevices", text=lambda y: f"{y:.0%}"
+        [charts.Series("<b>", [(1, 0.5), (2, None), (3, 0.75)])],
+        title="Fleet",
+        text=lambda y: f"{y:.0%}",
     )
     assert 'aria-label="Fleet. &lt;b&gt;: 50% at 1, 75% at 3."' in drawn
     assert drawn.count("<svg") == 2  # at a desk and on a phone

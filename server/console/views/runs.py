@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
 from penchant.common import wording
 from penchant.common.errors import PenchantError
+from penchant.common.settings import section_table
 from penchant.server.console import charts
 from penchant.server.console.operations import fleet_recipe
 from penchant.server.console.requests import ConsoleRequest, HTTPError
@@ -71,7 +72,6 @@ def differences(found: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
 
 
 def _flat(run: RunSummary) -> dict[str, str]:
-    from penchant.common.settings import section_table
 
     table = section_table(run.config) if run.config else {}
     flat: dict[str, str] = {}
@@ -135,7 +135,6 @@ def verdict(visit: ConsoleRequest, text: str, fleet: RunLocation | None) -> dict
 
 def check(visit: ConsoleRequest) -> Response:
     """The verdict on a configuration while it is written. Changes nothing."""
-    from starlette.responses import HTMLResponse
 
     said = verdict(visit, visit.form.get("config", ""), chosen_fleet(visit))
     return HTMLResponse(visit.text("verdict.html.j2", verdict=said))
