@@ -19,9 +19,11 @@ from typing import Any, Literal, Self
 import tomli_w
 
 from penchant.common.errors import ConfigError
+from penchant.common.model.shares import SHARES, ShareRule, share_rule
+from penchant.common.registry import SERVER_OPTIMIZERS
 from penchant.common.settings import Section, build_section, section_table
 
-ShareName = Literal["B", "A", "kernel", "svd", "AB", "none", "ffa", "lore"]
+ShareName = str  # a name of `common.model.shares`
 HeadName = Literal["auto", "shared", "personal"]
 PoolingName = Literal["auto", "mean", "first", "last"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
@@ -30,14 +32,11 @@ QuantizeName = Literal["none", "4bit"]
 OrderName = Literal["joint", "personal-first", "alternating"]
 OptimizerName = Literal["adamw", "sgd"]
 SharedOptimizerName = Literal["same", "adamw", "sgd"]
-ServerOptimizerName = Literal["fedavg", "fedadam"]
+ServerOptimizerName = str  # a name of `common.registry.SERVER_OPTIMIZERS`
 GridName = Literal["local", "ray"]
 BadRows = Literal["refuse", "skip"]
 EvaluateOn = Literal["test", "validation"]
 Phase = Literal["warmup", "main", "close"]
-
-
-_SPLIT_SHARES = ("B", "A", "kernel", "svd")
 
 PLAN_LIMIT = 64 * 1024  # bytes of an encoded plan
 
@@ -102,14 +101,26 @@ class AdapterConfig(Section):
     personal), "norm" (weights and biases of the norms in the adapted blocks), or the path of a module from
     the backbone's root, where * stands for anything ("encoder.layer.*.intermediate")."""
 
+    @property
+    def rule(self) -> ShareRule:
+        """The rule that `share` names."""
+        return share_rule(self.share)
+
+    def __post_init__(self) -> None:
+        SHARES.check(self.share)
+        super().__post_init__()
+
     def _check(self) -> None:
+        rule = self.rule
         self._range("rank", 1, 512)
         self._range("alpha", 1e-3, 4096)
         if not self.target_modules:
             raise ConfigError("adapter.target_modules is empty; name at least one linear module")
-        if self.share == "none" and self.head == "shared":
-            raise ConfigError('adapter.head is "shared" although share "none" shares nothing; drop one')
-        if self.share_base and self.share in ("none", "lore"):
+        if rule.shares_nothing and self.head == "shared":
+            raise ConfigError(
+                f'adapter.head is "shared" although share "{rule.name}" shares nothing; drop one'
+            )
+        if self.share_base and not rule.shares_base:
             raise ConfigError(
                 f'adapter.share_base is set but share "{self.share}" shares nothing of the base; drop one'
             )
@@ -195,6 +206,10 @@ class FederationConfig(Section):
     clip: float = 10.0  # L2 norm of one client's update
     max_weight: int = 1024  # most examples one client may count for
 
+    def __post_init__(self) -> None:
+        SERVER_OPTIMIZERS.check(self.server_optimizer)
+        super().__post_init__()
+
     def _check(self) -> None:
         self._range("rounds", 0, 4000)
         self._range("warmup_rounds", 0, 4000)
@@ -250,7 +265,7 @@ class RunConfig(Section):
     def _check(self) -> None:
         self._range("seed", 0, 2**63 - 1)
         self._range("workers", 0, 1024)
-        if self.federation.warmup_rounds and self.adapter.share not in _SPLIT_SHARES:
+        if self.federation.warmup_rounds and not self.adapter.rule.can_warm_up:
             raise ConfigError(
                 f'share "{self.adapter.share}" has no split to warm up for; set federation.warmup_rounds to 0'
             )
@@ -356,10 +371,21 @@ class Plan(Section):
             raise ConfigError("the plan is not valid JSON") from None
         if not isinstance(table, dict):
             raise ConfigError("the plan is not a table")
+        _refuse_unknown_share(table.get("adapter"))
         plan = build_section(cls, table, "plan")
         if canonical and plan.encode() != data:
             raise ConfigError("the plan is not in its canonical form")
         return plan
+
+
+def _refuse_unknown_share(adapter: object) -> None:
+    """ConfigError for a plan by a share rule that this device does not have: its owner is told what to do."""
+    share = adapter.get("share") if isinstance(adapter, dict) else None
+    if isinstance(share, str) and share not in SHARES:
+        raise ConfigError(
+            f"the plan asks for share {share[:40]!r}, which is not known here; install the package that adds it, "
+            "or ask the operator for another plan"
+        )
 
 
 def config_digest(config: RunConfig) -> str:

@@ -34,7 +34,7 @@ from penchant.server.availability import Availability, Ready
 from penchant.server.cohort import sample_cohort
 from penchant.server.exchange import Exchange
 from penchant.server.journal import RoundLog
-from penchant.server.optimizers import ServerState
+from penchant.server.optimizers import ServerState, server_optimizer
 from penchant.server.run import RoundPlan, ServerRun, finished_rounds
 from penchant.server.secagg.aggregation import Aggregate, unmask_asked
 
@@ -146,14 +146,14 @@ def recover(run: ServerRun) -> None:
 
 def _shared(run: ServerRun, task: RoundPlan) -> ServerState:
     """The shared state that a round starts from: the last checkpoint, or the common start."""
-    found = run.journal.load()
+    found, federation = run.journal.load(), run.config.federation
+    optimizer = server_optimizer(federation.server_optimizer)
     if found is None:
-        factors, start = task.split.initial(run.config.seed)
-        return ServerState.begin(factors, start)
+        return optimizer.init(*task.split.initial(run.config.seed), federation)
     shared = found[1]
     if task.plan.start_sent and not shared.start.size and task.split.personal.size:
         warm = run.model_signature.split(run.config.plan("warmup", run.cohort))
-        return ServerState.begin(*task.split.start_from(warm, shared.factors, run.config.seed))
+        return optimizer.init(*task.split.start_from(warm, shared.factors, run.config.seed), federation)
     return shared
 
 

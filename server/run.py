@@ -82,7 +82,7 @@ def cohort_size(config: RunConfig, people: int) -> int:
     wanted = config.federation.cohort
     if wanted > people:
         raise ConfigError(f"federation.cohort is {wanted} but there are {people} people; lower it")
-    if config.adapter.share == "none":
+    if config.adapter.rule.shares_nothing:
         return wanted or people
     return wanted or max(-(-people // 3), min(people, 10))
 

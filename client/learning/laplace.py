@@ -128,7 +128,9 @@ class Laplace:
 
     def __init__(self, model: RewardModel, split: Split, shared: Vector) -> None:
         if not split.personal.size:
-            raise ConfigError(f'with share "{split.share}" nothing is personal that one could be unsure of')
+            raise ConfigError(
+                f'with share "{split.rule.name}" nothing is personal that one could be unsure of'
+            )
         self._model = model
         self._split = split
         device = model.device

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penchant.client.learning.trainer import LocalTrainer
-from penchant.common.config import AdapterConfig, ModelConfig, Plan, ShareName
+from penchant.common.config import AdapterConfig, ModelConfig, Plan
 from penchant.common.model.factors import Split
 from penchant.common.model.reward import RewardModel, load_reward_model
 from penchant.common.model.signature import ModelSignature
@@ -52,7 +52,7 @@ class ModelCache:
 
     def __init__(self, load: Loader = load_reward_model) -> None:
         self._load = load
-        self._models: OrderedDict[tuple[ModelConfig, AdapterConfig], RewardModel] = OrderedDict()
+        self._models: OrderedDict[tuple[ModelConfig, AdapterConfig, bool], RewardModel] = OrderedDict()
         self._lock = threading.Lock()
         self.loads = 0
 
@@ -68,8 +68,10 @@ class ModelCache:
 
     def model(self, model: ModelConfig, adapter: AdapterConfig) -> RewardModel:
         """The reward model for these settings, loaded unless it is kept."""
-        placed: ShareName = "lore" if adapter.share == "lore" else "A"  # LoRe alone adapts no module
-        key = (model, replace(adapter, share=placed, head="auto"))
+        placed = replace(
+            adapter, share=AdapterConfig().share, head="auto"
+        )  # what is shared changes no module
+        key = (model, placed, adapter.rule.adapts_modules)
         with self._lock:
             if key not in self._models:
                 self._models[key] = self._load(model, adapter)

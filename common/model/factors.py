@@ -2,7 +2,7 @@
 
 Every adapted linear module (a *slot*) computes ``h = W0 x + (α/r) B A x`` with ``A: (r, in)`` and
 ``B: (out, r)`` (LoRA, Hu et al. 2021). P-ShareLoRA (Liu et al., AISTATS 2025, PMLR 258:1405-1413)
-shares one factor among all people and keeps the other personal. `parts_of` is the one rule table:
+shares one factor among all people and keeps the other personal. `ShareRule.parts` is the one rule table:
 training, the wire and the audit all read it. `Split.effective` is the one place where shared and
 personal tensors become the (A, B, head) that the model runs with.
 """
@@ -22,18 +22,19 @@ from torch import Tensor
 from penchant.common.config import AdapterConfig
 from penchant.common.errors import CodecError, ConfigError
 from penchant.common.model.modules import AdaptedModule, BaseTensor
-from penchant.common.model.shares import BASE, BASIS, HEAD, WEIGHTS, Head, Part, Share, head_of, parts_of
+from penchant.common.model.shares import BASE, HEAD, Factor, Head, Part, ShareRule, Side, Start
 
 Vector = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor of the split: its name, shape and part."""
+    """One tensor of the split: its name, shape, part, and what it is before training."""
 
     name: str
     shape: tuple[int, ...]
     part: Part
+    start: Start
 
     @property
     def size(self) -> int:
@@ -43,8 +44,8 @@ class TensorSpec:
 @dataclass(frozen=True)
 class Layout:
     """The tensors of one part in their order on the wire: slots in the backbone's order, within a slot
-    A, B, K, s; then LoRe's basis and weights; then the head; then changes of the base in the backbone's
-    order. Each is row-major float32."""
+    the rule's factors in its order; then those of the whole model; then the head; then changes of the base
+    in the backbone's order. Each is row-major float32."""
 
     specs: tuple[TensorSpec, ...]
 
@@ -109,9 +110,11 @@ class Split:
     """The tensors of one method at one set of slots, divided into shared, personal and frozen ones.
 
     Args:
-        slots: adapted modules in the backbone's order (none for LoRe).
+        slots: adapted modules in the backbone's order (left out where the rule adapts none).
         embedding: width d of the pooled embedding.
         rank: r, at most every slot's smaller side.
+        rule: which factors there are, and which of them are shared.
+        head: where the score head belongs.
         base: parameters of the base that are trained and shared as well, in the backbone's order.
         warmup: the rules of the warm-up phase.
         seed: of tensors frozen at their draw (FFA's A), which must be the same on all devices.
@@ -122,7 +125,7 @@ class Split:
         slots: Sequence[AdaptedModule],
         embedding: int,
         rank: int,
-        share: Share,
+        rule: ShareRule,
         head: Head,
         *,
         base: Sequence[BaseTensor] = (),
@@ -130,14 +133,14 @@ class Split:
         seed: int = 0,
     ) -> None:
         self.base = tuple(base)
-        self.slots = () if share is Share.LORE else tuple(slots)
+        self.slots = tuple(slots) if rule.adapts_modules else ()
         self.embedding = embedding
         self.rank = rank
-        self.share = share
+        self.rule = rule
         self.head = head
         self.warmup = warmup
         self._check_rank()
-        specs = self._specs(parts_of(share, head, warmup, base=bool(self.base)))
+        specs = self._specs(rule.parts(head, warmup, base=bool(self.base)))
         self.specs = specs
         self.shared = Layout(tuple(spec for spec in specs if spec.part is Part.SHARED))
         self.personal = Layout(tuple(spec for spec in specs if spec.part is Part.PERSONAL))
@@ -155,20 +158,16 @@ class Split:
         seed: int = 0,
     ) -> Split:
         """The split that a configuration asks for. ConfigError when it makes no sense."""
-        try:
-            share = Share(config.share)
-        except ValueError:
-            raise ConfigError(f'share is "{config.share}"; it must be one of {", ".join(Share)}') from None
-        head = head_of(share, config.head)
-        return cls(slots, embedding, config.rank, share, head, base=base, warmup=warmup, seed=seed)
+        rule = config.rule
+        head = rule.head(config.head)
+        return cls(slots, embedding, config.rank, rule, head, base=base, warmup=warmup, seed=seed)
 
     def initial(self, seed: int) -> tuple[Vector, Vector]:
         """The common start (shared, personal), the same for the same seed on every device.
 
         Each tensor's draw depends on the seed and its name alone, so that all methods start alike:
         A uniform in ±1/√in (kaiming with a=√5 and the true fan-in, as peft draws it), B zero, the head
-        normal with deviation 1/√d, K the identity, s ones; LoRe's basis as A, its weights zero; changes of
-        the base zero.
+        normal with deviation 1/√d, other factors as their rule says, changes of the base zero.
         """
         shared = {spec.name: _draw(spec, seed) for spec in self.shared.specs}
         personal = {spec.name: _draw(spec, seed) for spec in self.personal.specs}
@@ -176,7 +175,7 @@ class Split:
 
     def start_from(self, warm: Split, shared: Vector, seed: int) -> tuple[Vector, Vector]:
         """The start of this (main) phase from a warm-up's shared vector: every tensor the warm-up trained
-        is copied, into the shared or the personal part; K and s start at their draw, the identity."""
+        is copied, into the shared or the personal part; what it left frozen starts at its draw."""
         warmed = warm.shared.unflatten(shared)
         known = {spec.name for spec in self.specs}
         if not set(warmed) <= known:
@@ -190,52 +189,50 @@ class Split:
     def effective(self, shared: Mapping[str, Tensor], personal: Mapping[str, Tensor]) -> MergedWeights:
         """(shared, personal) -> (A, B by slot; head; changes of the base): pure and differentiable.
 
-        With a kernel the update is B K A, with a diagonal B diag(s) A; both are folded into A.
+        ConfigError when a rule of another package composes factors of the wrong shape.
         """
         tensors = {**self._frozen, **shared, **personal}
-        if self.share is Share.LORE:
-            head = (tensors[WEIGHTS] @ tensors[BASIS]).unsqueeze(0)  # (r) @ (r, d) -> (1, d)
-            return MergedWeights({}, head)
-        adapters = {slot.name: self._factors(slot.name, tensors) for slot in self.slots}
+        adapters = {slot.name: self._composed(slot, tensors) for slot in self.slots}
         base = {tensor.name: tensors[BASE + tensor.name] for tensor in self.base}
-        return MergedWeights(adapters, tensors[HEAD], base)
+        return MergedWeights(adapters, self._head(tensors), base)
 
     def merged(self, shared: Vector, personal: Vector) -> MergedWeights:
         """`effective` of two flat vectors, for evaluation and export (no gradient)."""
         return self.effective(self.shared.unflatten(shared), self.personal.unflatten(personal))
 
-    def _factors(self, slot: str, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        a, b = tensors[f"{slot}.lora_A"], tensors[f"{slot}.lora_B"]
-        if self.share is Share.KERNEL:
-            a = tensors[f"{slot}.lora_K"] @ a
-        elif self.share is Share.SVD:
-            a = tensors[f"{slot}.lora_s"].unsqueeze(1) * a
+    def _composed(self, slot: AdaptedModule, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        by_role = {factor.role: tensors[factor.named(slot.name)] for factor in self.rule.in_modules}
+        a, b = self.rule.compose(by_role)
+        wanted = (self.rank, slot.in_features), (slot.out_features, self.rank)
+        if (a.shape, b.shape) != wanted:
+            raise ConfigError(
+                f'share "{self.rule.name}" composes factors of shape {tuple(a.shape)} and {tuple(b.shape)} '
+                f"for {slot.name}; they must be {wanted[0]} and {wanted[1]}"
+            )
         return a, b
 
+    def _head(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        rule = self.rule
+        if rule.compose_head is None:
+            return tensors[HEAD]
+        return rule.compose_head({factor.role: tensors[factor.tensor] for factor in rule.in_model})
+
     def _specs(self, parts: Mapping[str, Part]) -> tuple[TensorSpec, ...]:
+        whole = {Side.RANK: self.rank, Side.EMBEDDING: self.embedding}
+
+        def spec(factor: Factor, name: str, lengths: Mapping[Side, int]) -> TensorSpec:
+            return TensorSpec(name, factor.sized(lengths), parts[factor.role], factor.start)
+
         specs = []
         for slot in self.slots:
-            shapes = {
-                "A": (self.rank, slot.in_features),
-                "B": (slot.out_features, self.rank),
-                "K": (self.rank, self.rank),
-                "s": (self.rank,),
-            }
-            for role, shape in shapes.items():
-                if role in parts:
-                    specs.append(TensorSpec(f"{slot.name}.lora_{role}", shape, parts[role]))
-        for role, name, shape in (
-            ("V", BASIS, (self.rank, self.embedding)),
-            ("w", WEIGHTS, (self.rank,)),
-            ("head", HEAD, (1, self.embedding)),
-        ):
-            if role in parts:
-                specs.append(TensorSpec(name, shape, parts[role]))
-        specs += [TensorSpec(BASE + tensor.name, tensor.shape, parts["base"]) for tensor in self.base]
+            lengths = whole | {Side.IN: slot.in_features, Side.OUT: slot.out_features}
+            specs += [spec(factor, factor.named(slot.name), lengths) for factor in self.rule.in_modules]
+        specs += [spec(factor, factor.tensor, whole) for factor in self.rule.in_model]
+        specs += [TensorSpec(BASE + t.name, t.shape, parts["base"], Start.ZEROS) for t in self.base]
         return tuple(specs)
 
     def _check_rank(self) -> None:
-        if self.share is not Share.LORE and not self.slots:
+        if self.rule.adapts_modules and not self.slots:
             raise ConfigError("no module is adapted; name a linear module in adapter.target_modules")
         sides = [side for slot in self.slots for side in (slot.in_features, slot.out_features)]
         largest = min(sides) if sides else self.embedding
@@ -245,16 +242,16 @@ class Split:
 
 def _draw(spec: TensorSpec, seed: int) -> Tensor:
     """A tensor's start; see `Split.initial`."""
-    role = spec.name.rsplit(".", 1)[1]
-    if role in ("lora_B", "weights") or spec.name.startswith(BASE):
-        return torch.zeros(spec.shape)
-    if role == "lora_K":
-        return torch.eye(spec.shape[0])
-    if role == "lora_s":
-        return torch.ones(spec.shape)
+    match spec.start:
+        case Start.ZEROS:
+            return torch.zeros(spec.shape)
+        case Start.ONES:
+            return torch.ones(spec.shape)
+        case Start.IDENTITY:
+            return torch.eye(spec.shape[0])
     key = hashlib.sha256(f"penchant draw|{seed}|{spec.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
-    fan_in = spec.shape[1]
-    if role == "weight":  # the head
+    fan_in = spec.shape[-1]
+    if spec.start is Start.NORMAL:
         return torch.randn(spec.shape, generator=generator) / math.sqrt(fan_in)
     return (2 * torch.rand(spec.shape, generator=generator) - 1) / math.sqrt(fan_in)

@@ -23,7 +23,6 @@ from penchant.common.model.backbone import Backbone, load_backbone, published
 from penchant.common.model.factors import MergedWeights, Split
 from penchant.common.model.modules import find_base, find_slots
 from penchant.common.model.network import ADAPTER, AdaptedNetwork
-from penchant.common.model.shares import Share
 from penchant.common.model.tails import Activations, FullTail, Tail, check_base, choose_tail
 
 _PROBES = ("Yea or nay?", "A motion to table the amendment, offered after the vote was reconsidered.")
@@ -92,7 +91,7 @@ class RewardModel:
         self.digest = backbone.digest
         self.embedding = backbone.hidden
         self.device = backbone.device
-        self.slots = () if Share(adapter.share) is Share.LORE else find_slots(backbone.model, adapter)
+        self.slots = find_slots(backbone.model, adapter) if adapter.rule.adapts_modules else ()
         self.base = find_base(backbone.model, adapter) if self.slots else ()
         self._adapter = adapter
         self._backbone = backbone

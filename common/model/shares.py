@@ -1,29 +1,42 @@
-"""Which part of the model is shared, and which stays personal, for each method."""
+"""Which part of the model is shared, and which stays personal: one `ShareRule` for each method.
+
+A rule says everything that the rest of penchant asks of a method: which tensors there are, what happens to
+each, how they become the model, and what people are told. To add one, write it and register it, here
+(`_OWN`) or in a package of one's own (docs/plugins.md).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from penchant.common.errors import ConfigError
+from penchant.common.registry import Registry
+
+if TYPE_CHECKING:  # configurations are checked without torch
+    from torch import Tensor
+
+__all__ = [
+    "BASE",
+    "HEAD",
+    "SHARES",
+    "Factor",
+    "Head",
+    "Part",
+    "ShareRule",
+    "Side",
+    "Start",
+    "find_share",
+    "register_share",
+    "share_names",
+    "share_rule",
+]
 
 HEAD = "head.weight"
 BASE = "base."  # before the path of a parameter of the backbone
-BASIS = "lore.basis"
-WEIGHTS = "lore.weights"
-
-
-class Share(StrEnum):
-    """Which factors leave the device."""
-
-    B = "B"  # the paper's default: one B for all, A_i personal
-    A = "A"  # the paper's other strategy; FedSA-LoRA (Guo et al. 2024)
-    KERNEL = "kernel"  # A and B shared, a personal r×r kernel between them
-    SVD = "svd"  # A and B shared, a personal diagonal between them
-    AB = "AB"  # federated LoRA: one global model
-    NONE = "none"  # local only
-    FFA = "ffa"  # FFA-LoRA (Sun et al. 2024): A frozen at its draw, B shared
-    LORE = "lore"  # LoRe (Bose et al. 2025): shared basis on the frozen embedding, personal weights
+_IN_MODULE = "lora_"  # before a role, behind the path of an adapted module
 
 
 class Head(StrEnum):
@@ -41,53 +54,327 @@ class Part(StrEnum):
     FROZEN = "frozen"
 
 
-_FACTORS: Mapping[Share, Mapping[str, Part]] = {
-    Share.B: {"A": Part.PERSONAL, "B": Part.SHARED},
-    Share.A: {"A": Part.SHARED, "B": Part.PERSONAL},
-    Share.KERNEL: {"A": Part.SHARED, "B": Part.SHARED, "K": Part.PERSONAL},
-    Share.SVD: {"A": Part.SHARED, "B": Part.SHARED, "s": Part.PERSONAL},
-    Share.AB: {"A": Part.SHARED, "B": Part.SHARED},
-    Share.NONE: {"A": Part.PERSONAL, "B": Part.PERSONAL},
-    Share.FFA: {"A": Part.FROZEN, "B": Part.SHARED},
-    Share.LORE: {"V": Part.SHARED, "w": Part.PERSONAL},
-}
-_WARMUP = {"A": Part.SHARED, "B": Part.SHARED, "K": Part.FROZEN, "s": Part.FROZEN}
-_CAN_WARM_UP = frozenset({Share.B, Share.A, Share.KERNEL, Share.SVD})
+class Side(StrEnum):
+    """How long a side of a tensor is, where that depends on the model and the configuration."""
+
+    RANK = "rank"
+    IN = "in"  # features that the adapted module reads
+    OUT = "out"  # features that it writes
+    EMBEDDING = "embedding"  # width of the pooled embedding
 
 
-def head_of(share: Share, head: str) -> Head:
-    """Resolve "auto": personal when nothing is shared, shared otherwise. ConfigError for a contradiction."""
-    if share is Share.NONE and head == Head.SHARED:
-        raise ConfigError('head "shared" contradicts share "none", which shares nothing; drop one of them')
-    if head == "auto":
-        return Head.PERSONAL if share is Share.NONE else Head.SHARED
-    try:
-        return Head(head)
-    except ValueError:
-        raise ConfigError(f'head is "{head}"; it must be auto, shared or personal') from None
+class Start(StrEnum):
+    """What a tensor is before any training, the same on every device."""
+
+    ZEROS = "zeros"
+    ONES = "ones"
+    IDENTITY = "identity"
+    UNIFORM = "uniform"  # in ±1/√n, n the length of the last side (as peft draws A)
+    NORMAL = "normal"  # with deviation 1/√n
 
 
-def parts_of(share: Share, head: Head, warmup: bool = False, *, base: bool = False) -> dict[str, Part]:
-    """The rule table: role of a tensor (A, B, K, s; V, w; head; base) -> what happens to it.
+@dataclass(frozen=True)
+class Factor:
+    """One tensor of a rule.
 
-    In warm-up rounds everything trained is shared ("AB", head included); each device then copies what
-    is personal in the main phase (the paper's recipe). LoRe has no head of its own: it is w V. With
-    `base`, parts of the base model are trained as well, and always shared.
-
-    ConfigError where nothing of a base or of a split is shared.
+    Args:
+        role: a short name, unique within the rule; not "head" or "base".
+        part: what happens to it.
+        shape: its sides, as a `Side` or a fixed length.
+        start: what it is before training.
+        warmup: what happens to it in warm-up rounds: shared, or frozen at its start.
+        tensor: the tensor's name where there is one for the whole model; empty where every adapted module
+            has its own.
     """
-    if base and share in (Share.NONE, Share.LORE):
-        raise ConfigError(f'share "{share}" shares nothing of the base; drop adapter.share_base')
-    rules = _parts(share, head, warmup)
-    return rules | {"base": Part.SHARED} if base else rules
+
+    role: str
+    part: Part
+    shape: tuple[Side | int, ...]
+    start: Start
+    warmup: Part = Part.SHARED
+    tensor: str = ""
+
+    def sized(self, lengths: Mapping[Side, int]) -> tuple[int, ...]:
+        """The shape in numbers."""
+        return tuple(lengths[side] if isinstance(side, Side) else side for side in self.shape)
+
+    def named(self, module: str) -> str:
+        """The name of this factor's tensor in one adapted module, given by its path."""
+        return self.tensor or f"{module}.{_IN_MODULE}{self.role}"
+
+    def fits(self, shape: tuple[int, ...], rank: int) -> bool:
+        """Whether a recorded shape can be this factor's: the rank and fixed lengths stand where they must."""
+        known = [rank if side is Side.RANK else side for side in self.shape]
+        return len(shape) == len(known) and all(
+            isinstance(side, Side) or side == length for side, length in zip(known, shape, strict=True)
+        )
 
 
-def _parts(share: Share, head: Head, warmup: bool) -> dict[str, Part]:
-    if not warmup:
-        rules = dict(_FACTORS[share])
-        if share is not Share.LORE:
-            rules["head"] = Part(head.value)
-        return rules
-    if share not in _CAN_WARM_UP:
-        raise ConfigError(f'share "{share}" has no split to warm up for; set warm-up rounds to 0')
-    return {role: _WARMUP[role] for role in _FACTORS[share]} | {"head": Part.SHARED}
+Tensors = Mapping[str, "Tensor"]  # by role
+HEAD_FACTOR = Factor("head", Part.SHARED, (1, Side.EMBEDDING), Start.NORMAL, tensor=HEAD)
+
+
+def _plain(factors: Tensors) -> tuple[Tensor, Tensor]:
+    return factors["A"], factors["B"]
+
+
+@dataclass(frozen=True)
+class ShareRule:
+    """One way to divide the model into a shared and a personal part.
+
+    Args:
+        name: what configurations and flags call it.
+        label: what tables call it: "A shared, B personal".
+        shared: what is shared, in words; empty where nothing is.
+        personal: what stays on the device, in words; empty where nothing but the head may.
+        factors: the tensors in their order on the wire, the score head apart: first those of each adapted
+            module, then those there is one of for the whole model.
+        can_warm_up: whether rounds that share everything may come before the personal part splits off.
+        compose: makes the low-rank pair (A, B) of one adapted module from its factors by role, with A of
+            shape (rank, in) and B of shape (out, rank). It must be differentiable. The update is B A.
+        compose_head: makes the score head (1, embedding) from the factors of the whole model; None where
+            the head is a tensor of its own.
+        sharing: what is shared in a short phrase, for "Sharing … pays"; `shared` without "factor" if empty.
+
+    Raises:
+        ConfigError: the rule contradicts itself.
+    """
+
+    name: str
+    label: str
+    shared: str
+    personal: str
+    factors: tuple[Factor, ...]
+    can_warm_up: bool = False
+    compose: Callable[[Tensors], tuple[Tensor, Tensor]] = _plain
+    compose_head: Callable[[Tensors], Tensor] | None = None
+    sharing: str = ""
+
+    def __post_init__(self) -> None:
+        roles = [factor.role for factor in self.factors]
+        if len(set(roles)) < len(roles) or {"head", "base"} & set(roles):
+            raise ConfigError(f'share "{self.name}": roles must differ, and none may be "head" or "base"')
+        if any(factor.warmup is Part.PERSONAL for factor in self.factors):
+            raise ConfigError(f'share "{self.name}": in the warm-up a factor is shared or frozen')
+        if not self.sharing:
+            short = self.shared.removeprefix("factors ").removeprefix("factor ")
+            object.__setattr__(self, "sharing", short)
+
+    # --- what follows from the factors ------------------------------------------------------------
+
+    @property
+    def in_modules(self) -> tuple[Factor, ...]:
+        """The factors that every adapted module has."""
+        return tuple(factor for factor in self.factors if not factor.tensor)
+
+    @property
+    def in_model(self) -> tuple[Factor, ...]:
+        """The factors that the model has once, the score head last if it is a tensor of its own."""
+        whole = tuple(factor for factor in self.factors if factor.tensor)
+        return whole if self.compose_head else (*whole, HEAD_FACTOR)
+
+    @property
+    def adapts_modules(self) -> bool:
+        """Whether it changes modules of the base model at all."""
+        return bool(self.in_modules)
+
+    @property
+    def shares_nothing(self) -> bool:
+        """Whether no factor leaves the device: everyone alone."""
+        return all(factor.part is not Part.SHARED for factor in self.factors)
+
+    @property
+    def shares_base(self) -> bool:
+        """Whether parts of the base model can be trained and shared beside the factors."""
+        return self.adapts_modules and not self.shares_nothing
+
+    # --- what a configuration asks ----------------------------------------------------------------
+
+    def head(self, asked: str) -> Head:
+        """Resolve "auto": personal when nothing is shared, shared otherwise.
+
+        Raises:
+            ConfigError: it contradicts the rule, or is no such word.
+        """
+        if self.shares_nothing and asked == Head.SHARED:
+            raise ConfigError(
+                f'head "shared" contradicts share "{self.name}", which shares nothing; drop one of them'
+            )
+        if asked == "auto":
+            return Head.PERSONAL if self.shares_nothing else Head.SHARED
+        try:
+            return Head(asked)
+        except ValueError:
+            raise ConfigError(f'head is "{asked}"; it must be auto, shared or personal') from None
+
+    def parts(self, head: Head, warmup: bool = False, *, base: bool = False) -> dict[str, Part]:
+        """The rule table: role of a tensor (a factor's, "head" or "base") -> what happens to it.
+
+        In warm-up rounds everything trained is shared, head included; each device then copies what is
+        personal in the main phase (the paper's recipe). With `base`, parts of the base model are trained as
+        well, and always shared.
+
+        ConfigError where nothing of a base or of a split is shared.
+        """
+        if base and not self.shares_base:
+            raise ConfigError(f'share "{self.name}" shares nothing of the base; drop adapter.share_base')
+        if warmup and not self.can_warm_up:
+            raise ConfigError(f'share "{self.name}" has no split to warm up for; set warm-up rounds to 0')
+        found = {factor.role: factor.warmup if warmup else factor.part for factor in self.factors}
+        if self.compose_head is None:
+            found["head"] = Part.SHARED if warmup else Part(head.value)
+        return found | {"base": Part.SHARED} if base else found
+
+    def role_of(self, tensor: str) -> str:
+        """The role of a tensor by its name; the name itself if this rule has no such tensor."""
+        if tensor.startswith(BASE):
+            return "base"
+        whole = {factor.tensor: factor.role for factor in self.in_model}
+        inner = {_IN_MODULE + factor.role: factor.role for factor in self.in_modules}
+        return whole.get(tensor) or inner.get(tensor.rsplit(".", 1)[-1], tensor)
+
+    def allows_shape(self, role: str, shape: tuple[int, ...], rank: int) -> bool:
+        """Whether a tensor of this role may have this shape; parts of the base may have any."""
+        factors = {factor.role: factor for factor in (*self.factors, HEAD_FACTOR)}
+        return role == "base" or (role in factors and factors[role].fits(shape, rank))
+
+
+# --- by name --------------------------------------------------------------------------------------
+
+SHARES = Registry("adapter.share", "penchant.shares")
+
+
+def register_share(rule: ShareRule) -> None:
+    """Make a rule known by its name, for this process. ConfigError when the name is taken or none.
+
+    A package that is installed does the same for every process by an entry point in the group
+    "penchant.shares".
+    """
+    if not isinstance(rule, ShareRule):
+        raise SHARES.misfit(str(rule)[:40], "a ShareRule")
+    SHARES.add(rule.name, rule)
+
+
+def share_rule(name: str) -> ShareRule:
+    """The rule of a name. ConfigError that lists the choices when there is none."""
+    found = SHARES.get(name)
+    if not isinstance(found, ShareRule):
+        raise SHARES.misfit(name, "a ShareRule")
+    return found
+
+
+def find_share(name: str) -> ShareRule | None:
+    """The rule of a name; None where it is not known here, as in a result from another machine."""
+    try:
+        return share_rule(name)
+    except ConfigError:
+        return None
+
+
+def share_names() -> tuple[str, ...]:
+    """All names of rules, penchant's own first."""
+    return SHARES.names()
+
+
+# --- penchant's own -------------------------------------------------------------------------------
+
+
+def _a(part: Part) -> Factor:
+    return Factor("A", part, (Side.RANK, Side.IN), Start.UNIFORM)
+
+
+def _b(part: Part) -> Factor:
+    return Factor("B", part, (Side.OUT, Side.RANK), Start.ZEROS)
+
+
+def _through_kernel(factors: Tensors) -> tuple[Tensor, Tensor]:
+    return factors["K"] @ factors["A"], factors["B"]
+
+
+def _through_scales(factors: Tensors) -> tuple[Tensor, Tensor]:
+    return factors["s"].unsqueeze(1) * factors["A"], factors["B"]
+
+
+def _weighted_basis(factors: Tensors) -> Tensor:
+    return (factors["w"] @ factors["V"]).unsqueeze(0)  # (r) @ (r, d) -> (1, d)
+
+
+_OWN = (
+    ShareRule(  # the paper's first strategy: one B for all, A_i personal
+        name="B",
+        label="B shared, A personal",
+        shared="factor B",
+        personal="factor A",
+        factors=(_a(Part.PERSONAL), _b(Part.SHARED)),
+        can_warm_up=True,
+    ),
+    ShareRule(  # the paper's other strategy; FedSA-LoRA (Guo et al. 2024)
+        name="A",
+        label="A shared, B personal",
+        shared="factor A",
+        personal="factor B",
+        factors=(_a(Part.SHARED), _b(Part.PERSONAL)),
+        can_warm_up=True,
+    ),
+    ShareRule(
+        name="kernel",
+        label="A, B shared, K personal",
+        shared="factors A and B",
+        personal="the kernel K between them",
+        factors=(
+            _a(Part.SHARED),
+            _b(Part.SHARED),
+            Factor("K", Part.PERSONAL, (Side.RANK, Side.RANK), Start.IDENTITY, warmup=Part.FROZEN),
+        ),
+        can_warm_up=True,
+        compose=_through_kernel,
+    ),
+    ShareRule(
+        name="svd",
+        label="A, B shared, s personal",
+        shared="factors A and B",
+        personal="the scales s between them",
+        factors=(
+            _a(Part.SHARED),
+            _b(Part.SHARED),
+            Factor("s", Part.PERSONAL, (Side.RANK,), Start.ONES, warmup=Part.FROZEN),
+        ),
+        can_warm_up=True,
+        compose=_through_scales,
+    ),
+    ShareRule(  # federated LoRA
+        name="AB",
+        label="one model for all",
+        shared="factors A and B",
+        personal="",
+        factors=(_a(Part.SHARED), _b(Part.SHARED)),
+    ),
+    ShareRule(
+        name="none",
+        label="everyone alone",
+        shared="",
+        personal="factors A and B",
+        factors=(_a(Part.PERSONAL), _b(Part.PERSONAL)),
+    ),
+    ShareRule(  # FFA-LoRA (Sun et al. 2024): A frozen at its draw
+        name="ffa",
+        label="one model, A frozen",
+        shared="factor B",
+        personal="",
+        factors=(_a(Part.FROZEN), _b(Part.SHARED)),
+    ),
+    ShareRule(  # LoRe (Bose et al. 2025): shared basis on the frozen embedding, personal weights
+        name="lore",
+        label="LoRe basis shared",
+        shared="the low-rank basis",
+        personal="the weights over the basis",
+        factors=(
+            Factor("V", Part.SHARED, (Side.RANK, Side.EMBEDDING), Start.UNIFORM, tensor="lore.basis"),
+            Factor("w", Part.PERSONAL, (Side.RANK,), Start.ZEROS, tensor="lore.weights"),
+        ),
+        compose_head=_weighted_basis,
+        sharing="a low-rank basis",
+    ),
+)
+for _rule in _OWN:
+    SHARES.add(_rule.name, _rule, own=True)

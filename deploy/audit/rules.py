@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from penchant.common import errors
 from penchant.common.config import RunConfig
-from penchant.common.model.shares import BASE, BASIS, HEAD, WEIGHTS, Part, Share, head_of, parts_of
+from penchant.common.model.shares import Part
 from penchant.common.secagg.update_vector import COUNTERS
 from penchant.deploy.audit.record import (
     ERROR,
@@ -25,7 +25,6 @@ from penchant.server.journal import RoundRow
 _ONLY_SECAGG = ("Entry", "Shares", "Masked", "Confirmation", "Unmasking")
 _ONLY_PLAIN = ("Ready", "Plain")
 _BY_NAME = {kind.__name__: kind for kinds in REPLIES.values() for kind in kinds}
-_ROLES = {"lora_A": "A", "lora_B": "B", "lora_K": "K", "lora_s": "s"}
 
 
 @dataclass(frozen=True)
@@ -81,25 +80,18 @@ class Rules:
 
     def vector(self, phase: str) -> Iterator[str]:
         """What of a phase's vector the rule table does not allow, or lacks. Yields one text each."""
-        adapter = self.config.adapter
-        shared = {
-            role
-            for role, part in parts_of(
-                Share(adapter.share),
-                head_of(Share(adapter.share), adapter.head),
-                phase == "warmup",
-                base=any(name != "head" for name in adapter.share_base),
-            ).items()
-            if part is Part.SHARED and phase != "close"
-        }
+        adapter, rule = self.config.adapter, self.config.adapter.rule
+        base = any(name != "head" for name in adapter.share_base)
+        parts = rule.parts(rule.head(adapter.head), phase == "warmup", base=base)
+        shared = {role for role, part in parts.items() if part is Part.SHARED and phase != "close"}
         found = [t for t in self.tensors[phase] if t.name not in COUNTERS]
         for tensor in found:
-            role = _role(tensor.name)
+            role = rule.role_of(tensor.name)
             if role not in shared:
                 yield f"{phase}: the vector holds {tensor.name}, which is not shared"
-            elif not _ranked(role, tensor.shape, adapter.rank):
+            elif not rule.allows_shape(role, tensor.shape, adapter.rank):
                 yield f"{phase}: {tensor.name} has shape {tensor.shape}, which is not of rank {adapter.rank}"
-        for role in sorted(shared - {_role(t.name) for t in found}):
+        for role in sorted(shared - {rule.role_of(t.name) for t in found}):
             yield f"{phase}: the vector lacks the shared tensors of role {role}"
         counters = [t for t in self.tensors[phase] if t.name in COUNTERS]
         if [(t.name, t.shape) for t in counters] != [(name, ()) for name in COUNTERS]:
@@ -121,23 +113,6 @@ def _malformed(sent: Sent) -> str | None:
     if explained != sent.size:
         return f"{sent.kind} of {sent.size} bytes, of which its fields explain {explained}"
     return None
-
-
-def _role(name: str) -> str:
-    """The role in the rule table of a tensor; its own name if it has none."""
-    if name.startswith(BASE):
-        return "base"
-    return {HEAD: "head", BASIS: "V", WEIGHTS: "w"}.get(name) or _ROLES.get(name.rsplit(".", 1)[-1], name)
-
-
-def _ranked(role: str, shape: tuple[int, ...], rank: int) -> bool:
-    """Whether the sides that must be the rank (or the head's one) are."""
-    match role, shape:
-        case ("A" | "V", (side, _)) | ("B", (_, side)):
-            return side == rank
-        case "head", (one, _):
-            return one == 1
-    return role == "base"
 
 
 def find_violations(

@@ -8,7 +8,7 @@ from typing import Any
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import UsageError
-from penchant.common.model.shares import Share, head_of
+from penchant.common.model.shares import find_share
 
 __all__ = ["Case", "combinations"]
 
@@ -24,7 +24,7 @@ def combinations(
     """Every combination as dotted configuration keys, in the order in which they are to run: what is
     compared lies together, so that an interrupted comparison has whole seeds. None leaves a key alone.
 
-    Share "none" has no shared head: with several heads that one combination is left out.
+    A share that shares nothing has no shared head: with several heads that combination is left out.
 
     Raises:
         UsageError: a list is empty, holds something twice, or numbers that are none.
@@ -40,7 +40,8 @@ def combinations(
     made = []
     for values in itertools.product(*(values for _, values in axes)):
         changes = {key: value for (key, _), value in zip(axes, values, strict=True) if value is not None}
-        contradicts = (changes.get("adapter.share"), changes.get("adapter.head")) == ("none", "shared")
+        rule = find_share(changes["adapter.share"])
+        contradicts = rule is not None and rule.shares_nothing and changes.get("adapter.head") == "shared"
         if not (contradicts and len(wanted_heads) > 1):
             made.append(changes)
     return made
@@ -83,7 +84,7 @@ class Case:
     @classmethod
     def of(cls, config: RunConfig) -> Case:
         """The case of a configuration; ConfigError for a head that contradicts the share."""
-        head = head_of(Share(config.adapter.share), config.adapter.head)
+        head = config.adapter.rule.head(config.adapter.head)
         return cls(config.changed({"adapter.head": head.value}))
 
     @property

@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from penchant.deploy.comparison.methods import ALONE, ONE_FOR_ALL, SHARES, head_of, method
+from penchant.common.model.shares import find_share
+from penchant.deploy.comparison.methods import ALONE, ONE_FOR_ALL, head_of, method
 from penchant.deploy.comparison.statistics import Difference, difference
 from penchant.deploy.report.rendering import Row, listed, percent, points
 
 _IN_WORDS = {"better": "clearly better", "worse": "clearly worse", "unclear": "no clear difference"}
-
-
-# What a share shares, where that is not its name.
-_SHARED = {"AB": "A and B", "kernel": "A and B", "svd": "A and B", "ffa": "B", "lore": "a low-rank basis"}
 
 
 # --- differences ----------------------------------------------------------------------------------
@@ -73,8 +70,10 @@ def method_of(row: Row) -> tuple[str, str]:
 def _personal(row: Row) -> bool:
     """Whether something is shared and something, a factor or the head, is personal."""
     share, head = method_of(row)
-    stays = SHARES[share][1] if share in SHARES else "the rest"
-    return share != ALONE and bool(stays or head == "personal")
+    rule = find_share(share)
+    if rule is None:
+        return True
+    return not rule.shares_nothing and bool(rule.personal or head == "personal")
 
 
 def setting_names(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
@@ -82,12 +81,10 @@ def setting_names(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
     shares = [share for share, _ in dict.fromkeys(map(method_of, rows))]
     names = {}
     for share, head in map(method_of, rows):
-        name = method(share)
-        if head == "personal" and share in SHARES and share != ALONE and not SHARES[share][1]:
-            name = (
-                f"{SHARES[share][0].removeprefix('factors ').removeprefix('factor ')} shared, head personal"
-            )
-        elif shares.count(share) > 1 and share != ALONE:
+        name, rule = method(share), find_share(share)
+        if rule and head == "personal" and not rule.shares_nothing and not rule.personal:
+            name = f"{rule.sharing} shared, head personal"
+        elif shares.count(share) > 1 and not (rule and rule.shares_nothing):
             name = f"{name}, {head} head"
         names[share, head] = name
     return names
@@ -135,7 +132,8 @@ def _gain_of_sharing(group: Group) -> tuple[str, Difference | None] | None:
 def _one_headline(share: str, gap: Difference | None) -> str:
     if gap is None:
         return "Too few seeds to say which method pays."
-    shared = _SHARED.get(share, share)
+    rule = find_share(share)
+    shared = rule.sharing if rule else share
     return {
         "better": f"Sharing {shared} and keeping the rest personal pays.",
         "worse": "Sharing does harm here: everyone alone does better.",

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+from penchant.common.model.shares import Head, find_share
 from penchant.deploy.report.rendering import Row
 
-# share -> (what is shared, what stays, the name in tables). An unknown share is shown by its own name.
-SHARES = {
-    "A": ("factor A", "factor B", "A shared, B personal"),
-    "B": ("factor B", "factor A", "B shared, A personal"),
-    "kernel": ("factors A and B", "the kernel K between them", "A, B shared, K personal"),
-    "svd": ("factors A and B", "the scales s between them", "A, B shared, s personal"),
-    "AB": ("factors A and B", "", "one model for all"),
-    "ffa": ("factor B", "", "one model, A frozen"),
-    "lore": ("the low-rank basis", "the weights over the basis", "LoRe basis shared"),
-    "none": ("", "factors A and B", "everyone alone"),
-}
-ALONE, ONE_FOR_ALL = "none", "AB"
+ALONE, ONE_FOR_ALL = "none", "AB"  # what every other method is compared with
 
 
 def method(share: str) -> str:
-    """What a share is called in tables."""
-    return SHARES[share][2] if share in SHARES else share
+    """What a share is called in tables; its own name where its rule is not known here."""
+    rule = find_share(share)
+    return rule.label if rule else share
 
 
 def head_of(result: Row) -> str:
     """Whose score head it is: ``shared`` or ``personal``."""
     head = str(result.get("head") or "auto")
-    return head if head != "auto" else "personal" if result["share"] == ALONE else "shared"
+    if head != "auto":
+        return head
+    rule = find_share(result["share"])
+    return (Head.PERSONAL if rule and rule.shares_nothing else Head.SHARED).value

@@ -65,8 +65,10 @@ def write_release(directory: Path, round: int | None, out: Path) -> int:
     from penchant.client.device.export import Export, export_peft
 
     config = run_directory.read_config(directory)
-    if config.adapter.share == "none":
-        raise UsageError('this run shares nothing (share "none"); there is no adapter that all have')
+    if config.adapter.rule.shares_nothing:
+        raise UsageError(
+            f'this run shares nothing (share "{config.adapter.share}"); there is no adapter that all have'
+        )
     with closing(Journal(directory)) as journal:
         found = journal.load(round)
         if found is None:

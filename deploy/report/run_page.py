@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from penchant.deploy.comparison.methods import SHARES, head_of, method
+from penchant.common.model.shares import find_share
+from penchant.deploy.comparison.methods import head_of, method
 from penchant.deploy.report import comparison_page, plots, rendering
 from penchant.deploy.report.rendering import (
     Row,
@@ -210,7 +211,8 @@ def _costs_text(log: Sequence[Row]) -> str:
 def _sharing(result: Row) -> list[tuple[str, str]]:
     """What left a device, what stayed, and how what left was protected."""
     share, head = str(result["share"]), head_of(result)
-    shared, personal, _ = SHARES.get(share, (f"what share {share} names", "the rest", share))
+    rule = find_share(share)
+    shared, personal = (rule.shared, rule.personal) if rule else (f"what share {share} names", "the rest")
     left = listed([shared, "the score head" if head == "shared" else ""]) or "no part of the model"
     stayed = listed([personal, "the score head" if head == "personal" else "", "every text and choice"])
     how = (

@@ -10,7 +10,6 @@ import tomllib
 import numpy as np
 
 from penchant.common.config import config_digest
-from penchant.common.model.shares import Share, head_of
 from penchant.deploy import run_directory
 from penchant.deploy.simulation.devices import Score
 from penchant.deploy.simulation.world import Row, SimulationSetup
@@ -34,7 +33,7 @@ def result_row(
         "dataset": world.federation.name,
         "base_model": config.model.base_model,
         "share": config.adapter.share,
-        "head": head_of(Share(config.adapter.share), config.adapter.head).value,
+        "head": config.adapter.rule.head(config.adapter.head).value,
         "clients": len(world.federation.people),
         "pairs": config.data.pairs,
         "rounds": config.federation.rounds,

@@ -337,6 +337,15 @@ def test_hyper_parameters_beyond_their_bounds_are_refused(
     refused(scene, announced(scene, plan=as_json(scene, changes)), code)
 
 
+def test_a_share_rule_that_the_device_does_not_have_is_refused(scenes: Scenes) -> None:
+    scene = scenes()
+    reply = announced(scene, plan=scene.plan(adapter__share="gain"))
+    refused(
+        scene, reply, CONFIGURATION, "asks for share 'gain', which is not known here; install the package"
+    )
+    assert "\n" not in scene.reason(VICTIM)[2]
+
+
 def as_json(scene: FleetScene, changes: dict[str, Any]) -> bytes:
     """The plan's bytes; what UTF-8 can't hold is escaped."""
     try:

@@ -162,7 +162,9 @@ def test_a_priors_spread_is_that_of_the_margins_whoever_chose(scene):
     prior = tool.prior(scene.start, 2.0, PAIRS)
     _, gradients = tool.margin_gradients(scene.start, PAIRS)
     errors = tool.fit(prior, []).error(gradients)
-    several = scene.split.share == "none"  # a head, B and A: 4 from the head, at most as much from each other
+    several = (
+        scene.split.rule.name == "none"
+    )  # a head, B and A: 4 from the head, at most as much from each other
     assert 4.5 < np.square(errors).mean() < 12 if several else np.square(errors).mean() == pytest.approx(4.0)
     swapped = [SimpleNamespace(prompt=p.prompt, chosen=p.rejected, rejected=p.chosen) for p in PAIRS]
     assert tool.prior(scene.start, 2.0, swapped).variance == pytest.approx(prior.variance)

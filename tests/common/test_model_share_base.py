@@ -22,7 +22,7 @@ from penchant.common.errors import BaseModelError, ConfigError, UsageError
 from penchant.common.model.backbone import load_backbone
 from penchant.common.model.factors import Split
 from penchant.common.model.reward import RewardModel
-from penchant.common.model.shares import Head, Share, parts_of
+from penchant.common.model.shares import Head, share_rule
 from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.deploy import run_directory
 from penchant.deploy.audit.record import read_tensors
@@ -113,7 +113,7 @@ def test_where_nothing_of_a_base_is_shared(share: str) -> None:
     with pytest.raises(ConfigError, match="shares nothing of the base; drop"):
         AdapterConfig(share=share, share_base=("norm",))
     with pytest.raises(ConfigError, match="shares nothing of the base; drop"):
-        parts_of(Share(share), Head.PERSONAL, base=True)
+        share_rule(share).parts(Head.PERSONAL, base=True)
 
 
 def test_a_head_is_not_both(tiny_model) -> None:

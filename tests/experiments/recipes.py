@@ -19,7 +19,7 @@ import statistics
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import optuna
 import tomli_w
@@ -27,8 +27,9 @@ import torch
 from optuna.storages.journal import JournalFileBackend
 
 from penchant.client.learning.model_cache import ModelCache
-from penchant.common.config import RunConfig, ShareName
+from penchant.common.config import RunConfig
 from penchant.common.errors import DeviceError, ProtocolError, RoundFailed
+from penchant.common.model.shares import share_names
 from penchant.deploy.recipes import recipe
 from penchant.deploy.simulation.runner import simulate
 from penchant.deploy.simulation.world import prepare
@@ -269,7 +270,7 @@ def section(share: str, changes: Changes) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("share", nargs="?", default="lore", choices=get_args(ShareName))
+    parser.add_argument("share", nargs="?", default="lore", choices=share_names())
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--keep", type=Path)
     chosen = parser.parse_args()
