@@ -383,8 +383,8 @@ def _refuse_unknown_share(adapter: object) -> None:
     share = adapter.get("share") if isinstance(adapter, dict) else None
     if isinstance(share, str) and share not in SHARES:
         raise ConfigError(
-            f"the plan asks for share {share[:40]!r}, which is not known here; install the package that adds it, "
-            "or ask the operator for another plan"
+            f"the plan asks for share {share[:40]!r}, which is not known here; install the package that adds "
+            "it, or ask the operator for another plan"
         )
 
 

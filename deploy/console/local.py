@@ -179,13 +179,14 @@ class OperationsOnThisMachine:
     def _refuse_foreign(self, key: str, source: str) -> None:
         """ConfigError unless `source` is a known name or lies in the data folder: whoever may start runs may
         not have the server read any file."""
-        from penchant.deploy.datasets import KNOWN
+        from penchant.deploy.datasets import dataset_names
 
-        if key == "data.dataset" and source in KNOWN:
+        known = dataset_names()
+        if key == "data.dataset" and source in known:
             return
         if key == "model.base_model" and source == RunConfig().model.base_model:
             return
-        path = Path(source.split(":", 1)[-1] if source.split(":", 1)[0] in KNOWN else source)
+        path = Path(source.split(":", 1)[-1] if source.split(":", 1)[0] in known else source)
         if self._data is not None and path.resolve().is_relative_to(self._data) and path.exists():
             return
         where = "name the folder it is in with --data" if self._data is None else f"put it into {self._data}"

@@ -1,4 +1,7 @@
-"""Data sets: :func:`load` turns a name, a file or a hub id into a checked :class:`Federation`."""
+"""Data sets: :func:`load` turns a name, a file or a hub id into a checked :class:`Federation`.
+
+Each data set says in a :class:`DatasetLoader` what it accepts; other packages add theirs (docs/plugins.md).
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,37 @@ from penchant.common.data.splits import Sizes
 from penchant.common.data.trl_format import JSONL_SUFFIXES, PARQUET_SUFFIX, BadRows
 from penchant.common.errors import DataError
 from penchant.deploy.datasets import files, helpsteer2, movielens, personalllm, prism, senate, tldr
+from penchant.deploy.datasets.loader import (
+    DATASETS,
+    DataRequest,
+    DatasetLoader,
+    dataset,
+    dataset_names,
+    register_dataset,
+)
 from penchant.deploy.datasets.prepared import Prepared, to_federation
 
-__all__ = ["KNOWN", "configured", "load"]
+__all__ = [
+    "DataRequest",
+    "DatasetLoader",
+    "Prepared",
+    "configured",
+    "dataset_names",
+    "load",
+    "register_dataset",
+]
 
-KNOWN = ("senate", "senate-masked", "movielens", "tldr", "helpsteer2", "prism", "personalllm")
-"""Data sets by name; ``NAME:FOLDER`` reads a local copy of one, except for Senate, which is included."""
+_OWN = (
+    senate.LOADER,
+    senate.MASKED_LOADER,
+    movielens.LOADER,
+    tldr.LOADER,
+    helpsteer2.LOADER,
+    prism.LOADER,
+    personalllm.LOADER,
+)
+for _loader in _OWN:
+    DATASETS.add(_loader.name, _loader, own=True)
 
 
 def load(
@@ -36,8 +64,8 @@ def load(
     """Everybody's training, validation and test pairs.
 
     Args:
-        source: one of :data:`KNOWN`; ``NAME:FOLDER``; a file or folder of TRL rows; or the id of a data
-            set of TRL rows on the Hugging Face hub (``OWNER/NAME``).
+        source: one of :func:`dataset_names`; ``NAME:FOLDER`` for a local copy of it; a file or folder of
+            TRL rows; or the id of a data set of TRL rows on the Hugging Face hub (``OWNER/NAME``).
         clients: how many people, drawn by ``seed`` so that more only adds to them; all if None. TL;DR
             takes the busiest (5 if None), PersonalLLM makes as many (100 if None).
         pairs: training pairs a person.
@@ -56,17 +84,14 @@ def load(
             range; one line that says what to do.
     """
     sizes = Sizes(pairs, validation_pairs, test_pairs, until)
-    name, path = _resolve(str(source))
-    if masked and name not in ("senate", "senate-masked"):
-        raise DataError(f"only Senate has a masked variant, not {name!r}")
-    if person_column is not None and name in KNOWN:
-        raise DataError(f"{name!r} knows its people; a person column is for files and hub ids")
-    if name == "tldr":
-        return to_federation(tldr.prepare(path, sizes, seed, bad_rows, clients), sizes, None, seed)
-    if name == "personalllm":
-        return to_federation(personalllm.prepare(path, sizes, seed, bad_rows, clients), sizes, None, seed)
-    prepared = _prepare(name, path, sizes, seed, bad_rows, masked, person_column)
-    return to_federation(prepared, sizes, clients, seed)
+    loader, path = _resolve(str(source))
+    name = loader.name or str(source)
+    if masked:
+        loader = _masked(loader, name)
+    request = DataRequest(name, path, sizes, seed, bad_rows, clients, person_column)
+    loader.check(request)
+    drawn = None if loader.chooses_people else clients
+    return to_federation(loader.prepare(request), sizes, drawn, seed)
 
 
 def configured(data: DataConfig, seed: int) -> Federation:
@@ -84,42 +109,30 @@ def configured(data: DataConfig, seed: int) -> Federation:
     )
 
 
-def _prepare(
-    name: str,
-    path: Path | None,
-    sizes: Sizes,
-    seed: int,
-    bad_rows: BadRows,
-    masked: bool,
-    person_column: str | None,
-) -> Prepared:
-    match name:
-        case "senate" | "senate-masked":
-            return senate.prepare(sizes, seed, masked=masked or name == "senate-masked")
-        case "movielens":
-            return movielens.prepare(path, sizes, seed, bad_rows)
-        case "helpsteer2":
-            return helpsteer2.prepare(path, sizes, seed, bad_rows)
-        case "prism":
-            return prism.prepare(path, sizes, seed, bad_rows)
-        case _:
-            return files.prepare(name, path, sizes, seed, bad_rows, person_column)
+def _masked(loader: DatasetLoader, name: str) -> DatasetLoader:
+    if loader.masked:
+        return dataset(loader.masked)
+    able = [own.name for own in _OWN if own.masked and own.masked != own.name]
+    raise DataError(f"only {', '.join(able).capitalize()} has a masked variant, not {name!r}")
 
 
-def _resolve(source: str) -> tuple[str, Path | None]:
-    """(name, local path): a known name, with or without a folder; a file; or a hub id without a path."""
+def _resolve(source: str) -> tuple[DatasetLoader, Path | None]:
+    """(loader, local path): of a known name, with or without a folder; a file; or a hub id without a path."""
     name, colon, folder = source.partition(":")
-    if name in KNOWN and (not colon or (folder and not name.startswith("senate"))):
-        return name, Path(folder) if colon else None
+    if name in DATASETS:
+        loader = dataset(name)
+        if not colon or (folder and loader.takes_folder):
+            return loader, Path(folder) if colon else None
     if Path(source).exists():
-        return source, Path(source)
+        return files.LOADER, Path(source)
     if source.endswith((*JSONL_SUFFIXES, PARQUET_SUFFIX)):
         raise DataError(f"there is no file {source}")
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
-        return source, None
-    near = difflib.get_close_matches(source, KNOWN, n=1)
+        return files.LOADER, None
+    known = dataset_names()
+    near = difflib.get_close_matches(source, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise DataError(
-        f"unknown data set {source!r}; {hint}known are {', '.join(KNOWN)}, a file or folder in TRL's format, "
+        f"unknown data set {source!r}; {hint}known are {', '.join(known)}, a file or folder in TRL's format, "
         "and hub ids OWNER/NAME"
     )

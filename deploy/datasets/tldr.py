@@ -18,10 +18,11 @@ from penchant.common.data.preferences import Preference
 from penchant.common.data.splits import Sizes, people_from_pairs
 from penchant.common.data.trl_format import BadRows, RowLog, person_name
 from penchant.common.errors import DataError
+from penchant.deploy.datasets.loader import DatasetLoader
 from penchant.deploy.datasets.prepared import Prepared
 from penchant.deploy.datasets.sources import HubSource, text_in
 
-__all__ = ["SOURCE", "WORKERS", "prepare"]
+__all__ = ["LOADER", "SOURCE", "WORKERS", "prepare"]
 
 SOURCE = HubSource(
     "openai/summarize_from_feedback",
@@ -96,3 +97,11 @@ def busiest(comparisons: dict[str, list[Preference]], count: int) -> dict[str, l
     ranked = sorted(comparisons, key=lambda worker: -len(comparisons[worker]))[:count]
     fewest = len(comparisons[ranked[-1]])
     return {worker: comparisons[worker][:fewest] for worker in ranked}
+
+
+LOADER = DatasetLoader(
+    name="tldr",
+    about="Summaries of Reddit posts, compared by the busiest workers (OpenAI's summarize_from_feedback).",
+    prepare=lambda asked: prepare(asked.path, asked.sizes, asked.seed, asked.bad_rows, asked.clients),
+    chooses_people=True,
+)

@@ -8,17 +8,19 @@ import re
 import subprocess
 import sys
 import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from penchant.common.data.preferences import Federation
-from penchant.common.data.splits import own_items, seeded
+from penchant.common.data.preferences import Federation, Preference
+from penchant.common.data.splits import own_items, people_from_pairs, seeded
 from penchant.common.data.trl_format import Labelled, RowLog, write_jsonl
-from penchant.common.errors import DataError
+from penchant.common.errors import ConfigError, DataError
 from penchant.deploy import datasets
 from penchant.deploy.datasets import helpsteer2, movielens, personalllm, prism, senate, tldr
+from penchant.deploy.datasets.loader import DATASETS, dataset
 
 DATA = Path(__file__).parents[1] / "data"
 SMALL: dict[str, Any] = {"pairs": 3, "validation_pairs": 1, "test_pairs": 2}
@@ -520,6 +522,78 @@ def test_clients_without_pairs_or_with_one_class_are_named(tmp_path: Path) -> No
     left = datasets.load(path, bad_rows="skip", **SMALL)
     assert [person.name for person in left.people] == ["ann", "bob"]
     assert any("cy has one class" in caveat for caveat in left.caveats)
+
+
+# --- what a data set declares ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def clubs() -> Iterator[Callable[..., list[datasets.DataRequest]]]:
+    """Registers a data set "clubs" of three people that declares what is given; -> what was asked of it."""
+    asked: list[datasets.DataRequest] = []
+
+    def prepare(request: datasets.DataRequest) -> datasets.Prepared:
+        asked.append(request)
+        pairs = {
+            name: [Preference(f"{name}?", f"yes {i}", f"no {i}") for i in range(20)]
+            for name in ("ann", "bob", "cy")
+        }
+        people, shortfalls, _ = people_from_pairs(pairs, request.sizes, request.seed)
+        return datasets.Prepared("clubs", people, shortfalls)
+
+    def register(**declared: Any) -> list[datasets.DataRequest]:
+        datasets.register_dataset(datasets.DatasetLoader("clubs", "Three people.", prepare, **declared))
+        return asked
+
+    yield register
+    DATASETS._things.pop("clubs", None)
+
+
+def test_a_registered_data_set_is_loaded_by_its_name(clubs: Any, tmp_path: Path) -> None:
+    asked = clubs()
+    federation = datasets.load("clubs", clients=2, **SMALL)
+    assert (federation.name, len(federation.people)) == ("clubs", 2)
+    datasets.load(f"clubs:{tmp_path}", seed=3, bad_rows="skip", **SMALL)
+    assert [(a.source, a.path, a.seed, a.bad_rows) for a in asked] == [
+        ("clubs", None, 0, "refuse"),
+        ("clubs", tmp_path, 3, "skip"),
+    ]
+    assert datasets.dataset_names()[-1] == "clubs"
+
+
+def test_a_data_set_that_chooses_its_people_is_told_how_many(clubs: Any) -> None:
+    asked = clubs(chooses_people=True)
+    assert len(datasets.load("clubs", clients=2, **SMALL).people) == 3  # it took no notice
+    assert asked[0].clients == 2
+
+
+def test_what_a_data_set_does_not_accept_is_refused(clubs: Any, tmp_path: Path) -> None:
+    clubs(takes_folder=False)
+    with pytest.raises(DataError, match=f"unknown data set 'clubs:{tmp_path}'; did you mean 'clubs'"):
+        datasets.load(f"clubs:{tmp_path}")
+    with pytest.raises(DataError, match="'clubs' knows its people"):
+        datasets.load("clubs", person_column="who")
+    with pytest.raises(DataError, match="has a masked variant, not 'clubs'"):
+        datasets.load("clubs", masked=True)
+    clubs(needs_folder=True)
+    with pytest.raises(DataError, match="'clubs' is read from a local copy; write clubs:FOLDER"):
+        datasets.load("clubs")
+    clubs(takes_person_column=True)
+    assert len(datasets.load("clubs", person_column="who", **SMALL).people) == 3
+
+
+def test_only_loaders_under_free_names_are_registered() -> None:
+    with pytest.raises(ConfigError, match="senate is part of penchant and can't be replaced"):
+        datasets.register_dataset(senate.LOADER)
+    with pytest.raises(ConfigError, match="is not a DatasetLoader"):
+        datasets.register_dataset(senate)  # type: ignore[arg-type]
+
+
+def test_every_data_set_says_what_it_is() -> None:
+    for name in datasets.dataset_names():
+        loader = dataset(name)
+        assert loader.name == name
+        assert loader.about.endswith(".")
 
 
 def test_a_file_that_names_nobody(tmp_path: Path) -> None:
