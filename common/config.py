@@ -3,6 +3,8 @@
 `RunConfig` is everything a run needs; `Plan` is the part of it that devices receive, are bound to by
 the context digest, and check again with the very same bounds (a hostile server sends a hostile plan).
 Unknown keys are refused by name. Ranges are those within which the code is meant to work.
+
+A setting is declared here, once: see `penchant.common.settings.setting`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,15 @@ import tomli_w
 from penchant.common.errors import ConfigError
 from penchant.common.model.shares import SHARES, ShareRule, share_rule
 from penchant.common.registry import SERVER_OPTIMIZERS
-from penchant.common.settings import Section, build_section, section_table
+from penchant.common.settings import (
+    Section,
+    as_in,
+    build_section,
+    current_keys,
+    section_table,
+    setting,
+    within,
+)
 
 ShareName = str  # a name of `common.model.shares`
 HeadName = Literal["auto", "shared", "personal"]
@@ -38,6 +48,9 @@ BadRows = Literal["refuse", "skip"]
 EvaluateOn = Literal["test", "validation"]
 Phase = Literal["warmup", "main", "close"]
 
+
+_MODEL = "Model and adapter"
+
 PLAN_LIMIT = 64 * 1024  # bytes of an encoded plan
 
 
@@ -45,24 +58,49 @@ PLAN_LIMIT = 64 * 1024  # bytes of an encoded plan
 class DataConfig(Section):
     """Whose preferences, and how many of them. Counts are preference pairs a person."""
 
-    dataset: str = "senate"
-    clients: int = 0  # 0: all people of the data set
-    holdout_clients: int = 0  # of them, kept out of the federation: newcomers, who come when it is trained
-    pairs: int = 20
-    validation_pairs: int = 20  # 0: nothing is held out, the whole training part gives training pairs
-    test_pairs: int = 60
-    until: float = 1.0  # of all items, in order of time, those that are there yet; less: to tune in the past
-    person_column: str = ""  # "": the usual names
-    bad_rows: BadRows = "refuse"
-    evaluate: EvaluateOn = "test"  # "validation" while tuning, so that the test part stays untouched
+    dataset: str = setting("senate", "The people's preferences: the name of a data set, a FILE, or a HUB_ID.")
+    clients: int = setting(
+        0, "How many of the data set's people take part; 0 stands for all of them.", low=0, high=1_000_000
+    )
+    holdout_clients: int = setting(
+        0,
+        "How many of them are kept out of training as newcomers, who come when the shared part is trained.",
+        low=0,
+        high=1_000_000,
+    )
+    pairs: int = setting(20, "Training pairs a person.", low=1, high=100_000)
+    validation_pairs: int = setting(
+        20,
+        "Validation pairs a person; 0 holds nothing out, and the whole training part gives training pairs.",
+        low=0,
+        high=100_000,
+    )
+    test_pairs: int = setting(
+        60, "Test pairs a person, on which the accuracy is measured.", low=1, high=100_000
+    )
+    time_cutoff: float = setting(
+        1.0,
+        "The part of all items, in order of time, that a run sees; below 1, to choose settings in the past.",
+        low=0.01,
+        high=1,
+        old=("until",),
+        stored="until",
+    )
+    person_column: str = setting(
+        "", "The column of a FILE or HUB_ID that says whose a row is; empty for the usual names."
+    )
+    bad_rows: BadRows = setting(
+        "refuse",
+        "Whether a row that can't be read ends the run or is skipped and counted.",
+        flag="--skip-bad-rows/--refuse-bad-rows",
+        switch=("skip", "refuse"),
+    )
+    evaluate: EvaluateOn = setting(
+        "test",
+        "The part that scores are measured on; validation while settings are chosen leaves test untouched.",
+    )
 
     def _check(self) -> None:
-        self._range("clients", 0, 1_000_000)
-        self._range("holdout_clients", 0, 1_000_000)
-        self._range("pairs", 1, 100_000)
-        self._range("validation_pairs", 0, 100_000)
-        self._range("test_pairs", 1, 100_000)
-        self._range("until", 0.01, 1)
         if self.evaluate == "validation" and not self.validation_pairs:
             raise ConfigError(
                 "data.evaluate is validation, but data.validation_pairs is 0; ask for some, or score on test"
@@ -73,47 +111,65 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The frozen backbone and how a text becomes one embedding."""
 
-    base_model: str = "all-MiniLM-L6-v2"
-    pooling: PoolingName = "auto"  # auto: mean for encoders, last for causal models; first: BERT's [CLS]
-    normalize: float = 10.0  # L2-normalise the pooled embedding and multiply; 0: leave it
-    max_tokens: int = 256
-    truncation: TruncationName = "left"  # the side a longer text loses: a response comes last
-    dtype: DtypeName = "auto"
-    quantize: QuantizeName = "none"  # 4bit: the frozen linear weights in NF4; needs CUDA and bitsandbytes
+    base_model: str = setting("all-MiniLM-L6-v2", "The frozen base model: a Hugging Face id or a folder.")
+    pooling: PoolingName = setting(
+        "auto",
+        "Which tokens give a text's embedding; auto is the mean for encoders and the last for causal models.",
+    )
+    normalize: float = setting(
+        10.0,
+        "The length that embeddings are scaled to; 0 leaves them as they are.",
+        low=0,
+        high=1000,
+    )
+    max_tokens: int = setting(256, "How many tokens of a text are read.", low=2, high=8192)
+    truncation: TruncationName = setting(
+        "left", "The side on which a longer text is cut; a response comes last, so left keeps it."
+    )
+    dtype: DtypeName = setting("auto", "The number format of the base model; auto is its own.")
+    quantize: QuantizeName = setting(
+        "none", "How frozen linear weights are held; 4bit is NF4 and needs CUDA and bitsandbytes."
+    )
 
-    def _check(self) -> None:
-        self._range("normalize", 0, 1000)
-        self._range("max_tokens", 2, 8192)
+    @classmethod
+    def _group(cls) -> str:
+        return _MODEL
 
 
 @dataclass(frozen=True)
 class AdapterConfig(Section):
-    """Where the low-rank factors sit and which of them is shared (DESIGN section 4)."""
+    """Where the low-rank factors sit and which of them is shared."""
 
-    share: ShareName = "A"
-    head: HeadName = "auto"  # auto: personal for share "none", shared otherwise
-    rank: int = 2
-    alpha: float = 2.0
-    target_modules: tuple[str, ...] = ("output.dense",)
-    layers: tuple[int, ...] = (-1,)  # block indices, negative from the end; (): all
-    share_base: tuple[str, ...] = ()
-    """Parts of the base that are trained and shared as well: "head" (the score head, which then can't be
-    personal), "norm" (weights and biases of the norms in the adapted blocks), or the path of a module from
-    the backbone's root, where * stands for anything ("encoder.layer.*.intermediate")."""
+    share: ShareName = setting(
+        "A", "What is shared of the low-rank factors; the rest is personal.", choices=SHARES.names
+    )
+    head: HeadName = setting(
+        "auto", "Whose the score head is; auto is personal where nothing is shared, and shared otherwise."
+    )
+    rank: int = setting(2, "The rank r of the low-rank factors.", low=1, high=512)
+    alpha: float = setting(
+        2.0, "LoRA's alpha; the product of the factors counts alpha/r times.", low=1e-3, high=4096
+    )
+    target_modules: tuple[str, ...] = setting(
+        ("output.dense",), "The linear modules that get factors, by the end of their names."
+    )
+    layers: tuple[int, ...] = setting(
+        (-1,),
+        "The blocks that get factors, by number; -1 is the last one, and an empty list stands for all.",
+    )
+    share_base: tuple[str, ...] = setting(
+        (),
+        "Parts of the base model that are trained and shared too: head, norm (in the adapted blocks), or a "
+        "module's path with * for anything.",
+    )
 
     @property
     def rule(self) -> ShareRule:
         """The rule that `share` names."""
         return share_rule(self.share)
 
-    def __post_init__(self) -> None:
-        SHARES.check(self.share)
-        super().__post_init__()
-
     def _check(self) -> None:
         rule = self.rule
-        self._range("rank", 1, 512)
-        self._range("alpha", 1e-3, 4096)
         if not self.target_modules:
             raise ConfigError("adapter.target_modules is empty; name at least one linear module")
         if rule.shares_nothing and self.head == "shared":
@@ -129,56 +185,107 @@ class AdapterConfig(Section):
                 'adapter.share_base names the head although adapter.head is "personal"; drop one'
             )
 
+    @classmethod
+    def _group(cls) -> str:
+        return _MODEL
+
 
 @dataclass(frozen=True)
 class TrainingConfig(Section):
     """Local training on one device, once a round. Learning rates are the optimiser's, per part.
 
-    order: of the two parts within a round. "joint": both at once (FedSim); "personal-first": the personal
-    part alone, then both; "alternating": the personal part alone, then the shared part alone (FedAlt; both
-    names of Pillutla et al., ICML 2022).
+    update_order: "joint" updates both parts at once (FedSim); "personal-first" the personal part alone, then
+    both; "alternating" the personal part alone, then the shared part alone (FedAlt; both names of Pillutla et
+    al., ICML 2022).
     """
 
-    optimizer: OptimizerName = "adamw"  # starts afresh on a device in every round
-    shared_optimizer: SharedOptimizerName = "same"  # of the shared part: sgd goes with fedadam on the server
-    lr_shared: float = 3e-3
-    lr_personal: float = 1e-2
-    lr_head: float = 3e-3
-    warmup_lr: float = 0.0  # of everything in warm-up rounds; 0: lr_shared, and lr_head for the head
-    local_epochs: int = 6
-    batch_size: int = 0  # pairs a step; 0: all of a person's pairs at once
-    chunk: int = 0  # pairs whose activations are held at a time, to spare memory; 0: a whole batch's
-    weight_decay: float = 0.0
-    order: OrderName = "joint"
-    personal_epochs: int = 0  # of the personal part alone, unless joint; 0: as many as local_epochs
-    pull: float = 0.0  # L2 pull of the personal part towards the common start
-    refit_epochs: int = 30  # personal part on the final shared factors, after the last round
-    refit_lr: float = 1e-2
-    prior_spread: float = 3.0  # of margins before any choice, where the personal part is fitted alone
-    prior_head: float = 1.0  # the spread that a personal head adds, as a part of prior_spread
-
-    def _check(self) -> None:
-        for name in ("lr_shared", "lr_personal", "lr_head", "warmup_lr", "refit_lr"):
-            self._range(name, 0, 1)
-        self._range("local_epochs", 1, 1000)
-        self._range("batch_size", 0, 100_000)
-        self._range("chunk", 0, 100_000)
-        self._range("weight_decay", 0, 100)
-        self._range("personal_epochs", 0, 1000)
-        self._range("pull", 0, 1e6)
-        self._range("refit_epochs", 0, 10_000)
-        self._range("prior_spread", 1e-3, 1e3)
-        self._range("prior_head", 1e-3, 1e3)
+    optimizer: OptimizerName = setting(
+        "adamw", "The optimiser on devices, which starts afresh in every round."
+    )
+    shared_optimizer: SharedOptimizerName = setting(
+        "same", "The devices' optimiser for the shared part; sgd goes with fedadam on the server."
+    )
+    lr_shared: float = setting(3e-3, "Learning rate of the shared part.", low=0, high=1)
+    lr_personal: float = setting(1e-2, "Learning rate of the personal part.", low=0, high=1)
+    lr_head: float = setting(3e-3, "Learning rate of the score head.", low=0, high=1)
+    warmup_lr: float = setting(
+        0.0,
+        "Learning rate of everything in warm-up rounds; 0 takes those of the shared part and of the head.",
+        low=0,
+        high=1,
+    )
+    local_epochs: int = setting(6, "How often a device goes through its pairs in a round.", low=1, high=1000)
+    batch_size: int = setting(
+        0,
+        "Pairs that a step is computed on; 0 stands for all of a person's pairs at once.",
+        low=0,
+        high=100_000,
+    )
+    micro_batch_size: int = setting(
+        0,
+        "Pairs whose activations are held in memory at a time, to spare it; 0 stands for the whole batch.",
+        low=0,
+        high=100_000,
+        old=("chunk",),
+        stored="chunk",
+    )
+    weight_decay: float = setting(0.0, "Weight decay on devices.", low=0, high=100)
+    update_order: OrderName = setting(
+        "joint",
+        "How a round updates the two parts: both at once, the personal part and then both, or one after the "
+        "other.",
+        old=("order",),
+        stored="order",
+    )
+    personal_epochs: int = setting(
+        0,
+        "Epochs of the personal part alone, unless updates are joint; 0 takes as many as local_epochs.",
+        low=0,
+        high=1000,
+    )
+    l2_to_start: float = setting(
+        0.0,
+        "Strength of the L2 penalty that pulls the personal part towards the common start.",
+        low=0,
+        high=1e6,
+        old=("pull",),
+        stored="pull",
+    )
+    final_fit_epochs: int = setting(
+        30,
+        "Epochs in which everyone fits the personal part to the final shared factors, after the last round.",
+        low=0,
+        high=10_000,
+        old=("refit_epochs",),
+        stored="refit_epochs",
+    )
+    final_fit_lr: float = setting(
+        1e-2,
+        "Learning rate of that final fit.",
+        low=0,
+        high=1,
+        old=("refit_lr",),
+        stored="refit_lr",
+    )
+    prior_spread: float = setting(
+        3.0,
+        "Standard deviation of margins before any choice, where the personal part is fitted alone.",
+        low=1e-3,
+        high=1e3,
+    )
+    prior_head: float = setting(
+        1.0, "The spread that a personal head adds, as a part of prior_spread.", low=1e-3, high=1e3
+    )
 
     @property
     def alone_epochs(self) -> int:
         """Epochs of the personal part alone, before the shared part is trained."""
-        return 0 if self.order == "joint" else self.personal_epochs or self.local_epochs
+        return 0 if self.update_order == "joint" else self.personal_epochs or self.local_epochs
 
     @property
     def epochs(self) -> int:
         """Most passes over a person's pairs that one round costs."""
-        return max(self.alone_epochs + self.local_epochs, self.refit_epochs)
+        return max(self.alone_epochs + self.local_epochs, self.final_fit_epochs)
 
     def warming(self) -> Self:
         """The settings of warm-up rounds, in which everything is shared."""
@@ -191,70 +298,94 @@ class TrainingConfig(Section):
 class FederationConfig(Section):
     """Rounds, cohorts and the server's optimiser."""
 
-    rounds: int = 30
-    warmup_rounds: int = 0  # rounds of share "AB" before the personal part splits off
-    cohort: int = 0  # clients a round; 0: a third of the people, at least ten
-    min_survivors: int = 0  # 0: what the protocol needs
-    deadline_seconds: float = 600.0  # of one exchange
-    patience_seconds: float = 3600.0  # for a cohort of real devices to be there; simulated ones always are
-    attempts: int = 3  # of one round, each with fresh keys
-    server_optimizer: ServerOptimizerName = "fedavg"
-    server_lr: float = 1.0
-    server_beta1: float = 0.9
-    server_beta2: float = 0.99
-    server_epsilon: float = 1e-3
-    clip: float = 10.0  # L2 norm of one client's update
-    max_weight: int = 1024  # most examples one client may count for
-
-    def __post_init__(self) -> None:
-        SERVER_OPTIMIZERS.check(self.server_optimizer)
-        super().__post_init__()
+    rounds: int = setting(30, "How many rounds are trained.", low=0, high=4000)
+    warmup_rounds: int = setting(
+        0, "How many rounds share both factors before the personal part splits off.", low=0, high=4000
+    )
+    cohort: int = setting(
+        0, "How many people a round asks; 0 stands for a third of them, at least ten.", low=0, high=1_000_000
+    )
+    min_survivors: int = setting(
+        0,
+        "The fewest people a round may end with; 0 stands for what the protocol needs.",
+        low=0,
+        high=1_000_000,
+    )
+    deadline_seconds: float = setting(
+        600.0, "How long the server waits for the answers of one exchange.", low=0.1, high=7 * 86400
+    )
+    patience_seconds: float = setting(
+        3600.0,
+        "How long the server waits for enough real devices to be there; simulated ones always are.",
+        low=0,
+        high=365 * 86400,
+    )
+    attempts: int = setting(3, "How often a round is tried, each time with fresh keys.", low=1, high=100)
+    server_optimizer: ServerOptimizerName = setting(
+        "fedavg",
+        "How the server moves the shared factors by the mean update of a round.",
+        choices=SERVER_OPTIMIZERS.names,
+    )
+    server_lr: float = setting(1.0, "The server optimiser's learning rate.", low=0, high=100)
+    server_beta1: float = setting(0.9, "Decay of the server optimiser's mean of updates.", low=0, high=0.9999)
+    server_beta2: float = setting(
+        0.99, "Decay of the server optimiser's mean of squared updates.", low=0, high=0.99999
+    )
+    server_epsilon: float = setting(
+        1e-3,
+        "What the server optimiser adds to the root of that mean before it divides by it.",
+        low=1e-12,
+        high=1,
+    )
+    clip: float = setting(
+        10.0, "The largest L2 norm of one person's update; a larger one is scaled down.", low=1e-6, high=1e6
+    )
+    max_weight: int = setting(
+        1024, "The most pairs that one person may count for in a round's mean.", low=1, high=1 << 20
+    )
 
     def _check(self) -> None:
-        self._range("rounds", 0, 4000)
-        self._range("warmup_rounds", 0, 4000)
         if self.warmup_rounds > self.rounds:
             raise ConfigError(
                 f"federation.warmup_rounds is {self.warmup_rounds} but there are only {self.rounds} rounds"
             )
-        self._range("cohort", 0, 1_000_000)
-        self._range("min_survivors", 0, 1_000_000)
-        self._range("deadline_seconds", 0.1, 7 * 86400)
-        self._range("patience_seconds", 0, 365 * 86400)
-        self._range("attempts", 1, 100)
-        self._range("server_lr", 0, 100)
-        self._range("server_beta1", 0, 0.9999)
-        self._range("server_beta2", 0, 0.99999)
-        self._range("server_epsilon", 1e-12, 1)
-        self._range("clip", 1e-6, 1e6)
-        self._range("max_weight", 1, 1 << 20)
 
 
 @dataclass(frozen=True)
 class PrivacyConfig(Section):
     """Secure aggregation. `min_honest` and `max_colluders` are the owners' policy, never the server's."""
 
-    secagg: bool = True
-    min_honest: int = 10
-    max_colluders: int = 2
-    group_size: int = 256
-    ring_bits: int = 32
-
-    def _check(self) -> None:
-        self._range("min_honest", 1, 100_000)
-        self._range("max_colluders", 0, 100_000)
-        self._range("group_size", 3, 1000)
-        if self.ring_bits not in (32, 64):
-            raise ConfigError(f"privacy.ring_bits is {self.ring_bits}; it must be 32 or 64")
+    secagg: bool = setting(
+        True, "Secure aggregation: the server sees sums of masked updates, never one person's."
+    )
+    min_honest: int = setting(
+        10, "How many honest people every sum must hold, as simulated owners ask for.", low=1, high=100_000
+    )
+    max_colluders: int = setting(
+        2, "How many devices may work with the server, as simulated owners assume.", low=0, high=100_000
+    )
+    group_size: int = setting(
+        256,
+        "The most devices that make one masked sum; a larger cohort is cut into groups.",
+        low=3,
+        high=1000,
+    )
+    ring_bits: int = setting(32, "Bits of the numbers in which masked updates are summed.", choices=(32, 64))
 
 
 @dataclass(frozen=True)
 class RunConfig(Section):
-    """Everything a run needs; `penchant simulate` writes it into the run directory first."""
+    """Everything a run needs; `penchant simulate` writes it into the run directory first.
 
-    seed: int = 0
-    grid: GridName = "local"
-    workers: int = 0  # clients served at a time; 0: one per core
+    A run's id comes from the TOML of its settings in the order in which they are declared, under their
+    `stored` names: a setting that moves, or goes, makes run directories of earlier versions unresumable.
+    """
+
+    seed: int = setting(0, "The seed of everything that must repeat.", low=0, high=2**63 - 1)
+    grid: GridName = setting("local", "Where simulated devices run: in this process, or in Ray's workers.")
+    workers: int = setting(
+        0, "How many people are served at a time; 0 stands for one per core.", low=0, high=1024
+    )
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -263,8 +394,6 @@ class RunConfig(Section):
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
 
     def _check(self) -> None:
-        self._range("seed", 0, 2**63 - 1)
-        self._range("workers", 0, 1024)
         if self.federation.warmup_rounds and not self.adapter.rule.can_warm_up:
             raise ConfigError(
                 f'share "{self.adapter.share}" has no split to warm up for; set federation.warmup_rounds to 0'
@@ -300,7 +429,7 @@ class RunConfig(Section):
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """A copy with dotted keys replaced, e.g. ``{"adapter.share": "B", "seed": 3}``."""
         table = section_table(self)
-        for key, value in changes.items():
+        for key, value in current_keys(type(self), changes).items():
             *path, last = key.split(".")
             target = table
             for name in path:
@@ -332,29 +461,20 @@ class Plan(Section):
     """What a device is asked to do in one round: public, equal for all, bound by the context digest."""
 
     phase: Phase
-    cohort: int  # most clients in the round: with clip and max_weight it fixes the quantiser
+    cohort: int = field(metadata=within(1, 1_000_000))  # most clients: with clip, max_weight: the quantiser
     start_sent: bool  # the personal part's common start (from the warm-up) follows the shared factors
-    seed: int  # of the common start; protects nothing
+    seed: int = field(metadata=as_in(RunConfig, "seed"))  # of the common start; protects nothing
     model: ModelConfig
     adapter: AdapterConfig
     training: TrainingConfig
-    clip: float
-    max_weight: int
-    ring_bits: int
-    group_size: int
-
-    def _check(self) -> None:
-        self._range("cohort", 1, 1_000_000)
-        self._range("seed", 0, 2**63 - 1)
-        self._range("clip", 1e-6, 1e6)
-        self._range("max_weight", 1, 1 << 20)
-        self._range("group_size", 3, 1000)
-        if self.ring_bits not in (32, 64):
-            raise ConfigError(f"plan.ring_bits is {self.ring_bits}; it must be 32 or 64")
+    clip: float = field(metadata=as_in(FederationConfig, "clip"))
+    max_weight: int = field(metadata=as_in(FederationConfig, "max_weight"))
+    ring_bits: int = field(metadata=as_in(PrivacyConfig, "ring_bits"))
+    group_size: int = field(metadata=as_in(PrivacyConfig, "group_size"))
 
     def encode(self) -> bytes:
         """Canonical bytes: JSON with sorted keys and no spaces, in UTF-8."""
-        table = section_table(self)
+        table = section_table(self, stored=True)
         return json.dumps(table, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     @classmethod
@@ -372,7 +492,7 @@ class Plan(Section):
         if not isinstance(table, dict):
             raise ConfigError("the plan is not a table")
         _refuse_unknown_share(table.get("adapter"))
-        plan = build_section(cls, table, "plan")
+        plan = build_section(cls, table, "plan", stored=True)
         if canonical and plan.encode() != data:
             raise ConfigError("the plan is not in its canonical form")
         return plan
@@ -390,7 +510,4 @@ def _refuse_unknown_share(adapter: object) -> None:
 
 def config_digest(config: RunConfig) -> str:
     """SHA-256 (hex) of the configuration's TOML: the same configuration, the same digest."""
-    return hashlib.sha256(config.to_toml().encode()).hexdigest()
-
-
-# --- reading and writing, for all sections --------------------------------------------------------
+    return hashlib.sha256(tomli_w.dumps(section_table(config, stored=True)).encode()).hexdigest()

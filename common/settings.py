@@ -1,93 +1,385 @@
-"""Sections of settings: frozen dataclasses that check themselves, from and to plain tables."""
+"""Settings: each is declared once, and its check, flag, reference page and form all come from there.
+
+A section is a frozen dataclass whose fields are made with `setting`. The section checks itself against the
+types and ranges of its fields; `settings_of` lists what was declared, for flags, pages and forms.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from penchant.common.errors import ConfigError
 
 S = TypeVar("S", bound="Section")
-_HINTS: dict[Any, Mapping[str, Any]] = {}  # by section
+T = TypeVar("T")
+Choices = tuple[Any, ...] | Callable[[], tuple[Any, ...]]
+
+_DECLARED = "penchant.setting"  # the key of a field's metadata
+
+
+class RenamedSetting(FutureWarning):
+    """A setting was given by its old name, which is read for one more version."""
+
+
+# --- declaring ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What is said of a setting beside its name, type and default."""
+
+    help: str = ""
+    low: float | None = None
+    high: float | None = None
+    choices: Choices = ()
+    flag: str = ""
+    switch: tuple[Any, Any] | None = None
+    group: str = ""
+    old: tuple[str, ...] = ()
+    stored: str = ""
+
+
+def setting(
+    default: T,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: Choices = (),
+    flag: str = "",
+    switch: tuple[T, T] | None = None,
+    group: str = "",
+    old: tuple[str, ...] = (),
+    stored: str = "",
+) -> T:
+    """Declare a setting: the one place that a new setting touches.
+
+    Args:
+        default: the value where nothing else is said.
+        help: what the setting means, in one sentence.
+        low: the smallest number that is allowed; give `high` with it.
+        high: the largest number that is allowed.
+        choices: the values that are allowed, where the type is not a Literal that lists them; a function is
+            called when a value is checked, so that a registry can still grow.
+        flag: the flag of `penchant simulate`, where it is not the name with dashes.
+        switch: the two values that a flag "--yes/--no" stands for, where the type is not bool.
+        group: the heading that the setting stands under, where it is not that of its section.
+        old: former names, which are read with a notice.
+        stored: the name in a plan's bytes and in a configuration's digest, where those keep a former name.
+    """
+    declared = Declaration(help, low, high, choices, flag, switch, group, old, stored)
+    return dataclasses.field(default=default, metadata={_DECLARED: declared})
+
+
+def within(low: float, high: float) -> dict[str, Any]:
+    """Metadata of a field that no flag sets, but which has a range."""
+    return {_DECLARED: Declaration(low=low, high=high)}
+
+
+def as_in(section: type[Section], name: str) -> dict[str, Any]:
+    """Metadata of a field that is copied from a setting: it has the range and the choices of its source."""
+    source = _known(section)[name].declared
+    return {_DECLARED: Declaration(low=source.low, high=source.high, choices=source.choices)}
+
+
+# --- a section checks itself ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Section:
-    """Checks every field's type; subclasses add ranges in `_check`."""
+    """Checks every field's type and range; subclasses check in `_check` what concerns several fields."""
 
     def __post_init__(self) -> None:
-        hints = _hints(type(self))
-        for f in fields(self):
-            value = _coerce(f"{self._title()}.{f.name}", hints[f.name], getattr(self, f.name))
-            object.__setattr__(self, f.name, value)
+        title, known = self._title(), _known(type(self)).values()
+        for f in known:
+            name, value = f"{title}.{f.name}", getattr(self, f.name)
+            if f.kind is str:
+                _check_choices(name, f, value)  # first: the choices say more than that it must be a text
+            object.__setattr__(self, f.name, _coerce(name, f.kind, value))
+        for f in known:
+            _check_range_of(f"{title}.{f.name}", f.declared, getattr(self, f.name))
+            _check_choices(f"{title}.{f.name}", f, getattr(self, f.name))
         self._check()
 
     def _check(self) -> None:
-        """Raise ConfigError for a value out of range."""
+        """Raise ConfigError for values that contradict each other."""
 
     @classmethod
     def _title(cls) -> str:
         return cls.__name__.removesuffix("Config").lower()
 
+    @classmethod
+    def _group(cls) -> str:
+        """The heading that its settings stand under."""
+        return cls._title().capitalize()
+
     def _range(self, name: str, low: float, high: float) -> None:
-        value = getattr(self, name)
-        if not low <= value <= high:
-            raise ConfigError(f"{self._title()}.{name} is {value}; it must lie in {low:g} … {high:g}")
+        _check_range(f"{self._title()}.{name}", low, high, getattr(self, name))
 
 
-def section_table(section: Section) -> dict[str, Any]:
-    """A plain dict of `section`, tuples as lists."""
+@dataclass(frozen=True)
+class _Field:
+    """A field of a section, with its type resolved."""
+
+    name: str
+    kind: Any
+    declared: Declaration
+    default: Any
+    required: bool
+
+    @property
+    def section(self) -> type[Section] | None:
+        is_section = isinstance(self.kind, type) and issubclass(self.kind, Section)
+        return self.kind if is_section else None
+
+    @property
+    def stored(self) -> str:
+        return self.declared.stored or self.name
+
+
+_KNOWN: dict[Any, Mapping[str, _Field]] = {}  # by section
+
+
+def _known(cls: type[Section]) -> Mapping[str, _Field]:
+    """A section's fields by name, resolved once: a plan is read anew at every exchange."""
+    if cls not in _KNOWN:
+        _KNOWN[cls] = _resolved(cls)
+    return _KNOWN[cls]
+
+
+def _resolved(cls: type[Section]) -> Mapping[str, _Field]:
+    hints, plain, missing = get_type_hints(cls), Declaration(), dataclasses.MISSING
+    return {
+        f.name: _Field(
+            f.name,
+            hints[f.name],
+            f.metadata.get(_DECLARED, plain),
+            f.default,
+            required=f.default is missing and f.default_factory is missing,
+        )
+        for f in fields(cls)
+    }
+
+
+def _check_range_of(name: str, declared: Declaration, value: Any) -> None:
+    if declared.low is not None and declared.high is not None:
+        _check_range(name, declared.low, declared.high, value)
+
+
+def _check_choices(name: str, f: _Field, value: Any) -> None:
+    allowed = _listed(f.declared.choices)
+    if not allowed or value in allowed:
+        return
+    if f.kind is str:
+        raise ConfigError(f"{name} is {_shown(value)}; choose one of {', '.join(map(str, allowed))}")
+    raise ConfigError(f"{name} is {_shown(value)}; it must be {' or '.join(map(str, allowed))}")
+
+
+def _check_range(name: str, low: float, high: float, value: Any) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name} is {value}; it must lie in {low:g} … {high:g}")
+
+
+def _listed(choices: Choices) -> tuple[Any, ...]:
+    return choices() if callable(choices) else choices
+
+
+# --- what was declared ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting, as a flag, a page or a form shows it."""
+
+    key: str  # "training.lr_shared"
+    kind: Any
+    default: Any
+    group: str
+    declared: Declaration
+
+    @property
+    def help(self) -> str:
+        return self.declared.help
+
+    @property
+    def name(self) -> str:
+        """The last part of the key."""
+        return self.key.rpartition(".")[2]
+
+    @property
+    def flag(self) -> str:
+        """The flag of `penchant simulate`; "--yes/--no" for a switch."""
+        dashed = self.name.replace("_", "-")
+        usual = f"--{dashed}/--no-{dashed}" if self.kind is bool else f"--{dashed}"
+        return self.declared.flag or usual
+
+    @property
+    def old_keys(self) -> tuple[str, ...]:
+        """Former keys, dotted."""
+        return tuple(self.key.removesuffix(self.name) + old for old in self.declared.old)
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The values that are allowed; empty where they can't be listed."""
+        if get_origin(self.kind) is Literal:
+            return get_args(self.kind)
+        return (True, False) if self.kind is bool else _listed(self.declared.choices)
+
+    @property
+    def allowed(self) -> str:
+        """Range, choices or type in words."""
+        if self.choices:
+            return ", ".join(value if isinstance(value, str) else json.dumps(value) for value in self.choices)
+        if self.declared.low is not None and self.declared.high is not None:
+            return f"{_number(self.declared.low)} to {_number(self.declared.high)}"
+        if get_origin(self.kind) is tuple:
+            return "a list of whole numbers" if get_args(self.kind)[0] is int else "a list of texts"
+        return _spoken(self.kind)
+
+    @property
+    def default_text(self) -> str:
+        """The default as TOML spells it."""
+        return json.dumps(list(self.default) if isinstance(self.default, tuple) else self.default)
+
+
+def settings_of(cls: type[Section], prefix: str = "") -> tuple[Setting, ...]:
+    """Every setting of a section and of the sections in it, in the order in which they are declared."""
+    found: list[Setting] = []
+    for f in _known(cls).values():
+        key = f"{prefix}.{f.name}" if prefix else f.name
+        if f.section:
+            found += settings_of(f.section, key)
+        else:
+            found.append(Setting(key, f.kind, f.default, f.declared.group or cls._group(), f.declared))
+    return tuple(found)
+
+
+def settings_by_group(cls: type[Section]) -> dict[str, list[Setting]]:
+    """`settings_of` under their headings."""
+    groups: dict[str, list[Setting]] = {}
+    for one in settings_of(cls):
+        groups.setdefault(one.group, []).append(one)
+    return groups
+
+
+# --- from and to plain tables ---------------------------------------------------------------------
+
+
+def section_table(section: Section, *, stored: bool = False) -> dict[str, Any]:
+    """A plain dict of `section`, tuples as lists. stored: under the names that bytes and digests keep."""
     result: dict[str, Any] = {}
-    for f in fields(section):
+    for f in _known(type(section)).values():
         value = getattr(section, f.name)
         if isinstance(value, Section):
-            result[f.name] = section_table(value)
-        else:
-            result[f.name] = list(value) if isinstance(value, tuple) else value
+            value = section_table(value, stored=stored)
+        result[f.stored if stored else f.name] = list(value) if isinstance(value, tuple) else value
     return result
 
 
-def _hints(cls: type[Section]) -> Mapping[str, Any]:
-    """The types of a section's fields, resolved once: a plan is read anew at every exchange."""
-    if cls not in _HINTS:
-        _HINTS[cls] = get_type_hints(cls)
-    return _HINTS[cls]
+def build_section(cls: type[S], table: Mapping[str, Any], where: str, *, stored: bool = False) -> S:
+    """A section from a table; ConfigError names the first unknown or missing key.
+
+    Old names are read with a notice. stored: the table has the names that bytes and digests keep, and no
+    others.
+    """
+    if not stored:
+        table = current_names(cls, table, where)
+    return _built(cls, table, where, stored)
 
 
-def build_section(cls: type[S], table: Mapping[str, Any], where: str) -> S:
-    """A section from a table; ConfigError names the first unknown or missing key."""
-    hints = _hints(cls)
-    known = {f.name: f for f in fields(cls)}
+def _built(cls: type[S], table: Mapping[str, Any], where: str, stored: bool) -> S:
+    known = {f.stored if stored else f.name: f for f in _known(cls).values()}
     values: dict[str, Any] = {}
     for key, value in table.items():
         dotted = f"{where}.{key}" if where else str(key)
         if key not in known:
             raise ConfigError(_unknown(dotted, str(key), list(known)))
-        kind = hints[key]
-        if isinstance(kind, type) and issubclass(kind, Section):
+        inner = known[key].section
+        if inner:
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{dotted} must be a table")
-            values[key] = build_section(kind, value, dotted)
-        else:
-            values[key] = value
-    missing = [n for n, f in known.items() if n not in values and _required(f)]
+            value = _built(inner, value, dotted, stored)
+        values[known[key].name] = value
+    missing = [key for key, f in known.items() if f.name not in values and f.required]
     if missing:
         raise ConfigError(f"{where or 'the configuration'} lacks {', '.join(missing)}")
     return cls(**values)
-
-
-def _required(f: dataclasses.Field[Any]) -> bool:
-    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
 def _unknown(dotted: str, key: str, known: list[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1)
     hint = f'; did you mean "{close[0]}"?' if close else f"; known here: {', '.join(sorted(known))}"
     return f'unknown configuration key "{repr(dotted)[1:-1]}"{hint}'  # in one line, whatever it holds
+
+
+# --- old names ------------------------------------------------------------------------------------
+
+
+def current_names(
+    cls: type[Section], table: Mapping[str, Any], where: str = "", *, quiet: bool = False
+) -> dict[str, Any]:
+    """`table`, nested, with today's names in place of old ones, and one notice for all of them.
+
+    Raises:
+        ConfigError: a setting is given by both names.
+    """
+    renamed: dict[str, str] = {}
+    result = _renamed_table(cls, table, where, renamed)
+    if not quiet:
+        _notice(renamed)
+    return result
+
+
+def current_keys(cls: type[Section], changes: Mapping[str, Any], *, quiet: bool = False) -> dict[str, Any]:
+    """As `current_names`, for a flat table with dotted keys."""
+    new = {old: one.key for one in settings_of(cls) for old in one.old_keys}
+    renamed = {key: new[key] for key in changes if key in new}
+    for old, key in renamed.items():
+        if key in changes:
+            raise _both(old, key)
+    if not quiet:
+        _notice(renamed)
+    return {renamed.get(key, key): value for key, value in changes.items()}
+
+
+def _renamed_table(
+    cls: type[Section], table: Mapping[str, Any], where: str, renamed: dict[str, str]
+) -> dict[str, Any]:
+    known = _known(cls)
+    new = {old: f.name for f in known.values() for old in f.declared.old}
+    result: dict[str, Any] = {}
+    for key, value in table.items():
+        name, before = new.get(key, key), f"{where}." if where else ""
+        if key in new:
+            renamed[f"{before}{key}"] = f"{before}{name}"
+            if name in table:
+                raise _both(f"{before}{key}", f"{before}{name}")
+        inner = known[name].section if name in known else None
+        if inner and isinstance(value, Mapping):
+            value = _renamed_table(inner, value, f"{before}{name}", renamed)
+        result[name] = value
+    return result
+
+
+def _both(old: str, new: str) -> ConfigError:
+    return ConfigError(f"{old} is the old name of {new}, and both are given; drop {old}")
+
+
+def _notice(renamed: Mapping[str, str]) -> None:
+    if renamed:
+        pairs = ", ".join(f"{old} is now {new}" for old, new in renamed.items())
+        text = f"settings have new names: {pairs}; the old ones are read for one more version"
+        warnings.warn(text, RenamedSetting, stacklevel=2)
+
+
+# --- one value ------------------------------------------------------------------------------------
 
 
 def _coerce(name: str, kind: Any, value: Any) -> Any:
@@ -127,3 +419,7 @@ def _shown(value: object) -> str:
 def _spoken(kind: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     return names.get(kind, str(kind))
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"

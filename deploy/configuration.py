@@ -8,16 +8,17 @@ from typing import Any
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError
+from penchant.common.settings import current_keys
 from penchant.deploy.recipes import recipe
 
 
 def configure(flags: dict[str, Any], file: Path | None) -> RunConfig:
     """Defaults, then the recipe of (data set, share), then the file, then the flags."""
-    explicit = file_changes(file) | flags
+    explicit = file_changes(file) | current_keys(RunConfig, flags)
     base = RunConfig()
     dataset = explicit.get("data.dataset", base.data.dataset)
     share = explicit.get("adapter.share", base.adapter.share)
-    tuned = recipe(str(dataset), str(share))
+    tuned = current_keys(RunConfig, recipe(str(dataset), str(share)))
     if explicit.get("data.clients"):  # the recipe's cohort was tuned for everybody
         tuned.pop("federation.cohort", None)
     if "federation.rounds" in explicit and tuned.get("federation.warmup_rounds"):  # in proportion
@@ -39,20 +40,16 @@ def file_changes(file: Path | None) -> dict[str, Any]:
             changes.update({f"{key}.{inner}": v for inner, v in value.items()})
         else:
             changes[key] = value
-    return changes
+    return current_keys(RunConfig, changes, quiet=True)  # reading the file gave the notice
 
 
-def given(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+def names_of(text: str) -> tuple[str, ...]:
+    """The names in a list with commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def names_of(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def numbers_of(flag: str, text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
+def numbers_of(flag: str, text: str) -> tuple[int, ...]:
+    """The whole numbers in a list with commas; none for "all". ConfigError names `flag` where that fails."""
     if text.strip() == "all":
         return ()
     try:

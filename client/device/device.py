@@ -447,7 +447,7 @@ def _context(planned: PlannedModel, factors: Vector) -> Model:
 
 def _epochs(plan: Plan) -> int:
     """Passes of a refit on the device: what the run asks for, and never none."""
-    return plan.training.refit_epochs or plan.training.local_epochs
+    return plan.training.final_fit_epochs or plan.training.local_epochs
 
 
 def _toml(section: Section) -> str:

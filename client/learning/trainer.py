@@ -65,16 +65,16 @@ class LocalTrainer:
     Args:
         model: shared by all people of the process.
         split: which tensors are shared and which personal.
-        training: rates, epochs, order, pull.
-        start: the personal vector that `training.pull` pulls towards (the common start).
+        training: rates, epochs, the order of updates, the L2 penalty.
+        start: the personal vector that `training.l2_to_start` pulls towards (the common start).
     """
 
     def __init__(
         self, model: RewardModel, split: Split, training: TrainingConfig, start: Vector | None = None
     ) -> None:
-        if training.pull and start is None:
+        if training.l2_to_start and start is None:
             raise ConfigError(
-                "training.pull needs the common start of the personal part; give it, or set pull to 0"
+                "training.l2_to_start needs the common start of the personal part; give it, or set that to 0"
             )
         if start is not None:
             split.personal.check(start)
@@ -95,7 +95,7 @@ class LocalTrainer:
         leaves = self._leaves(shared, personal)
         personal_rates, shared_rates = self._rates()
         steps = self._fit(leaves, personal_rates, settings.alone_epochs, prepared, seed)
-        then = shared_rates if settings.order == "alternating" else personal_rates | shared_rates
+        then = shared_rates if settings.update_order == "alternating" else personal_rates | shared_rates
         steps += self._fit(leaves, then, settings.local_epochs, prepared, seed + 1)
         new_shared, new_personal = self._vectors(leaves)
         return Outcome(new_shared - shared, new_personal, len(prepared), before, steps)
@@ -110,13 +110,13 @@ class LocalTrainer:
         epochs: int | None = None,
         lr: float | None = None,
     ) -> Vector:
-        """Fit the personal part alone on frozen shared factors (the last refit, and a new person's start).
+        """Fit the personal part alone on frozen shared factors (the final fit, and a new person's start).
 
-        `epochs` and `lr` default to the configuration's refit_epochs and refit_lr; a personal head takes
-        the same rate. Errors as `train`.
+        `epochs` and `lr` default to the configuration's final_fit_epochs and final_fit_lr; a personal head
+        takes the same rate. Errors as `train`.
         """
-        epochs = self._training.refit_epochs if epochs is None else epochs
-        rate = self._training.refit_lr if lr is None else lr
+        epochs = self._training.final_fit_epochs if epochs is None else epochs
+        rate = self._training.final_fit_lr if lr is None else lr
         leaves = self._leaves(shared, personal)
         self._fit(leaves, dict.fromkeys(self._split.personal.names, rate), epochs, prepared, seed)
         return self._vectors(leaves)[1]
@@ -217,7 +217,7 @@ class LocalTrainer:
 
     def _chunks(self, batch: PreparedPairs) -> Iterator[PreparedPairs]:
         """The batch in pieces of at most `chunk` pairs."""
-        size = self._training.chunk
+        size = self._training.micro_batch_size
         if size == 0 or size >= len(batch):
             yield batch
             return
@@ -226,7 +226,7 @@ class LocalTrainer:
 
     def _pull(self, trained: Leaves) -> Tensor | float:
         """(pull/2) ‖personal - common start‖² over the personal tensors in training."""
-        if self._start is None or not self._training.pull:
+        if self._start is None or not self._training.l2_to_start:
             return 0.0
         start = self._split.personal.unflatten(self._start)
         distances = [
@@ -234,7 +234,7 @@ class LocalTrainer:
             for name, value in start.items()
             if name in trained
         ]
-        return self._training.pull / 2 * torch.stack(distances).sum() if distances else 0.0
+        return self._training.l2_to_start / 2 * torch.stack(distances).sum() if distances else 0.0
 
     def _batches(self, prepared: PreparedPairs, epochs: int, seed: int) -> Iterator[PreparedPairs]:
         """All pairs at once, or each epoch in batches of `batch_size` in an order drawn from the seed."""

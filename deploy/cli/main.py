@@ -10,7 +10,7 @@ import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import click
 import typer
@@ -20,56 +20,19 @@ from penchant.common.errors import PenchantError, RunDirectoryError, UsageError
 from penchant.deploy import run_directory
 from penchant.deploy.cli import authority, console, device, server
 from penchant.deploy.cli.errors import guarded, report_error
+from penchant.deploy.cli.notices import notices_in_one_line
 from penchant.deploy.cli.options import (
     DATA,
     MODEL,
     RUN,
-    Alpha,
-    BaseModel,
-    BatchSize,
-    Clients,
-    Cohort,
     ConfigFile,
-    Dataset,
     Debug,
-    Dtype,
-    Evaluate,
-    GridOption,
-    Head,
-    Holdouts,
-    Layers,
-    LocalEpochs,
-    LrHead,
-    LrPersonal,
-    LrShared,
-    MaxTokens,
-    MinHonest,
-    Modules,
-    Normalize,
-    Optimizer,
-    Order,
+    Flags,
     Out,
-    Pairs,
-    PersonalEpochs,
-    Pooling,
-    Pull,
-    Quantize,
-    Rank,
-    RefitEpochs,
-    RefitLr,
-    Rounds,
-    SecAgg,
-    ServerLr,
-    ServerOptimizer,
-    ShareBase,
-    SharedOptimizer,
-    SkipBad,
-    ValidationPairs,
-    Warmup,
-    WarmupLr,
-    option,
+    Resume,
+    with_settings,
 )
-from penchant.deploy.configuration import configure, file_changes, given, names_of, numbers_of
+from penchant.deploy.configuration import configure, file_changes
 
 __all__ = ["main"]
 
@@ -97,150 +60,58 @@ def root(show_version: Annotated[bool, typer.Option("--version", help="Print the
 
 
 @app.command(rich_help_panel="Researcher")
+@with_settings()
 def simulate(
-    dataset: Dataset = None,
-    clients: Clients = None,
-    holdout_clients: Holdouts = None,
-    pairs: Pairs = None,
-    validation_pairs: ValidationPairs = None,
-    skip_bad_rows: SkipBad = False,
-    evaluate: Evaluate = None,
-    base_model: BaseModel = None,
-    pooling: Pooling = None,
-    normalize: Normalize = None,
-    max_tokens: MaxTokens = None,
-    dtype: Dtype = None,
-    quantize: Quantize = None,
-    share: Annotated[
-        str | None,
-        option("adapter.share", "What is shared: B, A, kernel, svd, AB, none, ffa or lore.", MODEL),
-    ] = None,
-    head: Head = None,
-    rank: Rank = None,
-    alpha: Alpha = None,
-    target_modules: Modules = None,
-    layers: Layers = None,
-    share_base: ShareBase = None,
-    lr_shared: LrShared = None,
-    lr_personal: LrPersonal = None,
-    lr_head: LrHead = None,
-    warmup_lr: WarmupLr = None,
-    optimizer: Optimizer = None,
-    shared_optimizer: SharedOptimizer = None,
-    local_epochs: LocalEpochs = None,
-    batch_size: BatchSize = None,
-    order: Order = None,
-    personal_epochs: PersonalEpochs = None,
-    pull: Pull = None,
-    refit_epochs: RefitEpochs = None,
-    refit_lr: RefitLr = None,
-    rounds: Rounds = None,
-    warmup_rounds: Warmup = None,
-    cohort: Cohort = None,
-    server_optimizer: ServerOptimizer = None,
-    server_lr: ServerLr = None,
-    secagg: SecAgg = None,
-    min_honest: MinHonest = None,
-    grid: GridOption = None,
-    seed: Annotated[int | None, option("seed", "Seed of everything that must repeat.", RUN)] = None,
-    config: ConfigFile = None,
-    out: Out = None,
-    resume: Annotated[
-        Path | None, typer.Option("--resume", help="Go on in this run directory.", rich_help_panel=RUN)
-    ] = None,
-    debug: Debug = False,
+    flags: Flags, config: ConfigFile = None, out: Out = None, resume: Resume = None, debug: Debug = False
 ) -> None:
-    """Simulate a federation on this machine and report how well each person's model does."""
-    flags = given(
-        {
-            "data.dataset": dataset,
-            "data.clients": clients,
-            "data.holdout_clients": holdout_clients,
-            "data.pairs": pairs,
-            "data.validation_pairs": validation_pairs,
-            "data.bad_rows": "skip" if skip_bad_rows else None,
-            "data.evaluate": evaluate,
-            "model.base_model": base_model,
-            "model.pooling": pooling,
-            "model.normalize": normalize,
-            "model.max_tokens": max_tokens,
-            "model.dtype": dtype,
-            "model.quantize": quantize,
-            "adapter.share": share,
-            "adapter.head": head,
-            "adapter.rank": rank,
-            "adapter.alpha": alpha,
-            "adapter.target_modules": names_of(target_modules),
-            "adapter.layers": numbers_of("--layers", layers),
-            "adapter.share_base": names_of(share_base),
-            "training.lr_shared": lr_shared,
-            "training.lr_personal": lr_personal,
-            "training.lr_head": lr_head,
-            "training.warmup_lr": warmup_lr,
-            "training.optimizer": optimizer,
-            "training.shared_optimizer": shared_optimizer,
-            "training.local_epochs": local_epochs,
-            "training.batch_size": batch_size,
-            "training.order": order,
-            "training.personal_epochs": personal_epochs,
-            "training.pull": pull,
-            "training.refit_epochs": refit_epochs,
-            "training.refit_lr": refit_lr,
-            "federation.rounds": rounds,
-            "federation.warmup_rounds": warmup_rounds,
-            "federation.cohort": cohort,
-            "federation.server_optimizer": server_optimizer,
-            "federation.server_lr": server_lr,
-            "privacy.secagg": secagg,
-            "privacy.min_honest": min_honest,
-            "grid": grid,
-            "seed": seed,
-        }
-    )
+    """Simulate a federation on this machine and report how well each person's model does.
 
-    def work() -> None:
-        from penchant.deploy.cli.show_simulation import run_and_show
+    Defaults and ranges are in docs/settings.md. A data set may have a recipe of settings tuned for it;
+    a configuration file comes before a recipe, and a flag before both.
+    """
+    if resume:
+        guarded(lambda: _go_on(resume, flags, config, out), debug)
+    else:
+        guarded(lambda: _begin(flags, config, out), debug)
 
-        if resume is not None:
-            if out is not None:
-                raise UsageError("--resume goes on in its own directory; drop --out")
-            run_and_show(_resumed(resume, flags, config), resume)
-            return
-        settled = configure(flags, config)
-        directory = out or Path("runs") / _run_name(settled)
-        run_directory.refuse_used(directory)
-        from penchant.deploy.simulation.world import prepare
 
-        world = prepare(settled)  # refuses what can't work before anything is written
-        run_directory.create(directory, settled)
-        run_and_show(settled, directory, world)
+def _begin(flags: Flags, file: Path | None, out: Path | None) -> None:
+    """Simulate in a new run directory."""
+    config = configure(flags, file)
+    directory = out or Path("runs") / _run_name(config)
+    run_directory.refuse_used(directory)
+    from penchant.deploy.cli.show_simulation import run_and_show
+    from penchant.deploy.simulation.world import prepare
 
-    guarded(work, debug)
+    world = prepare(config)  # refuses what can't work before anything is written
+    run_directory.create(directory, config)
+    run_and_show(config, directory, world)
+
+
+def _go_on(directory: Path, flags: Flags, file: Path | None, out: Path | None) -> None:
+    """Simulate on in a run directory."""
+    from penchant.deploy.cli.show_simulation import run_and_show
+
+    if out is not None:
+        raise UsageError("--resume goes on in its own directory; drop --out")
+    run_and_show(_resumed(directory, flags, file), directory)
 
 
 @app.command(rich_help_panel="Researcher")
+@with_settings("adapter.share", "seed", "adapter.head", "data.clients", "data.pairs")
 def compare(
+    flags: Flags,
     shares: Annotated[str, typer.Option(help="What is shared, a list: A,B,AB,none.")] = "A,B,AB,none",
     seeds: Annotated[str, typer.Option(help="A list.")] = "0,1,2",
     heads: Annotated[
         str | None, typer.Option(help="Score heads, a list: auto,shared,personal.", rich_help_panel=MODEL)
     ] = None,
-    dataset: Dataset = None,
     clients: Annotated[
         str | None, typer.Option(help="People to take part, a list; 0: all.", rich_help_panel=DATA)
     ] = None,
     pairs: Annotated[
         str | None, typer.Option(help="Training pairs a person, a list.", rich_help_panel=DATA)
     ] = None,
-    holdout_clients: Holdouts = None,
-    validation_pairs: ValidationPairs = None,
-    skip_bad_rows: SkipBad = False,
-    evaluate: Evaluate = None,
-    base_model: BaseModel = None,
-    max_tokens: MaxTokens = None,
-    rounds: Rounds = None,
-    cohort: Cohort = None,
-    secagg: SecAgg = None,
     config: ConfigFile = None,
     out: Annotated[
         Path, typer.Option("--out", help="Directory to make, or to go on in.", rich_help_panel=RUN)
@@ -252,20 +123,6 @@ def compare(
     Each share has the settings tuned for it on the data set, where there are any; what it cost is said
     beside its accuracy. The same command goes on where it was interrupted.
     """
-    flags = given(
-        {
-            "data.dataset": dataset,
-            "data.holdout_clients": holdout_clients,
-            "data.validation_pairs": validation_pairs,
-            "data.bad_rows": "skip" if skip_bad_rows else None,
-            "data.evaluate": evaluate,
-            "model.base_model": base_model,
-            "model.max_tokens": max_tokens,
-            "federation.rounds": rounds,
-            "federation.cohort": cohort,
-            "privacy.secagg": secagg,
-        }
-    )
 
     def work() -> None:
         from penchant.deploy.comparison.cases import combinations
@@ -322,7 +179,7 @@ def audit(
 # --- from flags to a configuration ----------------------------------------------------------------
 
 
-def _resumed(directory: Path, flags: dict[str, Any], file: Path | None) -> RunConfig:
+def _resumed(directory: Path, flags: Flags, file: Path | None) -> RunConfig:
     """The directory's own configuration; RunDirectoryError if flags or file ask for another one."""
     own = run_directory.read_config(directory)
     if own.changed(file_changes(file) | flags) != own:
@@ -343,7 +200,8 @@ def _run_name(config: RunConfig) -> str:
 def main() -> None:
     """Entry point of the ``penchant`` command."""
     try:
-        code = app(standalone_mode=False)
+        with notices_in_one_line():
+            code = app(standalone_mode=False)
     except PenchantError as error:  # from reading the flags themselves, or after --debug
         if "--debug" in sys.argv:
             raise

@@ -1,129 +1,133 @@
-"""The options that several commands share."""
+"""The options that several commands share, and a flag for every setting."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
+from penchant.common.config import RunConfig
+from penchant.common.settings import Setting, current_keys, settings_of
+from penchant.deploy.configuration import names_of, numbers_of
+
 DATA = "Data"
 MODEL = "Model and adapter"
-_TRAINING = "Training"
-_FEDERATION = "Federation"
 RUN = "Run"
 
+Flags = dict[str, Any]  # dotted keys of the settings that were given as flags
 
-def option(key: str, help: str, panel: str, *names: str, **more: Any) -> Any:
-    """A flag that sets the configuration key `key`; unset flags leave the file's or the recipe's value."""
-    flag = names or (f"--{key.split('.')[-1].replace('_', '-')}",)
-    return typer.Option(*flag, help=help, rich_help_panel=panel, **more)
-
-
-Dataset = Annotated[
-    str | None, option("data.dataset", "senate, senate-masked, another name, a FILE, or a HUB_ID.", DATA)
-]
-Clients = Annotated[int | None, option("data.clients", "People to take part; 0: all.", DATA)]
-Holdouts = Annotated[
-    int | None,
-    option("data.holdout_clients", "People kept out: newcomers, who come when it is trained.", DATA),
-]
-Pairs = Annotated[int | None, option("data.pairs", "Training pairs a person.", DATA)]
-ValidationPairs = Annotated[
-    int | None,
-    option("data.validation_pairs", "Validation pairs a person; 0: hold nothing out for them.", DATA),
-]
-SkipBad = Annotated[
-    bool, typer.Option("--skip-bad-rows", help="Skip bad rows and say so.", rich_help_panel=DATA)
-]
-Evaluate = Annotated[str | None, option("data.evaluate", "Score on test or on validation.", DATA)]
-BaseModel = Annotated[str | None, option("model.base_model", "Hugging Face id or folder.", MODEL)]
-Pooling = Annotated[
-    str | None, option("model.pooling", "A text's embedding: auto, mean, first or last token.", MODEL)
-]
-Normalize = Annotated[
-    float | None, option("model.normalize", "Scale of the L2-normalised embedding; 0: leave it.", MODEL)
-]
-MaxTokens = Annotated[int | None, option("model.max_tokens", "Tokens of a text that are read.", MODEL)]
-Dtype = Annotated[str | None, option("model.dtype", "auto, float32 or bfloat16.", MODEL)]
-Quantize = Annotated[
-    str | None, option("model.quantize", "Frozen weights: none or 4bit (needs CUDA).", MODEL)
-]
-Head = Annotated[str | None, option("adapter.head", "Score head: auto, shared or personal.", MODEL)]
-Rank = Annotated[int | None, option("adapter.rank", "Rank r of the factors.", MODEL)]
-Alpha = Annotated[float | None, option("adapter.alpha", "LoRA's alpha.", MODEL)]
-Modules = Annotated[
-    str | None, option("adapter.target_modules", "Linear modules to adapt, comma-separated.", MODEL)
-]
-Layers = Annotated[
-    str | None, option("adapter.layers", "Blocks to adapt, e.g. -1 or 4,5; all for all.", MODEL)
-]
-ShareBase = Annotated[
-    str | None,
-    option(
-        "adapter.share_base",
-        "Parts of the base trained and shared too, comma-separated: head, norm, or a module's path with *.",
-        MODEL,
-    ),
-]
-LrShared = Annotated[float | None, option("training.lr_shared", "Learning rate, shared part.", _TRAINING)]
-LrPersonal = Annotated[
-    float | None, option("training.lr_personal", "Learning rate, personal part.", _TRAINING)
-]
-LrHead = Annotated[float | None, option("training.lr_head", "Learning rate, score head.", _TRAINING)]
-WarmupLr = Annotated[
-    float | None,
-    option("training.warmup_lr", "Learning rate in warm-up rounds; 0: the others.", _TRAINING),
-]
-Optimizer = Annotated[str | None, option("training.optimizer", "On devices: adamw or sgd.", _TRAINING)]
-SharedOptimizer = Annotated[
-    str | None,
-    option("training.shared_optimizer", "On devices, of the shared part: same, adamw or sgd.", _TRAINING),
-]
-LocalEpochs = Annotated[int | None, option("training.local_epochs", "Epochs a client a round.", _TRAINING)]
-BatchSize = Annotated[int | None, option("training.batch_size", "Pairs a step; 0: all.", _TRAINING)]
-Order = Annotated[
-    str | None,
-    option(
-        "training.order",
-        "Parts in a round: joint, personal-first (then joint) or alternating (personal, then shared).",
-        _TRAINING,
-    ),
-]
-PersonalEpochs = Annotated[
-    int | None,
-    option(
-        "training.personal_epochs",
-        "Epochs of the personal part alone, unless joint; 0: as many as --local-epochs.",
-        _TRAINING,
-    ),
-]
-Pull = Annotated[
-    float | None, option("training.pull", "L2 pull of the personal part to its start.", _TRAINING)
-]
-RefitEpochs = Annotated[
-    int | None, option("training.refit_epochs", "Personal epochs after the last round.", _TRAINING)
-]
-RefitLr = Annotated[float | None, option("training.refit_lr", "Learning rate of that refit.", _TRAINING)]
-Rounds = Annotated[int | None, option("federation.rounds", "Rounds.", _FEDERATION)]
-Warmup = Annotated[
-    int | None, option("federation.warmup_rounds", "Rounds of AB before personalising.", _FEDERATION)
-]
-Cohort = Annotated[int | None, option("federation.cohort", "Clients a round; 0: a third.", _FEDERATION)]
-ServerOptimizer = Annotated[
-    str | None, option("federation.server_optimizer", "fedavg or fedadam.", _FEDERATION)
-]
-ServerLr = Annotated[float | None, option("federation.server_lr", "The server's rate.", _FEDERATION)]
-SecAgg = Annotated[
-    bool | None,
-    typer.Option(
-        "--secagg/--no-secagg", help="Secure aggregation (on by default).", rich_help_panel=_FEDERATION
-    ),
-]
-MinHonest = Annotated[
-    int | None, option("privacy.min_honest", "Honest people every sum must hold.", _FEDERATION)
-]
-GridOption = Annotated[str | None, option("grid", "local (one process) or ray.", RUN)]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML configuration.", rich_help_panel=RUN)]
 Out = Annotated[Path | None, typer.Option("--out", help="Run directory to make.", rich_help_panel=RUN)]
+Resume = Annotated[
+    Path | None, typer.Option("--resume", help="Go on in this run directory.", rich_help_panel=RUN)
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks for errors.", rich_help_panel=RUN)]
+
+
+def with_settings(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command a flag for every setting of a run, in the place of its parameter `flags`.
+
+    The command receives what was given as one table with dotted keys; what was not given leaves the value of
+    the configuration file, of the recipe, or the default.
+
+    Args:
+        without: keys of settings that have no flag here, because the command has an option of its own.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        options = [option for one in _run_last() if one.key not in without for option in _options(one)]
+
+        @functools.wraps(command)
+        def with_flags(**values: Any) -> None:
+            given = {option.key: values.pop(option.parameter) for option in options}
+            flags = {o.key: o.read(given[o.key]) for o in options if given[o.key] is not None}
+            command(flags=current_keys(RunConfig, flags), **values)
+
+        _take(with_flags, inspect.signature(command, eval_str=True), options)
+        return with_flags
+
+    return decorate
+
+
+def _run_last() -> list[Setting]:
+    """Every setting; those of the run as a whole stand last, with the options that say where it goes."""
+    return sorted(settings_of(RunConfig), key=lambda one: one.group == RUN)
+
+
+def _options(one: Setting) -> list[_Option]:
+    """The flag of a setting, and a hidden one for each of its old names."""
+    return [_Option(one, key) for key in (one.key, *one.old_keys)]
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One flag: of a setting by its key, or hidden by an old key."""
+
+    setting: Setting
+    key: str
+
+    @property
+    def parameter(self) -> str:
+        return self.key.replace(".", "__")
+
+    @property
+    def kind(self) -> type:
+        """What the words on the command line are read as first; lists are one word with commas."""
+        if self.setting.kind is bool or self.setting.declared.switch:
+            return bool
+        return self.setting.kind if self.setting.kind in (int, float) else str
+
+    @property
+    def names(self) -> str:
+        if self.key == self.setting.key:
+            return self.setting.flag
+        return f"--{self.key.rpartition('.')[2].replace('_', '-')}"
+
+    @property
+    def help(self) -> str:
+        """The meaning, and how a value is written where that is not plain."""
+        listed = get_origin(self.setting.kind) is tuple
+        if listed:
+            also = ", or all" if get_args(self.setting.kind)[0] is int else ""
+            return f"{self.setting.help} A list with commas{also}."
+        if self.kind is bool or callable(self.setting.declared.choices) or not self.setting.choices:
+            return self.setting.help
+        return f"{self.setting.help} One of: {', '.join(map(str, self.setting.choices))}."
+
+    def declare(self) -> inspect.Parameter:
+        """The parameter that Typer makes an option of."""
+        option = typer.Option(
+            self.names,
+            help=self.help,
+            rich_help_panel=self.setting.group,
+            hidden=self.key != self.setting.key,
+        )
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(
+            self.parameter, keyword, default=None, annotation=Annotated[self.kind | None, option]
+        )
+
+    def read(self, value: Any) -> Any:
+        """The setting's value for what was given. Raises ConfigError for a list that is not one."""
+        if self.setting.declared.switch:
+            yes, no = self.setting.declared.switch
+            return yes if value else no
+        if get_origin(self.setting.kind) is tuple:
+            numbers = get_args(self.setting.kind)[0] is int
+            return numbers_of(self.names, value) if numbers else names_of(value)
+        return value
+
+
+def _take(command: Any, signature: inspect.Signature, options: list[_Option]) -> None:
+    """Tell Typer, which reads a command's signature, that `command` takes `options` instead of `flags`."""
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        own = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        parameters += [option.declare() for option in options] if parameter.name == "flags" else [own]
+    command.__signature__ = signature.replace(parameters=parameters)
+    command.__annotations__ = {one.name: one.annotation for one in parameters}

@@ -71,7 +71,7 @@ def _table_run(case: Case, result: Row) -> Row:
         "rounds": result["rounds"],
         "client_calls": calls,
         "local_epochs": calls * (training.alone_epochs + training.local_epochs)
-        + result["clients"] * training.refit_epochs,
+        + result["clients"] * training.final_fit_epochs,
         "bytes_up": sum(row["bytes_up"] for row in log),
         "bytes_down": sum(row["bytes_down"] for row in log),
         "wall_seconds": result["wall_seconds"],

@@ -102,7 +102,7 @@ def configured(data: DataConfig, seed: int) -> Federation:
         pairs=data.pairs,
         validation_pairs=data.validation_pairs,
         test_pairs=data.test_pairs,
-        until=data.until,
+        until=data.time_cutoff,
         seed=seed,
         bad_rows=data.bad_rows,
         person_column=data.person_column or None,

@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from penchant.common.config import RunConfig
 from penchant.common.model.shares import find_share
+from penchant.common.settings import current_names
 from penchant.deploy.comparison.methods import head_of, method
 from penchant.deploy.report import comparison_page, plots, rendering
 from penchant.deploy.report.rendering import (
@@ -190,8 +192,11 @@ def _rounds_text(result: Row, log: Sequence[Row]) -> str:
     lost = sum(int(row["cohort"]) - int(row["survivors"]) for row in log if row.get("survivors") is not None)
     if lost > 0:
         text += f" {lost} times a client dropped out of a round."
-    training = (result.get("config") or {}).get("training") or {}
-    if training.get("refit_epochs"):
+    config = current_names(
+        RunConfig, result.get("config") or {}, quiet=True
+    )  # an older run's has older names
+    training = config.get("training") or {}
+    if training.get("final_fit_epochs"):
         text += " After the last round everyone refits the personal part."
     return text.strip()
 

@@ -53,7 +53,7 @@ def measure(full: bool, repeats: int) -> None:
     model.warm([*train, *test])
     per_text = (time.process_time() - start) / model.cache.forwards
     print(f"--- {model.tail.name} path: {per_text * 1e3:.1f} ms a new text")
-    trainer = LocalTrainer(model, split := model.split(), TrainingConfig(local_epochs=6, refit_epochs=30))
+    trainer = LocalTrainer(model, split := model.split(), TrainingConfig(local_epochs=6, final_fit_epochs=30))
     shared, personal = split.initial(0)
     mine, others = model.prepare(train), model.prepare(test)
     report("prepare 20 pairs", lambda: model.prepare(train), repeats)

@@ -65,9 +65,9 @@ def test_only_base_models_that_the_owner_named_are_loaded() -> None:
 @pytest.mark.parametrize(
     ("training", "cost"),
     [
-        ({"local_epochs": 101, "refit_epochs": 0}, 101),
-        ({"local_epochs": 1, "refit_epochs": 101}, 101),
-        ({"local_epochs": 60, "refit_epochs": 0, "order": "alternating"}, 120),
+        ({"local_epochs": 101, "final_fit_epochs": 0}, 101),
+        ({"local_epochs": 1, "final_fit_epochs": 101}, 101),
+        ({"local_epochs": 60, "final_fit_epochs": 0, "update_order": "alternating"}, 120),
     ],
 )
 def test_one_round_costs_no_more_than_the_owner_allows(training: dict[str, Any], cost: int) -> None:

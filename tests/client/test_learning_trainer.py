@@ -176,7 +176,7 @@ def test_alternating_is_plain_descent_on_one_part_then_the_other(
     slow = reward_model(tiny_model("bert"), full=True)
     split = split_of(model, share)
     shared, personal = somewhere(split)
-    made = trainer(model, share, optimizer="sgd", order="alternating", personal_epochs=3)
+    made = trainer(model, share, optimizer="sgd", update_order="alternating", personal_epochs=3)
     outcome = made.train(shared, personal, model.prepare(PAIRS), seed=0)
     stages = [(set(split.personal.names), 3), (set(split.shared.names), 5)]
     expected_shared, expected_personal = plain_descent(slow, split, shared, personal, stages)
@@ -206,7 +206,7 @@ def test_each_step_of_alternating_leaves_the_other_part_as_it_is_to_the_bit(
     """The personal step is a fit on frozen shared factors; the shared step trains as if alone."""
     shared, personal = somewhere(split_of(model, "A", head))
     prepared = model.prepare(PAIRS)
-    changes = {"optimizer": optimizer, "order": "alternating"}
+    changes = {"optimizer": optimizer, "update_order": "alternating"}
     outcome = trainer(model, "A", head, **changes).train(shared, personal, prepared, seed=0)
     fitted = trainer(model, "A", head, optimizer=optimizer).fit_personal(
         shared, personal, prepared, 0, epochs=5, lr=0.02
@@ -270,7 +270,7 @@ def test_the_first_step_is_as_long_as_the_rate(model: RewardModel) -> None:
 def test_personal_first_is_a_refit_and_then_joint_training(model: RewardModel) -> None:
     shared, personal = split_of(model).initial(0)
     prepared = model.prepare(PAIRS)
-    made = trainer(model, order="personal-first", personal_epochs=4)
+    made = trainer(model, update_order="personal-first", personal_epochs=4)
     outcome = made.train(shared, personal, prepared, seed=0)
     fitted = trainer(model).fit_personal(shared, personal, prepared, 0, epochs=4, lr=0.02)
     then = trainer(model).train(shared, fitted, prepared, seed=0)
@@ -283,8 +283,8 @@ def test_without_a_number_of_its_own_the_personal_step_takes_as_many_epochs(mode
     shared, personal = split_of(model).initial(0)
     prepared = model.prepare(PAIRS)
     for order, steps in (("joint", 5), ("personal-first", 10), ("alternating", 10)):
-        assert trainer(model, order=order).train(shared, personal, prepared, seed=0).steps == steps
-        assert dataclasses.replace(SETTINGS, order=order, refit_epochs=0).epochs == steps
+        assert trainer(model, update_order=order).train(shared, personal, prepared, seed=0).steps == steps
+        assert dataclasses.replace(SETTINGS, update_order=order, final_fit_epochs=0).epochs == steps
 
 
 def test_fitting_the_personal_part_helps_and_leaves_the_shared_one(model: RewardModel) -> None:
@@ -309,12 +309,12 @@ def test_pull_holds_the_personal_part_near_the_start(model: RewardModel) -> None
     prepared = model.prepare(PAIRS)
     lengths = []
     for pull in (0.0, 10.0):
-        settings = dataclasses.replace(SETTINGS, pull=pull, local_epochs=20)
+        settings = dataclasses.replace(SETTINGS, l2_to_start=pull, local_epochs=20)
         outcome = LocalTrainer(model, split, settings, start).train(shared, start, prepared, seed=0)
         lengths.append(float(np.linalg.norm(outcome.personal - start)))
     assert lengths[1] < 0.5 * lengths[0]
     with pytest.raises(ConfigError, match="common start"):
-        LocalTrainer(model, split, dataclasses.replace(SETTINGS, pull=1.0))
+        LocalTrainer(model, split, dataclasses.replace(SETTINGS, l2_to_start=1.0))
 
 
 @pytest.mark.parametrize(("size", "steps"), [(0, 5), (6, 5), (4, 10), (1, 30)])
@@ -328,10 +328,13 @@ def test_steps_of_a_batch_size(model: RewardModel, size: int, steps: int) -> Non
 def test_chunks_spare_memory_and_change_nothing(model: RewardModel, batch: int, chunk: int) -> None:
     start = split_of(model).initial(0)
     prepared = model.prepare(PAIRS)
-    settings = dataclasses.replace(SETTINGS, optimizer="sgd", batch_size=batch, pull=0.5)
+    settings = dataclasses.replace(SETTINGS, optimizer="sgd", batch_size=batch, l2_to_start=0.5)
     outcomes = [
         LocalTrainer(
-            model, split_of(model), dataclasses.replace(settings, chunk=size), start[1] + np.float32(1)
+            model,
+            split_of(model),
+            dataclasses.replace(settings, micro_batch_size=size),
+            start[1] + np.float32(1),
         ).train(*start, prepared, seed=0)
         for size in (0, chunk)
     ]

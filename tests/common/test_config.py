@@ -52,7 +52,7 @@ BOUNDED = [  # key, smallest allowed, largest allowed
     ("model.max_tokens", 2, 8192),
     ("adapter.rank", 1, 512),
     ("training.local_epochs", 1, 1000),
-    ("training.refit_epochs", 0, 10_000),
+    ("training.final_fit_epochs", 0, 10_000),
     ("federation.rounds", 0, 4000),
     ("federation.cohort", 0, 1_000_000),
     ("federation.attempts", 1, 100),
@@ -95,7 +95,7 @@ def configurations(draw: st.DrawFn) -> RunConfig:
             pairs=draw(st.integers(1, 100_000)),
             validation_pairs=draw(st.integers(1, 100_000)),
             test_pairs=draw(st.integers(1, 100_000)),
-            until=draw(st.floats(0.01, 1)),
+            time_cutoff=draw(st.floats(0.01, 1)),
             person_column=draw(text),
             bad_rows=draw(st.sampled_from(["refuse", "skip"])),
             evaluate=draw(st.sampled_from(["test", "validation"])),
@@ -124,13 +124,13 @@ def configurations(draw: st.DrawFn) -> RunConfig:
             warmup_lr=draw(rate),
             local_epochs=draw(st.integers(1, 1000)),
             batch_size=draw(st.integers(0, 100_000)),
-            chunk=draw(st.integers(0, 100_000)),
+            micro_batch_size=draw(st.integers(0, 100_000)),
             weight_decay=draw(st.floats(0, 100)),
-            order=draw(st.sampled_from(["joint", "personal-first", "alternating"])),
+            update_order=draw(st.sampled_from(["joint", "personal-first", "alternating"])),
             personal_epochs=draw(st.integers(0, 1000)),
-            pull=draw(st.floats(0, 1e6)),
-            refit_epochs=draw(st.integers(0, 10_000)),
-            refit_lr=draw(rate),
+            l2_to_start=draw(st.floats(0, 1e6)),
+            final_fit_epochs=draw(st.integers(0, 10_000)),
+            final_fit_lr=draw(rate),
         ),
         federation=FederationConfig(
             rounds=rounds,
@@ -321,11 +321,13 @@ def test_wrong_configuration_is_wrong_use() -> None:
 
 
 def test_epochs_are_what_one_round_may_cost() -> None:
-    assert TrainingConfig(local_epochs=6, refit_epochs=30).epochs == 30
-    assert TrainingConfig(local_epochs=6, refit_epochs=0).epochs == 6
-    alternating = TrainingConfig(local_epochs=6, refit_epochs=0, order="alternating")
+    assert TrainingConfig(local_epochs=6, final_fit_epochs=30).epochs == 30
+    assert TrainingConfig(local_epochs=6, final_fit_epochs=0).epochs == 6
+    alternating = TrainingConfig(local_epochs=6, final_fit_epochs=0, update_order="alternating")
     assert (alternating.alone_epochs, alternating.epochs) == (6, 12)
-    first = TrainingConfig(local_epochs=6, personal_epochs=4, refit_epochs=0, order="personal-first")
+    first = TrainingConfig(
+        local_epochs=6, personal_epochs=4, final_fit_epochs=0, update_order="personal-first"
+    )
     assert (first.alone_epochs, first.epochs) == (4, 10)
 
 

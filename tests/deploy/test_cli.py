@@ -88,7 +88,7 @@ def tiny(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
     config.write_text(
         '[data]\nperson_column = "user"\npairs = 4\nvalidation_pairs = 1\ntest_pairs = 3\n'
         f'dataset = "{choices}"\n[model]\nbase_model = "{tiny_model("bert")}"\n'
-        "[federation]\nrounds = 1\n[training]\nlocal_epochs = 1\nrefit_epochs = 1\n",
+        "[federation]\nrounds = 1\n[training]\nlocal_epochs = 1\nfinal_fit_epochs = 1\n",
         encoding="utf-8",
     )
     return ["--config", str(config)]

@@ -66,7 +66,7 @@ def base(rows_file: Path, tiny_model: Callable[[str], Path]) -> RunConfig:
             "data.test_pairs": 12,
             "model.base_model": str(tiny_model("bert")),
             "training.local_epochs": 2,
-            "training.refit_epochs": 2,
+            "training.final_fit_epochs": 2,
             "federation.rounds": 2,
             "federation.cohort": 4,
             "privacy.secagg": False,

@@ -52,7 +52,7 @@ def config(tmp_path: Path, operations: OperationsOnThisMachine, tiny_model: Call
     return (
         f'[data]\nperson_column = "user"\npairs = 4\nvalidation_pairs = 1\ntest_pairs = 3\n'
         f'dataset = "{data / "choices.jsonl"}"\n[model]\nbase_model = "{data / "model"}"\n'
-        "[federation]\nrounds = ROUNDS\n[training]\nlocal_epochs = 1\nrefit_epochs = 1\n"
+        "[federation]\nrounds = ROUNDS\n[training]\nlocal_epochs = 1\nfinal_fit_epochs = 1\n"
     )
 
 

@@ -63,7 +63,7 @@ def test_the_settings_are_those_of_the_paper(name: str) -> None:
     epochs = config.training.local_epochs
     assert federation.warmup_rounds * epochs == 2
     assert (federation.rounds - federation.warmup_rounds) * epochs == 3
-    assert (config.data.clients, federation.cohort, config.training.refit_epochs) == (5, 5, 0)
+    assert (config.data.clients, federation.cohort, config.training.final_fit_epochs) == (5, 5, 0)
     assert federation.max_weight >= config.data.pairs  # nobody's weight is cut
     assert config.privacy.secagg
 

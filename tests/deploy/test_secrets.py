@@ -138,7 +138,7 @@ def federation(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempP
         tiny_model("bert"),
         some_people(PEOPLE),
         training__lr_personal=0.0,
-        training__refit_lr=0.0,
+        training__final_fit_lr=0.0,
         adapter__share="A",
     )
     directory = tmp_path_factory.mktemp("secrets") / "run"
@@ -410,7 +410,7 @@ def opened(tiny_model: Callable[[str], Path], tmp_path: Path) -> Callable[..., O
             entropy=lambda i: Drawing(i, drawn),
             choices=lambda i: Choices(some_person(i).train, some_person(i).validation),
             training__lr_personal=0.0,
-            training__refit_lr=0.0,
+            training__final_fit_lr=0.0,
         )
         size = scene.model_cache.of(scene.config.plan("main", N)).split.personal.size
         for i in range(N):

@@ -58,7 +58,7 @@ def base(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
         "federation.rounds": 3,
         "federation.cohort": PEOPLE,
         "training.local_epochs": 2,
-        "training.refit_epochs": 2,
+        "training.final_fit_epochs": 2,
         "privacy.min_honest": 1,
         "privacy.max_colluders": 0,
     }
@@ -125,7 +125,7 @@ def test_every_share_with_everything_on(
         federation__cohort=5,
         federation__server_optimizer="fedadam",
         federation__server_lr=0.01,
-        training__order="personal-first",
+        training__update_order="personal-first",
         training__batch_size=2,
         training__local_epochs=3,
     )
@@ -167,7 +167,7 @@ def test_without_validation_pairs_a_run_learns_and_has_no_validation_accuracy(
 
 
 def test_people_without_validation_pairs_can_not_be_scored_on_them(base: dict[str, Any]) -> None:
-    changes = {"data.dataset": "senate", "data.person_column": "", "data.until": 0.05}
+    changes = {"data.dataset": "senate", "data.person_column": "", "data.time_cutoff": 0.05}
     config = RunConfig().changed(base | changes | {"data.evaluate": "validation"})
     with pytest.raises(DataError, match="of 100 people have no validation pairs, among them"):
         prepare(config, BENCHES)

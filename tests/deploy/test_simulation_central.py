@@ -110,7 +110,7 @@ def settings(tiny_model: Any, tmp_path: Path, share: str, **changes: Any) -> Run
         "training.lr_shared": RATES["shared"],
         "training.lr_personal": RATES["personal"],
         "training.lr_head": RATES["head"],
-        "training.refit_epochs": 0,
+        "training.final_fit_epochs": 0,
         "federation.rounds": ROUNDS,
         "federation.cohort": len(COUNTS),
         "privacy.secagg": False,

@@ -50,7 +50,7 @@ def base(tiny_model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
         "federation.rounds": 3,
         "federation.cohort": PEOPLE,
         "training.local_epochs": 2,
-        "training.refit_epochs": 2,
+        "training.final_fit_epochs": 2,
         "privacy.secagg": False,
     }
 
@@ -98,7 +98,7 @@ def test_the_personal_part_starts_from_the_warm_start(
     base: dict[str, Any], tmp_path: Path, share: str, head: str
 ) -> None:
     """All rounds are warm-up rounds and there is no refit: what a device has at the end is its start."""
-    changes = {"adapter__share": share, "adapter__head": head, "training__refit_epochs": 0}
+    changes = {"adapter__share": share, "adapter__head": head, "training__final_fit_epochs": 0}
     result = run(tmp_path / "run", base, federation__warmup_rounds=3, **changes)
     assert {row["phase"] for row in result["rounds_log"]} == {"warmup"}
     config = run_directory.read_config(tmp_path / "run")
@@ -129,9 +129,9 @@ def test_after_the_warm_up_rounds_the_personal_parts_part(base: dict[str, Any], 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"training__order": "alternating"},
-        {"training__order": "personal-first", "training__personal_epochs": 1},
-        {"training__pull": 100.0},
+        {"training__update_order": "alternating"},
+        {"training__update_order": "personal-first", "training__personal_epochs": 1},
+        {"training__l2_to_start": 100.0},
         {"training__optimizer": "sgd"},
         {"training__warmup_lr": 0.1, "federation__warmup_rounds": 1},
         {"federation__server_optimizer": "fedadam", "federation__server_lr": 0.01},
@@ -189,12 +189,12 @@ def test_every_flag_of_the_method_reaches_its_key(
         "--warmup-lr": ("training.warmup_lr", 0.014),
         "--optimizer": ("training.optimizer", "sgd"),
         "--shared-optimizer": ("training.shared_optimizer", "sgd"),
-        "--order": ("training.order", "alternating"),
+        "--update-order": ("training.update_order", "alternating"),
         "--personal-epochs": ("training.personal_epochs", 3),
         "--batch-size": ("training.batch_size", 5),
-        "--pull": ("training.pull", 0.5),
-        "--refit-epochs": ("training.refit_epochs", 4),
-        "--refit-lr": ("training.refit_lr", 0.015),
+        "--l2-to-start": ("training.l2_to_start", 0.5),
+        "--final-fit-epochs": ("training.final_fit_epochs", 4),
+        "--final-fit-lr": ("training.final_fit_lr", 0.015),
         "--share-base": ("adapter.share_base", ["head", "norm"]),
         "--dtype": ("model.dtype", "float32"),
         "--quantize": ("model.quantize", "4bit"),
@@ -215,7 +215,7 @@ def test_every_flag_of_the_method_reaches_its_key(
     ("flags", "line"),
     [
         (["--share", "C"], "adapter.share is 'C'; choose one of B, A, kernel, svd, AB, none, ffa, lore"),
-        (["--order", "shared-first"], "choose one of joint, personal-first, alternating"),
+        (["--update-order", "shared-first"], "choose one of joint, personal-first, alternating"),
         (["--optimizer", "adam"], "choose one of adamw, sgd"),
         (["--share", "none", "--head", "shared"], "drop one"),
         (["--share", "ffa", "--warmup-rounds", "1"], "no split to warm up for"),

@@ -132,7 +132,7 @@ class Joint:
         effective = self.split.effective(self.shared, own)
         loss = bradley_terry(self.model.margins(self.prepared[person], effective)).mean()
         for name, tensor in own.items():
-            loss = loss + self.training.pull / 2 * (tensor - self.start[name]).square().sum()
+            loss = loss + self.training.l2_to_start / 2 * (tensor - self.start[name]).square().sum()
         return loss
 
     def accuracy(self) -> float:

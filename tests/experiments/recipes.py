@@ -59,7 +59,7 @@ LEAST = {
     "training.weight_decay": 1e-5,
     "training.lr_head": 1e-4,
     "training.lr_personal": 1e-3,
-    "training.pull": 1e-4,
+    "training.l2_to_start": 1e-4,
 }
 AS_THEY_ARE = (
     "model.pooling",
@@ -100,7 +100,7 @@ def drawn(trial: optuna.Trial, share: str) -> Changes:
         "adapter.rank": rank,
         "adapter.alpha": float(rank),
         "training.local_epochs": epochs,
-        "training.refit_epochs": 0,
+        "training.final_fit_epochs": 0,
         "training.weight_decay": rate(trial, "training.weight_decay", 1e-5, 1),
         "federation.rounds": min(rounds, max(1, most // epochs)),
     }
@@ -108,7 +108,7 @@ def drawn(trial: optuna.Trial, share: str) -> Changes:
         changes["training.lr_head"] = rate(trial, "training.lr_head", 1e-4, 1)
     if share in PERSONAL:
         changes["training.lr_personal"] = rate(trial, "training.lr_personal", 1e-3, 0.1)
-        changes["training.pull"] = rate(trial, "training.pull", 1e-4, 1)
+        changes["training.l2_to_start"] = rate(trial, "training.l2_to_start", 1e-4, 1)
     if share in SPLIT:
         changes["adapter.head"] = trial.suggest_categorical("adapter.head", ("shared", "personal"))
         changes["federation.warmup_rounds"] = trial.suggest_categorical("federation.warmup_rounds", (0, 5))
@@ -141,7 +141,7 @@ def begun(share: str) -> list[Changes]:
         "model.normalize": 10.0,
         "training.weight_decay": 1e-3,
         "training.lr_personal": 0.01,
-        "training.pull": 0.01,
+        "training.l2_to_start": 0.01,
         "adapter.head": "shared",
         "federation.warmup_rounds": 0,
         "federation.cohort": 34,
@@ -196,7 +196,7 @@ class Runs:
                 "adapter.share": self._share,
                 "seed": seed,
                 "workers": 1,
-                "data.until": until,
+                "data.time_cutoff": until,
                 "data.validation_pairs": 0,
                 "privacy.secagg": False,
                 **recipe("senate", "all"),

@@ -359,7 +359,7 @@ def settings(
         "federation.rounds": 3,
         "federation.cohort": 4,
         "training.local_epochs": 2,
-        "training.refit_epochs": 2,
+        "training.final_fit_epochs": 2,
     }
 
 
@@ -412,7 +412,7 @@ def test_a_simulation_learns_bit_for_bit_the_same_with_and_without_secure_aggreg
 def test_accuracies_are_counted_only_in_a_crowd(scenes: Scenes, n: int, colluders: int, shown: bool) -> None:
     """Below 20 people who are honest for sure, each device leaves its bin of the histogram empty."""
     assert (threshold(n) - colluders >= HONEST_FOR_HISTOGRAM) == shown
-    scene = scenes(n, policy={"max_colluders": colluders}, federation__rounds=0, training__refit_epochs=1)
+    scene = scenes(n, policy={"max_colluders": colluders}, federation__rounds=0, training__final_fit_epochs=1)
     run = scene.serve()
     (log,) = run.journal.logs()
     assert (log.survivors, log.val_accuracy is not None) == (n, True)
@@ -427,5 +427,5 @@ def test_accuracies_are_counted_only_in_a_crowd(scenes: Scenes, n: int, colluder
 
 
 def test_no_accuracies_are_counted_where_nothing_is_masked(scenes: Scenes) -> None:
-    scene = plain(scenes, 29, federation__rounds=0, training__refit_epochs=1)
+    scene = plain(scenes, 29, federation__rounds=0, training__final_fit_epochs=1)
     assert scene.serve().journal.logs()[0].histogram is None

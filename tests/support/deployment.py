@@ -44,7 +44,7 @@ class Deployment:
                 "model.base_model": str(self.base),
                 "model.max_tokens": 16,
                 "training.local_epochs": 2,
-                "training.refit_epochs": 2,
+                "training.final_fit_epochs": 2,
                 "federation.cohort": self.devices,
                 "federation.deadline_seconds": 60.0,
                 "privacy.min_honest": 1,

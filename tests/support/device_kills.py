@@ -82,7 +82,7 @@ class Fleet:
                 "model.base_model": str(self.base),
                 "model.max_tokens": 16,
                 "training.local_epochs": 1,
-                "training.refit_epochs": 1,
+                "training.final_fit_epochs": 1,
                 "privacy.min_honest": 1,
                 "privacy.max_colluders": 0,
                 "federation.rounds": 4000,

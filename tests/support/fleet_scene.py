@@ -214,7 +214,7 @@ class FleetScene:
             "federation.cohort": n,
             "federation.attempts": 2,
             "training.local_epochs": 2,
-            "training.refit_epochs": 2,
+            "training.final_fit_epochs": 2,
         }
         self.config = RunConfig().changed(settings | {k.replace("__", "."): v for k, v in changes.items()})
         self.policy = OwnerPolicy(base_models=(str(base),), **(LENIENT | dict(policy or {})))

@@ -96,7 +96,7 @@ def config(folder: Path, base: str) -> RunConfig:
             "model.base_model": base,
             "model.max_tokens": 16,
             "training.local_epochs": 2,
-            "training.refit_epochs": 2,
+            "training.final_fit_epochs": 2,
             "federation.rounds": 2,
             "federation.cohort": 4,
             "federation.warmup_rounds": 1,

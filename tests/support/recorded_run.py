@@ -165,7 +165,7 @@ def world_of(base: Path, federation: Federation, **changes: Any) -> SimulationSe
         "federation.rounds": 2,
         "federation.cohort": people,
         "training.local_epochs": 2,
-        "training.refit_epochs": 2,
+        "training.final_fit_epochs": 2,
     }
     config = RunConfig().changed(settings | {k.replace("__", "."): v for k, v in changes.items()})
     cohort = cohort_size(config, people)
