@@ -1,10 +1,14 @@
 """The typed error tree. Every error says in one line what is wrong and what to do.
 
 ``exit_code`` follows the command line's convention: 2 for wrong use (bad input, refused before
-anything was changed), 1 for a failure during work. Messages never carry secrets or anybody's data.
+anything was changed), 1 for a failure during work. ``code`` names the class to programs that read errors as
+JSON (`penchant.deploy.error_report`): it stays when a class is renamed. Messages never carry secrets or
+anybody's data.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 __all__ = [
     "AgreementError",
@@ -41,6 +45,7 @@ __all__ = [
 class PenchantError(Exception):
     """Root of all errors that penchant raises on purpose."""
 
+    code: ClassVar[str] = "failed"
     exit_code = 1
 
 
@@ -50,23 +55,32 @@ class PenchantError(Exception):
 class UsageError(PenchantError):
     """The call is wrong; nothing was changed."""
 
+    code = "usage"
     exit_code = 2
 
 
 class ConfigError(UsageError):
     """A configuration value or key is unknown, missing or out of range."""
 
+    code = "config"
+
 
 class DataError(UsageError):
     """A data set or a row of it can't be used."""
+
+    code = "data"
 
 
 class BaseModelError(UsageError):
     """A base model is missing, is not what its digest says, or has no such modules."""
 
+    code = "base-model"
+
 
 class RunDirectoryError(UsageError):
     """A run directory is in use, belongs to another configuration, or is not one."""
+
+    code = "run-directory"
 
 
 # --- the wire and the protocol --------------------------------------------------------------------
@@ -75,55 +89,80 @@ class RunDirectoryError(UsageError):
 class ProtocolError(PenchantError):
     """A message, or its sender, broke the protocol."""
 
+    code = "protocol"
+
 
 class CodecError(ProtocolError):
     """Bytes that are not a well-formed message of this version."""
+
+    code = "codec"
 
 
 class StageError(ProtocolError):
     """A message that does not belong to the current stage, round, attempt or run."""
 
+    code = "stage"
+
 
 class AgreementError(ProtocolError):
     """Parties do not see the same thing: context digests, rosters or survivor lists differ."""
+
+    code = "agreement"
 
 
 class SignatureError(ProtocolError):
     """A signature is missing, wrong, repeated or by someone outside the list."""
 
+    code = "signature"
+
 
 class CertificateError(ProtocolError):
     """An identity without a valid certificate of the enrolment authority."""
+
+    code = "certificate"
 
 
 class MembershipError(ProtocolError):
     """A revoked identity, or a member list that is older than one already seen, stale or unsigned."""
 
+    code = "membership"
+
 
 class TokenError(ProtocolError):
     """A join token that is damaged, past its date, used by another device, or unknown here."""
+
+    code = "token"
 
 
 class EnrolmentError(ProtocolError):
     """A request to join that the server refuses, or a server that is not the one of the token."""
 
+    code = "enrolment"
+
 
 class OlderList(MembershipError):
     """A member list that is not newer than one already seen."""
+
+    code = "older-list"
 
 
 class SecretSharingError(ProtocolError):
     """Shares that do not open, do not combine, or rebuild another secret than announced."""
 
+    code = "secret-sharing"
+
 
 class QuantiserError(ProtocolError, ConfigError):
     """No ring and step exist that rule out overflow for these bounds."""
 
+    code = "quantiser"
     exit_code = 2
 
 
 class PolicyRefusal(ProtocolError):
     """The owner's policy does not allow what the server asks for."""
+
+    code = "policy-refusal"
 
 
 # --- the round ------------------------------------------------------------------------------------
@@ -132,29 +171,43 @@ class PolicyRefusal(ProtocolError):
 class RoundFailed(PenchantError):
     """A round ended without a result; finished rounds stand."""
 
+    code = "round-failed"
+
 
 class TooFewDevices(RoundFailed):
     """Fewer devices are available or answered than the configuration needs."""
+
+    code = "too-few-devices"
 
 
 class TooManyDropouts(RoundFailed):
     """A third of the roster or more was lost; nothing was revealed."""
 
+    code = "too-many-dropouts"
+
 
 class NotUnmasked(RoundFailed):
     """The sum could not be unmasked although enough devices answered."""
+
+    code = "not-unmasked"
 
 
 class DeviceError(PenchantError):
     """A device's own files, or its training, failed."""
 
+    code = "device"
+
 
 class JournalError(PenchantError):
     """The journal or a checkpoint can't be read or written."""
 
+    code = "journal"
+
 
 class ConsoleError(PenchantError):
     """The operator's console can't keep its own file, or can't do what it was asked for."""
+
+    code = "console"
 
 
 # --- a fleet --------------------------------------------------------------------------------------
@@ -163,6 +216,10 @@ class ConsoleError(PenchantError):
 class EnrolmentPending(PenchantError):
     """The authority has not answered a request to join yet: ask again later."""
 
+    code = "enrolment-pending"
+
 
 class GatewayError(PenchantError):
     """A process of the server can't be configured, started or kept up."""
+
+    code = "gateway"

@@ -1,4 +1,4 @@
-"""Numbers in words, the same wherever a person reads them."""
+"""Numbers and texts as they are shown, the same wherever a person reads them."""
 
 from __future__ import annotations
 
@@ -43,3 +43,9 @@ def duration(seconds: float | None) -> str:
     if days:
         return f"{days}\u202fd {hours}\u202fh"
     return f"{hours}\u202fh {minutes}\u202fmin" if hours else f"{minutes}\u202fmin {rest}\u202fs"
+
+
+def one_line(text: str) -> str:
+    """A text of somebody else in a single line that a terminal and a log may show: white space between words
+    becomes one space, and control characters become question marks."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))

@@ -6,13 +6,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from penchant.common.errors import UsageError
+from penchant.common.wording import one_line
+from penchant.deploy.cli.errors import command, on_interrupt
 
 if TYPE_CHECKING:
     from penchant.deploy.fleet.authority_inbox import PendingDecision
@@ -32,89 +33,69 @@ PASSPHRASE = "PENCHANT_AUTHORITY_PASSPHRASE"
 Where = Annotated[Path, typer.Argument(metavar="DIR", help="The authority's directory.")]
 Out = Annotated[Path, typer.Option("--out", help="File to write; an existing one is never replaced.")]
 Ask = Annotated[bool, typer.Option("--passphrase", help=f"Ask for the passphrase (or set {PASSPHRASE}).")]
-Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks for errors.")]
 
 
-@app.command()
-def init(directory: Where, passphrase: Ask = False, debug: Debug = False) -> None:
+@command(app)
+def init(directory: Where, passphrase: Ask = False) -> None:
     """Make a new authority; prints the digest that join tokens carry."""
+    from penchant.deploy.fleet.authority import AuthorityStore
 
-    def work() -> None:
-        from penchant.deploy.fleet.authority import AuthorityStore
-
-        office = AuthorityStore.init(directory, _passphrase(passphrase, confirm=True))
-        print(f"authority {office.digest.hex()}")
-        print(f"keep {directory} off the server, and a copy of it in a safe place")
-
-    _guarded(work, debug)
+    office = AuthorityStore.init(directory, _passphrase(passphrase, confirm=True))
+    print(f"authority {office.digest.hex()}")
+    print(f"keep {directory} off the server, and a copy of it in a safe place")
 
 
-@app.command()
+@command(app)
 def issue(
     directory: Where,
     request: Annotated[Path, typer.Argument(help="The device's request.")],
     out: Out,
     name: Annotated[str, typer.Option("--name", help="For the authority's own record.")] = "",
     passphrase: Ask = False,
-    debug: Debug = False,
 ) -> None:
     """Certify a device and write the answer for it."""
+    from penchant.common.membership.enrolment import Asked
+    from penchant.deploy.fleet.authority import AuthorityStore
 
-    def work() -> None:
-        from penchant.common.membership.enrolment import Asked
-        from penchant.deploy.fleet.authority import AuthorityStore
-
-        asked = Asked.decode(_read(request))
-        _refuse_existing(out)
-        answer = AuthorityStore(directory, _passphrase(passphrase)).issue(asked.request, name or asked.name)
-        _write(out, answer.encode())
-        print(f"member {answer.certificate.member}: {out}")
-
-    _guarded(work, debug)
+    asked = Asked.decode(_read(request))
+    _refuse_existing(out)
+    answer = AuthorityStore(directory, _passphrase(passphrase)).issue(asked.request, name or asked.name)
+    _write(out, answer.encode())
+    print(f"member {answer.certificate.member}: {out}")
 
 
-@app.command()
+@command(app)
 def revoke(
     directory: Where,
     member: Annotated[int, typer.Argument(help="The member's number.")],
     out: Out,
     why: Annotated[str, typer.Option("--why", help="For the authority's own record.")] = "",
     passphrase: Ask = False,
-    debug: Debug = False,
 ) -> None:
     """Revoke a member for good, and write the new list."""
+    from penchant.deploy.fleet.authority import AuthorityStore
 
-    def work() -> None:
-        from penchant.deploy.fleet.authority import AuthorityStore
-
-        _refuse_existing(out)
-        _write(out, AuthorityStore(directory, _passphrase(passphrase)).revoke(member, why))
-        print(f"member {member} is revoked; give {out} to the server")
-
-    _guarded(work, debug)
+    _refuse_existing(out)
+    _write(out, AuthorityStore(directory, _passphrase(passphrase)).revoke(member, why))
+    print(f"member {member} is revoked; give {out} to the server")
 
 
-@app.command()
+@command(app)
 def publish(
     directory: Where,
     out: Out,
     days: Annotated[int, typer.Option("--days", help="How long the list is valid.")] = 30,
     passphrase: Ask = False,
-    debug: Debug = False,
 ) -> None:
     """Sign the next member list, and write it."""
+    from penchant.deploy.fleet.authority import AuthorityStore
 
-    def work() -> None:
-        from penchant.deploy.fleet.authority import AuthorityStore
-
-        _refuse_existing(out)
-        _write(out, AuthorityStore(directory, _passphrase(passphrase)).publish(days=days))
-        print(f"{out} is valid for {days} days")
-
-    _guarded(work, debug)
+    _refuse_existing(out)
+    _write(out, AuthorityStore(directory, _passphrase(passphrase)).publish(days=days))
+    print(f"{out} is valid for {days} days")
 
 
-@app.command()
+@command(app)
 def attend(
     directory: Where,
     requests: Annotated[Path, typer.Option("--requests", help="Folder of the server's requests.")],
@@ -126,52 +107,43 @@ def attend(
         float, typer.Option("--watch", help="Look again every so many seconds, until stopped; 0: once.")
     ] = 0.0,
     passphrase: Ask = False,
-    debug: Debug = False,
 ) -> None:
     """Decide on the server's requests, one by one: files in, files out."""
+    from penchant.deploy.fleet import authority_inbox
+    from penchant.deploy.fleet.authority import AuthorityStore
 
-    def work() -> None:
-        from penchant.deploy.fleet import authority_inbox
-        from penchant.deploy.fleet.authority import AuthorityStore
-
-        office = AuthorityStore(directory, _passphrase(passphrase))
-        if yes:
-            print("everything is granted: whoever runs the server can enrol anybody", file=sys.stderr)
+    office = AuthorityStore(directory, _passphrase(passphrase))
+    if yes:
+        print("everything is granted: whoever runs the server can enrol anybody", file=sys.stderr)
+    with on_interrupt("what was decided stands, and the same command asks about the rest"):
         while True:
             for line in authority_inbox.attend(office, requests, answers, lambda m: yes or _granted(m)):
-                print(line, flush=True)
+                print(one_line(line), flush=True)
             if not watch:
                 return
             time.sleep(watch)
 
-    _guarded(work, debug)
 
-
-@app.command("list")
+@command(app, "list")
 def list_members(
     directory: Where,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
     passphrase: Ask = False,
-    debug: Debug = False,
 ) -> None:
     """Everybody ever certified."""
+    from penchant.deploy.fleet.authority import AuthorityStore
 
-    def work() -> None:
-        from penchant.deploy.fleet.authority import AuthorityStore
-
-        members = AuthorityStore(directory, _passphrase(passphrase)).members()
-        if as_json:
-            rows = [
-                {"number": m.number, "name": m.name, "issued": m.issued, "revoked": m.revoked, "why": m.why}
-                for m in members
-            ]
-            print(json.dumps(rows, indent=2, ensure_ascii=False))
-            return
-        for m in members:
-            state = f"revoked {_day(m.revoked)} {m.why}" if m.revoked is not None else "member"
-            print(f"{m.number:6d}  {_day(m.issued)}  {state:10s}  {m.name}".rstrip())
-
-    _guarded(work, debug)
+    members = AuthorityStore(directory, _passphrase(passphrase)).members()
+    if as_json:
+        rows = [
+            {"number": m.number, "name": m.name, "issued": m.issued, "revoked": m.revoked, "why": m.why}
+            for m in members
+        ]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    for m in members:
+        state = f"revoked {_day(m.revoked)} {m.why}" if m.revoked is not None else "member"
+        print(f"{m.number:6d}  {_day(m.issued)}  {one_line(state):10s}  {one_line(m.name)}".rstrip())
 
 
 # --- inner parts --------------------------------------------------------------------------------------
@@ -179,9 +151,9 @@ def list_members(
 
 def _granted(matter: PendingDecision) -> bool:
     if matter.kind == "enrol":
-        print(f"request {matter.who} {matter.what}".rstrip())
+        print(one_line(f"request {matter.who} {matter.what}"))
         return typer.confirm("Does the device's owner see the same request, and do you know them?")
-    print(f"the server asks to revoke member {matter.who}: {matter.what or 'no reason given'}")
+    print(one_line(f"the server asks to revoke member {matter.who}: {matter.what or 'no reason given'}"))
     return typer.confirm("Revoke it for good?")
 
 
@@ -214,9 +186,3 @@ def _write(path: Path, data: bytes) -> None:
             file.write(data)
     except OSError as error:
         raise UsageError(f"can't write {path}: {error.strerror}") from None
-
-
-def _guarded(work: Callable[[], None], debug: bool) -> None:
-    from penchant.deploy.cli.errors import guarded
-
-    guarded(work, debug)

@@ -6,7 +6,6 @@ import getpass
 import ipaddress
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
@@ -16,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from penchant.common.errors import UsageError
+from penchant.deploy.cli.errors import command, ending_in_one_line
 
 if TYPE_CHECKING:
     from penchant.server.console.accounts import ConsoleStore
@@ -60,11 +60,11 @@ State = Annotated[
         "--state", help="The console's own directory; the user's state directory.", show_default=False
     ),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks for errors.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The account's name.")]
 
 
 @app.callback(invoke_without_command=True)
+@ending_in_one_line
 def console(
     context: typer.Context,
     directories: Annotated[
@@ -85,75 +85,53 @@ def console(
         Path | None, typer.Option("--data", help="Folder of data sets and models that new runs may use.")
     ] = None,
     state: State = None,
-    debug: Debug = False,
 ) -> None:
     """The operator's console: a web application over the runs of a fleet."""
     if context.invoked_subcommand is not None or context.resilient_parsing:
         return
-
-    def work() -> None:
-        if not directories:
-            raise UsageError("name at least one run, or folder of runs: penchant console DIR")
-        hosts, https = reachable_as(host, port, tls_cert, tls_key, origin or [])
-        _serve(directories, host, port, (tls_cert, tls_key), hosts, https, data, state)
-
-    _guarded(work, debug)
+    if not directories:
+        raise UsageError("name at least one run, or folder of runs: penchant console DIR")
+    hosts, https = reachable_as(host, port, tls_cert, tls_key, origin or [])
+    _serve(directories, host, port, (tls_cert, tls_key), hosts, https, data, state)
 
 
-@account.command()
+@command(account)
 def add(
     name: Name,
     role: Annotated[str, typer.Option("--role", help="viewer or operator.")],
     state: State = None,
-    debug: Debug = False,
 ) -> None:
     """Make an account. The password is asked for, or read from standard input."""
-
-    def work() -> None:
-        store = _store(state)
-        store.add(name, role, _password())
-        store.note(_me(), "", "make an account", name, detail=f"role: {role}")
-        print(f"{name} may log in as {role}")
-
-    _guarded(work, debug)
+    store = _store(state)
+    store.add(name, role, _password())
+    store.note(_me(), "", "make an account", name, detail=f"role: {role}")
+    print(f"{name} may log in as {role}")
 
 
-@account.command()
-def passwd(name: Name, state: State = None, debug: Debug = False) -> None:
+@command(account)
+def passwd(name: Name, state: State = None) -> None:
     """Give an account another password; whoever is logged in with the old one is out."""
-
-    def work() -> None:
-        store = _store(state)
-        store.passwd(name, _password())
-        store.note(_me(), "", "change a password", name)
-        print(f"{name} has a new password")
-
-    _guarded(work, debug)
+    store = _store(state)
+    store.passwd(name, _password())
+    store.note(_me(), "", "change a password", name)
+    print(f"{name} has a new password")
 
 
-@account.command()
-def remove(name: Name, state: State = None, debug: Debug = False) -> None:
+@command(account)
+def remove(name: Name, state: State = None) -> None:
     """Take an account away; whoever is logged in with it is out."""
-
-    def work() -> None:
-        store = _store(state)
-        store.remove(name)
-        store.note(_me(), "", "remove an account", name)
-        print(f"{name} is removed")
-
-    _guarded(work, debug)
+    store = _store(state)
+    store.remove(name)
+    store.note(_me(), "", "remove an account", name)
+    print(f"{name} is removed")
 
 
-@account.command("list")
-def list_accounts(state: State = None, debug: Debug = False) -> None:
+@command(account, "list")
+def list_accounts(state: State = None) -> None:
     """All accounts."""
-
-    def work() -> None:
-        for one in _store(state).accounts():
-            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.used)) if one.used else "never"
-            print(f"{one.name:32s}  {one.role:8s}  last login {used}")
-
-    _guarded(work, debug)
+    for one in _store(state).accounts():
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.used)) if one.used else "never"
+        print(f"{one.name:32s}  {one.role:8s}  last login {used}")
 
 
 # --- inner parts --------------------------------------------------------------------------------------
@@ -182,7 +160,9 @@ def reachable_as(
     for origin in origins:
         parts = urlsplit(origin)
         if parts.scheme != "https" or not parts.netloc or parts.path not in ("", "/"):
-            raise UsageError(f"--origin {origin} is none; it looks like https://console.example.org")
+            raise UsageError(
+                f"--origin {origin} is not an origin; expected something like https://console.example.org"
+            )
         hosts.add(parts.netloc.lower())
     return frozenset(name.lower() for name in hosts), tls or bool(origins)
 
@@ -277,9 +257,3 @@ def _me() -> str:
         return f"{getpass.getuser()} (command line)"
     except OSError:
         return "command line"
-
-
-def _guarded(work: Callable[[], None], debug: bool) -> None:
-    from penchant.deploy.cli.errors import guarded
-
-    guarded(work, debug)

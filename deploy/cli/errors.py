@@ -1,32 +1,116 @@
-"""How a command ends when something is wrong: one line, and an exit code."""
+"""How a command is registered, and how it ends when something is wrong: in one line, with an exit code.
+
+Exit 2 is for wrong use, 1 for a failure, 130 for Ctrl-C. Only ``--debug``, which every command has, shows a
+traceback.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
+import click
 import typer
 
 from penchant.common.errors import PenchantError
+from penchant.deploy.error_report import INTERRUPTED, ErrorReport
+
+__all__ = ["command", "ending_in_one_line", "notice", "on_interrupt", "report_error", "report_interrupt"]
+
+Body = Callable[..., None]
+
+_DEBUG = inspect.Parameter(
+    "debug",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[bool, typer.Option("--debug", help="Tracebacks for errors.")],
+)
 
 
-def guarded(work: Callable[[], None], debug: bool) -> None:
+def command(
+    app: typer.Typer, name: str | None = None, *, formerly: str = "", **options: Any
+) -> Callable[[Body], Body]:
+    """Make a function a command of `app` that ends in one line when something is wrong.
+
+    `formerly` is the name that the command had before: it still works, unlisted, and says what it is called
+    now. `options` go to `typer.Typer.command`.
+    """
+
+    def register(body: Body) -> Body:
+        shown = ending_in_one_line(body)
+        app.command(name, **options)(shown)
+        if formerly:
+            now = name or body.__name__
+            group = f"penchant {app.info.name or ''}".rstrip()
+            app.command(formerly, **options | {"hidden": True})(
+                _after_notice(shown, f"`{group} {formerly}` is called `{group} {now}` now; use that name")
+            )
+        return body
+
+    return register
+
+
+def ending_in_one_line(body: Body) -> Body:
+    """The same function with an option ``--debug``, whose errors become one line and an exit code."""
+    signature = inspect.signature(body, eval_str=True)
+
+    @functools.wraps(body)
+    def shown(*arguments: Any, debug: bool = False, **options: Any) -> None:
+        try:
+            body(*arguments, **options)
+        except (PenchantError, OSError) as error:  # OSError: a full disk, say
+            if debug:
+                raise
+            raise typer.Exit(report_error(error)) from None
+        except KeyboardInterrupt as interrupt:
+            raise typer.Exit(report_interrupt(interrupt)) from None
+
+    parameters = [*signature.parameters.values(), _DEBUG]
+    shown.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return shown
+
+
+class _Interrupted(KeyboardInterrupt):
+    """Ctrl-C, at a moment when there is something to say about going on."""
+
+
+@contextmanager
+def on_interrupt(hint: str) -> Iterator[None]:
+    """Inside this block, Ctrl-C tells `hint`: what is true now, and how to go on."""
     try:
-        work()
-    except (PenchantError, OSError) as error:  # OSError: a full disk, say
-        if debug:
-            raise
-        raise typer.Exit(report_error(error)) from None
-    except KeyboardInterrupt:
-        print("penchant: interrupted; go on with --resume DIR", file=sys.stderr)
-        raise typer.Exit(130) from None
+        yield
+    except _Interrupted:  # a block inside this one knows better
+        raise
+    except (KeyboardInterrupt, click.Abort):  # Abort: at a question of click's
+        raise _Interrupted(hint) from None
 
 
 def report_error(error: PenchantError | OSError) -> int:
-    """Print the error in one line; -> the exit code."""
-    if isinstance(error, PenchantError):
-        text, code = str(error), error.exit_code
-    else:
-        text, code = ": ".join(str(part) for part in (error.strerror, error.filename) if part), 1
-    print(f"penchant: {' '.join((text or type(error).__name__).split())}", file=sys.stderr)
-    return code
+    """Tell an error in one line; -> the exit code."""
+    ErrorReport.of(error).write()
+    return error.exit_code if isinstance(error, PenchantError) else 1
+
+
+def report_interrupt(interrupt: BaseException) -> int:
+    """Tell that Ctrl-C was pressed, with the hint of `on_interrupt` if there is one; -> the exit code."""
+    hint = f"; {interrupt}" if isinstance(interrupt, _Interrupted) else ""
+    ErrorReport(INTERRUPTED, f"interrupted{hint}").write()
+    return 130
+
+
+def notice(text: str) -> None:
+    """Tell on standard error that something is to be called in another way from now on."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def _after_notice(body: Body, text: str) -> Body:
+    @functools.wraps(body)
+    def noticed(*arguments: Any, **options: Any) -> None:
+        notice(text)
+        body(*arguments, **options)
+
+    return noticed

@@ -17,22 +17,23 @@ import typer
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import PenchantError, RunDirectoryError, UsageError
+from penchant.common.wording import one_line
 from penchant.deploy import run_directory
 from penchant.deploy.cli import authority, console, device, server
-from penchant.deploy.cli.errors import guarded, report_error
+from penchant.deploy.cli.errors import command, on_interrupt, report_error, report_interrupt
 from penchant.deploy.cli.notices import notices_in_one_line
 from penchant.deploy.cli.options import (
     DATA,
     MODEL,
     RUN,
     ConfigFile,
-    Debug,
     Flags,
     Out,
     Resume,
     with_settings,
 )
 from penchant.deploy.configuration import configure, file_changes
+from penchant.deploy.error_report import USAGE, ErrorReport
 
 __all__ = ["main"]
 
@@ -59,20 +60,18 @@ def root(show_version: Annotated[bool, typer.Option("--version", help="Print the
         raise typer.Exit()
 
 
-@app.command(rich_help_panel="Researcher")
+@command(app, rich_help_panel="Researcher")
 @with_settings()
-def simulate(
-    flags: Flags, config: ConfigFile = None, out: Out = None, resume: Resume = None, debug: Debug = False
-) -> None:
+def simulate(flags: Flags, config: ConfigFile = None, out: Out = None, resume: Resume = None) -> None:
     """Simulate a federation on this machine and report how well each person's model does.
 
     Defaults and ranges are in docs/settings.md. A data set may have a recipe of settings tuned for it;
     a configuration file comes before a recipe, and a flag before both.
     """
     if resume:
-        guarded(lambda: _go_on(resume, flags, config, out), debug)
+        _go_on(resume, flags, config, out)
     else:
-        guarded(lambda: _begin(flags, config, out), debug)
+        _begin(flags, config, out)
 
 
 def _begin(flags: Flags, file: Path | None, out: Path | None) -> None:
@@ -97,7 +96,7 @@ def _go_on(directory: Path, flags: Flags, file: Path | None, out: Path | None) -
     run_and_show(_resumed(directory, flags, file), directory)
 
 
-@app.command(rich_help_panel="Researcher")
+@command(app, rich_help_panel="Researcher")
 @with_settings("adapter.share", "seed", "adapter.head", "data.clients", "data.pairs")
 def compare(
     flags: Flags,
@@ -116,64 +115,47 @@ def compare(
     out: Annotated[
         Path, typer.Option("--out", help="Directory to make, or to go on in.", rich_help_panel=RUN)
     ] = Path("runs/compare"),
-    debug: Debug = False,
 ) -> None:
     """Compare what is shared: same people, choices and seeds; one table with standard errors.
 
     Each share has the settings tuned for it on the data set, where there are any; what it cost is said
     beside its accuracy. The same command goes on where it was interrupted.
     """
+    from penchant.deploy.comparison.cases import combinations
 
-    def work() -> None:
-        from penchant.deploy.comparison.cases import combinations
+    wanted = combinations(shares=shares, seeds=seeds, heads=heads, pairs=pairs, clients=clients)
+    configs = [configure(flags | changes, config) for changes in wanted]
+    from penchant.deploy.cli.show_comparison import compare_and_show
 
-        wanted = combinations(shares=shares, seeds=seeds, heads=heads, pairs=pairs, clients=clients)
-        configs = [configure(flags | changes, config) for changes in wanted]
-        from penchant.deploy.cli.show_comparison import compare_and_show
-
-        try:
-            compare_and_show(configs, out)
-        except KeyboardInterrupt:
-            print("penchant: interrupted; the same command goes on", file=sys.stderr)
-            raise typer.Exit(130) from None
-
-    guarded(work, debug)
+    with on_interrupt("the same command goes on"):
+        compare_and_show(configs, out)
 
 
-@app.command(rich_help_panel="Operator")
+@command(app, rich_help_panel="Operator")
 def quickstart(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An empty directory for all of it.")],
     devices: Annotated[int, typer.Option("--devices", help="Devices, each with one senator's votes.")] = 7,
     rounds: Annotated[int, typer.Option("--rounds", help="Rounds.")] = 5,
-    debug: Debug = False,
 ) -> None:
     """A whole fleet on this machine: authority, server behind its gateway, devices; it learns, and ends."""
+    from penchant.deploy.fleet.quickstart import Quickstart
+    from penchant.deploy.fleet.quickstart import quickstart as begin
 
-    def work() -> None:
-        from penchant.deploy.fleet.quickstart import Quickstart
-        from penchant.deploy.fleet.quickstart import quickstart as begin
-
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
+    with on_interrupt("the fleet is taken down; begin anew with another directory, or delete this one"):
         server = begin(Quickstart(directory, devices, rounds), lambda line: print(line, flush=True))
-        print(f"look at it: penchant server status {server}")
-
-    guarded(work, debug)
+    print(f"look at it: penchant server status {server}")
 
 
-@app.command(rich_help_panel="Researcher")
+@command(app, rich_help_panel="Researcher")
 def audit(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
-    debug: Debug = False,
 ) -> None:
     """List what left each client in a recorded run: by name, shape, type and bytes."""
+    from penchant.deploy.cli.show_audit import show
 
-    def work() -> None:
-        from penchant.deploy.cli.show_audit import show
-
-        show(directory, as_json=as_json)
-
-    guarded(work, debug)
+    show(directory, as_json=as_json)
 
 
 # --- from flags to a configuration ----------------------------------------------------------------
@@ -208,13 +190,12 @@ def main() -> None:
         code = report_error(error)
     except click.exceptions.Exit as leave:
         code = leave.exit_code
-    except click.exceptions.Abort:
-        print("penchant: interrupted", file=sys.stderr)
-        code = 130
+    except click.exceptions.Abort as interrupt:
+        code = report_interrupt(interrupt)
     except click.ClickException as error:
         code = 2
         if error.format_message():  # without any argument the help was shown instead
-            print(f"penchant: {error.format_message()} (see --help)", file=sys.stderr)
+            ErrorReport(USAGE, one_line(f"{error.format_message()} (see --help)")).write()
     sys.exit(code if isinstance(code, int) else 0)
 
 

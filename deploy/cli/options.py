@@ -26,7 +26,6 @@ Out = Annotated[Path | None, typer.Option("--out", help="Run directory to make."
 Resume = Annotated[
     Path | None, typer.Option("--resume", help="Go on in this run directory.", rich_help_panel=RUN)
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks for errors.", rich_help_panel=RUN)]
 
 
 def with_settings(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -1,4 +1,4 @@
-"""`penchant server …`: an operator brings a server up, enrols devices, starts runs, sees how far they are."""
+"""`penchant server …`: an operator brings a server up, invites devices, starts and watches runs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from penchant.common.durations import DAY
 from penchant.common.errors import UsageError
+from penchant.common.wording import one_line
+from penchant.deploy.cli.errors import command, on_interrupt
 
 if TYPE_CHECKING:
     from penchant.deploy.fleet.server_directory import ServerDirectory
@@ -23,7 +25,7 @@ __all__ = ["app"]
 
 app = typer.Typer(
     name="server",
-    help="The operator of a fleet: bring a server up, enrol devices, start and watch runs.",
+    help="The operator of a fleet: bring a server up, invite devices, start and watch runs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -33,12 +35,11 @@ Where = Annotated[Path, typer.Argument(metavar="DIR", help="The server's directo
 RunName = Annotated[
     str, typer.Option("--run", help="The run's name; the one that was made last.", show_default=False)
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks for errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Start it and don't wait for its end.")]
 
 
-@app.command()
+@command(app)
 def init(
     directory: Where,
     authority: Annotated[Path, typer.Option("--authority", help="The authority's authority.pub.")],
@@ -51,49 +52,39 @@ def init(
     superlink_port: Annotated[
         int, typer.Option("--superlink-port", help="Port of the SuperLink, on loopback.")
     ] = 9092,
-    debug: Debug = False,
 ) -> None:
     """Make a fleet's server: its directory, settings and certificates."""
+    from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 
-    def work() -> None:
-        from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
-
-        settings = ServerSettings(
-            addresses=tuple(address), listen=listen, port=port, superlink_port=superlink_port
-        )
-        ServerDirectory.create(directory, settings, _read(authority), _read(members))
-        print(f"{directory} is ready; bring it up with `penchant server up {directory}`")
-
-    _guarded(work, debug)
+    settings = ServerSettings(
+        addresses=tuple(address), listen=listen, port=port, superlink_port=superlink_port
+    )
+    ServerDirectory.create(directory, settings, _read(authority), _read(members))
+    print(f"{directory} is ready; bring it up with `penchant server up {directory}`")
 
 
-@app.command()
+@command(app)
 def up(
     directory: Where,
     only: Annotated[
         str, typer.Option("--only", help="One part, in this process: superlink, executor, enrol or gateway.")
     ] = "",
-    debug: Debug = False,
 ) -> None:
     """Run the server until it is stopped: SuperLink, its executor, the enrolment service, the gateway."""
+    from penchant.deploy.fleet import processes
+    from penchant.deploy.fleet.server_directory import ServerDirectory
 
-    def work() -> None:
-        from penchant.deploy.fleet import processes
-        from penchant.deploy.fleet.server_directory import ServerDirectory
-
-        site = ServerDirectory(directory)
-        if only:
-            processes.only(site, only)
-            return
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log every look at the SuperLink
-        processes.up(site, lambda: print(f"devices reach this server at {site.settings.gateway}", flush=True))
-
-    _guarded(work, debug)
+    site = ServerDirectory(directory)
+    if only:
+        processes.only(site, only)
+        return
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log every look at the SuperLink
+    processes.up(site, lambda: print(f"devices reach this server at {site.settings.gateway}", flush=True))
 
 
-@app.command()
-def enroll(
+@command(app, formerly="enroll")
+def invite(
     directory: Where,
     name: Annotated[str, typer.Option("--name", help="What you call the device.")] = "",
     days: Annotated[float, typer.Option("--days", help="How long the token is good.")] = 7.0,
@@ -102,171 +93,133 @@ def enroll(
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="Show all tokens and what became of them.")] = False,
     as_json: AsJson = False,
-    debug: Debug = False,
 ) -> None:
     """Hand out a join token for one device: one-time, expiring, with the digests that the device trusts."""
+    from penchant.deploy.fleet.enrolment import hand_out
 
-    def work() -> None:
-        from penchant.deploy.fleet.enrolment import hand_out
-
-        if show:
-            _print_enrolments(directory, as_json)
-            return
-        if out is not None and out.exists():
-            raise UsageError(f"{out} is there already; choose another --out")
-        text = hand_out(directory, name, time.time() + days * 86400).text()
-        if out is None:
-            print(text)
-            return
-        with open(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text + "\n")
-        print(f"{out}: bring it to the device by a way that nobody else can change")
-
-    _guarded(work, debug)
+    if show:
+        _print_enrolments(directory, as_json)
+        return
+    if out is not None and out.exists():
+        raise UsageError(f"{out} is there already; choose another --out")
+    text = hand_out(directory, name, time.time() + days * DAY).text()
+    if out is None:
+        print(text)
+        return
+    with open(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text + "\n")
+    print(f"{out}: bring it to the device by a way that nobody else can change")
 
 
-@app.command()
+@command(app)
 def members(
     directory: Where,
     file: Annotated[Path, typer.Argument(help="A newer member list of the authority.")],
-    debug: Debug = False,
 ) -> None:
     """Take over a newer member list; a run that goes on heeds it from its next round."""
+    from penchant.deploy.fleet.server_directory import ServerDirectory
 
-    def work() -> None:
-
-        print(f"member list {ServerDirectory(directory).take_members(_read(file))}")
-
-    _guarded(work, debug)
+    print(f"member list {ServerDirectory(directory).take_members(_read(file))}")
 
 
-@app.command()
+@command(app)
 def revoke(
     directory: Where,
     member: Annotated[int, typer.Argument(help="The member's number.")],
     why: Annotated[str, typer.Option("--why", help="For the authority's record.")] = "",
-    debug: Debug = False,
 ) -> None:
     """Ask the authority to revoke a member; it takes effect with the authority's next list."""
+    from penchant.deploy.fleet.enrolment import request_revocation
 
-    def work() -> None:
-        from penchant.deploy.fleet.enrolment import request_revocation
-
-        print(f"{request_revocation(directory, member, why)}: for the authority")
-
-    _guarded(work, debug)
+    print(f"{request_revocation(directory, member, why)}: for the authority")
 
 
-@app.command()
-def renew(directory: Where, debug: Debug = False) -> None:
+@command(app)
+def renew(directory: Where) -> None:
     """Make new server certificates under the same authorities; restart the server to use them."""
+    from penchant.deploy.fleet.certificates import days_left
+    from penchant.deploy.fleet.server_directory import ServerDirectory
 
-    def work() -> None:
-        from penchant.deploy.fleet.certificates import days_left
-        from penchant.deploy.fleet.server_directory import ServerDirectory
-
-        site = ServerDirectory(directory)
-        site.renew()
-        print(f"good for {days_left(site.tls.gateway.certificate):.0f} days; now restart the server")
-
-    _guarded(work, debug)
+    site = ServerDirectory(directory)
+    site.renew()
+    print(f"good for {days_left(site.tls.gateway.certificate):.0f} days; now restart the server")
 
 
-@app.command()
+@command(app)
 def run(
     directory: Where,
     config: Annotated[Path, typer.Option("--config", help="TOML configuration of the run.")],
     name: Annotated[str, typer.Option("--name", help="A name for the run.")] = "",
     detach: Detach = False,
-    debug: Debug = False,
 ) -> None:
     """Make a run and start it on the server."""
+    from penchant.common.config import RunConfig
+    from penchant.deploy.fleet import served_run
+    from penchant.deploy.fleet.follow import refuse_second
+    from penchant.deploy.fleet.processes import door
+    from penchant.deploy.fleet.server_directory import ServerDirectory
 
-    def work() -> None:
-        from penchant.common.config import RunConfig
-        from penchant.deploy import run_directory
-        from penchant.deploy.fleet import served_run
-        from penchant.deploy.fleet.follow import refuse_second
-        from penchant.deploy.fleet.processes import door
-        from penchant.deploy.fleet.server_directory import ServerDirectory
-
-        site, settings = ServerDirectory(directory), RunConfig.read(config)
-        run_directory.refuse_unservable(settings)
-        refuse_second(site, door(site))
-        chosen = name or f"run-{len(site.runs()) + 1}"
-        served_run.create(site.run(chosen), settings, site.authority, site.membership().encoded)
-        print(f"run {chosen}", flush=True)
-        _play(site, chosen, detach)
-
-    _guarded(work, debug)
+    site, settings = ServerDirectory(directory), RunConfig.read(config)
+    refuse_second(site, door(site))
+    chosen = name or f"run-{len(site.runs()) + 1}"
+    served_run.create(site.run(chosen), settings, site.authority, site.membership().encoded)
+    print(f"run {chosen}", flush=True)
+    _play(site, chosen, detach)
 
 
-@app.command()
-def resume(directory: Where, run: RunName = "", detach: Detach = False, debug: Debug = False) -> None:
+@command(app)
+def resume(directory: Where, run: RunName = "", detach: Detach = False) -> None:
     """Go on with a run after a crash or a stop: finished rounds stand."""
+    from penchant.deploy.fleet.follow import is_done, refuse_second
+    from penchant.deploy.fleet.processes import door
+    from penchant.deploy.fleet.server_directory import ServerDirectory
 
-    def work() -> None:
-        from penchant.deploy.fleet.follow import is_done, refuse_second
-        from penchant.deploy.fleet.processes import door
-        from penchant.deploy.fleet.server_directory import ServerDirectory
-
-        site = ServerDirectory(directory)
-        chosen = _chosen(site, run)
-        if is_done(site.run(chosen)):
-            print(f"run {chosen} is finished")
-            return
-        refuse_second(site, door(site))
-        _play(site, chosen, detach)
-
-    _guarded(work, debug)
+    site = ServerDirectory(directory)
+    chosen = _chosen(site, run)
+    if is_done(site.run(chosen)):
+        print(f"run {chosen} is finished")
+        return
+    refuse_second(site, door(site))
+    _play(site, chosen, detach)
 
 
-@app.command()
-def status(directory: Where, run: RunName = "", as_json: AsJson = False, debug: Debug = False) -> None:
+@command(app)
+def status(directory: Where, run: RunName = "", as_json: AsJson = False) -> None:
     """The server, its devices, and how far a run is: every round and attempt, who was lost where."""
+    from penchant.deploy.cli.show_run import run_facts, show_run
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+    from penchant.deploy.fleet.status import state_of
 
-    def work() -> None:
-        from penchant.deploy.cli.show_run import run_facts, show_run
-        from penchant.deploy.fleet.server_directory import ServerDirectory
-        from penchant.deploy.fleet.status import state_of
-
-        if (directory / "config.toml").is_file():  # one run's directory, of a simulation say
-            facts: RunSummary | None = run_facts(directory)
-            state: dict[str, Any] = {}
-        else:
-            site = ServerDirectory(directory)
-            state = state_of(site)
-            chosen = _chosen(site, run) if site.runs() or run else ""
-            facts = run_facts(site.run(chosen)) if chosen else None
-        if as_json:
-            table = facts.table() | {"run": facts.place.name} if facts else {}
-            print(json.dumps(state | table, indent=2, ensure_ascii=False))
-            return
-        if state:
-            _print_state(state)
-        if facts:
-            show_run(facts)
-
-    _guarded(work, debug)
+    if (directory / "config.toml").is_file():  # one run's directory, of a simulation say
+        facts: RunSummary | None = run_facts(directory)
+        state: dict[str, Any] = {}
+    else:
+        site = ServerDirectory(directory)
+        state = state_of(site)
+        chosen = _chosen(site, run) if site.runs() or run else ""
+        facts = run_facts(site.run(chosen)) if chosen else None
+    if as_json:
+        table = facts.table() | {"run": facts.place.name} if facts else {}
+        print(json.dumps(state | table, indent=2, ensure_ascii=False))
+        return
+    if state:
+        _print_state(state)
+    if facts:
+        show_run(facts)
 
 
-@app.command()
+@command(app)
 def export(
     directory: Where,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="An empty directory to write into.")],
     run: RunName = "",
-    debug: Debug = False,
 ) -> None:
     """Write the shared adapter of a run's last round as plain peft and safetensors files, with a card."""
+    from penchant.deploy.fleet import served_run
+    from penchant.deploy.fleet.server_directory import ServerDirectory
 
-    def work() -> None:
-        from penchant.deploy.fleet import served_run
-        from penchant.deploy.fleet.server_directory import ServerDirectory
-
-        site = ServerDirectory(directory)
-        print(f"round {served_run.export(site.run(_chosen(site, run)), out)}: {out}")
-
-    _guarded(work, debug)
+    site = ServerDirectory(directory)
+    print(f"round {served_run.export(site.run(_chosen(site, run)), out)}: {out}")
 
 
 # --- inner parts --------------------------------------------------------------------------------------
@@ -290,7 +243,12 @@ def _play(site: ServerDirectory, name: str, detach: bool) -> None:
 
     flower = served_run.start(site.run(name), door(site))
     print(f"Flower run {flower}", flush=True)
-    if not detach:
+    if detach:
+        return
+    with on_interrupt(
+        f"run {name} goes on; `penchant server status {site.directory}` shows how far it is, and the console "
+        "can stop it"
+    ):
         watch(site.run(name), door(site), flower, lambda line: print(line, flush=True))
 
 
@@ -304,7 +262,9 @@ def _print_enrolments(directory: Path, as_json: bool) -> None:
         return
     for row in rows:
         member = "" if row.member is None else f"member {row.member}"
-        print(f"{row.token}  {row.state:8s}  {member:12s}  {row.fingerprint:24s}  {row.name}".rstrip())
+        print(
+            f"{row.token}  {row.state:8s}  {member:12s}  {row.fingerprint:24s}  {one_line(row.name)}".rstrip()
+        )
 
 
 def _print_state(state: dict[str, Any]) -> None:
@@ -323,9 +283,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UsageError(f"can't read {path}: {error.strerror}") from None
-
-
-def _guarded(work: Callable[[], None], debug: bool) -> None:
-    from penchant.deploy.cli.errors import guarded
-
-    guarded(work, debug)

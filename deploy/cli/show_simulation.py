@@ -13,6 +13,7 @@ from rich.table import Table
 
 from penchant.common.config import RunConfig
 from penchant.deploy import run_directory
+from penchant.deploy.cli.errors import on_interrupt
 from penchant.deploy.simulation.runner import simulate
 from penchant.deploy.simulation.world import Progress, SimulationSetup, prepare
 from penchant.server.journal import RoundLog
@@ -66,23 +67,29 @@ class ProgressBars(Progress):
 def run_and_show(config: RunConfig, directory: Path, world: SimulationSetup | None = None) -> None:
     """Run or resume the federation of `directory`, and print its result."""
     console = Console(highlight=False)
-    if run_directory.read_result(directory) is None:
-        with run_directory.claim(directory):
-            pass  # refuse at once where another process works: what follows takes seconds
-        world = world or prepare(config)
-        errors = Console(stderr=True, highlight=False)
-        for line in world.caveats():
-            errors.print(f"[yellow]note:[/] {line}" if config.privacy.secagg else f"[red]note:[/] {line}")
-        if not config.privacy.secagg:
-            errors.print(
-                "[bold red]WITHOUT SECURE AGGREGATION:[/] every update goes to the server in clear, and an "
-                "update tells much about the choices behind it. Simulated people only."
-            )
-        with ProgressBars(console) as drawn:
-            result = simulate(world, directory, drawn)
-    else:
-        result = run_directory.read_result(directory) or {}
+    result = run_directory.read_result(directory)
+    if result is None:
+        with on_interrupt(f"go on with --resume {directory}"):
+            result = _run(config, directory, world, console)
     show_result(result, directory, console)
+
+
+def _run(
+    config: RunConfig, directory: Path, world: SimulationSetup | None, console: Console
+) -> dict[str, Any]:
+    with run_directory.claim(directory):
+        pass  # refuse at once where another process works: what follows takes seconds
+    world = world or prepare(config)
+    errors = Console(stderr=True, highlight=False)
+    for line in world.caveats():
+        errors.print(f"[yellow]note:[/] {line}" if config.privacy.secagg else f"[red]note:[/] {line}")
+    if not config.privacy.secagg:
+        errors.print(
+            "[bold red]WITHOUT SECURE AGGREGATION:[/] every update goes to the server in clear, and an "
+            "update tells much about the choices behind it. Simulated people only."
+        )
+    with ProgressBars(console) as drawn:
+        return simulate(world, directory, drawn)
 
 
 def show_result(result: dict[str, Any], directory: Path, console: Console | None = None) -> None:

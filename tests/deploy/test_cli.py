@@ -16,7 +16,7 @@ from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, DataError
 from penchant.common.model import base_models
 from penchant.deploy import run_directory
-from penchant.deploy.cli.main import main
+from penchant.deploy.cli.main import app, main
 from penchant.deploy.configuration import configure
 from penchant.deploy.recipes import recipe
 
@@ -384,7 +384,7 @@ def test_a_run_whose_data_or_base_model_changed_meanwhile(
     assert "run was begun with another base model" in ended.err
 
 
-def interrupted(*_: object) -> None:
+def interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
@@ -405,10 +405,113 @@ def test_debug_shows_the_traceback(
     assert tree(tmp_path) == {}
 
 
-def test_an_interrupted_run_says_how_to_go_on(penchant: Penchant, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_says_how_to_go_on(
+    penchant: Penchant, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the directory that there is; before there is one, nothing can be gone on with."""
+    with monkeypatch.context() as patch:
+        patch.setattr("penchant.deploy.simulation.runner._federate", interrupted)
+        ended = penchant("simulate", *tiny, "--out", "run")
+    assert ended.code == 130
+    assert ended.err.splitlines()[-1] == "penchant: interrupted; go on with --resume run"
     monkeypatch.setattr("penchant.deploy.simulation.world.prepare", interrupted)
-    ended = penchant("simulate", "--out", "run")
-    assert (ended.code, ended.err) == (130, "penchant: interrupted; go on with --resume DIR\n")
+    ended = penchant("simulate", "--out", "new")
+    assert (ended.code, ended.err) == (130, "penchant: interrupted\n")
+
+
+def test_an_interrupted_comparison_goes_on_by_the_same_command(
+    penchant: Penchant, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penchant.deploy.cli.show_comparison.compare", interrupted)
+    ended = penchant("compare", *tiny, "--shares", "A", "--seeds", "0")
+    assert (ended.code, ended.err) == (130, "penchant: interrupted; the same command goes on\n")
+
+
+def test_an_interrupted_quickstart_says_that_the_fleet_is_down(
+    penchant: Penchant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penchant.deploy.fleet.quickstart.quickstart", interrupted)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    ended = penchant("quickstart", "fleet")
+    assert (ended.code, ended.err.count("\n")) == (130, 1)
+    assert "the fleet is taken down" in ended.err
+    assert "--resume" not in ended.err
+
+
+def test_an_interrupted_authority_goes_on_by_the_same_command(
+    penchant: Penchant, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert penchant("authority", "init", "office").code == 0
+    monkeypatch.setattr("penchant.deploy.fleet.authority_inbox.attend", interrupted)
+    ended = penchant("authority", "attend", "office", "--requests", ".", "--answers", ".", "--watch", 1)
+    assert ended.code == 130
+    assert ended.err == (
+        "penchant: interrupted; what was decided stands, and the same command asks about the rest\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "error"),
+    [
+        (["--dataset", "sentae"], 2, "data"),
+        (["--rank", 0], 2, "config"),
+        (["--resume", "absent"], 2, "run-directory"),
+        (["--rnk", 2], 2, "usage"),
+    ],
+)
+def test_programs_read_errors_as_json(
+    penchant: Penchant, monkeypatch: pytest.MonkeyPatch, words: list[Any], code: int, error: str
+) -> None:
+    text = penchant("simulate", *words)
+    monkeypatch.setenv("PENCHANT_ERRORS", "json")
+    ended = penchant("simulate", *words)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (code, "", 1)
+    assert json.loads(ended.err) == {"error": error, "message": text.err.removeprefix("penchant: ").rstrip()}
+
+
+def test_programs_read_of_a_full_disk_and_of_ctrl_c(
+    penchant: Penchant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "run/result.json")
+
+    monkeypatch.setenv("PENCHANT_ERRORS", "json")
+    monkeypatch.setattr("penchant.deploy.simulation.world.prepare", full)
+    told = json.loads(penchant("simulate").err)
+    assert told == {"error": "system", "message": "No space left on device: run/result.json"}
+    monkeypatch.setattr("penchant.deploy.simulation.world.prepare", interrupted)
+    assert json.loads(penchant("simulate").err) == {"error": "interrupted", "message": "interrupted"}
+
+
+def test_texts_of_others_do_not_steer_the_terminal(
+    penchant: Penchant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hostile(*_: object) -> None:
+        raise DataError("a server says \x1b[2J\x07\u202egone\r\npenchant: all is well\ud800")
+
+    monkeypatch.setattr("penchant.deploy.simulation.world.prepare", hostile)
+    assert penchant("simulate").err == "penchant: a server says ?[2J??gone penchant: all is well?\n"
+
+
+def test_a_command_that_was_renamed_goes_on_under_its_old_name(penchant: Penchant) -> None:
+    new, old = penchant("server", "invite", "absent"), penchant("server", "enroll", "absent")
+    assert (old.code, old.out) == (new.code, new.out) == (2, "")
+    notice, line = old.err.splitlines()
+    assert notice == "note: `penchant server enroll` is called `penchant server invite` now; use that name"
+    assert line + "\n" == new.err
+    assert "enroll" not in penchant("server", "--help").out
+
+
+def test_every_command_shows_tracebacks_on_request() -> None:
+    import typer.main
+
+    def leaves(group: Any) -> list[Any]:
+        inner = getattr(group, "commands", {})
+        return [leaf for one in inner.values() for leaf in leaves(one)] if inner else [group]
+
+    found = leaves(typer.main.get_command(app))
+    assert len(found) > 30
+    assert [one.name for one in found if "--debug" not in {o for p in one.params for o in p.opts}] == []
 
 
 def test_a_disk_that_fails_is_one_line_and_no_wrong_use(

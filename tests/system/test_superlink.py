@@ -74,7 +74,7 @@ def attend(fleet: Deployment, server: Path) -> None:
 def join(fleet: Deployment, server: Path, number: int) -> None:
     """A token, a request that waits, the authority's answer, a member."""
     home = ["--home", str(fleet.homes[number])]
-    token = penchant("server", "enroll", str(server), "--name", f"device {number}").stdout.strip()
+    token = penchant("server", "invite", str(server), "--name", f"device {number}").stdout.strip()
     early = penchant("device", "join", token, *home, check=False)
     assert (early.returncode, "has not answered" in early.stderr) == (1, True)
     attend(fleet, server)

@@ -1,0 +1,91 @@
+"""`penchant device serve`, `connect` and `pause`: the processes that take part in rounds for the owner."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+
+from penchant.deploy.cli.device.options import (
+    HERE,
+    SOCKET,
+    Ask,
+    HomeOption,
+    NodeOption,
+    SocketOption,
+    open_device,
+)
+from penchant.deploy.cli.errors import command
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@command(app)
+def serve(
+    socket: SocketOption = None,
+    group: Annotated[
+        bool, typer.Option("--group", help="Let the socket's group connect as well: the relay's user.")
+    ] = False,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+) -> None:
+    """Run the agent: it answers the relay on its socket, and nobody else, until it is stopped."""
+    from penchant.client.agent.socket import AgentServer, only_one
+
+    directory = home.expanduser()
+    with suppress(ValueError, OSError):  # systemd's unit forbids the call, and sets the limit itself
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash writes no keys to a disk
+    with only_one(directory):
+        device = open_device(home, passphrase)
+        most = device.policy().max_message_mb * 1024 * 1024
+        path = socket or directory / SOCKET
+        server = AgentServer(device.agent().answer, path, group=group, message_most=most)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        server.start()
+        print(f"member {device.member} answers on {server.socket}", flush=True)
+        try:
+            server.wait()
+        except (KeyboardInterrupt, SystemExit):
+            server.stop()
+            os._exit(0)  # all that lasts is on disk; training that nobody waits for is not waited for
+        finally:
+            server.stop()
+
+
+@command(app)
+def connect(
+    node: NodeOption = None,
+    socket: SocketOption = None,
+    port: Annotated[
+        int,
+        typer.Option("--port", help="Of the SuperNode on loopback; 0: one that is free.", min=0, max=65535),
+    ] = 0,
+    home: HomeOption = HERE,
+) -> None:
+    """Run Flower's SuperNode, which carries messages between the fleet's server and the agent."""
+    from penchant.client.device.supernode_files import NODE, SuperNodeFiles
+    from penchant.deploy.fleet.supernode import relay
+
+    relay(SuperNodeFiles.read(node or home.expanduser() / NODE), socket, port)
+
+
+@command(app)
+def pause(
+    off: Annotated[bool, typer.Option("--off", help="Take part again.")] = False,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+) -> None:
+    """Take part in no round until `penchant device pause --off`."""
+    device = open_device(home, passphrase)
+    if off:
+        device.resume()
+    else:
+        device.pause()
+    print("this device takes part again" if off else "this device takes part in nothing now")

@@ -1,0 +1,117 @@
+"""`penchant device import` and `label`: the owner's choices are recorded."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from penchant.common.errors import DataError
+from penchant.deploy.cli.device.options import HERE, Ask, HomeOption, lines_of, open_device, shown
+from penchant.deploy.cli.errors import command
+
+if TYPE_CHECKING:
+    from penchant.client.device.labelling import Labelling, Question
+
+__all__ = ["app"]
+
+app = typer.Typer()
+KEYS = "1 or 2: the one you would rather have; s: skip; u: undo the last answer; q: quit."
+
+
+@command(app, "import")
+def import_choices(
+    file: Annotated[Path, typer.Argument(help="Preferences in TRL's format: JSON lines or Parquet.")],
+    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Skip bad rows and say so.")] = False,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+) -> None:
+    """Record choices from a file: all of them, or none."""
+    from penchant.common.data.trl_format import RowLog, parse_preference, read_rows
+
+    if not file.exists():
+        raise DataError(f"there is no file {file}")
+    log = RowLog("skip" if skip_bad_rows else "refuse")
+    found = []
+    for where, row in read_rows(file, log):
+        try:
+            found.append(parse_preference(row))
+        except DataError as error:
+            log.reject(where, error)
+    report = log.finish(str(file))
+    added = open_device(home, passphrase).record(found, f"file {file.name}")
+    print(f"{added.new} new choices recorded, {added.repeated} were there already")
+    if report.bad:
+        print(report.summary(), file=sys.stderr)
+
+
+@command(app)
+def label(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="What to compare: JSON lines or Parquet, with prompt and responses or in TRL's format; "
+            "with --prompt: responses, one a line."
+        ),
+    ],
+    prompt: Annotated[str | None, typer.Option("--prompt", help="What the lines of FILE respond to.")] = None,
+    most_telling: Annotated[
+        bool, typer.Option("--most-telling", help="Ask first what would tell the model most.")
+    ] = False,
+    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Skip bad rows and say so.")] = False,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+) -> None:
+    """Say, of two responses at a time, which one you would rather have. Each answer is kept at once."""
+    from penchant.client.device.labelling import Labelling, compared, read_comparisons
+
+    if prompt is None:
+        comparisons, report = read_comparisons(file, "skip" if skip_bad_rows else "refuse")
+        if report.bad:
+            print(report.summary(), file=sys.stderr)
+    else:
+        comparisons = compared(prompt, lines_of(str(file)))
+    device = open_device(home, passphrase)
+    sitting = Labelling(device.store, comparisons, interview=device.interview if most_telling else None)
+    try:
+        if sitting.question:
+            print(f"{sitting.left} to compare. {KEYS}")
+        _ask(sitting)
+    except (EOFError, KeyboardInterrupt):
+        print()
+    print(f"{sitting.recorded} choices recorded, {sitting.skipped} skipped, {sitting.left} left to ask")
+    if sitting.recorded:
+        print("`penchant device train` learns from them")
+
+
+# --- inner parts --------------------------------------------------------------------------------------
+
+
+def _ask(sitting: Labelling) -> None:
+    """Question after question until all is answered, or the owner quits."""
+    asked: Question | None = None
+    while (question := sitting.question) is not None:
+        if question is not asked:
+            print(f"\n{shown(question.prompt)}\n  1  {shown(question.first)}")
+            print(f"  2  {shown(question.second)}")
+            asked = question
+        said = _typed("1, 2, s, u, q > ")
+        if said == "q":
+            return
+        if said in ("1", "2"):
+            sitting.choose(said == "1")
+        elif said == "s":
+            sitting.skip()
+        elif said != "u":
+            print(KEYS)
+        elif not sitting.undo():
+            print("there is nothing to undo")
+        if sitting.question is None and _typed("that was the last one; u: undo, Enter: done > ") == "u":
+            sitting.undo()
+            asked = None
+
+
+def _typed(prompt: str) -> str:
+    return input(prompt).strip().lower()

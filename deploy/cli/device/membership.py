@@ -1,0 +1,147 @@
+"""`penchant device request`, `join`, `accept` and `leave`: how a device becomes a member of a fleet."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from penchant.common.durations import DAY
+from penchant.common.errors import UsageError
+from penchant.common.wording import one_line
+from penchant.deploy.cli.device.options import (
+    HERE,
+    SOCKET,
+    Ask,
+    HomeOption,
+    NodeOption,
+    SocketOption,
+    make_sure,
+    open_device,
+    tell_of_revocation,
+)
+from penchant.deploy.cli.errors import command, notice, on_interrupt
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@command(app)
+def request(
+    out: Annotated[Path, typer.Option("--out", help="File to write, for the enrolment authority.")],
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+) -> None:
+    """Make this device's keys and write what the authority needs to certify it."""
+    if out.exists():
+        raise UsageError(f"{out} is there already; choose another --out")
+    data = open_device(home, passphrase).request()
+    out.write_bytes(data)
+    print(f"give {out} to the enrolment authority; the private key stays here")
+
+
+@command(app)
+def join(
+    token: Annotated[
+        str,
+        typer.Argument(metavar="TOKEN", help="A join token, a file that holds one, or - for standard input."),
+    ],
+    authority: Annotated[
+        str,
+        typer.Option("--authority", help="The authority's digest: a token of another authority is refused."),
+    ] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the authority has answered.")] = False,
+    wait_seconds: Annotated[float, typer.Option("--wait-seconds", help="How long at most; a week.")] = 7.0
+    * DAY,
+    node: NodeOption = None,
+    socket: SocketOption = None,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+) -> None:
+    """Become a member of a fleet with a token from its operator."""
+    found = _token_or_answer(token)
+    if isinstance(found, bytes):  # until 0.3: an answer was given to this command as well
+        notice("an authority's answer is for `penchant device accept ANSWER --authority DIGEST` now")
+        _accept(found, authority, home, passphrase)
+        return
+    from penchant.client.device import joining
+    from penchant.client.device.supernode_files import NODE
+    from penchant.common.membership.join_token import JoinToken
+
+    read = JoinToken.read(found, time.time())
+    if authority and authority != read.terms.authority.hex():
+        raise UsageError("the token is of another authority than --authority says")
+    directory = home.expanduser()
+    device, folder = open_device(home, passphrase), node or directory / NODE
+    with on_interrupt("the same command goes on"):
+        member = joining.wait(
+            lambda: joining.join(device, read, folder, socket or directory / SOCKET),
+            wait_seconds if wait else 0.0,
+            lambda text: print(one_line(text), flush=True),
+        )
+    print(f"this device is member {member}")
+    print("now run `penchant device serve`, and beside it, best as another user,")
+    print(f"  penchant device connect --node {folder}")
+
+
+@command(app)
+def accept(
+    answer: Annotated[
+        Path, typer.Argument(metavar="ANSWER", help="The file with which the authority answered the request.")
+    ],
+    authority: Annotated[
+        str, typer.Option("--authority", help="The authority's digest, as you were told by other means.")
+    ],
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+) -> None:
+    """Become a member of a fleet with the authority's answer to `penchant device request`."""
+    _accept(_read(answer), authority, home, passphrase)
+
+
+@command(app)
+def leave(
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+) -> None:
+    """Leave the fleet: the identity is deleted; choices and the personal model stay."""
+    make_sure(yes, "Leave the fleet?")
+    tell_of_revocation(open_device(home, passphrase).leave())
+
+
+# --- inner parts --------------------------------------------------------------------------------------
+
+
+def _accept(answer: bytes, authority: str, home: Path, passphrase: bool) -> None:
+    try:
+        digest = bytes.fromhex(authority)
+    except ValueError:
+        digest = b""
+    if len(digest) != 32:
+        raise UsageError("--authority must be a digest of 64 hexadecimal digits")
+    print(f"this device is member {open_device(home, passphrase).join(answer, digest)}")
+
+
+def _token_or_answer(what: str) -> str | bytes:
+    """A token's text, or the bytes of an authority's answer."""
+    from penchant.common.membership.join_token import JoinToken
+
+    if what == "-":
+        return sys.stdin.read(4096)
+    if JoinToken.looks_like(what):
+        return what
+    data = _read(Path(what))
+    text = data[:4096].decode("ascii", errors="replace")
+    return text if JoinToken.looks_like(text) else data
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"can't read {path}: {error.strerror}") from None

@@ -1,0 +1,202 @@
+"""`penchant device train`, `rank`, `best-of`, `status`, `export` and `forget`: the owner's own model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from penchant.common.errors import UsageError
+from penchant.deploy.cli.device.options import (
+    HERE,
+    AsJson,
+    Ask,
+    HomeOption,
+    lines_of,
+    make_sure,
+    open_device,
+    print_table,
+    shown,
+    tell_of_revocation,
+)
+from penchant.deploy.cli.errors import command
+
+if TYPE_CHECKING:
+    from penchant.client.device.device import Ranked, Report
+    from penchant.client.learning.trainer import Counts
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@command(app)
+def train(home: HomeOption = HERE, passphrase: Ask = False) -> None:
+    """Fit the personal part of the model to the recorded choices. Works offline; nothing leaves."""
+    _print_quality(open_device(home, passphrase).train())
+
+
+@command(app)
+def rank(
+    file: Annotated[str, typer.Argument(help="Responses, one a line; - for standard input.")],
+    prompt: Annotated[str, typer.Option("--prompt", help="What they respond to.")] = "",
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+    as_json: AsJson = False,
+) -> None:
+    """Rank responses as the owner would: scores with standard errors, how likely each one is preferred to the
+    next, and the score of the global model, which knows nobody."""
+    responses = lines_of(file)
+    ranked = open_device(home, passphrase).rank(prompt, responses)
+    show_ranked(ranked, as_json)
+
+
+@command(app, "best-of")
+def best_of_n(
+    prompt: Annotated[str, typer.Argument(help="What the responses respond to.")],
+    count: Annotated[int, typer.Option("-n", help="Responses to choose from.")] = 8,
+    generator: Annotated[
+        str, typer.Option("--generator", help="A causal model: smollm2-135m, a folder, or a hub id.")
+    ] = "smollm2-135m",
+    tokens: Annotated[int, typer.Option("--tokens", help="Most tokens of a response.")] = 96,
+    temperature: Annotated[float, typer.Option("--temperature", help="How freely they are drawn.")] = 0.8,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed, the same responses.")] = 0,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let a model on this device write n responses, and rank them as the owner would. Nothing leaves."""
+    from penchant.client.learning.best_of_n import Generator, best_of
+
+    device = open_device(home, passphrase)
+    how = {"seed": seed, "tokens": tokens, "temperature": temperature}
+    show_ranked(best_of(device.rank, Generator(generator), prompt, count, **how), as_json)
+
+
+@command(app)
+def status(home: HomeOption = HERE, passphrase: Ask = False, as_json: AsJson = False) -> None:
+    """What is recorded here, which rounds were joined, what left, and how good the model is."""
+    from penchant.client.agent.socket import at_work
+
+    report, agent = open_device(home, passphrase).report(), at_work(home.expanduser())
+    if as_json:
+        print(json.dumps(_as_table(report, agent), indent=2, ensure_ascii=False))
+        return
+    _print_status(report, agent)
+
+
+@command(app)
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An empty directory to write into.")],
+    format: Annotated[str, typer.Option("--format", help="peft is the one format.")] = "peft",
+    base: Annotated[
+        str | None, typer.Option("--base", help="Where the base model will be found: hub id or folder.")
+    ] = None,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+) -> None:
+    """Write the personal model as a plain LoRA adapter with its score head and a model card."""
+    if format != "peft":
+        raise UsageError(f"there is no export format {format!r}; peft is the one")
+    open_device(home, passphrase).export(directory, base)
+    print(f"{directory}: see its README.md")
+
+
+@command(app)
+def forget(
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+) -> None:
+    """Delete all that this device knows of its owner: choices, personal model, and its membership."""
+    make_sure(yes, "Delete all choices, the personal model and the membership?")
+    device = open_device(home, passphrase)
+    member, count = device.member, device.forget()
+    print(f"{count} choices and the personal model are deleted")
+    if member is not None:
+        tell_of_revocation(member)
+
+
+# --- inner parts --------------------------------------------------------------------------------------
+
+
+def show_ranked(ranked: Sequence[Ranked], as_json: bool) -> None:
+    """The best first, as a table or as JSON."""
+    if as_json:
+        table = [dataclasses.asdict(row) for row in ranked]
+        renamed = [{"global" if key == "common" else key: part for key, part in row.items()} for row in table]
+        print(json.dumps(renamed, indent=2, ensure_ascii=False))
+        return
+    rows = [
+        (
+            f"{row.personal:.3f}" if row.error is None else f"{row.personal:.3f} ± {row.error:.3f}",
+            "" if row.over_next is None else f"{row.over_next:.0%}",
+            f"{row.common:.3f}",
+            row.response,
+        )
+        for row in ranked
+    ]
+    print_table("", ("personal", "over next", "global", "response"), rows)
+
+
+def _as_table(report: Report, agent: bool) -> dict[str, Any]:
+    def right(counts: Counts) -> dict[str, Any]:
+        return {"correct": counts.correct, "of": counts.total}
+
+    quality = report.quality
+    return {
+        "choices": report.choices,
+        "held_out": report.held_out,
+        "sources": report.sources,
+        "member": report.member,
+        "agent_runs": agent,
+        "takes_part": not report.absent and agent,
+        "why_not": report.absent or None,
+        "run": report.run or None,
+        "round": report.round,
+        "rounds_joined": report.rounds_joined,
+        "held_out_right": quality and {"personal": right(quality.personal), "global": right(quality.common)},
+        "why_unknown": report.unknown or None,
+        "left": [{"name": name, "times": times, "bytes": size} for name, times, size in report.left],
+        "refused": [{"stage": s, "code": c, "why": w} for s, c, w in report.refused],
+    }
+
+
+def _print_status(report: Report, agent: bool) -> None:
+    sources = ", ".join(f"{count} from {name}" for name, count in report.sources.items()) or "none yet"
+    running = "yes" if agent else "no: the agent is not running (penchant device serve)"
+    rows = [
+        ("choices recorded", f"{report.choices} ({sources})" if report.choices else sources),
+        ("held out to judge the model", str(report.held_out)),
+        ("member of a fleet", "no" if report.member is None else f"yes, number {report.member}"),
+        ("takes part in rounds", f"no: {report.absent}" if report.absent else running),
+        ("rounds joined", str(report.rounds_joined)),
+        ("last run, round", f"{report.run[:8]}…, {report.round}" if report.run else "none yet"),
+    ]
+    print_table("", ("", ""), rows)
+    _print_quality(report)
+    if report.left:
+        print_table(
+            "left so far (the parts of vectors are masked: only their sum over a group can be read)",
+            ("part", "times", "bytes"),
+            [(name, str(times), str(size)) for name, times, size in report.left],
+        )
+    else:
+        print("nothing has left this device")
+    if report.refused:
+        print_table("refused", ("stage", "code", "why"), list(report.refused[-10:]))
+
+
+def _print_quality(report: Report) -> None:
+    if report.quality is None:
+        print(f"how good the model is can't be said: {shown(report.unknown)}")
+        return
+    personal, common = report.quality.personal, report.quality.common
+    print(
+        f"held-out choices ranked right: personal {personal.correct} of {personal.total}, "
+        f"global {common.correct} of {common.total}"
+    )

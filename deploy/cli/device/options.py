@@ -1,0 +1,116 @@
+"""What the commands of `penchant device` share: their options, and opening the device's directory."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from penchant.common.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from penchant.client.device.device import Device
+
+__all__ = [
+    "HERE",
+    "SOCKET",
+    "AsJson",
+    "Ask",
+    "HomeOption",
+    "NodeOption",
+    "SocketOption",
+    "lines_of",
+    "make_sure",
+    "open_device",
+    "print_table",
+    "shown",
+    "tell_of_revocation",
+]
+
+DEFAULT_HOME = "~/.local/share/penchant"
+PASSPHRASE = "PENCHANT_PASSPHRASE"
+
+HomeOption = Annotated[
+    Path,
+    typer.Option("--home", envvar="PENCHANT_HOME", help="The device's directory.", show_default=DEFAULT_HOME),
+]
+Ask = Annotated[
+    bool,
+    typer.Option("--passphrase", help=f"Ask for the passphrase (or set {PASSPHRASE}). Else: a key file."),
+]
+NodeOption = Annotated[
+    Path | None,
+    typer.Option("--node", help="Folder of what the SuperNode needs; `node` in the device's directory."),
+]
+SocketOption = Annotated[
+    Path | None,
+    typer.Option("--socket", help="The agent's Unix socket; agent.sock in the device's directory."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+HERE = Path(DEFAULT_HOME)
+SOCKET = "agent.sock"
+
+
+def open_device(home: Path, ask: bool) -> Device:
+    """The device's directory, unlocked. Asks for a passphrase when told to, or when there is no other way."""
+    import torch
+
+    from penchant.client.device.device import Device
+    from penchant.client.vault.sealing import SealedStorage
+
+    torch.set_num_threads(1)
+    directory = home.expanduser()
+    passphrase = os.environ.get(PASSPHRASE)
+    if passphrase is None and (ask or (SealedStorage.asks_passphrase(directory) and sys.stdin.isatty())):
+        passphrase = typer.prompt(
+            "Passphrase",
+            hide_input=True,
+            confirmation_prompt=SealedStorage.asks_passphrase(directory) is None,
+        )
+    return Device(directory, passphrase)
+
+
+def make_sure(yes: bool, question: str) -> None:
+    """Ask before something that can't be undone. UsageError when the owner says no."""
+    if not yes and not typer.confirm(question):
+        raise UsageError("nothing was changed")
+
+
+def tell_of_revocation(number: int) -> None:
+    """Tell an owner whose device is no member any more what is left to do."""
+    print(f"this device was member {number}; tell the authority to revoke that number")
+
+
+def shown(text: str) -> str:
+    """`text` as a terminal may show it: with its lines, without control characters."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
+def lines_of(file: str) -> list[str]:
+    """The lines with text of a file, or of standard input for ``-``. DataError if it can't be read."""
+    if file == "-":
+        text = sys.stdin.read()
+    else:
+        try:
+            text = Path(file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"can't read responses from {file}: {error}") from None
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def print_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """A table on the terminal, without a heading when all columns are called ``""``."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", show_header=any(columns))
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(Text(shown(cell)) for cell in row))  # as text: nobody's words are markup
+    Console(highlight=False).print(table)
