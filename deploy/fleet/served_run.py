@@ -37,6 +37,7 @@ from penchant.deploy.fleet.run_activity import FLOWER_RUN, LOG, say
 from penchant.deploy.flower.superlink import DIRECTORY, SuperLinkAddress, start_run, write_app
 from penchant.deploy.flower.superlink_grid import non_blocking
 from penchant.server.journal import Journal
+from penchant.server.optimizers import server_optimizer
 from penchant.server.round import federate
 from penchant.server.run import ServerRun
 from penchant.server.secagg.secure import SecureAggregation
@@ -55,6 +56,7 @@ def create(directory: Path, config: RunConfig, authority: bytes, members: bytes)
     """
     run_directory.refuse_used(directory)
     run_directory.refuse_unservable(config)
+    server_optimizer(config.federation.server_optimizer)
     Membership(authority).accept(members, int(time.time()))
     plan = config.plan("main", config.federation.cohort)
     planned = ModelCache().of(plan)

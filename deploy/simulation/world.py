@@ -24,6 +24,7 @@ from penchant.deploy.owner_policy import FleetPolicy, fleet_policy
 from penchant.deploy.simulation.devices import SimulatedDevices
 from penchant.deploy.simulation.newcomers import hold_out
 from penchant.server.journal import Journal, RoundLog
+from penchant.server.optimizers import server_optimizer
 from penchant.server.run import Observer, ServerRun, cohort_size, run_id
 from penchant.server.secagg.aggregation import Aggregation
 from penchant.server.secagg.plain import PlainAggregation
@@ -92,6 +93,7 @@ def prepare(config: RunConfig, model_cache: ModelCache | None = None) -> Simulat
     Raises DataError, BaseModelError or ConfigError.
     """
     data = config.data
+    server_optimizer(config.federation.server_optimizer)
     federation = datasets.configured(data, config.seed)
     if config.grid == "ray":
         require_ray()
