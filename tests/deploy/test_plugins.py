@@ -53,8 +53,9 @@ def run(
     out, base = tmp_path_factory.mktemp("runs") / "run", str(tiny_model("bert"))
     done = penchant(
         installed, "simulate", "--dataset", "menus", "--share", "gain", "--server-optimizer", "fedlion",
-        "--server-lr", "0.01", "--warmup-rounds", "1", "--base-model", base, "--rounds", "3", "--cohort", "12",
-        "--pairs", "6", "--validation-pairs", "2", "--local-epochs", "1", "--refit-epochs", "2", "--out", str(out),
+        "--server-lr", "0.01", "--warmup-rounds", "1", "--base-model", base, "--rounds", "3",
+        "--cohort", "12", "--pairs", "6", "--validation-pairs", "2", "--local-epochs", "1",
+        "--refit-epochs", "2", "--out", str(out),
     )  # fmt: skip
     return out, done
 
