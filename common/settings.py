@@ -422,4 +422,4 @@ def _spoken(kind: Any) -> str:
 
 
 def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"
+    return str(int(value)) if value == int(value) else f"{value:g}"

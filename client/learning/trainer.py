@@ -204,7 +204,7 @@ class LocalTrainer:
         return made
 
     def _gradients(self, leaves: Leaves, trained: Leaves, batch: PreparedPairs) -> list[Tensor]:
-        """Of the mean Bradley-Terry loss over the batch and of the pull, for the leaves in training."""
+        """Of the mean Bradley-Terry loss over the batch and of the L2 penalty, for the leaves in training."""
         tensors = list(trained.values())
         total: list[Tensor] = []
         for chunk in self._chunks(batch):
@@ -216,7 +216,7 @@ class LocalTrainer:
         return total
 
     def _chunks(self, batch: PreparedPairs) -> Iterator[PreparedPairs]:
-        """The batch in pieces of at most `chunk` pairs."""
+        """The batch in pieces of at most `training.micro_batch_size` pairs."""
         size = self._training.micro_batch_size
         if size == 0 or size >= len(batch):
             yield batch
@@ -225,7 +225,7 @@ class LocalTrainer:
             yield self._model.subset(batch, range(start, min(start + size, len(batch))))
 
     def _pull(self, trained: Leaves) -> Tensor | float:
-        """(pull/2) ‖personal - common start‖² over the personal tensors in training."""
+        """(l2_to_start/2) ‖personal - common start‖² over the personal tensors in training."""
         if self._start is None or not self._training.l2_to_start:
             return 0.0
         start = self._split.personal.unflatten(self._start)

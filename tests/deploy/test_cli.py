@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 from support.tastes import write_choices
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, DataError
 from penchant.common.model import base_models
+from penchant.common.settings import section_table
 from penchant.deploy import run_directory
 from penchant.deploy.cli.main import app, main
 from penchant.deploy.configuration import configure
@@ -386,6 +389,42 @@ def test_a_run_whose_data_or_base_model_changed_meanwhile(
 
 def interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
+
+
+def in_old_names(config: RunConfig) -> str:
+    """The configuration as 0.1.0 wrote it."""
+    return tomli_w.dumps(section_table(config, stored=True))
+
+
+def test_a_run_that_an_older_version_began_goes_on(
+    penchant: Penchant, tiny: list[str], tmp_path: Path, no_plots: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_directory.create(tmp_path / "run", configure({}, Path(tiny[1])))
+    monkeypatch.setattr("penchant.deploy.simulation.runner._federate", interrupted)
+    assert penchant("simulate", "--resume", "run").code == 130  # the journal has the run's id now
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    config = run_directory.read_config(tmp_path / "run")
+    (tmp_path / "run" / "config.toml").write_text(in_old_names(config), encoding="utf-8")
+    ended = penchant("simulate", "--resume", "run")
+    assert ended.code == 0, ended.err
+    notices = [line for line in ended.err.splitlines() if "settings have new names" in line]
+    assert notices[0].startswith("penchant: settings have new names: ")
+    assert "training.refit_epochs is now training.final_fit_epochs" in notices[0]
+    result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
+    assert result["config"]["training"]["final_fit_epochs"] == 1
+    assert result["digests"]["configuration"] == hashlib.sha256(in_old_names(config).encode()).hexdigest()
+
+
+def test_an_old_flag_is_answered_by_one_line_and_works(penchant: Penchant) -> None:
+    ended = penchant("simulate", "--refit-lr", 7)
+    notice, refusal = ended.err.splitlines()
+    assert ended.code == 2
+    assert notice == (
+        "penchant: settings have new names: training.refit_lr is now training.final_fit_lr; "
+        "the old ones are read for one more version"
+    )
+    assert refusal == "penchant: training.final_fit_lr is 7.0; it must lie in 0 … 1"
 
 
 # --- how errors are shown -------------------------------------------------------------------------

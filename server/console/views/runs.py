@@ -8,8 +8,9 @@ from typing import Any
 from starlette.responses import HTMLResponse, Response
 
 from penchant.common import wording
+from penchant.common.config import RunConfig
 from penchant.common.errors import PenchantError
-from penchant.common.settings import section_table
+from penchant.common.settings import section_table, settings_by_group
 from penchant.server.console import charts
 from penchant.server.console.operations import fleet_recipe
 from penchant.server.console.requests import ConsoleRequest, HTTPError
@@ -72,7 +73,6 @@ def differences(found: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
 
 
 def _flat(run: RunSummary) -> dict[str, str]:
-
     table = section_table(run.config) if run.config else {}
     flat: dict[str, str] = {}
     for key, value in table.items():
@@ -121,6 +121,7 @@ def _form(
         name=name,
         text=text,
         error=error,
+        settings=settings_by_group(RunConfig),
         verdict=verdict(visit, text, fleet),
     )
 
