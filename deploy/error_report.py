@@ -35,13 +35,14 @@ class ErrorReport:
     message: str
 
     @classmethod
-    def of(cls, error: PenchantError | OSError) -> ErrorReport:
+    def of(cls, error: Exception) -> ErrorReport:
         """The report of an error that was caught."""
-        if isinstance(error, PenchantError):
-            code, text = error.code, str(error)
-        else:
+        if isinstance(error, OSError):
             code = SYSTEM
             text = ": ".join(str(part) for part in (error.strerror, error.filename) if part)
+        else:
+            code = error.code if isinstance(error, PenchantError) else PenchantError.code
+            text = str(error)
         return cls(code, one_line(text) or type(error).__name__)
 
     @classmethod

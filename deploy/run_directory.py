@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,12 +19,15 @@ from penchant.common.storage import write_durably
 
 __all__ = [
     "CONFIG",
+    "MODEL_SIGNATURE",
     "RESULT",
+    "RUN_NAME",
     "SERVER",
     "busy",
     "claim",
     "create",
     "held_locks",
+    "is_served",
     "read_config",
     "read_result",
     "refuse_used",
@@ -33,7 +37,9 @@ __all__ = [
 
 CONFIG = "config.toml"
 RESULT = "result.json"
+MODEL_SIGNATURE = "blueprint.json"  # only in the directory of a served run
 SERVER = ".server"
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _LOCK = ".lock"
 _NO_RUN = {_LOCK, f".{CONFIG}.tmp"}
 _DISTRIBUTIONS = ("penchant", "flwr", "torch", "transformers", "peft", "numpy", "cryptography")
@@ -71,6 +77,11 @@ def refuse_unservable(config: RunConfig) -> None:
         raise ConfigError("federation.cohort is 0; a served run needs to know how many devices to ask")
     if not config.privacy.secagg:
         raise ConfigError("a served run is with secure aggregation; set privacy.secagg to true")
+
+
+def is_served(directory: Path) -> bool:
+    """Whether real devices take part in the run, and it is not a simulation."""
+    return (directory / MODEL_SIGNATURE).is_file()
 
 
 def read_config(directory: Path) -> RunConfig:

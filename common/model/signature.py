@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from penchant.common.config import Plan
+from penchant.common.errors import RunDirectoryError
 from penchant.common.model.factors import Split
 from penchant.common.model.modules import AdaptedModule, BaseTensor
 
 if TYPE_CHECKING:  # the server needs no backbone
     from penchant.common.model.reward import RewardModel
 
-__all__ = ["ModelSignature"]
+__all__ = ["ModelDescription", "ModelSignature"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class ModelSignature:
         """The blueprint of a loaded model."""
         return cls(tuple(model.slots), model.embedding, bytes.fromhex(model.digest), model.base)
 
+    @classmethod
+    def read(cls, path: Path) -> ModelSignature:
+        """The signature in a file of a `ModelDescription`. RunDirectoryError if it can't be read."""
+        return _signature(path, _table(path))
+
     def split(self, plan: Plan) -> Split:
         """Which tensors are shared and which personal under `plan`."""
         warmup = plan.phase == "warmup"
@@ -42,3 +50,62 @@ class ModelSignature:
         of the personal part where that comes from a warm-up."""
         split = self.split(plan)
         return split.shared.size + (split.personal.size if plan.start_sent else 0)
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A model's signature, and what whoever uses an adapter of it must know: under which name the base model
+    is published, how a text's embedding is made, and how many tokens of a text are read."""
+
+    signature: ModelSignature
+    published: str
+    pooling: str
+    max_tokens: int
+
+    @classmethod
+    def of(cls, model: RewardModel) -> ModelDescription:
+        """The description of a loaded model."""
+        return cls(ModelSignature.of(model), model.published, model.pooling, model.max_tokens)
+
+    def encode(self) -> bytes:
+        """The description as JSON, for a file in a run's directory."""
+        signature = self.signature
+        table = {
+            "slots": [asdict(slot) for slot in signature.slots],
+            "base": [asdict(tensor) for tensor in signature.base],
+            "embedding": signature.embedding,
+            "digest": signature.digest.hex(),
+            "published": self.published,
+            "pooling": self.pooling,
+            "max_tokens": self.max_tokens,
+        }
+        return json.dumps(table, indent=2).encode()
+
+    @classmethod
+    def read(cls, path: Path) -> ModelDescription:
+        """The description in a file. RunDirectoryError if it can't be read."""
+        table = _table(path)
+        try:
+            rest = str(table["published"]), str(table["pooling"]), int(table["max_tokens"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunDirectoryError(f"{path} does not tell what an export needs: {error}") from None
+        return cls(_signature(path, table), *rest)
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(f"can't read {path}: {error}") from None
+    if not isinstance(table, dict):
+        raise RunDirectoryError(f"{path} is damaged: it must hold a JSON object")
+    return table
+
+
+def _signature(path: Path, table: dict[str, Any]) -> ModelSignature:
+    try:
+        slots = tuple(AdaptedModule(**slot) for slot in table["slots"])
+        base = tuple(BaseTensor(tensor["name"], tuple(tensor["shape"])) for tensor in table["base"])
+        return ModelSignature(slots, int(table["embedding"]), bytes.fromhex(table["digest"]), base)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunDirectoryError(f"can't read {path}: {error}") from None

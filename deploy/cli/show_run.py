@@ -19,6 +19,7 @@ from penchant.server.monitoring.run_history import (
     Activity,
     Attempt,
     JournalReader,
+    Kind,
     RunLocation,
     RunSummary,
     Stage,
@@ -35,8 +36,8 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 def run_facts(directory: Path) -> RunSummary:
     """The facts of a run's directory, a simulation's or a served run's."""
-    kind = "served" if (directory / "blueprint.json").is_file() else "simulation"
-    place = RunLocation(directory.name, directory.absolute().name, directory, kind)  # type: ignore[arg-type]
+    kind: Kind = "served" if run_directory.is_served(directory) else "simulation"
+    place = RunLocation(directory.name, directory.absolute().name, directory, kind)
     work = work_of(directory) if kind == "served" else Activity(running=run_directory.busy(directory))
     return facts_of(place, work)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import tempfile
 import threading
@@ -18,31 +19,37 @@ from dataclasses import replace
 from pathlib import Path
 
 from penchant.common.config import RunConfig
+from penchant.common.durations import DAY
 from penchant.common.errors import ConsoleError, PenchantError
 from penchant.common.membership.identity import Membership
-from penchant.deploy.fleet.enrolment import DATABASE, MEMBERS, EnrolmentRegistry, hand_out, request_revocation
+from penchant.deploy.error_report import AS_JSON, ErrorReport
+from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry, hand_out, request_revocation
 from penchant.deploy.fleet.processes import door
 from penchant.deploy.fleet.run_activity import flower_run, say
-from penchant.deploy.fleet.server_directory import ServerDirectory
+from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
 from penchant.deploy.flower.superlink import Control
+from penchant.server.console.accounts import ConsoleStore
 from penchant.server.monitoring.fleet import ConnectedNode, FleetStatus, MemberListStatus, Revocation, Token
+from penchant.server.monitoring.run_history import RunLocation
 
-__all__ = ["SETTINGS", "FleetOnThisMachine"]
+__all__ = ["FleetOnThisMachine"]
 
 log = logging.getLogger(__name__)
 
-SETTINGS = "server.toml"  # where it is, a fleet's server is
 ASK_SECONDS = 3.0  # of the SuperLink, and as long is its answer good
 START_SECONDS = 300.0  # the base model is loaded for its blueprint, then Flower takes the run
-DAY = 86400.0
 
 
 class FleetOnThisMachine:
-    """One server's directory. Thread-safe; the directory is read anew for every question."""
+    """The `FleetOperations` of one server's directory, and its live runs. Thread-safe; the directory is read
+    anew for every question."""
 
-    def __init__(self, directory: Path, program: Sequence[str]) -> None:
-        """program: the words that `penchant` is called with."""
-        self.directory = directory
+    def __init__(self, fleet: RunLocation, store: ConsoleStore, program: Sequence[str]) -> None:
+        """`fleet` is where the server's directory lies, `store` remembers who asked here for a revocation,
+        and `program` are the words that `penchant` is called with."""
+        self.directory = fleet.directory
+        self._id = fleet.id
+        self._store = store
         self._program = list(program)
         self._lock = threading.Lock()
         self._link = FleetStatus()
@@ -56,7 +63,7 @@ class FleetOnThisMachine:
         waits for it, however slow it is."""
         with self._lock:
             ago = time.monotonic() - self._asked
-            if self._asking:  # one that answers drop by drop is as good as silent
+            if self._asking:  # a server that trickles its answer counts as unresponsive
                 return replace(self._link, state="silent") if ago > 2 * ASK_SECONDS else self._link
             if ago >= ASK_SECONDS:
                 self._asking, self._asked = True, time.monotonic()
@@ -134,12 +141,14 @@ class FleetOnThisMachine:
 
     # --- revocations ---------------------------------------------------------------------------------
 
-    def ask_revocation(self, member: int, why: str) -> None:
-        """Put the request where the authority finds it."""
+    def ask_revocation(self, member: int, why: str, by: str) -> None:
+        """Put the request where the authority finds it, and remember who asked."""
         request_revocation(self.directory, member, why)
+        self._store.keep_revocation(self._id, member, why, by)
 
-    def revocations(self, asked: Sequence[Revocation]) -> list[Revocation]:
-        """What was asked for from here (`asked`) and elsewhere, the latest first; each signed or pending."""
+    def revocations(self) -> list[Revocation]:
+        """What was asked for from here and elsewhere, the latest first; each signed or pending."""
+        asked = [Revocation(*row, None) for row in self._store.revocations(self._id)]
         membership = self._membership()
         found = {r.member: r for r in [*self._from_elsewhere(), *asked]}
         known = [
@@ -189,10 +198,11 @@ class FleetOnThisMachine:
                 timeout=START_SECONDS,
                 check=False,
                 stdin=subprocess.DEVNULL,
+                env=os.environ | AS_JSON,
             )
         except subprocess.TimeoutExpired:
             raise ConsoleError("the server took too long; see its log") from None
         log(done.stdout + done.stderr)
         if done.returncode != 0:
-            said = [line for line in done.stderr.splitlines() if line.startswith("penchant: ")]
-            raise ConsoleError(said[-1].removeprefix("penchant: ") if said else "the server refused")
+            report = ErrorReport.last_in(done.stderr)
+            raise ConsoleError(report.message if report else "the server refused")

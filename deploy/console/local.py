@@ -23,37 +23,34 @@ from typing import Any
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, ConsoleError, RunDirectoryError, UsageError
-from penchant.deploy import run_directory
-from penchant.deploy.console.fleet import SETTINGS, FleetOnThisMachine
+from penchant.deploy import process_table, run_directory
+from penchant.deploy.console.fleet import FleetOnThisMachine
+from penchant.deploy.console.releases import ReleasesOnThisMachine
+from penchant.deploy.error_report import AS_JSON, ErrorReport
 from penchant.deploy.fleet.run_activity import LOG, work_of
-from penchant.server import releases
+from penchant.deploy.fleet.server_directory import SETTINGS
 from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.operations import fleet_recipe
-from penchant.server.monitoring.fleet import FleetStatus, MemberListStatus, Revocation, Token
-from penchant.server.monitoring.run_history import Activity, JournalReader, Kind, RunLocation
-from penchant.server.releases import Release
+from penchant.server.monitoring.run_history import Activity, Kind, RunLocation
 
 __all__ = ["OperationsOnThisMachine"]
 
-MODEL_SIGNATURE = "blueprint.json"  # only in the directory of a served run
 STOP_SECONDS = 10.0
-EXPORT_SECONDS = 300.0
 TAIL = 64 * 1024  # bytes of a log that are looked at
 PROGRAM = [sys.executable, "-P", "-c", "from penchant.deploy.cli.main import main; main()"]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 class OperationsOnThisMachine:
-    """Everything on this machine. Thread-safe.
+    """The `RunOperations` of everything on this machine. Thread-safe.
 
     roots: run directories, and folders that hold some. The first folder also takes new runs. data: where data
     sets and base models of new runs may come from, beside those that are known by name.
     """
 
     def __init__(self, roots: Sequence[Path], store: ConsoleStore, data: Path | None = None) -> None:
-        """Raises UsageError when a root is no directory."""
+        """Raises UsageError when a root is not a directory."""
         self._roots = [root.absolute() for root in roots]
         self._store = store
         self._data = data.resolve() if data else None
@@ -63,14 +60,14 @@ class OperationsOnThisMachine:
         self._turn = threading.Lock()
         for root in self._roots:
             if root.exists() and not root.is_dir():
-                raise UsageError(f"{root} is no directory; name a run, or a folder of runs")
+                raise UsageError(f"{root} is not a directory; name a run, or a folder of runs")
         self._logs = store.directory / "logs"
         self._logs.mkdir(exist_ok=True, mode=0o700)
 
     # --- what is there -------------------------------------------------------------------------------
 
     def places(self) -> list[RunLocation]:
-        """As `Operations.places`."""
+        """All runs at, or right below, a root and the fleets' servers there."""
         found: dict[Path, RunLocation] = {}
         for root in self._roots:
             for directory in _runs_in(root):
@@ -78,26 +75,30 @@ class OperationsOnThisMachine:
         return list(found.values())
 
     def fleets(self) -> list[RunLocation]:
-        """As `Operations.fleets`."""
+        """The fleets' servers at, or right below, a root."""
         found = [site for root in self._roots for site in _sites_in(root)]
         return [_place(site, "fleet") for site in dict.fromkeys(found)]
 
     def fleet_of(self, place: RunLocation) -> RunLocation | None:
-        """As `Operations.fleet_of`."""
+        """The server whose directory a served run lies in."""
         site = place.directory.parent.parent
         return _place(site, "fleet") if place.kind == "served" and (site / SETTINGS).is_file() else None
 
-    def _server(self, fleet: RunLocation | None) -> FleetOnThisMachine:
+    def fleet(self, fleet: RunLocation | None) -> FleetOnThisMachine:
         """The server of a fleet. ConsoleError where there is none."""
         if fleet is None or fleet.kind != "fleet":
             raise ConsoleError(
                 "this run has no server here; name the server's directory when the console starts"
             )
         with self._lock:
-            return self._servers.setdefault(fleet.directory, FleetOnThisMachine(fleet.directory, PROGRAM))
+            return self._servers.setdefault(fleet.directory, FleetOnThisMachine(fleet, self._store, PROGRAM))
+
+    def releases(self, place: RunLocation) -> ReleasesOnThisMachine:
+        """The releases of a run."""
+        return ReleasesOnThisMachine(place, self._store.directory)
 
     def work(self, places: Sequence[RunLocation]) -> dict[str, Activity]:
-        """As `Operations.work`."""
+        """Whether a process works on each run: one of ours, or another that holds its lock."""
         held, jobs = run_directory.held_locks(), self._store.jobs()
         return {place.id: self._work(place, jobs.get(place.id), held) for place in places}
 
@@ -117,21 +118,20 @@ class OperationsOnThisMachine:
         """The error that a child of ours ended with; nothing if it ended well."""
         if (place.directory / run_directory.RESULT).is_file():
             return ""
-        lines = self.log(place, 20)
-        said = [line.removeprefix("penchant: ") for line in lines if line.startswith("penchant: ")]
-        return said[-1] if said else "it ended without a word; see its log"
+        report = ErrorReport.last_in("\n".join(self._lines(place)[-20:]))
+        return report.message if report else "it ended without a word; see its log"
 
     def _alive(self, place: str, job: Mapping[str, Any]) -> bool:
         with self._lock:
             child = self._children.get(place)
             if child is not None and child.pid == job["pid"]:
                 return child.poll() is None
-        return bool(_began(job["pid"]) == job["began"])  # a console before this one started it
+        return bool(process_table.began(job["pid"]) == job["began"])  # a console before this one started it
 
     # --- new runs ------------------------------------------------------------------------------------
 
     def recipes(self) -> dict[str, str]:
-        """As `Operations.recipes`."""
+        """The recipes of the Senate, and one for each fleet, with all of its members."""
         from penchant.deploy.configuration import configure
 
         wanted: dict[str, dict[str, Any]] = {
@@ -148,24 +148,24 @@ class OperationsOnThisMachine:
         for fleet in self.fleets():
             everybody = {
                 "adapter.share": "A",
-                "federation.cohort": max(len(self.enrolment(fleet).members), 1),
+                "federation.cohort": max(len(self.fleet(fleet).enrolment().members), 1),
             }
             texts[fleet_recipe(fleet)] = configure(everybody, None).to_toml()
         return texts
 
     def simulates(self) -> bool:
-        """As `Operations.simulates`."""
+        """Whether a root is a folder for simulated runs."""
         return any(self._takes_runs(root) for root in self._roots)
 
     def _takes_runs(self, root: Path) -> bool:
         return not (root / run_directory.CONFIG).is_file() and not (root / SETTINGS).is_file()
 
     def check(self, toml: str, fleet: RunLocation | None = None) -> RunConfig:
-        """As `Operations.check`."""
+        """The configuration, unless it names data or a model that this console may not read."""
         config = RunConfig.from_toml(toml)
         if fleet is not None:
             run_directory.refuse_unservable(config)
-            members = len(self.enrolment(fleet).members)
+            members = len(self.fleet(fleet).enrolment().members)
             if config.federation.cohort > members:
                 raise ConfigError(
                     f"federation.cohort is {config.federation.cohort}, but {fleet.name} has {members} members"
@@ -193,9 +193,9 @@ class OperationsOnThisMachine:
         raise ConfigError(f"{key} is {source!r}, which this console may not read; {where}")
 
     def start(self, name: str, toml: str, fleet: RunLocation | None = None) -> RunLocation:
-        """As `Operations.start`. A simulation's directory is made here, so that the run is there at once."""
+        """Begin a run. A simulation's directory is made here, so that the run is there at once."""
         config = self.check(toml, fleet)
-        if not _NAME.fullmatch(name):
+        if not run_directory.RUN_NAME.fullmatch(name):
             raise ConfigError(
                 "a run's name is 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
             )
@@ -204,7 +204,7 @@ class OperationsOnThisMachine:
             raise ConfigError(f"there is a run {name} already; choose another name")
         if fleet is not None:
             place = _place(directory, "served")
-            self._server(fleet).start(name, config, lambda said: self._note_log(place, said))
+            self.fleet(fleet).start(name, config, lambda said: self._note_log(place, said))
             return place
         run_directory.create(directory, config)
         place = _place(directory)
@@ -219,13 +219,13 @@ class OperationsOnThisMachine:
         raise ConfigError("this console shows single runs only; start it with a folder to put new ones into")
 
     def resume(self, place: RunLocation) -> None:
-        """As `Operations.resume`."""
+        """Go on with a run."""
         with self._turn:  # two operators at once: the second one is refused
             self._refuse_busy(place)
             if place.kind != "served":
                 self._spawn(place)
                 return
-            server = self._server(self.fleet_of(place))
+            server = self.fleet(self.fleet_of(place))
             server.resume(place.directory.name, lambda said: self._note_log(place, said))
 
     def _spawn(self, place: RunLocation) -> None:
@@ -235,16 +235,16 @@ class OperationsOnThisMachine:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C for the console is none for the run
-                env=os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": "120", "NO_COLOR": "1"},
+                start_new_session=True,  # Ctrl-C stops the console, not the run
+                env=os.environ | AS_JSON | {"PYTHONUNBUFFERED": "1", "COLUMNS": "120", "NO_COLOR": "1"},
             )
             self._children[place.id] = child
-            self._store.keep_job(place.id, {"pid": child.pid, "began": _began(child.pid)})
+            self._store.keep_job(place.id, {"pid": child.pid, "began": process_table.began(child.pid)})
 
     def stop(self, place: RunLocation) -> None:
-        """As `Operations.stop`: SIGTERM, and SIGKILL for what is still there ten seconds later."""
+        """Stop a run: with SIGTERM, and SIGKILL for what is still there ten seconds later."""
         if place.kind == "served":
-            self._server(self.fleet_of(place)).stop(place.directory.name)
+            self.fleet(self.fleet_of(place)).stop(place.directory.name)
             self._wait_for_the_end(place)
             return
         job = self._store.jobs().get(place.id)
@@ -268,7 +268,7 @@ class OperationsOnThisMachine:
             time.sleep(0.1)
 
     def delete(self, place: RunLocation) -> None:
-        """As `Operations.delete`."""
+        """Remove a run's directory: out of sight at once, then file by file."""
         self._refuse_busy(place)
         if place.directory.is_symlink():
             raise ConsoleError(f"{place.directory} is a link; delete what it points to by hand")
@@ -289,11 +289,14 @@ class OperationsOnThisMachine:
     # --- logs ----------------------------------------------------------------------------------------
 
     def log(self, place: RunLocation, lines: int) -> list[str]:
-        """As `Operations.log`; of a served run what its server wrote, and Flower's answers to us."""
+        """The last lines that a run wrote: of a served run its server's, and Flower's answers to us."""
+        return [_readable(line) for line in self._lines(place)[-lines:]]
+
+    def _lines(self, place: RunLocation) -> list[str]:
         paths = [self._log_of(place)]
         if place.kind == "served":
             paths.append(place.directory / LOG)
-        return [line for path in paths for line in _tail(path)][-lines:]
+        return [line for path in paths for line in _tail(path)]
 
     def _note_log(self, place: RunLocation, said: str) -> None:
         with self._log_of(place).open("a", encoding="utf-8") as log:
@@ -301,86 +304,6 @@ class OperationsOnThisMachine:
 
     def _log_of(self, place: RunLocation) -> Path:
         return self._logs / f"{place.id}.log"
-
-    # --- devices -------------------------------------------------------------------------------------
-
-    def link(self, fleet: RunLocation) -> FleetStatus:
-        """As `Operations.link`."""
-        return self._server(fleet).link()
-
-    def mark(self, fleet: RunLocation) -> object:
-        """As `Operations.mark`; the console's own record of revocations changes with the requests."""
-        return self._server(fleet).mark()
-
-    def enrolment(self, fleet: RunLocation) -> MemberListStatus:
-        """As `Operations.enrolment`."""
-        return self._server(fleet).enrolment()
-
-    def tokens(self, fleet: RunLocation) -> list[Token]:
-        """As `Operations.tokens`."""
-        return self._server(fleet).tokens()
-
-    def invite(self, fleet: RunLocation, label: str, days: int) -> Token:
-        """As `Operations.invite`."""
-        return self._server(fleet).invite(label, days)
-
-    def revocations(self, fleet: RunLocation) -> list[Revocation]:
-        """As `Operations.revocations`."""
-        asked = [Revocation(*row, None) for row in self._store.revocations(fleet.id)]
-        return self._server(fleet).revocations(asked)
-
-    def ask_revocation(self, fleet: RunLocation, member: int, why: str, by: str) -> None:
-        """As `Operations.ask_revocation`."""
-        self._server(fleet).ask_revocation(member, why)
-        self._store.keep_revocation(fleet.id, member, why, by)
-
-    # --- releases ------------------------------------------------------------------------------------
-
-    def releases(self, place: RunLocation) -> list[Release]:
-        """As `Operations.releases`."""
-        return releases.releases(place.directory)
-
-    def promote(self, place: RunLocation, round: int, by: str) -> Release:
-        """As `Operations.promote`. The checkpoint must be what the journal wrote."""
-        return releases.promote(place.directory, round, _checked(place, round), by)
-
-    def roll_back(self, place: RunLocation, number: int, by: str) -> Release:
-        """As `Operations.roll_back`. The checkpoint must still be what it was."""
-        found = next((r for r in self.releases(place) if r.number == number), None)
-        if found is not None and _checked(place, found.round) != found.digest:
-            raise ConsoleError(f"round {found.round} has another checkpoint now than release {number} had")
-        return releases.roll_back(place.directory, number, by)
-
-    def export(self, place: RunLocation, round: int) -> bytes:
-        """As `Operations.export`, in a process of its own: torch is not the console's to load."""
-        _checked(place, round)
-        out = self._store.directory / f"export-{place.id}-{round}-{os.getpid()}-{threading.get_ident()}.zip"
-        words = [
-            sys.executable,
-            "-P",
-            "-m",
-            "penchant.deploy.fleet.release_files",
-            str(place.directory),
-            str(round),
-            str(out),
-        ]
-        try:
-            done = subprocess.run(
-                words,
-                capture_output=True,
-                text=True,
-                timeout=EXPORT_SECONDS,
-                check=False,
-                stdin=subprocess.DEVNULL,
-            )
-            if done.returncode != 0:
-                lines = [line for line in done.stderr.splitlines() if line.startswith("penchant: ")]
-                raise ConsoleError(lines[-1].removeprefix("penchant: ") if lines else "the export failed")
-            return out.read_bytes()
-        except subprocess.TimeoutExpired:
-            raise ConsoleError("the export took too long") from None
-        finally:
-            out.unlink(missing_ok=True)
 
 
 # --- inner parts --------------------------------------------------------------------------------------
@@ -423,39 +346,17 @@ def _tail(path: Path) -> list[str]:
     return [line for line in said if line]
 
 
+def _readable(line: str) -> str:
+    """A line of a log for people: our commands write errors as JSON there."""
+    report = ErrorReport.read(line)
+    return report.message if report else line
+
+
 def _place(directory: Path, kind: Kind | None = None) -> RunLocation:
     name = directory.name
     short = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "run"
     own = hashlib.sha256(str(directory).encode("utf-8", "surrogateescape")).hexdigest()[:8]
     if kind is None:
-        kind = "served" if (directory / MODEL_SIGNATURE).is_file() else "simulation"
+        kind = "served" if run_directory.is_served(directory) else "simulation"
     shown = name.encode("utf-8", "replace").decode()
     return RunLocation(f"{short}-{own}", shown, directory, kind)
-
-
-def _checked(place: RunLocation, round: int) -> str:
-    """The digest of a round's checkpoint, which is what the journal wrote. ConsoleError otherwise."""
-    for attempt in JournalReader(place.directory).attempts():
-        if attempt.round == round and attempt.digest is not None:
-            path = place.directory / "checkpoints" / f"round-{round:06d}.safetensors"
-            try:
-                found = hashlib.sha256(path.read_bytes()).hexdigest()
-            except OSError as error:
-                raise ConsoleError(
-                    f"the checkpoint of round {round} can't be read: {error.strerror}"
-                ) from None
-            if found != attempt.digest:
-                raise ConsoleError(f"the checkpoint of round {round} is not what the journal wrote")
-            return found
-    raise ConsoleError(f"round {round} has no checkpoint")
-
-
-def _began(pid: int) -> str | None:
-    """When a process began, in the system's own count; None when there is no such process, or only its
-    remains."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    parts = text.rpartition(")")[2].split()
-    return None if parts[0] in "ZX" else parts[19]

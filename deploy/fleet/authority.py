@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from penchant.common.durations import DAY
 from penchant.common.errors import MembershipError, UsageError
 from penchant.common.membership.enrolment import Answer, Request
 from penchant.common.membership.identity import Authority, Member, authority_digest
@@ -25,7 +26,6 @@ KEY = "authority.pem"
 PUBLIC = "authority.pub"  # 32 bytes, for the server
 RECORD = "authority.db"
 VALID_DAYS = 30
-DAY = 86400
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS members (

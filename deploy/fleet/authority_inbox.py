@@ -13,16 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from penchant.common.durations import DAY
 from penchant.common.errors import CertificateError, MembershipError, UsageError
 from penchant.common.membership.enrolment import Asked
 from penchant.common.membership.identity import MemberList
 from penchant.common.storage import write_durably
 from penchant.deploy.fleet.authority import AuthorityStore
+from penchant.deploy.fleet.server_directory import MEMBERS
 
 __all__ = ["Decision", "PendingDecision", "attend"]
 
 ANSWER_BYTES = 4096  # of a request or a revocation file: all are smaller
-AHEAD = 7 * 86400  # a list is published anew when it ends within that many seconds
+AHEAD = 7 * DAY  # a list is published anew when it ends within that many seconds
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def attend(
         latest = MemberList.decode(office.publish())
         done.append(f"published list {latest.number}: the last one was about to end")
     if latest.number != before:
-        write_durably(answers / "members.list", latest.encode())
+        write_durably(answers / MEMBERS, latest.encode())
     return done
 
 

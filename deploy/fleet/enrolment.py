@@ -23,6 +23,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
+from penchant.common.durations import DAY
 from penchant.common.errors import (
     EnrolmentError,
     JournalError,
@@ -35,12 +36,11 @@ from penchant.common.membership.enrolment import Answer, Asked, JoinReply, JoinR
 from penchant.common.membership.identity import Membership
 from penchant.common.membership.join_token import JoinToken, Terms, check_signature, token_name
 from penchant.common.storage import ledger, write_durably
-from penchant.deploy.fleet.server_directory import ServerDirectory
+from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
 
 __all__ = [
     "DATABASE",
     "DAYS",
-    "MEMBERS",
     "EnrolmentRegistry",
     "IssuedToken",
     "Registrar",
@@ -51,7 +51,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 DATABASE = "enrolment.db"
-MEMBERS = "members.list"
 NAME_MOST = 100
 
 _SCHEMA = """
@@ -334,7 +333,7 @@ def _check_node_key(pem: bytes) -> None:
 
 
 DAYS = 7
-LONGEST = 90 * 86400
+LONGEST = 90 * DAY
 
 
 def hand_out(directory: Path, name: str, expires: float) -> JoinToken:
@@ -345,7 +344,7 @@ def hand_out(directory: Path, name: str, expires: float) -> JoinToken:
     """
     now = time.time()
     if not now < expires <= now + LONGEST:
-        raise UsageError("a token is good for some time between now and 90 days")
+        raise UsageError("a token must expire within the next 90 days")
     site = ServerDirectory(directory)
     terms = Terms(site.settings.gateway, site.ca_digest, site.authority_digest, int(expires))
     token = JoinToken.create(terms)

@@ -21,6 +21,7 @@ from penchant.client.device.device import Device
 from penchant.client.device.supernode_files import NODE
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Person
+from penchant.common.durations import DAY
 from penchant.common.errors import ConfigError, GatewayError, UsageError
 from penchant.deploy import datasets
 from penchant.deploy.fleet import gateway, served_run
@@ -36,7 +37,6 @@ from penchant.deploy.recipes import recipe
 
 __all__ = ["RUN", "Quickstart", "live_fleet", "quickstart"]
 
-DAY = 86400.0
 RUN = "quickstart"
 JOIN_SECONDS = 120.0
 

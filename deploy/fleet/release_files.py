@@ -17,31 +17,20 @@ import sys
 import tempfile
 import zipfile
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from penchant.common.config import Plan, RunConfig
-from penchant.common.errors import PenchantError, RunDirectoryError, UsageError
-from penchant.common.model.signature import ModelSignature
+from penchant.common.errors import PenchantError, UsageError
+from penchant.common.model.signature import ModelDescription
 from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
+from penchant.deploy.error_report import ErrorReport
 from penchant.server.journal import Journal, RoundLog
 
 __all__ = ["export_round", "write_release"]
 
-MODEL_SIGNATURE = "blueprint.json"  # of a served run, whose server never loads the model
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same round, the same bytes
-
-
-@dataclass(frozen=True)
-class _Base:
-    """What must be known of the base model. published: where whoever loads the adapter finds it."""
-
-    model_signature: ModelSignature
-    published: str
-    pooling: str
-    max_tokens: int
 
 
 def export_round(directory: Path, round: int, out: Path) -> None:
@@ -78,8 +67,8 @@ def write_release(directory: Path, round: int | None, out: Path) -> int:
         log = next(log for log in journal.logs() if log.round == number)
         digest = journal.digest(number)
     plan = _plan(config, number)
-    base = _base(directory, plan)
-    split = base.model_signature.split(plan)
+    base = _described(directory, plan)
+    split = base.signature.split(plan)
     start = shared.start if shared.start.size else split.initial(config.seed)[1]
     export_peft(
         Export(
@@ -87,7 +76,7 @@ def write_release(directory: Path, round: int | None, out: Path) -> int:
             model=plan.model,
             adapter=plan.adapter,
             base=base.published,
-            digest=base.model_signature.digest.hex(),
+            digest=base.signature.digest.hex(),
             pooling=base.pooling,
             max_tokens=base.max_tokens,
             personal=False,
@@ -105,27 +94,14 @@ def _plan(config: RunConfig, round: int) -> Plan:
     return config.plan("warmup" if warming else "main", max(config.federation.cohort, 1))
 
 
-def _base(directory: Path, plan: Plan) -> _Base:
-    """Of a served run from its blueprint; of a simulation from the model itself."""
-    path = directory / MODEL_SIGNATURE
-    if not path.is_file():
-        from penchant.client.learning.model_cache import ModelCache
+def _described(directory: Path, plan: Plan) -> ModelDescription:
+    """Of a served run from a file, since its server never loads the model; else from the model itself."""
+    path = directory / run_directory.MODEL_SIGNATURE
+    if path.is_file():
+        return ModelDescription.read(path)
+    from penchant.client.learning.model_cache import ModelCache
 
-        planned = ModelCache().of(plan)
-        model = planned.model
-        return _Base(planned.model_signature, model.published, model.pooling, model.max_tokens)
-    from penchant.common.model.modules import AdaptedModule, BaseTensor
-
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        slots = tuple(AdaptedModule(**slot) for slot in table["slots"])
-        base = tuple(BaseTensor(tensor["name"], tuple(tensor["shape"])) for tensor in table["base"])
-        model_signature = ModelSignature(slots, int(table["embedding"]), bytes.fromhex(table["digest"]), base)
-        return _Base(
-            model_signature, str(table["published"]), str(table["pooling"]), int(table["max_tokens"])
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunDirectoryError(f"{path} does not tell what an export needs: {error}") from None
+    return ModelDescription.of(ModelCache().of(plan).model)
 
 
 def _told(directory: Path, config: RunConfig, log: RoundLog, digest: str | None) -> dict[str, Any]:
@@ -158,7 +134,7 @@ def main(words: list[str]) -> int:
         directory, round, out = words
         export_round(Path(directory), int(round), Path(out))
     except (PenchantError, OSError, ValueError) as error:
-        print(f"penchant: {' '.join(str(error).split())}", file=sys.stderr)
+        ErrorReport.of(error).write()
         return error.exit_code if isinstance(error, PenchantError) else 1
     return 0
 

@@ -12,13 +12,11 @@ continues from the journal.
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -27,13 +25,13 @@ from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.errors import PenchantError, RunDirectoryError
 from penchant.common.membership.identity import Membership
-from penchant.common.model.modules import AdaptedModule, BaseTensor
-from penchant.common.model.signature import ModelSignature
+from penchant.common.model.signature import ModelDescription, ModelSignature
 from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
 from penchant.deploy.fleet.release_files import write_release
 from penchant.deploy.fleet.run_activity import FLOWER_RUN, LOG, say
+from penchant.deploy.fleet.server_directory import AUTHORITY, MEMBERS
 from penchant.deploy.flower.superlink import DIRECTORY, SuperLinkAddress, start_run, write_app
 from penchant.deploy.flower.superlink_grid import non_blocking
 from penchant.server.journal import Journal
@@ -43,10 +41,6 @@ from penchant.server.run import ServerRun
 from penchant.server.secagg.secure import SecureAggregation
 
 __all__ = ["LOG", "app", "create", "export", "flower_app", "open_served", "start", "with_members"]
-
-MODEL_SIGNATURE = "blueprint.json"
-AUTHORITY = "authority.pub"
-MEMBERS = "members.list"
 
 
 def create(directory: Path, config: RunConfig, authority: bytes, members: bytes) -> None:
@@ -61,18 +55,8 @@ def create(directory: Path, config: RunConfig, authority: bytes, members: bytes)
     plan = config.plan("main", config.federation.cohort)
     planned = ModelCache().of(plan)
     UpdateLayout.of(plan, planned.split)
-    model_signature = planned.model_signature
-    described = {
-        "slots": [asdict(slot) for slot in model_signature.slots],
-        "base": [asdict(tensor) for tensor in model_signature.base],
-        "embedding": model_signature.embedding,
-        "digest": model_signature.digest.hex(),
-        "published": planned.model.published,
-        "pooling": planned.model.pooling,
-        "max_tokens": planned.model.max_tokens,
-    }
     run_directory.create(directory, config)
-    write_durably(directory / MODEL_SIGNATURE, json.dumps(described, indent=2).encode())
+    write_durably(directory / run_directory.MODEL_SIGNATURE, ModelDescription.of(planned.model).encode())
     write_durably(directory / AUTHORITY, authority)
     write_durably(directory / MEMBERS, members)
     flower_app(directory)
@@ -90,7 +74,7 @@ def open_served(directory: Path) -> ServerRun:
     return ServerRun(
         config=config,
         id=bytes.fromhex(run),
-        model_signature=_blueprint(directory),
+        model_signature=ModelSignature.read(directory / run_directory.MODEL_SIGNATURE),
         cohort=config.federation.cohort,
         aggregation=SecureAggregation(membership),
         membership=membership.encoded,
@@ -143,27 +127,6 @@ def _membership(directory: Path) -> Membership:
     except OSError as error:
         raise RunDirectoryError(f"{directory} is no directory of a served run: {error}") from None
     return Membership(authority).accept(members, int(time.time()))
-
-
-def _described(directory: Path) -> dict[str, Any]:
-    """What `create` noted about the base model."""
-    try:
-        table = json.loads((directory / MODEL_SIGNATURE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunDirectoryError(f"can't read {directory / MODEL_SIGNATURE}: {error}") from None
-    if not isinstance(table, dict):
-        raise RunDirectoryError(f"{directory / MODEL_SIGNATURE} is damaged")
-    return table
-
-
-def _blueprint(directory: Path) -> ModelSignature:
-    table = _described(directory)
-    try:
-        slots = tuple(AdaptedModule(**slot) for slot in table["slots"])
-        base = tuple(BaseTensor(tensor["name"], tuple(tensor["shape"])) for tensor in table["base"])
-        return ModelSignature(slots, int(table["embedding"]), bytes.fromhex(table["digest"]), base)
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunDirectoryError(f"can't read {directory / MODEL_SIGNATURE}: {error}") from None
 
 
 _claims = ExitStack()  # the ServerApp's process works on its directory alone, until it ends

@@ -3,11 +3,11 @@
 server.toml       addresses, ports and limits
 authority.pub     the enrolment authority's public key (32 bytes)
 members.list      the authority's latest member list
-tls/              certificates (`deploy.certificates`)
-enrolment.db      tokens handed out and devices enrolled (`deploy.desk`)
+tls/              certificates (`deploy.fleet.certificates`)
+enrolment.db      tokens handed out and devices enrolled (`deploy.fleet.enrolment`)
 requests/         files for the authority: requests of devices, revocations asked for
 answers/          files of the authority: answers, member lists
-runs/NAME/        one directory a run (`deploy.served`)
+runs/NAME/        one directory a run (`deploy.fleet.served_run`)
 flower/, gateway/, logs/, superexec.secret
 """
 
@@ -27,13 +27,15 @@ from penchant.common.membership.identity import Membership, authority_digest
 from penchant.common.settings import Section, build_section, section_table
 from penchant.common.storage import write_durably
 from penchant.deploy.fleet.certificates import KeyAndCertificate, ca_digest, issue, make_ca
+from penchant.deploy.run_directory import CONFIG, RUN_NAME
 
-__all__ = ["ServerDirectory", "ServerSettings"]
+__all__ = ["AUTHORITY", "MEMBERS", "SETTINGS", "ServerDirectory", "ServerSettings"]
 
 SETTINGS = "server.toml"
+AUTHORITY = "authority.pub"
+MEMBERS = "members.list"
 LOOPBACK = "127.0.0.1"
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9a-fA-F:]{2,39}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class ServerSettings(Section):
     addresses: names and IP addresses that devices connect to, the first of them stands in tokens. listen:
     where the gateway listens. port: of the gateway. superlink_port: of the SuperLink, on loopback.
     max_body_mb: the largest message of a device that the gateway passes. enrol_per_minute: requests to
-    enrol that one address may make. user: whom nginx's workers run as when it is started by root.
+    enrol that one address may make. user: the user that nginx's workers run as when it is started by root.
     """
 
     addresses: tuple[str, ...] = field(default=())
@@ -119,8 +121,8 @@ class ServerDirectory:
             (directory / name).mkdir(mode=0o700)
         for name in ("requests", "answers"):
             (directory / name).mkdir(mode=0o770)
-        (directory / "authority.pub").write_bytes(authority)
-        (directory / "members.list").write_bytes(members)
+        (directory / AUTHORITY).write_bytes(authority)
+        (directory / MEMBERS).write_bytes(members)
         secret = os.open(directory / "superexec.secret", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(secret, "wb") as file:
             file.write(os.urandom(32).hex().encode())
@@ -153,7 +155,7 @@ class ServerDirectory:
     @property
     def authority(self) -> bytes:
         """The enrolment authority's public key."""
-        return self._read(self.directory / "authority.pub")
+        return self._read(self.directory / AUTHORITY)
 
     @property
     def authority_digest(self) -> bytes:
@@ -190,20 +192,20 @@ class ServerDirectory:
         return self.directory / "logs" / f"{name}.log"
 
     def run(self, name: str) -> Path:
-        """The directory of a run. UsageError for a name that is none."""
-        if not _NAME.fullmatch(name):
+        """The directory of a run. UsageError for an invalid name."""
+        if not RUN_NAME.fullmatch(name):
             raise UsageError(f"{name!r} is no name for a run: letters, digits, '-', '_' and '.', at most 64")
         return self.directory / "runs" / name
 
     def runs(self) -> list[str]:
         """Names of all runs, the one that was made last at the end."""
         folder = self.directory / "runs"
-        made = [p for p in folder.iterdir() if (p / "config.toml").is_file()]
-        return [p.name for p in sorted(made, key=lambda p: ((p / "config.toml").stat().st_mtime_ns, p.name))]
+        made = [p for p in folder.iterdir() if (p / CONFIG).is_file()]
+        return [p.name for p in sorted(made, key=lambda p: ((p / CONFIG).stat().st_mtime_ns, p.name))]
 
     def membership(self) -> Membership:
         """The member list that holds now. MembershipError when it is past its date."""
-        members = self._read(self.directory / "members.list")
+        members = self._read(self.directory / MEMBERS)
         return Membership(self.authority).accept(members, int(time.time()))
 
     def take_members(self, members: bytes) -> int:
@@ -211,12 +213,12 @@ class ServerDirectory:
 
         A run that goes on looks at it before its next round. MembershipError for an older or foreign list.
         """
-        current = Membership(self.authority).know(self._read(self.directory / "members.list"))
+        current = Membership(self.authority).know(self._read(self.directory / MEMBERS))
         newer = current.accept(members, int(time.time()))
         if newer is not current:
-            write_durably(self.directory / "members.list", members)
+            write_durably(self.directory / MEMBERS, members)
         for name in self.runs():
-            write_durably(self.run(name) / "members.list", members)
+            write_durably(self.run(name) / MEMBERS, members)
         return newer.number
 
     def renew(self) -> None:

@@ -6,22 +6,21 @@ import time
 from collections import Counter
 from typing import Any
 
+from penchant.common.durations import DAY
 from penchant.common.errors import JournalError
 from penchant.common.membership.identity import Membership
 from penchant.deploy.fleet.certificates import days_left
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry
 from penchant.deploy.fleet.processes import door, gateway_open
-from penchant.deploy.fleet.server_directory import ServerDirectory
+from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
 from penchant.deploy.flower.superlink import Control
 
 __all__ = ["state_of"]
 
-DAY = 86400
-
 
 def state_of(site: ServerDirectory) -> dict[str, Any]:
     """Gateway, SuperLink, member list, certificates, enrolments and runs. Nothing is changed."""
-    known = Membership(site.authority).know((site.directory / "members.list").read_bytes())
+    known = Membership(site.authority).know((site.directory / MEMBERS).read_bytes())
     expires = known.current.expires if known.current is not None else 0
     return {
         "gateway": site.settings.gateway,

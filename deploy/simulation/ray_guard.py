@@ -15,7 +15,8 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
+
+from penchant.deploy.process_table import with_environment
 
 __all__ = ["MARK", "guarded", "stop_marked"]
 
@@ -38,26 +39,12 @@ def stop_marked(directory: str, patience: float = 0.0) -> None:
     Flower's own watch over parents has to do.
     """
     end = time.monotonic() + patience
-    while pids := _marked(directory):
+    while pids := with_environment(MARK, directory):
         if time.monotonic() >= end:
             for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         time.sleep(LOOK_SECONDS)
-
-
-def _marked(directory: str) -> list[int]:
-    """Processes other than this one whose environment names `directory`. Ended ones have no environment."""
-    entry = f"{MARK}={directory}".encode()
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (folder / "environ").read_bytes()
-        except OSError:  # gone meanwhile, or another user's
-            continue
-        if entry in environment.split(b"\0") and int(folder.name) != os.getpid():
-            found.append(int(folder.name))
-    return found
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from penchant.common.wording import duration
 from penchant.server.console.accounts import ConsoleStore, Role
 from penchant.server.console.events import live
-from penchant.server.console.operations import Operations
+from penchant.server.console.operations import RunOperations
 from penchant.server.console.requests import (
     ConsoleContext,
     Endpoint,
@@ -78,7 +78,7 @@ LIVE = (
 
 
 def build_app(
-    store: ConsoleStore, operations: Operations, *, hosts: frozenset[str], https: bool = False
+    store: ConsoleStore, operations: RunOperations, *, hosts: frozenset[str], https: bool = False
 ) -> Starlette:
     """The application. hosts: names and ports under which browsers may ask; https: whether by TLS."""
     desk = ConsoleContext(store, operations, templates(), hosts, https)

@@ -82,7 +82,7 @@ def _mark(visit: ConsoleRequest) -> object:
     operations = visit.desk.operations
     places = [place for place in operations.places() if wanted in (None, place.id)]
     said = [tuple(operations.log(place, 1)) for place in places] if wanted else []
-    fleets = [] if wanted else [operations.mark(fleet) for fleet in operations.fleets()]
+    fleets = [] if wanted else [operations.fleet(fleet).mark() for fleet in operations.fleets()]
     return [JournalReader(place.directory).mark for place in places], operations.work(places), said, fleets
 
 

@@ -1,7 +1,8 @@
 """What the console can have done, and what it can ask for, beside reading journals.
 
 The console is the server's; starting simulations, Flower's control interface and enrolment are composed in
-`penchant.deploy`, which hands in one object of this shape.
+`penchant.deploy`, which hands in one object that is a `RunOperations`. The other two it gives out itself, for
+one fleet or for one run.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from penchant.server.monitoring.fleet import FleetStatus, MemberListStatus, Revo
 from penchant.server.monitoring.run_history import Activity, RunLocation
 from penchant.server.releases import Release
 
-__all__ = ["Operations", "fleet_recipe"]
+__all__ = ["FleetOperations", "ReleaseOperations", "RunOperations", "fleet_recipe"]
 
 
 def fleet_recipe(fleet: RunLocation) -> str:
@@ -22,8 +23,49 @@ def fleet_recipe(fleet: RunLocation) -> str:
     return f"The fleet {fleet.name}, A shared, everybody asked"
 
 
-class Operations(Protocol):
-    """Everything that a page may do. Each raises a PenchantError of one line when it can't."""
+class FleetOperations(Protocol):
+    """What a page may ask of one fleet's server. Each raises a PenchantError of one line when it can't."""
+
+    def link(self) -> FleetStatus:
+        """What the fleet's SuperLink said last. Never waits for it: it is asked in another thread."""
+
+    def mark(self) -> object:
+        """Something that changes whenever who belongs to the fleet, or is online, does."""
+
+    def enrolment(self) -> MemberListStatus:
+        """Who belongs to the fleet."""
+
+    def tokens(self) -> Sequence[Token]:
+        """Invitations, the latest first, without their text."""
+
+    def invite(self, label: str, days: int) -> Token:
+        """A new invitation, with its text. `label` is what the operator calls the device."""
+
+    def revocations(self) -> Sequence[Revocation]:
+        """What was asked for, the latest first."""
+
+    def ask_revocation(self, member: int, why: str, by: str) -> None:
+        """Ask the authority to take a member out. `by` is the account of whoever asks."""
+
+
+class ReleaseOperations(Protocol):
+    """What a page may do with the shared adapter of one run. Each raises a PenchantError when it can't."""
+
+    def promoted(self) -> Sequence[Release]:
+        """Promoted versions, the latest first."""
+
+    def promote(self, round: int, by: str) -> Release:
+        """Make a round's shared adapter the current release."""
+
+    def roll_back(self, number: int, by: str) -> Release:
+        """Make an earlier release the current one again."""
+
+    def export(self, round: int) -> bytes:
+        """A ZIP file with a round's shared adapter in peft's format."""
+
+
+class RunOperations(Protocol):
+    """Runs, and the way to what belongs to them. Each raises a PenchantError of one line when it can't."""
 
     def places(self) -> Sequence[RunLocation]:
         """All runs."""
@@ -33,6 +75,12 @@ class Operations(Protocol):
 
     def fleet_of(self, place: RunLocation) -> RunLocation | None:
         """The fleet of a served run; None for a simulation."""
+
+    def fleet(self, fleet: RunLocation) -> FleetOperations:
+        """What can be asked of a fleet's server; ConsoleError for a simulation, which has none."""
+
+    def releases(self, place: RunLocation) -> ReleaseOperations:
+        """What can be done with a run's shared adapter."""
 
     def work(self, places: Sequence[RunLocation]) -> Mapping[str, Activity]:
         """place id -> whether something works on it."""
@@ -44,7 +92,8 @@ class Operations(Protocol):
         """Whether simulated runs can be started here."""
 
     def check(self, toml: str, fleet: RunLocation | None = None) -> RunConfig:
-        """The configuration that a text makes; ConfigError when it can't be run from here. fleet: on it."""
+        """The configuration that a text makes; ConfigError when it can't be run from here. With a `fleet`, on
+        its devices."""
 
     def start(self, name: str, toml: str, fleet: RunLocation | None = None) -> RunLocation:
         """Begin a new run: of a fleet, or else a simulated one on this machine."""
@@ -60,36 +109,3 @@ class Operations(Protocol):
 
     def log(self, place: RunLocation, lines: int) -> Sequence[str]:
         """The last lines that the server of this run said."""
-
-    def link(self, fleet: RunLocation) -> FleetStatus:
-        """What the fleet's SuperLink said last. Never waits for it: it is asked beside."""
-
-    def mark(self, fleet: RunLocation) -> object:
-        """Something that changes whenever who belongs to a fleet, or is online, does."""
-
-    def enrolment(self, fleet: RunLocation) -> MemberListStatus:
-        """Who belongs to a fleet."""
-
-    def tokens(self, fleet: RunLocation) -> Sequence[Token]:
-        """Invitations, the latest first, without their text."""
-
-    def invite(self, fleet: RunLocation, label: str, days: int) -> Token:
-        """A new invitation, with its text."""
-
-    def revocations(self, fleet: RunLocation) -> Sequence[Revocation]:
-        """What was asked for, the latest first."""
-
-    def ask_revocation(self, fleet: RunLocation, member: int, why: str, by: str) -> None:
-        """Ask the authority to take a member out."""
-
-    def releases(self, place: RunLocation) -> Sequence[Release]:
-        """Promoted versions, the latest first."""
-
-    def promote(self, place: RunLocation, round: int, by: str) -> Release:
-        """Make a round's shared adapter the current release."""
-
-    def roll_back(self, place: RunLocation, number: int, by: str) -> Release:
-        """Make an earlier release the current one again."""
-
-    def export(self, place: RunLocation, round: int) -> bytes:
-        """A ZIP file with a round's shared adapter in peft's format."""

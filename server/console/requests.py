@@ -23,7 +23,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 
 from penchant.common.errors import ConsoleError, PenchantError
 from penchant.server.console.accounts import ConsoleStore, Role, Session
-from penchant.server.console.operations import Operations
+from penchant.server.console.operations import RunOperations
 
 __all__ = ["ConsoleContext", "ConsoleRequest", "HTTPError", "action", "page", "posted", "secure_form"]
 
@@ -47,7 +47,7 @@ class ConsoleContext:
     they reach it by TLS."""
 
     store: ConsoleStore
-    operations: Operations
+    operations: RunOperations
     templates: Environment
     hosts: frozenset[str]
     https: bool = False

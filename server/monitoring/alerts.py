@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from penchant.common.durations import DAY
 from penchant.common.wording import duration, percent
 from penchant.server.monitoring.fleet import FleetStatus, MemberListStatus, Revocation, Token
 from penchant.server.monitoring.labels import counted, lost
@@ -14,8 +15,8 @@ __all__ = ["Notice", "of_fleet", "of_run"]
 
 MANY_LOST = 0.2  # of those asked: a third ends a round without a result
 FALL = 0.03  # of accuracy below the best
-SOON = 7 * 86400.0
-RECENT = 14 * 86400.0  # what failed longer ago is history
+SOON = 7 * DAY
+RECENT = 14 * DAY  # what failed longer ago is history
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from support.processes import wait_for
 from penchant.common.errors import ConsoleError, JournalError, RunDirectoryError
 from penchant.common.membership.join_token import JoinToken
 from penchant.deploy.cli.main import main
-from penchant.deploy.console import fleet
+from penchant.deploy.console import fleet, local
 from penchant.deploy.console.local import OperationsOnThisMachine
 from penchant.deploy.fleet import run_activity
 from penchant.deploy.fleet.authority import AuthorityStore
@@ -98,7 +98,7 @@ def run_in(world: World, name: str = "first", rounds: int = 3) -> Path:
 
 def answered(world: World) -> None:
     """Wait until the SuperLink's latest answer is in, or that there is none."""
-    server = world.operations._server(world.operations.fleets()[0])
+    server = world.operations.fleet(world.operations.fleets()[0])
     server.link()
     wait_for("the SuperLink", lambda: not server._asking, 30)
 
@@ -140,7 +140,7 @@ def test_a_token_is_shown_once_with_its_picture_and_kept_nowhere(world: World) -
 @pytest.mark.parametrize("days", ["0", "91", "x", "-1", "1e3"])
 def test_a_token_is_good_for_sensible_times(world: World, days: str) -> None:
     assert world.browser.post(f"/devices/{world.id}/tokens", {"label": "x", "days": days}).status_code == 422
-    assert world.operations.tokens(world.operations.fleets()[0]) == []
+    assert world.operations.fleet(world.operations.fleets()[0]).tokens() == []
 
 
 def test_a_revocation_is_pending_until_the_authority_has_signed(world: World) -> None:
@@ -173,7 +173,7 @@ def test_who_looks_sees_no_token_and_asks_for_nothing(world: World) -> None:
     for path in ("tokens", "revocations"):
         answer = viewer.post(f"/devices/{world.id}/{path}", {"label": "x", "days": "1", "member": "3"})
         assert answer.status_code == 403
-    assert world.operations.tokens(world.operations.fleets()[0]) == []
+    assert world.operations.fleet(world.operations.fleets()[0]).tokens() == []
     assert list(world.site.requests.iterdir()) == []
 
 
@@ -185,14 +185,14 @@ def test_a_simulation_hands_out_nothing(world: World, tmp_path: Path) -> None:
     answer = browser.post(f"/devices/{place.id}/tokens", {"label": "x", "days": "1"})
     assert answer.status_code == 404
     with pytest.raises(ConsoleError, match="no server here"):
-        operations.invite(place, "x", 1)
+        operations.fleet(place).invite("x", 1)
 
 
 def test_the_runs_of_a_fleet_are_found_with_their_devices_online(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_in(world)
-    server = world.operations._server(world.operations.fleets()[0])
+    server = world.operations.fleet(world.operations.fleets()[0])
     nodes = {
         "1001": ConnectedNode(True),
         "1002": ConnectedNode(False, 7 * 86400.0),
@@ -209,7 +209,7 @@ def test_the_runs_of_a_fleet_are_found_with_their_devices_online(
 
 def test_the_superlink_is_not_asked_for_every_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    server = world.operations._server(world.operations.fleets()[0])
+    server = world.operations.fleet(world.operations.fleets()[0])
     monkeypatch.setattr(server, "_nodes", lambda: asked.append(1) or {})
     for _ in range(5):
         world.said("/")
@@ -220,7 +220,7 @@ def test_the_superlink_is_not_asked_for_every_page(world: World, monkeypatch: py
 def test_no_page_waits_for_a_superlink_that_hangs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it said last is shown, with when that was; one that answers drop by drop is silent as well."""
     run_in(world)
-    server = world.operations._server(world.operations.fleets()[0])
+    server = world.operations.fleet(world.operations.fleets()[0])
     assert "asked just now –" in world.said("/")  # before the first answer
     wait_for("the SuperLink", lambda: not server._asking, 30)
     monkeypatch.setattr(server, "_nodes", lambda: {"1001": ConnectedNode(True)})
@@ -277,7 +277,7 @@ def test_devices_that_wait_are_shown_with_what_the_authority_compares(
     """An enrolled device is there before any run has met it; of many tokens the latest are shown."""
     rows = [Token(f"t{i}", f"device {i}", i, 2e9, "enrolled", i + 1, str(900 + i)) for i in range(20)]
     rows[0] = Token("t0", "the cellar", 0, 2e9, "waiting", fingerprint="AAAA-BBBB")
-    server = world.operations._server(world.operations.fleets()[0])
+    server = world.operations.fleet(world.operations.fleets()[0])
     monkeypatch.setattr(server, "tokens", lambda: rows[::-1])
     monkeypatch.setattr(
         server, "_nodes", lambda: {"901": ConnectedNode(True), "902": ConnectedNode(False, time.time() - 60)}
@@ -294,7 +294,7 @@ def test_devices_that_wait_are_shown_with_what_the_authority_compares(
 
 def test_a_run_that_waits_for_devices_is_noticed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     run_in(world, "first", 1)
-    server = world.operations._server(world.operations.fleets()[0])
+    server = world.operations.fleet(world.operations.fleets()[0])
     monkeypatch.setattr(server, "_nodes", lambda: {str(n): ConnectedNode(n > 3) for n in range(5)})
     monkeypatch.setattr(world.operations, "_work", lambda *_: Activity(running=True, ours=True))
     answered(world)
@@ -365,6 +365,7 @@ def test_a_live_run_is_resumed_and_started_through_the_servers_own_command(
     world.browser.post(f"/runs/{place.id}/resume")
     assert "Not done:" in world.said(f"/runs/{place.id}")
     assert any("SuperLink" in line for line in world.operations.log(place, 5))
+    assert not any(line.startswith(("{", "penchant: ")) for line in world.operations.log(place, 5))
     form = {"name": "second", "config": "seed = 1", "where": world.id}
     answer = world.browser.post("/runs/new", form)
     assert answer.status_code == 422
@@ -474,7 +475,7 @@ def test_of_two_operators_who_resume_at_once_one_is_refused(
 ) -> None:
     directory = run_in(world)
     (place,) = world.operations.places()
-    server, resumed = world.operations._server(world.operations.fleets()[0]), []
+    server, resumed = world.operations.fleet(world.operations.fleets()[0]), []
 
     def resume(name: str, log: object) -> None:
         resumed.append(name)
@@ -500,4 +501,4 @@ def test_the_log_of_a_live_run_is_its_servers(world: World) -> None:
 def test_names_are_what_the_server_calls_its_files() -> None:
     from penchant.deploy.fleet import server_directory
 
-    assert server_directory.SETTINGS == fleet.SETTINGS
+    assert server_directory.SETTINGS == local.SETTINGS

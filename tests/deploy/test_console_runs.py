@@ -19,6 +19,7 @@ from support.console_scene import make_run
 from support.tastes import write_choices
 
 from penchant.common.errors import ConfigError, ConsoleError, RunDirectoryError, UsageError
+from penchant.deploy.console import local
 from penchant.deploy.console.local import OperationsOnThisMachine
 from penchant.server.console.accounts import ConsoleStore
 from penchant.server.monitoring.run_history import RunLocation, facts_of
@@ -104,8 +105,8 @@ def test_a_run_that_ends_is_finished_and_its_adapter_can_be_had(
     wait_for("the end", lambda: state(operations, place) in ("finished", "failed"))
     assert state(operations, place) == "finished", operations.log(place, 20)
     wait_for("its process", lambda: not operations.work([place])[place.id].running)
-    data = operations.export(place, 1)
-    assert data == operations.export(place, 1)  # the same round, the same bytes
+    data = operations.releases(place).export(1)
+    assert data == operations.releases(place).export(1)  # the same round, the same bytes
     with zipfile.ZipFile(BytesIO(data)) as archive:
         assert {"adapter_config.json", "adapter_model.safetensors", "head.safetensors", "release.json"} < set(
             archive.namelist()
@@ -116,7 +117,7 @@ def test_a_run_that_ends_is_finished_and_its_adapter_can_be_had(
         assert "tags: [reward-model, shared, penchant]" in card
         assert "# The shared part of a fleet's reward models" in card
     with pytest.raises(ConsoleError, match="round 7 has no checkpoint"):
-        operations.export(place, 7)
+        operations.releases(place).export(7)
 
 
 def test_a_run_that_can_not_be_is_failed_with_the_reason(
@@ -129,6 +130,40 @@ def test_a_run_that_can_not_be_is_failed_with_the_reason(
     assert facts.state == "failed"
     assert "nobody" in facts.why
     assert "Traceback" not in "".join(operations.log(place, 100))
+
+
+@pytest.fixture
+def other_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process that is started says errors to people in other words than ours."""
+    folder = tmp_path / "patched"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "from penchant.deploy import error_report\nerror_report.PREFIX = 'Oh no! '\n", encoding="utf-8"
+    )
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    )
+
+
+def test_the_console_does_not_read_the_words_for_people(
+    operations: OperationsOnThisMachine, config: str, tmp_path: Path, other_words: None
+) -> None:
+    """A run that fails, and an export that does: their reasons come as JSON, whatever people are told."""
+    words = [*local.PROGRAM, "simulate", "--dataset", "sentae"]
+    said = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False).stderr
+    assert said.startswith("Oh no! unknown data set 'sentae'")
+
+    place = operations.start("wrong", config.replace("ROUNDS", "1").replace('"user"', '"nobody"'))
+    wait_for("the end", lambda: state(operations, place) != "running")
+    facts = facts_of(place, operations.work([place])[place.id])
+    assert (facts.state, facts.why.count("{")) == ("failed", 0)
+    assert "nobody" in facts.why
+    assert operations.log(place, 1) == [facts.why]  # for people, too
+
+    make_run(tmp_path / "runs" / "alone", 1, **{"adapter.share": "none"})
+    alone = next(place for place in operations.places() if place.name == "alone")
+    with pytest.raises(ConsoleError, match=r"^this run shares nothing"):
+        operations.releases(alone).export(1)
 
 
 def test_a_console_that_is_started_again_finds_its_run(
@@ -225,7 +260,7 @@ def test_single_runs_take_no_new_ones(store: ConsoleStore, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="single runs only"):
         operations.start("new", "seed = 1")
     (tmp_path / "file").write_text("x", encoding="utf-8")
-    with pytest.raises(UsageError, match="is no directory"):
+    with pytest.raises(UsageError, match="is not a directory"):
         OperationsOnThisMachine([tmp_path / "file"], store)
 
 

@@ -18,6 +18,7 @@ from penchant.common import wording
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConsoleError, JournalError, UsageError
 from penchant.common.settings import settings_of
+from penchant.deploy.console.releases import ReleasesOnThisMachine
 from penchant.server import releases
 from penchant.server.console import charts, events, passwords
 from penchant.server.journal import Journal
@@ -406,16 +407,16 @@ def test_a_download_is_on_record_and_is_what_was_exported(
     pack = io.BytesIO()
     with zipfile.ZipFile(pack, "w") as archive:
         archive.writestr("README.md", "a card")
-    monkeypatch.setattr(console.operations, "export", lambda place, round: pack.getvalue())
+    monkeypatch.setattr(ReleasesOnThisMachine, "export", lambda self, round: pack.getvalue())
     answer = console.browser("vera").get(f"/releases/{console.id_of('first')}/2.zip")
     assert answer.content == pack.getvalue()
     assert answer.headers["content-disposition"].endswith('-round-2.zip"')
     assert console.outcomes("download an adapter") == ["done"]
 
-    def fails(place: RunLocation, round: int) -> bytes:
+    def fails(self: ReleasesOnThisMachine, round: int) -> bytes:
         raise ConsoleError("the model is gone")
 
-    monkeypatch.setattr(console.operations, "export", fails)
+    monkeypatch.setattr(ReleasesOnThisMachine, "export", fails)
     answer = console.browser("vera").get(f"/releases/{console.id_of('first')}/2.zip")
     assert answer.status_code == 500
     assert "the model is gone" in answer.text

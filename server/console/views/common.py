@@ -1,4 +1,4 @@
-"""The console's pages. Each is a function of a visit; what it shows comes from `facts` and `Operations`."""
+"""The console's pages. Each is a function of a visit; it shows what `run_history` and `operations` tell."""
 
 from __future__ import annotations
 

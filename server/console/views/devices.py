@@ -12,6 +12,7 @@ import segno
 from markupsafe import Markup
 from starlette.responses import Response
 
+from penchant.common.durations import DAY
 from penchant.common.wire.codec import PROTOCOL_VERSION
 from penchant.server.console.requests import ConsoleContext, ConsoleRequest, HTTPError
 from penchant.server.console.views.audit import whole_number
@@ -58,7 +59,7 @@ def devices_facts(visit: ConsoleRequest) -> dict[str, Any]:
         "rows": rows[(number - 1) * DEVICES_A_PAGE : number * DEVICES_A_PAGE],
         "count": len(rows),
         "met": len(met),
-        "recent": sum(one.here or now - (one.seen or 0.0) < 86400 for one in listed),
+        "recent": sum(one.here or now - (one.seen or 0.0) < DAY for one in listed),
         "fresh": about["link"] is not None and about["link"].fresh(now),
         "search": search,
         "order": order,
@@ -182,13 +183,14 @@ def belonging(desk: ConsoleContext, subject: RunLocation) -> dict[str, Any]:
     """Members, invitations and revocations of a fleet; a simulation has none."""
     if subject.kind != "fleet":
         return {"enrolment": None, "link": None, "revocations": [], "pending": set(), "tokens": []}
-    asked = desk.operations.revocations(subject)
+    fleet = desk.operations.fleet(subject)
+    asked = fleet.revocations()
     return {
-        "enrolment": desk.operations.enrolment(subject),
-        "link": desk.operations.link(subject),
+        "enrolment": fleet.enrolment(),
+        "link": fleet.link(),
         "revocations": asked,
         "pending": {r.member for r in asked if r.signed is None},
-        "tokens": desk.operations.tokens(subject),
+        "tokens": fleet.tokens(),
     }
 
 
@@ -220,7 +222,7 @@ def invite(visit: ConsoleRequest) -> Response:
     days = whole_number(visit.given("days") or "7", "days")
     if not 1 <= days <= 90:
         raise HTTPError("An invitation is good for 1 to 90 days.", status=422)
-    token = visit.desk.operations.invite(place, label, days)
+    token = visit.desk.operations.fleet(place).invite(label, days)
     return visit.render("token.html.j2", place=place, token=token, qr=qr_code(token.text))
 
 
@@ -228,7 +230,7 @@ def ask_revocation(visit: ConsoleRequest) -> Response:
     """Ask the authority to take a member out."""
     place = fleet_named(visit)
     member = whole_number(visit.given("member"), "member")
-    visit.desk.operations.ask_revocation(place, member, visit.given("why"), visit.name)
+    visit.desk.operations.fleet(place).ask_revocation(member, visit.given("why"), visit.name)
     return visit.go(
         f"/devices?run={place.id}",
         f"The authority is asked to revoke member {member}; pending until it has signed.",

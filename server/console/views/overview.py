@@ -61,8 +61,8 @@ def fleet_facts(
     desk: ConsoleContext, fleet: RunLocation, found: Sequence[RunSummary], now: float
 ) -> dict[str, Any]:
     """How a fleet's server and its members are. found: all runs."""
-    link, enrolment = desk.operations.link(fleet), desk.operations.enrolment(fleet)
-    asked, tokens = desk.operations.revocations(fleet), desk.operations.tokens(fleet)
+    server = desk.operations.fleet(fleet)
+    link, enrolment, asked, tokens = server.link(), server.enrolment(), server.revocations(), server.tokens()
     runs = [run for run in found if tells_of(desk, run.place, fleet)]
     return {
         "place": fleet,

@@ -25,7 +25,7 @@ def releases(visit: ConsoleRequest) -> Response:
         key=lambda a: a.log.val_accuracy if a.log and a.log.val_accuracy is not None else 0.0,
         default=None,
     )
-    promoted = list(visit.desk.operations.releases(run.place))
+    promoted = list(visit.desk.operations.releases(run.place).promoted())
     return visit.render(
         "releases.html.j2",
         runs=found,
@@ -42,7 +42,8 @@ def releases(visit: ConsoleRequest) -> Response:
 def promote(visit: ConsoleRequest) -> Response:
     """Make a round's adapter the current release."""
     place = place_of(visit.desk, visit.path("id"))
-    made = visit.desk.operations.promote(place, whole_number(visit.given("round"), "round"), visit.name)
+    released = visit.desk.operations.releases(place)
+    made = released.promote(whole_number(visit.given("round"), "round"), visit.name)
     return visit.go(
         f"/releases?run={place.id}", f"Release {made.number} is the adapter of round {made.round}."
     )
@@ -51,7 +52,8 @@ def promote(visit: ConsoleRequest) -> Response:
 def roll_back(visit: ConsoleRequest) -> Response:
     """Make an earlier release the current one again."""
     place = place_of(visit.desk, visit.path("id"))
-    made = visit.desk.operations.roll_back(place, whole_number(visit.given("number"), "number"), visit.name)
+    released = visit.desk.operations.releases(place)
+    made = released.roll_back(whole_number(visit.given("number"), "number"), visit.name)
     return visit.go(f"/releases?run={place.id}", f"Release {made.number} is current again.")
 
 
@@ -63,7 +65,7 @@ def download(visit: ConsoleRequest) -> Response:
         visit.name, visit.address, "download an adapter", f"{place.id}/{number}", "begun"
     )
     try:
-        data = visit.desk.operations.export(place, number)
+        data = visit.desk.operations.releases(place).export(number)
     except PenchantError as error:
         visit.desk.store.note(
             visit.name, visit.address, "download an adapter", f"{place.id}/{number}", f"failed: {error}",

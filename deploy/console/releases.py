@@ -1,0 +1,91 @@
+"""The shared adapter of one run on this machine, as the console releases it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from penchant.common.errors import ConsoleError
+from penchant.deploy.error_report import AS_JSON, ErrorReport
+from penchant.server import releases
+from penchant.server.monitoring.run_history import JournalReader, RunLocation
+from penchant.server.releases import Release
+
+__all__ = ["ReleasesOnThisMachine"]
+
+EXPORT_SECONDS = 300.0
+
+
+class ReleasesOnThisMachine:
+    """The `ReleaseOperations` of one run. A checkpoint counts only if it is what the journal wrote."""
+
+    def __init__(self, place: RunLocation, scratch: Path) -> None:
+        """`scratch` is a folder in which files may lie for as long as a call lasts."""
+        self._place = place
+        self._scratch = scratch
+
+    def promoted(self) -> list[Release]:
+        """Promoted versions, the latest first."""
+        return releases.releases(self._place.directory)
+
+    def promote(self, round: int, by: str) -> Release:
+        """Make a round's shared adapter the current release."""
+        return releases.promote(self._place.directory, round, self._checked(round), by)
+
+    def roll_back(self, number: int, by: str) -> Release:
+        """Make an earlier release the current one again. Its checkpoint must still be what it was."""
+        found = next((r for r in self.promoted() if r.number == number), None)
+        if found is not None and self._checked(found.round) != found.digest:
+            raise ConsoleError(f"round {found.round} has another checkpoint now than release {number} had")
+        return releases.roll_back(self._place.directory, number, by)
+
+    def export(self, round: int) -> bytes:
+        """A ZIP file with a round's shared adapter, made in a process of its own: torch is not the console's
+        to load."""
+        self._checked(round)
+        name = f"export-{self._place.id}-{round}-{os.getpid()}-{threading.get_ident()}.zip"
+        out = self._scratch / name
+        try:
+            self._write(round, out)
+            return out.read_bytes()
+        finally:
+            out.unlink(missing_ok=True)
+
+    def _write(self, round: int, out: Path) -> None:
+        words = [sys.executable, "-P", "-m", "penchant.deploy.fleet.release_files"]
+        try:
+            done = subprocess.run(
+                [*words, str(self._place.directory), str(round), str(out)],
+                capture_output=True,
+                text=True,
+                timeout=EXPORT_SECONDS,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | AS_JSON,
+            )
+        except subprocess.TimeoutExpired:
+            raise ConsoleError("the export took too long") from None
+        if done.returncode != 0:
+            report = ErrorReport.last_in(done.stderr)
+            raise ConsoleError(report.message if report else "the export failed")
+
+    def _checked(self, round: int) -> str:
+        """The digest of a round's checkpoint, which is what the journal wrote. ConsoleError otherwise."""
+        directory = self._place.directory
+        for attempt in JournalReader(directory).attempts():
+            if attempt.round == round and attempt.digest is not None:
+                path = directory / "checkpoints" / f"round-{round:06d}.safetensors"
+                try:
+                    found = hashlib.sha256(path.read_bytes()).hexdigest()
+                except OSError as error:
+                    raise ConsoleError(
+                        f"the checkpoint of round {round} can't be read: {error.strerror}"
+                    ) from None
+                if found != attempt.digest:
+                    raise ConsoleError(f"the checkpoint of round {round} is not what the journal wrote")
+                return found
+        raise ConsoleError(f"round {round} has no checkpoint")
