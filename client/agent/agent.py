@@ -1,8 +1,8 @@
 """The agent: the trust boundary of a device.
 
 It owns the preferences, the personal factor and the keys, enforces the owner's policy, and offers
-nothing but readiness and the five exchanges of a round (DESIGN section 6). It executes nothing that a
-server sends; what leaves on refusal is one abort code, while the owner's log says why.
+nothing but readiness and the five exchanges of a round (docs/threat-model.md#attack-defence-test). It
+executes nothing that a server sends; what leaves on refusal is one abort code, and the owner's log says why.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penchant.client.agent.open_attempt import MemorySessions, Sessions
+from penchant.client.agent.owner import Choices, Owner
 from penchant.client.agent.policy import OwnerPolicy, checked_factors
+from penchant.client.learning.local_round import contribution_of, work
 from penchant.client.learning.model_cache import ModelCache, PlannedModel
-from penchant.client.learning.trainer import Counts
-from penchant.client.secagg import Done, Participant, Role, RoleOf, SharesDealt
-from penchant.client.vault.sealing import SealedStorage
+from penchant.client.learning.trainer import Counts, Outcome
+from penchant.client.secagg import Done, Participant, Role, RoleOf, SecAggPolicy, SharesDealt
 from penchant.client.vault.vault import Vault
 from penchant.common.config import Plan
 from penchant.common.crypto.domain import domain
@@ -34,7 +34,6 @@ from penchant.common.data.preferences import Preference
 from penchant.common.errors import (
     AgreementError,
     BaseModelError,
-    DataError,
     DeviceError,
     PenchantError,
     PolicyRefusal,
@@ -42,7 +41,7 @@ from penchant.common.errors import (
     UsageError,
 )
 from penchant.common.membership.identity import Identity, MemberList, Membership
-from penchant.common.secagg.update_vector import HONEST_FOR_HISTOGRAM, JUDGED_MOST, Contribution, UpdateLayout
+from penchant.common.secagg.update_vector import HONEST_FOR_HISTOGRAM, UpdateLayout
 from penchant.common.wire.codec import AtMost, decode, encode, encode_record
 from penchant.common.wire.messages import (
     MAX_FACTORS,
@@ -66,30 +65,15 @@ REASON_MOST = 300  # characters of a reason that the owner is shown
 
 
 @dataclass(frozen=True)
-class Choices:
-    """The owner's recorded preferences: those to learn from, and those kept aside to judge the model by."""
-
-    train: Sequence[Preference] = field(repr=False)
-    validation: Sequence[Preference] = field(repr=False)
-
-
-@dataclass(frozen=True)
 class _Task:
-    """What a round asks of this device, checked."""
+    """What a round asks of this device, checked under the owner's policy."""
 
     announce: Announce
+    policy: OwnerPolicy
     planned: PlannedModel
     layout: UpdateLayout
     shared: Vector
     start: Vector  # of the personal part
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """What training gave: this device's part of the round, and its new personal part."""
-
-    contribution: Contribution
-    personal: Vector = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +89,10 @@ class Agent:
     """One device. `answer` is the only entrance from outside; the rest is for the owner.
 
     Args:
-        home: the agent's own directory.
-        policy, choices, identity: as they are, or functions that read them anew for each message. An identity
-            that is gone, or is another, ends what the agent does: the owner has left, or joined anew.
+        vault: what the device must never lose, and its personal part.
+        owner: whose device it is, asked anew for each message. An identity that is gone, or is another, ends
+            what the agent does: the owner has left, or joined anew.
         secret: 32 bytes of the device; rounding and local shuffling are derived from it.
-        box: seals what is kept at rest.
         verify: how signatures are checked; only a simulator injects another.
         role: the device's part in the aggregation protocol.
         ahead: trains while the other exchanges go by, instead of when the vector is asked for.
@@ -119,16 +102,12 @@ class Agent:
 
     def __init__(
         self,
-        home: Path,
+        vault: Vault,
+        owner: Owner,
         *,
-        policy: OwnerPolicy | Callable[[], OwnerPolicy],
-        identity: Identity | Callable[[], Identity | None],
-        membership: Membership,
-        choices: Choices | Callable[[], Choices],
         model_cache: ModelCache,
         secret: bytes,
         entropy: Entropy,
-        box: SealedStorage | None = None,
         verify: Verifier = verify,
         role: RoleOf = Participant,
         sessions: Sessions | None = None,
@@ -136,31 +115,27 @@ class Agent:
         ahead: bool = False,
         keep_model: bool = False,
     ) -> None:
-        self._policy_now = policy if callable(policy) else lambda: policy
-        self._identity_now = identity if callable(identity) else lambda: identity
+        self._vault = vault
+        self._owner = owner
         self._identity = self._known_identity()
-        self._choices_now = choices if callable(choices) else lambda: choices
         self._model_cache = model_cache
         self._secret = secret
         self._entropy = entropy
         self._verify = verify
-        self._role = role
+        self._role_of = role
+        self._role: tuple[Membership, SecAggPolicy, Role] | None = None
         self._clock = clock
         self._keep_model = keep_model
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="train") if ahead else None
-        self._trained: Future[_Trained] | None = None
+        self._task: _Task | None = None  # of the attempt that is open
+        self._trained: Future[Outcome] | None = None
         self._place = (b"", 0)  # run and round of the last attempt
         self._vector: list[tuple[str, int]] = []  # (name, bytes) of what the last vector held
-        self._vault = Vault(home, box)
-        self._membership = self._latest(membership)
+        self._membership = self._latest(owner.membership())
         self._sessions = sessions or MemorySessions()
 
     def __repr__(self) -> str:
         return f"Agent(member={self._identity.member})"
-
-    @property
-    def _policy(self) -> OwnerPolicy:
-        return self._policy_now()
 
     # --- from outside ------------------------------------------------------------------------------------
 
@@ -191,7 +166,7 @@ class Agent:
     def _refuse(self, stage: str, code: AbortCode, reason: str) -> bytes:
         """Drop the round, tell the owner why; the one code is all that leaves."""
         abort = encode(Abort(code))
-        self._stop_training()
+        self._drop_work()
         try:
             self._sessions.drop()
             self._vault.tell_owner(_printable(stage, 20), code.name, _printable(reason, REASON_MOST))
@@ -201,8 +176,9 @@ class Agent:
             log.warning("can't note why stage %s was refused: %s", _printable(stage, 20), error)
         return abort
 
-    def _stop_training(self) -> None:
+    def _drop_work(self) -> None:
         """Nothing will come of what was begun; training that has not begun never does."""
+        self._task = None
         ahead, self._trained = self._trained, None
         if ahead is not None:
             ahead.cancel()
@@ -211,15 +187,15 @@ class Agent:
         """PolicyRefusal when the owner has left, or has paused the device, or its hours are over.
 
         Before an announcement only the first counts: its member list is taken over in any case, and
-        `_task` asks the policy. Readiness is answered in a pause as well: no.
+        the check of the task asks the policy. Readiness is answered in a pause as well: no.
         """
-        current = self._identity_now()
+        current = self._owner.identity()
         if current is None:
             raise PolicyRefusal("this device has left its fleet")
         if current.certificate != self._identity.certificate:
             raise PolicyRefusal("this device has joined anew since the agent was started; restart the agent")
         if stage != "status" and not (before and stage in ("keys", "masked")):
-            self._policy.check_time(sent=stage in ("confirm", "unmask"))
+            self._owner.policy().check_time(sent=stage in ("confirm", "unmask"))
 
     def _parts(self, stage: str, reply: bytes) -> list[tuple[str, int]]:
         """(name, bytes) of what a reply holds: a masked vector by tensors and counts, else the whole."""
@@ -232,45 +208,47 @@ class Agent:
         run, number = self._place
         if hello.run == run and any(f.round >= number for f in hello.finished):
             self._sessions.drop()  # that round is over: its secrets are of no use to anybody good
-            self._stop_training()
-        ready = self._policy.ready(datetime.now()) and len(self._choices_now().train) > 0
+            self._drop_work()
+        ready = self._owner.policy().ready(datetime.now()) and len(self._owner.choices().train) > 0
         return encode(Status(ready, self._identity.member))
 
     def _keys(self, payload: bytes) -> bytes:
         self._sessions.drop()  # a new attempt ends what was open
-        self._stop_training()
+        self._drop_work()
         announce = decode(payload, Announce)
         self._update_members(announce.membership)  # once seen a list is known, whatever comes of the round
-        task = self._task(announce)  # refuses what the owner or the device can't accept
-        state, reply = self._participant().begin(announce, self._entropy, self._now())
+        task = self._checked(announce)  # refuses what the owner or the device can't accept
+        role = self._participant(task.policy)
+        state, reply = role.begin(announce, self._entropy, self._now())
         finished = [(f.round, f.attempt) for f in announce.finished]
         self._vault.begin(announce.run, announce.round, announce.attempt, finished)
         self._sessions.keep(announce, state)
         self._place = announce.run, announce.round
+        self._task = task if self._sessions.in_memory else None
         self._trained = self._pool.submit(self._train, task) if self._pool else None
         return reply
 
     def _shares(self, payload: bytes) -> bytes:
         announce, state = self._sessions.take()
-        after, reply = self._participant().share(state, payload, self._entropy)
+        after, reply = self._participant(self._owner.policy()).share(state, payload, self._entropy)
         self._sessions.keep(announce, after)
         return reply
 
     def _masked(self, payload: bytes) -> bytes:
         announce, state = self._sessions.take()
-        task = self._task(announce)
+        task = self._task_of(announce)
         ahead, self._trained = self._trained, None
-        trained = ahead.result() if ahead else self._train(task)
-        contribution = replace(trained.contribution, in_histogram=self._in_histogram(state))
+        outcome = ahead.result() if ahead else self._train(task)
+        contribution = contribution_of(outcome, in_histogram=_in_histogram(task.policy, state))
         vector = task.layout.quantise(contribution, self._derived(announce, "rounding"))
-        after, reply = self._participant().mask(state, payload, vector)
+        after, reply = self._participant(task.policy).mask(state, payload, vector)
         self._vector = task.layout.parts(task.planned.split)
         model = Model(announce.base, announce.plan, announce.factors)
         self._vault.stage(
             announce.run,
             announce.round,
             announce.attempt,
-            trained.personal,
+            outcome.personal,
             encode_record(model) if self._keep_model else b"",
         )
         if not isinstance(after, Done):
@@ -279,13 +257,13 @@ class Agent:
 
     def _confirm(self, payload: bytes) -> bytes:
         announce, state = self._sessions.take()
-        after, reply = self._participant().confirm(state, payload)
+        after, reply = self._participant(self._owner.policy()).confirm(state, payload)
         self._sessions.keep(announce, after)
         return reply
 
     def _unmask(self, payload: bytes) -> bytes:
         announce, state = self._sessions.take()
-        _, reply = self._participant().unmask(state, payload)
+        _, reply = self._participant(self._owner.policy()).unmask(state, payload)
         # Durable before the shares leave: no other attempt of this round may ever start here.
         self._vault.mark_unmasked(announce.run, announce.round, announce.attempt)
         return reply
@@ -306,29 +284,47 @@ class Agent:
     # --- checking ----------------------------------------------------------------------------------------
 
     def _known_identity(self) -> Identity:
-        identity = self._identity_now()
+        identity = self._owner.identity()
         if identity is None:
             raise UsageError("this device is in no fleet; join one first")
         return identity
 
-    def _task(self, announce: Announce) -> _Task:
+    def _checked(self, announce: Announce) -> _Task:
         """The task of an announcement, or a typed refusal. Loads only base models that the owner allows."""
-        plan = Plan.decode(announce.plan)
-        self._policy.check(announce, plan)
+        plan, policy = Plan.decode(announce.plan), self._owner.policy()
+        policy.check(announce, plan)
         planned = self._model_cache.of(plan)
         if announce.base != planned.model_signature.digest:
             raise BaseModelError("the server runs another base model under this name; ask the operator which")
         layout = UpdateLayout.of(plan, planned.split)
         if (announce.ring, announce.words, announce.group) != (layout.ring, layout.words, layout.group):
             raise AgreementError("ring, length or group size announced are not those that the plan gives")
-        factors = checked_factors(
-            announce.factors, planned.model_signature.announced(plan), self._policy.max_factor
-        )
-        shared, start = planned.parts(factors)
-        return _Task(announce, planned, layout, shared, start)
+        size = planned.model_signature.announced(plan)
+        factors = checked_factors(announce.factors, size, policy.max_factor)
+        return _Task(announce, policy, planned, layout, *planned.parts(factors))
 
-    def _participant(self) -> Role:
-        return self._role(self._identity, self._membership, self._policy.secagg(), self._verify)
+    def _task_of(self, announce: Announce) -> _Task:
+        """The task that stage keys has checked, under the policy as it is now, which may be stricter.
+
+        Checked anew where another process has answered that stage, or where the bound on factors is lower.
+        """
+        task, self._task = self._task, None
+        if task is None or task.announce != announce:
+            return self._checked(announce)
+        policy = self._owner.policy()
+        policy.check(announce, task.planned.plan)
+        if policy.max_factor < task.policy.max_factor:
+            return self._checked(announce)
+        return replace(task, policy=policy)
+
+    def _participant(self, policy: OwnerPolicy) -> Role:
+        """The device's role: one for as long as member list and policy are the same."""
+        membership, conditions = self._membership, policy.secagg()
+        known = self._role
+        if known is None or known[0] is not membership or known[1] != conditions:
+            role = self._role_of(self._identity, membership, conditions, self._verify)
+            known = self._role = membership, conditions, role
+        return known[2]
 
     def _update_members(self, encoded: bytes) -> None:
         """Take over the list that came with an announcement, durably, or refuse the announcement."""
@@ -353,50 +349,12 @@ class Agent:
 
     # --- working -----------------------------------------------------------------------------------------
 
-    def _in_histogram(self, state: object) -> bool:
-        """Whether the sum will hold so many honest people that this device shows its tenth of accuracy."""
-        return isinstance(state, SharesDealt) and (
-            self._policy.honest_among(len(state.identities)) >= HONEST_FOR_HISTOGRAM
-        )
-
-    def _train(self, task: _Task) -> _Trained:
+    def _train(self, task: _Task) -> Outcome:
         """Train, or refit in a closing round."""
-        announce, plan, planned = task.announce, task.planned.plan, task.planned
-        choices = self._choices_now()
-        if not choices.train:
-            raise DataError("this device has no choices to learn from yet")
-        trainer = planned.trainer(task.start)
+        announce, choices = task.announce, self._owner.choices()
         personal = self._personal(announce.run, task.start)
-        prepared = planned.model.prepare(choices.train)
-        if plan.phase == "close":
-            before = trainer.evaluate(task.shared, personal, prepared)
-            personal = trainer.fit_personal(task.shared, personal, prepared, self._seed(announce))
-            judged = self._judged(trainer.evaluate, planned, choices, task.shared, personal)
-            update = np.zeros(0, dtype=np.float32)
-        else:
-            judged = self._judged(trainer.evaluate, planned, choices, task.shared, personal)
-            outcome = trainer.train(task.shared, personal, prepared, self._seed(announce))
-            before, update, personal = outcome.before, outcome.shared_update, outcome.personal
-        contribution = Contribution(
-            update=update,
-            weight=len(prepared),
-            loss=before.loss_sum,
-            correct=judged.correct,
-            total=judged.total,
-        )
-        return _Trained(contribution, personal)
-
-    def _judged(
-        self,
-        evaluate: Callable[..., Counts],
-        planned: PlannedModel,
-        choices: Choices,
-        shared: Vector,
-        personal: Vector,
-    ) -> Counts:
-        if not choices.validation:
-            return Counts(0, 0, 0.0)
-        return evaluate(shared, personal, planned.model.prepare(choices.validation[:JUDGED_MOST]))
+        held_out, seed = choices.validation, self._seed(announce)
+        return work(task.planned, task.shared, task.start, personal, choices.train, held_out, seed)
 
     def _personal(self, run: bytes, start: Vector) -> Vector:
         """The committed personal part; the common start before the first round, or after a warm-up."""
@@ -411,6 +369,13 @@ class Agent:
         round repeats its result."""
         place = announce.run + announce.round.to_bytes(4, "big")
         return derive(self._secret, domain(purpose, place))
+
+
+def _in_histogram(policy: OwnerPolicy, state: object) -> bool:
+    """Whether the sum will hold so many honest people that this device shows its tenth of accuracy."""
+    return isinstance(state, SharesDealt) and (
+        policy.honest_among(len(state.identities)) >= HONEST_FOR_HISTOGRAM
+    )
 
 
 def _printable(text: str, most: int) -> str:

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Protocol
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
 from penchant.client.secagg import State, decode_state, encode_state
+from penchant.client.vault.sealing import SealedStorage
 from penchant.common.crypto.domain import domain
 from penchant.common.crypto.keys import derive
 from penchant.common.errors import DeviceError, StageError
@@ -25,11 +23,17 @@ from penchant.common.wire.messages import MAX_FACTORS, MAX_PLAN, Announce
 __all__ = ["MemorySessions", "SealedSessions", "Sessions"]
 
 MAX_STATE = 1 << 20  # bytes: shares of 1,024 peers and more
+_PURPOSE = ""  # the key serves nothing else
 MAX_ANNOUNCE = MAX_FACTORS + MAX_PLAN + (1 << 23)
 
 
 class Sessions(Protocol):
     """At most one open attempt. Its state is taken once: no step can be made twice from it."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the attempt's next message comes to this process, so that what was derived of the
+        announcement may be kept beside it."""
 
     def keep(self, announce: Announce, state: State) -> None:
         """Keep the state in which the next message will find the attempt."""
@@ -43,6 +47,8 @@ class Sessions(Protocol):
 
 class MemorySessions:
     """In this process's memory."""
+
+    in_memory = True
 
     def __init__(self) -> None:
         self._open: tuple[Announce, State] | None = None
@@ -72,18 +78,19 @@ class _Kept:
 class SealedSessions:
     """In one file of the agent's directory, AES-256-GCM under a key of the device. For simulations only."""
 
+    in_memory = False
+
     def __init__(self, directory: Path, secret: bytes) -> None:
         self._path = directory / "attempt.sealed"
-        self._box = AESGCM(derive(secret, domain("session")))
+        self._box = SealedStorage(derive(secret, domain("session")))
 
     def keep(self, announce: Announce, state: State) -> None:
         """As `Sessions.keep`."""
         plain = encode_record(_Kept(encode(announce), encode_state(state)))
-        nonce = os.urandom(12)
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with open(descriptor, "wb") as file:
-                file.write(nonce + self._box.encrypt(nonce, plain, b""))
+                file.write(self._box.seal(plain, _PURPOSE))
         except OSError as error:
             raise DeviceError(f"can't keep the open attempt: {error.strerror}") from None
 
@@ -95,8 +102,8 @@ class SealedSessions:
             raise StageError("no attempt is open on this device: a stage was skipped or repeated") from None
         self.drop()
         try:
-            plain = self._box.decrypt(sealed[:12], sealed[12:], b"")
-        except (InvalidTag, ValueError):  # ValueError: not even a nonce is left
+            plain = self._box.open(sealed, _PURPOSE)
+        except DeviceError:
             raise StageError("the open attempt's file is damaged; this attempt is sat out") from None
         kept = decode_record(plain, _Kept)
         return decode(kept.announce, Announce), decode_state(kept.state)

@@ -21,7 +21,8 @@ import numpy as np
 import tomli_w
 from numpy.typing import NDArray
 
-from penchant.client.agent.agent import MEMBERS, Agent, Choices, Model
+from penchant.client.agent.agent import MEMBERS, Agent, Model
+from penchant.client.agent.owner import Choices
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.device.export import Export, export_peft
 from penchant.client.device.preference_store import Added, PreferenceStore
@@ -44,7 +45,7 @@ from penchant.common.errors import (
     PolicyRefusal,
     UsageError,
 )
-from penchant.common.membership.enrolment import Answer, request
+from penchant.common.membership.enrolment import Answer, Request, request
 from penchant.common.membership.identity import Identity, Membership
 from penchant.common.model.factors import MergedWeights
 from penchant.common.settings import Section, build_section, section_table
@@ -122,7 +123,10 @@ class Report:
 
 
 class Device:
-    """One device, for its owner. Opening it makes what is missing; a wrong passphrase is refused first."""
+    """One device, for its owner, who is the `Owner` that its agent asks.
+
+    Opening it makes what is missing; a wrong passphrase is refused first.
+    """
 
     def __init__(
         self, directory: Path, passphrase: str | None = None, model_cache: ModelCache | None = None
@@ -306,7 +310,7 @@ class Device:
 
     # --- a fleet -------------------------------------------------------------------------------------
 
-    def request(self) -> bytes:
+    def request(self) -> Request:
         """What the enrolment authority needs to certify this device. The private key stays here.
 
         The same request as long as the device has not joined.
@@ -315,7 +319,7 @@ class Device:
         if not private:
             private = os.urandom(32)
             self.vault.keep_blob(PENDING, private)
-        return request(private).encode()
+        return request(private)
 
     def join(self, answer: bytes, authority: bytes) -> int:
         """Take the authority's answer; -> the member number. `authority`: its 32-byte digest, which came by
@@ -332,10 +336,8 @@ class Device:
         now = int(time.time())
         membership = Membership(given.authority).accept(given.members, now)
         membership.check(identity.certificate)
-        self.vault.keep_blob(AUTHORITY, given.authority)
-        self.vault.keep_blob(MEMBERS, given.members)
-        self.vault.keep_blob(IDENTITY, identity.encode())
-        self.vault.keep_blob(PENDING, b"")
+        kept = {AUTHORITY: given.authority, MEMBERS: given.members, IDENTITY: identity.encode(), PENDING: b""}
+        self.vault.keep_blobs(kept)
         return identity.member
 
     def leave(self) -> int:
@@ -344,44 +346,44 @@ class Device:
         Choices and the personal model stay. A running agent refuses everything from then on. The authority
         should revoke the member as well.
         """
-        identity = self._identity()
-        for name in (IDENTITY, AUTHORITY, PENDING):
-            self.vault.keep_blob(name, b"")
+        identity = self._known_identity()
+        self.vault.keep_blobs(dict.fromkeys((IDENTITY, AUTHORITY, PENDING), b""))
         return identity.member
 
     @property
     def member(self) -> int | None:
         """The member number, None before `join`."""
-        return self._identity().member if self.vault.blob(IDENTITY) else None
+        identity = self.identity()
+        return None if identity is None else identity.member
 
     def agent(self) -> Agent:
         """The agent of this device, as it takes part in rounds. UsageError before `join`."""
-        self._identity()
-        authority = self.vault.blob(AUTHORITY)
+        self._known_identity()
         secret = self.vault.blob(SECRET)
         if not secret:
             secret = os.urandom(32)
             self.vault.keep_blob(SECRET, secret)
         return Agent(
-            self.directory,
-            policy=self.policy,
-            identity=self._member_now,
-            membership=Membership(authority),
-            choices=self.choices,
+            self.vault,
+            self,
             model_cache=self._model_cache,
             secret=secret,
             entropy=SystemEntropy(),
-            box=self.box,
             ahead=True,
             keep_model=True,
         )
 
-    def _member_now(self) -> Identity | None:
+    def identity(self) -> Identity | None:
+        """Who this device is in its fleet, None before `join` and after `leave`."""
         encoded = self.vault.blob(IDENTITY)
         return Identity.decode(encoded) if encoded else None
 
-    def _identity(self) -> Identity:
-        identity = self._member_now()
+    def membership(self) -> Membership:
+        """The authority that the owner joined under; its lists are the agent's business."""
+        return Membership(self.vault.blob(AUTHORITY))
+
+    def _known_identity(self) -> Identity:
+        identity = self.identity()
         if identity is None:
             raise UsageError("this device is in no fleet; join one first")
         return identity

@@ -31,7 +31,7 @@ from penchant.common.errors import (
     EnrolmentPending,
     UsageError,
 )
-from penchant.common.membership.enrolment import JoinReply, Request
+from penchant.common.membership.enrolment import JoinReply
 from penchant.common.membership.join_token import JoinToken
 from penchant.common.storage import write_private
 from penchant.common.wire.codec import decode_record
@@ -68,7 +68,7 @@ def join(home: Device, token: JoinToken, folder: Path, socket: Path, connect: Co
         return home.member
     ca = _pinned_ca(token, connect)
     node_key = _prepare(folder, token, socket, ca, fresh=known is None)
-    asked = Request.decode(home.request())
+    asked = home.request()
     body = token.sign(asked, node_key).encode()
     try:
         context = ssl.create_default_context(cadata=ca.decode("ascii"))

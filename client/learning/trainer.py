@@ -44,7 +44,7 @@ class Outcome:
     shared_update: trained minus received shared vector, float32 [d_shared];
     personal: the new personal vector, float32 [d_personal];
     weight: number of pairs; before: counts of the model it started from, on the training pairs;
-    steps: optimiser steps taken.
+    steps: optimiser steps taken; judged: counts on the pairs held out, none if it was not judged.
     """
 
     shared_update: Vector = field(repr=False)
@@ -52,6 +52,7 @@ class Outcome:
     weight: int = field(repr=False)
     before: Counts
     steps: int
+    judged: Counts = Counts(0, 0, 0.0)
 
     @property
     def loss_sum(self) -> float:
@@ -100,6 +101,13 @@ class LocalTrainer:
         new_shared, new_personal = self._vectors(leaves)
         return Outcome(new_shared - shared, new_personal, len(prepared), before, steps)
 
+    def refit(self, shared: Vector, personal: Vector, prepared: PreparedPairs, seed: int) -> Outcome:
+        """A closing round's training: `fit_personal` as configured, and nothing shared. Errors as `train`."""
+        before = self.evaluate(shared, personal, prepared)
+        leaves, steps = self._fitted(shared, personal, prepared, seed)
+        none = np.zeros(0, dtype=np.float32)
+        return Outcome(none, self._vectors(leaves)[1], len(prepared), before, steps)
+
     def fit_personal(
         self,
         shared: Vector,
@@ -115,10 +123,7 @@ class LocalTrainer:
         `epochs` and `lr` default to the configuration's final_fit_epochs and final_fit_lr; a personal head
         takes the same rate. Errors as `train`.
         """
-        epochs = self._training.final_fit_epochs if epochs is None else epochs
-        rate = self._training.final_fit_lr if lr is None else lr
-        leaves = self._leaves(shared, personal)
-        self._fit(leaves, dict.fromkeys(self._split.personal.names, rate), epochs, prepared, seed)
+        leaves, _ = self._fitted(shared, personal, prepared, seed, epochs=epochs, lr=lr)
         return self._vectors(leaves)[1]
 
     def evaluate(self, shared: Vector, personal: Vector, prepared: PreparedPairs) -> Counts:
@@ -135,6 +140,23 @@ class LocalTrainer:
         return np.asarray(scores.cpu().numpy(), dtype=np.float32)
 
     # --- inner parts ------------------------------------------------------------------------------
+
+    def _fitted(
+        self,
+        shared: Vector,
+        personal: Vector,
+        prepared: PreparedPairs,
+        seed: int,
+        *,
+        epochs: int | None = None,
+        lr: float | None = None,
+    ) -> tuple[Leaves, int]:
+        """(leaves whose personal part is fitted, steps taken), as `fit_personal` documents."""
+        epochs = self._training.final_fit_epochs if epochs is None else epochs
+        rate = self._training.final_fit_lr if lr is None else lr
+        leaves = self._leaves(shared, personal)
+        rates = dict.fromkeys(self._split.personal.names, rate)
+        return leaves, self._fit(leaves, rates, epochs, prepared, seed)
 
     def _leaves(self, shared: Vector, personal: Vector) -> Leaves:
         """Shared and personal tensors by name, on the model's device."""

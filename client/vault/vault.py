@@ -3,14 +3,14 @@
 One SQLite file in the agent's directory; every change is one transaction, durable before the method
 returns. The personal factor of a round is *staged* while the round is open and *committed* when the
 server next names that round and attempt as finished, so it always belongs to the same round as the
-shared factors (DESIGN section 2, point 6).
+shared factors (docs/architecture.md#when-things-break).
 """
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,9 +194,14 @@ class Vault:
 
     def keep_blob(self, name: str, data: bytes) -> None:
         """Keep `data` under `name` in the place of what was there."""
+        self.keep_blobs({name: data})
+
+    def keep_blobs(self, blobs: Mapping[str, bytes]) -> None:
+        """Keep each blob under its name in the place of what was there: all of them, or none."""
         with self._transaction() as db:
-            sealed = self._sealed(data, f"blob {name}")
-            db.execute("INSERT OR REPLACE INTO blobs (name, data) VALUES (?, ?)", (name, sealed))
+            for name, data in blobs.items():
+                sealed = self._sealed(data, f"blob {name}")
+                db.execute("INSERT OR REPLACE INTO blobs (name, data) VALUES (?, ?)", (name, sealed))
 
     def blob(self, name: str) -> bytes:
         """What was kept under `name`; empty if nothing was."""

@@ -16,9 +16,10 @@ import numpy as np
 from flwr.app import Context
 from numpy.typing import NDArray
 
-from penchant.client.agent.agent import Agent, Choices
+from penchant.client.agent.agent import Agent
 from penchant.client.agent.flower_app import Answer
 from penchant.client.agent.open_attempt import SealedSessions
+from penchant.client.agent.owner import Choices, FixedOwner
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.learning.model_cache import ModelCache
 from penchant.client.vault.vault import Vault
@@ -143,17 +144,20 @@ class SimulatedDevices:
         person = self._people[index]
         private, certificate = self._certified[index]
         secret = SeededEntropy(self._seed, f"device {index}").draw(32)
-        return Agent(
-            self._home(index),
-            policy=OwnerPolicy(
+        owner = FixedOwner(
+            allows=OwnerPolicy(
                 base_models=(self._config.model.base_model,),
                 min_honest=self._policy.min_honest,
                 max_colluders=self._policy.max_colluders,
                 allow_unmasked=not self._config.privacy.secagg,
             ),
-            identity=Identity(private, certificate),
-            membership=self.membership(),
-            choices=Choices(person.train, person.validation),
+            member=Identity(private, certificate),
+            trusts=self.membership(),
+            prefers=Choices(person.train, person.validation),
+        )
+        return Agent(
+            Vault(self._home(index)),
+            owner,
             model_cache=self._model_cache,
             secret=secret,
             entropy=self._entropy(index),

@@ -42,8 +42,8 @@ from support.fleet_scene import FleetScene
 from support.open_flower import superlink_command, supernode_command
 from support.processes import free_port, listens
 
-from penchant.client.agent.agent import Choices
 from penchant.client.agent.flower_app import Answer, build_app
+from penchant.client.agent.owner import Choices
 from penchant.client.agent.socket import AgentServer, RemoteAgent
 from penchant.client.device.device import Device
 from penchant.client.learning.model_cache import ModelCache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import fuzz_messages
 from support.fleet_scene import LENIENT, STAGES, FleetScene, some_choices
-from support.scene import NOW, RUN
+from support.scene import RUN, membership
 
-from penchant.client.agent.agent import Agent, Choices
-from penchant.client.agent.open_attempt import MemorySessions
+from penchant.client.agent import agent as agent_module
+from penchant.client.agent.open_attempt import MemorySessions, SealedSessions
+from penchant.client.agent.owner import Choices
 from penchant.client.agent.policy import OwnerPolicy
+from penchant.client.secagg import Participant, Role, SecAggPolicy
 from penchant.client.vault.vault import Vault
+from penchant.common.config import Plan
+from penchant.common.crypto.keys import Verifier
 from penchant.common.errors import DataError, DeviceError
+from penchant.common.membership.identity import Identity, Membership
 from penchant.common.secagg.transcript import context_digest
+from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.wire.codec import decode, decode_any, encode
 from penchant.common.wire.messages import (
     Abort,
@@ -188,18 +194,7 @@ def test_an_error_that_nobody_foresaw_leaves_as_one_code_and_without_its_text(sc
         raise RuntimeError("ann@example.org likes the first one")
 
     scene = scenes().play_to("masked")
-    scene.agents[0] = Agent(
-        scene.home(0),
-        policy=scene.policy,
-        identity=vars(scene.agents[0])["_identity"],
-        membership=scene.members,
-        choices=choices,
-        model_cache=scene.model_cache,
-        secret=bytes(32),
-        entropy=vars(scene.agents[0])["_entropy"],
-        sessions=scene.sessions[0],
-        clock=lambda: NOW,
-    )
+    scene.agents[0] = scene._agent(0, choices=choices)  # in mid-attempt
     reply = scene.tell("masked", 0, scene.requests[0])
     assert reply == encode(Abort(AbortCode.INTERNAL))
     assert scene.reason(0) == ("masked", "INTERNAL", "RuntimeError")
@@ -370,6 +365,143 @@ def test_the_fleet_goes_on_after_everything_that_was_thrown_at_a_device(scenes: 
     assert [row.state for row in run.journal.rows()] == ["finished"] * 3
     assert scene.watched[-1].survivors == (1000, 1001, 1002, 1003)
     scene.close()
+
+
+# --- once a round ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Work:
+    """How often the parts of checking an announcement ran."""
+
+    done: Counter[str] = field(default_factory=Counter)
+
+    def count(self, patch: pytest.MonkeyPatch, place: Any, name: str) -> None:
+        real = getattr(place, name)
+
+        def counted(*args: Any, **settings: Any) -> Any:
+            self.done[name] += 1
+            return real(*args, **settings)
+
+        patch.setattr(place, name, counted)
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Work:
+    counter = Work()
+    counter.count(monkeypatch, Plan, "decode")
+    counter.count(monkeypatch, agent_module, "checked_factors")
+    counter.count(monkeypatch, UpdateLayout, "of")
+    return counter
+
+
+def test_an_announcement_is_decoded_and_checked_once_in_a_round(scenes: Scenes, work: Work) -> None:
+    scene = scenes()
+    announce = encode(scene.announce())
+    work.done.clear()
+    scene.tell("keys", 0, announce)
+    assert work.done == {"decode": 1, "checked_factors": 1, "of": 1}
+    scene = scenes().play_to("masked")
+    work.done.clear()
+    assert isinstance(scene.ask("masked", 0, scene.requests[0]), Masked)
+    assert work.done == {}
+
+
+def test_where_another_process_answered_stage_keys_the_announcement_is_checked_again(
+    scenes: Scenes, work: Work
+) -> None:
+    scene = scenes().play_to("masked")
+    scene.agents[0] = scene._agent(0)  # with the attempt, but without what was derived of it
+    work.done.clear()
+    assert isinstance(scene.ask("masked", 0, scene.requests[0]), Masked)
+    assert work.done == {"decode": 1, "checked_factors": 1, "of": 1}
+
+
+def test_attempts_that_any_process_may_take_leave_nothing_derived_in_this_one(
+    scenes: Scenes, work: Work
+) -> None:
+    scene = scenes()
+    agent = scene.restart(0, sessions=SealedSessions(scene.home(0), bytes(32)))
+    scene.play_to("masked")
+    assert vars(agent)["_task"] is None
+    work.done.clear()
+    assert isinstance(scene.ask("masked", 0, scene.requests[0]), Masked)
+    assert work.done == {"decode": 1, "checked_factors": 1, "of": 1}
+
+
+@pytest.mark.parametrize("end", ["masked", "noise", "another attempt", "over"])
+def test_what_was_derived_goes_with_the_attempt(scenes: Scenes, end: str) -> None:
+    scene = scenes().play_to("masked")
+    before = vars(scene.agents[0])["_task"]
+    assert before is not None
+    if end == "masked":
+        scene.finish("masked")
+    elif end == "noise":
+        scene.ask("masked", 0, b"noise")
+    elif end == "another attempt":
+        scene.ask("keys", 0, b"noise")
+    else:
+        scene.greet(0, [(1, 1)])
+    assert vars(scene.agents[0])["_task"] is None
+
+
+@pytest.mark.parametrize(
+    ("stricter", "code", "why"),
+    [
+        ({"base_models": ("another",)}, AbortCode.POLICY, "not among those the owner allows"),
+        ({"max_epochs": 1}, AbortCode.POLICY, "the owner allows 1"),
+        ({"max_factor": 1e-3}, AbortCode.AGREEMENT, "the received factors exceed 0.001"),
+        ({"min_honest": 50}, None, ""),  # was asked of the roster, in stage shares
+    ],
+)
+def test_an_owner_who_turns_stricter_in_mid_round_is_heard_before_the_vector_leaves(
+    scenes: Scenes, stricter: dict[str, Any], code: AbortCode | None, why: str
+) -> None:
+    scene = scenes()
+    policy = [scene.policy]
+    scene.restart(0, policy=lambda: policy[0])
+    scene.play_to("masked")
+    policy[0] = replace(scene.policy, **stricter)
+    reply = scene.ask("masked", 0, scene.requests[0])
+    if code is None:
+        assert isinstance(reply, Masked)
+    else:
+        assert reply == Abort(code)
+        assert why in scene.reason(0)[2]
+
+
+def test_a_policy_that_allows_more_costs_no_second_check(scenes: Scenes, work: Work) -> None:
+    scene = scenes()
+    policy = [scene.policy]
+    scene.restart(0, policy=lambda: policy[0])
+    scene.play_to("masked")
+    policy[0] = replace(scene.policy, max_factor=1e6, max_epochs=2000)
+    work.done.clear()
+    assert isinstance(scene.ask("masked", 0, scene.requests[0]), Masked)
+    assert work.done == {}
+
+
+def test_the_role_is_made_once_for_a_member_list_and_a_policy(scenes: Scenes) -> None:
+    made: list[tuple[Membership, SecAggPolicy]] = []
+
+    def role(identity: Identity, members: Membership, policy: SecAggPolicy, verify: Verifier) -> Role:
+        made.append((members, policy))
+        return Participant(identity, members, policy, verify)
+
+    scene = scenes()
+    policy = [scene.policy]
+    scene.restart(0, role=role, policy=lambda: policy[0])
+    scene.play_to("unmask").finish("unmask")
+    assert made == [(scene.members, scene.policy.secagg())]
+    policy[0] = replace(scene.policy, min_honest=2)  # what the role enforces
+    scene.ask("keys", 0, scene.announce(number=2))
+    policy[0] = replace(policy[0], max_message_mb=1)  # what it has no part in
+    scene.ask("keys", 0, scene.announce(number=3))
+    assert [conditions.min_honest for _, conditions in made] == [1, 2]
+    assert isinstance(
+        scene.ask("keys", 0, scene.announce(number=4, membership=membership(4, 2).encoded)), Entry
+    )
+    assert [members.number for members, _ in made] == [1, 1, 2]
 
 
 # --- who is who -----------------------------------------------------------------------------------

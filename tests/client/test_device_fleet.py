@@ -82,9 +82,8 @@ def town(base: Path, tmp_path: Path) -> Town:
         home.record(choices(number))
         policy = OwnerPolicy(base_models=(str(base),), min_honest=1, max_colluders=0)
         (folder / "policy.toml").write_text(policy.to_toml())
-        from penchant.common.membership.enrolment import Request
 
-        answer = office.issue(Request.decode(home.request()))
+        answer = office.issue(home.request())
         assert home.join(answer.encode(), office.digest) == number + 1
         homes.append(folder)
     config = RunConfig().changed(
@@ -249,14 +248,13 @@ def test_a_second_agent_on_a_device_is_refused(town: Town) -> None:
 
 
 def test_an_answer_for_another_device_or_of_another_authority_is_refused(town: Town, tmp_path: Path) -> None:
-    from penchant.common.membership.enrolment import Request
 
     newcomer, other = Device(tmp_path / "new"), Device(tmp_path / "other")
     with pytest.raises(UsageError, match="make a request first"):
         newcomer.join(b"", town.office.digest)
     assert newcomer.request() == newcomer.request()
-    answer = town.office.issue(Request.decode(other.request())).encode()
-    newcomer_answer = town.office.issue(Request.decode(newcomer.request())).encode()
+    answer = town.office.issue(other.request()).encode()
+    newcomer_answer = town.office.issue(newcomer.request()).encode()
     with pytest.raises(CertificateError, match="another key"):
         newcomer.join(answer, town.office.digest)
     with pytest.raises(CertificateError, match="another authority"):

@@ -14,7 +14,8 @@ from support.fleet_scene import STAGES, FleetScene, some_choices
 from support.scene import RUN, identity
 
 from penchant.client.agent import policy as policy_module
-from penchant.client.agent.agent import Agent, Choices
+from penchant.client.agent.agent import Agent
+from penchant.client.agent.owner import Choices
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.vault.vault import Vault
 from penchant.common.errors import UsageError

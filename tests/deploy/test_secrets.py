@@ -38,8 +38,9 @@ from support.recorded_run import (
 )
 from support.scene import identity
 
-from penchant.client.agent.agent import Agent, Choices
+from penchant.client.agent.agent import Agent
 from penchant.client.agent.open_attempt import SealedSessions
+from penchant.client.agent.owner import Choices
 from penchant.client.learning.trainer import LocalTrainer
 from penchant.client.secagg import Confirmed, Done, Keyed, Masking, SharesDealt, Unmasked
 from penchant.client.vault.vault import Vault
@@ -461,8 +462,8 @@ def test_no_secret_is_in_the_repr_of_anything_that_an_agent_holds(
 ) -> None:
     fleet = opened(stage)
     scene = fleet.scene
-    task = [vars(Agent)["_task"](agent, scene.announce(run=RUN, attempt=9)) for agent in scene.agents]
-    participants = [vars(Agent)["_participant"](agent) for agent in scene.agents]
+    task = [vars(Agent)["_checked"](agent, scene.announce(run=RUN, attempt=9)) for agent in scene.agents]
+    participants = [vars(Agent)["_participant"](agent, scene.policy) for agent in scene.agents]
     vaults = [Vault(scene.home(i)).personal(RUN) for i in range(N)]
     things = penchants([*scene.agents, *scene.sessions, task, participants, vaults])
     held = {"shares": "Keyed", "masked": "SharesDealt", "confirm": "Masking", "unmask": "Confirmed"}

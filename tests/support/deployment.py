@@ -14,7 +14,6 @@ from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.device.device import Device
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Preference
-from penchant.common.membership.enrolment import Request
 from penchant.deploy.fleet import served_run
 from penchant.deploy.fleet.authority import AuthorityStore
 
@@ -59,7 +58,7 @@ class Deployment:
         home.record(choices)
         policy = OwnerPolicy(base_models=(str(self.base),), min_honest=1, max_colluders=0)
         (folder / "policy.toml").write_text(policy.to_toml())
-        home.join(self.office.issue(Request.decode(home.request())).encode(), self.office.digest)
+        home.join(self.office.issue(home.request()).encode(), self.office.digest)
 
     def init_server(self) -> None:
         """What `penchant server init` does."""

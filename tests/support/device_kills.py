@@ -27,7 +27,6 @@ from penchant.client.device.device import Device, OfflineConfig
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.errors import RoundFailed
-from penchant.common.membership.enrolment import Request
 from penchant.common.membership.identity import Membership
 from penchant.common.settings import section_table
 from penchant.common.wire.codec import decode, decode_record
@@ -73,7 +72,7 @@ class Fleet:
         (folder / "policy.toml").write_text(policy.to_toml())
         home = Device(folder, model_cache=self.model_cache)
         home.record([choice(n) for n in range(4 * BATCH)])
-        home.join(self.office.issue(Request.decode(home.request())).encode(), self.office.digest)
+        home.join(self.office.issue(home.request()).encode(), self.office.digest)
         return folder
 
     def _run(self) -> ServerRun:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import Context, Message
@@ -21,9 +22,10 @@ from numpy.typing import NDArray
 from support.scene import NOW, RUN, SEED, VERIFY, identity, membership
 from support.tiny_models import WORDS
 
-from penchant.client.agent.agent import Agent, Choices
+from penchant.client.agent.agent import Agent
 from penchant.client.agent.flower_app import Answer, build_app
 from penchant.client.agent.open_attempt import MemorySessions
+from penchant.client.agent.owner import Choices
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.learning.model_cache import ModelCache
 from penchant.client.vault.vault import Vault
@@ -31,6 +33,7 @@ from penchant.common.config import Phase, Plan, RunConfig
 from penchant.common.crypto.entropy import SeededEntropy
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import DeviceError
+from penchant.common.membership.identity import Identity, Membership
 from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.wire.codec import decode, decode_any, encode
 from penchant.common.wire.flower import stage_of
@@ -184,6 +187,31 @@ class Watched:
         return self.given[-1]
 
 
+class SceneOwner:
+    """An owner who may change their mind: each answer is given, or is what a function says when asked."""
+
+    def __init__(self, policy: Any, identity: Any, membership: Membership, choices: Any) -> None:
+        self._policy, self._identity = policy, identity
+        self._membership, self._choices = membership, choices
+        self.asked = Counter[str]()
+
+    def _now(self, name: str, answer: Any) -> Any:
+        self.asked[name] += 1
+        return answer() if callable(answer) else answer
+
+    def policy(self) -> OwnerPolicy:
+        return cast("OwnerPolicy", self._now("policy", self._policy))
+
+    def identity(self) -> Identity | None:
+        return cast("Identity | None", self._now("identity", self._identity))
+
+    def membership(self) -> Membership:
+        return self._membership
+
+    def choices(self) -> Choices:
+        return cast("Choices", self._now("choices", self._choices))
+
+
 class FleetScene:
     """Devices 0..n-1, which are members 1..n of the fleet of `scene`, each in its own directory.
 
@@ -221,6 +249,7 @@ class FleetScene:
         self.members = membership(n)
         self._entropy, self._choices, self._secret, self._ahead = entropy, choices, secret, ahead
         self.sessions = [MemorySessions() for _ in range(n)]
+        self.owners: dict[int, SceneOwner] = {}
         self.agents = [self._agent(i) for i in range(n)]
         self.requests: dict[int, bytes] = {}
         self.sent: dict[str, dict[int, bytes]] = {}  # stage -> device -> its last reply
@@ -231,11 +260,14 @@ class FleetScene:
     # --- devices -----------------------------------------------------------------------------------------
 
     def _agent(self, i: int, **changes: Any) -> Agent:
-        settings: dict[str, Any] = {
+        owner: dict[str, Any] = {
             "policy": self.policy,
             "identity": identity(i + 1),
             "membership": self.members,
             "choices": self._choices(i),
+        }
+        owner |= {name: changes.pop(name) for name in list(changes) if name in owner}
+        settings: dict[str, Any] = {
             "model_cache": self.model_cache,
             "secret": self._secret(i),
             "entropy": self._entropy(i),
@@ -244,7 +276,8 @@ class FleetScene:
             "clock": lambda: self.now,
             "ahead": self._ahead,
         }
-        return Agent(self.home(i), **(settings | changes))
+        self.owners[i] = SceneOwner(**owner)
+        return Agent(Vault(self.home(i)), self.owners[i], **(settings | changes))
 
     def home(self, i: int) -> Path:
         return self.directory / "agents" / str(i)

@@ -25,7 +25,6 @@ from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.agent.socket import RemoteAgent
 from penchant.client.device.device import Device
 from penchant.common.data.preferences import Preference
-from penchant.common.membership.enrolment import Request
 from penchant.common.wire.codec import decode, encode
 from penchant.common.wire.messages import Hello, Status
 from penchant.deploy.fleet.authority import AuthorityStore
@@ -120,7 +119,7 @@ def make_home(place: Path, base: Path) -> None:
     """A device that has joined a fleet and holds choices, with a key file."""
     home, office = Device(place / "device"), AuthorityStore.init(place / "authority")
     home.record([Preference(f"day {n}: ", "the motion", "the table") for n in range(12)])
-    home.join(office.issue(Request.decode(home.request())).encode(), office.digest)
+    home.join(office.issue(home.request()).encode(), office.digest)
     policy = OwnerPolicy(base_models=(str(base),), min_honest=1, max_colluders=0)
     (place / "device" / "policy.toml").write_text(policy.to_toml())
 

@@ -39,7 +39,7 @@ def request(
     """Make this device's keys and write what the authority needs to certify it."""
     if out.exists():
         raise UsageError(f"{out} is there already; choose another --out")
-    data = open_device(home, passphrase).request()
+    data = open_device(home, passphrase).request().encode()
     out.write_bytes(data)
     print(f"give {out} to the enrolment authority; the private key stays here")
 

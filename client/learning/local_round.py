@@ -1,0 +1,66 @@
+"""One round's work on one device: train, or refit in a closing round, and judge on the choices held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from penchant.client.learning.model_cache import PlannedModel
+from penchant.client.learning.trainer import Counts, LocalTrainer, Outcome
+from penchant.common.data.preferences import Preference
+from penchant.common.errors import DataError
+from penchant.common.model.factors import Vector
+from penchant.common.secagg.update_vector import JUDGED_MOST, Contribution
+
+__all__ = ["contribution_of", "work"]
+
+
+def work(
+    planned: PlannedModel,
+    shared: Vector,
+    start: Vector,
+    personal: Vector,
+    train: Sequence[Preference],
+    held_out: Sequence[Preference],
+    seed: int,
+) -> Outcome:
+    """What the round that `planned` is for makes of `personal` on the announced `shared` factors.
+
+    A round judges the model that it received, the closing one the model that it leaves. `start` is the common
+    start of the personal part. Raises DataError without preferences to learn from, DeviceError when training
+    diverges.
+    """
+    if not train:
+        raise DataError("this device has no choices to learn from yet")
+    trainer, prepared = planned.trainer(start), planned.model.prepare(train)
+    if planned.plan.phase == "close":
+        outcome = trainer.refit(shared, personal, prepared, seed)
+        judged = _judged(trainer, planned, shared, outcome.personal, held_out)
+    else:
+        judged = _judged(trainer, planned, shared, personal, held_out)
+        outcome = trainer.train(shared, personal, prepared, seed)
+    return replace(outcome, judged=judged)
+
+
+def contribution_of(outcome: Outcome, *, in_histogram: bool) -> Contribution:
+    """The part of an outcome that goes into the round's sum."""
+    return Contribution(
+        update=outcome.shared_update,
+        weight=outcome.weight,
+        loss=outcome.loss_sum,
+        correct=outcome.judged.correct,
+        total=outcome.judged.total,
+        in_histogram=in_histogram,
+    )
+
+
+def _judged(
+    trainer: LocalTrainer,
+    planned: PlannedModel,
+    shared: Vector,
+    personal: Vector,
+    held_out: Sequence[Preference],
+) -> Counts:
+    if not held_out:
+        return Counts(0, 0, 0.0)
+    return trainer.evaluate(shared, personal, planned.model.prepare(held_out[:JUDGED_MOST]))
