@@ -492,7 +492,9 @@ def test_the_role_is_made_once_for_a_member_list_and_a_policy(scenes: Scenes) ->
     policy = [scene.policy]
     scene.restart(0, role=role, policy=lambda: policy[0])
     scene.play_to("unmask").finish("unmask")
-    assert made == [(scene.members, scene.policy.secagg())]
+    assert [(members.encoded, conditions) for members, conditions in made] == [
+        (scene.members.encoded, scene.policy.secagg())
+    ]
     policy[0] = replace(scene.policy, min_honest=2)  # what the role enforces
     scene.ask("keys", 0, scene.announce(number=2))
     policy[0] = replace(policy[0], max_message_mb=1)  # what it has no part in

@@ -21,9 +21,11 @@ from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.agent.socket import AgentServer, RemoteAgent
 from penchant.client.device.device import Device
 from penchant.client.learning.model_cache import ModelCache
+from penchant.client.vault.sealing import SealedStorage
+from penchant.client.vault.vault import Vault
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Preference
-from penchant.common.errors import CertificateError, UsageError
+from penchant.common.errors import CertificateError, DeviceError, UsageError
 from penchant.common.membership.identity import MemberList, Membership
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.served_run import with_members
@@ -82,7 +84,6 @@ def town(base: Path, tmp_path: Path) -> Town:
         home.record(choices(number))
         policy = OwnerPolicy(base_models=(str(base),), min_honest=1, max_colluders=0)
         (folder / "policy.toml").write_text(policy.to_toml())
-
         answer = office.issue(home.request())
         assert home.join(answer.encode(), office.digest) == number + 1
         homes.append(folder)
@@ -248,7 +249,6 @@ def test_a_second_agent_on_a_device_is_refused(town: Town) -> None:
 
 
 def test_an_answer_for_another_device_or_of_another_authority_is_refused(town: Town, tmp_path: Path) -> None:
-
     newcomer, other = Device(tmp_path / "new"), Device(tmp_path / "other")
     with pytest.raises(UsageError, match="make a request first"):
         newcomer.join(b"", town.office.digest)
@@ -265,3 +265,37 @@ def test_an_answer_for_another_device_or_of_another_authority_is_refused(town: T
     assert newcomer.join(newcomer_answer, town.office.digest) == 6
     assert newcomer.leave() == 6
     assert newcomer.member is None
+
+
+def test_joining_that_fails_in_the_middle_leaves_a_device_that_can_join(
+    town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that a membership consists of is kept at once: no half of it is ever there."""
+    home = Device(tmp_path / "new")
+    answer = town.office.issue(home.request()).encode()
+    names = ("pending key", "identity", "authority", "member list")
+    before = [home.vault.blob(name) for name in names]
+    changes: list[int] = []
+    real = Vault._transaction
+    monkeypatch.setattr(Vault, "_transaction", lambda self, *a: changes.append(1) or real(self, *a))
+    left = [0]
+    sealed = SealedStorage.seal
+
+    def fails(self: SealedStorage, data: bytes, purpose: str) -> bytes:
+        if not left[0]:
+            raise DeviceError("the disk is full")
+        left[0] -= 1
+        return sealed(self, data, purpose)
+
+    for left[0] in range(4):
+        with monkeypatch.context() as patch:
+            patch.setattr(SealedStorage, "seal", fails)
+            with pytest.raises(DeviceError, match="the disk is full"):
+                home.join(answer, town.office.digest)
+        assert [home.vault.blob(name) for name in names] == before
+        assert home.member is None
+    changes.clear()
+    member = home.join(answer, town.office.digest)
+    assert len(changes) == 2  # one reads the pending key, one keeps all
+    assert Device(tmp_path / "new").member == member
+    assert home.vault.blob("pending key") == b""

@@ -498,3 +498,77 @@ def check_after_kill(home: Path, said: list[tuple[str, int]]) -> None:
         after = vault.personal(RUN)
         assert after is not None
         assert (after.round, float(after.vector[0]), after.context) == (newest, newest, b"%d" % newest)
+
+
+BLOBS_WORKER = """
+import os, sys
+from pathlib import Path
+from penchant.client.vault.vault import Vault
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+def work():
+    vault = Vault(Path(sys.argv[1]))
+    number = int(vault.blob("first") or b"0")
+    while True:
+        number += 1
+        say("begins", number)
+        vault.keep_blobs({name: b"%d" % number for name in ("first", "second", "third", "fourth")})
+        say("kept", number)
+
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        work()
+    say("worker", child)
+    os.waitpid(child, 0)
+    say("gone", child)
+"""
+
+NAMES = ("first", "second", "third", "fourth")
+
+
+def test_a_kill_leaves_all_of_several_blobs_or_none(tmp_path: Path) -> None:
+    draw = random.Random(1)
+    with subprocess.Popen(
+        [sys.executable, "-c", BLOBS_WORKER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        for _ in range(25):
+            last, number = one_kill(server.stdin, server.stdout, draw.random() * 0.02)[-1]
+            kept = {Vault(tmp_path).blob(name) for name in NAMES}
+            assert len(kept) == 1
+            newest = int(kept.pop() or b"0")
+            assert newest in ((number - 1, number) if last == "begins" else (number,))
+        server.stdin.close()
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_failure_among_several_blobs_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    vault = Vault(tmp_path, SealedStorage(bytes(32)))
+    vault.keep_blobs(dict.fromkeys(NAMES, b"before"))
+    real = SealedStorage.seal
+    sealed: list[str] = []
+
+    def fails(self: SealedStorage, data: bytes, purpose: str) -> bytes:
+        sealed.append(purpose)
+        if len(sealed) > at:
+            raise DeviceError("no more")
+        return real(self, data, purpose)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SealedStorage, "seal", fails)
+        with pytest.raises(DeviceError, match="no more"):
+            vault.keep_blobs(dict.fromkeys(NAMES, b"after"))
+    assert len(sealed) == at + 1
+    assert [vault.blob(name) for name in NAMES] == [b"before"] * 4
+    vault.keep_blobs(dict.fromkeys(NAMES, b"after"))
+    assert [vault.blob(name) for name in NAMES] == [b"after"] * 4
