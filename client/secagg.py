@@ -376,7 +376,7 @@ class Participant:
         return shared, encode(Shares(tuple(sealed)))
 
     def _check_roster(self, keyed: Keyed, roster: Roster) -> int:
-        """All of DESIGN section 5, stage 2; returns this device's index."""
+        """All that docs/protocol.md#stages asks of a roster; returns this device's index."""
         entries = roster.entries
         if len(entries) > keyed.ticket.group:
             raise AgreementError(

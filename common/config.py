@@ -138,7 +138,7 @@ class ModelConfig(Section):
 
 @dataclass(frozen=True)
 class AdapterConfig(Section):
-    """Where the low-rank factors sit and which of them is shared."""
+    """Where the low-rank factors sit and which of them is shared (docs/architecture.md#the-model)."""
 
     share: ShareName = setting(
         "A", "What is shared of the low-rank factors; the rest is personal.", choices=SHARES.names

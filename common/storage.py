@@ -1,4 +1,4 @@
-"""One transaction on a SQLite file: what a device, an enrolment desk and an authority keep for good."""
+"""What must outlast a crash: transactions on SQLite files, and files that are there whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,47 +10,64 @@ from pathlib import Path
 
 from penchant.common.errors import DeviceError, PenchantError
 
-__all__ = ["ledger", "transaction", "write_durably", "write_private"]
+__all__ = ["change", "transaction", "write_durably", "write_private"]
 
 WAIT_SECONDS = 30.0  # for another process's transaction
 
 
 @contextmanager
-def transaction(path: Path, failure: type[PenchantError], *pragmas: str) -> Iterator[sqlite3.Connection]:
-    """All that is done inside is durable at the end, or nothing of it happened.
-
-    pragmas: what is set beforehand, such as "secure_delete=ON". What is wrong with the file is raised as
-    `failure`.
-    """
+def change(db: sqlite3.Connection, path: Path, failure: type[PenchantError]) -> Iterator[None]:
+    """One transaction of an open database, whose file is `path`: all that is done inside is committed at the
+    end, or nothing of it happened. What is wrong with the file is raised as `failure`."""
     try:
-        db = sqlite3.connect(path, isolation_level=None, timeout=WAIT_SECONDS)
-    except sqlite3.Error as error:
-        raise failure(f"can't open {path}: {error}") from None
-    try:
-        for pragma in (*pragmas, "synchronous=FULL"):
-            db.execute(f"PRAGMA {pragma}")
         db.execute("BEGIN IMMEDIATE")
-        yield db
+        try:
+            yield
+        except BaseException:
+            if db.in_transaction:  # a full disk has rolled it back already
+                db.execute("ROLLBACK")
+            raise
         db.execute("COMMIT")
     except sqlite3.Error as error:
+        with suppress(sqlite3.Error):  # a COMMIT that failed is still open
+            db.rollback()
         raise failure(f"{path}: {error}; nothing was changed") from None
+
+
+@contextmanager
+def transaction(path: Path, failure: type[PenchantError], *pragmas: str) -> Iterator[sqlite3.Connection]:
+    """A `change` of the file, durable at the end. A file that is missing is made, for its owner alone.
+
+    pragmas: what is set beforehand, such as "secure_delete=ON".
+    """
+    try:
+        if not path.exists():
+            path.touch(mode=0o600)  # SQLite gives its journal the same mode
+        db = sqlite3.connect(path, isolation_level=None, timeout=WAIT_SECONDS)
+    except (OSError, sqlite3.Error) as error:
+        raise failure(f"can't open {path}: {error}") from None
+    try:
+        _set(db, path, failure, (*pragmas, "synchronous=FULL"))
+        with change(db, path, failure):
+            yield db
     finally:
-        db.close()  # an open transaction is rolled back
+        db.close()
+
+
+def _set(db: sqlite3.Connection, path: Path, failure: type[PenchantError], pragmas: tuple[str, ...]) -> None:
+    try:
+        for pragma in pragmas:
+            db.execute(f"PRAGMA {pragma}")
+    except sqlite3.Error as error:
+        raise failure(f"{path}: {error}; nothing was changed") from None
 
 
 def write_durably(path: Path, data: bytes) -> None:
     """Write a file so that after a crash there is either the old one or the whole new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    _write(temporary, data, 0o666)
     os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    _sync(path.parent)
 
 
 def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
@@ -61,11 +78,7 @@ def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(temporary, data, 0o600)
         if replace:
             os.replace(temporary, path)
         else:
@@ -79,6 +92,15 @@ def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
             temporary.unlink()
 
 
+def _write(path: Path, data: bytes, mode: int) -> None:
+    """The bytes on the disk, under a name that nobody looks for yet."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _sync(directory: Path) -> None:
     """Make the names in a directory durable."""
     descriptor = os.open(directory, os.O_RDONLY)
@@ -86,13 +108,3 @@ def _sync(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def ledger(path: Path, failure: type[PenchantError]) -> Iterator[sqlite3.Connection]:
-    """One transaction on the file, which its owner alone may read: all of it is durable at the end, or
-    nothing of it happened. What is wrong with the file is raised as `failure`."""
-    if not path.exists():
-        path.touch(mode=0o600)
-    with transaction(path, failure) as db:
-        yield db

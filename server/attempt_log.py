@@ -9,13 +9,21 @@ from contextlib import suppress
 from penchant.common.errors import JournalError
 from penchant.server.availability import COUNT_SECONDS
 from penchant.server.journal import Journal
-from penchant.server.secagg.aggregation import Record
+from penchant.server.secagg.aggregation import ASKED, REPLY, Record
 
 
 class AttemptLog:
-    """One attempt's lines in the journal: what completing it after a crash would need, and how far it is."""
+    """One attempt's lines in the journal: what completing it after a crash would need, and how far it is.
 
-    def __init__(self, journal: Journal, number: int, attempt: int) -> None:
+    enough: told how many parts the sum would have before anything of it is revealed; it may raise a
+    RoundFailed, and then nothing is.
+    """
+
+    def __init__(
+        self, journal: Journal, number: int, attempt: int, enough: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self._enough = enough
+        self._revealing = False  # an unmask request may have left
         self._journal = journal
         self._place = (number, attempt)
         self._kept: set[tuple[str, int]] = set()
@@ -23,18 +31,24 @@ class AttemptLog:
         self._told = 0.0
 
     def record(self, kind: str, key: int, payload: bytes) -> None:
-        """Keep a line durably, once; "asked" also marks the attempt as past unmasking."""
+        """Keep a line durably, once; "asked" also marks the attempt as past unmasking, and from there on
+        replies are kept as they arrive."""
         if (kind, key) in self._kept:
             return
         self._journal.record(*self._place, kind, key, payload)
-        if kind == "asked":
+        if kind == ASKED:
             self._journal.unmasking(*self._place)
+            self._revealing = True
         self._kept.add((kind, key))
 
+    def about_to_reveal(self, survivors: int) -> None:
+        """Stop the attempt where too few are left for its sum."""
+        self._enough(survivors)
+
     def arrived(self, stage: str, node: int, payload: bytes) -> None:
-        """Keep an unmask reply on its arrival; count the others now and then."""
-        if stage == "unmask":
-            self.record("reply", node, payload)
+        """Keep a reply that opens the sum on its arrival; count all of them now and then."""
+        if self._revealing:
+            self.record(REPLY, node, payload)
         self._answered += 1
         if time.monotonic() - self._told >= COUNT_SECONDS:
             self._tell(lambda: self._journal.answered(*self._place, stage, self._answered))

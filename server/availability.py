@@ -10,6 +10,7 @@ from contextlib import suppress
 from flwr.serverapp import Grid
 
 from penchant.common.errors import JournalError, ProtocolError
+from penchant.common.secagg.stages import STATUS
 from penchant.common.wire.codec import decode, encode
 from penchant.common.wire.messages import Hello, Status
 from penchant.server.exchange import Exchange
@@ -62,9 +63,9 @@ class Availability:
         """
         hello = encode(Hello(self.run.id, finished_rounds(self.run.journal)))
         deadline = min(seconds, self.run.config.federation.deadline_seconds)
-        wire = Exchange(self._grid, deadline, "status")
+        wire = Exchange(self._grid, deadline, STATUS)
         ready: dict[int, int] = {}  # member -> node
-        for node, payload in wire("status", dict.fromkeys(nodes, hello)).items():
+        for node, payload in wire(STATUS, dict.fromkeys(nodes, hello)).items():
             try:
                 status = decode(payload, Status)
             except ProtocolError:

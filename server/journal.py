@@ -26,7 +26,7 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from penchant.common.errors import JournalError
-from penchant.common.storage import write_durably
+from penchant.common.storage import change, write_durably
 from penchant.server.optimizers import ServerState
 
 __all__ = ["Journal", "RoundLog", "RoundRow"]
@@ -332,17 +332,9 @@ class Journal:
                 level = int(self._db.execute("PRAGMA synchronous").fetchone()[0])
                 self._db.execute(f"PRAGMA synchronous={min(level, _NORMAL)}")
                 before = level
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
+            with change(self._db, self._path, JournalError):
                 yield
-            except BaseException:
-                if self._db.in_transaction:  # a full disk has rolled it back already
-                    self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
         except sqlite3.Error as error:
-            with suppress(sqlite3.Error):  # a COMMIT that failed is still open
-                self._db.rollback()
             raise JournalError(f"{self._path}: {error}") from None
         finally:
             if before is not None:

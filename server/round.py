@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from penchant.common.config import Plan
 from penchant.common.errors import JournalError, RoundFailed, TooFewDevices
+from penchant.common.model import announced
 from penchant.common.secagg.update_vector import RoundSums
 from penchant.common.wire.messages import Announce, Kind
 from penchant.server.attempt_log import AttemptLog
@@ -69,15 +70,17 @@ def play_round(
     before another attempt, since devices that fell silent may be why the last one failed.
     Raises TooFewDevices or another RoundFailed; nothing of a failed attempt is kept.
     """
+    shared: ServerState | None = None
     while True:
         task = run.task(number, len(ready))
         _note_sums(run, task)
         members = sample_cohort(list(ready), task.cohort, seed=run.config.seed, round=number)
         cohort = {ready[member]: member for member in members}
         attempt = run.journal.begin(number, task.plan.phase)
-        diary = AttemptLog(run.journal, number, attempt)
+        diary = AttemptLog(run.journal, number, attempt, partial(_enough, run))
         try:
-            return _attempt(run, grid, task, attempt, cohort, diary)
+            shared = shared or _shared(run, task)  # all attempts of a round start from the same
+            return _attempt(run, grid, task, attempt, cohort, diary, shared)
         except RoundFailed as error:
             if unmask_asked(diary.records()):
                 run.journal.skip(number, attempt, str(error))
@@ -89,17 +92,20 @@ def play_round(
 
 
 def _attempt(
-    run: ServerRun, grid: Grid, task: RoundPlan, attempt: int, cohort: Mapping[int, int], diary: AttemptLog
+    run: ServerRun,
+    grid: Grid,
+    task: RoundPlan,
+    attempt: int,
+    cohort: Mapping[int, int],
+    diary: AttemptLog,
+    shared: ServerState,
 ) -> RoundLog:
-    """One attempt of a round. cohort: node -> member."""
+    """One attempt of a round. cohort: node -> member. shared: the state that the round starts from."""
     began = time.monotonic()
-    shared = _shared(run, task)
     announce = _announce(run, task, attempt, shared)
     wire = Exchange(grid, run.config.federation.deadline_seconds, f"{task.number}.{attempt}", diary.arrived)
 
     def exchange(stage: str, payloads: Mapping[int, bytes]) -> Mapping[int, bytes]:
-        if stage == "confirm":  # the survivors are known, and nothing is revealed yet
-            _enough(run, len(payloads))
         diary.asked(stage, len(payloads))
         replies = wire(stage, payloads)
         diary.over(stage, len(replies))
@@ -107,9 +113,10 @@ def _attempt(
 
     aggregate = run.aggregation.run(announce, list(cohort), exchange, diary)
     _enough(run, len(aggregate.survivors))
-    log = _conclude(run, task, attempt, shared, aggregate)
+    sums = task.layout.read(aggregate.total)
+    log = _conclude(task, attempt, sums, aggregate)
     log = replace(log, seconds=time.monotonic() - began, bytes_up=wire.bytes_up, bytes_down=wire.bytes_down)
-    run.journal.finish(log, _moved(run, task, shared, task.layout.read(aggregate.total)))
+    run.journal.finish(log, _moved(run, task, shared, sums))
     with suppress(JournalError):  # the round stands
         run.journal.joined([cohort[node] for node in aggregate.survivors], task.number)
     run.observe(log)
@@ -119,7 +126,7 @@ def _attempt(
 def recover(run: ServerRun) -> None:
     """Settle the attempt that was open when the server died: complete it, skip it, or let it be retried.
 
-    Past unmasking a round is never run again (DESIGN section 2, point 6).
+    Past unmasking a round is never run again (docs/protocol.md#dropouts-liars-crashes).
     """
     row = run.journal.interrupted()
     if row is None:
@@ -136,8 +143,9 @@ def recover(run: ServerRun) -> None:
         return
     task = run.task(row.round, len(aggregate.cohort))
     shared = _shared(run, task)
-    log = _conclude(run, task, row.attempt, shared, aggregate)
-    run.journal.finish(log, _moved(run, task, shared, task.layout.read(aggregate.total)))
+    sums = task.layout.read(aggregate.total)
+    log = _conclude(task, row.attempt, sums, aggregate)
+    run.journal.finish(log, _moved(run, task, shared, sums))
     run.observe(log)
 
 
@@ -177,7 +185,7 @@ def _announce(run: ServerRun, task: RoundPlan, attempt: int, shared: ServerState
 
 def announced_factors(plan: Plan, shared: ServerState) -> NDArray[np.float32]:
     """What an announcement of `plan` carries: the shared factors, after a warm-up the personal start too."""
-    return np.concatenate([shared.factors, shared.start]) if plan.start_sent else shared.factors
+    return announced.join(plan, shared.factors, shared.start)
 
 
 def _enough(run: ServerRun, survivors: int) -> None:
@@ -195,11 +203,8 @@ def _moved(run: ServerRun, task: RoundPlan, shared: ServerState, sums: RoundSums
     return shared.moved(sums.mean, run.config.federation)
 
 
-def _conclude(
-    run: ServerRun, task: RoundPlan, attempt: int, shared: ServerState, aggregate: Aggregate
-) -> RoundLog:
+def _conclude(task: RoundPlan, attempt: int, sums: RoundSums, aggregate: Aggregate) -> RoundLog:
     """What the server knows of the round: sums and counts. Times and bytes are filled in by the caller."""
-    sums = task.layout.read(aggregate.total)
     return RoundLog(
         round=task.number,
         attempt=attempt,

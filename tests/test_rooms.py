@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,6 +206,51 @@ def test_pages_name_only_files_that_exist(page: Path) -> None:
     for word in words(page):
         if inside.match(word):
             assert list(ROOT.glob(word.rstrip("/"))), f"{name(page)}: no {word}"
+
+
+def remarks(source: str) -> Iterator[tuple[int, str]]:
+    """(line, text) of every comment and docstring."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+    for node in ast.walk(ast.parse(source)):
+        value = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            yield value.lineno, value.value
+
+
+def headings(page: Path) -> set[str]:
+    """What may stand behind the # of a link to a page, as GitHub makes it of the headings."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def into_the_void(source: str) -> list[str]:
+    """What comments and docstrings refer to and is not there: a line each."""
+    missing = []
+    for line, text in remarks(source):
+        missing += [f"{line}: {word}" for word in re.findall(r"\bDESIGN\b|\bHOUSE\b", text)]
+        for page, heading in re.findall(r"(docs/[\w/-]+\.\w+)(?:#([\w-]+))?", text):
+            if not (ROOT / page).is_file():
+                missing.append(f"{line}: {page}")
+            elif heading and heading not in headings(ROOT / page):
+                missing.append(f"{line}: {page}#{heading}")
+    return missing
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_comments_refer_only_to_documents_and_headings_that_exist(path: Path) -> None:
+    assert into_the_void(path.read_text(encoding="utf-8")) == []
+
+
+def test_the_rule_of_references_sees_each_kind_of_void() -> None:
+    word = "DES" + "IGN"
+    source = f'''"""As {word} section 5 says (docs/protocol.md#stages)."""
+x = "docs/nowhere.md"  # a string refers to nothing
+# see docs/nowhere.md, and docs/protocol.md#no-such-heading
+'''
+    found = into_the_void(source)
+    assert found == ["3: docs/nowhere.md", "3: docs/protocol.md#no-such-heading", f"1: {word}"]
 
 
 def test_every_link_of_a_page_ends_in_a_page_that_is_reachable() -> None:

@@ -41,6 +41,8 @@ from penchant.common.errors import (
     UsageError,
 )
 from penchant.common.membership.identity import Identity, MemberList, Membership
+from penchant.common.model import announced
+from penchant.common.secagg.stages import CONFIRM, KEYS, MASKED, SHARES, STATUS, UNMASK
 from penchant.common.secagg.update_vector import HONEST_FOR_HISTOGRAM, UpdateLayout
 from penchant.common.wire.codec import AtMost, decode, encode, encode_record
 from penchant.common.wire.messages import (
@@ -142,12 +144,12 @@ class Agent:
     def answer(self, stage: str, payload: bytes) -> bytes:
         """Answer one message of a stage; an `Abort` with one code, and the round dropped, for any refusal."""
         steps = {
-            "status": self._status,
-            "keys": self._keys,
-            "shares": self._shares,
-            "masked": self._masked,
-            "confirm": self._confirm,
-            "unmask": self._unmask,
+            STATUS: self._status,
+            KEYS: self._keys,
+            SHARES: self._shares,
+            MASKED: self._masked,
+            CONFIRM: self._confirm,
+            UNMASK: self._unmask,
         }
         try:
             if stage not in steps:
@@ -194,12 +196,12 @@ class Agent:
             raise PolicyRefusal("this device has left its fleet")
         if current.certificate != self._identity.certificate:
             raise PolicyRefusal("this device has joined anew since the agent was started; restart the agent")
-        if stage != "status" and not (before and stage in ("keys", "masked")):
-            self._owner.policy().check_time(sent=stage in ("confirm", "unmask"))
+        if stage != STATUS and not (before and stage in (KEYS, MASKED)):
+            self._owner.policy().check_time(sent=stage in (CONFIRM, UNMASK))
 
     def _parts(self, stage: str, reply: bytes) -> list[tuple[str, int]]:
         """(name, bytes) of what a reply holds: a masked vector by tensors and counts, else the whole."""
-        held = self._vector if stage == "masked" else []
+        held = self._vector if stage == MASKED else []
         return [*held, (f"{stage} message", len(reply) - sum(size for _, size in held))]
 
     def _status(self, payload: bytes) -> bytes:
@@ -299,7 +301,7 @@ class Agent:
         layout = UpdateLayout.of(plan, planned.split)
         if (announce.ring, announce.words, announce.group) != (layout.ring, layout.words, layout.group):
             raise AgreementError("ring, length or group size announced are not those that the plan gives")
-        size = planned.model_signature.announced(plan)
+        size = announced.length(plan, planned.split)
         factors = checked_factors(announce.factors, size, policy.max_factor)
         return _Task(announce, policy, planned, layout, *planned.parts(factors))
 

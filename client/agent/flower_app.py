@@ -1,7 +1,7 @@
 """The relay: a thin Flower ClientApp that forwards each exchange to the device's agent.
 
 It imports neither torch nor anything private. What it forwards are opaque bytes; what comes back is
-the agent's reply, or one abort code, never the text of an exception (DESIGN section 6).
+the agent's reply, or one abort code, never the text of an exception (docs/protocol.md#abort-codes).
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def _span(hours: str) -> tuple[time, time]:
 def checked_factors(data: bytes, size: int, largest: float) -> NDArray[np.float32]:
     """The announced factors, float32 [size]; AgreementError unless they are that many, finite and bounded.
 
-    Checked before anything else is done with them (DESIGN section 5).
+    Checked before anything else is done with them (docs/threat-model.md#attack-defence-test).
     """
     if len(data) != 4 * size:
         raise AgreementError(f"factors of {len(data)} bytes came where {size} numbers belong")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.config import AdapterConfig, ModelConfig, Plan
+from penchant.common.model import announced
 from penchant.common.model.factors import Split
 from penchant.common.model.reward import RewardModel, load_reward_model
 from penchant.common.model.signature import ModelSignature
@@ -36,8 +37,7 @@ class PlannedModel:
 
     def parts(self, factors: Vector) -> tuple[Vector, Vector]:
         """(shared, common start of the personal part) from announced factors."""
-        shared, start = factors[: self.split.shared.size], factors[self.split.shared.size :]
-        return shared, start if self.plan.start_sent else self.split.initial(self.plan.seed)[1]
+        return announced.parts(self.plan, self.split, factors)
 
     def trainer(self, start: Vector) -> LocalTrainer:
         """A trainer that pulls towards `start`, if the plan asks for it."""

@@ -11,12 +11,10 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
-
 from penchant.client.vault.ownership import check_directory
-from penchant.common.errors import DeviceError
+from penchant.common.crypto.keys import open_at_rest, seal_at_rest
+from penchant.common.crypto.passphrase import stretched
+from penchant.common.errors import DeviceError, SecretSharingError
 from penchant.common.storage import write_private
 
 __all__ = ["SealedStorage"]
@@ -24,18 +22,17 @@ __all__ = ["SealedStorage"]
 KEY_FILE: Final = "vault.key"
 SALT_FILE: Final = "vault.salt"
 CHECK_FILE: Final = "vault.check"
-_NONCE: Final = 12
 _CHECK: Final = b"penchant vault"
 
 
 class SealedStorage:
     """Seals and opens bytes. `repr` shows nothing of the key."""
 
-    __slots__ = ("_aead",)
+    __slots__ = ("_key",)
 
     def __init__(self, key: bytes) -> None:
         """From 32 uniform bytes."""
-        self._aead = AESGCM(key)
+        self._key = key
 
     def __repr__(self) -> str:
         return "Box()"
@@ -81,14 +78,13 @@ class SealedStorage:
 
     def seal(self, data: bytes, purpose: str) -> bytes:
         """`data` under a fresh nonce; it opens for the same purpose only. 28 bytes longer."""
-        nonce = os.urandom(_NONCE)
-        return nonce + self._aead.encrypt(nonce, data, purpose.encode())
+        return seal_at_rest(self._key, data, purpose.encode())
 
     def open(self, sealed: bytes, purpose: str) -> bytes:
         """What `seal` sealed. DeviceError for a wrong passphrase or key, or changed bytes."""
         try:
-            return self._aead.decrypt(sealed[:_NONCE], sealed[_NONCE:], purpose.encode())
-        except (InvalidTag, ValueError):
+            return open_at_rest(self._key, sealed, purpose.encode())
+        except SecretSharingError:
             raise DeviceError(
                 "this does not open: wrong passphrase or key, or the file was changed"
             ) from None
@@ -102,7 +98,7 @@ def _from_passphrase(home: Path, passphrase: str | None) -> bytes:
     salt = home / SALT_FILE
     if not salt.exists():
         write_private(salt, os.urandom(16), replace=False)
-    return Scrypt(salt=salt.read_bytes(), length=32, n=2**15, r=8, p=1).derive(passphrase.encode())
+    return stretched(passphrase.encode(), salt.read_bytes())
 
 
 def _from_file(path: Path) -> bytes:

@@ -3,7 +3,7 @@
 One SQLite file in the agent's directory; every change is one transaction, durable before the method
 returns. The personal factor of a round is *staged* while the round is open and *committed* when the
 server next names that round and attempt as finished, so it always belongs to the same round as the
-shared factors (docs/architecture.md#when-things-break).
+shared factors (docs/protocol.md#dropouts-liars-crashes).
 """
 
 from __future__ import annotations
@@ -70,11 +70,9 @@ class Vault:
         self._box = box
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._path = directory / "vault.db"
-            if not self._path.exists():
-                self._path.touch(mode=0o600)  # SQLite gives its journal the same mode
         except OSError as error:
             raise DeviceError(f"can't make the agent's directory {directory}: {error.strerror}") from None
+        self._path = directory / "vault.db"
         with self._transaction() as db:
             for statement in _SCHEMA.split(";"):
                 db.execute(statement)

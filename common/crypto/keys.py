@@ -6,6 +6,7 @@ All of it comes from `cryptography`. Callers pass messages and derivation infos 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Final
 
@@ -24,8 +25,10 @@ __all__ = [
     "Verifier",
     "check_point",
     "derive",
+    "open_at_rest",
     "open_sealed",
     "seal",
+    "seal_at_rest",
     "verify",
 ]
 
@@ -124,14 +127,33 @@ def derive(secret: bytes, info: bytes, length: int = 32) -> bytes:
     return HKDF(_SHA256, length, None, info).derive(secret)
 
 
+def seal_at_rest(key: bytes, plaintext: bytes, associated: bytes) -> bytes:
+    """AES-256-GCM under a key that serves again: a fresh nonce (12 bytes), then what `seal` would give."""
+    nonce = os.urandom(len(_NONCE))
+    return nonce + _encrypted(key, nonce, plaintext, associated)
+
+
+def open_at_rest(key: bytes, sealed: bytes, associated: bytes) -> bytes:
+    """What `seal_at_rest` sealed; raises `SecretSharingError` if it was changed, or under another key."""
+    return _decrypted(key, sealed[: len(_NONCE)], sealed[len(_NONCE) :], associated)
+
+
 def seal(key: bytes, plaintext: bytes, associated: bytes) -> bytes:
     """AES-256-GCM under a key that is used for this one message: plaintext + 16 bytes."""
-    return AESGCM(key).encrypt(_NONCE, plaintext, associated)
+    return _encrypted(key, _NONCE, plaintext, associated)
 
 
 def open_sealed(key: bytes, sealed: bytes, associated: bytes) -> bytes:
     """What `seal` sealed; raises `SecretSharingError` if it was changed or sealed for another purpose."""
+    return _decrypted(key, _NONCE, sealed, associated)
+
+
+def _encrypted(key: bytes, nonce: bytes, plaintext: bytes, associated: bytes) -> bytes:
+    return AESGCM(key).encrypt(nonce, plaintext, associated)
+
+
+def _decrypted(key: bytes, nonce: bytes, sealed: bytes, associated: bytes) -> bytes:
     try:
-        return AESGCM(key).decrypt(_NONCE, sealed, associated)
-    except InvalidTag:
+        return AESGCM(key).decrypt(nonce, sealed, associated)
+    except (InvalidTag, ValueError):  # ValueError: not even a nonce is there
         raise SecretSharingError("a sealed share does not open: changed, or meant for someone else") from None

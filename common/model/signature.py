@@ -45,12 +45,6 @@ class ModelSignature:
             self.slots, self.embedding, plan.adapter, base=self.base, warmup=warmup, seed=plan.seed
         )
 
-    def announced(self, plan: Plan) -> int:
-        """How many numbers an announcement of `plan` carries: the shared factors, and the common start
-        of the personal part where that comes from a warm-up."""
-        split = self.split(plan)
-        return split.shared.size + (split.personal.size if plan.start_sent else 0)
-
 
 @dataclass(frozen=True)
 class ModelDescription:

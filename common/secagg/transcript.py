@@ -32,7 +32,7 @@ __all__ = [
 def context_digest(announce: Announce) -> bytes:
     """SHA-256 over all that a device was told: version, run, round, attempt, configuration, base, factors.
 
-    32 bytes. Two devices that were told anything different can't agree on it (DESIGN section 5).
+    32 bytes. Two devices that were told anything different can't agree on it (docs/protocol.md#stages).
     """
     return hashlib.sha256(domain("context", encode(announce))).digest()
 

@@ -1,7 +1,8 @@
 """What one device adds to a round, and how a round's sum is read: the vector inside the masks.
 
 Everything a device says about its data travels in there and nowhere else: its weighted update, example
-weight, loss, correct and total counts, and its place in a coarse histogram of accuracies (DESIGN section 5).
+weight, loss, correct and total counts, and its place in a coarse histogram of accuracies
+(docs/protocol.md#vectors).
 """
 
 from __future__ import annotations
@@ -19,18 +20,26 @@ from penchant.common.secagg.quantization import Counter, Quantiser
 
 __all__ = [
     "BINS",
+    "BIN_NAMES",
+    "CORRECT",
     "COUNTERS",
     "HONEST_FOR_HISTOGRAM",
     "JUDGED_MOST",
+    "LOSS",
+    "TOTAL",
+    "WEIGHT",
     "Contribution",
     "RoundSums",
     "UpdateLayout",
 ]
 
 BINS = 10
-_BINS = tuple(f"accuracy {i}/{BINS}" for i in range(BINS))
+BIN_NAMES = tuple(f"accuracy {i}/{BINS}" for i in range(BINS))
+"""The counters of the histogram: people per tenth of validation accuracy."""
 
-COUNTERS = ("weight", "loss", "correct", "total", *_BINS)
+WEIGHT, LOSS, CORRECT, TOTAL = "weight", "loss", "correct", "total"
+
+COUNTERS = (WEIGHT, LOSS, CORRECT, TOTAL, *BIN_NAMES)
 """What a vector counts behind the update, in its order."""
 
 HONEST_FOR_HISTOGRAM = 20
@@ -131,38 +140,38 @@ class UpdateLayout:
         weight = min(contribution.weight, self.quantiser.weight)
         mean_loss = contribution.loss / contribution.weight if contribution.weight else 0.0
         counts: dict[str, float] = {
-            "weight": weight,
-            "loss": min(max(mean_loss, 0.0), LOSS_MOST) * weight,
-            "correct": contribution.correct,
-            "total": contribution.total,
+            WEIGHT: weight,
+            LOSS: min(max(mean_loss, 0.0), LOSS_MOST) * weight,
+            CORRECT: contribution.correct,
+            TOTAL: contribution.total,
         }
-        counts |= dict.fromkeys(_BINS, 0)
+        counts |= dict.fromkeys(BIN_NAMES, 0)
         if contribution.in_histogram and contribution.total:
-            counts[_BINS[min(contribution.correct * BINS // contribution.total, BINS - 1)]] = 1
+            counts[BIN_NAMES[min(contribution.correct * BINS // contribution.total, BINS - 1)]] = 1
         return self.quantiser.quantise(_clipped(contribution.update, self.clip), weight, counts, key)
 
     def read(self, total: NDArray[np.int64]) -> RoundSums:
         """What the sum of the survivors' vectors (int64 [words]) says."""
         update, counts = self.quantiser.dequantise(total)
-        weight = counts["weight"]
-        bins = tuple(int(counts[name]) for name in _BINS)
+        weight = counts[WEIGHT]
+        bins = tuple(int(counts[name]) for name in BIN_NAMES)
         return RoundSums(
             mean=update / weight if weight else update * 0.0,
             weight=int(weight),
-            train_loss=counts["loss"] / weight if weight else None,
-            correct=int(counts["correct"]),
-            total=int(counts["total"]),
+            train_loss=counts[LOSS] / weight if weight else None,
+            correct=int(counts[CORRECT]),
+            total=int(counts[TOTAL]),
             histogram=bins if any(bins) else None,
         )
 
 
 def _counters(max_weight: int) -> tuple[Counter, ...]:
     return (
-        Counter("weight", max_weight),
-        Counter("loss", LOSS_MOST * max_weight, LOSS_UNIT),
-        Counter("correct", JUDGED_MOST),
-        Counter("total", JUDGED_MOST),
-        *(Counter(name, 1) for name in _BINS),
+        Counter(WEIGHT, max_weight),
+        Counter(LOSS, LOSS_MOST * max_weight, LOSS_UNIT),
+        Counter(CORRECT, JUDGED_MOST),
+        Counter(TOTAL, JUDGED_MOST),
+        *(Counter(name, 1) for name in BIN_NAMES),
     )
 
 

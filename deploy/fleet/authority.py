@@ -18,7 +18,7 @@ from penchant.common.durations import DAY
 from penchant.common.errors import MembershipError, UsageError
 from penchant.common.membership.enrolment import Answer, Request
 from penchant.common.membership.identity import Authority, Member, authority_digest
-from penchant.common.storage import ledger
+from penchant.common.storage import transaction
 
 __all__ = ["AuthorityStore", "Enrolled"]
 
@@ -154,7 +154,7 @@ class AuthorityStore:
             return [Enrolled(*row) for row in rows]
 
     def _record(self) -> AbstractContextManager[sqlite3.Connection]:
-        return ledger(self.directory / RECORD, UsageError)
+        return transaction(self.directory / RECORD, UsageError)
 
 
 def _now(now: int | None) -> int:

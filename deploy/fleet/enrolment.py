@@ -35,7 +35,7 @@ from penchant.common.errors import (
 from penchant.common.membership.enrolment import Answer, Asked, JoinReply, JoinRequest, Request, fingerprint
 from penchant.common.membership.identity import Membership
 from penchant.common.membership.join_token import JoinToken, Terms, check_signature, token_name
-from penchant.common.storage import ledger, write_durably
+from penchant.common.storage import transaction, write_durably
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
 
 __all__ = [
@@ -279,7 +279,7 @@ class EnrolmentRegistry:
         return [_enrolment(row, membership, moment) for row in rows]
 
     def _record(self) -> AbstractContextManager[sqlite3.Connection]:
-        return ledger(self._path, JournalError)
+        return transaction(self._path, JournalError)
 
 
 def request_revocation(directory: Path, member: int, why: str = "") -> Path:

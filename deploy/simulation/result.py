@@ -24,7 +24,7 @@ def result_row(
     wall: float,
     command: str,
 ) -> Row:
-    """What result.json holds (DESIGN section 9), and what the report shows beside it."""
+    """What result.json holds (docs/runs.md), and what the report shows beside it."""
     config = world.config
     plan = config.plan("main", world.cohort)
     planned = world.model_cache.of(plan)

@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from penchant.common.crypto.passphrase import BLOCK, COST, LANES
 from penchant.common.errors import ConsoleError, UsageError
+from penchant.common.storage import change
 from penchant.server.console import passwords
 
 __all__ = ["ROLES", "Account", "AuditEntry", "ConsoleStore", "Role", "Session", "default_state"]
@@ -331,20 +333,11 @@ class ConsoleStore:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """One change: all of it is durable at the end, or nothing of it happened."""
-        with self._lock:
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield
-                    self._db.execute("COMMIT")
-                finally:
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
-            except sqlite3.Error as error:
-                raise ConsoleError(f"{self._path}: {error}") from None
+        with self._lock, change(self._db, self._path, ConsoleError):
+            yield
 
 
-_NOBODY = f"scrypt${passwords.COST}${passwords.BLOCK}${passwords.LANES}${'00' * 16}${'00' * 32}"
+_NOBODY = f"scrypt${COST}${BLOCK}${LANES}${'00' * 16}${'00' * 32}"
 """What a password is held against where there is no account: as much work, never right."""
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 import threading
 
+from penchant.common.crypto.passphrase import BLOCK, COST, LANES, stretched
 from penchant.common.errors import UsageError
 
 __all__ = ["LEAST", "check", "hashed", "refuse_weak"]
 
 LEAST = 12  # characters of a password
 MOST = 1024
-COST, BLOCK, LANES = 2**15, 8, 1  # 32 MB and about a tenth of a second for each guess
-_MEMORY = 64 * 1024 * 1024
 _AT_ONCE = threading.BoundedSemaphore(2)  # a flood of logins costs two cores at most, and 64 MB
 
 
@@ -45,12 +43,4 @@ def check(password: str, kept: str) -> bool:
 
 def _derive(password: str, salt: bytes, cost: int, block: int, lanes: int) -> bytes:
     with _AT_ONCE:
-        return hashlib.scrypt(
-            password.encode("utf-8", "surrogatepass")[: 4 * MOST],
-            salt=salt,
-            n=cost,
-            r=block,
-            p=lanes,
-            maxmem=_MEMORY,
-            dklen=32,
-        )
+        return stretched(password.encode("utf-8", "surrogatepass")[: 4 * MOST], salt, cost, block, lanes)

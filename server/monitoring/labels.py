@@ -7,17 +7,18 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup
 
+from penchant.common.secagg.stages import CONFIRM, KEYS, MASKED, SHARES, STATUS, UNMASK
 from penchant.common.wording import decimals, duration, percent, size, whole
 
 __all__ = ["FILTERS"]
 
 _STAGES = {
-    "keys": "Keys",
-    "shares": "Shares",
-    "masked": "Masked sums",
-    "confirm": "Confirm",
-    "unmask": "Unmask",
-    "status": "Roll call",
+    KEYS: "Keys",
+    SHARES: "Shares",
+    MASKED: "Masked sums",
+    CONFIRM: "Confirm",
+    UNMASK: "Unmask",
+    STATUS: "Roll call",
 }
 _STATES = {
     "new": "not started",

@@ -35,7 +35,6 @@ __all__ = [
 Kind = Literal["simulation", "served", "fleet"]
 State = Literal["new", "running", "stopped", "failed", "finished", "damaged"]
 
-STAGES = ("keys", "shares", "masked", "confirm", "unmask")
 OFFLINE_SECONDS = 900.0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from penchant.common.wire.messages import (
 )
 
 __all__ = [
+    "ASKED",
+    "COHORT",
+    "REPLY",
     "Aggregate",
     "Aggregation",
     "ExchangeWithGroup",
@@ -49,8 +52,13 @@ class Aggregate:
     failed: Mapping[int, str] = field(default_factory=dict)
 
 
+COHORT: Final = "cohort"
+ASKED: Final = "asked"
+REPLY: Final = "reply"
+
+
 class Record(NamedTuple):
-    """One line of a journal. kind "cohort": key is 0; "asked": the group; "reply": the node."""
+    """One line of a journal. kind `COHORT`: key is 0; `ASKED`: the group; `REPLY`: the node."""
 
     kind: str
     key: int
@@ -58,10 +66,20 @@ class Record(NamedTuple):
 
 
 class RecordStore(Protocol):
-    """Where an attempt writes what it needs to be completed after a crash."""
+    """What a protocol tells the round: what completing the attempt after a crash needs, and how far it is."""
 
     def record(self, kind: str, key: int, payload: bytes) -> None:
-        """Keep one `Record`, durably before this returns."""
+        """Keep one `Record`, durably before this returns.
+
+        A record `ASKED` is the point of no return: the round is never run again. Every reply from there on
+        is kept as it arrives, as a record `REPLY`.
+        """
+
+    def about_to_reveal(self, survivors: int) -> None:
+        """The last moment to stop: what follows settles who is in the sum, and then reveals it.
+
+        survivors: how many devices' vectors the sum would hold. Raises a `RoundFailed` when that is too few.
+        """
 
 
 class MemoryRecords:
@@ -73,6 +91,9 @@ class MemoryRecords:
     def record(self, kind: str, key: int, payload: bytes) -> None:
         """As `RecordStore.record`, but lost with the process."""
         self.records.append(Record(kind, key, payload))
+
+    def about_to_reveal(self, survivors: int) -> None:
+        """As `RecordStore.about_to_reveal`; any number will do."""
 
 
 class Aggregation(Protocol):
@@ -95,4 +116,4 @@ class Aggregation(Protocol):
 
 def unmask_asked(records: Iterable[Record]) -> bool:
     """Whether an unmask request may have left: then the round is completed or skipped, never tried again."""
-    return any(record.kind == "asked" for record in records)
+    return any(record.kind == ASKED for record in records)

@@ -12,6 +12,7 @@ from penchant.common.errors import (
     ProtocolError,
     TooFewDevices,
 )
+from penchant.common.secagg.stages import KEYS, MASKED
 from penchant.common.secagg.transcript import (
     context_digest,
 )
@@ -45,23 +46,23 @@ class PlainAggregation:
         if announce.kind is not Kind.PLAIN:
             raise ProtocolError("plain aggregation needs an announcement that says so")
         log, context = GroupLog(nodes), context_digest(announce)
-        replies = exchange("keys", dict.fromkeys(log.cohort, encode(announce)))
+        replies = exchange(KEYS, dict.fromkeys(log.cohort, encode(announce)))
         ready = []
         for node in log.cohort:
-            answer = log.read("keys", node, replies, Ready)
+            answer = log.read(KEYS, node, replies, Ready)
             if answer is not None and answer.context != context:
-                log.lose("keys", node, "ready for another context")
+                log.lose(KEYS, node, "ready for another context")
             elif answer is not None:
                 ready.append(node)
-        replies = exchange("masked", dict.fromkeys(ready, encode(Collect(context))))
+        replies = exchange(MASKED, dict.fromkeys(ready, encode(Collect(context))))
         total: Total = np.zeros(announce.words, np.int64)
         survivors = []
         for node in ready:
-            plain = log.read("masked", node, replies, Plain)
+            plain = log.read(MASKED, node, replies, Plain)
             if plain is None:
                 continue
             if len(plain.vector) != announce.words * announce.ring // 8:
-                log.lose("masked", node, f"a vector of {len(plain.vector)} bytes")
+                log.lose(MASKED, node, f"a vector of {len(plain.vector)} bytes")
                 continue
             total += np.frombuffer(plain.vector, f"<i{announce.ring // 8}")
             survivors.append(node)

@@ -9,6 +9,7 @@ from penchant.common.errors import (
     NotUnmasked,
     SecretSharingError,
 )
+from penchant.common.secagg.stages import UNMASK
 from penchant.server.secagg.group import Group
 
 
@@ -55,7 +56,7 @@ class Rebuilder:
                 raise NotUnmasked(
                     f"what member {member} shared can't be rebuilt: somebody lied, too few to tell"
                 )
-            group.log.suspect("unmask", group.nodes[owner], "shared another secret than announced")
+            group.log.suspect(UNMASK, group.nodes[owner], "shared another secret than announced")
             raise NotUnmasked(f"member {member} shared another secret than it announced: leave it out")
         self._name(owner, [point - 1 for point in wrong])
         return secret
@@ -64,7 +65,7 @@ class Rebuilder:
         """Note who and whose share did not fit; put the givers last."""
         for giver in givers:
             reason = f"its share of what member {self._member(owner)} dealt is wrong: one of the two lied"
-            self._group.log.suspect("unmask", self._group.nodes[giver], reason)
+            self._group.log.suspect(UNMASK, self._group.nodes[giver], reason)
             self._givers.remove(giver)
             self._givers.append(giver)
         self._combiner = self._combine()

@@ -18,6 +18,7 @@ from penchant.common.errors import (
     TooFewDevices,
 )
 from penchant.common.membership.identity import Membership
+from penchant.common.secagg.stages import CONFIRM, EXCHANGES, KEYS, UNMASK
 from penchant.common.secagg.transcript import (
     context_digest,
     entry_text,
@@ -34,11 +35,19 @@ from penchant.common.wire.messages import (
     Entry,
     Roster,
 )
-from penchant.server.secagg.aggregation import Aggregate, ExchangeWithGroup, Record, RecordStore, Total
+from penchant.server.secagg.aggregation import (
+    ASKED,
+    COHORT,
+    REPLY,
+    Aggregate,
+    ExchangeWithGroup,
+    Record,
+    RecordStore,
+    Total,
+)
 from penchant.server.secagg.group import Group, GroupLog, read_reply
 from penchant.server.secagg.stages import (
     LEAST,
-    STAGES,
     Asked,
     Collecting,
     Confirming,
@@ -84,9 +93,9 @@ class SecureAggregation:
         groups = self._advertise(announce, log, exchange)
         states: dict[int, _State | GroupSum] = {g.number: Sharing(g) for g in groups}
         failed: dict[int, RoundFailed] = {}
-        for stage in STAGES[1:]:
-            if stage == "unmask":
-                journal.record("cohort", 0, encode_record(_Cohort(log.cohort)))
+        for stage in EXCHANGES[1:]:
+            if stage == UNMASK:
+                journal.record(COHORT, 0, encode_record(_Cohort(log.cohort)))
             states = self._step(stage, states, failed, exchange, journal)
         return _add_up(cast("dict[int, GroupSum]", states), failed, groups, log)
 
@@ -99,11 +108,11 @@ class SecureAggregation:
         asked: dict[int, Asked] = {}
         replies: dict[int, bytes] = {}
         for record in records:
-            if record.kind == "cohort":
+            if record.kind == COHORT:
                 cohort = read_reply(record, _Cohort).nodes
-            elif record.kind == "asked":
+            elif record.kind == ASKED:
                 asked[record.key] = read_reply(record, Asked)
-            elif record.kind == "reply":
+            elif record.kind == REPLY:
                 replies[record.key] = record.payload
         if not asked:
             raise JournalError("no unmask request was journaled: try the round again instead")
@@ -123,18 +132,18 @@ class SecureAggregation:
     def _advertise(self, announce: Announce, log: GroupLog, exchange: ExchangeWithGroup) -> list[Group]:
         """Stage keys (figure 4, round 0): collect entries, drop what no device would accept, form groups."""
         request = encode(announce)
-        replies = exchange("keys", dict.fromkeys(log.cohort, request))
+        replies = exchange(KEYS, dict.fromkeys(log.cohort, request))
         context = context_digest(announce)
         entries: dict[int, Entry] = {}
         seen: set[bytes] = set()
         for node in log.cohort:
-            entry = log.read("keys", node, replies, Entry)
+            entry = log.read(KEYS, node, replies, Entry)
             if entry is None:
                 continue
             try:
                 self._check_entry(entry, context, seen)
             except ProtocolError as error:
-                log.lose("keys", node, str(error))
+                log.lose(KEYS, node, str(error))
                 continue
             entries[node] = entry
         if len(entries) < LEAST:
@@ -198,12 +207,14 @@ class SecureAggregation:
             return {}
         for number, state in active.items():  # durable before any unmask request leaves
             if isinstance(state, Opening):
-                journal.record("asked", number, state.asked())
+                journal.record(ASKED, number, state.asked())
         requests = {node: payload for state in active.values() for node, payload in state.requests().items()}
+        if stage == CONFIRM:  # the survivors are known
+            journal.about_to_reveal(len(requests))
         replies = exchange(stage, requests)
-        if stage == "unmask":
+        if stage == UNMASK:
             for node, payload in replies.items():
-                journal.record("reply", node, payload)
+                journal.record(REPLY, node, payload)
         after: dict[int, _State | GroupSum] = {}
         for number, state in active.items():
             try:

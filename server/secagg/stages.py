@@ -23,6 +23,7 @@ import numpy as np
 
 from penchant.common.crypto.keys import AgreementKey, Verifier
 from penchant.common.crypto.masks import Ring, accumulate, ring_type
+from penchant.common.secagg.stages import CONFIRM, MASKED, SHARES, UNMASK
 from penchant.common.secagg.transcript import (
     commitment,
     confirmation_text,
@@ -58,16 +59,9 @@ from penchant.server.secagg.aggregation import Total
 from penchant.server.secagg.group import Group, GroupLog
 from penchant.server.secagg.rebuild import Rebuilder
 
-__all__ = ["STAGES"]
+__all__ = ["LEAST", "Asked", "Collecting", "Confirming", "GroupSum", "Opening", "Sharing"]
 
-STAGES: Final = ("keys", "shares", "masked", "confirm", "unmask")
 LEAST: Final = 3  # devices below which no group is opened, whatever the devices' own policies say
-
-
-# --- what a round gets, and gives -----------------------------------------------------------------
-
-
-# --- bookkeeping of one attempt -------------------------------------------------------------------
 
 
 # --- one group ------------------------------------------------------------------------------------
@@ -87,14 +81,14 @@ class Sharing:
         group, n = self.group, len(self.group.nodes)
         sealed: dict[int, tuple[bytes, ...]] = {}
         for index, node in enumerate(group.nodes):
-            shares = group.log.read("shares", node, replies, Shares)
+            shares = group.log.read(SHARES, node, replies, Shares)
             if shares is None:
                 continue
             if len(shares.sealed) != n - 1:
-                group.log.lose("shares", node, f"{len(shares.sealed)} sealed shares for {n - 1} peers")
+                group.log.lose(SHARES, node, f"{len(shares.sealed)} sealed shares for {n - 1} peers")
                 continue
             sealed[index] = shares.sealed
-        group.enough("shares", list(sealed))
+        group.enough(SHARES, list(sealed))
         return Collecting(group, sealed)
 
 
@@ -124,16 +118,16 @@ class Collecting:
         survivors = []
         for index in self.sealed:
             node = group.nodes[index]
-            masked = group.log.read("masked", node, replies, Masked)
+            masked = group.log.read(MASKED, node, replies, Masked)
             if masked is None:
                 continue
             fault = self._fault(index, masked)
             if fault:
-                group.log.lose("masked", node, fault)
+                group.log.lose(MASKED, node, fault)
                 continue
             np.add(total, np.frombuffer(masked.vector, total.dtype), out=total)
             survivors.append(index)
-        group.enough("masked", survivors)
+        group.enough(MASKED, survivors)
         return Confirming(group, tuple(self.sealed), tuple(survivors), total)
 
     def _fault(self, index: int, masked: Masked) -> str:
@@ -164,15 +158,15 @@ class Confirming:
         signatures: dict[int, bytes] = {}
         for index in self.survivors:
             node = group.nodes[index]
-            confirmation = group.log.read("confirm", node, replies, Confirmation)
+            confirmation = group.log.read(CONFIRM, node, replies, Confirmation)
             if confirmation is None:
                 continue
             key = group.roster.entries[index].certificate.public_key
             if group.verify(key, text, confirmation.signature):
                 signatures[index] = confirmation.signature
             else:
-                group.log.lose("confirm", node, "a confirmation without its signature")
-        group.enough("confirm", list(signatures))
+                group.log.lose(CONFIRM, node, "a confirmation without its signature")
+        group.enough(CONFIRM, list(signatures))
         return Opening(group, self.sharers, self.survivors, signatures, self.total)
 
 
@@ -257,14 +251,14 @@ class Opening:
         lost = len(self.sharers) - len(self.survivors)
         for index in self.signatures:
             node = group.nodes[index]
-            answer = group.log.read("unmask", node, replies, Unmasking)
+            answer = group.log.read(UNMASK, node, replies, Unmasking)
             if answer is None:
                 continue
             if (len(answer.seed_shares), len(answer.key_shares)) != (len(self.survivors), lost):
-                group.log.lose("unmask", node, "shares for other devices than asked")
+                group.log.lose(UNMASK, node, "shares for other devices than asked")
                 continue
             answers[index] = answer
-        group.enough("unmask", list(answers))
+        group.enough(UNMASK, list(answers))
         seeds, keys = self._rebuild(answers)
         self._remove_masks(seeds, keys)
         survivors = tuple(group.nodes[index] for index in self.survivors)

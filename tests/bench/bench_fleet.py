@@ -39,13 +39,13 @@ sys.path.insert(0, str(ROOT / "tests"))
 from support.processes import finished
 from support.tiny_models import write_tiny_model
 
+from penchant.common.secagg.stages import EXCHANGES
 from penchant.deploy.fleet import served_run
 from penchant.deploy.fleet.processes import door
 from penchant.deploy.fleet.quickstart import RUN, Quickstart, live_fleet
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.flower.superlink import start_run
 from penchant.server.journal import Journal
-from penchant.server.secagg.stages import STAGES
 
 LIMIT = 1.3  # a round over the floor of as many exchanges
 PAGE = ROOT / "docs" / "runbook.md"
@@ -212,17 +212,17 @@ def measure(devices: int, rounds: int, settings: tuple[tuple[str, object], ...])
         with live_fleet(Quickstart(place / "fleet", devices, rounds, settings), note) as site:
             costs = Costs(site, devices)
             with costs.watched():
-                empty = costs.floor(len(STAGES))
+                empty = costs.floor(len(EXCHANGES))
                 note(f"empty exchanges: {', '.join(f'{seconds:.1f}' for seconds in empty)} s")
                 log = costs.rounds(rounds + 1)
-                empty += costs.floor(len(STAGES))
+                empty += costs.floor(len(EXCHANGES))
     finally:
         shutil.rmtree(place, ignore_errors=True)
     main = [row for row in log if row["phase"] == "main"]
     best = min(main, key=lambda row: row["seconds"])
-    fives = [sum(empty[at : at + len(STAGES)]) for at in range(0, len(empty), len(STAGES))]
+    fives = [sum(empty[at : at + len(EXCHANGES)]) for at in range(0, len(empty), len(EXCHANGES))]
     floor = min(fives)
-    not_hidden = max(best["masked_seconds"] - floor / len(STAGES), 0.0)
+    not_hidden = max(best["masked_seconds"] - floor / len(EXCHANGES), 0.0)
     return {
         "devices": devices,
         "exchanges": empty,

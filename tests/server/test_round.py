@@ -96,6 +96,7 @@ class Adding:
         if not vectors:
             raise TooManyDropouts("nobody is left")
         total = sum(np.frombuffer(v, f"<i{announce.ring // 8}").astype(np.int64) for v in vectors.values())
+        journal.about_to_reveal(len(vectors))
         step("confirm", dict.fromkeys(vectors, b"these"))
         line = {"total": np.asarray(total).tolist(), "cohort": list(nodes), "survivors": sorted(vectors)}
         journal.record("cohort", 0, b"everybody")
@@ -557,6 +558,91 @@ def test_too_few_survivors_of_an_aggregation_without_confirmation_count_as_well(
     with pytest.raises(TooFewDevices, match="1 clients sent their part"):
         scene.federate()
     assert scene.journal.load() is None
+
+
+@dataclass
+class Renamed(Adding):
+    """The same exchanges under other names. kept: kinds of the journal's lines after the last exchange."""
+
+    journals: list[Journal] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+
+    def run(self, announce: Announce, nodes: Sequence[int], exchange: Any, journal: Any) -> Aggregate:
+        def renamed(stage: str, payloads: Mapping[int, bytes]) -> Mapping[int, bytes]:
+            replies: Mapping[int, bytes] = exchange(
+                {"confirm": "agree", "unmask": "open"}.get(stage, stage), payloads
+            )
+            lines = self.journals[-1].records(announce.round, announce.attempt)
+            self.kept = [kind for kind, _, _ in lines]
+            return replies
+
+        return super().run(announce, nodes, renamed, journal)
+
+
+def test_no_name_of_a_stage_decides_what_is_kept_or_stopped(world: Callable[..., World]) -> None:
+    scene = world(5, federation__min_survivors=4, federation__rounds=1, federation__attempts=1)
+    scene.adding = Renamed(journals=[scene.journal])
+    scene.start()
+    scene.adding.journals.append(scene.journal)
+    for member in (1, 2):
+        scene.devices[member].silent = {"masked"}
+    with pytest.raises(TooFewDevices, match="3 clients sent their part"):
+        scene.federate()
+    assert scene.grid.stages("agree") == scene.grid.stages("open") == []
+    for member in (1, 2):
+        scene.devices[member].silent = set()
+    scene.federate()
+    assert scene.states()[1:] == [(1, 2, "finished"), (2, 1, "finished")]
+    assert scene.adding.kept == ["cohort", "asked", *["reply"] * 5]  # each kept as it arrived
+
+
+# --- once a round ---------------------------------------------------------------------------------
+
+
+def counting(monkeypatch: pytest.MonkeyPatch, kind: type, name: str) -> list[str]:
+    """A list that grows by one for each call of a method."""
+    calls: list[str] = []
+    real = getattr(kind, name)
+
+    def counted(*args: Any, **more: Any) -> Any:
+        calls.append(name)
+        return real(*args, **more)
+
+    monkeypatch.setattr(kind, name, counted)
+    return calls
+
+
+def test_the_checkpoint_is_read_once_for_all_attempts_of_a_round(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = world()
+    play_round(scene.run, scene.grid, 1, scene.ready)
+    loads = counting(monkeypatch, Journal, "load")
+    scene.adding.fails[(2, 1, "masked")] = TooManyDropouts("lost")
+    scene.adding.fails[(2, 2, "masked")] = TooManyDropouts("lost")
+    play_round(scene.run, scene.grid, 2, scene.ready)
+    assert scene.states()[1:] == [(2, 1, "failed"), (2, 2, "failed"), (2, 3, "finished")]
+    assert len(loads) == 1
+    announced = [a.factors for a in scene.devices[1].announced if a.round == 2]
+    assert len(announced) == 3
+    assert len(set(announced)) == 1
+
+
+def test_a_rounds_sum_is_read_once(world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = counting(monkeypatch, UpdateLayout, "read")
+    scene = world(federation__rounds=2).federate()
+    assert len(scene.journal.logs()) == len(reads) == 3
+
+
+def test_a_sum_that_a_restarted_server_completes_is_read_once(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = world()
+    open_attempt(scene, asked=True, marked=True, replies=scene.devices)
+    reads = counting(monkeypatch, UpdateLayout, "read")
+    recover(scene.start())
+    assert scene.states() == [(1, 1, "finished")]
+    assert len(reads) == 1
 
 
 def test_a_bug_is_no_failed_attempt(world: Callable[..., World]) -> None:

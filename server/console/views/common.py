@@ -8,17 +8,17 @@ from typing import Any
 from markupsafe import Markup
 
 from penchant.common import wording
+from penchant.common.secagg.update_vector import CORRECT, LOSS, TOTAL, WEIGHT
 from penchant.server.console import charts
 from penchant.server.console.requests import ConsoleContext, ConsoleRequest, HTTPError
 from penchant.server.monitoring.run_history import RunLocation, RunSummary, facts_of
 
 MOST_COMPARED = 6
-BINS = tuple(f"accuracy {i}/10" for i in range(10))
 COUNTERS = {
-    "weight": "how many choices were learned from, over all",
-    "loss": "training loss, added up",
-    "correct": "held-out choices ranked right, over all",
-    "total": "held-out choices, over all",
+    WEIGHT: "how many choices were learned from, over all",
+    LOSS: "training loss, added up",
+    CORRECT: "held-out choices ranked right, over all",
+    TOTAL: "held-out choices, over all",
 }
 
 Fragments = Mapping[str, str]

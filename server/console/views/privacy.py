@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from starlette.responses import Response
 
+from penchant.common.secagg.update_vector import BIN_NAMES
 from penchant.server.console.requests import ConsoleRequest
-from penchant.server.console.views.common import BINS, COUNTERS, chosen
+from penchant.server.console.views.common import COUNTERS, chosen
 from penchant.server.console.views.run import ROUNDS_SHOWN
 from penchant.server.monitoring.run_history import JournalReader
 
@@ -33,7 +34,7 @@ def privacy(visit: ConsoleRequest) -> Response:
         hidden=0 if every else max(len(shown) - ROUNDS_SHOWN, 0),
         smallest=smallest,
         counters=COUNTERS,
-        bin_names=BINS,
+        bin_names=BIN_NAMES,
     )
 
 

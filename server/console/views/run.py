@@ -7,6 +7,7 @@ from typing import Any
 from starlette.responses import Response
 
 from penchant.common import wording
+from penchant.common.secagg.stages import EXCHANGES, PLAIN_EXCHANGES
 from penchant.server.console import charts
 from penchant.server.console.requests import ConsoleRequest
 from penchant.server.console.views.common import (
@@ -18,7 +19,7 @@ from penchant.server.console.views.common import (
     place_of,
     run_of,
 )
-from penchant.server.monitoring.run_history import STAGES, Attempt, JournalReader, RunSummary
+from penchant.server.monitoring.run_history import Attempt, JournalReader, RunSummary
 
 __all__ = ["confirm_delete", "delete", "live_run", "resume", "run", "stop"]
 LOG_LINES = 200
@@ -32,7 +33,7 @@ def stages_of(run: RunSummary) -> list[dict[str, Any]]:
         return []
     known = {s.name: s for s in JournalReader(run.place.directory).stages(last.round, last.attempt)}
     secagg = run.config is None or run.config.privacy.secagg
-    names = STAGES if secagg else ("keys", "masked")
+    names = EXCHANGES if secagg else PLAIN_EXCHANGES
     over = last.state not in ("started", "unmasking")
     rows = []
     for name in names:

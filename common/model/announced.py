@@ -1,0 +1,30 @@
+"""The numbers that an announcement carries: the shared factors, then the personal start where one is sent.
+
+The start of the personal part comes from the warm-up, so only a plan after one sends it; everybody else makes
+the common start from the plan's seed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from penchant.common.config import Plan
+from penchant.common.model.factors import Split, Vector
+
+__all__ = ["join", "length", "parts"]
+
+
+def join(plan: Plan, shared: Vector, start: Vector) -> Vector:
+    """What an announcement of `plan` carries of these shared factors and this start of the personal part."""
+    return np.concatenate([shared, start]) if plan.start_sent else shared
+
+
+def length(plan: Plan, split: Split) -> int:
+    """How many numbers an announcement of `plan` carries."""
+    return split.shared.size + (split.personal.size if plan.start_sent else 0)
+
+
+def parts(plan: Plan, split: Split, factors: Vector) -> tuple[Vector, Vector]:
+    """(shared factors, start of the personal part) of the announced `factors`: what `join` put together."""
+    shared, start = factors[: split.shared.size], factors[split.shared.size :]
+    return shared, start if plan.start_sent else split.initial(plan.seed)[1]
