@@ -1,0 +1,87 @@
+"""What 0.1.0 wrote to disk opens today: sealed vaults, an open attempt, choices, a journal, a password.
+
+`tests/data/old/files-0.1.0.json` holds the files as that version wrote them, each gzipped and in base 85.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from penchant.client.agent.open_attempt import SealedSessions
+from penchant.client.device.preference_store import PreferenceStore
+from penchant.client.secagg import AttemptInfo, Unmasked
+from penchant.client.vault.sealing import SealedStorage
+from penchant.client.vault.vault import Vault
+from penchant.common.errors import DeviceError
+from penchant.common.wire.messages import Announce, Kind
+from penchant.server.console import passwords
+from penchant.server.journal import Journal, RoundRow
+
+WRITTEN = json.loads((Path(__file__).parents[1] / "data" / "old" / "files-0.1.0.json").read_text("utf-8"))
+RUN = bytes(16)
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A folder with the old files in it, as private as they were."""
+    for name, packed in WRITTEN["files"].items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True, mode=0o700, parents=True)
+        path.write_bytes(gzip.decompress(base64.b85decode(packed)))
+        path.chmod(0o600)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("place", "passphrase"), [("passphrase", "a long passphrase"), ("key file", None)])
+def test_a_vault(old: Path, place: str, passphrase: str | None) -> None:
+    vault = Vault(old / place, SealedStorage.of(old / place, passphrase))
+    assert vault.blob("identity") == b"somebody"
+    kept = vault.personal(RUN)
+    assert kept is not None
+    assert (kept.round, kept.vector.tolist(), kept.context) == (1, [0, 1, 2], b"context")
+    assert vault.rounds() == [(RUN, 1, False)]
+    assert vault.told() == [("keys", "POLICY", "paused by the owner")]
+    vault.keep_blobs({"identity": b"", "authority": b"new"})
+    assert (vault.blob("identity"), vault.blob("authority")) == (b"", b"new")
+
+
+def test_another_passphrase_opens_no_old_vault_either(old: Path) -> None:
+    with pytest.raises(DeviceError, match="wrong passphrase"):
+        SealedStorage.of(old / "passphrase", "another long passphrase")
+
+
+def test_recorded_choices(old: Path) -> None:
+    store = PreferenceStore(old / "key file")
+    assert len(store) == 6
+    assert store.sources() == {"import": 6}
+    assert {p.chosen for p in (*store.train(), *store.validation())} == {"tea"}
+
+
+def test_an_open_attempt_of_a_simulation(old: Path) -> None:
+    announce, state = SealedSessions(old / "session", b"the secret of one device, 32 byt").take()
+    assert announce == Announce(Kind.PLAIN, RUN, 1, 1, 3, 32, 3, bytes(32), b"{}", (), b"", b"")
+    assert state == Unmasked(AttemptInfo(RUN, 1, 1, bytes(32), 3, 32, 3))
+
+
+def test_a_servers_journal_and_checkpoint(old: Path) -> None:
+    journal = Journal(old / "server")
+    found = journal.load()
+    assert found is not None
+    number, shared = found
+    assert number == 1
+    parts = shared.factors, shared.first, shared.second, shared.start
+    assert all((part == np.arange(4) + i).all() for i, part in enumerate(parts))
+    assert journal.interrupted() == RoundRow(2, 1, "main", "unmasking", None, None)
+    assert journal.records(2, 1) == [("cohort", 0, b"everybody"), ("asked", 0, b"this")]
+    journal.close()
+
+
+def test_a_password_of_the_console() -> None:
+    assert passwords.check("correct horse battery", WRITTEN["password"])
+    assert not passwords.check("correct horse batterz", WRITTEN["password"])
