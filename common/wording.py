@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 
 def percent(value: float | None, digits: int = 1) -> str:
     """A part of 1 in percent; a dash for None."""
@@ -49,3 +51,25 @@ def one_line(text: str) -> str:
     """A text of somebody else in a single line that a terminal and a log may show: white space between words
     becomes one space, and control characters become question marks."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def points(value: float) -> str:
+    """A difference in percentage points, with its sign."""
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def plain(value: object) -> str:
+    """A value as it is; a dash for None."""
+    return "–" if value is None else f"{value}"
+
+
+def span(values: Sequence[int]) -> str:
+    """The least and the greatest of some numbers: ``7``, or ``7 to 9``."""
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def listed(parts: Iterable[str]) -> str:
+    """``a, b and c`` of those that are not empty."""
+    present = [part for part in parts if part]
+    return " and ".join(filter(None, [", ".join(present[:-1]), *present[-1:]]))

@@ -14,10 +14,13 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from penchant.common.config import RunConfig
+from penchant.common.wording import decimals, size
 from penchant.deploy.comparison import conclusions
 from penchant.deploy.comparison.cases import Case
 from penchant.deploy.comparison.runner import PAGE, TABLE, Comparison, ComparisonProgress, compare
-from penchant.deploy.report.rendering import Row, size
+from penchant.deploy.comparison.table import ComparisonDetails, RunCost
+from penchant.deploy.report import PAGES
+from penchant.deploy.simulation.result import RunResult
 from penchant.server.journal import RoundLog
 
 __all__ = ["compare_and_show", "show_comparison"]
@@ -58,11 +61,11 @@ class ComparisonBars(ComparisonProgress):
         """As `Progress.round`."""
         self._bars.update(self._case, completed=log.round, total=last)
 
-    def end(self, case: Case, result: Row) -> None:
+    def end(self, case: Case, result: RunResult) -> None:
         """As `ComparisonProgress.end`."""
         self._bars.advance(self._cases)
-        accuracy, seconds = result["accuracy"]["personal"], result["wall_seconds"]
-        self._console.print(f"{self._place} {case.name}: {accuracy:.3f} in {seconds:.0f} s")
+        seconds = decimals(result.wall_seconds, 0)
+        self._console.print(f"{self._place} {case.name}: {result.accuracy:.3f} in {seconds} s")
 
 
 def compare_and_show(configs: Sequence[RunConfig], directory: Path) -> None:
@@ -75,8 +78,9 @@ def compare_and_show(configs: Sequence[RunConfig], directory: Path) -> None:
             "update tells much about the choices behind it. Simulated people only."
         )
     with ComparisonBars(console) as drawn:
-        found = compare(configs, directory, drawn, command=shlex.join(["penchant", *sys.argv[1:]]))
-    for line in found.details["caveats"]:
+        command = shlex.join(["penchant", *sys.argv[1:]])
+        found = compare(configs, directory, drawn, command=command, pages=PAGES)
+    for line in found.details.caveats:
         errors.print("[yellow]note:[/]", line)
     show_comparison(found, directory, console)
 
@@ -95,10 +99,10 @@ def show_comparison(found: Comparison, directory: Path, console: Console | None 
     console.print(f"{directory / TABLE}  {directory / PAGE}", soft_wrap=True, markup=False)
 
 
-def _accuracies(group: conclusions.Group, details: Row) -> Table:
-    about = [details.get("dataset"), details.get("base_model"), group.title]
+def _accuracies(group: conclusions.Group, details: ComparisonDetails) -> Table:
+    about = [details.dataset, details.base_model, group.title]
     table = Table(
-        title=", ".join(str(part) for part in about if part),
+        title=", ".join(part for part in about if part),
         title_justify="left",
         caption="rounds, client calls (one client's training in one round), bytes that all clients sent, and "
         "seconds are those of one run",
@@ -110,15 +114,15 @@ def _accuracies(group: conclusions.Group, details: Row) -> Table:
     for name in ("seeds", "rounds", "calls", "sent", "s"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, row in zip(group.names, group.rows, strict=True):
-        error, cost = row["accuracy_se"], row["cost"]
+        error, cost = row.accuracy_se, row.cost or RunCost()
         table.add_row(
             name,
-            f"{row['accuracy_mean']:.3f}" + ("" if error is None else f" ± {error:.3f}"),
-            f"{len(row['seeds'])}",
-            f"{cost['rounds']:.0f}",
-            f"{cost['client_calls']:.0f}",
-            size(cost["bytes_up"]),
-            f"{cost['wall_seconds']:.0f}",
+            f"{row.accuracy_mean:.3f}" + ("" if error is None else f" ± {error:.3f}"),
+            f"{len(row.seeds)}",
+            decimals(cost.rounds, 0),
+            decimals(cost.client_calls, 0),
+            size(cost.bytes_up),
+            decimals(cost.wall_seconds, 0),
         )
     return table
 
@@ -133,5 +137,5 @@ def _differences(group: conclusions.Group) -> Table | str:
     table.add_column("95 % interval", justify="right", no_wrap=True)
     table.add_column("in words", no_wrap=True)
     for line in lines:
-        table.add_row(line["label"], line["difference"], line["interval"], line["words"])
+        table.add_row(line.label, line.difference, line.interval, line.words)
     return table

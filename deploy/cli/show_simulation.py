@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -14,7 +14,9 @@ from rich.table import Table
 from penchant.common.config import RunConfig
 from penchant.deploy import run_directory
 from penchant.deploy.cli.errors import on_interrupt
-from penchant.deploy.simulation.runner import simulate
+from penchant.deploy.report import write_report
+from penchant.deploy.simulation.result import RunResult
+from penchant.deploy.simulation.runner import REPORT, simulate
 from penchant.deploy.simulation.world import Progress, SimulationSetup, prepare
 from penchant.server.journal import RoundLog
 
@@ -67,16 +69,14 @@ class ProgressBars(Progress):
 def run_and_show(config: RunConfig, directory: Path, world: SimulationSetup | None = None) -> None:
     """Run or resume the federation of `directory`, and print its result."""
     console = Console(highlight=False)
-    result = run_directory.read_result(directory)
+    result = RunResult.read(directory)
     if result is None:
         with on_interrupt(f"go on with --resume {directory}"):
             result = _run(config, directory, world, console)
     show_result(result, directory, console)
 
 
-def _run(
-    config: RunConfig, directory: Path, world: SimulationSetup | None, console: Console
-) -> dict[str, Any]:
+def _run(config: RunConfig, directory: Path, world: SimulationSetup | None, console: Console) -> RunResult:
     with run_directory.claim(directory):
         pass  # refuse at once where another process works: what follows takes seconds
     world = world or prepare(config)
@@ -89,38 +89,38 @@ def _run(
             "update tells much about the choices behind it. Simulated people only."
         )
     with ProgressBars(console) as drawn:
-        return simulate(world, directory, drawn)
+        return simulate(world, directory, drawn, write_report=write_report)
 
 
-def show_result(result: dict[str, Any], directory: Path, console: Console | None = None) -> None:
+def show_result(result: RunResult, directory: Path, console: Console | None = None) -> None:
     """The table of a finished run."""
     console = console or Console(highlight=False)
-    scores = sorted(row["accuracy"] for row in result["per_client"])
-    log = result["rounds_log"]
-    table = Table(
-        title=f"{result['dataset']}, {result['base_model']}, share {result['share']}", title_justify="left"
-    )
+    table = Table(title=f"{result.dataset}, {result.base_model}, share {result.share}", title_justify="left")
     table.add_column("what", style="bold")
     table.add_column("value", justify="right")
-    spread = statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
-    rows = [
-        ("people, and choices of each", f"{result['clients']}, {result['pairs']}"),
-        (
-            f"personal accuracy ({result.get('evaluated_on', 'test')}, mean over people)",
-            f"{result['accuracy']['personal']:.3f} ± {spread:.3f}",
-        ),
-        ("  worst, median, best person", " ".join(f"{s:.2f}" for s in _quantiles(scores))),
-        ("rounds, seed", f"{result['rounds']}, {result['seed']}"),
-        ("secure aggregation", "on" if result["secagg"] else "OFF"),
-    ]
-    if log:
-        up = statistics.mean(row["bytes_up"] / row["cohort"] for row in log)
-        rows.append(("a client's upload a round", f"{up / 1000:.1f} kB"))
-    rows.append(("time, peak memory", f"{result['wall_seconds']:.0f} s, {result['peak_rss_mb']:.0f} MB"))
-    for name, value in rows:
+    for name, value in _rows(result):
         table.add_row(name, value)
     console.print(table)
-    console.print(f"{directory / run_directory.RESULT}  {directory / 'report.html'}", soft_wrap=True)
+    console.print(f"{directory / run_directory.RESULT}  {directory / REPORT}", soft_wrap=True)
+
+
+def _rows(result: RunResult) -> Iterator[tuple[str, str]]:
+    scores = sorted(result.per_person.values())
+    spread = statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
+    yield "people, and choices of each", f"{result.clients}, {result.pairs}"
+    yield (
+        f"personal accuracy ({result.evaluated_on}, mean over people)",
+        f"{result.accuracy:.3f} ± {spread:.3f}",
+    )
+    if scores:
+        yield "  worst, median, best person", " ".join(f"{s:.2f}" for s in _quantiles(scores))
+    yield "rounds, seed", f"{result.rounds}, {result.seed}"
+    yield "secure aggregation", "on" if result.secagg else "OFF"
+    sent = [row.upload for row in result.rounds_log if row.upload is not None]
+    if sent:
+        yield "a client's upload a round", f"{statistics.mean(sent) / 1000:.1f} kB"
+    if result.wall_seconds is not None and result.peak_rss_mb is not None:
+        yield "time, peak memory", f"{result.wall_seconds:.0f} s, {result.peak_rss_mb:.0f} MB"
 
 
 def _quantiles(scores: list[float]) -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""What a comparison says: which methods pay, by how much, and how sure that is; in words and as a page.
+"""What a comparison says: which methods pay, by how much, and how sure that is, in words.
 
 Methods are compared at one setting only: the same number of choices a person and of people. Several
 settings make several groups, and learning curves.
@@ -10,11 +10,44 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from penchant.common.model.shares import find_share
+from penchant.common.wording import listed, percent, points
 from penchant.deploy.comparison.methods import ALONE, ONE_FOR_ALL, head_of, method
 from penchant.deploy.comparison.statistics import Difference, difference
-from penchant.deploy.report.rendering import Row, listed, percent, points
+from penchant.deploy.comparison.table import ComparisonRow
 
 _IN_WORDS = {"better": "clearly better", "worse": "clearly worse", "unclear": "no clear difference"}
+
+
+UNITS = {"pairs": "choices a person", "clients": "people"}
+
+
+@dataclass(frozen=True)
+class MethodDifference:
+    """How much better one method is than another, seed by seed, and what that means in words."""
+
+    one: str
+    other: str
+    gap: Difference
+
+    @property
+    def label(self) -> str:
+        """Both methods, as they are subtracted."""
+        return f"{self.one} − {self.other}"
+
+    @property
+    def difference(self) -> str:
+        """The mean difference in percentage points."""
+        return points(self.gap.mean)
+
+    @property
+    def interval(self) -> str:
+        """The 95 % interval in percentage points."""
+        return f"{points(self.gap.low)} … {points(self.gap.high)}"
+
+    @property
+    def words(self) -> str:
+        """Whether the difference is clear, in words."""
+        return _IN_WORDS[self.gap.verdict]
 
 
 # --- differences ----------------------------------------------------------------------------------
@@ -32,28 +65,33 @@ class Group:
 
     title: str
     value: str
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     names: tuple[str, ...]
 
     def first(self, share: str) -> int | None:
         """Where the best row stands of everyone alone, or of one model for all."""
-        wanted = (i for i, row in enumerate(self.rows) if row["share"] == share and not _personal(row))
+        wanted = (i for i, row in enumerate(self.rows) if row.share == share and not _personal(row))
         return next(wanted, None)
 
 
-def grouped(rows: Sequence[Row]) -> list[Group]:
+def grouped(rows: Sequence[ComparisonRow]) -> list[Group]:
     """The rows by setting, ascending. A method has the same name in all of them."""
     names = setting_names(rows)
-    varied = [key for key in UNITS if len({row.get(key) for row in rows}) > 1]
-    settings = sorted({tuple(row.get(key) or 0 for key in varied) for row in rows})
+    varied = [key for key in UNITS if len({_value(row, key) for row in rows}) > 1]
+    settings = sorted({tuple(_value(row, key) for key in varied) for row in rows})
     groups = []
     for setting in settings:
-        own = [row for row in rows if tuple(row.get(key) or 0 for key in varied) == setting]
-        own.sort(key=lambda row: -row["accuracy_mean"])
+        own = [row for row in rows if tuple(_value(row, key) for key in varied) == setting]
+        own.sort(key=lambda row: -row.accuracy_mean)
         value, unit = _setting(varied, setting)
         title = f"{value} {unit}".strip()
         groups.append(Group(title, value, tuple(own), tuple(names[method_of(row)] for row in own)))
     return groups
+
+
+def _value(row: ComparisonRow, key: str) -> int:
+    """A row's number of choices or of people, by the name it has in `UNITS`; 0 where it is not known."""
+    return int(getattr(row, key) or 0)
 
 
 def _setting(varied: Sequence[str], setting: tuple[int, ...]) -> tuple[str, str]:
@@ -63,11 +101,11 @@ def _setting(varied: Sequence[str], setting: tuple[int, ...]) -> tuple[str, str]
     return (f"{setting[0]}", UNITS[varied[0]]) if varied else ("", "")
 
 
-def method_of(row: Row) -> tuple[str, str]:
-    return str(row["share"]), head_of(row)
+def method_of(row: ComparisonRow) -> tuple[str, str]:
+    return row.share, head_of(row)
 
 
-def _personal(row: Row) -> bool:
+def _personal(row: ComparisonRow) -> bool:
     """Whether something is shared and something, a factor or the head, is personal."""
     share, head = method_of(row)
     rule = find_share(share)
@@ -76,7 +114,7 @@ def _personal(row: Row) -> bool:
     return not rule.shares_nothing and bool(rule.personal or head == "personal")
 
 
-def setting_names(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
+def setting_names(rows: Sequence[ComparisonRow]) -> dict[tuple[str, str], str]:
     """(share, head) -> name; with the head where the share alone doesn't tell methods apart."""
     shares = [share for share, _ in dict.fromkeys(map(method_of, rows))]
     names = {}
@@ -99,7 +137,7 @@ def headline(groups: Sequence[Group]) -> str:
     if all(one is None for one in found):
         group = groups[0]
         at = f" with {group.title}" if group.title else ""
-        return f"Best{at}: {group.names[0]}, {percent(group.rows[0]['accuracy_mean'])} of held-out choices."
+        return f"Best{at}: {group.names[0]}, {percent(group.rows[0].accuracy_mean)} of held-out choices."
     if len(groups) == 1:
         return _one_headline(*(found[0] or ("", None)))
     by_verdict: dict[str, list[str]] = {"better": [], "unclear": [], "worse": [], "unknown": []}
@@ -126,7 +164,7 @@ def _gain_of_sharing(group: Group) -> tuple[str, Difference | None] | None:
     alone = group.first(ALONE)
     if personal is None or alone is None:
         return None
-    return str(personal["share"]), difference(personal, group.rows[alone])
+    return personal.share, difference(personal, group.rows[alone])
 
 
 def _one_headline(share: str, gap: Difference | None) -> str:
@@ -144,9 +182,9 @@ def _one_headline(share: str, gap: Difference | None) -> str:
 def conclusion(group: Group) -> list[str]:
     """In plain words: the best, what it gains, and where sharing does not help."""
     best = group.rows[0]
-    error = best.get("accuracy_se")
+    error = best.accuracy_se
     spread = f" ± {100 * error:.1f}" if error is not None else ""
-    mean = f"{100 * best['accuracy_mean']:.1f}{spread}%"
+    mean = f"{100 * best.accuracy_mean:.1f}{spread}%"
     start = f"With {group.title}, " if group.title else ""
     sentences = [f"{start}“{group.names[0]}” does best: {mean} of held-out choices ranked right."]
     for share in (ALONE, ONE_FOR_ALL):
@@ -156,10 +194,10 @@ def conclusion(group: Group) -> list[str]:
     return [" ".join(sentences), *_as_good(group), *_no_help(group)]
 
 
-def _gain(best: Row, other: Row, words: str) -> str:
+def _gain(best: ComparisonRow, other: ComparisonRow, words: str) -> str:
     gap = difference(best, other)
     if gap is None:
-        by = points(best["accuracy_mean"] - other["accuracy_mean"])
+        by = points(best.accuracy_mean - other.accuracy_mean)
         return f"Against {words} that is {by} points, from too few seeds to say that it is no chance."
     return (
         f"Against {words} that is {points(gap.mean)} points, {_IN_WORDS[gap.verdict]} "
@@ -194,7 +232,7 @@ def _no_help(group: Group) -> list[str]:
     return [f"{starts[verdict]}: {listed(methods)}." for verdict, methods in found.items() if methods]
 
 
-def differences(group: Group) -> list[dict[str, str]]:
+def differences(group: Group) -> list[MethodDifference]:
     """Each method against everyone alone, each against one model for all, and the best against the next one
     and against all that can't be told apart from it."""
     rows, names = group.rows, group.names
@@ -212,18 +250,5 @@ def differences(group: Group) -> list[dict[str, str]]:
     for i, j in wanted:
         gap = difference(rows[i], rows[j])
         if gap is not None:
-            lines.append(
-                {
-                    "label": f"{names[i]} − {names[j]}",
-                    "difference": points(gap.mean),
-                    "interval": f"{points(gap.low)} … {points(gap.high)}",
-                    "words": _IN_WORDS[gap.verdict],
-                }
-            )
+            lines.append(MethodDifference(names[i], names[j], gap))
     return lines
-
-
-# --- the page -------------------------------------------------------------------------------------
-
-
-UNITS = {"pairs": "choices a person", "clients": "people"}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from penchant.common.model.shares import Head, find_share
-from penchant.deploy.report.rendering import Row
 
 ALONE, ONE_FOR_ALL = "none", "AB"  # what every other method is compared with
 
@@ -14,10 +15,19 @@ def method(share: str) -> str:
     return rule.label if rule else share
 
 
-def head_of(result: Row) -> str:
+class Adapted(Protocol):
+    """What says which method made it: a result of a run, or a row of a comparison."""
+
+    @property
+    def share(self) -> str: ...
+    @property
+    def head(self) -> str | None: ...
+
+
+def head_of(made: Adapted) -> str:
     """Whose score head it is: ``shared`` or ``personal``."""
-    head = str(result.get("head") or "auto")
+    head = made.head or "auto"
     if head != "auto":
         return head
-    rule = find_share(result["share"])
+    rule = find_share(made.share)
     return (Head.PERSONAL if rule and rule.shares_nothing else Head.SHARED).value

@@ -1,15 +1,15 @@
 """`penchant compare`: methods on identical people, pairs and seeds, and which of them pay.
 
-Every case is a run of `deploy.simulate` in a directory of its own, ``DIR/cases/CASE``, with its
+Every case is a simulated run in a directory of its own, ``DIR/cases/CASE``, with its
 ``config.toml`` first. So a comparison goes on where it stopped: finished cases are read, an interrupted one
-is resumed, new ones are added. ``DIR/compare.json`` and ``compare.html`` cover every finished case of DIR.
+is resumed, new ones are added. ``DIR/compare.json`` covers every finished case of DIR.
 """
 
 from __future__ import annotations
 
 import shlex
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +22,12 @@ from penchant.common.errors import PenchantError, RunDirectoryError, UsageError
 from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
 from penchant.deploy.comparison.cases import CASES, PAGE, TABLE, Case
-from penchant.deploy.comparison.table import case_details, table
-from penchant.deploy.simulation.runner import simulate
-from penchant.deploy.simulation.world import Progress, Row, SimulationSetup, prepare
+from penchant.deploy.comparison.table import Comparison, case_details, table
+from penchant.deploy.simulation.result import RunResult
+from penchant.deploy.simulation.runner import ReportWriter, simulate
+from penchant.deploy.simulation.world import Progress, SimulationSetup, prepare
 
-__all__ = ["PAGE", "TABLE", "Comparison", "ComparisonProgress", "compare"]
+__all__ = ["PAGE", "TABLE", "Comparison", "ComparisonPages", "ComparisonProgress", "compare"]
 
 
 # What all cases of a comparison must have in common; numbers of pairs and of people may differ.
@@ -35,21 +36,25 @@ _MAY_DIFFER = ("data.pairs", "data.clients")
 
 
 class ComparisonProgress(Progress):
-    """Hears what a comparison does. This one keeps quiet; `deploy.show_comparison` draws."""
+    """Hears what a comparison does. This one keeps quiet; the command line's draws."""
 
     def begin(self, case: Case, number: int, cases: int) -> None:
         """Case `number` of `cases` (from 1) is next."""
 
-    def end(self, case: Case, result: Row) -> None:
+    def end(self, case: Case, result: RunResult) -> None:
         """A case has its result, just made or read."""
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What a comparison gave: the rows of compare.json and what its page says beside them."""
+class ComparisonPages:
+    """Who writes the pages: that of each case's run, and that of the comparison; None for no page."""
 
-    rows: list[Row]
-    details: Row
+    run: ReportWriter | None = None
+    comparison: Callable[[Comparison, Path], None] | None = None
+
+
+People = Callable[[RunConfig], Federation | None]
+"""The people of a case, where they are in memory already; None where its data set is to be loaded."""
 
 
 def compare(
@@ -59,21 +64,29 @@ def compare(
     *,
     model_cache: ModelCache | None = None,
     command: str = "",
+    pages: ComparisonPages | None = None,
+    people: People = lambda config: None,
 ) -> Comparison:
-    """Run, resume or read every case and write compare.json and compare.html.
+    """Run, resume or read every case and write compare.json, and before it the pages.
 
     Raises UsageError, ConfigError, DataError, BaseModelError or RunDirectoryError before anything is
     written, and whatever `simulate` raises while it works; finished cases stand.
     """
     cases = _planned(configs)
     present = _refuse_strangers(directory, cases)
+    pages = ComparisonPages() if pages is None else pages
     model_cache = ModelCache() if model_cache is None else model_cache
-    worlds = _prepare([case for case in cases if _result(directory, case) is None], model_cache)
+    worlds = _prepare([case for case in cases if _result(directory, case) is None], model_cache, people)
     _refuse_other_data(directory, {*cases, *present}, worlds)
     with _opened(directory):
         _refuse_strangers(directory, cases)  # nobody was quicker
-        _run(directory, cases, worlds, watcher or ComparisonProgress())
-        return _conclude(directory, cases, command)
+        _run(directory, cases, worlds, watcher or ComparisonProgress(), pages.run)
+        found = _concluded(directory, cases, command)
+        if pages.comparison is not None:
+            pages.comparison(found, directory / PAGE)
+        # Last: it says that the comparison is finished.
+        run_directory.write_json(directory / TABLE, [row.to_dict() for row in found.rows])
+        return found
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -132,8 +145,7 @@ def _refuse_other_data(
     for case in present:
         result = _result(directory, case)
         if result is not None:
-            digests = result["digests"]
-            data, base = digests["data"], digests["base model"]
+            data, base = result.digests["data"], result.digests["base model"]
         elif case in worlds:
             world = worlds[case]
             data = world.federation.digest
@@ -191,14 +203,14 @@ def _settings(one: Case, other: Case) -> tuple[dict[str, Any], dict[str, Any]]:
 # --- the work -------------------------------------------------------------------------------------
 
 
-def _prepare(cases: Sequence[Case], model_cache: ModelCache) -> dict[Case, SimulationSetup]:
+def _prepare(cases: Sequence[Case], model_cache: ModelCache, people: People) -> dict[Case, SimulationSetup]:
     """A world for each case; cases with equal people hold the same ones."""
     known: dict[str, Federation] = {}
     worlds = {}
     for case in cases:
-        world = prepare(case.config, model_cache)
-        people = known.setdefault(world.federation.digest, world.federation)
-        worlds[case] = replace(world, federation=people)
+        world = prepare(case.config, model_cache, people(case.config))
+        same = known.setdefault(world.federation.digest, world.federation)
+        worlds[case] = replace(world, federation=same)
     return worlds
 
 
@@ -219,6 +231,7 @@ def _run(
     cases: Sequence[Case],
     worlds: Mapping[Case, SimulationSetup],
     watcher: ComparisonProgress,
+    write_report: ReportWriter | None,
 ) -> None:
     warmed: dict[int, str] = {}
     for number, case in enumerate(cases, start=1):
@@ -226,11 +239,17 @@ def _run(
         result = _result(directory, case)
         if result is None:
             _forget_other_texts(worlds[case], warmed)
-            result = _play(directory, case, worlds[case], watcher)
+            result = _play(directory, case, worlds[case], watcher, write_report)
         watcher.end(case, result)
 
 
-def _play(directory: Path, case: Case, world: SimulationSetup, watcher: ComparisonProgress) -> Row:
+def _play(
+    directory: Path,
+    case: Case,
+    world: SimulationSetup,
+    watcher: ComparisonProgress,
+    write_report: ReportWriter | None,
+) -> RunResult:
     home = _home(directory, case)
     settings = home / run_directory.CONFIG
     try:
@@ -241,7 +260,7 @@ def _play(directory: Path, case: Case, world: SimulationSetup, watcher: Comparis
         raise RunDirectoryError(f"can't write into {home}: {error.strerror}") from None
     command = shlex.join(["penchant", "simulate", "--config", str(settings)])
     try:
-        return simulate(world, home, watcher, command=command)
+        return simulate(world, home, watcher, command=command, write_report=write_report)
     except PenchantError as error:
         raise type(error)(f"{case.name}: {error}") from error
 
@@ -262,15 +281,15 @@ def _home(directory: Path, case: Case) -> Path:
     return directory / CASES / case.name
 
 
-def _result(directory: Path, case: Case) -> Row | None:
-    return run_directory.read_result(_home(directory, case))
+def _result(directory: Path, case: Case) -> RunResult | None:
+    return RunResult.read(_home(directory, case))
 
 
 # --- the table ------------------------------------------------------------------------------------
 
 
-def _conclude(directory: Path, asked: Sequence[Case], command: str) -> Comparison:
-    """Write the table and the page of all finished cases, those asked for first."""
+def _concluded(directory: Path, asked: Sequence[Case], command: str) -> Comparison:
+    """The table of all finished cases, those asked for first, and what is to be said of it."""
     present = _present(directory)
     results = {
         case: result
@@ -281,8 +300,4 @@ def _conclude(directory: Path, asked: Sequence[Case], command: str) -> Compariso
     unfinished = len(set(present) - set(results))
     complete = not set(results) - set(asked)
     details = case_details(rows, list(results.values()), unfinished, command if complete else "")
-    from penchant.deploy.report.run_page import write_comparison
-
-    write_comparison(rows, directory / PAGE, details)
-    run_directory.write_json(directory / TABLE, rows)  # last: it says that the comparison is finished
-    return Comparison(rows, details)
+    return Comparison(tuple(rows), details)

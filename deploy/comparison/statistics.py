@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from penchant.deploy.report.rendering import Row
+from penchant.deploy.comparison.table import ComparisonRow
 
 # Two-sided 95 % quantiles of Student's t for 1 … 30 degrees of freedom; the normal one beyond.
 _T95 = (
@@ -33,7 +31,7 @@ class Difference:
         return "better" if self.low > 0 else "worse" if self.high < 0 else "unclear"
 
 
-def difference(one: Row, other: Row) -> Difference | None:
+def difference(one: ComparisonRow, other: ComparisonRow) -> Difference | None:
     """The paired difference of two rows: its mean and 95 % interval by Student's t over common seeds.
 
     None when fewer than two seeds are common to both, or the rows have no ``accuracies``.
@@ -49,8 +47,8 @@ def difference(one: Row, other: Row) -> Difference | None:
     return Difference(mean, mean - half, mean + half, len(gaps))
 
 
-def by_seed(row: Row) -> dict[Any, float]:
-    accuracies, seeds = row.get("accuracies"), row.get("seeds")
-    if not isinstance(accuracies, Sequence) or not isinstance(seeds, Sequence):
+def by_seed(row: ComparisonRow) -> dict[int, float]:
+    """Seed -> accuracy; empty where a row does not say both."""
+    if not row.seeds or not row.accuracies:
         return {}
-    return dict(zip(seeds, accuracies, strict=True))
+    return dict(zip(row.seeds, row.accuracies, strict=True))

@@ -5,112 +5,251 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 from penchant.common.config import RunConfig
 from penchant.deploy.comparison.cases import CASES, Case
-from penchant.deploy.simulation.world import Row
+from penchant.deploy.json_tables import from_table, plain_value
+from penchant.deploy.simulation.result import ColdStart, RunResult
+
+__all__ = [
+    "Comparison",
+    "ComparisonDetails",
+    "ComparisonRow",
+    "CurvePoint",
+    "RunCost",
+    "SeedRun",
+    "case_details",
+    "table",
+]
 
 
-def table(results: Mapping[Case, Row]) -> list[Row]:
-    """The rows of compare.json: one for each method, number of pairs and number of people.
+@dataclass(frozen=True)
+class CurvePoint:
+    """How newcomers do after a number of choices: over seeds, the mean accuracy and its standard error."""
 
-    accuracy_mean: over seeds, of the macro mean over people; accuracy_se: its standard error, None for one
-    seed; wall_seconds: of all seeds together; cost: of one run, in the mean; runs: each seed's own.
+    choices: int
+    mean: float
+    se: float | None = None
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What one run of a method costs, as the mean over seeds.
+
+    `client_calls` is how often a client trained, over all rounds; `local_epochs` how many passes over its own
+    pairs all clients took together, the last fit included. Bytes are those of all clients over the training
+    rounds.
     """
-    methods: dict[RunConfig, dict[Case, Row]] = {}
+
+    rounds: float | None = None
+    client_calls: float | None = None
+    local_epochs: float | None = None
+    bytes_up: float | None = None
+    bytes_down: float | None = None
+    wall_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedRun:
+    """One seed's accuracy and cost, and the directory of its run."""
+
+    seed: int
+    accuracy: float
+    directory: str
+    rounds: int
+    client_calls: int
+    local_epochs: int
+    bytes_up: int
+    bytes_down: int
+    wall_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRow:
+    """One method at one number of choices and of people; what compare.json holds of it.
+
+    `accuracy_mean` is the mean over seeds of the mean over people, `accuracy_se` its standard error (None for
+    one seed); `wall_seconds` is of all seeds together, `cost` of one run.
+    """
+
+    share: str
+    head: str | None = None
+    pairs: int | None = None
+    clients: int | None = None
+    seeds: tuple[int, ...] = ()
+    accuracies: tuple[float, ...] = ()
+    accuracy_mean: float
+    accuracy_se: float | None = None
+    cold_start: float | None = None
+    cold_start_curve: tuple[CurvePoint, ...] | None = None
+    wall_seconds: float | None = None
+    dataset: str | None = None
+    base_model: str | None = None
+    evaluated_on: str | None = None
+    secagg: bool | None = None
+    rounds: int | None = None
+    cost: RunCost | None = None
+    runs: tuple[SeedRun, ...] = field(default=(), repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table of compare.json."""
+        made: dict[str, Any] = plain_value(self)
+        return made
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`; files of earlier versions may lack some keys.
+
+        Raises:
+            RunDirectoryError: what no row can do without is missing.
+        """
+        given = {name: value for name, value in row.items() if value is not None}
+        for name, record in (("cold_start_curve", CurvePoint), ("runs", SeedRun)):
+            if name in given:
+                given[name] = tuple(from_table(record, one, f"{name} of a row") for one in given[name])
+        if "cost" in given:
+            given["cost"] = from_table(RunCost, given["cost"], "cost of a row")
+        if not isinstance(given.get("seeds", []), list | tuple):
+            given.pop("seeds")  # a mere number of seeds: which ones is not known
+        return from_table(cls, given, "a row of the comparison")
+
+
+@dataclass(frozen=True)
+class ComparisonDetails:
+    """What the page says beside the rows; a fact is None where it does not hold for all of them."""
+
+    dataset: str | None = None
+    base_model: str | None = None
+    clients: int | None = None
+    pairs: int | None = None
+    rounds: int | None = None
+    evaluated_on: str | None = None
+    secagg: bool | None = None
+    caveats: tuple[str, ...] = ()
+    command: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison gave: the rows of compare.json and what its page says beside them."""
+
+    rows: tuple[ComparisonRow, ...]
+    details: ComparisonDetails = field(default_factory=ComparisonDetails)
+
+
+def table(results: Mapping[Case, RunResult]) -> list[ComparisonRow]:
+    """The rows of compare.json: one for each method, number of pairs and number of people."""
+    methods: dict[RunConfig, dict[Case, RunResult]] = {}
     for case, result in results.items():
         methods.setdefault(case.method, {})[case] = result
     return [_table_row(own) for own in methods.values()]
 
 
-def _table_row(results: Mapping[Case, Row]) -> Row:
+def _table_row(results: Mapping[Case, RunResult]) -> ComparisonRow:
     by_seed = sorted(results.items(), key=lambda item: item[0].config.seed)
-    runs = [_table_run(case, result) for case, result in by_seed]
+    runs = tuple(_seed_run(case, result) for case, result in by_seed)
     first = by_seed[0][1]
-    accuracies = [run["accuracy"] for run in runs]
-    cold = [result["accuracy"]["cold_start"] for _, result in by_seed]
-    costs = ("rounds", "client_calls", "local_epochs", "bytes_up", "bytes_down", "wall_seconds")
-    return {
-        **{key: first[key] for key in ("share", "head", "pairs", "clients")},
-        "seeds": [run["seed"] for run in runs],
-        "accuracies": accuracies,
-        "accuracy_mean": statistics.fmean(accuracies),
-        "accuracy_se": statistics.stdev(accuracies) / math.sqrt(len(runs)) if len(runs) > 1 else None,
-        "cold_start": None if None in cold else statistics.fmean(cold),
-        "cold_start_curve": _cold_start_curve([result.get("cold_start") for _, result in by_seed]),
-        "wall_seconds": math.fsum(run["wall_seconds"] for run in runs),
-        **{key: first[key] for key in ("dataset", "base_model", "evaluated_on", "secagg", "rounds")},
-        "cost": {key: statistics.fmean(run[key] for run in runs) for key in costs},
-        "runs": runs,
-    }
+    accuracies = tuple(run.accuracy for run in runs)
+    cold = [result.cold_start_accuracy for _, result in by_seed if result.cold_start_accuracy is not None]
+    return ComparisonRow(
+        share=first.share,
+        head=first.head,
+        pairs=first.pairs,
+        clients=first.clients,
+        seeds=tuple(run.seed for run in runs),
+        accuracies=accuracies,
+        accuracy_mean=statistics.fmean(accuracies),
+        accuracy_se=_error(accuracies),
+        cold_start=statistics.fmean(cold) if len(cold) == len(runs) else None,
+        cold_start_curve=_cold_start_curve([result.cold_start for _, result in by_seed]),
+        wall_seconds=math.fsum(run.wall_seconds for run in runs),
+        dataset=first.dataset,
+        base_model=first.base_model,
+        evaluated_on=first.evaluated_on,
+        secagg=first.secagg,
+        rounds=first.rounds,
+        cost=RunCost(
+            rounds=statistics.fmean(run.rounds for run in runs),
+            client_calls=statistics.fmean(run.client_calls for run in runs),
+            local_epochs=statistics.fmean(run.local_epochs for run in runs),
+            bytes_up=statistics.fmean(run.bytes_up for run in runs),
+            bytes_down=statistics.fmean(run.bytes_down for run in runs),
+            wall_seconds=statistics.fmean(run.wall_seconds for run in runs),
+        ),
+        runs=runs,
+    )
 
 
-def _cold_start_curve(curves: Sequence[Sequence[Row] | None]) -> list[Row] | None:
-    """[{choices, mean, se}] over seeds, each the mean over a seed's newcomers; None where a seed has none."""
-    curve = []
+def _error(values: Sequence[float]) -> float | None:
+    """The standard error of a mean; None for one value."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def _cold_start_curve(curves: Sequence[Sequence[ColdStart] | None]) -> tuple[CurvePoint, ...] | None:
+    """The means over seeds, each the mean over a seed's newcomers; None where a seed has none."""
+    points = []
     for rows in zip(*(curve or () for curve in curves), strict=False):
-        means = [row["mean"] for row in rows]
-        error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
-        curve.append({"choices": rows[0]["choices"], "mean": statistics.fmean(means), "se": error})
-    return curve or None
+        means = [row.mean for row in rows]
+        points.append(CurvePoint(rows[0].choices, statistics.fmean(means), _error(means)))
+    return tuple(points) or None
 
 
-def _table_run(case: Case, result: Row) -> Row:
-    """One seed's accuracy and cost.
-
-    client_calls: how often a client trained, over all rounds; local_epochs: passes over its own pairs that
-    all clients took together, the refit included; bytes: of all clients, over the training rounds.
-    """
+def _seed_run(case: Case, result: RunResult) -> SeedRun:
     training = case.config.training
-    log = result["rounds_log"]
-    calls = sum(row["cohort"] for row in log)
-    return {
-        "seed": case.config.seed,
-        "accuracy": result["accuracy"]["personal"],
-        "directory": f"{CASES}/{case.name}",
-        "rounds": result["rounds"],
-        "client_calls": calls,
-        "local_epochs": calls * (training.alone_epochs + training.local_epochs)
-        + result["clients"] * training.final_fit_epochs,
-        "bytes_up": sum(row["bytes_up"] for row in log),
-        "bytes_down": sum(row["bytes_down"] for row in log),
-        "wall_seconds": result["wall_seconds"],
-    }
+    log = result.rounds_log
+    calls = sum(row.cohort or 0 for row in log)
+    return SeedRun(
+        seed=case.config.seed,
+        accuracy=result.accuracy,
+        directory=f"{CASES}/{case.name}",
+        rounds=result.rounds,
+        client_calls=calls,
+        local_epochs=calls * (training.alone_epochs + training.local_epochs)
+        + result.clients * training.final_fit_epochs,
+        bytes_up=sum(row.bytes_up or 0 for row in log),
+        bytes_down=sum(row.bytes_down or 0 for row in log),
+        wall_seconds=result.wall_seconds or 0.0,
+    )
 
 
-def case_details(rows: Sequence[Row], results: Sequence[Row], unfinished: int, command: str) -> Row:
+def case_details(
+    rows: Sequence[ComparisonRow], results: Sequence[RunResult], unfinished: int, command: str
+) -> ComparisonDetails:
     """What the page says beside the rows; a fact only where it holds for all of them."""
-    facts = {}
+    facts: dict[str, Any] = {}
     for key in ("dataset", "base_model", "clients", "pairs", "rounds", "evaluated_on", "secagg"):
-        values = {row[key] for row in rows}
+        values = {getattr(row, key) for row in rows}
         facts[key] = values.pop() if len(values) == 1 else None
-    return {
+    return ComparisonDetails(
         **facts,
-        "caveats": [*_caveats(rows, results, unfinished)],
-        "command": command,
-        "versions": results[0]["versions"],
-    }
+        caveats=tuple(_caveats(rows, results, unfinished)),
+        command=command,
+        versions=results[0].versions,
+    )
 
 
-def _caveats(rows: Sequence[Row], results: Sequence[Row], unfinished: int) -> Iterable[str]:
+def _caveats(rows: Sequence[ComparisonRow], results: Sequence[RunResult], unfinished: int) -> Iterable[str]:
     if unfinished:
         yield f"{unfinished} cases of an earlier call are not finished and not in here."
-    if len({tuple(row["seeds"]) for row in rows}) > 1:
+    if len({row.seeds for row in rows}) > 1:
         yield "Not all methods ran with the same seeds: compare by the differences, which use common seeds."
     if _held_out_differs(results):
         yield (
             "Not all numbers of choices left the same people and as many held-out pairs of each: along the "
             "learning curves, accuracies are not of exactly the same task."
         )
-    yield from dict.fromkeys(caveat for result in results for caveat in result["caveats"])
+    yield from dict.fromkeys(caveat for result in results for caveat in result.caveats)
 
 
-def _held_out_differs(results: Sequence[Row]) -> bool:
+def _held_out_differs(results: Sequence[RunResult]) -> bool:
     """Whether, with one seed and number of people, people or their numbers of held-out pairs differ."""
-    seen: dict[tuple[int, int], list[tuple[str, int]]] = {}
+    seen: dict[tuple[int, int], list[tuple[str, int | None]]] = {}
     for result in results:
-        people = [(row["client"], row["n_test"]) for row in result["per_client"]]
-        key = result["config"]["seed"], result["config"]["data"]["clients"]
+        people = [(score.client, score.n_test) for score in result.per_client]
+        key = result.seed, int(result.setting("data.clients") or 0)
         if seen.setdefault(key, people) != people:
             return True
     return False

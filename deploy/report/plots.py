@@ -11,7 +11,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+
+from penchant.deploy.simulation.result import RoundSummary
 
 # Stand-in colours: matplotlib wants real ones, `_themed` then puts the CSS variables in their place.
 INK, MUTED, RULE, ACCENT, SECOND, PAPER = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
@@ -66,11 +68,11 @@ class Plot:
     words: str
 
 
-def rounds(log: Sequence[Mapping[str, object]]) -> Plot | None:
+def rounds(log: Sequence[RoundSummary]) -> Plot | None:
     """Training loss and validation accuracy by round; None when the log has neither."""
-    numbers = [int(_number(row["round"])) for row in log]
-    loss = [_number(row.get("train_loss")) for row in log]
-    accuracy = [_number(row.get("val_accuracy")) for row in log]
+    numbers = [row.round for row in log]
+    loss = [_number(row.train_loss) for row in log]
+    accuracy = [_number(row.val_accuracy) for row in log]
     panels: list[Callable[[Axes], None]] = []
     if _any(loss):
         panels.append(lambda axes: _line(axes, numbers, loss, "Training loss", SECOND))
@@ -81,14 +83,14 @@ def rounds(log: Sequence[Mapping[str, object]]) -> Plot | None:
     return _draw(panels, "Training loss and validation accuracy by round", salt="rounds")
 
 
-def costs(log: Sequence[Mapping[str, object]]) -> Plot | None:
+def costs(log: Sequence[RoundSummary]) -> Plot | None:
     """Kilobytes sent and received by one client, and seconds, by round; None for an empty log."""
     if not log:
         return None
-    numbers = [int(_number(row["round"])) for row in log]
-    seconds = [_number(row.get("seconds")) for row in log]
-    up = [_per_client(row, "bytes_up") for row in log]
-    down = [_per_client(row, "bytes_down") for row in log]
+    numbers = [row.round for row in log]
+    seconds = [_number(row.seconds) for row in log]
+    up = [_number(row.upload) / 1000 for row in log]
+    down = [_number(row.download) / 1000 for row in log]
 
     def traffic(axes: Axes) -> None:
         _line(axes, numbers, up, "Traffic of one client, kB a round", ACCENT, label="sent")
@@ -240,19 +242,13 @@ def _wrapped(label: str) -> str:
     return "\n".join(textwrap.wrap(label, 24, max_lines=2, placeholder="…"))
 
 
-def _number(value: object) -> float:
-    """`value` as a float; NaN, which matplotlib leaves out, for null."""
-    return float(value) if isinstance(value, int | float) else math.nan
+def _number(value: float | None) -> float:
+    """A known number as it is; NaN, which matplotlib leaves out, for None."""
+    return math.nan if value is None else float(value)
 
 
 def _any(values: Sequence[float]) -> bool:
     return any(math.isfinite(value) for value in values)
-
-
-def _per_client(row: Mapping[str, object], key: str) -> float:
-    """Kilobytes a client of the cohort, from the bytes of a whole round."""
-    cohort = _number(row.get("cohort"))
-    return _number(row.get(key)) / cohort / 1000 if cohort > 0 else math.nan
 
 
 def _line(

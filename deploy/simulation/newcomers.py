@@ -10,8 +10,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from penchant.client.learning.model_cache import PlannedModel
 from penchant.client.learning.newcomer import fit_newcomer
@@ -21,15 +20,23 @@ from penchant.common.data.splits import seeded
 from penchant.common.errors import DataError
 from penchant.common.model.factors import Vector
 
-__all__ = ["CHOICES", "cold_start", "hold_out"]
-
-Row = dict[str, Any]
+__all__ = ["CHOICES", "ColdStart", "cold_start", "hold_out"]
 
 CHOICES = (0, 1, 2, 5, 10, 20, 50)
 """Numbers of choices after which newcomers are judged, as far as `data.pairs` goes."""
 
 LEFT = 2
 """People that must remain to be trained on."""
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """How newcomers do after a number of choices: over people, the mean accuracy and its standard error."""
+
+    choices: int
+    people: int
+    mean: float
+    se: float | None = None
 
 
 def hold_out(federation: Federation, count: int, seed: int) -> tuple[Federation, tuple[Person, ...]]:
@@ -59,8 +66,8 @@ def cold_start(
     pairs: int,
     part: EvaluateOn,
     workers: int = 1,
-) -> list[Row]:
-    """Accuracy by number of choices: [{choices, people, mean, se}].
+) -> list[ColdStart]:
+    """Accuracy by number of choices.
 
     Who has fewer choices than a row asks for is in it with all they have, so that rows have the same people.
     mean: over newcomers, of the part of their held-out pairs that is ranked right; se: its standard error
@@ -80,11 +87,11 @@ def cold_start(
     return [_row(number, [row[i] for row in by_person]) for i, number in enumerate(numbers)]
 
 
-def _row(choices: int, accuracies: Sequence[float]) -> Row:
+def _row(choices: int, accuracies: Sequence[float]) -> ColdStart:
     count = len(accuracies)
-    return {
-        "choices": choices,
-        "people": count,
-        "mean": statistics.fmean(accuracies),
-        "se": statistics.stdev(accuracies) / math.sqrt(count) if count > 1 else None,
-    }
+    return ColdStart(
+        choices=choices,
+        people=count,
+        mean=statistics.fmean(accuracies),
+        se=statistics.stdev(accuracies) / math.sqrt(count) if count > 1 else None,
+    )

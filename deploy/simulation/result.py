@@ -2,85 +2,263 @@
 
 from __future__ import annotations
 
+import html
 import resource
 import shlex
 import sys
 import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
 from penchant.common.config import config_digest
+from penchant.common.wording import percent, plain
 from penchant.deploy import run_directory
+from penchant.deploy.json_tables import from_table, plain_value
 from penchant.deploy.simulation.devices import Score
-from penchant.deploy.simulation.world import Row, SimulationSetup
+from penchant.deploy.simulation.newcomers import ColdStart
+from penchant.deploy.simulation.world import SimulationSetup
 from penchant.server.journal import Journal, RoundLog
 
+__all__ = ["ClientScore", "ColdStart", "RoundSummary", "RunResult", "SharedTensor", "result_of"]
 
-def result_row(
+
+@dataclass(frozen=True)
+class ClientScore:
+    """How one person's model does on the pairs that were held out; exists in a simulation only."""
+
+    client: str
+    n_test: int | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class RoundSummary:
+    """One finished round: who took part, what it cost, and how well the models did.
+
+    `cohort` is how many clients were asked, `survivors` how many are in the sum. Bytes are those of all
+    clients together. `val_accuracy` pools the clients' validation pairs; `histogram` counts people per tenth
+    of it.
+    """
+
+    round: int
+    attempt: int | None = None
+    phase: str | None = None
+    cohort: int | None = None
+    survivors: int | None = None
+    seconds: float | None = None
+    bytes_up: int | None = None
+    bytes_down: int | None = None
+    train_loss: float | None = None
+    val_accuracy: float | None = None
+    histogram: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, log: RoundLog) -> Self:
+        """The summary of a journaled round."""
+        return cls(
+            round=log.round,
+            attempt=log.attempt,
+            phase=log.phase,
+            cohort=log.cohort,
+            survivors=log.survivors,
+            seconds=log.seconds,
+            bytes_up=log.bytes_up,
+            bytes_down=log.bytes_down,
+            train_loss=log.train_loss,
+            val_accuracy=log.val_accuracy,
+            histogram=None if log.histogram is None else tuple(log.histogram),
+        )
+
+    @property
+    def upload(self) -> float | None:
+        """Bytes that one client of the cohort sent."""
+        return self._each(self.bytes_up)
+
+    @property
+    def download(self) -> float | None:
+        """Bytes that one client of the cohort received."""
+        return self._each(self.bytes_down)
+
+    def _each(self, total: int | None) -> float | None:
+        return total / self.cohort if total is not None and self.cohort else None
+
+
+@dataclass(frozen=True)
+class SharedTensor:
+    """One tensor inside the vector that clients send."""
+
+    name: str
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What result.json holds of one run.
+
+    `accuracy` is the mean over people of the part of their held-out pairs that their own model ranks right,
+    `cold_start_accuracy` that of newcomers with all their choices. `config` holds the run's settings.
+    """
+
+    dataset: str
+    base_model: str
+    share: str
+    head: str | None = None
+    clients: int
+    pairs: int
+    rounds: int
+    seed: int
+    secagg: bool = False
+    dp: Mapping[str, Any] | None = None
+    evaluated_on: str = "test"
+    accuracy: float
+    cold_start_accuracy: float | None = None
+    cold_start: tuple[ColdStart, ...] | None = None
+    per_client: tuple[ClientScore, ...] = ()
+    rounds_log: tuple[RoundSummary, ...] = field(default=(), repr=False)
+    wall_seconds: float | None = None
+    peak_rss_mb: float | None = None
+    command: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    versions: Mapping[str, str] = field(default_factory=dict, repr=False)
+    digests: Mapping[str, str] = field(default_factory=dict, repr=False)
+    caveats: tuple[str, ...] = ()
+    shared_tensors: tuple[SharedTensor, ...] = field(default=(), repr=False)
+    baselines: Mapping[str, float] = field(default_factory=dict, repr=False)  # share -> accuracy, where known
+
+    @property
+    def per_person(self) -> dict[str, float]:
+        """Everybody's accuracy, by name."""
+        return {score.client: score.accuracy for score in self.per_client if score.accuracy is not None}
+
+    def setting(self, key: str, *others: str) -> Any:
+        """The value of a dotted setting, under its first name that `config` has; None where it has none."""
+        for name in (key, *others):
+            table: Any = self.config
+            for part in name.split("."):
+                table = table.get(part) if isinstance(table, Mapping) else None
+            if table is not None:
+                return table
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tables of result.json."""
+        table: dict[str, Any] = {}
+        for name, value in plain_value(_own_fields(self)).items():
+            if name == "accuracy":
+                table[name] = {"personal": value, "cold_start": self.cold_start_accuracy}
+            elif name != "cold_start_accuracy" and (name != "baselines" or value):
+                table[name] = value
+        return table
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`; files of earlier versions may lack some keys.
+
+        Raises:
+            RunDirectoryError: what no result can do without is missing.
+        """
+        given = {name: value for name, value in table.items() if value is not None}
+        accuracy = given.get("accuracy")
+        if isinstance(accuracy, Mapping):
+            given["cold_start_accuracy"] = accuracy.get("cold_start")
+            given.pop("accuracy")
+            if accuracy.get("personal") is not None:
+                given["accuracy"] = accuracy["personal"]
+        for name, record in _ROWS.items():
+            if name in given:
+                given[name] = tuple(from_table(record, row, f"{name} of the result") for row in given[name])
+        return from_table(cls, given, "the result")
+
+    @classmethod
+    def read(cls, directory: Path) -> Self | None:
+        """The result of a finished run directory, or None while the run is not finished."""
+        table = run_directory.read_result(directory)
+        return None if table is None else cls.from_dict(table)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the figures, then everybody's accuracy."""
+        facts = [
+            ("accuracy, mean over people", percent(self.accuracy)),
+            ("people", plain(self.clients)),
+            ("choices a person", plain(self.pairs)),
+            ("rounds", plain(self.rounds)),
+            ("secure aggregation", "on" if self.secagg else "OFF"),
+        ]
+        people = [(score.client, plain(score.n_test), percent(score.accuracy)) for score in self.per_client]
+        title = f"{self.dataset}, {self.base_model}, share {self.share}, seed {self.seed}"
+        rows = html_table((), facts)
+        return (
+            f"<p><b>{html.escape(title)}</b></p>{rows}<details><summary>Every person</summary>"
+            f"{html_table(('person', 'held-out pairs', 'accuracy'), people)}</details>"
+            + "".join(f"<p><small>{html.escape(caveat)}</small></p>" for caveat in self.caveats)
+        )
+
+
+_ROWS: dict[str, type[Any]] = {
+    "cold_start": ColdStart,
+    "per_client": ClientScore,
+    "rounds_log": RoundSummary,
+    "shared_tensors": SharedTensor,
+}
+
+
+def _own_fields(result: RunResult) -> dict[str, Any]:
+    """The fields of result.json in their order, without what a subclass adds."""
+    return {name: getattr(result, name) for name in RunResult.__dataclass_fields__}
+
+
+def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of escaped texts."""
+    titles = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+    start = f"<thead><tr>{titles}</tr></thead>" if head else ""
+    return f"<table>{start}<tbody>{''.join(f'<tr>{line}</tr>' for line in lines)}</tbody></table>"
+
+
+def result_of(
     world: SimulationSetup,
     journal: Journal,
     scores: list[Score],
-    curve: list[Row] | None,
+    curve: Sequence[ColdStart] | None,
     wall: float,
     command: str,
-) -> Row:
-    """What result.json holds (docs/runs.md), and what the report shows beside it."""
+) -> RunResult:
+    """The result of a run whose rounds are finished, and what the report shows beside it."""
     config = world.config
-    plan = config.plan("main", world.cohort)
-    planned = world.model_cache.of(plan)
-    logs = [log for log in journal.logs() if log.phase != "close"]
-    return {
-        "dataset": world.federation.name,
-        "base_model": config.model.base_model,
-        "share": config.adapter.share,
-        "head": config.adapter.rule.head(config.adapter.head).value,
-        "clients": len(world.federation.people),
-        "pairs": config.data.pairs,
-        "rounds": config.federation.rounds,
-        "seed": config.seed,
-        "secagg": config.privacy.secagg,
-        "dp": None,
-        "evaluated_on": config.data.evaluate,
-        "accuracy": {
-            "personal": float(np.mean([score.accuracy for score in scores])),
-            "cold_start": curve[-1]["mean"] if curve else None,
-        },
-        "cold_start": curve,
-        "per_client": [
-            {"client": score.client, "n_test": score.n_test, "accuracy": score.accuracy} for score in scores
-        ],
-        "rounds_log": [_round_row(log) for log in logs],
-        "wall_seconds": wall,
-        "peak_rss_mb": _peak_rss_mb(),
-        "command": command or shlex.join(["penchant", *sys.argv[1:]]),
-        "config": tomllib.loads(config.to_toml()),
-        "versions": run_directory.versions(),
-        "digests": {
+    planned = world.model_cache.of(config.plan("main", world.cohort))
+    return RunResult(
+        dataset=world.federation.name,
+        base_model=config.model.base_model,
+        share=config.adapter.share,
+        head=config.adapter.rule.head(config.adapter.head).value,
+        clients=len(world.federation.people),
+        pairs=config.data.pairs,
+        rounds=config.federation.rounds,
+        seed=config.seed,
+        secagg=config.privacy.secagg,
+        evaluated_on=config.data.evaluate,
+        accuracy=float(np.mean([score.accuracy for score in scores])),
+        cold_start_accuracy=curve[-1].mean if curve else None,
+        cold_start=None if curve is None else tuple(curve),
+        per_client=tuple(ClientScore(score.client, score.n_test, score.accuracy) for score in scores),
+        rounds_log=tuple(RoundSummary.of(log) for log in journal.logs() if log.phase != "close"),
+        wall_seconds=wall,
+        peak_rss_mb=_peak_rss_mb(),
+        command=command or shlex.join(["penchant", *sys.argv[1:]]),
+        config=tomllib.loads(config.to_toml()),
+        versions=run_directory.versions(),
+        digests={
             "configuration": config_digest(config),
             "data": world.federation.digest,
             "base model": planned.model.digest,
         },
-        "caveats": list(world.caveats()),
-        "shared_tensors": [
-            {"name": spec.name, "shape": list(spec.shape)} for spec in planned.split.shared.specs
-        ],
-    }
-
-
-def _round_row(log: RoundLog) -> Row:
-    return {
-        "round": log.round,
-        "attempt": log.attempt,
-        "phase": log.phase,
-        "cohort": log.cohort,
-        "survivors": log.survivors,
-        "seconds": log.seconds,
-        "bytes_up": log.bytes_up,
-        "bytes_down": log.bytes_down,
-        "train_loss": log.train_loss,
-        "val_accuracy": log.val_accuracy,
-        "histogram": log.histogram,
-    }
+        caveats=tuple(world.caveats()),
+        shared_tensors=tuple(SharedTensor(s.name, tuple(s.shape)) for s in planned.split.shared.specs),
+    )
 
 
 def _peak_rss_mb() -> float:

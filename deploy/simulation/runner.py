@@ -6,6 +6,7 @@ The ServerApp and ClientApp are those of a deployment; only the grid and the fle
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,11 @@ from penchant.common.errors import JournalError
 from penchant.deploy import run_directory
 from penchant.deploy.flower.in_process_grid import Fault, InProcessGrid
 from penchant.deploy.simulation.devices import Score, SimulatedDevices
-from penchant.deploy.simulation.newcomers import cold_start
+from penchant.deploy.simulation.newcomers import ColdStart, cold_start
 from penchant.deploy.simulation.recorder import MessageRecorder
-from penchant.deploy.simulation.result import result_row
+from penchant.deploy.simulation.result import RunResult, result_of
 from penchant.deploy.simulation.world import (
     Progress,
-    Row,
     SimulationSetup,
     open_run,
     refuse_other_inputs,
@@ -36,7 +36,11 @@ from penchant.server.journal import Journal
 from penchant.server.round import announced_factors
 from penchant.server.run import Observer
 
-__all__ = ["simulate"]
+__all__ = ["REPORT", "ReportWriter", "simulate"]
+
+REPORT = "report.html"
+ReportWriter = Callable[[RunResult, Path], None]
+"""Writes the page of a result to a path."""
 
 
 def simulate(
@@ -46,18 +50,20 @@ def simulate(
     *,
     command: str = "",
     fault: Fault | None = None,
-) -> Row:
+    write_report: ReportWriter | None = None,
+) -> RunResult:
     """Run or resume the federation in `directory` (which holds its configuration) and write the result.
 
     Returns what result.json holds. A finished run is not run again. fault: which clients fail, and when; for
-    tests, on the in-process grid.
+    tests, on the in-process grid. write_report: writes the page of the run, before result.json says that the
+    run is finished; without it there is no page.
 
     Raises RunDirectoryError when another process works there, or the data set or the base model is not what
     the run was begun with; RoundFailed when too few clients answer: finished rounds stand.
     """
     progress = progress or Progress()
     with run_directory.claim(directory):
-        done = run_directory.read_result(directory)
+        done = RunResult.read(directory)
         if done is not None:
             return done
         began = time.monotonic()
@@ -75,16 +81,14 @@ def simulate(
             )
             scores = _federate(world, directory, journal, fleet, progress, fault)
             curve = _cold_start(world, journal, progress)
-            result = result_row(world, journal, scores, curve, before + time.monotonic() - began, command)
+            result = result_of(world, journal, scores, curve, before + time.monotonic() - began, command)
         finally:
             journal.close()
-        progress.stage("writing the report")
-        from penchant.deploy.report.run_page import write_report
-
-        write_report(result, directory / "report.html")
-        run_directory.write_json(
-            directory / run_directory.RESULT, result
-        )  # last: it says that the run is finished
+        if write_report is not None:
+            progress.stage("writing the report")
+            write_report(result, directory / REPORT)
+        # Last: it says that the run is finished.
+        run_directory.write_json(directory / run_directory.RESULT, result.to_dict())
         return result
 
 
@@ -116,7 +120,7 @@ def _federate(
     return fleet.scores(world.run, plan, factors, config.data.evaluate)
 
 
-def _cold_start(world: SimulationSetup, journal: Journal, progress: Progress) -> list[Row] | None:
+def _cold_start(world: SimulationSetup, journal: Journal, progress: Progress) -> list[ColdStart] | None:
     """How newcomers fare, by number of choices; None without any."""
     if not world.newcomers:
         return None
@@ -161,6 +165,3 @@ def _run_in_process(
             build_server_app(lambda _: run)(grid, context)
         finally:
             grid.close()
-
-
-# --- the result -------------------------------------------------------------------------------------------

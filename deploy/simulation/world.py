@@ -6,7 +6,6 @@ import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import Phase, RunConfig, config_digest
@@ -31,11 +30,10 @@ from penchant.server.secagg.plain import PlainAggregation
 from penchant.server.secagg.secure import SecureAggregation
 
 __all__ = ["Progress", "SimulationSetup", "open_run", "prepare", "require_ray", "restore", "warm"]
-Row = dict[str, Any]
 
 
 class Progress:
-    """What a simulation tells while it works. This one keeps quiet; `deploy.show` draws."""
+    """What a simulation tells while it works. This one keeps quiet; the command line's draws."""
 
     def stage(self, text: str) -> None:
         """A new part of the work begins."""
@@ -87,16 +85,26 @@ class SimulationSetup:
         return (*self.federation.caveats, *own)
 
 
-def prepare(config: RunConfig, model_cache: ModelCache | None = None) -> SimulationSetup:
+def prepare(
+    config: RunConfig, model_cache: ModelCache | None = None, federation: Federation | None = None
+) -> SimulationSetup:
     """Load the people and the model of `config`, and refuse what can't work, before anything is written.
+
+    federation: the people, where they are in memory already; `config.data` then says how they were split.
 
     Raises DataError, BaseModelError or ConfigError.
     """
     data = config.data
     server_optimizer(config.federation.server_optimizer)
-    federation = datasets.configured(data, config.seed)
     if config.grid == "ray":
         require_ray()
+        if federation is not None:
+            raise ConfigError(
+                "grid is ray, whose processes load the people by name; write them to a file and name that, "
+                "or use the local grid"
+            )
+    if federation is None:
+        federation = datasets.configured(data, config.seed)
     if data.evaluate == "validation":
         _require_validation_pairs(federation)
     federation, newcomers = hold_out(federation, data.holdout_clients, config.seed)

@@ -247,7 +247,7 @@ def finished(tiny_model, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict
     )
     world = prepare(config, ModelCache())
     run_directory.create(folder / "run", config)
-    return simulate(world, folder / "run", command="test"), folder / "run"
+    return simulate(world, folder / "run", command="test").to_dict(), folder / "run"
 
 
 def test_what_leaves_a_client_holds_them_by_name(finished: tuple[dict[str, Any], Path]) -> None:

@@ -24,9 +24,10 @@ from penchant.deploy.cli.main import main
 from penchant.deploy.comparison import runner as comparing
 from penchant.deploy.comparison.cases import Case, combinations
 from penchant.deploy.comparison.conclusions import conclusion, differences, grouped, headline
-from penchant.deploy.comparison.runner import compare
 from penchant.deploy.comparison.statistics import difference
-from penchant.deploy.comparison.table import table
+from penchant.deploy.comparison.table import ComparisonRow, table
+from penchant.deploy.report import PAGES
+from penchant.deploy.simulation.result import RunResult
 from penchant.deploy.simulation.runner import simulate
 from penchant.deploy.simulation.world import SimulationSetup, prepare
 
@@ -107,6 +108,11 @@ def penchant(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     return int(leave.value.code or 0)
 
 
+def compare(configs: list[RunConfig], directory: Path, **more: Any) -> Any:
+    """A comparison with its pages, as the command writes them."""
+    return comparing.compare(configs, directory, pages=PAGES, **more)
+
+
 def accuracies(directory: Path) -> dict[tuple[str, int], list[float]]:
     rows = json.loads((directory / "compare.json").read_text())
     return {(row["share"], row["pairs"]): row["accuracies"] for row in rows}
@@ -144,7 +150,7 @@ def test_a_case_is_what_simulate_gives_alone(base: RunConfig, tmp_path: Path) ->
     alone = simulate(world, tmp_path / "alone")
     result = run_directory.read_result(home)
     assert result is not None
-    assert alone["per_client"] == result["per_client"]
+    assert alone.to_dict()["per_client"] == result["per_client"]
     last = "checkpoints/round-000003.safetensors"
     assert (tmp_path / "alone" / last).read_bytes() == (home / last).read_bytes()
     models = [kept.model(config.model, config.adapter) for kept in (model_cache, world.model_cache)]
@@ -153,8 +159,10 @@ def test_a_case_is_what_simulate_gives_alone(base: RunConfig, tmp_path: Path) ->
 
 def test_the_row_says_what_was_run_and_what_it_cost(base: RunConfig, tmp_path: Path) -> None:
     found = compare(cases(base, "A,none", "0,1"), tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == found.rows
-    one, alone = found.rows
+    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == [
+        row.to_dict() for row in found.rows
+    ]
+    one, alone = (row.to_dict() for row in found.rows)
     assert (one["share"], one["head"], one["pairs"], one["clients"], one["seeds"]) == (
         "A",
         "shared",
@@ -188,7 +196,7 @@ def test_several_numbers_of_pairs_give_learning_curves(base: RunConfig, tmp_path
     assert "<h3>4 choices a person</h3>" in page
     assert "<h3>6 choices a person</h3>" in page
     assert [group.title for group in grouped(found.rows)] == ["4 choices a person", "6 choices a person"]
-    assert all({row["pairs"] for row in group.rows} == {int(group.value)} for group in grouped(found.rows))
+    assert all({row.pairs for row in group.rows} == {int(group.value)} for group in grouped(found.rows))
 
 
 # --- restarts -------------------------------------------------------------------------------------
@@ -252,7 +260,7 @@ def test_more_seeds_run_only_what_is_new(
     found = compare(cases(base, "A,none", "0,1,2"), tmp_path / "out")
     assert [(world.config.adapter.share, world.config.seed) for world in played] == [("A", 2), ("none", 2)]
     assert {key: values[:2] for key, values in accuracies(tmp_path / "out").items()} == before
-    assert [row["seeds"] for row in found.rows] == [[0, 1, 2], [0, 1, 2]]
+    assert [row.seeds for row in found.rows] == [(0, 1, 2), (0, 1, 2)]
 
 
 def test_asking_again_runs_nothing_and_forgets_nothing(
@@ -269,7 +277,7 @@ def test_asking_again_runs_nothing_and_forgets_nothing(
     assert (tmp_path / "out" / "compare.json").read_bytes() == before
     found = compare(cases(base, "none", "1"), tmp_path / "out", model_cache=ModelCache(never))  # part of it
     assert played == []
-    assert sorted((row["share"], tuple(row["seeds"])) for row in found.rows) == [
+    assert sorted((row.share, row.seeds) for row in found.rows) == [
         ("A", (0, 1)),
         ("none", (0, 1)),
     ]
@@ -352,7 +360,7 @@ def test_a_case_of_another_configuration_is_refused(
 def test_another_share_may_have_other_rounds(base: RunConfig, tmp_path: Path) -> None:
     compare(cases(base, "A", "0"), tmp_path / "out")
     found = compare(cases(base.changed({"federation.rounds": 1}), "none", "0"), tmp_path / "out")
-    assert [(row["share"], row["rounds"]) for row in found.rows] == [("none", 1), ("A", 2)]
+    assert [(row.share, row.rounds) for row in found.rows] == [("none", 1), ("A", 2)]
     assert "Methods differ in rounds" in (tmp_path / "out" / "compare.html").read_text()
 
 
@@ -411,7 +419,7 @@ def test_auto_and_what_it_means_are_one_case(
     base: RunConfig, tmp_path: Path, played: list[SimulationSetup]
 ) -> None:
     found = compare(cases(base, "A,none", "0", heads="auto,shared,personal"), tmp_path / "out")
-    assert [(row["share"], row["head"]) for row in found.rows] == [
+    assert [(row.share, row.head) for row in found.rows] == [
         ("A", "shared"),
         ("A", "personal"),
         ("none", "personal"),
@@ -422,9 +430,9 @@ def test_auto_and_what_it_means_are_one_case(
 # --- numbers by hand, and in words ----------------------------------------------------------------
 
 
-def result_of(config: RunConfig, accuracy: float) -> dict[str, Any]:
+def result_of(config: RunConfig, accuracy: float) -> RunResult:
     """What result.json would hold of a run with this accuracy, as far as the table needs it."""
-    return {
+    held = {
         "share": config.adapter.share,
         "head": config.adapter.head,
         "pairs": config.data.pairs,
@@ -434,13 +442,15 @@ def result_of(config: RunConfig, accuracy: float) -> dict[str, Any]:
         "evaluated_on": "test",
         "secagg": True,
         "rounds": 2,
+        "seed": config.seed,
         "wall_seconds": 1.5,
         "accuracy": {"personal": accuracy, "cold_start": None},
-        "rounds_log": [{"cohort": 4, "bytes_up": 100, "bytes_down": 200}] * 2,
+        "rounds_log": [{"round": 1, "cohort": 4, "bytes_up": 100, "bytes_down": 200}] * 2,
     }
+    return RunResult.from_dict(held)
 
 
-def worked(base: RunConfig, values: dict[str, list[float]]) -> list[dict[str, Any]]:
+def worked(base: RunConfig, values: dict[str, list[float]]) -> list[ComparisonRow]:
     results = {}
     for share, accuracies_ in values.items():
         for seed, accuracy in enumerate(accuracies_):
@@ -456,9 +466,9 @@ def test_standard_error_and_paired_difference_by_hand(base: RunConfig) -> None:
     interval 4.303 · .02/√3 = .049687.
     """
     one, alone = worked(base, {"A": [0.70, 0.72, 0.68], "none": [0.60, 0.64, 0.62]})
-    assert one["accuracy_mean"] == pytest.approx(0.70)
-    assert one["accuracy_se"] == pytest.approx(0.011547, abs=1e-6)
-    assert one["wall_seconds"] == pytest.approx(4.5)
+    assert one.accuracy_mean == pytest.approx(0.70)
+    assert one.accuracy_se == pytest.approx(0.011547, abs=1e-6)
+    assert one.wall_seconds == pytest.approx(4.5)
     gap = difference(one, alone)
     assert gap is not None
     assert (gap.mean, gap.low, gap.high) == (
@@ -467,21 +477,20 @@ def test_standard_error_and_paired_difference_by_hand(base: RunConfig) -> None:
         pytest.approx(0.129687, abs=1e-5),
     )
     (group,) = grouped([one, alone])
-    assert differences(group) == [
-        {
-            "label": "A shared, B personal − everyone alone",
-            "difference": "+8.0",
-            "interval": "+3.0 … +13.0",
-            "words": "clearly better",
-        }
-    ]
+    (line,) = differences(group)
+    assert (line.label, line.difference, line.interval, line.words) == (
+        "A shared, B personal − everyone alone",
+        "+8.0",
+        "+3.0 … +13.0",
+        "clearly better",
+    )
     assert headline([group]) == "Sharing A and keeping the rest personal pays."
 
 
 def test_one_seed_has_no_standard_error(base: RunConfig) -> None:
     (row,) = worked(base, {"A": [0.7]})
-    assert row["accuracy_se"] is None
-    assert row["accuracies"] == [0.7]
+    assert row.accuracy_se is None
+    assert row.accuracies == (0.7,)
 
 
 def test_where_sharing_does_not_help_is_said(base: RunConfig) -> None:
@@ -497,7 +506,7 @@ def test_what_the_best_can_not_be_told_apart_from_is_said(base: RunConfig) -> No
     (group,) = grouped(worked(base, found))
     as_good = "“A, B shared, K personal” (−0.5 points) and “LoRe basis shared” (−0.5 points)"
     assert f"Not told apart from the best: {as_good}." in conclusion(group)
-    labels = [line["label"] for line in differences(group)]
+    labels = [line.label for line in differences(group)]
     assert "A shared, B personal − LoRe basis shared" in labels
 
 

@@ -36,7 +36,7 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(config: RunConfig, directory: Path) -> dict[str, Any]:
     world = prepare(config)
     run_directory.create(directory, config)
-    return simulate(world, directory, command="test")
+    return simulate(world, directory, command="test").to_dict()
 
 
 def test_two_data_sets_with_two_base_models() -> None:

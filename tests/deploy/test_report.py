@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from penchant.deploy.comparison.statistics import difference
+from penchant.deploy.comparison.table import Comparison, ComparisonDetails, ComparisonRow
 from penchant.deploy.report.run_page import write_comparison, write_report
+from penchant.deploy.simulation.result import RunResult
 
 DATA = Path(__file__).parents[1] / "data" / "report"
 HOSTILE = "<script>alert(1)</script>\" onload='x' $\\frac{$ {{ 7*7 }}"
@@ -31,13 +33,23 @@ def rows() -> list[dict[str, Any]]:
 
 
 def report(result: dict[str, Any], tmp_path: Path) -> str:
-    write_report(result, tmp_path / "report.html")
-    return (tmp_path / "report.html").read_text(encoding="utf-8")
+    write_report(RunResult.from_dict(result), tmp_path / "report.html")
+    return spoken((tmp_path / "report.html").read_text(encoding="utf-8"))
 
 
 def comparison(rows: list[dict[str, Any]], tmp_path: Path, details: dict[str, Any] | None = None) -> str:
-    write_comparison(rows, tmp_path / "compare.html", details)
-    return (tmp_path / "compare.html").read_text(encoding="utf-8")
+    found = tuple(ComparisonRow.from_dict(row) for row in rows)
+    write_comparison(Comparison(found, ComparisonDetails(**(details or {}))), tmp_path / "compare.html")
+    return spoken((tmp_path / "compare.html").read_text(encoding="utf-8"))
+
+
+def spoken(page: str) -> str:
+    """A page without the narrow spaces before units."""
+    return page.replace("\u202f%", "%").replace("\u202f", " ")
+
+
+def row_of(**seeds_and_accuracies: Any) -> ComparisonRow:
+    return ComparisonRow.from_dict({"share": "A", "accuracy_mean": 0.0, **seeds_and_accuracies})
 
 
 class Structure(HTMLParser):
@@ -153,8 +165,8 @@ def test_nothing_is_fetched_from_anywhere(
 
 
 def test_a_paired_difference_worked_by_hand() -> None:
-    one = {"seeds": [0, 1, 2], "accuracies": [0.70, 0.72, 0.68]}
-    other = {"seeds": [2, 1, 0], "accuracies": [0.61, 0.62, 0.60]}  # the same seeds in another order
+    one = row_of(seeds=[0, 1, 2], accuracies=[0.70, 0.72, 0.68])
+    other = row_of(seeds=[2, 1, 0], accuracies=[0.61, 0.62, 0.60])  # the same seeds in another order
     gap = difference(one, other)  # .10, .10, .07
     assert gap is not None
     assert gap.mean == pytest.approx(0.09)
@@ -164,8 +176,8 @@ def test_a_paired_difference_worked_by_hand() -> None:
 
 
 def test_an_interval_over_zero_is_no_verdict() -> None:
-    one = {"seeds": [0, 1], "accuracies": [0.70, 0.60]}
-    other = {"seeds": [0, 1], "accuracies": [0.60, 0.62]}
+    one = row_of(seeds=[0, 1], accuracies=[0.70, 0.60])
+    other = row_of(seeds=[0, 1], accuracies=[0.60, 0.62])
     gap = difference(one, other)
     assert gap is not None
     assert gap.verdict == "unclear"
@@ -173,7 +185,7 @@ def test_an_interval_over_zero_is_no_verdict() -> None:
 
 @pytest.mark.parametrize("row", [{"seeds": [0], "accuracies": [0.7]}, {"seeds": [0, 1, 2]}, {"seeds": 3}])
 def test_one_seed_or_none_gives_no_interval(row: dict[str, Any]) -> None:
-    assert difference(row, {"seeds": [0, 1, 2], "accuracies": [0.5, 0.5, 0.5]}) is None
+    assert difference(row_of(**row), row_of(seeds=[0, 1, 2], accuracies=[0.5, 0.5, 0.5])) is None
 
 
 def test_the_conclusion_says_where_sharing_does_not_help(rows: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -71,13 +71,12 @@ def run(
     config = RunConfig().changed(base | {key.replace("__", "."): value for key, value in changes.items()})
     world = prepare(config, BENCHES)
     run_directory.create(directory, config)
-    return simulate(world, directory, command="test", fault=fault)
+    return simulate(world, directory, command="test", fault=fault).to_dict()
 
 
 def resume(directory: Path, *, fault: Fault | None = None) -> dict[str, Any]:
-    return simulate(
-        prepare(run_directory.read_config(directory), BENCHES), directory, command="test", fault=fault
-    )
+    world = prepare(run_directory.read_config(directory), BENCHES)
+    return simulate(world, directory, command="test", fault=fault).to_dict()
 
 
 def left(directory: Path, *, without: tuple[str, ...] = ()) -> dict[str, Any]:

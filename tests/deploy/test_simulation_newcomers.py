@@ -17,8 +17,9 @@ from penchant.common.data.preferences import Federation, Person, Preference
 from penchant.common.errors import ConfigError, DataError
 from penchant.deploy import run_directory
 from penchant.deploy.comparison.runner import compare
-from penchant.deploy.report.run_page import write_report
+from penchant.deploy.report import PAGES, write_report
 from penchant.deploy.simulation.newcomers import cold_start, hold_out
+from penchant.deploy.simulation.result import RunResult
 from penchant.deploy.simulation.runner import simulate
 from penchant.deploy.simulation.world import SimulationSetup, prepare
 from penchant.server.journal import Journal
@@ -55,7 +56,7 @@ def world_of(base: dict[str, Any], **changes: Any) -> SimulationSetup:
 def run(directory: Path, base: dict[str, Any], **changes: Any) -> dict[str, Any]:
     world = world_of(base, **changes)
     run_directory.create(directory, world.config)
-    return simulate(world, directory, command="test")
+    return simulate(world, directory, command="test", write_report=write_report).to_dict()
 
 
 def town(people: int) -> Federation:
@@ -193,7 +194,7 @@ def test_the_curve_is_the_mean_over_newcomers_at_each_number_of_choices(trained)
 def test_one_newcomer_has_no_standard_error(trained):
     planned, factors = bench_and_factors(trained[0], trained[2])
     curve = cold_start(planned, factors, trained[2].newcomers[:1], 2, "validation")
-    assert [row["se"] for row in curve] == [None, None, None]
+    assert [row.se for row in curve] == [None, None, None]
 
 
 def test_without_newcomers_there_is_no_curve(base, tmp_path):
@@ -204,7 +205,7 @@ def test_without_newcomers_there_is_no_curve(base, tmp_path):
 
 
 def test_the_report_shows_the_curve(trained, tmp_path):
-    write_report(trained[1], tmp_path / "report.html")
+    write_report(RunResult.from_dict(trained[1]), tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "<h2>Newcomers</h2>" in page
     assert "2 people were kept out of the training" in page
@@ -213,7 +214,8 @@ def test_the_report_shows_the_curve(trained, tmp_path):
 
 def test_a_comparison_has_a_curve_for_each_method(base, tmp_path):
     changes = [{"adapter.share": share, "seed": seed} for seed in (0, 1) for share in ("A", "none")]
-    compare([RunConfig().changed(base | change) for change in changes], tmp_path / "all", model_cache=BENCHES)
+    configs = [RunConfig().changed(base | change) for change in changes]
+    compare(configs, tmp_path / "all", model_cache=BENCHES, pages=PAGES)
     rows = json.loads((tmp_path / "all/compare.json").read_text())
     for row in rows:
         curves = [

@@ -60,7 +60,7 @@ def run(directory: Path, base: dict[str, Any], **changes: Any) -> dict[str, Any]
     config = RunConfig().changed(base | {key.replace("__", "."): value for key, value in changes.items()})
     world = prepare(config, BENCHES)
     run_directory.create(directory, config)
-    return simulate(world, directory, command="test")
+    return simulate(world, directory, command="test").to_dict()
 
 
 def personal_part(directory: Path, person: int) -> Any:

@@ -151,7 +151,7 @@ def federated(world: SimulationSetup) -> float:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "run"
         run_directory.create(directory, world.config)
-        return float(simulate(world, directory)["accuracy"]["personal"])
+        return simulate(world, directory).accuracy
 
 
 def known(file: Path, share: str) -> dict[int, float]:

@@ -26,7 +26,7 @@ from penchant.client.learning.laplace import Laplace
 from penchant.client.learning.newcomer import prior_of
 from penchant.common.model.factors import Vector
 from penchant.common.model.shares import HEAD
-from penchant.deploy.simulation.newcomers import CHOICES, cold_start
+from penchant.deploy.simulation.newcomers import CHOICES, ColdStart, cold_start
 
 HERE = Path(__file__).resolve().parent
 SHARES = ("A", "B", "AB", "none", "lore", "mean")  # mean: share A from the mean of the members' parts
@@ -60,7 +60,7 @@ def tune(home: Path, shares: Sequence[str], spreads: Sequence[float], heads: Seq
             )
 
 
-def curve(fleet: Fleet, pairs: int, part: Any, **training: Any) -> list[dict[str, Any]]:
+def curve(fleet: Fleet, pairs: int, part: Any, **training: Any) -> list[ColdStart]:
     return cold_start(fleet.planned(**training), fleet.factors, fleet.newcomers, pairs, part)
 
 
@@ -94,7 +94,7 @@ def measure(home: Path, seeds: Sequence[int], shares: Sequence[str]) -> dict[str
         found[share] = {
             **fleets[0].prior,
             "members": None if share == "none" else summary([f.accuracy()["personal"] for f in fleets]),
-            "curve": over_seeds([[row["mean"] for row in rows] for rows in curves]),
+            "curve": over_seeds([[row.mean for row in rows] for rows in curves]),
         }
         show(share, found[share]["curve"])
     if "A" in shares and "mean" in shares:

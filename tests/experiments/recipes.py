@@ -206,7 +206,7 @@ class Runs:
         folder = Path(tempfile.mkdtemp(prefix="recipes-"))
         try:
             result = simulate(prepare(config, self._model_cache), folder)
-            return float(result["accuracy"]["personal"])
+            return result.accuracy
         except (DeviceError, ProtocolError, RoundFailed) as error:
             print(f"  {error}", flush=True)
             return 0.0

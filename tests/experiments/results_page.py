@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from penchant.common.wording import decimals, points, size
 from penchant.deploy.comparison.conclusions import Group, conclusion, differences, grouped, headline
 from penchant.deploy.comparison.methods import ALONE, head_of, method
 from penchant.deploy.comparison.statistics import difference
+from penchant.deploy.comparison.table import ComparisonRow, RunCost
 from penchant.deploy.report import plots
 from penchant.deploy.report.comparison_page import learning_curves
-from penchant.deploy.report.rendering import points, size
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tests" / "experiments" / "results"
@@ -52,6 +53,11 @@ def load(name: str) -> dict[str, Any]:
     return found
 
 
+def rows_of(name: str) -> list[ComparisonRow]:
+    """The table of a comparison."""
+    return [ComparisonRow.from_dict(row) for row in load(name)["rows"]]
+
+
 def page(text: str) -> str:
     """The page with every block written anew."""
     return BLOCK.sub(lambda found: block(found[1]), text)
@@ -59,13 +65,12 @@ def page(text: str) -> str:
 
 def block(name: str) -> str:
     """One comparison in Markdown, between its marks."""
-    made = load(name)
-    rows = made["rows"]
-    groups = grouped(rows)
-    lines = [f"**{headline(groups)}**", "", f"`{made['command']}`", ""]
+    groups = grouped(rows_of(name))
+    lines = [f"**{headline(groups)}**", "", f"`{load(name)['command']}`", ""]
     lines += [f"![{figure[1]}](figures/{figure[0]})\n" for figure, _ in figures(name)]
     lines += _group(groups[0]) if len(groups) == 1 else _grid(groups)
-    return "\n".join([f"<!-- compare {name} -->", *lines, "<!-- end -->"])
+    written = "\n".join([f"<!-- compare {name} -->", *lines, "<!-- end -->"])
+    return written.replace("\u202f%", "%").replace("\u202f", " ")  # as the page's prose is written
 
 
 def _group(group: Group) -> list[str]:
@@ -80,14 +85,14 @@ def _group(group: Group) -> list[str]:
     pairs = differences(group)
     compared = ["| difference, in points | mean | 95% interval | |", "|---|---|---|---|"] if pairs else []
     for line in pairs:
-        compared.append(f"| {line['label']} | {line['difference']} | {line['interval']} | {line['words']} |")
+        compared.append(f"| {line.label} | {line.difference} | {line.interval} | {line.words} |")
     return [*words, *table, *compared, *([""] if compared else [])]
 
 
 def _grid(groups: Sequence[Group]) -> list[str]:
     """Methods at several settings: a line a method, a column a setting; then each against everyone alone."""
     unit = groups[0].title.removeprefix(groups[0].value).strip()
-    seeds = {len(row["seeds"]) for group in groups for row in group.rows}
+    seeds = {len(row.seeds) for group in groups for row in group.rows}
     titles = " | ".join(group.value for group in groups)
     spoken = " to ".join(f"{count}" for count in sorted({min(seeds), max(seeds)}))
     names = list(dict.fromkeys(name for group in reversed(groups) for name in group.names))
@@ -106,8 +111,8 @@ def _cell(group: Group, name: str) -> str:
     if name not in group.names:
         return ""
     row = group.rows[group.names.index(name)]
-    error = row["accuracy_se"]
-    return f"{row['accuracy_mean']:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+    error = row.accuracy_se
+    return f"{row.accuracy_mean:.3f}" + (f" ± {error:.3f}" if error is not None else "")
 
 
 def _gap(group: Group, one: str, other: str) -> str:
@@ -119,27 +124,27 @@ def _gap(group: Group, one: str, other: str) -> str:
     return f"{points(gap.mean)} ({points(gap.low)} … {points(gap.high)})" if gap is not None else ""
 
 
-def _row(row: dict[str, Any], name: str) -> str:
-    cost = row["cost"]
-    error = row["accuracy_se"]
+def _row(row: ComparisonRow, name: str) -> str:
+    cost = row.cost or RunCost()
+    error = row.accuracy_se
     spread = f" ± {error:.3f}" if error is not None else ""
     return (
-        f"| {name} | {head_of(row)} | {row['accuracy_mean']:.3f}{spread} | {len(row['seeds'])} | "
-        f"{cost['rounds']:.0f} | {size(cost['bytes_up'])} |"
+        f"| {name} | {head_of(row)} | {row.accuracy_mean:.3f}{spread} | {len(row.seeds)} | "
+        f"{decimals(cost.rounds, 0)} | {size(cost.bytes_up)} |"
     )
 
 
 def figures(name: str) -> list[tuple[tuple[str, str], str]]:
     """[((file, words), SVG)]: learning curves where something was varied, else every method's accuracy."""
-    rows = load(name)["rows"]
+    rows = rows_of(name)
     curves = learning_curves(rows)
     if curves:
-        drawn: Sequence[plots.Plot] = [curve["plot"] for curve in curves]
+        drawn: Sequence[plots.Plot] = [curve.plot for curve in curves]
     else:
         (group,) = grouped(rows)
-        seeds = [list(row["accuracies"]) for row in group.rows]
-        means = [row["accuracy_mean"] for row in group.rows]
-        errors = [row["accuracy_se"] for row in group.rows]
+        seeds = [list(row.accuracies) for row in group.rows]
+        means = [row.accuracy_mean for row in group.rows]
+        errors = [row.accuracy_se for row in group.rows]
         drawn = [plots.comparison(group.names, means, errors, seeds)]
     return [
         ((f"compare-{name}{place or ''}.svg", plot.words), standing(plot.wide))

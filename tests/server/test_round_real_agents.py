@@ -384,7 +384,7 @@ def test_a_simulation_learns_bit_for_bit_the_same_with_and_without_secure_aggreg
         world = SameRun(world.config, world.federation, world.model_cache, world.cohort, world.policy)
         directory = tmp_path / f"secagg {secagg}"
         run_directory.create(directory, config)
-        results.append(simulate(world, directory, command="test"))
+        results.append(simulate(world, directory, command="test").to_dict())
         journal = Journal(directory)
         found = journal.load()
         journal.close()

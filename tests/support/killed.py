@@ -28,6 +28,7 @@ from penchant.deploy import run_directory
 from penchant.deploy.cli import show_simulation
 from penchant.deploy.report import run_page
 from penchant.deploy.simulation import world
+from penchant.deploy.simulation.result import RunResult
 from penchant.server.journal import Journal
 
 
@@ -80,7 +81,7 @@ def around(real: Callable[..., Any]) -> Callable[..., Any]:
     return noted
 
 
-def half_a_report(result: dict[str, Any], path: Path) -> None:
+def half_a_report(result: RunResult, path: Path) -> None:
     path.write_text("<!doctype html><title>ha", encoding="utf-8")
     die()
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from penchant.deploy.comparison.table import Comparison, ComparisonDetails, ComparisonRow
 from penchant.deploy.report.run_page import write_comparison, write_report
+from penchant.deploy.simulation.result import RunResult
 
 pytestmark = pytest.mark.system
 
@@ -61,9 +63,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     result = json.loads((DATA / "result.json").read_text(encoding="utf-8"))
     rows = json.loads((DATA / "compare.json").read_text(encoding="utf-8"))
     paths = {name: folder / f"{name}.html" for name in ("run", "unmasked", "comparison")}
-    write_report(result, paths["run"])
-    write_report(result | {"secagg": False}, paths["unmasked"])
-    write_comparison(rows, paths["comparison"], {"dataset": "senate", "caveats": result["caveats"]})
+    write_report(RunResult.from_dict(result), paths["run"])
+    write_report(RunResult.from_dict(result | {"secagg": False}), paths["unmasked"])
+    details = ComparisonDetails(dataset="senate", caveats=tuple(result["caveats"]))
+    found = Comparison(tuple(ComparisonRow.from_dict(row) for row in rows), details)
+    write_comparison(found, paths["comparison"])
     return paths
 
 
