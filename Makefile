@@ -72,7 +72,7 @@ lint: env        ## ruff
 	$(BIN)/ruff check .
 
 types: env       ## mypy, strict
-	$(BIN)/mypy -p penchant.common -p penchant.client -p penchant.server -p penchant.deploy
+	$(BIN)/mypy -p penchant
 
 bench: env       ## every benchmark in tests/bench
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done

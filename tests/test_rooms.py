@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "server": {"common", "server"},
     "deploy": set(ROOMS),
 }
+FACE = ROOT / "deploy" / "api"  # installed as `penchant` itself, and imported by no room
 SOURCES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -53,8 +54,11 @@ def imports(path: Path) -> Iterator[str]:
 def test_a_room_imports_only_what_it_may(path: Path) -> None:
     room = path.relative_to(ROOT).parts[0]
     for module in imports(path):
+        assert module != "penchant" or path.parent == FACE, f"{name(path)}: import the rooms, not their face"
         if module.startswith("penchant."):
             other = module.split(".")[1]
+            if path.parent == FACE and other.startswith("_"):
+                continue
             assert other in MAY_IMPORT[room], f"{name(path)}: {room} may not import {module}"
 
 
@@ -98,20 +102,30 @@ def setuptools_table() -> dict[str, dict[str, object]]:
     return project["tool"]["setuptools"]
 
 
+def package_of(folder: Path) -> str:
+    """The name under which a folder is installed."""
+    return "penchant" if folder == FACE else f"penchant.{'.'.join(folder.relative_to(ROOT).parts)}"
+
+
+def folder_of(package: str) -> Path:
+    """The folder that is installed under a name."""
+    return FACE if package == "penchant" else ROOT / package.removeprefix("penchant.").replace(".", "/")
+
+
 def test_every_folder_with_code_is_a_package_that_is_installed() -> None:
-    on_disk = {f"penchant.{'.'.join(p.parent.relative_to(ROOT).parts)}" for p in SOURCES}
+    on_disk = {package_of(p.parent) for p in SOURCES}
     table = setuptools_table()
     assert set(table["packages"]) == on_disk
-    assert table["package-dir"] == {f"penchant.{room}": room for room in ROOMS}  # what is inside follows
+    rooms = {f"penchant.{room}": room for room in ROOMS}  # what is inside follows
+    assert table["package-dir"] == rooms | {"penchant": "deploy/api"}
     for package in on_disk:
-        folder = ROOT / package.removeprefix("penchant.").replace(".", "/")
-        assert (folder / "__init__.py").is_file(), package
+        assert (folder_of(package) / "__init__.py").is_file(), package
 
 
 def test_every_other_file_of_a_room_is_package_data() -> None:
     covered: set[Path] = set()
     for package, patterns in setuptools_table()["package-data"].items():
-        folder = ROOT / package.removeprefix("penchant.").replace(".", "/")
+        folder = folder_of(package)
         covered.update(p for pattern in patterns for p in folder.glob(pattern))
     data = {
         p

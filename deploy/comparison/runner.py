@@ -145,7 +145,7 @@ def _refuse_other_data(
     for case in present:
         result = _result(directory, case)
         if result is not None:
-            data, base = result.digests["data"], result.digests["base model"]
+            data, base = result.digests.get("data"), result.digests.get("base model")
         elif case in worlds:
             world = worlds[case]
             data = world.federation.digest
@@ -156,7 +156,7 @@ def _refuse_other_data(
             ("data set", (case.config.data, case.config.seed), data),
             ("base model", "base model", base),
         ):
-            if seen.setdefault(key, digest) != digest:
+            if digest is not None and seen.setdefault(key, digest) != digest:
                 raise RunDirectoryError(
                     f"{directory}: the {what} of {case.name} is not what it was for another case; put it "
                     "back, or choose another --out"

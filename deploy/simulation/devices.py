@@ -30,7 +30,7 @@ from penchant.common.data.preferences import Federation
 from penchant.common.membership.identity import Authority, Certificate, Identity, Membership
 from penchant.deploy.owner_policy import fleet_policy
 
-__all__ = ["Score", "SimulatedDevices"]
+__all__ = ["Score", "SimulatedDevices", "personal_part"]
 
 Vector = NDArray[np.float32]
 
@@ -48,6 +48,18 @@ class Score:
     @property
     def accuracy(self) -> float:
         return self.correct / self.n_test
+
+
+def agent_home(directory: Path, index: int) -> Path:
+    """Where the agent of one person lives in a run directory."""
+    return directory / "agents" / f"{index:06d}"
+
+
+def personal_part(directory: Path, index: int, run: bytes) -> Vector | None:
+    """The personal part that one person's agent ended `run` with, or None where it has none."""
+    home = agent_home(directory, index)
+    kept = Vault(home).personal(run) if home.exists() else None
+    return None if kept is None else kept.vector
 
 
 class SimulatedDevices:
@@ -138,7 +150,7 @@ class SimulatedDevices:
         return private, self.authority.issue(index + 1, Identity.public_of(private))
 
     def _home(self, index: int) -> Path:
-        return self._directory / "agents" / f"{index:06d}"
+        return agent_home(self._directory, index)
 
     def _make(self, index: int) -> Agent:
         person = self._people[index]

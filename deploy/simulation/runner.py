@@ -36,7 +36,7 @@ from penchant.server.journal import Journal
 from penchant.server.round import announced_factors
 from penchant.server.run import Observer
 
-__all__ = ["REPORT", "ReportWriter", "simulate"]
+__all__ = ["REPORT", "ReportWriter", "final_factors", "simulate"]
 
 REPORT = "report.html"
 ReportWriter = Callable[[RunResult, Path], None]
@@ -116,7 +116,7 @@ def _federate(
         _run_in_process(world, directory, journal, fleet, lambda log: progress.round(log, last), fault)
     progress.stage("evaluating")
     plan = config.plan("close", len(fleet))
-    factors = _final_factors(world, journal)
+    factors = final_factors(world, journal)
     return fleet.scores(world.run, plan, factors, config.data.evaluate)
 
 
@@ -127,11 +127,12 @@ def _cold_start(world: SimulationSetup, journal: Journal, progress: Progress) ->
     progress.stage("fitting newcomers")
     config, data = world.config, world.config.data
     planned = world.model_cache.of(config.plan("close", len(world.federation.people)))
-    factors = _final_factors(world, journal)
+    factors = final_factors(world, journal)
     return cold_start(planned, factors, world.newcomers, data.pairs, data.evaluate, worker_count(config))
 
 
-def _final_factors(world: SimulationSetup, journal: Journal) -> NDArray[np.float32]:
+def final_factors(world: SimulationSetup, journal: Journal) -> NDArray[np.float32]:
+    """The factors that a finished run ends with, as its server announced them."""
     found = journal.load()
     if found is None:
         raise JournalError("the run ended without a finished round; see the journal")

@@ -52,8 +52,8 @@ def tune(home: Path, shares: Sequence[str], spreads: Sequence[float], heads: Seq
         for spread, head in itertools.product(spreads, tried):
             how = {"prior_spread": spread, "prior_head": head}
             curves = [curve(fleet, 20, "validation", **how) for fleet in fleets]
-            overall = statistics.fmean(row["mean"] for rows in curves for row in rows[1:])
-            rows = "  ".join(f"{statistics.fmean(c[i]['mean'] for c in curves):.3f}" for i in range(1, 6))
+            overall = statistics.fmean(row.mean for rows in curves for row in rows[1:])
+            rows = "  ".join(f"{statistics.fmean(c[i].mean for c in curves):.3f}" for i in range(1, 6))
             print(
                 f"{share:5s} spread {spread:<4g} head {head:<4g} {overall:.4f}   by choices {rows}",
                 flush=True,

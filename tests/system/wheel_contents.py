@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 ROOMS = ("client", "common", "deploy", "server")
+FACE = "deploy/api/"  # the package `penchant` itself
 
 
 def source_files(root: Path) -> set[str]:
@@ -19,7 +20,7 @@ def source_files(root: Path) -> set[str]:
     listing = subprocess.run(
         ["git", "-C", str(root), "ls-files", *ROOMS], check=True, capture_output=True, text=True
     )
-    return {f"penchant/{name}" for name in listing.stdout.splitlines()}
+    return {f"penchant/{name.removeprefix(FACE)}" for name in listing.stdout.splitlines()}
 
 
 def main() -> int:

@@ -1,0 +1,80 @@
+"""Personal reward models, learned together, without anyone's preferences leaving their device.
+
+>>> import penchant
+>>> result = penchant.simulate("senate", share="A", rounds=20, seed=0)
+>>> result.accuracy
+
+Importing this loads nothing heavy: each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from penchant._data import load_preferences as load_preferences
+    from penchant._personal_model import PersonalModel as PersonalModel
+    from penchant._results import ComparisonResult as ComparisonResult
+    from penchant._results import SimulationResult as SimulationResult
+    from penchant._runs import Callback as Callback
+    from penchant._runs import compare as compare
+    from penchant._runs import simulate as simulate
+    from penchant.common.config import RunConfig as RunConfig
+    from penchant.common.data.preferences import Federation as Federation
+    from penchant.common.data.preferences import Person as Person
+    from penchant.common.data.preferences import Preference as Preference
+    from penchant.common.errors import PenchantError as PenchantError
+
+    __version__: str
+
+# Public name -> the module that has it. `__all__`, `dir(penchant)` and docs/api.md follow from this table; a
+# type checker reads the imports above, so a new name goes into both.
+_PLACES = {
+    "load_preferences": "penchant._data",
+    "simulate": "penchant._runs",
+    "compare": "penchant._runs",
+    "Preference": "penchant.common.data.preferences",
+    "Person": "penchant.common.data.preferences",
+    "Federation": "penchant.common.data.preferences",
+    "RunConfig": "penchant.common.config",
+    "SimulationResult": "penchant._results",
+    "ComparisonResult": "penchant._results",
+    "PersonalModel": "penchant._personal_model",
+    "PenchantError": "penchant.common.errors",
+    # Extension points: share rules, server optimisers and data sets of your own come here.
+    "Callback": "penchant._runs",
+}
+
+__all__ = [
+    "Callback",
+    "ComparisonResult",
+    "Federation",
+    "PenchantError",
+    "Person",
+    "PersonalModel",
+    "Preference",
+    "RunConfig",
+    "SimulationResult",
+    "__version__",
+    "compare",
+    "load_preferences",
+    "simulate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        found: Any = version("penchant")
+    elif name in _PLACES:
+        found = getattr(import_module(_PLACES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found  # looked up once
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,256 @@
+"""Simulations and comparisons, from Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from penchant._data import LoadedFederation, Preferences, as_loaded, load_preferences
+from penchant._results import ComparisonResult, SimulationResult
+from penchant.common.config import DataConfig, RunConfig
+from penchant.common.data.preferences import Federation
+from penchant.common.errors import ConfigError, RunDirectoryError, UsageError
+from penchant.common.settings import section_table
+from penchant.deploy import run_directory
+from penchant.deploy.comparison import runner as comparison_runner
+from penchant.deploy.comparison.runner import ComparisonPages, ComparisonProgress
+from penchant.deploy.configuration import configure
+from penchant.deploy.report import PAGES, write_report
+from penchant.deploy.simulation import runner
+from penchant.deploy.simulation.result import RoundSummary
+from penchant.deploy.simulation.world import prepare
+from penchant.server.journal import RoundLog
+
+__all__ = ["Callback", "compare", "simulate"]
+
+RUN_DATA = ("evaluate", "holdout_clients")  # data settings of the run, not of how its data were loaded
+
+
+class Callback:
+    """Hears what a simulation does; override what you want to know. An exception ends the simulation."""
+
+    def on_stage(self, stage: str) -> None:
+        """A new part of the work begins, such as "federating" or "evaluating"."""
+
+    def on_round(self, summary: RoundSummary, last: int) -> None:
+        """A round is finished; `last` is the number of the closing round."""
+
+
+class _Told(ComparisonProgress):
+    """Passes on to callbacks what a run tells."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._callbacks = callbacks
+
+    def stage(self, text: str) -> None:
+        """As `Progress.stage`."""
+        for callback in self._callbacks:
+            callback.on_stage(text)
+
+    def round(self, log: RoundLog, last: int) -> None:
+        """As `Progress.round`."""
+        for callback in self._callbacks:
+            callback.on_round(RoundSummary.of(log), last)
+
+
+def simulate(
+    data: Preferences | Federation,
+    config: RunConfig | None = None,
+    *,
+    share: str | None = None,
+    rounds: int | None = None,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    **settings: Any,
+) -> SimulationResult:
+    """Simulate a federation on this machine; every person ends with a reward model of their own.
+
+    Args:
+        data: what `load_preferences` gave, or anything that it takes.
+        config: all settings of the run; without it those tuned for the data set and share are used.
+        share: what the people's models have in common, such as "A", "AB" or "none".
+        rounds: how many rounds are federated.
+        seed: draws everything that is drawn, the split of preferences from `load_preferences` included.
+        out: the run directory, which is made; the same call goes on there where it stopped. Without it the
+            run is in a temporary directory, which lives as long as the result.
+        callbacks: hear what the simulation does.
+        settings: any other setting by its name, such as ``cohort=10``, or by its full name, as in
+            ``**{"training.lr_personal": 0.02}``.
+
+    Raises:
+        ConfigError: a setting is unknown, or out of its range. DataError: the data can't be used.
+        RunDirectoryError: `out` holds something else. RoundFailed: too few clients answered.
+    """
+    asked = _asked(settings, {"adapter.share": share, "federation.rounds": rounds, "seed": seed})
+    source = _Source.of(data, asked)
+    settled = source.configured(config, asked)
+    world = prepare(settled, federation=source.people(settled))
+    directory, kept = _place(out)
+    _begin(directory, settled)
+    found = runner.simulate(
+        world,
+        directory,
+        _Told(callbacks),
+        command=_call("simulate", data, asked),
+        write_report=None if out is None else write_report,
+    )
+    return SimulationResult.of(found, directory, world, kept)
+
+
+def compare(
+    data: Preferences | Federation,
+    config: RunConfig | None = None,
+    *,
+    shares: Iterable[str] = ("A", "B", "AB", "none"),
+    seeds: Iterable[int] = range(3),
+    out: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    **settings: Any,
+) -> ComparisonResult:
+    """Compare what people's models may share: the same people, preferences and seeds for every method.
+
+    Args:
+        data: what `load_preferences` gave, or anything that it takes.
+        config: all settings but share and seed; without it those tuned for the data set and each share.
+        shares: the methods to compare, by what they share.
+        seeds: each method runs once with each seed; differences need at least two.
+        out: the directory of the comparison, which is made; the same call goes on there where it stopped.
+            Without it the runs are in a temporary directory, which lives as long as the result.
+        callbacks: hear what each run does.
+        settings: any other setting, as in `simulate`.
+
+    Raises:
+        As `simulate`.
+    """
+    asked = _asked(settings, {})
+    source = _Source.of(data, asked)
+    cases = [{"seed": seed, "adapter.share": share} for seed in seeds for share in tuple(shares)]
+    if not cases:
+        raise UsageError("there is nothing to compare; name at least one share and one seed")
+    configs = [source.configured(config, asked | case) for case in cases]
+    directory, kept = _place(out)
+    found = comparison_runner.compare(
+        configs,
+        directory,
+        _Told(callbacks),
+        command=_call("compare", data, asked),
+        pages=ComparisonPages() if out is None else PAGES,
+        people=source.people,
+    )
+    return ComparisonResult.of(found, directory, kept)
+
+
+# --- data and settings ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """The data of a call: a name that a run loads by itself, or people who are in memory already."""
+
+    name: str = ""
+    loaded: LoadedFederation | None = None
+
+    @classmethod
+    def of(cls, data: Preferences | Federation, asked: dict[str, Any]) -> _Source:
+        """What `data` is. Data settings are taken out of `asked` where preferences are loaded here."""
+        if isinstance(data, str | Path):
+            return cls(str(data))
+        if isinstance(data, Federation):
+            _refuse_loaded_settings(asked)
+            return cls(loaded=as_loaded(data))
+        own = {key: asked.pop(key) for key in _loading_keys() if key in asked}
+        names = {"clients": "people", "until": "time_cutoff"}
+        told = {key.removeprefix("data."): value for key, value in own.items()}
+        return cls(loaded=load_preferences(data, **{names.get(k, k): v for k, v in told.items()}))
+
+    def configured(self, config: RunConfig | None, asked: Mapping[str, Any]) -> RunConfig:
+        """The settings of a run on this data."""
+        changes = self._changes(config, asked) | asked
+        return configure(changes, None) if config is None else config.changed(changes)
+
+    def _changes(self, config: RunConfig | None, asked: Mapping[str, Any]) -> dict[str, Any]:
+        if self.loaded is None:
+            return {"data.dataset": self.name}
+        table = section_table(self.loaded.settings)
+        changes = {f"data.{name}": value for name, value in table.items() if name not in RUN_DATA}
+        return changes if config is not None else {"seed": self.loaded.seed, **changes}
+
+    def people(self, config: RunConfig) -> Federation | None:
+        """The people of a run with these settings; None where the run loads them by name."""
+        if self.loaded is None or (config.grid == "ray" and self.loaded.by_name):
+            return None
+        return self.loaded.split_by(config.seed)
+
+
+def _loading_keys() -> list[str]:
+    return [f"data.{name}" for name in section_table(DataConfig()) if name not in ("dataset", *RUN_DATA)]
+
+
+def _refuse_loaded_settings(asked: Mapping[str, Any]) -> None:
+    for key in ("data.dataset", *_loading_keys()):
+        if key in asked:
+            raise ConfigError(f"{key} is settled when the data are loaded; give it to load_preferences")
+
+
+def _asked(settings: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys of all settings that a call names."""
+    known = _keys()
+    asked = {_full_name(name, known): value for name, value in settings.items()}
+    return asked | {key: value for key, value in named.items() if value is not None}
+
+
+def _keys() -> list[str]:
+    """The full names of all settings."""
+    keys: list[str] = []
+    for name, value in section_table(RunConfig()).items():
+        keys += [f"{name}.{inner}" for inner in value] if isinstance(value, dict) else [name]
+    return keys
+
+
+def _full_name(name: str, known: Sequence[str]) -> str:
+    """The full name of a setting; ConfigError for one that is unknown or that several sections have."""
+    if name in known or "." in name:
+        return name  # a full name that is unknown is refused, or read as an old one, by RunConfig
+    found = [key for key in known if key.rpartition(".")[2] == name]
+    if len(found) > 1:
+        raise ConfigError(f"{name} may be {' or '.join(found)}; give the full name: **{{{found[0]!r}: …}}")
+    if not found:
+        short = [key.rpartition(".")[2] for key in known]
+        near = difflib.get_close_matches(name, short, n=1)
+        hint = f"did you mean {near[0]}?" if near else "see docs for the settings there are"
+        raise ConfigError(f"there is no setting {name}; {hint}")
+    return found[0]
+
+
+# --- directories ----------------------------------------------------------------------------------
+
+
+def _place(out: str | Path | None) -> tuple[Path, TemporaryDirectory[str] | None]:
+    """The directory to work in; a temporary one goes when the result that keeps it does."""
+    if out is not None:
+        return Path(out), None
+    kept = TemporaryDirectory(prefix="penchant-")
+    return Path(kept.name), kept
+
+
+def _begin(directory: Path, config: RunConfig) -> None:
+    """Make the run directory, or find the same run there."""
+    if not (directory / run_directory.CONFIG).is_file():
+        run_directory.create(directory, config)
+    elif run_directory.read_config(directory) != config:
+        raise RunDirectoryError(
+            f"{directory} is a run of another configuration; ask for the same, or choose another out"
+        )
+
+
+def _call(function: str, data: object, asked: Mapping[str, Any]) -> str:
+    """The call as the report shows it."""
+    named = {key: value for key, value in asked.items() if "." not in key}
+    named |= {key.rpartition(".")[2]: value for key, value in asked.items() if "." in key}
+    words = [repr(str(data)) if isinstance(data, str | Path) else "data"]
+    return f"penchant.{function}({', '.join([*words, *(f'{k}={v!r}' for k, v in named.items())])})"

@@ -1,0 +1,119 @@
+"""Preferences that are in memory already: a mapping of people, a table, or rows in TRL's format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from penchant.common.data.preferences import Federation, Preference, kind_of
+from penchant.common.data.splits import Sizes, people_from_pairs
+from penchant.common.data.trl_format import BadRows, RowLog, collect_preferences, parse_preference
+from penchant.common.errors import DataError
+from penchant.deploy.datasets.files import by_person
+from penchant.deploy.datasets.prepared import Prepared, to_federation
+
+__all__ = ["federation_of", "preference_of"]
+
+PERSON = "person"
+Row = tuple[str, Mapping[str, Any]]
+
+
+def federation_of(
+    source: object,
+    name: str,
+    sizes: Sizes,
+    seed: int,
+    *,
+    clients: int | None = None,
+    bad_rows: BadRows = "refuse",
+    person_column: str | None = None,
+) -> Federation:
+    """Everybody's training, validation and test pairs, from preferences in memory.
+
+    Args:
+        source: a mapping of each person's name to their preferences (`Preference`, a row in TRL's format, or
+            ``(prompt, chosen, rejected)``), oldest first; a pandas DataFrame or a `datasets.Dataset` with a
+            column that names the person; or such rows.
+        name: what results call the data.
+        sizes: how many pairs of each part a person is asked for.
+        seed: of everything drawn.
+        clients: how many people take part, drawn by `seed`; everybody if None.
+        bad_rows: "refuse" data with bad rows, or "skip" them and say so in the caveats.
+        person_column: the column that names the person, if it is not a usual one.
+
+    Raises:
+        DataError: this is none of these, rows are bad, or somebody has too few preferences.
+    """
+    log = RowLog(bad_rows)
+    if isinstance(source, Mapping) and person_column is not None:
+        raise DataError("a mapping names its people itself; a person column is for tables and rows")
+    column = PERSON if isinstance(source, Mapping) else person_column
+    labelled = collect_preferences(_counted(_rows(source, log), log), log, column)
+    report = log.finish(name)
+    people, shortfalls, across = people_from_pairs(by_person(labelled, name), sizes, seed)
+    caveats = []
+    if across:
+        caveats.append(f"{across} pairs compare items on different sides of the split and are not used")
+    prepared = Prepared(name, people, shortfalls, caveats, report, strict=bad_rows == "refuse")
+    return to_federation(prepared, sizes, clients, seed)
+
+
+def preference_of(given: object) -> Preference:
+    """One preference, from any form in which it may be handed over; DataError for anything else."""
+    return given if isinstance(given, Preference) else parse_preference(_columns(given))
+
+
+def _columns(given: object) -> Mapping[str, Any]:
+    if isinstance(given, Preference):
+        return {"prompt": given.prompt, "chosen": given.chosen, "rejected": given.rejected}
+    if isinstance(given, Mapping):
+        return given
+    if isinstance(given, tuple | list) and len(given) == 3:
+        return dict(zip(("prompt", "chosen", "rejected"), given, strict=True))
+    raise DataError(
+        "a preference must be a Preference, a row with 'chosen' and 'rejected', or "
+        f"(prompt, chosen, rejected), not {kind_of(given)}"
+    )
+
+
+def _counted(rows: Iterable[Row], log: RowLog) -> Iterator[Row]:
+    for row in rows:
+        log.met()
+        yield row
+
+
+def _rows(source: object, log: RowLog) -> Iterator[Row]:
+    """Where each preference is, in words, and its columns."""
+    if isinstance(source, Mapping):
+        yield from _of_people(source, log)
+    elif hasattr(source, "columns") and hasattr(source, "to_dict"):  # a DataFrame
+        yield from _numbered(source.to_dict("records"), log)
+    elif isinstance(source, Iterable) and not isinstance(source, str | bytes):  # also a datasets.Dataset
+        yield from _numbered(source, log)
+    else:
+        raise DataError(
+            f"preferences must be a mapping of people, a table or rows, not {kind_of(source)}; see "
+            "penchant.load_preferences"
+        )
+
+
+def _of_people(source: Mapping[Any, Any], log: RowLog) -> Iterator[Row]:
+    for person, preferences in source.items():
+        if hasattr(preferences, "column_names"):
+            raise DataError(
+                f"this is a dictionary of data sets; choose one of its splits, as in data[{person!r}]"
+            )
+        if isinstance(preferences, str | bytes | Mapping) or not isinstance(preferences, Iterable):
+            raise DataError(f"the preferences of {person!r} must be a list, not {kind_of(preferences)}")
+        for where, row in _numbered(preferences, log, f"{person}: "):
+            yield where, {**row, PERSON: person}
+
+
+def _numbered(rows: Iterable[object], log: RowLog, whose: str = "") -> Iterator[Row]:
+    for number, given in enumerate(rows, start=1):
+        where = f"{whose}preference {number}"
+        try:
+            yield where, _columns(given)
+        except DataError as error:
+            log.met()
+            log.reject(where, error)

@@ -1,0 +1,356 @@
+"""`import penchant`: data from memory, settings by name, results that know their models, comparisons."""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import penchant
+from penchant.common.data.preferences import Person, Preference
+from penchant.common.errors import BaseModelError, ConfigError, DataError, RunDirectoryError, UsageError
+from penchant.deploy import run_directory
+from penchant.deploy.simulation.result import RunResult
+from penchant.deploy.simulation.runner import simulate as simulate_in
+from penchant.deploy.simulation.world import prepare
+
+WORDS = ["motion", "bill", "vote", "table", "cloture", "judge", "budget", "tax"]
+NAMES = ("ann", "bob", "cy", "dee", "eve")
+SIZES: dict[str, Any] = {"pairs": 6, "validation_pairs": 3, "test_pairs": 12}
+
+
+def rows() -> list[dict[str, str]]:
+    """Rows of five people, 60 prompts each; which response wins is theirs alone."""
+    draw = random.Random(0)
+    made = []
+    for name in NAMES:
+        taste = draw.sample(WORDS, len(WORDS))
+        for number in range(60):
+            better, worse = sorted(draw.sample(WORDS, 2), key=taste.index)
+            asked = " ".join([name, *draw.choices(WORDS, k=draw.randrange(20)), f"{number} "])
+            made.append({"person": name, "prompt": asked, "chosen": better, "rejected": worse})
+    return made
+
+
+def by_person(form: Callable[[dict[str, str]], Any]) -> dict[str, list[Any]]:
+    return {name: [form(row) for row in rows() if row["person"] == name] for name in NAMES}
+
+
+def as_preference(row: dict[str, str]) -> Preference:
+    return Preference(row["prompt"], row["chosen"], row["rejected"])
+
+
+def as_tuple(row: dict[str, str]) -> tuple[str, str, str]:
+    return row["prompt"], row["chosen"], row["rejected"]
+
+
+def as_row(row: dict[str, str]) -> dict[str, str]:
+    return {name: row[name] for name in ("prompt", "chosen", "rejected")}
+
+
+class Table:
+    """As a `datasets.Dataset`: columns, and rows when it is iterated."""
+
+    def __init__(self, rows: list[dict[str, str]]) -> None:
+        self.column_names = list(rows[0])
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        return iter(self._rows)
+
+
+@pytest.fixture(scope="module")
+def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(tiny_model: Callable[[str], Path]) -> dict[str, Any]:
+    """Settings of a small and quick run, by their short names."""
+    return {
+        "base_model": str(tiny_model("bert")),
+        "local_epochs": 2,
+        "rounds": 2,
+        "cohort": 4,
+        "secagg": False,
+    }
+
+
+@pytest.fixture(scope="module")
+def result(small: dict[str, Any]) -> penchant.SimulationResult:
+    return penchant.simulate(penchant.load_preferences(by_person(as_preference), **SIZES), **small)
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def frame() -> Any:
+    return pytest.importorskip("pandas").DataFrame(rows())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        lambda: by_person(as_preference),
+        lambda: by_person(as_tuple),
+        lambda: by_person(as_row),
+        lambda: Table(rows()),
+        lambda: (row for row in rows()),
+        frame,
+    ],
+    ids=["preferences", "tuples", "rows", "dataset", "iterator", "pandas"],
+)
+def test_every_form_gives_the_same_people_as_a_file(source: Callable[[], Any], rows_file: Path) -> None:
+    loaded = penchant.load_preferences(source(), **SIZES)
+    of_file = penchant.load_preferences(rows_file, **SIZES)
+    assert loaded.people == of_file.people
+    assert loaded.name == "in memory"
+    other = loaded.split_by(1)
+    assert other.people != loaded.people
+    assert other.people == of_file.split_by(1).people
+
+
+def test_a_known_name_is_loaded_as_a_run_loads_it() -> None:
+    loaded = penchant.load_preferences("senate", people=5, pairs=4)
+    assert isinstance(loaded, penchant.Federation)
+    assert (loaded.name, len(loaded.people), len(loaded.people[0].train)) == ("senate", 5, 4)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ({"ann": [("a", "b")]}, r"ann: preference 1: a preference must be a Preference, a row"),
+        ({"ann": "text"}, "the preferences of 'ann' must be a list, not a text"),
+        ({"train": Table(rows())}, "dictionary of data sets; choose one of its splits"),
+        ({"ann": [{"chosen": "x", "rejected": "x"}]}, "are the same"),
+        (7, "preferences must be a mapping of people, a table or rows, not a number"),
+        ([{"chosen": "x", "rejected": "y"}], "doesn't say whose preferences they are"),
+        ({}, "nothing to use in in memory: it has no rows"),
+    ],
+)
+def test_data_that_can_not_be_used_are_refused_in_one_line(source: Any, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        penchant.load_preferences(source)
+
+
+def test_bad_rows_can_be_skipped() -> None:
+    people = by_person(as_preference)
+    people["ann"].insert(0, ("only", "two"))
+    loaded = penchant.load_preferences(people, bad_rows="skip", **SIZES)
+    assert any("skipped bad rows: 1 of 301" in caveat for caveat in loaded.caveats)
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def test_a_run_from_memory_is_a_run_from_a_file(
+    result: penchant.SimulationResult, rows_file: Path, small: dict[str, Any], tmp_path: Path
+) -> None:
+    """The same people and settings, the same figures, as `penchant simulate` makes them."""
+    config = penchant.RunConfig().changed(
+        {f"data.{name}": value for name, value in SIZES.items()}
+        | {
+            "data.dataset": str(rows_file),
+            "model.base_model": small["base_model"],
+            "training.local_epochs": 2,
+            "federation.rounds": 2,
+            "federation.cohort": 4,
+            "privacy.secagg": False,
+        }
+    )
+    run_directory.create(tmp_path / "run", config)
+    by_file = simulate_in(prepare(config), tmp_path / "run")
+    by_name = penchant.simulate(rows_file, config)
+    assert by_name.per_client == by_file.per_client
+    assert by_name.to_dict()["shared_tensors"] == by_file.to_dict()["shared_tensors"]
+    assert len(result.per_person) == len(by_file.per_person) == 5
+    assert result.accuracy == pytest.approx(sum(result.per_person.values()) / 5)
+    assert result.command.startswith("penchant.simulate(data, base_model=")
+
+
+def test_what_is_written_is_read_back(result: penchant.SimulationResult) -> None:
+    table = json.loads((result.directory / "result.json").read_text())
+    assert result.to_dict() == table
+    assert RunResult.from_dict(table).to_dict() == table
+    opened = penchant.SimulationResult.open(result.directory)
+    assert opened.per_client == result.per_client
+
+
+def test_settings_have_short_and_full_names(small: dict[str, Any]) -> None:
+    data = penchant.load_preferences(by_person(as_tuple), **SIZES)
+    given = small | {"rounds": 1, "training.lr_personal": 0.02, "evaluate": "validation"}
+    found = penchant.simulate(data, **given)
+    assert found.config["training"]["lr_personal"] == 0.02
+    assert found.evaluated_on == "validation"
+    assert [summary.round for summary in found.rounds_log] == [1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"cohrt": 3}, "there is no setting cohrt; did you mean cohort"),
+        ({"pairs": 3}, "data.pairs is settled when the data are loaded; give it to load_preferences"),
+        ({"rank": 0}, "adapter.rank is 0"),
+        ({"training.lr": 1}, "lr"),
+        ({"share": "X"}, "'X'"),
+    ],
+)
+def test_a_wrong_setting_is_refused(settings: dict[str, Any], says: str) -> None:
+    data = penchant.load_preferences(by_person(as_tuple), **SIZES)
+    with pytest.raises(ConfigError, match=says):
+        penchant.simulate(data, **settings)
+
+
+def test_data_may_be_given_as_they_are(small: dict[str, Any]) -> None:
+    found = penchant.simulate(by_person(as_tuple), **small, **SIZES, share="none")
+    assert (found.pairs, found.share, found.dataset) == (6, "none", "in memory")
+
+
+def test_people_made_by_hand_are_taken_as_they_are(small: dict[str, Any]) -> None:
+    people = []
+    for name, own in by_person(as_preference).items():
+        people.append(Person(name, tuple(own[:4]), tuple(own[4:6]), tuple(own[6:10])))
+    found = penchant.simulate(penchant.Federation("by hand", tuple(people)), **small)
+    assert (found.dataset, found.pairs, found.config["data"]["test_pairs"]) == ("by hand", 4, 4)
+
+
+def test_people_in_memory_can_not_go_to_other_processes(small: dict[str, Any]) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(ConfigError, match="grid is ray, whose processes load the people by name"):
+        penchant.simulate(by_person(as_tuple), **small, **SIZES, grid="ray")
+
+
+def test_the_same_call_goes_on_and_another_one_is_refused(small: dict[str, Any], tmp_path: Path) -> None:
+    data = penchant.load_preferences(by_person(as_tuple), **SIZES)
+    first = penchant.simulate(data, **small, out=tmp_path / "run")
+    before = (tmp_path / "run/result.json").read_bytes()
+    assert penchant.simulate(data, **small, out=tmp_path / "run").per_client == first.per_client
+    assert (tmp_path / "run/result.json").read_bytes() == before
+    assert (tmp_path / "run/report.html").exists()
+    with pytest.raises(RunDirectoryError, match="a run of another configuration"):
+        penchant.simulate(data, **small, share="B", out=tmp_path / "run")
+
+
+def test_a_temporary_directory_lives_as_long_as_its_result(small: dict[str, Any]) -> None:
+    found = penchant.simulate(by_person(as_tuple), **small | {"rounds": 1}, **SIZES)
+    directory = found.directory
+    assert (directory / "result.json").exists()
+    del found
+    gc.collect()
+    assert not directory.exists()
+
+
+def test_callbacks_hear_every_stage_and_round(small: dict[str, Any]) -> None:
+    heard: list[Any] = []
+
+    class Heard(penchant.Callback):
+        def on_stage(self, stage: str) -> None:
+            heard.append(stage)
+
+        def on_round(self, summary: Any, last: int) -> None:
+            heard.append((summary.round, summary.survivors, last))
+
+    penchant.simulate(by_person(as_tuple), **small, **SIZES, callbacks=[Heard(), penchant.Callback()])
+    assert heard == ["encoding texts", "federating", (1, 4, 3), (2, 4, 3), (3, 5, 3), "evaluating"]
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+def test_a_personal_model_ranks_as_the_run_was_scored(result: penchant.SimulationResult) -> None:
+    people = penchant.load_preferences(by_person(as_preference), **SIZES).people
+    for person in people:
+        model = result.personal_model(person.name)
+        right = [model.preference(p.prompt, p.chosen, p.rejected) > 0.5 for p in person.test]
+        assert sum(right) / len(right) == pytest.approx(result.per_person[person.name])
+    ranked = result.personal_model("ann").rank("ann motion ", ["tax", "bill", "vote"])
+    assert [row.score for row in ranked] == sorted((row.score for row in ranked), reverse=True)
+    assert ranked[0].over_next == pytest.approx(
+        result.personal_model("ann").preference("ann motion ", ranked[0].response, ranked[1].response)
+    )
+    assert ranked[-1].over_next is None
+
+
+def test_people_have_models_of_their_own(result: penchant.SimulationResult) -> None:
+    scores = {tuple(result.personal_model(name).score("motion ", ["tax", "bill"])) for name in NAMES}
+    assert len(scores) == len(NAMES)
+    with pytest.raises(UsageError, match="'fay' took no part in this run"):
+        result.personal_model("fay")
+    with pytest.raises(DataError, match="responses must be a list"):
+        result.personal_model("ann").rank("motion ", [])
+
+
+@pytest.mark.parametrize("share", ["A", "kernel", "lore", "none"])
+def test_an_exported_model_scores_the_same_when_it_is_loaded(
+    share: str, small: dict[str, Any], tmp_path: Path
+) -> None:
+    found = penchant.simulate(by_person(as_tuple), **small | {"rounds": 1}, **SIZES, share=share)
+    model = found.personal_model("bob")
+    model.export(tmp_path / "bob")
+    loaded = penchant.PersonalModel.load(tmp_path / "bob")
+    texts = ["tax", "bill", "vote"]
+    assert loaded.score("motion ", texts) == pytest.approx(model.score("motion ", texts), abs=1e-5)
+    with pytest.raises(UsageError, match="in use"):
+        model.export(tmp_path / "bob")
+
+
+def test_what_is_no_export_is_refused(
+    result: penchant.SimulationResult, tmp_path: Path, tiny_model: Callable[[str], Path]
+) -> None:
+    with pytest.raises(DataError, match=r"does not hold a model that PersonalModel\.export wrote"):
+        penchant.PersonalModel.load(tmp_path)
+    result.personal_model("ann").export(tmp_path / "ann")
+    path = tmp_path / "ann" / "penchant.json"
+    table = json.loads(path.read_text())
+    path.write_text(json.dumps(table | {"digest": "0" * 64}))
+    with pytest.raises(BaseModelError, match="is not the base model that"):
+        penchant.PersonalModel.load(tmp_path / "ann")
+
+
+def test_a_newcomer_is_fitted_to_their_choices_alone(result: penchant.SimulationResult) -> None:
+    choices = [("motion ", "tax", "bill"), {"prompt": "vote ", "chosen": "tax", "rejected": "bill"}]
+    nobody, fitted = result.fit_newcomer([]), result.fit_newcomer(choices)
+    assert fitted.preference("motion ", "tax", "bill") > nobody.preference("motion ", "tax", "bill")
+
+
+def test_the_record_can_be_audited_and_drawn(result: penchant.SimulationResult, tmp_path: Path) -> None:
+    assert result.audit().violations == ()
+    result.write_report(tmp_path / "report.html")
+    assert "in memory" in (tmp_path / "report.html").read_text()
+
+
+def test_a_notebook_shows_a_table_with_everything_escaped(result: penchant.SimulationResult) -> None:
+    shown = result._repr_html_()
+    assert "<td>ann</td><td>12</td>" in shown
+    assert "<script" not in RunResult.from_dict(result.to_dict() | {"dataset": "<script>"})._repr_html_()
+    assert "per_client" in repr(result)
+
+
+# --- comparisons ----------------------------------------------------------------------------------
+
+
+def test_a_comparison_splits_anew_for_each_seed_and_says_what_it_found(
+    small: dict[str, Any], tmp_path: Path
+) -> None:
+    data = penchant.load_preferences(by_person(as_tuple), **SIZES)
+    found = penchant.compare(data, shares=["A", "none"], seeds=[0, 1], out=tmp_path / "all", **small)
+    assert found.to_dict() == json.loads((tmp_path / "all/compare.json").read_text())
+    assert [row.share for row in found.rows] == ["A", "none"]
+    assert all(row.seeds == (0, 1) for row in found.rows)
+    (difference,) = found.differences
+    assert "everyone alone" in difference.label
+    assert found.conclusions[0].endswith(".")
+    assert "<th>method</th>" in found._repr_html_()
+    assert (tmp_path / "all/compare.html").exists()
+    results = [RunResult.read(tmp_path / "all" / run.directory) for run in found.rows[0].runs]
+    assert len({one.digests["data"] for one in results if one is not None}) == 2
+    alone = penchant.simulate(data, seed=1, share="A", **small)
+    assert results[1] is not None
+    assert alone.per_client == results[1].per_client

@@ -1,0 +1,47 @@
+"""The public names of `import penchant`: which there are, and that importing it is cheap."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import penchant
+
+PUBLIC = [
+    "Callback",
+    "ComparisonResult",
+    "Federation",
+    "PenchantError",
+    "Person",
+    "PersonalModel",
+    "Preference",
+    "RunConfig",
+    "SimulationResult",
+    "__version__",
+    "compare",
+    "load_preferences",
+    "simulate",
+]
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(penchant.__all__) == PUBLIC
+    assert set(penchant._PLACES) == set(PUBLIC) - {"__version__"}
+    for name in PUBLIC:
+        assert getattr(penchant, name) is not None
+        assert name in dir(penchant)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    assert not hasattr(penchant, "simulat")
+
+
+def test_importing_it_loads_nothing_heavy() -> None:
+    script = (
+        "import sys, penchant\n"
+        "assert penchant.__version__ and dir(penchant)\n"
+        "heavy = {'torch', 'flwr', 'numpy', 'matplotlib', 'transformers', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'importing penchant loads {sorted(heavy)}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
