@@ -57,7 +57,7 @@ class PersonalModel:
         self._adapter = adapter
 
     @classmethod
-    def of(cls, planned: PlannedModel, factors: Vector, personal: Vector | None) -> Self:
+    def _of(cls, planned: PlannedModel, factors: Vector, personal: Vector | None) -> Self:
         """The model of somebody's personal part, or of the common start, with announced factors."""
         shared, start = planned.parts(factors)
         fits = personal is not None and personal.shape == start.shape

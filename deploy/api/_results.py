@@ -64,12 +64,12 @@ class RunModels:
         if name not in names:
             raise UsageError(f"{name!r} took no part in this run; choose one of {', '.join(names[:10])} …")
         own = personal_part(self._directory, names.index(name), self.world.run)
-        return PersonalModel.of(self.planned, self.factors, own)
+        return PersonalModel._of(self.planned, self.factors, own)
 
     def of_newcomer(self, choices: Iterable[Given]) -> PersonalModel:
         """The model of somebody new, fitted to their choices alone."""
         fitted = fit_newcomer(self.planned, self.factors, preferences_of(choices))
-        return PersonalModel.of(self.planned, self.factors, fitted)
+        return PersonalModel._of(self.planned, self.factors, fitted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class SimulationResult(RunResult):
     _kept: TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(
+    def _of(
         cls,
         result: RunResult,
         directory: Path,
@@ -106,7 +106,7 @@ class SimulationResult(RunResult):
         found = RunResult.read(Path(directory))
         if found is None:
             raise RunDirectoryError(f"{directory} holds no finished run; finish it with --resume {directory}")
-        return cls.of(found, Path(directory))
+        return cls._of(found, Path(directory))
 
     def personal_model(self, person: str) -> PersonalModel:
         """The model of one person of the run, as it was after the last round."""
@@ -136,7 +136,7 @@ class ComparisonResult(Comparison):
     _kept: TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, found: Comparison, directory: Path, kept: TemporaryDirectory[str] | None = None) -> Self:
+    def _of(cls, found: Comparison, directory: Path, kept: TemporaryDirectory[str] | None = None) -> Self:
         """The result of the comparison in a directory."""
         return cls(found.rows, found.details, directory, kept)
 

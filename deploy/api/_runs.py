@@ -31,7 +31,10 @@ RUN_DATA = ("evaluate", "holdout_clients")  # data settings of the run, not of h
 
 
 class Callback:
-    """Hears what a simulation does; override what you want to know. An exception ends the simulation."""
+    """Hears what a simulation does; override what you want to know.
+
+    An exception ends the call. Finished rounds stand, and the same call with the same `out` goes on.
+    """
 
     def on_stage(self, stage: str) -> None:
         """A new part of the work begins, such as "federating" or "evaluating"."""
@@ -83,8 +86,10 @@ def simulate(
             ``**{"training.lr_personal": 0.02}``.
 
     Raises:
-        ConfigError: a setting is unknown, or out of its range. DataError: the data can't be used.
-        RunDirectoryError: `out` holds something else. RoundFailed: too few clients answered.
+        ConfigError: a setting is unknown, or out of its range.
+        DataError: the data can't be used.
+        RunDirectoryError: `out` holds something else.
+        RoundFailed: too few clients answered; finished rounds stand.
     """
     asked = _asked(settings, {"adapter.share": share, "federation.rounds": rounds, "seed": seed})
     source = _Source.of(data, asked)
@@ -99,7 +104,7 @@ def simulate(
         command=_call("simulate", data, asked),
         write_report=None if out is None else write_report,
     )
-    return SimulationResult.of(found, directory, world, kept)
+    return SimulationResult._of(found, directory, world, kept)
 
 
 def compare(
@@ -142,7 +147,7 @@ def compare(
         pages=ComparisonPages() if out is None else PAGES,
         people=source.people,
     )
-    return ComparisonResult.of(found, directory, kept)
+    return ComparisonResult._of(found, directory, kept)
 
 
 # --- data and settings ----------------------------------------------------------------------------
@@ -168,12 +173,12 @@ class _Source:
         told = {key.removeprefix("data."): value for key, value in own.items()}
         return cls(loaded=load_preferences(data, **{names.get(k, k): v for k, v in told.items()}))
 
-    def configured(self, config: RunConfig | None, asked: Mapping[str, Any]) -> RunConfig:
+    def configured(self, config: RunConfig | None, asked: dict[str, Any]) -> RunConfig:
         """The settings of a run on this data."""
-        changes = self._changes(config, asked) | asked
+        changes = self._changes(config) | asked
         return configure(changes, None) if config is None else config.changed(changes)
 
-    def _changes(self, config: RunConfig | None, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def _changes(self, config: RunConfig | None) -> dict[str, Any]:
         if self.loaded is None:
             return {"data.dataset": self.name}
         table = section_table(self.loaded.settings)

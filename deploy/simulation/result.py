@@ -155,7 +155,7 @@ class RunResult:
         return table
 
     @classmethod
-    def from_dict(cls, table: Mapping[str, Any]) -> Self:
+    def from_dict(cls, table: Mapping[str, Any]) -> RunResult:
         """The inverse of `to_dict`; files of earlier versions may lack some keys.
 
         Raises:
@@ -171,10 +171,10 @@ class RunResult:
         for name, record in _ROWS.items():
             if name in given:
                 given[name] = tuple(from_table(record, row, f"{name} of the result") for row in given[name])
-        return from_table(cls, given, "the result")
+        return from_table(RunResult, given, "the result")
 
     @classmethod
-    def read(cls, directory: Path) -> Self | None:
+    def read(cls, directory: Path) -> RunResult | None:
         """The result of a finished run directory, or None while the run is not finished."""
         table = run_directory.read_result(directory)
         return None if table is None else cls.from_dict(table)

@@ -261,6 +261,21 @@ def test_callbacks_hear_every_stage_and_round(small: dict[str, Any]) -> None:
     assert heard == ["encoding texts", "federating", (1, 4, 3), (2, 4, 3), (3, 5, 3), "evaluating"]
 
 
+def test_an_exception_in_a_callback_ends_the_call_and_the_same_call_goes_on(
+    small: dict[str, Any], tmp_path: Path
+) -> None:
+    class Enough(penchant.Callback):
+        def on_round(self, summary: Any, last: int) -> None:
+            raise KeyError("enough")
+
+    data = penchant.load_preferences(by_person(as_tuple), **SIZES)
+    with pytest.raises(KeyError, match="enough"):
+        penchant.simulate(data, **small, out=tmp_path / "run", callbacks=[Enough()])
+    assert not (tmp_path / "run/result.json").exists()
+    resumed = penchant.simulate(data, **small, out=tmp_path / "run")
+    assert resumed.per_client == penchant.simulate(data, **small).per_client
+
+
 # --- models ---------------------------------------------------------------------------------------
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import penchant
+from penchant._api_page import page
 
 PUBLIC = [
     "Callback",
@@ -45,3 +47,8 @@ def test_importing_it_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_page_of_the_api_is_written_from_it() -> None:
+    path = Path(__file__).resolve().parents[2] / "docs" / "api.md"
+    assert path.read_text(encoding="utf-8") == page(), "python -m penchant._api_page > docs/api.md writes it"
