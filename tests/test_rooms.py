@@ -75,6 +75,27 @@ def test_the_import_rule_sees_a_forbidden_import(tmp_path: Path) -> None:
     assert set(imports(inside)) == {"server.round", "penchant.server", "penchant.server.round"}
 
 
+FLOORS = (  # of deploy, the highest first: a folder imports those below it; cli also starts the console
+    {"api", "cli"},
+    {"console"},
+    {"report"},
+    {"comparison"},
+    {"simulation"},
+    {"audit", "fleet"},
+    {"flower", "datasets", "recipes"},
+)
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.is_relative_to(ROOT / "deploy")], ids=name)
+def test_folders_of_deploy_import_only_what_is_below_them(path: Path) -> None:
+    floor = {folder: number for number, floor in enumerate(FLOORS) for folder in floor}
+    own = path.relative_to(ROOT / "deploy").parts[0]
+    for module in imports(path):
+        other = module.removeprefix("penchant.deploy.").split(".")[0]
+        if own in floor and other in floor and module.startswith("penchant.deploy.") and other != own:
+            assert floor[other] > floor[own], f"{name(path)}: {own} is not above {module}"
+
+
 # --- how the code is written ----------------------------------------------------------------------
 
 
