@@ -51,6 +51,7 @@ from penchant.common.wire.codec import encode
 from penchant.common.wire.messages import Abort, AbortCode, Announce, Collect, Finished, Hello, Kind
 from penchant.deploy import run_directory
 from penchant.deploy.flower.in_process_grid import InProcessGrid
+from penchant.deploy.report import write_report
 from penchant.deploy.simulation import runner
 from penchant.deploy.simulation.devices import SimulatedDevices
 
@@ -167,7 +168,7 @@ def federation(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempP
         patch.setattr(UpdateLayout, "quantise", remembering(UpdateLayout.quantise, run.made, vectors))
         patch.setattr(LocalTrainer, "train", remembering(LocalTrainer.train, [], run.made))
         patch.setattr(Agent, "_train", remembering(Agent._train, run.made, run.made))
-        runner.simulate(world, directory, command="test")
+        runner.simulate(world, directory, command="test", write_report=write_report)
     run.logs, run.output = logs.getvalue(), output.getvalue()
     (fleet,) = run.fleets
     certified = vars(fleet)["_certified"]
