@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -643,3 +644,44 @@ def test_a_recipes_cohort_is_for_everybody() -> None:
     assert configure({}, None).federation.cohort > 0
     assert configure({"data.clients": 20}, None).federation.cohort == 0
     assert configure({"data.clients": 20, "federation.cohort": 9}, None).federation.cohort == 9
+
+
+# --- how a device becomes a member ----------------------------------------------------------------
+
+
+def test_a_device_accepts_the_authoritys_answer(
+    penchant: Penchant, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`join` took the answer as well, and does so for one version more."""
+    monkeypatch.setenv("PENCHANT_HOME", str(tmp_path / "home"))
+    digest = penchant("authority", "init", "office").out.split()[1]
+    assert penchant("device", "request", "--out", "my.request").code == 0
+    assert penchant("authority", "issue", "office", "my.request", "--out", "my.answer").code == 0
+    for wrong in ("", digest[:-2], digest[:-1] + "x"):
+        ended = penchant("device", "accept", "my.answer", "--authority", wrong)
+        line = "penchant: --authority must be a digest of 64 hexadecimal digits\n"
+        assert (ended.code, ended.err) == (2, line)
+    assert penchant("device", "accept", "absent", "--authority", digest).code == 2
+    done = penchant("device", "accept", "my.answer", "--authority", digest)
+    assert (done.code, done.out, done.err) == (0, "this device is member 1\n", "")
+
+    monkeypatch.setenv("PENCHANT_HOME", str(tmp_path / "second"))
+    penchant("device", "request", "--out", "second.request")
+    penchant("authority", "issue", "office", "second.request", "--out", "second.answer")
+    done = penchant("device", "join", "second.answer", "--authority", digest)
+    assert (done.code, done.out) == (0, "this device is member 2\n")
+    assert "`penchant device accept ANSWER --authority DIGEST`" in done.err
+
+
+def test_waiting_for_the_authority_may_be_interrupted(
+    penchant: Penchant, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from penchant.common.membership.join_token import JoinToken, Terms
+
+    monkeypatch.setenv("PENCHANT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("penchant.client.device.joining.wait", interrupted)
+    text = JoinToken.create(Terms("fleet.example:8443", bytes(32), bytes(32), int(time.time()) + 600)).text()
+    ended = penchant("device", "join", text, "--wait")
+    assert (ended.code, ended.err) == (130, "penchant: interrupted; the same command goes on\n")
+    foreign = penchant("device", "join", text, "--authority", "11" * 32)
+    assert (foreign.code, "another authority" in foreign.err) == (2, True)
