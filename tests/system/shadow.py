@@ -25,7 +25,8 @@ from penchant.client.learning.model_cache import ModelCache
 from penchant.common.errors import DeviceError
 from penchant.common.wire.codec import decode
 from penchant.common.wire.messages import Announce
-from penchant.deploy.fleet.served_run import MEMBERS, open_served
+from penchant.deploy.fleet.served_run import open_served
+from penchant.deploy.fleet.server_directory import MEMBERS
 from penchant.deploy.flower.in_process_grid import InProcessGrid
 from penchant.server.availability import Availability
 from penchant.server.journal import RoundLog
