@@ -53,6 +53,7 @@ class ModelCache:
     def __init__(self, load: Loader = load_reward_model) -> None:
         self._load = load
         self._models: OrderedDict[tuple[ModelConfig, AdapterConfig, bool], RewardModel] = OrderedDict()
+        self._latest: PlannedModel | None = None
         self._lock = threading.Lock()
         self.loads = 0
 
@@ -61,10 +62,18 @@ class ModelCache:
         return len(self._models)
 
     def of(self, plan: Plan) -> PlannedModel:
-        """The model of `plan`. Raises BaseModelError or ConfigError as loading and splitting do."""
+        """The model of `plan`, made once while the same plan is asked for.
+
+        Raises BaseModelError or ConfigError as loading and splitting do.
+        """
         model = self.model(plan.model, plan.adapter)
-        model_signature = ModelSignature.of(model)
-        return PlannedModel(model, model_signature, model_signature.split(plan), plan)
+        with self._lock:
+            latest = self._latest
+            if latest is None or latest.plan != plan or latest.model is not model:
+                model_signature = ModelSignature.of(model)
+                split = model_signature.split(plan)
+                latest = self._latest = PlannedModel(model, model_signature, split, plan)
+            return latest
 
     def model(self, model: ModelConfig, adapter: AdapterConfig) -> RewardModel:
         """The reward model for these settings, loaded unless it is kept."""

@@ -407,6 +407,15 @@ def test_an_announcement_is_decoded_and_checked_once_in_a_round(scenes: Scenes, 
     assert work.done == {}
 
 
+def test_devices_of_one_process_share_what_a_plan_makes_of_the_model(scenes: Scenes) -> None:
+    scene = scenes().play_to("masked")
+    tasks = [vars(agent)["_task"] for agent in scene.agents]
+    assert all(task.planned is tasks[0].planned for task in tasks)
+    other = scene.config.plan("close", scene.n)
+    assert scene.model_cache.of(other) is scene.model_cache.of(other)
+    assert scene.model_cache.of(other).plan == other != tasks[0].planned.plan
+
+
 def test_where_another_process_answered_stage_keys_the_announcement_is_checked_again(
     scenes: Scenes, work: Work
 ) -> None:
