@@ -127,7 +127,7 @@ def checked_factors(data: bytes, size: int, largest: float) -> NDArray[np.float3
     """
     if len(data) != 4 * size:
         raise AgreementError(f"factors of {len(data)} bytes came where {size} numbers belong")
-    factors = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
+    factors = np.frombuffer(data, dtype="<f4").astype(np.float32)
     if not np.isfinite(factors).all():
         raise AgreementError("the received factors hold values that are not finite")
     if size and float(np.abs(factors).max()) > largest:
