@@ -193,7 +193,7 @@ def test_a_device_that_is_killed_in_mid_round_sits_out_and_comes_back(town: Town
         processes.append(start())
         stack.callback(processes[1].terminate)
         second = town.run(tmp_path / "second", rounds=1)
-        object.__setattr__(second, "run", bytes([1]) * 16)
+        object.__setattr__(second, "id", bytes([1]) * 16)
         with relayed(sockets) as grid:
             federate(second, grid)
         assert [log.survivors for log in second.journal.logs()] == [4, 4]
