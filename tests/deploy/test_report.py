@@ -64,6 +64,15 @@ class Structure(HTMLParser):
         self.elements.append((tag, dict(attrs)))
 
 
+@pytest.mark.parametrize("name", ["final_fit_epochs", "refit_epochs"])
+def test_the_final_fit_is_told_of_a_result_of_any_version(
+    result: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    told = "After the last round everyone refits the personal part."
+    assert told in report(result | {"config": {"training": {name: 4}}}, tmp_path)
+    assert told not in report(result | {"config": {"training": {name: 0}}}, tmp_path)
+
+
 def test_the_headline_is_the_macro_accuracy(result: dict[str, Any], tmp_path: Path) -> None:
     page = report(result, tmp_path)
     assert "Over 12 people" in page
