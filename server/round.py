@@ -1,7 +1,7 @@
 """The round. Read this file first.
 
-A run is rounds 1 … R and a closing one. In each, the server asks a cohort for its masked updates, learns
-their sum and nothing else, moves the shared factors by the mean, and journals:
+A run is rounds 1 … R and a closing one. In each, the server asks a cohort for its masked updates, opens
+their sum, moves the shared factors by the mean, and journals:
 
     sample a cohort -> announce -> five exchanges (`server.secagg`) -> sum -> optimiser -> journal
 

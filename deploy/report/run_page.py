@@ -189,7 +189,7 @@ def _sharing(result: RunResult) -> list[tuple[str, str]]:
     left = listed([shared, "the score head" if head == "shared" else ""]) or "no part of the model"
     stayed = listed([personal, "the score head" if head == "personal" else "", "every text and choice"])
     how = (
-        "masked; only the sum over a cohort could be opened"
+        "masked; in each round only the sum over a cohort could be opened"
         if result.secagg
         else "IN CLEAR: secure aggregation was off"
     )

@@ -437,9 +437,7 @@ def test_the_page_of_a_new_run_explains_every_setting(console: Console) -> None:
 
 def test_a_chart_says_what_it_shows() -> None:
     drawn = charts.lines(
-        [charts.Series("<b>", [(1, 0.5), (2, None), (3, 0.75)])],
-        title="Fleet",
-        text=lambda y: f"{y:.0%}",
+        [charts.Series("<b>", [(1, 0.5), (2, None), (3, 0.75)])], title="Fleet", text=lambda y: f"{y:.0%}"
     )
     assert 'aria-label="Fleet. &lt;b&gt;: 50% at 1, 75% at 3."' in drawn
     assert drawn.count("<svg") == 2  # at a desk and on a phone
