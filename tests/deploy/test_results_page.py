@@ -31,12 +31,14 @@ def results_page() -> ModuleType:
     return module
 
 
-def test_the_page_says_what_was_measured(results_page: ModuleType) -> None:
-    text = results_page.PAGE.read_text(encoding="utf-8")
-    assert results_page.page(text) == text, "python tests/experiments/results_page.py writes it anew"
-    shown = set(results_page.BLOCK.findall(text))
+def test_the_pages_say_what_was_measured(results_page: ModuleType) -> None:
+    shown: list[str] = []
+    for path in results_page.PAGES:
+        text = path.read_text(encoding="utf-8")
+        assert results_page.page(text) == text, "python tests/experiments/results_page.py writes it anew"
+        shown += results_page.BLOCK.findall(text)
     kept = {path.stem.removeprefix("compare-") for path in results_page.RESULTS.glob("compare-*.json")}
-    assert shown == kept
+    assert sorted(shown) == sorted(kept)
     for name in shown:
         for (file, _), _ in results_page.figures(name):
             assert (results_page.FIGURES / file).is_file()
@@ -56,7 +58,8 @@ def with_error(values: Sequence[float]) -> str:
 
 def test_what_was_searched_again_is_in_the_page(results_page: ModuleType) -> None:
     """Means on validation and on test, and settings that are a configuration."""
-    text = results_page.PAGE.read_text(encoding="utf-8").split("## Searched again")[1].split("## ")[0]
+    page = results_page.HISTORY.read_text(encoding="utf-8")
+    text = page.split("## Second hyper-parameter search")[1].split("## ")[0]
     searched = json.loads((results_page.RESULTS / "searched.json").read_text(encoding="utf-8"))
     for share, row in searched.items():
         places = [row["validation"]["there"], row["validation"]["found"]]
@@ -71,7 +74,7 @@ def test_what_was_searched_again_is_in_the_page(results_page: ModuleType) -> Non
 
 def test_what_was_chosen_in_several_pasts_is_in_the_page(results_page: ModuleType) -> None:
     """Every row: found in the past and judged on test, at each moment, and single changes."""
-    page = results_page.PAGE.read_text(encoding="utf-8")
+    page = results_page.HISTORY.read_text(encoding="utf-8")
     past = json.loads((results_page.RESULTS / "past.json").read_text(encoding="utf-8"))
     for share, searched in past["searched"].items():
         test, found = past["test"][share], "the recipe stays"

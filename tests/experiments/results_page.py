@@ -2,9 +2,9 @@
 
 `--keep DIR NAME --command COMMAND` first copies what `penchant compare --out DIR` wrote to
 tests/experiments/results/compare-NAME.json, with the command that made it. Then every block in
-docs/results.md between ``<!-- compare NAME -->`` and ``<!-- end -->`` is written anew from these files:
-command, table, paired differences with 95% intervals, what they say in words; and the plots in
-docs/figures. A test holds the page against the files.
+docs/results.md and docs/results-history.md between ``<!-- compare NAME -->`` and ``<!-- end -->`` is
+written anew from these files: command, table, paired differences with 95% intervals, what they say in
+words; and the plots in docs/figures. A test holds the pages against the files.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from penchant.deploy.report.comparison_page import learning_curves
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tests" / "experiments" / "results"
 PAGE = ROOT / "docs" / "results.md"
+HISTORY = ROOT / "docs" / "results-history.md"
+PAGES = (PAGE, HISTORY)
 FIGURES = ROOT / "docs" / "figures"
 
 BLOCK = re.compile(r"<!-- compare ([\w-]+) -->\n.*?<!-- end -->", re.S)
@@ -59,7 +61,7 @@ def rows_of(name: str) -> list[ComparisonRow]:
 
 
 def page(text: str) -> str:
-    """The page with every block written anew."""
+    """A page with every block written anew."""
     return BLOCK.sub(lambda found: block(found[1]), text)
 
 
@@ -170,10 +172,12 @@ def main() -> None:
         parser.error("--keep and --command go together")
     if chosen.keep:
         keep(Path(chosen.keep[0]), chosen.keep[1], chosen.command)
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    for name in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
-        for (file, _), svg in figures(name):
-            (FIGURES / file).write_text(svg, encoding="utf-8")
+    for path in PAGES:
+        text = page(path.read_text(encoding="utf-8"))
+        path.write_text(text, encoding="utf-8")
+        for name in BLOCK.findall(text):
+            for (file, _), svg in figures(name):
+                (FIGURES / file).write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":
