@@ -25,7 +25,8 @@ MAY_IMPORT = {
 FACE = ROOT / "deploy" / "api"  # installed as `penchant` itself, and imported by no room
 SOURCES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FRONT = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+DOCS = [*(ROOT / page for page in FRONT), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def name(path: Path) -> str:
