@@ -21,7 +21,6 @@ from typing import Any, Literal, Self
 import tomli_w
 
 from penchant.common.errors import ConfigError
-from penchant.common.model.shares import SHARES, ShareRule, share_rule
 from penchant.common.registry import SERVER_OPTIMIZERS
 from penchant.common.settings import (
     Section,
@@ -32,8 +31,9 @@ from penchant.common.settings import (
     setting,
     within,
 )
+from penchant.common.shares import SHARES, ShareRule, share_rule
 
-ShareName = str  # a name of `common.model.shares`
+ShareName = str  # a name of `common.shares`
 HeadName = Literal["auto", "shared", "personal"]
 PoolingName = Literal["auto", "mean", "first", "last"]
 DtypeName = Literal["auto", "float32", "bfloat16"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import io
 import re
 import subprocess
@@ -76,25 +77,140 @@ def test_the_import_rule_sees_a_forbidden_import(tmp_path: Path) -> None:
     assert set(imports(inside)) == {"server.round", "penchant.server", "penchant.server.round"}
 
 
-FLOORS = (  # of deploy, the highest first: a folder imports those below it; cli also starts the console
-    {"api", "cli"},
-    {"console"},
-    {"report"},
-    {"comparison"},
-    {"simulation"},
-    {"audit", "fleet"},
-    {"flower", "datasets", "recipes"},
-)
+# --- rooms within rooms ---------------------------------------------------------------------------
+
+# Each room's sub-rooms and files, the lowest floor first. What stands on one floor imports from the floors
+# below it, never from beside or above: a circle can't be built, by whatever import.
+FLOORS: dict[str, list[set[str]]] = {
+    "common": [
+        {"durations", "errors", "wording"},
+        {"registry", "settings", "storage", "wire"},
+        {"shares"},
+        {"config", "crypto", "data"},
+        {"membership", "model"},
+        {"secagg"},
+    ],
+    "client": [{"vault", "learning"}, {"secagg"}, {"agent"}, {"device"}],
+    "server": [
+        {"cohort", "exchange", "optimizers", "releases"},
+        {"journal"},
+        {"secagg", "monitoring"},
+        {"run", "console"},
+        {"availability"},
+        {"attempt_log"},
+        {"round"},
+        {"flower_app"},
+    ],
+    "deploy": [
+        {
+            "datasets",
+            "error_report",
+            "flower",
+            "json_tables",
+            "owner_policy",
+            "process_table",
+            "recipes",
+            "run_directory",
+        },
+        {"audit", "configuration", "fleet"},
+        {"simulation"},
+        {"comparison"},
+        {"report"},
+        {"console"},
+        {"api"},
+        {"cli"},
+    ],
+}
+FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}  # what Flower offers to everybody
+USE_PRIVATE_FLOWER = ("deploy/flower/", "client/agent/supernode.py")
+# What a function may import when it is called: it is heavy, or belongs to an extra that may not be installed.
+# Modules of penchant's own that load what is heavy, and who may load them late for that reason.
+LATE = {
+    "penchant.client.device.export": ("deploy/fleet/release_files.py",),
+    "penchant.client.learning.active": ("client/device/labelling.py",),
+    "penchant.client.learning.model_cache": ("deploy/fleet/release_files.py",),
+    "penchant.common.model.modules": ("deploy/fleet/release_files.py",),
+    "penchant.deploy.report": ("deploy/report/__init__.py",),
+}
+HEAVY = {
+    "bitsandbytes", "datasets", "flwr", "grpc", "httpx", "huggingface_hub", "matplotlib", "pandas", "peft",
+    "pyarrow", "ray", "rdata", "safetensors", "torch", "transformers", "uvicorn",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.is_relative_to(ROOT / "deploy")], ids=name)
-def test_folders_of_deploy_import_only_what_is_below_them(path: Path) -> None:
-    floor = {folder: number for number, floor in enumerate(FLOORS) for folder in floor}
-    own = path.relative_to(ROOT / "deploy").parts[0]
+def sub_room(path: Path) -> str:
+    """The sub-room of a room in which a module lies, or the module's own name where it lies in the hall."""
+    return path.relative_to(ROOT).with_suffix("").parts[1]
+
+
+def within(room: str, path: Path) -> Iterator[str]:
+    """Sub-rooms and files of `room` that `path` imports from, its own left out."""
     for module in imports(path):
-        other = module.removeprefix("penchant.deploy.").split(".")[0]
-        if own in floor and other in floor and module.startswith("penchant.deploy.") and other != own:
-            assert floor[other] > floor[own], f"{name(path)}: {own} is not above {module}"
+        parts = module.split(".")
+        if parts[:2] == ["penchant", room] and len(parts) > 2 and parts[2] != sub_room(path):
+            yield parts[2]
+
+
+def floor_of(room: str, part: str) -> int:
+    (floor,) = (number for number, parts in enumerate(FLOORS[room]) if part in parts)
+    return floor
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_sub_room_stands_on_one_floor(room: str) -> None:
+    there = {sub_room(p) for p in SOURCES if p.relative_to(ROOT).parts[0] == room} - {"__init__"}
+    listed = [part for floor in FLOORS[room] for part in floor]
+    assert sorted(listed) == sorted(there)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_imports_go_downstairs(path: Path) -> None:
+    room = path.relative_to(ROOT).parts[0]
+    for part in within(room, path):
+        own = floor_of(room, sub_room(path)) if sub_room(path) != "__init__" else len(FLOORS[room])
+        assert floor_of(room, part) < own, f"{name(path)} may not import from {room}/{part}"
+
+
+def test_there_is_no_circle_of_files() -> None:
+    """Imports inside functions count as well: a lazy import can't hide a circle."""
+    modules = {
+        f"penchant.{name(p).removesuffix('.py').removesuffix('/__init__').replace('/', '.')}" for p in SOURCES
+    }
+    graph = {}
+    for path in SOURCES:
+        own = f"penchant.{name(path).removesuffix('.py').removesuffix('/__init__').replace('/', '.')}"
+        named = set(imports(path)) & modules
+        # `from package import module` names both: the package is entered on the way, not asked for anything
+        graph[own] = {m for m in named if not any(other.startswith(f"{m}.") for other in named)} - {own}
+    order = graphlib.TopologicalSorter(graph)
+    order.prepare()  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_private_parts_of_flower_are_used_in_one_place(path: Path) -> None:
+    if name(path).startswith(USE_PRIVATE_FLOWER):
+        return
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "flwr":
+            assert node.module in FLOWER, f"{name(path)}:{node.lineno} uses {node.module}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_only_heavy_modules_are_imported_inside_a_function(path: Path) -> None:
+    """But for the faces, on which nothing stands: a command and a name of the API load what they need."""
+    if path.relative_to(ROOT).parts[:2] in (("deploy", "cli"), ("deploy", "api")):
+        return
+    for function in ast.walk(tree(path)):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        for node in ast.walk(function):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                modules = (
+                    [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+                )
+                for module in modules:
+                    heavy = module.split(".")[0] in HEAVY or name(path) in LATE.get(module, ())
+                    assert heavy, f"{name(path)}:{node.lineno}: import {module} at the top"
 
 
 # --- how the code is written ----------------------------------------------------------------------

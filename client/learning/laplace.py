@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from penchant.common.errors import ConfigError, DeviceError
 from penchant.common.model.factors import Split, Vector
 from penchant.common.model.reward import Pair, RewardModel
-from penchant.common.model.shares import HEAD
+from penchant.common.shares import HEAD
 
 __all__ = ["Belief", "Laplace", "Posterior", "Prior", "linear_optimum", "probability"]
 

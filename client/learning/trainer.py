@@ -18,7 +18,7 @@ from penchant.common.config import TrainingConfig
 from penchant.common.errors import ConfigError, DataError, DeviceError
 from penchant.common.model.factors import MergedWeights, Split, Vector
 from penchant.common.model.reward import PreparedPairs, RewardModel, Texts, bradley_terry
-from penchant.common.model.shares import HEAD
+from penchant.common.shares import HEAD
 
 Leaves = dict[str, Tensor]
 Rates = dict[str, float]

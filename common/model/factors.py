@@ -22,7 +22,7 @@ from torch import Tensor
 from penchant.common.config import AdapterConfig
 from penchant.common.errors import CodecError, ConfigError
 from penchant.common.model.modules import AdaptedModule, BaseTensor
-from penchant.common.model.shares import BASE, HEAD, Factor, Head, Part, ShareRule, Side, Start
+from penchant.common.shares import BASE, HEAD, Factor, Head, Part, ShareRule, Side, Start
 
 Vector = npt.NDArray[np.float32]
 

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     from penchant.common.data.preferences import Person as Person
     from penchant.common.data.preferences import Preference as Preference
     from penchant.common.errors import PenchantError as PenchantError
+    from penchant.common.shares import Factor as Factor
+    from penchant.common.shares import ShareRule as ShareRule
+    from penchant.common.shares import register_share as register_share
+    from penchant.deploy.datasets.loader import DataRequest as DataRequest
+    from penchant.deploy.datasets.loader import DatasetLoader as DatasetLoader
+    from penchant.deploy.datasets.loader import register_dataset as register_dataset
+    from penchant.server.optimizers import ServerOptimizer as ServerOptimizer
+    from penchant.server.optimizers import ServerState as ServerState
+    from penchant.server.optimizers import register_server_optimizer as register_server_optimizer
 
     __version__: str
 
@@ -42,23 +51,41 @@ _PLACES = {
     "ComparisonResult": "penchant._results",
     "PersonalModel": "penchant._personal_model",
     "PenchantError": "penchant.common.errors",
-    # Extension points: share rules, server optimisers and data sets of your own come here.
+    # Extension points (docs/plugins.md)
     "Callback": "penchant._runs",
+    "ShareRule": "penchant.common.shares",
+    "Factor": "penchant.common.shares",
+    "register_share": "penchant.common.shares",
+    "ServerOptimizer": "penchant.server.optimizers",
+    "ServerState": "penchant.server.optimizers",
+    "register_server_optimizer": "penchant.server.optimizers",
+    "DatasetLoader": "penchant.deploy.datasets.loader",
+    "DataRequest": "penchant.deploy.datasets.loader",
+    "register_dataset": "penchant.deploy.datasets.loader",
 }
 
 __all__ = [
     "Callback",
     "ComparisonResult",
+    "DataRequest",
+    "DatasetLoader",
+    "Factor",
     "Federation",
     "PenchantError",
     "Person",
     "PersonalModel",
     "Preference",
     "RunConfig",
+    "ServerOptimizer",
+    "ServerState",
+    "ShareRule",
     "SimulationResult",
     "__version__",
     "compare",
     "load_preferences",
+    "register_dataset",
+    "register_server_optimizer",
+    "register_share",
     "simulate",
 ]
 

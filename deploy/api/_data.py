@@ -77,7 +77,7 @@ def load_preferences(
         pairs=pairs,
         validation_pairs=validation_pairs,
         test_pairs=test_pairs,
-        until=time_cutoff,
+        time_cutoff=time_cutoff,
         person_column=person_column or "",
         bad_rows=bad_rows,
     )
@@ -91,7 +91,7 @@ def _load(source: object, settings: DataConfig, seed: int) -> LoadedFederation:
     if by_name:
         found = datasets.configured(settings, seed)
     else:
-        sizes = Sizes(settings.pairs, settings.validation_pairs, settings.test_pairs, settings.until)
+        sizes = Sizes(settings.pairs, settings.validation_pairs, settings.test_pairs, settings.time_cutoff)
         found = federation_of(
             source,
             settings.dataset,

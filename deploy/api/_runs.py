@@ -169,7 +169,7 @@ class _Source:
             _refuse_loaded_settings(asked)
             return cls(loaded=as_loaded(data))
         own = {key: asked.pop(key) for key in _loading_keys() if key in asked}
-        names = {"clients": "people", "until": "time_cutoff"}
+        names = {"clients": "people"}
         told = {key.removeprefix("data."): value for key, value in own.items()}
         return cls(loaded=load_preferences(data, **{names.get(k, k): v for k, v in told.items()}))
 

@@ -2,7 +2,7 @@
 
 Reads the recorded wire, the configuration and the journal of a run directory; runs nothing. What may leave
 is decided by the protocol (`deploy.wire.REPLIES`, and the annotations that the codec reads) and by the one
-rule table of what is shared (`common.model.shares.ShareRule.parts`), never by the record itself.
+rule table of what is shared (`common.shares.ShareRule.parts`), never by the record itself.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from itertools import pairwise
 
 from penchant.common import errors
 from penchant.common.config import RunConfig
-from penchant.common.model.shares import Part
 from penchant.common.secagg.update_vector import COUNTERS
+from penchant.common.shares import Part
 from penchant.deploy.audit.record import (
     ERROR,
     HEADER,

@@ -8,7 +8,7 @@ from typing import Any
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import UsageError
-from penchant.common.model.shares import find_share
+from penchant.common.shares import find_share
 
 __all__ = ["Case", "combinations"]
 

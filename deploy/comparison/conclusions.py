@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from penchant.common.model.shares import find_share
+from penchant.common.shares import find_share
 from penchant.common.wording import listed, percent, points
 from penchant.deploy.comparison.methods import ALONE, ONE_FOR_ALL, head_of, method
 from penchant.deploy.comparison.statistics import Difference, difference

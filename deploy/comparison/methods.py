@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from penchant.common.model.shares import Head, find_share
+from penchant.common.shares import Head, find_share
 
 ALONE, ONE_FOR_ALL = "none", "AB"  # what every other method is compared with
 

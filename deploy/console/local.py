@@ -24,6 +24,7 @@ from typing import Any
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, ConsoleError, RunDirectoryError, UsageError
 from penchant.deploy import process_table, run_directory
+from penchant.deploy.configuration import configure
 from penchant.deploy.console.fleet import FleetOnThisMachine
 from penchant.deploy.console.releases import ReleasesOnThisMachine
 from penchant.deploy.error_report import AS_JSON, ErrorReport
@@ -132,7 +133,6 @@ class OperationsOnThisMachine:
 
     def recipes(self) -> dict[str, str]:
         """The recipes of the Senate, and one for each fleet, with all of its members."""
-        from penchant.deploy.configuration import configure
 
         wanted: dict[str, dict[str, Any]] = {
             "Senate, A shared": {"adapter.share": "A"},

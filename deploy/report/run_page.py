@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from penchant.common.model.shares import find_share
+from penchant.common.shares import find_share
 from penchant.common.wording import decimals, duration, listed, percent, plain, size, span
 from penchant.deploy.comparison.methods import head_of, method
 from penchant.deploy.comparison.table import Comparison

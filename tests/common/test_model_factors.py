@@ -14,7 +14,7 @@ from penchant.common.config import AdapterConfig
 from penchant.common.errors import CodecError, ConfigError
 from penchant.common.model.factors import Split
 from penchant.common.model.modules import AdaptedModule
-from penchant.common.model.shares import Head, Part, share_names, share_rule
+from penchant.common.shares import Head, Part, share_names, share_rule
 
 ONE = (AdaptedModule("encoder.layer.5.output.dense", 6, 4),)
 TWO = (AdaptedModule("layers.0.q_proj", 4, 4), AdaptedModule("layers.0.v_proj", 4, 2))

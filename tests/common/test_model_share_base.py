@@ -22,8 +22,8 @@ from penchant.common.errors import BaseModelError, ConfigError, UsageError
 from penchant.common.model.backbone import load_backbone
 from penchant.common.model.factors import Split
 from penchant.common.model.reward import RewardModel
-from penchant.common.model.shares import Head, share_rule
 from penchant.common.secagg.update_vector import UpdateLayout
+from penchant.common.shares import Head, share_rule
 from penchant.deploy import run_directory
 from penchant.deploy.audit.record import read_tensors
 from penchant.deploy.simulation.runner import simulate

@@ -26,8 +26,8 @@ from penchant.client.vault.vault import Vault
 from penchant.common.config import RunConfig
 from penchant.common.model.backbone import load_backbone
 from penchant.common.model.reward import RewardModel
-from penchant.common.model.shares import HEAD
 from penchant.common.secagg.update_vector import Contribution, RoundSums, UpdateLayout
+from penchant.common.shares import HEAD
 from penchant.common.wire.codec import decode
 from penchant.common.wire.messages import Announce, Plain
 from penchant.deploy import run_directory

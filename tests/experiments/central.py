@@ -30,7 +30,7 @@ from penchant.common.data.preferences import Person
 from penchant.common.data.splits import seeded
 from penchant.common.model.factors import Split, Vector
 from penchant.common.model.reward import PreparedPairs, bradley_terry
-from penchant.common.model.shares import HEAD
+from penchant.common.shares import HEAD
 from penchant.deploy import run_directory
 from penchant.deploy.configuration import configure
 from penchant.deploy.simulation.runner import simulate

@@ -25,7 +25,7 @@ from fleets import Fleet, trained  # isort: skip
 from penchant.client.learning.laplace import Laplace
 from penchant.client.learning.newcomer import prior_of
 from penchant.common.model.factors import Vector
-from penchant.common.model.shares import HEAD
+from penchant.common.shares import HEAD
 from penchant.deploy.simulation.newcomers import CHOICES, ColdStart, cold_start
 
 HERE = Path(__file__).resolve().parent

@@ -29,7 +29,7 @@ from optuna.storages.journal import JournalFileBackend
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.errors import DeviceError, ProtocolError, RoundFailed
-from penchant.common.model.shares import share_names
+from penchant.common.shares import share_names
 from penchant.deploy.recipes import recipe
 from penchant.deploy.simulation.runner import simulate
 from penchant.deploy.simulation.world import prepare

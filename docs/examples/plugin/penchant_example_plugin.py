@@ -13,7 +13,7 @@ from torch import Tensor
 from penchant.common.config import FederationConfig
 from penchant.common.data.preferences import Preference
 from penchant.common.data.splits import people_from_pairs
-from penchant.common.model.shares import Factor, Part, ShareRule, Side, Start
+from penchant.common.shares import Factor, Part, ShareRule, Side, Start
 from penchant.deploy.datasets import DataRequest, DatasetLoader, Prepared
 from penchant.server.optimizers import ServerState, added
 

@@ -15,7 +15,7 @@ from penchant.common.config import AdapterConfig, RunConfig
 from penchant.common.errors import ConfigError
 from penchant.common.model.factors import Split
 from penchant.common.model.modules import AdaptedModule
-from penchant.common.model.shares import (
+from penchant.common.shares import (
     SHARES,
     Factor,
     Part,
