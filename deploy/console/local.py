@@ -27,6 +27,7 @@ from penchant.deploy import process_table, run_directory
 from penchant.deploy.configuration import configure
 from penchant.deploy.console.fleet import FleetOnThisMachine
 from penchant.deploy.console.releases import ReleasesOnThisMachine
+from penchant.deploy.datasets import dataset_names
 from penchant.deploy.error_report import AS_JSON, ErrorReport
 from penchant.deploy.fleet.run_activity import LOG, work_of
 from penchant.deploy.fleet.server_directory import SETTINGS
@@ -179,7 +180,6 @@ class OperationsOnThisMachine:
     def _refuse_foreign(self, key: str, source: str) -> None:
         """ConfigError unless `source` is a known name or lies in the data folder: whoever may start runs may
         not have the server read any file."""
-        from penchant.deploy.datasets import dataset_names
 
         known = dataset_names()
         if key == "data.dataset" and source in known:
