@@ -124,12 +124,13 @@ FLOORS: dict[str, list[set[str]]] = {
 FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}  # what Flower offers to everybody
 USE_PRIVATE_FLOWER = ("deploy/flower/", "client/agent/supernode.py")
 # What a function may import when it is called: it is heavy, or belongs to an extra that may not be installed.
-# Modules of penchant's own that load what is heavy, and who may load them late for that reason.
+# Modules of penchant's own that load what is heavy or in an extra, and who may load them late for that reason.
 LATE = {
     "penchant.client.device.export": ("deploy/fleet/release_files.py",),
     "penchant.client.learning.active": ("client/device/labelling.py",),
     "penchant.client.learning.model_cache": ("deploy/fleet/release_files.py",),
     "penchant.common.model.modules": ("deploy/fleet/release_files.py",),
+    "penchant.deploy.simulation.ray": ("deploy/simulation/runner.py",),
     "penchant.deploy.report": ("deploy/report/__init__.py",),
 }
 HEAVY = {

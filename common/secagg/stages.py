@@ -1,4 +1,4 @@
-"""The exchanges of a round, in their order; docs/protocol.md#stages says what each of them does."""
+"""The exchanges of a round, in their order; docs/glossary.md has the paper's names for them."""
 
 from __future__ import annotations
 

@@ -19,7 +19,6 @@ from penchant.deploy import run_directory
 from penchant.deploy.flower.in_process_grid import Fault, InProcessGrid
 from penchant.deploy.simulation.devices import Score, SimulatedDevices
 from penchant.deploy.simulation.newcomers import ColdStart, cold_start
-from penchant.deploy.simulation.ray import run_on_ray
 from penchant.deploy.simulation.recorder import MessageRecorder
 from penchant.deploy.simulation.result import RunResult, result_of
 from penchant.deploy.simulation.world import (
@@ -104,6 +103,8 @@ def _federate(
     config = world.config
     last = config.federation.rounds + 1
     if config.grid == "ray":
+        from penchant.deploy.simulation.ray import run_on_ray
+
         if journal.settled() < last:
             progress.stage("federating on Ray")
             run_on_ray(world, directory, journal, progress)
