@@ -8,12 +8,21 @@ from dataclasses import dataclass
 
 from penchant.deploy.comparison.table import ComparisonRow
 
-# Two-sided 95 % quantiles of Student's t for 1 … 30 degrees of freedom; the normal one beyond.
+# Two-sided 95 % quantiles of Student's t for 1 … 30 degrees of freedom.
 _T95 = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
+
+
+def student_t95(freedom: int) -> float:
+    """The two-sided 95 % quantile of Student's t, to three decimals: a table up to 30 degrees of freedom, and
+    beyond it the expansion about the normal quantile (Abramowitz and Stegun 26.7.5)."""
+    if freedom <= len(_T95):
+        return _T95[freedom - 1]
+    z = statistics.NormalDist().inv_cdf(0.975)
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ def difference(one: ComparisonRow, other: ComparisonRow) -> Difference | None:
         return None
     mean = statistics.fmean(gaps)
     freedom = len(gaps) - 1
-    quantile = _T95[freedom - 1] if freedom <= len(_T95) else 1.96
+    quantile = student_t95(freedom)
     half = quantile * statistics.stdev(gaps) / math.sqrt(len(gaps))
     return Difference(mean, mean - half, mean + half, len(gaps))
 

@@ -24,7 +24,7 @@ from penchant.deploy.cli.main import main
 from penchant.deploy.comparison import runner as comparing
 from penchant.deploy.comparison.cases import Case, combinations
 from penchant.deploy.comparison.conclusions import conclusion, differences, grouped, headline
-from penchant.deploy.comparison.statistics import difference
+from penchant.deploy.comparison.statistics import difference, student_t95
 from penchant.deploy.comparison.table import ComparisonRow, table
 from penchant.deploy.report import PAGES
 from penchant.deploy.simulation.result import RunResult
@@ -548,3 +548,10 @@ def test_what_is_printed(
     assert "WITHOUT SECURE AGGREGATION" in told.err
     shutil.rmtree(out / "cases" / "none-personal-6pairs-all-seed1")
     assert penchant(monkeypatch, *words) == 0  # goes on with the same command
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"), [(1, 12.706), (30, 2.042), (31, 2.040), (60, 2.000), (120, 1.980)]
+)
+def test_quantiles_of_students_t_are_those_of_printed_tables(freedom: int, quantile: float) -> None:
+    assert round(student_t95(freedom), 3) == quantile

@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
-COMMAND = re.compile(r"^(penchant|export|printf|python) ")  # how a block of commands begins; the others are output
+COMMAND = re.compile(
+    r"^(penchant|export|printf|python) "
+)  # how a block of commands begins; the others are output
 SAID = "Nothing else left."  # by the audit: the last line of its output that the page shows
 
 
@@ -30,7 +32,9 @@ def main() -> int:
         return 0
     environment = os.environ | {"PATH": f"{sys.argv[1]}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
     shell = ["bash", "-c", program]
-    done = subprocess.run(shell, env=environment, stdout=subprocess.PIPE, text=True, input="1\n" * 20, timeout=900)
+    done = subprocess.run(
+        shell, env=environment, stdout=subprocess.PIPE, text=True, input="1\n" * 20, timeout=900
+    )
     print(done.stdout)
     if done.returncode == 0 and SAID not in done.stdout:
         print(f'the tutorial promises "{SAID}", and the audit does not say so', file=sys.stderr)
