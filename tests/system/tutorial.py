@@ -1,6 +1,6 @@
-"""Runs docs/tutorial.md as it stands, but for its installation: every block of commands, in order, in one shell.
+"""Runs docs/tutorial.md as it stands, but for its installation: every block of commands, in one shell.
 
-Usage: tutorial.py BIN [--list]. BIN is the folder of the environment's programs, which the tutorial finds first.
+Usage: tutorial.py BIN [--list]. BIN is the folder of the environment's programs.
 """
 
 from __future__ import annotations
