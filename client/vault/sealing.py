@@ -35,7 +35,7 @@ class SealedStorage:
         self._key = key
 
     def __repr__(self) -> str:
-        return "Box()"
+        return "SealedStorage()"
 
     @classmethod
     def of(cls, home: Path, passphrase: str | None = None) -> SealedStorage:

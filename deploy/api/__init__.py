@@ -24,13 +24,24 @@ if TYPE_CHECKING:
     from penchant.common.data.preferences import Federation as Federation
     from penchant.common.data.preferences import Person as Person
     from penchant.common.data.preferences import Preference as Preference
+    from penchant.common.data.splits import people_from_pairs as people_from_pairs
+    from penchant.common.errors import ConfigError as ConfigError
+    from penchant.common.errors import DataError as DataError
     from penchant.common.errors import PenchantError as PenchantError
+    from penchant.common.errors import RoundFailed as RoundFailed
+    from penchant.common.errors import RunDirectoryError as RunDirectoryError
+    from penchant.common.errors import UsageError as UsageError
     from penchant.common.shares import Factor as Factor
+    from penchant.common.shares import Part as Part
     from penchant.common.shares import ShareRule as ShareRule
+    from penchant.common.shares import Side as Side
+    from penchant.common.shares import Start as Start
     from penchant.common.shares import register_share as register_share
     from penchant.deploy.datasets.loader import DataRequest as DataRequest
     from penchant.deploy.datasets.loader import DatasetLoader as DatasetLoader
     from penchant.deploy.datasets.loader import register_dataset as register_dataset
+    from penchant.deploy.datasets.prepared import Prepared as Prepared
+    from penchant.deploy.simulation.result import RoundSummary as RoundSummary
     from penchant.server.optimizers import ServerOptimizer as ServerOptimizer
     from penchant.server.optimizers import ServerState as ServerState
     from penchant.server.optimizers import register_server_optimizer as register_server_optimizer
@@ -51,38 +62,60 @@ _PLACES = {
     "ComparisonResult": "penchant._results",
     "PersonalModel": "penchant._personal_model",
     "PenchantError": "penchant.common.errors",
+    "ConfigError": "penchant.common.errors",
+    "DataError": "penchant.common.errors",
+    "UsageError": "penchant.common.errors",
+    "RunDirectoryError": "penchant.common.errors",
+    "RoundFailed": "penchant.common.errors",
     # Extension points (docs/plugins.md)
     "Callback": "penchant._runs",
+    "RoundSummary": "penchant.deploy.simulation.result",
     "ShareRule": "penchant.common.shares",
     "Factor": "penchant.common.shares",
+    "Part": "penchant.common.shares",
+    "Side": "penchant.common.shares",
+    "Start": "penchant.common.shares",
     "register_share": "penchant.common.shares",
     "ServerOptimizer": "penchant.server.optimizers",
     "ServerState": "penchant.server.optimizers",
     "register_server_optimizer": "penchant.server.optimizers",
     "DatasetLoader": "penchant.deploy.datasets.loader",
     "DataRequest": "penchant.deploy.datasets.loader",
+    "Prepared": "penchant.deploy.datasets.prepared",
+    "people_from_pairs": "penchant.common.data.splits",
     "register_dataset": "penchant.deploy.datasets.loader",
 }
 
 __all__ = [
     "Callback",
     "ComparisonResult",
+    "ConfigError",
+    "DataError",
     "DataRequest",
     "DatasetLoader",
     "Factor",
     "Federation",
+    "Part",
     "PenchantError",
     "Person",
     "PersonalModel",
     "Preference",
+    "Prepared",
+    "RoundFailed",
+    "RoundSummary",
     "RunConfig",
+    "RunDirectoryError",
     "ServerOptimizer",
     "ServerState",
     "ShareRule",
+    "Side",
     "SimulationResult",
+    "Start",
+    "UsageError",
     "__version__",
     "compare",
     "load_preferences",
+    "people_from_pairs",
     "register_dataset",
     "register_server_optimizer",
     "register_share",

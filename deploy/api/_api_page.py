@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from enum import Enum
 from typing import Any
 
 import penchant
@@ -50,9 +51,9 @@ def _entry(name: str, member: Any) -> Iterator[str]:
 
 
 def _methods(member: type[Any]) -> Iterator[str]:
-    """A line for each public method or property; errors have none of their own."""
+    """A line for each public method or property; errors and enumerations have none of their own."""
     for name, inner in inspect.getmembers_static(member):
-        if name.startswith("_") or name in _field_names(member) or issubclass(member, BaseException):
+        if name.startswith("_") or name in _field_names(member) or issubclass(member, BaseException | Enum):
             continue
         if isinstance(inner, property):
             yield f"- `{name}`: {_said(inner)}"

@@ -68,6 +68,8 @@ class PersonalModel:
         """The score of each response to a prompt, in the order given."""
         if isinstance(responses, str) or not responses:
             raise DataError("responses must be a list with at least one text")
+        if not all(isinstance(text, str) for text in (prompt, *responses)):
+            raise DataError("the prompt and every response must be a text")
         texts = self._model.prepare_texts([(prompt, response) for response in responses])
         with torch.no_grad():
             return [float(value) for value in self._model.scores(texts, self._weights)]

@@ -14,7 +14,7 @@ from penchant._results import ComparisonResult, SimulationResult
 from penchant.common.config import DataConfig, RunConfig
 from penchant.common.data.preferences import Federation
 from penchant.common.errors import ConfigError, RunDirectoryError, UsageError
-from penchant.common.settings import section_table
+from penchant.common.settings import section_table, settings_of
 from penchant.deploy import run_directory
 from penchant.deploy.comparison import runner as comparison_runner
 from penchant.deploy.comparison.runner import ComparisonPages, ComparisonProgress
@@ -43,10 +43,12 @@ class Callback:
         """A round is finished; `last` is the number of the closing round."""
 
 
-class _Told(ComparisonProgress):
+class _CallbackProgress(ComparisonProgress):
     """Passes on to callbacks what a run tells."""
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
+        if not isinstance(callbacks, Sequence) or not all(isinstance(c, Callback) for c in callbacks):
+            raise UsageError("callbacks must be a list of penchant.Callback objects")
         self._callbacks = callbacks
 
     def stage(self, text: str) -> None:
@@ -100,7 +102,7 @@ def simulate(
     found = runner.simulate(
         world,
         directory,
-        _Told(callbacks),
+        _CallbackProgress(callbacks),
         command=_call("simulate", data, asked),
         write_report=None if out is None else write_report,
     )
@@ -134,20 +136,38 @@ def compare(
     """
     asked = _asked(settings, {})
     source = _Source.of(data, asked)
-    cases = [{"seed": seed, "adapter.share": share} for seed in seeds for share in tuple(shares)]
-    if not cases:
-        raise UsageError("there is nothing to compare; name at least one share and one seed")
+    cases = _cases(shares, seeds, asked)
     configs = [source.configured(config, asked | case) for case in cases]
     directory, kept = _place(out)
     found = comparison_runner.compare(
         configs,
         directory,
-        _Told(callbacks),
+        _CallbackProgress(callbacks),
         command=_call("compare", data, asked),
         pages=ComparisonPages() if out is None else PAGES,
         people=source.people,
     )
     return ComparisonResult._of(found, directory, kept)
+
+
+def _cases(shares: Iterable[str], seeds: Iterable[int], asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What differs between the runs of a comparison. UsageError for lists that can't be compared."""
+    for key, name in (("adapter.share", "shares"), ("seed", "seeds")):
+        if key in asked:
+            raise UsageError(f"a comparison takes its {key} from `{name}`; name the one you want there")
+    lists = {"shares": _listed("shares", shares), "seeds": _listed("seeds", seeds)}
+    for name, items in lists.items():
+        if not items:
+            raise UsageError(f"{name} is empty; name at least one")
+        if len(set(items)) < len(items):
+            raise UsageError(f"{name} names something twice; name each once")
+    return [{"seed": seed, "adapter.share": share} for seed in lists["seeds"] for share in lists["shares"]]
+
+
+def _listed(name: str, items: Iterable[Any]) -> list[Any]:
+    if isinstance(items, str) or not isinstance(items, Iterable):
+        raise UsageError(f"{name} is {items!r}; give a list, such as [{items!r}]")
+    return list(items)
 
 
 # --- data and settings ----------------------------------------------------------------------------
@@ -175,6 +195,8 @@ class _Source:
 
     def configured(self, config: RunConfig | None, asked: dict[str, Any]) -> RunConfig:
         """The settings of a run on this data."""
+        if config is not None and not isinstance(config, RunConfig):
+            raise UsageError("config must be a RunConfig; give single settings by their names")
         changes = self._changes(config) | asked
         return configure(changes, None) if config is None else config.changed(changes)
 
@@ -210,11 +232,9 @@ def _asked(settings: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, A
 
 
 def _keys() -> list[str]:
-    """The full names of all settings."""
-    keys: list[str] = []
-    for name, value in section_table(RunConfig()).items():
-        keys += [f"{name}.{inner}" for inner in value] if isinstance(value, dict) else [name]
-    return keys
+    """The full names of all settings, and after them the old ones, which are read with a notice."""
+    settings = settings_of(RunConfig)
+    return [*(one.key for one in settings), *(old for one in settings for old in one.old_keys)]
 
 
 def _full_name(name: str, known: Sequence[str]) -> str:
@@ -227,7 +247,7 @@ def _full_name(name: str, known: Sequence[str]) -> str:
     if not found:
         short = [key.rpartition(".")[2] for key in known]
         near = difflib.get_close_matches(name, short, n=1)
-        hint = f"did you mean {near[0]}?" if near else "see docs for the settings there are"
+        hint = f"did you mean {near[0]}?" if near else "docs/settings.md lists the settings there are"
         raise ConfigError(f"there is no setting {name}; {hint}")
     return found[0]
 
@@ -238,6 +258,8 @@ def _full_name(name: str, known: Sequence[str]) -> str:
 def _place(out: str | Path | None) -> tuple[Path, TemporaryDirectory[str] | None]:
     """The directory to work in; a temporary one goes when the result that keeps it does."""
     if out is not None:
+        if not isinstance(out, str | Path):
+            raise UsageError(f"out is {out!r}; give the path of a directory")
         return Path(out), None
     kept = TemporaryDirectory(prefix="penchant-")
     return Path(kept.name), kept

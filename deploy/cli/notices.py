@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from penchant.common.settings import RenamedSetting
+from penchant.deploy.cli.errors import notice
 
 __all__ = ["notices_in_one_line"]
 
 
 @contextmanager
 def notices_in_one_line() -> Iterator[None]:
-    """Within it, a setting's old name is answered by one line not by Python's two; other warnings stay."""
+    """Within it, a setting's old name is answered by one line, not by Python's two; other warnings stay."""
     usual = warnings.showwarning
 
     def show(message: Any, category: type[Warning], *rest: Any, **more: Any) -> None:
         if issubclass(category, RenamedSetting):
-            print(f"penchant: {message}", file=sys.stderr)
+            notice(str(message))
         else:
             usual(message, category, *rest, **more)
 

@@ -27,7 +27,7 @@ def student_t95(freedom: int) -> float:
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
     )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
+    return math.fsum([z, *(term / float(freedom**power) for power, term in enumerate(terms, start=1))])
 
 
 @dataclass(frozen=True)

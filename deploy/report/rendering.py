@@ -25,8 +25,11 @@ def write(path: Path, template: str, page: Mapping[str, Any]) -> None:
         lstrip_blocks=True,
     )
     partial = path.with_name(f".{path.name}.part")
-    partial.write_text(environment.get_template(template).render(page), encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(environment.get_template(template).render(page), encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def base_name(base_model: str) -> str:

@@ -14,7 +14,7 @@ from flwr.app import Context, RecordDict
 from numpy.typing import NDArray
 
 from penchant.client.agent.flower_app import build_app
-from penchant.common.errors import JournalError
+from penchant.common.errors import JournalError, RunDirectoryError
 from penchant.deploy import run_directory
 from penchant.deploy.flower.in_process_grid import Fault, InProcessGrid
 from penchant.deploy.simulation.devices import Score, SimulatedDevices
@@ -65,6 +65,7 @@ def simulate(
     with run_directory.claim(directory):
         done = RunResult.read(directory)
         if done is not None:
+            _refuse_other_people(done, world, directory)
             return done
         began = time.monotonic()
         journal = Journal(directory)
@@ -90,6 +91,14 @@ def simulate(
         # Last: it says that the run is finished.
         run_directory.write_json(directory / run_directory.RESULT, result.to_dict())
         return result
+
+
+def _refuse_other_people(done: RunResult, world: SimulationSetup, directory: Path) -> None:
+    """RunDirectoryError when a finished run was of other people or preferences than those of `world`."""
+    if done.digests.get("data") not in (None, world.federation.digest):
+        raise RunDirectoryError(
+            f"{directory} holds the result of a run on other data; choose another directory for this one"
+        )
 
 
 def _federate(

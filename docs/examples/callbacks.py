@@ -5,8 +5,6 @@ python docs/examples/callbacks.py
 
 from __future__ import annotations
 
-from typing import Any
-
 import penchant
 
 
@@ -20,7 +18,7 @@ class Lines(penchant.Callback):
         """Print what comes next."""
         print(f"{stage} …")
 
-    def on_round(self, summary: Any, last: int) -> None:
+    def on_round(self, summary: penchant.RoundSummary, last: int) -> None:
         """Print the round's figures."""
         self.losses.append(summary.train_loss)
         loss = "–" if summary.train_loss is None else f"{summary.train_loss:.3f}"

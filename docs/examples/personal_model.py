@@ -10,7 +10,8 @@ from pathlib import Path
 
 import penchant
 
-QUESTION = "On the amendment to reduce the tax on small businesses, the senator votes"
+QUESTION = "On the amendment: "
+WAGE, TAX = "to raise the minimum wage", "to repeal the estate tax"
 
 
 def main() -> penchant.PersonalModel:
@@ -20,12 +21,12 @@ def main() -> penchant.PersonalModel:
     name = next(iter(result.per_person))
 
     model = result.personal_model(name)
-    for ranked in model.rank(QUESTION, [" Yea.", " Nay."]):
+    for ranked in model.rank(QUESTION, [WAGE, TAX]):
         print(f"{name}: {ranked.score:+.2f} {ranked.response}")
-    print(f"probability of a Yea: {model.preference(QUESTION, ' Yea.', ' Nay.'):.2f}")
+    print(f"how likely {name} would rather raise the wage: {model.preference(QUESTION, WAGE, TAX):.2f}")
 
-    newcomer = result.fit_newcomer([(QUESTION, " Nay.", " Yea.")])
-    print(f"after one choice of somebody new: {newcomer.preference(QUESTION, ' Yea.', ' Nay.'):.2f}")
+    newcomer = result.fit_newcomer([(QUESTION, TAX, WAGE)])
+    print(f"after one choice of somebody new: {newcomer.preference(QUESTION, WAGE, TAX):.2f}")
 
     with tempfile.TemporaryDirectory() as folder:
         model.export(Path(folder) / "mine")  # also loads with peft alone: see the README.md in it

@@ -206,7 +206,7 @@ def visit_of(
 def secure_form(token: str) -> str:
     """What a form of the session with this token must carry: nobody else can know it.
 
-    `Shield` looks at Origin and Sec-Fetch-Site as well. Both are kept: a proxy may drop those headers, and the
+    `Shield` looks at Origin and Sec-Fetch-Site as well. Both are kept: a proxy may drop those headers, and a
     token also ties a form to the session that it was shown in.
     """
     return hmac.digest(token.encode("utf-8", "surrogatepass"), b"penchant console form", "sha256").hex()

@@ -173,4 +173,4 @@ def test_a_key_never_shows_itself(tmp_path: Path) -> None:
     box = SealedStorage.of(tmp_path)
     key = (tmp_path / KEY_FILE).read_bytes()
     assert key.hex() not in repr(box)
-    assert repr(box) == "Box()"
+    assert repr(box) == "SealedStorage()"

@@ -410,7 +410,7 @@ def test_a_run_that_an_older_version_began_goes_on(
     ended = penchant("simulate", "--resume", "run")
     assert ended.code == 0, ended.err
     notices = [line for line in ended.err.splitlines() if "settings have new names" in line]
-    assert notices[0].startswith("penchant: settings have new names: ")
+    assert notices[0].startswith("note: settings have new names: ")
     assert "training.refit_epochs is now training.final_fit_epochs" in notices[0]
     result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
     assert result["config"]["training"]["final_fit_epochs"] == 1
@@ -422,7 +422,7 @@ def test_an_old_flag_is_answered_by_one_line_and_works(penchant: Penchant) -> No
     notice, refusal = ended.err.splitlines()
     assert ended.code == 2
     assert notice == (
-        "penchant: settings have new names: training.refit_lr is now training.final_fit_lr; "
+        "note: settings have new names: training.refit_lr is now training.final_fit_lr; "
         "the old ones are read for one more version"
     )
     assert refusal == "penchant: training.final_fit_lr is 7.0; it must lie in 0 … 1"

@@ -1,6 +1,6 @@
 """Does sharing a factor pay as theory says? `python tests/experiments/theory.py [--seeds N] [--out DIR]`
 
-Made-up people with a common factor (deploy/teacher.py): d1 = 32, d2 = 4, rank 2, Bradley-Terry choices.
+People with a common factor (tests/support/teacher.py): d1 = 32, d2 = 4, rank 2, Bradley-Terry choices.
 Measures excess loss and subspace distance of full parameters, of a rank-2 product for each person alone and
 of rank-2 products with one common factor, over the choices n of each of 16 people and over the number N of
 people with 400 choices each; with slopes on log-log axes beside those predicted (docs/theory.md). Each method

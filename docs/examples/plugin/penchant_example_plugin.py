@@ -10,12 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from penchant import (
+    DataRequest,
+    DatasetLoader,
+    Factor,
+    Part,
+    Preference,
+    Prepared,
+    ServerState,
+    ShareRule,
+    Side,
+    Start,
+    people_from_pairs,
+)
 from penchant.common.config import FederationConfig
-from penchant.common.data.preferences import Preference
-from penchant.common.data.splits import people_from_pairs
-from penchant.common.shares import Factor, Part, ShareRule, Side, Start
-from penchant.deploy.datasets import DataRequest, DatasetLoader, Prepared
-from penchant.server.optimizers import ServerState, added
+from penchant.server.optimizers import added
 
 # --- a share rule: one model for all, and a personal number for each module: how much of it is mine ------
 
