@@ -27,6 +27,7 @@ def page() -> str:
     for name in penchant._PLACES:
         parts.append("\n".join(_entry(name, getattr(penchant, name))))
     text = re.sub(r"(?<!`)``(?!`)", "`", "\n".join(parts))
+    text = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", text)  # a default that is a function: its name
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
