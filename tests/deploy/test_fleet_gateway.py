@@ -233,8 +233,8 @@ def test_what_can_not_be_started_ends_the_rest(tmp_path: Path) -> None:
 
 def test_a_killed_supervisor_leaves_nothing_behind(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from penchant.deploy.fleet.supervisor import Part, supervise\n"
-        f"supervise([Part('a', {SLEEPER!r}, Path({str(tmp_path / 'a.log')!r}))])"
+        "import sys; from pathlib import Path; from penchant.deploy.fleet.supervisor import ChildProcess, supervise\n"
+        f"supervise([ChildProcess('a', {SLEEPER!r}, Path({str(tmp_path / 'a.log')!r}))])"
     )
     with subprocess.Popen([sys.executable, "-c", program]) as process:
         wait_for(lambda: pids(tmp_path / "a.log"))
