@@ -233,7 +233,8 @@ def test_what_can_not_be_started_ends_the_rest(tmp_path: Path) -> None:
 
 def test_a_killed_supervisor_leaves_nothing_behind(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from penchant.deploy.fleet.supervisor import ChildProcess, supervise\n"
+        "import sys; from pathlib import Path\n"
+        "from penchant.deploy.fleet.supervisor import ChildProcess, supervise\n"
         f"supervise([ChildProcess('a', {SLEEPER!r}, Path({str(tmp_path / 'a.log')!r}))])"
     )
     with subprocess.Popen([sys.executable, "-c", program]) as process:
