@@ -158,9 +158,9 @@ def play(fleet: Deployment, model_cache: ModelCache, answers: list[Answer]) -> l
     journal = Journal(fleet.place / "journal")
     run = ServerRun(config, RUN, model_signature, DEVICES, SecureAggregation(known), members, journal)
     grid = InProcessGrid(build_app(answer_of), DEVICES, workers=DEVICES)
-    roll, survivors = Availability(run, grid), []
+    availability, survivors = Availability(run, grid), []
     for number in range(1, ROUNDS + 1):
-        log = play_round(run, grid, number, roll.call())
+        log = play_round(run, grid, number, availability.wait_for_cohort())
         survivors.append(0 if log is None else log.survivors)
     grid.close()
     journal.close()

@@ -94,9 +94,9 @@ def rounds(clients: int, workers: int, repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder))
         run = ServerRun(config, bytes(16), MODEL_SIGNATURE, clients, PlainAggregation(), b"", journal)
-        roll = Availability(run, grid)
+        availability = Availability(run, grid)
         began = time.perf_counter()
-        ready = roll.call()
+        ready = availability.wait_for_cohort()
         greeted = time.perf_counter() - began
         seconds = []
         for number in range(1, repeats + 1):

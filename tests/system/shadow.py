@@ -90,19 +90,19 @@ class Shadow:
 
         run = open_served(self._run)
         grid = InProcessGrid(build_app(answer_of), len(agents), workers=1)
-        roll = Availability(run, grid)
+        availability = Availability(run, grid)
         try:
             for number in range(1, run.last + 1):
                 silent.clear()
                 if lists and number in lists:
                     (self._run / MEMBERS).write_bytes(lists[number])
-                run = roll.run = run.latest(run)
+                run = availability.run = run.latest(run)
                 if number in skipped:  # it was announced, and with it which rounds stand
-                    roll.greet(roll.call().values())
+                    availability.announce_settled(availability.wait_for_cohort().values())
                     run.journal.skip(number, run.journal.begin(number, "main"), "as it was")
                 else:
-                    play_round(run, grid, number, roll.call())
-            roll.greet(roll.call().values())
+                    play_round(run, grid, number, availability.wait_for_cohort())
+            availability.announce_settled(availability.wait_for_cohort().values())
         finally:
             grid.close()
             run.journal.close()

@@ -61,10 +61,10 @@ def test_a_full_disk_costs_a_round_and_nothing_else(
 
     run = fleet._run()
     grid = InProcessGrid(build_app(answer_of), DEVICES, workers=DEVICES)
-    roll = Availability(run, grid)
+    availability = Availability(run, grid)
 
     def play(number: int) -> int:
-        log = play_round(run, grid, number, roll.call())
+        log = play_round(run, grid, number, availability.wait_for_cohort())
         assert log is not None
         return log.survivors
 
@@ -79,7 +79,7 @@ def test_a_full_disk_costs_a_round_and_nothing_else(
         ballast.unlink()
         assert state(fleet) == kept.pop()
         assert play(number + 1) == DEVICES  # the same agent takes part again
-    roll.greet([1000])
+    availability.announce_settled([1000])
     latest = Device(fleet.homes[0], model_cache=fleet.model_cache).vault.latest()
     assert latest is not None
     assert (latest[0], latest[1].round) == (RUN, 5)

@@ -16,9 +16,10 @@ import penchant.deploy.cli.main as cli
 
 pytestmark = pytest.mark.system
 
-DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "fleet"
-UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
-CONTAINERS = sorted((DEPLOY / "containers").iterdir())
+ROOT = Path(__file__).resolve().parents[2]
+FLEET = ROOT / "deploy" / "fleet"
+UNITS = sorted((FLEET / "systemd").glob("*.service"))
+CONTAINERS = sorted((FLEET / "containers").iterdir())
 MOST = 15  # tenths of exposure, of 100; 1.5 is well inside what systemd calls OK
 
 
@@ -32,11 +33,11 @@ def test_a_unit_is_hardened(unit: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", [*UNITS, DEPLOY / "systemd" / "penchant-server.target"], ids=lambda p: p.stem
+    "unit", [*UNITS, FLEET / "systemd" / "penchant-server.target"], ids=lambda p: p.stem
 )
 def test_systemd_takes_a_unit(unit: Path, tmp_path: Path) -> None:
     """All of it but the program, which is put where this machine has one."""
-    for path in (DEPLOY / "systemd").iterdir():
+    for path in (FLEET / "systemd").iterdir():
         text = path.read_text().replace("/opt/penchant/bin/penchant", shutil.which("true") or "")
         (tmp_path / path.name).write_text(text)
     done = subprocess.run(
@@ -75,4 +76,4 @@ def test_container_files_are_linted(file: Path) -> None:
     assert "ADD " not in text
     for source in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.M):
         for name in source.split():
-            assert (DEPLOY.parent / name).exists(), name
+            assert (ROOT / name).exists(), name
