@@ -256,7 +256,7 @@ def _in_state(state: State, kind: type[S]) -> S:
 
 
 class Role(Protocol):
-    """What an agent asks of a device's part in an aggregation protocol; another protocol can stand in here.
+    """What an agent asks of a device's part in an aggregation protocol; another protocol can take its place.
 
     One method for each stage, called in whatever order a server likes. Each takes the state that the one
     before gave, as the agent kept it, and returns the next with the reply, or raises a typed error. `Done`
@@ -398,7 +398,7 @@ class Participant:
         member = entry.certificate.member
         if entry.context != context:
             raise AgreementError(
-                f"member {member} was told something else: context digests differ; if it goes "
+                f"member {member} was sent something else: context digests differ; if it goes "
                 "on, distrust the server"
             )
         self.membership.check(entry.certificate)

@@ -435,7 +435,7 @@ class RunConfig(Section):
             for name in path:
                 target = target.setdefault(name, {})
                 if not isinstance(target, dict):
-                    raise ConfigError(f'unknown configuration key "{key}": {name} is no table')
+                    raise ConfigError(f'unknown configuration key "{key}": {name} is not a table')
             target[last] = value
         return build_section(type(self), table, "")
 
@@ -499,7 +499,7 @@ class Plan(Section):
 
 
 def _refuse_unknown_share(adapter: object) -> None:
-    """ConfigError for a plan by a share rule that this device does not have: its owner is told what to do."""
+    """ConfigError for a plan by a share rule that this device does not have; it says what to do about it."""
     share = adapter.get("share") if isinstance(adapter, dict) else None
     if isinstance(share, str) and share not in SHARES:
         raise ConfigError(

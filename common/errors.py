@@ -169,7 +169,7 @@ class PolicyRefusal(ProtocolError):
 
 
 class RoundFailed(PenchantError):
-    """A round ended without a result; finished rounds stand."""
+    """A round ended without a result; finished rounds are kept."""
 
     code = "round-failed"
 

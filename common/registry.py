@@ -1,4 +1,4 @@
-"""Names that a configuration may use, and what stands behind them: penchant's own things and other packages'.
+"""Names that a configuration may use, and what they refer to: penchant's own things and other packages'.
 
 Another package adds a thing by an entry point in its pyproject.toml, or a program by a call. Entry points are
 looked up only for a name that is not known without them, and only the one that was asked for is loaded.
@@ -16,7 +16,7 @@ __all__ = ["SERVER_OPTIMIZERS", "Registry"]
 
 _NAME = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-)  # it stands in names of files, and in lists with commas
+)  # it is used in names of files, and in lists with commas
 _SHOWN = 80  # characters of a value that an error quotes
 _REASON = 200  # characters of the reason why a plugin can't be loaded
 
@@ -27,7 +27,7 @@ class Registry:
     Args:
         key: the setting that takes such a name, as messages call it: "adapter.share".
         group: the group of entry points in which other packages offer theirs.
-        own: names that penchant itself stands for, where its things are added later than names are checked.
+        own: names that penchant itself will fill, where its things are added later than names are checked.
     """
 
     def __init__(self, key: str, group: str, own: Iterable[str] = ()) -> None:
@@ -41,7 +41,7 @@ class Registry:
         """Make a thing known by its name. A program may replace its own thing, but none of penchant's.
 
         Raises:
-            ConfigError: the name is one of penchant's, or has characters that can't stand in a name.
+            ConfigError: the name is one of penchant's, or has characters that a name can't have.
         """
         if not own and name in self._own:
             raise ConfigError(
@@ -64,7 +64,7 @@ class Registry:
         return name in self._own or name in self._things or name in self._offered()
 
     def get(self, name: str) -> object:
-        """What stands behind a name.
+        """The thing that a name refers to.
 
         Raises:
             ConfigError: there is no such name, or the package that offers it can't be loaded.
@@ -136,5 +136,5 @@ SERVER_OPTIMIZERS = Registry(
     "penchant.server_optimizers",
     ("fedavg", "fedadam", "fedavgm", "fedadagrad", "fedyogi"),
 )
-"""Their names stand here so that a configuration can be checked where no server is; what they do is in
+"""Their names are here so that a configuration can be checked where no server is; what they do is in
 `server/optimizers.py`."""

@@ -70,7 +70,7 @@ def setting(
             called when a value is checked, so that a registry can still grow.
         flag: the flag of `penchant simulate`, where it is not the name with dashes.
         switch: the two values that a flag "--yes/--no" stands for, where the type is not bool.
-        group: the heading that the setting stands under, where it is not that of its section.
+        group: the heading that the setting is listed under, where it is not that of its section.
         old: former names, which are read with a notice.
         stored: the name in a plan's bytes and in a configuration's digest, where those keep a former name.
     """
@@ -117,7 +117,7 @@ class Section:
 
     @classmethod
     def _group(cls) -> str:
-        """The heading that its settings stand under."""
+        """The heading that its settings are listed under."""
         return cls._title().capitalize()
 
     def _range(self, name: str, low: float, high: float) -> None:
@@ -403,7 +403,7 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
     if kind is float and not math.isfinite(value):
         raise ConfigError(f"{name} is {value}; it must be a finite number")
     if kind is str and any("\ud800" <= character <= "\udfff" for character in value):
-        raise ConfigError(f"{name} holds half a surrogate pair, which is no text")
+        raise ConfigError(f"{name} contains a lone surrogate, so it is not valid text")
     return value
 
 

@@ -1,7 +1,7 @@
 """Which part of the model is shared, and which stays personal: one `ShareRule` for each method.
 
 A rule says everything that the rest of penchant asks of a method: which tensors there are, what happens to
-each, how they become the model, and what people are told. To add one, write it and register it, here
+each, how they become the model, and how it is described to people. To add one, write it and register it, here
 (`_OWN`) or in a package of one's own (docs/plugins.md).
 """
 
@@ -103,7 +103,7 @@ class Factor:
         return self.tensor or f"{module}.{_IN_MODULE}{self.role}"
 
     def fits(self, shape: tuple[int, ...], rank: int) -> bool:
-        """Whether a recorded shape can be this factor's: the rank and fixed lengths stand where they must."""
+        """Whether a recorded shape can be this factor's: the rank and fixed lengths are in their places."""
         known = [rank if side is Side.RANK else side for side in self.shape]
         return len(shape) == len(known) and all(
             isinstance(side, Side) or side == length for side, length in zip(known, shape, strict=True)
@@ -194,7 +194,7 @@ class ShareRule:
         """Resolve "auto": personal when nothing is shared, shared otherwise.
 
         Raises:
-            ConfigError: it contradicts the rule, or is no such word.
+            ConfigError: it contradicts the rule, or is not auto, shared or personal.
         """
         if self.shares_nothing and asked == Head.SHARED:
             raise ConfigError(

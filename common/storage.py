@@ -73,8 +73,9 @@ def write_durably(path: Path, data: bytes) -> None:
 def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
     """A file for its owner alone, durable: whole, or not there.
 
-    replace: in the place of what is there; otherwise what another process made first stands. DeviceError when
-    the disk refuses.
+    replace: whether to replace a file that is there; otherwise one that another process made first is kept.
+
+    DeviceError when the disk refuses.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,7 +1,7 @@
-"""How a process tells that something went wrong: a line for people, or a line of JSON for programs.
+"""How a process reports that something went wrong: a line for people, or a line of JSON for programs.
 
 A program that starts `penchant` puts ``PENCHANT_ERRORS=json`` into the environment and reads
-``{"error": CODE, "message": TEXT}`` from standard error. The codes stand in `penchant.common.errors` and stay
+``{"error": CODE, "message": TEXT}`` from standard error. The codes are in `penchant.common.errors` and stay
 the same; the texts, and the prefix before them, are for people and may change.
 """
 
@@ -65,7 +65,7 @@ class ErrorReport:
         return next((report for report in reports if report is not None), None)
 
     def write(self) -> None:
-        """Tell it on standard error, in the form that the environment asks for."""
+        """Write it to standard error, in the form that the environment asks for."""
         if os.environ.get(FORMAT) == AS_JSON[FORMAT]:
             print(json.dumps({"error": self.code, "message": self.message}), file=sys.stderr, flush=True)
         else:

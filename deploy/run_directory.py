@@ -87,7 +87,7 @@ def is_served(directory: Path) -> bool:
 def read_config(directory: Path) -> RunConfig:
     """The configuration of a run directory; RunDirectoryError when it is none."""
     if not (directory / CONFIG).is_file():
-        raise RunDirectoryError(f"{directory} is no run directory: it has no {CONFIG}")
+        raise RunDirectoryError(f"{directory} is not a run directory: it has no {CONFIG}")
     return RunConfig.read(directory / CONFIG)
 
 
@@ -109,7 +109,7 @@ def read_result(directory: Path) -> dict[str, Any] | None:
 def claim(directory: Path, what: str = _LOCK) -> Iterator[None]:
     """Be the only process that works in `directory`; the claim ends with the process, however it ends.
 
-    what: SERVER claims the server's part alone, which on Ray is played by another process.
+    what: the lock to take. SERVER claims the server's part alone, which another process runs on Ray.
     """
     with _lock_file(directory, what) as lock:
         try:
@@ -125,7 +125,7 @@ def claim(directory: Path, what: str = _LOCK) -> Iterator[None]:
 def busy(directory: Path, held: set[tuple[int, int]] | None = None) -> bool:
     """Whether a process works in `directory`, without asking it or getting in its way (Linux).
 
-    held: what `held_locks` told, where many directories are looked at.
+    held: the locks that `held_locks` returned; give them where many directories are looked at.
     """
     locks = held_locks() if held is None else held
     for name in (_LOCK, SERVER):

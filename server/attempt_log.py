@@ -15,8 +15,8 @@ from penchant.server.secagg.aggregation import ASKED, REPLY, Record
 class AttemptLog:
     """One attempt's lines in the journal: what completing it after a crash would need, and how far it is.
 
-    enough: told how many parts the sum would have before anything of it is revealed; it may raise a
-    RoundFailed, and then nothing is.
+    enough: called with the number of parts that the sum would have, before anything of the sum is revealed.
+        It may raise a RoundFailed, and then nothing is revealed.
     """
 
     def __init__(

@@ -56,7 +56,7 @@ class Availability:
         return {member: node for node, member in self._known.items() if self.run.belongs(member)}
 
     def announce_settled(self, nodes: Iterable[int], seconds: float = math.inf) -> None:
-        """Tell `nodes` which rounds stand, so that they commit what they staged; note who is ready.
+        """Report the finished rounds to `nodes`, so that they commit what they staged; note who is ready.
 
         Waits no longer than `seconds`, and than a deadline of the run's: a node may be gone and not yet known
         to be.

@@ -11,8 +11,9 @@ __all__ = ["sample_cohort"]
 
 
 def sample_cohort(members: Sequence[int], size: int, *, seed: int, round: int) -> tuple[int, ...]:
-    """`size` of `members` (member numbers), the same for the same seed, round and fleet; 0: all of them.
+    """Draw `size` of `members` (member numbers); a size of 0 means everyone.
 
+    The draw is deterministic in seed, round and fleet.
     Every device is ranked by a hash of (seed, round, member): a device that joins or leaves moves
     nobody else's rank, so nearly the same cohort is drawn after a reconnect.
 

@@ -80,7 +80,7 @@ class Exchange:
         try:
             payload = unpack(message.content)
         except CodecError:
-            return  # as good as silent
+            return  # it counts as unresponsive
         self.bytes_up += len(payload)
         self._arrived(stage, node, payload)
         replies[node] = payload

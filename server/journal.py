@@ -161,7 +161,7 @@ class Journal:
         return [(str(s), int(p), bytes(b)) for s, p, b in rows]
 
     def finish(self, log: RoundLog, shared: ServerState) -> None:
-        """The round stands: its checkpoint first, then the row that names it. Its records are erased."""
+        """Make the round final: its checkpoint first, then the row that names it. Its records are erased."""
         if self._state(log.round, log.attempt) not in _OPEN:  # before a checkpoint is written over
             raise JournalError(f"round {log.round} attempt {log.attempt} is not open")
         name, digest = self._write_checkpoint(log.round, shared)

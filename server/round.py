@@ -43,9 +43,9 @@ __all__ = ["announced_factors", "federate", "play_round"]
 
 
 def federate(run: ServerRun, grid: Grid) -> None:
-    """Play all rounds that the journal does not hold yet, then tell the devices which ones stand.
+    """Run all rounds that the journal does not hold yet, then report the finished ones to the devices.
 
-    Raises RoundFailed when a round fails as often as `federation.attempts` allows; finished rounds stand.
+    Raises RoundFailed when a round fails as often as `federation.attempts` allows; finished rounds are kept.
     """
     availability = Availability(run, grid)
     recover(run)
@@ -117,7 +117,7 @@ def _attempt(
     log = _conclude(task, attempt, sums, aggregate)
     log = replace(log, seconds=time.monotonic() - began, bytes_up=wire.bytes_up, bytes_down=wire.bytes_down)
     run.journal.finish(log, _moved(run, task, shared, sums))
-    with suppress(JournalError):  # the round stands
+    with suppress(JournalError):  # the round is final
         run.journal.joined([cohort[node] for node in aggregate.survivors], task.number)
     run.observe(log)
     return log

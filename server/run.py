@@ -23,12 +23,18 @@ Observer = Callable[[RoundLog], None]
 class ServerRun:
     """What a server knows of a run.
 
-    id: 16 bytes. model_signature: of the base model. cohort: clients a round. aggregation: how vectors are
-    added up. membership: the authority's latest member list, encoded. observe: hears of finished rounds.
-    patience: seconds that a round waits for its cohort to be there, before it fails.
-    belongs: whether a member is on that list. members: how many are; None where there is no list.
-    latest: the run with the list that holds now, asked for before every round: a revocation takes effect
-    without a restart.
+    Attributes:
+        id: the 16 bytes that name the run.
+        model_signature: the signature of the base model.
+        cohort: how many clients a round asks.
+        aggregation: how vectors are added up.
+        membership: the authority's latest member list, encoded.
+        observe: called with the log of each finished round.
+        patience: seconds that a round waits for its cohort to be there, before it fails.
+        belongs: says whether a member is on the list.
+        members: the list's length; None where there is no list.
+        latest: gives the run with the list that is valid now. It is called before every round, so that a
+            revocation takes effect without a restart.
     """
 
     config: RunConfig

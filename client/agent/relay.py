@@ -1,6 +1,6 @@
 """The relay as a SuperNode runs it, `penchant.client.agent.relay:app`: installed on the device, never sent.
 
-Where the agent listens stands in the node's own configuration: ``--node-config 'agent-socket="/path"'``.
+Where the agent listens is in the node's own configuration: ``--node-config 'agent-socket="/path"'``.
 """
 
 from __future__ import annotations

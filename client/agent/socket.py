@@ -76,7 +76,7 @@ class AgentServer:
             self._check_directory()
             with suppress(FileNotFoundError):
                 if not stat.S_ISSOCK(self.socket.lstat().st_mode):
-                    raise DeviceError(f"{self.socket} is there already and is no socket; remove it")
+                    raise DeviceError(f"{self.socket} is there already and is not a socket; remove it")
                 self.socket.unlink()
         except OSError as error:
             raise DeviceError(f"can't make the agent's socket {self.socket}: {error.strerror}") from None
@@ -203,7 +203,7 @@ def at_work(home: Path) -> bool:
 
 @contextmanager
 def only_one(home: Path) -> Iterator[None]:
-    """Be the only agent on the directory `home`; DeviceError when another one is at work there."""
+    """Be the only agent on the directory `home`; DeviceError when another one is running there."""
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = open(os.open(home / "agent.lock", os.O_RDWR | os.O_CREAT, 0o600), "w")  # noqa: SIM115
@@ -213,5 +213,5 @@ def only_one(home: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise DeviceError(f"another agent works on {home}; stop it first") from None
+            raise DeviceError(f"another agent is running on {home}; stop it first") from None
         yield

@@ -1,8 +1,8 @@
 """Flower's SuperNode, kept in step: after each message it waits for the reply to that very message.
 
 Flower's own waits for any reply. A run that ends while a message of it is under way to a device (it was
-stopped, or the SuperLink was killed) leaves that message's ClientApp at work. Its reply, which nobody wants
-any more, is then taken for the one to the next message, and from there on every reply goes out one message
+stopped, or the SuperLink was killed) leaves that message's ClientApp running. Its reply, which nobody waits
+for now, is then mistaken for the one to the next message, and from there on every reply goes out one message
 late: the device misses each deadline until its SuperNode is started again. Pinned with Flower 1.41.
 """
 

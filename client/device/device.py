@@ -117,7 +117,7 @@ class Report:
     round: int
     rounds_joined: int
     refused: tuple[tuple[str, str, str], ...]
-    left: tuple[tuple[str, int, int], ...]  # (name, how often, bytes together) of all that ever left
+    left: tuple[tuple[str, int, int], ...]  # (name, count, total bytes) of everything that ever left
     quality: Quality | None  # None without held-out choices, or without a base model
     unknown: str  # why the quality is not known
 
@@ -177,7 +177,7 @@ class Device:
         """Fit the personal part alone to all recorded choices but the held-out ones; nothing leaves.
 
         Raises DataError without choices, DeviceError when training diverges, or when the running agent has
-        changed the model meanwhile: what a round made stands.
+        changed the model meanwhile: what a round made is kept.
         """
         version = self.vault.version()
         choices = self.choices()
@@ -227,7 +227,7 @@ class Device:
         choices = self.choices().train
         if 2 * (len(candidates) + len(choices)) * start.size > POSTERIOR_MOST:
             raise DataError(
-                f"{len(candidates)} comparisons are too many to look for the most telling; give fewer"
+                f"{len(candidates)} comparisons are too many to find the most informative one; give fewer"
             )
         laplace = Laplace(planned.model, planned.split, shared)
         prior = prior_of(planned, laplace, start, candidates)

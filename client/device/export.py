@@ -31,14 +31,14 @@ CLASSIFIER = "sequence-classification"
 PERSONAL = """# A personal reward model
 
 It ranks responses as one person would: the higher the score, the more that person would like the response.
-The choices it was learned from are not in here, but what a personal model says tells about its person: share
-it as you would share their choices.
+The choices it was learned from are not in here, but a personal model's scores reveal things about its person:
+share it as you would share their choices.
 """
 SHARED = """# The shared part of a fleet's reward models
 
-It is what everybody's model starts from, and knows nobody: personal factors stand at their common start.
-`shared.safetensors` holds the shared tensors alone. A person's own model comes of it by fitting the personal
-part to their choices.
+It is what everybody's model starts from, and knows nobody: personal factors are at their common start.
+`shared.safetensors` holds the shared tensors alone. A person's own model is made from it by fitting the
+personal part to their choices.
 """
 
 
@@ -91,7 +91,7 @@ def export_peft(export: Export, directory: Path) -> None:
 
 
 def _write(directory: Path, files: dict[str, bytes]) -> None:
-    """All files, or none; for their owner alone: a personal model tells about its person."""
+    """All files, or none; for their owner alone: a personal model reveals things about its person."""
     written: list[Path] = []
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)

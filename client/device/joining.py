@@ -90,7 +90,10 @@ def join(home: Device, token: JoinToken, folder: Path, socket: Path, connect: Co
 
 
 def wait(attempt: Callable[[], int], seconds: float, told: Callable[[str], None], poll: float = 5.0) -> int:
-    """`attempt` until it is not pending any more, at most `seconds`; `told` hears once why it waits."""
+    """Repeat `attempt` while it is pending, for at most `seconds`.
+
+    `told` is called once, with the reason for the wait.
+    """
     end, said = time.monotonic() + seconds, False
     while True:
         try:

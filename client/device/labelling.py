@@ -1,6 +1,6 @@
 """Labelling: the owner is shown two responses and says which one they would rather have.
 
-Which response stands first is drawn anew for each question, so that neither a place nor a file's order
+Which response is shown first is drawn anew for each question, so that neither a place nor a file's order
 teaches the model anything. A comparison that was answered before is not asked again: labelling the same file
 goes on where it was left.
 """
@@ -76,7 +76,7 @@ def _row(row: Mapping[str, Any]) -> list[Preference]:
         return [parse_preference(row)]
     responses = row["responses"]
     if not isinstance(responses, list) or not all(isinstance(one, str) for one in responses):
-        raise DataError("'responses' is no list of texts")
+        raise DataError("'responses' must be a list of texts")
     prompt = row.get("prompt")
     return compared("" if prompt is None else prompt, responses)
 

@@ -1,4 +1,4 @@
-"""Which pair to ask about next: the one whose answer would tell most about the person.
+"""Which pair to ask about next: the one whose answer would say most about the person.
 
 Under the Laplace posterior (`client/learning/laplace.py`) the margin of a pair is Gaussian. What an answer
 tells about the personal part, in nats, is the doubt about the answer less the doubt that would remain if the
@@ -86,13 +86,16 @@ class ActiveLearner:
         return information(margins, posterior.error(self._view.gradients))
 
     def margins(self) -> Array:
-        """What is believed of each candidate's margin in the mean, [m]."""
+        """The posterior mean of each candidate's margin, [m]."""
         return self._now()[0]
 
     def question(self, among: Sequence[int] | None = None) -> int | None:
-        """The open candidate that tells most, by index (the first of equals); None when all are answered.
+        """The open candidate that is most informative, by index; None when all are answered.
 
-        among: look at these only.
+        Of several that are equally informative it is the first.
+
+        Args:
+            among: indices of the candidates to choose from; None for all that are open.
         """
         left = self.open if among is None else [index for index in self.open if index in set(among)]
         return max(left, key=self.informative().__getitem__) if left else None

@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS sent (
 """
 
 # burnt.unmasked: 0 open or over, 1 asked to unmask, 2 given up because the owner had it forgotten.
-# user_version counts the changes of committed factors: who has read one can tell whether it still stands.
+# user_version counts the changes of committed factors: who has read one can tell whether it is still current.
 
 TOLD_MOST = 1000  # refusals kept for the owner
 
@@ -156,14 +156,14 @@ class Vault:
         """Replace the committed factor of a run: the owner trained it on the device alone.
 
         version: as it was before anything was read for the training. DeviceError when another process, the
-        agent say, has changed what is committed since: what it did stands.
+        agent say, has changed what is committed since: that change is kept.
         """
         blob = self._sealed(np.ascontiguousarray(vector, dtype="<f4").tobytes(), "personal")
         with self._transaction() as db:
             if _version(db) != version:
                 raise DeviceError(
                     "the model on this device changed while this one was trained (a round finished, or all "
-                    "was forgotten); that stands, train again if you like"
+                    "was forgotten); that change is kept; train again if you like"
                 )
             db.execute(
                 "INSERT OR REPLACE INTO personal (run, state, round, attempt, vector, context, kept)"
@@ -178,8 +178,8 @@ class Vault:
             return [(bytes(run), int(number), unmasked == 1) for run, number, unmasked in rows]
 
     def forget(self) -> None:
-        """Delete all personal factors and blobs, from the rollback journal too. Burnt attempts stay burnt,
-        and those that were open are given up: nothing comes of them any more."""
+        """Delete all personal factors and blobs, from the rollback journal too. Attempts that were
+        used stay used, and those that were open are given up: they will have no result."""
         with self._transaction(journal="DELETE") as db:
             _changed(db)
             db.execute("UPDATE burnt SET unmasked = 2 WHERE unmasked = 0")
@@ -224,7 +224,7 @@ class Vault:
                 )
 
     def sent(self) -> list[tuple[str, int, int]]:
-        """(name, how often, bytes together) of all that ever left."""
+        """(name, count, total bytes) of everything that ever left the device."""
         with self._transaction() as db:
             rows = db.execute("SELECT name, times, bytes FROM sent ORDER BY name")
             return [(str(name), int(times), int(size)) for name, times, size in rows]

@@ -39,7 +39,7 @@ class Preference:
     The model sees ``prompt + chosen`` and ``prompt + rejected``; the prompt may be empty.
 
     Raises:
-        DataError: a field is no text, a response is blank, or both responses are the same.
+        DataError: a field is not a string, a response is blank, or both responses are the same.
     """
 
     prompt: str
@@ -144,11 +144,11 @@ def _digest(name: str, people: Iterable[Person]) -> str:
 
 def check_text(name: str, text: object) -> None:
     if not isinstance(text, str):
-        raise DataError(f"{name!r} is no text but {kind_of(text)}")
+        raise DataError(f"{name!r} must be a string, not {kind_of(text)}")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise DataError(f"{name!r} holds half a surrogate pair, which is no text") from None
+        raise DataError(f"{name!r} contains a lone surrogate, so it is not valid text") from None
 
 
 def kind_of(value: object) -> str:

@@ -91,7 +91,7 @@ def render(name: str, messages: Any, *, ends_with_newline: bool = False) -> str:
     one line a message. ``name`` is the field's, for messages of errors.
     """
     if not isinstance(messages, list):
-        raise DataError(f"{name!r} is no conversation but {kind_of(messages)}")
+        raise DataError(f"{name!r} must be a conversation, not {kind_of(messages)}")
     lines = [f"{_message_text(name, message, 'role')}: {_content(name, message)}" for message in messages]
     return "".join(line + "\n" for line in lines) if ends_with_newline else "\n".join(lines)
 
@@ -111,7 +111,7 @@ def _message_text(name: str, message: object, key: str) -> str:
         raise DataError(f"{name!r} has a message that is {kind_of(message)}, not an object")
     value = message.get(key)
     if not isinstance(value, str):
-        raise DataError(f"{name!r} has a message whose {key!r} is no text but {kind_of(value)}")
+        raise DataError(f"{name!r} has a message whose {key!r} must be a string, not {kind_of(value)}")
     return value
 
 
@@ -193,7 +193,7 @@ def read_rows(path: str | Path | Sequence[Path], log: RowLog) -> Iterator[tuple[
     """Rows of JSON-lines and Parquet files: where each is (``file:line``, from 1) and its columns.
 
     ``path`` is one file, a list of them, or a folder whose files, at any depth, are read in the order
-    of their names. What is no row at all is rejected in ``log``; blank lines of JSON lines don't count.
+    of their names. A line that is not a row is rejected in ``log``; blank lines of JSON lines don't count.
 
     Raises:
         DataError: there is no such file, its suffix is unknown, it isn't Parquet though it is called
@@ -286,7 +286,7 @@ def _data_files(path: Path) -> tuple[Path, ...]:
     if not path.is_file():
         raise DataError(f"there is no file {path}")
     if not path.name.endswith(suffixes):
-        raise DataError(f"{path} is none of {', '.join(suffixes)}")
+        raise DataError(f"{path} must end in {' or '.join(suffixes)}")
     return (path,)
 
 

@@ -52,7 +52,7 @@ class Request:
         try:
             asked = decode_record(data, cls)
         except CodecError as error:
-            raise CertificateError(f"this is no request of a device: {error}") from None
+            raise CertificateError(f"this is not a request of a device: {error}") from None
         if not verify(asked.public_key, _request_text(asked.public_key), asked.signature):
             raise CertificateError("the request is not signed by the key that it names")
         return asked
@@ -82,7 +82,7 @@ class Asked:
         try:
             asked = decode_record(data, cls)
         except CodecError as error:
-            raise CertificateError(f"this is no request of a device: {error}") from None
+            raise CertificateError(f"this is not a request of a device: {error}") from None
         Request.decode(asked.request.encode())
         return asked
 
@@ -105,7 +105,7 @@ class Answer:
         try:
             answer = decode_record(data, cls)
         except CodecError as error:
-            raise CertificateError(f"this is no answer of an authority: {error}") from None
+            raise CertificateError(f"this is not an answer of an authority: {error}") from None
         if authority_digest(answer.authority) != authority:
             raise CertificateError("the answer is of another authority than the one that was named")
         return answer

@@ -35,7 +35,7 @@ CLOCK_SKEW: Final = 300  # seconds by which a device's clock may be behind the a
 
 
 def authority_digest(public_key: bytes) -> bytes:
-    """The 32-byte digest of an authority's public key, as it stands in join tokens."""
+    """The 32-byte digest of an authority's public key, as join tokens hold it."""
     return hashlib.sha256(domain("authority", public_key)).digest()
 
 
@@ -160,7 +160,9 @@ class Authority:
         except OSError as error:
             raise UsageError(f"can't read the authority's key {path}: {error.strerror}") from None
         except (TypeError, ValueError):
-            raise UsageError(f"{path} is no authority's key, or the passphrase is wrong or missing") from None
+            raise UsageError(
+                f"{path} is not an authority's key, or the passphrase is wrong or missing"
+            ) from None
         if not isinstance(key, Ed25519PrivateKey):
             raise UsageError(f"{path} holds another kind of key than an authority's")
         return cls(key.private_bytes_raw())

@@ -1,4 +1,4 @@
-"""Join tokens: what a device needs to find its fleet, and to trust nothing that it is told on the way.
+"""Join tokens: what a device needs to find its fleet without trusting anything that it hears on the way.
 
 A token is one line of text. It holds the server's address, the digests of the certificate authority of the
 server's TLS and of the enrolment authority's public key, a date, and an Ed25519 key for this one enrolment.
@@ -87,7 +87,7 @@ class JoinToken:
         """Undo `text`; TokenError when it is damaged, or past its date at `now` (Unix seconds)."""
         line = "".join(text.split())
         if len(line) > MAX_TOKEN or not line.startswith(PREFIX):
-            raise TokenError("this is no join token; it begins with " + PREFIX)
+            raise TokenError("this is not a join token; one begins with " + PREFIX)
         body = line.removeprefix(PREFIX)
         try:
             data = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)

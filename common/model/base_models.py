@@ -71,7 +71,7 @@ def resolve(name: str) -> tuple[Path, str]:
         return folder, digest_of(folder)
     if not HUB_ID.fullmatch(name):
         raise BaseModelError(
-            f'base model "{name}" is no folder, no hub id (owner/name), not {DEFAULT_MODEL} and not {SMOLLM2}'
+            f'base model "{name}" is not a folder, a hub id (owner/name), {DEFAULT_MODEL} or {SMOLLM2}'
         )
     folder = _download(name)
     return folder, digest_of(folder)

@@ -82,7 +82,7 @@ class ModelDescription:
         try:
             rest = str(table["published"]), str(table["pooling"]), int(table["max_tokens"])
         except (ValueError, KeyError, TypeError) as error:
-            raise RunDirectoryError(f"{path} does not tell what an export needs: {error}") from None
+            raise RunDirectoryError(f"{path} does not say what an export needs: {error}") from None
         return cls(_signature(path, table), *rest)
 
 

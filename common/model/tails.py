@@ -221,7 +221,7 @@ class PooledTail:
 
 
 class _Skip(nn.Module):
-    """Stands where a frozen block stood: hands the states on in the form in which blocks return them."""
+    """Takes a frozen block's place: hands the states on in the form in which blocks return them."""
 
     def __init__(self, block: nn.Module, returns_tuple: bool) -> None:
         super().__init__()

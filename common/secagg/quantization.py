@@ -42,11 +42,11 @@ class Counter:
 
     @property
     def bound(self) -> int:
-        """The largest integer that stands for it."""
+        """The largest integer that represents it."""
         return int(np.ceil(self.most / self.unit))
 
     def integer(self, value: float) -> int:
-        """The nearest integer multiple; raises `QuantiserError` outside 0..most, or for what is no number."""
+        """The nearest integer multiple; `QuantiserError` outside 0..most, and for NaN and infinities."""
         if not 0 <= value <= self.most:
             raise QuantiserError(f'counter "{self.name}" must lie in 0..{self.most:g}; clamp it first')
         return round(value / self.unit)
@@ -124,7 +124,7 @@ class Quantiser:
             raise QuantiserError(f"counters must be {', '.join(c.name for c in self.counters) or 'none'}")
         if self.size and not float(np.abs(update).max()) <= self.clip:  # so written, NaN is refused too
             raise QuantiserError(
-                f"the update holds a value that is no number or beyond {self.clip:g}: clip it"
+                f"the update holds a NaN, an infinity or a value beyond {self.clip:g}: clip it"
             )
         vector = np.empty(self.length, np.dtype(f"<i{self.ring // 8}"))
         self._round(update, weight, key, vector)

@@ -30,9 +30,9 @@ __all__ = [
 
 
 def context_digest(announce: Announce) -> bytes:
-    """SHA-256 over all that a device was told: version, run, round, attempt, configuration, base, factors.
+    """SHA-256 over all that a device was sent: version, run, round, attempt, configuration, base, factors.
 
-    32 bytes. Two devices that were told anything different can't agree on it (docs/protocol.md#stages).
+    It has 32 bytes. Devices that were sent different things can't agree on it (docs/protocol.md#stages).
     """
     return hashlib.sha256(domain("context", encode(announce))).digest()
 

@@ -176,7 +176,7 @@ def _counters(max_weight: int) -> tuple[Counter, ...]:
 
 
 def _clipped(update: NDArray[np.float32], clip: float) -> NDArray[np.float32]:
-    """`update` scaled down to the L2 norm `clip`; what is no number stays, and is refused later."""
+    """`update` scaled down to the L2 norm `clip`; NaN and infinities are left in, and refused later."""
     norm = float(np.linalg.norm(update.astype(np.float64)))
     if norm <= clip or not np.isfinite(norm):
         return update

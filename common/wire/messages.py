@@ -78,14 +78,14 @@ class Kind(IntEnum):
 
 
 class AbortCode(IntEnum):
-    """All that a device says when it refuses. The owner, not the server, is told more."""
+    """All that a device says when it refuses. Details are for its owner, not for the server."""
 
     MALFORMED = 1  # not a message of this protocol version
     STAGE = 2  # not the stage, round, attempt or run that is open; or burnt already
     POLICY = 3  # the owner's policy forbids it
     MEMBERSHIP = 4  # member list old, stale or unsigned; a revoked or unlisted identity
     CERTIFICATE = 5  # an identity that the authority did not certify
-    AGREEMENT = 6  # the parties were not told the same
+    AGREEMENT = 6  # the parties were not sent the same
     SIGNATURE = 7  # a signature is missing, wrong, repeated or by an outsider
     SHARES = 8  # a key or a share that can't be right
     CONFIGURATION = 9  # plan, factors, ring or bounds that the device can't accept
@@ -126,7 +126,7 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A round that stands, with the attempt that made it: what devices staged in it is committed."""
+    """A round that is final, with the attempt that made it: what devices staged in it is committed."""
 
     round: U32
     attempt: U16
@@ -138,7 +138,7 @@ FinishedRounds = Annotated[tuple[Finished, ...], Many(4096)]
 @message(2)
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Asks for readiness, and tells which rounds of a run stand. The version is in every header."""
+    """Asks for readiness, and says which rounds of a run are final. The version is in every header."""
 
     run: RunId
     finished: FinishedRounds

@@ -33,7 +33,7 @@ RUN_DATA = ("evaluate", "holdout_clients")  # data settings of the run, not of h
 class Callback:
     """Hears what a simulation does; override what you want to know.
 
-    An exception ends the call. Finished rounds stand, and the same call with the same `out` goes on.
+    An exception ends the call. Finished rounds are kept, and the same call with the same `out` goes on.
     """
 
     def on_stage(self, stage: str) -> None:
@@ -44,7 +44,7 @@ class Callback:
 
 
 class _CallbackProgress(ComparisonProgress):
-    """Passes on to callbacks what a run tells."""
+    """Passes on to callbacks what a run reports."""
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         if not isinstance(callbacks, Sequence) or not all(isinstance(c, Callback) for c in callbacks):
@@ -91,7 +91,7 @@ def simulate(
         ConfigError: a setting is unknown, or out of its range.
         DataError: the data can't be used.
         RunDirectoryError: `out` holds something else.
-        RoundFailed: too few clients answered; finished rounds stand.
+        RoundFailed: too few clients answered; finished rounds are kept.
     """
     asked = _asked(settings, {"adapter.share": share, "federation.rounds": rounds, "seed": seed})
     source = _Source.of(data, asked)

@@ -112,7 +112,7 @@ class Audit:
 def audit(directory: Path) -> Audit:
     """Read and check what left the clients of `directory`'s run.
 
-    Raises RunDirectoryError when it is no run directory, or holds no record of the wire.
+    Raises RunDirectoryError when it is not a run directory, or holds no record of the wire.
     """
     config = run_directory.read_config(directory)
     sent = list(read_wire(directory))

@@ -49,7 +49,7 @@ __all__ = [
 ERROR = "error"
 """Kind of one of Flower's error messages."""
 UNKNOWN = "?"
-"""Kind of bytes that are no message that a client may ever send."""
+"""Kind of bytes that are not a message that a client may ever send."""
 HEADER = len(MAGIC) + 2
 """Bytes before a message's fields: magic number, protocol version, tag."""
 
@@ -126,10 +126,15 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Sent:
-    """One message that left a client. place: "round.attempt" ("status" outside of rounds).
+    """One message that left a client.
 
-    size: bytes of its payload; framed: all of the Flower message. kind: the message's type, "error" for
-    one of Flower's, "?" for bytes that are no message of the protocol. said: an error's text.
+    Attributes:
+        place: when it was sent, as "round.attempt" ("status" outside of rounds).
+        size: the bytes of its payload.
+        framed: the bytes of the whole Flower message.
+        kind: the message's type, "error" for one of Flower's own, "?" for bytes that are not a message of
+            the protocol.
+        said: the text of an error.
     """
 
     place: str
@@ -175,9 +180,9 @@ def _listed(directory: Path, text: str) -> list[dict[str, Any]]:
         for row in rows:
             numbers = [*row["shape"], row.get("size", 0)]
             if not all(type(n) is int for n in numbers) or type(row["name"]) is not str:
-                raise ValueError("a number or a name is none")
+                raise ValueError("a number or a name is missing or malformed")
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise RunDirectoryError(f"{directory / WIRE} is damaged; it can't tell what left") from None
+        raise RunDirectoryError(f"{directory / WIRE} is damaged; what left can't be read from it") from None
     return list(rows)
 
 

@@ -58,7 +58,7 @@ class Rules:
         if sent.kind == ERROR:
             return None if sent.said in errors.__all__ else "an error with text beyond the name of its type"
         if sent.kind == UNKNOWN or sent.kind not in _BY_NAME:
-            return f"{sent.size} bytes that are no message of the protocol"
+            return f"{sent.size} bytes that are not a message of the protocol"
         return self._misplaced(sent) or _malformed(sent) or self._mislong(sent, phase)
 
     def _misplaced(self, sent: Sent) -> str | None:

@@ -115,7 +115,7 @@ def attend(
     office = AuthorityStore(directory, _passphrase(passphrase))
     if yes:
         print("everything is granted: whoever runs the server can enrol anybody", file=sys.stderr)
-    with on_interrupt("what was decided stands, and the same command asks about the rest"):
+    with on_interrupt("what was decided is kept, and the same command asks about the rest"):
         while True:
             for line in authority_inbox.attend(office, requests, answers, lambda m: yes or _granted(m)):
                 print(one_line(line), flush=True)

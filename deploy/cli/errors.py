@@ -80,7 +80,7 @@ class _Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def on_interrupt(hint: str) -> Iterator[None]:
-    """Inside this block, Ctrl-C tells `hint`: what is true now, and how to go on."""
+    """Inside this block, Ctrl-C prints `hint`: what is true now, and how to go on."""
     try:
         yield
     except _Interrupted:  # a block inside this one knows better
@@ -90,20 +90,20 @@ def on_interrupt(hint: str) -> Iterator[None]:
 
 
 def report_error(error: PenchantError | OSError) -> int:
-    """Tell an error in one line; -> the exit code."""
+    """Print an error in one line; -> the exit code."""
     ErrorReport.of(error).write()
     return error.exit_code if isinstance(error, PenchantError) else 1
 
 
 def report_interrupt(interrupt: BaseException) -> int:
-    """Tell that Ctrl-C was pressed, with the hint of `on_interrupt` if there is one; -> the exit code."""
+    """Report that Ctrl-C was pressed, with the hint of `on_interrupt` if there is one; -> the exit code."""
     hint = f"; {interrupt}" if isinstance(interrupt, _Interrupted) else ""
     ErrorReport(INTERRUPTED, f"interrupted{hint}").write()
     return 130
 
 
 def notice(text: str) -> None:
-    """Tell on standard error that something is to be called in another way from now on."""
+    """Say on standard error that something is to be called in another way from now on."""
     print(f"note: {text}", file=sys.stderr)
 
 

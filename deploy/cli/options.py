@@ -54,7 +54,7 @@ def with_settings(*without: str) -> Callable[[Callable[..., None]], Callable[...
 
 
 def _run_last() -> list[Setting]:
-    """Every setting; those of the run as a whole stand last, with the options that say where it goes."""
+    """Every setting; those of the run as a whole come last, with the options that say where it goes."""
     return sorted(settings_of(RunConfig), key=lambda one: one.group == RUN)
 
 

@@ -169,7 +169,7 @@ def run(
 
 @command(app)
 def resume(directory: Where, run: RunName = "", detach: Detach = False) -> None:
-    """Go on with a run after a crash or a stop: finished rounds stand."""
+    """Go on with a run after a crash or a stop: finished rounds are kept."""
     from penchant.deploy.fleet.follow import is_done, refuse_second
     from penchant.deploy.fleet.processes import door
     from penchant.deploy.fleet.server_directory import ServerDirectory

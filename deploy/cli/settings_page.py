@@ -24,7 +24,7 @@ Where a setting is not given, the recipe of the data set and share decides, and 
 A flag comes before a configuration file, and a file before a recipe.
 
 A configuration file is TOML with a table for each section.
-`training.lr_shared` is the key `lr_shared` in the table `[training]`; `seed` stands above all tables.
+`training.lr_shared` is the key `lr_shared` in the table `[training]`; `seed` is written above all tables.
 On the command line a list is one word with commas.
 """
 

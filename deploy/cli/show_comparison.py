@@ -75,7 +75,7 @@ def compare_and_show(configs: Sequence[RunConfig], directory: Path) -> None:
     if not all(config.privacy.secagg for config in configs):
         errors.print(
             "[bold red]WITHOUT SECURE AGGREGATION:[/] every update goes to the server in clear, and an "
-            "update tells much about the choices behind it. Simulated people only."
+            "update reveals much about the choices behind it. Simulated people only."
         )
     with ComparisonBars(console) as drawn:
         command = shlex.join(["penchant", *sys.argv[1:]])

@@ -86,7 +86,7 @@ def _run(config: RunConfig, directory: Path, world: SimulationSetup | None, cons
     if not config.privacy.secagg:
         errors.print(
             "[bold red]WITHOUT SECURE AGGREGATION:[/] every update goes to the server in clear, and an "
-            "update tells much about the choices behind it. Simulated people only."
+            "update reveals much about the choices behind it. Simulated people only."
         )
     with ProgressBars(console) as drawn:
         return simulate(world, directory, drawn, write_report=write_report)

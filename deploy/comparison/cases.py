@@ -27,7 +27,7 @@ def combinations(
     A share that shares nothing has no shared head: with several heads that combination is left out.
 
     Raises:
-        UsageError: a list is empty, holds something twice, or numbers that are none.
+        UsageError: a list is empty, has duplicates, or has an item that is not a number.
     """
     wanted_heads = _listed("--heads", heads)
     axes: list[tuple[str, list[Any]]] = [

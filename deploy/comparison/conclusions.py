@@ -69,7 +69,7 @@ class Group:
     names: tuple[str, ...]
 
     def first(self, share: str) -> int | None:
-        """Where the best row stands of everyone alone, or of one model for all."""
+        """The position of the best row of everyone alone, or of one model for all."""
         wanted = (i for i, row in enumerate(self.rows) if row.share == share and not _personal(row))
         return next(wanted, None)
 
@@ -198,7 +198,7 @@ def _gain(best: ComparisonRow, other: ComparisonRow, words: str) -> str:
     gap = difference(best, other)
     if gap is None:
         by = points(best.accuracy_mean - other.accuracy_mean)
-        return f"Against {words} that is {by} points, from too few seeds to say that it is no chance."
+        return f"Against {words} that is {by} points, from too few seeds to rule out chance."
     return (
         f"Against {words} that is {points(gap.mean)} points, {_IN_WORDS[gap.verdict]} "
         f"(95% interval {points(gap.low)} to {points(gap.high)}, {gap.seeds} seeds)."

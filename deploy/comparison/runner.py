@@ -70,7 +70,7 @@ def compare(
     """Run, resume or read every case and write compare.json, and before it the pages.
 
     Raises UsageError, ConfigError, DataError, BaseModelError or RunDirectoryError before anything is
-    written, and whatever `simulate` raises while it works; finished cases stand.
+    written, and whatever `simulate` raises while it works; finished cases are kept.
     """
     cases = _planned(configs)
     present = _refuse_strangers(directory, cases)

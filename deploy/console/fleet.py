@@ -103,7 +103,7 @@ class FleetOnThisMachine:
         return link.state, [(node, row.online) for node, row in link.nodes.items()], stats
 
     def enrolment(self) -> MemberListStatus:
-        """Who belongs to the fleet, by the list that the server holds; past its date it still tells."""
+        """Who belongs to the fleet, by the list that the server holds, even one that is past its date."""
         listed = self._membership().current
         if listed is None:
             raise ConsoleError(f"{self.directory} holds no member list")
@@ -176,11 +176,11 @@ class FleetOnThisMachine:
             self._call(["run", str(self.directory), "--config", str(path), "--name", name, "--detach"], log)
 
     def resume(self, name: str, log: Callable[[str], None]) -> None:
-        """Go on with a run: a new Flower run plays it from its journal."""
+        """Go on with a run: a new Flower run continues it from its journal."""
         self._call(["resume", str(self.directory), "--run", name, "--detach"], log)
 
     def stop(self, name: str) -> None:
-        """Have the SuperLink stop the Flower run that plays it."""
+        """Have the SuperLink stop the Flower run that drives it."""
         directory = ServerDirectory(self.directory).run(name)
         flower = flower_run(directory)
         if flower is None:

@@ -249,7 +249,7 @@ class OperationsOnThisMachine:
             return
         job = self._store.jobs().get(place.id)
         if job is None or not self._alive(place.id, job):
-            raise ConsoleError(f"nothing that this console started works on {place.name}")
+            raise ConsoleError(f"nothing that this console started is running {place.name}")
         self._store.keep_job(place.id, job | {"stopping": True})
         end = time.monotonic() + STOP_SECONDS
         with suppress(ProcessLookupError):
@@ -264,7 +264,7 @@ class OperationsOnThisMachine:
         end = time.monotonic() + STOP_SECONDS
         while run_directory.busy(place.directory):
             if time.monotonic() > end:
-                raise ConsoleError(f"Flower was told to stop {place.name}, and has not yet; look again soon")
+                raise ConsoleError(f"Flower was asked to stop {place.name} and hasn't yet; look again soon")
             time.sleep(0.1)
 
     def delete(self, place: RunLocation) -> None:
@@ -284,7 +284,7 @@ class OperationsOnThisMachine:
 
     def _refuse_busy(self, place: RunLocation) -> None:
         if self.work([place])[place.id].running:
-            raise RunDirectoryError(f"something works on {place.name}; stop it first")
+            raise RunDirectoryError(f"something is running {place.name}; stop it first")
 
     # --- logs ----------------------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ def by_person(rows: list[Labelled], source: str) -> dict[str, list[Preference]]:
 
 
 LOADER = DatasetLoader(
-    name="",  # a file or a hub id stands in its place
+    name="",  # a file or a hub id is named instead
     about="Preferences in TRL's format, from files or the hub.",
     prepare=lambda asked: prepare(
         asked.source, asked.path, asked.sizes, asked.seed, asked.bad_rows, asked.person_column

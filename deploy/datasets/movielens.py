@@ -69,7 +69,7 @@ def read_ratings(file: Path, films: dict[str, str], log: RowLog) -> dict[str, di
         try:
             entry = (float(time), films[film], float(rating))
         except ValueError:
-            log.reject(where, "a rating or time that is no number")
+            log.reject(where, "a rating or time that is not a number")
         except KeyError:
             log.reject(where, "a film that is not among the films")
         else:
@@ -89,7 +89,7 @@ def _table(file: Path, columns: tuple[str, ...], log: RowLog) -> Iterator[tuple[
     header = [name.split(":")[0] for name in lines[0].split("\t")] if lines else []
     missing = [column for column in columns if column not in header]
     if missing:
-        raise DataError(f"{file} has no column {missing[0]!r}; it is no RecBole table of MovieLens-100k")
+        raise DataError(f"{file} has no column {missing[0]!r}; it is not a RecBole table of MovieLens-100k")
     places = [header.index(column) for column in columns]
     for number, line in enumerate(lines[1:], start=2):
         log.met()

@@ -79,9 +79,9 @@ def parse(row: dict[str, Any]) -> Utterance:
     """
     turn, chosen = row.get("turn"), row.get("if_chosen")
     if isinstance(turn, bool) or not isinstance(turn, int):
-        raise DataError("'turn' is missing or no whole number")
+        raise DataError("'turn' is missing or not a whole number")
     if not isinstance(chosen, bool):
-        raise DataError("'if_chosen' is missing or neither true nor false")
+        raise DataError("'if_chosen' must be true or false")
     return Utterance(
         person_name(row, "user_id"),
         person_name(row, "conversation_id"),

@@ -114,7 +114,7 @@ def mask_sponsors(text: str, surnames: Iterable[str]) -> str:
 
 
 def worded(call: RollCall) -> str:
-    """What a reader is told of a roll call: the question that was put, then the description."""
+    """What a reader is shown of a roll call: the question that was put, then the description."""
     return f"{call.question}: {_clean(call.text)}"
 
 

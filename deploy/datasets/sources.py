@@ -42,7 +42,7 @@ class HubSource:
         for pattern in self.patterns:
             if files := sorted(path.glob(pattern)):
                 return files
-        raise DataError(f"{path} is no copy of {self.hub_id}: it has no {' or '.join(self.patterns)}")
+        raise DataError(f"{path} is not a copy of {self.hub_id}: it has no {' or '.join(self.patterns)}")
 
     def _hub_rows(self, log: RowLog) -> Rows:
         try:
@@ -71,7 +71,7 @@ def text_in(row: dict[str, Any], column: str) -> str:
     """
     value = row.get(column)
     if not isinstance(value, str):
-        raise DataError(f"{column!r} is {'missing' if value is None else 'no text'}")
+        raise DataError(f"{column!r} is {'missing' if value is None else 'not text'}")
     return value
 
 
@@ -83,7 +83,7 @@ def number_in(row: dict[str, Any], column: str) -> float:
     """
     value = row.get(column)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError(f"{column!r} is {'missing' if value is None else 'no number'}")
+        raise DataError(f"{column!r} is {'missing' if value is None else 'not a number'}")
     if not float("-inf") < value < float("inf"):
         raise DataError(f"{column!r} is not finite")
     return float(value)

@@ -72,13 +72,13 @@ def comparison(row: dict[str, Any]) -> Preference:
     """
     info, summaries, choice = row.get("info"), row.get("summaries"), row.get("choice")
     if not isinstance(info, dict):
-        raise DataError("'info' is missing or no object")
+        raise DataError("'info' is missing or not an object")
     if not isinstance(summaries, list) or len(summaries) != 2:
-        raise DataError("'summaries' are not two")
+        raise DataError("'summaries' must hold two")
     if isinstance(choice, bool) or choice not in (0, 1):
-        raise DataError("'choice' is neither 0 nor 1")
+        raise DataError("'choice' must be 0 or 1")
     if not all(isinstance(summary, dict) for summary in summaries):
-        raise DataError("'summaries' has something other than objects")
+        raise DataError("'summaries' must hold objects only")
     prompt = (
         f"SUBREDDIT: r/{text_in(info, 'subreddit')}\n\nTITLE: {text_in(info, 'title')}\n\n"
         f"POST: {text_in(info, 'post')}\n\nTL;DR:"

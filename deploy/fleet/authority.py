@@ -49,7 +49,7 @@ class Enrolled:
 
 
 class AuthorityStore:
-    """An authority at work in its directory."""
+    """An authority, with its key and its record in a directory."""
 
     def __init__(self, directory: Path, passphrase: str | None = None) -> None:
         """Open it. Raises UsageError when there is none, or the passphrase is wrong."""

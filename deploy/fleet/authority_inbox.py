@@ -1,4 +1,4 @@
-"""The authority at work on the server's requests: a folder of files in, a folder of files out.
+"""The authority answers the server's requests: a folder of files in, a folder of files out.
 
 The folders may be the server's own `requests/` and `answers/` on a shared disk, or copies that travel on a
 stick to a machine without a network. Whether a request is granted is the authority's decision: it is the one
@@ -94,7 +94,7 @@ def _revoke(office: AuthorityStore, path: Path, decide: Decision, done: list[str
         table = json.loads(_small(path))
         member, why = int(table["member"]), str(table.get("why", ""))
     except (ValueError, KeyError, TypeError):
-        done.append(f"{path.name} is refused: it is no request for a revocation")
+        done.append(f"{path.name} is refused: it is not a request for a revocation")
         return
     if any(m.number == member and m.revoked is None for m in office.members()) and decide(
         PendingDecision("revoke", str(member), why)

@@ -105,7 +105,7 @@ def ca_digest(pem: bytes) -> bytes:
     try:
         return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode("ascii"))).digest()
     except ValueError:
-        raise UsageError("this is no certificate in PEM") from None
+        raise UsageError("this is not a certificate in PEM") from None
 
 
 def days_left(certificate: Path, *, now: datetime | None = None) -> float:

@@ -117,7 +117,8 @@ class EnrolmentRegistry:
 
         The same device may ask as often as it likes: it gets the same answer. Raises TokenError for a token
         that is unknown, past its date, changed, or used by another device; CertificateError for a request
-        that its key did not sign; EnrolmentError when the node's key is none or taken, or the member is out.
+        that its key did not sign; EnrolmentError when the node's key is not a valid key or is already in use,
+        or when the member was revoked.
         """
         moment = time.time() if now is None else now
         with self._record() as db:
@@ -325,7 +326,7 @@ def _check_node_key(pem: bytes) -> None:
     try:
         key = load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm):
-        raise EnrolmentError("the node's key is no public key in PEM") from None
+        raise EnrolmentError("the node's key must be a public key in PEM") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise EnrolmentError("the node's key is not on the curve P-384")
     if key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo) != pem:

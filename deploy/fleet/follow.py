@@ -1,5 +1,5 @@
-"""Watches runs on the server: says each round as it ends, notices when nothing plays a run any more, and that
-something plays one already."""
+"""Watches runs on the server: reports each round as it ends, notices when nothing drives a run any longer,
+and refuses to start one beside another."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def is_done(directory: Path) -> bool:
 
 
 def refuse_second(site: ServerDirectory, door: SuperLinkAddress) -> None:
-    """UsageError while a run of this server is played, or is about to be: devices take part in one at a time.
+    """Refuse, by a UsageError, while another run of this server is running or is about to.
+
+    Devices take part in one run at a time.
 
     JournalError when the SuperLink is silent.
     """
@@ -38,18 +40,18 @@ def refuse_second(site: ServerDirectory, door: SuperLinkAddress) -> None:
     for name in site.runs():
         directory = site.run(name)
         flower = run_activity.flower_run(directory)
-        if flower is not None and not is_done(directory) and _is_played(directory, door, flower):
+        if flower is not None and not is_done(directory) and _is_driven(directory, door, flower):
             raise UsageError(
-                f"run {name} is being played (Flower run {flower}); wait for its end, which "
+                f"run {name} is still running (Flower run {flower}); wait for its end, which "
                 "`penchant server status` shows, or stop it in the console"
             )
 
 
-def _is_played(directory: Path, door: SuperLinkAddress, flower: str) -> bool:
-    """Whether a process plays the run, or the SuperLink will start one.
+def _is_driven(directory: Path, door: SuperLinkAddress, flower: str) -> bool:
+    """Whether a process drives the run, or the SuperLink will start one.
 
-    A SuperLink that was killed takes its run for running for some time after: that a ServerApp is at work is
-    seen by its claim, and that it is yet to come by its first line in the log.
+    After a SuperLink is killed, it still reports its run as running for a while. So a ServerApp that runs is
+    recognised by its claim on the directory, and one that is yet to start by its first line in the log.
     """
     end = time.monotonic() + ENDING_SECONDS
     with Control(door) as control:

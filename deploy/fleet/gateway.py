@@ -84,7 +84,7 @@ def find_nginx() -> str:
 
 
 def _user(site: ServerDirectory) -> str:
-    """Whom nginx's workers run as: nobody is asked unless root starts it."""
+    """The user that nginx's workers run as; empty unless root starts it."""
     if os.geteuid() != 0:
         return ""
     return site.settings.user or getpass.getuser()

@@ -52,7 +52,7 @@ class Quickstart:
 
 
 def quickstart(plan: Quickstart, say: Callable[[str], None]) -> Path:
-    """Bring a fleet up, play all rounds, take it down; -> the server's directory, which `status` reads.
+    """Bring a fleet up, run all rounds, take it down; -> the server's directory, which `status` reads.
 
     Raises as `live_fleet`, and RoundFailed when the run does not come to its end.
     """

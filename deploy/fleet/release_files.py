@@ -5,7 +5,7 @@
     shared.safetensors                               the shared tensors alone, by name
     release.json                                     which round of which run, digests and metrics
 
-It knows nobody: personal factors stand at their common start.
+It knows nobody: personal factors are at their common start.
 ``python -m penchant.deploy.fleet.release_files DIR ROUND FILE`` does it in a process of its own, so that
 whoever asks need not load torch.
 """

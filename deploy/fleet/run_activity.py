@@ -1,6 +1,6 @@
-"""Who plays a served run now, and how the last who did ended, by the files in its directory.
+"""Which process drives a served run, and how the last one ended, by the files in its directory.
 
-`penchant server status` and the console tell the same: both ask here. No process is asked, none is held up.
+`penchant server status` and the console say the same, as both ask here. No process is asked or held up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from penchant.server.monitoring.run_history import Activity
 __all__ = ["FLOWER_RUN", "LOG", "flower_run", "has_begun", "say", "work_of"]
 
 LOG = "server.log"
-FLOWER_RUN = "flower.run"  # Flower's id of the run that plays this one now
+FLOWER_RUN = "flower.run"  # Flower's id of the run that drives this one now
 STARTING_SECONDS = 120.0  # from when Flower has a run to its process's first word
 OPENING_SECONDS = 20.0  # from that word to when the directory is its own
 TAIL = 16 * 1024  # bytes of the log that are looked at
@@ -35,8 +35,12 @@ def flower_run(directory: Path) -> str | None:
 
 
 def work_of(directory: Path, held: set[tuple[int, int]] | None = None) -> Activity:
-    """Whether something plays the served run in `directory`, and if not, how it ended. held: as in
-    `run_directory.busy`."""
+    """Whether a process drives the served run in `directory`, and if not, how it ended.
+
+    Args:
+        directory: the directory of the run.
+        held: the locks that are held, as in `run_directory.busy`.
+    """
     if run_directory.busy(directory, held):
         return Activity(running=True)
     flower, asked = _read(directory / FLOWER_RUN)

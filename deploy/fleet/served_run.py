@@ -106,10 +106,7 @@ def export(directory: Path, out: Path) -> int:
 
 
 def start(directory: Path, door: SuperLinkAddress) -> str:
-    """Begin a run, or go on with it, at the SuperLink behind `door`; -> Flower's id of the run that plays it.
-
-    JournalError when the SuperLink does not take it.
-    """
+    """Begin a run, or go on with it, at the SuperLink behind `door`; -> the id of its new Flower run.    JournalError when the SuperLink does not take it."""
     flower = start_run(flower_app(directory), door, directory / "flwr")
     write_durably(directory / FLOWER_RUN, flower.encode())
     return flower
@@ -125,7 +122,7 @@ def _membership(directory: Path) -> Membership:
         authority = (directory / AUTHORITY).read_bytes()
         members = (directory / MEMBERS).read_bytes()
     except OSError as error:
-        raise RunDirectoryError(f"{directory} is no directory of a served run: {error}") from None
+        raise RunDirectoryError(f"{directory} is not the directory of a served run: {error}") from None
     return Membership(authority).accept(members, int(time.time()))
 
 

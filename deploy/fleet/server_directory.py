@@ -42,10 +42,14 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9a-fA-F:]{
 class ServerSettings(Section):
     """What `server.toml` says.
 
-    addresses: names and IP addresses that devices connect to, the first of them stands in tokens. listen:
-    where the gateway listens. port: of the gateway. superlink_port: of the SuperLink, on loopback.
-    max_body_mb: the largest message of a device that the gateway passes. enrol_per_minute: requests to
-    enrol that one address may make. user: the user that nginx's workers run as when it is started by root.
+    Attributes:
+        addresses: names and IP addresses that devices connect to; the first of them is written into tokens.
+        listen: the address that the gateway listens on.
+        port: the gateway's port.
+        superlink_port: the SuperLink's port, on loopback.
+        max_body_mb: the largest message of a device that the gateway passes, in MB.
+        enrol_per_minute: how many requests to enrol one address may make in a minute.
+        user: the user that nginx's workers run as when it is started by root.
     """
 
     addresses: tuple[str, ...] = field(default=())
@@ -65,9 +69,9 @@ class ServerSettings(Section):
             raise ConfigError("server.addresses is empty; name a host or an address that devices reach")
         for host in (*self.addresses, self.listen):
             if not _HOST.fullmatch(host):
-                raise ConfigError(f"server: {host!r} is no host name or IP address")
+                raise ConfigError(f"server: {host!r} is not a host name or IP address")
         if self.user and not re.fullmatch(r"[a-z_][a-z0-9_-]*", self.user):
-            raise ConfigError(f"server.user: {self.user!r} is no user name")
+            raise ConfigError(f"server.user: {self.user!r} is not a user name")
         if self.port == self.superlink_port:
             raise ConfigError("server.port and server.superlink_port are the same")
 
@@ -77,7 +81,7 @@ class ServerSettings(Section):
 
     @property
     def gateway(self) -> str:
-        """HOST:PORT as it stands in tokens."""
+        """HOST:PORT as tokens hold it."""
         host = self.addresses[0]
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
@@ -95,7 +99,9 @@ class ServerDirectory:
         self.directory = directory.absolute()
         path = self.directory / SETTINGS
         if not path.is_file():
-            raise RunDirectoryError(f"{directory} is no server; make one with `penchant server init`")
+            raise RunDirectoryError(
+                f"{directory} is not a server's directory; make one with `penchant server init`"
+            )
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
@@ -114,7 +120,7 @@ class ServerDirectory:
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise UsageError(f"{directory} is in use; choose an empty directory for the server")
         if len(authority) != 32:
-            raise UsageError("this is no authority's public key: it has 32 bytes (authority.pub)")
+            raise UsageError("this is not an authority's public key, which has 32 bytes (authority.pub)")
         Membership(authority).accept(members, int(time.time()))
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name in ("tls", "gateway", "logs", "flower", "runs"):
@@ -194,7 +200,7 @@ class ServerDirectory:
     def run(self, name: str) -> Path:
         """The directory of a run. UsageError for an invalid name."""
         if not RUN_NAME.fullmatch(name):
-            raise UsageError(f"{name!r} is no name for a run: letters, digits, '-', '_' and '.', at most 64")
+            raise UsageError(f"{name!r} can't name a run; use up to 64 letters, digits, '-', '_' and '.'")
         return self.directory / "runs" / name
 
     def runs(self) -> list[str]:

@@ -334,7 +334,7 @@ class Control:
         try:
             yield
         except ValueError:  # Flower's word for an answer that isn't protobuf
-            raise JournalError(f"what answers at {self._door.address} is no SuperLink") from None
+            raise JournalError(f"what answers at {self._door.address} is not a SuperLink") from None
         except httpx.HTTPStatusError as error:
             code = error.response.status_code
             raise JournalError(f"the SuperLink at {self._door.address} refuses: HTTP {code}") from None
@@ -348,7 +348,7 @@ class Control:
 def _flower_run(text: str) -> int:
     """Flower's id of a run."""
     if not text.isdecimal():
-        raise JournalError(f"{text[:30]!r} is no id of a Flower run")
+        raise JournalError(f"{text[:30]!r} is not the id of a Flower run")
     return int(text)
 
 

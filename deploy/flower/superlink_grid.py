@@ -1,13 +1,13 @@
-"""Flower's grid, with replies that are taken when they are whole.
+"""Flower's grid as one that never waits for incomplete replies.
 
-A reply reaches the SuperLink in two steps: that there is one, then its content. Flower's grid, once told of
-one, waits for its content for minutes or hours, and all other replies wait behind it. So a device whose push
-broke off, or that never means to finish it, would stall a whole fleet past its deadlines. Here a reply that
-is not whole yet is looked at again with the next look for replies, and holds up nobody.
+A reply reaches the SuperLink in two steps: a notice that there is one, then its content. Once Flower's grid
+has the notice, it waits for the content for minutes or hours, and all other replies wait behind it. So a
+device whose push broke off, or that never means to finish it, would stall a whole fleet past its deadlines.
+Here an incomplete reply is looked at again with the next look for replies, and holds up nobody.
 
-A SuperLink under load may wait too long for its own database: it says 500, and has done nothing of what it
-was asked for. Flower asks again when it is gone, but not then; here it does. Devices are asked to by the
-gateway.
+A SuperLink under load may wait too long for its own database: it then answers 500, and has done nothing of
+what it was asked for. Flower repeats a request when the SuperLink is unreachable, but not after a 500; here
+it does. For devices, the gateway does the same.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class NonBlockingGrid(Grid):
         self._begun: dict[str, Any] = {}  # id of the message replied to -> (message, its objects), not whole
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The whole replies to `message_ids`. What is not asked for any more is forgotten."""
+        """The complete replies to `message_ids`. Incomplete ones to other messages are dropped."""
         wanted = list(message_ids)
         client = self._grid._runtime_client
         self._begun = {key: reply for key, reply in self._begun.items() if key in set(wanted)}
@@ -74,7 +74,9 @@ class NonBlockingGrid(Grid):
                 reply = self._whole(message, tree)
             except httpx.HTTPError:
                 raise  # the SuperLink's fault
-            except Exception as error:  # a device may push what can't be put together: as good as silent
+            except (
+                Exception
+            ) as error:  # a device pushed what can't be put together: it counts as unresponsive
                 log.warning("a reply can't be read: %s", type(error).__name__)
                 del self._begun[key]
                 continue
@@ -100,7 +102,7 @@ class NonBlockingGrid(Grid):
         )
         reply = inflate_object_from_contents(identifier, contents)
         if not isinstance(reply, Message):
-            raise TypeError("it is no message")
+            raise TypeError("expected a message")
         reply.metadata.__dict__["_message_id"] = identifier
         return reply
 

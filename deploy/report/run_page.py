@@ -102,7 +102,7 @@ def _notice(secagg: bool) -> dict[str, str]:
         "kind": "bad",
         "sign": "⚠",
         "title": "Secure aggregation was OFF.",
-        "text": "Every update went to the server in clear, and an update tells much about the choices "
+        "text": "Every update went to the server in clear, and an update reveals much about the choices "
         "behind it. Do this with simulated people only.",
     }
 
@@ -203,7 +203,7 @@ def _sharing(result: RunResult) -> list[tuple[str, str]]:
 
 def _dp(dp: Mapping[str, Any] | None) -> str:
     if dp is None:
-        return "off: sums are exact, and what a sum tells is told"
+        return "off: sums are exact, and nothing limits what can be inferred from one"
     return ", ".join(
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in dp.items()
     )
@@ -275,7 +275,7 @@ def _log_row(row: RoundSummary) -> list[str]:
 
 
 def _command(result: RunResult) -> str:
-    """The command that gives this result, as far as the result itself tells."""
+    """The command that gives this result, as far as the result itself says."""
     asked = {
         "dataset": result.dataset,
         "base-model": result.base_model,

@@ -130,7 +130,7 @@ class SimulatedDevices:
                 Vault(self._home(index)).rewind(run, round)
 
     def settle(self, run: bytes, finished: Sequence[tuple[int, int]]) -> None:
-        """Tell every agent which rounds stand, as a server's last greeting does."""
+        """Report the finished rounds to every agent, as a server's last greeting does."""
         for index in range(len(self)):
             if self._home(index).exists():
                 Vault(self._home(index)).settle(run, finished)

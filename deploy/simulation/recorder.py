@@ -64,7 +64,7 @@ class MessageRecorder:
             self._write("INSERT OR REPLACE INTO tensors VALUES (?, ?)", (phase, layout))
 
     def rewind(self, round: int) -> None:
-        """Forget what was recorded after `round`: a resumed simulation plays it anew."""
+        """Forget what was recorded after `round`: a resumed simulation repeats it."""
         rows = self._db.execute("SELECT DISTINCT place FROM sent").fetchall()
         for (place,) in rows:
             head = place.split(".")[0]
@@ -112,7 +112,7 @@ def _read(node: int, message: Message, whole: bool) -> Sent:
 
 
 def _taken_apart(stage: str, message: Message) -> tuple[str, bytes, tuple[Field, ...]]:
-    """Type, payload and fields; a message of another stage by its own name, what is none as UNKNOWN."""
+    """Type, payload and fields; a message of another stage by its own name, anything else as UNKNOWN."""
     try:
         payload = unpack(message.content)
     except CodecError:

@@ -59,7 +59,7 @@ def simulate(
     run is finished; without it there is no page.
 
     Raises RunDirectoryError when another process works there, or the data set or the base model is not what
-    the run was begun with; RoundFailed when too few clients answer: finished rounds stand.
+    the run was begun with; RoundFailed when too few clients answer: finished rounds are kept.
     """
     progress = progress or Progress()
     with run_directory.claim(directory):

@@ -33,13 +33,13 @@ __all__ = ["Progress", "SimulationSetup", "open_run", "prepare", "require_ray", 
 
 
 class Progress:
-    """What a simulation tells while it works. This one keeps quiet; the command line's draws."""
+    """What a simulation reports while it runs. This one is silent; the command line's draws a display."""
 
     def stage(self, text: str) -> None:
         """A new part of the work begins."""
 
     def round(self, log: RoundLog, last: int) -> None:
-        """A round stands; `last` is the closing round's number."""
+        """A round is finished; `last` is the closing round's number."""
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class AuditEntry:
 
 
 def default_state() -> Path:
-    """Where the console keeps its own file unless it is told: the user's state directory (XDG)."""
+    """Where the console keeps its own file unless told otherwise: the user's state directory (XDG)."""
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(base) / "penchant" / "console"
 
@@ -168,7 +168,7 @@ class ConsoleStore:
     def admit(self, name: str, address: str) -> float:
         """Seconds until another try is looked at; 0: now, and it counts as failed until `login` knows better.
 
-        Counted before the password is looked at: many tries at once are no more than one after another.
+        Counted before the password is looked at: many tries at once get no further than tries in turn.
         """
         since = time.time() - WINDOW_SECONDS
         with self._transaction():
@@ -292,14 +292,14 @@ class ConsoleStore:
     # --- what runs on the console's behalf -----------------------------------------------------------
 
     def keep_job(self, place: str, job: dict[str, Any] | None) -> None:
-        """Remember what works on a run; None: nothing any more."""
+        """Record which process runs a run, or None when none does."""
         with self._transaction():
             self._db.execute("DELETE FROM jobs WHERE place = ?", (place,))
             if job is not None:
                 self._db.execute("INSERT INTO jobs VALUES (?, ?)", (place, json.dumps(job)))
 
     def jobs(self) -> dict[str, dict[str, Any]]:
-        """place -> what works on it, or worked last."""
+        """place -> the process that runs it, or ran it last."""
         return {place: json.loads(job) for place, job in self._all("SELECT place, job FROM jobs")}
 
     # --- revocations that were asked for -------------------------------------------------------------

@@ -245,7 +245,7 @@ SAID = {
 
 
 def problem(desk: ConsoleContext, status: int) -> Response:
-    """A page for whoever it may be: it tells nothing but what went wrong."""
+    """A page for anybody: it says nothing but what went wrong."""
     title, text = SAID.get(status, ("That didn’t work", "The console can’t make anything of this."))
     return HTMLResponse(desk.templates.get_template("error.html.j2").render(title=title, text=text), status)
 

@@ -46,7 +46,7 @@ def lines(
     reference: a dotted line. width: at a desk."""
     known = [s for s in series if any(y is not None for _, y in s.points)]
     if not known:
-        return Markup('<p class="empty small">{}: no round has told yet.</p>').format(title)
+        return Markup('<p class="empty small">{}: no rounds yet.</p>').format(title)
     thinned = [Series(s.label, _thinned(s.points), s.look) for s in known]
     words = f"{title}. " + " ".join(_spoken(s, text) for s in known)
     frame = _Frame(text, x_label, zero, least, reference)

@@ -68,7 +68,7 @@ async def _stream(visit: ConsoleRequest, parts: Parts) -> AsyncIterator[str]:
                 continue
             fresh = await run_in_threadpool(parts, visit)
         except PenchantError:
-            return  # it was deleted, say; the page asks again and is told
+            return  # it was deleted, say; the page asks again and learns it
         mark = found
         for name, html in fresh.items():
             if sent.get(name) != html:

@@ -83,7 +83,7 @@ class RunOperations(Protocol):
         """What can be done with a run's shared adapter."""
 
     def work(self, places: Sequence[RunLocation]) -> Mapping[str, Activity]:
-        """place id -> whether something works on it."""
+        """place id -> whether a process runs it."""
 
     def recipes(self) -> Mapping[str, str]:
         """Name -> configuration in TOML to start from."""
@@ -99,7 +99,7 @@ class RunOperations(Protocol):
         """Begin a new run: of a fleet, or else a simulated one on this machine."""
 
     def stop(self, place: RunLocation) -> None:
-        """Stop what works on it; finished rounds stand."""
+        """Stop the process that runs it; finished rounds are kept."""
 
     def resume(self, place: RunLocation) -> None:
         """Go on after the last finished round."""

@@ -1,4 +1,4 @@
-"""What stands between a browser and the pages: hosts, origins, headers, sessions, forged forms, roles.
+"""The checks between a browser and the pages: hosts, origins, headers, sessions, forged forms, roles.
 
 `Shield` is around everything. A page or an action is a plain function of a `ConsoleRequest`; `page` and
 `action` let nobody through who has no session and no right, and an action leaves its lines in the audit: one
@@ -256,7 +256,7 @@ def address_of(request: Request) -> str:
 
 
 async def read_form(request: Request) -> dict[str, str]:
-    """The fields of a form. Refused when it is none or too long."""
+    """The fields of a form. Refused when it is not a form, or is too long."""
     kind = request.headers.get("content-type", "").split(";")[0].strip()
     if kind != "application/x-www-form-urlencoded":
         raise HTTPError("only a form is understood here", status=415)

@@ -38,7 +38,7 @@ def of_run(run: RunSummary, now: float) -> Iterator[Notice]:
     if run.state == "failed" and now - run.touched < RECENT:
         why = run.why.rstrip(".") or "It ended without a result"
         yield Notice(
-            "bad", f"{name} failed", f"{why}. Finished rounds stand; resume goes on from there.", href
+            "bad", f"{name} failed", f"{why}. Finished rounds are kept; resume goes on from there.", href
         )
     if run.state == "running":
         yield from _at_work(run, now, href)

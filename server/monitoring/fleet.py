@@ -37,7 +37,7 @@ class FleetStatus:
         return None if self.at is None else sum(node.online for node in self.nodes.values())
 
     def fresh(self, now: float) -> bool:
-        """Whether this is how things stand now (Unix seconds)."""
+        """Whether this is still the current state (Unix seconds)."""
         return self.state == "up" and self.at is not None and now - self.at < FRESH_SECONDS
 
 

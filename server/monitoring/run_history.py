@@ -1,7 +1,7 @@
 """What there is to know of a run, read from its directory without changing anything in it.
 
 The journal is opened read-only for one question and closed: a run that is being written is never held up,
-and one from before stages and devices were journaled still opens. `penchant server status` tells the same.
+and one from before stages and devices were journaled still opens. `penchant server status` shows the same.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class RunLocation:
 
 @dataclass(frozen=True)
 class Activity:
-    """Whether something works on a run now. ours: the console started it, and can stop it. why: how it
+    """Whether a process runs a run now. ours: the console started it, and can stop it. why: how it
     ended, if it ended badly."""
 
     running: bool = False
@@ -233,7 +233,7 @@ class RunSummary:
 
     @property
     def open(self) -> Attempt | None:
-        """The attempt at work, or at work when it stopped."""
+        """The current attempt, or the one that was running when the run stopped."""
         last = self.attempts[-1] if self.attempts else None
         return last if last is not None and last.state in ("started", "unmasking") else None
 
@@ -244,7 +244,7 @@ class RunSummary:
 
     @property
     def accuracy(self) -> float | None:
-        """The fleet's latest accuracy on held-out choices of its own."""
+        """The fleet's latest accuracy on the choices that its devices held out."""
         known = [log.val_accuracy for log in self.logs if log.val_accuracy is not None]
         return known[-1] if known else None
 
@@ -373,7 +373,7 @@ def _log(text: str | None) -> RoundLog | None:
 
 
 def _result(path: Path) -> dict[str, Any] | None:
-    """What a finished simulation wrote; a damaged file is as good as none."""
+    """What a finished simulation wrote; a damaged file is treated as missing."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

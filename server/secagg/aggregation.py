@@ -66,7 +66,7 @@ class Record(NamedTuple):
 
 
 class RecordStore(Protocol):
-    """What a protocol tells the round: what completing the attempt after a crash needs, and how far it is."""
+    """What a protocol reports to the round: how far it is, and what completing it after a crash needs."""
 
     def record(self, kind: str, key: int, payload: bytes) -> None:
         """Keep one `Record`, durably before this returns.
@@ -97,7 +97,7 @@ class MemoryRecords:
 
 
 class Aggregation(Protocol):
-    """A way to add up a cohort's vectors; another protocol can stand in here."""
+    """A way to add up a cohort's vectors; another protocol can take its place."""
 
     def run(
         self, announce: Announce, nodes: Sequence[int], exchange: ExchangeWithGroup, journal: RecordStore

@@ -31,7 +31,7 @@ class Rebuilder:
         return Combiner(giver + 1 for giver in self._givers[: self._group.needed])
 
     def secret(self, owner: int, shares: Mapping[int, bytes], fits: Callable[[int, bytes], bool]) -> bytes:
-        """The owner's secret; `fits` tells whether it is the one that was announced."""
+        """The owner's secret; `fits` says whether it is the one that was announced."""
         try:
             secret = self._combiner.combine([shares[point - 1] for point in self._combiner.points])
             if fits(owner, secret):

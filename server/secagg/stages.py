@@ -3,8 +3,8 @@
 A cohort larger than a group is split into groups of equal size (within one), each its own instance of the
 protocol, in lockstep: one exchange per stage carries all groups' messages. Each group's sum is exact; the
 groups' sums are added up in clear. **A group that fails is left out** — its devices count as dropped out
-and the reason is kept in `Aggregate.failed` — and the round fails only when no group is left: one group's
-bad luck does not cost the others their work, and what was learned about it is nothing.
+and the reason is kept in `Aggregate.failed` — and the round fails only when no group is left: a failed
+group does not affect the others, and nothing about it is revealed.
 
 A group is in one of the states `Sharing` -> `Collecting` -> `Confirming` -> `Opening`; each has `requests()`
 for its members and `receive(replies)`, which returns the next state, in the end a `GroupSum`, or raises.

@@ -243,7 +243,7 @@ def test_a_second_agent_on_a_device_is_refused(town: Town) -> None:
         assert first.stdout.readline()
         second = subprocess.run(words, capture_output=True, text=True, timeout=60)
         assert second.returncode == 1
-        assert "another agent works on" in second.stderr
+        assert "another agent is running on" in second.stderr
         assert len(second.stderr.splitlines()) == 1
         first.terminate()
 

@@ -292,7 +292,7 @@ def test_sections_are_frozen(kind: type[Section]) -> None:
         ({"federation.rounds": 2, "federation.warmup_rounds": 3}, "there are only 2 rounds"),
         ({"adapter.share": "AB", "federation.warmup_rounds": 1}, "set federation.warmup_rounds to 0"),
         ({"adapter.share": "none", "adapter.head": "shared"}, "drop one"),
-        ({"data.dataset": "\ud800"}, "data.dataset holds half a surrogate pair, which is no text"),
+        ({"data.dataset": "\ud800"}, "data.dataset contains a lone surrogate, so it is not valid text"),
     ],
 )
 def test_wrong_values_are_refused_in_one_line(change: dict[str, Any], line: str) -> None:
@@ -433,7 +433,11 @@ def test_a_plan_is_at_most_64_kib() -> None:
         (b'"seed":0', b'"seed":0,"run":1', 'unknown configuration key "plan.run"'),
         (b'"seed":0,', b"", "plan lacks seed"),
         (b'"start_sent":false', b'"start_sent":0', "plan.start_sent is 0; it must be true or false"),
-        (b'"output.dense"', b'"\\ud800"', "adapter.target_modules holds half a surrogate pair"),
+        (
+            b'"output.dense"',
+            b'"\\ud800"',
+            "adapter.target_modules contains a lone surrogate, so it is not valid text",
+        ),
         (b'"output.dense"', b"[" * 20000, "the plan is not valid JSON"),
     ],
     ids=lambda value: value.decode()[:24] if isinstance(value, bytes) else "",

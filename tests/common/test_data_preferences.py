@@ -200,23 +200,26 @@ BAD_ROWS = [
     ("[1]", "not a JSON object but a list"),
     ({"person": "ann", "chosen": "a"}, "'rejected' is missing"),
     ({"person": "ann", "rejected": "a"}, "'chosen' is missing"),
-    ({**GOOD, "chosen": 3}, "'chosen' is no text but a number"),
+    ({**GOOD, "chosen": 3}, "'chosen' must be a string, not a number"),
     ({**GOOD, "chosen": "b"}, "'chosen' and 'rejected' are the same"),
     ({**GOOD, "chosen": " \n"}, "'chosen' is empty"),
     ({**GOOD, "rejected": ""}, "'rejected' is empty"),
-    ({**GOOD, "prompt": 1}, "'prompt' is no text but a number"),
+    ({**GOOD, "prompt": 1}, "'prompt' must be a string, not a number"),
     ({**GOOD, "chosen": [BLUE]}, "one of 'chosen' and 'rejected' is a text and the other a conversation"),
     ({**GOOD, "chosen": [], "rejected": [BLUE]}, "'chosen' is empty"),
     ({**GOOD, "chosen": ["hm"], "rejected": [BLUE]}, "a message that is a text, not an object"),
-    ({**GOOD, "chosen": [{"role": "user"}], "rejected": [BLUE]}, "'content' is no text but null"),
+    ({**GOOD, "chosen": [{"role": "user"}], "rejected": [BLUE]}, "'content' must be a string, not null"),
     (
         {**GOOD, "chosen": [{"role": "user", "content": [{"type": "image"}]}], "rejected": [BLUE]},
         "a message with parts other than text",
     ),
-    ('{"person": "ann", "chosen": "\\ud800", "rejected": "b", "prompt": ""}', "half a surrogate pair"),
+    (
+        '{"person": "ann", "chosen": "\\ud800", "rejected": "b", "prompt": ""}',
+        "contains a lone surrogate, so it is not valid text",
+    ),
     ({**GOOD, "person": None}, "'person' is missing"),
     ({**GOOD, "person": ""}, "'person' is empty"),
-    ({**GOOD, "person": True}, "'person' is no text but a boolean"),
+    ({**GOOD, "person": True}, "'person' must be a string, not a boolean"),
 ]
 
 

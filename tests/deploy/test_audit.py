@@ -162,7 +162,7 @@ def test_no_run_directory_and_no_record_are_one_line_and_exit_2(
     (tmp_path / "empty").mkdir()
     code, out, err = told(capsys, str(tmp_path / "empty"))
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "is no run directory" in err
+    assert "is not a run directory" in err
     (copy / WIRE).unlink()
     code, out, err = told(capsys, str(copy))
     assert (code, out, err.count("\n")) == (2, "", 1)

@@ -242,9 +242,9 @@ def test_a_base_model_that_is_missing(
     refused: Callable[..., str], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = refused(*tiny, "--base-model", "no-such-model", "--out", "run")
-    assert line.startswith('base model "no-such-model" is no folder, no hub id (owner/name)')
+    assert line.startswith('base model "no-such-model" is not a folder, a hub id (owner/name)')
     line = refused(*tiny, "--base-model", "./no/such/folder", "--out", "run")
-    assert line.startswith('base model "./no/such/folder" is no folder')
+    assert line.startswith('base model "./no/such/folder" is not a folder')
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
     line = refused(*tiny, "--base-model", "somebody/something", "--out", "run")
     assert line == (
@@ -343,7 +343,7 @@ def test_an_output_directory_in_use(refused: Callable[..., str], tiny: list[str]
 def test_a_directory_that_is_no_run(refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for name in ("folder", "absent"):
-        assert refused("--resume", name) == f"{name} is no run directory: it has no config.toml"
+        assert refused("--resume", name) == f"{name} is not a run directory: it has no config.toml"
     (tmp_path / "folder" / "config.toml").write_text("[adapter]\nrnak = 1\n")
     assert refused("--resume", "folder").startswith('unknown configuration key "adapter.rnak"')
 
@@ -486,7 +486,7 @@ def test_an_interrupted_authority_goes_on_by_the_same_command(
     ended = penchant("authority", "attend", "office", "--requests", ".", "--answers", ".", "--watch", 1)
     assert ended.code == 130
     assert ended.err == (
-        "penchant: interrupted; what was decided stands, and the same command asks about the rest\n"
+        "penchant: interrupted; what was decided is kept, and the same command asks about the rest\n"
     )
 
 

@@ -77,9 +77,9 @@ def test_a_run_is_started_stopped_resumed_and_ends(
 ) -> None:
     place = operations.start("small", config.replace("ROUNDS", "400"))
     assert state(operations, place) == "running"
-    with pytest.raises(RunDirectoryError, match="something works on small"):
+    with pytest.raises(RunDirectoryError, match="something is running small"):
         operations.resume(place)
-    with pytest.raises(RunDirectoryError, match="something works on small"):
+    with pytest.raises(RunDirectoryError, match="something is running small"):
         operations.delete(place)
     wait_for("a round", lambda: settled(operations, place) >= 2)
     facts = facts_of(place, operations.work([place])[place.id])

@@ -77,7 +77,7 @@ def test_a_run_that_was_never_started_is_not_played(run: Path) -> None:
 
 
 def test_a_run_whose_server_app_is_yet_to_come_is_played(run: Path) -> None:
-    with pytest.raises(UsageError, match="run spring is being played"):
+    with pytest.raises(UsageError, match="run spring is still running"):
         second(run)
 
 
@@ -104,7 +104,7 @@ def test_the_server_app_of_a_run_that_was_stopped_has_time_to_end(
         second(run)
         ending.join()
     monkeypatch.setattr(follow, "ENDING_SECONDS", 0.0)
-    with run_directory.claim(run), pytest.raises(UsageError, match="is being played"):
+    with run_directory.claim(run), pytest.raises(UsageError, match="is still running"):
         second(run)
 
 

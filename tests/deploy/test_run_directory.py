@@ -73,10 +73,10 @@ def test_a_place_where_nothing_can_be_written_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_configuration_is_no_run(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(RunDirectoryError, match=r"is no run directory: it has no config\.toml"):
+        with pytest.raises(RunDirectoryError, match=r"is not a run directory: it has no config\.toml"):
             run_directory.read_config(folder)
     (tmp_path / "config.toml").mkdir()
-    with pytest.raises(RunDirectoryError, match="is no run directory"):
+    with pytest.raises(RunDirectoryError, match="is not a run directory"):
         run_directory.read_config(tmp_path)
 
 

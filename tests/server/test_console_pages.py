@@ -52,7 +52,7 @@ def place(directory: Path) -> RunLocation:
         ("/runs/compare", "Tick at least two runs"),
         ("/devices", "Devices show up with the first run."),
         ("/privacy", "There is something to see with the first round."),
-        ("/releases", "There is an adapter with the first round that stands."),
+        ("/releases", "There is an adapter after the first finished round."),
         ("/runs/new", "It can run"),
     ],
 )
@@ -100,7 +100,15 @@ def test_the_overview_tells_how_the_fleet_is(console: Console) -> None:
 def test_the_page_of_a_run_tells_of_its_last_round(console: Console) -> None:
     make_run(console.runs / "first", 4)
     said = text_of(console.browser("vera").get(f"/runs/{console.id_of('first')}").text)
-    for part in ("33 /34", "1 at masked sums", "566 kB", "1.3 MB", "2.5 s", "0.200", "4 of 9 rounds stand"):
+    for part in (
+        "33 /34",
+        "1 at masked sums",
+        "566 kB",
+        "1.3 MB",
+        "2.5 s",
+        "0.200",
+        "4 of 9 rounds are finished",
+    ):
         assert part in said, part
     assert "People by their accuracy, round 4" in said
 
@@ -110,7 +118,7 @@ def test_all_rounds_are_a_click_away(console: Console) -> None:
     path = f"/runs/{console.id_of('long')}"
     browser = console.browser("olga")
     assert "25 earlier" in text_of(browser.get(path).text)
-    assert browser.get(f"{path}?rounds=all").text.count("<td>stands</td>") == 40
+    assert browser.get(f"{path}?rounds=all").text.count("<td>final</td>") == 40
 
 
 def test_attempts_that_gave_nothing_are_shown_with_the_reason(console: Console) -> None:

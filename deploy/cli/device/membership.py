@@ -94,7 +94,7 @@ def accept(
         Path, typer.Argument(metavar="ANSWER", help="The file with which the authority answered the request.")
     ],
     authority: Annotated[
-        str, typer.Option("--authority", help="The authority's digest, as you were told by other means.")
+        str, typer.Option("--authority", help="The authority's digest, as you received it by other means.")
     ],
     home: HomeOption = HERE,
     passphrase: Ask = False,

@@ -81,7 +81,7 @@ def make_sure(yes: bool, question: str) -> None:
 
 
 def tell_of_revocation(number: int) -> None:
-    """Tell an owner whose device is no member any more what is left to do."""
+    """Say to an owner whose device is no longer a member what is left to do."""
     print(f"this device was member {number}; tell the authority to revoke that number")
 
 

@@ -28,7 +28,7 @@ Fragments = Mapping[str, str]
 
 
 def all_runs(desk: ConsoleContext) -> list[RunSummary]:
-    """The facts of every run: those at work first, then the one that moved last."""
+    """The facts of every run: running ones first, then by their latest change."""
     places = desk.operations.places()
     work = desk.operations.work(places)
     found = [facts_of(place, work[place.id]) for place in places]
@@ -88,7 +88,7 @@ def loss_chart(run: RunSummary, height: int = 220) -> Markup:
 
 
 def histogram_chart(run: RunSummary) -> Markup | None:
-    """People per tenth of accuracy in the latest round that tells; None where none does."""
+    """People per tenth of accuracy in the latest round that reports it; None where none does."""
     found = run.histogram
     if found is None:
         return None

@@ -163,7 +163,7 @@ def subjects(desk: ConsoleContext, found: Sequence[RunSummary]) -> list[RunLocat
 def subject_of(
     visit: ConsoleRequest, found: Sequence[RunSummary]
 ) -> tuple[RunLocation | None, RunSummary | None]:
-    """The fleet or run that is asked for (the first without a question), and the run that tells of it."""
+    """The fleet or run that is asked for (the first without a question), and the run that describes it."""
     listed, wanted = subjects(visit.desk, found), visit.asked("run")
     run = next((run for run in found if run.place.id == wanted), None)
     if run is not None:

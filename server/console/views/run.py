@@ -27,7 +27,7 @@ ROUNDS_SHOWN = 15
 
 
 def stages_of(run: RunSummary) -> list[dict[str, Any]]:
-    """The five stages of the attempt at work (or of the last one), each as it stands."""
+    """The five stages of the current attempt (or of the last one), with the state of each."""
     last: Attempt | None = run.attempts[-1] if run.attempts else None
     if last is None:
         return []
@@ -118,10 +118,10 @@ def live_run(visit: ConsoleRequest) -> Fragments:
 
 
 def stop(visit: ConsoleRequest) -> Response:
-    """Stop what works on a run."""
+    """Stop the process that runs a run."""
     place = place_of(visit.desk, visit.path("id"))
     visit.desk.operations.stop(place)
-    return visit.go(f"/runs/{place.id}", f"{place.name} has stopped. Finished rounds stand.")
+    return visit.go(f"/runs/{place.id}", f"{place.name} has stopped. Finished rounds are kept.")
 
 
 def resume(visit: ConsoleRequest) -> Response:
