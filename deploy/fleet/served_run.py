@@ -106,7 +106,10 @@ def export(directory: Path, out: Path) -> int:
 
 
 def start(directory: Path, door: SuperLinkAddress) -> str:
-    """Begin a run, or go on with it, at the SuperLink behind `door`; -> the id of its new Flower run.    JournalError when the SuperLink does not take it."""
+    """Begin a run, or go on with it, at the SuperLink behind `door`; -> the id of its new Flower run.
+
+    JournalError when the SuperLink does not take it.
+    """
     flower = start_run(flower_app(directory), door, directory / "flwr")
     write_durably(directory / FLOWER_RUN, flower.encode())
     return flower

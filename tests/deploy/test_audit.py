@@ -345,8 +345,8 @@ DOCTORED: list[tuple[Callable[[Path], None], str]] = [
     (hide_bytes, "which its fields explain"),
     (send_unmasked, "an unmasked vector, in a run with secure aggregation"),
     (send_more_numbers, "a vector of 504 bytes where 376 belong"),
-    (send_a_stranger, "no message of the protocol"),
-    (send_junk, "no message of the protocol"),
+    (send_a_stranger, "not a message of the protocol"),
+    (send_junk, "not a message of the protocol"),
     (in_another_stage, "a message Masked does not belong there"),
     (with_an_error_text, "an error with text beyond the name of its type"),
     (twice, "2 messages where one belongs"),
@@ -402,5 +402,5 @@ def test_the_rule_table_decides_what_may_be_shared(copy: Path) -> None:
 
 
 def test_an_unknown_directory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunDirectoryError, match="no run directory"):
+    with pytest.raises(RunDirectoryError, match="not a run directory"):
         audit(tmp_path / "nowhere")

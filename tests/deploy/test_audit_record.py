@@ -281,7 +281,7 @@ def test_the_search_and_the_audit_find_what_a_faulty_client_sends_along(
     assert {name.split(",")[0] for name in found} == {leaked.split(",")[0]}
     (violation,) = audit(run.directory).violations
     assert f"node {FIRST_NODE + 2}" in violation
-    assert "no message of the protocol" in violation
+    assert "not a message of the protocol" in violation
 
 
 SECRET = bytes(range(7, 39))

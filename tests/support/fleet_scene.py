@@ -123,7 +123,7 @@ class Wire(InProcessGrid):
         kill: Kill | None,
     ) -> None:
         super().__init__(build_app(answer), scene.n, workers=1, fault=self._unreachable)
-        self.round = 0  # that is being played
+        self.round = 0  # that is running
         self._silent = silent
         self._kill = kill
         self._dying: Kill | None = None

@@ -279,7 +279,7 @@ def check_refused(fleet: LiveFleet) -> None:
     done = fleet.penchant("resume", str(fleet.site.directory))
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
-    assert "is being played" in done.stderr
+    assert "is still running" in done.stderr
     assert (fleet.deployment.run / "server.log").read_text().count("begins") == 1
 
 
