@@ -64,30 +64,30 @@ class DataConfig(Section):
     )
     holdout_clients: int = setting(
         0,
-        "How many of them are kept out of training as newcomers, who come when the shared part is trained.",
+        "How many of them are kept out of training as newcomers, who join once the shared part is trained.",
         low=0,
         high=1_000_000,
     )
-    pairs: int = setting(20, "Training pairs a person.", low=1, high=100_000)
+    pairs: int = setting(20, "Training pairs per person.", low=1, high=100_000)
     validation_pairs: int = setting(
         20,
-        "Validation pairs a person; 0 holds nothing out, and the whole training part gives training pairs.",
+        "Validation pairs per person; 0 holds nothing out, and the whole training part gives training pairs.",
         low=0,
         high=100_000,
     )
     test_pairs: int = setting(
-        60, "Test pairs a person, on which the accuracy is measured.", low=1, high=100_000
+        60, "Test pairs per person, on which the accuracy is measured.", low=1, high=100_000
     )
     time_cutoff: float = setting(
         1.0,
-        "The part of all items, in order of time, that a run sees; below 1, to choose settings in the past.",
+        "The fraction of all items, oldest first, that a run sees; below 1 to choose settings on past data.",
         low=0.01,
         high=1,
         old=("until",),
         stored="until",
     )
     person_column: str = setting(
-        "", "The column of a FILE or HUB_ID that says whose a row is; empty for the usual names."
+        "", "The column of a FILE or HUB_ID that names each row's person; empty for the usual names."
     )
     bad_rows: BadRows = setting(
         "refuse",
@@ -97,7 +97,7 @@ class DataConfig(Section):
     )
     evaluate: EvaluateOn = setting(
         "test",
-        "The part that scores are measured on; validation while settings are chosen leaves test untouched.",
+        "The part that scores are measured on; use validation to choose settings, and test stays untouched.",
     )
 
     def _check(self) -> None:
@@ -144,11 +144,12 @@ class AdapterConfig(Section):
         "A", "What is shared of the low-rank factors; the rest is personal.", choices=SHARES.names
     )
     head: HeadName = setting(
-        "auto", "Whose the score head is; auto is personal where nothing is shared, and shared otherwise."
+        "auto",
+        "Whether the score head is shared; auto is personal where nothing is shared, and shared otherwise.",
     )
     rank: int = setting(2, "The rank r of the low-rank factors.", low=1, high=512)
     alpha: float = setting(
-        2.0, "LoRA's alpha; the product of the factors counts alpha/r times.", low=1e-3, high=4096
+        2.0, "LoRA's alpha; the product of the factors is scaled by alpha/r.", low=1e-3, high=4096
     )
     target_modules: tuple[str, ...] = setting(
         ("output.dense",), "The linear modules that get factors, by the end of their names."
@@ -274,7 +275,7 @@ class TrainingConfig(Section):
         high=1e3,
     )
     prior_head: float = setting(
-        1.0, "The spread that a personal head adds, as a part of prior_spread.", low=1e-3, high=1e3
+        1.0, "The spread that a personal head adds, as a fraction of prior_spread.", low=1e-3, high=1e3
     )
 
     @property

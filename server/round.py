@@ -66,9 +66,16 @@ def play_round(
 ) -> RoundLog | None:
     """One round, in as many attempts as it takes; None when it was lost past unmasking and is skipped.
 
-    ready: member number -> node, for every device that would take part now. again: who would, asked anew
-    before another attempt, since devices that fell silent may be why the last one failed.
-    Raises TooFewDevices or another RoundFailed; nothing of a failed attempt is kept.
+    Args:
+        run: what the server knows of the run.
+        grid: the way to the devices.
+        number: the number of the round.
+        ready: member number -> node, for every device that would take part now.
+        again: gives the same once more before another attempt, since devices that fell silent may be why the
+            last one failed.
+
+    Raises:
+        RoundFailed: no attempt succeeded; nothing of a failed one is kept.
     """
     shared: ServerState | None = None
     while True:
@@ -100,7 +107,7 @@ def _attempt(
     diary: AttemptLog,
     shared: ServerState,
 ) -> RoundLog:
-    """One attempt of a round. cohort: node -> member. shared: the state that the round starts from."""
+    """One attempt of a round, with the devices of `cohort` (node -> member), starting from `shared`."""
     began = time.monotonic()
     announce = _announce(run, task, attempt, shared)
     wire = Exchange(grid, run.config.federation.deadline_seconds, f"{task.number}.{attempt}", diary.arrived)

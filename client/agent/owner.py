@@ -42,7 +42,11 @@ class Owner(Protocol):
 class FixedOwner:
     """An owner who changes nothing, for simulations and tests.
 
-    allows: the policy. member: the identity. trusts: the authority and its list. prefers: the choices.
+    Attributes:
+        allows: the owner's policy.
+        member: the identity of the device.
+        trusts: the authority and its member list.
+        prefers: the owner's choices.
     """
 
     allows: OwnerPolicy

@@ -26,11 +26,16 @@ __all__ = ["OwnerPolicy", "checked_factors"]
 class OwnerPolicy(Section):
     """Set by the device's owner, never by a message.
 
-    base_models: the only base models this device loads. min_honest: honest people that every sum must hold;
-    max_colluders: devices of the whole fleet that may work with the server; allow_unmasked: whether anything
-    may leave without secure aggregation. paused: takes part in nothing. hours: local times of day between
-    which it takes part, "22:00-06:30"; empty: always. max_epochs: passes over the owner's pairs that one
-    round may cost. max_factor: largest size of any received number. max_message_mb: of one message.
+    Attributes:
+        base_models: the only base models that this device loads.
+        min_honest: how many honest people every sum must hold.
+        max_colluders: how many devices of the whole fleet may work with the server.
+        allow_unmasked: whether anything may leave without secure aggregation.
+        paused: whether the device takes part in nothing for now.
+        hours: the local times of day between which it takes part, such as "22:00-06:30"; empty for always.
+        max_epochs: how many passes over the owner's pairs one round may cost.
+        max_factor: the largest absolute value of any received number.
+        max_message_mb: the largest size of one message, in MB.
     """
 
     base_models: tuple[str, ...] = ("all-MiniLM-L6-v2",)

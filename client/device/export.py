@@ -46,9 +46,13 @@ personal part to their choices.
 class Export:
     """What is exported.
 
-    effective: the factors and head of one person, merged. base: where the base model is found by whoever
-    loads the export (hub id or folder). pooling: "mean", "first" or "last". max_tokens: what the model reads.
-    digest: of the base model, hex. personal: one person's model, not the part that a fleet shares.
+    Attributes:
+        effective: the factors and head of one person, merged.
+        base: where whoever loads the export finds the base model (hub id or folder).
+        pooling: how tokens become an embedding: "mean", "first" or "last".
+        max_tokens: how many tokens of a text the model reads.
+        digest: the digest of the base model, in hex.
+        personal: whether this is one person's model, and not the part that a fleet shares.
     """
 
     effective: MergedWeights

@@ -37,7 +37,9 @@ _SETTLED, _INNER_SETTLED = 1e-4, 1e-10  # nats
 class Prior:
     """What is held of a personal part before any choice: N(mean, diag(variance)).
 
-    mean: float32 [d]. variance: one number for all, or [d].
+    Attributes:
+        mean: the most probable value of each number, float32 [d].
+        variance: the variance of each, one number for all or [d].
 
     Raises:
         ConfigError: a variance is not positive.

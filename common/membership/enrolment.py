@@ -115,8 +115,11 @@ class Answer:
 class JoinRequest:
     """A device asks the server's enrolment service to join (`tokens.JoinToken.sign`).
 
-    token: the public half of its token's key. node_key: its SuperNode's public key, PEM. signature: with
-    the token's key, over the token's terms, the request and the node key.
+    Attributes:
+        token: the public half of its token's key.
+        asked: the request for the authority.
+        node_key: the public key of its SuperNode, in PEM.
+        signature: by the token's key, over the token's terms, the request and the node key.
     """
 
     token: PublicKey

@@ -34,8 +34,11 @@ _CHECK: Final = 6  # bytes of a digest that tell a slip of the pen from a token
 class Terms:
     """What a token says, without its key.
 
-    address: HOST:PORT of the gateway. ca: SHA-256 of the DER of the CA's certificate. authority: the
-    enrolment authority's digest. expires: Unix seconds.
+    Attributes:
+        address: HOST:PORT of the gateway.
+        ca: the SHA-256 of the CA's certificate in DER.
+        authority: the digest of the enrolment authority's public key.
+        expires: when the token expires, in Unix seconds.
     """
 
     address: Annotated[str, AtMost(260)]
@@ -107,7 +110,7 @@ class JoinToken:
         return token
 
     def sign(self, asked: Request, node_key: bytes) -> JoinRequest:
-        """The request to join with this token. node_key: the SuperNode's public key, PEM."""
+        """The request to join with this token, for the SuperNode whose public key (PEM) is `node_key`."""
         if len(node_key) > MAX_NODE_KEY:
             raise TokenError("the node's public key is too long")
         key = Ed25519PrivateKey.from_private_bytes(self.private)

@@ -312,9 +312,14 @@ def _blocks_return_tuples(network: AdaptedNetwork, path: str) -> bool:
 class PackedTokens:
     """All T tokens of n texts one after the other.
 
-    inputs: the adapted module's input x, [T, in]; centred: c = W0 x + b + residual without its mean, [T, d];
-    squares: |c|² [T]; token: 0 … T-1; text: the text of each token [T]; first: index of each text's first
-    token [n]; share: 1 / tokens of its text [T].
+    Attributes:
+        inputs: the adapted module's input x, [T, in].
+        centred: c = W0 x + b + residual without its mean, [T, d].
+        squares: |c|², [T].
+        token: the tokens' own indices, 0 … T-1.
+        text: the index of each token's text, [T].
+        first: the index of each text's first token, [n].
+        share: 1 / the number of tokens of each token's text, [T].
     """
 
     inputs: Tensor

@@ -56,7 +56,14 @@ class Counter:
 class Quantiser:
     """The map between one device's numbers and ring elements, for sums of up to `members` devices.
 
-    size: elements of an update. weight: W. clip: C. ring: bits. levels: L, the largest quantised |w*u|.
+    Attributes:
+        size: the number of elements of an update.
+        members: the most devices that one sum may hold.
+        weight: the largest weight of a device, W in docs/protocol.md.
+        clip: the largest absolute value of an element, C.
+        counters: the counters that are summed beside the update.
+        ring: the bits of a ring element.
+        levels: the largest quantised |w*u|, L.
     """
 
     size: int
@@ -112,9 +119,14 @@ class Quantiser:
     ) -> Ring:
         """The vector that a device masks: uint32 or uint64 [length].
 
-        update: [size], |u| <= clip, finite. weight: 1..W, or 0 for counters alone.
-        counts: a value for each counter. key: 32 secret bytes of the device, new for each round.
-        Raises `QuantiserError` for anything out of bounds: nothing is clipped silently.
+        Args:
+            update: the finite numbers to sum, [size], none beyond the clip.
+            weight: what the update counts for, 1..W, or 0 for counters alone.
+            counts: a value for each counter.
+            key: 32 secret bytes of the device, new for each round.
+
+        Raises:
+            QuantiserError: something is out of bounds; nothing is clipped silently.
         """
         if update.shape != (self.size,) or not 0 <= weight <= self.weight:
             raise QuantiserError(

@@ -56,9 +56,13 @@ LOSS_UNIT = 2.0**-7  # nats; the sum of losses is rounded to it
 class Contribution:
     """One device's part of a round.
 
-    update: float32 [d], what training changed in the shared vector; empty in a closing round.
-    weight: training pairs. loss: the sum of their losses under the model it started from.
-    correct, total: of its validation pairs. in_histogram: whether it shows its tenth of accuracy.
+    Attributes:
+        update: what training changed in the shared vector, float32 [d]; empty in a closing round.
+        weight: how many training pairs it learned from.
+        loss: the sum of their losses under the model that the round started from.
+        correct: how many of its validation pairs that model ranks right.
+        total: how many validation pairs it has.
+        in_histogram: whether it shows its tenth of accuracy.
     """
 
     update: NDArray[np.float32] = field(repr=False)
@@ -73,9 +77,13 @@ class Contribution:
 class RoundSums:
     """What a round's sum says.
 
-    mean: float64 [d], the example-weighted mean update. weight: sum of the example weights. train_loss:
-    mean per pair, None without pairs. correct, total: validation pairs. histogram: people per tenth of
-    validation accuracy, None where nobody showed theirs.
+    Attributes:
+        mean: the example-weighted mean update, float64 [d].
+        weight: the sum of the example weights.
+        train_loss: the mean loss of a training pair; None without pairs.
+        correct: how many validation pairs were ranked right.
+        total: how many validation pairs there are.
+        histogram: how many people lie in each tenth of validation accuracy; None where nobody showed theirs.
     """
 
     mean: NDArray[np.float64] = field(repr=False)

@@ -32,7 +32,7 @@ SHOWN = 20  # violations that are printed; --json has all
 
 @dataclass(frozen=True)
 class Line:
-    """One type of message in one stage of one phase. shapes: each field's, least and most of every side."""
+    """One type of message in one stage of one phase, with the smallest and the largest of each field."""
 
     phase: str
     stage: str
@@ -57,8 +57,11 @@ class Load:
 
 @dataclass(frozen=True)
 class Audit:
-    """What left, and what of it should not have. ring: bits of a ring element; vectors: phase -> what the
-    vector of a client is made of; framed: bytes with Flower's frames."""
+    """What left, and what of it should not have.
+
+    `ring` is the bits of a ring element, `vectors` says for each phase what a client's vector is made of, and
+    `framed` counts bytes with Flower's frames.
+    """
 
     directory: Path
     secagg: bool

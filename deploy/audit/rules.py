@@ -29,7 +29,7 @@ _BY_NAME = {kind.__name__: kind for kinds in REPLIES.values() for kind in kinds}
 
 @dataclass(frozen=True)
 class Rules:
-    """What the run's configuration allows. tensors: what the record says each phase's vector is made of."""
+    """What the configuration of a run allows; `tensors` is what the record says each phase's vector holds."""
 
     config: RunConfig
     tensors: Mapping[str, tuple[Tensor, ...]]

@@ -104,7 +104,8 @@ def attend(
         bool, typer.Option("--yes", help="Grant everything: then whoever runs the server can enrol anybody.")
     ] = False,
     watch: Annotated[
-        float, typer.Option("--watch", help="Look again every so many seconds, until stopped; 0: once.")
+        float,
+        typer.Option("--watch", help="Seconds between two looks at the folder, until stopped; 0 looks once."),
     ] = 0.0,
     passphrase: Ask = False,
 ) -> None:
@@ -127,7 +128,7 @@ def attend(
 @command(app, "list")
 def list_members(
     directory: Where,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     passphrase: Ask = False,
 ) -> None:
     """Everybody ever certified."""

@@ -57,7 +57,9 @@ app.add_typer(account)
 State = Annotated[
     Path | None,
     typer.Option(
-        "--state", help="The console's own directory; the user's state directory.", show_default=False
+        "--state",
+        help="The console's own directory; by default the user's state directory.",
+        show_default=False,
     ),
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The account's name.")]
@@ -74,12 +76,16 @@ def console(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on.", min=1, max=65535)] = PORT,
     tls_cert: Annotated[
-        Path | None, typer.Option("--tls-cert", help="Certificate, PEM: needed beyond loopback.")
+        Path | None, typer.Option("--tls-cert", help="The TLS certificate, in PEM; needed beyond loopback.")
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Its key, PEM.")] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", help="The key of the TLS certificate, in PEM.")
+    ] = None,
     origin: Annotated[
         list[str] | None,
-        typer.Option("--origin", help="As browsers call it, https://NAME[:PORT], behind a TLS proxy."),
+        typer.Option(
+            "--origin", help="The address that browsers use behind a TLS proxy, https://NAME[:PORT]."
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="Folder of data sets and models that new runs may use.")
@@ -98,7 +104,7 @@ def console(
 @command(account)
 def add(
     name: Name,
-    role: Annotated[str, typer.Option("--role", help="viewer or operator.")],
+    role: Annotated[str, typer.Option("--role", help="The account's role: viewer or operator.")],
     state: State = None,
 ) -> None:
     """Make an account. The password is asked for, or read from standard input."""

@@ -27,7 +27,7 @@ _DEBUG = inspect.Parameter(
     "debug",
     inspect.Parameter.KEYWORD_ONLY,
     default=False,
-    annotation=Annotated[bool, typer.Option("--debug", help="Tracebacks for errors.")],
+    annotation=Annotated[bool, typer.Option("--debug", help="Show tracebacks for errors.")],
 )
 
 

@@ -100,20 +100,24 @@ def _go_on(directory: Path, flags: Flags, file: Path | None, out: Path | None) -
 @with_settings("adapter.share", "seed", "adapter.head", "data.clients", "data.pairs")
 def compare(
     flags: Flags,
-    shares: Annotated[str, typer.Option(help="What is shared, a list: A,B,AB,none.")] = "A,B,AB,none",
-    seeds: Annotated[str, typer.Option(help="A list.")] = "0,1,2",
+    shares: Annotated[
+        str, typer.Option(help="Share rules to compare, as a list: A,B,AB,none.")
+    ] = "A,B,AB,none",
+    seeds: Annotated[str, typer.Option(help="Seeds to repeat each run with, as a list: 1,2,3.")] = "0,1,2",
     heads: Annotated[
-        str | None, typer.Option(help="Score heads, a list: auto,shared,personal.", rich_help_panel=MODEL)
+        str | None,
+        typer.Option(help="Score heads to compare, as a list: auto,shared,personal.", rich_help_panel=MODEL),
     ] = None,
     clients: Annotated[
-        str | None, typer.Option(help="People to take part, a list; 0: all.", rich_help_panel=DATA)
+        str | None,
+        typer.Option(help="How many people take part, as a list; 0 stands for all.", rich_help_panel=DATA),
     ] = None,
     pairs: Annotated[
-        str | None, typer.Option(help="Training pairs a person, a list.", rich_help_panel=DATA)
+        str | None, typer.Option(help="Training pairs per person, as a list.", rich_help_panel=DATA)
     ] = None,
     config: ConfigFile = None,
     out: Annotated[
-        Path, typer.Option("--out", help="Directory to make, or to go on in.", rich_help_panel=RUN)
+        Path, typer.Option("--out", help="Directory to make, or to continue in.", rich_help_panel=RUN)
     ] = Path("runs/compare"),
 ) -> None:
     """Compare what is shared: same people, choices and seeds; one table with standard errors.
@@ -133,9 +137,11 @@ def compare(
 
 @command(app, rich_help_panel="Operator")
 def quickstart(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An empty directory for all of it.")],
-    devices: Annotated[int, typer.Option("--devices", help="Devices, each with one senator's votes.")] = 7,
-    rounds: Annotated[int, typer.Option("--rounds", help="Rounds.")] = 5,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An empty directory for the whole fleet.")],
+    devices: Annotated[
+        int, typer.Option("--devices", help="How many devices, each with one senator's votes.")
+    ] = 7,
+    rounds: Annotated[int, typer.Option("--rounds", help="How many rounds.")] = 5,
 ) -> None:
     """A whole fleet on this machine: authority, server behind its gateway, devices; it learns, and ends."""
     from penchant.deploy.fleet.quickstart import Quickstart
@@ -150,7 +156,7 @@ def quickstart(
 @command(app, rich_help_panel="Researcher")
 def audit(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """List what left each client in a recorded run: by name, shape, type and bytes."""
     from penchant.deploy.cli.show_audit import show

@@ -33,9 +33,10 @@ app = typer.Typer(
 
 Where = Annotated[Path, typer.Argument(metavar="DIR", help="The server's directory.")]
 RunName = Annotated[
-    str, typer.Option("--run", help="The run's name; the one that was made last.", show_default=False)
+    str,
+    typer.Option("--run", help="The run's name; by default the one that was made last.", show_default=False),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Start it and don't wait for its end.")]
 
 
@@ -86,8 +87,8 @@ def up(
 @command(app, formerly="enroll")
 def invite(
     directory: Where,
-    name: Annotated[str, typer.Option("--name", help="What you call the device.")] = "",
-    days: Annotated[float, typer.Option("--days", help="How long the token is good.")] = 7.0,
+    name: Annotated[str, typer.Option("--name", help="Your name for the device.")] = "",
+    days: Annotated[float, typer.Option("--days", help="How long the token is valid.")] = 7.0,
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write the token to, instead of showing it.")
     ] = None,

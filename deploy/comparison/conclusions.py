@@ -60,7 +60,11 @@ class MethodDifference:
 class Group:
     """The methods at one setting, the best first.
 
-    title: the setting in words, empty where there is only one; value: the same without its unit.
+    Attributes:
+        title: the setting in words; empty where there is only one.
+        value: the setting without its unit.
+        rows: the rows of the methods, the best first.
+        names: what each row is called, in the same order.
     """
 
     title: str

@@ -38,9 +38,13 @@ class CurvePoint:
 class RunCost:
     """What one run of a method costs, as the mean over seeds.
 
-    `client_calls` is how often a client trained, over all rounds; `local_epochs` how many passes over its own
-    pairs all clients took together, the last fit included. Bytes are those of all clients over the training
-    rounds.
+    Attributes:
+        rounds: how many rounds the run had.
+        client_calls: how often a client trained, counted over all rounds and clients.
+        local_epochs: how many passes over their own pairs all clients took together, with the last fit.
+        bytes_up: what all clients sent in the training rounds.
+        bytes_down: what all clients received in the training rounds.
+        wall_seconds: the time that the run took.
     """
 
     rounds: float | None = None
@@ -68,10 +72,27 @@ class SeedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonRow:
-    """One method at one number of choices and of people; what compare.json holds of it.
+    """One method at one number of choices and of people, as compare.json holds it.
 
-    `accuracy_mean` is the mean over seeds of the mean over people, `accuracy_se` its standard error (None for
-    one seed); `wall_seconds` is of all seeds together, `cost` of one run.
+    Attributes:
+        share: the name of the share rule.
+        head: whether the score head is shared or personal.
+        pairs: how many training pairs each person has.
+        clients: how many people take part.
+        seeds: the seeds that the method was run with.
+        accuracies: the mean accuracy over people, for each seed in order.
+        accuracy_mean: the mean of `accuracies`.
+        accuracy_se: the standard error of that mean; None for a single seed.
+        cold_start: the accuracy of newcomers, as the mean over seeds.
+        cold_start_curve: the accuracy of newcomers by how many choices they have made.
+        wall_seconds: the time that the runs of all seeds took together.
+        dataset: the name of the data set.
+        base_model: the name of the base model.
+        evaluated_on: the part of the pairs that the accuracy is measured on.
+        secagg: whether the runs used secure aggregation.
+        rounds: how many rounds a run has.
+        cost: the mean cost of a run.
+        runs: each seed's accuracy and cost.
     """
 
     share: str
@@ -141,7 +162,11 @@ class Comparison:
 
 
 def table(results: Mapping[Case, RunResult]) -> list[ComparisonRow]:
-    """The rows of compare.json: one for each method, number of pairs and number of people."""
+    """The rows of compare.json: one for each method, number of pairs and number of people.
+
+    Args:
+        results: the finished cases; the seeds of one method are put into one row.
+    """
     methods: dict[RunConfig, dict[Case, RunResult]] = {}
     for case, result in results.items():
         methods.setdefault(case.method, {})[case] = result

@@ -77,7 +77,7 @@ def build_service(
     clock: Callable[[], float] = time.time,
     collect: bool = True,
 ) -> Starlette:
-    """The service of a server. collect: look into `answers/` from time to time."""
+    """The enrolment service of a server; with `collect` it looks into `answers/` from time to time."""
     desk, budget, turn = EnrolmentRegistry(site), Budget(site.settings.enrol_per_minute), asyncio.Lock()
     if collect:
         desk.recheck_nodes()

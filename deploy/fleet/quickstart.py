@@ -43,7 +43,7 @@ JOIN_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Quickstart:
-    """What to bring up, and where. settings: dotted keys of the run's configuration, over the recipe's."""
+    """What to bring up, and where; `settings` are dotted keys that override the recipe's."""
 
     directory: Path
     devices: int = 7

@@ -16,7 +16,13 @@ __all__ = ["relay"]
 
 
 def relay(node: SuperNodeFiles, agent: Path | None = None, port: int = 0) -> None:
-    """Run the SuperNode of `node` until SIGTERM. agent: its socket, if not where `node` says."""
+    """Run the SuperNode of `node` until SIGTERM.
+
+    Args:
+        node: the files of the SuperNode.
+        agent: the path of the agent's socket, if it is not where `node` says.
+        port: the SuperNode's port on loopback; 0 takes a free one.
+    """
     command = supernode_command(node.superlink, port or free_port(), agent or node.socket, node.ca, node.key)
     part = ChildProcess("the SuperNode", command, None, environment(node.folder / "flower"))
     supervise([part], announce=lambda: print(f"connecting to {node.superlink}", flush=True))

@@ -31,8 +31,16 @@ LOG_MOST = 32 * 1024 * 1024  # bytes; SuperLink notes every look of every node
 
 @dataclass(frozen=True)
 class ChildProcess:
-    """One process. ready: whether what depends on it may start; log: where its output goes, None: to ours;
-    stop_seconds: how long it may take to end."""
+    """One process under supervision.
+
+    Attributes:
+        name: what messages call it.
+        command: the command line that starts it.
+        log: the file that its output is added to; None sends it to this process's own output.
+        environment: the environment of the process; None passes on this process's own.
+        ready: says whether the processes that depend on it may start.
+        stop_seconds: how long it may take to end before it is killed.
+    """
 
     name: str
     command: Sequence[str]

@@ -71,7 +71,7 @@ FLEET_PATHS = (
 
 @dataclass(frozen=True)
 class SuperLinkAddress:
-    """Where a SuperLink is, for processes beside it. ca: what vouches for its certificate; None: no TLS."""
+    """Where a SuperLink is, for processes beside it, and the CA of its certificate (None without TLS)."""
 
     address: str
     ca: Path | None = None
@@ -233,8 +233,14 @@ def how_it_ended(door: SuperLinkAddress, run: str) -> str | None:
 
 
 class NodeRow(NamedTuple):
-    """A node that may connect. public_key: PEM. status: "registered", "online" or "offline". until: Unix
-    seconds, when it went offline, or will if it is not heard of again; 0 before it first came."""
+    """A node that may connect.
+
+    Attributes:
+        public_key: the node's public key, in PEM.
+        status: "registered", "online" or "offline".
+        until: when it went offline, or will if it is not heard from again, in Unix seconds; 0 before it
+            first connected.
+    """
 
     public_key: bytes
     status: str

@@ -39,7 +39,7 @@ FOREVER = 2**40  # Unix seconds: a simulated member list does not expire
 
 @dataclass(frozen=True)
 class Score:
-    """One person's test result; exists in simulation only."""
+    """One person's test result, which exists in simulations only."""
 
     client: str
     n_test: int
@@ -76,9 +76,17 @@ class SimulatedDevices:
         sealed: bool = False,
         entropy: Callable[[int], Entropy] = lambda index: SystemEntropy(),
     ) -> None:
-        """sealed: successive messages of a client may come to different processes (Ray).
+        """Certify every person; an agent is made when it is first needed.
 
-        entropy: where the agent of a person draws its round secrets; tests alone give another.
+        Args:
+            config: the configuration of the run.
+            directory: the run directory, which holds the agents' own directories.
+            federation: the people, one for each device.
+            model_cache: keeps loaded models, so that all agents share one base model.
+            cohort: how many devices a round asks; the simulated owners' conditions are set to fit it.
+            sealed: whether an open attempt is kept on disk, because successive messages of a client may come
+                to different processes (Ray).
+            entropy: gives the source of a person's round secrets, by their index; only tests replace it.
         """
         self._sealed = sealed
         self._entropy = entropy
@@ -136,7 +144,14 @@ class SimulatedDevices:
                 Vault(self._home(index)).settle(run, finished)
 
     def scores(self, run: bytes, plan: Plan, factors: Vector, part: EvaluateOn) -> list[Score]:
-        """Everyone's accuracy on their test (or validation) pairs with their own personal part."""
+        """Everyone's accuracy on their test (or validation) pairs with their own personal part.
+
+        Args:
+            run: the 16 bytes that name the run.
+            plan: the plan that the devices followed.
+            factors: the shared factors to score with.
+            part: which pairs are scored.
+        """
         return [self._score(index, run, plan, factors, part) for index in range(len(self))]
 
     def _score(self, index: int, run: bytes, plan: Plan, factors: Vector, part: EvaluateOn) -> Score:

@@ -206,7 +206,7 @@ class ConsoleStore:
         return token
 
     def session(self, token: str, *, used: bool = True) -> Session | None:
-        """The session of a token, unless it is over. used: somebody is there, so that it is not idle."""
+        """The session of a token, unless it is over; `used` says that a person caused the request."""
         now = time.time()
         row = self._one(
             "SELECT name, role, made, accounts.used, digest, sessions.used FROM sessions"
@@ -251,7 +251,7 @@ class ConsoleStore:
         detail: str = "",
         begun: int | None = None,
     ) -> int:
-        """A line of the audit, durable when this returns; -> its number. begun: the line this one ends."""
+        """Write a line of the audit, durably; -> its number. `begun` is that of the line which it ends."""
         values = (time.time(), account, address, action, target[:300], outcome[:300], detail[:2000], begun)
         with self._transaction():
             row = self._one("SELECT chain FROM deeds ORDER BY number DESC LIMIT 1")

@@ -80,7 +80,14 @@ LIVE = (
 def build_app(
     store: ConsoleStore, operations: RunOperations, *, hosts: frozenset[str], https: bool = False
 ) -> Starlette:
-    """The application. hosts: names and ports under which browsers may ask; https: whether by TLS."""
+    """The console's web application.
+
+    Args:
+        store: the console's own file.
+        operations: what can be done with the runs.
+        hosts: the names and ports under which browsers may address it.
+        https: whether browsers reach it by TLS.
+    """
     desk = ConsoleContext(store, operations, templates(), hosts, https)
     routes = [
         Route("/login", login_page(desk), methods=["GET"]),

@@ -23,7 +23,13 @@ Text = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Series:
-    """One line: (x, y) in order of x; y None: a gap. look: 1 … 6, a style of the style sheet."""
+    """One line of a chart.
+
+    Attributes:
+        label: the line's name in the legend.
+        points: (x, y) in the order of x; a y of None leaves a gap.
+        look: the number of the line's style in the style sheet, 1 to 6.
+    """
 
     label: str
     points: Sequence[tuple[float, float | None]]
@@ -42,8 +48,19 @@ def lines(
     reference: tuple[float, str] | None = None,
     width: int = HALF,
 ) -> Markup:
-    """Lines over rounds. text: a value in words. zero: the axis begins at 0, and ends at `least` at least.
-    reference: a dotted line. width: at a desk."""
+    """A line chart, by default over rounds.
+
+    Args:
+        series: the lines; one without any value is left out.
+        title: the heading above the chart.
+        text: turns a value into the words that ticks and tooltips show.
+        x_label: the name of the horizontal axis.
+        height: the height of the drawing, in pixels.
+        zero: whether the vertical axis begins at 0.
+        least: the smallest value at which such an axis may end.
+        reference: a value at which a dotted line is drawn, and the words for it.
+        width: the width of the drawing for a wide screen, in pixels; a second, narrow one is for phones.
+    """
     known = [s for s in series if any(y is not None for _, y in s.points)]
     if not known:
         return Markup('<p class="empty small">{}: no rounds yet.</p>').format(title)
@@ -64,7 +81,17 @@ def bars(
     height: int = 200,
     look: int = 1,
 ) -> Markup:
-    """A bar for each value, with its number above."""
+    """A bar chart with each bar's value above it.
+
+    Args:
+        values: the height of each bar.
+        labels: the name of each bar, in the same order.
+        title: the heading above the chart.
+        text: turns a value into the words that are shown for it.
+        axis: the name of the horizontal axis; empty for none.
+        height: the height of the drawing, in pixels.
+        look: the number of the bars' style in the style sheet.
+    """
     words = f"{title}. " + ", ".join(
         f"{label}: {text(value)}" for label, value in zip(labels, values, strict=True) if value
     )
@@ -73,7 +100,12 @@ def bars(
 
 
 def spark(points: Sequence[float], words: str) -> Markup:
-    """A small line in a table's cell."""
+    """A small line in a table's cell.
+
+    Args:
+        points: the values, in order; fewer than two draw nothing.
+        words: what the line shows, for those who don't see it.
+    """
     if len(points) < 2:
         return Markup("")
     width, height = 96, 24

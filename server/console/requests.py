@@ -34,7 +34,7 @@ SAFE = ("GET", "HEAD")
 
 
 class HTTPError(ConsoleError):
-    """A request that gets no answer but its status. status: of HTTP."""
+    """A request that gets no answer but an HTTP status and a text."""
 
     def __init__(self, text: str, *, status: int = 400) -> None:
         super().__init__(text)
@@ -43,8 +43,16 @@ class HTTPError(ConsoleError):
 
 @dataclass(frozen=True)
 class ConsoleContext:
-    """What all pages share. hosts: how browsers may call this server ("127.0.0.1:8080"); https: whether
-    they reach it by TLS."""
+    """What all pages share.
+
+    Attributes:
+        store: the console's own file.
+        operations: what can be done with the runs.
+        templates: the pages' templates.
+        hosts: the names by which browsers may address this server, such as "127.0.0.1:8080".
+        https: whether browsers reach it by TLS.
+        cookie: the name of the session's cookie.
+    """
 
     store: ConsoleStore
     operations: RunOperations
@@ -102,7 +110,7 @@ class ConsoleRequest:
         return str(self.request.path_params[key])
 
     def render(self, template: str, code: int = 200, **page: Any) -> HTMLResponse:
-        """A page. code: of HTTP."""
+        """A page made from a template, with an HTTP status."""
         return HTMLResponse(self.text(template, flash=self.desk.store.told(self.session), **page), code)
 
     def text(self, template: str, **page: Any) -> str:
@@ -157,7 +165,7 @@ def page(desk: ConsoleContext, view: View, role: Role = "viewer") -> Endpoint:
 
 
 def action(desk: ConsoleContext, view: View, name: str, role: Role = "operator") -> Endpoint:
-    """The entrance of an action, which leaves its lines in the audit. name: what they call it."""
+    """The entrance of an action, which leaves its lines in the audit under `name`."""
 
     def work(request: Request, form: Form) -> Response:
         visit = visit_of(desk, request, form)
@@ -197,7 +205,14 @@ _TOLD = {"name", "where", "member", "why", "label", "days", "round", "number", "
 def visit_of(
     desk: ConsoleContext, request: Request, form: Form | None = None, *, used: bool = True
 ) -> ConsoleRequest | None:
-    """The visit of a request with a living session. form: what it posts; used: somebody is there."""
+    """The visit of a request whose session is still open; None when there is no such session.
+
+    Args:
+        desk: what all pages share.
+        request: the request of the browser.
+        form: the form that it posts, if any.
+        used: whether a person caused the request, so that the session isn't idle.
+    """
     token = request.cookies.get(desk.cookie, "")
     session = desk.store.session(token, used=used) if token else None
     return None if session is None else ConsoleRequest(desk, request, session, secure_form(token), form or {})

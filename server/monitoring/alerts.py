@@ -78,7 +78,7 @@ def of_fleet(
     tokens: Sequence[Token],
     now: float,
 ) -> Iterator[Notice]:
-    """What is wrong, or may become so, with a fleet's server and who belongs to it. runs: of the fleet."""
+    """What is wrong, or may become so, with a fleet's server and members; `runs` are the fleet's runs."""
     href = f"/devices?run={fleet.id}"
     if link.state == "silent":
         text = "No device can take part. Bring it up with “penchant server up”, or see its log."

@@ -43,10 +43,19 @@ class FleetStatus:
 
 @dataclass(frozen=True)
 class Token:
-    """An invitation. label: whom it is for. made, expires: Unix seconds. state: "open", "expired",
-    "waiting" for the authority, "enrolled" or "out". member: who came with it. node: as what it connects,
-    once the SuperLink lets it. fingerprint: of its request, to compare with what the device shows. text:
-    what the device's owner types or scans; shown once."""
+    """An invitation.
+
+    Attributes:
+        id: the name of the invitation in the console.
+        label: the operator's name for its recipient.
+        made: when it was made, in Unix seconds.
+        expires: when it expires, in Unix seconds.
+        state: "open", "expired", "waiting" for the authority, "enrolled" or "out".
+        member: the number of the member that joined with it.
+        node: the node as which that member connects, once the SuperLink admits it.
+        fingerprint: the fingerprint of its request, to compare with the one that the device shows.
+        text: what the device's owner types or scans; it is shown once.
+    """
 
     id: str
     label: str
@@ -66,8 +75,10 @@ class Token:
 
 @dataclass(frozen=True)
 class Revocation:
-    """Somebody asked to take a member out. signed: the number of the authority's list that did, or None
-    while it is pending."""
+    """A request to take a member out.
+
+    `signed` is the number of the authority's list that took it out, or None while the request is pending.
+    """
 
     member: int
     why: str
@@ -78,7 +89,7 @@ class Revocation:
 
 @dataclass(frozen=True)
 class MemberListStatus:
-    """Who belongs to a fleet. list_number, expires: of the authority's list that the server holds."""
+    """Who belongs to a fleet, by the authority's list that the server holds, with its number and expiry."""
 
     members: frozenset[int]
     revoked: frozenset[int]

@@ -40,7 +40,7 @@ OFFLINE_SECONDS = 900.0
 
 @dataclass(frozen=True)
 class RunLocation:
-    """A run's directory, or that of a fleet's server. id: what pages call it; never part of a path."""
+    """A run's directory, or that of a fleet's server. Pages name it by its `id`, never by its path."""
 
     id: str
     name: str
@@ -50,8 +50,13 @@ class RunLocation:
 
 @dataclass(frozen=True)
 class Activity:
-    """Whether a process runs a run now. ours: the console started it, and can stop it. why: how it
-    ended, if it ended badly."""
+    """Whether a process drives a run now.
+
+    Attributes:
+        running: whether there is such a process.
+        ours: whether the console started it, and so can stop it.
+        why: how the process ended, if it ended badly.
+    """
 
     running: bool = False
     ours: bool = False
@@ -60,7 +65,10 @@ class Activity:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt of a round as journaled. started: Unix seconds. digest: of its checkpoint, hex."""
+    """One attempt of a round as journaled.
+
+    `started` is in Unix seconds; `digest` is that of its checkpoint, in hex.
+    """
 
     round: int
     attempt: int
@@ -74,7 +82,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of an attempt. Times are Unix seconds; ended: None while it waits for answers."""
+    """One stage of an attempt. Times are Unix seconds; `ended` is None while the stage waits for answers."""
 
     name: str
     began: float
@@ -85,7 +93,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class DeviceRecord:
-    """A member as the server has met it. joined: rounds whose sum it is in; last: the last of them."""
+    """A member as the server met it. `joined` counts the rounds whose sum it is in; `last` is the latest."""
 
     member: int
     node: str
@@ -201,7 +209,7 @@ class JournalReader:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run at a glance. total: rounds with the closing one."""
+    """A run at a glance. Its `total` of rounds includes the closing one."""
 
     place: RunLocation
     state: State

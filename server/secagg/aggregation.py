@@ -35,11 +35,15 @@ Total = NDArray[np.int64]
 class Aggregate:
     """The sum of a round.
 
-    total: int64 [words], the sum of the survivors' quantised vectors as centred integers.
-    survivors: nodes whose vectors are in the sum, ascending. cohort: all nodes that were asked.
-    dropped: stage -> nodes that were silent, aborted or were set aside there.
-    aborts: node -> the code that it sent. set_aside: node -> what it did wrong, or may have done.
-    groups: sizes of the rosters. failed: group -> why its devices are not in the sum.
+    Attributes:
+        total: the sum of the survivors' quantised vectors as centred integers, int64 [words].
+        survivors: the nodes whose vectors are in the sum, ascending.
+        cohort: all nodes that were asked.
+        dropped: stage -> the nodes that were silent, aborted or were set aside there.
+        aborts: node -> the code that it sent.
+        set_aside: node -> what it did wrong, or may have done.
+        groups: the sizes of the rosters.
+        failed: group -> why its devices are not in the sum.
     """
 
     total: Total = field(repr=False)
@@ -58,7 +62,7 @@ REPLY: Final = "reply"
 
 
 class Record(NamedTuple):
-    """One line of a journal. kind `COHORT`: key is 0; `ASKED`: the group; `REPLY`: the node."""
+    """One line of a journal. Its key is 0 for kind `COHORT`, the group for `ASKED`, the node for `REPLY`."""
 
     kind: str
     key: int

@@ -85,7 +85,7 @@ class GroupLog:
 
 @dataclass(frozen=True)
 class Group:
-    """What stays the same for a group through an attempt. nodes: by index in the roster."""
+    """What stays the same for a group through an attempt; `nodes` are by index in the roster."""
 
     number: int
     context: bytes

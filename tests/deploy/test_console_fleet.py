@@ -111,7 +111,7 @@ def test_a_fleet_without_a_run_is_there_already(world: World) -> None:
     said = world.said()
     assert "5 node not known not met yet never 0 – –" in said
     assert "The SuperLink is silent: who is online is not known." in said
-    assert "No token was handed out yet." in said
+    assert "No token has been handed out yet." in said
 
 
 def test_a_token_is_shown_once_with_its_picture_and_kept_nowhere(world: World) -> None:
@@ -379,7 +379,10 @@ def test_a_live_run_is_resumed_and_started_through_the_servers_own_command(
         ("", "federation.cohort is 0"),
         ("[federation]\ncohort = 6", "federation.cohort is 6, but home has 5 members"),
         ("[federation]\ncohort = 5\n[privacy]\nsecagg = false", "a served run is with secure aggregation"),
-        ("[federation]\ncohort = 5", "It can run 5 devices of home a round, with choices of their own"),
+        (
+            "[federation]\ncohort = 5",
+            "It can run 5 devices of home a round, which learn from their own choices",
+        ),
     ],
 )
 def test_what_a_fleet_can_run_is_said_before_it_is_started(world: World, config: str, verdict: str) -> None:

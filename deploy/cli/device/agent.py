@@ -65,7 +65,9 @@ def connect(
     socket: SocketOption = None,
     port: Annotated[
         int,
-        typer.Option("--port", help="Of the SuperNode on loopback; 0: one that is free.", min=0, max=65535),
+        typer.Option(
+            "--port", help="The SuperNode's port on loopback; 0 takes a free one.", min=0, max=65535
+        ),
     ] = 0,
     home: HomeOption = HERE,
 ) -> None:

@@ -56,9 +56,11 @@ def label(
             "with --prompt: responses, one a line."
         ),
     ],
-    prompt: Annotated[str | None, typer.Option("--prompt", help="What the lines of FILE respond to.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="The prompt that the lines of FILE respond to.")
+    ] = None,
     most_telling: Annotated[
-        bool, typer.Option("--most-telling", help="Ask first what would tell the model most.")
+        bool, typer.Option("--most-telling", help="Ask the most informative question first.")
     ] = False,
     skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Skip bad rows and say so.")] = False,
     home: HomeOption = HERE,

@@ -55,8 +55,9 @@ def join(
         typer.Option("--authority", help="The authority's digest: a token of another authority is refused."),
     ] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the authority has answered.")] = False,
-    wait_seconds: Annotated[float, typer.Option("--wait-seconds", help="How long at most; a week.")] = 7.0
-    * DAY,
+    wait_seconds: Annotated[
+        float, typer.Option("--wait-seconds", help="How long to wait at most; a week by default.")
+    ] = 7.0 * DAY,
     node: NodeOption = None,
     socket: SocketOption = None,
     home: HomeOption = HERE,
@@ -105,7 +106,7 @@ def accept(
 
 @command(app)
 def leave(
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation.")] = False,
     home: HomeOption = HERE,
     passphrase: Ask = False,
 ) -> None:

@@ -43,7 +43,7 @@ def train(home: HomeOption = HERE, passphrase: Ask = False) -> None:
 @command(app)
 def rank(
     file: Annotated[str, typer.Argument(help="Responses, one a line; - for standard input.")],
-    prompt: Annotated[str, typer.Option("--prompt", help="What they respond to.")] = "",
+    prompt: Annotated[str, typer.Option("--prompt", help="The prompt that they respond to.")] = "",
     home: HomeOption = HERE,
     passphrase: Ask = False,
     as_json: AsJson = False,
@@ -57,14 +57,16 @@ def rank(
 
 @command(app, "best-of")
 def best_of_n(
-    prompt: Annotated[str, typer.Argument(help="What the responses respond to.")],
-    count: Annotated[int, typer.Option("-n", help="Responses to choose from.")] = 8,
+    prompt: Annotated[str, typer.Argument(help="The prompt that the responses respond to.")],
+    count: Annotated[int, typer.Option("-n", help="How many responses to choose from.")] = 8,
     generator: Annotated[
         str, typer.Option("--generator", help="A causal model: smollm2-135m, a folder, or a hub id.")
     ] = "smollm2-135m",
-    tokens: Annotated[int, typer.Option("--tokens", help="Most tokens of a response.")] = 96,
-    temperature: Annotated[float, typer.Option("--temperature", help="How freely they are drawn.")] = 0.8,
-    seed: Annotated[int, typer.Option("--seed", help="The same seed, the same responses.")] = 0,
+    tokens: Annotated[int, typer.Option("--tokens", help="The most tokens that a response may have.")] = 96,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="The sampling temperature; a higher one draws more freely.")
+    ] = 0.8,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same responses.")] = 0,
     home: HomeOption = HERE,
     passphrase: Ask = False,
     as_json: AsJson = False,
@@ -108,7 +110,7 @@ def export(
 
 @command(app)
 def forget(
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation.")] = False,
     home: HomeOption = HERE,
     passphrase: Ask = False,
 ) -> None:

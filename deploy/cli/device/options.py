@@ -40,17 +40,23 @@ HomeOption = Annotated[
 ]
 Ask = Annotated[
     bool,
-    typer.Option("--passphrase", help=f"Ask for the passphrase (or set {PASSPHRASE}). Else: a key file."),
+    typer.Option(
+        "--passphrase", help=f"Ask for the passphrase (or set {PASSPHRASE}); otherwise a key file is used."
+    ),
 ]
 NodeOption = Annotated[
     Path | None,
-    typer.Option("--node", help="Folder of what the SuperNode needs; `node` in the device's directory."),
+    typer.Option(
+        "--node", help="Folder with what the SuperNode needs; by default `node` in the device's directory."
+    ),
 ]
 SocketOption = Annotated[
     Path | None,
-    typer.Option("--socket", help="The agent's Unix socket; agent.sock in the device's directory."),
+    typer.Option(
+        "--socket", help="The agent's Unix socket; by default agent.sock in the device's directory."
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 HERE = Path(DEFAULT_HOME)
 SOCKET = "agent.sock"
 

@@ -81,9 +81,13 @@ def live_devices(visit: ConsoleRequest) -> Fragments:
 
 @dataclass(frozen=True)
 class Known:
-    """A device as the console knows it: from the authority's list, the enrolment desk, the SuperLink and the
-    run's journal. node: None before the SuperLink lets it in. look: how `state` is shown. seen: Unix
-    seconds, None: never; here: it is online now. protocol: of what it answered, None before it did."""
+    """A device as the console knows it.
+
+    It is put together from the authority's list, the enrolment registry, the SuperLink and the run's journal.
+    `node` is None before the SuperLink admits the device, `look` is the style that `state` is shown in,
+    `seen` is in Unix seconds or None for never, `here` says whether it is online now, and `protocol` is the
+    version that it answered with, None before it did.
+    """
 
     member: int
     node: str | None

@@ -60,7 +60,7 @@ def overview_facts(visit: ConsoleRequest) -> dict[str, Any]:
 def fleet_facts(
     desk: ConsoleContext, fleet: RunLocation, found: Sequence[RunSummary], now: float
 ) -> dict[str, Any]:
-    """How a fleet's server and its members are. found: all runs."""
+    """The state of a fleet's server and its members; `found` holds all runs, of which its own are picked."""
     server = desk.operations.fleet(fleet)
     link, enrolment, asked, tokens = server.link(), server.enrolment(), server.revocations(), server.tokens()
     runs = [run for run in found if tells_of(desk, run.place, fleet)]
