@@ -85,7 +85,7 @@ def is_served(directory: Path) -> bool:
 
 
 def read_config(directory: Path) -> RunConfig:
-    """The configuration of a run directory; RunDirectoryError when it is none."""
+    """The configuration of a run directory; RunDirectoryError when it is not one."""
     if not (directory / CONFIG).is_file():
         raise RunDirectoryError(f"{directory} is not a run directory: it has no {CONFIG}")
     return RunConfig.read(directory / CONFIG)

@@ -68,8 +68,8 @@ class Export:
 def export_peft(export: Export, directory: Path) -> None:
     """Write the export into `directory`, which is made and must be empty; all of it, or nothing.
 
-    Raises UsageError when the directory is in use or the model is no adapter, DeviceError when it can't be
-    written.
+    Raises UsageError when the directory is in use or the model is not an adapter, DeviceError when it can't
+    be written.
     """
     if export.effective.base:
         raise UsageError(

@@ -264,7 +264,7 @@ class OperationsOnThisMachine:
         end = time.monotonic() + STOP_SECONDS
         while run_directory.busy(place.directory):
             if time.monotonic() > end:
-                raise ConsoleError(f"Flower was asked to stop {place.name} and hasn't yet; look again soon")
+                raise ConsoleError(f"Flower was asked to stop {place.name}, and has not yet; look again soon")
             time.sleep(0.1)
 
     def delete(self, place: RunLocation) -> None:

@@ -1,7 +1,7 @@
 """HelpSteer2: ``nvidia/HelpSteer2``, its five attributes as five labelers.
 
 Rows: ``prompt``, ``response``, and a score from 0 to 4 for each attribute. Two consecutive rows have the
-same prompt. A labeler prefers the response that scores higher on its attribute; ties are no preference.
+same prompt. A labeler prefers the response that scores higher on its attribute; a tie gives no preference.
 """
 
 from __future__ import annotations

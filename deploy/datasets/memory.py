@@ -42,7 +42,7 @@ def federation_of(
         person_column: the column that names the person, if it is not a usual one.
 
     Raises:
-        DataError: this is none of these, rows are bad, or somebody has too few preferences.
+        DataError: the source is of another kind, rows are bad, or somebody has too few preferences.
     """
     log = RowLog(bad_rows)
     if isinstance(source, Mapping) and person_column is not None:

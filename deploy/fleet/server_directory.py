@@ -137,7 +137,7 @@ class ServerDirectory:
         make_ca(tls.loopback_ca, "penchant loopback CA")
         issue(tls.ca, tls.gateway, settings.addresses)
         issue(tls.loopback_ca, tls.loopback, (LOOPBACK, "localhost"))
-        # Last: a directory without it is no server.
+        # Last: a directory without it is not a server's.
         write_durably(directory / SETTINGS, tomli_w.dumps(section_table(settings)).encode())
         return cls(directory)
 

@@ -40,7 +40,10 @@ OFFLINE_SECONDS = 900.0
 
 @dataclass(frozen=True)
 class RunLocation:
-    """A run's directory, or that of a fleet's server. Pages name it by its `id`, never by its path."""
+    """A run's directory, or that of a fleet's server.
+
+    `id` is what pages call it; it never becomes part of a path.
+    """
 
     id: str
     name: str

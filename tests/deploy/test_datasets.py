@@ -405,7 +405,7 @@ def test_movielens_from_recbole_where_installed() -> None:
         ("helpsteer2", {"verbosity": "high"}, "'verbosity' is not a number"),
         ("helpsteer2", {"verbosity": float("nan")}, "'verbosity' is not finite"),
         ("prism", {"if_chosen": "yes"}, "'if_chosen' must be true or false"),
-        ("prism", {"turn": 0.5}, "'turn' is missing or no whole"),
+        ("prism", {"turn": 0.5}, "'turn' is missing or not a whole"),
         ("prism", {"score": None}, "'score' is missing"),
         ("personalllm", {"response_3_gemma_2b": None}, "'response_3_gemma_2b' is missing"),
         ("personalllm", {"prompt": ""}, "'prompt' is empty"),
