@@ -32,9 +32,7 @@ def test_a_unit_is_hardened(unit: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    "unit", [*UNITS, FLEET / "systemd" / "penchant-server.target"], ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("unit", [*UNITS, FLEET / "systemd" / "penchant-server.target"], ids=lambda p: p.stem)
 def test_systemd_takes_a_unit(unit: Path, tmp_path: Path) -> None:
     """All of it but the program, which is put where this machine has one."""
     for path in (FLEET / "systemd").iterdir():
