@@ -321,6 +321,15 @@ class FederationConfig(Section):
         low=0,
         high=365 * 86400,
     )
+    training_seconds: float = setting(
+        30.0,
+        "How long a device has for its training in a round, from its reply to the first exchange on; its "
+        "vector leaves at the end of that time, whether or not the training was done. Simulated devices "
+        "don't wait.",
+        low=0.1,
+        high=3000,
+        later=True,
+    )
     attempts: int = setting(3, "How often a round is tried, each time with fresh keys.", low=1, high=100)
     server_optimizer: ServerOptimizerName = setting(
         "fedavg",
@@ -454,6 +463,7 @@ class RunConfig(Section):
             max_weight=self.federation.max_weight,
             ring_bits=self.privacy.ring_bits,
             group_size=self.privacy.group_size,
+            training_seconds=self.federation.training_seconds,
         )
 
 
@@ -472,6 +482,9 @@ class Plan(Section):
     max_weight: int = field(metadata=as_in(FederationConfig, "max_weight"))
     ring_bits: int = field(metadata=as_in(PrivacyConfig, "ring_bits"))
     group_size: int = field(metadata=as_in(PrivacyConfig, "group_size"))
+    training_seconds: float = field(  # from the reply to `keys` until the vector leaves
+        default=30.0, metadata=as_in(FederationConfig, "training_seconds")
+    )
 
     def encode(self) -> bytes:
         """Canonical bytes: JSON with sorted keys and no spaces, in UTF-8."""

@@ -44,6 +44,7 @@ class Declaration:
     group: str = ""
     old: tuple[str, ...] = ()
     stored: str = ""
+    later: bool = False
 
 
 def setting(
@@ -58,6 +59,7 @@ def setting(
     group: str = "",
     old: tuple[str, ...] = (),
     stored: str = "",
+    later: bool = False,
 ) -> T:
     """Declare a setting: the one place that a new setting touches.
 
@@ -73,8 +75,10 @@ def setting(
         group: the heading that the setting is listed under, where it is not that of its section.
         old: former names, which are read with a notice.
         stored: the name in a plan's bytes and in a configuration's digest, where those keep a former name.
+        later: whether it came after the first version; at its default it is then left out of digests, so that
+            runs of earlier versions keep theirs.
     """
-    declared = Declaration(help, low, high, choices, flag, switch, group, old, stored)
+    declared = Declaration(help, low, high, choices, flag, switch, group, old, stored, later)
     return dataclasses.field(default=default, metadata={_DECLARED: declared})
 
 
@@ -273,10 +277,15 @@ def settings_by_group(cls: type[Section]) -> dict[str, list[Setting]]:
 
 
 def section_table(section: Section, *, stored: bool = False) -> dict[str, Any]:
-    """A plain dict of `section`, tuples as lists. stored: under the names that bytes and digests keep."""
+    """A plain dict of `section`, tuples as lists.
+
+    stored: as bytes and digests keep it, under former names and without later settings at their defaults.
+    """
     result: dict[str, Any] = {}
     for f in _known(type(section)).values():
         value = getattr(section, f.name)
+        if stored and f.declared.later and value == f.default:
+            continue
         if isinstance(value, Section):
             value = section_table(value, stored=stored)
         result[f.stored if stored else f.name] = list(value) if isinstance(value, tuple) else value

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from penchant.client.agent.policy import OwnerPolicy
 from penchant.common.config import PrivacyConfig, RunConfig
 from penchant.common.secagg.transcript import threshold
 
-__all__ = ["FleetPolicy", "fleet_policy"]
+__all__ = ["FleetPolicy", "fleet_policy", "policy_for"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,39 @@ def fleet_policy(config: RunConfig, cohort: int) -> FleetPolicy:
         colluders,
         max(config.privacy.min_honest, usual.min_honest),
         max(config.privacy.max_colluders, usual.max_colluders),
+    )
+
+
+def policy_for(config: RunConfig, min_honest: int, max_colluders: int) -> OwnerPolicy:
+    """The policy of an owner who has read a run's configuration and allows what it asks for.
+
+    Args:
+        config: the configuration of the run.
+        min_honest: how many honest people every sum must hold.
+        max_colluders: how many devices may work with the server.
+    """
+    adapter, training, usual = config.adapter, config.training, OwnerPolicy()
+    rates = training.lr_shared, training.lr_personal, training.lr_head, training.final_fit_lr
+    return OwnerPolicy(
+        base_models=(config.model.base_model,),
+        min_honest=min_honest,
+        max_colluders=max_colluders,
+        allow_unmasked=not config.privacy.secagg,
+        max_epochs=max(usual.max_epochs, training.epochs),
+        shares=(adapter.share,),
+        modules=adapter.target_modules,
+        base_parts=adapter.share_base,
+        max_modules=10_000,
+        max_rank=adapter.rank,
+        max_scale=max(usual.max_scale, adapter.alpha / adapter.rank),
+        max_shared=1 << 31,
+        max_factor_ratio=1e9,
+        max_head_norm=1e9,
+        optimizers=("adamw", "sgd"),
+        max_rate=max(*rates, training.warmup_lr) * max(1.0, training.weight_decay + training.l2_to_start),
+        max_clip=config.federation.clip,
+        max_weight=config.federation.max_weight,
+        max_training_seconds=config.federation.training_seconds,
     )
 
 

@@ -9,6 +9,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from penchant.common.errors import CodecError
+from penchant.common.secagg.stages import MASKED
 from penchant.common.wire.flower import message_type, pack, unpack
 
 __all__ = ["Exchange"]
@@ -22,6 +23,8 @@ LONGEST_SLEEP = 3.0  # seconds between two looks for replies, as Flower's own gr
 class Exchange:
     """Sends over Flower's grid, waits at most `deadline` seconds, counts payload bytes.
 
+    In stage masked it also waits for as long as devices train: their vectors leave at the end of that time.
+
     A client that does not answer in time, or whose reply is an error of Flower's, is absent from the
     replies: to the protocol it dropped out. `arrived` hears of each reply before the next look for more,
     so that what it keeps is kept even if the server dies while it waits for the rest.
@@ -33,8 +36,11 @@ class Exchange:
         deadline: float,
         group_id: str,
         arrived: Arrived = lambda stage, node, payload: None,
+        *,
+        training: float = 0.0,
     ) -> None:
         self._grid = grid
+        self._training = training
         self._deadline = deadline
         self._group_id = group_id
         self._arrived = arrived
@@ -45,7 +51,8 @@ class Exchange:
         """{node: payload} -> {node: reply payload}, in the order of `payloads`: what follows does not hang on
         who was quicker."""
         began = time.monotonic()
-        waiting = set(self._grid.push_messages(self._messages(stage, payloads)))
+        deadline = self._deadline + (self._training if stage == MASKED else 0.0)
+        waiting = set(self._grid.push_messages(self._messages(stage, payloads, deadline)))
         self.bytes_down += sum(len(payload) for payload in payloads.values())
         replies: dict[int, bytes] = {}
         while waiting:
@@ -53,20 +60,20 @@ class Exchange:
                 waiting.discard(message.metadata.reply_to_message_id)
                 self._take(stage, message, payloads, replies)
             elapsed = time.monotonic() - began
-            if not waiting or elapsed >= self._deadline:
+            if not waiting or elapsed >= deadline:
                 break
             # A twentieth of the time waited: quick exchanges are not held up, slow ones cost few looks.
-            time.sleep(min(elapsed / 20, LONGEST_SLEEP, self._deadline - elapsed))
+            time.sleep(min(elapsed / 20, LONGEST_SLEEP, deadline - elapsed))
         return {node: replies[node] for node in payloads if node in replies}
 
-    def _messages(self, stage: str, payloads: Mapping[int, bytes]) -> list[Message]:
+    def _messages(self, stage: str, payloads: Mapping[int, bytes], deadline: float) -> list[Message]:
         return [
             Message(
                 pack(payload),
                 dst_node_id=node,
                 message_type=message_type(stage),
                 group_id=self._group_id,
-                ttl=max(self._deadline, 1.0) + 60,
+                ttl=max(deadline, 1.0) + 60,
             )
             for node, payload in payloads.items()
         ]

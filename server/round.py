@@ -110,7 +110,8 @@ def _attempt(
     """One attempt of a round, with the devices of `cohort` (node -> member), starting from `shared`."""
     began = time.monotonic()
     announce = _announce(run, task, attempt, shared)
-    wire = Exchange(grid, run.config.federation.deadline_seconds, f"{task.number}.{attempt}", diary.arrived)
+    seconds, training = run.config.federation.deadline_seconds, run.config.federation.training_seconds
+    wire = Exchange(grid, seconds, f"{task.number}.{attempt}", diary.arrived, training=training)
 
     def exchange(stage: str, payloads: Mapping[int, bytes]) -> Mapping[int, bytes]:
         diary.asked(stage, len(payloads))

@@ -3,15 +3,16 @@
 It owns the preferences, the personal factor and the keys, enforces the owner's policy, and offers
 nothing but readiness and the five exchanges of a round (docs/threat-model.md#attack-defence-test). It
 executes nothing that a server sends; what leaves on refusal is one abort code, and the owner's log says why.
+Once it has answered `keys`, no choice of its owner decides whether, when or how much leaves
+(`penchant.client.agent.round_work`).
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
 
@@ -21,16 +22,17 @@ from numpy.typing import NDArray
 from penchant.client.agent.open_attempt import MemorySessions, Sessions
 from penchant.client.agent.owner import Choices, Owner
 from penchant.client.agent.policy import OwnerPolicy, checked_factors
-from penchant.client.learning.local_round import contribution_of, work
-from penchant.client.learning.model_cache import ModelCache, PlannedModel
-from penchant.client.learning.trainer import Counts, Outcome
+from penchant.client.agent.round_work import Pace, RoundWork
+from penchant.client.learning.local_round import contribution_of
+from penchant.client.learning.trainer import Outcome
+from penchant.client.learning.workplace import Job, Workplace
 from penchant.client.secagg import Done, Participant, Role, RoleOf, SecAggPolicy, SharesDealt
 from penchant.client.vault.vault import Vault
 from penchant.common.config import Plan
 from penchant.common.crypto.domain import domain
 from penchant.common.crypto.entropy import Entropy
 from penchant.common.crypto.keys import Verifier, derive, verify
-from penchant.common.data.preferences import Preference
+from penchant.common.crypto.masks import Ring
 from penchant.common.errors import (
     AgreementError,
     BaseModelError,
@@ -42,8 +44,9 @@ from penchant.common.errors import (
 )
 from penchant.common.membership.identity import Identity, MemberList, Membership
 from penchant.common.model import announced
+from penchant.common.model.factors import Split
 from penchant.common.secagg.stages import CONFIRM, KEYS, MASKED, SHARES, STATUS, UNMASK
-from penchant.common.secagg.update_vector import HONEST_FOR_HISTOGRAM, UpdateLayout
+from penchant.common.secagg.update_vector import HONEST_FOR_HISTOGRAM, Contribution, UpdateLayout
 from penchant.common.wire.codec import AtMost, decode, encode, encode_record
 from penchant.common.wire.messages import (
     MAX_FACTORS,
@@ -63,6 +66,7 @@ log = logging.getLogger(__name__)
 
 Vector = NDArray[np.float32]
 MEMBERS = "member list"
+NOTHING_SENT = "NOTHING"  # beside a reason: a vector of zeros left in place of what training made
 REASON_MOST = 300  # characters of a reason that the owner is shown
 
 
@@ -72,7 +76,8 @@ class _Task:
 
     announce: Announce
     policy: OwnerPolicy
-    planned: PlannedModel
+    plan: Plan
+    split: Split
     layout: UpdateLayout
     shared: Vector
     start: Vector  # of the personal part
@@ -94,10 +99,13 @@ class Agent:
         vault: what the device must never lose, and its personal part.
         owner: whose device it is, asked anew for each message. An identity that is gone, or is another, ends
             what the agent does: the owner has left, or joined anew.
+        workplace: where local work is done.
         secret: 32 bytes of the device; rounding and local shuffling are derived from it.
         verify: how signatures are checked; only a simulator injects another.
         role: the device's part in the aggregation protocol.
         ahead: trains while the other exchanges go by, instead of when the vector is asked for.
+        pace: the time that passes on the device; the vector leaves when the time that the plan gives to
+            training is over. None in a simulation, where nobody watches the clock.
         keep_model: keeps the shared factors beside the personal part, so that the owner can rank offline, and
             counts what leaves by name and bytes.
     """
@@ -107,7 +115,7 @@ class Agent:
         vault: Vault,
         owner: Owner,
         *,
-        model_cache: ModelCache,
+        workplace: Workplace,
         secret: bytes,
         entropy: Entropy,
         verify: Verifier = verify,
@@ -115,12 +123,13 @@ class Agent:
         sessions: Sessions | None = None,
         clock: Callable[[], float] = time.time,
         ahead: bool = False,
+        pace: Pace | None = None,
         keep_model: bool = False,
     ) -> None:
         self._vault = vault
         self._owner = owner
         self._identity = self._known_identity()
-        self._model_cache = model_cache
+        self._workplace = workplace
         self._secret = secret
         self._entropy = entropy
         self._verify = verify
@@ -128,9 +137,10 @@ class Agent:
         self._role: tuple[Membership, SecAggPolicy, Role] | None = None
         self._clock = clock
         self._keep_model = keep_model
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="train") if ahead else None
+        self._ahead = ahead
+        self._pace = pace
         self._task: _Task | None = None  # of the attempt that is open
-        self._trained: Future[Outcome] | None = None
+        self._work: RoundWork | None = None  # of the attempt that is open
         self._place = (b"", 0)  # run and round of the last attempt
         self._vector: list[tuple[str, int]] = []  # (name, bytes) of what the last vector held
         self._membership = self._latest(owner.membership())
@@ -171,19 +181,26 @@ class Agent:
         self._drop_work()
         try:
             self._sessions.drop()
-            self._vault.tell_owner(_printable(stage, 20), code.name, _printable(reason, REASON_MOST))
             if self._keep_model:
                 self._vault.note_sent([("refusal", len(abort))])
         except DeviceError as error:  # a full disk, say: refuse all the same
-            log.warning("can't note why stage %s was refused: %s", _printable(stage, 20), error)
+            log.warning("can't note that stage %s was refused: %s", _printable(stage, 20), error)
+        self._tell_owner(stage, code.name, reason)
         return abort
 
+    def _tell_owner(self, stage: str, code: str, reason: str) -> None:
+        """Note a reason for the owner; a disk that is full keeps nothing else from happening."""
+        try:
+            self._vault.tell_owner(_printable(stage, 20), code, _printable(reason, REASON_MOST))
+        except DeviceError as error:
+            log.warning("can't note what happened in stage %s: %s", _printable(stage, 20), error)
+
     def _drop_work(self) -> None:
-        """Nothing will come of what was begun; training that has not begun never does."""
+        """Nothing will come of what was begun: end it."""
         self._task = None
-        ahead, self._trained = self._trained, None
-        if ahead is not None:
-            ahead.cancel()
+        begun, self._work = self._work, None
+        if begun is not None:
+            begun.drop()
 
     def _permit(self, stage: str, *, before: bool) -> None:
         """PolicyRefusal when the owner has left, or has paused the device, or its hours are over.
@@ -211,8 +228,8 @@ class Agent:
         if hello.run == run and any(f.round >= number for f in hello.finished):
             self._sessions.drop()  # that round is over: its secrets are of no use to anybody good
             self._drop_work()
-        ready = self._owner.policy().ready(datetime.now()) and len(self._owner.choices().train) > 0
-        return encode(Status(ready, self._identity.member))
+        # Whether there is a choice to learn from must not show: who has none sends zeros.
+        return encode(Status(self._owner.policy().ready(datetime.now()), self._identity.member))
 
     def _keys(self, payload: bytes) -> bytes:
         self._sessions.drop()  # a new attempt ends what was open
@@ -227,7 +244,8 @@ class Agent:
         self._sessions.keep(announce, state)
         self._place = announce.run, announce.round
         self._task = task if self._sessions.in_memory else None
-        self._trained = self._pool.submit(self._train, task) if self._pool else None
+        if self._ahead:
+            self._work = self._begin(task)
         return reply
 
     def _shares(self, payload: bytes) -> bytes:
@@ -239,18 +257,17 @@ class Agent:
     def _masked(self, payload: bytes) -> bytes:
         announce, state = self._sessions.take()
         task = self._task_of(announce)
-        ahead, self._trained = self._trained, None
-        outcome = ahead.result() if ahead else self._train(task)
-        contribution = contribution_of(outcome, in_histogram=_in_histogram(task.policy, state))
-        vector = task.layout.quantise(contribution, self._derived(announce, "rounding"))
+        begun, self._work = self._work, None
+        made = (begun or self._begin(task)).outcome()
+        personal, vector = self._through_the_door(task, made, state)
         after, reply = self._participant(task.policy).mask(state, payload, vector)
-        self._vector = task.layout.parts(task.planned.split)
+        self._vector = task.layout.parts(task.split)
         model = Model(announce.base, announce.plan, announce.factors)
         self._vault.stage(
             announce.run,
             announce.round,
             announce.attempt,
-            outcome.personal,
+            personal,
             encode_record(model) if self._keep_model else b"",
         )
         if not isinstance(after, Done):
@@ -272,13 +289,6 @@ class Agent:
 
     # --- for the owner -----------------------------------------------------------------------------------
 
-    def judge(self, run: bytes, plan: Plan, factors: Vector, pairs: Sequence[Preference]) -> Counts:
-        """How the personal model of `run` does on `pairs`, with announced `factors` of `plan`."""
-        planned = self._model_cache.of(plan)
-        shared, start = planned.parts(factors)
-        personal = self._personal(run, start)
-        return planned.trainer(start).evaluate(shared, personal, planned.model.prepare(pairs))
-
     def reasons(self) -> list[tuple[str, str, str]]:
         """Why this device refused what it refused: (stage, code, reason), oldest first."""
         return self._vault.told()
@@ -295,29 +305,33 @@ class Agent:
         """The task of an announcement, or a typed refusal. Loads only base models that the owner allows."""
         plan, policy = Plan.decode(announce.plan), self._owner.policy()
         policy.check(announce, plan)
-        planned = self._model_cache.of(plan)
-        if announce.base != planned.model_signature.digest:
+        loaded = self._workplace.load(plan)
+        if announce.base != loaded.digest:
             raise BaseModelError("the server runs another base model under this name; ask the operator which")
-        layout = UpdateLayout.of(plan, planned.split)
+        split = loaded.split
+        layout = UpdateLayout.of(plan, split)
         if (announce.ring, announce.words, announce.group) != (layout.ring, layout.words, layout.group):
             raise AgreementError("ring, length or group size announced are not those that the plan gives")
-        size = announced.length(plan, planned.split)
+        size = announced.length(plan, split)
+        policy.check_size(split)
         factors = checked_factors(announce.factors, size, policy.max_factor)
-        return _Task(announce, policy, planned, layout, *planned.parts(factors))
+        shared, start = announced.parts(plan, split, factors)
+        policy.check_norms(split, shared, start, loaded.norms)
+        return _Task(announce, policy, plan, split, layout, shared, start)
 
     def _task_of(self, announce: Announce) -> _Task:
         """The task that stage keys has checked, under the policy as it is now, which may be stricter.
 
-        Checked anew where another process has answered that stage, or where the bound on factors is lower.
+        Checked anew where another process has answered that stage, or the policy has changed.
         """
         task, self._task = self._task, None
         if task is None or task.announce != announce:
             return self._checked(announce)
         policy = self._owner.policy()
-        policy.check(announce, task.planned.plan)
-        if policy.max_factor < task.policy.max_factor:
+        if policy != task.policy:
             return self._checked(announce)
-        return replace(task, policy=policy)
+        policy.check_time()
+        return task
 
     def _participant(self, policy: OwnerPolicy) -> Role:
         """The device's role: one for as long as member list and policy are the same."""
@@ -351,12 +365,47 @@ class Agent:
 
     # --- working -----------------------------------------------------------------------------------------
 
-    def _train(self, task: _Task) -> Outcome:
-        """Train, or refit in a closing round."""
+    def _begin(self, task: _Task) -> RoundWork:
+        """Begin the work of an attempt, in its own time or when the outcome is asked for."""
+        return RoundWork(
+            lambda seconds: self._train(task, seconds),
+            self._workplace.cancel,
+            task.plan.training_seconds,
+            pace=self._pace,
+            ahead=self._ahead,
+        )
+
+    def _train(self, task: _Task, seconds: float | None) -> Outcome:
+        """Train, or fit the personal part in a closing round."""
         announce, choices = task.announce, self._owner.choices()
-        personal = self._personal(announce.run, task.start)
-        held_out, seed = choices.validation, self._seed(announce)
-        return work(task.planned, task.shared, task.start, personal, choices.train, held_out, seed)
+        job = Job(
+            plan=task.plan,
+            base=announce.base,
+            shared=task.shared,
+            start=task.start,
+            personal=self._personal(announce.run, task.start),
+            train=choices.train,
+            held_out=choices.validation,
+            seed=self._seed(announce),
+        )
+        return self._workplace.work(job, seconds)
+
+    def _through_the_door(self, task: _Task, made: Outcome | str, state: object) -> tuple[Vector, Ring]:
+        """(personal part to keep, vector to mask) of what the work has made.
+
+        Where it has made nothing, or nothing that can be sent, these are the personal part as it was and the
+        vector of zeros with weight 0; why is for the owner alone.
+        """
+        key, layout = self._derived(task.announce, "rounding"), task.layout
+        if not isinstance(made, str):
+            counted = contribution_of(made, in_histogram=_in_histogram(task.policy, state))
+            try:
+                return made.personal, layout.quantise(counted, key)
+            except Exception as error:  # whatever it is, it is no business of the server's
+                made = f"what training made can't be sent: {error if _said(error) else type(error).__name__}"
+        self._tell_owner(MASKED, NOTHING_SENT, made)
+        kept = self._personal(task.announce.run, task.start)
+        return kept, layout.quantise(Contribution.nothing(layout.quantiser.size), key)
 
     def _personal(self, run: bytes, start: Vector) -> Vector:
         """The committed personal part; the common start before the first round, or after a warm-up."""
@@ -371,6 +420,11 @@ class Agent:
         round repeats its result."""
         place = announce.run + announce.round.to_bytes(4, "big")
         return derive(self._secret, domain(purpose, place))
+
+
+def _said(error: Exception) -> bool:
+    """Whether the text of an error is penchant's own, which names nobody's choices."""
+    return isinstance(error, PenchantError)
 
 
 def _in_histogram(policy: OwnerPolicy, state: object) -> bool:

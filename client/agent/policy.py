@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, time
 from pathlib import Path
@@ -15,11 +16,24 @@ from penchant.client.secagg import SecAggPolicy
 from penchant.client.vault.ownership import read_owned
 from penchant.common.config import Plan
 from penchant.common.errors import AgreementError, ConfigError, PolicyRefusal
+from penchant.common.model.factors import Split
 from penchant.common.secagg.transcript import threshold
 from penchant.common.settings import Section, build_section, section_table
+from penchant.common.shares import BASE, Head
 from penchant.common.wire.messages import Announce, Kind
 
 __all__ = ["OwnerPolicy", "checked_factors"]
+
+Vector = NDArray[np.float32]
+
+ANY = "*"  # in a list of names: whatever there is
+
+LINEAR = (
+    *("query", "key", "value", "output.dense", "intermediate.dense", "attention.output.dense"),
+    *("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"),
+    *("c_attn", "c_proj", "c_fc", "fc_in", "fc_out", "fc1", "fc2", "out_proj", "Wqkv", "Wo", "Wi"),
+)
+"""Linear modules of the usual transformers, which read no word by itself as an embedding does."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,25 @@ class OwnerPolicy(Section):
         max_epochs: how many passes over the owner's pairs one round may cost.
         max_factor: the largest absolute value of any received number.
         max_message_mb: the largest size of one message, in MB.
+        shares: the share rules that a plan may ask for; in this list and the next two "*" stands for any.
+        modules: the linear modules that a plan may put factors in, by the end of their names.
+        base_parts: the parts of the base model that a plan may have trained and shared as well.
+        shared_head: whether the score head may be shared.
+        warm_up: whether rounds that share both factors may come first.
+        max_modules: how many modules may get factors.
+        max_rank: the largest rank of the factors.
+        max_scale: the largest alpha / rank, by which the product of the factors is multiplied.
+        max_shared: how many numbers a vector may hold.
+        max_factor_ratio: how large an announced factor may be, as a fraction of the weight that it changes
+            (L2 norms).
+        max_head_norm: the largest L2 norm of an announced score head, or of a basis for it.
+        optimizers: the optimisers that a plan may ask for.
+        max_rate: the largest learning rate, and the most that one step may shrink a number by weight decay or
+            by the L2 penalty, as a fraction.
+        max_clip: the largest L2 norm of what one round may take from this device.
+        max_weight: the most choices that this device may count for.
+        max_training_seconds: how long the training of one round may take.
+        max_training_mb: how much memory that training may take beyond the loaded model, in MB.
     """
 
     base_models: tuple[str, ...] = ("all-MiniLM-L6-v2",)
@@ -47,6 +80,23 @@ class OwnerPolicy(Section):
     max_epochs: int = 1000
     max_factor: float = 1e3
     max_message_mb: int = 64
+    shares: tuple[str, ...] = ("A", "B", "kernel", "svd", "AB", "none", "ffa", "lore")
+    modules: tuple[str, ...] = LINEAR
+    base_parts: tuple[str, ...] = ()
+    shared_head: bool = True
+    warm_up: bool = True
+    max_modules: int = 8
+    max_rank: int = 16
+    max_scale: float = 8.0
+    max_shared: int = 100_000
+    max_factor_ratio: float = 1.0
+    max_head_norm: float = 30.0
+    optimizers: tuple[str, ...] = ("adamw",)
+    max_rate: float = 1.0
+    max_clip: float = 10.0
+    max_weight: int = 1024
+    max_training_seconds: float = 600.0
+    max_training_mb: int = 4096
 
     def _check(self) -> None:
         self._range("min_honest", 1, 100_000)
@@ -54,6 +104,17 @@ class OwnerPolicy(Section):
         self._range("max_epochs", 1, 1_000_000)
         self._range("max_factor", 1e-3, 1e9)
         self._range("max_message_mb", 1, 512)
+        self._range("max_modules", 0, 10_000)
+        self._range("max_rank", 1, 512)
+        self._range("max_scale", 1e-3, 4096)
+        self._range("max_shared", 1, 1 << 31)
+        self._range("max_factor_ratio", 1e-6, 1e9)
+        self._range("max_head_norm", 1e-3, 1e9)
+        self._range("max_rate", 0, 1e9)
+        self._range("max_clip", 1e-6, 1e6)
+        self._range("max_weight", 1, 1 << 20)
+        self._range("max_training_seconds", 0.1, 3000)
+        self._range("max_training_mb", 16, 1 << 20)
         if self.hours:
             _span(self.hours)
 
@@ -100,10 +161,75 @@ class OwnerPolicy(Section):
             raise PolicyRefusal("the server asks to send unmasked; only the owner's policy may allow that")
         if plan.model.base_model not in self.base_models:
             raise PolicyRefusal(f"base model {plan.model.base_model!r} is not among those the owner allows")
-        if plan.training.epochs > self.max_epochs:
-            raise PolicyRefusal(
-                f"{plan.training.epochs} epochs in one round; the owner allows {self.max_epochs}"
-            )
+        for allowed, what in self._asked(plan):
+            if not allowed:
+                raise PolicyRefusal(what)
+
+    def _asked(self, plan: Plan) -> Iterator[tuple[bool, str]]:
+        """(whether the owner allows it, the refusal if not) for everything that a plan asks for in numbers or
+        names. Together with the optimisers' own bounds no step can lead out of the range of numbers."""
+        adapter, training, rule = plan.adapter, plan.training, plan.adapter.rule
+        yield self._within_bound("epochs in one round", training.epochs, "max_epochs")
+        yield self._among("share", rule.name, "shares")
+        for module in adapter.target_modules if rule.adapts_modules else ():
+            yield self._among("module", module, "modules")
+        for part in adapter.share_base:
+            yield self._among("part of the base model", part, "base_parts")
+        yield self._within_bound("rank", adapter.rank, "max_rank")
+        yield self._within_bound("alpha / rank", adapter.alpha / adapter.rank, "max_scale")
+        shares_head = rule.compose_head is None and rule.head(adapter.head) is Head.SHARED
+        yield self.shared_head or not shares_head, "the plan shares the score head (shared_head)"
+        yield self.warm_up or plan.phase != "warmup", "the plan warms up (warm_up)"
+        for optimizer in {training.optimizer, training.shared_optimizer} - {"same"}:
+            yield self._among("optimiser", optimizer, "optimizers")
+        rates = training.lr_shared, training.lr_personal, training.lr_head, training.final_fit_lr
+        yield self._within_bound("learning rate", max(rates), "max_rate")
+        shrinking = max(rates) * (training.weight_decay + training.l2_to_start)
+        yield self._within_bound("learning rate times weight decay and L2 penalty", shrinking, "max_rate")
+        yield self._within_bound("clip", plan.clip, "max_clip")
+        yield self._within_bound("weight a person", plan.max_weight, "max_weight")
+        yield self._within_bound("seconds for training", plan.training_seconds, "max_training_seconds")
+
+    def check_size(self, split: Split) -> None:
+        """PolicyRefusal when more modules would be adapted, or more numbers shared, than the owner allows."""
+        for allowed, what in (
+            self._within_bound("adapted modules", len(split.slots), "max_modules"),
+            self._within_bound("shared numbers", split.shared.size, "max_shared"),
+        ):
+            if not allowed:
+                raise PolicyRefusal(what)
+
+    def check_norms(self, split: Split, shared: Vector, start: Vector, norms: Mapping[str, float]) -> None:
+        """PolicyRefusal when an announced factor is out of proportion to the weight that it changes.
+
+        Args:
+            split: which tensors there are.
+            shared: the announced shared factors, float32 [d_shared].
+            start: the common start of the personal part, float32 [d_personal].
+            norms: the L2 norms of the base model's weights, by the name of a module or parameter.
+        """
+        for name, tensor in (split.shared.named(shared) | split.personal.named(start)).items():
+            module = name.removeprefix(BASE) if name.startswith(BASE) else name.rpartition(".")[0]
+            weight = norms.get(module)
+            most = self.max_head_norm if weight is None else self.max_factor_ratio * weight
+            size = float(np.linalg.norm(tensor.astype(np.float64)))
+            if size > most:
+                raise PolicyRefusal(
+                    f"the announced {name} has the L2 norm {size:.3g}; the owner's bound gives {most:.3g} "
+                    f"({'max_head_norm' if weight is None else 'max_factor_ratio'})"
+                )
+
+    def _within_bound(self, what: str, asked: float, bound: str) -> tuple[bool, str]:
+        most = getattr(self, bound)
+        return asked <= most, f"the plan asks for {asked:g} {what}; the owner allows {most:g} ({bound})"
+
+    def _among(self, what: str, asked: str, bound: str) -> tuple[bool, str]:
+        allowed = getattr(self, bound)
+        listed = ", ".join(allowed) or "none"
+        return (
+            asked in allowed or ANY in allowed,
+            f"the plan asks for {what} {asked!r}; the owner allows {listed} ({bound})",
+        )
 
     def check_time(self, *, sent: bool = False) -> None:
         """PolicyRefusal while paused, or outside the hours. A round whose vector was `sent` already may be
@@ -125,7 +251,7 @@ def _span(hours: str) -> tuple[time, time]:
     return start, end
 
 
-def checked_factors(data: bytes, size: int, largest: float) -> NDArray[np.float32]:
+def checked_factors(data: bytes, size: int, largest: float) -> Vector:
     """The announced factors, float32 [size]; AgreementError unless they are that many, finite and bounded.
 
     Checked before anything else is done with them (docs/threat-model.md#attack-defence-test).

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from penchant.client.agent.agent import MEMBERS, Agent, Model
 from penchant.client.agent.owner import Choices
 from penchant.client.agent.policy import OwnerPolicy
+from penchant.client.agent.round_work import WallClock
 from penchant.client.device.export import Export, export_peft
 from penchant.client.device.preference_store import Added, PreferenceStore
 from penchant.client.learning.active import ActiveLearner
@@ -31,6 +32,8 @@ from penchant.client.learning.laplace import Laplace, Posterior, probability
 from penchant.client.learning.model_cache import ModelCache, PlannedModel
 from penchant.client.learning.newcomer import prior_of
 from penchant.client.learning.trainer import Counts
+from penchant.client.learning.training_process import TrainingProcess
+from penchant.client.learning.workplace import InThisProcess, Workplace
 from penchant.client.vault.ownership import read_owned
 from penchant.client.vault.sealing import SealedStorage
 from penchant.client.vault.vault import Vault
@@ -135,6 +138,7 @@ class Device:
         self.box = SealedStorage.of(directory, passphrase)
         self.store = PreferenceStore(directory)
         self.vault = Vault(directory, self.box)
+        self._shares_cache = model_cache is not None
         self._model_cache = ModelCache() if model_cache is None else model_cache
         for name, text in ((POLICY, OwnerPolicy().to_toml()), (MODEL, _toml(OfflineConfig()))):
             path = directory / name
@@ -357,7 +361,11 @@ class Device:
         return None if identity is None else identity.member
 
     def agent(self) -> Agent:
-        """The agent of this device, as it takes part in rounds. UsageError before `join`."""
+        """The agent of this device, as it takes part in rounds. UsageError before `join`.
+
+        It works in a process of its own and keeps to real time, unless this device was opened with a model
+        cache that others share: then it works in this process and waits for nothing.
+        """
         self._known_identity()
         secret = self.vault.blob(SECRET)
         if not secret:
@@ -366,12 +374,18 @@ class Device:
         return Agent(
             self.vault,
             self,
-            model_cache=self._model_cache,
+            workplace=self._workplace(),
             secret=secret,
             entropy=SystemEntropy(),
             ahead=True,
+            pace=None if self._shares_cache else WallClock(),
             keep_model=True,
         )
+
+    def _workplace(self) -> Workplace:
+        if self._shares_cache:
+            return InThisProcess(self._model_cache)
+        return TrainingProcess(self.policy().max_training_mb)
 
     def identity(self) -> Identity | None:
         """Who this device is in its fleet, None before `join` and after `leave`."""

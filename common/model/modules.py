@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from penchant.common.config import AdapterConfig
 from penchant.common.errors import BaseModelError
@@ -95,6 +98,26 @@ def find_base(model: nn.Module, config: AdapterConfig) -> tuple[BaseTensor, ...]
         if not parameter.is_floating_point():
             raise BaseModelError(f"adapter.share_base: {name} is quantised and can't be trained")
     return tuple(BaseTensor(name, tuple(parameter.shape)) for name, parameter in parameters)
+
+
+def weight_norms(
+    model: nn.Module, slots: Sequence[AdaptedModule], base: Sequence[BaseTensor]
+) -> dict[str, float]:
+    """The L2 norm of the weight of each adapted module and of each parameter that is trained as well, by its
+    name. Call it before LoRA is put in place.
+
+    A weight that is held in 4 bits counts as uniform in ±1/√n, n its inputs, which is how such weights begin.
+    """
+    norms = {}
+    for slot in slots:
+        weight = model.get_submodule(slot.name).get_parameter("weight")
+        usual = math.sqrt(slot.out_features / 3)
+        norms[slot.name] = _norm(weight) if weight.is_floating_point() else usual
+    return norms | {tensor.name: _norm(model.get_parameter(tensor.name)) for tensor in base}
+
+
+def _norm(weight: Tensor) -> float:
+    return float(torch.linalg.vector_norm(weight.detach(), dtype=torch.float32))
 
 
 def _modules_of(model: nn.Module, config: AdapterConfig, pattern: str) -> list[str]:

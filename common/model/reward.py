@@ -21,7 +21,7 @@ from penchant.common.errors import ConfigError, DataError
 from penchant.common.model.activation_cache import CACHE_BYTES, PrefixCache
 from penchant.common.model.backbone import Backbone, load_backbone, published
 from penchant.common.model.factors import MergedWeights, Split
-from penchant.common.model.modules import find_base, find_slots
+from penchant.common.model.modules import find_base, find_slots, weight_norms
 from penchant.common.model.network import ADAPTER, AdaptedNetwork
 from penchant.common.model.tails import Activations, FullTail, Tail, check_base, choose_tail
 
@@ -93,6 +93,7 @@ class RewardModel:
         self.device = backbone.device
         self.slots = find_slots(backbone.model, adapter) if adapter.rule.adapts_modules else ()
         self.base = find_base(backbone.model, adapter) if self.slots else ()
+        self.weight_norms = weight_norms(backbone.model, self.slots, self.base)
         self._adapter = adapter
         self._backbone = backbone
         self._normalize = model.normalize

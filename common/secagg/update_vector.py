@@ -72,6 +72,11 @@ class Contribution:
     total: int = field(repr=False)
     in_histogram: bool = False
 
+    @classmethod
+    def nothing(cls, size: int) -> Contribution:
+        """What a device adds that has nothing to add: `size` zeros, with weight 0."""
+        return cls(np.zeros(size, dtype=np.float32), weight=0, loss=0.0, correct=0, total=0)
+
 
 @dataclass(frozen=True)
 class RoundSums:

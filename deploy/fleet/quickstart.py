@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.device import joining
 from penchant.client.device.device import Device
 from penchant.client.device.supernode_files import NODE
@@ -32,7 +31,7 @@ from penchant.deploy.fleet.processes import door, gateway_open
 from penchant.deploy.fleet.server_directory import LOOPBACK, ServerDirectory, ServerSettings
 from penchant.deploy.fleet.supervisor import ChildProcess, supervise
 from penchant.deploy.flower.superlink import free_port
-from penchant.deploy.owner_policy import fleet_policy
+from penchant.deploy.owner_policy import fleet_policy, policy_for
 from penchant.deploy.recipes import recipe
 
 __all__ = ["RUN", "Quickstart", "live_fleet", "quickstart"]
@@ -136,6 +135,7 @@ def _config(plan: Quickstart) -> RunConfig:
         "federation.warmup_rounds": min(1, plan.rounds - 1),
         "federation.cohort": plan.devices,
         "federation.deadline_seconds": 300.0,
+        "federation.training_seconds": 10.0,
     }
     config = RunConfig().changed(recipe("senate", "A")).changed(changes | dict(plan.settings))
     if not 3 <= plan.devices <= 50:
@@ -177,7 +177,7 @@ def _join(
     """A device with the person's choices becomes a member."""
     home = Device(folder)
     home.record([*person.train, *person.validation], "quickstart")
-    policy = OwnerPolicy(base_models=(config.model.base_model,), min_honest=honest, max_colluders=colluders)
+    policy = policy_for(config, honest, colluders)
     (folder / "policy.toml").write_text(policy.to_toml(), encoding="utf-8")
     token = hand_out(site.directory, person.name, time.time() + DAY)
     joining.wait(

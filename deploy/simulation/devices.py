@@ -20,15 +20,15 @@ from penchant.client.agent.agent import Agent
 from penchant.client.agent.flower_app import Answer
 from penchant.client.agent.open_attempt import SealedSessions
 from penchant.client.agent.owner import Choices, FixedOwner
-from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.learning.model_cache import ModelCache
+from penchant.client.learning.workplace import InThisProcess
 from penchant.client.vault.vault import Vault
 from penchant.common.config import EvaluateOn, Plan, RunConfig
 from penchant.common.crypto.entropy import Entropy, SeededEntropy, SystemEntropy
 from penchant.common.crypto.keys import SignatureCache
 from penchant.common.data.preferences import Federation
 from penchant.common.membership.identity import Authority, Certificate, Identity, Membership
-from penchant.deploy.owner_policy import fleet_policy
+from penchant.deploy.owner_policy import fleet_policy, policy_for
 
 __all__ = ["Score", "SimulatedDevices", "personal_part"]
 
@@ -157,7 +157,11 @@ class SimulatedDevices:
     def _score(self, index: int, run: bytes, plan: Plan, factors: Vector, part: EvaluateOn) -> Score:
         person = self._people[index]
         pairs = person.test if part == "test" else person.validation
-        counts = self.agent(index).judge(run, plan, factors, pairs)
+        planned = self._model_cache.of(plan)
+        shared, start = planned.parts(factors)
+        kept = Vault(self._home(index)).personal(run)
+        personal = kept.vector if kept is not None and kept.vector.shape == start.shape else start
+        counts = planned.trainer(start).evaluate(shared, personal, planned.model.prepare(pairs))
         return Score(person.name, counts.total, counts.correct)
 
     def _certify(self, index: int) -> tuple[bytes, Certificate]:
@@ -172,12 +176,7 @@ class SimulatedDevices:
         private, certificate = self._certified[index]
         secret = SeededEntropy(self._seed, f"device {index}").draw(32)
         owner = FixedOwner(
-            allows=OwnerPolicy(
-                base_models=(self._config.model.base_model,),
-                min_honest=self._policy.min_honest,
-                max_colluders=self._policy.max_colluders,
-                allow_unmasked=not self._config.privacy.secagg,
-            ),
+            allows=policy_for(self._config, self._policy.min_honest, self._policy.max_colluders),
             member=Identity(private, certificate),
             trusts=self.membership(),
             prefers=Choices(person.train, person.validation),
@@ -185,7 +184,7 @@ class SimulatedDevices:
         return Agent(
             Vault(self._home(index)),
             owner,
-            model_cache=self._model_cache,
+            workplace=InThisProcess(self._model_cache),
             secret=secret,
             entropy=self._entropy(index),
             verify=self.signatures,

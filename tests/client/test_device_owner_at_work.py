@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -17,8 +18,11 @@ from penchant.client.agent import policy as policy_module
 from penchant.client.agent.agent import Agent
 from penchant.client.agent.owner import Choices
 from penchant.client.agent.policy import OwnerPolicy
+from penchant.client.learning.model_cache import ModelCache
+from penchant.client.learning.trainer import Outcome
+from penchant.client.learning.workplace import InThisProcess, Job
 from penchant.client.vault.vault import Vault
-from penchant.common.errors import UsageError
+from penchant.common.errors import DeviceError, UsageError
 from penchant.common.membership.identity import Identity
 from penchant.common.wire.codec import decode, encode
 from penchant.common.wire.messages import Abort, AbortCode, Hello, Masked, Status
@@ -144,11 +148,11 @@ def test_training_runs_while_the_other_exchanges_go_by(
     began, may_end, trained = threading.Event(), threading.Event(), threading.Event()
     real = Agent._train
 
-    def held(self: Agent, task: Any) -> Any:
+    def held(self: Agent, task: Any, seconds: float | None) -> Any:
         began.set()
         if not may_end.wait(60):
             raise TimeoutError
-        result = real(self, task)
+        result = real(self, task, seconds)
         trained.set()
         return result
 
@@ -167,30 +171,38 @@ def test_training_runs_while_the_other_exchanges_go_by(
     decode(replies[0], Masked)
 
 
-def test_a_server_that_announces_again_and_again_starts_one_training_at_a_time(
-    scenes: Scenes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    began, may_end, runs = threading.Event(), threading.Event(), []
+def test_a_server_that_announces_again_and_again_ends_each_training_before_the_next(scenes: Scenes) -> None:
+    """One at a time, in a place that really ends it."""
 
-    def held(self: Agent, task: Any) -> Any:
-        runs.append(task.announce.attempt)
-        began.set()
-        if not may_end.wait(60):
-            raise TimeoutError
-        return None
+    class Place(InThisProcess):
+        def __init__(self, model_cache: ModelCache) -> None:
+            super().__init__(model_cache)
+            self.working, self.most, self.ended = 0, 0, 0
+            self._over = threading.Event()
 
-    monkeypatch.setattr(Agent, "_train", held)
-    scene = scenes(ahead=True)
-    agent = scene.agents[0]
-    agent.answer("keys", encode(scene.announce(1, 1)))
-    assert began.wait(60)
-    for attempt in range(2, 12):
+        def work(self, job: Job, seconds: float | None = None) -> Outcome:
+            over = self._over = threading.Event()
+            self.working += 1
+            self.most = max(self.most, self.working)
+            over.wait(60)
+            self.working -= 1
+            self.ended += 1
+            raise DeviceError("cancelled")
+
+        def cancel(self) -> None:
+            self._over.set()
+            while self.working:
+                time.sleep(0.001)
+
+    scene = scenes()
+    place = Place(scene.model_cache)
+    agent = scene.restart(0, workplace=place, ahead=True)
+    for attempt in range(1, 12):
         agent.answer("keys", encode(scene.announce(1, attempt)))
+        while place.working < 1:
+            time.sleep(0.001)
     agent.answer("shares", b"junk")  # ends the last one as well
-    may_end.set()
-    assert agent._pool is not None
-    agent._pool.shutdown(wait=True)
-    assert runs == [1]
+    assert (place.most, place.working, place.ended) == (1, 0, 11)
 
 
 def test_a_paused_device_says_so_and_still_keeps_what_a_round_made(scenes: Scenes) -> None:

@@ -34,6 +34,7 @@ def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
 def console(tmp_path: Path) -> Iterator[Console]:
     made = Console(tmp_path)
     yield made
+    made.close()
     made.store.close()
 
 

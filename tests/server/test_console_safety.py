@@ -27,6 +27,7 @@ def console(tmp_path: Path) -> Iterator[Console]:
     made = Console(tmp_path)
     make_run(made.runs / "first")
     yield made
+    made.close()
     made.store.close()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from starlette.testclient import TestClient
 
 from penchant.common.config import RunConfig
+from penchant.common.errors import ConsoleError
 from penchant.deploy import run_directory
 from penchant.deploy.console.local import OperationsOnThisMachine
 from penchant.server.console.accounts import ConsoleStore
@@ -113,6 +115,14 @@ class Console:
 
     def id_of(self, name: str) -> str:
         return next(place.id for place in self.operations.places() if place.name == name)
+
+    def close(self) -> None:
+        """Stop what the console has started: a run would go on by itself."""
+        started = self.store.jobs()
+        for place in self.operations.places():
+            if place.id in started:
+                with suppress(ConsoleError):  # it has ended meanwhile
+                    self.operations.stop(place)
 
     def outcomes(self, action: str) -> list[str]:
         return [deed.outcome for deed in self.store.deeds() if deed.action == action]

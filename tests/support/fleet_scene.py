@@ -28,6 +28,7 @@ from penchant.client.agent.open_attempt import MemorySessions
 from penchant.client.agent.owner import Choices
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.learning.model_cache import ModelCache
+from penchant.client.learning.workplace import InThisProcess
 from penchant.client.vault.vault import Vault
 from penchant.common.config import Phase, Plan, RunConfig
 from penchant.common.crypto.entropy import SeededEntropy
@@ -70,7 +71,24 @@ REPLIES: dict[str, tuple[type[Any], ...]] = {
     "confirm": (Confirmation, Abort),
     "unmask": (Unmasking, Abort),
 }
-LENIENT = {"min_honest": 1, "max_colluders": 0}
+LENIENT = {  # an owner who allows what there is: what is refused all the same, no policy refuses
+    "min_honest": 1,
+    "max_colluders": 0,
+    "shares": ("*",),
+    "modules": ("*",),
+    "base_parts": ("*",),
+    "max_modules": 10_000,
+    "max_rank": 512,
+    "max_scale": 4096.0,
+    "max_shared": 1 << 31,
+    "max_factor_ratio": 1e9,
+    "max_head_norm": 1e9,
+    "optimizers": ("adamw", "sgd"),
+    "max_rate": 1e9,
+    "max_clip": 1e6,
+    "max_weight": 1 << 20,
+    "max_training_seconds": 3000.0,
+}
 FIRST_NODE = 1000  # of the in-process grid
 
 Change = Callable[[str, int, bytes], bytes]
@@ -268,7 +286,7 @@ class FleetScene:
         }
         owner |= {name: changes.pop(name) for name in list(changes) if name in owner}
         settings: dict[str, Any] = {
-            "model_cache": self.model_cache,
+            "workplace": InThisProcess(changes.pop("model_cache", self.model_cache)),
             "secret": self._secret(i),
             "entropy": self._entropy(i),
             "verify": VERIFY,

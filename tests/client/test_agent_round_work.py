@@ -1,0 +1,165 @@
+"""The vector leaves at a moment that the plan fixes, whatever the training did meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.fleet_scene import FleetScene
+
+from penchant.client.agent.round_work import RoundWork, WallClock
+from penchant.client.learning.trainer import Counts, Outcome
+from penchant.client.learning.workplace import InThisProcess, Job
+from penchant.common.errors import DeviceError, PolicyRefusal
+from penchant.common.wire.messages import Abort, AbortCode, Masked
+
+SECONDS = 20.0
+FOUND = Outcome(np.ones(2, np.float32), np.ones(1, np.float32), 3, Counts(1, 3, 2.0), 1)
+
+
+@dataclass
+class TestClock:
+    """Time passes where somebody waits, and where a test says so."""
+
+    __test__ = False
+    time: float = 1000.0
+    waited: list[float] = field(default_factory=list)
+
+    def now(self) -> float:
+        return self.time
+
+    def wait(self, until: float) -> None:
+        self.waited.append(until)
+        self.time = max(self.time, until)
+
+
+def outcome_of(work: Callable[[float | None], Outcome], clock: TestClock | None, ahead: bool = False) -> Any:
+    return RoundWork(work, lambda: None, SECONDS, pace=clock, ahead=ahead).outcome()
+
+
+# --- the moment -------------------------------------------------------------------------------------
+
+
+def broken(seconds: float | None) -> Outcome:
+    raise ZeroDivisionError("ann likes the first one")
+
+
+def refused(seconds: float | None) -> Outcome:
+    raise DeviceError("local training diverged")
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize(
+    ("work", "found"),
+    [
+        (lambda seconds: FOUND, FOUND),
+        (broken, "the work failed: ZeroDivisionError"),
+        (refused, "local training diverged"),
+    ],
+)
+def test_what_ends_early_is_held_until_the_time_is_over(work: Any, found: Any, ahead: bool) -> None:
+    clock = TestClock()
+    made = RoundWork(work, lambda: None, SECONDS, pace=clock, ahead=ahead)
+    made._thread and made._thread.join()
+    assert made.outcome() == found
+    assert (clock.waited, clock.time) == ([1020.0], 1020.0)
+
+
+def test_what_does_not_end_in_time_is_ended_and_has_no_outcome() -> None:
+    clock, over = TestClock(), threading.Event()
+
+    def endless(seconds: float | None) -> Outcome:
+        assert seconds == SECONDS
+        over.wait(60)
+        return FOUND
+
+    made = RoundWork(endless, over.set, SECONDS, pace=clock, ahead=True)
+    assert made.outcome() == "the training took longer than the 20 s that the plan gives it"
+    assert over.is_set()
+    assert clock.time == 1020.0
+
+
+def test_who_is_asked_late_does_not_wait_again() -> None:
+    clock = TestClock()
+    made = RoundWork(lambda seconds: FOUND, lambda: None, SECONDS, pace=clock, ahead=True)
+    made._thread and made._thread.join()
+    clock.time = 1100.0
+    assert made.outcome() is FOUND
+    assert clock.time == 1100.0
+
+
+def test_without_an_onlooker_nothing_is_waited_for() -> None:
+    assert outcome_of(lambda seconds: FOUND, None) is FOUND
+    assert outcome_of(lambda seconds: FOUND, None, ahead=True) is FOUND
+
+
+def test_what_is_dropped_is_ended() -> None:
+    over = threading.Event()
+
+    def endless(seconds: float | None) -> Outcome:
+        over.wait(60)
+        return FOUND
+
+    made = RoundWork(endless, over.set, SECONDS, pace=TestClock(), ahead=True)
+    made.drop()
+    assert over.is_set()
+
+
+def test_the_wall_clock_waits_and_never_goes_back() -> None:
+    clock = WallClock()
+    began = clock.now()
+    clock.wait(began + 0.05)
+    assert clock.now() >= began + 0.05
+    clock.wait(began)
+    time.sleep(0)
+
+
+# --- a whole agent ----------------------------------------------------------------------------------
+
+
+class Slow(InThisProcess):
+    """A workplace in which training goes on until it is cancelled."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.cancelled = threading.Event()
+
+    def work(self, job: Job, seconds: float | None = None) -> Outcome:
+        self.cancelled.wait(60)
+        raise DeviceError("cancelled")
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+
+@pytest.fixture
+def scene(tiny_model: Callable[[str], Path], tmp_path: Path) -> FleetScene:
+    return FleetScene(tiny_model("bert"), tmp_path, federation__training_seconds=SECONDS)
+
+
+@pytest.mark.parametrize("place", [InThisProcess, Slow])
+def test_a_fast_and_a_slow_device_send_at_the_same_moment(scene: FleetScene, place: Any) -> None:
+    clock = TestClock()
+    scene.restart(0, workplace=place(scene.model_cache), ahead=True, pace=clock)
+    scene.play_to("masked")
+    begun = vars(scene.agents[0])["_work"]
+    if place is InThisProcess:
+        begun._thread.join()
+    clock.time += 7.0
+    assert isinstance(scene.ask("masked", 0, scene.requests[0]), Masked)
+    assert (clock.waited, clock.time) == ([1020.0], 1020.0)
+    assert bool(scene.agents[0].reasons()) == (place is Slow)
+
+
+def test_a_plan_that_takes_more_time_than_the_owner_gives_is_refused(scene: FleetScene) -> None:
+    policy = {"policy": scene.policy.__class__(**(vars(scene.policy) | {"max_training_seconds": 19.0}))}
+    scene.restart(0, **policy)
+    assert scene.ask("keys", 0, scene.announce()) == Abort(AbortCode.POLICY)
+    assert "the plan asks for 20 seconds for training; the owner allows 19" in scene.reason(0)[2]
+    assert PolicyRefusal.__name__ not in scene.reason(0)[2]
