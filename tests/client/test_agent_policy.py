@@ -17,9 +17,12 @@ from support.scene import announcement
 
 from penchant.client.agent import policy as policy_module
 from penchant.client.agent.policy import OwnerPolicy, checked_factors
-from penchant.common.config import ModelConfig, Plan, RunConfig, TrainingConfig
+from penchant.common.config import AdapterConfig, ModelConfig, Plan, RunConfig, TrainingConfig
 from penchant.common.errors import AgreementError, ConfigError, PolicyRefusal
+from penchant.common.model.factors import Split
+from penchant.common.model.modules import AdaptedModule
 from penchant.common.wire.messages import Announce, Kind
+from penchant.deploy.recipes import recipe
 
 
 def plan(**changes: Any) -> Plan:
@@ -75,6 +78,110 @@ def test_one_round_costs_no_more_than_the_owner_allows(training: dict[str, Any],
     with pytest.raises(PolicyRefusal, match=f"{cost} epochs in one round; the owner allows 100"):
         OwnerPolicy(max_epochs=100).check(announced(), asked)
     OwnerPolicy(max_epochs=cost).check(announced(), asked)
+
+
+# --- bounds on everything that a plan asks for --------------------------------------------------------
+
+ADAPTER, TRAINING = AdapterConfig(), TrainingConfig()
+
+
+def adapted(**changes: Any) -> dict[str, Any]:
+    return {"adapter": dataclasses.replace(ADAPTER, **changes)}
+
+
+def trained(**changes: Any) -> dict[str, Any]:
+    return {"training": dataclasses.replace(TRAINING, **changes)}
+
+
+@pytest.mark.parametrize(
+    ("asked", "bound", "tight", "wide"),
+    [
+        (adapted(share="AB"), "shares", ("A",), ("A", "AB")),
+        (adapted(target_modules=("query", "value")), "modules", ("query",), ("*",)),
+        (adapted(share_base=("norm",)), "base_parts", (), ("norm",)),
+        (adapted(rank=17), "max_rank", 16, 17),
+        (adapted(alpha=17.0, rank=2), "max_scale", 8.0, 8.5),
+        (adapted(head="shared"), "shared_head", False, True),
+        ({"phase": "warmup"}, "warm_up", False, True),
+        (trained(optimizer="sgd"), "optimizers", ("adamw",), ("adamw", "sgd")),
+        (trained(shared_optimizer="sgd"), "optimizers", ("adamw",), ("sgd", "adamw")),
+        (trained(lr_shared=0.3), "max_rate", 0.2, 0.3),
+        (trained(lr_personal=0.3), "max_rate", 0.2, 0.3),
+        (trained(lr_head=0.3), "max_rate", 0.2, 0.3),
+        (trained(final_fit_lr=0.3), "max_rate", 0.2, 0.3),
+        (trained(l2_to_start=1e6), "max_rate", 1.0, 1e4),
+        (trained(weight_decay=100.0, lr_personal=0.1), "max_rate", 1.0, 10.0),
+        ({"clip": 11.0}, "max_clip", 10.0, 11.0),
+        ({"max_weight": 2000}, "max_weight", 1024, 2000),
+        ({"training_seconds": 900.0}, "max_training_seconds", 600.0, 900.0),
+    ],
+    ids=str,
+)
+def test_a_plan_beyond_a_bound_is_refused_by_its_name(
+    asked: dict[str, Any], bound: str, tight: Any, wide: Any
+) -> None:
+    with pytest.raises(PolicyRefusal, match=rf"\({bound}\)$"):
+        OwnerPolicy(**{bound: tight}).check(announced(), plan(**asked))
+    OwnerPolicy(**{bound: wide}).check(announced(), plan(**asked))
+
+
+BLOCK = AdaptedModule("encoder.layer.0.output.dense", 8, 4)
+
+
+def split(share: str = "A", modules: int = 1) -> Split:
+    slots = [dataclasses.replace(BLOCK, name=f"encoder.layer.{i}.output.dense") for i in range(modules)]
+    return Split.of(slots, 4, AdapterConfig(share=share), seed=0)
+
+
+def test_size_is_counted_in_modules_and_in_shared_numbers() -> None:
+    OwnerPolicy(max_modules=2).check_size(split(modules=2))
+    with pytest.raises(PolicyRefusal, match=r"3 adapted modules; the owner allows 2 \(max_modules\)"):
+        OwnerPolicy(max_modules=2).check_size(split(modules=3))
+    size = split().shared.size
+    OwnerPolicy(max_shared=size).check_size(split())
+    with pytest.raises(PolicyRefusal, match=rf"{size} shared numbers; the owner allows {size - 1}"):
+        OwnerPolicy(max_shared=size - 1).check_size(split())
+
+
+@pytest.mark.parametrize(
+    ("share", "tensor", "bound"),
+    [
+        ("A", "encoder.layer.0.output.dense.lora_A", "max_factor_ratio"),
+        ("A", "encoder.layer.0.output.dense.lora_B", "max_factor_ratio"),  # in the start of what is personal
+        ("A", "head.weight", "max_head_norm"),
+        ("lore", "lore.basis", "max_head_norm"),
+    ],
+)
+def test_announced_factors_are_measured_by_the_weight_that_they_change(
+    share: str, tensor: str, bound: str
+) -> None:
+    parts = split(share)
+    norms = {BLOCK.name: 5.0} if share == "A" else {}
+
+    def announce(norm: float) -> None:
+        tensors = {"shared": parts.shared.named(np.zeros(parts.shared.size, np.float32))}
+        tensors["personal"] = parts.personal.named(np.zeros(parts.personal.size, np.float32))
+        for named in tensors.values():
+            if tensor in named:
+                named[tensor].flat[0] = norm
+        flat = {
+            part: np.concatenate([one.ravel() for one in named.values()] or [np.zeros(0, np.float32)])
+            for part, named in tensors.items()
+        }
+        policy = OwnerPolicy(max_factor_ratio=2.0, max_head_norm=10.0)
+        policy.check_norms(parts, flat["shared"], flat["personal"], norms)
+
+    announce(9.99)
+    with pytest.raises(PolicyRefusal, match=rf"the announced {tensor} has the L2 norm 10.*\({bound}\)"):
+        announce(10.1)
+
+
+def test_the_usual_recipes_are_within_the_default_bounds() -> None:
+    for share in ("A", "B", "AB", "none", "lore", "kernel", "svd", "ffa"):
+        config = RunConfig().changed(recipe("senate", share))
+        for phase in ("warmup", "main", "close"):
+            if phase != "warmup" or config.federation.warmup_rounds:
+                OwnerPolicy().check(announced(), config.plan(phase, 34))
 
 
 def test_refusals_are_one_line() -> None:

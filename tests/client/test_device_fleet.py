@@ -17,7 +17,6 @@ from flwr.app import Context
 
 from penchant.client.agent.agent import MEMBERS
 from penchant.client.agent.flower_app import build_app
-from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.agent.socket import AgentServer, RemoteAgent
 from penchant.client.device.device import Device
 from penchant.client.learning.model_cache import ModelCache
@@ -30,6 +29,7 @@ from penchant.common.membership.identity import MemberList, Membership
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.served_run import with_members
 from penchant.deploy.flower.in_process_grid import InProcessGrid
+from penchant.deploy.owner_policy import policy_for
 from penchant.server.journal import Journal
 from penchant.server.round import federate
 from penchant.server.run import ServerRun
@@ -77,16 +77,6 @@ class Town:
 @pytest.fixture
 def town(base: Path, tmp_path: Path) -> Town:
     office, model_cache = AuthorityStore.init(tmp_path / "authority"), ModelCache()
-    homes = []
-    for number in range(DEVICES):
-        folder = tmp_path / f"device-{number}"
-        home = Device(folder, model_cache=model_cache)
-        home.record(choices(number))
-        policy = OwnerPolicy(base_models=(str(base),), min_honest=1, max_colluders=0)
-        (folder / "policy.toml").write_text(policy.to_toml())
-        answer = office.issue(home.request())
-        assert home.join(answer.encode(), office.digest) == number + 1
-        homes.append(folder)
     config = RunConfig().changed(
         {
             "model.base_model": str(base),
@@ -97,6 +87,16 @@ def town(base: Path, tmp_path: Path) -> Town:
             "federation.deadline_seconds": 30.0,
         }
     )
+    homes = []
+    for number in range(DEVICES):
+        folder = tmp_path / f"device-{number}"
+        home = Device(folder, model_cache=model_cache)
+        home.record(choices(number))
+        policy = policy_for(config, min_honest=1, max_colluders=0)
+        (folder / "policy.toml").write_text(policy.to_toml())
+        answer = office.issue(home.request())
+        assert home.join(answer.encode(), office.digest) == number + 1
+        homes.append(folder)
     return Town(office, homes, config, model_cache)
 
 

@@ -80,7 +80,7 @@ def test_errors_keep_their_kind_and_what_is_not_foreseen_keeps_its_text(
     missing = replace(plan, model=replace(plan.model, base_model="/nowhere"))
     with pytest.raises(BaseModelError):
         process.load(missing)
-    with pytest.raises(DeviceError, match="^the work failed: [A-Za-z]+$") as caught:
+    with pytest.raises(DeviceError, match=r"^the work failed: [A-Za-z]+$") as caught:
         process.work(replace(job, train=("ann likes the first one",)), LONG)  # type: ignore[arg-type]
     assert "ann" not in str(caught.value)
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from support.tiny_models import WORDS
 
-from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.device.device import Device
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Preference
 from penchant.deploy.fleet import served_run
 from penchant.deploy.fleet.authority import AuthorityStore
+from penchant.deploy.owner_policy import policy_for
 
 
 @dataclass
@@ -46,6 +46,7 @@ class Deployment:
                 "training.final_fit_epochs": 2,
                 "federation.cohort": self.devices,
                 "federation.deadline_seconds": 60.0,
+                "federation.training_seconds": 6.0,
                 "privacy.min_honest": 1,
                 "privacy.max_colluders": 0,
                 **self.settings,
@@ -56,7 +57,7 @@ class Deployment:
     def _enrol(self, folder: Path, choices: Sequence[Preference]) -> None:
         home = Device(folder)
         home.record(choices)
-        policy = OwnerPolicy(base_models=(str(self.base),), min_honest=1, max_colluders=0)
+        policy = policy_for(self.config, min_honest=1, max_colluders=0)
         (folder / "policy.toml").write_text(policy.to_toml())
         home.join(self.office.issue(home.request()).encode(), self.office.digest)
 

@@ -21,7 +21,6 @@ from support.killed_device import BATCH, choice
 
 from penchant.client.agent.agent import Model
 from penchant.client.agent.flower_app import Answer, build_app
-from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.agent.socket import RemoteAgent
 from penchant.client.device.device import Device, OfflineConfig
 from penchant.client.learning.model_cache import ModelCache
@@ -33,6 +32,7 @@ from penchant.common.wire.codec import decode, decode_record
 from penchant.common.wire.messages import Announce
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.flower.in_process_grid import InProcessGrid
+from penchant.deploy.owner_policy import policy_for
 from penchant.server.availability import Availability
 from penchant.server.journal import Journal
 from penchant.server.round import play_round
@@ -68,15 +68,15 @@ class Fleet:
         settings["model"] |= {"base_model": str(self.base), "max_tokens": 16}
         settings["training"] |= {"local_epochs": 1}
         (folder / "model.toml").write_text(tomli_w.dumps(settings))
-        policy = OwnerPolicy(base_models=(str(self.base),), min_honest=1, max_colluders=0)
+        policy = policy_for(self._config(), min_honest=1, max_colluders=0)
         (folder / "policy.toml").write_text(policy.to_toml())
         home = Device(folder, model_cache=self.model_cache)
         home.record([choice(n) for n in range(4 * BATCH)])
         home.join(self.office.issue(home.request()).encode(), self.office.digest)
         return folder
 
-    def _run(self) -> ServerRun:
-        config = RunConfig().changed(
+    def _config(self) -> RunConfig:
+        return RunConfig().changed(
             {
                 "model.base_model": str(self.base),
                 "model.max_tokens": 16,
@@ -89,7 +89,9 @@ class Fleet:
                 "federation.deadline_seconds": 20.0,
             }
         )
-        members = self.office.latest()
+
+    def _run(self) -> ServerRun:
+        config, members = self._config(), self.office.latest()
         known = Membership(self.office.authority.public_key).accept(members, int(time.time()))
         model_signature = self.model_cache.of(config.plan("main", DEVICES)).model_signature
         journal = Journal(self.place / "run")

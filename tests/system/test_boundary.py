@@ -21,14 +21,15 @@ import pytest
 from support.open_flower import superlink_command, supernode_command
 from system.other_user import User, user
 
-from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.agent.socket import RemoteAgent
 from penchant.client.device.device import Device
+from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Preference
 from penchant.common.wire.codec import decode, encode
 from penchant.common.wire.messages import Hello, Status
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.flower.superlink import SuperLinkAddress, environment, start_run
+from penchant.deploy.owner_policy import policy_for
 
 pytestmark = pytest.mark.system
 
@@ -120,7 +121,7 @@ def make_home(place: Path, base: Path) -> None:
     home, office = Device(place / "device"), AuthorityStore.init(place / "authority")
     home.record([Preference(f"day {n}: ", "the motion", "the table") for n in range(12)])
     home.join(office.issue(home.request()).encode(), office.digest)
-    policy = OwnerPolicy(base_models=(str(base),), min_honest=1, max_colluders=0)
+    policy = policy_for(RunConfig().changed({"model.base_model": str(base)}), min_honest=1, max_colluders=0)
     (place / "device" / "policy.toml").write_text(policy.to_toml())
 
 

@@ -20,10 +20,10 @@ from system.console_browser import CHROMIUM, PASSWORD, Operator, Served, chromiu
 from system.hosts import Host, network
 from system.live_fleet import LiveFleet
 
-from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.device.device import Device
 from penchant.common.data.preferences import Preference
 from penchant.deploy.fleet.authority_inbox import attend
+from penchant.deploy.owner_policy import policy_for
 from penchant.server.console.accounts import ConsoleStore
 
 pytestmark = pytest.mark.system
@@ -48,7 +48,7 @@ class WithStranger(Deployment):
             super()._enrol(folder, choices)
             return
         Device(folder).record(choices)
-        policy = OwnerPolicy(base_models=(str(self.base),), min_honest=1, max_colluders=0)
+        policy = policy_for(self.config, min_honest=1, max_colluders=0)
         (folder / "policy.toml").write_text(policy.to_toml())
 
 

@@ -20,11 +20,11 @@ from support.deployment import Deployment
 from support.processes import PROGRAM, finished, free_port, listens, running, stop, wait_for
 from support.twin import check_same, journal, simulate_twin
 
-from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.device.device import Device
 from penchant.common.data.preferences import Preference
 from penchant.deploy.fleet import served_run
 from penchant.deploy.fleet.server_directory import ServerDirectory
+from penchant.deploy.owner_policy import policy_for
 
 pytestmark = pytest.mark.system
 
@@ -36,7 +36,7 @@ class Strangers(Deployment):
 
     def _enrol(self, folder: Path, choices: Sequence[Preference]) -> None:
         Device(folder).record(choices)
-        policy = OwnerPolicy(base_models=(str(self.base),), min_honest=1, max_colluders=0)
+        policy = policy_for(self.config, min_honest=1, max_colluders=0)
         (folder / "policy.toml").write_text(policy.to_toml())
 
 
