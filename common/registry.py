@@ -1,4 +1,6 @@
-"""Names that a configuration may use, and what they refer to: penchant's own things and other packages'.
+"""The names that a configuration may use for a share rule, a server optimiser or a data set.
+
+A name refers to one of penchant's own things or to one of another package.
 
 Another package adds a thing by an entry point in its pyproject.toml, or a program by a call. Entry points are
 looked up only for a name that is not known without them, and only the one that was asked for is loaded.
@@ -9,16 +11,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Protocol, TypeVar
 
 from penchant.common.errors import ConfigError
 
-__all__ = ["SERVER_OPTIMIZERS", "Registry"]
+__all__ = ["SERVER_OPTIMIZERS", "Named", "Registry"]
 
-_NAME = re.compile(
-    r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-)  # it is used in names of files, and in lists with commas
+T = TypeVar("T")
+
+# A name is used in names of files, and in lists with commas.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHOWN = 80  # characters of a value that an error quotes
 _REASON = 200  # characters of the reason why a plugin can't be loaded
+
+
+class Named(Protocol):
+    """A thing that knows its name."""
+
+    @property
+    def name(self) -> str:
+        """What a configuration calls it."""
+        ...
 
 
 class Registry:
@@ -79,9 +92,26 @@ class Registry:
         if not isinstance(name, str) or name not in self:
             raise ConfigError(f"{self.key} is {_shown(name)}; choose one of {', '.join(self.names())}")
 
-    def misfit(self, name: str, wanted: str) -> ConfigError:
-        """The error for a thing of the wrong type; `wanted` says in words what belongs there."""
-        return ConfigError(f'the plugin "{name}" ({self.group}{self._origin(name)}) is not {wanted}')
+    def register(self, thing: Named, kind: type[Any], wanted: str) -> None:
+        """Make a thing of the right kind known by its own name; `wanted` says in words what that kind is.
+
+        Raises:
+            ConfigError: it is of another kind, or `add` refuses its name.
+        """
+        if isinstance(thing, type) or not isinstance(thing, kind):
+            raise ConfigError(f"{_shown(thing)} can't be registered as {self.key}: it must be {wanted}")
+        self.add(thing.name, thing)
+
+    def find(self, name: str, kind: type[T], wanted: str) -> T:
+        """The thing that a name refers to, if it is of the right kind; `wanted` says what that kind is.
+
+        Raises:
+            ConfigError: there is no such name, or what another package offers under it is of another kind.
+        """
+        found = self.get(name)
+        if not isinstance(found, kind):
+            raise ConfigError(f'the plugin "{name}" ({self.group}{self._origin(name)}) is not {wanted}')
+        return found
 
     # --- other packages ---------------------------------------------------------------------------
 
@@ -136,5 +166,5 @@ SERVER_OPTIMIZERS = Registry(
     "penchant.server_optimizers",
     ("fedavg", "fedadam", "fedavgm", "fedadagrad", "fedyogi"),
 )
-"""Their names are here so that a configuration can be checked where no server is; what they do is in
-`server/optimizers.py`."""
+"""The server's optimisers. Their names are here, so that a configuration can be checked where no server is;
+what they do is in `server/optimizers.py`."""

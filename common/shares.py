@@ -245,22 +245,17 @@ SHARES = Registry("adapter.share", "penchant.shares")
 
 
 def register_share(rule: ShareRule) -> None:
-    """Make a rule known by its name, for this process. ConfigError when the name is taken or none.
+    """Make a rule known by its name, for this process. ConfigError when the name is taken or not valid.
 
     A package that is installed does the same for every process by an entry point in the group
     "penchant.shares".
     """
-    if not isinstance(rule, ShareRule):
-        raise SHARES.misfit(str(rule)[:40], "a ShareRule")
-    SHARES.add(rule.name, rule)
+    SHARES.register(rule, ShareRule, "a ShareRule")
 
 
 def share_rule(name: str) -> ShareRule:
     """The rule of a name. ConfigError that lists the choices when there is none."""
-    found = SHARES.get(name)
-    if not isinstance(found, ShareRule):
-        raise SHARES.misfit(name, "a ShareRule")
-    return found
+    return SHARES.find(name, ShareRule, "a ShareRule")
 
 
 def find_share(name: str) -> ShareRule | None:

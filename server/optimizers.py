@@ -91,16 +91,12 @@ def register_server_optimizer(optimizer: ServerOptimizer) -> None:
     A package that is installed does the same for every process by an entry point in the group
     "penchant.server_optimizers".
     """
-    if not isinstance(optimizer, ServerOptimizer):
-        raise SERVER_OPTIMIZERS.misfit(type(optimizer).__name__, _WANTED)
-    SERVER_OPTIMIZERS.add(optimizer.name, optimizer)
+    SERVER_OPTIMIZERS.register(optimizer, ServerOptimizer, _WANTED)
 
 
 def server_optimizer(name: str) -> ServerOptimizer:
     """The optimiser of a name. ConfigError that lists the choices when there is none."""
-    found = SERVER_OPTIMIZERS.get(name)
-    if not isinstance(found, ServerOptimizer):
-        raise SERVER_OPTIMIZERS.misfit(name, _WANTED)
+    found: ServerOptimizer = SERVER_OPTIMIZERS.find(name, ServerOptimizer, _WANTED)  # type: ignore[type-abstract]
     return found
 
 

@@ -81,17 +81,12 @@ def register_dataset(loader: DatasetLoader) -> None:
     A package that is installed does the same for every process by an entry point in the group
     "penchant.datasets".
     """
-    if not isinstance(loader, DatasetLoader):
-        raise DATASETS.misfit(type(loader).__name__, _WANTED)
-    DATASETS.add(loader.name, loader)
+    DATASETS.register(loader, DatasetLoader, _WANTED)
 
 
 def dataset(name: str) -> DatasetLoader:
     """The data set of a name. ConfigError when there is none."""
-    found = DATASETS.get(name)
-    if not isinstance(found, DatasetLoader):
-        raise DATASETS.misfit(name, _WANTED)
-    return found
+    return DATASETS.find(name, DatasetLoader, _WANTED)
 
 
 def dataset_names() -> tuple[str, ...]:

@@ -161,7 +161,7 @@ def test_only_rules_under_free_names_are_registered() -> None:
         register_share(rule(name="AB"))
     with pytest.raises(ConfigError, match="can't name a"):
         register_share(rule(name="A,B"))
-    with pytest.raises(ConfigError, match="is not a ShareRule"):
+    with pytest.raises(ConfigError, match="must be a ShareRule"):
         register_share("A")  # type: ignore[arg-type]
 
 

@@ -585,7 +585,7 @@ def test_what_a_data_set_does_not_accept_is_refused(clubs: Any, tmp_path: Path) 
 def test_only_loaders_under_free_names_are_registered() -> None:
     with pytest.raises(ConfigError, match="senate is part of penchant and can't be replaced"):
         datasets.register_dataset(senate.LOADER)
-    with pytest.raises(ConfigError, match="is not a DatasetLoader"):
+    with pytest.raises(ConfigError, match="must be a DatasetLoader"):
         datasets.register_dataset(senate)  # type: ignore[arg-type]
 
 

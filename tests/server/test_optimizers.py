@@ -233,7 +233,7 @@ def test_an_unknown_optimiser_is_refused_with_the_choices() -> None:
 def test_only_optimisers_under_free_names_are_taken() -> None:
     with pytest.raises(ConfigError, match="fedavg is part of penchant and can't be replaced"):
         register_server_optimizer(FedAvg())
-    with pytest.raises(ConfigError, match="is not a ServerOptimizer, which has name, init and step"):
+    with pytest.raises(ConfigError, match="must be a ServerOptimizer, which has name, init and step"):
         register_server_optimizer(object())  # type: ignore[arg-type]
 
 
