@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import math
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -101,15 +102,15 @@ class Section:
     """Checks every field's type and range; subclasses check in `_check` what concerns several fields."""
 
     def __post_init__(self) -> None:
-        title, known = self._title(), _known(type(self)).values()
+        known = _known(type(self)).values()
         for f in known:
-            name, value = f"{title}.{f.name}", getattr(self, f.name)
+            name, value = self._key(f.name), getattr(self, f.name)
             if f.kind is str:
                 _check_choices(name, f, value)  # first: the choices say more than that it must be a text
             object.__setattr__(self, f.name, _coerce(name, f.kind, value))
         for f in known:
-            _check_range_of(f"{title}.{f.name}", f.declared, getattr(self, f.name))
-            _check_choices(f"{title}.{f.name}", f, getattr(self, f.name))
+            _check_range_of(self._key(f.name), f.declared, getattr(self, f.name))
+            _check_choices(self._key(f.name), f, getattr(self, f.name))
         self._check()
 
     def _check(self) -> None:
@@ -122,10 +123,14 @@ class Section:
     @classmethod
     def _group(cls) -> str:
         """The heading that its settings are listed under."""
-        return cls._title().capitalize()
+        return cls._title().capitalize() or "Run"
+
+    def _key(self, name: str) -> str:
+        """A setting's full name, as messages write it."""
+        return f"{self._title()}.{name}" if self._title() else name
 
     def _range(self, name: str, low: float, high: float) -> None:
-        _check_range(f"{self._title()}.{name}", low, high, getattr(self, name))
+        _check_range(self._key(name), low, high, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -385,7 +390,15 @@ def _notice(renamed: Mapping[str, str]) -> None:
     if renamed:
         pairs = ", ".join(f"{old} is now {new}" for old, new in renamed.items())
         text = f"settings have new names: {pairs}; the old ones are read for one more version"
-        warnings.warn(text, RenamedSetting, stacklevel=2)
+        warnings.warn(text, RenamedSetting, stacklevel=_level_outside() - 1)
+
+
+def _level_outside() -> int:
+    """The stack level, seen from here, of the call that came from outside of penchant."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "penchant":
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 # --- one value ------------------------------------------------------------------------------------
@@ -427,6 +440,10 @@ def _shown(value: object) -> str:
 
 def _spoken(kind: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    if isinstance(kind, type) and issubclass(kind, Section):
+        title = kind.__name__.removesuffix("Config").lower()
+        changed = f'RunConfig().changed({{"{title}.…": …}})'
+        return f"a {kind.__name__}; to change single settings, write {changed}"
     return names.get(kind, str(kind))
 
 
