@@ -411,7 +411,7 @@ class RunConfig(Section):
 
     @classmethod
     def _title(cls) -> str:
-        return "run"
+        return ""  # its own settings have no section in their names
 
     # --- TOML ------------------------------------------------------------------------------------
 
@@ -438,6 +438,8 @@ class RunConfig(Section):
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """A copy with dotted keys replaced, e.g. ``{"adapter.share": "B", "seed": 3}``."""
+        if not isinstance(changes, Mapping) or not all(isinstance(key, str) for key in changes):
+            raise ConfigError('changes must be a mapping of names, such as {"adapter.share": "B"}')
         table = section_table(self)
         for key, value in current_keys(type(self), changes).items():
             *path, last = key.split(".")

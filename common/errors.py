@@ -48,6 +48,16 @@ class PenchantError(Exception):
     code: ClassVar[str] = "failed"
     exit_code = 1
 
+    def __init__(self, message: object = "", *, on_command_line: str = "") -> None:
+        """An error in one line.
+
+        Args:
+            message: what is wrong and what to do, in words that suit a program, a page and a command.
+            on_command_line: what a command prints instead, where the remedy is one of its flags.
+        """
+        super().__init__(message)
+        self.on_command_line = on_command_line or str(message)
+
 
 # --- wrong use: refused before anything is changed ------------------------------------------------
 

@@ -21,9 +21,10 @@ def configure(flags: dict[str, Any], file: Path | None) -> RunConfig:
     tuned = current_keys(RunConfig, recipe(str(dataset), str(share)))
     if explicit.get("data.clients"):  # the recipe's cohort was tuned for everybody
         tuned.pop("federation.cohort", None)
-    if "federation.rounds" in explicit and tuned.get("federation.warmup_rounds"):  # in proportion
+    asked = explicit.get("federation.rounds")
+    if isinstance(asked, int) and tuned.get("federation.warmup_rounds"):  # in proportion
         rounds = tuned.get("federation.rounds", base.federation.rounds)
-        warmup = tuned["federation.warmup_rounds"] * int(explicit["federation.rounds"]) // rounds
+        warmup = tuned["federation.warmup_rounds"] * asked // rounds
         tuned["federation.warmup_rounds"] = warmup
     return base.changed(tuned | explicit)
 

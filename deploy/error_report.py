@@ -40,9 +40,10 @@ class ErrorReport:
         if isinstance(error, OSError):
             code = SYSTEM
             text = ": ".join(str(part) for part in (error.strerror, error.filename) if part)
+        elif isinstance(error, PenchantError):
+            code, text = error.code, error.on_command_line
         else:
-            code = error.code if isinstance(error, PenchantError) else PenchantError.code
-            text = str(error)
+            code, text = PenchantError.code, str(error)
         return cls(code, one_line(text) or type(error).__name__)
 
     @classmethod

@@ -67,7 +67,9 @@ def refuse_used(directory: Path) -> None:
     """
     if directory.exists() and (not directory.is_dir() or {p.name for p in directory.iterdir()} - _NO_RUN):
         raise RunDirectoryError(
-            f"{directory} is in use; choose another --out, or go on there with --resume {directory}"
+            f"{directory} is in use; choose another directory, or go on with the run that is there",
+            on_command_line=f"{directory} is in use; choose another --out, "
+            f"or go on there with --resume {directory}",
         )
 
 
@@ -101,7 +103,10 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise RunDirectoryError(f"can't read {path}: {error}") from None
     if not isinstance(result, dict):
-        raise RunDirectoryError(f"{path} holds no result; move it away, and --resume writes it anew")
+        raise RunDirectoryError(
+            f"{path} holds no result; move it away, and the run writes it anew when it goes on",
+            on_command_line=f"{path} holds no result; move it away, and --resume writes it anew",
+        )
     return result
 
 

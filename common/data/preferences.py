@@ -153,9 +153,11 @@ def check_text(name: str, text: object) -> None:
 
 def kind_of(value: object) -> str:
     """A JSON-like name of a value's type, for messages; never the value itself."""
-    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a text"}
+    names = {type(None): "null (None)", bool: "a boolean", int: "a number", float: "a number", str: "a text"}
     if isinstance(value, Mapping):
         return "an object"
+    if isinstance(value, bytes | bytearray):
+        return "bytes"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "a list"
     return names.get(type(value), f"of type {type(value).__name__}")

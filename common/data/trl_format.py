@@ -182,10 +182,11 @@ class RowLog:
         """
         report = ReadReport(self._count, tuple(self._bad))
         if report.bad and self._refuse:
-            raise DataError(f"{report.summary()}; correct them, or skip them (--skip-bad-rows)")
+            remedy = f"{report.summary()}; correct them, or skip them"
+            raise DataError(f'{remedy} (bad_rows="skip")', on_command_line=f"{remedy} (--skip-bad-rows)")
         if not report.kept:
             reason = report.summary() if report.bad else "it has no rows"
-            raise DataError(f"nothing to use in {source}: {reason}")
+            raise DataError(f"{source}: nothing to use, {reason}")
         return report
 
 

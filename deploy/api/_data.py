@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from penchant.common.config import DataConfig
+from penchant._checks import whole_number_given
+from penchant.common.config import DataConfig, RunConfig
 from penchant.common.data.preferences import Federation, Preference
 from penchant.common.data.splits import Sizes
+from penchant.common.errors import DataError, UsageError
+from penchant.common.settings import settings_of
 from penchant.deploy import datasets
 from penchant.deploy.datasets.memory import federation_of, preference_of
 
@@ -69,21 +72,33 @@ def load_preferences(
 
     Raises:
         DataError: there is no such data set, rows are bad, or somebody has too few preferences.
+        UsageError: an argument is of the wrong type or out of its range.
     """
+    whole_number_given("seed", seed, *_limits("seed"))
+    if not isinstance(name, str) or not name:
+        raise UsageError(f'name is {name!r}; give a text, such as "diary"')
+    if isinstance(source, str) and not source:
+        raise DataError("source is an empty text; name a data set, a file or a folder")
     by_name = isinstance(source, str | Path)
     settings = DataConfig(
         dataset=str(source) if by_name else name,
-        clients=people or 0,
+        clients=0 if people is None else whole_number_given("people", people, *_limits("data.clients")),
         pairs=pairs,
         validation_pairs=validation_pairs,
         test_pairs=test_pairs,
         time_cutoff=time_cutoff,
-        person_column=person_column or "",
+        person_column="" if person_column is None else person_column,
         bad_rows=bad_rows,
     )
-    if not by_name and not isinstance(source, Mapping) and not hasattr(source, "columns"):
-        source = list(source) if isinstance(source, Iterable) else source  # an iterator gives its rows once
+    if isinstance(source, Iterator):
+        source = list(source)  # it gives its rows once
     return _load(source, settings, seed)
+
+
+def _limits(key: str) -> tuple[int, int]:
+    """The range of a setting that is a whole number."""
+    declared = next(one.declared for one in settings_of(RunConfig) if one.key == key)
+    return int(declared.low or 0), int(declared.high or 0)
 
 
 def _load(source: object, settings: DataConfig, seed: int) -> LoadedFederation:
@@ -101,11 +116,19 @@ def _load(source: object, settings: DataConfig, seed: int) -> LoadedFederation:
             bad_rows=settings.bad_rows,
             person_column=settings.person_column or None,
         )
-
-    def again(other: int) -> LoadedFederation:
-        return _load(source, settings, other)
-
+    again = _Again(source, settings)
     return LoadedFederation(found.name, found.people, found.caveats, settings, seed, by_name, again)
+
+
+@dataclass(frozen=True, repr=False)
+class _Again:
+    """Loads the same preferences by another seed."""
+
+    source: object
+    settings: DataConfig
+
+    def __call__(self, seed: int) -> LoadedFederation:
+        return _load(self.source, self.settings, seed)
 
 
 def as_loaded(federation: Federation) -> LoadedFederation:
@@ -124,4 +147,6 @@ def as_loaded(federation: Federation) -> LoadedFederation:
 
 def preferences_of(given: Iterable[Given]) -> list[Preference]:
     """Preferences in whatever form they are handed over; DataError for one that can't be used."""
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise DataError("choices must be a list of preferences")
     return [preference_of(one) for one in given]

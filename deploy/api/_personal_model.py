@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from penchant._checks import path_given
 from penchant.client.device.export import ADAPTER_FILE, HEAD_FILE, Export, export_peft
 from penchant.client.learning.model_cache import PlannedModel
 from penchant.common.config import AdapterConfig, ModelConfig
-from penchant.common.errors import BaseModelError, ConfigError, DataError
+from penchant.common.errors import BaseModelError, ConfigError, DataError, UsageError
 from penchant.common.model.factors import MergedWeights, Vector
 from penchant.common.model.reward import RewardModel, load_reward_model
 from penchant.common.settings import build_section, section_table
@@ -66,7 +67,7 @@ class PersonalModel:
 
     def score(self, prompt: str, responses: Sequence[str]) -> list[float]:
         """The score of each response to a prompt, in the order given."""
-        if isinstance(responses, str) or not responses:
+        if isinstance(responses, str) or not isinstance(responses, Sequence) or not responses:
             raise DataError("responses must be a list with at least one text")
         if not all(isinstance(text, str) for text in (prompt, *responses)):
             raise DataError("the prompt and every response must be a text")
@@ -97,7 +98,9 @@ class PersonalModel:
         Raises:
             UsageError: the directory is in use, or the model can't be held by a peft adapter.
         """
-        directory = Path(directory)
+        directory = path_given("directory", directory)
+        if base is not None and not isinstance(base, str):
+            raise UsageError(f"base is {base!r}; give the name or the folder of a base model, as a text")
         export_peft(
             Export(
                 effective=self._weights,
@@ -124,7 +127,7 @@ class PersonalModel:
         Raises:
             DataError: the directory does not hold one. BaseModelError: its base model is another one now.
         """
-        directory = Path(directory)
+        directory = path_given("directory", directory)
         try:
             table: dict[str, Any] = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
             settings = build_section(ModelConfig, table["model"], "model")
@@ -143,6 +146,11 @@ class PersonalModel:
                 "load the same weights, or train anew"
             )
         return cls(model, _weights(tensors, head, model.device), settings, adapter)
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            "a PersonalModel can't be pickled; use export, and PersonalModel.load where it is needed"
+        )
 
     def __repr__(self) -> str:
         return f"PersonalModel(base_model={self._settings.base_model!r}, share={self._adapter.share!r})"

@@ -10,11 +10,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
+from penchant._checks import path_given
 from penchant._data import Given, preferences_of
 from penchant._personal_model import PersonalModel
 from penchant.client.learning.model_cache import PlannedModel
 from penchant.client.learning.newcomer import fit_newcomer
-from penchant.common.errors import RunDirectoryError, UsageError
+from penchant.common.errors import DataError, RunDirectoryError, UsageError
 from penchant.common.model.factors import Vector
 from penchant.common.wording import decimals
 from penchant.deploy import run_directory
@@ -42,7 +43,19 @@ class RunModels:
     @cached_property
     def world(self) -> SimulationSetup:
         """People and base model of the run."""
-        return self._world or prepare(run_directory.read_config(self._directory))
+        if self._world is not None:
+            return self._world
+        config = run_directory.read_config(self._directory)
+        try:
+            return prepare(config)
+        except DataError as error:
+            raise DataError(
+                f"{error}; where preferences were in memory, models come from the result of the call itself"
+            ) from None
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
+        """Where the run is; people's preferences and the base model stay out of a pickle."""
+        return type(self), (self._directory,)
 
     @cached_property
     def planned(self) -> PlannedModel:
@@ -103,10 +116,17 @@ class SimulationResult(RunResult):
         Raises:
             RunDirectoryError: the directory holds no finished run.
         """
-        found = RunResult.read(Path(directory))
+        place = path_given("directory", directory)
+        found = RunResult.read(place)
         if found is None:
-            raise RunDirectoryError(f"{directory} holds no finished run; finish it with --resume {directory}")
-        return cls._of(found, Path(directory))
+            raise RunDirectoryError(
+                f"{place} holds no finished run; the call that began a run finishes it, with the same `out`"
+            )
+        return cls._of(found, place)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the claim on a temporary directory, which stays with the result that made it."""
+        return self.__dict__ | {"_kept": None}
 
     def personal_model(self, person: str) -> PersonalModel:
         """The model of one person of the run, as it was after the last round."""
@@ -122,7 +142,7 @@ class SimulationResult(RunResult):
 
     def write_report(self, path: str | Path) -> None:
         """Write the page of the run: one HTML file that needs nothing else."""
-        write_report(self, Path(path))
+        write_report(self, path_given("path", path))
 
 
 @dataclass(frozen=True)
@@ -140,6 +160,10 @@ class ComparisonResult(Comparison):
         """The result of the comparison in a directory."""
         return cls(found.rows, found.details, directory, kept)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the claim on a temporary directory, which stays with the result that made it."""
+        return self.__dict__ | {"_kept": None}
+
     @property
     def differences(self) -> tuple[MethodDifference, ...]:
         """How methods differ, seed by seed; empty with fewer than two seeds."""
@@ -155,7 +179,7 @@ class ComparisonResult(Comparison):
 
     def write_report(self, path: str | Path) -> None:
         """Write the page of the comparison: one HTML file that needs nothing else."""
-        write_comparison(self, Path(path))
+        write_comparison(self, path_given("path", path))
 
     def to_dict(self) -> list[dict[str, Any]]:
         """The rows of compare.json."""

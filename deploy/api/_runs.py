@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from penchant._checks import path_given
 from penchant._data import LoadedFederation, Preferences, as_loaded, load_preferences
 from penchant._results import ComparisonResult, SimulationResult
 from penchant.common.config import DataConfig, RunConfig
@@ -93,6 +94,7 @@ def simulate(
         RunDirectoryError: `out` holds something else.
         RoundFailed: too few clients answered; finished rounds are kept.
     """
+    progress = _CallbackProgress(callbacks)
     asked = _asked(settings, {"adapter.share": share, "federation.rounds": rounds, "seed": seed})
     source = _Source.of(data, asked)
     settled = source.configured(config, asked)
@@ -102,7 +104,7 @@ def simulate(
     found = runner.simulate(
         world,
         directory,
-        _CallbackProgress(callbacks),
+        progress,
         command=_call("simulate", data, asked),
         write_report=None if out is None else write_report,
     )
@@ -134,6 +136,7 @@ def compare(
     Raises:
         As `simulate`.
     """
+    progress = _CallbackProgress(callbacks)
     asked = _asked(settings, {})
     source = _Source.of(data, asked)
     cases = _cases(shares, seeds, asked)
@@ -142,7 +145,7 @@ def compare(
     found = comparison_runner.compare(
         configs,
         directory,
-        _CallbackProgress(callbacks),
+        progress,
         command=_call("compare", data, asked),
         pages=ComparisonPages() if out is None else PAGES,
         people=source.people,
@@ -159,7 +162,7 @@ def _cases(shares: Iterable[str], seeds: Iterable[int], asked: Mapping[str, Any]
     for name, items in lists.items():
         if not items:
             raise UsageError(f"{name} is empty; name at least one")
-        if len(set(items)) < len(items):
+        if any(item in items[:place] for place, item in enumerate(items)):
             raise UsageError(f"{name} names something twice; name each once")
     return [{"seed": seed, "adapter.share": share} for seed in lists["seeds"] for share in lists["shares"]]
 
@@ -258,9 +261,7 @@ def _full_name(name: str, known: Sequence[str]) -> str:
 def _place(out: str | Path | None) -> tuple[Path, TemporaryDirectory[str] | None]:
     """The directory to work in; a temporary one goes when the result that keeps it does."""
     if out is not None:
-        if not isinstance(out, str | Path):
-            raise UsageError(f"out is {out!r}; give the path of a directory")
-        return Path(out), None
+        return path_given("out", out), None
     kept = TemporaryDirectory(prefix="penchant-")
     return Path(kept.name), kept
 

@@ -112,18 +112,23 @@ def _refuse_strangers(directory: Path, cases: Sequence[Case]) -> list[Case]:
     if not directory.is_dir() or any(
         path.name not in own and not path.name.startswith(".") for path in directory.iterdir()
     ):
-        raise RunDirectoryError(f"{directory} is in use for something else; choose another --out")
+        raise _choose_another(f"{directory} is in use for something else;")
     present = _present(directory)
     for there in present:
         gap = _differences(_common(there), _common(cases[0]))
         asked = (case for case in cases if _kind(case) == _kind(there))
         gap = gap or next(filter(None, (_differences(*_settings(there, case)) for case in asked)), "")
         if gap:
-            raise RunDirectoryError(
-                f"{directory} holds {there.name} of another configuration ({gap}); ask for the same, or "
-                "choose another --out"
+            raise _choose_another(
+                f"{directory} holds {there.name} of another configuration ({gap}); ask for the same, or"
             )
     return present
+
+
+def _choose_another(before: str) -> RunDirectoryError:
+    return RunDirectoryError(
+        f"{before} choose another directory", on_command_line=f"{before} choose another --out"
+    )
 
 
 def _present(directory: Path) -> list[Case]:
@@ -157,9 +162,9 @@ def _refuse_other_data(
             ("base model", "base model", base),
         ):
             if digest is not None and seen.setdefault(key, digest) != digest:
-                raise RunDirectoryError(
+                raise _choose_another(
                     f"{directory}: the {what} of {case.name} is not what it was for another case; put it "
-                    "back, or choose another --out"
+                    "back, or"
                 )
 
 

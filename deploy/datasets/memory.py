@@ -72,8 +72,12 @@ def _columns(given: object) -> Mapping[str, Any]:
         return dict(zip(("prompt", "chosen", "rejected"), given, strict=True))
     raise DataError(
         "a preference must be a Preference, a row with 'chosen' and 'rejected', or "
-        f"(prompt, chosen, rejected), not {kind_of(given)}"
+        f"(prompt, chosen, rejected), not {_kind(given)}"
     )
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else kind_of(value)
 
 
 def _counted(rows: Iterable[Row], log: RowLog) -> Iterator[Row]:
@@ -88,11 +92,12 @@ def _rows(source: object, log: RowLog) -> Iterator[Row]:
         yield from _of_people(source, log)
     elif hasattr(source, "columns") and hasattr(source, "to_dict"):  # a DataFrame
         yield from _numbered(source.to_dict("records"), log)
-    elif isinstance(source, Iterable) and not isinstance(source, str | bytes):  # also a datasets.Dataset
+    elif isinstance(source, Iterable) and not isinstance(source, str | bytes | bytearray):
+        # rows, or a datasets.Dataset
         yield from _numbered(source, log)
     else:
         raise DataError(
-            f"preferences must be a mapping of people, a table or rows, not {kind_of(source)}; see "
+            f"preferences must be a mapping of people, a table or rows, not {_kind(source)}; see "
             "penchant.load_preferences"
         )
 
@@ -104,7 +109,7 @@ def _of_people(source: Mapping[Any, Any], log: RowLog) -> Iterator[Row]:
                 f"this is a dictionary of data sets; choose one of its splits, as in data[{person!r}]"
             )
         if isinstance(preferences, str | bytes | Mapping) or not isinstance(preferences, Iterable):
-            raise DataError(f"the preferences of {person!r} must be a list, not {kind_of(preferences)}")
+            raise DataError(f"the preferences of {person!r} must be a list, not {_kind(preferences)}")
         for where, row in _numbered(preferences, log, f"{person}: "):
             yield where, {**row, PERSON: person}
 

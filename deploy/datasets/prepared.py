@@ -40,10 +40,11 @@ def to_federation(prepared: Prepared, sizes: Sizes, clients: int | None, seed: i
     """
     left_out = [short for short in prepared.shortfalls if not short.kept]
     if prepared.strict and left_out:
-        raise DataError(
+        remedy = (
             f"client {left_out[0].person!r} {left_out[0].reason}; give it more choices, leave it out, "
-            "or leave such clients out (--skip-bad-rows)"
+            "or leave such clients out"
         )
+        raise DataError(f'{remedy} (bad_rows="skip")', on_command_line=f"{remedy} (--skip-bad-rows)")
     if not prepared.people:
         raise DataError(f"data set {prepared.name!r} gives nobody both a training and a test pair")
     chosen = set(choose_people([person.name for person in prepared.people], clients, seed))

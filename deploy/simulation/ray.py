@@ -175,6 +175,12 @@ def _wait_until_up(superlink: subprocess.Popen[bytes], port: int) -> None:
     raise JournalError(f"Flower's SuperLink did not start; see {LOG} in the run directory")
 
 
+def _stopped(what: str) -> JournalError:
+    """The error for a part of Flower that ended too early."""
+    before = f"Flower's {what}; see {LOG}, then go on"
+    return JournalError(f"{before} with the run", on_command_line=f"{before} with --resume")
+
+
 def _while_it_runs(superlink: subprocess.Popen[bytes], address: str, run: str, ended: Path) -> Iterator[None]:
     """One step a look, the last after the ServerApp's last word. JournalError when it ended without one."""
     asked = time.monotonic()
@@ -183,11 +189,11 @@ def _while_it_runs(superlink: subprocess.Popen[bytes], address: str, run: str, e
         over = ended.exists()
         yield
         if superlink.poll() is not None:
-            raise JournalError(f"Flower's SuperLink stopped; see {LOG}, then go on with --resume")
+            raise _stopped("SuperLink stopped")
         if time.monotonic() - asked >= ASK_SECONDS:
             asked = time.monotonic()
             how = how_it_ended(SuperLinkAddress(address), run)
             if how is not None and not ended.exists():
-                raise JournalError(f"Flower's simulation {how}; see {LOG}, then go on with --resume")
+                raise _stopped(f"simulation {how}")
         if not over:
             time.sleep(LOOK_SECONDS)

@@ -110,10 +110,8 @@ def prepare(
     federation, newcomers = hold_out(federation, data.holdout_clients, config.seed)
     cohort = cohort_size(config, len(federation.people))
     if config.privacy.secagg and cohort < 3:
-        raise ConfigError(
-            f"secure aggregation needs a cohort of at least 3, here it is {cohort}; add people, "
-            "or pass --no-secagg"
-        )
+        wrong = f"secure aggregation needs a cohort of at least 3, here it is {cohort}; add people, or"
+        raise ConfigError(f"{wrong} set privacy.secagg to false", on_command_line=f"{wrong} pass --no-secagg")
     policy = fleet_policy(config, cohort)
     model_cache = ModelCache() if model_cache is None else model_cache
     world = SimulationSetup(config, federation, model_cache, cohort, policy, newcomers)

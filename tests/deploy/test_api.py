@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import pickle
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,10 @@ import pytest
 import penchant
 from penchant.common.data.preferences import Person, Preference
 from penchant.common.errors import BaseModelError, ConfigError, DataError, RunDirectoryError, UsageError
+from penchant.common.settings import RenamedSetting
 from penchant.deploy import run_directory
+from penchant.deploy.datasets.loader import DatasetLoader
+from penchant.deploy.error_report import ErrorReport
 from penchant.deploy.simulation.result import RunResult
 from penchant.deploy.simulation.runner import simulate as simulate_in
 from penchant.deploy.simulation.world import prepare
@@ -132,12 +136,110 @@ def test_a_known_name_is_loaded_as_a_run_loads_it() -> None:
         ({"ann": [{"chosen": "x", "rejected": "x"}]}, "are the same"),
         (7, "preferences must be a mapping of people, a table or rows, not a number"),
         ([{"chosen": "x", "rejected": "y"}], "doesn't say whose preferences they are"),
-        ({}, "nothing to use in in memory: it has no rows"),
+        ({}, "in memory: nothing to use, it has no rows"),
     ],
 )
 def test_data_that_can_not_be_used_are_refused_in_one_line(source: Any, says: str) -> None:
     with pytest.raises(DataError, match=says):
         penchant.load_preferences(source)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"seed": "x"}, "seed is 'x'; give a whole number from 0 to 9223372036854775807"),
+        ({"seed": -1}, "seed is -1; give a whole number"),
+        ({"people": True}, "people is True; give a whole number from 0 to 1000000"),
+        ({"people": []}, r"people is \[\]; give a whole number"),
+        ({"name": None}, 'name is None; give a text, such as "diary"'),
+        ({"person_column": 3}, "data.person_column is 3; it must be a text"),
+    ],
+)
+def test_an_argument_of_the_wrong_type_is_refused_by_its_name(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        penchant.load_preferences(by_person(as_tuple), **SIZES | given)
+
+
+ODD_CALLS: dict[str, tuple[Callable[[penchant.SimulationResult], Any], str]] = {
+    "load nothing": (lambda _: penchant.load_preferences(None), "a table or rows, not None;"),
+    "load bytes": (lambda _: penchant.load_preferences(b"rows"), "a table or rows, not bytes;"),
+    "load an empty name": (lambda _: penchant.load_preferences(""), "source is an empty text"),
+    "load a number": (lambda _: penchant.PersonalModel.load(3), "directory is 3; give a path"),
+    "open None": (lambda _: penchant.SimulationResult.open(None), "directory is None; give a path"),
+    "open bytes": (lambda _: penchant.SimulationResult.open(b"run"), "directory is b'run'; give a path"),
+    "open nothing": (lambda _: penchant.SimulationResult.open("/nope"), "/nope holds no finished run"),
+    "report to None": (lambda run: run.write_report(None), "path is None; give a path"),
+    "export to None": (lambda run: run.personal_model("ann").export(None), "directory is None; give a path"),
+    "newcomer": (lambda run: run.fit_newcomer(None), "choices must be a list of preferences"),
+    "score": (lambda run: run.personal_model("ann").score("q", 3), "responses must be a list with"),
+    "pickled model": (
+        lambda run: pickle.dumps(run.personal_model("ann")),
+        "use export, and PersonalModel.load",
+    ),
+    "tables": (lambda _: penchant.RunConfig(data={"dataset": "x"}), "data is .*; it must be a DataConfig"),
+    "changes": (lambda _: penchant.RunConfig().changed(None), "changes must be a mapping of names"),
+    "a share": (
+        lambda _: penchant.register_share("x"),
+        "'x' can't be registered as adapter.share: it must be a ShareRule",
+    ),
+    "a class": (lambda _: penchant.register_dataset(DatasetLoader), "it must be a DatasetLoader"),
+    "rounds": (
+        lambda _: penchant.simulate("senate", rounds="many"),
+        "federation.rounds is 'many'; it must be",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "says"), ODD_CALLS.values(), ids=ODD_CALLS)
+def test_odd_input_is_refused_in_one_line_without_the_command_line(
+    result: penchant.SimulationResult, call: Callable[[penchant.SimulationResult], Any], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says) as refusal:
+        call(result)
+    assert "\n" not in str(refusal.value)
+    assert "--" not in str(refusal.value)
+
+
+def test_a_remedy_is_a_flag_on_the_command_line_alone(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as bad_rows:
+        penchant.load_preferences([("only", "two")])
+    assert str(bad_rows.value).endswith('correct them, or skip them (bad_rows="skip")')
+    assert ErrorReport.of(bad_rows.value).message.endswith("skip them (--skip-bad-rows)")
+    (tmp_path / "own").write_text("")
+    with pytest.raises(RunDirectoryError) as used:
+        penchant.simulate("senate", out=tmp_path)
+    assert str(used.value).endswith("choose another directory, or go on with the run that is there")
+    assert ErrorReport.of(used.value).message.endswith(f"or go on there with --resume {tmp_path}")
+    assert str(pickle.loads(pickle.dumps(used.value))) == str(used.value)
+
+
+def test_callbacks_are_looked_at_before_a_directory_is_made(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="callbacks must be a list"):
+        penchant.simulate("senate", out=tmp_path / "run", callbacks=3)  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+def test_results_and_loaded_preferences_can_be_pickled(result: penchant.SimulationResult) -> None:
+    data = penchant.load_preferences(by_person(as_tuple), **SIZES)
+    again = pickle.loads(pickle.dumps(data))
+    assert again.people == data.people
+    assert again.split_by(3).people == data.split_by(3).people
+    packed = pickle.dumps(result)
+    assert b"chosen" not in packed  # nobody's preferences travel with a result
+    copied = pickle.loads(packed)
+    assert copied == result
+    assert copied.to_dict() == result.to_dict()
+    assert result.directory.is_dir()
+    with pytest.raises(DataError, match="models come from the result of the call itself"):
+        copied.personal_model("ann")
+
+
+def test_a_renamed_setting_is_told_where_it_was_given() -> None:
+    with pytest.warns(RenamedSetting) as heard:
+        penchant.RunConfig().changed({"data.until": 0.5})
+    with pytest.warns(RenamedSetting) as also, pytest.raises(ConfigError):
+        penchant.simulate("senate", until=0.5, rank=0)
+    assert {notice.filename for notice in (*heard, *also)} == {__file__}
 
 
 def test_bad_rows_can_be_skipped() -> None:

@@ -164,7 +164,7 @@ def test_more_people_than_there_are(refused: Callable[..., str], tiny: list[str]
         (["--cohort", 5], "federation.cohort is 5 but there are 4 people; lower it"),
         (["--cohort", 2], "secure aggregation needs a cohort of at least 3, here it is 2; add people, or"),
         (["--pairs", 0], "data.pairs is 0; it must lie in 1 … 100000"),
-        (["--seed", -1], "run.seed is -1; it must lie in 0 …"),
+        (["--seed", -1], "seed is -1; it must lie in 0 …"),
         (["--lr-shared", 2], "training.lr_shared is 2.0; it must lie in 0 … 1"),
         (["--local-epochs", 0], "training.local_epochs is 0; it must lie in 1 … 1000"),
         (["--layers", 3], "adapter.layers names block 3, but the base model has 3 blocks"),

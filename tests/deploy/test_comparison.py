@@ -312,7 +312,7 @@ def test_a_failing_case_is_named_and_the_finished_ones_stand(
         (["--seeds", "0,x"], "--seeds is '0,x'; it must be whole numbers"),
         (["--seeds", "all"], "--seeds is 'all'; it must be whole numbers"),
         (["--seeds", "1,01"], "--seeds names 1 twice"),
-        (["--seeds=-1"], "run.seed is -1"),
+        (["--seeds=-1"], "seed is -1"),
         (["--heads", "mine"], "adapter.head is 'mine'; choose one of"),
         (["--shares", "A,none", "--heads", "shared"], 'share "none" shares nothing'),
         (["--pairs", "5,5"], "--pairs names 5 twice"),

@@ -56,7 +56,7 @@ def test_nothing_that_is_there_is_touched(tmp_path: Path, there: str) -> None:
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for refusing in (lambda: run_directory.refuse_used(run), lambda: run_directory.create(run, RunConfig())):
         with pytest.raises(
-            RunDirectoryError, match=r"run is in use; choose another --out, or go on there with"
+            RunDirectoryError, match=r"run is in use; choose another directory, or go on with the run"
         ):
             refusing()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
