@@ -19,7 +19,7 @@ from penchant.deploy.simulation.runner import simulate
 from penchant.deploy.simulation.world import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = {path.stem: path for path in sorted((ROOT / "deploy" / "experiments").glob("*.toml"))}
+FILES = {path.stem: path for path in sorted((ROOT / "tests" / "experiments" / "paper").glob("*.toml"))}
 DATA = ROOT / "tests" / "data"
 HUB = {"gpt-j-6b": "EleutherAI/gpt-j-6b", "llama-3-8b": "meta-llama/Meta-Llama-3-8B"}
 BLOCKS = {"gpt-j-6b": "h.{}.attn", "llama-3-8b": "layers.{}.self_attn"}
@@ -70,7 +70,7 @@ def test_the_settings_are_those_of_the_paper(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(FILES))
 def test_the_command_in_a_file_is_its_own(name: str) -> None:
-    assert f"--config deploy/experiments/{FILES[name].name} " in FILES[name].read_text(encoding="utf-8")
+    assert f"--config tests/experiments/paper/{FILES[name].name} " in FILES[name].read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", list(FILES))
