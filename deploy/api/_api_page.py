@@ -17,7 +17,10 @@ _START = """# The Python API
 
 Everything that `import penchant` offers; `python -m penchant._api_page > docs/api.md` writes this page.
 Importing it loads nothing heavy: each name is loaded when it is first used.
-The examples in `docs/examples/` use all of it.
+The examples in `docs/examples/` use it.
+
+Not offered here yet: an aggregation protocol or a role in one of your own, and early stopping.
+A callback may end a call with an exception; the same call with the same `out` then goes on.
 """
 
 
