@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 
-def percent(value: float | None, digits: int = 1) -> str:
-    """A part of 1 in percent; a dash for None."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %".replace(" ", "\u202f")
+def percent(value: float | None, digits: int = 1, *, error: float | None = None) -> str:
+    """A part of 1 in percent, with its standard error where there is one; a dash for None."""
+    if value is None:
+        return "–"
+    spread = "" if error is None else f" ± {100 * error:.{digits}f}"
+    return f"{100 * value:.{digits}f}{spread}%"
 
 
 def decimals(value: float | None, digits: int = 3) -> str:

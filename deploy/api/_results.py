@@ -197,6 +197,6 @@ class ComparisonResult(Comparison):
             parts.append(f"<p><b>{html.escape(group.title)}</b></p>" if group.title else "")
             parts.append(html_table(("method", "accuracy", "s.e.", "seeds"), methods))
             if lines:
-                parts.append(html_table(("difference", "points", "95 % interval", "in words"), lines))
+                parts.append(html_table(("difference", "points", "95% interval", "in words"), lines))
         sentences = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in self.conclusions)
         return "".join(parts) + sentences

@@ -134,7 +134,7 @@ def _differences(group: conclusions.Group) -> Table | str:
     table = Table(title="seed by seed, in percentage points", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("difference", style="bold")
     table.add_column("mean", justify="right", no_wrap=True)
-    table.add_column("95 % interval", justify="right", no_wrap=True)
+    table.add_column("95% interval", justify="right", no_wrap=True)
     table.add_column("in words", no_wrap=True)
     for line in lines:
         table.add_row(line.label, line.difference, line.interval, line.words)

@@ -92,10 +92,10 @@ def _figures(run: RunSummary) -> Table:
 
 
 def _histogram(people: list[int]) -> str:
-    """``0 % ▁▂█▃ 100 %``, one block for each tenth."""
+    """``0% ▁▂█▃ 100%``, one block for each tenth."""
     most = max(*people, 1)
     blocks = "".join(_BLOCKS[-(-n * (len(_BLOCKS) - 1) // most)] for n in people)
-    return f"0 % {blocks} 100 %"
+    return f"0% {blocks} 100%"
 
 
 def _stages(stages: list[Stage]) -> str:

@@ -12,6 +12,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from penchant.common.config import RunConfig
+from penchant.common.wording import percent
 from penchant.deploy import run_directory
 from penchant.deploy.cli.errors import on_interrupt
 from penchant.deploy.report import write_report
@@ -59,7 +60,7 @@ class ProgressBars(Progress):
         if log.train_loss is not None:
             figures.append(f"loss {log.train_loss:.3f}")
         if log.val_accuracy is not None:
-            figures.append(f"validation {log.val_accuracy:.1%}")
+            figures.append(f"validation {percent(log.val_accuracy)}")
         if self._task is not None:
             self._bars.update(self._task, completed=log.round, total=last, figures=", ".join(figures))
         if not self._console.is_terminal and (log.round % 10 == 0 or log.round == last):

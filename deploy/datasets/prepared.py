@@ -9,6 +9,7 @@ from penchant.common.data.preferences import Federation, Person
 from penchant.common.data.splits import FEWEST_TEST_PAIRS, Shortfall, Sizes, choose_people
 from penchant.common.data.trl_format import ReadReport
 from penchant.common.errors import DataError
+from penchant.common.wording import percent
 
 __all__ = ["Prepared", "to_federation"]
 
@@ -51,7 +52,7 @@ def to_federation(prepared: Prepared, sizes: Sizes, clients: int | None, seed: i
     kept = [short for short in prepared.shortfalls if short.kept and short.person in chosen]
     caveats = [*prepared.caveats, *_shortfall_caveats(kept, left_out, sizes)]
     if sizes.until < 1:
-        caveats.append(f"only the first {100 * sizes.until:.4g}% of the items, to choose settings")
+        caveats.append(f"only the first {percent(sizes.until, 0)} of the items, to choose settings")
     if prepared.report is not None and prepared.report.bad:
         caveats.append(f"skipped bad rows: {prepared.report.summary()}")
     people = tuple(person for person in prepared.people if person.name in chosen)

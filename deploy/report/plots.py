@@ -21,6 +21,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
+from penchant.common.wording import percent
 from penchant.deploy.simulation.result import RoundSummary
 
 # Stand-in colours: matplotlib wants real ones, `_themed` then puts the CSS variables in their place.
@@ -123,7 +124,9 @@ def people(accuracies: Sequence[float], mean: float) -> Plot:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         # Sorted dots leave room above the mean's line at the left, and below that of guessing at the right.
         beside = ("axes fraction", "data")
-        axes.annotate(f"mean {mean:.1%}", (0.008, mean + 0.008), xycoords=beside, va="bottom", color=ACCENT)
+        axes.annotate(
+            f"mean {percent(mean)}", (0.008, mean + 0.008), xycoords=beside, va="bottom", color=ACCENT
+        )
         axes.annotate("guessing", (0.992, 0.492), xycoords=beside, ha="right", va="top", color=MUTED)
 
     return _draw([dots], "Accuracy of every person, sorted", salt="people", height=3.4)
@@ -152,7 +155,7 @@ def comparison(
                 axes.plot([mean - error, mean + error], [row, row], color=ACCENT, linewidth=3)
             axes.scatter([mean], [row], s=52, color=ACCENT, edgecolors=PAPER, linewidths=1, zorder=3)
             axes.annotate(
-                f"{mean:.1%}", (mean, row), xytext=(0, 9), textcoords="offset points", ha="center", color=INK
+                percent(mean), (mean, row), xytext=(0, 9), textcoords="offset points", ha="center", color=INK
             )
         axes.set_yticks(rows, [_wrapped(label) for label in labels])
         axes.tick_params(axis="y", labelcolor=INK)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penchant.common.errors import UsageError
+from penchant.common.wording import percent
 from penchant.deploy.cli.device.options import (
     HERE,
     AsJson,
@@ -136,7 +137,7 @@ def show_ranked(ranked: Sequence[Ranked], as_json: bool) -> None:
     rows = [
         (
             f"{row.personal:.3f}" if row.error is None else f"{row.personal:.3f} ± {row.error:.3f}",
-            "" if row.over_next is None else f"{row.over_next:.0%}",
+            "" if row.over_next is None else percent(row.over_next, 0),
             f"{row.common:.3f}",
             row.response,
         )
