@@ -22,6 +22,7 @@ import grpc
 from penchant.client.agent.agent_pb2 import Envelope
 from penchant.client.agent.agent_pb2_grpc import AgentServicer, AgentStub, add_AgentServicer_to_server
 from penchant.common.errors import DeviceError
+from penchant.common.secagg.stages import CONFIRM, KEYS, MASKED, SHARES, STATUS, UNMASK
 from penchant.common.wire.codec import MAGIC, encode
 from penchant.common.wire.messages import Abort, AbortCode
 
@@ -133,22 +134,22 @@ class _Service(AgentServicer):
             return Envelope(payload=encode(Abort(AbortCode.INTERNAL)))
 
     def Status(self, request: Envelope, context: Any) -> Envelope:  # noqa: N802
-        return self._reply("status", request)
+        return self._reply(STATUS, request)
 
     def Keys(self, request: Envelope, context: Any) -> Envelope:  # noqa: N802
-        return self._reply("keys", request)
+        return self._reply(KEYS, request)
 
     def Shares(self, request: Envelope, context: Any) -> Envelope:  # noqa: N802
-        return self._reply("shares", request)
+        return self._reply(SHARES, request)
 
     def Masked(self, request: Envelope, context: Any) -> Envelope:  # noqa: N802
-        return self._reply("masked", request)
+        return self._reply(MASKED, request)
 
     def Confirm(self, request: Envelope, context: Any) -> Envelope:  # noqa: N802
-        return self._reply("confirm", request)
+        return self._reply(CONFIRM, request)
 
     def Unmask(self, request: Envelope, context: Any) -> Envelope:  # noqa: N802
-        return self._reply("unmask", request)
+        return self._reply(UNMASK, request)
 
 
 class RemoteAgent:
@@ -168,12 +169,12 @@ class RemoteAgent:
         )
         stub = AgentStub(self._channel)  # type: ignore[no-untyped-call]
         self._methods: dict[str, Callable[..., Envelope]] = {
-            "status": stub.Status,
-            "keys": stub.Keys,
-            "shares": stub.Shares,
-            "masked": stub.Masked,
-            "confirm": stub.Confirm,
-            "unmask": stub.Unmask,
+            STATUS: stub.Status,
+            KEYS: stub.Keys,
+            SHARES: stub.Shares,
+            MASKED: stub.Masked,
+            CONFIRM: stub.Confirm,
+            UNMASK: stub.Unmask,
         }
 
     def __call__(self, stage: str, payload: bytes) -> bytes:

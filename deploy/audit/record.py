@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from penchant.common.errors import RunDirectoryError
+from penchant.common.secagg.stages import CONFIRM, KEYS, MASKED, SHARES, STATUS, UNMASK
 from penchant.common.wire.codec import MAGIC, AtMost, Exactly, Many, Unsigned
 from penchant.common.wire.messages import (
     Abort,
@@ -54,12 +55,12 @@ HEADER = len(MAGIC) + 2
 """Bytes before a message's fields: magic number, protocol version, tag."""
 
 REPLIES: Mapping[str, tuple[type, ...]] = {
-    "status": (Status, Abort),
-    "keys": (Entry, Ready, Abort),
-    "shares": (Shares, Abort),
-    "masked": (Masked, Plain, Abort),
-    "confirm": (Confirmation, Abort),
-    "unmask": (Unmasking, Abort),
+    STATUS: (Status, Abort),
+    KEYS: (Entry, Ready, Abort),
+    SHARES: (Shares, Abort),
+    MASKED: (Masked, Plain, Abort),
+    CONFIRM: (Confirmation, Abort),
+    UNMASK: (Unmasking, Abort),
 }
 """What a client may send in each stage: nothing else."""
 
