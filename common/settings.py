@@ -297,6 +297,16 @@ def section_table(section: Section, *, stored: bool = False) -> dict[str, Any]:
     return result
 
 
+def dotted_table(section: Section) -> dict[str, Any]:
+    """Every setting of `section` and of the sections in it, by its dotted key, tuples as lists."""
+    flat: dict[str, Any] = {}
+    for name, value in section_table(section).items():
+        inner = getattr(section, name)
+        found = dotted_table(inner).items() if isinstance(inner, Section) else ()
+        flat |= {f"{name}.{key}": v for key, v in found} if found else {name: value}
+    return flat
+
+
 def build_section(cls: type[S], table: Mapping[str, Any], where: str, *, stored: bool = False) -> S:
     """A section from a table; ConfigError names the first unknown or missing key.
 

@@ -8,7 +8,6 @@ is resumed, new ones are added. ``DIR/compare.json`` covers every finished case 
 from __future__ import annotations
 
 import shlex
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Federation
 from penchant.common.errors import PenchantError, RunDirectoryError, UsageError
+from penchant.common.settings import dotted_table
 from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
 from penchant.deploy.comparison.cases import CASES, PAGE, TABLE, Case
@@ -172,18 +172,9 @@ def _common(case: Case) -> dict[str, Any]:
     """What a case must have in common with all others."""
     return {
         key: value
-        for key, value in _flat(case.config).items()
+        for key, value in dotted_table(case.config).items()
         if key not in _MAY_DIFFER and any(key == part or key.startswith(f"{part}.") for part in _COMMON)
     }
-
-
-def _flat(config: RunConfig) -> dict[str, Any]:
-    """Dotted key -> value."""
-    flat: dict[str, Any] = {}
-    for key, value in tomllib.loads(config.to_toml()).items():
-        inner = value.items() if isinstance(value, dict) else ()
-        flat.update({f"{key}.{name}": v for name, v in inner} if inner else {key: value})
-    return flat
 
 
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
@@ -201,7 +192,7 @@ def _settings(one: Case, other: Case) -> tuple[dict[str, Any], dict[str, Any]]:
     free = {"seed", *_MAY_DIFFER}
     if one.config.data.clients != other.config.data.clients:
         free.add("federation.cohort")
-    flat = [_flat(case.config) for case in (one, other)]
+    flat = [dotted_table(case.config) for case in (one, other)]
     return {k: v for k, v in flat[0].items() if k not in free}, flat[1]
 
 

@@ -10,7 +10,7 @@ from starlette.responses import HTMLResponse, Response
 from penchant.common import wording
 from penchant.common.config import RunConfig
 from penchant.common.errors import PenchantError
-from penchant.common.settings import section_table, settings_by_group
+from penchant.common.settings import dotted_table, settings_by_group
 from penchant.server.console import charts
 from penchant.server.console.operations import fleet_recipe
 from penchant.server.console.requests import ConsoleRequest, HTTPError
@@ -66,19 +66,13 @@ def compare(visit: ConsoleRequest) -> Response:
 
 def differences(found: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
     """Configuration keys that are not the same in all runs, with each run's value."""
-    tables = [_flat(run) for run in found]
+    tables = [
+        {key: str(value) for key, value in dotted_table(run.config).items()} if run.config else {}
+        for run in found
+    ]
     keys = sorted({key for table in tables for key in table})
     rows = [(key, [table.get(key, "–") for table in tables]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
-
-
-def _flat(run: RunSummary) -> dict[str, str]:
-    table = section_table(run.config) if run.config else {}
-    flat: dict[str, str] = {}
-    for key, value in table.items():
-        inner = value.items() if isinstance(value, dict) else [("", value)]
-        flat |= {f"{key}.{name}".rstrip("."): str(v) for name, v in inner}
-    return flat
 
 
 def new(visit: ConsoleRequest) -> Response:
