@@ -20,7 +20,9 @@ if TYPE_CHECKING:  # configurations are checked without torch
 
 __all__ = [
     "BASE",
+    "EVERYONE_ALONE",
     "HEAD",
+    "ONE_FOR_ALL",
     "SHARES",
     "Factor",
     "Head",
@@ -184,6 +186,11 @@ class ShareRule:
         return all(factor.part is not Part.SHARED for factor in self.factors)
 
     @property
+    def shares_everything(self) -> bool:
+        """Whether every factor is trained and shared: one model for all, but for a personal head."""
+        return all(factor.part is Part.SHARED for factor in self.factors)
+
+    @property
     def shares_base(self) -> bool:
         """Whether parts of the base model can be trained and shared beside the factors."""
         return self.adapts_modules and not self.shares_nothing
@@ -240,6 +247,9 @@ class ShareRule:
 
 
 # --- by name --------------------------------------------------------------------------------------
+
+EVERYONE_ALONE, ONE_FOR_ALL = "none", "AB"
+"""The names of penchant's own rules for the two ends: all is personal, and all is shared."""
 
 SHARES = Registry("adapter.share", "penchant.shares")
 
@@ -338,14 +348,14 @@ _OWN = (
         compose=_through_scales,
     ),
     ShareRule(  # federated LoRA
-        name="AB",
+        name=ONE_FOR_ALL,
         label="one model for all",
         shared="factors A and B",
         personal="",
         factors=(_a(Part.SHARED), _b(Part.SHARED)),
     ),
     ShareRule(
-        name="none",
+        name=EVERYONE_ALONE,
         label="everyone alone",
         shared="",
         personal="factors A and B",

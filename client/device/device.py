@@ -52,6 +52,7 @@ from penchant.common.membership.enrolment import Answer, Request, request
 from penchant.common.membership.identity import Identity, Membership
 from penchant.common.model.factors import MergedWeights
 from penchant.common.settings import Section, build_section, section_table
+from penchant.common.shares import EVERYONE_ALONE
 from penchant.common.storage import write_private
 from penchant.common.wire.codec import decode_record, encode_record
 
@@ -70,10 +71,10 @@ POSTERIOR_MOST = 1 << 27  # numbers in the gradients of all texts, 8 bytes each,
 
 @dataclass(frozen=True)
 class OfflineConfig(Section):
-    """What the device uses before it has joined a run. Share "none": all that is trained is personal."""
+    """What the device uses before it has joined a run: all that is trained is personal."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    adapter: AdapterConfig = field(default_factory=lambda: AdapterConfig(share="none"))
+    adapter: AdapterConfig = field(default_factory=lambda: AdapterConfig(share=EVERYONE_ALONE))
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(lr_personal=1e-3, lr_head=1e-2, local_epochs=6)
     )

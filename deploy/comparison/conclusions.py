@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from penchant.common.shares import find_share
 from penchant.common.wording import listed, percent, points
-from penchant.deploy.comparison.methods import ALONE, ONE_FOR_ALL, head_of, method
+from penchant.deploy.comparison.methods import head_of, method
 from penchant.deploy.comparison.statistics import Difference, difference
 from penchant.deploy.comparison.table import ComparisonRow
 
@@ -72,10 +72,16 @@ class Group:
     rows: tuple[ComparisonRow, ...]
     names: tuple[str, ...]
 
-    def first(self, share: str) -> int | None:
-        """The position of the best row of everyone alone, or of one model for all."""
-        wanted = (i for i, row in enumerate(self.rows) if row.share == share and not _personal(row))
-        return next(wanted, None)
+    @property
+    def alone(self) -> int | None:
+        """The position of the best row of everyone alone, whatever the rule is called; None without one."""
+        return next((i for i, row in enumerate(self.rows) if _alone(row)), None)
+
+    @property
+    def baselines(self) -> tuple[int, ...]:
+        """Positions of what every other method is compared with: everyone alone, and one model for all."""
+        for_all = next((i for i, row in enumerate(self.rows) if _for_all(row)), None)
+        return tuple(position for position in (self.alone, for_all) if position is not None)
 
 
 def grouped(rows: Sequence[ComparisonRow]) -> list[Group]:
@@ -107,6 +113,16 @@ def _setting(varied: Sequence[str], setting: tuple[int, ...]) -> tuple[str, str]
 
 def method_of(row: ComparisonRow) -> tuple[str, str]:
     return row.share, head_of(row)
+
+
+def _alone(row: ComparisonRow) -> bool:
+    rule = find_share(row.share)
+    return rule is not None and rule.shares_nothing
+
+
+def _for_all(row: ComparisonRow) -> bool:
+    rule = find_share(row.share)
+    return rule is not None and rule.shares_everything and not _personal(row)
 
 
 def _personal(row: ComparisonRow) -> bool:
@@ -165,7 +181,7 @@ def headline(groups: Sequence[Group]) -> str:
 def _gain_of_sharing(group: Group) -> tuple[str, Difference | None] | None:
     """The share of the best method with a personal part, and its gain; None without something to compare."""
     personal = next((row for row in group.rows if _personal(row)), None)
-    alone = group.first(ALONE)
+    alone = group.alone
     if personal is None or alone is None:
         return None
     return personal.share, difference(personal, group.rows[alone])
@@ -186,15 +202,12 @@ def _one_headline(share: str, gap: Difference | None) -> str:
 def conclusion(group: Group) -> list[str]:
     """In plain words: the best, what it gains, and where sharing does not help."""
     best = group.rows[0]
-    error = best.accuracy_se
-    spread = f" ± {100 * error:.1f}" if error is not None else ""
-    mean = f"{100 * best.accuracy_mean:.1f}{spread}%"
+    mean = percent(best.accuracy_mean, error=best.accuracy_se)
     start = f"With {group.title}, " if group.title else ""
     sentences = [f"{start}“{group.names[0]}” does best: {mean} of held-out choices ranked right."]
-    for share in (ALONE, ONE_FOR_ALL):
-        other = group.first(share)
-        if other is not None and other != 0:
-            sentences.append(_gain(best, group.rows[other], method(share)))
+    for other in group.baselines:
+        if other != 0:
+            sentences.append(_gain(best, group.rows[other], method(group.rows[other].share)))
     return [" ".join(sentences), *_as_good(group), *_no_help(group)]
 
 
@@ -221,7 +234,7 @@ def _as_good(group: Group) -> list[str]:
 
 def _no_help(group: Group) -> list[str]:
     """One sentence for each kind of method that does not beat everyone alone."""
-    alone = group.first(ALONE)
+    alone = group.alone
     if alone is None:
         return []
     found: dict[str, list[str]] = {"worse": [], "unclear": []}
@@ -241,10 +254,8 @@ def differences(group: Group) -> list[MethodDifference]:
     and against all that can't be told apart from it."""
     rows, names = group.rows, group.names
     wanted: list[tuple[int, int]] = []
-    for share in (ALONE, ONE_FOR_ALL):
-        other = group.first(share)
-        if other is not None:
-            wanted += [(i, other) for i in range(len(rows)) if i != other and (other, i) not in wanted]
+    for other in group.baselines:
+        wanted += [(i, other) for i in range(len(rows)) if i != other and (other, i) not in wanted]
     for i in range(1, len(rows)):
         gap = difference(rows[0], rows[i])
         close = gap is not None and gap.verdict == "unclear"

@@ -6,8 +6,6 @@ from typing import Protocol
 
 from penchant.common.shares import Head, find_share
 
-ALONE, ONE_FOR_ALL = "none", "AB"  # what every other method is compared with
-
 
 def method(share: str) -> str:
     """What a share is called in tables; its own name where its rule is not known here."""

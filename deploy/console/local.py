@@ -23,6 +23,7 @@ from typing import Any
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, ConsoleError, RunDirectoryError, UsageError
+from penchant.common.shares import find_share, share_names
 from penchant.deploy import process_table, run_directory
 from penchant.deploy.configuration import configure
 from penchant.deploy.console.fleet import FleetOnThisMachine
@@ -35,7 +36,7 @@ from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.operations import fleet_recipe
 from penchant.server.monitoring.run_history import Activity, Kind, RunLocation
 
-__all__ = ["OperationsOnThisMachine"]
+__all__ = ["OperationsOnThisMachine", "refuse_strangers"]
 
 STOP_SECONDS = 10.0
 TAIL = 64 * 1024  # bytes of a log that are looked at
@@ -134,23 +135,17 @@ class OperationsOnThisMachine:
 
     def recipes(self) -> dict[str, str]:
         """The recipes of the Senate, and one for each fleet, with all of its members."""
-
+        rules = map(find_share, share_names())  # a plugin that can't be loaded gives no recipe
         wanted: dict[str, dict[str, Any]] = {
-            "Senate, A shared": {"adapter.share": "A"},
-            "Senate, B shared": {"adapter.share": "B"},
-            "Senate, one model for all": {"adapter.share": "AB"},
-            "Senate, everyone alone": {"adapter.share": "none"},
-            "Senate, a quick look": {"adapter.share": "A", "federation.rounds": 8},
+            **{f"Senate, {rule.label}": {"adapter.share": rule.name} for rule in filter(None, rules)},
+            "Senate, a quick look": {"federation.rounds": 8},
         }
         texts = {
             name: configure({"data.dataset": "senate", **changes}, None).to_toml()
             for name, changes in wanted.items()
         }
         for fleet in self.fleets():
-            everybody = {
-                "adapter.share": "A",
-                "federation.cohort": max(len(self.fleet(fleet).enrolment().members), 1),
-            }
+            everybody = {"federation.cohort": max(len(self.fleet(fleet).enrolment().members), 1)}
             texts[fleet_recipe(fleet)] = configure(everybody, None).to_toml()
         return texts
 
@@ -307,6 +302,16 @@ class OperationsOnThisMachine:
 
 
 # --- inner parts --------------------------------------------------------------------------------------
+
+
+def refuse_strangers(roots: Sequence[Path]) -> None:
+    """UsageError for a root that is missing, or that holds other things and nothing to show."""
+    wanted = "name a run, a fleet's server, or a folder for runs"
+    for root in roots:
+        if not root.is_dir():
+            raise UsageError(f"{root} is not a directory; {wanted}")
+        if _inside(root) and not _runs_in(root) and not _sites_in(root):
+            raise UsageError(f"{root} holds other things and no run; {wanted}")
 
 
 def _runs_in(root: Path) -> list[Path]:

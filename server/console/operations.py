@@ -20,7 +20,7 @@ __all__ = ["FleetOperations", "ReleaseOperations", "RunOperations", "fleet_recip
 
 def fleet_recipe(fleet: RunLocation) -> str:
     """What the recipe of a fleet's run is called."""
-    return f"The fleet {fleet.name}, A shared, everybody asked"
+    return f"The fleet {fleet.name}, everybody asked"
 
 
 class FleetOperations(Protocol):

@@ -16,6 +16,8 @@ from penchant.common.errors import ConfigError
 from penchant.common.model.factors import Split
 from penchant.common.model.modules import AdaptedModule
 from penchant.common.shares import (
+    EVERYONE_ALONE,
+    ONE_FOR_ALL,
     SHARES,
     Factor,
     Part,
@@ -71,7 +73,8 @@ def test_the_choices_stand_in_their_old_order() -> None:
         ("can_warm_up", {"B", "A", "kernel", "svd"}),
         ("adapts_modules", {*OWN} - {"lore"}),
         ("shares_base", {*OWN} - {"lore", "none"}),
-        ("shares_nothing", {"none"}),
+        ("shares_nothing", {EVERYONE_ALONE}),
+        ("shares_everything", {ONE_FOR_ALL}),
     ],
 )
 def test_what_each_rule_answers(asked: str, yes: set[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -19,6 +20,7 @@ import pytest
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.errors import RoundFailed, RunDirectoryError
+from penchant.common.shares import SHARES, share_rule
 from penchant.deploy import run_directory
 from penchant.deploy.cli.main import main
 from penchant.deploy.comparison import runner as comparing
@@ -520,6 +522,19 @@ def test_a_personal_head_on_shared_factors_is_not_one_model_for_all(base: RunCon
     assert group.names[0] == "A and B shared, head personal"
     assert headline([group]) == "Sharing A and B and keeping the rest personal pays."
     assert not any("one model for all" in sentence for sentence in conclusion(group))
+
+
+def test_rules_of_a_plugin_are_baselines_as_well(base: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everyone alone and one model for all are told by what a rule shares, not by its name."""
+    for name, own in (("hermit", "none"), ("choir", "AB")):
+        rule = dataclasses.replace(share_rule(own), name=name, label=f"the {name}")
+        monkeypatch.setitem(SHARES._things, name, rule)
+    found = {"A": [0.70, 0.71], "hermit": [0.60, 0.61], "choir": [0.50, 0.51]}
+    (group,) = grouped(worked(base, found))
+    assert headline([group]) == "Sharing A and keeping the rest personal pays."
+    told = conclusion(group)[0]
+    assert "Against the hermit that is +10.0 points" in told
+    assert "Against the choir that is +20.0 points" in told
 
 
 def test_several_settings_are_told_apart_in_words(base: RunConfig) -> None:

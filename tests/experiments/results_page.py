@@ -18,7 +18,7 @@ from typing import Any
 
 from penchant.common.wording import decimals, points, size
 from penchant.deploy.comparison.conclusions import Group, conclusion, differences, grouped, headline
-from penchant.deploy.comparison.methods import ALONE, head_of, method
+from penchant.deploy.comparison.methods import head_of
 from penchant.deploy.comparison.statistics import difference
 from penchant.deploy.comparison.table import ComparisonRow, RunCost
 from penchant.deploy.report import plots
@@ -101,7 +101,7 @@ def _grid(groups: Sequence[Group]) -> list[str]:
     lines = [f"| {unit} ({spoken} seeds) | {titles} |", "|---" * (len(groups) + 1) + "|"]
     for name in names:
         lines.append(f"| {name} | {' | '.join(_cell(group, name) for group in groups)} |")
-    alone = method(ALONE)
+    alone = next((group.names[group.alone] for group in groups if group.alone is not None), "")
     for name in names:
         if name != alone and any(alone in group.names for group in groups):
             gaps = " | ".join(_gap(group, name, alone) for group in groups)
