@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import ipaddress
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -214,18 +215,21 @@ def _serve(
     try:
         import uvicorn
 
-        from penchant.deploy.console.local import OperationsOnThisMachine
+        from penchant.deploy.console.local import OperationsOnThisMachine, refuse_strangers
         from penchant.server.console.app import build_app
     except ModuleNotFoundError as missing:
         raise UsageError(f"the console needs {missing.name}; install penchant[console]") from None
 
+    refuse_strangers(directories)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     store = _store(state)
     operations = OperationsOnThisMachine(directories, store, data)
     scheme = "https" if tls[0] else "http"
     if not store.accounts():
-        print("no account yet: penchant console account add NAME --role operator", file=sys.stderr)
+        where = f" --state {shlex.quote(str(state))}" if state else ""
+        add = f"penchant console account add NAME --role operator{where}"
+        print(f"no account yet: {add}", file=sys.stderr)
     print(f"the console is at {scheme}://{_with_port(host, port)}", flush=True)
     uvicorn.run(
         build_app(store, operations, hosts=hosts, https=https),

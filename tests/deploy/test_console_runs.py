@@ -19,6 +19,8 @@ from support.console_scene import make_run
 from support.tastes import write_choices
 
 from penchant.common.errors import ConfigError, ConsoleError, RunDirectoryError, UsageError
+from penchant.common.shares import share_names, share_rule
+from penchant.deploy.cli.main import main
 from penchant.deploy.console import local
 from penchant.deploy.console.local import OperationsOnThisMachine
 from penchant.server.console.accounts import ConsoleStore
@@ -262,6 +264,48 @@ def test_single_runs_take_no_new_ones(store: ConsoleStore, tmp_path: Path) -> No
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(UsageError, match="is not a directory"):
         OperationsOnThisMachine([tmp_path / "file"], store)
+
+
+@pytest.mark.parametrize("there", ["nothing", "a file", "a folder of other things", "a misplaced command"])
+def test_the_console_does_not_start_on_what_is_not_a_run(
+    there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    (tmp_path / "other" / "folder").mkdir(parents=True)
+    monkeypatch.setattr("uvicorn.run", lambda *_, **__: pytest.fail("it listens"))
+    names = {"nothing": ["nope"], "a file": ["file"], "a folder of other things": ["other"]}
+    words = [str(tmp_path / name) for name in names.get(there, [])] or ["--port", "8901", "account", "list"]
+    monkeypatch.setattr(sys, "argv", ["penchant", "console", *words, "--state", str(tmp_path / "state")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    line = capsys.readouterr().err.strip()
+    assert line.endswith("; name a run, a fleet's server, or a folder for runs")
+    assert "\n" not in line
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("there", ["an empty folder", "a run", "a folder of runs"])
+def test_the_console_starts_on_runs_and_folders_for_them(
+    there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new").mkdir()
+    make_run(tmp_path / "runs" / "one")
+    served: list[object] = []
+    monkeypatch.setattr("uvicorn.run", lambda app, **_: served.append(app))
+    name = {"an empty folder": "new", "a run": "runs/one", "a folder of runs": "runs"}[there]
+    words = ["console", str(tmp_path / name), "--state", str(tmp_path / "state")]
+    monkeypatch.setattr(sys, "argv", ["penchant", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (None, 0)
+    assert len(served) == 1
+
+
+def test_every_rule_of_a_share_gives_a_recipe(operations: OperationsOnThisMachine) -> None:
+    for name in share_names():
+        text = operations.recipes()[f"Senate, {share_rule(name).label}"]
+        assert operations.check(text).adapter.share == name
 
 
 def test_recipes_can_all_be_run(operations: OperationsOnThisMachine) -> None:
