@@ -412,6 +412,12 @@ def test_every_link_of_a_page_ends_in_a_page_that_is_reachable() -> None:
     assert missing == []
 
 
+def test_the_page_at_a_package_index_links_to_no_file_of_the_repository() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    links = re.findall(r"\]\(([^)]*)\)", project["readme"]["text"])
+    assert [link for link in links if not link.startswith("https://")] == []
+
+
 def test_the_tree_knows_no_machine() -> None:
     trace = re.compile(r"/wor[k]/|/roo[t]/|/hom[e]/\w|index[-]url|find[-]links")
     suffixes = {".py", ".md", ".toml", ".txt", ".j2", ".json", ".yml", ".sh", ""}

@@ -109,7 +109,7 @@ def test_what_was_chosen_in_several_pasts_is_in_the_page(results_page: ModuleTyp
 
 
 def test_the_ceilings_are_in_the_page(results_page: ModuleType) -> None:
-    text = results_page.PAGE.read_text(encoding="utf-8").split("## What bounds it")[1].split("## ")[0]
+    text = results_page.HISTORY.read_text(encoding="utf-8").split("## What bounds it")[1].split("## ")[0]
     for row in json.loads((results_page.RESULTS / "ceiling.json").read_text(encoding="utf-8")):
         assert f"| 0{with_error(row['test']).replace('± ', '± 0')} |" in text, row["oracle"]
     before = json.loads((results_page.RESULTS / "ceiling-validation.json").read_text(encoding="utf-8"))
