@@ -71,8 +71,9 @@ test-faults: env ## a server and seven devices, for real, in which everything fa
 lint: env        ## ruff
 	$(BIN)/ruff check .
 
-types: env       ## mypy, strict
+types: env       ## mypy: strict, and tests for names that are not there
 	$(BIN)/mypy -p penchant
+	$(BIN)/mypy tests
 
 bench: env       ## every benchmark in tests/bench
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done

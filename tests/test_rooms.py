@@ -11,7 +11,9 @@ import sys
 import tokenize
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -236,7 +238,7 @@ def test_tests_are_not_a_package() -> None:
 # --- what is packaged -----------------------------------------------------------------------------
 
 
-def setuptools_table() -> dict[str, dict[str, object]]:
+def setuptools_table() -> dict[str, Any]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     return project["tool"]["setuptools"]
 
@@ -410,6 +412,52 @@ def test_every_link_of_a_page_ends_in_a_page_that_is_reachable() -> None:
     front = (ROOT / "README.md").read_text(encoding="utf-8")
     missing = [name(p) for p in DOCS if p.parent == ROOT / "docs" and f"docs/{p.name}" not in front]
     assert missing == []
+
+
+# --- names inside the tests' string programs, which no type checker sees --------------------------
+
+IN_A_STRING = re.compile(r"(?:^|\n|;)\s*from penchant\.([\w.]+) import ([\w, ]+)")
+
+
+@cache
+def bound_in(module: str) -> set[str]:
+    """Names that a module of the rooms binds, and those of the modules in it; empty without one."""
+    place = ROOT.joinpath(*module.split("."))
+    path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    if not path.is_file():
+        return set()
+    found = {p.stem for p in place.glob("*")} if place.is_dir() else set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+def stale_names(source: str) -> list[str]:
+    """What the string programs in `source` import from penchant and it does not have."""
+    texts = (n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant))
+    found = []
+    for text in filter(lambda text: isinstance(text, str), texts):
+        for module, names in IN_A_STRING.findall(str(text)):
+            wanted = (one.split(" as ")[0].strip() for one in names.split(","))
+            found += [f"penchant.{module}: {one}" for one in wanted if one and one not in bound_in(module)]
+    return found
+
+
+@pytest.mark.parametrize("path", TESTS, ids=name)
+def test_programs_in_strings_import_only_what_there_is(path: Path) -> None:
+    assert stale_names(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_stale_name_in_a_string_is_seen() -> None:
+    program = "import sys\nfrom penchant.client.device.device import Device, " + "Home"
+    assert stale_names(repr(program)) == ["penchant.client.device.device: Home"]
+    gone = "from penchant.client." + "home import Device"
+    assert stale_names(repr(gone)) == ["penchant.client.home: Device"]
 
 
 def test_the_page_at_a_package_index_links_to_no_file_of_the_repository() -> None:

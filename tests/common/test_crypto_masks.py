@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from penchant.common.crypto import masks
-from penchant.common.crypto.entropy import SeededEntropy, SystemEntropy
+from penchant.common.crypto.entropy import Entropy, SeededEntropy, SystemEntropy
 from penchant.common.crypto.masks import accumulate, expand, ring_type
 
 KEYS = [bytes([i]) * 32 for i in range(1, 6)]
@@ -74,7 +74,11 @@ def test_nothing_as_long_as_the_vector_is_allocated() -> None:
 def test_seeded_entropy_repeats_itself_and_no_other() -> None:
     one = SeededEntropy(b"seed", "label")
     assert one.draw(10) + one.draw(22) == SeededEntropy(b"seed", "label").draw(32)
-    others = [SeededEntropy(b"seed", "Label"), SeededEntropy(b"Seed", "label"), SystemEntropy()]
+    others: list[Entropy] = [
+        SeededEntropy(b"seed", "Label"),
+        SeededEntropy(b"Seed", "label"),
+        SystemEntropy(),
+    ]
     drawn = {source.draw(32) for source in others} | {SeededEntropy(b"seed", "label").draw(32)}
     assert len(drawn) == 4
     assert "seed" not in repr(one)

@@ -241,6 +241,5 @@ def test_the_fuzzer_would_notice_a_loose_codec(monkeypatch: pytest.MonkeyPatch) 
 def test_the_smallest_messages_are_as_small_as_they_say() -> None:
     assert len(encode(Hello(bytes(16), ()))) == 5 + 16 + 4
     assert len(encode(Shares(()))) == 9
-    assert (
-        len(encode(Entry(messages.Certificate(1, bytes(32), bytes(64)), *[bytes(32)] * 4, bytes(64)))) == 301
-    )
+    certificate, key = messages.Certificate(1, bytes(32), bytes(64)), bytes(32)
+    assert len(encode(Entry(certificate, key, key, key, key, bytes(64)))) == 301

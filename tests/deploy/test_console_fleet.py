@@ -504,4 +504,4 @@ def test_the_log_of_a_live_run_is_its_servers(world: World) -> None:
 def test_names_are_what_the_server_calls_its_files() -> None:
     from penchant.deploy.fleet import server_directory
 
-    assert server_directory.SETTINGS == local.SETTINGS
+    assert server_directory.SETTINGS == local.SETTINGS  # type: ignore[attr-defined]  # imported there

@@ -18,7 +18,6 @@ from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.run import Run
 
 from penchant.common.wire.flower import pack, unpack
-from penchant.deploy.flower import superlink_grid
 from penchant.deploy.flower.superlink_grid import NonBlockingGrid
 
 
@@ -137,7 +136,7 @@ def test_a_superlink_whose_database_is_busy_is_asked_again_for_a_minute(
 ) -> None:
     under, now = Under(link), [100.0]
     NonBlockingGrid(under)  # type: ignore[arg-type]
-    monkeypatch.setattr(superlink_grid.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     gives_up = under._retry_invoker.should_giveup
     assert gives_up is not None
     assert [gives_up(says(status)) for status in (500, 503, 404)] == [False, False, True]

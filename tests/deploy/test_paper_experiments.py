@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from penchant.common.config import ModelConfig, RunConfig
-from penchant.common.errors import ConfigError
+from penchant.common.errors import BaseModelError, ConfigError
 from penchant.common.model import backbone
 from penchant.deploy import run_directory
 from penchant.deploy.configuration import configure
@@ -158,7 +158,7 @@ def test_4bit_is_asked_of_transformers_as_nf4(tiny_model, monkeypatch: pytest.Mo
     monkeypatch.setattr(backbone, "_check_quantising", lambda place: None)
     monkeypatch.setattr(transformers.AutoModel, "from_pretrained", watch)
     config = ModelConfig(base_model=str(tiny_model("llama")), quantize="4bit", dtype="bfloat16")
-    with pytest.raises(backbone.BaseModelError, match="seen enough"):
+    with pytest.raises(BaseModelError, match="seen enough"):
         backbone.load_backbone(config, device="cpu")
     settings = asked["quantization_config"]
     assert settings.load_in_4bit

@@ -83,7 +83,7 @@ class FloatSum(PlainAggregation):
 @pytest.fixture(autouse=True)
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither clipping nor rounding, and no plots."""
-    of = UpdateLayout.of.__func__
+    of = UpdateLayout.of.__func__  # type: ignore[attr-defined]
     monkeypatch.setattr(UpdateLayout, "of", classmethod(lambda cls, plan, split: of(Unrounded, plan, split)))
     monkeypatch.setattr("penchant.deploy.simulation.world.PlainAggregation", FloatSum)
     monkeypatch.setattr("penchant.deploy.report.run_page.write_report", lambda result, path: None)

@@ -305,7 +305,7 @@ def test_a_stream_sends_the_parts_that_became_others(
         journal.stage(2, 1, "keys", 34)
         journal.close()
         later = _name(await anext(stream))
-        await stream.aclose()
+        await stream.aclose()  # type: ignore[attr-defined]  # it is a generator
         return at_first, [later]
 
     at_first, later = asyncio.run(play())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -323,7 +324,7 @@ def test_a_kill_after_the_checkpoint_and_before_its_row_leaves_the_round_open(
     journal = Journal(tmp_path)
     journal.begin(1, "main")
     with monkeypatch.context() as patch:
-        patch.setattr(journal_module.json, "dumps", dies)
+        patch.setattr(json, "dumps", dies)
         with pytest.raises(Killed):
             journal.finish(log(), shared(1))
     after = reopened(tmp_path)

@@ -208,7 +208,7 @@ class Attempt:
 
     def threshold(self, u: int) -> int:
         """t of the roster that `u` was told, as devices compute it."""
-        return secagg.threshold(len(self.views[u].roster))
+        return secagg.threshold(len(self.views[u].roster))  # type: ignore[attr-defined]  # tests replace it
 
     def _rebuilt(self, u: int, shares: Mapping[int, bytes]) -> bytes | None:
         """A secret of `u`, if the server has shares enough."""

@@ -26,5 +26,5 @@ class Brisk:
 
 
 if __name__ == "__main__":
-    start_client_internal.time = Brisk()
+    start_client_internal.time = Brisk()  # type: ignore[attr-defined]  # its own import
     main()

@@ -46,7 +46,7 @@ class ForkingExecutor(subprocess_executor.SubprocessExecutor):
 if __name__ == "__main__":
     from flwr.supercore.superexec.executor import factory
 
-    factory.SubprocessExecutor = ForkingExecutor  # type: ignore[misc]
+    factory.SubprocessExecutor = ForkingExecutor  # type: ignore[misc, attr-defined]
     from flwr.supercore.cli.flower_superexec import flower_superexec
 
     flower_superexec()
