@@ -84,12 +84,12 @@ def play_round(
         members = sample_cohort(list(ready), task.cohort, seed=run.config.seed, round=number)
         cohort = {ready[member]: member for member in members}
         attempt = run.journal.begin(number, task.plan.phase)
-        diary = AttemptLog(run.journal, number, attempt, partial(_enough, run))
+        attempt_log = AttemptLog(run.journal, number, attempt, partial(_enough, run))
         try:
             shared = shared or _shared(run, task)  # all attempts of a round start from the same
-            return _attempt(run, grid, task, attempt, cohort, diary, shared)
+            return _attempt(run, grid, task, attempt, cohort, attempt_log, shared)
         except RoundFailed as error:
-            if unmask_asked(diary.records()):
+            if unmask_asked(attempt_log.records()):
                 run.journal.skip(number, attempt, str(error))
                 return None
             run.journal.fail(number, attempt, str(error))
@@ -104,22 +104,22 @@ def _attempt(
     task: RoundPlan,
     attempt: int,
     cohort: Mapping[int, int],
-    diary: AttemptLog,
+    attempt_log: AttemptLog,
     shared: ServerState,
 ) -> RoundLog:
     """One attempt of a round, with the devices of `cohort` (node -> member), starting from `shared`."""
     began = time.monotonic()
     announce = _announce(run, task, attempt, shared)
     seconds, training = run.config.federation.deadline_seconds, run.config.federation.training_seconds
-    wire = Exchange(grid, seconds, f"{task.number}.{attempt}", diary.arrived, training=training)
+    wire = Exchange(grid, seconds, f"{task.number}.{attempt}", attempt_log.arrived, training=training)
 
     def exchange(stage: str, payloads: Mapping[int, bytes]) -> Mapping[int, bytes]:
-        diary.asked(stage, len(payloads))
+        attempt_log.asked(stage, len(payloads))
         replies = wire(stage, payloads)
-        diary.over(stage, len(replies))
+        attempt_log.over(stage, len(replies))
         return replies
 
-    aggregate = run.aggregation.run(announce, list(cohort), exchange, diary)
+    aggregate = run.aggregation.run(announce, list(cohort), exchange, attempt_log)
     _enough(run, len(aggregate.survivors))
     sums = task.layout.read(aggregate.total)
     log = _conclude(task, attempt, sums, aggregate)

@@ -150,11 +150,11 @@ def list_members(
 # --- inner parts --------------------------------------------------------------------------------------
 
 
-def _granted(matter: PendingDecision) -> bool:
-    if matter.kind == "enrol":
-        print(one_line(f"request {matter.who} {matter.what}"))
+def _granted(decision: PendingDecision) -> bool:
+    if decision.kind == "enrol":
+        print(one_line(f"request {decision.who} {decision.what}"))
         return typer.confirm("Does the device's owner see the same request, and do you know them?")
-    print(one_line(f"the server asks to revoke member {matter.who}: {matter.what or 'no reason given'}"))
+    print(one_line(f"the server asks to revoke member {decision.who}: {decision.what or 'no reason given'}"))
     return typer.confirm("Revoke it for good?")
 
 

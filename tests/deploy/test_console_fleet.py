@@ -66,7 +66,7 @@ class World:
 
     def sign(self) -> None:
         """The authority grants whatever is asked; the server takes its answers over."""
-        attend(self.office, self.site.requests, self.site.answers, lambda matter: True)
+        attend(self.office, self.site.requests, self.site.answers, lambda decision: True)
         EnrolmentRegistry(self.site).collect(Nobody())
 
 

@@ -91,7 +91,7 @@ class Fleet:
         return hand_out(self.site.directory, name, time.time() + DAY)
 
     def attend(self, *, grant: bool = True) -> list[str]:
-        return attend(self.office, self.site.requests, self.site.answers, lambda matter: grant)
+        return attend(self.office, self.site.requests, self.site.answers, lambda decision: grant)
 
     def join(self, home: Path, token: JoinToken) -> int:
         return joining.join(Device(home), token, home / "node", home / "agent.sock", self.connect)
@@ -200,8 +200,8 @@ def test_what_the_authority_refuses_stays_out(fleet: Fleet, tmp_path: Path) -> N
     with pytest.raises(EnrolmentPending):
         fleet.join(home, token)
 
-    def no(matter: PendingDecision) -> bool:
-        asked.append(matter)
+    def no(decision: PendingDecision) -> bool:
+        asked.append(decision)
         return False
 
     assert attend(fleet.office, fleet.site.requests, fleet.site.answers, no) == []

@@ -43,7 +43,7 @@ class Trained:
     factors: Vector
 
     def planned(self, **training: float) -> PlannedModel:
-        """The bench of the closing round, with changes of the training section."""
+        """The planned model of the closing round, with changes of the training section."""
         config = self.world.config.changed({f"training.{key}": value for key, value in training.items()})
         return self.world.model_cache.of(config.plan("close", len(self.world.federation.people)))
 
@@ -91,7 +91,7 @@ class Fleet(Trained):
     prior: dict[str, float]
 
     def planned(self, **training: float) -> PlannedModel:
-        """The bench of the closing round, with the recipe's prior or another (`PRIOR`)."""
+        """The planned model of the closing round, with the recipe's prior or another (`PRIOR`)."""
         return super().planned(**{**self.prior, **training})
 
 

@@ -244,7 +244,7 @@ def test_an_invitation_and_a_revocation(browser: Browser, served: Served) -> Non
     site = ServerDirectory(
         served.folder / "fleet"
     )  # what the authority does, wherever it is, and the enrolment service
-    attend(AuthorityStore(served.folder / "authority"), site.requests, site.answers, lambda matter: True)
+    attend(AuthorityStore(served.folder / "authority"), site.requests, site.answers, lambda decision: True)
     site.take_members((site.answers / "members.list").read_bytes())
     page.get_by_role("link", name="Devices").click()
     expect(page.locator("tr", has_text="lost on a train")).to_contain_text("signed, list")

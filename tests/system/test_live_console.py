@@ -150,7 +150,7 @@ def let_a_stranger_in(page: Page, fleet: LiveFleet) -> None:
     site = fleet.site
     fleet.wait("the device's word", lambda: "has not answered" in log.read_text())
     assert shown in log.read_text()  # what authority and owner compare
-    attend(fleet.deployment.office, site.requests, site.answers, lambda matter: matter.who == shown)
+    attend(fleet.deployment.office, site.requests, site.answers, lambda decision: decision.who == shown)
     assert joining.wait(120) == 0, log.read_text()
     expect(row(page, "the attic")).to_contain_text("enrolled", timeout=SECONDS)
     fleet.start_agent(last)
@@ -227,7 +227,7 @@ def revoke(page: Page, fleet: LiveFleet) -> None:
     page.get_by_role("button", name="Ask for the revocation").click()
     expect(page.get_by_role("status").first).to_contain_text("pending until it has signed")
     expect(row(page, f"{DEVICES}node")).to_contain_text("revocation pending")
-    attend(fleet.deployment.office, fleet.site.requests, fleet.site.answers, lambda matter: True)
+    attend(fleet.deployment.office, fleet.site.requests, fleet.site.answers, lambda decision: True)
     expect(row(page, "sold with the house")).to_contain_text("signed, list", timeout=SECONDS)
     expect(row(page, f"{DEVICES}node")).to_contain_text("revoked", timeout=SECONDS)
     expect(number(page, "online now")).to_have_text(str(DEVICES - 1), timeout=SECONDS)
