@@ -45,7 +45,7 @@ def comparison(rows: list[dict[str, Any]], tmp_path: Path, details: dict[str, An
 
 def spoken(page: str) -> str:
     """A page without the narrow spaces before units."""
-    return page.replace("\u202f%", "%").replace("\u202f", " ")
+    return page.replace("\u202f", " ")
 
 
 def row_of(**seeds_and_accuracies: Any) -> ComparisonRow:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from penchant.common.config import RunConfig
+from penchant.deploy.comparison.methods import method
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,7 +87,7 @@ def test_what_was_chosen_in_several_pasts_is_in_the_page(results_page: ModuleTyp
         assert mean(past["there"][share]) == thousandths(searched["recipe"])
         in_the_past = [thousandths(searched["recipe"]), thousandths(searched["found"])]
         figures = [*in_the_past, with_error(test["recipe"]), found]
-        assert f"| {results_page.method(share)} | {' | '.join(figures)} |" in page
+        assert f"| {method(share)} | {' | '.join(figures)} |" in page
 
     def at(share: str, moment: float) -> list[float]:
         if moment == 1:

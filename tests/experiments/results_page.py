@@ -72,7 +72,7 @@ def block(name: str) -> str:
     lines += [f"![{figure[1]}](figures/{figure[0]})\n" for figure, _ in figures(name)]
     lines += _group(groups[0]) if len(groups) == 1 else _grid(groups)
     written = "\n".join([f"<!-- compare {name} -->", *lines, "<!-- end -->"])
-    return written.replace("\u202f%", "%").replace("\u202f", " ")  # as the page's prose is written
+    return written.replace("\u202f", " ")  # as the page's prose is written
 
 
 def _group(group: Group) -> list[str]:

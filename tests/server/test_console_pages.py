@@ -93,8 +93,8 @@ def test_the_overview_tells_how_the_fleet_is(console: Console) -> None:
     make_run(console.runs / "first", 4)
     said = text_of(console.browser("olga").get("/").text)
     assert "first has stopped" in said
-    assert "fleet accuracy on held-out choices 58.9 %" in said
-    assert "2.9 %" in said  # lost: 1 of 34
+    assert "fleet accuracy on held-out choices 58.9%" in said
+    assert "2.9%" in said  # lost: 1 of 34
     assert "Nothing needs you now" in said
 
 
@@ -175,7 +175,7 @@ def test_devices_are_searched_sorted_and_turned_over(console: Console) -> None:
 @pytest.mark.parametrize(
     ("changes", "title"),
     [
-        ({"survivors": 24}, "loses 29 % of its devices"),
+        ({"survivors": 24}, "loses 29% of its devices"),
         ({"val_accuracy": None}, None),
     ],
 )
@@ -480,7 +480,7 @@ def test_ticks_enclose_what_they_measure(low: float, high: float) -> None:
         (wording.duration, 0.0213, "21 ms"),
         (wording.duration, 61, "1 min 1 s"),
         (wording.duration, 90_000, "1 d 1 h"),
-        (wording.percent, 0.5, "50.0 %"),
+        (wording.percent, 0.5, "50.0%"),
         (wording.whole, 1_234_567, "1 234 567"),
         (wording.percent, None, "–"),
     ],
