@@ -14,11 +14,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, find, given, settings
 from hypothesis import strategies as st
+from support import adversary
 from support.adversary import Attempt, Devices, View
 
 from penchant.client import secagg
-from penchant.common.errors import PolicyRefusal, SecretSharingError
-from penchant.common.secagg.transcript import threshold
+from penchant.client.secagg import Confirmed, Masking, Participant
+from penchant.common.errors import AgreementError, PolicyRefusal, SecretSharingError
+from penchant.common.secagg.transcript import confirmation_text, threshold
+from penchant.common.wire.codec import decode, encode
+from penchant.common.wire.messages import Confirmation, Survivors
 
 Plot = tuple[int, int, int, dict[int, View]]
 """(n, c, how many are bad, what each honest device is told)."""
@@ -166,14 +170,107 @@ def test_two_rosters_without_a_common_honest_device_are_two_groups() -> None:
     check(attempt)
 
 
-def test_another_u2_to_one_device_opens_nothing_of_it() -> None:
-    """Device 0 masks with few peers, the others with all; it signs no list that has another U2."""
+def test_other_lists_to_one_device_open_nothing_of_it() -> None:
+    """Device 0 masks with few peers, the others with all; it signs no list that another device signs."""
     everyone, few = tuple(range(7)), (0, 3, 4, 5, 6)
     told = {u: View(everyone, everyone, everyone) for u in range(5)} | {0: View(everyone, few, few)}
     attempt = Attempt(7, 2, 2, told)
     assert list(attempt.refused) == [0]
     assert isinstance(attempt.refused[0], PolicyRefusal)  # too few sign its lists
     assert 0 not in {u for part in attempt.opened() for u in part}
+
+
+# --- U2 in the confirmation: not needed for the promise, and what it is good for --------------------------
+
+
+@pytest.fixture
+def without_u2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everybody signs U3 alone, as in the paper."""
+    signed = confirmation_text
+    for module in (secagg, adversary):
+        monkeypatch.setattr(
+            module,
+            "confirmation_text",
+            lambda context, roster, _, survivors: signed(context, roster, (), survivors),
+        )
+
+
+def two_u2() -> dict[int, View]:
+    """Device 0 masks with all but device 1, the others with all; all are told the same U3, without 1."""
+    everyone, u3 = tuple(range(6)), (0, 2, 3, 4, 5)
+    return {u: View(everyone, everyone if u else u3, u3) for u in range(5)}
+
+
+def test_devices_that_masked_for_another_u2_do_not_confirm_one_another() -> None:
+    """Four signatures on one pair of lists and one on the other, where five are needed."""
+    attempt = Attempt(6, 0, 1, two_u2())
+    assert attempt.opened() == []
+    assert not attempt.unmasked
+
+
+def test_without_u2_in_the_confirmation_they_do_and_the_sum_is_as_large_as_promised(without_u2: None) -> None:
+    attempt = Attempt(6, 0, 1, two_u2())
+    assert attempt.unmasked == {0, 2, 3, 4}
+    check(attempt)
+
+
+def test_without_u2_in_the_confirmation_the_promise_holds_for_four_devices(without_u2: None) -> None:
+    """All of it is searched: U2 in the confirmation is belt and braces (docs/protocol.md)."""
+    learned = 0
+    for told in product(*(views(u, (0, 1, 2, 3)) for u in range(3))):
+        attempt = Attempt(4, 1, 1, dict(enumerate(told)))
+        check(attempt)
+        learned += bool(attempt.opened())
+    assert learned > 1
+
+
+class Trusting(Participant):
+    """A device whose check of U2 is gone: it confirms the U3 that it is told, whatever it masked for."""
+
+    def confirm(self, state: secagg.State, payload: bytes) -> tuple[Confirmed, bytes]:
+        assert isinstance(state, Masking)
+        survivors = decode(payload, Survivors).survivors
+        text = secagg.confirmation_text(state.ticket.context, state.roster, state.sharers, survivors)
+        confirmed = Confirmed(
+            state.ticket,
+            state.me,
+            state.roster,
+            state.identities,
+            state.sharers,
+            survivors,
+            state.seed_shares,
+            state.key_shares,
+        )
+        return confirmed, encode(Confirmation(self.identity.sign(text)))
+
+
+def isolate_a_trusting_device() -> Attempt:
+    """Device 0 masks with 3 and 4, who are then lost for all, and confirms a U3 that it never masked for."""
+    everyone, few, u3 = tuple(range(7)), (0, 3, 4, 5, 6), (0, 1, 2, 5, 6)
+    told = {u: View(everyone, everyone, u3) for u in range(5)} | {0: View(everyone, few, u3)}
+    return Attempt(7, 2, 2, told, participants={0: Trusting})
+
+
+def test_without_both_u2_in_the_confirmation_and_its_check_one_device_is_isolated(without_u2: None) -> None:
+    assert (0,) in isolate_a_trusting_device().opened()
+
+
+def test_u2_in_the_confirmation_stands_in_for_a_device_that_does_not_check_it() -> None:
+    attempt = isolate_a_trusting_device()
+    assert attempt.opened() == []
+    assert not attempt.unmasked
+
+
+def test_a_device_confirms_no_u3_that_it_did_not_mask_for(without_u2: None) -> None:
+    """The check itself: with it, device 0 refuses, though no signature would hold it back."""
+    everyone, few, u3 = tuple(range(7)), (0, 3, 4, 5, 6), (0, 1, 2, 5, 6)
+    told = {u: View(everyone, everyone, u3) for u in range(5)} | {0: View(everyone, few, u3)}
+    attempt = Attempt(7, 2, 2, told)
+    assert isinstance(attempt.refused[0], AgreementError)
+    assert attempt.opened() == []
+
+
+# --- three lists, and none signed -------------------------------------------------------------------------
 
 
 def test_three_lists_would_isolate_two_devices_if_it_were_not_for_the_signatures() -> None:

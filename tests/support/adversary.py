@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from support.scene import Scene, identity
 
 from penchant.client import secagg
-from penchant.client.secagg import Keyed, SecAggPolicy, SharesDealt
+from penchant.client.secagg import Keyed, Participant, SecAggPolicy, SharesDealt
 from penchant.common.crypto.keys import AgreementKey, Verifier, open_sealed
 from penchant.common.crypto.masks import Ring, expand
 from penchant.common.crypto.shamir import Combiner
@@ -84,6 +84,7 @@ class Attempt:
     views: Mapping[int, View]  # of each honest device
     verify: Verifier | None = None  # how devices verify, if not as they should
     min_honest: int = 1
+    participants: Mapping[int, type[Participant]] = field(default_factory=dict)  # who is not as it should be
     refused: dict[int, PenchantError] = field(default_factory=dict)
     unmasked: set[int] = field(default_factory=set)
 
@@ -92,6 +93,10 @@ class Attempt:
         self.scene = replace(stage, states=dict(stage.states), sent={})
         if self.verify is not None:
             self.scene.devices = [replace(device, verify=self.verify) for device in self.scene.devices]
+        for u, kind in self.participants.items():
+            device = self.scene.devices[u]
+            other = kind(device.identity, device.membership, device.policy, device.verify)
+            self.scene.devices = [other if node == u else one for node, one in enumerate(self.scene.devices)]
         self.keyed = {node: self._keyed(state) for node, state in stage.states.items()}
         self.entries = [decode(stage.sent["keys"][node], Entry) for node in range(self.n)]
         self.context = self.keyed[0].ticket.context
@@ -186,9 +191,10 @@ class Attempt:
         given = Confirmations(self._indices(u, signers), tuple(signed[v] for v in signers))
         reply = decode(self.scene.tell("unmask", u, encode(given)), Unmasking)
         self.unmasked.add(u)
+        alive = [v for v in view.sharers if v in view.survivors]  # all of U3, where the device checks U3
         lost = [v for v in view.sharers if v not in view.survivors]
         for held, peers, shares in (
-            (self.seeds, view.survivors, reply.seed_shares),
+            (self.seeds, alive, reply.seed_shares),
             (self.keys, lost, reply.key_shares),
         ):
             for v, share in zip(peers, shares, strict=True):
