@@ -19,7 +19,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help env demo test test-system test-faults lint types bench wheel-smoke picture stubs constraints clean FORCE
+.PHONY: help env demo test test-system test-faults lint types bench mutants wheel-smoke picture stubs constraints clean FORCE
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -77,6 +77,9 @@ types: env       ## mypy: strict, and tests for names that are not there
 
 bench: env       ## every benchmark in tests/bench
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+mutants: env     ## disable the checks one at a time: the tests must notice (ARGS="--sample 10", ARGS=client/secagg.py)
+	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python tests/mutants/run.py $(ARGS)
 
 wheel-smoke: env ## the wheel, installed and tried in an environment of its own
 	tests/system/wheel-smoke $(VENV)

@@ -5,8 +5,9 @@
     make mutants ARGS="--sample 10"               # ten mutants, always the same
 
 Nothing is changed in the working tree: mutants live in a copy of it. One process loads what the tests import
-from elsewhere; each mutant gets a fork of it. A mutant dies when a test fails or does not end. nearest.toml says which tests are asked; survivors.toml, why a survivor may survive.
-The command fails for a survivor that nobody argued for, and for an argument whose mutant died or is no more.
+from elsewhere; each mutant gets a fork of it. A mutant dies when a test fails or does not end. nearest.toml
+says which tests are asked; survivors.toml, why a survivor may survive. The command fails for a survivor that
+nobody argued for, and for an argument whose mutant died or is no more.
 """
 
 from __future__ import annotations
@@ -179,8 +180,7 @@ class Workers:
             import pytest
 
             code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-W", "ignore", *tests])
-            inside = sorted({name.partition(".")[0] for name in sys.modules})
-            (self.scratch / "imported.json").write_text(json.dumps(inside))
+            (self.scratch / "imported.json").write_text(json.dumps(list(sys.modules)))
             sys.stdout.flush()
             os._exit(int(code))
         finally:
@@ -194,7 +194,7 @@ class Workers:
         """Import what the tests imported from elsewhere, so that the next ones needn't."""
         own = {"penchant", "support", "conftest", "__main__", "tests", "mutations"}
         for name in json.loads((self.scratch / "imported.json").read_text()):
-            if name not in own and not name.startswith("test_"):
+            if name.partition(".")[0] not in own and not name.startswith("test_"):
                 with contextlib.suppress(Exception):
                     importlib.import_module(name)
 

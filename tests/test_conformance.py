@@ -1,0 +1,127 @@
+"""docs/conformance.md says where each check of the protocol is: all it names exists, and nothing lacks."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROLE = ("client/secagg.py", *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("server/secagg/*.py")))
+NO_CHECK_OF_THE_PROTOCOL = {
+    ("client/secagg.py", "decode_state"): "a simulation's own file",
+    ("client/secagg.py", "_send_plain"): "plain rounds, which have no protocol",
+    ("server/secagg/plain.py", "PlainAggregation.run"): "plain rounds",
+    ("server/secagg/plain.py", "PlainAggregation.complete"): "plain rounds",
+    ("server/secagg/group.py", "GroupLog.lose"): "notes what its callers found",
+    ("server/secagg/secure.py", "_add_up"): "passes on why the last group failed",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the tables."""
+
+    check: str
+    paper: str
+    code: str
+    refuses: str
+    test: str
+    vector: str
+
+
+def rows() -> list[Row]:
+    found = []
+    for line in (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if len(cells) == 6 and cells[0] != "check" and not cells[0].startswith("--"):
+            found.append(Row(*(cell.strip("`") for cell in cells)))
+    return found
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A `raise`, or a note by which the server leaves somebody out."""
+
+    scope: str
+    text: str
+    line: int
+
+
+@cache
+def functions(path: str) -> frozenset[str]:
+    return frozenset(scope for scope, node in walk(path) if isinstance(node, ast.FunctionDef))
+
+
+@cache
+def refusals(path: str) -> tuple[Refusal, ...]:
+    found = []
+    for scope, node in walk(path):
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            found.append(Refusal(scope, ast.unparse(node.exc), node.lineno))
+        elif isinstance(node, ast.Call) and noted(node) and len(node.args) == 3:
+            found.append(Refusal(scope, ast.unparse(node.args[2]), node.lineno))
+    return tuple(found)
+
+
+def noted(call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Attribute) and call.func.attr in ("lose", "suspect")
+
+
+def walk(path: str) -> Iterator[tuple[str, ast.AST]]:
+    def inside(node: ast.AST, scope: tuple[str, ...]) -> Iterator[tuple[str, ast.AST]]:
+        for child in ast.iter_child_nodes(node):
+            named = isinstance(child, ast.ClassDef | ast.FunctionDef)
+            within = (*scope, child.name) if named else scope  # type: ignore[attr-defined]
+            yield ".".join(within), child
+            yield from inside(child, within)
+
+    yield from inside(ast.parse((ROOT / path).read_text(encoding="utf-8")), ())
+
+
+def plain(text: str) -> str:
+    """Without the quotes of a literal, and with {…} as it is written."""
+    return text.replace("\\'", "'").replace('\\"', '"')
+
+
+def test_the_table_is_read() -> None:
+    assert len(rows()) > 60
+    assert {row.paper.split(",")[0] for row in rows()} >= {"setup", "0", "1", "2", "3", "4", "beyond"}
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row.check)
+def test_what_a_line_names_exists(row: Row) -> None:
+    path, _, name = row.code.partition("::")
+    assert name in functions(path), f"{path} has no {name}"
+    test, _, case = row.test.partition("::")
+    assert case in functions(test), f"{test} has no {case}"
+    if row.refuses != "–":
+        said = [plain(refusal.text) for refusal in refusals(path) if refusal.scope == name]
+        assert any(row.refuses in text for text in said), f"{row.code} does not say “{row.refuses}”"
+    if row.vector != "–":
+        file, _, vector = row.vector.partition("#")
+        cases = json.loads((ROOT / file).read_text(encoding="utf-8"))["cases"]
+        assert vector in [known["name"] for known in cases], f"{file} has no case “{vector}”"
+
+
+@pytest.mark.parametrize("path", ROLE)
+def test_no_refusal_of_the_role_is_missing(path: str) -> None:
+    told = [(row.code, row.refuses) for row in rows() if row.refuses != "–"]
+    for refusal in refusals(path):
+        if (path, refusal.scope) in NO_CHECK_OF_THE_PROTOCOL:
+            continue
+        here = [part for code, part in told if code == f"{path}::{refusal.scope}"]
+        assert any(part in plain(refusal.text) for part in here), (
+            f"docs/conformance.md lacks {path}:{refusal.line}, {refusal.text}"
+        )
+
+
+def test_what_is_excepted_is_there() -> None:
+    for path, scope in NO_CHECK_OF_THE_PROTOCOL:
+        assert scope in {refusal.scope for refusal in refusals(path)}, f"{path} has no refusal in {scope}"
