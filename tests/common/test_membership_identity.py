@@ -72,7 +72,7 @@ def test_files_that_are_no_authoritys_key_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="can't read"):
         Authority.load(tmp_path / "nowhere")
     (tmp_path / "text").write_text("hello")
-    with pytest.raises(UsageError, match="no authority's key"):
+    with pytest.raises(UsageError, match="not an authority's key"):
         Authority.load(tmp_path / "text")
     other = X25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

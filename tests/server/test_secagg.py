@@ -452,7 +452,7 @@ def test_steps_out_of_order_are_refused() -> None:
     for step, payload in payloads.items():
         with pytest.raises(StageError):
             scene.tell(step, 0, payload)
-    for junk in (b"", b"\x09", encode_state(scene.states[0])[:-1]):
+    for junk in (b"", b"\x06", b"\xff", encode_state(scene.states[0])[:-1]):
         with pytest.raises(errors.CodecError):
             decode_state(junk)
 

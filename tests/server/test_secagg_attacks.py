@@ -36,6 +36,8 @@ from penchant.common.membership.identity import Identity
 from penchant.common.secagg.transcript import confirmation_text, entry_text, roster_digest
 from penchant.common.wire.codec import decode, encode
 from penchant.common.wire.messages import (
+    MAX_GROUP,
+    MAX_WORDS,
     AbortCode,
     Announce,
     Confirmation,
@@ -101,6 +103,17 @@ def test_a_group_that_can_never_meet_the_policy_is_refused_at_once(policy: SecAg
 def test_shapes_out_of_range_are_refused(changes: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
         begin(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("changes", [{"words": 1}, {"words": MAX_WORDS}, {"group": 1}, {"group": MAX_GROUP}])
+def test_shapes_that_are_just_in_range_are_accepted(changes: dict[str, int]) -> None:
+    begin(SecAggPolicy(1, 0), **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("changes", [{"words": MAX_WORDS + 1}, {"group": 0}, {"group": MAX_GROUP + 1}])
+def test_shapes_that_are_just_out_of_range_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ConfigError):
+        begin(SecAggPolicy(1, 0), **changes)  # type: ignore[arg-type]
 
 
 def test_a_stale_member_list_is_refused() -> None:
@@ -276,6 +289,14 @@ def test_a_roster_too_small_for_the_policy_is_refused(policy: SecAggPolicy) -> N
         chosen = sorted([*others, entries[VICTIM]], key=lambda entry: entry.certificate.member)
         with pytest.raises(PolicyRefusal):
             scene.tell("shares", VICTIM, encode(Roster(tuple(chosen))))
+
+
+@pytest.mark.parametrize("policy", [SecAggPolicy(5, 0), SecAggPolicy(4, 1), SecAggPolicy(3, 2)])
+def test_a_roster_that_just_meets_the_policy_is_accepted(policy: SecAggPolicy) -> None:
+    """t - c = min_honest; with two colluders n = 3c + 1 as well."""
+    scene = Scene(N, policy=policy).play_to("masked")
+    assert not scene.refusals
+    assert len(scene.requests) == N
 
 
 def test_a_roster_above_the_announced_bound_is_refused() -> None:
