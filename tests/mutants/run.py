@@ -153,25 +153,33 @@ class Workers:
         child = os.fork()
         if child == 0:
             self._run(tests, cpu)
-        while True:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                break
-            if time.monotonic() - started > wall:
-                os.killpg(child, signal.SIGKILL)
-                _, status = os.waitpid(child, 0)
-                return LATE, _children() - before
-            time.sleep(0.02)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)  # what its tests have left running
+        try:
+            status = self._wait(child, started + wall)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)  # what its tests have left running, if not itself
+        if status is None:
+            os.waitpid(child, 0)
+            return LATE, _children() - before
         late = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)
         fate = LATE if late else SURVIVED if status == 0 else DIED
         return fate, _children() - before
+
+    @staticmethod
+    def _wait(child: int, until: float) -> int | None:
+        """How the child ended; None if it has not."""
+        while time.monotonic() < until:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                return status
+            time.sleep(0.02)
+        return None
 
     def _run(self, tests: Sequence[str], cpu: float) -> None:
         """The child: pytest, and what it imported beside."""
         try:
             os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_CPU, (int(cpu) + 1, int(cpu) + 1))
             with open(self.scratch / "output.txt", "wb") as output:
                 os.dup2(output.fileno(), 1)
@@ -253,6 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print("\n".join(mutant.key for _, mutant in chosen))
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the copy goes, and who works on it
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
         workers = Workers(Copy.of(ROOT, Path(scratch)), Path(scratch))
         os.chdir(workers.copy.root)

@@ -274,6 +274,33 @@ def test_too_few_devices_are_told_so() -> None:
         Scene(5).run({"keys": [0, 1, 2]})
 
 
+def test_three_devices_are_enough() -> None:
+    scene = Scene(3)
+    assert (scene.run().total == plain_sum(scene.vectors)).all()
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_the_stage_in_which_too_many_are_lost_is_the_last(stage: str) -> None:
+    scene = Scene(7)
+    with pytest.raises(TooManyDropouts, match=f"3 of 7 devices lost by stage {stage}"):
+        scene.run({stage: [0, 1, 2]})
+    assert list(scene.sent) == list(STAGES[: STAGES.index(stage) + 1])
+
+
+class Stopping(MemoryRecords):
+    """A journal that stops each round at the last moment."""
+
+    def about_to_reveal(self, survivors: int) -> None:
+        raise TooFewDevices(f"{survivors} are too few")
+
+
+def test_a_round_is_stopped_before_anybody_confirms_who_is_in_the_sum() -> None:
+    scene = Scene(7, journal=Stopping())
+    with pytest.raises(TooFewDevices, match="6 are too few"):
+        scene.run({"masked": [1]})
+    assert list(scene.sent) == ["keys", "shares", "masked"]
+
+
 # --- crashes of the server ------------------------------------------------------------------------
 
 
