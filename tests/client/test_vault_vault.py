@@ -92,6 +92,16 @@ def test_runs_do_not_burn_each_others_attempts(tmp_path: Path) -> None:
     assert vault.rounds() == [(RUN, 3, True), (OTHER, 1, False), (OTHER, 3, False)]
 
 
+def test_one_attempt_is_unmasked_and_no_other(tmp_path: Path) -> None:
+    """Neither another attempt of the round, nor another round, nor the same place of another run."""
+    vault = Vault(tmp_path)
+    places = [(RUN, 1, 2), (RUN, 2, 1), (RUN, 2, 2), (OTHER, 2, 2)]
+    for run, number, attempt in places:
+        vault.begin(run, number, attempt, [])
+    vault.mark_unmasked(RUN, 2, 2)
+    assert vault.rounds() == [(RUN, 1, False), (RUN, 2, False), (RUN, 2, True), (OTHER, 2, False)]
+
+
 # --- staged, then committed or dropped ------------------------------------------------------------
 
 
@@ -228,6 +238,30 @@ def test_nothing_comes_of_a_round_that_was_open_when_the_owner_had_all_forgotten
     agent.stage(RUN, 2, 1, factor(2))
     agent.settle(RUN, [(2, 1)])
     assert kept(tmp_path) == (2, 2.0, b"")
+
+
+@pytest.mark.parametrize("place", [(OTHER, 1, 1), (RUN, 2, 1), (RUN, 1, 2)], ids=["run", "round", "attempt"])
+def test_only_the_attempt_that_was_open_is_given_up(tmp_path: Path, place: tuple[bytes, int, int]) -> None:
+    vault = Vault(tmp_path)
+    vault.begin(RUN, 1, 1, [])
+    vault.begin(*place, [])
+    with sqlite3.connect(tmp_path / "vault.db") as db:  # as if forgotten before the second one began
+        db.execute("UPDATE burnt SET unmasked = 2 WHERE run = ? AND round = 1 AND attempt = 1", (RUN,))
+    vault.stage(*place, factor(2))
+    with pytest.raises(StageError, match="forgotten while this round was open"):
+        vault.stage(RUN, 1, 1, factor(1))
+
+
+def test_the_latest_factor_is_one_that_was_committed(tmp_path: Path) -> None:
+    vault = Vault(tmp_path)
+    vault.begin(RUN, 1, 1, [])
+    vault.stage(RUN, 1, 1, factor(1))
+    assert (vault.latest(), vault.personal(RUN)) == (None, None)
+    vault.begin(RUN, 2, 1, [(1, 1)])
+    vault.stage(RUN, 2, 1, factor(2))
+    latest = vault.latest()
+    assert latest is not None
+    assert latest[1].round == 1
 
 
 def test_a_model_trained_alone_never_replaces_what_came_meanwhile(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""Whose files these are: what somebody else could have written does not count."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from penchant.client.vault.ownership import check_directory, read_owned
+from penchant.client.vault.sealing import CHECK_FILE, KEY_FILE, SealedStorage
+from penchant.common.errors import ConfigError, DeviceError
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    tmp_path.chmod(0o755)
+    (tmp_path / "policy.toml").write_text("paused = true\n")
+    (tmp_path / "policy.toml").chmod(0o644)
+    return tmp_path
+
+
+def test_what_is_ones_own_is_read(home: Path) -> None:
+    check_directory(home)
+    assert read_owned(home / "policy.toml") == "paused = true\n"
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757])
+def test_what_others_can_write_is_refused(home: Path, mode: int) -> None:
+    home.chmod(mode)
+    with pytest.raises(DeviceError, match="others can write in"):
+        check_directory(home)
+    (home / "policy.toml").chmod(mode & 0o666)
+    with pytest.raises(ConfigError, match="others can write"):
+        read_owned(home / "policy.toml")
+
+
+def test_what_belongs_to_another_user_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stranger = os.stat(home).st_uid + 1
+    monkeypatch.setattr(os, "geteuid", lambda: stranger)
+    with pytest.raises(DeviceError, match="belongs to"):
+        check_directory(home)
+    with pytest.raises(DeviceError, match="belongs to"):
+        SealedStorage.of(home)
+    if os.stat(home).st_uid:  # a file of root's counts for everybody
+        with pytest.raises(ConfigError, match="only its owner's word counts"):
+            read_owned(home / "policy.toml")
+
+
+def test_a_key_file_of_another_length_is_refused(home: Path) -> None:
+    SealedStorage.of(home)
+    (home / KEY_FILE).write_bytes(bytes(31))
+    with pytest.raises(DeviceError, match="31 bytes instead of 32"):
+        SealedStorage.of(home)
+
+
+def test_a_check_file_that_says_something_else_is_refused(home: Path) -> None:
+    (home / CHECK_FILE).write_bytes(SealedStorage.of(home).seal(b"another text", "check"))
+    with pytest.raises(DeviceError, match="is damaged"):
+        SealedStorage.of(home)
