@@ -226,7 +226,7 @@ def test_hours_hold_from_their_start_until_before_their_end(
 
 @pytest.mark.parametrize(
     "hours",
-    ["night", "22:00", "22:00-", "25:00-26:00", "1:00-2:00-3:00", "09:00Z-17:00Z", "09:00+01:00-17:00"],
+    ["night", "22:00", "22:00-", "25:00-26:00", "1:00-2:00-3:00", "09:00Z-17:00", "09:00-17:00Z", "09:00+01:00-17:00"],
 )
 def test_hours_that_are_none_are_refused(hours: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -267,6 +267,9 @@ def test_a_policy_is_read_back_as_it_was_written(policy: OwnerPolicy) -> None:
         ("min_honst = 3", 'unknown configuration key "min_honst"; did you mean "min_honest"?'),
         ("min_honest = 0", "policy.min_honest is 0; it must lie in 1 … 100000"),
         ("max_colluders = -1", "policy.max_colluders is -1"),
+        ("max_epochs = 0", "policy.max_epochs is 0; it must lie in 1 … 1"),
+        ("max_message_mb = 513", "policy.max_message_mb is 513; it must lie in 1 … 512"),
+        ("max_factor = 1e10", "policy.max_factor is 10000000000.0; it must lie in 0.001 … 1e+09"),
         ("max_factor = nan", "policy.max_factor is nan; it must be a finite number"),
         ("allow_unmasked = 1", "policy.allow_unmasked is 1; it must be true or false"),
         ('base_models = "all"', "policy.base_models must be a list"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,23 @@ def test_what_belongs_to_another_user_is_refused(home: Path, monkeypatch: pytest
         check_directory(home)
     with pytest.raises(DeviceError, match="belongs to"):
         SealedStorage.of(home)
-    if os.stat(home).st_uid:  # a file of root's counts for everybody
-        with pytest.raises(ConfigError, match="only its owner's word counts"):
-            read_owned(home / "policy.toml")
+
+
+def test_a_file_of_another_user_does_not_count_and_one_of_root_does(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, owner = os.fstat, 0
+
+    def found(descriptor: int) -> os.stat_result:
+        fields = list(real(descriptor))
+        fields[stat.ST_UID] = owner
+        return os.stat_result(fields)
+
+    monkeypatch.setattr(os, "fstat", found)
+    assert read_owned(home / "policy.toml")
+    owner = os.geteuid() + 1
+    with pytest.raises(ConfigError, match="only its owner's word counts"):
+        read_owned(home / "policy.toml")
 
 
 def test_a_key_file_of_another_length_is_refused(home: Path) -> None:
