@@ -308,6 +308,9 @@ def test_a_crash_before_unmasking_leaves_no_record_so_a_new_attempt_is_safe() ->
     for stage in STAGES:
         scene = Scene(4).play_to(stage)
         assert unmask_asked(scene.journal.records) == (stage == "unmask")
+        if stage != "unmask":
+            with pytest.raises(JournalError, match="no unmask request was journaled"):
+                scene.server.complete(scene.journal.records)
 
 
 def test_a_crash_past_unmasking_is_completed_from_the_replies_that_arrived() -> None:
@@ -323,8 +326,9 @@ def test_a_crash_past_unmasking_is_completed_from_the_replies_that_arrived() -> 
             with pytest.raises(NotUnmasked):
                 scene.server.complete(journal.records)
         else:
-            total = scene.server.complete(journal.records).total
-            assert (total == plain_sum(scene.vectors[:6])).all()
+            completed = scene.server.complete(journal.records)
+            assert (completed.total == plain_sum(scene.vectors[:6])).all()
+            assert completed.cohort == tuple(range(7))
 
 
 def test_a_journal_with_a_torn_record_is_refused() -> None:

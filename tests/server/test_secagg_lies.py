@@ -312,6 +312,15 @@ def test_a_seed_that_was_not_committed_to_names_its_dealer() -> None:
         scene.run(lie=at("keys", other_commitment(scene)))
 
 
+def test_a_dealer_is_not_named_while_a_share_of_its_secret_is_wrong_besides() -> None:
+    """Its commitment is another's, but whoever gives a wrong share may have made that up."""
+    scene = Scene(N)
+    uncommitted, spoilt = at("keys", other_commitment(scene)), at("unmask", wrong_shares, (1,))
+    with pytest.raises(NotUnmasked, match="somebody lied, too few to tell") as caught:
+        scene.run(lie=lambda stage, node, reply: spoilt(stage, node, uncommitted(stage, node, reply)))
+    assert "shared another secret" not in str(caught.value)
+
+
 def other_mask_key(scene: Scene) -> Callable[[bytes], bytes]:
     def lie(reply: bytes) -> bytes:
         entry = signed(decode(reply, Entry), mask_key=key(9))
