@@ -331,6 +331,15 @@ def test_a_crash_past_unmasking_is_completed_from_the_replies_that_arrived() -> 
             assert completed.cohort == tuple(range(7))
 
 
+def test_every_reply_is_journaled_as_it_arrives() -> None:
+    """A server that dies right after the last one completes the attempt from its journal."""
+    scene = Scene(7)
+    aggregate = scene.run({"masked": [6]})
+    completed = scene.server.complete(scene.journal.records)
+    assert (completed.total == aggregate.total).all()
+    assert completed.survivors == aggregate.survivors == (0, 1, 2, 3, 4, 5)
+
+
 def test_a_journal_with_a_torn_record_is_refused() -> None:
     scene = Scene(4)
     scene.run()
