@@ -226,7 +226,10 @@ def test_hours_hold_from_their_start_until_before_their_end(
 
 @pytest.mark.parametrize(
     "hours",
-    ["night", "22:00", "22:00-", "25:00-26:00", "1:00-2:00-3:00", "09:00Z-17:00", "09:00-17:00Z", "09:00+01:00-17:00"],
+    [
+        *("night", "22:00", "22:00-", "25:00-26:00", "1:00-2:00-3:00"),
+        *("09:00Z-17:00", "09:00-17:00Z", "09:00+01:00-17:00"),
+    ],
 )
 def test_hours_that_are_none_are_refused(hours: str) -> None:
     with pytest.raises(ConfigError) as caught:
