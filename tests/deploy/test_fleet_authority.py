@@ -75,7 +75,7 @@ def test_a_request_that_its_key_did_not_sign_is_refused() -> None:
     forged = Request(Identity.public_of(device(2)), genuine.signature)
     with pytest.raises(CertificateError, match="not signed"):
         Request.decode(forged.encode())
-    with pytest.raises(CertificateError, match="no request"):
+    with pytest.raises(CertificateError, match="not a request"):
         Request.decode(genuine.encode() + b"\0")
 
 
