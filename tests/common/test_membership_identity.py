@@ -155,6 +155,12 @@ def test_a_list_survives_its_file_and_says_who_is_revoked() -> None:
         membership.check(identity(2).certificate)
 
 
+def test_who_is_held_is_listed_and_not_revoked() -> None:
+    membership = knowing(published(revoked=(2,)))
+    assert [number for number in range(6) if membership.holds(number)] == [1, 3]
+    assert membership.count == 2
+
+
 def test_newer_lists_replace_older_ones_and_never_the_other_way() -> None:
     membership = knowing(published(1), published(5, revoked=(1,)))
     assert membership.number == 5
