@@ -21,7 +21,7 @@ from typing import Any, Literal, Self
 import tomli_w
 
 from penchant.common.errors import ConfigError
-from penchant.common.registry import SERVER_OPTIMIZERS
+from penchant.common.registry import COMBINATIONS, SERVER_OPTIMIZERS
 from penchant.common.settings import (
     Section,
     as_in,
@@ -43,6 +43,7 @@ OrderName = Literal["joint", "personal-first", "alternating"]
 OptimizerName = Literal["adamw", "sgd"]
 SharedOptimizerName = Literal["same", "adamw", "sgd"]
 ServerOptimizerName = str  # a name of `common.registry.SERVER_OPTIMIZERS`
+CombinationName = str  # a name of `common.registry.COMBINATIONS`
 GridName = Literal["local", "ray"]
 BadRows = Literal["refuse", "skip"]
 EvaluateOn = Literal["test", "validation"]
@@ -328,7 +329,7 @@ class FederationConfig(Section):
         "don't wait.",
         low=0.1,
         high=3000,
-        later=True,
+        added=True,
     )
     attempts: int = setting(3, "How often a round is tried, each time with fresh keys.", low=1, high=100)
     server_optimizer: ServerOptimizerName = setting(
@@ -352,6 +353,20 @@ class FederationConfig(Section):
     )
     max_weight: int = setting(
         1024, "The most pairs that one person may count for in a round's mean.", low=1, high=1 << 20
+    )
+    combine: CombinationName = setting(
+        "mean",
+        "How the mean updates of a round's groups become one; all but mean withstand some false ones.",
+        choices=COMBINATIONS.names,
+        added=True,
+    )
+    false_groups: float = setting(
+        0.25,
+        "The part of the groups that may be false: trimmed_mean cuts as many off at both ends, multi_krum "
+        "leaves as many out.",
+        low=0,
+        high=0.49,
+        added=True,
     )
 
     def _check(self) -> None:

@@ -35,6 +35,7 @@ __all__ = [
     "SecretSharingError",
     "SignatureError",
     "StageError",
+    "SumRefused",
     "TokenError",
     "TooFewDevices",
     "TooManyDropouts",
@@ -200,6 +201,12 @@ class NotUnmasked(RoundFailed):
     """The sum could not be unmasked although enough devices answered."""
 
     code = "not-unmasked"
+
+
+class SumRefused(RoundFailed):
+    """An opened sum that no honest devices make, or factors from it that no device would take."""
+
+    code = "sum-refused"
 
 
 class DeviceError(PenchantError):

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from penchant.common.errors import ConfigError
 
-__all__ = ["SERVER_OPTIMIZERS", "Named", "Registry"]
+__all__ = ["COMBINATIONS", "SERVER_OPTIMIZERS", "Named", "Registry"]
 
 T = TypeVar("T")
 
@@ -168,3 +168,8 @@ SERVER_OPTIMIZERS = Registry(
 )
 """The server's optimisers. Their names are here, so that a configuration can be checked where no server is;
 what they do is in `server/optimizers.py`."""
+
+COMBINATIONS = Registry(
+    "federation.combine", "penchant.combinations", ("mean", "median", "trimmed_mean", "multi_krum")
+)
+"""How groups' sums are combined; what they do is in `server/combination.py`."""

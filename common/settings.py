@@ -45,7 +45,7 @@ class Declaration:
     group: str = ""
     old: tuple[str, ...] = ()
     stored: str = ""
-    later: bool = False
+    added: bool = False
 
 
 def setting(
@@ -60,7 +60,7 @@ def setting(
     group: str = "",
     old: tuple[str, ...] = (),
     stored: str = "",
-    later: bool = False,
+    added: bool = False,
 ) -> T:
     """Declare a setting: the one place that a new setting touches.
 
@@ -76,10 +76,10 @@ def setting(
         group: the heading that the setting is listed under, where it is not that of its section.
         old: former names, which are read with a notice.
         stored: the name in a plan's bytes and in a configuration's digest, where those keep a former name.
-        later: whether it came after the first version; at its default it is then left out of digests, so that
-            runs of earlier versions keep theirs.
+        added: whether it came after runs of other versions: bytes and digests leave it out where it has its
+            default, so that earlier runs keep theirs.
     """
-    declared = Declaration(help, low, high, choices, flag, switch, group, old, stored, later)
+    declared = Declaration(help, low, high, choices, flag, switch, group, old, stored, added)
     return dataclasses.field(default=default, metadata={_DECLARED: declared})
 
 
@@ -289,7 +289,7 @@ def section_table(section: Section, *, stored: bool = False) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for f in _known(type(section)).values():
         value = getattr(section, f.name)
-        if stored and f.declared.later and value == f.default:
+        if stored and f.declared.added and value == f.default:
             continue
         if isinstance(value, Section):
             value = section_table(value, stored=stored)

@@ -76,3 +76,14 @@ def listed(parts: Iterable[str]) -> str:
     """``a, b and c`` of those that are not empty."""
     present = [part for part in parts if part]
     return " and ".join(filter(None, [", ".join(present[:-1]), *present[-1:]]))
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Ascending numbers, neighbours as a span: ``1–3, 7, 9–12``."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{low}" if low == high else f"{low}–{high}" for low, high in spans)

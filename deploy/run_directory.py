@@ -23,6 +23,7 @@ __all__ = [
     "RESULT",
     "RUN_NAME",
     "SERVER",
+    "START",
     "busy",
     "claim",
     "create",
@@ -37,16 +38,18 @@ __all__ = [
 
 CONFIG = "config.toml"
 RESULT = "result.json"
+START = "start.safetensors"  # only where the run begins with an earlier round of another
 MODEL_SIGNATURE = "blueprint.json"  # only in the directory of a served run
 SERVER = ".server"
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _LOCK = ".lock"
-_NO_RUN = {_LOCK, f".{CONFIG}.tmp"}
+_NO_RUN = {_LOCK, f".{CONFIG}.tmp", START, f".{START}.tmp"}
 _DISTRIBUTIONS = ("penchant", "flwr", "torch", "transformers", "peft", "numpy", "cryptography")
 
 
-def create(directory: Path, config: RunConfig) -> None:
-    """Make `directory` a run directory of `config`: the configuration is the first thing in it.
+def create(directory: Path, config: RunConfig, start: bytes = b"") -> None:
+    """Make `directory` a run directory of `config`: the configuration is the first thing in it, but for the
+    file of the earlier round that it begins with.
 
     Raises RunDirectoryError when anything is there already, or another process is at it.
     """
@@ -55,6 +58,9 @@ def create(directory: Path, config: RunConfig) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         with claim(directory):
             refuse_used(directory)  # another process may have been quicker
+            (directory / START).unlink(missing_ok=True)  # of a process that was killed before it was a run
+            if start:
+                write_durably(directory / START, start)
             write_durably(directory / CONFIG, config.to_toml().encode())
     except OSError as error:
         raise RunDirectoryError(f"can't write into {directory}: {error.strerror}") from None

@@ -219,6 +219,11 @@ class Journal:
                 [(round, now, member) for member in members],
             )
 
+    def nodes(self) -> dict[int, int]:
+        """node -> member, of all that were met."""
+        rows = self._read("SELECT node, member FROM devices")
+        return {int(node): int(member) for node, member in rows}
+
     # --- what a restarted server asks ----------------------------------------------------------------
 
     def rows(self) -> list[RoundRow]:

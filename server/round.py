@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -26,15 +26,16 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from penchant.common.config import Plan
-from penchant.common.errors import JournalError, RoundFailed, TooFewDevices
+from penchant.common.errors import AgreementError, JournalError, RoundFailed, SumRefused, TooFewDevices
 from penchant.common.model import announced
-from penchant.common.secagg.update_vector import RoundSums
 from penchant.common.wire.messages import Announce, Kind
+from penchant.common.wording import ranges
 from penchant.server.attempt_log import AttemptLog
 from penchant.server.availability import Availability, Ready
 from penchant.server.cohort import sample_cohort
 from penchant.server.exchange import Exchange
 from penchant.server.journal import RoundLog
+from penchant.server.opened_sum import Opened, moved, read_sums
 from penchant.server.optimizers import ServerState, server_optimizer
 from penchant.server.run import RoundPlan, ServerRun, finished_rounds
 from penchant.server.secagg.aggregation import Aggregate, unmask_asked
@@ -66,6 +67,8 @@ def play_round(
 ) -> RoundLog | None:
     """One round, in as many attempts as it takes; None when it was lost past unmasking and is skipped.
 
+    So is one whose sum can't be that of honest devices: who lied would be asked again.
+
     Args:
         run: what the server knows of the run.
         grid: the way to the devices.
@@ -76,21 +79,22 @@ def play_round(
 
     Raises:
         RoundFailed: no attempt succeeded; nothing of a failed one is kept.
+        JournalError: the factors that the round would start from are none that devices take.
     """
     shared: ServerState | None = None
     while True:
         task = run.task(number, len(ready))
+        shared = shared or _shared(run, task)  # all attempts of a round start from the same
         _note_sums(run, task)
         members = sample_cohort(list(ready), task.cohort, seed=run.config.seed, round=number)
         cohort = {ready[member]: member for member in members}
         attempt = run.journal.begin(number, task.plan.phase)
         attempt_log = AttemptLog(run.journal, number, attempt, partial(_enough, run))
         try:
-            shared = shared or _shared(run, task)  # all attempts of a round start from the same
             return _attempt(run, grid, task, attempt, cohort, attempt_log, shared)
         except RoundFailed as error:
-            if unmask_asked(attempt_log.records()):
-                run.journal.skip(number, attempt, str(error))
+            if isinstance(error, SumRefused) or unmask_asked(attempt_log.records()):
+                _skip(run, number, attempt, error)
                 return None
             run.journal.fail(number, attempt, str(error))
             if run.journal.attempts(number) >= run.config.federation.attempts:
@@ -121,14 +125,18 @@ def _attempt(
 
     aggregate = run.aggregation.run(announce, list(cohort), exchange, attempt_log)
     _enough(run, len(aggregate.survivors))
-    sums = task.layout.read(aggregate.total)
-    log = _conclude(task, attempt, sums, aggregate)
-    log = replace(log, seconds=time.monotonic() - began, bytes_up=wire.bytes_up, bytes_down=wire.bytes_down)
-    run.journal.finish(log, _moved(run, task, shared, sums))
+    opened = _opened(run, task, aggregate, cohort)
+    spent = replace(
+        _conclude(task, attempt, opened),
+        seconds=time.monotonic() - began,
+        bytes_up=wire.bytes_up,
+        bytes_down=wire.bytes_down,
+    )
+    _finish(run, spent, _moved(run, task, shared, opened))
     with suppress(JournalError):  # the round is final
-        run.journal.joined([cohort[node] for node in aggregate.survivors], task.number)
-    run.observe(log)
-    return log
+        run.journal.joined([cohort[node] for node in opened.aggregate.survivors], task.number)
+    run.observe(spent)
+    return spent
 
 
 def recover(run: ServerRun) -> None:
@@ -146,27 +154,43 @@ def recover(run: ServerRun) -> None:
     try:
         aggregate = run.aggregation.complete(records)
         _enough(run, len(aggregate.survivors))
+        task = run.task(row.round, len(aggregate.cohort))
+        opened = _opened(run, task, aggregate, run.journal.nodes())
+        after = _moved(run, task, _shared(run, task), opened)
     except RoundFailed as error:
-        run.journal.skip(row.round, row.attempt, str(error))
+        _skip(run, row.round, row.attempt, error)
         return
-    task = run.task(row.round, len(aggregate.cohort))
-    shared = _shared(run, task)
-    sums = task.layout.read(aggregate.total)
-    log = _conclude(task, row.attempt, sums, aggregate)
-    run.journal.finish(log, _moved(run, task, shared, sums))
-    run.observe(log)
+    completed = _conclude(task, row.attempt, opened)
+    _finish(run, completed, after)
+    run.observe(completed)
 
 
 # --- the parts of a round ---------------------------------------------------------------------------------
 
 
 def _shared(run: ServerRun, task: RoundPlan) -> ServerState:
-    """The shared state that a round starts from: the last checkpoint, or the common start."""
-    found, federation = run.journal.load(), run.config.federation
+    """The shared state that a round starts from: the last checkpoint, where the run begins, or the common
+    start. JournalError when devices would take no announcement of it."""
+    found = run.journal.load()
+    shared = _state(run, task, None if found is None else found[1])
+    try:
+        announced.check(announced_factors(task.plan, shared))
+    except AgreementError as error:
+        after = "at the start of the run" if found is None else f"after round {found[0]}"
+        raise JournalError(
+            f"{after} {error}, and devices refuse them; begin a new run from an earlier round: "
+            "penchant server run --from RUN:ROUND"
+        ) from None
+    return shared
+
+
+def _state(run: ServerRun, task: RoundPlan, shared: ServerState | None) -> ServerState:
+    federation = run.config.federation
     optimizer = server_optimizer(federation.server_optimizer)
-    if found is None:
+    if shared is None and run.start is not None:
+        return optimizer.init(run.start, task.split.initial(run.config.seed)[1], federation)
+    if shared is None:
         return optimizer.init(*task.split.initial(run.config.seed), federation)
-    shared = found[1]
     if task.plan.start_sent and not shared.start.size and task.split.personal.size:
         warm = run.model_signature.split(run.config.plan("warmup", run.cohort))
         return optimizer.init(*task.split.start_from(warm, shared.factors, run.config.seed), federation)
@@ -205,14 +229,36 @@ def _enough(run: ServerRun, survivors: int) -> None:
         )
 
 
-def _moved(run: ServerRun, task: RoundPlan, shared: ServerState, sums: RoundSums) -> ServerState:
+def _opened(run: ServerRun, task: RoundPlan, aggregate: Aggregate, members: Mapping[int, int]) -> Opened:
+    """The sums that stand; SumRefused where too few do. members: node -> member, as far as is known."""
+
+    def names(nodes: Sequence[int]) -> str:
+        known = sorted(members[node] for node in nodes if node in members)
+        return f"members {ranges(known)}" if known else f"{len(nodes)} devices"
+
+    return read_sums(task.layout, aggregate, run.config.federation, names)
+
+
+def _moved(run: ServerRun, task: RoundPlan, shared: ServerState, opened: Opened) -> ServerState:
     if task.plan.phase == "close":
         return shared
-    return shared.moved(sums.mean, run.config.federation)
+    return moved(shared, opened.sums.mean, run.config.federation)
 
 
-def _conclude(task: RoundPlan, attempt: int, sums: RoundSums, aggregate: Aggregate) -> RoundLog:
+def _skip(run: ServerRun, number: int, attempt: int, error: RoundFailed) -> None:
+    run.journal.skip(number, attempt, str(error))
+    run.tell(f"round {number}, attempt {attempt}, is skipped: {error}")
+
+
+def _finish(run: ServerRun, finished: RoundLog, shared: ServerState) -> None:
+    run.journal.finish(finished, shared)
+    for group, why in finished.failed.items():
+        run.tell(f"round {finished.round}, attempt {finished.attempt}, is without group {group}: {why}")
+
+
+def _conclude(task: RoundPlan, attempt: int, opened: Opened) -> RoundLog:
     """What the server knows of the round: sums and counts. Times and bytes are filled in by the caller."""
+    sums, aggregate = opened.sums, opened.aggregate
     return RoundLog(
         round=task.number,
         attempt=attempt,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from penchant.common.config import Phase, Plan, RunConfig
 from penchant.common.errors import ConfigError
@@ -17,6 +21,9 @@ from penchant.server.secagg.aggregation import Aggregation
 
 __all__ = ["RoundPlan", "ServerRun", "cohort_size", "run_id"]
 Observer = Callable[[RoundLog], None]
+Vector = NDArray[np.float32]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,8 @@ class ServerRun:
         aggregation: how vectors are added up.
         membership: the authority's latest member list, encoded.
         observe: called with the log of each finished round.
+        tell: called with a line for the operator: a round that was skipped, or a group that was left out.
+        start: the shared factors that the run begins with, where they are not the common start.
         patience: seconds that a round waits for its cohort to be there, before it fails.
         belongs: says whether a member is on the list.
         members: the list's length; None where there is no list.
@@ -45,6 +54,8 @@ class ServerRun:
     membership: bytes
     journal: Journal
     observe: Observer = field(default=lambda log: None)
+    tell: Callable[[str], None] = field(default=_log.warning)
+    start: Vector | None = field(default=None, repr=False)
     patience: float = 0.0
     belongs: Callable[[int], bool] = field(default=lambda member: True)
     members: int | None = None

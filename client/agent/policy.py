@@ -16,6 +16,7 @@ from penchant.client.secagg import SecAggPolicy
 from penchant.client.vault.ownership import read_owned
 from penchant.common.config import Plan
 from penchant.common.errors import AgreementError, ConfigError, PolicyRefusal
+from penchant.common.model import announced
 from penchant.common.model.factors import Split
 from penchant.common.secagg.transcript import threshold
 from penchant.common.settings import Section, build_section, section_table
@@ -78,7 +79,7 @@ class OwnerPolicy(Section):
     paused: bool = False
     hours: str = ""
     max_epochs: int = 1000
-    max_factor: float = 1e3
+    max_factor: float = announced.LARGEST
     max_message_mb: int = 64
     shares: tuple[str, ...] = ("A", "B", "kernel", "svd", "AB", "none", "ffa", "lore")
     modules: tuple[str, ...] = LINEAR
@@ -259,8 +260,5 @@ def checked_factors(data: bytes, size: int, largest: float) -> Vector:
     if len(data) != 4 * size:
         raise AgreementError(f"factors of {len(data)} bytes came where {size} numbers belong")
     factors = np.frombuffer(data, dtype="<f4").astype(np.float32)
-    if not np.isfinite(factors).all():
-        raise AgreementError("the received factors hold values that are not finite")
-    if size and float(np.abs(factors).max()) > largest:
-        raise AgreementError(f"the received factors exceed {largest:g}; they can't be of a sound run")
+    announced.check(factors, largest)
     return factors

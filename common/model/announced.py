@@ -9,14 +9,27 @@ from __future__ import annotations
 import numpy as np
 
 from penchant.common.config import Plan
+from penchant.common.errors import AgreementError
 from penchant.common.model.factors import Split, Vector
 
-__all__ = ["join", "length", "parts"]
+__all__ = ["LARGEST", "check", "join", "length", "parts"]
+
+LARGEST = 1e3
+"""The largest absolute value of an announced number that a device takes, unless its owner says otherwise."""
 
 
 def join(plan: Plan, shared: Vector, start: Vector) -> Vector:
     """What an announcement of `plan` carries of these shared factors and this start of the personal part."""
     return np.concatenate([shared, start]) if plan.start_sent else shared
+
+
+def check(factors: Vector, largest: float = LARGEST) -> None:
+    """AgreementError unless all of `factors` are finite and none is beyond `largest`: devices take no other,
+    and a server announces no other."""
+    if not np.isfinite(factors).all():
+        raise AgreementError("the factors hold values that are not finite")
+    if factors.size and float(np.abs(factors).max()) > largest:
+        raise AgreementError(f"the factors exceed {largest:g}; they can't be of a sound run")
 
 
 def length(plan: Plan, split: Split) -> int:

@@ -163,6 +163,33 @@ class UpdateLayout:
             counts[BIN_NAMES[min(contribution.correct * BINS // contribution.total, BINS - 1)]] = 1
         return self.quantiser.quantise(_clipped(contribution.update, self.clip), weight, counts, key)
 
+    def fault(self, total: NDArray[np.int64], people: int) -> str:
+        """Why no `people` devices that keep to the bounds can have made this sum; "" where they can.
+
+        The bounds are public: what `quantise` holds every device to, added up.
+        """
+        counts = dict(
+            zip((c.name for c in self.quantiser.counters), total[self.quantiser.size :].tolist(), strict=True)
+        )
+        weight, judged = counts[WEIGHT], counts[TOTAL]
+        shown = [counts[name] for name in BIN_NAMES]
+        return (
+            _outside("weight", weight, people * self.quantiser.weight)
+            or _outside("loss", counts[LOSS], weight * round(LOSS_MOST / LOSS_UNIT))
+            or _outside("pairs judged", judged, people * JUDGED_MOST)
+            or _outside("pairs ranked right", counts[CORRECT], judged)
+            or next((fault for n in shown if (fault := _outside("people of a tenth", n, people))), "")
+            or _outside("people of all tenths", sum(shown), min(people, judged))
+            or self._too_long(total[: self.quantiser.size], weight, people)
+        )
+
+    def _too_long(self, update: NDArray[np.int64], weight: int, people: int) -> str:
+        """Of an update's sum: clipped by each device, each with a rounding error below a step an element."""
+        step, size = self.quantiser.step, self.quantiser.size
+        norm = float(np.linalg.norm(update.astype(np.float64))) * step
+        most = weight * self.clip + min(people, weight) * step * float(np.sqrt(size))
+        return "" if norm <= most else f"an update of norm {norm:.6g}, at most {most:.6g} can be"
+
     def read(self, total: NDArray[np.int64]) -> RoundSums:
         """What the sum of the survivors' vectors (int64 [words]) says."""
         update, counts = self.quantiser.dequantise(total)
@@ -186,6 +213,10 @@ def _counters(max_weight: int) -> tuple[Counter, ...]:
         Counter(TOTAL, JUDGED_MOST),
         *(Counter(name, 1) for name in BIN_NAMES),
     )
+
+
+def _outside(what: str, found: int, most: int) -> str:
+    return "" if 0 <= found <= most else f"{found} {what}, 0 to {most} can be"
 
 
 def _clipped(update: NDArray[np.float32], clip: float) -> NDArray[np.float32]:

@@ -23,6 +23,7 @@ from penchant.deploy.audit.audit import Audit, audit
 from penchant.deploy.comparison import conclusions
 from penchant.deploy.comparison.conclusions import MethodDifference
 from penchant.deploy.comparison.table import Comparison
+from penchant.deploy.earlier_round import begun_with
 from penchant.deploy.report import write_comparison, write_report
 from penchant.deploy.simulation.devices import personal_part
 from penchant.deploy.simulation.result import RunResult, html_table
@@ -47,7 +48,7 @@ class RunModels:
             return self._world
         config = run_directory.read_config(self._directory)
         try:
-            return prepare(config)
+            return prepare(config, start=begun_with(self._directory))
         except DataError as error:
             raise DataError(
                 f"{error}; where preferences were in memory, models come from the result of the call itself"

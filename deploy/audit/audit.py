@@ -76,6 +76,7 @@ class Audit:
     lines: tuple[Line, ...]
     vectors: Mapping[str, tuple[Tensor, ...]]
     violations: tuple[str, ...]
+    refused: tuple[str, ...] = ()  # what the server opened and did not use: rounds skipped, groups left out
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -105,6 +106,7 @@ class Audit:
                 ]
                 for phase, tensors in self.vectors.items()
             },
+            "refused": list(self.refused),
             "violations": list(self.violations),
         }
 
@@ -122,6 +124,7 @@ def audit(directory: Path) -> Audit:
     tensors = read_tensors(directory)
     rules = Rules(config, tensors)
     phases = [rules.phase(s) for s in sent]
+    rows = _journal(directory)
     return Audit(
         directory=directory,
         secagg=config.privacy.secagg,
@@ -135,7 +138,8 @@ def audit(directory: Path) -> Audit:
         loads=_loads(sent, phases),
         lines=_lines(sent, phases),
         vectors={p: tensors[p] for p in dict.fromkeys(phases) if p in tensors},
-        violations=tuple(find_violations(rules, sent, phases, _journal(directory))),
+        violations=tuple(find_violations(rules, sent, phases, rows)),
+        refused=tuple(_refused(rows)),
     )
 
 
@@ -147,6 +151,15 @@ def _journal(directory: Path) -> list[RoundRow]:
         return journal.rows()
     finally:
         journal.close()
+
+
+def _refused(rows: Sequence[RoundRow]) -> Iterator[str]:
+    """A line for each round that was skipped, and for each group that a finished one is without."""
+    for row in rows:
+        if row.state == "skipped":
+            yield f"round {row.round}, attempt {row.attempt}, was skipped: {row.why}"
+        for group, why in (row.log.failed if row.log else {}).items():
+            yield f"round {row.round}, attempt {row.attempt}, is without group {group}: {why}"
 
 
 def _lines(sent: Sequence[Sent], phases: Sequence[str]) -> tuple[Line, ...]:

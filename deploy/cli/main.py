@@ -62,19 +62,36 @@ def root(show_version: Annotated[bool, typer.Option("--version", help="Print the
 
 @command(app, rich_help_panel="Researcher")
 @with_settings()
-def simulate(flags: Flags, config: ConfigFile = None, out: Out = None, resume: Resume = None) -> None:
+def simulate(
+    flags: Flags,
+    config: ConfigFile = None,
+    out: Out = None,
+    resume: Resume = None,
+    begin_with: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="DIR:ROUND",
+            help="Begin with the shared factors of a finished round of the run in DIR.",
+            show_default=False,
+            rich_help_panel=RUN,
+        ),
+    ] = "",
+) -> None:
     """Simulate a federation on this machine and report how well each person's model does.
 
     Defaults and ranges are in docs/settings.md. A data set may have a recipe of settings tuned for it;
     a configuration file comes before a recipe, and a flag before both.
     """
     if resume:
+        if begin_with:
+            raise UsageError("--resume goes on where its run stands; drop --from")
         _go_on(resume, flags, config, out)
     else:
-        _begin(flags, config, out)
+        _begin(flags, config, out, begin_with)
 
 
-def _begin(flags: Flags, file: Path | None, out: Path | None) -> None:
+def _begin(flags: Flags, file: Path | None, out: Path | None, begin_with: str) -> None:
     """Simulate in a new run directory."""
     config = configure(flags, file)
     directory = out or Path("runs") / _run_name(config)
@@ -82,8 +99,14 @@ def _begin(flags: Flags, file: Path | None, out: Path | None) -> None:
     from penchant.deploy.cli.show_simulation import run_and_show
     from penchant.deploy.simulation.world import prepare
 
-    world = prepare(config)  # refuses what can't work before anything is written
-    run_directory.create(directory, config)
+    start = None
+    if begin_with:
+        from penchant.deploy.earlier_round import earlier_round, named_round
+
+        earlier, number = named_round(begin_with)
+        start = earlier_round(Path(earlier), number, config)
+    world = prepare(config, start=start)  # refuses what can't work before anything is written
+    run_directory.create(directory, config, start.encode() if start else b"")
     run_and_show(config, directory, world)
 
 

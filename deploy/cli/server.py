@@ -151,10 +151,20 @@ def run(
     directory: Where,
     config: Annotated[Path, typer.Option("--config", help="TOML configuration of the run.")],
     name: Annotated[str, typer.Option("--name", help="A name for the run.")] = "",
+    begin_with: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="RUN:ROUND",
+            help="Begin with the shared factors of a finished round of an earlier run.",
+            show_default=False,
+        ),
+    ] = "",
     detach: Detach = False,
 ) -> None:
     """Make a run and start it on the server."""
     from penchant.common.config import RunConfig
+    from penchant.deploy.earlier_round import earlier_round, named_round
     from penchant.deploy.fleet import served_run
     from penchant.deploy.fleet.follow import refuse_second
     from penchant.deploy.fleet.processes import door
@@ -163,7 +173,11 @@ def run(
     site, settings = ServerDirectory(directory), RunConfig.read(config)
     refuse_second(site, door(site))
     chosen = name or f"run-{len(site.runs()) + 1}"
-    served_run.create(site.run(chosen), settings, site.authority, site.membership().encoded)
+    start = None
+    if begin_with:
+        earlier, number = named_round(begin_with)
+        start = earlier_round(site.run(_chosen(site, earlier)), number, settings)
+    served_run.create(site.run(chosen), settings, site.authority, site.membership().encoded, start)
     print(f"run {chosen}", flush=True)
     _play(site, chosen, detach)
 

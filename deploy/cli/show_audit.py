@@ -12,6 +12,7 @@ from rich.table import Table
 
 from penchant.common.errors import ProtocolError
 from penchant.common.secagg.update_vector import COUNTERS
+from penchant.common.wording import one_line
 from penchant.deploy.audit.audit import SHOWN, Audit, _span, audit, shown_fields
 from penchant.deploy.audit.record import (
     Tensor,
@@ -46,6 +47,10 @@ def _draw(found: Audit, console: Console) -> None:
     for phase, tensors in found.vectors.items():
         console.print(_vector_table(phase, tensors, found))
     console.print(_load_table(found))
+    for line in found.refused[:SHOWN]:
+        console.print(f"[yellow]not used:[/] {escape(one_line(line))}", soft_wrap=True)
+    if len(found.refused) > SHOWN:
+        console.print(f"  … and {len(found.refused) - SHOWN} more (--json lists all)")
     if found.violations:
         console.print(f"[bold red]{len(found.violations)} findings[/]")
         for line in found.violations[:SHOWN]:

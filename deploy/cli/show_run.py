@@ -126,5 +126,5 @@ def _row(attempt: Attempt) -> tuple[str, ...]:
         wording.percent(log.val_accuracy),
         wording.size(log.bytes_up),
         wording.duration(log.seconds),
-        labels.lost(log.dropped),
+        "; ".join([labels.lost(log.dropped), *(escape(line) for line in labels.left_out(log.failed))]),
     )

@@ -15,6 +15,7 @@ from penchant.common.config import RunConfig
 from penchant.common.wording import percent
 from penchant.deploy import run_directory
 from penchant.deploy.cli.errors import on_interrupt
+from penchant.deploy.earlier_round import begun_with
 from penchant.deploy.report import write_report
 from penchant.deploy.simulation.result import RunResult
 from penchant.deploy.simulation.runner import REPORT, simulate
@@ -80,7 +81,7 @@ def run_and_show(config: RunConfig, directory: Path, world: SimulationSetup | No
 def _run(config: RunConfig, directory: Path, world: SimulationSetup | None, console: Console) -> RunResult:
     with run_directory.claim(directory):
         pass  # refuse at once where another process works: what follows takes seconds
-    world = world or prepare(config)
+    world = world or prepare(config, start=begun_with(directory))
     errors = Console(stderr=True, highlight=False)
     for line in world.caveats():
         errors.print(f"[yellow]note:[/] {line}" if config.privacy.secagg else f"[red]note:[/] {line}")

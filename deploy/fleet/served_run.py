@@ -1,6 +1,7 @@
 """A run that real devices take part in: the ServerApp that a SuperLink starts, and the directory it opens.
 
     config.toml      the run's configuration
+    start.safetensors  the shared factors that it begins with, where those are an earlier round's
     blueprint.json   adapted modules, width and digest of the base model: the server never loads the model
     authority.pub    the enrolment authority's public key (32 bytes)
     members.list     the authority's latest member list, which the server replaces between rounds
@@ -16,6 +17,7 @@ import secrets
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
@@ -29,11 +31,13 @@ from penchant.common.model.signature import ModelDescription, ModelSignature
 from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
+from penchant.deploy.earlier_round import EarlierRound, begun_with
 from penchant.deploy.fleet.release_files import write_release
 from penchant.deploy.fleet.run_activity import FLOWER_RUN, LOG, say
 from penchant.deploy.fleet.server_directory import AUTHORITY, MEMBERS
 from penchant.deploy.flower.superlink import DIRECTORY, SuperLinkAddress, start_run, write_app
 from penchant.deploy.flower.superlink_grid import non_blocking
+from penchant.server.combination import check_groups
 from penchant.server.journal import Journal
 from penchant.server.optimizers import server_optimizer
 from penchant.server.round import federate
@@ -43,19 +47,27 @@ from penchant.server.secagg.secure import SecureAggregation
 __all__ = ["LOG", "app", "create", "export", "flower_app", "open_served", "start", "with_members"]
 
 
-def create(directory: Path, config: RunConfig, authority: bytes, members: bytes) -> None:
+def create(
+    directory: Path, config: RunConfig, authority: bytes, members: bytes, start: EarlierRound | None = None
+) -> None:
     """Make the directory of a served run. The base model is loaded here, once, for its blueprint.
+
+    start: the earlier round whose shared factors it begins with.
 
     Raises ConfigError, BaseModelError, MembershipError or RunDirectoryError before anything is written.
     """
     run_directory.refuse_used(directory)
     run_directory.refuse_unservable(config)
     server_optimizer(config.federation.server_optimizer)
+    check_groups(config, config.federation.cohort)
     Membership(authority).accept(members, int(time.time()))
     plan = config.plan("main", config.federation.cohort)
     planned = ModelCache().of(plan)
     UpdateLayout.of(plan, planned.split)
-    run_directory.create(directory, config)
+    if start is not None:
+        first = config.plan("warmup" if config.federation.warmup_rounds else "main", plan.cohort)
+        start.check(ModelSignature.of(planned.model).split(first))
+    run_directory.create(directory, config, start.encode() if start else b"")
     write_durably(directory / run_directory.MODEL_SIGNATURE, ModelDescription.of(planned.model).encode())
     write_durably(directory / AUTHORITY, authority)
     write_durably(directory / MEMBERS, members)
@@ -66,7 +78,10 @@ def open_served(directory: Path) -> ServerRun:
     """The run of a directory, for its ServerApp. RunDirectoryError when files are missing."""
     config = run_directory.read_config(directory)
     membership = _membership(directory)
+    start = begun_with(directory)
     journal = Journal(directory)
+    if start is not None:
+        journal.note("from", f"{start.name} {start.digest}")
     run = journal.fact("run")
     if run is None:
         run = secrets.token_hex(16)
@@ -79,6 +94,8 @@ def open_served(directory: Path) -> ServerRun:
         aggregation=SecureAggregation(membership),
         membership=membership.encoded,
         journal=journal,
+        tell=partial(say, directory),
+        start=None if start is None else start.factors,
         patience=config.federation.patience_seconds,
         belongs=membership.holds,
         members=membership.count,

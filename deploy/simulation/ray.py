@@ -22,6 +22,7 @@ from flwr.serverapp import Grid, ServerApp
 from penchant.client.agent.flower_app import Answer, build_app
 from penchant.common.errors import JournalError, PenchantError, RoundFailed, RunDirectoryError
 from penchant.deploy import run_directory
+from penchant.deploy.earlier_round import begun_with
 from penchant.deploy.flower.superlink import (
     DIRECTORY,
     SuperLinkAddress,
@@ -117,7 +118,7 @@ client_app = build_app(_agent_of)
 @lru_cache(maxsize=1)
 def _world(directory: str) -> tuple[SimulationSetup, SimulatedDevices]:
     """One process's own copy of the simulated world: the same configuration, the same world."""
-    world = prepare(run_directory.read_config(Path(directory)))
+    world = prepare(run_directory.read_config(Path(directory)), start=begun_with(Path(directory)))
     return world, SimulatedDevices(
         world.config, Path(directory), world.federation, world.model_cache, world.cohort, sealed=True
     )

@@ -19,9 +19,11 @@ from penchant.common.errors import (
 from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.deploy import datasets
 from penchant.deploy.audit.record import Tensor
+from penchant.deploy.earlier_round import EarlierRound
 from penchant.deploy.owner_policy import FleetPolicy, fleet_policy
 from penchant.deploy.simulation.devices import SimulatedDevices
 from penchant.deploy.simulation.newcomers import hold_out
+from penchant.server.combination import check_groups
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.optimizers import server_optimizer
 from penchant.server.run import Observer, ServerRun, cohort_size, run_id
@@ -52,13 +54,15 @@ class SimulationSetup:
     cohort: int
     policy: FleetPolicy
     newcomers: tuple[Person, ...] = ()  # kept out of the federation
+    start: EarlierRound | None = None  # whose shared factors the run begins with
     batched: bool = True  # texts' frozen parts, many at once; False: each alone, to the bit as a device does
 
     @property
     def run(self) -> bytes:
         """The run's id: the same configuration and people, the same run, whatever carries it."""
         same = self.config.changed({"grid": "local", "workers": 0})
-        return run_id(config_digest(same), self.federation.digest)
+        begins = f"|from {self.start.digest}" if self.start else ""
+        return run_id(config_digest(same) + begins, self.federation.digest)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -72,6 +76,8 @@ class SimulationSetup:
     def caveats(self) -> tuple[str, ...]:
         """What must be said beside every figure of the run."""
         own = []
+        if self.start is not None:
+            own.append(f"The shared factors began as those of {self.start.name}.")
         privacy = self.config.privacy
         if privacy.secagg and self.policy.lowered:
             own.append(
@@ -86,11 +92,15 @@ class SimulationSetup:
 
 
 def prepare(
-    config: RunConfig, model_cache: ModelCache | None = None, federation: Federation | None = None
+    config: RunConfig,
+    model_cache: ModelCache | None = None,
+    federation: Federation | None = None,
+    start: EarlierRound | None = None,
 ) -> SimulationSetup:
     """Load the people and the model of `config`, and refuse what can't work, before anything is written.
 
     federation: the people, where they are in memory already; `config.data` then says how they were split.
+    start: the earlier round whose shared factors the run begins with.
 
     Raises DataError, BaseModelError or ConfigError.
     """
@@ -112,9 +122,12 @@ def prepare(
     if config.privacy.secagg and cohort < 3:
         wrong = f"secure aggregation needs a cohort of at least 3, here it is {cohort}; add people, or"
         raise ConfigError(f"{wrong} set privacy.secagg to false", on_command_line=f"{wrong} pass --no-secagg")
+    check_groups(config, cohort)
     policy = fleet_policy(config, cohort)
     model_cache = ModelCache() if model_cache is None else model_cache
-    world = SimulationSetup(config, federation, model_cache, cohort, policy, newcomers)
+    world = SimulationSetup(config, federation, model_cache, cohort, policy, newcomers, start)
+    if start is not None:
+        start.check(world.model_cache.of(config.plan(world.phases[0], cohort)).split)
     for phase in world.phases:
         plan = config.plan(phase, len(federation.people) if phase == "close" else cohort)
         UpdateLayout.of(plan, world.model_cache.of(plan).split)
@@ -147,6 +160,7 @@ def open_run(
         membership=membership.encoded,
         journal=journal,
         observe=observe,
+        start=None if world.start is None else world.start.factors,
     )
 
 

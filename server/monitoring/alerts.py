@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from penchant.common.durations import DAY
 from penchant.common.wording import duration, percent
 from penchant.server.monitoring.fleet import FleetStatus, MemberListStatus, Revocation, Token
-from penchant.server.monitoring.labels import counted, lost
+from penchant.server.monitoring.labels import counted, left_out, lost
 from penchant.server.monitoring.run_history import RunLocation, RunSummary
 
 __all__ = ["Notice", "of_fleet", "of_run"]
@@ -54,6 +54,11 @@ def _at_work(run: RunSummary, now: float, href: str) -> Iterator[Notice]:
     if recent:
         text = f"Round {recent[-1].round}, attempt {recent[-1].attempt}: {recent[-1].why}"
         yield Notice("warn", f"{name}: {counted(len(recent), 'attempt')} gave nothing", text, href)
+    without = [log for log in run.logs if log.failed and log.round > run.settled - 10]
+    if without:
+        last = without[-1]
+        text = f"Round {last.round} is {'; '.join(left_out(last.failed))}"
+        yield Notice("warn", f"{name}: {counted(len(without), 'round')} without a group", text, href)
     part = run.lost_part
     if part is not None and part >= MANY_LOST:
         text = (

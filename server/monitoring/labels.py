@@ -77,6 +77,11 @@ def lost(dropped: Mapping[str, int]) -> str:
     return ", ".join(parts) or "nobody"
 
 
+def left_out(failed: Mapping[str, str]) -> list[str]:
+    """``without group 2: why``, for each group of devices that is not in a round's sum."""
+    return [f"without group {group}: {why}" for group, why in failed.items()]
+
+
 def shape(sides: tuple[int, ...]) -> str:
     """``2 × 384``; a single number's is a dash."""
     return " × ".join(map(str, sides)) or "–"
@@ -95,5 +100,6 @@ FILTERS = {
     "state": state,
     "phase": phase,
     "lost": lost,
+    "left_out": left_out,
     "shape": shape,
 }

@@ -21,6 +21,7 @@ __all__ = [
     "Aggregate",
     "Aggregation",
     "ExchangeWithGroup",
+    "GroupSum",
     "MemoryRecords",
     "Record",
     "RecordStore",
@@ -29,6 +30,14 @@ __all__ = [
 ExchangeWithGroup = Callable[[str, Mapping[int, bytes]], Mapping[int, bytes]]
 """(stage, node -> request) -> node -> reply. A node that is missing in the replies has dropped out."""
 Total = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class GroupSum:
+    """A group's sum in clear: int64 [words], and the nodes in it."""
+
+    total: Total = field(repr=False)
+    survivors: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Aggregate:
         set_aside: node -> what it did wrong, or may have done.
         groups: the sizes of the rosters.
         failed: group -> why its devices are not in the sum.
+        sums: group -> the sum of that group alone; empty where a protocol makes one sum only.
     """
 
     total: Total = field(repr=False)
@@ -54,6 +64,12 @@ class Aggregate:
     set_aside: Mapping[int, str]
     groups: tuple[int, ...] = ()
     failed: Mapping[int, str] = field(default_factory=dict)
+    sums: Mapping[int, GroupSum] = field(default_factory=dict)
+
+    @property
+    def opened(self) -> Mapping[int, GroupSum]:
+        """Every sum that was opened, by group; the whole as group 0 where a protocol makes one sum only."""
+        return self.sums or {0: GroupSum(self.total, self.survivors)}
 
 
 COHORT: Final = "cohort"

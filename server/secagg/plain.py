@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,14 @@ from penchant.common.wire.messages import (
     Plain,
     Ready,
 )
-from penchant.server.secagg.aggregation import Aggregate, ExchangeWithGroup, Record, RecordStore, Total
+from penchant.server.secagg.aggregation import (
+    Aggregate,
+    ExchangeWithGroup,
+    GroupSum,
+    Record,
+    RecordStore,
+    Total,
+)
 from penchant.server.secagg.group import GroupLog
 
 __all__ = ["PlainAggregation"]
@@ -55,8 +62,7 @@ class PlainAggregation:
             elif answer is not None:
                 ready.append(node)
         replies = exchange(MASKED, dict.fromkeys(ready, encode(Collect(context))))
-        total: Total = np.zeros(announce.words, np.int64)
-        survivors = []
+        vectors: dict[int, Total] = {}
         for node in ready:
             plain = log.read(MASKED, node, replies, Plain)
             if plain is None:
@@ -64,14 +70,33 @@ class PlainAggregation:
             if len(plain.vector) != announce.words * announce.ring // 8:
                 log.lose(MASKED, node, f"a vector of {len(plain.vector)} bytes")
                 continue
-            total += np.frombuffer(plain.vector, f"<i{announce.ring // 8}")
-            survivors.append(node)
-        if not survivors:
+            vectors[node] = np.frombuffer(plain.vector, f"<i{announce.ring // 8}").astype(np.int64)
+        if not vectors:
             raise TooFewDevices(
                 f"none of {len(log.cohort)} devices sent a vector; mend why they refuse{log.why(log.cohort)}"
             )
-        return log.aggregate(total, survivors, groups=(len(ready),))
+        groups = _groups(ready, announce.group)
+        sums = {number: _sum(group, vectors) for number, group in enumerate(groups)}
+        total: Total = np.sum([one.total for one in sums.values() if one is not None], axis=0, dtype=np.int64)
+        opened = {number: one for number, one in sums.items() if one is not None}
+        return log.aggregate(total, vectors, groups=tuple(map(len, groups)), sums=opened)
 
     def complete(self, records: Iterable[Record]) -> Aggregate:
         """There is nothing to complete: a plain attempt can be tried again."""
         raise JournalError("a plain attempt asks for no unmasking: try the round again instead")
+
+
+def _groups(nodes: Sequence[int], most: int) -> list[Sequence[int]]:
+    """As few groups of at most `most` as it takes, of equal size within one: as masked rounds have them."""
+    count = -(-len(nodes) // most)
+    return [
+        nodes[number * len(nodes) // count : (number + 1) * len(nodes) // count] for number in range(count)
+    ]
+
+
+def _sum(group: Sequence[int], vectors: Mapping[int, Total]) -> GroupSum | None:
+    """The sum of a group's vectors; None where nobody of it sent one."""
+    there = tuple(node for node in group if node in vectors)
+    if not there:
+        return None
+    return GroupSum(np.sum([vectors[node] for node in there], axis=0, dtype=np.int64), there)

@@ -41,6 +41,7 @@ from penchant.server.secagg.aggregation import (
     REPLY,
     Aggregate,
     ExchangeWithGroup,
+    GroupSum,
     Record,
     RecordStore,
     Total,
@@ -51,7 +52,6 @@ from penchant.server.secagg.stages import (
     Asked,
     Collecting,
     Confirming,
-    GroupSum,
     Opening,
     Sharing,
 )
@@ -236,4 +236,5 @@ def _add_up(
         (node for group in sums.values() for node in group.survivors),
         groups=tuple(len(group.nodes) for group in groups),
         failed={number: str(error) for number, error in failed.items()},
+        sums=dict(sums),
     )

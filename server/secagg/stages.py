@@ -55,11 +55,11 @@ from penchant.common.wire.messages import (
     Survivors,
     Unmasking,
 )
-from penchant.server.secagg.aggregation import Total
+from penchant.server.secagg.aggregation import GroupSum
 from penchant.server.secagg.group import Group, GroupLog
 from penchant.server.secagg.rebuild import Rebuilder
 
-__all__ = ["LEAST", "Asked", "Collecting", "Confirming", "GroupSum", "Opening", "Sharing"]
+__all__ = ["LEAST", "Asked", "Collecting", "Confirming", "Opening", "Sharing"]
 
 LEAST: Final = 3  # devices below which no group is opened, whatever the devices' own policies say
 
@@ -182,14 +182,6 @@ class Asked:
     sharers: Indices
     survivors: Indices
     total: Annotated[bytes, AtMost(8 * MAX_WORDS)]
-
-
-@dataclass(frozen=True)
-class GroupSum:
-    """A group's unmasked sum: int64 [words], and the nodes in it."""
-
-    total: Total
-    survivors: tuple[int, ...]
 
 
 @dataclass(frozen=True)

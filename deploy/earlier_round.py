@@ -1,0 +1,99 @@
+"""A run that begins where an earlier one stood: the shared factors of one of its finished rounds.
+
+The way back where a run went wrong, after a lying device say. Only the shared factors are taken over: a new
+run has its own id, its server optimiser starts afresh, and personal parts start at the common start.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from penchant.common.config import RunConfig
+from penchant.common.errors import AgreementError, ConfigError, RunDirectoryError, UsageError
+from penchant.common.model import announced
+from penchant.common.model.factors import Split
+from penchant.deploy import run_directory
+from penchant.server.journal import Journal
+
+__all__ = ["EarlierRound", "begun_with", "earlier_round", "named_round"]
+
+
+@dataclass(frozen=True)
+class EarlierRound:
+    """The shared factors of a finished round. `name` is RUN:ROUND; `digest`, in hex, is its checkpoint's."""
+
+    name: str
+    digest: str
+    factors: NDArray[np.float32] = field(repr=False)
+
+    def encode(self) -> bytes:
+        """For the file in the directory of the run that begins with it."""
+        return save({"factors": self.factors}, metadata={"name": self.name, "digest": self.digest})
+
+    def check(self, split: Split) -> None:
+        """UsageError unless a first round of `split` can begin with these factors."""
+        if self.factors.size != split.shared.size:
+            raise UsageError(
+                f"{self.name} has {self.factors.size} shared numbers and the new run begins with "
+                f"{split.shared.size}; take a round of the same phase, or set federation.warmup_rounds to 0"
+            )
+
+
+def named_round(text: str) -> tuple[str, int]:
+    """(run, round) of "RUN:ROUND". UsageError for anything else."""
+    run, _, number = text.rpartition(":")
+    if not run or not number.isascii() or not number.isdigit() or len(number) > 9:
+        raise UsageError(f"--from takes RUN:ROUND, as in run-1:12, and not {text!r}")
+    return run, int(number)
+
+
+def earlier_round(directory: Path, number: int, config: RunConfig) -> EarlierRound:
+    """The finished round `number` of the run in `directory`, for a new run of `config`.
+
+    Raises UsageError when that round is not finished, is of another model or adapter, or has factors that
+    devices refuse.
+    """
+    name = f"{directory.absolute().name}:{number}"
+    earlier = run_directory.read_config(directory)
+    for what, old, new in (
+        ("model", earlier.model, config.model),
+        ("adapter", earlier.adapter, config.adapter),
+    ):
+        if old != new:
+            raise ConfigError(
+                f"{name} is of another {what} than the new run; give both the same table [{what}]"
+            )
+    if not (directory / "journal.db").is_file():
+        raise UsageError(f"no round of {directory} is finished; begin without --from")
+    with closing(Journal(directory)) as journal:
+        found, digest = journal.load(number), journal.digest(number)
+        last = max((done for done, _ in journal.finished()), default=0)
+    if found is None or digest is None:
+        raise UsageError(f"round {number} of {directory} is not finished; its last finished one is {last}")
+    factors = found[1].factors
+    try:
+        announced.check(factors)
+    except AgreementError as error:
+        raise UsageError(f"at {name} {error}; take an earlier round") from None
+    return EarlierRound(name, digest, factors)
+
+
+def begun_with(directory: Path) -> EarlierRound | None:
+    """The earlier round that the run in `directory` began with, or None."""
+    path = directory / run_directory.START
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "numpy") as file:
+            told = file.metadata() or {}
+            factors = np.asarray(file.get_tensor("factors"), dtype=np.float32)
+        return EarlierRound(told["name"], told["digest"], factors)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise RunDirectoryError(f"{path} is damaged; restore it from a back-up: {error}") from None
