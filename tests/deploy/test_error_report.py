@@ -24,6 +24,7 @@ CODES = {
     "JournalError": "journal",
     "MembershipError": "membership",
     "NotUnmasked": "not-unmasked",
+    "SumRefused": "sum-refused",
     "OlderList": "older-list",
     "PenchantError": "failed",
     "PolicyRefusal": "policy-refusal",

@@ -3,7 +3,8 @@
 A part of the devices lies in every round, before quantisation and within the bounds that the server checks;
 the rest of the run is `penchant simulate` as it is. Reported is the mean test accuracy of honest people's own
 models, and for the backdoor how often a rejected response wins once the trigger stands behind it.
-docs/robustness.md has the tables; --page FILE writes them between its marks. Nothing is tuned here: the
+docs/robustness.md has the tables; --page FILE writes them between its marks, with a dash where a run is still
+missing; the same command goes on where it stopped. Nothing is tuned here: the
 settings are the data set's recipe, and rounds, cohort, groups and attacks were fixed before the first run.
 """
 
@@ -165,14 +166,14 @@ def table(found: dict[str, list[list[float]]], share: str, at: int) -> list[str]
     for attack, part in dict.fromkeys((attack, part) for _, attack, part in cells(share)):
         if at and attack not in ("none", "backdoor"):
             continue
-        row = [_shown([v[at] for v in found[f"{share}|{rule}|{attack}|{part}"]]) for rule in rules]
+        row = [_shown([v[at] for v in found.get(f"{share}|{rule}|{attack}|{part}", [])]) for rule in rules]
         lines.append(f"| {attack} | {part:.0%} | {' | '.join(row)} |")
     return lines
 
 
 def _shown(values: list[float]) -> str:
-    if any(np.isnan(values)):
-        return "no round stood"
+    if not values:
+        return "–"
     spread = f" ± {statistics.stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.3f}{spread}"
 
@@ -182,11 +183,13 @@ def main() -> None:
     parser.add_argument("--share", default="lore", choices=sorted(SETTINGS))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--json", type=Path, help="a file to add the figures to", required=True)
+    parser.add_argument("--page", type=Path, help="the page whose marked part is replaced by the tables")
+    parser.add_argument("--only-show", action="store_true", help="run nothing")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     cache = ModelCache()
     found: dict[str, Any] = json.loads(chosen.json.read_text("utf-8")) if chosen.json.is_file() else {}
-    seeds = [int(seed) for seed in chosen.seeds.split(",")]
+    seeds = [] if chosen.only_show else [int(seed) for seed in chosen.seeds.split(",")]
     for seed in seeds:
         for rule, attack, part in cells(chosen.share):
             kept = found.setdefault(f"{chosen.share}|{rule}|{attack}|{part}", [])
@@ -197,8 +200,16 @@ def main() -> None:
             spent = time.process_time() - began
             print(f"{seed} {rule:12s} {attack:10s} {part:4.0%} {kept[-1]} {spent:.1f} s", flush=True)
             chosen.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for at, title in enumerate(("accuracy of the honest", "how often the trigger wins")):
-        print(title, *table(found, chosen.share, at), sep="\n")
+    written = "\n\n".join(
+        f"{title}:\n\n" + "\n".join(table(found, chosen.share, at))
+        for at, title in enumerate(("Accuracy of honest people", "How often the trigger wins"))
+    )
+    print(written)
+    if chosen.page:
+        before, _, rest = chosen.page.read_text("utf-8").partition(f"<!-- {chosen.share} -->\n")
+        _, _, after = rest.partition(f"<!-- end of {chosen.share} -->\n")
+        marked = f"<!-- {chosen.share} -->\n{written}\n<!-- end of {chosen.share} -->\n"
+        chosen.page.write_text(before + marked + after, encoding="utf-8")
 
 
 if __name__ == "__main__":
