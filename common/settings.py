@@ -284,7 +284,7 @@ def settings_by_group(cls: type[Section]) -> dict[str, list[Setting]]:
 def section_table(section: Section, *, stored: bool = False) -> dict[str, Any]:
     """A plain dict of `section`, tuples as lists.
 
-    stored: as bytes and digests keep it, under former names and without later settings at their defaults.
+    stored: as bytes and digests keep it, under former names and without added settings at their defaults.
     """
     result: dict[str, Any] = {}
     for f in _known(type(section)).values():

@@ -10,7 +10,16 @@ from pathlib import Path
 
 from penchant.common.errors import DeviceError, PenchantError
 
-__all__ = ["change", "transaction", "write_durably", "write_private"]
+__all__ = [
+    "change",
+    "erase",
+    "overwrite_journal",
+    "replace_erasing",
+    "sync_directory",
+    "transaction",
+    "write_durably",
+    "write_private",
+]
 
 WAIT_SECONDS = 30.0  # for another process's transaction
 
@@ -62,20 +71,38 @@ def _set(db: sqlite3.Connection, path: Path, failure: type[PenchantError], pragm
         raise failure(f"{path}: {error}; nothing was changed") from None
 
 
+def overwrite_journal(path: Path, failure: type[PenchantError]) -> None:
+    """Overwrite, in place, what earlier transactions left in the rollback journal of the database at `path`.
+
+    For a database that is always opened with journal_mode=PERSIST: its journal is never unlinked, so that
+    there is but one. The lock is held meanwhile; a journal of zeros is nobody's to roll back.
+    """
+    journal = path.with_name(f"{path.name}-journal")
+    with transaction(path, failure, "journal_mode=PERSIST"):
+        try:
+            with journal.open("r+b") as file:
+                _overwrite(file.fileno())
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise failure(f"can't overwrite {journal}: {error.strerror}; do it again") from None
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Write a file so that after a crash there is either the old one or the whole new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     _write(temporary, data, 0o666)
     os.replace(temporary, path)
-    _sync(path.parent)
+    sync_directory(path.parent)
 
 
-def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
+def write_private(
+    path: Path, data: bytes, *, replace: bool = True, failure: type[PenchantError] = DeviceError
+) -> None:
     """A file for its owner alone, durable: whole, or not there.
 
     replace: whether to replace a file that is there; otherwise one that another process made first is kept.
-
-    DeviceError when the disk refuses.
+    failure: what is raised when the disk refuses.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -85,12 +112,38 @@ def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
         else:
             with suppress(FileExistsError):
                 os.link(temporary, path)
-        _sync(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
-        raise DeviceError(f"can't write {path}: {error.strerror}; nothing was changed") from None
+        raise failure(f"can't write {path}: {error.strerror}; nothing was changed") from None
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def erase(path: Path) -> None:
+    """Overwrite a file's bytes where they lie, then remove it; OSError when the disk refuses.
+
+    They are gone wherever a file system writes in place. Elsewhere (docs/threat-model.md) they are not.
+    """
+    with path.open("r+b") as file:
+        _overwrite(file.fileno())
+    path.unlink()
+    sync_directory(path.parent)
+
+
+def replace_erasing(path: Path, data: bytes, *, failure: type[PenchantError]) -> None:
+    """As `write_private`; the bytes that were there are overwritten once the new ones are durable."""
+    try:
+        with path.open("r+b") as before:
+            write_private(path, data, failure=failure)
+            _overwrite(before.fileno())
+    except OSError as error:
+        raise failure(f"can't replace {path}: {error.strerror}") from None
+
+
+def _overwrite(descriptor: int) -> None:
+    os.pwrite(descriptor, bytes(os.fstat(descriptor).st_size), 0)
+    os.fsync(descriptor)
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:
@@ -102,7 +155,7 @@ def _write(path: Path, data: bytes, mode: int) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Make the names in a directory durable."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:

@@ -2,8 +2,10 @@
 
 policy.toml      what the owner allows; only the owner writes it
 model.toml       base model, adapter and training for work on the device alone
-preferences.db   recorded choices (`client.store`)
-vault.db         personal factor, keys, burnt attempts (`client.vault`), sealed by vault.key or a passphrase
+preferences.db   recorded choices (`client.device.preference_store`), each sealed under a key of its own
+vault.db         personal factor, keys, burnt attempts (`client.vault`), sealed likewise
+*.keys           those keys: what is destroyed when something is forgotten
+vault.root       the root key that opens all of it, itself under a passphrase if the owner chose one
 paused           there while the owner has paused the device
 """
 
@@ -137,7 +139,7 @@ class Device:
     ) -> None:
         self.directory = directory
         self.box = SealedStorage.of(directory, passphrase)
-        self.store = PreferenceStore(directory)
+        self.store = PreferenceStore(directory, self.box)
         self.vault = Vault(directory, self.box)
         self._shares_cache = model_cache is not None
         self._model_cache = ModelCache() if model_cache is None else model_cache

@@ -1,35 +1,44 @@
-"""The owner's recorded choices: one SQLite file that only the owner can read.
+"""The owner's recorded choices: one SQLite file in which each choice is sealed under a key of its own.
 
-An import is one transaction: all of it is there, or nothing. A choice that is there already is not counted
-twice. About a fifth is held out, to judge the model by: which side a comparison is on depends on its texts
-alone, so that it never changes, and that no comparison is on both.
+The keys lie beside it (`client.vault.erasable`): a choice that is taken back, and all when they are
+forgotten, can't be read from any block that they were ever written to. An import is one transaction: all of
+it is there, or nothing. A choice that is there already is not counted twice. About a fifth is held out, to
+judge the model by: which side a comparison is on depends on its texts alone, so that it never changes, and
+that no comparison is on both.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from penchant.client.vault.erasable import ErasableBox
+from penchant.client.vault.sealing import SealedStorage
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import DeviceError
-from penchant.common.storage import transaction
+from penchant.common.storage import overwrite_journal, transaction
 
 __all__ = ["Added", "PreferenceStore", "held_out"]
 
 STORE = "preferences.db"
 HELD_OUT_OF = 5
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS choices (
-    number INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, prompt TEXT NOT NULL, chosen TEXT NOT NULL,
-    rejected TEXT NOT NULL, source TEXT NOT NULL, recorded REAL NOT NULL);
-"""
+KEYS = "preferences.keys"
+
+_SCHEMA = "CREATE TABLE IF NOT EXISTS sealed_choices (number INTEGER PRIMARY KEY, sealed BLOB NOT NULL)"
+_PURPOSE = "choice"
+
+# user_version: 0 new, or from a version that kept texts in clear (a table `choices`); 1 such a one, whose
+# texts are sealed by now but still lie in its rollback journal; 2 sealed and nothing else.
+_SEALED, _DONE = 1, 2
 
 
 @dataclass(frozen=True)
@@ -43,9 +52,11 @@ class Added:
 class PreferenceStore:
     """The choices of one device. Safe to open anew for every call; safe under kill at any instant."""
 
-    def __init__(self, home: Path) -> None:
-        """Open or create the store in the device's directory."""
+    def __init__(self, home: Path, box: SealedStorage | None = None) -> None:
+        """Open or create the store in the device's directory. box: what seals it; by default the directory's
+        own, which must then need no passphrase."""
         self._path = home / STORE
+        self._box = ErasableBox(SealedStorage.of(home) if box is None else box, home / KEYS)
         try:
             home.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -53,21 +64,27 @@ class PreferenceStore:
             raise DeviceError(f"can't make the store {self._path}: {error.strerror}") from None
         with self._transaction() as db:
             db.execute(_SCHEMA)
+            self._destroy_unused(db)  # of an import or a removal that was broken off
+            version = self._sealed_since(db)
+        if version == _SEALED:
+            overwrite_journal(self._path, DeviceError)
+            with self._transaction() as db:
+                db.execute(f"PRAGMA user_version = {_DONE}")
 
     def add(self, preferences: Iterable[Preference], source: str = "import") -> Added:
         """Record choices, all or none. DeviceError when the disk refuses; nothing is changed then."""
-        new = repeated = 0
+        repeated = 0
         with self._transaction() as db:
+            known = {row.preference for row in self._rows(db)}
+            new: list[_Row] = []
             for p in preferences:
-                row = (_digest(p), p.prompt, p.chosen, p.rejected, source, time.time())
-                done = db.execute(
-                    "INSERT OR IGNORE INTO choices (digest, prompt, chosen, rejected, source, recorded)"
-                    " VALUES (?, ?, ?, ?, ?, ?)",
-                    row,
-                )
-                new += done.rowcount
-                repeated += 1 - done.rowcount
-        return Added(new, repeated)
+                if p in known:
+                    repeated += 1
+                    continue
+                known.add(p)
+                new.append(_Row(0, p, source, time.time()))
+            self._insert(db, new)
+        return Added(len(new), repeated)
 
     def train(self) -> tuple[Preference, ...]:
         """The choices to learn from, in the order in which they were recorded."""
@@ -79,39 +96,98 @@ class PreferenceStore:
 
     def __len__(self) -> int:
         with self._transaction() as db:
-            (count,) = db.execute("SELECT count(*) FROM choices").fetchone()
+            (count,) = db.execute("SELECT count(*) FROM sealed_choices").fetchone()
         return int(count)
 
     def sources(self) -> dict[str, int]:
         """How many choices came from where."""
         with self._transaction() as db:
-            rows = db.execute("SELECT source, count(*) FROM choices GROUP BY source ORDER BY source")
-            return {str(source): int(count) for source, count in rows}
+            return dict(sorted(Counter(row.source for row in self._rows(db)).items()))
 
     def unanswered(self, comparisons: Iterable[Preference]) -> list[Preference]:
         """Those of the comparisons, in order, that were recorded in neither direction."""
-        with self._transaction() as db:
-            known = {bytes(digest) for (digest,) in db.execute("SELECT digest FROM choices")}
-        return [p for p in comparisons if known.isdisjoint((_digest(p), _digest(_turned(p))))]
+        known = set(self._all())
+        return [p for p in comparisons if known.isdisjoint((p, _turned(p)))]
 
     def remove(self, preference: Preference) -> bool:
-        """Take one choice back, overwriting its bytes in the file; -> whether it was there."""
+        """Take one choice back and destroy its key; -> whether it was there."""
         with self._transaction() as db:
-            done = db.execute("DELETE FROM choices WHERE digest = ?", (_digest(preference),))
-            return done.rowcount == 1
+            found = [row.number for row in self._rows(db) if row.preference == preference]
+            db.executemany("DELETE FROM sealed_choices WHERE number = ?", [(number,) for number in found])
+        self._destroy()
+        return bool(found)
 
     def forget(self) -> int:
-        """Delete every choice, overwriting its bytes in the file; -> how many there were."""
+        """Delete every choice and destroy all keys; -> how many choices there were."""
         with self._transaction() as db:
-            return db.execute("DELETE FROM choices").rowcount
+            count = db.execute("DELETE FROM sealed_choices").rowcount
+        self._destroy()
+        overwrite_journal(self._path, DeviceError)
+        return count
+
+    # --- inner parts ---------------------------------------------------------------------------------
 
     def _all(self) -> list[Preference]:
         with self._transaction() as db:
-            rows = db.execute("SELECT prompt, chosen, rejected FROM choices ORDER BY number").fetchall()
-        return [Preference(*row) for row in rows]
+            return [row.preference for row in self._rows(db)]
+
+    def _rows(self, db: sqlite3.Connection) -> list[_Row]:
+        found = db.execute("SELECT number, sealed FROM sealed_choices ORDER BY number").fetchall()
+        opened = self._box.open([(bytes(sealed), _PURPOSE) for _, sealed in found])
+        return [_Row.decode(number, data) for (number, _), data in zip(found, opened, strict=True)]
+
+    def _insert(self, db: sqlite3.Connection, rows: Sequence[_Row]) -> None:
+        sealed = self._box.seal([(row.encode(), _PURPOSE) for row in rows])
+        db.executemany("INSERT INTO sealed_choices (sealed) VALUES (?)", [(data,) for data in sealed])
+
+    def _destroy(self) -> None:
+        """Destroy the keys of what was deleted: once that is durable, and while nobody records anything."""
+        with self._transaction() as db:
+            self._destroy_unused(db)
+
+    def _destroy_unused(self, db: sqlite3.Connection) -> None:
+        slots = db.execute("SELECT substr(sealed, 1, 4) FROM sealed_choices")
+        self._box.destroy_but(bytes(slot) for (slot,) in slots)
+
+    def _sealed_since(self, db: sqlite3.Connection) -> int:
+        """Seal what an earlier version kept in clear; -> user_version."""
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version:
+            return int(version)
+        clear = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'choices'").fetchone()
+        if clear:
+            rows = db.execute(
+                "SELECT prompt, chosen, rejected, source, recorded FROM choices ORDER BY number"
+            )
+            self._insert(db, [_Row(0, Preference(*row[:3]), *row[3:]) for row in rows.fetchall()])
+            db.execute("DROP TABLE choices")  # secure_delete overwrites its pages
+        version = _SEALED if clear else _DONE
+        db.execute(f"PRAGMA user_version = {version}")
+        return version
 
     def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
-        return transaction(self._path, DeviceError, "journal_mode=DELETE", "secure_delete=ON")
+        """PERSIST: the journal's blocks are never released, so that they can be overwritten."""
+        return transaction(self._path, DeviceError, "journal_mode=PERSIST", "secure_delete=ON")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One recorded choice."""
+
+    number: int
+    preference: Preference = field(repr=False)
+    source: str
+    recorded: float
+
+    def encode(self) -> bytes:
+        p = self.preference
+        parts = [p.prompt, p.chosen, p.rejected, self.source, self.recorded]
+        return json.dumps(parts, ensure_ascii=False).encode()
+
+    @classmethod
+    def decode(cls, number: int, data: bytes) -> _Row:
+        prompt, chosen, rejected, source, recorded = json.loads(data)
+        return cls(number, Preference(prompt, chosen, rejected), source, recorded)
 
 
 def held_out(preference: Preference) -> bool:
@@ -122,10 +198,6 @@ def held_out(preference: Preference) -> bool:
 
 def _turned(p: Preference) -> Preference:
     return Preference(p.prompt, p.rejected, p.chosen)
-
-
-def _digest(p: Preference) -> bytes:
-    return hashlib.sha256(_packed("choice", p.prompt, p.chosen, p.rejected)).digest()
 
 
 def _packed(*texts: str) -> bytes:

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from penchant.client.vault.erasable import ErasableBox
 from penchant.client.vault.sealing import SealedStorage
 from penchant.common.errors import DeviceError, StageError
-from penchant.common.storage import transaction
+from penchant.common.storage import overwrite_journal, transaction
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS burnt (
@@ -38,8 +39,15 @@ CREATE TABLE IF NOT EXISTS sent (
 """
 
 # burnt.unmasked: 0 open or over, 1 asked to unmask, 2 given up because the owner had it forgotten.
+# application_id: 1 once each sealed value has a key of its own.
 # user_version counts the changes of committed factors: who has read one can tell whether it is still current.
 
+KEYS = "vault.keys"
+_EACH_ITS_OWN = 1
+_SLOTS = (
+    "SELECT substr(vector, 1, 4) FROM personal UNION ALL SELECT substr(context, 1, 4) FROM personal"
+    " UNION ALL SELECT substr(data, 1, 4) FROM blobs"
+)
 TOLD_MOST = 1000  # refusals kept for the owner
 
 
@@ -61,13 +69,14 @@ class Personal:
 class Vault:
     """The durable part of one device's protocol state. Safe to open anew for every call.
 
-    With a `box`, the personal factor, what belongs to it and the blobs are sealed at rest. A simulation,
+    With a `box`, the personal factor, what belongs to it and the blobs are sealed at rest, each under a key
+    of its own in `vault.keys`, which is destroyed when the value is replaced or forgotten. A simulation,
     which holds everybody's choices anyway, does without.
     """
 
     def __init__(self, directory: Path, box: SealedStorage | None = None) -> None:
         """Open or create the vault in `directory` (made if missing, readable by its owner only)."""
-        self._box = box
+        self._box = None if box is None else ErasableBox(box, directory / KEYS)
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -76,6 +85,11 @@ class Vault:
         with self._transaction() as db:
             for statement in _SCHEMA.split(";"):
                 db.execute(statement)
+            if box is not None:
+                self._seal_anew(db, box)
+                self._destroy_unused(db)  # of a change that was broken off, or of a round that is over
+        if box is not None:
+            box.upgraded()
 
     # --- attempts ------------------------------------------------------------------------------------
 
@@ -109,7 +123,7 @@ class Vault:
 
         Raises StageError when the owner had everything forgotten since the round began.
         """
-        blob = self._sealed(np.ascontiguousarray(vector, dtype="<f4").tobytes(), "personal")
+        numbers = np.ascontiguousarray(vector, dtype="<f4").tobytes()
         with self._transaction() as db:
             (given_up,) = db.execute(
                 "SELECT count(*) FROM burnt WHERE run = ? AND round = ? AND attempt = ? AND unmasked = 2",
@@ -117,10 +131,11 @@ class Vault:
             ).fetchone()
             if given_up:
                 raise StageError("the owner had everything forgotten while this round was open")
+            sealed = self._sealed((numbers, "personal"), (context, "context"))
             db.execute(
                 "INSERT OR REPLACE INTO personal (run, state, round, attempt, vector, context, kept)"
                 " VALUES (?, 'staged', ?, ?, ?, ?, ?)",
-                (run, round, attempt, blob, self._sealed(context, "context"), time.time()),
+                (run, round, attempt, *sealed, time.time()),
             )
 
     def settle(self, run: bytes, finished: Sequence[tuple[int, int]]) -> None:
@@ -134,7 +149,7 @@ class Vault:
             row = db.execute(
                 "SELECT round, vector, context FROM personal WHERE run = ? AND state = 'committed'", (run,)
             ).fetchone()
-        return None if row is None else self._personal(*row)
+            return None if row is None else self._personal(*row)
 
     def latest(self) -> tuple[bytes, Personal] | None:
         """(run, factor) that was committed last, of any run."""
@@ -143,7 +158,7 @@ class Vault:
                 "SELECT run, round, vector, context FROM personal WHERE state = 'committed'"
                 " ORDER BY kept DESC LIMIT 1"
             ).fetchone()
-        return None if row is None else (bytes(row[0]), self._personal(*row[1:]))
+            return None if row is None else (bytes(row[0]), self._personal(*row[1:]))
 
     def version(self) -> int:
         """A number that changes with every committed factor, and when all are forgotten."""
@@ -158,18 +173,20 @@ class Vault:
         version: as it was before anything was read for the training. DeviceError when another process, the
         agent say, has changed what is committed since: that change is kept.
         """
-        blob = self._sealed(np.ascontiguousarray(vector, dtype="<f4").tobytes(), "personal")
+        numbers = np.ascontiguousarray(vector, dtype="<f4").tobytes()
         with self._transaction() as db:
             if _version(db) != version:
                 raise DeviceError(
                     "the model on this device changed while this one was trained (a round finished, or all "
                     "was forgotten); that change is kept; train again if you like"
                 )
+            sealed = self._sealed((numbers, "personal"), (context, "context"))
             db.execute(
                 "INSERT OR REPLACE INTO personal (run, state, round, attempt, vector, context, kept)"
                 " VALUES (?, 'committed', ?, 0, ?, ?, ?)",
-                (run, round, blob, self._sealed(context, "context"), _changed(db)),
+                (run, round, *sealed, _changed(db)),
             )
+        self._destroy()
 
     def rounds(self) -> list[tuple[bytes, int, bool]]:
         """(run, round, went as far as unmasking) of every attempt this device was in."""
@@ -178,15 +195,17 @@ class Vault:
             return [(bytes(run), int(number), unmasked == 1) for run, number, unmasked in rows]
 
     def forget(self) -> None:
-        """Delete all personal factors and blobs, from the rollback journal too. Attempts that were
-        used stay used, and those that were open are given up: they will have no result."""
-        with self._transaction(journal="DELETE") as db:
+        """Delete all personal factors and blobs, and destroy the keys that they were ever sealed under.
+        Attempts that were used stay used, and those that were open are given up: they will have no result."""
+        with self._transaction() as db:
             _changed(db)
             db.execute("UPDATE burnt SET unmasked = 2 WHERE unmasked = 0")
             db.execute("DELETE FROM sent")
             db.execute("DELETE FROM personal")
             db.execute("DELETE FROM blobs")
             db.execute("DELETE FROM told")
+        self._destroy()
+        overwrite_journal(self._path, DeviceError)
 
     # --- what the agent remembers ------------------------------------------------------------------
 
@@ -197,15 +216,17 @@ class Vault:
     def keep_blobs(self, blobs: Mapping[str, bytes]) -> None:
         """Keep each blob under its name in the place of what was there: all of them, or none."""
         with self._transaction() as db:
-            for name, data in blobs.items():
-                sealed = self._sealed(data, f"blob {name}")
-                db.execute("INSERT OR REPLACE INTO blobs (name, data) VALUES (?, ?)", (name, sealed))
+            sealed = self._sealed(*((data, f"blob {name}") for name, data in blobs.items()))
+            db.executemany(
+                "INSERT OR REPLACE INTO blobs (name, data) VALUES (?, ?)", zip(blobs, sealed, strict=True)
+            )
+        self._destroy()
 
     def blob(self, name: str) -> bytes:
         """What was kept under `name`; empty if nothing was."""
         with self._transaction() as db:
             row = db.execute("SELECT data FROM blobs WHERE name = ?", (name,)).fetchone()
-        return b"" if row is None else self._opened(bytes(row[0]), f"blob {name}")
+            return b"" if row is None else self._opened((bytes(row[0]), f"blob {name}"))[0]
 
     def tell_owner(self, stage: str, code: str, reason: str) -> None:
         """Note for the owner why something was refused; the newest are kept."""
@@ -250,21 +271,48 @@ class Vault:
     # --- sealing -------------------------------------------------------------------------------------
 
     def _personal(self, round: int, vector: bytes, context: bytes) -> Personal:
-        numbers = np.frombuffer(self._opened(vector, "personal"), dtype="<f4").copy()
-        return Personal(round, numbers, self._opened(context, "context"))
+        numbers, belonging = self._opened((vector, "personal"), (context, "context"))
+        return Personal(round, np.frombuffer(numbers, dtype="<f4").copy(), belonging)
 
-    def _sealed(self, data: bytes, purpose: str) -> bytes:
-        return data if self._box is None else self._box.seal(data, purpose)
+    def _sealed(self, *values: tuple[bytes, str]) -> list[bytes]:
+        return [data for data, _ in values] if self._box is None else self._box.seal(values)
 
-    def _opened(self, data: bytes, purpose: str) -> bytes:
-        return data if self._box is None else self._box.open(data, purpose)
+    def _opened(self, *values: tuple[bytes, str]) -> list[bytes]:
+        return [data for data, _ in values] if self._box is None else self._box.open(values)
+
+    def _destroy(self) -> None:
+        """Destroy the keys of what was replaced or deleted: once that is durable, and while nobody writes."""
+        if self._box is not None:
+            with self._transaction() as db:
+                self._destroy_unused(db)
+
+    def _destroy_unused(self, db: sqlite3.Connection) -> None:
+        if self._box is not None:
+            self._box.destroy_but(bytes(slot) for (slot,) in db.execute(_SLOTS).fetchall())
+
+    def _seal_anew(self, db: sqlite3.Connection, box: SealedStorage) -> None:
+        """Give each value a key of its own: earlier versions sealed all of them under the device's key."""
+        (form,) = db.execute("PRAGMA application_id").fetchone()
+        if form == _EACH_ITS_OWN:
+            return
+        old = box if box.before is None else box.before
+        for run, state, *sealed in db.execute("SELECT run, state, vector, context FROM personal").fetchall():
+            both = zip(sealed, ("personal", "context"), strict=True)
+            values = self._sealed(*((old.open(data, purpose), purpose) for data, purpose in both))
+            where = "WHERE run = ? AND state = ?"
+            db.execute(f"UPDATE personal SET vector = ?, context = ? {where}", (*values, run, state))
+        for name, data in db.execute("SELECT name, data FROM blobs").fetchall():
+            purpose = f"blob {name}"
+            (value,) = self._sealed((old.open(data, purpose), purpose))
+            db.execute("UPDATE blobs SET data = ? WHERE name = ?", (value, name))
+        db.execute(f"PRAGMA application_id = {_EACH_ITS_OWN}")
 
     # --- SQLite --------------------------------------------------------------------------------------
 
-    def _transaction(self, journal: str = "PERSIST") -> AbstractContextManager[sqlite3.Connection]:
-        """journal: PERSIST is as durable as DELETE and needs no directory update for every commit, but
-        leaves what was there before in the journal's file until the next change."""
-        return transaction(self._path, DeviceError, f"journal_mode={journal}", "secure_delete=ON")
+    def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        """PERSIST is as durable as DELETE and needs no directory update for every commit; what it leaves in
+        the journal's file can be overwritten, because its blocks are never released."""
+        return transaction(self._path, DeviceError, "journal_mode=PERSIST", "secure_delete=ON")
 
 
 def _refuse_used(db: sqlite3.Connection, run: bytes, round: int, attempt: int) -> None:

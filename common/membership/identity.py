@@ -5,14 +5,15 @@ its join token and accepts the server's word on nothing here. A list carries a n
 revocations; a device refuses a list that is older than one it has seen, a second list of the same number,
 and one that is past its date.
 
-Files: `Authority.save`/`load` (PKCS#8 PEM, encrypted under a passphrase where one is given); certificates,
-lists and identities are the bytes of `encode`.
+Files: `Authority.save`/`load` (sealed under a passphrase by scrypt and AES-256-GCM, or PKCS#8 PEM without
+one); certificates, lists and identities are the bytes of `encode`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +25,24 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from penchant.common.crypto.domain import domain
 from penchant.common.crypto.entropy import Entropy, SystemEntropy
 from penchant.common.crypto.keys import Verifier, verify
-from penchant.common.errors import CertificateError, CodecError, MembershipError, OlderList, UsageError
+from penchant.common.crypto.passphrase import RECOMMENDED, Cost, is_sealed, open_key, seal_key
+from penchant.common.errors import (
+    CertificateError,
+    CodecError,
+    MembershipError,
+    OlderList,
+    SecretSharingError,
+    UsageError,
+)
+from penchant.common.storage import replace_erasing, write_private
 from penchant.common.wire.codec import U32, U64, Exactly, Many, decode_record, encode_record
 from penchant.common.wire.messages import Certificate, PublicKey, Signature
 
 __all__ = ["Authority", "Certificate", "Identity", "Member", "MemberList", "Membership", "authority_digest"]
 
 MAX_MEMBERS: Final = 100_000
+_PURPOSE: Final = "authority"
+_KEY_MOST: Final = 16 * 1024  # bytes of its file
 CLOCK_SKEW: Final = 300  # seconds by which a device's clock may be behind the authority's
 
 
@@ -135,37 +147,74 @@ class Authority:
         signature = self._key.sign(_list_text(text))
         return MemberList(text.number, text.issued, text.expires, text.members, text.revoked, signature)
 
-    def save(self, path: Path, passphrase: bytes | None = None) -> None:
-        """Write the key to a new file that only its owner can read; an existing file is never replaced."""
-        protection: serialization.KeySerializationEncryption = serialization.NoEncryption()
-        if passphrase:
-            protection = serialization.BestAvailableEncryption(passphrase)
-        pem = self._key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection
-        )
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            raise UsageError(f"{path} exists already: an authority's key is not replaced") from None
-        with open(descriptor, "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
+    def save(self, path: Path, passphrase: str | None = None, cost: Cost = RECOMMENDED) -> None:
+        """Write the key to a new file that only its owner can read; an existing file is never replaced.
+
+        passphrase: what seals the file; without one, whoever reads the file is the authority.
+        cost: of a guess at the passphrase.
+        """
+        if path.exists():
+            raise UsageError(f"{path} exists already: an authority's key is not replaced")
+        data = self._pem() if passphrase is None else self._sealed(passphrase, cost)
+        write_private(path, data, replace=False, failure=UsageError)
+        if path.read_bytes() != data:  # another process was first
+            raise UsageError(f"{path} exists already: an authority's key is not replaced")
+
+    def reseal(self, path: Path, passphrase: str, cost: Cost = RECOMMENDED) -> None:
+        """Replace a file that `load` has opened by one at today's cost, and overwrite the old one's bytes."""
+        replace_erasing(path, self._sealed(passphrase, cost), failure=UsageError)
+
+    @staticmethod
+    def asks_passphrase(path: Path) -> bool:
+        """Whether the file at `path` opens with a passphrase only. UsageError when it can't be read."""
+        data = _key_file(path)
+        return is_sealed(data) or b"ENCRYPTED" in data
+
+    @staticmethod
+    def is_old(path: Path, cost: Cost = RECOMMENDED) -> bool:
+        """Whether the file is sealed at another cost than today's: by OpenSSL's 2,048 rounds, say."""
+        data = _key_file(path)
+        return b"ENCRYPTED" in data or (is_sealed(data) and f"${cost}$".encode() not in data)
 
     @classmethod
-    def load(cls, path: Path, passphrase: bytes | None = None) -> Authority:
+    def load(cls, path: Path, passphrase: str | None = None) -> Authority:
         """Read what `save` wrote; raises `UsageError` for another kind of file or a wrong passphrase."""
+        data = _key_file(path)
+        wrong = UsageError(f"{path} is not an authority's key, or the passphrase is wrong or missing")
         try:
-            key = serialization.load_pem_private_key(path.read_bytes(), passphrase)
-        except OSError as error:
-            raise UsageError(f"can't read the authority's key {path}: {error.strerror}") from None
-        except (TypeError, ValueError):
-            raise UsageError(
-                f"{path} is not an authority's key, or the passphrase is wrong or missing"
-            ) from None
+            if is_sealed(data):
+                if passphrase is None:
+                    raise wrong
+                return cls(open_key(data, passphrase, _PURPOSE)[0])
+            key = serialization.load_pem_private_key(data, passphrase.encode() if passphrase else None)
+        except (TypeError, ValueError, SecretSharingError):
+            raise wrong from None
         if not isinstance(key, Ed25519PrivateKey):
             raise UsageError(f"{path} holds another kind of key than an authority's")
         return cls(key.private_bytes_raw())
+
+    def _sealed(self, passphrase: str, cost: Cost) -> bytes:
+        return seal_key(self._key.private_bytes_raw(), passphrase, _PURPOSE, cost)
+
+    def _pem(self) -> bytes:
+        return self._key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+
+
+def _key_file(path: Path) -> bytes:
+    """The bytes of an authority's key; one that anybody else could have read in clear is refused."""
+    try:
+        with path.open("rb") as file:
+            mode, data = stat.S_IMODE(os.fstat(file.fileno()).st_mode), file.read(_KEY_MOST)
+    except OSError as error:
+        raise UsageError(f"can't read the authority's key {path}: {error.strerror}") from None
+    if mode & 0o077 and not (is_sealed(data) or b"ENCRYPTED" in data):
+        raise UsageError(
+            f"{path} can be read by others and has no passphrase: chmod 600 it, "
+            "and think about who has read it"
+        )
+    return data
 
 
 # --- what a device holds --------------------------------------------------------------------------

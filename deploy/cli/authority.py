@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -13,9 +12,11 @@ import typer
 
 from penchant.common.errors import UsageError
 from penchant.common.wording import one_line
+from penchant.deploy.cli import passphrase as passphrases
 from penchant.deploy.cli.errors import command, on_interrupt
 
 if TYPE_CHECKING:
+    from penchant.deploy.fleet.authority import AuthorityStore
     from penchant.deploy.fleet.authority_inbox import PendingDecision
 
 __all__ = ["app"]
@@ -29,20 +30,74 @@ app = typer.Typer(
 )
 
 PASSPHRASE = "PENCHANT_AUTHORITY_PASSPHRASE"
+NEW = "give --new-passphrase-file FILE (- for standard input)"
+HOW = "give --passphrase-file FILE (- for standard input)"
 
 Where = Annotated[Path, typer.Argument(metavar="DIR", help="The authority's directory.")]
 Out = Annotated[Path, typer.Option("--out", help="File to write; an existing one is never replaced.")]
-Ask = Annotated[bool, typer.Option("--passphrase", help=f"Ask for the passphrase (or set {PASSPHRASE}).")]
+Ask = Annotated[
+    bool,
+    typer.Option(
+        "--passphrase", help="Ask for the passphrase, as is done anyway where the key is kept under one."
+    ),
+]
+From = Annotated[
+    str,
+    typer.Option(
+        "--passphrase-file",
+        metavar="FILE",
+        help="Take the passphrase from the first line of a file; - for standard input.",
+        show_default=False,
+    ),
+]
 
 
 @command(app)
-def init(directory: Where, passphrase: Ask = False) -> None:
-    """Make a new authority; prints the digest that join tokens carry."""
-    from penchant.deploy.fleet.authority import AuthorityStore
+def init(
+    directory: Where,
+    passphrase: Ask = False,
+    passphrase_file: From = "",
+    no_passphrase: Annotated[
+        bool,
+        typer.Option(
+            "--no-passphrase",
+            help="Keep the key in clear: whoever can read its file, or a copy, can enrol anybody.",
+        ),
+    ] = False,
+) -> None:
+    """Make a new authority, its key under a passphrase; prints the digest that join tokens carry."""
+    from penchant.deploy.fleet.authority import AuthorityStore, refuse_existing
 
-    office = AuthorityStore.init(directory, _passphrase(passphrase, confirm=True))
+    if no_passphrase and (passphrase or passphrase_file):
+        raise UsageError("--no-passphrase and a passphrase exclude each other; choose one")
+    refuse_existing(directory)
+    secret = None if no_passphrase else _new_passphrase(passphrase_file)
+    office = AuthorityStore.init(directory, secret)
     print(f"authority {office.digest.hex()}")
     print(f"keep {directory} off the server, and a copy of it in a safe place")
+    if no_passphrase:
+        print("its key is in clear: whoever can read it, or a copy, can enrol anybody", file=sys.stderr)
+
+
+@command(app, "passphrase")
+def change_passphrase(
+    directory: Where,
+    passphrase: Ask = False,
+    passphrase_file: From = "",
+    new_passphrase_file: Annotated[
+        str,
+        typer.Option(
+            "--new-passphrase-file",
+            metavar="FILE",
+            help="Take the new passphrase from the first line of a file; - for standard input.",
+            show_default=False,
+        ),
+    ] = "",
+) -> None:
+    """Give the authority's key another passphrase, or its first one."""
+    office = _opened(directory, passphrase, passphrase_file)
+    office.protect(_new_passphrase(new_passphrase_file, variable=""))
+    print(f"the key in {directory} opens with the new passphrase; copies of the old file with the old one")
 
 
 @command(app)
@@ -52,14 +107,14 @@ def issue(
     out: Out,
     name: Annotated[str, typer.Option("--name", help="For the authority's own record.")] = "",
     passphrase: Ask = False,
+    passphrase_file: From = "",
 ) -> None:
     """Certify a device and write the answer for it."""
     from penchant.common.membership.enrolment import Asked
-    from penchant.deploy.fleet.authority import AuthorityStore
 
     asked = Asked.decode(_read(request))
     _refuse_existing(out)
-    answer = AuthorityStore(directory, _passphrase(passphrase)).issue(asked.request, name or asked.name)
+    answer = _opened(directory, passphrase, passphrase_file).issue(asked.request, name or asked.name)
     _write(out, answer.encode())
     print(f"member {answer.certificate.member}: {out}")
 
@@ -71,12 +126,11 @@ def revoke(
     out: Out,
     why: Annotated[str, typer.Option("--why", help="For the authority's own record.")] = "",
     passphrase: Ask = False,
+    passphrase_file: From = "",
 ) -> None:
     """Revoke a member for good, and write the new list."""
-    from penchant.deploy.fleet.authority import AuthorityStore
-
     _refuse_existing(out)
-    _write(out, AuthorityStore(directory, _passphrase(passphrase)).revoke(member, why))
+    _write(out, _opened(directory, passphrase, passphrase_file).revoke(member, why))
     print(f"member {member} is revoked; give {out} to the server")
 
 
@@ -86,12 +140,11 @@ def publish(
     out: Out,
     days: Annotated[int, typer.Option("--days", help="How long the list is valid.")] = 30,
     passphrase: Ask = False,
+    passphrase_file: From = "",
 ) -> None:
     """Sign the next member list, and write it."""
-    from penchant.deploy.fleet.authority import AuthorityStore
-
     _refuse_existing(out)
-    _write(out, AuthorityStore(directory, _passphrase(passphrase)).publish(days=days))
+    _write(out, _opened(directory, passphrase, passphrase_file).publish(days=days))
     print(f"{out} is valid for {days} days")
 
 
@@ -108,12 +161,12 @@ def attend(
         typer.Option("--watch", help="Seconds between two looks at the folder, until stopped; 0 looks once."),
     ] = 0.0,
     passphrase: Ask = False,
+    passphrase_file: From = "",
 ) -> None:
     """Decide on the server's requests, one by one: files in, files out."""
     from penchant.deploy.fleet import authority_inbox
-    from penchant.deploy.fleet.authority import AuthorityStore
 
-    office = AuthorityStore(directory, _passphrase(passphrase))
+    office = _opened(directory, passphrase, passphrase_file)
     if yes:
         print("everything is granted: whoever runs the server can enrol anybody", file=sys.stderr)
     with on_interrupt("what was decided is kept, and the same command asks about the rest"):
@@ -130,11 +183,10 @@ def list_members(
     directory: Where,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     passphrase: Ask = False,
+    passphrase_file: From = "",
 ) -> None:
     """Everybody ever certified."""
-    from penchant.deploy.fleet.authority import AuthorityStore
-
-    members = AuthorityStore(directory, _passphrase(passphrase)).members()
+    members = _opened(directory, passphrase, passphrase_file).members()
     if as_json:
         rows = [
             {"number": m.number, "name": m.name, "issued": m.issued, "revoked": m.revoked, "why": m.why}
@@ -162,11 +214,33 @@ def _day(seconds: int) -> str:
     return time.strftime("%Y-%m-%d", time.localtime(seconds))
 
 
-def _passphrase(ask: bool, *, confirm: bool = False) -> str | None:
-    given = os.environ.get(PASSPHRASE)
-    if given is None and ask:
-        given = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm)
-    return given or None
+def _new_passphrase(file: str, variable: str = PASSPHRASE) -> str:
+    """For a key. Refused before anything is made: where there is none, or a weak one."""
+    from penchant.common.crypto.passphrase import LEAST, refuse_weak
+
+    found = passphrases.given(file, variable)
+    if found is None:
+        other = ", or --no-passphrase for a key in clear" if variable else ""
+        found = passphrases.asked(
+            f"New passphrase (at least {LEAST} characters)",
+            new=True,
+            how=f"{HOW if variable else NEW}{other}",
+        )
+    refuse_weak(found)
+    return found
+
+
+def _opened(directory: Path, ask: bool, file: str) -> AuthorityStore:
+    """The authority in `directory`; its passphrase is asked for if there is one and it is not given."""
+    from penchant.common.membership.identity import Authority
+    from penchant.deploy.fleet.authority import KEY, AuthorityStore, refuse_missing
+
+    refuse_missing(directory)
+    found = passphrases.given(file, PASSPHRASE)
+    needed = Authority.asks_passphrase(directory / KEY)
+    if found is None and (ask or needed):
+        found = passphrases.asked("Passphrase", new=False, how=HOW)
+    return AuthorityStore(directory, found)
 
 
 def _read(path: Path) -> bytes:

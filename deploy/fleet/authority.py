@@ -1,7 +1,7 @@
 """The enrolment authority: apart from the server, offline if wanted. What it takes and gives are files.
 
-Its directory holds the signing key (encrypted under a passphrase where one is given) and a SQLite record of
-whom it certified and revoked. A device makes its own key pair and hands in a *request* (public key, signed by
+Its directory holds the signing key (sealed under a passphrase where one is given) and a SQLite record of whom
+it certified and revoked. A device makes its own key pair and hands in a *request* (public key, signed by
 itself); the authority answers with a certificate and its current member list. Devices and server refuse a
 list that is older than one they have seen, so whoever publishes is the one place where numbers are given.
 """
@@ -14,13 +14,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from penchant.common.crypto.passphrase import RECOMMENDED, Cost, refuse_weak
 from penchant.common.durations import DAY
 from penchant.common.errors import MembershipError, UsageError
 from penchant.common.membership.enrolment import Answer, Request
 from penchant.common.membership.identity import Authority, Member, authority_digest
 from penchant.common.storage import transaction
 
-__all__ = ["AuthorityStore", "Enrolled"]
+__all__ = ["AuthorityStore", "Enrolled", "refuse_existing", "refuse_missing"]
 
 KEY = "authority.pem"
 PUBLIC = "authority.pub"  # 32 bytes, for the server
@@ -51,27 +52,48 @@ class Enrolled:
 class AuthorityStore:
     """An authority, with its key and its record in a directory."""
 
-    def __init__(self, directory: Path, passphrase: str | None = None) -> None:
-        """Open it. Raises UsageError when there is none, or the passphrase is wrong."""
-        if not (directory / KEY).is_file():
-            raise UsageError(f"{directory} holds no authority; make one with `penchant authority init`")
+    def __init__(self, directory: Path, passphrase: str | None = None, *, cost: Cost = RECOMMENDED) -> None:
+        """Open it. Raises UsageError when there is none, or the passphrase is wrong.
+
+        A key that an earlier version sealed at a lower cost is sealed anew. cost: of a guess at a passphrase.
+        """
+        refuse_missing(directory)
         self.directory = directory
-        self.authority = Authority.load(directory / KEY, _bytes(passphrase))
+        self.authority = Authority.load(directory / KEY, passphrase)
+        if passphrase is not None and Authority.is_old(directory / KEY, cost):
+            self.authority.reseal(directory / KEY, passphrase, cost)
         with self._record() as db:
             for statement in _SCHEMA.split(";"):
                 db.execute(statement)
 
     @classmethod
     def init(
-        cls, directory: Path, passphrase: str | None = None, *, now: int | None = None
+        cls,
+        directory: Path,
+        passphrase: str | None = None,
+        *,
+        now: int | None = None,
+        cost: Cost = RECOMMENDED,
     ) -> AuthorityStore:
-        """A new authority with an empty list 1. An existing one is never replaced: UsageError."""
+        """A new authority with an empty list 1. An existing one is never replaced: UsageError.
+
+        passphrase: what seals its key; without one, whoever reads the key's file is the authority. A weak one
+        is refused.
+        """
+        if passphrase is not None:
+            refuse_weak(passphrase)
+        refuse_existing(directory)
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        Authority.create().save(directory / KEY, _bytes(passphrase))
-        office = cls(directory, passphrase)
+        Authority.create().save(directory / KEY, passphrase, cost)
+        office = cls(directory, passphrase, cost=cost)
         (directory / PUBLIC).write_bytes(office.authority.public_key)
         office.publish(now=now)
         return office
+
+    def protect(self, passphrase: str, *, cost: Cost = RECOMMENDED) -> None:
+        """Keep the key under another passphrase, or its first. UsageError for a weak one."""
+        refuse_weak(passphrase)
+        self.authority.reseal(self.directory / KEY, passphrase, cost)
 
     @property
     def digest(self) -> bytes:
@@ -157,9 +179,17 @@ class AuthorityStore:
         return transaction(self.directory / RECORD, UsageError)
 
 
+def refuse_missing(directory: Path) -> None:
+    """UsageError unless there is an authority in `directory`."""
+    if not (directory / KEY).is_file():
+        raise UsageError(f"{directory} holds no authority; make one with `penchant authority init`")
+
+
+def refuse_existing(directory: Path) -> None:
+    """UsageError if there is an authority in `directory`."""
+    if (directory / KEY).exists():
+        raise UsageError(f"{directory / KEY} exists already: an authority's key is not replaced")
+
+
 def _now(now: int | None) -> int:
     return int(time.time()) if now is None else now
-
-
-def _bytes(passphrase: str | None) -> bytes | None:
-    return None if passphrase is None else passphrase.encode()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import os
 import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from penchant.common.errors import UsageError
-from penchant.common.storage import write_durably
+from penchant.common.storage import write_durably, write_private
 
 __all__ = ["CA_DAYS", "LEAF_DAYS", "KeyAndCertificate", "ca_digest", "days_left", "issue", "make_ca"]
 
@@ -160,9 +159,5 @@ def _write(pair: KeyAndCertificate, certificate: x509.Certificate, key: ec.Ellip
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    before = os.umask(0o177)
-    try:
-        write_durably(pair.key, pem)
-    finally:
-        os.umask(before)
+    write_private(pair.key, pem, failure=UsageError)
     write_durably(pair.certificate, certificate.public_bytes(serialization.Encoding.PEM))

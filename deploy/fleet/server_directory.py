@@ -25,7 +25,7 @@ import tomli_w
 from penchant.common.errors import ConfigError, RunDirectoryError, UsageError
 from penchant.common.membership.identity import Membership, authority_digest
 from penchant.common.settings import Section, build_section, section_table
-from penchant.common.storage import write_durably
+from penchant.common.storage import write_durably, write_private
 from penchant.deploy.fleet.certificates import KeyAndCertificate, ca_digest, issue, make_ca
 from penchant.deploy.run_directory import CONFIG, RUN_NAME
 
@@ -34,6 +34,7 @@ __all__ = ["AUTHORITY", "MEMBERS", "SETTINGS", "ServerDirectory", "ServerSetting
 SETTINGS = "server.toml"
 AUTHORITY = "authority.pub"
 MEMBERS = "members.list"
+SECRET = "superexec.secret"
 LOOPBACK = "127.0.0.1"
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9a-fA-F:]{2,39}")
 
@@ -129,9 +130,7 @@ class ServerDirectory:
             (directory / name).mkdir(mode=0o770)
         (directory / AUTHORITY).write_bytes(authority)
         (directory / MEMBERS).write_bytes(members)
-        secret = os.open(directory / "superexec.secret", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(secret, "wb") as file:
-            file.write(os.urandom(32).hex().encode())
+        write_private(directory / SECRET, os.urandom(32).hex().encode(), failure=UsageError)
         tls = _Tls(directory.absolute() / "tls")
         make_ca(tls.ca, "penchant gateway CA")
         make_ca(tls.loopback_ca, "penchant loopback CA")
@@ -171,7 +170,7 @@ class ServerDirectory:
     @property
     def secret(self) -> Path:
         """What Flower's executor shows to the SuperLink."""
-        return self.directory / "superexec.secret"
+        return self.directory / SECRET
 
     @property
     def flower(self) -> Path:

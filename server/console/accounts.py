@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from penchant.common.crypto.passphrase import BLOCK, COST, LANES
+from penchant.common.crypto.passphrase import RECOMMENDED, Cost
 from penchant.common.errors import ConsoleError, UsageError
 from penchant.common.storage import change
 from penchant.server.console import passwords
@@ -101,9 +101,10 @@ def default_state() -> Path:
 class ConsoleStore:
     """The console's file in its state directory. Thread-safe."""
 
-    def __init__(self, directory: Path) -> None:
-        """Open it, making it if there is none; ConsoleError when that fails."""
+    def __init__(self, directory: Path, cost: Cost = RECOMMENDED) -> None:
+        """Open it, making it if there is none; ConsoleError when that fails. `cost`: of a password."""
         self.directory = directory
+        self._cost = cost
         self._path = directory / "console.db"
         self._lock = threading.RLock()
         try:
@@ -114,6 +115,7 @@ class ConsoleStore:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA foreign_keys=ON")
+            self._db.execute("PRAGMA secure_delete=ON")  # a hash that was replaced does not stay
             self._db.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise ConsoleError(f"can't open {self._path}: {error}") from None
@@ -132,21 +134,22 @@ class ConsoleStore:
             )
         if role not in ROLES:
             raise UsageError(f"a role is one of {', '.join(ROLES)}")
-        passwords.refuse_weak(password)
+        passwords.refuse_weak_password(password)
         with self._transaction():
             if self._one("SELECT 1 FROM accounts WHERE name = ?", name):
                 raise UsageError(f"there is an account {name} already; give it a password with `passwd`")
             self._db.execute(
                 "INSERT INTO accounts (name, role, password, made) VALUES (?, ?, ?, ?)",
-                (name, role, passwords.hashed(password), time.time()),
+                (name, role, passwords.hashed(password, self._cost), time.time()),
             )
 
     def passwd(self, name: str, password: str) -> None:
         """Another password; whoever is logged in under the old one is out. UsageError for no such account."""
-        passwords.refuse_weak(password)
+        passwords.refuse_weak_password(password)
         with self._transaction():
             done = self._db.execute(
-                "UPDATE accounts SET password = ? WHERE name = ?", (passwords.hashed(password), name)
+                "UPDATE accounts SET password = ? WHERE name = ?",
+                (passwords.hashed(password, self._cost), name),
             )
             if done.rowcount != 1:
                 raise UsageError(f"there is no account {name!r}")
@@ -188,11 +191,19 @@ class ConsoleStore:
         return max(longest, 0.0)
 
     def login(self, name: str, password: str, address: str) -> str | None:
-        """A new session's token, or None for a wrong name or password; both take equally long."""
+        """A new session's token, or None for a wrong name or password; both take equally long.
+
+        A password that was kept at an older cost is kept at today's from then on.
+        """
         row = self._one("SELECT password FROM accounts WHERE name = ?", name)
-        right = passwords.check(password, row[0] if row else _NOBODY)
+        kept = row[0] if row else passwords.nobody(self._cost)
+        right = passwords.check(password, kept)
+        for cost in self._costs() - {passwords.cost_of(kept)}:  # the same work whoever's password it is
+            passwords.spend(password, cost)
         if not right or row is None:
             return None
+        if passwords.cost_of(kept) != self._cost:
+            self._rehash(name, kept, password)
         now = time.time()
         with self._transaction():
             self._db.execute("DELETE FROM tries WHERE account = ? AND address = ?", (name, address))
@@ -204,6 +215,19 @@ class ConsoleStore:
                 (_digest(token), name, now, now),
             )
         return token
+
+    def _costs(self) -> set[Cost]:
+        """Today's cost, and those at which passwords are still kept."""
+        found = {passwords.cost_of(row[0]) for row in self._all("SELECT password FROM accounts")}
+        return {cost for cost in found if cost is not None} | {self._cost}
+
+    def _rehash(self, name: str, kept: str, password: str) -> None:
+        """Keep a password that was right at today's cost, unless it was changed meanwhile."""
+        fresh = passwords.hashed(password, self._cost)
+        with self._transaction():
+            self._db.execute(
+                "UPDATE accounts SET password = ? WHERE name = ? AND password = ?", (fresh, name, kept)
+            )
 
     def session(self, token: str, *, used: bool = True) -> Session | None:
         """The session of a token, unless it is over; `used` says that a person caused the request."""
@@ -335,10 +359,6 @@ class ConsoleStore:
         """One change: all of it is durable at the end, or nothing of it happened."""
         with self._lock, change(self._db, self._path, ConsoleError):
             yield
-
-
-_NOBODY = f"scrypt${COST}${BLOCK}${LANES}${'00' * 16}${'00' * 32}"
-"""What a password is held against where there is no account: as much work, never right."""
 
 
 def _digest(token: str) -> str:

@@ -6,41 +6,55 @@ import hmac
 import os
 import threading
 
-from penchant.common.crypto.passphrase import BLOCK, COST, LANES, stretched
-from penchant.common.errors import UsageError
+from penchant.common.crypto.passphrase import LEAST, MOST, RECOMMENDED, Cost, refuse_weak, stretched
 
-__all__ = ["LEAST", "check", "hashed", "refuse_weak"]
+__all__ = ["LEAST", "check", "cost_of", "hashed", "nobody", "refuse_weak_password", "spend"]
 
-LEAST = 12  # characters of a password
-MOST = 1024
-_AT_ONCE = threading.BoundedSemaphore(2)  # a flood of logins costs two cores at most, and 64 MB
+_AT_ONCE = threading.BoundedSemaphore(2)  # a flood of logins costs two cores at most, and 256 MB
 
 
-def refuse_weak(password: str) -> None:
-    """UsageError for a password that is too short, too long, or one character over and over."""
-    if not LEAST <= len(password) <= MOST:
-        raise UsageError(f"a password has {LEAST} to {MOST} characters")
-    if len(set(password)) < 5:
-        raise UsageError("a password has at least five different characters")
+def refuse_weak_password(password: str) -> None:
+    """UsageError for a password that is too short, too long, or easily guessed."""
+    refuse_weak(password, "password")
 
 
-def hashed(password: str) -> str:
+def hashed(password: str, cost: Cost = RECOMMENDED) -> str:
     """What is kept of a password: ``scrypt$N$r$p$salt$hash``, the last two in hex."""
     salt = os.urandom(16)
-    return f"scrypt${COST}${BLOCK}${LANES}${salt.hex()}${_derive(password, salt, COST, BLOCK, LANES).hex()}"
+    return f"scrypt${cost}${salt.hex()}${_derive(password, salt, cost).hex()}"
 
 
 def check(password: str, kept: str) -> bool:
     """Whether `password` is the one that `kept` was made from; takes equally long for both answers."""
+    cost = cost_of(kept)
+    if cost is None:
+        return False
     try:
-        name, cost, block, lanes, salt, wanted = kept.split("$")
-        parameters = int(cost), int(block), int(lanes)
-        known, right = bytes.fromhex(salt), bytes.fromhex(wanted)
+        salt, right = (bytes.fromhex(part) for part in kept.split("$")[4:])
+        return hmac.compare_digest(_derive(password, salt, cost), right)
     except ValueError:
         return False
-    return name == "scrypt" and hmac.compare_digest(_derive(password, known, *parameters), right)
 
 
-def _derive(password: str, salt: bytes, cost: int, block: int, lanes: int) -> bytes:
+def cost_of(kept: str) -> Cost | None:
+    """What `kept` was made with; None when it is no password of ours."""
+    try:
+        name, n, r, p, _, _ = kept.split("$")
+        return Cost(int(n), int(r), int(p)) if name == "scrypt" else None
+    except ValueError:
+        return None
+
+
+def nobody(cost: Cost) -> str:
+    """What a password is held against where there is no account: as much work, never right."""
+    return f"scrypt${cost}${'00' * 16}${'00' * 32}"
+
+
+def spend(password: str, cost: Cost) -> None:
+    """Take as long as a check at this cost."""
+    check(password, nobody(cost))
+
+
+def _derive(password: str, salt: bytes, cost: Cost) -> bytes:
     with _AT_ONCE:
-        return stretched(password.encode("utf-8", "surrogatepass")[: 4 * MOST], salt, cost, block, lanes)
+        return stretched(password.encode("utf-8", "surrogatepass")[: 4 * MOST], salt, cost)

@@ -15,10 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penchant.client.device.preference_store import STORE, Added, PreferenceStore, held_out
-from penchant.client.vault.sealing import CHECK_FILE, KEY_FILE, SALT_FILE, SealedStorage
+from penchant.client.device.preference_store import KEYS, STORE, Added, PreferenceStore, held_out
+from penchant.client.vault.sealing import CHECK_FILE, ROOT_FILE, SealedStorage
+from penchant.common.crypto.passphrase import Cost
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import DeviceError
+
+CHEAP = Cost(2**10)  # of a passphrase: a test has nothing to protect
 
 
 def choice(number: int) -> Preference:
@@ -81,9 +84,11 @@ def test_only_the_owner_can_read_the_store(tmp_path: Path) -> None:
 def test_what_is_forgotten_is_gone_from_the_file(tmp_path: Path) -> None:
     store = PreferenceStore(tmp_path)
     store.add([Preference("", "a word like xylophonist", "another")])
-    assert b"xylophonist" in (tmp_path / STORE).read_bytes()
+    key = (tmp_path / KEYS).read_bytes()[:32]
     assert store.forget() == 1
-    assert b"xylophonist" not in (tmp_path / STORE).read_bytes()
+    for path in tmp_path.iterdir():
+        assert b"xylophonist" not in path.read_bytes()
+        assert key not in path.read_bytes()
 
 
 def test_a_full_disk_is_one_line_and_everything_is_kept(tmp_path: Path) -> None:
@@ -147,20 +152,20 @@ def test_a_box_opens_what_it_sealed_for_the_same_purpose_only(tmp_path: Path) ->
 
 
 def test_a_wrong_or_missing_passphrase_is_refused_before_anything_is_sealed(tmp_path: Path) -> None:
-    SealedStorage.of(tmp_path, "correct horse")
-    SealedStorage.of(tmp_path, "correct horse")
+    SealedStorage.of(tmp_path, "correct horse", CHEAP)
+    SealedStorage.of(tmp_path, "correct horse", CHEAP)
     with pytest.raises(DeviceError, match="wrong passphrase"):
-        SealedStorage.of(tmp_path, "battery staple")
+        SealedStorage.of(tmp_path, "battery staple", CHEAP)
     with pytest.raises(DeviceError, match="give it"):
         SealedStorage.of(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [CHECK_FILE, SALT_FILE]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [CHECK_FILE, ROOT_FILE]
     with pytest.raises(DeviceError, match="empty"):
         SealedStorage.of(tmp_path / "other", "")
 
 
 def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
     SealedStorage.of(tmp_path)
-    key = tmp_path / KEY_FILE
+    key = tmp_path / ROOT_FILE
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     with pytest.raises(DeviceError, match="key file, not by a passphrase"):
         SealedStorage.of(tmp_path, "a passphrase")
@@ -171,6 +176,7 @@ def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
 
 def test_a_key_never_shows_itself(tmp_path: Path) -> None:
     box = SealedStorage.of(tmp_path)
-    key = (tmp_path / KEY_FILE).read_bytes()
-    assert key.hex() not in repr(box)
+    key = (tmp_path / ROOT_FILE).read_text().strip().removeprefix("penchant-key$")
+    assert len(key) == 64
+    assert key not in repr(box)
     assert repr(box) == "SealedStorage()"

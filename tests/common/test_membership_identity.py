@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from support.scene import NOW, SEED, authority, identity
 
@@ -21,6 +22,7 @@ from penchant.common.crypto.keys import (
     seal,
     verify,
 )
+from penchant.common.crypto.passphrase import Cost
 from penchant.common.errors import (
     CertificateError,
     CodecError,
@@ -54,16 +56,19 @@ def knowing(*lists: MemberList) -> Membership:
 # --- the authority --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("passphrase", [None, b"correct horse"])
-def test_the_authoritys_key_survives_its_file(tmp_path: Path, passphrase: bytes | None) -> None:
+CHEAP = Cost(2**10)
+
+
+@pytest.mark.parametrize("passphrase", [None, "correct horse"])
+def test_the_authoritys_key_survives_its_file(tmp_path: Path, passphrase: str | None) -> None:
     path = tmp_path / "authority.pem"
-    authority().save(path, passphrase)
+    authority().save(path, passphrase, CHEAP)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert Authority.load(path, passphrase).public_key == authority().public_key
     with pytest.raises(UsageError, match="exists already"):
         authority().save(path)
     if passphrase:
-        for wrong in (None, b"battery staple"):
+        for wrong in (None, "battery staple"):
             with pytest.raises(UsageError, match="passphrase"):
                 Authority.load(path, wrong)
 
@@ -72,14 +77,51 @@ def test_files_that_are_no_authoritys_key_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="can't read"):
         Authority.load(tmp_path / "nowhere")
     (tmp_path / "text").write_text("hello")
+    (tmp_path / "text").chmod(0o600)
     with pytest.raises(UsageError, match="not an authority's key"):
         Authority.load(tmp_path / "text")
     other = X25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     (tmp_path / "other").write_bytes(other)
+    (tmp_path / "other").chmod(0o600)
     with pytest.raises(UsageError, match="another kind of key"):
         Authority.load(tmp_path / "other")
+
+
+def written_by_an_earlier_version(path: Path, passphrase: bytes) -> None:
+    key = Ed25519PrivateKey.from_private_bytes(bytes([7]) * 32)
+    protection = serialization.BestAvailableEncryption(passphrase)
+    path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
+    )
+    path.chmod(0o600)
+
+
+def test_a_key_under_2048_rounds_opens_and_is_sealed_anew(tmp_path: Path) -> None:
+    path = tmp_path / "authority.pem"
+    written_by_an_earlier_version(path, b"short")
+    old = path.read_bytes()
+    with path.open("rb") as kept:  # whoever could still reach the old file's blocks
+        assert Authority.asks_passphrase(path)
+        assert Authority.is_old(path)
+        Authority.load(path, "short").reseal(path, "short", CHEAP)
+        assert kept.read() == bytes(len(old))
+    assert not Authority.is_old(path, CHEAP)
+    assert Authority.is_old(path)  # of another cost than today's
+    assert Authority.load(path, "short").public_key == Authority(bytes([7]) * 32).public_key
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [p.name for p in tmp_path.iterdir()] == ["authority.pem"]
+
+
+def test_a_key_in_clear_that_others_could_read_is_refused(tmp_path: Path) -> None:
+    authority().save(tmp_path / "clear")
+    authority().save(tmp_path / "sealed", "correct horse", CHEAP)
+    for name in ("clear", "sealed"):
+        (tmp_path / name).chmod(0o644)
+    with pytest.raises(UsageError, match="can be read by others"):
+        Authority.load(tmp_path / "clear")
+    assert Authority.load(tmp_path / "sealed", "correct horse").public_key == authority().public_key
 
 
 def test_authorities_and_identities_differ_and_show_nothing() -> None:

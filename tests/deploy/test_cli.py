@@ -481,7 +481,7 @@ def test_an_interrupted_quickstart_says_that_the_fleet_is_down(
 def test_an_interrupted_authority_goes_on_by_the_same_command(
     penchant: Penchant, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert penchant("authority", "init", "office").code == 0
+    assert penchant("authority", "init", "office", "--no-passphrase").code == 0
     monkeypatch.setattr("penchant.deploy.fleet.authority_inbox.attend", interrupted)
     ended = penchant("authority", "attend", "office", "--requests", ".", "--answers", ".", "--watch", 1)
     assert ended.code == 130
@@ -654,7 +654,7 @@ def test_a_device_accepts_the_authoritys_answer(
 ) -> None:
     """`join` took the answer as well, and does so for one version more."""
     monkeypatch.setenv("PENCHANT_HOME", str(tmp_path / "home"))
-    digest = penchant("authority", "init", "office").out.split()[1]
+    digest = penchant("authority", "init", "office", "--no-passphrase").out.split()[1]
     assert penchant("device", "request", "--out", "my.request").code == 0
     assert penchant("authority", "issue", "office", "my.request", "--out", "my.answer").code == 0
     for wrong in ("", digest[:-2], digest[:-1] + "x"):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from support.console_scene import HOST, PASSWORD, Browser, make_run, text_of
+from support.console_scene import CHEAP, HOST, PASSWORD, Browser, make_run, text_of
 from support.processes import wait_for
 
 from penchant.common.errors import ConsoleError, JournalError, RunDirectoryError
@@ -80,7 +80,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         office.issue(request(bytes([number + 1]) * 32), f"device {number}")
     settings = ServerSettings(addresses=("fleet.example",), superlink_port=9)
     site = ServerDirectory.create(tmp_path / "home", settings, office.authority.public_key, office.latest())
-    store = ConsoleStore(tmp_path / "state")
+    store = ConsoleStore(tmp_path / "state", CHEAP)
     store.add("olga", "operator", PASSWORD)
     store.add("vera", "viewer", PASSWORD)
     operations = OperationsOnThisMachine([site.directory], store)

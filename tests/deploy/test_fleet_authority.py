@@ -10,13 +10,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
+from penchant.common.crypto.passphrase import RECOMMENDED, Cost
 from penchant.common.errors import CertificateError, MembershipError, UsageError
 from penchant.common.membership.enrolment import Answer, Request, request
 from penchant.common.membership.identity import Identity, MemberList, Membership
 from penchant.deploy.fleet.authority import KEY, AuthorityStore
 
 NOW = 1_800_000_000
+
+
+CHEAP = Cost(2**10)
 
 
 def device(number: int) -> bytes:
@@ -87,9 +92,9 @@ def test_an_answer_of_another_authority_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_key_is_kept_for_its_owner_and_never_replaced(tmp_path: Path) -> None:
-    AuthorityStore.init(tmp_path, "open sesame")
+    AuthorityStore.init(tmp_path, "open sesame, please", cost=CHEAP)
     assert stat.S_IMODE((tmp_path / KEY).stat().st_mode) == 0o600
-    assert b"ENCRYPTED" in (tmp_path / KEY).read_bytes()
+    assert (tmp_path / KEY).read_bytes().startswith(b"penchant-scrypt$1024$8$1$")
     with pytest.raises(UsageError, match="exists already"):
         AuthorityStore.init(tmp_path)
     with pytest.raises(UsageError, match="passphrase"):
@@ -98,16 +103,86 @@ def test_the_key_is_kept_for_its_owner_and_never_replaced(tmp_path: Path) -> Non
         AuthorityStore(tmp_path / "elsewhere")
 
 
-def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+@pytest.mark.parametrize(
+    "weak", ["", "open sesame", "a" * 40, "passwordpassword", "1234567890123", "qwertyuiopas"]
+)
+def test_a_weak_passphrase_is_refused_before_anything_is_made(tmp_path: Path, weak: str) -> None:
+    with pytest.raises(UsageError, match="passphrase"):
+        AuthorityStore.init(tmp_path / "new", weak, cost=CHEAP)
+    assert not (tmp_path / "new").exists()
+    office = AuthorityStore.init(tmp_path / "old", "open sesame, please", cost=CHEAP)
+    with pytest.raises(UsageError, match="passphrase"):
+        office.protect(weak, cost=CHEAP)
+    AuthorityStore(tmp_path / "old", "open sesame, please", cost=CHEAP)
+
+
+def test_an_authority_of_an_earlier_version_is_upgraded_when_it_is_opened(tmp_path: Path) -> None:
+    office = AuthorityStore.init(tmp_path, now=NOW)
+    key = serialization.load_pem_private_key((tmp_path / KEY).read_bytes(), None)
+    (tmp_path / KEY).write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(
+                b"old"
+            ),  # PBKDF2, 2,048 rounds; nobody asked for more letters
+        )
+    )
+    for wrong in (None, "new"):
+        with pytest.raises(UsageError, match="passphrase"):
+            AuthorityStore(tmp_path, wrong, cost=CHEAP)
+    for _ in range(2):
+        opened = AuthorityStore(tmp_path, "old", cost=CHEAP)
+        assert opened.digest == office.digest
+        assert (tmp_path / KEY).read_bytes().startswith(b"penchant-scrypt$1024$8$1$")
+    opened.protect("a passphrase of today", cost=CHEAP)
+    with pytest.raises(UsageError, match="passphrase"):
+        AuthorityStore(tmp_path, "old", cost=CHEAP)
+    assert AuthorityStore(tmp_path, "a passphrase of today", cost=CHEAP).latest() == office.latest()
+
+
+def command(*words: str, typed: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     program = "from penchant.deploy.cli.main import main; main()"
     return subprocess.run(
         [sys.executable, "-c", program, "authority", *words],
-        capture_output=True, text=True, env=os.environ | environment, timeout=60,
+        capture_output=True, text=True, input=typed, env=os.environ | environment, timeout=60,
     )  # fmt: skip
 
 
+def test_a_key_in_clear_is_made_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    home = tmp_path / "authority"
+    refused = command("init", str(home))
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "--passphrase-file" in refused.stderr
+    assert "--no-passphrase" in refused.stderr
+    assert not home.exists()
+    clear = command("init", str(home), "--no-passphrase")
+    assert clear.returncode == 0, clear.stderr
+    assert "whoever can read it" in clear.stderr
+    again = command("init", str(home), "--passphrase-file", "-", typed="open sesame, please\n")
+    assert (again.returncode, "exists already" in again.stderr) == (2, True)
+    assert command("list", str(home)).returncode == 0  # a key in clear needs nothing typed
+
+
+def test_a_passphrase_comes_by_file_or_standard_input(tmp_path: Path) -> None:
+    home, secret = tmp_path / "authority", tmp_path / "secret"
+    secret.write_text("open sesame, please\n")
+    made = command("init", str(home), "--passphrase-file", "-", typed="open sesame, please\n")
+    assert made.returncode == 0, made.stderr
+    assert (home / KEY).read_text().startswith(f"penchant-scrypt${RECOMMENDED}$")
+    assert command("list", str(home), "--passphrase-file", str(secret)).returncode == 0
+    missing = command("list", str(home))
+    assert (missing.returncode, "--passphrase-file" in missing.stderr) == (2, True)
+    both = ["--passphrase-file", str(secret), "--new-passphrase-file", "-"]
+    assert command("passphrase", str(home), *both, typed="another one, please\n").returncode == 0
+    assert command("list", str(home), "--passphrase-file", str(secret)).returncode == 2
+    environment = {"PENCHANT_AUTHORITY_PASSPHRASE_FILE": str(secret)}
+    secret.write_text("another one, please\n")
+    assert command("list", str(home), **environment).returncode == 0
+
+
 def test_the_command_line(tmp_path: Path) -> None:
-    home, secret = tmp_path / "authority", {"PENCHANT_AUTHORITY_PASSPHRASE": "open sesame"}
+    home, secret = tmp_path / "authority", {"PENCHANT_AUTHORITY_PASSPHRASE": "open sesame, please"}
     (tmp_path / "device.request").write_bytes(request(device(7)).encode())
     made = command("init", str(home), **secret)
     assert made.stdout.startswith("authority "), made.stderr

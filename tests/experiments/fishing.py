@@ -144,7 +144,9 @@ def auc(scores: NDArray[np.float64], inside: NDArray[np.bool_]) -> float:
     return float((above + same / 2).mean())
 
 
-def fish(shaped: Shaped, people: list[tuple[Preference, ...]], candidates: list[Preference]) -> dict[str, Any]:
+def fish(
+    shaped: Shaped, people: list[tuple[Preference, ...]], candidates: list[Preference]
+) -> dict[str, Any]:
     """How well the sum tells the candidates' counts."""
     truth: dict[Any, int] = {}
     inside: set[Any] = set()
@@ -172,7 +174,9 @@ def chosen_people(seed: int, count: int, pairs: int) -> tuple[list[tuple[Prefere
     everybody: tuple[Person, ...] = datasets.configured(config.data, seed).people
     draw = np.random.default_rng(seed)
     names = draw.choice(len(everybody), count, replace=False)
-    people = [tuple(everybody[i].train[j] for j in draw.permutation(len(everybody[i].train))[:pairs]) for i in names]
+    people = [
+        tuple(everybody[i].train[j] for j in draw.permutation(len(everybody[i].train))[:pairs]) for i in names
+    ]
     distinct = {sides(pair)[0]: pair for person in everybody for pair in person.train}
     return people, list(distinct.values())
 

@@ -17,6 +17,7 @@ import numpy as np
 from starlette.testclient import TestClient
 
 from penchant.common.config import RunConfig
+from penchant.common.crypto.passphrase import Cost
 from penchant.common.errors import ConsoleError
 from penchant.deploy import run_directory
 from penchant.deploy.console.local import OperationsOnThisMachine
@@ -27,6 +28,7 @@ from penchant.server.optimizers import ServerState
 
 HOST = "127.0.0.1:8900"
 PASSWORD = "correct horse battery"
+CHEAP = Cost(2**10)  # of a password: a test has nothing to protect
 ACCOUNTS = {"olga": "operator", "vera": "viewer"}
 
 
@@ -104,7 +106,7 @@ class Console:
     def __init__(self, folder: Path, **more: Any) -> None:
         self.runs = folder / "runs"
         self.runs.mkdir()
-        self.store = ConsoleStore(folder / "state")
+        self.store = ConsoleStore(folder / "state", CHEAP)
         for name, role in ACCOUNTS.items():
             self.store.add(name, role, PASSWORD)
         self.operations = OperationsOnThisMachine([self.runs], self.store)

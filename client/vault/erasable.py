@@ -1,0 +1,57 @@
+"""What is sealed so that it can be destroyed: each sealed value has a key of its own in a file of slots.
+
+A value opens with both: the device's root key, which a passphrase may protect, and the key in its slot. When
+its row is gone from the database, the slot is overwritten: that value is gone from every block it was written
+to. The database's own lock guards the slots: all of this is called inside a transaction of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from penchant.client.vault.key_slots import KeySlots
+from penchant.client.vault.sealing import SealedStorage
+from penchant.common.errors import DeviceError
+
+__all__ = ["ErasableBox"]
+
+_NUMBER: Final = 4  # bytes of a slot's number, before what is sealed
+
+
+class ErasableBox:
+    """Seals values under keys that can be destroyed. `repr` shows nothing of a key."""
+
+    def __init__(self, box: SealedStorage, slots: Path) -> None:
+        self._box = box
+        self._slots = KeySlots(slots)
+
+    def __repr__(self) -> str:
+        return "ErasableBox()"
+
+    def seal(self, values: Sequence[tuple[bytes, str]]) -> list[bytes]:
+        """Each (data, purpose) under a key of its own, which is on disk before this returns."""
+        taken = self._slots.take(len(values))
+        return [
+            slot.to_bytes(_NUMBER, "big") + self._box.under(key).seal(data, purpose)
+            for (data, purpose), (slot, key) in zip(values, taken, strict=True)
+        ]
+
+    def open(self, sealed: Iterable[tuple[bytes, str]]) -> list[bytes]:
+        """What `seal` sealed for these purposes. DeviceError for a destroyed or wrong key, or other bytes."""
+        keys = self._slots.keys()
+        return [
+            self._box.under(KeySlots.at(keys, _slot(data))).open(data[_NUMBER:], purpose)
+            for data, purpose in sealed
+        ]
+
+    def destroy_but(self, sealed: Iterable[bytes]) -> None:
+        """Destroy the keys of all values but these: the database must name no others, durably."""
+        self._slots.keep_only({_slot(data) for data in sealed})
+
+
+def _slot(sealed: bytes) -> int:
+    if len(sealed) < _NUMBER:
+        raise DeviceError("this does not open: the file was changed")
+    return int.from_bytes(sealed[:_NUMBER], "big")
