@@ -2,7 +2,8 @@
 
 The processes are those of a fleet in the open, and so is every step: tokens, requests, answers, TLS, node
 authentication, agents behind sockets. Only the addresses are loopback's, one user runs it all, the authority
-grants everything, and the owners' policies are lowered to what so few devices allow, which is said.
+grants everything and has a key without a passphrase, since nobody is asked for it, and the owners' policies
+are lowered to what so few devices allow, which is said.
 """
 
 from __future__ import annotations

@@ -681,7 +681,10 @@ def test_waiting_for_the_authority_may_be_interrupted(
     monkeypatch.setenv("PENCHANT_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("penchant.client.device.joining.wait", interrupted)
     text = JoinToken.create(Terms("fleet.example:8443", bytes(32), bytes(32), int(time.time()) + 600)).text()
-    ended = penchant("device", "join", text, "--wait")
+    (tmp_path / "token").write_text(f"{text}\n")
+    ended = penchant("device", "join", tmp_path / "token", "--wait")
     assert (ended.code, ended.err) == (130, "penchant: interrupted; the same command goes on\n")
     foreign = penchant("device", "join", text, "--authority", "11" * 32)
     assert (foreign.code, "another authority" in foreign.err) == (2, True)
+    assert foreign.err.startswith("note: a token on the command line can be read by every user")
+    assert text not in foreign.err

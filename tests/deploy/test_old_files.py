@@ -18,6 +18,7 @@ from penchant.client.device.preference_store import PreferenceStore
 from penchant.client.secagg import AttemptInfo, Unmasked
 from penchant.client.vault.sealing import SealedStorage
 from penchant.client.vault.vault import Vault
+from penchant.common.crypto.passphrase import Cost
 from penchant.common.errors import DeviceError
 from penchant.common.wire.messages import Announce, Kind
 from penchant.server.console import passwords
@@ -25,6 +26,7 @@ from penchant.server.journal import Journal, RoundRow
 
 WRITTEN = json.loads((Path(__file__).parents[1] / "data" / "old" / "files-0.1.0.json").read_text("utf-8"))
 RUN = bytes(16)
+CHEAP = Cost(2**10)  # of a passphrase: a test has nothing to protect
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def old(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("place", "passphrase"), [("passphrase", "a long passphrase"), ("key file", None)])
 def test_a_vault(old: Path, place: str, passphrase: str | None) -> None:
-    vault = Vault(old / place, SealedStorage.of(old / place, passphrase))
+    vault = Vault(old / place, SealedStorage.of(old / place, passphrase, CHEAP))
     assert vault.blob("identity") == b"somebody"
     kept = vault.personal(RUN)
     assert kept is not None

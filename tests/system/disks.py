@@ -1,4 +1,4 @@
-"""Disks that are full: a small file system for one device, and a file that takes all that is left of it."""
+"""Disks for one device: one that is full, and one whose raw blocks can be read."""
 
 from __future__ import annotations
 
@@ -22,6 +22,25 @@ def small_disk(folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a failed test may still hold it
+
+
+@contextmanager
+def raw_disk(image: Path, folder: Path, kind: str = "ext4") -> Iterator[Path]:
+    """`folder` as a file system of 32 megabytes that lies in the file `image`; all is written at the end."""
+    if os.getuid() != 0:
+        raise PermissionError("mounting a file system needs root")
+    if not image.exists():
+        with image.open("wb") as file:
+            file.truncate(32 << 20)
+        subprocess.run([f"mkfs.{kind}", "-q", str(image)], check=True)
+    folder.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=True)
+    try:
+        folder.chmod(0o700)
+        yield folder
+    finally:
+        os.sync()
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def fill(disk: Path) -> Path:

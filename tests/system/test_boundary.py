@@ -34,7 +34,10 @@ from penchant.deploy.owner_policy import policy_for
 pytestmark = pytest.mark.system
 
 PROGRAM = [sys.executable, "-c", "from penchant.deploy.cli.main import main; main()"]
-FILES = ["preferences.db", "vault.db", "vault.key", "vault.check", "policy.toml", "model.toml", "agent.lock"]
+FILES = [
+    "preferences.db", "preferences.keys", "vault.db", "vault.keys", "vault.root",
+    "policy.toml", "model.toml", "agent.lock",
+]  # fmt: skip
 PASSPHRASE = "no other user knows it"
 SYSTEM_DENIES = {"list", "read", "write", "make", "rename", "link", "hold", "enter", "process_vm_readv"}
 SYSTEM_DENIES |= {"ptrace", "pidfd_getfd", "prlimit", "setpriority", "replace", "remove", "open", "send"}
@@ -165,14 +168,14 @@ def test_the_same_attempts_succeed_for_the_agents_own_user(device: DeviceOfTwoUs
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     found = json.loads(done.stdout)
-    for name in ("list the home", "read vault.key", "write policy.toml", "read /proc/PID/environ",
+    for name in ("list the home", "read vault.root", "write policy.toml", "read /proc/PID/environ",
                  "list /proc/PID/fd", "remove the socket", "send SIGKILL"):  # fmt: skip
         assert found[name].startswith("DONE"), (name, found[name])
     assert device.agent.wait(20) == -9
 
 
 def test_a_hostile_bundle_gets_nothing_and_the_agent_goes_on(device: DeviceOfTwoUsers) -> None:
-    before = {name: (device.home / name).read_bytes() for name in FILES if name != "vault.db"}
+    before = {name: (device.home / name).read_bytes() for name in FILES if not name.startswith("vault.")}
     bundle = device.place / "bundle"
     bundle.mkdir()
     (bundle / "pyproject.toml").write_text(PYPROJECT)

@@ -48,7 +48,11 @@ def request(
 def join(
     token: Annotated[
         str,
-        typer.Argument(metavar="TOKEN", help="A join token, a file that holds one, or - for standard input."),
+        typer.Argument(
+            metavar="FILE",
+            help="A file that holds the join token, or - for standard input. (The token itself is taken as well, "
+            "but then other users of this machine can read it in `ps`.)",
+        ),
     ],
     authority: Annotated[
         str,
@@ -133,8 +137,12 @@ def _token_or_answer(what: str) -> str | bytes:
     from penchant.common.membership.join_token import JoinToken
 
     if what == "-":
-        return sys.stdin.read(4096)
+        return sys.stdin.readline(4096) if sys.stdin.isatty() else sys.stdin.read(4096)
     if JoinToken.looks_like(what):
+        notice(
+            "a token on the command line can be read by every user of this machine (`ps`); "
+            "give a file that holds it, or - for standard input"
+        )
         return what
     data = _read(Path(what))
     text = data[:4096].decode("ascii", errors="replace")

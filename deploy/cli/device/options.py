@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penchant.common.errors import DataError, UsageError
+from penchant.deploy.cli import passphrase as passphrases
 
 if TYPE_CHECKING:
     from penchant.client.device.device import Device
@@ -41,7 +41,9 @@ HomeOption = Annotated[
 Ask = Annotated[
     bool,
     typer.Option(
-        "--passphrase", help=f"Ask for the passphrase (or set {PASSPHRASE}); otherwise a key file is used."
+        "--passphrase",
+        help=f"Ask for the passphrase; for scripts, {PASSPHRASE}_FILE names a file whose first line it is, "
+        "- for standard input. Without one, a key file is used.",
     ),
 ]
 NodeOption = Annotated[
@@ -70,13 +72,11 @@ def open_device(home: Path, ask: bool) -> Device:
 
     torch.set_num_threads(1)
     directory = home.expanduser()
-    passphrase = os.environ.get(PASSPHRASE)
-    if passphrase is None and (ask or (SealedStorage.asks_passphrase(directory) and sys.stdin.isatty())):
-        passphrase = typer.prompt(
-            "Passphrase",
-            hide_input=True,
-            confirmation_prompt=SealedStorage.asks_passphrase(directory) is None,
-        )
+    passphrase = passphrases.given("", PASSPHRASE)
+    protected = SealedStorage.asks_passphrase(directory)
+    if passphrase is None and (ask or (protected and sys.stdin.isatty())):
+        how = f"name a file that holds it in {PASSPHRASE}_FILE"
+        passphrase = passphrases.asked("Passphrase", new=protected is None, how=how)
     return Device(directory, passphrase)
 
 
