@@ -172,7 +172,7 @@ class Device:
 
     def choices(self) -> Choices:
         """As they are now; the agent reads them for each round."""
-        return Choices(self.store.train(), self.store.validation())
+        return Choices(*self.store.sides())
 
     def record(self, preferences: Iterable[Preference], source: str = "import") -> Added:
         """Record choices, all or none."""

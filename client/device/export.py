@@ -20,6 +20,7 @@ from torch import Tensor
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.errors import DeviceError, UsageError
 from penchant.common.model.factors import MergedWeights
+from penchant.common.storage import erase
 
 __all__ = ["Export", "export_peft", "snippet"]
 
@@ -107,7 +108,8 @@ def _write(directory: Path, files: dict[str, bytes]) -> None:
                 file.write(data)
     except OSError:
         for path in written:
-            path.unlink(missing_ok=True)
+            if path.exists():
+                erase(path)  # a personal model: not only its name is to be gone
         for folder in {path.parent for path in written} - {directory}:
             folder.rmdir()
         raise

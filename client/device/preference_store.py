@@ -94,6 +94,11 @@ class PreferenceStore:
         """The choices held out to judge the model by."""
         return tuple(p for p in self._all() if held_out(p))
 
+    def sides(self) -> tuple[tuple[Preference, ...], tuple[Preference, ...]]:
+        """(those to learn from, those held out) as they are at one moment."""
+        every = [(held_out(p), p) for p in self._all()]
+        return tuple(p for aside, p in every if not aside), tuple(p for aside, p in every if aside)
+
     def __len__(self) -> int:
         with self._transaction() as db:
             (count,) = db.execute("SELECT count(*) FROM sealed_choices").fetchone()

@@ -52,6 +52,7 @@ def test_about_a_fifth_is_held_out_and_a_comparison_never_changes_sides(tmp_path
     aside = store.validation()
     assert 60 <= len(aside) <= 140
     assert not set(aside) & set(store.train())
+    assert store.sides() == (store.train(), aside)
     turned = [Preference(p.prompt, p.rejected, p.chosen) for p in many]
     assert [held_out(p) for p in turned] == [held_out(p) for p in many]
 

@@ -105,7 +105,7 @@ def test_an_import_that_was_broken_off_leaves_no_key_and_takes_none(
 
     store = PreferenceStore(tmp_path)
     store.add([choice(1)])
-    monkeypatch.setattr(SealedStorage, "under", killed)  # after the keys were written
+    monkeypatch.setattr(SealedStorage, "seal", killed)  # after the keys were written
     with pytest.raises(KeyboardInterrupt):
         store.add([choice(2), choice(3)])
     assert used(tmp_path) == 3

@@ -12,13 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives import serialization
 from system.disks import raw_disk
 
 from penchant.client.device.device import Device
 from penchant.client.device.preference_store import KEYS as CHOICE_KEYS
 from penchant.client.vault.sealing import OLD_KEY_FILE
 from penchant.client.vault.vault import KEYS as VAULT_KEYS
+from penchant.common.crypto.passphrase import Cost
 from penchant.common.data.preferences import Preference
+from penchant.common.storage import erase, write_private
+from penchant.deploy.fleet.authority import KEY, AuthorityStore
 
 pytestmark = pytest.mark.system
 
@@ -119,6 +123,23 @@ def test_leaving_a_fleet_leaves_no_identity_on_the_disk(site: Site) -> None:
         assert len(device.store) == 48
     assert len(gone) == 1
     assert site.holds(*gone, SECRET) == []
+
+
+def test_an_authoritys_key_under_2048_rounds_is_overwritten_when_it_is_upgraded(site: Site) -> None:
+    form, rounds = serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"old")
+    with site.mounted():
+        office = AuthorityStore.init(site.home)
+        key = serialization.load_pem_private_key((site.home / KEY).read_bytes(), None)
+        clear = (site.home / KEY).read_bytes().splitlines()[1]
+        erase(site.home / KEY)
+        weak = key.private_bytes(serialization.Encoding.PEM, form, rounds)
+        write_private(site.home / KEY, weak)
+        lines = [line for line in weak.splitlines() if not line.startswith(b"-")]
+    assert site.holds(clear) == []
+    assert site.holds(*lines) == lines
+    with site.mounted():
+        assert AuthorityStore(site.home, "old", cost=Cost(2**10)).digest == office.digest
+    assert site.holds(*lines) == []
 
 
 def test_what_an_earlier_version_kept_in_clear_is_sealed_and_overwritten(site: Site) -> None:

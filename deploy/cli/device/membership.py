@@ -50,8 +50,8 @@ def join(
         str,
         typer.Argument(
             metavar="FILE",
-            help="A file that holds the join token, or - for standard input. (The token itself is taken as well, "
-            "but then other users of this machine can read it in `ps`.)",
+            help="A file that holds the join token, or - for standard input. (The token itself is taken as "
+            "well, but then other users of this machine can read it in `ps`.)",
         ),
     ],
     authority: Annotated[
