@@ -71,7 +71,7 @@ def init(
     if no_passphrase and (passphrase or passphrase_file):
         raise UsageError("--no-passphrase and a passphrase exclude each other; choose one")
     refuse_existing(directory)
-    secret = None if no_passphrase else _new_passphrase(passphrase_file)
+    secret = None if no_passphrase else _new_passphrase(passphrase_file, passphrase)
     office = AuthorityStore.init(directory, secret)
     print(f"authority {office.digest.hex()}")
     print(f"keep {directory} off the server, and a copy of it in a safe place")
@@ -214,18 +214,15 @@ def _day(seconds: int) -> str:
     return time.strftime("%Y-%m-%d", time.localtime(seconds))
 
 
-def _new_passphrase(file: str, variable: str = PASSPHRASE) -> str:
+def _new_passphrase(file: str, told: bool = False, *, variable: str = PASSPHRASE) -> str:
     """For a key. Refused before anything is made: where there is none, or a weak one."""
     from penchant.common.crypto.passphrase import LEAST, refuse_weak
 
     found = passphrases.given(file, variable)
-    if found is None:
-        other = ", or --no-passphrase for a key in clear" if variable else ""
-        found = passphrases.asked(
-            f"New passphrase (at least {LEAST} characters)",
-            new=True,
-            how=f"{HOW if variable else NEW}{other}",
-        )
+    if not found:
+        how = f"{HOW}, or --no-passphrase for a key in clear" if variable else NEW
+        prompt = f"New passphrase (at least {LEAST} characters)"
+        found = passphrases.asked(prompt, new=True, told=told, how=how)
     refuse_weak(found)
     return found
 
@@ -236,10 +233,14 @@ def _opened(directory: Path, ask: bool, file: str) -> AuthorityStore:
     from penchant.deploy.fleet.authority import KEY, AuthorityStore, refuse_missing
 
     refuse_missing(directory)
-    found = passphrases.given(file, PASSPHRASE)
+    found = passphrases.given(file, PASSPHRASE) or None
     needed = Authority.asks_passphrase(directory / KEY)
-    if found is None and (ask or needed):
-        found = passphrases.asked("Passphrase", new=False, how=HOW)
+    if found and not needed:
+        raise UsageError(
+            f"the key in {directory} has no passphrase; `penchant authority passphrase` gives it one"
+        )
+    if needed and found is None:
+        found = passphrases.asked("Passphrase", new=False, told=ask, how=HOW)
     return AuthorityStore(directory, found)
 
 

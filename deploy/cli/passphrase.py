@@ -22,8 +22,8 @@ def given(file: str, variable: str) -> str | None:
         return first_line(file)
     if not variable:
         return None
-    if os.environ.get(variable):
-        return os.environ[variable]
+    if variable in os.environ:
+        return os.environ[variable]  # empty as well: that is for the caller to refuse
     named = os.environ.get(f"{variable}_FILE")
     return first_line(named) if named else None
 
@@ -36,16 +36,24 @@ def first_line(file: str) -> str:
         else:
             with Path(file).expanduser().open(encoding="utf-8") as opened:
                 line = opened.readline(_MOST)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"can't read a passphrase from {file}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"can't read a passphrase from {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"can't read a passphrase from {file}: it is not UTF-8") from None
     found = line.rstrip("\r\n")
     if not found:
         raise UsageError(f"{'standard input' if file == '-' else file} holds no passphrase in its first line")
     return found
 
 
-def asked(prompt: str, *, new: bool, how: str) -> str:
-    """Typed at the terminal, twice for a new one. UsageError where there is none; `how` is the other way."""
-    if not sys.stdin.isatty():
-        raise UsageError(f"there is no terminal to ask for the passphrase at; {how}")
-    return str(typer.prompt(prompt, hide_input=True, confirmation_prompt=new))
+def asked(prompt: str, *, new: bool, told: bool, how: str) -> str:
+    """Typed at the terminal, twice for a new one.
+
+    Without a terminal it is the first line of standard input if the user has `told` us to ask, else a
+    UsageError that says `how` to give it.
+    """
+    if sys.stdin.isatty():
+        return str(typer.prompt(prompt, hide_input=True, confirmation_prompt=new))
+    if told:
+        return first_line("-")
+    raise UsageError(f"there is no terminal to ask for the passphrase at; {how}")

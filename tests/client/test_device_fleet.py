@@ -296,8 +296,6 @@ def test_joining_that_fails_in_the_middle_leaves_a_device_that_can_join(
         assert home.member is None
     changes.clear()
     member = home.join(answer, town.office.digest)
-    assert (
-        len(changes) == 3
-    )  # one reads the pending key, one keeps all, one destroys keys of what was replaced
+    assert len(changes) == 3  # to read the pending key, to keep all, to destroy old values' keys
     assert Device(tmp_path / "new").member == member
     assert home.vault.blob("pending key") == b""

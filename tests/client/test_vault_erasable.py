@@ -14,7 +14,7 @@ from penchant.client.vault.erasable import ErasableBox
 from penchant.client.vault.key_slots import KeySlots
 from penchant.client.vault.sealing import OLD_KEY_FILE, OLD_SALT_FILE, ROOT_FILE, SealedStorage
 from penchant.client.vault.vault import Vault
-from penchant.common.crypto.passphrase import OLD, Cost, stretched
+from penchant.common.crypto.passphrase import Cost, stretched
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import DeviceError, UsageError
 from penchant.common.storage import write_private
@@ -135,7 +135,7 @@ def earlier(home: Path, passphrase: str | None) -> SealedStorage:
         old = SealedStorage(bytes(range(32)))
     else:
         write_private(home / OLD_SALT_FILE, bytes(16))
-        old = SealedStorage(stretched(passphrase.encode(), bytes(16), OLD))
+        old = SealedStorage(stretched(passphrase.encode(), bytes(16), CHEAP))
     write_private(home / "vault.check", old.seal(b"penchant vault", "check"))
     vault = Vault(home)
     with vault._transaction() as db:
@@ -158,6 +158,8 @@ def test_an_earlier_home_is_upgraded_whenever_it_was_broken_off(
 
     home = tmp_path / "home"
     earlier(home, passphrase)
+    cheap = "penchant.client.vault.sealing.OLD", CHEAP
+    monkeypatch.setattr(*cheap)
     at = {
         "before the root": "penchant.client.vault.sealing.write_private",
         "before the vault": "penchant.client.vault.erasable.ErasableBox.seal",
@@ -168,6 +170,7 @@ def test_an_earlier_home_is_upgraded_whenever_it_was_broken_off(
         with pytest.raises(KeyboardInterrupt):
             Vault(home, SealedStorage.of(home, passphrase, CHEAP))
         monkeypatch.undo()
+        monkeypatch.setattr(*cheap)
     if passphrase is not None:
         with pytest.raises(DeviceError, match="wrong passphrase"):
             SealedStorage.of(home, "another", CHEAP)

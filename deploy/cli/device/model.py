@@ -119,7 +119,9 @@ def forget(
     make_sure(yes, "Delete all choices, the personal model and the membership?")
     device = open_device(home, passphrase)
     member, count = device.member, device.forget()
-    print(f"{count} choices and the personal model are deleted")
+    print(
+        f"{count} choices and the personal model are deleted; files that you imported or exported are yours"
+    )
     if member is not None:
         tell_of_revocation(member)
 

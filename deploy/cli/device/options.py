@@ -76,7 +76,7 @@ def open_device(home: Path, ask: bool) -> Device:
     protected = SealedStorage.asks_passphrase(directory)
     if passphrase is None and (ask or (protected and sys.stdin.isatty())):
         how = f"name a file that holds it in {PASSPHRASE}_FILE"
-        passphrase = passphrases.asked("Passphrase", new=protected is None, how=how)
+        passphrase = passphrases.asked("Passphrase", new=protected is None, told=ask, how=how)
     return Device(directory, passphrase)
 
 
