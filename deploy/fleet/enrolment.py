@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 
 DATABASE = "enrolment.db"
 NAME_MOST = 100
+READ_SECONDS = 5.0  # for another process's transaction; a SuperNode whose look takes longer asks again
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tokens (
@@ -96,6 +97,7 @@ class EnrolmentRegistry:
     def __init__(self, site: ServerDirectory) -> None:
         self.site = site
         self._path = site.directory / DATABASE
+        self._list: tuple[object, Membership] | None = None  # (what the file was, the member list in it)
         with self._record() as db:
             for statement in _SCHEMA.split(";"):
                 db.execute(statement)
@@ -261,9 +263,31 @@ class EnrolmentRegistry:
                 if membership.holds(int(member)):  # others' are still to be unregistered
                     db.execute("UPDATE enrolments SET node = NULL WHERE token = ?", (token,))
 
+    def knows_node(self, public_key: bytes) -> bool:
+        """Whether this key (PEM) is that of a member's node. It writes nothing: every request asks."""
+        try:
+            db = sqlite3.connect(f"{self._path.as_uri()}?mode=rw", uri=True, timeout=READ_SECONDS)
+            try:
+                query = "SELECT member FROM enrolments WHERE node_key = ?"
+                row = db.execute(query, (public_key,)).fetchone()
+            finally:
+                db.close()
+        except sqlite3.Error as error:
+            raise JournalError(f"can't read {self._path}: {error}") from None
+        return row is not None and row[0] is not None and self._known().holds(int(row[0]))
+
     def _known(self) -> Membership:
         """The member list as it lies there, whatever its date."""
-        return Membership(self.site.authority).know((self.site.directory / MEMBERS).read_bytes())
+        path = self.site.directory / MEMBERS
+        try:
+            found = path.stat()
+            mark = (found.st_ino, found.st_mtime_ns, found.st_size)
+            kept = self._list
+            if kept is None or kept[0] != mark:
+                self._list = kept = (mark, Membership(self.site.authority).know(path.read_bytes()))
+        except OSError as error:
+            raise JournalError(f"can't read {path}: {error.strerror}") from None
+        return kept[1]
 
     # --- the operator looks --------------------------------------------------------------------------
 

@@ -3,7 +3,9 @@
     GET  /enrol/ca     the CA's certificate; the device compares its digest with its token's
     POST /enrol/join   a JoinRequest -> a JoinReply, empty while the authority is awaited
 
-It listens on a Unix socket that only the gateway reaches. Bodies are small, the codec is strict, each address
+    GET  /check        for the gateway alone: whether an enrolled device signed a request to the SuperLink
+
+It listens on a Unix socket that only the gateway reaches. Bodies are small, the codec is strict, each network
 has a budget, errors are one line of JSON. Its log names tokens by their digest, and no keys.
 """
 
@@ -12,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -33,41 +34,26 @@ from penchant.common.errors import (
 )
 from penchant.common.membership.enrolment import MAX_JOIN_REQUEST, JoinRequest
 from penchant.common.membership.join_token import token_name
+from penchant.common.network import Budget
+from penchant.deploy.fleet import node_gate
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry, Registrar
+from penchant.deploy.fleet.node_gate import NodeProof
 from penchant.deploy.fleet.server_directory import ServerDirectory
 
-__all__ = ["PATHS", "Budget", "build_service", "serve"]
+__all__ = ["CHECK", "PATHS", "build_service", "serve"]
 
 log = logging.getLogger(__name__)
 
 PATHS = (("ca", "GET"), ("join", "POST"))
 """(path below /enrol/, method)."""
 
+CHECK = "/check"
+"""The path that the gateway asks before it passes anything on to the SuperLink."""
+
+AT_ONCE = 1000  # connections; how many of them may enrol is the gateway's to say
+
 COLLECT_SECONDS = 2.0  # between two looks into answers/
 _CODES = {CodecError: 400, CertificateError: 400, TokenError: 403, EnrolmentError: 403, MembershipError: 503}
-
-
-class Budget:
-    """A token bucket for each of the addresses seen last: `rate` requests a minute, half of that at once."""
-
-    ADDRESSES = 10_000
-
-    def __init__(self, rate: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rate = rate / 60
-        self._most = max(rate / 2, 1.0)
-        self._clock = clock
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address -> (tokens, when)
-
-    def spend(self, address: str) -> bool:
-        """Whether `address` may ask now; if so, it has."""
-        now = self._clock()
-        tokens, since = self._left.pop(address, (self._most, now))
-        tokens = min(self._most, tokens + (now - since) * self._rate)
-        allowed = tokens >= 1
-        self._left[address] = (tokens - 1 if allowed else tokens, now)
-        while len(self._left) > self.ADDRESSES:
-            self._left.popitem(last=False)
-        return allowed
 
 
 def build_service(
@@ -99,6 +85,14 @@ def build_service(
         log.info("token %s: %s", token_name(asked.token), "answered" if reply.answer else "waiting")
         return Response(reply.encode(), media_type="application/octet-stream")
 
+    async def check(request: Request) -> Response:
+        """204: pass it on; 401: don't. It is asked by the gateway, which sends the headers and no body."""
+        sent = request.headers.getlist
+        headers = node_gate.KEY_HEADER, node_gate.TIME_HEADER, node_gate.SIGNATURE_HEADER
+        proof = NodeProof(*(sent(name) for name in headers))
+        passes = await run_in_threadpool(node_gate.admits, proof, desk.knows_node, clock)
+        return Response(status_code=204 if passes else 401)
+
     async def look() -> None:
         while True:
             try:
@@ -121,6 +115,7 @@ def build_service(
         routes=[
             Route("/enrol/ca", ca, methods=["GET"]),
             Route("/enrol/join", join, methods=["POST"]),
+            Route(CHECK, check, methods=["GET"]),
         ],
         exception_handlers={PenchantError: _refused, HTTPException: _http, Exception: _failed},
         lifespan=lifespan,
@@ -139,8 +134,8 @@ def serve(site: ServerDirectory, registrar: Registrar) -> None:
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_keep_alive=5,
-        limit_concurrency=100,
+        timeout_keep_alive=75,
+        limit_concurrency=AT_ONCE,
     )
 
 

@@ -70,7 +70,7 @@ def live_fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[ServerD
     Raises UsageError for a directory in use or too few devices, GatewayError without nginx. Nothing is left
     running in any case.
     """
-    gateway.find_nginx()
+    gateway.stream_module()
     if plan.directory.exists() and (not plan.directory.is_dir() or any(plan.directory.iterdir())):
         raise UsageError(f"{plan.directory} is in use; choose an empty directory")
     config = _config(plan)

@@ -49,7 +49,11 @@ class ServerSettings(Section):
         port: the gateway's port.
         superlink_port: the SuperLink's port, on loopback.
         max_body_mb: the largest message of a device that the gateway passes, in MB.
-        enrol_per_minute: how many requests to enrol one address may make in a minute.
+        max_bodies_mb: how many MB of large messages the gateway sends to the SuperLink at the same time, one
+            message at least.
+        connections_per_address: how many connections one address (of IPv6: one /64) may hold open.
+        requests_per_second: how many requests one address (of IPv6: one /64) may make in a second.
+        enrol_per_minute: how many requests to enrol one address (of IPv6: one /64) may make in a minute.
         user: the user that nginx's workers run as when it is started by root.
     """
 
@@ -58,6 +62,9 @@ class ServerSettings(Section):
     port: int = 8443
     superlink_port: int = 9092
     max_body_mb: int = 64
+    max_bodies_mb: int = 256
+    connections_per_address: int = 256
+    requests_per_second: int = 100
     enrol_per_minute: int = 60
     user: str = ""
 
@@ -65,6 +72,9 @@ class ServerSettings(Section):
         for name in ("port", "superlink_port"):
             self._range(name, 1, 65535)
         self._range("max_body_mb", 1, 1024)
+        self._range("max_bodies_mb", 1, 1024 * 1024)
+        self._range("connections_per_address", 4, 100_000)
+        self._range("requests_per_second", 1, 100_000)
         self._range("enrol_per_minute", 1, 100_000)
         if not self.addresses:
             raise ConfigError("server.addresses is empty; name a host or an address that devices reach")

@@ -23,20 +23,24 @@ from typing import Any, Literal
 
 from penchant.common.crypto.passphrase import RECOMMENDED, Cost
 from penchant.common.errors import ConsoleError, UsageError
+from penchant.common.network import network_of
 from penchant.common.storage import change
 from penchant.server.console import passwords
 
-__all__ = ["ROLES", "Account", "AuditEntry", "ConsoleStore", "Role", "Session", "default_state"]
+__all__ = ["ROLES", "Account", "AuditEntry", "ConsoleStore", "LoginPlace", "Role", "Session", "default_state"]
 
 Role = Literal["viewer", "operator"]
 ROLES: tuple[Role, ...] = ("viewer", "operator")
 
 IDLE_SECONDS = 2 * 3600.0
 SESSION_SECONDS = 12 * 3600.0
-WINDOW_SECONDS = 900.0  # in which tries to log in are counted
-TRIES = 5  # that fail for one account from one address, before it has to wait
-TRIES_ADDRESS = 20  # from one address, whatever account
-TRIES_ACCOUNT = 50  # for one account, wherever from
+WINDOW_SECONDS = 3600.0  # in which tries to log in are counted
+FIRST_WAIT, LONGEST_WAIT = 15.0, 900.0  # seconds after a try too many; doubles with each further one
+TRIES = 5  # that fail for one account from one place, before it has to wait
+TRIES_NETWORK = 20  # from one network, whatever account
+TRIES_ACCOUNT = 50  # for one account from strangers, wherever they are: then strangers wait
+DEVICE_SECONDS = 180 * 86_400.0  # that a browser is remembered after it was last let in
+DEVICES_MOST = 20  # of one account
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 _SCHEMA = """
@@ -46,6 +50,9 @@ CREATE TABLE IF NOT EXISTS accounts (
 CREATE TABLE IF NOT EXISTS sessions (
     digest TEXT PRIMARY KEY, account TEXT NOT NULL REFERENCES accounts (name) ON DELETE CASCADE,
     began REAL NOT NULL, used REAL NOT NULL, flash TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS devices (
+    digest TEXT PRIMARY KEY, account TEXT NOT NULL REFERENCES accounts (name) ON DELETE CASCADE,
+    network TEXT NOT NULL, used REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tries (at REAL NOT NULL, account TEXT NOT NULL, address TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS deeds (
     number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, account TEXT NOT NULL, address TEXT NOT NULL,
@@ -76,6 +83,24 @@ class Session:
 
     account: Account
     digest: str  # of its token
+
+
+@dataclass(frozen=True)
+class LoginPlace:
+    """Where a try to log in comes from.
+
+    Attributes:
+        key: what tries are counted by: a browser that was let in before counts for itself, any other as its
+            network.
+        network: the network, as `common.network` makes it of the address.
+        known: whether this account was let in from here before: in this browser, or from this network.
+        own: whether the browser itself is known, so that what others do on its network is not its fault.
+    """
+
+    key: str
+    network: str
+    known: bool
+    own: bool
 
 
 @dataclass(frozen=True)
@@ -168,29 +193,67 @@ class ConsoleStore:
 
     # --- logging in ----------------------------------------------------------------------------------
 
-    def admit(self, name: str, address: str) -> float:
+    def place_of(self, name: str, address: str, device: str = "") -> LoginPlace:
+        """Where a try to log in as `name` comes from; `device` is the token of `remember`, if it has one."""
+        network, since = network_of(address), time.time() - DEVICE_SECONDS
+        digest = _digest(device)
+        found = self._all(
+            "SELECT digest FROM devices WHERE account = ? AND used > ? AND (digest = ? OR network = ?)",
+            name, since, digest, network,
+        )  # fmt: skip
+        own = (digest,) in found
+        return LoginPlace(f"device {digest}" if own else network, network, bool(found), own)
+
+    def remember(self, name: str, device: str, address: str) -> str:
+        """Know the browser again that was let in, and its network; -> its token, `device` if that is known.
+
+        The token lets nobody in. It only keeps the tries of others from slowing this browser down.
+        """
+        now = time.time()
+        token = device if self.place_of(name, address, device).own else secrets.token_urlsafe(32)
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO devices VALUES (?, ?, ?, ?)",
+                (_digest(token), name, network_of(address), now),
+            )
+            self._db.execute("DELETE FROM devices WHERE used < ?", (now - DEVICE_SECONDS,))
+            self._db.execute(
+                "DELETE FROM devices WHERE account = ? AND digest NOT IN"
+                " (SELECT digest FROM devices WHERE account = ? ORDER BY used DESC LIMIT ?)",
+                (name, name, DEVICES_MOST),
+            )
+        return token
+
+    def admit(self, name: str, place: LoginPlace) -> float:
         """Seconds until another try is looked at; 0: now, and it counts as failed until `login` knows better.
 
-        Counted before the password is looked at: many tries at once get no further than tries in turn.
+        Counted before the password is looked at: many tries at once get no further than tries in turn. A
+        known browser is slowed down by its own tries alone, a network from which the account was let in
+        before by those from this network: so nobody elsewhere can shut somebody out.
         """
-        since = time.time() - WINDOW_SECONDS
+        now = time.time()
+        since = now - WINDOW_SECONDS
+        limits = [(1, TRIES)]
+        limits += [] if place.own else [(2, TRIES_NETWORK)]
+        limits += [] if place.known else [(3, TRIES_ACCOUNT)]
         with self._transaction():
             rows = self._all(
                 "SELECT at, account = ? AND address = ?, address = ?, account = ? FROM tries"
                 " WHERE at > ? AND (account = ? OR address = ?) ORDER BY at DESC",
-                name, address, address, name, since, name, address,
+                name, place.key, place.key, name, since, name, place.key,
             )  # fmt: skip
             longest = 0.0
-            for column, most in ((1, TRIES), (2, TRIES_ADDRESS), (3, TRIES_ACCOUNT)):
+            for column, most in limits:
                 times = [row[0] for row in rows if row[column]]
-                if len(times) >= most:  # until the last `most` of them no longer all lie in the window
-                    longest = max(longest, times[most - 1] - since)
+                if len(times) >= most:
+                    wait = min(FIRST_WAIT * 2.0 ** min(len(times) - most, 10), LONGEST_WAIT)
+                    longest = max(longest, times[0] + wait - now)
             if longest <= 0:
-                self._db.execute("INSERT INTO tries VALUES (?, ?, ?)", (time.time(), name[:64], address))
+                self._db.execute("INSERT INTO tries VALUES (?, ?, ?)", (now, name[:64], place.key))
                 self._db.execute("DELETE FROM tries WHERE at < ?", (since,))
         return max(longest, 0.0)
 
-    def login(self, name: str, password: str, address: str) -> str | None:
+    def login(self, name: str, password: str, place: LoginPlace) -> str | None:
         """A new session's token, or None for a wrong name or password; both take equally long.
 
         A password that was kept at an older cost is kept at today's from then on.
@@ -206,7 +269,7 @@ class ConsoleStore:
             self._rehash(name, kept, password)
         now = time.time()
         with self._transaction():
-            self._db.execute("DELETE FROM tries WHERE account = ? AND address = ?", (name, address))
+            self._db.execute("DELETE FROM tries WHERE account = ? AND address = ?", (name, place.key))
             self._db.execute("DELETE FROM sessions WHERE began < ?", (now - SESSION_SECONDS,))
             self._db.execute("UPDATE accounts SET used = ? WHERE name = ?", (now, name))
             token = secrets.token_urlsafe(32)

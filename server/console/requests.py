@@ -21,8 +21,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
-from penchant.common.errors import ConsoleError, PenchantError
+from penchant.common.errors import PenchantError
+from penchant.common.network import Budget
 from penchant.server.console.accounts import ConsoleStore, Role, Session
+from penchant.server.console.at_once import AtOnce, HTTPError
 from penchant.server.console.operations import RunOperations
 
 __all__ = ["ConsoleContext", "ConsoleRequest", "HTTPError", "action", "page", "posted", "secure_form"]
@@ -30,15 +32,9 @@ __all__ = ["ConsoleContext", "ConsoleRequest", "HTTPError", "action", "page", "p
 log = logging.getLogger(__name__)
 
 MOST_FORM = 128 * 1024  # bytes of a form
+DOWNLOADS = 2  # at the same time, of everybody
+LOGINS = 8  # that may wait for a look at a password
 SAFE = ("GET", "HEAD")
-
-
-class HTTPError(ConsoleError):
-    """A request that gets no answer but an HTTP status and a text."""
-
-    def __init__(self, text: str, *, status: int = 400) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 @dataclass(frozen=True)
@@ -52,6 +48,10 @@ class ConsoleContext:
         hosts: the names by which browsers may address this server, such as "127.0.0.1:8080".
         https: whether browsers reach it by TLS.
         cookie: the name of the session's cookie.
+        downloads: places for downloads, each of which is a process.
+        logins: places for looks at a password, which cost memory and time, for strangers.
+        refusals: how often the audit says that a network is slowed down.
+        known_logins: the same for browsers and networks that were let in before: strangers can't fill them.
     """
 
     store: ConsoleStore
@@ -60,14 +60,27 @@ class ConsoleContext:
     hosts: frozenset[str]
     https: bool = False
     cookie: str = field(init=False)
+    downloads: AtOnce = field(
+        default_factory=lambda: AtOnce("downloads", total=DOWNLOADS, each=1, retry_after=10)
+    )
+    logins: AtOnce = field(default_factory=lambda: AtOnce("logins", total=LOGINS, each=2, retry_after=2))
+    refusals: Budget = field(default_factory=lambda: Budget(1))
+    known_logins: AtOnce = field(
+        default_factory=lambda: AtOnce("logins", total=LOGINS, each=2, retry_after=2)
+    )
 
     def __post_init__(self) -> None:
         # __Host-: the browser itself refuses it without TLS, or for another host or path.
         object.__setattr__(self, "cookie", "__Host-penchant" if self.https else "penchant")
 
-    def set_cookie(self, response: Response, name: str, value: str) -> None:
-        """A cookie that no script reads, no other site sends, and that ends with the browser."""
-        response.set_cookie(name, value, path="/", secure=self.https, httponly=True, samesite="strict")
+    def set_cookie(self, response: Response, name: str, value: str, age: float = 0.0) -> None:
+        """A cookie that no script reads, no other site sends, and that ends with the browser.
+
+        age: seconds after which it ends instead.
+        """
+        response.set_cookie(
+            name, value, int(age) or None, path="/", secure=self.https, httponly=True, samesite="strict"
+        )
 
 
 @dataclass
@@ -141,7 +154,7 @@ def posted(work: Callable[[Request, Form], Response]) -> Endpoint:
         try:
             form = await read_form(request)
         except HTTPError as refused:
-            return PlainTextResponse(str(refused), refused.status)
+            return PlainTextResponse(str(refused), refused.status, retry(refused))
         return await run_in_threadpool(work, request, form)
 
     return endpoint
@@ -185,7 +198,7 @@ def action(desk: ConsoleContext, view: View, name: str, role: Role = "operator")
             response = view(visit)
         except HTTPError as refused:
             desk.store.note(*told, f"refused: {refused}", about, begun)
-            return refusal(visit, refused.status, str(refused))
+            return refusal(visit, refused.status, str(refused), refused.retry_after)
         except PenchantError as error:
             desk.store.note(*told, f"failed: {error}", about, begun)
             return visit.go(back_to(request), f"Not done: {error}")
@@ -232,14 +245,22 @@ def answered(visit: ConsoleRequest, view: View) -> Response:
     try:
         return view(visit)
     except HTTPError as refused:
-        return refusal(visit, refused.status, str(refused))
+        return refusal(visit, refused.status, str(refused), refused.retry_after)
     except PenchantError as error:
         return refusal(visit, 500, str(error))
 
 
-def refusal(visit: ConsoleRequest, status: int, text: str) -> Response:
-    """A page that says no, and why."""
-    return visit.render("refusal.html.j2", status, status=status, text=text)
+def refusal(visit: ConsoleRequest, status: int, text: str, retry_after: int = 0) -> Response:
+    """A page that says no, and why, and after how many seconds it is worth another try."""
+    response = visit.render("refusal.html.j2", status, status=status, text=text)
+    if retry_after:
+        response.headers["retry-after"] = str(retry_after)
+    return response
+
+
+def retry(refused: HTTPError) -> dict[str, str]:
+    """The header that says when to try again."""
+    return {"retry-after": str(refused.retry_after)} if refused.retry_after else {}
 
 
 def to_login(desk: ConsoleContext, request: Request) -> Response:

@@ -34,10 +34,11 @@ from penchant.common.errors import (
 from penchant.common.membership.enrolment import Answer, Asked, JoinReply, JoinRequest, request
 from penchant.common.membership.identity import MemberList
 from penchant.common.membership.join_token import JoinToken, Terms
+from penchant.common.network import Budget
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import PendingDecision, attend
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry, hand_out, request_revocation
-from penchant.deploy.fleet.enrolment_service import Budget, build_service
+from penchant.deploy.fleet.enrolment_service import build_service
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 
 DAY = 86400

@@ -40,16 +40,19 @@ def site(tmp_path: Path) -> ServerDirectory:
 def test_the_gateway_passes_what_a_supernode_asks_for_and_two_paths_of_ours(site: ServerDirectory) -> None:
     text = gateway.configuration(site)
     passed = dict(re.findall(r"location = (\S+) \{.*?proxy_pass (\S+);", text, re.S))
-    fleet = {f"/v1/fleet/{name}": f"https://superlink/v1/fleet/{name}" for name in FLEET_PATHS}
+    ways = dict.fromkeys(FLEET_PATHS, "superlink") | {"push-object": "$way", "push-messages": "$way"}
+    fleet = {f"/v1/fleet/{name}": f"https://{way}/v1/fleet/{name}" for name, way in ways.items()}
     ours = {f"/enrol/{name}": f"http://enrolment/enrol/{name}" for name in ("ca", "join")}
-    assert passed == fleet | ours  # each to a fixed address: no path that a client wrote is passed on
+    # each to a fixed address: no path that a client wrote is passed on
+    assert passed == fleet | ours | {"/signed": "http://check/check"}
     assert re.findall(r"location ([^=\s]\S*) \{(.*?)\}", text) == [
         ("@again", " return 503; "),
         ("/", " return 404; "),
     ]
-    assert text.count("error_page 500 =503 @again;") == len(FLEET_PATHS)
+    assert text.count("error_page 500 502 =503 @again;") == len(FLEET_PATHS)
     assert "control" not in re.sub(r"#.*", "", text)
-    assert text.count("listen ") == 1
+    front = site.directory / "gateway" / "front.sock"
+    assert re.findall(r"listen ([^\s;]+)", text) == ["0.0.0.0:8443", f"unix:{front}"]
 
 
 def test_the_paths_are_those_of_flowers_own_client() -> None:

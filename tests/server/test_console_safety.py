@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from penchant.common.errors import UsageError
 from penchant.server.console import accounts, passwords
 from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.app import ACTIONS, LIVE, PAGES
+from penchant.server.console.requests import LOGINS
 
 HOSTILE = "\"><img src=x onerror=alert(1)>{{7*7}}</script>'&"
 
@@ -251,15 +254,178 @@ def test_logging_in_is_slowed_down(console: Console) -> None:
 
 def test_many_tries_at_once_are_no_more_than_one_after_another(console: Console) -> None:
     """None of them is looked at before all are counted."""
-    waits = [console.store.admit("olga", "10.0.0.1") for _ in range(2 * accounts.TRIES)]
+    place = console.store.place_of("olga", "10.0.0.1")
+    waits = [console.store.admit("olga", place) for _ in range(2 * accounts.TRIES)]
     assert [wait > 0 for wait in waits] == [False] * accounts.TRIES + [True] * accounts.TRIES
 
 
 def test_one_address_can_not_try_all_accounts(console: Console) -> None:
     browser = console.browser()
-    for number in range(accounts.TRIES_ADDRESS):
+    for number in range(accounts.TRIES_NETWORK):
         browser.login(f"guess{number}", "wrong horse battery")
     assert browser.login("vera").status_code == 429
+
+
+class Clock:
+    """Time that only the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1e9
+
+    def time(self) -> float:
+        return self.now
+
+
+def test_each_try_too_many_doubles_the_wait(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(accounts, "time", clock)
+    waits = []
+    for _ in range(accounts.TRIES + 8):
+        place = console.store.place_of("olga", "10.0.0.1")
+        wait = console.store.admit("olga", place)
+        if wait > 0:
+            waits.append(round(wait))
+            clock.now += wait
+            assert console.store.admit("olga", place) == 0.0
+    assert waits[:6] == [15, 30, 60, 120, 240, 480]
+    assert set(waits[6:]) == {900}
+
+
+def flood(console: Console, name: str, tries: int = 3 * accounts.TRIES_ACCOUNT) -> int:
+    """Strangers all over the world guess at one account; -> how many of their tries were looked at."""
+    places = [console.store.place_of(name, f"198.51.{n // 250}.{n % 250}") for n in range(tries)]
+    return [console.store.admit(name, place) for place in places].count(0.0)
+
+
+def test_strangers_elsewhere_can_not_shut_the_operator_out(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the address where they were let in before, without a cookie, in the first try."""
+    monkeypatch.setattr("penchant.server.console.app.address_of", lambda request: "192.0.2.1")
+    console.browser("olga")
+    assert flood(console, "olga") == accounts.TRIES_ACCOUNT
+    assert console.browser().login("olga").status_code == 303
+    monkeypatch.setattr("penchant.server.console.app.address_of", lambda request: "203.0.113.9")
+    stranger = console.browser().login("olga")
+    assert (stranger.status_code, int(stranger.headers["retry-after"]) > 0) == (429, True)
+
+
+def test_strangers_at_the_same_address_can_not_shut_a_known_browser_out(console: Console) -> None:
+    """As behind a proxy, where all the world has one address; sessions go on as well."""
+    mine = console.browser("olga")
+    open_elsewhere = console.browser("olga")
+    mine.post("/logout")
+    for _ in range(2 * accounts.TRIES_NETWORK):
+        console.browser().login("olga", "wrong horse battery")
+    assert console.browser().login("olga").status_code == 429
+    assert open_elsewhere.get("/").status_code == 200
+    assert mine.login("olga").status_code == 303
+
+
+def test_a_known_browser_may_not_guess_any_more_than_others(console: Console) -> None:
+    mine = console.browser("olga")
+    mine.post("/logout")
+    for _ in range(accounts.TRIES):
+        assert mine.login("olga", "wrong horse battery").status_code == 401
+    assert mine.login("olga").status_code == 429
+
+
+def test_the_cookie_of_a_known_browser_lets_nobody_in_and_is_for_one_account(console: Console) -> None:
+    mine = console.browser("olga")
+    device = mine.client.cookies["penchant-device"]
+    assert console.store.session(device) is None
+    assert console.store.place_of("olga", "10.9.9.9", device).own
+    assert not console.store.place_of("vera", "10.9.9.9", device).own
+    assert not console.store.place_of("nobody", "10.9.9.9", device).own
+
+
+def test_an_ipv6_network_is_one_stranger(console: Console) -> None:
+    places = [console.store.place_of("olga", f"2001:db8:1:2::{n:x}") for n in range(2 * accounts.TRIES)]
+    assert [console.store.admit("olga", place) for place in places].count(0.0) == accounts.TRIES
+
+
+def test_a_flood_of_logins_leaves_places_for_those_who_are_known(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look at a password takes memory, time and a thread."""
+    mine = console.browser("olga")
+    mine.post("/logout")
+    began, go = threading.Semaphore(0), threading.Event()
+    original = passwords.check
+
+    def slow(password: str, kept: str) -> bool:
+        if password == "a stranger's":
+            began.release()
+            assert go.wait(30)
+        return original(password, kept)
+
+    monkeypatch.setattr(passwords, "check", slow)
+    addresses = iter(f"198.51.100.{n}" for n in range(100))
+    monkeypatch.setattr(
+        "penchant.server.console.app.address_of",
+        lambda request: "192.0.2.1" if "penchant-device" in request.cookies else next(addresses),
+    )
+    with ThreadPoolExecutor(LOGINS) as pool:
+        answers = [pool.submit(console.browser().login, "vera", "a stranger's") for _ in range(LOGINS)]
+        try:
+            assert all(began.acquire(timeout=30) for _ in range(LOGINS))
+            refused = console.browser().login("vera")
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
+            assert mine.login("olga").status_code == 303
+        finally:
+            go.set()
+        assert {answer.result().status_code for answer in answers} == {401}
+
+
+def test_the_audit_is_not_flooded_by_those_who_are_slowed_down(console: Console) -> None:
+    browser = console.browser()
+    for _ in range(4 * accounts.TRIES):
+        browser.login("olga", "wrong horse battery")
+    assert console.outcomes("log in").count("refused: too many tries") == 1
+
+
+# --- downloads ------------------------------------------------------------------------------------
+
+
+def test_downloads_at_the_same_time_are_few(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each starts a process: one for each session, two for all, and the next is told when to come again."""
+    began, go, running = threading.Semaphore(0), threading.Event(), []
+
+    class Slow:
+        def export(self, round: int) -> bytes:
+            running.append(round)
+            began.release()
+            assert go.wait(30)
+            return b"zip"
+
+    monkeypatch.setattr(console.operations, "releases", lambda place: Slow())
+    path = f"/releases/{console.id_of('first')}/2.zip"
+    first, second, third = console.browser("olga"), console.browser("vera"), console.browser("vera")
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(first.get, path)
+        try:
+            assert began.acquire(timeout=30)
+            again = Browser(console.app)
+            again.client.cookies.update(first.client.cookies)
+            mine = again.get(path)
+            assert (mine.status_code, mine.headers["retry-after"]) == (429, "10")
+            two = pool.submit(second.get, path)
+            assert began.acquire(timeout=30)
+            others = third.get(path)
+            assert (others.status_code, others.headers["retry-after"]) == (503, "10")
+            assert len(running) == 2
+        finally:
+            go.set()
+        assert [one.result().status_code, two.result().status_code] == [200, 200]
+    assert third.get(path).content == b"zip"  # the places are free again
+
+
+def test_a_download_that_fails_gives_its_place_back(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser, path = console.browser("vera"), f"/releases/{console.id_of('first')}/2.zip"
+    monkeypatch.setattr(console.operations, "releases", lambda place: 1 // 0)
+    assert [browser.get(path).status_code for _ in range(3)] == [500] * 3
 
 
 def test_tries_are_forgotten(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:

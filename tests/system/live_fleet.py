@@ -43,14 +43,22 @@ START_SECONDS = 400.0
 Process = subprocess.Popen[bytes]
 
 REGISTER = """
-import sys
+import os, sqlite3, sys
+from contextlib import closing
 from pathlib import Path
+from penchant.deploy.fleet.enrolment import DATABASE
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.flower.superlink import Control
 from penchant.deploy.fleet.processes import door
-with Control(door(ServerDirectory(Path(sys.argv[1])))) as control:
+site = ServerDirectory(Path(sys.argv[1]))
+with Control(door(site)) as control, closing(sqlite3.connect(site.directory / DATABASE)) as db, db:
     for number, key in enumerate(sys.argv[2:]):
-        control.register(key.encode(), f"device {number}")
+        node = control.register(key.encode(), f"device {number}")
+        db.execute(
+            "INSERT INTO enrolments (token, identity, node_key, request, asked, member, node)"
+            " VALUES (?, ?, ?, x'', 0, ?, ?)",
+            (os.urandom(32), os.urandom(32), key.encode(), number + 1, str(node)),
+        )
 """
 
 

@@ -9,6 +9,7 @@ from penchant.server.console.requests import ConsoleRequest
 from penchant.server.console.views.audit import whole_number
 from penchant.server.console.views.common import chosen, place_of
 from penchant.server.console.views.run import ROUNDS_SHOWN
+from penchant.server.monitoring.run_history import RunLocation
 
 __all__ = ["download", "promote", "releases", "roll_back"]
 
@@ -61,6 +62,16 @@ def download(visit: ConsoleRequest) -> Response:
     """A round's shared adapter as a ZIP of peft's files."""
     place = place_of(visit.desk, visit.path("id"))
     number = whole_number(visit.path("round"), "round")
+    with visit.desk.downloads.place(visit.session.digest):  # each is a process of its own
+        data = _exported(visit, place, number)
+    name = f"{place.id}-round-{number}.zip"
+    return Response(
+        data, media_type="application/zip", headers={"content-disposition": f'attachment; filename="{name}"'}
+    )
+
+
+def _exported(visit: ConsoleRequest, place: RunLocation, number: int) -> bytes:
+    """The ZIP file; that it was asked for, and how it ended, is in the audit."""
     begun = visit.desk.store.note(
         visit.name, visit.address, "download an adapter", f"{place.id}/{number}", "begun"
     )
@@ -75,7 +86,4 @@ def download(visit: ConsoleRequest) -> Response:
     visit.desk.store.note(
         visit.name, visit.address, "download an adapter", f"{place.id}/{number}", "done", "", begun
     )
-    name = f"{place.id}-round-{number}.zip"
-    return Response(
-        data, media_type="application/zip", headers={"content-disposition": f'attachment; filename="{name}"'}
-    )
+    return data
