@@ -1,0 +1,319 @@
+"""Who may send the SuperLink anything: enrolled nodes, by Flower's own headers, signed just now."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from cryptography.hazmat.primitives.asymmetric import ec
+from support.processes import free_port, wait_for
+
+from penchant.common.network import network_of
+from penchant.deploy.fleet import gateway, node_gate
+from penchant.deploy.fleet.authority import AuthorityStore
+from penchant.deploy.fleet.enrolment_service import build_service
+from penchant.deploy.fleet.node_gate import NodeProof, admits
+from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
+
+KEY = ec.generate_private_key(ec.SECP384R1())
+STRANGER = ec.generate_private_key(ec.SECP384R1())
+MB = 1_000_000
+
+
+def signed(key: ec.EllipticCurvePrivateKey) -> dict[str, str]:
+    """The headers that Flower's own SuperNode sends with every request."""
+    from flwr.supercore.protobuf.client import ProtobufRequestContext
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+    request = httpx.Request("POST", "https://server/v1/fleet/push-object")
+    context = ProtobufRequestContext("", None, request)  # type: ignore[arg-type]
+    NodeAuthHttpInterceptor(key, key.public_key()).intercept(context, lambda _: httpx.Response(200))
+    names = node_gate.KEY_HEADER, node_gate.TIME_HEADER, node_gate.SIGNATURE_HEADER
+    return {name: request.headers[name] for name in names}
+
+
+def proof(headers: dict[str, str]) -> NodeProof:
+    return NodeProof(*([value] for value in headers.values()))
+
+
+def pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+    return public_key_to_bytes(key.public_key())
+
+
+def known(key: bytes) -> bool:
+    return key == pem(KEY)
+
+
+def test_flowers_own_supernode_passes_and_a_stranger_does_not() -> None:
+    assert admits(proof(signed(KEY)), known)
+    assert not admits(proof(signed(STRANGER)), known)
+    borrowed = signed(STRANGER) | {node_gate.KEY_HEADER: b64encode(pem(KEY)).decode()}
+    assert not admits(proof(borrowed), known)
+
+
+@pytest.mark.parametrize(("later", "passes"), [(-6, False), (-4, True), (300, True), (306, False)])
+def test_a_signature_is_good_for_as_long_as_the_superlink_takes_it(later: float, passes: bool) -> None:
+    from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
+
+    assert (node_gate.BEHIND_SECONDS, node_gate.AHEAD_SECONDS) == (
+        TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE,
+        SYSTEM_TIME_TOLERANCE,
+    )
+    assert admits(proof(signed(KEY)), known, lambda: time.time() + later) is passes
+
+
+def test_odd_headers_are_refused() -> None:
+    good = proof(signed(KEY))
+    naive = good.time[0].split("+")[0]
+    times = (naive, "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59")
+    values = ([], ["x"], [""], ["é"], ["A" * 9999])
+    odd = [good._replace(**{name: value}) for name in good._fields for value in values]
+    odd += [good._replace(**{name: getattr(good, name) * 2}) for name in good._fields]
+    odd += [good._replace(time=[text]) for text in times]
+    assert [admits(one, known) for one in odd] == [False] * len(odd)
+
+
+def test_an_unknown_key_costs_no_signature_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_gate, "_signed", lambda *_: pytest.fail("it was verified"))
+    assert not admits(proof(signed(STRANGER)), known)
+
+
+def test_of_ipv6_a_network_is_a_stranger() -> None:
+    assert network_of("2001:db8:1:2::1") == network_of("2001:db8:1:2:ffff::9") == "2001:db8:1:2::/64"
+    assert network_of("2001:db8:1:3::1") != network_of("2001:db8:1:2::1")
+    assert network_of("::ffff:192.0.2.1") == network_of("192.0.2.1") == "192.0.2.1"
+    assert network_of("testclient") == "testclient"
+
+
+# --- nginx, really, before a SuperLink that counts what it is sent -----------------------------------
+
+
+class CountingSuperLink:
+    """Takes whatever comes, over TLS, and remembers how much of it was under way at a time."""
+
+    def __init__(self, site: ServerDirectory) -> None:
+        self.received = self.now = self.most = 0
+        self.slow = 0.0
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(site.tls.loopback.certificate, site.tls.loopback.key)
+        self.config = uvicorn.Config(
+            self.app, interface="asgi3", host="127.0.0.1", port=site.settings.superlink_port, log_config=None,
+            ssl_certfile=str(site.tls.loopback.certificate), ssl_keyfile=str(site.tls.loopback.key),
+        )  # fmt: skip
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        import asyncio
+
+        if scope["type"] != "http":
+            return
+        self.now += 1
+        self.most = max(self.most, self.now)
+        more = True
+        while more:
+            message = await receive()
+            more = message.get("more_body", False)
+            self.received += len(message.get("body", b""))
+        await asyncio.sleep(self.slow)
+        self.now -= 1
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+
+class Gateway:
+    """nginx before it and before an enrolment service, and one enrolled node."""
+
+    def __init__(self, folder: Path) -> None:
+        office = AuthorityStore.init(folder / "authority")
+        settings = ServerSettings(
+            ("127.0.0.1",), "127.0.0.1", free_port(), free_port(), max_body_mb=8, max_bodies_mb=16,
+            connections_per_address=24, requests_per_second=10,
+        )  # fmt: skip
+        self.site = ServerDirectory.create(
+            folder / "server", settings, office.authority.public_key, office.latest()
+        )
+        self.link = CountingSuperLink(self.site)
+        self.nodes = {pem(KEY)}
+        self.tls = ssl.create_default_context(cafile=str(self.site.tls.ca.certificate))
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.site.settings.port), 20)
+
+    def ask(self, path: str, headers: dict[str, str], size: int = 0, *, send: int | None = None) -> int:
+        """The status of a POST that announces `size` bytes and sends `send`; 0 when the line is cut."""
+        head = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {size}", "Connection: close"]
+        head += [f"{name}: {value}" for name, value in headers.items()]
+        with self.tls.wrap_socket(self.connect(), server_hostname="127.0.0.1") as line:
+            line.sendall("\r\n".join([*head, "", ""]).encode())
+            with suppress(OSError):
+                for _ in range((size if send is None else send) // 100_000):
+                    line.sendall(bytes(100_000))
+            with suppress(OSError):
+                words = line.makefile("rb").readline().split()
+                return int(words[1]) if words else 0
+        return 0
+
+
+@contextmanager
+def serving(config: uvicorn.Config) -> Iterator[None]:
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_for("a service", lambda: server.started, 30)
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    if shutil.which("nginx", path="/usr/sbin:/usr/bin") is None:
+        pytest.skip("no nginx here")
+    made = Gateway(tmp_path_factory.mktemp("gateway"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "penchant.deploy.fleet.enrolment.EnrolmentRegistry.knows_node",
+            lambda self, key: key in made.nodes,
+        )
+        service = build_service(made.site, None, collect=False)  # type: ignore[arg-type]
+        checks = uvicorn.Config(service, uds=str(made.site.enrol_socket), log_config=None)
+        with serving(made.link.config), serving(checks):
+            gateway.write(made.site)
+            process = subprocess.Popen(gateway.command(made.site))
+            try:
+                wait_for("nginx", lambda: made.site.settings.port and _up(made), 30)
+                yield made
+            finally:
+                process.terminate()
+                process.wait(20)
+
+
+def _up(made: Gateway) -> bool:
+    with suppress(OSError), closing(made.connect()):
+        return True
+    return False
+
+
+PUSH = "/v1/fleet/push-object"
+
+
+def test_no_byte_of_a_stranger_reaches_the_superlink(door: Gateway) -> None:
+    before = door.link.received
+    old = signed(KEY) | {node_gate.TIME_HEADER: "2020-01-01T00:00:00+00:00"}
+    twice = signed(STRANGER) | {"Flwr-Public-Key": b64encode(pem(KEY)).decode()}
+    for headers in ({}, signed(STRANGER), old, twice):
+        for path in (PUSH, "/v1/fleet/push-messages", "/v1/fleet/pull-messages"):
+            assert door.ask(path, headers, 60_000) == 401
+    assert door.ask(PUSH, {}, 7 * MB) in (401, 0)
+    assert door.link.received == before
+    assert door.ask(PUSH, signed(KEY), 3 * MB) == 200
+    assert door.link.received == before + 3 * MB
+
+
+def test_the_answer_comes_before_the_body(door: Gateway) -> None:
+    began = time.monotonic()
+    assert door.ask(PUSH, {}, 7 * MB, send=0) == 401
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize(
+    ("path", "size"),
+    [
+        (PUSH, 9 * MB),
+        ("/v1/fleet/push-messages", 2 * MB),
+        ("/v1/fleet/pull-messages", 70_000),
+        ("/enrol/join", 5000),
+    ],
+)
+def test_each_path_has_its_largest_body(door: Gateway, path: str, size: int) -> None:
+    before = door.link.received
+    assert door.ask(path, signed(KEY), size, send=0) == 413
+    assert door.link.received == before
+
+
+def test_only_so_many_large_bodies_are_under_way_and_a_slow_sender_holds_no_place(door: Gateway) -> None:
+    door.link.slow, door.link.most, codes = 1.0, 0, []
+    slow = [door.tls.wrap_socket(door.connect(), server_hostname="127.0.0.1") for _ in range(3)]
+    headers = "".join(f"{name}: {value}\r\n" for name, value in signed(KEY).items())
+    try:
+        for line in slow:
+            line.sendall(
+                f"POST {PUSH} HTTP/1.1\r\nHost: x\r\nContent-Length: {7 * MB}\r\n{headers}\r\nxxxx".encode()
+            )
+        threads = [
+            threading.Thread(target=lambda: codes.append(door.ask(PUSH, signed(KEY), 2 * MB)))
+            for _ in range(5)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    finally:
+        door.link.slow = 0.0
+        for line in slow:
+            line.close()
+    assert door.link.most == 2  # 16 MB of 8 MB each
+    assert set(codes) == {200, 503}
+    assert codes.count(200) >= 2
+
+
+def test_one_network_holds_only_so_many_connections_whether_or_not_it_speaks(door: Gateway) -> None:
+    most = door.site.settings.connections_per_address
+    time.sleep(3)  # what other tests left open
+    lines = [door.connect() for _ in range(3 * most)]
+    try:
+        for line in lines[:most]:
+            with suppress(OSError):
+                line.sendall(b"\x16")  # half a greeting
+        time.sleep(1)
+        shut = 0
+        for line in lines:
+            line.setblocking(False)
+            with suppress(BlockingIOError):
+                shut += line.recv(1) == b""
+        assert shut >= 2 * most
+    finally:
+        for line in lines:
+            line.close()
+
+
+def test_half_a_request_is_not_waited_for(door: Gateway) -> None:
+    time.sleep(1)
+    with door.tls.wrap_socket(door.connect(), server_hostname="127.0.0.1") as line:
+        line.sendall(b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\n")
+        line.settimeout(20)
+        began = time.monotonic()
+        with suppress(OSError):
+            while line.recv(4096):
+                pass
+        assert 5 < time.monotonic() - began < 15
+
+
+def test_one_network_makes_only_so_many_requests(door: Gateway) -> None:
+    with door.tls.wrap_socket(door.connect(), server_hostname="127.0.0.1") as line:
+        wanted = 20 * door.site.settings.requests_per_second
+        line.sendall(b"POST /v1/fleet/get-run HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n" * wanted)
+        line.settimeout(20)
+        found = b""
+        while found.count(b"HTTP/1.1 ") < wanted:
+            part = line.recv(65536)
+            if not part:
+                break
+            found += part
+    assert found.count(b"HTTP/1.1 503") > 0
+    assert found.count(b"HTTP/1.1 401") >= 4 * door.site.settings.requests_per_second
