@@ -215,6 +215,7 @@ def _serve(
     try:
         import uvicorn
 
+        from penchant.deploy.console.connections import BoundedConnection
         from penchant.deploy.console.local import OperationsOnThisMachine, refuse_strangers
         from penchant.server.console.app import build_app
     except ModuleNotFoundError as missing:
@@ -240,6 +241,7 @@ def _serve(
         access_log=False,
         log_config=None,
         log_level="warning",
+        http=BoundedConnection,
         server_header=False,
         proxy_headers=False,
         limit_concurrency=500,

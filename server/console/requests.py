@@ -7,6 +7,7 @@ before anything is done, one with how it ended.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -32,6 +33,7 @@ __all__ = ["ConsoleContext", "ConsoleRequest", "HTTPError", "action", "page", "p
 log = logging.getLogger(__name__)
 
 MOST_FORM = 128 * 1024  # bytes of a form
+FORM_SECONDS = 30.0  # for all of it to come
 DOWNLOADS = 2  # at the same time, of everybody
 LOGINS = 8  # that may wait for a look at a password
 SAFE = ("GET", "HEAD")
@@ -152,7 +154,10 @@ def posted(work: Callable[[Request, Form], Response]) -> Endpoint:
 
     async def endpoint(request: Request) -> Response:
         try:
-            form = await read_form(request)
+            async with asyncio.timeout(FORM_SECONDS):
+                form = await read_form(request)
+        except TimeoutError:
+            return PlainTextResponse("the form came too slowly", 408)
         except HTTPError as refused:
             return PlainTextResponse(str(refused), refused.status, retry(refused))
         return await run_in_threadpool(work, request, form)
