@@ -104,7 +104,8 @@ class LiveFleet:
         if self.deployment.run.is_dir():  # else the test makes one
             shutil.move(self.deployment.run, self.site.run("fleet"))
             self.deployment.run = self.site.run("fleet")
-        self.testing = os.environ | QUICK | {"PYTHONPATH": str(TESTS)}
+        path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.testing = os.environ | QUICK | {"PYTHONPATH": path}
         with (self.place / "warm.log").open("ab") as log:
             self.warm = subprocess.Popen(
                 WARM, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,

@@ -56,7 +56,7 @@ def one(number):
             push(60_000_000, signed() if number % 2 else {})
         except OSError:
             pass
-        time.sleep(0.5)
+        time.sleep(2)
 for number in range(10):
     threading.Thread(target=one, args=(number,), daemon=True).start()
 held = []
@@ -64,10 +64,10 @@ while True:  # as many half connections as it can get
     try:
         held.append(connect())
         held[-1].sendall(bytes([22]))
-        held = held[-2000:]
+        held = held[-1000:]
     except OSError:
         pass
-    time.sleep(0.02)
+    time.sleep(0.05)
     print(len(held), sorted(set(codes)), len(codes), flush=True)
 """
 
