@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from penchant.client.agent.policy import OwnerPolicy
+from penchant.client.agent.policy import MOST_COUNTED, OwnerPolicy
 from penchant.common.config import PrivacyConfig, RunConfig
 from penchant.common.secagg.transcript import threshold
 
@@ -73,6 +73,10 @@ def policy_for(config: RunConfig, min_honest: int, max_colluders: int) -> OwnerP
         max_clip=config.federation.clip,
         max_weight=config.federation.max_weight,
         max_training_seconds=config.federation.training_seconds,
+        rounds_a_day=MOST_COUNTED,
+        runs_a_month=MOST_COUNTED,
+        attempts_a_round=MOST_COUNTED,
+        attempts_a_day=MOST_COUNTED,
     )
 
 

@@ -211,6 +211,7 @@ def _announce(run: ServerRun, task: RoundPlan, attempt: int, shared: ServerState
         plan=task.plan.encode(),
         finished=finished_rounds(run.journal),
         membership=run.membership,
+        manifest=run.manifest,
         factors=np.ascontiguousarray(factors, dtype="<f4").tobytes(),
     )
 

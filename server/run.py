@@ -42,6 +42,7 @@ class ServerRun:
         patience: seconds that a round waits for its cohort to be there, before it fails.
         belongs: says whether a member is on the list.
         members: the list's length; None where there is no list.
+        manifest: what the run may ask, signed by the authority; devices take part in no run without one.
         latest: gives the run with the list that is valid now. It is called before every round, so that a
             revocation takes effect without a restart.
     """
@@ -59,6 +60,7 @@ class ServerRun:
     patience: float = 0.0
     belongs: Callable[[int], bool] = field(default=lambda member: True)
     members: int | None = None
+    manifest: bytes = b""
     latest: Callable[[ServerRun], ServerRun] = field(default=lambda run: run)
 
     @property
@@ -74,7 +76,7 @@ class ServerRun:
         elif number == self.last:
             phase = "close"
         cohort = everyone if phase == "close" else self.cohort
-        plan = self.config.plan(phase, cohort)
+        plan = self.config.plan(phase, max(cohort, self.cohort))  # never fewer than the manifest says
         split = self.model_signature.split(plan)
         return RoundPlan(number, plan, split, UpdateLayout.of(plan, split), cohort)
 

@@ -94,7 +94,7 @@ FLOORS: dict[str, list[set[str]]] = {
     ],
     "client": [{"vault", "learning"}, {"secagg"}, {"agent"}, {"device"}],
     "server": [
-        {"cohort", "combination", "exchange", "optimizers", "releases"},
+        {"cohort", "combination", "exchange", "optimizers", "releases", "run_manifest"},
         {"journal"},
         {"secagg", "monitoring"},
         {"run", "console", "opened_sum"},

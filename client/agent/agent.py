@@ -19,6 +19,7 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
+from penchant.client.agent.accepted_runs import admit, check_roster
 from penchant.client.agent.open_attempt import MemorySessions, Sessions
 from penchant.client.agent.owner import Choices, Owner
 from penchant.client.agent.policy import OwnerPolicy, checked_factors
@@ -43,6 +44,7 @@ from penchant.common.errors import (
     UsageError,
 )
 from penchant.common.membership.identity import Identity, MemberList, Membership
+from penchant.common.membership.manifest import day_of
 from penchant.common.model import announced
 from penchant.common.model.factors import Split
 from penchant.common.secagg.stages import CONFIRM, KEYS, MASKED, SHARES, STATUS, UNMASK
@@ -229,7 +231,9 @@ class Agent:
             self._sessions.drop()  # that round is over: its secrets are of no use to anybody good
             self._drop_work()
         # Whether there is a choice to learn from must not show: who has none sends zeros.
-        return encode(Status(self._owner.policy().ready(datetime.now()), self._identity.member))
+        policy = self._owner.policy()
+        room = self._vault.ledger.has_room(hello.run, policy.limits(), day_of(self._clock()))
+        return encode(Status(room and policy.ready(datetime.now()), self._identity.member))
 
     def _keys(self, payload: bytes) -> bytes:
         self._sessions.drop()  # a new attempt ends what was open
@@ -237,10 +241,13 @@ class Agent:
         announce = decode(payload, Announce)
         self._update_members(announce.membership)  # once seen a list is known, whatever comes of the round
         task = self._checked(announce)  # refuses what the owner or the device can't accept
+        trusted, now = self._membership.authority, self._clock()
+        ledger = self._vault.ledger
+        count = admit(announce, task.planned.plan, task.policy, ledger, trusted, now, self._verify)
         role = self._participant(task.policy)
         state, reply = role.begin(announce, self._entropy, self._now())
         finished = [(f.round, f.attempt) for f in announce.finished]
-        self._vault.begin(announce.run, announce.round, announce.attempt, finished)
+        self._vault.begin(announce.run, announce.round, announce.attempt, finished, count)
         self._sessions.keep(announce, state)
         self._place = announce.run, announce.round
         self._task = task if self._sessions.in_memory else None
@@ -250,6 +257,7 @@ class Agent:
 
     def _shares(self, payload: bytes) -> bytes:
         announce, state = self._sessions.take()
+        check_roster(announce, payload)
         after, reply = self._participant(self._owner.policy()).share(state, payload, self._entropy)
         self._sessions.keep(announce, after)
         return reply

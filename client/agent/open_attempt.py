@@ -16,7 +16,7 @@ from penchant.client.secagg import State, decode_state, encode_state
 from penchant.client.vault.sealing import SealedStorage
 from penchant.common.crypto.domain import domain
 from penchant.common.crypto.keys import derive
-from penchant.common.errors import DeviceError, StageError
+from penchant.common.errors import CodecError, DeviceError, StageError
 from penchant.common.wire.codec import AtMost, decode, decode_record, encode, encode_record
 from penchant.common.wire.messages import MAX_FACTORS, MAX_PLAN, Announce
 
@@ -106,7 +106,10 @@ class SealedSessions:
         except DeviceError:
             raise StageError("the open attempt's file is damaged; this attempt is sat out") from None
         kept = decode_record(plain, _Kept)
-        return decode(kept.announce, Announce), decode_state(kept.state)
+        try:
+            return decode(kept.announce, Announce), decode_state(kept.state)
+        except CodecError:
+            raise StageError("the open attempt is of an earlier version; this attempt is sat out") from None
 
     def drop(self) -> None:
         """As `Sessions.drop`; the sealed bytes are overwritten before the file goes."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, time
 from pathlib import Path
+from typing import Final, Literal
 
 import numpy as np
 import tomli_w
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from penchant.client.secagg import SecAggPolicy
 from penchant.client.vault.ownership import read_owned
+from penchant.client.vault.run_ledger import RunLimits
 from penchant.common.config import Plan
 from penchant.common.errors import AgreementError, ConfigError, PolicyRefusal
 from penchant.common.model import announced
@@ -23,7 +25,10 @@ from penchant.common.settings import Section, build_section, section_table
 from penchant.common.shares import BASE, Head
 from penchant.common.wire.messages import Announce, Kind
 
-__all__ = ["OwnerPolicy", "checked_factors"]
+__all__ = ["MOST_COUNTED", "OwnerPolicy", "checked_factors"]
+
+MOST_COUNTED: Final = 1_000_000
+"""The largest of the owner's limits on rounds, runs and attempts."""
 
 Vector = NDArray[np.float32]
 
@@ -51,6 +56,12 @@ class OwnerPolicy(Section):
         max_epochs: how many passes over the owner's pairs one round may cost.
         max_factor: the largest absolute value of any received number.
         max_message_mb: the largest size of one message, in MB.
+        runs: "signed" for every run whose manifest the authority signed, "each" for those runs alone that the
+            owner has accepted, with `penchant device accept-run`.
+        rounds_a_day: how many rounds a day (UTC) it takes part in, over all runs and fleets.
+        runs_a_month: how many new runs it takes part in within 30 days.
+        attempts_a_round: how often it may be asked for one round.
+        attempts_a_day: how often a day it may be asked in all.
         shares: the share rules that a plan may ask for; in this list and the next two "*" stands for any.
         modules: the linear modules that a plan may put factors in, by the end of their names.
         base_parts: the parts of the base model that a plan may have trained and shared as well.
@@ -81,6 +92,11 @@ class OwnerPolicy(Section):
     max_epochs: int = 1000
     max_factor: float = announced.LARGEST
     max_message_mb: int = 64
+    runs: Literal["signed", "each"] = "signed"
+    rounds_a_day: int = 100
+    runs_a_month: int = 8
+    attempts_a_round: int = 10
+    attempts_a_day: int = 200
     shares: tuple[str, ...] = ("A", "B", "kernel", "svd", "AB", "none", "ffa", "lore")
     modules: tuple[str, ...] = LINEAR
     base_parts: tuple[str, ...] = ()
@@ -105,6 +121,8 @@ class OwnerPolicy(Section):
         self._range("max_epochs", 1, 1_000_000)
         self._range("max_factor", 1e-3, 1e9)
         self._range("max_message_mb", 1, 512)
+        for name in ("rounds_a_day", "runs_a_month", "attempts_a_round", "attempts_a_day"):
+            self._range(name, 1, MOST_COUNTED)
         self._range("max_modules", 0, 10_000)
         self._range("max_rank", 1, 512)
         self._range("max_scale", 1e-3, 4096)
@@ -146,6 +164,10 @@ class OwnerPolicy(Section):
             return True
         start, end = _span(self.hours)
         return start <= now < end if start <= end else now >= start or now < end
+
+    def limits(self) -> RunLimits:
+        """The part of the policy that the vault's ledger of runs enforces."""
+        return RunLimits(self.rounds_a_day, self.runs_a_month, self.attempts_a_round, self.attempts_a_day)
 
     def secagg(self) -> SecAggPolicy:
         """The part of the policy that the role in secure aggregation enforces."""

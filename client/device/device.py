@@ -37,6 +37,7 @@ from penchant.client.learning.trainer import Counts
 from penchant.client.learning.training_process import TrainingProcess
 from penchant.client.learning.workplace import InThisProcess, Workplace
 from penchant.client.vault.ownership import read_owned
+from penchant.client.vault.run_ledger import KnownRun
 from penchant.client.vault.sealing import SealedStorage
 from penchant.client.vault.vault import Vault
 from penchant.common.config import AdapterConfig, ModelConfig, Plan, TrainingConfig
@@ -126,6 +127,8 @@ class Report:
     left: tuple[tuple[str, int, int], ...]  # (name, count, total bytes) of everything that ever left
     quality: Quality | None  # None without held-out choices, or without a base model
     unknown: str  # why the quality is not known
+    runs: tuple[KnownRun, ...] = ()  # that asked for this device, the latest last
+    each_run: bool = False  # whether the owner accepts each run
 
 
 class Device:
@@ -259,7 +262,16 @@ class Device:
             left=tuple(self.vault.sent()),
             quality=quality,
             unknown=unknown,
+            runs=tuple(self.vault.ledger.runs()),
+            each_run=self._accepts_each(),
         )
+
+    def accept_run(self, named: str) -> bytes:
+        """Take part in the run whose id begins with `named`, where the policy says runs = "each"; -> its id.
+
+        UsageError when no run, or more than one, that asked for this device is meant.
+        """
+        return self.vault.ledger.accept(named)
 
     def _quality(self) -> tuple[Quality | None, str]:
         """(quality, or None, and why)."""
@@ -275,6 +287,12 @@ class Device:
         common = trainer.evaluate(shared, start, prepared)
         personal = common if kept is None else trainer.evaluate(shared, kept, prepared)
         return Quality(personal, common), ""
+
+    def _accepts_each(self) -> bool:
+        try:
+            return self.policy().runs == "each"
+        except ConfigError:  # said by `_absent`
+            return False
 
     def _absent(self) -> str:
         """Why this device takes part in nothing now; empty when it does."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penchant.client.vault.erasable import ErasableBox
+from penchant.client.vault.run_ledger import SCHEMA as RUN_LEDGER
+from penchant.client.vault.run_ledger import RunLedger
 from penchant.client.vault.sealing import SealedStorage
 from penchant.common.errors import DeviceError, StageError
 from penchant.common.storage import overwrite_journal, transaction
@@ -83,7 +85,7 @@ class Vault:
             raise DeviceError(f"can't make the agent's directory {directory}: {error.strerror}") from None
         self._path = directory / "vault.db"
         with self._transaction() as db:
-            for statement in _SCHEMA.split(";"):
+            for statement in (_SCHEMA + RUN_LEDGER).split(";"):
                 db.execute(statement)
             if box is not None:
                 self._seal_anew(db, box)
@@ -91,16 +93,31 @@ class Vault:
         if box is not None:
             box.upgraded()
 
+    @property
+    def ledger(self) -> RunLedger:
+        """Which runs the device was asked for, and how often it took part."""
+        return RunLedger(self._transaction)
+
     # --- attempts ------------------------------------------------------------------------------------
 
-    def begin(self, run: bytes, round: int, attempt: int, finished: Sequence[tuple[int, int]]) -> None:
+    def begin(
+        self,
+        run: bytes,
+        round: int,
+        attempt: int,
+        finished: Sequence[tuple[int, int]],
+        enter: Callable[[sqlite3.Connection], None] = lambda db: None,
+    ) -> None:
         """Settle what was staged, then burn (run, round, attempt): it can never be used again.
+
+        enter: counts the attempt in the same transaction, or raises a refusal, and then nothing is changed.
 
         Raises StageError when it was burnt before, when an attempt of this round was already asked
         to unmask, or when the round is older than one this device has been in.
         """
         with self._transaction() as db:
             _refuse_used(db, run, round, attempt)
+            enter(db)
             _settle(db, run, finished)
             db.execute("INSERT INTO burnt (run, round, attempt) VALUES (?, ?, ?)", (run, round, attempt))
 
@@ -266,6 +283,7 @@ class Vault:
         """
         with self._transaction() as db:
             db.execute("DELETE FROM burnt WHERE run = ? AND round > ?", (run, round))
+            db.execute("DELETE FROM taken WHERE run = ? AND round > ?", (run, round))
             db.execute("DELETE FROM personal WHERE run = ? AND round > ?", (run, round))
 
     # --- sealing -------------------------------------------------------------------------------------

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from penchant.common.wire.codec import PROTOCOL_VERSION
-
 __all__ = ["domain"]
-_PREFIX: Final = f"penchant/{PROTOCOL_VERSION}/".encode()
+_PREFIX: Final = b"penchant/1/"
+"""The version of this form, not of the messages: certificates, lists and sealed files outlive theirs. What is
+signed in a round holds the context's digest, and so the version of the announcement."""
 
 
 def domain(label: str, *parts: bytes) -> bytes:
-    """Bytes to sign, hash or derive from: protocol version, purpose, and the parts, each after its length.
+    """Bytes to sign, hash or derive from: the form's version, purpose, and the parts, each after its length.
 
     Injective in (label, parts): no two uses of a key or a hash can be taken for one another.
     """

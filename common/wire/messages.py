@@ -59,6 +59,7 @@ MAX_PLAN: Final = 1 << 16  # bytes
 MAX_FACTORS: Final = 1 << 28  # bytes: 64M float32
 MAX_WORDS: Final = 1 << 26  # ring elements in a masked vector
 MAX_MEMBERSHIP: Final = 1 << 22  # bytes of an encoded member list
+MAX_MANIFEST: Final = 1 << 18  # bytes of a signed run manifest: the plans of three phases, and little else
 SHARE: Final = 33  # bytes of one share: an element of a prime field a little above 2^256
 SEALED: Final = 2 * SHARE + 16  # a seed share, a key share, the tag of AES-256-GCM
 
@@ -172,6 +173,7 @@ class Announce:
     plan: Annotated[bytes, AtMost(MAX_PLAN)]  # canonical encoding of the plan
     finished: FinishedRounds
     membership: Annotated[bytes, AtMost(MAX_MEMBERSHIP)]  # a signed member list, or empty: use yours
+    manifest: Annotated[bytes, AtMost(MAX_MANIFEST)]  # of the run, signed by the authority
     factors: Annotated[bytes, AtMost(MAX_FACTORS)] = field(repr=False)  # shared factors, float32 LE
 
 

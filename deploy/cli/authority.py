@@ -154,7 +154,8 @@ def attend(
     requests: Annotated[Path, typer.Option("--requests", help="Folder of the server's requests.")],
     answers: Annotated[Path, typer.Option("--answers", help="Folder to write answers and lists into.")],
     yes: Annotated[
-        bool, typer.Option("--yes", help="Grant everything: then whoever runs the server can enrol anybody.")
+        bool,
+        typer.Option("--yes", help="Grant everything: whoever runs the server can enrol and run anything."),
     ] = False,
     watch: Annotated[
         float,
@@ -168,7 +169,10 @@ def attend(
 
     office = _opened(directory, passphrase, passphrase_file)
     if yes:
-        print("everything is granted: whoever runs the server can enrol anybody", file=sys.stderr)
+        print(
+            "everything is granted: whoever runs the server can enrol anybody and run anything",
+            file=sys.stderr,
+        )
     with on_interrupt("what was decided is kept, and the same command asks about the rest"):
         while True:
             for line in authority_inbox.attend(office, requests, answers, lambda m: yes or _granted(m)):
@@ -206,6 +210,11 @@ def _granted(decision: PendingDecision) -> bool:
     if decision.kind == "enrol":
         print(one_line(f"request {decision.who} {decision.what}"))
         return typer.confirm("Does the device's owner see the same request, and do you know them?")
+    if decision.kind == "run":
+        print(one_line(f"the server asks for a signature under run {decision.what}:"))
+        for line in decision.lines:
+            print(f"  {one_line(line)}")
+        return typer.confirm("May devices take part in this run, and in nothing beyond it?")
     print(one_line(f"the server asks to revoke member {decision.who}: {decision.what or 'no reason given'}"))
     return typer.confirm("Revoke it for good?")
 

@@ -160,9 +160,10 @@ def run(
             show_default=False,
         ),
     ] = "",
+    days: Annotated[int, typer.Option("--days", help="How many days the run may take.")] = 30,
     detach: Detach = False,
 ) -> None:
-    """Make a run and start it on the server."""
+    """Make a run and start it on the server. It begins once the authority has signed what it may ask."""
     from penchant.common.config import RunConfig
     from penchant.deploy.earlier_round import earlier_round, named_round
     from penchant.deploy.fleet import served_run
@@ -179,6 +180,7 @@ def run(
         start = earlier_round(site.run(_chosen(site, earlier)), number, settings)
     served_run.create(site.run(chosen), settings, site.authority, site.membership().encoded, start)
     print(f"run {chosen}", flush=True)
+    _ask_for_signature(site, chosen, days)
     _play(site, chosen, detach)
 
 
@@ -195,6 +197,7 @@ def resume(directory: Where, run: RunName = "", detach: Detach = False) -> None:
         print(f"run {chosen} is finished")
         return
     refuse_second(site, door(site))
+    _ask_for_signature(site, chosen)
     _play(site, chosen, detach)
 
 
@@ -248,6 +251,21 @@ def _chosen(site: ServerDirectory, name: str) -> str:
     if not runs:
         raise UsageError("there is no run yet; start one with `penchant server run`")
     return name or runs[-1]
+
+
+def _ask_for_signature(site: ServerDirectory, name: str, days: int = 30) -> None:
+    """Have the authority asked to sign what the run may ask, unless it has, and say what is to be done."""
+    from penchant.deploy.fleet import run_signature
+
+    asked = run_signature.ask(site, name, days)
+    if asked is None:
+        return
+    print(f"run {name} waits for the authority's signature: {asked}")
+    print(
+        f"  at the authority: penchant authority attend DIR --requests {site.requests} "
+        f"--answers {site.answers}",
+        flush=True,
+    )
 
 
 def _play(site: ServerDirectory, name: str, detach: bool) -> None:

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from penchant.common.crypto.passphrase import RECOMMENDED, Cost, refuse_weak
 from penchant.common.durations import DAY
-from penchant.common.errors import MembershipError, UsageError
+from penchant.common.errors import AgreementError, MembershipError, UsageError
 from penchant.common.membership.enrolment import Answer, Request
 from penchant.common.membership.identity import Authority, Member, authority_digest
+from penchant.common.membership.manifest import RunRequest, SignedManifest, sign_run
 from penchant.common.storage import transaction
 
 __all__ = ["AuthorityStore", "Enrolled", "refuse_existing", "refuse_missing"]
@@ -34,6 +35,8 @@ CREATE TABLE IF NOT EXISTS members (
     issued INTEGER NOT NULL, revoked INTEGER, why TEXT);
 CREATE TABLE IF NOT EXISTS lists (
     number INTEGER PRIMARY KEY, issued INTEGER NOT NULL, expires INTEGER NOT NULL, encoded BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS runs (
+    run BLOB PRIMARY KEY, name TEXT NOT NULL, manifest BLOB NOT NULL, signed INTEGER NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -153,6 +156,33 @@ class AuthorityStore:
                 (number, listed.issued, listed.expires, encoded),
             )
         return encoded
+
+    def sign_run(self, asked: RunRequest, *, now: int | None = None) -> SignedManifest:
+        """Sign the manifest of a run. The same one again gets the same signature.
+
+        AgreementError when another manifest of this run was signed before.
+        """
+        signed = sign_run(self.authority, asked.manifest)
+        with self._record() as db:
+            row = db.execute("SELECT manifest FROM runs WHERE run = ?", (asked.manifest.run,)).fetchone()
+            if row is not None and bytes(row[0]) != asked.manifest.encode():
+                raise AgreementError("another manifest of this run was signed before; start a new run")
+            if row is None:
+                db.execute(
+                    "INSERT INTO runs (run, name, manifest, signed) VALUES (?, ?, ?, ?)",
+                    (asked.manifest.run, asked.name, asked.manifest.encode(), _now(now)),
+                )
+        return signed
+
+    def has_signed(self, run: bytes) -> bool:
+        """Whether a manifest of this run was signed before."""
+        with self._record() as db:
+            return db.execute("SELECT 1 FROM runs WHERE run = ?", (run,)).fetchone() is not None
+
+    def signed_since(self, moment: int) -> int:
+        """How many runs were signed since a moment, in Unix seconds."""
+        with self._record() as db:
+            return int(db.execute("SELECT count(*) FROM runs WHERE signed >= ?", (moment,)).fetchone()[0])
 
     def knows(self, public_key: bytes) -> int | None:
         """The number of the member with this key, revoked or not; None when it was never certified."""

@@ -14,9 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penchant.common.durations import DAY
-from penchant.common.errors import CertificateError, MembershipError, UsageError
+from penchant.common.errors import (
+    AgreementError,
+    CertificateError,
+    MembershipError,
+    ProtocolError,
+    UsageError,
+)
 from penchant.common.membership.enrolment import Asked
 from penchant.common.membership.identity import MemberList
+from penchant.common.membership.manifest import MAX_RUN_REQUEST, RunRequest, shown_day
 from penchant.common.storage import write_durably
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.server_directory import MEMBERS
@@ -29,12 +36,14 @@ AHEAD = 7 * DAY  # a list is published anew when it ends within that many second
 
 @dataclass(frozen=True)
 class PendingDecision:
-    """One thing to decide. kind: "enrol" or "revoke"; what: the name, or the reason; who: the fingerprint
-    that the device shows, or the member's number."""
+    """One thing to decide. kind: "enrol", "revoke" or "run"; what: the name, or the reason; who: the
+    fingerprint that the device shows, the member's number, or the run's id; lines: what a run may ask, in
+    plain words."""
 
     kind: str
     who: str
     what: str
+    lines: tuple[str, ...] = ()
 
 
 Decision = Callable[[PendingDecision], bool]
@@ -58,6 +67,8 @@ def attend(
         _enrol(office, path, answers / f"{path.stem}.answer", decide, done)
     for path in sorted(requests.glob("revoke-*.json")):
         _revoke(office, path, decide, done)
+    for path in sorted(requests.glob("run-*.manifest")):
+        _sign(office, path, answers, decide, done)
     moment = time.time() if now is None else now
     latest = MemberList.decode(office.latest())
     if latest.expires - moment < AHEAD:
@@ -101,6 +112,37 @@ def _revoke(office: AuthorityStore, path: Path, decide: Decision, done: list[str
     ):
         office.revoke(member, why)
         done.append(f"member {member} is revoked")
+
+
+def _sign(office: AuthorityStore, path: Path, answers: Path, decide: Decision, done: list[str]) -> None:
+    """Sign a run's manifest, or say that it is not signed: the server learns either."""
+    signed, declined = answers / path.name, answers / f"{path.stem}.declined"
+    if signed.exists() or declined.exists():
+        return
+    try:
+        with path.open("rb") as file:
+            asked = RunRequest.decode(file.read(MAX_RUN_REQUEST))
+        run = asked.manifest.run
+        if path.stem != f"run-{run.hex()}":
+            raise AgreementError("the file is named after another run")
+        if not office.has_signed(run) and not decide(_run_decision(office, asked)):
+            write_durably(declined, b"the authority declined")
+            done.append(f"run {asked.name or run.hex()} is declined")
+            return
+        given = office.sign_run(asked)
+    except ProtocolError as error:
+        write_durably(declined, str(error).encode())
+        done.append(f"{path.name} is refused: {error}")
+        return
+    write_durably(signed, given.encode())
+    done.append(f"run {asked.name or run.hex()} is signed, until {shown_day(asked.manifest.last_day)}")
+
+
+def _run_decision(office: AuthorityStore, asked: RunRequest) -> PendingDecision:
+    others = office.signed_since(int(time.time()) - 30 * DAY)
+    more = f"{others} other runs were signed in the last 30 days: each sum more tells more about each person"
+    lines = asked.manifest.lines()
+    return PendingDecision("run", asked.manifest.run.hex(), asked.name, (*lines, more) if others else lines)
 
 
 def _small(path: Path) -> bytes:

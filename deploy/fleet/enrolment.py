@@ -36,6 +36,7 @@ from penchant.common.membership.enrolment import Answer, Asked, JoinReply, JoinR
 from penchant.common.membership.identity import Membership
 from penchant.common.membership.join_token import JoinToken, Terms, check_signature, token_name
 from penchant.common.storage import transaction, write_durably
+from penchant.deploy.fleet import run_signature
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
 
 __all__ = [
@@ -190,6 +191,10 @@ class EnrolmentRegistry:
         """
         for path in sorted(self.site.answers.glob("*.answer")):
             self._take(path, self._take_answer)
+        for path in sorted(self.site.answers.glob("run-*.manifest")):
+            self._take(path, lambda path: self._take_run(path, run_signature.take))
+        for path in sorted(self.site.answers.glob("run-*.declined")):
+            self._take(path, lambda path: self._take_run(path, run_signature.take_declined))
         self._take(self.site.answers / MEMBERS, lambda path: self.site.take_members(path.read_bytes()))
         self.settle(registrar)
 
@@ -222,6 +227,13 @@ class EnrolmentRegistry:
         with suppress(OlderList):  # another answer, or the list itself, was quicker
             self.site.take_members(given.members)
         (self.site.requests / f"{token_name(bytes(row[0]))}.request").unlink(missing_ok=True)
+
+    def _take_run(self, path: Path, take: Callable[[Path, bytes], None]) -> None:
+        directory = run_signature.run_of(self.site, path.stem.removeprefix("run-"))
+        if directory is None:
+            raise EnrolmentError("it answers no run that asked for a signature here")
+        take(directory, path.read_bytes())
+        (self.site.requests / f"{path.stem}.manifest").unlink(missing_ok=True)
 
     def settle(self, registrar: Registrar) -> None:
         """Nodes of members are registered, nodes of others are not. What the SuperLink has lost comes back.

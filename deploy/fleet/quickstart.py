@@ -24,7 +24,7 @@ from penchant.common.data.preferences import Person
 from penchant.common.durations import DAY
 from penchant.common.errors import ConfigError, GatewayError, UsageError
 from penchant.deploy import datasets
-from penchant.deploy.fleet import gateway, served_run
+from penchant.deploy.fleet import gateway, run_signature, served_run
 from penchant.deploy.fleet.authority import PUBLIC, AuthorityStore
 from penchant.deploy.fleet.enrolment import hand_out
 from penchant.deploy.fleet.follow import watch
@@ -97,6 +97,7 @@ def live_fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[ServerD
             say(f"{person.name} joined as member {number + 1}, with {len(person.train)} choices")
         stack.enter_context(kept_up([part for home in homes for part in _device(home)]))
         served_run.create(site.run(RUN), config, site.authority, site.membership().encoded)
+        run_signature.ask(site, RUN)
         yield site
 
 

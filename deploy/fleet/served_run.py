@@ -5,6 +5,7 @@
     blueprint.json   adapted modules, width and digest of the base model: the server never loads the model
     authority.pub    the enrolment authority's public key (32 bytes)
     members.list     the authority's latest member list, which the server replaces between rounds
+    manifest         what the run may ask, signed by the authority (`deploy.fleet.run_signature`)
     journal.db, checkpoints/, server.log
 
 Nothing of Flower's state is needed to go on after a crash: the same command starts a new Flower run, which
@@ -13,8 +14,8 @@ continues from the journal.
 
 from __future__ import annotations
 
-import secrets
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -32,6 +33,7 @@ from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
 from penchant.deploy.earlier_round import EarlierRound, begun_with
+from penchant.deploy.fleet import run_signature
 from penchant.deploy.fleet.release_files import write_release
 from penchant.deploy.fleet.run_activity import FLOWER_RUN, LOG, say
 from penchant.deploy.fleet.server_directory import AUTHORITY, MEMBERS
@@ -75,17 +77,18 @@ def create(
 
 
 def open_served(directory: Path) -> ServerRun:
-    """The run of a directory, for its ServerApp. RunDirectoryError when files are missing."""
+    """The run of a directory, for its ServerApp.
+
+    RunDirectoryError when files are missing, or the authority has not signed what the run asks.
+    """
     config = run_directory.read_config(directory)
     membership = _membership(directory)
     start = begun_with(directory)
+    manifest = run_signature.signed_manifest(directory)
     journal = Journal(directory)
     if start is not None:
         journal.note("from", f"{start.name} {start.digest}")
-    run = journal.fact("run")
-    if run is None:
-        run = secrets.token_hex(16)
-        journal.note("run", run)
+    run = str(journal.fact("run"))
     return ServerRun(
         config=config,
         id=bytes.fromhex(run),
@@ -99,6 +102,7 @@ def open_served(directory: Path) -> ServerRun:
         patience=config.federation.patience_seconds,
         belongs=membership.holds,
         members=membership.count,
+        manifest=manifest,
         latest=lambda run: with_members(run, _membership(directory)),
     )
 
@@ -149,8 +153,10 @@ def _membership(directory: Path) -> Membership:
 _claims = ExitStack()  # the ServerApp's process works on its directory alone, until it ends
 
 
-def _open(directory: Path) -> ServerRun:
+def _open(directory: Path, tell: Callable[[str], None]) -> ServerRun:
     _claims.enter_context(run_directory.claim(directory))
+    patience = run_directory.read_config(directory).federation.patience_seconds
+    run_signature.await_signature(directory, patience, tell)
     return open_served(directory)
 
 
@@ -165,7 +171,8 @@ def _serve(grid: Grid, context: Context) -> None:
     directory = Path(named)
     say(directory, f"Flower run {context.run_id} begins")
     try:
-        federate(_open(directory), non_blocking(grid))
+        run = _open(directory, lambda text: say(directory, f"Flower run {context.run_id} {text}"))
+        federate(run, non_blocking(grid))
     except Exception as error:  # Flower keeps the traceback to itself; the operator looks here
         what = str(error) if isinstance(error, PenchantError) else type(error).__name__
         say(directory, f"Flower run {context.run_id} ends: {what}")

@@ -28,6 +28,7 @@ from penchant.common.crypto.entropy import Entropy, SeededEntropy, SystemEntropy
 from penchant.common.crypto.keys import SignatureCache
 from penchant.common.data.preferences import Federation
 from penchant.common.membership.identity import Authority, Certificate, Identity, Membership
+from penchant.common.membership.manifest import RunManifest, sign_run
 from penchant.deploy.owner_policy import fleet_policy, policy_for
 
 __all__ = ["Score", "SimulatedDevices", "personal_part"]
@@ -113,6 +114,10 @@ class SimulatedDevices:
         """What the server and every agent hold true about members."""
         fresh = Membership(self.authority.public_key, verify=self.signatures)
         return fresh.accept(self.members.encode(), now=1)
+
+    def sign(self, manifest: RunManifest) -> bytes:
+        """The manifest of a run, signed by the simulated authority; the same one, the same bytes."""
+        return sign_run(self.authority, manifest).encode()
 
     def answer_of(self, context: Context) -> Answer:
         """The entrance of the agent that a Flower context belongs to."""

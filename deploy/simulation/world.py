@@ -16,6 +16,7 @@ from penchant.common.errors import (
     RunDirectoryError,
     UsageError,
 )
+from penchant.common.membership.manifest import LAST_DAY
 from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.deploy import datasets
 from penchant.deploy.audit.record import Tensor
@@ -27,6 +28,7 @@ from penchant.server.combination import check_groups
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.optimizers import server_optimizer
 from penchant.server.run import Observer, ServerRun, cohort_size, run_id
+from penchant.server.run_manifest import manifest_of
 from penchant.server.secagg.aggregation import Aggregation
 from penchant.server.secagg.plain import PlainAggregation
 from penchant.server.secagg.secure import SecureAggregation
@@ -151,16 +153,26 @@ def open_run(
     aggregation: Aggregation = PlainAggregation()
     if world.config.privacy.secagg:
         aggregation = SecureAggregation(membership, fleet.signatures)
+    signature = world.model_cache.of(world.config.plan("main", world.cohort)).model_signature
+    manifest = manifest_of(
+        world.config,
+        run=world.run,
+        base=signature.digest,
+        cohort=world.cohort,
+        first_day=0,
+        last_day=LAST_DAY,  # a simulated list does not expire either
+    )
     return ServerRun(
         config=world.config,
         id=world.run,
-        model_signature=world.model_cache.of(world.config.plan("main", world.cohort)).model_signature,
+        model_signature=signature,
         cohort=world.cohort,
         aggregation=aggregation,
         membership=membership.encoded,
         journal=journal,
         observe=observe,
         start=None if world.start is None else world.start.factors,
+        manifest=fleet.sign(manifest),
     )
 
 

@@ -41,6 +41,7 @@ from support.deployment import Deployment
 from support.fleet_scene import FleetScene
 from support.open_flower import superlink_command, supernode_command
 from support.processes import free_port, listens
+from support.scene import signed_for
 
 from penchant.client.agent.flower_app import Answer, build_app
 from penchant.client.agent.owner import Choices
@@ -156,7 +157,9 @@ def play(fleet: Deployment, model_cache: ModelCache, answers: list[Answer]) -> l
         return answers[int(context.node_config["partition-id"])]
 
     journal = Journal(fleet.place / "journal")
-    run = ServerRun(config, RUN, model_signature, DEVICES, SecureAggregation(known), members, journal)
+    signed = signed_for(fleet.office.authority, config, RUN, model_signature.digest, DEVICES)
+    aggregation = SecureAggregation(known)
+    run = ServerRun(config, RUN, model_signature, DEVICES, aggregation, members, journal, manifest=signed)
     grid = InProcessGrid(build_app(answer_of), DEVICES, workers=DEVICES)
     availability, survivors = Availability(run, grid), []
     for number in range(1, ROUNDS + 1):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import Context
+from support.scene import signed_for
 
 from penchant.client.agent.agent import MEMBERS
 from penchant.client.agent.flower_app import build_app
@@ -58,14 +59,16 @@ class Town:
 
     def run(self, directory: Path, rounds: int) -> ServerRun:
         config = self.config.changed({"federation.rounds": rounds})
+        signature = self.model_cache.of(config.plan("main", DEVICES)).model_signature
         return ServerRun(
             config=config,
             id=bytes(16),
-            model_signature=self.model_cache.of(config.plan("main", DEVICES)).model_signature,
+            model_signature=signature,
             cohort=DEVICES,
             aggregation=SecureAggregation(self.membership()),
             membership=self.office.latest(),
             journal=Journal(directory),
+            manifest=signed_for(self.office.authority, config, bytes(16), signature.digest, DEVICES),
         )
 
     def membership(self) -> Membership:

@@ -15,12 +15,10 @@ import pytest
 
 from penchant.client.agent.open_attempt import SealedSessions
 from penchant.client.device.preference_store import PreferenceStore
-from penchant.client.secagg import AttemptInfo, Unmasked
 from penchant.client.vault.sealing import SealedStorage
 from penchant.client.vault.vault import Vault
 from penchant.common.crypto.passphrase import Cost
-from penchant.common.errors import DeviceError
-from penchant.common.wire.messages import Announce, Kind
+from penchant.common.errors import DeviceError, StageError
 from penchant.server.console import passwords
 from penchant.server.journal import Journal, RoundRow
 
@@ -65,10 +63,13 @@ def test_recorded_choices(old: Path) -> None:
     assert {p.chosen for p in (*store.train(), *store.validation())} == {"tea"}
 
 
-def test_an_open_attempt_of_a_simulation(old: Path) -> None:
-    announce, state = SealedSessions(old / "session", b"the secret of one device, 32 byt").take()
-    assert announce == Announce(Kind.PLAIN, RUN, 1, 1, 3, 32, 3, bytes(32), b"{}", (), b"", b"")
-    assert state == Unmasked(AttemptInfo(RUN, 1, 1, bytes(32), 3, 32, 3))
+def test_an_open_attempt_of_a_simulation_is_sat_out(old: Path) -> None:
+    """Its announcement has no manifest; the simulation's next attempt makes it anew."""
+    sessions = SealedSessions(old / "session", b"the secret of one device, 32 byt")
+    with pytest.raises(StageError, match="earlier version"):
+        sessions.take()
+    with pytest.raises(StageError, match="no attempt is open"):
+        sessions.take()
 
 
 def test_a_servers_journal_and_checkpoint(old: Path) -> None:

@@ -626,5 +626,5 @@ def states_of(run: bytes) -> dict[str, int]:
 
 
 def test_an_announcement_shows_no_factors() -> None:
-    announce = Announce(Kind.SECAGG, RUN, 1, 1, 3, 32, 3, bytes(32), b"{}", (), b"", b"factors of a run")
+    announce = Announce(Kind.SECAGG, RUN, 1, 1, 3, 32, 3, bytes(32), b"{}", (), b"", b"", b"factors of a run")
     assert "factors" not in repr(announce)

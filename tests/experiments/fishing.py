@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.learning.local_round import contribution_of, work
 from penchant.client.learning.model_cache import ModelCache, PlannedModel
-from penchant.common.config import Plan, RunConfig
+from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Person, Preference
 from penchant.common.errors import PolicyRefusal
 from penchant.common.model.factors import Vector

@@ -13,7 +13,7 @@ from support.tiny_models import WORDS
 from penchant.client.device.device import Device
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Preference
-from penchant.deploy.fleet import served_run
+from penchant.deploy.fleet import run_signature, served_run
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.owner_policy import policy_for
 
@@ -65,6 +65,10 @@ class Deployment:
         """What `penchant server init` does."""
         public = (self.place / "authority" / "authority.pub").read_bytes()
         served_run.create(self.run, self.config, public, self.office.latest())
+
+    def sign_run(self) -> None:
+        """What `penchant authority attend` does for the run."""
+        run_signature.take(self.run, self.office.sign_run(run_signature.request_of(self.run)).encode())
 
 
 def made_up_choices(person: int, count: int) -> list[Preference]:

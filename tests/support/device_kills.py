@@ -18,6 +18,7 @@ import numpy as np
 import tomli_w
 from flwr.app import Context
 from support.killed_device import BATCH, choice
+from support.scene import signed_for
 
 from penchant.client.agent.agent import Model
 from penchant.client.agent.flower_app import Answer, build_app
@@ -95,7 +96,11 @@ class Fleet:
         known = Membership(self.office.authority.public_key).accept(members, int(time.time()))
         model_signature = self.model_cache.of(config.plan("main", DEVICES)).model_signature
         journal = Journal(self.place / "run")
-        return ServerRun(config, RUN, model_signature, DEVICES, SecureAggregation(known), members, journal)
+        aggregation = SecureAggregation(known)
+        signed = signed_for(self.office.authority, config, RUN, model_signature.digest, DEVICES)
+        return ServerRun(
+            config, RUN, model_signature, DEVICES, aggregation, members, journal, manifest=signed
+        )
 
     def _answers(self) -> list[Answer]:
         agents = [Device(folder, model_cache=self.model_cache).agent() for folder in self.homes[1:]]

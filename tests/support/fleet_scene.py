@@ -19,7 +19,18 @@ from typing import Any, cast
 import numpy as np
 from flwr.app import Context, Message
 from numpy.typing import NDArray
-from support.scene import NOW, RUN, SEED, VERIFY, identity, membership
+from support.scene import (
+    NOW,
+    RUN,
+    SEED,
+    UNLIMITED,
+    VERIFY,
+    authority,
+    identity,
+    membership,
+    signed_for,
+    signed_manifest,
+)
 from support.tiny_models import WORDS
 
 from penchant.client.agent.agent import Agent
@@ -35,6 +46,7 @@ from penchant.common.crypto.entropy import SeededEntropy
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import DeviceError
 from penchant.common.membership.identity import Identity, Membership
+from penchant.common.membership.manifest import phases_of
 from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.wire.codec import decode, decode_any, encode
 from penchant.common.wire.flower import stage_of
@@ -88,6 +100,7 @@ LENIENT = {  # an owner who allows what there is: what is refused all the same, 
     "max_clip": 1e6,
     "max_weight": 1 << 20,
     "max_training_seconds": 3000.0,
+    **UNLIMITED,
 }
 FIRST_NODE = 1000  # of the in-process grid
 
@@ -337,9 +350,21 @@ class FleetScene:
             plan=chosen.encode(),
             finished=tuple(Finished(r, 1) for r in range(1, number)),
             membership=b"",
+            manifest=self.manifest(
+                chosen, planned.model_signature.digest, number, run=changes.get("run", RUN)
+            ),
             factors=factors.astype("<f4").tobytes(),
         )
         return replace(honest, **changes)
+
+    def manifest(self, plan: Plan, base: bytes, number: int = 1, **changes: Any) -> bytes:
+        """A manifest of the scene's authority under which round `number` may ask for `plan`; then changed."""
+        last = number if plan.phase == "close" else 1000
+        warm = number if plan.phase == "warmup" else self.config.federation.warmup_rounds
+        bare = {"rounds": last, "warmup": min(warm, last - 1)} | changes
+        phases = phases_of(bare["rounds"], bare["warmup"])
+        plans = [replace(plan, phase=phase) for phase in phases]
+        return signed_manifest([p.encode() for p in plans], base, **bare)
 
     def plan(self, **changes: Any) -> bytes:
         """The plan's bytes with dotted keys (written with double underscores) changed to whatever value."""
@@ -410,14 +435,17 @@ class FleetScene:
         aggregation: Aggregation = PlainAggregation()
         if self.config.privacy.secagg:
             aggregation = SecureAggregation(self.members, VERIFY)
+        signature = self.model_cache.of(self.config.plan("main", self.n)).model_signature
+        cohort = self.config.federation.cohort
         return ServerRun(
             config=self.config,
             id=RUN,
-            model_signature=self.model_cache.of(self.config.plan("main", self.n)).model_signature,
-            cohort=self.config.federation.cohort,
+            model_signature=signature,
+            cohort=cohort,
             aggregation=Watched(aggregation, self.watched),
             membership=self.members.encoded,
             journal=journal,
+            manifest=signed_for(authority(), self.config, RUN, signature.digest, cohort),
         )
 
     @contextmanager

@@ -20,6 +20,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as MessageProto
+from support.scene import signed_for
 from support.tiny_models import WORDS
 
 from penchant.client.agent.flower_app import Answer, build_app
@@ -200,7 +201,10 @@ def record(
         wire.forms({phase: tensors_of(world, phase) for phase in world.phases})
         grid = InProcessGrid(tap, len(fleet), workers=1, recorder=wire.record, fault=fault)  # type: ignore[arg-type]
         try:
-            run = replace(open_run(world, journal, fleet), id=RUN)
+            opened = open_run(world, journal, fleet)
+            cohort, base = world.cohort, opened.model_signature.digest
+            signed = signed_for(fleet.authority, world.config, RUN, base, cohort)
+            run = replace(opened, id=RUN, manifest=signed)
             context = Context(
                 run_id=grid.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config={}
             )

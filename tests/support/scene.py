@@ -6,7 +6,7 @@ devices; `Scene.play_to` stops before a stage, so that a test can send what it l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -15,14 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from penchant.client.agent.policy import MOST_COUNTED
 from penchant.client.secagg import Participant, SecAggPolicy, State
+from penchant.common.config import Plan, RunConfig
 from penchant.common.crypto.entropy import SeededEntropy
 from penchant.common.crypto.keys import SignatureCache
 from penchant.common.crypto.masks import Ring, ring_type
 from penchant.common.errors import PenchantError
 from penchant.common.membership.identity import Authority, Identity, Membership
+from penchant.common.membership.manifest import LAST_DAY, RunManifest, day_of, sign_run
 from penchant.common.wire.codec import decode, encode
 from penchant.common.wire.messages import Abort, Announce, Kind, abort_code
+from penchant.server.run_manifest import manifest_of
 from penchant.server.secagg.aggregation import Aggregate, MemoryRecords
 from penchant.server.secagg.secure import SecureAggregation
 
@@ -31,6 +35,10 @@ NOW = 1_800_000_000
 RUN = bytes(range(16))
 LENIENT = SecAggPolicy(min_honest=1, max_colluders=0)
 VERIFY = SignatureCache()
+UNLIMITED = dict.fromkeys(
+    ("rounds_a_day", "runs_a_month", "attempts_a_round", "attempts_a_day"), MOST_COUNTED
+)
+"""Owners' limits for tests that play more rounds than people's devices do."""
 
 
 @cache
@@ -58,6 +66,30 @@ def membership(n: int, number: int = 1, revoked: tuple[int, ...] = ()) -> Member
     return Membership(authority().public_key, verify=VERIFY).accept(listed.encode(), NOW)
 
 
+def signed_manifest(plans: Sequence[bytes], base: bytes, run: bytes = RUN, **changes: Any) -> bytes:
+    """A manifest for these plans, valid around NOW, signed by the authority of all tests; then changed."""
+    read = [Plan.decode(plan) for plan in plans]
+    plain = RunManifest(
+        run=run,
+        base=base,
+        rounds=1000,
+        warmup=0,
+        least_cohort=min(plan.cohort for plan in read),
+        least_group=1,
+        unmasked=False,
+        first_day=day_of(NOW) - 10,
+        last_day=day_of(NOW) + 10,
+        plans=tuple(plans),
+    )
+    return sign_run(authority(), replace(plain, **changes)).encode()
+
+
+def signed_for(authority: Authority, config: RunConfig, run: bytes, base: bytes, cohort: int) -> bytes:
+    """The manifest of a run as its server asks for it, on any day, signed."""
+    asked = manifest_of(config, run=run, base=base, cohort=cohort, first_day=0, last_day=LAST_DAY)
+    return sign_run(authority, asked).encode()
+
+
 def announcement(n: int, *, ring: int = 32, words: int = 3, **changes: Any) -> Announce:
     """An announcement for groups of up to `n` (3 at least)."""
     plain = Announce(
@@ -71,6 +103,7 @@ def announcement(n: int, *, ring: int = 32, words: int = 3, **changes: Any) -> A
         bytes(32),
         b"{}",
         (),
+        b"",
         b"",
         np.zeros(2, "<f4").tobytes(),
     )

@@ -60,6 +60,7 @@ def simulate_twin(fleet: Deployment) -> SimulationSetup:
     world = world_of(fleet)
     with journal(fleet.run) as server:
         server.note("run", world.run.hex())
+    fleet.sign_run()
     run_directory.create(fleet.place / SIMULATED, fleet.config)
     simulate(world, fleet.place / SIMULATED)
     return world

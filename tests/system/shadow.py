@@ -50,7 +50,7 @@ class Shadow:
         self._real = deployment
         self._place = deployment.place / "shadow"
         self._run = self._place / "run"
-        open_served(deployment.run).journal.close()  # draws the run's id, if there is none yet
+        deployment.sign_run()  # draws the run's id, if there is none yet
         shutil.copytree(deployment.run, self._run)
         self._homes = [self._place / folder.name for folder in deployment.homes]
         for folder, copy in zip(deployment.homes, self._homes, strict=True):

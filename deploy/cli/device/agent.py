@@ -1,7 +1,8 @@
-"""`penchant device serve`, `connect` and `pause`: the processes that take part in rounds for the owner."""
+"""`penchant device serve`, `connect`, `runs`, `accept-run`, `pause`: taking part in rounds for the owner."""
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -14,11 +15,14 @@ import typer
 from penchant.deploy.cli.device.options import (
     HERE,
     SOCKET,
+    AsJson,
     Ask,
     HomeOption,
     NodeOption,
     SocketOption,
     open_device,
+    run_row,
+    shown,
 )
 from penchant.deploy.cli.errors import command
 
@@ -76,6 +80,33 @@ def connect(
     from penchant.deploy.fleet.supernode import relay
 
     relay(SuperNodeFiles.read(node or home.expanduser() / NODE), socket, port)
+
+
+@command(app)
+def runs(home: HomeOption = HERE, passphrase: Ask = False, as_json: AsJson = False) -> None:
+    """List the runs that asked for this device: what each may ask, as the authority signed it."""
+    device = open_device(home, passphrase)
+    each, known = device.policy().runs == "each", device.vault.ledger.runs()
+    if as_json:
+        print(json.dumps([run_row(run, each) for run in known], indent=2, ensure_ascii=False))
+        return
+    if not known:
+        print("no run has asked for this device")
+    for run in known:
+        print(f"{run_row(run, each)['state']}, {run.rounds} rounds in {run.attempts} attempts so far")
+        for line in run.asks.lines():
+            print(f"  {shown(line)}")
+
+
+@command(app, "accept-run")
+def accept_run(
+    run: Annotated[str, typer.Argument(metavar="ID", help="The run's id, or its first 8 digits or more.")],
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+) -> None:
+    """Take part in a run, where policy.toml says runs = "each"."""
+    accepted = open_device(home, passphrase).accept_run(run)
+    print(f"this device takes part in run {accepted.hex()}")
 
 
 @command(app)

@@ -21,6 +21,7 @@ from penchant.deploy.cli.device.options import (
     make_sure,
     open_device,
     print_table,
+    run_row,
     shown,
     tell_of_revocation,
 )
@@ -164,6 +165,7 @@ def _as_table(report: Report, agent: bool) -> dict[str, Any]:
         "run": report.run or None,
         "round": report.round,
         "rounds_joined": report.rounds_joined,
+        "runs": [run_row(run, report.each_run) for run in report.runs],
         "held_out_right": quality and {"personal": right(quality.personal), "global": right(quality.common)},
         "why_unknown": report.unknown or None,
         "left": [{"name": name, "times": times, "bytes": size} for name, times, size in report.left],
@@ -180,6 +182,7 @@ def _print_status(report: Report, agent: bool) -> None:
         ("member of a fleet", "no" if report.member is None else f"yes, number {report.member}"),
         ("takes part in rounds", f"no: {report.absent}" if report.absent else running),
         ("rounds joined", str(report.rounds_joined)),
+        ("runs that asked (penchant device runs)", _runs(report)),
         ("last run, round", f"{report.run[:8]}…, {report.round}" if report.run else "none yet"),
     ]
     print_table("", ("", ""), rows)
@@ -194,6 +197,11 @@ def _print_status(report: Report, agent: bool) -> None:
         print("nothing has left this device")
     if report.refused:
         print_table("refused", ("stage", "code", "why"), list(report.refused[-10:]))
+
+
+def _runs(report: Report) -> str:
+    waiting = sum(not run.accepted for run in report.runs) if report.each_run else 0
+    return f"{len(report.runs)}, {waiting} of them wait to be accepted" if waiting else str(len(report.runs))
 
 
 def _print_quality(report: Report) -> None:

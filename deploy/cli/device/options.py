@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from penchant.deploy.cli import passphrase as passphrases
 
 if TYPE_CHECKING:
     from penchant.client.device.device import Device
+    from penchant.client.vault.run_ledger import KnownRun
 
 __all__ = [
     "HERE",
@@ -27,6 +28,7 @@ __all__ = [
     "make_sure",
     "open_device",
     "print_table",
+    "run_row",
     "shown",
     "tell_of_revocation",
 ]
@@ -94,6 +96,25 @@ def tell_of_revocation(number: int) -> None:
 def shown(text: str) -> str:
     """`text` as a terminal may show it: with its lines, without control characters."""
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
+def run_row(run: KnownRun, each: bool) -> dict[str, Any]:
+    """A run that asked for the device, as a row of JSON. each: whether the owner accepts each run."""
+    from penchant.common.membership.manifest import shown_day
+
+    asks = run.asks
+    return {
+        "run": run.run.hex(),
+        "state": "accepted" if run.accepted else "waiting to be accepted" if each else "signed",
+        "rounds": run.rounds,
+        "attempts": run.attempts,
+        "most_rounds": asks.rounds,
+        "least_cohort": asks.least_cohort,
+        "least_group": asks.least_group,
+        "first_day": shown_day(asks.first_day),
+        "last_day": shown_day(asks.last_day),
+        "asks": list(asks.lines()),
+    }
 
 
 def lines_of(file: str) -> list[str]:

@@ -1,0 +1,137 @@
+"""The authority's signature under a served run: asked for with a file, awaited, kept with the run.
+
+    manifest.request    what was asked for: the run's name and its manifest
+    manifest            the manifest, signed by the authority
+    manifest.declined   why the authority did not sign
+
+In `requests/` and `answers/` the files are called run-ID.manifest and run-ID.declined.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from secrets import token_hex
+
+from penchant.common.errors import ConfigError, RunDirectoryError
+from penchant.common.membership.manifest import RunRequest, SignedManifest, day_of
+from penchant.common.model.signature import ModelSignature
+from penchant.common.storage import write_durably
+from penchant.common.wording import one_line
+from penchant.deploy import run_directory
+from penchant.deploy.fleet.server_directory import AUTHORITY, ServerDirectory
+from penchant.server.journal import Journal
+from penchant.server.run_manifest import manifest_of, refuse_outgrown
+
+__all__ = ["DAYS", "ask", "await_signature", "request_of", "signed_manifest", "take", "take_declined"]
+
+DAYS = 30  # that a run may take, unless the operator says otherwise
+LONGEST = 366
+LOOK_SECONDS = 1.0
+REASON_MOST = 300
+_REQUEST, _SIGNED, _DECLINED = "manifest.request", "manifest", "manifest.declined"
+
+
+def request_of(directory: Path, days: int = DAYS) -> RunRequest:
+    """What the authority is asked to sign for the run in `directory`; the same each time.
+
+    days: how many days the run may take, from today on, where nothing was asked for before.
+    """
+    path = directory / _REQUEST
+    if path.is_file():
+        return RunRequest.decode(path.read_bytes())
+    if not 1 <= days <= LONGEST:
+        raise ConfigError(f"a run of {days} days; between 1 and {LONGEST} make sense")
+    config = run_directory.read_config(directory)
+    with closing(Journal(directory)) as journal:
+        run = journal.fact("run")  # a run of an earlier version has begun without a manifest
+        if run is None:
+            run = token_hex(16)
+            journal.note("run", run)
+    manifest = manifest_of(
+        config,
+        run=bytes.fromhex(run),
+        base=_base(directory),
+        cohort=config.federation.cohort,
+        first_day=day_of(time.time()),
+        last_day=day_of(time.time()) + days,
+    )
+    asked = RunRequest(directory.name, manifest)
+    write_durably(path, asked.encode())
+    return asked
+
+
+def ask(site: ServerDirectory, name: str, days: int = DAYS) -> Path | None:
+    """Put the request for a run's signature where the authority finds it; -> the file, or None once signed.
+
+    RunDirectoryError when the run has outgrown what was asked for.
+    """
+    directory = site.run(name)
+    asked = request_of(directory, days)
+    refuse_outgrown(asked.manifest, run_directory.read_config(directory), _base(directory), time.time())
+    if (directory / _SIGNED).is_file():
+        return None
+    with suppress(FileNotFoundError):
+        (directory / _DECLINED).unlink()
+    path = site.requests / f"run-{asked.manifest.run.hex()}.manifest"
+    write_durably(path, asked.encode())
+    return path
+
+
+def take(directory: Path, encoded: bytes) -> None:
+    """Keep what the authority signed. PolicyRefusal for another's signature, RunDirectoryError for a manifest
+    that was not asked for."""
+    manifest = SignedManifest.read(encoded, (directory / AUTHORITY).read_bytes())
+    if manifest != request_of(directory).manifest:
+        raise RunDirectoryError("the authority signed another manifest than the run asked for")
+    write_durably(directory / _SIGNED, encoded)
+
+
+def take_declined(directory: Path, why: bytes) -> None:
+    """Keep that the authority does not sign, and why."""
+    write_durably(directory / _DECLINED, one_line(why.decode("utf-8", "replace"))[:REASON_MOST].encode())
+
+
+def signed_manifest(directory: Path) -> bytes:
+    """The signed manifest of a run. RunDirectoryError when there is none, or the run has outgrown it."""
+    try:
+        encoded = (directory / _SIGNED).read_bytes()
+    except OSError:
+        raise RunDirectoryError(
+            "the run has no manifest signed by the authority; `penchant server resume` asks for one"
+        ) from None
+    manifest = SignedManifest.read(encoded, (directory / AUTHORITY).read_bytes())
+    refuse_outgrown(manifest, run_directory.read_config(directory), _base(directory), time.time())
+    return encoded
+
+
+def await_signature(directory: Path, seconds: float, say: Callable[[str], None]) -> None:
+    """Wait until the authority has signed. RunDirectoryError when it declines, or takes longer than that."""
+    end, said = time.monotonic() + seconds, False
+    while not (directory / _SIGNED).is_file():
+        if (directory / _DECLINED).is_file():
+            why = (directory / _DECLINED).read_text("utf-8", "replace")
+            raise RunDirectoryError(f"the authority did not sign this run: {why}")
+        if time.monotonic() >= end:
+            raise RunDirectoryError(
+                "the authority has not signed this run yet; once it has, `penchant server resume` goes on"
+            )
+        if not said:
+            say("waits for the authority's signature; the authority signs with `penchant authority attend`")
+            said = True
+        time.sleep(LOOK_SECONDS)
+
+
+def run_of(site: ServerDirectory, run: str) -> Path | None:
+    """The directory of the run with this id (hexadecimal) that asked for a signature; None if none did."""
+    for name in site.runs():
+        directory = site.run(name)
+        if (directory / _REQUEST).is_file() and request_of(directory).manifest.run.hex() == run:
+            return directory
+    return None
+
+
+def _base(directory: Path) -> bytes:
+    return ModelSignature.read(directory / run_directory.MODEL_SIGNATURE).digest

@@ -1,0 +1,215 @@
+"""A served run waits for the authority's signature, by files, and asks for nothing beyond what was signed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from penchant.common.config import RunConfig
+from penchant.common.durations import DAY
+from penchant.common.errors import AgreementError, ConfigError, PolicyRefusal, RunDirectoryError
+from penchant.common.membership.identity import Authority
+from penchant.common.membership.manifest import RunManifest, RunRequest, SignedManifest, day_of, sign_run
+from penchant.deploy import run_directory
+from penchant.deploy.fleet import run_signature, served_run
+from penchant.deploy.fleet.authority import AuthorityStore
+from penchant.deploy.fleet.authority_inbox import PendingDecision, attend
+from penchant.deploy.fleet.enrolment import EnrolmentRegistry
+from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
+from penchant.server.journal import Journal
+
+
+class NoNodes:
+    """A SuperLink without any."""
+
+    def register(self, public_key: bytes, name: str) -> int:
+        raise NotImplementedError
+
+    def unregister(self, node: int) -> None:
+        raise NotImplementedError
+
+
+@dataclass
+class Place:
+    """A server with one run, and an authority, on one disk."""
+
+    site: ServerDirectory
+    office: AuthorityStore
+    asked: list[PendingDecision] = field(default_factory=list)
+
+    @property
+    def run(self) -> Path:
+        return self.site.run("one")
+
+    def attend(self, *, grant: bool = True) -> list[str]:
+        def decide(matter: PendingDecision) -> bool:
+            self.asked.append(matter)
+            return grant
+
+        return attend(self.office, self.site.requests, self.site.answers, decide)
+
+    def collect(self) -> None:
+        EnrolmentRegistry(self.site).collect(NoNodes())
+
+    def names(self) -> list[str]:
+        folders = (self.site.requests, self.site.answers)
+        return [path.name for folder in folders for path in sorted(folder.iterdir())]
+
+    def manifest(self) -> RunManifest:
+        return run_signature.request_of(self.run).manifest
+
+
+@pytest.fixture
+def place(tiny_model: Callable[[str], Path], tmp_path: Path) -> Place:
+    office = AuthorityStore.init(tmp_path / "authority")
+    settings = ServerSettings(addresses=("fleet.example",))
+    site = ServerDirectory.create(tmp_path / "server", settings, office.authority.public_key, office.latest())
+    config = RunConfig().changed(
+        {"model.base_model": str(tiny_model("bert")), "federation.cohort": 7, "federation.rounds": 3}
+    )
+    served_run.create(site.run("one"), config, site.authority, office.latest())
+    return Place(site, office)
+
+
+def change(directory: Path, **settings: object) -> None:
+    config = run_directory.read_config(directory)
+    changed = config.changed({key.replace("__", "."): value for key, value in settings.items()})
+    (directory / "config.toml").write_text(changed.to_toml(), encoding="utf-8")
+
+
+def test_a_run_is_signed_by_files_and_then_opens(place: Place) -> None:
+    with pytest.raises(RunDirectoryError, match="no manifest signed"):
+        served_run.open_served(place.run)
+    path = run_signature.ask(place.site, "one", 10)
+    run = place.manifest().run.hex()
+    assert path == place.site.requests / f"run-{run}.manifest"
+    (line,) = place.attend()
+    assert line.startswith("run one is signed, until ")
+    (matter,) = place.asked
+    assert (matter.kind, matter.who, matter.what) == ("run", run, "one")
+    assert "at most 4 rounds" in "\n".join(matter.lines)
+    assert place.attend() == []  # answered already
+    place.collect()
+    assert place.names() == []
+    assert run_signature.ask(place.site, "one") is None
+    opened = served_run.open_served(place.run)
+    opened.journal.close()
+    manifest = SignedManifest.read(opened.manifest, place.office.authority.public_key)
+    assert manifest == place.manifest()
+    assert (manifest.run, manifest.rounds, manifest.least_cohort, manifest.least_group) == (
+        opened.id,
+        4,
+        7,
+        5,
+    )
+    assert manifest.last_day - manifest.first_day == 10
+    assert manifest.phases == ("main", "close")
+
+
+def test_a_run_that_is_declined_says_so_and_may_ask_again(place: Place) -> None:
+    run_signature.ask(place.site, "one")
+    assert place.attend(grant=False) == ["run one is declined"]
+    assert place.attend(grant=False) == []
+    place.collect()
+    assert place.names() == []
+    with pytest.raises(RunDirectoryError, match="did not sign this run: the authority declined"):
+        run_signature.await_signature(place.run, 60.0, print)
+    assert run_signature.ask(place.site, "one") is not None
+    place.attend()
+    place.collect()
+    run_signature.await_signature(place.run, 0.0, print)
+
+
+def test_a_run_waits_and_says_what_is_to_be_done(place: Place) -> None:
+    said: list[str] = []
+    with pytest.raises(RunDirectoryError, match="has not signed this run yet; once it has"):
+        run_signature.await_signature(place.run, 1.5, said.append)
+    (line,) = said
+    assert "penchant authority attend" in line
+
+
+def test_a_run_that_outgrows_its_manifest_needs_a_new_one(place: Place) -> None:
+    run_signature.ask(place.site, "one")
+    place.attend()
+    place.collect()
+    change(place.run, federation__rounds=9)
+    for attempt in (lambda: run_signature.ask(place.site, "one"), lambda: served_run.open_served(place.run)):
+        with pytest.raises(RunDirectoryError, match=r"allows 4 rounds.*asks for 10; start a new run"):
+            attempt()
+    change(place.run, federation__rounds=3, federation__clip=1.0)
+    with pytest.raises(RunDirectoryError, match="no longer what its manifest says"):
+        served_run.open_served(place.run)
+
+
+def test_a_manifest_past_its_days_ends_the_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_signature.ask(place.site, "one", 2)
+    place.attend()
+    place.collect()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3 * DAY)
+    with pytest.raises(RunDirectoryError, match="start a new run"):
+        served_run.open_served(place.run)
+
+
+def test_a_run_begun_by_an_earlier_version_gets_a_manifest_at_its_next_start(place: Place) -> None:
+    run = "ab" * 16
+    with closing(Journal(place.run)) as journal:
+        journal.note("run", run)
+    run_signature.ask(place.site, "one")
+    place.attend()
+    place.collect()
+    opened = served_run.open_served(place.run)
+    opened.journal.close()
+    assert opened.id.hex() == run == place.manifest().run.hex()
+
+
+def test_what_another_authority_signed_is_put_aside(place: Place) -> None:
+    run_signature.ask(place.site, "one")
+    foreign = sign_run(Authority.create(), place.manifest()).encode()
+    with pytest.raises(PolicyRefusal):
+        run_signature.take(place.run, foreign)
+    wider = sign_run(place.office.authority, replace(place.manifest(), least_group=1)).encode()
+    with pytest.raises(RunDirectoryError, match="another manifest than the run asked for"):
+        run_signature.take(place.run, wider)
+    name = f"run-{place.manifest().run.hex()}.manifest"
+    for bad in (foreign, wider, b"", b"junk"):
+        (place.site.answers / name).write_bytes(bad)
+        place.collect()
+        assert f"{name}.refused" in place.names()
+    assert not (place.run / "manifest").exists()
+
+
+def test_the_authority_signs_one_manifest_a_run(place: Place) -> None:
+    asked = run_signature.request_of(place.run)
+    first = place.office.sign_run(asked)
+    assert place.office.sign_run(asked) == first
+    other = RunRequest(asked.name, replace(asked.manifest, last_day=asked.manifest.last_day + 1))
+    with pytest.raises(AgreementError, match="another manifest of this run"):
+        place.office.sign_run(other)
+    (place.site.requests / f"run-{asked.manifest.run.hex()}.manifest").write_bytes(other.encode())
+    (line,) = place.attend()
+    assert "is refused: another manifest" in line
+    place.collect()
+    with pytest.raises(RunDirectoryError, match="another manifest of this run"):
+        run_signature.await_signature(place.run, 60.0, print)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", bytes(1000)])
+def test_a_request_that_is_none_is_refused(place: Place, content: bytes) -> None:
+    (place.site.requests / f"run-{'00' * 16}.manifest").write_bytes(content)
+    (line,) = place.attend()
+    assert "is refused: this does not ask for a run's signature" in line
+    assert place.asked == []
+
+
+def test_a_run_takes_no_longer_than_a_year(place: Place) -> None:
+    for days in (0, 367, -1):
+        with pytest.raises(ConfigError, match="between 1 and 366"):
+            run_signature.ask(place.site, "one", days)
+    assert place.names() == []
+    assert run_signature.request_of(place.run, 366).manifest.last_day == day_of(time.time()) + 366
