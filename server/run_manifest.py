@@ -61,7 +61,8 @@ def refuse_outgrown(signed: RunManifest, config: RunConfig, base: bytes, now: fl
         )
     if needed.encode() != signed.encode():
         raise RunDirectoryError(
-            "the run's configuration is no longer what its manifest says; put it back, or start a new run"
+            "the run's configuration, as this version reads it, is no longer what its manifest says; put it "
+            "back, or start a new run"
         )
     if not signed.first_day <= day_of(now) <= signed.last_day:
         raise RunDirectoryError(

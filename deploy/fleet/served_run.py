@@ -85,13 +85,14 @@ def open_served(directory: Path) -> ServerRun:
     membership = _membership(directory)
     start = begun_with(directory)
     manifest = run_signature.signed_manifest(directory)
+    run = run_signature.request_of(directory).manifest.run
     journal = Journal(directory)
     if start is not None:
         journal.note("from", f"{start.name} {start.digest}")
-    run = str(journal.fact("run"))
+    journal.note("run", run.hex())
     return ServerRun(
         config=config,
-        id=bytes.fromhex(run),
+        id=run,
         model_signature=ModelSignature.read(directory / run_directory.MODEL_SIGNATURE),
         cohort=config.federation.cohort,
         aggregation=SecureAggregation(membership),

@@ -760,7 +760,7 @@ def test_the_owners_policy_is_no_part_of_what_a_server_sends() -> None:
 def test_a_word_for_the_run_can_not_move_the_factor_of_another(scenes: Scenes) -> None:
     """Naming rounds of another run as finished commits nothing of this one."""
     scene = scenes().play_to("confirm")
-    elsewhere = replace(scene.announce(), run=bytes(16), round=9, finished=(Finished(1, 1),))
+    elsewhere = scene.announce(9, run=bytes(16), finished=(Finished(1, 1),))
     assert isinstance(scene.ask("keys", VICTIM, elsewhere), Entry)
     assert scene.personal(VICTIM) is None
     assert scene.personal(VICTIM, bytes(16)) is None

@@ -360,7 +360,7 @@ class FleetScene:
     def manifest(self, plan: Plan, base: bytes, number: int = 1, **changes: Any) -> bytes:
         """A manifest of the scene's authority under which round `number` may ask for `plan`; then changed."""
         last = number if plan.phase == "close" else 1000
-        warm = number if plan.phase == "warmup" else self.config.federation.warmup_rounds
+        warm = number if plan.phase == "warmup" else 0
         bare = {"rounds": last, "warmup": min(warm, last - 1)} | changes
         phases = phases_of(bare["rounds"], bare["warmup"])
         plans = [replace(plan, phase=phase) for phase in phases]
