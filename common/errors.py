@@ -33,6 +33,7 @@ __all__ = [
     "RoundFailed",
     "RunDirectoryError",
     "SecretSharingError",
+    "SharedFileError",
     "SignatureError",
     "StageError",
     "SumRefused",
@@ -149,6 +150,12 @@ class EnrolmentError(ProtocolError):
     """A request to join that the server refuses, or a server that is not the one of the token."""
 
     code = "enrolment"
+
+
+class SharedFileError(ProtocolError):
+    """A file in a folder that others can write to is not one that is read."""
+
+    code = "shared-file"
 
 
 class OlderList(MembershipError):

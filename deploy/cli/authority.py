@@ -32,6 +32,7 @@ app = typer.Typer(
 PASSPHRASE = "PENCHANT_AUTHORITY_PASSPHRASE"
 NEW = "give --new-passphrase-file FILE (- for standard input)"
 HOW = "give --passphrase-file FILE (- for standard input)"
+REQUEST_MOST = 4096  # bytes of a device's request: all are smaller
 
 Where = Annotated[Path, typer.Argument(metavar="DIR", help="The authority's directory.")]
 Out = Annotated[Path, typer.Option("--out", help="File to write; an existing one is never replaced.")]
@@ -174,9 +175,13 @@ def attend(
             file=sys.stderr,
         )
     with on_interrupt("what was decided is kept, and the same command asks about the rest"):
+        said: set[str] = set()  # at the last look: what is left alone is said once
         while True:
-            for line in authority_inbox.attend(office, requests, answers, lambda m: yes or _granted(m)):
-                print(one_line(line), flush=True)
+            lines = authority_inbox.attend(office, requests, answers, lambda m: yes or _granted(m))
+            for line in lines:
+                if line not in said:
+                    print(one_line(line), flush=True)
+            said = set(lines)
             if not watch:
                 return
             time.sleep(watch)
@@ -254,10 +259,9 @@ def _opened(directory: Path, ask: bool, file: str) -> AuthorityStore:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"can't read {path}: {error.strerror}") from None
+    from penchant.deploy.fleet.shared_folder import read_regular
+
+    return read_regular(path, REQUEST_MOST)
 
 
 def _refuse_existing(path: Path) -> None:

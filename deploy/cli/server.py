@@ -312,7 +312,7 @@ def _print_state(state: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"can't read {path}: {error.strerror}") from None
+    from penchant.common.wire.messages import MAX_MEMBERSHIP
+    from penchant.deploy.fleet.shared_folder import read_regular
+
+    return read_regular(path, MAX_MEMBERSHIP)

@@ -6,7 +6,6 @@ the authority's, by files.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import subprocess
@@ -20,13 +19,15 @@ from pathlib import Path
 
 from penchant.common.config import RunConfig
 from penchant.common.durations import DAY
-from penchant.common.errors import ConsoleError, PenchantError
+from penchant.common.errors import ConsoleError, PenchantError, SharedFileError
 from penchant.common.membership.identity import Membership
 from penchant.deploy.error_report import AS_JSON, ErrorReport
+from penchant.deploy.fleet.authority_inbox import ANSWER_BYTES, revocation_of
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry, hand_out, request_revocation
 from penchant.deploy.fleet.processes import door
 from penchant.deploy.fleet.run_activity import flower_run, say
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
+from penchant.deploy.fleet.shared_folder import opened
 from penchant.deploy.flower.superlink import Control
 from penchant.server.console.accounts import ConsoleStore
 from penchant.server.monitoring.fleet import ConnectedNode, FleetStatus, MemberListStatus, Revocation, Token
@@ -159,11 +160,12 @@ class FleetOnThisMachine:
 
     def _from_elsewhere(self) -> list[Revocation]:
         found = []
-        for path in ServerDirectory(self.directory).requests.glob("revoke-*.json"):
-            with suppress(OSError, ValueError, KeyError, TypeError):  # it was settled just now
-                table = json.loads(path.read_text(encoding="utf-8"))
-                at = path.stat().st_mtime
-                found.append(Revocation(int(table["member"]), str(table["why"]), "command line", at, None))
+        with opened(ServerDirectory(self.directory).requests) as requests:
+            for name in requests.names("revoke-*.json"):
+                with suppress(OSError, SharedFileError):  # it was settled just now
+                    member, why = revocation_of(requests.read(name, ANSWER_BYTES))
+                    at = (requests.path / name).lstat().st_mtime
+                    found.append(Revocation(member, why, "command line", at, None))
         return found
 
     # --- live runs -----------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ thing that keeps whoever runs the server from enrolling people that do not exist
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,21 +15,21 @@ from pathlib import Path
 from penchant.common.durations import DAY
 from penchant.common.errors import (
     AgreementError,
-    CertificateError,
-    MembershipError,
     ProtocolError,
-    UsageError,
+    SharedFileError,
 )
 from penchant.common.membership.enrolment import Asked
 from penchant.common.membership.identity import MemberList
 from penchant.common.membership.manifest import MAX_RUN_REQUEST, RunRequest, shown_day
-from penchant.common.storage import write_durably
+from penchant.common.wording import one_line
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.server_directory import MEMBERS
+from penchant.deploy.fleet.shared_folder import SharedFolder, opened, strict_json
 
-__all__ = ["Decision", "PendingDecision", "attend"]
+__all__ = ["Decision", "PendingDecision", "attend", "revocation_of"]
 
 ANSWER_BYTES = 4096  # of a request or a revocation file: all are smaller
+REJECTED = ".rejected"  # after the name of a request that can't be read; the file says why
 AHEAD = 7 * DAY  # a list is published anew when it ends within that many seconds
 
 
@@ -55,58 +54,59 @@ def attend(
     """Decide on every new file of `requests`; -> what was done, a line each.
 
     Answers and the latest member list are written into `answers`. A request that is answered there already is
-    left alone, and so is one that `decide` refuses: it is asked about again next time. A list that ends soon
-    is published anew. Raises UsageError when a folder is not there.
+    left alone, and so is one to enrol or revoke that `decide` refuses: it is asked about again next time.
+    What can't be read is refused once, by a file NAME.rejected that says why, and the next one has its turn.
+    A list that ends soon is published anew. Raises UsageError when a folder is not there, or not ours to
+    write to.
     """
-    for folder in (requests, answers):
-        if not folder.is_dir():
-            raise UsageError(f"there is no folder {folder}")
     done: list[str] = []
     before = MemberList.decode(office.latest()).number
-    for path in sorted(requests.glob("*.request")):
-        _enrol(office, path, answers / f"{path.stem}.answer", decide, done)
-    for path in sorted(requests.glob("revoke-*.json")):
-        _revoke(office, path, decide, done)
-    for path in sorted(requests.glob("run-*.manifest")):
-        _sign(office, path, answers, decide, done)
-    moment = time.time() if now is None else now
-    latest = MemberList.decode(office.latest())
-    if latest.expires - moment < AHEAD:
-        latest = MemberList.decode(office.publish())
-        done.append(f"published list {latest.number}: the last one was about to end")
-    if latest.number != before:
-        write_durably(answers / MEMBERS, latest.encode())
+    with opened(requests) as inbox, opened(answers, writes=True) as outbox:
+        for pattern, handle, most in _KINDS:
+            odd = inbox.odd(pattern)
+            done += [f"{name[:100]!r} is left alone: its name holds other characters" for name in odd]
+            for name in inbox.names(pattern):
+                if _is_settled(outbox, name):
+                    continue
+                try:
+                    handle(office, name, inbox.read(name, most), outbox, decide, done)
+                except ProtocolError as error:  # the next file's turn all the same
+                    outbox.write(name + REJECTED, one_line(str(error)).encode())
+                    done.append(f"{name} is refused: {error}")
+        moment = time.time() if now is None else now
+        latest = MemberList.decode(office.latest())
+        if latest.expires - moment < AHEAD:
+            latest = MemberList.decode(office.publish())
+            done.append(f"published list {latest.number}: the last one was about to end")
+        if latest.number != before:
+            outbox.write(MEMBERS, latest.encode())
     return done
 
 
-def _enrol(office: AuthorityStore, path: Path, answer: Path, decide: Decision, done: list[str]) -> None:
-    if answer.exists():
-        return
-    try:
-        asked = Asked.decode(_small(path))
-    except CertificateError as error:
-        done.append(f"{path.name} is refused: {error}")
-        return
+def _is_settled(outbox: SharedFolder, name: str) -> bool:
+    """Whether a request was answered, declined or refused already."""
+    stem = name.rpartition(".")[0]
+    kept = (f"{stem}.answer",) if name.endswith(".request") else (name, f"{stem}.declined")
+    return any(outbox.has(one) for one in (*kept, name + REJECTED))
+
+
+def _enrol(
+    office: AuthorityStore, name: str, data: bytes, outbox: SharedFolder, decide: Decision, done: list[str]
+) -> None:
+    asked = Asked.decode(data)
     if office.knows(asked.request.public_key) is None and not decide(
         PendingDecision("enrol", asked.request.fingerprint, asked.name)
     ):
         return
-    try:
-        given = office.issue(asked.request, asked.name)
-    except MembershipError as error:
-        done.append(f"{path.name} is refused: {error}")
-        return
-    write_durably(answer, given.encode())
+    given = office.issue(asked.request, asked.name)
+    outbox.write(f"{name.rpartition('.')[0]}.answer", given.encode())
     done.append(f"member {given.certificate.member}: {asked.name or asked.request.fingerprint}")
 
 
-def _revoke(office: AuthorityStore, path: Path, decide: Decision, done: list[str]) -> None:
-    try:
-        table = json.loads(_small(path))
-        member, why = int(table["member"]), str(table.get("why", ""))
-    except (ValueError, KeyError, TypeError):
-        done.append(f"{path.name} is refused: it is not a request for a revocation")
-        return
+def _revoke(
+    office: AuthorityStore, name: str, data: bytes, outbox: SharedFolder, decide: Decision, done: list[str]
+) -> None:
+    member, why = revocation_of(data)
     if any(m.number == member and m.revoked is None for m in office.members()) and decide(
         PendingDecision("revoke", str(member), why)
     ):
@@ -114,27 +114,35 @@ def _revoke(office: AuthorityStore, path: Path, decide: Decision, done: list[str
         done.append(f"member {member} is revoked")
 
 
-def _sign(office: AuthorityStore, path: Path, answers: Path, decide: Decision, done: list[str]) -> None:
+def revocation_of(data: bytes) -> tuple[int, str]:
+    """(member, why) of a request for a revocation. SharedFileError for anything else."""
+    table = strict_json(data)
+    member, why = (table.get("member"), table.get("why", "")) if isinstance(table, dict) else (None, "")
+    if type(member) is not int or not 0 < member < 2**63 or type(why) is not str:
+        raise SharedFileError("it is not a request for a revocation")
+    return member, why
+
+
+def _sign(
+    office: AuthorityStore, name: str, data: bytes, outbox: SharedFolder, decide: Decision, done: list[str]
+) -> None:
     """Sign a run's manifest, or say that it is not signed: the server learns either."""
-    signed, declined = answers / path.name, answers / f"{path.stem}.declined"
-    if signed.exists() or declined.exists():
-        return
+    stem = name.rpartition(".")[0]
     try:
-        with path.open("rb") as file:
-            asked = RunRequest.decode(file.read(MAX_RUN_REQUEST))
+        asked = RunRequest.decode(data)
         run = asked.manifest.run
-        if path.stem != f"run-{run.hex()}":
+        if stem != f"run-{run.hex()}":
             raise AgreementError("the file is named after another run")
         if not office.has_signed(run) and not decide(_run_decision(office, asked)):
-            write_durably(declined, b"the authority declined")
+            outbox.write(f"{stem}.declined", b"the authority declined")
             done.append(f"run {asked.name or run.hex()} is declined")
             return
         given = office.sign_run(asked)
-    except ProtocolError as error:
-        write_durably(declined, str(error).encode())
-        done.append(f"{path.name} is refused: {error}")
+    except AgreementError as error:
+        outbox.write(f"{stem}.declined", one_line(str(error)).encode())
+        done.append(f"{name} is refused: {error}")
         return
-    write_durably(signed, given.encode())
+    outbox.write(name, given.encode())
     done.append(f"run {asked.name or run.hex()} is signed, until {shown_day(asked.manifest.last_day)}")
 
 
@@ -145,6 +153,8 @@ def _run_decision(office: AuthorityStore, asked: RunRequest) -> PendingDecision:
     return PendingDecision("run", asked.manifest.run.hex(), asked.name, (*lines, more) if others else lines)
 
 
-def _small(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(ANSWER_BYTES)
+_KINDS = (
+    ("*.request", _enrol, ANSWER_BYTES),
+    ("revoke-*.json", _revoke, ANSWER_BYTES),
+    ("run-*.manifest", _sign, MAX_RUN_REQUEST),
+)

@@ -9,6 +9,7 @@ several processes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import sqlite3
@@ -35,9 +36,12 @@ from penchant.common.errors import (
 from penchant.common.membership.enrolment import Answer, Asked, JoinReply, JoinRequest, Request, fingerprint
 from penchant.common.membership.identity import Membership
 from penchant.common.membership.join_token import JoinToken, Terms, check_signature, token_name
-from penchant.common.storage import transaction, write_durably
+from penchant.common.storage import transaction
+from penchant.common.wire.messages import MAX_MANIFEST, MAX_MEMBERSHIP
+from penchant.common.wording import one_line
 from penchant.deploy.fleet import run_signature
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
+from penchant.deploy.fleet.shared_folder import SharedFolder, opened
 
 __all__ = [
     "DATABASE",
@@ -52,6 +56,8 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 DATABASE = "enrolment.db"
+ANSWER_MOST = MAX_MEMBERSHIP + 1024  # bytes
+SAID_MOST = 1024  # bytes of a reason
 NAME_MOST = 100
 READ_SECONDS = 5.0  # for another process's transaction; a SuperNode whose look takes longer asks again
 
@@ -99,6 +105,8 @@ class EnrolmentRegistry:
         self.site = site
         self._path = site.directory / DATABASE
         self._list: tuple[object, Membership] | None = None  # (what the file was, the member list in it)
+        self._taken: dict[str, bytes] = {}  # answers taken over that can't be removed
+        self._left: set[str] = set()  # bad ones that can't be put aside: they are said once
         with self._record() as db:
             for statement in _SCHEMA.split(";"):
                 db.execute(statement)
@@ -164,8 +172,8 @@ class EnrolmentRegistry:
             raise EnrolmentError(
                 "a key of this device is enrolled already; a device joins again with new keys"
             ) from None
-        path = self.site.requests / f"{token_name(request.token)}.request"
-        write_durably(path, Asked(name, request.asked).encode())
+        with opened(self.site.requests, writes=True) as requests:
+            requests.write(f"{token_name(request.token)}.request", Asked(name, request.asked).encode())
 
     def _reply(self, request: JoinRequest) -> JoinReply:
         with self._record() as db:
@@ -189,30 +197,48 @@ class EnrolmentRegistry:
 
         What is not the authority's is put aside as NAME.refused, and said in the log.
         """
-        for path in sorted(self.site.answers.glob("*.answer")):
-            self._take(path, self._take_answer)
-        for path in sorted(self.site.answers.glob("run-*.manifest")):
-            self._take(path, lambda path: self._take_run(path, run_signature.take))
-        for path in sorted(self.site.answers.glob("run-*.declined")):
-            self._take(path, lambda path: self._take_run(path, run_signature.take_declined))
-        self._take(self.site.answers / MEMBERS, lambda path: self.site.take_members(path.read_bytes()))
+        with opened(self.site.answers) as answers:
+            for pattern, take, most in (
+                ("*.answer", self._take_answer, ANSWER_MOST),
+                ("run-*.manifest", self._take_manifest, MAX_MANIFEST),
+                ("run-*.declined", self._take_declined, SAID_MOST),
+                (MEMBERS, self._take_members, MAX_MEMBERSHIP),
+                ("*.rejected", self._take_rejected, SAID_MOST),
+            ):
+                for name in answers.names(pattern):
+                    self._take(answers, name, take, most)
         self.settle(registrar)
 
-    def _take(self, path: Path, take: Callable[[Path], object]) -> None:
-        if not path.is_file():
-            return
+    def _take(self, answers: SharedFolder, name: str, take: Callable[[str, bytes], None], most: int) -> None:
+        """Take one file over. It is removed, or remembered where the folder is the authority's alone."""
         try:
-            take(path)
+            data = answers.read(name, most)
+            digest = hashlib.sha256(data).digest()
+            if self._taken.get(name) == digest:
+                return
+            take(name, data)
         except OlderList:
             pass  # copies arrive late: no offence
         except PenchantError as error:
-            log.warning("%s is put aside: %s", path.name, error)
-            path.replace(path.with_name(path.name + ".refused"))
+            if name in self._left:
+                return
+            log.warning("%s is put aside: %s", name, one_line(str(error)))
+            if not answers.set_aside(name):
+                self._left.add(name)
             return
-        path.unlink(missing_ok=True)
+        if not answers.remove(name):
+            self._taken[name] = digest
 
-    def _take_answer(self, path: Path) -> None:
-        given = Answer.decode(path.read_bytes(), self.site.authority_digest)
+    def _take_members(self, name: str, data: bytes) -> None:
+        self.site.take_members(data)
+
+    def _take_rejected(self, name: str, data: bytes) -> None:
+        """The authority could not read a request; it says why."""
+        log.warning("the authority refused %s: %s", name, one_line(data.decode("utf-8", "replace")))
+        self._remove_request(name.removesuffix(".rejected"))
+
+    def _take_answer(self, name: str, data: bytes) -> None:
+        given = Answer.decode(data, self.site.authority_digest)
         with self._record() as db:
             row = db.execute(
                 "SELECT token FROM enrolments WHERE identity = ?", (given.certificate.public_key,)
@@ -226,14 +252,25 @@ class EnrolmentRegistry:
             )
         with suppress(OlderList):  # another answer, or the list itself, was quicker
             self.site.take_members(given.members)
-        (self.site.requests / f"{token_name(bytes(row[0]))}.request").unlink(missing_ok=True)
+        self._remove_request(f"{token_name(bytes(row[0]))}.request")
 
-    def _take_run(self, path: Path, take: Callable[[Path, bytes], None]) -> None:
-        directory = run_signature.run_of(self.site, path.stem.removeprefix("run-"))
+    def _take_manifest(self, name: str, data: bytes) -> None:
+        run_signature.take(self._run_of(name), data)
+        self._remove_request(name)
+
+    def _take_declined(self, name: str, data: bytes) -> None:
+        run_signature.take_declined(self._run_of(name), data)
+        self._remove_request(f"{name.removesuffix('.declined')}.manifest")
+
+    def _run_of(self, name: str) -> Path:
+        directory = run_signature.run_of(self.site, name.rpartition(".")[0].removeprefix("run-"))
         if directory is None:
             raise EnrolmentError("it answers no run that asked for a signature here")
-        take(directory, path.read_bytes())
-        (self.site.requests / f"{path.stem}.manifest").unlink(missing_ok=True)
+        return directory
+
+    def _remove_request(self, name: str) -> None:
+        with opened(self.site.requests, writes=True) as requests:
+            requests.remove(name)
 
     def settle(self, registrar: Registrar) -> None:
         """Nodes of members are registered, nodes of others are not. What the SuperLink has lost comes back.
@@ -260,10 +297,11 @@ class EnrolmentRegistry:
                 return
             with self._record() as db:
                 db.execute("UPDATE enrolments SET node = ? WHERE token = ?", (found, token))
-        for path in self.site.requests.glob("revoke-*.json"):
-            with suppress(ValueError):
-                if not membership.holds(int(path.stem.removeprefix("revoke-"))):
-                    path.unlink(missing_ok=True)
+        with opened(self.site.requests, writes=True) as requests:
+            for name in requests.names("revoke-*.json"):
+                with suppress(ValueError):
+                    if not membership.holds(int(name[len("revoke-") : -len(".json")])):
+                        requests.remove(name)
 
     def recheck_nodes(self) -> None:
         """Have every member's node registered once more: the SuperLink may have lost its record meanwhile."""
@@ -329,9 +367,10 @@ def request_revocation(directory: Path, member: int, why: str = "") -> Path:
         raise UsageError(f"there is no member {member} that could be revoked")
     if len(why) > 1000:
         raise UsageError("the reason is too long; 1000 characters are enough")
-    path = site.requests / f"revoke-{member}.json"
-    write_durably(path, json.dumps({"member": member, "why": why}, ensure_ascii=False).encode())
-    return path
+    name = f"revoke-{member}.json"
+    with opened(site.requests, writes=True) as requests:
+        requests.write(name, json.dumps({"member": member, "why": why}, ensure_ascii=False).encode())
+    return site.requests / name
 
 
 # --- inner parts --------------------------------------------------------------------------------------

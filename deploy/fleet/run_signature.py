@@ -16,12 +16,14 @@ from pathlib import Path
 from secrets import token_hex
 
 from penchant.common.errors import ConfigError, RunDirectoryError
+from penchant.common.membership.identity import CLOCK_SKEW
 from penchant.common.membership.manifest import RunRequest, SignedManifest, day_of
 from penchant.common.model.signature import ModelSignature
 from penchant.common.storage import write_durably
 from penchant.common.wording import one_line
 from penchant.deploy import run_directory
 from penchant.deploy.fleet.server_directory import AUTHORITY, ServerDirectory
+from penchant.deploy.fleet.shared_folder import opened
 from penchant.server.journal import Journal
 from penchant.server.run_manifest import manifest_of, refuse_outgrown
 
@@ -50,13 +52,14 @@ def request_of(directory: Path, days: int = DAYS) -> RunRequest:
         if run is None:
             run = token_hex(16)
             journal.note("run", run)
+    first = day_of(time.time() - CLOCK_SKEW)  # devices' clocks may be behind
     manifest = manifest_of(
         config,
         run=bytes.fromhex(run),
         base=_base(directory),
         cohort=config.federation.cohort,
-        first_day=day_of(time.time()),
-        last_day=day_of(time.time()) + days,
+        first_day=first,
+        last_day=first + days,
     )
     asked = RunRequest(directory.name, manifest)
     write_durably(path, asked.encode())
@@ -75,9 +78,10 @@ def ask(site: ServerDirectory, name: str, days: int = DAYS) -> Path | None:
         return None
     with suppress(FileNotFoundError):
         (directory / _DECLINED).unlink()
-    path = site.requests / f"run-{asked.manifest.run.hex()}.manifest"
-    write_durably(path, asked.encode())
-    return path
+    name = f"run-{asked.manifest.run.hex()}.manifest"
+    with opened(site.requests, writes=True) as requests:
+        requests.write(name, asked.encode())
+    return site.requests / name
 
 
 def take(directory: Path, encoded: bytes) -> None:

@@ -137,7 +137,7 @@ class ServerDirectory:
         for name in ("tls", "gateway", "logs", "flower", "runs"):
             (directory / name).mkdir(mode=0o700)
         for name in ("requests", "answers"):
-            (directory / name).mkdir(mode=0o770)
+            (directory / name).mkdir(mode=0o750)  # each is written by one side only
         (directory / AUTHORITY).write_bytes(authority)
         (directory / MEMBERS).write_bytes(members)
         write_private(directory / SECRET, os.urandom(32).hex().encode(), failure=UsageError)

@@ -23,6 +23,7 @@ CODES = {
     "GatewayError": "gateway",
     "JournalError": "journal",
     "MembershipError": "membership",
+    "SharedFileError": "shared-file",
     "NotUnmasked": "not-unmasked",
     "SumRefused": "sum-refused",
     "OlderList": "older-list",

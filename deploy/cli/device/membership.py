@@ -150,7 +150,7 @@ def _token_or_answer(what: str) -> str | bytes:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"can't read {path}: {error.strerror}") from None
+    from penchant.common.wire.messages import MAX_MEMBERSHIP
+    from penchant.deploy.fleet.shared_folder import read_regular
+
+    return read_regular(path, MAX_MEMBERSHIP + 1024)
