@@ -172,6 +172,11 @@ def start_a_run(page: Page, fleet: LiveFleet) -> None:
     page.get_by_role("button", name="Start").click()
     expect(page.get_by_role("status").first).to_contain_text("attic has begun.", timeout=SECONDS)
     fleet.deployment.run = fleet.site.run("attic")
+    asked = []
+    attend(
+        fleet.deployment.office, fleet.site.requests, fleet.site.answers, lambda m: asked.append(m) or True
+    )
+    assert [(matter.kind, matter.what) for matter in asked] == [("run", "attic")]
 
 
 def stop_and_resume(page: Page, fleet: LiveFleet) -> None:
