@@ -57,18 +57,18 @@ class Town:
     config: RunConfig
     model_cache: ModelCache
 
-    def run(self, directory: Path, rounds: int) -> ServerRun:
+    def run(self, directory: Path, rounds: int, run: bytes = bytes(16)) -> ServerRun:
         config = self.config.changed({"federation.rounds": rounds})
         signature = self.model_cache.of(config.plan("main", DEVICES)).model_signature
         return ServerRun(
             config=config,
-            id=bytes(16),
+            id=run,
             model_signature=signature,
             cohort=DEVICES,
             aggregation=SecureAggregation(self.membership()),
             membership=self.office.latest(),
             journal=Journal(directory),
-            manifest=signed_for(self.office.authority, config, bytes(16), signature.digest, DEVICES),
+            manifest=signed_for(self.office.authority, config, run, signature.digest, DEVICES),
         )
 
     def membership(self) -> Membership:
@@ -195,8 +195,7 @@ def test_a_device_that_is_killed_in_mid_round_sits_out_and_comes_back(town: Town
             assert [(log.round, log.cohort, log.survivors) for log in logs] == [(1, 4, 3), (2, 4, 3)]
         processes.append(start())
         stack.callback(processes[1].terminate)
-        second = town.run(tmp_path / "second", rounds=1)
-        object.__setattr__(second, "id", bytes([1]) * 16)
+        second = town.run(tmp_path / "second", rounds=1, run=bytes([1]) * 16)
         with relayed(sockets) as grid:
             federate(second, grid)
         assert [log.survivors for log in second.journal.logs()] == [4, 4]

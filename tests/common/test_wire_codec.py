@@ -152,7 +152,7 @@ def test_the_header() -> None:
     assert data == MAGIC + bytes([PROTOCOL_VERSION, 1, AbortCode.POLICY])
     with pytest.raises(CodecError, match="not a penchant message"):
         decode(b"XXX" + data[3:], Abort)
-    with pytest.raises(CodecError, match="protocol version 9, here it is 1"):
+    with pytest.raises(CodecError, match="protocol version 9, here it is 2"):
         decode(data[:3] + b"\x09" + data[4:], Abort)
     with pytest.raises(CodecError, match="unknown message tag 250"):
         decode(data[:4] + b"\xfa" + data[5:], Abort)
