@@ -72,16 +72,12 @@ def register_combination(rule: Combination) -> None:
     A package that is installed does the same for every process by an entry point in the group
     "penchant.combinations".
     """
-    if not isinstance(rule, Combination):
-        raise COMBINATIONS.misfit(type(rule).__name__, _WANTED)
-    COMBINATIONS.add(rule.name, rule)
+    COMBINATIONS.register(rule, Combination, _WANTED)
 
 
 def combination(name: str) -> Combination:
     """The rule of a name. ConfigError that lists the choices when there is none."""
-    found = COMBINATIONS.get(name)
-    if not isinstance(found, Combination):
-        raise COMBINATIONS.misfit(name, _WANTED)
+    found: Combination = COMBINATIONS.find(name, Combination, _WANTED)  # type: ignore[type-abstract]
     return found
 
 

@@ -243,7 +243,7 @@ class Agent:
         task = self._checked(announce)  # refuses what the owner or the device can't accept
         trusted, now = self._membership.authority, self._clock()
         ledger = self._vault.ledger
-        count = admit(announce, task.planned.plan, task.policy, ledger, trusted, now, self._verify)
+        count = admit(announce, task.plan, task.policy, ledger, trusted, now, self._verify)
         role = self._participant(task.policy)
         state, reply = role.begin(announce, self._entropy, self._now())
         finished = [(f.round, f.attempt) for f in announce.finished]

@@ -21,12 +21,13 @@ from penchant.client.agent.flower_app import Answer
 from penchant.client.agent.open_attempt import SealedSessions
 from penchant.client.agent.owner import Choices, FixedOwner
 from penchant.client.learning.model_cache import ModelCache
+from penchant.client.learning.trainer import Counts
 from penchant.client.learning.workplace import InThisProcess
 from penchant.client.vault.vault import Vault
 from penchant.common.config import EvaluateOn, Plan, RunConfig
 from penchant.common.crypto.entropy import Entropy, SeededEntropy, SystemEntropy
 from penchant.common.crypto.keys import SignatureCache
-from penchant.common.data.preferences import Federation
+from penchant.common.data.preferences import Federation, Preference
 from penchant.common.membership.identity import Authority, Certificate, Identity, Membership
 from penchant.common.membership.manifest import RunManifest, sign_run
 from penchant.deploy.owner_policy import fleet_policy, policy_for
@@ -159,14 +160,20 @@ class SimulatedDevices:
         """
         return [self._score(index, run, plan, factors, part) for index in range(len(self))]
 
-    def _score(self, index: int, run: bytes, plan: Plan, factors: Vector, part: EvaluateOn) -> Score:
-        person = self._people[index]
-        pairs = person.test if part == "test" else person.validation
+    def judge(
+        self, index: int, run: bytes, plan: Plan, factors: Vector, pairs: Sequence[Preference]
+    ) -> Counts:
+        """How one person's own model does on `pairs`, with the shared `factors` of `plan`."""
         planned = self._model_cache.of(plan)
         shared, start = planned.parts(factors)
         kept = Vault(self._home(index)).personal(run)
         personal = kept.vector if kept is not None and kept.vector.shape == start.shape else start
-        counts = planned.trainer(start).evaluate(shared, personal, planned.model.prepare(pairs))
+        return planned.trainer(start).evaluate(shared, personal, planned.model.prepare(pairs))
+
+    def _score(self, index: int, run: bytes, plan: Plan, factors: Vector, part: EvaluateOn) -> Score:
+        person = self._people[index]
+        pairs = person.test if part == "test" else person.validation
+        counts = self.judge(index, run, plan, factors, pairs)
         return Score(person.name, counts.total, counts.correct)
 
     def _certify(self, index: int) -> tuple[bytes, Certificate]:

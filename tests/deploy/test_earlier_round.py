@@ -21,6 +21,7 @@ from penchant.deploy import run_directory
 from penchant.deploy.earlier_round import EarlierRound, begun_with, earlier_round, named_round
 from penchant.deploy.fleet import served_run
 from penchant.deploy.simulation import runner
+from penchant.deploy.simulation.devices import SimulatedDevices
 from penchant.deploy.simulation.world import prepare
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.optimizers import ServerState
@@ -75,7 +76,7 @@ def test_the_new_run_begins_with_the_factors_of_that_round(
     start = earlier_round(directory, 2, config)
     assert (start.name, start.factors.tobytes()) == ("run:2", factors(directory, 2).tobytes())
     heard: list[Announce] = []
-    answer = runner.SimulatedDevices.answer_of
+    answer = SimulatedDevices.answer_of
 
     def listening(self: Any, context: Any) -> Any:
         inner = answer(self, context)
@@ -87,7 +88,7 @@ def test_the_new_run_begins_with_the_factors_of_that_round(
 
         return reply
 
-    monkeypatch.setattr(runner.SimulatedDevices, "answer_of", listening)
+    monkeypatch.setattr(SimulatedDevices, "answer_of", listening)
     result = simulated(tmp_path / "again", config, start)
     told = next(a for a in heard if a.round == 1)
     assert told.factors == start.factors.astype("<f4").tobytes()

@@ -1,13 +1,15 @@
-"""What one sum says to a server that shapes it: `python tests/experiments/fishing.py [--seeds 0,1,2] [--json FILE]`.
+"""What one sum says to a server that shapes it: `python tests/experiments/fishing.py [--seeds 0,1,2]`.
 
-Senate, `--people` people with `--pairs` choices each, in one sum. The server knows every text that anybody could have
-chosen between (the candidates), chooses plan and factors, and sees the sum of the weighted updates, quantised as
-devices quantise it; masks hide nothing of a sum. For each candidate it computes the update of a made-up person with
-that choice alone, and solves for how many people chose it, minus how many chose the other side (least squares).
+Senate, `--people` people with `--pairs` choices each, in one sum. The server knows every text that anyone
+could have chosen between (the candidates), chooses plan and factors, and sees the sum of weighted updates,
+quantised as devices quantise it; masks hide nothing of a sum. For each candidate it computes the update of a
+made-up person with that choice alone, and solves for how many people chose it, minus how many chose the other
+side (least squares).
 
-Reported, for a plan that an honest server makes, for the worst one that the owner's policy of version 0.1 let pass,
-and for the worst one known within today's default policy: how many of the candidates' counts are exactly right, and
-the area under the curve for whether anybody in the sum has the candidate among their choices.
+Reported, for a plan that an honest server makes, for a hostile one that the owner's policy of version 0.1 let
+pass, and for one within today's default policy: how many of the candidates' counts are exactly right, and the
+area under the curve for whether anybody in the sum has the candidate among their choices. `--json FILE` keeps
+the rows.
 """
 
 from __future__ import annotations

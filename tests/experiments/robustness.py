@@ -141,7 +141,7 @@ def _triggered(fleet: SimulatedDevices, world: SimulationSetup, directory: Path,
     won = []
     for index, person in enumerate(world.federation.people):
         if index not in liars.who:
-            counts = fleet.agent(index).judge(world.run, plan, factors, triggered(person.test[:JUDGED]))
+            counts = fleet.judge(index, world.run, plan, factors, triggered(person.test[:JUDGED]))
             won.append(counts.accuracy)
     return statistics.fmean(won)
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from penchant.common.config import RunConfig, config_digest
 from penchant.common.errors import ConfigError
+from penchant.common.registry import COMBINATIONS
 from penchant.server.combination import (
-    COMBINATIONS,
     GroupMeans,
     check_groups,
     combination,
