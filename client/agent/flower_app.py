@@ -17,7 +17,7 @@ from penchant.common.wire.codec import encode
 from penchant.common.wire.flower import pack, stage_of, unpack
 from penchant.common.wire.messages import Abort, abort_code
 
-__all__ = ["Answer", "build_app"]
+__all__ = ["Answer", "answered", "build_app"]
 
 log = logging.getLogger(__name__)
 
@@ -25,18 +25,22 @@ Answer = Callable[[str, bytes], bytes]
 """An agent's entrance: (stage, payload) -> reply payload."""
 
 
+def answered(message: Message, answer: Answer) -> Message:
+    """The reply to a message: the agent's, or one abort code."""
+    try:
+        reply = answer(stage_of(message.metadata.message_type), unpack(message.content))
+    except Exception as error:  # Flower would send its text to the server
+        log.warning("no answer in %r: %s", message.metadata.message_type[:40], type(error).__name__)
+        reply = encode(Abort(abort_code(error)))
+    return Message(pack(reply), reply_to=message)
+
+
 def build_app(agent_of: Callable[[Context], Answer]) -> ClientApp:
     """A ClientApp whose device is the agent that `agent_of` finds for a message's context."""
     app = ClientApp()
 
     def relay(message: Message, context: Context) -> Message:
-        try:
-            answer = agent_of(context)
-            reply = answer(stage_of(message.metadata.message_type), unpack(message.content))
-        except Exception as error:  # Flower would send its text to the server
-            log.warning("no answer in %s: %s", message.metadata.message_type, type(error).__name__)
-            reply = encode(Abort(abort_code(error)))
-        return Message(pack(reply), reply_to=message)
+        return answered(message, lambda stage, payload: agent_of(context)(stage, payload))
 
     for stage in STAGES:
         app.train(stage)(relay)

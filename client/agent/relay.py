@@ -1,5 +1,6 @@
-"""The relay as a SuperNode runs it, `penchant.client.agent.relay:app`: installed on the device, never sent.
+"""The relay as Flower's own SuperNode runs it, `penchant.client.agent.relay:app`: installed, never sent.
 
+A run's bundle names it, and devices that `penchant device connect` connects need neither (`supernode`).
 Where the agent listens is in the node's own configuration: ``--node-config 'agent-socket="/path"'``.
 """
 

@@ -118,7 +118,7 @@ def _write(directory: Path, files: dict[str, bytes]) -> None:
 def snippet(export: Export, directory: str) -> str:
     """Python that scores a response with the export, needing only torch, transformers and peft."""
     adapted = bool(export.effective.adapters)
-    base = f"AutoModel.from_pretrained({export.base!r}, dtype='float32')"
+    base = f"AutoModel.from_pretrained({export.base!r}, dtype='float32', trust_remote_code=False)"
     model = f"PeftModel.from_pretrained({base}, {directory!r})" if adapted else base
     pooled = {"mean": "h.mean(0)", "first": "h[0]", "last": "h[-1]"}[export.pooling]
     scaled = f"F.normalize(e, dim=0) * {export.model.normalize:g}" if export.model.normalize else "e"
@@ -128,7 +128,7 @@ def snippet(export: Export, directory: str) -> str:
         "from safetensors.torch import load_file",
         f"from transformers import AutoModel, AutoTokenizer{peft}",
         f"tokenizer = AutoTokenizer.from_pretrained({export.base!r}, "
-        f"truncation_side={export.model.truncation!r})",
+        f"truncation_side={export.model.truncation!r}, trust_remote_code=False)",
         f"model, head = {model}.eval(), load_file({directory + '/' + HEAD_FILE!r})['weight'][0]",
         "def score(prompt, response):",
         f"    h = model(**tokenizer(prompt + response, truncation=True, max_length={export.max_tokens}, "
@@ -217,7 +217,8 @@ The folder `{CLASSIFIER}` holds the same for `AutoModelForSequenceClassification
 ```python
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
-base = AutoModelForSequenceClassification.from_pretrained({base!r}, num_labels=1, dtype='float32')
+base = AutoModelForSequenceClassification.from_pretrained(
+    {base!r}, num_labels=1, dtype='float32', trust_remote_code=False)
 model = PeftModel.from_pretrained(base, './{CLASSIFIER}').eval()
 ```
 """

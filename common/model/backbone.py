@@ -1,7 +1,8 @@
 """The frozen backbone: a Hugging Face encoder or causal model with its tokenizer, found, checked and loaded.
 
 A base model is named by the default id (the weights come from an installed package), "smollm2-135m"
-(likewise), a folder, or a hub id. Only hub ids may touch the network. Pickled weights are never read.
+(likewise), a folder, or a hub id. Only hub ids may touch the network. Pickled weights are never read, code
+that comes with a model is never run, and transformers sees the files that the digest covers and no others.
 """
 
 from __future__ import annotations
@@ -14,21 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from penchant.common.config import ModelConfig
-from penchant.common.errors import BaseModelError, ConfigError
+from penchant.common.errors import BaseModelError, ConfigError, PenchantError
 from penchant.common.model.base_models import (
     HUB_ID,
     PUBLISHED,
     SMOLLM2,
     SMOLLM2_FILE,
+    only_model_files,
     package_folder,
     resolve,
     unpacked_smollm2,
 )
 from penchant.common.model.modules import find_blocks
+from penchant.common.wording import one_line
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,12 @@ def load_generator(name: str, *, device: str = "auto") -> tuple[Any, Any]:
     """
     place = _device(device)
     folder, _ = resolve(name)
-    with _quiet_transformers() as transformers, _named(name):
-        folder, tokenizer = _tokenizer(name, folder, transformers)
+    with _readable(name, folder, writing=True) as (transformers, _, view):
+        tokenizer = _tokenizer(view, transformers)
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
-            str(folder),
+            str(view),
             local_files_only=True,
+            trust_remote_code=False,
             dtype=_dtype("auto", place),
             use_safetensors=True,
             output_loading_info=True,
@@ -136,8 +139,8 @@ def _load(
     name: str, folder: Path, dtype: torch.dtype, quantised_on: torch.device | None = None
 ) -> tuple[nn.Module, Any]:
     """Model and tokenizer; on `quantised_on` with linear weights in NF4 (QLoRA, Dettmers et al. 2023)."""
-    with _quiet_transformers() as transformers, _named(name):
-        folder, tokenizer = _tokenizer(name, folder, transformers)
+    with _readable(name, folder) as (transformers, place, view):
+        tokenizer = _tokenizer(view, transformers)
         more: dict[str, Any] = {}
         if quantised_on is not None:
             more["device_map"] = {"": quantised_on}
@@ -148,9 +151,25 @@ def _load(
                 bnb_4bit_compute_dtype=dtype,
             )
         model = transformers.AutoModel.from_pretrained(
-            str(folder), local_files_only=True, dtype=dtype, use_safetensors=True, **more
+            str(view),
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=dtype,
+            use_safetensors=True,
+            **more,
         )
+        model.name_or_path = str(place)  # not the view, which is gone after this
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _readable(name: str, folder: Path, *, writing: bool = False) -> Iterator[tuple[Any, Path, Path]]:
+    """(transformers, the folder with the model, what transformers may read of it)."""
+    with _quiet_transformers() as transformers, _named(name):
+        if name == SMOLLM2:
+            folder = unpacked_smollm2(folder / SMOLLM2_FILE, transformers)
+        with only_model_files(folder, writing=writing) as view:
+            yield transformers, folder, view
 
 
 @contextlib.contextmanager
@@ -158,16 +177,18 @@ def _named(name: str) -> Iterator[None]:
     """What goes wrong while a model loads, in one line that names it."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except PenchantError:
+        raise
+    except Exception as error:  # a foreign folder can make transformers raise anything
+        said = str(error).strip().splitlines()
+        reason = one_line(said[0]) if said else type(error).__name__
         raise BaseModelError(f'base model "{name}" can\'t be loaded: {reason}') from error
 
 
-def _tokenizer(name: str, folder: Path, transformers: Any) -> tuple[Path, Any]:
-    """(folder that transformers can read, tokenizer)."""
-    if name == SMOLLM2:
-        folder = unpacked_smollm2(folder / SMOLLM2_FILE, transformers)
-    return folder, transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+def _tokenizer(view: Path, transformers: Any) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(
+        str(view), local_files_only=True, trust_remote_code=False
+    )
 
 
 def _is_causal(model: nn.Module, device: torch.device) -> bool:

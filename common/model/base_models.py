@@ -6,11 +6,13 @@ import contextlib
 import hashlib
 import importlib.util
 import io
+import json
 import logging
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,8 +44,26 @@ _TOKENIZER = (
     "vocab.json",
     "merges.txt",
     "*.model",
+    # what single tokenizers of transformers read besides
+    "*.spm",
+    "bpe.codes",
+    "byte_maps.json",
+    "dict.txt",
+    "emoji.json",
+    "entity_vocab.json",
+    "normalizer.json",
+    "prophetnet.tokenizer",
+    "target_vocab.json",
+    "vocab-src.json",
+    "vocab-tgt.json",
+    "word_pronunciation.json",
+    "word_shape.json",
 )
 _MODEL_FILES = ("config.json", *_WEIGHTS, *_TOKENIZER)
+_WRITING = ("generation_config.json", "chat_template.jinja")  # read where a model writes text, and only there
+_CONFIGURATIONS = ("config.json", "tokenizer_config.json", "generation_config.json")
+CODE = "auto_map"  # the key under which a configuration names Python that transformers should run
+CODE_BY_NAME = "_implementation"  # how the keys end whose values may name a kernel that comes from the hub
 
 
 def base_digest(name: str) -> str:
@@ -81,18 +101,45 @@ def digest_of(folder: Path) -> str:
     """sha256, in hex, over the files that make the model: for config, weights and tokenizer files sorted
     by name, `name NUL sha256-of-content-in-hex LF`. GGUF files hold all three and count as weights.
 
+    These are all that `only_model_files` lets transformers see.
+
     Raises:
         BaseModelError: the folder has no config or no safetensors (or GGUF) weights.
     """
-    files = sorted({path for pattern in (*_MODEL_FILES, "*.gguf") for path in folder.glob(pattern)})
+    files = _files(folder, (*_MODEL_FILES, "*.gguf"))
     names = {path.name for path in files}
     has_weights = any(name.endswith((".safetensors", ".gguf")) for name in names)
     if not has_weights or not ("config.json" in names or any(n.endswith(".gguf") for n in names)):
-        raise BaseModelError(f"{folder} holds no base model: it needs config.json and *.safetensors")
+        raise BaseModelError(
+            f"{folder} holds no base model: it needs config.json and *.safetensors; pickled weights "
+            "(pytorch_model.bin) are never read, since reading them can run code"
+        )
     total = hashlib.sha256()
     for path in files:
         total.update(f"{path.name}\0{_file_digest(path)}\n".encode())
     return total.hexdigest()
+
+
+@contextlib.contextmanager
+def only_model_files(folder: Path, *, writing: bool = False) -> Iterator[Path]:
+    """A folder for transformers to load from that holds the files of `digest_of` and nothing else.
+
+    So no other file can change what is loaded: code, an adapter, files for other versions. For a model that
+    writes text (`writing`), which no fleet runs, its chat template and settings of generation are there too.
+
+    Raises:
+        BaseModelError: the folder's configuration asks for code, or for files outside of the folder.
+    """
+    files = _files(folder, (*_MODEL_FILES, *_WRITING) if writing else _MODEL_FILES)
+    for path in files:
+        if path.name in _CONFIGURATIONS:
+            _refuse_code(path)
+        if path.name.endswith(".index.json"):
+            _refuse_other_weights(path, {file.name for file in files})
+    with tempfile.TemporaryDirectory(prefix="penchant-model-") as view:
+        for path in files:
+            (Path(view) / path.name).symlink_to(path.resolve())
+        yield Path(view)
 
 
 def unpacked_smollm2(gguf: Path, transformers: Any) -> Path:
@@ -109,9 +156,11 @@ def unpacked_smollm2(gguf: Path, transformers: Any) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar without a switch
         loaded = transformers.AutoModel.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
         )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False
+    )
     settings = loaded.config.to_dict()
     settings.pop("quantization_config", None)
     fresh = type(loaded)(type(loaded.config).from_dict(settings))
@@ -133,7 +182,8 @@ def _download(hub_id: str) -> Path:
 
     disable_progress_bars()
     try:
-        path = snapshot_download(hub_id, allow_patterns=list(_MODEL_FILES), ignore_patterns=["*/*"])
+        wanted = [*_MODEL_FILES, *_WRITING]
+        path = snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=["*/*"])
     except Exception as error:  # the hub client raises a dozen unrelated types
         reason = type(error).__name__
         raise BaseModelError(
@@ -154,6 +204,50 @@ def _expect(path: Path, sha256: str, name: str) -> None:
         raise BaseModelError(f'base model "{name}" has no file {path}; install its package again')
     if _file_digest(path) != sha256:
         raise BaseModelError(f'base model "{name}": {path} has the wrong sha256; install its package again')
+
+
+def _files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    """The files of a folder that match, by name. A link to a file is one: the hub's cache is made of them."""
+    return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+
+
+def _refuse_code(path: Path) -> None:
+    """BaseModelError when a configuration asks for Python of its own, in any depth."""
+    waiting: list[Any] = [_table(path)]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            if CODE in item:
+                raise BaseModelError(
+                    f"{path} brings code of its own ({CODE}), which penchant never runs; "
+                    "choose a base model that transformers knows by itself"
+                )
+            for key, value in item.items():
+                if key.endswith(CODE_BY_NAME) and "/" in json.dumps(value):
+                    raise BaseModelError(
+                        f"{path} asks for code from elsewhere ({key}), which penchant never runs; "
+                        "remove that line, or choose another base model"
+                    )
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
+
+
+def _refuse_other_weights(path: Path, names: set[str]) -> None:
+    """BaseModelError when an index names weights that are not among the model's files."""
+    parts = _table(path).get("weight_map")
+    if not isinstance(parts, dict) or not all(isinstance(p, str) and p in names for p in parts.values()):
+        raise BaseModelError(f"{path} names weights that are not in this folder; get the base model again")
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BaseModelError(f"can't read {path}: {type(error).__name__}; get the base model again") from None
+    if not isinstance(table, dict):
+        raise BaseModelError(f"{path} must hold a JSON object; get the base model again")
+    return table
 
 
 def _file_digest(path: Path) -> str:

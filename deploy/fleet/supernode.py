@@ -1,4 +1,4 @@
-"""The relay's side of a device: Flower's SuperNode, kept up, with nothing of the owner's in reach.
+"""The relay's side of a device: its SuperNode, kept up. It runs nothing that a server sends.
 
 A SuperNode ends itself when the server turns it away or its answers make no sense; it is started again, after
 a pause that grows, for as long as this runs.
@@ -10,19 +10,18 @@ from pathlib import Path
 
 from penchant.client.device.supernode_files import SuperNodeFiles
 from penchant.deploy.fleet.supervisor import ChildProcess, supervise
-from penchant.deploy.flower.superlink import environment, free_port, supernode_command
+from penchant.deploy.flower.superlink import environment, supernode_command
 
 __all__ = ["relay"]
 
 
-def relay(node: SuperNodeFiles, agent: Path | None = None, port: int = 0) -> None:
+def relay(node: SuperNodeFiles, agent: Path | None = None) -> None:
     """Run the SuperNode of `node` until SIGTERM.
 
     Args:
         node: the files of the SuperNode.
         agent: the path of the agent's socket, if it is not where `node` says.
-        port: the SuperNode's port on loopback; 0 takes a free one.
     """
-    command = supernode_command(node.superlink, port or free_port(), agent or node.socket, node.ca, node.key)
+    command = supernode_command(node.superlink, agent or node.socket, node.ca, node.key)
     part = ChildProcess("the SuperNode", command, None, environment(node.folder / "flower"))
     supervise([part], announce=lambda: print(f"connecting to {node.superlink}", flush=True))

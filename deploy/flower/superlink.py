@@ -129,22 +129,18 @@ def executor_command(door: SuperLinkAddress, secret: Path) -> list[str]:
     ]
 
 
-def supernode_command(superlink: str, port: int, agent: Path, ca: Path, key: Path) -> list[str]:
-    """A SuperNode over TLS, known by its key, that relays to the agent behind the socket `agent`."""
+def supernode_command(superlink: str, agent: Path, ca: Path, key: Path) -> list[str]:
+    """A device's SuperNode over TLS, known by its key, that relays to the agent behind the socket `agent`."""
     return [
         *SUPERNODE,
-        "--root-certificates",
-        str(ca),
-        "--auth-supernode-private-key",
-        str(key),
         "--superlink",
         superlink,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--node-config",
-        f'agent-socket="{agent}"',
+        "--ca",
+        str(ca),
+        "--key",
+        str(key),
+        "--agent",
+        str(agent),
     ]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -35,7 +34,6 @@ TESTS = Path(__file__).resolve().parents[1]
 WARM = [sys.executable, str(Path(__file__).with_name("warm_agents.py"))]
 BRISK = [sys.executable, str(Path(__file__).with_name("brisk_supernode.py"))]
 TRAPPED = [sys.executable, str(Path(__file__).with_name("trapped.py"))]
-NODE_PORT = 9094
 UP = "devices reach"  # what `penchant server up` says when all of it is
 QUICK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1", "OMP_NUM_THREADS": "1"}
 START_SECONDS = 400.0
@@ -114,7 +112,6 @@ class LiveFleet:
         self.flower = environment(self.place / "flower") | QUICK
         assert self.warm.stdout is not None
         assert self.warm.stdout.readline() == "warm\n", (self.place / "warm.log").read_text()
-        self.relaying = self.flower | {"PATH": f"{self._warm_executor()}:{self.flower['PATH']}"}
 
     # --- the server ----------------------------------------------------------------------------------
 
@@ -231,9 +228,9 @@ class LiveFleet:
     def start_node(self, device: int) -> None:
         agent = self.deployment.homes[device] / "agent.sock"
         key, ca = self.node_folder(device) / "node.key", self.site.tls.ca.certificate
-        words = supernode_command(self.site.settings.gateway, NODE_PORT, agent, ca, key)
+        words = supernode_command(self.site.settings.gateway, agent, ca, key)
         self.nodes[device] = self.devices[device].start(
-            [*BRISK, *words[len(SUPERNODE) :]], self.place / f"node-{device}.log", self.relaying
+            [*BRISK, *words[len(SUPERNODE) :]], self.place / f"node-{device}.log", self.flower
         )
 
     def start_devices(self, before: Mapping[int, Sequence[str]]) -> None:
@@ -256,8 +253,7 @@ class LiveFleet:
     def sent(self, device: int, round: int, stage: str) -> bool:
         """Whether a device's SuperNode has sent its answer, by its own log."""
         log = (self.place / f"node-{device}.log").read_text(errors="replace")
-        line = rf"ROUND {round}\.1\]\s*\n[^\n]*Sending: train\.{stage} .*?Sent successfully"
-        return re.search(line, log, re.S) is not None
+        return f"ROUND {round}.1] train.{stage}: answered" in log
 
     def kill_node(self, device: int) -> None:
         """kill -9 of a SuperNode and of the relay that it may have started."""
@@ -282,16 +278,6 @@ class LiveFleet:
             if node is None or node.poll() is not None:
                 self.start_node(device)
         self.wait_for_agents()
-
-    def _warm_executor(self) -> Path:
-        """A folder for the head of PATH, in which SuperNodes find the executor that forks."""
-        folder = self.place / "warm"
-        folder.mkdir()
-        script = folder / "flower-superexec"
-        warm = Path(__file__).with_name("warm_superexec.py")
-        script.write_text(f'#!/bin/sh\nexec {sys.executable} {warm} "$@"\n')
-        script.chmod(0o755)
-        return folder
 
     def node_folder(self, device: int) -> Path:
         return self.place / f"node-{device}"

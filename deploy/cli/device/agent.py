@@ -24,7 +24,7 @@ from penchant.deploy.cli.device.options import (
     run_row,
     shown,
 )
-from penchant.deploy.cli.errors import command
+from penchant.deploy.cli.errors import command, notice
 
 __all__ = ["app"]
 
@@ -70,16 +70,18 @@ def connect(
     port: Annotated[
         int,
         typer.Option(
-            "--port", help="The SuperNode's port on loopback; 0 takes a free one.", min=0, max=65535
+            "--port", help="Has no effect: no port is opened any more.", min=0, max=65535, hidden=True
         ),
     ] = 0,
     home: HomeOption = HERE,
 ) -> None:
-    """Run Flower's SuperNode, which carries messages between the fleet's server and the agent."""
+    """Carry messages between the fleet's server and the agent. Nothing that the server sends is run."""
     from penchant.client.device.supernode_files import NODE, SuperNodeFiles
     from penchant.deploy.fleet.supernode import relay
 
-    relay(SuperNodeFiles.read(node or home.expanduser() / NODE), socket, port)
+    if port:
+        notice("--port has no effect: `penchant device connect` opens no port any more")
+    relay(SuperNodeFiles.read(node or home.expanduser() / NODE), socket)
 
 
 @command(app)
