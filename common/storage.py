@@ -12,6 +12,7 @@ from penchant.common.errors import DeviceError, PenchantError
 
 __all__ = [
     "change",
+    "compact",
     "erase",
     "overwrite_journal",
     "replace_erasing",
@@ -61,6 +62,19 @@ def transaction(path: Path, failure: type[PenchantError], *pragmas: str) -> Iter
             yield db
     finally:
         db.close()
+
+
+def compact(path: Path, failure: type[PenchantError]) -> None:
+    """Write the file anew without the room that nothing uses. A crash leaves the old one or the new one."""
+    try:
+        db = sqlite3.connect(path, isolation_level=None, timeout=WAIT_SECONDS)
+        try:
+            for line in ("PRAGMA journal_mode=TRUNCATE", "PRAGMA secure_delete=ON", "VACUUM"):
+                db.execute(line)
+        finally:
+            db.close()
+    except sqlite3.Error as error:
+        raise failure(f"{path}: {error}; nothing was changed") from None
 
 
 def _set(db: sqlite3.Connection, path: Path, failure: type[PenchantError], pragmas: tuple[str, ...]) -> None:

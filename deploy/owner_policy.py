@@ -77,6 +77,7 @@ def policy_for(config: RunConfig, min_honest: int, max_colluders: int) -> OwnerP
         runs_a_month=MOST_COUNTED,
         attempts_a_round=MOST_COUNTED,
         attempts_a_day=MOST_COUNTED,
+        max_disk_mb=1_000_000,
     )
 
 

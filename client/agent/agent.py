@@ -28,6 +28,7 @@ from penchant.client.learning.local_round import contribution_of
 from penchant.client.learning.trainer import Outcome
 from penchant.client.learning.workplace import Job, Workplace
 from penchant.client.secagg import Done, Participant, Role, RoleOf, SecAggPolicy, SharesDealt
+from penchant.client.vault.budget import Room
 from penchant.client.vault.vault import Vault
 from penchant.common.config import Plan
 from penchant.common.crypto.domain import domain
@@ -247,7 +248,8 @@ class Agent:
         role = self._participant(task.policy)
         state, reply = role.begin(announce, self._entropy, self._now())
         finished = [(f.round, f.attempt) for f in announce.finished]
-        self._vault.begin(announce.run, announce.round, announce.attempt, finished, count)
+        room = _room(task)
+        self._vault.begin(announce.run, announce.round, announce.attempt, finished, enter=count, room=room)
         self._sessions.keep(announce, state)
         self._place = announce.run, announce.round
         self._task = task if self._sessions.in_memory else None
@@ -433,6 +435,12 @@ class Agent:
 def _said(error: Exception) -> bool:
     """Whether the text of an error is penchant's own, which names nobody's choices."""
     return isinstance(error, PenchantError)
+
+
+def _room(task: _Task) -> Room:
+    """What the vault will have to keep of a round: the personal part, and the model that it belongs to."""
+    row = 4 * task.start.size + len(task.announce.plan) + len(task.announce.factors)
+    return Room(row, task.policy.max_disk_mb << 20, task.policy.keep_runs)
 
 
 def _in_histogram(policy: OwnerPolicy, state: object) -> bool:

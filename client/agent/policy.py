@@ -81,6 +81,8 @@ class OwnerPolicy(Section):
         max_weight: the most choices that this device may count for.
         max_training_seconds: how long the training of one round may take.
         max_training_mb: how much memory that training may take beyond the loaded model, in MB.
+        max_disk_mb: how much disk the vault may take, in MB; a round that would need more is not begun.
+        keep_runs: how many runs' personal factors are kept; older ones are removed.
     """
 
     base_models: tuple[str, ...] = ("all-MiniLM-L6-v2",)
@@ -114,6 +116,8 @@ class OwnerPolicy(Section):
     max_weight: int = 1024
     max_training_seconds: float = 600.0
     max_training_mb: int = 4096
+    max_disk_mb: int = 1024
+    keep_runs: int = 4
 
     def _check(self) -> None:
         self._range("min_honest", 1, 100_000)
@@ -134,6 +138,8 @@ class OwnerPolicy(Section):
         self._range("max_weight", 1, 1 << 20)
         self._range("max_training_seconds", 0.1, 3000)
         self._range("max_training_mb", 16, 1 << 20)
+        self._range("max_disk_mb", 1, 1_000_000)
+        self._range("keep_runs", 1, 1000)
         if self.hours:
             _span(self.hours)
 

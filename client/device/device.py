@@ -36,6 +36,7 @@ from penchant.client.learning.newcomer import prior_of
 from penchant.client.learning.trainer import Counts
 from penchant.client.learning.training_process import TrainingProcess
 from penchant.client.learning.workplace import InThisProcess, Workplace
+from penchant.client.vault.budget import ALONE, DiskUse
 from penchant.client.vault.ownership import read_owned
 from penchant.client.vault.run_ledger import KnownRun
 from penchant.client.vault.sealing import SealedStorage
@@ -67,7 +68,6 @@ POLICY = "policy.toml"
 MODEL = "model.toml"
 PAUSED = "paused"
 PENDING, IDENTITY, AUTHORITY, SECRET = "pending key", "identity", "authority", "device secret"
-ALONE = b"on this device  "  # 16 bytes: stands for a run where there was none
 SEED = 0  # of the common start; protects nothing
 POSTERIOR_MOST = 1 << 27  # numbers in the gradients of all texts, 8 bytes each, for which errors are computed
 
@@ -127,6 +127,8 @@ class Report:
     left: tuple[tuple[str, int, int], ...]  # (name, count, total bytes) of everything that ever left
     quality: Quality | None  # None without held-out choices, or without a base model
     unknown: str  # why the quality is not known
+    disk: DiskUse
+    disk_most: int | None  # bytes that the owner allows the vault; None when policy.toml can't be read
     runs: tuple[KnownRun, ...] = ()  # that asked for this device, the latest last
     each_run: bool = False  # whether the owner accepts each run
 
@@ -262,9 +264,17 @@ class Device:
             left=tuple(self.vault.sent()),
             quality=quality,
             unknown=unknown,
+            disk=self.vault.disk_use(),
+            disk_most=self._disk_most(),
             runs=tuple(self.vault.ledger.runs()),
             each_run=self._accepts_each(),
         )
+
+    def _disk_most(self) -> int | None:
+        try:
+            return self.policy().max_disk_mb << 20
+        except ConfigError:  # `absent` says so
+            return None
 
     def accept_run(self, named: str) -> bytes:
         """Take part in the run whose id begins with `named`, where the policy says runs = "each"; -> its id.
@@ -388,6 +398,7 @@ class Device:
         cache that others share: then it works in this process and waits for nothing.
         """
         self._known_identity()
+        self.vault.prune(self.policy().keep_runs)
         secret = self.vault.blob(SECRET)
         if not secret:
             secret = os.urandom(32)

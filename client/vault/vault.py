@@ -18,12 +18,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from penchant.client.vault import budget
+from penchant.client.vault.budget import ALONE, DiskUse, Room
 from penchant.client.vault.erasable import ErasableBox
 from penchant.client.vault.run_ledger import SCHEMA as RUN_LEDGER
 from penchant.client.vault.run_ledger import RunLedger
 from penchant.client.vault.sealing import SealedStorage
 from penchant.common.errors import DeviceError, StageError
-from penchant.common.storage import overwrite_journal, transaction
+from penchant.common.storage import compact, overwrite_journal, transaction
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS burnt (
@@ -107,18 +109,25 @@ class Vault:
         attempt: int,
         finished: Sequence[tuple[int, int]],
         enter: Callable[[sqlite3.Connection], None] = lambda db: None,
+        room: Room | None = None,
     ) -> None:
         """Settle what was staged, then burn (run, round, attempt): it can never be used again.
 
         enter: counts the attempt in the same transaction, or raises a refusal, and then nothing is changed.
+        room: what the round will need on the disk; old runs' personal factors go for it.
 
         Raises StageError when it was burnt before, when an attempt of this round was already asked
-        to unmask, or when the round is older than one this device has been in.
+        to unmask, or when the round is older than one this device has been in; PolicyRefusal or DeviceError
+        when there is no room.
         """
+        if run == ALONE:
+            raise StageError("a run has the name under which this device keeps what was trained alone")
         with self._transaction() as db:
             _refuse_used(db, run, round, attempt)
             enter(db)
             _settle(db, run, finished)
+            if room is not None:
+                budget.make_room(db, self._path, run, room)
             db.execute("INSERT INTO burnt (run, round, attempt) VALUES (?, ?, ?)", (run, round, attempt))
 
     def mark_unmasked(self, run: bytes, round: int, attempt: int) -> None:
@@ -204,6 +213,20 @@ class Vault:
                 (run, round, *sealed, _changed(db)),
             )
         self._destroy()
+
+    def prune(self, runs: int) -> None:
+        """Keep the personal factors of the newest `runs` runs, and give the disk back what is not used."""
+        with self._transaction() as db:
+            budget.prune(db, runs)
+            worth = budget.worth_compacting(db)
+        self._destroy()
+        if worth:
+            compact(self._path, DeviceError)
+
+    def disk_use(self) -> DiskUse:
+        """What this device's directory takes on the disk."""
+        with self._transaction() as db:
+            return budget.disk_use(db, self._path.parent)
 
     def rounds(self) -> list[tuple[bytes, int, bool]]:
         """(run, round, went as far as unmasking) of every attempt this device was in."""

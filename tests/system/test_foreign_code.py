@@ -222,9 +222,8 @@ def test_not_a_line_of_a_hostile_bundle_runs_on_any_documented_way(
             log, home = device.place / f"relay-{name}.log", device.place / f"home-{name}"
             home.mkdir()
             own(home, who)
-            env = environment(home) | {
-                "HOME": str(home), "WAY": name, "PENCHANT_HOME": str(device.home), "TMPDIR": str(home)
-            }  # fmt: skip
+            own_home = str(device.home if who == device.owner else home)
+            env = environment(home) | {"HOME": str(home), "WAY": name, "PENCHANT_HOME": own_home}
             stack.enter_context(running(who.words(words), log, env=env, cwd=device.place))
 
         for way in paths:

@@ -170,6 +170,7 @@ def _as_table(report: Report, agent: bool) -> dict[str, Any]:
         "why_unknown": report.unknown or None,
         "left": [{"name": name, "times": times, "bytes": size} for name, times, size in report.left],
         "refused": [{"stage": s, "code": c, "why": w} for s, c, w in report.refused],
+        "disk": dataclasses.asdict(report.disk) | {"vault_most": report.disk_most},
     }
 
 
@@ -184,6 +185,7 @@ def _print_status(report: Report, agent: bool) -> None:
         ("rounds joined", str(report.rounds_joined)),
         ("runs that asked (penchant device runs)", _runs(report)),
         ("last run, round", f"{report.run[:8]}…, {report.round}" if report.run else "none yet"),
+        ("disk", _disk(report)),
     ]
     print_table("", ("", ""), rows)
     _print_quality(report)
@@ -202,6 +204,18 @@ def _print_status(report: Report, agent: bool) -> None:
 def _runs(report: Report) -> str:
     waiting = sum(not run.accepted for run in report.runs) if report.each_run else 0
     return f"{len(report.runs)}, {waiting} of them wait to be accepted" if waiting else str(len(report.runs))
+
+
+def _disk(report: Report) -> str:
+    def mb(size: int) -> str:
+        return f"{size / (1 << 20):.1f} MB"
+
+    disk, most = report.disk, report.disk_most
+    allowed = "" if most is None else f" of {most >> 20} MB allowed"
+    return (
+        f"{mb(disk.total)}: vault {mb(disk.vault)}{allowed} (personal factors of {disk.runs} runs "
+        f"{mb(disk.personal)}), choices {mb(disk.choices)}"
+    )
 
 
 def _print_quality(report: Report) -> None:
