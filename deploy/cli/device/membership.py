@@ -89,7 +89,7 @@ def join(
             lambda text: print(one_line(text), flush=True),
         )
     print(f"this device is member {member}")
-    print("now run `penchant device serve`, and beside it, best as another user,")
+    print("now run `penchant device serve`, and beside it")
     print(f"  penchant device connect --node {folder}")
 
 
