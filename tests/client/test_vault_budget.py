@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from penchant.client.vault import budget
 from penchant.client.vault.budget import ALONE, Room
 from penchant.client.vault.vault import Vault
 from penchant.common.errors import DeviceError, PolicyRefusal, StageError
@@ -135,7 +134,7 @@ def test_no_server_takes_the_name_of_what_was_trained_alone(tmp_path: Path) -> N
 
 def test_a_disk_without_room_refuses_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vault = Vault(tmp_path)
-    monkeypatch.setattr(budget.os, "statvfs", lambda _: SimpleNamespace(f_bavail=3 * MB, f_frsize=1))
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=3 * MB, f_frsize=1))
     vault.begin(run_of(1), 1, 1, [], Room(MB // 4, 100 * MB, 4))
     with pytest.raises(DeviceError, match=r"less than 8\.0 MB are free"):
         vault.begin(run_of(2), 1, 1, [], Room(MB, 100 * MB, 4))
