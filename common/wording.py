@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from penchant.common.printable import one_line as one_line
+
 
 def percent(value: float | None, digits: int = 1, *, error: float | None = None) -> str:
     """A part of 1 in percent, with its standard error where there is one; a dash for None."""
@@ -48,12 +50,6 @@ def duration(seconds: float | None) -> str:
     if days:
         return f"{days}\u202fd {hours}\u202fh"
     return f"{hours}\u202fh {minutes}\u202fmin" if hours else f"{minutes}\u202fmin {rest}\u202fs"
-
-
-def one_line(text: str) -> str:
-    """A text of somebody else in a single line that a terminal and a log may show: white space between words
-    becomes one space, and control characters become question marks."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 def points(value: float) -> str:

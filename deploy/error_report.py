@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import dataclass
 
 from penchant.common.errors import PenchantError, UsageError
-from penchant.common.wording import one_line
+from penchant.common.printable import one_line
+from penchant.deploy.terminal import say
 
 __all__ = ["AS_JSON", "INTERRUPTED", "PREFIX", "SYSTEM", "USAGE", "ErrorReport"]
 
@@ -68,6 +68,6 @@ class ErrorReport:
     def write(self) -> None:
         """Write it to standard error, in the form that the environment asks for."""
         if os.environ.get(FORMAT) == AS_JSON[FORMAT]:
-            print(json.dumps({"error": self.code, "message": self.message}), file=sys.stderr, flush=True)
+            say(json.dumps({"error": self.code, "message": self.message}), error=True)
         else:
-            print(f"{PREFIX}{self.message}", file=sys.stderr, flush=True)
+            say(f"{PREFIX}{self.message}", error=True)

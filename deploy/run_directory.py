@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, TextIO
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, RunDirectoryError
+from penchant.common.foreign_files import CONFIG_MOST, read_bytes, read_json
 from penchant.common.storage import write_durably
 
 __all__ = [
@@ -94,20 +96,22 @@ def is_served(directory: Path) -> bool:
 
 def read_config(directory: Path) -> RunConfig:
     """The configuration of a run directory; RunDirectoryError when it is not one."""
-    if not (directory / CONFIG).is_file():
-        raise RunDirectoryError(f"{directory} is not a run directory: it has no {CONFIG}")
-    return RunConfig.read(directory / CONFIG)
+    try:
+        text = read_bytes(directory / CONFIG, ConfigError, CONFIG_MOST).decode("utf-8")
+    except FileNotFoundError:
+        raise RunDirectoryError(f"{directory} is not a run directory: it has no {CONFIG}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"can't read {directory / CONFIG}: {error}") from None
+    return RunConfig.from_toml(text)
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:
     """The result of a finished run, or None while it is not finished."""
     path = directory / RESULT
-    if not path.is_file():
-        return None
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunDirectoryError(f"can't read {path}: {error}") from None
+        result = read_json(path, RunDirectoryError)
+    except FileNotFoundError:
+        return None
     if not isinstance(result, dict):
         raise RunDirectoryError(
             f"{path} holds no result; move it away, and the run writes it anew when it goes on",
@@ -141,8 +145,8 @@ def busy(directory: Path, held: set[tuple[int, int]] | None = None) -> bool:
     locks = held_locks() if held is None else held
     for name in (_LOCK, SERVER):
         with suppress(OSError):
-            stat = (directory / name).stat()
-            if (stat.st_dev, stat.st_ino) in locks:
+            found = (directory / name).stat()
+            if (found.st_dev, found.st_ino) in locks:
                 return True
     return False
 
@@ -163,10 +167,15 @@ def held_locks() -> set[tuple[int, int]]:
 
 
 def _lock_file(directory: Path, name: str) -> TextIO:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        return (directory / name).open("a")
+        descriptor = os.open(directory / name, flags, 0o666)
     except OSError as error:
-        raise RunDirectoryError(f"can't work in {directory}: {error.strerror}") from None
+        raise RunDirectoryError(f"can't work in {directory}: {name}: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise RunDirectoryError(f"can't work in {directory}: {name} is not a regular file")
+    return open(descriptor, "a")
 
 
 def write_json(path: Path, value: object) -> None:

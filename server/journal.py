@@ -22,14 +22,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from penchant.common.errors import JournalError
+from penchant.common.printable import one_line
 from penchant.common.storage import change, write_durably
 from penchant.server.optimizers import ServerState
 
-__all__ = ["Journal", "RoundLog", "RoundRow"]
+__all__ = ["Journal", "RoundLog", "RoundRow", "decode_checkpoint"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -284,7 +286,7 @@ class Journal:
             raise JournalError(f"checkpoint {name} can't be read: {error.strerror}") from None
         if hashlib.sha256(data).hexdigest() != digest:
             raise JournalError(f"checkpoint {name} is not what the journal wrote; restore it from a back-up")
-        return int(found), _decode(load_safetensors(data))
+        return int(found), decode_checkpoint(data, self.directory)
 
     def digest(self, round: int) -> str | None:
         """SHA-256 (hex) of the checkpoint of a finished round, None for another."""
@@ -307,7 +309,7 @@ class Journal:
             done = self._db.execute(
                 "UPDATE rounds SET state = ?, why = ? WHERE round = ? AND attempt = ?"
                 " AND state IN ('started', 'unmasking')",
-                (state, why, round, attempt),
+                (state, None if why is None else one_line(why), round, attempt),
             )
             if done.rowcount != 1:
                 raise JournalError(f"round {round} attempt {attempt} is not open")
@@ -355,6 +357,15 @@ def _encode(shared: ServerState) -> dict[str, NDArray[Any]]:
         "start": shared.start,
         "steps": np.array([shared.steps], dtype=np.int64),
     }
+
+
+def decode_checkpoint(data: bytes, directory: Path) -> ServerState:
+    """The shared state in a checkpoint. JournalError when these bytes are none of ours."""
+    try:
+        return _decode(load_safetensors(data))
+    except (SafetensorError, KeyError, IndexError, ValueError, TypeError) as error:
+        what = type(error).__name__
+        raise JournalError(f"a checkpoint in {directory} holds no shared state ({what})") from None
 
 
 def _decode(tensors: Mapping[str, NDArray[Any]]) -> ServerState:

@@ -7,17 +7,23 @@ checkpoint. The file says all that ever happened; its last line is what is curre
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from penchant.common.errors import JournalError, UsageError
+from penchant.common.foreign_files import read_json
+from penchant.common.printable import is_printable
 from penchant.common.storage import write_durably
 
 __all__ = ["RELEASES", "Release", "current", "promote", "releases", "roll_back"]
 
 RELEASES = "releases.json"
+FILE_MOST = 4 * 1024 * 1024  # bytes
+LARGEST, LATEST = 10**9, 32503680000.0  # of numbers; and the year 3000 in Unix seconds
 
 
 @dataclass(frozen=True)
@@ -68,13 +74,30 @@ def roll_back(directory: Path, number: int, by: str) -> Release:
 
 def _read(directory: Path) -> tuple[list[Release], int]:
     path = directory / RELEASES
-    if not path.is_file():
+    try:
+        table = read_json(path, JournalError, FILE_MOST)
+    except FileNotFoundError:
         return [], 0
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        return [Release(**row) for row in table["releases"]], int(table["current"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        made = [_release(row) for row in table["releases"]]
+        now = table["current"]
+        if type(now) is not int or [release.number for release in made] != list(range(1, len(made) + 1)):
+            raise ValueError("its numbers don't count up")
+        return made, now
+    except (ValueError, KeyError, TypeError) as error:
         raise JournalError(f"{path} is damaged: {error}") from None
+
+
+def _release(row: Mapping[str, Any]) -> Release:
+    """A row of the file. ValueError, KeyError or TypeError for anything that is none of ours."""
+    number, round, digest, by, at = (row[name] for name in ("number", "round", "digest", "by", "at"))
+    if not (type(number) is type(round) is int and 0 < number < LARGEST and 0 < round < LARGEST):
+        raise ValueError("a number that is none")
+    if type(at) not in (int, float) or not 0 <= at <= LATEST:
+        raise ValueError("a moment that is none")
+    if not (type(digest) is type(by) is str and re.fullmatch("[0-9a-f]{64}", digest) and is_printable(by)):
+        raise ValueError("a digest or a name that is none")
+    return Release(number, round, digest, by, float(at))
 
 
 def _write(directory: Path, made: Sequence[Release], now: int) -> None:

@@ -48,6 +48,7 @@ from penchant.common.membership.identity import Identity, MemberList, Membership
 from penchant.common.membership.manifest import day_of
 from penchant.common.model import announced
 from penchant.common.model.factors import Split
+from penchant.common.printable import one_line
 from penchant.common.secagg.stages import CONFIRM, KEYS, MASKED, SHARES, STATUS, UNMASK
 from penchant.common.secagg.update_vector import HONEST_FOR_HISTOGRAM, Contribution, UpdateLayout
 from penchant.common.wire.codec import AtMost, decode, encode, encode_record
@@ -187,16 +188,16 @@ class Agent:
             if self._keep_model:
                 self._vault.note_sent([("refusal", len(abort))])
         except DeviceError as error:  # a full disk, say: refuse all the same
-            log.warning("can't note that stage %s was refused: %s", _printable(stage, 20), error)
+            log.warning("can't note that stage %s was refused: %s", one_line(stage, 20), error)
         self._tell_owner(stage, code.name, reason)
         return abort
 
     def _tell_owner(self, stage: str, code: str, reason: str) -> None:
         """Note a reason for the owner; a disk that is full keeps nothing else from happening."""
         try:
-            self._vault.tell_owner(_printable(stage, 20), code, _printable(reason, REASON_MOST))
+            self._vault.tell_owner(one_line(stage, 20), code, one_line(reason, REASON_MOST))
         except DeviceError as error:
-            log.warning("can't note what happened in stage %s: %s", _printable(stage, 20), error)
+            log.warning("can't note what happened in stage %s: %s", one_line(stage, 20), error)
 
     def _drop_work(self) -> None:
         """Nothing will come of what was begun: end it."""
@@ -448,9 +449,3 @@ def _in_histogram(policy: OwnerPolicy, state: object) -> bool:
     return isinstance(state, SharesDealt) and (
         policy.honest_among(len(state.identities)) >= HONEST_FOR_HISTOGRAM
     )
-
-
-def _printable(text: str, most: int) -> str:
-    """`text` as a terminal may show it: what a server wrote is in some reasons, and it is cut at `most`."""
-    shown = "".join(c if c.isprintable() else "?" for c in text[: most + 1])
-    return shown if len(shown) <= most else shown[: most - 1] + "…"

@@ -21,6 +21,8 @@ __all__ = ["Answer", "answered", "build_app"]
 
 log = logging.getLogger(__name__)
 
+STAGE_SHOWN = 40  # characters of what the server calls a stage
+
 Answer = Callable[[str, bytes], bytes]
 """An agent's entrance: (stage, payload) -> reply payload."""
 

@@ -37,7 +37,7 @@ from flwr.supernode.fleet_http_connection import http_request_response
 from penchant.client.agent.flower_app import Answer, answered
 from penchant.client.agent.socket import RELAYED_MOST, RemoteAgent
 from penchant.common.errors import CodecError, ConfigError, PenchantError
-from penchant.common.wording import one_line
+from penchant.common.printable import one_line
 
 __all__ = ["Connection", "SuperNode", "main"]
 

@@ -33,6 +33,7 @@ from penchant.common.errors import (
 )
 from penchant.common.membership.enrolment import JoinReply
 from penchant.common.membership.join_token import JoinToken
+from penchant.common.printable import one_line
 from penchant.common.storage import write_private
 from penchant.common.wire.codec import decode_record
 
@@ -41,6 +42,7 @@ __all__ = ["Connect", "https", "join", "wait"]
 SECONDS = 30.0  # for one answer
 REPLY_MOST = 5 * 1024 * 1024
 CA_MOST = 16 * 1024
+SAID_SHOWN = 200  # characters of a server's reason
 
 Connect = Callable[[str, ssl.SSLContext | None], httpx.Client]
 """(HOST:PORT, TLS settings or None for a connection that proves nothing) -> a client."""
@@ -138,11 +140,10 @@ def _asked(client: httpx.Client, method: str, path: str, body: bytes, most: int)
     if response.status_code == httpx.codes.OK:
         return data
     try:
-        said = str(json.loads(data)["error"])[:200]
-    except (ValueError, KeyError, TypeError):
+        said = one_line(str(json.loads(data)["error"]), SAID_SHOWN)
+    except (ValueError, KeyError, TypeError, RecursionError):
         said = f"HTTP {response.status_code}"
-    printable = "".join(character if character.isprintable() else " " for character in said)
-    raise EnrolmentError(f"the server refuses: {printable}")
+    raise EnrolmentError(f"the server refuses: {said}")
 
 
 def _unreachable(token: JoinToken, error: httpx.HTTPError) -> EnrolmentError:

@@ -15,6 +15,7 @@ from penchant.common.crypto.domain import domain
 from penchant.common.crypto.keys import verify
 from penchant.common.errors import CertificateError, CodecError
 from penchant.common.membership.identity import Certificate, Identity, authority_digest
+from penchant.common.printable import is_printable
 from penchant.common.wire.codec import AtMost, decode_record, encode_record
 from penchant.common.wire.messages import MAX_MEMBERSHIP, PublicKey, Signature
 
@@ -76,13 +77,17 @@ class Asked:
 
     @classmethod
     def decode(cls, data: bytes) -> Asked:
-        """Undo `encode`; a device's own request is taken as well, without a name. CertificateError if bad."""
+        """Undo `encode`; a device's own request is taken as well, without a name. CertificateError if bad.
+
+        Names are refused unless all of them can be seen: who decides must not be shown something else."""
         if len(data) == _REQUEST:
             return cls("", Request.decode(data))
         try:
             asked = decode_record(data, cls)
         except CodecError as error:
             raise CertificateError(f"this is not a request of a device: {error}") from None
+        if not is_printable(asked.name):
+            raise CertificateError("the name beside the request holds characters that can't be seen")
         Request.decode(asked.request.encode())
         return asked
 

@@ -21,6 +21,7 @@ from penchant.common.crypto.domain import domain
 from penchant.common.crypto.keys import verify
 from penchant.common.errors import CodecError, TokenError
 from penchant.common.membership.enrolment import MAX_NODE_KEY, JoinRequest, Request
+from penchant.common.printable import is_printable
 from penchant.common.wire.codec import U64, AtMost, Exactly, decode_record, encode_record
 
 __all__ = ["JoinToken", "Terms", "check_signature", "token_name"]
@@ -100,6 +101,8 @@ class JoinToken:
             found = decode_record(inner, _Text)
         except (ValueError, CodecError):
             raise TokenError("the join token is damaged: copy all of it, or ask for a new one") from None
+        if not is_printable(found.terms.address):
+            raise TokenError("the join token holds an address that can't be shown; get a new one")
         token = cls(found.terms, found.private)
         if now >= found.terms.expires:
             raise TokenError(

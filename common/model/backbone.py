@@ -30,7 +30,7 @@ from penchant.common.model.base_models import (
     unpacked_smollm2,
 )
 from penchant.common.model.modules import find_blocks
-from penchant.common.wording import one_line
+from penchant.common.printable import one_line
 
 
 @dataclass(frozen=True)

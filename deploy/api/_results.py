@@ -29,7 +29,7 @@ from penchant.deploy.simulation.devices import personal_part
 from penchant.deploy.simulation.result import RunResult, html_table
 from penchant.deploy.simulation.runner import final_factors
 from penchant.deploy.simulation.world import SimulationSetup, prepare
-from penchant.server.journal import Journal
+from penchant.server.journal_reader import JournalReader
 
 __all__ = ["ComparisonResult", "SimulationResult"]
 
@@ -66,11 +66,7 @@ class RunModels:
     @cached_property
     def factors(self) -> Vector:
         """The shared factors that the run ended with."""
-        journal = Journal(self._directory)
-        try:
-            return final_factors(self.world, journal)
-        finally:
-            journal.close()
+        return final_factors(self.world, JournalReader(self._directory))
 
     def of_person(self, name: str) -> PersonalModel:
         """The model of one person of the run."""

@@ -23,7 +23,8 @@ from penchant.deploy.audit.record import (
     read_wire,
 )
 from penchant.deploy.audit.rules import VECTORS, Rules, find_violations
-from penchant.server.journal import Journal, RoundRow
+from penchant.server.journal import RoundRow
+from penchant.server.journal_reader import JournalReader
 
 __all__ = ["Audit", "Line", "audit"]
 
@@ -144,13 +145,7 @@ def audit(directory: Path) -> Audit:
 
 
 def _journal(directory: Path) -> list[RoundRow]:
-    if not (directory / "journal.db").is_file():
-        return []
-    journal = Journal(directory)
-    try:
-        return journal.rows()
-    finally:
-        journal.close()
+    return JournalReader(directory).rows()
 
 
 def _refused(rows: Sequence[RoundRow]) -> Iterator[str]:

@@ -7,17 +7,16 @@ asked for (tests search them for what must never leave). `deploy.audit` reads it
 
 from __future__ import annotations
 
-import json
 import math
-import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from penchant.common.errors import RunDirectoryError
+from penchant.common.foreign_files import ForeignDatabase, Limits, foreign_database, parse_json
 from penchant.common.secagg.stages import CONFIRM, KEYS, MASKED, SHARES, STATUS, UNMASK
 from penchant.common.wire.codec import MAGIC, AtMost, Exactly, Many, Unsigned
 from penchant.common.wire.messages import (
@@ -42,6 +41,7 @@ __all__ = [
     "FieldRule",
     "Sent",
     "Tensor",
+    "inspect_wire",
     "read_tensors",
     "read_wire",
     "rules_of",
@@ -65,7 +65,26 @@ REPLIES: Mapping[str, tuple[type, ...]] = {
 """What a client may send in each stage: nothing else."""
 
 
+LIMITS = Limits(seconds=120.0, rows=10_000_000, values=2 * 1024**3)
+TEXT_MOST, SAID_MOST = 300, 1_000_000  # characters of a name, and of an error of Flower's
+LARGEST, DIMENSIONS = 2**48, 9  # of sides and sizes; of numbers beside a name
 COLUMNS = "place, stage, node, kind, bytes, framed, sha256, fields, said, message"
+_TABLES = {
+    "sent": (
+        "number",
+        "place",
+        "stage",
+        "node",
+        "kind",
+        "bytes",
+        "framed",
+        "sha256",
+        "fields",
+        "said",
+        "message",
+    ),
+    "tensors": ("phase", "layout"),
+}
 
 
 @dataclass(frozen=True)
@@ -157,47 +176,83 @@ class Sent:
 
 
 def read_wire(directory: Path) -> Iterator[Sent]:
-    """All that left clients in a run, in order. RunDirectoryError when nothing is recorded."""
-    for row in _rows(directory, f"SELECT {COLUMNS} FROM sent ORDER BY number"):
-        place, stage, node, kind, size, framed, sha256, described, said, message = row
-        parts = tuple(
-            Field(f["name"], f["type"], tuple(f["shape"]), f["size"]) for f in _listed(directory, described)
-        )
-        yield Sent(place, stage, node, kind, size, framed, sha256, parts, said, message)
+    """All that left clients in a run, in order. RunDirectoryError when nothing is recorded, or the record is
+    not as it is written."""
+    with _open(directory) as db:
+        for row in db.each(f"SELECT {COLUMNS} FROM sent ORDER BY number"):
+            yield _sent(directory, row)
 
 
 def read_tensors(directory: Path) -> dict[str, tuple[Tensor, ...]]:
     """phase -> what its vector is made of."""
-    return {
-        phase: tuple(Tensor(t["name"], tuple(t["shape"])) for t in _listed(directory, layout))
-        for phase, layout in _rows(directory, "SELECT phase, layout FROM tensors")
-    }
+    with _open(directory) as db:
+        return {
+            _text(directory, phase): tuple(
+                Tensor(t["name"], tuple(t["shape"])) for t in _listed(directory, layout)
+            )
+            for phase, layout in db.each("SELECT phase, layout FROM tensors")
+        }
 
 
-def _listed(directory: Path, text: str) -> list[dict[str, Any]]:
+def inspect_wire(directory: Path) -> None:
+    """Refuse, by a RunDirectoryError, a record that is none of penchant's, before it is gone on with."""
+    if (directory / WIRE).exists() or (directory / WIRE).is_symlink():
+        with foreign_database(directory / WIRE, RunDirectoryError) as db:
+            db.expect(_TABLES)
+
+
+def _sent(directory: Path, row: tuple[Any, ...]) -> Sent:
+    place, stage, node, kind, size, framed, sha256, described, said, message = row
+    parts = tuple(
+        Field(f["name"], f["type"], tuple(f["shape"]), f["size"]) for f in _listed(directory, described)
+    )
+    whole = all(type(n) is int for n in (node, size, framed)) and size >= 0 and framed >= 0
+    if not whole or type(message) not in (bytes, type(None)):
+        raise _damaged(directory)
+    texts = [_text(directory, text) for text in (place, stage, kind, sha256)]
+    error = _text(directory, said, SAID_MOST)
+    return Sent(texts[0], texts[1], node, texts[2], size, framed, texts[3], parts, error, message)
+
+
+def _text(directory: Path, value: object, most: int = TEXT_MOST) -> str:
+    if type(value) is not str or len(value) > most:
+        raise _damaged(directory)
+    return value
+
+
+def _listed(directory: Path, text: object) -> list[dict[str, Any]]:
     """Rows of names, types, shapes and sizes as they were written. RunDirectoryError if they are not."""
+    if type(text) is not str:
+        raise _damaged(directory)
+    rows = parse_json(text, RunDirectoryError, str(directory / WIRE))
     try:
-        rows = json.loads(text)
         for row in rows:
             numbers = [*row["shape"], row.get("size", 0)]
-            if not all(type(n) is int for n in numbers) or type(row["name"]) is not str:
-                raise ValueError("a number or a name is missing or malformed")
+            fine = all(type(n) is int and 0 <= n <= LARGEST for n in numbers) and len(numbers) <= DIMENSIONS
+            if not fine or type(row.get("type", "")) is not str:
+                raise ValueError("a number or a type is missing or malformed")
+            _text(directory, row["name"])
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise RunDirectoryError(f"{directory / WIRE} is damaged; what left can't be read from it") from None
+        raise _damaged(directory) from None
     return list(rows)
 
 
-def _rows(directory: Path, query: str) -> list[Any]:
-    path = directory / WIRE
-    if not path.is_file():
+def _damaged(directory: Path) -> RunDirectoryError:
+    return RunDirectoryError(f"{directory / WIRE} is damaged; what left can't be read from it")
+
+
+@contextmanager
+def _open(directory: Path) -> Iterator[ForeignDatabase]:
+    try:
+        with foreign_database(directory / WIRE, RunDirectoryError, LIMITS) as db:
+            db.expect(_TABLES)
+            if not all(db.has(table) for table in _TABLES):
+                raise _damaged(directory)
+            yield db
+    except FileNotFoundError:
         raise RunDirectoryError(
             f"{directory} holds no record of the wire; it is written by runs on the in-process grid"
-        )
-    try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-            return db.execute(query).fetchall()
-    except sqlite3.Error as error:
-        raise RunDirectoryError(f"can't read {path}: {error}") from None
+        ) from None
 
 
 # --- reading a message --------------------------------------------------------------------------------

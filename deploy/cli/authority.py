@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penchant.common.errors import UsageError
-from penchant.common.wording import one_line
+from penchant.common.printable import one_line
 from penchant.deploy.cli import passphrase as passphrases
 from penchant.deploy.cli.errors import command, on_interrupt
+from penchant.deploy.terminal import say, say_json
 
 if TYPE_CHECKING:
     from penchant.deploy.fleet.authority import AuthorityStore
@@ -33,6 +32,7 @@ PASSPHRASE = "PENCHANT_AUTHORITY_PASSPHRASE"
 NEW = "give --new-passphrase-file FILE (- for standard input)"
 HOW = "give --passphrase-file FILE (- for standard input)"
 REQUEST_MOST = 4096  # bytes of a device's request: all are smaller
+NAME_SHOWN, REASON_SHOWN = 100, 1000  # characters of what the server wrote
 
 Where = Annotated[Path, typer.Argument(metavar="DIR", help="The authority's directory.")]
 Out = Annotated[Path, typer.Option("--out", help="File to write; an existing one is never replaced.")]
@@ -74,10 +74,10 @@ def init(
     refuse_existing(directory)
     secret = None if no_passphrase else _new_passphrase(passphrase_file, passphrase)
     office = AuthorityStore.init(directory, secret)
-    print(f"authority {office.digest.hex()}")
-    print(f"keep {directory} off the server, and a copy of it in a safe place")
+    say(f"authority {office.digest.hex()}")
+    say(f"keep {directory} off the server, and a copy of it in a safe place")
     if no_passphrase:
-        print("its key is in clear: whoever can read it, or a copy, can enrol anybody", file=sys.stderr)
+        say("its key is in clear: whoever can read it, or a copy, can enrol anybody", error=True)
 
 
 @command(app, "passphrase")
@@ -98,7 +98,7 @@ def change_passphrase(
     """Give the authority's key another passphrase, or its first one."""
     office = _opened(directory, passphrase, passphrase_file)
     office.protect(_new_passphrase(new_passphrase_file, variable=""))
-    print(f"the key in {directory} opens with the new passphrase; copies of the old file with the old one")
+    say(f"the key in {directory} opens with the new passphrase; copies of the old file with the old one")
 
 
 @command(app)
@@ -117,7 +117,7 @@ def issue(
     _refuse_existing(out)
     answer = _opened(directory, passphrase, passphrase_file).issue(asked.request, name or asked.name)
     _write(out, answer.encode())
-    print(f"member {answer.certificate.member}: {out}")
+    say(f"member {answer.certificate.member}: {out}")
 
 
 @command(app)
@@ -132,7 +132,7 @@ def revoke(
     """Revoke a member for good, and write the new list."""
     _refuse_existing(out)
     _write(out, _opened(directory, passphrase, passphrase_file).revoke(member, why))
-    print(f"member {member} is revoked; give {out} to the server")
+    say(f"member {member} is revoked; give {out} to the server")
 
 
 @command(app)
@@ -146,7 +146,7 @@ def publish(
     """Sign the next member list, and write it."""
     _refuse_existing(out)
     _write(out, _opened(directory, passphrase, passphrase_file).publish(days=days))
-    print(f"{out} is valid for {days} days")
+    say(f"{out} is valid for {days} days")
 
 
 @command(app)
@@ -170,9 +170,9 @@ def attend(
 
     office = _opened(directory, passphrase, passphrase_file)
     if yes:
-        print(
+        say(
             "everything is granted: whoever runs the server can enrol anybody and run anything",
-            file=sys.stderr,
+            error=True,
         )
     with on_interrupt("what was decided is kept, and the same command asks about the rest"):
         said: set[str] = set()  # at the last look: what is left alone is said once
@@ -180,7 +180,7 @@ def attend(
             lines = authority_inbox.attend(office, requests, answers, lambda m: yes or _granted(m))
             for line in lines:
                 if line not in said:
-                    print(one_line(line), flush=True)
+                    say(one_line(line))
             said = set(lines)
             if not watch:
                 return
@@ -201,27 +201,35 @@ def list_members(
             {"number": m.number, "name": m.name, "issued": m.issued, "revoked": m.revoked, "why": m.why}
             for m in members
         ]
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        say_json(rows)
         return
     for m in members:
         state = f"revoked {_day(m.revoked)} {m.why}" if m.revoked is not None else "member"
-        print(f"{m.number:6d}  {_day(m.issued)}  {one_line(state):10s}  {one_line(m.name)}".rstrip())
+        name = one_line(m.name, NAME_SHOWN)
+        say(f"{m.number:6d}  {_day(m.issued)}  {one_line(state, REASON_SHOWN):10s}  {name}".rstrip())
 
 
 # --- inner parts --------------------------------------------------------------------------------------
 
 
 def _granted(decision: PendingDecision) -> bool:
+    """Ask the authority. What the decision is about is the last line above the question: a name before it can
+    neither hide it nor put another one in its place."""
     if decision.kind == "enrol":
-        print(one_line(f"request {decision.who} {decision.what}"))
-        return typer.confirm("Does the device's owner see the same request, and do you know them?")
+        say(f"the server calls the device: {one_line(decision.what, NAME_SHOWN) or 'nothing'}")
+        say("the fingerprint of its request:")
+        say(decision.who)
+        return typer.confirm("Does the device's owner see the same fingerprint, and do you know them?")
     if decision.kind == "run":
-        print(one_line(f"the server asks for a signature under run {decision.what}:"))
+        say(f"the server calls the run: {one_line(decision.what, NAME_SHOWN) or 'nothing'}")
+        say("it asks for your signature under this, and devices will take part in nothing beyond it:")
         for line in decision.lines:
-            print(f"  {one_line(line)}")
-        return typer.confirm("May devices take part in this run, and in nothing beyond it?")
-    print(one_line(f"the server asks to revoke member {decision.who}: {decision.what or 'no reason given'}"))
-    return typer.confirm("Revoke it for good?")
+            say(f"  {one_line(line, REASON_SHOWN)}")
+        return typer.confirm("May devices take part in this run?")
+    say(f"the server's reason: {one_line(decision.what, REASON_SHOWN) or 'none'}")
+    say("it asks to revoke this member for good:")
+    say(f"member {decision.who}")
+    return typer.confirm("Revoke it?")
 
 
 def _day(seconds: int) -> str:

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from penchant.common.errors import UsageError
 from penchant.deploy.cli.errors import command, ending_in_one_line
+from penchant.deploy.terminal import log_to_stderr, say
 
 if TYPE_CHECKING:
     from penchant.server.console.accounts import ConsoleStore
@@ -112,7 +113,7 @@ def add(
     store = _store(state)
     store.add(name, role, _password())
     store.note(_me(), "", "make an account", name, detail=f"role: {role}")
-    print(f"{name} may log in as {role}")
+    say(f"{name} may log in as {role}")
 
 
 @command(account)
@@ -121,7 +122,7 @@ def passwd(name: Name, state: State = None) -> None:
     store = _store(state)
     store.passwd(name, _password())
     store.note(_me(), "", "change a password", name)
-    print(f"{name} has a new password")
+    say(f"{name} has a new password")
 
 
 @command(account)
@@ -130,7 +131,7 @@ def remove(name: Name, state: State = None) -> None:
     store = _store(state)
     store.remove(name)
     store.note(_me(), "", "remove an account", name)
-    print(f"{name} is removed")
+    say(f"{name} is removed")
 
 
 @command(account, "list")
@@ -138,7 +139,7 @@ def list_accounts(state: State = None) -> None:
     """All accounts."""
     for one in _store(state).accounts():
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.used)) if one.used else "never"
-        print(f"{one.name:32s}  {one.role:8s}  last login {used}")
+        say(f"{one.name:32s}  {one.role:8s}  last login {used}")
 
 
 # --- inner parts --------------------------------------------------------------------------------------
@@ -210,8 +211,6 @@ def _serve(
     data: Path | None,
     state: Path | None,
 ) -> None:
-    import logging
-
     try:
         import uvicorn
 
@@ -222,16 +221,15 @@ def _serve(
         raise UsageError(f"the console needs {missing.name}; install penchant[console]") from None
 
     refuse_strangers(directories)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_to_stderr()
     store = _store(state)
     operations = OperationsOnThisMachine(directories, store, data)
     scheme = "https" if tls[0] else "http"
     if not store.accounts():
         where = f" --state {shlex.quote(str(state))}" if state else ""
         add = f"penchant console account add NAME --role operator{where}"
-        print(f"no account yet: {add}", file=sys.stderr)
-    print(f"the console is at {scheme}://{_with_port(host, port)}", flush=True)
+        say(f"no account yet: {add}", error=True)
+    say(f"the console is at {scheme}://{_with_port(host, port)}")
     uvicorn.run(
         build_app(store, operations, hosts=hosts, https=https),
         host=host,

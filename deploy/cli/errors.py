@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -18,6 +17,7 @@ import typer
 
 from penchant.common.errors import PenchantError
 from penchant.deploy.error_report import INTERRUPTED, ErrorReport
+from penchant.deploy.terminal import say
 
 __all__ = ["command", "ending_in_one_line", "notice", "on_interrupt", "report_error", "report_interrupt"]
 
@@ -104,7 +104,7 @@ def report_interrupt(interrupt: BaseException) -> int:
 
 def notice(text: str) -> None:
     """Say on standard error that something is to be called in another way from now on."""
-    print(f"note: {text}", file=sys.stderr)
+    say(f"note: {text}", error=True)
 
 
 def _after_notice(body: Body, text: str) -> Body:

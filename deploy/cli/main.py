@@ -17,7 +17,7 @@ import typer
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import PenchantError, RunDirectoryError, UsageError
-from penchant.common.wording import one_line
+from penchant.common.printable import one_line
 from penchant.deploy import run_directory
 from penchant.deploy.cli import authority, console, device, server
 from penchant.deploy.cli.errors import command, on_interrupt, report_error, report_interrupt
@@ -34,6 +34,7 @@ from penchant.deploy.cli.options import (
 )
 from penchant.deploy.configuration import configure, file_changes
 from penchant.deploy.error_report import USAGE, ErrorReport
+from penchant.deploy.terminal import say, tracebacks_in_print
 
 __all__ = ["main"]
 
@@ -56,7 +57,7 @@ app.add_typer(console.app, rich_help_panel="Operator")
 @app.callback(invoke_without_command=True)
 def root(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if show_version:
-        print(version("penchant"))
+        say(version("penchant"))
         raise typer.Exit()
 
 
@@ -172,8 +173,8 @@ def quickstart(
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
     with on_interrupt("the fleet is taken down; begin anew with another directory, or delete this one"):
-        server = begin(Quickstart(directory, devices, rounds), lambda line: print(line, flush=True))
-    print(f"look at it: penchant server status {server}")
+        server = begin(Quickstart(directory, devices, rounds), say)
+    say(f"look at it: penchant server status {server}")
 
 
 @command(app, rich_help_panel="Researcher")
@@ -210,6 +211,7 @@ def _run_name(config: RunConfig) -> str:
 
 def main() -> None:
     """Entry point of the ``penchant`` command."""
+    tracebacks_in_print()
     try:
         with notices_in_one_line():
             code = app(standalone_mode=False)

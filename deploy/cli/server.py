@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import time
 from dataclasses import asdict
@@ -14,8 +12,9 @@ import typer
 
 from penchant.common.durations import DAY
 from penchant.common.errors import UsageError
-from penchant.common.wording import one_line
+from penchant.common.printable import one_line
 from penchant.deploy.cli.errors import command, on_interrupt
+from penchant.deploy.terminal import log_to_stderr, say, say_json
 
 if TYPE_CHECKING:
     from penchant.deploy.fleet.server_directory import ServerDirectory
@@ -61,7 +60,7 @@ def init(
         addresses=tuple(address), listen=listen, port=port, superlink_port=superlink_port
     )
     ServerDirectory.create(directory, settings, _read(authority), _read(members))
-    print(f"{directory} is ready; bring it up with `penchant server up {directory}`")
+    say(f"{directory} is ready; bring it up with `penchant server up {directory}`")
 
 
 @command(app)
@@ -79,9 +78,8 @@ def up(
     if only:
         processes.only(site, only)
         return
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log every look at the SuperLink
-    processes.up(site, lambda: print(f"devices reach this server at {site.settings.gateway}", flush=True))
+    log_to_stderr()
+    processes.up(site, lambda: say(f"devices reach this server at {site.settings.gateway}"))
 
 
 @command(app, formerly="enroll")
@@ -105,11 +103,11 @@ def invite(
         raise UsageError(f"{out} is there already; choose another --out")
     text = hand_out(directory, name, time.time() + days * DAY).text()
     if out is None:
-        print(text)
+        say(text)
         return
     with open(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text + "\n")
-    print(f"{out}: bring it to the device by a way that nobody else can change")
+    say(f"{out}: bring it to the device by a way that nobody else can change")
 
 
 @command(app)
@@ -120,7 +118,7 @@ def members(
     """Take over a newer member list; a run that goes on heeds it from its next round."""
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
-    print(f"member list {ServerDirectory(directory).take_members(_read(file))}")
+    say(f"member list {ServerDirectory(directory).take_members(_read(file))}")
 
 
 @command(app)
@@ -132,7 +130,7 @@ def revoke(
     """Ask the authority to revoke a member; it takes effect with the authority's next list."""
     from penchant.deploy.fleet.enrolment import request_revocation
 
-    print(f"{request_revocation(directory, member, why)}: for the authority")
+    say(f"{request_revocation(directory, member, why)}: for the authority")
 
 
 @command(app)
@@ -143,7 +141,7 @@ def renew(directory: Where) -> None:
 
     site = ServerDirectory(directory)
     site.renew()
-    print(f"good for {days_left(site.tls.gateway.certificate):.0f} days; now restart the server")
+    say(f"good for {days_left(site.tls.gateway.certificate):.0f} days; now restart the server")
 
 
 @command(app)
@@ -179,7 +177,7 @@ def run(
         earlier, number = named_round(begin_with)
         start = earlier_round(site.run(_chosen(site, earlier)), number, settings)
     served_run.create(site.run(chosen), settings, site.authority, site.membership().encoded, start)
-    print(f"run {chosen}", flush=True)
+    say(f"run {chosen}")
     _ask_for_signature(site, chosen, days)
     _play(site, chosen, detach)
 
@@ -194,7 +192,7 @@ def resume(directory: Where, run: RunName = "", detach: Detach = False) -> None:
     site = ServerDirectory(directory)
     chosen = _chosen(site, run)
     if is_done(site.run(chosen)):
-        print(f"run {chosen} is finished")
+        say(f"run {chosen} is finished")
         return
     refuse_second(site, door(site))
     _ask_for_signature(site, chosen)
@@ -218,7 +216,7 @@ def status(directory: Where, run: RunName = "", as_json: AsJson = False) -> None
         facts = run_facts(site.run(chosen)) if chosen else None
     if as_json:
         table = facts.table() | {"run": facts.place.name} if facts else {}
-        print(json.dumps(state | table, indent=2, ensure_ascii=False))
+        say_json(state | table)
         return
     if state:
         _print_state(state)
@@ -237,7 +235,7 @@ def export(
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
     site = ServerDirectory(directory)
-    print(f"round {served_run.export(site.run(_chosen(site, run)), out)}: {out}")
+    say(f"round {served_run.export(site.run(_chosen(site, run)), out)}: {out}")
 
 
 # --- inner parts --------------------------------------------------------------------------------------
@@ -260,11 +258,10 @@ def _ask_for_signature(site: ServerDirectory, name: str, days: int = 30) -> None
     asked = run_signature.ask(site, name, days)
     if asked is None:
         return
-    print(f"run {name} waits for the authority's signature: {asked}")
-    print(
+    say(f"run {name} waits for the authority's signature: {asked}")
+    say(
         f"  at the authority: penchant authority attend DIR --requests {site.requests} "
-        f"--answers {site.answers}",
-        flush=True,
+        f"--answers {site.answers}"
     )
 
 
@@ -275,14 +272,14 @@ def _play(site: ServerDirectory, name: str, detach: bool) -> None:
     from penchant.deploy.fleet.processes import door
 
     flower = served_run.start(site.run(name), door(site))
-    print(f"Flower run {flower}", flush=True)
+    say(f"Flower run {flower}")
     if detach:
         return
     with on_interrupt(
         f"run {name} goes on; `penchant server status {site.directory}` shows how far it is, and the console "
         "can stop it"
     ):
-        watch(site.run(name), door(site), flower, lambda line: print(line, flush=True))
+        watch(site.run(name), door(site), flower, say)
 
 
 def _print_enrolments(directory: Path, as_json: bool) -> None:
@@ -291,24 +288,23 @@ def _print_enrolments(directory: Path, as_json: bool) -> None:
 
     rows = EnrolmentRegistry(ServerDirectory(directory)).enrolments()
     if as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
+        say_json([asdict(row) for row in rows])
         return
     for row in rows:
         member = "" if row.member is None else f"member {row.member}"
-        print(
-            f"{row.token}  {row.state:8s}  {member:12s}  {row.fingerprint:24s}  {one_line(row.name)}".rstrip()
-        )
+        name = one_line(row.name, 100)
+        say(f"{row.token}  {row.state:8s}  {member:12s}  {row.fingerprint:24s}  {name}".rstrip())
 
 
 def _print_state(state: dict[str, Any]) -> None:
     link = state["superlink"]
-    print(f"gateway {state['gateway']}: {'open' if state['up'] else 'closed'}")
-    print(f"SuperLink {'up' if link['up'] else 'down'}, {link['online']} of {link['nodes']} nodes online")
-    print(
+    say(f"gateway {state['gateway']}: {'open' if state['up'] else 'closed'}")
+    say(f"SuperLink {'up' if link['up'] else 'down'}, {link['online']} of {link['nodes']} nodes online")
+    say(
         f"member list {state['members']['number']}: {state['members']['count']} members, "
         f"good for {state['members']['days_left']:.1f} days"
     )
-    print(f"server certificate good for {state['certificate_days_left']:.0f} days")
+    say(f"server certificate good for {state['certificate_days_left']:.0f} days")
 
 
 def _read(path: Path) -> bytes:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from penchant.common.errors import ProtocolError
+from penchant.common.printable import one_line
 from penchant.common.secagg.update_vector import COUNTERS
-from penchant.common.wording import one_line
 from penchant.deploy.audit.audit import SHOWN, Audit, _span, audit, shown_fields
 from penchant.deploy.audit.record import (
     Tensor,
 )
 from penchant.deploy.audit.rules import OUTSIDE
+from penchant.deploy.cli.drawing import Drawing
+from penchant.deploy.terminal import say_json
 
 __all__ = ["show"]
+
+_SECAGG = {True: "", False: "bold red"}
 
 
 def show(directory: Path, *, as_json: bool = False) -> None:
@@ -29,9 +31,9 @@ def show(directory: Path, *, as_json: bool = False) -> None:
     """
     found = audit(directory)
     if as_json:
-        print(json.dumps(found.as_json(), indent=2))
+        say_json(found.as_json())
     else:
-        _draw(found, Console(highlight=False))
+        _draw(found, Drawing())
     if found.violations:
         raise ProtocolError(
             f"{len(found.violations)} findings in {directory}: the record is not what the protocol and the "
@@ -39,28 +41,30 @@ def show(directory: Path, *, as_json: bool = False) -> None:
         )
 
 
-def _draw(found: Audit, console: Console) -> None:
-    secagg = "secure aggregation on" if found.secagg else "[bold red]secure aggregation OFF[/]"
-    state = "" if found.finished else ", [yellow]not finished[/]"
-    console.print(f"{escape(str(found.directory))}: share {found.share}, {secagg}{state}")
+def _draw(found: Audit, console: Drawing) -> None:
+    head = Text(f"{one_line(str(found.directory))}: share {found.share}, ")
+    head.append("secure aggregation on" if found.secagg else "secure aggregation OFF", _SECAGG[found.secagg])
+    if not found.finished:
+        head.append(", ").append("not finished", "yellow")
+    console.print(head)
     console.print(_left_table(found))
     for phase, tensors in found.vectors.items():
         console.print(_vector_table(phase, tensors, found))
     console.print(_load_table(found))
     for line in found.refused[:SHOWN]:
-        console.print(f"[yellow]not used:[/] {escape(one_line(line))}", soft_wrap=True)
+        console.print(Text.assemble(("not used:", "yellow"), f" {one_line(line)}"), soft_wrap=True)
     if len(found.refused) > SHOWN:
         console.print(f"  … and {len(found.refused) - SHOWN} more (--json lists all)")
     if found.violations:
-        console.print(f"[bold red]{len(found.violations)} findings[/]")
+        console.print(f"{len(found.violations)} findings", style="bold red")
         for line in found.violations[:SHOWN]:
-            console.print(f"  {escape(line)}", soft_wrap=True)
+            console.print(f"  {one_line(line)}", soft_wrap=True)
         if len(found.violations) > SHOWN:
             console.print(f"  … and {len(found.violations) - SHOWN} more (--json lists all)")
         return
     console.print("Nothing else left.")
     if not found.secagg:
-        console.print("[red]Every vector left unmasked: the server saw each client's own.[/]")
+        console.print("Every vector left unmasked: the server saw each client's own.", style="red")
 
 
 def _left_table(found: Audit) -> Table:
@@ -74,8 +78,8 @@ def _left_table(found: Audit) -> Table:
             table.add_section()
         table.add_row(
             line.phase if line.phase != before else "",
-            line.stage,
-            f"[bold]{escape(line.kind)}[/]",
+            one_line(line.stage),
+            Text(one_line(line.kind), "bold"),
             f"{line.messages:,}",
             "",
             "",
@@ -84,7 +88,9 @@ def _left_table(found: Audit) -> Table:
         )
         for field in shown_fields(line, found.ring):
             shape = " × ".join(field["shape"])
-            table.add_row("", "", "", "", escape(field["name"]), escape(field["type"]), shape, field["bytes"])
+            table.add_row(
+                "", "", "", "", one_line(field["name"]), one_line(field["type"]), shape, field["bytes"]
+            )
         before = line.phase
     return table
 
@@ -102,7 +108,7 @@ def _vector_table(phase: str, tensors: Sequence[Tensor], found: Audit) -> Table:
     for tensor in tensors:
         if tensor.name not in COUNTERS:
             shape = " × ".join(map(str, tensor.shape))
-            table.add_row(escape(tensor.name), shape, f"{tensor.words * width:,}")
+            table.add_row(one_line(tensor.name), shape, f"{tensor.words * width:,}")
     counters = [t for t in tensors if t.name in COUNTERS]
     if counters:
         table.add_row(f"counters: {_listed([t.name for t in counters])}", "", f"{len(counters) * width:,}")

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
 from penchant.common.config import RunConfig
+from penchant.common.printable import one_line
 from penchant.common.wording import decimals, size
+from penchant.deploy.cli.drawing import Drawing, note, plain_column, unmasked_warning
 from penchant.deploy.comparison import conclusions
 from penchant.deploy.comparison.cases import Case
 from penchant.deploy.comparison.runner import PAGE, TABLE, Comparison, ComparisonProgress, compare
@@ -29,10 +30,10 @@ __all__ = ["compare_and_show", "show_comparison"]
 class ComparisonBars(ComparisonProgress):
     """Two bars, for the cases and for the rounds of the one that runs; and a line a finished case."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Drawing) -> None:
         self._console = console
         self._bars = Bars(
-            TextColumn("{task.description}"),
+            plain_column("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -55,7 +56,7 @@ class ComparisonBars(ComparisonProgress):
         """As `ComparisonProgress.begin`."""
         self._place = f"{number}/{cases}"
         self._bars.update(self._cases, completed=number - 1, total=cases)
-        self._bars.reset(self._case, description=case.name, completed=0, total=None)
+        self._bars.reset(self._case, description=one_line(case.name), completed=0, total=None)
 
     def round(self, log: RoundLog, last: int) -> None:
         """As `Progress.round`."""
@@ -65,44 +66,41 @@ class ComparisonBars(ComparisonProgress):
         """As `ComparisonProgress.end`."""
         self._bars.advance(self._cases)
         seconds = decimals(result.wall_seconds, 0)
-        self._console.print(f"{self._place} {case.name}: {result.accuracy:.3f} in {seconds} s")
+        self._console.print(f"{self._place} {one_line(case.name)}: {result.accuracy:.3f} in {seconds} s")
 
 
 def compare_and_show(configs: Sequence[RunConfig], directory: Path) -> None:
     """Run, resume or read the comparison of `directory`, and print its table and conclusions."""
-    console = Console(highlight=False)
-    errors = Console(stderr=True, highlight=False)
+    console = Drawing()
+    errors = Drawing(stderr=True)
     if not all(config.privacy.secagg for config in configs):
-        errors.print(
-            "[bold red]WITHOUT SECURE AGGREGATION:[/] every update goes to the server in clear, and an "
-            "update reveals much about the choices behind it. Simulated people only."
-        )
+        errors.print(unmasked_warning())
     with ComparisonBars(console) as drawn:
         command = shlex.join(["penchant", *sys.argv[1:]])
         found = compare(configs, directory, drawn, command=command, pages=PAGES)
     for line in found.details.caveats:
-        errors.print("[yellow]note:[/]", line)
+        errors.print(note(line))
     show_comparison(found, directory, console)
 
 
-def show_comparison(found: Comparison, directory: Path, console: Console | None = None) -> None:
+def show_comparison(found: Comparison, directory: Path, console: Drawing | None = None) -> None:
     """The table, the paired differences, and in words what they mean."""
-    console = console or Console(highlight=False)
+    console = console or Drawing()
     groups = conclusions.grouped(found.rows)
     for group in groups:
         console.print(_accuracies(group, found.details))
         console.print(_differences(group))
-    console.print(conclusions.headline(groups), style="bold", markup=False)
+    console.print(one_line(conclusions.headline(groups)), style="bold")
     for group in groups:
         for sentence in conclusions.conclusion(group):
-            console.print(sentence, markup=False)
-    console.print(f"{directory / TABLE}  {directory / PAGE}", soft_wrap=True, markup=False)
+            console.print(one_line(sentence))
+    console.print(one_line(f"{directory / TABLE}  {directory / PAGE}"), soft_wrap=True)
 
 
 def _accuracies(group: conclusions.Group, details: ComparisonDetails) -> Table:
     about = [details.dataset, details.base_model, group.title]
     table = Table(
-        title=", ".join(part for part in about if part),
+        title=one_line(", ".join(part for part in about if part)),
         title_justify="left",
         caption="rounds, client calls (one client's training in one round), bytes that all clients sent, and "
         "seconds are those of one run",
@@ -116,7 +114,7 @@ def _accuracies(group: conclusions.Group, details: ComparisonDetails) -> Table:
     for name, row in zip(group.names, group.rows, strict=True):
         error, cost = row.accuracy_se, row.cost or RunCost()
         table.add_row(
-            name,
+            one_line(name),
             f"{row.accuracy_mean:.3f}" + ("" if error is None else f" ± {error:.3f}"),
             f"{len(row.seeds)}",
             decimals(cost.rounds, 0),
@@ -137,5 +135,5 @@ def _differences(group: conclusions.Group) -> Table | str:
     table.add_column("95% interval", justify="right", no_wrap=True)
     table.add_column("in words", no_wrap=True)
     for line in lines:
-        table.add_row(line.label, line.difference, line.interval, line.words)
+        table.add_row(one_line(line.label), line.difference, line.interval, line.words)
     return table

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console, Group, RenderableType
-from rich.markup import escape
+from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from penchant.common import wording
+from penchant.common.printable import one_line
 from penchant.deploy import run_directory
+from penchant.deploy.cli.drawing import Drawing
 from penchant.deploy.fleet.run_activity import work_of
 from penchant.server.monitoring import labels
 from penchant.server.monitoring.run_history import (
@@ -37,14 +38,14 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 def run_facts(directory: Path) -> RunSummary:
     """The facts of a run's directory, a simulation's or a served run's."""
     kind: Kind = "served" if run_directory.is_served(directory) else "simulation"
-    place = RunLocation(directory.name, directory.absolute().name, directory, kind)
+    place = RunLocation(directory.name, one_line(directory.absolute().name), directory, kind)
     work = work_of(directory) if kind == "served" else Activity(running=run_directory.busy(directory))
     return facts_of(place, work)
 
 
-def show_run(run: RunSummary, console: Console | None = None) -> None:
+def show_run(run: RunSummary, console: Drawing | None = None) -> None:
     """Print how far it is, the stage that it is in, what it learned, and its last attempts."""
-    console = console or Console(highlight=False)
+    console = console or Drawing()
     console.print(_heading(run))
     if run.config is None:
         return
@@ -61,16 +62,16 @@ def show_run(run: RunSummary, console: Console | None = None) -> None:
 
 def _heading(run: RunSummary) -> RenderableType:
     colour = _COLOURS.get(run.state, "white")
-    line = f"[bold]{escape(run.place.name)}[/]  [{colour}]{labels.state(run.state)}[/]"
+    line = Text.assemble((one_line(run.place.name), "bold"), "  ", (labels.state(run.state), colour))
     if run.total:
-        line += f"  {run.settled} of {run.total} rounds"
+        line.append(f"  {run.settled} of {run.total} rounds")
     if run.remaining is not None:
-        line += f", about {wording.duration(run.remaining)} to go"
+        line.append(f", about {wording.duration(run.remaining)} to go")
     if run.why:
-        line += f"\n{escape(run.why)}"
+        line.append(f"\n{one_line(run.why)}")
     if not run.total:
-        return Text.from_markup(line)
-    return Group(Text.from_markup(line), ProgressBar(run.total, run.settled, width=WIDE), Text())
+        return line
+    return Group(line, ProgressBar(run.total, run.settled, width=WIDE), Text())
 
 
 def _figures(run: RunSummary) -> Table:
@@ -98,7 +99,7 @@ def _histogram(people: list[int]) -> str:
     return f"0% {blocks} 100%"
 
 
-def _stages(stages: list[Stage]) -> str:
+def _stages(stages: Sequence[Stage]) -> str:
     parts = [f"{labels.stage(s.name).lower()} {s.answered}/{s.asked}" for s in stages]
     return " → ".join(parts) or "announced"
 
@@ -118,7 +119,7 @@ def _row(attempt: Attempt) -> tuple[str, ...]:
     head = (number, labels.phase(attempt.phase), attempt.state)
     log = attempt.log
     if log is None:
-        return (*head, "", "", "", "", "", escape(attempt.why or ""))
+        return (*head, "", "", "", "", "", one_line(attempt.why or ""))
     return (
         *head,
         f"{log.survivors}/{log.cohort}",
@@ -126,5 +127,5 @@ def _row(attempt: Attempt) -> tuple[str, ...]:
         wording.percent(log.val_accuracy),
         wording.size(log.bytes_up),
         wording.duration(log.seconds),
-        "; ".join([labels.lost(log.dropped), *(escape(line) for line in labels.left_out(log.failed))]),
+        "; ".join([labels.lost(log.dropped), *map(one_line, labels.left_out(log.failed))]),
     )

@@ -6,14 +6,15 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
 from penchant.common.config import RunConfig
+from penchant.common.printable import one_line
 from penchant.common.wording import percent
 from penchant.deploy import run_directory
+from penchant.deploy.cli.drawing import Drawing, note, plain_column, unmasked_warning
 from penchant.deploy.cli.errors import on_interrupt
 from penchant.deploy.earlier_round import begun_with
 from penchant.deploy.report import write_report
@@ -28,13 +29,13 @@ __all__ = ["ProgressBars", "run_and_show", "show_result"]
 class ProgressBars(Progress):
     """Progress as a bar with the last round's figures."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Drawing) -> None:
         self._bars = Bars(
-            TextColumn("{task.description}"),
+            plain_column("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[figures]}"),
+            plain_column("{task.fields[figures]}"),
             console=console,
             transient=False,
         )
@@ -70,7 +71,7 @@ class ProgressBars(Progress):
 
 def run_and_show(config: RunConfig, directory: Path, world: SimulationSetup | None = None) -> None:
     """Run or resume the federation of `directory`, and print its result."""
-    console = Console(highlight=False)
+    console = Drawing()
     result = RunResult.read(directory)
     if result is None:
         with on_interrupt(f"go on with --resume {directory}"):
@@ -78,32 +79,31 @@ def run_and_show(config: RunConfig, directory: Path, world: SimulationSetup | No
     show_result(result, directory, console)
 
 
-def _run(config: RunConfig, directory: Path, world: SimulationSetup | None, console: Console) -> RunResult:
+def _run(config: RunConfig, directory: Path, world: SimulationSetup | None, console: Drawing) -> RunResult:
     with run_directory.claim(directory):
         pass  # refuse at once where another process works: what follows takes seconds
     world = world or prepare(config, start=begun_with(directory))
-    errors = Console(stderr=True, highlight=False)
+    errors = Drawing(stderr=True)
     for line in world.caveats():
-        errors.print(f"[yellow]note:[/] {line}" if config.privacy.secagg else f"[red]note:[/] {line}")
+        errors.print(note(line, "yellow" if config.privacy.secagg else "red"))
     if not config.privacy.secagg:
-        errors.print(
-            "[bold red]WITHOUT SECURE AGGREGATION:[/] every update goes to the server in clear, and an "
-            "update reveals much about the choices behind it. Simulated people only."
-        )
+        errors.print(unmasked_warning())
     with ProgressBars(console) as drawn:
         return simulate(world, directory, drawn, write_report=write_report)
 
 
-def show_result(result: RunResult, directory: Path, console: Console | None = None) -> None:
+def show_result(result: RunResult, directory: Path, console: Drawing | None = None) -> None:
     """The table of a finished run."""
-    console = console or Console(highlight=False)
-    table = Table(title=f"{result.dataset}, {result.base_model}, share {result.share}", title_justify="left")
+    console = console or Drawing()
+    title = one_line(f"{result.dataset}, {result.base_model}, share {result.share}")
+    table = Table(title=title, title_justify="left")
     table.add_column("what", style="bold")
     table.add_column("value", justify="right")
     for name, value in _rows(result):
         table.add_row(name, value)
     console.print(table)
-    console.print(f"{directory / run_directory.RESULT}  {directory / REPORT}", soft_wrap=True)
+    where = one_line(f"{directory / run_directory.RESULT}  {directory / REPORT}")
+    console.print(where, soft_wrap=True)
 
 
 def _rows(result: RunResult) -> Iterator[tuple[str, str]]:
@@ -111,7 +111,7 @@ def _rows(result: RunResult) -> Iterator[tuple[str, str]]:
     spread = statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
     yield "people, and choices of each", f"{result.clients}, {result.pairs}"
     yield (
-        f"personal accuracy ({result.evaluated_on}, mean over people)",
+        f"personal accuracy ({one_line(result.evaluated_on)}, mean over people)",
         f"{result.accuracy:.3f} ± {spread:.3f}",
     )
     if scores:

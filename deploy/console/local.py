@@ -23,6 +23,8 @@ from typing import Any
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, ConsoleError, RunDirectoryError, UsageError
+from penchant.common.foreign_files import open_foreign
+from penchant.common.printable import one_line, printable
 from penchant.common.shares import find_share, share_names
 from penchant.deploy import process_table, run_directory
 from penchant.deploy.configuration import configure
@@ -42,7 +44,7 @@ STOP_SECONDS = 10.0
 TAIL = 64 * 1024  # bytes of a log that are looked at
 PROGRAM = [sys.executable, "-P", "-c", "from penchant.deploy.cli.main import main; main()"]
 
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours of programs that took a file for a terminal
 
 
 class OperationsOnThisMachine:
@@ -339,7 +341,7 @@ def _inside(root: Path) -> list[Path]:
 def _tail(path: Path) -> list[str]:
     """The last lines of a log, without what steers a terminal."""
     try:
-        with path.open("rb") as file:
+        with open_foreign(path, ConsoleError) as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(file.tell() - TAIL, 0))
             text = file.read().decode("utf-8", "replace")
@@ -347,8 +349,8 @@ def _tail(path: Path) -> list[str]:
         return []
     except OSError as error:
         raise ConsoleError(f"can't read {path}: {error.strerror}") from None
-    said = [_ESCAPES.sub("", line.rsplit("\r", 1)[-1]).rstrip() for line in text.split("\n")]
-    return [line for line in said if line]
+    said = [_ESCAPES.sub("", line.rsplit("\r", 1)[-1]).expandtabs().rstrip() for line in text.split("\n")]
+    return [printable(line, TAIL) for line in said if line]
 
 
 def _readable(line: str) -> str:
@@ -363,5 +365,4 @@ def _place(directory: Path, kind: Kind | None = None) -> RunLocation:
     own = hashlib.sha256(str(directory).encode("utf-8", "surrogateescape")).hexdigest()[:8]
     if kind is None:
         kind = "served" if run_directory.is_served(directory) else "simulation"
-    shown = name.encode("utf-8", "replace").decode()
-    return RunLocation(f"{short}-{own}", shown, directory, kind)
+    return RunLocation(f"{short}-{own}", one_line(name), directory, kind)

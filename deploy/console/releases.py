@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
-from penchant.common.errors import ConsoleError
+from penchant.common.errors import ConsoleError, JournalError
 from penchant.deploy.error_report import AS_JSON, ErrorReport
 from penchant.server import releases
 from penchant.server.monitoring.run_history import JournalReader, RunLocation
@@ -75,17 +74,12 @@ class ReleasesOnThisMachine:
 
     def _checked(self, round: int) -> str:
         """The digest of a round's checkpoint, which is what the journal wrote. ConsoleError otherwise."""
-        directory = self._place.directory
-        for attempt in JournalReader(directory).attempts():
+        reader = JournalReader(self._place.directory)
+        for attempt in reader.attempts():
             if attempt.round == round and attempt.digest is not None:
-                path = directory / "checkpoints" / f"round-{round:06d}.safetensors"
                 try:
-                    found = hashlib.sha256(path.read_bytes()).hexdigest()
-                except OSError as error:
-                    raise ConsoleError(
-                        f"the checkpoint of round {round} can't be read: {error.strerror}"
-                    ) from None
-                if found != attempt.digest:
-                    raise ConsoleError(f"the checkpoint of round {round} is not what the journal wrote")
-                return found
+                    reader.checkpoint(attempt)
+                except JournalError as error:
+                    raise ConsoleError(str(error)) from None
+                return attempt.digest
         raise ConsoleError(f"round {round} has no checkpoint")

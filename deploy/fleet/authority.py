@@ -20,6 +20,7 @@ from penchant.common.errors import AgreementError, MembershipError, UsageError
 from penchant.common.membership.enrolment import Answer, Request
 from penchant.common.membership.identity import Authority, Member, authority_digest
 from penchant.common.membership.manifest import RunRequest, SignedManifest, sign_run
+from penchant.common.printable import is_printable
 from penchant.common.storage import transaction
 
 __all__ = ["AuthorityStore", "Enrolled", "refuse_existing", "refuse_missing"]
@@ -106,8 +107,11 @@ class AuthorityStore:
     def issue(self, asked: Request, name: str = "", *, now: int | None = None) -> Answer:
         """Certify a device, publish the list that it is on, and answer.
 
-        A key that is certified already gets the same number. MembershipError when it was revoked.
+        A key that is certified already gets the same number. MembershipError when it was revoked, UsageError
+        for a name that can't be shown.
         """
+        if not is_printable(name):
+            raise UsageError("a member's name must be one line of printable characters")
         moment = _now(now)
         with self._record() as db:
             row = db.execute(
@@ -125,7 +129,10 @@ class AuthorityStore:
         return Answer(self.authority.public_key, certificate, self.publish(now=moment))
 
     def revoke(self, number: int, why: str = "", *, now: int | None = None) -> bytes:
-        """Take a member out, for good; -> the new list. UsageError when there is no such member."""
+        """Take a member out, for good; -> the new list. UsageError when there is no such member, or for a
+        reason that can't be shown."""
+        if not is_printable(why):
+            raise UsageError("the reason must be one line of printable characters")
         with self._record() as db:
             done = db.execute(
                 "UPDATE members SET revoked = ?, why = ? WHERE number = ? AND revoked IS NULL",

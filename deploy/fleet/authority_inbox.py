@@ -21,7 +21,7 @@ from penchant.common.errors import (
 from penchant.common.membership.enrolment import Asked
 from penchant.common.membership.identity import MemberList
 from penchant.common.membership.manifest import MAX_RUN_REQUEST, RunRequest, shown_day
-from penchant.common.wording import one_line
+from penchant.common.printable import one_line
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.server_directory import MEMBERS
 from penchant.deploy.fleet.shared_folder import SharedFolder, opened, strict_json

@@ -36,9 +36,9 @@ from penchant.common.errors import (
 from penchant.common.membership.enrolment import Answer, Asked, JoinReply, JoinRequest, Request, fingerprint
 from penchant.common.membership.identity import Membership
 from penchant.common.membership.join_token import JoinToken, Terms, check_signature, token_name
+from penchant.common.printable import is_printable, one_line
 from penchant.common.storage import transaction
 from penchant.common.wire.messages import MAX_MANIFEST, MAX_MEMBERSHIP
-from penchant.common.wording import one_line
 from penchant.deploy.fleet import run_signature
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
 from penchant.deploy.fleet.shared_folder import SharedFolder, opened
@@ -113,7 +113,7 @@ class EnrolmentRegistry:
 
     def hand_out(self, public_key: bytes, terms: Terms, name: str, *, now: float) -> None:
         """Remember a token by its public key. UsageError for a name that is too long."""
-        if len(name.encode()) > NAME_MOST or not name.isprintable():
+        if len(name.encode()) > NAME_MOST or not is_printable(name):
             raise UsageError(f"a device's name has at most {NAME_MOST} printable characters")
         with self._record() as db:
             db.execute(
@@ -365,8 +365,8 @@ def request_revocation(directory: Path, member: int, why: str = "") -> Path:
     site = ServerDirectory(directory)
     if not site.membership().holds(member):
         raise UsageError(f"there is no member {member} that could be revoked")
-    if len(why) > 1000:
-        raise UsageError("the reason is too long; 1000 characters are enough")
+    if len(why) > 1000 or not is_printable(why):
+        raise UsageError("the reason must be one line of at most 1000 printable characters")
     name = f"revoke-{member}.json"
     with opened(site.requests, writes=True) as requests:
         requests.write(name, json.dumps({"member": member, "why": why}, ensure_ascii=False).encode())

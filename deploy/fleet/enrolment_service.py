@@ -35,10 +35,12 @@ from penchant.common.errors import (
 from penchant.common.membership.enrolment import MAX_JOIN_REQUEST, JoinRequest
 from penchant.common.membership.join_token import token_name
 from penchant.common.network import Budget
+from penchant.common.printable import one_line
 from penchant.deploy.fleet import node_gate
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry, Registrar
 from penchant.deploy.fleet.node_gate import NodeProof
 from penchant.deploy.fleet.server_directory import ServerDirectory
+from penchant.deploy.terminal import log_to_stderr
 
 __all__ = ["CHECK", "PATHS", "build_service", "serve"]
 
@@ -126,8 +128,7 @@ def serve(site: ServerDirectory, registrar: Registrar) -> None:
     """Serve on the site's socket until SIGTERM."""
     import uvicorn
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request to the SuperLink
+    log_to_stderr()
     uvicorn.run(
         build_service(site, registrar),
         uds=str(site.enrol_socket),
@@ -174,4 +175,4 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 def _said(code: int, text: str) -> Response:
-    return JSONResponse({"error": " ".join(text.split())}, status_code=code)
+    return JSONResponse({"error": one_line(text)}, status_code=code)

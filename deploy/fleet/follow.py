@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
-from penchant.common.errors import RoundFailed, UsageError
+from penchant.common.errors import PenchantError, RoundFailed, UsageError
 from penchant.deploy import run_directory
 from penchant.deploy.fleet import run_activity, served_run
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.flower.superlink import Control, SuperLinkAddress, how_it_ended
-from penchant.server.journal import Journal
+from penchant.server.journal_reader import JournalReader
 
 __all__ = ["is_done", "refuse_second", "watch"]
 
@@ -24,8 +23,7 @@ ENDING_SECONDS = 20.0  # that the process of a run which was stopped may take to
 
 def is_done(directory: Path) -> bool:
     """Whether the closing round of a run is over."""
-    with closing(Journal(directory)) as journal:
-        return journal.settled() == _last(directory)
+    return JournalReader(directory).settled() == _last(directory)
 
 
 def refuse_second(site: ServerDirectory, door: SuperLinkAddress) -> None:
@@ -40,11 +38,19 @@ def refuse_second(site: ServerDirectory, door: SuperLinkAddress) -> None:
     for name in site.runs():
         directory = site.run(name)
         flower = run_activity.flower_run(directory)
-        if flower is not None and not is_done(directory) and _is_driven(directory, door, flower):
+        if flower is not None and not _is_over(directory) and _is_driven(directory, door, flower):
             raise UsageError(
                 f"run {name} is still running (Flower run {flower}); wait for its end, which "
                 "`penchant server status` shows, or stop it in the console"
             )
+
+
+def _is_over(directory: Path) -> bool:
+    """As `is_done`; a run that can't be read is not known to be over."""
+    try:
+        return is_done(directory)
+    except PenchantError:
+        return False
 
 
 def _is_driven(directory: Path, door: SuperLinkAddress, flower: str) -> bool:
@@ -69,25 +75,25 @@ def watch(directory: Path, door: SuperLinkAddress, flower: str, say: Callable[[s
     RoundFailed when Flower's run `flower` ends before that.
     """
     last = _last(directory)
-    with closing(Journal(directory)) as journal:
-        said = {(row.round, row.attempt) for row in journal.rows() if row.state not in OPEN}
-        while True:
-            ended = how_it_ended(door, flower)  # asked first: what it did is in the journal then
-            for row in journal.rows():
-                if (row.round, row.attempt) in said or row.state in OPEN:
-                    continue
-                said.add((row.round, row.attempt))
-                log = row.log
-                what = f"{log.survivors} of {log.cohort} clients, {log.seconds:.0f} s" if log else row.why
-                say(f"round {row.round} of {last}: {row.state}, {what}")
-            if ended is not None:
-                break
-            time.sleep(LOOK_SECONDS)
-        if journal.settled() != last:
-            raise RoundFailed(
-                f"Flower's run ended before the last round ({ended}); see {directory / served_run.LOG}, then "
-                f"`penchant server resume`"
-            )
+    journal = JournalReader(directory)
+    said = {(row.round, row.attempt) for row in journal.rows() if row.state not in OPEN}
+    while True:
+        ended = how_it_ended(door, flower)  # asked first: what it did is in the journal then
+        for row in journal.rows():
+            if (row.round, row.attempt) in said or row.state in OPEN:
+                continue
+            said.add((row.round, row.attempt))
+            log = row.log
+            what = f"{log.survivors} of {log.cohort} clients, {log.seconds:.0f} s" if log else row.why
+            say(f"round {row.round} of {last}: {row.state}, {what}")
+        if ended is not None:
+            break
+        time.sleep(LOOK_SECONDS)
+    if journal.settled() != last:
+        raise RoundFailed(
+            f"Flower's run ended before the last round ({ended}); see {directory / served_run.LOG}, then "
+            f"`penchant server resume`"
+        )
 
 
 def _last(directory: Path) -> int:

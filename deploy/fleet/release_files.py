@@ -16,7 +16,6 @@ import json
 import sys
 import tempfile
 import zipfile
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from penchant.common.model.signature import ModelDescription
 from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
 from penchant.deploy.error_report import ErrorReport
-from penchant.server.journal import Journal, RoundLog
+from penchant.server.journal import RoundLog
+from penchant.server.journal_reader import JournalReader
 
 __all__ = ["export_round", "write_release"]
 
@@ -58,14 +58,14 @@ def write_release(directory: Path, round: int | None, out: Path) -> int:
         raise UsageError(
             f'this run shares nothing (share "{config.adapter.share}"); there is no adapter that all have'
         )
-    with closing(Journal(directory)) as journal:
-        found = journal.load(round)
-        if found is None:
-            which = "no round" if round is None else f"not round {round}"
-            raise UsageError(f"{which} of this run is finished yet; there is nothing to export")
-        number, shared = found
-        log = next(log for log in journal.logs() if log.round == number)
-        digest = journal.digest(number)
+    journal = JournalReader(directory)
+    found = journal.load(round)
+    if found is None:
+        which = "no round" if round is None else f"not round {round}"
+        raise UsageError(f"{which} of this run is finished yet; there is nothing to export")
+    number, shared = found
+    log = next(log for log in journal.logs() if log.round == number)
+    digest = journal.digest(number)
     plan = _plan(config, number)
     base = _described(directory, plan)
     split = base.signature.split(plan)

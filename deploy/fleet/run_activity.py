@@ -11,6 +11,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from penchant.common.errors import JournalError
+from penchant.common.foreign_files import open_foreign
+from penchant.common.printable import one_line
 from penchant.deploy import run_directory
 from penchant.server.monitoring.run_history import Activity
 
@@ -26,7 +29,7 @@ TAIL = 16 * 1024  # bytes of the log that are looked at
 def say(directory: Path, text: str) -> None:
     """A line in the log of a run."""
     with (directory / LOG).open("a", encoding="utf-8") as file:
-        file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {' '.join(text.split())}\n")
+        file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {one_line(text)}\n")
 
 
 def flower_run(directory: Path) -> str | None:
@@ -71,7 +74,7 @@ def _words(directory: Path, flower: str) -> tuple[list[str], float]:
 
 def _read(path: Path) -> tuple[str, float]:
     """(the end of a text file, when it was changed); nothing where there is none."""
-    with suppress(FileNotFoundError), path.open("rb") as file:
+    with suppress(FileNotFoundError, JournalError), open_foreign(path, JournalError) as file:
         file.seek(max(file.seek(0, os.SEEK_END) - TAIL, 0))
         return file.read().decode("utf-8", "replace").strip(), os.fstat(file.fileno()).st_mtime
     return "", 0.0

@@ -19,8 +19,8 @@ from penchant.common.errors import ConfigError, RunDirectoryError
 from penchant.common.membership.identity import CLOCK_SKEW
 from penchant.common.membership.manifest import RunRequest, SignedManifest, day_of
 from penchant.common.model.signature import ModelSignature
+from penchant.common.printable import one_line
 from penchant.common.storage import write_durably
-from penchant.common.wording import one_line
 from penchant.deploy import run_directory
 from penchant.deploy.fleet.server_directory import AUTHORITY, ServerDirectory
 from penchant.deploy.fleet.shared_folder import opened

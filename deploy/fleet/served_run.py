@@ -40,7 +40,7 @@ from penchant.deploy.fleet.server_directory import AUTHORITY, MEMBERS
 from penchant.deploy.flower.superlink import DIRECTORY, SuperLinkAddress, start_run, write_app
 from penchant.deploy.flower.superlink_grid import non_blocking
 from penchant.server.combination import check_groups
-from penchant.server.journal import Journal
+from penchant.server.journal_reader import open_journal
 from penchant.server.optimizers import server_optimizer
 from penchant.server.round import federate
 from penchant.server.run import ServerRun
@@ -86,7 +86,7 @@ def open_served(directory: Path) -> ServerRun:
     start = begun_with(directory)
     manifest = run_signature.signed_manifest(directory)
     run = run_signature.request_of(directory).manifest.run
-    journal = Journal(directory)
+    journal = open_journal(directory)
     if start is not None:
         journal.note("from", f"{start.name} {start.digest}")
     journal.note("run", run.hex())

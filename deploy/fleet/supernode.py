@@ -11,6 +11,7 @@ from pathlib import Path
 from penchant.client.device.supernode_files import SuperNodeFiles
 from penchant.deploy.fleet.supervisor import ChildProcess, supervise
 from penchant.deploy.flower.superlink import environment, supernode_command
+from penchant.deploy.terminal import say
 
 __all__ = ["relay"]
 
@@ -24,4 +25,4 @@ def relay(node: SuperNodeFiles, agent: Path | None = None) -> None:
     """
     command = supernode_command(node.superlink, agent or node.socket, node.ca, node.key)
     part = ChildProcess("the SuperNode", command, None, environment(node.folder / "flower"))
-    supervise([part], announce=lambda: print(f"connecting to {node.superlink}", flush=True))
+    supervise([part], announce=lambda: say(f"connecting to {node.superlink}"))

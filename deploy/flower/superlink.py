@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from penchant.common.errors import JournalError, UsageError
+from penchant.common.printable import one_line
 
 if TYPE_CHECKING:
     from flwr.proto.run_pb2 import RunStatus
@@ -356,7 +357,7 @@ def _flower_run(text: str) -> int:
 
 def _said(answer: dict[str, object]) -> str:
     """Flower's own reason, in one line."""
-    return " ".join(str(answer.get("error-message", "")).split())[:300]
+    return one_line(str(answer.get("error-message", "")), 300)
 
 
 def _json(text: str) -> dict[str, object]:

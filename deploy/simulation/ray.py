@@ -45,6 +45,7 @@ from penchant.deploy.simulation.world import (
     warm,
 )
 from penchant.server.journal import Journal
+from penchant.server.journal_reader import open_journal
 from penchant.server.round import federate
 
 __all__ = ["client_app", "run_on_ray", "server_app"]
@@ -95,7 +96,7 @@ def _serve(grid: Grid, context: Context) -> None:
     try:
         with run_directory.claim(directory, run_directory.SERVER):
             world, fleet = _world(str(directory))
-            with closing(Journal(directory)) as journal:
+            with closing(open_journal(directory)) as journal:
                 restore(journal, fleet, world)
                 federate(open_run(world, journal, fleet), grid)
         reason = ""

@@ -17,7 +17,18 @@ from flwr.app import Message
 from penchant.common.errors import CodecError, JournalError, ProtocolError
 from penchant.common.wire.codec import decode_any
 from penchant.common.wire.flower import stage_of, unpack
-from penchant.deploy.audit.record import COLUMNS, ERROR, REPLIES, UNKNOWN, WIRE, Field, Sent, Tensor, rules_of
+from penchant.deploy.audit.record import (
+    COLUMNS,
+    ERROR,
+    REPLIES,
+    UNKNOWN,
+    WIRE,
+    Field,
+    Sent,
+    Tensor,
+    inspect_wire,
+    rules_of,
+)
 from penchant.deploy.flower.in_process_grid import message_bytes
 
 __all__ = ["MessageRecorder"]
@@ -41,6 +52,7 @@ class MessageRecorder:
         """`whole`: keep each message's bytes too."""
         self._whole = whole
         self._lock = threading.Lock()
+        inspect_wire(directory)
         try:
             self._db = sqlite3.connect(directory / WIRE, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")

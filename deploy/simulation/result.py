@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from penchant.common.config import config_digest
+from penchant.common.errors import RunDirectoryError
 from penchant.common.wording import percent, plain
 from penchant.deploy import run_directory
 from penchant.deploy.json_tables import from_table, plain_value
@@ -170,6 +171,8 @@ class RunResult:
                 given["accuracy"] = accuracy["personal"]
         for name, record in _ROWS.items():
             if name in given:
+                if not isinstance(given[name], list | tuple):
+                    raise RunDirectoryError(f"{name} of the result must be a list; it is damaged")
                 given[name] = tuple(from_table(record, row, f"{name} of the result") for row in given[name])
         return from_table(RunResult, given, "the result")
 

@@ -33,6 +33,7 @@ from penchant.deploy.simulation.world import (
 )
 from penchant.server.flower_app import build_app as build_server_app
 from penchant.server.journal import Journal
+from penchant.server.journal_reader import JournalReader, open_journal
 from penchant.server.round import announced_factors
 from penchant.server.run import Observer
 
@@ -68,7 +69,7 @@ def simulate(
             _refuse_other_people(done, world, directory)
             return done
         began = time.monotonic()
-        journal = Journal(directory)
+        journal = open_journal(directory)
         try:
             refuse_other_inputs(journal, world, directory)
             before = sum(log.seconds for log in journal.logs())
@@ -140,7 +141,7 @@ def _cold_start(world: SimulationSetup, journal: Journal, progress: Progress) ->
     return cold_start(planned, factors, world.newcomers, data.pairs, data.evaluate, worker_count(config))
 
 
-def final_factors(world: SimulationSetup, journal: Journal) -> NDArray[np.float32]:
+def final_factors(world: SimulationSetup, journal: Journal | JournalReader) -> NDArray[np.float32]:
     """The factors that a finished run ends with, as its server announced them."""
     found = journal.load()
     if found is None:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from penchant.common.crypto.passphrase import RECOMMENDED, Cost
 from penchant.common.errors import ConsoleError, UsageError
 from penchant.common.network import network_of
+from penchant.common.printable import one_line
 from penchant.common.storage import change
 from penchant.server.console import passwords
 
@@ -339,7 +340,8 @@ class ConsoleStore:
         begun: int | None = None,
     ) -> int:
         """Write a line of the audit, durably; -> its number. `begun` is that of the line which it ends."""
-        values = (time.time(), account, address, action, target[:300], outcome[:300], detail[:2000], begun)
+        told = (one_line(text, most) for text, most in ((target, 300), (outcome, 300), (detail, 2000)))
+        values = (time.time(), one_line(account, 100), one_line(address, 100), action, *told, begun)
         with self._transaction():
             row = self._one("SELECT chain FROM deeds ORDER BY number DESC LIMIT 1")
             made = self._db.execute(

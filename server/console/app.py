@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from penchant.common.printable import one_line
 from penchant.common.wording import duration
 from penchant.server.console.accounts import DEVICE_SECONDS, ConsoleStore, Role
 from penchant.server.console.events import live
@@ -181,7 +182,7 @@ def login(desk: ConsoleContext) -> Endpoint:
 
 
 def _let_in(desk: ConsoleContext, request: Request, form: Form) -> Response:
-    name, address = form.get("name", "").strip()[:64], address_of(request)
+    name, address = one_line(form.get("name", ""), 64), address_of(request)
     after = local(form.get("next", "/"))
     own = request.cookies.get(f"{desk.cookie}-form", "")
     if not own or not hmac.compare_digest(form.get("csrf", "").encode(), secure_form(own).encode()):

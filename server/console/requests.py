@@ -24,6 +24,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 
 from penchant.common.errors import PenchantError
 from penchant.common.network import Budget
+from penchant.common.printable import is_printable
 from penchant.server.console.accounts import ConsoleStore, Role, Session
 from penchant.server.console.at_once import AtOnce, HTTPError
 from penchant.server.console.operations import RunOperations
@@ -114,10 +115,12 @@ class ConsoleRequest:
         return self.request.query_params.get(key, default)
 
     def given(self, key: str, most: int = 300) -> str:
-        """A field of the form, in one line. Refused when it is too long."""
+        """A field of the form, in one line. Refused when it is too long, or not all of it can be seen."""
         text = " ".join(self.form.get(key, "").split())
         if len(text) > most:
             raise HTTPError(f"{key} is longer than {most} characters", status=400)
+        if not is_printable(text):
+            raise HTTPError(f"{key} holds characters that can't be seen; type it anew", status=422)
         return text
 
     def path(self, key: str) -> str:

@@ -1,24 +1,25 @@
 """What there is to know of a run, read from its directory without changing anything in it.
 
-The journal is opened read-only for one question and closed: a run that is being written is never held up,
-and one from before stages and devices were journaled still opens. `penchant server status` shows the same.
+Whoever wrote the directory: what can't be read is said of this one run, and takes no other with it. A run
+that is being written is never held up. `penchant server status` shows the same.
 """
 
 from __future__ import annotations
 
-import json
-import sqlite3
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, JournalError
+from penchant.common.foreign_files import CONFIG_MOST, read_bytes, read_json
+from penchant.common.printable import one_line
 from penchant.server.journal import RoundLog
+from penchant.server.journal_reader import Attempt, DeviceRecord, JournalReader, OpenedSums, Stage
 
 __all__ = [
     "Activity",
@@ -29,7 +30,9 @@ __all__ = [
     "RunLocation",
     "RunSummary",
     "Stage",
+    "config_text",
     "facts_of",
+    "read_config",
 ]
 
 Kind = Literal["simulation", "served", "fleet"]
@@ -64,150 +67,6 @@ class Activity:
     running: bool = False
     ours: bool = False
     why: str = ""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One attempt of a round as journaled.
-
-    `started` is in Unix seconds; `digest` is that of its checkpoint, in hex.
-    """
-
-    round: int
-    attempt: int
-    phase: str
-    state: str
-    started: float
-    log: RoundLog | None
-    why: str | None
-    digest: str | None
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of an attempt. Times are Unix seconds; `ended` is None while the stage waits for answers."""
-
-    name: str
-    began: float
-    ended: float | None
-    asked: int
-    answered: int
-
-
-@dataclass(frozen=True)
-class DeviceRecord:
-    """A member as the server met it. `joined` counts the rounds whose sum it is in; `last` is the latest."""
-
-    member: int
-    node: str
-    seen: float
-    joined: int
-    last: int | None
-
-
-@dataclass(frozen=True)
-class OpenedSums:
-    """What one phase's sums are made of: (name, shape), a counter's shape is ()."""
-
-    phase: str
-    parts: tuple[tuple[str, tuple[int, ...]], ...]
-
-
-class JournalReader:
-    """The journal of a run directory, to read."""
-
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / "journal.db"
-
-    @property
-    def mark(self) -> tuple[int, ...]:
-        """Changes whenever the journal does: sizes and times of its files."""
-        found = []
-        for path in (self._path, self._path.with_name("journal.db-wal")):
-            with suppress(OSError):
-                stat = path.stat()
-                found += [stat.st_size, stat.st_mtime_ns]
-        return tuple(found)
-
-    def attempts(self) -> list[Attempt]:
-        """All attempts in order; none where there is no journal yet. JournalError when it is damaged."""
-        rows = self._read(
-            "SELECT round, attempt, phase, state, started, log, why, checkpoint FROM rounds"
-            " ORDER BY round, attempt"
-        )
-        try:
-            return [
-                Attempt(r, a, phase, state, started, _log(log), why, mark.split()[-1] if mark else None)
-                for r, a, phase, state, started, log, why, mark in rows
-            ]
-        except (ValueError, TypeError) as error:
-            raise JournalError(f"{self._path} is damaged: {error}") from None
-
-    def stages(self, round: int, attempt: int) -> list[Stage]:
-        """How far an attempt came, stage by stage."""
-        query = (
-            "SELECT stage, began, ended, asked, answered FROM stages"
-            " WHERE round = ? AND attempt = ? ORDER BY began"
-        )
-        return [Stage(*row) for row in self._read(query, round, attempt)]
-
-    def devices(
-        self, *, search: str = "", limit: int = -1, offset: int = 0, order: str = "member"
-    ) -> list[DeviceRecord]:
-        """Members that were met. search: the beginning of a member's number."""
-        by = {"member": "member", "seen": "seen DESC", "joined": "joined DESC, member"}[order]
-        query = (
-            "SELECT member, node, seen, joined, last FROM devices WHERE member LIKE ? || '%'"
-            f" ORDER BY {by} LIMIT ? OFFSET ?"
-        )
-        return [DeviceRecord(*row) for row in self._read(query, search, limit, offset)]
-
-    def count_devices(self, *, search: str = "", since: float = 0.0) -> int:
-        """How many members were met; since: after this moment."""
-        query = "SELECT count(*) FROM devices WHERE member LIKE ? || '%' AND seen >= ?"
-        rows = self._read(query, search, since)
-        return int(rows[0][0]) if rows else 0
-
-    def sums(self) -> list[OpenedSums]:
-        """What the sums of each phase are made of, in the phases' order; none in old journals."""
-        found = []
-        for key, text in self._read("SELECT key, value FROM meta WHERE key LIKE 'sums %'"):
-            parts = tuple((str(name), tuple(shape)) for name, shape in json.loads(text))
-            found.append(OpenedSums(key.removeprefix("sums "), parts))
-        order = ("warmup", "main", "close")
-        return sorted(found, key=lambda s: order.index(s.phase) if s.phase in order else len(order))
-
-    def fact(self, key: str) -> str | None:
-        """A fact about the run, or None."""
-        rows = self._read("SELECT value FROM meta WHERE key = ?", key)
-        return str(rows[0][0]) if rows else None
-
-    def _read(self, query: str, *values: object) -> list[Any]:
-        if not self._path.is_file():
-            return []
-        try:
-            with self._open() as db:
-                return db.execute(query, values).fetchall()
-        except sqlite3.OperationalError as error:
-            if "no such table" in str(error):  # from before it was journaled, or just being made
-                return []
-            raise JournalError(f"can't read {self._path}: {error}") from None
-        except sqlite3.Error as error:
-            raise JournalError(f"can't read {self._path}: {error}") from None
-
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        uri = self._path.absolute().as_uri()
-        try:
-            with closing(sqlite3.connect(f"{uri}?mode=ro", uri=True, timeout=5)) as db:
-                db.execute("SELECT 1 FROM sqlite_master").fetchone()
-                yield db
-        except sqlite3.OperationalError as error:
-            if "unable to open" not in str(error) and "readonly" not in str(error):
-                raise
-            # Where nothing can be written, not even the index of a write-ahead log: as the file is.
-            with closing(sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True)) as db:
-                yield db
 
 
 @dataclass(frozen=True)
@@ -281,7 +140,7 @@ class RunSummary:
         """When it last moved, Unix seconds."""
         if not self.attempts:
             with suppress(OSError):
-                return (self.place.directory / "config.toml").stat().st_mtime
+                return (self.place.directory / "config.toml").lstat().st_mtime
             return 0.0
         last = self.attempts[-1]
         return last.started + (last.log.seconds if last.log else 0.0)
@@ -312,11 +171,8 @@ class RunSummary:
 
     def table(self) -> dict[str, Any]:
         """The same for a machine."""
-        stages = (
-            JournalReader(self.place.directory).stages(self.open.round, self.open.attempt)
-            if self.open
-            else []
-        )
+        reader = JournalReader(self.place.directory)
+        stages = reader.stages(self.open.round, self.open.attempt) if self.open else ()
         return {
             "name": self.place.name,
             "kind": self.place.kind,
@@ -334,7 +190,7 @@ class RunSummary:
             "secagg": self.config.privacy.secagg if self.config else None,
             "dp": None,
             "stages": [asdict(stage) for stage in stages],
-            "devices": JournalReader(self.place.directory).count_devices(),
+            "devices": 0 if self.state == "damaged" else reader.count_devices(),
             "attempts": [_row(attempt) for attempt in self.attempts],
         }
 
@@ -351,13 +207,29 @@ def facts_of(place: RunLocation, work: Activity) -> RunSummary:
     not take the page of all others."""
     directory = place.directory
     try:
-        config = RunConfig.read(directory / "config.toml")
+        config = read_config(directory)
         attempts = JournalReader(directory).attempts()
+        result = _result(directory / "result.json")
     except (ConfigError, JournalError) as error:
-        return RunSummary(place, "damaged", work, None, (), None, str(error))
-    result = _result(directory / "result.json")
+        return RunSummary(place, "damaged", work, None, (), None, one_line(str(error)))
     state, why = _state(config, attempts, result is not None, work, place.kind)
-    return RunSummary(place, state, work, config, attempts, result, why)
+    return RunSummary(place, state, work, config, attempts, result, one_line(why))
+
+
+def read_config(directory: Path) -> RunConfig:
+    """The configuration in a run's directory. ConfigError when it is missing, or none."""
+    return RunConfig.from_toml(config_text(directory))
+
+
+def config_text(directory: Path) -> str:
+    """The text of it."""
+    path = directory / "config.toml"
+    try:
+        return read_bytes(path, ConfigError, CONFIG_MOST).decode("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{directory} is not a run directory: it has no config.toml") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"can't read {path}: {error}") from None
 
 
 def _state(
@@ -379,15 +251,11 @@ def _state(
 _SETTLED = ("finished", "skipped")
 
 
-def _log(text: str | None) -> RoundLog | None:
-    return None if text is None else RoundLog(**json.loads(text))
-
-
 def _result(path: Path) -> dict[str, Any] | None:
     """What a finished simulation wrote; a damaged file is treated as missing."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(path, JournalError)
+    except (FileNotFoundError, JournalError):
         return None
     return found if isinstance(found, dict) else None
 

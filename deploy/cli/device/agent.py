@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
@@ -12,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from penchant.common.printable import one_line
 from penchant.deploy.cli.device.options import (
     HERE,
     SOCKET,
@@ -22,9 +22,9 @@ from penchant.deploy.cli.device.options import (
     SocketOption,
     open_device,
     run_row,
-    shown,
 )
 from penchant.deploy.cli.errors import command, notice
+from penchant.deploy.terminal import say, say_json
 
 __all__ = ["app"]
 
@@ -53,7 +53,7 @@ def serve(
         server = AgentServer(device.agent().answer, path, group=group, message_most=most)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         server.start()
-        print(f"member {device.member} answers on {server.socket}", flush=True)
+        say(f"member {device.member} answers on {server.socket}")
         try:
             server.wait()
         except (KeyboardInterrupt, SystemExit):
@@ -90,14 +90,14 @@ def runs(home: HomeOption = HERE, passphrase: Ask = False, as_json: AsJson = Fal
     device = open_device(home, passphrase)
     each, known = device.policy().runs == "each", device.vault.ledger.runs()
     if as_json:
-        print(json.dumps([run_row(run, each) for run in known], indent=2, ensure_ascii=False))
+        say_json([run_row(run, each) for run in known])
         return
     if not known:
-        print("no run has asked for this device")
+        say("no run has asked for this device")
     for run in known:
-        print(f"{run_row(run, each)['state']}, {run.rounds} rounds in {run.attempts} attempts so far")
+        say(f"{run_row(run, each)['state']}, {run.rounds} rounds in {run.attempts} attempts so far")
         for line in run.asks.lines():
-            print(f"  {shown(line)}")
+            say(f"  {one_line(line)}")
 
 
 @command(app, "accept-run")
@@ -108,7 +108,7 @@ def accept_run(
 ) -> None:
     """Take part in a run, where policy.toml says runs = "each"."""
     accepted = open_device(home, passphrase).accept_run(run)
-    print(f"this device takes part in run {accepted.hex()}")
+    say(f"this device takes part in run {accepted.hex()}")
 
 
 @command(app)
@@ -123,4 +123,4 @@ def pause(
         device.resume()
     else:
         device.pause()
-    print("this device takes part again" if off else "this device takes part in nothing now")
+    say("this device takes part again" if off else "this device takes part in nothing now")

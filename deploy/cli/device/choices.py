@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from penchant.common.errors import DataError
-from penchant.deploy.cli.device.options import HERE, Ask, HomeOption, lines_of, open_device, shown
+from penchant.common.printable import one_line
+from penchant.deploy.cli.device.options import HERE, Ask, HomeOption, lines_of, open_device
 from penchant.deploy.cli.errors import command
+from penchant.deploy.terminal import say
 
 if TYPE_CHECKING:
     from penchant.client.device.labelling import Labelling, Question
@@ -41,10 +42,10 @@ def import_choices(
         except DataError as error:
             log.reject(where, error)
     report = log.finish(str(file))
-    added = open_device(home, passphrase).record(found, f"file {file.name}")
-    print(f"{added.new} new choices recorded, {added.repeated} were there already")
+    added = open_device(home, passphrase).record(found, f"file {one_line(file.name, 100)}")
+    say(f"{added.new} new choices recorded, {added.repeated} were there already")
     if report.bad:
-        print(report.summary(), file=sys.stderr)
+        say(report.summary(), error=True)
 
 
 @command(app)
@@ -72,20 +73,20 @@ def label(
     if prompt is None:
         comparisons, report = read_comparisons(file, "skip" if skip_bad_rows else "refuse")
         if report.bad:
-            print(report.summary(), file=sys.stderr)
+            say(report.summary(), error=True)
     else:
         comparisons = compared(prompt, lines_of(str(file)))
     device = open_device(home, passphrase)
     sitting = Labelling(device.store, comparisons, interview=device.interview if most_telling else None)
     try:
         if sitting.question:
-            print(f"{sitting.left} to compare. {KEYS}")
+            say(f"{sitting.left} to compare. {KEYS}")
         _ask(sitting)
     except (EOFError, KeyboardInterrupt):
-        print()
-    print(f"{sitting.recorded} choices recorded, {sitting.skipped} skipped, {sitting.left} left to ask")
+        say()
+    say(f"{sitting.recorded} choices recorded, {sitting.skipped} skipped, {sitting.left} left to ask")
     if sitting.recorded:
-        print("`penchant device train` learns from them")
+        say("`penchant device train` learns from them")
 
 
 # --- inner parts --------------------------------------------------------------------------------------
@@ -96,8 +97,11 @@ def _ask(sitting: Labelling) -> None:
     asked: Question | None = None
     while (question := sitting.question) is not None:
         if question is not asked:
-            print(f"\n{shown(question.prompt)}\n  1  {shown(question.first)}")
-            print(f"  2  {shown(question.second)}")
+            say()
+            say(question.prompt, lines=True)
+            for number, response in enumerate((question.first, question.second), start=1):
+                # Set in, so that no line of a response looks like the other response.
+                say(f"  {number}  " + response.replace("\n", "\n     "), lines=True)
             asked = question
         said = _typed("1, 2, s, u, q > ")
         if said == "q":
@@ -107,9 +111,9 @@ def _ask(sitting: Labelling) -> None:
         elif said == "s":
             sitting.skip()
         elif said != "u":
-            print(KEYS)
+            say(KEYS)
         elif not sitting.undo():
-            print("there is nothing to undo")
+            say("there is nothing to undo")
         if sitting.question is None and _typed("that was the last one; u: undo, Enter: done > ") == "u":
             sitting.undo()
             asked = None

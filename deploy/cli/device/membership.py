@@ -11,7 +11,7 @@ import typer
 
 from penchant.common.durations import DAY
 from penchant.common.errors import UsageError
-from penchant.common.wording import one_line
+from penchant.common.printable import one_line
 from penchant.deploy.cli.device.options import (
     HERE,
     SOCKET,
@@ -24,6 +24,7 @@ from penchant.deploy.cli.device.options import (
     tell_of_revocation,
 )
 from penchant.deploy.cli.errors import command, notice, on_interrupt
+from penchant.deploy.terminal import say
 
 __all__ = ["app"]
 
@@ -41,7 +42,7 @@ def request(
         raise UsageError(f"{out} is there already; choose another --out")
     data = open_device(home, passphrase).request().encode()
     out.write_bytes(data)
-    print(f"give {out} to the enrolment authority; the private key stays here")
+    say(f"give {out} to the enrolment authority; the private key stays here")
 
 
 @command(app)
@@ -86,11 +87,11 @@ def join(
         member = joining.wait(
             lambda: joining.join(device, read, folder, socket or directory / SOCKET),
             wait_seconds if wait else 0.0,
-            lambda text: print(one_line(text), flush=True),
+            lambda text: say(one_line(text)),
         )
-    print(f"this device is member {member}")
-    print("now run `penchant device serve`, and beside it")
-    print(f"  penchant device connect --node {folder}")
+    say(f"this device is member {member}")
+    say("now run `penchant device serve`, and beside it")
+    say(f"  penchant device connect --node {folder}")
 
 
 @command(app)
@@ -129,7 +130,7 @@ def _accept(answer: bytes, authority: str, home: Path, passphrase: bool) -> None
         digest = b""
     if len(digest) != 32:
         raise UsageError("--authority must be a digest of 64 hexadecimal digits")
-    print(f"this device is member {open_device(home, passphrase).join(answer, digest)}")
+    say(f"this device is member {open_device(home, passphrase).join(answer, digest)}")
 
 
 def _token_or_answer(what: str) -> str | bytes:

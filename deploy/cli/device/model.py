@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penchant.common.errors import UsageError
+from penchant.common.printable import one_line
 from penchant.common.wording import percent
 from penchant.deploy.cli.device.options import (
     HERE,
@@ -22,10 +22,10 @@ from penchant.deploy.cli.device.options import (
     open_device,
     print_table,
     run_row,
-    shown,
     tell_of_revocation,
 )
 from penchant.deploy.cli.errors import command
+from penchant.deploy.terminal import say, say_json
 
 if TYPE_CHECKING:
     from penchant.client.device.device import Ranked, Report
@@ -88,7 +88,7 @@ def status(home: HomeOption = HERE, passphrase: Ask = False, as_json: AsJson = F
 
     report, agent = open_device(home, passphrase).report(), at_work(home.expanduser())
     if as_json:
-        print(json.dumps(_as_table(report, agent), indent=2, ensure_ascii=False))
+        say_json(_as_table(report, agent))
         return
     _print_status(report, agent)
 
@@ -107,7 +107,7 @@ def export(
     if format != "peft":
         raise UsageError(f"there is no export format {format!r}; peft is the one")
     open_device(home, passphrase).export(directory, base)
-    print(f"{directory}: see its README.md")
+    say(f"{directory}: see its README.md")
 
 
 @command(app)
@@ -120,9 +120,7 @@ def forget(
     make_sure(yes, "Delete all choices, the personal model and the membership?")
     device = open_device(home, passphrase)
     member, count = device.member, device.forget()
-    print(
-        f"{count} choices and the personal model are deleted; files that you imported or exported are yours"
-    )
+    say(f"{count} choices and the personal model are deleted; files that you imported or exported are yours")
     if member is not None:
         tell_of_revocation(member)
 
@@ -135,7 +133,7 @@ def show_ranked(ranked: Sequence[Ranked], as_json: bool) -> None:
     if as_json:
         table = [dataclasses.asdict(row) for row in ranked]
         renamed = [{"global" if key == "common" else key: part for key, part in row.items()} for row in table]
-        print(json.dumps(renamed, indent=2, ensure_ascii=False))
+        say_json(renamed)
         return
     rows = [
         (
@@ -196,7 +194,7 @@ def _print_status(report: Report, agent: bool) -> None:
             [(name, str(times), str(size)) for name, times, size in report.left],
         )
     else:
-        print("nothing has left this device")
+        say("nothing has left this device")
     if report.refused:
         print_table("refused", ("stage", "code", "why"), list(report.refused[-10:]))
 
@@ -220,10 +218,10 @@ def _disk(report: Report) -> str:
 
 def _print_quality(report: Report) -> None:
     if report.quality is None:
-        print(f"how good the model is can't be said: {shown(report.unknown)}")
+        say(f"how good the model is can't be said: {one_line(report.unknown)}")
         return
     personal, common = report.quality.personal, report.quality.common
-    print(
+    say(
         f"held-out choices ranked right: personal {personal.correct} of {personal.total}, "
         f"global {common.correct} of {common.total}"
     )

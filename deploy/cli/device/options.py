@@ -11,6 +11,7 @@ import typer
 
 from penchant.common.errors import DataError, UsageError
 from penchant.deploy.cli import passphrase as passphrases
+from penchant.deploy.terminal import say
 
 if TYPE_CHECKING:
     from penchant.client.device.device import Device
@@ -29,7 +30,6 @@ __all__ = [
     "open_device",
     "print_table",
     "run_row",
-    "shown",
     "tell_of_revocation",
 ]
 
@@ -90,12 +90,7 @@ def make_sure(yes: bool, question: str) -> None:
 
 def tell_of_revocation(number: int) -> None:
     """Say to an owner whose device is no longer a member what is left to do."""
-    print(f"this device was member {number}; tell the authority to revoke that number")
-
-
-def shown(text: str) -> str:
-    """`text` as a terminal may show it: with its lines, without control characters."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+    say(f"this device was member {number}; tell the authority to revoke that number")
 
 
 def run_row(run: KnownRun, each: bool) -> dict[str, Any]:
@@ -131,13 +126,13 @@ def lines_of(file: str) -> list[str]:
 
 def print_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """A table on the terminal, without a heading when all columns are called ``""``."""
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
+
+    from penchant.deploy.cli.drawing import Drawing
 
     table = Table(title=title or None, title_justify="left", show_header=any(columns))
     for column in columns:
         table.add_column(column)
     for row in rows:
-        table.add_row(*(Text(shown(cell)) for cell in row))  # as text: nobody's words are markup
-    Console(highlight=False).print(table)
+        table.add_row(*row)
+    Drawing().print(table)

@@ -15,7 +15,7 @@ from penchant.server.console import charts
 from penchant.server.console.operations import fleet_recipe
 from penchant.server.console.requests import ConsoleRequest, HTTPError
 from penchant.server.console.views.common import MOST_COMPARED, all_runs, curve, place_of, run_of
-from penchant.server.monitoring.run_history import RunLocation, RunSummary
+from penchant.server.monitoring.run_history import RunLocation, RunSummary, config_text
 
 __all__ = ["check", "compare", "new", "runs", "start"]
 
@@ -87,7 +87,7 @@ def new(visit: ConsoleRequest) -> Response:
         fleet = next((one for one in fleets if fleet_recipe(one) == wanted), fleet)
     else:
         place = place_of(visit.desk, wanted)
-        text = (place.directory / "config.toml").read_text(encoding="utf-8")
+        text = config_text(place.directory)
         fleet = operations.fleet_of(place) or fleet
     return _form(visit, visit.asked("name"), text, wanted, fleet=fleet)
 
