@@ -49,6 +49,7 @@ _ROLLBACK = "-journal"
 _ROLLBACK_MAGIC = bytes.fromhex("d9d505f920a163d7")
 _WAL_HEADER = 32
 _PRAGMAS = ("synchronous=OFF", "trusted_schema=OFF", "cell_size_check=ON", "mmap_size=0", "temp_store=MEMORY")
+_BROKEN = (sqlite3.Error, UnicodeDecodeError, OverflowError, MemoryError)  # of what SQLite quotes or returns
 _FUNCTIONS = frozenset({"count", "coalesce", "max", "length", "typeof"})
 
 
@@ -136,7 +137,7 @@ class ForeignDatabase:
         self._end = time.thread_time() + limits.seconds
         self._rows_left, self._bytes_left = limits.rows, limits.values
         self._late = False
-        self._tables: frozenset[str] = frozenset()
+        self._tables: dict[str, dict[str, bool]] = {}
         self._restrict()
 
     def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
@@ -152,7 +153,7 @@ class ForeignDatabase:
                 if self._rows_left < 0 or self._bytes_left < 0:
                     raise self._failure(f"{self._path} holds more than any run writes; it is not penchant's")
                 yield row
-        except (sqlite3.Error, OverflowError, MemoryError) as error:
+        except _BROKEN as error:
             raise self._damaged(error) from None
 
     def has(self, table: str) -> bool:
@@ -164,10 +165,10 @@ class ForeignDatabase:
         for table, columns in tables.items():
             if not self.has(table):
                 continue
-            found = self.rows("SELECT name, hidden FROM pragma_table_xinfo(?)", table)
-            if not set(columns) <= {name for name, _ in found}:
+            found = self._tables[table]
+            if not set(columns) <= set(found):
                 raise self._failure(f"{self._path} is damaged: its table {table} has other columns")
-            if any(hidden for _, hidden in found):
+            if any(found.values()):
                 raise self._failure(f"{self._path} is not penchant's: its table {table} computes columns")
 
     # --- inner parts -----------------------------------------------------------------------------
@@ -179,17 +180,11 @@ class ForeignDatabase:
         db.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         db.setlimit(sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH, 0)
         try:
-            for pragma in (
-                "synchronous=OFF",
-                "trusted_schema=OFF",
-                "cell_size_check=ON",
-                "mmap_size=0",
-                "temp_store=MEMORY",
-            ):
+            for pragma in _PRAGMAS:
                 db.execute(f"PRAGMA {pragma}")
             schema = db.execute("SELECT type, name, rootpage, sql FROM sqlite_schema LIMIT 1000").fetchall()
             db.execute("PRAGMA query_only=ON")
-        except (sqlite3.Error, OverflowError, MemoryError) as error:
+        except _BROKEN as error:
             raise self._damaged(error) from None
         for kind, name, root, made in schema:
             plain = kind == "table" and type(root) is int and root > 0
@@ -198,8 +193,18 @@ class ForeignDatabase:
                 raise self._failure(
                     f"{self._path} is not penchant's: it holds more than tables ({kind} {str(name)[:40]})"
                 )
-        self._tables = frozenset(str(name) for kind, name, *_ in schema if kind == "table")
+        tables = [str(name) for kind, name, *_ in schema if kind == "table"]
+        try:
+            self._tables = {table: self._columns(table) for table in tables}
+        except _BROKEN as error:
+            raise self._damaged(error) from None
         db.set_authorizer(self._allowed)
+
+    def _columns(self, table: str) -> dict[str, bool]:
+        """Column -> whether it is computed."""
+        quoted = table.replace('"', '""')
+        rows = self._db.execute(f'PRAGMA table_xinfo("{quoted}")').fetchall()
+        return {str(row[1]): bool(row[6]) for row in rows}
 
     def _allowed(
         self, action: int, first: str | None, second: str | None, database: str | None, inner: str | None
@@ -208,8 +213,6 @@ class ForeignDatabase:
         if inner is None and action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ):
             return sqlite3.SQLITE_OK
         if inner is None and action == sqlite3.SQLITE_FUNCTION and second in _FUNCTIONS:
-            return sqlite3.SQLITE_OK
-        if action == sqlite3.SQLITE_PRAGMA and first == "table_xinfo":
             return sqlite3.SQLITE_OK
         return sqlite3.SQLITE_DENY
 

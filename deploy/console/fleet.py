@@ -21,6 +21,7 @@ from penchant.common.config import RunConfig
 from penchant.common.durations import DAY
 from penchant.common.errors import ConsoleError, PenchantError, SharedFileError
 from penchant.common.membership.identity import Membership
+from penchant.common.printable import one_line
 from penchant.deploy.error_report import AS_JSON, ErrorReport
 from penchant.deploy.fleet.authority_inbox import ANSWER_BYTES, revocation_of
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry, hand_out, request_revocation
@@ -37,6 +38,7 @@ __all__ = ["FleetOnThisMachine"]
 
 log = logging.getLogger(__name__)
 
+REQUEST_MOST = 64 * 1024  # bytes of a request in a file
 ASK_SECONDS = 3.0  # of the SuperLink, and as long is its answer good
 START_SECONDS = 300.0  # the base model is loaded for its blueprint, then Flower takes the run
 
@@ -165,7 +167,7 @@ class FleetOnThisMachine:
                 with suppress(OSError, SharedFileError):  # it was settled just now
                     member, why = revocation_of(requests.read(name, ANSWER_BYTES))
                     at = (requests.path / name).lstat().st_mtime
-                    found.append(Revocation(member, why, "command line", at, None))
+                    found.append(Revocation(member, one_line(why), "command line", at, None))
         return found
 
     # --- live runs -----------------------------------------------------------------------------------

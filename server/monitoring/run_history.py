@@ -20,6 +20,7 @@ from penchant.common.foreign_files import CONFIG_MOST, read_bytes, read_json
 from penchant.common.printable import one_line
 from penchant.server.journal import RoundLog
 from penchant.server.journal_reader import Attempt, DeviceRecord, JournalReader, OpenedSums, Stage
+from penchant.server.releases import releases
 
 __all__ = [
     "Activity",
@@ -210,6 +211,7 @@ def facts_of(place: RunLocation, work: Activity) -> RunSummary:
         config = read_config(directory)
         attempts = JournalReader(directory).attempts()
         result = _result(directory / "result.json")
+        releases(directory)  # a page of all runs shows them
     except (ConfigError, JournalError) as error:
         return RunSummary(place, "damaged", work, None, (), None, one_line(str(error)))
     state, why = _state(config, attempts, result is not None, work, place.kind)

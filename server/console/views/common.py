@@ -28,11 +28,11 @@ Fragments = Mapping[str, str]
 
 
 def all_runs(desk: ConsoleContext) -> list[RunSummary]:
-    """The facts of every run: running ones first, then by their latest change."""
+    """The facts of every run: running ones first, then by their latest change; what can't be read last."""
     places = desk.operations.places()
     work = desk.operations.work(places)
     found = [facts_of(place, work[place.id]) for place in places]
-    return sorted(found, key=lambda run: (run.state != "running", -run.touched))
+    return sorted(found, key=lambda run: (run.state == "damaged", run.state != "running", -run.touched))
 
 
 def place_of(desk: ConsoleContext, wanted: str) -> RunLocation:
@@ -54,7 +54,7 @@ def chosen(visit: ConsoleRequest) -> tuple[list[RunSummary], RunSummary | None]:
     found = all_runs(visit.desk)
     wanted = visit.asked("run")
     if not wanted:
-        return found, found[0] if found else None
+        return found, found[0] if found and found[0].state != "damaged" else None
     for run in found:
         if run.place.id == wanted:
             return found, run

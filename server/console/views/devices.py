@@ -43,7 +43,7 @@ def devices_facts(visit: ConsoleRequest) -> dict[str, Any]:
     if order not in ORDERS:
         raise HTTPError("Devices can be listed by member, seen or joined.", status=400)
     number = max(whole_number(visit.asked("page", "1"), "page"), 1)
-    met = JournalReader(run.place.directory).devices() if run else []
+    met = JournalReader(run.place.directory).devices() if run and run.state != "damaged" else []
     about = belonging(desk, subject)
     listed = known(subject, run, met, about, now)
     rows = sorted((one for one in listed if str(one.member).startswith(search)), key=ORDERS[order])

@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from penchant.common.errors import PenchantError
 from penchant.server.console import charts
 from penchant.server.console.requests import ConsoleContext, ConsoleRequest
 from penchant.server.console.views.common import Fragments, accuracy_chart, all_runs, loss_chart
@@ -32,10 +33,16 @@ def overview_facts(visit: ConsoleRequest) -> dict[str, Any]:
     found = all_runs(desk)
     main = found[0] if found else None
     notices = [notice for run in found for notice in alerts.of_run(run, now)]
-    fleets = [fleet_facts(desk, fleet, found, now) for fleet in desk.operations.fleets()]
+    fleets = []
+    for fleet in desk.operations.fleets():
+        try:
+            fleets.append(fleet_facts(desk, fleet, found, now))
+        except PenchantError as error:  # one damaged fleet must not take the page of all others
+            title = f"{fleet.name} can't be read"
+            notices.append(alerts.Notice("bad", title, str(error), f"/devices?run={fleet.id}"))
     notices += [notice for fleet in fleets for notice in fleet["notices"]]
     notices.sort(key=lambda notice: notice.kind != "bad")
-    ledger = JournalReader(main.place.directory) if main else None
+    ledger = JournalReader(main.place.directory) if main and main.state != "damaged" else None
     return {
         "runs": found[:6],
         "more": max(len(found) - 6, 0),
