@@ -211,7 +211,6 @@ def _run_name(config: RunConfig) -> str:
 
 def main() -> None:
     """Entry point of the ``penchant`` command."""
-    tracebacks_in_print()
     try:
         with notices_in_one_line():
             code = app(standalone_mode=False)
@@ -227,6 +226,8 @@ def main() -> None:
         code = 2
         if error.format_message():  # without any argument the help was shown instead
             ErrorReport(USAGE, one_line(f"{error.format_message()} (see --help)")).write()
+    finally:
+        tracebacks_in_print()  # typer has put a hook of its own in place
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -194,10 +194,10 @@ def test_a_form_of_the_console_takes_what_can_be_seen(tmp_path: Path) -> None:
     make_run(console.runs / "one")
     browser = console.browser("olga")
     path = f"/runs/{console.id_of('one')}/delete"
-    answer = browser.post(path, confirm="o\u202ene")
+    answer = browser.post(path, {"confirm": "o\u202ene"})
     assert answer.status_code == 422
     assert (console.runs / "one").is_dir()
-    browser.login("eve\x1b]0;x\x07\n\u202e")
+    console.browser().login("eve\x1b]0;x\x07\n\u202e")
     assert all(deed.account.isprintable() for deed in console.store.deeds())
 
 
