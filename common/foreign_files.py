@@ -223,7 +223,7 @@ class ForeignDatabase:
     def _damaged(self, error: BaseException) -> PenchantError:
         if self._late:
             return self._failure(f"{self._path} takes too long to read; it is not penchant's")
-        return self._failure(f"{self._path} is damaged: {error or type(error).__name__}")
+        return self._failure(f"can't read {self._path}: {error or type(error).__name__}")
 
 
 @contextmanager
@@ -250,7 +250,7 @@ def _copied(path: Path, failure: Failure) -> Iterator[sqlite3.Connection]:
         try:
             yield db
         except sqlite3.Error as error:
-            raise failure(f"{path} is damaged: {error}") from None
+            raise failure(f"can't read {path}: {error}") from None
 
 
 def _copy(path: Path, copy: Path, failure: Failure) -> None:

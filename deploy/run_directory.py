@@ -96,12 +96,12 @@ def is_served(directory: Path) -> bool:
 
 def read_config(directory: Path) -> RunConfig:
     """The configuration of a run directory; RunDirectoryError when it is not one."""
+    if not (directory / CONFIG).exists() or (directory / CONFIG).is_dir():
+        raise RunDirectoryError(f"{directory} is not a run directory: it has no {CONFIG}")
     try:
         text = read_bytes(directory / CONFIG, ConfigError, CONFIG_MOST).decode("utf-8")
-    except FileNotFoundError:
-        raise RunDirectoryError(f"{directory} is not a run directory: it has no {CONFIG}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"can't read {directory / CONFIG}: {error}") from None
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        raise ConfigError(f"can't read configuration {directory / CONFIG}: {error}") from None
     return RunConfig.from_toml(text)
 
 
@@ -171,7 +171,7 @@ def _lock_file(directory: Path, name: str) -> TextIO:
     try:
         descriptor = os.open(directory / name, flags, 0o666)
     except OSError as error:
-        raise RunDirectoryError(f"can't work in {directory}: {name}: {error.strerror}") from None
+        raise RunDirectoryError(f"can't work in {directory}: {error.strerror}") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise RunDirectoryError(f"can't work in {directory}: {name} is not a regular file")

@@ -129,9 +129,9 @@ class JournalReader:
         """All of it; empty where there is no journal yet. JournalError when it is damaged."""
         return _memory.contents(self._path, self.mark)
 
-    def attempts(self) -> Sequence[Attempt]:
+    def attempts(self) -> list[Attempt]:
         """All attempts in order; none where there is no journal yet."""
-        return self.contents().attempts
+        return list(self.contents().attempts)
 
     def rows(self) -> list[RoundRow]:
         """The same, as the journal itself has them."""
@@ -145,9 +145,9 @@ class JournalReader:
         """The last round that needs no more work (finished or skipped); 0 before the first."""
         return max((a.round for a in self.attempts() if a.state in ("finished", "skipped")), default=0)
 
-    def stages(self, round: int, attempt: int) -> Sequence[Stage]:
+    def stages(self, round: int, attempt: int) -> list[Stage]:
         """How far an attempt came, stage by stage."""
-        return self.contents().stages.get((round, attempt), ())
+        return list(self.contents().stages.get((round, attempt), ()))
 
     def devices(
         self, *, search: str = "", limit: int = -1, offset: int = 0, order: str = "member"

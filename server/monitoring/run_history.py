@@ -173,7 +173,7 @@ class RunSummary:
     def table(self) -> dict[str, Any]:
         """The same for a machine."""
         reader = JournalReader(self.place.directory)
-        stages = reader.stages(self.open.round, self.open.attempt) if self.open else ()
+        stages = reader.stages(self.open.round, self.open.attempt) if self.open else []
         return {
             "name": self.place.name,
             "kind": self.place.kind,
@@ -231,7 +231,7 @@ def config_text(directory: Path) -> str:
     except FileNotFoundError:
         raise ConfigError(f"{directory} is not a run directory: it has no config.toml") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"can't read {path}: {error}") from None
+        raise ConfigError(f"can't read configuration {path}: {error}") from None
 
 
 def _state(

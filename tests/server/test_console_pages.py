@@ -17,6 +17,7 @@ from support.console_scene import Console, log, make_run, shared, text_of
 from penchant.common import wording
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConsoleError, JournalError, UsageError
+from penchant.common.foreign_files import ForeignDatabase
 from penchant.common.settings import settings_of
 from penchant.deploy.console.releases import ReleasesOnThisMachine
 from penchant.server import releases
@@ -261,13 +262,13 @@ def test_the_number_of_questions_does_not_grow_with_the_fleet(
     console: Console, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    real = JournalReader._read
+    real = ForeignDatabase.each
 
-    def counted(self: JournalReader, query: str, *values: object) -> list[Any]:
+    def counted(self: ForeignDatabase, query: str, *values: object) -> Iterator[tuple[Any, ...]]:
         asked.append(query)
         return real(self, query, *values)
 
-    monkeypatch.setattr(JournalReader, "_read", counted)
+    monkeypatch.setattr(ForeignDatabase, "each", counted)
 
     def count(name: str, rounds: int, devices: int) -> int:
         make_run(console.runs / name, rounds, of=60, devices=devices)
