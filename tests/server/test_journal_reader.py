@@ -322,7 +322,7 @@ def test_only_tables_are_asked(run: Path) -> None:
             "ATTACH '/tmp/x' AS x",
             "PRAGMA user_version",
         ):
-            with pytest.raises(JournalError, match="can.t read"):
+            with pytest.raises(JournalError, match="can't read"):
                 db.rows(query)
 
 
