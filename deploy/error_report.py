@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from penchant.common.errors import PenchantError, UsageError
 from penchant.common.printable import one_line
-from penchant.deploy.terminal import say
+from penchant.common.terminal import say
 
 __all__ = ["AS_JSON", "INTERRUPTED", "PREFIX", "SYSTEM", "USAGE", "ErrorReport"]
 

@@ -38,6 +38,7 @@ from penchant.client.agent.flower_app import Answer, answered
 from penchant.client.agent.socket import RELAYED_MOST, RemoteAgent
 from penchant.common.errors import CodecError, ConfigError, PenchantError
 from penchant.common.printable import one_line
+from penchant.common.terminal import log_to_stderr, say
 
 __all__ = ["Connection", "SuperNode", "main"]
 
@@ -172,15 +173,14 @@ def main() -> None:
     parser.add_argument("--key", required=True, type=Path, help="the node's private key")
     parser.add_argument("--agent", required=True, type=Path, help="the agent's socket")
     given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every look
+    log_to_stderr()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         _carry(given.superlink, given.ca, given.key, given.agent)
     except KeyboardInterrupt:  # also how Flower's connection says that the server knows this node no more
         sys.exit(0)
     except PenchantError as error:
-        print(error, file=sys.stderr)
+        say(str(error), error=True)
         sys.exit(error.exit_code)
 
 

@@ -10,9 +10,9 @@ import typer
 
 from penchant.common.errors import UsageError
 from penchant.common.printable import one_line
+from penchant.common.terminal import say, say_json
 from penchant.deploy.cli import passphrase as passphrases
 from penchant.deploy.cli.errors import command, on_interrupt
-from penchant.deploy.terminal import say, say_json
 
 if TYPE_CHECKING:
     from penchant.deploy.fleet.authority import AuthorityStore

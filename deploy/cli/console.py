@@ -16,8 +16,8 @@ import typer
 from typer.core import TyperGroup
 
 from penchant.common.errors import UsageError
+from penchant.common.terminal import log_to_stderr, say
 from penchant.deploy.cli.errors import command, ending_in_one_line
-from penchant.deploy.terminal import log_to_stderr, say
 
 if TYPE_CHECKING:
     from penchant.server.console.accounts import ConsoleStore

@@ -16,8 +16,8 @@ import click
 import typer
 
 from penchant.common.errors import PenchantError
+from penchant.common.terminal import say
 from penchant.deploy.error_report import INTERRUPTED, ErrorReport
-from penchant.deploy.terminal import say
 
 __all__ = ["command", "ending_in_one_line", "notice", "on_interrupt", "report_error", "report_interrupt"]
 

@@ -18,6 +18,7 @@ import typer
 from penchant.common.config import RunConfig
 from penchant.common.errors import PenchantError, RunDirectoryError, UsageError
 from penchant.common.printable import one_line
+from penchant.common.terminal import say, tracebacks_in_print
 from penchant.deploy import run_directory
 from penchant.deploy.cli import authority, console, device, server
 from penchant.deploy.cli.errors import command, on_interrupt, report_error, report_interrupt
@@ -34,7 +35,6 @@ from penchant.deploy.cli.options import (
 )
 from penchant.deploy.configuration import configure, file_changes
 from penchant.deploy.error_report import USAGE, ErrorReport
-from penchant.deploy.terminal import say, tracebacks_in_print
 
 __all__ = ["main"]
 

@@ -13,8 +13,8 @@ import typer
 from penchant.common.durations import DAY
 from penchant.common.errors import UsageError
 from penchant.common.printable import one_line
+from penchant.common.terminal import log_to_stderr, say, say_json
 from penchant.deploy.cli.errors import command, on_interrupt
-from penchant.deploy.terminal import log_to_stderr, say, say_json
 
 if TYPE_CHECKING:
     from penchant.deploy.fleet.server_directory import ServerDirectory

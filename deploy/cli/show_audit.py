@@ -11,13 +11,13 @@ from rich.text import Text
 from penchant.common.errors import ProtocolError
 from penchant.common.printable import one_line
 from penchant.common.secagg.update_vector import COUNTERS
+from penchant.common.terminal import say_json
 from penchant.deploy.audit.audit import SHOWN, Audit, _span, audit, shown_fields
 from penchant.deploy.audit.record import (
     Tensor,
 )
 from penchant.deploy.audit.rules import OUTSIDE
 from penchant.deploy.cli.drawing import Drawing
-from penchant.deploy.terminal import say_json
 
 __all__ = ["show"]
 

@@ -36,11 +36,11 @@ from penchant.common.membership.enrolment import MAX_JOIN_REQUEST, JoinRequest
 from penchant.common.membership.join_token import token_name
 from penchant.common.network import Budget
 from penchant.common.printable import one_line
+from penchant.common.terminal import log_to_stderr
 from penchant.deploy.fleet import node_gate
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry, Registrar
 from penchant.deploy.fleet.node_gate import NodeProof
 from penchant.deploy.fleet.server_directory import ServerDirectory
-from penchant.deploy.terminal import log_to_stderr
 
 __all__ = ["CHECK", "PATHS", "build_service", "serve"]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from penchant.client.device.supernode_files import SuperNodeFiles
+from penchant.common.terminal import say
 from penchant.deploy.fleet.supervisor import ChildProcess, supervise
 from penchant.deploy.flower.superlink import environment, supernode_command
-from penchant.deploy.terminal import say
 
 __all__ = ["relay"]
 

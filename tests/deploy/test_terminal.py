@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from penchant.common.errors import CertificateError, RunDirectoryError, UsageError
 from penchant.common.membership.enrolment import Asked, request
+from penchant.common.terminal import FORMAT, LineFormatter, json_text, say, say_json
 from penchant.deploy.cli import authority as authority_cli
 from penchant.deploy.cli.drawing import Drawing, note
 from penchant.deploy.cli.main import app
@@ -29,7 +30,6 @@ from penchant.deploy.error_report import ErrorReport
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import PendingDecision
 from penchant.deploy.simulation.recorder import MessageRecorder
-from penchant.deploy.terminal import FORMAT, LineFormatter, json_text, say, say_json
 from penchant.server.journal import Journal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ def device(number: int) -> bytes:
 # --- one joint --------------------------------------------------------------------------------------
 
 JOINTS = {
-    "deploy/terminal.py",
+    "common/terminal.py",
     "deploy/cli/drawing.py",
     "deploy/api/_api_page.py",
     "deploy/cli/settings_page.py",
@@ -67,7 +67,7 @@ def test_nothing_prints_or_sets_up_logging_but_the_joint(room: str) -> None:
                     fine
                     or (called == "print" and "console" in ast.unparse(node.func))
                     or (called == "print" and ast.unparse(node.func) == "Drawing().print")
-                ), f"{name}:{node.lineno}: {called}() goes past deploy/terminal.py"
+                ), f"{name}:{node.lineno}: {called}() goes past common/terminal.py"
 
 
 def test_what_is_said_is_one_clean_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from penchant.common.printable import one_line
+from penchant.common.terminal import say, say_json
 from penchant.deploy.cli.device.options import (
     HERE,
     SOCKET,
@@ -24,7 +25,6 @@ from penchant.deploy.cli.device.options import (
     run_row,
 )
 from penchant.deploy.cli.errors import command, notice
-from penchant.deploy.terminal import say, say_json
 
 __all__ = ["app"]
 

@@ -9,9 +9,9 @@ import typer
 
 from penchant.common.errors import DataError
 from penchant.common.printable import one_line
+from penchant.common.terminal import say
 from penchant.deploy.cli.device.options import HERE, Ask, HomeOption, lines_of, open_device
 from penchant.deploy.cli.errors import command
-from penchant.deploy.terminal import say
 
 if TYPE_CHECKING:
     from penchant.client.device.labelling import Labelling, Question

@@ -12,6 +12,7 @@ import typer
 from penchant.common.durations import DAY
 from penchant.common.errors import UsageError
 from penchant.common.printable import one_line
+from penchant.common.terminal import say
 from penchant.deploy.cli.device.options import (
     HERE,
     SOCKET,
@@ -24,7 +25,6 @@ from penchant.deploy.cli.device.options import (
     tell_of_revocation,
 )
 from penchant.deploy.cli.errors import command, notice, on_interrupt
-from penchant.deploy.terminal import say
 
 __all__ = ["app"]
 

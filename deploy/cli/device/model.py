@@ -11,6 +11,7 @@ import typer
 
 from penchant.common.errors import UsageError
 from penchant.common.printable import one_line
+from penchant.common.terminal import say, say_json
 from penchant.common.wording import percent
 from penchant.deploy.cli.device.options import (
     HERE,
@@ -25,7 +26,6 @@ from penchant.deploy.cli.device.options import (
     tell_of_revocation,
 )
 from penchant.deploy.cli.errors import command
-from penchant.deploy.terminal import say, say_json
 
 if TYPE_CHECKING:
     from penchant.client.device.device import Ranked, Report

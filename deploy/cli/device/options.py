@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penchant.common.errors import DataError, UsageError
+from penchant.common.terminal import say
 from penchant.deploy.cli import passphrase as passphrases
-from penchant.deploy.terminal import say
 
 if TYPE_CHECKING:
     from penchant.client.device.device import Device
