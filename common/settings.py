@@ -89,9 +89,12 @@ def within(low: float, high: float) -> dict[str, Any]:
 
 
 def as_in(section: type[Section], name: str) -> dict[str, Any]:
-    """Metadata of a field that is copied from a setting: it has the range and the choices of its source."""
+    """Metadata of a field that is copied from a setting: it has the range and the choices of its source, and
+    was added when that was."""
     source = _known(section)[name].declared
-    return {_DECLARED: Declaration(low=source.low, high=source.high, choices=source.choices)}
+    return {
+        _DECLARED: Declaration(low=source.low, high=source.high, choices=source.choices, added=source.added)
+    }
 
 
 # --- a section checks itself ----------------------------------------------------------------------

@@ -96,8 +96,10 @@ def small(tmp_path: Path) -> Path:
     for name in ("run.py", "mutations.py"):
         shutil.copy(HERE / name, tmp_path / "tests" / "mutants" / name)
     (tmp_path / "tests" / "test_age.py").write_text(
-        "import pytest\nfrom penchant.client.age import check_age\n\n"
-        "def test_age():\n    with pytest.raises(ValueError):\n        check_age(-1)\n"
+        "import pytest\nfrom {} import check_age\n\n"
+        "def test_age():\n    with pytest.raises(ValueError):\n        check_age(-1)\n".format(
+            "penchant.client.age"
+        )
     )
     (tmp_path / "tests" / "mutants" / "nearest.toml").write_text(
         '[[group]]\nfiles = ["client/*.py"]\nquick = ["tests/test_age.py"]\n'

@@ -240,6 +240,8 @@ class OwnerPolicy(Section):
         for name, tensor in (split.shared.named(shared) | split.personal.named(start)).items():
             module = name.removeprefix(BASE) if name.startswith(BASE) else name.rpartition(".")[0]
             weight = norms.get(module)
+            if weight is not None and name.startswith(BASE):
+                weight = max(weight, 1.0)  # a bias may well be 0
             most = self.max_head_norm if weight is None else self.max_factor_ratio * weight
             size = float(np.linalg.norm(tensor.astype(np.float64)))
             if size > most:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import threading
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -158,10 +159,8 @@ def _die_with_parent() -> None:
 def _bound_memory(memory_mb: int) -> None:
     """Let this process take `memory_mb` more than it has now; on Linux alone."""
     try:
-        import resource
-
         held = Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0]
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (int(held) * 1024 + memory_mb * MB, hard))
-    except (ImportError, OSError, ValueError, IndexError):
+    except (OSError, ValueError, IndexError):
         return  # another system, or a service manager that sets the limit itself (MemoryMax=)

@@ -113,8 +113,8 @@ def refused(name: str) -> str:
 
 def test_missing_folder_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base_models, "_download", lambda _: pytest.fail("asked the hub"))
-    assert "is no folder" in refused("/nowhere/at/all")
-    assert "is no folder" in refused("all-minilm")
+    assert "is not a folder" in refused("/nowhere/at/all")
+    assert "is not a folder" in refused("all-minilm")
 
 
 def test_local_models_ask_nobody(tiny_model, monkeypatch: pytest.MonkeyPatch) -> None:
