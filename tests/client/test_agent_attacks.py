@@ -19,6 +19,7 @@ from support.scene import NOW, authority, identity, membership
 
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.learning.model_cache import ModelCache
+from penchant.client.vault.vault import Vault
 from penchant.common.config import RunConfig
 from penchant.common.crypto.entropy import SeededEntropy
 from penchant.common.crypto.keys import AgreementKey
@@ -196,6 +197,31 @@ def test_the_start_of_the_personal_part_is_checked_like_the_factors(scenes: Scen
     spoilt = with_value(float("nan"))(shared + bytes(size))
     refused(scene, announced(scene, factors=spoilt), AbortCode.AGREEMENT, "not finite")
     assert isinstance(announced(scene, factors=shared + bytes(size)), Entry)
+
+
+# --- the disk -------------------------------------------------------------------------------------
+
+
+def test_a_round_that_the_disk_has_no_room_for_is_refused_before_keys(
+    scenes: Scenes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And uses no attempt up: with room, the same announcement is answered."""
+    scene = scenes()
+    with monkeypatch.context() as patched:
+        patched.setattr("penchant.client.vault.budget.SLACK", 1025 << 20)
+        refused(scene, announced(scene), AbortCode.POLICY, "the owner allows 1024.0 (max_disk_mb)")
+    assert isinstance(announced(scene), Entry)
+
+
+def test_run_after_run_leaves_no_more_than_the_owner_allows(scenes: Scenes) -> None:
+    scene = scenes()
+    vault = Vault(scene.home(VICTIM))
+    for number in range(8):
+        run = bytes([number]) * 16
+        honest = scene.announce()
+        assert isinstance(scene.ask("keys", VICTIM, replace(honest, run=run)), Entry)
+        vault.stage(run, honest.round, honest.attempt, np.ones(3, dtype=np.float32))
+    assert vault.disk_use().runs == 4
 
 
 # --- base models ----------------------------------------------------------------------------------
