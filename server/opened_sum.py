@@ -108,7 +108,8 @@ def _combined(
     refused: Mapping[int, str],
 ) -> Update:
     rule = combination(federation.combine)
-    groups = [layout.read(one.total) for one in _ordered(standing.opened)]
+    whole = len(standing.opened) == 1  # then the sum has been read already
+    groups = [sums] if whole else [layout.read(one.total) for one in _ordered(standing.opened)]
     heard = [group for group in groups if group.weight]
     if len(heard) < rule.least and rule.least > 1:
         told = f"; {_told(refused)}" if refused else ""

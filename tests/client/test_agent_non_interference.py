@@ -351,7 +351,7 @@ OTHERS: dict[str, Callable[[Choices], Choices]] = {
     "many": lambda c: Choices([*c.train] * 9, [*c.validation] * 5),
     "long texts": lambda c: Choices([replace(p, prompt=p.prompt * 300) for p in c.train], c.validation),
     "empty texts": lambda c: Choices([Preference("", "a", "b")], []),
-    "no text at all": lambda c: Choices([Preference("\ud800", "\udfff", "\x00")], []),
+    "no words": lambda c: Choices([Preference("\x00", "\x01", "\x02")], []),
 }
 
 

@@ -169,7 +169,7 @@ def test_what_a_dead_agent_left_is_replaced_but_no_other_file(tmp_path: Path) ->
     remote.close()
     server.stop(0)
     path.write_text("the owner's notes")
-    with pytest.raises(DeviceError, match="no socket"):
+    with pytest.raises(DeviceError, match="is not a socket"):
         AgentServer(echo, path).start()
     assert path.read_text() == "the owner's notes"
 

@@ -88,6 +88,7 @@ def town(base: Path, tmp_path: Path) -> Town:
             "privacy.min_honest": 1,
             "privacy.max_colluders": 0,
             "federation.deadline_seconds": 30.0,
+            "federation.training_seconds": 3.0,
         }
     )
     homes = []

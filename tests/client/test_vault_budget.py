@@ -29,7 +29,7 @@ def run_of(number: int) -> bytes:
 def play(vault: Vault, run: bytes, size: int, most: int = 1000 * MB, runs: int = 4, rounds: int = 1) -> None:
     """A run that leaves what it must: a committed factor and a staged one."""
     for number in range(1, rounds + 2):
-        vault.begin(run, number, 1, [(number - 1, 1)], Room(size, most, runs))
+        vault.begin(run, number, 1, [(number - 1, 1)], room=Room(size, most, runs))
         vault.stage(run, number, 1, vector(size))
         vault.mark_unmasked(run, number, 1)
 
@@ -61,7 +61,7 @@ def test_attempts_stay_burnt_whatever_is_removed(tmp_path: Path) -> None:
     for number in range(1, 7):
         for attempt in (1, 2):
             with pytest.raises(StageError):
-                vault.begin(run_of(number), 2, attempt, [], Room(1000, 100 * MB, 4))
+                vault.begin(run_of(number), 2, attempt, [], room=Room(1000, 100 * MB, 4))
 
 
 @pytest.mark.parametrize("most", [2 * MB, 3 * MB, 8 * MB])
@@ -69,7 +69,7 @@ def test_the_files_never_grow_beyond_what_the_owner_allows(tmp_path: Path, most:
     vault, size = Vault(tmp_path), MB // 4
     for number in range(1, 6):
         for round in range(1, 4):
-            vault.begin(run_of(number), round, 1, [(round - 1, 1)], Room(size, most, 100))
+            vault.begin(run_of(number), round, 1, [(round - 1, 1)], room=Room(size, most, 100))
             assert on_disk(tmp_path) <= most
             vault.stage(run_of(number), round, 1, vector(size))
             assert on_disk(tmp_path) <= most
@@ -81,19 +81,19 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_changed(tmp_path:
     for number in range(1, 4):
         play(vault, run_of(number), MB // 4)
     with pytest.raises(PolicyRefusal, match=r"needs 40\.1 MB of disk beside .* allows 8\.0 \(max_disk_mb\)"):
-        vault.begin(run_of(9), 1, 1, [], Room(10 * MB, 8 * MB, 4))
+        vault.begin(run_of(9), 1, 1, [], room=Room(10 * MB, 8 * MB, 4))
     assert kept(vault, range(1, 4)) == [1, 2, 3]
-    vault.begin(run_of(9), 1, 1, [], Room(MB, 8 * MB, 4))  # and the attempt was not used up
+    vault.begin(run_of(9), 1, 1, [], room=Room(MB, 8 * MB, 4))  # and the attempt was not used up
 
 
 def test_for_a_large_run_the_oldest_go_first_and_the_model_in_use_stays(tmp_path: Path) -> None:
     vault = Vault(tmp_path)
     for number in range(1, 5):
         play(vault, run_of(number), MB // 2)
-    vault.begin(run_of(9), 1, 1, [], Room(MB, 6 * MB, 100))
+    vault.begin(run_of(9), 1, 1, [], room=Room(MB, 6 * MB, 100))
     assert kept(vault, range(1, 10)) == [4]
     with pytest.raises(PolicyRefusal):
-        vault.begin(run_of(10), 1, 1, [], Room(MB, 5 * MB, 100))
+        vault.begin(run_of(10), 1, 1, [], room=Room(MB, 5 * MB, 100))
     assert kept(vault, range(1, 10)) == [4]
 
 
@@ -104,7 +104,7 @@ def test_runs_that_never_finish_a_round_push_out_neither_the_model_in_use_nor_wh
     vault.keep_personal(ALONE, 0, vector(1000, 7.0), b"", version=vault.version())
     play(vault, run_of(1), 1000)
     for number in range(2, 10):
-        vault.begin(run_of(number), 1, 1, [], Room(1000, 100 * MB, 2))
+        vault.begin(run_of(number), 1, 1, [], room=Room(1000, 100 * MB, 2))
         vault.stage(run_of(number), 1, 1, vector(1000))
     alone, latest = vault.personal(ALONE), vault.latest()
     assert alone is not None
@@ -119,7 +119,7 @@ def test_a_run_that_goes_on_keeps_its_factor(tmp_path: Path) -> None:
     play(vault, run_of(1), 1000, runs=1)
     for number in (2, 3):
         play(vault, run_of(number), 1000, runs=1)
-        vault.begin(run_of(number), 3, 1, [(2, 1)], Room(1000, 100 * MB, 1))
+        vault.begin(run_of(number), 3, 1, [(2, 1)], room=Room(1000, 100 * MB, 1))
         found = vault.personal(run_of(number))
         assert found is not None
         assert found.round == 2
@@ -135,12 +135,12 @@ def test_no_server_takes_the_name_of_what_was_trained_alone(tmp_path: Path) -> N
 def test_a_disk_without_room_refuses_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vault = Vault(tmp_path)
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=3 * MB, f_frsize=1))
-    vault.begin(run_of(1), 1, 1, [], Room(MB // 4, 100 * MB, 4))
+    vault.begin(run_of(1), 1, 1, [], room=Room(MB // 4, 100 * MB, 4))
     with pytest.raises(DeviceError, match=r"less than 8\.0 MB are free"):
-        vault.begin(run_of(2), 1, 1, [], Room(MB, 100 * MB, 4))
+        vault.begin(run_of(2), 1, 1, [], room=Room(MB, 100 * MB, 4))
     with pytest.raises(DeviceError, match=r"less than 4\.0 MB are free"):
-        vault.begin(run_of(3), 1, 1, [], Room(3 * MB // 4, 100 * MB, 4))
-    vault.begin(run_of(2), 1, 1, [], Room(MB // 4, 100 * MB, 4))
+        vault.begin(run_of(3), 1, 1, [], room=Room(3 * MB // 4, 100 * MB, 4))
+    vault.begin(run_of(2), 1, 1, [], room=Room(MB // 4, 100 * MB, 4))
 
 
 def test_a_vault_of_before_is_pruned_and_gives_the_disk_back(tmp_path: Path) -> None:

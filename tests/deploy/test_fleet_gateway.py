@@ -162,7 +162,7 @@ def test_a_ca_is_never_replaced_and_its_key_must_fit(tmp_path: Path) -> None:
             ("a",),
         )
     assert not (tmp_path / "x").exists()
-    with pytest.raises(UsageError, match="no certificate"):
+    with pytest.raises(UsageError, match="not a certificate"):
         ca_digest(b"junk")
 
 

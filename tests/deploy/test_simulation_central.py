@@ -58,6 +58,9 @@ class Unrounded(UpdateLayout):
         counts[:2] = contribution.weight, contribution.loss
         return np.concatenate([update, counts]).view("<u8")
 
+    def fault(self, total: NDArray[np.int64], people: int) -> str:
+        return ""
+
     def read(self, total: NDArray[np.int64]) -> RoundSums:
         numbers = total.view("<f8")
         update, weight = numbers[: self.quantiser.size], numbers[self.quantiser.size]

@@ -164,7 +164,7 @@ def settled(monkeypatch: pytest.MonkeyPatch, *flags: str) -> RunConfig:
     """The configuration that `penchant simulate` would run with these flags."""
     found: list[RunConfig] = []
 
-    def stop(config: RunConfig) -> None:
+    def stop(config: RunConfig, **_: object) -> None:
         found.append(config)
         raise ConfigError("seen")
 

@@ -21,14 +21,9 @@ from penchant.common.foreign_files import ForeignDatabase
 from penchant.common.settings import settings_of
 from penchant.deploy.console.releases import ReleasesOnThisMachine
 from penchant.server import releases
-from penchant.server.console import charts, events, passwords
+from penchant.server.console import charts, events
 from penchant.server.journal import Journal
 from penchant.server.monitoring.run_history import Activity, JournalReader, RunLocation, facts_of
-
-
-@pytest.fixture(autouse=True)
-def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passwords, "COST", 2**10)
 
 
 @pytest.fixture

@@ -12,10 +12,12 @@ import pytest
 from penchant.common.crypto import passphrase
 from penchant.common.crypto.passphrase import RECOMMENDED, Cost
 from penchant.server.console import passwords
-from penchant.server.console.accounts import ConsoleStore
+from penchant.server.console.accounts import ConsoleStore, LoginPlace
 
 OLD, NEW = Cost(2**10), Cost(2**11)
 PASSWORD = "correct horse battery"
+
+HERE = LoginPlace("192.0.2.1", "192.0.2.1", False, False)
 
 
 @pytest.fixture
@@ -42,15 +44,15 @@ def test_a_password_costs_a_guess_what_is_recommended(tmp_path: Path) -> None:
 def test_an_old_password_is_kept_at_todays_cost_after_its_next_login(store: ConsoleStore) -> None:
     before = kept(store)
     assert passwords.cost_of(before["olga"]) == OLD
-    assert store.login("olga", "wrong horse battery", "here") is None
+    assert store.login("olga", "wrong horse battery", HERE) is None
     assert kept(store) == before
     for _ in range(2):
-        token = store.login("olga", PASSWORD, "here")
+        token = store.login("olga", PASSWORD, HERE)
         assert token is not None
         assert store.session(token) is not None
         assert passwords.cost_of(kept(store)["olga"]) == NEW
     assert kept(store)["vera"] == before["vera"]
-    assert store.login("olga", "wrong horse battery", "here") is None
+    assert store.login("olga", "wrong horse battery", HERE) is None
 
 
 def test_the_work_of_a_login_does_not_tell_whether_there_is_such_an_account(
@@ -68,7 +70,7 @@ def test_the_work_of_a_login_does_not_tell_whether_there_is_such_an_account(
     work = []
     for name in ("olga", "vera", "nobody"):
         spent.clear()
-        assert store.login(name, "wrong horse battery", "here") is None
+        assert store.login(name, "wrong horse battery", HERE) is None
         work.append(sorted(spent))
     assert work == [[OLD.n, NEW.n]] * 3
 

@@ -20,11 +20,6 @@ from penchant.server.console.requests import LOGINS
 HOSTILE = "\"><img src=x onerror=alert(1)>{{7*7}}</script>'&"
 
 
-@pytest.fixture(autouse=True)
-def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passwords, "COST", 2**10)
-
-
 @pytest.fixture
 def console(tmp_path: Path) -> Iterator[Console]:
     made = Console(tmp_path)

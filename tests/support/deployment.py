@@ -36,8 +36,6 @@ class Deployment:
         self.place.mkdir(parents=True, exist_ok=True)
         self.office = AuthorityStore.init(self.place / "authority")
         self.homes = self.homes or [self.place / f"device-{number}" for number in range(self.devices)]
-        for number, folder in enumerate(self.homes):
-            self._enrol(folder, made_up_choices(number, self.choices))
         self.config = RunConfig().changed(
             {
                 "model.base_model": str(self.base),
@@ -53,6 +51,8 @@ class Deployment:
             }
         )
         self.run = self.place / "run"
+        for number, folder in enumerate(self.homes):
+            self._enrol(folder, made_up_choices(number, self.choices))
 
     def _enrol(self, folder: Path, choices: Sequence[Preference]) -> None:
         home = Device(folder)
