@@ -27,7 +27,6 @@ from penchant.deploy.fleet.authority_inbox import attend
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry, request_revocation
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.deploy.flower.superlink import Control, NodeRow, SuperLinkAddress
-from penchant.server.console import passwords
 from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.app import build_app
 from penchant.server.console.views.devices import qr_code
@@ -71,8 +70,7 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr(passwords, "COST", 2**10)
+def world(tmp_path: Path) -> Iterator[World]:
     office = AuthorityStore.init(tmp_path / "authority")
     for number in range(5):
         from penchant.common.membership.enrolment import request

@@ -175,6 +175,7 @@ def test_a_served_run_begins_with_it_too(tiny_model: Any, tmp_path: Path) -> Non
     fleet = Deployment(tmp_path, tiny_model("bert"), 3)
     public = (tmp_path / "authority" / "authority.pub").read_bytes()
     served_run.create(tmp_path / "run-1", fleet.config, public, fleet.office.latest())
+    fleet.sign_run(tmp_path / "run-1")
     run = served_run.open_served(tmp_path / "run-1")
     begun = run.model_signature.split(fleet.config.plan("main", 3)).initial(0)[0] + np.float32(0.5)
     run.journal.begin(1, "main")
@@ -183,6 +184,7 @@ def test_a_served_run_begins_with_it_too(tiny_model: Any, tmp_path: Path) -> Non
     run.journal.close()
     start = earlier_round(tmp_path / "run-1", 1, fleet.config)
     served_run.create(tmp_path / "run-2", fleet.config, public, fleet.office.latest(), start)
+    fleet.sign_run(tmp_path / "run-2")
     again = served_run.open_served(tmp_path / "run-2")
     assert again.start is not None
     assert again.start.tobytes() == begun.tobytes()

@@ -539,7 +539,7 @@ def test_no_secret_is_in_any_error_or_its_traceback(
 def test_an_error_that_holds_a_secret_tells_it_to_nobody(
     opened: Callable[..., Open], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """A library fails with a person's text in its message: at most a code leaves, the owner hears the type."""
+    """A library fails with a person's text in its message: no text leaves, the owner hears the type."""
     fleet = opened("masked")
     scene = fleet.scene
     secret = texts_of(some_person(0).train[0])[0]

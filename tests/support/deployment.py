@@ -66,9 +66,10 @@ class Deployment:
         public = (self.place / "authority" / "authority.pub").read_bytes()
         served_run.create(self.run, self.config, public, self.office.latest())
 
-    def sign_run(self) -> None:
-        """What `penchant authority attend` does for the run."""
-        run_signature.take(self.run, self.office.sign_run(run_signature.request_of(self.run)).encode())
+    def sign_run(self, run: Path | None = None) -> None:
+        """What `penchant authority attend` does for the run, or another one."""
+        run = run or self.run
+        run_signature.take(run, self.office.sign_run(run_signature.request_of(run)).encode())
 
 
 def made_up_choices(person: int, count: int) -> list[Preference]:
