@@ -219,7 +219,7 @@ def test_run_after_run_leaves_no_more_than_the_owner_allows(scenes: Scenes) -> N
     for number in range(8):
         run = bytes([number]) * 16
         honest = scene.announce()
-        assert isinstance(scene.ask("keys", VICTIM, replace(honest, run=run)), Entry)
+        assert isinstance(scene.ask("keys", VICTIM, scene.announce(run=run)), Entry)
         vault.stage(run, honest.round, honest.attempt, np.ones(3, dtype=np.float32))
     assert vault.disk_use().runs == 4
 
