@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from penchant.common.config import RunConfig
+from penchant.common.config import AdapterConfig, RunConfig
 from penchant.common.errors import ConfigError, ConsoleError, RunDirectoryError, UsageError
 from penchant.common.foreign_files import open_foreign
 from penchant.common.printable import one_line, printable
@@ -137,7 +137,9 @@ class OperationsOnThisMachine:
 
     def recipes(self) -> dict[str, str]:
         """The recipes of the Senate, and one for each fleet, with all of its members."""
-        rules = map(find_share, share_names())  # a plugin that can't be loaded gives no recipe
+        usual = AdapterConfig().share
+        names = sorted(share_names(), key=lambda name: name != usual)  # the usual one first
+        rules = map(find_share, names)  # a plugin that can't be loaded gives no recipe
         wanted: dict[str, dict[str, Any]] = {
             **{f"Senate, {rule.label}": {"adapter.share": rule.name} for rule in filter(None, rules)},
             "Senate, a quick look": {"federation.rounds": 8},

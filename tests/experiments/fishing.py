@@ -63,6 +63,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "training.lr_head": 1.0,
     },
 }
+CANDIDATES = 286
 TINY = 1e-9  # beside AdamW's epsilon of 1e-8: its first step is then proportional to the gradient
 
 
@@ -179,8 +180,12 @@ def chosen_people(seed: int, count: int, pairs: int) -> tuple[list[tuple[Prefere
     people = [
         tuple(everybody[i].train[j] for j in draw.permutation(len(everybody[i].train))[:pairs]) for i in names
     ]
-    distinct = {sides(pair)[0]: pair for person in everybody for pair in person.train}
-    return people, list(distinct.values())
+    candidates = {sides(pair)[0]: pair for person in people for pair in person}
+    decoys = {sides(pair)[0]: pair for person in everybody for pair in person.train}
+    others = [key for key in decoys if key not in candidates]
+    for at in draw.permutation(len(others))[: CANDIDATES - len(candidates)]:
+        candidates[others[at]] = decoys[others[at]]
+    return people, list(candidates.values())
 
 
 def main() -> None:

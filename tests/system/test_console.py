@@ -48,6 +48,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         assert done.returncode == 0, done.stderr
     port = free_port()
     made_fleet(folder)
+    (folder / "runs").mkdir()
     words = [*PROGRAM, "console", str(folder / "runs"), str(folder / "fleet"), "--port", str(port), *state]
     with (folder / "console.log").open("wb") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log)
@@ -117,11 +118,11 @@ def test_an_operators_day(browser: Browser, served: Served) -> None:
 
     # rounds arrive without a reload
     page.evaluate("window.same = true")
-    stands = page.locator("#rounds ~ div td", has_text=re.compile("^stands$"))
-    expect(stands.first).to_be_visible(timeout=180_000)
-    before = stands.count()
+    final = page.locator("#rounds ~ div td", has_text=re.compile("^final$"))
+    expect(final.first).to_be_visible(timeout=180_000)
+    before = final.count()
     expect(page.locator(".stages li.now, .stages li.done").first).to_be_visible()
-    wait_for("another round", lambda: stands.count() > (before if not PICTURES else 11), 240)
+    wait_for("another round", lambda: final.count() > (before if not PICTURES else 11), 240)
     assert page.evaluate("window.same") is True
     me.picture("run-live")
     me.go("/")
