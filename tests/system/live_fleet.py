@@ -102,6 +102,7 @@ class LiveFleet:
         if self.deployment.run.is_dir():  # else the test makes one
             shutil.move(self.deployment.run, self.site.run("fleet"))
             self.deployment.run = self.site.run("fleet")
+            self.deployment.sign_run()  # as the authority would
         path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.testing = os.environ | QUICK | {"PYTHONPATH": path}
         with (self.place / "warm.log").open("ab") as log:

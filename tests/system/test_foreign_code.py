@@ -240,8 +240,8 @@ def test_not_a_line_of_a_hostile_bundle_runs_on_any_documented_way(
     found: dict[str, Any] = json.loads(out.read_text())
     assert {path.name.rsplit("-", 2)[0] for path in sprung.iterdir()} == {"flower"}
     looted = bytes.fromhex(found[str(nodes["flower"])]["train.loot"])
-    assert b"vault.key" in looted  # the bundle is a real danger: as the owner's user it reads the key
-    assert (device.home / "vault.key").read_bytes()[:20].hex().encode() in looted
+    assert b"vault.root" in looted  # the bundle is a real danger: as the owner's user it reads the key
+    assert (device.home / "vault.root").read_bytes()[:20].hex().encode() in looted
     for way in paths:
         said = {kind: bytes.fromhex(text) for kind, text in found[str(nodes[way.name])].items()}
         assert decode(said["train.loot"], Abort).code is AbortCode.STAGE, way.name
