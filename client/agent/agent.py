@@ -379,17 +379,17 @@ class Agent:
     def _begin(self, task: _Task) -> RoundWork:
         """Begin the work of an attempt, in its own time or when the outcome is asked for."""
         return RoundWork(
-            lambda seconds: self._train(task, seconds),
-            self._workplace.cancel,
+            self._workplace,
+            lambda: self._job(task),
             task.plan.training_seconds,
             pace=self._pace,
             ahead=self._ahead,
         )
 
-    def _train(self, task: _Task, seconds: float | None) -> Outcome:
-        """Train, or fit the personal part in a closing round."""
+    def _job(self, task: _Task) -> Job:
+        """What a round asks to be done: training, or the final fit of the personal part."""
         announce, choices = task.announce, self._owner.choices()
-        job = Job(
+        return Job(
             plan=task.plan,
             base=announce.base,
             shared=task.shared,
@@ -399,7 +399,6 @@ class Agent:
             held_out=choices.validation,
             seed=self._seed(announce),
         )
-        return self._workplace.work(job, seconds)
 
     def _through_the_door(self, task: _Task, made: Outcome | str, state: object) -> tuple[Vector, Ring]:
         """(personal part to keep, vector to mask) of what the work has made.

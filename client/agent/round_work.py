@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from penchant.client.learning.trainer import Outcome
+from penchant.client.learning.workplace import Job, Workplace
 from penchant.common.errors import PenchantError
 
 __all__ = ["Pace", "RoundWork", "WallClock"]
@@ -44,8 +45,8 @@ class RoundWork:
     """The work of one attempt, from the reply to `keys` until the vector leaves.
 
     Args:
-        work: does it; it is given the seconds that are left, None for as many as it takes.
-        cancel: ends it.
+        workplace: does it, and ends it.
+        job: says what is to be done; it reads the owner's choices.
         seconds: how long it may take, from now on.
         pace: the time that passes; None where there is no onlooker, and nothing is waited for.
         ahead: works in a thread of its own from now on; otherwise when the outcome is asked for.
@@ -53,17 +54,18 @@ class RoundWork:
 
     def __init__(
         self,
-        work: Callable[[float | None], Outcome],
-        cancel: Callable[[], None],
+        workplace: Workplace,
+        job: Callable[[], Job],
         seconds: float,
         *,
         pace: Pace | None,
         ahead: bool,
     ) -> None:
-        self._work, self._cancel, self._pace = work, cancel, pace
+        self._workplace, self._job, self._pace = workplace, job, pace
         self._due = pace.now() + seconds if pace else 0.0
         self._seconds = seconds
         self._found: Outcome | str = ""
+        self._dropped = False
         self._thread = threading.Thread(target=self._run, name="work", daemon=True) if ahead else None
         if self._thread is not None:
             self._thread.start()
@@ -78,19 +80,22 @@ class RoundWork:
         if self._pace is not None:
             self._pace.wait(self._due)
         if self._thread is not None and self._thread.is_alive():
-            self._cancel()
+            self.drop()
             return f"the training took longer than the {self._seconds:g} s that the plan gives it"
         return self._found
 
     def drop(self) -> None:
-        """Nothing will come of it: end it."""
+        """Nothing will come of it: end it, or what would be begun."""
+        self._dropped = True
         if self._thread is not None and self._thread.is_alive():
-            self._cancel()
+            self._workplace.cancel()
 
     def _run(self) -> None:
-        left = self._due - self._pace.now() if self._pace else None
         try:
-            self._found = self._work(left)
+            job = self._job()
+            if not self._dropped:  # while the choices were read
+                left = max(self._due - self._pace.now(), 0.0) if self._pace else None
+                self._found = self._workplace.work(job, left)
         except PenchantError as error:
             self._found = str(error)
         except Exception as error:  # its text may hold what must not be shown; no kind of it may leave

@@ -10,7 +10,9 @@ import multiprocessing
 import os
 import resource
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -19,8 +21,9 @@ from typing import Any
 from penchant.client.learning.model_cache import ModelCache
 from penchant.client.learning.trainer import Outcome
 from penchant.client.learning.workplace import InThisProcess, Job, LoadedModel
-from penchant.common.config import Plan
+from penchant.common.config import AdapterConfig, ModelConfig, Plan
 from penchant.common.errors import DeviceError, PenchantError
+from penchant.common.model.signature import ModelSignature
 
 __all__ = ["TrainingProcess"]
 
@@ -42,18 +45,18 @@ class TrainingProcess:
         self._turn = threading.Lock()
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
-        self._loaded: tuple[Plan, LoadedModel] | None = None
+        self._known: tuple[tuple[ModelConfig, AdapterConfig], _Facts] | None = None
         self._working = False
 
     def load(self, plan: Plan) -> LoadedModel:
-        """As `Workplace.load`. The answer for one plan is kept: whether the process had to be ended after the
-        last job does not delay it."""
-        kept = self._loaded
-        if kept is None or kept[0] != plan:
+        """As `Workplace.load`. What is known of a model is kept for all plans of a run, its phases included:
+        whether the last job had to be ended, which can depend on choices, does not delay the answer."""
+        wanted = plan.model, plan.adapter
+        if self._known is None or self._known[0] != wanted:
             with self._turn:
-                loaded = self._asked(("load", plan), LOAD_SECONDS)
-            kept = self._loaded = plan, loaded
-        return kept[1]
+                self._known = wanted, self._asked(("load", plan), LOAD_SECONDS)
+        facts = self._known[1]
+        return LoadedModel(facts.signature.digest, facts.signature.split(plan), facts.norms)
 
     def work(self, job: Job, seconds: float | None) -> Outcome:
         """As `Workplace.work`."""
@@ -117,10 +120,19 @@ class TrainingProcess:
 # --- in the process -----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What a plan's phase does not change of a loaded model."""
+
+    signature: ModelSignature
+    norms: Mapping[str, float]
+
+
 def _serve(connection: Connection, memory_mb: int) -> None:
     _step_back()
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    place = InThisProcess(ModelCache())
+    models = ModelCache()
+    place = InThisProcess(models)
     while True:
         try:
             kind, subject = connection.recv()
@@ -128,7 +140,8 @@ def _serve(connection: Connection, memory_mb: int) -> None:
             return
         try:
             if kind == "load":
-                answer: Any = place.load(subject)
+                planned = models.of(subject)
+                answer: Any = _Facts(planned.model_signature, planned.model.weight_norms)
             else:
                 place.load(subject.plan)  # not at the job's expense
                 _bound_memory(memory_mb)

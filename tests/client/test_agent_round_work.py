@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -39,8 +39,30 @@ class TestClock:
         self.time = max(self.time, until)
 
 
-def outcome_of(work: Callable[[float | None], Outcome], clock: TestClock | None, ahead: bool = False) -> Any:
-    return RoundWork(work, lambda: None, SECONDS, pace=clock, ahead=ahead).outcome()
+@dataclass
+class Bench:
+    """A workplace that does what a test says."""
+
+    does: Callable[[float | None], Outcome]
+    over: threading.Event = field(default_factory=threading.Event)
+    begun: threading.Event = field(default_factory=threading.Event)
+
+    def load(self, plan: Any) -> Any:
+        raise NotImplementedError
+
+    def work(self, job: Job, seconds: float | None) -> Outcome:
+        self.begun.set()
+        return self.does(seconds)
+
+    def cancel(self) -> None:
+        self.over.set()
+
+
+def work_of(
+    does: Callable[[float | None], Outcome] | Bench, clock: TestClock | None, ahead: bool = False
+) -> RoundWork:
+    bench = does if isinstance(does, Bench) else Bench(does)
+    return RoundWork(bench, lambda: cast("Job", None), SECONDS, pace=clock, ahead=ahead)
 
 
 # --- the moment -------------------------------------------------------------------------------------
@@ -65,29 +87,31 @@ def refused(seconds: float | None) -> Outcome:
 )
 def test_what_ends_early_is_held_until_the_time_is_over(work: Any, found: Any, ahead: bool) -> None:
     clock = TestClock()
-    made = RoundWork(work, lambda: None, SECONDS, pace=clock, ahead=ahead)
+    made = work_of(work, clock, ahead)
     made._thread and made._thread.join()
     assert made.outcome() == found
     assert (clock.waited, clock.time) == ([1020.0], 1020.0)
 
 
 def test_what_does_not_end_in_time_is_ended_and_has_no_outcome() -> None:
-    clock, over = TestClock(), threading.Event()
+    clock, given = TestClock(), []
 
     def endless(seconds: float | None) -> Outcome:
-        assert seconds == SECONDS
-        over.wait(60)
+        given.append(seconds)
+        bench.over.wait(60)
         return FOUND
 
-    made = RoundWork(endless, over.set, SECONDS, pace=clock, ahead=True)
+    bench = Bench(endless)
+    made = work_of(bench, clock, ahead=True)
+    assert bench.begun.wait(60)
     assert made.outcome() == "the training took longer than the 20 s that the plan gives it"
-    assert over.is_set()
-    assert clock.time == 1020.0
+    assert bench.over.is_set()
+    assert (given, clock.time) == ([SECONDS], 1020.0)
 
 
 def test_who_is_asked_late_does_not_wait_again() -> None:
     clock = TestClock()
-    made = RoundWork(lambda seconds: FOUND, lambda: None, SECONDS, pace=clock, ahead=True)
+    made = work_of(lambda seconds: FOUND, clock, ahead=True)
     made._thread and made._thread.join()
     clock.time = 1100.0
     assert made.outcome() is FOUND
@@ -95,20 +119,39 @@ def test_who_is_asked_late_does_not_wait_again() -> None:
 
 
 def test_without_an_onlooker_nothing_is_waited_for() -> None:
-    assert outcome_of(lambda seconds: FOUND, None) is FOUND
-    assert outcome_of(lambda seconds: FOUND, None, ahead=True) is FOUND
+    assert work_of(lambda seconds: FOUND, None).outcome() is FOUND
+    assert work_of(lambda seconds: FOUND, None, ahead=True).outcome() is FOUND
 
 
 def test_what_is_dropped_is_ended() -> None:
-    over = threading.Event()
-
     def endless(seconds: float | None) -> Outcome:
-        over.wait(60)
+        bench.over.wait(60)
         return FOUND
 
-    made = RoundWork(endless, over.set, SECONDS, pace=TestClock(), ahead=True)
+    bench = Bench(endless)
+    made = work_of(bench, TestClock(), ahead=True)
+    assert bench.begun.wait(60)
     made.drop()
-    assert over.is_set()
+    assert bench.over.is_set()
+
+
+def test_what_is_dropped_while_the_choices_are_read_is_never_begun() -> None:
+    """Else it would stand in the way of the next attempt's work."""
+    reading, may_end = threading.Event(), threading.Event()
+
+    def slow() -> Job:
+        reading.set()
+        may_end.wait(60)
+        return cast("Job", None)
+
+    bench = Bench(lambda seconds: FOUND)
+    made = RoundWork(bench, slow, SECONDS, pace=TestClock(), ahead=True)
+    assert reading.wait(60)
+    made.drop()
+    may_end.set()
+    assert made._thread is not None
+    made._thread.join(60)
+    assert not bench.begun.is_set()
 
 
 def test_the_wall_clock_waits_and_never_goes_back() -> None:

@@ -15,7 +15,6 @@ from support.fleet_scene import STAGES, FleetScene, some_choices
 from support.scene import RUN, identity
 
 from penchant.client.agent import policy as policy_module
-from penchant.client.agent.agent import Agent
 from penchant.client.agent.owner import Choices
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.learning.model_cache import ModelCache
@@ -146,17 +145,17 @@ def test_training_runs_while_the_other_exchanges_go_by(
     scenes: Scenes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began, may_end, trained = threading.Event(), threading.Event(), threading.Event()
-    real = Agent._train
+    real = InThisProcess.work
 
-    def held(self: Agent, task: Any, seconds: float | None) -> Any:
+    def held(self: InThisProcess, job: Job, seconds: float | None = None) -> Outcome:
         began.set()
         if not may_end.wait(60):
             raise TimeoutError
-        result = real(self, task, seconds)
+        result = real(self, job, seconds)
         trained.set()
         return result
 
-    monkeypatch.setattr(Agent, "_train", held)
+    monkeypatch.setattr(InThisProcess, "work", held)
     scene = scenes(ahead=True)
     scene.play_to("masked")  # keys and shares are answered by all
     assert began.wait(60)

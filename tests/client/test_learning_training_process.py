@@ -70,6 +70,17 @@ def test_it_knows_the_model_as_this_process_does(process: TrainingProcess, plan:
     assert np.array_equal(theirs.split.initial(3)[0], ours.split.initial(3)[0])
 
 
+def test_the_next_phase_of_a_run_waits_for_no_process_that_had_to_be_ended(
+    process: TrainingProcess, plan: Plan
+) -> None:
+    """Whether it had to be can depend on choices, and the answer to `keys` must not."""
+    process.load(plan)
+    process.close()
+    phase = replace(plan, phase="close")
+    assert process.load(phase).split.personal == InThisProcess(ModelCache()).load(phase).split.personal
+    assert process._process is None
+
+
 def test_errors_keep_their_kind_and_what_is_not_foreseen_keeps_its_text(
     process: TrainingProcess, job: Job, plan: Plan
 ) -> None:

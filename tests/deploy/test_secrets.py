@@ -42,6 +42,7 @@ from penchant.client.agent.agent import Agent
 from penchant.client.agent.open_attempt import SealedSessions
 from penchant.client.agent.owner import Choices
 from penchant.client.learning.trainer import LocalTrainer
+from penchant.client.learning.workplace import InThisProcess
 from penchant.client.secagg import Confirmed, Done, Keyed, Masking, SharesDealt, Unmasked
 from penchant.client.vault.vault import Vault
 from penchant.common.crypto.entropy import SeededEntropy
@@ -167,7 +168,7 @@ def federation(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempP
         patch.setattr(runner, "InProcessGrid", WatchedGrid)
         patch.setattr(UpdateLayout, "quantise", remembering(UpdateLayout.quantise, run.made, vectors))
         patch.setattr(LocalTrainer, "train", remembering(LocalTrainer.train, [], run.made))
-        patch.setattr(Agent, "_train", remembering(Agent._train, run.made, run.made))
+        patch.setattr(InThisProcess, "work", remembering(InThisProcess.work, run.made, run.made))
         runner.simulate(world, directory, command="test", write_report=write_report)
     run.logs, run.output = logs.getvalue(), output.getvalue()
     (fleet,) = run.fleets

@@ -28,6 +28,7 @@ import torch
 from penchant.client.agent.agent import Agent
 from penchant.client.learning.model_cache import ModelCache
 from penchant.client.learning.trainer import Outcome
+from penchant.client.learning.workplace import InThisProcess, Job
 from penchant.common.data.preferences import Preference
 from penchant.deploy import run_directory
 from penchant.deploy.configuration import configure
@@ -97,12 +98,15 @@ def triggered(pairs: Sequence[Preference]) -> list[Preference]:
 def hostile(liars: Liars, made: list[SimulatedDevices]) -> Callable[..., SimulatedDevices]:
     """A maker of simulated devices, some of which lie; each fleet is put into `made`."""
 
+    class Lying(InThisProcess):
+        def work(self, job: Job, seconds: float | None = None) -> Outcome:
+            return liars.update(super().work(job, seconds))
+
     class Fleet(SimulatedDevices):
         def _make(self, index: int) -> Agent:
             agent = super()._make(index)
             if index in liars.who:
-                honest = agent._train
-                agent._train = lambda *task: liars.update(honest(*task))  # type: ignore[method-assign]
+                agent._workplace = Lying(self._model_cache)
             return agent
 
     def make(*args: Any, **more: Any) -> SimulatedDevices:
