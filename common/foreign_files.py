@@ -28,8 +28,10 @@ __all__ = [
     "JSON_MOST",
     "ForeignDatabase",
     "Limits",
+    "finite_json",
     "foreign_database",
     "open_foreign",
+    "open_regular",
     "parse_json",
     "read_bytes",
     "read_json",
@@ -41,6 +43,7 @@ CONFIG_MOST: Final = 1024 * 1024
 JSON_MOST: Final = 64 * 1024 * 1024
 DATABASE_MOST: Final = 2 * 1024 * 1024 * 1024  # bytes of a SQLite file, and of its log
 CELL_MOST: Final = 64 * 1024 * 1024  # bytes of one value
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _STEPS = 2000  # of SQLite's machine between two looks at the clock
 _CHUNK = 1024 * 1024
 _TRIES = 5  # to copy a database that is being written
@@ -56,19 +59,36 @@ _FUNCTIONS = frozenset({"count", "coalesce", "max", "length", "typeof"})
 # --- plain files --------------------------------------------------------------------------------------
 
 
+def open_regular(path: Path | str, *, at: int | None = None, links: bool = False) -> BinaryIO | None:
+    """A regular file, open to read; None for anything else that is there. Opening never waits.
+
+    Args:
+        path: the file.
+        at: the descriptor of the folder that `path` is in; None for the current one.
+        links: whether a symbolic link is followed.
+
+    Raises:
+        OSError: it isn't there, can't be read, or is a link that is not to be followed.
+    """
+    descriptor = os.open(path, _READ if links else _READ | os.O_NOFOLLOW, dir_fd=at)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    return None
+
+
 def open_foreign(path: Path, failure: Failure) -> BinaryIO:
     """A regular file, open to read. FileNotFoundError when nothing is there; `failure` for anything else
     that is no regular file, a link to one included."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        file = open_regular(path)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
         raise failure(f"can't read {path}: {_why(error)}") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
+    if file is None:
         raise failure(f"can't read {path}: it is not a regular file")
-    return os.fdopen(descriptor, "rb")
+    return file
 
 
 def read_bytes(path: Path, failure: Failure, most: int) -> bytes:
@@ -93,10 +113,28 @@ def parse_json(data: bytes | str, failure: Failure, what: str) -> Any:
     """The value that is written in JSON. `failure` unless it is UTF-8, not too deep, and all of its numbers
     are finite; `what` is how the error calls it."""
     try:
-        return json.loads(data, parse_constant=_not_finite, parse_float=_finite)
+        return finite_json(data)
     except (ValueError, RecursionError) as error:
         why = "it is nested too deep" if isinstance(error, RecursionError) else error
         raise failure(f"{what} is damaged: {why}") from None
+
+
+def finite_json(data: bytes | str, *, once: bool = False) -> Any:
+    """The value that is written in JSON. ValueError or RecursionError unless it is JSON in which all numbers
+    are finite and, with `once`, no table gives a key twice."""
+    return json.loads(
+        data,
+        parse_constant=_not_finite,
+        parse_float=_finite,
+        object_pairs_hook=_each_once if once else None,
+    )
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a key is given twice")
+    return table
 
 
 def _finite(text: str) -> float:

@@ -9,8 +9,6 @@ folder that only the writer writes to, and moved to its place.
 from __future__ import annotations
 
 import fnmatch
-import json
-import math
 import os
 import re
 import stat
@@ -18,9 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, BinaryIO
 
 from penchant.common.errors import SharedFileError, UsageError
+from penchant.common.foreign_files import finite_json, open_regular
 
 __all__ = ["SharedFolder", "opened", "read_regular", "strict_json"]
 
@@ -79,10 +78,10 @@ class SharedFolder:
     def read(self, name: str, most: int) -> bytes:
         """The whole file. SharedFileError unless it is a regular file of at most `most` bytes."""
         try:
-            descriptor = os.open(name, _READ | os.O_NOFOLLOW, dir_fd=self._at)
+            file = open_regular(name, at=self._at)
         except OSError as error:
             raise SharedFileError(f"{name} is not a plain file: {error.strerror}") from None
-        return _whole(descriptor, name, most)
+        return _whole(file, name, most)
 
     def write(self, name: str, data: bytes) -> None:
         """Put a whole file in the place of what was there, durably. UsageError when that can't be done."""
@@ -134,11 +133,11 @@ def read_regular(path: Path, most: int) -> bytes:
     UsageError unless it is a regular file of at most `most` bytes.
     """
     try:
-        descriptor = os.open(path, _READ)
+        file = open_regular(path, links=True)
     except OSError as error:
         raise UsageError(f"can't read {path}: {error.strerror}") from None
     try:
-        return _whole(descriptor, str(path), most)
+        return _whole(file, str(path), most)
     except SharedFileError as error:
         raise UsageError(str(error)) from None
 
@@ -147,9 +146,7 @@ def strict_json(data: bytes) -> Any:
     """What JSON says. SharedFileError for NaN and Infinity, numbers out of range, a key given twice, lists
     and tables nested too deeply, and all that is no JSON in UTF-8."""
     try:
-        value = json.loads(
-            data.decode("utf-8"), parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_once
-        )
+        value = finite_json(data.decode("utf-8"), once=True)
     except (ValueError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise SharedFileError(f"not the JSON that belongs here: {what}") from None
@@ -160,7 +157,6 @@ def strict_json(data: bytes) -> Any:
 
 # --- inner parts --------------------------------------------------------------------------------------
 
-_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -178,38 +174,17 @@ def _keep_to_ourselves(descriptor: int, path: Path) -> None:
             raise UsageError(f"others can write to {path}: {error.strerror}; chmod go-w {path}") from None
 
 
-def _whole(descriptor: int, name: str, most: int) -> bytes:
+def _whole(file: BinaryIO | None, name: str, most: int) -> bytes:
+    if file is None:
+        raise SharedFileError(f"{name} is not a plain file")
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise SharedFileError(f"{name} is not a plain file")
-        data = b""
-        while len(data) <= most and (part := os.read(descriptor, most + 1 - len(data))):
-            data += part
+        with file:
+            data = file.read(most + 1)
     except OSError as error:
         raise SharedFileError(f"can't read {name}: {error.strerror}") from None
-    finally:
-        os.close(descriptor)
     if len(data) > most:
         raise SharedFileError(f"{name} has more than {most} bytes")
     return data
-
-
-def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is not a number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError("a number is out of range")
-    return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a key is given twice")
-    return table
 
 
 def _depth(value: Any) -> int:
