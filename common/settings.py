@@ -132,9 +132,6 @@ class Section:
         """A setting's full name, as messages write it."""
         return f"{self._title()}.{name}" if self._title() else name
 
-    def _range(self, name: str, low: float, high: float) -> None:
-        _check_range(self._key(name), low, high, getattr(self, name))
-
 
 @dataclass(frozen=True)
 class _Field:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from penchant.common.printable import one_line as one_line
-
 
 def percent(value: float | None, digits: int = 1, *, error: float | None = None) -> str:
     """A part of 1 in percent, with its standard error where there is one; a dash for None."""

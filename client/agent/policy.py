@@ -21,7 +21,7 @@ from penchant.common.errors import AgreementError, ConfigError, PolicyRefusal
 from penchant.common.model import announced
 from penchant.common.model.factors import Split
 from penchant.common.secagg.transcript import threshold
-from penchant.common.settings import Section, build_section, section_table
+from penchant.common.settings import Section, build_section, section_table, setting
 from penchant.common.shares import BASE, Head
 from penchant.common.wire.messages import Announce, Kind
 
@@ -44,102 +44,102 @@ LINEAR = (
 
 @dataclass(frozen=True)
 class OwnerPolicy(Section):
-    """Set by the device's owner, never by a message.
+    """Set by the device's owner, never by a message."""
 
-    Attributes:
-        base_models: the only base models that this device loads.
-        min_honest: how many honest people every sum must hold.
-        max_colluders: how many devices of the whole fleet may work with the server.
-        allow_unmasked: whether anything may leave without secure aggregation.
-        paused: whether the device takes part in nothing for now.
-        hours: the local times of day between which it takes part, such as "22:00-06:30"; empty for always.
-        max_epochs: how many passes over the owner's pairs one round may cost.
-        max_factor: the largest absolute value of any received number.
-        max_message_mb: the largest size of one message, in MB.
-        runs: "signed" for every run whose manifest the authority signed, "each" for those runs alone that the
-            owner has accepted, with `penchant device accept-run`.
-        rounds_a_day: how many rounds a day (UTC) it takes part in, over all runs and fleets.
-        runs_a_month: how many new runs it takes part in within 30 days.
-        attempts_a_round: how often it may be asked for one round.
-        attempts_a_day: how often a day it may be asked in all.
-        shares: the share rules that a plan may ask for; in this list and the next two "*" stands for any.
-        modules: the linear modules that a plan may put factors in, by the end of their names.
-        base_parts: the parts of the base model that a plan may have trained and shared as well.
-        shared_head: whether the score head may be shared.
-        warm_up: whether rounds that share both factors may come first.
-        max_modules: how many modules may get factors.
-        max_rank: the largest rank of the factors.
-        max_scale: the largest alpha / rank, by which the product of the factors is multiplied.
-        max_shared: how many numbers a vector may hold.
-        max_factor_ratio: how large an announced factor may be, as a fraction of the weight that it changes
-            (L2 norms).
-        max_head_norm: the largest L2 norm of an announced score head, or of a basis for it.
-        optimizers: the optimisers that a plan may ask for.
-        max_rate: the largest learning rate, and the most that one step may shrink a number by weight decay or
-            by the L2 penalty, as a fraction.
-        max_clip: the largest L2 norm of what one round may take from this device.
-        max_weight: the most choices that this device may count for.
-        max_training_seconds: how long the training of one round may take.
-        max_training_mb: how much memory that training may take beyond the loaded model, in MB.
-        max_disk_mb: how much disk the vault may take, in MB; a round that would need more is not begun.
-        keep_runs: how many runs' personal factors are kept; older ones are removed.
-    """
-
-    base_models: tuple[str, ...] = ("all-MiniLM-L6-v2",)
-    min_honest: int = 10
-    max_colluders: int = 2
-    allow_unmasked: bool = False
-    paused: bool = False
-    hours: str = ""
-    max_epochs: int = 1000
-    max_factor: float = announced.LARGEST
-    max_message_mb: int = 64
-    runs: Literal["signed", "each"] = "signed"
-    rounds_a_day: int = 100
-    runs_a_month: int = 8
-    attempts_a_round: int = 10
-    attempts_a_day: int = 200
-    shares: tuple[str, ...] = ("A", "B", "kernel", "svd", "AB", "none", "ffa", "lore")
-    modules: tuple[str, ...] = LINEAR
-    base_parts: tuple[str, ...] = ()
-    shared_head: bool = True
-    warm_up: bool = True
-    max_modules: int = 8
-    max_rank: int = 16
-    max_scale: float = 8.0
-    max_shared: int = 100_000
-    max_factor_ratio: float = 1.0
-    max_head_norm: float = 30.0
-    optimizers: tuple[str, ...] = ("adamw",)
-    max_rate: float = 1.0
-    max_clip: float = 10.0
-    max_weight: int = 1024
-    max_training_seconds: float = 600.0
-    max_training_mb: int = 4096
-    max_disk_mb: int = 1024
-    keep_runs: int = 4
+    base_models: tuple[str, ...] = setting(
+        ("all-MiniLM-L6-v2",), "The only base models that this device loads."
+    )
+    min_honest: int = setting(10, "How many honest people every sum must hold.", low=1, high=100_000)
+    max_colluders: int = setting(
+        2, "How many devices of the whole fleet may work with the server.", low=0, high=100_000
+    )
+    allow_unmasked: bool = setting(False, "Whether anything may leave without secure aggregation.")
+    paused: bool = setting(False, "Whether the device takes part in nothing for now.")
+    hours: str = setting(
+        "", 'The local times of day between which it takes part, such as "22:00-06:30"; empty for always.'
+    )
+    max_epochs: int = setting(
+        1000, "How many passes over the owner's pairs one round may cost.", low=1, high=1_000_000
+    )
+    max_factor: float = setting(
+        announced.LARGEST, "The largest absolute value of any received number.", low=1e-3, high=1e9
+    )
+    max_message_mb: int = setting(64, "The largest size of one message, in MB.", low=1, high=512)
+    runs: Literal["signed", "each"] = setting(
+        "signed",
+        'The runs that it takes part in: "signed" for all whose manifest the authority signed, "each" for '
+        "those alone that the owner has accepted, with `penchant device accept-run`.",
+    )
+    rounds_a_day: int = setting(
+        100,
+        "How many rounds a day (UTC) it takes part in, over all runs and fleets.",
+        low=1,
+        high=MOST_COUNTED,
+    )
+    runs_a_month: int = setting(
+        8, "How many new runs it takes part in within 30 days.", low=1, high=MOST_COUNTED
+    )
+    attempts_a_round: int = setting(10, "How often it may be asked for one round.", low=1, high=MOST_COUNTED)
+    attempts_a_day: int = setting(200, "How often a day it may be asked in all.", low=1, high=MOST_COUNTED)
+    shares: tuple[str, ...] = setting(
+        ("A", "B", "kernel", "svd", "AB", "none", "ffa", "lore"),
+        'The share rules that a plan may ask for; in this list and the next two "*" stands for any.',
+    )
+    modules: tuple[str, ...] = setting(
+        LINEAR, "The linear modules that a plan may put factors in, by the end of their names."
+    )
+    base_parts: tuple[str, ...] = setting(
+        (), "The parts of the base model that a plan may have trained and shared as well."
+    )
+    shared_head: bool = setting(True, "Whether the score head may be shared.")
+    warm_up: bool = setting(True, "Whether rounds that share both factors may come first.")
+    max_modules: int = setting(8, "How many modules may get factors.", low=0, high=10_000)
+    max_rank: int = setting(16, "The largest rank of the factors.", low=1, high=512)
+    max_scale: float = setting(
+        8.0,
+        "The largest alpha / rank, by which the product of the factors is multiplied.",
+        low=1e-3,
+        high=4096,
+    )
+    max_shared: int = setting(100_000, "How many numbers a vector may hold.", low=1, high=1 << 31)
+    max_factor_ratio: float = setting(
+        1.0,
+        "How large an announced factor may be, as a fraction of the weight that it changes (L2 norms).",
+        low=1e-6,
+        high=1e9,
+    )
+    max_head_norm: float = setting(
+        30.0, "The largest L2 norm of an announced score head, or of a basis for it.", low=1e-3, high=1e9
+    )
+    optimizers: tuple[str, ...] = setting(("adamw",), "The optimisers that a plan may ask for.")
+    max_rate: float = setting(
+        1.0,
+        "The largest learning rate, and the most that one step may shrink a number by weight decay or by "
+        "the L2 penalty, as a fraction.",
+        low=0,
+        high=1e9,
+    )
+    max_clip: float = setting(
+        10.0, "The largest L2 norm of what one round may take from this device.", low=1e-6, high=1e6
+    )
+    max_weight: int = setting(1024, "The most choices that this device may count for.", low=1, high=1 << 20)
+    max_training_seconds: float = setting(
+        600.0, "How long the training of one round may take.", low=0.1, high=3000
+    )
+    max_training_mb: int = setting(
+        4096, "How much memory that training may take beyond the loaded model, in MB.", low=16, high=1 << 20
+    )
+    max_disk_mb: int = setting(
+        1024,
+        "How much disk the vault may take, in MB; a round that would need more is not begun.",
+        low=1,
+        high=1_000_000,
+    )
+    keep_runs: int = setting(
+        4, "How many runs' personal factors are kept; older ones are removed.", low=1, high=1000
+    )
 
     def _check(self) -> None:
-        self._range("min_honest", 1, 100_000)
-        self._range("max_colluders", 0, 100_000)
-        self._range("max_epochs", 1, 1_000_000)
-        self._range("max_factor", 1e-3, 1e9)
-        self._range("max_message_mb", 1, 512)
-        for name in ("rounds_a_day", "runs_a_month", "attempts_a_round", "attempts_a_day"):
-            self._range(name, 1, MOST_COUNTED)
-        self._range("max_modules", 0, 10_000)
-        self._range("max_rank", 1, 512)
-        self._range("max_scale", 1e-3, 4096)
-        self._range("max_shared", 1, 1 << 31)
-        self._range("max_factor_ratio", 1e-6, 1e9)
-        self._range("max_head_norm", 1e-3, 1e9)
-        self._range("max_rate", 0, 1e9)
-        self._range("max_clip", 1e-6, 1e6)
-        self._range("max_weight", 1, 1 << 20)
-        self._range("max_training_seconds", 0.1, 3000)
-        self._range("max_training_mb", 16, 1 << 20)
-        self._range("max_disk_mb", 1, 1_000_000)
-        self._range("keep_runs", 1, 1000)
         if self.hours:
             _span(self.hours)
 
@@ -196,7 +196,7 @@ class OwnerPolicy(Section):
 
     def _asked(self, plan: Plan) -> Iterator[tuple[bool, str]]:
         """(whether the owner allows it, the refusal if not) for everything that a plan asks for in numbers or
-        names. Together with the optimisers' own bounds no step can lead out of the range of numbers."""
+        names. Training may still diverge within these bounds; what leaves is zeros then."""
         adapter, training, rule = plan.adapter, plan.training, plan.adapter.rule
         yield self._within_bound("epochs in one round", training.epochs, "max_epochs")
         yield self._among("share", rule.name, "shares")

@@ -17,14 +17,14 @@ import os
 import re
 import time
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import tomli_w
 
 from penchant.common.errors import ConfigError, RunDirectoryError, UsageError
 from penchant.common.membership.identity import Membership, authority_digest
-from penchant.common.settings import Section, build_section, section_table
+from penchant.common.settings import Section, build_section, section_table, setting
 from penchant.common.storage import write_durably, write_private
 from penchant.deploy.fleet.certificates import KeyAndCertificate, ca_digest, issue, make_ca
 from penchant.deploy.run_directory import CONFIG, RUN_NAME
@@ -41,41 +41,39 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9a-fA-F:]{
 
 @dataclass(frozen=True)
 class ServerSettings(Section):
-    """What `server.toml` says.
+    """What `server.toml` says."""
 
-    Attributes:
-        addresses: names and IP addresses that devices connect to; the first of them is written into tokens.
-        listen: the address that the gateway listens on.
-        port: the gateway's port.
-        superlink_port: the SuperLink's port, on loopback.
-        max_body_mb: the largest message of a device that the gateway passes, in MB.
-        max_bodies_mb: how many MB of large messages the gateway sends to the SuperLink at the same time, one
-            message at least.
-        connections_per_address: how many connections one address (of IPv6: one /64) may hold open.
-        requests_per_second: how many requests one address (of IPv6: one /64) may make in a second.
-        enrol_per_minute: how many requests to enrol one address (of IPv6: one /64) may make in a minute.
-        user: the user that nginx's workers run as when it is started by root.
-    """
-
-    addresses: tuple[str, ...] = field(default=())
-    listen: str = "0.0.0.0"
-    port: int = 8443
-    superlink_port: int = 9092
-    max_body_mb: int = 64
-    max_bodies_mb: int = 256
-    connections_per_address: int = 256
-    requests_per_second: int = 100
-    enrol_per_minute: int = 60
-    user: str = ""
+    addresses: tuple[str, ...] = setting(
+        (), "Names and IP addresses that devices connect to; the first of them is written into tokens."
+    )
+    listen: str = setting("0.0.0.0", "The address that the gateway listens on.")
+    port: int = setting(8443, "The gateway's port.", low=1, high=65535)
+    superlink_port: int = setting(9092, "The SuperLink's port, on loopback.", low=1, high=65535)
+    max_body_mb: int = setting(
+        64, "The largest message of a device that the gateway passes, in MB.", low=1, high=1024
+    )
+    max_bodies_mb: int = setting(
+        256,
+        "How many MB of large messages the gateway sends to the SuperLink at the same time, one message at "
+        "least.",
+        low=1,
+        high=1024 * 1024,
+    )
+    connections_per_address: int = setting(
+        256, "How many connections one address (of IPv6: one /64) may hold open.", low=4, high=100_000
+    )
+    requests_per_second: int = setting(
+        100, "How many requests one address (of IPv6: one /64) may make in a second.", low=1, high=100_000
+    )
+    enrol_per_minute: int = setting(
+        60,
+        "How many requests to enrol one address (of IPv6: one /64) may make in a minute.",
+        low=1,
+        high=100_000,
+    )
+    user: str = setting("", "The user that nginx's workers run as when it is started by root.")
 
     def _check(self) -> None:
-        for name in ("port", "superlink_port"):
-            self._range(name, 1, 65535)
-        self._range("max_body_mb", 1, 1024)
-        self._range("max_bodies_mb", 1, 1024 * 1024)
-        self._range("connections_per_address", 4, 100_000)
-        self._range("requests_per_second", 1, 100_000)
-        self._range("enrol_per_minute", 1, 100_000)
         if not self.addresses:
             raise ConfigError("server.addresses is empty; name a host or an address that devices reach")
         for host in (*self.addresses, self.listen):
