@@ -39,7 +39,7 @@ from flwr.app import Context
 from packaging.requirements import Requirement
 from support.deployment import Deployment
 from support.fleet_scene import FleetScene
-from support.open_flower import superlink_command, supernode_command
+from support.open_flower import bundle_project, superlink_command, supernode_command
 from support.processes import free_port, listens
 from support.scene import signed_for
 
@@ -241,17 +241,6 @@ def main(grid, context):
         sizes.append(len(reply.content["penchant"]["payload"]))
     Path(OUT).write_text(repr(sizes))
 """
-PYPROJECT = """[project]
-name = "bench"
-version = "1.0.0"
-license = "Apache-2.0"
-dependencies = []
-[tool.flwr.app]
-publisher = "penchant"
-[tool.flwr.app.components]
-serverapp = "bundle:server"
-clientapp = "CLIENT"
-"""
 PAYLOAD_BYTES = 400_000
 
 
@@ -285,7 +274,7 @@ def most_of_a_client_app(place: Path, client: str, address: str, node: psutil.Pr
     place.mkdir()
     code = BUNDLE.replace("PAYLOAD", f"({MAGIC!r} + bytes({PAYLOAD_BYTES}))")
     (place / "bundle.py").write_text(code.replace("OUT", repr(str(place / "out"))))
-    (place / "pyproject.toml").write_text(PYPROJECT.replace("CLIENT", client))
+    (place / "pyproject.toml").write_text(bundle_project("bundle:server", client))
     superlink.start_run(place, superlink.SuperLinkAddress(address), place.parent / "operator")
     most, end = 0.0, time.monotonic() + 240
     while not (place / "out").exists():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.deployment import Deployment
-from support.tastes import write_choices
+from support.tastes import small_run, write_choices
 
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
@@ -36,22 +36,7 @@ def first(tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
     place = tmp_path_factory.mktemp("first")
     choices = place / "choices.jsonl"
     write_choices(choices, [16] * PEOPLE)
-    config = RunConfig().changed(
-        {
-            "data.dataset": str(choices),
-            "data.person_column": "user",
-            "data.pairs": 5,
-            "data.validation_pairs": 2,
-            "data.test_pairs": 3,
-            "model.base_model": str(tiny_model("bert")),
-            "federation.rounds": 3,
-            "federation.cohort": PEOPLE,
-            "training.local_epochs": 1,
-            "training.final_fit_epochs": 1,
-            "privacy.min_honest": 1,
-            "privacy.max_colluders": 0,
-        }
-    )
+    config = RunConfig().changed(small_run(tiny_model("bert"), choices, PEOPLE, epochs=1))
     simulated(place / "run", config)
     return config, place / "run"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tastes import write_choices
+from support.tastes import small_run, write_choices
 
 from penchant.client.learning.model_cache import ModelCache
 from penchant.client.vault.vault import Vault
@@ -48,20 +48,7 @@ def base(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
     """The settings that all runs here have in common."""
     choices = tmp_path_factory.mktemp("data") / "choices.jsonl"
     write_choices(choices, [16] * PEOPLE)
-    return {
-        "data.dataset": str(choices),
-        "data.person_column": "user",
-        "data.pairs": 5,
-        "data.validation_pairs": 2,
-        "data.test_pairs": 3,
-        "model.base_model": str(tiny_model("bert")),
-        "federation.rounds": 3,
-        "federation.cohort": PEOPLE,
-        "training.local_epochs": 2,
-        "training.final_fit_epochs": 2,
-        "privacy.min_honest": 1,
-        "privacy.max_colluders": 0,
-    }
+    return small_run(tiny_model("bert"), choices, PEOPLE, epochs=2)
 
 
 def run(

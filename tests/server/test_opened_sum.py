@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.fleet_scene import FleetScene, Kill, shared_of, states
+from support.fleet_scene import FleetScene, Kill, opened_scenes, shared_of, states
 
 from penchant.client.secagg import Participant
 from penchant.common.errors import JournalError
@@ -38,16 +38,8 @@ WEIGHT, LOSS, CORRECT, TOTAL, BIN = (i - len(COUNTERS) for i in (0, 1, 2, 3, 4))
 
 @pytest.fixture
 def scenes(tiny_model: Callable[[str], Path], tmp_path: Path) -> Any:
-    made: list[FleetScene] = []
-
-    def make(n: int = N, **settings: Any) -> FleetScene:
-        settings = {"federation__rounds": 1, **settings}
-        made.append(FleetScene(tiny_model("bert"), tmp_path / str(len(made)), n, **settings))
-        return made[-1]
-
-    yield make
-    for scene in made:
-        scene.close()
+    with opened_scenes(tiny_model("bert"), tmp_path, N, federation__rounds=1) as make:
+        yield make
 
 
 @pytest.fixture

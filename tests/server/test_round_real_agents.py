@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.fleet_scene import BENCHES, FIRST_NODE, STAGES, FleetScene, shared_of, states
+from support.fleet_scene import BENCHES, FIRST_NODE, STAGES, FleetScene, opened_scenes, shared_of, states
 from support.scene import plain_sum
 from support.tastes import write_choices
 
@@ -37,16 +37,8 @@ BEFORE_THE_SUM = ("keys", "shares", "masked")
 
 @pytest.fixture
 def scenes(tiny_model: Callable[[str], Path], tmp_path: Path) -> Any:
-    made: list[FleetScene] = []
-
-    def make(n: int = N, **settings: Any) -> FleetScene:
-        settings = {"federation__rounds": 1, **settings}
-        made.append(FleetScene(tiny_model("bert"), tmp_path / str(len(made)), n, **settings))
-        return made[-1]
-
-    yield make
-    for scene in made:
-        scene.close()
+    with opened_scenes(tiny_model("bert"), tmp_path, N, federation__rounds=1) as make:
+        yield make
 
 
 def plain(scenes: Scenes, n: int = N, **settings: Any) -> FleetScene:

@@ -492,6 +492,21 @@ class FleetScene:
             journal.close()
 
 
+@contextmanager
+def opened_scenes(base: Path, directory: Path, n: int, **usual: Any) -> Iterator[Callable[..., FleetScene]]:
+    """Makes fleets, each in a directory of its own; `n` and `usual` are what a fleet has unless it is made
+    otherwise. Closes them all."""
+    made: list[FleetScene] = []
+
+    def make(n: int = n, **settings: Any) -> FleetScene:
+        made.append(FleetScene(base, directory / str(len(made)), n, **(usual | settings)))
+        return made[-1]
+
+    yield make
+    for scene in made:
+        scene.close()
+
+
 def shared_of(run: ServerRun) -> ServerState:
     """The shared state after the last finished round."""
     found = run.journal.load()

@@ -22,3 +22,20 @@ def supernode_command(superlink: str, port: int, agent: Path) -> list[str]:
         *("--insecure", "--superlink", superlink, "--host", "127.0.0.1", "--port", str(port)),
         *("--node-config", f'agent-socket="{agent}"'),
     ]
+
+
+def bundle_project(serverapp: str, clientapp: str) -> str:
+    """The pyproject.toml of an app bundle with these two apps, each as "module:name"."""
+    return f"""[project]
+name = "bundle"
+version = "1.0.0"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "somebody"
+
+[tool.flwr.app.components]
+serverapp = "{serverapp}"
+clientapp = "{clientapp}"
+"""

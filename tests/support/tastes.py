@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from support.tiny_models import WORDS
 
@@ -22,3 +23,21 @@ def write_choices(path: Path, counts: Sequence[int]) -> None:
             prompt = f"{number * max(counts) // count} "  # those who have fewer skip some
             rows.append({"user": f"p{person}", "prompt": prompt, "chosen": better, "rejected": worse})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def small_run(base: Path, choices: Path, people: int, epochs: int) -> dict[str, Any]:
+    """Settings of a run of three rounds over `people` with `choices`, who ask for little."""
+    return {
+        "data.dataset": str(choices),
+        "data.person_column": "user",
+        "data.pairs": 5,
+        "data.validation_pairs": 2,
+        "data.test_pairs": 3,
+        "model.base_model": str(base),
+        "federation.rounds": 3,
+        "federation.cohort": people,
+        "training.local_epochs": epochs,
+        "training.final_fit_epochs": epochs,
+        "privacy.min_honest": 1,
+        "privacy.max_colluders": 0,
+    }

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from support.open_flower import superlink_command, supernode_command
+from support.open_flower import bundle_project, superlink_command, supernode_command
 from system.other_user import User, user
 
 from penchant.client.agent.socket import RemoteAgent
@@ -41,19 +41,6 @@ FILES = [
 PASSPHRASE = "no other user knows it"
 SYSTEM_DENIES = {"list", "read", "write", "make", "rename", "link", "hold", "enter", "process_vm_readv"}
 SYSTEM_DENIES |= {"ptrace", "pidfd_getfd", "prlimit", "setpriority", "replace", "remove", "open", "send"}
-PYPROJECT = """[project]
-name = "loot"
-version = "1.0.0"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "somebody"
-
-[tool.flwr.app.components]
-serverapp = "bundle:server"
-clientapp = "bundle:client"
-"""
 
 
 @dataclass
@@ -178,7 +165,7 @@ def test_a_hostile_bundle_gets_nothing_and_the_agent_goes_on(device: DeviceOfTwo
     before = {name: (device.home / name).read_bytes() for name in FILES if not name.startswith("vault.")}
     bundle = device.place / "bundle"
     bundle.mkdir()
-    (bundle / "pyproject.toml").write_text(PYPROJECT)
+    (bundle / "pyproject.toml").write_text(bundle_project("bundle:server", "bundle:client"))
     code = Path(__file__).with_name("hostile.py").read_text().split('if __name__ == "__main__"')[0]
     code = code.replace("TARGETS: dict[str, Any] = {}", f"TARGETS: dict[str, Any] = {device.targets()!r}")
     (bundle / "bundle.py").write_text(f"{code}\nmade = apps()\nserver = made[0]\nclient = made[1]\n")

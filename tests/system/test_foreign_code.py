@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from support.open_flower import bundle_project
 from support.processes import PROGRAM, free_port, listens, running, wait_for
 from system.other_user import User
 from system.test_boundary import FILES, DeviceOfTwoUsers, device, own
@@ -44,19 +45,6 @@ __all__ = ["device"]
 
 FLEET = Path(__file__).resolve().parents[2] / "deploy" / "fleet"
 LOOPBACK = "127.0.0.1"
-PYPROJECT = """[project]
-name = "loot"
-version = "1.0.0"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "somebody"
-
-[tool.flwr.app.components]
-serverapp = "orders:server"
-clientapp = "trap:client"
-"""
 TRAP = """
 import os
 from pathlib import Path
@@ -190,7 +178,7 @@ def bundle(device: DeviceOfTwoUsers, sprung: Path, out: Path, count: int) -> Pat
     folder = device.place / "bundle"
     folder.mkdir()
     paths = [str(device.home / name) for name in FILES]
-    (folder / "pyproject.toml").write_text(PYPROJECT)
+    (folder / "pyproject.toml").write_text(bundle_project("orders:server", "trap:client"))
     (folder / "trap.py").write_text(TRAP.replace("SPRUNG", repr(str(sprung))).replace("PATHS", repr(paths)))
     (folder / "orders.py").write_text(ORDERS.replace("COUNT", str(count)).replace("OUT", repr(str(out))))
     return folder
