@@ -83,6 +83,14 @@ class GroupLog:
         )
 
 
+def cut_into_groups(nodes: Sequence[int], most: int) -> list[Sequence[int]]:
+    """As few groups of at most `most` nodes as it takes, of equal size within one, in the order given."""
+    count = -(-len(nodes) // most)
+    return [
+        nodes[number * len(nodes) // count : (number + 1) * len(nodes) // count] for number in range(count)
+    ]
+
+
 @dataclass(frozen=True)
 class Group:
     """What stays the same for a group through an attempt; `nodes` are by index in the roster."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,7 @@ from penchant.server.secagg.aggregation import (
     RecordStore,
     Total,
 )
-from penchant.server.secagg.group import GroupLog
+from penchant.server.secagg.group import GroupLog, cut_into_groups
 
 __all__ = ["PlainAggregation"]
 
@@ -62,7 +62,10 @@ class PlainAggregation:
             elif answer is not None:
                 ready.append(node)
         replies = exchange(MASKED, dict.fromkeys(ready, encode(Collect(context))))
-        vectors: dict[int, Total] = {}
+        groups = cut_into_groups(ready, announce.group)
+        number_of = {node: number for number, group in enumerate(groups) for node in group}
+        totals: dict[int, Total] = {}
+        survivors: dict[int, list[int]] = {}
         for node in ready:
             plain = log.read(MASKED, node, replies, Plain)
             if plain is None:
@@ -70,33 +73,19 @@ class PlainAggregation:
             if len(plain.vector) != announce.words * announce.ring // 8:
                 log.lose(MASKED, node, f"a vector of {len(plain.vector)} bytes")
                 continue
-            vectors[node] = np.frombuffer(plain.vector, f"<i{announce.ring // 8}").astype(np.int64)
-        if not vectors:
+            number = number_of[node]
+            total = totals.setdefault(number, np.zeros(announce.words, np.int64))
+            total += np.frombuffer(plain.vector, f"<i{announce.ring // 8}")
+            survivors.setdefault(number, []).append(node)
+        if not totals:
             raise TooFewDevices(
                 f"none of {len(log.cohort)} devices sent a vector; mend why they refuse{log.why(log.cohort)}"
             )
-        groups = _groups(ready, announce.group)
-        sums = {number: _sum(group, vectors) for number, group in enumerate(groups)}
-        total: Total = np.sum([one.total for one in sums.values() if one is not None], axis=0, dtype=np.int64)
-        opened = {number: one for number, one in sums.items() if one is not None}
-        return log.aggregate(total, vectors, groups=tuple(map(len, groups)), sums=opened)
+        sums = {number: GroupSum(total, tuple(survivors[number])) for number, total in totals.items()}
+        whole: Total = np.sum(list(totals.values()), axis=0, dtype=np.int64)
+        there = [node for group in survivors.values() for node in group]
+        return log.aggregate(whole, there, groups=tuple(map(len, groups)), sums=sums)
 
     def complete(self, records: Iterable[Record]) -> Aggregate:
         """There is nothing to complete: a plain attempt can be tried again."""
         raise JournalError("a plain attempt asks for no unmasking: try the round again instead")
-
-
-def _groups(nodes: Sequence[int], most: int) -> list[Sequence[int]]:
-    """As few groups of at most `most` as it takes, of equal size within one: as masked rounds have them."""
-    count = -(-len(nodes) // most)
-    return [
-        nodes[number * len(nodes) // count : (number + 1) * len(nodes) // count] for number in range(count)
-    ]
-
-
-def _sum(group: Sequence[int], vectors: Mapping[int, Total]) -> GroupSum | None:
-    """The sum of a group's vectors; None where nobody of it sent one."""
-    there = tuple(node for node in group if node in vectors)
-    if not there:
-        return None
-    return GroupSum(np.sum([vectors[node] for node in there], axis=0, dtype=np.int64), there)

@@ -46,7 +46,7 @@ from penchant.server.secagg.aggregation import (
     RecordStore,
     Total,
 )
-from penchant.server.secagg.group import Group, GroupLog, read_reply
+from penchant.server.secagg.group import Group, GroupLog, cut_into_groups, read_reply
 from penchant.server.secagg.stages import (
     LEAST,
     Asked,
@@ -171,12 +171,10 @@ class SecureAggregation:
     def _groups(
         self, announce: Announce, context: bytes, entries: Mapping[int, Entry], log: GroupLog
     ) -> list[Group]:
-        """As few groups as the announced bound allows, of equal size within one, by member number."""
+        """The groups of everybody whose entry is sound, by member number."""
         nodes = sorted(entries, key=lambda node: entries[node].certificate.member)
-        count = -(-len(nodes) // announce.group)
         groups = []
-        for number in range(count):
-            part = nodes[number * len(nodes) // count : (number + 1) * len(nodes) // count]
+        for number, part in enumerate(cut_into_groups(nodes, announce.group)):
             roster = Roster(tuple(entries[node] for node in part))
             groups.append(
                 Group(
