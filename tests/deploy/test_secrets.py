@@ -274,7 +274,7 @@ def test_no_secret_is_in_the_repr_of_anything_that_is_left(federation: Federatio
 
 def test_no_secret_is_in_the_repr_of_what_training_made(federation: Federation) -> None:
     things = penchants(federation.made)
-    assert {"Contribution", "Outcome", "_Task", "Counts"} <= names(things)
+    assert {"Contribution", "Outcome", "Job", "Counts"} <= names(things)
     assert found(shown(things), federation.secrets) == []
 
 
