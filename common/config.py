@@ -54,6 +54,9 @@ _MODEL = "Model and adapter"
 
 PLAN_LIMIT = 64 * 1024  # bytes of an encoded plan
 
+MOST_EPSILON = 100.0  # beyond it, a promise says nothing
+LEAST_DELTA, MOST_DELTA = 1e-12, 0.01
+
 
 @dataclass(frozen=True)
 class DataConfig(Section):
@@ -396,6 +399,40 @@ class PrivacyConfig(Section):
         high=1000,
     )
     ring_bits: int = setting(32, "Bits of the numbers in which masked updates are summed.", choices=(32, 64))
+    dp_epsilon: float = setting(
+        0.0,
+        "The epsilon of differential privacy that one run may cost a person; devices add noise for it. 0 "
+        "adds no noise, so sums are exact.",
+        low=0,
+        high=MOST_EPSILON,
+        added=True,
+    )
+    dp_delta: float = setting(
+        1e-5, "The delta that belongs to epsilon.", low=LEAST_DELTA, high=MOST_DELTA, added=True
+    )
+    dp_participations: int = setting(
+        0,
+        "How often a person takes part in a run at most, failed attempts included, which the noise is made "
+        "for; 0 stands for what the size of the cohort needs.",
+        low=0,
+        high=100_000,
+        added=True,
+    )
+    dp_honest: int = setting(
+        0,
+        "How many honest people's noise every sum holds, which the noise is made for; 0 stands for what "
+        "cohort, group_size and max_colluders give.",
+        low=0,
+        high=100_000,
+        added=True,
+    )
+
+    def _check(self) -> None:
+        if self.dp_epsilon and not self.secagg:
+            raise ConfigError(
+                "privacy.dp_epsilon needs privacy.secagg: each device adds a part of the noise only, which "
+                "protects nobody whose update is seen alone"
+            )
 
 
 @dataclass(frozen=True)
@@ -481,6 +518,10 @@ class RunConfig(Section):
             ring_bits=self.privacy.ring_bits,
             group_size=self.privacy.group_size,
             training_seconds=self.federation.training_seconds,
+            dp_epsilon=self.privacy.dp_epsilon,
+            dp_delta=self.privacy.dp_delta,
+            dp_participations=self.privacy.dp_participations,
+            dp_honest=self.privacy.dp_honest,
         )
 
 
@@ -502,6 +543,10 @@ class Plan(Section):
     training_seconds: float = field(  # from the reply to `keys` until the vector leaves
         default=30.0, metadata=as_in(FederationConfig, "training_seconds")
     )
+    dp_epsilon: float = field(default=0.0, metadata=as_in(PrivacyConfig, "dp_epsilon"))  # 0: no noise
+    dp_delta: float = field(default=1e-5, metadata=as_in(PrivacyConfig, "dp_delta"))
+    dp_participations: int = field(default=0, metadata=as_in(PrivacyConfig, "dp_participations"))
+    dp_honest: int = field(default=0, metadata=as_in(PrivacyConfig, "dp_honest"))
 
     def encode(self) -> bytes:
         """Canonical bytes: JSON with sorted keys and no spaces, in UTF-8."""

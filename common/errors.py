@@ -23,6 +23,7 @@ __all__ = [
     "EnrolmentPending",
     "GatewayError",
     "JournalError",
+    "LedgerError",
     "MembershipError",
     "NotUnmasked",
     "OlderList",
@@ -220,6 +221,12 @@ class DeviceError(PenchantError):
     """A device's own files, or its training, failed."""
 
     code = "device"
+
+
+class LedgerError(DeviceError):
+    """What a device knows of the privacy it has spent was changed or set back."""
+
+    code = "ledger"
 
 
 class JournalError(PenchantError):

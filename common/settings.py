@@ -83,9 +83,9 @@ def setting(
     return dataclasses.field(default=default, metadata={_DECLARED: declared})
 
 
-def within(low: float, high: float) -> dict[str, Any]:
-    """Metadata of a field that no flag sets, but which has a range."""
-    return {_DECLARED: Declaration(low=low, high=high)}
+def within(low: float, high: float, *, added: bool = False) -> dict[str, Any]:
+    """Metadata of a field that no flag sets, but which has a range. added: as of a setting."""
+    return {_DECLARED: Declaration(low=low, high=high, added=added)}
 
 
 def as_in(section: type[Section], name: str) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def read_sums(
     }
     standing = _without(aggregate, refused) if refused else aggregate
     _enough_people(standing, federation, refused)
-    sums = layout.read(standing.total)
+    sums = layout.read(standing.total, len(standing.survivors))
     if sums.mean.size:
         sums = replace(sums, mean=_combined(layout, standing, sums, federation, refused))
     return Opened(standing, sums)
@@ -109,7 +109,9 @@ def _combined(
 ) -> Update:
     rule = combination(federation.combine)
     whole = len(standing.opened) == 1  # then the sum has been read already
-    groups = [sums] if whole else [layout.read(one.total) for one in _ordered(standing.opened)]
+    groups = (
+        [sums] if whole else [layout.read(one.total, len(one.survivors)) for one in _ordered(standing.opened)]
+    )
     heard = [group for group in groups if group.weight]
     if len(heard) < rule.least and rule.least > 1:
         told = f"; {_told(refused)}" if refused else ""

@@ -37,6 +37,8 @@ from penchant.server.exchange import Exchange
 from penchant.server.journal import RoundLog
 from penchant.server.opened_sum import Opened, moved, read_sums
 from penchant.server.optimizers import ServerState, server_optimizer
+from penchant.server.privacy_figures import FACT as PRIVACY
+from penchant.server.privacy_figures import PrivacyFigures
 from penchant.server.run import RoundPlan, ServerRun, finished_rounds
 from penchant.server.secagg.aggregation import Aggregate, unmask_asked
 
@@ -86,7 +88,13 @@ def play_round(
         task = run.task(number, len(ready))
         shared = shared or _shared(run, task)  # all attempts of a round start from the same
         _note_sums(run, task)
-        members = sample_cohort(list(ready), task.cohort, seed=run.config.seed, round=number)
+        members = sample_cohort(
+            list(ready),
+            task.cohort,
+            seed=run.config.seed,
+            round=number,
+            in_turn=run.config.privacy.dp_epsilon > 0,
+        )
         cohort = {ready[member]: member for member in members}
         attempt = run.journal.begin(number, task.plan.phase)
         attempt_log = AttemptLog(run.journal, number, attempt, partial(_enough, run))
@@ -282,7 +290,11 @@ def _conclude(task: RoundPlan, attempt: int, opened: Opened) -> RoundLog:
 
 
 def _note_sums(run: ServerRun, task: RoundPlan) -> None:
-    """Note what the sums of this phase are made of, for whoever asks what the server sees."""
+    """Note what the sums of this phase are made of and how private they are, for whoever asks what the server
+    sees."""
+    figures = PrivacyFigures.of(task.plan, task.layout)
+    if figures is not None and run.journal.fact(PRIVACY) is None:
+        run.journal.note(PRIVACY, figures.encode())
     key = f"sums {task.plan.phase}"
     if run.journal.fact(key) is None:
         tensors = () if task.plan.phase == "close" else task.split.shared.specs

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import RunDirectoryError
-from penchant.common.membership.manifest import RunManifest, day_of, shown_day
+from penchant.common.membership.manifest import RunManifest, day_of, promised, shown_day
 from penchant.common.secagg.transcript import threshold
 
-__all__ = ["manifest_of", "refuse_outgrown"]
+__all__ = ["least_group", "manifest_of", "refuse_outgrown"]
 
 
 def manifest_of(
@@ -31,14 +31,14 @@ def manifest_of(
         rounds=config.federation.rounds + 1,
         warmup=config.federation.warmup_rounds,
         least_cohort=cohort,
-        least_group=_least_group(config, cohort),
+        least_group=least_group(config, cohort),
         unmasked=not config.privacy.secagg,
         first_day=first_day,
         last_day=last_day,
         plans=(),
     )
-    plans = tuple(config.plan(phase, cohort).encode() for phase in bare.phases)
-    manifest = replace(bare, plans=plans)
+    plans = [config.plan(phase, cohort) for phase in bare.phases]
+    manifest = replace(bare, plans=tuple(plan.encode() for plan in plans), privacy=promised(plans[-1]))
     manifest.check()
     return manifest
 
@@ -71,7 +71,7 @@ def refuse_outgrown(signed: RunManifest, config: RunConfig, base: bytes, now: fl
         )
 
 
-def _least_group(config: RunConfig, cohort: int) -> int:
+def least_group(config: RunConfig, cohort: int) -> int:
     """The smallest roster that a round may come down to: a third of the smallest group can be lost.
 
     The closing round may ask so many that groups of `group_size` are cut in half.

@@ -46,8 +46,8 @@ def admit(
         verify: how signatures are checked.
 
     Raises:
-        PolicyRefusal: no manifest, one of another authority, outside its days, one that changed, one that
-            promises what this version can't keep, or a run that the owner has not accepted.
+        PolicyRefusal: no manifest, one of another authority, outside its days, one that changed, or a run
+            that the owner has not accepted.
         AgreementError: the announcement is not what the manifest says.
     """
     manifest = SignedManifest.read(announce.manifest, authority, verify=verify)
@@ -89,9 +89,6 @@ def check_announced(manifest: RunManifest, announce: Announce, plan: Plan, today
     if not manifest.first_day <= today <= manifest.last_day:
         days = f"{shown_day(manifest.first_day)} to {shown_day(manifest.last_day)}"
         raise PolicyRefusal(f"the run manifest is valid from {days}, and today is {shown_day(today)}")
-    if manifest.privacy:
-        promised = manifest.privacy[0].name
-        raise PolicyRefusal(f"the run manifest promises {promised}, which this version can't keep; update it")
 
 
 def check_roster(announce: Announce, payload: bytes) -> None:

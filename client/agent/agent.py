@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -23,12 +24,14 @@ from penchant.client.agent.accepted_runs import admit, check_roster
 from penchant.client.agent.open_attempt import MemorySessions, Sessions
 from penchant.client.agent.owner import Choices, Owner
 from penchant.client.agent.policy import OwnerPolicy, checked_factors
+from penchant.client.agent.privacy_cost import budget_of, cost_of
 from penchant.client.agent.round_work import Pace, RoundWork
 from penchant.client.learning.local_round import contribution_of
 from penchant.client.learning.trainer import Outcome
 from penchant.client.learning.workplace import Job, Workplace
 from penchant.client.secagg import Done, Participant, Role, RoleOf, SecAggPolicy, SharesDealt
 from penchant.client.vault.budget import Room
+from penchant.client.vault.privacy_ledger import Entry, charge
 from penchant.client.vault.vault import Vault
 from penchant.common.config import Plan
 from penchant.common.crypto.domain import domain
@@ -110,6 +113,8 @@ class Agent:
         ahead: trains while the other exchanges go by, instead of when the vector is asked for.
         pace: the time that passes on the device; the vector leaves when the time that the plan gives to
             training is over. None in a simulation, where nobody watches the clock.
+        noise: gives the randomness of the noise for an attempt; only a simulator, whose runs must repeat,
+            injects another than `entropy`.
         keep_model: keeps the shared factors beside the personal part, so that the owner can rank offline, and
             counts what leaves by name and bytes.
     """
@@ -128,6 +133,7 @@ class Agent:
         clock: Callable[[], float] = time.time,
         ahead: bool = False,
         pace: Pace | None = None,
+        noise: Callable[[Announce], Entropy] | None = None,
         keep_model: bool = False,
     ) -> None:
         self._vault = vault
@@ -143,6 +149,7 @@ class Agent:
         self._keep_model = keep_model
         self._ahead = ahead
         self._pace = pace
+        self._noise = noise or (lambda announce: entropy)
         self._task: _Task | None = None  # of the attempt that is open
         self._work: RoundWork | None = None  # of the attempt that is open
         self._place = (b"", 0)  # run and round of the last attempt
@@ -235,6 +242,7 @@ class Agent:
         # Whether there is a choice to learn from must not show: who has none sends zeros.
         policy = self._owner.policy()
         room = self._vault.ledger.has_room(hello.run, policy.limits(), day_of(self._clock()))
+        room = room and self._vault.privacy.ready(hello.run, budget_of(policy))
         return encode(Status(room and policy.ready(datetime.now()), self._identity.member))
 
     def _keys(self, payload: bytes) -> bytes:
@@ -246,6 +254,7 @@ class Agent:
         trusted, now = self._membership.authority, self._clock()
         ledger = self._vault.ledger
         count = admit(announce, task.plan, task.policy, ledger, trusted, now, self._verify)
+        self._vault.privacy.check(announce.run, cost_of(announce, task.plan, task.layout, task.policy))
         role = self._participant(task.policy)
         state, reply = role.begin(announce, self._entropy, self._now())
         finished = [(f.round, f.attempt) for f in announce.finished]
@@ -271,15 +280,20 @@ class Agent:
         begun, self._work = self._work, None
         made = (begun or self._begin(task)).outcome()
         personal, vector = self._through_the_door(task, made, state)
+        vector = task.layout.with_noise(vector, self._noise(announce))
         after, reply = self._participant(task.policy).mask(state, payload, vector)
         self._vector = task.layout.parts(task.split)
         model = Model(announce.base, announce.plan, announce.factors)
+        cost = cost_of(announce, task.plan, task.layout, task.policy)
+        entry = Entry(announce.run, announce.round, announce.attempt, charge(cost.rho))
+        # Durable before the vector leaves, whatever becomes of the attempt.
         self._vault.stage(
             announce.run,
             announce.round,
             announce.attempt,
             personal,
             encode_record(model) if self._keep_model else b"",
+            partial(self._vault.privacy.charge, entry=entry, cost=cost),
         )
         if not isinstance(after, Done):
             self._sessions.keep(announce, after)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from penchant.client.secagg import SecAggPolicy
 from penchant.client.vault.ownership import read_owned
 from penchant.client.vault.run_ledger import RunLimits
-from penchant.common.config import Plan
+from penchant.common.config import LEAST_DELTA, MOST_DELTA, MOST_EPSILON, Plan
 from penchant.common.errors import AgreementError, ConfigError, PolicyRefusal
 from penchant.common.model import announced
 from penchant.common.model.factors import Split
@@ -81,6 +81,18 @@ class OwnerPolicy(Section):
     )
     attempts_a_round: int = setting(10, "How often it may be asked for one round.", low=1, high=MOST_COUNTED)
     attempts_a_day: int = setting(200, "How often a day it may be asked in all.", low=1, high=MOST_COUNTED)
+    max_epsilon: float = setting(
+        8.0,
+        "The budget of differential privacy: the most epsilon that this device spends in all, over all runs "
+        "and fleets. A vector that would go beyond it is not sent.",
+        low=0,
+        high=MOST_EPSILON,
+    )
+    delta: float = setting(1e-5, "The delta that belongs to max_epsilon.", low=LEAST_DELTA, high=MOST_DELTA)
+    allow_exact_sums: bool = setting(
+        False,
+        "Whether it takes part in runs whose sums carry no noise, so that no epsilon bounds what they tell.",
+    )
     shares: tuple[str, ...] = setting(
         ("A", "B", "kernel", "svd", "AB", "none", "ffa", "lore"),
         'The share rules that a plan may ask for; in this list and the next two "*" stands for any.',
@@ -188,6 +200,10 @@ class OwnerPolicy(Section):
         self.check_time()
         if announce.kind is not Kind.SECAGG and not self.allow_unmasked:
             raise PolicyRefusal("the server asks to send unmasked; only the owner's policy may allow that")
+        if not plan.dp_epsilon and not self.allow_exact_sums:
+            raise PolicyRefusal(
+                "the run adds no noise to its sums; only the owner's policy may allow that (allow_exact_sums)"
+            )
         if plan.model.base_model not in self.base_models:
             raise PolicyRefusal(f"base model {plan.model.base_model!r} is not among those the owner allows")
         for allowed, what in self._asked(plan):

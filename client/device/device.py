@@ -49,12 +49,14 @@ from penchant.common.errors import (
     ConfigError,
     DataError,
     DeviceError,
+    LedgerError,
     PolicyRefusal,
     UsageError,
 )
 from penchant.common.membership.enrolment import Answer, Request, request
 from penchant.common.membership.identity import Identity, Membership
 from penchant.common.model.factors import MergedWeights
+from penchant.common.privacy.accounting import epsilon_of
 from penchant.common.settings import Section, build_section, section_table
 from penchant.common.shares import EVERYONE_ALONE
 from penchant.common.storage import write_private
@@ -112,6 +114,27 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class PrivacyReport:
+    """What taking part has cost, and what is left.
+
+    Attributes:
+        spent: epsilon of all vectors that left for noised sums, over all runs and fleets.
+        most: the owner's budget; None when policy.toml can't be read.
+        delta: the delta that belongs to both.
+        noised: how many vectors left for noised sums.
+        exact: how many left for sums without noise, which no epsilon bounds.
+        unknown: why nothing of this can be said; empty otherwise.
+    """
+
+    spent: float
+    most: float | None
+    delta: float
+    noised: int
+    exact: int
+    unknown: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """What `status` says."""
 
@@ -131,6 +154,7 @@ class Report:
     disk_most: int | None  # bytes that the owner allows the vault; None when policy.toml can't be read
     runs: tuple[KnownRun, ...] = ()  # that asked for this device, the latest last
     each_run: bool = False  # whether the owner accepts each run
+    privacy: PrivacyReport | None = None
 
 
 class Device:
@@ -268,7 +292,21 @@ class Device:
             disk_most=self._disk_most(),
             runs=tuple(self.vault.ledger.runs()),
             each_run=self._accepts_each(),
+            privacy=self._privacy(),
         )
+
+    def _privacy(self) -> PrivacyReport:
+        try:
+            policy = self.policy()
+            most, delta = policy.max_epsilon, policy.delta
+        except ConfigError:  # `absent` says so
+            most, delta = None, OwnerPolicy().delta
+        try:
+            spent = self.vault.privacy.spent()
+        except LedgerError as error:
+            return PrivacyReport(0.0, most, delta, 0, 0, str(error))
+        epsilon = epsilon_of(spent.rho, delta) if spent.rho else 0.0
+        return PrivacyReport(epsilon, most, delta, spent.noised, spent.exact)
 
     def _disk_most(self) -> int | None:
         try:

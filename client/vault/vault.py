@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from penchant.client.vault import budget
 from penchant.client.vault.budget import ALONE, DiskUse, Room
 from penchant.client.vault.erasable import ErasableBox
+from penchant.client.vault.privacy_ledger import ANCHOR, LedgerAnchor, PrivacyLedger
+from penchant.client.vault.privacy_ledger import SCHEMA as PRIVACY_LEDGER
 from penchant.client.vault.run_ledger import SCHEMA as RUN_LEDGER
 from penchant.client.vault.run_ledger import RunLedger
 from penchant.client.vault.sealing import SealedStorage
@@ -86,8 +88,9 @@ class Vault:
         except OSError as error:
             raise DeviceError(f"can't make the agent's directory {directory}: {error.strerror}") from None
         self._path = directory / "vault.db"
+        self._anchor = None if box is None else LedgerAnchor(directory / ANCHOR, box)
         with self._transaction() as db:
-            for statement in (_SCHEMA + RUN_LEDGER).split(";"):
+            for statement in (_SCHEMA + RUN_LEDGER + PRIVACY_LEDGER).split(";"):
                 db.execute(statement)
             if box is not None:
                 self._seal_anew(db, box)
@@ -99,6 +102,11 @@ class Vault:
     def ledger(self) -> RunLedger:
         """Which runs the device was asked for, and how often it took part."""
         return RunLedger(self._transaction)
+
+    @property
+    def privacy(self) -> PrivacyLedger:
+        """What taking part has cost in privacy."""
+        return PrivacyLedger(self._transaction, self._anchor)
 
     # --- attempts ------------------------------------------------------------------------------------
 
@@ -143,9 +151,18 @@ class Vault:
     # --- the personal factor -------------------------------------------------------------------------
 
     def stage(
-        self, run: bytes, round: int, attempt: int, vector: NDArray[np.float32], context: bytes = b""
+        self,
+        run: bytes,
+        round: int,
+        attempt: int,
+        vector: NDArray[np.float32],
+        context: bytes = b"",
+        charge: Callable[[sqlite3.Connection], None] = lambda db: None,
     ) -> None:
         """Keep `vector` (float32 [d_personal]) as the outcome of an open round, and `context` with it.
+
+        charge: enters what the round costs in privacy in the same transaction, or raises a refusal, and then
+        nothing is changed.
 
         Raises StageError when the owner had everything forgotten since the round began.
         """
@@ -157,6 +174,7 @@ class Vault:
             ).fetchone()
             if given_up:
                 raise StageError("the owner had everything forgotten while this round was open")
+            charge(db)
             sealed = self._sealed((numbers, "personal"), (context, "context"))
             db.execute(
                 "INSERT OR REPLACE INTO personal (run, state, round, attempt, vector, context, kept)"
@@ -307,6 +325,7 @@ class Vault:
         with self._transaction() as db:
             db.execute("DELETE FROM burnt WHERE run = ? AND round > ?", (run, round))
             db.execute("DELETE FROM taken WHERE run = ? AND round > ?", (run, round))
+            db.execute("DELETE FROM spent WHERE run = ? AND round > ?", (run, round))
             db.execute("DELETE FROM personal WHERE run = ? AND round > ?", (run, round))
 
     # --- sealing -------------------------------------------------------------------------------------

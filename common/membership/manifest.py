@@ -32,6 +32,7 @@ __all__ = [
     "SignedManifest",
     "day_of",
     "phases_of",
+    "promised",
     "shown_day",
     "sign_run",
 ]
@@ -67,7 +68,7 @@ class RunManifest:
         last_day: the last such day.
         plans: the encoded plan of each phase that the run goes through, in their order. A round's own plan
             may name a larger cohort, and differs in nothing else.
-        privacy: what is promised about privacy, by ascending names; nothing today.
+        privacy: what is promised about privacy, by ascending names, as `promised` says it of the plans.
     """
 
     run: RunId
@@ -117,13 +118,10 @@ class RunManifest:
             and tuple(plan.phase for plan in plans) == self.phases
             and all(plan.cohort >= self.least_cohort for plan in plans)
             and len({plan.model.base_model for plan in plans}) == 1
+            and all(self.privacy == promised(plan) for plan in plans)
         )
         if not sound:
             raise AgreementError("the run manifest contradicts itself; ask the operator for another one")
-        names = [parameter.name for parameter in self.privacy]
-        texts = [text for p in self.privacy for text in (p.name, p.value)]
-        if names != sorted(set(names)) or not all(text and text.isprintable() for text in texts):
-            raise AgreementError("the run manifest's privacy parameters are not in their one form")
 
     def allows(self, plan: Plan) -> bool:
         """Whether `plan` is the one of its phase, for as large a cohort or a larger one."""
@@ -139,7 +137,7 @@ class RunManifest:
         """The content in plain words, a line each: for whoever signs it, and for owners."""
         plan = _plan(self.plans[-1])
         main = _plan(self.plans[min(1, len(self.plans) - 1) if self.warmup else 0])
-        promised = ", ".join(f"{p.name} {p.value}" for p in self.privacy)
+        privacy = ", ".join(f"{p.name} {p.value}" for p in self.privacy)
         masked = "NO: the server sees every single update" if self.unmasked else "yes"
         return (
             f"run {self.run.hex()}",
@@ -149,7 +147,7 @@ class RunManifest:
             f"at least {self.least_cohort} people are asked, at least {self.least_group} are in one sum",
             f"a person's update has norm {main.clip:g} at most, and counts for {main.max_weight} pairs",
             f"secure aggregation: {masked}",
-            f"privacy: {promised or 'no noise is added, so sums are exact'}",
+            f"privacy: {privacy or 'no noise is added, so sums are exact'}",
         )
 
 
@@ -215,6 +213,18 @@ def phases_of(rounds: int, warmup: int) -> tuple[Phase, ...]:
     own = ("warmup",) if warmup else ()
     main = ("main",) if rounds > warmup + 1 else ()
     return (*own, *main, "close")
+
+
+def promised(plan: Plan) -> tuple[PrivacyParameter, ...]:
+    """What a plan promises about privacy, by ascending names; nothing where sums are exact."""
+    if not plan.dp_epsilon:
+        return ()
+    return (
+        PrivacyParameter("delta", f"{plan.dp_delta:g}"),
+        PrivacyParameter("epsilon", f"{plan.dp_epsilon:g}"),
+        PrivacyParameter("honest people's noise", str(plan.dp_honest)),
+        PrivacyParameter("rounds a person", str(plan.dp_participations)),
+    )
 
 
 def sign_run(authority: Authority, manifest: RunManifest) -> SignedManifest:

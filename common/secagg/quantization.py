@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
 
 from penchant.common.crypto.domain import domain
@@ -25,7 +25,7 @@ from penchant.common.crypto.keys import derive
 from penchant.common.crypto.masks import Ring, ring_type
 from penchant.common.errors import QuantiserError
 
-__all__ = ["FLOOR", "Counter", "Quantiser"]
+__all__ = ["FLOOR", "Counter", "Quantiser", "uniform_words"]
 
 FLOOR: Final = 1 << 10  # least steps between 0 and C for a device of weight 1
 MOST: Final = 1 << 40  # levels beyond which float32 inputs gain nothing and float64 would round
@@ -146,11 +146,11 @@ class Quantiser:
     def _round(
         self, update: NDArray[np.floating], weight: int, key: bytes, out: NDArray[np.signedinteger]
     ) -> None:
-        """floor(w*u/s + r), r uniform in [0, 1) from AES-256-CTR under a key derived from `key`."""
-        stream = Cipher(algorithms.AES256(derive(key, domain("rounding"))), modes.CTR(bytes(16))).encryptor()
+        """floor(w*u/s + r), r uniform in [0, 1)."""
+        stream = _stream(key)
         for at in range(0, self.size, _CHUNK):
             scaled = update[at : at + _CHUNK].astype(np.float64) * (weight / self.step)
-            random = np.frombuffer(stream.update(bytes(4 * scaled.size)), "<u4")
+            random = _drawn(stream, scaled.size)
             np.floor(scaled + random * 2.0**-32, out=scaled)
             out[at : at + scaled.size] = np.clip(scaled, -self.levels, self.levels)
 
@@ -163,3 +163,16 @@ class Quantiser:
             for counter, value in zip(self.counters, total[self.size :].tolist(), strict=True)
         }
         return total[: self.size].astype(np.float64) * self.step, counts
+
+
+def uniform_words(key: bytes, count: int) -> NDArray[np.uint32]:
+    """`count` uniform 32-bit words for rounding: AES-256-CTR under a key derived from the 32 bytes `key`."""
+    return _drawn(_stream(key), count)
+
+
+def _stream(key: bytes) -> CipherContext:
+    return Cipher(algorithms.AES256(derive(key, domain("rounding"))), modes.CTR(bytes(16))).encryptor()
+
+
+def _drawn(stream: CipherContext, count: int) -> NDArray[np.uint32]:
+    return np.frombuffer(stream.update(bytes(4 * count)), "<u4")

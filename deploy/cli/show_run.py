@@ -26,6 +26,7 @@ from penchant.server.monitoring.run_history import (
     Stage,
     facts_of,
 )
+from penchant.server.privacy_figures import FACT, PrivacyFigures
 
 __all__ = ["run_facts", "show_run"]
 
@@ -83,13 +84,18 @@ def _figures(run: RunSummary) -> Table:
         ("devices met", str(JournalReader(run.place.directory).count_devices())),
         ("lost in ten rounds", f"{wording.percent(lost)}: {labels.lost(run.dropped)}" if lost else "nobody"),
         ("secure aggregation", "on" if run.config and run.config.privacy.secagg else "OFF"),
-        ("privacy budget", "none: there is no differential privacy"),
+        ("privacy", _privacy(run)),
     ]
     if run.histogram is not None:
         rows.insert(1, ("people by accuracy", _histogram(run.histogram[1])))
     for name, value in rows:
         table.add_row(name, value)
     return table
+
+
+def _privacy(run: RunSummary) -> str:
+    figures = PrivacyFigures.read(JournalReader(run.place.directory).fact(FACT))
+    return "no noise: sums are exact" if figures is None else figures.words(len(run.attempts))
 
 
 def _histogram(people: list[int]) -> str:

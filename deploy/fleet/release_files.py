@@ -27,6 +27,7 @@ from penchant.deploy import run_directory
 from penchant.deploy.error_report import ErrorReport
 from penchant.server.journal import RoundLog
 from penchant.server.journal_reader import JournalReader
+from penchant.server.privacy_figures import FACT, PrivacyFigures
 
 __all__ = ["export_round", "write_release"]
 
@@ -105,6 +106,7 @@ def _described(directory: Path, plan: Plan) -> ModelDescription:
 
 
 def _told(directory: Path, config: RunConfig, log: RoundLog, digest: str | None) -> dict[str, Any]:
+    figures = PrivacyFigures.read(JournalReader(directory).fact(FACT))
     return {
         "run": directory.absolute().name,
         "round": log.round,
@@ -114,6 +116,7 @@ def _told(directory: Path, config: RunConfig, log: RoundLog, digest: str | None)
         "people": log.survivors,
         "train_loss": log.train_loss,
         "val_accuracy": log.val_accuracy,
+        "dp": None if figures is None else figures.to_dict(),
     }
 
 

@@ -41,6 +41,7 @@ from penchant.deploy.flower.superlink import DIRECTORY, SuperLinkAddress, start_
 from penchant.deploy.flower.superlink_grid import non_blocking
 from penchant.server.combination import check_groups
 from penchant.server.journal_reader import open_journal
+from penchant.server.noise_terms import settle_noise
 from penchant.server.optimizers import server_optimizer
 from penchant.server.round import federate
 from penchant.server.run import ServerRun
@@ -63,6 +64,7 @@ def create(
     server_optimizer(config.federation.server_optimizer)
     check_groups(config, config.federation.cohort)
     Membership(authority).accept(members, int(time.time()))
+    config = settle_noise(config, config.federation.cohort, None)
     plan = config.plan("main", config.federation.cohort)
     planned = ModelCache().of(plan)
     UpdateLayout.of(plan, planned.split)

@@ -204,9 +204,8 @@ def _sharing(result: RunResult) -> list[tuple[str, str]]:
 def _dp(dp: Mapping[str, Any] | None) -> str:
     if dp is None:
         return "off: sums are exact, and nothing limits what can be inferred from one"
-    return ", ".join(
-        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in dp.items()
-    )
+    told = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in dp.items() if name != "rho")
+    return f"{told}; what is released changes by no more if one person's choices are replaced by none"
 
 
 def _facts(result: RunResult) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from penchant.common.crypto.keys import SignatureCache
 from penchant.common.data.preferences import Federation, Preference
 from penchant.common.membership.identity import Authority, Certificate, Identity, Membership
 from penchant.common.membership.manifest import RunManifest, sign_run
+from penchant.common.wire.messages import Announce
 from penchant.deploy.owner_policy import fleet_policy, policy_for
 
 __all__ = ["Score", "SimulatedDevices", "personal_part"]
@@ -200,5 +202,14 @@ class SimulatedDevices:
             secret=secret,
             entropy=self._entropy(index),
             verify=self.signatures,
+            noise=partial(_noise, secret),
             sessions=SealedSessions(self._home(index), secret) if self._sealed else None,
         )
+
+
+def _noise(secret: bytes, announce: Announce) -> Entropy:
+    """The randomness of a simulated device's noise: new in every attempt, the same when a run is repeated.
+
+    A real device takes it from its operating system.
+    """
+    return SeededEntropy(secret, f"noise {announce.run.hex()} {announce.round} {announce.attempt}")

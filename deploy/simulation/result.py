@@ -16,6 +16,7 @@ import numpy as np
 
 from penchant.common.config import config_digest
 from penchant.common.errors import RunDirectoryError
+from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.wording import percent, plain
 from penchant.deploy import run_directory
 from penchant.deploy.json_tables import from_table, plain_value
@@ -23,6 +24,7 @@ from penchant.deploy.simulation.devices import Score
 from penchant.deploy.simulation.newcomers import ColdStart
 from penchant.deploy.simulation.world import SimulationSetup
 from penchant.server.journal import Journal, RoundLog
+from penchant.server.privacy_figures import PrivacyFigures
 
 __all__ = ["ClientScore", "ColdStart", "RoundSummary", "RunResult", "SharedTensor", "result_of"]
 
@@ -232,7 +234,9 @@ def result_of(
 ) -> RunResult:
     """The result of a run whose rounds are finished, and what the report shows beside it."""
     config = world.config
-    planned = world.model_cache.of(config.plan("main", world.cohort))
+    plan = config.plan("main", world.cohort)
+    planned = world.model_cache.of(plan)
+    figures = PrivacyFigures.of(plan, UpdateLayout.of(plan, planned.split))
     return RunResult(
         dataset=world.federation.name,
         base_model=config.model.base_model,
@@ -243,6 +247,7 @@ def result_of(
         rounds=config.federation.rounds,
         seed=config.seed,
         secagg=config.privacy.secagg,
+        dp=None if figures is None else figures.to_dict(),
         evaluated_on=config.data.evaluate,
         accuracy=float(np.mean([score.accuracy for score in scores])),
         cold_start_accuracy=curve[-1].mean if curve else None,

@@ -26,6 +26,7 @@ from penchant.deploy.simulation.devices import SimulatedDevices
 from penchant.deploy.simulation.newcomers import hold_out
 from penchant.server.combination import check_groups
 from penchant.server.journal import Journal, RoundLog
+from penchant.server.noise_terms import settle_noise
 from penchant.server.optimizers import server_optimizer
 from penchant.server.run import Observer, ServerRun, cohort_size, run_id
 from penchant.server.run_manifest import manifest_of
@@ -125,6 +126,7 @@ def prepare(
         wrong = f"secure aggregation needs a cohort of at least 3, here it is {cohort}; add people, or"
         raise ConfigError(f"{wrong} set privacy.secagg to false", on_command_line=f"{wrong} pass --no-secagg")
     check_groups(config, cohort)
+    config = settle_noise(config, cohort, len(federation.people))
     policy = fleet_policy(config, cohort)
     model_cache = ModelCache() if model_cache is None else model_cache
     world = SimulationSetup(config, federation, model_cache, cohort, policy, newcomers, start)

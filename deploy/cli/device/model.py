@@ -169,6 +169,7 @@ def _as_table(report: Report, agent: bool) -> dict[str, Any]:
         "left": [{"name": name, "times": times, "bytes": size} for name, times, size in report.left],
         "refused": [{"stage": s, "code": c, "why": w} for s, c, w in report.refused],
         "disk": dataclasses.asdict(report.disk) | {"vault_most": report.disk_most},
+        "privacy": report.privacy and dataclasses.asdict(report.privacy),
     }
 
 
@@ -183,6 +184,7 @@ def _print_status(report: Report, agent: bool) -> None:
         ("rounds joined", str(report.rounds_joined)),
         ("runs that asked (penchant device runs)", _runs(report)),
         ("last run, round", f"{report.run[:8]}…, {report.round}" if report.run else "none yet"),
+        ("privacy spent", _privacy(report)),
         ("disk", _disk(report)),
     ]
     print_table("", ("", ""), rows)
@@ -202,6 +204,15 @@ def _print_status(report: Report, agent: bool) -> None:
 def _runs(report: Report) -> str:
     waiting = sum(not run.accepted for run in report.runs) if report.each_run else 0
     return f"{len(report.runs)}, {waiting} of them wait to be accepted" if waiting else str(len(report.runs))
+
+
+def _privacy(report: Report) -> str:
+    privacy = report.privacy
+    if privacy is None or privacy.unknown:
+        return one_line(privacy.unknown) if privacy else "not known"
+    most = "" if privacy.most is None else f" of {privacy.most:g}"
+    told = f"epsilon {privacy.spent:.3g}{most} (delta {privacy.delta:g}), {privacy.noised} vectors"
+    return f"{told}; {privacy.exact} without noise, which no epsilon bounds" if privacy.exact else told
 
 
 def _disk(report: Report) -> str:

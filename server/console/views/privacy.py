@@ -11,6 +11,7 @@ from penchant.server.console.requests import ConsoleRequest
 from penchant.server.console.views.common import COUNTERS, chosen
 from penchant.server.console.views.run import ROUNDS_SHOWN
 from penchant.server.monitoring.run_history import JournalReader
+from penchant.server.privacy_figures import FACT, PrivacyFigures
 
 __all__ = ["privacy"]
 
@@ -33,6 +34,7 @@ def privacy(visit: ConsoleRequest) -> Response:
         rows=shown if every else shown[:ROUNDS_SHOWN],
         hidden=0 if every else max(len(shown) - ROUNDS_SHOWN, 0),
         smallest=smallest,
+        dp=PrivacyFigures.read(JournalReader(run.place.directory).fact(FACT)),
         counters=COUNTERS,
         bin_names=BIN_NAMES,
     )

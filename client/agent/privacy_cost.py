@@ -1,0 +1,42 @@
+"""What a round costs its owner in privacy: by the plan, the manifest and the owner's own word on colluders.
+
+Nothing here depends on anybody's choices, so a refusal for want of budget tells nothing of them.
+"""
+
+from __future__ import annotations
+
+from penchant.client.agent.policy import MOST_COUNTED, OwnerPolicy
+from penchant.client.vault.privacy_ledger import Cost
+from penchant.common.config import Plan
+from penchant.common.errors import PolicyRefusal
+from penchant.common.membership.manifest import SignedManifest
+from penchant.common.privacy.accounting import rho_of
+from penchant.common.secagg.update_vector import UpdateLayout
+from penchant.common.wire.codec import decode_record
+from penchant.common.wire.messages import Announce
+
+__all__ = ["budget_of", "cost_of"]
+
+
+def budget_of(policy: OwnerPolicy) -> float:
+    """The owner's budget, in zero-concentrated differential privacy (rho)."""
+    return rho_of(policy.max_epsilon, policy.delta) if policy.max_epsilon else 0.0
+
+
+def cost_of(announce: Announce, plan: Plan, layout: UpdateLayout, policy: OwnerPolicy) -> Cost:
+    """The cost of one vector of the announced round.
+
+    Every sum holds the noise of as many honest people as the manifest's least group has for certain, by this
+    owner's word. announce: one that `accepted_runs.admit` has checked. PolicyRefusal when that is nobody.
+    """
+    most = budget_of(policy)
+    if layout.noise is None:
+        return Cost(None, most, MOST_COUNTED)
+    least = decode_record(announce.manifest, SignedManifest).manifest.least_group
+    honest = policy.honest_among(least)
+    if honest < 1:
+        raise PolicyRefusal(
+            f"a sum over {least} people may hold the noise of nobody else, if {policy.max_colluders} devices "
+            "work with the server (max_colluders)"
+        )
+    return Cost(layout.noise.rho(honest), most, plan.dp_participations)

@@ -1,0 +1,247 @@
+"""What taking part has cost this device's owner in privacy: one entry for every vector that ever left.
+
+An entry is written before its vector leaves and is never taken back: neither when the attempt fails, nor by
+`forget`, nor by a change of fleet. The cost is in zero-concentrated differential privacy (rho, Bun and
+Steinke 2016), which adds up; `penchant.common.privacy.accounting` turns the total into an epsilon. It depends
+on plans and numbers of people only, never on the owner's choices.
+
+Each entry is hashed with all before it. The last hash lies in a file beside the vault (`LedgerAnchor`), so a
+database that was changed, or put back from a backup, is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+from penchant.client.vault.sealing import SealedStorage
+from penchant.common.errors import CodecError, DeviceError, LedgerError, PolicyRefusal
+from penchant.common.storage import sync_directory
+from penchant.common.wire.codec import U16, U32, U64, AtMost, Exactly, decode_record, encode_record
+
+__all__ = ["ANCHOR", "SCHEMA", "Cost", "Entry", "LedgerAnchor", "PrivacyLedger", "Spent", "charge"]
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS spent (
+    number INTEGER PRIMARY KEY, run BLOB NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
+    rho TEXT NOT NULL);
+"""
+ANCHOR: Final = "ledger.anchor"
+_START: Final = bytes(32)
+_LABEL: Final = b"penchant privacy ledger\0"  # without the protocol's version, which a file outlives
+_EXACT: Final = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one vector costs, and what the owner has for it.
+
+    Attributes:
+        rho: the cost in zero-concentrated differential privacy; None for a vector in a sum without noise, for
+            which no bound holds.
+        most: the largest total that the owner allows.
+        times: how many vectors the run may take from this device.
+    """
+
+    rho: float | None
+    most: float
+    times: int
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What has left: rho, and how many vectors of noised and of exact sums it was for."""
+
+    rho: float
+    noised: int
+    exact: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One vector that left. rho: a number's shortest text, in ASCII; empty for a sum without noise."""
+
+    run: Annotated[bytes, Exactly(16)]
+    round: U32
+    attempt: U16
+    rho: Annotated[str, AtMost(32)]
+
+    @property
+    def cost(self) -> float:
+        """rho, 0 where no bound holds."""
+        return float(self.rho) if self.rho else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Anchored:
+    """The state of the ledger, as it lies beside it. inode: the file's own, which a copy does not have."""
+
+    inode: U64
+    count: U64
+    head: Annotated[bytes, Exactly(32)]  # after `last`
+    last: Entry
+
+
+class LedgerAnchor:
+    """The file that says how far the ledger had come.
+
+    It is sealed with the device's key and names its own inode: put back from a backup, or copied, it is
+    another file. What can't be noticed is a whole disk, or the snapshot of a machine, that is set back.
+    """
+
+    def __init__(self, path: Path, box: SealedStorage) -> None:
+        self._path, self._box = path, box
+
+    def read(self) -> _Anchored | None:
+        """None where nothing was ever written. LedgerError when it is not what was written here."""
+        try:
+            with self._path.open("rb") as file:
+                inode, sealed = os.fstat(file.fileno()).st_ino, file.read()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DeviceError(f"can't read {self._path}: {error.strerror}") from None
+        try:
+            found = decode_record(self._box.open(sealed, ANCHOR), _Anchored)
+        except (CodecError, DeviceError):
+            raise LedgerError(_set_back("its anchor was changed")) from None
+        if found.inode != inode:
+            raise LedgerError(_set_back("its anchor is a copy"))
+        return found
+
+    def write(self, count: int, head: bytes, last: Entry) -> None:
+        """Durable before this returns: the new one whole, or the old one."""
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with open(descriptor, "wb") as file:
+                anchored = _Anchored(os.fstat(file.fileno()).st_ino, count, head, last)
+                file.write(self._box.seal(encode_record(anchored), ANCHOR))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._path)
+            sync_directory(self._path.parent)
+        except OSError as error:
+            raise DeviceError(f"can't write {self._path}: {error.strerror}; nothing was sent") from None
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+class PrivacyLedger:
+    """The ledger of one vault.
+
+    Args:
+        transaction: opens a transaction of the vault's file.
+        anchor: None in a simulation, whose devices are set back on purpose.
+    """
+
+    def __init__(
+        self,
+        transaction: Callable[[], AbstractContextManager[sqlite3.Connection]],
+        anchor: LedgerAnchor | None,
+    ) -> None:
+        self._transaction, self._anchor = transaction, anchor
+
+    def spent(self) -> Spent:
+        """What has left so far, over all runs and fleets. LedgerError when the ledger was set back."""
+        with self._transaction() as db:
+            return _total(_entries(db, self._anchor))
+
+    def by_run(self) -> dict[bytes, Spent]:
+        """The same for each run."""
+        with self._transaction() as db:
+            entries = _entries(db, self._anchor)
+        return {run: _total([e for e in entries if e.run == run]) for run in {e.run: None for e in entries}}
+
+    def check(self, run: bytes, cost: Cost) -> None:
+        """PolicyRefusal when a further vector of `run` is more than the owner allows, LedgerError when the
+        ledger was set back."""
+        with self._transaction() as db:
+            _check(_entries(db, self._anchor), run, cost)
+
+    def ready(self, run: bytes, most: float) -> bool:
+        """Whether a run that took part of the budget before may go on doing so; others are heard first."""
+        with self._transaction() as db:
+            entries = _entries(db, self._anchor)
+        before = [entry.cost for entry in entries if entry.run == run and entry.rho]
+        return not before or _total(entries).rho + before[-1] <= most
+
+    def charge(self, db: sqlite3.Connection, entry: Entry, cost: Cost) -> None:
+        """Write an entry inside the transaction that keeps what the round made; raises as `check` does."""
+        entries = _entries(db, self._anchor)
+        _check(entries, entry.run, cost)
+        if self._anchor is not None:  # first: a crash in between costs the owner, and tells nobody anything
+            self._anchor.write(len(entries) + 1, _head([*entries, entry]), entry)
+        _insert(db, len(entries) + 1, entry)
+
+
+def charge(cost: float | None) -> str:
+    """The text of a cost in an entry."""
+    return _EXACT if cost is None else repr(float(cost))
+
+
+def _check(entries: list[Entry], run: bytes, cost: Cost) -> None:
+    times = sum(entry.run == run for entry in entries)
+    if times >= cost.times:
+        raise PolicyRefusal(f"this device has been in {times} attempts of the run, as often as its plan says")
+    if cost.rho is not None and _total(entries).rho + cost.rho > cost.most:
+        raise PolicyRefusal(
+            "a further round would cost more privacy than the owner allows (max_epsilon); `penchant device "
+            "status` shows what is spent"
+        )
+
+
+def _entries(db: sqlite3.Connection, anchor: LedgerAnchor | None) -> list[Entry]:
+    """All entries, oldest first, as the anchor says; one that a crash kept out of the database is put in."""
+    rows = db.execute("SELECT run, round, attempt, rho FROM spent ORDER BY number").fetchall()
+    try:
+        entries = [Entry(bytes(run), number, attempt, rho) for run, number, attempt, rho in rows]
+        _total(entries)
+    except (TypeError, ValueError):
+        raise LedgerError(_set_back("an entry was changed")) from None
+    if anchor is None:
+        return entries
+    found = anchor.read()
+    if found is None:
+        if entries:
+            raise LedgerError(_set_back("its anchor is gone"))
+        return entries
+    if found.count == len(entries) + 1 and found.head == _head([*entries, found.last]):
+        _insert(db, found.count, found.last)
+        return [*entries, found.last]
+    if found.count != len(entries) or found.head != _head(entries):
+        raise LedgerError(_set_back("it does not match its anchor"))
+    return entries
+
+
+def _insert(db: sqlite3.Connection, number: int, entry: Entry) -> None:
+    db.execute(
+        "INSERT INTO spent (number, run, round, attempt, rho) VALUES (?, ?, ?, ?, ?)",
+        (number, entry.run, entry.round, entry.attempt, entry.rho),
+    )
+
+
+def _head(entries: list[Entry]) -> bytes:
+    head = _START
+    for entry in entries:
+        head = hashlib.sha256(_LABEL + head + encode_record(entry)).digest()
+    return head
+
+
+def _total(entries: list[Entry]) -> Spent:
+    noised = [entry.cost for entry in entries if entry.rho]
+    return Spent(sum(noised), len(noised), len(entries) - len(noised))
+
+
+def _set_back(why: str) -> str:
+    return (
+        f"the ledger of this device's privacy was changed or set back ({why}), so what is left of the budget "
+        "is not known, and nothing is sent; put the device's own folder back, or leave and join anew"
+    )

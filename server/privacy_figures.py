@@ -1,0 +1,87 @@
+"""What a run's noise amounts to: the promise of the whole run, and how much of it is spent by now."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Self
+
+from penchant.common.config import Plan
+from penchant.common.errors import JournalError
+from penchant.common.privacy.accounting import epsilon_of
+from penchant.common.secagg.update_vector import UpdateLayout
+
+__all__ = ["FACT", "PrivacyFigures"]
+
+FACT = "privacy"
+"""The name under which a journal keeps them."""
+
+
+@dataclass(frozen=True)
+class PrivacyFigures:
+    """The differential privacy of a run, for each person in it: what changes in all that is released if the
+    person's choices are replaced by none.
+
+    Attributes:
+        epsilon: the bound for the whole run, closing round and failed attempts included.
+        delta: the delta that belongs to it.
+        noise_multiplier: the standard deviation of a sum's noise over what one person can change.
+        participations: how often one person takes part at most.
+        honest: how many honest people's noise every sum holds.
+        rho: the cost of one participation, in zero-concentrated differential privacy.
+    """
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    participations: int
+    honest: int
+    rho: float
+
+    @classmethod
+    def of(cls, plan: Plan, layout: UpdateLayout) -> Self | None:
+        """Those of a plan; None where sums are exact."""
+        if layout.noise is None:
+            return None
+        return cls(
+            epsilon=plan.dp_epsilon,
+            delta=plan.dp_delta,
+            noise_multiplier=layout.noise.multiplier(plan.dp_honest),
+            participations=plan.dp_participations,
+            honest=plan.dp_honest,
+            rho=layout.noise.rho(plan.dp_honest),
+        )
+
+    def to_dict(self) -> dict[str, float | int]:
+        """As result.json and release.json hold them."""
+        return asdict(self)
+
+    def encode(self) -> str:
+        """As the journal keeps them."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def read(cls, text: str | None) -> Self | None:
+        """Those that a journal keeps; None where it keeps none. JournalError for anything else."""
+        if text is None:
+            return None
+        try:
+            found = json.loads(text)
+            values = {f.name: found[f.name] for f in fields(cls)}
+            sound = all(type(v) in (int, float) and math.isfinite(v) and v > 0 for v in values.values())
+        except (ValueError, TypeError, KeyError, RecursionError):
+            sound = False
+        if not sound:
+            raise JournalError("the journal's figures of differential privacy can't be read")
+        return cls(**values)
+
+    def spent(self, attempts: int) -> float:
+        """The epsilon that one person has spent at most after so many attempts at rounds."""
+        taken = min(attempts, self.participations)
+        return epsilon_of(taken * self.rho, self.delta) if taken else 0.0
+
+    def words(self, attempts: int | None = None) -> str:
+        """In words; attempts: how many there were so far."""
+        far = "" if attempts is None else f"{self.spent(attempts):.3g} of "
+        return f"epsilon {far}{self.epsilon:g}, delta {self.delta:g}"
