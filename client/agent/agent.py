@@ -24,7 +24,7 @@ from penchant.client.agent.accepted_runs import admit, check_roster
 from penchant.client.agent.open_attempt import MemorySessions, Sessions
 from penchant.client.agent.owner import Choices, Owner
 from penchant.client.agent.policy import OwnerPolicy, checked_factors
-from penchant.client.agent.privacy_cost import budget_of, cost_of
+from penchant.client.agent.privacy_cost import budget_of, cost_of, honest_in
 from penchant.client.agent.round_work import Pace, RoundWork
 from penchant.client.learning.local_round import contribution_of
 from penchant.client.learning.trainer import Outcome
@@ -280,7 +280,10 @@ class Agent:
         begun, self._work = self._work, None
         made = (begun or self._begin(task)).outcome()
         personal, vector = self._through_the_door(task, made, state)
-        vector = task.layout.with_noise(vector, self._noise(announce))
+        if task.layout.noise is not None:
+            people = len(state.identities) if isinstance(state, SharesDealt) else 0
+            honest = honest_in(announce, task.plan, people)
+            vector = task.layout.with_noise(vector, self._noise(announce), honest)
         after, reply = self._participant(task.policy).mask(state, payload, vector)
         self._vector = task.layout.parts(task.split)
         model = Model(announce.base, announce.plan, announce.factors)

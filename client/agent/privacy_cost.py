@@ -11,11 +11,12 @@ from penchant.common.config import Plan
 from penchant.common.errors import PolicyRefusal
 from penchant.common.membership.manifest import SignedManifest
 from penchant.common.privacy.accounting import rho_of
+from penchant.common.secagg.transcript import threshold
 from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.wire.codec import decode_record
 from penchant.common.wire.messages import Announce
 
-__all__ = ["budget_of", "cost_of"]
+__all__ = ["budget_of", "cost_of", "honest_in"]
 
 
 def budget_of(policy: OwnerPolicy) -> float:
@@ -40,3 +41,10 @@ def cost_of(announce: Announce, plan: Plan, layout: UpdateLayout, policy: OwnerP
             "work with the server (max_colluders)"
         )
     return Cost(layout.noise.rho(honest), most, plan.dp_participations)
+
+
+def honest_in(announce: Announce, plan: Plan, people: int) -> int:
+    """How many honest people's noise a sum over a roster of `people` holds, with as many colluders as the plan
+    counts on. The cost stays that of the least group, or is less. announce: as for `cost_of`."""
+    least = decode_record(announce.manifest, SignedManifest).manifest.least_group
+    return plan.dp_honest + threshold(people) - threshold(least)

@@ -12,6 +12,7 @@ is one number a person, update and counts together have a bounded L2 norm, and n
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import ceil, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,9 @@ _HAIR = 1 - 1e-9  # so that float arithmetic does not carry a norm over its boun
 COUNT_PART = 0.1
 """Under differential privacy: the largest part of a person's norm bound that one count takes. At most five
 counts of a person differ from 0, so they take no more than 0.23 of it together."""
+
+COUNT_ERROR = 0.05
+"""Counts are not shown when their noise has a larger standard deviation, as a part of their range."""
 
 _TAIL = 40 * np.log(2)  # noise beyond its bound has the probability 2^-40
 
@@ -128,13 +132,15 @@ class UpdateLayout:
         quantiser: real numbers to ring elements and back.
         clip: the largest L2 norm of an update; with noise, of the whole vector.
         group: the most devices in one sum.
-        noise: what every device adds; None where sums are exact.
+        noise: what every device adds at most; None where sums are exact.
+        honest: how many honest people's noise every sum holds at least, with noise.
     """
 
     quantiser: Quantiser
     clip: float
     group: int
     noise: Noise | None = None
+    honest: int = 0
 
     @classmethod
     def of(cls, plan: Plan, split: Split) -> UpdateLayout:
@@ -173,7 +179,7 @@ class UpdateLayout:
             )
         counters = _counters_a_person(noise.clip)
         quantiser = Quantiser(size, group, 1, plan.clip, counters, plan.ring_bits, noise.clip)
-        return cls(quantiser, plan.clip, group, noise)
+        return cls(quantiser, plan.clip, group, noise, plan.dp_honest)
 
     @property
     def ring(self) -> int:
@@ -213,11 +219,17 @@ class UpdateLayout:
         counts |= _histogram(contribution)
         return self.quantiser.quantise(_clipped(contribution.update, self.clip), weight, counts, key)
 
-    def with_noise(self, vector: Ring, entropy: Entropy) -> Ring:
-        """The vector with this device's part of the noise, drawn anew; as it is where sums are exact."""
+    def with_noise(self, vector: Ring, entropy: Entropy, honest: int) -> Ring:
+        """The vector with this device's part of the noise, drawn anew; as it is where sums are exact.
+
+        honest: how many honest people's noise the sum will hold. Where that is more than the plan counts on,
+        each adds less, and together they add as much.
+        """
         if self.noise is None:
             return vector
-        drawn = discrete_gaussian(vector.size, self.noise.sigma, entropy)
+        spare = self.honest / max(honest, 1)
+        sigma = self.noise.sigma if spare >= 1 else ceil(self.noise.sigma * sqrt(spare) * (1 + 1e-12))
+        drawn = discrete_gaussian(vector.size, sigma, entropy)
         added: Ring = vector + drawn.astype(f"<i{self.ring // 8}").view(vector.dtype)  # modulo the ring
         return added
 
@@ -287,7 +299,9 @@ class UpdateLayout:
         """What the sum of the vectors (int64 [words]) of `people` survivors says."""
         update, counts = self.quantiser.dequantise(total)
         if self.noise is not None:
-            return _noised_sums(update, counts, people)
+            units = COUNT_PART * self.noise.clip
+            error = self.noise.sigma * sqrt(people) / (units * people)
+            return _noised_sums(update, counts, people, error)
         weight = counts[WEIGHT]
         bins = tuple(int(counts[name]) for name in BIN_NAMES)
         return RoundSums(
@@ -336,9 +350,16 @@ def _histogram(contribution: Contribution) -> dict[str, float]:
     return bins
 
 
-def _noised_sums(update: NDArray[np.float64], counts: dict[str, float], people: int) -> RoundSums:
+def _noised_sums(
+    update: NDArray[np.float64], counts: dict[str, float], people: int, error: float
+) -> RoundSums:
     """What a noised sum says. People are counted in public; a noised count that can't be is taken as the
-    nearest one that can."""
+    nearest one that can, and says nothing where noise is most of it.
+
+    error: the standard deviation of the noise of a count's mean over people, as a part of its range.
+    """
+    if error > COUNT_ERROR:
+        return RoundSums(update / people, people, None, 0, 0, None)
 
     def within(value: float, most: int) -> int:
         return min(max(round(value), 0), most)

@@ -25,8 +25,11 @@ from penchant.common.wire.messages import Announce, Kind
 from penchant.deploy.recipes import recipe
 
 
+NOISED = {"privacy.dp_epsilon": 8.0, "privacy.dp_participations": 11, "privacy.dp_honest": 10}
+
+
 def plan(**changes: Any) -> Plan:
-    return dataclasses.replace(RunConfig().plan("main", 17), **changes)
+    return dataclasses.replace(RunConfig().changed(NOISED).plan("main", 17), **changes)
 
 
 def announced(kind: Kind = Kind.SECAGG) -> Announce:
@@ -178,10 +181,17 @@ def test_announced_factors_are_measured_by_the_weight_that_they_change(
 
 def test_the_usual_recipes_are_within_the_default_bounds() -> None:
     for share in ("A", "B", "AB", "none", "lore", "kernel", "svd", "ffa"):
-        config = RunConfig().changed(recipe("senate", share))
+        config = RunConfig().changed(recipe("senate", share)).changed(NOISED)
         for phase in ("warmup", "main", "close"):
             if phase != "warmup" or config.federation.warmup_rounds:
                 OwnerPolicy().check(announced(), config.plan(phase, 34))
+
+
+def test_sums_without_noise_are_the_owners_to_allow() -> None:
+    exact = plan(dp_epsilon=0.0)
+    with pytest.raises(PolicyRefusal, match="allow_exact_sums"):
+        OwnerPolicy().check(announced(), exact)
+    OwnerPolicy(allow_exact_sums=True).check(announced(), exact)
 
 
 def test_refusals_are_one_line() -> None:

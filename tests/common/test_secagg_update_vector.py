@@ -53,7 +53,7 @@ def added(layout: UpdateLayout, parts: Sequence[Contribution]) -> RoundSums:
     total: Ring = np.zeros(layout.words, f"<u{layout.ring // 8}")
     for number, each in enumerate(parts):
         total = total + layout.quantise(each, key(number))
-    return layout.read(total.view(f"<i{layout.ring // 8}").astype(np.int64))
+    return layout.read(total.view(f"<i{layout.ring // 8}").astype(np.int64), len(parts))
 
 
 def updates(layout: UpdateLayout, count: int, *, norm: float) -> list[np.ndarray]:
@@ -140,7 +140,7 @@ def test_the_sum_is_the_weighted_mean_within_the_quantisers_bound(
 
 def test_what_nobody_sent_reads_as_nothing() -> None:
     this, _ = layout()
-    sums = this.read(np.zeros(this.words, np.int64))
+    sums = this.read(np.zeros(this.words, np.int64), 3)
     assert not sums.mean.any()
     assert (sums.weight, sums.train_loss, sums.accuracy, sums.histogram) == (0, None, None, None)
 

@@ -61,7 +61,7 @@ class Unrounded(UpdateLayout):
     def fault(self, total: NDArray[np.int64], people: int) -> str:
         return ""
 
-    def read(self, total: NDArray[np.int64]) -> RoundSums:
+    def read(self, total: NDArray[np.int64], people: int) -> RoundSums:
         numbers = total.view("<f8")
         update, weight = numbers[: self.quantiser.size], numbers[self.quantiser.size]
         return RoundSums(update / weight, int(weight), numbers[self.quantiser.size + 1] / weight, 0, 0, None)

@@ -92,7 +92,7 @@ class Shaped:
         modulus = 1 << layout.ring
         total %= modulus
         total[total >= modulus // 2] -= modulus
-        sums = layout.read(total)
+        sums = layout.read(total, len(people))
         return sums.mean * sums.weight
 
 

@@ -150,7 +150,7 @@ def test_the_other_groups_stand(scenes: Scenes, lying: Callable[[Lie], None]) ->
     layout = UpdateLayout.of(plan, split)
     left = honest.watched[0].sums[0].total + honest.watched[0].sums[2].total
     moved = shared_of(run).factors - split.initial(scene.config.seed)[0]
-    assert moved == pytest.approx(layout.read(left).mean, abs=1e-6)
+    assert moved == pytest.approx(layout.read(left, 6).mean, abs=1e-6)
     joined = dict(run.journal._read("SELECT member, joined FROM devices"))
     assert [joined[member] for member in (1, 4, 5, 9)] == [2, 1, 1, 2]
 
@@ -218,9 +218,9 @@ def test_groups_are_combined_as_configured(scenes: Scenes, lying: Callable[[Lie]
     run, lines = serve(scene)
     assert lines == []
     sums = scene.watched[0].sums
-    read = [layout.read(sums[number].total) for number in sorted(sums)]
+    read = [layout.read(sums[number].total, 3) for number in sorted(sums)]
     means = np.stack([one.mean for one in read])
-    pooled = layout.read(scene.watched[0].total).mean
+    pooled = layout.read(scene.watched[0].total, scene.n).mean
     told = GroupMeans(means, np.array([one.weight for one in read]), pooled)
     moved = shared_of(run).factors - _split(scene).initial(scene.config.seed)[0]
     assert moved == pytest.approx(combination(rule).combine(told, 0.25), abs=1e-6)

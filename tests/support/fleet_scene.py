@@ -86,6 +86,8 @@ REPLIES: dict[str, tuple[type[Any], ...]] = {
 LENIENT = {  # an owner who allows what there is: what is refused all the same, no policy refuses
     "min_honest": 1,
     "max_colluders": 0,
+    "max_epsilon": 100.0,
+    "allow_exact_sums": True,
     "shares": ("*",),
     "modules": ("*",),
     "base_parts": ("*",),
