@@ -102,7 +102,8 @@ def _shortened(values: NDArray[np.float64], clip: int) -> NDArray[np.float64]:
     products.
     """
     hair = (values.size + 8) * 2.0**-52
-    norm = math.sqrt(float(np.dot(values, values)))
+    with np.errstate(over="ignore"):  # an infinite norm is refused below
+        norm = math.sqrt(float(np.dot(values, values)))
     if not norm <= clip * (1 + hair):  # so written, NaN is refused too
         raise PrivacyError(f"numbers of norm {norm:g} are beyond the clip of {clip}: clip them first")
     longest = clip * (1 - 2 * hair)
