@@ -29,6 +29,7 @@ __all__ = [
     "OlderList",
     "PenchantError",
     "PolicyRefusal",
+    "PrivacyError",
     "ProtocolError",
     "QuantiserError",
     "RoundFailed",
@@ -76,6 +77,12 @@ class ConfigError(UsageError):
     """A configuration value or key is unknown, missing or out of range."""
 
     code = "config"
+
+
+class PrivacyError(ConfigError):
+    """Noise, a bound or a promise of differential privacy that is out of range, or that nothing can keep."""
+
+    code = "privacy"
 
 
 class DataError(UsageError):

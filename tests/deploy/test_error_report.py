@@ -29,6 +29,7 @@ CODES = {
     "OlderList": "older-list",
     "PenchantError": "failed",
     "PolicyRefusal": "policy-refusal",
+    "PrivacyError": "privacy",
     "ProtocolError": "protocol",
     "QuantiserError": "quantiser",
     "RoundFailed": "round-failed",

@@ -1,0 +1,103 @@
+"""From rho (zero-concentrated differential privacy) to epsilon at a delta, and back, by `dp-accounting`.
+
+rho of rounds, attempts and runs adds up (Bun and Steinke 2016), whatever was learned from one before the next
+was chosen; no gain from sampling is claimed, since the server draws the cohort. The conversion is proposition
+12 of Canonne, Kamath and Steinke (2020, version 4), the least over a fixed row of orders: each order gives a
+true bound, so the least of them is one.
+
+A device and its server must come to the same figure. The orders are exact floats, epsilon is rounded up to a
+multiple of 2^-30 and rho down to one of 2^-44, which swallows how libraries of functions differ in last bits.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Final
+
+from penchant.common.errors import PrivacyError
+
+__all__ = ["DELTA_LEAST", "DELTA_MOST", "EPSILON_MOST", "check_target", "epsilon_of", "rho_of"]
+
+EPSILON_MOST: Final = 100.0
+"""Beyond it nothing is promised any more: e^100 times as likely."""
+
+EPSILON_LEAST: Final = 1e-3
+"""Below it the noise is a thousand times what a person can add, and rho would be too few of its grid."""
+
+DELTA_LEAST: Final = 1e-15
+"""Below it, what masks and streams promise (2^-40 a round, and the ciphers) would be the larger part."""
+
+DELTA_MOST: Final = 1e-2
+"""Above it, laying open one person in a hundred would count as privacy."""
+
+RHO_MOST: Final = 1 << 14
+"""Beyond it epsilon is called infinite; EPSILON_MOST is reached far below."""
+
+_EPSILON_GRID: Final = 2.0**30
+_RHO_GRID: Final = 1 << 44
+_HAIR: Final = 1 + 2.0**-40
+"""More than what floats lose in a sum of three terms."""
+
+_ORDERS: Final = tuple(
+    1 + (32 + step) * 2.0 ** (octave - 5) for octave in range(-6, 21) for step in range(32)
+)
+"""1 + 2^-6 to 1 + 2^21, in steps of 1.6 to 3.1 % of what is above 1: exact floats."""
+
+
+def check_target(epsilon: float, delta: float) -> None:
+    """Refuse an epsilon or a delta that is out of range; raises `PrivacyError`."""
+    if not EPSILON_LEAST <= epsilon <= EPSILON_MOST:
+        raise PrivacyError(f"epsilon is {epsilon:g}; it must lie in {EPSILON_LEAST:g}..{EPSILON_MOST:g}")
+    _check_delta(delta)
+
+
+def epsilon_of(rho: float, delta: float) -> float:
+    """The epsilon at `delta` that rho-zCDP implies: never below the truth, and the same on every machine.
+
+    Args:
+        rho: the sum of what each round, attempt and run costs, 0 or more. Beyond RHO_MOST the answer is
+            infinite.
+        delta: the probability that epsilon does not bound, DELTA_LEAST to DELTA_MOST.
+
+    Raises:
+        PrivacyError: rho or delta is out of range.
+    """
+    _check_delta(delta)
+    if not rho >= 0:
+        raise PrivacyError(f"rho is {rho:g}; it must be 0 or more")
+    return _epsilon(rho, delta) if rho <= RHO_MOST else math.inf
+
+
+@cache
+def rho_of(epsilon: float, delta: float) -> float:
+    """The largest multiple of 2^-44 for rho whose `epsilon_of` is at most epsilon.
+
+    Args:
+        epsilon: the target, EPSILON_LEAST to EPSILON_MOST.
+        delta: the probability that epsilon does not bound, DELTA_LEAST to DELTA_MOST.
+
+    Raises:
+        PrivacyError: epsilon or delta is out of range.
+    """
+    check_target(epsilon, delta)
+    low, high = 0, math.ceil(EPSILON_MOST) * _RHO_GRID  # rho <= epsilon wherever delta is below 1/2
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _epsilon(middle / _RHO_GRID, delta) <= epsilon:
+            low = middle
+        else:
+            high = middle
+    return low / _RHO_GRID
+
+
+def _check_delta(delta: float) -> None:
+    if not DELTA_LEAST <= delta <= DELTA_MOST:
+        raise PrivacyError(f"delta is {delta:g}; it must lie in {DELTA_LEAST:g}..{DELTA_MOST:g}")
+
+
+def _epsilon(rho: float, delta: float) -> float:
+    from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
+
+    found, _ = compute_epsilon(_ORDERS, [rho * order for order in _ORDERS], delta)
+    return math.ceil(float(found) * _HAIR * _EPSILON_GRID) / _EPSILON_GRID
