@@ -10,7 +10,7 @@ from penchant.client.vault.privacy_ledger import Cost
 from penchant.common.config import Plan
 from penchant.common.errors import PolicyRefusal
 from penchant.common.membership.manifest import SignedManifest
-from penchant.common.privacy.accounting import rho_of
+from penchant.common.privacy.accounting import EPSILON_LEAST, rho_of
 from penchant.common.secagg.transcript import threshold
 from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.wire.codec import decode_record
@@ -21,7 +21,7 @@ __all__ = ["budget_of", "cost_of", "honest_in"]
 
 def budget_of(policy: OwnerPolicy) -> float:
     """The owner's budget, in zero-concentrated differential privacy (rho)."""
-    return rho_of(policy.max_epsilon, policy.delta) if policy.max_epsilon else 0.0
+    return rho_of(policy.max_epsilon, policy.delta) if policy.max_epsilon >= EPSILON_LEAST else 0.0
 
 
 def cost_of(announce: Announce, plan: Plan, layout: UpdateLayout, policy: OwnerPolicy) -> Cost:
@@ -44,7 +44,7 @@ def cost_of(announce: Announce, plan: Plan, layout: UpdateLayout, policy: OwnerP
 
 
 def honest_in(announce: Announce, plan: Plan, people: int) -> int:
-    """How many honest people's noise a sum over a roster of `people` holds, with as many colluders as the plan
-    counts on. The cost stays that of the least group, or is less. announce: as for `cost_of`."""
+    """How many honest people's noise a sum over a roster of `people` holds, with as many colluders as the
+    plan counts on. The cost stays that of the least group, or is less. announce: as for `cost_of`."""
     least = decode_record(announce.manifest, SignedManifest).manifest.least_group
     return plan.dp_honest + threshold(people) - threshold(least)

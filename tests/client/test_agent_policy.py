@@ -24,7 +24,6 @@ from penchant.common.model.modules import AdaptedModule
 from penchant.common.wire.messages import Announce, Kind
 from penchant.deploy.recipes import recipe
 
-
 NOISED = {"privacy.dp_epsilon": 8.0, "privacy.dp_participations": 11, "privacy.dp_honest": 10}
 
 

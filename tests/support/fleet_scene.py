@@ -67,6 +67,7 @@ from penchant.common.wire.messages import (
 )
 from penchant.deploy.flower.in_process_grid import InProcessGrid
 from penchant.server.journal import Journal
+from penchant.server.noise_terms import settle_noise
 from penchant.server.optimizers import ServerState
 from penchant.server.round import federate
 from penchant.server.run import ServerRun
@@ -277,7 +278,8 @@ class FleetScene:
             "training.local_epochs": 2,
             "training.final_fit_epochs": 2,
         }
-        self.config = RunConfig().changed(settings | {k.replace("__", "."): v for k, v in changes.items()})
+        config = RunConfig().changed(settings | {k.replace("__", "."): v for k, v in changes.items()})
+        self.config = settle_noise(config, config.federation.cohort, n)
         self.policy = OwnerPolicy(base_models=(str(base),), **(LENIENT | dict(policy or {})))
         self.members = membership(n)
         self._entropy, self._choices, self._secret, self._ahead = entropy, choices, secret, ahead

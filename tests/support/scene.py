@@ -23,7 +23,7 @@ from penchant.common.crypto.keys import SignatureCache
 from penchant.common.crypto.masks import Ring, ring_type
 from penchant.common.errors import PenchantError
 from penchant.common.membership.identity import Authority, Identity, Membership
-from penchant.common.membership.manifest import LAST_DAY, RunManifest, day_of, sign_run
+from penchant.common.membership.manifest import LAST_DAY, RunManifest, day_of, promised, sign_run
 from penchant.common.wire.codec import decode, encode
 from penchant.common.wire.messages import Abort, Announce, Kind, abort_code
 from penchant.server.run_manifest import manifest_of
@@ -80,6 +80,7 @@ def signed_manifest(plans: Sequence[bytes], base: bytes, run: bytes = RUN, **cha
         first_day=day_of(NOW) - 10,
         last_day=day_of(NOW) + 10,
         plans=tuple(plans),
+        privacy=promised(read[-1]),
     )
     return sign_run(authority(), replace(plain, **changes)).encode()
 

@@ -1,0 +1,157 @@
+"""The owner's ledger: charged before a vector leaves, never refunded, and not to be set back."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penchant.client.vault.privacy_ledger import ANCHOR, Cost, Entry, PrivacyLedger, Spent, charge
+from penchant.client.vault.sealing import SealedStorage
+from penchant.client.vault.vault import Vault
+from penchant.common.errors import LedgerError, PolicyRefusal
+
+RUN, OTHER = bytes(range(16)), bytes(16)
+BOX = SealedStorage(bytes(32))
+CHEAP = Cost(rho=0.25, most=1.0, times=100)
+
+
+def spend(ledger: PrivacyLedger, run: bytes = RUN, number: int = 1, cost: Cost = CHEAP) -> None:
+    with ledger._transaction() as db:
+        ledger.charge(db, Entry(run, number, 1, charge(cost.rho)), cost)
+
+
+def vault(place: Path) -> Vault:
+    return Vault(place / "home", BOX)
+
+
+def test_a_worked_example(tmp_path: Path) -> None:
+    ledger = vault(tmp_path).privacy
+    assert ledger.spent() == Spent(0.0, 0, 0)
+    for number in range(1, 5):
+        spend(ledger, number=number)
+    assert vault(tmp_path).privacy.spent() == Spent(1.0, 4, 0)
+    with pytest.raises(PolicyRefusal, match="max_epsilon"):
+        spend(ledger, number=5)
+    assert ledger.spent() == Spent(1.0, 4, 0)
+    assert ledger.ready(OTHER, 1.0)  # it is asked first what it wants
+    assert not ledger.ready(RUN, 1.0)
+
+
+def test_a_run_takes_no_more_vectors_than_its_plan_says(tmp_path: Path) -> None:
+    ledger, twice = vault(tmp_path).privacy, Cost(1e-6, 1.0, times=2)
+    spend(ledger, number=1, cost=twice)
+    spend(ledger, number=1, cost=twice)  # another attempt of the same round counts as well
+    with pytest.raises(PolicyRefusal, match="2 attempts of the run"):
+        ledger.check(RUN, twice)
+    spend(ledger, OTHER, cost=twice)
+
+
+def test_sums_without_noise_are_counted_and_have_no_bound(tmp_path: Path) -> None:
+    ledger = vault(tmp_path).privacy
+    spend(ledger, cost=Cost(None, 0.0, 5))
+    assert ledger.spent() == Spent(0.0, 0, 1)
+    spend(ledger, OTHER)
+    assert ledger.by_run() == {RUN: Spent(0.0, 0, 1), OTHER: Spent(0.25, 1, 0)}
+
+
+@settings(max_examples=25, deadline=None)
+@given(costs=st.lists(st.floats(1e-12, 1.0), max_size=12))
+def test_the_total_is_the_sum_to_the_last_bit(
+    tmp_path_factory: pytest.TempPathFactory, costs: list[float]
+) -> None:
+    ledger = vault(tmp_path_factory.mktemp("total")).privacy
+    for number, rho in enumerate(costs):
+        spend(ledger, number=number, cost=Cost(rho, 1e9, 100))
+    assert ledger.spent().rho == sum(costs)
+
+
+def test_forgetting_takes_nothing_back(tmp_path: Path) -> None:
+    home = vault(tmp_path)
+    spend(home.privacy)
+    home.forget()
+    assert vault(tmp_path).privacy.spent() == Spent(0.25, 1, 0)
+
+
+# --- set back -------------------------------------------------------------------------------------
+
+
+def refused(place: Path, why: str) -> None:
+    ledger = vault(place).privacy
+    for act in (ledger.spent, lambda: ledger.check(RUN, CHEAP), lambda: spend(ledger, number=9)):
+        with pytest.raises(LedgerError, match=why) as caught:
+            act()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", ["database alone", "anchor alone", "both"])
+def test_a_backup_that_is_put_back_is_noticed(tmp_path: Path, kept: str) -> None:
+    spend(vault(tmp_path).privacy)
+    shutil.copytree(tmp_path / "home", tmp_path / "backup")
+    spend(vault(tmp_path).privacy, number=2)
+    for name, part in (("vault.db", "database"), (ANCHOR, "anchor")):
+        if kept in ("both", f"{part} alone"):
+            (tmp_path / "home" / name).unlink()
+            shutil.copy2(tmp_path / "backup" / name, tmp_path / "home" / name)
+    refused(tmp_path, "set back")
+
+
+def test_two_entries_less_are_noticed_and_so_is_one_that_was_made_cheaper(tmp_path: Path) -> None:
+    for number in range(3):
+        spend(vault(tmp_path).privacy, number=number)
+    for change in ("DELETE FROM spent WHERE number > 1", "UPDATE spent SET rho = '0.1' WHERE number = 1"):
+        shutil.copy2(tmp_path / "home/vault.db", tmp_path / "before")
+        with sqlite3.connect(tmp_path / "home/vault.db") as db:
+            db.execute(change)
+        refused(tmp_path, "does not match its anchor")
+        shutil.copy2(tmp_path / "before", tmp_path / "home/vault.db")
+    assert vault(tmp_path).privacy.spent() == Spent(0.75, 3, 0)
+
+
+@pytest.mark.parametrize("rho", ["-1", "nan", "inf", "many", "1e400"])
+def test_an_entry_that_is_no_cost_is_refused(tmp_path: Path, rho: str) -> None:
+    spend(vault(tmp_path).privacy)
+    with sqlite3.connect(tmp_path / "home/vault.db") as db:
+        db.execute("UPDATE spent SET rho = ?", (rho,))
+    refused(tmp_path, "set back")
+
+
+def test_an_anchor_that_is_gone_or_was_changed_is_noticed(tmp_path: Path) -> None:
+    spend(vault(tmp_path).privacy)
+    anchor = tmp_path / "home" / ANCHOR
+    data = anchor.read_bytes()
+    anchor.unlink()
+    refused(tmp_path, "its anchor is gone")
+    anchor.write_bytes(data[:-1] + bytes((data[-1] ^ 1,)))
+    refused(tmp_path, "its anchor was changed")
+
+
+def test_a_crash_between_anchor_and_database_costs_the_owner(tmp_path: Path) -> None:
+    ledger = vault(tmp_path).privacy
+    spend(ledger)
+
+    class Crash(BaseException):
+        """Power fails."""
+
+    def died() -> None:
+        with ledger._transaction() as db:
+            ledger.charge(db, Entry(RUN, 2, 1, charge(0.25)), CHEAP)
+            raise Crash
+
+    with pytest.raises(Crash):
+        died()
+    assert vault(tmp_path).privacy.spent() == Spent(0.5, 2, 0)
+    assert vault(tmp_path).privacy.spent() == Spent(0.5, 2, 0)  # once
+
+
+def test_a_simulated_device_may_be_set_back(tmp_path: Path) -> None:
+    home = Vault(tmp_path / "home")
+    spend(home.privacy, number=1)
+    spend(home.privacy, number=2)
+    home.rewind(RUN, 1)
+    assert home.privacy.spent() == Spent(0.25, 1, 0)
+    assert not (tmp_path / "home" / ANCHOR).exists()

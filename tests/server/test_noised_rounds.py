@@ -1,0 +1,197 @@
+"""Rounds under differential privacy: real agents, real masks, noise on top."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.fleet_scene import FleetScene, opened_scenes, shared_of
+
+from penchant.client.vault.vault import Vault
+from penchant.common.privacy.accounting import epsilon_of, rho_of
+from penchant.common.secagg.update_vector import UpdateLayout
+from penchant.common.wire.codec import decode
+from penchant.common.wire.messages import Abort, AbortCode, Announce
+from penchant.server.journal_reader import JournalReader
+from penchant.server.privacy_figures import FACT, PrivacyFigures
+
+N = 9
+DP = {"privacy__dp_epsilon": 8.0, "privacy__max_colluders": 0, "federation__clip": 1.0}
+Scenes = Callable[..., FleetScene]
+
+
+@pytest.fixture
+def scenes(tiny_model: Callable[[str], Path], tmp_path: Path) -> Iterator[Scenes]:
+    with opened_scenes(tiny_model("bert"), tmp_path, N, **DP) as make:
+        yield make
+
+
+def layout_of(scene: FleetScene, phase: Any = "main") -> UpdateLayout:
+    plan = scene.config.plan(phase, scene.n)
+    return UpdateLayout.of(plan, scene.model_cache.of(plan).split)
+
+
+def watch_vectors(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[Any]]:
+    """What each device has before its noise, and the noise that it adds."""
+    plain, noise = [], []
+    with_noise = UpdateLayout.with_noise
+
+    def watched(self: UpdateLayout, vector: Any, *args: Any) -> Any:
+        noised = with_noise(self, vector, *args)
+        width = f"<i{self.ring // 8}"
+        plain.append(vector.view(width).astype(np.int64))
+        noise.append((noised - vector).view(width).astype(np.int64))
+        return noised
+
+    monkeypatch.setattr(UpdateLayout, "with_noise", watched)
+    return plain, noise
+
+
+def test_the_masked_sum_is_the_plain_sum_and_the_noise_exactly(
+    scenes: Scenes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = scenes()
+    plain, noise = watch_vectors(monkeypatch)
+    scene.serve()
+    for played, aggregate in enumerate(scene.watched):
+        mine = slice(played * N, (played + 1) * N)
+        assert np.array_equal(aggregate.total, sum(plain[mine]) + sum(noise[mine]))
+        assert all(np.any(one) for one in noise[mine])
+    assert len(scene.watched) == 3
+
+
+def test_no_vector_is_longer_than_its_bound(scenes: Scenes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the update: training rates a hundred times the usual ones."""
+    scene = scenes(training__lr_shared=0.5, federation__clip=0.01)
+    plain, _ = watch_vectors(monkeypatch)
+    scene.serve()
+    layout = layout_of(scene)
+    assert layout.noise is not None
+    norms = [float(np.linalg.norm(vector)) for vector in plain[: 2 * N]]
+    assert max(norms) <= layout.noise.norm
+    assert max(norms) > 0.9 * layout.noise.clip  # so the bound was reached
+
+
+def test_every_participation_is_charged_and_the_whole_run_costs_what_was_promised(scenes: Scenes) -> None:
+    scene = scenes()
+    run = scene.serve()
+    privacy = scene.config.privacy
+    assert privacy.dp_participations == 3  # two rounds for everybody, and the closing one
+    for i in range(N):
+        spent = Vault(scene.home(i)).privacy.spent()
+        assert spent.noised == 3
+        assert 7.5 < epsilon_of(spent.rho, privacy.dp_delta) <= 8.0
+    figures = PrivacyFigures.read(JournalReader(run.journal.directory).fact(FACT))
+    assert figures is not None
+    assert figures.spent(3) == pytest.approx(epsilon_of(spent.rho, privacy.dp_delta), rel=1e-3)
+    assert figures.spent(1) < figures.spent(2) < figures.spent(99) == figures.spent(3)
+
+
+def test_a_failed_attempt_is_paid_for_and_its_noise_is_drawn_anew(
+    scenes: Scenes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = scenes(privacy__dp_participations=4)
+    plain, noise = watch_vectors(monkeypatch)
+    lost = {"times": 0}
+
+    def lie(stage: str, device: int, reply: bytes) -> bytes:
+        if stage == "confirm" and lost["times"] < N:
+            lost["times"] += 1
+            return b"lost"
+        return reply
+
+    scene.serve(lie=lie)
+    first, second = slice(0, N), slice(N, 2 * N)
+    assert all(np.array_equal(a, b) for a, b in zip(plain[first], plain[second], strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(noise[first], noise[second], strict=True))
+    assert {Vault(scene.home(i)).privacy.spent().noised for i in range(N)} == {4}
+
+
+@pytest.mark.parametrize("stage", ["shares", "masked", "confirm"])
+def test_with_dropouts_the_noise_is_still_what_the_target_says(
+    scenes: Scenes, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """As many are lost as may be, and the colluders' noise is taken off: what is left carries the target."""
+    scene = scenes(n=30, privacy__max_colluders=2, federation__rounds=1)
+    _, noise = watch_vectors(monkeypatch)
+    scene.serve(silent={(1, stage): range(9)})
+    layout, aggregate = layout_of(scene), scene.watched[0]
+    assert layout.noise is not None
+    honest = len(aggregate.survivors) - 2
+    target = layout.noise.sigma * np.sqrt(layout.honest)
+    there = [noise[i] for i in range(len(noise)) if i < 30][-honest:]
+    measured = float(np.std(np.sum(there, axis=0)))
+    sigma = float(np.std(np.concatenate(there)))
+    assert sigma * np.sqrt(honest) >= 0.97 * target
+    assert measured > 0.5 * target
+
+
+def test_the_zero_vector_carries_the_same_noise(scenes: Scenes, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = scenes()
+    plain, noise = watch_vectors(monkeypatch)
+    scene.restart(0, choices=lambda: (_ for _ in ()).throw(OSError("gone")))
+    scene.serve()
+    assert not plain[0].any()
+    assert np.std(noise[0]) == pytest.approx(float(np.std(noise[1])), rel=0.3)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def refusal(scene: FleetScene, announce: Announce) -> tuple[AbortCode, str]:
+    code = decode(scene.tell("keys", 0, _encoded(announce)), Abort).code
+    return code, scene.reason(0)[2]
+
+
+def _encoded(announce: Announce) -> bytes:
+    from penchant.common.wire.codec import encode
+
+    return encode(announce)
+
+
+def test_a_plan_above_the_owners_budget_is_refused_before_anything_is_sent(scenes: Scenes) -> None:
+    scene = scenes(policy={"max_epsilon": 2.0})
+    scene.config = scene.config.changed({"privacy.dp_participations": 1})
+    code, why = refusal(scene, scene.announce())
+    assert code is AbortCode.POLICY
+    assert "max_epsilon" in why
+    assert Vault(scene.home(0)).privacy.spent().noised == 0
+
+
+def test_without_noise_nothing_leaves_unless_the_owner_allows_it(scenes: Scenes) -> None:
+    scene = scenes(policy={"allow_exact_sums": False}, privacy__dp_epsilon=0.0)
+    code, why = refusal(scene, scene.announce())
+    assert code is AbortCode.POLICY
+    assert "allow_exact_sums" in why
+
+
+def test_an_owner_who_expects_more_colluders_pays_more(scenes: Scenes) -> None:
+    scene = scenes()
+    trusting = scene.agents[0]
+    careful = scene.restart(1, policy=type(scene.policy)(**(vars(scene.policy) | {"max_colluders": 2})))
+    assert trusting is not careful
+    scene.serve()
+    spent = [Vault(scene.home(i)).privacy.spent() for i in (0, 1)]
+    assert spent[1].rho / spent[1].noised > spent[0].rho / spent[0].noised
+
+
+def test_a_budget_that_is_spent_keeps_the_device_out_and_the_round_goes_on(scenes: Scenes) -> None:
+    budget = epsilon_of(rho_of(8.0, 1e-5) / 3 * 1.5, 1e-5)  # one participation, and a half
+    scene = scenes()
+    scene.restart(0, policy=type(scene.policy)(**(vars(scene.policy) | {"max_epsilon": budget})))
+    run = scene.serve()
+    assert [log.survivors for log in run.journal.logs()] == [N, N - 1, N - 1]
+    assert Vault(scene.home(0)).privacy.spent().noised == 1
+
+
+def test_noise_drowns_nothing_where_many_take_part(scenes: Scenes) -> None:
+    """The mean over 30 moves the factors by less noise than over 9."""
+    moved = {}
+    for n in (9, 30):
+        scene = scenes(n=n, training__lr_shared=0.0, training__lr_head=0.0, federation__rounds=1)
+        initial = scene.model_cache.of(scene.config.plan("main", n)).split.initial(scene.config.seed)[0]
+        moved[n] = float(np.linalg.norm(shared_of(scene.serve()).factors - initial))
+    assert moved[30] < 0.6 * moved[9]
