@@ -32,6 +32,7 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, push_objects
+from flwr.supercore.run import RunNotRunningException  # no Exception: Flower's own loop is left by it
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from penchant.client.agent.flower_app import Answer, answered
@@ -94,7 +95,7 @@ class SuperNode:
             log.info("%s: received", name)
             self._send(answered(message, self._answer))
             log.info("%s: answered", name)
-        except Exception as error:  # one bad message must not end the others
+        except (Exception, RunNotRunningException) as error:  # one bad message must not end the others
             log.warning("%s: not answered: %s", name, type(error).__name__)
         return True
 

@@ -12,6 +12,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 
 from penchant.client.agent.supernode import Connection, SuperNode, main
@@ -33,7 +34,7 @@ class Server:
         self.runtimes: list[float] = []
         self.confirmed: list[str] = []
         self.asked: list[str] = []
-        self.over = False  # whether the run is, when a reply comes
+        self.over = ""  # whether the run is: when a reply comes ("send"), or its objects ("push")
 
     def order(self, content: RecordDict, kind: str = "train.keys", group: str = "1.1") -> None:
         message = Message(content, dst_node_id=NODE, message_type=kind, group_id=group)
@@ -64,13 +65,15 @@ class Server:
         return asked
 
     def _send(self, message: Message, tree: Any, runtime: float) -> tuple[set[str], str]:
-        if self.over:
-            raise RuntimeError("that run is not running")
+        if self.over == "send":
+            raise RunNotRunningException  # no Exception, but a BaseException
         self.replies.append((message, tree.object_id))
         self.runtimes.append(runtime)
         return set(get_all_nested_objects(message)), "session"
 
     def _take(self, run: int, session: str, name: str, data: bytes) -> None:
+        if self.over == "push":
+            raise RunNotRunningException
         self.received[name] = data
 
     def payloads(self) -> list[bytes]:
@@ -156,13 +159,15 @@ def test_a_message_of_too_many_bytes_is_not_answered(server: Server, monkeypatch
     assert server.payloads() == [b"keys: next"]
 
 
-def test_after_a_run_that_ended_under_it_replies_are_in_step(server: Server) -> None:
+@pytest.mark.parametrize("when", ["send", "push"])
+def test_after_a_run_that_ended_under_it_replies_are_in_step(server: Server, when: str) -> None:
     """Flower's own SuperNode takes whatever reply is next, and is one message late from there on."""
     node = SuperNode(server.connection(), echo)
     server.order(pack(b"A"))
-    server.over = True
+    server.over = when
     assert node.step()
-    server.over = False
+    server.over = ""
+    server.replies.clear()
     server.order(pack(b"B"))
     assert node.step()
     assert server.payloads() == [b"keys: B"]
