@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError
-from penchant.common.secagg.transcript import threshold
 from penchant.server.run_manifest import least_group
 
 __all__ = ["settle_noise"]
@@ -26,7 +25,7 @@ def settle_noise(config: RunConfig, cohort: int, people: int | None) -> RunConfi
     if not privacy.dp_epsilon:
         return config
     turns = rounds if people is None else min(-(-rounds * cohort // people), rounds)
-    sure = threshold(least_group(config, cohort)) - privacy.max_colluders
+    sure = least_group(config, cohort) - privacy.max_colluders
     honest = privacy.dp_honest or sure
     if honest < 1 or honest > sure:
         raise ConfigError(

@@ -17,9 +17,9 @@ from penchant.common.crypto.keys import Verifier
 from penchant.common.errors import AgreementError, PolicyRefusal, ProtocolError
 from penchant.common.membership.manifest import RunManifest, SignedManifest, day_of, shown_day
 from penchant.common.wire.codec import decode, decode_record
-from penchant.common.wire.messages import Announce, Kind, Roster
+from penchant.common.wire.messages import Announce, Kind, Roster, Survivors
 
-__all__ = ["Entered", "admit", "check_roster"]
+__all__ = ["Entered", "admit", "check_roster", "check_survivors"]
 
 Entered = Callable[[sqlite3.Connection], None]
 """Counts an attempt inside the transaction that burns it, or refuses it."""
@@ -96,10 +96,23 @@ def check_roster(announce: Announce, payload: bytes) -> None:
 
     announce: one that `admit` has checked.
     """
-    least = decode_record(announce.manifest, SignedManifest).manifest.least_group
     try:
         found = len(decode(payload, Roster).entries)
     except ProtocolError:
         return  # no roster: whether another message belongs here, the role says
+    _refuse_few(announce, found)
+
+
+def check_survivors(announce: Announce, payload: bytes) -> None:
+    """The same for those whose vectors have arrived, before this device helps to open their sum."""
+    try:
+        found = len(decode(payload, Survivors).survivors)
+    except ProtocolError:
+        return
+    _refuse_few(announce, found)
+
+
+def _refuse_few(announce: Announce, found: int) -> None:
+    least = decode_record(announce.manifest, SignedManifest).manifest.least_group
     if found < least:
         raise AgreementError(f"a sum over {found} people, and the run manifest asks for at least {least}")

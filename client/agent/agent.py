@@ -20,7 +20,7 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
-from penchant.client.agent.accepted_runs import admit, check_roster
+from penchant.client.agent.accepted_runs import admit, check_roster, check_survivors
 from penchant.client.agent.open_attempt import MemorySessions, Sessions
 from penchant.client.agent.owner import Choices, Owner
 from penchant.client.agent.policy import OwnerPolicy, checked_factors
@@ -73,7 +73,6 @@ log = logging.getLogger(__name__)
 
 Vector = NDArray[np.float32]
 MEMBERS = "member list"
-NOTHING_SENT = "NOTHING"  # beside a reason: a vector of zeros left in place of what training made
 REASON_MOST = 300  # characters of a reason that the owner is shown
 
 
@@ -277,9 +276,12 @@ class Agent:
     def _masked(self, payload: bytes) -> bytes:
         announce, state = self._sessions.take()
         task = self._task_of(announce)
+        cost = cost_of(announce, task.plan, task.layout, task.policy)
+        kept = self._personal(announce.run, task.start)
         begun, self._work = self._work, None
         made = (begun or self._begin(task)).outcome()
-        personal, vector = self._through_the_door(task, made, state)
+        # From here to the reply the same is done whatever the work made: no file is touched but in `stage`.
+        personal, vector, why = self._through_the_door(task, made, kept, state)
         if task.layout.noise is not None:
             people = len(state.identities) if isinstance(state, SharesDealt) else 0
             honest = honest_in(announce, task.plan, people)
@@ -287,7 +289,6 @@ class Agent:
         after, reply = self._participant(task.policy).mask(state, payload, vector)
         self._vector = task.layout.parts(task.split)
         model = Model(announce.base, announce.plan, announce.factors)
-        cost = cost_of(announce, task.plan, task.layout, task.policy)
         entry = Entry(announce.run, announce.round, announce.attempt, charge(cost.rho))
         # Durable before the vector leaves, whatever becomes of the attempt.
         self._vault.stage(
@@ -296,7 +297,8 @@ class Agent:
             announce.attempt,
             personal,
             encode_record(model) if self._keep_model else b"",
-            partial(self._vault.privacy.charge, entry=entry, cost=cost),
+            why=why,
+            charge=partial(self._vault.privacy.charge, entry=entry, cost=cost),
         )
         if not isinstance(after, Done):
             self._sessions.keep(announce, after)
@@ -304,6 +306,7 @@ class Agent:
 
     def _confirm(self, payload: bytes) -> bytes:
         announce, state = self._sessions.take()
+        check_survivors(announce, payload)
         after, reply = self._participant(self._owner.policy()).confirm(state, payload)
         self._sessions.keep(announce, after)
         return reply
@@ -417,22 +420,24 @@ class Agent:
             seed=self._seed(announce),
         )
 
-    def _through_the_door(self, task: _Task, made: Outcome | str, state: object) -> tuple[Vector, Ring]:
-        """(personal part to keep, vector to mask) of what the work has made.
+    def _through_the_door(
+        self, task: _Task, made: Outcome | str, kept: Vector, state: object
+    ) -> tuple[Vector, Ring, str]:
+        """(personal part to keep, vector to mask, why it is zeros) of what the work has made.
 
         Where it has made nothing, or nothing that can be sent, these are the personal part as it was and the
-        vector of zeros with weight 0; why is for the owner alone.
+        vector of zeros with weight 0; why is for the owner alone. Zeros are always made beside the other.
         """
         key, layout = self._derived(task.announce, "rounding"), task.layout
+        nothing = Contribution.nothing(layout.quantiser.size)
+        zeros, counted = layout.quantise(nothing, key), nothing
         if not isinstance(made, str):
             counted = contribution_of(made, in_histogram=_in_histogram(task.policy, state))
-            try:
-                return made.personal, layout.quantise(counted, key)
-            except Exception as error:  # whatever it is, it is no business of the server's
-                made = f"what training made can't be sent: {error if _said(error) else type(error).__name__}"
-        self._tell_owner(MASKED, NOTHING_SENT, made)
-        kept = self._personal(task.announce.run, task.start)
-        return kept, layout.quantise(Contribution.nothing(layout.quantiser.size), key)
+        try:
+            vector = layout.quantise(counted, key)
+        except Exception as error:  # whatever it is, it is no business of the server's
+            made = f"what training made can't be sent: {error if _said(error) else type(error).__name__}"
+        return (kept, zeros, made) if isinstance(made, str) else (made.personal, vector, "")
 
     def _personal(self, run: bytes, start: Vector) -> Vector:
         """The committed personal part; the common start before the first round, or after a warm-up."""

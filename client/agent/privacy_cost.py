@@ -27,14 +27,15 @@ def budget_of(policy: OwnerPolicy) -> float:
 def cost_of(announce: Announce, plan: Plan, layout: UpdateLayout, policy: OwnerPolicy) -> Cost:
     """The cost of one vector of the announced round.
 
-    Every sum holds the noise of as many honest people as the manifest's least group has for certain, by this
-    owner's word. announce: one that `accepted_runs.admit` has checked. PolicyRefusal when that is nobody.
+    Every sum is over the people of the manifest's least group or more, and by this owner's word all but
+    `max_colluders` of them are honest. announce: one that `accepted_runs.admit` has checked. PolicyRefusal
+    when that leaves nobody.
     """
     most = budget_of(policy)
     if layout.noise is None:
         return Cost(None, most, MOST_COUNTED)
     least = decode_record(announce.manifest, SignedManifest).manifest.least_group
-    honest = policy.honest_among(least)
+    honest = least - policy.max_colluders
     if honest < 1:
         raise PolicyRefusal(
             f"a sum over {least} people may hold the noise of nobody else, if {policy.max_colluders} devices "
@@ -47,4 +48,4 @@ def honest_in(announce: Announce, plan: Plan, people: int) -> int:
     """How many honest people's noise a sum over a roster of `people` holds, with as many colluders as the
     plan counts on. The cost stays that of the least group, or is less. announce: as for `cost_of`."""
     least = decode_record(announce.manifest, SignedManifest).manifest.least_group
-    return plan.dp_honest + threshold(people) - threshold(least)
+    return plan.dp_honest + max(threshold(people) - least, 0)

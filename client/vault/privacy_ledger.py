@@ -11,9 +11,11 @@ database that was changed, or put back from a backup, is noticed.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import sqlite3
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -36,6 +38,9 @@ ANCHOR: Final = "ledger.anchor"
 _START: Final = bytes(32)
 _LABEL: Final = b"penchant privacy ledger\0"  # without the protocol's version, which a file outlives
 _EXACT: Final = ""
+_GET_GENERATION: Final = (
+    0x80087601  # FS_IOC_GETVERSION of Linux, for the 64-bit systems that it is the same on
+)
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Anchored:
-    """The state of the ledger, as it lies beside it. inode: the file's own, which a copy does not have."""
+    """The state of the ledger, as it lies beside it. inode, generation: the file's own, which no copy has."""
 
     inode: U64
+    generation: U64
     count: U64
     head: Annotated[bytes, Exactly(32)]  # after `last`
     last: Entry
@@ -102,7 +108,7 @@ class LedgerAnchor:
         """None where nothing was ever written. LedgerError when it is not what was written here."""
         try:
             with self._path.open("rb") as file:
-                inode, sealed = os.fstat(file.fileno()).st_ino, file.read()
+                own, sealed = _own(file.fileno()), file.read()
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -111,7 +117,7 @@ class LedgerAnchor:
             found = decode_record(self._box.open(sealed, ANCHOR), _Anchored)
         except (CodecError, DeviceError):
             raise LedgerError(_set_back("its anchor was changed")) from None
-        if found.inode != inode:
+        if (found.inode, found.generation) != own:
             raise LedgerError(_set_back("its anchor is a copy"))
         return found
 
@@ -121,7 +127,7 @@ class LedgerAnchor:
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with open(descriptor, "wb") as file:
-                anchored = _Anchored(os.fstat(file.fileno()).st_ino, count, head, last)
+                anchored = _Anchored(*_own(file.fileno()), count, head, last)
                 file.write(self._box.seal(encode_record(anchored), ANCHOR))
                 file.flush()
                 os.fsync(file.fileno())
@@ -132,6 +138,15 @@ class LedgerAnchor:
         finally:
             with suppress(OSError):
                 temporary.unlink()
+
+
+def _own(descriptor: int) -> tuple[int, int]:
+    """A file's inode and its generation, which tells it from an earlier file in the same inode; 0 where the
+    file system counts none."""
+    generation = 0
+    with suppress(OSError):
+        generation = int.from_bytes(fcntl.ioctl(descriptor, _GET_GENERATION, bytes(8)), sys.byteorder)
+    return os.fstat(descriptor).st_ino, generation
 
 
 class PrivacyLedger:

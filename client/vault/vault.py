@@ -27,6 +27,7 @@ from penchant.client.vault.run_ledger import SCHEMA as RUN_LEDGER
 from penchant.client.vault.run_ledger import RunLedger
 from penchant.client.vault.sealing import SealedStorage
 from penchant.common.errors import DeviceError, StageError
+from penchant.common.printable import one_line
 from penchant.common.storage import compact, overwrite_journal, transaction
 
 _SCHEMA = """
@@ -54,7 +55,9 @@ _SLOTS = (
     "SELECT substr(vector, 1, 4) FROM personal UNION ALL SELECT substr(context, 1, 4) FROM personal"
     " UNION ALL SELECT substr(data, 1, 4) FROM blobs"
 )
-TOLD_MOST = 1000  # refusals kept for the owner
+TOLD_MOST = 1000  # lines kept for the owner
+_NOTHING, _LEARNED = "NOTHING", "LEARNED"  # of equal length: what a round's work came to
+_REASON = 300  # bytes of a reason why it came to nothing
 
 
 @dataclass(frozen=True)
@@ -157,10 +160,14 @@ class Vault:
         attempt: int,
         vector: NDArray[np.float32],
         context: bytes = b"",
+        *,
+        why: str = "",
         charge: Callable[[sqlite3.Connection], None] = lambda db: None,
     ) -> None:
         """Keep `vector` (float32 [d_personal]) as the outcome of an open round, and `context` with it.
 
+        why: for the owner, where the work made nothing that could be sent. What is written for it has the
+        same size in any case, so that neither time nor room on the disk tells which it was.
         charge: enters what the round costs in privacy in the same transaction, or raises a refusal, and then
         nothing is changed.
 
@@ -175,6 +182,7 @@ class Vault:
             if given_up:
                 raise StageError("the owner had everything forgotten while this round was open")
             charge(db)
+            _tell(db, "masked", _NOTHING if why else _LEARNED, _filled(why))
             sealed = self._sealed((numbers, "personal"), (context, "context"))
             db.execute(
                 "INSERT OR REPLACE INTO personal (run, state, round, attempt, vector, context, kept)"
@@ -289,8 +297,7 @@ class Vault:
     def tell_owner(self, stage: str, code: str, reason: str) -> None:
         """Note for the owner why something was refused; the newest are kept."""
         with self._transaction() as db:
-            db.execute("INSERT INTO told (stage, code, reason) VALUES (?, ?, ?)", (stage, code, reason))
-            db.execute("DELETE FROM told WHERE number <= (SELECT max(number) FROM told) - ?", (TOLD_MOST,))
+            _tell(db, stage, code, reason)
 
     def note_sent(self, parts: Sequence[tuple[str, int]]) -> None:
         """Count what is about to leave: (name, bytes) of each part of a message."""
@@ -309,11 +316,12 @@ class Vault:
             return [(str(name), int(times), int(size)) for name, times, size in rows]
 
     def told(self) -> list[tuple[str, str, str]]:
-        """(stage, code, reason) of what was refused, oldest first."""
+        """(stage, code, reason) of what was refused, and of work that made nothing, oldest first."""
         with self._transaction() as db:
-            return [
-                (s, c, r) for s, c, r in db.execute("SELECT stage, code, reason FROM told ORDER BY number")
-            ]
+            rows = db.execute(
+                "SELECT stage, code, reason FROM told WHERE code != ? ORDER BY number", (_LEARNED,)
+            )
+            return [(stage, code, reason.rstrip(" ")) for stage, code, reason in rows]
 
     # --- simulation only -----------------------------------------------------------------------------
 
@@ -387,6 +395,17 @@ def _refuse_used(db: sqlite3.Connection, run: bytes, round: int, attempt: int) -
         raise StageError(f"round {round} was already unmasked; no other attempt of it is accepted")
     if same:
         raise StageError(f"attempt {attempt} of round {round} was already used")
+
+
+def _tell(db: sqlite3.Connection, stage: str, code: str, reason: str) -> None:
+    db.execute("INSERT INTO told (stage, code, reason) VALUES (?, ?, ?)", (stage, code, reason))
+    db.execute("DELETE FROM told WHERE number <= (SELECT max(number) FROM told) - ?", (TOLD_MOST,))
+
+
+def _filled(why: str) -> str:
+    """A reason of _REASON bytes, cut or filled up with spaces."""
+    cut = one_line(why).encode()[:_REASON].decode(errors="ignore")
+    return cut + " " * (_REASON - len(cut.encode()))
 
 
 def _settle(db: sqlite3.Connection, run: bytes, finished: Sequence[tuple[int, int]]) -> None:

@@ -92,12 +92,21 @@ def refused(place: Path, why: str) -> None:
 def test_a_backup_that_is_put_back_is_noticed(tmp_path: Path, kept: str) -> None:
     spend(vault(tmp_path).privacy)
     shutil.copytree(tmp_path / "home", tmp_path / "backup")
-    spend(vault(tmp_path).privacy, number=2)
+    for number in (2, 3):
+        spend(vault(tmp_path).privacy, number=number)
     for name, part in (("vault.db", "database"), (ANCHOR, "anchor")):
         if kept in ("both", f"{part} alone"):
             (tmp_path / "home" / name).unlink()
             shutil.copy2(tmp_path / "backup" / name, tmp_path / "home" / name)
     refused(tmp_path, "set back")
+
+
+def test_an_entry_that_the_database_lost_is_put_in_again(tmp_path: Path) -> None:
+    spend(vault(tmp_path).privacy)
+    shutil.copy2(tmp_path / "home/vault.db", tmp_path / "before")
+    spend(vault(tmp_path).privacy, number=2)
+    shutil.copy2(tmp_path / "before", tmp_path / "home/vault.db")
+    assert vault(tmp_path).privacy.spent() == Spent(0.5, 2, 0)
 
 
 def test_two_entries_less_are_noticed_and_so_is_one_that_was_made_cheaper(tmp_path: Path) -> None:
