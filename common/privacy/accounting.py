@@ -6,7 +6,8 @@ was chosen; no gain from sampling is claimed, since the server draws the cohort.
 true bound, so the least of them is one.
 
 A device and its server must come to the same figure. The orders are exact floats, epsilon is rounded up to a
-multiple of 2^-30 and rho down to one of 2^-44, which swallows how libraries of functions differ in last bits.
+multiple of 2^-30, and rho to one of 2^-44: what a sum costs up, what a promise allows down. That swallows how
+libraries of functions differ in last bits, and lets a ledger add up without error.
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ from typing import Final
 
 from penchant.common.errors import PrivacyError
 
-__all__ = ["DELTA_LEAST", "DELTA_MOST", "EPSILON_MOST", "check_target", "epsilon_of", "rho_of"]
+__all__ = [
+    "DELTA_LEAST",
+    "DELTA_MOST",
+    "EPSILON_LEAST",
+    "EPSILON_MOST",
+    "RHO_GRID",
+    "check_target",
+    "epsilon_of",
+    "rho_of",
+    "rho_rounded_up",
+]
 
 EPSILON_MOST: Final = 100.0
 """Beyond it nothing is promised any more: e^100 times as likely."""
@@ -34,8 +45,10 @@ DELTA_MOST: Final = 1e-2
 RHO_MOST: Final = 1 << 14
 """Beyond it epsilon is called infinite; EPSILON_MOST is reached far below."""
 
+RHO_GRID: Final = 1 << 44
+"""Every rho here is a multiple of 1 / RHO_GRID, so that sums of them up to 512 are exact, in any order."""
+
 _EPSILON_GRID: Final = 2.0**30
-_RHO_GRID: Final = 1 << 44
 _HAIR: Final = 1 + 2.0**-40
 """More than what floats lose in a sum of three terms."""
 
@@ -81,14 +94,19 @@ def rho_of(epsilon: float, delta: float) -> float:
         PrivacyError: epsilon or delta is out of range.
     """
     check_target(epsilon, delta)
-    low, high = 0, math.ceil(EPSILON_MOST) * _RHO_GRID  # rho <= epsilon wherever delta is below 1/2
+    low, high = 0, math.ceil(EPSILON_MOST) * RHO_GRID  # rho <= epsilon wherever delta is below 1/2
     while high - low > 1:
         middle = (low + high) // 2
-        if _epsilon(middle / _RHO_GRID, delta) <= epsilon:
+        if _epsilon(middle / RHO_GRID, delta) <= epsilon:
             low = middle
         else:
             high = middle
-    return low / _RHO_GRID
+    return low / RHO_GRID
+
+
+def rho_rounded_up(rho: float) -> float:
+    """The least multiple of 1 / RHO_GRID that is not below rho."""
+    return math.ceil(rho * RHO_GRID) / RHO_GRID
 
 
 def _check_delta(delta: float) -> None:

@@ -88,7 +88,10 @@ class _Stream:
         """`count` uniform integers 0 .. bound - 1, for a bound from 1 to 2^63.
 
         A word beyond the last whole multiple of the bound is drawn again: the rest are uniform modulo it.
+        What can only be 0 takes no word.
         """
+        if bound == 1:
+            return np.zeros(count, np.uint64)
         last = np.uint64((1 << 64) // bound * bound - 1)  # at most 2^64 - 1
         words = self.words(count)
         again = np.flatnonzero(words > last)

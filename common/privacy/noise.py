@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from penchant.common.errors import PrivacyError
-from penchant.common.privacy.accounting import check_target, rho_of
+from penchant.common.privacy.accounting import check_target, rho_of, rho_rounded_up
 from penchant.common.privacy.discrete_gaussian import SIGMA_MOST
 from penchant.common.privacy.rounding import CLIP_MOST, norm_bound, squared_norm_bound
 
@@ -54,7 +54,7 @@ class Noise:
         return norm_bound(self.clip, self.size)
 
     def rho(self, honest: int) -> float:
-        """What one round costs each person in zCDP, where a person's vector may be any or all zeros.
+        """What one sum costs each person in zCDP, where a person's vector may be any or all zeros.
 
         eps^2 / 2 with eps = B / (sqrt(honest) sigma) + tau sqrt(size), where tau is the sum of
         10 exp(-2 pi^2 sigma^2 k / (k + 1)) over k = 1 .. honest - 1: Kairouz, Liu and Steinke (2021);
@@ -68,7 +68,7 @@ class Noise:
         """
         distance = self.norm / (_root(honest) * self.sigma)
         discreteness = _closeness(self.sigma, honest) * math.sqrt(self.size)
-        return (distance + discreteness) ** 2 / 2 * _HAIR
+        return rho_rounded_up((distance + discreteness) ** 2 / 2 * _HAIR)
 
     def multiplier(self, honest: int) -> float:
         """z: the standard deviation of `honest` shares of noise over the most that a person can add, B."""

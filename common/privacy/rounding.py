@@ -29,6 +29,8 @@ SIZE_MOST: Final = 1 << 40
 _SPREAD: Final = 7.446595485929578
 """sqrt(2 ln(1 / beta)) for beta = 2^-40, rounded up: written down so that all machines have the same."""
 
+_TOO_LONG: Final = "the numbers to round hold a NaN, or their norm is beyond the clip: clip them first"
+
 
 def squared_norm_bound(clip: int, size: int) -> int:
     """The integer that the squared L2 norm of a rounded vector never exceeds.
@@ -90,7 +92,7 @@ def round_within(
     rounded = low.astype(np.int64) + up
     cut = np.trunc(within).astype(np.int64)
     if not _squared(cut) <= clip**2:  # `_shortened` rules it out: nothing may rest on floats alone
-        raise PrivacyError("the numbers to round are longer than the clip: clip them first")
+        raise PrivacyError(_TOO_LONG)
     return np.where(_squared(rounded) <= bound, rounded, cut)
 
 
@@ -105,7 +107,7 @@ def _shortened(values: NDArray[np.float64], clip: int) -> NDArray[np.float64]:
     with np.errstate(over="ignore"):  # an infinite norm is refused below
         norm = math.sqrt(float(np.dot(values, values)))
     if not norm <= clip * (1 + hair):  # so written, NaN is refused too
-        raise PrivacyError(f"numbers of norm {norm:g} are beyond the clip of {clip}: clip them first")
+        raise PrivacyError(_TOO_LONG)  # how long is the owner's affair
     longest = clip * (1 - 2 * hair)
     return values * (longest / norm) if norm > longest else values
 

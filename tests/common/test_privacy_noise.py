@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from penchant.common.crypto.entropy import SeededEntropy
 from penchant.common.errors import ConfigError, PrivacyError
-from penchant.common.privacy.accounting import epsilon_of, rho_of
+from penchant.common.privacy.accounting import RHO_GRID, epsilon_of, rho_of
 from penchant.common.privacy.discrete_gaussian import SIGMA_MOST, discrete_gaussian
 from penchant.common.privacy.noise import SIGMA, Noise, solve
 from penchant.common.privacy.rounding import CLIP_MOST, norm_bound, round_within
@@ -53,6 +54,16 @@ def test_rho_falls_with_noise_and_people_and_grows_with_the_vector(s: int, c: in
     assert Noise(s, c, d + 1).rho(h) >= rho
     if s >= 4:  # below, what each further share adds to tau can outweigh what it hides
         assert Noise(s, c, d).rho(h + 1) < rho
+
+
+def test_the_cost_of_many_sums_adds_up_without_error_in_any_order() -> None:
+    """So that a ledger that adds one at a time comes to what was promised for all of them."""
+    costs = [Noise(SIGMA, clip, 3_500).rho(34) for clip in (2_957, 1_000, 313)] * 10
+    forwards, backwards, exactly = 0.0, 0.0, sum(map(Fraction, costs))
+    for cost, other in zip(costs, reversed(costs), strict=True):
+        forwards, backwards = forwards + cost, backwards + other
+    assert Fraction(forwards) == Fraction(backwards) == exactly
+    assert all((cost * RHO_GRID).is_integer() for cost in costs)
 
 
 def convolved(sigma: int, shares: int) -> np.ndarray:

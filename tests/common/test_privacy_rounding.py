@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -169,7 +170,7 @@ def test_a_norm_that_floats_put_a_hair_above_the_clip_is_taken_for_the_clip(size
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ([1.001, 0.0], "beyond the clip of 1"),
+        ([1.001, 0.0], "beyond the clip"),
         ([math.nan, 0.0], "beyond the clip"),
         ([math.inf, 0.0], "beyond the clip"),
         ([1e200, 0.0], "beyond the clip"),
@@ -181,6 +182,7 @@ def test_values_that_were_not_clipped_are_refused_in_one_line(values: list[float
     with pytest.raises(PrivacyError, match=said) as refused:
         round_within(array, 1, np.zeros(array.shape, np.uint32))
     assert "\n" not in str(refused.value)
+    assert not re.search(r"1\.001|nan|inf|e\+", str(refused.value))  # what they are stays with the owner
 
 
 @pytest.mark.parametrize(("shape", "kind"), [((3,), np.uint32), ((2,), np.uint64), ((2, 1), np.uint32)])
