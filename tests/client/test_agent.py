@@ -144,7 +144,7 @@ def test_a_device_that_fails_adds_nothing_to_the_sum_and_nobody_can_tell(scenes:
         plan = scene.config.plan("main", scene.n)
         layout = UpdateLayout.of(plan, scene.model_cache.of(plan).split)
         assert log.journal is not None
-        return layout.read(scene.watched[0].total)
+        return layout.read(scene.watched[0].total, scene.n)
 
     everybody, without = totals(some_choices(0)), totals(Choices([], []))
     assert (everybody.weight, without.weight) == (16, 12)

@@ -71,7 +71,6 @@ def test_seventeen_of_eighteen_without_a_manifest_are_refused(scenes: Scenes) ->
         ({"least_group": 5}, AgreementError, "at least 5 people in a sum"),
         ({"last_day": day_of(NOW) - 1}, PolicyRefusal, "is valid from"),
         ({"first_day": day_of(NOW) + 1}, PolicyRefusal, "is valid from"),
-        ({"privacy": (PrivacyParameter("epsilon", "1"),)}, PolicyRefusal, "promises epsilon"),
     ],
 )
 def test_what_the_manifest_does_not_allow_is_refused(
@@ -155,6 +154,16 @@ def test_two_manifests_of_one_run_are_refused_after_a_restart_too(scenes: Scenes
     assert isinstance(scene.ask("keys", 0, scene.announce(2)), Entry)
 
 
+def test_a_sum_over_fewer_than_the_manifest_says_is_not_opened(scenes: Scenes) -> None:
+    """The roster has enough people, but too few vectors arrive: nobody confirms."""
+    scene = scenes()
+    announce = resigned(scene.announce(), least_group=N)
+    scene.play_to("confirm", {"masked": [N - 1]}, announce)
+    for device in range(N - 1):
+        assert scene.ask("confirm", device, scene.requests[device]) == Abort(AbortCode.AGREEMENT)
+        assert f"a sum over {N - 1} people" in scene.reason(device)[2]
+
+
 def test_a_manifest_that_contradicts_itself_is_neither_signed_nor_followed(scenes: Scenes) -> None:
     scene = scenes()
     honest = decode_record(scene.announce().manifest, SignedManifest).manifest
@@ -170,8 +179,8 @@ def test_a_manifest_that_contradicts_itself_is_neither_signed_nor_followed(scene
         {"plans": plans[::-1]},
         {"plans": plans[:1]},
         {"plans": (plans[0] + b" ", plans[1])},
-        {"privacy": (PrivacyParameter("z", "1"), PrivacyParameter("a", "1"))},
-        {"privacy": (PrivacyParameter("z\n", "1"),)},
+        {"privacy": (PrivacyParameter("epsilon", "1"),)},  # which no plan promises
+        {"plans": (replace(Plan.decode(plans[0]), dp_epsilon=1.0).encode(), plans[1])},
     ):
         with pytest.raises(AgreementError):
             sign_run(authority(), replace(honest, **changes))  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -13,10 +14,13 @@ import numpy as np
 import pytest
 from support.fleet_scene import FleetScene
 
+from penchant.client.agent.owner import Choices
 from penchant.client.agent.round_work import RoundWork, WallClock
 from penchant.client.learning.trainer import Counts, Outcome
 from penchant.client.learning.workplace import InThisProcess, Job
+from penchant.client.vault.vault import Vault
 from penchant.common.errors import DeviceError, PolicyRefusal
+from penchant.common.wire.codec import decode_any
 from penchant.common.wire.messages import Abort, AbortCode, Masked
 
 SECONDS = 20.0
@@ -206,3 +210,70 @@ def test_a_plan_that_takes_more_time_than_the_owner_gives_is_refused(scene: Flee
     assert scene.ask("keys", 0, scene.announce()) == Abort(AbortCode.POLICY)
     assert "the plan asks for 20 seconds for training; the owner allows 19" in scene.reason(0)[2]
     assert PolicyRefusal.__name__ not in scene.reason(0)[2]
+
+
+# --- after the moment -----------------------------------------------------------------------------
+
+MADE: dict[str, Any] = {
+    "an outcome": None,
+    "nothing: no choices": Choices([], []),
+    "nothing: it fails": RuntimeError("Ünverkennbar-chosen was too much"),
+    "nothing: choices that can't be read": OSError("gone"),
+    "nothing: values that are no numbers": "nan",
+}
+
+
+@pytest.mark.parametrize("case", MADE, ids=MADE)
+def test_after_the_moment_the_same_is_done_whatever_the_work_made(
+    tiny_model: Callable[[str], Path], tmp_path: Path, case: str
+) -> None:
+    """Transactions and bytes on the disk are counted between the moment at which the work is over and the
+    reply: neither says what came of it."""
+    found = {
+        name: _after_the_moment(tiny_model, tmp_path / str(i), MADE[name]) for i, name in enumerate(MADE)
+    }
+    assert found[case] == found["an outcome"]
+    assert found[case][0] > 0
+
+
+def _after_the_moment(tiny_model: Callable[[str], Path], place: Path, made: Any) -> tuple[int, int]:
+    """(transactions, growth of the vault's file in bytes) from the outcome to the reply."""
+    scene = FleetScene(tiny_model("bert"), place, 3)
+    changes: dict[str, Any] = {}
+    if isinstance(made, Choices):
+        changes["choices"] = made
+    elif isinstance(made, OSError):
+        changes["choices"] = _raising(made)
+    scene.restart(0, **changes)
+    scene.play_to("masked")
+    counted = {"on": False, "times": 0}
+    outcome, transaction = RoundWork.outcome, Vault._transaction
+
+    def over(self: RoundWork) -> Any:
+        result = outcome(self)
+        counted["on"] = True
+        if isinstance(made, RuntimeError):
+            return f"the work failed: {made}"
+        if made == "nan" and not isinstance(result, str):
+            return dataclasses.replace(result, shared_update=result.shared_update * np.float32("nan"))
+        return result
+
+    def watched(self: Vault) -> Any:
+        counted["times"] += counted["on"]
+        return transaction(self)
+
+    before = (scene.home(0) / "vault.db").stat().st_size
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RoundWork, "outcome", over)
+        patch.setattr(Vault, "_transaction", watched)
+        reply = scene.tell("masked", 0, scene.requests[0])
+    assert decode_any(reply, (Masked, Abort)).__class__ is Masked
+    scene.close()
+    return counted["times"], (scene.home(0) / "vault.db").stat().st_size - before
+
+
+def _raising(error: Exception) -> Callable[[], Choices]:
+    def choices() -> Choices:
+        raise error
+
+    return choices
