@@ -99,7 +99,7 @@ class IssuedToken:
 
 
 class EnrolmentRegistry:
-    """The desk of one server."""
+    """The registry of one server."""
 
     def __init__(self, site: ServerDirectory) -> None:
         self.site = site

@@ -66,9 +66,9 @@ def build_service(
     collect: bool = True,
 ) -> Starlette:
     """The enrolment service of a server; with `collect` it looks into `answers/` from time to time."""
-    desk, budget, turn = EnrolmentRegistry(site), Budget(site.settings.enrol_per_minute), asyncio.Lock()
+    registry, budget, turn = EnrolmentRegistry(site), Budget(site.settings.enrol_per_minute), asyncio.Lock()
     if collect:
-        desk.recheck_nodes()
+        registry.recheck_nodes()
 
     async def ca(request: Request) -> Response:
         _spend(budget, request)
@@ -80,7 +80,7 @@ def build_service(
         asked = JoinRequest.decode(body)
         try:
             async with turn:  # one at a time: each is a few reads and writes
-                reply = await run_in_threadpool(desk.ask, asked, registrar, now=clock())
+                reply = await run_in_threadpool(registry.ask, asked, registrar, now=clock())
         except PenchantError as error:
             log.warning("token %s is refused: %s", token_name(asked.token), error)
             raise
@@ -92,14 +92,14 @@ def build_service(
         sent = request.headers.getlist
         headers = node_gate.KEY_HEADER, node_gate.TIME_HEADER, node_gate.SIGNATURE_HEADER
         proof = NodeProof(*(sent(name) for name in headers))
-        passes = await run_in_threadpool(node_gate.admits, proof, desk.knows_node, clock)
+        passes = await run_in_threadpool(node_gate.admits, proof, registry.knows_node, clock)
         return Response(status_code=204 if passes else 401)
 
     async def look() -> None:
         while True:
             try:
                 async with turn:
-                    await run_in_threadpool(desk.collect, registrar)
+                    await run_in_threadpool(registry.collect, registrar)
             except (PenchantError, OSError) as error:
                 log.warning("can't look for answers: %s", error)
             await asyncio.sleep(COLLECT_SECONDS)

@@ -492,18 +492,18 @@ def test_the_authority_publishes_before_its_list_ends(fleet: Fleet) -> None:
 def test_nodes_come_back_after_the_superlink_lost_its_record(fleet: Fleet, tmp_path: Path) -> None:
     fleet.enrol(tmp_path / "device", fleet.token())
     fleet.nodes.known.clear()
-    desk = EnrolmentRegistry(fleet.site)
-    desk.recheck_nodes()
-    desk.collect(fleet.nodes)
+    registry = EnrolmentRegistry(fleet.site)
+    registry.recheck_nodes()
+    registry.collect(fleet.nodes)
     assert len(fleet.nodes.known) == 1
 
 
 def test_a_revocation_while_the_service_was_down_is_not_forgotten(fleet: Fleet, tmp_path: Path) -> None:
     fleet.enrol(tmp_path / "device", fleet.token())
     fleet.site.take_members(fleet.office.revoke(1))
-    desk = EnrolmentRegistry(fleet.site)
-    desk.recheck_nodes()
-    desk.collect(fleet.nodes)
+    registry = EnrolmentRegistry(fleet.site)
+    registry.recheck_nodes()
+    registry.collect(fleet.nodes)
     assert fleet.nodes.known == {}
 
 

@@ -262,11 +262,11 @@ def test_a_bad_answer_is_put_aside_and_the_next_is_taken(
     newer = town.office.publish()
     if name != "members.list":
         (site.answers / "members.list").write_bytes(newer)
-    desk = EnrolmentRegistry(site)
-    desk.collect(NoNodes())
+    registry = EnrolmentRegistry(site)
+    registry.collect(NoNodes())
     assert [path.name for path in site.answers.iterdir()] == [f"{name}.refused"]
     (site.answers / "members.list").write_bytes(newer)
-    desk.collect(NoNodes())
+    registry.collect(NoNodes())
     assert site.membership().number == 2
 
 
@@ -292,11 +292,11 @@ def test_answers_that_can_not_be_removed_are_taken_once(
     (site.answers / "bad.answer").write_bytes(b"junk")
     monkeypatch.setattr(os, "unlink", forbidden)
     monkeypatch.setattr(os, "rename", forbidden)
-    desk = EnrolmentRegistry(site)
+    registry = EnrolmentRegistry(site)
     taken: list[bytes] = []
-    monkeypatch.setattr(desk, "_take_members", lambda name, data: taken.append(data))
+    monkeypatch.setattr(registry, "_take_members", lambda name, data: taken.append(data))
     for _ in range(3):
-        desk.collect(NoNodes())
+        registry.collect(NoNodes())
     assert len(taken) == 1
 
 

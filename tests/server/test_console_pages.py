@@ -289,11 +289,13 @@ def test_a_stream_sends_the_parts_that_became_others(
     directory = make_run(console.runs / "first", 1)
     browser = console.browser("olga")
     monkeypatch.setattr(events, "LOOK_SECONDS", 0.0)
-    visit = _visit(console, browser, f"/runs/{console.id_of('first')}/live", {"id": console.id_of("first")})
+    console_request = _console_request(
+        console, browser, f"/runs/{console.id_of('first')}/live", {"id": console.id_of("first")}
+    )
     from penchant.server.console.views.run import PARTS, live_run
 
     async def play() -> tuple[list[str], list[str]]:
-        stream = events._stream(visit, live_run)
+        stream = events._stream(console_request, live_run)
         assert (await anext(stream)).startswith("retry:")
         at_first = [_name(await anext(stream)) for _ in PARTS]
         journal = Journal(directory)
@@ -314,11 +316,11 @@ def test_a_stream_ends_with_its_session(console: Console, monkeypatch: pytest.Mo
     browser = console.browser("olga")
     monkeypatch.setattr(events, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(events, "BEAT_SECONDS", 0.0)
-    visit = _visit(console, browser, "/live", {})
+    console_request = _console_request(console, browser, "/live", {})
     from penchant.server.console.views.overview import live_overview
 
     async def play() -> None:
-        stream = events._stream(visit, live_overview)
+        stream = events._stream(console_request, live_overview)
         assert (await anext(stream)).startswith("retry:")
         assert ": still here" in await anext(stream)
         console.store.remove("olga")
@@ -333,21 +335,21 @@ def test_a_page_that_lies_open_does_not_keep_its_session(
 ) -> None:
     make_run(console.runs / "first", 1)
     browser = console.browser("olga")
-    visit = _visit(console, browser, "/live", {})
+    console_request = _console_request(console, browser, "/live", {})
     console.store._db.execute("UPDATE sessions SET used = used - 7000")  # 200 s are left of two idle hours
-    assert events._watching(visit.desk, visit.request) is not None
+    assert events._watching(console_request.context, console_request.http_request) is not None
     console.store._db.execute("UPDATE sessions SET used = used - 300")
-    assert events._watching(visit.desk, visit.request) is None
+    assert events._watching(console_request.context, console_request.http_request) is None
     assert browser.get("/").status_code == 303
 
 
-def _visit(console: Console, browser: Any, path: str, parts: dict[str, str]) -> Any:
+def _console_request(console: Console, browser: Any, path: str, parts: dict[str, str]) -> Any:
     from starlette.requests import Request
 
     from penchant.server.console.app import templates
-    from penchant.server.console.requests import ConsoleContext, visit_of
+    from penchant.server.console.requests import ConsoleContext, console_request_of
 
-    desk = ConsoleContext(console.store, console.operations, templates(), frozenset())
+    context = ConsoleContext(console.store, console.operations, templates(), frozenset())
     scope = {
         "type": "http",
         "method": "GET",
@@ -357,9 +359,9 @@ def _visit(console: Console, browser: Any, path: str, parts: dict[str, str]) -> 
         "client": ("127.0.0.1", 1),
         "headers": [(b"cookie", f"penchant={browser.client.cookies['penchant']}".encode())],
     }
-    visit = visit_of(desk, Request(scope))
-    assert visit is not None
-    return visit
+    console_request = console_request_of(context, Request(scope))
+    assert console_request is not None
+    return console_request
 
 
 def _name(event: str) -> str:
