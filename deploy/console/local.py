@@ -81,13 +81,13 @@ class OperationsOnThisMachine:
 
     def fleets(self) -> list[RunLocation]:
         """The fleets' servers at, or right below, a root."""
-        found = [site for root in self._roots for site in _sites_in(root)]
-        return [_place(site, "fleet") for site in dict.fromkeys(found)]
+        found = [server for root in self._roots for server in _servers_in(root)]
+        return [_place(server, "fleet") for server in dict.fromkeys(found)]
 
     def fleet_of(self, place: RunLocation) -> RunLocation | None:
         """The server whose directory a served run lies in."""
-        site = place.directory.parent.parent
-        return _place(site, "fleet") if place.kind == "served" and (site / SETTINGS).is_file() else None
+        server = place.directory.parent.parent
+        return _place(server, "fleet") if place.kind == "served" and (server / SETTINGS).is_file() else None
 
     def fleet(self, fleet: RunLocation | None) -> FleetOnThisMachine:
         """The server of a fleet. ConsoleError where there is none."""
@@ -314,7 +314,7 @@ def refuse_strangers(roots: Sequence[Path]) -> None:
     for root in roots:
         if not root.is_dir():
             raise UsageError(f"{root} is not a directory; {wanted}")
-        if _inside(root) and not _runs_in(root) and not _sites_in(root):
+        if _inside(root) and not _runs_in(root) and not _servers_in(root):
             raise UsageError(f"{root} holds other things and no run; {wanted}")
 
 
@@ -322,11 +322,11 @@ def _runs_in(root: Path) -> list[Path]:
     """Run directories at, or right below, a root."""
     if (root / run_directory.CONFIG).is_file():
         return [root]
-    folders = [root, *(site / "runs" for site in _sites_in(root))]
+    folders = [root, *(server / "runs" for server in _servers_in(root))]
     return [path for folder in folders for path in _inside(folder) if (path / run_directory.CONFIG).is_file()]
 
 
-def _sites_in(root: Path) -> list[Path]:
+def _servers_in(root: Path) -> list[Path]:
     """Directories of fleets' servers at, or right below, a root."""
     if (root / SETTINGS).is_file():
         return [root]

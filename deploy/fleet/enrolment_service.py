@@ -59,20 +59,24 @@ _CODES = {CodecError: 400, CertificateError: 400, TokenError: 403, EnrolmentErro
 
 
 def build_service(
-    site: ServerDirectory,
+    server_directory: ServerDirectory,
     registrar: Registrar,
     *,
     clock: Callable[[], float] = time.time,
     collect: bool = True,
 ) -> Starlette:
     """The enrolment service of a server; with `collect` it looks into `answers/` from time to time."""
-    registry, budget, turn = EnrolmentRegistry(site), Budget(site.settings.enrol_per_minute), asyncio.Lock()
+    registry, budget, turn = (
+        EnrolmentRegistry(server_directory),
+        Budget(server_directory.settings.enrol_per_minute),
+        asyncio.Lock(),
+    )
     if collect:
         registry.recheck_nodes()
 
     async def ca(request: Request) -> Response:
         _spend(budget, request)
-        return Response(site.ca, media_type="application/x-pem-file")
+        return Response(server_directory.ca, media_type="application/x-pem-file")
 
     async def join(request: Request) -> Response:
         _spend(budget, request)
@@ -124,14 +128,14 @@ def build_service(
     )
 
 
-def serve(site: ServerDirectory, registrar: Registrar) -> None:
-    """Serve on the site's socket until SIGTERM."""
+def serve(server_directory: ServerDirectory, registrar: Registrar) -> None:
+    """Serve on the server's socket until SIGTERM."""
     import uvicorn
 
     log_to_stderr()
     uvicorn.run(
-        build_service(site, registrar),
-        uds=str(site.enrol_socket),
+        build_service(server_directory, registrar),
+        uds=str(server_directory.enrol_socket),
         access_log=False,
         log_config=None,
         server_header=False,

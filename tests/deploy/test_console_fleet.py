@@ -50,8 +50,8 @@ class Nobody:
 class World:
     """A server's directory with five members, its authority, and a console over it."""
 
-    office: AuthorityStore
-    site: ServerDirectory
+    authority_store: AuthorityStore
+    server_directory: ServerDirectory
     store: ConsoleStore
     operations: OperationsOnThisMachine
     browser: Browser
@@ -65,31 +65,38 @@ class World:
 
     def sign(self) -> None:
         """The authority grants whatever is asked; the server takes its answers over."""
-        attend(self.office, self.site.requests, self.site.answers, lambda decision: True)
-        EnrolmentRegistry(self.site).collect(Nobody())
+        attend(
+            self.authority_store,
+            self.server_directory.requests,
+            self.server_directory.answers,
+            lambda decision: True,
+        )
+        EnrolmentRegistry(self.server_directory).collect(Nobody())
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    office = AuthorityStore.init(tmp_path / "authority")
+    authority_store = AuthorityStore.init(tmp_path / "authority")
     for number in range(5):
         from penchant.common.membership.enrolment import request
 
-        office.issue(request(bytes([number + 1]) * 32), f"device {number}")
+        authority_store.issue(request(bytes([number + 1]) * 32), f"device {number}")
     settings = ServerSettings(addresses=("fleet.example",), superlink_port=9)
-    site = ServerDirectory.create(tmp_path / "home", settings, office.authority.public_key, office.latest())
+    server_directory = ServerDirectory.create(
+        tmp_path / "home", settings, authority_store.authority.public_key, authority_store.latest()
+    )
     store = ConsoleStore(tmp_path / "state", CHEAP)
     store.add("olga", "operator", PASSWORD)
     store.add("vera", "viewer", PASSWORD)
-    operations = OperationsOnThisMachine([site.directory], store)
+    operations = OperationsOnThisMachine([server_directory.path], store)
     browser = Browser(build_app(store, operations, hosts=frozenset({HOST})), "olga")
-    yield World(office, site, store, operations, browser)
+    yield World(authority_store, server_directory, store, operations, browser)
     store.close()
 
 
 def run_in(world: World, name: str = "first", rounds: int = 3) -> Path:
     """A run of the fleet, by hand."""
-    directory = make_run(world.site.directory / "runs" / name, rounds)
+    directory = make_run(world.server_directory.path / "runs" / name, rounds)
     (directory / "blueprint.json").write_text("{}", encoding="utf-8")
     return directory
 
@@ -129,7 +136,7 @@ def test_a_token_is_shown_once_with_its_picture_and_kept_nowhere(world: World) -
     for path in ("/devices", "/audit", "/"):
         assert text not in world.browser.get(path).text
     kept = [p for p in world.store.directory.rglob("*") if p.is_file()]
-    kept += [p for p in world.site.directory.rglob("*") if p.is_file()]
+    kept += [p for p in world.server_directory.path.rglob("*") if p.is_file()]
     assert [p for p in kept if text.encode() in p.read_bytes()] == []
     (deed,) = [deed for deed in world.store.deeds() if deed.action == "hand out a token"]
     assert (deed.outcome, deed.detail) == ("done", "days: 3, label: Kitchen <b>")
@@ -148,7 +155,7 @@ def test_a_revocation_is_pending_until_the_authority_has_signed(world: World) ->
     assert "revocation pending" in world.said()
     assert "3 pending lost on a train olga" in world.said()
     assert "1 revocation pending" in world.said("/")
-    (path,) = world.site.requests.glob("revoke-*.json")
+    (path,) = world.server_directory.requests.glob("revoke-*.json")
     assert json.loads(path.read_text(encoding="utf-8")) == {"member": 3, "why": "lost on a train"}
     world.sign()
     said = world.said()
@@ -162,7 +169,7 @@ def test_a_revocation_is_pending_until_the_authority_has_signed(world: World) ->
 
 
 def test_a_revocation_asked_for_at_the_terminal_is_shown_too(world: World) -> None:
-    request_revocation(world.site.directory, 2, "left")
+    request_revocation(world.server_directory.path, 2, "left")
     assert "2 pending left command line" in world.said()
 
 
@@ -172,7 +179,7 @@ def test_who_looks_sees_no_token_and_asks_for_nothing(world: World) -> None:
         answer = viewer.post(f"/devices/{world.id}/{path}", {"label": "x", "days": "1", "member": "3"})
         assert answer.status_code == 403
     assert world.operations.fleet(world.operations.fleets()[0]).tokens() == []
-    assert list(world.site.requests.iterdir()) == []
+    assert list(world.server_directory.requests.iterdir()) == []
 
 
 def test_a_simulation_hands_out_nothing(world: World, tmp_path: Path) -> None:
@@ -296,7 +303,7 @@ def test_a_run_that_waits_for_devices_is_noticed(world: World, monkeypatch: pyte
     monkeypatch.setattr(server, "_nodes", lambda: {str(n): ConnectedNode(n > 3) for n in range(5)})
     monkeypatch.setattr(world.operations, "_work", lambda *_: Activity(running=True, ours=True))
     answered(world)
-    config = world.site.run("first") / "config.toml"
+    config = world.server_directory.run("first") / "config.toml"
     config.write_text(config.read_text().replace("cohort = 0", "cohort = 4"))
     assert "first waits for 3 devices It asks 4 at a time; 1 are online." in world.said("/")
 
@@ -399,7 +406,7 @@ def test_a_console_of_a_fleet_alone_simulates_nothing(world: World, tmp_path: Pa
     assert "It can run 5 devices of home a round" in said  # everybody is asked, unless another is chosen
     assert world.browser.post("/runs/check", {"config": "", "where": "elsewhere"}).status_code == 404
     (tmp_path / "runs").mkdir()
-    both = OperationsOnThisMachine([tmp_path / "runs", world.site.directory], world.store)
+    both = OperationsOnThisMachine([tmp_path / "runs", world.server_directory.path], world.store)
     browser = Browser(build_app(world.store, both, hosts=frozenset({HOST})), "olga")
     said = text_of(browser.get("/runs/new").text)
     assert "simulated, on this machine the fleet home" in said
@@ -464,7 +471,9 @@ def test_how_a_live_run_ended_is_what_its_process_said(
     (place,) = world.operations.places()
     facts = facts_of(place, world.operations.work([place])[place.id])
     assert (facts.state, facts.why) == (state, why)
-    monkeypatch.setattr("sys.argv", ["penchant", "server", "status", str(world.site.directory), "--json"])
+    monkeypatch.setattr(
+        "sys.argv", ["penchant", "server", "status", str(world.server_directory.path), "--json"]
+    )
     with pytest.raises(SystemExit):
         main()
     told = json.loads(capsys.readouterr().out)

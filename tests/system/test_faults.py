@@ -251,7 +251,7 @@ def revoke_the_last(story: Story) -> bytes:
     fleet, homes = story.fleet, story.fleet.deployment.homes
     run = fleet.deployment.run
     older = (run / "members.list").read_bytes()
-    newer = fleet.deployment.office.revoke(DEVICES, "lost")
+    newer = fleet.deployment.authority_store.revoke(DEVICES, "lost")
     fleet.take_members(newer)
     held = story.held(0, 3, "keys", when="after")
     told = [fleet.trap(device, 3, "keys", "after", "note") for device in range(1, DEVICES - 1)]
@@ -260,7 +260,7 @@ def revoke_the_last(story: Story) -> bytes:
     fleet.wait_sprung(told)
     story.server_dies(held)
 
-    for path in (run, fleet.site.directory):
+    for path in (run, fleet.server_directory.path):
         (path / "members.list").write_bytes(older)
     story.server_is_back()
     fleet.wait_state(3, 2, "failed")
@@ -276,7 +276,7 @@ def revoke_the_last(story: Story) -> bytes:
 
 def check_refused(fleet: LiveFleet) -> None:
     """A run that goes on can't be started once more."""
-    done = fleet.penchant("resume", str(fleet.site.directory))
+    done = fleet.penchant("resume", str(fleet.server_directory.path))
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "is still running" in done.stderr

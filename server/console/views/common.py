@@ -1,4 +1,4 @@
-"""The console's pages, each a function of a `ConsoleRequest`: it shows what run_history and operations tell."""
+"""The console's pages, each a function of a `ConsoleRequest`, from what run_history and operations tell."""
 
 from __future__ import annotations
 
