@@ -82,7 +82,7 @@ class SealedSessions:
 
     def __init__(self, directory: Path, secret: bytes) -> None:
         self._path = directory / "attempt.sealed"
-        self._box = SealedStorage(derive(secret, domain("session")))
+        self._storage = SealedStorage(derive(secret, domain("session")))
 
     def keep(self, announce: Announce, state: State) -> None:
         """As `Sessions.keep`."""
@@ -90,7 +90,7 @@ class SealedSessions:
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with open(descriptor, "wb") as file:
-                file.write(self._box.seal(plain, _PURPOSE))
+                file.write(self._storage.seal(plain, _PURPOSE))
         except OSError as error:
             raise DeviceError(f"can't keep the open attempt: {error.strerror}") from None
 
@@ -102,7 +102,7 @@ class SealedSessions:
             raise StageError("no attempt is open on this device: a stage was skipped or repeated") from None
         self.drop()
         try:
-            plain = self._box.open(sealed, _PURPOSE)
+            plain = self._storage.open(sealed, _PURPOSE)
         except DeviceError:
             raise StageError("the open attempt's file is damaged; this attempt is sat out") from None
         kept = decode_record(plain, _Kept)

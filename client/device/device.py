@@ -143,9 +143,9 @@ class Device:
         self, directory: Path, passphrase: str | None = None, model_cache: ModelCache | None = None
     ) -> None:
         self.directory = directory
-        self.box = SealedStorage.of(directory, passphrase)
-        self.store = PreferenceStore(directory, self.box)
-        self.vault = Vault(directory, self.box)
+        self.storage = SealedStorage.of(directory, passphrase)
+        self.store = PreferenceStore(directory, self.storage)
+        self.vault = Vault(directory, self.storage)
         self._shares_cache = model_cache is not None
         self._model_cache = ModelCache() if model_cache is None else model_cache
         for name, text in ((POLICY, OwnerPolicy().to_toml()), (MODEL, _toml(OfflineConfig()))):

@@ -182,7 +182,7 @@ def test_another_devices_file_does_not_open(tmp_path: Path) -> None:
 def test_a_file_that_opens_but_holds_no_attempt_is_refused(tmp_path: Path) -> None:
     """Only a device with this very secret could have written it: still no crash of another kind."""
     sessions = SealedSessions(tmp_path, SECRET)
-    (tmp_path / "attempt.sealed").write_bytes(sessions._box.seal(b"no record", ""))
+    (tmp_path / "attempt.sealed").write_bytes(sessions._storage.seal(b"no record", ""))
     with pytest.raises(CodecError):
         sessions.take()
 

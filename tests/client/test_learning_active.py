@@ -148,7 +148,7 @@ def test_an_answer_taken_back_is_open_again_and_only_some_may_be_asked_about():
 def scene(tiny_model) -> SimpleNamespace:
     config, adapter = ModelConfig(base_model=str(tiny_model("bert"))), AdapterConfig(share="A")
     model = RewardModel(load_backbone(config, device="cpu"), config, adapter)
-    split = Split.of(model.slots, model.embedding, adapter)
+    split = Split.of(model.adapted_modules, model.embedding, adapter)
     shared, start = split.initial(0)
     laplace = Laplace(model, split, shared)
     return SimpleNamespace(laplace=laplace, prior=laplace.prior(start, 3.0, CANDIDATES))

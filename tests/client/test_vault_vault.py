@@ -359,9 +359,9 @@ def test_the_directory_and_its_files_are_the_owners_alone(tmp_path: Path) -> Non
 
 def test_with_a_box_nothing_personal_lies_there_in_clear(tmp_path: Path) -> None:
     secret, context, blob = factor(0.123, 64), b"the shared factors of round 1", b"a list of members"
-    sealed, box = tmp_path / "sealed", SealedStorage(bytes(32))
+    sealed, storage = tmp_path / "sealed", SealedStorage(bytes(32))
     clear = tmp_path / "clear"
-    for home, used in ((sealed, box), (clear, None)):
+    for home, used in ((sealed, storage), (clear, None)):
         vault = Vault(home, used)
         vault.begin(RUN, 1, 1, [])
         vault.stage(RUN, 1, 1, secret, context)
@@ -370,10 +370,10 @@ def test_with_a_box_nothing_personal_lies_there_in_clear(tmp_path: Path) -> None
     for each in (secret[:16].tobytes(), context, blob):
         assert each in (clear / "vault.db").read_bytes()
         assert not any(each in path.read_bytes() for path in sealed.iterdir())
-    found = Vault(sealed, box).personal(RUN)
+    found = Vault(sealed, storage).personal(RUN)
     assert found is not None
     assert np.array_equal(found.vector, secret)
-    assert (found.context, Vault(sealed, box).blob("list")) == (context, blob)
+    assert (found.context, Vault(sealed, storage).blob("list")) == (context, blob)
     with pytest.raises(DeviceError, match="does not open"):
         Vault(sealed, SealedStorage(bytes([1]) * 32)).personal(RUN)
 

@@ -625,7 +625,7 @@ def states_of(run: bytes) -> dict[str, int]:
     gc.collect()
     counts: dict[str, int] = {}
     for thing in gc.get_objects():
-        if type(thing) in STATES and thing.ticket.run == run:
+        if type(thing) in STATES and thing.info.run == run:
             counts[type(thing).__name__] = counts.get(type(thing).__name__, 0) + 1
     return counts
 

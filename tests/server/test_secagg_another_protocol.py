@@ -56,10 +56,10 @@ class PairwiseRole:
         for peer, entry in enumerate(roster.entries):
             if peer != me:
                 agreed = private.agree(entry.mask_key)
-                masks[me > peer].append(pair_mask_key(agreed, state.ticket.context, digest, me, peer))
+                masks[me > peer].append(pair_mask_key(agreed, state.info.context, digest, me, peer))
         masked = vector.copy()
         accumulate(masked, masks[True], masks[False])
-        return Done(state.ticket), encode(Masked(bytes(64), masked.tobytes()))
+        return Done(state.info), encode(Masked(bytes(64), masked.tobytes()))
 
     def confirm(self, state: Any, payload: bytes) -> tuple[Any, bytes]:
         raise StageError("nothing is confirmed in this protocol")
