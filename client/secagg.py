@@ -261,7 +261,7 @@ class Role(Protocol):
     One method for each stage, called in whatever order a server likes. Each takes the state that the one
     before gave, as the agent kept it, and returns the next with the reply, or raises a typed error. `Done`
     ends the attempt; any other state is nothing to the agent, and is used once. A role whose states are not
-    those of this module keeps them in memory (`sessions.MemorySessions`).
+    those of this module keeps them in memory (`client.agent.open_attempt`).
     """
 
     def begin(self, announce: Announce, entropy: Entropy, now: int) -> tuple[Any, bytes]:

@@ -229,7 +229,7 @@ class Device:
         posterior = laplace.around(prior, kept, choices)
         return _with_doubt(laplace, posterior, prompt, ranked)
 
-    def interview(self, candidates: Sequence[Preference]) -> ActiveLearner:
+    def learner(self, candidates: Sequence[Preference]) -> ActiveLearner:
         """Which of these comparisons to ask about next, given all recorded choices but the held-out ones.
 
         Raises DataError when they are too many for the size of the personal part.

@@ -140,7 +140,7 @@ def test_a_whole_run_over_another_protocol_gives_the_same_factors(scenes: Callab
         assert theirs is not None
         assert mine[0] == theirs[0]
         assert (mine[1] == theirs[1]).all()
-    assert not any(isinstance(vars(scene.sessions[i])["_open"], SharesDealt) for i in range(N))
+    assert not any(isinstance(vars(scene.open_attempts[i])["_open"], SharesDealt) for i in range(N))
 
 
 def test_its_failures_are_failures_of_a_round(scenes: Callable[[], FleetScene]) -> None:
