@@ -302,7 +302,7 @@ class Agent:
 
     def reasons(self) -> list[tuple[str, str, str]]:
         """Why this device refused what it refused: (stage, code, reason), oldest first."""
-        return self._vault.told()
+        return self._vault.refusals()
 
     # --- checking ----------------------------------------------------------------------------------------
 

@@ -260,7 +260,7 @@ class Device:
             run="" if run == ALONE else run.hex(),
             round=number,
             rounds_joined=len(rounds),
-            refused=tuple(self.vault.told()),
+            refused=tuple(self.vault.refusals()),
             left=tuple(self.vault.sent()),
             quality=quality,
             unknown=unknown,

@@ -290,7 +290,7 @@ class Vault:
             rows = db.execute("SELECT name, times, bytes FROM sent ORDER BY name")
             return [(str(name), int(times), int(size)) for name, times, size in rows]
 
-    def told(self) -> list[tuple[str, str, str]]:
+    def refusals(self) -> list[tuple[str, str, str]]:
         """(stage, code, reason) of what was refused, oldest first."""
         with self._transaction() as db:
             return [

@@ -223,7 +223,7 @@ def status(directory: Where, run: RunName = "", as_json: AsJson = False) -> None
         chosen = _chosen(server_directory, run) if server_directory.runs() or run else ""
         facts = run_facts(server_directory.run(chosen)) if chosen else None
     if as_json:
-        table = facts.table() | {"run": facts.place.name} if facts else {}
+        table = facts.table() | {"run": facts.location.name} if facts else {}
         say_json(state | table)
         return
     if state:

@@ -83,10 +83,15 @@ def _mark(console_request: ConsoleRequest) -> object:
     """Something that changes whenever one of the runs does, or on pages of all of them a fleet."""
     wanted = console_request.http_request.path_params.get("id")
     operations = console_request.context.operations
-    places = [place for place in operations.places() if wanted in (None, place.id)]
-    said = [tuple(operations.log(place, 1)) for place in places] if wanted else []
+    locations = [location for location in operations.locations() if wanted in (None, location.id)]
+    said = [tuple(operations.log(location, 1)) for location in locations] if wanted else []
     fleets = [] if wanted else [operations.fleet(fleet).mark() for fleet in operations.fleets()]
-    return [JournalReader(place.directory).mark for place in places], operations.work(places), said, fleets
+    return (
+        [JournalReader(location.directory).mark for location in locations],
+        operations.activity(locations),
+        said,
+        fleets,
+    )
 
 
 def event(name: str, html: str) -> str:

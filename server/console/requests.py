@@ -129,7 +129,9 @@ class ConsoleRequest:
 
     def render(self, template: str, code: int = 200, **page: Any) -> HTMLResponse:
         """A page made from a template, with an HTTP status."""
-        return HTMLResponse(self.text(template, flash=self.context.store.told(self.session), **page), code)
+        return HTMLResponse(
+            self.text(template, flash=self.context.store.take_flash(self.session), **page), code
+        )
 
     def text(self, template: str, **page: Any) -> str:
         """A page or a part of one, as HTML."""
@@ -139,7 +141,7 @@ class ConsoleRequest:
     def go(self, path: str, say: str = "") -> RedirectResponse:
         """To another page, which says `say`."""
         if say:
-            self.context.store.tell(self.session, say)
+            self.context.store.set_flash(self.session, say)
         return RedirectResponse(path, 303)
 
     def sent_by_us(self) -> bool:

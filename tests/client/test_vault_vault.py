@@ -219,7 +219,12 @@ def test_forgetting_leaves_only_that_attempts_were_burnt(tmp_path: Path) -> None
     vault.keep_blob("member list", b"list")
     vault.tell_owner("keys", "POLICY", "no")
     vault.forget()
-    assert (kept(tmp_path), vault.latest(), vault.blob("member list"), vault.told()) == (None, None, b"", [])
+    assert (kept(tmp_path), vault.latest(), vault.blob("member list"), vault.refusals()) == (
+        None,
+        None,
+        b"",
+        [],
+    )
     with pytest.raises(StageError, match="no other attempt of it"):
         Vault(tmp_path).begin(RUN, 1, 1, [])
 
@@ -314,7 +319,7 @@ def test_the_owner_is_told_the_newest_refusals_in_order(tmp_path: Path) -> None:
     vault = Vault(tmp_path)
     vault.tell_owner("keys", "POLICY", "paused by the owner")
     vault.tell_owner("masked", "AGREEMENT", "rosters differ")
-    assert Vault(tmp_path).told() == [
+    assert Vault(tmp_path).refusals() == [
         ("keys", "POLICY", "paused by the owner"),
         ("masked", "AGREEMENT", "rosters differ"),
     ]
@@ -326,7 +331,7 @@ def test_refusals_do_not_pile_up_for_ever(tmp_path: Path, monkeypatch: pytest.Mo
     vault = Vault(tmp_path)
     for number in range(12):
         vault.tell_owner("keys", "STAGE", str(number))
-    assert [reason for _, _, reason in vault.told()] == ["7", "8", "9", "10", "11"]
+    assert [reason for _, _, reason in vault.refusals()] == ["7", "8", "9", "10", "11"]
 
 
 def test_blobs_are_replaced_and_empty_before(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.app import build_app
 from penchant.server.console.views.devices import qr_code
 from penchant.server.monitoring.fleet import ConnectedNode, Token
-from penchant.server.monitoring.run_history import Activity, facts_of
+from penchant.server.monitoring.run_history import Activity, summary_of
 
 DAY = 86400
 
@@ -138,8 +138,8 @@ def test_a_token_is_shown_once_with_its_picture_and_kept_nowhere(world: World) -
     kept = [p for p in world.store.directory.rglob("*") if p.is_file()]
     kept += [p for p in world.server_directory.path.rglob("*") if p.is_file()]
     assert [p for p in kept if text.encode() in p.read_bytes()] == []
-    (deed,) = [deed for deed in world.store.deeds() if deed.action == "hand out a token"]
-    assert (deed.outcome, deed.detail) == ("done", "days: 3, label: Kitchen <b>")
+    (entry,) = [entry for entry in world.store.audit_entries() if entry.action == "hand out a token"]
+    assert (entry.outcome, entry.detail) == ("done", "days: 3, label: Kitchen <b>")
 
 
 @pytest.mark.parametrize("days", ["0", "91", "x", "-1", "1e3"])
@@ -186,11 +186,11 @@ def test_a_simulation_hands_out_nothing(world: World, tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "alone")
     operations = OperationsOnThisMachine([tmp_path / "runs"], world.store)
     browser = Browser(build_app(world.store, operations, hosts=frozenset({HOST})), "olga")
-    (place,) = operations.places()
-    answer = browser.post(f"/devices/{place.id}/tokens", {"label": "x", "days": "1"})
+    (location,) = operations.locations()
+    answer = browser.post(f"/devices/{location.id}/tokens", {"label": "x", "days": "1"})
     assert answer.status_code == 404
     with pytest.raises(ConsoleError, match="no server here"):
-        operations.fleet(place).invite("x", 1)
+        operations.fleet(location).invite("x", 1)
 
 
 def test_the_runs_of_a_fleet_are_found_with_their_devices_online(
@@ -301,7 +301,7 @@ def test_a_run_that_waits_for_devices_is_noticed(world: World, monkeypatch: pyte
     run_in(world, "first", 1)
     server = world.operations.fleet(world.operations.fleets()[0])
     monkeypatch.setattr(server, "_nodes", lambda: {str(n): ConnectedNode(n > 3) for n in range(5)})
-    monkeypatch.setattr(world.operations, "_work", lambda *_: Activity(running=True, ours=True))
+    monkeypatch.setattr(world.operations, "_activity", lambda *_: Activity(running=True, ours=True))
     answered(world)
     config = world.server_directory.run("first") / "config.toml"
     config.write_text(config.read_text().replace("cohort = 0", "cohort = 4"))
@@ -353,11 +353,11 @@ def test_a_live_run_is_stopped_by_the_superlink(world: World, monkeypatch: pytes
     link = Link()
     monkeypatch.setattr(fleet, "Control", link)
     directory = run_in(world)
-    (place,) = world.operations.places()
+    (location,) = world.operations.locations()
     with pytest.raises(ConsoleError, match="was never started"):
-        world.operations.stop(place)
+        world.operations.stop(location)
     (directory / run_activity.FLOWER_RUN).write_text("4711\n", encoding="utf-8")
-    world.browser.post(f"/runs/{place.id}/stop")
+    world.browser.post(f"/runs/{location.id}/stop")
     assert link.stopped == ["4711"]
 
 
@@ -366,11 +366,11 @@ def test_a_live_run_is_resumed_and_started_through_the_servers_own_command(
 ) -> None:
     """The SuperLink is down here: its refusal is what the operator reads, and in the run's log."""
     run_in(world)
-    (place,) = world.operations.places()
-    world.browser.post(f"/runs/{place.id}/resume")
-    assert "Not done:" in world.said(f"/runs/{place.id}")
-    assert any("SuperLink" in line for line in world.operations.log(place, 5))
-    assert not any(line.startswith(("{", "penchant: ")) for line in world.operations.log(place, 5))
+    (location,) = world.operations.locations()
+    world.browser.post(f"/runs/{location.id}/resume")
+    assert "Not done:" in world.said(f"/runs/{location.id}")
+    assert any("SuperLink" in line for line in world.operations.log(location, 5))
+    assert not any(line.startswith(("{", "penchant: ")) for line in world.operations.log(location, 5))
     form = {"name": "second", "config": "seed = 1", "where": world.id}
     answer = world.browser.post("/runs/new", form)
     assert answer.status_code == 422
@@ -397,7 +397,7 @@ def test_what_a_fleet_can_run_is_said_before_it_is_started(world: World, config:
         answer = world.browser.post("/runs/new", {"name": "x", "config": config, "where": world.id})
         assert answer.status_code == 422
         assert verdict in text_of(answer.text)
-        assert world.operations.places() == []
+        assert world.operations.locations() == []
 
 
 def test_a_console_of_a_fleet_alone_simulates_nothing(world: World, tmp_path: Path) -> None:
@@ -420,23 +420,23 @@ def test_stopping_waits_for_the_end(world: World, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("penchant.deploy.console.local.STOP_SECONDS", 0.3)
     directory = run_in(world)
     (directory / run_activity.FLOWER_RUN).write_text("4711\n", encoding="utf-8")
-    (place,) = world.operations.places()
+    (location,) = world.operations.locations()
     with (directory / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ConsoleError, match="has not yet"):
-            world.operations.stop(place)
-    world.operations.stop(place)
+            world.operations.stop(location)
+    world.operations.stop(location)
 
 
 def test_a_lock_says_that_a_live_run_is_at_work(world: World) -> None:
     import fcntl
 
     directory = run_in(world)
-    (place,) = world.operations.places()
+    (location,) = world.operations.locations()
     with (directory / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        work = world.operations.work([place])[place.id]
-        assert (work.running, work.ours) == (True, True)
+        activity = world.operations.activity([location])[location.id]
+        assert (activity.running, activity.ours) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -468,8 +468,8 @@ def test_how_a_live_run_ended_is_what_its_process_said(
         run_activity.say(directory, f"Flower run 4711 {word}")
     for name in (run_activity.FLOWER_RUN, run_activity.LOG):
         os.utime(directory / name, (time.time() - ago,) * 2)
-    (place,) = world.operations.places()
-    facts = facts_of(place, world.operations.work([place])[place.id])
+    (location,) = world.operations.locations()
+    facts = summary_of(location, world.operations.activity([location])[location.id])
     assert (facts.state, facts.why) == (state, why)
     monkeypatch.setattr(
         "sys.argv", ["penchant", "server", "status", str(world.server_directory.path), "--json"]
@@ -484,7 +484,7 @@ def test_of_two_operators_who_resume_at_once_one_is_refused(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = run_in(world)
-    (place,) = world.operations.places()
+    (location,) = world.operations.locations()
     server, resumed = world.operations.fleet(world.operations.fleets()[0]), []
 
     def resume(name: str, log: object) -> None:
@@ -494,7 +494,7 @@ def test_of_two_operators_who_resume_at_once_one_is_refused(
 
     monkeypatch.setattr(server, "resume", resume)
     with ThreadPoolExecutor(2) as pool:
-        done = [pool.submit(world.operations.resume, place) for _ in range(2)]
+        done = [pool.submit(world.operations.resume, location) for _ in range(2)]
     errors = [one.exception() for one in done]
     assert sorted(map(type, errors), key=str) == sorted([type(None), RunDirectoryError], key=str)
     assert resumed == ["first"]
@@ -503,9 +503,9 @@ def test_of_two_operators_who_resume_at_once_one_is_refused(
 def test_the_log_of_a_live_run_is_its_servers(world: World) -> None:
     directory = run_in(world)
     (directory / run_activity.LOG).write_text("round 1: finished\n", encoding="utf-8")
-    (place,) = world.operations.places()
-    assert world.operations.log(place, 5) == ["round 1: finished"]
-    assert "round 1: finished" in world.said(f"/runs/{place.id}")
+    (location,) = world.operations.locations()
+    assert world.operations.log(location, 5) == ["round 1: finished"]
+    assert "round 1: finished" in world.said(f"/runs/{location.id}")
 
 
 def test_names_are_what_the_server_calls_its_files() -> None:

@@ -46,7 +46,7 @@ def test_a_vault(old: Path, place: str, passphrase: str | None) -> None:
     assert kept is not None
     assert (kept.round, kept.vector.tolist(), kept.context) == (1, [0, 1, 2], b"context")
     assert vault.rounds() == [(RUN, 1, False)]
-    assert vault.told() == [("keys", "POLICY", "paused by the owner")]
+    assert vault.refusals() == [("keys", "POLICY", "paused by the owner")]
     vault.keep_blobs({"identity": b"", "authority": b"new"})
     assert (vault.blob("identity"), vault.blob("authority")) == (b"", b"new")
 

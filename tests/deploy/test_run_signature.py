@@ -47,8 +47,8 @@ class Place:
         return self.server_directory.run("one")
 
     def attend(self, *, grant: bool = True) -> list[str]:
-        def decide(matter: PendingDecision) -> bool:
-            self.asked.append(matter)
+        def decide(decision: PendingDecision) -> bool:
+            self.asked.append(decision)
             return grant
 
         return attend(
@@ -96,9 +96,9 @@ def test_a_run_is_signed_by_files_and_then_opens(place: Place) -> None:
     assert path == place.server_directory.requests / f"run-{run}.manifest"
     (line,) = place.attend()
     assert line.startswith("run one is signed, until ")
-    (matter,) = place.asked
-    assert (matter.kind, matter.who, matter.what) == ("run", run, "one")
-    assert "at most 4 rounds" in "\n".join(matter.lines)
+    (decision,) = place.asked
+    assert (decision.kind, decision.who, decision.what) == ("run", run, "one")
+    assert "at most 4 rounds" in "\n".join(decision.lines)
     assert place.attend() == []  # answered already
     place.collect()
     assert place.names() == []

@@ -34,7 +34,7 @@ class Town:
         self.key = (place / "authority" / KEY).read_bytes()
 
     def attend(self) -> list[str]:
-        return attend(self.authority_store, self.requests, self.answers, lambda matter: True)
+        return attend(self.authority_store, self.requests, self.answers, lambda decision: True)
 
     def unharmed(self) -> None:
         """The key is as it was, and the next good request is answered."""
@@ -307,7 +307,7 @@ def test_what_the_authority_could_not_read_is_withdrawn(
 ) -> None:
     (server_directory.requests / "revoke-9.json").write_bytes(b'{"member": 1e999}')
     (line,) = attend(
-        town.authority_store, server_directory.requests, server_directory.answers, lambda matter: True
+        town.authority_store, server_directory.requests, server_directory.answers, lambda decision: True
     )
     assert "revoke-9.json is refused" in line
     EnrolmentRegistry(server_directory).collect(NoNodes())

@@ -201,7 +201,7 @@ def test_a_form_of_the_console_takes_what_can_be_seen(tmp_path: Path) -> None:
     assert answer.status_code == 422
     assert (console.runs / "one").is_dir()
     console.browser().login("eve\x1b]0;x\x07\n\u202e")
-    assert all(deed.account.isprintable() for deed in console.store.deeds())
+    assert all(entry.account.isprintable() for entry in console.store.audit_entries())
 
 
 def test_an_error_made_of_foreign_text_is_one_line() -> None:

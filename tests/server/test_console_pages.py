@@ -23,7 +23,7 @@ from penchant.deploy.console.releases import ReleasesOnThisMachine
 from penchant.server import releases
 from penchant.server.console import charts, events
 from penchant.server.journal import Journal
-from penchant.server.monitoring.run_history import Activity, JournalReader, RunLocation, facts_of
+from penchant.server.monitoring.run_history import Activity, JournalReader, RunLocation, summary_of
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def console(tmp_path: Path) -> Iterator[Console]:
     made.store.close()
 
 
-def place(directory: Path) -> RunLocation:
+def location(directory: Path) -> RunLocation:
     return RunLocation("id", directory.name, directory, "simulation")
 
 
@@ -183,7 +183,7 @@ def test_lost_devices_are_noticed(tmp_path: Path, changes: dict[str, Any], title
         journal.begin(number, "main")
         journal.finish(log(number, **changes), shared(number))
     journal.close()
-    run = facts_of(place(tmp_path / "first"), Activity(running=True))
+    run = summary_of(location(tmp_path / "first"), Activity(running=True))
     titles = [notice.title.replace("\u202f", " ") for notice in alerts.of_run(run, run.touched + 1)]
     assert titles == ([] if title is None else [f"first {title}"])
 
@@ -197,7 +197,7 @@ def test_a_run_that_stands_still_or_gets_worse_is_noticed(tmp_path: Path) -> Non
         journal.finish(log(number, val_accuracy=0.7 if number < 4 else 0.6), shared(number))
     journal.begin(10, "main")
     journal.close()
-    run = facts_of(place(tmp_path / "first"), Activity(running=True))
+    run = summary_of(location(tmp_path / "first"), Activity(running=True))
     titles = [notice.title for notice in alerts.of_run(run, run.touched + 4000)]
     assert titles == ["first does not move", "first learns no more"]
 
@@ -213,7 +213,7 @@ def test_a_journal_from_before_stages_still_opens(tmp_path: Path) -> None:
         db.execute("DELETE FROM meta")
     ledger = JournalReader(directory)
     assert (ledger.stages(2, 1), ledger.devices(), ledger.count_devices(), ledger.sums()) == ([], [], 0, [])
-    assert facts_of(place(directory), Activity()).settled == 2
+    assert summary_of(location(directory), Activity()).settled == 2
     Journal(directory).close()  # and gains them when a server opens it
     assert JournalReader(directory).devices() == []
 
@@ -243,7 +243,7 @@ def test_a_missing_journal_has_no_rounds_and_a_damaged_log_is_named(tmp_path: Pa
 
 
 def test_the_facts_are_the_same_for_a_machine(tmp_path: Path) -> None:
-    table = facts_of(place(make_run(tmp_path / "first", 3)), Activity()).table()
+    table = summary_of(location(make_run(tmp_path / "first", 3)), Activity()).table()
     again = json.loads(json.dumps(table))
     assert (again["state"], again["settled"], again["rounds"], again["devices"]) == ("stopped", 3, 8, 5)
     assert [row["survivors"] for row in again["attempts"]] == [33, 33, 33]

@@ -128,8 +128,8 @@ def break_devices(story: Story) -> None:
     gate = story.held(0, 1, "unmask")
     killed = story.dies(1, 1, "keys"), story.dies(2, 1, "shares", "after")
     fleet.play()
-    fleet.wait("the refusal", lambda: bool(Device(homes[4]).vault.told()))
-    assert [told[:2] for told in Device(homes[4]).vault.told()] == [("keys", "MEMBERSHIP")]
+    fleet.wait("the refusal", lambda: bool(Device(homes[4]).vault.refusals()))
+    assert [told[:2] for told in Device(homes[4]).vault.refusals()] == [("keys", "MEMBERSHIP")]
     fleet.stop_agent(4)  # its clock is set right
     story.end_of(gate, *killed, replies=3)
 
@@ -265,7 +265,7 @@ def revoke_the_last(story: Story) -> bytes:
     story.server_is_back()
     fleet.wait_state(3, 2, "failed")
     fleet.wait("the end of Flower's run", lambda: not busy(run))
-    refused = [[told[:2] for told in Device(folder).vault.told()] for folder in homes]
+    refused = [[told[:2] for told in Device(folder).vault.refusals()] for folder in homes]
     assert refused == [[("keys", "MEMBERSHIP")]] * (DEVICES - 1) + [[]]
 
     fleet.take_members(newer)

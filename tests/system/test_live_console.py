@@ -116,8 +116,8 @@ def test_a_fleet_is_run_from_the_console(fleet: LiveFleet, served: Served, brows
     me.check("the devices of a fleet")
     me.go("/audit")
     told = me.page.locator("tbody").inner_text()
-    for deed in ("hand out a token", "start a run", "stop a run", "resume a run", "ask for a revocation"):
-        assert deed in told
+    for action in ("hand out a token", "start a run", "stop a run", "resume a run", "ask for a revocation"):
+        assert action in told
     assert "no end on record" not in told
     log = served.log()
     assert "Traceback" not in log
@@ -191,7 +191,7 @@ def start_a_run(page: Page, fleet: LiveFleet) -> None:
         fleet.server_directory.answers,
         lambda m: asked.append(m) or True,
     )
-    assert [(matter.kind, matter.what) for matter in asked] == [("run", "attic")]
+    assert [(decision.kind, decision.what) for decision in asked] == [("run", "attic")]
 
 
 def stop_and_resume(page: Page, fleet: LiveFleet) -> None:

@@ -43,7 +43,7 @@ def devices_facts(request: ConsoleRequest) -> dict[str, Any]:
     if order not in ORDERS:
         raise HTTPError("Devices can be listed by member, seen or joined.", status=400)
     number = max(whole_number(request.asked("page", "1"), "page"), 1)
-    met = JournalReader(run.place.directory).devices() if run and run.state != "damaged" else []
+    met = JournalReader(run.location.directory).devices() if run and run.state != "damaged" else []
     about = belonging(context, subject)
     listed = known(subject, run, met, about, now)
     rows = sorted((one for one in listed if str(one.member).startswith(search)), key=ORDERS[order])
@@ -160,7 +160,7 @@ def _known(
 
 def subjects(context: ConsoleContext, found: Sequence[RunSummary]) -> list[RunLocation]:
     """What has devices: fleets first, then runs that belong to none."""
-    alone = [run.place for run in found if context.operations.fleet_of(run.place) is None]
+    alone = [run.location for run in found if context.operations.fleet_of(run.location) is None]
     return [*context.operations.fleets(), *alone]
 
 
@@ -169,13 +169,15 @@ def subject_of(
 ) -> tuple[RunLocation | None, RunSummary | None]:
     """The fleet or run that is asked for (the first without a question), and the run that describes it."""
     listed, wanted = subjects(request.context, found), request.asked("run")
-    run = next((run for run in found if run.place.id == wanted), None)
+    run = next((run for run in found if run.location.id == wanted), None)
     if run is not None:
-        return request.context.operations.fleet_of(run.place) or run.place, run
-    place = next((place for place in listed if wanted in ("", place.id)), None)
-    if place is None and wanted:
+        return request.context.operations.fleet_of(run.location) or run.location, run
+    location = next((location for location in listed if wanted in ("", location.id)), None)
+    if location is None and wanted:
         raise HTTPError("There is no such run. It may have been deleted.", status=404)
-    return place, next((run for run in found if place and tells_of(request.context, run.place, place)), None)
+    return location, next(
+        (run for run in found if location and tells_of(request.context, run.location, location)), None
+    )
 
 
 def tells_of(context: ConsoleContext, run: RunLocation, subject: RunLocation) -> bool:
@@ -221,21 +223,21 @@ def fleet_named(request: ConsoleRequest) -> RunLocation:
 
 def invite(request: ConsoleRequest) -> Response:
     """Hand out a join token: shown in the answer to this form, once, and nowhere kept."""
-    place = fleet_named(request)
+    location = fleet_named(request)
     label = request.given("label", 80)
     days = whole_number(request.given("days") or "7", "days")
     if not 1 <= days <= 90:
         raise HTTPError("An invitation is good for 1 to 90 days.", status=422)
-    token = request.context.operations.fleet(place).invite(label, days)
-    return request.render("token.html.j2", place=place, token=token, qr=qr_code(token.text))
+    token = request.context.operations.fleet(location).invite(label, days)
+    return request.render("token.html.j2", location=location, token=token, qr=qr_code(token.text))
 
 
 def ask_revocation(request: ConsoleRequest) -> Response:
     """Ask the authority to take a member out."""
-    place = fleet_named(request)
+    location = fleet_named(request)
     member = whole_number(request.given("member"), "member")
-    request.context.operations.fleet(place).ask_revocation(member, request.given("why"), request.name)
+    request.context.operations.fleet(location).ask_revocation(member, request.given("why"), request.name)
     return request.go(
-        f"/devices?run={place.id}",
+        f"/devices?run={location.id}",
         f"The authority is asked to revoke member {member}; pending until it has signed.",
     )

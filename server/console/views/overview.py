@@ -42,7 +42,7 @@ def overview_facts(request: ConsoleRequest) -> dict[str, Any]:
             notices.append(alerts.Notice("bad", title, str(error), f"/devices?run={fleet.id}"))
     notices += [notice for fleet in fleets for notice in fleet["notices"]]
     notices.sort(key=lambda notice: notice.kind != "bad")
-    ledger = JournalReader(main.place.directory) if main and main.state != "damaged" else None
+    ledger = JournalReader(main.location.directory) if main and main.state != "damaged" else None
     return {
         "runs": found[:6],
         "more": max(len(found) - 6, 0),
@@ -54,13 +54,13 @@ def overview_facts(request: ConsoleRequest) -> dict[str, Any]:
         "accuracy_chart": accuracy_chart(main) if main and main.logs else None,
         "loss_chart": loss_chart(main) if main and main.logs else None,
         "sparks": {
-            run.place.id: charts.spark(
+            run.location.id: charts.spark(
                 [log.val_accuracy for log in run.logs if log.val_accuracy is not None],
-                f"accuracy of {run.place.name} by round",
+                f"accuracy of {run.location.name} by round",
             )
             for run in found[:6]
         },
-        "deeds": [d for d in context.store.deeds(limit=40) if (d.action, d.outcome) not in _DULL][:6],
+        "deeds": [d for d in context.store.audit_entries(limit=40) if (d.action, d.outcome) not in _DULL][:6],
     }
 
 
@@ -70,9 +70,9 @@ def fleet_facts(
     """The state of a fleet's server and its members; `found` holds all runs, of which its own are picked."""
     server = context.operations.fleet(fleet)
     link, enrolment, asked, tokens = server.link(), server.enrolment(), server.revocations(), server.tokens()
-    runs = [run for run in found if tells_of(context, run.place, fleet)]
+    runs = [run for run in found if tells_of(context, run.location, fleet)]
     return {
-        "place": fleet,
+        "location": fleet,
         "link": link,
         "fresh": link.fresh(now),
         "enrolment": enrolment,

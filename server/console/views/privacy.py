@@ -20,7 +20,7 @@ def privacy(request: ConsoleRequest) -> Response:
     found, run = chosen(request)
     if run is None:
         return request.render("privacy.html.j2", runs=found, run=None)
-    sums = JournalReader(run.place.directory).sums()
+    sums = JournalReader(run.location.directory).sums()
     shown = list(reversed(run.logs))
     every = request.asked("rounds") == "all"
     smallest = min((log.survivors for log in run.logs), default=None)

@@ -7,7 +7,7 @@ from starlette.responses import Response
 from penchant.common.errors import PenchantError
 from penchant.server.console.requests import ConsoleRequest
 from penchant.server.console.views.audit import whole_number
-from penchant.server.console.views.common import chosen, place_of
+from penchant.server.console.views.common import chosen, location_of
 from penchant.server.console.views.run import ROUNDS_SHOWN
 from penchant.server.monitoring.run_history import RunLocation
 
@@ -26,7 +26,7 @@ def releases(request: ConsoleRequest) -> Response:
         key=lambda a: a.log.val_accuracy if a.log and a.log.val_accuracy is not None else 0.0,
         default=None,
     )
-    promoted = list(request.context.operations.releases(run.place).promoted())
+    promoted = list(request.context.operations.releases(run.location).promoted())
     return request.render(
         "releases.html.j2",
         runs=found,
@@ -42,48 +42,48 @@ def releases(request: ConsoleRequest) -> Response:
 
 def promote(request: ConsoleRequest) -> Response:
     """Make a round's adapter the current release."""
-    place = place_of(request.context, request.path("id"))
-    released = request.context.operations.releases(place)
+    location = location_of(request.context, request.path("id"))
+    released = request.context.operations.releases(location)
     made = released.promote(whole_number(request.given("round"), "round"), request.name)
     return request.go(
-        f"/releases?run={place.id}", f"Release {made.number} is the adapter of round {made.round}."
+        f"/releases?run={location.id}", f"Release {made.number} is the adapter of round {made.round}."
     )
 
 
 def roll_back(request: ConsoleRequest) -> Response:
     """Make an earlier release the current one again."""
-    place = place_of(request.context, request.path("id"))
-    released = request.context.operations.releases(place)
+    location = location_of(request.context, request.path("id"))
+    released = request.context.operations.releases(location)
     made = released.roll_back(whole_number(request.given("number"), "number"), request.name)
-    return request.go(f"/releases?run={place.id}", f"Release {made.number} is current again.")
+    return request.go(f"/releases?run={location.id}", f"Release {made.number} is current again.")
 
 
 def download(request: ConsoleRequest) -> Response:
     """A round's shared adapter as a ZIP of peft's files."""
-    place = place_of(request.context, request.path("id"))
+    location = location_of(request.context, request.path("id"))
     number = whole_number(request.path("round"), "round")
     with request.context.downloads.place(request.session.digest):  # each is a process of its own
-        data = _exported(request, place, number)
-    name = f"{place.id}-round-{number}.zip"
+        data = _exported(request, location, number)
+    name = f"{location.id}-round-{number}.zip"
     return Response(
         data, media_type="application/zip", headers={"content-disposition": f'attachment; filename="{name}"'}
     )
 
 
-def _exported(request: ConsoleRequest, place: RunLocation, number: int) -> bytes:
+def _exported(request: ConsoleRequest, location: RunLocation, number: int) -> bytes:
     """The ZIP file; that it was asked for, and how it ended, is in the audit."""
     begun = request.context.store.note(
-        request.name, request.address, "download an adapter", f"{place.id}/{number}", "begun"
+        request.name, request.address, "download an adapter", f"{location.id}/{number}", "begun"
     )
     try:
-        data = request.context.operations.releases(place).export(number)
+        data = request.context.operations.releases(location).export(number)
     except PenchantError as error:
         request.context.store.note(
-            request.name, request.address, "download an adapter", f"{place.id}/{number}", f"failed: {error}",
-            "", begun,
+            request.name, request.address, "download an adapter", f"{location.id}/{number}",
+            f"failed: {error}", "", begun,
         )  # fmt: skip
         raise
     request.context.store.note(
-        request.name, request.address, "download an adapter", f"{place.id}/{number}", "done", "", begun
+        request.name, request.address, "download an adapter", f"{location.id}/{number}", "done", "", begun
     )
     return data

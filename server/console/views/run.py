@@ -15,8 +15,8 @@ from penchant.server.console.views.common import (
     accuracy_chart,
     curve,
     histogram_chart,
+    location_of,
     loss_chart,
-    place_of,
     run_of,
 )
 from penchant.server.monitoring.run_history import Attempt, JournalReader, RunSummary
@@ -31,7 +31,7 @@ def stages_of(run: RunSummary) -> list[dict[str, Any]]:
     last: Attempt | None = run.attempts[-1] if run.attempts else None
     if last is None:
         return []
-    known = {s.name: s for s in JournalReader(run.place.directory).stages(last.round, last.attempt)}
+    known = {s.name: s for s in JournalReader(run.location.directory).stages(last.round, last.attempt)}
     secagg = run.config is None or run.config.privacy.secagg
     names = EXCHANGES if secagg else PLAIN_EXCHANGES
     over = last.state not in ("started", "unmasking")
@@ -87,7 +87,7 @@ def run_facts(request: ConsoleRequest, run: RunSummary) -> dict[str, Any]:
         ),
         "rows": shown if every else shown[:ROUNDS_SHOWN],
         "hidden": 0 if every else max(len(shown) - ROUNDS_SHOWN, 0),
-        "log": list(request.context.operations.log(run.place, LOG_LINES)),
+        "log": list(request.context.operations.log(run.location, LOG_LINES)),
     }
 
 
@@ -119,16 +119,16 @@ def live_run(request: ConsoleRequest) -> Fragments:
 
 def stop(request: ConsoleRequest) -> Response:
     """Stop the process that runs a run."""
-    place = place_of(request.context, request.path("id"))
-    request.context.operations.stop(place)
-    return request.go(f"/runs/{place.id}", f"{place.name} has stopped. Finished rounds are kept.")
+    location = location_of(request.context, request.path("id"))
+    request.context.operations.stop(location)
+    return request.go(f"/runs/{location.id}", f"{location.name} has stopped. Finished rounds are kept.")
 
 
 def resume(request: ConsoleRequest) -> Response:
     """Go on with a run."""
-    place = place_of(request.context, request.path("id"))
-    request.context.operations.resume(place)
-    return request.go(f"/runs/{place.id}", f"{place.name} goes on.")
+    location = location_of(request.context, request.path("id"))
+    request.context.operations.resume(location)
+    return request.go(f"/runs/{location.id}", f"{location.name} goes on.")
 
 
 def confirm_delete(request: ConsoleRequest) -> Response:
@@ -139,12 +139,16 @@ def confirm_delete(request: ConsoleRequest) -> Response:
 def delete(request: ConsoleRequest) -> Response:
     """Delete a run whose name was typed."""
     found = run_of(request.context, request.path("id"))
-    if request.given("confirm") != found.place.name:
+    if request.given("confirm") != found.location.name:
         request.context.store.note(
-            request.name, request.address, "delete a run", found.place.id, "refused: another name was typed"
+            request.name,
+            request.address,
+            "delete a run",
+            found.location.id,
+            "refused: another name was typed",
         )
         return request.render(
             "delete.html.j2", 422, run=found, error="That is not its name. Nothing was deleted."
         )
-    request.context.operations.delete(found.place)
-    return request.go("/runs", f"{found.place.name} is deleted.")
+    request.context.operations.delete(found.location)
+    return request.go("/runs", f"{found.location.name} is deleted.")

@@ -14,7 +14,7 @@ from penchant.common.settings import dotted_table, settings_by_group
 from penchant.server.console import charts
 from penchant.server.console.operations import fleet_recipe
 from penchant.server.console.requests import ConsoleRequest, HTTPError
-from penchant.server.console.views.common import MOST_COMPARED, all_runs, curve, place_of, run_of
+from penchant.server.console.views.common import MOST_COMPARED, all_runs, curve, location_of, run_of
 from penchant.server.monitoring.run_history import RunLocation, RunSummary, config_text
 
 __all__ = ["check", "compare", "new", "runs", "start"]
@@ -24,9 +24,9 @@ def runs(request: ConsoleRequest) -> Response:
     """All runs."""
     found = all_runs(request.context)
     sparks = {
-        run.place.id: charts.spark(
+        run.location.id: charts.spark(
             [log.val_accuracy for log in run.logs if log.val_accuracy is not None],
-            f"accuracy of {run.place.name} by round",
+            f"accuracy of {run.location.name} by round",
         )
         for run in found
     }
@@ -40,11 +40,11 @@ def compare(request: ConsoleRequest) -> Response:
         raise HTTPError(f"At most {MOST_COMPARED} runs can be compared at a time.", status=400)
     found = [run_of(request.context, one) for one in wanted]
     series = [
-        charts.Series(run.place.name, curve(run, lambda log: log.val_accuracy), look)
+        charts.Series(run.location.name, curve(run, lambda log: log.val_accuracy), look)
         for look, run in enumerate(found, 1)
     ]
     losses = [
-        charts.Series(run.place.name, curve(run, lambda log: log.train_loss), look)
+        charts.Series(run.location.name, curve(run, lambda log: log.train_loss), look)
         for look, run in enumerate(found, 1)
     ]
     return request.render(
@@ -86,9 +86,9 @@ def new(request: ConsoleRequest) -> Response:
         text = recipes[wanted]
         fleet = next((one for one in fleets if fleet_recipe(one) == wanted), fleet)
     else:
-        place = place_of(request.context, wanted)
-        text = config_text(place.directory)
-        fleet = operations.fleet_of(place) or fleet
+        location = location_of(request.context, wanted)
+        text = config_text(location.directory)
+        fleet = operations.fleet_of(location) or fleet
     return _form(request, request.asked("name"), text, wanted, fleet=fleet)
 
 
@@ -150,8 +150,8 @@ def start(request: ConsoleRequest) -> Response:
     """Begin a new run."""
     name, text, fleet = request.given("name", 64), request.form.get("config", ""), chosen_fleet(request)
     try:
-        place = request.context.operations.start(name, text, fleet)
+        location = request.context.operations.start(name, text, fleet)
     except PenchantError as error:
         request.context.store.note(request.name, request.address, "start a run", name, f"refused: {error}")
         return _form(request, name, text, fleet=fleet, error=str(error), status=422)
-    return request.go(f"/runs/{place.id}", f"{place.name} has begun.")
+    return request.go(f"/runs/{location.id}", f"{location.name} has begun.")
