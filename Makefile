@@ -92,7 +92,7 @@ constraints: env ## write constraints.txt from what .venv holds
 	  $(BIN)/python -m pip list --format=freeze --exclude-editable | \
 	  grep -v -i -E '^(pip|penchant)==' | sed -E 's/\+cpu$$//' | LC_ALL=C sort -f; } > constraints.txt
 
-stubs:           ## the gRPC stubs of client/agent.proto, after a change of it
+stubs:           ## the gRPC stubs of client/agent/agent.proto, after a change of it
 	$(PYTHON) -m venv $(VENV)-stubs && $(VENV)-stubs/bin/pip install -q grpcio-tools==1.76.0
 	rm -rf $(VENV)-stubs/in && mkdir -p $(VENV)-stubs/in/penchant/client/agent
 	cp client/agent/agent.proto $(VENV)-stubs/in/penchant/client/agent

@@ -160,7 +160,7 @@ class AttemptInfo:
 class Keyed:
     """Keys are advertised; nothing is shared yet."""
 
-    ticket: AttemptInfo
+    info: AttemptInfo
     entry: Entry
     mask_private: Secret = field(repr=False)
     channel_private: Secret = field(repr=False)
@@ -175,7 +175,7 @@ class SharesDealt:
     (by index; its own place holds zeros).
     """
 
-    ticket: AttemptInfo
+    info: AttemptInfo
     me: U16
     roster: Digest
     identities: Keys
@@ -191,7 +191,7 @@ class SharesDealt:
 class Masking:
     """The masked vector is out. seed_shares, key_shares: one of each device of U2, in its order."""
 
-    ticket: AttemptInfo
+    info: AttemptInfo
     me: U16
     roster: Digest
     identities: Keys
@@ -204,7 +204,7 @@ class Masking:
 class Confirmed:
     """The survivors are confirmed by this device's signature."""
 
-    ticket: AttemptInfo
+    info: AttemptInfo
     me: U16
     roster: Digest
     identities: Keys
@@ -218,14 +218,14 @@ class Confirmed:
 class Unmasked:
     """A plain round: the vector will go out as it is, which the owner's policy allows."""
 
-    ticket: AttemptInfo
+    info: AttemptInfo
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
     """The attempt is over for this device; there is no step from here."""
 
-    ticket: AttemptInfo
+    info: AttemptInfo
 
 
 State = Keyed | SharesDealt | Masking | Confirmed | Unmasked | Done
@@ -261,7 +261,7 @@ class Role(Protocol):
     One method for each stage, called in whatever order a server likes. Each takes the state that the one
     before gave, as the agent kept it, and returns the next with the reply, or raises a typed error. `Done`
     ends the attempt; any other state is nothing to the agent, and is used once. A role whose states are not
-    those of this module keeps them in memory (`sessions.MemorySessions`).
+    those of this module keeps them in memory (`client.agent.open_attempt`).
     """
 
     def begin(self, announce: Announce, entropy: Entropy, now: int) -> tuple[Any, bytes]:
@@ -308,11 +308,11 @@ class Participant:
             MembershipError: the member list is stale, or this device is revoked.
             ConfigError: a ring, group or vector length out of range.
         """
-        ticket = _ticket(announce)
+        info = _attempt_info(announce)
         if announce.kind is Kind.PLAIN:
             if not self.policy.allow_unmasked:
                 raise PolicyRefusal("the server asks for an unmasked vector: this device's owner forbids it")
-            return Unmasked(ticket), encode(Ready(ticket.context))
+            return Unmasked(info), encode(Ready(info.context))
         self.policy.refuse_small(announce.group)
         self.membership.refuse_stale(now)
         self.membership.check(self.identity.certificate)
@@ -320,14 +320,14 @@ class Participant:
         entry = self._sign_entry(
             Entry(
                 self.identity.certificate,
-                ticket.context,
+                info.context,
                 AgreementKey(mask_private).public(),
                 AgreementKey(channel_private).public(),
-                commitment(seed, ticket.context, self.identity.member),
+                commitment(seed, info.context, self.identity.member),
                 bytes(64),
             )
         )
-        return Keyed(ticket, entry, mask_private, channel_private, seed), encode(entry)
+        return Keyed(info, entry, mask_private, channel_private, seed), encode(entry)
 
     def _sign_entry(self, entry: Entry) -> Entry:
         signature = self.identity.sign(entry_text(entry))
@@ -346,7 +346,7 @@ class Participant:
         keyed = _in_state(state, Keyed)
         roster = decode(payload, Roster)
         me = self._check_roster(keyed, roster)
-        ticket, entries, digest = keyed.ticket, roster.entries, roster_digest(roster)
+        info, entries, digest = keyed.info, roster.entries, roster_digest(roster)
         n, t = len(entries), threshold(len(entries))
         seed_shares = split(keyed.seed, t, n, entropy)
         key_shares = split(keyed.mask_private, t, n, entropy)
@@ -357,12 +357,12 @@ class Participant:
                 openers.append(bytes(32))
                 continue
             agreed = channel.agree(entry.channel_key)
-            key = seal_key(agreed, ticket.context, digest, me, peer)
-            associated = sealed_for(ticket.context, digest, me, peer)
+            key = seal_key(agreed, info.context, digest, me, peer)
+            associated = sealed_for(info.context, digest, me, peer)
             sealed.append(seal(key, seed_shares[peer] + key_shares[peer], associated))
-            openers.append(seal_key(agreed, ticket.context, digest, peer, me))
+            openers.append(seal_key(agreed, info.context, digest, peer, me))
         shared = SharesDealt(
-            ticket,
+            info,
             me,
             digest,
             tuple(entry.certificate.public_key for entry in entries),
@@ -378,9 +378,9 @@ class Participant:
     def _check_roster(self, keyed: Keyed, roster: Roster) -> int:
         """All that docs/protocol.md#stages asks of a roster; returns this device's index."""
         entries = roster.entries
-        if len(entries) > keyed.ticket.group:
+        if len(entries) > keyed.info.group:
             raise AgreementError(
-                f"{len(entries)} devices in a group announced for {keyed.ticket.group}: sums could overflow"
+                f"{len(entries)} devices in a group announced for {keyed.info.group}: sums could overflow"
             )
         members = [entry.certificate.member for entry in entries]
         if any(a >= b for a, b in pairwise(members)):
@@ -391,7 +391,7 @@ class Participant:
         _refuse_repeated([entry.certificate.public_key for entry in entries], "identity")
         _refuse_repeated([key for entry in entries for key in (entry.mask_key, entry.channel_key)], "key")
         for entry in entries:
-            self._check_entry(entry, keyed.ticket.context)
+            self._check_entry(entry, keyed.info.context)
         return entries.index(keyed.entry)
 
     def _check_entry(self, entry: Entry, context: bytes) -> None:
@@ -424,26 +424,26 @@ class Participant:
             return _send_plain(state, payload, vector)
         shared = _in_state(state, SharesDealt)
         delivery = decode(payload, Delivery)
-        ticket, me = shared.ticket, shared.me
+        info, me = shared.info, shared.me
         n = len(shared.identities)
         _check_subset(delivery.sharers, range(n), "U2", "the roster")
         if me not in delivery.sharers:
             raise AgreementError("this device shared its secrets but is not in U2")
         _refuse_few(len(delivery.sharers), n, "U2")
         seed_shares, key_shares = _open_shares(shared, delivery)
-        masked = _checked_vector(vector, ticket).copy()
+        masked = _checked_vector(vector, info).copy()
         private = AgreementKey(shared.mask_private)
-        add, subtract = [self_mask_key(shared.seed, ticket.context, shared.roster, me)], list[bytes]()
+        add, subtract = [self_mask_key(shared.seed, info.context, shared.roster, me)], list[bytes]()
         for peer in delivery.sharers:
             if peer != me:
                 agreed = private.agree(shared.mask_keys[peer])
-                key = pair_mask_key(agreed, ticket.context, shared.roster, me, peer)
+                key = pair_mask_key(agreed, info.context, shared.roster, me, peer)
                 (add if me > peer else subtract).append(key)
         accumulate(masked, add, subtract)
         raw = masked.tobytes()
-        signature = self.identity.sign(masked_text(ticket.context, shared.roster, raw))
+        signature = self.identity.sign(masked_text(info.context, shared.roster, raw))
         masking = Masking(
-            ticket, me, shared.roster, shared.identities, delivery.sharers, seed_shares, key_shares
+            info, me, shared.roster, shared.identities, delivery.sharers, seed_shares, key_shares
         )
         return masking, encode(Masked(signature, raw))
 
@@ -461,9 +461,9 @@ class Participant:
         if masking.me not in named.survivors:
             raise AgreementError("this device sent its vector but is not in U3")
         _refuse_few(len(named.survivors), len(masking.identities), "U3")
-        text = confirmation_text(masking.ticket.context, masking.roster, named.sharers, named.survivors)
+        text = confirmation_text(masking.info.context, masking.roster, named.sharers, named.survivors)
         confirmed = Confirmed(
-            masking.ticket,
+            masking.info,
             masking.me,
             masking.roster,
             masking.identities,
@@ -487,7 +487,7 @@ class Participant:
         _check_subset(given.signers, confirmed.survivors, "the signers", "U3")
         _refuse_few(len(given.signers), len(confirmed.identities), "the signers")
         text = confirmation_text(
-            confirmed.ticket.context, confirmed.roster, confirmed.sharers, confirmed.survivors
+            confirmed.info.context, confirmed.roster, confirmed.sharers, confirmed.survivors
         )
         for signer, signature in zip(given.signers, given.signatures, strict=True):
             if not self.verify(confirmed.identities[signer], text, signature):
@@ -496,13 +496,13 @@ class Participant:
         places = list(enumerate(confirmed.sharers))
         seeds = tuple(confirmed.seed_shares[at] for at, peer in places if peer in alive)
         keys = tuple(confirmed.key_shares[at] for at, peer in places if peer not in alive)
-        return Done(confirmed.ticket), encode(Unmasking(seeds, keys))
+        return Done(confirmed.info), encode(Unmasking(seeds, keys))
 
 
 # --- steps and checks -----------------------------------------------------------------------------
 
 
-def _ticket(announce: Announce) -> AttemptInfo:
+def _attempt_info(announce: Announce) -> AttemptInfo:
     if announce.ring not in (32, 64):
         raise ConfigError(f"a ring of {announce.ring} bits is announced; 32 and 64 exist")
     if not 1 <= announce.words <= MAX_WORDS:
@@ -550,23 +550,23 @@ def _open_shares(shared: SharesDealt, delivery: Delivery) -> tuple[tuple[bytes, 
         if peer == shared.me:
             opened = shared.own_seed_share + shared.own_key_share
         else:
-            associated = sealed_for(shared.ticket.context, shared.roster, peer, shared.me)
+            associated = sealed_for(shared.info.context, shared.roster, peer, shared.me)
             opened = open_sealed(shared.openers[peer], next(sealed), associated)
         seeds.append(opened[:SHARE])
         keys.append(opened[SHARE:])
     return tuple(seeds), tuple(keys)
 
 
-def _checked_vector(vector: Ring, ticket: AttemptInfo) -> Ring:
-    if vector.dtype != ring_type(ticket.ring) or vector.shape != (ticket.words,):
+def _checked_vector(vector: Ring, info: AttemptInfo) -> Ring:
+    if vector.dtype != ring_type(info.ring) or vector.shape != (info.words,):
         raise DeviceError(
             f"the quantised vector is {vector.dtype}{list(vector.shape)}, announced are "
-            f"{ticket.words} elements of {ticket.ring} bits"
+            f"{info.words} elements of {info.ring} bits"
         )
     return vector
 
 
 def _send_plain(state: Unmasked, payload: bytes, vector: Ring) -> tuple[Done, bytes]:
-    if decode(payload, Collect).context != state.ticket.context:
+    if decode(payload, Collect).context != state.info.context:
         raise AgreementError("the server collects for another context than it announced")
-    return Done(state.ticket), encode(Plain(_checked_vector(vector, state.ticket).tobytes()))
+    return Done(state.info), encode(Plain(_checked_vector(vector, state.info).tobytes()))

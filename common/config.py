@@ -20,6 +20,7 @@ from typing import Any, Literal, Self
 
 import tomli_w
 
+from penchant.common.durations import DAY
 from penchant.common.errors import ConfigError
 from penchant.common.registry import COMBINATIONS, SERVER_OPTIMIZERS
 from penchant.common.settings import (
@@ -317,13 +318,13 @@ class FederationConfig(Section):
         high=1_000_000,
     )
     deadline_seconds: float = setting(
-        600.0, "How long the server waits for the answers of one exchange.", low=0.1, high=7 * 86400
+        600.0, "How long the server waits for the answers of one exchange.", low=0.1, high=7 * DAY
     )
     patience_seconds: float = setting(
         3600.0,
         "How long the server waits for enough real devices to be there; simulated ones always are.",
         low=0,
-        high=365 * 86400,
+        high=365 * DAY,
     )
     training_seconds: float = setting(
         30.0,

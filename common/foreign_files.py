@@ -79,7 +79,7 @@ def open_regular(path: Path | str, *, at: int | None = None, links: bool = False
 
 def open_foreign(path: Path, failure: Failure) -> BinaryIO:
     """A regular file, open to read. FileNotFoundError when nothing is there; `failure` for anything else
-    that is no regular file, a link to one included."""
+    that is not a regular file, a link to one included."""
     try:
         file = open_regular(path)
     except FileNotFoundError:
@@ -268,7 +268,7 @@ class ForeignDatabase:
 def foreign_database(path: Path, failure: Failure, limits: Limits = Limits()) -> Iterator[ForeignDatabase]:
     """The SQLite file at `path`, to read, as it is at this moment: nothing in its folder is written or made.
 
-    FileNotFoundError when there is none; `failure` when it can't be read or is none of penchant's.
+    FileNotFoundError when there is none; `failure` when it can't be read or is not penchant's.
     """
     with _copied(path, failure) as db, closing(db):
         yield ForeignDatabase(db, path, failure, limits)

@@ -360,7 +360,7 @@ def _encode(shared: ServerState) -> dict[str, NDArray[Any]]:
 
 
 def decode_checkpoint(data: bytes, directory: Path) -> ServerState:
-    """The shared state in a checkpoint. JournalError when these bytes are none of ours."""
+    """The shared state in a checkpoint. JournalError when these bytes are not a checkpoint."""
     try:
         return _decode(load_safetensors(data))
     except (SafetensorError, KeyError, IndexError, ValueError, TypeError) as error:

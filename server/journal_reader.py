@@ -238,7 +238,7 @@ _memory = _Memory()
 def open_journal(directory: Path) -> Journal:
     """The journal of a run that begins or goes on, to write; first it is read as a stranger's would be.
 
-    JournalError when it is damaged, or is none of penchant's.
+    JournalError when it is damaged, or is not penchant's.
     """
     JournalReader(directory).contents()
     return Journal(directory)

@@ -89,14 +89,14 @@ def _read(directory: Path) -> tuple[list[Release], int]:
 
 
 def _release(row: Mapping[str, Any]) -> Release:
-    """A row of the file. ValueError, KeyError or TypeError for anything that is none of ours."""
+    """A row of the file. ValueError, KeyError or TypeError for anything that is not a release."""
     number, round, digest, by, at = (row[name] for name in ("number", "round", "digest", "by", "at"))
     if not (type(number) is type(round) is int and 0 < number < LARGEST and 0 < round < LARGEST):
-        raise ValueError("a number that is none")
+        raise ValueError("a release or round number is not valid")
     if type(at) not in (int, float) or not 0 <= at <= LATEST:
-        raise ValueError("a moment that is none")
+        raise ValueError("the time of a release is not valid")
     if not (type(digest) is type(by) is str and re.fullmatch("[0-9a-f]{64}", digest) and is_printable(by)):
-        raise ValueError("a digest or a name that is none")
+        raise ValueError("a digest or an account name is not valid")
     return Release(number, round, digest, by, float(at))
 
 

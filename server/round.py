@@ -81,7 +81,7 @@ def play_round(
 
     Raises:
         RoundFailed: no attempt succeeded; nothing of a failed one is kept.
-        JournalError: the factors that the round would start from are none that devices take.
+        JournalError: devices would refuse the factors that the round would start from.
     """
     shared: ServerState | None = None
     while True:

@@ -192,6 +192,55 @@ def test_there_is_no_circle_of_files() -> None:
     order.prepare()  # raises CycleError, which names the circle
 
 
+def doors(room: str) -> dict[str, set[str]]:
+    """What lies right inside a room -> what else right inside it that imports."""
+    found: dict[str, set[str]] = {}
+    for path in SOURCES:
+        if path.relative_to(ROOT).parts[0] == room and sub_room(path) != "__init__":
+            found.setdefault(sub_room(path), set()).update(within(room, path))
+    return found
+
+
+def stairs(graph: dict[str, set[str]], door: str) -> int:
+    """The length of the longest chain of imports that begins at a door."""
+    return 1 + max((stairs(graph, below) for below in graph[door] if below in graph), default=0)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_page_of_the_architecture_counts_doors_and_floors(room: str) -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    graph = doors(room)
+    counted = f"{len(graph)} / {max(stairs(graph, door) for door in graph)}"
+    assert re.search(rf"^\| {room}: doors / floors \|[^|]*\| {counted} \|$", page, re.M), counted
+
+
+def test_the_page_of_the_architecture_counts_the_command() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    (found,) = (
+        node
+        for node in ast.walk(tree(ROOT / "deploy/cli/main.py"))
+        if isinstance(node, ast.FunctionDef) and node.name == "simulate"
+    )
+    assert found.end_lineno is not None
+    counted = f"{found.end_lineno - found.lineno + 1}, {len(found.args.args)}"
+    assert re.search(rf"^\| lines and parameters of .*\| {counted} \|$", page, re.M), counted
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_page_of_the_architecture_lists_each_sub_room_once_and_above_what_it_imports(room: str) -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    table = page.partition("| room | sub-room or file | holds |")[2].partition("\n\n")[0]
+    listed = [
+        set(re.findall(rf"`{room}/(\w+)(?:/|\.py)`", line.split("|")[2])) for line in table.splitlines()[1:]
+    ]
+    lines = [parts for parts in listed if parts]
+    assert sorted(part for parts in lines for part in parts) == sorted(doors(room))
+    for number, parts in enumerate(lines):
+        below = set[str]().union(*lines[number + 1 :])
+        for part in parts:
+            assert doors(room)[part] - {"__init__"} <= below, f"{room}/{part} stands too low"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_private_parts_of_flower_are_used_in_one_place(path: Path) -> None:
     if name(path).startswith(USE_PRIVATE_FLOWER):

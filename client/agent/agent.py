@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penchant.client.agent.accepted_runs import admit, check_roster, check_survivors
-from penchant.client.agent.open_attempt import MemorySessions, Sessions
+from penchant.client.agent.open_attempt import AttemptsInMemory, OpenAttempts
 from penchant.client.agent.owner import Choices, Owner
 from penchant.client.agent.policy import OwnerPolicy, checked_factors
 from penchant.client.agent.privacy_cost import budget_of, cost_of, honest_in
@@ -128,7 +128,7 @@ class Agent:
         entropy: Entropy,
         verify: Verifier = verify,
         role: RoleOf = Participant,
-        sessions: Sessions | None = None,
+        open_attempts: OpenAttempts | None = None,
         clock: Callable[[], float] = time.time,
         ahead: bool = False,
         pace: Pace | None = None,
@@ -154,7 +154,7 @@ class Agent:
         self._place = (b"", 0)  # run and round of the last attempt
         self._vector: list[tuple[str, int]] = []  # (name, bytes) of what the last vector held
         self._membership = self._latest(owner.membership())
-        self._sessions = sessions or MemorySessions()
+        self._open_attempts = open_attempts or AttemptsInMemory()
 
     def __repr__(self) -> str:
         return f"Agent(member={self._identity.member})"
@@ -190,7 +190,7 @@ class Agent:
         abort = encode(Abort(code))
         self._drop_work()
         try:
-            self._sessions.drop()
+            self._open_attempts.drop()
             if self._keep_model:
                 self._vault.note_sent([("refusal", len(abort))])
         except DeviceError as error:  # a full disk, say: refuse all the same
@@ -236,7 +236,7 @@ class Agent:
         self._vault.settle(hello.run, [(f.round, f.attempt) for f in hello.finished])
         run, number = self._place
         if hello.run == run and any(f.round >= number for f in hello.finished):
-            self._sessions.drop()  # that round is over: its secrets are of no use to anybody good
+            self._open_attempts.drop()  # that round is over: its secrets are of no use to anybody good
             self._drop_work()
         # Whether there is a choice to learn from must not show: who has none sends zeros.
         policy = self._owner.policy()
@@ -245,7 +245,7 @@ class Agent:
         return encode(Status(room and policy.ready(datetime.now()), self._identity.member))
 
     def _keys(self, payload: bytes) -> bytes:
-        self._sessions.drop()  # a new attempt ends what was open
+        self._open_attempts.drop()  # a new attempt ends what was open
         self._drop_work()
         announce = decode(payload, Announce)
         self._update_members(announce.membership)  # once seen a list is known, whatever comes of the round
@@ -259,22 +259,22 @@ class Agent:
         finished = [(f.round, f.attempt) for f in announce.finished]
         room = _room(task)
         self._vault.begin(announce.run, announce.round, announce.attempt, finished, enter=count, room=room)
-        self._sessions.keep(announce, state)
+        self._open_attempts.keep(announce, state)
         self._place = announce.run, announce.round
-        self._task = task if self._sessions.in_memory else None
+        self._task = task if self._open_attempts.in_memory else None
         if self._ahead:
             self._work = self._begin(task)
         return reply
 
     def _shares(self, payload: bytes) -> bytes:
-        announce, state = self._sessions.take()
+        announce, state = self._open_attempts.take()
         check_roster(announce, payload)
         after, reply = self._participant(self._owner.policy()).share(state, payload, self._entropy)
-        self._sessions.keep(announce, after)
+        self._open_attempts.keep(announce, after)
         return reply
 
     def _masked(self, payload: bytes) -> bytes:
-        announce, state = self._sessions.take()
+        announce, state = self._open_attempts.take()
         task = self._task_of(announce)
         cost = cost_of(announce, task.plan, task.layout, task.policy)
         kept = self._personal(announce.run, task.start)
@@ -301,18 +301,18 @@ class Agent:
             charge=partial(self._vault.privacy.charge, entry=entry, cost=cost),
         )
         if not isinstance(after, Done):
-            self._sessions.keep(announce, after)
+            self._open_attempts.keep(announce, after)
         return reply
 
     def _confirm(self, payload: bytes) -> bytes:
-        announce, state = self._sessions.take()
+        announce, state = self._open_attempts.take()
         check_survivors(announce, payload)
         after, reply = self._participant(self._owner.policy()).confirm(state, payload)
-        self._sessions.keep(announce, after)
+        self._open_attempts.keep(announce, after)
         return reply
 
     def _unmask(self, payload: bytes) -> bytes:
-        announce, state = self._sessions.take()
+        announce, state = self._open_attempts.take()
         _, reply = self._participant(self._owner.policy()).unmask(state, payload)
         # Durable before the shares leave: no other attempt of this round may ever start here.
         self._vault.mark_unmasked(announce.run, announce.round, announce.attempt)
@@ -322,7 +322,7 @@ class Agent:
 
     def reasons(self) -> list[tuple[str, str, str]]:
         """Why this device refused what it refused: (stage, code, reason), oldest first."""
-        return self._vault.told()
+        return self._vault.refusals()
 
     # --- checking ----------------------------------------------------------------------------------------
 

@@ -20,14 +20,14 @@ from penchant.common.errors import CodecError, DeviceError, StageError
 from penchant.common.wire.codec import AtMost, decode, decode_record, encode, encode_record
 from penchant.common.wire.messages import MAX_FACTORS, MAX_PLAN, Announce
 
-__all__ = ["MemorySessions", "SealedSessions", "Sessions"]
+__all__ = ["AttemptsInMemory", "OpenAttempts", "SealedAttempts"]
 
 MAX_STATE = 1 << 20  # bytes: shares of 1,024 peers and more
 _PURPOSE = ""  # the key serves nothing else
 MAX_ANNOUNCE = MAX_FACTORS + MAX_PLAN + (1 << 23)
 
 
-class Sessions(Protocol):
+class OpenAttempts(Protocol):
     """At most one open attempt. Its state is taken once: no step can be made twice from it."""
 
     @property
@@ -45,7 +45,7 @@ class Sessions(Protocol):
         """Forget the open attempt, if there is one."""
 
 
-class MemorySessions:
+class AttemptsInMemory:
     """In this process's memory."""
 
     in_memory = True
@@ -54,18 +54,18 @@ class MemorySessions:
         self._open: tuple[Announce, State] | None = None
 
     def keep(self, announce: Announce, state: State) -> None:
-        """As `Sessions.keep`."""
+        """As `OpenAttempts.keep`."""
         self._open = (announce, state)
 
     def take(self) -> tuple[Announce, State]:
-        """As `Sessions.take`."""
+        """As `OpenAttempts.take`."""
         kept, self._open = self._open, None
         if kept is None:
             raise StageError("no attempt is open on this device: a stage was skipped or repeated")
         return kept
 
     def drop(self) -> None:
-        """As `Sessions.drop`."""
+        """As `OpenAttempts.drop`."""
         self._open = None
 
 
@@ -75,34 +75,34 @@ class _Kept:
     state: Annotated[bytes, AtMost(MAX_STATE)]
 
 
-class SealedSessions:
+class SealedAttempts:
     """In one file of the agent's directory, AES-256-GCM under a key of the device. For simulations only."""
 
     in_memory = False
 
     def __init__(self, directory: Path, secret: bytes) -> None:
         self._path = directory / "attempt.sealed"
-        self._box = SealedStorage(derive(secret, domain("session")))
+        self._storage = SealedStorage(derive(secret, domain("session")))
 
     def keep(self, announce: Announce, state: State) -> None:
-        """As `Sessions.keep`."""
+        """As `OpenAttempts.keep`."""
         plain = encode_record(_Kept(encode(announce), encode_state(state)))
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with open(descriptor, "wb") as file:
-                file.write(self._box.seal(plain, _PURPOSE))
+                file.write(self._storage.seal(plain, _PURPOSE))
         except OSError as error:
             raise DeviceError(f"can't keep the open attempt: {error.strerror}") from None
 
     def take(self) -> tuple[Announce, State]:
-        """As `Sessions.take`: the file is gone before this returns."""
+        """As `OpenAttempts.take`: the file is gone before this returns."""
         try:
             sealed = self._path.read_bytes()
         except OSError:
             raise StageError("no attempt is open on this device: a stage was skipped or repeated") from None
         self.drop()
         try:
-            plain = self._box.open(sealed, _PURPOSE)
+            plain = self._storage.open(sealed, _PURPOSE)
         except DeviceError:
             raise StageError("the open attempt's file is damaged; this attempt is sat out") from None
         kept = decode_record(plain, _Kept)
@@ -112,7 +112,7 @@ class SealedSessions:
             raise StageError("the open attempt is of an earlier version; this attempt is sat out") from None
 
     def drop(self) -> None:
-        """As `Sessions.drop`; the sealed bytes are overwritten before the file goes."""
+        """As `OpenAttempts.drop`; the sealed bytes are overwritten before the file goes."""
         try:
             size = self._path.stat().st_size
             with self._path.open("r+b") as file:

@@ -238,7 +238,7 @@ class OwnerPolicy(Section):
     def check_size(self, split: Split) -> None:
         """PolicyRefusal when more modules would be adapted, or more numbers shared, than the owner allows."""
         for allowed, what in (
-            self._within_bound("adapted modules", len(split.slots), "max_modules"),
+            self._within_bound("adapted modules", len(split.adapted_modules), "max_modules"),
             self._within_bound("shared numbers", split.shared.size, "max_shared"),
         ):
             if not allowed:

@@ -146,7 +146,9 @@ def _node_key(path: Path) -> ec.EllipticCurvePrivateKey:
     except (ValueError, UnsupportedAlgorithm):
         raise ConfigError(f"{path} is not a node's key; join the fleet again") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"{path} is no node's key: it is of no elliptic curve; join the fleet again")
+        raise ConfigError(
+            f"{path} is not a node's key, which is one of an elliptic curve; join the fleet again"
+        )
     return key
 
 

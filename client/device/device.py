@@ -167,9 +167,9 @@ class Device:
         self, directory: Path, passphrase: str | None = None, model_cache: ModelCache | None = None
     ) -> None:
         self.directory = directory
-        self.box = SealedStorage.of(directory, passphrase)
-        self.store = PreferenceStore(directory, self.box)
-        self.vault = Vault(directory, self.box)
+        self.storage = SealedStorage.of(directory, passphrase)
+        self.store = PreferenceStore(directory, self.storage)
+        self.vault = Vault(directory, self.storage)
         self._shares_cache = model_cache is not None
         self._model_cache = ModelCache() if model_cache is None else model_cache
         for name, text in ((POLICY, OwnerPolicy().to_toml()), (MODEL, _toml(OfflineConfig()))):
@@ -253,7 +253,7 @@ class Device:
         posterior = laplace.around(prior, kept, choices)
         return _with_doubt(laplace, posterior, prompt, ranked)
 
-    def interview(self, candidates: Sequence[Preference]) -> ActiveLearner:
+    def learner(self, candidates: Sequence[Preference]) -> ActiveLearner:
         """Which of these comparisons to ask about next, given all recorded choices but the held-out ones.
 
         Raises DataError when they are too many for the size of the personal part.
@@ -284,7 +284,7 @@ class Device:
             run="" if run == ALONE else run.hex(),
             round=number,
             rounds_joined=len(rounds),
-            refused=tuple(self.vault.told()),
+            refused=tuple(self.vault.refusals()),
             left=tuple(self.vault.sent()),
             quality=quality,
             unknown=unknown,

@@ -145,8 +145,8 @@ def _classifies(export: Export) -> bool:
 def _adapter(export: Export, prefix: str, extra: dict[str, Tensor]) -> dict[str, bytes]:
     """peft's two files for the factors, their modules' paths behind `prefix`."""
     tensors: dict[str, Tensor] = dict(extra)
-    for slot, (a, b) in export.effective.adapters.items():
-        path = f"base_model.model.{prefix}{slot}"
+    for module, (a, b) in export.effective.adapters.items():
+        path = f"base_model.model.{prefix}{module}"
         tensors[f"{path}.lora_A.weight"] = a.detach().float().cpu().contiguous()
         tensors[f"{path}.lora_B.weight"] = b.detach().float().cpu().contiguous()
     settings = _lora_config(export, prefix, classifier=bool(extra))
@@ -164,7 +164,7 @@ def _lora_config(export: Export, prefix: str, *, classifier: bool) -> dict[str, 
         lora_alpha=export.adapter.alpha,  # type: ignore[arg-type]
         lora_dropout=0.0,
         bias="none",
-        target_modules=[prefix + slot for slot in export.effective.adapters],
+        target_modules=[prefix + module for module in export.effective.adapters],
         task_type=TaskType.SEQ_CLS if classifier else None,
         modules_to_save=["score"] if classifier else None,
         base_model_name_or_path=export.base,

@@ -88,7 +88,7 @@ class Labelling:
         store: where choices are recorded.
         comparisons: what to ask about, in this order.
         draw: which response comes first; a test injects a seeded one.
-        interview: of the questions as they are shown, what it opens for them: the most telling one is asked
+        learner: of the questions as they are shown, what it opens for them: the most telling one is asked
             first, and after each answer anew. Without it they keep their order.
     """
 
@@ -97,14 +97,14 @@ class Labelling:
         store: PreferenceStore,
         comparisons: Iterable[Preference],
         draw: random.Random | None = None,
-        interview: Callable[[Sequence[Preference]], ActiveLearner] | None = None,
+        learner: Callable[[Sequence[Preference]], ActiveLearner] | None = None,
     ) -> None:
         self._store = store
         draw = random.SystemRandom() if draw is None else draw
         self._waiting = deque(_shown(p, draw) for p in store.unanswered(_once(comparisons)))
         self._place = {id(question): place for place, question in enumerate(self._waiting)}
         asked = [question.answered(True) for question in self._waiting]
-        self._interview = interview(asked) if interview and asked else None
+        self._learner = learner(asked) if learner and asked else None
         self._done: list[tuple[Question, Preference | None]] = []  # (question, choice, or None if skipped)
         self._most_telling_first()
 
@@ -132,8 +132,8 @@ class Labelling:
         """Record the answer to the question. DeviceError when the disk refuses; the question stays."""
         choice = self._waiting[0].answered(first_is_better)
         self._store.add([choice], SOURCE)
-        if self._interview:
-            self._interview.answer(self._place[id(self._waiting[0])], first_is_better)
+        if self._learner:
+            self._learner.answer(self._place[id(self._waiting[0])], first_is_better)
         self._done.append((self._waiting.popleft(), choice))
         self._most_telling_first()
 
@@ -149,17 +149,17 @@ class Labelling:
         question, choice = self._done[-1]
         if choice is not None:
             self._store.remove(choice)
-            if self._interview:
-                self._interview.undo()
+            if self._learner:
+                self._learner.undo()
         self._done.pop()
         self._waiting.appendleft(question)
         return True
 
     def _most_telling_first(self) -> None:
-        if self._interview and self._waiting:
+        if self._learner and self._waiting:
             places = [self._place[id(question)] for question in self._waiting]
-            told = self._interview.question(places)
-            best = next(q for q in self._waiting if self._place[id(q)] == told)
+            chosen = self._learner.question(places)
+            best = next(q for q in self._waiting if self._place[id(q)] == chosen)
             self._waiting.remove(best)
             self._waiting.appendleft(best)
 

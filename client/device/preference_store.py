@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from penchant.client.vault.erasable import ErasableBox
+from penchant.client.vault.erasable import ErasableStorage
 from penchant.client.vault.sealing import SealedStorage
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import DeviceError
@@ -52,11 +52,11 @@ class Added:
 class PreferenceStore:
     """The choices of one device. Safe to open anew for every call; safe under kill at any instant."""
 
-    def __init__(self, home: Path, box: SealedStorage | None = None) -> None:
-        """Open or create the store in the device's directory. box: what seals it; by default the directory's
-        own, which must then need no passphrase."""
+    def __init__(self, home: Path, storage: SealedStorage | None = None) -> None:
+        """Open or create the store in the device's directory. storage: what seals it; by default the
+        directory's own, which must then need no passphrase."""
         self._path = home / STORE
-        self._box = ErasableBox(SealedStorage.of(home) if box is None else box, home / KEYS)
+        self._storage = ErasableStorage(SealedStorage.of(home) if storage is None else storage, home / KEYS)
         try:
             home.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -138,11 +138,11 @@ class PreferenceStore:
 
     def _rows(self, db: sqlite3.Connection) -> list[_Row]:
         found = db.execute("SELECT number, sealed FROM sealed_choices ORDER BY number").fetchall()
-        opened = self._box.open([(bytes(sealed), _PURPOSE) for _, sealed in found])
+        opened = self._storage.open([(bytes(sealed), _PURPOSE) for _, sealed in found])
         return [_Row.decode(number, data) for (number, _), data in zip(found, opened, strict=True)]
 
     def _insert(self, db: sqlite3.Connection, rows: Sequence[_Row]) -> None:
-        sealed = self._box.seal([(row.encode(), _PURPOSE) for row in rows])
+        sealed = self._storage.seal([(row.encode(), _PURPOSE) for row in rows])
         db.executemany("INSERT INTO sealed_choices (sealed) VALUES (?)", [(data,) for data in sealed])
 
     def _destroy(self) -> None:
@@ -152,7 +152,7 @@ class PreferenceStore:
 
     def _destroy_unused(self, db: sqlite3.Connection) -> None:
         slots = db.execute("SELECT substr(sealed, 1, 4) FROM sealed_choices")
-        self._box.destroy_but(bytes(slot) for (slot,) in slots)
+        self._storage.destroy_but(bytes(slot) for (slot,) in slots)
 
     def _sealed_since(self, db: sqlite3.Connection) -> int:
         """Seal what an earlier version kept in clear; -> user_version."""

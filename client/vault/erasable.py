@@ -15,26 +15,26 @@ from penchant.client.vault.key_slots import KeySlots
 from penchant.client.vault.sealing import SealedStorage
 from penchant.common.errors import DeviceError
 
-__all__ = ["ErasableBox"]
+__all__ = ["ErasableStorage"]
 
 _NUMBER: Final = 4  # bytes of a slot's number, before what is sealed
 
 
-class ErasableBox:
+class ErasableStorage:
     """Seals values under keys that can be destroyed. `repr` shows nothing of a key."""
 
-    def __init__(self, box: SealedStorage, slots: Path) -> None:
-        self._box = box
+    def __init__(self, storage: SealedStorage, slots: Path) -> None:
+        self._storage = storage
         self._slots = KeySlots(slots)
 
     def __repr__(self) -> str:
-        return "ErasableBox()"
+        return "ErasableStorage()"
 
     def seal(self, values: Sequence[tuple[bytes, str]]) -> list[bytes]:
         """Each (data, purpose) under a key of its own, which is on disk before this returns."""
         taken = self._slots.take(len(values))
         return [
-            slot.to_bytes(_NUMBER, "big") + self._box.under(key).seal(data, purpose)
+            slot.to_bytes(_NUMBER, "big") + self._storage.under(key).seal(data, purpose)
             for (data, purpose), (slot, key) in zip(values, taken, strict=True)
         ]
 
@@ -42,7 +42,7 @@ class ErasableBox:
         """What `seal` sealed for these purposes. DeviceError for a destroyed or wrong key, or other bytes."""
         keys = self._slots.keys()
         return [
-            self._box.under(KeySlots.at(keys, _slot(data))).open(data[_NUMBER:], purpose)
+            self._storage.under(KeySlots.at(keys, _slot(data))).open(data[_NUMBER:], purpose)
             for data, purpose in sealed
         ]
 

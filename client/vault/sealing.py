@@ -59,7 +59,7 @@ class SealedStorage:
 
     @classmethod
     def of(cls, home: Path, passphrase: str | None = None, cost: Cost = RECOMMENDED) -> SealedStorage:
-        """The box of a device's directory, made at the first call: by passphrase if one is given then.
+        """The sealed storage of a directory, made at the first call: by passphrase if one is given then.
 
         cost: of a guess at the passphrase, in what is made or upgraded.
 
@@ -95,13 +95,13 @@ class SealedStorage:
                 refuse_weak(passphrase)
             key = os.urandom(32)
             write_private(root, _written(key, passphrase, cost), replace=False)
-        box = cls(_root_key(root, passphrase, cost))
-        box._home = home
+        storage = cls(_root_key(root, passphrase, cost))
+        storage._home = home
         if old is None:
-            _check(box, home)
+            _check(storage, home)
         else:
-            box.before = cls(old)
-        return box
+            storage.before = cls(old)
+        return storage
 
     def upgraded(self) -> None:
         """Nothing is sealed in the way of an earlier version any more: its key is overwritten."""
@@ -118,7 +118,7 @@ class SealedStorage:
                 raise DeviceError(f"can't erase {path}: {error.strerror}; open the device again") from None
 
     def under(self, key: bytes) -> SealedStorage:
-        """A box that opens with this one's key and `key` (32 bytes) together."""
+        """A storage that opens with this one's key and `key` (32 bytes) together."""
         return SealedStorage(derive(self._key, _CELL + key))
 
     def seal(self, data: bytes, purpose: str) -> bytes:
@@ -145,12 +145,12 @@ def _refuse_other_way(home: Path, passphrase: str | None) -> None:
         raise DeviceError(f"{home} is protected by a key file, not by a passphrase")
 
 
-def _check(box: SealedStorage, home: Path) -> None:
+def _check(storage: SealedStorage, home: Path) -> None:
     """Refuse another key than the first, before anything is written under it."""
     check = home / CHECK_FILE
     if not check.exists():
-        write_private(check, box.seal(_CHECK, "check"), replace=False)
-    if box.open(check.read_bytes(), "check") != _CHECK:
+        write_private(check, storage.seal(_CHECK, "check"), replace=False)
+    if storage.open(check.read_bytes(), "check") != _CHECK:
         raise DeviceError(f"{check} is damaged")
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from penchant.client.vault import budget
 from penchant.client.vault.budget import ALONE, DiskUse, Room
-from penchant.client.vault.erasable import ErasableBox
+from penchant.client.vault.erasable import ErasableStorage
 from penchant.client.vault.privacy_ledger import ANCHOR, LedgerAnchor, PrivacyLedger
 from penchant.client.vault.privacy_ledger import SCHEMA as PRIVACY_LEDGER
 from penchant.client.vault.run_ledger import SCHEMA as RUN_LEDGER
@@ -78,28 +78,28 @@ class Personal:
 class Vault:
     """The durable part of one device's protocol state. Safe to open anew for every call.
 
-    With a `box`, the personal factor, what belongs to it and the blobs are sealed at rest, each under a key
-    of its own in `vault.keys`, which is destroyed when the value is replaced or forgotten. A simulation,
+    With a `storage`, the personal factor, what belongs to it and the blobs are sealed at rest, each under a
+    key of its own in `vault.keys`, which is destroyed when the value is replaced or forgotten. A simulation,
     which holds everybody's choices anyway, does without.
     """
 
-    def __init__(self, directory: Path, box: SealedStorage | None = None) -> None:
+    def __init__(self, directory: Path, storage: SealedStorage | None = None) -> None:
         """Open or create the vault in `directory` (made if missing, readable by its owner only)."""
-        self._box = None if box is None else ErasableBox(box, directory / KEYS)
+        self._storage = None if storage is None else ErasableStorage(storage, directory / KEYS)
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise DeviceError(f"can't make the agent's directory {directory}: {error.strerror}") from None
         self._path = directory / "vault.db"
-        self._anchor = None if box is None else LedgerAnchor(directory / ANCHOR, box)
+        self._anchor = None if storage is None else LedgerAnchor(directory / ANCHOR, storage)
         with self._transaction() as db:
             for statement in (_SCHEMA + RUN_LEDGER + PRIVACY_LEDGER).split(";"):
                 db.execute(statement)
-            if box is not None:
-                self._seal_anew(db, box)
+            if storage is not None:
+                self._seal_anew(db, storage)
                 self._destroy_unused(db)  # of a change that was broken off, or of a round that is over
-        if box is not None:
-            box.upgraded()
+        if storage is not None:
+            storage.upgraded()
 
     @property
     def ledger(self) -> RunLedger:
@@ -315,7 +315,7 @@ class Vault:
             rows = db.execute("SELECT name, times, bytes FROM sent ORDER BY name")
             return [(str(name), int(times), int(size)) for name, times, size in rows]
 
-    def told(self) -> list[tuple[str, str, str]]:
+    def refusals(self) -> list[tuple[str, str, str]]:
         """(stage, code, reason) of what was refused, and of work that made nothing, oldest first."""
         with self._transaction() as db:
             rows = db.execute(
@@ -343,27 +343,27 @@ class Vault:
         return Personal(round, np.frombuffer(numbers, dtype="<f4").copy(), belonging)
 
     def _sealed(self, *values: tuple[bytes, str]) -> list[bytes]:
-        return [data for data, _ in values] if self._box is None else self._box.seal(values)
+        return [data for data, _ in values] if self._storage is None else self._storage.seal(values)
 
     def _opened(self, *values: tuple[bytes, str]) -> list[bytes]:
-        return [data for data, _ in values] if self._box is None else self._box.open(values)
+        return [data for data, _ in values] if self._storage is None else self._storage.open(values)
 
     def _destroy(self) -> None:
         """Destroy the keys of what was replaced or deleted: once that is durable, and while nobody writes."""
-        if self._box is not None:
+        if self._storage is not None:
             with self._transaction() as db:
                 self._destroy_unused(db)
 
     def _destroy_unused(self, db: sqlite3.Connection) -> None:
-        if self._box is not None:
-            self._box.destroy_but(bytes(slot) for (slot,) in db.execute(_SLOTS).fetchall())
+        if self._storage is not None:
+            self._storage.destroy_but(bytes(slot) for (slot,) in db.execute(_SLOTS).fetchall())
 
-    def _seal_anew(self, db: sqlite3.Connection, box: SealedStorage) -> None:
+    def _seal_anew(self, db: sqlite3.Connection, storage: SealedStorage) -> None:
         """Give each value a key of its own: earlier versions sealed all of them under the device's key."""
         (form,) = db.execute("PRAGMA application_id").fetchone()
         if form == _EACH_ITS_OWN:
             return
-        old = box if box.before is None else box.before
+        old = storage if storage.before is None else storage.before
         for run, state, *sealed in db.execute("SELECT run, state, vector, context FROM personal").fetchall():
             both = zip(sealed, ("personal", "context"), strict=True)
             values = self._sealed(*((old.open(data, purpose), purpose) for data, purpose in both))

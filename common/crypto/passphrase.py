@@ -101,7 +101,7 @@ def open_key(data: bytes, passphrase: str, purpose: str) -> tuple[bytes, Cost]:
         under = stretched(passphrase.encode(), bytes.fromhex(salt), cost)
         body = bytes.fromhex(sealed)
     except (ValueError, OverflowError):
-        raise SecretSharingError("this is no sealed key, or it is damaged") from None
+        raise SecretSharingError("this is not a sealed key, or it is damaged") from None
     return open_at_rest(under, body, _bound(purpose, header)), cost
 
 

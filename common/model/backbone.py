@@ -99,7 +99,7 @@ def load_generator(name: str, *, device: str = "auto") -> tuple[Any, Any]:
     """A causal language model that writes responses, with its tokenizer; its weights may be a base model's.
 
     Raises:
-        BaseModelError: it is missing, its files are not what they should be, or it writes no text.
+        BaseModelError: it is missing, its files are not what they should be, or it can't write text.
     """
     place = _device(device)
     folder, _ = resolve(name)

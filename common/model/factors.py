@@ -1,6 +1,6 @@
 """Low-rank factors: which tensors are shared, which stay with a person, and how they become vectors.
 
-Every adapted linear module (a *slot*) computes ``h = W0 x + (α/r) B A x`` with ``A: (r, in)`` and
+Every adapted linear module computes ``h = W0 x + (α/r) B A x`` with ``A: (r, in)`` and
 ``B: (out, r)`` (LoRA, Hu et al. 2021). P-ShareLoRA (Liu et al., AISTATS 2025, PMLR 258:1405-1413)
 shares one factor among all people and keeps the other personal. `ShareRule.parts` is the one rule table:
 training, the wire and the audit all read it. `Split.effective` is the one place where shared and
@@ -43,7 +43,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Layout:
-    """The tensors of one part in their order on the wire: slots in the backbone's order, within a slot
+    """The tensors of one part in their order on the wire: modules in the backbone's order, within a module
     the rule's factors in its order; then those of the whole model; then the head; then changes of the base
     in the backbone's order. Each is row-major float32."""
 
@@ -98,7 +98,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class MergedWeights:
-    """What the model runs with: (A, B) by slot name, the head (1, d), and what is added to parameters of
+    """What the model runs with: (A, B) by module name, the head (1, d), and what is added to parameters of
     the base, by their path."""
 
     adapters: Mapping[str, tuple[Tensor, Tensor]]
@@ -107,12 +107,12 @@ class MergedWeights:
 
 
 class Split:
-    """The tensors of one method at one set of slots, divided into shared, personal and frozen ones.
+    """The tensors of one method at one set of modules, divided into shared, personal and frozen ones.
 
     Args:
-        slots: adapted modules in the backbone's order (left out where the rule adapts none).
+        adapted_modules: in the backbone's order (left out where the rule adapts none).
         embedding: width d of the pooled embedding.
-        rank: r, at most every slot's smaller side.
+        rank: r, at most every module's smaller side.
         rule: which factors there are, and which of them are shared.
         head: where the score head belongs.
         base: parameters of the base that are trained and shared as well, in the backbone's order.
@@ -122,7 +122,7 @@ class Split:
 
     def __init__(
         self,
-        slots: Sequence[AdaptedModule],
+        adapted_modules: Sequence[AdaptedModule],
         embedding: int,
         rank: int,
         rule: ShareRule,
@@ -133,7 +133,7 @@ class Split:
         seed: int = 0,
     ) -> None:
         self.base = tuple(base)
-        self.slots = tuple(slots) if rule.adapts_modules else ()
+        self.adapted_modules = tuple(adapted_modules) if rule.adapts_modules else ()
         self.embedding = embedding
         self.rank = rank
         self.rule = rule
@@ -149,7 +149,7 @@ class Split:
     @classmethod
     def of(
         cls,
-        slots: Sequence[AdaptedModule],
+        adapted_modules: Sequence[AdaptedModule],
         embedding: int,
         config: AdapterConfig,
         *,
@@ -160,7 +160,7 @@ class Split:
         """The split that a configuration asks for. ConfigError when it makes no sense."""
         rule = config.rule
         head = rule.head(config.head)
-        return cls(slots, embedding, config.rank, rule, head, base=base, warmup=warmup, seed=seed)
+        return cls(adapted_modules, embedding, config.rank, rule, head, base=base, warmup=warmup, seed=seed)
 
     def initial(self, seed: int) -> tuple[Vector, Vector]:
         """The common start (shared, personal), the same for the same seed on every device.
@@ -187,12 +187,12 @@ class Split:
         return start(self.shared), start(self.personal)
 
     def effective(self, shared: Mapping[str, Tensor], personal: Mapping[str, Tensor]) -> MergedWeights:
-        """(shared, personal) -> (A, B by slot; head; changes of the base): pure and differentiable.
+        """(shared, personal) -> (A, B by module; head; changes of the base): pure and differentiable.
 
         ConfigError when a rule of another package composes factors of the wrong shape.
         """
         tensors = {**self._frozen, **shared, **personal}
-        adapters = {slot.name: self._composed(slot, tensors) for slot in self.slots}
+        adapters = {module.name: self._composed(module, tensors) for module in self.adapted_modules}
         base = {tensor.name: tensors[BASE + tensor.name] for tensor in self.base}
         return MergedWeights(adapters, self._head(tensors), base)
 
@@ -200,14 +200,14 @@ class Split:
         """`effective` of two flat vectors, for evaluation and export (no gradient)."""
         return self.effective(self.shared.unflatten(shared), self.personal.unflatten(personal))
 
-    def _composed(self, slot: AdaptedModule, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        by_role = {factor.role: tensors[factor.named(slot.name)] for factor in self.rule.in_modules}
+    def _composed(self, module: AdaptedModule, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        by_role = {factor.role: tensors[factor.named(module.name)] for factor in self.rule.in_modules}
         a, b = self.rule.compose(by_role)
-        wanted = (self.rank, slot.in_features), (slot.out_features, self.rank)
+        wanted = (self.rank, module.in_features), (module.out_features, self.rank)
         if (a.shape, b.shape) != wanted:
             raise ConfigError(
                 f'share "{self.rule.name}" composes factors of shape {tuple(a.shape)} and {tuple(b.shape)} '
-                f"for {slot.name}; they must be {wanted[0]} and {wanted[1]}"
+                f"for {module.name}; they must be {wanted[0]} and {wanted[1]}"
             )
         return a, b
 
@@ -224,17 +224,19 @@ class Split:
             return TensorSpec(name, factor.sized(lengths), parts[factor.role], factor.start)
 
         specs = []
-        for slot in self.slots:
-            lengths = whole | {Side.IN: slot.in_features, Side.OUT: slot.out_features}
-            specs += [spec(factor, factor.named(slot.name), lengths) for factor in self.rule.in_modules]
+        for module in self.adapted_modules:
+            lengths = whole | {Side.IN: module.in_features, Side.OUT: module.out_features}
+            specs += [spec(factor, factor.named(module.name), lengths) for factor in self.rule.in_modules]
         specs += [spec(factor, factor.tensor, whole) for factor in self.rule.in_model]
         specs += [TensorSpec(BASE + t.name, t.shape, parts["base"], Start.ZEROS) for t in self.base]
         return tuple(specs)
 
     def _check_rank(self) -> None:
-        if self.rule.adapts_modules and not self.slots:
+        if self.rule.adapts_modules and not self.adapted_modules:
             raise ConfigError("no module is adapted; name a linear module in adapter.target_modules")
-        sides = [side for slot in self.slots for side in (slot.in_features, slot.out_features)]
+        sides = [
+            side for module in self.adapted_modules for side in (module.in_features, module.out_features)
+        ]
         largest = min(sides) if sides else self.embedding
         if not 1 <= self.rank <= largest:
             raise ConfigError(f"adapter.rank is {self.rank}; for these modules it must lie in 1 … {largest}")

@@ -45,7 +45,7 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return min(lists, key=lambda item: item[0].count("."))
 
 
-def find_slots(model: nn.Module, config: AdapterConfig) -> tuple[AdaptedModule, ...]:
+def find_adapted(model: nn.Module, config: AdapterConfig) -> tuple[AdaptedModule, ...]:
     """The linear modules that a configuration names, in the backbone's order.
 
     A name with a dot must equal the module's path within its block ("output.dense" in encoder.layer.5,
@@ -56,14 +56,14 @@ def find_slots(model: nn.Module, config: AdapterConfig) -> tuple[AdaptedModule, 
         BaseModelError: no linear module has such a name, or there is no such block.
     """
     path, blocks = find_blocks(model)
-    slots, found = [], set()
+    adapted, found = [], set()
     for index in _adapted_blocks(blocks, config):
         for inner, module in blocks[index].named_modules():
             target = _matches(inner, config.target_modules)
             if target is None or not isinstance(module, nn.Linear):
                 continue
             found.add(target)
-            slots.append(AdaptedModule(f"{path}.{index}.{inner}", module.in_features, module.out_features))
+            adapted.append(AdaptedModule(f"{path}.{index}.{inner}", module.in_features, module.out_features))
     missing = [target for target in config.target_modules if target not in found]
     if missing:
         linear = sorted({n for n, m in blocks[0].named_modules() if isinstance(m, nn.Linear)})
@@ -71,7 +71,7 @@ def find_slots(model: nn.Module, config: AdapterConfig) -> tuple[AdaptedModule, 
             f'adapter.target_modules: these blocks have no linear module "{missing[0]}"; '
             f"there are {', '.join(linear)}"
         )
-    return tuple(slots)
+    return tuple(adapted)
 
 
 def find_base(model: nn.Module, config: AdapterConfig) -> tuple[BaseTensor, ...]:
@@ -101,7 +101,7 @@ def find_base(model: nn.Module, config: AdapterConfig) -> tuple[BaseTensor, ...]
 
 
 def weight_norms(
-    model: nn.Module, slots: Sequence[AdaptedModule], base: Sequence[BaseTensor]
+    model: nn.Module, adapted_modules: Sequence[AdaptedModule], base: Sequence[BaseTensor]
 ) -> dict[str, float]:
     """The L2 norm of the weight of each adapted module and of each parameter that is trained as well, by its
     name. Call it before LoRA is put in place.
@@ -109,10 +109,10 @@ def weight_norms(
     A weight that is held in 4 bits counts as uniform in ±1/√n, n its inputs, which is how such weights begin.
     """
     norms = {}
-    for slot in slots:
-        weight = model.get_submodule(slot.name).get_parameter("weight")
-        usual = math.sqrt(slot.out_features / 3)
-        norms[slot.name] = _norm(weight) if weight.is_floating_point() else usual
+    for module in adapted_modules:
+        weight = model.get_submodule(module.name).get_parameter("weight")
+        usual = math.sqrt(module.out_features / 3)
+        norms[module.name] = _norm(weight) if weight.is_floating_point() else usual
     return norms | {tensor.name: _norm(model.get_parameter(tensor.name)) for tensor in base}
 
 

@@ -20,7 +20,7 @@ class AdaptedNetwork:
     """
 
     module: nn.Module
-    slots: tuple[AdaptedModule, ...]
+    adapted_modules: tuple[AdaptedModule, ...]
     pooling: str
     pad_id: int
     device: torch.device
@@ -44,7 +44,7 @@ class AdaptedNetwork:
     def _placed(self, name: str) -> str:
         """Where a parameter of the plain backbone is now that LoRA is in place."""
         module, _, parameter = name.rpartition(".")
-        wrapped = any(slot.name == module for slot in self.slots)
+        wrapped = any(adapted.name == module for adapted in self.adapted_modules)
         return f"{module}.base_layer.{parameter}" if wrapped else name
 
     def pool(self, states: Tensor, mask: Tensor) -> Tensor:

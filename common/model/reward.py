@@ -21,7 +21,7 @@ from penchant.common.errors import ConfigError, DataError
 from penchant.common.model.activation_cache import CACHE_BYTES, PrefixCache
 from penchant.common.model.backbone import Backbone, load_backbone, published
 from penchant.common.model.factors import MergedWeights, Split
-from penchant.common.model.modules import find_base, find_slots, weight_norms
+from penchant.common.model.modules import find_adapted, find_base, weight_norms
 from penchant.common.model.network import ADAPTER, AdaptedNetwork
 from penchant.common.model.tails import Activations, FullTail, Tail, check_base, choose_tail
 
@@ -91,9 +91,9 @@ class RewardModel:
         self.digest = backbone.digest
         self.embedding = backbone.hidden
         self.device = backbone.device
-        self.slots = find_slots(backbone.model, adapter) if adapter.rule.adapts_modules else ()
-        self.base = find_base(backbone.model, adapter) if self.slots else ()
-        self.weight_norms = weight_norms(backbone.model, self.slots, self.base)
+        self.adapted_modules = find_adapted(backbone.model, adapter) if adapter.rule.adapts_modules else ()
+        self.base = find_base(backbone.model, adapter) if self.adapted_modules else ()
+        self.weight_norms = weight_norms(backbone.model, self.adapted_modules, self.base)
         self._adapter = adapter
         self._backbone = backbone
         self._normalize = model.normalize
@@ -102,11 +102,11 @@ class RewardModel:
         self.max_tokens = backbone.max_tokens
         self.published = published(backbone)
         self._tokenizing = threading.Lock()  # fast tokenizers change themselves while they work
-        if self.slots:
-            _place_lora(backbone, [slot.name for slot in self.slots], adapter)
+        if self.adapted_modules:
+            _place_lora(backbone, [module.name for module in self.adapted_modules], adapter)
         network = AdaptedNetwork(
             module=backbone.model,
-            slots=self.slots,
+            adapted_modules=self.adapted_modules,
             pooling=self.pooling,
             pad_id=backbone.pad_id,
             device=backbone.device,
@@ -119,7 +119,9 @@ class RewardModel:
 
     def split(self, *, warmup: bool = False, seed: int = 0) -> Split:
         """The split of this model's tensors that its configuration asks for."""
-        return Split.of(self.slots, self.embedding, self._adapter, base=self.base, warmup=warmup, seed=seed)
+        return Split.of(
+            self.adapted_modules, self.embedding, self._adapter, base=self.base, warmup=warmup, seed=seed
+        )
 
     # --- preparing --------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ class ModelSignature:
     """The adapted modules, the width of the embedding and the digest of a base model, and which of its
     parameters are trained and shared as well."""
 
-    slots: tuple[AdaptedModule, ...]
+    adapted_modules: tuple[AdaptedModule, ...]
     embedding: int
     digest: bytes  # 32 bytes
     base: tuple[BaseTensor, ...] = ()
@@ -31,7 +31,7 @@ class ModelSignature:
     @classmethod
     def of(cls, model: RewardModel) -> ModelSignature:
         """The blueprint of a loaded model."""
-        return cls(tuple(model.slots), model.embedding, bytes.fromhex(model.digest), model.base)
+        return cls(tuple(model.adapted_modules), model.embedding, bytes.fromhex(model.digest), model.base)
 
     @classmethod
     def read(cls, path: Path) -> ModelSignature:
@@ -42,7 +42,7 @@ class ModelSignature:
         """Which tensors are shared and which personal under `plan`."""
         warmup = plan.phase == "warmup"
         return Split.of(
-            self.slots, self.embedding, plan.adapter, base=self.base, warmup=warmup, seed=plan.seed
+            self.adapted_modules, self.embedding, plan.adapter, base=self.base, warmup=warmup, seed=plan.seed
         )
 
 
@@ -65,7 +65,7 @@ class ModelDescription:
         """The description as JSON, for a file in a run's directory."""
         signature = self.signature
         table = {
-            "slots": [asdict(slot) for slot in signature.slots],
+            "slots": [asdict(module) for module in signature.adapted_modules],
             "base": [asdict(tensor) for tensor in signature.base],
             "embedding": signature.embedding,
             "digest": signature.digest.hex(),
@@ -98,8 +98,8 @@ def _table(path: Path) -> dict[str, Any]:
 
 def _signature(path: Path, table: dict[str, Any]) -> ModelSignature:
     try:
-        slots = tuple(AdaptedModule(**slot) for slot in table["slots"])
+        adapted_modules = tuple(AdaptedModule(**module) for module in table["slots"])
         base = tuple(BaseTensor(tensor["name"], tuple(tensor["shape"])) for tensor in table["base"])
-        return ModelSignature(slots, int(table["embedding"]), bytes.fromhex(table["digest"]), base)
+        return ModelSignature(adapted_modules, int(table["embedding"]), bytes.fromhex(table["digest"]), base)
     except (ValueError, KeyError, TypeError) as error:
         raise RunDirectoryError(f"can't read {path}: {error}") from None

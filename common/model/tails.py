@@ -247,7 +247,7 @@ class BlockTail:
         self._network = network
         path, _ = find_blocks(network.module)
         self._path = path
-        trained = (*(slot.name for slot in network.slots), *network.base)
+        trained = (*(module.name for module in network.adapted_modules), *network.base)
         inside = [name[len(path) + 1 :] for name in trained if name.startswith(f"{path}.")]
         self._first = min(int(name.split(".", 1)[0]) for name in inside)
         if self._first == 0:
@@ -345,12 +345,12 @@ class TokenwiseTail:
     name = "tokenwise"
 
     def __init__(self, network: AdaptedNetwork) -> None:
-        if len(network.slots) != 1:
+        if len(network.adapted_modules) != 1:
             raise TypeError("more than one module is adapted")
         self._network = network
-        self._slot = network.slots[0].name
-        path = self._slot.rpartition(".")[0]
-        linear: Any = network.module.get_submodule(self._slot)
+        self._module = network.adapted_modules[0].name
+        path = self._module.rpartition(".")[0]
+        linear: Any = network.module.get_submodule(self._module)
         self._base = linear.base_layer
         self._scale = float(linear.scaling[ADAPTER])
         inner = network.module.get_submodule(path)
@@ -384,7 +384,7 @@ class TokenwiseTail:
         )
 
     def forward(self, packed: PackedTokens, effective: MergedWeights) -> Tensor:
-        a, b = effective.adapters[self._slot]
+        a, b = effective.adapters[self._module]
         b = (self._scale * (b - b.mean(0))).T.contiguous()  # B̃ᵀ [r, d]; long rows are what matmul is fast at
         u = self._down(packed, a)  # [r, T]
         cross = b @ packed.centred.T + 0.5 * (b @ b.T) @ u  # B̃ᵀc + B̃ᵀB̃ u / 2, [r, T]
@@ -429,7 +429,7 @@ def _only_norm(inner: nn.Module, linear: nn.Module) -> nn.LayerNorm:
 
 def choose_tail(network: AdaptedNetwork, probes: Sequence[Tensor]) -> Tail:
     """The cheapest tail that gives, on the probe texts (ids [L] each), what the full path gives."""
-    if not network.slots:
+    if not network.adapted_modules:
         return PooledTail(network)
     full = FullTail(network)
     effective = _probe_factors(network)
@@ -475,13 +475,13 @@ def _embed_all(tail: Tail, probes: Sequence[Tensor], effective: MergedWeights) -
 
 
 def _probe_factors(network: AdaptedNetwork) -> MergedWeights:
-    """Factors whose update is felt in every slot: as large as a LoRA update ever gets."""
+    """Factors whose update is felt in every adapted module: as large as a LoRA update ever gets."""
     generator = torch.Generator().manual_seed(0)
     adapters = {}
-    for slot in network.slots:
-        a = torch.randn(4, slot.in_features, generator=generator) / slot.in_features**0.5
-        b = torch.randn(slot.out_features, 4, generator=generator) * 0.05
-        adapters[slot.name] = (a.to(network.device), b.to(network.device))
+    for module in network.adapted_modules:
+        a = torch.randn(4, module.in_features, generator=generator) / module.in_features**0.5
+        b = torch.randn(module.out_features, 4, generator=generator) * 0.05
+        adapters[module.name] = (a.to(network.device), b.to(network.device))
     changes = {}
     for name in network.base:
         change = torch.randn(network.frozen(name).shape, generator=generator) * 0.05

@@ -159,13 +159,13 @@ class PersonalModel:
 def _weights(tensors: dict[str, torch.Tensor], head: torch.Tensor, device: torch.device) -> MergedWeights:
     """The factors of peft's file, by module."""
     ending = ".lora_A.weight"
-    slots = [name.removeprefix(_ADAPTER).removesuffix(ending) for name in tensors if name.endswith(ending)]
+    adapted = [name.removeprefix(_ADAPTER).removesuffix(ending) for name in tensors if name.endswith(ending)]
     adapters = {
-        slot: (
-            tensors[f"{_ADAPTER}{slot}.lora_A.weight"].to(device),
-            tensors[f"{_ADAPTER}{slot}.lora_B.weight"].to(device),
+        module: (
+            tensors[f"{_ADAPTER}{module}.lora_A.weight"].to(device),
+            tensors[f"{_ADAPTER}{module}.lora_B.weight"].to(device),
         )
-        for slot in slots
+        for module in adapted
     }
     return MergedWeights(adapters, head.to(device))
 

@@ -195,7 +195,7 @@ def read_tensors(directory: Path) -> dict[str, tuple[Tensor, ...]]:
 
 
 def inspect_wire(directory: Path) -> None:
-    """Refuse, by a RunDirectoryError, a record that is none of penchant's, before it is gone on with."""
+    """Refuse, by a RunDirectoryError, a record that is not penchant's, before it is continued."""
     if (directory / WIRE).exists() or (directory / WIRE).is_symlink():
         with foreign_database(directory / WIRE, RunDirectoryError) as db:
             db.expect(_TABLES)

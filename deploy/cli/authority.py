@@ -73,8 +73,8 @@ def init(
         raise UsageError("--no-passphrase and a passphrase exclude each other; choose one")
     refuse_existing(directory)
     secret = None if no_passphrase else _new_passphrase(passphrase_file, passphrase)
-    office = AuthorityStore.init(directory, secret)
-    say(f"authority {office.digest.hex()}")
+    authority_store = AuthorityStore.init(directory, secret)
+    say(f"authority {authority_store.digest.hex()}")
     say(f"keep {directory} off the server, and a copy of it in a safe place")
     if no_passphrase:
         say("its key is in clear: whoever can read it, or a copy, can enrol anybody", error=True)
@@ -96,8 +96,8 @@ def change_passphrase(
     ] = "",
 ) -> None:
     """Give the authority's key another passphrase, or its first one."""
-    office = _opened(directory, passphrase, passphrase_file)
-    office.protect(_new_passphrase(new_passphrase_file, variable=""))
+    authority_store = _opened(directory, passphrase, passphrase_file)
+    authority_store.protect(_new_passphrase(new_passphrase_file, variable=""))
     say(f"the key in {directory} opens with the new passphrase; copies of the old file with the old one")
 
 
@@ -168,7 +168,7 @@ def attend(
     """Decide on the server's requests, one by one: files in, files out."""
     from penchant.deploy.fleet import authority_inbox
 
-    office = _opened(directory, passphrase, passphrase_file)
+    authority_store = _opened(directory, passphrase, passphrase_file)
     if yes:
         say(
             "everything is granted: whoever runs the server can enrol anybody and run anything",
@@ -177,7 +177,7 @@ def attend(
     with on_interrupt("what was decided is kept, and the same command asks about the rest"):
         said: set[str] = set()  # at the last look: what is left alone is said once
         while True:
-            lines = authority_inbox.attend(office, requests, answers, lambda m: yes or _granted(m))
+            lines = authority_inbox.attend(authority_store, requests, answers, lambda m: yes or _granted(m))
             for line in lines:
                 if line not in said:
                     say(one_line(line))

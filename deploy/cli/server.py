@@ -74,12 +74,14 @@ def up(
     from penchant.deploy.fleet import processes
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
-    site = ServerDirectory(directory)
+    server_directory = ServerDirectory(directory)
     if only:
-        processes.only(site, only)
+        processes.only(server_directory, only)
         return
     log_to_stderr()
-    processes.up(site, lambda: say(f"devices reach this server at {site.settings.gateway}"))
+    processes.up(
+        server_directory, lambda: say(f"devices reach this server at {server_directory.settings.gateway}")
+    )
 
 
 @command(app, formerly="enroll")
@@ -139,9 +141,9 @@ def renew(directory: Where) -> None:
     from penchant.deploy.fleet.certificates import days_left
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
-    site = ServerDirectory(directory)
-    site.renew()
-    say(f"good for {days_left(site.tls.gateway.certificate):.0f} days; now restart the server")
+    server_directory = ServerDirectory(directory)
+    server_directory.renew()
+    say(f"good for {days_left(server_directory.tls.gateway.certificate):.0f} days; now restart the server")
 
 
 @command(app)
@@ -169,17 +171,23 @@ def run(
     from penchant.deploy.fleet.processes import door
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
-    site, settings = ServerDirectory(directory), RunConfig.read(config)
-    refuse_second(site, door(site))
-    chosen = name or f"run-{len(site.runs()) + 1}"
+    server_directory, settings = ServerDirectory(directory), RunConfig.read(config)
+    refuse_second(server_directory, door(server_directory))
+    chosen = name or f"run-{len(server_directory.runs()) + 1}"
     start = None
     if begin_with:
         earlier, number = named_round(begin_with)
-        start = earlier_round(site.run(_chosen(site, earlier)), number, settings)
-    served_run.create(site.run(chosen), settings, site.authority, site.membership().encoded, start)
+        start = earlier_round(server_directory.run(_chosen(server_directory, earlier)), number, settings)
+    served_run.create(
+        server_directory.run(chosen),
+        settings,
+        server_directory.authority,
+        server_directory.membership().encoded,
+        start,
+    )
     say(f"run {chosen}")
-    _ask_for_signature(site, chosen, days)
-    _play(site, chosen, detach)
+    _ask_for_signature(server_directory, chosen, days)
+    _play(server_directory, chosen, detach)
 
 
 @command(app)
@@ -189,14 +197,14 @@ def resume(directory: Where, run: RunName = "", detach: Detach = False) -> None:
     from penchant.deploy.fleet.processes import door
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
-    site = ServerDirectory(directory)
-    chosen = _chosen(site, run)
-    if is_done(site.run(chosen)):
+    server_directory = ServerDirectory(directory)
+    chosen = _chosen(server_directory, run)
+    if is_done(server_directory.run(chosen)):
         say(f"run {chosen} is finished")
         return
-    refuse_second(site, door(site))
-    _ask_for_signature(site, chosen)
-    _play(site, chosen, detach)
+    refuse_second(server_directory, door(server_directory))
+    _ask_for_signature(server_directory, chosen)
+    _play(server_directory, chosen, detach)
 
 
 @command(app)
@@ -210,12 +218,12 @@ def status(directory: Where, run: RunName = "", as_json: AsJson = False) -> None
         facts: RunSummary | None = run_facts(directory)
         state: dict[str, Any] = {}
     else:
-        site = ServerDirectory(directory)
-        state = state_of(site)
-        chosen = _chosen(site, run) if site.runs() or run else ""
-        facts = run_facts(site.run(chosen)) if chosen else None
+        server_directory = ServerDirectory(directory)
+        state = state_of(server_directory)
+        chosen = _chosen(server_directory, run) if server_directory.runs() or run else ""
+        facts = run_facts(server_directory.run(chosen)) if chosen else None
     if as_json:
-        table = facts.table() | {"run": facts.place.name} if facts else {}
+        table = facts.table() | {"run": facts.location.name} if facts else {}
         say_json(state | table)
         return
     if state:
@@ -234,16 +242,16 @@ def export(
     from penchant.deploy.fleet import served_run
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
-    site = ServerDirectory(directory)
-    say(f"round {served_run.export(site.run(_chosen(site, run)), out)}: {out}")
+    server_directory = ServerDirectory(directory)
+    say(f"round {served_run.export(server_directory.run(_chosen(server_directory, run)), out)}: {out}")
 
 
 # --- inner parts --------------------------------------------------------------------------------------
 
 
-def _chosen(site: ServerDirectory, name: str) -> str:
+def _chosen(server_directory: ServerDirectory, name: str) -> str:
     """The run that is meant. UsageError when there is none."""
-    runs = site.runs()
+    runs = server_directory.runs()
     if name and name not in runs:
         raise UsageError(f"there is no run {name!r}; there are: {', '.join(runs) or 'none'}")
     if not runs:
@@ -251,35 +259,35 @@ def _chosen(site: ServerDirectory, name: str) -> str:
     return name or runs[-1]
 
 
-def _ask_for_signature(site: ServerDirectory, name: str, days: int = 30) -> None:
+def _ask_for_signature(server_directory: ServerDirectory, name: str, days: int = 30) -> None:
     """Have the authority asked to sign what the run may ask, unless it has, and say what is to be done."""
     from penchant.deploy.fleet import run_signature
 
-    asked = run_signature.ask(site, name, days)
+    asked = run_signature.ask(server_directory, name, days)
     if asked is None:
         return
     say(f"run {name} waits for the authority's signature: {asked}")
     say(
-        f"  at the authority: penchant authority attend DIR --requests {site.requests} "
-        f"--answers {site.answers}"
+        f"  at the authority: penchant authority attend DIR --requests {server_directory.requests} "
+        f"--answers {server_directory.answers}"
     )
 
 
-def _play(site: ServerDirectory, name: str, detach: bool) -> None:
+def _play(server_directory: ServerDirectory, name: str, detach: bool) -> None:
     """Start a run at the SuperLink, and watch it unless detached."""
     from penchant.deploy.fleet import served_run
     from penchant.deploy.fleet.follow import watch
     from penchant.deploy.fleet.processes import door
 
-    flower = served_run.start(site.run(name), door(site))
+    flower = served_run.start(server_directory.run(name), door(server_directory))
     say(f"Flower run {flower}")
     if detach:
         return
     with on_interrupt(
-        f"run {name} goes on; `penchant server status {site.directory}` shows how far it is, and the console "
-        "can stop it"
+        f"run {name} goes on; `penchant server status {server_directory.path}` shows how far it is, "
+        "and the console can stop it"
     ):
-        watch(site.run(name), door(site), flower, say)
+        watch(server_directory.run(name), door(server_directory), flower, say)
 
 
 def _print_enrolments(directory: Path, as_json: bool) -> None:

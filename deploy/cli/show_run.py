@@ -14,7 +14,7 @@ from penchant.common import wording
 from penchant.common.printable import one_line
 from penchant.deploy import run_directory
 from penchant.deploy.cli.drawing import Drawing
-from penchant.deploy.fleet.run_activity import work_of
+from penchant.deploy.fleet.run_activity import activity_of
 from penchant.server.monitoring import labels
 from penchant.server.monitoring.run_history import (
     Activity,
@@ -24,7 +24,7 @@ from penchant.server.monitoring.run_history import (
     RunLocation,
     RunSummary,
     Stage,
-    facts_of,
+    summary_of,
 )
 from penchant.server.privacy_figures import FACT, PrivacyFigures
 
@@ -39,9 +39,9 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 def run_facts(directory: Path) -> RunSummary:
     """The facts of a run's directory, a simulation's or a served run's."""
     kind: Kind = "served" if run_directory.is_served(directory) else "simulation"
-    place = RunLocation(directory.name, one_line(directory.absolute().name), directory, kind)
-    work = work_of(directory) if kind == "served" else Activity(running=run_directory.busy(directory))
-    return facts_of(place, work)
+    location = RunLocation(directory.name, one_line(directory.absolute().name), directory, kind)
+    activity = activity_of(directory) if kind == "served" else Activity(running=run_directory.busy(directory))
+    return summary_of(location, activity)
 
 
 def show_run(run: RunSummary, console: Drawing | None = None) -> None:
@@ -52,7 +52,7 @@ def show_run(run: RunSummary, console: Drawing | None = None) -> None:
         return
     console.print(_figures(run))
     if run.open is not None:
-        stages = JournalReader(run.place.directory).stages(run.open.round, run.open.attempt)
+        stages = JournalReader(run.location.directory).stages(run.open.round, run.open.attempt)
         console.print(Text(f"round {run.open.round}, attempt {run.open.attempt}: {_stages(stages)}"))
     if run.attempts:
         console.print(_attempts(run.attempts))
@@ -63,7 +63,7 @@ def show_run(run: RunSummary, console: Drawing | None = None) -> None:
 
 def _heading(run: RunSummary) -> RenderableType:
     colour = _COLOURS.get(run.state, "white")
-    line = Text.assemble((one_line(run.place.name), "bold"), "  ", (labels.state(run.state), colour))
+    line = Text.assemble((one_line(run.location.name), "bold"), "  ", (labels.state(run.state), colour))
     if run.total:
         line.append(f"  {run.settled} of {run.total} rounds")
     if run.remaining is not None:
@@ -81,7 +81,7 @@ def _figures(run: RunSummary) -> Table:
     rows: list[tuple[str, str]] = [
         ("fleet accuracy", wording.percent(run.accuracy)),
         ("training loss", wording.decimals(run.loss)),
-        ("devices met", str(JournalReader(run.place.directory).count_devices())),
+        ("devices met", str(JournalReader(run.location.directory).count_devices())),
         ("lost in ten rounds", f"{wording.percent(lost)}: {labels.lost(run.dropped)}" if lost else "nobody"),
         ("secure aggregation", "on" if run.config and run.config.privacy.secagg else "OFF"),
         ("privacy", _privacy(run)),

@@ -114,8 +114,8 @@ class FleetOnThisMachine:
         return MemberListStatus(members, frozenset(listed.revoked), listed.number, float(listed.expires))
 
     def _membership(self) -> Membership:
-        site = ServerDirectory(self.directory)
-        return Membership(site.authority).know((site.directory / MEMBERS).read_bytes())
+        server_directory = ServerDirectory(self.directory)
+        return Membership(server_directory.authority).know((server_directory.path / MEMBERS).read_bytes())
 
     # --- invitations ---------------------------------------------------------------------------------
 

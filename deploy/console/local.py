@@ -32,7 +32,7 @@ from penchant.deploy.console.fleet import FleetOnThisMachine
 from penchant.deploy.console.releases import ReleasesOnThisMachine
 from penchant.deploy.datasets import dataset_names
 from penchant.deploy.error_report import AS_JSON, ErrorReport
-from penchant.deploy.fleet.run_activity import LOG, work_of
+from penchant.deploy.fleet.run_activity import LOG, activity_of
 from penchant.deploy.fleet.server_directory import SETTINGS
 from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.operations import fleet_recipe
@@ -71,23 +71,27 @@ class OperationsOnThisMachine:
 
     # --- what is there -------------------------------------------------------------------------------
 
-    def places(self) -> list[RunLocation]:
+    def locations(self) -> list[RunLocation]:
         """All runs at, or right below, a root and the fleets' servers there."""
         found: dict[Path, RunLocation] = {}
         for root in self._roots:
             for directory in _runs_in(root):
-                found.setdefault(directory, _place(directory))
+                found.setdefault(directory, _location(directory))
         return list(found.values())
 
     def fleets(self) -> list[RunLocation]:
         """The fleets' servers at, or right below, a root."""
-        found = [site for root in self._roots for site in _sites_in(root)]
-        return [_place(site, "fleet") for site in dict.fromkeys(found)]
+        found = [server for root in self._roots for server in _servers_in(root)]
+        return [_location(server, "fleet") for server in dict.fromkeys(found)]
 
-    def fleet_of(self, place: RunLocation) -> RunLocation | None:
+    def fleet_of(self, location: RunLocation) -> RunLocation | None:
         """The server whose directory a served run lies in."""
-        site = place.directory.parent.parent
-        return _place(site, "fleet") if place.kind == "served" and (site / SETTINGS).is_file() else None
+        server = location.directory.parent.parent
+        return (
+            _location(server, "fleet")
+            if location.kind == "served" and (server / SETTINGS).is_file()
+            else None
+        )
 
     def fleet(self, fleet: RunLocation | None) -> FleetOnThisMachine:
         """The server of a fleet. ConsoleError where there is none."""
@@ -98,37 +102,39 @@ class OperationsOnThisMachine:
         with self._lock:
             return self._servers.setdefault(fleet.directory, FleetOnThisMachine(fleet, self._store, PROGRAM))
 
-    def releases(self, place: RunLocation) -> ReleasesOnThisMachine:
+    def releases(self, location: RunLocation) -> ReleasesOnThisMachine:
         """The releases of a run."""
-        return ReleasesOnThisMachine(place, self._store.directory)
+        return ReleasesOnThisMachine(location, self._store.directory)
 
-    def work(self, places: Sequence[RunLocation]) -> dict[str, Activity]:
+    def activity(self, locations: Sequence[RunLocation]) -> dict[str, Activity]:
         """Whether a process works on each run: one of ours, or another that holds its lock."""
         held, jobs = run_directory.held_locks(), self._store.jobs()
-        return {place.id: self._work(place, jobs.get(place.id), held) for place in places}
+        return {location.id: self._activity(location, jobs.get(location.id), held) for location in locations}
 
-    def _work(self, place: RunLocation, job: dict[str, Any] | None, held: set[tuple[int, int]]) -> Activity:
-        if place.kind == "served":
-            work = work_of(place.directory, held)
-            return replace(work, ours=work.running and self.fleet_of(place) is not None)
-        if job is not None and self._alive(place.id, job):
+    def _activity(
+        self, location: RunLocation, job: dict[str, Any] | None, held: set[tuple[int, int]]
+    ) -> Activity:
+        if location.kind == "served":
+            activity = activity_of(location.directory, held)
+            return replace(activity, ours=activity.running and self.fleet_of(location) is not None)
+        if job is not None and self._alive(location.id, job):
             return Activity(running=not job.get("stopping"), ours=True)
-        if run_directory.busy(place.directory, held):
+        if run_directory.busy(location.directory, held):
             return Activity(running=True)
         if job is None or job.get("stopping"):
             return Activity()
-        return Activity(why=self._last_words(place))
+        return Activity(why=self._last_words(location))
 
-    def _last_words(self, place: RunLocation) -> str:
+    def _last_words(self, location: RunLocation) -> str:
         """The error that a child of ours ended with; nothing if it ended well."""
-        if (place.directory / run_directory.RESULT).is_file():
+        if (location.directory / run_directory.RESULT).is_file():
             return ""
-        report = ErrorReport.last_in("\n".join(self._lines(place)[-20:]))
+        report = ErrorReport.last_in("\n".join(self._lines(location)[-20:]))
         return report.message if report else "it ended without a word; see its log"
 
-    def _alive(self, place: str, job: Mapping[str, Any]) -> bool:
+    def _alive(self, location: str, job: Mapping[str, Any]) -> bool:
         with self._lock:
-            child = self._children.get(place)
+            child = self._children.get(location)
             if child is not None and child.pid == job["pid"]:
                 return child.poll() is None
         return bool(process_table.began(job["pid"]) == job["began"])  # a console before this one started it
@@ -202,13 +208,13 @@ class OperationsOnThisMachine:
         if directory.exists():
             raise ConfigError(f"there is a run {name} already; choose another name")
         if fleet is not None:
-            place = _place(directory, "served")
-            self.fleet(fleet).start(name, config, lambda said: self._note_log(place, said))
-            return place
+            location = _location(directory, "served")
+            self.fleet(fleet).start(name, config, lambda said: self._note_log(location, said))
+            return location
         run_directory.create(directory, config)
-        place = _place(directory)
-        self._spawn(place)
-        return place
+        location = _location(directory)
+        self._spawn(location)
+        return location
 
     def _nursery(self) -> Path:
         """The folder that takes new runs."""
@@ -217,92 +223,94 @@ class OperationsOnThisMachine:
                 return root
         raise ConfigError("this console shows single runs only; start it with a folder to put new ones into")
 
-    def resume(self, place: RunLocation) -> None:
+    def resume(self, location: RunLocation) -> None:
         """Go on with a run."""
         with self._turn:  # two operators at once: the second one is refused
-            self._refuse_busy(place)
-            if place.kind != "served":
-                self._spawn(place)
+            self._refuse_busy(location)
+            if location.kind != "served":
+                self._spawn(location)
                 return
-            server = self.fleet(self.fleet_of(place))
-            server.resume(place.directory.name, lambda said: self._note_log(place, said))
+            server = self.fleet(self.fleet_of(location))
+            server.resume(location.directory.name, lambda said: self._note_log(location, said))
 
-    def _spawn(self, place: RunLocation) -> None:
-        with self._lock, self._log_of(place).open("ab") as log:
+    def _spawn(self, location: RunLocation) -> None:
+        with self._lock, self._log_of(location).open("ab") as log:
             child = subprocess.Popen(
-                [*PROGRAM, "simulate", "--resume", str(place.directory)],
+                [*PROGRAM, "simulate", "--resume", str(location.directory)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C stops the console, not the run
                 env=os.environ | AS_JSON | {"PYTHONUNBUFFERED": "1", "COLUMNS": "120", "NO_COLOR": "1"},
             )
-            self._children[place.id] = child
-            self._store.keep_job(place.id, {"pid": child.pid, "began": process_table.began(child.pid)})
+            self._children[location.id] = child
+            self._store.keep_job(location.id, {"pid": child.pid, "began": process_table.began(child.pid)})
 
-    def stop(self, place: RunLocation) -> None:
+    def stop(self, location: RunLocation) -> None:
         """Stop a run: with SIGTERM, and SIGKILL for what is still there ten seconds later."""
-        if place.kind == "served":
-            self.fleet(self.fleet_of(place)).stop(place.directory.name)
-            self._wait_for_the_end(place)
+        if location.kind == "served":
+            self.fleet(self.fleet_of(location)).stop(location.directory.name)
+            self._wait_for_the_end(location)
             return
-        job = self._store.jobs().get(place.id)
-        if job is None or not self._alive(place.id, job):
-            raise ConsoleError(f"nothing that this console started is running {place.name}")
-        self._store.keep_job(place.id, job | {"stopping": True})
+        job = self._store.jobs().get(location.id)
+        if job is None or not self._alive(location.id, job):
+            raise ConsoleError(f"nothing that this console started is running {location.name}")
+        self._store.keep_job(location.id, job | {"stopping": True})
         end = time.monotonic() + STOP_SECONDS
         with suppress(ProcessLookupError):
             os.killpg(job["pid"], signal.SIGTERM)
-        while self._alive(place.id, job) or run_directory.busy(place.directory):
+        while self._alive(location.id, job) or run_directory.busy(location.directory):
             if time.monotonic() > end:
                 with suppress(ProcessLookupError):
                     os.killpg(job["pid"], signal.SIGKILL)
             time.sleep(0.05)
 
-    def _wait_for_the_end(self, place: RunLocation) -> None:
+    def _wait_for_the_end(self, location: RunLocation) -> None:
         end = time.monotonic() + STOP_SECONDS
-        while run_directory.busy(place.directory):
+        while run_directory.busy(location.directory):
             if time.monotonic() > end:
-                raise ConsoleError(f"Flower was asked to stop {place.name}, and has not yet; look again soon")
+                raise ConsoleError(
+                    f"Flower was asked to stop {location.name}, and has not yet; look again soon"
+                )
             time.sleep(0.1)
 
-    def delete(self, place: RunLocation) -> None:
+    def delete(self, location: RunLocation) -> None:
         """Remove a run's directory: out of sight at once, then file by file."""
-        self._refuse_busy(place)
-        if place.directory.is_symlink():
-            raise ConsoleError(f"{place.directory} is a link; delete what it points to by hand")
-        doomed = place.directory.with_name(f".deleted-{place.id}")
+        self._refuse_busy(location)
+        if location.directory.is_symlink():
+            raise ConsoleError(f"{location.directory} is a link; delete what it points to by hand")
+        doomed = location.directory.with_name(f".deleted-{location.id}")
         try:
-            with run_directory.claim(place.directory):
-                place.directory.rename(doomed)  # at once: half a run is never to be seen
+            with run_directory.claim(location.directory):
+                location.directory.rename(doomed)  # at once: half a run is never to be seen
             shutil.rmtree(doomed)
         except OSError as error:
-            raise ConsoleError(f"can't delete {place.directory}: {error.strerror}") from None
-        self._store.keep_job(place.id, None)
-        self._log_of(place).unlink(missing_ok=True)
+            raise ConsoleError(f"can't delete {location.directory}: {error.strerror}") from None
+        self._store.keep_job(location.id, None)
+        self._log_of(location).unlink(missing_ok=True)
 
-    def _refuse_busy(self, place: RunLocation) -> None:
-        if self.work([place])[place.id].running:
-            raise RunDirectoryError(f"something is running {place.name}; stop it first")
+    def _refuse_busy(self, location: RunLocation) -> None:
+        if self.activity([location])[location.id].running:
+            raise RunDirectoryError(f"something is running {location.name}; stop it first")
 
     # --- logs ----------------------------------------------------------------------------------------
 
-    def log(self, place: RunLocation, lines: int) -> list[str]:
+    def log(self, location: RunLocation, lines: int) -> list[str]:
         """The last lines that a run wrote: of a served run its server's, and Flower's answers to us."""
-        return [_readable(line) for line in self._lines(place)[-lines:]]
+        return [_readable(line) for line in self._lines(location)[-lines:]]
 
-    def _lines(self, place: RunLocation) -> list[str]:
-        paths = [self._log_of(place)]
-        if place.kind == "served":
-            paths.append(place.directory / LOG)
+    def _lines(self, location: RunLocation) -> list[str]:
+        paths = [self._log_of(location)]
+        if location.kind == "served":
+            paths.append(location.directory / LOG)
         return [line for path in paths for line in _tail(path)]
 
-    def _note_log(self, place: RunLocation, said: str) -> None:
-        with self._log_of(place).open("a", encoding="utf-8") as log:
+    def _note_log(self, location: RunLocation, said: str) -> None:
+        with self._log_of(location).open("a", encoding="utf-8") as log:
             log.write(said)
 
-    def _log_of(self, place: RunLocation) -> Path:
-        return self._logs / f"{place.id}.log"
+    def _log_of(self, location: RunLocation) -> Path:
+        return self._logs / f"{location.id}.log"
 
 
 # --- inner parts --------------------------------------------------------------------------------------
@@ -314,7 +322,7 @@ def refuse_strangers(roots: Sequence[Path]) -> None:
     for root in roots:
         if not root.is_dir():
             raise UsageError(f"{root} is not a directory; {wanted}")
-        if _inside(root) and not _runs_in(root) and not _sites_in(root):
+        if _inside(root) and not _runs_in(root) and not _servers_in(root):
             raise UsageError(f"{root} holds other things and no run; {wanted}")
 
 
@@ -322,11 +330,11 @@ def _runs_in(root: Path) -> list[Path]:
     """Run directories at, or right below, a root."""
     if (root / run_directory.CONFIG).is_file():
         return [root]
-    folders = [root, *(site / "runs" for site in _sites_in(root))]
+    folders = [root, *(server / "runs" for server in _servers_in(root))]
     return [path for folder in folders for path in _inside(folder) if (path / run_directory.CONFIG).is_file()]
 
 
-def _sites_in(root: Path) -> list[Path]:
+def _servers_in(root: Path) -> list[Path]:
     """Directories of fleets' servers at, or right below, a root."""
     if (root / SETTINGS).is_file():
         return [root]
@@ -361,7 +369,7 @@ def _readable(line: str) -> str:
     return report.message if report else line
 
 
-def _place(directory: Path, kind: Kind | None = None) -> RunLocation:
+def _location(directory: Path, kind: Kind | None = None) -> RunLocation:
     name = directory.name
     short = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "run"
     own = hashlib.sha256(str(directory).encode("utf-8", "surrogateescape")).hexdigest()[:8]

@@ -22,31 +22,31 @@ EXPORT_SECONDS = 300.0
 class ReleasesOnThisMachine:
     """The `ReleaseOperations` of one run. A checkpoint counts only if it is what the journal wrote."""
 
-    def __init__(self, place: RunLocation, scratch: Path) -> None:
+    def __init__(self, location: RunLocation, scratch: Path) -> None:
         """`scratch` is a folder in which files may lie for as long as a call lasts."""
-        self._place = place
+        self._location = location
         self._scratch = scratch
 
     def promoted(self) -> list[Release]:
         """Promoted versions, the latest first."""
-        return releases.releases(self._place.directory)
+        return releases.releases(self._location.directory)
 
     def promote(self, round: int, by: str) -> Release:
         """Make a round's shared adapter the current release."""
-        return releases.promote(self._place.directory, round, self._checked(round), by)
+        return releases.promote(self._location.directory, round, self._checked(round), by)
 
     def roll_back(self, number: int, by: str) -> Release:
         """Make an earlier release the current one again. Its checkpoint must still be what it was."""
         found = next((r for r in self.promoted() if r.number == number), None)
         if found is not None and self._checked(found.round) != found.digest:
             raise ConsoleError(f"round {found.round} has another checkpoint now than release {number} had")
-        return releases.roll_back(self._place.directory, number, by)
+        return releases.roll_back(self._location.directory, number, by)
 
     def export(self, round: int) -> bytes:
         """A ZIP file with a round's shared adapter, made in a process of its own: torch is not the console's
         to load."""
         self._checked(round)
-        name = f"export-{self._place.id}-{round}-{os.getpid()}-{threading.get_ident()}.zip"
+        name = f"export-{self._location.id}-{round}-{os.getpid()}-{threading.get_ident()}.zip"
         out = self._scratch / name
         try:
             self._write(round, out)
@@ -58,7 +58,7 @@ class ReleasesOnThisMachine:
         words = [sys.executable, "-P", "-m", "penchant.deploy.fleet.release_files"]
         try:
             done = subprocess.run(
-                [*words, str(self._place.directory), str(round), str(out)],
+                [*words, str(self._location.directory), str(round), str(out)],
                 capture_output=True,
                 text=True,
                 timeout=EXPORT_SECONDS,
@@ -74,7 +74,7 @@ class ReleasesOnThisMachine:
 
     def _checked(self, round: int) -> str:
         """The digest of a round's checkpoint, which is what the journal wrote. ConsoleError otherwise."""
-        reader = JournalReader(self._place.directory)
+        reader = JournalReader(self._location.directory)
         for attempt in reader.attempts():
             if attempt.round == round and attempt.digest is not None:
                 try:

@@ -45,7 +45,7 @@ PEOPLE = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ScoredPrompt:
     """A prompt, its responses, and a score of each by each reward model."""
 
     prompt: str
@@ -56,7 +56,7 @@ class Question:
 def prepare(path: Path | None, sizes: Sizes, seed: int, bad_rows: BadRows, clients: int | None) -> Prepared:
     """As many people as asked for (100 unless told otherwise); more of them change nobody."""
     log = RowLog(bad_rows)
-    questions: dict[str, Question] = {}
+    questions: dict[str, ScoredPrompt] = {}
     for where, row in SOURCE.rows(path, log):
         try:
             question = parse(row)
@@ -80,7 +80,7 @@ def prepare(path: Path | None, sizes: Sizes, seed: int, bad_rows: BadRows, clien
     return Prepared("personalllm", people, shortfalls, caveats, report)
 
 
-def parse(row: dict[str, Any]) -> Question:
+def parse(row: dict[str, Any]) -> ScoredPrompt:
     """A row.
 
     Raises:
@@ -89,7 +89,7 @@ def parse(row: dict[str, Any]) -> Question:
     prompt = text_in(row, "prompt")
     if not prompt.strip():
         raise DataError("'prompt' is empty")
-    return Question(
+    return ScoredPrompt(
         prompt + "\n",  # the response goes right behind it
         tuple(text_in(row, response) for response in RESPONSES),
         tuple(
@@ -98,13 +98,13 @@ def parse(row: dict[str, Any]) -> Question:
     )
 
 
-def standardise(questions: Sequence[Question]) -> list[Question]:
+def standardise(questions: Sequence[ScoredPrompt]) -> list[ScoredPrompt]:
     """Every reward model's scores with mean 0 and standard deviation 1 over all responses."""
     columns = list(zip(*(score for question in questions for score in question.scores), strict=True))
     centres = [fmean(column) for column in columns]
     spreads = [pstdev(column) or 1.0 for column in columns]
     return [
-        Question(
+        ScoredPrompt(
             question.prompt,
             question.responses,
             tuple(
@@ -124,7 +124,7 @@ def dirichlet(size: int, rng: random.Random) -> list[float]:
 
 
 def _meet(
-    questions: Sequence[Question],
+    questions: Sequence[ScoredPrompt],
     parts: SplitParts,
     weights: Sequence[float],
     sizes: Sizes,
@@ -141,7 +141,7 @@ def _meet(
     return met
 
 
-def _preference(question: Question, weights: Sequence[float], rng: random.Random) -> list[Preference]:
+def _preference(question: ScoredPrompt, weights: Sequence[float], rng: random.Random) -> list[Preference]:
     """Between two responses drawn: one preference, or none if they tie or are the same."""
     ratings = [sum(w * s for w, s in zip(weights, score, strict=True)) for score in question.scores]
     better, worse = sorted(rng.sample(range(len(ratings)), 2), key=lambda index: -ratings[index])

@@ -67,7 +67,7 @@ def text_in(row: dict[str, Any], column: str) -> str:
     """A column's text.
 
     Raises:
-        DataError: it is missing or no text.
+        DataError: it is missing, or not text.
     """
     value = row.get(column)
     if not isinstance(value, str):
@@ -79,7 +79,7 @@ def number_in(row: dict[str, Any], column: str) -> float:
     """A column's number.
 
     Raises:
-        DataError: it is missing, no number, or not finite.
+        DataError: it is missing, not a number, or not finite.
     """
     value = row.get(column)
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -89,10 +89,10 @@ class AuthorityStore:
         refuse_existing(directory)
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         Authority.create().save(directory / KEY, passphrase, cost)
-        office = cls(directory, passphrase, cost=cost)
-        (directory / PUBLIC).write_bytes(office.authority.public_key)
-        office.publish(now=now)
-        return office
+        authority_store = cls(directory, passphrase, cost=cost)
+        (directory / PUBLIC).write_bytes(authority_store.authority.public_key)
+        authority_store.publish(now=now)
+        return authority_store
 
     def protect(self, passphrase: str, *, cost: Cost = RECOMMENDED) -> None:
         """Keep the key under another passphrase, or its first. UsageError for a weak one."""

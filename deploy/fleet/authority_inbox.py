@@ -49,7 +49,12 @@ Decision = Callable[[PendingDecision], bool]
 
 
 def attend(
-    office: AuthorityStore, requests: Path, answers: Path, decide: Decision, *, now: float | None = None
+    authority_store: AuthorityStore,
+    requests: Path,
+    answers: Path,
+    decide: Decision,
+    *,
+    now: float | None = None,
 ) -> list[str]:
     """Decide on every new file of `requests`; -> what was done, a line each.
 
@@ -60,7 +65,7 @@ def attend(
     write to.
     """
     done: list[str] = []
-    before = MemberList.decode(office.latest()).number
+    before = MemberList.decode(authority_store.latest()).number
     with opened(requests) as inbox, opened(answers, writes=True) as outbox:
         for pattern, handle, most in _KINDS:
             odd = inbox.odd(pattern)
@@ -69,14 +74,14 @@ def attend(
                 if _is_settled(outbox, name):
                     continue
                 try:
-                    handle(office, name, inbox.read(name, most), outbox, decide, done)
+                    handle(authority_store, name, inbox.read(name, most), outbox, decide, done)
                 except ProtocolError as error:  # the next file's turn all the same
                     outbox.write(name + REJECTED, one_line(str(error)).encode())
                     done.append(f"{name} is refused: {error}")
         moment = time.time() if now is None else now
-        latest = MemberList.decode(office.latest())
+        latest = MemberList.decode(authority_store.latest())
         if latest.expires - moment < AHEAD:
-            latest = MemberList.decode(office.publish())
+            latest = MemberList.decode(authority_store.publish())
             done.append(f"published list {latest.number}: the last one was about to end")
         if latest.number != before:
             outbox.write(MEMBERS, latest.encode())
@@ -91,26 +96,36 @@ def _is_settled(outbox: SharedFolder, name: str) -> bool:
 
 
 def _enrol(
-    office: AuthorityStore, name: str, data: bytes, outbox: SharedFolder, decide: Decision, done: list[str]
+    authority_store: AuthorityStore,
+    name: str,
+    data: bytes,
+    outbox: SharedFolder,
+    decide: Decision,
+    done: list[str],
 ) -> None:
     asked = Asked.decode(data)
-    if office.knows(asked.request.public_key) is None and not decide(
+    if authority_store.knows(asked.request.public_key) is None and not decide(
         PendingDecision("enrol", asked.request.fingerprint, asked.name)
     ):
         return
-    given = office.issue(asked.request, asked.name)
+    given = authority_store.issue(asked.request, asked.name)
     outbox.write(f"{name.rpartition('.')[0]}.answer", given.encode())
     done.append(f"member {given.certificate.member}: {asked.name or asked.request.fingerprint}")
 
 
 def _revoke(
-    office: AuthorityStore, name: str, data: bytes, outbox: SharedFolder, decide: Decision, done: list[str]
+    authority_store: AuthorityStore,
+    name: str,
+    data: bytes,
+    outbox: SharedFolder,
+    decide: Decision,
+    done: list[str],
 ) -> None:
     member, why = revocation_of(data)
-    if any(m.number == member and m.revoked is None for m in office.members()) and decide(
+    if any(m.number == member and m.revoked is None for m in authority_store.members()) and decide(
         PendingDecision("revoke", str(member), why)
     ):
-        office.revoke(member, why)
+        authority_store.revoke(member, why)
         done.append(f"member {member} is revoked")
 
 
@@ -124,7 +139,12 @@ def revocation_of(data: bytes) -> tuple[int, str]:
 
 
 def _sign(
-    office: AuthorityStore, name: str, data: bytes, outbox: SharedFolder, decide: Decision, done: list[str]
+    authority_store: AuthorityStore,
+    name: str,
+    data: bytes,
+    outbox: SharedFolder,
+    decide: Decision,
+    done: list[str],
 ) -> None:
     """Sign a run's manifest, or say that it is not signed: the server learns either."""
     stem = name.rpartition(".")[0]
@@ -133,11 +153,11 @@ def _sign(
         run = asked.manifest.run
         if stem != f"run-{run.hex()}":
             raise AgreementError("the file is named after another run")
-        if not office.has_signed(run) and not decide(_run_decision(office, asked)):
+        if not authority_store.has_signed(run) and not decide(_run_decision(authority_store, asked)):
             outbox.write(f"{stem}.declined", b"the authority declined")
             done.append(f"run {asked.name or run.hex()} is declined")
             return
-        given = office.sign_run(asked)
+        given = authority_store.sign_run(asked)
     except AgreementError as error:
         outbox.write(f"{stem}.declined", one_line(str(error)).encode())
         done.append(f"{name} is refused: {error}")
@@ -146,8 +166,8 @@ def _sign(
     done.append(f"run {asked.name or run.hex()} is signed, until {shown_day(asked.manifest.last_day)}")
 
 
-def _run_decision(office: AuthorityStore, asked: RunRequest) -> PendingDecision:
-    others = office.signed_since(int(time.time()) - 30 * DAY)
+def _run_decision(authority_store: AuthorityStore, asked: RunRequest) -> PendingDecision:
+    others = authority_store.signed_since(int(time.time()) - 30 * DAY)
     more = f"{others} other runs were signed in the last 30 days: each sum more tells more about each person"
     lines = asked.manifest.lines()
     return PendingDecision("run", asked.manifest.run.hex(), asked.name, (*lines, more) if others else lines)

@@ -99,11 +99,11 @@ class IssuedToken:
 
 
 class EnrolmentRegistry:
-    """The desk of one server."""
+    """The registry of one server."""
 
-    def __init__(self, site: ServerDirectory) -> None:
-        self.site = site
-        self._path = site.directory / DATABASE
+    def __init__(self, server_directory: ServerDirectory) -> None:
+        self.server_directory = server_directory
+        self._path = server_directory.path / DATABASE
         self._list: tuple[object, Membership] | None = None  # (what the file was, the member list in it)
         self._taken: dict[str, bytes] = {}  # answers taken over that can't be removed
         self._left: set[str] = set()  # bad ones that can't be put aside: they are said once
@@ -153,7 +153,9 @@ class EnrolmentRegistry:
         ).fetchone()
         if row is None:
             raise TokenError("this server handed out no such token")
-        terms = Terms(str(row[1]), self.site.ca_digest, self.site.authority_digest, int(row[2]))
+        terms = Terms(
+            str(row[1]), self.server_directory.ca_digest, self.server_directory.authority_digest, int(row[2])
+        )
         check_signature(terms, request)
         return str(row[0]), int(row[2])
 
@@ -172,7 +174,7 @@ class EnrolmentRegistry:
             raise EnrolmentError(
                 "a key of this device is enrolled already; a device joins again with new keys"
             ) from None
-        with opened(self.site.requests, writes=True) as requests:
+        with opened(self.server_directory.requests, writes=True) as requests:
             requests.write(f"{token_name(request.token)}.request", Asked(name, request.asked).encode())
 
     def _reply(self, request: JoinRequest) -> JoinReply:
@@ -182,12 +184,12 @@ class EnrolmentRegistry:
             ).fetchone()
         if answer is None:
             return JoinReply(b"")
-        membership = self.site.membership()
+        membership = self.server_directory.membership()
         if not membership.holds(int(member)):
             raise EnrolmentError(f"member {member} is not in this fleet any more")
         if node is None:  # the SuperLink is not up: the device would not get in
             return JoinReply(b"")
-        given = Answer.decode(bytes(answer), self.site.authority_digest)
+        given = Answer.decode(bytes(answer), self.server_directory.authority_digest)
         return JoinReply(Answer(given.authority, given.certificate, membership.encoded).encode())
 
     # --- the authority answers -----------------------------------------------------------------------
@@ -197,7 +199,7 @@ class EnrolmentRegistry:
 
         What is not the authority's is put aside as NAME.refused, and said in the log.
         """
-        with opened(self.site.answers) as answers:
+        with opened(self.server_directory.answers) as answers:
             for pattern, take, most in (
                 ("*.answer", self._take_answer, ANSWER_MOST),
                 ("run-*.manifest", self._take_manifest, MAX_MANIFEST),
@@ -230,7 +232,7 @@ class EnrolmentRegistry:
             self._taken[name] = digest
 
     def _take_members(self, name: str, data: bytes) -> None:
-        self.site.take_members(data)
+        self.server_directory.take_members(data)
 
     def _take_rejected(self, name: str, data: bytes) -> None:
         """The authority could not read a request; it says why."""
@@ -238,7 +240,7 @@ class EnrolmentRegistry:
         self._remove_request(name.removesuffix(".rejected"))
 
     def _take_answer(self, name: str, data: bytes) -> None:
-        given = Answer.decode(data, self.site.authority_digest)
+        given = Answer.decode(data, self.server_directory.authority_digest)
         with self._record() as db:
             row = db.execute(
                 "SELECT token FROM enrolments WHERE identity = ?", (given.certificate.public_key,)
@@ -251,7 +253,7 @@ class EnrolmentRegistry:
                 (given.encode(), given.certificate.member, row[0]),
             )
         with suppress(OlderList):  # another answer, or the list itself, was quicker
-            self.site.take_members(given.members)
+            self.server_directory.take_members(given.members)
         self._remove_request(f"{token_name(bytes(row[0]))}.request")
 
     def _take_manifest(self, name: str, data: bytes) -> None:
@@ -263,13 +265,13 @@ class EnrolmentRegistry:
         self._remove_request(f"{name.removesuffix('.declined')}.manifest")
 
     def _run_of(self, name: str) -> Path:
-        directory = run_signature.run_of(self.site, name.rpartition(".")[0].removeprefix("run-"))
+        directory = run_signature.run_of(self.server_directory, name.rpartition(".")[0].removeprefix("run-"))
         if directory is None:
             raise EnrolmentError("it answers no run that asked for a signature here")
         return directory
 
     def _remove_request(self, name: str) -> None:
-        with opened(self.site.requests, writes=True) as requests:
+        with opened(self.server_directory.requests, writes=True) as requests:
             requests.remove(name)
 
     def settle(self, registrar: Registrar) -> None:
@@ -297,7 +299,7 @@ class EnrolmentRegistry:
                 return
             with self._record() as db:
                 db.execute("UPDATE enrolments SET node = ? WHERE token = ?", (found, token))
-        with opened(self.site.requests, writes=True) as requests:
+        with opened(self.server_directory.requests, writes=True) as requests:
             for name in requests.names("revoke-*.json"):
                 with suppress(ValueError):
                     if not membership.holds(int(name[len("revoke-") : -len(".json")])):
@@ -328,13 +330,16 @@ class EnrolmentRegistry:
 
     def _known(self) -> Membership:
         """The member list as it lies there, whatever its date."""
-        path = self.site.directory / MEMBERS
+        path = self.server_directory.path / MEMBERS
         try:
             found = path.stat()
             mark = (found.st_ino, found.st_mtime_ns, found.st_size)
             kept = self._list
             if kept is None or kept[0] != mark:
-                self._list = kept = (mark, Membership(self.site.authority).know(path.read_bytes()))
+                self._list = kept = (
+                    mark,
+                    Membership(self.server_directory.authority).know(path.read_bytes()),
+                )
         except OSError as error:
             raise JournalError(f"can't read {path}: {error.strerror}") from None
         return kept[1]
@@ -362,15 +367,15 @@ def request_revocation(directory: Path, member: int, why: str = "") -> Path:
 
     The server can't revoke: the authority's next list does. UsageError when there is no such member.
     """
-    site = ServerDirectory(directory)
-    if not site.membership().holds(member):
+    server_directory = ServerDirectory(directory)
+    if not server_directory.membership().holds(member):
         raise UsageError(f"there is no member {member} that could be revoked")
     if len(why) > 1000 or not is_printable(why):
         raise UsageError("the reason must be one line of at most 1000 printable characters")
     name = f"revoke-{member}.json"
-    with opened(site.requests, writes=True) as requests:
+    with opened(server_directory.requests, writes=True) as requests:
         requests.write(name, json.dumps({"member": member, "why": why}, ensure_ascii=False).encode())
-    return site.requests / name
+    return server_directory.requests / name
 
 
 # --- inner parts --------------------------------------------------------------------------------------
@@ -421,8 +426,13 @@ def hand_out(directory: Path, name: str, expires: float) -> JoinToken:
     now = time.time()
     if not now < expires <= now + LONGEST:
         raise UsageError("a token must expire within the next 90 days")
-    site = ServerDirectory(directory)
-    terms = Terms(site.settings.gateway, site.ca_digest, site.authority_digest, int(expires))
+    server_directory = ServerDirectory(directory)
+    terms = Terms(
+        server_directory.settings.gateway,
+        server_directory.ca_digest,
+        server_directory.authority_digest,
+        int(expires),
+    )
     token = JoinToken.create(terms)
-    EnrolmentRegistry(site).hand_out(token.public_key, terms, name, now=now)
+    EnrolmentRegistry(server_directory).hand_out(token.public_key, terms, name, now=now)
     return token

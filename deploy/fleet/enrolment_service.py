@@ -59,20 +59,24 @@ _CODES = {CodecError: 400, CertificateError: 400, TokenError: 403, EnrolmentErro
 
 
 def build_service(
-    site: ServerDirectory,
+    server_directory: ServerDirectory,
     registrar: Registrar,
     *,
     clock: Callable[[], float] = time.time,
     collect: bool = True,
 ) -> Starlette:
     """The enrolment service of a server; with `collect` it looks into `answers/` from time to time."""
-    desk, budget, turn = EnrolmentRegistry(site), Budget(site.settings.enrol_per_minute), asyncio.Lock()
+    registry, budget, turn = (
+        EnrolmentRegistry(server_directory),
+        Budget(server_directory.settings.enrol_per_minute),
+        asyncio.Lock(),
+    )
     if collect:
-        desk.recheck_nodes()
+        registry.recheck_nodes()
 
     async def ca(request: Request) -> Response:
         _spend(budget, request)
-        return Response(site.ca, media_type="application/x-pem-file")
+        return Response(server_directory.ca, media_type="application/x-pem-file")
 
     async def join(request: Request) -> Response:
         _spend(budget, request)
@@ -80,7 +84,7 @@ def build_service(
         asked = JoinRequest.decode(body)
         try:
             async with turn:  # one at a time: each is a few reads and writes
-                reply = await run_in_threadpool(desk.ask, asked, registrar, now=clock())
+                reply = await run_in_threadpool(registry.ask, asked, registrar, now=clock())
         except PenchantError as error:
             log.warning("token %s is refused: %s", token_name(asked.token), error)
             raise
@@ -92,14 +96,14 @@ def build_service(
         sent = request.headers.getlist
         headers = node_gate.KEY_HEADER, node_gate.TIME_HEADER, node_gate.SIGNATURE_HEADER
         proof = NodeProof(*(sent(name) for name in headers))
-        passes = await run_in_threadpool(node_gate.admits, proof, desk.knows_node, clock)
+        passes = await run_in_threadpool(node_gate.admits, proof, registry.knows_node, clock)
         return Response(status_code=204 if passes else 401)
 
     async def look() -> None:
         while True:
             try:
                 async with turn:
-                    await run_in_threadpool(desk.collect, registrar)
+                    await run_in_threadpool(registry.collect, registrar)
             except (PenchantError, OSError) as error:
                 log.warning("can't look for answers: %s", error)
             await asyncio.sleep(COLLECT_SECONDS)
@@ -124,14 +128,14 @@ def build_service(
     )
 
 
-def serve(site: ServerDirectory, registrar: Registrar) -> None:
-    """Serve on the site's socket until SIGTERM."""
+def serve(server_directory: ServerDirectory, registrar: Registrar) -> None:
+    """Serve on the server's socket until SIGTERM."""
     import uvicorn
 
     log_to_stderr()
     uvicorn.run(
-        build_service(site, registrar),
-        uds=str(site.enrol_socket),
+        build_service(server_directory, registrar),
+        uds=str(server_directory.enrol_socket),
         access_log=False,
         log_config=None,
         server_header=False,

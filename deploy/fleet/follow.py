@@ -26,7 +26,7 @@ def is_done(directory: Path) -> bool:
     return JournalReader(directory).settled() == _last(directory)
 
 
-def refuse_second(site: ServerDirectory, door: SuperLinkAddress) -> None:
+def refuse_second(server_directory: ServerDirectory, door: SuperLinkAddress) -> None:
     """Refuse, by a UsageError, while another run of this server is running or is about to.
 
     Devices take part in one run at a time.
@@ -35,8 +35,8 @@ def refuse_second(site: ServerDirectory, door: SuperLinkAddress) -> None:
     """
     with Control(door) as control:
         control.nodes()  # before anything is made for a run
-    for name in site.runs():
-        directory = site.run(name)
+    for name in server_directory.runs():
+        directory = server_directory.run(name)
         flower = run_activity.flower_run(directory)
         if flower is not None and not _is_over(directory) and _is_driven(directory, door, flower):
             raise UsageError(

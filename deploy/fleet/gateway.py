@@ -37,9 +37,9 @@ PUSHES = 8  # of one node at a time: as many as a SuperNode has threads for them
 MAX_NOTICE_MB = 1  # a notice of messages, whose content is pushed apart
 
 
-def configuration(site: ServerDirectory) -> str:
+def configuration(server_directory: ServerDirectory) -> str:
     """nginx's configuration for a server."""
-    settings, tls = site.settings, site.tls
+    settings, tls = server_directory.settings, server_directory.tls
     environment = Environment(
         loader=PackageLoader("penchant.deploy.fleet", "templates"),
         undefined=StrictUndefined,
@@ -49,19 +49,19 @@ def configuration(site: ServerDirectory) -> str:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
     return environment.get_template("nginx.conf.j2").render(
-        user=_user(site),
+        user=_user(server_directory),
         stream_module=stream_module(),
         files=files,
         raise_files=soft != resource.RLIM_INFINITY and soft < files,
-        front=_quoted(_front(site)),
-        folder=_quoted(site.directory / "gateway"),
-        log=_quoted(site.log("gateway")),
+        front=_quoted(_front(server_directory)),
+        folder=_quoted(server_directory.path / "gateway"),
+        log=_quoted(server_directory.log("gateway")),
         listen=f"{listen}:{settings.port}",
         certificate=_quoted(tls.gateway.certificate),
         key=_quoted(tls.gateway.key),
         loopback_ca=_quoted(tls.loopback_ca.certificate),
         superlink=settings.superlink,
-        enrol_socket=_quoted(site.enrol_socket),
+        enrol_socket=_quoted(server_directory.enrol_socket),
         fleet_paths=FLEET_PATHS,
         enrol_paths=PATHS,
         check_path=CHECK,
@@ -78,10 +78,10 @@ def configuration(site: ServerDirectory) -> str:
     )
 
 
-def write(site: ServerDirectory) -> Path:
+def write(server_directory: ServerDirectory) -> Path:
     """Write the configuration and have nginx test it; -> the file. GatewayError when nginx finds fault."""
-    path = site.directory / "gateway" / FILE
-    path.write_text(configuration(site), encoding="utf-8")
+    path = server_directory.path / "gateway" / FILE
+    path.write_text(configuration(server_directory), encoding="utf-8")
     check(path)
     return path
 
@@ -95,12 +95,19 @@ def check(path: Path) -> None:
         raise GatewayError(f"nginx does not take {path}: {' '.join((said or done.stderr).split())[:400]}")
 
 
-def command(site: ServerDirectory) -> list[str]:
+def command(server_directory: ServerDirectory) -> list[str]:
     """nginx in the foreground, with the configuration that `write` wrote."""
-    path = site.directory / "gateway" / FILE
-    words = [find_nginx(), "-e", str(site.log("gateway")), "-c", str(path)]
+    path = server_directory.path / "gateway" / FILE
+    words = [find_nginx(), "-e", str(server_directory.log("gateway")), "-c", str(path)]
     # A killed nginx leaves its socket behind, and the next one would not start.
-    return ["/bin/sh", "-c", 'rm -f "$1" && shift && exec "$@"', "gateway", str(_front(site)), *words]
+    return [
+        "/bin/sh",
+        "-c",
+        'rm -f "$1" && shift && exec "$@"',
+        "gateway",
+        str(_front(server_directory)),
+        *words,
+    ]
 
 
 def find_nginx() -> str:
@@ -124,16 +131,16 @@ def stream_module() -> str:
     return _quoted(file)
 
 
-def _front(site: ServerDirectory) -> Path:
+def _front(server_directory: ServerDirectory) -> Path:
     """The socket between nginx's two halves: the one that counts connections, the one that reads them."""
-    return site.directory / "gateway" / "front.sock"
+    return server_directory.path / "gateway" / "front.sock"
 
 
-def _user(site: ServerDirectory) -> str:
+def _user(server_directory: ServerDirectory) -> str:
     """The user that nginx's workers run as; empty unless root starts it."""
     if os.geteuid() != 0:
         return ""
-    return site.settings.user or getpass.getuser()
+    return server_directory.settings.user or getpass.getuser()
 
 
 def _quoted(path: Path) -> str:

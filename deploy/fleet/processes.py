@@ -37,45 +37,47 @@ SELDOM = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "5"}
 """Runs are few, each look writes into the SuperLink's database, and one that fails ends the executor."""
 
 
-def door(site: ServerDirectory) -> SuperLinkAddress:
+def door(server_directory: ServerDirectory) -> SuperLinkAddress:
     """The way to the server's SuperLink, for processes on this machine."""
-    return SuperLinkAddress(site.settings.superlink, site.tls.loopback_ca.certificate)
+    return SuperLinkAddress(server_directory.settings.superlink, server_directory.tls.loopback_ca.certificate)
 
 
-def gateway_open(site: ServerDirectory) -> bool:
+def gateway_open(server_directory: ServerDirectory) -> bool:
     """Whether something listens where devices connect."""
-    host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(site.settings.listen, site.settings.listen)
+    host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(
+        server_directory.settings.listen, server_directory.settings.listen
+    )
     try:
-        with socket.create_connection((host, site.settings.port), timeout=2.0):
+        with socket.create_connection((host, server_directory.settings.port), timeout=2.0):
             return True
     except OSError:
         return False
 
 
-def up(site: ServerDirectory, announce: Callable[[], None] = lambda: None) -> None:
+def up(server_directory: ServerDirectory, announce: Callable[[], None] = lambda: None) -> None:
     """Run all parts until SIGTERM. GatewayError when one can't be started; then none is left running."""
-    with claim(site.directory, LOCK):
-        gateway.write(site)
-        supervise([_part(site, name) for name in PARTS], announce=announce)
+    with claim(server_directory.path, LOCK):
+        gateway.write(server_directory)
+        supervise([_part(server_directory, name) for name in PARTS], announce=announce)
 
 
-def only(site: ServerDirectory, name: str) -> None:
+def only(server_directory: ServerDirectory, name: str) -> None:
     """Become one part: this process is replaced by it. UsageError for another name."""
     if name not in PARTS:
         raise UsageError(f"there is no part {name!r}; the parts are {', '.join(PARTS)}")
     if name == "enrol":
-        serve_enrolment(site)
+        serve_enrolment(server_directory)
         return
     if name == "gateway":
-        gateway.write(site)
-    part = _part(site, name)
+        gateway.write(server_directory)
+    part = _part(server_directory, name)
     surroundings = os.environ if part.environment is None else part.environment
     os.execve(part.command[0], list(part.command), dict(surroundings))
 
 
-def serve_enrolment(site: ServerDirectory) -> None:
+def serve_enrolment(server_directory: ServerDirectory) -> None:
     """The enrolment service, in this process."""
-    enrolment_service.serve(site, _Reached(door(site)))
+    enrolment_service.serve(server_directory, _Reached(door(server_directory)))
 
 
 class _Reached:
@@ -93,20 +95,31 @@ class _Reached:
             control.unregister(node)
 
 
-def _part(site: ServerDirectory, name: str) -> ChildProcess:
-    flower, tls, settings = environment(site.flower), site.tls, site.settings
+def _part(server_directory: ServerDirectory, name: str) -> ChildProcess:
+    flower, tls, settings = (
+        environment(server_directory.flower),
+        server_directory.tls,
+        server_directory.settings,
+    )
     if name == "superlink":
         command = superlink_command(
             settings.superlink_port,
-            site.directory / "flower" / "state.db",
+            server_directory.path / "flower" / "state.db",
             tls.loopback_ca.certificate,
             tls.loopback.certificate,
             tls.loopback.key,
-            site.secret,
+            server_directory.secret,
         )
-        return ChildProcess(name, command, site.log(name), flower, ready=lambda: _answers(site))
+        return ChildProcess(
+            name, command, server_directory.log(name), flower, ready=lambda: _answers(server_directory)
+        )
     if name == "executor":
-        return ChildProcess(name, executor_command(door(site), site.secret), site.log(name), SELDOM | flower)
+        return ChildProcess(
+            name,
+            executor_command(door(server_directory), server_directory.secret),
+            server_directory.log(name),
+            SELDOM | flower,
+        )
     if name == "enrol":
         words = [
             sys.executable,
@@ -114,17 +127,24 @@ def _part(site: ServerDirectory, name: str) -> ChildProcess:
             "penchant.deploy.cli.main",
             "server",
             "up",
-            str(site.directory),
+            str(server_directory.path),
             "--only",
             name,
         ]
-        return ChildProcess(name, words, site.log(name), ready=lambda: _listens(site.enrol_socket))
-    return ChildProcess(name, gateway.command(site), site.log(name), ready=lambda: gateway_open(site))
+        return ChildProcess(
+            name, words, server_directory.log(name), ready=lambda: _listens(server_directory.enrol_socket)
+        )
+    return ChildProcess(
+        name,
+        gateway.command(server_directory),
+        server_directory.log(name),
+        ready=lambda: gateway_open(server_directory),
+    )
 
 
-def _answers(site: ServerDirectory) -> bool:
+def _answers(server_directory: ServerDirectory) -> bool:
     try:
-        with Control(door(site), seconds=2.0) as control:
+        with Control(door(server_directory), seconds=2.0) as control:
             control.nodes()
     except JournalError:
         return False

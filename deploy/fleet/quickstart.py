@@ -56,11 +56,11 @@ def quickstart(plan: Quickstart, say: Callable[[str], None]) -> Path:
 
     Raises as `live_fleet`, and RoundFailed when the run does not come to its end.
     """
-    with live_fleet(plan, say) as site:
+    with live_fleet(plan, say) as server_directory:
         say(f"{plan.rounds} rounds and a closing one begin")
-        flower = served_run.start(site.run(RUN), door(site))
-        watch(site.run(RUN), door(site), flower, say)
-    return site.directory
+        flower = served_run.start(server_directory.run(RUN), door(server_directory))
+        watch(server_directory.run(RUN), door(server_directory), flower, say)
+    return server_directory.path
 
 
 @contextmanager
@@ -82,23 +82,31 @@ def live_fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[ServerD
             f"by default); fine to look at, not for anybody's real choices"
         )
     people = datasets.configured(config.data, config.seed).people
-    office = AuthorityStore.init(plan.directory / "authority")
-    site = _server(plan.directory, office)
+    authority_store = AuthorityStore.init(plan.directory / "authority")
+    server_directory = _server(plan.directory, authority_store)
     with ExitStack() as stack:
-        stack.enter_context(kept_up([_up(site)]))
+        stack.enter_context(kept_up([_up(server_directory)]))
         say(
-            f"the gateway is open at {site.settings.gateway}; SuperLink, executor and enrolment are behind it"
+            f"the gateway is open at {server_directory.settings.gateway}; "
+            "SuperLink, executor and enrolment are behind it"
         )
-        stack.enter_context(kept_up([_attending(plan.directory, site)]))
+        stack.enter_context(kept_up([_attending(plan.directory, server_directory)]))
         homes = []
         for number, person in enumerate(people):
             home = plan.directory / f"device-{number + 1}"
-            homes.append(_join(home, person, site, config, policy.min_honest, policy.max_colluders))
+            homes.append(
+                _join(home, person, server_directory, config, policy.min_honest, policy.max_colluders)
+            )
             say(f"{person.name} joined as member {number + 1}, with {len(person.train)} choices")
         stack.enter_context(kept_up([part for home in homes for part in _device(home)]))
-        served_run.create(site.run(RUN), config, site.authority, site.membership().encoded)
-        run_signature.ask(site, RUN)
-        yield site
+        served_run.create(
+            server_directory.run(RUN),
+            config,
+            server_directory.authority,
+            server_directory.membership().encoded,
+        )
+        run_signature.ask(server_directory, RUN)
+        yield server_directory
 
 
 @contextmanager
@@ -148,40 +156,49 @@ def _config(plan: Quickstart) -> RunConfig:
     )
 
 
-def _server(directory: Path, office: AuthorityStore) -> ServerDirectory:
+def _server(directory: Path, authority_store: AuthorityStore) -> ServerDirectory:
     settings = ServerSettings(
         addresses=(LOOPBACK,), listen=LOOPBACK, port=free_port(), superlink_port=free_port()
     )
     public = (directory / "authority" / PUBLIC).read_bytes()
-    return ServerDirectory.create(directory / "server", settings, public, office.latest())
+    return ServerDirectory.create(directory / "server", settings, public, authority_store.latest())
 
 
 def _penchant(*words: str) -> list[str]:
     return [sys.executable, "-P", "-m", "penchant.deploy.cli.main", *words]
 
 
-def _up(site: ServerDirectory) -> ChildProcess:
-    words = _penchant("server", "up", str(site.directory))
+def _up(server_directory: ServerDirectory) -> ChildProcess:
+    words = _penchant("server", "up", str(server_directory.path))
     return ChildProcess(
-        "the server", words, site.log("up"), ready=lambda: gateway_open(site), stop_seconds=60.0
+        "the server",
+        words,
+        server_directory.log("up"),
+        ready=lambda: gateway_open(server_directory),
+        stop_seconds=60.0,
     )
 
 
-def _attending(directory: Path, site: ServerDirectory) -> ChildProcess:
-    folders = ["--requests", str(site.requests), "--answers", str(site.answers)]
+def _attending(directory: Path, server_directory: ServerDirectory) -> ChildProcess:
+    folders = ["--requests", str(server_directory.requests), "--answers", str(server_directory.answers)]
     words = _penchant("authority", "attend", str(directory / "authority"), *folders, "--yes", "--watch", "1")
-    return ChildProcess("the authority", words, site.log("authority"))
+    return ChildProcess("the authority", words, server_directory.log("authority"))
 
 
 def _join(
-    folder: Path, person: Person, site: ServerDirectory, config: RunConfig, honest: int, colluders: int
+    folder: Path,
+    person: Person,
+    server_directory: ServerDirectory,
+    config: RunConfig,
+    honest: int,
+    colluders: int,
 ) -> Path:
     """A device with the person's choices becomes a member."""
     home = Device(folder)
     home.record([*person.train, *person.validation], "quickstart")
     policy = policy_for(config, honest, colluders)
     (folder / "policy.toml").write_text(policy.to_toml(), encoding="utf-8")
-    token = hand_out(site.directory, person.name, time.time() + DAY)
+    token = hand_out(server_directory.path, person.name, time.time() + DAY)
     joining.wait(
         lambda: joining.join(home, token, folder / NODE, folder / "agent.sock"),
         JOIN_SECONDS,

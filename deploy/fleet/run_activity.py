@@ -17,7 +17,7 @@ from penchant.common.printable import one_line
 from penchant.deploy import run_directory
 from penchant.server.monitoring.run_history import Activity
 
-__all__ = ["FLOWER_RUN", "LOG", "flower_run", "has_begun", "say", "work_of"]
+__all__ = ["FLOWER_RUN", "LOG", "activity_of", "flower_run", "has_begun", "say"]
 
 LOG = "server.log"
 FLOWER_RUN = "flower.run"  # Flower's id of the run that drives this one now
@@ -37,7 +37,7 @@ def flower_run(directory: Path) -> str | None:
     return _read(directory / FLOWER_RUN)[0] or None
 
 
-def work_of(directory: Path, held: set[tuple[int, int]] | None = None) -> Activity:
+def activity_of(directory: Path, held: set[tuple[int, int]] | None = None) -> Activity:
     """Whether a process drives the served run in `directory`, and if not, how it ended.
 
     Args:

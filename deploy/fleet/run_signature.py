@@ -66,12 +66,12 @@ def request_of(directory: Path, days: int = DAYS) -> RunRequest:
     return asked
 
 
-def ask(site: ServerDirectory, name: str, days: int = DAYS) -> Path | None:
+def ask(server_directory: ServerDirectory, name: str, days: int = DAYS) -> Path | None:
     """Put the request for a run's signature where the authority finds it; -> the file, or None once signed.
 
     RunDirectoryError when the run has outgrown what was asked for.
     """
-    directory = site.run(name)
+    directory = server_directory.run(name)
     asked = request_of(directory, days)
     refuse_outgrown(asked.manifest, run_directory.read_config(directory), _base(directory), time.time())
     if (directory / _SIGNED).is_file():
@@ -79,9 +79,9 @@ def ask(site: ServerDirectory, name: str, days: int = DAYS) -> Path | None:
     with suppress(FileNotFoundError):
         (directory / _DECLINED).unlink()
     name = f"run-{asked.manifest.run.hex()}.manifest"
-    with opened(site.requests, writes=True) as requests:
+    with opened(server_directory.requests, writes=True) as requests:
         requests.write(name, asked.encode())
-    return site.requests / name
+    return server_directory.requests / name
 
 
 def take(directory: Path, encoded: bytes) -> None:
@@ -128,10 +128,10 @@ def await_signature(directory: Path, seconds: float, say: Callable[[str], None])
         time.sleep(LOOK_SECONDS)
 
 
-def run_of(site: ServerDirectory, run: str) -> Path | None:
+def run_of(server_directory: ServerDirectory, run: str) -> Path | None:
     """The directory of the run with this id (hexadecimal) that asked for a signature; None if none did."""
-    for name in site.runs():
-        directory = site.run(name)
+    for name in server_directory.runs():
+        directory = server_directory.run(name)
         if (directory / _REQUEST).is_file() and request_of(directory).manifest.run.hex() == run:
             return directory
     return None

@@ -105,8 +105,8 @@ class ServerDirectory:
 
     def __init__(self, directory: Path) -> None:
         """RunDirectoryError when there is no server, ConfigError when its settings are wrong."""
-        self.directory = directory.absolute()
-        path = self.directory / SETTINGS
+        self.path = directory.absolute()
+        path = self.path / SETTINGS
         if not path.is_file():
             raise RunDirectoryError(
                 f"{directory} is not a server's directory; make one with `penchant server init`"
@@ -153,7 +153,7 @@ class ServerDirectory:
     @property
     def tls(self) -> _Tls:
         """Where the certificates are."""
-        return _Tls(self.directory / "tls")
+        return _Tls(self.path / "tls")
 
     @property
     def ca(self) -> bytes:
@@ -168,7 +168,7 @@ class ServerDirectory:
     @property
     def authority(self) -> bytes:
         """The enrolment authority's public key."""
-        return self._read(self.directory / AUTHORITY)
+        return self._read(self.path / AUTHORITY)
 
     @property
     def authority_digest(self) -> bytes:
@@ -178,47 +178,47 @@ class ServerDirectory:
     @property
     def secret(self) -> Path:
         """What Flower's executor shows to the SuperLink."""
-        return self.directory / SECRET
+        return self.path / SECRET
 
     @property
     def flower(self) -> Path:
         """FLWR_HOME of the server's Flower processes."""
-        return self.directory / "flower"
+        return self.path / "flower"
 
     @property
     def requests(self) -> Path:
         """Files for the authority."""
-        return self.directory / "requests"
+        return self.path / "requests"
 
     @property
     def answers(self) -> Path:
         """Files of the authority."""
-        return self.directory / "answers"
+        return self.path / "answers"
 
     @property
     def enrol_socket(self) -> Path:
         """Where the enrolment service listens."""
-        return self.directory / "gateway" / "enrol.sock"
+        return self.path / "gateway" / "enrol.sock"
 
     def log(self, name: str) -> Path:
         """The log of one of the server's processes."""
-        return self.directory / "logs" / f"{name}.log"
+        return self.path / "logs" / f"{name}.log"
 
     def run(self, name: str) -> Path:
         """The directory of a run. UsageError for an invalid name."""
         if not RUN_NAME.fullmatch(name):
             raise UsageError(f"{name!r} can't name a run; use up to 64 letters, digits, '-', '_' and '.'")
-        return self.directory / "runs" / name
+        return self.path / "runs" / name
 
     def runs(self) -> list[str]:
         """Names of all runs, the one that was made last at the end."""
-        folder = self.directory / "runs"
+        folder = self.path / "runs"
         made = [p for p in folder.iterdir() if (p / CONFIG).is_file()]
         return [p.name for p in sorted(made, key=lambda p: ((p / CONFIG).stat().st_mtime_ns, p.name))]
 
     def membership(self) -> Membership:
         """The member list that holds now. MembershipError when it is past its date."""
-        members = self._read(self.directory / MEMBERS)
+        members = self._read(self.path / MEMBERS)
         return Membership(self.authority).accept(members, int(time.time()))
 
     def take_members(self, members: bytes) -> int:
@@ -226,10 +226,10 @@ class ServerDirectory:
 
         A run that goes on looks at it before its next round. MembershipError for an older or foreign list.
         """
-        current = Membership(self.authority).know(self._read(self.directory / MEMBERS))
+        current = Membership(self.authority).know(self._read(self.path / MEMBERS))
         newer = current.accept(members, int(time.time()))
         if newer is not current:
-            write_durably(self.directory / MEMBERS, members)
+            write_durably(self.path / MEMBERS, members)
         for name in self.runs():
             write_durably(self.run(name) / MEMBERS, members)
         return newer.number

@@ -18,29 +18,31 @@ from penchant.deploy.flower.superlink import Control
 __all__ = ["state_of"]
 
 
-def state_of(site: ServerDirectory) -> dict[str, Any]:
+def state_of(server_directory: ServerDirectory) -> dict[str, Any]:
     """Gateway, SuperLink, member list, certificates, enrolments and runs. Nothing is changed."""
-    known = Membership(site.authority).know((site.directory / MEMBERS).read_bytes())
+    known = Membership(server_directory.authority).know((server_directory.path / MEMBERS).read_bytes())
     expires = known.current.expires if known.current is not None else 0
     return {
-        "gateway": site.settings.gateway,
-        "up": gateway_open(site),
-        "superlink": _superlink(site),
+        "gateway": server_directory.settings.gateway,
+        "up": gateway_open(server_directory),
+        "superlink": _superlink(server_directory),
         "members": {
             "number": known.number,
             "count": known.count,
             "days_left": round((expires - time.time()) / DAY, 2),
         },
-        "certificate_days_left": round(days_left(site.tls.gateway.certificate), 2),
-        "enrolments": dict(Counter(enrolment.state for enrolment in EnrolmentRegistry(site).enrolments())),
-        "waiting_for_authority": sorted(path.name for path in site.requests.iterdir()),
-        "runs": site.runs(),
+        "certificate_days_left": round(days_left(server_directory.tls.gateway.certificate), 2),
+        "enrolments": dict(
+            Counter(enrolment.state for enrolment in EnrolmentRegistry(server_directory).enrolments())
+        ),
+        "waiting_for_authority": sorted(path.name for path in server_directory.requests.iterdir()),
+        "runs": server_directory.runs(),
     }
 
 
-def _superlink(site: ServerDirectory) -> dict[str, Any]:
+def _superlink(server_directory: ServerDirectory) -> dict[str, Any]:
     try:
-        with Control(door(site), seconds=3.0) as control:
+        with Control(door(server_directory), seconds=3.0) as control:
             nodes = control.nodes()
     except JournalError:
         return {"up": False, "nodes": 0, "online": 0}

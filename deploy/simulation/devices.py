@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from penchant.client.agent.agent import Agent
 from penchant.client.agent.flower_app import Answer
-from penchant.client.agent.open_attempt import SealedSessions
+from penchant.client.agent.open_attempt import SealedAttempts
 from penchant.client.agent.owner import Choices, FixedOwner
 from penchant.client.learning.model_cache import ModelCache
 from penchant.client.learning.trainer import Counts
@@ -203,7 +203,7 @@ class SimulatedDevices:
             entropy=self._entropy(index),
             verify=self.signatures,
             noise=partial(_noise, secret),
-            sessions=SealedSessions(self._home(index), secret) if self._sealed else None,
+            open_attempts=SealedAttempts(self._home(index), secret) if self._sealed else None,
         )
 
 

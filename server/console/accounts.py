@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from penchant.common.crypto.passphrase import RECOMMENDED, Cost
+from penchant.common.durations import DAY
 from penchant.common.errors import ConsoleError, UsageError
 from penchant.common.network import network_of
 from penchant.common.printable import one_line
@@ -40,7 +41,7 @@ FIRST_WAIT, LONGEST_WAIT = 15.0, 900.0  # seconds after a try too many; doubles 
 TRIES = 5  # that fail for one account from one place, before it has to wait
 TRIES_NETWORK = 20  # from one network, whatever account
 TRIES_ACCOUNT = 50  # for one account from strangers, wherever they are: then strangers wait
-DEVICE_SECONDS = 180 * 86_400.0  # that a browser is remembered after it was last let in
+DEVICE_SECONDS = 180.0 * DAY  # that a browser is remembered after it was last let in
 DEVICES_MOST = 20  # of one account
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
@@ -313,12 +314,12 @@ class ConsoleStore:
         with self._transaction():
             self._db.execute("DELETE FROM sessions WHERE digest = ?", (session.digest,))
 
-    def tell(self, session: Session, text: str) -> None:
+    def set_flash(self, session: Session, text: str) -> None:
         """Say this on the next page that the session sees."""
         with self._transaction():
             self._db.execute("UPDATE sessions SET flash = ? WHERE digest = ?", (text, session.digest))
 
-    def told(self, session: Session) -> str | None:
+    def take_flash(self, session: Session) -> str | None:
         """What is to be said now, once."""
         row = self._one("SELECT flash FROM sessions WHERE digest = ?", session.digest)
         if row is None or row[0] is None:
@@ -351,7 +352,9 @@ class ConsoleStore:
             )
         return int(made.lastrowid or 0)
 
-    def deeds(self, *, limit: int = 50, before: int | None = None, account: str = "") -> list[AuditEntry]:
+    def audit_entries(
+        self, *, limit: int = 50, before: int | None = None, account: str = ""
+    ) -> list[AuditEntry]:
         """Lines of the audit, the latest first; before: only those with a smaller number.
 
         What was begun is listed only as long as its end is not.

@@ -30,6 +30,7 @@ from penchant.server.console.requests import (
     action,
     address_of,
     answered,
+    console_request_of,
     digest,
     fresh_token,
     local,
@@ -37,7 +38,6 @@ from penchant.server.console.requests import (
     posted,
     retry,
     secure_form,
-    visit_of,
 )
 from penchant.server.console.shield import Shield
 from penchant.server.console.views import audit, devices, overview, privacy, releases, run, runs
@@ -91,19 +91,19 @@ def build_app(
         hosts: the names and ports under which browsers may address it.
         https: whether browsers reach it by TLS.
     """
-    desk = ConsoleContext(store, operations, templates(), hosts, https)
+    context = ConsoleContext(store, operations, templates(), hosts, https)
     routes = [
-        Route("/login", login_page(desk), methods=["GET"]),
-        Route("/login", login(desk), methods=["POST"]),
-        Route("/logout", logout(desk), methods=["POST"]),
+        Route("/login", login_page(context), methods=["GET"]),
+        Route("/login", login(context), methods=["POST"]),
+        Route("/logout", logout(context), methods=["POST"]),
         Route("/healthz", healthy, methods=["GET"]),
-        Route("/runs/check", check(desk), methods=["POST"]),
+        Route("/runs/check", check(context), methods=["POST"]),
     ]
-    routes += [Route(path, live(desk, view), methods=["GET"]) for path, view in LIVE]
-    routes += [Route(path, page(desk, view, role), methods=["GET"]) for path, view, role in PAGES]
-    routes += [Route(path, action(desk, view, name), methods=["POST"]) for path, view, name in ACTIONS]
+    routes += [Route(path, live(context, view), methods=["GET"]) for path, view in LIVE]
+    routes += [Route(path, page(context, view, role), methods=["GET"]) for path, view, role in PAGES]
+    routes += [Route(path, action(context, view, name), methods=["POST"]) for path, view, name in ACTIONS]
     routes.append(Route("/static/{name:path}", static, methods=["GET"]))
-    handlers = {HTTPException: partial(nothing_here, desk), Exception: partial(broken, desk)}
+    handlers = {HTTPException: partial(nothing_here, context), Exception: partial(broken, context)}
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.add_middleware(Shield, hosts=hosts, https=https)
     return app
@@ -153,103 +153,103 @@ async def static(request: Request) -> Response:
 # --- logging in and out ---------------------------------------------------------------------------
 
 
-def login_page(desk: ConsoleContext) -> Endpoint:
+def login_page(context: ConsoleContext) -> Endpoint:
     """The entrance."""
 
     async def endpoint(request: Request) -> Response:
-        if await run_in_threadpool(visit_of, desk, request):
+        if await run_in_threadpool(console_request_of, context, request):
             return RedirectResponse(local(request.query_params.get("next", "/")), 303)
-        return _entrance(desk, request, request.query_params.get("next", "/"))
+        return _entrance(context, request, request.query_params.get("next", "/"))
 
     return endpoint
 
 
 def _entrance(
-    desk: ConsoleContext, request: Request, after: str, error: str = "", name: str = "", status: int = 200
+    context: ConsoleContext, request: Request, after: str, error: str = "", name: str = "", status: int = 200
 ) -> Response:
-    token = request.cookies.get(f"{desk.cookie}-form") or fresh_token()
-    template = desk.templates.get_template("login.html.j2")
-    nobody = not desk.store.accounts()
+    token = request.cookies.get(f"{context.cookie}-form") or fresh_token()
+    template = context.templates.get_template("login.html.j2")
+    nobody = not context.store.accounts()
     text = template.render(csrf=secure_form(token), after=local(after), error=error, name=name, nobody=nobody)
     response = HTMLResponse(text, status)
-    desk.set_cookie(response, f"{desk.cookie}-form", token)
+    context.set_cookie(response, f"{context.cookie}-form", token)
     return response
 
 
-def login(desk: ConsoleContext) -> Endpoint:
+def login(context: ConsoleContext) -> Endpoint:
     """Let somebody in, or not; both are in the audit."""
-    return posted(partial(_let_in, desk))
+    return posted(partial(_let_in, context))
 
 
-def _let_in(desk: ConsoleContext, request: Request, form: Form) -> Response:
+def _let_in(context: ConsoleContext, request: Request, form: Form) -> Response:
     name, address = one_line(form.get("name", ""), 64), address_of(request)
     after = local(form.get("next", "/"))
-    own = request.cookies.get(f"{desk.cookie}-form", "")
+    own = request.cookies.get(f"{context.cookie}-form", "")
     if not own or not hmac.compare_digest(form.get("csrf", "").encode(), secure_form(own).encode()):
-        return _entrance(desk, request, after, "This form is too old. Try once more.", name, 403)
-    device = request.cookies.get(f"{desk.cookie}-device", "")
-    place = desk.store.place_of(name, address, device)
-    places = desk.known_logins if place.known else desk.logins
+        return _entrance(context, request, after, "This form is too old. Try once more.", name, 403)
+    device = request.cookies.get(f"{context.cookie}-device", "")
+    place = context.store.place_of(name, address, device)
+    places = context.known_logins if place.known else context.logins
     try:
         with places.place(place.key):
-            wait = desk.store.admit(name, place)
+            wait = context.store.admit(name, place)
             if wait > 0:
-                return _slowed_down(desk, request, after, name, wait)
-            token = desk.store.login(name, form.get("password", ""), place)
+                return _slowed_down(context, request, after, name, wait)
+            token = context.store.login(name, form.get("password", ""), place)
     except HTTPError as full:
-        response = _entrance(desk, request, after, str(full), name, full.status)
+        response = _entrance(context, request, after, str(full), name, full.status)
         response.headers.update(retry(full))
         return response
     if token is None:
-        desk.store.note(name, address, "log in", "", "refused: wrong name or password")
-        return _entrance(desk, request, after, "Name or password is wrong.", name, 401)
-    desk.store.note(name, address, "log in", "")
+        context.store.note(name, address, "log in", "", "refused: wrong name or password")
+        return _entrance(context, request, after, "Name or password is wrong.", name, 401)
+    context.store.note(name, address, "log in", "")
     response = RedirectResponse(after, 303)
-    desk.set_cookie(response, desk.cookie, token)
-    device = desk.store.remember(name, device, address)
-    desk.set_cookie(response, f"{desk.cookie}-device", device, DEVICE_SECONDS)
-    response.delete_cookie(f"{desk.cookie}-form", path="/", secure=desk.https, httponly=True)
+    context.set_cookie(response, context.cookie, token)
+    device = context.store.remember(name, device, address)
+    context.set_cookie(response, f"{context.cookie}-device", device, DEVICE_SECONDS)
+    response.delete_cookie(f"{context.cookie}-form", path="/", secure=context.https, httponly=True)
     return response
 
 
-def _slowed_down(desk: ConsoleContext, request: Request, after: str, name: str, wait: float) -> Response:
+def _slowed_down(context: ConsoleContext, request: Request, after: str, name: str, wait: float) -> Response:
     """Not now. The audit says so once in a while, not each time: strangers would fill the disk with it."""
     address = address_of(request)
-    if desk.refusals.spend(address):
-        desk.store.note(name, address, "log in", "", "refused: too many tries")
+    if context.refusals.spend(address):
+        context.store.note(name, address, "log in", "", "refused: too many tries")
     text = f"Too many tries. The next one is looked at in {duration(max(wait, 1.0))}."
-    response = _entrance(desk, request, after, text, name, 429)
+    response = _entrance(context, request, after, text, name, 429)
     response.headers["retry-after"] = str(int(wait) + 1)
     return response
 
 
-def logout(desk: ConsoleContext) -> Endpoint:
+def logout(context: ConsoleContext) -> Endpoint:
     """Let somebody out."""
 
     def work(request: Request, form: Form) -> Response:
-        visit = visit_of(desk, request, form)
-        if visit is not None:
-            if not visit.sent_by_us():
+        console_request = console_request_of(context, request, form)
+        if console_request is not None:
+            if not console_request.sent_by_us():
                 return PlainTextResponse("This form is too old, or not ours.", 403)
-            desk.store.logout(visit.session)
-            desk.store.note(visit.name, visit.address, "log out", "")
+            context.store.logout(console_request.session)
+            context.store.note(console_request.name, console_request.address, "log out", "")
         response = RedirectResponse("/login", 303)
-        response.delete_cookie(desk.cookie, path="/", secure=desk.https, httponly=True)
+        response.delete_cookie(context.cookie, path="/", secure=context.https, httponly=True)
         return response
 
     return posted(work)
 
 
-def check(desk: ConsoleContext) -> Endpoint:
+def check(context: ConsoleContext) -> Endpoint:
     """The verdict on a configuration that somebody writes: no action, so no line in the audit."""
 
     def work(request: Request, form: Form) -> Response:
-        visit = visit_of(desk, request, form)
-        if visit is None:
+        console_request = console_request_of(context, request, form)
+        if console_request is None:
             return Response(status_code=401, headers={"HX-Redirect": "/login"})
-        if not visit.operator or not visit.sent_by_us():
+        if not console_request.operator or not console_request.sent_by_us():
             return PlainTextResponse("Not for you, or too old.", 403)
-        return answered(visit, runs.check)
+        return answered(console_request, runs.check)
 
     return posted(work)
 
@@ -272,18 +272,20 @@ SAID = {
 }
 
 
-def problem(desk: ConsoleContext, status: int) -> Response:
+def problem(context: ConsoleContext, status: int) -> Response:
     """A page for anybody: it says nothing but what went wrong."""
     title, text = SAID.get(status, ("That didn’t work", "The console can’t make anything of this."))
-    return HTMLResponse(desk.templates.get_template("error.html.j2").render(title=title, text=text), status)
+    return HTMLResponse(
+        context.templates.get_template("error.html.j2").render(title=title, text=text), status
+    )
 
 
-async def nothing_here(desk: ConsoleContext, request: Request, error: Exception) -> Response:
+async def nothing_here(context: ConsoleContext, request: Request, error: Exception) -> Response:
     """An address without a page."""
-    return problem(desk, error.status_code if isinstance(error, HTTPException) else 404)
+    return problem(context, error.status_code if isinstance(error, HTTPException) else 404)
 
 
-async def broken(desk: ConsoleContext, request: Request, error: Exception) -> Response:
+async def broken(context: ConsoleContext, request: Request, error: Exception) -> Response:
     """A fault of ours: named in the log, without what was sent."""
     log.error("%s %s: %s", request.method, request.url.path, type(error).__name__)
-    return problem(desk, 500)
+    return problem(context, 500)

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from penchant.common.errors import PenchantError
-from penchant.server.console.requests import ConsoleContext, ConsoleRequest, Endpoint, visit_of
+from penchant.server.console.requests import ConsoleContext, ConsoleRequest, Endpoint, console_request_of
 from penchant.server.monitoring.run_history import JournalReader
 
 __all__ = ["event", "live"]
@@ -23,19 +23,19 @@ LONGEST_SECONDS = 3600.0  # the browser then comes again by itself
 Parts = Callable[[ConsoleRequest], Mapping[str, str]]
 
 
-def live(desk: ConsoleContext, parts: Parts) -> Endpoint:
+def live(context: ConsoleContext, parts: Parts) -> Endpoint:
     """The entrance of a stream: all parts at first, then those that became others."""
 
     async def endpoint(request: Request) -> Response:
-        visit = await run_in_threadpool(_watching, desk, request)
-        if visit is None:
+        console_request = await run_in_threadpool(_watching, context, request)
+        if console_request is None:
             return Response(status_code=204)  # tells an EventSource not to come again
         try:
-            await run_in_threadpool(_mark, visit)
+            await run_in_threadpool(_mark, console_request)
         except PenchantError:
             return Response(status_code=204)
         return StreamingResponse(
-            _stream(visit, parts),
+            _stream(console_request, parts),
             media_type="text/event-stream",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
@@ -43,12 +43,12 @@ def live(desk: ConsoleContext, parts: Parts) -> Endpoint:
     return endpoint
 
 
-def _watching(desk: ConsoleContext, request: Request) -> ConsoleRequest | None:
-    """The visit. A page that lies open, with nobody before it, does not keep its session alive."""
-    return visit_of(desk, request, used=False)
+def _watching(context: ConsoleContext, request: Request) -> ConsoleRequest | None:
+    """The request of a session that is still open; a page that lies open does not keep it so."""
+    return console_request_of(context, request, used=False)
 
 
-async def _stream(visit: ConsoleRequest, parts: Parts) -> AsyncIterator[str]:
+async def _stream(console_request: ConsoleRequest, parts: Parts) -> AsyncIterator[str]:
     yield "retry: 2000\n\n"
     began = beat = time.monotonic()
     sent: dict[str, str] = {}  # the page may be older than the stream: all parts once
@@ -59,14 +59,17 @@ async def _stream(visit: ConsoleRequest, parts: Parts) -> AsyncIterator[str]:
         now = time.monotonic()
         if now - beat >= BEAT_SECONDS:
             beat = now
-            if await run_in_threadpool(_watching, visit.desk, visit.request) is None:
+            if (
+                await run_in_threadpool(_watching, console_request.context, console_request.http_request)
+                is None
+            ):
                 return  # logged out, idle for too long, or the account is gone
             yield ": still here\n\n"
         try:
-            found = await run_in_threadpool(_mark, visit)
+            found = await run_in_threadpool(_mark, console_request)
             if found == mark:
                 continue
-            fresh = await run_in_threadpool(parts, visit)
+            fresh = await run_in_threadpool(parts, console_request)
         except PenchantError:
             return  # it was deleted, say; the page asks again and learns it
         mark = found
@@ -76,14 +79,19 @@ async def _stream(visit: ConsoleRequest, parts: Parts) -> AsyncIterator[str]:
                 yield event(name, html)
 
 
-def _mark(visit: ConsoleRequest) -> object:
+def _mark(console_request: ConsoleRequest) -> object:
     """Something that changes whenever one of the runs does, or on pages of all of them a fleet."""
-    wanted = visit.request.path_params.get("id")
-    operations = visit.desk.operations
-    places = [place for place in operations.places() if wanted in (None, place.id)]
-    said = [tuple(operations.log(place, 1)) for place in places] if wanted else []
+    wanted = console_request.http_request.path_params.get("id")
+    operations = console_request.context.operations
+    locations = [location for location in operations.locations() if wanted in (None, location.id)]
+    said = [tuple(operations.log(location, 1)) for location in locations] if wanted else []
     fleets = [] if wanted else [operations.fleet(fleet).mark() for fleet in operations.fleets()]
-    return [JournalReader(place.directory).mark for place in places], operations.work(places), said, fleets
+    return (
+        [JournalReader(location.directory).mark for location in locations],
+        operations.activity(locations),
+        said,
+        fleets,
+    )
 
 
 def event(name: str, html: str) -> str:

@@ -67,23 +67,23 @@ class ReleaseOperations(Protocol):
 class RunOperations(Protocol):
     """Runs, and the way to what belongs to them. Each raises a PenchantError of one line when it can't."""
 
-    def places(self) -> Sequence[RunLocation]:
+    def locations(self) -> Sequence[RunLocation]:
         """All runs."""
 
     def fleets(self) -> Sequence[RunLocation]:
-        """The servers of fleets of real devices; their runs are among the places."""
+        """The servers of fleets of real devices; their runs are among the locations."""
 
-    def fleet_of(self, place: RunLocation) -> RunLocation | None:
+    def fleet_of(self, location: RunLocation) -> RunLocation | None:
         """The fleet of a served run; None for a simulation."""
 
     def fleet(self, fleet: RunLocation) -> FleetOperations:
         """What can be asked of a fleet's server; ConsoleError for a simulation, which has none."""
 
-    def releases(self, place: RunLocation) -> ReleaseOperations:
+    def releases(self, location: RunLocation) -> ReleaseOperations:
         """What can be done with a run's shared adapter."""
 
-    def work(self, places: Sequence[RunLocation]) -> Mapping[str, Activity]:
-        """place id -> whether a process runs it."""
+    def activity(self, locations: Sequence[RunLocation]) -> Mapping[str, Activity]:
+        """location id -> whether a process runs it."""
 
     def recipes(self) -> Mapping[str, str]:
         """Name -> configuration in TOML to start from."""
@@ -98,14 +98,14 @@ class RunOperations(Protocol):
     def start(self, name: str, toml: str, fleet: RunLocation | None = None) -> RunLocation:
         """Begin a new run: of a fleet, or else a simulated one on this machine."""
 
-    def stop(self, place: RunLocation) -> None:
+    def stop(self, location: RunLocation) -> None:
         """Stop the process that runs it; finished rounds are kept."""
 
-    def resume(self, place: RunLocation) -> None:
+    def resume(self, location: RunLocation) -> None:
         """Go on after the last finished round."""
 
-    def delete(self, place: RunLocation) -> None:
+    def delete(self, location: RunLocation) -> None:
         """Remove its directory, for good."""
 
-    def log(self, place: RunLocation, lines: int) -> Sequence[str]:
+    def log(self, location: RunLocation, lines: int) -> Sequence[str]:
         """The last lines that the server of this run said."""

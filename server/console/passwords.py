@@ -37,7 +37,7 @@ def check(password: str, kept: str) -> bool:
 
 
 def cost_of(kept: str) -> Cost | None:
-    """What `kept` was made with; None when it is no password of ours."""
+    """What `kept` was made with; None when it is not a hash of this kind."""
     try:
         name, n, r, p, _, _ = kept.split("$")
         return Cost(int(n), int(r), int(p)) if name == "scrypt" else None

@@ -90,15 +90,15 @@ class ConsoleContext:
 class ConsoleRequest:
     """One request of somebody who is logged in."""
 
-    desk: ConsoleContext
-    request: Request
+    context: ConsoleContext
+    http_request: Request
     session: Session
     csrf: str
     form: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def address(self) -> str:
-        return address_of(self.request)
+        return address_of(self.http_request)
 
     @property
     def name(self) -> str:
@@ -112,7 +112,7 @@ class ConsoleRequest:
 
     def asked(self, key: str, default: str = "") -> str:
         """A parameter of the address."""
-        return self.request.query_params.get(key, default)
+        return self.http_request.query_params.get(key, default)
 
     def given(self, key: str, most: int = 300) -> str:
         """A field of the form, in one line. Refused when it is too long, or not all of it can be seen."""
@@ -125,21 +125,23 @@ class ConsoleRequest:
 
     def path(self, key: str) -> str:
         """A part of the path."""
-        return str(self.request.path_params[key])
+        return str(self.http_request.path_params[key])
 
     def render(self, template: str, code: int = 200, **page: Any) -> HTMLResponse:
         """A page made from a template, with an HTTP status."""
-        return HTMLResponse(self.text(template, flash=self.desk.store.told(self.session), **page), code)
+        return HTMLResponse(
+            self.text(template, flash=self.context.store.take_flash(self.session), **page), code
+        )
 
     def text(self, template: str, **page: Any) -> str:
         """A page or a part of one, as HTML."""
-        around = {"visit": self, "path": self.request.url.path, "csrf": self.csrf, "flash": None}
-        return self.desk.templates.get_template(template).render(around | page)
+        around = {"request": self, "path": self.http_request.url.path, "csrf": self.csrf, "flash": None}
+        return self.context.templates.get_template(template).render(around | page)
 
     def go(self, path: str, say: str = "") -> RedirectResponse:
         """To another page, which says `say`."""
         if say:
-            self.desk.store.tell(self.session, say)
+            self.context.store.set_flash(self.session, say)
         return RedirectResponse(path, 303)
 
     def sent_by_us(self) -> bool:
@@ -168,52 +170,54 @@ def posted(work: Callable[[Request, Form], Response]) -> Endpoint:
     return endpoint
 
 
-def page(desk: ConsoleContext, view: View, role: Role = "viewer") -> Endpoint:
+def page(context: ConsoleContext, view: View, role: Role = "viewer") -> Endpoint:
     """The entrance of a page."""
 
     async def endpoint(request: Request) -> Response:
         def work() -> Response:
-            visit = visit_of(desk, request)
-            if visit is None:
-                return to_login(desk, request)
-            if role == "operator" and not visit.operator:
-                return refusal(visit, 403, "This is for operators; your account may look, not act.")
-            return answered(visit, view)
+            console_request = console_request_of(context, request)
+            if console_request is None:
+                return to_login(context, request)
+            if role == "operator" and not console_request.operator:
+                return refusal(console_request, 403, "This is for operators; your account may look, not act.")
+            return answered(console_request, view)
 
         return await run_in_threadpool(work)
 
     return endpoint
 
 
-def action(desk: ConsoleContext, view: View, name: str, role: Role = "operator") -> Endpoint:
+def action(context: ConsoleContext, view: View, name: str, role: Role = "operator") -> Endpoint:
     """The entrance of an action, which leaves its lines in the audit under `name`."""
 
     def work(request: Request, form: Form) -> Response:
-        visit = visit_of(desk, request, form)
-        if visit is None:
-            return to_login(desk, request)
+        console_request = console_request_of(context, request, form)
+        if console_request is None:
+            return to_login(context, request)
         target = "/".join(str(v) for v in request.path_params.values())
-        told = (visit.name, visit.address, name, target)
-        if not visit.sent_by_us():
-            desk.store.note(*told, "refused: the form was forged or too old")
-            return refusal(visit, 403, "This form is too old, or not ours. Nothing was done; try again.")
-        if role == "operator" and not visit.operator:
-            desk.store.note(*told, "refused: not an operator")
-            return refusal(visit, 403, "This is for operators; your account may look, not act.")
+        told = (console_request.name, console_request.address, name, target)
+        if not console_request.sent_by_us():
+            context.store.note(*told, "refused: the form was forged or too old")
+            return refusal(
+                console_request, 403, "This form is too old, or not ours. Nothing was done; try again."
+            )
+        if role == "operator" and not console_request.operator:
+            context.store.note(*told, "refused: not an operator")
+            return refusal(console_request, 403, "This is for operators; your account may look, not act.")
         about = ", ".join(f"{key}: {form[key]}" for key in sorted(_TOLD & set(form)) if form[key])
-        begun = desk.store.note(*told, "begun", about)
+        begun = context.store.note(*told, "begun", about)
         try:
-            response = view(visit)
+            response = view(console_request)
         except HTTPError as refused:
-            desk.store.note(*told, f"refused: {refused}", about, begun)
-            return refusal(visit, refused.status, str(refused), refused.retry_after)
+            context.store.note(*told, f"refused: {refused}", about, begun)
+            return refusal(console_request, refused.status, str(refused), refused.retry_after)
         except PenchantError as error:
-            desk.store.note(*told, f"failed: {error}", about, begun)
-            return visit.go(back_to(request), f"Not done: {error}")
+            context.store.note(*told, f"failed: {error}", about, begun)
+            return console_request.go(back_to(request), f"Not done: {error}")
         except Exception as error:
-            desk.store.note(*told, f"failed: {type(error).__name__}", about, begun)
+            context.store.note(*told, f"failed: {type(error).__name__}", about, begun)
             raise
-        desk.store.note(*told, "done", about, begun)
+        context.store.note(*told, "done", about, begun)
         return response
 
     return posted(work)
@@ -223,20 +227,22 @@ _TOLD = {"name", "where", "member", "why", "label", "days", "round", "number", "
 """Fields of forms that the audit keeps."""
 
 
-def visit_of(
-    desk: ConsoleContext, request: Request, form: Form | None = None, *, used: bool = True
+def console_request_of(
+    context: ConsoleContext, request: Request, form: Form | None = None, *, used: bool = True
 ) -> ConsoleRequest | None:
-    """The visit of a request whose session is still open; None when there is no such session.
+    """The request of somebody whose session is still open; None when there is no such session.
 
     Args:
-        desk: what all pages share.
+        context: what all pages share.
         request: the request of the browser.
         form: the form that it posts, if any.
         used: whether a person caused the request, so that the session isn't idle.
     """
-    token = request.cookies.get(desk.cookie, "")
-    session = desk.store.session(token, used=used) if token else None
-    return None if session is None else ConsoleRequest(desk, request, session, secure_form(token), form or {})
+    token = request.cookies.get(context.cookie, "")
+    session = context.store.session(token, used=used) if token else None
+    return (
+        None if session is None else ConsoleRequest(context, request, session, secure_form(token), form or {})
+    )
 
 
 def secure_form(token: str) -> str:
@@ -248,19 +254,19 @@ def secure_form(token: str) -> str:
     return hmac.digest(token.encode("utf-8", "surrogatepass"), b"penchant console form", "sha256").hex()
 
 
-def answered(visit: ConsoleRequest, view: View) -> Response:
+def answered(console_request: ConsoleRequest, view: View) -> Response:
     """A view's answer; an error of ours as a page."""
     try:
-        return view(visit)
+        return view(console_request)
     except HTTPError as refused:
-        return refusal(visit, refused.status, str(refused), refused.retry_after)
+        return refusal(console_request, refused.status, str(refused), refused.retry_after)
     except PenchantError as error:
-        return refusal(visit, 500, str(error))
+        return refusal(console_request, 500, str(error))
 
 
-def refusal(visit: ConsoleRequest, status: int, text: str, retry_after: int = 0) -> Response:
+def refusal(console_request: ConsoleRequest, status: int, text: str, retry_after: int = 0) -> Response:
     """A page that says no, and why, and after how many seconds it is worth another try."""
-    response = visit.render("refusal.html.j2", status, status=status, text=text)
+    response = console_request.render("refusal.html.j2", status, status=status, text=text)
     if retry_after:
         response.headers["retry-after"] = str(retry_after)
     return response
@@ -271,7 +277,7 @@ def retry(refused: HTTPError) -> dict[str, str]:
     return {"retry-after": str(refused.retry_after)} if refused.retry_after else {}
 
 
-def to_login(desk: ConsoleContext, request: Request) -> Response:
+def to_login(context: ConsoleContext, request: Request) -> Response:
     """To the login page, and after it back to the page that was asked for."""
     after = ""
     if request.method in SAFE:

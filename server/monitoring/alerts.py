@@ -31,7 +31,7 @@ class Notice:
 
 def of_run(run: RunSummary, now: float) -> Iterator[Notice]:
     """What is wrong, or may become so, with a run."""
-    href, name = f"/runs/{run.place.id}", run.place.name
+    href, name = f"/runs/{run.location.id}", run.location.name
     if run.state == "damaged":
         yield Notice("bad", f"{name} can't be read", run.why, href)
         return
@@ -45,7 +45,7 @@ def of_run(run: RunSummary, now: float) -> Iterator[Notice]:
 
 
 def _at_work(run: RunSummary, now: float, href: str) -> Iterator[Notice]:
-    name = run.place.name
+    name = run.location.name
     deadline = run.config.federation.deadline_seconds if run.config else 600.0
     quiet = now - run.touched
     if run.open is not None and quiet > 6 * deadline:
@@ -71,7 +71,9 @@ def _at_work(run: RunSummary, now: float, href: str) -> Iterator[Notice]:
         yield Notice("warn", f"{name} learns no more", text, href)
     if run.config is not None and not run.config.privacy.secagg:
         text = "The server sees every single update. For simulated people only."
-        yield Notice("warn", f"{name} runs without secure aggregation", text, f"/privacy?run={run.place.id}")
+        yield Notice(
+            "warn", f"{name} runs without secure aggregation", text, f"/privacy?run={run.location.id}"
+        )
 
 
 def of_fleet(
@@ -93,7 +95,7 @@ def of_fleet(
             continue
         missing = run.config.federation.cohort - link.online
         if missing > 0:
-            title = f"{run.place.name} waits for {counted(missing, 'device')}"
+            title = f"{run.location.name} waits for {counted(missing, 'device')}"
             text = f"It asks {run.config.federation.cohort} at a time; {link.online} are online."
             yield Notice("warn", title, text, href)
     pending = [r for r in asked if r.signed is None]

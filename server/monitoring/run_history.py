@@ -32,8 +32,8 @@ __all__ = [
     "RunSummary",
     "Stage",
     "config_text",
-    "facts_of",
     "read_config",
+    "summary_of",
 ]
 
 Kind = Literal["simulation", "served", "fleet"]
@@ -74,9 +74,9 @@ class Activity:
 class RunSummary:
     """A run at a glance. Its `total` of rounds includes the closing one."""
 
-    place: RunLocation
+    location: RunLocation
     state: State
-    work: Activity
+    activity: Activity
     config: RunConfig | None
     attempts: Sequence[Attempt] = field(repr=False)
     result: dict[str, Any] | None = field(repr=False)
@@ -141,7 +141,7 @@ class RunSummary:
         """When it last moved, Unix seconds."""
         if not self.attempts:
             with suppress(OSError):
-                return (self.place.directory / "config.toml").lstat().st_mtime
+                return (self.location.directory / "config.toml").lstat().st_mtime
             return 0.0
         last = self.attempts[-1]
         return last.started + (last.log.seconds if last.log else 0.0)
@@ -172,11 +172,11 @@ class RunSummary:
 
     def table(self) -> dict[str, Any]:
         """The same for a machine."""
-        reader = JournalReader(self.place.directory)
+        reader = JournalReader(self.location.directory)
         stages = reader.stages(self.open.round, self.open.attempt) if self.open else []
         return {
-            "name": self.place.name,
-            "kind": self.place.kind,
+            "name": self.location.name,
+            "kind": self.location.kind,
             "state": self.state,
             "why": self.why or None,
             "rounds": self.total - 1,
@@ -203,19 +203,19 @@ def _row(attempt: Attempt) -> dict[str, Any]:
     return log | own
 
 
-def facts_of(place: RunLocation, work: Activity) -> RunSummary:
+def summary_of(location: RunLocation, activity: Activity) -> RunSummary:
     """The facts of a run. What can't be read is said in its `why`, not raised: one damaged directory must
     not take the page of all others."""
-    directory = place.directory
+    directory = location.directory
     try:
         config = read_config(directory)
         attempts = JournalReader(directory).attempts()
         result = _result(directory / "result.json")
         releases(directory)  # a page of all runs shows them
     except (ConfigError, JournalError) as error:
-        return RunSummary(place, "damaged", work, None, (), None, one_line(str(error)))
-    state, why = _state(config, attempts, result is not None, work, place.kind)
-    return RunSummary(place, state, work, config, attempts, result, one_line(why))
+        return RunSummary(location, "damaged", activity, None, (), None, one_line(str(error)))
+    state, why = _state(config, attempts, result is not None, activity, location.kind)
+    return RunSummary(location, state, activity, config, attempts, result, one_line(why))
 
 
 def read_config(directory: Path) -> RunConfig:
@@ -235,16 +235,16 @@ def config_text(directory: Path) -> str:
 
 
 def _state(
-    config: RunConfig, attempts: Sequence[Attempt], result: bool, work: Activity, kind: Kind
+    config: RunConfig, attempts: Sequence[Attempt], result: bool, activity: Activity, kind: Kind
 ) -> tuple[State, str]:
     last = attempts[-1] if attempts else None
     closed = last is not None and last.round > config.federation.rounds and last.state in _SETTLED
     if result or (closed and kind == "served"):
         return "finished", ""
-    if work.running:
+    if activity.running:
         return "running", ""
-    if work.why:
-        return "failed", work.why
+    if activity.why:
+        return "failed", activity.why
     if last is not None and last.state == "failed" and last.attempt >= config.federation.attempts:
         return "failed", last.why or ""
     return ("stopped" if last is not None else "new"), ""

@@ -72,8 +72,8 @@ def make_fleet(directory: Path, rounds: int, devices: int, port: int) -> None:
     certified = [authority.issue(number, one.public_key) for number, one in enumerate(asked, 1)]
     members = authority.publish(1, certified, issued=now, expires=now + MONTH)
     settings = ServerSettings(addresses=("fleet.example.org",), superlink_port=port)
-    site = ServerDirectory.create(directory, settings, authority.public_key, members.encode())
-    EnrolmentRegistry(site)
+    server_directory = ServerDirectory.create(directory, settings, authority.public_key, members.encode())
+    EnrolmentRegistry(server_directory)
     with sqlite3.connect(directory / DATABASE) as db:
         for number, one in enumerate(asked, 1):
             token = number.to_bytes(32, "big")

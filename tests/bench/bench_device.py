@@ -148,8 +148,8 @@ def measure_agent() -> Table:
 
 def play(fleet: Deployment, model_cache: ModelCache, answers: list[Answer]) -> list[int]:
     """Rounds of a run; -> survivors of each."""
-    members = fleet.office.latest()
-    known = Membership(fleet.office.authority.public_key).accept(members, int(time.time()))
+    members = fleet.authority_store.latest()
+    known = Membership(fleet.authority_store.authority.public_key).accept(members, int(time.time()))
     config = fleet.config.changed({"federation.rounds": ROUNDS})
     model_signature = model_cache.of(config.plan("main", DEVICES)).model_signature
 
@@ -157,7 +157,7 @@ def play(fleet: Deployment, model_cache: ModelCache, answers: list[Answer]) -> l
         return answers[int(context.node_config["partition-id"])]
 
     journal = Journal(fleet.place / "journal")
-    signed = signed_for(fleet.office.authority, config, RUN, model_signature.digest, DEVICES)
+    signed = signed_for(fleet.authority_store.authority, config, RUN, model_signature.digest, DEVICES)
     aggregation = SecureAggregation(known)
     run = ServerRun(config, RUN, model_signature, DEVICES, aggregation, members, journal, manifest=signed)
     grid = InProcessGrid(build_app(answer_of), DEVICES, workers=DEVICES)

@@ -104,8 +104,8 @@ out = {out}
 class Costs:
     """A fleet that is up, and what its processes hold in memory."""
 
-    def __init__(self, site: ServerDirectory, devices: int) -> None:
-        self.site, self.devices, self.run = site, devices, site.run(RUN)
+    def __init__(self, server_directory: ServerDirectory, devices: int) -> None:
+        self.server_directory, self.devices, self.run = server_directory, devices, server_directory.run(RUN)
         self.peaks: dict[str, float] = {}
         self._done = threading.Event()
 
@@ -122,7 +122,7 @@ class Costs:
 
     def floor(self, exchanges: int) -> list[float]:
         """Seconds of each of some empty exchanges, by Flower alone."""
-        place = self.site.directory.parent
+        place = self.server_directory.path.parent
         app, out = place / "floor-app", place / "floor.json"
         shutil.rmtree(app, ignore_errors=True)
         (app / "floor").mkdir(parents=True)
@@ -131,14 +131,14 @@ class Costs:
         table = PYPROJECT.format(exchanges=exchanges, devices=self.devices, out=json.dumps(str(out)))
         (app / "pyproject.toml").write_text(table)
         out.unlink(missing_ok=True)
-        start_run(app, door(self.site), place / "flwr")
+        start_run(app, door(self.server_directory), place / "flwr")
         until("the floor", lambda: out.exists() and bool(out.read_text()), 600)
         found: list[float] = json.loads(out.read_text())
         return found
 
     def rounds(self, last: int) -> list[dict[str, Any]]:
         """Play the run; what the journal says of each round."""
-        served_run.start(self.run, door(self.site))
+        served_run.start(self.run, door(self.server_directory))
         until("the run", lambda: finished(self.run)[-1:] == [last], 1800)
         time.sleep(10)  # for the last word to the devices
         with closing(Journal(self.run)) as journal:
@@ -209,8 +209,8 @@ def measure(devices: int, rounds: int, settings: tuple[tuple[str, object], ...])
     """Floor, rounds, floor; seconds, bytes, memory."""
     place = Path(tempfile.mkdtemp(prefix="bench-fleet-"))
     try:
-        with live_fleet(Quickstart(place / "fleet", devices, rounds, settings), note) as site:
-            costs = Costs(site, devices)
+        with live_fleet(Quickstart(place / "fleet", devices, rounds, settings), note) as server_directory:
+            costs = Costs(server_directory, devices)
             with costs.watched():
                 empty = costs.floor(len(EXCHANGES))
                 note(f"empty exchanges: {', '.join(f'{seconds:.1f}' for seconds in empty)} s")

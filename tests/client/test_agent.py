@@ -18,7 +18,7 @@ from support.fleet_scene import LENIENT, STAGES, FleetScene, some_choices
 from support.scene import RUN, membership
 
 from penchant.client.agent import agent as agent_module
-from penchant.client.agent.open_attempt import MemorySessions, SealedSessions
+from penchant.client.agent.open_attempt import AttemptsInMemory, SealedAttempts
 from penchant.client.agent.owner import Choices
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.secagg import Participant, Role, SecAggPolicy
@@ -312,7 +312,7 @@ def besieged(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPat
 
 
 def state_of(scene: FleetScene) -> Any:
-    return vars(scene.sessions[0])["_open"]
+    return vars(scene.open_attempts[0])["_open"]
 
 
 SHORT = settings(
@@ -335,7 +335,7 @@ def test_random_bytes_at_any_stage_are_refused_by_one_code(besieged: Any, stage:
     assert isinstance(reply, Abort) or decode(noise, Hello)
     assert not scene.is_open(0)
     if kept is not None:
-        scene.sessions[0].keep(*kept)
+        scene.open_attempts[0].keep(*kept)
     own = scene.personal(0)
     assert own is not None
     assert (own[1] == SOME_FACTOR).all()
@@ -359,7 +359,7 @@ def test_a_request_with_one_field_hurt_is_answered_by_its_stage_or_refused(besie
     for _ in range(30):
         hurt = fuzz_messages.mutate(honest, REQUESTS[stage], decode(honest, REQUESTS[stage]), 5, rng, seen)
         if kept is not None:
-            scene.sessions[0].keep(*kept)
+            scene.open_attempts[0].keep(*kept)
         reply = decode_any(scene.agents[0].answer(stage, hurt), (ANSWERS[stage], Abort))
         assert reply != Abort(AbortCode.INTERNAL), scene.reason(0)
         if hurt != honest and isinstance(reply, Entry):  # it says what it was told, so nobody else will agree
@@ -460,7 +460,7 @@ def test_attempts_that_any_process_may_take_leave_nothing_derived_in_this_one(
     scenes: Scenes, work: Work
 ) -> None:
     scene = scenes()
-    agent = scene.restart(0, sessions=SealedSessions(scene.home(0), bytes(32)))
+    agent = scene.restart(0, open_attempts=SealedAttempts(scene.home(0), bytes(32)))
     scene.play_to("masked")
     assert vars(agent)["_task"] is None
     work.done.clear()
@@ -550,9 +550,9 @@ def test_a_device_shows_its_number_and_nothing_else(scenes: Scenes) -> None:
     assert repr(scenes().agents[2]) == "Agent(member=3)"
 
 
-def test_sessions_give_their_state_once(scenes: Scenes) -> None:
+def test_open_attempts_give_their_state_once(scenes: Scenes) -> None:
     scene = scenes().play_to("shares")
-    sessions = scene.sessions[0]
-    assert isinstance(sessions, MemorySessions)
-    sessions.take()
+    open_attempts = scene.open_attempts[0]
+    assert isinstance(open_attempts, AttemptsInMemory)
+    open_attempts.take()
     assert scene.ask("shares", 0, scene.requests[0]) == Abort(AbortCode.STAGE)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.scene import Scene
 
-from penchant.client.agent.open_attempt import MemorySessions, SealedSessions, Sessions
+from penchant.client.agent.open_attempt import AttemptsInMemory, OpenAttempts, SealedAttempts
 from penchant.client.secagg import (
     AttemptInfo,
     Confirmed,
@@ -28,15 +28,15 @@ from penchant.common.wire.messages import Announce
 
 SECRET = b"the secret of one device, 32 byt"
 
-Kind = Callable[[Path], Sessions]
+Kind = Callable[[Path], OpenAttempts]
 KINDS: dict[str, Kind] = {
-    "memory": lambda home: MemorySessions(),
-    "sealed": lambda home: SealedSessions(home, SECRET),
+    "memory": lambda home: AttemptsInMemory(),
+    "sealed": lambda home: SealedAttempts(home, SECRET),
 }
 
 
 @pytest.fixture(params=list(KINDS))
-def sessions(request: pytest.FixtureRequest, tmp_path: Path) -> Sessions:
+def open_attempts(request: pytest.FixtureRequest, tmp_path: Path) -> OpenAttempts:
     return KINDS[request.param](tmp_path)
 
 
@@ -53,46 +53,46 @@ STATES: dict[str, type] = {"shares": Keyed, "masked": SharesDealt, "confirm": Ma
 
 
 @pytest.mark.parametrize("stage", list(STATES))
-def test_every_state_comes_back_as_it_was(sessions: Sessions, stage: str) -> None:
+def test_every_state_comes_back_as_it_was(open_attempts: OpenAttempts, stage: str) -> None:
     announce, state = attempt(stage)
     assert isinstance(state, STATES[stage])
-    sessions.keep(announce, state)
-    assert sessions.take() == (announce, state)
+    open_attempts.keep(announce, state)
+    assert open_attempts.take() == (announce, state)
 
 
-def test_a_plain_rounds_state_comes_back_as_well(sessions: Sessions) -> None:
+def test_a_plain_rounds_state_comes_back_as_well(open_attempts: OpenAttempts) -> None:
     announce, _ = attempt()
     plain = Unmasked(AttemptInfo(announce.run, 1, 1, bytes(32), 5, 32, 3))
-    sessions.keep(announce, plain)
-    assert sessions.take() == (announce, plain)
+    open_attempts.keep(announce, plain)
+    assert open_attempts.take() == (announce, plain)
 
 
-def test_nothing_is_taken_twice(sessions: Sessions) -> None:
-    sessions.keep(*attempt())
-    sessions.take()
+def test_nothing_is_taken_twice(open_attempts: OpenAttempts) -> None:
+    open_attempts.keep(*attempt())
+    open_attempts.take()
     for _ in range(2):
         with pytest.raises(StageError, match="no attempt is open on this device"):
-            sessions.take()
+            open_attempts.take()
 
 
-def test_nothing_is_there_before_an_attempt_and_after_it_was_dropped(sessions: Sessions) -> None:
+def test_nothing_is_there_before_an_attempt_and_after_it_was_dropped(open_attempts: OpenAttempts) -> None:
     with pytest.raises(StageError, match="a stage was skipped or repeated"):
-        sessions.take()
-    sessions.drop()  # nothing to forget
-    sessions.keep(*attempt())
-    sessions.drop()
+        open_attempts.take()
+    open_attempts.drop()  # nothing to forget
+    open_attempts.keep(*attempt())
+    open_attempts.drop()
     with pytest.raises(StageError, match="no attempt is open"):
-        sessions.take()
+        open_attempts.take()
 
 
-def test_at_most_one_attempt_is_open(sessions: Sessions) -> None:
+def test_at_most_one_attempt_is_open(open_attempts: OpenAttempts) -> None:
     announce, state = attempt("shares")
     _, later = attempt("confirm")
-    sessions.keep(announce, state)
-    sessions.keep(announce, later)
-    assert sessions.take() == (announce, later)
+    open_attempts.keep(announce, state)
+    open_attempts.keep(announce, later)
+    assert open_attempts.take() == (announce, later)
     with pytest.raises(StageError):
-        sessions.take()
+        open_attempts.take()
 
 
 # --- sealed in a file -----------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def secrets_of(state: State) -> list[bytes]:
 @pytest.mark.parametrize("stage", list(STATES))
 def test_no_secret_lies_in_the_file_in_clear(tmp_path: Path, stage: str) -> None:
     announce, state = attempt(stage)
-    SealedSessions(tmp_path, SECRET).keep(announce, state)
+    SealedAttempts(tmp_path, SECRET).keep(announce, state)
     data = sealed_file(tmp_path).read_bytes()
     assert len(secrets_of(state)) >= 3
     for secret in [*secrets_of(state), announce.factors, announce.run]:
@@ -126,21 +126,21 @@ def test_no_secret_lies_in_the_file_in_clear(tmp_path: Path, stage: str) -> None
 
 
 def test_the_file_is_gone_once_it_was_taken_and_its_bytes_were_overwritten(tmp_path: Path) -> None:
-    sessions = SealedSessions(tmp_path, SECRET)
-    sessions.keep(*attempt())
+    open_attempts = SealedAttempts(tmp_path, SECRET)
+    open_attempts.keep(*attempt())
     path = sealed_file(tmp_path)
     size = path.stat().st_size
     with path.open("rb") as still_open:  # what the disk held when the name was already gone
-        sessions.take()
+        open_attempts.take()
         assert list(tmp_path.iterdir()) == []
         assert still_open.read() == bytes(size)
 
 
 def test_two_files_of_one_state_have_nothing_in_common(tmp_path: Path) -> None:
-    sessions, kept = SealedSessions(tmp_path, SECRET), attempt()
-    sessions.keep(*kept)
+    open_attempts, kept = SealedAttempts(tmp_path, SECRET), attempt()
+    open_attempts.keep(*kept)
     first = sealed_file(tmp_path).read_bytes()
-    sessions.keep(*kept)
+    open_attempts.keep(*kept)
     second = sealed_file(tmp_path).read_bytes()
     assert first[:12] != second[:12]
     assert not any(first[at : at + 16] in second for at in range(0, len(first), 16))
@@ -163,54 +163,54 @@ def tampered(data: bytes) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("how", list(tampered(bytes(64))))
 def test_a_tampered_file_is_refused_and_gone(tmp_path: Path, how: str) -> None:
-    sessions = SealedSessions(tmp_path, SECRET)
-    sessions.keep(*attempt())
+    open_attempts = SealedAttempts(tmp_path, SECRET)
+    open_attempts.keep(*attempt())
     path = sealed_file(tmp_path)
     path.write_bytes(tampered(path.read_bytes())[how])
     with pytest.raises(StageError, match="the open attempt's file is damaged; this attempt is sat out"):
-        sessions.take()
+        open_attempts.take()
     with pytest.raises(StageError, match="no attempt is open"):
-        sessions.take()
+        open_attempts.take()
 
 
 def test_another_devices_file_does_not_open(tmp_path: Path) -> None:
-    SealedSessions(tmp_path, SECRET).keep(*attempt())
+    SealedAttempts(tmp_path, SECRET).keep(*attempt())
     with pytest.raises(StageError, match="is damaged"):
-        SealedSessions(tmp_path, SECRET[::-1]).take()
+        SealedAttempts(tmp_path, SECRET[::-1]).take()
 
 
 def test_a_file_that_opens_but_holds_no_attempt_is_refused(tmp_path: Path) -> None:
     """Only a device with this very secret could have written it: still no crash of another kind."""
-    sessions = SealedSessions(tmp_path, SECRET)
-    (tmp_path / "attempt.sealed").write_bytes(sessions._box.seal(b"no record", ""))
+    open_attempts = SealedAttempts(tmp_path, SECRET)
+    (tmp_path / "attempt.sealed").write_bytes(open_attempts._storage.seal(b"no record", ""))
     with pytest.raises(CodecError):
-        sessions.take()
+        open_attempts.take()
 
 
 def test_a_directory_that_is_gone_is_one_typed_line(tmp_path: Path) -> None:
-    sessions = SealedSessions(tmp_path / "never made", SECRET)
+    open_attempts = SealedAttempts(tmp_path / "never made", SECRET)
     with pytest.raises(DeviceError, match="can't keep the open attempt"):
-        sessions.keep(*attempt())
+        open_attempts.keep(*attempt())
     (tmp_path / "attempt.sealed").mkdir()
     with pytest.raises(DeviceError, match="can't erase the open attempt"):
-        SealedSessions(tmp_path, SECRET).drop()
+        SealedAttempts(tmp_path, SECRET).drop()
 
 
 TAKER = """
 import sys
 from pathlib import Path
 from penchant.client.secagg import encode_state
-from penchant.client.agent.open_attempt import SealedSessions
+from penchant.client.agent.open_attempt import SealedAttempts
 from penchant.common.wire.codec import encode
 
-announce, state = SealedSessions(Path(sys.argv[1]), sys.argv[2].encode()).take()
+announce, state = SealedAttempts(Path(sys.argv[1]), sys.argv[2].encode()).take()
 print(encode(announce).hex(), encode_state(state).hex())
 """
 
 
 def test_another_process_takes_what_this_one_kept(tmp_path: Path) -> None:
     announce, state = attempt("unmask")
-    mine = SealedSessions(tmp_path, SECRET)
+    mine = SealedAttempts(tmp_path, SECRET)
     mine.keep(announce, state)
     done = subprocess.run(
         [sys.executable, "-c", TAKER, str(tmp_path), SECRET.decode()],

@@ -131,8 +131,8 @@ BLOCK = AdaptedModule("encoder.layer.0.output.dense", 8, 4)
 
 
 def split(share: str = "A", modules: int = 1) -> Split:
-    slots = [dataclasses.replace(BLOCK, name=f"encoder.layer.{i}.output.dense") for i in range(modules)]
-    return Split.of(slots, 4, AdapterConfig(share=share), seed=0)
+    adapted = [dataclasses.replace(BLOCK, name=f"encoder.layer.{i}.output.dense") for i in range(modules)]
+    return Split.of(adapted, 4, AdapterConfig(share=share), seed=0)
 
 
 def test_size_is_counted_in_modules_and_in_shared_numbers() -> None:

@@ -310,13 +310,13 @@ def test_the_most_telling_question_comes_first_at_the_command_line(folder: Path,
         Preference("on bill 99: ", *both)
         for both in itertools.combinations(["the motion", "cloture", "a budget", "a judge on tax", "vote"], 2)
     ]
-    interview = Device(folder).interview(candidates)
+    learner = Device(folder).learner(candidates)
     wanted: list[int] = []
     for _ in candidates:
-        index = interview.question()
+        index = learner.question()
         assert index is not None
         wanted.append(index)
-        interview.answer(index, True)
+        learner.answer(index, True)
     assert wanted != list(range(len(candidates)))
 
     rows = [{"prompt": c.prompt, "chosen": c.chosen, "rejected": c.rejected} for c in candidates]

@@ -36,7 +36,7 @@ def a_person(
     modules = ("output.dense",) if "bert" in folder.name else ("q_proj", "v_proj")
     adapter = AdapterConfig(share=share, rank=2, alpha=3.0, target_modules=modules, layers=(-2, -1))
     loaded = load_reward_model(model, adapter)
-    split = Split.of(loaded.slots, loaded.embedding, adapter, seed=3)
+    split = Split.of(loaded.adapted_modules, loaded.embedding, adapter, seed=3)
     rng = np.random.default_rng(5)
     shared, personal = (
         rng.normal(size=layout.size).astype(np.float32) for layout in (split.shared, split.personal)

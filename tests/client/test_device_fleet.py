@@ -52,7 +52,7 @@ def base(tiny_model: Callable[[str], Path]) -> Path:
 class Town:
     """An authority and devices that have joined."""
 
-    office: AuthorityStore
+    authority_store: AuthorityStore
     homes: list[Path]
     config: RunConfig
     model_cache: ModelCache
@@ -66,20 +66,22 @@ class Town:
             model_signature=signature,
             cohort=DEVICES,
             aggregation=SecureAggregation(self.membership()),
-            membership=self.office.latest(),
+            membership=self.authority_store.latest(),
             journal=Journal(directory),
-            manifest=signed_for(self.office.authority, config, run, signature.digest, DEVICES),
+            manifest=signed_for(self.authority_store.authority, config, run, signature.digest, DEVICES),
         )
 
     def membership(self) -> Membership:
         import time
 
-        return Membership(self.office.authority.public_key).accept(self.office.latest(), int(time.time()))
+        return Membership(self.authority_store.authority.public_key).accept(
+            self.authority_store.latest(), int(time.time())
+        )
 
 
 @pytest.fixture
 def town(base: Path, tmp_path: Path) -> Town:
-    office, model_cache = AuthorityStore.init(tmp_path / "authority"), ModelCache()
+    authority_store, model_cache = AuthorityStore.init(tmp_path / "authority"), ModelCache()
     config = RunConfig().changed(
         {
             "model.base_model": str(base),
@@ -98,10 +100,10 @@ def town(base: Path, tmp_path: Path) -> Town:
         home.record(choices(number))
         policy = policy_for(config, min_honest=1, max_colluders=0)
         (folder / "policy.toml").write_text(policy.to_toml())
-        answer = office.issue(home.request())
-        assert home.join(answer.encode(), office.digest) == number + 1
+        answer = authority_store.issue(home.request())
+        assert home.join(answer.encode(), authority_store.digest) == number + 1
         homes.append(folder)
-    return Town(office, homes, config, model_cache)
+    return Town(authority_store, homes, config, model_cache)
 
 
 @contextmanager
@@ -212,7 +214,7 @@ def test_a_member_that_is_revoked_is_out_at_the_next_round(town: Town, tmp_path:
 
     def latest(run: ServerRun) -> ServerRun:
         if run.journal.settled() == 1:
-            town.office.revoke(2, "lost")
+            town.authority_store.revoke(2, "lost")
         return with_members(run, town.membership())
 
     def note(node: int, kind: str) -> bool:
@@ -254,18 +256,18 @@ def test_a_second_agent_on_a_device_is_refused(town: Town) -> None:
 def test_an_answer_for_another_device_or_of_another_authority_is_refused(town: Town, tmp_path: Path) -> None:
     newcomer, other = Device(tmp_path / "new"), Device(tmp_path / "other")
     with pytest.raises(UsageError, match="make a request first"):
-        newcomer.join(b"", town.office.digest)
+        newcomer.join(b"", town.authority_store.digest)
     assert newcomer.request() == newcomer.request()
-    answer = town.office.issue(other.request()).encode()
-    newcomer_answer = town.office.issue(newcomer.request()).encode()
+    answer = town.authority_store.issue(other.request()).encode()
+    newcomer_answer = town.authority_store.issue(newcomer.request()).encode()
     with pytest.raises(CertificateError, match="another key"):
-        newcomer.join(answer, town.office.digest)
+        newcomer.join(answer, town.authority_store.digest)
     with pytest.raises(CertificateError, match="another authority"):
         newcomer.join(newcomer_answer, bytes(32))
     assert newcomer.member is None
     with pytest.raises(UsageError, match="in no fleet"):
         newcomer.agent()
-    assert newcomer.join(newcomer_answer, town.office.digest) == 6
+    assert newcomer.join(newcomer_answer, town.authority_store.digest) == 6
     assert newcomer.leave() == 6
     assert newcomer.member is None
 
@@ -275,7 +277,7 @@ def test_joining_that_fails_in_the_middle_leaves_a_device_that_can_join(
 ) -> None:
     """All that a membership consists of is kept at once: no half of it is ever there."""
     home = Device(tmp_path / "new")
-    answer = town.office.issue(home.request()).encode()
+    answer = town.authority_store.issue(home.request()).encode()
     names = ("pending key", "identity", "authority", "member list")
     before = [home.vault.blob(name) for name in names]
     changes: list[int] = []
@@ -294,11 +296,11 @@ def test_joining_that_fails_in_the_middle_leaves_a_device_that_can_join(
         with monkeypatch.context() as patch:
             patch.setattr(SealedStorage, "seal", fails)
             with pytest.raises(DeviceError, match="the disk is full"):
-                home.join(answer, town.office.digest)
+                home.join(answer, town.authority_store.digest)
         assert [home.vault.blob(name) for name in names] == before
         assert home.member is None
     changes.clear()
-    member = home.join(answer, town.office.digest)
+    member = home.join(answer, town.authority_store.digest)
     assert len(changes) == 3  # to read the pending key, to keep all, to destroy old values' keys
     assert Device(tmp_path / "new").member == member
     assert home.vault.blob("pending key") == b""

@@ -143,11 +143,11 @@ class ShortestFirst:
 def test_the_most_telling_question_comes_first_and_answers_are_told(tmp_path: Path) -> None:
     made: list[ShortestFirst] = []
 
-    def interview(candidates: Sequence[Preference]) -> Any:
+    def learner(candidates: Sequence[Preference]) -> Any:
         made.append(ShortestFirst(candidates))
         return made[0]
 
-    asked = Labelling(PreferenceStore(tmp_path), SNACKS, random.Random(1), interview)
+    asked = Labelling(PreferenceStore(tmp_path), SNACKS, random.Random(1), learner)
     sizes = []
     for turn in range(len(SNACKS)):
         sizes.append(len(asked.question.first + asked.question.second))

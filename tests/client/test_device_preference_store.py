@@ -1,4 +1,4 @@
-"""A device's files: choices that are never lost or torn, and a box that opens for its owner alone."""
+"""A device's files: choices that are never lost or torn, and a storage that opens for its owner alone."""
 
 from __future__ import annotations
 
@@ -137,19 +137,19 @@ def test_no_choice_is_lost_when_the_process_is_killed_while_importing(tmp_path: 
         assert there % 10 == 0
 
 
-# --- the box --------------------------------------------------------------------------------------
+# --- the sealed storage -----------------------------------------------------------------------------
 
 
 def test_a_box_opens_what_it_sealed_for_the_same_purpose_only(tmp_path: Path) -> None:
-    box = SealedStorage.of(tmp_path)
-    sealed = box.seal(b"my factor", "personal")
+    storage = SealedStorage.of(tmp_path)
+    sealed = storage.seal(b"my factor", "personal")
     assert b"my factor" not in sealed
     assert SealedStorage.of(tmp_path).open(sealed, "personal") == b"my factor"
     for wrong in (sealed[:-1] + bytes([sealed[-1] ^ 1]), sealed[:5], b""):
         with pytest.raises(DeviceError, match="does not open"):
-            box.open(wrong, "personal")
+            storage.open(wrong, "personal")
     with pytest.raises(DeviceError, match="does not open"):
-        box.open(sealed, "identity")
+        storage.open(sealed, "identity")
 
 
 def test_a_wrong_or_missing_passphrase_is_refused_before_anything_is_sealed(tmp_path: Path) -> None:
@@ -176,8 +176,8 @@ def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_key_never_shows_itself(tmp_path: Path) -> None:
-    box = SealedStorage.of(tmp_path)
+    storage = SealedStorage.of(tmp_path)
     key = (tmp_path / ROOT_FILE).read_text().strip().removeprefix("penchant-key$")
     assert len(key) == 64
-    assert key not in repr(box)
-    assert repr(box) == "SealedStorage()"
+    assert key not in repr(storage)
+    assert repr(storage) == "SealedStorage()"

@@ -101,18 +101,18 @@ def test_after_an_answer_about_one_taste_the_other_is_asked_about():
     Before any answer the margins are N(0, 4), N(0, 3.61) and N(0, 3.24): 0 tells most. Its answer leaves
     candidate 1 in less doubt than 2, which it said nothing about.
     """
-    interview = two_tastes({"tax": (2.0, 0.0), "budget": (1.9, 0.0), "judge": (0.0, 1.8)})
-    assert interview.informative() == pytest.approx([told(0, 2.0), told(0, 1.9), told(0, 1.8)])
-    assert interview.question() == 0
-    interview.answer(0, True)
-    after = interview.informative()
+    learner = two_tastes({"tax": (2.0, 0.0), "budget": (1.9, 0.0), "judge": (0.0, 1.8)})
+    assert learner.informative() == pytest.approx([told(0, 2.0), told(0, 1.9), told(0, 1.8)])
+    assert learner.question() == 0
+    learner.answer(0, True)
+    after = learner.informative()
     assert after[1] < told(0, 1.9)
     assert after[2] == pytest.approx(told(0, 1.8))
-    assert interview.question() == 2
-    interview.answer(2, False)
-    assert interview.question() == 1
-    interview.answer(1, True)
-    assert interview.question() is None
+    assert learner.question() == 2
+    learner.answer(2, False)
+    assert learner.question() == 1
+    learner.answer(1, True)
+    assert learner.question() is None
 
 
 def test_what_was_chosen_before_is_not_asked_about_again():
@@ -131,14 +131,14 @@ def test_what_was_chosen_before_is_not_asked_about_again():
 
 
 def test_an_answer_taken_back_is_open_again_and_only_some_may_be_asked_about():
-    interview = two_tastes({"tax": (2.0, 0.0), "budget": (1.9, 0.0), "judge": (0.0, 1.8)})
-    before = interview.informative()
-    assert interview.question([1, 2]) == 1
-    interview.answer(0, True)
-    interview.undo()
-    assert interview.question() == 0
-    assert interview.informative() == pytest.approx(before)
-    assert interview.question([]) is None
+    learner = two_tastes({"tax": (2.0, 0.0), "budget": (1.9, 0.0), "judge": (0.0, 1.8)})
+    before = learner.informative()
+    assert learner.question([1, 2]) == 1
+    learner.answer(0, True)
+    learner.undo()
+    assert learner.question() == 0
+    assert learner.informative() == pytest.approx(before)
+    assert learner.question([]) is None
 
 
 # --- on a reward model ----------------------------------------------------------------------------
@@ -148,22 +148,22 @@ def test_an_answer_taken_back_is_open_again_and_only_some_may_be_asked_about():
 def scene(tiny_model) -> SimpleNamespace:
     config, adapter = ModelConfig(base_model=str(tiny_model("bert"))), AdapterConfig(share="A")
     model = RewardModel(load_backbone(config, device="cpu"), config, adapter)
-    split = Split.of(model.slots, model.embedding, adapter)
+    split = Split.of(model.adapted_modules, model.embedding, adapter)
     shared, start = split.initial(0)
     laplace = Laplace(model, split, shared)
     return SimpleNamespace(laplace=laplace, prior=laplace.prior(start, 3.0, CANDIDATES))
 
 
 def test_questions_are_about_open_candidates_and_answers_become_choices(scene):
-    interview = ActiveLearner(scene.laplace, scene.prior, CANDIDATES)
+    learner = ActiveLearner(scene.laplace, scene.prior, CANDIDATES)
     asked = []
     for turn in range(4):
-        index = interview.question()
+        index = learner.question()
         asked.append(index)
-        interview.answer(index, first=turn % 2 == 0)
+        learner.answer(index, first=turn % 2 == 0)
     assert len(set(asked)) == 4
-    assert set(interview.open) == set(range(6)) - set(asked)
-    choices = interview.choices()
+    assert set(learner.open) == set(range(6)) - set(asked)
+    choices = learner.choices()
     assert (choices[0].chosen, choices[0].rejected) == (
         CANDIDATES[asked[0]].chosen,
         CANDIDATES[asked[0]].rejected,
@@ -173,15 +173,15 @@ def test_questions_are_about_open_candidates_and_answers_become_choices(scene):
         CANDIDATES[asked[1]].chosen,
     )
     same = scene.laplace.fit(scene.prior, choices)
-    assert (interview.posterior().vector == same.vector).all()
+    assert (learner.posterior().vector == same.vector).all()
 
 
 def test_what_an_answer_tells_is_what_it_takes_off_the_doubt(scene):
     """A twin of the candidate that was answered tells less afterwards."""
-    interview = ActiveLearner(scene.laplace, scene.prior, [*CANDIDATES, CANDIDATES[3]])
-    before = interview.informative()
-    interview.answer(3, True)
-    assert interview.informative()[6] < 0.8 * before[6]
+    learner = ActiveLearner(scene.laplace, scene.prior, [*CANDIDATES, CANDIDATES[3]])
+    before = learner.informative()
+    learner.answer(3, True)
+    assert learner.informative()[6] < 0.8 * before[6]
 
 
 def test_the_candidates_order_of_responses_gives_nothing_away(scene):
@@ -197,17 +197,17 @@ def test_the_candidates_order_of_responses_gives_nothing_away(scene):
 
 def test_linear_between_looks_is_close_to_fitting_anew(scene):
     """After three answers the view is of two; the margins are those of a fit to three, to first order."""
-    interview = ActiveLearner(scene.laplace, Prior(scene.prior.mean, scene.prior.variance / 100), CANDIDATES)
+    learner = ActiveLearner(scene.laplace, Prior(scene.prior.mean, scene.prior.variance / 100), CANDIDATES)
     for index in (0, 1, 3):
-        interview.answer(index, True)
-    posterior = interview.posterior()
+        learner.answer(index, True)
+    posterior = learner.posterior()
     margins = scene.laplace.margins(posterior, CANDIDATES)
-    assert interview.informative() == pytest.approx(information(margins.mean, margins.error), rel=0.05)
+    assert learner.informative() == pytest.approx(information(margins.mean, margins.error), rel=0.05)
 
 
 def test_nothing_is_asked_twice(scene):
-    interview = ActiveLearner(scene.laplace, scene.prior, CANDIDATES)
-    interview.answer(2, True)
+    learner = ActiveLearner(scene.laplace, scene.prior, CANDIDATES)
+    learner.answer(2, True)
     for index in (2, 6, -1):
         with pytest.raises(ValueError, match="not open"):
-            interview.answer(index, True)
+            learner.answer(index, True)

@@ -40,7 +40,7 @@ def scene(request, tiny_model) -> SimpleNamespace:
     folder = tiny_model("bert")
     model_config, adapter = ModelConfig(base_model=str(folder)), AdapterConfig(share=request.param)
     model = RewardModel(load_backbone(model_config, device="cpu"), model_config, adapter)
-    split = Split.of(model.slots, model.embedding, adapter)
+    split = Split.of(model.adapted_modules, model.embedding, adapter)
     rng = np.random.default_rng(1)
     shared, start = (v + 0.2 * rng.normal(size=v.shape).astype(np.float32) for v in split.initial(0))
     prior = Prior(start, 0.3)
@@ -176,7 +176,7 @@ def test_factors_behind_a_head_near_zero_are_not_left_free(tiny_model):
     have moved all three, the doubt about margins is still of the prior's size."""
     config, adapter = ModelConfig(base_model=str(tiny_model("bert"))), AdapterConfig(share="none")
     model = RewardModel(load_backbone(config, device="cpu"), config, adapter)
-    split = Split.of(model.slots, model.embedding, adapter)
+    split = Split.of(model.adapted_modules, model.embedding, adapter)
     shared, start = split.initial(0)
     tool = Laplace(model, split, shared)
     posterior = tool.fit(tool.prior(start, 1.0, PAIRS), PAIRS)
@@ -254,7 +254,7 @@ def test_the_probit_approximation_is_close_to_the_integral():
 def test_a_model_without_a_personal_part_has_nothing_to_be_unsure_of(tiny_model):
     config, adapter = ModelConfig(base_model=str(tiny_model("bert"))), AdapterConfig(share="AB")
     model = RewardModel(load_backbone(config, device="cpu"), config, adapter)
-    split = Split.of(model.slots, model.embedding, adapter)
+    split = Split.of(model.adapted_modules, model.embedding, adapter)
     with pytest.raises(ConfigError, match="nothing is personal"):
         Laplace(model, split, split.initial(0)[0])
 

@@ -45,7 +45,7 @@ def model(tiny_model) -> RewardModel:
 
 def split_of(model: RewardModel, share: str = "A", head: str = "auto", warmup: bool = False) -> Split:
     config = AdapterConfig(share=share, head=head)
-    return Split.of(model.slots, model.embedding, config, warmup=warmup)
+    return Split.of(model.adapted_modules, model.embedding, config, warmup=warmup)
 
 
 def somewhere(split: Split) -> tuple[Any, Any]:
@@ -262,7 +262,7 @@ def test_the_first_step_is_as_long_as_the_rate(model: RewardModel) -> None:
     made = trainer(model, local_epochs=1, **rates)
     outcome = made.train(shared, personal, model.prepare(PAIRS), seed=0)
     named = split.shared.named(outcome.shared_update)
-    assert np.abs(named[f"{model.slots[0].name}.lora_A"]).max() == pytest.approx(0.003, rel=1e-2)
+    assert np.abs(named[f"{model.adapted_modules[0].name}.lora_A"]).max() == pytest.approx(0.003, rel=1e-2)
     assert np.abs(named["head.weight"]).max() == pytest.approx(0.001, rel=1e-2)
     assert np.abs(outcome.personal - personal).max() == pytest.approx(0.01, rel=1e-2)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from penchant.client.device.preference_store import KEYS, PreferenceStore
-from penchant.client.vault.erasable import ErasableBox
+from penchant.client.vault.erasable import ErasableStorage
 from penchant.client.vault.key_slots import KeySlots
 from penchant.client.vault.sealing import OLD_KEY_FILE, OLD_SALT_FILE, ROOT_FILE, SealedStorage
 from penchant.client.vault.vault import Vault
@@ -46,17 +46,17 @@ def test_a_destroyed_key_is_overwritten_where_it_lay_and_its_slot_is_used_again(
 
 
 def test_a_value_does_not_open_once_its_key_is_destroyed_nor_under_another_root(tmp_path: Path) -> None:
-    box = ErasableBox(SealedStorage(bytes(32)), tmp_path / "keys")
-    one, other = box.seal([(b"one", "it"), (b"other", "it")])
-    foreign = ErasableBox(SealedStorage(bytes(31) + b"1"), tmp_path / "keys")
+    storage = ErasableStorage(SealedStorage(bytes(32)), tmp_path / "keys")
+    one, other = storage.seal([(b"one", "it"), (b"other", "it")])
+    foreign = ErasableStorage(SealedStorage(bytes(31) + b"1"), tmp_path / "keys")
     with pytest.raises(DeviceError, match="does not open"):
         foreign.open([(one, "it")])
-    box.destroy_but([other])
-    assert box.open([(other, "it")]) == [b"other"]
+    storage.destroy_but([other])
+    assert storage.open([(other, "it")]) == [b"other"]
     for gone in (one, one[:3], b"\xff" * 40):
         with pytest.raises(DeviceError, match="does not open"):
-            box.open([(gone, "it")])
-    assert repr(box) == "ErasableBox()"
+            storage.open([(gone, "it")])
+    assert repr(storage) == "ErasableStorage()"
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def test_an_earlier_home_is_upgraded_whenever_it_was_broken_off(
     monkeypatch.setattr(*cheap)
     at = {
         "before the root": "penchant.client.vault.sealing.write_private",
-        "before the vault": "penchant.client.vault.erasable.ErasableBox.seal",
+        "before the vault": "penchant.client.vault.erasable.ErasableStorage.seal",
         "before the old key goes": "penchant.client.vault.sealing.erase",
     }.get(broken_off)
     if at:

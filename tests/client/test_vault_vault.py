@@ -219,7 +219,12 @@ def test_forgetting_leaves_only_that_attempts_were_burnt(tmp_path: Path) -> None
     vault.keep_blob("member list", b"list")
     vault.tell_owner("keys", "POLICY", "no")
     vault.forget()
-    assert (kept(tmp_path), vault.latest(), vault.blob("member list"), vault.told()) == (None, None, b"", [])
+    assert (kept(tmp_path), vault.latest(), vault.blob("member list"), vault.refusals()) == (
+        None,
+        None,
+        b"",
+        [],
+    )
     with pytest.raises(StageError, match="no other attempt of it"):
         Vault(tmp_path).begin(RUN, 1, 1, [])
 
@@ -314,7 +319,7 @@ def test_the_owner_is_told_the_newest_refusals_in_order(tmp_path: Path) -> None:
     vault = Vault(tmp_path)
     vault.tell_owner("keys", "POLICY", "paused by the owner")
     vault.tell_owner("masked", "AGREEMENT", "rosters differ")
-    assert Vault(tmp_path).told() == [
+    assert Vault(tmp_path).refusals() == [
         ("keys", "POLICY", "paused by the owner"),
         ("masked", "AGREEMENT", "rosters differ"),
     ]
@@ -326,7 +331,7 @@ def test_refusals_do_not_pile_up_for_ever(tmp_path: Path, monkeypatch: pytest.Mo
     vault = Vault(tmp_path)
     for number in range(12):
         vault.tell_owner("keys", "STAGE", str(number))
-    assert [reason for _, _, reason in vault.told()] == ["7", "8", "9", "10", "11"]
+    assert [reason for _, _, reason in vault.refusals()] == ["7", "8", "9", "10", "11"]
 
 
 def test_blobs_are_replaced_and_empty_before(tmp_path: Path) -> None:
@@ -359,9 +364,9 @@ def test_the_directory_and_its_files_are_the_owners_alone(tmp_path: Path) -> Non
 
 def test_with_a_box_nothing_personal_lies_there_in_clear(tmp_path: Path) -> None:
     secret, context, blob = factor(0.123, 64), b"the shared factors of round 1", b"a list of members"
-    sealed, box = tmp_path / "sealed", SealedStorage(bytes(32))
+    sealed, storage = tmp_path / "sealed", SealedStorage(bytes(32))
     clear = tmp_path / "clear"
-    for home, used in ((sealed, box), (clear, None)):
+    for home, used in ((sealed, storage), (clear, None)):
         vault = Vault(home, used)
         vault.begin(RUN, 1, 1, [])
         vault.stage(RUN, 1, 1, secret, context)
@@ -370,10 +375,10 @@ def test_with_a_box_nothing_personal_lies_there_in_clear(tmp_path: Path) -> None
     for each in (secret[:16].tobytes(), context, blob):
         assert each in (clear / "vault.db").read_bytes()
         assert not any(each in path.read_bytes() for path in sealed.iterdir())
-    found = Vault(sealed, box).personal(RUN)
+    found = Vault(sealed, storage).personal(RUN)
     assert found is not None
     assert np.array_equal(found.vector, secret)
-    assert (found.context, Vault(sealed, box).blob("list")) == (context, blob)
+    assert (found.context, Vault(sealed, storage).blob("list")) == (context, blob)
     with pytest.raises(DeviceError, match="does not open"):
         Vault(sealed, SealedStorage(bytes([1]) * 32)).personal(RUN)
 

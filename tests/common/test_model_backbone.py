@@ -18,7 +18,7 @@ from penchant.common.errors import BaseModelError
 from penchant.common.model import backbone, base_models
 from penchant.common.model.backbone import load_backbone, load_generator
 from penchant.common.model.base_models import base_digest, digest_of
-from penchant.common.model.modules import find_blocks, find_slots
+from penchant.common.model.modules import find_adapted, find_blocks
 
 MINILM_DIGEST = "ba25ff2953a386750c47619622ca058294bc32e317704056b53259063c735e63"
 
@@ -39,27 +39,27 @@ def test_default_model_comes_from_its_package(minilm: backbone.Backbone) -> None
 
 
 def test_output_dense_is_not_attention_output_dense(minilm: backbone.Backbone) -> None:
-    slots = find_slots(minilm.model, AdapterConfig(target_modules=("output.dense",), layers=(-1,)))
-    assert [slot.name for slot in slots] == ["encoder.layer.5.output.dense"]
-    assert (slots[0].in_features, slots[0].out_features) == (1536, 384)
+    adapted = find_adapted(minilm.model, AdapterConfig(target_modules=("output.dense",), layers=(-1,)))
+    assert [module.name for module in adapted] == ["encoder.layer.5.output.dense"]
+    assert (adapted[0].in_features, adapted[0].out_features) == (1536, 384)
 
 
 def test_a_name_without_a_dot_is_the_last_segment(minilm: backbone.Backbone) -> None:
-    slots = find_slots(minilm.model, AdapterConfig(target_modules=("value", "query"), layers=(0, -1)))
-    assert [slot.name for slot in slots] == [
+    adapted = find_adapted(minilm.model, AdapterConfig(target_modules=("value", "query"), layers=(0, -1)))
+    assert [module.name for module in adapted] == [
         "encoder.layer.0.attention.self.query",
         "encoder.layer.0.attention.self.value",
         "encoder.layer.5.attention.self.query",
         "encoder.layer.5.attention.self.value",
     ]
-    assert len(find_slots(minilm.model, AdapterConfig(target_modules=("dense",), layers=()))) == 18
+    assert len(find_adapted(minilm.model, AdapterConfig(target_modules=("dense",), layers=()))) == 18
 
 
 def test_modules_and_blocks_that_are_not_there(minilm: backbone.Backbone) -> None:
     with pytest.raises(BaseModelError, match=r'"q_proj"; there are attention\.output\.dense'):
-        find_slots(minilm.model, AdapterConfig(target_modules=("output.dense", "q_proj")))
+        find_adapted(minilm.model, AdapterConfig(target_modules=("output.dense", "q_proj")))
     with pytest.raises(BaseModelError, match="names block 6, but the base model has 6 blocks"):
-        find_slots(minilm.model, AdapterConfig(layers=(6,)))
+        find_adapted(minilm.model, AdapterConfig(layers=(6,)))
 
 
 @pytest.mark.parametrize(

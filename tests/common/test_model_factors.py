@@ -21,9 +21,9 @@ TWO = (AdaptedModule("layers.0.q_proj", 4, 4), AdaptedModule("layers.0.v_proj", 
 SLOT = "encoder.layer.5.output.dense"
 
 
-def split(share: str, head: str = "auto", slots=ONE, rank: int = 2, **more) -> Split:
+def split(share: str, head: str = "auto", adapted_modules=ONE, rank: int = 2, **more) -> Split:
     rule = share_rule(share)
-    return Split(slots, 4, rank, rule, rule.head(head), **more)
+    return Split(adapted_modules, 4, rank, rule, rule.head(head), **more)
 
 
 # --- the rule table -------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def test_every_trained_tensor_has_one_part() -> None:
 
 
 def test_order_is_slots_then_factors_then_head() -> None:
-    made = split("AB", slots=TWO)
+    made = split("AB", adapted_modules=TWO)
     assert made.shared.names == (
         "layers.0.q_proj.lora_A",
         "layers.0.q_proj.lora_B",
@@ -115,7 +115,7 @@ def test_named_is_row_major_in_that_order() -> None:
     seed=st.integers(0, 2**31),
 )
 def test_flatten_undoes_unflatten(share: str, rank: int, seed: int) -> None:
-    made = split(share, slots=TWO, rank=rank)
+    made = split(share, adapted_modules=TWO, rank=rank)
     for layout in (made.shared, made.personal):
         vector = np.random.default_rng(seed).normal(size=layout.size).astype(np.float32)
         back = layout.flatten(layout.unflatten(vector))
@@ -213,23 +213,23 @@ HEAD = [[1.0, 0.0, 0.0, 2.0]]
 
 def test_effective_by_hand() -> None:
     """B K A with K = [[0, 1], [2, 0]]: K A = [[3, 4], [2, 4]], so B K A = [[3, 4], [5, 8]]."""
-    made = split("kernel", slots=SMALL)
+    made = split("kernel", adapted_modules=SMALL)
     effective = made.effective(_tensors(A=A, B=B, head=HEAD), _tensors(K=[[0, 1], [2, 0]]))
     a, b = effective.adapters[SLOT]
     assert (b @ a).tolist() == [[3, 4], [5, 8]]
     assert effective.head.tolist() == HEAD
 
-    made = split("svd", slots=SMALL)
+    made = split("svd", adapted_modules=SMALL)
     a, b = made.effective(_tensors(A=A, B=B, head=HEAD), _tensors(s=[10, 1])).adapters[SLOT]
     assert (b @ a).tolist() == [[10, 20], [13, 24]]
 
-    made = split("B", slots=SMALL)
+    made = split("B", adapted_modules=SMALL)
     a, b = made.effective(_tensors(B=B, head=HEAD), _tensors(A=A)).adapters[SLOT]
     assert (b @ a).tolist() == [[1, 2], [4, 6]]
 
 
 def test_lore_is_a_head_and_no_adapter() -> None:
-    made = split("lore", slots=SMALL)
+    made = split("lore", adapted_modules=SMALL)
     effective = made.effective(_tensors(V=[[1, 0, 0, 0], [0, 1, 1, 0]]), _tensors(w=[2, 3]))
     assert effective.adapters == {}
     assert effective.head.tolist() == [[2, 3, 3, 0]]
@@ -263,7 +263,7 @@ def test_contradictions() -> None:
     with pytest.raises(ConfigError, match="auto, shared or personal"):
         share_rule("A").head("both")
     with pytest.raises(ConfigError, match="no module is adapted"):
-        split("A", slots=())
+        split("A", adapted_modules=())
 
 
 def test_from_configuration() -> None:

@@ -50,7 +50,7 @@ def test_rewards_are_those_of_a_plain_peft_model(tiny_model, kind: str, adapter:
 
     base = AutoModel.from_pretrained(tiny_model(kind))
     tokenizer = AutoTokenizer.from_pretrained(tiny_model(kind))
-    names = [slot.name for slot in model.slots]
+    names = [module.name for module in model.adapted_modules]
     plain = get_peft_model(base, LoraConfig(r=2, lora_alpha=6, target_modules=names)).eval()
     for name, (a, b) in effective.adapters.items():
         layer = plain.base_model.model.get_submodule(name)
@@ -141,13 +141,13 @@ def test_bradley_terry_by_hand() -> None:
 
 def test_lore_keeps_one_embedding_a_text(tiny_model) -> None:
     model = reward_model(tiny_model("bert"), AdapterConfig(share="lore", rank=2))
-    assert model.slots == ()
+    assert model.adapted_modules == ()
     assert model.tail.name == "pooled"
     plain = reward_model(tiny_model("bert"))
     split = model.split()
     shared = np.random.default_rng(0).normal(size=split.shared.size).astype(np.float32)
     effective = split.merged(shared, np.ones(2, np.float32))
-    zero = {slot.name: (torch.zeros(2, 32), torch.zeros(16, 2)) for slot in plain.slots}
+    zero = {module.name: (torch.zeros(2, 32), torch.zeros(16, 2)) for module in plain.adapted_modules}
     expected = plain.scores(plain.prepare_texts(TEXTS), MergedWeights(zero, effective.head))
     assert torch.allclose(model.scores(model.prepare_texts(TEXTS), effective), expected, atol=1e-5)
 

@@ -87,8 +87,8 @@ def test_a_module_is_named_by_its_path(tiny_model) -> None:
 def test_it_is_shared_whatever_else_is(tiny_model, share: str, head: str) -> None:
     config = AdapterConfig(share=share, head=head, share_base=("norm",))
     model = reward_model(tiny_model("bert"), "norm")
-    made = Split.of(model.slots, model.embedding, config, base=model.base)
-    plain = Split.of(model.slots, model.embedding, config)
+    made = Split.of(model.adapted_modules, model.embedding, config, base=model.base)
+    plain = Split.of(model.adapted_modules, model.embedding, config)
     assert made.shared.names == (*plain.shared.names, *NORMS)
     assert made.personal == plain.personal
 
@@ -97,7 +97,8 @@ def test_the_warm_up_trains_it_too_and_hands_it_on(tiny_model) -> None:
     model = reward_model(tiny_model("bert"), "norm")
     config = AdapterConfig(share="B", share_base=("norm",))
     warm, main = (
-        Split.of(model.slots, model.embedding, config, base=model.base, warmup=w) for w in (True, False)
+        Split.of(model.adapted_modules, model.embedding, config, base=model.base, warmup=w)
+        for w in (True, False)
     )
     trained = np.random.default_rng(0).normal(size=warm.shared.size).astype("f4")
     shared, _ = main.start_from(warm, trained, seed=0)

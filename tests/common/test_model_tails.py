@@ -153,7 +153,7 @@ def test_a_kept_product_is_not_used_for_another_a(tiny_model) -> None:
     texts, slow_texts = fast.prepare_texts(TEXTS), slow.prepare_texts(TEXTS)
     vector = np.random.default_rng(0).normal(size=split.shared.size).astype(np.float32)
     tensors = split.shared.unflatten(vector)
-    a = tensors[f"{fast.slots[0].name}.lora_A"]
+    a = tensors[f"{fast.adapted_modules[0].name}.lora_A"]
     for change in (lambda: None, lambda: a.mul_(3), lambda: a.requires_grad_(), lambda: a.data.add_(1)):
         change()
         effective = split.effective(tensors, {})

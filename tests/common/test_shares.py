@@ -31,7 +31,7 @@ from penchant.common.shares import (
 )
 
 OWN = ("B", "A", "kernel", "svd", "AB", "none", "ffa", "lore")
-SLOTS = (AdaptedModule("layers.0.q_proj", 8, 6), AdaptedModule("layers.1.v_proj", 8, 4))
+ADAPTED = (AdaptedModule("layers.0.q_proj", 8, 6), AdaptedModule("layers.1.v_proj", 8, 4))
 A = Factor("A", Part.SHARED, (Side.RANK, Side.IN), Start.UNIFORM)
 B = Factor("B", Part.SHARED, (Side.OUT, Side.RANK), Start.ZEROS)
 GAIN = Factor("g", Part.PERSONAL, (1,), Start.ONES, warmup=Part.FROZEN)
@@ -100,7 +100,7 @@ def test_rules_are_read_without_torch() -> None:
 
 def test_a_rule_that_was_registered_is_all_that_a_method_needs(gain: ShareRule) -> None:
     config = AdapterConfig(share="gain", rank=2)
-    split = Split.of(SLOTS, 5, config)
+    split = Split.of(ADAPTED, 5, config)
     assert share_names()[-1] == "gain"
     assert split.shared.names == (
         "layers.0.q_proj.lora_A", "layers.0.q_proj.lora_B",
@@ -109,16 +109,16 @@ def test_a_rule_that_was_registered_is_all_that_a_method_needs(gain: ShareRule) 
     assert split.personal.names == ("layers.0.q_proj.lora_g", "layers.1.v_proj.lora_g")
     shared, personal = split.initial(0)
     assert personal.tolist() == [1, 1]
-    assert shared.tobytes() == Split.of(SLOTS, 5, AdapterConfig(share="AB", rank=2)).initial(0)[0].tobytes()
+    assert shared.tobytes() == Split.of(ADAPTED, 5, AdapterConfig(share="AB", rank=2)).initial(0)[0].tobytes()
     plain, twice = split.merged(shared, personal), split.merged(shared, 2 * personal)
-    for slot in SLOTS:
-        assert (2 * plain.adapters[slot.name][0] == twice.adapters[slot.name][0]).all()
+    for module in ADAPTED:
+        assert (2 * plain.adapters[module.name][0] == twice.adapters[module.name][0]).all()
 
 
 def test_its_warm_up_hands_the_factors_on_and_starts_the_rest(gain: ShareRule) -> None:
     RunConfig().changed({"adapter.share": "gain", "federation.warmup_rounds": 1})
     config = AdapterConfig(share="gain", rank=2, head="personal")
-    warm, main = Split.of(SLOTS, 5, config, warmup=True), Split.of(SLOTS, 5, config)
+    warm, main = Split.of(ADAPTED, 5, config, warmup=True), Split.of(ADAPTED, 5, config)
     trained = np.random.default_rng(0).normal(size=warm.shared.size).astype(np.float32)
     assert warm.personal.size == 0
     shared, personal = main.start_from(warm, trained, seed=0)
@@ -140,7 +140,7 @@ def test_tensors_of_a_rule_are_known_by_name_and_shape(gain: ShareRule) -> None:
 
 def test_factors_of_the_wrong_shape_are_named() -> None:
     wrong = rule(compose=lambda factors: (factors["A"].T, factors["B"]))
-    split = Split(SLOTS, 5, 2, wrong, wrong.head("auto"))
+    split = Split(ADAPTED, 5, 2, wrong, wrong.head("auto"))
     line = r'share "gain" composes factors of shape \(8, 2\) and \(6, 2\) for layers\.0\.q_proj; they must be'
     with pytest.raises(ConfigError, match=line):
         split.merged(*split.initial(0))

@@ -481,9 +481,9 @@ def test_an_interrupted_quickstart_says_that_the_fleet_is_down(
 def test_an_interrupted_authority_goes_on_by_the_same_command(
     penchant: Penchant, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert penchant("authority", "init", "office", "--no-passphrase").code == 0
+    assert penchant("authority", "init", "keys", "--no-passphrase").code == 0
     monkeypatch.setattr("penchant.deploy.fleet.authority_inbox.attend", interrupted)
-    ended = penchant("authority", "attend", "office", "--requests", ".", "--answers", ".", "--watch", 1)
+    ended = penchant("authority", "attend", "keys", "--requests", ".", "--answers", ".", "--watch", 1)
     assert ended.code == 130
     assert ended.err == (
         "penchant: interrupted; what was decided is kept, and the same command asks about the rest\n"
@@ -654,9 +654,9 @@ def test_a_device_accepts_the_authoritys_answer(
 ) -> None:
     """`join` took the answer as well, and does so for one version more."""
     monkeypatch.setenv("PENCHANT_HOME", str(tmp_path / "home"))
-    digest = penchant("authority", "init", "office", "--no-passphrase").out.split()[1]
+    digest = penchant("authority", "init", "keys", "--no-passphrase").out.split()[1]
     assert penchant("device", "request", "--out", "my.request").code == 0
-    assert penchant("authority", "issue", "office", "my.request", "--out", "my.answer").code == 0
+    assert penchant("authority", "issue", "keys", "my.request", "--out", "my.answer").code == 0
     for wrong in ("", digest[:-2], digest[:-1] + "x"):
         ended = penchant("device", "accept", "my.answer", "--authority", wrong)
         line = "penchant: --authority must be a digest of 64 hexadecimal digits\n"
@@ -667,7 +667,7 @@ def test_a_device_accepts_the_authoritys_answer(
 
     monkeypatch.setenv("PENCHANT_HOME", str(tmp_path / "second"))
     penchant("device", "request", "--out", "second.request")
-    penchant("authority", "issue", "office", "second.request", "--out", "second.answer")
+    penchant("authority", "issue", "keys", "second.request", "--out", "second.answer")
     done = penchant("device", "join", "second.answer", "--authority", digest)
     assert (done.code, done.out) == (0, "this device is member 2\n")
     assert "`penchant device accept ANSWER --authority DIGEST`" in done.err

@@ -31,7 +31,7 @@ from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.app import build_app
 from penchant.server.console.views.devices import qr_code
 from penchant.server.monitoring.fleet import ConnectedNode, Token
-from penchant.server.monitoring.run_history import Activity, facts_of
+from penchant.server.monitoring.run_history import Activity, summary_of
 
 DAY = 86400
 
@@ -50,8 +50,8 @@ class Nobody:
 class World:
     """A server's directory with five members, its authority, and a console over it."""
 
-    office: AuthorityStore
-    site: ServerDirectory
+    authority_store: AuthorityStore
+    server_directory: ServerDirectory
     store: ConsoleStore
     operations: OperationsOnThisMachine
     browser: Browser
@@ -65,31 +65,38 @@ class World:
 
     def sign(self) -> None:
         """The authority grants whatever is asked; the server takes its answers over."""
-        attend(self.office, self.site.requests, self.site.answers, lambda decision: True)
-        EnrolmentRegistry(self.site).collect(Nobody())
+        attend(
+            self.authority_store,
+            self.server_directory.requests,
+            self.server_directory.answers,
+            lambda decision: True,
+        )
+        EnrolmentRegistry(self.server_directory).collect(Nobody())
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    office = AuthorityStore.init(tmp_path / "authority")
+    authority_store = AuthorityStore.init(tmp_path / "authority")
     for number in range(5):
         from penchant.common.membership.enrolment import request
 
-        office.issue(request(bytes([number + 1]) * 32), f"device {number}")
+        authority_store.issue(request(bytes([number + 1]) * 32), f"device {number}")
     settings = ServerSettings(addresses=("fleet.example",), superlink_port=9)
-    site = ServerDirectory.create(tmp_path / "home", settings, office.authority.public_key, office.latest())
+    server_directory = ServerDirectory.create(
+        tmp_path / "home", settings, authority_store.authority.public_key, authority_store.latest()
+    )
     store = ConsoleStore(tmp_path / "state", CHEAP)
     store.add("olga", "operator", PASSWORD)
     store.add("vera", "viewer", PASSWORD)
-    operations = OperationsOnThisMachine([site.directory], store)
+    operations = OperationsOnThisMachine([server_directory.path], store)
     browser = Browser(build_app(store, operations, hosts=frozenset({HOST})), "olga")
-    yield World(office, site, store, operations, browser)
+    yield World(authority_store, server_directory, store, operations, browser)
     store.close()
 
 
 def run_in(world: World, name: str = "first", rounds: int = 3) -> Path:
     """A run of the fleet, by hand."""
-    directory = make_run(world.site.directory / "runs" / name, rounds)
+    directory = make_run(world.server_directory.path / "runs" / name, rounds)
     (directory / "blueprint.json").write_text("{}", encoding="utf-8")
     return directory
 
@@ -129,10 +136,10 @@ def test_a_token_is_shown_once_with_its_picture_and_kept_nowhere(world: World) -
     for path in ("/devices", "/audit", "/"):
         assert text not in world.browser.get(path).text
     kept = [p for p in world.store.directory.rglob("*") if p.is_file()]
-    kept += [p for p in world.site.directory.rglob("*") if p.is_file()]
+    kept += [p for p in world.server_directory.path.rglob("*") if p.is_file()]
     assert [p for p in kept if text.encode() in p.read_bytes()] == []
-    (deed,) = [deed for deed in world.store.deeds() if deed.action == "hand out a token"]
-    assert (deed.outcome, deed.detail) == ("done", "days: 3, label: Kitchen <b>")
+    (entry,) = [entry for entry in world.store.audit_entries() if entry.action == "hand out a token"]
+    assert (entry.outcome, entry.detail) == ("done", "days: 3, label: Kitchen <b>")
 
 
 @pytest.mark.parametrize("days", ["0", "91", "x", "-1", "1e3"])
@@ -148,7 +155,7 @@ def test_a_revocation_is_pending_until_the_authority_has_signed(world: World) ->
     assert "revocation pending" in world.said()
     assert "3 pending lost on a train olga" in world.said()
     assert "1 revocation pending" in world.said("/")
-    (path,) = world.site.requests.glob("revoke-*.json")
+    (path,) = world.server_directory.requests.glob("revoke-*.json")
     assert json.loads(path.read_text(encoding="utf-8")) == {"member": 3, "why": "lost on a train"}
     world.sign()
     said = world.said()
@@ -162,7 +169,7 @@ def test_a_revocation_is_pending_until_the_authority_has_signed(world: World) ->
 
 
 def test_a_revocation_asked_for_at_the_terminal_is_shown_too(world: World) -> None:
-    request_revocation(world.site.directory, 2, "left")
+    request_revocation(world.server_directory.path, 2, "left")
     assert "2 pending left command line" in world.said()
 
 
@@ -172,18 +179,18 @@ def test_who_looks_sees_no_token_and_asks_for_nothing(world: World) -> None:
         answer = viewer.post(f"/devices/{world.id}/{path}", {"label": "x", "days": "1", "member": "3"})
         assert answer.status_code == 403
     assert world.operations.fleet(world.operations.fleets()[0]).tokens() == []
-    assert list(world.site.requests.iterdir()) == []
+    assert list(world.server_directory.requests.iterdir()) == []
 
 
 def test_a_simulation_hands_out_nothing(world: World, tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "alone")
     operations = OperationsOnThisMachine([tmp_path / "runs"], world.store)
     browser = Browser(build_app(world.store, operations, hosts=frozenset({HOST})), "olga")
-    (place,) = operations.places()
-    answer = browser.post(f"/devices/{place.id}/tokens", {"label": "x", "days": "1"})
+    (location,) = operations.locations()
+    answer = browser.post(f"/devices/{location.id}/tokens", {"label": "x", "days": "1"})
     assert answer.status_code == 404
     with pytest.raises(ConsoleError, match="no server here"):
-        operations.fleet(place).invite("x", 1)
+        operations.fleet(location).invite("x", 1)
 
 
 def test_the_runs_of_a_fleet_are_found_with_their_devices_online(
@@ -294,9 +301,9 @@ def test_a_run_that_waits_for_devices_is_noticed(world: World, monkeypatch: pyte
     run_in(world, "first", 1)
     server = world.operations.fleet(world.operations.fleets()[0])
     monkeypatch.setattr(server, "_nodes", lambda: {str(n): ConnectedNode(n > 3) for n in range(5)})
-    monkeypatch.setattr(world.operations, "_work", lambda *_: Activity(running=True, ours=True))
+    monkeypatch.setattr(world.operations, "_activity", lambda *_: Activity(running=True, ours=True))
     answered(world)
-    config = world.site.run("first") / "config.toml"
+    config = world.server_directory.run("first") / "config.toml"
     config.write_text(config.read_text().replace("cohort = 0", "cohort = 4"))
     assert "first waits for 3 devices It asks 4 at a time; 1 are online." in world.said("/")
 
@@ -346,11 +353,11 @@ def test_a_live_run_is_stopped_by_the_superlink(world: World, monkeypatch: pytes
     link = Link()
     monkeypatch.setattr(fleet, "Control", link)
     directory = run_in(world)
-    (place,) = world.operations.places()
+    (location,) = world.operations.locations()
     with pytest.raises(ConsoleError, match="was never started"):
-        world.operations.stop(place)
+        world.operations.stop(location)
     (directory / run_activity.FLOWER_RUN).write_text("4711\n", encoding="utf-8")
-    world.browser.post(f"/runs/{place.id}/stop")
+    world.browser.post(f"/runs/{location.id}/stop")
     assert link.stopped == ["4711"]
 
 
@@ -359,11 +366,11 @@ def test_a_live_run_is_resumed_and_started_through_the_servers_own_command(
 ) -> None:
     """The SuperLink is down here: its refusal is what the operator reads, and in the run's log."""
     run_in(world)
-    (place,) = world.operations.places()
-    world.browser.post(f"/runs/{place.id}/resume")
-    assert "Not done:" in world.said(f"/runs/{place.id}")
-    assert any("SuperLink" in line for line in world.operations.log(place, 5))
-    assert not any(line.startswith(("{", "penchant: ")) for line in world.operations.log(place, 5))
+    (location,) = world.operations.locations()
+    world.browser.post(f"/runs/{location.id}/resume")
+    assert "Not done:" in world.said(f"/runs/{location.id}")
+    assert any("SuperLink" in line for line in world.operations.log(location, 5))
+    assert not any(line.startswith(("{", "penchant: ")) for line in world.operations.log(location, 5))
     form = {"name": "second", "config": "seed = 1", "where": world.id}
     answer = world.browser.post("/runs/new", form)
     assert answer.status_code == 422
@@ -390,7 +397,7 @@ def test_what_a_fleet_can_run_is_said_before_it_is_started(world: World, config:
         answer = world.browser.post("/runs/new", {"name": "x", "config": config, "where": world.id})
         assert answer.status_code == 422
         assert verdict in text_of(answer.text)
-        assert world.operations.places() == []
+        assert world.operations.locations() == []
 
 
 def test_a_console_of_a_fleet_alone_simulates_nothing(world: World, tmp_path: Path) -> None:
@@ -399,7 +406,7 @@ def test_a_console_of_a_fleet_alone_simulates_nothing(world: World, tmp_path: Pa
     assert "It can run 5 devices of home a round" in said  # everybody is asked, unless another is chosen
     assert world.browser.post("/runs/check", {"config": "", "where": "elsewhere"}).status_code == 404
     (tmp_path / "runs").mkdir()
-    both = OperationsOnThisMachine([tmp_path / "runs", world.site.directory], world.store)
+    both = OperationsOnThisMachine([tmp_path / "runs", world.server_directory.path], world.store)
     browser = Browser(build_app(world.store, both, hosts=frozenset({HOST})), "olga")
     said = text_of(browser.get("/runs/new").text)
     assert "simulated, on this machine the fleet home" in said
@@ -413,23 +420,23 @@ def test_stopping_waits_for_the_end(world: World, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("penchant.deploy.console.local.STOP_SECONDS", 0.3)
     directory = run_in(world)
     (directory / run_activity.FLOWER_RUN).write_text("4711\n", encoding="utf-8")
-    (place,) = world.operations.places()
+    (location,) = world.operations.locations()
     with (directory / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ConsoleError, match="has not yet"):
-            world.operations.stop(place)
-    world.operations.stop(place)
+            world.operations.stop(location)
+    world.operations.stop(location)
 
 
 def test_a_lock_says_that_a_live_run_is_at_work(world: World) -> None:
     import fcntl
 
     directory = run_in(world)
-    (place,) = world.operations.places()
+    (location,) = world.operations.locations()
     with (directory / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        work = world.operations.work([place])[place.id]
-        assert (work.running, work.ours) == (True, True)
+        activity = world.operations.activity([location])[location.id]
+        assert (activity.running, activity.ours) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -461,10 +468,12 @@ def test_how_a_live_run_ended_is_what_its_process_said(
         run_activity.say(directory, f"Flower run 4711 {word}")
     for name in (run_activity.FLOWER_RUN, run_activity.LOG):
         os.utime(directory / name, (time.time() - ago,) * 2)
-    (place,) = world.operations.places()
-    facts = facts_of(place, world.operations.work([place])[place.id])
+    (location,) = world.operations.locations()
+    facts = summary_of(location, world.operations.activity([location])[location.id])
     assert (facts.state, facts.why) == (state, why)
-    monkeypatch.setattr("sys.argv", ["penchant", "server", "status", str(world.site.directory), "--json"])
+    monkeypatch.setattr(
+        "sys.argv", ["penchant", "server", "status", str(world.server_directory.path), "--json"]
+    )
     with pytest.raises(SystemExit):
         main()
     told = json.loads(capsys.readouterr().out)
@@ -475,7 +484,7 @@ def test_of_two_operators_who_resume_at_once_one_is_refused(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = run_in(world)
-    (place,) = world.operations.places()
+    (location,) = world.operations.locations()
     server, resumed = world.operations.fleet(world.operations.fleets()[0]), []
 
     def resume(name: str, log: object) -> None:
@@ -485,7 +494,7 @@ def test_of_two_operators_who_resume_at_once_one_is_refused(
 
     monkeypatch.setattr(server, "resume", resume)
     with ThreadPoolExecutor(2) as pool:
-        done = [pool.submit(world.operations.resume, place) for _ in range(2)]
+        done = [pool.submit(world.operations.resume, location) for _ in range(2)]
     errors = [one.exception() for one in done]
     assert sorted(map(type, errors), key=str) == sorted([type(None), RunDirectoryError], key=str)
     assert resumed == ["first"]
@@ -494,9 +503,9 @@ def test_of_two_operators_who_resume_at_once_one_is_refused(
 def test_the_log_of_a_live_run_is_its_servers(world: World) -> None:
     directory = run_in(world)
     (directory / run_activity.LOG).write_text("round 1: finished\n", encoding="utf-8")
-    (place,) = world.operations.places()
-    assert world.operations.log(place, 5) == ["round 1: finished"]
-    assert "round 1: finished" in world.said(f"/runs/{place.id}")
+    (location,) = world.operations.locations()
+    assert world.operations.log(location, 5) == ["round 1: finished"]
+    assert "round 1: finished" in world.said(f"/runs/{location.id}")
 
 
 def test_names_are_what_the_server_calls_its_files() -> None:

@@ -24,7 +24,7 @@ from penchant.deploy.cli.main import main
 from penchant.deploy.console import local
 from penchant.deploy.console.local import OperationsOnThisMachine
 from penchant.server.console.accounts import ConsoleStore
-from penchant.server.monitoring.run_history import RunLocation, facts_of
+from penchant.server.monitoring.run_history import RunLocation, summary_of
 
 
 @pytest.fixture
@@ -66,49 +66,49 @@ def wait_for(what: str, happened: Callable[[], bool], seconds: float = 120) -> N
         time.sleep(0.1)
 
 
-def state(operations: OperationsOnThisMachine, place: RunLocation) -> str:
-    return facts_of(place, operations.work([place])[place.id]).state
+def state(operations: OperationsOnThisMachine, location: RunLocation) -> str:
+    return summary_of(location, operations.activity([location])[location.id]).state
 
 
-def settled(operations: OperationsOnThisMachine, place: RunLocation) -> int:
-    return facts_of(place, operations.work([place])[place.id]).settled
+def settled(operations: OperationsOnThisMachine, location: RunLocation) -> int:
+    return summary_of(location, operations.activity([location])[location.id]).settled
 
 
 def test_a_run_is_started_stopped_resumed_and_ends(
     operations: OperationsOnThisMachine, store: ConsoleStore, config: str
 ) -> None:
-    place = operations.start("small", config.replace("ROUNDS", "400"))
-    assert state(operations, place) == "running"
+    location = operations.start("small", config.replace("ROUNDS", "400"))
+    assert state(operations, location) == "running"
     with pytest.raises(RunDirectoryError, match="something is running small"):
-        operations.resume(place)
+        operations.resume(location)
     with pytest.raises(RunDirectoryError, match="something is running small"):
-        operations.delete(place)
-    wait_for("a round", lambda: settled(operations, place) >= 2)
-    facts = facts_of(place, operations.work([place])[place.id])
-    assert facts.work.ours
-    operations.stop(place)
-    stood = settled(operations, place)
-    assert state(operations, place) == "stopped"
+        operations.delete(location)
+    wait_for("a round", lambda: settled(operations, location) >= 2)
+    facts = summary_of(location, operations.activity([location])[location.id])
+    assert facts.activity.ours
+    operations.stop(location)
+    stood = settled(operations, location)
+    assert state(operations, location) == "stopped"
     with pytest.raises(ConsoleError, match="nothing that this console started"):
-        operations.stop(place)
-    operations.resume(place)
-    wait_for("more rounds", lambda: settled(operations, place) > stood)
-    operations.stop(place)
-    operations.delete(place)
-    assert not place.directory.exists()
-    assert operations.places() == []
+        operations.stop(location)
+    operations.resume(location)
+    wait_for("more rounds", lambda: settled(operations, location) > stood)
+    operations.stop(location)
+    operations.delete(location)
+    assert not location.directory.exists()
+    assert operations.locations() == []
     assert store.jobs() == {}
 
 
 def test_a_run_that_ends_is_finished_and_its_adapter_can_be_had(
     operations: OperationsOnThisMachine, config: str
 ) -> None:
-    place = operations.start("short", config.replace("ROUNDS", "1"))
-    wait_for("the end", lambda: state(operations, place) in ("finished", "failed"))
-    assert state(operations, place) == "finished", operations.log(place, 20)
-    wait_for("its process", lambda: not operations.work([place])[place.id].running)
-    data = operations.releases(place).export(1)
-    assert data == operations.releases(place).export(1)  # the same round, the same bytes
+    location = operations.start("short", config.replace("ROUNDS", "1"))
+    wait_for("the end", lambda: state(operations, location) in ("finished", "failed"))
+    assert state(operations, location) == "finished", operations.log(location, 20)
+    wait_for("its process", lambda: not operations.activity([location])[location.id].running)
+    data = operations.releases(location).export(1)
+    assert data == operations.releases(location).export(1)  # the same round, the same bytes
     with zipfile.ZipFile(BytesIO(data)) as archive:
         assert {"adapter_config.json", "adapter_model.safetensors", "head.safetensors", "release.json"} < set(
             archive.namelist()
@@ -119,19 +119,19 @@ def test_a_run_that_ends_is_finished_and_its_adapter_can_be_had(
         assert "tags: [reward-model, shared, penchant]" in card
         assert "# The shared part of a fleet's reward models" in card
     with pytest.raises(ConsoleError, match="round 7 has no checkpoint"):
-        operations.releases(place).export(7)
+        operations.releases(location).export(7)
 
 
 def test_a_run_that_can_not_be_is_failed_with_the_reason(
     operations: OperationsOnThisMachine, config: str
 ) -> None:
     wrong = config.replace("ROUNDS", "1").replace('"user"', '"nobody"')
-    place = operations.start("wrong", wrong)
-    wait_for("the end", lambda: state(operations, place) != "running")
-    facts = facts_of(place, operations.work([place])[place.id])
+    location = operations.start("wrong", wrong)
+    wait_for("the end", lambda: state(operations, location) != "running")
+    facts = summary_of(location, operations.activity([location])[location.id])
     assert facts.state == "failed"
     assert "nobody" in facts.why
-    assert "Traceback" not in "".join(operations.log(place, 100))
+    assert "Traceback" not in "".join(operations.log(location, 100))
 
 
 @pytest.fixture
@@ -155,15 +155,15 @@ def test_the_console_does_not_read_the_words_for_people(
     said = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False).stderr
     assert said.startswith("Oh no! unknown data set 'sentae'")
 
-    place = operations.start("wrong", config.replace("ROUNDS", "1").replace('"user"', '"nobody"'))
-    wait_for("the end", lambda: state(operations, place) != "running")
-    facts = facts_of(place, operations.work([place])[place.id])
+    location = operations.start("wrong", config.replace("ROUNDS", "1").replace('"user"', '"nobody"'))
+    wait_for("the end", lambda: state(operations, location) != "running")
+    facts = summary_of(location, operations.activity([location])[location.id])
     assert (facts.state, facts.why.count("{")) == ("failed", 0)
     assert "nobody" in facts.why
-    assert operations.log(place, 1) == [facts.why]  # for people, too
+    assert operations.log(location, 1) == [facts.why]  # for people, too
 
     make_run(tmp_path / "runs" / "alone", 1, **{"adapter.share": "none"})
-    alone = next(place for place in operations.places() if place.name == "alone")
+    alone = next(location for location in operations.locations() if location.name == "alone")
     with pytest.raises(ConsoleError, match=r"^this run shares nothing"):
         operations.releases(alone).export(1)
 
@@ -171,29 +171,29 @@ def test_the_console_does_not_read_the_words_for_people(
 def test_a_console_that_is_started_again_finds_its_run(
     operations: OperationsOnThisMachine, store: ConsoleStore, config: str, tmp_path: Path
 ) -> None:
-    place = operations.start("small", config.replace("ROUNDS", "400"))
-    wait_for("a round", lambda: settled(operations, place) >= 1)
+    location = operations.start("small", config.replace("ROUNDS", "400"))
+    wait_for("a round", lambda: settled(operations, location) >= 1)
     again = OperationsOnThisMachine([tmp_path / "runs"], store)
-    work = again.work([place])[place.id]
-    assert (work.running, work.ours) == (True, True)
-    child = operations._children[place.id]
+    activity = again.activity([location])[location.id]
+    assert (activity.running, activity.ours) == (True, True)
+    child = operations._children[location.id]
     with pytest.MonkeyPatch.context() as patch:  # as init would, once its parent is gone
         patch.setattr(time, "sleep", lambda _: child.poll())
-        again.stop(place)
-    assert state(again, place) == "stopped"
+        again.stop(location)
+    assert state(again, location) == "stopped"
 
 
 def test_another_process_is_never_taken_for_ours(
     operations: OperationsOnThisMachine, store: ConsoleStore, tmp_path: Path
 ) -> None:
     directory = make_run(tmp_path / "runs" / "first")
-    (place,) = operations.places()
+    (location,) = operations.locations()
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
     try:
-        store.keep_job(place.id, {"pid": stranger.pid, "began": "12345"})  # the number was given out again
-        assert not operations.work([place])[place.id].running
+        store.keep_job(location.id, {"pid": stranger.pid, "began": "12345"})  # the number was given out again
+        assert not operations.activity([location])[location.id].running
         with pytest.raises(ConsoleError, match="nothing that this console started"):
-            operations.stop(place)
+            operations.stop(location)
         assert stranger.poll() is None
     finally:
         stranger.kill()
@@ -205,16 +205,16 @@ def test_a_run_of_the_terminal_is_seen_and_left_alone(
     operations: OperationsOnThisMachine, tmp_path: Path
 ) -> None:
     make_run(tmp_path / "runs" / "first")
-    (place,) = operations.places()
-    with (place.directory / ".lock").open("a") as lock:
+    (location,) = operations.locations()
+    with (location.directory / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        work = operations.work([place])[place.id]
-        assert (work.running, work.ours) == (True, False)
-        for deed in (operations.stop, operations.resume, operations.delete):
+        activity = operations.activity([location])[location.id]
+        assert (activity.running, activity.ours) == (True, False)
+        for act in (operations.stop, operations.resume, operations.delete):
             with pytest.raises((ConsoleError, RunDirectoryError)):
-                deed(place)
-    assert not operations.work([place])[place.id].running
-    assert place.directory.is_dir()
+                act(location)
+    assert not operations.activity([location])[location.id].running
+    assert location.directory.is_dir()
 
 
 def test_names_and_sources_are_checked_before_anything_is_made(
@@ -237,9 +237,9 @@ def test_names_and_sources_are_checked_before_anything_is_made(
 def test_a_link_is_not_deleted_through(operations: OperationsOnThisMachine, tmp_path: Path) -> None:
     make_run(tmp_path / "elsewhere")
     (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
-    (place,) = operations.places()
+    (location,) = operations.locations()
     with pytest.raises(ConsoleError, match="is a link"):
-        operations.delete(place)
+        operations.delete(location)
     assert (tmp_path / "elsewhere" / "config.toml").is_file()
 
 
@@ -247,18 +247,18 @@ def test_a_log_is_shown_without_what_steers_terminals(
     operations: OperationsOnThisMachine, tmp_path: Path
 ) -> None:
     make_run(tmp_path / "runs" / "first")
-    (place,) = operations.places()
-    assert operations.log(place, 10) == []
-    operations._log_of(place).write_bytes(
+    (location,) = operations.locations()
+    assert operations.log(location, 10) == []
+    operations._log_of(location).write_bytes(
         b"one\n\x1b[31mred\x1b[0m\rover\n\x00\xff\n" + b"x" * 100_000 + b"\nlast\n"
     )
-    assert operations.log(place, 1) == ["last"]
-    assert all("\x1b" not in line and "\x00" not in line for line in operations.log(place, 10))
+    assert operations.log(location, 1) == ["last"]
+    assert all("\x1b" not in line and "\x00" not in line for line in operations.log(location, 10))
 
 
 def test_single_runs_take_no_new_ones(store: ConsoleStore, tmp_path: Path) -> None:
     operations = OperationsOnThisMachine([make_run(tmp_path / "only")], store)
-    assert [place.name for place in operations.places()] == ["only"]
+    assert [location.name for location in operations.locations()] == ["only"]
     with pytest.raises(ConfigError, match="single runs only"):
         operations.start("new", "seed = 1")
     (tmp_path / "file").write_text("x", encoding="utf-8")

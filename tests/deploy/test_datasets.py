@@ -350,7 +350,7 @@ def test_personalllm_people_are_weightings_of_reward_models() -> None:
 
 
 def test_personalllm_standardises_each_reward_model() -> None:
-    questions = [personalllm.Question("p", ("a", "b"), ((1.0, 100.0), (3.0, 300.0)))]
+    questions = [personalllm.ScoredPrompt("p", ("a", "b"), ((1.0, 100.0), (3.0, 300.0)))]
     (question,) = personalllm.standardise(questions)
     assert question.scores == ((-1.0, -1.0), (1.0, 1.0))
 

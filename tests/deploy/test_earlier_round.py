@@ -159,7 +159,7 @@ def test_a_ruined_round_is_refused_and_the_one_before_it_is_not(
 def test_a_served_run_begins_with_it_too(tiny_model: Any, tmp_path: Path) -> None:
     fleet = Deployment(tmp_path, tiny_model("bert"), 3)
     public = (tmp_path / "authority" / "authority.pub").read_bytes()
-    served_run.create(tmp_path / "run-1", fleet.config, public, fleet.office.latest())
+    served_run.create(tmp_path / "run-1", fleet.config, public, fleet.authority_store.latest())
     fleet.sign_run(tmp_path / "run-1")
     run = served_run.open_served(tmp_path / "run-1")
     begun = run.model_signature.split(fleet.config.plan("main", 3)).initial(0)[0] + np.float32(0.5)
@@ -168,7 +168,7 @@ def test_a_served_run_begins_with_it_too(tiny_model: Any, tmp_path: Path) -> Non
     run.journal.finish(log, ServerState.begin(begun, np.zeros(0, np.float32)))
     run.journal.close()
     start = earlier_round(tmp_path / "run-1", 1, fleet.config)
-    served_run.create(tmp_path / "run-2", fleet.config, public, fleet.office.latest(), start)
+    served_run.create(tmp_path / "run-2", fleet.config, public, fleet.authority_store.latest(), start)
     fleet.sign_run(tmp_path / "run-2")
     again = served_run.open_served(tmp_path / "run-2")
     assert again.start is not None

@@ -29,50 +29,54 @@ def device(number: int) -> bytes:
 
 
 def test_a_device_is_enrolled_by_two_files(tmp_path: Path) -> None:
-    office = AuthorityStore.init(tmp_path / "authority", now=NOW)
+    authority_store = AuthorityStore.init(tmp_path / "authority", now=NOW)
     asked = Request.decode(request(device(1)).encode())
-    answer = Answer.decode(office.issue(asked, "the kitchen", now=NOW).encode(), office.digest)
+    answer = Answer.decode(
+        authority_store.issue(asked, "the kitchen", now=NOW).encode(), authority_store.digest
+    )
     identity = Identity(device(1), answer.certificate)
     membership = Membership(answer.authority).accept(answer.members, NOW)
     membership.check(identity.certificate)
     assert identity.member == 1
-    assert [(m.number, m.name, m.revoked) for m in office.members()] == [(1, "the kitchen", None)]
+    assert [(m.number, m.name, m.revoked) for m in authority_store.members()] == [(1, "the kitchen", None)]
 
 
 def test_asking_again_gives_the_same_number_and_a_newer_list(tmp_path: Path) -> None:
-    office = AuthorityStore.init(tmp_path / "authority", now=NOW)
-    first = office.issue(request(device(1)), now=NOW)
-    second = office.issue(request(device(1)), now=NOW)
+    authority_store = AuthorityStore.init(tmp_path / "authority", now=NOW)
+    first = authority_store.issue(request(device(1)), now=NOW)
+    second = authority_store.issue(request(device(1)), now=NOW)
     assert first.certificate == second.certificate
     assert MemberList.decode(second.members).number > MemberList.decode(first.members).number
 
 
 def test_a_revoked_member_is_out_for_good(tmp_path: Path) -> None:
-    office = AuthorityStore.init(tmp_path / "authority", now=NOW)
-    answers = [office.issue(request(device(n)), now=NOW) for n in (1, 2)]
-    membership = Membership(office.authority.public_key).accept(office.latest(), NOW)
-    newer = membership.accept(office.revoke(2, "lost", now=NOW), NOW)
+    authority_store = AuthorityStore.init(tmp_path / "authority", now=NOW)
+    answers = [authority_store.issue(request(device(n)), now=NOW) for n in (1, 2)]
+    membership = Membership(authority_store.authority.public_key).accept(authority_store.latest(), NOW)
+    newer = membership.accept(authority_store.revoke(2, "lost", now=NOW), NOW)
     newer.check(answers[0].certificate)
     with pytest.raises(MembershipError, match="revoked"):
         newer.check(answers[1].certificate)
     with pytest.raises(MembershipError, match="new key"):
-        office.issue(request(device(2)), now=NOW)
+        authority_store.issue(request(device(2)), now=NOW)
     with pytest.raises(UsageError, match="no member 2"):
-        office.revoke(2, now=NOW)
+        authority_store.revoke(2, now=NOW)
     with pytest.raises(MembershipError, match="is behind"):
         newer.accept(answers[1].members, NOW)
-    assert office.issue(request(device(3)), now=NOW).certificate.member == 3  # numbers are never given twice
+    assert (
+        authority_store.issue(request(device(3)), now=NOW).certificate.member == 3
+    )  # numbers are never given twice
 
 
 def test_a_list_ends(tmp_path: Path) -> None:
-    office = AuthorityStore.init(tmp_path / "authority", now=NOW)
-    listed = office.publish(days=2, now=NOW)
-    membership = Membership(office.authority.public_key)
+    authority_store = AuthorityStore.init(tmp_path / "authority", now=NOW)
+    listed = authority_store.publish(days=2, now=NOW)
+    membership = Membership(authority_store.authority.public_key)
     assert membership.accept(listed, NOW + 86400).number == 2
     with pytest.raises(MembershipError, match="past its date"):
         membership.accept(listed, NOW + 2 * 86400)
     with pytest.raises(UsageError, match="days"):
-        office.publish(days=0)
+        authority_store.publish(days=0)
 
 
 def test_a_request_that_its_key_did_not_sign_is_refused() -> None:
@@ -110,14 +114,14 @@ def test_a_weak_passphrase_is_refused_before_anything_is_made(tmp_path: Path, we
     with pytest.raises(UsageError, match="passphrase"):
         AuthorityStore.init(tmp_path / "new", weak, cost=CHEAP)
     assert not (tmp_path / "new").exists()
-    office = AuthorityStore.init(tmp_path / "old", "open sesame, please", cost=CHEAP)
+    authority_store = AuthorityStore.init(tmp_path / "old", "open sesame, please", cost=CHEAP)
     with pytest.raises(UsageError, match="passphrase"):
-        office.protect(weak, cost=CHEAP)
+        authority_store.protect(weak, cost=CHEAP)
     AuthorityStore(tmp_path / "old", "open sesame, please", cost=CHEAP)
 
 
 def test_an_authority_of_an_earlier_version_is_upgraded_when_it_is_opened(tmp_path: Path) -> None:
-    office = AuthorityStore.init(tmp_path, now=NOW)
+    authority_store = AuthorityStore.init(tmp_path, now=NOW)
     key = serialization.load_pem_private_key((tmp_path / KEY).read_bytes(), None)
     (tmp_path / KEY).write_bytes(
         key.private_bytes(
@@ -133,12 +137,12 @@ def test_an_authority_of_an_earlier_version_is_upgraded_when_it_is_opened(tmp_pa
             AuthorityStore(tmp_path, wrong, cost=CHEAP)
     for _ in range(2):
         opened = AuthorityStore(tmp_path, "old", cost=CHEAP)
-        assert opened.digest == office.digest
+        assert opened.digest == authority_store.digest
         assert (tmp_path / KEY).read_bytes().startswith(b"penchant-scrypt$1024$8$1$")
     opened.protect("a passphrase of today", cost=CHEAP)
     with pytest.raises(UsageError, match="passphrase"):
         AuthorityStore(tmp_path, "old", cost=CHEAP)
-    assert AuthorityStore(tmp_path, "a passphrase of today", cost=CHEAP).latest() == office.latest()
+    assert AuthorityStore(tmp_path, "a passphrase of today", cost=CHEAP).latest() == authority_store.latest()
 
 
 def command(*words: str, typed: str = "", **environment: str) -> subprocess.CompletedProcess[str]:

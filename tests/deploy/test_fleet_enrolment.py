@@ -71,15 +71,15 @@ class Nodes:
 class Fleet:
     """A server with its service, and an authority, on one disk."""
 
-    site: ServerDirectory
-    office: AuthorityStore
+    server_directory: ServerDirectory
+    authority_store: AuthorityStore
     nodes: Nodes
     moment: float
     seen: list[tuple[str, bytes]] = field(default_factory=list)  # (path, body) of what devices sent
 
     def connect(self, address: str, context: ssl.SSLContext | None) -> httpx.Client:
         """As `joining.https`, straight into the service; the pinned CA is what the token's digest says."""
-        service = build_service(self.site, self.nodes, clock=lambda: self.moment, collect=False)
+        service = build_service(self.server_directory, self.nodes, clock=lambda: self.moment, collect=False)
         client = TestClient(service, base_url=f"http://{address}", raise_server_exceptions=False)
 
         def note(request: httpx.Request) -> None:
@@ -89,10 +89,15 @@ class Fleet:
         return client  # type: ignore[return-value]
 
     def token(self, name: str = "kitchen") -> JoinToken:
-        return hand_out(self.site.directory, name, time.time() + DAY)
+        return hand_out(self.server_directory.path, name, time.time() + DAY)
 
     def attend(self, *, grant: bool = True) -> list[str]:
-        return attend(self.office, self.site.requests, self.site.answers, lambda decision: grant)
+        return attend(
+            self.authority_store,
+            self.server_directory.requests,
+            self.server_directory.answers,
+            lambda decision: grant,
+        )
 
     def join(self, home: Path, token: JoinToken) -> int:
         return joining.join(Device(home), token, home / "node", home / "agent.sock", self.connect)
@@ -110,10 +115,12 @@ class Fleet:
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Fleet:
-    office = AuthorityStore.init(tmp_path / "authority")
+    authority_store = AuthorityStore.init(tmp_path / "authority")
     settings = ServerSettings(addresses=("fleet.example",))
-    site = ServerDirectory.create(tmp_path / "server", settings, office.authority.public_key, office.latest())
-    return Fleet(site, office, Nodes(), time.time())
+    server_directory = ServerDirectory.create(
+        tmp_path / "server", settings, authority_store.authority.public_key, authority_store.latest()
+    )
+    return Fleet(server_directory, authority_store, Nodes(), time.time())
 
 
 # --- the token ------------------------------------------------------------------------------------
@@ -125,8 +132,8 @@ def test_a_token_is_one_line_that_holds_all_that_is_trusted(fleet: Fleet) -> Non
     assert (len(text.split()), len(text) < 300) == (1, True)
     again = JoinToken.read(f" {text[:40]}\n{text[40:]} ", time.time())  # as mail wraps it
     assert again == token
-    assert token.terms.ca == fleet.site.ca_digest
-    assert token.terms.authority == fleet.office.digest
+    assert token.terms.ca == fleet.server_directory.ca_digest
+    assert token.terms.authority == fleet.authority_store.digest
     assert token.terms.address == "fleet.example:8443"
     assert repr(token).count("private") == 0
     assert token.private.hex() not in repr(token)
@@ -149,12 +156,12 @@ def test_a_token_ends(fleet: Fleet) -> None:
         JoinToken.read(text, time.time() + DAY)
     for moment in (time.time() - 1, time.time() + 100 * DAY):
         with pytest.raises(UsageError, match="90 days"):
-            hand_out(fleet.site.directory, "kitchen", moment)
+            hand_out(fleet.server_directory.path, "kitchen", moment)
 
 
 def test_the_server_keeps_no_token_that_could_be_stolen(fleet: Fleet) -> None:
     token = fleet.token()
-    for path in fleet.site.directory.rglob("*"):
+    for path in fleet.server_directory.path.rglob("*"):
         if path.is_file():
             assert token.private not in path.read_bytes(), path
 
@@ -166,7 +173,7 @@ def test_a_device_joins(fleet: Fleet, tmp_path: Path) -> None:
     home, token = tmp_path / "device", fleet.token()
     with pytest.raises(EnrolmentPending, match="has not answered"):
         fleet.join(home, token)
-    (waiting,) = EnrolmentRegistry(fleet.site).enrolments()
+    (waiting,) = EnrolmentRegistry(fleet.server_directory).enrolments()
     assert (waiting.state, waiting.name, waiting.member) == ("waiting", "kitchen", None)
     with pytest.raises(EnrolmentPending, match=waiting.fingerprint):  # what both sides compare
         fleet.join(home, token)
@@ -176,12 +183,16 @@ def test_a_device_joins(fleet: Fleet, tmp_path: Path) -> None:
     device, node = Device(home), SuperNodeFiles.read(home / "node")
     assert device.member == 1
     assert node.superlink == "fleet.example:8443"
-    assert node.ca.read_bytes() == fleet.site.ca
+    assert node.ca.read_bytes() == fleet.server_directory.ca
     assert stat.S_IMODE(node.key.stat().st_mode) == 0o600
     assert node.key.read_bytes().startswith(b"-----BEGIN OPENSSH PRIVATE KEY")
-    (enrolled,) = EnrolmentRegistry(fleet.site).enrolments()
+    (enrolled,) = EnrolmentRegistry(fleet.server_directory).enrolments()
     assert (enrolled.state, enrolled.member, [enrolled.node]) == ("enrolled", 1, list(fleet.nodes.known))
-    assert list(fleet.site.requests.iterdir()) == list(fleet.site.answers.iterdir()) == []
+    assert (
+        list(fleet.server_directory.requests.iterdir())
+        == list(fleet.server_directory.answers.iterdir())
+        == []
+    )
     (only,) = {body for path, body in fleet.seen if path == "/enrol/join"}  # the same request each time
     assert JoinRequest.decode(only).node_key in fleet.nodes.known.values()
 
@@ -191,7 +202,7 @@ def test_private_keys_stay_on_the_device(fleet: Fleet, tmp_path: Path) -> None:
     fleet.enrol(home, token)
     secrets = [token.private, token.private.hex().encode(), Device(home)._known_identity().private]
     sent = b"".join(body for _, body in fleet.seen)
-    kept = b"".join(p.read_bytes() for p in fleet.site.directory.rglob("*") if p.is_file())
+    kept = b"".join(p.read_bytes() for p in fleet.server_directory.path.rglob("*") if p.is_file())
     for secret in secrets:
         assert secret not in sent + kept
 
@@ -205,7 +216,10 @@ def test_what_the_authority_refuses_stays_out(fleet: Fleet, tmp_path: Path) -> N
         asked.append(decision)
         return False
 
-    assert attend(fleet.office, fleet.site.requests, fleet.site.answers, no) == []
+    assert (
+        attend(fleet.authority_store, fleet.server_directory.requests, fleet.server_directory.answers, no)
+        == []
+    )
     assert [(m.kind, m.what) for m in asked] == [("enrol", "kitchen")]
     with pytest.raises(EnrolmentPending):
         fleet.join(home, token)
@@ -217,13 +231,13 @@ def test_an_authority_on_a_stick(fleet: Fleet, tmp_path: Path) -> None:
     home, token = tmp_path / "device", fleet.token("ein Gerät")
     with pytest.raises(EnrolmentPending):
         fleet.join(home, token)
-    (file,) = fleet.site.requests.iterdir()
-    answer = fleet.office.issue(Asked.decode(file.read_bytes()).request)
+    (file,) = fleet.server_directory.requests.iterdir()
+    answer = fleet.authority_store.issue(Asked.decode(file.read_bytes()).request)
     for _ in range(2):
-        (fleet.site.answers / "whatever.answer").write_bytes(answer.encode())
-        EnrolmentRegistry(fleet.site).collect(fleet.nodes)
+        (fleet.server_directory.answers / "whatever.answer").write_bytes(answer.encode())
+        EnrolmentRegistry(fleet.server_directory).collect(fleet.nodes)
     assert fleet.join(home, token) == 1
-    assert list(fleet.site.answers.iterdir()) == []
+    assert list(fleet.server_directory.answers.iterdir()) == []
 
 
 def test_a_node_is_registered_before_its_device_hears_the_answer(fleet: Fleet, tmp_path: Path) -> None:
@@ -266,7 +280,7 @@ def test_a_token_that_was_not_used_in_time_is_refused_by_the_server(fleet: Fleet
     fleet.moment = time.time() + 2 * DAY  # the device's own clock is behind
     with pytest.raises(EnrolmentError, match="past its date"):
         fleet.join(tmp_path / "device", token)
-    assert list(fleet.site.requests.iterdir()) == []
+    assert list(fleet.server_directory.requests.iterdir()) == []
 
 
 def test_a_token_that_was_used_in_time_may_wait_for_the_authority(fleet: Fleet, tmp_path: Path) -> None:
@@ -333,11 +347,15 @@ def test_an_answer_of_another_authority_is_refused_by_the_device(fleet: Fleet, t
     home, token, other = tmp_path / "device", fleet.token(), AuthorityStore.init(tmp_path / "other")
     with pytest.raises(EnrolmentPending):
         fleet.join(home, token)
-    forged = other.issue(Asked.decode(next(fleet.site.requests.iterdir()).read_bytes()).request)
+    forged = other.issue(Asked.decode(next(fleet.server_directory.requests.iterdir()).read_bytes()).request)
 
     def lying(address: str, context: ssl.SSLContext | None) -> httpx.Client:
         def respond(asked: httpx.Request) -> httpx.Response:
-            good = fleet.site.ca if asked.url.path == "/enrol/ca" else JoinReply(forged.encode()).encode()
+            good = (
+                fleet.server_directory.ca
+                if asked.url.path == "/enrol/ca"
+                else JoinReply(forged.encode()).encode()
+            )
             return httpx.Response(200, content=good)
 
         return httpx.Client(base_url="https://x", transport=httpx.MockTransport(respond))
@@ -351,13 +369,15 @@ def test_a_foreign_answer_at_the_server_is_put_aside(fleet: Fleet, tmp_path: Pat
     home, token, other = tmp_path / "device", fleet.token(), AuthorityStore.init(tmp_path / "other")
     with pytest.raises(EnrolmentPending):
         fleet.join(home, token)
-    asked = Asked.decode(next(fleet.site.requests.iterdir()).read_bytes()).request
-    (fleet.site.answers / "a.answer").write_bytes(other.issue(asked).encode())
-    (fleet.site.answers / "b.answer").write_bytes(b"junk")
-    (fleet.site.answers / "c.answer").write_bytes(fleet.office.issue(request(bytes(range(32)))).encode())
+    asked = Asked.decode(next(fleet.server_directory.requests.iterdir()).read_bytes()).request
+    (fleet.server_directory.answers / "a.answer").write_bytes(other.issue(asked).encode())
+    (fleet.server_directory.answers / "b.answer").write_bytes(b"junk")
+    (fleet.server_directory.answers / "c.answer").write_bytes(
+        fleet.authority_store.issue(request(bytes(range(32)))).encode()
+    )
     with pytest.raises(EnrolmentPending):
         fleet.join(home, token)
-    assert sorted(p.name for p in fleet.site.answers.iterdir()) == [
+    assert sorted(p.name for p in fleet.server_directory.answers.iterdir()) == [
         "a.answer.refused", "b.answer.refused", "c.answer.refused",
     ]  # fmt: skip
     assert fleet.nodes.known == {}
@@ -369,8 +389,8 @@ def test_a_replayed_request_enrols_nobody_else(fleet: Fleet, tmp_path: Path) -> 
     fleet.enrol(home, token)
     body = next(body for path, body in fleet.seen if path == "/enrol/join")
     reply = JoinReply.decode(fleet.post(body).content)
-    assert Answer.decode(reply.answer, fleet.office.digest).certificate.member == 1
-    assert len(EnrolmentRegistry(fleet.site).enrolments()) == len(fleet.nodes.known) == 1
+    assert Answer.decode(reply.answer, fleet.authority_store.digest).certificate.member == 1
+    assert len(EnrolmentRegistry(fleet.server_directory).enrolments()) == len(fleet.nodes.known) == 1
 
 
 def test_a_used_identity_or_node_key_is_refused_with_another_token(fleet: Fleet, tmp_path: Path) -> None:
@@ -394,7 +414,7 @@ def test_tampered_requests_are_refused_in_one_line(fleet: Fleet, tmp_path: Path)
     assert fleet.post(body + b"\0").status_code == 400
     assert fleet.post(b"").status_code == 400
     assert fleet.post(bytes(100_000)).status_code == 413
-    assert len(EnrolmentRegistry(fleet.site).enrolments()) == 1
+    assert len(EnrolmentRegistry(fleet.server_directory).enrolments()) == 1
 
 
 @given(st.binary(max_size=800))
@@ -443,31 +463,31 @@ def test_each_address_has_a_budget(fleet: Fleet) -> None:
 def test_a_revoked_member_is_out_at_the_server(fleet: Fleet, tmp_path: Path) -> None:
     token = fleet.token()
     fleet.enrol(tmp_path / "device", token)
-    path = request_revocation(fleet.site.directory, 1, "lost")
+    path = request_revocation(fleet.server_directory.path, 1, "lost")
     assert fleet.attend(grant=False) == []
     assert fleet.attend() == ["member 1 is revoked"]
-    EnrolmentRegistry(fleet.site).collect(fleet.nodes)
+    EnrolmentRegistry(fleet.server_directory).collect(fleet.nodes)
     assert fleet.nodes.known == {}
     assert not path.exists()
-    assert [e.state for e in EnrolmentRegistry(fleet.site).enrolments()] == ["out"]
+    assert [e.state for e in EnrolmentRegistry(fleet.server_directory).enrolments()] == ["out"]
     body = next(body for path, body in fleet.seen if path == "/enrol/join")
     assert fleet.post(body).status_code == 403
     with pytest.raises(UsageError, match="no member 1"):
-        request_revocation(fleet.site.directory, 1)
+        request_revocation(fleet.server_directory.path, 1)
 
 
 def test_older_and_foreign_lists_are_refused(fleet: Fleet, tmp_path: Path) -> None:
-    old = fleet.office.latest()
+    old = fleet.authority_store.latest()
     fleet.enrol(tmp_path / "device", fleet.token())
     with pytest.raises(OlderList):
-        fleet.site.take_members(old)
+        fleet.server_directory.take_members(old)
     with pytest.raises(MembershipError, match="not signed"):
-        fleet.site.take_members(AuthorityStore.init(tmp_path / "other").latest())
-    current = fleet.site.membership().number
-    (fleet.site.answers / "members.list").write_bytes(old)
-    EnrolmentRegistry(fleet.site).collect(fleet.nodes)  # a copy that arrives late: no offence
-    assert fleet.site.membership().number == current
-    assert list(fleet.site.answers.iterdir()) == []
+        fleet.server_directory.take_members(AuthorityStore.init(tmp_path / "other").latest())
+    current = fleet.server_directory.membership().number
+    (fleet.server_directory.answers / "members.list").write_bytes(old)
+    EnrolmentRegistry(fleet.server_directory).collect(fleet.nodes)  # a copy that arrives late: no offence
+    assert fleet.server_directory.membership().number == current
+    assert list(fleet.server_directory.answers.iterdir()) == []
 
 
 def test_a_list_that_has_ended_is_replaced_by_a_newer_one(
@@ -476,34 +496,44 @@ def test_a_list_that_has_ended_is_replaced_by_a_newer_one(
     later = time.time() + 40 * DAY
     monkeypatch.setattr("time.time", lambda: later)
     with pytest.raises(MembershipError, match="past its date"):
-        fleet.site.membership()
-    newer = fleet.office.publish()
-    assert fleet.site.take_members(newer) == MemberList.decode(newer).number == fleet.site.membership().number
+        fleet.server_directory.membership()
+    newer = fleet.authority_store.publish()
+    assert (
+        fleet.server_directory.take_members(newer)
+        == MemberList.decode(newer).number
+        == fleet.server_directory.membership().number
+    )
 
 
 def test_the_authority_publishes_before_its_list_ends(fleet: Fleet) -> None:
     assert fleet.attend() == []
     soon = time.time() + 24 * DAY
-    (line,) = attend(fleet.office, fleet.site.requests, fleet.site.answers, lambda m: True, now=soon)
+    (line,) = attend(
+        fleet.authority_store,
+        fleet.server_directory.requests,
+        fleet.server_directory.answers,
+        lambda m: True,
+        now=soon,
+    )
     assert "about to end" in line
-    assert (fleet.site.answers / "members.list").exists()
+    assert (fleet.server_directory.answers / "members.list").exists()
 
 
 def test_nodes_come_back_after_the_superlink_lost_its_record(fleet: Fleet, tmp_path: Path) -> None:
     fleet.enrol(tmp_path / "device", fleet.token())
     fleet.nodes.known.clear()
-    desk = EnrolmentRegistry(fleet.site)
-    desk.recheck_nodes()
-    desk.collect(fleet.nodes)
+    registry = EnrolmentRegistry(fleet.server_directory)
+    registry.recheck_nodes()
+    registry.collect(fleet.nodes)
     assert len(fleet.nodes.known) == 1
 
 
 def test_a_revocation_while_the_service_was_down_is_not_forgotten(fleet: Fleet, tmp_path: Path) -> None:
     fleet.enrol(tmp_path / "device", fleet.token())
-    fleet.site.take_members(fleet.office.revoke(1))
-    desk = EnrolmentRegistry(fleet.site)
-    desk.recheck_nodes()
-    desk.collect(fleet.nodes)
+    fleet.server_directory.take_members(fleet.authority_store.revoke(1))
+    registry = EnrolmentRegistry(fleet.server_directory)
+    registry.recheck_nodes()
+    registry.collect(fleet.nodes)
     assert fleet.nodes.known == {}
 
 
@@ -511,15 +541,15 @@ def test_a_revocation_while_the_service_was_down_is_not_forgotten(fleet: Fleet, 
 
 
 def test_a_servers_directory_is_made_once_and_checked_first(fleet: Fleet, tmp_path: Path) -> None:
-    key, members = fleet.office.authority.public_key, fleet.office.latest()
+    key, members = fleet.authority_store.authority.public_key, fleet.authority_store.latest()
     settings = ServerSettings(addresses=("fleet.example",))
     with pytest.raises(UsageError, match="in use"):
-        ServerDirectory.create(fleet.site.directory, settings, key, members)
+        ServerDirectory.create(fleet.server_directory.path, settings, key, members)
     for bad in ((b"short", members), (bytes(32), members)):
         with pytest.raises((UsageError, MembershipError)):
             ServerDirectory.create(tmp_path / "new", settings, *bad)
     assert not (tmp_path / "new").exists()
-    for path in (fleet.site.secret, *fleet.site.tls.folder.glob("*.key")):
+    for path in (fleet.server_directory.secret, *fleet.server_directory.tls.folder.glob("*.key")):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 

@@ -28,17 +28,21 @@ from penchant.deploy.flower.superlink import FLEET_PATHS
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> ServerDirectory:
-    office = AuthorityStore.init(tmp_path / "authority")
+def server_directory(tmp_path: Path) -> ServerDirectory:
+    authority_store = AuthorityStore.init(tmp_path / "authority")
     settings = ServerSettings(addresses=("fleet.example", "192.0.2.7", "2001:db8::1"), port=8443)
-    return ServerDirectory.create(tmp_path / "server", settings, office.authority.public_key, office.latest())
+    return ServerDirectory.create(
+        tmp_path / "server", settings, authority_store.authority.public_key, authority_store.latest()
+    )
 
 
 # --- what passes ----------------------------------------------------------------------------------
 
 
-def test_the_gateway_passes_what_a_supernode_asks_for_and_two_paths_of_ours(site: ServerDirectory) -> None:
-    text = gateway.configuration(site)
+def test_the_gateway_passes_what_a_supernode_asks_for_and_two_paths_of_ours(
+    server_directory: ServerDirectory,
+) -> None:
+    text = gateway.configuration(server_directory)
     passed = dict(re.findall(r"location = (\S+) \{.*?proxy_pass (\S+);", text, re.S))
     ways = dict.fromkeys(FLEET_PATHS, "superlink") | {"push-object": "$way", "push-messages": "$way"}
     fleet = {f"/v1/fleet/{name}": f"https://{way}/v1/fleet/{name}" for name, way in ways.items()}
@@ -51,7 +55,7 @@ def test_the_gateway_passes_what_a_supernode_asks_for_and_two_paths_of_ours(site
     ]
     assert text.count("error_page 500 502 =503 @again;") == len(FLEET_PATHS)
     assert "control" not in re.sub(r"#.*", "", text)
-    front = site.directory / "gateway" / "front.sock"
+    front = server_directory.path / "gateway" / "front.sock"
     assert re.findall(r"listen ([^\s;]+)", text) == ["0.0.0.0:8443", f"unix:{front}"]
 
 
@@ -78,9 +82,12 @@ def test_a_name_that_would_change_the_configuration_is_refused(tmp_path: Path) -
         ServerSettings()
     with pytest.raises(ConfigError, match="user"):
         ServerSettings(addresses=("a",), user="root; ")
-    office = AuthorityStore.init(tmp_path / "authority")
+    authority_store = AuthorityStore.init(tmp_path / "authority")
     odd = ServerDirectory.create(
-        tmp_path / "a;b", ServerSettings(addresses=("a",)), office.authority.public_key, office.latest()
+        tmp_path / "a;b",
+        ServerSettings(addresses=("a",)),
+        authority_store.authority.public_key,
+        authority_store.latest(),
     )
     with pytest.raises(GatewayError, match="plainer"):
         gateway.configuration(odd)
@@ -96,26 +103,28 @@ def test_without_nginx_it_says_where_to_get_it(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_certificates_hold_the_names_and_verify_under_their_ca_alone(
-    site: ServerDirectory, tmp_path: Path
+    server_directory: ServerDirectory, tmp_path: Path
 ) -> None:
-    leaf = x509.load_pem_x509_certificate(site.tls.gateway.certificate.read_bytes())
+    leaf = x509.load_pem_x509_certificate(server_directory.tls.gateway.certificate.read_bytes())
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["fleet.example"]
     assert [str(a) for a in names.get_values_for_type(x509.IPAddress)] == ["192.0.2.7", "2001:db8::1"]
-    leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(site.ca))
+    leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(server_directory.ca))
     with pytest.raises(ValueError, match=r"subject name|Issuer"):
         leaf.verify_directly_issued_by(
-            x509.load_pem_x509_certificate(site.tls.loopback_ca.certificate.read_bytes())
+            x509.load_pem_x509_certificate(server_directory.tls.loopback_ca.certificate.read_bytes())
         )
 
 
 @pytest.mark.parametrize(("name", "good"), [("fleet.example", True), ("192.0.2.7", True), ("other", False)])
-def test_a_client_that_pins_the_ca_checks_names(site: ServerDirectory, name: str, good: bool) -> None:
-    client = ssl.create_default_context(cadata=site.ca.decode())
+def test_a_client_that_pins_the_ca_checks_names(
+    server_directory: ServerDirectory, name: str, good: bool
+) -> None:
+    client = ssl.create_default_context(cadata=server_directory.ca.decode())
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(site.tls.gateway.certificate, site.tls.gateway.key)
+    server.load_cert_chain(server_directory.tls.gateway.certificate, server_directory.tls.gateway.key)
     assert _handshake(client, server, name) is good
-    stranger = ssl.create_default_context(cafile=str(site.tls.loopback_ca.certificate))
+    stranger = ssl.create_default_context(cafile=str(server_directory.tls.loopback_ca.certificate))
     assert not _handshake(stranger, server, name)
 
 
@@ -137,16 +146,18 @@ def _handshake(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> boo
     return False
 
 
-def test_a_renewed_certificate_has_a_new_key_and_the_same_ca(site: ServerDirectory) -> None:
-    before, digest = site.tls.gateway.key.read_bytes(), site.ca_digest
-    site.renew()
-    assert site.tls.gateway.key.read_bytes() != before
-    assert site.ca_digest == digest
-    assert 396 < days_left(site.tls.gateway.certificate) < 398
-    assert days_left(site.tls.gateway.certificate, now=datetime.now(UTC) + timedelta(days=400)) < 0
-    site.tls.ca.key.unlink()  # kept off the server
+def test_a_renewed_certificate_has_a_new_key_and_the_same_ca(server_directory: ServerDirectory) -> None:
+    before, digest = server_directory.tls.gateway.key.read_bytes(), server_directory.ca_digest
+    server_directory.renew()
+    assert server_directory.tls.gateway.key.read_bytes() != before
+    assert server_directory.ca_digest == digest
+    assert 396 < days_left(server_directory.tls.gateway.certificate) < 398
+    assert (
+        days_left(server_directory.tls.gateway.certificate, now=datetime.now(UTC) + timedelta(days=400)) < 0
+    )
+    server_directory.tls.ca.key.unlink()  # kept off the server
     with pytest.raises(UsageError, match="bring the CA's key back"):
-        site.renew()
+        server_directory.renew()
 
 
 def test_a_ca_is_never_replaced_and_its_key_must_fit(tmp_path: Path) -> None:

@@ -105,14 +105,15 @@ def test_of_ipv6_a_network_is_a_stranger() -> None:
 class CountingSuperLink:
     """Takes whatever comes, over TLS, and remembers how much of it was under way at a time."""
 
-    def __init__(self, site: ServerDirectory) -> None:
+    def __init__(self, server_directory: ServerDirectory) -> None:
         self.received = self.now = self.most = 0
         self.slow = 0.0
+        own, port = server_directory.tls.loopback, server_directory.settings.superlink_port
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        tls.load_cert_chain(site.tls.loopback.certificate, site.tls.loopback.key)
+        tls.load_cert_chain(own.certificate, own.key)
         self.config = uvicorn.Config(
-            self.app, interface="asgi3", host="127.0.0.1", port=site.settings.superlink_port, log_config=None,
-            ssl_certfile=str(site.tls.loopback.certificate), ssl_keyfile=str(site.tls.loopback.key),
+            self.app, interface="asgi3", host="127.0.0.1", port=port, log_config=None,
+            ssl_certfile=str(own.certificate), ssl_keyfile=str(own.key),
         )  # fmt: skip
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
@@ -137,20 +138,20 @@ class Gateway:
     """nginx before it and before an enrolment service, and one enrolled node."""
 
     def __init__(self, folder: Path) -> None:
-        office = AuthorityStore.init(folder / "authority")
+        authority_store = AuthorityStore.init(folder / "authority")
         settings = ServerSettings(
             ("127.0.0.1",), "127.0.0.1", free_port(), free_port(), max_body_mb=8, max_bodies_mb=16,
             connections_per_address=24, requests_per_second=10,
         )  # fmt: skip
-        self.site = ServerDirectory.create(
-            folder / "server", settings, office.authority.public_key, office.latest()
+        self.server_directory = ServerDirectory.create(
+            folder / "server", settings, authority_store.authority.public_key, authority_store.latest()
         )
-        self.link = CountingSuperLink(self.site)
+        self.link = CountingSuperLink(self.server_directory)
         self.nodes = {pem(KEY)}
-        self.tls = ssl.create_default_context(cafile=str(self.site.tls.ca.certificate))
+        self.tls = ssl.create_default_context(cafile=str(self.server_directory.tls.ca.certificate))
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.site.settings.port), 20)
+        return socket.create_connection(("127.0.0.1", self.server_directory.settings.port), 20)
 
     def ask(self, path: str, headers: dict[str, str], size: int = 0, *, send: int | None = None) -> int:
         """The status of a POST that announces `size` bytes and sends `send`; 0 when the line is cut."""
@@ -190,13 +191,13 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
             "penchant.deploy.fleet.enrolment.EnrolmentRegistry.knows_node",
             lambda self, key: key in made.nodes,
         )
-        service = build_service(made.site, None, collect=False)  # type: ignore[arg-type]
-        checks = uvicorn.Config(service, uds=str(made.site.enrol_socket), log_config=None)
+        service = build_service(made.server_directory, None, collect=False)  # type: ignore[arg-type]
+        checks = uvicorn.Config(service, uds=str(made.server_directory.enrol_socket), log_config=None)
         with serving(made.link.config), serving(checks):
-            gateway.write(made.site)
-            process = subprocess.Popen(gateway.command(made.site))
+            gateway.write(made.server_directory)
+            process = subprocess.Popen(gateway.command(made.server_directory))
             try:
-                wait_for("nginx", lambda: made.site.settings.port and _up(made), 30)
+                wait_for("nginx", lambda: made.server_directory.settings.port and _up(made), 30)
                 yield made
             finally:
                 process.terminate()
@@ -273,7 +274,7 @@ def test_only_so_many_large_bodies_are_under_way_and_a_slow_sender_holds_no_plac
 
 
 def test_one_network_holds_only_so_many_connections_whether_or_not_it_speaks(door: Gateway) -> None:
-    most = door.site.settings.connections_per_address
+    most = door.server_directory.settings.connections_per_address
     time.sleep(3)  # what other tests left open
     lines = [door.connect() for _ in range(3 * most)]
     try:
@@ -306,7 +307,7 @@ def test_half_a_request_is_not_waited_for(door: Gateway) -> None:
 
 def test_one_network_makes_only_so_many_requests(door: Gateway) -> None:
     with door.tls.wrap_socket(door.connect(), server_hostname="127.0.0.1") as line:
-        wanted = 20 * door.site.settings.requests_per_second
+        wanted = 20 * door.server_directory.settings.requests_per_second
         line.sendall(b"POST /v1/fleet/get-run HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n" * wanted)
         line.settimeout(20)
         found = b""
@@ -316,4 +317,4 @@ def test_one_network_makes_only_so_many_requests(door: Gateway) -> None:
                 break
             found += part
     assert found.count(b"HTTP/1.1 503") > 0
-    assert found.count(b"HTTP/1.1 401") >= 4 * door.site.settings.requests_per_second
+    assert found.count(b"HTTP/1.1 401") >= 4 * door.server_directory.settings.requests_per_second

@@ -10,7 +10,7 @@ from support.console_scene import log, make_run, shared
 
 from penchant.deploy.cli.main import main
 from penchant.server.journal import Journal
-from penchant.server.monitoring.run_history import Activity, RunLocation, facts_of
+from penchant.server.monitoring.run_history import Activity, RunLocation, summary_of
 
 
 def status(
@@ -59,7 +59,7 @@ def test_the_same_facts_for_a_machine(
 ) -> None:
     code, out, _ = status(capsys, monkeypatch, run, "--json")
     told = json.loads(out)
-    facts = facts_of(RunLocation("spring", "spring", run, "simulation"), Activity()).table()
+    facts = summary_of(RunLocation("spring", "spring", run, "simulation"), Activity()).table()
     assert code == 0
     assert told == json.loads(json.dumps(facts)) | {"run": "spring"}
     assert [stage["name"] for stage in told["stages"]] == ["keys", "shares"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from penchant.client.agent.open_attempt import SealedSessions
+from penchant.client.agent.open_attempt import SealedAttempts
 from penchant.client.device.preference_store import PreferenceStore
 from penchant.client.vault.sealing import SealedStorage
 from penchant.client.vault.vault import Vault
@@ -46,7 +46,7 @@ def test_a_vault(old: Path, place: str, passphrase: str | None) -> None:
     assert kept is not None
     assert (kept.round, kept.vector.tolist(), kept.context) == (1, [0, 1, 2], b"context")
     assert vault.rounds() == [(RUN, 1, False)]
-    assert vault.told() == [("keys", "POLICY", "paused by the owner")]
+    assert vault.refusals() == [("keys", "POLICY", "paused by the owner")]
     vault.keep_blobs({"identity": b"", "authority": b"new"})
     assert (vault.blob("identity"), vault.blob("authority")) == (b"", b"new")
 
@@ -65,11 +65,11 @@ def test_recorded_choices(old: Path) -> None:
 
 def test_an_open_attempt_of_a_simulation_is_sat_out(old: Path) -> None:
     """Its announcement has no manifest; the simulation's next attempt makes it anew."""
-    sessions = SealedSessions(old / "session", b"the secret of one device, 32 byt")
+    open_attempts = SealedAttempts(old / "session", b"the secret of one device, 32 byt")
     with pytest.raises(StageError, match="earlier version"):
-        sessions.take()
+        open_attempts.take()
     with pytest.raises(StageError, match="no attempt is open"):
-        sessions.take()
+        open_attempts.take()
 
 
 def test_a_servers_journal_and_checkpoint(old: Path) -> None:

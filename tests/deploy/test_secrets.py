@@ -39,7 +39,7 @@ from support.recorded_run import (
 from support.scene import identity
 
 from penchant.client.agent.agent import Agent
-from penchant.client.agent.open_attempt import SealedSessions
+from penchant.client.agent.open_attempt import SealedAttempts
 from penchant.client.agent.owner import Choices
 from penchant.client.learning.trainer import LocalTrainer
 from penchant.client.learning.workplace import InThisProcess
@@ -393,7 +393,7 @@ class Open:
 
 def state_secrets(scene: FleetScene, i: int) -> Patterns:
     """What is in the state of an open attempt and marked as not to be shown."""
-    kept = vars(scene.sessions[i])["_open"]
+    kept = vars(scene.open_attempts[i])["_open"]
     if kept is None:
         return []
     state = kept[1]
@@ -419,7 +419,9 @@ def opened(tiny_model: Callable[[str], Path], tmp_path: Path) -> Callable[..., O
         for i in range(N):
             keep_factor(scene.home(i), RUN, own_factor(size, i))
             if sealed:
-                scene.agents[i] = scene.restart(i, sessions=SealedSessions(scene.home(i), bytes([i]) * 32))
+                scene.agents[i] = scene.restart(
+                    i, open_attempts=SealedAttempts(scene.home(i), bytes([i]) * 32)
+                )
         if stage:
             scene.play_to(stage, announce=scene.announce(run=RUN))
         return Open(scene, drawn)
@@ -467,7 +469,7 @@ def test_no_secret_is_in_the_repr_of_anything_that_an_agent_holds(
     task = [vars(Agent)["_checked"](agent, scene.announce(run=RUN, attempt=9)) for agent in scene.agents]
     participants = [vars(Agent)["_participant"](agent, scene.policy) for agent in scene.agents]
     vaults = [Vault(scene.home(i)).personal(RUN) for i in range(N)]
-    things = penchants([*scene.agents, *scene.sessions, task, participants, vaults])
+    things = penchants([*scene.agents, *scene.open_attempts, task, participants, vaults])
     held = {"shares": "Keyed", "masked": "SharesDealt", "confirm": "Masking", "unmask": "Confirmed"}
     expected = {"Agent", "Vault", "Participant", "Personal", "Plan", "_Task", "Announce"}
     assert expected | {held.get(stage, "Agent")} <= names(things)
@@ -522,10 +524,10 @@ def test_no_secret_is_in_any_error_or_its_traceback(
         fleets = [opened(stage) for stage in ("", *STAGES[1:])]
         for fleet in fleets:
             scene = fleet.scene
-            kept = vars(scene.sessions[0])["_open"]
+            kept = vars(scene.open_attempts[0])["_open"]
             for stage, payload in provoked(scene):
                 if kept is not None:
-                    scene.sessions[0].keep(*kept)
+                    scene.open_attempts[0].keep(*kept)
                 scene.tell(stage, 0, payload)
     kinds = {match for text in raised for match in re.findall(r"errors\.(\w+): ", text)}
     expected = {"CodecError", "StageError", "PolicyRefusal", "AgreementError", "ConfigError"}
@@ -625,7 +627,7 @@ def states_of(run: bytes) -> dict[str, int]:
     gc.collect()
     counts: dict[str, int] = {}
     for thing in gc.get_objects():
-        if type(thing) in STATES and thing.ticket.run == run:
+        if type(thing) in STATES and thing.info.run == run:
             counts[type(thing).__name__] = counts.get(type(thing).__name__, 0) + 1
     return counts
 

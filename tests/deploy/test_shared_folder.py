@@ -27,18 +27,18 @@ class Town:
     """An authority and two folders that it shares with a server that is not to be trusted."""
 
     def __init__(self, place: Path) -> None:
-        self.office = AuthorityStore.init(place / "authority")
+        self.authority_store = AuthorityStore.init(place / "authority")
         self.requests, self.answers = place / "requests", place / "answers"
         self.requests.mkdir(0o755)
         self.answers.mkdir(0o755)
         self.key = (place / "authority" / KEY).read_bytes()
 
     def attend(self) -> list[str]:
-        return attend(self.office, self.requests, self.answers, lambda matter: True)
+        return attend(self.authority_store, self.requests, self.answers, lambda decision: True)
 
     def unharmed(self) -> None:
         """The key is as it was, and the next good request is answered."""
-        assert (self.office.directory / KEY).read_bytes() == self.key
+        assert (self.authority_store.directory / KEY).read_bytes() == self.key
         (self.requests / "good.request").write_bytes(GOOD)
         assert "member 1: kitchen" in self.attend()
         assert (self.answers / "good.answer").is_file()
@@ -57,9 +57,9 @@ def town(tmp_path: Path) -> Town:
     "name", ["good.answer", ".good.answer.tmp", "members.list", ".members.list.tmp", "good.request.rejected"]
 )
 def test_a_link_in_answers_overwrites_nothing(town: Town, name: str) -> None:
-    (town.answers / name).symlink_to(town.office.directory / KEY)
+    (town.answers / name).symlink_to(town.authority_store.directory / KEY)
     town.unharmed()
-    assert stat.S_IMODE((town.office.directory / KEY).stat().st_mode) == 0o600
+    assert stat.S_IMODE((town.authority_store.directory / KEY).stat().st_mode) == 0o600
     assert MemberList.decode((town.answers / "members.list").read_bytes()).number == 2
 
 
@@ -81,7 +81,7 @@ def test_a_linked_request_is_not_read(town: Town, tmp_path: Path) -> None:
 def test_a_folder_that_is_a_link_is_refused(town: Town, which: str) -> None:
     folder = getattr(town, which)
     folder.rmdir()
-    folder.symlink_to(town.office.directory)
+    folder.symlink_to(town.authority_store.directory)
     with pytest.raises(UsageError, match="not a link"):
         town.attend()
 
@@ -238,10 +238,10 @@ class NoNodes:
 
 
 @pytest.fixture
-def site(town: Town, tmp_path: Path) -> ServerDirectory:
+def server_directory(town: Town, tmp_path: Path) -> ServerDirectory:
     settings = ServerSettings(addresses=("fleet.example",))
-    public = town.office.authority.public_key
-    return ServerDirectory.create(tmp_path / "server", settings, public, town.office.latest())
+    public = town.authority_store.authority.public_key
+    return ServerDirectory.create(tmp_path / "server", settings, public, town.authority_store.latest())
 
 
 def _link(path: Path) -> None:
@@ -256,61 +256,71 @@ def _huge(path: Path) -> None:
 @pytest.mark.parametrize("make", [_link, _huge, os.mkfifo, Path.mkdir])
 @pytest.mark.parametrize("name", ["a.answer", "members.list"])
 def test_a_bad_answer_is_put_aside_and_the_next_is_taken(
-    site: ServerDirectory, town: Town, make: Callable[[Path], None], name: str
+    server_directory: ServerDirectory, town: Town, make: Callable[[Path], None], name: str
 ) -> None:
-    make(site.answers / name)
-    newer = town.office.publish()
+    make(server_directory.answers / name)
+    newer = town.authority_store.publish()
     if name != "members.list":
-        (site.answers / "members.list").write_bytes(newer)
-    desk = EnrolmentRegistry(site)
-    desk.collect(NoNodes())
-    assert [path.name for path in site.answers.iterdir()] == [f"{name}.refused"]
-    (site.answers / "members.list").write_bytes(newer)
-    desk.collect(NoNodes())
-    assert site.membership().number == 2
+        (server_directory.answers / "members.list").write_bytes(newer)
+    registry = EnrolmentRegistry(server_directory)
+    registry.collect(NoNodes())
+    assert [path.name for path in server_directory.answers.iterdir()] == [f"{name}.refused"]
+    (server_directory.answers / "members.list").write_bytes(newer)
+    registry.collect(NoNodes())
+    assert server_directory.membership().number == 2
 
 
-def test_a_link_in_requests_is_replaced_and_not_followed(site: ServerDirectory, tmp_path: Path) -> None:
+def test_a_link_in_requests_is_replaced_and_not_followed(
+    server_directory: ServerDirectory, tmp_path: Path
+) -> None:
     (tmp_path / "mine").write_bytes(b"mine")
     for name in ("revoke-1.json", ".revoke-1.json.tmp"):
-        (site.requests / name).symlink_to(tmp_path / "mine")
-    with opened(site.requests, writes=True) as folder:
+        (server_directory.requests / name).symlink_to(tmp_path / "mine")
+    with opened(server_directory.requests, writes=True) as folder:
         folder.write("revoke-1.json", b"{}")
     assert (tmp_path / "mine").read_bytes() == b"mine"
-    assert (site.requests / "revoke-1.json").read_bytes() == b"{}"
+    assert (server_directory.requests / "revoke-1.json").read_bytes() == b"{}"
 
 
 def test_answers_that_can_not_be_removed_are_taken_once(
-    site: ServerDirectory, town: Town, monkeypatch: pytest.MonkeyPatch
+    server_directory: ServerDirectory, town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder is the authority's alone, as it should be: the server only reads there."""
 
     def forbidden(*args: object, **more: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    (site.answers / "members.list").write_bytes(town.office.publish())
-    (site.answers / "bad.answer").write_bytes(b"junk")
+    (server_directory.answers / "members.list").write_bytes(town.authority_store.publish())
+    (server_directory.answers / "bad.answer").write_bytes(b"junk")
     monkeypatch.setattr(os, "unlink", forbidden)
     monkeypatch.setattr(os, "rename", forbidden)
-    desk = EnrolmentRegistry(site)
+    registry = EnrolmentRegistry(server_directory)
     taken: list[bytes] = []
-    monkeypatch.setattr(desk, "_take_members", lambda name, data: taken.append(data))
+    monkeypatch.setattr(registry, "_take_members", lambda name, data: taken.append(data))
     for _ in range(3):
-        desk.collect(NoNodes())
+        registry.collect(NoNodes())
     assert len(taken) == 1
 
 
-def test_what_the_authority_could_not_read_is_withdrawn(site: ServerDirectory, town: Town) -> None:
-    (site.requests / "revoke-9.json").write_bytes(b'{"member": 1e999}')
-    (line,) = attend(town.office, site.requests, site.answers, lambda matter: True)
+def test_what_the_authority_could_not_read_is_withdrawn(
+    server_directory: ServerDirectory, town: Town
+) -> None:
+    (server_directory.requests / "revoke-9.json").write_bytes(b'{"member": 1e999}')
+    (line,) = attend(
+        town.authority_store, server_directory.requests, server_directory.answers, lambda decision: True
+    )
     assert "revoke-9.json is refused" in line
-    EnrolmentRegistry(site).collect(NoNodes())
-    assert list(site.requests.iterdir()) == list(site.answers.iterdir()) == []
+    EnrolmentRegistry(server_directory).collect(NoNodes())
+    assert list(server_directory.requests.iterdir()) == list(server_directory.answers.iterdir()) == []
 
 
-def test_the_servers_own_requests_are_read_by_the_authority(site: ServerDirectory, town: Town) -> None:
-    town.office.issue(request(bytes(range(32))), "kitchen")
-    site.take_members(town.office.latest())
-    path = request_revocation(site.directory, 1, "lost")
+def test_the_servers_own_requests_are_read_by_the_authority(
+    server_directory: ServerDirectory, town: Town
+) -> None:
+    town.authority_store.issue(request(bytes(range(32))), "kitchen")
+    server_directory.take_members(town.authority_store.latest())
+    path = request_revocation(server_directory.path, 1, "lost")
     assert json.loads(path.read_bytes()) == {"member": 1, "why": "lost"}
-    assert attend(town.office, site.requests, site.answers, lambda m: True) == ["member 1 is revoked"]
+    assert attend(
+        town.authority_store, server_directory.requests, server_directory.answers, lambda m: True
+    ) == ["member 1 is revoked"]

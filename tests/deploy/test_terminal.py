@@ -172,19 +172,19 @@ def test_the_fingerprint_stands_last_on_a_line_of_its_own(
 def test_a_name_that_can_not_be_seen_passes_no_entrance(name: str, tmp_path: Path) -> None:
     with pytest.raises(CertificateError, match="can't be seen"):
         Asked.decode(Asked(name, request(device(1))).encode())
-    office = AuthorityStore.init(tmp_path / "authority")
+    authority_store = AuthorityStore.init(tmp_path / "authority")
     with pytest.raises(UsageError, match="printable"):
-        office.issue(request(device(1)), name)
-    office.issue(request(device(1)), "kitchen")
+        authority_store.issue(request(device(1)), name)
+    authority_store.issue(request(device(1)), "kitchen")
     with pytest.raises(UsageError, match="printable"):
-        office.revoke(1, name)
-    assert [m.revoked for m in office.members()] == [None]
+        authority_store.revoke(1, name)
+    assert [m.revoked for m in authority_store.members()] == [None]
 
 
 def test_a_record_from_before_is_listed_in_clean_lines(tmp_path: Path) -> None:
-    office = AuthorityStore.init(tmp_path / "authority")
-    office.issue(request(device(1)), "kitchen")
-    with office._record() as db:
+    authority_store = AuthorityStore.init(tmp_path / "authority")
+    authority_store.issue(request(device(1)), "kitchen")
+    with authority_store._record() as db:
         db.execute("UPDATE members SET name = ?", ("a\x1b[2K\nmember 9",))
     ended = CliRunner().invoke(app, ["authority", "list", str(tmp_path / "authority")])
     assert ended.exit_code == 0
@@ -201,7 +201,7 @@ def test_a_form_of_the_console_takes_what_can_be_seen(tmp_path: Path) -> None:
     assert answer.status_code == 422
     assert (console.runs / "one").is_dir()
     console.browser().login("eve\x1b]0;x\x07\n\u202e")
-    assert all(deed.account.isprintable() for deed in console.store.deeds())
+    assert all(entry.account.isprintable() for entry in console.store.audit_entries())
 
 
 def test_an_error_made_of_foreign_text_is_one_line() -> None:

@@ -67,10 +67,10 @@ class Linear:
 
 def asked(laplace: Any, prior: Prior, person: Person) -> Sequence[Preference]:
     """The answers to the first questions, in order."""
-    interview = ActiveLearner(laplace, prior, person.train)
-    while len(interview.answers) < ANSWERS[-1] and (index := interview.question()) is not None:
-        interview.answer(index, True)
-    return interview.choices()
+    learner = ActiveLearner(laplace, prior, person.train)
+    while len(learner.answers) < ANSWERS[-1] and (index := learner.question()) is not None:
+        learner.answer(index, True)
+    return learner.choices()
 
 
 def at_random(person: Person, seed: int, order: int) -> Sequence[Preference]:

@@ -23,7 +23,7 @@ from penchant.deploy.console.releases import ReleasesOnThisMachine
 from penchant.server import releases
 from penchant.server.console import charts, events
 from penchant.server.journal import Journal
-from penchant.server.monitoring.run_history import Activity, JournalReader, RunLocation, facts_of
+from penchant.server.monitoring.run_history import Activity, JournalReader, RunLocation, summary_of
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def console(tmp_path: Path) -> Iterator[Console]:
     made.store.close()
 
 
-def place(directory: Path) -> RunLocation:
+def location(directory: Path) -> RunLocation:
     return RunLocation("id", directory.name, directory, "simulation")
 
 
@@ -183,7 +183,7 @@ def test_lost_devices_are_noticed(tmp_path: Path, changes: dict[str, Any], title
         journal.begin(number, "main")
         journal.finish(log(number, **changes), shared(number))
     journal.close()
-    run = facts_of(place(tmp_path / "first"), Activity(running=True))
+    run = summary_of(location(tmp_path / "first"), Activity(running=True))
     titles = [notice.title.replace("\u202f", " ") for notice in alerts.of_run(run, run.touched + 1)]
     assert titles == ([] if title is None else [f"first {title}"])
 
@@ -197,7 +197,7 @@ def test_a_run_that_stands_still_or_gets_worse_is_noticed(tmp_path: Path) -> Non
         journal.finish(log(number, val_accuracy=0.7 if number < 4 else 0.6), shared(number))
     journal.begin(10, "main")
     journal.close()
-    run = facts_of(place(tmp_path / "first"), Activity(running=True))
+    run = summary_of(location(tmp_path / "first"), Activity(running=True))
     titles = [notice.title for notice in alerts.of_run(run, run.touched + 4000)]
     assert titles == ["first does not move", "first learns no more"]
 
@@ -213,7 +213,7 @@ def test_a_journal_from_before_stages_still_opens(tmp_path: Path) -> None:
         db.execute("DELETE FROM meta")
     ledger = JournalReader(directory)
     assert (ledger.stages(2, 1), ledger.devices(), ledger.count_devices(), ledger.sums()) == ([], [], 0, [])
-    assert facts_of(place(directory), Activity()).settled == 2
+    assert summary_of(location(directory), Activity()).settled == 2
     Journal(directory).close()  # and gains them when a server opens it
     assert JournalReader(directory).devices() == []
 
@@ -243,7 +243,7 @@ def test_a_missing_journal_has_no_rounds_and_a_damaged_log_is_named(tmp_path: Pa
 
 
 def test_the_facts_are_the_same_for_a_machine(tmp_path: Path) -> None:
-    table = facts_of(place(make_run(tmp_path / "first", 3)), Activity()).table()
+    table = summary_of(location(make_run(tmp_path / "first", 3)), Activity()).table()
     again = json.loads(json.dumps(table))
     assert (again["state"], again["settled"], again["rounds"], again["devices"]) == ("stopped", 3, 8, 5)
     assert [row["survivors"] for row in again["attempts"]] == [33, 33, 33]
@@ -289,11 +289,13 @@ def test_a_stream_sends_the_parts_that_became_others(
     directory = make_run(console.runs / "first", 1)
     browser = console.browser("olga")
     monkeypatch.setattr(events, "LOOK_SECONDS", 0.0)
-    visit = _visit(console, browser, f"/runs/{console.id_of('first')}/live", {"id": console.id_of("first")})
+    console_request = _console_request(
+        console, browser, f"/runs/{console.id_of('first')}/live", {"id": console.id_of("first")}
+    )
     from penchant.server.console.views.run import PARTS, live_run
 
     async def play() -> tuple[list[str], list[str]]:
-        stream = events._stream(visit, live_run)
+        stream = events._stream(console_request, live_run)
         assert (await anext(stream)).startswith("retry:")
         at_first = [_name(await anext(stream)) for _ in PARTS]
         journal = Journal(directory)
@@ -314,11 +316,11 @@ def test_a_stream_ends_with_its_session(console: Console, monkeypatch: pytest.Mo
     browser = console.browser("olga")
     monkeypatch.setattr(events, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(events, "BEAT_SECONDS", 0.0)
-    visit = _visit(console, browser, "/live", {})
+    console_request = _console_request(console, browser, "/live", {})
     from penchant.server.console.views.overview import live_overview
 
     async def play() -> None:
-        stream = events._stream(visit, live_overview)
+        stream = events._stream(console_request, live_overview)
         assert (await anext(stream)).startswith("retry:")
         assert ": still here" in await anext(stream)
         console.store.remove("olga")
@@ -333,21 +335,21 @@ def test_a_page_that_lies_open_does_not_keep_its_session(
 ) -> None:
     make_run(console.runs / "first", 1)
     browser = console.browser("olga")
-    visit = _visit(console, browser, "/live", {})
+    console_request = _console_request(console, browser, "/live", {})
     console.store._db.execute("UPDATE sessions SET used = used - 7000")  # 200 s are left of two idle hours
-    assert events._watching(visit.desk, visit.request) is not None
+    assert events._watching(console_request.context, console_request.http_request) is not None
     console.store._db.execute("UPDATE sessions SET used = used - 300")
-    assert events._watching(visit.desk, visit.request) is None
+    assert events._watching(console_request.context, console_request.http_request) is None
     assert browser.get("/").status_code == 303
 
 
-def _visit(console: Console, browser: Any, path: str, parts: dict[str, str]) -> Any:
+def _console_request(console: Console, browser: Any, path: str, parts: dict[str, str]) -> Any:
     from starlette.requests import Request
 
     from penchant.server.console.app import templates
-    from penchant.server.console.requests import ConsoleContext, visit_of
+    from penchant.server.console.requests import ConsoleContext, console_request_of
 
-    desk = ConsoleContext(console.store, console.operations, templates(), frozenset())
+    context = ConsoleContext(console.store, console.operations, templates(), frozenset())
     scope = {
         "type": "http",
         "method": "GET",
@@ -357,9 +359,9 @@ def _visit(console: Console, browser: Any, path: str, parts: dict[str, str]) -> 
         "client": ("127.0.0.1", 1),
         "headers": [(b"cookie", f"penchant={browser.client.cookies['penchant']}".encode())],
     }
-    visit = visit_of(desk, Request(scope))
-    assert visit is not None
-    return visit
+    console_request = console_request_of(context, Request(scope))
+    assert console_request is not None
+    return console_request
 
 
 def _name(event: str) -> str:

@@ -141,7 +141,7 @@ def test_another_host_is_not_answered(console: Console, host: str) -> None:
 def test_what_is_not_there_or_broke_is_said_on_a_page_that_tells_nothing_else(
     console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console.operations, "places", lambda: 1 // 0)
+    monkeypatch.setattr(console.operations, "locations", lambda: 1 // 0)
     for browser in (console.browser(), console.browser("olga")):
         for path, method, status in (("/nowhere", "GET", 404), ("/runs", "DELETE", 405)):
             answer = browser.client.request(method, path)
@@ -566,8 +566,8 @@ def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
 
 def test_what_is_done_is_on_record_before_and_after(console: Console) -> None:
     console.browser("olga").post(f"/releases/{console.id_of('first')}/promote", {"round": "2"})
-    (deed,) = [deed for deed in console.store.deeds() if deed.action == "promote a release"]
-    assert (deed.account, deed.outcome, deed.detail) == ("olga", "done", "round: 2")
+    (entry,) = [entry for entry in console.store.audit_entries() if entry.action == "promote a release"]
+    assert (entry.account, entry.outcome, entry.detail) == ("olga", "done", "round: 2")
     lines = console.store._all("SELECT outcome, begun FROM deeds WHERE action = 'promote a release'")
     assert [outcome for outcome, _ in lines] == ["begun", "done"]
 

@@ -25,7 +25,7 @@ from penchant.common.errors import JournalError
 from penchant.server import journal_reader
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.journal_reader import JournalReader, open_journal
-from penchant.server.monitoring.run_history import Activity, RunLocation, facts_of
+from penchant.server.monitoring.run_history import Activity, RunLocation, summary_of
 
 ENDLESS = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT "
 COLUMNS = "n AS round, 1 AS attempt, 'main' AS phase, 'failed' AS state, 1.0 AS started, NULL AS log, "
@@ -50,7 +50,7 @@ def tamper(directory: Path, *statements: str) -> None:
 
 
 def state_of(directory: Path) -> tuple[str, str]:
-    facts = facts_of(RunLocation("id", "run", directory, "simulation"), Activity())
+    facts = summary_of(RunLocation("id", "run", directory, "simulation"), Activity())
     return facts.state, facts.why
 
 

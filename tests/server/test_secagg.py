@@ -129,7 +129,7 @@ def test_a_round_of_seven_in_which_two_are_lost() -> None:
         node: decode(scene.tell("unmask", node, scene.requests[node]), Unmasking) for node in (0, 1, 3, 4, 6)
     }
     assert all((len(a.seed_shares), len(a.key_shares)) == (6, 1) for a in answers.values())
-    assert all(scene.states[node] == Done(scene.states[node].ticket) for node in answers)
+    assert all(scene.states[node] == Done(scene.states[node].info) for node in answers)
     combiner = Combiner(node + 1 for node in answers)
     assert combiner.combine([a.key_shares[0] for a in answers.values()]) == scene_secrets(n)[2].mask_private
     assert combiner.combine([a.seed_shares[4] for a in answers.values()]) == seeds[5]
@@ -575,7 +575,7 @@ def test_a_masked_message_costs_four_bytes_a_parameter() -> None:
 def test_the_announcement_decides_the_shape_and_the_device_holds_to_it() -> None:
     device = Participant(identity(1), membership(4), LENIENT)
     begun, _ = device.begin(announcement(4, words=9, ring=64), SeededEntropy(b"", ""), NOW)
-    assert (begun.ticket.words, begun.ticket.ring, begun.ticket.group) == (9, 64, 4)
+    assert (begun.info.words, begun.info.ring, begun.info.group) == (9, 64, 4)
     allowed = Participant(identity(1), membership(4), SecAggPolicy(1, 0, allow_unmasked=True))
     state, reply = allowed.begin(announcement(4, kind=Kind.PLAIN), SeededEntropy(b"", ""), NOW)
     assert isinstance(state, Unmasked)

@@ -231,9 +231,9 @@ class Trusting(Participant):
         assert isinstance(state, Masking)
         survivors = decode(payload, Survivors).survivors
         made = secagg.confirmation_text  # type: ignore[attr-defined]  # as a test may have replaced it
-        text = made(state.ticket.context, state.roster, state.sharers, survivors)
+        text = made(state.info.context, state.roster, state.sharers, survivors)
         confirmed = Confirmed(
-            state.ticket,
+            state.info,
             state.me,
             state.roster,
             state.identities,

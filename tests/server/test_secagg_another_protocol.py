@@ -56,10 +56,10 @@ class PairwiseRole:
         for peer, entry in enumerate(roster.entries):
             if peer != me:
                 agreed = private.agree(entry.mask_key)
-                masks[me > peer].append(pair_mask_key(agreed, state.ticket.context, digest, me, peer))
+                masks[me > peer].append(pair_mask_key(agreed, state.info.context, digest, me, peer))
         masked = vector.copy()
         accumulate(masked, masks[True], masks[False])
-        return Done(state.ticket), encode(Masked(bytes(64), masked.tobytes()))
+        return Done(state.info), encode(Masked(bytes(64), masked.tobytes()))
 
     def confirm(self, state: Any, payload: bytes) -> tuple[Any, bytes]:
         raise StageError("nothing is confirmed in this protocol")
@@ -140,7 +140,7 @@ def test_a_whole_run_over_another_protocol_gives_the_same_factors(scenes: Callab
         assert theirs is not None
         assert mine[0] == theirs[0]
         assert (mine[1] == theirs[1]).all()
-    assert not any(isinstance(vars(scene.sessions[i])["_open"], SharesDealt) for i in range(N))
+    assert not any(isinstance(vars(scene.open_attempts[i])["_open"], SharesDealt) for i in range(N))
 
 
 def test_its_failures_are_failures_of_a_round(scenes: Callable[[], FleetScene]) -> None:

@@ -162,7 +162,7 @@ def test_keys_of_another_round_attempt_or_run_are_refused(other: dict[str, objec
     old = decode(elsewhere.requests[0], Roster).entries[5]
     with pytest.raises(AgreementError, match="context digests differ"):
         attack_roster(lambda entries: entries.__setitem__(5, old))
-    context = Scene(N).play_to("shares").states[0].ticket.context
+    context = Scene(N).play_to("shares").states[0].info.context
     with pytest.raises(SignatureError):  # relabelled as this round's, it has no signature
         attack_roster(lambda entries: entries.__setitem__(5, replace(old, context=context)))
 
@@ -489,8 +489,8 @@ def test_signatures_from_outside_u3_are_refused() -> None:
 
     def change(given: Confirmations) -> Confirmations:
         scene = Scene(N).play_to("confirm")
-        ticket = scene.states[0].ticket
-        text = confirmation_text(ticket.context, scene.states[0].roster, range(7), range(6))  # type: ignore[union-attr]
+        info = scene.states[0].info
+        text = confirmation_text(info.context, scene.states[0].roster, range(7), range(6))  # type: ignore[union-attr]
         return Confirmations((*given.signers[:4], 6), (*given.signatures[:4], identity(7).sign(text)))
 
     with pytest.raises(AgreementError, match="outside U3"):

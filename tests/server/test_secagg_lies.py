@@ -255,7 +255,7 @@ class CrookedDealers:
         if stage != "shares" or node not in self.receiver_of:
             return reply
         (keyed, roster), receiver = self.before[node], self.receiver_of[node]
-        context, digest = keyed.ticket.context, roster_digest(roster)
+        context, digest = keyed.info.context, roster_digest(roster)
         agreed = AgreementKey(keyed.channel_private).agree(roster.entries[receiver].channel_key)
         key = seal_key(agreed, context, digest, node, receiver)
         sealed = list(decode(reply, Shares).sealed)

@@ -99,7 +99,7 @@ class Attempt:
             self.scene.devices = [other if node == u else one for node, one in enumerate(self.scene.devices)]
         self.keyed = {node: self._keyed(state) for node, state in stage.states.items()}
         self.entries = [decode(stage.sent["keys"][node], Entry) for node in range(self.n)]
-        self.context = self.keyed[0].ticket.context
+        self.context = self.keyed[0].info.context
         self.honest = range(self.n - self.bad)
         self.rosters = {u: Roster(tuple(self.entries[v] for v in self.views[u].roster)) for u in self.honest}
         self.digests = {u: roster_digest(self.rosters[u]) for u in self.honest}

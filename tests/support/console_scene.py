@@ -116,18 +116,18 @@ class Console:
         return Browser(self.app, name)
 
     def id_of(self, name: str) -> str:
-        return next(place.id for place in self.operations.places() if place.name == name)
+        return next(location.id for location in self.operations.locations() if location.name == name)
 
     def close(self) -> None:
         """Stop what the console has started: a run would go on by itself."""
         started = self.store.jobs()
-        for place in self.operations.places():
-            if place.id in started:
+        for location in self.operations.locations():
+            if location.id in started:
                 with suppress(ConsoleError):  # it has ended meanwhile
-                    self.operations.stop(place)
+                    self.operations.stop(location)
 
     def outcomes(self, action: str) -> list[str]:
-        return [deed.outcome for deed in self.store.deeds() if deed.action == action]
+        return [entry.outcome for entry in self.store.audit_entries() if entry.action == action]
 
 
 def text_of(html: str) -> str:

@@ -34,7 +34,7 @@ class Deployment:
 
     def __post_init__(self) -> None:
         self.place.mkdir(parents=True, exist_ok=True)
-        self.office = AuthorityStore.init(self.place / "authority")
+        self.authority_store = AuthorityStore.init(self.place / "authority")
         self.homes = self.homes or [self.place / f"device-{number}" for number in range(self.devices)]
         self.config = RunConfig().changed(
             {
@@ -59,17 +59,17 @@ class Deployment:
         home.record(choices)
         policy = policy_for(self.config, min_honest=1, max_colluders=0)
         (folder / "policy.toml").write_text(policy.to_toml())
-        home.join(self.office.issue(home.request()).encode(), self.office.digest)
+        home.join(self.authority_store.issue(home.request()).encode(), self.authority_store.digest)
 
     def init_server(self) -> None:
         """What `penchant server init` does."""
         public = (self.place / "authority" / "authority.pub").read_bytes()
-        served_run.create(self.run, self.config, public, self.office.latest())
+        served_run.create(self.run, self.config, public, self.authority_store.latest())
 
     def sign_run(self, run: Path | None = None) -> None:
         """What `penchant authority attend` does for the run, or another one."""
         run = run or self.run
-        run_signature.take(run, self.office.sign_run(run_signature.request_of(run)).encode())
+        run_signature.take(run, self.authority_store.sign_run(run_signature.request_of(run)).encode())
 
 
 def made_up_choices(person: int, count: int) -> list[Preference]:

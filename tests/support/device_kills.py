@@ -57,7 +57,7 @@ class Fleet:
     errors: list[BaseException] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.office = AuthorityStore.init(self.place / "authority")
+        self.authority_store = AuthorityStore.init(self.place / "authority")
         self.homes = [self._home(number) for number in range(DEVICES)]
         self.socket = self.place / "agent.sock"
         self.stop = threading.Event()
@@ -73,7 +73,7 @@ class Fleet:
         (folder / "policy.toml").write_text(policy.to_toml())
         home = Device(folder, model_cache=self.model_cache)
         home.record([choice(n) for n in range(4 * BATCH)])
-        home.join(self.office.issue(home.request()).encode(), self.office.digest)
+        home.join(self.authority_store.issue(home.request()).encode(), self.authority_store.digest)
         return folder
 
     def _config(self) -> RunConfig:
@@ -92,12 +92,12 @@ class Fleet:
         )
 
     def _run(self) -> ServerRun:
-        config, members = self._config(), self.office.latest()
-        known = Membership(self.office.authority.public_key).accept(members, int(time.time()))
+        config, members = self._config(), self.authority_store.latest()
+        known = Membership(self.authority_store.authority.public_key).accept(members, int(time.time()))
         model_signature = self.model_cache.of(config.plan("main", DEVICES)).model_signature
         journal = Journal(self.place / "run")
         aggregation = SecureAggregation(known)
-        signed = signed_for(self.office.authority, config, RUN, model_signature.digest, DEVICES)
+        signed = signed_for(self.authority_store.authority, config, RUN, model_signature.digest, DEVICES)
         return ServerRun(
             config, RUN, model_signature, DEVICES, aggregation, members, journal, manifest=signed
         )

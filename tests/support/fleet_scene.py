@@ -35,7 +35,7 @@ from support.tiny_models import WORDS
 
 from penchant.client.agent.agent import Agent
 from penchant.client.agent.flower_app import Answer, build_app
-from penchant.client.agent.open_attempt import MemorySessions
+from penchant.client.agent.open_attempt import AttemptsInMemory
 from penchant.client.agent.owner import Choices
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.learning.model_cache import ModelCache
@@ -283,7 +283,7 @@ class FleetScene:
         self.policy = OwnerPolicy(base_models=(str(base),), **(LENIENT | dict(policy or {})))
         self.members = membership(n)
         self._entropy, self._choices, self._secret, self._ahead = entropy, choices, secret, ahead
-        self.sessions = [MemorySessions() for _ in range(n)]
+        self.open_attempts = [AttemptsInMemory() for _ in range(n)]
         self.owners: dict[int, SceneOwner] = {}
         self.agents = [self._agent(i) for i in range(n)]
         self.requests: dict[int, bytes] = {}
@@ -307,7 +307,7 @@ class FleetScene:
             "secret": self._secret(i),
             "entropy": self._entropy(i),
             "verify": VERIFY,
-            "sessions": self.sessions[i],
+            "open_attempts": self.open_attempts[i],
             "clock": lambda: self.now,
             "ahead": self._ahead,
         }
@@ -319,7 +319,7 @@ class FleetScene:
 
     def restart(self, i: int, **changes: Any) -> Agent:
         """The device's process dies and comes back: what was in memory is gone."""
-        self.sessions[i] = MemorySessions()
+        self.open_attempts[i] = AttemptsInMemory()
         self.agents[i] = self._agent(i, **changes)
         return self.agents[i]
 
@@ -330,7 +330,7 @@ class FleetScene:
 
     def is_open(self, i: int) -> bool:
         """Whether the device holds the state of an attempt."""
-        return bool(vars(self.sessions[i])["_open"])
+        return bool(vars(self.open_attempts[i])["_open"])
 
     # --- what a server sends -----------------------------------------------------------------------------
 

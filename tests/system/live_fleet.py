@@ -48,8 +48,9 @@ from penchant.deploy.fleet.enrolment import DATABASE
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.flower.superlink import Control
 from penchant.deploy.fleet.processes import door
-site = ServerDirectory(Path(sys.argv[1]))
-with Control(door(site)) as control, closing(sqlite3.connect(site.directory / DATABASE)) as db, db:
+server_directory = ServerDirectory(Path(sys.argv[1]))
+database = server_directory.path / DATABASE
+with Control(door(server_directory)) as control, closing(sqlite3.connect(database)) as db, db:
     for number, key in enumerate(sys.argv[2:]):
         node = control.register(key.encode(), f"device {number}")
         db.execute(
@@ -95,13 +96,13 @@ class LiveFleet:
         self.agents = [None] * len(self.devices)
         self.nodes = [None] * len(self.devices)
         settings = ServerSettings((self.server.address,), self.server.address)
-        office = self.deployment.office
-        self.site = ServerDirectory.create(
-            self.place / "server", settings, office.authority.public_key, office.latest()
+        authority_store = self.deployment.authority_store
+        self.server_directory = ServerDirectory.create(
+            self.place / "server", settings, authority_store.authority.public_key, authority_store.latest()
         )
         if self.deployment.run.is_dir():  # else the test makes one
-            shutil.move(self.deployment.run, self.site.run("fleet"))
-            self.deployment.run = self.site.run("fleet")
+            shutil.move(self.deployment.run, self.server_directory.run("fleet"))
+            self.deployment.run = self.server_directory.run("fleet")
             self.deployment.sign_run()  # as the authority would
         path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.testing = os.environ | QUICK | {"PYTHONPATH": path}
@@ -120,7 +121,7 @@ class LiveFleet:
         """`penchant server up`: the SuperLink and what starts its apps, enrolment, and the gateway."""
         log = self.place / "up.log"
         before = log.read_text().count(UP) if log.exists() else 0
-        words = [*PROGRAM, "server", "up", str(self.site.directory)]
+        words = [*PROGRAM, "server", "up", str(self.server_directory.path)]
         self.up = self.server.start(words, log, os.environ | QUICK)
         up = self.up
         self.wait("the server", lambda: up.poll() is not None or log.read_text().count(UP) > before)
@@ -163,13 +164,13 @@ class LiveFleet:
 
     def play(self) -> None:
         """`penchant server resume`: begin, or go on."""
-        done = self.penchant("resume", str(self.site.directory), "--detach")
+        done = self.penchant("resume", str(self.server_directory.path), "--detach")
         assert done.returncode == 0, done.stderr
 
     def take_members(self, members: bytes) -> None:
         """`penchant server members`."""
         (self.place / "newer.list").write_bytes(members)
-        done = self.penchant("members", str(self.site.directory), str(self.place / "newer.list"))
+        done = self.penchant("members", str(self.server_directory.path), str(self.place / "newer.list"))
         assert done.returncode == 0, done.stderr
 
     def register_nodes(self, count: int | None = None) -> None:
@@ -185,7 +186,9 @@ class LiveFleet:
             )
             public = made.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
             keys.append(public.decode())
-        done = self.server.run([sys.executable, "-c", REGISTER, str(self.site.directory), *keys], self.flower)
+        done = self.server.run(
+            [sys.executable, "-c", REGISTER, str(self.server_directory.path), *keys], self.flower
+        )
         assert done.returncode == 0, done.stderr
 
     def rows(self) -> list[RoundRow]:
@@ -228,8 +231,8 @@ class LiveFleet:
 
     def start_node(self, device: int) -> None:
         agent = self.deployment.homes[device] / "agent.sock"
-        key, ca = self.node_folder(device) / "node.key", self.site.tls.ca.certificate
-        words = supernode_command(self.site.settings.gateway, agent, ca, key)
+        key, ca = self.node_folder(device) / "node.key", self.server_directory.tls.ca.certificate
+        words = supernode_command(self.server_directory.settings.gateway, agent, ca, key)
         self.nodes[device] = self.devices[device].start(
             [*BRISK, *words[len(SUPERNODE) :]], self.place / f"node-{device}.log", self.flower
         )

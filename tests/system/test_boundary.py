@@ -108,9 +108,9 @@ def own(path: Path, who: User, group: User | None = None) -> None:
 
 def make_home(place: Path, base: Path) -> None:
     """A device that has joined a fleet and holds choices, with a key file."""
-    home, office = Device(place / "device"), AuthorityStore.init(place / "authority")
+    home, authority_store = Device(place / "device"), AuthorityStore.init(place / "authority")
     home.record([Preference(f"day {n}: ", "the motion", "the table") for n in range(12)])
-    home.join(office.issue(home.request()).encode(), office.digest)
+    home.join(authority_store.issue(home.request()).encode(), authority_store.digest)
     policy = policy_for(RunConfig().changed({"model.base_model": str(base)}), min_honest=1, max_colluders=0)
     (place / "device" / "policy.toml").write_text(policy.to_toml())
 

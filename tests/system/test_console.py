@@ -66,11 +66,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def made_fleet(folder: Path) -> None:
     """A fleet's server with eight members, and their authority beside it. Its SuperLink is not up."""
-    office = AuthorityStore.init(folder / "authority")
+    authority_store = AuthorityStore.init(folder / "authority")
     for number in range(8):
-        office.issue(request(bytes([number + 1]) * 32), f"device {number}")
+        authority_store.issue(request(bytes([number + 1]) * 32), f"device {number}")
     settings = ServerSettings(addresses=("fleet.example.org",), superlink_port=free_port())
-    ServerDirectory.create(folder / "fleet", settings, office.authority.public_key, office.latest())
+    ServerDirectory.create(
+        folder / "fleet", settings, authority_store.authority.public_key, authority_store.latest()
+    )
 
 
 def quick(page: Page, name: str, rounds: int, seed: int = 0) -> None:
@@ -242,11 +244,16 @@ def test_an_invitation_and_a_revocation(browser: Browser, served: Served) -> Non
     me.go("/")
     expect(page.locator(".notice", has_text="1 revocation pending")).to_be_visible()
 
-    site = ServerDirectory(
+    server_directory = ServerDirectory(
         served.folder / "fleet"
     )  # what the authority does, wherever it is, and the enrolment service
-    attend(AuthorityStore(served.folder / "authority"), site.requests, site.answers, lambda decision: True)
-    site.take_members((site.answers / "members.list").read_bytes())
+    attend(
+        AuthorityStore(served.folder / "authority"),
+        server_directory.requests,
+        server_directory.answers,
+        lambda decision: True,
+    )
+    server_directory.take_members((server_directory.answers / "members.list").read_bytes())
     page.get_by_role("link", name="Devices").click()
     expect(page.locator("tr", has_text="lost on a train")).to_contain_text("signed, list")
     me.context.close()

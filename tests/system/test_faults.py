@@ -128,8 +128,8 @@ def break_devices(story: Story) -> None:
     gate = story.held(0, 1, "unmask")
     killed = story.dies(1, 1, "keys"), story.dies(2, 1, "shares", "after")
     fleet.play()
-    fleet.wait("the refusal", lambda: bool(Device(homes[4]).vault.told()))
-    assert [told[:2] for told in Device(homes[4]).vault.told()] == [("keys", "MEMBERSHIP")]
+    fleet.wait("the refusal", lambda: bool(Device(homes[4]).vault.refusals()))
+    assert [told[:2] for told in Device(homes[4]).vault.refusals()] == [("keys", "MEMBERSHIP")]
     fleet.stop_agent(4)  # its clock is set right
     story.end_of(gate, *killed, replies=3)
 
@@ -251,7 +251,7 @@ def revoke_the_last(story: Story) -> bytes:
     fleet, homes = story.fleet, story.fleet.deployment.homes
     run = fleet.deployment.run
     older = (run / "members.list").read_bytes()
-    newer = fleet.deployment.office.revoke(DEVICES, "lost")
+    newer = fleet.deployment.authority_store.revoke(DEVICES, "lost")
     fleet.take_members(newer)
     held = story.held(0, 3, "keys", when="after")
     told = [fleet.trap(device, 3, "keys", "after", "note") for device in range(1, DEVICES - 1)]
@@ -260,12 +260,12 @@ def revoke_the_last(story: Story) -> bytes:
     fleet.wait_sprung(told)
     story.server_dies(held)
 
-    for path in (run, fleet.site.directory):
+    for path in (run, fleet.server_directory.path):
         (path / "members.list").write_bytes(older)
     story.server_is_back()
     fleet.wait_state(3, 2, "failed")
     fleet.wait("the end of Flower's run", lambda: not busy(run))
-    refused = [[told[:2] for told in Device(folder).vault.told()] for folder in homes]
+    refused = [[told[:2] for told in Device(folder).vault.refusals()] for folder in homes]
     assert refused == [[("keys", "MEMBERSHIP")]] * (DEVICES - 1) + [[]]
 
     fleet.take_members(newer)
@@ -276,7 +276,7 @@ def revoke_the_last(story: Story) -> bytes:
 
 def check_refused(fleet: LiveFleet) -> None:
     """A run that goes on can't be started once more."""
-    done = fleet.penchant("resume", str(fleet.site.directory))
+    done = fleet.penchant("resume", str(fleet.server_directory.path))
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "is still running" in done.stderr

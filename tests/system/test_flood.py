@@ -99,8 +99,8 @@ def test_a_flood_of_strangers_fills_no_memory_and_stops_no_round(
         words = ("flower-superlink", "nginx", "--only enrol")
         before = {word: memory(server, word) for word in words}
         assert all(before.values())
-        ca = str(fleet.site.tls.ca.certificate)
-        port = str(fleet.site.settings.port)
+        ca = str(fleet.server_directory.tls.ca.certificate)
+        port = str(fleet.server_directory.settings.port)
         flood = stranger.start(
             [sys.executable, "-c", FLOOD, server.address, port, ca], tmp_path / "flood.log"
         )

@@ -136,7 +136,7 @@ def ways(device: DeviceOfTwoUsers) -> list[Way]:
 class Server:
     """A hostile operator's: it lets nodes in, and hands its bundle out."""
 
-    site: ServerDirectory
+    server_directory: ServerDirectory
     control: Control
 
     def let_in(self, folder: Path, socket: Path, who: User) -> int:
@@ -145,8 +145,8 @@ class Server:
         made = ec.generate_private_key(ec.SECP384R1())
         key = made.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
         (folder / KEY).write_bytes(key)
-        (folder / CA).write_bytes(self.site.tls.loopback_ca.certificate.read_bytes())
-        SuperNodeFiles(folder, self.site.settings.superlink, socket, "token").write()
+        (folder / CA).write_bytes(self.server_directory.tls.loopback_ca.certificate.read_bytes())
+        SuperNodeFiles(folder, self.server_directory.settings.superlink, socket, "token").write()
         own(folder, who)
         public = made.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         return self.control.register(public, folder.name)
@@ -157,21 +157,21 @@ def server(device: DeviceOfTwoUsers) -> Iterator[Server]:
     settings = ServerSettings(
         addresses=(LOOPBACK,), listen=LOOPBACK, port=free_port(), superlink_port=free_port()
     )
-    place, office = device.place / "server", AuthorityStore.init(device.place / "office")
-    public = (device.place / "office" / "authority.pub").read_bytes()
-    site = ServerDirectory.create(place, settings, public, office.latest())
-    tls, port = site.tls, settings.superlink_port
-    surroundings = environment(site.flower)
+    place, authority_store = device.place / "server", AuthorityStore.init(device.place / "authority")
+    public = (device.place / "authority" / "authority.pub").read_bytes()
+    server_directory = ServerDirectory.create(place, settings, public, authority_store.latest())
+    tls, port = server_directory.tls, settings.superlink_port
+    surroundings = environment(server_directory.flower)
     with ExitStack() as stack:
         superlink = superlink_command(
             port, place / "state.db", tls.loopback_ca.certificate, tls.loopback.certificate, tls.loopback.key,
-            site.secret,
+            server_directory.secret,
         )  # fmt: skip
         stack.enter_context(running(superlink, device.place / "superlink.log", env=surroundings))
         wait_for("the SuperLink", lambda: listens(port), 120)
-        executor = executor_command(door(site), site.secret)
+        executor = executor_command(door(server_directory), server_directory.secret)
         stack.enter_context(running(executor, device.place / "executor.log", env=surroundings))
-        yield Server(site, stack.enter_context(Control(door(site))))
+        yield Server(server_directory, stack.enter_context(Control(door(server_directory))))
 
 
 def bundle(device: DeviceOfTwoUsers, sprung: Path, out: Path, count: int) -> Path:
@@ -188,7 +188,14 @@ def flowers_own(server: Server, node: Path, socket: Path) -> list[str]:
     return [
         str(Path(sys.executable).with_name("flower-supernode")),
         *("--root-certificates", str(node / CA), "--auth-supernode-private-key", str(node / KEY)),
-        *("--superlink", server.site.settings.superlink, "--host", LOOPBACK, "--port", str(free_port())),
+        *(
+            "--superlink",
+            server.server_directory.settings.superlink,
+            "--host",
+            LOOPBACK,
+            "--port",
+            str(free_port()),
+        ),
         *("--node-config", f'agent-socket="{socket}"'),
     ]
 
@@ -218,7 +225,7 @@ def test_not_a_line_of_a_hostile_bundle_runs_on_any_documented_way(
             start(way.name, way.who, [*PROGRAM, *way.words])
         start("flower", device.owner, flowers_own(server, control, device.socket))
         app = bundle(device, sprung, out, len(nodes))
-        start_run(app, door(server.site), device.place / "operator")
+        start_run(app, door(server.server_directory), device.place / "operator")
         try:
             wait_for("the server's run", out.exists, 400)
         except BaseException:

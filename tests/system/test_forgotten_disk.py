@@ -38,7 +38,7 @@ def choice(number: int) -> Preference:
     )
 
 
-class Site:
+class Disk:
     """An image, the folder that it is mounted at, and a device's home in it."""
 
     def __init__(self, place: Path) -> None:
@@ -72,8 +72,8 @@ TEXTS = (b"quagmire", b"xylophone", b"zeppelin", b"a-telling-file-name", SECRET,
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path)
+def disk(tmp_path: Path) -> Disk:
+    return Disk(tmp_path)
 
 
 def filled(home: Path) -> Device:
@@ -88,66 +88,66 @@ def filled(home: Path) -> Device:
     return device
 
 
-def test_what_is_forgotten_is_on_no_block_of_the_disk(site: Site) -> None:
-    with site.mounted():
-        (site.folder / "control").write_bytes(b"a word in clear: ornithopter")
-        device = filled(site.home)
-        before = site.keys()
-    assert site.holds(b"ornithopter") == [b"ornithopter"]  # the search finds what there is
+def test_what_is_forgotten_is_on_no_block_of_the_disk(disk: Disk) -> None:
+    with disk.mounted():
+        (disk.folder / "control").write_bytes(b"a word in clear: ornithopter")
+        device = filled(disk.home)
+        before = disk.keys()
+    assert disk.holds(b"ornithopter") == [b"ornithopter"]  # the search finds what there is
     assert len(before) == 48 + 3
-    assert site.holds(*before) == before
-    assert site.holds(*TEXTS) == []  # sealed from the first byte
+    assert disk.holds(*before) == before
+    assert disk.holds(*TEXTS) == []  # sealed from the first byte
 
-    with site.mounted():
-        device = Device(site.home)
+    with disk.mounted():
+        device = Device(disk.home)
         assert device.store.remove(choice(7))
-        (gone,) = set(before) - set(site.keys())
+        (gone,) = set(before) - set(disk.keys())
         assert len(device.store) == 47
-    assert site.holds(gone) == []
-    assert site.holds(*before) == [key for key in before if key != gone]
+    assert disk.holds(gone) == []
+    assert disk.holds(*before) == [key for key in before if key != gone]
 
-    with site.mounted():
-        device = Device(site.home)
+    with disk.mounted():
+        device = Device(disk.home)
         device.vault.tell_owner("keys", "POLICY", "a-telling-reason")
         assert device.forget() == 47
-        assert site.keys() == []
-    assert site.holds(*before, *TEXTS, b"a-telling-reason") == []
+        assert disk.keys() == []
+    assert disk.holds(*before, *TEXTS, b"a-telling-reason") == []
 
 
-def test_leaving_a_fleet_leaves_no_identity_on_the_disk(site: Site) -> None:
-    with site.mounted():
-        device = filled(site.home)
-        before = set(site.keys())
+def test_leaving_a_fleet_leaves_no_identity_on_the_disk(disk: Disk) -> None:
+    with disk.mounted():
+        device = filled(disk.home)
+        before = set(disk.keys())
         device.vault.keep_blobs({"identity": b""})  # as `leave` does
-        gone = before - set(site.keys())
+        gone = before - set(disk.keys())
         assert len(device.store) == 48
     assert len(gone) == 1
-    assert site.holds(*gone, SECRET) == []
+    assert disk.holds(*gone, SECRET) == []
 
 
-def test_an_authoritys_key_under_2048_rounds_is_overwritten_when_it_is_upgraded(site: Site) -> None:
+def test_an_authoritys_key_under_2048_rounds_is_overwritten_when_it_is_upgraded(disk: Disk) -> None:
     form, rounds = serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"old")
-    with site.mounted():
-        office = AuthorityStore.init(site.home)
-        key = serialization.load_pem_private_key((site.home / KEY).read_bytes(), None)
-        clear = (site.home / KEY).read_bytes().splitlines()[1]
-        erase(site.home / KEY)
+    with disk.mounted():
+        authority_store = AuthorityStore.init(disk.home)
+        key = serialization.load_pem_private_key((disk.home / KEY).read_bytes(), None)
+        clear = (disk.home / KEY).read_bytes().splitlines()[1]
+        erase(disk.home / KEY)
         weak = key.private_bytes(serialization.Encoding.PEM, form, rounds)
-        write_private(site.home / KEY, weak)
+        write_private(disk.home / KEY, weak)
         lines = [line for line in weak.splitlines() if not line.startswith(b"-")]
-    assert site.holds(clear) == []
-    assert site.holds(*lines) == lines
-    with site.mounted():
-        assert AuthorityStore(site.home, "old", cost=Cost(2**10)).digest == office.digest
-    assert site.holds(*lines) == []
+    assert disk.holds(clear) == []
+    assert disk.holds(*lines) == lines
+    with disk.mounted():
+        assert AuthorityStore(disk.home, "old", cost=Cost(2**10)).digest == authority_store.digest
+    assert disk.holds(*lines) == []
 
 
-def test_what_an_earlier_version_kept_in_clear_is_sealed_and_overwritten(site: Site) -> None:
-    with site.mounted():
-        site.home.mkdir(mode=0o700)
-        (site.home / OLD_KEY_FILE).write_bytes(SECRET)
-        (site.home / OLD_KEY_FILE).chmod(0o600)
-        db = sqlite3.connect(site.home / "preferences.db")
+def test_what_an_earlier_version_kept_in_clear_is_sealed_and_overwritten(disk: Disk) -> None:
+    with disk.mounted():
+        disk.home.mkdir(mode=0o700)
+        (disk.home / OLD_KEY_FILE).write_bytes(SECRET)
+        (disk.home / OLD_KEY_FILE).chmod(0o600)
+        db = sqlite3.connect(disk.home / "preferences.db")
         db.execute(
             "CREATE TABLE choices (number INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, "
             "prompt TEXT NOT NULL, chosen TEXT NOT NULL, rejected TEXT NOT NULL, source TEXT NOT NULL, "
@@ -159,9 +159,9 @@ def test_what_an_earlier_version_kept_in_clear_is_sealed_and_overwritten(site: S
             db.execute("INSERT INTO choices VALUES (NULL, ?, ?, ?, ?, ?, ?)", row)
         db.commit()
         db.close()
-    assert len(site.holds(*TEXTS)) == 5  # all but a factor, which was never made
-    with site.mounted():
-        device = Device(site.home)
+    assert len(disk.holds(*TEXTS)) == 5  # all but a factor, which was never made
+    with disk.mounted():
+        device = Device(disk.home)
         assert set(device.store._all()) == {choice(n) for n in range(20)}
-        assert not (site.home / OLD_KEY_FILE).exists()
-    assert site.holds(*TEXTS) == []
+        assert not (disk.home / OLD_KEY_FILE).exists()
+    assert disk.holds(*TEXTS) == []

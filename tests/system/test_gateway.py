@@ -71,14 +71,14 @@ def ask(device: Host, server: Host, ca: Path, lines: list[str]) -> list[int]:
 
 def test_a_device_finds_the_gateway_and_nothing_else(tmp_path: Path) -> None:
     with network(2) as (server, device):
-        office = AuthorityStore.init(tmp_path / "authority")
+        authority_store = AuthorityStore.init(tmp_path / "authority")
         settings = ServerSettings(
             addresses=(server.address,), port=PORT, superlink_port=free_port(), enrol_per_minute=10_000
         )
-        site = ServerDirectory.create(
-            tmp_path / "server", settings, office.authority.public_key, office.latest()
+        server_directory = ServerDirectory.create(
+            tmp_path / "server", settings, authority_store.authority.public_key, authority_store.latest()
         )
-        up = server.start([*PROGRAM, "server", "up", str(site.directory)], tmp_path / "up.log")
+        up = server.start([*PROGRAM, "server", "up", str(server_directory.path)], tmp_path / "up.log")
         end = time.monotonic() + 180
         while "devices reach" not in (tmp_path / "up.log").read_text():
             assert up.poll() is None, (tmp_path / "up.log").read_text()
@@ -88,7 +88,7 @@ def test_a_device_finds_the_gateway_and_nothing_else(tmp_path: Path) -> None:
         scan = device.run([sys.executable, "-c", SCAN, server.address], timeout=500)
         assert json.loads(scan.stdout) == [PORT], scan.stderr
 
-        ca = site.tls.ca.certificate
+        ca = server_directory.tls.ca.certificate
         codes = ask(device, server, ca, OUTSIDE)
         reached = dict(zip(OUTSIDE, codes, strict=True))
         # The one that is a fleet path with a strange query reaches Flower's own check of who asks.

@@ -72,7 +72,14 @@ def served(fleet: LiveFleet) -> Served:
     folder = fleet.place
     with closing(ConsoleStore(folder / "state")) as store:
         store.add("olga", "operator", PASSWORD)
-    words = ["console", str(fleet.site.directory), "--state", str(folder / "state"), "--port", str(PORT)]
+    words = [
+        "console",
+        str(fleet.server_directory.path),
+        "--state",
+        str(folder / "state"),
+        "--port",
+        str(PORT),
+    ]
     words += ["--data", str(fleet.deployment.base)]
     process = fleet.server.start([*PROGRAM, *words], folder / "console.log")
     return Served(f"http://127.0.0.1:{PORT}", folder, process)
@@ -109,8 +116,8 @@ def test_a_fleet_is_run_from_the_console(fleet: LiveFleet, served: Served, brows
     me.check("the devices of a fleet")
     me.go("/audit")
     told = me.page.locator("tbody").inner_text()
-    for deed in ("hand out a token", "start a run", "stop a run", "resume a run", "ask for a revocation"):
-        assert deed in told
+    for action in ("hand out a token", "start a run", "stop a run", "resume a run", "ask for a revocation"):
+        assert action in told
     assert "no end on record" not in told
     log = served.log()
     assert "Traceback" not in log
@@ -147,10 +154,15 @@ def let_a_stranger_in(page: Page, fleet: LiveFleet) -> None:
     joining = fleet.devices[last].start([*PROGRAM, *words], log)
     expect(row(page, "the attic")).to_contain_text("waiting", timeout=SECONDS)
     shown = row(page, "the attic").locator("small", has_text="fingerprint").inner_text().split()[-1]
-    site = fleet.site
+    server_directory = fleet.server_directory
     fleet.wait("the device's word", lambda: "has not answered" in log.read_text())
     assert shown in log.read_text()  # what authority and owner compare
-    attend(fleet.deployment.office, site.requests, site.answers, lambda decision: decision.who == shown)
+    attend(
+        fleet.deployment.authority_store,
+        server_directory.requests,
+        server_directory.answers,
+        lambda decision: decision.who == shown,
+    )
     assert joining.wait(120) == 0, log.read_text()
     expect(row(page, "the attic")).to_contain_text("enrolled", timeout=SECONDS)
     fleet.start_agent(last)
@@ -171,12 +183,15 @@ def start_a_run(page: Page, fleet: LiveFleet) -> None:
     page.get_by_label("Name of its directory").fill("attic")
     page.get_by_role("button", name="Start").click()
     expect(page.get_by_role("status").first).to_contain_text("attic has begun.", timeout=SECONDS)
-    fleet.deployment.run = fleet.site.run("attic")
+    fleet.deployment.run = fleet.server_directory.run("attic")
     asked = []
     attend(
-        fleet.deployment.office, fleet.site.requests, fleet.site.answers, lambda m: asked.append(m) or True
+        fleet.deployment.authority_store,
+        fleet.server_directory.requests,
+        fleet.server_directory.answers,
+        lambda m: asked.append(m) or True,
     )
-    assert [(matter.kind, matter.what) for matter in asked] == [("run", "attic")]
+    assert [(decision.kind, decision.what) for decision in asked] == [("run", "attic")]
 
 
 def stop_and_resume(page: Page, fleet: LiveFleet) -> None:
@@ -232,7 +247,12 @@ def revoke(page: Page, fleet: LiveFleet) -> None:
     page.get_by_role("button", name="Ask for the revocation").click()
     expect(page.get_by_role("status").first).to_contain_text("pending until it has signed")
     expect(row(page, f"{DEVICES}node")).to_contain_text("revocation pending")
-    attend(fleet.deployment.office, fleet.site.requests, fleet.site.answers, lambda decision: True)
+    attend(
+        fleet.deployment.authority_store,
+        fleet.server_directory.requests,
+        fleet.server_directory.answers,
+        lambda decision: True,
+    )
     expect(row(page, "sold with the house")).to_contain_text("signed, list", timeout=SECONDS)
     expect(row(page, f"{DEVICES}node")).to_contain_text("revoked", timeout=SECONDS)
     expect(number(page, "online now")).to_have_text(str(DEVICES - 1), timeout=SECONDS)

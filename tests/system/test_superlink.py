@@ -56,7 +56,7 @@ def server(tmp_path: Path) -> Iterator[Path]:
 
 def make_server(fleet: Deployment, server: Path) -> int:
     """`penchant server init`; -> the gateway's port."""
-    (fleet.place / "members.list").write_bytes(fleet.office.latest())
+    (fleet.place / "members.list").write_bytes(fleet.authority_store.latest())
     port = free_port()
     penchant(
         "server", "init", str(server), "--authority", str(fleet.place / "authority" / "authority.pub"),
@@ -111,9 +111,11 @@ def test_a_fleet_learns_and_goes_on_after_the_server_was_killed(
         wait_for("the gateway", lambda: listens(port), 120)
         for number in range(DEVICES):
             join(fleet, server, number)
-        site = ServerDirectory(server)
-        run = fleet.run = site.run("first")
-        served_run.create(run, fleet.config, site.authority, site.membership().encoded)
+        server_directory = ServerDirectory(server)
+        run = fleet.run = server_directory.run("first")
+        served_run.create(
+            run, fleet.config, server_directory.authority, server_directory.membership().encoded
+        )
         world = simulate_twin(fleet)
         for folder in fleet.homes:
             start_device(stack, folder)

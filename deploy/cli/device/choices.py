@@ -77,7 +77,7 @@ def label(
     else:
         comparisons = compared(prompt, lines_of(str(file)))
     device = open_device(home, passphrase)
-    sitting = Labelling(device.store, comparisons, interview=device.interview if most_telling else None)
+    sitting = Labelling(device.store, comparisons, learner=device.learner if most_telling else None)
     try:
         if sitting.question:
             say(f"{sitting.left} to compare. {KEYS}")

@@ -7,22 +7,22 @@ from starlette.responses import Response
 from penchant.server.console.requests import ConsoleRequest, HTTPError
 
 __all__ = ["audit"]
-DEEDS_A_PAGE = 50
+ENTRIES_A_PAGE = 50
 
 
-def audit(visit: ConsoleRequest) -> Response:
+def audit(request: ConsoleRequest) -> Response:
     """Who did what."""
-    before = whole_number(visit.asked("before"), "before") if visit.asked("before") else None
-    account = visit.asked("account")[:32]
-    rows = visit.desk.store.deeds(limit=DEEDS_A_PAGE + 1, before=before, account=account)
-    return visit.render(
+    before = whole_number(request.asked("before"), "before") if request.asked("before") else None
+    account = request.asked("account")[:32]
+    rows = request.context.store.audit_entries(limit=ENTRIES_A_PAGE + 1, before=before, account=account)
+    return request.render(
         "audit.html.j2",
-        rows=rows[:DEEDS_A_PAGE],
-        older=rows[DEEDS_A_PAGE - 1].number if len(rows) > DEEDS_A_PAGE else None,
+        rows=rows[:ENTRIES_A_PAGE],
+        older=rows[ENTRIES_A_PAGE - 1].number if len(rows) > ENTRIES_A_PAGE else None,
         before=before,
         account=account,
-        accounts=[one.name for one in visit.desk.store.accounts()],
-        broken=visit.desk.store.broken(),
+        accounts=[one.name for one in request.context.store.accounts()],
+        broken=request.context.store.broken(),
     )
 
 

@@ -1,4 +1,4 @@
-"""The console's pages. Each is a function of a visit; it shows what `run_history` and `operations` tell."""
+"""The console's pages, each a function of a `ConsoleRequest`, from what run_history and operations tell."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from penchant.common import wording
 from penchant.common.secagg.update_vector import CORRECT, LOSS, TOTAL, WEIGHT
 from penchant.server.console import charts
 from penchant.server.console.requests import ConsoleContext, ConsoleRequest, HTTPError
-from penchant.server.monitoring.run_history import RunLocation, RunSummary, facts_of
+from penchant.server.monitoring.run_history import RunLocation, RunSummary, summary_of
 
 MOST_COMPARED = 6
 COUNTERS = {
@@ -27,36 +27,36 @@ Fragments = Mapping[str, str]
 # --- what pages share -----------------------------------------------------------------------------
 
 
-def all_runs(desk: ConsoleContext) -> list[RunSummary]:
+def all_runs(context: ConsoleContext) -> list[RunSummary]:
     """The facts of every run: running ones first, then by their latest change; what can't be read last."""
-    places = desk.operations.places()
-    work = desk.operations.work(places)
-    found = [facts_of(place, work[place.id]) for place in places]
+    locations = context.operations.locations()
+    activity = context.operations.activity(locations)
+    found = [summary_of(location, activity[location.id]) for location in locations]
     return sorted(found, key=lambda run: (run.state == "damaged", run.state != "running", -run.touched))
 
 
-def place_of(desk: ConsoleContext, wanted: str) -> RunLocation:
+def location_of(context: ConsoleContext, wanted: str) -> RunLocation:
     """The run with this id. Refused when there is none: an id is looked up, never made into a path."""
-    for place in desk.operations.places():
-        if place.id == wanted:
-            return place
+    for location in context.operations.locations():
+        if location.id == wanted:
+            return location
     raise HTTPError("There is no such run. It may have been deleted.", status=404)
 
 
-def run_of(desk: ConsoleContext, wanted: str) -> RunSummary:
+def run_of(context: ConsoleContext, wanted: str) -> RunSummary:
     """Its facts."""
-    place = place_of(desk, wanted)
-    return facts_of(place, desk.operations.work([place])[place.id])
+    location = location_of(context, wanted)
+    return summary_of(location, context.operations.activity([location])[location.id])
 
 
-def chosen(visit: ConsoleRequest) -> tuple[list[RunSummary], RunSummary | None]:
+def chosen(request: ConsoleRequest) -> tuple[list[RunSummary], RunSummary | None]:
     """All runs, and the one that a page is about: the one asked for, or the first."""
-    found = all_runs(visit.desk)
-    wanted = visit.asked("run")
+    found = all_runs(request.context)
+    wanted = request.asked("run")
     if not wanted:
         return found, found[0] if found and found[0].state != "damaged" else None
     for run in found:
-        if run.place.id == wanted:
+        if run.location.id == wanted:
             return found, run
     raise HTTPError("There is no such run. It may have been deleted.", status=404)
 

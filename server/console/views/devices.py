@@ -25,34 +25,34 @@ DEVICES_A_PAGE = 50
 TOKENS_SHOWN = 15
 
 
-def devices(visit: ConsoleRequest) -> Response:
+def devices(request: ConsoleRequest) -> Response:
     """Who belongs, who is there, and who was met: of a fleet (its latest run), or of a simulation."""
-    return visit.render("devices.html.j2", **devices_facts(visit))
+    return request.render("devices.html.j2", **devices_facts(request))
 
 
-def devices_facts(visit: ConsoleRequest) -> dict[str, Any]:
+def devices_facts(request: ConsoleRequest) -> dict[str, Any]:
     """What the page of devices shows."""
-    desk, now = visit.desk, time.time()
-    found = all_runs(desk)
-    subject, run = subject_of(visit, found)
-    around: dict[str, Any] = {"subjects": subjects(desk, found), "subject": subject, "run": run}
+    context, now = request.context, time.time()
+    found = all_runs(context)
+    subject, run = subject_of(request, found)
+    around: dict[str, Any] = {"subjects": subjects(context, found), "subject": subject, "run": run}
     if subject is None:
         return around
-    search = "".join(c for c in visit.asked("q") if c.isascii() and c.isdigit())[:20]
-    order = visit.asked("order", "member")
+    search = "".join(c for c in request.asked("q") if c.isascii() and c.isdigit())[:20]
+    order = request.asked("order", "member")
     if order not in ORDERS:
         raise HTTPError("Devices can be listed by member, seen or joined.", status=400)
-    number = max(whole_number(visit.asked("page", "1"), "page"), 1)
-    met = JournalReader(run.place.directory).devices() if run and run.state != "damaged" else []
-    about = belonging(desk, subject)
+    number = max(whole_number(request.asked("page", "1"), "page"), 1)
+    met = JournalReader(run.location.directory).devices() if run and run.state != "damaged" else []
+    about = belonging(context, subject)
     listed = known(subject, run, met, about, now)
     rows = sorted((one for one in listed if str(one.member).startswith(search)), key=ORDERS[order])
-    every = visit.asked("tokens") == "all"
+    every = request.asked("tokens") == "all"
     shown = [t for i, t in enumerate(about["tokens"]) if every or i < TOKENS_SHOWN or t.state == "waiting"]
     return {
         **around,
         **about,
-        "which": visit.asked("run") or subject.id,
+        "which": request.asked("run") or subject.id,
         "tokens_shown": shown,
         "tokens_hidden": len(about["tokens"]) - len(shown),
         "every_token": every,
@@ -71,12 +71,12 @@ def devices_facts(visit: ConsoleRequest) -> dict[str, Any]:
 DEVICE_PARTS = ("numbers", "list", "invitations", "revocations")
 
 
-def live_devices(visit: ConsoleRequest) -> Fragments:
+def live_devices(request: ConsoleRequest) -> Fragments:
     """The parts of the page of devices that change by themselves."""
-    page = devices_facts(visit)
+    page = devices_facts(request)
     if page["subject"] is None:
         return {}
-    return {part: visit.text(f"devices_{part}.html.j2", **page) for part in DEVICE_PARTS}
+    return {part: request.text(f"devices_{part}.html.j2", **page) for part in DEVICE_PARTS}
 
 
 @dataclass(frozen=True)
@@ -158,36 +158,38 @@ def _known(
     )
 
 
-def subjects(desk: ConsoleContext, found: Sequence[RunSummary]) -> list[RunLocation]:
+def subjects(context: ConsoleContext, found: Sequence[RunSummary]) -> list[RunLocation]:
     """What has devices: fleets first, then runs that belong to none."""
-    alone = [run.place for run in found if desk.operations.fleet_of(run.place) is None]
-    return [*desk.operations.fleets(), *alone]
+    alone = [run.location for run in found if context.operations.fleet_of(run.location) is None]
+    return [*context.operations.fleets(), *alone]
 
 
 def subject_of(
-    visit: ConsoleRequest, found: Sequence[RunSummary]
+    request: ConsoleRequest, found: Sequence[RunSummary]
 ) -> tuple[RunLocation | None, RunSummary | None]:
     """The fleet or run that is asked for (the first without a question), and the run that describes it."""
-    listed, wanted = subjects(visit.desk, found), visit.asked("run")
-    run = next((run for run in found if run.place.id == wanted), None)
+    listed, wanted = subjects(request.context, found), request.asked("run")
+    run = next((run for run in found if run.location.id == wanted), None)
     if run is not None:
-        return visit.desk.operations.fleet_of(run.place) or run.place, run
-    place = next((place for place in listed if wanted in ("", place.id)), None)
-    if place is None and wanted:
+        return request.context.operations.fleet_of(run.location) or run.location, run
+    location = next((location for location in listed if wanted in ("", location.id)), None)
+    if location is None and wanted:
         raise HTTPError("There is no such run. It may have been deleted.", status=404)
-    return place, next((run for run in found if place and tells_of(visit.desk, run.place, place)), None)
+    return location, next(
+        (run for run in found if location and tells_of(request.context, run.location, location)), None
+    )
 
 
-def tells_of(desk: ConsoleContext, run: RunLocation, subject: RunLocation) -> bool:
-    fleet = desk.operations.fleet_of(run)
+def tells_of(context: ConsoleContext, run: RunLocation, subject: RunLocation) -> bool:
+    fleet = context.operations.fleet_of(run)
     return run.id == subject.id or (fleet is not None and fleet.id == subject.id)
 
 
-def belonging(desk: ConsoleContext, subject: RunLocation) -> dict[str, Any]:
+def belonging(context: ConsoleContext, subject: RunLocation) -> dict[str, Any]:
     """Members, invitations and revocations of a fleet; a simulation has none."""
     if subject.kind != "fleet":
         return {"enrolment": None, "link": None, "revocations": [], "pending": set(), "tokens": []}
-    fleet = desk.operations.fleet(subject)
+    fleet = context.operations.fleet(subject)
     asked = fleet.revocations()
     return {
         "enrolment": fleet.enrolment(),
@@ -208,10 +210,10 @@ def qr_code(text: str) -> Markup:
     return Markup(out.getvalue().decode())
 
 
-def fleet_named(visit: ConsoleRequest) -> RunLocation:
+def fleet_named(request: ConsoleRequest) -> RunLocation:
     """The fleet of the path. Refused where there is none: simulated devices need no token."""
-    wanted = visit.path("id")
-    for fleet in visit.desk.operations.fleets():
+    wanted = request.path("id")
+    for fleet in request.context.operations.fleets():
         if fleet.id == wanted:
             return fleet
     raise HTTPError(
@@ -219,23 +221,23 @@ def fleet_named(visit: ConsoleRequest) -> RunLocation:
     )
 
 
-def invite(visit: ConsoleRequest) -> Response:
+def invite(request: ConsoleRequest) -> Response:
     """Hand out a join token: shown in the answer to this form, once, and nowhere kept."""
-    place = fleet_named(visit)
-    label = visit.given("label", 80)
-    days = whole_number(visit.given("days") or "7", "days")
+    location = fleet_named(request)
+    label = request.given("label", 80)
+    days = whole_number(request.given("days") or "7", "days")
     if not 1 <= days <= 90:
         raise HTTPError("An invitation is good for 1 to 90 days.", status=422)
-    token = visit.desk.operations.fleet(place).invite(label, days)
-    return visit.render("token.html.j2", place=place, token=token, qr=qr_code(token.text))
+    token = request.context.operations.fleet(location).invite(label, days)
+    return request.render("token.html.j2", location=location, token=token, qr=qr_code(token.text))
 
 
-def ask_revocation(visit: ConsoleRequest) -> Response:
+def ask_revocation(request: ConsoleRequest) -> Response:
     """Ask the authority to take a member out."""
-    place = fleet_named(visit)
-    member = whole_number(visit.given("member"), "member")
-    visit.desk.operations.fleet(place).ask_revocation(member, visit.given("why"), visit.name)
-    return visit.go(
-        f"/devices?run={place.id}",
+    location = fleet_named(request)
+    member = whole_number(request.given("member"), "member")
+    request.context.operations.fleet(location).ask_revocation(member, request.given("why"), request.name)
+    return request.go(
+        f"/devices?run={location.id}",
         f"The authority is asked to revoke member {member}; pending until it has signed.",
     )

@@ -23,27 +23,27 @@ _DULL = {("log in", "done"), ("log out", "done")}
 """Lines of the audit that the overview leaves out."""
 
 
-def overview(visit: ConsoleRequest) -> Response:
+def overview(request: ConsoleRequest) -> Response:
     """The fleet's health at a glance."""
-    return visit.render("overview.html.j2", **overview_facts(visit))
+    return request.render("overview.html.j2", **overview_facts(request))
 
 
-def overview_facts(visit: ConsoleRequest) -> dict[str, Any]:
+def overview_facts(request: ConsoleRequest) -> dict[str, Any]:
     """What the overview shows."""
-    desk, now = visit.desk, time.time()
-    found = all_runs(desk)
+    context, now = request.context, time.time()
+    found = all_runs(context)
     main = found[0] if found else None
     notices = [notice for run in found for notice in alerts.of_run(run, now)]
     fleets = []
-    for fleet in desk.operations.fleets():
+    for fleet in context.operations.fleets():
         try:
-            fleets.append(fleet_facts(desk, fleet, found, now))
+            fleets.append(fleet_facts(context, fleet, found, now))
         except PenchantError as error:  # one damaged fleet must not take the page of all others
             title = f"{fleet.name} can't be read"
             notices.append(alerts.Notice("bad", title, str(error), f"/devices?run={fleet.id}"))
     notices += [notice for fleet in fleets for notice in fleet["notices"]]
     notices.sort(key=lambda notice: notice.kind != "bad")
-    ledger = JournalReader(main.place.directory) if main and main.state != "damaged" else None
+    ledger = JournalReader(main.location.directory) if main and main.state != "damaged" else None
     return {
         "runs": found[:6],
         "more": max(len(found) - 6, 0),
@@ -56,25 +56,25 @@ def overview_facts(visit: ConsoleRequest) -> dict[str, Any]:
         "accuracy_chart": accuracy_chart(main) if main and main.logs else None,
         "loss_chart": loss_chart(main) if main and main.logs else None,
         "sparks": {
-            run.place.id: charts.spark(
+            run.location.id: charts.spark(
                 [log.val_accuracy for log in run.logs if log.val_accuracy is not None],
-                f"accuracy of {run.place.name} by round",
+                f"accuracy of {run.location.name} by round",
             )
             for run in found[:6]
         },
-        "deeds": [d for d in desk.store.deeds(limit=40) if (d.action, d.outcome) not in _DULL][:6],
+        "deeds": [d for d in context.store.audit_entries(limit=40) if (d.action, d.outcome) not in _DULL][:6],
     }
 
 
 def fleet_facts(
-    desk: ConsoleContext, fleet: RunLocation, found: Sequence[RunSummary], now: float
+    context: ConsoleContext, fleet: RunLocation, found: Sequence[RunSummary], now: float
 ) -> dict[str, Any]:
     """The state of a fleet's server and its members; `found` holds all runs, of which its own are picked."""
-    server = desk.operations.fleet(fleet)
+    server = context.operations.fleet(fleet)
     link, enrolment, asked, tokens = server.link(), server.enrolment(), server.revocations(), server.tokens()
-    runs = [run for run in found if tells_of(desk, run.place, fleet)]
+    runs = [run for run in found if tells_of(context, run.location, fleet)]
     return {
-        "place": fleet,
+        "location": fleet,
         "link": link,
         "fresh": link.fresh(now),
         "enrolment": enrolment,
@@ -82,6 +82,6 @@ def fleet_facts(
     }
 
 
-def live_overview(visit: ConsoleRequest) -> Fragments:
+def live_overview(request: ConsoleRequest) -> Fragments:
     """The parts of the overview that change by themselves."""
-    return {"overview": visit.text("overview_live.html.j2", **overview_facts(visit))}
+    return {"overview": request.text("overview_live.html.j2", **overview_facts(request))}

@@ -16,16 +16,16 @@ from penchant.server.privacy_figures import FACT, PrivacyFigures
 __all__ = ["privacy"]
 
 
-def privacy(visit: ConsoleRequest) -> Response:
+def privacy(request: ConsoleRequest) -> Response:
     """What the server saw, round by round."""
-    found, run = chosen(visit)
+    found, run = chosen(request)
     if run is None:
-        return visit.render("privacy.html.j2", runs=found, run=None)
-    sums = JournalReader(run.place.directory).sums()
+        return request.render("privacy.html.j2", runs=found, run=None)
+    sums = JournalReader(run.location.directory).sums()
     shown = list(reversed(run.logs))
-    every = visit.asked("rounds") == "all"
+    every = request.asked("rounds") == "all"
     smallest = min((log.survivors for log in run.logs), default=None)
-    return visit.render(
+    return request.render(
         "privacy.html.j2",
         runs=found,
         run=run,

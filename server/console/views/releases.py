@@ -7,27 +7,27 @@ from starlette.responses import Response
 from penchant.common.errors import PenchantError
 from penchant.server.console.requests import ConsoleRequest
 from penchant.server.console.views.audit import whole_number
-from penchant.server.console.views.common import chosen, place_of
+from penchant.server.console.views.common import chosen, location_of
 from penchant.server.console.views.run import ROUNDS_SHOWN
 from penchant.server.monitoring.run_history import RunLocation
 
 __all__ = ["download", "promote", "releases", "roll_back"]
 
 
-def releases(visit: ConsoleRequest) -> Response:
+def releases(request: ConsoleRequest) -> Response:
     """Versions of the shared adapter."""
-    found, run = chosen(visit)
+    found, run = chosen(request)
     if run is None:
-        return visit.render("releases.html.j2", runs=found, run=None)
+        return request.render("releases.html.j2", runs=found, run=None)
     candidates = [a for a in reversed(run.attempts) if a.log is not None and a.digest]
-    every = visit.asked("rounds") == "all"
+    every = request.asked("rounds") == "all"
     best = max(
         (a for a in candidates if a.log and a.log.val_accuracy is not None),
         key=lambda a: a.log.val_accuracy if a.log and a.log.val_accuracy is not None else 0.0,
         default=None,
     )
-    promoted = list(visit.desk.operations.releases(run.place).promoted())
-    return visit.render(
+    promoted = list(request.context.operations.releases(run.location).promoted())
+    return request.render(
         "releases.html.j2",
         runs=found,
         run=run,
@@ -40,50 +40,50 @@ def releases(visit: ConsoleRequest) -> Response:
     )
 
 
-def promote(visit: ConsoleRequest) -> Response:
+def promote(request: ConsoleRequest) -> Response:
     """Make a round's adapter the current release."""
-    place = place_of(visit.desk, visit.path("id"))
-    released = visit.desk.operations.releases(place)
-    made = released.promote(whole_number(visit.given("round"), "round"), visit.name)
-    return visit.go(
-        f"/releases?run={place.id}", f"Release {made.number} is the adapter of round {made.round}."
+    location = location_of(request.context, request.path("id"))
+    released = request.context.operations.releases(location)
+    made = released.promote(whole_number(request.given("round"), "round"), request.name)
+    return request.go(
+        f"/releases?run={location.id}", f"Release {made.number} is the adapter of round {made.round}."
     )
 
 
-def roll_back(visit: ConsoleRequest) -> Response:
+def roll_back(request: ConsoleRequest) -> Response:
     """Make an earlier release the current one again."""
-    place = place_of(visit.desk, visit.path("id"))
-    released = visit.desk.operations.releases(place)
-    made = released.roll_back(whole_number(visit.given("number"), "number"), visit.name)
-    return visit.go(f"/releases?run={place.id}", f"Release {made.number} is current again.")
+    location = location_of(request.context, request.path("id"))
+    released = request.context.operations.releases(location)
+    made = released.roll_back(whole_number(request.given("number"), "number"), request.name)
+    return request.go(f"/releases?run={location.id}", f"Release {made.number} is current again.")
 
 
-def download(visit: ConsoleRequest) -> Response:
+def download(request: ConsoleRequest) -> Response:
     """A round's shared adapter as a ZIP of peft's files."""
-    place = place_of(visit.desk, visit.path("id"))
-    number = whole_number(visit.path("round"), "round")
-    with visit.desk.downloads.place(visit.session.digest):  # each is a process of its own
-        data = _exported(visit, place, number)
-    name = f"{place.id}-round-{number}.zip"
+    location = location_of(request.context, request.path("id"))
+    number = whole_number(request.path("round"), "round")
+    with request.context.downloads.place(request.session.digest):  # each is a process of its own
+        data = _exported(request, location, number)
+    name = f"{location.id}-round-{number}.zip"
     return Response(
         data, media_type="application/zip", headers={"content-disposition": f'attachment; filename="{name}"'}
     )
 
 
-def _exported(visit: ConsoleRequest, place: RunLocation, number: int) -> bytes:
+def _exported(request: ConsoleRequest, location: RunLocation, number: int) -> bytes:
     """The ZIP file; that it was asked for, and how it ended, is in the audit."""
-    begun = visit.desk.store.note(
-        visit.name, visit.address, "download an adapter", f"{place.id}/{number}", "begun"
+    begun = request.context.store.note(
+        request.name, request.address, "download an adapter", f"{location.id}/{number}", "begun"
     )
     try:
-        data = visit.desk.operations.releases(place).export(number)
+        data = request.context.operations.releases(location).export(number)
     except PenchantError as error:
-        visit.desk.store.note(
-            visit.name, visit.address, "download an adapter", f"{place.id}/{number}", f"failed: {error}",
-            "", begun,
+        request.context.store.note(
+            request.name, request.address, "download an adapter", f"{location.id}/{number}",
+            f"failed: {error}", "", begun,
         )  # fmt: skip
         raise
-    visit.desk.store.note(
-        visit.name, visit.address, "download an adapter", f"{place.id}/{number}", "done", "", begun
+    request.context.store.note(
+        request.name, request.address, "download an adapter", f"{location.id}/{number}", "done", "", begun
     )
     return data

@@ -15,8 +15,8 @@ from penchant.server.console.views.common import (
     accuracy_chart,
     curve,
     histogram_chart,
+    location_of,
     loss_chart,
-    place_of,
     run_of,
 )
 from penchant.server.monitoring.run_history import Attempt, JournalReader, RunSummary
@@ -31,7 +31,7 @@ def stages_of(run: RunSummary) -> list[dict[str, Any]]:
     last: Attempt | None = run.attempts[-1] if run.attempts else None
     if last is None:
         return []
-    known = {s.name: s for s in JournalReader(run.place.directory).stages(last.round, last.attempt)}
+    known = {s.name: s for s in JournalReader(run.location.directory).stages(last.round, last.attempt)}
     secagg = run.config is None or run.config.privacy.secagg
     names = EXCHANGES if secagg else PLAIN_EXCHANGES
     over = last.state not in ("started", "unmasking")
@@ -50,11 +50,11 @@ def stages_of(run: RunSummary) -> list[dict[str, Any]]:
     return rows
 
 
-def run_facts(visit: ConsoleRequest, run: RunSummary) -> dict[str, Any]:
+def run_facts(request: ConsoleRequest, run: RunSummary) -> dict[str, Any]:
     """What a run's page shows."""
     logs = run.logs
     shown = [a for a in reversed(run.attempts) if a.log or a.state in ("failed", "skipped")]
-    every = visit.asked("rounds") == "all"
+    every = request.asked("rounds") == "all"
     traffic = [
         charts.Series(
             "sent by a device", curve(run, lambda g: g.bytes_up / g.cohort if g.cohort else None), 1
@@ -87,7 +87,7 @@ def run_facts(visit: ConsoleRequest, run: RunSummary) -> dict[str, Any]:
         ),
         "rows": shown if every else shown[:ROUNDS_SHOWN],
         "hidden": 0 if every else max(len(shown) - ROUNDS_SHOWN, 0),
-        "log": list(visit.desk.operations.log(run.place, LOG_LINES)),
+        "log": list(request.context.operations.log(run.location, LOG_LINES)),
     }
 
 
@@ -101,50 +101,54 @@ def _people(run: RunSummary) -> str:
     return "Below 20 honest people in a sum, a histogram could point at one of them: none is made."
 
 
-def run(visit: ConsoleRequest) -> Response:
+def run(request: ConsoleRequest) -> Response:
     """One run, live."""
-    found = run_of(visit.desk, visit.path("id"))
+    found = run_of(request.context, request.path("id"))
     text = found.config.to_toml() if found.config else ""
-    return visit.render("run.html.j2", config_text=text, **run_facts(visit, found))
+    return request.render("run.html.j2", config_text=text, **run_facts(request, found))
 
 
 PARTS = ("head", "now", "curves", "rounds", "log")
 
 
-def live_run(visit: ConsoleRequest) -> Fragments:
+def live_run(request: ConsoleRequest) -> Fragments:
     """The parts of a run's page that change by themselves."""
-    page = run_facts(visit, run_of(visit.desk, visit.path("id")))
-    return {part: visit.text(f"run_{part}.html.j2", **page) for part in PARTS}
+    page = run_facts(request, run_of(request.context, request.path("id")))
+    return {part: request.text(f"run_{part}.html.j2", **page) for part in PARTS}
 
 
-def stop(visit: ConsoleRequest) -> Response:
+def stop(request: ConsoleRequest) -> Response:
     """Stop the process that runs a run."""
-    place = place_of(visit.desk, visit.path("id"))
-    visit.desk.operations.stop(place)
-    return visit.go(f"/runs/{place.id}", f"{place.name} has stopped. Finished rounds are kept.")
+    location = location_of(request.context, request.path("id"))
+    request.context.operations.stop(location)
+    return request.go(f"/runs/{location.id}", f"{location.name} has stopped. Finished rounds are kept.")
 
 
-def resume(visit: ConsoleRequest) -> Response:
+def resume(request: ConsoleRequest) -> Response:
     """Go on with a run."""
-    place = place_of(visit.desk, visit.path("id"))
-    visit.desk.operations.resume(place)
-    return visit.go(f"/runs/{place.id}", f"{place.name} goes on.")
+    location = location_of(request.context, request.path("id"))
+    request.context.operations.resume(location)
+    return request.go(f"/runs/{location.id}", f"{location.name} goes on.")
 
 
-def confirm_delete(visit: ConsoleRequest) -> Response:
+def confirm_delete(request: ConsoleRequest) -> Response:
     """Whether a run is really to be deleted."""
-    return visit.render("delete.html.j2", run=run_of(visit.desk, visit.path("id")), error="")
+    return request.render("delete.html.j2", run=run_of(request.context, request.path("id")), error="")
 
 
-def delete(visit: ConsoleRequest) -> Response:
+def delete(request: ConsoleRequest) -> Response:
     """Delete a run whose name was typed."""
-    found = run_of(visit.desk, visit.path("id"))
-    if visit.given("confirm") != found.place.name:
-        visit.desk.store.note(
-            visit.name, visit.address, "delete a run", found.place.id, "refused: another name was typed"
+    found = run_of(request.context, request.path("id"))
+    if request.given("confirm") != found.location.name:
+        request.context.store.note(
+            request.name,
+            request.address,
+            "delete a run",
+            found.location.id,
+            "refused: another name was typed",
         )
-        return visit.render(
+        return request.render(
             "delete.html.j2", 422, run=found, error="That is not its name. Nothing was deleted."
         )
-    visit.desk.operations.delete(found.place)
-    return visit.go("/runs", f"{found.place.name} is deleted.")
+    request.context.operations.delete(found.location)
+    return request.go("/runs", f"{found.location.name} is deleted.")

@@ -14,40 +14,40 @@ from penchant.common.settings import dotted_table, settings_by_group
 from penchant.server.console import charts
 from penchant.server.console.operations import fleet_recipe
 from penchant.server.console.requests import ConsoleRequest, HTTPError
-from penchant.server.console.views.common import MOST_COMPARED, all_runs, curve, place_of, run_of
+from penchant.server.console.views.common import MOST_COMPARED, all_runs, curve, location_of, run_of
 from penchant.server.monitoring.run_history import RunLocation, RunSummary, config_text
 
 __all__ = ["check", "compare", "new", "runs", "start"]
 
 
-def runs(visit: ConsoleRequest) -> Response:
+def runs(request: ConsoleRequest) -> Response:
     """All runs."""
-    found = all_runs(visit.desk)
+    found = all_runs(request.context)
     sparks = {
-        run.place.id: charts.spark(
+        run.location.id: charts.spark(
             [log.val_accuracy for log in run.logs if log.val_accuracy is not None],
-            f"accuracy of {run.place.name} by round",
+            f"accuracy of {run.location.name} by round",
         )
         for run in found
     }
-    return visit.render("runs.html.j2", runs=found, sparks=sparks)
+    return request.render("runs.html.j2", runs=found, sparks=sparks)
 
 
-def compare(visit: ConsoleRequest) -> Response:
+def compare(request: ConsoleRequest) -> Response:
     """The curves of some runs in one drawing, and where their configurations differ."""
-    wanted = list(dict.fromkeys(visit.request.query_params.getlist("run")))
+    wanted = list(dict.fromkeys(request.http_request.query_params.getlist("run")))
     if len(wanted) > MOST_COMPARED:
         raise HTTPError(f"At most {MOST_COMPARED} runs can be compared at a time.", status=400)
-    found = [run_of(visit.desk, one) for one in wanted]
+    found = [run_of(request.context, one) for one in wanted]
     series = [
-        charts.Series(run.place.name, curve(run, lambda log: log.val_accuracy), look)
+        charts.Series(run.location.name, curve(run, lambda log: log.val_accuracy), look)
         for look, run in enumerate(found, 1)
     ]
     losses = [
-        charts.Series(run.place.name, curve(run, lambda log: log.train_loss), look)
+        charts.Series(run.location.name, curve(run, lambda log: log.train_loss), look)
         for look, run in enumerate(found, 1)
     ]
-    return visit.render(
+    return request.render(
         "compare.html.j2",
         runs=found,
         accuracy=charts.lines(
@@ -75,9 +75,9 @@ def differences(found: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
-def new(visit: ConsoleRequest) -> Response:
+def new(request: ConsoleRequest) -> Response:
     """The form of a new run."""
-    operations, wanted = visit.desk.operations, visit.asked("from")
+    operations, wanted = request.context.operations, request.asked("from")
     recipes, fleets = operations.recipes(), operations.fleets()
     fleet = None if operations.simulates() or not fleets else fleets[0]
     if not wanted:
@@ -86,14 +86,14 @@ def new(visit: ConsoleRequest) -> Response:
         text = recipes[wanted]
         fleet = next((one for one in fleets if fleet_recipe(one) == wanted), fleet)
     else:
-        place = place_of(visit.desk, wanted)
-        text = config_text(place.directory)
-        fleet = operations.fleet_of(place) or fleet
-    return _form(visit, visit.asked("name"), text, wanted, fleet=fleet)
+        location = location_of(request.context, wanted)
+        text = config_text(location.directory)
+        fleet = operations.fleet_of(location) or fleet
+    return _form(request, request.asked("name"), text, wanted, fleet=fleet)
 
 
 def _form(
-    visit: ConsoleRequest,
+    request: ConsoleRequest,
     name: str,
     text: str,
     wanted: str = "",
@@ -102,43 +102,43 @@ def _form(
     error: str = "",
     status: int = 200,
 ) -> Response:
-    found = all_runs(visit.desk)
-    return visit.render(
+    found = all_runs(request.context)
+    return request.render(
         "new.html.j2",
         status,
-        recipes=list(visit.desk.operations.recipes()),
+        recipes=list(request.context.operations.recipes()),
         runs=[run for run in found if run.config],
         wanted=wanted,
-        fleets=visit.desk.operations.fleets(),
-        simulates=visit.desk.operations.simulates(),
+        fleets=request.context.operations.fleets(),
+        simulates=request.context.operations.simulates(),
         where=fleet.id if fleet else "",
         name=name,
         text=text,
         error=error,
         settings=settings_by_group(RunConfig),
-        verdict=verdict(visit, text, fleet),
+        verdict=verdict(request, text, fleet),
     )
 
 
-def verdict(visit: ConsoleRequest, text: str, fleet: RunLocation | None) -> dict[str, Any]:
+def verdict(request: ConsoleRequest, text: str, fleet: RunLocation | None) -> dict[str, Any]:
     """Whether a configuration can run, on a fleet or simulated, and what it would do."""
     try:
-        return {"config": visit.desk.operations.check(text, fleet), "error": "", "fleet": fleet}
+        return {"config": request.context.operations.check(text, fleet), "error": "", "fleet": fleet}
     except PenchantError as error:
         return {"config": None, "error": str(error), "fleet": fleet}
 
 
-def check(visit: ConsoleRequest) -> Response:
+def check(request: ConsoleRequest) -> Response:
     """The verdict on a configuration while it is written. Changes nothing."""
 
-    said = verdict(visit, visit.form.get("config", ""), chosen_fleet(visit))
-    return HTMLResponse(visit.text("verdict.html.j2", verdict=said))
+    said = verdict(request, request.form.get("config", ""), chosen_fleet(request))
+    return HTMLResponse(request.text("verdict.html.j2", verdict=said))
 
 
-def chosen_fleet(visit: ConsoleRequest) -> RunLocation | None:
+def chosen_fleet(request: ConsoleRequest) -> RunLocation | None:
     """The fleet that a form names; None: on this machine, simulated. Refused when there is none such."""
-    where = visit.given("where")
-    for fleet in visit.desk.operations.fleets():
+    where = request.given("where")
+    for fleet in request.context.operations.fleets():
         if fleet.id == where:
             return fleet
     if where:
@@ -146,12 +146,12 @@ def chosen_fleet(visit: ConsoleRequest) -> RunLocation | None:
     return None
 
 
-def start(visit: ConsoleRequest) -> Response:
+def start(request: ConsoleRequest) -> Response:
     """Begin a new run."""
-    name, text, fleet = visit.given("name", 64), visit.form.get("config", ""), chosen_fleet(visit)
+    name, text, fleet = request.given("name", 64), request.form.get("config", ""), chosen_fleet(request)
     try:
-        place = visit.desk.operations.start(name, text, fleet)
+        location = request.context.operations.start(name, text, fleet)
     except PenchantError as error:
-        visit.desk.store.note(visit.name, visit.address, "start a run", name, f"refused: {error}")
-        return _form(visit, name, text, fleet=fleet, error=str(error), status=422)
-    return visit.go(f"/runs/{place.id}", f"{place.name} has begun.")
+        request.context.store.note(request.name, request.address, "start a run", name, f"refused: {error}")
+        return _form(request, name, text, fleet=fleet, error=str(error), status=422)
+    return request.go(f"/runs/{location.id}", f"{location.name} has begun.")
