@@ -94,7 +94,7 @@ def _figures(run: RunSummary) -> Table:
 
 
 def _privacy(run: RunSummary) -> str:
-    figures = PrivacyFigures.read(JournalReader(run.place.directory).fact(FACT))
+    figures = PrivacyFigures.read(JournalReader(run.location.directory).fact(FACT))
     return "no noise: sums are exact" if figures is None else figures.words(len(run.attempts))
 
 

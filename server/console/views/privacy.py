@@ -34,7 +34,7 @@ def privacy(request: ConsoleRequest) -> Response:
         rows=shown if every else shown[:ROUNDS_SHOWN],
         hidden=0 if every else max(len(shown) - ROUNDS_SHOWN, 0),
         smallest=smallest,
-        dp=PrivacyFigures.read(JournalReader(run.place.directory).fact(FACT)),
+        dp=PrivacyFigures.read(JournalReader(run.location.directory).fact(FACT)),
         counters=COUNTERS,
         bin_names=BIN_NAMES,
     )
