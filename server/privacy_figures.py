@@ -30,6 +30,8 @@ class PrivacyFigures:
         participations: how often one person takes part at most.
         honest: how many honest people's noise every sum holds.
         rho: the cost of one participation, in zero-concentrated differential privacy.
+        noise_norm: about how long the noise on a round's mean update is, as a multiple of the longest update
+            that one person can send.
     """
 
     epsilon: float
@@ -38,12 +40,17 @@ class PrivacyFigures:
     participations: int
     honest: int
     rho: float
+    noise_norm: float
 
     @classmethod
     def of(cls, plan: Plan, layout: UpdateLayout) -> Self | None:
         """Those of a plan; None where sums are exact."""
         if layout.noise is None:
             return None
+        people = min(plan.cohort, plan.group_size)
+        spread = layout.noise.sigma * math.sqrt(
+            layout.honest / people
+        )  # of all people's noise, see `with_noise`
         return cls(
             epsilon=plan.dp_epsilon,
             delta=plan.dp_delta,
@@ -51,6 +58,7 @@ class PrivacyFigures:
             participations=plan.dp_participations,
             honest=plan.dp_honest,
             rho=layout.noise.rho(plan.dp_honest),
+            noise_norm=spread * math.sqrt(layout.noise.size / plan.cohort) / layout.noise.clip,
         )
 
     def to_dict(self) -> dict[str, float | int]:
@@ -80,6 +88,17 @@ class PrivacyFigures:
         """The epsilon that one person has spent at most after so many attempts at rounds."""
         taken = min(attempts, self.participations)
         return epsilon_of(taken * self.rho, self.delta) if taken else 0.0
+
+    @property
+    def caveat(self) -> str:
+        """What must be said where the noise is longer than what anybody can send; empty elsewhere."""
+        if self.noise_norm <= 1:
+            return ""
+        return (
+            f"Differential privacy: the noise on a round's mean update is {self.noise_norm:.1f} times as long as "
+            "one person's update can be, so little of what people learn together is left; more people a round "
+            "or a smaller shared part would make it shorter."
+        )
 
     def words(self, attempts: int | None = None) -> str:
         """In words; attempts: how many there were so far."""

@@ -81,6 +81,11 @@ def live_fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[ServerD
             f"(owners ask for {policy.asked_honest} and {policy.asked_colluders} colluders at most, "
             f"by default); fine to look at, not for anybody's real choices"
         )
+    if config.privacy.dp_epsilon:
+        say(
+            f"devices add noise for epsilon {config.privacy.dp_epsilon:g}; over {plan.devices} people it drowns "
+            "what they learn together, and their personal parts alone get better"
+        )
     people = datasets.configured(config.data, config.seed).people
     authority_store = AuthorityStore.init(plan.directory / "authority")
     server_directory = _server(plan.directory, authority_store)
@@ -146,6 +151,8 @@ def _config(plan: Quickstart) -> RunConfig:
         "federation.cohort": plan.devices,
         "federation.deadline_seconds": 300.0,
         "federation.training_seconds": 10.0,
+        "federation.clip": 0.05,
+        "privacy.dp_epsilon": 8.0,
     }
     config = RunConfig().changed(recipe("senate", "A")).changed(changes | dict(plan.settings))
     if not 3 <= plan.devices <= 50:

@@ -28,6 +28,7 @@ from penchant.server.combination import check_groups
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.noise_terms import settle_noise
 from penchant.server.optimizers import server_optimizer
+from penchant.server.privacy_figures import PrivacyFigures
 from penchant.server.run import Observer, ServerRun, cohort_size, run_id
 from penchant.server.run_manifest import manifest_of
 from penchant.server.secagg.aggregation import Aggregation
@@ -91,6 +92,10 @@ class SimulationSetup:
             )
         if not privacy.secagg:
             own.append("Secure aggregation was off: the server saw every single update.")
+        plan = self.config.plan("main", self.cohort)
+        figures = PrivacyFigures.of(plan, UpdateLayout.of(plan, self.model_cache.of(plan).split))
+        if figures is not None and figures.caveat:
+            own.append(figures.caveat)
         return (*self.federation.caveats, *own)
 
 
