@@ -16,6 +16,7 @@ from penchant.common.privacy import accounting
 from penchant.common.privacy.accounting import (
     DELTA_LEAST,
     DELTA_MOST,
+    EPSILON_LEAST,
     EPSILON_MOST,
     RHO_MOST,
     epsilon_of,
@@ -144,6 +145,12 @@ def test_orders_are_exact_floats_without_gaps() -> None:
     assert len(orders) == 864
     assert all((order * 2**11).is_integer() for order in orders)
     assert all(1 < (b - 1) / (a - 1) <= 33 / 32 for a, b in pairwise(orders))
+
+
+def test_the_ends_of_the_ranges_belong_to_them() -> None:
+    assert 0 < rho_of(EPSILON_LEAST, DELTA_LEAST) < 2e-8
+    assert 60 < rho_of(EPSILON_MOST, DELTA_MOST) < EPSILON_MOST
+    assert epsilon_of(0.0, DELTA_LEAST) == epsilon_of(0.0, DELTA_MOST) == 0
 
 
 # --- bad input, and what is loaded ----------------------------------------------------------------

@@ -145,6 +145,15 @@ def test_a_sum_fits_up_to_the_last_unit(ring: int) -> None:
     assert low * 1_000 + noise.tail(low) < half <= high * 1_000 + noise.tail(high)
 
 
+def test_the_largest_noise_exists() -> None:
+    assert Noise(SIGMA_MOST, CLIP_MOST, 10).rho(1) > 0
+
+
+def test_half_the_ring_itself_does_not_fit() -> None:
+    assert not Noise(1, 1 << 30, 0).fits(2, 32)
+    assert Noise(1, (1 << 30) - 1, 0).fits(2, 32)
+
+
 def test_ten_thousand_people_at_epsilon_8_fit_into_32_bits() -> None:
     noise = solve(epsilon=8, delta=1e-5, participations=1, size=3_500, honest=10_000)
     assert noise.fits(10_000, 32)

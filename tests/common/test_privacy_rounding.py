@@ -204,3 +204,21 @@ def test_words_that_do_not_fit_are_refused(shape: tuple[int, ...], kind: type[np
 def test_bounds_out_of_range_are_refused(clip: int, size: int, said: str) -> None:
     with pytest.raises(PrivacyError, match=said):
         norm_bound(clip, size)
+
+
+def test_were_a_norm_taken_for_shorter_than_it_is_the_integers_would_still_show_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A float error that nobody thought of may not put a vector beyond what the accounting knows."""
+    random = all_of(LOW, 2)
+    monkeypatch.setattr(rounding, "_shortened", lambda values, clip: np.array([3.0, 4.0]))
+    assert round_within(np.zeros(2), 5, random).tolist() == [3, 4]  # exactly the clip
+    with pytest.raises(PrivacyError, match="beyond the clip"):
+        round_within(np.zeros(2), 4, random)
+
+
+def test_a_hair_above_the_clip_is_the_last_that_is_taken() -> None:
+    last = 4 * (1 + (1 + 8) * 2.0**-52)
+    assert round_within(np.array([last]), 4, all_of(LOW, 1)).tolist() == [4]
+    with pytest.raises(PrivacyError, match="beyond the clip"):
+        round_within(np.array([math.nextafter(last, 5)]), 4, all_of(LOW, 1))
