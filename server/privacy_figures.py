@@ -47,8 +47,6 @@ class PrivacyFigures:
         """Those of a plan; None where sums are exact."""
         if layout.noise is None:
             return None
-        people = min(plan.cohort, plan.group_size)
-        spread = layout.noise.sigma * math.sqrt(
             layout.honest / people
         )  # of all people's noise, see `with_noise`
         return cls(
@@ -58,7 +56,7 @@ class PrivacyFigures:
             participations=plan.dp_participations,
             honest=plan.dp_honest,
             rho=layout.noise.rho(plan.dp_honest),
-            noise_norm=spread * math.sqrt(layout.noise.size / plan.cohort) / layout.noise.clip,
+            noise_norm=layout.noise.sigma * math.sqrt(layout.noise.size / plan.cohort) / layout.noise.clip,
         )
 
     def to_dict(self) -> dict[str, float | int]:
@@ -95,9 +93,9 @@ class PrivacyFigures:
         if self.noise_norm <= 1:
             return ""
         return (
-            f"Differential privacy: the noise on a round's mean update is {self.noise_norm:.1f} times as long as "
-            "one person's update can be, so little of what people learn together is left; more people a round "
-            "or a smaller shared part would make it shorter."
+            f"Differential privacy: the noise on a round's mean update is {self.noise_norm:.1f} times as long "
+            "as one person's update can be, so little of what people learn together is left; more people a "
+            "round or a smaller shared part would make it shorter."
         )
 
     def words(self, attempts: int | None = None) -> str:

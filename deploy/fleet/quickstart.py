@@ -83,8 +83,8 @@ def live_fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[ServerD
         )
     if config.privacy.dp_epsilon:
         say(
-            f"devices add noise for epsilon {config.privacy.dp_epsilon:g}; over {plan.devices} people it drowns "
-            "what they learn together, and their personal parts alone get better"
+            f"devices add noise for epsilon {config.privacy.dp_epsilon:g}; over {plan.devices} people it "
+            "drowns what they learn together, and their personal parts alone get better"
         )
     people = datasets.configured(config.data, config.seed).people
     authority_store = AuthorityStore.init(plan.directory / "authority")

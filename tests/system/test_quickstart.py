@@ -30,6 +30,7 @@ def test_a_fleet_in_one_call(tiny_model: Callable[[str], Path], tmp_path: Path) 
     with closing(Journal(ServerDirectory(server).run(RUN))) as journal:
         assert [(log.cohort, log.survivors) for log in journal.logs()] == [(DEVICES, DEVICES)] * 2
     assert said[0].startswith("warning: with 3 devices every sum holds only 3 honest people")
+    assert "devices add noise for epsilon 8" in said[1]
     left = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
     assert left == []
     with pytest.raises(UsageError, match="in use"):
