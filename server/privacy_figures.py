@@ -47,8 +47,6 @@ class PrivacyFigures:
         """Those of a plan; None where sums are exact."""
         if layout.noise is None:
             return None
-            layout.honest / people
-        )  # of all people's noise, see `with_noise`
         return cls(
             epsilon=plan.dp_epsilon,
             delta=plan.dp_delta,
@@ -93,9 +91,9 @@ class PrivacyFigures:
         if self.noise_norm <= 1:
             return ""
         return (
-            f"Differential privacy: the noise on a round's mean update is {self.noise_norm:.1f} times as long "
-            "as one person's update can be, so little of what people learn together is left; more people a "
-            "round or a smaller shared part would make it shorter."
+            f"Differential privacy: the noise on a round's mean update is {self.noise_norm:.1f} times as "
+            "long as one person's update can be, so little of what people learn together is left; more people "
+            "a round or a smaller shared part would make it shorter."
         )
 
     def words(self, attempts: int | None = None) -> str:
