@@ -92,8 +92,8 @@ class PrivacyFigures:
             return ""
         return (
             f"Differential privacy: the noise on a round's mean update is {self.noise_norm:.1f} times as "
-            "long as one person's update can be, so little of what people learn together is left; more people "
-            "a round or a smaller shared part would make it shorter."
+            "long as one person's update can be, so little of what people learn together is left; more "
+            "people a round or a smaller shared part would make it shorter."
         )
 
     def words(self, attempts: int | None = None) -> str:
