@@ -122,6 +122,12 @@ def test_the_lines_steer_no_terminal_and_are_read_whole() -> None:
     assert MAX_LINE < MOST_SHOWN
 
 
+def test_a_name_that_can_not_be_seen_is_refused() -> None:
+    with pytest.raises(AgreementError, match="can't be printed"):
+        RunRequest.decode(RunRequest("one\x1b[2K", manifest(HONEST)).encode())
+    assert RunRequest.decode(RunRequest("one", manifest(HONEST)).encode()).name == "one"
+
+
 def test_what_is_too_long_to_be_read_is_signed_by_nobody() -> None:
     """Names upon names would push what follows them out of sight."""
     padded = manifest(HOSTILE | {"adapter.target_modules": ["x" * 40] * 50})
