@@ -59,8 +59,8 @@ PLANS: dict[str, dict[str, Any]] = {
         "adapter.rank": 16,
         "adapter.alpha": 16.0,
         "training.optimizer": "adamw",
-        "training.lr_shared": 1.0,
-        "training.lr_head": 1.0,
+        "training.lr_shared": 0.1,
+        "training.lr_head": 0.1,
     },
 }
 CANDIDATES = 286
