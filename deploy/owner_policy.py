@@ -51,10 +51,11 @@ def policy_for(config: RunConfig, min_honest: int, max_colluders: int) -> OwnerP
         min_honest: how many honest people every sum must hold.
         max_colluders: how many devices may work with the server.
     """
-    adapter, training, usual = config.adapter, config.training, OwnerPolicy()
+    model, adapter, training, usual = config.model, config.adapter, config.training, OwnerPolicy()
+    seconds = config.federation.training_seconds
     rates = training.lr_shared, training.lr_personal, training.lr_head, training.final_fit_lr
     return OwnerPolicy(
-        base_models=(config.model.base_model,),
+        base_models=(model.base_model,),
         min_honest=min_honest,
         max_colluders=max_colluders,
         allow_unmasked=not config.privacy.secagg,
@@ -65,17 +66,25 @@ def policy_for(config: RunConfig, min_honest: int, max_colluders: int) -> OwnerP
         shares=(adapter.share,),
         modules=adapter.target_modules,
         base_parts=adapter.share_base,
+        last_blocks=max(usual.last_blocks, *(-block for block in adapter.layers), 1),
+        any_block=not adapter.layers or max(adapter.layers) >= 0,
         max_modules=10_000,
         max_rank=adapter.rank,
         max_scale=max(usual.max_scale, adapter.alpha / adapter.rank),
         max_shared=1 << 31,
         max_factor_ratio=1e9,
         max_head_norm=1e9,
+        min_tokens=min(usual.min_tokens, model.max_tokens),
+        poolings=(model.pooling,),
+        max_normalize=max(usual.max_normalize, model.normalize),
+        unnormalized=not model.normalize,
         optimizers=("adamw", "sgd"),
         max_rate=max(*rates, training.warmup_lr) * max(1.0, training.weight_decay + training.l2_to_start),
+        min_batch=min(usual.min_batch, training.batch_size or usual.min_batch),
         max_clip=config.federation.clip,
         max_weight=config.federation.max_weight,
-        max_training_seconds=config.federation.training_seconds,
+        min_training_seconds=min(usual.min_training_seconds, seconds),
+        max_training_seconds=seconds,
         rounds_a_day=MOST_COUNTED,
         runs_a_month=MOST_COUNTED,
         attempts_a_round=MOST_COUNTED,

@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from penchant.client.secagg import SecAggPolicy
 from penchant.client.vault.ownership import read_owned
 from penchant.client.vault.run_ledger import RunLimits
-from penchant.common.config import LEAST_DELTA, MOST_DELTA, MOST_EPSILON, Plan
+from penchant.common.config import (
+    LEAST_DELTA,
+    MOST_DELTA,
+    MOST_EPSILON,
+    ModelConfig,
+    Plan,
+    TrainingConfig,
+)
 from penchant.common.errors import AgreementError, ConfigError, PolicyRefusal
 from penchant.common.model import announced
 from penchant.common.model.factors import Split
@@ -59,7 +66,7 @@ class OwnerPolicy(Section):
         "", 'The local times of day between which it takes part, such as "22:00-06:30"; empty for always.'
     )
     max_epochs: int = setting(
-        1000, "How many passes over the owner's pairs one round may cost.", low=1, high=1_000_000
+        100, "How many passes over the owner's pairs one round may cost.", low=1, high=1_000_000
     )
     max_factor: float = setting(
         announced.LARGEST, "The largest absolute value of any received number.", low=1e-3, high=1e9
@@ -105,6 +112,15 @@ class OwnerPolicy(Section):
     )
     shared_head: bool = setting(True, "Whether the score head may be shared.")
     warm_up: bool = setting(True, "Whether rounds that share both factors may come first.")
+    last_blocks: int = setting(
+        1,
+        "How many blocks, counted from the last one, may get factors; the first ones see little but words.",
+        low=1,
+        high=10_000,
+    )
+    any_block: bool = setting(
+        False, "Whether every block may get factors: a plan then names blocks as it likes, or means all."
+    )
     max_modules: int = setting(8, "How many modules may get factors.", low=0, high=10_000)
     max_rank: int = setting(16, "The largest rank of the factors.", low=1, high=512)
     max_scale: float = setting(
@@ -123,18 +139,45 @@ class OwnerPolicy(Section):
     max_head_norm: float = setting(
         30.0, "The largest L2 norm of an announced score head, or of a basis for it.", low=1e-3, high=1e9
     )
+    min_tokens: int = setting(
+        16,
+        "How many tokens of a text a plan must read at least; the first two or three name a text.",
+        low=2,
+        high=8192,
+    )
+    poolings: tuple[str, ...] = setting(
+        ("auto", "mean"),
+        'Which tokens may give a text its embedding; "*" stands for any. auto is the mean for encoders and '
+        "the last for causal models.",
+    )
+    max_normalize: float = setting(
+        30.0, "The largest length that embeddings may be scaled to.", low=1e-3, high=1000
+    )
+    unnormalized: bool = setting(False, "Whether embeddings may keep the length that they have.")
     optimizers: tuple[str, ...] = setting(("adamw",), "The optimisers that a plan may ask for.")
     max_rate: float = setting(
-        1.0,
+        0.1,
         "The largest learning rate, and the most that one step may shrink a number by weight decay or by "
         "the L2 penalty, as a fraction.",
         low=0,
         high=1e9,
     )
+    min_batch: int = setting(
+        4,
+        "The fewest pairs that a step may be made for, where a plan cuts an epoch into steps.",
+        low=1,
+        high=100_000,
+    )
     max_clip: float = setting(
         10.0, "The largest L2 norm of what one round may take from this device.", low=1e-6, high=1e6
     )
     max_weight: int = setting(1024, "The most choices that this device may count for.", low=1, high=1 << 20)
+    min_training_seconds: float = setting(
+        10.0,
+        "How long the training of one round must be given; with less, a sum may hold few people's choices.",
+        low=0.1,
+        high=3000,
+    )
     max_training_seconds: float = setting(
         600.0, "How long the training of one round may take.", low=0.1, high=3000
     )
@@ -211,35 +254,70 @@ class OwnerPolicy(Section):
                 raise PolicyRefusal(what)
 
     def _asked(self, plan: Plan) -> Iterator[tuple[bool, str]]:
-        """(whether the owner allows it, the refusal if not) for everything that a plan asks for in numbers or
-        names. Training may still diverge within these bounds; what leaves is zeros then."""
-        adapter, training, rule = plan.adapter, plan.training, plan.adapter.rule
-        yield self._within_bound("epochs in one round", training.epochs, "max_epochs")
+        """(whether the owner allows it, the refusal if not) for everything that a plan asks for and that
+        shapes what a sum says. docs/threat-model.md#what-a-plan-can-ask argues for the rest."""
+        yield from self._reading(plan.model)
+        yield from self._adapting(plan)
+        yield from self._training(plan.training)
+        yield self._at_most("clip", plan.clip, "max_clip")
+        yield self._at_most("weight a person", plan.max_weight, "max_weight")
+        yield self._at_least("seconds for training", plan.training_seconds, "min_training_seconds")
+        yield self._at_most("seconds for training", plan.training_seconds, "max_training_seconds")
+
+    def _reading(self, model: ModelConfig) -> Iterator[tuple[bool, str]]:
+        """What is asked of how a text becomes an embedding."""
+        yield self._at_least("tokens of a text", model.max_tokens, "min_tokens")
+        yield self._among("pooling", model.pooling, "poolings")
+        yield self._at_most("length of an embedding", model.normalize, "max_normalize")
+        raw = not model.normalize
+        yield self.unnormalized or not raw, "the plan does not normalise embeddings (unnormalized)"
+
+    def _adapting(self, plan: Plan) -> Iterator[tuple[bool, str]]:
+        """What is asked of factors and head: which there are, where, and which of them are shared."""
+        adapter, rule = plan.adapter, plan.adapter.rule
         yield self._among("share", rule.name, "shares")
         for module in adapter.target_modules if rule.adapts_modules else ():
             yield self._among("module", module, "modules")
+        from_the_end = adapter.layers and all(-self.last_blocks <= block < 0 for block in adapter.layers)
+        yield (
+            self.any_block or bool(from_the_end),
+            f"the plan puts factors into blocks {', '.join(map(str, adapter.layers)) or 'of any number'}; "
+            f"the owner allows {-self.last_blocks} to -1 (last_blocks)",
+        )
         for part in adapter.share_base:
             yield self._among("part of the base model", part, "base_parts")
-        yield self._within_bound("rank", adapter.rank, "max_rank")
-        yield self._within_bound("alpha / rank", adapter.alpha / adapter.rank, "max_scale")
+        yield self._at_most("rank", adapter.rank, "max_rank")
+        yield self._at_most("alpha / rank", adapter.alpha / adapter.rank, "max_scale")
         shares_head = rule.compose_head is None and rule.head(adapter.head) is Head.SHARED
         yield self.shared_head or not shares_head, "the plan shares the score head (shared_head)"
         yield self.warm_up or plan.phase != "warmup", "the plan warms up (warm_up)"
+
+    def _training(self, training: TrainingConfig) -> Iterator[tuple[bool, str]]:
+        """What is asked of local training.
+
+        With AdamW these bounds keep every number finite, whatever finite gradients come. A step moves one
+        by less than 7.3 learning rates (Cauchy and Schwarz, with torch's β1 = 0.9 and β2 = 0.999:
+        (1 - β1) / √((1 - β2)(1 - β1²/β2)) = 7.27), and weight decay only shrinks it. An epoch over P pairs
+        has P / min_batch steps at most. By default a round therefore moves a number by less than
+        7.3 · 0.1 · 100 · P / 4 < 20 P; for 10,000 pairs 2e5. A product of two such factors, of rank 16,
+        scaled by 8, over thousands of inputs stays below 1e18, and its square, in a layer norm, far below
+        float32's 3e38. SGD has no such bound; what diverges leaves as zeros (docs/threat-model.md).
+        """
+        yield self._at_most("epochs in one round", training.epochs, "max_epochs")
         for optimizer in {training.optimizer, training.shared_optimizer} - {"same"}:
             yield self._among("optimiser", optimizer, "optimizers")
         rates = training.lr_shared, training.lr_personal, training.lr_head, training.final_fit_lr
-        yield self._within_bound("learning rate", max(rates), "max_rate")
+        yield self._at_most("learning rate", max(rates), "max_rate")
         shrinking = max(rates) * (training.weight_decay + training.l2_to_start)
-        yield self._within_bound("learning rate times weight decay and L2 penalty", shrinking, "max_rate")
-        yield self._within_bound("clip", plan.clip, "max_clip")
-        yield self._within_bound("weight a person", plan.max_weight, "max_weight")
-        yield self._within_bound("seconds for training", plan.training_seconds, "max_training_seconds")
+        yield self._at_most("learning rate times weight decay and L2 penalty", shrinking, "max_rate")
+        if training.batch_size:  # 0: all pairs at once
+            yield self._at_least("pairs a step", training.batch_size, "min_batch")
 
     def check_size(self, split: Split) -> None:
         """PolicyRefusal when more modules would be adapted, or more numbers shared, than the owner allows."""
         for allowed, what in (
-            self._within_bound("adapted modules", len(split.adapted_modules), "max_modules"),
-            self._within_bound("shared numbers", split.shared.size, "max_shared"),
+            self._at_most("adapted modules", len(split.adapted_modules), "max_modules"),
+            self._at_most("shared numbers", split.shared.size, "max_shared"),
         ):
             if not allowed:
                 raise PolicyRefusal(what)
@@ -266,9 +344,13 @@ class OwnerPolicy(Section):
                     f"({'max_head_norm' if weight is None else 'max_factor_ratio'})"
                 )
 
-    def _within_bound(self, what: str, asked: float, bound: str) -> tuple[bool, str]:
+    def _at_most(self, what: str, asked: float, bound: str) -> tuple[bool, str]:
         most = getattr(self, bound)
         return asked <= most, f"the plan asks for {asked:g} {what}; the owner allows {most:g} ({bound})"
+
+    def _at_least(self, what: str, asked: float, bound: str) -> tuple[bool, str]:
+        least = getattr(self, bound)
+        return asked >= least, f"the plan asks for {asked:g} {what}; the owner wants {least:g} ({bound})"
 
     def _among(self, what: str, asked: str, bound: str) -> tuple[bool, str]:
         allowed = getattr(self, bound)

@@ -9,22 +9,25 @@ announcement; a device takes part in nothing that goes beyond it. The server ask
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import Annotated, Final
 
-from penchant.common.config import Phase, Plan
+from penchant.common.config import Phase, Plan, RunConfig
 from penchant.common.crypto.domain import domain
 from penchant.common.crypto.keys import Verifier, verify
 from penchant.common.durations import DAY
 from penchant.common.errors import AgreementError, CodecError, ConfigError, PolicyRefusal
 from penchant.common.membership.identity import Authority
+from penchant.common.settings import dotted_table
 from penchant.common.wire.codec import U16, U32, AtMost, Many, decode_record, encode_record
 from penchant.common.wire.messages import MAX_GROUP, MAX_PLAN, Digest, RunId, Signature
 
 __all__ = [
     "LAST_DAY",
+    "MAX_LINE",
     "MAX_RUN_REQUEST",
     "PrivacyParameter",
     "RunManifest",
@@ -41,7 +44,15 @@ LAST_DAY: Final = (date.max - date(1970, 1, 1)).days
 """The last day that a manifest can name: the end of the year 9999."""
 MAX_NAME: Final = 100  # bytes of a run's name
 MAX_RUN_REQUEST: Final = 4 * MAX_PLAN  # bytes: three plans and little else
+MAX_LINE: Final = 1900
+"""Characters of a line that says what a run may ask: fewer than are shown of a text (`printable`), so that
+nothing is cut off before somebody signs."""
 _PHASES: Final[tuple[Phase, ...]] = ("warmup", "main", "close")
+_SHOWN: Final[dict[Phase, str]] = {
+    "warmup": "warm-up rounds",
+    "main": "main rounds",
+    "close": "the closing round",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +133,11 @@ class RunManifest:
         )
         if not sound:
             raise AgreementError("the run manifest contradicts itself; ask the operator for another one")
+        if any(len(line) > MAX_LINE for line in self.lines()):
+            raise AgreementError(
+                f"the run manifest takes lines of more than {MAX_LINE} characters to say what it asks for; "
+                "the operator must ask for less"
+            )
 
     def allows(self, plan: Plan) -> bool:
         """Whether `plan` is the one of its phase, for as large a cohort or a larger one."""
@@ -134,7 +150,11 @@ class RunManifest:
         return False
 
     def lines(self) -> tuple[str, ...]:
-        """The content in plain words, a line each: for whoever signs it, and for owners."""
+        """The content, a line each, for whoever signs it and for owners.
+
+        What it is about comes first, in plain words; then, for each phase, every setting of its plan that is
+        not penchant's default, so that manifests with different plans have different lines.
+        """
         plan = _plan(self.plans[-1])
         main = _plan(self.plans[min(1, len(self.plans) - 1) if self.warmup else 0])
         privacy = ", ".join(f"{p.name} {p.value}" for p in self.privacy)
@@ -148,6 +168,7 @@ class RunManifest:
             f"a person's update has norm {main.clip:g} at most, and counts for {main.max_weight} pairs",
             f"secure aggregation: {masked}",
             f"privacy: {privacy or 'no noise is added, so sums are exact'}",
+            *map(_settings_line, self.plans),
         )
 
 
@@ -250,6 +271,21 @@ def shown_day(day: int) -> str:
 def _plan(encoded: bytes) -> Plan:
     """A manifest's plan. The same few are read for every round."""
     return Plan.decode(encoded)
+
+
+@lru_cache(maxsize=32)
+def _settings_line(encoded: bytes) -> str:
+    """What an encoded plan asks for beside the defaults: in the order of the page of settings, in JSON, which
+    writes whatever can't be printed as an escape."""
+    plan = _plan(encoded)
+    usual = dotted_table(RunConfig().plan(plan.phase, plan.cohort))
+    usual.pop("cohort")  # it has no default
+    asked = (
+        f"{key} = {json.dumps(value)}"
+        for key, value in dotted_table(plan).items()
+        if key not in usual or value != usual[key]
+    )
+    return f"settings of {_SHOWN[plan.phase]} that are not the default: {', '.join(asked)}"
 
 
 def _text(manifest: RunManifest) -> bytes:

@@ -224,7 +224,7 @@ def _granted(decision: PendingDecision) -> bool:
         say(f"the server calls the run: {one_line(decision.what, NAME_SHOWN) or 'nothing'}")
         say("it asks for your signature under this, and devices will take part in nothing beyond it:")
         for line in decision.lines:
-            say(f"  {one_line(line, REASON_SHOWN)}")
+            say(f"  {one_line(line)}")
         return typer.confirm("May devices take part in this run?")
     say(f"the server's reason: {one_line(decision.what, REASON_SHOWN) or 'none'}")
     say("it asks to revoke this member for good:")

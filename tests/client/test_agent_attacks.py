@@ -83,6 +83,51 @@ def announced(scene: FleetScene, **changes: Any) -> Any:
     return scene.ask("keys", VICTIM, replace(scene.announce(), **changes))
 
 
+# --- a plan that is made for fishing --------------------------------------------------------------
+
+USUAL = OwnerPolicy()
+BOUNDS = {  # what the owner of a small model without noise may leave as it is
+    name: getattr(USUAL, name)
+    for name in (
+        *(
+            "last_blocks",
+            "any_block",
+            "min_tokens",
+            "poolings",
+            "max_normalize",
+            "unnormalized",
+            "max_epochs",
+        ),
+        *("optimizers", "max_rate", "min_batch", "min_training_seconds", "base_parts", "max_scale"),
+    )
+}
+FISHING: dict[str, dict[str, Any]] = {
+    "two tokens": {"model__max_tokens": 2},
+    "one token's embedding": {"model__pooling": "first"},
+    "the length of an embedding": {"model__normalize": 0.0},
+    "words almost as they are": {
+        "adapter__layers": [0],
+        "adapter__target_modules": ["query", "key", "value"],
+    },
+    "all blocks": {"adapter__layers": []},
+    "a step for each choice": {"training__batch_size": 1},
+    "a thousand passes": {"training__local_epochs": 1000},
+    "rates that overshoot": {"training__lr_shared": 1.0},
+    "no time to train": {"training_seconds": 0.1},
+}
+
+
+@pytest.mark.parametrize("how", FISHING)
+def test_a_hostile_plan_is_refused_before_anything_is_begun(scenes: Scenes, how: str) -> None:
+    """The authority has signed it, and all else is as an honest server has it."""
+    scene = scenes(policy=BOUNDS)
+    assert isinstance(scene.ask("keys", 0, scene.announce()), Entry)
+    hostile = scene.announce(plan=scene.plan(**FISHING[how]))
+    reply = scene.ask("keys", VICTIM, hostile)
+    refused(scene, reply, AbortCode.POLICY, "the plan ")
+    assert not Vault(scene.home(VICTIM)).rounds()
+
+
 # --- told something else than the others ----------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import tempfile
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.scene import announcement
@@ -21,6 +23,7 @@ from penchant.common.config import AdapterConfig, ModelConfig, Plan, RunConfig, 
 from penchant.common.errors import AgreementError, ConfigError, PolicyRefusal
 from penchant.common.model.factors import Split
 from penchant.common.model.modules import AdaptedModule
+from penchant.common.settings import settings_of
 from penchant.common.wire.messages import Announce, Kind
 from penchant.deploy.recipes import recipe
 
@@ -91,6 +94,10 @@ def adapted(**changes: Any) -> dict[str, Any]:
     return {"adapter": dataclasses.replace(ADAPTER, **changes)}
 
 
+def reading(**changes: Any) -> dict[str, Any]:
+    return {"model": dataclasses.replace(ModelConfig(), **changes)}
+
+
 def trained(**changes: Any) -> dict[str, Any]:
     return {"training": dataclasses.replace(TRAINING, **changes)}
 
@@ -101,12 +108,22 @@ def trained(**changes: Any) -> dict[str, Any]:
         (adapted(share="AB"), "shares", ("A",), ("A", "AB")),
         (adapted(target_modules=("query", "value")), "modules", ("query",), ("*",)),
         (adapted(share_base=("norm",)), "base_parts", (), ("norm",)),
+        (adapted(layers=(-1, -3)), "last_blocks", 2, 3),
+        (adapted(layers=(0,)), "any_block", False, True),
+        (adapted(layers=()), "any_block", False, True),
+        (reading(max_tokens=15), "min_tokens", 16, 15),
+        (reading(pooling="first"), "poolings", ("auto", "mean"), ("first",)),
+        (reading(pooling="last"), "poolings", ("auto", "mean"), ("*",)),
+        (reading(normalize=31.0), "max_normalize", 30.0, 31.0),
+        (reading(normalize=0.0), "unnormalized", False, True),
         (adapted(rank=17), "max_rank", 16, 17),
         (adapted(alpha=17.0, rank=2), "max_scale", 8.0, 8.5),
         (adapted(head="shared"), "shared_head", False, True),
         ({"phase": "warmup"}, "warm_up", False, True),
         (trained(optimizer="sgd"), "optimizers", ("adamw",), ("adamw", "sgd")),
         (trained(shared_optimizer="sgd"), "optimizers", ("adamw",), ("sgd", "adamw")),
+        (trained(local_epochs=101), "max_epochs", 100, 101),
+        (trained(batch_size=3), "min_batch", 4, 3),
         (trained(lr_shared=0.3), "max_rate", 0.2, 0.3),
         (trained(lr_personal=0.3), "max_rate", 0.2, 0.3),
         (trained(lr_head=0.3), "max_rate", 0.2, 0.3),
@@ -115,6 +132,7 @@ def trained(**changes: Any) -> dict[str, Any]:
         (trained(weight_decay=100.0, lr_personal=0.1), "max_rate", 1.0, 10.0),
         ({"clip": 11.0}, "max_clip", 10.0, 11.0),
         ({"max_weight": 2000}, "max_weight", 1024, 2000),
+        ({"training_seconds": 9.0}, "min_training_seconds", 10.0, 9.0),
         ({"training_seconds": 900.0}, "max_training_seconds", 600.0, 900.0),
     ],
     ids=str,
@@ -122,7 +140,8 @@ def trained(**changes: Any) -> dict[str, Any]:
 def test_a_plan_beyond_a_bound_is_refused_by_its_name(
     asked: dict[str, Any], bound: str, tight: Any, wide: Any
 ) -> None:
-    with pytest.raises(PolicyRefusal, match=rf"\({bound}\)$"):
+    said = {"any_block": "last_blocks"}.get(bound, bound)
+    with pytest.raises(PolicyRefusal, match=rf"\({said}\)$"):
         OwnerPolicy(**{bound: tight}).check(announced(), plan(**asked))
     OwnerPolicy(**{bound: wide}).check(announced(), plan(**asked))
 
@@ -184,6 +203,122 @@ def test_the_usual_recipes_are_within_the_default_bounds() -> None:
         for phase in ("warmup", "main", "close"):
             if phase != "warmup" or config.federation.warmup_rounds:
                 OwnerPolicy().check(announced(), config.plan(phase, 34))
+
+
+HOSTILE = {  # each of them reads single choices, or words, better than an honest plan does
+    "model.max_tokens": 2,
+    "model.pooling": "first",
+    "model.normalize": 1000.0,
+    "adapter.layers": [0],
+    "training.batch_size": 1,
+    "training.local_epochs": 1000,
+    "training.final_fit_epochs": 1000,
+    "training.lr_shared": 1.0,
+    "training.lr_personal": 1.0,
+    "training.lr_head": 1.0,
+    "federation.training_seconds": 0.1,
+}
+AT_THE_BOUNDS = {
+    "model.max_tokens": 16,
+    "model.pooling": "mean",
+    "model.normalize": 30.0,
+    "adapter.target_modules": ["value", "query", "key"],
+    "adapter.rank": 16,
+    "adapter.alpha": 128.0,
+    "training.batch_size": 4,
+    "training.local_epochs": 100,
+    "training.lr_shared": 0.1,
+    "training.lr_personal": 0.1,
+    "training.lr_head": 0.1,
+    "training.final_fit_lr": 0.1,
+    "training.weight_decay": 1.0,
+    "federation.training_seconds": 10.0,
+}
+
+
+@pytest.mark.parametrize("key", HOSTILE)
+def test_no_part_of_a_hostile_plan_passes_by_default(key: str) -> None:
+    asked = RunConfig().changed(NOISED | {key: HOSTILE[key]}).plan("main", 17)
+    with pytest.raises(PolicyRefusal, match=r"the (owner|plan) "):
+        OwnerPolicy().check(announced(), asked)
+
+
+def test_the_bounds_themselves_are_allowed() -> None:
+    OwnerPolicy().check(announced(), RunConfig().changed(NOISED | AT_THE_BOUNDS).plan("main", 17))
+
+
+BOUNDED = {  # by what the owner bounds each part of a plan
+    "phase": "warm_up",
+    "model.base_model": "base_models",
+    "model.pooling": "poolings",
+    "model.normalize": "max_normalize",
+    "model.max_tokens": "min_tokens",
+    "adapter.share": "shares",
+    "adapter.head": "shared_head",
+    "adapter.rank": "max_rank",
+    "adapter.alpha": "max_scale",
+    "adapter.target_modules": "modules",
+    "adapter.layers": "last_blocks",
+    "adapter.share_base": "base_parts",
+    "training.optimizer": "optimizers",
+    "training.shared_optimizer": "optimizers",
+    "training.lr_shared": "max_rate",
+    "training.lr_personal": "max_rate",
+    "training.lr_head": "max_rate",
+    "training.weight_decay": "max_rate",
+    "training.l2_to_start": "max_rate",
+    "training.final_fit_lr": "max_rate",
+    "training.local_epochs": "max_epochs",
+    "training.personal_epochs": "max_epochs",
+    "training.final_fit_epochs": "max_epochs",
+    "training.batch_size": "min_batch",
+    "clip": "max_clip",
+    "max_weight": "max_weight",
+    "training_seconds": "min_training_seconds",
+    "dp_epsilon": "max_epsilon",
+    "dp_delta": "max_epsilon",
+    "dp_participations": "max_epsilon",
+    "dp_honest": "max_epsilon",
+}
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_whatever_a_plan_can_ask_is_bounded_or_argued_for() -> None:
+    """A new part of a plan fails here until the owner bounds it, or the threat model says why not."""
+    page = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    argued = page.split("### What a plan can ask")[1].split("\n#")[0]
+    keys = {one.key for one in settings_of(Plan)}
+    assert set(BOUNDED) <= keys
+    assert set(BOUNDED.values()) <= {one.key for one in settings_of(OwnerPolicy)}
+    for key in keys - set(BOUNDED):
+        assert f"`{key.rpartition('.')[2]}`" in argued, f"the threat model does not say why {key} is harmless"
+    for key in BOUNDED:
+        assert f"`{key.rpartition('.')[2]}`" not in argued, f"the owner does bound {key}"
+
+
+def test_the_page_lists_every_setting_of_the_policy_with_its_default() -> None:
+    page = (ROOT / "docs" / "device.md").read_text(encoding="utf-8").split("## policy.toml")[1]
+    table = page.split("\n\n")[1]
+    listed = set(re.findall(r"`([a-z_]+)`", " ".join(row.split("|")[1] for row in table.splitlines())))
+    assert listed == {one.key for one in settings_of(OwnerPolicy)}
+    shown = {key: row.split("|")[2] for row in table.splitlines() for key in re.findall(r"`([a-z_]+)`", row)}
+    for one in settings_of(OwnerPolicy):
+        if one.kind in (int, float):
+            numbers = shown[one.key].replace(",", "").split()
+            assert one.default in [float(number) for number in numbers if number[0].isdigit()], one.key
+
+
+def test_a_step_of_adamw_moves_a_number_by_less_than_is_said() -> None:
+    """Gradients that grow as the bound of Cauchy and Schwarz has it, after a long silence: the worst case."""
+    number = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.AdamW([number], lr=0.1, weight_decay=0.0, foreach=False)
+    growth, largest = 0.999 / 0.9, 0.0
+    for step in range(-6000, 60):
+        before = number.item()
+        number.grad = torch.tensor([growth**step if step >= 0 else 0.0])
+        optimizer.step()
+        largest = max(largest, abs(number.item() - before))
+    assert 7.2 * 0.1 < largest < 7.3 * 0.1
 
 
 def test_sums_without_noise_are_the_owners_to_allow() -> None:

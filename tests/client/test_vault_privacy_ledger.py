@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from penchant.client.vault.privacy_ledger import ANCHOR, Cost, Entry, PrivacyLedger, Spent, charge
 from penchant.client.vault.sealing import SealedStorage
 from penchant.client.vault.vault import Vault
-from penchant.common.errors import LedgerError, PolicyRefusal
+from penchant.common.errors import DeviceError, LedgerError, PolicyRefusal
 
 RUN, OTHER = bytes(range(16)), bytes(16)
 BOX = SealedStorage(bytes(32))
@@ -137,6 +137,15 @@ def test_an_anchor_that_is_gone_or_was_changed_is_noticed(tmp_path: Path) -> Non
     refused(tmp_path, "its anchor is gone")
     anchor.write_bytes(data[:-1] + bytes((data[-1] ^ 1,)))
     refused(tmp_path, "its anchor was changed")
+
+
+def test_an_anchor_that_can_not_be_read_keeps_the_device_out(tmp_path: Path) -> None:
+    spend(vault(tmp_path).privacy)
+    anchor = tmp_path / "home" / ANCHOR
+    anchor.unlink()
+    anchor.mkdir()
+    with pytest.raises(DeviceError, match="can't read"):
+        vault(tmp_path).privacy.spent()
 
 
 def test_a_crash_between_anchor_and_database_costs_the_owner(tmp_path: Path) -> None:

@@ -63,4 +63,8 @@ def test_an_owner_lists_runs_and_accepts_one(
     code, said = device(capsys, monkeypatch, "runs", "--json", *place)
     (row,) = json.loads(said)
     assert row["state"] == "accepted"
-    assert row["asks"][-1] == "privacy: no noise is added, so sums are exact"
+    assert row["asks"][-3:] == [
+        "privacy: no noise is added, so sums are exact",
+        "settings of main rounds that are not the default: cohort = 30",
+        "settings of the closing round that are not the default: cohort = 30",
+    ]

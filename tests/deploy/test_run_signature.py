@@ -16,6 +16,7 @@ from penchant.common.errors import AgreementError, ConfigError, PolicyRefusal, R
 from penchant.common.membership.identity import Authority
 from penchant.common.membership.manifest import RunManifest, RunRequest, SignedManifest, day_of, sign_run
 from penchant.deploy import run_directory
+from penchant.deploy.cli import authority as authority_commands
 from penchant.deploy.fleet import run_signature, served_run
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import PendingDecision, attend
@@ -224,3 +225,19 @@ def test_a_run_takes_no_longer_than_a_year(place: Place) -> None:
     manifest = run_signature.request_of(place.run, 366).manifest
     assert manifest.last_day - manifest.first_day == 366
     assert day_of(time.time()) - manifest.first_day in (0, 1)
+
+
+def test_the_authority_sees_what_it_signs_whole(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long setting neither cuts off nor hides those after it."""
+    change(place.run, adapter__target_modules=["m" * 100] * 10, training__lr_personal=0.9)
+    run_signature.ask(place.site, "one", 10)
+    place.attend()
+    (matter,) = place.asked
+    monkeypatch.setattr("typer.confirm", lambda question: False)
+    assert not authority_commands._granted(matter)
+    said = capsys.readouterr().out.splitlines()
+    settings = [line for line in said if line.startswith("  settings of ")]
+    assert [line.strip() for line in settings] == list(matter.lines[-2:])
+    assert all(len(line) > 1000 and "training.lr_personal = 0.9" in line for line in settings)

@@ -12,6 +12,7 @@ from support.fleet_scene import FleetScene, opened_scenes, shared_of
 
 from penchant.client.vault.vault import Vault
 from penchant.common.privacy.accounting import epsilon_of, rho_of
+from penchant.common.secagg.transcript import threshold
 from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.wire.codec import decode
 from penchant.common.wire.messages import Abort, AbortCode, Announce
@@ -176,6 +177,15 @@ def test_an_owner_who_expects_more_colluders_pays_more(scenes: Scenes) -> None:
     scene.serve()
     spent = [Vault(scene.home(i)).privacy.spent() for i in (0, 1)]
     assert spent[1].rho / spent[1].noised > spent[0].rho / spent[0].noised
+
+
+def test_a_sum_that_may_hold_nobody_elses_noise_is_refused(scenes: Scenes) -> None:
+    scene = scenes()
+    scene.restart(0, policy=type(scene.policy)(**(vars(scene.policy) | {"max_colluders": threshold(N)})))
+    code, why = refusal(scene, scene.announce())
+    assert code is AbortCode.POLICY
+    assert "may hold the noise of nobody else" in why
+    assert "max_colluders" in why
 
 
 def test_a_budget_that_is_spent_keeps_the_device_out_and_the_round_goes_on(scenes: Scenes) -> None:
