@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from support.fleet_scene import FleetScene
 
+from penchant.client.agent import round_work
 from penchant.client.agent.round_work import RoundWork, WallClock
 from penchant.client.learning.trainer import Counts, Outcome
 from penchant.client.learning.workplace import InThisProcess, Job
@@ -152,6 +153,23 @@ def test_what_is_dropped_while_the_choices_are_read_is_never_begun() -> None:
     assert made._thread is not None
     made._thread.join(60)
     assert not bench.begun.is_set()
+
+
+def test_the_agents_own_part_begins_after_the_reply_had_time_to_leave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reading the choices takes the longer the more there are."""
+    monkeypatch.setattr(round_work, "HEAD_START", 600.0)
+    read: list[str] = []
+    made = RoundWork(
+        Bench(refused), lambda: cast("Job", read.append("")), SECONDS, pace=TestClock(), ahead=True
+    )
+    assert made._thread is not None
+    assert made._thread.is_alive()
+    made.drop()
+    made._thread.join(60)
+    assert not made._thread.is_alive()
+    assert read == []
 
 
 def test_the_wall_clock_waits_and_never_goes_back() -> None:

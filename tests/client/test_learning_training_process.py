@@ -7,7 +7,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import psutil
 import pytest
 from support.fleet_scene import some_choices
 
+from penchant.client.learning import model_facts
 from penchant.client.learning.model_cache import ModelCache
 from penchant.client.learning.training_process import TrainingProcess
 from penchant.client.learning.workplace import InThisProcess, Job
@@ -50,10 +53,53 @@ def endless(job: Job) -> Job:
 
 
 def pid(process: TrainingProcess) -> int:
-    running = process._process
+    running = process._worker
     assert running is not None
     assert running.pid is not None
     return running.pid
+
+
+def until(reached: Callable[[], bool]) -> None:
+    end = time.monotonic() + 300
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@contextmanager
+def busy(process: TrainingProcess, job: Job) -> Iterator[list[str]]:
+    """While it works on a job without end; what is raised there at the end."""
+    raised: list[str] = []
+
+    def work() -> None:
+        try:
+            process.work(endless(job), LONG)
+        except DeviceError as error:
+            raised.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    until(lambda: process._given)
+    yield raised
+    process.cancel()
+    thread.join(60)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """(name, whether the test's own thread started it) of each process."""
+    names: list[tuple[str, bool]] = []
+    real = SpawnProcess.start
+
+    def start(self: SpawnProcess) -> None:
+        names.append((self.name, threading.current_thread() is threading.main_thread()))
+        real(self)
+
+    monkeypatch.setattr(SpawnProcess, "start", start)
+    return names
+
+
+FACTS, TRAINING = "penchant model facts", "penchant training"
 
 
 def test_the_outcome_is_that_of_work_in_this_process_to_the_bit(process: TrainingProcess, job: Job) -> None:
@@ -70,15 +116,58 @@ def test_it_knows_the_model_as_this_process_does(process: TrainingProcess, plan:
     assert np.array_equal(theirs.split.initial(3)[0], ours.split.initial(3)[0])
 
 
-def test_the_next_phase_of_a_run_waits_for_no_process_that_had_to_be_ended(
-    process: TrainingProcess, plan: Plan
+def test_the_facts_of_a_model_never_wait_for_training_nor_end_it(
+    process: TrainingProcess, job: Job, plan: Plan, started: list[tuple[str, bool]]
 ) -> None:
-    """Whether it had to be can depend on choices, and the answer to `keys` must not."""
-    process.load(plan)
+    """The answer to `keys` waits for facts, and must not say whether training is still going on."""
+    process.work(job, LONG)
+    worker = pid(process)
+    other = replace(plan, adapter=replace(plan.adapter, rank=3))
+    started.clear()
+    with busy(process, job) as raised:
+        assert process.load(other).split.shared != process.load(plan).split.shared
+        assert (raised, pid(process)) == ([], worker)
+    assert raised == ["the work was ended: it was cancelled, or memory ran out"]
+    assert started == [(FACTS, True)]  # nor did the end of the job start anything: the next one does
     process.close()
-    phase = replace(plan, phase="close")
+    started.clear()
+    phase = replace(other, phase="close")
     assert process.load(phase).split.personal == InThisProcess(ModelCache()).load(phase).split.personal
-    assert process._process is None
+    assert started == []
+    assert process.work(job, LONG).weight == 4
+    assert started == [(TRAINING, True)]
+    assert process.work(job, LONG).weight == 4  # it stays warm
+    assert started == [(TRAINING, True)]
+
+
+def test_facts_of_the_last_models_are_kept_and_no_process_of_theirs(
+    process: TrainingProcess, plan: Plan, started: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_facts, "KEPT", 2)
+    children = psutil.Process().children(recursive=True)
+    plans = [replace(plan, adapter=replace(plan.adapter, rank=rank)) for rank in (4, 5)]
+    for asked in (*plans, *plans):
+        process.load(asked)
+    assert started == [(FACTS, True)] * 2
+    process.load(replace(plan, adapter=replace(plan.adapter, rank=6)))
+    process.load(plans[1])
+    assert started == [(FACTS, True)] * 3
+    process.load(plans[0])
+    assert started == [(FACTS, True)] * 4
+    assert psutil.Process().children(recursive=True) == children
+
+
+def test_a_model_that_loads_longer_than_a_job_may_take_is_there_for_the_next(job: Job) -> None:
+    fresh = TrainingProcess(memory_mb=512)
+    try:
+        with pytest.raises(DeviceError, match=r"took longer than the 0\.0 s"):
+            fresh.work(job, 0.01)
+        loading = pid(fresh)
+        fresh.cancel()
+        assert fresh.work(job, LONG).weight == 4
+        assert pid(fresh) == loading
+    finally:
+        fresh.close()
 
 
 def test_errors_keep_their_kind_and_what_is_not_foreseen_keeps_its_text(
@@ -101,8 +190,8 @@ def test_at_the_end_of_its_time_it_is_gone_and_the_next_job_is_done(
 ) -> None:
     process.work(job, LONG)
     before = pid(process)
-    with pytest.raises(DeviceError, match=r"took longer than the 0\.1 s that it had, and was ended"):
-        process.work(endless(job), 0.1)
+    with pytest.raises(DeviceError, match=r"took longer than the 2\.0 s that it had, and was ended"):
+        process.work(endless(job), 2.0)
     assert not psutil.pid_exists(before)
     assert process.work(job, LONG).weight == 4
 
@@ -110,11 +199,9 @@ def test_at_the_end_of_its_time_it_is_gone_and_the_next_job_is_done(
 def test_it_is_cancelled_from_another_thread(process: TrainingProcess, job: Job) -> None:
     process.work(job, LONG)
     before = pid(process)
-    timer = threading.Timer(0.2, process.cancel)
-    timer.start()
-    with pytest.raises(DeviceError, match="cancelled, or memory ran out"):
-        process.work(endless(job), LONG)
-    timer.join()
+    with busy(process, job) as raised:
+        assert not raised
+    assert raised == ["the work was ended: it was cancelled, or memory ran out"]
     assert not psutil.pid_exists(before)
     process.cancel()  # nothing is under way: nothing happens
     assert process.work(job, LONG).weight == 4
@@ -131,20 +218,16 @@ def test_what_takes_too_much_memory_fails_alone(job: Job) -> None:
         small.close()
 
 
-def test_it_does_not_outlive_the_agent(plan: Plan) -> None:
+def test_it_does_not_outlive_the_agent() -> None:
     program = (
-        "import sys, time\n"
+        "import time\n"
         "from penchant.client.learning.training_process import TrainingProcess\n"
-        "from penchant.common.config import Plan\n"
         "if __name__ == '__main__':\n"
         "    process = TrainingProcess(64)\n"
-        "    process.load(Plan.decode(bytes.fromhex(sys.argv[1])))\n"
-        "    print(process._process.pid, flush=True)\n"
+        "    print(process._running().pid, flush=True)\n"
         "    time.sleep(60)\n"
     )
-    parent = subprocess.Popen(
-        [sys.executable, "-c", program, plan.encode().hex()], stdout=subprocess.PIPE, text=True
-    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     assert psutil.pid_exists(child)
