@@ -9,6 +9,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from support.fleet_scene import FleetScene, some_choices
 from support.scene import RUN
@@ -82,13 +83,15 @@ def test_whether_training_is_over_changes_nothing_that_the_reply_to_keys_waits_f
     until(lambda: over(agent))
     seen = [started.copy()]
     started.clear()
-    assert isinstance(scene.ask("keys", 0, probe(scene, 2)), Entry)
+    assert isinstance(scene.ask("keys", 0, probe(scene, 3)), Entry)
     seen.append(started.copy())
     choices[0] = some_choices(0)
     assert isinstance(scene.ask("keys", 0, scene.announce(attempt=2)), Entry)
     until(lambda: place._given)
+    assert place._worker is not None
+    psutil.Process(place._worker.pid).suspend()  # so that it never ends by itself, on however fast a machine
     started.clear()
-    assert isinstance(scene.ask("keys", 0, probe(scene, 3)), Entry)
+    assert isinstance(scene.ask("keys", 0, probe(scene, 4)), Entry)
     seen.append(started.copy())
     assert seen == [[FACTS]] * 3
 

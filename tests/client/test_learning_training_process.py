@@ -80,6 +80,7 @@ def busy(process: TrainingProcess, job: Job) -> Iterator[list[str]]:
     thread = threading.Thread(target=work)
     thread.start()
     until(lambda: process._given)
+    psutil.Process(pid(process)).suspend()  # so that it never ends by itself, on however fast a machine
     yield raised
     process.cancel()
     thread.join(60)
