@@ -20,7 +20,7 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
-from penchant.client.agent.accepted_runs import admit, check_roster, check_survivors
+from penchant.client.agent.accepted_runs import Entered, admit, check_roster, check_survivors
 from penchant.client.agent.open_attempt import AttemptsInMemory, OpenAttempts
 from penchant.client.agent.owner import Choices, Owner
 from penchant.client.agent.policy import OwnerPolicy, checked_factors
@@ -96,6 +96,14 @@ class Model:
     base: Digest
     plan: Annotated[bytes, AtMost(MAX_PLAN)]
     factors: Annotated[bytes, AtMost(MAX_FACTORS)]
+
+
+class _NotAdmittedError(Exception):
+    """An announcement that changes nothing here, not even an attempt that is open; `why` is the refusal."""
+
+    def __init__(self, why: PenchantError) -> None:
+        super().__init__()
+        self.why = why
 
 
 class Agent:
@@ -180,17 +188,21 @@ class Agent:
             if self._keep_model:
                 self._vault.note_sent(self._parts(stage, reply))
             return reply
+        except _NotAdmittedError as refused:
+            return self._refuse(stage, abort_code(refused.why), str(refused.why), ends=False)
         except PenchantError as error:
             return self._refuse(stage, abort_code(error), str(error))
         except Exception as error:  # the boundary: no text of an exception may leave, and the agent stays up
             return self._refuse(stage, AbortCode.INTERNAL, type(error).__name__)
 
-    def _refuse(self, stage: str, code: AbortCode, reason: str) -> bytes:
-        """Drop the round, tell the owner why; the one code is all that leaves."""
+    def _refuse(self, stage: str, code: AbortCode, reason: str, *, ends: bool = True) -> bytes:
+        """Drop the round if that `ends` it, tell the owner why; the one code is all that leaves."""
         abort = encode(Abort(code))
-        self._drop_work()
+        if ends:
+            self._drop_work()
         try:
-            self._open_attempts.drop()
+            if ends:
+                self._open_attempts.drop()
             if self._keep_model:
                 self._vault.note_sent([("refusal", len(abort))])
         except DeviceError as error:  # a full disk, say: refuse all the same
@@ -245,14 +257,13 @@ class Agent:
         return encode(Status(room and policy.ready(datetime.now()), self._identity.member))
 
     def _keys(self, payload: bytes) -> bytes:
+        try:
+            announce, plan, policy, count = self._admitted(payload)
+        except PenchantError as error:
+            raise _NotAdmittedError(error) from None
         self._open_attempts.drop()  # a new attempt ends what was open
         self._drop_work()
-        announce = decode(payload, Announce)
-        self._update_members(announce.membership)  # once seen a list is known, whatever comes of the round
-        task = self._checked(announce)  # refuses what the owner or the device can't accept
-        trusted, now = self._membership.authority, self._clock()
-        ledger = self._vault.ledger
-        count = admit(announce, task.plan, task.policy, ledger, trusted, now, self._verify)
+        task = self._loaded(announce, plan, policy)
         self._vault.privacy.check(announce.run, cost_of(announce, task.plan, task.layout, task.policy))
         role = self._participant(task.policy)
         state, reply = role.begin(announce, self._entropy, self._now())
@@ -332,10 +343,27 @@ class Agent:
             raise UsageError("this device is in no fleet; join one first")
         return identity
 
-    def _checked(self, announce: Announce) -> _Task:
-        """The task of an announcement, or a typed refusal. Loads only base models that the owner allows."""
+    def _admitted(self, payload: bytes) -> tuple[Announce, Plan, OwnerPolicy, Entered]:
+        """An announcement that the owner allows and the authority has signed, and what counts its attempt.
+
+        For any other nothing is loaded, ended or begun: it costs the check of a signature, and of another one
+        where a member list comes along, which once seen is known, whatever comes of the round.
+        """
+        announce = decode(payload, Announce)
+        self._update_members(announce.membership)
+        plan, policy = self._allowed(announce)
+        trusted, now = self._membership.authority, self._clock()
+        count = admit(announce, plan, policy, self._vault.ledger, trusted, now, self._verify)
+        return announce, plan, policy, count
+
+    def _allowed(self, announce: Announce) -> tuple[Plan, OwnerPolicy]:
+        """The announced plan, and the owner's policy as it is now, which allows it."""
         plan, policy = Plan.decode(announce.plan), self._owner.policy()
         policy.check(announce, plan)
+        return plan, policy
+
+    def _loaded(self, announce: Announce, plan: Plan, policy: OwnerPolicy) -> _Task:
+        """The task of an announcement, or a typed refusal. Loads the base model, which the owner allows."""
         loaded = self._workplace.load(plan)
         if announce.base != loaded.digest:
             raise BaseModelError("the server runs another base model under this name; ask the operator which")
@@ -357,10 +385,10 @@ class Agent:
         """
         task, self._task = self._task, None
         if task is None or task.announce != announce:
-            return self._checked(announce)
+            return self._loaded(announce, *self._allowed(announce))
         policy = self._owner.policy()
         if policy != task.policy:
-            return self._checked(announce)
+            return self._loaded(announce, *self._allowed(announce))
         policy.check_time()
         return task
 

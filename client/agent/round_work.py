@@ -19,6 +19,11 @@ from penchant.common.errors import PenchantError
 __all__ = ["Pace", "RoundWork", "WallClock"]
 
 
+HEAD_START = 0.05
+"""Seconds that the reply to `keys` has to leave before the agent's own part of the work begins, which takes
+the longer the more choices there are."""
+
+
 class Pace(Protocol):
     """The time that passes on a device."""
 
@@ -49,7 +54,8 @@ class RoundWork:
         job: says what is to be done; it reads the owner's choices.
         seconds: how long it may take, from now on.
         pace: the time that passes; None where there is no onlooker, and nothing is waited for.
-        ahead: works in a thread of its own from now on; otherwise when the outcome is asked for.
+        ahead: works in a thread of its own, which begins a moment from now; otherwise when the outcome is
+            asked for.
     """
 
     def __init__(
@@ -65,7 +71,7 @@ class RoundWork:
         self._due = pace.now() + seconds if pace else 0.0
         self._seconds = seconds
         self._found: Outcome | str = ""
-        self._dropped = False
+        self._dropped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="work", daemon=True) if ahead else None
         if self._thread is not None:
             self._thread.start()
@@ -86,14 +92,18 @@ class RoundWork:
 
     def drop(self) -> None:
         """Nothing will come of it: end it, or what would be begun."""
-        self._dropped = True
+        self._dropped.set()
         if self._thread is not None and self._thread.is_alive():
             self._workplace.cancel()
 
     def _run(self) -> None:
+        if self._thread is not None and self._pace is not None:
+            self._dropped.wait(HEAD_START)
+        if self._dropped.is_set():
+            return
         try:
             job = self._job()
-            if not self._dropped:  # while the choices were read
+            if not self._dropped.is_set():  # while the choices were read
                 left = max(self._due - self._pace.now(), 0.0) if self._pace else None
                 self._found = self._workplace.work(job, left)
         except PenchantError as error:

@@ -15,6 +15,7 @@ import os
 import time
 import tomllib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -441,6 +442,9 @@ class Device:
         if not secret:
             secret = os.urandom(32)
             self.vault.keep_blob(SECRET, secret)
+        if not self._shares_cache:
+            with suppress(DeviceError):  # of which each round tells the owner
+                self.choices()  # read now, rather than when a server asks
         return Agent(
             self.vault,
             self,
@@ -460,6 +464,8 @@ class Device:
     def identity(self) -> Identity | None:
         """Who this device is in its fleet, None before `join` and after `leave`."""
         encoded = self.vault.blob(IDENTITY)
+        if not encoded:
+            self.store.let_go()  # a running agent: the owner has left, and perhaps forgotten everything
         return Identity.decode(encoded) if encoded else None
 
     def membership(self) -> Membership:

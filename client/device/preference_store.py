@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from penchant.client.learning.packed_choices import PackedChoices
 from penchant.client.vault.erasable import ErasableStorage
 from penchant.client.vault.sealing import SealedStorage
 from penchant.common.data.preferences import Preference
@@ -35,6 +36,7 @@ KEYS = "preferences.keys"
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS sealed_choices (number INTEGER PRIMARY KEY, sealed BLOB NOT NULL)"
 _PURPOSE = "choice"
+CLOCK_STEP = 3.0  # seconds: the coarsest of a file system's clock, and one more
 
 # user_version: 0 new, or from a version that kept texts in clear (a table `choices`); 1 such a one, whose
 # texts are sealed by now but still lie in its rollback journal; 2 sealed and nothing else.
@@ -57,6 +59,7 @@ class PreferenceStore:
         directory's own, which must then need no passphrase."""
         self._path = home / STORE
         self._storage = ErasableStorage(SealedStorage.of(home) if storage is None else storage, home / KEYS)
+        self._read: tuple[tuple[int, ...], tuple[PackedChoices, PackedChoices]] | None = None
         try:
             home.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -94,10 +97,27 @@ class PreferenceStore:
         """The choices held out to judge the model by."""
         return tuple(p for p in self._all() if held_out(p))
 
-    def sides(self) -> tuple[tuple[Preference, ...], tuple[Preference, ...]]:
-        """(those to learn from, those held out) as they are at one moment."""
-        every = [(held_out(p), p) for p in self._all()]
-        return tuple(p for aside, p in every if not aside), tuple(p for aside, p in every if aside)
+    def sides(self) -> tuple[PackedChoices, PackedChoices]:
+        """(those to learn from, those held out) as they are at one moment.
+
+        What was read is kept until the file changes, so that how long this takes does not say how many there
+        are. Not so right after a change: a second one within one step of the file system's clock would not
+        show. `let_go` keeps nothing.
+        """
+        read = self._read
+        if read is None or read[0] != self._state():
+            with self._transaction() as db:
+                state, rows = self._state(), self._rows(db)
+            settled = time.time_ns() - max(state[:2]) > CLOCK_STEP * 1e9
+            every = [(held_out(row.preference), row.preference) for row in rows]
+            kept, aside = ([p for side, p in every if side is which] for which in (False, True))
+            read = state, (PackedChoices(kept), PackedChoices(aside))
+            self._read = read if settled else None
+        return read[1]
+
+    def let_go(self) -> None:
+        """Keep no choices in memory."""
+        self._read = None
 
     def __len__(self) -> int:
         with self._transaction() as db:
@@ -119,6 +139,7 @@ class PreferenceStore:
         with self._transaction() as db:
             found = [row.number for row in self._rows(db) if row.preference == preference]
             db.executemany("DELETE FROM sealed_choices WHERE number = ?", [(number,) for number in found])
+        self.let_go()
         self._destroy()
         return bool(found)
 
@@ -126,11 +147,23 @@ class PreferenceStore:
         """Delete every choice and destroy all keys; -> how many choices there were."""
         with self._transaction() as db:
             count = db.execute("DELETE FROM sealed_choices").rowcount
+        self.let_go()
         self._destroy()
         overwrite_journal(self._path, DeviceError)
         return count
 
     # --- inner parts ---------------------------------------------------------------------------------
+
+    def _state(self) -> tuple[int, ...]:
+        """What differs as soon as the file is another one or has changed.
+
+        By its name: whoever closes a descriptor of the file gives up SQLite's locks on it.
+        """
+        try:
+            found = self._path.stat()
+        except OSError as error:
+            raise DeviceError(f"can't read {self._path}: {error.strerror}") from None
+        return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev
 
     def _all(self) -> list[Preference]:
         with self._transaction() as db:

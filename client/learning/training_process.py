@@ -1,39 +1,42 @@
 """Local work in a process of its own: it has a budget of time and of memory, and it is really ended.
 
 The process holds the base model and, while it works, the owner's choices. It has a lower priority than the
-agent, is the first that the system ends when memory runs out, and dies with the agent.
+agent, is the first that the system ends when memory runs out, and dies with the agent. Whether it is warm,
+busy or gone can depend on choices, so nothing but the next job ever waits for it.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import resource
 import threading
-from collections.abc import Mapping
+import time
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
 
+from penchant.client.learning.child_process import Child, answer, end_with_parent, yield_memory
 from penchant.client.learning.model_cache import ModelCache
+from penchant.client.learning.model_facts import LOAD_SECONDS, ModelFacts
 from penchant.client.learning.trainer import Outcome
 from penchant.client.learning.workplace import InThisProcess, Job, LoadedModel
-from penchant.common.config import AdapterConfig, ModelConfig, Plan
+from penchant.common.config import Plan
 from penchant.common.errors import DeviceError, PenchantError
-from penchant.common.model.signature import ModelSignature
 
 __all__ = ["TrainingProcess"]
 
-LOAD_SECONDS = 900.0  # for a base model to be loaded, from a slow disk say
 NICENESS = 10  # the agent answers first
+GOES_FIRST = 1000  # when memory runs out
+LOOK_SECONDS = 0.05  # at whether a job that waits for its model was cancelled
 MB = 1024 * 1024
+NAME = "penchant training"
 
 
 class TrainingProcess:
-    """A `Workplace` in a process of its own, started when it is first needed and again after it was ended.
+    """A `Workplace` in a process of its own, started by the first job and by the next one after it was ended.
+
+    A job's time holds all of that: the start, the loading of the model, the training.
 
     Args:
         memory_mb: how much memory a job may take beyond the loaded model, in MB. Linux enforces it; elsewhere
@@ -42,138 +45,159 @@ class TrainingProcess:
 
     def __init__(self, memory_mb: int) -> None:
         self._memory_mb = memory_mb
+        self._facts = ModelFacts()
         self._turn = threading.Lock()
-        self._process: SpawnProcess | None = None
-        self._connection: Connection | None = None
-        self._known: tuple[tuple[ModelConfig, AdapterConfig], _Facts] | None = None
-        self._working = False
+        self._worker: Child | None = None
+        self._loading_since: float | None = None
+        self._state = threading.Lock()  # of the three below; never held for long
+        self._jobs = 0  # that were ever asked for
+        self._void = 0  # how many of them, from the first, are cancelled if they are not done
+        self._given = False  # whether the process has a job, and so choices
 
     def load(self, plan: Plan) -> LoadedModel:
-        """As `Workplace.load`. What is known of a model is kept for all plans of a run, its phases included:
-        whether the last job had to be ended, which can depend on choices, does not delay the answer."""
-        wanted = plan.model, plan.adapter
-        if self._known is None or self._known[0] != wanted:
-            with self._turn:
-                self._known = wanted, self._asked(("load", plan), LOAD_SECONDS)
-        facts = self._known[1]
-        return LoadedModel(facts.signature.digest, facts.signature.split(plan), facts.norms)
+        """As `Workplace.load`, from a process that has nothing to do with any job (`ModelFacts`)."""
+        return self._facts.of(plan)
 
     def work(self, job: Job, seconds: float | None) -> Outcome:
         """As `Workplace.work`."""
-        with self._turn:
-            self._working = True
-            try:
-                outcome: Outcome = self._asked(("work", job), seconds)
-                return outcome
-            finally:
-                self._working = False
+        time_left = _TimeLeft(seconds)
+        with self._state:
+            self._jobs += 1
+            number = self._jobs
+        if not self._turn.acquire(timeout=-1 if seconds is None else max(seconds, 0.0)):
+            raise time_left.error()
+        try:
+            return self._outcome(self._loaded(job.plan, number, time_left), job, number, time_left)
+        except (EOFError, OSError):
+            self.close()
+            raise _ended() from None
+        finally:
+            self._turn.release()
 
     def cancel(self) -> None:
-        """As `Workplace.cancel`: the process is killed."""
-        process = self._process
-        if self._working and process is not None:
-            process.kill()
+        """As `Workplace.cancel`: what has a job is killed. What still loads a model holds no choice, and goes
+        on for the next job: a model that takes longer than a plan's time would else never be there."""
+        with self._state:
+            self._void = self._jobs
+            worker = self._worker if self._given else None
+            if worker is not None:
+                worker.kill()
 
     def close(self) -> None:
         """End the process for good."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-        if self._connection is not None:
-            self._connection.close()
-        self._process = self._connection = None
+        worker, self._worker = self._worker, None
+        self._loading_since = None
+        if worker is not None:
+            worker.close()
 
-    def _asked(self, request: tuple[str, Any], seconds: float | None) -> Any:
-        connection = self._running()
+    def _loaded(self, plan: Plan, number: int, time_left: _TimeLeft) -> Child:
+        """The process, with the model of `plan` in it."""
+        worker = self._running()
+        if self._loading_since is not None:  # a job whose time is over has asked for that
+            self._wait(worker, number, time_left)
+            with suppress(PenchantError):
+                worker.reply()
+        self._loading_since = time.monotonic()
+        worker.tell(("load", plan))
+        self._wait(worker, number, time_left)
+        self._loading_since = None
+        worker.reply()
+        return worker
+
+    def _wait(self, worker: Child, number: int, time_left: _TimeLeft) -> None:
+        """Until the model is loaded."""
+        while not worker.ready(time_left.at_most(LOOK_SECONDS)):
+            if number <= self._void:
+                raise _ended()
+            if time_left.over():
+                raise time_left.error()
+
+    def _outcome(self, worker: Child, job: Job, number: int, time_left: _TimeLeft) -> Outcome:
+        with self._state:
+            if number <= self._void:
+                raise _ended()
+            self._given = True
         try:
-            connection.send(request)
-            if not connection.poll(seconds):
-                self._restart()
-                raise DeviceError(f"the work took longer than the {seconds:.1f} s that it had, and was ended")
-            kind, answer = connection.recv()
-        except (EOFError, OSError):
-            self._restart()
-            raise DeviceError("the work was ended: it was cancelled, or memory ran out") from None
-        if kind == "done":
-            return answer
-        raise answer if isinstance(answer, PenchantError) else DeviceError(f"the work failed: {answer}")
+            worker.tell(("work", job))
+            if not worker.ready(time_left.at_most(None)):
+                self.close()
+                raise time_left.error()
+            outcome: Outcome = worker.reply()
+            return outcome
+        finally:
+            with self._state:
+                self._given = False
 
-    def _restart(self) -> None:
-        """Replace the process now, so that the next job need not wait for it."""
-        self.close()
-        self._running()
+    def _running(self) -> Child:
+        since = self._loading_since
+        stuck = since is not None and time.monotonic() - since > LOAD_SECONDS
+        if self._worker is None or stuck or not self._worker.alive():
+            self.close()
+            self._worker = Child(_serve, self._memory_mb, name=NAME)
+        return self._worker
 
-    def _running(self) -> Connection:
-        if self._process is not None and self._connection is not None and self._process.is_alive():
-            return self._connection
-        self.close()
-        context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, self._memory_mb), name="penchant training", daemon=True
-        )
-        self._process.start()
-        theirs.close()
-        return self._connection
+
+class _TimeLeft:
+    """What is left of the seconds that a job has; None: as long as it takes."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._until = None if seconds is None else time.monotonic() + seconds
+
+    def at_most(self, most: float | None) -> float | None:
+        """Seconds that are left, or `most` if those are fewer."""
+        left = None if self._until is None else max(self._until - time.monotonic(), 0.0)
+        return min((s for s in (left, most) if s is not None), default=None)
+
+    def over(self) -> bool:
+        return self._until is not None and time.monotonic() >= self._until
+
+    def error(self) -> DeviceError:
+        """What is raised when they are over."""
+        return DeviceError(f"the work took longer than the {self._seconds:.1f} s that it had, and was ended")
+
+
+def _ended() -> DeviceError:
+    return DeviceError("the work was ended: it was cancelled, or memory ran out")
 
 
 # --- in the process -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """What a plan's phase does not change of a loaded model."""
-
-    signature: ModelSignature
-    norms: Mapping[str, float]
-
-
 def _serve(connection: Connection, memory_mb: int) -> None:
-    _step_back()
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    models = ModelCache()
-    place = InThisProcess(models)
+    with suppress(OSError):  # a service manager may forbid it, and has limits of its own
+        os.nice(NICENESS)
+    yield_memory(GOES_FIRST)
+    end_with_parent()
+    place = InThisProcess(ModelCache())
     while True:
         try:
             kind, subject = connection.recv()
         except (EOFError, OSError, KeyboardInterrupt):
             return
-        try:
-            if kind == "load":
-                planned = models.of(subject)
-                answer: Any = _Facts(planned.model_signature, planned.model.weight_norms)
-            else:
-                place.load(subject.plan)  # not at the job's expense
-                _bound_memory(memory_mb)
-                answer = place.work(subject)
-            reply = "done", answer
-        except PenchantError as error:
-            reply = "refused", error
-        except Exception as error:  # its text may hold a choice; the owner is told what kind it was
-            reply = "failed", type(error).__name__
-        connection.send(reply)
+        if kind == "load":
+            answer(connection, partial(_load, place, subject))
+        else:
+            answer(connection, partial(_work, place, subject, memory_mb))
+        del subject  # the choices of a job that is done are not kept
 
 
-def _step_back() -> None:
-    """The agent, and everything else on the device, goes first."""
-    with suppress(OSError):  # a service manager may forbid it, and has limits of its own
-        os.nice(NICENESS)
-    with suppress(OSError):  # only Linux has it
-        Path("/proc/self/oom_score_adj").write_text("1000")
+def _load(place: InThisProcess, plan: Plan) -> None:
+    _bound_memory(None)
+    place.load(plan)
 
 
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _work(place: InThisProcess, job: Job, memory_mb: int) -> Outcome:
+    _bound_memory(memory_mb)
+    return place.work(job)
 
 
-def _bound_memory(memory_mb: int) -> None:
-    """Let this process take `memory_mb` more than it has now; on Linux alone."""
+def _bound_memory(memory_mb: int | None) -> None:
+    """Let this process take `memory_mb` more than it has now, or what the system gives; on Linux alone."""
     try:
         held = Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0]
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (int(held) * 1024 + memory_mb * MB, hard))
+        soft = hard if memory_mb is None else int(held) * 1024 + memory_mb * MB
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
     except (OSError, ValueError, IndexError):
         return  # another system, or a service manager that sets the limit itself (MemoryMax=)

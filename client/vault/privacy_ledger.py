@@ -101,8 +101,8 @@ class LedgerAnchor:
     another file. What can't be noticed is a whole disk, or the snapshot of a machine, that is set back.
     """
 
-    def __init__(self, path: Path, box: SealedStorage) -> None:
-        self._path, self._box = path, box
+    def __init__(self, path: Path, storage: SealedStorage) -> None:
+        self._path, self._storage = path, storage
 
     def read(self) -> _Anchored | None:
         """None where nothing was ever written. LedgerError when it is not what was written here."""
@@ -114,7 +114,7 @@ class LedgerAnchor:
         except OSError as error:
             raise DeviceError(f"can't read {self._path}: {error.strerror}") from None
         try:
-            found = decode_record(self._box.open(sealed, ANCHOR), _Anchored)
+            found = decode_record(self._storage.open(sealed, ANCHOR), _Anchored)
         except (CodecError, DeviceError):
             raise LedgerError(_set_back("its anchor was changed")) from None
         if (found.inode, found.generation) != own:
@@ -128,7 +128,7 @@ class LedgerAnchor:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with open(descriptor, "wb") as file:
                 anchored = _Anchored(*_own(file.fileno()), count, head, last)
-                file.write(self._box.seal(encode_record(anchored), ANCHOR))
+                file.write(self._storage.seal(encode_record(anchored), ANCHOR))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self._path)

@@ -159,7 +159,7 @@ def test_a_refusal_is_one_code_of_one_size_and_the_owner_knows_why(scenes: Scene
     scene = scenes()
     replies = [
         scene.tell("shares", 0, encode(Roster(()))),
-        scene.tell("keys", 0, encode(scene.announce(base=bytes(32)))),
+        scene.tell("keys", 0, encode(scene.announce(base=bytes(32)))),  # signed so
         scene.tell("confirm", 0, b"noise"),
         scene.tell("status", 0, b""),
         scene.tell("sharing", 0, b""),
@@ -182,7 +182,7 @@ def test_a_refusal_at_any_stage_drops_the_round_and_keeps_the_factor(scenes: Sce
     assert scene.ask(stage, 0, b"PEN\x01") == Abort(AbortCode.MALFORMED)
     after = scene.ask(stage, 0, scene.requests[0])  # what was right before comes too late, but for a first
     assert isinstance(after, Entry) if stage == "keys" else after == Abort(AbortCode.STAGE)
-    scene.ask("keys", 0, b"")
+    scene.ask("sharing", 0, b"")
     check_unharmed(scene, 0)
     assert isinstance(scene.ask("keys", 0, scene.announce(attempt=2)), Entry)
 
@@ -478,10 +478,12 @@ def test_what_was_derived_goes_with_the_attempt(scenes: Scenes, end: str) -> Non
     elif end == "noise":
         scene.ask("masked", 0, b"noise")
     elif end == "another attempt":
-        scene.ask("keys", 0, b"noise")
+        assert isinstance(scene.ask("keys", 0, scene.announce(attempt=2)), Entry)
     else:
         scene.greet(0, [(1, 1)])
-    assert vars(scene.agents[0])["_task"] is None
+    after = vars(scene.agents[0])["_task"]
+    assert after is not before
+    assert (after is None) == (end != "another attempt")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -20,10 +21,10 @@ from support.scene import NOW, authority, identity, membership
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.learning.model_cache import ModelCache
 from penchant.client.vault.vault import Vault
-from penchant.common.config import RunConfig
+from penchant.common.config import Plan, RunConfig
 from penchant.common.crypto.entropy import SeededEntropy
 from penchant.common.crypto.keys import AgreementKey
-from penchant.common.errors import TooFewDevices, TooManyDropouts
+from penchant.common.errors import ConfigError, TooFewDevices, TooManyDropouts
 from penchant.common.membership.identity import Authority, Identity
 from penchant.common.secagg.transcript import entry_text
 from penchant.common.wire.codec import decode, encode
@@ -78,9 +79,20 @@ def refused(scene: FleetScene, reply: Any, code: AbortCode, reason: str = "", de
     assert scene.ask("masked", device, Collect(bytes(32))) == Abort(AbortCode.STAGE)
 
 
+def turned_away(scene: FleetScene, reply: Any, code: AbortCode, reason: str) -> None:
+    """As `refused`, before anything was changed: the attempt that is open stays open."""
+    assert reply == Abort(code)
+    assert reason in scene.reason(VICTIM)[2]
+    assert scene.is_open(VICTIM)
+
+
 def announced(scene: FleetScene, **changes: Any) -> Any:
-    """What the victim says to an announcement with changes."""
-    return scene.ask("keys", VICTIM, replace(scene.announce(), **changes))
+    """What the victim says to an announcement with changes, which the authority has signed where it can."""
+    announce = replace(scene.announce(), **changes)
+    with suppress(ConfigError):
+        manifest = scene.manifest(Plan.decode(announce.plan), announce.base, announce.round, run=announce.run)
+        announce = replace(announce, manifest=manifest)
+    return scene.ask("keys", VICTIM, announce)
 
 
 # --- a plan that is made for fishing --------------------------------------------------------------
@@ -551,7 +563,7 @@ def test_an_old_stale_or_unsigned_member_list_is_refused(
     newest = membership(N, 3)
     assert isinstance(announced(scene, membership=newest.encoded), Entry)
     hostile = scene.announce(attempt=2, membership=offered())
-    refused(scene, scene.ask("keys", VICTIM, hostile), AbortCode.MEMBERSHIP, reason)
+    turned_away(scene, scene.ask("keys", VICTIM, hostile), AbortCode.MEMBERSHIP, reason)
     assert isinstance(announced(scene, attempt=3, membership=newest.encoded), Entry)
 
 

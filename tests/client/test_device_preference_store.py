@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sqlite3
 import stat
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penchant.client.device import preference_store
 from penchant.client.device.preference_store import KEYS, STORE, Added, PreferenceStore, held_out
 from penchant.client.vault.sealing import CHECK_FILE, ROOT_FILE, SealedStorage
 from penchant.common.crypto.passphrase import Cost
@@ -55,6 +57,50 @@ def test_about_a_fifth_is_held_out_and_a_comparison_never_changes_sides(tmp_path
     assert store.sides() == (store.train(), aside)
     turned = [Preference(p.prompt, p.rejected, p.chosen) for p in many]
     assert [held_out(p) for p in turned] == [held_out(p) for p in many]
+
+
+def test_choices_that_have_not_changed_are_neither_opened_nor_packed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the agent's replies would wait the longer the more there are."""
+    monkeypatch.setattr(preference_store, "CLOCK_STEP", -1.0)  # all of what follows is a change long ago
+    opened: list[int] = []
+    rows = PreferenceStore._rows
+
+    def counted(self: PreferenceStore, db: sqlite3.Connection) -> list[preference_store._Row]:
+        found = rows(self, db)
+        opened.append(len(found))
+        return found
+
+    store = PreferenceStore(tmp_path)
+    store.add([choice(1), choice(2)])
+    monkeypatch.setattr(PreferenceStore, "_rows", counted)
+    first = store.sides()
+    assert all(again is side for again, side in zip(store.sides(), first, strict=True))
+    assert opened == [2]
+    sent = pickle.loads(pickle.dumps(first))
+    assert sent == first
+    assert {type(side) for side in sent} == {tuple}
+    with monkeypatch.context() as patch:
+        patch.setattr(Preference, "__reduce_ex__", None)  # what is packed anew would ask for that
+        assert pickle.loads(pickle.dumps(first)) == first
+    PreferenceStore(tmp_path).add([choice(3)])  # by another process, say
+    opened.clear()
+    assert sum(map(len, store.sides())) == sum(map(len, store.sides())) == 3
+    assert opened == [3]
+    store.remove(choice(3))
+    assert store._read is None
+    assert sum(map(len, store.sides())) == 2
+    store.forget()
+    assert store.sides() == ((), ())
+
+
+def test_choices_are_read_again_right_after_a_change(tmp_path: Path) -> None:
+    """A second change within one step of the file system's clock would not show."""
+    store = PreferenceStore(tmp_path)
+    store.add([choice(1)])
+    store.sides()
+    assert store._read is None
 
 
 @given(st.text(min_size=1), st.text(min_size=1), st.text())

@@ -232,7 +232,7 @@ def test_the_authority_sees_what_it_signs_whole(
 ) -> None:
     """A long setting neither cuts off nor hides those after it."""
     change(place.run, adapter__target_modules=["m" * 100] * 10, training__lr_personal=0.9)
-    run_signature.ask(place.site, "one", 10)
+    run_signature.ask(place.server_directory, "one", 10)
     place.attend()
     (matter,) = place.asked
     monkeypatch.setattr("typer.confirm", lambda question: False)

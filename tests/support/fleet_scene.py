@@ -363,7 +363,10 @@ class FleetScene:
             finished=tuple(Finished(r, 1) for r in range(1, number)),
             membership=b"",
             manifest=self.manifest(
-                chosen, planned.model_signature.digest, number, run=changes.get("run", RUN)
+                chosen,
+                changes.get("base", planned.model_signature.digest),
+                number,
+                run=changes.get("run", RUN),
             ),
             factors=factors.astype("<f4").tobytes(),
         )
