@@ -122,6 +122,7 @@ def test_the_facts_of_a_model_never_wait_for_training_nor_end_it(
 ) -> None:
     """The answer to `keys` waits for facts, and must not say whether training is still going on."""
     process.work(job, LONG)
+    process.load(plan)
     worker = pid(process)
     other = replace(plan, adapter=replace(plan.adapter, rank=3))
     started.clear()
