@@ -36,7 +36,8 @@ NAME = "penchant training"
 class TrainingProcess:
     """A `Workplace` in a process of its own, started by the first job and by the next one after it was ended.
 
-    A job's time holds all of that: the start, the loading of the model, the training.
+    A job's time holds all of that: the start, the loading of the model, the training. The first model that is
+    ever asked for is loaded beforehand: no job can have been then, so waiting for it says nothing of any.
 
     Args:
         memory_mb: how much memory a job may take beyond the loaded model, in MB. Linux enforces it; elsewhere
@@ -53,10 +54,15 @@ class TrainingProcess:
         self._jobs = 0  # that were ever asked for
         self._void = 0  # how many of them, from the first, are cancelled if they are not done
         self._given = False  # whether the process has a job, and so choices
+        self._warmed = False  # whether a model was ever asked for
 
     def load(self, plan: Plan) -> LoadedModel:
         """As `Workplace.load`, from a process that has nothing to do with any job (`ModelFacts`)."""
-        return self._facts.of(plan)
+        loaded = self._facts.of(plan)
+        if not self._warmed:
+            self._warmed = True
+            self._warm(plan)
+        return loaded
 
     def work(self, job: Job, seconds: float | None) -> Outcome:
         """As `Workplace.work`."""
@@ -89,6 +95,21 @@ class TrainingProcess:
         self._loading_since = None
         if worker is not None:
             worker.close()
+
+    def _warm(self, plan: Plan) -> None:
+        """Have the process and its model there before the first job. Where that fails, the job says why."""
+        with self._turn:
+            try:
+                worker = self._running()
+                worker.tell(("load", plan))
+                if worker.ready(LOAD_SECONDS):
+                    worker.reply()
+                else:
+                    self.close()
+            except (EOFError, OSError):
+                self.close()
+            except PenchantError:
+                return
 
     def _loaded(self, plan: Plan, number: int, time_left: _TimeLeft) -> Child:
         """The process, with the model of `plan` in it."""
