@@ -14,7 +14,7 @@ def settle_noise(config: RunConfig, cohort: int, people: int | None) -> RunConfi
     noise.
 
     Cohorts are drawn in turn, so of R rounds with n of N people each, a person is in R n / N at most, rounded
-    up, and in the closing one.
+    up, and in the closing one. Real devices have one turn more, for an attempt that fails.
 
     Args:
         config: the configuration of the run.
@@ -35,7 +35,7 @@ def settle_noise(config: RunConfig, cohort: int, people: int | None) -> RunConfi
         )
     return config.changed(
         {
-            "privacy.dp_participations": privacy.dp_participations or turns + 1,
+            "privacy.dp_participations": privacy.dp_participations or turns + (1 if people else 2),
             "privacy.dp_honest": honest,
         }
     )

@@ -32,7 +32,7 @@ from penchant.common.wire.messages import Announce, Kind
 from penchant.common.wording import ranges
 from penchant.server.attempt_log import AttemptLog
 from penchant.server.availability import Availability, Ready
-from penchant.server.cohort import sample_cohort
+from penchant.server.cohort import next_cohort, sample_cohort
 from penchant.server.exchange import Exchange
 from penchant.server.journal import RoundLog
 from penchant.server.opened_sum import Opened, moved, read_sums
@@ -43,6 +43,9 @@ from penchant.server.run import RoundPlan, ServerRun, finished_rounds
 from penchant.server.secagg.aggregation import Aggregate, unmask_asked
 
 __all__ = ["announced_factors", "federate", "play_round"]
+
+TURN = "turn"
+"""With a round's number: the fact of the journal that says which member had the last turn in it."""
 
 
 def federate(run: ServerRun, grid: Grid) -> None:
@@ -88,13 +91,7 @@ def play_round(
         task = run.task(number, len(ready))
         shared = shared or _shared(run, task)  # all attempts of a round start from the same
         _note_sums(run, task)
-        members = sample_cohort(
-            list(ready),
-            task.cohort,
-            seed=run.config.seed,
-            round=number,
-            in_turn=run.config.privacy.dp_epsilon > 0,
-        )
+        members = _cohort(run, task, list(ready))
         cohort = {ready[member]: member for member in members}
         attempt = run.journal.begin(number, task.plan.phase)
         attempt_log = AttemptLog(run.journal, number, attempt, partial(_enough, run))
@@ -174,6 +171,18 @@ def recover(run: ServerRun) -> None:
 
 
 # --- the parts of a round ---------------------------------------------------------------------------------
+
+
+def _cohort(run: ServerRun, task: RoundPlan, ready: Sequence[int]) -> tuple[int, ...]:
+    """Who is asked, of the members that are ready: at random, or with noise in turn."""
+    size, seed, number = task.cohort, run.config.seed, task.number
+    if not task.plan.dp_epsilon:
+        return sample_cohort(ready, size, seed=seed, round=number)
+    before = run.journal.fact(f"{TURN} {number - 1}")
+    after = int(before) if before else None
+    members, last = next_cohort(ready, size, seed=seed, round=number, after=after)
+    run.journal.note(f"{TURN} {number}", str(last))
+    return members
 
 
 def _shared(run: ServerRun, task: RoundPlan) -> ServerState:

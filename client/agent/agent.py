@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from penchant.client.agent.accepted_runs import Entered, admit, check_roster, check_survivors
 from penchant.client.agent.open_attempt import AttemptsInMemory, OpenAttempts
 from penchant.client.agent.owner import Choices, Owner
-from penchant.client.agent.policy import OwnerPolicy, checked_factors
+from penchant.client.agent.policy import MOST_COUNTED, OwnerPolicy, checked_factors
 from penchant.client.agent.privacy_cost import budget_of, cost_of, honest_in
 from penchant.client.agent.round_work import Pace, RoundWork
 from penchant.client.learning.local_round import contribution_of
@@ -253,7 +253,7 @@ class Agent:
         # Whether there is a choice to learn from must not show: who has none sends zeros.
         policy = self._owner.policy()
         room = self._vault.ledger.has_room(hello.run, policy.limits(), day_of(self._clock()))
-        room = room and self._vault.privacy.ready(hello.run, budget_of(policy))
+        room = room and self._vault.privacy.ready(hello.run, budget_of(policy), self._times(hello.run))
         return encode(Status(room and policy.ready(datetime.now()), self._identity.member))
 
     def _keys(self, payload: bytes) -> bytes:
@@ -277,6 +277,12 @@ class Agent:
             self._work = self._begin(task)
         return reply
 
+    def _times(self, run: bytes) -> int:
+        """How often a run may ask, by the plan in the manifest that was seen first."""
+        manifest = self._vault.ledger.manifest(run)
+        times = 0 if manifest is None else Plan.decode(manifest.plans[-1]).dp_participations
+        return times or MOST_COUNTED
+
     def _shares(self, payload: bytes) -> bytes:
         announce, state = self._open_attempts.take()
         check_roster(announce, payload)
@@ -289,14 +295,12 @@ class Agent:
         task = self._task_of(announce)
         cost = cost_of(announce, task.plan, task.layout, task.policy)
         kept = self._personal(announce.run, task.start)
+        noise = self._noise_for(task, state)  # before the moment: how long it takes to draw depends on it
         begun, self._work = self._work, None
         made = (begun or self._begin(task)).outcome()
         # From here to the reply the same is done whatever the work made: no file is touched but in `stage`.
         personal, vector, why = self._through_the_door(task, made, kept, state)
-        if task.layout.noise is not None:
-            people = len(state.identities) if isinstance(state, SharesDealt) else 0
-            honest = honest_in(announce, task.plan, people)
-            vector = task.layout.with_noise(vector, self._noise(announce), honest)
+        vector = task.layout.with_noise(vector, noise)
         after, reply = self._participant(task.policy).mask(state, payload, vector)
         self._vector = task.layout.parts(task.split)
         model = Model(announce.base, announce.plan, announce.factors)
@@ -447,6 +451,12 @@ class Agent:
             held_out=choices.validation,
             seed=self._seed(announce),
         )
+
+    def _noise_for(self, task: _Task, state: object) -> Ring | None:
+        """This device's part of the noise of an attempt, drawn anew; None where sums are exact."""
+        people = len(state.identities) if isinstance(state, SharesDealt) else 0
+        honest = honest_in(task.announce, task.plan, people)
+        return task.layout.draw_noise(self._noise(task.announce), honest)
 
     def _through_the_door(
         self, task: _Task, made: Outcome | str, kept: Vector, state: object

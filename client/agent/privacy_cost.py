@@ -14,7 +14,7 @@ from penchant.common.privacy.accounting import EPSILON_LEAST, rho_of
 from penchant.common.secagg.transcript import threshold
 from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.wire.codec import decode_record
-from penchant.common.wire.messages import Announce
+from penchant.common.wire.messages import Announce, Kind
 
 __all__ = ["budget_of", "cost_of", "honest_in"]
 
@@ -28,14 +28,16 @@ def cost_of(announce: Announce, plan: Plan, layout: UpdateLayout, policy: OwnerP
     """The cost of one vector of the announced round.
 
     Every sum is over the people of the manifest's least group or more, and by this owner's word all but
-    `max_colluders` of them are honest. announce: one that `accepted_runs.admit` has checked. PolicyRefusal
-    when that leaves nobody.
+    `max_colluders` of them are honest. No more of them count than the plan counts on: where there are more,
+    each adds less noise (`honest_in`; common/privacy/proofs.md). Without masks everybody's noise is alone.
+    announce: one that `accepted_runs.admit` has checked. PolicyRefusal when nobody is left.
     """
     most = budget_of(policy)
     if layout.noise is None:
         return Cost(None, most, MOST_COUNTED)
     least = decode_record(announce.manifest, SignedManifest).manifest.least_group
-    honest = least - policy.max_colluders
+    sure = least - policy.max_colluders if announce.kind is Kind.SECAGG else 1
+    honest = min(sure, plan.dp_honest)
     if honest < 1:
         raise PolicyRefusal(
             f"a sum over {least} people may hold the noise of nobody else, if {policy.max_colluders} devices "
@@ -45,7 +47,7 @@ def cost_of(announce: Announce, plan: Plan, layout: UpdateLayout, policy: OwnerP
 
 
 def honest_in(announce: Announce, plan: Plan, people: int) -> int:
-    """How many honest people's noise a sum over a roster of `people` holds, with as many colluders as the
-    plan counts on. The cost stays that of the least group, or is less. announce: as for `cost_of`."""
+    """How many honest people's noise a sum over a roster of `people` holds, if the least group holds as many
+    as the plan says: the threshold of that roster are in the sum. announce: as for `cost_of`."""
     least = decode_record(announce.manifest, SignedManifest).manifest.least_group
     return plan.dp_honest + max(threshold(people) - least, 0)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from penchant.client.agent.agent import MEMBERS, Agent, Model
 from penchant.client.agent.owner import Choices
 from penchant.client.agent.policy import OwnerPolicy
+from penchant.client.agent.privacy_cost import budget_of
 from penchant.client.agent.round_work import WallClock
 from penchant.client.device.export import Export, export_peft
 from penchant.client.device.preference_store import Added, PreferenceStore
@@ -314,6 +315,10 @@ class Device:
             return self.policy().max_disk_mb << 20
         except ConfigError:  # `absent` says so
             return None
+
+    def give_up_budget(self) -> None:
+        """Count all of the owner's budget as spent, where the ledger of privacy was lost or set back."""
+        self.vault.privacy.give_up(budget_of(self.policy()))
 
     def accept_run(self, named: str) -> bytes:
         """Take part in the run whose id begins with `named`, where the policy says runs = "each"; -> its id.

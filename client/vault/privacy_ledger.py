@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import os
 import sqlite3
 import sys
@@ -33,11 +34,13 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS spent (
     number INTEGER PRIMARY KEY, run BLOB NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
     rho TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS ledger_begun (one INTEGER PRIMARY KEY CHECK (one = 1));
 """
 ANCHOR: Final = "ledger.anchor"
 _START: Final = bytes(32)
 _LABEL: Final = b"penchant privacy ledger\0"  # without the protocol's version, which a file outlives
 _EXACT: Final = ""
+_NONE: Final = 0  # entries, when the ledger begins
 _GET_GENERATION: Final = (
     0x80087601  # FS_IOC_GETVERSION of Linux, for the 64-bit systems that it is the same on
 )
@@ -104,6 +107,10 @@ class LedgerAnchor:
     def __init__(self, path: Path, storage: SealedStorage) -> None:
         self._path, self._storage = path, storage
 
+    def exists(self) -> bool:
+        """Whether there is such a file, of whatever content."""
+        return self._path.exists()
+
     def read(self) -> _Anchored | None:
         """None where nothing was ever written. LedgerError when it is not what was written here."""
         try:
@@ -164,6 +171,14 @@ class PrivacyLedger:
     ) -> None:
         self._transaction, self._anchor = transaction, anchor
 
+    def begin(self, db: sqlite3.Connection) -> None:
+        """In the transaction that opens the vault: begin the ledger, once. From then on it has an anchor."""
+        if self._anchor is None or db.execute("SELECT 1 FROM ledger_begun").fetchone():
+            return
+        if not self._anchor.exists():
+            self._anchor.write(_NONE, _START, Entry(bytes(16), 0, 0, _EXACT))
+        db.execute("INSERT INTO ledger_begun (one) VALUES (1)")
+
     def spent(self) -> Spent:
         """What has left so far, over all runs and fleets. LedgerError when the ledger was set back."""
         with self._transaction() as db:
@@ -181,12 +196,25 @@ class PrivacyLedger:
         with self._transaction() as db:
             _check(_entries(db, self._anchor), run, cost)
 
-    def ready(self, run: bytes, most: float) -> bool:
-        """Whether a run that took part of the budget before may go on doing so; others are heard first."""
+    def ready(self, run: bytes, most: float, times: int) -> bool:
+        """Whether a run that took part of the budget before may go on doing so; others are heard first.
+
+        times: how often the run may ask, by its plan.
+        """
         with self._transaction() as db:
             entries = _entries(db, self._anchor)
         before = [entry.cost for entry in entries if entry.run == run and entry.rho]
-        return not before or _total(entries).rho + before[-1] <= most
+        return not before or (len(before) < times and _total(entries).rho + before[-1] <= most)
+
+    def give_up(self, most: float) -> None:
+        """Go on after a loss, as the owner decides: what is there stands, and no less than `most` counts as
+        spent. Whatever the anchor says, the ledger has a new one from here."""
+        with self._transaction() as db:
+            entries = _rows(db)
+            entry = Entry(bytes(16), 0, 0, charge(max(most - _total(entries).rho, 0.0)))
+            if self._anchor is not None:
+                self._anchor.write(len(entries) + 1, _head([*entries, entry]), entry)
+            _insert(db, len(entries) + 1, entry)
 
     def charge(self, db: sqlite3.Connection, entry: Entry, cost: Cost) -> None:
         """Write an entry inside the transaction that keeps what the round made; raises as `check` does."""
@@ -206,33 +234,42 @@ def _check(entries: list[Entry], run: bytes, cost: Cost) -> None:
     times = sum(entry.run == run for entry in entries)
     if times >= cost.times:
         raise PolicyRefusal(f"this device has been in {times} attempts of the run, as often as its plan says")
-    if cost.rho is not None and _total(entries).rho + cost.rho > cost.most:
+    if cost.rho is None:
+        return
+    rounds = 1 if times else cost.times  # a run is begun only if all of it can be paid for
+    if _total(entries).rho + rounds * cost.rho > cost.most:
+        what = "a further round" if times else f"the run, with up to {cost.times} rounds,"
         raise PolicyRefusal(
-            "a further round would cost more privacy than the owner allows (max_epsilon); `penchant device "
-            "status` shows what is spent"
+            f"{what} would cost more privacy than the owner allows (max_epsilon); `penchant device status` "
+            "shows what is spent"
         )
 
 
 def _entries(db: sqlite3.Connection, anchor: LedgerAnchor | None) -> list[Entry]:
     """All entries, oldest first, as the anchor says; one that a crash kept out of the database is put in."""
-    rows = db.execute("SELECT run, round, attempt, rho FROM spent ORDER BY number").fetchall()
-    try:
-        entries = [Entry(bytes(run), number, attempt, rho) for run, number, attempt, rho in rows]
-        _total(entries)
-    except (TypeError, ValueError):
-        raise LedgerError(_set_back("an entry was changed")) from None
+    entries = _rows(db)
     if anchor is None:
         return entries
     found = anchor.read()
     if found is None:
-        if entries:
-            raise LedgerError(_set_back("its anchor is gone"))
-        return entries
+        raise LedgerError(_set_back("its anchor is gone"))
     if found.count == len(entries) + 1 and found.head == _head([*entries, found.last]):
         _insert(db, found.count, found.last)
         return [*entries, found.last]
     if found.count != len(entries) or found.head != _head(entries):
         raise LedgerError(_set_back("it does not match its anchor"))
+    return entries
+
+
+def _rows(db: sqlite3.Connection) -> list[Entry]:
+    rows = db.execute("SELECT run, round, attempt, rho FROM spent ORDER BY number").fetchall()
+    try:
+        entries = [Entry(bytes(run), number, attempt, rho) for run, number, attempt, rho in rows]
+        sound = all(0 <= entry.cost < math.inf for entry in entries)
+    except (TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise LedgerError(_set_back("an entry was changed"))
     return entries
 
 
@@ -257,6 +294,6 @@ def _total(entries: list[Entry]) -> Spent:
 
 def _set_back(why: str) -> str:
     return (
-        f"the ledger of this device's privacy was changed or set back ({why}), so what is left of the budget "
-        "is not known, and nothing is sent; put the device's own folder back, or leave and join anew"
+        f"the ledger of this device's privacy was changed, copied or set back ({why}), so what is spent is "
+        "not known, and nothing is sent; `penchant device spent` goes on with all of the budget as spent"
     )

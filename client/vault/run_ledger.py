@@ -115,6 +115,12 @@ class RunLedger:
             ).fetchall()
         return [KnownRun(bytes(run), bytes(text), bool(yes), int(n), int(m)) for run, text, yes, n, m in rows]
 
+    def manifest(self, run: bytes) -> RunManifest | None:
+        """The manifest with which a run was seen first; None for a run that is not known."""
+        with self._transaction() as db:
+            row = db.execute("SELECT manifest FROM runs WHERE run = ?", (run,)).fetchone()
+        return None if row is None else decode_record(bytes(row[0]), RunManifest)
+
     def has_room(self, run: bytes, limits: RunLimits, today: int) -> bool:
         """Whether a further round of `run` is within the owner's limits."""
         with self._transaction() as db:

@@ -97,6 +97,7 @@ class Vault:
                 db.execute(statement)
             if storage is not None:
                 self._seal_anew(db, storage)
+                self.privacy.begin(db)
                 self._destroy_unused(db)  # of a change that was broken off, or of a round that is over
         if storage is not None:
             storage.upgraded()

@@ -129,7 +129,7 @@ class RunManifest:
             and tuple(plan.phase for plan in plans) == self.phases
             and all(plan.cohort >= self.least_cohort for plan in plans)
             and len({plan.model.base_model for plan in plans}) == 1
-            and all(self.privacy == promised(plan) for plan in plans)
+            and all(self._keeps_its_promise(plan) for plan in plans)
         )
         if not sound:
             raise AgreementError("the run manifest contradicts itself; ask the operator for another one")
@@ -138,6 +138,11 @@ class RunManifest:
                 f"the run manifest takes lines of more than {MAX_LINE} characters to say what it asks for; "
                 "the operator must ask for less"
             )
+
+    def _keeps_its_promise(self, plan: Plan) -> bool:
+        """Whether the promise is the plan's, and sums hold as many honest people as it counts on."""
+        enough = 1 <= plan.dp_honest <= self.least_group and plan.dp_participations > 0
+        return self.privacy == promised(plan) and (not plan.dp_epsilon or (enough and not self.unmasked))
 
     def allows(self, plan: Plan) -> bool:
         """Whether `plan` is the one of its phase, for as large a cohort or a larger one."""
@@ -241,8 +246,8 @@ def promised(plan: Plan) -> tuple[PrivacyParameter, ...]:
     if not plan.dp_epsilon:
         return ()
     return (
-        PrivacyParameter("delta", f"{plan.dp_delta:g}"),
-        PrivacyParameter("epsilon", f"{plan.dp_epsilon:g}"),
+        PrivacyParameter("delta", repr(plan.dp_delta)),
+        PrivacyParameter("epsilon", repr(plan.dp_epsilon)),
         PrivacyParameter("honest people's noise", str(plan.dp_honest)),
         PrivacyParameter("rounds a person", str(plan.dp_participations)),
     )

@@ -219,18 +219,24 @@ class UpdateLayout:
         counts |= _histogram(contribution)
         return self.quantiser.quantise(_clipped(contribution.update, self.clip), weight, counts, key)
 
-    def with_noise(self, vector: Ring, entropy: Entropy, honest: int) -> Ring:
-        """The vector with this device's part of the noise, drawn anew; as it is where sums are exact.
+    def draw_noise(self, entropy: Entropy, honest: int) -> Ring | None:
+        """A device's part of the noise, drawn anew: ring elements [words]; None where sums are exact.
 
         honest: how many honest people's noise the sum will hold. Where that is more than the plan counts on,
         each adds less, and together they add as much.
         """
         if self.noise is None:
-            return vector
+            return None
         spare = self.honest / max(honest, 1)
         sigma = self.noise.sigma if spare >= 1 else ceil(self.noise.sigma * sqrt(spare) * (1 + 1e-12))
-        drawn = discrete_gaussian(vector.size, sigma, entropy)
-        added: Ring = vector + drawn.astype(f"<i{self.ring // 8}").view(vector.dtype)  # modulo the ring
+        drawn = discrete_gaussian(self.words, sigma, entropy)
+        return drawn.astype(f"<i{self.ring // 8}").view(ring_type(self.ring))
+
+    def with_noise(self, vector: Ring, noise: Ring | None) -> Ring:
+        """The vector and the noise, modulo the ring."""
+        if noise is None:
+            return vector
+        added: Ring = vector + noise
         return added
 
     def _bounded(self, contribution: Contribution, noise: Noise, key: bytes) -> Ring:
@@ -248,8 +254,7 @@ class UpdateLayout:
         if not np.isfinite(values).all():
             raise QuantiserError("the update holds a NaN or an infinity")
         norm = float(np.linalg.norm(values))
-        if norm > noise.clip * _HAIR:
-            values *= noise.clip * _HAIR / norm
+        values *= min(1.0, noise.clip * _HAIR / max(norm, 1.0))  # computed in any case
         rounded = round_within(values, noise.clip, uniform_words(key, values.size))
         return rounded.astype(f"<i{self.ring // 8}").view(ring_type(self.ring))
 

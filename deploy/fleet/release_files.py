@@ -116,7 +116,8 @@ def _told(directory: Path, config: RunConfig, log: RoundLog, digest: str | None)
         "people": log.survivors,
         "train_loss": log.train_loss,
         "val_accuracy": log.val_accuracy,
-        "dp": None if figures is None else figures.to_dict(),
+        "dp": None if figures is None else figures.to_dict(),  # of this run alone
+        "begins_with": JournalReader(directory).fact("from"),  # whose own cost in privacy adds to that
     }
 
 

@@ -81,7 +81,9 @@ class SimulationSetup:
         """What must be said beside every figure of the run."""
         own = []
         if self.start is not None:
-            own.append(f"The shared factors began as those of {self.start.name}.")
+            adds = "; what that run cost its people in privacy adds to this one's"
+            noised = self.config.privacy.dp_epsilon > 0
+            own.append(f"The shared factors began as those of {self.start.name}{adds if noised else ''}.")
         privacy = self.config.privacy
         if privacy.secagg and self.policy.lowered:
             own.append(

@@ -17,7 +17,7 @@ from penchant.common.errors import DeviceError, LedgerError, PolicyRefusal
 
 RUN, OTHER = bytes(range(16)), bytes(16)
 BOX = SealedStorage(bytes(32))
-CHEAP = Cost(rho=0.25, most=1.0, times=100)
+CHEAP = Cost(rho=0.25, most=1.0, times=4)
 
 
 def spend(ledger: PrivacyLedger, run: bytes = RUN, number: int = 1, cost: Cost = CHEAP) -> None:
@@ -35,11 +35,14 @@ def test_a_worked_example(tmp_path: Path) -> None:
     for number in range(1, 5):
         spend(ledger, number=number)
     assert vault(tmp_path).privacy.spent() == Spent(1.0, 4, 0)
-    with pytest.raises(PolicyRefusal, match="max_epsilon"):
+    with pytest.raises(PolicyRefusal, match="as often as its plan says"):
         spend(ledger, number=5)
+    with pytest.raises(PolicyRefusal, match="max_epsilon"):
+        spend(ledger, OTHER)
     assert ledger.spent() == Spent(1.0, 4, 0)
-    assert ledger.ready(OTHER, 1.0)  # it is asked first what it wants
-    assert not ledger.ready(RUN, 1.0)
+    assert ledger.ready(OTHER, 1.0, 4)  # it is asked first what it wants
+    assert not ledger.ready(RUN, 1.0, 99)
+    assert not ledger.ready(RUN, 9.0, 4)
 
 
 def test_a_run_takes_no_more_vectors_than_its_plan_says(tmp_path: Path) -> None:
@@ -49,6 +52,14 @@ def test_a_run_takes_no_more_vectors_than_its_plan_says(tmp_path: Path) -> None:
     with pytest.raises(PolicyRefusal, match="2 attempts of the run"):
         ledger.check(RUN, twice)
     spend(ledger, OTHER, cost=twice)
+
+
+def test_a_run_is_begun_only_if_all_of_it_can_be_paid_for(tmp_path: Path) -> None:
+    ledger = vault(tmp_path).privacy
+    with pytest.raises(PolicyRefusal, match="with up to 5 rounds"):
+        spend(ledger, cost=Cost(0.25, 1.0, times=5))
+    spend(ledger, cost=Cost(0.25, 1.0, times=4))
+    spend(ledger, number=2, cost=Cost(0.25, 0.5, times=4))  # begun: what is left counts from here on
 
 
 def test_sums_without_noise_are_counted_and_have_no_bound(tmp_path: Path) -> None:
@@ -99,6 +110,34 @@ def test_a_backup_that_is_put_back_is_noticed(tmp_path: Path, kept: str) -> None
             (tmp_path / "home" / name).unlink()
             shutil.copy2(tmp_path / "backup" / name, tmp_path / "home" / name)
     refused(tmp_path, "set back")
+
+
+def test_a_backup_of_the_first_day_is_noticed(tmp_path: Path) -> None:
+    vault(tmp_path)
+    shutil.copytree(tmp_path / "home", tmp_path / "backup")
+    spend(vault(tmp_path).privacy)
+    shutil.rmtree(tmp_path / "home")
+    shutil.copytree(tmp_path / "backup", tmp_path / "home")
+    refused(tmp_path, "its anchor is a copy")
+
+
+def test_a_ledger_that_was_emptied_is_noticed(tmp_path: Path) -> None:
+    spend(vault(tmp_path).privacy)
+    with sqlite3.connect(tmp_path / "home/vault.db") as db:
+        db.execute("DELETE FROM spent")
+    (tmp_path / "home" / ANCHOR).unlink()
+    refused(tmp_path, "its anchor is gone")
+
+
+def test_after_a_loss_the_owner_goes_on_with_nothing_left(tmp_path: Path) -> None:
+    spend(vault(tmp_path).privacy)
+    (tmp_path / "home" / ANCHOR).unlink()
+    vault(tmp_path).privacy.give_up(1.0)
+    ledger = vault(tmp_path).privacy
+    assert ledger.spent().rho == 1.0
+    with pytest.raises(PolicyRefusal, match="max_epsilon"):
+        spend(ledger, OTHER)
+    spend(ledger, OTHER, cost=Cost(0.25, 2.0, 4))  # whose owner allows more
 
 
 def test_an_entry_that_the_database_lost_is_put_in_again(tmp_path: Path) -> None:

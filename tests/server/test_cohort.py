@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, RoundFailed, TooFewDevices
-from penchant.server.cohort import sample_cohort
+from penchant.server.cohort import next_cohort, sample_cohort
 from penchant.server.run import cohort_size
 
 fleets = st.sets(st.integers(0, 2**64 - 1), min_size=2, max_size=40)
@@ -108,3 +108,37 @@ def test_more_than_there_are_is_refused() -> None:
     config = RunConfig().changed({"federation.cohort": 11})
     with pytest.raises(ConfigError, match=r"federation\.cohort is 11 but there are 10 people; lower it"):
         cohort_size(config, 10)
+
+
+# --- in turn --------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 40))
+def test_nobody_has_a_second_turn_before_everybody_had_one(people: int, size: int, rounds: int) -> None:
+    """So of R rounds with n of N people, a person is in R n / N at most, rounded up."""
+    size, turns, after = min(size, people), Counter[int](), None
+    for number in range(1, rounds + 1):
+        cohort, after = next_cohort(range(people), size, seed=7, round=number, after=after)
+        assert len(set(cohort)) == size
+        turns.update(cohort)
+        counts = [turns[member] for member in range(people)]
+        assert max(counts) - min(counts) <= 1
+    assert max(turns.values()) <= -(-rounds * size // people)
+
+
+def test_who_comes_and_goes_costs_others_no_turn() -> None:
+    """Nine people leave, the last one of a round among them: those behind them come next all the same."""
+    after = None
+    turns = Counter[int]()
+    for number in range(1, 10):
+        cohort, after = next_cohort(range(100), 10, seed=7, round=number, after=after)
+        turns.update(cohort)
+    gone = {*list(turns)[:8], after}
+    there = [member for member in range(100) if member not in gone]
+    cohort, _ = next_cohort(there, 10, seed=7, round=10, after=after)
+    assert set(cohort) == set(range(100)) - set(turns)
+
+
+def test_too_few_are_refused_in_turn_as_well() -> None:
+    with pytest.raises(TooFewDevices, match="needs 3 devices"):
+        next_cohort([1, 2], 3, seed=0, round=1, after=None)

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 from support.fleet_scene import FleetScene, opened_scenes, shared_of
 
+from penchant.client.vault.privacy_ledger import Cost, Entry, charge
 from penchant.client.vault.vault import Vault
-from penchant.common.privacy.accounting import epsilon_of, rho_of
+from penchant.common.privacy.accounting import epsilon_of
 from penchant.common.secagg.transcript import threshold
 from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.wire.codec import decode
 from penchant.common.wire.messages import Abort, AbortCode, Announce
+from penchant.server.availability import Availability
 from penchant.server.journal_reader import JournalReader
 from penchant.server.privacy_figures import FACT, PrivacyFigures
+from penchant.server.round import play_round
 
 N = 9
 DP = {"privacy__dp_epsilon": 8.0, "privacy__max_colluders": 0, "federation__clip": 1.0}
@@ -40,12 +43,11 @@ def watch_vectors(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[Any]
     plain, noise = [], []
     with_noise = UpdateLayout.with_noise
 
-    def watched(self: UpdateLayout, vector: Any, *args: Any) -> Any:
-        noised = with_noise(self, vector, *args)
+    def watched(self: UpdateLayout, vector: Any, drawn: Any) -> Any:
         width = f"<i{self.ring // 8}"
         plain.append(vector.view(width).astype(np.int64))
-        noise.append((noised - vector).view(width).astype(np.int64))
-        return noised
+        noise.append(drawn.view(width).astype(np.int64))
+        return with_noise(self, vector, drawn)
 
     monkeypatch.setattr(UpdateLayout, "with_noise", watched)
     return plain, noise
@@ -153,9 +155,12 @@ def _encoded(announce: Announce) -> bytes:
     return encode(announce)
 
 
-def test_a_plan_above_the_owners_budget_is_refused_before_anything_is_sent(scenes: Scenes) -> None:
-    scene = scenes(policy={"max_epsilon": 2.0})
-    scene.config = scene.config.changed({"privacy.dp_participations": 1})
+@pytest.mark.parametrize("budget", [2.0, 7.9])
+def test_a_plan_above_the_owners_budget_is_refused_before_anything_is_sent(
+    scenes: Scenes, budget: float
+) -> None:
+    """The whole run counts, not its first round alone."""
+    scene = scenes(policy={"max_epsilon": budget})
     code, why = refusal(scene, scene.announce())
     assert code is AbortCode.POLICY
     assert "max_epsilon" in why
@@ -189,12 +194,17 @@ def test_a_sum_that_may_hold_nobody_elses_noise_is_refused(scenes: Scenes) -> No
 
 
 def test_a_budget_that_is_spent_keeps_the_device_out_and_the_round_goes_on(scenes: Scenes) -> None:
-    budget = epsilon_of(rho_of(8.0, 1e-5) / 3 * 1.5, 1e-5)  # one participation, and a half
-    scene = scenes()
-    scene.restart(0, policy=type(scene.policy)(**(vars(scene.policy) | {"max_epsilon": budget})))
-    run = scene.serve()
-    assert [log.survivors for log in run.journal.logs()] == [N, N - 1, N - 1]
-    assert Vault(scene.home(0)).privacy.spent().noised == 1
+    scene = scenes(policy={"max_epsilon": 8.0})
+    run, ledger = scene.run(), Vault(scene.home(0)).privacy
+    with scene.wire() as grid:
+        availability = Availability(run, grid)
+        play_round(run, grid, 1, availability.poll())
+        with ledger._transaction() as db:  # another run takes what was left
+            ledger.charge(db, Entry(bytes(16), 1, 1, charge(0.9)), Cost(0.9, 10.0, 1))
+        play_round(run, grid, 2, availability.poll())
+    assert [log.survivors for log in run.journal.logs()] == [N, N - 1]
+    assert ledger.spent().noised == 2
+    assert "a further round" in scene.reason(0)[2]
 
 
 def test_noise_drowns_nothing_where_many_take_part(scenes: Scenes) -> None:

@@ -1,4 +1,4 @@
-"""`penchant device serve`, `connect`, `runs`, `accept-run`, `pause`: taking part in rounds for the owner."""
+"""`penchant device serve`, `connect`, `runs`, `accept-run`, `spent`, `pause`: taking part for the owner."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from penchant.deploy.cli.device.options import (
     HomeOption,
     NodeOption,
     SocketOption,
+    make_sure,
     open_device,
     run_row,
 )
@@ -109,6 +110,18 @@ def accept_run(
     """Take part in a run, where policy.toml says runs = "each"."""
     accepted = open_device(home, passphrase).accept_run(run)
     say(f"this device takes part in run {accepted.hex()}")
+
+
+@command(app)
+def spent(
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation.")] = False,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+) -> None:
+    """Count the whole budget of privacy as spent, after its ledger was lost, copied or set back."""
+    make_sure(yes, "Count all of max_epsilon as spent, for good?")
+    open_device(home, passphrase).give_up_budget()
+    say("the whole budget counts as spent; a larger max_epsilon in policy.toml allows more")
 
 
 @command(app)
