@@ -60,6 +60,8 @@ BOUNDED = [  # key, smallest allowed, largest allowed
     ("privacy.min_honest", 1, 100_000),
     ("privacy.max_colluders", 0, 100_000),
     ("privacy.group_size", 3, 1000),
+    ("privacy.dp_participations", 0, 100_000),
+    ("privacy.dp_honest", 0, 100_000),
 ]
 
 
@@ -148,7 +150,11 @@ def configurations(draw: st.DrawFn) -> RunConfig:
             max_weight=draw(st.integers(1, 1 << 20)),
         ),
         privacy=PrivacyConfig(
-            secagg=draw(st.booleans()),
+            secagg=(secagg := draw(st.booleans())),
+            dp_epsilon=draw(st.floats(0, 100)) if secagg else 0.0,
+            dp_delta=draw(st.floats(1e-12, 0.01)),
+            dp_participations=draw(st.integers(0, 100_000)),
+            dp_honest=draw(st.integers(0, 100_000)),
             min_honest=draw(st.integers(1, 100_000)),
             max_colluders=draw(st.integers(0, 100_000)),
             group_size=draw(st.integers(3, 1000)),
@@ -252,7 +258,8 @@ def test_a_key_like_no_other_is_answered_with_the_keys_that_exist() -> None:
         RunConfig.from_toml("[privacy]\nxyzzy = 1")
     assert str(caught.value) == (
         'unknown configuration key "privacy.xyzzy"; '
-        "known here: group_size, max_colluders, min_honest, ring_bits, secagg"
+        "known here: dp_delta, dp_epsilon, dp_honest, dp_participations, group_size, max_colluders, min_honest, "
+        "ring_bits, secagg"
     )
 
 
@@ -495,3 +502,9 @@ def test_every_choice_is_a_literal_or_a_plain_type() -> None:
             plain = hint in (int, float, str, bool)
             listed = get_origin(hint) is tuple and get_args(hint)[0] in (int, str)
             assert plain or listed or all(isinstance(choice, str) for choice in get_args(hint)), name
+
+
+def test_noise_without_masks_is_refused() -> None:
+    assert "privacy.dp_epsilon needs privacy.secagg" in refused(
+        {"privacy.dp_epsilon": 8.0, "privacy.secagg": False}
+    )
