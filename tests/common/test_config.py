@@ -258,8 +258,8 @@ def test_a_key_like_no_other_is_answered_with_the_keys_that_exist() -> None:
         RunConfig.from_toml("[privacy]\nxyzzy = 1")
     assert str(caught.value) == (
         'unknown configuration key "privacy.xyzzy"; '
-        "known here: dp_delta, dp_epsilon, dp_honest, dp_participations, group_size, max_colluders, min_honest, "
-        "ring_bits, secagg"
+        "known here: dp_delta, dp_epsilon, dp_honest, dp_participations, group_size, max_colluders, "
+        "min_honest, ring_bits, secagg"
     )
 
 

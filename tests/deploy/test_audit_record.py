@@ -152,13 +152,17 @@ def canaries(monkeypatch: pytest.MonkeyPatch) -> Canaries:
     found = Canaries()
     stage, quantise, derived = Vault.stage, UpdateLayout.quantise, Agent._derived
 
-    def staged(self: Vault, run: bytes, round: int, attempt: int, vector: Any, *rest: Any) -> None:
+    def staged(
+        self: Vault, run: bytes, round: int, attempt: int, vector: Any, *rest: Any, **more: Any
+    ) -> None:
         found.numbers.append(("personal part", vector.copy()))
-        stage(self, run, round, attempt, vector, *rest)
+        stage(self, run, round, attempt, vector, *rest, **more)
 
     def quantised(self: UpdateLayout, contribution: Any, key: bytes) -> Any:
-        found.numbers.append(("update", contribution.update.copy()))
         vector = quantise(self, contribution, key)
+        if not contribution.weight:  # the zeros that are made in any case
+            return vector
+        found.numbers.append(("update", contribution.update.copy()))
         found.vectors.append(("unmasked vector", vector[: contribution.update.size].copy()))
         found.secrets.append(("unmasked vector", vector.tobytes()))  # whole: counters may stand elsewhere
         return vector
