@@ -501,6 +501,7 @@ def provoked(scene: FleetScene) -> Iterator[tuple[str, bytes]]:
         {"round": 0, "attempt": 0},
     ):
         yield "keys", encode(replace(honest, **changes))  # type: ignore[arg-type]
+    yield "keys", encode(scene.announce(run=RUN, base=bytes(32)))  # and signed for it
     for stage in (*STAGES, "status", "nowhere"):
         yield stage, b"noise"
         yield stage, encode(Abort(AbortCode.MALFORMED))
