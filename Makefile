@@ -58,7 +58,7 @@ demo: env        ## a federation of 101 people: .demo/run/result.json and report
 	@echo "report: $(OUT)/report.html"
 
 test: env        ## unit and integration tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal $(ARGS)
 
 test-system: env ## tests that need root and Debian packages, which it installs
 	tests/system/prepare
