@@ -204,8 +204,14 @@ def _sharing(result: RunResult) -> list[tuple[str, str]]:
 def _dp(dp: Mapping[str, Any] | None) -> str:
     if dp is None:
         return "off: sums are exact, and nothing limits what can be inferred from one"
-    told = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in dp.items() if name != "rho")
+    told = ", ".join(
+        f"{name.replace('_', ' ')} {_figure(value)}" for name, value in dp.items() if name != "rho"
+    )
     return f"{told}; what is released changes by no more if one person's choices are replaced by none"
+
+
+def _figure(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
 
 
 def _facts(result: RunResult) -> list[tuple[str, str]]:

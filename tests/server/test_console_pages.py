@@ -8,6 +8,7 @@ import json
 import sqlite3
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from penchant.common import wording
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConsoleError, JournalError, UsageError
 from penchant.common.foreign_files import ForeignDatabase
+from penchant.common.privacy.accounting import rho_of
 from penchant.common.settings import settings_of
 from penchant.deploy.console.releases import ReleasesOnThisMachine
 from penchant.server import releases
 from penchant.server.console import charts, events
 from penchant.server.journal import Journal
 from penchant.server.monitoring.run_history import Activity, JournalReader, RunLocation, summary_of
+from penchant.server.privacy_figures import FACT, PrivacyFigures
 
 
 @pytest.fixture
@@ -142,11 +145,24 @@ def test_privacy_names_what_a_sum_holds_and_that_there_is_no_budget(console: Con
     make_run(console.runs / "first", 3)
     said = text_of(console.browser("olga").get("/privacy").text)
     assert "layer.lora_A 2 × 4 updates of a shared tensor, added up" in said
-    assert "There is none: this version adds no noise for differential privacy" in said
+    assert "There is none: this run adds no noise for differential privacy" in said
     assert "33 10 680" in said  # people, numbers, choices
     make_run(console.runs / "open", 1, **{"privacy.secagg": False})
     loud = text_of(console.browser("olga").get(f"/privacy?run={console.id_of('open')}").text)
     assert "Secure aggregation is OFF" in loud
+
+
+def test_privacy_says_what_of_a_budget_is_spent(console: Console) -> None:
+    make_run(console.runs / "noised", 3)
+    figures = PrivacyFigures(8.0, 1e-5, 1.1, 6, 21, rho_of(8.0, 1e-5) / 6, 0.5)
+    with closing(Journal(console.runs / "noised")) as journal:
+        journal.note(FACT, figures.encode())
+    said = text_of(console.browser("olga").get("/privacy").text)
+    assert "of 8 for a person, δ 1e-05" in said
+    assert f"{figures.spent(3):.3f}" in said
+    assert "changes by no more than ε = 8, δ = 1e-05" in said
+    assert "the noise of 21 honest people" in said
+    assert "of 8 for a person" in text_of(console.browser("olga").get("/").text)
 
 
 def test_devices_are_searched_sorted_and_turned_over(console: Console) -> None:
