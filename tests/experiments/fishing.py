@@ -54,17 +54,20 @@ PLANS: dict[str, dict[str, Any]] = {
         "training.lr_shared": 1.0,
         "training.lr_head": 1.0,
     },
-    "today's bounds: one step of AdamW, gradients far below its epsilon": SHAPED
+} | {
+    f"today's bounds: one step of AdamW, a head of norm {norm:g}": SHAPED
     | {
         "adapter.rank": 16,
         "adapter.alpha": 16.0,
         "training.optimizer": "adamw",
         "training.lr_shared": 0.1,
         "training.lr_head": 0.1,
-    },
+    }
+    for norm in (1e-9, 1e-8, 1e-7, 1e-6, 1.0)
 }
+# A step of AdamW is proportional to the gradient while that is far below its epsilon of 1e-8, which a small
+# head sees to; and it is the gradient's sign where that is far above.
 CANDIDATES = 286
-TINY = 1e-9  # beside AdamW's epsilon of 1e-8: its first step is then proportional to the gradient
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def shape(cache: ModelCache, config: RunConfig, name: str, seed: int) -> Shaped:
         return Shaped(planned, shared, start)
     draw = np.random.default_rng(seed)
     tensors, own = planned.split.shared.named(shared), planned.split.personal.named(start)
-    scale = TINY if plan.training.optimizer == "adamw" else 1.0
+    scale = float(name.rpartition(" ")[2]) if plan.training.optimizer == "adamw" else 1.0
     head = draw.normal(size=tensors[HEAD].shape)
     tensors[HEAD] = (head / np.linalg.norm(head) * scale).astype(np.float32)
     for key, tensor in own.items():  # B: every row of A then sees the whole gradient
