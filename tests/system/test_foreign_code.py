@@ -157,8 +157,8 @@ def server(device: DeviceOfTwoUsers) -> Iterator[Server]:
     settings = ServerSettings(
         addresses=(LOOPBACK,), listen=LOOPBACK, port=free_port(), superlink_port=free_port()
     )
-    place, authority_store = device.place / "server", AuthorityStore.init(device.place / "authority")
-    public = (device.place / "authority" / "authority.pub").read_bytes()
+    place, authority_store = device.place / "server", AuthorityStore.init(device.place / "operator")
+    public = (device.place / "operator" / "authority.pub").read_bytes()
     server_directory = ServerDirectory.create(place, settings, public, authority_store.latest())
     tls, port = server_directory.tls, settings.superlink_port
     surroundings = environment(server_directory.flower)
