@@ -198,8 +198,8 @@ def stop_and_resume(page: Page, fleet: LiveFleet) -> None:
     """The first round arrives by itself; stopped in the second, which is run again after resuming."""
     page.evaluate("window.same = true")
     expect(page.locator(".pill").first).to_have_text("running")
-    finished = page.locator("#rounds ~ div td", has_text=re.compile("^finished$"))
-    expect(finished).to_have_count(1, timeout=SECONDS)
+    final = page.locator("#rounds ~ div td", has_text=re.compile("^final$"))
+    expect(final).to_have_count(1, timeout=SECONDS)
     expect(page.locator("p.status")).to_contain_text(f"Round 2 of {LAST}", timeout=SECONDS)
     expect(page.locator(".stages li.now")).to_have_count(1, timeout=SECONDS)
     assert page.evaluate("window.same") is True
