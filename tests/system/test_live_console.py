@@ -222,9 +222,11 @@ def stop_and_resume(page: Page, fleet: LiveFleet) -> None:
 
 
 def words_said(fleet: LiveFleet) -> list[str]:
-    """What is in the log of the run, without when and by which Flower run."""
+    """What is in the log of the run, without when and by which Flower run, and but for its waiting for the
+    authority's signature, which may have been there before."""
     log = (fleet.deployment.run / "server.log").read_text(encoding="utf-8")
-    return [line.split(maxsplit=4)[-1] for line in log.splitlines()]
+    words = [line.split(maxsplit=4)[-1] for line in log.splitlines()]
+    return [word for word in words if not word.startswith("waits for the authority")]
 
 
 def look_at_devices(page: Page) -> None:
