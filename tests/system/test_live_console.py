@@ -34,7 +34,7 @@ PORT = 8900
 SECONDS = 180_000
 SETTINGS = {
     "federation.rounds": LAST - 1,
-    "federation.deadline_seconds": 60.0,
+    "federation.deadline_seconds": 240.0,  # the first exchange loads the base model, on every device
     "federation.patience_seconds": 60.0,
     "federation.attempts": 5,
 }
