@@ -19,7 +19,7 @@ from penchant.common.membership.manifest import RunManifest, SignedManifest, day
 from penchant.common.wire.codec import decode, decode_record
 from penchant.common.wire.messages import Announce, Kind, Roster, Survivors
 
-__all__ = ["Entered", "admit", "check_roster", "check_survivors"]
+__all__ = ["Entered", "admit", "check_roster", "check_survivors", "least_group"]
 
 Entered = Callable[[sqlite3.Connection], None]
 """Counts an attempt inside the transaction that burns it, or refuses it."""
@@ -112,7 +112,12 @@ def check_survivors(announce: Announce, payload: bytes) -> None:
     _refuse_few(announce, found)
 
 
+def least_group(announce: Announce) -> int:
+    """The fewest people in a sum, by the run's manifest. announce: one that `admit` has checked."""
+    return decode_record(announce.manifest, SignedManifest).manifest.least_group
+
+
 def _refuse_few(announce: Announce, found: int) -> None:
-    least = decode_record(announce.manifest, SignedManifest).manifest.least_group
+    least = least_group(announce)
     if found < least:
         raise AgreementError(f"a sum over {found} people, and the run manifest asks for at least {least}")

@@ -5,15 +5,14 @@ Nothing here depends on anybody's choices, so a refusal for want of budget tells
 
 from __future__ import annotations
 
+from penchant.client.agent.accepted_runs import least_group
 from penchant.client.agent.policy import MOST_COUNTED, OwnerPolicy
 from penchant.client.vault.privacy_ledger import Cost
 from penchant.common.config import Plan
 from penchant.common.errors import PolicyRefusal
-from penchant.common.membership.manifest import SignedManifest
 from penchant.common.privacy.accounting import EPSILON_LEAST, rho_of
 from penchant.common.secagg.transcript import threshold
 from penchant.common.secagg.update_vector import UpdateLayout
-from penchant.common.wire.codec import decode_record
 from penchant.common.wire.messages import Announce, Kind
 
 __all__ = ["budget_of", "cost_of", "honest_in"]
@@ -35,7 +34,7 @@ def cost_of(announce: Announce, plan: Plan, layout: UpdateLayout, policy: OwnerP
     most = budget_of(policy)
     if layout.noise is None:
         return Cost(None, most, MOST_COUNTED)
-    least = decode_record(announce.manifest, SignedManifest).manifest.least_group
+    least = least_group(announce)
     sure = least - policy.max_colluders if announce.kind is Kind.SECAGG else 1
     honest = min(sure, plan.dp_honest)
     if honest < 1:
@@ -49,5 +48,5 @@ def cost_of(announce: Announce, plan: Plan, layout: UpdateLayout, policy: OwnerP
 def honest_in(announce: Announce, plan: Plan, people: int) -> int:
     """How many honest people's noise a sum over a roster of `people` holds, if the least group holds as many
     as the plan says: the threshold of that roster are in the sum. announce: as for `cost_of`."""
-    least = decode_record(announce.manifest, SignedManifest).manifest.least_group
+    least = least_group(announce)
     return plan.dp_honest + max(threshold(people) - least, 0)

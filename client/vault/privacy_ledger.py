@@ -28,7 +28,7 @@ from penchant.common.errors import CodecError, DeviceError, LedgerError, PolicyR
 from penchant.common.storage import sync_directory
 from penchant.common.wire.codec import U16, U32, U64, AtMost, Exactly, decode_record, encode_record
 
-__all__ = ["ANCHOR", "SCHEMA", "Cost", "Entry", "LedgerAnchor", "PrivacyLedger", "Spent", "charge"]
+__all__ = ["ANCHOR", "SCHEMA", "Cost", "Entry", "LedgerAnchor", "PrivacyLedger", "Spent"]
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS spent (
@@ -40,10 +40,7 @@ ANCHOR: Final = "ledger.anchor"
 _START: Final = bytes(32)
 _LABEL: Final = b"penchant privacy ledger\0"  # without the protocol's version, which a file outlives
 _EXACT: Final = ""
-_NONE: Final = 0  # entries, when the ledger begins
-_GET_GENERATION: Final = (
-    0x80087601  # FS_IOC_GETVERSION of Linux, for the 64-bit systems that it is the same on
-)
+_GET_GENERATION: Final = 0x80087601  # FS_IOC_GETVERSION of Linux, where words have 64 bits
 
 
 @dataclass(frozen=True)
@@ -79,6 +76,11 @@ class Entry:
     round: U32
     attempt: U16
     rho: Annotated[str, AtMost(32)]
+
+    @classmethod
+    def of(cls, run: bytes, round: int, attempt: int, rho: float | None) -> Entry:
+        """The entry of a vector with this cost; None for a sum without noise."""
+        return cls(run, round, attempt, _EXACT if rho is None else repr(float(rho)))
 
     @property
     def cost(self) -> float:
@@ -176,19 +178,13 @@ class PrivacyLedger:
         if self._anchor is None or db.execute("SELECT 1 FROM ledger_begun").fetchone():
             return
         if not self._anchor.exists():
-            self._anchor.write(_NONE, _START, Entry(bytes(16), 0, 0, _EXACT))
+            self._anchor.write(0, _START, Entry.of(bytes(16), 0, 0, None))
         db.execute("INSERT INTO ledger_begun (one) VALUES (1)")
 
     def spent(self) -> Spent:
         """What has left so far, over all runs and fleets. LedgerError when the ledger was set back."""
         with self._transaction() as db:
             return _total(_entries(db, self._anchor))
-
-    def by_run(self) -> dict[bytes, Spent]:
-        """The same for each run."""
-        with self._transaction() as db:
-            entries = _entries(db, self._anchor)
-        return {run: _total([e for e in entries if e.run == run]) for run in {e.run: None for e in entries}}
 
     def check(self, run: bytes, cost: Cost) -> None:
         """PolicyRefusal when a further vector of `run` is more than the owner allows, LedgerError when the
@@ -207,27 +203,26 @@ class PrivacyLedger:
         return not before or (len(before) < times and _total(entries).rho + before[-1] <= most)
 
     def give_up(self, most: float) -> None:
-        """Go on after a loss, as the owner decides: what is there stands, and no less than `most` counts as
-        spent. Whatever the anchor says, the ledger has a new one from here."""
+        """Go on after a loss, as the owner decides: what can be read stands, and `most` or more counts as spent.
+        Whatever the anchor says, the ledger has a new one from here."""
         with self._transaction() as db:
-            entries = _rows(db)
-            entry = Entry(bytes(16), 0, 0, charge(max(most - _total(entries).rho, 0.0)))
-            if self._anchor is not None:
-                self._anchor.write(len(entries) + 1, _head([*entries, entry]), entry)
-            _insert(db, len(entries) + 1, entry)
+            try:
+                entries = _rows(db)
+            except LedgerError:  # what was changed says nothing any more
+                db.execute("DELETE FROM spent")
+                entries = []
+            self._append(db, entries, Entry.of(bytes(16), 0, 0, max(most - _total(entries).rho, 0.0)))
 
     def charge(self, db: sqlite3.Connection, entry: Entry, cost: Cost) -> None:
         """Write an entry inside the transaction that keeps what the round made; raises as `check` does."""
         entries = _entries(db, self._anchor)
         _check(entries, entry.run, cost)
+        self._append(db, entries, entry)
+
+    def _append(self, db: sqlite3.Connection, entries: list[Entry], entry: Entry) -> None:
         if self._anchor is not None:  # first: a crash in between costs the owner, and tells nobody anything
             self._anchor.write(len(entries) + 1, _head([*entries, entry]), entry)
         _insert(db, len(entries) + 1, entry)
-
-
-def charge(cost: float | None) -> str:
-    """The text of a cost in an entry."""
-    return _EXACT if cost is None else repr(float(cost))
 
 
 def _check(entries: list[Entry], run: bytes, cost: Cost) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penchant.client.vault.privacy_ledger import ANCHOR, Cost, Entry, PrivacyLedger, Spent, charge
+from penchant.client.vault.privacy_ledger import ANCHOR, Cost, Entry, PrivacyLedger, Spent
 from penchant.client.vault.sealing import SealedStorage
 from penchant.client.vault.vault import Vault
 from penchant.common.errors import DeviceError, LedgerError, PolicyRefusal
@@ -22,7 +22,7 @@ CHEAP = Cost(rho=0.25, most=1.0, times=4)
 
 def spend(ledger: PrivacyLedger, run: bytes = RUN, number: int = 1, cost: Cost = CHEAP) -> None:
     with ledger._transaction() as db:
-        ledger.charge(db, Entry(run, number, 1, charge(cost.rho)), cost)
+        ledger.charge(db, Entry.of(run, number, 1, cost.rho), cost)
 
 
 def vault(place: Path) -> Vault:
@@ -67,7 +67,7 @@ def test_sums_without_noise_are_counted_and_have_no_bound(tmp_path: Path) -> Non
     spend(ledger, cost=Cost(None, 0.0, 5))
     assert ledger.spent() == Spent(0.0, 0, 1)
     spend(ledger, OTHER)
-    assert ledger.by_run() == {RUN: Spent(0.0, 0, 1), OTHER: Spent(0.25, 1, 0)}
+    assert ledger.spent() == Spent(0.25, 1, 1)
 
 
 @settings(max_examples=25, deadline=None)
@@ -140,6 +140,15 @@ def test_after_a_loss_the_owner_goes_on_with_nothing_left(tmp_path: Path) -> Non
     spend(ledger, OTHER, cost=Cost(0.25, 2.0, 4))  # whose owner allows more
 
 
+def test_the_owner_goes_on_after_an_entry_was_changed_as_well(tmp_path: Path) -> None:
+    spend(vault(tmp_path).privacy)
+    with sqlite3.connect(tmp_path / "home/vault.db") as db:
+        db.execute("UPDATE spent SET rho = 'many'")
+    refused(tmp_path, "an entry was changed")
+    vault(tmp_path).privacy.give_up(1.0)
+    assert vault(tmp_path).privacy.spent() == Spent(1.0, 1, 0)
+
+
 def test_an_entry_that_the_database_lost_is_put_in_again(tmp_path: Path) -> None:
     spend(vault(tmp_path).privacy)
     shutil.copy2(tmp_path / "home/vault.db", tmp_path / "before")
@@ -196,7 +205,7 @@ def test_a_crash_between_anchor_and_database_costs_the_owner(tmp_path: Path) -> 
 
     def died() -> None:
         with ledger._transaction() as db:
-            ledger.charge(db, Entry(RUN, 2, 1, charge(0.25)), CHEAP)
+            ledger.charge(db, Entry.of(RUN, 2, 1, 0.25), CHEAP)
             raise Crash
 
     with pytest.raises(Crash):
