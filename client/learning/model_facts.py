@@ -19,7 +19,7 @@ from penchant.common.config import AdapterConfig, ModelConfig, Plan
 from penchant.common.errors import DeviceError
 from penchant.common.model.signature import ModelSignature
 
-__all__ = ["ModelFacts"]
+__all__ = ["LOAD_SECONDS", "Facts", "ModelFacts", "facts_from", "facts_of"]
 
 KEPT = 8
 """Models of which the facts are kept: a signed run has three at most, one a phase."""
@@ -29,7 +29,7 @@ NAME = "penchant model facts"
 
 
 @dataclass(frozen=True)
-class _Facts:
+class Facts:
     """What a plan's phase does not change of a loaded model."""
 
     signature: ModelSignature
@@ -41,8 +41,13 @@ class ModelFacts:
     before the facts are returned, so that the training can load it into the memory that is free again."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[ModelConfig, AdapterConfig], _Facts] = OrderedDict()
+        self._known: OrderedDict[tuple[ModelConfig, AdapterConfig], Facts] = OrderedDict()
         self._lock = threading.Lock()
+
+    def keep(self, plan: Plan, facts: Facts) -> None:
+        """Keep what somebody else has found of the model that `plan` asks for."""
+        with self._lock:
+            self._known[plan.model, plan.adapter] = facts
 
     def of(self, plan: Plan) -> LoadedModel:
         """The facts of the model that `plan` asks for.
@@ -61,17 +66,23 @@ class ModelFacts:
         return LoadedModel(facts.signature.digest, facts.signature.split(plan), facts.norms)
 
 
-def _told(plan: Plan) -> _Facts:
+def _told(plan: Plan) -> Facts:
     child = Child(_tell, plan, name=NAME)
+    try:
+        return facts_from(child)
+    finally:
+        child.close()
+
+
+def facts_from(child: Child) -> Facts:
+    """The facts that a process tells of the model that it loads. Raises as `ModelFacts.of`."""
     try:
         if not child.ready(LOAD_SECONDS):
             raise DeviceError(f"the base model was not loaded within {LOAD_SECONDS:g} s")
-        facts: _Facts = child.reply()
+        facts: Facts = child.reply()
         return facts
     except (EOFError, OSError):
         raise DeviceError("the process that loads the base model was ended; has memory run out?") from None
-    finally:
-        child.close()
 
 
 # --- in the process -----------------------------------------------------------------------------------
@@ -80,9 +91,10 @@ def _told(plan: Plan) -> _Facts:
 def _tell(connection: Connection, plan: Plan) -> None:
     yield_memory(GOES_SECOND)
     end_with_parent()
-    answer(connection, lambda: _loaded(plan))
+    answer(connection, lambda: facts_of(ModelCache(), plan))
 
 
-def _loaded(plan: Plan) -> _Facts:
-    planned = ModelCache().of(plan)
-    return _Facts(planned.model_signature, planned.model.weight_norms)
+def facts_of(models: ModelCache, plan: Plan) -> Facts:
+    """The facts of a model, loaded if need be."""
+    planned = models.of(plan)
+    return Facts(planned.model_signature, planned.model.weight_norms)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from penchant.client.learning.child_process import Child, answer, end_with_parent, yield_memory
 from penchant.client.learning.model_cache import ModelCache
-from penchant.client.learning.model_facts import LOAD_SECONDS, ModelFacts
+from penchant.client.learning.model_facts import LOAD_SECONDS, Facts, ModelFacts, facts_from, facts_of
 from penchant.client.learning.trainer import Outcome
 from penchant.client.learning.workplace import InThisProcess, Job, LoadedModel
 from penchant.common.config import Plan
@@ -37,7 +37,8 @@ class TrainingProcess:
     """A `Workplace` in a process of its own, started by the first job and by the next one after it was ended.
 
     A job's time holds all of that: the start, the loading of the model, the training. The first model that is
-    ever asked for is loaded beforehand: no job can have been then, so waiting for it says nothing of any.
+    ever asked for is loaded here beforehand, and its facts come from here: no job can have been then, so
+    waiting for it says nothing of any.
 
     Args:
         memory_mb: how much memory a job may take beyond the loaded model, in MB. Linux enforces it; elsewhere
@@ -57,12 +58,12 @@ class TrainingProcess:
         self._warmed = False  # whether a model was ever asked for
 
     def load(self, plan: Plan) -> LoadedModel:
-        """As `Workplace.load`, from a process that has nothing to do with any job (`ModelFacts`)."""
-        loaded = self._facts.of(plan)
+        """As `Workplace.load`, but for the first model from a process that has nothing to do with any job
+        (`ModelFacts`)."""
         if not self._warmed:
             self._warmed = True
-            self._warm(plan)
-        return loaded
+            self._facts.keep(plan, self._warm(plan))
+        return self._facts.of(plan)
 
     def work(self, job: Job, seconds: float | None) -> Outcome:
         """As `Workplace.work`."""
@@ -96,20 +97,16 @@ class TrainingProcess:
         if worker is not None:
             worker.close()
 
-    def _warm(self, plan: Plan) -> None:
-        """Have the process and its model there before the first job. Where that fails, the job says why."""
+    def _warm(self, plan: Plan) -> Facts:
+        """Have the process and its model there before the first job; -> what it knows of the model."""
         with self._turn:
+            worker = self._running()
             try:
-                worker = self._running()
                 worker.tell(("load", plan))
-                if worker.ready(LOAD_SECONDS):
-                    worker.reply()
-                else:
-                    self.close()
-            except (EOFError, OSError):
+                return facts_from(worker)
+            except DeviceError:
                 self.close()
-            except PenchantError:
-                return
+                raise
 
     def _loaded(self, plan: Plan, number: int, time_left: _TimeLeft) -> Child:
         """The process, with the model of `plan` in it."""
@@ -190,22 +187,23 @@ def _serve(connection: Connection, memory_mb: int) -> None:
         os.nice(NICENESS)
     yield_memory(GOES_FIRST)
     end_with_parent()
-    place = InThisProcess(ModelCache())
+    models = ModelCache()
+    place = InThisProcess(models)
     while True:
         try:
             kind, subject = connection.recv()
         except (EOFError, OSError, KeyboardInterrupt):
             return
         if kind == "load":
-            answer(connection, partial(_load, place, subject))
+            answer(connection, partial(_load, models, subject))
         else:
             answer(connection, partial(_work, place, subject, memory_mb))
         del subject  # the choices of a job that is done are not kept
 
 
-def _load(place: InThisProcess, plan: Plan) -> None:
+def _load(models: ModelCache, plan: Plan) -> Facts:
     _bound_memory(None)
-    place.load(plan)
+    return facts_of(models, plan)
 
 
 def _work(place: InThisProcess, job: Job, memory_mb: int) -> Outcome:

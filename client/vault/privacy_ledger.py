@@ -203,8 +203,8 @@ class PrivacyLedger:
         return not before or (len(before) < times and _total(entries).rho + before[-1] <= most)
 
     def give_up(self, most: float) -> None:
-        """Go on after a loss, as the owner decides: what can be read stands, and `most` or more counts as spent.
-        Whatever the anchor says, the ledger has a new one from here."""
+        """Go on after a loss, as the owner decides: what can be read stands, and `most` or more counts as
+        spent. Whatever the anchor says, the ledger has a new one from here."""
         with self._transaction() as db:
             try:
                 entries = _rows(db)

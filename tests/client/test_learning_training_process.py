@@ -34,8 +34,10 @@ def plan(tiny_model: Callable[[str], Path]) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def process() -> Iterator[TrainingProcess]:
+def process(plan: Plan) -> Iterator[TrainingProcess]:
+    """Its first model is loaded, whichever test comes first."""
     made = TrainingProcess(memory_mb=512)
+    made.load(plan)
     yield made
     made.close()
 
