@@ -21,6 +21,7 @@ from penchant.common.foreign_files import ForeignDatabase, foreign_database, par
 from penchant.common.printable import is_printable, one_line
 from penchant.server.journal import Journal, RoundLog, RoundRow, decode_checkpoint
 from penchant.server.optimizers import ServerState
+from penchant.server.privacy_figures import FACT, PrivacyFigures
 
 __all__ = [
     "Attempt",
@@ -106,6 +107,7 @@ class JournalContents:
     devices: Sequence[DeviceRecord] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     sums: Sequence[OpenedSums] = ()
+    privacy: PrivacyFigures | None = None
 
 
 class JournalReader:
@@ -168,6 +170,10 @@ class JournalReader:
     def fact(self, key: str) -> str | None:
         """A fact about the run, or None."""
         return self.contents().facts.get(key)
+
+    def privacy(self) -> PrivacyFigures | None:
+        """What the run's noise amounts to; None without noise."""
+        return self.contents().privacy
 
     def load(self, round: int | None = None) -> tuple[int, ServerState] | None:
         """(round, shared state) of the last finished round, or of this one, checked against the digest in
@@ -259,6 +265,7 @@ def _read(path: Path) -> JournalContents:
                 devices=[values.device(row) for row in _rows(db, "devices", "*", order="member")],
                 facts=facts,
                 sums=_sums(values, facts),
+                privacy=PrivacyFigures.read(facts.get(FACT)),
             )
     except FileNotFoundError:
         return JournalContents()

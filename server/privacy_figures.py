@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Self
 
 from penchant.common.config import Plan
-from penchant.common.errors import JournalError
-from penchant.common.privacy.accounting import epsilon_of
-from penchant.common.secagg.update_vector import UpdateLayout
+from penchant.common.errors import JournalError, PrivacyError
+from penchant.common.privacy.accounting import check_target, epsilon_of
+from penchant.common.privacy.noise import Noise
 
 __all__ = ["FACT", "PrivacyFigures"]
 
@@ -43,18 +43,18 @@ class PrivacyFigures:
     noise_norm: float
 
     @classmethod
-    def of(cls, plan: Plan, layout: UpdateLayout) -> Self | None:
-        """Those of a plan; None where sums are exact."""
-        if layout.noise is None:
+    def of(cls, plan: Plan, noise: Noise | None) -> Self | None:
+        """Those of a plan and of the noise that it has devices add; None where sums are exact."""
+        if noise is None:
             return None
         return cls(
             epsilon=plan.dp_epsilon,
             delta=plan.dp_delta,
-            noise_multiplier=layout.noise.multiplier(plan.dp_honest),
+            noise_multiplier=noise.multiplier(plan.dp_honest),
             participations=plan.dp_participations,
             honest=plan.dp_honest,
-            rho=layout.noise.rho(plan.dp_honest),
-            noise_norm=layout.noise.sigma * math.sqrt(layout.noise.size / plan.cohort) / layout.noise.clip,
+            rho=noise.rho(plan.dp_honest),
+            noise_norm=noise.sigma * math.sqrt(noise.size / plan.cohort) / noise.clip,
         )
 
     def to_dict(self) -> dict[str, float | int]:
@@ -74,7 +74,8 @@ class PrivacyFigures:
             found = json.loads(text)
             values = {f.name: found[f.name] for f in fields(cls)}
             sound = all(type(v) in (int, float) and math.isfinite(v) and v > 0 for v in values.values())
-        except (ValueError, TypeError, KeyError, RecursionError):
+            check_target(values["epsilon"], values["delta"])
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError, PrivacyError):
             sound = False
         if not sound:
             raise JournalError("the journal's figures of differential privacy can't be read")

@@ -301,7 +301,7 @@ def _conclude(task: RoundPlan, attempt: int, opened: Opened) -> RoundLog:
 def _note_sums(run: ServerRun, task: RoundPlan) -> None:
     """Note what the sums of this phase are made of and how private they are, for whoever asks what the server
     sees."""
-    figures = PrivacyFigures.of(task.plan, task.layout)
+    figures = PrivacyFigures.of(task.plan, task.layout.noise)
     if figures is not None and run.journal.fact(PRIVACY) is None:
         run.journal.note(PRIVACY, figures.encode())
     key = f"sums {task.plan.phase}"

@@ -26,7 +26,6 @@ from penchant.server.monitoring.run_history import (
     Stage,
     summary_of,
 )
-from penchant.server.privacy_figures import FACT, PrivacyFigures
 
 __all__ = ["run_facts", "show_run"]
 
@@ -94,7 +93,7 @@ def _figures(run: RunSummary) -> Table:
 
 
 def _privacy(run: RunSummary) -> str:
-    figures = PrivacyFigures.read(JournalReader(run.location.directory).fact(FACT))
+    figures = JournalReader(run.location.directory).privacy()
     return "no noise: sums are exact" if figures is None else figures.words(len(run.attempts))
 
 

@@ -27,7 +27,6 @@ from penchant.deploy import run_directory
 from penchant.deploy.error_report import ErrorReport
 from penchant.server.journal import RoundLog
 from penchant.server.journal_reader import JournalReader
-from penchant.server.privacy_figures import FACT, PrivacyFigures
 
 __all__ = ["export_round", "write_release"]
 
@@ -106,7 +105,8 @@ def _described(directory: Path, plan: Plan) -> ModelDescription:
 
 
 def _told(directory: Path, config: RunConfig, log: RoundLog, digest: str | None) -> dict[str, Any]:
-    figures = PrivacyFigures.read(JournalReader(directory).fact(FACT))
+    journal = JournalReader(directory)
+    figures = journal.privacy()
     return {
         "run": directory.absolute().name,
         "round": log.round,
@@ -117,7 +117,7 @@ def _told(directory: Path, config: RunConfig, log: RoundLog, digest: str | None)
         "train_loss": log.train_loss,
         "val_accuracy": log.val_accuracy,
         "dp": None if figures is None else figures.to_dict(),  # of this run alone
-        "begins_with": JournalReader(directory).fact("from"),  # whose own cost in privacy adds to that
+        "begins_with": journal.fact("from"),  # whose own cost in privacy adds to that
     }
 
 

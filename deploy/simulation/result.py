@@ -16,7 +16,6 @@ import numpy as np
 
 from penchant.common.config import config_digest
 from penchant.common.errors import RunDirectoryError
-from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.wording import percent, plain
 from penchant.deploy import run_directory
 from penchant.deploy.json_tables import from_table, plain_value
@@ -24,7 +23,6 @@ from penchant.deploy.simulation.devices import Score
 from penchant.deploy.simulation.newcomers import ColdStart
 from penchant.deploy.simulation.world import SimulationSetup
 from penchant.server.journal import Journal, RoundLog
-from penchant.server.privacy_figures import PrivacyFigures
 
 __all__ = ["ClientScore", "ColdStart", "RoundSummary", "RunResult", "SharedTensor", "result_of"]
 
@@ -234,9 +232,8 @@ def result_of(
 ) -> RunResult:
     """The result of a run whose rounds are finished, and what the report shows beside it."""
     config = world.config
-    plan = config.plan("main", world.cohort)
-    planned = world.model_cache.of(plan)
-    figures = PrivacyFigures.of(plan, UpdateLayout.of(plan, planned.split))
+    planned = world.model_cache.of(config.plan("main", world.cohort))
+    figures = world.privacy_figures()
     return RunResult(
         dataset=world.federation.name,
         base_model=config.model.base_model,

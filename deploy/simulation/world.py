@@ -77,6 +77,11 @@ class SimulationSetup:
             phases.append("main")
         return (*phases, "close")
 
+    def privacy_figures(self) -> PrivacyFigures | None:
+        """What the noise of the run's usual rounds amounts to; None without noise."""
+        plan = self.config.plan("main", self.cohort)
+        return PrivacyFigures.of(plan, UpdateLayout.of(plan, self.model_cache.of(plan).split).noise)
+
     def caveats(self) -> tuple[str, ...]:
         """What must be said beside every figure of the run."""
         own = []
@@ -94,8 +99,7 @@ class SimulationSetup:
             )
         if not privacy.secagg:
             own.append("Secure aggregation was off: the server saw every single update.")
-        plan = self.config.plan("main", self.cohort)
-        figures = PrivacyFigures.of(plan, UpdateLayout.of(plan, self.model_cache.of(plan).split))
+        figures = self.privacy_figures()
         if figures is not None and figures.caveat:
             own.append(figures.caveat)
         return (*self.federation.caveats, *own)

@@ -56,6 +56,7 @@ class Shadow:
         for folder, copy in zip(deployment.homes, self._homes, strict=True):
             Device(folder).agent()  # makes the device's secret, if there is none yet
             shutil.copytree(folder, copy)
+            Device(copy).vault.privacy.give_up(0.0)  # a copied ledger is noticed; this one is meant to be
 
     def play(
         self,

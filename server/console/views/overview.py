@@ -16,7 +16,6 @@ from penchant.server.console.views.devices import tells_of
 from penchant.server.console.views.run import stages_of
 from penchant.server.monitoring import alerts
 from penchant.server.monitoring.run_history import JournalReader, RunLocation, RunSummary
-from penchant.server.privacy_figures import FACT, PrivacyFigures
 
 __all__ = ["live_overview", "overview"]
 _DULL = {("log in", "done"), ("log out", "done")}
@@ -51,7 +50,7 @@ def overview_facts(request: ConsoleRequest) -> dict[str, Any]:
         "main": main,
         "notices": notices,
         "devices": ledger.count_devices() if ledger else 0,
-        "dp": PrivacyFigures.read(ledger.fact(FACT)) if ledger else None,
+        "dp": ledger.privacy() if ledger else None,
         "stages": stages_of(main) if main else [],
         "accuracy_chart": accuracy_chart(main) if main and main.logs else None,
         "loss_chart": loss_chart(main) if main and main.logs else None,

@@ -11,7 +11,6 @@ from penchant.server.console.requests import ConsoleRequest
 from penchant.server.console.views.common import COUNTERS, chosen
 from penchant.server.console.views.run import ROUNDS_SHOWN
 from penchant.server.monitoring.run_history import JournalReader
-from penchant.server.privacy_figures import FACT, PrivacyFigures
 
 __all__ = ["privacy"]
 
@@ -21,7 +20,8 @@ def privacy(request: ConsoleRequest) -> Response:
     found, run = chosen(request)
     if run is None:
         return request.render("privacy.html.j2", runs=found, run=None)
-    sums = JournalReader(run.location.directory).sums()
+    journal = JournalReader(run.location.directory)
+    sums = journal.sums()
     shown = list(reversed(run.logs))
     every = request.asked("rounds") == "all"
     smallest = min((log.survivors for log in run.logs), default=None)
@@ -34,7 +34,7 @@ def privacy(request: ConsoleRequest) -> Response:
         rows=shown if every else shown[:ROUNDS_SHOWN],
         hidden=0 if every else max(len(shown) - ROUNDS_SHOWN, 0),
         smallest=smallest,
-        dp=PrivacyFigures.read(JournalReader(run.location.directory).fact(FACT)),
+        dp=journal.privacy(),
         counters=COUNTERS,
         bin_names=BIN_NAMES,
     )
