@@ -26,6 +26,7 @@ from penchant.server import journal_reader
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.journal_reader import JournalReader, open_journal
 from penchant.server.monitoring.run_history import Activity, RunLocation, summary_of
+from penchant.server.privacy_figures import FACT, PrivacyFigures
 
 ENDLESS = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT "
 COLUMNS = "n AS round, 1 AS attempt, 'main' AS phase, 'failed' AS state, 1.0 AS started, NULL AS log, "
@@ -132,6 +133,19 @@ def log_text(text: str) -> Callable[[Path], None]:
     return lambda run: tamper(run, f"UPDATE rounds SET log = '{text}' WHERE round = 1")
 
 
+def figures_of(**changes: object) -> Callable[[Path], None]:
+    """Of a run's differential privacy, as the journal notes them."""
+    honest = PrivacyFigures(8.0, 1e-5, 1.1, 6, 21, 0.4, 0.5).to_dict()
+
+    def change(run: Path) -> None:
+        with closing(sqlite3.connect(run / "journal.db")) as db:
+            row = (FACT, json.dumps(honest | changes))
+            db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", row)
+            db.commit()
+
+    return change
+
+
 def link_to_a_journal(run: Path) -> None:
     (run / "journal.db").rename(run.parent / "elsewhere.db")
     (run / "journal.db").symlink_to(run.parent / "elsewhere.db")
@@ -170,6 +184,10 @@ ATTACKS: dict[str, Callable[[Path], object]] = {
     "a pipe for a log": pipe_for("journal.db-wal"),
     "a pipe for a rollback journal": pipe_for("journal.db-journal"),
     "a pipe for a configuration": pipe_for("config.toml"),
+    "a delta beyond all": figures_of(delta=7.0),
+    "an epsilon without end": figures_of(epsilon=float("inf")),
+    "a cost of text": figures_of(rho="much"),
+    "a cost of more digits than a float has": figures_of(rho=10**400),
     "a log of text": log_of(cohort="34"),
     "a log of a truth": log_of(survivors=True),
     "a log without end": log_of(seconds=float("inf")),
@@ -194,6 +212,9 @@ def test_a_sound_journal_is_read_whole(run: Path) -> None:
     assert [one.member for one in found.devices] == [1, 2, 3, 4, 5]
     assert [s.phase for s in found.sums] == ["main"]
     assert JournalReader(run).load() is not None
+    assert found.privacy is None
+    figures_of()(run)
+    assert JournalReader(run).privacy() == PrivacyFigures(8.0, 1e-5, 1.1, 6, 21, 0.4, 0.5)
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
