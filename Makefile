@@ -62,7 +62,7 @@ test: env        ## unit and integration tests
 
 test-system: env ## tests that need root and Debian packages, which it installs
 	tests/system/prepare
-	$(BIN)/python -m pytest -q tests/system --ignore $(FAULTS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/system --ignore $(FAULTS) $(ARGS)
 
 test-faults: env ## a server and seven devices, for real, in which everything fails once
 	tests/system/prepare
