@@ -94,6 +94,16 @@ class DataConfig(Section):
     person_column: str = setting(
         "", "The column of a FILE or HUB_ID that names each row's person; empty for the usual names."
     )
+    test: str = setting(
+        "",
+        "The pairs to test on, as a FILE or HUB_ID; what dataset names is then for training and validation.",
+        added=True,
+    )
+    columns: tuple[str, ...] = setting(
+        (),
+        "Other names of the columns of a FILE or HUB_ID, as prompt=question, chosen=better.",
+        added=True,
+    )
     bad_rows: BadRows = setting(
         "refuse",
         "Whether a row that can't be read ends the run or is skipped and counted.",
@@ -157,7 +167,8 @@ class AdapterConfig(Section):
         2.0, "LoRA's alpha; the product of the factors is scaled by alpha/r.", low=1e-3, high=4096
     )
     target_modules: tuple[str, ...] = setting(
-        ("output.dense",), "The linear modules that get factors, by the end of their names."
+        ("output.dense",),
+        "The linear modules that get factors, by the end of their names; auto is the base model's usual one.",
     )
     layers: tuple[int, ...] = setting(
         (-1,),

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from penchant.client.device.preference_store import PreferenceStore
 from penchant.common.data.preferences import Preference
-from penchant.common.data.trl_format import BadRows, ReadReport, RowLog, parse_preference, read_rows
+from penchant.common.data.row_files import BadRows, ReadReport, RowLog, read_rows
+from penchant.common.data.trl_format import parse_preference
 from penchant.common.errors import DataError
 
 if TYPE_CHECKING:

@@ -36,6 +36,7 @@ from penchant.common.data.preferences import Person, Preference
 from penchant.common.errors import DataError
 
 __all__ = [
+    "OwnParts",
     "Shortfall",
     "Sizes",
     "SplitParts",
@@ -44,6 +45,7 @@ __all__ = [
     "item_times",
     "own_items",
     "people_from_pairs",
+    "people_from_parts",
     "people_from_ratings",
     "seeded",
     "split_items",
@@ -54,6 +56,7 @@ Item = TypeVar("Item", bound=Hashable)
 
 TRAINING_SHARE = 0.75
 VALIDATION_SHARE = 0.15
+_PARTS = ("train", "validation", "test")
 FEWEST_TEST_PAIRS = 40
 """With fewer test pairs a person's accuracy is too coarse; the shortfall is reported."""
 
@@ -340,10 +343,94 @@ def people_from_pairs(
             part: _spread(sides[part], items_of, seeded(seed, name, part))[:wanted]
             for part, wanted in wanted_pairs(sizes).items()
         }
-        one_class = len({(p.prompt, frozenset((p.chosen, p.rejected))) for p in own}) < 2 <= len(own)
+        one_class = len(set(map(_compared, own))) < 2 <= len(own)
         reason = "has one class: all their pairs are the same comparison" if one_class else ""
         _settle(name, drawn, sizes, reason, people, shortfalls)
     return people, shortfalls, across
+
+
+@dataclass(frozen=True, slots=True)
+class OwnParts:
+    """What there is to say of data that tells its test part itself: pairs.
+
+    Attributes:
+        copies: that are left out of training, or of validation, because somebody is tested on the same.
+        met: to test on whose prompt somebody is trained on.
+        tested: to test on, in all.
+        spare: to test on that are more than was asked for, and are not used.
+        across: that compare items on both sides of training and validation.
+    """
+
+    copies: int
+    met: int
+    tested: int
+    spare: int
+    across: int
+
+
+def people_from_parts(
+    given: Mapping[str, Mapping[str, Sequence[Preference]]], sizes: Sizes, seed: int
+) -> tuple[list[Person], list[Shortfall], OwnParts]:
+    """People from pairs that are in parts already: person -> part -> pairs, each person's oldest first.
+
+    No comparison that anybody is tested on, whichever side won, is trained on or validated on by anyone.
+    Without validation pairs of its own, the data's last training items are held out for it, as usual.
+    """
+    every = {part: [pair for own in given.values() for pair in own.get(part, ())] for part in _PARTS}
+    tested = {_compared(pair) for pair in every["test"]}
+    held = tested | {_compared(pair) for pair in every["validation"]}
+    kept = {
+        name: {
+            "train": [pair for pair in own.get("train", ()) if _compared(pair) not in held],
+            "validation": [pair for pair in own.get("validation", ()) if _compared(pair) not in tested],
+            "test": list(own.get("test", ())),
+        }
+        for name, own in given.items()
+    }
+    copies = sum(map(len, every.values())) - sum(
+        len(pairs) for own in kept.values() for pairs in own.values()
+    )
+    across = 0 if every["validation"] or not sizes.validation_pairs else _hold_out(kept)
+    people: list[Person] = []
+    shortfalls: list[Shortfall] = []
+    spare = 0
+    for name, own in kept.items():
+        drawn = {}
+        for part, wanted in wanted_pairs(sizes).items():
+            spread = _spread(dict.fromkeys(own[part]), own_items, seeded(seed, name, part))
+            drawn[part] = spread[:wanted]
+            spare += len(spread[wanted:]) if part == "test" else 0
+        one_class = len(set(map(_compared, own["train"]))) < 2 <= len(own["train"])
+        reason = "has one class: all their pairs are the same comparison" if one_class else ""
+        _settle(name, drawn, sizes, reason, people, shortfalls)
+    prompts = {pair.prompt for person in people for pair in person.train if pair.prompt.strip()}
+    used = [pair for person in people for pair in person.test]
+    met = sum(pair.prompt in prompts for pair in used)
+    return people, shortfalls, OwnParts(copies, met, len(used), spare, across)
+
+
+def _hold_out(kept: Mapping[str, dict[str, list[Preference]]]) -> int:
+    """Move the pairs of the last training items to validation; -> how many pairs lie across, and are in no
+    part any more."""
+    items, times = item_times(_first_seen(map(own_items, own["train"])) for own in kept.values())
+    parts = split_items(items, times, training_share=1 - VALIDATION_SHARE, validation_share=0.0)
+    sides = {"train": "train", "test": "validation"}
+    across = 0
+    for own in kept.values():
+        pairs = own["train"]
+        own["train"], own["validation"] = [], []
+        for pair in pairs:
+            side = parts.common(own_items(pair))
+            if side is None:
+                across += 1
+            else:
+                own[sides[side]].append(pair)
+    return across
+
+
+def _compared(pair: Preference) -> tuple[str, frozenset[str]]:
+    """What was compared, whichever won."""
+    return pair.prompt, frozenset((pair.chosen, pair.rejected))
 
 
 def _first_seen(groups: Iterable[Iterable[str]]) -> list[str]:
@@ -379,7 +466,7 @@ def _settle(
     shortfalls: list[Shortfall],
 ) -> None:
     """Keep the person if at all possible, and note what is missing."""
-    counts = {part: len(drawn[part]) for part in ("train", "validation", "test")}
+    counts = {part: len(drawn[part]) for part in _PARTS}
     kept = counts["train"] > 0 and counts["test"] > 0 and not reason
     if not kept and not reason:
         empty = "train" if counts["train"] == 0 else "test"

@@ -1,40 +1,40 @@
-"""Preferences in TRL's format: rows of JSONL and Parquet files, plain or conversations."""
+"""Preferences in TRL's format: rows, plain or conversations."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from penchant.common.data.preferences import Preference, check_text, kind_of
+from penchant.common.data.row_files import PARTS, BadRows, ReadReport, RowLog, read_rows
 from penchant.common.errors import DataError
 
 __all__ = [
     "PERSON_FIELDS",
-    "BadRow",
-    "BadRows",
+    "SPLIT",
+    "UNREAD_COLUMNS",
     "Labelled",
-    "ReadReport",
-    "RowLog",
     "collect_preferences",
+    "column_names",
     "extract_prompt",
     "parse_preference",
+    "part_of",
     "person_name",
     "read_preferences",
-    "read_rows",
+    "renamed",
     "render",
     "write_jsonl",
 ]
-BadRows = Literal["refuse", "skip"]
 PERSON_FIELDS = ("person", "worker", "user_id")
 """Columns that name the person, in the order in which they are looked for."""
-JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".json")
-PARQUET_SUFFIX = ".parquet"
-SHOWN_BAD_ROWS = 5
+SPLIT = "split"
+"""The column that says of each row whether it is for training, validation or testing."""
+UNREAD_COLUMNS = ("images", "image", "videos", "video", "audio", "audios")
+"""Columns of rows that show more than text; what is in them is not read."""
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 
 def parse_preference(row: Mapping[str, Any]) -> Preference:
@@ -54,6 +54,9 @@ def parse_preference(row: Mapping[str, Any]) -> Preference:
         prompt, chosen, rejected = extract_prompt(chosen, rejected)
     if not _is_conversation(chosen):
         return Preference(prompt, chosen, rejected)
+    for name, response in (("chosen", chosen), ("rejected", rejected)):
+        if not any(_content(name, message).strip() for message in response):
+            raise DataError(f"{name!r} is empty")
     return Preference(
         render("prompt", prompt, ends_with_newline=True),
         render("chosen", chosen),
@@ -92,18 +95,47 @@ def render(name: str, messages: Any, *, ends_with_newline: bool = False) -> str:
     """
     if not isinstance(messages, list):
         raise DataError(f"{name!r} must be a conversation, not {kind_of(messages)}")
-    lines = [f"{_message_text(name, message, 'role')}: {_content(name, message)}" for message in messages]
+    lines = [f"{_role(name, message)}: {_content(name, message)}" for message in messages]
     return "".join(line + "\n" for line in lines) if ends_with_newline else "\n".join(lines)
 
 
+def _role(name: str, message: object) -> str:
+    """Who says a message; ShareGPT's names of roles become the usual ones."""
+    if not _is_sharegpt(message):
+        return _message_text(name, message, "role")
+    said_by = _message_text(name, message, "from")
+    return _SHAREGPT_ROLES.get(said_by, said_by)
+
+
 def _content(name: str, message: object) -> str:
-    """A message's text; content in parts, as of multimodal rows, is joined if every part is text."""
-    parts = message.get("content") if isinstance(message, Mapping) else None
-    if not isinstance(parts, list):
+    """A message's text; content in parts, as of multimodal rows, is joined if every part is text. A message
+    without content that calls tools is what it calls them with."""
+    if _is_sharegpt(message):
+        return _message_text(name, message, "value")
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if isinstance(message, Mapping) and content in (None, "") and message.get("tool_calls"):
+        return _calls(name, message["tool_calls"])
+    if not isinstance(content, list):
         return _message_text(name, message, "content")
-    if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in parts):
+    if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
         raise DataError(f"{name!r} has a message with parts other than text")
-    return "".join(_message_text(name, part, "text") for part in parts)
+    return "".join(_message_text(name, part, "text") for part in content)
+
+
+def _calls(name: str, calls: object) -> str:
+    """Calls of tools, one a line: ``name(arguments)`` with the arguments as JSON."""
+    lines = []
+    for call in calls if isinstance(calls, list) else [calls]:
+        function = call.get("function", call) if isinstance(call, Mapping) else call
+        called = _message_text(name, function, "name")
+        arguments = function.get("arguments", {}) if isinstance(function, Mapping) else {}
+        written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        lines.append(f"{called}({written})")
+    return "\n".join(lines)
+
+
+def _is_sharegpt(message: object) -> bool:
+    return isinstance(message, Mapping) and "role" not in message and "from" in message
 
 
 def _message_text(name: str, message: object, key: str) -> str:
@@ -120,95 +152,12 @@ def _is_conversation(value: object) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class BadRow:
-    """A row that can't be used: where it is (``file:line``) and why; it never quotes the row."""
-
-    where: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.reason}"
-
-
-@dataclass(frozen=True, slots=True)
-class ReadReport:
-    """What reading found: rows met, and those that could not be used."""
-
-    rows: int
-    bad: tuple[BadRow, ...] = ()
-
-    @property
-    def kept(self) -> int:
-        return self.rows - len(self.bad)
-
-    def summary(self) -> str:
-        """One line: the count of bad rows, and the first few of them."""
-        shown = "; ".join(str(row) for row in self.bad[:SHOWN_BAD_ROWS])
-        more = f"; and {len(self.bad) - SHOWN_BAD_ROWS} more" if len(self.bad) > SHOWN_BAD_ROWS else ""
-        return f"{len(self.bad)} of {self.rows} rows can't be used: {shown}{more}"
-
-
-@dataclass(frozen=True, slots=True)
 class Labelled:
-    """A preference and who has it; ``person`` is None where the data names nobody."""
+    """A preference, who has it, and which part of the data it belongs to; None where the data doesn't say."""
 
     person: str | None
     preference: Preference
-
-
-class RowLog:
-    """Counts rows and names the bad ones; :meth:`finish` gives the report, or refuses."""
-
-    def __init__(self, bad_rows: BadRows = "refuse") -> None:
-        if bad_rows not in ("refuse", "skip"):
-            raise DataError(f"bad_rows is {bad_rows!r}; it must be 'refuse' or 'skip'")
-        self._refuse = bad_rows == "refuse"
-        self._count = 0
-        self._bad: list[BadRow] = []
-
-    def met(self) -> None:
-        """Count a row, good or bad."""
-        self._count += 1
-
-    def reject(self, where: str, reason: str | DataError) -> None:
-        """Note that a row, already counted, can't be used."""
-        self._bad.append(BadRow(where, str(reason)))
-
-    def finish(self, source: str | Path) -> ReadReport:
-        """The report on everything read.
-
-        Raises:
-            DataError: bad rows are refused and there are some, or no row is left.
-        """
-        report = ReadReport(self._count, tuple(self._bad))
-        if report.bad and self._refuse:
-            remedy = f"{report.summary()}; correct them, or skip them"
-            raise DataError(f'{remedy} (bad_rows="skip")', on_command_line=f"{remedy} (--skip-bad-rows)")
-        if not report.kept:
-            reason = report.summary() if report.bad else "it has no rows"
-            raise DataError(f"{source}: nothing to use, {reason}")
-        return report
-
-
-def read_rows(path: str | Path | Sequence[Path], log: RowLog) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of JSON-lines and Parquet files: where each is (``file:line``, from 1) and its columns.
-
-    ``path`` is one file, a list of them, or a folder whose files, at any depth, are read in the order
-    of their names. A line that is not a row is rejected in ``log``; blank lines of JSON lines don't count.
-
-    Raises:
-        DataError: there is no such file, its suffix is unknown, it isn't Parquet though it is called
-            so, or Parquet is met without pyarrow.
-    """
-    files = _data_files(Path(path)) if isinstance(path, str | Path) else tuple(path)
-    for file in files:
-        read = _parquet_rows if file.suffix == PARQUET_SUFFIX else _jsonl_rows
-        for where, row in read(file):
-            log.met()
-            if isinstance(row, str):
-                log.reject(where, row)
-            else:
-                yield where, row
+    part: str | None = None
 
 
 def read_preferences(
@@ -230,18 +179,56 @@ def collect_preferences(
     """Preferences from TRL rows; bad ones are rejected in ``log``.
 
     Without ``person_column``, the first row decides which of :data:`PERSON_FIELDS` names the person;
-    if it has none, nobody is named. Once a column is decided on, a row without it is a bad one.
+    if it has none, nobody is named. It also decides whether rows say by :data:`SPLIT` which part they belong
+    to. Once a column is decided on, a row without it is a bad one.
     """
     found: list[Labelled] = []
-    column, decided = person_column, person_column is not None
+    column, splits, decided = person_column, False, False
     for where, row in rows:
         if not decided:
-            column, decided = next((name for name in PERSON_FIELDS if name in row), None), True
+            decided, splits = True, SPLIT in row
+            if column is None:
+                column = next((name for name in PERSON_FIELDS if name in row), None)
         try:
             person = None if column is None else person_name(row, column)
-            found.append(Labelled(person, parse_preference(row)))
+            part = part_of(row) if splits else None
+            found.append(Labelled(person, parse_preference(row), part))
         except DataError as error:
             log.reject(where, error)
+    return found
+
+
+def part_of(row: Mapping[str, Any]) -> str:
+    """The part that a row's column :data:`SPLIT` names. DataError when it names none."""
+    said = row.get(SPLIT)
+    for part, names in PARTS.items():
+        if isinstance(said, str) and said.strip().lower() in names:
+            return part
+    raise DataError(f"{SPLIT!r} must be {', '.join(PARTS)}; rename the column if it means something else")
+
+
+def renamed(
+    rows: Iterable[tuple[str, Mapping[str, Any]]], columns: Mapping[str, str], log: RowLog
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rows with further names for some columns: ``columns`` is {the name that is looked for: the column}."""
+    for where, row in rows:
+        absent = [column for column in columns.values() if column not in row]
+        if absent:
+            log.reject(where, f"there is no column {absent[0]!r}")
+        else:
+            yield where, {**row, **{name: row[column] for name, column in columns.items()}}
+
+
+def column_names(entries: Iterable[str]) -> dict[str, str]:
+    """{name: column} of entries such as ``prompt=question``. DataError when one is not of that form."""
+    found: dict[str, str] = {}
+    for entry in entries:
+        name, sign, column = (part.strip() for part in entry.partition("="))
+        if not (name and sign and column):
+            raise DataError(f"{entry!r} names no column; write NAME=COLUMN, such as prompt=question")
+        if name in found:
+            raise DataError(f"two columns are given for {name!r}; give one")
+        found[name] = column
     return found
 
 
@@ -275,56 +262,3 @@ def write_jsonl(
             if labelled.person is not None:
                 columns = {person_column: labelled.person, **columns}
             file.write(json.dumps(columns, ensure_ascii=False) + "\n")
-
-
-def _data_files(path: Path) -> tuple[Path, ...]:
-    suffixes = (*JSONL_SUFFIXES, PARQUET_SUFFIX)
-    if path.is_dir():
-        files = tuple(sorted(f for f in path.rglob("*") if f.name.endswith(suffixes) and f.is_file()))
-        if not files:
-            raise DataError(f"{path} holds no {', '.join(suffixes)} file")
-        return files
-    if not path.is_file():
-        raise DataError(f"there is no file {path}")
-    if not path.name.endswith(suffixes):
-        raise DataError(f"{path} must end in {' or '.join(suffixes)}")
-    return (path,)
-
-
-def _jsonl_rows(file: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    number = 0
-    try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{file}:{number}", _json_object(line)
-    except (OSError, EOFError, zlib.error):
-        raise DataError(f"{file} can't be read after line {number}; make it anew") from None
-
-
-def _json_object(line: bytes) -> dict[str, Any] | str:
-    """The object on a line, or what is wrong with the line."""
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return "not UTF-8"
-    except (ValueError, RecursionError):
-        return "not JSON"
-    return row if isinstance(row, dict) else f"not a JSON object but {kind_of(row)}"
-
-
-def _parquet_rows(file: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise DataError(f"{file} is Parquet, which needs pyarrow: pip install 'penchant[simulate]'") from None
-    number = 0
-    try:
-        with parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{file}:{number}", row
-    except (pyarrow.ArrowException, OSError):
-        raise DataError(f"{file} can't be read as Parquet after row {number}; make it anew") from None

@@ -50,16 +50,18 @@ def load_preferences(
     seed: int = 0,
     bad_rows: Literal["refuse", "skip"] = "refuse",
     person_column: str | None = None,
+    test: str | Path = "",
+    columns: Mapping[str, str] | None = None,
     name: str = "in memory",
 ) -> LoadedFederation:
     """Load people's preferences and split those of each person into training, validation and test pairs.
 
     Args:
         source: the name of a data set that penchant knows ("senate"), a file or folder of rows in TRL's
-            format, or a data set on the Hugging Face hub ("owner/name"). Or preferences in memory: a mapping
-            of each person's name to their preferences, oldest first, each a `Preference`, a row in TRL's
-            format or ``(prompt, chosen, rejected)``; or a pandas DataFrame or `datasets.Dataset` with a
-            column that names the person.
+            format or as a program exports them (docs/data.md), or a data set on the Hugging Face hub
+            ("owner/name"). Or preferences in memory: a mapping of each person's name to their preferences,
+            oldest first, each a `Preference`, a row in TRL's format or ``(prompt, chosen, rejected)``; or a
+            pandas DataFrame or `datasets.Dataset` with a column that names the person.
         people: how many people take part, drawn by `seed`; everybody if None.
         pairs: how many training pairs each person is asked for.
         validation_pairs: how many pairs each person holds out to tune on.
@@ -68,6 +70,9 @@ def load_preferences(
         seed: draws people and pairs; the same seed gives the same split.
         bad_rows: whether rows that can't be used are refused, or skipped and named in the caveats.
         person_column: the column that names the person, where it is not person, worker or user_id.
+        test: for files and the hub: the pairs to test on, as a file, a folder or "owner/name"; `source` is
+            then for training and validation.
+        columns: for files and the hub: other names of columns, such as {"prompt": "question"}.
         name: what results call preferences that come from memory.
 
     Raises:
@@ -88,6 +93,8 @@ def load_preferences(
         test_pairs=test_pairs,
         time_cutoff=time_cutoff,
         person_column="" if person_column is None else person_column,
+        test=str(test),
+        columns=tuple(f"{wanted}={column}" for wanted, column in (columns or {}).items()),
         bad_rows=bad_rows,
     )
     if isinstance(source, Iterator):
@@ -106,6 +113,11 @@ def _load(source: object, settings: DataConfig, seed: int) -> LoadedFederation:
     if by_name:
         found = datasets.configured(settings, seed)
     else:
+        if settings.test or settings.columns:
+            raise DataError(
+                "test and columns are for files and the hub; name the columns of preferences in "
+                "memory as usual, and say in a column split which part a row is for"
+            )
         sizes = Sizes(settings.pairs, settings.validation_pairs, settings.test_pairs, settings.time_cutoff)
         found = federation_of(
             source,

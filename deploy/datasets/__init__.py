@@ -6,15 +6,26 @@ Each data set says in a :class:`DatasetLoader` what it accepts; other packages a
 from __future__ import annotations
 
 import difflib
-import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from penchant.common.config import DataConfig
 from penchant.common.data.preferences import Federation
+from penchant.common.data.row_files import BadRows, is_data_file
 from penchant.common.data.splits import Sizes
-from penchant.common.data.trl_format import JSONL_SUFFIXES, PARQUET_SUFFIX, BadRows
+from penchant.common.data.trl_format import column_names
 from penchant.common.errors import DataError
-from penchant.deploy.datasets import files, helpsteer2, movielens, personalllm, prism, senate, tldr
+from penchant.deploy.datasets import (
+    arguments,
+    files,
+    helpsteer2,
+    jester,
+    movielens,
+    personalllm,
+    prism,
+    senate,
+    tldr,
+)
 from penchant.deploy.datasets.loader import (
     DATASETS,
     DataRequest,
@@ -43,6 +54,8 @@ _OWN = (
     helpsteer2.LOADER,
     prism.LOADER,
     personalllm.LOADER,
+    arguments.LOADER,
+    jester.LOADER,
 )
 for _loader in _OWN:
     DATASETS.add(_loader.name, _loader, own=True)
@@ -60,12 +73,14 @@ def load(
     bad_rows: BadRows = "refuse",
     masked: bool = False,
     person_column: str | None = None,
+    test: str | Path = "",
+    columns: Mapping[str, str] | None = None,
 ) -> Federation:
     """Everybody's training, validation and test pairs.
 
     Args:
         source: one of :func:`dataset_names`; ``NAME:FOLDER`` for a local copy of it; a file or folder of
-            TRL rows; or the id of a data set of TRL rows on the Hugging Face hub (``OWNER/NAME``).
+            choices; or the id of a data set on the Hugging Face hub (``OWNER/NAME`` or ``OWNER/NAME:SPLIT``).
         clients: how many people, drawn by ``seed`` so that more only adds to them; all if None. TL;DR
             takes the busiest (5 if None), PersonalLLM makes as many (100 if None).
         pairs: training pairs a person.
@@ -78,6 +93,8 @@ def load(
         bad_rows: "refuse" data with bad rows, or "skip" them and say so in the caveats.
         masked: Senate only: without sponsors' names, as "senate-masked".
         person_column: files and hub only: the column that names the person, if it is not a usual one.
+        test: files and hub only: what is the test part, and ``source`` is for training and validation only.
+        columns: files and hub only: {a column's usual name: its name here}.
 
     Raises:
         DataError: unknown data set, bad rows, people without pairs or with one class, or numbers out of
@@ -88,7 +105,9 @@ def load(
     name = loader.name or str(source)
     if masked:
         loader = _masked(loader, name)
-    request = DataRequest(name, path, sizes, seed, bad_rows, clients, person_column)
+    request = DataRequest(
+        name, path, sizes, seed, bad_rows, clients, person_column, str(test), dict(columns or {})
+    )
     loader.check(request)
     drawn = None if loader.chooses_people else clients
     return to_federation(loader.prepare(request), sizes, drawn, seed)
@@ -106,6 +125,8 @@ def configured(data: DataConfig, seed: int) -> Federation:
         seed=seed,
         bad_rows=data.bad_rows,
         person_column=data.person_column or None,
+        test=data.test,
+        columns=column_names(data.columns),
     )
 
 
@@ -125,14 +146,14 @@ def _resolve(source: str) -> tuple[DatasetLoader, Path | None]:
             return loader, Path(folder) if colon else None
     if Path(source).exists():
         return files.LOADER, Path(source)
-    if source.endswith((*JSONL_SUFFIXES, PARQUET_SUFFIX)):
+    if is_data_file(source):
         raise DataError(f"there is no file {source}")
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
+    if files.HUB_ID.fullmatch(source):
         return files.LOADER, None
     known = dataset_names()
     near = difflib.get_close_matches(source, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise DataError(
-        f"unknown data set {source!r}; {hint}known are {', '.join(known)}, a file or folder in TRL's format, "
+        f"unknown data set {source!r}; {hint}known are {', '.join(known)}, a file or folder of one's own, "
         "and hub ids OWNER/NAME"
     )

@@ -1,65 +1,156 @@
-"""Anybody's preferences in TRL's format, from files or the hub, with a column that names the person."""
+"""Anybody's preferences, from files or the hub, in TRL's format or as a program exports them."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from penchant.common.data.preferences import Preference
-from penchant.common.data.splits import Sizes, people_from_pairs
-from penchant.common.data.trl_format import PERSON_FIELDS, BadRows, Labelled, RowLog, collect_preferences
+from penchant.common.data.importers.reading import Found, choices_of_rows, read_choices
+from penchant.common.data.preferences import Person, Preference
+from penchant.common.data.row_files import PARTS, RowLog
+from penchant.common.data.splits import OwnParts, Shortfall, Sizes, people_from_pairs, people_from_parts
+from penchant.common.data.trl_format import PERSON_FIELDS, Labelled
 from penchant.common.errors import DataError
-from penchant.deploy.datasets.loader import DatasetLoader
+from penchant.deploy.datasets.loader import DataRequest, DatasetLoader
 from penchant.deploy.datasets.prepared import Prepared
 from penchant.deploy.datasets.sources import HubSource
 
-__all__ = ["LOADER", "prepare"]
+__all__ = ["HUB_ID", "LOADER", "people_of", "prepare"]
+
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(:\w[\w.-]*)?")
+"""A data set on the hub, ``OWNER/NAME``, and after a colon its split if it is not called train."""
 
 
-def prepare(
-    source: str,
-    path: Path | None,
-    sizes: Sizes,
-    seed: int,
-    bad_rows: BadRows,
-    person_column: str | None,
-) -> Prepared:
-    """Rows of a file or folder (``path``) or, without one, of the hub's data set ``source``.
+def prepare(asked: DataRequest) -> Prepared:
+    """Rows of a file or folder (``asked.path``) or, without one, of the hub's data set ``asked.source``.
 
     With ``bad_rows="refuse"`` somebody without pairs or with one class is refused as well.
     """
-    log = RowLog(bad_rows)
-    origin = HubSource(source, patterns=("**/*.jsonl", "**/*.jsonl.gz", "**/*.json", "**/*.parquet"))
-    labelled = collect_preferences(origin.rows(path, log), log, person_column)
-    report = log.finish(source)
-    people, shortfalls, across = people_from_pairs(by_person(labelled, source), sizes, seed)
-    caveats = []
-    if across:
-        caveats.append(f"{across} pairs compare items on different sides of the split and are not used")
-    return Prepared(Path(source).stem, people, shortfalls, caveats, report, strict=bad_rows == "refuse")
+    log = RowLog(asked.bad_rows)
+    found = _read(asked.source, asked.path, log, asked)
+    labelled, notes = found.labelled, found.notes
+    if asked.test:
+        if any(row.part == "test" for row in labelled):
+            raise DataError(f"{asked.source} has a test part itself; drop the other one")
+        tested = _read(asked.test, _local(asked.test), log, asked)
+        labelled = [replace(row, part=row.part or "train") for row in labelled]
+        labelled += [replace(row, part="test") for row in tested.labelled]
+        notes = [*notes, *(note for note in tested.notes if note not in notes)]
+    report = log.finish(asked.source)
+    people, shortfalls, caveats = people_of(labelled, asked.source, asked.sizes, asked.seed)
+    name = Path(asked.source).stem
+    strict = asked.bad_rows == "refuse"
+    return Prepared(name, people, shortfalls, [*notes, *caveats], report, strict=strict)
 
 
-def by_person(rows: list[Labelled], source: str) -> dict[str, list[Preference]]:
-    """Person -> pairs, in file order.
+def _read(source: str, path: Path | None, log: RowLog, asked: DataRequest) -> Found:
+    if path is not None:
+        return read_choices(path, log, person_column=asked.person_column, columns=asked.columns)
+    hub_id, _, split = source.partition(":")
+    rows = HubSource(hub_id, split=split or "train").rows(None, log)
+    return choices_of_rows(rows, log, person_column=asked.person_column, columns=asked.columns)
+
+
+def _local(source: str) -> Path | None:
+    """The path that a test part is at; None where it is on the hub. DataError when it is nowhere."""
+    if Path(source).exists():
+        return Path(source)
+    if HUB_ID.fullmatch(source) and not source.startswith("."):
+        return None
+    raise DataError(f"there is no file {source} to test on")
+
+
+def people_of(
+    rows: Sequence[Labelled], source: str, sizes: Sizes, seed: int
+) -> tuple[list[Person], list[Shortfall], list[str]]:
+    """People, those who fall short, and what must be said of the split.
+
+    Rows that say which part they belong to are split so; otherwise as `people_from_pairs` does.
+
+    Raises:
+        DataError: rows don't say whose they are, or there are parts but none to test on.
+    """
+    owned = by_person(rows, source)
+    against = _contradicted(owned)
+    caveats = (
+        [f"{against} comparisons are answered both ways by the same person: both count"] if against else []
+    )
+    if not any(row.part for row in rows):
+        pairs = {name: [row.preference for row in own] for name, own in owned.items()}
+        people, shortfalls, across = people_from_pairs(pairs, sizes, seed)
+        if across:
+            caveats.append(f"{across} pairs compare items on different sides of the split and are not used")
+        return people, shortfalls, caveats
+    if not any(row.part == "test" for row in rows):
+        have = " and ".join(part for part in PARTS if any(row.part == part for row in rows))
+        raise DataError(
+            f"{source} says of its rows that they are for {have}, and has none to test on; call one part "
+            "test, or name it with data.test",
+            on_command_line=f"{source} says of its rows that they are for {have}, and has none to test on; "
+            "call one part test, or name it with --test",
+        )
+    if sizes.until < 1:
+        raise DataError(
+            "time_cutoff is for data that are split by time; these say themselves what is tested on"
+        )
+    parted = {
+        name: {part: [row.preference for row in own if (row.part or "train") == part] for part in PARTS}
+        for name, own in owned.items()
+    }
+    people, shortfalls, told = people_from_parts(parted, sizes, seed)
+    return people, shortfalls, [*caveats, *_own_split(told)]
+
+
+def _own_split(told: OwnParts) -> list[str]:
+    """What must be said of a split that the data bring along."""
+    said = [f"the split is the data's own: {told.tested} pairs are tested on"]
+    if told.met:
+        said.append(f"{told.met} of them have a prompt that is trained on as well")
+    if told.spare:
+        said.append(f"{told.spare} more test pairs are beyond the number asked for and not used")
+    if told.copies:
+        said.append(
+            f"{told.copies} pairs compare what is tested or validated on and are left out of training"
+        )
+    if told.across:
+        said.append(f"{told.across} pairs compare items of training and of validation and are not used")
+    return said
+
+
+def _contradicted(owned: dict[str, list[Labelled]]) -> int:
+    """How many comparisons somebody answered both ways."""
+    total = 0
+    for own in owned.values():
+        answers = {row.preference for row in own}
+        turned = {Preference(p.prompt, p.rejected, p.chosen) for p in answers}
+        total += len(answers & turned) // 2
+    return total
+
+
+def by_person(rows: Sequence[Labelled], source: str) -> dict[str, list[Labelled]]:
+    """Person -> their rows, in file order.
 
     Raises:
         DataError: rows don't say whose they are.
     """
-    pairs: dict[str, list[Preference]] = {}
+    owned: dict[str, list[Labelled]] = {}
     for row in rows:
         if row.person is None:
             raise DataError(
                 f"{source} doesn't say whose preferences they are; add a column {PERSON_FIELDS[0]!r}, or "
-                "name the column that says it"
+                "name the column that says it (data.person_column)",
+                on_command_line=f"{source} doesn't say whose preferences they are; add a column "
+                f"{PERSON_FIELDS[0]!r}, or name the column that says it with --person-column",
             )
-        pairs.setdefault(row.person, []).append(row.preference)
-    return pairs
+        owned.setdefault(row.person, []).append(row)
+    return owned
 
 
 LOADER = DatasetLoader(
     name="",  # a file or a hub id is named instead
-    about="Preferences in TRL's format, from files or the hub.",
-    prepare=lambda asked: prepare(
-        asked.source, asked.path, asked.sizes, asked.seed, asked.bad_rows, asked.person_column
-    ),
+    about="Preferences from files or the hub, in TRL's format or as a program exports them.",
+    prepare=prepare,
     takes_person_column=True,
 )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from penchant.common.data.row_files import BadRows
 from penchant.common.data.splits import Sizes
-from penchant.common.data.trl_format import BadRows
 from penchant.common.errors import DataError
 from penchant.common.registry import Registry
 from penchant.deploy.datasets.prepared import Prepared
@@ -27,6 +27,8 @@ class DataRequest:
         bad_rows: "refuse" bad rows, or "skip" them and say so in the caveats.
         clients: how many people are asked for; None for the data set's usual number.
         person_column: the column that names the person; None for the usual names.
+        test: a file, folder or hub id that is the test part; empty where the data are split.
+        columns: {the name that a reader looks for: the column that holds it}.
     """
 
     source: str
@@ -36,6 +38,8 @@ class DataRequest:
     bad_rows: BadRows
     clients: int | None
     person_column: str | None
+    test: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class DatasetLoader:
         needs_folder: whether it can be read from a local copy only.
         chooses_people: whether it picks or makes the people itself, as many as are asked for; otherwise they
             are drawn from everybody it gives.
-        takes_person_column: whether a column that names the person may be given.
+        takes_person_column: whether a column that names the person may be given, and names of other
+            columns and a test part.
         masked: the name of the same data without hints at the person in its texts; empty where there is none.
     """
 
@@ -67,6 +72,9 @@ class DatasetLoader:
         """DataError when something is asked for that this data set does not accept."""
         if request.person_column is not None and not self.takes_person_column:
             raise DataError(f"{request.source!r} knows its people; a person column is for files and hub ids")
+        if (request.test or request.columns) and not self.takes_person_column:
+            what = "a test part" if request.test else "names of columns"
+            raise DataError(f"{request.source!r} is split and read in its own way; drop {what}")
         if self.needs_folder and request.path is None:
             raise DataError(f"{self.name!r} is read from a local copy; write {self.name}:FOLDER")
 

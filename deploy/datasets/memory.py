@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from penchant.common.data.preferences import Federation, Preference, kind_of
-from penchant.common.data.splits import Sizes, people_from_pairs
-from penchant.common.data.trl_format import BadRows, RowLog, collect_preferences, parse_preference
+from penchant.common.data.row_files import BadRows, RowLog
+from penchant.common.data.splits import Sizes
+from penchant.common.data.trl_format import collect_preferences, parse_preference
 from penchant.common.errors import DataError
-from penchant.deploy.datasets.files import by_person
+from penchant.deploy.datasets.files import people_of
 from penchant.deploy.datasets.prepared import Prepared, to_federation
 
 __all__ = ["federation_of", "preference_of"]
@@ -50,10 +51,7 @@ def federation_of(
     column = PERSON if isinstance(source, Mapping) else person_column
     labelled = collect_preferences(_counted(_rows(source, log), log), log, column)
     report = log.finish(name)
-    people, shortfalls, across = people_from_pairs(by_person(labelled, name), sizes, seed)
-    caveats = []
-    if across:
-        caveats.append(f"{across} pairs compare items on different sides of the split and are not used")
+    people, shortfalls, caveats = people_of(labelled, name, sizes, seed)
     prepared = Prepared(name, people, shortfalls, caveats, report, strict=bad_rows == "refuse")
     return to_federation(prepared, sizes, clients, seed)
 

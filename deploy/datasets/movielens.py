@@ -12,8 +12,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from penchant.common.data.row_files import BadRows, RowLog
 from penchant.common.data.splits import Sizes, people_from_ratings, seeded
-from penchant.common.data.trl_format import BadRows, RowLog
 from penchant.common.errors import DataError
 from penchant.deploy.datasets.loader import DatasetLoader
 from penchant.deploy.datasets.prepared import Prepared

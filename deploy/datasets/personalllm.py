@@ -17,8 +17,8 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from penchant.common.data.preferences import Preference
+from penchant.common.data.row_files import BadRows, RowLog
 from penchant.common.data.splits import Sizes, SplitParts, people_from_pairs, seeded, wanted_pairs
-from penchant.common.data.trl_format import BadRows, RowLog
 from penchant.common.errors import DataError
 from penchant.deploy.datasets.loader import DatasetLoader
 from penchant.deploy.datasets.prepared import Prepared

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from penchant.common.data.preferences import Federation, Person
+from penchant.common.data.row_files import ReadReport
 from penchant.common.data.splits import FEWEST_TEST_PAIRS, Shortfall, Sizes, choose_people
-from penchant.common.data.trl_format import ReadReport
 from penchant.common.errors import DataError
 from penchant.common.wording import percent
 

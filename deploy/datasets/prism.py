@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from penchant.common.data.preferences import Preference
+from penchant.common.data.row_files import BadRows, RowLog
 from penchant.common.data.splits import Sizes, people_from_pairs
-from penchant.common.data.trl_format import BadRows, RowLog, person_name, render
+from penchant.common.data.trl_format import person_name, render
 from penchant.common.errors import DataError
 from penchant.deploy.datasets.loader import DatasetLoader
 from penchant.deploy.datasets.prepared import Prepared

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penchant.common.data.trl_format import RowLog, read_rows
+from penchant.common.data.row_files import RowLog, read_rows
 from penchant.common.errors import DataError
+from penchant.common.printable import one_line
 
 __all__ = ["HubSource", "number_in", "text_in"]
 
@@ -54,9 +55,11 @@ class HubSource:
         try:
             data = hub.load_dataset(self.hub_id, self.config, split=self.split)
         except (OSError, ValueError, RuntimeError) as error:
+            said = str(error).strip().splitlines()
+            reason = f": {one_line(said[0], 200)}" if said else ""
             raise DataError(
-                f"{self.hub_id} can't be had from the hub ({type(error).__name__}); check the name and the "
-                "connection, or give a local copy"
+                f"{self.hub_id} can't be had from the hub ({type(error).__name__}{reason}); check the name, "
+                f"the split {self.split!r} and the connection, or give a local copy"
             ) from None
         for number, row in enumerate(data, start=1):
             log.met()

@@ -11,7 +11,8 @@ from penchant.common.errors import DataError
 from penchant.common.printable import one_line
 from penchant.common.terminal import say
 from penchant.deploy.cli.device.options import HERE, Ask, HomeOption, lines_of, open_device
-from penchant.deploy.cli.errors import command
+from penchant.deploy.cli.errors import command, notice
+from penchant.deploy.configuration import names_of
 
 if TYPE_CHECKING:
     from penchant.client.device.labelling import Labelling, Question
@@ -24,26 +25,45 @@ KEYS = "1 or 2: the one you would rather have; s: skip; u: undo the last answer;
 
 @command(app, "import")
 def import_choices(
-    file: Annotated[Path, typer.Argument(help="Preferences in TRL's format: JSON lines or Parquet.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Preferences in TRL's format, ratings, or the export of a chat program, an arena or a "
+            "labelling tool; docs/data.md lists them. A folder's files are all read."
+        ),
+    ],
+    person: Annotated[
+        str | None, typer.Option("--person", help="Record the choices of this person in the file only.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option("--columns", help="Other names of columns: prompt=question,chosen=better.")
+    ] = None,
     skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Skip bad rows and say so.")] = False,
     home: HomeOption = HERE,
     passphrase: Ask = False,
 ) -> None:
     """Record choices from a file: all of them, or none."""
-    from penchant.common.data.trl_format import RowLog, parse_preference, read_rows
+    from penchant.common.data.importers.reading import read_choices
+    from penchant.common.data.row_files import RowLog
+    from penchant.common.data.trl_format import column_names
 
     if not file.exists():
         raise DataError(f"there is no file {file}")
     log = RowLog("skip" if skip_bad_rows else "refuse")
-    found = []
-    for where, row in read_rows(file, log):
-        try:
-            found.append(parse_preference(row))
-        except DataError as error:
-            log.reject(where, error)
+    found = read_choices(file, log, columns=column_names(names_of(columns or "")))
     report = log.finish(str(file))
-    added = open_device(home, passphrase).record(found, f"file {one_line(file.name, 100)}")
+    people = found.people
+    if person is not None and person not in people:
+        raise DataError(f"{file} holds no choices of {person!r}; it names {len(people)} people")
+    kept = [row.preference for row in found.labelled if person is None or row.person == person]
+    added = open_device(home, passphrase).record(kept, f"file {one_line(file.name, 100)}")
     say(f"{added.new} new choices recorded, {added.repeated} were there already")
+    for line in found.notes:
+        notice(line)
+    if person is None and len(people) > 1:
+        notice(
+            f"the file names {len(people)} people, and all their choices count as yours; --person takes one's"
+        )
     if report.bad:
         say(report.summary(), error=True)
 

@@ -1,0 +1,313 @@
+"""Choices in exports of chat programs: ratings of one of several answers to the same message.
+
+A chat is a tree: whoever asks for another answer grows a second branch below their message. A thumb on an
+answer says how it compares with its siblings: one with a thumb up is preferred to those without or with a
+thumb down, and those without to one with a thumb down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from penchant.common.data.importers.choices import Choice, Tally, person_in, seconds, worded
+from penchant.common.data.preferences import Preference
+from penchant.common.data.trl_format import render
+from penchant.common.errors import DataError
+
+__all__ = ["chatgpt", "is_chatgpt", "is_librechat", "is_open_webui", "librechat", "open_webui"]
+
+Row = Mapping[str, Any]
+
+_ASSISTANTS = ("assistant", "model", "bot")
+
+
+@dataclass(frozen=True)
+class _Message:
+    parent: str | None
+    role: str
+    text: str
+    shown: bool = True
+
+
+@dataclass(frozen=True)
+class _Rating:
+    """A thumb: +1 or -1."""
+
+    score: int
+    time: float = 0.0
+
+
+class _Chat:
+    """The messages of one chat by id."""
+
+    def __init__(self, messages: Mapping[str, _Message]) -> None:
+        self._messages = messages
+        self._children: dict[str | None, list[str]] = {}
+        for name, message in messages.items():
+            self._children.setdefault(message.parent, []).append(name)
+
+    def choices(self, ratings: Mapping[str, _Rating], person: str | None, tally: Tally) -> Iterator[Choice]:
+        """Every rated answer against the other answers to the same message."""
+        done: set[frozenset[str]] = set()
+        for name, rating in ratings.items():
+            text = self._messages[name].text if name in self._messages else ""
+            if not text.strip():
+                tally.lost += 1
+                continue
+            branch = self._branch(name)
+            others = [
+                answer
+                for other in self._children[self._messages[branch].parent]
+                if other != branch and (answer := self._answer(other, ratings)) is not None
+            ]
+            others = [other for other in others if self._messages[other].text != text]
+            if not others:
+                tally.alone += 1
+            for other in others:
+                if frozenset((name, other)) in done:
+                    continue
+                done.add(frozenset((name, other)))
+                against = ratings.get(other, _Rating(0))
+                if rating.score == against.score:
+                    tally.ties += 1
+                    continue
+                better, worse = (name, other) if rating.score > against.score else (other, name)
+                pair = self._pair(branch, better, worse)
+                yield Choice(person, pair, max(rating.time, against.time))
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a message."""
+        return name in self._messages
+
+    def before(self, name: str) -> list[dict[str, str]]:
+        """What was said before an answer."""
+        return self._upto(self._messages[self._branch(name)].parent)
+
+    def _pair(self, branch: str, better: str, worse: str) -> Preference:
+        texts = self._messages[better].text, self._messages[worse].text
+        return _preference(self._upto(self._messages[branch].parent), *texts)
+
+    def _branch(self, name: str) -> str:
+        """The topmost message of an answer: it, or what came before it in the same turn, such as tools."""
+        at = name
+        while True:
+            parent = self._messages[at].parent
+            above = self._messages.get(parent) if parent is not None else None
+            if above is None or above.role == "user":
+                return at
+            if above.role not in (*_ASSISTANTS, "tool"):
+                return at
+            at = str(parent)
+
+    def _answer(self, branch: str, ratings: Mapping[str, _Rating]) -> str | None:
+        """The message of a branch that is compared: the rated one, or the last that says something."""
+        found, at, seen = None, branch, set()
+        while at not in seen and self._messages[at].role != "user":
+            seen.add(at)
+            if self._messages[at].role in _ASSISTANTS and self._messages[at].text.strip():
+                found = at
+                if at in ratings:
+                    break
+            below = self._children.get(at)
+            if not below:
+                break
+            at = below[-1]
+        return found
+
+    def _upto(self, name: str | None) -> list[dict[str, str]]:
+        """The messages that lead to one, and that one."""
+        path: list[dict[str, str]] = []
+        seen: set[str] = set()
+        while name is not None and name in self._messages and name not in seen:
+            seen.add(name)
+            message = self._messages[name]
+            if message.text.strip() and message.shown:
+                path.append({"role": message.role, "content": message.text})
+            name = message.parent
+        return path[::-1]
+
+
+def _preference(before: list[dict[str, str]], better: str, worse: str) -> Preference:
+    def said(text: str) -> str:
+        return render("response", [{"role": "assistant", "content": text}])
+
+    return Preference(render("prompt", before, ends_with_newline=True), said(better), said(worse))
+
+
+# --- Open WebUI -----------------------------------------------------------------------------------
+
+
+def is_open_webui(row: Row) -> bool:
+    """A feedback of Open WebUI: Admin panel, Evaluations, Feedbacks, export."""
+    return isinstance(row.get("data"), Mapping) and isinstance(row.get("snapshot"), Mapping)
+
+
+def open_webui(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
+    """Of every feedback with a thumb: the rated message against its siblings in the chat's snapshot."""
+    messages: dict[tuple[str | None, str], dict[str, _Message]] = {}
+    ratings: dict[tuple[str | None, str], dict[str, _Rating]] = {}
+    for where, row in rows:
+        meta, data = _object(row, "meta"), _object(row, "data")
+        chat = _object(_object(_object(_object(row, "snapshot"), "chat"), "chat"), "history")
+        found = chat.get("messages")
+        if not isinstance(found, Mapping):
+            raise DataError(f"{where}: the feedback holds no snapshot of its chat; export it with one")
+        score = data.get("rating")
+        if isinstance(score, bool) or not isinstance(score, int | float) or not score:
+            tally.ties += 1
+            continue
+        whose = person_in(row.get("user_id")), str(meta.get("chat_id"))
+        messages.setdefault(whose, {}).update(
+            (str(name), _open_webui_message(one)) for name, one in found.items()
+        )
+        when = seconds(row.get("updated_at") or row.get("created_at"))
+        ratings.setdefault(whose, {})[str(meta.get("message_id"))] = _Rating(1 if score > 0 else -1, when)
+    for whose, rated in ratings.items():
+        yield from _Chat(messages[whose]).choices(rated, whose[0], tally)
+
+
+def _open_webui_message(one: Any) -> _Message:
+    one = one if isinstance(one, Mapping) else {}
+    parent = one.get("parentId")
+    return _Message(
+        None if parent is None else str(parent), str(one.get("role", "")), worded(one.get("content"))
+    )
+
+
+# --- ChatGPT --------------------------------------------------------------------------------------
+
+
+def is_chatgpt(row: Row) -> bool:
+    """A row of conversations.json, message_feedback.json or model_comparisons.json."""
+    return isinstance(row.get("mapping"), Mapping) or _is_thumb(row) or _is_comparison(row)
+
+
+def chatgpt(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
+    """Thumbs of message_feedback.json against regenerated answers, and choices of model_comparisons.json."""
+    chats: dict[str, _Chat] = {}
+    thumbs: dict[str, dict[str, _Rating]] = {}
+    comparisons: list[Row] = []
+    for _, row in rows:
+        if isinstance(row.get("mapping"), Mapping):
+            name = str(row.get("conversation_id") or row.get("id"))
+            chats[name] = _Chat({str(k): _chatgpt_message(node) for k, node in row["mapping"].items()})
+        elif _is_thumb(row):
+            score = 1 if str(row["rating"]).lower().replace("_", "") == "thumbsup" else -1
+            message = str(row.get("message_id") or row.get("id"))
+            rating = _Rating(score, seconds(row.get("update_time") or row.get("create_time")))
+            thumbs.setdefault(str(row["conversation_id"]), {})[message] = rating
+        elif _is_comparison(row):
+            comparisons.append(row)
+    if not thumbs and not comparisons:
+        raise DataError(
+            "these conversations hold no rating; give the whole folder of the export, with "
+            "message_feedback.json and model_comparisons.json"
+        )
+    for name, ratings in thumbs.items():
+        if name in chats:
+            yield from chats[name].choices(ratings, None, tally)
+        else:
+            tally.lost += len(ratings)
+    for row in comparisons:
+        yield from _chatgpt_compared(row, chats, tally)
+
+
+def _chatgpt_compared(row: Row, chats: Mapping[str, _Chat], tally: Tally) -> Iterator[Choice]:
+    step = _object(_object(row, "output"), "feedback_step_2")
+    rated = step.get("completion_comparison_rating")
+    if rated not in ("new", "original"):
+        tally.ties += 1
+        return
+    first = _object(_object(row, "output"), "feedback_step_1")
+    turns = {side: step.get(f"{side}_turn") or first.get(f"{side}_turn") for side in ("new", "original")}
+    texts = {side: _turn_text(turn) for side, turn in turns.items()}
+    chat = chats.get(str(_object(row, "input").get("conversation_id") or row.get("conversation_id")))
+    known = [
+        name for turn in turns.values() for name in _turn_ids(turn) if chat is not None and chat.has(name)
+    ]
+    if chat is None or not known or not all(text.strip() for text in texts.values()):
+        tally.lost += 1
+        return
+    better, worse = texts[rated], texts["original" if rated == "new" else "new"]
+    if better == worse:
+        tally.ties += 1
+        return
+    yield Choice(None, _preference(chat.before(known[0]), better, worse), seconds(row.get("create_time")))
+
+
+def _turn_text(turn: Any) -> str:
+    """What a turn of a comparison says in the end: its last message with a text."""
+    said = [worded(_object(one, "content")) for one in turn or () if isinstance(one, Mapping)]
+    return next((text for text in reversed(said) if text.strip()), "")
+
+
+def _turn_ids(turn: Any) -> list[str]:
+    return [str(one["id"]) for one in turn or () if isinstance(one, Mapping) and "id" in one]
+
+
+def _is_thumb(row: Row) -> bool:
+    return "conversation_id" in row and isinstance(row.get("rating"), str) and "content" in row
+
+
+def _is_comparison(row: Row) -> bool:
+    return isinstance(row.get("output"), Mapping) and "feedback_step_2" in row["output"]
+
+
+def _chatgpt_message(node: Any) -> _Message:
+    node = node if isinstance(node, Mapping) else {}
+    message, parent = _object(node, "message"), node.get("parent")
+    role = str(_object(message, "author").get("role", ""))
+    content = _object(message, "content")
+    to_person = message.get("recipient", "all") == "all" and content.get("content_type", "text") in (
+        "text",
+        "multimodal_text",
+    )
+    return _Message(
+        None if parent is None else str(parent),
+        role,
+        worded(content) if to_person else "",
+        shown=role in ("user", *_ASSISTANTS),
+    )
+
+
+# --- LibreChat ------------------------------------------------------------------------------------
+
+
+def is_librechat(row: Row) -> bool:
+    """A conversation as LibreChat exports it: with its messages, flat or as a tree."""
+    return "conversationId" in row and isinstance(row.get("messages"), list)
+
+
+def librechat(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
+    """Thumbs of a conversation's messages against their regenerations, which have the same parent."""
+    for _, row in rows:
+        messages: dict[str, _Message] = {}
+        ratings: dict[str, _Rating] = {}
+        for one in _flat(row["messages"]):
+            name, parent = str(one.get("messageId")), one.get("parentMessageId")
+            role = "user" if one.get("isCreatedByUser") else "assistant"
+            text = worded(one.get("text")) or worded(one.get("content"))
+            messages[name] = _Message(None if parent is None else str(parent), role, text)
+            rated = _object(one, "feedback").get("rating")
+            if rated in ("thumbsUp", "thumbsDown"):
+                time = seconds(one.get("updatedAt") or one.get("createdAt"))
+                ratings[name] = _Rating(1 if rated == "thumbsUp" else -1, time)
+        yield from _Chat(messages).choices(ratings, person_in(row.get("user")), tally)
+
+
+def _flat(messages: Iterable[Any]) -> Iterator[Row]:
+    """Messages of a tree, each before its answers."""
+    waiting = list(messages)[::-1]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Mapping):
+            yield one
+            below = one.get("children")
+            waiting += list(below)[::-1] if isinstance(below, list) else []
+
+
+def _object(row: Any, key: str) -> Mapping[str, Any]:
+    value = row.get(key) if isinstance(row, Mapping) else None
+    return value if isinstance(value, Mapping) else {}

@@ -1,0 +1,107 @@
+"""What an importer finds: choices with their person and time, and what it could not use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from penchant.common.data.preferences import Preference
+from penchant.common.data.trl_format import Labelled
+
+__all__ = ["Choice", "Tally", "person_in", "seconds", "settled", "worded"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice of an export. person: None where the export names nobody; time: Unix seconds, 0 unknown."""
+
+    person: str | None
+    preference: Preference = field(repr=False)
+    time: float = 0.0
+
+
+@dataclass
+class Tally:
+    """What there is to say of an import beside its choices.
+
+    Attributes:
+        name: what was read, in words; empty for rows in TRL's format.
+        repeated: choices that are there already.
+        contradicted: choices that a later one of the same person turns round.
+        ties: comparisons in which nothing was preferred.
+        alone: ratings of a response without another one to compare it with.
+        lost: ratings of something that the export does not hold, or whose text is empty.
+    """
+
+    name: str = ""
+    repeated: int = 0
+    contradicted: int = 0
+    ties: int = 0
+    alone: int = 0
+    lost: int = 0
+
+    def lines(self) -> list[str]:
+        """A sentence for each thing that is not nothing."""
+        said = [f"read as {self.name}"] if self.name else []
+        counted = (
+            (self.repeated, "there more than once: they count once"),
+            (self.contradicted, "contradicted by the same person later: the latest choice counts"),
+            (self.ties, "ties, in which nothing was preferred: not used"),
+            (self.alone, "ratings without another response to the same prompt: not used"),
+            (self.lost, "ratings of a message that is not there or has no text: not used"),
+        )
+        return said + [f"{count} {what}" for count, what in counted if count]
+
+
+def settled(choices: Iterable[Choice], tally: Tally) -> list[Labelled]:
+    """Choices in order of time, each once: of several that one person made between the same two responses,
+    the latest counts. Where times are equal or unknown, what stands later in the export is later."""
+    kept: dict[tuple[str | None, str, frozenset[str]], Choice] = {}
+    for choice in sorted(choices, key=lambda choice: choice.time):
+        pair = choice.preference
+        key = (choice.person, pair.prompt, frozenset((pair.chosen, pair.rejected)))
+        before = kept.pop(key, None)
+        if before is not None:
+            same = before.preference == pair
+            tally.repeated += same
+            tally.contradicted += not same
+        kept[key] = choice
+    return [Labelled(choice.person, choice.preference) for choice in kept.values()]
+
+
+def person_in(value: Any) -> str | None:
+    """A person as an export names one: a text, a number, or an object with an address or an id."""
+    if isinstance(value, Mapping):
+        value = next((value[key] for key in ("email", "username", "id") if value.get(key) is not None), None)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return None
+    return str(value).strip() or None
+
+
+def seconds(value: Any) -> float:
+    """A time as Unix seconds: of a number (seconds, or milli- or nanoseconds), or ISO 8601; 0 for no time."""
+    if isinstance(value, str):
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            return 0.0
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return 0.0
+    while value > 1e11:  # beyond the year 5000 in seconds
+        value /= 1000
+    return float(value)
+
+
+def worded(value: Any) -> str:
+    """The text of a message's content, which may be in parts; empty if there is none."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return worded(next((value[key] for key in ("text", "value", "parts", "content") if key in value), ""))
+    if isinstance(value, list):
+        return "".join(worded(part) for part in value)
+    return ""

@@ -1,0 +1,167 @@
+"""Choices from files, whoever wrote them: TRL's rows, and exports of the programs that people choose in."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penchant.common.data.importers import chats, votes
+from penchant.common.data.importers.choices import Choice, Tally, settled
+from penchant.common.data.row_files import PARTS, RowLog, data_files, read_rows
+from penchant.common.data.trl_format import (
+    PERSON_FIELDS,
+    SPLIT,
+    UNREAD_COLUMNS,
+    Labelled,
+    collect_preferences,
+    renamed,
+)
+from penchant.common.errors import DataError
+
+__all__ = ["FORMATS", "Format", "Found", "choices_of_rows", "read_choices"]
+
+Row = Mapping[str, Any]
+Located = tuple[str, Row]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One program's export: how it is called, how a row of it is known, and how choices are taken from it."""
+
+    name: str
+    recognises: Callable[[Row], bool]
+    choices: Callable[[Iterable[Located], Tally], Iterator[Choice]]
+
+
+FORMATS = (
+    Format("feedback of Open WebUI", chats.is_open_webui, chats.open_webui),
+    Format("an export of ChatGPT", chats.is_chatgpt, chats.chatgpt),
+    Format("conversations of LibreChat", chats.is_librechat, chats.librechat),
+    Format("votes of LM Arena", votes.is_lm_arena, votes.lm_arena),
+    Format("records of Argilla", votes.is_argilla, votes.argilla),
+    Format("tasks of Label Studio", votes.is_label_studio, votes.label_studio),
+)
+RATED = "ratings of single responses"
+_CHATGPT = re.compile(r"conversations(-\d+)?\.json|message_feedback\.json|model_comparisons\.json")
+"""The files of ChatGPT's export that hold choices, or what they are about."""
+NAMED_FILES = 5
+
+
+@dataclass(frozen=True)
+class Found:
+    """Choices, oldest first, and what must be said of how they were read."""
+
+    labelled: list[Labelled]
+    notes: list[str]
+
+    @property
+    def people(self) -> list[str]:
+        """Everybody who is named, in order."""
+        return list(dict.fromkeys(row.person for row in self.labelled if row.person is not None))
+
+
+def read_choices(
+    path: Path, log: RowLog, *, person_column: str | None = None, columns: Mapping[str, str] | None = None
+) -> Found:
+    """Choices of a file, or of all files of a folder, whoever wrote them.
+
+    A folder's files that are called after the parts of a data set (`FolderFiles.parts`) say which part their
+    rows belong to, unless the rows say it themselves. Arguments and errors as `choices_of_rows`; also
+    DataError when there is nothing to read.
+    """
+    files = data_files(path)
+    own = tuple(file for file in files.read if path.is_dir() and _CHATGPT.fullmatch(file.name))
+    export = any(file.name.startswith("conversations") for file in own)
+    read = own if export else files.read
+    parts = {} if export else files.parts(path)
+    rows = (located for file in read for located in _in_part(read_rows([file], log), parts.get(file)))
+    found = choices_of_rows(rows, log, person_column=person_column, columns=columns)
+    notes = found.notes
+    if parts:
+        counts = Counter(parts.values())
+        named = ", ".join(f"{counts[part]} for {part}" for part in PARTS if counts[part])
+        notes.append(f"the names of the files say which part they are: {named}")
+    if files.unread and not export:
+        shown = ", ".join(file.name for file in files.unread[:NAMED_FILES])
+        more = f" and {len(files.unread) - NAMED_FILES} more" if len(files.unread) > NAMED_FILES else ""
+        notes.append(f"files that are not read: {shown}{more}")
+    return found
+
+
+def choices_of_rows(
+    rows: Iterable[Located],
+    log: RowLog,
+    *,
+    person_column: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Found:
+    """Choices from rows in TRL's format or of a known program, which the first row decides.
+
+    Args:
+        rows: where each is, and the row.
+        log: where bad rows are rejected.
+        person_column: the column that names the person, if it is not a usual one.
+        columns: {the name that is looked for: the column that holds it}.
+
+    Raises:
+        DataError: the export holds no choices at all, or is not what it looks like.
+    """
+    tally, pictured = Tally(), Counter[str]()
+    rows = _without_pictures(renamed(rows, columns, log) if columns else rows, pictured)
+    first = next(rows, None)
+    if first is None:
+        return Found([], [])
+    labelled = _labelled(first[1], itertools.chain([first], rows), log, person_column, tally)
+    notes = tally.lines()
+    if pictured:
+        columns_met = ", ".join(repr(name) for name in pictured)
+        notes.append(f"only texts are read: what is in the column {columns_met} is not")
+    return Found(labelled, notes)
+
+
+def _labelled(
+    first: Row, rows: Iterable[Located], log: RowLog, person_column: str | None, tally: Tally
+) -> list[Labelled]:
+    form = next((form for form in FORMATS if form.recognises(first)), None)
+    if form is not None:
+        tally.name = form.name
+        return settled(_safely(form, rows, tally), tally)
+    if votes.is_rated(first):
+        tally.name = RATED
+        column = person_column or next((name for name in PERSON_FIELDS if name in first), None)
+        return settled(votes.rated(rows, tally, log, column), tally)
+    return collect_preferences(rows, log, person_column)
+
+
+def _in_part(rows: Iterable[Located], part: str | None) -> Iterator[Located]:
+    """Rows that say which part they belong to; what a row says itself comes first."""
+    return ((where, row if part is None else {SPLIT: part, **row}) for where, row in rows)
+
+
+def _without_pictures(rows: Iterable[Located], met: Counter[str]) -> Iterator[Located]:
+    """The same rows, and in `met` the columns that show more than text."""
+    for where, row in rows:
+        met.update(name for name in UNREAD_COLUMNS if row.get(name))
+        yield where, row
+
+
+def _safely(form: Format, rows: Iterable[Located], tally: Tally) -> Iterator[Choice]:
+    """An importer's choices; whatever is not as it should be in an export is told in one line."""
+    place = [""]
+    try:
+        yield from form.choices(_watched(rows, place), tally)
+    except DataError as error:
+        raise DataError(f"{place[0]}: {str(error).removeprefix(f'{place[0]}: ')}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{place[0]}: not {form.name} as it should be ({type(error).__name__})") from None
+
+
+def _watched(rows: Iterable[Located], place: list[str]) -> Iterator[Located]:
+    for where, row in rows:
+        place[0] = where
+        yield where, row

@@ -1,0 +1,277 @@
+"""Choices in exports of arenas and labelling tools, and pairs out of ratings of single responses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from penchant.common.data.importers.choices import Choice, Tally, person_in, seconds, worded
+from penchant.common.data.preferences import Preference
+from penchant.common.data.row_files import RowLog
+from penchant.common.data.trl_format import person_name, render
+from penchant.common.errors import DataError
+
+__all__ = [
+    "argilla",
+    "is_argilla",
+    "is_label_studio",
+    "is_lm_arena",
+    "is_rated",
+    "label_studio",
+    "lm_arena",
+    "rated",
+]
+
+Row = Mapping[str, Any]
+
+PROMPTS = ("prompt", "instruction", "question", "input", "query", "context")
+"""Names of the field that both responses answer, in the order in which they are looked for."""
+_VOTES = {"leftvote": 0, "rightvote": 1, "model_a": 0, "model_b": 1, "tievote": None, "bothbad_vote": None}
+_SCORES = ("label", "rating", "score", "stars")
+
+
+def _plain(prompt: str, better: str, worse: str) -> Preference:
+    """Texts of a form: the prompt on lines of its own."""
+    return Preference(
+        f"{prompt}\n" if prompt.strip() and not prompt.endswith("\n") else prompt, better, worse
+    )
+
+
+# --- LM Arena, FastChat ---------------------------------------------------------------------------
+
+
+def is_lm_arena(row: Row) -> bool:
+    """A line of FastChat's log of votes, or a row of a data set of the arena."""
+    return ("states" in row and "type" in row) or ("winner" in row and "conversation_a" in row)
+
+
+def lm_arena(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
+    """Votes between two conversations that begin alike; whose: the judge, or the user."""
+    for where, row in rows:
+        if "states" in row:
+            vote = row.get("type")
+            if vote not in ("leftvote", "rightvote", "tievote", "bothbad_vote"):
+                continue  # the log of a chat, not a vote
+            sides = [_fastchat(state, where) for state in _list(row.get("states"))]
+        else:
+            vote = row.get("winner")
+            sides = [_list(row.get(name)) for name in ("conversation_a", "conversation_b")]
+        winner = _VOTES.get(str(vote))
+        if winner is None or len(sides) != 2:
+            tally.ties += 1
+            continue
+        common = next((n for n, (a, b) in enumerate(zip(*sides, strict=False)) if a != b), 0)
+        texts = [render("conversation", side[common:]) for side in sides]
+        if not all(side[common:] for side in sides) or texts[0] == texts[1]:
+            tally.lost += 1
+            continue
+        prompt = render("conversation", sides[0][:common], ends_with_newline=True)
+        whose = next(
+            (row[key] for key in ("judge", "judge_hash", "user", "user_id", "ip") if row.get(key)), None
+        )
+        pair = Preference(prompt, texts[winner], texts[1 - winner])
+        yield Choice(person_in(whose), pair, seconds(row.get("tstamp")))
+
+
+def _fastchat(state: Any, where: str) -> list[dict[str, str]]:
+    """The messages of one side of the log; it names roles as it likes, the user's first."""
+    roles = state.get("roles") or ("user", "assistant") if isinstance(state, Mapping) else ()
+    messages = state.get("messages") if isinstance(state, Mapping) else None
+    if not isinstance(messages, list) or len(roles) != 2:
+        raise DataError(f"{where}: a state without messages; it is no log of votes")
+    said = [one for one in messages if isinstance(one, Sequence) and len(one) == 2 and one[1] is not None]
+    return [
+        {"role": "user" if role == roles[0] else "assistant", "content": worded(text)} for role, text in said
+    ]
+
+
+# --- Argilla --------------------------------------------------------------------------------------
+
+
+def is_argilla(row: Row) -> bool:
+    """A record of Argilla, as `dataset.records.to_json` writes it."""
+    return isinstance(row.get("fields"), Mapping) and isinstance(row.get("responses"), Mapping)
+
+
+def argilla(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
+    """Answers to a label question that names a field, or to a ranking of fields; by every user."""
+    for _, row in rows:
+        fields = {str(name): worded(text) for name, text in row["fields"].items()}
+        for answers in row["responses"].values():
+            for answer in _list(answers):
+                value = answer.get("value") if isinstance(answer, Mapping) else None
+                ranks = _ranked(value, fields)
+                if ranks is None:
+                    continue  # of another question
+                prompt = _prompt_of(fields, {_name(name) for name in ranks})
+                person, when = person_in(answer.get("user_id")), seconds(row.get("updated_at"))
+                yield from _by_rank(
+                    prompt, {fields[name]: -rank for name, rank in ranks.items()}, tally, person, when
+                )
+
+
+def _ranked(value: Any, fields: Mapping[str, str]) -> dict[str, float] | None:
+    """Field -> rank, 1 the best; None when the answer is not about which field is better."""
+    if isinstance(value, list) and value and all(isinstance(v, Mapping) and "rank" in v for v in value):
+        named = {_field(v.get("value"), fields): v["rank"] for v in value}
+        good = all(isinstance(rank, int | float) for rank in named.values())
+        return (
+            {n: float(rank) for n, rank in named.items() if n is not None}
+            if None not in named and good
+            else None
+        )
+    best = _field(value, fields)
+    if best is None:
+        return None
+    stem = re.sub(r"(\d+|[ab])$", "", _name(best))
+    alike = [name for name in fields if re.sub(r"(\d+|[ab])$", "", _name(name)) == stem]
+    return {name: 1.0 if name == best else 2.0 for name in alike}
+
+
+def _field(value: Any, fields: Mapping[str, str]) -> str | None:
+    """The field that an answer's value names, whatever the case and the signs between words."""
+    return next((f for f in fields if isinstance(value, str) and _name(f) == _name(value)), None)
+
+
+def _name(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text.lower())
+
+
+def _prompt_of(fields: Mapping[str, str], responses: set[str]) -> str:
+    """The field that is answered: the first of the usual names, or the only one that is left."""
+    rest = {_name(name): text for name, text in fields.items() if _name(name) not in responses}
+    return next(
+        (rest[name] for name in PROMPTS if name in rest), next(iter(rest.values())) if len(rest) == 1 else ""
+    )
+
+
+# --- Label Studio ---------------------------------------------------------------------------------
+
+
+def is_label_studio(row: Row) -> bool:
+    """A task of Label Studio with its annotations, in the format JSON."""
+    return isinstance(row.get("data"), Mapping) and isinstance(row.get("annotations"), list)
+
+
+def label_studio(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
+    """Pairwise results: the left or the right text; whose: who completed the annotation."""
+    for _, row in rows:
+        data = {str(name): worded(text) for name, text in row["data"].items()}
+        for annotation in row["annotations"]:
+            if not isinstance(annotation, Mapping) or annotation.get("was_cancelled"):
+                continue
+            for result in _list(annotation.get("result")):
+                if not isinstance(result, Mapping) or result.get("type") != "pairwise":
+                    continue
+                value = result.get("value")
+                selected = value.get("selected") if isinstance(value, Mapping) else None
+                names = _sides(result.get("to_name"), data)
+                if selected not in ("left", "right"):
+                    tally.ties += 1
+                elif names is None or not all(data[name].strip() for name in names):
+                    tally.lost += 1
+                elif data[names[0]] == data[names[1]]:
+                    tally.ties += 1
+                else:
+                    left, right = (data[name] for name in names)
+                    better, worse = (left, right) if selected == "left" else (right, left)
+                    pair = _plain(_prompt_of(data, {_name(n) for n in names}), better, worse)
+                    when = seconds(annotation.get("updated_at") or annotation.get("created_at"))
+                    yield Choice(person_in(annotation.get("completed_by")), pair, when)
+
+
+def _sides(to_name: Any, data: Mapping[str, str]) -> tuple[str, str] | None:
+    """The two fields that were compared: those that the tag is tied to, or the only two that are called alike
+    but for their end, as text1 and text2 or answer_a and answer_b."""
+    tied = [_field(part, data) for part in str(to_name).split(",")]
+    if len(tied) == 2 and tied[0] and tied[1]:
+        return tied[0], tied[1]
+    if {"left", "right"} <= data.keys():
+        return "left", "right"
+    stems: dict[str, list[str]] = {}
+    for name in sorted(data):
+        stem, ending = re.match(r"(.*?)[\W_]*(\d+|[abAB])?$", name).groups()  # type: ignore[union-attr]
+        if ending:
+            stems.setdefault(stem.lower(), []).append(name)
+    pairs = [names for names in stems.values() if len(names) == 2]
+    return (pairs[0][0], pairs[0][1]) if len(pairs) == 1 else None
+
+
+# --- ratings of single responses ------------------------------------------------------------------
+
+
+def is_rated(row: Row) -> bool:
+    """A row of TRL's unpaired preferences, or one with a rating in place of its label."""
+    return "chosen" not in row and "completion" in row and any(name in row for name in _SCORES)
+
+
+def rated(
+    rows: Iterable[tuple[str, Row]], tally: Tally, log: RowLog, person_column: str | None
+) -> Iterator[Choice]:
+    """Of one person's responses to the same prompt, each against every one that is rated lower."""
+    groups: dict[tuple[str | None, str], dict[str, float]] = {}
+    for where, row in rows:
+        try:
+            person = None if person_column is None else person_name(row, person_column)
+            prompt, text = _text(row.get("prompt") or "", "prompt"), _text(row["completion"], "completion")
+            score = _score(next(row[name] for name in _SCORES if name in row))
+        except DataError as error:
+            log.reject(where, error)
+            continue
+        if text.strip():
+            groups.setdefault((person, prompt), {})[text] = score  # the latest counts
+        else:
+            log.reject(where, "'completion' is empty")
+    for (person, prompt), scores in groups.items():
+        yield from _by_rank(prompt, scores, tally, person, 0.0, exact=True)
+
+
+def _text(value: Any, name: str) -> str:
+    """A text, or a conversation as one."""
+    if isinstance(value, list):
+        return render(name, value, ends_with_newline=name == "prompt")
+    if not isinstance(value, str):
+        raise DataError(f"{name!r} must be a text or a conversation")
+    return value
+
+
+def _score(value: Any) -> float:
+    """A label or a rating as a number; tables write them as words."""
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in ("true", "false"):
+            return float(word == "true")
+        try:
+            value = json.loads(word)
+        except ValueError:
+            value = None
+    if not isinstance(value, bool | int | float) or value != value:
+        raise DataError("the label must be true, false or a number")
+    return float(value)
+
+
+def _by_rank(
+    prompt: str,
+    scores: Mapping[str, float],
+    tally: Tally,
+    person: str | None,
+    when: float,
+    *,
+    exact: bool = False,
+) -> Iterator[Choice]:
+    """Pairs of texts by their scores, the higher one preferred; exact: the prompt is taken as it is."""
+    texts = {text: score for text, score in scores.items() if text.strip()}
+    tally.alone += len(texts) == 1
+    for one, other in itertools.combinations(texts, 2):
+        if texts[one] == texts[other]:
+            tally.ties += 1
+            continue
+        better, worse = (one, other) if texts[one] > texts[other] else (other, one)
+        yield Choice(person, (Preference if exact else _plain)(prompt, better, worse), when)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

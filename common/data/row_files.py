@@ -1,0 +1,299 @@
+"""Rows of files, alone or in a folder: JSON lines, JSON, CSV and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+from penchant.common.data.preferences import kind_of
+from penchant.common.errors import DataError
+
+__all__ = [
+    "PARTS",
+    "SUFFIXES",
+    "BadRow",
+    "BadRows",
+    "FolderFiles",
+    "ReadReport",
+    "RowLog",
+    "data_files",
+    "is_data_file",
+    "part_named",
+    "read_rows",
+]
+
+BadRows = Literal["refuse", "skip"]
+Rows = Iterator[tuple[str, "dict[str, Any] | str"]]  # where a row is, and the row or what is wrong with it
+
+PARQUET = ".parquet"
+_LINES, _JSON, _TABLES = (".jsonl", ".ndjson"), (".json",), (".csv", ".tsv")
+SUFFIXES = (*(s + gz for s in (*_LINES, *_JSON, *_TABLES) for gz in ("", ".gz")), PARQUET)
+"""How the names of files that can be read end, in whatever case."""
+_ABOUT = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
+"""What the Hugging Face hub keeps beside a data set; it holds no rows."""
+_WORDS_ONLY = (".md", ".txt", ".html")  # about the data, as everybody who looks at a folder sees
+_WRAPPED = ("data", "rows", "records", "examples")
+SHOWN_BAD_ROWS = 5
+CELL_MOST = 1 << 30  # characters of one cell of a table
+
+PARTS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""The parts of a data set, and the words that name them in a column or a file's name."""
+
+
+# --- what was read --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that can't be used: where it is (``file:line``) and why; it never quotes the row."""
+
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadReport:
+    """What reading found: rows met, and those that could not be used."""
+
+    rows: int
+    bad: tuple[BadRow, ...] = ()
+
+    @property
+    def kept(self) -> int:
+        return self.rows - len(self.bad)
+
+    def summary(self) -> str:
+        """One line: the count of bad rows, and the first few of them."""
+        shown = "; ".join(str(row) for row in self.bad[:SHOWN_BAD_ROWS])
+        more = f"; and {len(self.bad) - SHOWN_BAD_ROWS} more" if len(self.bad) > SHOWN_BAD_ROWS else ""
+        return f"{len(self.bad)} of {self.rows} rows can't be used: {shown}{more}"
+
+
+class RowLog:
+    """Counts rows and names the bad ones; :meth:`finish` gives the report, or refuses."""
+
+    def __init__(self, bad_rows: BadRows = "refuse") -> None:
+        if bad_rows not in ("refuse", "skip"):
+            raise DataError(f"bad_rows is {bad_rows!r}; it must be 'refuse' or 'skip'")
+        self._refuse = bad_rows == "refuse"
+        self._count = 0
+        self._bad: list[BadRow] = []
+
+    def met(self) -> None:
+        """Count a row, good or bad."""
+        self._count += 1
+
+    def reject(self, where: str, reason: str | DataError) -> None:
+        """Note that a row, already counted, can't be used."""
+        self._bad.append(BadRow(where, str(reason)))
+
+    def finish(self, source: str | Path) -> ReadReport:
+        """The report on everything read.
+
+        Raises:
+            DataError: bad rows are refused and there are some, or no row is left.
+        """
+        report = ReadReport(self._count, tuple(self._bad))
+        if report.bad and self._refuse:
+            remedy = f"{report.summary()}; correct them, or skip them"
+            raise DataError(f'{remedy} (bad_rows="skip")', on_command_line=f"{remedy} (--skip-bad-rows)")
+        if not report.kept:
+            reason = report.summary() if report.bad else "it has no rows"
+            raise DataError(f"{source}: nothing to use, {reason}")
+        return report
+
+
+# --- which files ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FolderFiles:
+    """The files of a path that hold rows, in the order of their names, and those that are no such files."""
+
+    read: tuple[Path, ...]
+    unread: tuple[Path, ...] = ()
+
+    def parts(self, path: Path) -> dict[Path, str]:
+        """Which part of the data each file is, where the names of a folder's files tell parts apart: one is
+        called after the validation or the test part, and another one is not. Files that are called after no
+        part are for training. Empty where names tell nothing."""
+        named = {
+            file: part_named(" ".join(file.relative_to(path).parts)) for file in self.read if file != path
+        }
+        told = {part or "train" for part in named.values()}
+        return {file: part or "train" for file, part in named.items()} if len(told) > 1 else {}
+
+
+def is_data_file(name: str) -> bool:
+    """Whether a file is called as one that can be read."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def part_named(text: str) -> str | None:
+    """The one part that the words of a name speak of, as "test" in "test-00000-of-00001.parquet"."""
+    words = set(re.split(r"[\W\d_]+", text.lower()))
+    found = [part for part, names in PARTS.items() if words & set(names)]
+    return found[0] if len(found) == 1 else None
+
+
+def data_files(path: Path) -> FolderFiles:
+    """A file, or all that a folder holds at any depth; hidden files and the hub's own notes are left out.
+
+    Raises:
+        DataError: there is no such file, or none that can be read.
+    """
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file, path))
+        read = tuple(file for file in files if is_data_file(file.name) and file.name not in _ABOUT)
+        other = [file for file in files if file not in set(read) and file.name not in _ABOUT]
+        unread = tuple(f for f in other if f.suffix.lower() not in _WORDS_ONLY and f.suffix)
+        if not read:
+            raise DataError(f"{path} holds no {', '.join(SUFFIXES)} file")
+        return FolderFiles(read, unread)
+    if not path.is_file():
+        raise DataError(f"there is no file {path}")
+    if not is_data_file(path.name):
+        raise DataError(f"{path} must end in {' or '.join(SUFFIXES)}")
+    return FolderFiles((path,))
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def read_rows(path: str | Path | Sequence[Path], log: RowLog) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of files: where each is (``file:line``, or ``file:row``, from 1) and its columns.
+
+    ``path`` is one file, a list of them, or a folder (see :func:`data_files`). A line that is not a row is
+    rejected in ``log``; blank lines of JSON lines don't count.
+
+    Raises:
+        DataError: there is no such file, its suffix is unknown, it isn't what it is called after, or Parquet
+            is met without pyarrow.
+    """
+    files = data_files(Path(path)).read if isinstance(path, str | Path) else tuple(path)
+    for file in files:
+        for where, row in _rows_of(file):
+            log.met()
+            if isinstance(row, str):
+                log.reject(where, row)
+            else:
+                yield where, row
+
+
+def _rows_of(file: Path) -> Rows:
+    name = file.name.lower().removesuffix(".gz")
+    if name.endswith(PARQUET):
+        return _parquet_rows(file)
+    if name.endswith(_TABLES):
+        return _table_rows(file, "\t" if name.endswith(".tsv") else "")
+    return _document_rows(file) if name.endswith(_JSON) else _jsonl_rows(file)
+
+
+def _opened(file: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(file)) if file.name.lower().endswith(".gz") else file.open("rb")
+
+
+def _jsonl_rows(file: Path) -> Rows:
+    number = 0
+    try:
+        with _opened(file) as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{file}:{number}", _json_object(line)
+    except (OSError, EOFError, zlib.error):
+        raise DataError(f"{file} can't be read after line {number}; make it anew") from None
+
+
+def _json_object(line: bytes) -> dict[str, Any] | str:
+    """The object on a line, or what is wrong with the line."""
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return "not UTF-8"
+    except (ValueError, RecursionError):
+        return "not JSON"
+    return row if isinstance(row, dict) else f"not a JSON object but {kind_of(row)}"
+
+
+def _document_rows(file: Path) -> Rows:
+    """Rows of a file called .json: JSON lines, one array of objects, or one object over several lines."""
+    try:
+        with _opened(file) as opened:
+            data = opened.read().removeprefix(b"\xef\xbb\xbf")
+    except (OSError, EOFError, zlib.error):
+        raise DataError(f"{file} can't be read; make it anew") from None
+    start = data.lstrip()
+    if start[:1] != b"[" and isinstance(_json_object(start.split(b"\n", 1)[0]), dict):
+        rest = _json_object(data)
+        if isinstance(rest, str):  # more than one: lines
+            yield from _jsonl_rows(file)
+            return
+    try:
+        document = json.loads(data.decode("utf-8")) if start else []
+    except (ValueError, RecursionError):
+        yield from _jsonl_rows(file)  # names the lines that are wrong
+        return
+    for number, row in enumerate(_unwrapped(document), start=1):
+        fits = isinstance(row, dict)
+        yield f"{file}:{number}", row if fits else f"not a JSON object but {kind_of(row)}"
+
+
+def _unwrapped(document: Any) -> list[Any]:
+    """The rows of a document: an array's, those that an object with nothing else in it holds, or itself."""
+    if isinstance(document, list):
+        return document
+    inner = [document[key] for key in _WRAPPED if isinstance(document.get(key), list)]
+    return inner[0] if len(inner) == 1 and len(document) == 1 else [document]
+
+
+def _table_rows(file: Path, separator: str) -> Rows:
+    """Rows of a table with a header; its separator is the one that the header holds most of."""
+    csv.field_size_limit(CELL_MOST)
+    number = 0
+    try:
+        with _opened(file) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as text:
+            head = text.readline()
+            text.seek(0)
+            most = max(",;\t", key=head.count)
+            for number, row in enumerate(csv.DictReader(text, delimiter=separator or most), start=1):
+                extra = row.pop(None, None)  # type: ignore[call-overload]
+                yield f"{file}:{number}", "more cells than the header has" if extra else row
+    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "make it anew"
+        raise DataError(f"{file} can't be read after row {number}; {reason}") from None
+
+
+def _parquet_rows(file: Path) -> Rows:
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise DataError(f"{file} is Parquet, which needs pyarrow: pip install 'penchant[simulate]'") from None
+    number = 0
+    try:
+        with parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{file}:{number}", row
+    except (pyarrow.ArrowException, OSError):
+        raise DataError(f"{file} can't be read as Parquet after row {number}; make it anew") from None

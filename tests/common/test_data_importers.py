@@ -1,0 +1,460 @@
+"""Exports of the programs that people choose in: small files of their schema, and the pairs they become."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penchant.common.data.importers.choices import seconds, worded
+from penchant.common.data.importers.reading import FORMATS, Found, choices_of_rows, read_choices
+from penchant.common.data.row_files import RowLog
+from penchant.common.errors import DataError
+
+Row = dict[str, Any]
+
+
+def read(path: Path, document: Any) -> Found:
+    path.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+    log = RowLog()
+    found = read_choices(path, log)
+    log.finish(path)
+    return found
+
+
+def told(found: Found) -> list[tuple[str | None, str, str, str]]:
+    return [
+        (r.person, r.preference.prompt, r.preference.chosen, r.preference.rejected) for r in found.labelled
+    ]
+
+
+# --- Open WebUI -----------------------------------------------------------------------------------
+
+
+def feedback(
+    message: str, rating: int | None, user: str = "u1", when: int = 1_700_000_000, chat: str = "c1"
+) -> Row:
+    """One feedback on a chat: a question with three answers, and a follow-up with one."""
+    messages = {
+        "q": {
+            "id": "q",
+            "parentId": None,
+            "childrenIds": ["a", "b", "c"],
+            "role": "user",
+            "content": "¿Qué tal? 🙂",
+        },
+        "a": {"id": "a", "parentId": "q", "childrenIds": ["q2"], "role": "assistant", "content": "Bien"},
+        "b": {"id": "b", "parentId": "q", "childrenIds": [], "role": "assistant", "content": "Mal 😢"},
+        "c": {"id": "c", "parentId": "q", "childrenIds": [], "role": "assistant", "content": "Así así"},
+        "q2": {"id": "q2", "parentId": "a", "childrenIds": ["d"], "role": "user", "content": "¿Y tú?"},
+        "d": {"id": "d", "parentId": "q2", "childrenIds": [], "role": "assistant", "content": "También"},
+    }
+    return {
+        "id": f"{message}-{when}",
+        "user_id": user,
+        "version": 0,
+        "type": "rating",
+        "data": {"rating": rating, "model_id": "m", "sibling_model_ids": ["n"], "reason": "", "comment": ""},
+        "meta": {"arena": False, "message_id": message, "message_index": 1, "chat_id": chat},
+        "snapshot": {"chat": {"id": chat, "chat": {"history": {"messages": messages, "currentId": "d"}}}},
+        "created_at": when,
+        "updated_at": when,
+    }
+
+
+ASKED = "user: ¿Qué tal? 🙂\n"
+BIEN, MAL, ASI = "assistant: Bien", "assistant: Mal 😢", "assistant: Así así"
+
+
+def test_open_webui_pairs_a_rated_message_with_its_siblings(tmp_path: Path) -> None:
+    found = read(tmp_path / "f.json", [feedback("a", 1), feedback("d", 1), feedback("gone", -1)])
+    assert told(found) == [("u1", ASKED, BIEN, MAL), ("u1", ASKED, BIEN, ASI)]
+    assert found.notes[0] == "read as feedback of Open WebUI"
+    assert "1 ratings without another response to the same prompt: not used" in found.notes
+    assert "1 ratings of a message that is not there or has no text: not used" in found.notes
+
+
+def test_open_webui_weighs_the_thumbs_of_one_chat_against_each_other(tmp_path: Path) -> None:
+    found = read(
+        tmp_path / "f.json", [feedback("a", 1), feedback("b", 1), feedback("c", -1), feedback("a", None)]
+    )
+    assert told(found) == [("u1", ASKED, BIEN, ASI), ("u1", ASKED, MAL, ASI)]
+    assert "2 ties, in which nothing was preferred: not used" in found.notes  # a with b, and the empty rating
+
+
+def test_of_contradictory_answers_the_latest_counts(tmp_path: Path) -> None:
+    rows = [
+        feedback("a", -1, when=300, chat="later"),
+        feedback("a", 1, when=100),
+        feedback("a", 1, when=200, chat="same"),
+        feedback("b", 1, user="u2"),
+    ]
+    found = read(tmp_path / "f.json", rows)
+    mine = [row[1:] for row in told(found) if row[0] == "u1"]
+    assert mine == [(ASKED, MAL, BIEN), (ASKED, ASI, BIEN)]
+    assert found.people == ["u1", "u2"]
+    assert "2 there more than once: they count once" in found.notes
+    assert "2 contradicted by the same person later: the latest choice counts" in found.notes
+
+
+def test_open_webui_without_a_snapshot_is_refused_in_one_line(tmp_path: Path) -> None:
+    row = feedback("a", 1) | {"snapshot": {}}
+    with pytest.raises(DataError, match=r"f\.json:1: the feedback holds no snapshot of its chat") as refused:
+        read(tmp_path / "f.json", [row])
+    assert "\n" not in str(refused.value)
+
+
+# --- ChatGPT --------------------------------------------------------------------------------------
+
+
+def node(name: str, parent: str | None, role: str, text: str, children: list[str], **message: Any) -> Row:
+    content = {"content_type": "text", "parts": [text]}
+    return {
+        "id": name,
+        "parent": parent,
+        "children": children,
+        "message": {"id": name, "author": {"role": role}, "content": content, "recipient": "all", **message},
+    }
+
+
+def conversation(name: str = "conv") -> Row:
+    """A question with two answers; the first was reached through a tool."""
+    nodes = [
+        {"id": "root", "parent": None, "children": ["sys"], "message": None},
+        node("sys", "root", "system", "be nice", ["q"]),
+        node("q", "sys", "user", "Wie spät ist es?", ["call", "b"]),
+        node("call", "q", "assistant", "now()", ["tool"], recipient="clock"),
+        node("tool", "call", "tool", "12:00", ["a"]),
+        node("a", "tool", "assistant", "Zwölf.", []),
+        node("b", "q", "assistant", "Keine Ahnung.", ["q2"]),
+        node("q2", "b", "user", "Doch!", ["c"]),
+        node("c", "q2", "assistant", "Na gut.", []),
+    ]
+    return {"id": name, "conversation_id": name, "title": "t", "mapping": {one["id"]: one for one in nodes}}
+
+
+def thumb(message: str, rating: str, **more: Any) -> Row:
+    return {
+        "id": message,
+        "conversation_id": "conv",
+        "user_id": "me",
+        "rating": rating,
+        "content": "{}",
+        **more,
+    }
+
+
+def comparison(rating: str, conversation: str = "conv") -> Row:
+    def turn(name: str, text: str) -> list[Row]:
+        return [
+            {
+                "id": name,
+                "author": {"role": "assistant"},
+                "content": {"content_type": "text", "parts": [text]},
+            }
+        ]
+
+    step = {
+        "original_turn": turn("b", "Keine Ahnung."),
+        "new_turn": turn("a2", "Mittag."),
+        "completion_comparison_rating": rating,
+        "new_completion_placement": "not-applicable",
+    }
+    return {
+        "id": "x",
+        "input": {"conversation_id": conversation},
+        "output": {"feedback_step_1": {}, "feedback_step_2": step},
+        "create_time": "2023-05-01T10:00:00.000000Z",
+    }
+
+
+def chatgpt(folder: Path, **files: Any) -> Found:
+    (folder / "chat.html").write_text("<html>")
+    (folder / "assets.json").write_text('{"chosen": "not a row"}')
+    (folder / "user.json").write_text('{"id": "user-1", "email": "a@b.c"}')
+    for name, document in files.items():
+        (folder / f"{name.replace('_0', '-000')}.json").write_text(json.dumps(document))
+    log = RowLog()
+    found = read_choices(folder, log)
+    log.finish(folder)
+    return found
+
+
+WAS = "user: Wie spät ist es?\n"
+
+
+@pytest.mark.parametrize("shard", ["conversations", "conversations_0"])
+def test_chatgpt_pairs_thumbs_with_regenerated_answers(tmp_path: Path, shard: str) -> None:
+    thumbs = [
+        thumb("a", "thumbsUp"),
+        thumb("c", "thumbs_down"),
+        thumb("z", "thumbsUp", conversation_id="other"),
+    ]
+    found = chatgpt(tmp_path, **{shard: [conversation()], "message_feedback": thumbs})
+    assert told(found) == [(None, WAS, "assistant: Zwölf.", "assistant: Keine Ahnung.")]
+    assert found.notes == [
+        "read as an export of ChatGPT",
+        "1 ratings without another response to the same prompt: not used",
+        "1 ratings of a message that is not there or has no text: not used",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rating", "chosen"), [("new", "Mittag."), ("original", "Keine Ahnung."), ("same", None)]
+)
+def test_chatgpt_comparisons(tmp_path: Path, rating: str, chosen: str | None) -> None:
+    found = chatgpt(
+        tmp_path,
+        conversations=[conversation()],
+        model_comparisons=[comparison(rating), comparison("new", "deleted")],
+    )
+    expected = [] if chosen is None else [(WAS, f"assistant: {chosen}")]
+    assert [row[1:3] for row in told(found)] == expected
+    assert any("1 ratings of a message that is not there" in note for note in found.notes)
+
+
+def test_chatgpt_without_ratings_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"hold no rating; give the whole folder of the export"):
+        read(tmp_path / "conversations.json", [conversation()])
+
+
+# --- LibreChat ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tree", [False, True])
+def test_librechat_flat_and_as_a_tree(tmp_path: Path, tree: bool) -> None:
+    ask = {"messageId": "1", "parentMessageId": None, "isCreatedByUser": True, "text": "Hi", "sender": "User"}
+    first = {"messageId": "2", "parentMessageId": "1", "isCreatedByUser": False, "text": "Hello"}
+    first["feedback"] = {"rating": "thumbsDown", "tag": "other", "text": "meh"}
+    content = [{"type": "text", "text": {"value": "Hey 👋"}}]
+    second = {
+        "messageId": "3",
+        "parentMessageId": "1",
+        "isCreatedByUser": False,
+        "text": "",
+        "content": content,
+    }
+    messages = [ask | {"children": [first, second]}] if tree else [ask, first, second]
+    found = read(tmp_path / "c.json", {"conversationId": "c", "endpoint": "x", "messages": messages})
+    assert told(found) == [(None, "user: Hi\n", "assistant: Hey 👋", "assistant: Hello")]
+
+
+# --- arenas and labelling tools -------------------------------------------------------------------
+
+
+def state(answer: str) -> Row:
+    return {
+        "roles": ["USER", "ASSISTANT"],
+        "messages": [["USER", "1+1?"], ["ASSISTANT", answer]],
+        "model_name": "m",
+    }
+
+
+def test_lm_arenas_log(tmp_path: Path) -> None:
+    votes = ["leftvote", "rightvote", "tievote", "bothbad_vote", "chat", "upvote"]
+    rows = [
+        {
+            "type": vote,
+            "models": ["m", "n"],
+            "states": [state("2"), state(f"3{vote}")],
+            "ip": "1.2.3.4",
+            "tstamp": n,
+        }
+        for n, vote in enumerate(votes)
+    ]
+    path = tmp_path / "votes.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_choices(path, RowLog())
+    assert told(found) == [
+        ("1.2.3.4", "user: 1+1?\n", "assistant: 2", "assistant: 3leftvote"),
+        ("1.2.3.4", "user: 1+1?\n", "assistant: 3rightvote", "assistant: 2"),
+    ]
+    assert "2 ties, in which nothing was preferred: not used" in found.notes
+
+
+def test_lm_arenas_rows(tmp_path: Path) -> None:
+    def talk(*answers: str) -> list[Row]:
+        roles = ("user", "assistant", "user", "assistant")
+        return [{"role": r, "content": c} for r, c in zip(roles, answers, strict=True)]
+
+    a, b = talk("hi", "yo", "why", "so"), talk("hi", "yo", "why", "because")
+    rows = [
+        {
+            "model_a": "m",
+            "model_b": "n",
+            "winner": winner,
+            "judge": "j1",
+            "conversation_a": a,
+            "conversation_b": b,
+        }
+        for winner in ("model_b", "tie", "tie (bothbad)")
+    ]
+    found = read(tmp_path / "a.json", rows)
+    before = "user: hi\nassistant: yo\nuser: why\n"
+    assert told(found) == [("j1", before, "assistant: because", "assistant: so")]
+    assert "2 ties, in which nothing was preferred: not used" in found.notes
+
+
+def test_argilla_labels_and_rankings(tmp_path: Path) -> None:
+    fields = {"instruction": "Say hi", "response-1": "hi", "response-2": "hello", "response-3": "yo"}
+    ranking = [{"value": f"response-{n}", "rank": rank} for n, rank in ((1, 2), (2, 1), (3, 2))]
+    rows = [
+        {
+            "id": "1",
+            "fields": fields,
+            "responses": {
+                "better": [{"value": "response_2", "user_id": "ann"}, {"value": None, "user_id": "cy"}],
+                "order": [{"value": ranking, "user_id": "bob"}],
+                "comment": [{"value": "free text", "user_id": "ann"}],
+            },
+        }
+    ]
+    found = read(tmp_path / "r.json", rows)
+    prompt = "Say hi\n"
+    assert told(found) == [
+        ("ann", prompt, "hello", "hi"),
+        ("ann", prompt, "hello", "yo"),
+        ("bob", prompt, "hello", "hi"),
+        ("bob", prompt, "hello", "yo"),
+    ]
+    assert "2 ties, in which nothing was preferred: not used" in found.notes
+
+
+def test_label_studio_pairwise(tmp_path: Path) -> None:
+    def annotation(selected: str, who: Any, **more: Any) -> Row:
+        result = {
+            "type": "pairwise",
+            "from_name": "pw",
+            "to_name": "answer1,answer2",
+            "value": {"selected": selected},
+        }
+        return {"completed_by": who, "result": [result], "created_at": "2024-01-02T03:04:05Z", **more}
+
+    rows = [
+        {
+            "id": 1,
+            "data": {"prompt": "Q?", "answer1": "one", "answer2": "two"},
+            "annotations": [
+                annotation("left", 1),
+                annotation("right", {"id": 2, "email": "b@c.d"}),
+                annotation("right", 1, was_cancelled=True),
+                annotation("", 3),
+            ],
+        },
+        {"id": 2, "data": {"text_a": "x", "text_b": "y"}, "annotations": [annotation("left", 1)]},
+    ]
+    found = read(tmp_path / "t.json", rows)
+    assert told(found) == [
+        ("1", "Q?\n", "one", "two"),
+        ("b@c.d", "Q?\n", "two", "one"),
+        ("1", "", "x", "y"),
+    ]
+    assert "1 ties, in which nothing was preferred: not used" in found.notes
+
+
+# --- ratings --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "scores"),
+    [
+        ("label", [True, False, False]),
+        ("rating", [5, 2.5, 2.5]),
+        ("stars", ["4", "1", "1"]),
+        ("label", ["True", "false", "0"]),
+    ],
+)
+def test_ratings_of_single_responses_become_pairs(tmp_path: Path, name: str, scores: list[Any]) -> None:
+    texts = ("blue", "red", "green")
+    rows = [
+        {"user_id": 7, "prompt": "The sky is ", "completion": text, name: score}
+        for text, score in zip(texts, scores, strict=True)
+    ]
+    rows.append({"user_id": 7, "prompt": "alone", "completion": "x", name: scores[0]})
+    found = read(tmp_path / "r.json", rows)
+    assert told(found) == [("7", "The sky is ", "blue", "red"), ("7", "The sky is ", "blue", "green")]
+    assert found.notes == [
+        "read as ratings of single responses",
+        "1 ties, in which nothing was preferred: not used",
+        "1 ratings without another response to the same prompt: not used",
+    ]
+
+
+def test_a_bad_rating_is_a_bad_row(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "p", "completion": t, "label": label} for t, label in (("a", True), ("b", "meh"), ("", 1))
+    ]
+    with pytest.raises(
+        DataError, match=r"2 of 3 rows .*:2: the label must be true.*:3: 'completion' is empty"
+    ):
+        read(tmp_path / "r.json", rows)
+
+
+# --- whatever comes -------------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+ROWS = [
+    feedback("a", 1),
+    conversation(),
+    thumb("a", "thumbsUp"),
+    comparison("new"),
+    {"conversationId": "c", "messages": [{"messageId": "1"}]},
+    {"type": "leftvote", "states": [state("2"), state("3")]},
+    {"winner": "model_a", "conversation_a": [{"role": "user", "content": "x"}], "conversation_b": []},
+    {"fields": {"a": "x", "b": "y"}, "responses": {"q": [{"value": "a", "user_id": 1}]}},
+    {"data": {"left": "x", "right": "y"}, "annotations": [{"result": [{"type": "pairwise"}]}]},
+    {"prompt": "p", "completion": "c", "label": True},
+]
+
+
+@given(row=st.sampled_from(ROWS), path=st.lists(st.integers(0, 20), min_size=1, max_size=5), value=JSON)
+def test_a_damaged_export_gives_choices_or_one_line(row: Row, path: list[int], value: Any) -> None:
+    damaged = json.loads(json.dumps(row))
+    at: Any = damaged
+    for step in path:
+        keys = list(at) if isinstance(at, dict) else list(range(len(at)))
+        if not keys:
+            break
+        key = keys[step % len(keys)]
+        if not isinstance(at[key], dict | list) or step == path[-1]:
+            at[key] = value
+            break
+        at = at[key]
+    try:
+        found = choices_of_rows([("f:1", damaged)], RowLog("skip"))
+    except DataError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+    else:
+        assert all(one.preference.chosen != one.preference.rejected for one in found.labelled)
+
+
+def test_every_format_is_known_by_its_rows_alone() -> None:
+    for row in ROWS:
+        assert sum(form.recognises(row) for form in FORMATS) == ("completion" not in row)
+
+
+@pytest.mark.parametrize(
+    ("given_time", "expected"),
+    [
+        (1_700_000_000, 1.7e9),
+        (1_700_000_000_000, 1.7e9),
+        ("2023-11-14T22:13:20Z", 1.7e9),
+        (None, 0),
+        ("soon", 0),
+    ],
+)
+def test_times_of_all_kinds(given_time: Any, expected: float) -> None:
+    assert seconds(given_time) == expected
+
+
+def test_texts_in_parts() -> None:
+    assert worded(["a", {"text": "b"}, {"type": "image"}, {"text": {"value": "c"}}]) == "abc"
+    assert worded(None) == ""

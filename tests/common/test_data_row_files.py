@@ -1,0 +1,140 @@
+"""Files as people bring them: every kind, arrays, tables, folders, and the names of parts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penchant.common.data.row_files import RowLog, data_files, part_named, read_rows
+from penchant.common.errors import DataError
+
+ROWS = [{"prompt": f"p{n}", "chosen": "ja 🙂", "rejected": "nein"} for n in range(3)]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+TABLE = "prompt,chosen,rejected\r\n" + "".join(
+    f"{r['prompt']},{r['chosen']},{r['rejected']}\r\n" for r in ROWS
+)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    log = RowLog()
+    rows = [row for _, row in read_rows(path, log)]
+    log.finish(path)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", LINES),
+        ("a.JSONL", LINES),
+        ("a.ndjson", LINES),
+        ("a.json", LINES),
+        ("a.json", json.dumps(ROWS)),
+        ("a.json", json.dumps(ROWS, indent=2)),
+        ("a.json", json.dumps({"data": ROWS}, indent=2)),
+        ("a.csv", TABLE),
+        ("a.CSV", TABLE.replace(",", ";")),
+        ("a.tsv", TABLE.replace(",", "\t")),
+        ("a.csv", "\ufeff" + TABLE),
+        ("a.json", "\ufeff" + json.dumps(ROWS)),
+    ],
+)
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_bytes(text.encode())
+    assert rows_of(tmp_path / name) == ROWS
+    (tmp_path / "packed").mkdir()
+    packed = tmp_path / "packed" / f"{name}.gz"
+    packed.write_bytes(gzip.compress(text.encode()))
+    assert rows_of(packed) == ROWS
+
+
+def test_an_object_over_several_lines_is_one_row(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"conversationId": "c", "messages": []}, indent=1))
+    assert rows_of(tmp_path / "a.json") == [{"conversationId": "c", "messages": []}]
+    (tmp_path / "b.json").write_text(json.dumps({"messages": []}))
+    assert rows_of(tmp_path / "b.json") == [{"messages": []}]
+
+
+def test_a_table_keeps_line_breaks_and_names_rows_with_too_many_cells(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('chosen,rejected\n"two\nlines",x\na,b,c\n' + "y" * 200_000 + ",z\n")
+    log = RowLog("skip")
+    rows = [row["chosen"] for _, row in read_rows(path, log)]
+    assert rows == ["two\nlines", "y" * 200_000]
+    assert str(log.finish(path).bad[0]) == f"{path}:2: more cells than the header has"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.csv", b"chosen,rejected\n\xff,b\n", "it is not UTF-8"),
+        ("a.json", b"[1, {", "1 of 1 rows can't be used: .*:1: not JSON"),
+        ("a.json", b"[1]", "1: not a JSON object but a number"),
+        ("a.json", b"", "it has no rows"),
+        ("a.json.gz", b"no gzip", "can't be read; make it anew"),
+        ("a.txt", b"", r"must end in \.jsonl"),
+    ],
+)
+def test_what_is_no_such_file_is_refused_in_one_line(
+    tmp_path: Path, name: str, data: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=message) as refusal:
+        rows_of(tmp_path / name)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_folder_is_read_whole_and_says_what_it_is_not(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name in ("data/b.csv", "a.jsonl", "z.ndjson"):
+        (tmp_path / name).write_text(TABLE if name.endswith("csv") else LINES)
+    for name in ("dataset_infos.json", ".hidden.jsonl", "README.md", "LICENSE", "sheet.xlsx", "data/x.arrow"):
+        (tmp_path / name).write_text("{}")
+    found = data_files(tmp_path)
+    assert [file.name for file in found.read] == ["a.jsonl", "b.csv", "z.ndjson"]
+    assert [file.name for file in found.unread] == ["x.arrow", "sheet.xlsx"]
+    assert len(rows_of(tmp_path)) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("train.jsonl", "train"),
+        ("test-00000-of-00001.parquet", "test"),
+        ("valid", "validation"),
+        ("my_dev_set", "validation"),
+        ("eval.json", "test"),
+        ("contest.jsonl", None),
+        ("latest", None),
+        ("training.jsonl", "train"),
+        ("train_test.jsonl", None),  # speaks of two
+        ("a.jsonl", None),
+    ],
+)
+def test_a_name_speaks_of_a_part_in_a_word_of_its_own(name: str, part: str | None) -> None:
+    assert part_named(name) == part
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (("train.jsonl", "test.jsonl"), {"train": "train", "test": "test"}),
+        (("people.jsonl", "test.jsonl"), {"people": "train", "test": "test"}),
+        (("test/a.jsonl", "train/b.jsonl"), {"a": "test", "b": "train"}),
+        (("test.jsonl",), {}),  # a name that tells nothing apart
+        (("train-1.jsonl", "train-2.jsonl"), {}),
+        (("a.jsonl", "b.jsonl"), {}),
+    ],
+)
+def test_names_of_files_tell_parts_apart(
+    tmp_path: Path, names: tuple[str, ...], parts: dict[str, str]
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(LINES)
+    found = data_files(tmp_path)
+    assert {file.stem: part for file, part in found.parts(tmp_path).items()} == parts

@@ -1,0 +1,176 @@
+"""Files of one's own: a test part that is tested on and never trained on, tables, and what is said of all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import types
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penchant.common.data.preferences import Federation
+from penchant.common.errors import DataError
+from penchant.deploy import datasets
+
+SMALL: dict[str, Any] = {"pairs": 4, "validation_pairs": 2, "test_pairs": 3}
+Row = dict[str, Any]
+
+
+def rows(people: str = "ab", count: int = 20, what: str = "asks", **more: Any) -> list[Row]:
+    return [
+        {"person": person, "prompt": f"{person} {what} {n}", "chosen": f"yes {n}", "rejected": "no", **more}
+        for n in range(count)
+        for person in people
+    ]
+
+
+def write(path: Path, given: Iterable[Row]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in given))
+    return path
+
+
+def prompts(federation: Federation, part: str) -> list[str]:
+    return [pair.prompt for person in federation.people for pair in getattr(person, part)]
+
+
+def said(federation: Federation) -> str:
+    return "; ".join(federation.caveats)
+
+
+def assert_own_split(federation: Federation) -> None:
+    assert all(len(person.train) == 4 and len(person.test) == 3 for person in federation.people)
+    assert all("HELD OUT" in prompt for prompt in prompts(federation, "test"))
+    for part in ("train", "validation"):
+        assert prompts(federation, part)
+        assert not any("HELD OUT" in prompt for prompt in prompts(federation, part))
+    assert "the split is the data's own: 6 pairs are tested on" in said(federation)
+    assert "34 more test pairs are beyond the number asked for" in said(federation)
+
+
+def test_a_folder_with_a_test_file_is_tested_on_it(tmp_path: Path) -> None:
+    """Read in the order of their names, the test rows would come first: oldest, and trained on."""
+    write(tmp_path / "train.jsonl", rows())
+    write(tmp_path / "test.jsonl", rows(what="HELD OUT"))
+    federation = datasets.load(tmp_path, **SMALL)
+    assert_own_split(federation)
+    assert "the names of the files say which part they are: 1 for train, 1 for test" in said(federation)
+
+
+def test_a_column_says_which_part_a_row_is(tmp_path: Path) -> None:
+    given = [*rows(what="HELD OUT", split="test"), *rows(split="train")]
+    assert_own_split(datasets.load(write(tmp_path / "all.jsonl", given), **SMALL))
+    with pytest.raises(DataError, match=r"40 of 80 rows .* 'split' must be train, validation, test"):
+        datasets.load(write(tmp_path / "odd.jsonl", [*rows(split="train"), *rows(split="later")]), **SMALL)
+
+
+def test_a_test_file_is_named_beside_the_training_file(tmp_path: Path) -> None:
+    train, test = write(tmp_path / "a.jsonl", rows()), write(tmp_path / "b.jsonl", rows(what="HELD OUT"))
+    federation = datasets.load(train, test=test, **SMALL)
+    assert_own_split(federation)
+    assert datasets.load(train, test=test, **SMALL).digest == federation.digest
+    assert datasets.load(train, **SMALL).digest != federation.digest
+    with pytest.raises(DataError, match=r"there is no file .*gone\.jsonl to test on"):
+        datasets.load(train, test=tmp_path / "gone.jsonl", **SMALL)
+    with pytest.raises(DataError, match="has a test part itself; drop the other one"):
+        datasets.load(write(tmp_path / "c.jsonl", rows(split="test")), test=test, **SMALL)
+    with pytest.raises(DataError, match="'senate' is split and read in its own way; drop a test part"):
+        datasets.load("senate", test=test)
+    with pytest.raises(DataError, match="time_cutoff is for data that are split by time"):
+        datasets.load(train, test=test, until=0.5, **SMALL)
+
+
+def test_the_splits_of_a_hub_data_set_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = {"train_prefs": rows(), "test_prefs": rows(what="HELD OUT")}
+    hub = types.ModuleType("datasets")
+
+    def load_dataset(name: str, config: str | None, split: str) -> list[Row]:
+        if split not in splits:
+            raise ValueError(f"Unknown split {split!r}. Should be one of {list(splits)}.")
+        return splits[split]
+
+    hub.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    assert_own_split(datasets.load("some/pairs:train_prefs", test="some/pairs:test_prefs", **SMALL))
+    with pytest.raises(DataError, match=r"Unknown split 'train'. Should be one of \['train_prefs', 'test_p"):
+        datasets.load("some/pairs", **SMALL)
+
+
+def test_what_is_tested_on_is_trained_on_by_nobody(tmp_path: Path) -> None:
+    """Ann trains on Bob's test comparison, answered the other way: it goes, and is counted."""
+    shared = {"prompt": "bob HELD OUT 0", "chosen": "no", "rejected": "yes 0"}
+    write(tmp_path / "train.jsonl", [{"person": "a", **shared}, *rows(count=5)])
+    test = rows("b", 3, "HELD OUT")
+    test[0]["prompt"] = "bob HELD OUT 0"
+    test[1]["prompt"] = "a asks 0"  # met in training, but with other responses
+    write(tmp_path / "test.jsonl", [*rows("a", 3, "HELD OUT"), *test])
+    federation = datasets.load(tmp_path, pairs=9, validation_pairs=0, test_pairs=9)
+    assert "bob HELD OUT 0" not in prompts(federation, "train")
+    assert "1 pairs compare what is tested or validated on" in said(federation)
+    assert "1 of them have a prompt that is trained on as well" in said(federation)
+
+
+def test_a_validation_part_of_ones_own(tmp_path: Path) -> None:
+    for part in ("train", "validation", "test"):
+        write(tmp_path / f"{part}-0.jsonl", rows(what=part))
+    federation = datasets.load(tmp_path, **SMALL)
+    for part in ("train", "validation", "test"):
+        assert all(f" {part} " in prompt for prompt in prompts(federation, part))
+    (tmp_path / "test-0.jsonl").unlink()
+    with pytest.raises(DataError, match="for train and validation, and has none to test on"):
+        datasets.load(tmp_path, **SMALL)
+
+
+def test_without_a_validation_part_the_last_training_items_are_held_out(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", rows())
+    write(tmp_path / "test.jsonl", rows(what="HELD OUT"))
+    all_of_it = {"pairs": 50, "test_pairs": 50}
+    federation = datasets.load(tmp_path, validation_pairs=50, **all_of_it)
+    assert sorted(prompts(federation, "validation")) == [
+        f"{who} asks {n}" for who in "ab" for n in (17, 18, 19)
+    ]
+    whole = datasets.load(tmp_path, validation_pairs=0, **all_of_it)
+    assert len(prompts(whole, "train")) == 40
+    assert prompts(whole, "test") == prompts(federation, "test")
+
+
+def test_every_file_of_a_folder_is_read(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    write(tmp_path / "a.jsonl", rows("a"))
+    parquet.write_table(pyarrow.Table.from_pylist(rows("b")), tmp_path / "b.parquet")
+    (tmp_path / "c.json").write_text(json.dumps(rows("c")))
+    (tmp_path / "dataset_infos.json").write_text('{"default": {}}')
+    (tmp_path / "notes.docx").write_text("")
+    with (tmp_path / "d.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, ["person", "prompt", "chosen", "rejected"])
+        table.writeheader()
+        table.writerows(rows("d"))
+    federation = datasets.load(tmp_path, **SMALL)
+    assert [person.name for person in federation.people] == ["a", "b", "c", "d"]
+    assert said(federation) == "files that are not read: notes.docx"
+
+
+def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
+    given = [
+        {"who": r["person"], "question": r["prompt"], "better": r["chosen"], "worse": r["rejected"]}
+        for r in rows()
+    ]
+    path = write(tmp_path / "a.jsonl", given)
+    names = {"person": "who", "prompt": "question", "chosen": "better", "rejected": "worse"}
+    same = datasets.load(write(tmp_path / "same" / "a.jsonl", rows()), **SMALL)
+    assert datasets.load(path, columns=names, **SMALL).digest == same.digest
+    with pytest.raises(DataError, match=r"40 of 40 rows .*:1: there is no column 'ask'"):
+        datasets.load(path, columns={**names, "prompt": "ask"}, **SMALL)
+
+
+def test_what_is_not_read_or_contradicts_itself_is_said(tmp_path: Path) -> None:
+    given = rows(images=["a.png"])
+    turned = {**given[0], "chosen": given[0]["rejected"], "rejected": given[0]["chosen"]}
+    federation = datasets.load(write(tmp_path / "a.jsonl", [*given, turned, given[1]]), **SMALL)
+    assert "only texts are read: what is in the column 'images' is not" in federation.caveats
+    assert "1 comparisons are answered both ways by the same person: both count" in federation.caveats
