@@ -275,7 +275,7 @@ def _table_rows(file: Path, separator: str) -> Rows:
             text.seek(0)
             most = max(",;\t", key=head.count)
             for number, row in enumerate(csv.DictReader(text, delimiter=separator or most), start=1):
-                extra = row.pop(None, None)  # type: ignore[call-overload]
+                extra = row.pop(None, None)
                 yield f"{file}:{number}", "more cells than the header has" if extra else row
     except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "make it anew"

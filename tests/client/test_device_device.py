@@ -365,3 +365,25 @@ def test_bad_rows_are_named_and_nothing_is_recorded(folder: Path, tmp_path: Path
     assert skipped.returncode == 0
     assert "1 of 2 rows" in skipped.stderr
     assert len(Device(folder).store) == 1
+
+
+def test_import_takes_what_other_programs_export_and_says_whose_it_is(tmp_path: Path) -> None:
+    folder, file = tmp_path / "home", tmp_path / "answers.csv"
+    rows = [f"{who},q {n},yes {n},no {n}" for who in ("ann", "bob") for n in range(3)]
+    file.write_text("\n".join(["who,question,better,worse", *rows]), encoding="utf-8")
+    names = "person=who,prompt=question,chosen=better,rejected=worse"
+    refused = command("import", str(file), "--columns", names, "--person", "cy", home=folder)
+    assert refused.returncode == 2
+    assert "holds no choices of 'cy'; it names 2 people" in refused.stderr
+    ann = command("import", str(file), "--columns", names, "--person", "ann", home=folder)
+    assert ann.stdout == "3 new choices recorded, 0 were there already\n"
+    everybody = command("import", str(file), "--columns", names, home=folder)
+    assert everybody.stdout == "3 new choices recorded, 3 were there already\n"
+    assert "the file names 2 people, and all their choices count as yours" in everybody.stderr
+    ratings = tmp_path / "ratings.json"
+    rated = [{"prompt": "p", "completion": text, "label": text == "good"} for text in ("good", "bad")]
+    ratings.write_text(json.dumps([*rated, {"prompt": "alone", "completion": "x", "label": True}]))
+    found = command("import", str(ratings), home=folder)
+    assert found.stdout == "1 new choices recorded, 0 were there already\n"
+    assert "note: read as ratings of single responses" in found.stderr
+    assert "note: 1 ratings without another response" in found.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from penchant.common.data.importers.choices import Choice, Tally, person_in, seconds, worded
@@ -63,7 +63,8 @@ def lm_arena(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
         if winner is None or len(sides) != 2:
             tally.ties += 1
             continue
-        common = next((n for n, (a, b) in enumerate(zip(*sides, strict=False)) if a != b), 0)
+        shorter = min(map(len, sides))
+        common = next((n for n in range(shorter) if sides[0][n] != sides[1][n]), shorter)
         texts = [render("conversation", side[common:]) for side in sides]
         if not all(side[common:] for side in sides) or texts[0] == texts[1]:
             tally.lost += 1
@@ -82,7 +83,7 @@ def _fastchat(state: Any, where: str) -> list[dict[str, str]]:
     messages = state.get("messages") if isinstance(state, Mapping) else None
     if not isinstance(messages, list) or len(roles) != 2:
         raise DataError(f"{where}: a state without messages; it is no log of votes")
-    said = [one for one in messages if isinstance(one, Sequence) and len(one) == 2 and one[1] is not None]
+    said = [one for one in messages if isinstance(one, list) and len(one) == 2 and one[1] is not None]
     return [
         {"role": "user" if role == roles[0] else "assistant", "content": worded(text)} for role, text in said
     ]
