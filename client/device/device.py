@@ -11,6 +11,7 @@ paused           there while the owner has paused the device
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 import tomllib
@@ -58,6 +59,7 @@ from penchant.common.errors import (
 from penchant.common.membership.enrolment import Answer, Request, request
 from penchant.common.membership.identity import Identity, Membership
 from penchant.common.model.factors import MergedWeights
+from penchant.common.model.reward import Reading
 from penchant.common.privacy.accounting import epsilon_of
 from penchant.common.settings import Section, build_section, section_table
 from penchant.common.shares import EVERYONE_ALONE
@@ -255,6 +257,13 @@ class Device:
         posterior = laplace.around(prior, kept, choices)
         return _with_doubt(laplace, posterior, prompt, ranked)
 
+    def reading(self, prompt: str, responses: Sequence[str]) -> Reading:
+        """How much of responses the model reads, and how many pairs of neighbours it can't tell apart."""
+        planned = self._model()[0]
+        kept = [response for response in dict.fromkeys(responses) if response.strip()]
+        pairs = [Preference(prompt, one, other) for one, other in itertools.pairwise(kept)]
+        return planned.model.reading(pairs)
+
     def learner(self, candidates: Sequence[Preference]) -> ActiveLearner:
         """Which of these comparisons to ask about next, given all recorded choices but the held-out ones.
 
@@ -373,6 +382,8 @@ class Device:
                 digest=planned.model.digest,
                 pooling=planned.model.pooling,
                 max_tokens=planned.model.max_tokens,
+                part=planned.model.part,
+                classifier=planned.model.classifier,
             ),
             directory,
         )

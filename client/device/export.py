@@ -54,6 +54,8 @@ class Export:
         max_tokens: how many tokens of a text the model reads.
         digest: the digest of the base model, in hex.
         personal: whether this is one person's model, and not the part that a fleet shares.
+        part: what is read of the base model, as in `Backbone`.
+        classifier: where a classifier of transformers keeps the model, as in `Backbone`.
     """
 
     effective: MergedWeights
@@ -64,6 +66,8 @@ class Export:
     pooling: str
     max_tokens: int
     personal: bool = True
+    part: str = ""
+    classifier: str = ""
 
 
 def export_peft(export: Export, directory: Path) -> None:
@@ -87,7 +91,9 @@ def export_peft(export: Export, directory: Path) -> None:
     if export.effective.adapters:
         files |= _adapter(export, prefix="", extra={})
         if _classifies(export):
-            inner = _adapter(export, prefix="model.", extra={"base_model.model.score.weight": head})
+            inner = _adapter(
+                export, prefix=f"{export.classifier}.", extra={"base_model.model.score.weight": head}
+            )
             files |= {f"{CLASSIFIER}/{name}": data for name, data in inner.items()}
     try:
         _write(directory, files)
@@ -119,6 +125,7 @@ def snippet(export: Export, directory: str) -> str:
     """Python that scores a response with the export, needing only torch, transformers and peft."""
     adapted = bool(export.effective.adapters)
     base = f"AutoModel.from_pretrained({export.base!r}, dtype='float32', trust_remote_code=False)"
+    base += f".{export.part}" if export.part else ""
     model = f"PeftModel.from_pretrained({base}, {directory!r})" if adapted else base
     pooled = {"mean": "h.mean(0)", "first": "h[0]", "last": "h[-1]"}[export.pooling]
     scaled = f"F.normalize(e, dim=0) * {export.model.normalize:g}" if export.model.normalize else "e"
@@ -139,7 +146,7 @@ def snippet(export: Export, directory: str) -> str:
 
 
 def _classifies(export: Export) -> bool:
-    return export.pooling == "last" and not export.model.normalize
+    return bool(export.classifier) and export.pooling == "last" and not export.model.normalize
 
 
 def _adapter(export: Export, prefix: str, extra: dict[str, Tensor]) -> dict[str, bytes]:
@@ -221,4 +228,7 @@ base = AutoModelForSequenceClassification.from_pretrained(
     {base!r}, num_labels=1, dtype='float32', trust_remote_code=False)
 model = PeftModel.from_pretrained(base, './{CLASSIFIER}').eval()
 ```
+
+For several texts at a time it needs a padding token: where the base model names none, set
+`model.config.pad_token_id` and the tokenizer's `pad_token` to one that no text ends with.
 """

@@ -26,11 +26,13 @@ Rates = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What pairs say of a model: correct of total, and the sum of their Bradley-Terry losses."""
+    """What pairs say of a model: correct of total, and the sum of their Bradley-Terry losses; tied are those,
+    none of them correct, whose two scores are equal."""
 
     correct: int = field(repr=False)
     total: int = field(repr=False)
     loss_sum: float = field(repr=False)
+    tied: int = field(default=0, repr=False)
 
     @property
     def accuracy(self) -> float:
@@ -131,7 +133,8 @@ class LocalTrainer:
         with torch.no_grad():
             margins = self._model.margins(prepared, self._effective(self._leaves(shared, personal)))
             losses = bradley_terry(margins.double())
-        return Counts(int((margins > 0).sum()), len(prepared), float(losses.sum()))
+        tied = int((margins == 0).sum())
+        return Counts(int((margins > 0).sum()), len(prepared), float(losses.sum()), tied)
 
     def score(self, shared: Vector, personal: Vector, texts: Texts) -> Vector:
         """Rewards [n], float32, of prepared texts."""

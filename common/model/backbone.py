@@ -24,6 +24,7 @@ from penchant.common.model.base_models import (
     PUBLISHED,
     SMOLLM2,
     SMOLLM2_FILE,
+    TOKENIZER_FILES,
     only_model_files,
     package_folder,
     resolve,
@@ -31,6 +32,9 @@ from penchant.common.model.base_models import (
 )
 from penchant.common.model.modules import find_blocks
 from penchant.common.printable import one_line
+
+ENCODER, LANGUAGE_MODEL = "encoder", "language_model"
+_UNREAD_WEIGHTS = ("pooler",)  # often not saved, and never read here
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Backbone:
     max_tokens: int  # what the positions of the model allow at most, and the configuration asks for
     device: torch.device
     dtype: torch.dtype
+    part: str = ""  # what is read of the model that the folder holds, where not all: its encoder, say
+    classifier: str = ""  # where a transformers classifier of this family keeps the model; "" if none can be
 
     @property
     def blocks(self) -> tuple[str, nn.ModuleList]:
@@ -71,27 +77,33 @@ def load_backbone(config: ModelConfig, *, device: str = "auto") -> Backbone:
     if quantised:
         _check_quantising(place)
     folder, digest = resolve(config.base_model)
-    model, tokenizer = _load(config.base_model, folder, dtype, place if quantised else None)
-    model.requires_grad_(False).eval()
+    whole, tokenizer, absent = _load(config.base_model, folder, dtype, place if quantised else None)
+    whole.requires_grad_(False).eval()
     if not quantised:  # quantised weights are made where they stay
-        model.to(place)
+        whole.to(place)
+    model, part = _text_part(whole, config.base_model)
+    _check_weights(model, part, absent, config.base_model)
+    _check_tokenizer(model, tokenizer, config.base_model)
     settings: Any = model.config
     hidden = int(settings.hidden_size)
-    pad = getattr(settings, "pad_token_id", None)
+    pad = _pad_id(settings, rows=_vocabulary(model))
     limit = int(getattr(settings, "max_position_embeddings", 0) or config.max_tokens)
     if getattr(settings, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        limit -= int(pad or 0) + 1  # their positions start behind the padding index
+        limit -= int(settings.pad_token_id or 0) + 1  # their positions start behind the padding index
+    causal = _is_causal(model, place)
     return Backbone(
         name=config.base_model,
         model=model,
         tokenizer=tokenizer,
         digest=digest,
-        causal=_is_causal(model, place),
+        causal=causal,
         hidden=hidden,
-        pad_id=int(pad) if pad is not None else 0,
+        pad_id=pad,
         max_tokens=min(config.max_tokens, limit),
         device=place,
         dtype=dtype,
+        part=part,
+        classifier=_classifier(model, tokenizer) if causal and not part else "",
     )
 
 
@@ -137,9 +149,14 @@ def _check_quantising(place: torch.device) -> None:
 
 def _load(
     name: str, folder: Path, dtype: torch.dtype, quantised_on: torch.device | None = None
-) -> tuple[nn.Module, Any]:
-    """Model and tokenizer; on `quantised_on` with linear weights in NF4 (QLoRA, Dettmers et al. 2023)."""
+) -> tuple[nn.Module, Any, list[str]]:
+    """Model, tokenizer, and the tensors that the folder has no weights for; on `quantised_on` with linear
+    weights in NF4 (QLoRA, Dettmers et al. 2023)."""
     with _readable(name, folder) as (transformers, place, view):
+        if not any(path.match(pattern) for path in view.iterdir() for pattern in TOKENIZER_FILES):
+            raise BaseModelError(
+                f'base model "{name}" has no tokenizer files; save its tokenizer into {place} as well'
+            )
         tokenizer = _tokenizer(view, transformers)
         more: dict[str, Any] = {}
         if quantised_on is not None:
@@ -150,16 +167,17 @@ def _load(
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=dtype,
             )
-        model = transformers.AutoModel.from_pretrained(
+        model, found = transformers.AutoModel.from_pretrained(
             str(view),
             local_files_only=True,
             trust_remote_code=False,
             dtype=dtype,
             use_safetensors=True,
+            output_loading_info=True,
             **more,
         )
         model.name_or_path = str(place)  # not the view, which is gone after this
-    return model, tokenizer
+    return model, tokenizer, sorted(found["missing_keys"])
 
 
 @contextlib.contextmanager
@@ -189,6 +207,99 @@ def _tokenizer(view: Path, transformers: Any) -> Any:
     return transformers.AutoTokenizer.from_pretrained(
         str(view), local_files_only=True, trust_remote_code=False
     )
+
+
+def _text_part(whole: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """(what reads texts, its name in the model): the encoder where a model can't be read without a decoder's
+    input, the language model where it also looks at pictures, else the whole model.
+
+    Raises:
+        BaseModelError: the model can't be read by tokens alone.
+    """
+    settings: Any = whole.config
+    if not hasattr(settings, "hidden_size") and isinstance(getattr(whole, LANGUAGE_MODEL, None), nn.Module):
+        return _named_part(whole, LANGUAGE_MODEL)
+    ids = torch.tensor([[0, 1]], device=next(whole.parameters()).device)
+    try:
+        with torch.no_grad():
+            whole(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state  # noqa: B018
+    except Exception as error:  # each family refuses in its own way
+        if getattr(settings, "is_encoder_decoder", False) and isinstance(
+            getattr(whole, ENCODER, None), nn.Module
+        ):
+            return _named_part(whole, ENCODER)
+        raise BaseModelError(
+            f'base model "{name}": {type(whole).__name__} gives no states for tokens alone '
+            f"({type(error).__name__}); choose an encoder or a causal language model"
+        ) from error
+    if not hasattr(settings, "hidden_size"):
+        raise BaseModelError(
+            f'base model "{name}": {type(whole).__name__} does not say how wide its states are; '
+            "choose an encoder or a causal language model"
+        )
+    return whole, ""
+
+
+def _named_part(whole: nn.Module, name: str) -> tuple[nn.Module, str]:
+    part: Any = getattr(whole, name)
+    part.name_or_path = str(getattr(whole, "name_or_path", ""))
+    return part, name
+
+
+def _check_weights(model: nn.Module, part: str, absent: list[str], name: str) -> None:
+    """BaseModelError unless every weight that is read was in the folder, and is a number."""
+    here = {tensor for tensor, _ in model.named_parameters()}
+    inside = [tensor.removeprefix(f"{part}.") for tensor in absent]
+    missing = [t for t in inside if t in here and not any(word in t for word in _UNREAD_WEIGHTS)]
+    if missing:
+        raise BaseModelError(
+            f'base model "{name}" has no weights for {missing[0]}'
+            f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}; get the base model again"
+        )
+    for tensor, weight in model.named_parameters():
+        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+            raise BaseModelError(
+                f'base model "{name}": the weights of {tensor} hold values that are no numbers; '
+                "get the base model again"
+            )
+
+
+def _check_tokenizer(model: nn.Module, tokenizer: Any, name: str) -> None:
+    """BaseModelError for a tokenizer that knows no word at all: transformers makes one out of nothing."""
+    special = set(tokenizer.all_special_ids)
+    if all(number in special for number in range(len(tokenizer))):
+        raise BaseModelError(
+            f'base model "{name}" has a tokenizer without a vocabulary; save its tokenizer into the folder'
+        )
+
+
+def _vocabulary(model: nn.Module) -> int:
+    """How many tokens a model has an embedding for."""
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    return int(embeddings.weight.shape[0])
+
+
+def _pad_id(settings: Any, rows: int) -> int:
+    """The token that texts are filled up with, under the mask: any that there is; 0 where none is named."""
+    pad = getattr(settings, "pad_token_id", None)
+    return int(pad) if isinstance(pad, int) and 0 <= pad < rows else 0
+
+
+def _classifier(model: nn.Module, tokenizer: Any) -> str:
+    """Where `AutoModelForSequenceClassification` keeps a model of this family, "transformer" for GPT-2.
+
+    Empty where there is no such class, or it would read another token than this model: it takes the last one
+    that is no padding, which a text's own end is not where both are one token.
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as NAMES,
+    )
+
+    settings: Any = model.config
+    ends = {tuple(tokenizer(text).input_ids[-1:]) for text in ("a", "the motion, on 12 bills")}
+    if settings.model_type not in NAMES or ends == {(settings.pad_token_id,)}:
+        return ""
+    return str(model.base_model_prefix)
 
 
 def _is_causal(model: nn.Module, device: torch.device) -> bool:

@@ -35,7 +35,7 @@ PUBLISHED = {DEFAULT_MODEL: _MINILM_HUB}
 """Where others find a base model that comes with a package here: the same weights, by sha256."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-_TOKENIZER = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -59,7 +59,7 @@ _TOKENIZER = (
     "word_pronunciation.json",
     "word_shape.json",
 )
-_MODEL_FILES = ("config.json", *_WEIGHTS, *_TOKENIZER)
+_MODEL_FILES = ("config.json", *_WEIGHTS, *TOKENIZER_FILES)
 _WRITING = ("generation_config.json", "chat_template.jinja")  # read where a model writes text, and only there
 _CONFIGURATIONS = ("config.json", "tokenizer_config.json", "generation_config.json")
 CODE = "auto_map"  # the key under which a configuration names Python that transformers should run

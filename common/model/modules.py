@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from penchant.common.config import AdapterConfig
 from penchant.common.errors import BaseModelError
 
+AUTO = "auto"
+CONV1D = "Conv1D"  # of transformers, which the server does without
+
 
 @dataclass(frozen=True, slots=True)
 class AdaptedModule:
@@ -35,6 +38,19 @@ class BaseTensor:
     shape: tuple[int, ...]
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module computes W x + b: a Linear, or GPT-2's Conv1D, which keeps W the other way round."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == CONV1D
+
+
+def features(module: nn.Module) -> tuple[int, int]:
+    """(in, out) of a linear module."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    rows, columns = module.get_parameter("weight").shape
+    return int(rows), int(columns)
+
+
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of transformer blocks: the outermost ModuleList with one module a hidden layer."""
     settings: Any = model.config
@@ -50,28 +66,79 @@ def find_adapted(model: nn.Module, config: AdapterConfig) -> tuple[AdaptedModule
 
     A name with a dot must equal the module's path within its block ("output.dense" in encoder.layer.5,
     which is not attention.output.dense); one without a dot its last segment ("q_proj"). `layers` are
-    block indices, negative from the end; () takes all.
+    block indices, negative from the end; () takes all. The one name "auto" stands for `usual_targets`.
 
     Raises:
         BaseModelError: no linear module has such a name, or there is no such block.
     """
     path, blocks = find_blocks(model)
+    targets = targets_of(model, config)
     adapted, found = [], set()
     for index in _adapted_blocks(blocks, config):
         for inner, module in blocks[index].named_modules():
-            target = _matches(inner, config.target_modules)
-            if target is None or not isinstance(module, nn.Linear):
+            target = _matches(inner, targets)
+            if target is None or not is_linear(module):
                 continue
             found.add(target)
-            adapted.append(AdaptedModule(f"{path}.{index}.{inner}", module.in_features, module.out_features))
-    missing = [target for target in config.target_modules if target not in found]
+            adapted.append(AdaptedModule(f"{path}.{index}.{inner}", *features(module)))
+    missing = [target for target in targets if target not in found]
     if missing:
-        linear = sorted({n for n, m in blocks[0].named_modules() if isinstance(m, nn.Linear)})
+        linear = sorted({n for block in blocks for n, m in block.named_modules() if is_linear(m)})
+        there = (
+            f"there are {', '.join(linear)}; {AUTO} takes the usual one"
+            if linear
+            else "there are none at all"
+        )
         raise BaseModelError(
-            f'adapter.target_modules: these blocks have no linear module "{missing[0]}"; '
-            f"there are {', '.join(linear)}"
+            f'adapter.target_modules: these blocks have no linear module "{missing[0]}"; {there}'
         )
     return tuple(adapted)
+
+
+def targets_of(model: nn.Module, config: AdapterConfig) -> tuple[str, ...]:
+    """The names in `adapter.target_modules`, or what auto stands for in this model."""
+    return usual_targets(model) if config.target_modules == (AUTO,) else config.target_modules
+
+
+def usual_targets(model: nn.Module) -> tuple[str, ...]:
+    """What `adapter.target_modules` = auto stands for: the module in which a block's feed-forward part comes
+    back to the width of the states, "output.dense" in BERT; where no linear module does that, as with experts
+    that are kept in one tensor, the last one of a block that gives states.
+
+    Raises:
+        BaseModelError: no block has a linear module that gives states.
+    """
+    settings: Any = model.config
+    width = int(settings.hidden_size)
+    _, blocks = find_blocks(model)
+    back: dict[str, None] = {}
+    for block in blocks:
+        giving = [
+            (n, features(m)[0]) for n, m in block.named_modules() if is_linear(m) and features(m)[1] == width
+        ]
+        narrowing = [name for name, wide in giving if wide > width and not _of_an_expert(name)]
+        back |= dict.fromkeys(narrowing or [name for name, _ in giving if not _of_an_expert(name)][-1:])
+    if not back:
+        raise BaseModelError(
+            f"{type(model).__name__} has no linear module that gives its states; it can't be adapted"
+        )
+    return tuple(dict.fromkeys(_shortest(name, blocks) for name in back))
+
+
+def _shortest(name: str, blocks: nn.ModuleList) -> str:
+    """The last segment of a module's path in its block where no other linear module has it, else the path."""
+    last = name.rpartition(".")[2]
+    same = {
+        n
+        for block in blocks
+        for n, m in block.named_modules()
+        if is_linear(m) and n.rpartition(".")[2] == last
+    }
+    return last if same == {name} else name
+
+
+def _of_an_expert(name: str) -> bool:
+    return any("expert" in part for part in name.split("."))
 
 
 def find_base(model: nn.Module, config: AdapterConfig) -> tuple[BaseTensor, ...]:

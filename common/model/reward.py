@@ -21,7 +21,7 @@ from penchant.common.errors import ConfigError, DataError
 from penchant.common.model.activation_cache import CACHE_BYTES, PrefixCache
 from penchant.common.model.backbone import Backbone, load_backbone, published
 from penchant.common.model.factors import MergedWeights, Split
-from penchant.common.model.modules import find_adapted, find_base, weight_norms
+from penchant.common.model.modules import find_adapted, find_base, targets_of, weight_norms
 from penchant.common.model.network import ADAPTER, AdaptedNetwork
 from penchant.common.model.tails import Activations, FullTail, Tail, check_base, choose_tail
 
@@ -64,6 +64,17 @@ class PreparedPairs:
         return len(self.chosen)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How many of so many distinct texts are cut because they are too long, and how many of so many pairs the
+    model can't tell apart: it reads the same tokens of both."""
+
+    texts: int
+    cut: int
+    pairs: int
+    alike: int
+
+
 class RewardModel:
     """r(prompt, response) = head · embedding, for any person's factors.
 
@@ -91,6 +102,7 @@ class RewardModel:
         self.digest = backbone.digest
         self.embedding = backbone.hidden
         self.device = backbone.device
+        self.targets = targets_of(backbone.model, adapter) if adapter.rule.adapts_modules else ()
         self.adapted_modules = find_adapted(backbone.model, adapter) if adapter.rule.adapts_modules else ()
         self.base = find_base(backbone.model, adapter) if self.adapted_modules else ()
         self.weight_norms = weight_norms(backbone.model, self.adapted_modules, self.base)
@@ -101,6 +113,7 @@ class RewardModel:
         self.pooling = _pooling(model.pooling, backbone.causal)
         self.max_tokens = backbone.max_tokens
         self.published = published(backbone)
+        self.part, self.classifier = backbone.part, backbone.classifier
         self._tokenizing = threading.Lock()  # fast tokenizers change themselves while they work
         if self.adapted_modules:
             _place_lora(backbone, [module.name for module in self.adapted_modules], adapter)
@@ -163,6 +176,15 @@ class RewardModel:
         chosen, rejected = [places[t] for t in chosen], [places[t] for t in rejected]
         return PreparedPairs(self._pack(parts), self._index(chosen), self._index(rejected), parts)
 
+    def reading(self, pairs: Sequence[Pair]) -> Reading:
+        """What of some pairs' texts the model reads."""
+        texts = list(dict.fromkeys(joined(p.prompt, r) for p in pairs for r in (p.chosen, p.rejected)))
+        whole = dict(zip(texts, self._whole(texts), strict=True)) if texts else {}
+        cut = {text for text, ids in whole.items() if len(ids) > self.max_tokens}
+        read = whole | {text: self._tokens(text).tolist() for text in cut}
+        alike = sum(read[joined(p.prompt, p.chosen)] == read[joined(p.prompt, p.rejected)] for p in pairs)
+        return Reading(len(texts), len(cut), len(pairs), alike)
+
     # --- scoring ----------------------------------------------------------------------------------
 
     def scores(self, texts: Texts, effective: MergedWeights) -> Tensor:
@@ -184,6 +206,13 @@ class RewardModel:
 
     def _index(self, places: Sequence[int]) -> Tensor:
         return torch.tensor(places, dtype=torch.long, device=self.device)
+
+    def _whole(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of whole texts, however long."""
+        with self._tokenizing:
+            encoded = self._backbone.tokenizer(list(texts), truncation=False, verbose=False)
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
 
     def _tokens(self, text: str) -> Tensor:
         """Token ids [L] of a text, 1 ≤ L ≤ max_tokens; a longer text is cut at the configured side."""

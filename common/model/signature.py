@@ -49,17 +49,27 @@ class ModelSignature:
 @dataclass(frozen=True)
 class ModelDescription:
     """A model's signature, and what whoever uses an adapter of it must know: under which name the base model
-    is published, how a text's embedding is made, and how many tokens of a text are read."""
+    is published, how a text's embedding is made, and how many tokens of a text are read; `part` and
+    `classifier` as in `Backbone`."""
 
     signature: ModelSignature
     published: str
     pooling: str
     max_tokens: int
+    part: str = ""
+    classifier: str = ""
 
     @classmethod
     def of(cls, model: RewardModel) -> ModelDescription:
         """The description of a loaded model."""
-        return cls(ModelSignature.of(model), model.published, model.pooling, model.max_tokens)
+        return cls(
+            ModelSignature.of(model),
+            model.published,
+            model.pooling,
+            model.max_tokens,
+            model.part,
+            model.classifier,
+        )
 
     def encode(self) -> bytes:
         """The description as JSON, for a file in a run's directory."""
@@ -72,6 +82,8 @@ class ModelDescription:
             "published": self.published,
             "pooling": self.pooling,
             "max_tokens": self.max_tokens,
+            "part": self.part,
+            "classifier": self.classifier,
         }
         return json.dumps(table, indent=2).encode()
 
@@ -81,9 +93,13 @@ class ModelDescription:
         table = _table(path)
         try:
             rest = str(table["published"]), str(table["pooling"]), int(table["max_tokens"])
+            more = (
+                str(table.get("part", "")),
+                str(table.get("classifier", "model")),
+            )  # not in earlier versions' files
         except (ValueError, KeyError, TypeError) as error:
             raise RunDirectoryError(f"{path} does not say what an export needs: {error}") from None
-        return cls(_signature(path, table), *rest)
+        return cls(_signature(path, table), *rest, *more)
 
 
 def _table(path: Path) -> dict[str, Any]:

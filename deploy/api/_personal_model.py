@@ -110,6 +110,8 @@ class PersonalModel:
                 digest=self._model.digest,
                 pooling=self._model.pooling,
                 max_tokens=self._model.max_tokens,
+                part=self._model.part,
+                classifier=self._model.classifier,
             ),
             directory,
         )

@@ -79,6 +79,8 @@ def write_release(directory: Path, round: int | None, out: Path) -> int:
             digest=base.signature.digest.hex(),
             pooling=base.pooling,
             max_tokens=base.max_tokens,
+            part=base.part,
+            classifier=base.classifier,
             personal=False,
         ),
         out,

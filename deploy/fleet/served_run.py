@@ -67,6 +67,8 @@ def create(
     config = settle_noise(config, config.federation.cohort, None)
     plan = config.plan("main", config.federation.cohort)
     planned = ModelCache().of(plan)
+    if planned.model.targets:  # by name, whatever stood for them: owners judge modules by their names
+        config = config.changed({"adapter.target_modules": list(planned.model.targets)})
     UpdateLayout.of(plan, planned.split)
     if start is not None:
         first = config.plan("warmup" if config.federation.warmup_rounds else "main", plan.cohort)

@@ -38,6 +38,7 @@ __all__ = ["Score", "SimulatedDevices", "personal_part"]
 
 Vector = NDArray[np.float32]
 
+AGENTS = "agents"  # in a run directory
 FOREVER = 2**40  # Unix seconds: a simulated member list does not expire
 
 
@@ -48,6 +49,7 @@ class Score:
     client: str
     n_test: int
     correct: int
+    tied: int = 0  # none of them correct
 
     @property
     def accuracy(self) -> float:
@@ -56,7 +58,7 @@ class Score:
 
 def agent_home(directory: Path, index: int) -> Path:
     """Where the agent of one person lives in a run directory."""
-    return directory / "agents" / f"{index:06d}"
+    return directory / AGENTS / f"{index:06d}"
 
 
 def personal_part(directory: Path, index: int, run: bytes) -> Vector | None:
@@ -176,7 +178,7 @@ class SimulatedDevices:
         person = self._people[index]
         pairs = person.test if part == "test" else person.validation
         counts = self.judge(index, run, plan, factors, pairs)
-        return Score(person.name, counts.total, counts.correct)
+        return Score(person.name, counts.total, counts.correct, counts.tied)
 
     def _certify(self, index: int) -> tuple[bytes, Certificate]:
         private = SeededEntropy(self._seed, f"identity {index}").draw(32)

@@ -261,9 +261,15 @@ def result_of(
             "data": world.federation.digest,
             "base model": planned.model.digest,
         },
-        caveats=tuple(world.caveats()),
+        caveats=(*world.caveats(), *_tied(scores)),
         shared_tensors=tuple(SharedTensor(s.name, tuple(s.shape)) for s in planned.split.shared.specs),
     )
+
+
+def _tied(scores: Sequence[Score]) -> list[str]:
+    """What must be said of pairs whose two texts have one score."""
+    tied, total = sum(score.tied for score in scores), sum(score.n_test for score in scores)
+    return [f"{tied} of {total} scored pairs are ties, which count as ranked wrong."] if tied else []
 
 
 def _peak_rss_mb() -> float:

@@ -25,6 +25,7 @@ from penchant.deploy.simulation.world import (
     Progress,
     SimulationSetup,
     open_run,
+    refuse_lost_agents,
     refuse_other_inputs,
     restore,
     tensors_of,
@@ -72,6 +73,7 @@ def simulate(
         journal = open_journal(directory)
         try:
             refuse_other_inputs(journal, world, directory)
+            refuse_lost_agents(journal, directory)
             before = sum(log.seconds for log in journal.logs())
             fleet = SimulatedDevices(
                 world.config,

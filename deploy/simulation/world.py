@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from penchant.client.learning.model_cache import ModelCache
@@ -22,7 +23,7 @@ from penchant.deploy import datasets
 from penchant.deploy.audit.record import Tensor
 from penchant.deploy.earlier_round import EarlierRound
 from penchant.deploy.owner_policy import FleetPolicy, fleet_policy
-from penchant.deploy.simulation.devices import SimulatedDevices
+from penchant.deploy.simulation.devices import AGENTS, SimulatedDevices
 from penchant.deploy.simulation.newcomers import hold_out
 from penchant.server.combination import check_groups
 from penchant.server.journal import Journal, RoundLog
@@ -82,9 +83,30 @@ class SimulationSetup:
         plan = self.config.plan("main", self.cohort)
         return PrivacyFigures.of(plan, UpdateLayout.of(plan, self.model_cache.of(plan).split).noise)
 
+    @cached_property
+    def unread(self) -> tuple[str, ...]:
+        """What must be said of texts that the model does not read to their end."""
+        people = (*self.federation.people, *self.newcomers)
+        pairs = [pair for p in people for part in (p.train, p.validation, p.test) for pair in part]
+        settings = self.config.model
+        model = self.model_cache.model(settings, self.config.adapter)
+        found, said = model.reading(pairs), []
+        if found.cut:
+            said.append(
+                f"{found.cut} of {found.texts} texts are longer than the {model.max_tokens} tokens that are "
+                f"read (max_tokens) and were cut at the {settings.truncation}."
+            )
+        if found.alike:
+            why = "after the cut both texts are" if found.cut else "both texts are"
+            said.append(
+                f"{found.alike} of {found.pairs} pairs can't be told apart: {why} the same to the model, "
+                "and such a pair counts as ranked wrong."
+            )
+        return tuple(said)
+
     def caveats(self) -> tuple[str, ...]:
         """What must be said beside every figure of the run."""
-        own = []
+        own = [*self.unread]
         if self.start is not None:
             adds = "; what that run cost its people in privacy adds to this one's"
             noised = self.config.privacy.dp_epsilon > 0
@@ -191,12 +213,26 @@ def open_run(
 
 def refuse_other_inputs(journal: Journal, world: SimulationSetup, directory: Path) -> None:
     model = world.model_cache.model(world.config.model, world.config.adapter)
-    for what, digest in (("data set", world.federation.digest), ("base model", model.digest)):
+    same = config_digest(world.config.changed({"grid": "local", "workers": 0}))
+    for what, digest in (
+        ("data set", world.federation.digest),
+        ("base model", model.digest),
+        ("configuration", same),
+    ):
         if journal.fact(what) not in (None, digest):
             raise RunDirectoryError(
                 f"{directory} was begun with another {what}; put back what it was, or start anew"
             )
         journal.note(what, digest)
+
+
+def refuse_lost_agents(journal: Journal, directory: Path) -> None:
+    """RunDirectoryError when rounds are finished and the agents, with everybody's personal part, are gone."""
+    if journal.settled() and not (directory / AGENTS).is_dir():
+        raise RunDirectoryError(
+            f"{directory} has lost its folder {AGENTS}, with everybody's personal part; put it back, or "
+            "start anew"
+        )
 
 
 def restore(journal: Journal, fleet: SimulatedDevices, world: SimulationSetup) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,17 @@ def a_person(
 def exported(
     loaded: RewardModel, effective: MergedWeights, model: ModelConfig, adapter: AdapterConfig
 ) -> Export:
-    return Export(effective, model, adapter, model.base_model, loaded.digest, loaded.pooling, 12)
+    return Export(
+        effective,
+        model,
+        adapter,
+        model.base_model,
+        loaded.digest,
+        loaded.pooling,
+        12,
+        part=loaded.part,
+        classifier=loaded.classifier,
+    )
 
 
 def scores(loaded: RewardModel, effective: MergedWeights) -> list[float]:
@@ -160,3 +171,62 @@ def test_a_base_model_kept_in_bfloat16_is_scored_as_the_product_scores_it(
     said = [namespace["score"](*text) for text in TEXTS]
     assert said == pytest.approx(scores(loaded, export.effective), abs=1e-5)
     assert loaded.published == str(folder)
+
+
+# --- every family ---------------------------------------------------------------------------------
+
+FAMILIES = {  # and where its classifier keeps the model
+    "gpt2": "transformer",
+    "gptj": "transformer",
+    "gpt_neox": "gpt_neox",
+    "opt": "model",
+    "t5": None,
+    "gemma3": None,
+    "modernbert": None,
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # peft's word on Conv1D, which it then handles
+def test_every_family_exports_what_its_card_says(
+    tiny_model: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    model = ModelConfig(str(tiny_model(kind)), "auto", 0.0, max_tokens=12, truncation="right")
+    adapter = AdapterConfig(share="A", rank=2, alpha=3.0, target_modules=("auto",), layers=(-2, -1))
+    loaded = load_reward_model(model, adapter)
+    split = Split.of(loaded.adapted_modules, loaded.embedding, adapter, seed=3)
+    rng = np.random.default_rng(5)
+    effective = split.merged(
+        *(rng.normal(size=part.size).astype(np.float32) for part in (split.shared, split.personal))
+    )
+    export_peft(exported(loaded, effective, model, adapter), tmp_path / "mine")
+    namespace: dict[str, Any] = {}
+    exec(snippet(exported(loaded, effective, model, adapter), str(tmp_path / "mine")), namespace)
+    expected = scores(loaded, effective)
+    assert [namespace["score"](*text) for text in TEXTS] == pytest.approx(expected, abs=1e-5)
+
+    assert (tmp_path / "mine" / "sequence-classification").exists() == (FAMILIES[kind] is not None)
+    if FAMILIES[kind] is not None:
+        card = (tmp_path / "mine" / "README.md").read_text(encoding="utf-8")
+        assert "where the base model names none" in card
+        code = card.split("```python\n")[2].split("```")[0].replace("'./", f"'{tmp_path}/mine/")
+        exec(code, namespace)
+        tokenizer = AutoTokenizer.from_pretrained(str(tiny_model(kind)))
+        with torch.no_grad():
+            said = [
+                float(namespace["model"](**tokenizer(p + r, return_tensors="pt")).logits[0, 0])
+                for p, r in TEXTS
+            ]
+        assert said == pytest.approx(expected, abs=1e-5)
+
+
+def test_there_is_no_classifier_where_it_would_read_another_token(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    loaded, export = a_person(tiny_model("llama"), "A", 0.0)
+    assert loaded.classifier == "model"
+    export_peft(replace(export, classifier=""), tmp_path / "mine")
+    assert not (tmp_path / "mine" / "sequence-classification").exists()
+    assert "AutoModelForSequenceClassification" not in (tmp_path / "mine" / "README.md").read_text()

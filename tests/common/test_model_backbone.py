@@ -285,7 +285,7 @@ def test_every_vocabulary_that_transformers_reads_is_covered() -> None:
         for block in re.findall(r"VOCAB_FILES_NAMES\s*=\s*\{(.*?)\}", path.read_text(), re.S):
             files |= set(re.findall(r":\s*\"([^\"/]+)\"", block))
     assert len(files) > 10
-    patterns = base_models._TOKENIZER
+    patterns = base_models.TOKENIZER_FILES
     assert {
         name for name in files if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
     } == set()

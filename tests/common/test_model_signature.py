@@ -23,7 +23,17 @@ def test_a_description_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert ModelDescription.read(path) == described
     assert ModelSignature.read(path) == SIGNATURE
     table = json.loads(path.read_text(encoding="utf-8"))
-    assert list(table) == ["slots", "base", "embedding", "digest", "published", "pooling", "max_tokens"]
+    assert list(table) == [
+        "slots",
+        "base",
+        "embedding",
+        "digest",
+        "published",
+        "pooling",
+        "max_tokens",
+        "part",
+        "classifier",
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"slots": 1}', '{"slots": [{}], "base": []}'])

@@ -135,6 +135,28 @@ def test_a_finished_run_is_shown_and_not_touched(rig: Rig, whole: tuple[dict[str
     assert whole[0] == left(directory)
 
 
+def test_a_run_goes_on_only_as_it_was_begun(rig: Rig, whole: tuple[dict[str, Any], int]) -> None:
+    """A configuration edited after the kill, and agents that are gone, are refused; nothing is lost."""
+    assert rig.run("edited", kill="at", value=whole[1] * 2 // 3)["ended"] == -signal.SIGKILL
+    directory = rig.folder / "edited"
+    config = directory / "config.toml"
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace("lr_personal = ", "lr_personal = 0.9 # ", 1), encoding="utf-8")
+    resumed = command("--resume", str(directory))
+    assert resumed.returncode == 2
+    assert resumed.stderr.splitlines()[-1] == (
+        f"penchant: {directory} was begun with another configuration; put back what it was, or start anew"
+    )
+    config.write_text(f"# the same in other words\n{text}", encoding="utf-8")
+    (directory / "agents").rename(rig.folder / "elsewhere")
+    resumed = command("--resume", str(directory))
+    assert resumed.returncode == 2
+    assert f"{directory} has lost its folder agents" in resumed.stderr.splitlines()[-1]
+    (rig.folder / "elsewhere").rename(directory / "agents")
+    assert rig.run("edited", resume=True)["ended"] == 0
+    assert left(directory) == whole[0]
+
+
 def contents(directory: Path) -> dict[Path, tuple[bytes, int]]:
     """Every file's bytes and the time of its last change."""
     return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in directory.rglob("*") if p.is_file()}

@@ -30,7 +30,47 @@ _SMALL: dict[str, Any] = {
     "num_attention_heads": 2,
     "max_position_embeddings": 64,
 }
-_OWN: dict[str, dict[str, Any]] = {"gptj": {"rotary_dim": 4}, "llama": {"num_key_value_heads": 1}}
+_FEW_HEADS: dict[str, Any] = {"num_key_value_heads": 1, "head_dim": 8}
+_TEXT: dict[str, Any] = {**_SMALL, **_FEW_HEADS}
+_VISION: dict[str, Any] = {**_SMALL, "image_size": 8, "patch_size": 4, "num_hidden_layers": 3}
+_OWN: dict[str, dict[str, Any]] = {
+    "gptj": {"rotary_dim": 4},
+    "llama": {"num_key_value_heads": 1},
+    "mistral": _FEW_HEADS,
+    "mixtral": {**_FEW_HEADS, "num_local_experts": 2},
+    "qwen2": {"num_key_value_heads": 1},
+    "qwen3": _FEW_HEADS,
+    "gemma": _FEW_HEADS,
+    "gemma2": _FEW_HEADS,
+    "gemma3_text": _FEW_HEADS,
+    "gemma3": {"text_config": _TEXT, "vision_config": _VISION, "mm_tokens_per_image": 1},
+    "phi3": {"num_key_value_heads": 1, "pad_token_id": 0},
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16},
+    "gpt_neo": {"attention_types": [[["global"], 3]]},
+    "distilbert": {"hidden_dim": 32},
+    "electra": {"embedding_size": 16},
+    "modernbert": {
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+    },
+    "albert": {"embedding_size": 8},
+    "t5": {"d_ff": 32, "d_kv": 8},
+    "bart": {
+        "encoder_layers": 3,
+        "decoder_layers": 3,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 2,
+    },
+}
 
 
 def write_tiny_model(kind: str, folder: Path, **changes: Any) -> None:
@@ -40,7 +80,8 @@ def write_tiny_model(kind: str, folder: Path, **changes: Any) -> None:
     from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    settings = AutoConfig.for_model(kind, **{**_SMALL, **_OWN.get(kind, {}), **changes})
+    own = _OWN.get(kind, {})
+    settings = AutoConfig.for_model(kind, **{**({} if "text_config" in own else _SMALL), **own, **changes})
     AutoModel.from_config(settings).save_pretrained(folder)
     vocabulary = {word: place for place, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))

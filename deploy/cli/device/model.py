@@ -25,7 +25,7 @@ from penchant.deploy.cli.device.options import (
     run_row,
     tell_of_revocation,
 )
-from penchant.deploy.cli.errors import command
+from penchant.deploy.cli.errors import command, notice
 
 if TYPE_CHECKING:
     from penchant.client.device.device import Ranked, Report
@@ -53,8 +53,14 @@ def rank(
     """Rank responses as the owner would: scores with standard errors, how likely each one is preferred to the
     next, and the score of the global model, which knows nobody."""
     responses = lines_of(file)
-    ranked = open_device(home, passphrase).rank(prompt, responses)
+    device = open_device(home, passphrase)
+    ranked = device.rank(prompt, responses)
     show_ranked(ranked, as_json)
+    unread = device.reading(prompt, [row.response for row in ranked])
+    if unread.cut:
+        notice(f"{unread.cut} of {unread.texts} responses are longer than what the model reads and were cut")
+    if unread.alike:
+        notice(f"{unread.alike} of the responses are the same to the model as the next one below")
 
 
 @command(app, "best-of")
