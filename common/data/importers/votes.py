@@ -79,7 +79,7 @@ def lm_arena(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
 
 def _fastchat(state: Any, where: str) -> list[dict[str, str]]:
     """The messages of one side of the log; it names roles as it likes, the user's first."""
-    roles = state.get("roles") or ("user", "assistant") if isinstance(state, Mapping) else ()
+    roles: Any = state.get("roles") or ("user", "assistant") if isinstance(state, Mapping) else ()
     messages = state.get("messages") if isinstance(state, Mapping) else None
     if not isinstance(messages, list) or len(roles) != 2:
         raise DataError(f"{where}: a state without messages; it is no log of votes")
