@@ -369,7 +369,7 @@ def test_bad_rows_are_named_and_nothing_is_recorded(folder: Path, tmp_path: Path
 
 def test_import_takes_what_other_programs_export_and_says_whose_it_is(tmp_path: Path) -> None:
     folder, file = tmp_path / "home", tmp_path / "answers.csv"
-    rows = [f"{who},q {n},yes {n},no {n}" for who in ("ann", "bob") for n in range(3)]
+    rows = [f"{who},{who} asks {n},yes {n},no {n}" for who in ("ann", "bob") for n in range(3)]
     file.write_text("\n".join(["who,question,better,worse", *rows]), encoding="utf-8")
     names = "person=who,prompt=question,chosen=better,rejected=worse"
     refused = command("import", str(file), "--columns", names, "--person", "cy", home=folder)
