@@ -31,7 +31,7 @@ from penchant.client.learning.trainer import Outcome
 from penchant.client.learning.workplace import Job, Workplace
 from penchant.client.secagg import Done, Participant, Role, RoleOf, SecAggPolicy, SharesDealt
 from penchant.client.vault.budget import Room
-from penchant.client.vault.privacy_ledger import Entry
+from penchant.client.vault.privacy_ledger import LedgerEntry
 from penchant.client.vault.vault import Vault
 from penchant.common.config import Plan
 from penchant.common.crypto.domain import domain
@@ -304,7 +304,7 @@ class Agent:
         after, reply = self._participant(task.policy).mask(state, payload, vector)
         self._vector = task.layout.parts(task.split)
         model = Model(announce.base, announce.plan, announce.factors)
-        entry = Entry.of(announce.run, announce.round, announce.attempt, cost.rho)
+        entry = LedgerEntry.of(announce.run, announce.round, announce.attempt, cost.rho)
         # Durable before the vector leaves, whatever becomes of the attempt.
         self._vault.stage(
             announce.run,

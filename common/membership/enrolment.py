@@ -22,9 +22,9 @@ from penchant.common.wire.messages import MAX_MEMBERSHIP, PublicKey, Signature
 __all__ = [
     "MAX_JOIN_REQUEST",
     "Answer",
-    "Asked",
     "JoinReply",
     "JoinRequest",
+    "NamedRequest",
     "Request",
     "fingerprint",
     "request",
@@ -65,7 +65,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class NamedRequest:
     """A request as the server passes it on to the authority, with the name that the operator gave it."""
 
     name: Annotated[str, AtMost(MAX_NAME)]
@@ -76,7 +76,7 @@ class Asked:
         return encode_record(self)
 
     @classmethod
-    def decode(cls, data: bytes) -> Asked:
+    def decode(cls, data: bytes) -> NamedRequest:
         """Undo `encode`; a device's own request is taken as well, without a name. CertificateError if bad.
 
         Names are refused unless all of them can be seen: who decides must not be shown something else."""

@@ -111,9 +111,9 @@ def issue(
     passphrase_file: From = "",
 ) -> None:
     """Certify a device and write the answer for it."""
-    from penchant.common.membership.enrolment import Asked
+    from penchant.common.membership.enrolment import NamedRequest
 
-    asked = Asked.decode(_read(request))
+    asked = NamedRequest.decode(_read(request))
     _refuse_existing(out)
     answer = _opened(directory, passphrase, passphrase_file).issue(asked.request, name or asked.name)
     _write(out, answer.encode())

@@ -33,7 +33,14 @@ from penchant.common.errors import (
     TokenError,
     UsageError,
 )
-from penchant.common.membership.enrolment import Answer, Asked, JoinReply, JoinRequest, Request, fingerprint
+from penchant.common.membership.enrolment import (
+    Answer,
+    JoinReply,
+    JoinRequest,
+    NamedRequest,
+    Request,
+    fingerprint,
+)
 from penchant.common.membership.identity import Membership
 from penchant.common.membership.join_token import JoinToken, Terms, check_signature, token_name
 from penchant.common.printable import is_printable, one_line
@@ -175,7 +182,7 @@ class EnrolmentRegistry:
                 "a key of this device is enrolled already; a device joins again with new keys"
             ) from None
         with opened(self.server_directory.requests, writes=True) as requests:
-            requests.write(f"{token_name(request.token)}.request", Asked(name, request.asked).encode())
+            requests.write(f"{token_name(request.token)}.request", NamedRequest(name, request.asked).encode())
 
     def _reply(self, request: JoinRequest) -> JoinReply:
         with self._record() as db:

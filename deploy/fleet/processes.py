@@ -77,10 +77,10 @@ def only(server_directory: ServerDirectory, name: str) -> None:
 
 def serve_enrolment(server_directory: ServerDirectory) -> None:
     """The enrolment service, in this process."""
-    enrolment_service.serve(server_directory, _Reached(door(server_directory)))
+    enrolment_service.serve(server_directory, _SuperLinkNodes(door(server_directory)))
 
 
-class _Reached:
+class _SuperLinkNodes:
     """The SuperLink's nodes, over a connection made anew for each call: it may have been restarted."""
 
     def __init__(self, where: SuperLinkAddress) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from penchant.common.crypto.passphrase import RECOMMENDED, Cost
+from penchant.common.crypto.passphrase import RECOMMENDED, ScryptCost
 from penchant.common.durations import DAY
 from penchant.common.errors import ConsoleError, UsageError
 from penchant.common.network import network_of
@@ -128,7 +128,7 @@ def default_state() -> Path:
 class ConsoleStore:
     """The console's file in its state directory. Thread-safe."""
 
-    def __init__(self, directory: Path, cost: Cost = RECOMMENDED) -> None:
+    def __init__(self, directory: Path, cost: ScryptCost = RECOMMENDED) -> None:
         """Open it, making it if there is none; ConsoleError when that fails. `cost`: of a password."""
         self.directory = directory
         self._cost = cost
@@ -281,7 +281,7 @@ class ConsoleStore:
             )
         return token
 
-    def _costs(self) -> set[Cost]:
+    def _costs(self) -> set[ScryptCost]:
         """Today's cost, and those at which passwords are still kept."""
         found = {passwords.cost_of(row[0]) for row in self._all("SELECT password FROM accounts")}
         return {cost for cost in found if cost is not None} | {self._cost}

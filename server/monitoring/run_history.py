@@ -19,12 +19,12 @@ from penchant.common.errors import ConfigError, JournalError
 from penchant.common.foreign_files import CONFIG_MOST, read_bytes, read_json
 from penchant.common.printable import one_line
 from penchant.server.journal import RoundLog
-from penchant.server.journal_reader import Attempt, DeviceRecord, JournalReader, OpenedSums, Stage
+from penchant.server.journal_reader import AttemptRecord, DeviceRecord, JournalReader, OpenedSums, Stage
 from penchant.server.releases import releases
 
 __all__ = [
     "Activity",
-    "Attempt",
+    "AttemptRecord",
     "DeviceRecord",
     "JournalReader",
     "OpenedSums",
@@ -78,7 +78,7 @@ class RunSummary:
     state: State
     activity: Activity
     config: RunConfig | None
-    attempts: Sequence[Attempt] = field(repr=False)
+    attempts: Sequence[AttemptRecord] = field(repr=False)
     result: dict[str, Any] | None = field(repr=False)
     why: str = ""
 
@@ -103,13 +103,13 @@ class RunSummary:
         return logs[-1] if logs else None
 
     @property
-    def open(self) -> Attempt | None:
+    def open(self) -> AttemptRecord | None:
         """The current attempt, or the one that was running when the run stopped."""
         last = self.attempts[-1] if self.attempts else None
         return last if last is not None and last.state in ("started", "unmasking") else None
 
     @property
-    def failed(self) -> list[Attempt]:
+    def failed(self) -> list[AttemptRecord]:
         """Attempts that gave nothing."""
         return [a for a in self.attempts if a.state in ("failed", "skipped")]
 
@@ -196,7 +196,7 @@ class RunSummary:
         }
 
 
-def _row(attempt: Attempt) -> dict[str, Any]:
+def _row(attempt: AttemptRecord) -> dict[str, Any]:
     """An attempt for a machine: what only a finished round has is null in the others."""
     log = dict.fromkeys(f.name for f in fields(RoundLog)) if attempt.log is None else asdict(attempt.log)
     own = {f.name: getattr(attempt, f.name) for f in fields(attempt) if f.name != "log"}
@@ -235,7 +235,7 @@ def config_text(directory: Path) -> str:
 
 
 def _state(
-    config: RunConfig, attempts: Sequence[Attempt], result: bool, activity: Activity, kind: Kind
+    config: RunConfig, attempts: Sequence[AttemptRecord], result: bool, activity: Activity, kind: Kind
 ) -> tuple[State, str]:
     last = attempts[-1] if attempts else None
     closed = last is not None and last.round > config.federation.rounds and last.state in _SETTLED

@@ -22,7 +22,7 @@ from penchant.common.crypto.keys import (
     seal,
     verify,
 )
-from penchant.common.crypto.passphrase import Cost
+from penchant.common.crypto.passphrase import ScryptCost
 from penchant.common.errors import (
     CertificateError,
     CodecError,
@@ -56,7 +56,7 @@ def knowing(*lists: MemberList) -> Membership:
 # --- the authority --------------------------------------------------------------------------------
 
 
-CHEAP = Cost(2**10)
+CHEAP = ScryptCost(2**10)
 
 
 @pytest.mark.parametrize("passphrase", [None, "correct horse"])
