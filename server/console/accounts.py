@@ -125,6 +125,31 @@ def default_state() -> Path:
     return Path(base) / "penchant" / "console"
 
 
+@dataclass(frozen=True)
+class RunProcess:
+    """A process that this console started for a run.
+
+    Attributes:
+        pid: its number.
+        began: when it began, as `process_table.began` counts; None if it was gone at once.
+        stopping: whether an operator had it stopped.
+    """
+
+    pid: int
+    began: str | None
+    stopping: bool = False
+
+    def encode(self) -> str:
+        """As the store keeps it."""
+        kept = {"pid": self.pid, "began": self.began}
+        return json.dumps(kept | {"stopping": True} if self.stopping else kept)
+
+    @classmethod
+    def decode(cls, text: str) -> RunProcess:
+        """The inverse of `encode`."""
+        return cls(**json.loads(text))
+
+
 class ConsoleStore:
     """The console's file in its state directory. Thread-safe."""
 
@@ -383,16 +408,16 @@ class ConsoleStore:
 
     # --- what runs on the console's behalf -----------------------------------------------------------
 
-    def keep_job(self, place: str, job: dict[str, Any] | None) -> None:
+    def keep_job(self, place: str, job: RunProcess | None) -> None:
         """Record which process runs a run, or None when none does."""
         with self._transaction():
             self._db.execute("DELETE FROM jobs WHERE place = ?", (place,))
             if job is not None:
-                self._db.execute("INSERT INTO jobs VALUES (?, ?)", (place, json.dumps(job)))
+                self._db.execute("INSERT INTO jobs VALUES (?, ?)", (place, job.encode()))
 
-    def jobs(self) -> dict[str, dict[str, Any]]:
+    def jobs(self) -> dict[str, RunProcess]:
         """place -> the process that runs it, or ran it last."""
-        return {place: json.loads(job) for place, job in self._all("SELECT place, job FROM jobs")}
+        return {place: RunProcess.decode(job) for place, job in self._all("SELECT place, job FROM jobs")}
 
     # --- revocations that were asked for -------------------------------------------------------------
 
