@@ -2,7 +2,7 @@
 
 policy.toml      what the owner allows; only the owner writes it
 model.toml       base model, adapter and training for work on the device alone
-preferences.db   recorded choices (`client.device.preference_store`), each sealed under a key of its own
+preferences.db   recorded choices (`client.device.preference_store`), each sealed under its own key
 vault.db         personal factor, keys, burnt attempts (`client.vault`), sealed likewise
 *.keys           those keys: what is destroyed when something is forgotten
 vault.root       the root key that opens all of it, itself under a passphrase if the owner chose one
@@ -238,7 +238,7 @@ class Device:
     def rank(self, prompt: str, responses: Sequence[str]) -> list[Ranked]:
         """The responses, the one that the owner would like most first. DataError without any."""
         if not responses:
-            raise DataError("there are no responses to rank; give one a line")
+            raise DataError("there are no responses to rank; give one per line")
         planned, _, _, factors, kept = self._model()
         shared, start = planned.parts(factors)
         trainer = planned.trainer(start)
@@ -438,7 +438,7 @@ class Device:
     def agent(self) -> Agent:
         """The agent of this device, as it takes part in rounds. UsageError before `join`.
 
-        It works in a process of its own and keeps to real time, unless this device was opened with a model
+        It works in a separate process and keeps to real time, unless this device was opened with a model
         cache that others share: then it works in this process and waits for nothing.
         """
         self._known_identity()

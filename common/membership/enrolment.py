@@ -53,7 +53,7 @@ class Request:
         try:
             asked = decode_record(data, cls)
         except CodecError as error:
-            raise CertificateError(f"this is not a request of a device: {error}") from None
+            raise CertificateError(f"this is not a device's request: {error}") from None
         if not verify(asked.public_key, _request_text(asked.public_key), asked.signature):
             raise CertificateError("the request is not signed by the key that it names")
         return asked
@@ -85,9 +85,9 @@ class NamedRequest:
         try:
             asked = decode_record(data, cls)
         except CodecError as error:
-            raise CertificateError(f"this is not a request of a device: {error}") from None
+            raise CertificateError(f"this is not a device's request: {error}") from None
         if not is_printable(asked.name):
-            raise CertificateError("the name beside the request holds characters that can't be seen")
+            raise CertificateError("the name beside the request contains invisible characters")
         Request.decode(asked.request.encode())
         return asked
 
@@ -110,9 +110,9 @@ class Answer:
         try:
             answer = decode_record(data, cls)
         except CodecError as error:
-            raise CertificateError(f"this is not an answer of an authority: {error}") from None
+            raise CertificateError(f"this is not an authority's answer: {error}") from None
         if authority_digest(answer.authority) != authority:
-            raise CertificateError("the answer is of another authority than the one that was named")
+            raise CertificateError("the answer comes from a different authority than the one that was named")
         return answer
 
 

@@ -123,7 +123,7 @@ class Authority:
         return self._key.public_key().public_bytes_raw()
 
     def sign(self, text: bytes) -> bytes:
-        """The 64-byte Ed25519 signature of `text`, which is built by `domain` under a label of its own."""
+        """The 64-byte Ed25519 signature of `text`, which is built by `domain` under its own label."""
         return self._key.sign(text)
 
     def issue(self, member: int, public_key: bytes) -> Certificate:
@@ -194,7 +194,7 @@ class Authority:
         except (TypeError, ValueError, SecretSharingError):
             raise wrong from None
         if not isinstance(key, Ed25519PrivateKey):
-            raise UsageError(f"{path} holds another kind of key than an authority's")
+            raise UsageError(f"{path} holds a key that is not an authority's")
         return cls(key.private_bytes_raw())
 
     def _sealed(self, passphrase: str, cost: ScryptCost) -> bytes:

@@ -111,13 +111,13 @@ def invite(
         return
     with open(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text + "\n")
-    say(f"{out}: bring it to the device by a way that nobody else can change")
+    say(f"{out}: take it to the device by a channel that nobody else can tamper with")
 
 
 @command(app)
 def members(
     directory: Where,
-    file: Annotated[Path, typer.Argument(help="A newer member list of the authority.")],
+    file: Annotated[Path, typer.Argument(help="The authority's newer member list.")],
 ) -> None:
     """Take over a newer member list; a run that goes on heeds it from its next round."""
     from penchant.deploy.fleet.server_directory import ServerDirectory

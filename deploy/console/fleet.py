@@ -62,7 +62,7 @@ class FleetOnThisMachine:
     # --- who is there --------------------------------------------------------------------------------
 
     def link(self) -> FleetStatus:
-        """What the SuperLink said last. It is asked in a thread of its own, at most every 3 s: a page never
+        """What the SuperLink said last. It is asked in a separate thread, at most every 3 s: a page never
         waits for it, however slow it is."""
         with self._lock:
             ago = time.monotonic() - self._asked
@@ -173,7 +173,7 @@ class FleetOnThisMachine:
     # --- live runs -----------------------------------------------------------------------------------
 
     def start(self, name: str, config: RunConfig, log: Callable[[str], None]) -> None:
-        """Make a run and hand it to the SuperLink. The base model is loaded in a process of its own."""
+        """Make a run and hand it to the SuperLink. The base model is loaded in a separate process."""
         with tempfile.TemporaryDirectory(prefix="penchant-run-") as folder:
             path = Path(folder) / "config.toml"
             path.write_text(config.to_toml(), encoding="utf-8")

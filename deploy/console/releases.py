@@ -39,11 +39,13 @@ class ReleasesOnThisMachine:
         """Make an earlier release the current one again. Its checkpoint must still be what it was."""
         found = next((r for r in self.promoted() if r.number == number), None)
         if found is not None and self._checked(found.round) != found.digest:
-            raise ConsoleError(f"round {found.round} has another checkpoint now than release {number} had")
+            raise ConsoleError(
+                f"round {found.round} now has a different checkpoint than release {number} had"
+            )
         return releases.roll_back(self._location.directory, number, by)
 
     def export(self, round: int) -> bytes:
-        """A ZIP file with a round's shared adapter, made in a process of its own: torch is not the console's
+        """A ZIP file with a round's shared adapter, made in a separate process: torch is not the console's
         to load."""
         self._checked(round)
         name = f"export-{self._location.id}-{round}-{os.getpid()}-{threading.get_ident()}.zip"

@@ -1,11 +1,11 @@
 """`penchant server up`: the server's four processes on one machine.
 
     superlink   Flower's SuperLink, on loopback, over TLS, its state in a file
-    executor    starts the ServerApp of a run in a process of its own
+    executor    starts the ServerApp of a run in a separate process
     enrol       the enrolment service, on a Unix socket
     gateway     nginx, the one that listens to a network
 
-Each is also a unit of its own under systemd: `penchant server up DIR --only NAME`.
+Each is also its own unit under systemd: `penchant server up DIR --only NAME`.
 """
 
 from __future__ import annotations

@@ -148,8 +148,8 @@ class SecureAggregation:
             entries[node] = entry
         if len(entries) < LEAST:
             raise TooFewDevices(
-                f"{len(entries)} of {len(log.cohort)} devices advertised keys, {LEAST} are the least; "
-                f"wait for more devices, or mend why they refuse{log.why(log.cohort)}"
+                f"{len(entries)} of {len(log.cohort)} devices advertised keys, at least {LEAST} are needed; "
+                f"wait for more devices, or find out why they refuse{log.why(log.cohort)}"
             )
         return self._groups(announce, context, entries, log)
 

@@ -247,7 +247,7 @@ class Opening:
             if answer is None:
                 continue
             if (len(answer.seed_shares), len(answer.key_shares)) != (len(self.survivors), lost):
-                group.log.lose(UNMASK, node, "shares for other devices than asked")
+                group.log.lose(UNMASK, node, "shares for devices that were not asked for")
                 continue
             answers[index] = answer
         group.enough(UNMASK, list(answers))

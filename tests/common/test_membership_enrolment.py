@@ -33,5 +33,5 @@ def test_an_answer_is_of_the_authority_that_was_named() -> None:
     answer = Answer(authority().public_key, identity(1).certificate, membership(3).encoded)
     named = authority_digest(authority().public_key)
     assert Answer.decode(answer.encode(), named) == answer
-    with pytest.raises(CertificateError, match="of another authority"):
+    with pytest.raises(CertificateError, match="a different authority"):
         Answer.decode(answer.encode(), bytes(32))

@@ -85,7 +85,7 @@ def test_files_that_are_no_authoritys_key_are_refused(tmp_path: Path) -> None:
     )
     (tmp_path / "other").write_bytes(other)
     (tmp_path / "other").chmod(0o600)
-    with pytest.raises(UsageError, match="another kind of key"):
+    with pytest.raises(UsageError, match="a key that is not an authority's"):
         Authority.load(tmp_path / "other")
 
 

@@ -210,7 +210,7 @@ def test_several_numbers_of_pairs_give_learning_curves(base: RunConfig, tmp_path
 
 
 def test_a_killed_comparison_ends_like_one_that_was_not(base: RunConfig, tmp_path: Path) -> None:
-    """kill -9 in the middle of the second case, in a process of its own."""
+    """kill -9 in the middle of the second case, in a separate process."""
     slow = base.changed({"federation.rounds": 20, "training.local_epochs": 3})
     (tmp_path / "slow.toml").write_text(slow.to_toml())
     broken = tmp_path / "broken"

@@ -165,9 +165,7 @@ def test_figures_of_privacy_are_read_and_shown(result: dict[str, Any], tmp_path:
     assert again.dp == figures
     assert json.dumps(again.to_dict()["dp"]) == json.dumps(figures.to_dict())
     page = report(table, tmp_path)
-    assert (
-        "epsilon 8, delta 1e-05, noise multiplier 1.25, participations 20, honest 9" in page
-    )
+    assert "epsilon 8, delta 1e-05, noise multiplier 1.25, participations 20, honest 9" in page
 
 
 def test_names_of_methods_are_escaped_in_plots_too(rows: list[dict[str, Any]], tmp_path: Path) -> None:

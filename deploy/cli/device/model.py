@@ -203,7 +203,7 @@ def _disk(report: Report) -> str:
 
 def _print_quality(report: Report) -> None:
     if report.quality is None:
-        say(f"how good the model is can't be said: {one_line(report.unknown)}")
+        say(f"the model's quality is not known: {one_line(report.unknown)}")
         return
     personal, common = report.quality.personal, report.quality.common
     say(
