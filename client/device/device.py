@@ -25,7 +25,7 @@ import tomli_w
 from numpy.typing import NDArray
 
 from penchant.client.agent.agent import MEMBERS, Agent, Model
-from penchant.client.agent.owner import Choices
+from penchant.client.agent.owner import Choices, member_identity
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.agent.privacy_cost import budget_of
 from penchant.client.agent.round_work import WallClock
@@ -425,7 +425,7 @@ class Device:
         Choices and the personal model stay. A running agent refuses everything from then on. The authority
         should revoke the member as well.
         """
-        identity = self._known_identity()
+        identity = member_identity(self)
         self.vault.keep_blobs(dict.fromkeys((IDENTITY, AUTHORITY, PENDING), b""))
         return identity.member
 
@@ -441,7 +441,7 @@ class Device:
         It works in a separate process and keeps to real time, unless this device was opened with a model
         cache that others share: then it works in this process and waits for nothing.
         """
-        self._known_identity()
+        member_identity(self)
         self.vault.prune(self.policy().keep_runs)
         secret = self.vault.blob(SECRET)
         if not secret:
@@ -476,12 +476,6 @@ class Device:
     def membership(self) -> Membership:
         """The authority that the owner joined under; its lists are the agent's business."""
         return Membership(self.vault.blob(AUTHORITY))
-
-    def _known_identity(self) -> Identity:
-        identity = self.identity()
-        if identity is None:
-            raise UsageError("this device is in no fleet; join one first")
-        return identity
 
     # --- inner parts ---------------------------------------------------------------------------------
 

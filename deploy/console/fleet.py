@@ -7,8 +7,6 @@ the authority's, by files.
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
 import tempfile
 import threading
 import time
@@ -22,7 +20,7 @@ from penchant.common.durations import DAY
 from penchant.common.errors import ConsoleError, PenchantError, SharedFileError
 from penchant.common.membership.identity import Membership
 from penchant.common.printable import one_line
-from penchant.deploy.error_report import AS_JSON, ErrorReport
+from penchant.deploy.console.child_command import refuse_failed, run_command
 from penchant.deploy.fleet.authority_inbox import ANSWER_BYTES, revocation_of
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry, hand_out, request_revocation
 from penchant.deploy.fleet.processes import door
@@ -194,19 +192,7 @@ class FleetOnThisMachine:
         say(directory, f"Flower run {flower} was stopped")
 
     def _call(self, words: list[str], log: Callable[[str], None]) -> None:
-        try:
-            done = subprocess.run(
-                [*self._program, "server", *words],
-                capture_output=True,
-                text=True,
-                timeout=START_SECONDS,
-                check=False,
-                stdin=subprocess.DEVNULL,
-                env=os.environ | AS_JSON,
-            )
-        except subprocess.TimeoutExpired:
-            raise ConsoleError("the server took too long; see its log") from None
+        command = [*self._program, "server", *words]
+        done = run_command(command, START_SECONDS, "the server took too long; see its log")
         log(done.stdout + done.stderr)
-        if done.returncode != 0:
-            report = ErrorReport.last_in(done.stderr)
-            raise ConsoleError(report.message if report else "the server refused")
+        refuse_failed(done, "the server refused")

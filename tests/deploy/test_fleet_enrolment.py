@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from penchant.client.agent.owner import member_identity
 from penchant.client.device import joining
 from penchant.client.device.device import Device
 from penchant.client.device.supernode_files import SuperNodeFiles
@@ -200,7 +201,7 @@ def test_a_device_joins(fleet: Fleet, tmp_path: Path) -> None:
 def test_private_keys_stay_on_the_device(fleet: Fleet, tmp_path: Path) -> None:
     home, token = tmp_path / "device", fleet.token()
     fleet.enrol(home, token)
-    secrets = [token.private, token.private.hex().encode(), Device(home)._known_identity().private]
+    secrets = [token.private, token.private.hex().encode(), member_identity(Device(home)).private]
     sent = b"".join(body for _, body in fleet.seen)
     kept = b"".join(p.read_bytes() for p in fleet.server_directory.path.rglob("*") if p.is_file())
     for secret in secrets:
