@@ -2,7 +2,7 @@
 
 policy.toml      what the owner allows; only the owner writes it
 model.toml       base model, adapter and training for work on the device alone
-preferences.db   recorded choices (`client.device.preference_store`), each sealed under a key of its own
+preferences.db   recorded choices (`client.device.preference_store`), each sealed under its own key
 vault.db         personal factor, keys, burnt attempts (`client.vault`), sealed likewise
 *.keys           those keys: what is destroyed when something is forgotten
 vault.root       the root key that opens all of it, itself under a passphrase if the owner chose one
@@ -25,7 +25,7 @@ import tomli_w
 from numpy.typing import NDArray
 
 from penchant.client.agent.agent import MEMBERS, Agent, Model
-from penchant.client.agent.owner import Choices
+from penchant.client.agent.owner import Choices, member_identity
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.agent.privacy_cost import budget_of
 from penchant.client.agent.round_work import WallClock
@@ -238,7 +238,7 @@ class Device:
     def rank(self, prompt: str, responses: Sequence[str]) -> list[Ranked]:
         """The responses, the one that the owner would like most first. DataError without any."""
         if not responses:
-            raise DataError("there are no responses to rank; give one a line")
+            raise DataError("there are no responses to rank; give one per line")
         planned, _, _, factors, kept = self._model()
         shared, start = planned.parts(factors)
         trainer = planned.trainer(start)
@@ -425,7 +425,7 @@ class Device:
         Choices and the personal model stay. A running agent refuses everything from then on. The authority
         should revoke the member as well.
         """
-        identity = self._known_identity()
+        identity = member_identity(self)
         self.vault.keep_blobs(dict.fromkeys((IDENTITY, AUTHORITY, PENDING), b""))
         return identity.member
 
@@ -438,10 +438,10 @@ class Device:
     def agent(self) -> Agent:
         """The agent of this device, as it takes part in rounds. UsageError before `join`.
 
-        It works in a process of its own and keeps to real time, unless this device was opened with a model
+        It works in a separate process and keeps to real time, unless this device was opened with a model
         cache that others share: then it works in this process and waits for nothing.
         """
-        self._known_identity()
+        member_identity(self)
         self.vault.prune(self.policy().keep_runs)
         secret = self.vault.blob(SECRET)
         if not secret:
@@ -476,12 +476,6 @@ class Device:
     def membership(self) -> Membership:
         """The authority that the owner joined under; its lists are the agent's business."""
         return Membership(self.vault.blob(AUTHORITY))
-
-    def _known_identity(self) -> Identity:
-        identity = self.identity()
-        if identity is None:
-            raise UsageError("this device is in no fleet; join one first")
-        return identity
 
     # --- inner parts ---------------------------------------------------------------------------------
 

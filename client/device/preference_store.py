@@ -1,4 +1,4 @@
-"""The owner's recorded choices: one SQLite file in which each choice is sealed under a key of its own.
+"""The owner's recorded choices: one SQLite file in which each choice is sealed under its own key.
 
 The keys lie beside it (`client.vault.erasable`): a choice that is taken back, and all when they are
 forgotten, can't be read from any block that they were ever written to. An import is one transaction: all of

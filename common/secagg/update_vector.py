@@ -243,7 +243,7 @@ class UpdateLayout:
         """Update and counts of one person as one vector, whose norm in the ring is at most `norm_bound`."""
         quantiser, there = self.quantiser, contribution.weight > 0
         if contribution.update.shape != (quantiser.size,):
-            raise QuantiserError(f"an update of {quantiser.size} elements belongs here")
+            raise QuantiserError(f"the update must have {quantiser.size} elements")
         counts = _counts_a_person(contribution)
         values = np.concatenate(
             (

@@ -18,7 +18,7 @@ from penchant.deploy.fleet.run_activity import activity_of
 from penchant.server.monitoring import labels
 from penchant.server.monitoring.run_history import (
     Activity,
-    Attempt,
+    AttemptRecord,
     JournalReader,
     Kind,
     RunLocation,
@@ -109,7 +109,7 @@ def _stages(stages: Sequence[Stage]) -> str:
     return " → ".join(parts) or "announced"
 
 
-def _attempts(attempts: Sequence[Attempt]) -> Table:
+def _attempts(attempts: Sequence[AttemptRecord]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("round", "phase", "state", "clients", "loss", "accuracy", "sent", "took", "lost, or why"):
         left = name in ("phase", "state", "lost, or why")
@@ -119,7 +119,7 @@ def _attempts(attempts: Sequence[Attempt]) -> Table:
     return table
 
 
-def _row(attempt: Attempt) -> tuple[str, ...]:
+def _row(attempt: AttemptRecord) -> tuple[str, ...]:
     number = f"{attempt.round}.{attempt.attempt}" if attempt.attempt > 1 else str(attempt.round)
     head = (number, labels.phase(attempt.phase), attempt.state)
     log = attempt.log

@@ -6,7 +6,7 @@
     release.json                                     which round of which run, digests and metrics
 
 It knows nobody: personal factors are at their common start.
-``python -m penchant.deploy.fleet.release_files DIR ROUND FILE`` does it in a process of its own, so that
+``python -m penchant.deploy.fleet.release_files DIR ROUND FILE`` does it in a separate process, so that
 whoever asks need not load torch.
 """
 
@@ -56,7 +56,7 @@ def write_release(directory: Path, round: int | None, out: Path) -> int:
     config = run_directory.read_config(directory)
     if config.adapter.rule.shares_nothing:
         raise UsageError(
-            f'this run shares nothing (share "{config.adapter.share}"); there is no adapter that all have'
+            f'this run shares nothing (share "{config.adapter.share}"); there is no shared adapter'
         )
     journal = JournalReader(directory)
     found = journal.load(round)

@@ -194,7 +194,7 @@ def refuse_other_inputs(journal: Journal, world: SimulationSetup, directory: Pat
     for what, digest in (("data set", world.federation.digest), ("base model", model.digest)):
         if journal.fact(what) not in (None, digest):
             raise RunDirectoryError(
-                f"{directory} was begun with another {what}; put back what it was, or start anew"
+                f"{directory} was begun with another {what}; put back what it was, or start a new run"
             )
         journal.note(what, digest)
 

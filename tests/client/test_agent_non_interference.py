@@ -89,7 +89,7 @@ CHANGES = [opposite, longer, fewer, many, unjudged]
 
 @dataclass
 class Worlds:
-    """Plays federations, each in a directory of its own; what the usual people gave is kept."""
+    """Plays federations, each in its own directory; what the usual people gave is kept."""
 
     base: Path
     directory: Path

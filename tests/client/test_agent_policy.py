@@ -466,8 +466,8 @@ def test_sound_factors_are_read_as_a_copy() -> None:
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ([1.0, 2.0], "factors of 8 bytes came where 3 numbers belong"),
-        ([1.0, 2.0, 3.0, 4.0], "factors of 16 bytes came where 3 numbers belong"),
+        ([1.0, 2.0], "the announced factors have 8 bytes, expected 3 numbers"),
+        ([1.0, 2.0, 3.0, 4.0], "the announced factors have 16 bytes, expected 3 numbers"),
         ([1.0, math.nan, 3.0], "values that are not finite"),
         ([1.0, -math.inf, 3.0], "values that are not finite"),
         ([1.0, 1000.1, 3.0], "exceed 1000"),

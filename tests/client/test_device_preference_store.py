@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from penchant.client.device import preference_store
 from penchant.client.device.preference_store import KEYS, STORE, Added, PreferenceStore, held_out
 from penchant.client.vault.sealing import CHECK_FILE, ROOT_FILE, SealedStorage
-from penchant.common.crypto.passphrase import Cost
+from penchant.common.crypto.passphrase import ScryptCost
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import DeviceError
 
-CHEAP = Cost(2**10)  # of a passphrase: a test has nothing to protect
+CHEAP = ScryptCost(2**10)  # of a passphrase: a test has nothing to protect
 
 
 def choice(number: int) -> Preference:

@@ -14,12 +14,12 @@ from penchant.client.vault.erasable import ErasableStorage
 from penchant.client.vault.key_slots import KeySlots
 from penchant.client.vault.sealing import OLD_KEY_FILE, OLD_SALT_FILE, ROOT_FILE, SealedStorage
 from penchant.client.vault.vault import Vault
-from penchant.common.crypto.passphrase import Cost, stretched
+from penchant.common.crypto.passphrase import ScryptCost, stretched
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import DeviceError, UsageError
 from penchant.common.storage import write_private
 
-CHEAP = Cost(2**10)
+CHEAP = ScryptCost(2**10)
 RUN = bytes(16)
 
 
@@ -206,7 +206,7 @@ def test_a_new_passphrase_must_not_be_weak_and_costs_what_is_recommended(tmp_pat
     root = tmp_path / "good" / ROOT_FILE
     assert root.read_bytes().startswith(b"penchant-scrypt$1024$8$1$")
     with root.open("rb") as kept:  # today's cost has risen meanwhile
-        key = SealedStorage.of(tmp_path / "good", "correct horse", Cost(2**11))._key
+        key = SealedStorage.of(tmp_path / "good", "correct horse", ScryptCost(2**11))._key
         assert set(kept.read()) == {0}
     assert root.read_bytes().startswith(b"penchant-scrypt$2048$8$1$")
     assert SealedStorage.of(tmp_path / "good", "correct horse", CHEAP)._key == key

@@ -39,7 +39,7 @@ Penchant = Callable[..., Ended]
 
 @pytest.fixture
 def penchant(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Penchant:
-    """penchant("simulate", "--rank", 0): the command in this process, in a directory of its own."""
+    """penchant("simulate", "--rank", 0): the command in this process, in its own directory."""
     monkeypatch.chdir(tmp_path)
 
     def run(*words: object) -> Ended:
@@ -315,10 +315,10 @@ def test_a_run_from_beginning_to_end_then_again(
     line = refused(*tiny, "--out", "run")
     assert line == "run is in use; choose another --out, or go on there with --resume run"
     line = refused("--resume", "run", "--rank", 2)
-    assert line == "run is a run of another configuration; drop the flags or start anew"
+    assert line == "run is a run of another configuration; drop the flags or start a new run"
     (tmp_path / "other.toml").write_text("[adapter]\nrank = 2\n", encoding="utf-8")
     line = refused("--resume", "run", "--config", "other.toml")
-    assert line == "run is a run of another configuration; drop the flags or start anew"
+    assert line == "run is a run of another configuration; drop the flags or start a new run"
     assert refused("--resume", "run", "--out", "new") == "--resume goes on in its own directory; drop --out"
 
     before = tree(tmp_path)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from penchant.common.crypto.passphrase import RECOMMENDED, Cost
+from penchant.common.crypto.passphrase import RECOMMENDED, ScryptCost
 from penchant.common.errors import CertificateError, MembershipError, UsageError
 from penchant.common.membership.enrolment import Answer, Request, request
 from penchant.common.membership.identity import Identity, MemberList, Membership
@@ -21,7 +21,7 @@ from penchant.deploy.fleet.authority import KEY, AuthorityStore
 NOW = 1_800_000_000
 
 
-CHEAP = Cost(2**10)
+CHEAP = ScryptCost(2**10)
 
 
 def device(number: int) -> bytes:

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from penchant.common.errors import RunDirectoryError
 from penchant.deploy.comparison.statistics import difference
 from penchant.deploy.comparison.table import Comparison, ComparisonDetails, ComparisonRow
 from penchant.deploy.report.run_page import write_comparison, write_report
 from penchant.deploy.simulation.result import RunResult
+from penchant.server.privacy_figures import PrivacyFigures
 
 DATA = Path(__file__).parents[1] / "data" / "report"
 HOSTILE = "<script>alert(1)</script>\" onload='x' $\\frac{$ {{ 7*7 }}"
@@ -140,13 +142,30 @@ def test_every_text_is_escaped(result: dict[str, Any], tmp_path: Path) -> None:
     hostile["digests"] = {HOSTILE: HOSTILE}
     hostile["config"] = {"data": {"dataset": HOSTILE}}
     hostile["baselines"] = {HOSTILE: 0.5}
-    hostile["dp"] = {HOSTILE: HOSTILE}
     hostile["shared_tensors"] = [{"name": HOSTILE, "shape": [1]}]
     hostile["per_client"][0]["client"] = HOSTILE
     page = report(hostile, tmp_path)
     assert "<script" not in page
     assert "{{ 7*7 }}" in page  # shown, not carried out
     assert not any(name.startswith("on") for _, attributes in Structure(page).elements for name in attributes)
+
+
+@pytest.mark.parametrize("dp", [{HOSTILE: HOSTILE}, {"epsilon": HOSTILE}, [HOSTILE], HOSTILE])
+def test_figures_of_privacy_are_numbers_or_the_result_is_refused(
+    result: dict[str, Any], tmp_path: Path, dp: object
+) -> None:
+    with pytest.raises(RunDirectoryError, match="dp of the result"):
+        report(result | {"dp": dp}, tmp_path)
+
+
+def test_figures_of_privacy_are_read_and_shown(result: dict[str, Any], tmp_path: Path) -> None:
+    figures = PrivacyFigures(8.0, 1e-5, 1.25, 20, 9, 0.0125, 0.75)
+    table = result | {"dp": figures.to_dict()}
+    again = RunResult.from_dict(table)
+    assert again.dp == figures
+    assert json.dumps(again.to_dict()["dp"]) == json.dumps(figures.to_dict())
+    page = report(table, tmp_path)
+    assert "epsilon 8, delta 1e-05, noise multiplier 1.25, participations 20, honest 9" in page
 
 
 def test_names_of_methods_are_escaped_in_plots_too(rows: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_what_another_authority_signed_is_put_aside(place: Place) -> None:
     with pytest.raises(PolicyRefusal):
         run_signature.take(place.run, foreign)
     wider = sign_run(place.authority_store.authority, replace(place.manifest(), least_group=1)).encode()
-    with pytest.raises(RunDirectoryError, match="another manifest than the run asked for"):
+    with pytest.raises(RunDirectoryError, match="a different manifest than the run asked for"):
         run_signature.take(place.run, wider)
     name = f"run-{place.manifest().run.hex()}.manifest"
     for bad in (foreign, wider, b"", b"junk"):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support.fleet_scene import FleetScene, opened_scenes, shared_of
 
-from penchant.client.vault.privacy_ledger import Cost, Entry
+from penchant.client.vault.privacy_ledger import Cost, LedgerEntry
 from penchant.client.vault.vault import Vault
 from penchant.common.privacy.accounting import epsilon_of
 from penchant.common.secagg.transcript import threshold
@@ -200,7 +200,7 @@ def test_a_budget_that_is_spent_keeps_the_device_out_and_the_round_goes_on(scene
         availability = Availability(run, grid)
         play_round(run, grid, 1, availability.poll())
         with ledger._transaction() as db:  # another run takes what was left
-            ledger.charge(db, Entry.of(bytes(16), 1, 1, 0.9), Cost(0.9, 10.0, 1))
+            ledger.charge(db, LedgerEntry.of(bytes(16), 1, 1, 0.9), Cost(0.9, 10.0, 1))
         play_round(run, grid, 2, availability.poll())
     assert [log.survivors for log in run.journal.logs()] == [N, N - 1]
     assert ledger.spent().noised == 2

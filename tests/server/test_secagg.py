@@ -400,7 +400,7 @@ def test_plain_is_collected_only_for_the_context_that_was_announced() -> None:
 def test_a_vector_of_another_shape_is_the_devices_own_failure(vector: np.ndarray) -> None:
     scene = Scene(4).play_to("masked")
     scene.vectors[1] = vector
-    with pytest.raises(errors.DeviceError, match="announced are 3 elements of 32 bits"):
+    with pytest.raises(errors.DeviceError, match="but 3 elements of 32 bits were announced"):
         scene.tell("masked", 1, scene.requests[1])
 
 

@@ -19,7 +19,7 @@ from penchant.client.device.device import Device
 from penchant.client.device.preference_store import KEYS as CHOICE_KEYS
 from penchant.client.vault.sealing import OLD_KEY_FILE
 from penchant.client.vault.vault import KEYS as VAULT_KEYS
-from penchant.common.crypto.passphrase import Cost
+from penchant.common.crypto.passphrase import ScryptCost
 from penchant.common.data.preferences import Preference
 from penchant.common.storage import erase, write_private
 from penchant.deploy.fleet.authority import KEY, AuthorityStore
@@ -138,7 +138,7 @@ def test_an_authoritys_key_under_2048_rounds_is_overwritten_when_it_is_upgraded(
     assert disk.holds(clear) == []
     assert disk.holds(*lines) == lines
     with disk.mounted():
-        assert AuthorityStore(disk.home, "old", cost=Cost(2**10)).digest == authority_store.digest
+        assert AuthorityStore(disk.home, "old", cost=ScryptCost(2**10)).digest == authority_store.digest
     assert disk.holds(*lines) == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,14 +22,12 @@ from penchant.deploy.cli.device.options import (
     make_sure,
     open_device,
     print_table,
-    run_row,
     tell_of_revocation,
 )
 from penchant.deploy.cli.errors import command
 
 if TYPE_CHECKING:
     from penchant.client.device.device import Ranked, Report
-    from penchant.client.learning.trainer import Counts
 
 __all__ = ["app"]
 
@@ -85,10 +83,12 @@ def best_of_n(
 def status(home: HomeOption = HERE, passphrase: Ask = False, as_json: AsJson = False) -> None:
     """What is recorded here, which rounds were joined, what left, and how good the model is."""
     from penchant.client.agent.socket import at_work
+    from penchant.deploy.cli.device.reports import DeviceStatus
+    from penchant.deploy.json_tables import plain_value
 
     report, agent = open_device(home, passphrase).report(), at_work(home.expanduser())
     if as_json:
-        say_json(_as_table(report, agent))
+        say_json(plain_value(DeviceStatus.of(report, agent)))
         return
     _print_status(report, agent)
 
@@ -147,32 +147,6 @@ def show_ranked(ranked: Sequence[Ranked], as_json: bool) -> None:
     print_table("", ("personal", "over next", "global", "response"), rows)
 
 
-def _as_table(report: Report, agent: bool) -> dict[str, Any]:
-    def right(counts: Counts) -> dict[str, Any]:
-        return {"correct": counts.correct, "of": counts.total}
-
-    quality = report.quality
-    return {
-        "choices": report.choices,
-        "held_out": report.held_out,
-        "sources": report.sources,
-        "member": report.member,
-        "agent_runs": agent,
-        "takes_part": not report.absent and agent,
-        "why_not": report.absent or None,
-        "run": report.run or None,
-        "round": report.round,
-        "rounds_joined": report.rounds_joined,
-        "runs": [run_row(run, report.each_run) for run in report.runs],
-        "held_out_right": quality and {"personal": right(quality.personal), "global": right(quality.common)},
-        "why_unknown": report.unknown or None,
-        "left": [{"name": name, "times": times, "bytes": size} for name, times, size in report.left],
-        "refused": [{"stage": s, "code": c, "why": w} for s, c, w in report.refused],
-        "disk": dataclasses.asdict(report.disk) | {"vault_most": report.disk_most},
-        "privacy": report.privacy and dataclasses.asdict(report.privacy),
-    }
-
-
 def _print_status(report: Report, agent: bool) -> None:
     sources = ", ".join(f"{count} from {name}" for name, count in report.sources.items()) or "none yet"
     running = "yes" if agent else "no: the agent is not running (penchant device serve)"
@@ -229,7 +203,7 @@ def _disk(report: Report) -> str:
 
 def _print_quality(report: Report) -> None:
     if report.quality is None:
-        say(f"how good the model is can't be said: {one_line(report.unknown)}")
+        say(f"the model's quality is not known: {one_line(report.unknown)}")
         return
     personal, common = report.quality.personal, report.quality.common
     say(
