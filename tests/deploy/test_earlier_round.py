@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +16,7 @@ from support.tastes import small_run, write_choices
 
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
-from penchant.common.errors import ConfigError, RunDirectoryError, UsageError
+from penchant.common.errors import ConfigError, JournalError, RunDirectoryError, UsageError
 from penchant.common.wire.codec import decode
 from penchant.common.wire.messages import Announce
 from penchant.deploy import run_directory
@@ -154,6 +156,30 @@ def test_a_ruined_round_is_refused_and_the_one_before_it_is_not(
     with pytest.raises(UsageError, match=r"at run:2 the factors exceed 1000.*take an earlier round"):
         earlier_round(tmp_path / "run", 2, config)
     assert earlier_round(tmp_path / "run", 1, config).factors.tobytes() == sound.tobytes()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE VIEW idle AS WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT n FROM r",
+        "CREATE TRIGGER t AFTER INSERT ON rounds BEGIN DELETE FROM meta; END",
+        "UPDATE rounds SET checkpoint = '../../elsewhere ' || substr(checkpoint, -64) WHERE round = 1",
+    ],
+)
+def test_somebody_elses_run_is_read_as_such(
+    first: tuple[RunConfig, Path], tmp_path: Path, statement: str
+) -> None:
+    config, directory = first
+    theirs = tmp_path / "a" / "theirs"
+    shutil.copytree(directory, theirs)
+    shutil.move(theirs / "checkpoints" / "round-000001.safetensors", tmp_path / "elsewhere")
+    with closing(sqlite3.connect(theirs / "journal.db", isolation_level=None)) as db:
+        db.execute(statement)
+        db.execute("PRAGMA journal_mode=DELETE")
+    before = {path: path.stat().st_mtime_ns for path in theirs.rglob("*")}
+    with pytest.raises(JournalError):
+        earlier_round(theirs, 1, config)
+    assert {path: path.stat().st_mtime_ns for path in theirs.rglob("*")} == before
 
 
 def test_a_served_run_begins_with_it_too(tiny_model: Any, tmp_path: Path) -> None:
