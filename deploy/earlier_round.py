@@ -6,6 +6,7 @@ run has its own id, its server optimiser starts afresh, and personal parts start
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,10 +19,17 @@ from penchant.common.config import RunConfig
 from penchant.common.errors import AgreementError, ConfigError, RunDirectoryError, UsageError
 from penchant.common.model import announced
 from penchant.common.model.factors import Split
+from penchant.common.printable import is_printable
 from penchant.deploy import run_directory
 from penchant.server.journal_reader import JournalReader
 
 __all__ = ["EarlierRound", "begun_with", "earlier_round", "named_round"]
+
+
+_DAMAGED = (
+    *(OSError, SafetensorError, KeyError, ValueError, AgreementError),
+    *(TypeError, AttributeError),  # kinds of numbers that NumPy does not have
+)
 
 
 @dataclass(frozen=True)
@@ -92,8 +100,20 @@ def begun_with(directory: Path) -> EarlierRound | None:
         return None
     try:
         with safe_open(path, "numpy") as file:
-            told = file.metadata() or {}
-            factors = np.asarray(file.get_tensor("factors"), dtype=np.float32)
+            told, factors = file.metadata() or {}, file.get_tensor("factors")
+        if not (is_printable(told["name"]) and re.fullmatch("[0-9a-f]{64}", told["digest"])):
+            raise ValueError("it names no round")
+        if factors.dtype != np.float32 or factors.ndim != 1:
+            raise ValueError("its factors are no row of float32")
+        announced.check(factors)
         return EarlierRound(told["name"], told["digest"], factors)
-    except (OSError, SafetensorError, KeyError) as error:
+    except (
+        OSError,
+        SafetensorError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        AgreementError,
+    ) as error:
         raise RunDirectoryError(f"{path} is damaged; restore it from a back-up: {error}") from None

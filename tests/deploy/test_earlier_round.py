@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
+import struct
 import time
 from contextlib import closing
 from pathlib import Path
@@ -108,6 +110,38 @@ def test_what_is_left_of_a_killed_beginning_is_not_taken_over(
 
 def test_a_damaged_start_is_an_error_in_one_line(first: tuple[RunConfig, Path], tmp_path: Path) -> None:
     run_directory.create(tmp_path / "run", first[0], b"junk")
+    with pytest.raises(RunDirectoryError, match=r"start\.safetensors is damaged"):
+        begun_with(tmp_path / "run")
+
+
+def stored(dtype: str, shape: list[int], data: bytes, **told: str) -> bytes:
+    """A safetensors file of one tensor, of whatever kind."""
+    about = {"name": "run:1", "digest": "0" * 64} | told
+    tensor = {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}
+    head = json.dumps({"__metadata__": about, "factors": tensor}).encode()
+    return struct.pack("<Q", len(head)) + head + data
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        stored("BF16", [2], bytes(4)),
+        stored("F8_E4M3", [2], bytes(2)),
+        stored("F64", [2], bytes(16)),
+        stored("F32", [1, 2], bytes(8)),
+        stored("F32", [2], np.array([np.nan, 0], np.float32).tobytes()),
+        stored("F32", [2], np.array([1e30, 0], np.float32).tobytes()),
+        stored("F32", [2], bytes(8), name="run\x1b[2J:1"),
+        stored("F32", [2], bytes(8), digest="none"),
+    ],
+)
+def test_a_start_that_nobody_here_wrote_is_refused(
+    first: tuple[RunConfig, Path], tmp_path: Path, start: bytes
+) -> None:
+    sound = tmp_path / "sound"
+    run_directory.create(sound, first[0], stored("F32", [2], bytes(8)))
+    assert begun_with(sound) is not None
+    run_directory.create(tmp_path / "run", first[0], start)
     with pytest.raises(RunDirectoryError, match=r"start\.safetensors is damaged"):
         begun_with(tmp_path / "run")
 
