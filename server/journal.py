@@ -51,6 +51,13 @@ CREATE TABLE IF NOT EXISTS devices (
 """
 
 _OPEN = ("started", "unmasking")
+_NO_CHECKPOINT = (
+    SafetensorError,
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)  # the last: kinds of numbers
 _NORMAL = 1  # of SQLite's levels of durability; FULL is 2
 
 
@@ -363,12 +370,22 @@ def decode_checkpoint(data: bytes, directory: Path) -> ServerState:
     """The shared state in a checkpoint. JournalError when these bytes are not a checkpoint."""
     try:
         return _decode(load_safetensors(data))
-    except (SafetensorError, KeyError, IndexError, ValueError, TypeError) as error:
+    except (
+        SafetensorError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:  # the last: of a dtype
         what = type(error).__name__
         raise JournalError(f"a checkpoint in {directory} holds no shared state ({what})") from None
 
 
 def _decode(tensors: Mapping[str, NDArray[Any]]) -> ServerState:
-    return ServerState(
-        tensors["factors"], tensors["first"], tensors["second"], tensors["start"], int(tensors["steps"][0])
-    )
+    factors, first, second, start = (tensors[name] for name in ("factors", "first", "second", "start"))
+    steps = tensors["steps"]
+    if any(one.dtype != np.float32 or one.ndim != 1 for one in (factors, first, second, start)):
+        raise ValueError("factors, moments and start are rows of float32")
+    if steps.dtype != np.int64 or steps.shape != (1,):
+        raise ValueError("the steps are one whole number")
+    return ServerState(factors, first, second, start, int(steps[0]))

@@ -386,9 +386,12 @@ def _outside(what: str, found: int, most: int) -> str:
 
 
 def _clipped(update: NDArray[np.float32], clip: float) -> NDArray[np.float32]:
-    """`update` scaled down to the L2 norm `clip`; NaN and infinities are left in, and refused later."""
-    norm = float(np.linalg.norm(update.astype(np.float64)))
-    if norm <= clip or not np.isfinite(norm):
-        return update
+    """`update` scaled down to the L2 norm `clip`; NaN and infinities are left in, and refused later.
+
+    It is multiplied in any case, by 1 where it is short: how long this takes does not tell which it was.
+    """
+    exact = update.astype(np.float64)
+    norm = float(np.linalg.norm(exact))
     # A hair less, so that float32 rounding does not carry a lone large element over the bound again.
-    return (update.astype(np.float64) * (clip / norm * (1 - 1e-6))).astype(np.float32)
+    scale = clip / norm * (1 - 1e-6) if clip < norm < np.inf else 1.0
+    return (exact * scale).astype(np.float32)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from penchant.common.config import Plan, RunConfig
-from penchant.common.errors import PenchantError, UsageError
+from penchant.common.errors import PenchantError, RunDirectoryError, UsageError
 from penchant.common.model.signature import ModelDescription
 from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
@@ -30,6 +30,7 @@ from penchant.server.journal_reader import JournalReader
 
 __all__ = ["export_round", "write_release"]
 
+_PERSONAL_MOST = 1 << 26  # numbers, 256 MB of them, where a run's directory says how many there are
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same round, the same bytes
 
 
@@ -69,6 +70,8 @@ def write_release(directory: Path, round: int | None, out: Path) -> int:
     plan = _plan(config, number)
     base = _described(directory, plan)
     split = base.signature.split(plan)
+    if split.shared.size != shared.factors.size or split.personal.size > _PERSONAL_MOST:
+        raise RunDirectoryError(f"{directory} is damaged: its checkpoint is of another model than it says")
     start = shared.start if shared.start.size else split.initial(config.seed)[1]
     export_peft(
         Export(

@@ -86,6 +86,15 @@ def test_what_the_manifest_does_not_allow_is_refused(
     refused(scene, resigned(scene.announce(3), **changes), kind, reason)
 
 
+def test_the_first_day_the_last_day_and_the_last_round_are_within(scenes: Scenes) -> None:
+    scene, today = scenes(), day_of(NOW)
+    one_day = resigned(scene.announce(), first_day=today, last_day=today)
+    assert isinstance(scene.ask("keys", 0, one_day), Entry)
+    closing = scene.announce(2, phase="close", run=bytes(16))
+    assert decode_record(closing.manifest, SignedManifest).manifest.rounds == 2
+    assert isinstance(scene.ask("keys", 0, closing), Entry)
+
+
 def test_another_authoritys_manifest_is_refused(scenes: Scenes) -> None:
     scene = scenes()
     refused(

@@ -192,7 +192,7 @@ def test_announced_factors_are_measured_by_the_weight_that_they_change(
         policy = OwnerPolicy(max_factor_ratio=2.0, max_head_norm=10.0)
         policy.check_norms(parts, flat["shared"], flat["personal"], norms)
 
-    announce(9.99)
+    announce(10.0)
     with pytest.raises(PolicyRefusal, match=rf"the announced {tensor} has the L2 norm 10.*\({bound}\)"):
         announce(10.1)
 

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -184,6 +184,33 @@ def test_an_update_within_the_norm_is_left_alone() -> None:
     this, _ = layout(clip=2.0)
     short = updates(this, 1, norm=1.999)[0]
     assert added(this, [part(short)]).mean == pytest.approx(short, abs=this.quantiser.step / 10)
+
+
+class Watched(np.ndarray):  # type: ignore[type-arg]
+    """An array that notes what is computed with it, element by element."""
+
+    noted: ClassVar[list[tuple[str, str, int]]] = []
+
+    def __array_ufunc__(self, ufunc: Any, method: Any, *inputs: Any, **more: Any) -> Any:
+        Watched.noted.append((ufunc.__name__, method, self.size))
+        bare = [np.asarray(one) if isinstance(one, Watched) else one for one in inputs]
+        if more.get("out"):
+            more["out"] = tuple(np.asarray(one) for one in more["out"])
+        result = getattr(ufunc, method)(*bare, **more)
+        return result.view(Watched) if isinstance(result, np.ndarray) else result
+
+
+def test_the_same_is_computed_however_long_the_update_is() -> None:
+    """So how long it takes does not tell whether an update was clipped."""
+    this, split = layout()
+    found = []
+    for value in (0.0, 1e-42, 1e-3, 1e30):
+        Watched.noted = []
+        update = np.full(split.shared.size, value, np.float32).view(Watched)
+        this.quantise(replace(part([]), update=update), key(0))
+        found.append(Watched.noted)
+    assert [one for one in found[0] if one[0] == "multiply"]
+    assert all(one == found[0] for one in found)
 
 
 def test_nobody_counts_for_more_than_the_greatest_weight() -> None:
