@@ -186,6 +186,16 @@ class PrivacyLedger:
         with self._transaction() as db:
             return _total(_entries(db, self._anchor))
 
+    def entries(self) -> list[LedgerEntry]:
+        """One for each vector that left, the oldest first. LedgerError when the ledger was set back."""
+        with self._transaction() as db:
+            return [entry for entry in _entries(db, self._anchor) if not _given_up(entry)]
+
+    def lost(self) -> bool:
+        """Whether the owner ever had to go on after a loss. LedgerError as `entries`."""
+        with self._transaction() as db:
+            return any(_given_up(entry) for entry in _entries(db, self._anchor))
+
     def check(self, run: bytes, cost: Cost) -> None:
         """PolicyRefusal when a further vector of `run` is more than the owner allows, LedgerError when the
         ledger was set back."""
@@ -223,6 +233,11 @@ class PrivacyLedger:
         if self._anchor is not None:  # first: a crash in between costs the owner, and tells nobody anything
             self._anchor.write(len(entries) + 1, _head([*entries, entry]), entry)
         _insert(db, len(entries) + 1, entry)
+
+
+def _given_up(entry: LedgerEntry) -> bool:
+    """Whether it stands for no vector, but for a budget that was given up. Rounds count from 1."""
+    return entry.round == 0
 
 
 def _check(entries: list[LedgerEntry], run: bytes, cost: Cost) -> None:

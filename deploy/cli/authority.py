@@ -133,6 +133,10 @@ def revoke(
     _refuse_existing(out)
     _write(out, _opened(directory, passphrase, passphrase_file).revoke(member, why))
     say(f"member {member} is revoked; give {out} to the server")
+    say(
+        "what sums of earlier rounds hold of them stays in factors and releases: a run's epsilon bounds it, "
+        "where it has one"
+    )
 
 
 @command(app)

@@ -133,8 +133,11 @@ def revoke(
 ) -> None:
     """Ask the authority to revoke a member; it takes effect with the authority's next list."""
     from penchant.deploy.fleet.enrolment import request_revocation
+    from penchant.deploy.fleet.revoked_members import contributed
+    from penchant.deploy.fleet.server_directory import ServerDirectory
 
     say(f"{request_revocation(directory, member, why)}: for the authority")
+    say(one_line(contributed(ServerDirectory(directory), member)))
 
 
 @command(app)

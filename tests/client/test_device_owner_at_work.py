@@ -138,6 +138,19 @@ def test_forgetting_in_mid_round_leaves_no_trace_of_it(scenes: Scenes, stage: st
     assert vault.latest() is None
 
 
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_forgetting_some_choices_in_mid_round_gives_it_up(scenes: Scenes, stage: str) -> None:
+    scene = scenes()
+    scene.play_to(stage)
+    Vault(scene.home(0)).forget_learned()
+    reply = scene.tell(stage, 0, scene.requests[0])
+    if stage in ("masked", "unmask"):
+        assert code(reply) is AbortCode.STAGE
+        assert "had choices forgotten" in scene.reason(0)[2] or stage == "unmask"
+    scene.greet(0, [(1, 1)])
+    assert scene.personal(0) is None
+
+
 # --- training goes on while messages come ---------------------------------------------------------
 
 

@@ -67,7 +67,7 @@ def test_choices_that_have_not_changed_are_neither_opened_nor_packed_again(
     opened: list[int] = []
     rows = PreferenceStore._rows
 
-    def counted(self: PreferenceStore, db: sqlite3.Connection) -> list[preference_store._Row]:
+    def counted(self: PreferenceStore, db: sqlite3.Connection) -> list[preference_store.Recorded]:
         found = rows(self, db)
         opened.append(len(found))
         return found

@@ -114,6 +114,22 @@ def test_what_is_forgotten_is_on_no_block_of_the_disk(disk: Disk) -> None:
     assert disk.holds(*before, *TEXTS, b"a-telling-reason") == []
 
 
+def test_chosen_choices_and_what_was_learned_are_on_no_block_of_the_disk(disk: Disk) -> None:
+    with disk.mounted():
+        device = filled(disk.home)
+        before = disk.keys()
+    with disk.mounted():
+        device = Device(disk.home)
+        assert device.store.remove_these(device.store.recorded()[10:13]) == 3
+        device.vault.forget_learned()
+        left = disk.keys()
+        gone = [key for key in before if key not in left]
+        assert len(gone) == 3 + 2  # personal part and what belongs to it, which was sealed anew
+        assert len(device.store) == 45
+    assert disk.holds(*before) == [key for key in before if key not in gone]
+    assert disk.holds(*TEXTS) == []
+
+
 def test_leaving_a_fleet_leaves_no_identity_on_the_disk(disk: Disk) -> None:
     with disk.mounted():
         device = filled(disk.home)

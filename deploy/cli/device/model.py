@@ -1,4 +1,4 @@
-"""`penchant device train`, `rank`, `best-of`, `status`, `export` and `forget`: the owner's own model."""
+"""`penchant device train`, `rank`, `best-of`, `status` and `export`: the owner's own model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ from penchant.deploy.cli.device.options import (
     Ask,
     HomeOption,
     lines_of,
-    make_sure,
     open_device,
     print_table,
-    tell_of_revocation,
 )
 from penchant.deploy.cli.errors import command
 
@@ -37,7 +35,7 @@ app = typer.Typer()
 @command(app)
 def train(home: HomeOption = HERE, passphrase: Ask = False) -> None:
     """Fit the personal part of the model to the recorded choices. Works offline; nothing leaves."""
-    _print_quality(open_device(home, passphrase).train())
+    print_quality(open_device(home, passphrase).train())
 
 
 @command(app)
@@ -110,21 +108,6 @@ def export(
     say(f"{directory}: see its README.md")
 
 
-@command(app)
-def forget(
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation.")] = False,
-    home: HomeOption = HERE,
-    passphrase: Ask = False,
-) -> None:
-    """Delete all that this device knows of its owner: choices, personal model, and its membership."""
-    make_sure(yes, "Delete all choices, the personal model and the membership?")
-    device = open_device(home, passphrase)
-    member, count = device.member, device.forget()
-    say(f"{count} choices and the personal model are deleted; files that you imported or exported are yours")
-    if member is not None:
-        tell_of_revocation(member)
-
-
 # --- inner parts --------------------------------------------------------------------------------------
 
 
@@ -162,7 +145,9 @@ def _print_status(report: Report, agent: bool) -> None:
         ("disk", _disk(report)),
     ]
     print_table("", ("", ""), rows)
-    _print_quality(report)
+    print_quality(report)
+    if report.privacy is not None:
+        say(one_line(report.privacy.lasting))
     if report.left:
         print_table(
             "left so far (the parts of vectors are masked: only their sum over a group can be read)",
@@ -201,7 +186,8 @@ def _disk(report: Report) -> str:
     )
 
 
-def _print_quality(report: Report) -> None:
+def print_quality(report: Report) -> None:
+    """Say how good the personal and the global model are on the held-out choices."""
     if report.quality is None:
         say(f"the model's quality is not known: {one_line(report.unknown)}")
         return

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Self
 
-from penchant.client.device.device import PrivacyReport, Quality, Report
+from penchant.client.device.device import Quality, Report
+from penchant.client.device.privacy_report import PrivacyReport
 from penchant.client.learning.trainer import Counts
 from penchant.client.vault.run_ledger import KnownRun
 from penchant.common.membership.manifest import shown_day
