@@ -375,7 +375,7 @@ def decode_any(data: Buffer, kinds: Sequence[type[Any]]) -> Any:
         raise CodecError(f"unknown message tag {tag}")
     if kind not in kinds:
         expected = " or ".join(k.__name__ for k in kinds)
-        raise StageError(f"got {kind.__name__} instead of {expected}: a stage was skipped or repeated")
+        raise StageError(f"{kind.__name__} where {expected} belongs: a stage was skipped or repeated")
     value, end = _record(kind).read(data, _HEADER.size)
     if end != len(data):
         raise CodecError(f"{len(data) - end} bytes left over after a {kind.__name__}")

@@ -174,6 +174,7 @@ class RunSummary:
         """The same for a machine."""
         reader = JournalReader(self.location.directory)
         stages = reader.stages(self.open.round, self.open.attempt) if self.open else []
+        damaged = self.state == "damaged"
         return RunReport(
             name=self.location.name,
             kind=self.location.kind,
@@ -189,8 +190,9 @@ class RunSummary:
             histogram=self.histogram[1] if self.histogram else None,
             lost_part=self.lost_part,
             secagg=self.config.privacy.secagg if self.config else None,
+            dp=None if damaged else reader.privacy(),
             stages=tuple(stages),
-            devices=0 if self.state == "damaged" else reader.count_devices(),
+            devices=0 if damaged else reader.count_devices(),
             attempts=tuple(map(AttemptReport.of, self.attempts)),
             run=self.location.name,
         )

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from penchant.server.journal import RoundLog
 from penchant.server.journal_reader import AttemptRecord, Stage
+from penchant.server.privacy_figures import PrivacyFigures
 
 __all__ = ["AttemptReport", "RunReport"]
 
@@ -67,7 +68,7 @@ class RunReport:
         histogram: people per tenth of that accuracy, of the latest round that has one.
         lost_part: of those asked in the last ten rounds, the part that is in no sum.
         secagg: whether the run uses secure aggregation; None where its configuration can't be read.
-        dp: not known here.
+        dp: what the run's noise amounts to; None where sums are exact.
         stages: the stages of the attempt that is under way.
         devices: how many devices the journal knows.
         attempts: every attempt, in order.
@@ -88,7 +89,7 @@ class RunReport:
     histogram: Sequence[int] | None
     lost_part: float | None
     secagg: bool | None
-    dp: None = None
+    dp: PrivacyFigures | None
     stages: tuple[Stage, ...] = field(repr=False)
     devices: int
     attempts: tuple[AttemptReport, ...] = field(repr=False)

@@ -63,8 +63,8 @@ def test_seventeen_of_eighteen_without_a_manifest_are_refused(scenes: Scenes) ->
 @pytest.mark.parametrize(
     ("changes", "kind", "reason"),
     [
-        ({"run": bytes(16)}, AgreementError, "of another run"),
-        ({"base": bytes(32)}, AgreementError, "another base model"),
+        ({"run": bytes(16)}, AgreementError, "a different run"),
+        ({"base": bytes(32)}, AgreementError, "a different base model"),
         ({"unmasked": True}, AgreementError, "secure aggregation"),
         ({"rounds": 2, "plans": "two"}, AgreementError, "allows 2"),
         ({"least_cohort": 5, "plans": "five"}, AgreementError, "at least 5"),

@@ -480,5 +480,5 @@ def test_unsound_factors_are_refused(values: list[float], line: str) -> None:
 
 
 def test_half_a_number_is_refused() -> None:
-    with pytest.raises(AgreementError, match="factors of 11 bytes"):
+    with pytest.raises(AgreementError, match="factors have 11 bytes"):
         checked_factors(bytes(11), 3, 1e3)

@@ -83,13 +83,13 @@ def test_a_vector_holds_the_shared_tensors_and_the_counters_and_nothing_else(pha
 
 @pytest.mark.parametrize("size", [0, 14, 16])
 def test_an_update_of_another_size_is_refused(size: int) -> None:
-    with pytest.raises(QuantiserError, match="an update of 15 elements"):
+    with pytest.raises(QuantiserError, match="the update must have 15 elements"):
         layout()[0].quantise(part(np.zeros(size)), key(0))
 
 
 def test_a_closing_round_takes_counts_and_no_tensors() -> None:
     close, _ = layout("close")
-    with pytest.raises(QuantiserError, match="an update of 0 elements"):
+    with pytest.raises(QuantiserError, match="the update must have 0 elements"):
         close.quantise(part([0.1]), key(0))
     sums = added(close, [part([]), part([], correct=1)])
     assert sums.mean.shape == (0,)

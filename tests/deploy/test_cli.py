@@ -685,6 +685,6 @@ def test_waiting_for_the_authority_may_be_interrupted(
     ended = penchant("device", "join", tmp_path / "token", "--wait")
     assert (ended.code, ended.err) == (130, "penchant: interrupted; the same command goes on\n")
     foreign = penchant("device", "join", text, "--authority", "11" * 32)
-    assert (foreign.code, "another authority" in foreign.err) == (2, True)
+    assert (foreign.code, "a different authority" in foreign.err) == (2, True)
     assert foreign.err.startswith("note: a token on the command line can be read by every user")
     assert text not in foreign.err

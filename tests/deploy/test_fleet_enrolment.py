@@ -363,7 +363,7 @@ def test_an_answer_of_another_authority_is_refused_by_the_device(fleet: Fleet, t
 
         return httpx.Client(base_url="https://x", transport=httpx.MockTransport(respond))
 
-    with pytest.raises(CertificateError, match="another authority"):
+    with pytest.raises(CertificateError, match="a different authority"):
         joining.join(Device(home), token, home / "node", home / "agent.sock", lying)
     assert Device(home).member is None
 

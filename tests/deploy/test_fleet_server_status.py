@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettin
 from penchant.deploy.json_tables import plain_value
 from penchant.server.journal import Journal
 from penchant.server.monitoring.run_history import Activity, RunLocation, summary_of
+from penchant.server.privacy_figures import FACT, PrivacyFigures
 
 
 def status(
@@ -87,6 +89,18 @@ def test_the_same_facts_for_a_machine(
         "started": told["attempts"][2]["started"],
         "why": "14 of 34 devices lost by [masked]",
     }
+
+
+def test_what_a_runs_noise_amounts_to_is_told_to_machines_too(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, out, _ = status(capsys, monkeypatch, run, "--json")
+    assert json.loads(out)["dp"] is None
+    figures = PrivacyFigures(8.0, 1e-5, 1.25, 20, 9, 0.0125, 0.75)
+    with closing(Journal(run)) as journal:
+        journal.note(FACT, figures.encode())
+    _, out, _ = status(capsys, monkeypatch, run, "--json")
+    assert json.loads(out)["dp"] == figures.to_dict()
 
 
 def test_a_server_says_how_it_is(

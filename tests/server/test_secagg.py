@@ -390,7 +390,7 @@ def test_plain_survives_those_who_are_silent_or_lie() -> None:
 def test_plain_is_collected_only_for_the_context_that_was_announced() -> None:
     scene = Scene(3, policy=SecAggPolicy(1, 0, allow_unmasked=True), changes={"kind": Kind.PLAIN})
     scene.tell("keys", 0, encode(scene.announce))
-    with pytest.raises(errors.AgreementError, match="another context"):
+    with pytest.raises(errors.AgreementError, match="a different context"):
         scene.tell("masked", 0, encode(Collect(bytes(32))))
     with pytest.raises(errors.ProtocolError, match="needs an announcement that says so"):
         PlainAggregation().run(announcement(3), range(3), plain_exchange(scene), MemoryRecords())

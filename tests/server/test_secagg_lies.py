@@ -318,7 +318,7 @@ def test_a_dealer_is_not_named_while_a_share_of_its_secret_is_wrong_besides() ->
     uncommitted, spoilt = at("keys", other_commitment(scene)), at("unmask", wrong_shares, (1,))
     with pytest.raises(NotUnmasked, match="somebody lied, and too few answered to tell who") as caught:
         scene.run(lie=lambda stage, node, reply: spoilt(stage, node, uncommitted(stage, node, reply)))
-    assert "shared another secret" not in str(caught.value)
+    assert "shared a different secret" not in str(caught.value)
 
 
 def other_mask_key(scene: Scene) -> Callable[[bytes], bytes]:
