@@ -8,7 +8,7 @@ import pytest
 
 from penchant.client.vault.run_ledger import MONTH, REMEMBERED, Attempt, RunLedger, RunLimits, enter
 from penchant.client.vault.vault import Vault
-from penchant.common.errors import PolicyRefusal
+from penchant.common.errors import PolicyRefusal, UsageError
 
 ONE, OTHER, THIRD = (bytes([number]) * 16 for number in (1, 2, 3))
 LAST = 20_010  # day of every run
@@ -40,6 +40,18 @@ def test_each_run_is_accepted_by_itself(ledger: RunLedger) -> None:
         assert not ledger.offer(attempt(run), TODAY)
     ledger.accept(OTHER.hex()[:8])
     assert [ledger.offer(attempt(run), TODAY) for run in (ONE, OTHER, THIRD)] == [False, True, False]
+
+
+def test_a_name_that_is_too_short_or_of_two_runs_accepts_none(ledger: RunLedger) -> None:
+    """A server may choose a run's id to begin like another's."""
+    twin = ONE[:8] + OTHER[8:]
+    for run in (ONE, twin, OTHER):
+        ledger.offer(attempt(run), TODAY)
+    for named in (OTHER.hex()[:7], ONE.hex()[:16], THIRD.hex(), ""):
+        with pytest.raises(UsageError, match="names no run"):
+            ledger.accept(named)
+    assert not any(known.accepted for known in ledger.runs())
+    assert ledger.accept(twin.hex()[:18].upper()) == twin
 
 
 def test_each_run_has_the_manifest_with_which_it_was_seen_first(ledger: RunLedger) -> None:
