@@ -207,7 +207,10 @@ def _dp(dp: Mapping[str, Any] | None) -> str:
     told = ", ".join(
         f"{name.replace('_', ' ')} {_figure(value)}" for name, value in dp.items() if name != "rho"
     )
-    return f"{told}; what is released changes by no more if one person's choices are replaced by none"
+    return (
+        f"{told}; in a deployment whose people take part as often, what is released changes by no more if "
+        "one person's choices are replaced by none"
+    )
 
 
 def _figure(value: object) -> str:
