@@ -35,10 +35,10 @@ from penchant.server.availability import Availability, Ready
 from penchant.server.cohort import next_cohort, sample_cohort
 from penchant.server.exchange import Exchange
 from penchant.server.journal import RoundLog
+from penchant.server.noise_terms import figures_of
 from penchant.server.opened_sum import Opened, moved, read_sums
 from penchant.server.optimizers import ServerState, server_optimizer
 from penchant.server.privacy_figures import FACT as PRIVACY
-from penchant.server.privacy_figures import PrivacyFigures
 from penchant.server.run import RoundPlan, ServerRun, finished_rounds
 from penchant.server.secagg.aggregation import Aggregate, unmask_asked
 
@@ -301,7 +301,7 @@ def _conclude(task: RoundPlan, attempt: int, opened: Opened) -> RoundLog:
 def _note_sums(run: ServerRun, task: RoundPlan) -> None:
     """Note what the sums of this phase are made of and how private they are, for whoever asks what the server
     sees."""
-    figures = PrivacyFigures.of(task.plan, task.layout.noise)
+    figures = figures_of(run.config, run.cohort, task.plan, task.layout)
     if figures is not None and run.journal.fact(PRIVACY) is None:
         run.journal.note(PRIVACY, figures.encode())
     key = f"sums {task.plan.phase}"

@@ -227,10 +227,13 @@ class UpdateLayout:
         """
         if self.noise is None:
             return None
-        spare = self.honest / max(honest, 1)
-        sigma = self.noise.sigma if spare >= 1 else ceil(self.noise.sigma * sqrt(spare) * (1 + 1e-12))
-        drawn = discrete_gaussian(self.words, sigma, entropy)
+        drawn = discrete_gaussian(self.words, self.share(self.noise, honest), entropy)
         return drawn.astype(f"<i{self.ring // 8}").view(ring_type(self.ring))
+
+    def share(self, noise: Noise, honest: int) -> int:
+        """The sigma of one device's part of `noise`, in units of the ring; honest: as for `draw_noise`."""
+        spare = self.honest / max(honest, 1)
+        return noise.sigma if spare >= 1 else ceil(noise.sigma * sqrt(spare) * (1 + 1e-12))
 
     def with_noise(self, vector: Ring, noise: Ring | None) -> Ring:
         """The vector and the noise, modulo the ring."""

@@ -175,6 +175,7 @@ def run(
     from penchant.deploy.fleet.follow import refuse_second
     from penchant.deploy.fleet.processes import door
     from penchant.deploy.fleet.server_directory import ServerDirectory
+    from penchant.server.privacy_figures import EXACT
 
     server_directory, settings = ServerDirectory(directory), RunConfig.read(config)
     refuse_second(server_directory, door(server_directory))
@@ -183,7 +184,7 @@ def run(
     if begin_with:
         earlier, number = named_round(begin_with)
         start = earlier_round(server_directory.run(_chosen(server_directory, earlier)), number, settings)
-    served_run.create(
+    figures = served_run.create(
         server_directory.run(chosen),
         settings,
         server_directory.authority,
@@ -191,6 +192,7 @@ def run(
         start,
     )
     say(f"run {chosen}")
+    say(f"note: {EXACT if figures is None else figures.told}", error=True)
     _ask_for_signature(server_directory, chosen, days)
     _play(server_directory, chosen, detach)
 

@@ -94,7 +94,9 @@ def _figures(run: RunSummary) -> Table:
 
 def _privacy(run: RunSummary) -> str:
     figures = JournalReader(run.location.directory).privacy()
-    return "no noise: sums are exact" if figures is None else figures.words(len(run.attempts))
+    if figures is None:
+        return "no noise: sums are exact"
+    return " ".join(filter(None, (figures.words(len(run.attempts)), figures.caveat)))
 
 
 def _histogram(people: list[int]) -> str:

@@ -208,7 +208,10 @@ def _dp(figures: PrivacyFigures | None) -> str:
     told = ", ".join(
         f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.to_dict().items() if name != "rho"
     )
-    return f"{told}; what is released changes by no more if one person's choices are replaced by none"
+    return (
+        f"{told}; in a deployment whose people take part as often, what is released changes by no more if "
+        "one person's choices are replaced by none"
+    )
 
 
 def _facts(result: RunResult) -> list[tuple[str, str]]:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from penchant.common.errors import RunDirectoryError
+from penchant.deploy.cli.drawing import Drawing
+from penchant.deploy.cli.show_simulation import show_result
 from penchant.deploy.comparison.statistics import difference
 from penchant.deploy.comparison.table import Comparison, ComparisonDetails, ComparisonRow
 from penchant.deploy.report.run_page import write_comparison, write_report
@@ -111,6 +113,22 @@ def test_it_says_what_left_and_what_stayed(
     page = report(result | {"share": share, "head": head}, tmp_path)
     assert left in page
     assert stayed in page
+
+
+def test_it_says_what_epsilon_a_deployment_would_have_had(
+    result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So does the table at a terminal, in one line; also where a stranger's file says something else."""
+    figures = PrivacyFigures(8.0, 1e-5, 1.1, 6, 21, 0.4, 0.5).to_dict()
+    for dp, in_report, at_terminal in (
+        (None, "off: sums are exact, and nothing limits", "none: sums are exact"),
+        (figures, "in a deployment whose people", "epsilon 8.0, delta 1e-05; each person in 6 sums"),
+        ({HOSTILE: HOSTILE}, "in a deployment", "epsilon unknown, delta unknown"),
+    ):
+        assert in_report in report(result | {"dp": dp}, tmp_path)
+        show_result(RunResult.from_dict(result | {"dp": dp}), tmp_path, Drawing(width=140))
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if "differential privacy" in line)
+        assert at_terminal in line
 
 
 def test_nulls_and_absent_keys_leave_their_part_out(result: dict[str, Any], tmp_path: Path) -> None:

@@ -93,6 +93,25 @@ def test_every_participation_is_charged_and_the_whole_run_costs_what_was_promise
     assert figures.spent(1) < figures.spent(2) < figures.spent(99) == figures.spent(3)
 
 
+@pytest.mark.parametrize(("people", "group_size"), [(9, 256), (40, 16), (12, 9)])
+def test_how_long_the_noise_on_a_mean_is_is_told_rightly(
+    scenes: Scenes, monkeypatch: pytest.MonkeyPatch, people: int, group_size: int
+) -> None:
+    """Groups that are larger than the least one share the noise: each device adds less."""
+    scene = scenes(n=people, privacy__group_size=group_size, federation__rounds=1)
+    _, noise = watch_vectors(monkeypatch)
+    run = scene.serve()
+    figures, layout = JournalReader(run.journal.directory).privacy(), layout_of(scene)
+    assert figures is not None
+    assert layout.noise is not None
+    mean = np.sum(noise[:people], axis=0) / people
+    length = float(np.linalg.norm(mean)) / layout.noise.clip
+    assert figures.noise_norm == pytest.approx(length, rel=4 / np.sqrt(2 * layout.words))
+    unshared = layout.noise.sigma * np.sqrt(layout.words / people) / layout.noise.clip
+    assert figures.noise_norm <= unshared * (1 + 1e-9)
+    assert bool(figures.noise_norm < 0.95 * unshared) is (group_size < 256)
+
+
 def test_a_failed_attempt_is_paid_for_and_its_noise_is_drawn_anew(
     scenes: Scenes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
