@@ -12,7 +12,7 @@ from rich.table import Table
 
 from penchant.common.config import RunConfig
 from penchant.common.printable import one_line
-from penchant.common.wording import percent
+from penchant.common.wording import counted, percent
 from penchant.deploy import run_directory
 from penchant.deploy.cli.drawing import Drawing, note, plain_column, unmasked_warning
 from penchant.deploy.cli.errors import on_interrupt
@@ -130,8 +130,8 @@ def _dp(result: RunResult) -> str:
     """What a fleet of real devices would have been promised that takes part as these did."""
     if result.dp is None:
         return "none: sums are exact"
-    told = (f"{name} {result.dp.get(name, 'unknown')}" for name in ("epsilon", "delta"))
-    return one_line(f"{', '.join(told)}; each person in {result.dp.get('participations')} sums at most", 200)
+    told = f"epsilon {result.dp.epsilon:g}, delta {result.dp.delta:g}"
+    return f"{told}; each person in {counted(result.dp.participations, 'sum')} at most"
 
 
 def _quantiles(scores: list[float]) -> tuple[float, float, float]:

@@ -21,7 +21,7 @@ from penchant.client.device.preference_store import PreferenceStore, Recorded, h
 from penchant.client.device.privacy_report import PrivacyReport, RunShare
 from penchant.client.learning.newcomer import fit_newcomer
 from penchant.client.vault.budget import ALONE
-from penchant.client.vault.privacy_ledger import ANCHOR, Cost, Entry
+from penchant.client.vault.privacy_ledger import ANCHOR, Cost, LedgerEntry
 from penchant.client.vault.vault import KEYS as VAULT_KEYS
 from penchant.client.vault.vault import Contributed
 from penchant.common.config import RunConfig
@@ -303,7 +303,7 @@ def test_a_number_that_another_choice_has_by_now_deletes_nothing(homes: Callable
 def spend(device: Device, run: bytes, number: int, rho: float | None) -> None:
     cost = Cost(rho, 10.0, 100)
     with device.vault._transaction() as db:
-        device.vault.privacy.charge(db, Entry.of(run, number, 1, rho), cost)
+        device.vault.privacy.charge(db, LedgerEntry.of(run, number, 1, rho), cost)
 
 
 def test_what_left_is_told_by_run(homes: Callable[[str], Device]) -> None:
