@@ -271,6 +271,26 @@ def test_more_validation_pairs_than_are_counted_are_refused() -> None:
         this.quantise(part(zeros, total=JUDGED_MOST + 1), key(0))
 
 
+def test_with_noise_an_update_of_another_size_or_of_no_numbers_is_refused() -> None:
+    this, split = layout(dp_epsilon=8.0, dp_participations=1, dp_honest=8)
+    sound = np.ones(split.shared.size)
+    assert this.quantise(part(sound), key(0)).shape == (this.words,)
+    for size in (split.shared.size - 1, split.shared.size + 1):
+        with pytest.raises(QuantiserError, match="elements belongs here"):
+            this.quantise(part(np.ones(size)), key(0))
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(QuantiserError, match="a NaN or an infinity"):
+            this.quantise(part(np.where(np.arange(sound.size), sound, value)), key(0))
+
+
+def test_noise_that_may_overflow_the_ring_is_refused_before_the_round() -> None:
+    """So many honest people are counted on that each may send long vectors."""
+    noised = {"dp_epsilon": 100.0, "dp_participations": 1, "dp_honest": 100_000, "group_size": 1000}
+    with pytest.raises(QuantiserError, match=r"may overflow a ring of 32 bits: .* or use 64 bits"):
+        layout(cohort=1000, **noised)
+    assert layout(cohort=1000, ring_bits=64, **noised)[0].ring == 64
+
+
 def test_bounds_that_no_ring_holds_are_refused_before_the_round() -> None:
     config = RunConfig().changed({"federation.max_weight": 1 << 20})
     plan = config.plan("main", 256)
