@@ -40,7 +40,7 @@ from penchant.server.opened_sum import Opened, moved, read_sums
 from penchant.server.optimizers import ServerState, server_optimizer
 from penchant.server.privacy_figures import FACT as PRIVACY
 from penchant.server.run import RoundPlan, ServerRun, finished_rounds
-from penchant.server.secagg.aggregation import Aggregate, unmask_asked
+from penchant.server.secagg.aggregation import Aggregate, must_not_be_repeated
 
 __all__ = ["announced_factors", "federate", "play_round"]
 
@@ -98,7 +98,7 @@ def play_round(
         try:
             return _attempt(run, grid, task, attempt, cohort, attempt_log, shared)
         except RoundFailed as error:
-            if isinstance(error, SumRefused) or unmask_asked(attempt_log.records()):
+            if isinstance(error, SumRefused) or must_not_be_repeated(attempt_log.records()):
                 _skip(run, number, attempt, error)
                 return None
             run.journal.fail(number, attempt, str(error))
@@ -153,8 +153,8 @@ def recover(run: ServerRun) -> None:
     if row is None:
         return
     records = AttemptLog(run.journal, row.round, row.attempt).records()
-    if not unmask_asked(records):
-        run.journal.fail(row.round, row.attempt, "the server stopped before it asked for unmasking")
+    if not must_not_be_repeated(records):
+        run.journal.fail(row.round, row.attempt, "the server stopped during this attempt")
         return
     try:
         aggregate = run.aggregation.complete(records)
