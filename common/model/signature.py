@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from penchant.common.config import Plan
 from penchant.common.errors import RunDirectoryError
@@ -83,7 +83,7 @@ class ModelDescription:
     def read(cls, path: Path) -> ModelDescription:
         """The description in a file. RunDirectoryError if it can't be read."""
         table = _table(path)
-        published, pooling, tokens = (table.get(key) for key in ("published", "pooling", "max_tokens"))
+        published, pooling, tokens = table.get("published"), table.get("pooling"), table.get("max_tokens")
         if not (_is_name(published) and _is_name(pooling) and _is_length(tokens)):
             raise RunDirectoryError(f"{path} does not say what an export needs, or says it wrongly")
         return cls(_signature(path, table), published, pooling, tokens)
@@ -114,16 +114,16 @@ def _signature(path: Path, table: dict[str, Any]) -> ModelSignature:
 
 def _is_sound(signature: ModelSignature) -> bool:
     modules, base = signature.adapted_modules, signature.base
-    names = [part.name for part in (*modules, *base)]
+    names = [*(module.name for module in modules), *(tensor.name for tensor in base)]
     lengths = [signature.embedding, *(side for tensor in base for side in tensor.shape)]
     lengths += [side for module in modules for side in (module.in_features, module.out_features)]
     named = all(map(_is_name, names)) and len(set(names)) == len(names)
     return named and all(map(_is_length, lengths)) and len(signature.digest) == 32
 
 
-def _is_name(value: object) -> bool:
+def _is_name(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and value.isprintable()
 
 
-def _is_length(value: object) -> bool:
+def _is_length(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 < value <= _LENGTH_MOST
