@@ -29,7 +29,8 @@ class Row:
 
 def rows() -> list[Row]:
     found: list[Row] = []
-    head, above = (USUAL,), tuple[str, ...]()
+    head: tuple[str, ...] = (USUAL,)
+    above: tuple[str, ...] = ()
     for line in PAGE.split("## Attack, defence, test")[1].split("\n## ")[0].splitlines():
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
         if len(cells) != 3 or not cells[0].strip("-"):
