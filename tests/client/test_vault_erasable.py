@@ -45,6 +45,21 @@ def test_a_destroyed_key_is_overwritten_where_it_lay_and_its_slot_is_used_again(
     assert not set(taken.values()) & {key for _, key in again}
 
 
+def test_a_slot_that_is_free_or_not_there_holds_no_key(tmp_path: Path) -> None:
+    slots = KeySlots(tmp_path / "keys")
+    ((slot, key),) = slots.take(1)
+    assert slots.at(slots.keys(), slot) == key
+    for other in (slot + 1, 10**6):
+        with pytest.raises(DeviceError, match="its key was destroyed, or the file of keys was changed"):
+            slots.at(slots.keys(), other)
+
+
+def test_a_value_that_is_too_short_to_name_a_slot_is_refused(tmp_path: Path) -> None:
+    storage = ErasableStorage(SealedStorage(bytes(32)), tmp_path / "keys")
+    with pytest.raises(DeviceError, match="does not open: the file was changed"):
+        storage.open([(b"abc", "personal")])
+
+
 def test_a_value_does_not_open_once_its_key_is_destroyed_nor_under_another_root(tmp_path: Path) -> None:
     storage = ErasableStorage(SealedStorage(bytes(32)), tmp_path / "keys")
     one, other = storage.seal([(b"one", "it"), (b"other", "it")])
