@@ -96,10 +96,10 @@ FLOORS: dict[str, list[set[str]]] = {
     "client": [{"vault", "learning"}, {"secagg"}, {"agent"}, {"device"}],
     "server": [
         {"cohort", "combination", "exchange", "optimizers", "privacy_figures", "releases", "run_manifest"},
-        {"journal", "noise_terms"},
+        {"journal"},
         {"journal_reader"},
         {"secagg", "monitoring"},
-        {"run", "console", "opened_sum"},
+        {"run", "console", "noise_terms", "opened_sum"},
         {"availability"},
         {"attempt_log"},
         {"round"},
