@@ -276,7 +276,7 @@ def test_with_noise_an_update_of_another_size_or_of_no_numbers_is_refused() -> N
     sound = np.ones(split.shared.size)
     assert this.quantise(part(sound), key(0)).shape == (this.words,)
     for size in (split.shared.size - 1, split.shared.size + 1):
-        with pytest.raises(QuantiserError, match="elements belongs here"):
+        with pytest.raises(QuantiserError, match="the update must have 15 elements"):
             this.quantise(part(np.ones(size)), key(0))
     for value in (math.nan, math.inf, -math.inf):
         with pytest.raises(QuantiserError, match="a NaN or an infinity"):
