@@ -291,7 +291,9 @@ class OperationsOnThisMachine:
 
     def _refuse_busy(self, location: RunLocation) -> None:
         if self.activity([location])[location.id].running:
-            raise RunDirectoryError(f"something is running {location.name}; stop it first")
+            raise RunDirectoryError(
+                f"a process is at work in {location.name}; stop the run, or wait until it has ended"
+            )
 
     # --- logs ----------------------------------------------------------------------------------------
 
