@@ -117,9 +117,11 @@ class OperationsOnThisMachine:
         if location.kind == "served":
             activity = activity_of(location.directory, held)
             return replace(activity, ours=activity.running and self.fleet_of(location) is not None)
-        if job is not None and self._alive(location.id, job) and not _is_done(location, held):
+        busy = run_directory.busy(location.directory, held)
+        over = not busy and (location.directory / run_directory.RESULT).is_file()  # its process may still end
+        if job is not None and not over and self._alive(location.id, job):
             return Activity(running=not job.stopping, ours=True)
-        if run_directory.busy(location.directory, held):
+        if busy:
             return Activity(running=True)
         if job is None or job.stopping:
             return Activity()
@@ -378,9 +380,3 @@ def _location(directory: Path, kind: Kind | None = None) -> RunLocation:
     if kind is None:
         kind = "served" if run_directory.is_served(directory) else "simulation"
     return RunLocation(f"{short}-{own}", one_line(name), directory, kind)
-
-
-def _is_done(location: RunLocation, held: set[tuple[int, int]]) -> bool:
-    """Whether a run has all that it leaves; its process may still be ending."""
-    has_result = (location.directory / run_directory.RESULT).is_file()
-    return has_result and not run_directory.busy(location.directory, held)

@@ -9,6 +9,7 @@ from typing import Self
 from penchant.client.device.device import Quality, Report
 from penchant.client.device.privacy_report import PrivacyReport
 from penchant.client.learning.trainer import Counts
+from penchant.client.vault.budget import DiskUse
 from penchant.client.vault.run_ledger import KnownRun
 from penchant.common.membership.manifest import shown_day
 
@@ -93,15 +94,9 @@ class Refusal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiskReport:
-    """Bytes and counts as in `DiskUse`; and `vault_most`, the bytes that the owner allows the vault."""
+class DiskReport(DiskUse):
+    """`DiskUse`, and `vault_most`, the bytes that the owner allows the vault."""
 
-    vault: int
-    personal: int
-    runs: int
-    attempts: int
-    choices: int
-    total: int
     vault_most: int | None
 
 
