@@ -40,8 +40,8 @@ $(VENV)/dependencies: pyproject.toml constraints.txt Makefile | $(VENV)/bin/pyth
 	@touch $@
 
 $(FILES): FORCE | $(VENV)/bin/python
-	@find $(ROOMS) -type f -not -path '*/__pycache__/*' | LC_ALL=C sort > $@.new
-	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+	@new=$@.$$$$ && find $(ROOMS) -type f -not -path '*/__pycache__/*' | LC_ALL=C sort > $$new && \
+	  if cmp -s $$new $@; then rm $$new; else mv $$new $@; fi
 
 $(VENV)/installed: $(VENV)/dependencies $(FILES)
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --no-build-isolation --no-deps \

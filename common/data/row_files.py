@@ -220,7 +220,7 @@ def _jsonl_rows(file: Path) -> Rows:
                 if line.strip():
                     yield f"{file}:{number}", _json_object(line)
     except (OSError, EOFError, zlib.error):
-        raise DataError(f"{file} can't be read after line {number}; make it anew") from None
+        raise DataError(f"{file} can't be read after line {number}; create it again") from None
 
 
 def _json_object(line: bytes) -> dict[str, Any] | str:
@@ -240,7 +240,7 @@ def _document_rows(file: Path) -> Rows:
         with _opened(file) as opened:
             data = opened.read().removeprefix(b"\xef\xbb\xbf")
     except (OSError, EOFError, zlib.error):
-        raise DataError(f"{file} can't be read; make it anew") from None
+        raise DataError(f"{file} can't be read; create it again") from None
     start = data.lstrip()
     if start[:1] != b"[" and isinstance(_json_object(start.split(b"\n", 1)[0]), dict):
         rest = _json_object(data)
@@ -278,7 +278,7 @@ def _table_rows(file: Path, separator: str) -> Rows:
                 extra = row.pop(None, None)
                 yield f"{file}:{number}", "more cells than the header has" if extra else row
     except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "make it anew"
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "create it again"
         raise DataError(f"{file} can't be read after row {number}; {reason}") from None
 
 
@@ -296,4 +296,4 @@ def _parquet_rows(file: Path) -> Rows:
                     number += 1
                     yield f"{file}:{number}", row
     except (pyarrow.ArrowException, OSError):
-        raise DataError(f"{file} can't be read as Parquet after row {number}; make it anew") from None
+        raise DataError(f"{file} can't be read as Parquet after row {number}; create it again") from None

@@ -75,7 +75,7 @@ def test_a_table_keeps_line_breaks_and_names_rows_with_too_many_cells(tmp_path: 
         ("a.json", b"[1, {", "1 of 1 rows can't be used: .*:1: not JSON"),
         ("a.json", b"[1]", "1: not a JSON object but a number"),
         ("a.json", b"", "it has no rows"),
-        ("a.json.gz", b"no gzip", "can't be read; make it anew"),
+        ("a.json.gz", b"no gzip", "can't be read; create it again"),
         ("a.txt", b"", r"must end in \.jsonl"),
     ],
 )
