@@ -69,12 +69,14 @@ class RoundLog:
     bytes_down: int
     examples: int  # sum of example weights
     train_loss: float | None  # mean per example, of the model the round started from
-    val_accuracy: float | None  # pooled over the survivors' validation pairs
+    val_accuracy: float | None  # of that model too, pooled over the survivors' validation pairs
     histogram: list[int] | None  # people per tenth of validation accuracy; None below 20 people
     update_norm: float
     aborts: dict[str, int] = field(default_factory=dict)  # abort code -> how many clients sent it
     named: dict[str, str] = field(default_factory=dict)  # node -> what it did wrong, or may have done
     failed: dict[str, str] = field(default_factory=dict)  # group -> why none of it is in the sum
+    measured_on: int | None = None  # the round whose factors it started from, 0: the run's own start
+    judged: int | None = None  # validation pairs behind val_accuracy; None where noise hides them
 
 
 @dataclass(frozen=True)

@@ -383,6 +383,8 @@ class _Values:
                 given[f.name] = _LOG[f.name](self, table[f.name], f"{f.name} of round {round}")
             elif f.default is MISSING and f.default_factory is MISSING:
                 self.wrong(f"the log of round {round}, which has no {f.name}")
+        if (given.get("measured_on") or 0) > round:
+            self.wrong(f"measured_on of round {round}")
         if (given["round"], given["attempt"]) != (round, attempt):
             self.wrong(f"the log of round {round}, which is another round's")
         return RoundLog(**given)
@@ -472,5 +474,7 @@ _LOG: Mapping[str, Callable[[_Values, Any, str], Any]] = {
     "aborts": _Values.counts,
     "named": _Values.texts,
     "failed": _Values.texts,
+    "measured_on": lambda v, value, what: None if value is None else v.whole(value, what, 0, _ROUND_MOST),
+    "judged": lambda v, value, what: None if value is None else v.whole(value, what),
 }
 """How each value of a log is checked; tests hold it against `RoundLog`."""

@@ -97,13 +97,17 @@ def invite(
 ) -> None:
     """Hand out a join token for one device: one-time, expiring, with the digests that the device trusts."""
     from penchant.deploy.fleet.enrolment import hand_out
+    from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.server_directory import ServerDirectory
 
     if show:
         _print_enrolments(directory, as_json)
         return
     if out is not None and out.exists():
         raise UsageError(f"{out} is there already; choose another --out")
-    text = hand_out(directory, name, time.time() + days * DAY).text()
+    ServerDirectory(directory)  # refused before anything is written
+    with recorded(directory, "hand out a token", name, f"days: {days:g}"):
+        text = hand_out(directory, name, time.time() + days * DAY).text()
     if out is None:
         say(text)
         return
@@ -118,9 +122,13 @@ def members(
     file: Annotated[Path, typer.Argument(help="A newer member list of the authority.")],
 ) -> None:
     """Take over a newer member list; a run that goes on heeds it from its next round."""
+    from penchant.deploy.fleet.recorded_acts import recorded
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
-    say(f"member list {ServerDirectory(directory).take_members(_read(file))}")
+    server_directory = ServerDirectory(directory)
+    with recorded(server_directory.path, "take over a member list", str(file)):
+        number = server_directory.take_members(_read(file))
+    say(f"member list {number}")
 
 
 @command(app)
@@ -131,18 +139,24 @@ def revoke(
 ) -> None:
     """Ask the authority to revoke a member; it takes effect with the authority's next list."""
     from penchant.deploy.fleet.enrolment import request_revocation
+    from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.server_directory import ServerDirectory
 
-    say(f"{request_revocation(directory, member, why)}: for the authority")
+    with recorded(ServerDirectory(directory).path, "ask for a revocation", str(member), why):
+        path = request_revocation(directory, member, why)
+    say(f"{path}: for the authority")
 
 
 @command(app)
 def renew(directory: Where) -> None:
     """Make new server certificates under the same authorities; restart the server to use them."""
     from penchant.deploy.fleet.certificates import days_left
+    from penchant.deploy.fleet.recorded_acts import recorded
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
     server_directory = ServerDirectory(directory)
-    server_directory.renew()
+    with recorded(server_directory.path, "renew certificates"):
+        server_directory.renew()
     say(f"good for {days_left(server_directory.tls.gateway.certificate):.0f} days; now restart the server")
 
 
@@ -169,25 +183,28 @@ def run(
     from penchant.deploy.fleet import served_run
     from penchant.deploy.fleet.follow import refuse_second
     from penchant.deploy.fleet.processes import door
+    from penchant.deploy.fleet.recorded_acts import recorded
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
     server_directory, settings = ServerDirectory(directory), RunConfig.read(config)
-    refuse_second(server_directory, door(server_directory))
     chosen = name or f"run-{len(server_directory.runs()) + 1}"
-    start = None
-    if begin_with:
-        earlier, number = named_round(begin_with)
-        start = earlier_round(server_directory.run(_chosen(server_directory, earlier)), number, settings)
-    served_run.create(
-        server_directory.run(chosen),
-        settings,
-        server_directory.authority,
-        server_directory.membership().encoded,
-        start,
-    )
-    say(f"run {chosen}")
-    _ask_for_signature(server_directory, chosen, days)
-    _play(server_directory, chosen, detach)
+    with recorded(server_directory.path, "start a run", chosen):
+        refuse_second(server_directory, door(server_directory))
+        start = None
+        if begin_with:
+            earlier, number = named_round(begin_with)
+            start = earlier_round(server_directory.run(_chosen(server_directory, earlier)), number, settings)
+        served_run.create(
+            server_directory.run(chosen),
+            settings,
+            server_directory.authority,
+            server_directory.membership().encoded,
+            start,
+        )
+        say(f"run {chosen}")
+        _ask_for_signature(server_directory, chosen, days)
+        flower = _begin(server_directory, chosen)
+    _follow(server_directory, chosen, flower, detach)
 
 
 @command(app)
@@ -195,6 +212,7 @@ def resume(directory: Where, run: RunName = "", detach: Detach = False) -> None:
     """Go on with a run after a crash or a stop: finished rounds are kept."""
     from penchant.deploy.fleet.follow import is_done, refuse_second
     from penchant.deploy.fleet.processes import door
+    from penchant.deploy.fleet.recorded_acts import recorded
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
     server_directory = ServerDirectory(directory)
@@ -202,9 +220,11 @@ def resume(directory: Where, run: RunName = "", detach: Detach = False) -> None:
     if is_done(server_directory.run(chosen)):
         say(f"run {chosen} is finished")
         return
-    refuse_second(server_directory, door(server_directory))
-    _ask_for_signature(server_directory, chosen)
-    _play(server_directory, chosen, detach)
+    with recorded(server_directory.path, "resume a run", chosen):
+        refuse_second(server_directory, door(server_directory))
+        _ask_for_signature(server_directory, chosen)
+        flower = _begin(server_directory, chosen)
+    _follow(server_directory, chosen, flower, detach)
 
 
 @command(app)
@@ -273,14 +293,21 @@ def _ask_for_signature(server_directory: ServerDirectory, name: str, days: int =
     )
 
 
-def _play(server_directory: ServerDirectory, name: str, detach: bool) -> None:
-    """Start a run at the SuperLink, and watch it unless detached."""
+def _begin(server_directory: ServerDirectory, name: str) -> str:
+    """Start a run at the SuperLink; -> the id of its Flower run."""
     from penchant.deploy.fleet import served_run
-    from penchant.deploy.fleet.follow import watch
     from penchant.deploy.fleet.processes import door
 
     flower = served_run.start(server_directory.run(name), door(server_directory))
     say(f"Flower run {flower}")
+    return flower
+
+
+def _follow(server_directory: ServerDirectory, name: str, flower: str, detach: bool) -> None:
+    """Watch a run until its end, unless detached."""
+    from penchant.deploy.fleet.follow import watch
+    from penchant.deploy.fleet.processes import door
+
     if detach:
         return
     with on_interrupt(

@@ -26,6 +26,7 @@ from penchant.deploy.error_report import AS_JSON, ErrorReport
 from penchant.deploy.fleet.authority_inbox import ANSWER_BYTES, revocation_of
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry, hand_out, request_revocation
 from penchant.deploy.fleet.processes import door
+from penchant.deploy.fleet.recorded_acts import BY_CONSOLE
 from penchant.deploy.fleet.run_activity import flower_run, say
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
 from penchant.deploy.fleet.shared_folder import opened
@@ -202,7 +203,7 @@ class FleetOnThisMachine:
                 timeout=START_SECONDS,
                 check=False,
                 stdin=subprocess.DEVNULL,
-                env=os.environ | AS_JSON,
+                env=os.environ | AS_JSON | BY_CONSOLE,
             )
         except subprocess.TimeoutExpired:
             raise ConsoleError("the server took too long; see its log") from None

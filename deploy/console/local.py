@@ -32,6 +32,7 @@ from penchant.deploy.console.fleet import FleetOnThisMachine
 from penchant.deploy.console.releases import ReleasesOnThisMachine
 from penchant.deploy.datasets import dataset_names
 from penchant.deploy.error_report import AS_JSON, ErrorReport
+from penchant.deploy.fleet import recorded_acts
 from penchant.deploy.fleet.run_activity import LOG, activity_of
 from penchant.deploy.fleet.server_directory import SETTINGS
 from penchant.server.console.accounts import ConsoleStore
@@ -68,6 +69,15 @@ class OperationsOnThisMachine:
                 raise UsageError(f"{root} is not a directory; name a run, or a folder of runs")
         self._logs = store.directory / "logs"
         self._logs.mkdir(exist_ok=True, mode=0o700)
+
+    def record_acts(self) -> None:
+        """Take into the audit what was done to fleets at the command line meanwhile."""
+        with self._lock:
+            for fleet in self.fleets():
+                recorded_acts.take(fleet.directory, self._record)
+
+    def _record(self, act: recorded_acts.Act) -> None:
+        self._store.note(act.account, "", act.action, act.target, act.outcome, act.detail, at=act.at)
 
     # --- what is there -------------------------------------------------------------------------------
 

@@ -365,7 +365,8 @@ class EnrolmentRegistry:
 def request_revocation(directory: Path, member: int, why: str = "") -> Path:
     """Ask the authority to revoke a member; -> the file in `requests/` that asks it.
 
-    The server can't revoke: the authority's next list does. UsageError when there is no such member.
+    The server can't revoke: the authority's next list does. UsageError when there is no such member, or it is
+    asked for already: the first reason stays.
     """
     server_directory = ServerDirectory(directory)
     if not server_directory.membership().holds(member):
@@ -374,6 +375,11 @@ def request_revocation(directory: Path, member: int, why: str = "") -> Path:
         raise UsageError("the reason must be one line of at most 1000 printable characters")
     name = f"revoke-{member}.json"
     with opened(server_directory.requests, writes=True) as requests:
+        if requests.has(name):
+            raise UsageError(
+                f"the authority is asked already to revoke member {member} and has not signed yet; "
+                "the first reason stays"
+            )
         requests.write(name, json.dumps({"member": member, "why": why}, ensure_ascii=False).encode())
     return server_directory.requests / name
 

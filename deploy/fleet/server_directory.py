@@ -8,6 +8,7 @@ enrolment.db      tokens handed out and devices enrolled (`deploy.fleet.enrolmen
 requests/         files for the authority: requests of devices, revocations asked for
 answers/          files of the authority: answers, member lists
 runs/NAME/        one directory a run (`deploy.fleet.served_run`)
+acts/             what was done at the command line, for the console's audit (`deploy.fleet.recorded_acts`)
 flower/, gateway/, logs/, superexec.secret
 """
 

@@ -339,10 +339,19 @@ class ConsoleStore:
         outcome: str = "done",
         detail: str = "",
         begun: int | None = None,
+        at: float | None = None,
     ) -> int:
-        """Write a line of the audit, durably; -> its number. `begun` is that of the line which it ends."""
+        """Write a line of the audit, durably; -> its number. `begun` is that of the line which it ends, `at`
+        (Unix seconds) when it was, if not now."""
         told = (one_line(text, most) for text, most in ((target, 300), (outcome, 300), (detail, 2000)))
-        values = (time.time(), one_line(account, 100), one_line(address, 100), action, *told, begun)
+        values = (
+            time.time() if at is None else at,
+            one_line(account, 100),
+            one_line(address, 100),
+            action,
+            *told,
+            begun,
+        )
         with self._transaction():
             row = self._one("SELECT chain FROM deeds ORDER BY number DESC LIMIT 1")
             made = self._db.execute(

@@ -67,6 +67,9 @@ class ReleaseOperations(Protocol):
 class RunOperations(Protocol):
     """Runs, and the way to what belongs to them. Each raises a PenchantError of one line when it can't."""
 
+    def record_acts(self) -> None:
+        """Take into the audit what was done to fleets at the command line meanwhile."""
+
     def locations(self) -> Sequence[RunLocation]:
         """All runs."""
 

@@ -114,7 +114,7 @@ def test_a_fleet_without_a_run_is_there_already(world: World) -> None:
     assert "home silent – 5 0" in said
     assert "The SuperLink of home is silent" in said
     said = world.said()
-    assert "5 node not known not met yet never 0 – –" in said
+    assert "5 node not known not seen yet never 0 – –" in said
     assert "The SuperLink is silent: who is online is not known." in said
     assert "No token has been handed out yet." in said
 
@@ -171,6 +171,44 @@ def test_a_revocation_is_pending_until_the_authority_has_signed(world: World) ->
 def test_a_revocation_asked_for_at_the_terminal_is_shown_too(world: World) -> None:
     request_revocation(world.server_directory.path, 2, "left")
     assert "2 pending left command line" in world.said()
+
+
+def at_the_command_line(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr("sys.argv", ["penchant", "server", *map(str, words)])
+    with pytest.raises(SystemExit) as leave:
+        main()
+    return int(leave.value.code or 0)
+
+
+def test_the_first_reason_of_a_revocation_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.browser.post(f"/devices/{world.id}/revocations", {"member": "3", "why": "lost on a train"})
+    assert at_the_command_line(monkeypatch, "revoke", world.server_directory.path, 3) == 2
+    assert "3 pending lost on a train olga" in world.said()
+    (path,) = world.server_directory.requests.glob("revoke-*.json")
+    assert json.loads(path.read_text(encoding="utf-8"))["why"] == "lost on a train"
+
+
+def test_acts_at_the_command_line_are_in_the_same_audit(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home, out = world.server_directory.path, tmp_path / "token"
+    assert at_the_command_line(monkeypatch, "revoke", home, 2, "--why", "left") == 0
+    assert at_the_command_line(monkeypatch, "revoke", home, 2, "--why", "another") == 2
+    assert at_the_command_line(monkeypatch, "invite", home, "--name", "kitchen", "--out", out) == 0
+    assert at_the_command_line(monkeypatch, "renew", home) == 0
+    said = world.said("/audit")
+    (who,) = {entry.account for entry in world.store.audit_entries() if "command line" in entry.account}
+    for line in (
+        f"{who} ask for a revocation left 2 done the server itself",
+        f"{who} ask for a revocation another 2 refused the authority is asked already",
+        f"{who} hand out a token days: 7 kitchen done",
+        f"{who} renew certificates done",
+    ):
+        assert line in said, line
+    assert world.store.broken() is None
+    before = len(world.store.audit_entries())
+    world.said("/")
+    assert len(world.store.audit_entries()) == before  # each once
 
 
 def test_who_looks_sees_no_token_and_asks_for_nothing(world: World) -> None:

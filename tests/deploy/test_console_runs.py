@@ -115,6 +115,7 @@ def test_a_run_that_ends_is_finished_and_its_adapter_can_be_had(
         )
         told = json.loads(archive.read("release.json"))
         assert (told["round"], told["share"], len(told["checkpoint_sha256"])) == (1, "A", 64)
+        assert told["measured_in_round"] == 2  # the closing one
         card = archive.read("README.md").decode()
         assert "tags: [reward-model, shared, penchant]" in card
         assert "# The shared part of a fleet's reward models" in card

@@ -47,7 +47,7 @@ def test_it_tells_what_the_console_shows(
         "spring  stopped  2 of 9 rounds",
         "round 3, attempt 2: keys 33/34 → shares 0/33",
         "14 of 34 devices lost by [masked]",
-        "lost in ten rounds  2.9%: 2 at masked sums",
+        "devices lost, last ten rounds  2.9%: 2 at masked sums",
         "0% ",
         "3.2",
     ):

@@ -141,7 +141,7 @@ def let_a_stranger_in(page: Page, fleet: LiveFleet) -> None:
     """A token is handed out and used; the page tells each step by itself, to the device online."""
     last = DEVICES - 1
     page.get_by_role("link", name="Devices").click()
-    expect(row(page, "not met yet")).to_have_count(last)
+    expect(row(page, "not seen yet")).to_have_count(last)
     page.get_by_label(re.compile("^For")).fill("the attic")
     page.get_by_role("button", name="Hand out a token").click()
     token = page.locator("#token").inner_text()

@@ -140,15 +140,7 @@ def delete(request: ConsoleRequest) -> Response:
     """Delete a run whose name was typed."""
     found = run_of(request.context, request.path("id"))
     if request.given("confirm") != found.location.name:
-        request.context.store.note(
-            request.name,
-            request.address,
-            "delete a run",
-            found.location.id,
-            "refused: another name was typed",
-        )
-        return request.render(
-            "delete.html.j2", 422, run=found, error="That is not its name. Nothing was deleted."
-        )
+        error = "That is not its name. Nothing was deleted."
+        return request.refuse("another name was typed", "delete.html.j2", run=found, error=error)
     request.context.operations.delete(found.location)
     return request.go("/runs", f"{found.location.name} is deleted.")
