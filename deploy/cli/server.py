@@ -229,10 +229,13 @@ def resume(directory: Where, run: RunName = "", detach: Detach = False) -> None:
 
 @command(app)
 def status(directory: Where, run: RunName = "", as_json: AsJson = False) -> None:
-    """The server, its devices, and how far a run is: every round and attempt, who was lost where."""
+    """The server, its devices, and how far a run is: every round and attempt, who was lost where.
+
+    Exit 0: all is well; 1: something is down or past its date; 3: something ends soon.
+    """
     from penchant.deploy.cli.show_run import run_facts, show_run
     from penchant.deploy.fleet.server_directory import ServerDirectory
-    from penchant.deploy.fleet.status import state_of
+    from penchant.deploy.fleet.status import exit_code, state_of
 
     if (directory / "config.toml").is_file():  # one run's directory, of a simulation say
         facts: RunSummary | None = run_facts(directory)
@@ -245,11 +248,13 @@ def status(directory: Where, run: RunName = "", as_json: AsJson = False) -> None
     if as_json:
         table = facts.table() | {"run": facts.location.name} if facts else {}
         say_json(state | table)
-        return
-    if state:
-        _print_state(state)
-    if facts:
-        show_run(facts)
+    else:
+        if state:
+            _print_state(state)
+        if facts:
+            show_run(facts)
+    if state and (code := exit_code(state)):
+        raise typer.Exit(code)
 
 
 @command(app)
@@ -333,13 +338,20 @@ def _print_enrolments(directory: Path, as_json: bool) -> None:
 
 def _print_state(state: dict[str, Any]) -> None:
     link = state["superlink"]
-    say(f"gateway {state['gateway']}: {'open' if state['up'] else 'closed'}")
+    words = {"foreign": "not this server's: another program holds the port"}
+    say(f"gateway {state['gateway']}: {words.get(state['gateway_state'], state['gateway_state'])}")
     say(f"SuperLink {'up' if link['up'] else 'down'}, {link['online']} of {link['nodes']} nodes online")
     say(
         f"member list {state['members']['number']}: {state['members']['count']} members, "
         f"good for {state['members']['days_left']:.1f} days"
     )
     say(f"server certificate good for {state['certificate_days_left']:.0f} days")
+    if state["enrolments"]:
+        say(f"tokens: {', '.join(f'{count} {name}' for name, count in state['enrolments'].items())}")
+    if state["waiting_for_authority"]:
+        say(f"waiting for the authority: {', '.join(map(one_line, state['waiting_for_authority']))}")
+    for notice in state["attention"]:
+        say(f"! {notice['title']}. {notice['text']}")
 
 
 def _read(path: Path) -> bytes:

@@ -30,9 +30,17 @@ from penchant.deploy.fleet.recorded_acts import BY_CONSOLE
 from penchant.deploy.fleet.run_activity import flower_run, say
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
 from penchant.deploy.fleet.shared_folder import opened
+from penchant.deploy.fleet.status import expiries
 from penchant.deploy.flower.superlink import Control
 from penchant.server.console.accounts import ConsoleStore
-from penchant.server.monitoring.fleet import ConnectedNode, FleetStatus, MemberListStatus, Revocation, Token
+from penchant.server.monitoring.fleet import (
+    ConnectedNode,
+    Expiry,
+    FleetStatus,
+    MemberListStatus,
+    Revocation,
+    Token,
+)
 from penchant.server.monitoring.run_history import RunLocation
 
 __all__ = ["FleetOnThisMachine"]
@@ -113,6 +121,10 @@ class FleetOnThisMachine:
             raise ConsoleError(f"{self.directory} holds no member list")
         members = frozenset(member.number for member in listed.members)
         return MemberListStatus(members, frozenset(listed.revoked), listed.number, float(listed.expires))
+
+    def expiries(self) -> list[Expiry]:
+        """What of the fleet ends one day."""
+        return expiries(ServerDirectory(self.directory))
 
     def _membership(self) -> Membership:
         server_directory = ServerDirectory(self.directory)

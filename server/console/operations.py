@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from penchant.common.config import RunConfig
-from penchant.server.monitoring.fleet import FleetStatus, MemberListStatus, Revocation, Token
+from penchant.server.monitoring.fleet import Expiry, FleetStatus, MemberListStatus, Revocation, Token
 from penchant.server.monitoring.run_history import Activity, RunLocation
 from penchant.server.releases import Release
 
@@ -34,6 +34,9 @@ class FleetOperations(Protocol):
 
     def enrolment(self) -> MemberListStatus:
         """Who belongs to the fleet."""
+
+    def expiries(self) -> Sequence[Expiry]:
+        """What of the fleet ends one day: its member list and its certificates."""
 
     def tokens(self) -> Sequence[Token]:
         """Invitations, the latest first, without their text."""

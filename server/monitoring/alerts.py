@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from penchant.common.durations import DAY
 from penchant.common.wording import duration, percent
-from penchant.server.monitoring.fleet import FleetStatus, MemberListStatus, Revocation, Token
+from penchant.server.monitoring.fleet import Expiry, FleetStatus, MemberListStatus, Revocation, Token
 from penchant.server.monitoring.labels import counted, left_out, lost
 from penchant.server.monitoring.run_history import RunLocation, RunSummary
 
-__all__ = ["Notice", "of_fleet", "of_run"]
+__all__ = ["Notice", "ending", "of_fleet", "of_run"]
 
 MANY_LOST = 0.2  # of those asked: a third ends a round without a result
 FALL = 0.03  # of accuracy below the best
-SOON = 7 * DAY
+TOKEN_SOON = DAY
 RECENT = 14 * DAY  # what failed longer ago is history
 
 
@@ -83,9 +83,11 @@ def of_fleet(
     enrolment: MemberListStatus,
     asked: Sequence[Revocation],
     tokens: Sequence[Token],
+    expiries: Sequence[Expiry],
     now: float,
 ) -> Iterator[Notice]:
-    """What is wrong, or may become so, with a fleet's server and members; `runs` are the fleet's runs."""
+    """What is wrong, or may become so, with a fleet's server and members; `runs` are the fleet's runs,
+    `expiries` what ends one day."""
     href = f"/devices?run={fleet.id}"
     if link.state == "silent":
         text = "No device can take part. Bring it up with “penchant server up”, or see its log."
@@ -107,10 +109,19 @@ def of_fleet(
     if waiting:
         text = "The authority has their requests; compare the fingerprints before it signs."
         yield Notice("warn", f"{counted(len(waiting), 'device')} waiting to be enrolled", text, href)
-    left = enrolment.expires - now
-    if left < 0:
-        text = "Devices refuse to take part until the authority publishes a newer one."
-        yield Notice("bad", f"Member list {enrolment.list_number} has expired", text, href)
-    elif left < SOON:
-        text = "Have the authority publish the next one before devices refuse to take part."
-        yield Notice("warn", f"The member list expires in {duration(left)}", text, href)
+    unused = [token for token in tokens if token.state == "open" and token.expires - now < TOKEN_SOON]
+    if unused:
+        names = ", ".join(token.label or token.id for token in unused)
+        text = f"Nobody has used them: {names}. Hand out others if they are still wanted."
+        yield Notice("warn", f"{counted(len(unused), 'invitation')} end within a day", text, href)
+    yield from ending(expiries, now, href)
+
+
+def ending(expiries: Sequence[Expiry], now: float, href: str = "") -> Iterator[Notice]:
+    """What has ended, and what will soon, with what to do about it."""
+    for one in sorted(expiries, key=lambda one: one.at):
+        left = one.at - now
+        if left < 0:
+            yield Notice("bad", f"{one.what} has expired", one.cure, href)
+        elif left < one.soon:
+            yield Notice("warn", f"{one.what} expires in {duration(left)}", one.cure, href)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 from support.console_scene import log, make_run, shared
 
 from penchant.deploy.cli.main import main
+from penchant.deploy.fleet import status as fleet_status
+from penchant.deploy.fleet.authority import AuthorityStore
+from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
+from penchant.deploy.flower.superlink import free_port
 from penchant.server.journal import Journal
 from penchant.server.monitoring.run_history import Activity, RunLocation, summary_of
 
@@ -88,3 +93,74 @@ def test_what_is_neither_a_server_nor_a_run_is_refused(
     assert (code, out) == (2, "")
     assert err.startswith("penchant: ")
     assert err.count("\n") == 1
+
+
+# --- a server -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server_directory(tmp_path: Path) -> ServerDirectory:
+    authority_store = AuthorityStore.init(tmp_path / "authority")
+    settings = ServerSettings(addresses=("fleet.example",), port=free_port(), superlink_port=free_port())
+    public = authority_store.authority.public_key
+    return ServerDirectory.create(tmp_path / "server", settings, public, authority_store.latest())
+
+
+def all_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_status, "gateway_state", lambda server_directory: "open")
+    up = {"up": True, "nodes": 3, "online": 3}
+    monkeypatch.setattr(fleet_status, "_superlink", lambda server_directory: up)
+
+
+def test_a_server_that_is_down_is_an_exit_code_and_says_what_is_down(
+    server_directory: ServerDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = status(capsys, monkeypatch, server_directory.path)
+    assert code == 1
+    assert "! The gateway is closed. Bring it up with `penchant server up" in out
+    assert "! The SuperLink is down." in out
+    code, out, _ = status(capsys, monkeypatch, server_directory.path, "--json")
+    told = json.loads(out)
+    assert (code, told["up"], told["gateway_state"]) == (1, False, "closed")
+    assert [row["kind"] for row in told["attention"]] == ["bad", "bad"]
+    all_up(monkeypatch)
+    code, out, _ = status(capsys, monkeypatch, server_directory.path)
+    assert (code, "!" in out) == (0, False)
+
+
+def test_a_port_that_another_program_holds_is_said(
+    server_directory: ServerDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_up(monkeypatch)
+    monkeypatch.setattr(fleet_status, "gateway_state", lambda server_directory: "foreign")
+    code, out, _ = status(capsys, monkeypatch, server_directory.path)
+    assert code == 1
+    assert "not this server's: another program holds the port" in out
+
+
+@pytest.mark.parametrize(
+    ("days", "code", "said"),
+    [
+        (22, 0, []),  # the list is good for 30
+        (24, 3, ["! Member list 1 expires in 5 d"]),
+        (31, 1, ["! Member list 1 has expired."]),
+        (380, 1, ["! The gateway's certificate expires in 16 d", "! The SuperLink's certificate expires"]),
+        (400, 1, ["! The gateway's certificate has expired.", "penchant server renew"]),
+        (3400, 1, ["! The gateway's CA expires in"]),
+    ],
+)
+def test_what_ends_is_said_in_time(
+    days: int,
+    code: int,
+    said: list[str],
+    server_directory: ServerDirectory,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    all_up(monkeypatch)
+    later = time.time() + days * 86400
+    monkeypatch.setattr(fleet_status, "_now", lambda: later)
+    exited, out, _ = status(capsys, monkeypatch, server_directory.path)
+    assert exited == code
+    for part in said:
+        assert part in out, (part, out)

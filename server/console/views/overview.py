@@ -77,7 +77,7 @@ def fleet_facts(
         "link": link,
         "fresh": link.fresh(now),
         "enrolment": enrolment,
-        "notices": list(alerts.of_fleet(fleet, link, runs, enrolment, asked, tokens, now)),
+        "notices": list(alerts.of_fleet(fleet, link, runs, enrolment, asked, tokens, server.expiries(), now)),
     }
 
 
