@@ -18,6 +18,7 @@ from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.wire.messages import Finished
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.secagg.aggregation import Aggregation
+from penchant.server.waiting import Waiting
 
 __all__ = ["RoundPlan", "ServerRun", "cohort_size", "run_id"]
 Observer = Callable[[RoundLog], None]
@@ -38,6 +39,7 @@ class ServerRun:
         membership: the authority's latest member list, encoded.
         observe: called with the log of each finished round.
         tell: called with a line for the operator: a round that was skipped, or a group that was left out.
+        waits: called with what a round waits for whenever that changes, and with None once it begins.
         start: the shared factors that the run begins with, where they are not the common start.
         patience: seconds that a round waits for its cohort to be there, before it fails.
         belongs: says whether a member is on the list.
@@ -56,6 +58,7 @@ class ServerRun:
     journal: Journal
     observe: Observer = field(default=lambda log: None)
     tell: Callable[[str], None] = field(default=_log.warning)
+    waits: Callable[[Waiting | None], None] = field(default=lambda waiting: None)
     start: Vector | None = field(default=None, repr=False)
     patience: float = 0.0
     belongs: Callable[[int], bool] = field(default=lambda member: True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -69,7 +70,7 @@ def read_waiting(directory: Path) -> Waiting | None:
     times = [table["since"], table["until"]]
     if not all(isinstance(one, list) for one in lists):
         return None
-    if not all(type(n) is int and 0 <= n < _MEMBER_MOST for n in (*numbers, *sum(lists, []))):
+    if not all(type(n) is int and 0 <= n < _MEMBER_MOST for n in chain(numbers, *lists)):
         return None
     if not all(type(t) in (int, float) and 0 <= t <= _LATEST for t in times):
         return None

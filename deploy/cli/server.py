@@ -234,6 +234,8 @@ def status(directory: Where, run: RunName = "", as_json: AsJson = False) -> None
     Exit 0: all is well; 1: something is down or past its date; 3: something ends soon.
     """
     from penchant.deploy.cli.show_run import run_facts, show_run
+    from penchant.deploy.fleet.follow import waiting_lines
+    from penchant.deploy.fleet.processes import door
     from penchant.deploy.fleet.server_directory import ServerDirectory
     from penchant.deploy.fleet.status import exit_code, state_of
 
@@ -253,6 +255,10 @@ def status(directory: Where, run: RunName = "", as_json: AsJson = False) -> None
             _print_state(state)
         if facts:
             show_run(facts)
+        if state and facts and facts.waiting is not None:
+            where = facts.location.directory
+            for line in waiting_lines(where, door(ServerDirectory(directory)), facts.waiting):
+                say(line)
     if state and (code := exit_code(state)):
         raise typer.Exit(code)
 

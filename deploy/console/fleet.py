@@ -25,6 +25,7 @@ from penchant.common.printable import one_line
 from penchant.deploy.error_report import AS_JSON, ErrorReport
 from penchant.deploy.fleet.authority_inbox import ANSWER_BYTES, revocation_of
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry, hand_out, request_revocation
+from penchant.deploy.fleet.missing_devices import missing_devices
 from penchant.deploy.fleet.processes import door
 from penchant.deploy.fleet.recorded_acts import BY_CONSOLE
 from penchant.deploy.fleet.run_activity import flower_run, say
@@ -42,6 +43,7 @@ from penchant.server.monitoring.fleet import (
     Token,
 )
 from penchant.server.monitoring.run_history import RunLocation
+from penchant.server.waiting import Waiting
 
 __all__ = ["FleetOnThisMachine"]
 
@@ -103,6 +105,13 @@ class FleetOnThisMachine:
         return {
             str(node): ConnectedNode(row.status == "online", row.until or None) for node, row in rows.items()
         }
+
+    def missing(self, waiting: Waiting) -> list[tuple[int, str]]:
+        """Who is not ready while a run waits, and why."""
+        nodes = {t.member: t.node for t in self.tokens() if t.member is not None and t.node is not None}
+        members = self.enrolment().members
+        found = missing_devices(waiting, members, nodes, self.link().nodes, time.time())
+        return [(one.member, one.why) for one in found]
 
     def mark(self) -> object:
         """Changes with what `link`, `enrolment`, `tokens` and `revocations` tell."""

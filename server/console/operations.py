@@ -14,6 +14,7 @@ from penchant.common.config import RunConfig
 from penchant.server.monitoring.fleet import Expiry, FleetStatus, MemberListStatus, Revocation, Token
 from penchant.server.monitoring.run_history import Activity, RunLocation
 from penchant.server.releases import Release
+from penchant.server.waiting import Waiting
 
 __all__ = ["FleetOperations", "ReleaseOperations", "RunOperations", "fleet_recipe"]
 
@@ -28,6 +29,9 @@ class FleetOperations(Protocol):
 
     def link(self) -> FleetStatus:
         """What the fleet's SuperLink said last. Never waits for it: it is asked in another thread."""
+
+    def missing(self, waiting: Waiting) -> Sequence[tuple[int, str]]:
+        """(member, why) of all that are not ready while a run waits."""
 
     def mark(self) -> object:
         """Something that changes whenever who belongs to the fleet, or is online, does."""

@@ -93,13 +93,16 @@ def of_fleet(
         text = "No device can take part. Bring it up with “penchant server up”, or see its log."
         yield Notice("bad", f"The SuperLink of {fleet.name} is silent", text, href)
     for run in runs:
-        if run.state != "running" or run.config is None or not link.fresh(now) or link.online is None:
-            continue
-        missing = run.config.federation.cohort - link.online
-        if missing > 0:
+        waiting = run.waiting
+        if waiting is not None:
+            missing = max(waiting.needed - len(waiting.ready), 0)
             title = f"{run.location.name} waits for {counted(missing, 'device')}"
-            text = f"It asks {run.config.federation.cohort} at a time; {link.online} are online."
-            yield Notice("warn", title, text, href)
+            since, left = now - waiting.since, max(waiting.until - now, 0.0)
+            text = (
+                f"{len(waiting.ready)} of {waiting.needed} are ready, since {duration(since)}; it "
+                f"gives up in {duration(left)}. Its page says who is missing and why."
+            )
+            yield Notice("warn", title, text, f"/runs/{run.location.id}")
     pending = [r for r in asked if r.signed is None]
     if pending:
         numbers = ", ".join(str(r.member) for r in pending)

@@ -22,6 +22,7 @@ from penchant.server.journal import RoundLog
 from penchant.server.journal_reader import Attempt, DeviceRecord, JournalReader, OpenedSums, Stage
 from penchant.server.measured import Measurement, by_round, measurements
 from penchant.server.releases import releases
+from penchant.server.waiting import Waiting, read_waiting
 
 __all__ = [
     "Activity",
@@ -82,6 +83,7 @@ class RunSummary:
     attempts: Sequence[Attempt] = field(repr=False)
     result: dict[str, Any] | None = field(repr=False)
     why: str = ""
+    waiting: Waiting | None = None  # what its next round waits for, while it runs
 
     @property
     def total(self) -> int:
@@ -208,6 +210,7 @@ class RunSummary:
             "lost_part": self.lost_part,
             "secagg": self.config.privacy.secagg if self.config else None,
             "dp": None,
+            "waiting": None if self.waiting is None else asdict(self.waiting),
             "stages": [asdict(stage) for stage in stages],
             "devices": 0 if self.state == "damaged" else reader.count_devices(),
             "attempts": [_row(attempt) for attempt in self.attempts],
@@ -233,7 +236,8 @@ def summary_of(location: RunLocation, activity: Activity) -> RunSummary:
     except (ConfigError, JournalError) as error:
         return RunSummary(location, "damaged", activity, None, (), None, one_line(str(error)))
     state, why = _state(config, attempts, result is not None, activity, location.kind)
-    return RunSummary(location, state, activity, config, attempts, result, one_line(why))
+    waiting = read_waiting(directory) if state == "running" else None
+    return RunSummary(location, state, activity, config, attempts, result, one_line(why), waiting)
 
 
 def read_config(directory: Path) -> RunConfig:

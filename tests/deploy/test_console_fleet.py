@@ -21,7 +21,7 @@ from penchant.common.membership.join_token import JoinToken
 from penchant.deploy.cli.main import main
 from penchant.deploy.console import fleet, local
 from penchant.deploy.console.local import OperationsOnThisMachine
-from penchant.deploy.fleet import run_activity
+from penchant.deploy.fleet import follow, run_activity
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import attend
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry, request_revocation
@@ -32,6 +32,7 @@ from penchant.server.console.app import build_app
 from penchant.server.console.views.devices import qr_code
 from penchant.server.monitoring.fleet import ConnectedNode, Token
 from penchant.server.monitoring.run_history import Activity, summary_of
+from penchant.server.waiting import Waiting, read_waiting, write_waiting
 
 DAY = 86400
 
@@ -335,15 +336,32 @@ def test_devices_that_wait_are_shown_with_what_the_authority_compares(
     assert "1 device waiting to be enrolled" in world.said("/")
 
 
-def test_a_run_that_waits_for_devices_is_noticed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_in(world, "first", 1)
-    server = world.operations.fleet(world.operations.fleets()[0])
-    monkeypatch.setattr(server, "_nodes", lambda: {str(n): ConnectedNode(n > 3) for n in range(5)})
+def test_a_run_that_waits_for_devices_says_whom_it_lacks_and_why(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Member 4 is online, as Flower sees it, and not ready."""
+    directory = run_in(world, "first", 0)
     monkeypatch.setattr(world.operations, "_activity", lambda *_: Activity(running=True, ours=True))
-    answered(world)
-    config = world.server_directory.run("first") / "config.toml"
-    config.write_text(config.read_text().replace("cohort = 0", "cohort = 4"))
-    assert "first waits for 3 devices It asks 4 at a time; 1 are online." in world.said("/")
+    now = time.time()
+    write_waiting(directory, Waiting(1, 3, (1, 2), (4,), (), now - 60, now + 3600))
+    said = world.said("/")
+    assert "first waits for 1 device 2 of 3 are ready, since 1 min" in said
+    assert "first waits for devices: 2 of 3 are ready" in said
+    assert "The first rounds are under way" not in said
+    (location,) = world.operations.locations()
+    page = world.said(f"/runs/{location.id}")
+    assert "Round 1 waits: 2 of 3 devices are ready" in page
+    assert "member 4: connected, but takes no part now: paused" in page
+    assert "member 3: the SuperLink does not know it yet" in page
+    assert "the first round comes in a moment" not in page
+    door = SuperLinkAddress("127.0.0.1:9", None)
+    waiting = read_waiting(directory)
+    assert waiting is not None
+    lines = list(follow.waiting_lines(directory, door, waiting))
+    assert lines[0].startswith("round 1 waits: 2 of 3 devices are ready; it gives up in")
+    assert "  member 4: connected, but takes no part now" in "\n".join(lines)
+    write_waiting(directory, None)
+    assert "waits" not in world.said("/")
 
 
 def test_a_list_that_ends_soon_is_noticed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,7 +370,7 @@ def test_a_list_that_ends_soon_is_noticed(world: World, monkeypatch: pytest.Monk
         "penchant.server.console.views.overview.time.time", lambda: real + 25.1 * DAY
     )  # 4.9 are left
     world.store._db.execute("UPDATE sessions SET began = began + ?, used = used + ?", (25.1 * DAY,) * 2)
-    assert "The member list expires in 4 d" in world.said("/")
+    assert re.search(r"Member list \d+ expires in 4 d", world.said("/"))
     monkeypatch.setattr("penchant.server.console.views.overview.time.time", lambda: real + 31 * DAY)
     world.store._db.execute("UPDATE sessions SET began = began + ?, used = used + ?", (5.9 * DAY,) * 2)
     assert "has expired" in world.said("/")

@@ -65,6 +65,7 @@ def run_facts(request: ConsoleRequest, run: RunSummary) -> dict[str, Any]:
     ]
     return {
         "run": run,
+        "missing": missing_of(request, run),
         "stages": stages_of(run),
         "current": run.attempts[-1] if run.attempts else None,
         "accuracy": accuracy_chart(run) if logs else None,
@@ -89,6 +90,14 @@ def run_facts(request: ConsoleRequest, run: RunSummary) -> dict[str, Any]:
         "hidden": 0 if every else max(len(shown) - ROUNDS_SHOWN, 0),
         "log": list(request.context.operations.log(run.location, LOG_LINES)),
     }
+
+
+def missing_of(request: ConsoleRequest, run: RunSummary) -> list[tuple[int, str]]:
+    """(member, why) of those that a waiting run lacks; nothing where it doesn't wait."""
+    fleet = request.context.operations.fleet_of(run.location)
+    if run.waiting is None or fleet is None:
+        return []
+    return list(request.context.operations.fleet(fleet).missing(run.waiting))
 
 
 def _people(run: RunSummary) -> str:
