@@ -243,15 +243,19 @@ class OwnerPolicy(Section):
         self.check_time()
         if announce.kind is not Kind.SECAGG and not self.allow_unmasked:
             raise PolicyRefusal("the server asks to send unmasked; only the owner's policy may allow that")
+        for what in self.objections(plan):
+            raise PolicyRefusal(what)
+
+    def objections(self, plan: Plan) -> list[str]:
+        """Everything in a plan that the owner does not allow, in words."""
+        found = []
         if not plan.dp_epsilon and not self.allow_exact_sums:
-            raise PolicyRefusal(
+            found.append(
                 "the run adds no noise to its sums; only the owner's policy may allow that (allow_exact_sums)"
             )
         if plan.model.base_model not in self.base_models:
-            raise PolicyRefusal(f"base model {plan.model.base_model!r} is not among those the owner allows")
-        for allowed, what in self._asked(plan):
-            if not allowed:
-                raise PolicyRefusal(what)
+            found.append(f"base model {plan.model.base_model!r} is not among those the owner allows")
+        return found + [what for allowed, what in self._asked(plan) if not allowed]
 
     def _asked(self, plan: Plan) -> Iterator[tuple[bool, str]]:
         """(whether the owner allows it, the refusal if not) for everything that a plan asks for and that

@@ -14,7 +14,7 @@ from penchant.common.durations import DAY
 from penchant.common.errors import UsageError
 from penchant.common.printable import one_line
 from penchant.common.terminal import log_to_stderr, say, say_json
-from penchant.deploy.cli.errors import command, on_interrupt
+from penchant.deploy.cli.errors import command, notice, on_interrupt
 
 if TYPE_CHECKING:
     from penchant.deploy.fleet.server_directory import ServerDirectory
@@ -160,6 +160,31 @@ def renew(directory: Where) -> None:
     say(f"good for {days_left(server_directory.tls.gateway.certificate):.0f} days; now restart the server")
 
 
+@command(app, "config")
+def write_config(
+    directory: Where,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write it to, instead of showing it.")
+    ] = None,
+) -> None:
+    """Write a run.toml for this fleet: everybody asked, every setting explained."""
+    from penchant.deploy.fleet import run_checks
+    from penchant.deploy.fleet.enrolment import EnrolmentRegistry
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    members = len(EnrolmentRegistry(ServerDirectory(directory)).members())
+    text = run_checks.annotated(run_checks.fleet_defaults(members), members)
+    if out is None:
+        say(text.rstrip("\n"))
+        return
+    if out.exists():
+        raise UsageError(f"{out} is there already; choose another --out")
+    out.write_text(text, encoding="utf-8")
+    say(
+        f"{out}: look at rounds, deadlines and privacy, then `penchant server run {directory} --config {out}`"
+    )
+
+
 @command(app)
 def run(
     directory: Where,
@@ -180,7 +205,7 @@ def run(
     """Make a run and start it on the server. It begins once the authority has signed what it may ask."""
     from penchant.common.config import RunConfig
     from penchant.deploy.earlier_round import earlier_round, named_round
-    from penchant.deploy.fleet import served_run
+    from penchant.deploy.fleet import run_checks, served_run
     from penchant.deploy.fleet.follow import refuse_second
     from penchant.deploy.fleet.processes import door
     from penchant.deploy.fleet.recorded_acts import recorded
@@ -188,7 +213,10 @@ def run(
 
     server_directory, settings = ServerDirectory(directory), RunConfig.read(config)
     chosen = name or f"run-{len(server_directory.runs()) + 1}"
+    for why in run_checks.objections(settings):
+        notice(f"devices whose owners changed nothing in their policy take no part: {why}")
     with recorded(server_directory.path, "start a run", chosen):
+        run_checks.refuse_unfit(settings, server_directory.membership().count)
         refuse_second(server_directory, door(server_directory))
         start = None
         if begin_with:
@@ -356,8 +384,8 @@ def _print_state(state: dict[str, Any]) -> None:
         say(f"tokens: {', '.join(f'{count} {name}' for name, count in state['enrolments'].items())}")
     if state["waiting_for_authority"]:
         say(f"waiting for the authority: {', '.join(map(one_line, state['waiting_for_authority']))}")
-    for notice in state["attention"]:
-        say(f"! {notice['title']}. {notice['text']}")
+    for row in state["attention"]:
+        say(f"! {row['title']}. {row['text']}")
 
 
 def _read(path: Path) -> bytes:

@@ -101,6 +101,12 @@ class RunOperations(Protocol):
     def simulates(self) -> bool:
         """Whether simulated runs can be started here."""
 
+    def objections(self, config: RunConfig, fleet: RunLocation | None) -> Sequence[str]:
+        """Why devices of a fleet whose owners changed nothing in their policy would take no part."""
+
+    def hindrance(self, location: RunLocation, config: RunConfig) -> str:
+        """Why a run can't go on as it is configured; empty where it can."""
+
     def check(self, toml: str, fleet: RunLocation | None = None) -> RunConfig:
         """The configuration that a text makes; ConfigError when it can't be run from here. With a `fleet`, on
         its devices."""

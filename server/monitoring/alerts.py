@@ -37,9 +37,10 @@ def of_run(run: RunSummary, now: float) -> Iterator[Notice]:
         return
     if run.state == "failed" and now - run.touched < RECENT:
         why = run.why.rstrip(".") or "It ended without a result"
-        yield Notice(
-            "bad", f"{name} failed", f"{why}. Finished rounds are kept; resume goes on from there.", href
+        cure = (
+            "Finished rounds are kept; resume goes on from there" if run.settled else "No round is finished"
         )
+        yield Notice("bad", f"{name} failed", f"{why}. {cure}.", href)
     if run.state == "running":
         yield from _at_work(run, now, href)
 

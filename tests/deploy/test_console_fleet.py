@@ -16,12 +16,13 @@ import pytest
 from support.console_scene import CHEAP, HOST, PASSWORD, Browser, make_run, text_of
 from support.processes import wait_for
 
+from penchant.common.config import RunConfig
 from penchant.common.errors import ConsoleError, JournalError, RunDirectoryError
 from penchant.common.membership.join_token import JoinToken
 from penchant.deploy.cli.main import main
 from penchant.deploy.console import fleet, local
 from penchant.deploy.console.local import OperationsOnThisMachine
-from penchant.deploy.fleet import follow, run_activity
+from penchant.deploy.fleet import follow, run_activity, run_checks
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import attend
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry, request_revocation
@@ -29,6 +30,7 @@ from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettin
 from penchant.deploy.flower.superlink import Control, NodeRow, SuperLinkAddress
 from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.app import build_app
+from penchant.server.console.operations import fleet_recipe
 from penchant.server.console.views.devices import qr_code
 from penchant.server.monitoring.fleet import ConnectedNode, Token
 from penchant.server.monitoring.run_history import Activity, summary_of
@@ -438,11 +440,18 @@ def test_a_live_run_is_resumed_and_started_through_the_servers_own_command(
     ("config", "verdict"),
     [
         ("", "federation.cohort is 0"),
-        ("[federation]\ncohort = 6", "federation.cohort is 6, but home has 5 members"),
+        ("[federation]\ncohort = 6", "federation.cohort is 6, but this fleet has 5 members; ask at most 5"),
+        ("[federation]\ncohort = 5\nrounds = 0", "federation.rounds is 0"),
+        ("[federation]\ncohort = 2", "a masked sum needs 3 devices at least"),
+        ("[federation]\ncohort = 5", "that takes 17 devices a round; raise federation.cohort"),
         ("[federation]\ncohort = 5\n[privacy]\nsecagg = false", "a served run is with secure aggregation"),
         (
-            "[federation]\ncohort = 5",
+            "[federation]\ncohort = 5\n[privacy]\nmin_honest = 1\nmax_colluders = 1\ndp_epsilon = 8",
             "It can run 5 devices of home a round, which learn from their own choices",
+        ),
+        (
+            "[federation]\ncohort = 5\n[privacy]\nmin_honest = 1\nmax_colluders = 1",
+            "It can run only with devices whose owners allow more than the defaults the run adds no noise",
         ),
     ],
 )
@@ -454,6 +463,35 @@ def test_what_a_fleet_can_run_is_said_before_it_is_started(world: World, config:
         assert answer.status_code == 422
         assert verdict in text_of(answer.text)
         assert world.operations.locations() == []
+
+
+def test_the_recipe_of_a_fleet_can_run_and_is_what_the_command_writes(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out = tmp_path / "run.toml"
+    assert at_the_command_line(monkeypatch, "config", world.server_directory.path, "--out", out) == 0
+    written = RunConfig.read(out)
+    recipe = world.operations.recipes()[fleet_recipe(world.operations.fleets()[0])]
+    assert RunConfig.from_toml(recipe).federation == written.federation
+    form = {"config": out.read_text(encoding="utf-8"), "where": world.id}
+    assert "It can run 5 devices of home a round" in text_of(world.browser.post("/runs/check", form).text)
+    form["config"] = recipe
+    assert "It can run 5 devices of home a round" in text_of(world.browser.post("/runs/check", form).text)
+
+
+def test_a_failed_run_offers_only_what_can_help(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = run_in(world, "first", 0)
+    failed = Activity(why="3 of 5 devices refused")
+    monkeypatch.setattr(world.operations, "_activity", lambda *_: failed)
+    (location,) = world.operations.locations()
+    html = world.browser.get(f"/runs/{location.id}").text
+    assert "It can’t go on as it is configured federation.cohort is 0" in text_of(html)
+    assert f'action="/runs/{location.id}/resume"' not in html
+    assert f'href="/runs/new?from={location.id}"' in html
+    assert "3 of 5 devices refused. No round is finished." in world.said("/")
+    config = run_checks.fleet_defaults(5)
+    (directory / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+    assert f'action="/runs/{location.id}/resume"' in world.browser.get(f"/runs/{location.id}").text
 
 
 def test_a_console_of_a_fleet_alone_simulates_nothing(world: World, tmp_path: Path) -> None:

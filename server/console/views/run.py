@@ -66,6 +66,7 @@ def run_facts(request: ConsoleRequest, run: RunSummary) -> dict[str, Any]:
     return {
         "run": run,
         "missing": missing_of(request, run),
+        "hindrance": hindrance_of(request, run),
         "stages": stages_of(run),
         "current": run.attempts[-1] if run.attempts else None,
         "accuracy": accuracy_chart(run) if logs else None,
@@ -90,6 +91,13 @@ def run_facts(request: ConsoleRequest, run: RunSummary) -> dict[str, Any]:
         "hidden": 0 if every else max(len(shown) - ROUNDS_SHOWN, 0),
         "log": list(request.context.operations.log(run.location, LOG_LINES)),
     }
+
+
+def hindrance_of(request: ConsoleRequest, run: RunSummary) -> str:
+    """Why a run that stands still can't go on, however often it is resumed."""
+    if run.config is None or run.state not in ("stopped", "failed", "new"):
+        return ""
+    return request.context.operations.hindrance(run.location, run.config)
 
 
 def missing_of(request: ConsoleRequest, run: RunSummary) -> list[tuple[int, str]]:

@@ -128,9 +128,11 @@ def _form(
 def verdict(request: ConsoleRequest, text: str, fleet: RunLocation | None) -> dict[str, Any]:
     """Whether a configuration can run, on a fleet or simulated, and what it would do."""
     try:
-        return {"config": request.context.operations.check(text, fleet), "error": "", "fleet": fleet}
+        config = request.context.operations.check(text, fleet)
     except PenchantError as error:
-        return {"config": None, "error": str(error), "fleet": fleet}
+        return {"config": None, "error": str(error), "fleet": fleet, "objections": []}
+    objections = request.context.operations.objections(config, fleet)
+    return {"config": config, "error": "", "fleet": fleet, "objections": list(objections)}
 
 
 def check(request: ConsoleRequest) -> Response:
