@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from penchant.common.errors import GatewayError
+from penchant.common.errors import GatewayError, PenchantError
 
 __all__ = ["ChildProcess", "supervise"]
 
@@ -41,6 +41,7 @@ class ChildProcess:
         environment: the environment of the process; None passes on this process's own.
         ready: says whether the processes that depend on it may start.
         stop_seconds: how long it may take to end before it is killed.
+        over: asked when it has ended: why starting it again is of no use, which ends all; None to go on.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ChildProcess:
     environment: Mapping[str, str] | None = None
     ready: Callable[[], bool] = lambda: True
     stop_seconds: float = STOP_SECONDS
+    over: Callable[[], PenchantError | None] = lambda: None
 
 
 @dataclass
@@ -72,7 +74,8 @@ def supervise(
 ) -> None:
     """Run `parts` until SIGTERM, SIGINT or `stop`; then stop them, the last first.
 
-    announce: called once, when all are ready. Raises GatewayError when one is not ready in time.
+    announce: called once, when all are ready. Raises GatewayError when one is not ready in time, and what a
+    part's `over` says once it has ended for good.
     """
     ending = stop or threading.Event()
     if threading.current_thread() is threading.main_thread():
@@ -150,6 +153,9 @@ def _tend(one: _Running) -> None:
             "%s ended with %s; started again in %.1f s", one.part.name, one.process.returncode, one.pause
         )
         _sweep(one)
+        final = one.part.over()
+        if final is not None:
+            raise final
     elif now >= one.due:
         try:
             _start(one)

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from penchant.common.errors import ConfigError, GatewayError, UsageError
+from penchant.common.errors import ConfigError, EnrolmentError, GatewayError, UsageError
 from penchant.deploy.fleet import gateway, processes
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.certificates import KeyAndCertificate, ca_digest, days_left, issue, make_ca
@@ -294,6 +294,15 @@ def test_a_process_that_can_not_be_started_again_does_not_end_the_others(
     wait_for((folder / "b.log").exists)  # it is tried again
     stop.set()
     thread.join(60)
+
+
+def test_a_process_whose_end_is_final_ends_all_with_the_reason(tmp_path: Path) -> None:
+    final = EnrolmentError("revoked")
+    ends = ChildProcess("a", [sys.executable, "-c", "exit(1)"], tmp_path / "a.log", over=lambda: final)
+    other = ChildProcess("b", SLEEPER, tmp_path / "b.log", ready=lambda: bool(pids(tmp_path / "b.log")))
+    with pytest.raises(EnrolmentError, match="revoked"):
+        supervise([other, ends], stop=threading.Event())
+    wait_for(lambda: not alive(pids(tmp_path / "b.log")[0]))
 
 
 # --- who holds the port ---------------------------------------------------------------------------

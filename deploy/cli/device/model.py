@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from penchant.client.agent.connection_note import QUIET_SECONDS
 from penchant.common.errors import UsageError
 from penchant.common.printable import one_line
 from penchant.common.terminal import say, say_json
-from penchant.common.wording import percent
+from penchant.common.wording import duration, percent
 from penchant.deploy.cli.device.options import (
     HERE,
     AsJson,
     Ask,
     HomeOption,
+    NodeOption,
     lines_of,
     make_sure,
     open_device,
     print_table,
+    remove_node,
     run_row,
     tell_of_revocation,
 )
+from penchant.deploy.cli.drawing import working
 from penchant.deploy.cli.errors import command
 
 if TYPE_CHECKING:
+    from penchant.client.agent.connection_note import ConnectionNote
     from penchant.client.device.device import Ranked, Report
     from penchant.client.learning.trainer import Counts
 
@@ -39,7 +45,10 @@ app = typer.Typer()
 @command(app)
 def train(home: HomeOption = HERE, passphrase: Ask = False) -> None:
     """Fit the personal part of the model to the recorded choices. Works offline; nothing leaves."""
-    _print_quality(open_device(home, passphrase).train())
+    device = open_device(home, passphrase)
+    with working(f"training on {len(device.store)} choices"):
+        report = device.train()
+    _print_quality(report)
 
 
 @command(app)
@@ -53,7 +62,9 @@ def rank(
     """Rank responses as the owner would: scores with standard errors, how likely each one is preferred to the
     next, and the score of the global model, which knows nobody."""
     responses = lines_of(file)
-    ranked = open_device(home, passphrase).rank(prompt, responses)
+    device = open_device(home, passphrase)
+    with working(f"ranking {len(responses)} responses"):
+        ranked = device.rank(prompt, responses)
     show_ranked(ranked, as_json)
 
 
@@ -78,19 +89,28 @@ def best_of_n(
 
     device = open_device(home, passphrase)
     how = {"seed": seed, "tokens": tokens, "temperature": temperature}
-    show_ranked(best_of(device.rank, Generator(generator), prompt, count, **how), as_json)
+    with working(f"writing {count} responses and ranking them"):
+        ranked = best_of(device.rank, Generator(generator), prompt, count, **how)
+    show_ranked(ranked, as_json)
 
 
 @command(app)
-def status(home: HomeOption = HERE, passphrase: Ask = False, as_json: AsJson = False) -> None:
+def status(
+    home: HomeOption = HERE, passphrase: Ask = False, as_json: AsJson = False, node: NodeOption = None
+) -> None:
     """What is recorded here, which rounds were joined, what left, and how good the model is."""
+    from penchant.client.agent.connection_note import read_note
     from penchant.client.agent.socket import at_work
+    from penchant.client.device.supernode_files import NODE
 
-    report, agent = open_device(home, passphrase).report(), at_work(home.expanduser())
+    with working("looking at what is recorded, and judging the model"):
+        report = open_device(home, passphrase).report()
+    note = read_note(node or home.expanduser() / NODE)
+    part = _taking_part(report, at_work(home.expanduser()), note, time.time())
     if as_json:
-        say_json(_as_table(report, agent))
+        say_json(_as_table(report, part))
         return
-    _print_status(report, agent)
+    _print_status(report, part)
 
 
 @command(app)
@@ -120,6 +140,7 @@ def forget(
     make_sure(yes, "Delete all choices, the personal model and the membership?")
     device = open_device(home, passphrase)
     member, count = device.member, device.forget()
+    remove_node(home)
     say(f"{count} choices and the personal model are deleted; files that you imported or exported are yours")
     if member is not None:
         tell_of_revocation(member)
@@ -147,7 +168,38 @@ def show_ranked(ranked: Sequence[Ranked], as_json: bool) -> None:
     print_table("", ("personal", "over next", "global", "response"), rows)
 
 
-def _as_table(report: Report, agent: bool) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class _TakingPart:
+    """Whether the device can be asked to take part, and if not, why. heard: when its server answered last,
+    Unix seconds, 0 for never."""
+
+    agent: bool
+    heard: float
+    refused: str
+    why_not: str
+
+
+def _taking_part(report: Report, agent: bool, note: ConnectionNote | None, now: float) -> _TakingPart:
+    heard, refused = (note.heard, note.refused) if note is not None else (0.0, "")
+    why = report.absent or refused
+    if not why and not agent:
+        why = "the agent is not running (penchant device serve)"
+    if not why and now - heard > QUIET_SECONDS:
+        ago = (
+            f"no word from the server for {duration(now - heard)}" if heard else "no word from the server yet"
+        )
+        why = f"{ago}: nothing connects this device (penchant device connect)"
+    return _TakingPart(agent, heard, refused, why)
+
+
+def _last_day(report: Report) -> str:
+    """The day on which it last took part; empty before the first."""
+    from penchant.common.membership.manifest import shown_day
+
+    return "" if report.last_taken is None else shown_day(report.last_taken)
+
+
+def _as_table(report: Report, part: _TakingPart) -> dict[str, Any]:
     def right(counts: Counts) -> dict[str, Any]:
         return {"correct": counts.correct, "of": counts.total}
 
@@ -157,9 +209,12 @@ def _as_table(report: Report, agent: bool) -> dict[str, Any]:
         "held_out": report.held_out,
         "sources": report.sources,
         "member": report.member,
-        "agent_runs": agent,
-        "takes_part": not report.absent and agent,
-        "why_not": report.absent or None,
+        "agent_runs": part.agent,
+        "takes_part": not part.why_not,
+        "why_not": part.why_not or None,
+        "server_heard": part.heard or None,
+        "turned_away": part.refused or None,
+        "last_taken": _last_day(report) or None,
         "run": report.run or None,
         "round": report.round,
         "rounds_joined": report.rounds_joined,
@@ -173,15 +228,18 @@ def _as_table(report: Report, agent: bool) -> dict[str, Any]:
     }
 
 
-def _print_status(report: Report, agent: bool) -> None:
+def _print_status(report: Report, part: _TakingPart) -> None:
     sources = ", ".join(f"{count} from {name}" for name, count in report.sources.items()) or "none yet"
-    running = "yes" if agent else "no: the agent is not running (penchant device serve)"
+    member = "no" if report.member is None else f"yes, number {report.member}"
+    if part.refused and report.member is not None:
+        member = f"no longer, as the server says; it was number {report.member}"
+    day = f", last on {_last_day(report)}" if report.last_taken is not None else ""
     rows = [
         ("choices recorded", f"{report.choices} ({sources})" if report.choices else sources),
         ("held out to judge the model", str(report.held_out)),
-        ("member of a fleet", "no" if report.member is None else f"yes, number {report.member}"),
-        ("takes part in rounds", f"no: {report.absent}" if report.absent else running),
-        ("rounds joined", str(report.rounds_joined)),
+        ("member of a fleet", member),
+        ("takes part in rounds", f"no: {one_line(part.why_not)}" if part.why_not else "yes"),
+        ("rounds joined", f"{report.rounds_joined}{day}"),
         ("runs that asked (penchant device runs)", _runs(report)),
         ("last run, round", f"{report.run[:8]}…, {report.round}" if report.run else "none yet"),
         ("privacy spent", _privacy(report)),

@@ -29,6 +29,7 @@ __all__ = [
     "make_sure",
     "open_device",
     "print_table",
+    "remove_node",
     "run_row",
     "tell_of_revocation",
 ]
@@ -91,6 +92,13 @@ def make_sure(yes: bool, question: str) -> None:
 def tell_of_revocation(number: int) -> None:
     """Say to an owner whose device is no longer a member what is left to do."""
     say(f"this device was member {number}; tell the authority to revoke that number")
+
+
+def remove_node(home: Path) -> None:
+    """Remove the node's key and what else the relay had in the device's directory, if it was there."""
+    from penchant.client.device.supernode_files import NODE, SuperNodeFiles
+
+    SuperNodeFiles.remove(home.expanduser() / NODE)
 
 
 def run_row(run: KnownRun, each: bool) -> dict[str, Any]:
