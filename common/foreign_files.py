@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from penchant.common.errors import PenchantError
+from penchant.common.storage import refuse_schema
 
 __all__ = [
     "CONFIG_MOST",
@@ -176,6 +177,7 @@ class ForeignDatabase:
         self._rows_left, self._bytes_left = limits.rows, limits.values
         self._late = False
         self._tables: dict[str, dict[str, bool]] = {}
+        self._mark = 0
         self._restrict()
 
     def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
@@ -197,6 +199,10 @@ class ForeignDatabase:
     def has(self, table: str) -> bool:
         """Whether it holds this table."""
         return table in self._tables
+
+    def refuse_newer(self, version: int) -> None:
+        """Refuse a file whose schema is of a later version than this one, or another program's."""
+        refuse_schema(self._mark, self._path, self._failure, version)
 
     def expect(self, tables: Mapping[str, Sequence[str]]) -> None:
         """Check that those of these tables that are there have at least these columns, and plain ones."""
@@ -220,6 +226,7 @@ class ForeignDatabase:
         try:
             for pragma in _PRAGMAS:
                 db.execute(f"PRAGMA {pragma}")
+            self._mark = int(db.execute("PRAGMA application_id").fetchone()[0])
             schema = db.execute("SELECT type, name, rootpage, sql FROM sqlite_schema LIMIT 1000").fetchall()
             db.execute("PRAGMA query_only=ON")
         except _BROKEN as error:

@@ -28,11 +28,12 @@ from safetensors.numpy import save as save_safetensors
 
 from penchant.common.errors import JournalError
 from penchant.common.printable import one_line
-from penchant.common.storage import change, write_durably
+from penchant.common.storage import change, claim_schema, write_durably
 from penchant.server.optimizers import ServerState
 
-__all__ = ["Journal", "RoundLog", "RoundRow", "decode_checkpoint"]
+__all__ = ["SCHEMA_VERSION", "Journal", "RoundLog", "RoundRow", "decode_checkpoint"]
 
+SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rounds (
@@ -103,6 +104,7 @@ class Journal:
             self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=30)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
+            claim_schema(self._db, self._path, JournalError, SCHEMA_VERSION)
             self._db.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise JournalError(f"can't open {self._path}: {error}") from None

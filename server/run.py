@@ -16,11 +16,13 @@ from penchant.common.model.factors import Split
 from penchant.common.model.signature import ModelSignature
 from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.wire.messages import Finished
+from penchant.server.combination import check_groups
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.secagg.aggregation import Aggregation
 from penchant.server.waiting import Waiting
 
-__all__ = ["RoundPlan", "ServerRun", "cohort_size", "run_id"]
+__all__ = ["LEAST_COHORT", "RoundPlan", "ServerRun", "checked_cohort", "cohort_size", "run_id"]
+LEAST_COHORT = 3  # devices in a masked sum
 Observer = Callable[[RoundLog], None]
 Vector = NDArray[np.float32]
 
@@ -107,6 +109,17 @@ def cohort_size(config: RunConfig, people: int) -> int:
     if config.adapter.rule.shares_nothing:
         return wanted or people
     return wanted or max(-(-people // 3), min(people, 10))
+
+
+def checked_cohort(config: RunConfig, people: int) -> int:
+    """Clients a round, as `cohort_size`. ConfigError also where they are too few for secure aggregation, or
+    for the groups that `federation.combine` needs."""
+    cohort, least = cohort_size(config, people), LEAST_COHORT
+    if config.privacy.secagg and cohort < least:
+        wrong = f"secure aggregation needs a cohort of at least {least}, here it is {cohort}; add people, or"
+        raise ConfigError(f"{wrong} set privacy.secagg to false", on_command_line=f"{wrong} pass --no-secagg")
+    check_groups(config, cohort)
+    return cohort
 
 
 def run_id(config_digest: str, data_digest: str) -> bytes:

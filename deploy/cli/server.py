@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penchant.common.durations import DAY
-from penchant.common.errors import UsageError
+from penchant.common.errors import OlderList, UsageError
 from penchant.common.printable import one_line
 from penchant.common.terminal import log_to_stderr, say, say_json
 from penchant.deploy.cli.errors import command, notice, on_interrupt
@@ -122,12 +122,18 @@ def members(
     file: Annotated[Path, typer.Argument(help="A newer member list of the authority.")],
 ) -> None:
     """Take over a newer member list; a run that goes on heeds it from its next round."""
+    from penchant.deploy.fleet.enrolment import EnrolmentRegistry
     from penchant.deploy.fleet.recorded_acts import recorded
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
     server_directory = ServerDirectory(directory)
     with recorded(server_directory.path, "take over a member list", str(file)):
-        number = server_directory.take_members(_read(file))
+        data = _read(file)
+        try:
+            number = server_directory.take_members(data)
+        except OlderList:
+            known = EnrolmentRegistry(server_directory).list_number()
+            raise UsageError(f"{file} is older than list {known}, which this server has") from None
     say(f"member list {number}")
 
 
@@ -158,6 +164,41 @@ def renew(directory: Where) -> None:
     with recorded(server_directory.path, "renew certificates"):
         server_directory.renew()
     say(f"good for {days_left(server_directory.tls.gateway.certificate):.0f} days; now restart the server")
+
+
+@command(app)
+def backup(
+    directory: Where,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The file to write; it holds the server's keys.")
+    ],
+) -> None:
+    """Write all that the server goes on from into one file, while it runs."""
+    from penchant.common.wording import size
+    from penchant.deploy.fleet.backup import back_up
+    from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    with recorded(server_directory.path, "back up the server", str(file)):
+        made = back_up(server_directory, file)
+    say(f"{file}: {made.files} files, {made.runs} runs, {size(made.size)}; it holds the server's keys")
+
+
+@command(app)
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `penchant server backup` wrote.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An empty directory for the server.")],
+) -> None:
+    """Make a server from its back-up, every file checked; members and finished rounds are as they were."""
+    from penchant.deploy.fleet.backup import restore as restore_server
+    from penchant.deploy.fleet.recorded_acts import recorded
+
+    found = restore_server(file, directory)
+    with recorded(directory, "restore the server", str(file)):
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.made))
+        say(f"{directory}: {found.files} files, {found.runs} runs, as of {made}")
+    say(f"bring it up with `penchant server up {directory}`, then `penchant server resume {directory}`")
 
 
 @command(app, "config")
@@ -367,7 +408,9 @@ def _print_enrolments(directory: Path, as_json: bool) -> None:
     for row in rows:
         member = "" if row.member is None else f"member {row.member}"
         name = one_line(row.name, 100)
-        say(f"{row.token}  {row.state:8s}  {member:12s}  {row.fingerprint:24s}  {name}".rstrip())
+        ends = time.strftime("%Y-%m-%d", time.localtime(row.expires))
+        words = f"{row.token}  {row.state:8s}  until {ends}  {member:12s}  {row.fingerprint:24s}  {name}"
+        say(words.rstrip())
 
 
 def _print_state(state: dict[str, Any]) -> None:

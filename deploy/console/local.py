@@ -36,10 +36,10 @@ from penchant.deploy.error_report import AS_JSON, ErrorReport
 from penchant.deploy.fleet import recorded_acts, run_checks
 from penchant.deploy.fleet.run_activity import LOG, activity_of
 from penchant.deploy.fleet.server_directory import SETTINGS
-from penchant.deploy.simulation.cohort_check import refuse_cohort
 from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.operations import fleet_recipe
 from penchant.server.monitoring.run_history import Activity, Kind, RunLocation
+from penchant.server.run import checked_cohort
 
 __all__ = ["OperationsOnThisMachine", "refuse_strangers"]
 
@@ -197,7 +197,7 @@ class OperationsOnThisMachine:
         run_checks.refuse_no_rounds(config)
         people = _people(config.data, config.seed)
         if people is not None:
-            refuse_cohort(config, people - config.data.holdout_clients)
+            checked_cohort(config, people - config.data.holdout_clients)
 
     def objections(self, config: RunConfig, fleet: RunLocation | None) -> list[str]:
         """Why devices of a fleet whose owners changed nothing would take no part; simulated ones do."""

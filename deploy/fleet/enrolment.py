@@ -37,7 +37,7 @@ from penchant.common.membership.enrolment import Answer, Asked, JoinReply, JoinR
 from penchant.common.membership.identity import Membership
 from penchant.common.membership.join_token import JoinToken, Terms, check_signature, token_name
 from penchant.common.printable import is_printable, one_line
-from penchant.common.storage import transaction
+from penchant.common.storage import claim_schema, transaction
 from penchant.common.wire.messages import MAX_MANIFEST, MAX_MEMBERSHIP
 from penchant.deploy.fleet import run_signature
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
@@ -61,6 +61,7 @@ SAID_MOST = 1024  # bytes of a reason
 NAME_MOST = 100
 READ_SECONDS = 5.0  # for another process's transaction; a SuperNode whose look takes longer asks again
 
+SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tokens (
     public_key BLOB PRIMARY KEY, name TEXT NOT NULL, address TEXT NOT NULL, handed_out INTEGER NOT NULL,
@@ -108,6 +109,7 @@ class EnrolmentRegistry:
         self._taken: dict[str, bytes] = {}  # answers taken over that can't be removed
         self._left: set[str] = set()  # bad ones that can't be put aside: they are said once
         with self._record() as db:
+            claim_schema(db, self._path, JournalError, SCHEMA_VERSION)
             for statement in _SCHEMA.split(";"):
                 db.execute(statement)
 
@@ -343,6 +345,10 @@ class EnrolmentRegistry:
         except OSError as error:
             raise JournalError(f"can't read {path}: {error.strerror}") from None
         return kept[1]
+
+    def list_number(self) -> int:
+        """The number of the member list as it lies there."""
+        return self._known().number
 
     def members(self) -> frozenset[int]:
         """Who is on the member list as it lies there, whatever its date."""

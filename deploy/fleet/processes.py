@@ -112,6 +112,7 @@ def _is_taken(address: tuple[str, int]) -> bool:
 def up(server_directory: ServerDirectory, announce: Callable[[], None] = lambda: None) -> None:
     """Run all parts until SIGTERM. GatewayError when one can't be started; then none is left running."""
     with claim(server_directory.path, LOCK):
+        server_directory.complete()
         _refuse_taken(server_directory)
         gateway.write(server_directory)
         supervise([_part(server_directory, name) for name in PARTS], announce=announce)
@@ -121,6 +122,7 @@ def only(server_directory: ServerDirectory, name: str) -> None:
     """Become one part: this process is replaced by it. UsageError for another name."""
     if name not in PARTS:
         raise UsageError(f"there is no part {name!r}; the parts are {', '.join(PARTS)}")
+    server_directory.complete()
     if name == "enrol":
         serve_enrolment(server_directory)
         return

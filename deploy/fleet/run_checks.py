@@ -16,10 +16,10 @@ from penchant.common.secagg.transcript import threshold
 from penchant.common.settings import Setting, dotted_table, settings_of
 from penchant.deploy import run_directory
 from penchant.deploy.owner_policy import fleet_policy, smallest_group
+from penchant.server.run import LEAST_COHORT
 
 __all__ = ["annotated", "fleet_defaults", "needed_devices", "objections", "refuse_no_rounds", "refuse_unfit"]
 
-LEAST = 3  # people in a masked sum
 NOT_FOR_FLEETS = ("data.", "grid", "workers")
 """Settings of simulations: real devices have their owners' choices."""
 
@@ -34,9 +34,9 @@ def refuse_unfit(config: RunConfig, members: int) -> None:
             f"federation.cohort is {federation.cohort}, but this fleet has {members} members; ask at most "
             f"{members} a round, or invite more devices"
         )
-    if federation.cohort < LEAST:
+    if federation.cohort < LEAST_COHORT:
         raise ConfigError(
-            f"federation.cohort is {federation.cohort}; a masked sum needs {LEAST} devices at least"
+            f"federation.cohort is {federation.cohort}; a masked sum needs {LEAST_COHORT} devices at least"
         )
     group = smallest_group(federation.cohort, privacy.group_size)
     needed = needed_devices(privacy.min_honest, privacy.max_colluders)
@@ -58,7 +58,9 @@ def refuse_no_rounds(config: RunConfig) -> None:
 def needed_devices(min_honest: int, max_colluders: int) -> int:
     """The fewest devices in a sum of which so many are honest for sure."""
     return next(
-        n for n in count(LEAST) if n >= 3 * max_colluders + 1 and threshold(n) - max_colluders >= min_honest
+        n
+        for n in count(LEAST_COHORT)
+        if n >= 3 * max_colluders + 1 and threshold(n) - max_colluders >= min_honest
     )
 
 

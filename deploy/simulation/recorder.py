@@ -15,6 +15,7 @@ from typing import Any
 from flwr.app import Message
 
 from penchant.common.errors import CodecError, JournalError, ProtocolError
+from penchant.common.storage import claim_schema
 from penchant.common.wire.codec import decode_any
 from penchant.common.wire.flower import stage_of, unpack
 from penchant.deploy.audit.record import (
@@ -33,6 +34,7 @@ from penchant.deploy.flower.in_process_grid import message_bytes
 
 __all__ = ["MessageRecorder"]
 _ALL = tuple({kind for kinds in REPLIES.values() for kind in kinds})
+_SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sent (
     number INTEGER PRIMARY KEY, place TEXT NOT NULL, stage TEXT NOT NULL, node INTEGER NOT NULL,
@@ -57,6 +59,7 @@ class MessageRecorder:
             self._db = sqlite3.connect(directory / WIRE, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=OFF")  # survives a killed process; a dead machine need not
+            claim_schema(self._db, directory / WIRE, JournalError, _SCHEMA_VERSION)
             self._db.executescript(_SCHEMA)
         except sqlite3.Error as error:
             raise JournalError(f"can't open {directory / WIRE}: {error}") from None

@@ -22,14 +22,13 @@ from penchant.deploy import datasets
 from penchant.deploy.audit.record import Tensor
 from penchant.deploy.earlier_round import EarlierRound
 from penchant.deploy.owner_policy import FleetPolicy, fleet_policy
-from penchant.deploy.simulation.cohort_check import refuse_cohort
 from penchant.deploy.simulation.devices import SimulatedDevices
 from penchant.deploy.simulation.newcomers import hold_out
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.noise_terms import settle_noise
 from penchant.server.optimizers import server_optimizer
 from penchant.server.privacy_figures import PrivacyFigures
-from penchant.server.run import Observer, ServerRun, run_id
+from penchant.server.run import Observer, ServerRun, checked_cohort, run_id
 from penchant.server.run_manifest import manifest_of
 from penchant.server.secagg.aggregation import Aggregation
 from penchant.server.secagg.plain import PlainAggregation
@@ -132,7 +131,7 @@ def prepare(
     if data.evaluate == "validation":
         _require_validation_pairs(federation)
     federation, newcomers = hold_out(federation, data.holdout_clients, config.seed)
-    cohort = refuse_cohort(config, len(federation.people))
+    cohort = checked_cohort(config, len(federation.people))
     config = settle_noise(config, cohort, len(federation.people))
     policy = fleet_policy(config, cohort)
     model_cache = ModelCache() if model_cache is None else model_cache

@@ -26,7 +26,7 @@ from penchant.common.durations import DAY
 from penchant.common.errors import ConsoleError, UsageError
 from penchant.common.network import network_of
 from penchant.common.printable import one_line
-from penchant.common.storage import change
+from penchant.common.storage import change, claim_schema
 from penchant.server.console import passwords
 
 __all__ = ["ROLES", "Account", "AuditEntry", "ConsoleStore", "LoginPlace", "Role", "Session", "default_state"]
@@ -45,6 +45,7 @@ DEVICE_SECONDS = 180.0 * DAY  # that a browser is remembered after it was last l
 DEVICES_MOST = 20  # of one account
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
+_SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS accounts (
     name TEXT PRIMARY KEY, role TEXT NOT NULL CHECK (role IN ('viewer', 'operator')),
@@ -143,6 +144,7 @@ class ConsoleStore:
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA foreign_keys=ON")
             self._db.execute("PRAGMA secure_delete=ON")  # a hash that was replaced does not stay
+            claim_schema(self._db, self._path, ConsoleError, _SCHEMA_VERSION)
             self._db.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise ConsoleError(f"can't open {self._path}: {error}") from None

@@ -21,7 +21,7 @@ __all__ = ["FleetOperations", "ReleaseOperations", "RunOperations", "fleet_recip
 
 def fleet_recipe(fleet: RunLocation) -> str:
     """What the recipe of a fleet's run is called."""
-    return f"The fleet {fleet.name}, everybody asked"
+    return f"Everybody of {fleet.name}"
 
 
 class FleetOperations(Protocol):

@@ -214,6 +214,16 @@ def test_acts_at_the_command_line_are_in_the_same_audit(
     assert len(world.store.audit_entries()) == before  # each once
 
 
+def test_an_older_list_is_called_older_and_not_the_server(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "old.list"
+    old.write_bytes((world.server_directory.path / "members.list").read_bytes())
+    world.server_directory.take_members(world.authority_store.publish())
+    assert at_the_command_line(monkeypatch, "members", world.server_directory.path, old) == 2
+    assert "is older than list 7, which this server has" in capsys.readouterr().err
+
+
 def test_who_looks_sees_no_token_and_asks_for_nothing(world: World) -> None:
     viewer = Browser(world.browser.client.app, "vera")
     for path in ("tokens", "revocations"):

@@ -177,7 +177,7 @@ def start_a_run(page: Page, fleet: LiveFleet) -> None:
     area, text = page.get_by_label("Configuration"), fleet.deployment.config.to_toml()
     expect(page.get_by_label("Where")).to_have_text("the fleet server")
     area.fill(text.replace(f"cohort = {DEVICES}", "cohort = 99"))
-    expect(page.locator("#verdict")).to_contain_text(f"cohort is 99, but server has {DEVICES} members")
+    expect(page.locator("#verdict")).to_contain_text(f"cohort is 99, but this fleet has {DEVICES} members")
     area.fill(text)
     expect(page.locator("#verdict")).to_contain_text(f"It can run{DEVICES} devices of server a round")
     page.get_by_label("Name of its directory").fill("attic")
