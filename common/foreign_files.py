@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from penchant.common.errors import PenchantError
-from penchant.common.storage import refuse_schema
 
 __all__ = [
     "CONFIG_MOST",
@@ -200,9 +199,10 @@ class ForeignDatabase:
         """Whether it holds this table."""
         return table in self._tables
 
-    def refuse_newer(self, version: int) -> None:
-        """Refuse a file whose schema is of a later version than this one, or another program's."""
-        refuse_schema(self._mark, self._path, self._failure, version)
+    @property
+    def mark(self) -> int:
+        """What SQLite calls `application_id`: whose file it is, and the version of its schema."""
+        return self._mark
 
     def expect(self, tables: Mapping[str, Sequence[str]]) -> None:
         """Check that those of these tables that are there have at least these columns, and plain ones."""

@@ -19,6 +19,7 @@ from typing import Any, Final, NoReturn
 from penchant.common.errors import JournalError
 from penchant.common.foreign_files import ForeignDatabase, foreign_database, parse_json, read_bytes
 from penchant.common.printable import is_printable, one_line
+from penchant.common.storage import refuse_schema
 from penchant.server.journal import SCHEMA_VERSION, Journal, RoundLog, RoundRow, decode_checkpoint
 from penchant.server.optimizers import ServerState
 from penchant.server.privacy_figures import FACT, PrivacyFigures
@@ -256,7 +257,7 @@ def open_journal(directory: Path) -> Journal:
 def _read(path: Path) -> JournalContents:
     try:
         with foreign_database(path, JournalError) as db:
-            db.refuse_newer(SCHEMA_VERSION)
+            refuse_schema(db.mark, path, JournalError, SCHEMA_VERSION)
             db.expect(_TABLES)
             values = _Values(path)
             facts = dict(values.fact(row) for row in _rows(db, "meta", "key, value"))

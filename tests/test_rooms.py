@@ -95,9 +95,10 @@ FLOORS: dict[str, list[set[str]]] = {
     ],
     "client": [{"vault", "learning"}, {"secagg"}, {"agent"}, {"device"}],
     "server": [
-        {"cohort", "combination", "exchange", "optimizers", "privacy_figures", "releases", "run_manifest"},
+        {"cohort", "combination", "exchange", "optimizers", "privacy_figures", "releases", "run_manifest"}
+        | {"waiting"},
         {"journal", "noise_terms"},
-        {"journal_reader"},
+        {"journal_reader", "measured"},
         {"secagg", "monitoring"},
         {"run", "console", "opened_sum"},
         {"availability"},

@@ -182,6 +182,7 @@ class OperationsOnThisMachine:
     def check(self, toml: str, fleet: RunLocation | None = None) -> RunConfig:
         """The configuration, unless it names data or a model that this console may not read."""
         config = RunConfig.from_toml(toml)
+        run_checks.refuse_no_rounds(config)
         self._refuse_unfit(config, fleet)
         if config.grid != "local":
             raise ConfigError(f'grid is "{config.grid}"; the console starts runs on the local grid only')
@@ -194,7 +195,6 @@ class OperationsOnThisMachine:
         if fleet is not None:
             run_checks.refuse_unfit(config, len(self.fleet(fleet).enrolment().members))
             return
-        run_checks.refuse_no_rounds(config)
         people = _people(config.data, config.seed)
         if people is not None:
             checked_cohort(config, people - config.data.holdout_clients)

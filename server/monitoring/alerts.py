@@ -109,10 +109,10 @@ def of_fleet(
         numbers = ", ".join(str(r.member) for r in pending)
         text = f"Member {numbers}: in force once the authority has signed its next list."
         yield Notice("warn", f"{counted(len(pending), 'revocation')} pending", text, href)
-    waiting = [token for token in tokens if token.state == "waiting"]
-    if waiting:
+    joining = [token for token in tokens if token.state == "waiting"]
+    if joining:
         text = "The authority has their requests; compare the fingerprints before it signs."
-        yield Notice("warn", f"{counted(len(waiting), 'device')} waiting to be enrolled", text, href)
+        yield Notice("warn", f"{counted(len(joining), 'device')} waiting to be enrolled", text, href)
     unused = [token for token in tokens if token.state == "open" and token.expires - now < TOKEN_SOON]
     if unused:
         names = ", ".join(token.label or token.id for token in unused)
