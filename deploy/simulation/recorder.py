@@ -24,6 +24,7 @@ from penchant.deploy.audit.record import (
     REPLIES,
     UNKNOWN,
     WIRE,
+    WIRE_SCHEMA,
     Field,
     Sent,
     Tensor,
@@ -34,7 +35,6 @@ from penchant.deploy.flower.in_process_grid import message_bytes
 
 __all__ = ["MessageRecorder"]
 _ALL = tuple({kind for kinds in REPLIES.values() for kind in kinds})
-_SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sent (
     number INTEGER PRIMARY KEY, place TEXT NOT NULL, stage TEXT NOT NULL, node INTEGER NOT NULL,
@@ -59,7 +59,7 @@ class MessageRecorder:
             self._db = sqlite3.connect(directory / WIRE, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=OFF")  # survives a killed process; a dead machine need not
-            claim_schema(self._db, directory / WIRE, JournalError, _SCHEMA_VERSION)
+            claim_schema(self._db, directory / WIRE, JournalError, WIRE_SCHEMA)
             self._db.executescript(_SCHEMA)
         except sqlite3.Error as error:
             raise JournalError(f"can't open {directory / WIRE}: {error}") from None
