@@ -28,8 +28,9 @@ from penchant.client.vault.run_ledger import RunLedger
 from penchant.client.vault.sealing import SealedStorage
 from penchant.common.errors import DeviceError, StageError
 from penchant.common.printable import one_line
-from penchant.common.storage import compact, overwrite_journal, transaction
+from penchant.common.storage import claim_schema, compact, overwrite_journal, transaction
 
+_SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS burnt (
     run BLOB NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
@@ -111,6 +112,7 @@ class Vault:
         self._path = directory / "vault.db"
         self._anchor = None if storage is None else LedgerAnchor(directory / ANCHOR, storage)
         with self._transaction() as db:
+            claim_schema(db, self._path, DeviceError, _SCHEMA_VERSION)
             for statement in (_SCHEMA + RUN_LEDGER + PRIVACY_LEDGER).split(";"):
                 db.execute(statement)
             if storage is not None:
