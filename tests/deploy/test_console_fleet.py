@@ -513,7 +513,7 @@ def test_a_console_of_a_fleet_alone_simulates_nothing(world: World, tmp_path: Pa
     both = OperationsOnThisMachine([tmp_path / "runs", world.server_directory.path], world.store)
     browser = Browser(build_app(world.store, both, hosts=frozenset({HOST})), "olga")
     said = text_of(browser.get("/runs/new").text)
-    assert "simulated, on this machine the fleet home" in said
+    assert "simulated, on this machine home, real devices" in said
     assert "It can run senate" in said
 
 

@@ -111,6 +111,11 @@ def make_vault(folder: Path) -> Path:
     return folder / "vault.db"
 
 
+def make_sealed_vault(folder: Path) -> Path:
+    Vault(folder, SealedStorage.of(folder, None, CHEAP))
+    return folder / "vault.db"
+
+
 def make_choices(folder: Path) -> Path:
     PreferenceStore(folder, SealedStorage.of(folder, None, CHEAP))
     return folder / "preferences.db"
@@ -138,7 +143,16 @@ def make_authority(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "make", [make_journal, make_vault, make_choices, make_console, make_enrolments, make_authority]
+    "make",
+    [
+        make_journal,
+        make_vault,
+        make_sealed_vault,
+        make_choices,
+        make_console,
+        make_enrolments,
+        make_authority,
+    ],
 )
 def test_a_database_of_a_later_version_is_refused_by_name_and_an_old_one_is_marked(
     tmp_path: Path, make: Callable[[Path], Path]
