@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import AgreementError, ConfigError, RunDirectoryError, UsageError
+from penchant.common.foreign_files import BAD_TENSORS
 from penchant.common.model import announced
 from penchant.common.model.factors import Split
 from penchant.common.printable import is_printable
@@ -24,12 +25,6 @@ from penchant.deploy import run_directory
 from penchant.server.journal_reader import JournalReader
 
 __all__ = ["EarlierRound", "begun_with", "earlier_round", "named_round"]
-
-
-_DAMAGED = (
-    *(OSError, SafetensorError, KeyError, ValueError, AgreementError),
-    *(TypeError, AttributeError),  # kinds of numbers that NumPy does not have
-)
 
 
 @dataclass(frozen=True)
@@ -107,13 +102,5 @@ def begun_with(directory: Path) -> EarlierRound | None:
             raise ValueError("its factors are no row of float32")
         announced.check(factors)
         return EarlierRound(told["name"], told["digest"], factors)
-    except (
-        OSError,
-        SafetensorError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        AgreementError,
-    ) as error:
+    except (OSError, AgreementError, *BAD_TENSORS) as error:
         raise RunDirectoryError(f"{path} is damaged; restore it from a back-up: {error}") from None

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from penchant.common.errors import JournalError
+from penchant.common.foreign_files import BAD_TENSORS
 from penchant.common.printable import one_line
 from penchant.common.storage import change, claim_schema, write_durably
 from penchant.server.optimizers import ServerState
@@ -52,13 +52,6 @@ CREATE TABLE IF NOT EXISTS devices (
 """
 
 _OPEN = ("started", "unmasking")
-_NO_CHECKPOINT = (
-    SafetensorError,
-    KeyError,
-    ValueError,
-    TypeError,
-    AttributeError,
-)  # the last: kinds of numbers
 _NORMAL = 1  # of SQLite's levels of durability; FULL is 2
 
 
@@ -374,13 +367,7 @@ def decode_checkpoint(data: bytes, directory: Path) -> ServerState:
     """The shared state in a checkpoint. JournalError when these bytes are not a checkpoint."""
     try:
         return _decode(load_safetensors(data))
-    except (
-        SafetensorError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:  # the last: of a dtype
+    except BAD_TENSORS as error:
         what = type(error).__name__
         raise JournalError(f"a checkpoint in {directory} holds no shared state ({what})") from None
 

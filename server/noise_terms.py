@@ -77,5 +77,5 @@ def _spread(config: RunConfig, cohort: int, plan: Plan, layout: UpdateLayout, no
     least, variance = least_group(config, cohort), 0
     for people in map(len, cut_into_groups(range(plan.cohort), plan.group_size)):
         honest = plan.dp_honest + max(threshold(people) - least, 0)
-        variance += people * layout.share(noise, honest) ** 2
+        variance += people * layout.device_sigma(noise, honest) ** 2
     return math.sqrt(variance) / plan.cohort

@@ -73,7 +73,7 @@ class PrivacyFigures:
     def spent(self, attempts: int) -> float:
         """The epsilon that one person has spent at most after so many attempts at rounds."""
         taken = min(attempts, self.participations)
-        return epsilon_of(taken * self.rho, self.delta) if taken else 0.0
+        return epsilon_of(taken * self.rho, self.delta)
 
     @property
     def told(self) -> str:

@@ -304,9 +304,10 @@ def _conclude(run: ServerRun, task: RoundPlan, attempt: int, opened: Opened) -> 
 def _note_sums(run: ServerRun, task: RoundPlan) -> None:
     """Note what the sums of this phase are made of and how private they are, for whoever asks what the server
     sees."""
-    figures = figures_of(run.config, run.cohort, task.plan, task.layout)
-    if figures is not None and run.journal.fact(PRIVACY) is None:
-        run.journal.note(PRIVACY, figures.encode())
+    if run.journal.fact(PRIVACY) is None:
+        figures = figures_of(run.config, run.cohort, task.plan, task.layout)
+        if figures is not None:
+            run.journal.note(PRIVACY, figures.encode())
     key = f"sums {task.plan.phase}"
     if run.journal.fact(key) is None:
         tensors = () if task.plan.phase == "close" else task.split.shared.specs

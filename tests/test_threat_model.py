@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import pytest
+from support.source_scopes import ROOT, functions
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
 USUAL = "tests/server/test_secagg_attacks.py"  # as the section begins with
 
@@ -51,12 +48,6 @@ def names_of(text: str) -> tuple[str, ...]:
 
 def files_of(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"`(tests/[^`]+\.py)`", text))
-
-
-@cache
-def functions(path: str) -> frozenset[str]:
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
 
 
 def test_the_tables_are_read() -> None:

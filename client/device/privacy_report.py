@@ -33,7 +33,7 @@ class RunShare:
     @classmethod
     def of(cls, had: Contributed, delta: float) -> RunShare:
         """What the vault knows of it."""
-        return cls(had.run.hex(), had.rounds, epsilon_of(had.rho, delta) if had.rho else 0.0, had.exact)
+        return cls(had.run.hex(), had.rounds, epsilon_of(had.rho, delta), had.exact)
 
     @property
     def words(self) -> str:
@@ -101,7 +101,7 @@ def privacy_report(vault: Vault, most: float | None, delta: float) -> PrivacyRep
     except LedgerError as error:
         return PrivacyReport(0.0, most, delta, 0, 0, str(error))
     return PrivacyReport(
-        spent=epsilon_of(spent.rho, delta) if spent.rho else 0.0,
+        spent=epsilon_of(spent.rho, delta),
         most=most,
         delta=delta,
         noised=spent.noised,

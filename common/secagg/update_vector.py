@@ -227,10 +227,10 @@ class UpdateLayout:
         """
         if self.noise is None:
             return None
-        drawn = discrete_gaussian(self.words, self.share(self.noise, honest), entropy)
+        drawn = discrete_gaussian(self.words, self.device_sigma(self.noise, honest), entropy)
         return drawn.astype(f"<i{self.ring // 8}").view(ring_type(self.ring))
 
-    def share(self, noise: Noise, honest: int) -> int:
+    def device_sigma(self, noise: Noise, honest: int) -> int:
         """The sigma of one device's part of `noise`, in units of the ring; honest: as for `draw_noise`."""
         spare = self.honest / max(honest, 1)
         return noise.sigma if spare >= 1 else ceil(noise.sigma * sqrt(spare) * (1 + 1e-12))

@@ -130,8 +130,7 @@ def _dp(result: RunResult) -> str:
     """What a fleet of real devices would have been promised that takes part as these did."""
     if result.dp is None:
         return "none: sums are exact"
-    told = f"epsilon {result.dp.epsilon:g}, delta {result.dp.delta:g}"
-    return f"{told}; each person in {counted(result.dp.participations, 'sum')} at most"
+    return f"{result.dp.words()}; each person in {counted(result.dp.participations, 'sum')} at most"
 
 
 def _quantiles(scores: list[float]) -> tuple[float, float, float]:

@@ -130,9 +130,11 @@ class OperationsOnThisMachine:
         if location.kind == "served":
             activity = activity_of(location.directory, held)
             return replace(activity, ours=activity.running and self.fleet_of(location) is not None)
-        if job is not None and self._alive(location.id, job):
+        busy = run_directory.busy(location.directory, held)
+        over = not busy and (location.directory / run_directory.RESULT).is_file()  # its process may still end
+        if job is not None and not over and self._alive(location.id, job):
             return Activity(running=not job.stopping, ours=True)
-        if run_directory.busy(location.directory, held):
+        if busy:
             return Activity(running=True)
         if job is None or job.stopping:
             return Activity()
@@ -320,7 +322,9 @@ class OperationsOnThisMachine:
 
     def _refuse_busy(self, location: RunLocation) -> None:
         if self.activity([location])[location.id].running:
-            raise RunDirectoryError(f"something is running {location.name}; stop it first")
+            raise RunDirectoryError(
+                f"a process is at work in {location.name}; stop the run, or wait until it has ended"
+            )
 
     # --- logs ----------------------------------------------------------------------------------------
 

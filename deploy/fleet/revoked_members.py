@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from penchant.common.errors import MembershipError
+from penchant.common.errors import JournalError, MembershipError
 from penchant.common.foreign_files import read_bytes
 from penchant.common.membership.identity import Membership
 from penchant.common.wire.messages import MAX_MEMBERSHIP
@@ -50,17 +50,23 @@ def revoked_behind(directory: Path, round: int) -> RevokedMembers | None:
 
 def contributed(server_directory: ServerDirectory, member: int) -> str:
     """What the fleet's runs hold of a member, in one line; what the journals don't know is not said."""
-    found = []
-    for name in server_directory.runs():
-        journal = JournalReader(server_directory.run(name))
-        rounds = next((one.joined for one in journal.devices() if one.member == member), 0)
-        if rounds:
-            figures = journal.privacy()
-            bound = "no noise, so no epsilon bounds it" if figures is None else f"epsilon {figures.epsilon:g}"
-            found.append(f"{counted(rounds, 'round')} of run {name} ({bound})")
+    journals = (JournalReader(server_directory.run(name)) for name in server_directory.runs())
+    found = list(filter(None, (_held(journal, member) for journal in journals)))
     if not found:
         return f"no journal has member {member} in the sum of a round"
     return f"what sums hold of member {member} stays in factors and releases: {'; '.join(found)}"
+
+
+def _held(journal: JournalReader, member: int) -> str:
+    """What one run holds of a member; empty for nothing. A journal that can't be read costs its own words."""
+    name = journal.directory.name
+    try:
+        rounds = next((one.joined for one in journal.devices() if one.member == member), 0)
+        figures = journal.privacy()
+    except JournalError:
+        return f"perhaps rounds of run {name}, whose journal can't be read"
+    bound = "no noise, so no epsilon bounds it" if figures is None else f"epsilon {figures.epsilon:g}"
+    return f"{counted(rounds, 'round')} of run {name} ({bound})" if rounds else ""
 
 
 def _was_in(one: DeviceRecord, round: int) -> bool:

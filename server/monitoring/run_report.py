@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Self
 
-from penchant.server.journal import RoundLog
 from penchant.server.journal_reader import AttemptRecord, Stage
 from penchant.server.privacy_figures import PrivacyFigures
 from penchant.server.waiting import Waiting
@@ -46,9 +45,8 @@ class AttemptReport:
     @classmethod
     def of(cls, record: AttemptRecord) -> Self:
         """The report of a journaled attempt."""
-        log = {} if record.log is None else _values(record.log)
-        own = _values(record)
-        del own["log"]
+        log = {} if record.log is None else vars(record.log)
+        own = {name: value for name, value in vars(record).items() if name != "log"}
         return cls(**(log | own))
 
 
@@ -100,7 +98,3 @@ class RunReport:
     devices: int
     attempts: tuple[AttemptReport, ...] = field(repr=False)
     run: str
-
-
-def _values(record: RoundLog | AttemptRecord) -> dict[str, Any]:
-    return {f.name: getattr(record, f.name) for f in fields(record)}

@@ -79,9 +79,9 @@ def test_a_run_is_started_stopped_resumed_and_ends(
 ) -> None:
     location = operations.start("small", config.replace("ROUNDS", "400"))
     assert state(operations, location) == "running"
-    with pytest.raises(RunDirectoryError, match="something is running small"):
+    with pytest.raises(RunDirectoryError, match="a process is at work in small"):
         operations.resume(location)
-    with pytest.raises(RunDirectoryError, match="something is running small"):
+    with pytest.raises(RunDirectoryError, match="a process is at work in small"):
         operations.delete(location)
     wait_for("a round", lambda: settled(operations, location) >= 2)
     facts = summary_of(location, operations.activity([location])[location.id])

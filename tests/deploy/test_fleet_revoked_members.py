@@ -99,3 +99,20 @@ def test_who_revokes_is_told_what_stays(
         main()
     assert (leave.value.code or 0) == 0
     assert capsys.readouterr().out.splitlines() == ["revoke-1.json: for the authority", told]
+
+
+def test_a_run_that_can_not_be_read_costs_its_own_words(tmp_path: Path) -> None:
+    store = AuthorityStore.init(tmp_path / "authority")
+    settings = ServerSettings(addresses=("fleet.example",))
+    server = ServerDirectory.create(tmp_path / "server", settings, store.authority.public_key, store.latest())
+    for name in ("damaged", "sound"):
+        server.run(name).mkdir(parents=True)
+        (server.run(name) / "config.toml").write_text("")
+    (server.run("damaged") / "journal.db").write_bytes(b"no journal" * 100)
+    journal = Journal(server.run("sound"))
+    journal.seen({1: 1001})
+    journal.joined([1], 1)
+    journal.close()
+    told = contributed(server, 1)
+    assert "perhaps rounds of run damaged, whose journal can't be read" in told
+    assert "1 round of run sound (no noise, so no epsilon bounds it)" in told

@@ -133,7 +133,7 @@ class Host:
             return subprocess.Popen(self.words(command), stdout=file, stderr=file, env=env)
 
     def run(
-        self, command: Sequence[str], env: Mapping[str, str] | None = None, timeout: float = 120.0
+        self, command: Sequence[str], env: Mapping[str, str] | None = None, timeout: float = 60.0
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on this host to its end."""
         return subprocess.run(

@@ -10,6 +10,7 @@ from penchant.client.agent.connection_note import QUIET_SECONDS, ConnectionNote
 from penchant.client.device.device import Quality, Report
 from penchant.client.device.privacy_report import PrivacyReport
 from penchant.client.learning.trainer import Counts
+from penchant.client.vault.budget import DiskUse
 from penchant.client.vault.run_ledger import KnownRun
 from penchant.common.membership.manifest import shown_day
 from penchant.common.wording import duration
@@ -95,15 +96,9 @@ class Refusal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiskReport:
-    """Bytes and counts as in `DiskUse`; and `vault_most`, the bytes that the owner allows the vault."""
+class DiskReport(DiskUse):
+    """`DiskUse`, and `vault_most`, the bytes that the owner allows the vault."""
 
-    vault: int
-    personal: int
-    runs: int
-    attempts: int
-    choices: int
-    total: int
     vault_most: int | None
 
 

@@ -6,7 +6,7 @@ import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import segno
@@ -52,7 +52,7 @@ def devices_facts(request: ConsoleRequest) -> dict[str, Any]:
     shown = [t for i, t in enumerate(about.tokens) if every or i < TOKENS_SHOWN or t.state == "waiting"]
     return {
         **around,
-        **{f.name: getattr(about, f.name) for f in fields(about)},
+        **vars(about),
         "which": request.asked("run") or subject.id,
         "tokens_shown": shown,
         "tokens_hidden": len(about.tokens) - len(shown),
