@@ -181,6 +181,7 @@ class ForeignDatabase:
         self._rows_left, self._bytes_left = limits.rows, limits.values
         self._late = False
         self._tables: dict[str, dict[str, bool]] = {}
+        self._mark = 0
         self._restrict()
 
     def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
@@ -202,6 +203,11 @@ class ForeignDatabase:
     def has(self, table: str) -> bool:
         """Whether it holds this table."""
         return table in self._tables
+
+    @property
+    def mark(self) -> int:
+        """What SQLite calls `application_id`: whose file it is, and the version of its schema."""
+        return self._mark
 
     def expect(self, tables: Mapping[str, Sequence[str]]) -> None:
         """Check that those of these tables that are there have at least these columns, and plain ones."""
@@ -225,6 +231,7 @@ class ForeignDatabase:
         try:
             for pragma in _PRAGMAS:
                 db.execute(f"PRAGMA {pragma}")
+            self._mark = int(db.execute("PRAGMA application_id").fetchone()[0])
             schema = db.execute("SELECT type, name, rootpage, sql FROM sqlite_schema LIMIT 1000").fetchall()
             db.execute("PRAGMA query_only=ON")
         except _BROKEN as error:

@@ -12,9 +12,11 @@ from penchant.common.errors import DeviceError, PenchantError
 
 __all__ = [
     "change",
+    "claim_schema",
     "compact",
     "erase",
     "overwrite_journal",
+    "refuse_schema",
     "replace_erasing",
     "sync_directory",
     "transaction",
@@ -22,6 +24,7 @@ __all__ = [
     "write_private",
 ]
 
+MARK = 0x50454E00  # "PEN", and a byte for the version of a database's schema
 WAIT_SECONDS = 30.0  # for another process's transaction
 
 
@@ -62,6 +65,33 @@ def transaction(path: Path, failure: type[PenchantError], *pragmas: str) -> Iter
             yield db
     finally:
         db.close()
+
+
+def claim_schema(db: sqlite3.Connection, path: Path, failure: type[PenchantError], version: int) -> None:
+    """Mark an open database as penchant's, with the version of its schema (1 to 255).
+
+    One without a mark is new, or of 0.3 or before. `failure` names a file that a later version of penchant
+    wrote, or that is not penchant's; nothing is changed then. What `PRAGMA application_id` holds is the mark:
+    `user_version` counts changes in some of them.
+    """
+    try:
+        (found,) = db.execute("PRAGMA application_id").fetchone()
+        refuse_schema(int(found), path, failure, version)
+        if found != MARK | version:
+            db.execute(f"PRAGMA application_id = {MARK | version}")
+    except sqlite3.Error as error:
+        raise failure(f"{path}: {error}; nothing was changed") from None
+
+
+def refuse_schema(found: int, path: Path, failure: type[PenchantError], version: int) -> None:
+    """`failure` unless a database with this `application_id` is one that this version reads."""
+    if found and found & ~0xFF != MARK:
+        raise failure(f"{path} is not penchant's: it has the mark of another program")
+    if found & 0xFF > version:
+        raise failure(
+            f"{path} was written by a later version of penchant (its schema is {found & 0xFF}, this version "
+            f"knows {version}); update penchant"
+        )
 
 
 def compact(path: Path, failure: type[PenchantError]) -> None:

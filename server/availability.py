@@ -15,6 +15,7 @@ from penchant.common.wire.codec import decode, encode
 from penchant.common.wire.messages import Hello, Status
 from penchant.server.exchange import Exchange
 from penchant.server.run import ServerRun, finished_rounds
+from penchant.server.waiting import Waiting
 
 Ready = Mapping[int, int]
 """Member number -> node."""
@@ -33,6 +34,8 @@ class Availability:
         self.run = run
         self._grid = grid
         self._known: dict[int, int] = {}  # node -> member
+        self._unready: dict[int, int] = {}  # node -> member, of those that answered so
+        self._silent: frozenset[int] = frozenset()  # nodes that gave no answer
 
     def wait_for_cohort(self, *, anew: bool = False) -> dict[int, int]:
         """As `poll`, once a cohort is there, or all the members there are, or the run's patience is over.
@@ -43,17 +46,51 @@ class Availability:
             self._known.clear()
         end, pause = time.monotonic() + self.run.patience, FIRST_PAUSE
         wanted = self.run.cohort if self.run.members is None else min(self.run.cohort, self.run.members)
-        while len(ready := self.poll()) < wanted and (left := end - time.monotonic()) > 0:
-            time.sleep(min(pause, left))
-            pause = min(2 * pause, LONGEST_PAUSE)
+        said: Waiting | None = None
+        since = time.time()
+        try:
+            if self.run.patience and len(self._belonging()) < wanted:  # devices may take a minute to answer
+                said = self._tell(wanted, since, said)
+            while len(ready := self.poll()) < wanted and (left := end - time.monotonic()) > 0:
+                said = self._tell(wanted, since, said)
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, LONGEST_PAUSE)
+        finally:
+            if said is not None:
+                self._waits(None)
         return ready
+
+    def _tell(self, wanted: int, since: float, said: Waiting | None) -> Waiting:
+        """Say what is waited for, if that is something else than what was said last; -> what is said now."""
+        waiting = Waiting(
+            round=self.run.journal.settled() + 1,
+            needed=wanted,
+            ready=tuple(sorted(self._belonging())),
+            unready=tuple(sorted(m for m in self._unready.values() if self.run.belongs(m))),
+            silent=tuple(sorted(self._silent)),
+            since=since,
+            until=since + self.run.patience,
+        )
+        if waiting != said:
+            self._waits(waiting)
+        return waiting
+
+    def _waits(self, waiting: Waiting | None) -> None:
+        with suppress(JournalError):  # only shown
+            self.run.waits(waiting)
+
+    def _belonging(self) -> dict[int, int]:
+        return {member: node for node, member in self._known.items() if self.run.belongs(member)}
 
     def poll(self) -> dict[int, int]:
         """Member number -> node, of all that are connected and ready."""
         present = set(self._grid.get_node_ids())
         self._known = {node: member for node, member in self._known.items() if node in present}
-        self.announce_settled(sorted(present - set(self._known)), GREETING_SECONDS)
-        return {member: node for node, member in self._known.items() if self.run.belongs(member)}
+        asked = present - set(self._known)
+        self._unready = {}
+        self.announce_settled(sorted(asked), GREETING_SECONDS)
+        self._silent = frozenset(asked - set(self._known) - set(self._unready))
+        return self._belonging()
 
     def announce_settled(self, nodes: Iterable[int], seconds: float = math.inf) -> None:
         """Report the finished rounds to `nodes`, so that they commit what they staged; note who is ready.
@@ -73,5 +110,7 @@ class Availability:
             if status.ready:
                 self._known[node] = status.member
                 ready[status.member] = node
+            else:
+                self._unready[node] = status.member
         with suppress(JournalError):  # only shown
             self.run.journal.seen(ready)

@@ -28,11 +28,12 @@ from safetensors.numpy import save as save_safetensors
 from penchant.common.errors import JournalError
 from penchant.common.foreign_files import BAD_TENSORS
 from penchant.common.printable import one_line
-from penchant.common.storage import change, write_durably
+from penchant.common.storage import change, claim_schema, write_durably
 from penchant.server.optimizers import ServerState
 
-__all__ = ["Journal", "RoundLog", "RoundRow", "decode_checkpoint"]
+__all__ = ["SCHEMA_VERSION", "Journal", "RoundLog", "RoundRow", "decode_checkpoint"]
 
+SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rounds (
@@ -69,12 +70,14 @@ class RoundLog:
     bytes_down: int
     examples: int  # sum of example weights
     train_loss: float | None  # mean per example, of the model the round started from
-    val_accuracy: float | None  # pooled over the survivors' validation pairs
+    val_accuracy: float | None  # of that model too, pooled over the survivors' validation pairs
     histogram: list[int] | None  # people per tenth of validation accuracy; None below 20 people
     update_norm: float
     aborts: dict[str, int] = field(default_factory=dict)  # abort code -> how many clients sent it
     named: dict[str, str] = field(default_factory=dict)  # node -> what it did wrong, or may have done
     failed: dict[str, str] = field(default_factory=dict)  # group -> why none of it is in the sum
+    measured_on: int | None = None  # the round whose factors it started from, 0: the run's own start
+    judged: int | None = None  # validation pairs behind val_accuracy; None where noise hides them
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class Journal:
             self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=30)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
+            claim_schema(self._db, self._path, JournalError, SCHEMA_VERSION)
             self._db.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise JournalError(f"can't open {self._path}: {error}") from None

@@ -19,7 +19,8 @@ from typing import Any, Final, NoReturn
 from penchant.common.errors import JournalError
 from penchant.common.foreign_files import ForeignDatabase, foreign_database, parse_json, read_bytes
 from penchant.common.printable import is_printable, one_line
-from penchant.server.journal import Journal, RoundLog, RoundRow, decode_checkpoint
+from penchant.common.storage import refuse_schema
+from penchant.server.journal import SCHEMA_VERSION, Journal, RoundLog, RoundRow, decode_checkpoint
 from penchant.server.optimizers import ServerState
 from penchant.server.privacy_figures import FACT, PrivacyFigures
 
@@ -256,6 +257,7 @@ def open_journal(directory: Path) -> Journal:
 def _read(path: Path) -> JournalContents:
     try:
         with foreign_database(path, JournalError) as db:
+            refuse_schema(db.mark, path, JournalError, SCHEMA_VERSION)
             db.expect(_TABLES)
             values = _Values(path)
             facts = dict(values.fact(row) for row in _rows(db, "meta", "key, value"))
@@ -383,6 +385,8 @@ class _Values:
                 given[f.name] = _LOG[f.name](self, table[f.name], f"{f.name} of round {round}")
             elif f.default is MISSING and f.default_factory is MISSING:
                 self.wrong(f"the log of round {round}, which has no {f.name}")
+        if (given.get("measured_on") or 0) > round:
+            self.wrong(f"measured_on of round {round}")
         if (given["round"], given["attempt"]) != (round, attempt):
             self.wrong(f"the log of round {round}, which is another round's")
         return RoundLog(**given)
@@ -472,5 +476,7 @@ _LOG: Mapping[str, Callable[[_Values, Any, str], Any]] = {
     "aborts": _Values.counts,
     "named": _Values.texts,
     "failed": _Values.texts,
+    "measured_on": lambda v, value, what: None if value is None else v.whole(value, what, 0, _ROUND_MOST),
+    "judged": lambda v, value, what: None if value is None else v.whole(value, what),
 }
 """How each value of a log is checked; tests hold it against `RoundLog`."""

@@ -132,7 +132,7 @@ def _attempt(
     _enough(run, len(aggregate.survivors))
     opened = _opened(run, task, aggregate, cohort)
     spent = replace(
-        _conclude(task, attempt, opened),
+        _conclude(run, task, attempt, opened),
         seconds=time.monotonic() - began,
         bytes_up=wire.bytes_up,
         bytes_down=wire.bytes_down,
@@ -165,7 +165,7 @@ def recover(run: ServerRun) -> None:
     except RoundFailed as error:
         _skip(run, row.round, row.attempt, error)
         return
-    completed = _conclude(task, row.attempt, opened)
+    completed = _conclude(run, task, row.attempt, opened)
     _finish(run, completed, after)
     run.observe(completed)
 
@@ -274,9 +274,10 @@ def _finish(run: ServerRun, finished: RoundLog, shared: ServerState) -> None:
         run.tell(f"round {finished.round}, attempt {finished.attempt}, is without group {group}: {why}")
 
 
-def _conclude(task: RoundPlan, attempt: int, opened: Opened) -> RoundLog:
+def _conclude(run: ServerRun, task: RoundPlan, attempt: int, opened: Opened) -> RoundLog:
     """What the server knows of the round: sums and counts. Times and bytes are filled in by the caller."""
     sums, aggregate = opened.sums, opened.aggregate
+    before = run.journal.finished()
     return RoundLog(
         round=task.number,
         attempt=attempt,
@@ -295,6 +296,8 @@ def _conclude(task: RoundPlan, attempt: int, opened: Opened) -> RoundLog:
         aborts=dict(Counter(code.name for code in aggregate.aborts.values())),
         named={str(node): what for node, what in aggregate.set_aside.items()},
         failed={str(group): why for group, why in aggregate.failed.items()},
+        measured_on=before[-1][0] if before else 0,
+        judged=None if task.layout.noise is not None else sums.total,
     )
 
 

@@ -16,10 +16,13 @@ from penchant.common.model.factors import Split
 from penchant.common.model.signature import ModelSignature
 from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.wire.messages import Finished
+from penchant.server.combination import check_groups
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.secagg.aggregation import Aggregation
+from penchant.server.waiting import Waiting
 
-__all__ = ["RoundPlan", "ServerRun", "cohort_size", "run_id"]
+__all__ = ["LEAST_COHORT", "RoundPlan", "ServerRun", "checked_cohort", "cohort_size", "run_id"]
+LEAST_COHORT = 3  # devices in a masked sum
 Observer = Callable[[RoundLog], None]
 Vector = NDArray[np.float32]
 
@@ -38,6 +41,7 @@ class ServerRun:
         membership: the authority's latest member list, encoded.
         observe: called with the log of each finished round.
         tell: called with a line for the operator: a round that was skipped, or a group that was left out.
+        waits: called with what a round waits for whenever that changes, and with None once it begins.
         start: the shared factors that the run begins with, where they are not the common start.
         patience: seconds that a round waits for its cohort to be there, before it fails.
         belongs: says whether a member is on the list.
@@ -56,6 +60,7 @@ class ServerRun:
     journal: Journal
     observe: Observer = field(default=lambda log: None)
     tell: Callable[[str], None] = field(default=_log.warning)
+    waits: Callable[[Waiting | None], None] = field(default=lambda waiting: None)
     start: Vector | None = field(default=None, repr=False)
     patience: float = 0.0
     belongs: Callable[[int], bool] = field(default=lambda member: True)
@@ -104,6 +109,17 @@ def cohort_size(config: RunConfig, people: int) -> int:
     if config.adapter.rule.shares_nothing:
         return wanted or people
     return wanted or max(-(-people // 3), min(people, 10))
+
+
+def checked_cohort(config: RunConfig, people: int) -> int:
+    """Clients a round, as `cohort_size`. ConfigError also where they are too few for secure aggregation, or
+    for the groups that `federation.combine` needs."""
+    cohort, least = cohort_size(config, people), LEAST_COHORT
+    if config.privacy.secagg and cohort < least:
+        wrong = f"secure aggregation needs a cohort of at least {least}, here it is {cohort}; add people, or"
+        raise ConfigError(f"{wrong} set privacy.secagg to false", on_command_line=f"{wrong} pass --no-secagg")
+    check_groups(config, cohort)
+    return cohort
 
 
 def run_id(config_digest: str, data_digest: str) -> bytes:

@@ -245,19 +245,25 @@ class OwnerPolicy(Section):
         self.check_time()
         if announce.kind is not Kind.SECAGG and not self.allow_unmasked:
             raise PolicyRefusal("the server asks to send unmasked; only the owner's policy may allow that")
-        if not plan.dp_epsilon and not self.allow_exact_sums:
-            raise PolicyRefusal(
-                "the run adds no noise to its sums; only the owner's policy may allow that (allow_exact_sums)"
-            )
-        if plan.model.base_model not in self.base_models:
-            raise PolicyRefusal(f"base model {plan.model.base_model!r} is not among those the owner allows")
         for allowed, what in self._asked(plan):
             if not allowed:
                 raise PolicyRefusal(what)
 
+    def objections(self, plan: Plan) -> list[str]:
+        """Everything in a plan that the owner does not allow, in words."""
+        return [what for allowed, what in self._asked(plan) if not allowed]
+
     def _asked(self, plan: Plan) -> Iterator[tuple[bool, str]]:
         """(whether the owner allows it, the refusal if not) for everything that a plan asks for and that
         shapes what a sum says. docs/threat-model.md#what-a-plan-can-ask argues for the rest."""
+        yield (
+            bool(plan.dp_epsilon) or self.allow_exact_sums,
+            "the run adds no noise to its sums; only the owner's policy may allow that (allow_exact_sums)",
+        )
+        yield (
+            plan.model.base_model in self.base_models,
+            f"base model {plan.model.base_model!r} is not among those the owner allows",
+        )
         yield from self._reading(plan.model)
         yield from self._adapting(plan)
         yield from self._training(plan.training)

@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,9 +36,10 @@ from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_f
 from flwr.supercore.run import RunNotRunningException  # no Exception: Flower's own loop is left by it
 from flwr.supernode.fleet_http_connection import http_request_response
 
+from penchant.client.agent.connection_note import ConnectionNote, leave_note
 from penchant.client.agent.flower_app import Answer, answered
 from penchant.client.agent.socket import RELAYED_MOST, RemoteAgent
-from penchant.common.errors import CodecError, ConfigError, PenchantError
+from penchant.common.errors import CodecError, ConfigError, DeviceError, PenchantError
 from penchant.common.printable import one_line
 from penchant.common.terminal import log_to_stderr, say
 
@@ -45,6 +47,7 @@ __all__ = ["Connection", "SuperNode", "main"]
 
 log = logging.getLogger(__name__)
 
+NOTE_SECONDS = 30.0  # between two notes for the owner that the server answers
 LOOK_SECONDS = 3.0  # between two looks for a message, when there was none
 NAME_MOST = 120  # characters of a message's name in the log: the server chose them
 OBJECTS_MOST = 3  # a message, its record of records, the one record with the payload
@@ -163,8 +166,16 @@ def _carry(superlink: str, ca: Path, key: Path, agent: Path) -> None:
         connection = Connection(*opened)
         log.info("SuperNode ID: %s", connection.node_id)
         node = SuperNode(connection, RemoteAgent(agent))
+        noted = -NOTE_SECONDS
         while True:
-            if not node.step():
+            found = node.step()
+            if time.monotonic() - noted >= NOTE_SECONDS:
+                noted = time.monotonic()
+                if not key.exists():
+                    raise ConfigError("the node's key is gone: this device has left its fleet")
+                with suppress(DeviceError):  # a full disk does not end it
+                    leave_note(key.parent, ConnectionNote(time.time()))
+            if not found:
                 time.sleep(LOOK_SECONDS)
 
 

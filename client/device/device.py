@@ -158,6 +158,7 @@ class Report:
     runs: tuple[KnownRun, ...] = ()  # that asked for this device, the latest last
     each_run: bool = False  # whether the owner accepts each run
     privacy: PrivacyReport | None = None
+    last_taken: int | None = None  # the day of its last round, as of `common.membership.manifest.shown_day`
 
 
 class Device:
@@ -305,6 +306,7 @@ class Device:
             runs=tuple(self.vault.ledger.runs()),
             each_run=self._accepts_each(),
             privacy=self.privacy(),
+            last_taken=self.vault.ledger.last_taken(),
         )
 
     def privacy(self) -> PrivacyReport:

@@ -86,7 +86,7 @@ def join(home: Device, token: JoinToken, folder: Path, socket: Path, connect: Co
     if not answer:
         raise EnrolmentPending(
             f"the authority has not answered yet (request {asked.fingerprint}); "
-            "run this again later, or with --wait"
+            "the same command, later, goes on"
         )
     return home.join(answer, token.terms.authority)
 

@@ -25,7 +25,7 @@ from penchant.client.vault.erasable import ErasableStorage
 from penchant.client.vault.sealing import SealedStorage
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import DeviceError
-from penchant.common.storage import overwrite_journal, transaction
+from penchant.common.storage import claim_schema, overwrite_journal, transaction
 
 __all__ = ["Added", "PreferenceStore", "Recorded", "held_out"]
 
@@ -34,6 +34,7 @@ HELD_OUT_OF = 5
 
 KEYS = "preferences.keys"
 
+_SCHEMA_VERSION = 1
 _SCHEMA = "CREATE TABLE IF NOT EXISTS sealed_choices (number INTEGER PRIMARY KEY, sealed BLOB NOT NULL)"
 _PURPOSE = "choice"
 CLOCK_STEP = 3.0  # seconds: the coarsest of a file system's clock, and one more
@@ -88,6 +89,7 @@ class PreferenceStore:
         except OSError as error:
             raise DeviceError(f"can't make the store {self._path}: {error.strerror}") from None
         with self._transaction() as db:
+            claim_schema(db, self._path, DeviceError, _SCHEMA_VERSION)
             db.execute(_SCHEMA)
             self._destroy_unused(db)  # of an import or a removal that was broken off
             version = self._sealed_since(db)

@@ -3,23 +3,27 @@
 node.toml   where the gateway is, where the agent listens
 node.key    the node's private key, P-384, for OpenSSH
 ca.pem      the one certificate authority that it believes
+connection.json  when the server answered last (`client.agent.connection_note`)
 """
 
 from __future__ import annotations
 
+import shutil
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 import tomli_w
 
-from penchant.common.errors import ConfigError
-from penchant.common.storage import write_private
+from penchant.client.agent.connection_note import NOTE
+from penchant.common.errors import ConfigError, DeviceError
+from penchant.common.storage import erase, write_private
 
 __all__ = ["CA", "KEY", "NODE", "SETTINGS", "SuperNodeFiles"]
 
 NODE = "node"  # the folder in the device's directory, unless another is named
 SETTINGS, KEY, CA = "node.toml", "node.key", "ca.pem"
+FLOWER = "flower"  # what Flower's processes keep
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,24 @@ class SuperNodeFiles:
             raise ConfigError(f"there is no {path}; join a fleet with a token first") from None
         except (OSError, ValueError, KeyError, RecursionError) as error:
             raise ConfigError(f"can't read {path}: {type(error).__name__}") from None
+
+    @staticmethod
+    def remove(folder: Path) -> None:
+        """Leave nothing of the node in `folder`: its key is overwritten, then all goes. DeviceError when that
+        fails; what is not ours stays."""
+        try:
+            if (folder / KEY).exists():
+                erase(folder / KEY)
+            for name in (SETTINGS, CA, NOTE):
+                (folder / name).unlink(missing_ok=True)
+            if (folder / FLOWER).is_dir():
+                shutil.rmtree(folder / FLOWER)
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        except OSError as error:
+            raise DeviceError(
+                f"can't remove the node's files in {folder}: {error.strerror}; remove them by hand"
+            ) from None
 
     def write(self) -> None:
         """Write `node.toml`."""

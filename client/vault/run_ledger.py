@@ -115,6 +115,12 @@ class RunLedger:
             ).fetchall()
         return [KnownRun(bytes(run), bytes(text), bool(yes), int(n), int(m)) for run, text, yes, n, m in rows]
 
+    def last_taken(self) -> int | None:
+        """The day (as of `day`) on which it last took part in a round; None before the first."""
+        with self._transaction() as db:
+            (found,) = db.execute("SELECT max(day) FROM taken").fetchone()
+        return None if found is None else int(found)
+
     def manifest(self, run: bytes) -> RunManifest | None:
         """The manifest with which a run was seen first; None for a run that is not known."""
         with self._transaction() as db:

@@ -28,8 +28,9 @@ from penchant.client.vault.run_ledger import RunLedger
 from penchant.client.vault.sealing import SealedStorage
 from penchant.common.errors import DeviceError, StageError
 from penchant.common.printable import one_line
-from penchant.common.storage import compact, overwrite_journal, transaction
+from penchant.common.storage import claim_schema, compact, overwrite_journal, transaction
 
+_SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS burnt (
     run BLOB NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
@@ -46,11 +47,10 @@ CREATE TABLE IF NOT EXISTS sent (
 """
 
 # burnt.unmasked: 0 open or over, 1 asked to unmask, 2 given up because the owner had choices forgotten.
-# application_id: 1 once each sealed value has a key of its own.
+# application_id: 0 in a new vault, or in one of a version that sealed all values under the device's key.
 # user_version counts the changes of committed factors: who has read one can tell whether it is still current.
 
 KEYS = "vault.keys"
-_EACH_ITS_OWN = 1
 _SLOTS = (
     "SELECT substr(vector, 1, 4) FROM personal UNION ALL SELECT substr(context, 1, 4) FROM personal"
     " UNION ALL SELECT substr(data, 1, 4) FROM blobs"
@@ -111,10 +111,13 @@ class Vault:
         self._path = directory / "vault.db"
         self._anchor = None if storage is None else LedgerAnchor(directory / ANCHOR, storage)
         with self._transaction() as db:
+            (mark,) = db.execute("PRAGMA application_id").fetchone()
+            claim_schema(db, self._path, DeviceError, _SCHEMA_VERSION)
             for statement in (_SCHEMA + RUN_LEDGER + PRIVACY_LEDGER).split(";"):
                 db.execute(statement)
             if storage is not None:
-                self._seal_anew(db, storage)
+                if not mark:
+                    self._seal_anew(db, storage)
                 self.privacy.begin(db)
                 self._destroy_unused(db)  # of a change that was broken off, or of a round that is over
         if storage is not None:
@@ -430,9 +433,6 @@ class Vault:
 
     def _seal_anew(self, db: sqlite3.Connection, storage: SealedStorage) -> None:
         """Give each value a key of its own: earlier versions sealed all of them under the device's key."""
-        (form,) = db.execute("PRAGMA application_id").fetchone()
-        if form == _EACH_ITS_OWN:
-            return
         old = storage if storage.before is None else storage.before
         for run, state, *sealed in db.execute("SELECT run, state, vector, context FROM personal").fetchall():
             both = zip(sealed, ("personal", "context"), strict=True)
@@ -443,7 +443,6 @@ class Vault:
             purpose = f"blob {name}"
             (value,) = self._sealed((old.open(data, purpose), purpose))
             db.execute("UPDATE blobs SET data = ? WHERE name = ?", (value, name))
-        db.execute(f"PRAGMA application_id = {_EACH_ITS_OWN}")
 
     # --- SQLite --------------------------------------------------------------------------------------
 

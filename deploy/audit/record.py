@@ -18,6 +18,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from penchant.common.errors import RunDirectoryError
 from penchant.common.foreign_files import ForeignDatabase, Limits, foreign_database, parse_json
 from penchant.common.secagg.stages import CONFIRM, KEYS, MASKED, SHARES, STATUS, UNMASK
+from penchant.common.storage import refuse_schema
 from penchant.common.wire.codec import MAGIC, AtMost, Exactly, Many, Unsigned
 from penchant.common.wire.messages import (
     Abort,
@@ -37,6 +38,7 @@ __all__ = [
     "REPLIES",
     "UNKNOWN",
     "WIRE",
+    "WIRE_SCHEMA",
     "Field",
     "FieldRule",
     "Sent",
@@ -198,6 +200,7 @@ def inspect_wire(directory: Path) -> None:
     """Refuse, by a RunDirectoryError, a record that is not penchant's, before it is continued."""
     if (directory / WIRE).exists() or (directory / WIRE).is_symlink():
         with foreign_database(directory / WIRE, RunDirectoryError) as db:
+            refuse_schema(db.mark, directory / WIRE, RunDirectoryError, WIRE_SCHEMA)
             db.expect(_TABLES)
 
 
@@ -245,6 +248,7 @@ def _damaged(directory: Path) -> RunDirectoryError:
 def _open(directory: Path) -> Iterator[ForeignDatabase]:
     try:
         with foreign_database(directory / WIRE, RunDirectoryError, LIMITS) as db:
+            refuse_schema(db.mark, directory / WIRE, RunDirectoryError, WIRE_SCHEMA)
             db.expect(_TABLES)
             if not all(db.has(table) for table in _TABLES):
                 raise _damaged(directory)
@@ -293,3 +297,4 @@ def _rule(name: str, hint: Any) -> FieldRule:
 
 
 WIRE = "wire.db"
+WIRE_SCHEMA = 1  # the version of its schema

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import ipaddress
 import shlex
 import sys
@@ -18,6 +17,7 @@ from typer.core import TyperGroup
 from penchant.common.errors import UsageError
 from penchant.common.terminal import log_to_stderr, say
 from penchant.deploy.cli.errors import command, ending_in_one_line
+from penchant.deploy.fleet.recorded_acts import who_is_here
 
 if TYPE_CHECKING:
     from penchant.server.console.accounts import ConsoleStore
@@ -112,7 +112,7 @@ def add(
     """Make an account. The password is asked for, or read from standard input."""
     store = _store(state)
     store.add(name, role, _password())
-    store.note(_me(), "", "make an account", name, detail=f"role: {role}")
+    store.note(who_is_here(), "", "make an account", name, detail=f"role: {role}")
     say(f"{name} may log in as {role}")
 
 
@@ -121,7 +121,7 @@ def passwd(name: Name, state: State = None) -> None:
     """Give an account another password; whoever is logged in with the old one is out."""
     store = _store(state)
     store.passwd(name, _password())
-    store.note(_me(), "", "change a password", name)
+    store.note(who_is_here(), "", "change a password", name)
     say(f"{name} has a new password")
 
 
@@ -130,7 +130,7 @@ def remove(name: Name, state: State = None) -> None:
     """Take an account away; whoever is logged in with it is out."""
     store = _store(state)
     store.remove(name)
-    store.note(_me(), "", "remove an account", name)
+    store.note(who_is_here(), "", "remove an account", name)
     say(f"{name} is removed")
 
 
@@ -259,11 +259,3 @@ def _password() -> str:
         return sys.stdin.readline().rstrip("\r\n")
     given: Any = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
     return str(given)
-
-
-def _me() -> str:
-    """Who is at the command line."""
-    try:
-        return f"{getpass.getuser()} (command line)"
-    except OSError:
-        return "command line"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import TextColumn
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
 from rich.text import Text
 
 from penchant.common.printable import one_line, printable
 
-__all__ = ["Drawing", "note", "plain_column", "unmasked_warning"]
+__all__ = ["Drawing", "note", "plain_column", "unmasked_warning", "working"]
 
 
 class Drawing(Console):
@@ -30,6 +31,19 @@ class Drawing(Console):
         measured."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else _clean(text), style, control)
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """Show on a terminal's standard error that something is going on, and for how long, until it is done."""
+    errors = Drawing(stderr=True)
+    if not errors.is_terminal:
+        yield
+        return
+    columns = SpinnerColumn(), plain_column("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=errors, transient=True) as progress:
+        progress.add_task(one_line(text), total=None)
+        yield
 
 
 def plain_column(template: str) -> TextColumn:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penchant.common.durations import DAY
-from penchant.common.errors import UsageError
+from penchant.common.errors import OlderList, UsageError
 from penchant.common.printable import one_line
 from penchant.common.terminal import log_to_stderr, say, say_json
-from penchant.deploy.cli.errors import command, on_interrupt
+from penchant.deploy.cli.errors import command, notice, on_interrupt
 
 if TYPE_CHECKING:
     from penchant.deploy.fleet.server_directory import ServerDirectory
@@ -99,13 +99,17 @@ def invite(
 ) -> None:
     """Hand out a join token for one device: one-time, expiring, with the digests that the device trusts."""
     from penchant.deploy.fleet.enrolment import hand_out
+    from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.server_directory import ServerDirectory
 
     if show:
         _print_enrolments(directory, as_json)
         return
     if out is not None and out.exists():
         raise UsageError(f"{out} is there already; choose another --out")
-    text = hand_out(directory, name, time.time() + days * DAY).text()
+    ServerDirectory(directory)  # refused before anything is written
+    with recorded(directory, "hand out a token", name, f"days: {days:g}"):
+        text = hand_out(directory, name, time.time() + days * DAY).text()
     if out is None:
         say(text)
         return
@@ -120,9 +124,19 @@ def members(
     file: Annotated[Path, typer.Argument(help="The authority's newer member list.")],
 ) -> None:
     """Take over a newer member list; a run that goes on heeds it from its next round."""
+    from penchant.deploy.fleet.enrolment import EnrolmentRegistry
+    from penchant.deploy.fleet.recorded_acts import recorded
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
-    say(f"member list {ServerDirectory(directory).take_members(_read(file))}")
+    server_directory = ServerDirectory(directory)
+    with recorded(server_directory.path, "take over a member list", str(file)):
+        data = _read(file)
+        try:
+            number = server_directory.take_members(data)
+        except OlderList:
+            known = EnrolmentRegistry(server_directory).list_number()
+            raise UsageError(f"{file} is older than list {known}, which this server has") from None
+    say(f"member list {number}")
 
 
 @command(app)
@@ -133,22 +147,88 @@ def revoke(
 ) -> None:
     """Ask the authority to revoke a member; it takes effect with the authority's next list."""
     from penchant.deploy.fleet.enrolment import request_revocation
+    from penchant.deploy.fleet.recorded_acts import recorded
     from penchant.deploy.fleet.revoked_members import contributed
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
-    say(f"{request_revocation(directory, member, why)}: for the authority")
-    say(one_line(contributed(ServerDirectory(directory), member)))
+    server_directory = ServerDirectory(directory)
+    with recorded(server_directory.path, "ask for a revocation", str(member), why):
+        path = request_revocation(directory, member, why)
+    say(f"{path}: for the authority")
+    say(one_line(contributed(server_directory, member)))
 
 
 @command(app)
 def renew(directory: Where) -> None:
     """Make new server certificates under the same authorities; restart the server to use them."""
     from penchant.deploy.fleet.certificates import days_left
+    from penchant.deploy.fleet.recorded_acts import recorded
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
     server_directory = ServerDirectory(directory)
-    server_directory.renew()
+    with recorded(server_directory.path, "renew certificates"):
+        server_directory.renew()
     say(f"good for {days_left(server_directory.tls.gateway.certificate):.0f} days; now restart the server")
+
+
+@command(app)
+def backup(
+    directory: Where,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The file to write; it holds the server's keys.")
+    ],
+) -> None:
+    """Write all that the server goes on from into one file, while it runs."""
+    from penchant.common.wording import size
+    from penchant.deploy.fleet.backup import back_up
+    from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    with recorded(server_directory.path, "back up the server", str(file)):
+        made = back_up(server_directory, file)
+    say(f"{file}: {made.files} files, {made.runs} runs, {size(made.size)}; it holds the server's keys")
+
+
+@command(app)
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `penchant server backup` wrote.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An empty directory for the server.")],
+) -> None:
+    """Make a server from its back-up, every file checked; members and finished rounds are as they were."""
+    from penchant.deploy.fleet.backup import restore as restore_server
+    from penchant.deploy.fleet.recorded_acts import recorded
+
+    found = restore_server(file, directory)
+    with recorded(directory, "restore the server", str(file)):
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.made))
+        say(f"{directory}: {found.files} files, {found.runs} runs, as of {made}")
+    say(f"bring it up with `penchant server up {directory}`, then `penchant server resume {directory}`")
+
+
+@command(app, "config")
+def write_config(
+    directory: Where,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write it to, instead of showing it.")
+    ] = None,
+) -> None:
+    """Write a run.toml for this fleet: everybody asked, every setting explained."""
+    from penchant.deploy.fleet import run_checks
+    from penchant.deploy.fleet.enrolment import EnrolmentRegistry
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    members = len(EnrolmentRegistry(ServerDirectory(directory)).members())
+    text = run_checks.annotated(run_checks.fleet_defaults(members), members)
+    if out is None:
+        say(text.rstrip("\n"))
+        return
+    if out.exists():
+        raise UsageError(f"{out} is there already; choose another --out")
+    out.write_text(text, encoding="utf-8")
+    say(
+        f"{out}: look at rounds, deadlines and privacy, then `penchant server run {directory} --config {out}`"
+    )
 
 
 @command(app)
@@ -171,30 +251,36 @@ def run(
     """Make a run and start it on the server. It begins once the authority has signed what it may ask."""
     from penchant.common.config import RunConfig
     from penchant.deploy.earlier_round import earlier_round, named_round
-    from penchant.deploy.fleet import served_run
+    from penchant.deploy.fleet import run_checks, served_run
     from penchant.deploy.fleet.follow import refuse_second
     from penchant.deploy.fleet.processes import door
+    from penchant.deploy.fleet.recorded_acts import recorded
     from penchant.deploy.fleet.server_directory import ServerDirectory
     from penchant.server.privacy_figures import EXACT
 
     server_directory, settings = ServerDirectory(directory), RunConfig.read(config)
-    refuse_second(server_directory, door(server_directory))
     chosen = name or f"run-{len(server_directory.runs()) + 1}"
-    start = None
-    if begin_with:
-        earlier, number = named_round(begin_with)
-        start = earlier_round(server_directory.run(_chosen(server_directory, earlier)), number, settings)
-    figures = served_run.create(
-        server_directory.run(chosen),
-        settings,
-        server_directory.authority,
-        server_directory.membership().encoded,
-        start,
-    )
-    say(f"run {chosen}")
-    say(f"note: {EXACT if figures is None else figures.told}", error=True)
-    _ask_for_signature(server_directory, chosen, days)
-    _play(server_directory, chosen, detach)
+    for why in run_checks.objections(settings):
+        notice(f"devices whose owners changed nothing in their policy take no part: {why}")
+    with recorded(server_directory.path, "start a run", chosen):
+        run_checks.refuse_unfit(settings, server_directory.membership().count)
+        refuse_second(server_directory, door(server_directory))
+        start = None
+        if begin_with:
+            earlier, number = named_round(begin_with)
+            start = earlier_round(server_directory.run(_chosen(server_directory, earlier)), number, settings)
+        figures = served_run.create(
+            server_directory.run(chosen),
+            settings,
+            server_directory.authority,
+            server_directory.membership().encoded,
+            start,
+        )
+        say(f"run {chosen}")
+        notice(EXACT if figures is None else figures.told)
+        _ask_for_signature(server_directory, chosen, days)
+        flower = _begin(server_directory, chosen)
+    _follow(server_directory, chosen, flower, detach)
 
 
 @command(app)
@@ -202,6 +288,7 @@ def resume(directory: Where, run: RunName = "", detach: Detach = False) -> None:
     """Go on with a run after a crash or a stop: finished rounds are kept."""
     from penchant.deploy.fleet.follow import is_done, refuse_second
     from penchant.deploy.fleet.processes import door
+    from penchant.deploy.fleet.recorded_acts import recorded
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
     server_directory = ServerDirectory(directory)
@@ -209,17 +296,24 @@ def resume(directory: Where, run: RunName = "", detach: Detach = False) -> None:
     if is_done(server_directory.run(chosen)):
         say(f"run {chosen} is finished")
         return
-    refuse_second(server_directory, door(server_directory))
-    _ask_for_signature(server_directory, chosen)
-    _play(server_directory, chosen, detach)
+    with recorded(server_directory.path, "resume a run", chosen):
+        refuse_second(server_directory, door(server_directory))
+        _ask_for_signature(server_directory, chosen)
+        flower = _begin(server_directory, chosen)
+    _follow(server_directory, chosen, flower, detach)
 
 
 @command(app)
 def status(directory: Where, run: RunName = "", as_json: AsJson = False) -> None:
-    """The server, its devices, and how far a run is: every round and attempt, who was lost where."""
+    """The server, its devices, and how far a run is: every round and attempt, who was lost where.
+
+    Exit 0: all is well; 1: something is down or past its date; 3: something ends soon.
+    """
     from penchant.deploy.cli.show_run import run_facts, show_run
+    from penchant.deploy.fleet.follow import waiting_lines
+    from penchant.deploy.fleet.processes import door
     from penchant.deploy.fleet.server_directory import ServerDirectory
-    from penchant.deploy.fleet.status import report_of
+    from penchant.deploy.fleet.status import exit_code, report_of
 
     if (directory / "config.toml").is_file():  # one run's directory, of a simulation say
         facts: RunSummary | None = run_facts(directory)
@@ -231,11 +325,17 @@ def status(directory: Where, run: RunName = "", as_json: AsJson = False) -> None
         facts = run_facts(server_directory.run(chosen)) if chosen else None
     if as_json:
         say_json(_table(server) | _table(facts.report() if facts else None))
-        return
-    if server:
-        _print_server(server)
-    if facts:
-        show_run(facts)
+    else:
+        if server:
+            _print_server(server)
+        if facts:
+            show_run(facts)
+        if server and facts and facts.waiting is not None:
+            where = facts.location.directory
+            for line in waiting_lines(where, door(ServerDirectory(directory)), facts.waiting):
+                say(line)
+    if server and (code := exit_code(server)):
+        raise typer.Exit(code)
 
 
 @command(app)
@@ -279,14 +379,21 @@ def _ask_for_signature(server_directory: ServerDirectory, name: str, days: int =
     )
 
 
-def _play(server_directory: ServerDirectory, name: str, detach: bool) -> None:
-    """Start a run at the SuperLink, and watch it unless detached."""
+def _begin(server_directory: ServerDirectory, name: str) -> str:
+    """Start a run at the SuperLink; -> the id of its Flower run."""
     from penchant.deploy.fleet import served_run
-    from penchant.deploy.fleet.follow import watch
     from penchant.deploy.fleet.processes import door
 
     flower = served_run.start(server_directory.run(name), door(server_directory))
     say(f"Flower run {flower}")
+    return flower
+
+
+def _follow(server_directory: ServerDirectory, name: str, flower: str, detach: bool) -> None:
+    """Watch a run until its end, unless detached."""
+    from penchant.deploy.fleet.follow import watch
+    from penchant.deploy.fleet.processes import door
+
     if detach:
         return
     with on_interrupt(
@@ -307,7 +414,9 @@ def _print_enrolments(directory: Path, as_json: bool) -> None:
     for row in rows:
         member = "" if row.member is None else f"member {row.member}"
         name = one_line(row.name, 100)
-        say(f"{row.token}  {row.state:8s}  {member:12s}  {row.fingerprint:24s}  {name}".rstrip())
+        ends = time.strftime("%Y-%m-%d", time.localtime(row.expires))
+        words = f"{row.token}  {row.state:8s}  until {ends}  {member:12s}  {row.fingerprint:24s}  {name}"
+        say(words.rstrip())
 
 
 def _table(report: ServerReport | RunReport | None) -> dict[str, Any]:
@@ -319,10 +428,17 @@ def _table(report: ServerReport | RunReport | None) -> dict[str, Any]:
 
 def _print_server(report: ServerReport) -> None:
     link, members = report.superlink, report.members
-    say(f"gateway {report.gateway}: {'open' if report.up else 'closed'}")
+    words = {"foreign": "not this server's: another program holds the port"}
+    say(f"gateway {report.gateway}: {words.get(report.gateway_state, report.gateway_state)}")
     say(f"SuperLink {'up' if link.up else 'down'}, {link.online} of {link.nodes} nodes online")
     say(f"member list {members.number}: {members.count} members, good for {members.days_left:.1f} days")
     say(f"server certificate good for {report.certificate_days_left:.0f} days")
+    if report.enrolments:
+        say(f"tokens: {', '.join(f'{count} {name}' for name, count in report.enrolments.items())}")
+    if report.waiting_for_authority:
+        say(f"waiting for the authority: {', '.join(map(one_line, report.waiting_for_authority))}")
+    for one in report.attention:
+        say(f"! {one.title}. {one.text}")
 
 
 def _read(path: Path) -> bytes:

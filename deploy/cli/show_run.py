@@ -15,6 +15,7 @@ from penchant.common.printable import one_line
 from penchant.deploy import run_directory
 from penchant.deploy.cli.drawing import Drawing
 from penchant.deploy.fleet.run_activity import activity_of
+from penchant.server.measured import Measurement
 from penchant.server.monitoring import labels
 from penchant.server.monitoring.run_history import (
     Activity,
@@ -54,7 +55,7 @@ def show_run(run: RunSummary, console: Drawing | None = None) -> None:
         stages = JournalReader(run.location.directory).stages(run.open.round, run.open.attempt)
         console.print(Text(f"round {run.open.round}, attempt {run.open.attempt}: {_stages(stages)}"))
     if run.attempts:
-        console.print(_attempts(run.attempts))
+        console.print(_attempts(run))
     earlier = len(run.attempts) - SHOWN
     if earlier > 0:
         console.print(f"{earlier} earlier; --json has all")
@@ -78,10 +79,13 @@ def _figures(run: RunSummary) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     lost = run.lost_part
     rows: list[tuple[str, str]] = [
-        ("fleet accuracy", wording.percent(run.accuracy)),
+        ("fleet accuracy", _accuracy(run)),
         ("training loss", wording.decimals(run.loss)),
-        ("devices met", str(JournalReader(run.location.directory).count_devices())),
-        ("lost in ten rounds", f"{wording.percent(lost)}: {labels.lost(run.dropped)}" if lost else "nobody"),
+        ("devices seen", str(JournalReader(run.location.directory).count_devices())),
+        (
+            "devices lost, last ten rounds",
+            f"{wording.percent(lost)}: {labels.lost(run.dropped)}" if lost else "nobody",
+        ),
         ("secure aggregation", "on" if run.config and run.config.privacy.secagg else "OFF"),
         ("privacy", _privacy(run)),
     ]
@@ -90,6 +94,13 @@ def _figures(run: RunSummary) -> Table:
     for name, value in rows:
         table.add_row(name, value)
     return table
+
+
+def _accuracy(run: RunSummary) -> str:
+    """``67.1%, after round 12``."""
+    if run.accuracy is None:
+        return wording.percent(None)
+    return f"{wording.percent(run.accuracy)}, {labels.after_round(run.accuracy_after)}"
 
 
 def _privacy(run: RunSummary) -> str:
@@ -111,17 +122,29 @@ def _stages(stages: Sequence[Stage]) -> str:
     return " → ".join(parts) or "announced"
 
 
-def _attempts(attempts: Sequence[AttemptRecord]) -> Table:
+def _attempts(run: RunSummary) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("round", "phase", "state", "clients", "loss", "accuracy", "sent", "took", "lost, or why"):
+    measured = run.by_round
+    names = (
+        "round",
+        "phase",
+        "state",
+        "clients",
+        "loss after",
+        "accuracy after",
+        "sent",
+        "took",
+        "lost, or why",
+    )
+    for name in names:
         left = name in ("phase", "state", "lost, or why")
         table.add_column(name, justify="left" if left else "right", no_wrap=name != "lost, or why")
-    for attempt in attempts[-SHOWN:]:
-        table.add_row(*_row(attempt))
+    for attempt in run.attempts[-SHOWN:]:
+        table.add_row(*_row(attempt, measured.get(attempt.round)))
     return table
 
 
-def _row(attempt: AttemptRecord) -> tuple[str, ...]:
+def _row(attempt: AttemptRecord, measured: Measurement | None) -> tuple[str, ...]:
     number = f"{attempt.round}.{attempt.attempt}" if attempt.attempt > 1 else str(attempt.round)
     head = (number, labels.phase(attempt.phase), attempt.state)
     log = attempt.log
@@ -130,8 +153,8 @@ def _row(attempt: AttemptRecord) -> tuple[str, ...]:
     return (
         *head,
         f"{log.survivors}/{log.cohort}",
-        wording.decimals(log.train_loss),
-        wording.percent(log.val_accuracy),
+        wording.decimals(measured.train_loss if measured else None),
+        wording.percent(measured.accuracy if measured else None),
         wording.size(log.bytes_up),
         wording.duration(log.seconds),
         "; ".join([labels.lost(log.dropped), *map(one_line, labels.left_out(log.failed))]),

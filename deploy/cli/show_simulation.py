@@ -60,9 +60,9 @@ class ProgressBars(Progress):
         """As `Progress.round`."""
         figures = [f"{log.survivors}/{log.cohort} clients"]
         if log.train_loss is not None:
-            figures.append(f"loss {log.train_loss:.3f}")
+            figures.append(f"loss before it {log.train_loss:.3f}")
         if log.val_accuracy is not None:
-            figures.append(f"validation {percent(log.val_accuracy)}")
+            figures.append(f"validation before it {percent(log.val_accuracy)}")
         if self._task is not None:
             self._bars.update(self._task, completed=log.round, total=last, figures=", ".join(figures))
         if not self._console.is_terminal and (log.round % 10 == 0 or log.round == last):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from penchant.common.errors import ConsoleError
 from penchant.deploy.error_report import AS_JSON, ErrorReport
@@ -12,8 +12,13 @@ from penchant.deploy.error_report import AS_JSON, ErrorReport
 __all__ = ["refuse_failed", "run_command"]
 
 
-def run_command(words: Sequence[str], seconds: float, late: str) -> subprocess.CompletedProcess[str]:
-    """Run a command and keep what it says. ConsoleError, with the text `late`, after so many `seconds`."""
+def run_command(
+    words: Sequence[str], seconds: float, late: str, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command and keep what it says. ConsoleError, with the text `late`, after so many `seconds`.
+
+    environment: what the command's own environment has besides the console's.
+    """
     try:
         return subprocess.run(
             list(words),
@@ -22,7 +27,7 @@ def run_command(words: Sequence[str], seconds: float, late: str) -> subprocess.C
             timeout=seconds,
             check=False,
             stdin=subprocess.DEVNULL,
-            env=os.environ | AS_JSON,
+            env=os.environ | AS_JSON | dict(environment or {}),
         )
     except subprocess.TimeoutExpired:
         raise ConsoleError(late) from None

@@ -23,14 +23,25 @@ from penchant.common.printable import one_line
 from penchant.deploy.console.child_command import refuse_failed, run_command
 from penchant.deploy.fleet.authority_inbox import ANSWER_BYTES, revocation_of
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry, hand_out, request_revocation
+from penchant.deploy.fleet.missing_devices import missing_devices
 from penchant.deploy.fleet.processes import door
+from penchant.deploy.fleet.recorded_acts import BY_CONSOLE
 from penchant.deploy.fleet.run_activity import flower_run, say
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
 from penchant.deploy.fleet.shared_folder import opened
+from penchant.deploy.fleet.status import expiries
 from penchant.deploy.flower.superlink import Control
 from penchant.server.console.accounts import ConsoleStore
-from penchant.server.monitoring.fleet import ConnectedNode, FleetStatus, MemberListStatus, Revocation, Token
+from penchant.server.monitoring.fleet import (
+    ConnectedNode,
+    Expiry,
+    FleetStatus,
+    MemberListStatus,
+    Revocation,
+    Token,
+)
 from penchant.server.monitoring.run_history import RunLocation
+from penchant.server.waiting import Waiting
 
 __all__ = ["FleetOnThisMachine"]
 
@@ -93,6 +104,13 @@ class FleetOnThisMachine:
             str(node): ConnectedNode(row.status == "online", row.until or None) for node, row in rows.items()
         }
 
+    def missing(self, waiting: Waiting) -> list[tuple[int, str]]:
+        """Who is not ready while a run waits, and why."""
+        nodes = {t.member: t.node for t in self.tokens() if t.member is not None and t.node is not None}
+        members = self.enrolment().members
+        found = missing_devices(waiting, members, nodes, self.link().nodes, time.time())
+        return [(one.member, one.why) for one in found]
+
     def mark(self) -> object:
         """Changes with what `link`, `enrolment`, `tokens` and `revocations` tell."""
         link = self.link()
@@ -110,6 +128,10 @@ class FleetOnThisMachine:
             raise ConsoleError(f"{self.directory} holds no member list")
         members = frozenset(member.number for member in listed.members)
         return MemberListStatus(members, frozenset(listed.revoked), listed.number, float(listed.expires))
+
+    def expiries(self) -> list[Expiry]:
+        """What of the fleet ends one day."""
+        return expiries(ServerDirectory(self.directory))
 
     def _membership(self) -> Membership:
         server_directory = ServerDirectory(self.directory)
@@ -193,6 +215,6 @@ class FleetOnThisMachine:
 
     def _call(self, words: list[str], log: Callable[[str], None]) -> None:
         command = [*self._program, "server", *words]
-        done = run_command(command, START_SECONDS, "the server took too long; see its log")
+        done = run_command(command, START_SECONDS, "the server took too long; see its log", BY_CONSOLE)
         log(done.stdout + done.stderr)
         refuse_failed(done, "the server refused")

@@ -18,11 +18,12 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from penchant.common.config import AdapterConfig, RunConfig
-from penchant.common.errors import ConfigError, ConsoleError, RunDirectoryError, UsageError
+from penchant.common.config import AdapterConfig, DataConfig, RunConfig
+from penchant.common.errors import ConfigError, ConsoleError, PenchantError, RunDirectoryError, UsageError
 from penchant.common.foreign_files import open_foreign
 from penchant.common.printable import one_line, printable
 from penchant.common.shares import find_share, share_names
@@ -30,16 +31,19 @@ from penchant.deploy import process_table, run_directory
 from penchant.deploy.configuration import configure
 from penchant.deploy.console.fleet import FleetOnThisMachine
 from penchant.deploy.console.releases import ReleasesOnThisMachine
-from penchant.deploy.datasets import dataset_names
+from penchant.deploy.datasets import configured, dataset_names
 from penchant.deploy.error_report import AS_JSON, ErrorReport
+from penchant.deploy.fleet import recorded_acts, run_checks
 from penchant.deploy.fleet.run_activity import LOG, activity_of
 from penchant.deploy.fleet.server_directory import SETTINGS
 from penchant.server.console.accounts import ConsoleStore, RunProcess
 from penchant.server.console.operations import fleet_recipe
 from penchant.server.monitoring.run_history import Activity, Kind, RunLocation
+from penchant.server.run import checked_cohort
 
 __all__ = ["OperationsOnThisMachine", "refuse_strangers"]
 
+SENATE = "senate"  # the data set that is in the package
 STOP_SECONDS = 10.0
 TAIL = 64 * 1024  # bytes of a log that are looked at
 PROGRAM = [sys.executable, "-P", "-c", "from penchant.deploy.cli.main import main; main()"]
@@ -68,6 +72,15 @@ class OperationsOnThisMachine:
                 raise UsageError(f"{root} is not a directory; name a run, or a folder of runs")
         self._logs = store.directory / "logs"
         self._logs.mkdir(exist_ok=True, mode=0o700)
+
+    def record_acts(self) -> None:
+        """Take into the audit what was done to fleets at the command line meanwhile."""
+        with self._lock:
+            for fleet in self.fleets():
+                recorded_acts.take(fleet.directory, self._record)
+
+    def _record(self, act: recorded_acts.Act) -> None:
+        self._store.note(act.account, "", act.action, act.target, act.outcome, act.detail, at=act.at)
 
     # --- what is there -------------------------------------------------------------------------------
 
@@ -157,8 +170,8 @@ class OperationsOnThisMachine:
             for name, changes in wanted.items()
         }
         for fleet in self.fleets():
-            everybody = {"federation.cohort": max(len(self.fleet(fleet).enrolment().members), 1)}
-            texts[fleet_recipe(fleet)] = configure(everybody, None).to_toml()
+            members = len(self.fleet(fleet).enrolment().members)
+            texts[fleet_recipe(fleet)] = run_checks.fleet_defaults(members).to_toml()
         return texts
 
     def simulates(self) -> bool:
@@ -171,18 +184,34 @@ class OperationsOnThisMachine:
     def check(self, toml: str, fleet: RunLocation | None = None) -> RunConfig:
         """The configuration, unless it names data or a model that this console may not read."""
         config = RunConfig.from_toml(toml)
-        if fleet is not None:
-            run_directory.refuse_unservable(config)
-            members = len(self.fleet(fleet).enrolment().members)
-            if config.federation.cohort > members:
-                raise ConfigError(
-                    f"federation.cohort is {config.federation.cohort}, but {fleet.name} has {members} members"
-                )
+        run_checks.refuse_no_rounds(config)
+        self._refuse_unfit(config, fleet)
         if config.grid != "local":
             raise ConfigError(f'grid is "{config.grid}"; the console starts runs on the local grid only')
         self._refuse_foreign("data.dataset", config.data.dataset)
         self._refuse_foreign("model.base_model", config.model.base_model)
         return config
+
+    def _refuse_unfit(self, config: RunConfig, fleet: RunLocation | None) -> None:
+        """ConfigError for what can't work with the people that there are."""
+        if fleet is not None:
+            run_checks.refuse_unfit(config, len(self.fleet(fleet).enrolment().members))
+            return
+        people = _people(config.data, config.seed)
+        if people is not None:
+            checked_cohort(config, people - config.data.holdout_clients)
+
+    def objections(self, config: RunConfig, fleet: RunLocation | None) -> list[str]:
+        """Why devices of a fleet whose owners changed nothing would take no part; simulated ones do."""
+        return run_checks.objections(config) if fleet is not None else []
+
+    def hindrance(self, location: RunLocation, config: RunConfig) -> str:
+        """Why a run can't go on as it is configured, however often it is resumed; empty where it can."""
+        try:
+            self._refuse_unfit(config, self.fleet_of(location))
+        except ConfigError as error:
+            return str(error)
+        return ""
 
     def _refuse_foreign(self, key: str, source: str) -> None:
         """ConfigError unless `source` is a known name or lies in the data folder: whoever may start runs may
@@ -328,6 +357,17 @@ def refuse_strangers(roots: Sequence[Path]) -> None:
             raise UsageError(f"{root} is not a directory; {wanted}")
         if _inside(root) and not _runs_in(root) and not _servers_in(root):
             raise UsageError(f"{root} holds other things and no run; {wanted}")
+
+
+@lru_cache(maxsize=16)
+def _people(data: DataConfig, seed: int) -> int | None:
+    """How many people a simulation of packaged data has; None where that would take reading files."""
+    if data.dataset != SENATE:
+        return None
+    try:
+        return len(configured(data, seed).people)
+    except PenchantError:  # the run says so itself, with the reason
+        return None
 
 
 def _runs_in(root: Path) -> list[Path]:

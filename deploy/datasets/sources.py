@@ -58,8 +58,8 @@ class HubSource:
             said = str(error).strip().splitlines()
             reason = f": {one_line(said[0], 200)}" if said else ""
             raise DataError(
-                f"{self.hub_id} can't be fetched from the hub ({type(error).__name__}{reason}); check the name, "
-                f"the split {self.split!r} and the connection, or give a local copy"
+                f"{self.hub_id} can't be fetched from the hub ({type(error).__name__}{reason}); check "
+                f"the name, the split {self.split!r} and the connection, or give a local copy"
             ) from None
         for number, row in enumerate(data, start=1):
             log.met()

@@ -21,7 +21,7 @@ from penchant.common.membership.enrolment import Answer, Request
 from penchant.common.membership.identity import Authority, Member, authority_digest
 from penchant.common.membership.manifest import RunRequest, SignedManifest, sign_run
 from penchant.common.printable import is_printable
-from penchant.common.storage import transaction
+from penchant.common.storage import claim_schema, transaction
 
 __all__ = ["AuthorityStore", "Enrolled", "refuse_existing", "refuse_missing"]
 
@@ -30,6 +30,7 @@ PUBLIC = "authority.pub"  # 32 bytes, for the server
 RECORD = "authority.db"
 VALID_DAYS = 30
 
+_SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS members (
     number INTEGER PRIMARY KEY AUTOINCREMENT, public_key BLOB NOT NULL UNIQUE, name TEXT NOT NULL,
@@ -69,6 +70,7 @@ class AuthorityStore:
         if passphrase is not None and Authority.is_old(directory / KEY, cost):
             self.authority.reseal(directory / KEY, passphrase, cost)
         with self._record() as db:
+            claim_schema(db, directory / RECORD, UsageError, _SCHEMA_VERSION)
             for statement in _SCHEMA.split(";"):
                 db.execute(statement)
 

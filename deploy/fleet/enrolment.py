@@ -44,7 +44,7 @@ from penchant.common.membership.enrolment import (
 from penchant.common.membership.identity import Membership
 from penchant.common.membership.join_token import JoinToken, Terms, check_signature, token_name
 from penchant.common.printable import is_printable, one_line
-from penchant.common.storage import transaction
+from penchant.common.storage import claim_schema, transaction
 from penchant.common.wire.messages import MAX_MANIFEST, MAX_MEMBERSHIP
 from penchant.deploy.fleet import run_signature
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
@@ -68,6 +68,7 @@ SAID_MOST = 1024  # bytes of a reason
 NAME_MOST = 100
 READ_SECONDS = 5.0  # for another process's transaction; a SuperNode whose look takes longer asks again
 
+SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tokens (
     public_key BLOB PRIMARY KEY, name TEXT NOT NULL, address TEXT NOT NULL, handed_out INTEGER NOT NULL,
@@ -115,6 +116,7 @@ class EnrolmentRegistry:
         self._taken: dict[str, bytes] = {}  # answers taken over that can't be removed
         self._left: set[str] = set()  # bad ones that can't be put aside: they are said once
         with self._record() as db:
+            claim_schema(db, self._path, JournalError, SCHEMA_VERSION)
             for statement in _SCHEMA.split(";"):
                 db.execute(statement)
 
@@ -351,6 +353,15 @@ class EnrolmentRegistry:
             raise JournalError(f"can't read {path}: {error.strerror}") from None
         return kept[1]
 
+    def list_number(self) -> int:
+        """The number of the member list as it lies there."""
+        return self._known().number
+
+    def members(self) -> frozenset[int]:
+        """Who is on the member list as it lies there, whatever its date."""
+        listed = self._known().current
+        return frozenset() if listed is None else frozenset(member.number for member in listed.members)
+
     # --- the operator looks --------------------------------------------------------------------------
 
     def enrolments(self, *, now: float | None = None) -> list[IssuedToken]:
@@ -372,7 +383,8 @@ class EnrolmentRegistry:
 def request_revocation(directory: Path, member: int, why: str = "") -> Path:
     """Ask the authority to revoke a member; -> the file in `requests/` that asks it.
 
-    The server can't revoke: the authority's next list does. UsageError when there is no such member.
+    The server can't revoke: the authority's next list does. UsageError when there is no such member, or it is
+    asked for already: the first reason stays.
     """
     server_directory = ServerDirectory(directory)
     if not server_directory.membership().holds(member):
@@ -381,6 +393,11 @@ def request_revocation(directory: Path, member: int, why: str = "") -> Path:
         raise UsageError("the reason must be one line of at most 1000 printable characters")
     name = f"revoke-{member}.json"
     with opened(server_directory.requests, writes=True) as requests:
+        if requests.has(name):
+            raise UsageError(
+                f"the authority is asked already to revoke member {member} and has not signed yet; "
+                "the first reason stays"
+            )
         requests.write(name, json.dumps({"member": member, "why": why}, ensure_ascii=False).encode())
     return server_directory.requests / name
 

@@ -4,20 +4,27 @@ and refuses to start one beside another."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from penchant.common.errors import PenchantError, RoundFailed, UsageError
+from penchant.common.errors import JournalError, PenchantError, RoundFailed, UsageError
+from penchant.common.wording import duration
 from penchant.deploy import run_directory
 from penchant.deploy.fleet import run_activity, served_run
+from penchant.deploy.fleet.enrolment import EnrolmentRegistry
+from penchant.deploy.fleet.missing_devices import missing_devices
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.flower.superlink import Control, SuperLinkAddress, how_it_ended
 from penchant.server.journal_reader import JournalReader
+from penchant.server.monitoring.fleet import ConnectedNode
+from penchant.server.waiting import Waiting, read_waiting
 
-__all__ = ["is_done", "refuse_second", "watch"]
+__all__ = ["is_done", "refuse_second", "waiting_lines", "watch"]
 
 OPEN = ("started", "unmasking")
 LOOK_SECONDS = 1.0
+MISSING_SHOWN = 20  # devices, one a line
 ENDING_SECONDS = 20.0  # that the process of a run which was stopped may take to end
 
 
@@ -70,13 +77,15 @@ def _is_driven(directory: Path, door: SuperLinkAddress, flower: str) -> bool:
 
 
 def watch(directory: Path, door: SuperLinkAddress, flower: str, say: Callable[[str], None]) -> None:
-    """Say rounds as they end, until the closing one is over and the devices have heard of it.
+    """Say rounds as they end, and what is waited for, until the closing one is over and the devices have
+    heard of it.
 
     RoundFailed when Flower's run `flower` ends before that.
     """
     last = _last(directory)
     journal = JournalReader(directory)
     said = {(row.round, row.attempt) for row in journal.rows() if row.state not in OPEN}
+    waited: Waiting | None = None
     while True:
         ended = how_it_ended(door, flower)  # asked first: what it did is in the journal then
         for row in journal.rows():
@@ -86,6 +95,11 @@ def watch(directory: Path, door: SuperLinkAddress, flower: str, say: Callable[[s
             log = row.log
             what = f"{log.survivors} of {log.cohort} clients, {log.seconds:.0f} s" if log else row.why
             say(f"round {row.round} of {last}: {row.state}, {what}")
+        waiting = read_waiting(directory)
+        if waiting is not None and waiting != waited:
+            for line in waiting_lines(directory, door, waiting):
+                say(line)
+        waited = waiting
         if ended is not None:
             break
         time.sleep(LOOK_SECONDS)
@@ -94,6 +108,31 @@ def watch(directory: Path, door: SuperLinkAddress, flower: str, say: Callable[[s
             f"Flower's run ended before the last round ({ended}); see {directory / served_run.LOG}, then "
             f"`penchant server resume`"
         )
+
+
+def waiting_lines(directory: Path, door: SuperLinkAddress, waiting: Waiting) -> Iterator[str]:
+    """What a round of the run in `directory`, which is its server's, waits for, and for whom."""
+    left = duration(max(waiting.until - time.time(), 0.0))
+    ready = f"{len(waiting.ready)} of {waiting.needed} devices are ready"
+    yield f"round {waiting.round} waits: {ready}; it gives up in {left}"
+    server_directory = ServerDirectory(directory.parent.parent)
+    nodes = {
+        row.member: str(row.node)
+        for row in EnrolmentRegistry(server_directory).enrolments()
+        if row.member is not None and row.node is not None
+    }
+    link = {}
+    with suppress(JournalError), Control(door) as control:
+        link = {
+            str(node): ConnectedNode(row.status == "online", row.until or None)
+            for node, row in control.nodes().items()
+        }
+    members = EnrolmentRegistry(server_directory).members()
+    missing = missing_devices(waiting, members, nodes, link, time.time())
+    for one in missing[:MISSING_SHOWN]:
+        yield f"  member {one.member}: {one.why}"
+    if len(missing) > MISSING_SHOWN:
+        yield f"  and {len(missing) - MISSING_SHOWN} more"
 
 
 def _last(directory: Path) -> int:

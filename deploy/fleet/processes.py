@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from penchant.common.errors import GatewayError, JournalError, UsageError
 from penchant.deploy.fleet import enrolment_service, gateway
-from penchant.deploy.fleet.server_directory import LOOPBACK, ServerDirectory
+from penchant.deploy.fleet.server_directory import LOOPBACK, SETTINGS, ServerDirectory
 from penchant.deploy.fleet.supervisor import ChildProcess, supervise
 from penchant.deploy.flower.superlink import (
     Control,
@@ -29,10 +32,12 @@ from penchant.deploy.flower.superlink import (
 )
 from penchant.deploy.run_directory import claim
 
-__all__ = ["PARTS", "door", "gateway_open", "only", "up"]
+__all__ = ["PARTS", "GatewayState", "door", "gateway_open", "gateway_state", "only", "up"]
 
 PARTS = ("superlink", "executor", "enrol", "gateway")
 LOCK = ".up"
+EXPIRED = 10  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED
+ENDING_SECONDS = 15.0  # that what is left of an earlier server may take to end
 SELDOM = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "5"}
 """Runs are few, each look writes into the SuperLink's database, and one that fails ends the executor."""
 
@@ -42,13 +47,63 @@ def door(server_directory: ServerDirectory) -> SuperLinkAddress:
     return SuperLinkAddress(server_directory.settings.superlink, server_directory.tls.loopback_ca.certificate)
 
 
-def gateway_open(server_directory: ServerDirectory) -> bool:
-    """Whether something listens where devices connect."""
-    host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(
-        server_directory.settings.listen, server_directory.settings.listen
-    )
+GatewayState = Literal["open", "closed", "foreign"]
+
+
+def gateway_state(server_directory: ServerDirectory) -> GatewayState:
+    """What is where devices connect: this server's gateway, nothing, or something else that holds the port.
+
+    It is this server's if its certificate is of this server's CA; one that is past its date still is.
+    """
     try:
-        with socket.create_connection((host, server_directory.settings.port), timeout=2.0):
+        with socket.create_connection(_gateway_address(server_directory), timeout=2.0) as connection:
+            return "open" if _is_certified(connection, server_directory.tls.ca.certificate) else "foreign"
+    except OSError:
+        return "closed"
+
+
+def gateway_open(server_directory: ServerDirectory) -> bool:
+    """Whether this server's gateway listens where devices connect."""
+    return gateway_state(server_directory) == "open"
+
+
+def _gateway_address(server_directory: ServerDirectory) -> tuple[str, int]:
+    settings = server_directory.settings
+    return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(settings.listen, settings.listen), settings.port
+
+
+def _is_certified(connection: socket.socket, ca: Path) -> bool:
+    """Whether what answers has a certificate of this CA, whatever its names and date."""
+    try:
+        context = ssl.create_default_context(cafile=str(ca))
+        context.check_hostname = False
+        with context.wrap_socket(connection):
+            return True
+    except ssl.SSLCertVerificationError as error:
+        return error.verify_code == EXPIRED
+    except OSError:  # no TLS, no answer, or it hung up
+        return False
+
+
+def _refuse_taken(server_directory: ServerDirectory) -> None:
+    """GatewayError when another program holds a port of this server. What of an earlier server is just
+    ending is waited for."""
+    superlink = LOOPBACK, server_directory.settings.superlink_port
+    wanted = {"port": _gateway_address(server_directory), "superlink_port": superlink}
+    for name, address in wanted.items():
+        end = time.monotonic() + ENDING_SECONDS
+        while _is_taken(address):
+            if time.monotonic() > end:
+                raise GatewayError(
+                    f"another program listens at {address[0]}:{address[1]}; end it, or set another {name} in "
+                    f"{server_directory.path / SETTINGS}"
+                )
+            time.sleep(0.2)
+
+
+def _is_taken(address: tuple[str, int]) -> bool:
+    try:
+        with socket.create_connection(address, timeout=2.0):
             return True
     except OSError:
         return False
@@ -57,6 +112,8 @@ def gateway_open(server_directory: ServerDirectory) -> bool:
 def up(server_directory: ServerDirectory, announce: Callable[[], None] = lambda: None) -> None:
     """Run all parts until SIGTERM. GatewayError when one can't be started; then none is left running."""
     with claim(server_directory.path, LOCK):
+        server_directory.complete()
+        _refuse_taken(server_directory)
         gateway.write(server_directory)
         supervise([_part(server_directory, name) for name in PARTS], announce=announce)
 
@@ -65,6 +122,7 @@ def only(server_directory: ServerDirectory, name: str) -> None:
     """Become one part: this process is replaced by it. UsageError for another name."""
     if name not in PARTS:
         raise UsageError(f"there is no part {name!r}; the parts are {', '.join(PARTS)}")
+    server_directory.complete()
     if name == "enrol":
         serve_enrolment(server_directory)
         return

@@ -30,6 +30,7 @@ from penchant.deploy.error_report import ErrorReport
 from penchant.deploy.fleet.revoked_members import revoked_behind
 from penchant.server.journal import RoundLog
 from penchant.server.journal_reader import JournalReader
+from penchant.server.measured import Measurement, by_round
 
 __all__ = ["export_round", "write_release"]
 
@@ -68,7 +69,8 @@ def write_release(directory: Path, round: int | None, out: Path) -> int:
         which = "no round" if round is None else f"not round {round}"
         raise UsageError(f"{which} of this run is finished yet; there is nothing to export")
     number, shared = found
-    log = next(log for log in journal.logs() if log.round == number)
+    logs = journal.logs()
+    log = next(log for log in logs if log.round == number)
     digest = journal.digest(number)
     plan = _plan(config, number)
     base = _described(directory, plan)
@@ -92,7 +94,7 @@ def write_release(directory: Path, round: int | None, out: Path) -> int:
         out,
     )
     write_durably(out / "shared.safetensors", save_tensors(split.shared.named(shared.factors)))
-    told = json.dumps(_told(directory, config, log, digest), indent=2) + "\n"
+    told = json.dumps(_told(directory, config, log, by_round(logs).get(number), digest), indent=2) + "\n"
     write_durably(out / "release.json", told.encode())
     return number
 
@@ -112,7 +114,9 @@ def _described(directory: Path, plan: Plan) -> ModelDescription:
     return ModelDescription.of(ModelCache().of(plan).model)
 
 
-def _told(directory: Path, config: RunConfig, log: RoundLog, digest: str | None) -> dict[str, Any]:
+def _told(
+    directory: Path, config: RunConfig, log: RoundLog, measured: Measurement | None, digest: str | None
+) -> dict[str, Any]:
     journal = JournalReader(directory)
     figures, revoked = journal.privacy(), revoked_behind(directory, log.round)
     return {
@@ -122,8 +126,10 @@ def _told(directory: Path, config: RunConfig, log: RoundLog, digest: str | None)
         "checkpoint_sha256": digest,
         "share": config.adapter.share,
         "people": log.survivors,
-        "train_loss": log.train_loss,
-        "val_accuracy": log.val_accuracy,
+        "train_loss": None if measured is None else measured.train_loss,
+        "val_accuracy": None if measured is None else measured.accuracy,
+        "val_accuracy_error": None if measured is None else measured.error,
+        "measured_in_round": None if measured is None else measured.log.round,  # with its devices
         "dp": None if figures is None else figures.to_dict(),  # of this run alone
         "begins_with": journal.fact("from"),  # whose own cost in privacy adds to that
         "revoked": None if revoked is None else asdict(revoked),

@@ -7,6 +7,7 @@
     members.list     the authority's latest member list, which the server replaces between rounds
     manifest         what the run may ask, signed by the authority (`deploy.fleet.run_signature`)
     journal.db, checkpoints/, server.log
+    waiting.json     what the next round waits for, while it does
 
 Nothing of Flower's state is needed to go on after a crash: the same command starts a new Flower run, which
 continues from the journal.
@@ -47,6 +48,7 @@ from penchant.server.privacy_figures import PrivacyFigures
 from penchant.server.round import federate
 from penchant.server.run import ServerRun
 from penchant.server.secagg.secure import SecureAggregation
+from penchant.server.waiting import Waiting, write_waiting
 
 __all__ = ["LOG", "app", "create", "export", "flower_app", "open_served", "start", "with_members"]
 
@@ -106,6 +108,7 @@ def open_served(directory: Path) -> ServerRun:
         membership=membership.encoded,
         journal=journal,
         tell=partial(say, directory),
+        waits=partial(note_wait, directory),
         start=None if start is None else start.factors,
         patience=config.federation.patience_seconds,
         belongs=membership.holds,
@@ -113,6 +116,17 @@ def open_served(directory: Path) -> ServerRun:
         manifest=manifest,
         latest=lambda run: with_members(run, _membership(directory)),
     )
+
+
+def note_wait(directory: Path, waiting: Waiting | None) -> None:
+    """Leave word of what a round waits for, where status and console look, and in the log."""
+    write_waiting(directory, waiting)
+    if waiting is not None:
+        say(
+            directory,
+            f"round {waiting.round} waits: {len(waiting.ready)} of {waiting.needed} devices are ready, "
+            f"{len(waiting.unready)} take no part now, {len(waiting.silent)} give no answer",
+        )
 
 
 def with_members(run: ServerRun, membership: Membership) -> ServerRun:
@@ -178,6 +192,7 @@ def _serve(grid: Grid, context: Context) -> None:
         raise RunDirectoryError(f"the Flower run's configuration lacks {DIRECTORY}")
     directory = Path(named)
     say(directory, f"Flower run {context.run_id} begins")
+    write_waiting(directory, None)  # of a process that was killed meanwhile
     try:
         run = _open(directory, lambda text: say(directory, f"Flower run {context.run_id} {text}"))
         federate(run, non_blocking(grid))

@@ -8,6 +8,7 @@ enrolment.db      tokens handed out and devices enrolled (`deploy.fleet.enrolmen
 requests/         files for the authority: requests of devices, revocations asked for
 answers/          files of the authority: answers, member lists
 runs/NAME/        one directory a run (`deploy.fleet.served_run`)
+acts/             what was done at the command line, for the console's audit (`deploy.fleet.recorded_acts`)
 flower/, gateway/, logs/, superexec.secret
 """
 
@@ -132,13 +133,10 @@ class ServerDirectory:
             raise UsageError("this is not an authority's public key, which has 32 bytes (authority.pub)")
         Membership(authority).accept(members, int(time.time()))
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for name in ("tls", "gateway", "logs", "flower", "runs"):
-            (directory / name).mkdir(mode=0o700)
-        for name in ("requests", "answers"):
-            (directory / name).mkdir(mode=0o750)  # each is written by one side only
+        cls.make_folders(directory)
         (directory / AUTHORITY).write_bytes(authority)
         (directory / MEMBERS).write_bytes(members)
-        write_private(directory / SECRET, os.urandom(32).hex().encode(), failure=UsageError)
+        _make_secret(directory)
         tls = _Tls(directory.absolute() / "tls")
         make_ca(tls.ca, "penchant gateway CA")
         make_ca(tls.loopback_ca, "penchant loopback CA")
@@ -147,6 +145,23 @@ class ServerDirectory:
         # Last: a directory without it is not a server's.
         write_durably(directory / SETTINGS, tomli_w.dumps(section_table(settings)).encode())
         return cls(directory)
+
+    @staticmethod
+    def make_folders(directory: Path) -> None:
+        """Make those folders of a server that are missing. UsageError when the disk refuses."""
+        try:
+            for name in ("tls", "gateway", "logs", "flower", "runs"):
+                (directory / name).mkdir(mode=0o700, exist_ok=True)
+            for name in ("requests", "answers"):
+                (directory / name).mkdir(mode=0o750, exist_ok=True)  # each is written by one side only
+        except OSError as error:
+            raise UsageError(f"can't make {error.filename}: {error.strerror}") from None
+
+    def complete(self) -> None:
+        """Make what a server can make anew, where it is missing: folders, and the executor's secret."""
+        self.make_folders(self.path)
+        if not self.secret.exists():
+            _make_secret(self.path)
 
     # --- files ---------------------------------------------------------------------------------------
 
@@ -244,6 +259,10 @@ class ServerDirectory:
             return path.read_bytes()
         except OSError as error:
             raise RunDirectoryError(f"can't read {path}: {error.strerror}") from None
+
+
+def _make_secret(directory: Path) -> None:
+    write_private(directory / SECRET, os.urandom(32).hex().encode(), failure=UsageError)
 
 
 @dataclass(frozen=True)

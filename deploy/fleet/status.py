@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from penchant.common.durations import DAY
@@ -12,11 +12,26 @@ from penchant.common.errors import JournalError
 from penchant.common.membership.identity import Membership
 from penchant.deploy.fleet.certificates import days_left
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry
-from penchant.deploy.fleet.processes import door, gateway_open
+from penchant.deploy.fleet.processes import door, gateway_state
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
 from penchant.deploy.flower.superlink import Control
+from penchant.server.monitoring import alerts
+from penchant.server.monitoring.fleet import Expiry
 
-__all__ = ["ListReport", "ServerReport", "SuperLinkReport", "report_of"]
+__all__ = [
+    "DOWN",
+    "SOON",
+    "AttentionReport",
+    "ListReport",
+    "ServerReport",
+    "SuperLinkReport",
+    "exit_code",
+    "expiries",
+    "report_of",
+]
+
+DOWN, SOON = 1, 3  # exit codes: something is down or past its date; something ends soon
+LIST_SOON, LEAF_SOON, CA_SOON = 7 * DAY, 30 * DAY, 365 * DAY  # in which somebody has to be told
 
 
 @dataclass(frozen=True)
@@ -38,45 +53,114 @@ class ListReport:
 
 
 @dataclass(frozen=True)
+class AttentionReport:
+    """What somebody should look at. kind: "bad" for what is down or past its date, "warn" for what ends soon;
+    title and text: what it is, and what to do about it."""
+
+    kind: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
 class ServerReport:
     """How a server is; the order of fields is that of `penchant server status --json`.
 
     Attributes:
         gateway: the address at which devices reach the gateway.
         up: whether the gateway is open.
+        gateway_state: "open", "closed", or "foreign" where another program holds its port.
         superlink: the SuperLink.
         members: the member list.
         certificate_days_left: for how many days the gateway's certificate is still valid.
         enrolments: how many enrolments there are in each state.
         waiting_for_authority: the names of the files that wait for the authority.
         runs: the names of the runs.
+        attention: what needs attention.
     """
 
     gateway: str
     up: bool
+    gateway_state: str
     superlink: SuperLinkReport
     members: ListReport
     certificate_days_left: float
     enrolments: Mapping[str, int]
     waiting_for_authority: tuple[str, ...]
     runs: tuple[str, ...]
+    attention: tuple[AttentionReport, ...]
+
+
+def expiries(server_directory: ServerDirectory) -> list[Expiry]:
+    """What of a server ends one day: its member list and its certificates. UsageError for one that can't be
+    read."""
+    known = Membership(server_directory.authority).know((server_directory.path / MEMBERS).read_bytes())
+    tls, now = server_directory.tls, time.time()
+    renew = f"Make another with `penchant server renew {server_directory.path}` and restart the server."
+    publish = "Have the authority publish the next one; without it devices refuse to take part."
+    ends = known.current.expires if known.current is not None else 0
+    return [
+        Expiry(f"Member list {known.number}", float(ends), publish, LIST_SOON),
+        *(
+            Expiry(what, now + days_left(pair.certificate) * DAY, cure, soon)
+            for what, pair, cure, soon in (
+                ("The gateway's certificate", tls.gateway, renew, LEAF_SOON),
+                ("The SuperLink's certificate", tls.loopback, renew, LEAF_SOON),
+                ("The gateway's CA", tls.ca, "Devices know no other: plan a new server.", CA_SOON),
+                ("The loopback's CA", tls.loopback_ca, "Plan a new server.", CA_SOON),
+            )
+        ),
+    ]
 
 
 def report_of(server_directory: ServerDirectory) -> ServerReport:
-    """Gateway, SuperLink, member list, certificates, enrolments and runs. Nothing is changed."""
+    """Gateway, SuperLink, member list, certificates, enrolments and runs, and what needs attention. Nothing
+    is changed."""
     known = Membership(server_directory.authority).know((server_directory.path / MEMBERS).read_bytes())
     expires = known.current.expires if known.current is not None else 0
     states = Counter(enrolment.state for enrolment in EnrolmentRegistry(server_directory).enrolments())
+    gateway, superlink = gateway_state(server_directory), _superlink(server_directory)
     return ServerReport(
         gateway=server_directory.settings.gateway,
-        up=gateway_open(server_directory),
-        superlink=_superlink(server_directory),
+        up=gateway == "open",
+        gateway_state=gateway,
+        superlink=superlink,
         members=ListReport(known.number, known.count, round((expires - time.time()) / DAY, 2)),
         certificate_days_left=round(days_left(server_directory.tls.gateway.certificate), 2),
         enrolments=dict(states),
         waiting_for_authority=tuple(sorted(path.name for path in server_directory.requests.iterdir())),
         runs=tuple(server_directory.runs()),
+        attention=tuple(_attention(server_directory, gateway, superlink)),
     )
+
+
+def exit_code(report: ServerReport) -> int:
+    """What a watcher is told: DOWN, SOON, or 0 where nothing needs attention."""
+    kinds = {one.kind for one in report.attention}
+    return DOWN if "bad" in kinds else SOON if "warn" in kinds else 0
+
+
+def _attention(
+    server_directory: ServerDirectory, gateway: str, superlink: SuperLinkReport
+) -> Iterator[AttentionReport]:
+    up = f"Bring it up with `penchant server up {server_directory.path}`, or see its log."
+    if gateway == "closed":
+        yield AttentionReport("bad", "The gateway is closed", up)
+    if gateway == "foreign":
+        port = server_directory.settings.port
+        text = (
+            f"What listens at port {port} has no certificate of this server; end it, or choose another port."
+        )
+        yield AttentionReport("bad", "Another program holds the gateway's port", text)
+    if not superlink.up:
+        yield AttentionReport("bad", "The SuperLink is down", up)
+    for notice in alerts.ending(expiries(server_directory), _now()):
+        yield AttentionReport(notice.kind, notice.title, notice.text)
+
+
+def _now() -> float:
+    """Unix seconds."""
+    return time.time()
 
 
 def _superlink(server_directory: ServerDirectory) -> SuperLinkReport:

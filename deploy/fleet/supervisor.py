@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from penchant.common.errors import GatewayError
+from penchant.common.errors import GatewayError, PenchantError
 
 __all__ = ["ChildProcess", "supervise"]
 
@@ -26,6 +26,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a restart; doubles whil
 STEADY_SECONDS = 60.0  # a process that lived as long is started again without a pause
 STOP_SECONDS = 10.0
 POLL = 0.2
+LOG_PAUSE = 10.0  # seconds to the next look at a log with which something is wrong
 LOG_MOST = 32 * 1024 * 1024  # bytes; SuperLink notes every look of every node
 
 
@@ -40,6 +41,7 @@ class ChildProcess:
         environment: the environment of the process; None passes on this process's own.
         ready: says whether the processes that depend on it may start.
         stop_seconds: how long it may take to end before it is killed.
+        over: asked when it has ended: why starting it again is of no use, which ends all; None to go on.
     """
 
     name: str
@@ -48,6 +50,7 @@ class ChildProcess:
     environment: Mapping[str, str] | None = None
     ready: Callable[[], bool] = lambda: True
     stop_seconds: float = STOP_SECONDS
+    over: Callable[[], PenchantError | None] = lambda: None
 
 
 @dataclass
@@ -58,6 +61,8 @@ class _Running:
     pause: float = FIRST_PAUSE
     due: float = 0.0
     restarts: int = -1
+    log_fault: str = ""  # what is wrong with its log, as it was said last
+    log_due: float = 0.0  # when a log that can't be turned over is looked at again
 
 
 def supervise(
@@ -69,7 +74,8 @@ def supervise(
 ) -> None:
     """Run `parts` until SIGTERM, SIGINT or `stop`; then stop them, the last first.
 
-    announce: called once, when all are ready. Raises GatewayError when one is not ready in time.
+    announce: called once, when all are ready. Raises GatewayError when one is not ready in time, and what a
+    part's `over` says once it has ended for good.
     """
     ending = stop or threading.Event()
     if threading.current_thread() is threading.main_thread():
@@ -86,15 +92,17 @@ def supervise(
         while not ending.wait(POLL):
             for one in running:
                 _tend(one)
-                _turn_over(one.part.log)
+                _keep_log(one)
     finally:
         for one in reversed(running):
             _stop(one)
 
 
 def _start(one: _Running) -> None:
-    output = None if one.part.log is None else one.part.log.open("ab")
+    output = None
     try:
+        if one.part.log is not None:
+            output = one.part.log.open("ab")
         one.process = subprocess.Popen(
             [*_ending_with_us(), *one.part.command],
             stdin=subprocess.DEVNULL,
@@ -104,7 +112,7 @@ def _start(one: _Running) -> None:
             start_new_session=True,  # Ctrl-C comes to us, and we stop them in order
         )
     except OSError as error:
-        raise GatewayError(f"can't start {one.part.command[0]}: {error.strerror}") from None
+        raise GatewayError(f"can't start {one.part.name}: {error.filename}: {error.strerror}") from None
     finally:
         if output is not None:
             output.close()
@@ -145,13 +153,41 @@ def _tend(one: _Running) -> None:
             "%s ended with %s; started again in %.1f s", one.part.name, one.process.returncode, one.pause
         )
         _sweep(one)
+        final = one.part.over()
+        if final is not None:
+            raise final
     elif now >= one.due:
-        _start(one)
+        try:
+            _start(one)
+        except GatewayError as error:  # the others go on, and it is tried again
+            one.pause = min(one.pause * 2, LONGEST_PAUSE)
+            one.due = now + one.pause
+            log.warning("%s; tried again in %.1f s", error, one.pause)
 
 
-def _turn_over(log_file: Path | None) -> None:
+def _keep_log(one: _Running) -> None:
+    """Turn a long log over. What is wrong with a log is said once, and stops nothing."""
+    now = time.monotonic()
+    if one.part.log is None or now < one.log_due:
+        return
+    try:
+        _turn_over(one.part.log)
+        fault = ""
+    except FileNotFoundError:
+        fault = (
+            f"{one.part.log} was removed or renamed; {one.part.name} writes to it again once it is restarted"
+        )
+    except OSError as error:
+        fault = f"can't turn {one.part.log} over: {error.strerror}"
+    one.log_due = now + LOG_PAUSE if fault else 0.0
+    if fault and fault != one.log_fault:
+        log.warning("%s", fault)
+    one.log_fault = fault
+
+
+def _turn_over(log_file: Path) -> None:
     """A log that has grown long becomes LOG.1. What writes it appends, so it goes on at the new beginning."""
-    if log_file is None or log_file.stat().st_size < LOG_MOST:
+    if log_file.stat().st_size < LOG_MOST:
         return
     shutil.copyfile(log_file, log_file.with_name(log_file.name + ".1"))
     os.truncate(log_file, 0)

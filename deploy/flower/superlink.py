@@ -45,6 +45,7 @@ __all__ = [
 DIRECTORY = "directory"  # the key of a Flower run's configuration that names the run's directory
 CONNECTION = "penchant"
 START_SECONDS = 120.0
+NOT_FOUND = 404  # HTTP
 SUPERNODE = (sys.executable, "-P", "-m", "penchant.client.agent.supernode")
 
 OFFLINE: Mapping[str, str] = {
@@ -282,12 +283,15 @@ class Control:
         return status is not None and status.status != "finished"
 
     def _status(self, run: str) -> RunStatus | None:
-        """None: the SuperLink does not know it."""
+        """None: the SuperLink does not know it, as after it was restored without its own database."""
         from flwr.proto.control_pb2 import ListRunsRequest
 
         number = _flower_run(run)
-        with self._answered():
-            found = self._client.ListRuns(ListRunsRequest(run_id=number)).run_dict
+        try:
+            with self._answered():
+                found = self._client.ListRuns(ListRunsRequest(run_id=number)).run_dict
+        except _NotKnown:
+            return None
         return found[number].status if number in found else None
 
     def stop(self, run: str) -> None:
@@ -340,12 +344,17 @@ class Control:
             raise JournalError(f"what answers at {self._door.address} is not a SuperLink") from None
         except httpx.HTTPStatusError as error:
             code = error.response.status_code
-            raise JournalError(f"the SuperLink at {self._door.address} refuses: HTTP {code}") from None
+            kind = _NotKnown if code == NOT_FOUND else JournalError
+            raise kind(f"the SuperLink at {self._door.address} refuses: HTTP {code}") from None
         except httpx.HTTPError as error:
             what = type(error).__name__
             raise JournalError(
                 f"the SuperLink at {self._door.address} is silent ({what}); is it up?"
             ) from None
+
+
+class _NotKnown(JournalError):
+    """The SuperLink has no such run."""
 
 
 def _flower_run(text: str) -> int:

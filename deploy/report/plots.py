@@ -11,7 +11,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,11 +69,12 @@ class Plot:
     words: str
 
 
-def rounds(log: Sequence[RoundSummary]) -> Plot | None:
-    """Training loss and validation accuracy by round; None when the log has neither."""
-    numbers = [row.round for row in log]
-    loss = [_number(row.train_loss) for row in log]
-    accuracy = [_number(row.val_accuracy) for row in log]
+def rounds(measured: Mapping[int, RoundSummary]) -> Plot | None:
+    """Training loss and validation accuracy by the round that ended with the factors, see
+    `RunResult.measured`; None when there is neither."""
+    numbers = list(measured)
+    loss = [_number(row.train_loss) for row in measured.values()]
+    accuracy = [_number(row.val_accuracy) for row in measured.values()]
     panels: list[Callable[[Axes], None]] = []
     if _any(loss):
         panels.append(lambda axes: _line(axes, numbers, loss, "Training loss", SECOND))
@@ -81,7 +82,7 @@ def rounds(log: Sequence[RoundSummary]) -> Plot | None:
         panels.append(lambda axes: _accuracy_line(axes, numbers, accuracy))
     if not panels:
         return None
-    return _draw(panels, "Training loss and validation accuracy by round", salt="rounds")
+    return _draw(panels, "Training loss and validation accuracy after each round", salt="rounds")
 
 
 def costs(log: Sequence[RoundSummary]) -> Plot | None:

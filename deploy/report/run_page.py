@@ -63,7 +63,7 @@ def _report_page(result: RunResult) -> dict[str, Any]:
         "newcomers_plot": _newcomers_plot(curve),
         "newcomers_text": _newcomers_text(curve),
         "newcomers": [_newcomers_row(row) for row in curve],
-        "rounds_plot": plots.rounds(log),
+        "rounds_plot": plots.rounds(result.measured),
         "rounds_text": _rounds_text(result),
         "costs_plot": plots.costs(log),
         "costs_text": _costs_text(log),
@@ -73,7 +73,7 @@ def _report_page(result: RunResult) -> dict[str, Any]:
         "caveats": list(result.caveats),
         "command": result.command or _command(result),
         "clients": [_client_row(score) for score in sorted(result.per_client, key=_by_accuracy)],
-        "log": [_log_row(row) for row in log],
+        "log": [_log_row(row, result.measured.get(row.round)) for row in log],
         "config": toml(result.config),
         "versions": list(result.versions.items()),
         "digests": list(result.digests.items()),
@@ -267,13 +267,14 @@ def _client_row(score: ClientScore) -> dict[str, str]:
     }
 
 
-def _log_row(row: RoundSummary) -> list[str]:
+def _log_row(row: RoundSummary, measured: RoundSummary | None) -> list[str]:
+    """A round, with the loss and accuracy of the factors that it ended with."""
     return [
         plain(row.round),
         plain(row.cohort),
         plain(row.survivors),
-        decimals(row.train_loss),
-        decimals(row.val_accuracy),
+        decimals(measured.train_loss if measured else None),
+        decimals(measured.val_accuracy if measured else None),
         decimals(row.seconds, 2),
         *(decimals(None if each is None else each / 1000, 1) for each in (row.upload, row.download)),
     ]

@@ -15,6 +15,7 @@ from typing import Any
 from flwr.app import Message
 
 from penchant.common.errors import CodecError, JournalError, ProtocolError
+from penchant.common.storage import claim_schema
 from penchant.common.wire.codec import decode_any
 from penchant.common.wire.flower import stage_of, unpack
 from penchant.deploy.audit.record import (
@@ -23,6 +24,7 @@ from penchant.deploy.audit.record import (
     REPLIES,
     UNKNOWN,
     WIRE,
+    WIRE_SCHEMA,
     Field,
     Sent,
     Tensor,
@@ -57,6 +59,7 @@ class MessageRecorder:
             self._db = sqlite3.connect(directory / WIRE, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=OFF")  # survives a killed process; a dead machine need not
+            claim_schema(self._db, directory / WIRE, JournalError, WIRE_SCHEMA)
             self._db.executescript(_SCHEMA)
         except sqlite3.Error as error:
             raise JournalError(f"can't open {directory / WIRE}: {error}") from None

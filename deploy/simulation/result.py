@@ -43,7 +43,8 @@ class RoundSummary:
 
     `cohort` is how many clients were asked, `survivors` how many are in the sum. Bytes are those of all
     clients together. `val_accuracy` pools the clients' validation pairs; `histogram` counts people per tenth
-    of it.
+    of it. Both, and `train_loss`, are of the model that the round began with: that of round `measured_on`, 0
+    for the beginning of the run.
     """
 
     round: int
@@ -57,6 +58,7 @@ class RoundSummary:
     train_loss: float | None = None
     val_accuracy: float | None = None
     histogram: tuple[int, ...] | None = None
+    measured_on: int | None = None
 
     @classmethod
     def of(cls, log: RoundLog) -> Self:
@@ -73,6 +75,7 @@ class RoundSummary:
             train_loss=log.train_loss,
             val_accuracy=log.val_accuracy,
             histogram=None if log.histogram is None else tuple(log.histogram),
+            measured_on=log.measured_on,
         )
 
     @property
@@ -135,6 +138,15 @@ class RunResult:
     def per_person(self) -> dict[str, float]:
         """Everybody's accuracy, by name."""
         return {score.client: score.accuracy for score in self.per_client if score.accuracy is not None}
+
+    @property
+    def measured(self) -> dict[int, RoundSummary]:
+        """round -> the row that measured the factors which it ended with; 0: those of the beginning."""
+        found, before = {}, 0
+        for row in self.rounds_log:
+            found[before if row.measured_on is None else row.measured_on] = row
+            before = row.round
+        return found
 
     def setting(self, key: str, *others: str) -> Any:
         """The value of a dotted setting, under its first name that `config` has; None where it has none."""

@@ -25,12 +25,11 @@ from penchant.deploy.earlier_round import EarlierRound
 from penchant.deploy.owner_policy import FleetPolicy, fleet_policy
 from penchant.deploy.simulation.devices import AGENTS, SimulatedDevices
 from penchant.deploy.simulation.newcomers import hold_out
-from penchant.server.combination import check_groups
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.noise_terms import figures_of, settle_noise
 from penchant.server.optimizers import server_optimizer
 from penchant.server.privacy_figures import PrivacyFigures
-from penchant.server.run import Observer, ServerRun, cohort_size, run_id
+from penchant.server.run import Observer, ServerRun, checked_cohort, run_id
 from penchant.server.run_manifest import manifest_of
 from penchant.server.secagg.aggregation import Aggregation
 from penchant.server.secagg.plain import PlainAggregation
@@ -155,11 +154,7 @@ def prepare(
     if data.evaluate == "validation":
         _require_validation_pairs(federation)
     federation, newcomers = hold_out(federation, data.holdout_clients, config.seed)
-    cohort = cohort_size(config, len(federation.people))
-    if config.privacy.secagg and cohort < 3:
-        wrong = f"secure aggregation needs a cohort of at least 3, here it is {cohort}; add people, or"
-        raise ConfigError(f"{wrong} set privacy.secagg to false", on_command_line=f"{wrong} pass --no-secagg")
-    check_groups(config, cohort)
+    cohort = checked_cohort(config, len(federation.people))
     config = settle_noise(config, cohort, len(federation.people))
     policy = fleet_policy(config, cohort)
     model_cache = ModelCache() if model_cache is None else model_cache

@@ -26,7 +26,7 @@ from penchant.common.durations import DAY
 from penchant.common.errors import ConsoleError, UsageError
 from penchant.common.network import network_of
 from penchant.common.printable import one_line
-from penchant.common.storage import change
+from penchant.common.storage import change, claim_schema
 from penchant.server.console import passwords
 
 __all__ = ["ROLES", "Account", "AuditEntry", "ConsoleStore", "LoginPlace", "Role", "Session", "default_state"]
@@ -45,6 +45,7 @@ DEVICE_SECONDS = 180.0 * DAY  # that a browser is remembered after it was last l
 DEVICES_MOST = 20  # of one account
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
+_SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS accounts (
     name TEXT PRIMARY KEY, role TEXT NOT NULL CHECK (role IN ('viewer', 'operator')),
@@ -168,6 +169,7 @@ class ConsoleStore:
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA foreign_keys=ON")
             self._db.execute("PRAGMA secure_delete=ON")  # a hash that was replaced does not stay
+            claim_schema(self._db, self._path, ConsoleError, _SCHEMA_VERSION)
             self._db.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise ConsoleError(f"can't open {self._path}: {error}") from None
@@ -364,10 +366,19 @@ class ConsoleStore:
         outcome: str = "done",
         detail: str = "",
         begun: int | None = None,
+        at: float | None = None,
     ) -> int:
-        """Write a line of the audit, durably; -> its number. `begun` is that of the line which it ends."""
+        """Write a line of the audit, durably; -> its number. `begun` is that of the line which it ends, `at`
+        (Unix seconds) when it was, if not now."""
         told = (one_line(text, most) for text, most in ((target, 300), (outcome, 300), (detail, 2000)))
-        values = (time.time(), one_line(account, 100), one_line(address, 100), action, *told, begun)
+        values = (
+            time.time() if at is None else at,
+            one_line(account, 100),
+            one_line(address, 100),
+            action,
+            *told,
+            begun,
+        )
         with self._transaction():
             row = self._one("SELECT chain FROM deeds ORDER BY number DESC LIMIT 1")
             made = self._db.execute(

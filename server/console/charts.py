@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 __all__ = ["Series", "bars", "lines", "spark"]
 
 WIDE, HALF, NARROW = 960, 480, 330  # pixels: the page, half of it, a third of it or a phone
-POINTS = 160  # most points of a drawn line; of more, each stands for a few
+POINTS = 160  # most points of a drawn line; of more, each stands for a few, and a band shows their extremes
 
 Text = Callable[[float], str]
 
@@ -34,6 +34,39 @@ class Series:
     label: str
     points: Sequence[tuple[float, float | None]]
     look: int = 1
+
+
+@dataclass(frozen=True)
+class _Point:
+    """What is drawn at one place: one value, or the mean and the extremes of several next to each other.
+
+    x, y: the place and the value, None for a gap. first, last: the range that it stands for. low, high: of
+    the values there; both are y for a single one.
+    """
+
+    x: float
+    y: float | None
+    first: float
+    last: float
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, some: Sequence[tuple[float, float | None]]) -> _Point:
+        """The point that stands for some next to each other, at the place of the last."""
+        known = [y for _, y in some if y is not None]
+        mean = sum(known) / len(known) if known else None
+        low, high = min(known, default=None), max(known, default=None)
+        return cls(some[-1][0], mean, some[0][0], some[-1][0], low, high)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A series as it is drawn."""
+
+    label: str
+    points: Sequence[_Point]
+    look: int
 
 
 def lines(
@@ -64,7 +97,7 @@ def lines(
     known = [s for s in series if any(y is not None for _, y in s.points)]
     if not known:
         return Markup('<p class="empty small">{}: no rounds yet.</p>').format(title)
-    thinned = [Series(s.label, _thinned(s.points), s.look) for s in known]
+    thinned = [_Line(s.label, _thinned(s.points), s.look) for s in known]
     words = f"{title}. " + " ".join(_spoken(s, text) for s in known)
     frame = _Frame(text, x_label, zero, least, reference)
     drawn = [_drawn_lines(thinned, side, height, frame) for side in (width, NARROW)]
@@ -109,7 +142,7 @@ def spark(points: Sequence[float], words: str) -> Markup:
     if len(points) < 2:
         return Markup("")
     width, height = 96, 24
-    some = [y for _, y in _thinned(list(enumerate(points)), 48) if y is not None]
+    some = points if len(points) <= 48 else _extremes(_thinned(list(enumerate(points)), 24))
     low, high = min(some), max(some)
     spread = (high - low) or 1.0
     step = (width - 4) / (len(some) - 1)
@@ -149,10 +182,10 @@ class _Frame:
     reference: tuple[float, str] | None
 
 
-def _drawn_lines(series: Sequence[Series], width: int, height: int, frame: _Frame) -> Markup:
+def _drawn_lines(series: Sequence[_Line], width: int, height: int, frame: _Frame) -> Markup:
     text, x_label, reference = frame.text, frame.x_label, frame.reference
-    ys = [y for s in series for _, y in s.points if y is not None]
-    xs = [x for s in series for x, _ in s.points]
+    ys = [y for s in series for y in _extremes(s.points)]
+    xs = [end for s in series for point in s.points for end in (point.first, point.x)]
     if reference:
         ys.append(reference[0])
     low, high = (0.0, max(*ys, frame.least)) if frame.zero else (min(ys), max(ys))
@@ -182,17 +215,21 @@ def _drawn_lines(series: Sequence[Series], width: int, height: int, frame: _Fram
         parts.append(f'<text class="tick end" x="{right}" y="{y - 5:.1f}">{escape(reference[1])}</text>')
     for s in series:
         for run in _unbroken(s.points):
-            path = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in run)
+            if len(run) > 1 and any(point.low != point.high for point, _ in run):
+                edge = [(p.x, p.high) for p, _ in run] + [(p.x, p.low) for p, _ in reversed(run)]
+                band = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in edge if y is not None)
+                parts.append(f'<polygon class="band b{s.look}" points="{band}"/>')
+            path = " ".join(f"{at_x(point.x):.1f},{at_y(y):.1f}" for point, y in run)
             if len(run) > 1:
                 parts.append(f'<polyline class="l{s.look}" points="{path}"/>')
-            x, y = run[-1]
+            x, y = run[-1][0].x, run[-1][1]
             parts.append(f'<circle class="p{s.look}" cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3"/>')
     parts.append(_tooltips(series, at_x, (left, right, top, bottom), text, x_label))
     return _svg(parts, width, height)
 
 
 def _tooltips(
-    series: Sequence[Series],
+    series: Sequence[_Line],
     at_x: Callable[[float], float],
     frame: tuple[float, float, float, float],
     text: Text,
@@ -201,22 +238,33 @@ def _tooltips(
     """A column for each x that shows what lies there."""
     left, right, top, bottom = frame
     at: dict[float, list[str]] = {}
+    first: dict[float, float] = {}
     for s in series:
-        for x, y in s.points:
-            if y is not None:
-                at.setdefault(x, []).append(f"{s.label}: {text(y)}" if len(series) > 1 else text(y))
+        for point in s.points:
+            if point.y is not None:
+                named = f"{s.label}: " if len(series) > 1 else ""
+                at.setdefault(point.x, []).append(named + _said(point, point.y, text))
+                first[point.x] = min(point.first, first.get(point.x, point.first))
     places = sorted(at)
     parts = []
     for i, x in enumerate(places):
         begin = left if i == 0 else (at_x(places[i - 1]) + at_x(x)) / 2
         end = right if i == len(places) - 1 else (at_x(x) + at_x(places[i + 1])) / 2
-        said = escape(f"{x_label} {x:.0f}\n" + "\n".join(at[x]))
+        place = f"{x:.0f}" if first[x] == x else f"{first[x]:.0f}–{x:.0f}"
+        said = escape(f"{x_label} {place}\n" + "\n".join(at[x]))
         parts.append(
             f'<g class="hit"><rect x="{begin:.1f}" y="{top}" width="{max(end - begin, 0.5):.1f}" '
             f'height="{bottom - top}"/><line x1="{at_x(x):.1f}" x2="{at_x(x):.1f}" y1="{top}" '
             f'y2="{bottom}"/><title>{said}</title></g>'
         )
     return "".join(parts)
+
+
+def _said(point: _Point, mean: float, text: Text) -> str:
+    """A value; of several their mean, the least and the most."""
+    if point.first == point.last or point.low is None or point.high is None:
+        return text(mean)
+    return f"mean {text(mean)}, least {text(point.low)}, most {text(point.high)}"
 
 
 def _drawn_bars(
@@ -256,29 +304,28 @@ def _svg(parts: Sequence[str], width: int, height: int) -> Markup:
     return Markup(f'<svg viewBox="0 0 {width} {height}" aria-hidden="true">{body}</svg>')
 
 
-def _thinned(
-    points: Sequence[tuple[float, float | None]], most: int = POINTS
-) -> list[tuple[float, float | None]]:
-    """At most `most` points: each the mean of its neighbours, at the last one's place; the last as it is."""
+def _thinned(points: Sequence[tuple[float, float | None]], most: int = POINTS) -> list[_Point]:
+    """At most `most` points: each stands for some next to each other; the last one for itself."""
     if len(points) <= most:
-        return list(points)
-    width = math.ceil(len(points) / most)
-    thinned: list[tuple[float, float | None]] = []
-    for begin in range(0, len(points) - 1, width):
-        some = points[begin : min(begin + width, len(points) - 1)]
-        known = [y for _, y in some if y is not None]
-        thinned.append((some[-1][0], sum(known) / len(known) if known else None))
-    return [*thinned, points[-1]]
+        return [_Point.of([point]) for point in points]
+    width = math.ceil((len(points) - 1) / (most - 1))
+    parts = [points[at : min(at + width, len(points) - 1)] for at in range(0, len(points) - 1, width)]
+    return [*map(_Point.of, parts), _Point.of(points[-1:])]
 
 
-def _unbroken(points: Sequence[tuple[float, float | None]]) -> list[list[tuple[float, float]]]:
-    """The stretches of a line without a gap."""
-    runs: list[list[tuple[float, float]]] = [[]]
-    for x, y in points:
-        if y is None:
+def _extremes(points: Sequence[_Point]) -> list[float]:
+    """The least and the most of each point, in order."""
+    return [y for point in points for y in (point.low, point.high) if y is not None]
+
+
+def _unbroken(points: Sequence[_Point]) -> list[list[tuple[_Point, float]]]:
+    """The stretches of a line without a gap, each point with its value."""
+    runs: list[list[tuple[_Point, float]]] = [[]]
+    for point in points:
+        if point.y is None:
             runs.append([])
         else:
-            runs[-1].append((x, y))
+            runs[-1].append((point, point.y))
     return [run for run in runs if run]
 
 

@@ -13,6 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from penchant.common.errors import PenchantError
 from penchant.server.console.requests import ConsoleContext, ConsoleRequest, Endpoint, console_request_of
 from penchant.server.monitoring.run_history import JournalReader
+from penchant.server.waiting import read_waiting
 
 __all__ = ["event", "live"]
 
@@ -87,7 +88,7 @@ def _mark(console_request: ConsoleRequest) -> object:
     said = [tuple(operations.log(location, 1)) for location in locations] if wanted else []
     fleets = [] if wanted else [operations.fleet(fleet).mark() for fleet in operations.fleets()]
     return (
-        [JournalReader(location.directory).mark for location in locations],
+        [(JournalReader(one.directory).mark, read_waiting(one.directory)) for one in locations],
         operations.activity(locations),
         said,
         fleets,

@@ -11,16 +11,17 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from penchant.common.config import RunConfig
-from penchant.server.monitoring.fleet import FleetStatus, MemberListStatus, Revocation, Token
+from penchant.server.monitoring.fleet import Expiry, FleetStatus, MemberListStatus, Revocation, Token
 from penchant.server.monitoring.run_history import Activity, RunLocation
 from penchant.server.releases import Release
+from penchant.server.waiting import Waiting
 
 __all__ = ["FleetOperations", "ReleaseOperations", "RunOperations", "fleet_recipe"]
 
 
 def fleet_recipe(fleet: RunLocation) -> str:
     """What the recipe of a fleet's run is called."""
-    return f"The fleet {fleet.name}, everybody asked"
+    return f"Everybody of {fleet.name}"
 
 
 class FleetOperations(Protocol):
@@ -29,11 +30,17 @@ class FleetOperations(Protocol):
     def link(self) -> FleetStatus:
         """What the fleet's SuperLink said last. Never waits for it: it is asked in another thread."""
 
+    def missing(self, waiting: Waiting) -> Sequence[tuple[int, str]]:
+        """(member, why) of all that are not ready while a run waits."""
+
     def mark(self) -> object:
         """Something that changes whenever who belongs to the fleet, or is online, does."""
 
     def enrolment(self) -> MemberListStatus:
         """Who belongs to the fleet."""
+
+    def expiries(self) -> Sequence[Expiry]:
+        """What of the fleet ends one day: its member list and its certificates."""
 
     def tokens(self) -> Sequence[Token]:
         """Invitations, the latest first, without their text."""
@@ -67,6 +74,9 @@ class ReleaseOperations(Protocol):
 class RunOperations(Protocol):
     """Runs, and the way to what belongs to them. Each raises a PenchantError of one line when it can't."""
 
+    def record_acts(self) -> None:
+        """Take into the audit what was done to fleets at the command line meanwhile."""
+
     def locations(self) -> Sequence[RunLocation]:
         """All runs."""
 
@@ -90,6 +100,12 @@ class RunOperations(Protocol):
 
     def simulates(self) -> bool:
         """Whether simulated runs can be started here."""
+
+    def objections(self, config: RunConfig, fleet: RunLocation | None) -> Sequence[str]:
+        """Why devices of a fleet whose owners changed nothing in their policy would take no part."""
+
+    def hindrance(self, location: RunLocation, config: RunConfig) -> str:
+        """Why a run can't go on as it is configured; empty where it can."""
 
     def check(self, toml: str, fleet: RunLocation | None = None) -> RunConfig:
         """The configuration that a text makes; ConfigError when it can't be run from here. With a `fleet`, on

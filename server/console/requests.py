@@ -95,6 +95,7 @@ class ConsoleRequest:
     session: Session
     csrf: str
     form: Mapping[str, str] = field(default_factory=dict)
+    refused: str = ""  # why nothing was done, for the audit
 
     @property
     def address(self) -> str:
@@ -132,6 +133,11 @@ class ConsoleRequest:
         return HTMLResponse(
             self.text(template, flash=self.context.store.take_flash(self.session), **page), code
         )
+
+    def refuse(self, why: str, template: str, **page: Any) -> HTMLResponse:
+        """The form once more, because nothing was done; the audit says `why`."""
+        self.refused = why
+        return self.render(template, 422, **page)
 
     def text(self, template: str, **page: Any) -> str:
         """A page or a part of one, as HTML."""
@@ -194,7 +200,7 @@ def action(context: ConsoleContext, view: View, name: str, role: Role = "operato
         console_request = console_request_of(context, request, form)
         if console_request is None:
             return to_login(context, request)
-        target = "/".join(str(v) for v in request.path_params.values())
+        target = "/".join(map(str, request.path_params.values())) or form.get("name", "")
         told = (console_request.name, console_request.address, name, target)
         if not console_request.sent_by_us():
             context.store.note(*told, "refused: the form was forged or too old")
@@ -217,10 +223,17 @@ def action(context: ConsoleContext, view: View, name: str, role: Role = "operato
         except Exception as error:
             context.store.note(*told, f"failed: {type(error).__name__}", about, begun)
             raise
-        context.store.note(*told, "done", about, begun)
+        context.store.note(*told, _outcome(console_request, response), about, begun)
         return response
 
     return posted(work)
+
+
+def _outcome(console_request: ConsoleRequest, response: Response) -> str:
+    """What the audit says of an action: done only where the answer says so."""
+    if response.status_code < 400 and not console_request.refused:
+        return "done"
+    return f"refused: {console_request.refused or f'answered with {response.status_code}'}"
 
 
 _TOLD = {"name", "where", "member", "why", "label", "days", "round", "number", "confirm"}

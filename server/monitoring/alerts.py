@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from penchant.common.durations import DAY
 from penchant.common.wording import counted, duration, percent
-from penchant.server.monitoring.fleet import FleetStatus, MemberListStatus, Revocation, Token
+from penchant.server.monitoring.fleet import Expiry, FleetStatus, MemberListStatus, Revocation, Token
 from penchant.server.monitoring.labels import left_out, lost
 from penchant.server.monitoring.run_history import RunLocation, RunSummary
 
-__all__ = ["Notice", "of_fleet", "of_run"]
+__all__ = ["Notice", "ending", "of_fleet", "of_run"]
 
 MANY_LOST = 0.2  # of those asked: a third ends a round without a result
 FALL = 0.03  # of accuracy below the best
-SOON = 7 * DAY
+TOKEN_SOON = DAY
 RECENT = 14 * DAY  # what failed longer ago is history
 
 
@@ -37,9 +37,10 @@ def of_run(run: RunSummary, now: float) -> Iterator[Notice]:
         return
     if run.state == "failed" and now - run.touched < RECENT:
         why = run.why.rstrip(".") or "It ended without a result"
-        yield Notice(
-            "bad", f"{name} failed", f"{why}. Finished rounds are kept; resume goes on from there.", href
+        cure = (
+            "Finished rounds are kept; resume goes on from there" if run.settled else "No round is finished"
         )
+        yield Notice("bad", f"{name} failed", f"{why}. {cure}.", href)
     if run.state == "running":
         yield from _at_work(run, now, href)
 
@@ -83,34 +84,48 @@ def of_fleet(
     enrolment: MemberListStatus,
     asked: Sequence[Revocation],
     tokens: Sequence[Token],
+    expiries: Sequence[Expiry],
     now: float,
 ) -> Iterator[Notice]:
-    """What is wrong, or may become so, with a fleet's server and members; `runs` are the fleet's runs."""
+    """What is wrong, or may become so, with a fleet's server and members; `runs` are the fleet's runs,
+    `expiries` what ends one day."""
     href = f"/devices?run={fleet.id}"
     if link.state == "silent":
         text = "No device can take part. Bring it up with “penchant server up”, or see its log."
         yield Notice("bad", f"The SuperLink of {fleet.name} is silent", text, href)
     for run in runs:
-        if run.state != "running" or run.config is None or not link.fresh(now) or link.online is None:
-            continue
-        missing = run.config.federation.cohort - link.online
-        if missing > 0:
+        waiting = run.waiting
+        if waiting is not None:
+            missing = max(waiting.needed - len(waiting.ready), 0)
             title = f"{run.location.name} waits for {counted(missing, 'device')}"
-            text = f"It asks {run.config.federation.cohort} at a time; {link.online} are online."
-            yield Notice("warn", title, text, href)
+            since, left = now - waiting.since, max(waiting.until - now, 0.0)
+            text = (
+                f"{len(waiting.ready)} of {waiting.needed} are ready, since {duration(since)}; it "
+                f"gives up in {duration(left)}. Its page says who is missing and why."
+            )
+            yield Notice("warn", title, text, f"/runs/{run.location.id}")
     pending = [r for r in asked if r.signed is None]
     if pending:
         numbers = ", ".join(str(r.member) for r in pending)
         text = f"Member {numbers}: in force once the authority has signed its next list."
         yield Notice("warn", f"{counted(len(pending), 'revocation')} pending", text, href)
-    waiting = [token for token in tokens if token.state == "waiting"]
-    if waiting:
+    joining = [token for token in tokens if token.state == "waiting"]
+    if joining:
         text = "The authority has their requests; compare the fingerprints before it signs."
-        yield Notice("warn", f"{counted(len(waiting), 'device')} waiting to be enrolled", text, href)
-    left = enrolment.expires - now
-    if left < 0:
-        text = "Devices refuse to take part until the authority publishes a newer one."
-        yield Notice("bad", f"Member list {enrolment.list_number} has expired", text, href)
-    elif left < SOON:
-        text = "Have the authority publish the next one before devices refuse to take part."
-        yield Notice("warn", f"The member list expires in {duration(left)}", text, href)
+        yield Notice("warn", f"{counted(len(joining), 'device')} waiting to be enrolled", text, href)
+    unused = [token for token in tokens if token.state == "open" and token.expires - now < TOKEN_SOON]
+    if unused:
+        names = ", ".join(token.label or token.id for token in unused)
+        text = f"Nobody has used them: {names}. Hand out others if they are still wanted."
+        yield Notice("warn", f"{counted(len(unused), 'invitation')} end within a day", text, href)
+    yield from ending(expiries, now, href)
+
+
+def ending(expiries: Sequence[Expiry], now: float, href: str = "") -> Iterator[Notice]:
+    """What has ended, and what will soon, with what to do about it."""
+    for one in sorted(expiries, key=lambda one: one.at):
+        left = one.at - now
+        if left < 0:
+            yield Notice("bad", f"{one.what} has expired", one.cure, href)
+        elif left < one.soon:
+            yield Notice("warn", f"{one.what} expires in {duration(left)}", one.cure, href)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["ConnectedNode", "FleetStatus", "MemberListStatus", "Revocation", "Token"]
+__all__ = ["ConnectedNode", "Expiry", "FleetStatus", "MemberListStatus", "Revocation", "Token"]
 FRESH_SECONDS = 15.0  # an answer as old is not called the present
 
 
@@ -85,6 +85,20 @@ class Revocation:
     by: str
     at: float
     signed: int | None
+
+
+@dataclass(frozen=True)
+class Expiry:
+    """Something of a fleet that ends at a moment (`at`, Unix seconds).
+
+    what: its name, as a sentence begins with it. cure: what to do about it. soon: how many seconds before its
+    end somebody has to be told.
+    """
+
+    what: str
+    at: float
+    cure: str
+    soon: float
 
 
 @dataclass(frozen=True)

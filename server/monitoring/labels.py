@@ -66,6 +66,13 @@ def phase(name: str) -> str:
     return _PHASES.get(name, name)
 
 
+def after_round(number: int | None) -> str:
+    """Whose factors a figure is of: ``after round 7``; the run's own beginning is round 0."""
+    if number is None:
+        return ""
+    return f"after round {number}" if number else "before round 1"
+
+
 def lost(dropped: Mapping[str, int]) -> str:
     """``2 at keys, 1 at masked sums``."""
     parts = [f"{count} at {stage(name).lower()}" for name, count in dropped.items() if count]
@@ -94,6 +101,7 @@ FILTERS = {
     "stage": stage,
     "state": state,
     "phase": phase,
+    "after_round": after_round,
     "lost": lost,
     "left_out": left_out,
     "shape": shape,

@@ -20,8 +20,10 @@ from penchant.common.foreign_files import CONFIG_MOST, read_bytes, read_json
 from penchant.common.printable import one_line
 from penchant.server.journal import RoundLog
 from penchant.server.journal_reader import AttemptRecord, DeviceRecord, JournalReader, OpenedSums, Stage
+from penchant.server.measured import Measurement, by_round, measurements
 from penchant.server.monitoring.run_report import AttemptReport, RunReport
 from penchant.server.releases import releases
+from penchant.server.waiting import Waiting, read_waiting
 
 __all__ = [
     "Activity",
@@ -81,6 +83,7 @@ class RunSummary:
     config: RunConfig | None
     attempts: Sequence[AttemptRecord] = field(repr=False)
     why: str = ""
+    waiting: Waiting | None = None  # what its next round waits for, while it runs
 
     @property
     def total(self) -> int:
@@ -114,21 +117,37 @@ class RunSummary:
         return [a for a in self.attempts if a.state in ("failed", "skipped")]
 
     @property
+    def measured(self) -> list[Measurement]:
+        """What finished rounds found out about the factors that they began with, in order."""
+        return measurements(self.logs)
+
+    @property
+    def by_round(self) -> dict[int, Measurement]:
+        """round -> how well the factors do that it ended with; without rounds that nobody measured yet."""
+        return by_round(self.logs)
+
+    @property
     def accuracy(self) -> float | None:
-        """The fleet's latest accuracy on the choices that its devices held out."""
-        known = [log.val_accuracy for log in self.logs if log.val_accuracy is not None]
+        """The fleet's accuracy on the choices that its devices held out, as measured last."""
+        known = [one.accuracy for one in self.measured if one.accuracy is not None]
+        return known[-1] if known else None
+
+    @property
+    def accuracy_after(self) -> int | None:
+        """The round whose factors have that accuracy; 0: those that the run began with."""
+        known = [one.after for one in self.measured if one.accuracy is not None]
         return known[-1] if known else None
 
     @property
     def loss(self) -> float | None:
-        """The latest training loss."""
-        known = [log.train_loss for log in self.logs if log.train_loss is not None]
+        """The training loss, as measured last."""
+        known = [one.train_loss for one in self.measured if one.train_loss is not None]
         return known[-1] if known else None
 
     @property
     def histogram(self) -> tuple[int, list[int]] | None:
-        """(round, people per tenth of accuracy) of the latest round that has one."""
-        known = [(log.round, log.histogram) for log in self.logs if log.histogram is not None]
+        """(round whose factors they are, people per tenth of accuracy) of the latest histogram."""
+        known = [(one.after, one.log.histogram) for one in self.measured if one.log.histogram is not None]
         return known[-1] if known else None
 
     @property
@@ -187,10 +206,12 @@ class RunSummary:
             remaining_seconds=self.remaining,
             train_loss=self.loss,
             val_accuracy=self.accuracy,
+            val_accuracy_after_round=self.accuracy_after,
             histogram=self.histogram[1] if self.histogram else None,
             lost_part=self.lost_part,
             secagg=self.config.privacy.secagg if self.config else None,
             dp=None if damaged else reader.privacy(),
+            waiting=self.waiting,
             stages=tuple(stages),
             devices=0 if damaged else reader.count_devices(),
             attempts=tuple(map(AttemptReport.of, self.attempts)),
@@ -210,7 +231,8 @@ def summary_of(location: RunLocation, activity: Activity) -> RunSummary:
     except (ConfigError, JournalError) as error:
         return RunSummary(location, "damaged", activity, None, (), one_line(str(error)))
     state, why = _state(config, attempts, finished, activity, location.kind)
-    return RunSummary(location, state, activity, config, attempts, one_line(why))
+    waiting = read_waiting(directory) if state == "running" else None
+    return RunSummary(location, state, activity, config, attempts, one_line(why), waiting)
 
 
 def read_config(directory: Path) -> RunConfig:

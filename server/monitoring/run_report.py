@@ -8,6 +8,7 @@ from typing import Self
 
 from penchant.server.journal_reader import AttemptRecord, Stage
 from penchant.server.privacy_figures import PrivacyFigures
+from penchant.server.waiting import Waiting
 
 __all__ = ["AttemptReport", "RunReport"]
 
@@ -34,6 +35,8 @@ class AttemptReport:
     aborts: Mapping[str, int] | None = None
     named: Mapping[str, str] | None = None
     failed: Mapping[str, str] | None = None
+    measured_on: int | None = None
+    judged: int | None = None
     state: str
     started: float
     why: str | None
@@ -63,6 +66,7 @@ class RunReport:
         remaining_seconds: how long the run still takes at its present pace.
         train_loss: the latest training loss.
         val_accuracy: the latest accuracy on the choices that devices held out.
+        val_accuracy_after_round: the round whose factors have it; 0: those that the run began with.
         histogram: people per tenth of that accuracy, of the latest round that has one.
         lost_part: of those asked in the last ten rounds, the part that is in no sum.
         secagg: whether the run uses secure aggregation; None where its configuration can't be read.
@@ -84,10 +88,12 @@ class RunReport:
     remaining_seconds: float | None
     train_loss: float | None
     val_accuracy: float | None
+    val_accuracy_after_round: int | None
     histogram: Sequence[int] | None
     lost_part: float | None
     secagg: bool | None
     dp: PrivacyFigures | None
+    waiting: Waiting | None
     stages: tuple[Stage, ...] = field(repr=False)
     devices: int
     attempts: tuple[AttemptReport, ...] = field(repr=False)

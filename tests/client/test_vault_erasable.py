@@ -154,6 +154,7 @@ def earlier(home: Path, passphrase: str | None) -> SealedStorage:
     write_private(home / "vault.check", old.seal(b"penchant vault", "check"))
     vault = Vault(home)
     with vault._transaction() as db:
+        db.execute("PRAGMA application_id = 0")
         db.execute("INSERT INTO blobs VALUES ('identity', ?)", (old.seal(b"somebody", "blob identity"),))
         vector = old.seal(np.arange(3, dtype="<f4").tobytes(), "personal")
         db.execute(

@@ -16,12 +16,13 @@ import pytest
 from support.console_scene import CHEAP, HOST, PASSWORD, Browser, make_run, text_of
 from support.processes import wait_for
 
+from penchant.common.config import RunConfig
 from penchant.common.errors import ConsoleError, JournalError, RunDirectoryError
 from penchant.common.membership.join_token import JoinToken
 from penchant.deploy.cli.main import main
 from penchant.deploy.console import fleet, local
 from penchant.deploy.console.local import OperationsOnThisMachine
-from penchant.deploy.fleet import run_activity
+from penchant.deploy.fleet import follow, run_activity, run_checks
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import attend
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry, request_revocation
@@ -29,9 +30,11 @@ from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettin
 from penchant.deploy.flower.superlink import Control, NodeRow, SuperLinkAddress
 from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.app import build_app
+from penchant.server.console.operations import fleet_recipe
 from penchant.server.console.views.devices import qr_code
 from penchant.server.monitoring.fleet import ConnectedNode, Token
 from penchant.server.monitoring.run_history import Activity, summary_of
+from penchant.server.waiting import Waiting, read_waiting, write_waiting
 
 DAY = 86400
 
@@ -114,7 +117,7 @@ def test_a_fleet_without_a_run_is_there_already(world: World) -> None:
     assert "home silent – 5 0" in said
     assert "The SuperLink of home is silent" in said
     said = world.said()
-    assert "5 node not known not met yet never 0 – –" in said
+    assert "5 node not known not seen yet never 0 – –" in said
     assert "The SuperLink is silent: who is online is not known." in said
     assert "No token has been handed out yet." in said
 
@@ -171,6 +174,54 @@ def test_a_revocation_is_pending_until_the_authority_has_signed(world: World) ->
 def test_a_revocation_asked_for_at_the_terminal_is_shown_too(world: World) -> None:
     request_revocation(world.server_directory.path, 2, "left")
     assert "2 pending left command line" in world.said()
+
+
+def at_the_command_line(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr("sys.argv", ["penchant", "server", *map(str, words)])
+    with pytest.raises(SystemExit) as leave:
+        main()
+    return int(leave.value.code or 0)
+
+
+def test_the_first_reason_of_a_revocation_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.browser.post(f"/devices/{world.id}/revocations", {"member": "3", "why": "lost on a train"})
+    assert at_the_command_line(monkeypatch, "revoke", world.server_directory.path, 3) == 2
+    assert "3 pending lost on a train olga" in world.said()
+    (path,) = world.server_directory.requests.glob("revoke-*.json")
+    assert json.loads(path.read_text(encoding="utf-8"))["why"] == "lost on a train"
+
+
+def test_acts_at_the_command_line_are_in_the_same_audit(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home, out = world.server_directory.path, tmp_path / "token"
+    assert at_the_command_line(monkeypatch, "revoke", home, 2, "--why", "left") == 0
+    assert at_the_command_line(monkeypatch, "revoke", home, 2, "--why", "another") == 2
+    assert at_the_command_line(monkeypatch, "invite", home, "--name", "kitchen", "--out", out) == 0
+    assert at_the_command_line(monkeypatch, "renew", home) == 0
+    said = world.said("/audit")
+    (who,) = {entry.account for entry in world.store.audit_entries() if "command line" in entry.account}
+    for line in (
+        f"{who} ask for a revocation left 2 done the server itself",
+        f"{who} ask for a revocation another 2 refused the authority is asked already",
+        f"{who} hand out a token days: 7 kitchen done",
+        f"{who} renew certificates done",
+    ):
+        assert line in said, line
+    assert world.store.broken() is None
+    before = len(world.store.audit_entries())
+    world.said("/")
+    assert len(world.store.audit_entries()) == before  # each once
+
+
+def test_an_older_list_is_called_older_and_not_the_server(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "old.list"
+    old.write_bytes((world.server_directory.path / "members.list").read_bytes())
+    world.server_directory.take_members(world.authority_store.publish())
+    assert at_the_command_line(monkeypatch, "members", world.server_directory.path, old) == 2
+    assert "is older than list 7, which this server has" in capsys.readouterr().err
 
 
 def test_who_looks_sees_no_token_and_asks_for_nothing(world: World) -> None:
@@ -297,15 +348,32 @@ def test_devices_that_wait_are_shown_with_what_the_authority_compares(
     assert "1 device waiting to be enrolled" in world.said("/")
 
 
-def test_a_run_that_waits_for_devices_is_noticed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_in(world, "first", 1)
-    server = world.operations.fleet(world.operations.fleets()[0])
-    monkeypatch.setattr(server, "_nodes", lambda: {str(n): ConnectedNode(n > 3) for n in range(5)})
+def test_a_run_that_waits_for_devices_says_whom_it_lacks_and_why(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Member 4 is online, as Flower sees it, and not ready."""
+    directory = run_in(world, "first", 0)
     monkeypatch.setattr(world.operations, "_activity", lambda *_: Activity(running=True, ours=True))
-    answered(world)
-    config = world.server_directory.run("first") / "config.toml"
-    config.write_text(config.read_text().replace("cohort = 0", "cohort = 4"))
-    assert "first waits for 3 devices It asks 4 at a time; 1 are online." in world.said("/")
+    now = time.time()
+    write_waiting(directory, Waiting(1, 3, (1, 2), (4,), (), now - 60, now + 3600))
+    said = world.said("/")
+    assert "first waits for 1 device 2 of 3 are ready, since 1 min" in said
+    assert "first waits for devices: 2 of 3 are ready" in said
+    assert "The first rounds are under way" not in said
+    (location,) = world.operations.locations()
+    page = world.said(f"/runs/{location.id}")
+    assert "Round 1 waits: 2 of 3 devices are ready" in page
+    assert "member 4: connected, but takes no part now: paused" in page
+    assert "member 3: the SuperLink does not know it yet" in page
+    assert "the first round comes in a moment" not in page
+    door = SuperLinkAddress("127.0.0.1:9", None)
+    waiting = read_waiting(directory)
+    assert waiting is not None
+    lines = list(follow.waiting_lines(directory, door, waiting))
+    assert lines[0].startswith("round 1 waits: 2 of 3 devices are ready; it gives up in")
+    assert "  member 4: connected, but takes no part now" in "\n".join(lines)
+    write_waiting(directory, None)
+    assert "waits" not in world.said("/")
 
 
 def test_a_list_that_ends_soon_is_noticed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +382,7 @@ def test_a_list_that_ends_soon_is_noticed(world: World, monkeypatch: pytest.Monk
         "penchant.server.console.views.overview.time.time", lambda: real + 25.1 * DAY
     )  # 4.9 are left
     world.store._db.execute("UPDATE sessions SET began = began + ?, used = used + ?", (25.1 * DAY,) * 2)
-    assert "The member list expires in 4 d" in world.said("/")
+    assert re.search(r"Member list \d+ expires in 4 d", world.said("/"))
     monkeypatch.setattr("penchant.server.console.views.overview.time.time", lambda: real + 31 * DAY)
     world.store._db.execute("UPDATE sessions SET began = began + ?, used = used + ?", (5.9 * DAY,) * 2)
     assert "has expired" in world.said("/")
@@ -382,11 +450,18 @@ def test_a_live_run_is_resumed_and_started_through_the_servers_own_command(
     ("config", "verdict"),
     [
         ("", "federation.cohort is 0"),
-        ("[federation]\ncohort = 6", "federation.cohort is 6, but home has 5 members"),
+        ("[federation]\ncohort = 6", "federation.cohort is 6, but this fleet has 5 members; ask at most 5"),
+        ("[federation]\ncohort = 5\nrounds = 0", "federation.rounds is 0"),
+        ("[federation]\ncohort = 2", "a masked sum needs 3 devices at least"),
+        ("[federation]\ncohort = 5", "that takes 17 devices a round; raise federation.cohort"),
         ("[federation]\ncohort = 5\n[privacy]\nsecagg = false", "a served run is with secure aggregation"),
         (
-            "[federation]\ncohort = 5",
+            "[federation]\ncohort = 5\n[privacy]\nmin_honest = 1\nmax_colluders = 1\ndp_epsilon = 8",
             "It can run 5 devices of home a round, which learn from their own choices",
+        ),
+        (
+            "[federation]\ncohort = 5\n[privacy]\nmin_honest = 1\nmax_colluders = 1",
+            "It can run only with devices whose owners allow more than the defaults the run adds no noise",
         ),
     ],
 )
@@ -400,6 +475,35 @@ def test_what_a_fleet_can_run_is_said_before_it_is_started(world: World, config:
         assert world.operations.locations() == []
 
 
+def test_the_recipe_of_a_fleet_can_run_and_is_what_the_command_writes(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out = tmp_path / "run.toml"
+    assert at_the_command_line(monkeypatch, "config", world.server_directory.path, "--out", out) == 0
+    written = RunConfig.read(out)
+    recipe = world.operations.recipes()[fleet_recipe(world.operations.fleets()[0])]
+    assert RunConfig.from_toml(recipe).federation == written.federation
+    form = {"config": out.read_text(encoding="utf-8"), "where": world.id}
+    assert "It can run 5 devices of home a round" in text_of(world.browser.post("/runs/check", form).text)
+    form["config"] = recipe
+    assert "It can run 5 devices of home a round" in text_of(world.browser.post("/runs/check", form).text)
+
+
+def test_a_failed_run_offers_only_what_can_help(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = run_in(world, "first", 0)
+    failed = Activity(why="3 of 5 devices refused")
+    monkeypatch.setattr(world.operations, "_activity", lambda *_: failed)
+    (location,) = world.operations.locations()
+    html = world.browser.get(f"/runs/{location.id}").text
+    assert "It can’t go on as it is configured federation.cohort is 0" in text_of(html)
+    assert f'action="/runs/{location.id}/resume"' not in html
+    assert f'href="/runs/new?from={location.id}"' in html
+    assert "3 of 5 devices refused. No round is finished." in world.said("/")
+    config = run_checks.fleet_defaults(5)
+    (directory / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+    assert f'action="/runs/{location.id}/resume"' in world.browser.get(f"/runs/{location.id}").text
+
+
 def test_a_console_of_a_fleet_alone_simulates_nothing(world: World, tmp_path: Path) -> None:
     said = world.said("/runs/new")
     assert "simulated, on this machine" not in said
@@ -409,7 +513,7 @@ def test_a_console_of_a_fleet_alone_simulates_nothing(world: World, tmp_path: Pa
     both = OperationsOnThisMachine([tmp_path / "runs", world.server_directory.path], world.store)
     browser = Browser(build_app(world.store, both, hosts=frozenset({HOST})), "olga")
     said = text_of(browser.get("/runs/new").text)
-    assert "simulated, on this machine the fleet home" in said
+    assert "simulated, on this machine home, real devices" in said
     assert "It can run senate" in said
 
 

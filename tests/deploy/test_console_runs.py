@@ -115,6 +115,7 @@ def test_a_run_that_ends_is_finished_and_its_adapter_can_be_had(
         )
         told = json.loads(archive.read("release.json"))
         assert (told["round"], told["share"], len(told["checkpoint_sha256"])) == (1, "A", 64)
+        assert told["measured_in_round"] == 2  # the closing one
         card = archive.read("README.md").decode()
         assert "tags: [reward-model, shared, penchant]" in card
         assert "# The shared part of a fleet's reward models" in card
@@ -232,6 +233,24 @@ def test_names_and_sources_are_checked_before_anything_is_made(
         with pytest.raises(ConfigError, match="may not read"):
             operations.check(f'[data]\ndataset = "{source}"')
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["first"]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("[federation]\ncohort = 99999", "federation.cohort is 99999 but there are 101 people"),
+        ("[federation]\ncohort = 500", "federation.cohort is 500 but there are 101 people; lower it"),
+        ("[federation]\nrounds = 0", "federation.rounds is 0"),
+        ("[data]\nclients = 2", "secure aggregation needs a cohort of at least 3, here it is 2"),
+    ],
+)
+def test_what_the_people_of_a_simulation_do_not_allow_is_refused_before_it_starts(
+    operations: OperationsOnThisMachine, tmp_path: Path, config: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said) as refused:
+        operations.start("new", config)
+    assert "--no-secagg" not in str(refused.value)  # nobody has a command line in a browser
+    assert not (tmp_path / "runs" / "new").exists()
 
 
 def test_a_link_is_not_deleted_through(operations: OperationsOnThisMachine, tmp_path: Path) -> None:

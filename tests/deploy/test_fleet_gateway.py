@@ -7,21 +7,24 @@ import inspect
 import os
 import re
 import signal
+import socket
 import ssl
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 
-from penchant.common.errors import ConfigError, GatewayError, UsageError
-from penchant.deploy.fleet import gateway
+from penchant.common.errors import ConfigError, EnrolmentError, GatewayError, UsageError
+from penchant.deploy.fleet import gateway, processes
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.certificates import KeyAndCertificate, ca_digest, days_left, issue, make_ca
+from penchant.deploy.fleet.processes import gateway_state
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.deploy.fleet.supervisor import ChildProcess, supervise
 from penchant.deploy.flower.superlink import FLEET_PATHS
@@ -243,6 +246,135 @@ def test_what_can_not_be_started_ends_the_rest(tmp_path: Path) -> None:
     slow = ChildProcess("slow", SLEEPER, tmp_path / "slow.log", ready=lambda: False)
     with pytest.raises(GatewayError, match="not ready after"):
         supervise([slow], stop=threading.Event(), ready_seconds=0.5)
+
+
+def test_a_log_that_is_removed_or_can_not_be_turned_over_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("penchant.deploy.fleet.supervisor.LOG_PAUSE", 0.0)
+    monkeypatch.setattr("penchant.deploy.fleet.supervisor.LOG_MOST", 1)
+    removed, full = tmp_path / "a.log", tmp_path / "b.log"
+    stop, up = threading.Event(), threading.Event()
+    parts = [ChildProcess("a", SLEEPER, removed), ChildProcess("b", SLEEPER, full)]
+    thread = threading.Thread(target=lambda: supervise(parts, stop=stop, announce=up.set))
+    thread.start()
+    assert up.wait(60)
+    (tmp_path / "b.log.1").mkdir()  # no copy can be made of it
+    full.write_text("long", encoding="utf-8")
+    removed.unlink()
+    wait_for(lambda: len(caplog.records) >= 2)
+    time.sleep(1.0)
+    assert thread.is_alive()
+    stop.set()
+    thread.join(60)
+    assert sorted(record.getMessage().partition(" ")[0] for record in caplog.records) == [
+        str(removed), "can't"
+    ]  # fmt: skip
+    assert full.read_text(encoding="utf-8") == "long"
+
+
+def test_a_process_that_can_not_be_started_again_does_not_end_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    stop, up = threading.Event(), threading.Event()
+    parts = [
+        ChildProcess("a", SLEEPER, tmp_path / "a.log"),
+        ChildProcess("b", [sys.executable, "-c", "import time; time.sleep(1)"], folder / "b.log"),
+    ]
+    thread = threading.Thread(target=lambda: supervise(parts, stop=stop, announce=up.set))
+    thread.start()
+    assert up.wait(60)
+    (folder / "b.log").unlink()
+    folder.rmdir()
+    wait_for(lambda: "can't start b" in caplog.text)
+    assert thread.is_alive()
+    folder.mkdir()
+    wait_for((folder / "b.log").exists)  # it is tried again
+    stop.set()
+    thread.join(60)
+
+
+def test_a_process_whose_end_is_final_ends_all_with_the_reason(tmp_path: Path) -> None:
+    final = EnrolmentError("revoked")
+    ends = ChildProcess("a", [sys.executable, "-c", "exit(1)"], tmp_path / "a.log", over=lambda: final)
+    other = ChildProcess("b", SLEEPER, tmp_path / "b.log", ready=lambda: bool(pids(tmp_path / "b.log")))
+    with pytest.raises(EnrolmentError, match="revoked"):
+        supervise([other, ends], stop=threading.Event())
+    wait_for(lambda: not alive(pids(tmp_path / "b.log")[0]))
+
+
+# --- who holds the port ---------------------------------------------------------------------------
+
+
+class Answering:
+    """A program at a port of this machine, with a certificate, or without TLS."""
+
+    def __init__(self, pair: KeyAndCertificate | None) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self._context = None
+        if pair is not None:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._context.load_cert_chain(pair.certificate, pair.key)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._socket.accept()
+                with connection, suppress(OSError):
+                    if self._context is not None:
+                        self._context.wrap_socket(connection, server_side=True).recv(1)
+                    connection.sendall(b"nothing of TLS")
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def at_port(server_directory: ServerDirectory, port: int) -> ServerDirectory:
+    path = server_directory.path / "server.toml"
+    text = re.sub(r"(?m)^(listen|port) = .*$", "", path.read_text(encoding="utf-8"))
+    path.write_text(f'{text}\nlisten = "127.0.0.1"\nport = {port}\n', encoding="utf-8")
+    return ServerDirectory(server_directory.path)
+
+
+@pytest.mark.parametrize(
+    ("who", "state"),
+    [("ours", "open"), ("ours, past its date", "open"), ("another fleet", "foreign"), ("no TLS", "foreign")],
+)
+def test_a_port_that_something_else_holds_is_not_called_open(
+    server_directory: ServerDirectory, tmp_path: Path, who: str, state: str
+) -> None:
+    pair = KeyAndCertificate(tmp_path / "leaf.pem", tmp_path / "leaf.key")
+    ca = server_directory.tls.ca
+    if who == "another fleet":
+        ca = KeyAndCertificate(tmp_path / "ca.pem", tmp_path / "ca.key")
+        make_ca(ca, "another")
+    long_ago = datetime.now(UTC) - timedelta(days=400) if "past" in who else None
+    issue(ca, pair, ("fleet.example",), now=long_ago)
+    answering = Answering(None if who == "no TLS" else pair)
+    try:
+        assert gateway_state(at_port(server_directory, answering.port)) == state
+    finally:
+        answering.close()
+
+
+def test_nothing_at_the_port_is_a_closed_gateway(server_directory: ServerDirectory) -> None:
+    assert gateway_state(at_port(server_directory, 9)) == "closed"
+
+
+def test_a_server_does_not_start_on_a_port_that_is_taken(
+    server_directory: ServerDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "ENDING_SECONDS", 0.3)
+    answering = Answering(None)
+    try:
+        with pytest.raises(GatewayError, match=rf"another program listens at 127\.0\.0\.1:{answering.port}"):
+            processes.up(at_port(server_directory, answering.port))
+    finally:
+        answering.close()
 
 
 def test_a_killed_supervisor_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.console_scene import log, make_run
 from support.deployment import Deployment
 
 from penchant.common.errors import RunDirectoryError
 from penchant.deploy import run_directory
 from penchant.deploy.fleet import release_files, served_run
-from penchant.deploy.fleet.release_files import write_release
+from penchant.deploy.fleet.release_files import _told, write_release
 from penchant.server.journal import RoundLog
+from penchant.server.journal_reader import JournalReader
+from penchant.server.measured import by_round
 from penchant.server.optimizers import ServerState
 
 
@@ -47,3 +50,23 @@ def test_a_model_of_other_sizes_than_the_checkpoints_is_refused_before_it_is_mad
         with pytest.raises(RunDirectoryError, match="its checkpoint is of another model"):
             write_release(served, None, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("round", "measured_in"), [(1, 2), (2, 3), (3, None)])
+def test_a_release_carries_the_accuracy_of_its_own_factors_or_none_yet(
+    tmp_path: Path, round: int, measured_in: int | None
+) -> None:
+    directory = make_run(tmp_path / "run", 3)
+    journal, config = JournalReader(directory), run_directory.read_config(directory)
+    rounds = {one.round: one for one in journal.logs()}
+    digest = journal.digest(round)
+    told = _told(directory, config, rounds[round], by_round(journal.logs()).get(round), digest)
+    next_round = None if measured_in is None else log(measured_in)
+    assert (told["round"], told["checkpoint_sha256"], told["measured_in_round"]) == (
+        round,
+        digest,
+        measured_in,
+    )
+    assert told["val_accuracy"] == (next_round.val_accuracy if next_round else None)
+    assert told["train_loss"] == (next_round.train_loss if next_round else None)
+    assert told["people"] == rounds[round].survivors

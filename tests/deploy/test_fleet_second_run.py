@@ -6,13 +6,14 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 from support.console_scene import make_run
 
 from penchant.common.errors import JournalError, UsageError
 from penchant.deploy import run_directory
 from penchant.deploy.fleet import follow, run_activity
-from penchant.deploy.flower.superlink import SuperLinkAddress, free_port
+from penchant.deploy.flower.superlink import Control, SuperLinkAddress, free_port
 
 FLOWER = "17"
 
@@ -121,3 +122,24 @@ def test_a_silent_superlink_is_said_first(run: Path, monkeypatch: pytest.MonkeyP
             SiteOf(run.parent),
             SuperLinkAddress(f"127.0.0.1:{free_port()}"),  # type: ignore[arg-type]
         )
+
+
+class Refusing:
+    """Flower's client of a SuperLink that answers with an HTTP status."""
+
+    def __init__(self, code: int) -> None:
+        self._code = code
+
+    def ListRuns(self, request: object) -> object:  # noqa: N802
+        asked = httpx.Request("POST", "http://127.0.0.1")
+        raise httpx.HTTPStatusError("", request=asked, response=httpx.Response(self._code, request=asked))
+
+
+def test_a_run_that_the_superlink_does_not_know_is_not_going(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a restore without Flower's own database: Flower answers 404."""
+    control = Control(SuperLinkAddress("127.0.0.1:9", None))
+    monkeypatch.setattr(control, "_client", Refusing(404))
+    assert not control.is_going(FLOWER)
+    monkeypatch.setattr(control, "_client", Refusing(500))
+    with pytest.raises(JournalError, match="HTTP 500"):
+        control.is_going(FLOWER)

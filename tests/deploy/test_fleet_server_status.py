@@ -11,9 +11,12 @@ import pytest
 from support.console_scene import log, make_run, shared
 
 from penchant.deploy.cli.main import main
+from penchant.deploy.fleet import status as fleet_status
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.enrolment import hand_out
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
+from penchant.deploy.fleet.status import SuperLinkReport
+from penchant.deploy.flower.superlink import free_port
 from penchant.deploy.json_tables import plain_value
 from penchant.server.journal import Journal
 from penchant.server.monitoring.run_history import Activity, RunLocation, summary_of
@@ -54,7 +57,7 @@ def test_it_tells_what_the_console_shows(
         "spring  stopped  2 of 9 rounds",
         "round 3, attempt 2: keys 33/34 → shares 0/33",
         "14 of 34 devices lost by [masked]",
-        "lost in ten rounds  2.9%: 2 at masked sums",
+        "devices lost, last ten rounds  2.9%: 2 at masked sums",
         "0% ",
         "3.2",
     ):
@@ -75,11 +78,11 @@ def test_the_same_facts_for_a_machine(
     assert [row["survivors"] for row in told["attempts"]] == [33, 33, None, None]
     assert " ".join(told) == (
         "name kind state why rounds settled began touched remaining_seconds train_loss val_accuracy "
-        "histogram lost_part secagg dp stages devices attempts run"
+        "val_accuracy_after_round histogram lost_part secagg dp waiting stages devices attempts run"
     )
     assert " ".join(told["attempts"][0]) == (
         "round attempt phase cohort survivors dropped seconds bytes_up bytes_down examples train_loss "
-        "val_accuracy histogram update_norm aborts named failed state started why digest"
+        "val_accuracy histogram update_norm aborts named failed measured_on judged state started why digest"
     )
     assert told["attempts"][2] == dict.fromkeys(told["attempts"][0]) | {
         "round": 3,
@@ -115,26 +118,37 @@ def test_a_server_says_how_it_is(
     )
     hand_out(server_directory.path, "kitchen", time.time() + 86400)
     (server_directory.requests / "0a.request").write_bytes(b"asked")
+    up = f"Bring it up with `penchant server up {server_directory.path}`, or see its log."
     code, out, _ = status(capsys, monkeypatch, server_directory.path)
-    assert code == 0
+    assert code == 1
     assert out.splitlines() == [
         f"gateway {server_directory.settings.gateway}: closed",
         "SuperLink down, 0 of 0 nodes online",
         "member list 1: 0 members, good for 30.0 days",
         "server certificate good for 397 days",
+        "tokens: 1 open",
+        "waiting for the authority: 0a.request",
+        f"! The gateway is closed. {up}",
+        f"! The SuperLink is down. {up}",
     ]
-    _, out, _ = status(capsys, monkeypatch, server_directory.path, "--json")
+    code, out, _ = status(capsys, monkeypatch, server_directory.path, "--json")
     told = json.loads(out)
     expected = {
         "gateway": server_directory.settings.gateway,
         "up": False,
+        "gateway_state": "closed",
         "superlink": {"up": False, "nodes": 0, "online": 0},
         "members": {"number": 1, "count": 0, "days_left": told["members"]["days_left"]},
         "certificate_days_left": told["certificate_days_left"],
         "enrolments": {"open": 1},
         "waiting_for_authority": ["0a.request"],
         "runs": [],
+        "attention": [
+            {"kind": "bad", "title": "The gateway is closed", "text": up},
+            {"kind": "bad", "title": "The SuperLink is down", "text": up},
+        ],
     }
+    assert code == 1
     assert out == json.dumps(expected, indent=2) + "\n"  # the order of the keys as well
     assert told["members"]["days_left"] == pytest.approx(30, abs=0.02)
 
@@ -159,3 +173,74 @@ def test_what_is_neither_a_server_nor_a_run_is_refused(
     assert (code, out) == (2, "")
     assert err.startswith("penchant: ")
     assert err.count("\n") == 1
+
+
+# --- a server -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server_directory(tmp_path: Path) -> ServerDirectory:
+    authority_store = AuthorityStore.init(tmp_path / "authority")
+    settings = ServerSettings(addresses=("fleet.example",), port=free_port(), superlink_port=free_port())
+    public = authority_store.authority.public_key
+    return ServerDirectory.create(tmp_path / "server", settings, public, authority_store.latest())
+
+
+def all_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_status, "gateway_state", lambda server_directory: "open")
+    up = SuperLinkReport(up=True, nodes=3, online=3)
+    monkeypatch.setattr(fleet_status, "_superlink", lambda server_directory: up)
+
+
+def test_a_server_that_is_down_is_an_exit_code_and_says_what_is_down(
+    server_directory: ServerDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = status(capsys, monkeypatch, server_directory.path)
+    assert code == 1
+    assert "! The gateway is closed. Bring it up with `penchant server up" in out
+    assert "! The SuperLink is down." in out
+    code, out, _ = status(capsys, monkeypatch, server_directory.path, "--json")
+    told = json.loads(out)
+    assert (code, told["up"], told["gateway_state"]) == (1, False, "closed")
+    assert [row["kind"] for row in told["attention"]] == ["bad", "bad"]
+    all_up(monkeypatch)
+    code, out, _ = status(capsys, monkeypatch, server_directory.path)
+    assert (code, "!" in out) == (0, False)
+
+
+def test_a_port_that_another_program_holds_is_said(
+    server_directory: ServerDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_up(monkeypatch)
+    monkeypatch.setattr(fleet_status, "gateway_state", lambda server_directory: "foreign")
+    code, out, _ = status(capsys, monkeypatch, server_directory.path)
+    assert code == 1
+    assert "not this server's: another program holds the port" in out
+
+
+@pytest.mark.parametrize(
+    ("days", "code", "said"),
+    [
+        (22, 0, []),  # the list is good for 30
+        (24, 3, ["! Member list 1 expires in 5 d"]),
+        (31, 1, ["! Member list 1 has expired."]),
+        (380, 1, ["! The gateway's certificate expires in 16 d", "! The SuperLink's certificate expires"]),
+        (400, 1, ["! The gateway's certificate has expired.", "penchant server renew"]),
+        (3400, 1, ["! The gateway's CA expires in"]),
+    ],
+)
+def test_what_ends_is_said_in_time(
+    days: int,
+    code: int,
+    said: list[str],
+    server_directory: ServerDirectory,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    all_up(monkeypatch)
+    later = time.time() + days * 86400 + 60  # what is left is rounded: a minute makes it the day before
+    monkeypatch.setattr(fleet_status, "_now", lambda: later)
+    exited, out, _ = status(capsys, monkeypatch, server_directory.path)
+    assert exited == code
+    for part in said:
+        assert part in out, (part, out)

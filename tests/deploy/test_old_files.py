@@ -8,6 +8,8 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,15 @@ from penchant.client.device.preference_store import PreferenceStore
 from penchant.client.vault.sealing import SealedStorage
 from penchant.client.vault.vault import Vault
 from penchant.common.crypto.passphrase import ScryptCost
-from penchant.common.errors import DeviceError, StageError
+from penchant.common.errors import DeviceError, JournalError, PenchantError, StageError
+from penchant.common.storage import MARK
+from penchant.deploy.fleet.authority import AuthorityStore
+from penchant.deploy.fleet.enrolment import EnrolmentRegistry
+from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.server.console import passwords
+from penchant.server.console.accounts import ConsoleStore
 from penchant.server.journal import Journal, RoundRow
+from penchant.server.journal_reader import JournalReader
 
 WRITTEN = json.loads((Path(__file__).parents[1] / "data" / "old" / "files-0.1.0.json").read_text("utf-8"))
 RUN = bytes(16)
@@ -88,3 +96,90 @@ def test_a_servers_journal_and_checkpoint(old: Path) -> None:
 def test_a_password_of_the_console() -> None:
     assert passwords.check("correct horse battery", WRITTEN["password"])
     assert not passwords.check("correct horse batterz", WRITTEN["password"])
+
+
+# --- the schemas' versions --------------------------------------------------------------------------
+
+
+def make_journal(folder: Path) -> Path:
+    Journal(folder).close()
+    return folder / "journal.db"
+
+
+def make_vault(folder: Path) -> Path:
+    Vault(folder)
+    return folder / "vault.db"
+
+
+def make_sealed_vault(folder: Path) -> Path:
+    Vault(folder, SealedStorage.of(folder, None, CHEAP))
+    return folder / "vault.db"
+
+
+def make_choices(folder: Path) -> Path:
+    PreferenceStore(folder, SealedStorage.of(folder, None, CHEAP))
+    return folder / "preferences.db"
+
+
+def make_console(folder: Path) -> Path:
+    ConsoleStore(folder, CHEAP).close()
+    return folder / "console.db"
+
+
+def make_enrolments(folder: Path) -> Path:
+    if not folder.exists():
+        store = AuthorityStore.init(folder.with_name("authority"))
+        settings = ServerSettings(addresses=("fleet.example",))
+        ServerDirectory.create(folder, settings, store.authority.public_key, store.latest())
+    EnrolmentRegistry(ServerDirectory(folder))
+    return folder / "enrolment.db"
+
+
+def make_authority(folder: Path) -> Path:
+    if not folder.exists():
+        AuthorityStore.init(folder)
+    AuthorityStore(folder)
+    return folder / "authority.db"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        make_journal,
+        make_vault,
+        make_sealed_vault,
+        make_choices,
+        make_console,
+        make_enrolments,
+        make_authority,
+    ],
+)
+def test_a_database_of_a_later_version_is_refused_by_name_and_an_old_one_is_marked(
+    tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
+    path = make(tmp_path / "home")
+    with sqlite3.connect(path) as db:
+        (mark,) = db.execute("PRAGMA application_id").fetchone()
+        assert mark == MARK | 1
+        db.execute("PRAGMA application_id = 0")  # as 0.3 and earlier left it
+    make(tmp_path / "home")
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA application_id").fetchone() == (mark,)
+        db.execute(f"PRAGMA application_id = {mark + 1}")
+        before = db.execute("SELECT * FROM sqlite_schema").fetchall()
+    later = f"{path.name} was written by a later version of penchant .*its schema is 2.*update penchant"
+    with pytest.raises(PenchantError, match=later):
+        make(tmp_path / "home")
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT * FROM sqlite_schema").fetchall() == before
+        db.execute("PRAGMA application_id = 42")
+    with pytest.raises(PenchantError, match="mark of another program"):
+        make(tmp_path / "home")
+
+
+def test_a_run_of_a_later_version_is_refused_by_name_where_it_is_only_looked_at(tmp_path: Path) -> None:
+    path = make_journal(tmp_path / "run")
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA application_id = {MARK | 2}")
+    with pytest.raises(JournalError, match=r"journal\.db was written by a later version of penchant"):
+        JournalReader(tmp_path / "run").attempts()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import sqlite3
 import zipfile
 from collections.abc import Callable, Iterator
@@ -91,7 +92,7 @@ def test_the_overview_tells_how_the_fleet_is(console: Console) -> None:
     make_run(console.runs / "first", 4)
     said = text_of(console.browser("olga").get("/").text)
     assert "first has stopped" in said
-    assert "fleet accuracy on held-out choices 58.9%" in said
+    assert "fleet accuracy on held-out choices, after round 3 58.9%" in said
     assert "2.9%" in said  # lost: 1 of 34
     assert "Nothing needs you now" in said
 
@@ -109,7 +110,7 @@ def test_the_page_of_a_run_tells_of_its_last_round(console: Console) -> None:
         "4 of 9 rounds are finished",
     ):
         assert part in said, part
-    assert "People by their accuracy, round 4" in said
+    assert "People by their accuracy, after round 3" in said
 
 
 def test_all_rounds_are_a_click_away(console: Console) -> None:
@@ -405,6 +406,41 @@ def test_releases_are_promoted_and_rolled_back(console: Console) -> None:
     ]
 
 
+def measuring(directory: Path, accuracies: list[float], judged: int | None) -> Path:
+    """A run whose round n found that the factors of round n - 1 have the accuracy accuracies[n - 1]; the
+    last one is the closing round."""
+    journal = Journal(make_run(directory, 0, of=len(accuracies) - 1))
+    for number, accuracy in enumerate(accuracies, 1):
+        phase = "close" if number == len(accuracies) else "main"
+        journal.begin(number, phase)
+        more = {"phase": phase, "val_accuracy": accuracy, "train_loss": accuracy, "judged": judged}
+        journal.finish(log(number, **more), shared(min(number, len(accuracies) - 1)))
+    journal.close()
+    return directory
+
+
+def test_an_adapter_has_the_accuracy_that_the_next_round_measured(console: Console) -> None:
+    measuring(console.runs / "first", [0.5, 0.61, 0.69, 0.64, 0.65, 0.71], judged=340)
+    html = console.browser("olga").get("/releases").text
+    rows = [text_of(row) for row in html.split("Versions</h2>")[1].split("<tr")[2:]]
+    shown = {int(re.findall(r"> (\d+) ", row)[0]): row for row in rows}
+    assert "69.0% ± 2.5%" in shown[2]  # measured in round 3, before its devices trained
+    assert "64.0%" in shown[3]
+    assert all("71.0%" in shown[number] and "after the final fit" in shown[number] for number in (5, 6))
+    # As good as others beyond chance: it is not called the best.
+    assert "the highest so far, 2 others no worse beyond chance" in shown[2]
+    assert [number for number, row in shown.items() if "the highest" in row] == [2]
+
+
+def test_nobody_has_measured_the_latest_adapter_yet(console: Console) -> None:
+    make_run(console.runs / "first", 2)
+    browser = console.browser("olga")
+    assert text_of(browser.get("/releases").text).count("not measured yet") == 1
+    rounds = browser.get(f"/runs/{console.id_of('first')}").text.split("<td>final</td>")[1:]
+    shown = [re.findall(r">(–|[0-9.]+%)</td>", row)[-1] for row in rounds]
+    assert shown == ["–", f"{100 * (0.5 + 0.4 / 7):.1f}%"]  # of rounds 2 and 1
+
+
 def test_a_checkpoint_that_was_changed_is_not_promoted(console: Console) -> None:
     directory = make_run(console.runs / "first", 2)
     (directory / "checkpoints" / "round-000002.safetensors").write_bytes(b"another")
@@ -469,9 +505,25 @@ def test_a_chart_says_what_it_shows() -> None:
 def test_a_long_line_is_thinned_and_keeps_its_end() -> None:
     points = [(float(i), float(i)) for i in range(1, 1001)]
     thinned = charts._thinned(points)
-    assert len(thinned) <= charts.POINTS + 1
-    assert thinned[-1] == (1000.0, 1000.0)
-    assert charts._thinned(points[:100]) == points[:100]
+    assert len(thinned) <= charts.POINTS
+    assert (thinned[-1].first, thinned[-1].x, thinned[-1].y) == (1000.0, 1000.0, 1000.0)
+    assert [(point.x, point.y) for point in charts._thinned(points[:100])] == points[:100]
+
+
+def test_a_point_that_stands_for_many_rounds_says_so_and_keeps_what_one_of_them_lost() -> None:
+    lost = [(float(i), 300.0 if i == 1000 else 0.0) for i in range(1, 3901)]
+    drawn = charts.lines([charts.Series("lost", lost)], title="Lost", text=lambda y: f"{y:g}", zero=True)
+    (said,) = re.findall(
+        r"<title>round ([0-9–]+)\nmean 12, least 0, most 300</title>", drawn.split("</svg>")[0]
+    )
+    first, last = map(int, said.split("–"))
+    assert (first <= 1000 <= last, last - first) == (True, 24)
+    assert '<polygon class="band b1"' in drawn
+    assert ">300</text>" in drawn  # the axis reaches the peak
+    few = charts.lines([charts.Series("lost", lost[:100])], title="Lost", text=lambda y: f"{y:g}")
+    assert "<title>round 100\n0</title>" in few
+    assert "polygon" not in few
+    assert charts.spark([y for _, y in lost], "lost").count(",3.0") == 1  # at the top of it
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 0), (0.5, 0.5), (0.01, 0.99), (-3, 1e6), (7, 7.0001), (0, 4)])

@@ -573,6 +573,35 @@ def test_what_is_done_is_on_record_before_and_after(console: Console) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "form", "why"),
+    [
+        ("/runs/new", {"name": "-x", "config": ""}, "a run's name is"),
+        ("/runs/new", {"name": "<script>", "config": ""}, "a run's name is"),
+        ("/runs/new", {"name": "first", "config": ""}, "there is a run first already"),
+        ("/runs/{id}/delete", {"confirm": "wrong"}, "another name was typed"),
+        ("/releases/{id}/promote", {"round": "two"}, "round must be a whole number"),
+        ("/devices/{id}/tokens", {"days": "400"}, "There is no such fleet"),
+    ],
+)
+def test_what_was_not_done_is_on_record_as_refused_and_never_as_done(
+    console: Console, path: str, form: dict[str, str], why: str
+) -> None:
+    answer = console.browser("olga").post(filled(path, console), form)
+    assert 400 <= answer.status_code < 500
+    lines = console.store._all("SELECT outcome FROM deeds WHERE action = ? ORDER BY number", NAMES[path])
+    assert [outcome.split(":")[0] for (outcome,) in lines] == ["begun", "refused"]
+    assert why in lines[-1][0]
+    assert (console.runs / "first").is_dir()
+    assert "refused" in console.browser("olga").get("/").text  # under “Lately” as well
+
+
+def test_the_audit_names_the_run_that_was_to_be_started(console: Console) -> None:
+    console.browser("olga").post("/runs/new", {"name": "-x", "config": ""})
+    (entry,) = [entry for entry in console.store.audit_entries() if entry.action == "start a run"]
+    assert entry.target == "-x"
+
+
+@pytest.mark.parametrize(
     "change",
     [
         "UPDATE deeds SET account = 'vera' WHERE number = 2",

@@ -32,6 +32,7 @@ from penchant.server.journal import Journal, RoundLog
 from penchant.server.round import federate, play_round, recover
 from penchant.server.run import ServerRun, run_id
 from penchant.server.secagg.aggregation import Aggregate, Record
+from penchant.server.waiting import Waiting
 
 MODEL_SIGNATURE = ModelSignature((AdaptedModule("block.dense", 3, 4),), 3, bytes(range(32)))
 RUN = bytes(16)
@@ -441,6 +442,37 @@ def test_patience_ends(
     with pytest.raises(TooFewDevices, match="needs 4 devices but 3 are ready"):
         scene.federate()
     assert 100 <= clock.now - began < 102
+
+
+def test_what_a_round_waits_for_is_said_from_the_first_moment_on(
+    world: Callable[..., World], clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(availability, "time", clock)
+    scene = world(4)
+    began, everybody = clock.now, list(scene.grid.nodes)
+    scene.devices[1].ready = False
+    scene.devices[2].silent = {"status"}
+    scene.grid.get_node_ids = lambda: everybody[:3]  # type: ignore[method-assign]
+    said: list[tuple[float, Waiting | None]] = []
+    waits = lambda waiting: said.append((clock.now - began, waiting))  # noqa: E731
+    scene.run = replace(scene.run, patience=100.0, waits=waits)
+    with pytest.raises(TooFewDevices):
+        scene.federate()
+    at, first = said[0]
+    assert first is not None
+    assert (at, first.round, first.needed, first.ready, first.until - first.since) == (0.0, 1, 4, (), 100.0)
+    second = said[1][1]
+    assert second is not None
+    assert (second.ready, second.unready, second.silent) == ((3,), (1,), (FIRST + 2,))
+    assert [waiting is None for _, waiting in said] == [False, False, True]  # when it changes, and at the end
+
+
+def test_a_round_that_need_not_wait_says_nothing(world: Callable[..., World]) -> None:
+    scene = world(4)
+    said: list[Waiting | None] = []
+    scene.run = replace(scene.run, waits=said.append)
+    scene.federate()
+    assert said == []
 
 
 def test_a_node_that_hangs_does_not_hold_up_a_greeting_for_a_whole_deadline(

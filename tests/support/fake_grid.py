@@ -18,13 +18,16 @@ from penchant.server import exchange
 
 
 class FakeClock:
-    """Stands in for the module `time`: `sleep` returns at once and moves `monotonic`."""
+    """Stands in for the module `time`: `sleep` returns at once and moves `monotonic` and `time`."""
 
     def __init__(self) -> None:
         self.now = 100.0
         self.slept: list[float] = []
 
     def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
         return self.now
 
     def sleep(self, seconds: float) -> None:

@@ -151,7 +151,7 @@ def test_an_operators_day(browser: Browser, served: Served) -> None:
     page.get_by_role("button", name=re.compile("Promote round 2$")).click()
     expect(page.get_by_role("status").first).to_contain_text("Release 1 is the adapter of round 2.")
     page.get_by_role("button", name=re.compile("Promote round 3$")).click()
-    page.get_by_role("button", name="Roll back to it").click()
+    page.get_by_role("button", name="Use release 1 again").click()
     expect(page.locator(".notice.good")).to_contain_text("Release 1 is in use")
     me.picture("releases")
     me.check("releases")

@@ -22,6 +22,7 @@ from penchant.deploy.cli.device.options import (
     make_sure,
     open_device,
     print_table,
+    remove_node,
     tell_of_revocation,
 )
 from penchant.deploy.cli.errors import command
@@ -77,7 +78,7 @@ def forget(
     if listed:
         _show(meant.among(open_device(home, passphrase).store.recorded()), as_json)
     elif meant.all:
-        _forget_all(yes, lambda: open_device(home, passphrase))
+        _forget_all(yes, lambda: open_device(home, passphrase), home)
     else:
         _forget_chosen(meant, yes, open_device(home, passphrase), home)
 
@@ -115,10 +116,11 @@ class _Meant:
         )
 
 
-def _forget_all(yes: bool, opened: Callable[[], Device]) -> None:
+def _forget_all(yes: bool, opened: Callable[[], Device], home: Path) -> None:
     make_sure(yes, "Delete all choices, the personal model and the membership?")
     device = opened()
     member, count = device.member, device.forget()
+    remove_node(home)
     say(f"{count} choices and the personal model are deleted; files that you imported or exported are yours")
     say(one_line(device.privacy().lasting))
     if member is not None:

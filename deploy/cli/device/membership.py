@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from penchant.deploy.cli.device.options import (
     SocketOption,
     make_sure,
     open_device,
+    remove_node,
     tell_of_revocation,
 )
 from penchant.deploy.cli.errors import command, notice, on_interrupt
@@ -90,8 +92,9 @@ def join(
             lambda text: say(one_line(text)),
         )
     say(f"this device is member {member}")
-    say("now run `penchant device serve`, and beside it")
-    say(f"  penchant device connect --node {folder}")
+    where = "" if home == HERE else f" --home {shlex.quote(str(home))}"
+    say(f"now run `penchant device serve{where}`, and beside it")
+    say(f"  penchant device connect --node {shlex.quote(str(folder))}")
 
 
 @command(app)
@@ -117,7 +120,9 @@ def leave(
 ) -> None:
     """Leave the fleet: the identity is deleted; choices and the personal model stay."""
     make_sure(yes, "Leave the fleet?")
-    tell_of_revocation(open_device(home, passphrase).leave())
+    member = open_device(home, passphrase).leave()
+    remove_node(home)
+    tell_of_revocation(member)
 
 
 # --- inner parts --------------------------------------------------------------------------------------

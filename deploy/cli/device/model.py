@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,14 +19,17 @@ from penchant.deploy.cli.device.options import (
     AsJson,
     Ask,
     HomeOption,
+    NodeOption,
     lines_of,
     open_device,
     print_table,
 )
+from penchant.deploy.cli.drawing import working
 from penchant.deploy.cli.errors import command, notice
 
 if TYPE_CHECKING:
     from penchant.client.device.device import Ranked, Report
+    from penchant.deploy.cli.device.reports import TakingPart
 
 __all__ = ["app"]
 
@@ -35,7 +39,10 @@ app = typer.Typer()
 @command(app)
 def train(home: HomeOption = HERE, passphrase: Ask = False) -> None:
     """Fit the personal part of the model to the recorded choices. Works offline; nothing leaves."""
-    print_quality(open_device(home, passphrase).train())
+    device = open_device(home, passphrase)
+    with working(f"training on {len(device.store)} choices"):
+        report = device.train()
+    print_quality(report)
 
 
 @command(app)
@@ -50,9 +57,10 @@ def rank(
     next, and the score of the global model, which knows nobody."""
     responses = lines_of(file)
     device = open_device(home, passphrase)
-    ranked = device.rank(prompt, responses)
+    with working(f"ranking {len(responses)} responses"):
+        ranked = device.rank(prompt, responses)
+        unread = device.reading(prompt, [row.response for row in ranked])
     show_ranked(ranked, as_json)
-    unread = device.reading(prompt, [row.response for row in ranked])
     if unread.cut:
         notice(f"{unread.cut} of {unread.texts} responses are longer than what the model reads and were cut")
     if unread.alike:
@@ -80,21 +88,30 @@ def best_of_n(
 
     device = open_device(home, passphrase)
     how = {"seed": seed, "tokens": tokens, "temperature": temperature}
-    show_ranked(best_of(device.rank, Generator(generator), prompt, count, **how), as_json)
+    with working(f"writing {count} responses and ranking them"):
+        ranked = best_of(device.rank, Generator(generator), prompt, count, **how)
+    show_ranked(ranked, as_json)
 
 
 @command(app)
-def status(home: HomeOption = HERE, passphrase: Ask = False, as_json: AsJson = False) -> None:
+def status(
+    home: HomeOption = HERE, passphrase: Ask = False, as_json: AsJson = False, node: NodeOption = None
+) -> None:
     """What is recorded here, which rounds were joined, what left, and how good the model is."""
+    from penchant.client.agent.connection_note import read_note
     from penchant.client.agent.socket import at_work
-    from penchant.deploy.cli.device.reports import DeviceStatus
+    from penchant.client.device.supernode_files import NODE
+    from penchant.deploy.cli.device.reports import DeviceStatus, TakingPart
     from penchant.deploy.json_tables import plain_value
 
-    report, agent = open_device(home, passphrase).report(), at_work(home.expanduser())
+    with working("looking at what is recorded, and judging the model"):
+        report = open_device(home, passphrase).report()
+    note = read_note(node or home.expanduser() / NODE)
+    part = TakingPart.of(report, at_work(home.expanduser()), note, time.time())
     if as_json:
-        say_json(plain_value(DeviceStatus.of(report, agent)))
+        say_json(plain_value(DeviceStatus.of(report, part)))
         return
-    _print_status(report, agent)
+    _print_status(report, part)
 
 
 @command(app)
@@ -136,15 +153,18 @@ def show_ranked(ranked: Sequence[Ranked], as_json: bool) -> None:
     print_table("", ("personal", "over next", "global", "response"), rows)
 
 
-def _print_status(report: Report, agent: bool) -> None:
+def _print_status(report: Report, part: TakingPart) -> None:
     sources = ", ".join(f"{count} from {name}" for name, count in report.sources.items()) or "none yet"
-    running = "yes" if agent else "no: the agent is not running (penchant device serve)"
+    member = "no" if report.member is None else f"yes, number {report.member}"
+    if part.refused and report.member is not None:
+        member = f"no longer, as the server says; it was number {report.member}"
+    day = f", last on {part.last_taken}" if part.last_taken else ""
     rows = [
         ("choices recorded", f"{report.choices} ({sources})" if report.choices else sources),
         ("held out to judge the model", str(report.held_out)),
-        ("member of a fleet", "no" if report.member is None else f"yes, number {report.member}"),
-        ("takes part in rounds", f"no: {report.absent}" if report.absent else running),
-        ("rounds joined", str(report.rounds_joined)),
+        ("member of a fleet", member),
+        ("takes part in rounds", f"no: {one_line(part.why_not)}" if part.why_not else "yes"),
+        ("rounds joined", f"{report.rounds_joined}{day}"),
         ("runs that asked (penchant device runs)", _runs(report)),
         ("last run, round", f"{report.run[:8]}…, {report.round}" if report.run else "none yet"),
         ("privacy spent", _privacy(report)),

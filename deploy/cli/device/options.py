@@ -28,6 +28,7 @@ __all__ = [
     "make_sure",
     "open_device",
     "print_table",
+    "remove_node",
     "tell_of_revocation",
 ]
 
@@ -89,6 +90,13 @@ def make_sure(yes: bool, question: str) -> None:
 def tell_of_revocation(number: int) -> None:
     """Say to an owner whose device is no longer a member what is left to do."""
     say(f"this device was member {number}; tell the authority to revoke that number")
+
+
+def remove_node(home: Path) -> None:
+    """Remove the node's key and what else the relay had in the device's directory, if it was there."""
+    from penchant.client.device.supernode_files import NODE, SuperNodeFiles
+
+    SuperNodeFiles.remove(home.expanduser() / NODE)
 
 
 def lines_of(file: str) -> list[str]:

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Self
 
+from penchant.client.agent.connection_note import QUIET_SECONDS, ConnectionNote
 from penchant.client.device.device import Quality, Report
 from penchant.client.device.privacy_report import PrivacyReport
 from penchant.client.learning.trainer import Counts
 from penchant.client.vault.budget import DiskUse
 from penchant.client.vault.run_ledger import KnownRun
 from penchant.common.membership.manifest import shown_day
+from penchant.common.wording import duration
 
-__all__ = ["AskedRun", "DeviceStatus", "DiskReport", "LeftPart", "Refusal", "RightAnswers"]
+__all__ = ["AskedRun", "DeviceStatus", "DiskReport", "LeftPart", "Refusal", "RightAnswers", "TakingPart"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,40 @@ class DiskReport(DiskUse):
     vault_most: int | None
 
 
+@dataclass(frozen=True)
+class TakingPart:
+    """Whether the device can be asked to take part, and if not, why.
+
+    Attributes:
+        agent: whether the agent is running.
+        heard: when the server answered last, in Unix seconds, 0 for never.
+        refused: why the server takes nothing from this device any more; empty while it does.
+        why_not: why the device takes no part now; empty when it does.
+        last_taken: the day on which it last took part; empty before the first.
+    """
+
+    agent: bool
+    heard: float
+    refused: str
+    why_not: str
+    last_taken: str
+
+    @classmethod
+    def of(cls, report: Report, agent: bool, note: ConnectionNote | None, now: float) -> Self:
+        """As the device reports it and its relay noted; `agent` says whether the agent is running, `now` is
+        in Unix seconds."""
+        heard, refused = (note.heard, note.refused) if note is not None else (0.0, "")
+        why = report.absent or refused
+        if not why and not agent:
+            why = "the agent is not running (penchant device serve)"
+        if not why and now - heard > QUIET_SECONDS:
+            quiet = f"no word from the server for {duration(now - heard)}"
+            ago = quiet if heard else "no word from the server yet"
+            why = f"{ago}: nothing connects this device (penchant device connect)"
+        day = "" if report.last_taken is None else shown_day(report.last_taken)
+        return cls(agent, heard, refused, why, day)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeviceStatus:
     """A device at a glance.
@@ -112,6 +148,9 @@ class DeviceStatus:
         agent_runs: whether the agent is running.
         takes_part: whether the device takes part in rounds now.
         why_not: why it does not.
+        server_heard: when the server answered last, in Unix seconds; None before the first time.
+        turned_away: why the server takes nothing from the device any more; None while it does.
+        last_taken: the day on which it last took part; None before the first.
         run: the last run, in hex.
         round: the last round of it.
         rounds_joined: in how many rounds of all runs the device took part.
@@ -131,6 +170,9 @@ class DeviceStatus:
     agent_runs: bool
     takes_part: bool
     why_not: str | None
+    server_heard: float | None
+    turned_away: str | None
+    last_taken: str | None
     run: str | None
     round: int
     rounds_joined: int
@@ -143,17 +185,20 @@ class DeviceStatus:
     privacy: PrivacyReport | None
 
     @classmethod
-    def of(cls, report: Report, agent: bool) -> Self:
-        """As the device reports it; `agent` says whether its agent is running."""
+    def of(cls, report: Report, part: TakingPart) -> Self:
+        """As the device reports it; `part` says whether it can be asked now."""
         quality = report.quality
         return cls(
             choices=report.choices,
             held_out=report.held_out,
             sources=report.sources,
             member=report.member,
-            agent_runs=agent,
-            takes_part=not report.absent and agent,
-            why_not=report.absent or None,
+            agent_runs=part.agent,
+            takes_part=not part.why_not,
+            why_not=part.why_not or None,
+            server_heard=part.heard or None,
+            turned_away=part.refused or None,
+            last_taken=part.last_taken or None,
             run=report.run or None,
             round=report.round,
             rounds_joined=report.rounds_joined,

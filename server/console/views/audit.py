@@ -12,6 +12,7 @@ ENTRIES_A_PAGE = 50
 
 def audit(request: ConsoleRequest) -> Response:
     """Who did what."""
+    request.context.operations.record_acts()
     before = whole_number(request.asked("before"), "before") if request.asked("before") else None
     account = request.asked("account")[:32]
     rows = request.context.store.audit_entries(limit=ENTRIES_A_PAGE + 1, before=before, account=account)

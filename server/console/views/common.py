@@ -11,6 +11,8 @@ from penchant.common import wording
 from penchant.common.secagg.update_vector import CORRECT, LOSS, TOTAL, WEIGHT
 from penchant.server.console import charts
 from penchant.server.console.requests import ConsoleContext, ConsoleRequest, HTTPError
+from penchant.server.measured import Measurement
+from penchant.server.monitoring import labels
 from penchant.server.monitoring.run_history import RunLocation, RunSummary, summary_of
 
 MOST_COMPARED = 6
@@ -66,11 +68,25 @@ def curve(run: RunSummary, value: Callable[[Any], float | None]) -> list[tuple[f
     return [(float(log.round), value(log)) for log in run.logs]
 
 
+def measured_curve(
+    run: RunSummary, value: Callable[[Measurement], float | None]
+) -> list[tuple[float, float | None]]:
+    """(round, value) of the factors that each round ended with; 0: those that the run began with."""
+    return [(float(one.after), value(one)) for one in run.measured]
+
+
+def accuracy_spark(run: RunSummary) -> Markup:
+    """The accuracy of a run as a small line in a table."""
+    known = [one.accuracy for one in run.measured if one.accuracy is not None]
+    return charts.spark(known, f"accuracy of {run.location.name} by round")
+
+
 def accuracy_chart(run: RunSummary, height: int = 220) -> Markup:
     """How well choices that no model learned from are ranked, by round."""
     return charts.lines(
-        [charts.Series("Fleet accuracy", curve(run, lambda log: log.val_accuracy))],
+        [charts.Series("Fleet accuracy", measured_curve(run, lambda one: one.accuracy))],
         title="Fleet accuracy on held-out choices",
+        x_label="after round",
         text=lambda y: wording.percent(y, 0 if round(100 * y, 6) % 1 == 0 else 1),
         reference=(0.5, "guessing"),
         height=height,
@@ -80,8 +96,9 @@ def accuracy_chart(run: RunSummary, height: int = 220) -> Markup:
 def loss_chart(run: RunSummary, height: int = 220) -> Markup:
     """Training loss by round."""
     return charts.lines(
-        [charts.Series("Training loss", curve(run, lambda log: log.train_loss), 2)],
+        [charts.Series("Training loss", measured_curve(run, lambda one: one.train_loss), 2)],
         title="Training loss, mean over choices",
+        x_label="after round",
         text=lambda y: f"{y:.3g}",
         height=height,
     )
@@ -92,26 +109,10 @@ def histogram_chart(run: RunSummary) -> Markup | None:
     found = run.histogram
     if found is None:
         return None
-    labels = [f"{10 * i}–{10 * i + 10}" for i in range(len(found[1]))]
     return charts.bars(
         [float(n) for n in found[1]],
-        labels,
-        title=f"People by their accuracy, round {found[0]}",
+        [f"{10 * i}–{10 * i + 10}" for i in range(len(found[1]))],
+        title=f"People by their accuracy, {labels.after_round(found[0])}",
         text=lambda n: wording.whole(n),
         axis="percent of their own held-out choices ranked right",
     )
-
-
-# --- overview -------------------------------------------------------------------------------------
-
-
-# --- runs -----------------------------------------------------------------------------------------
-
-
-# --- one run --------------------------------------------------------------------------------------
-
-
-# --- devices --------------------------------------------------------------------------------------
-
-
-# --- privacy, releases, audit ---------------------------------------------------------------------

@@ -149,7 +149,7 @@ def _known(
     return Known(
         member=number,
         node=name,
-        state=state if heard or name else "not met yet",
+        state=state if heard or name else "not seen yet",
         look=look,
         here=here,
         seen=max(heard, default=None),

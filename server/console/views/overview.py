@@ -10,9 +10,14 @@ from typing import Any
 from starlette.responses import Response
 
 from penchant.common.errors import PenchantError
-from penchant.server.console import charts
 from penchant.server.console.requests import ConsoleContext, ConsoleRequest
-from penchant.server.console.views.common import Fragments, accuracy_chart, all_runs, loss_chart
+from penchant.server.console.views.common import (
+    Fragments,
+    accuracy_chart,
+    accuracy_spark,
+    all_runs,
+    loss_chart,
+)
 from penchant.server.console.views.devices import tells_of
 from penchant.server.console.views.run import stages_of
 from penchant.server.monitoring import alerts
@@ -32,6 +37,7 @@ def overview(request: ConsoleRequest) -> Response:
 def overview_facts(request: ConsoleRequest) -> dict[str, Any]:
     """What the overview shows."""
     context, now = request.context, time.time()
+    context.operations.record_acts()
     found = all_runs(context)
     main = found[0] if found else None
     notices = [notice for run in found for notice in alerts.of_run(run, now)]
@@ -56,13 +62,7 @@ def overview_facts(request: ConsoleRequest) -> dict[str, Any]:
         "stages": stages_of(main) if main else [],
         "accuracy_chart": accuracy_chart(main) if main and main.logs else None,
         "loss_chart": loss_chart(main) if main and main.logs else None,
-        "sparks": {
-            run.location.id: charts.spark(
-                [log.val_accuracy for log in run.logs if log.val_accuracy is not None],
-                f"accuracy of {run.location.name} by round",
-            )
-            for run in found[:6]
-        },
+        "sparks": {run.location.id: accuracy_spark(run) for run in found[:6]},
         "deeds": [d for d in context.store.audit_entries(limit=40) if (d.action, d.outcome) not in _DULL][:6],
     }
 
@@ -85,8 +85,8 @@ def fleet_facts(
     server = context.operations.fleet(fleet)
     link, enrolment, asked, tokens = server.link(), server.enrolment(), server.revocations(), server.tokens()
     runs = [run for run in found if tells_of(context, run.location, fleet)]
-    notices = tuple(alerts.of_fleet(fleet, link, runs, enrolment, asked, tokens, now))
-    return FleetCard(fleet, link, link.fresh(now), enrolment, notices)
+    notices = alerts.of_fleet(fleet, link, runs, enrolment, asked, tokens, server.expiries(), now)
+    return FleetCard(fleet, link, link.fresh(now), enrolment, tuple(notices))
 
 
 def live_overview(request: ConsoleRequest) -> Fragments:

@@ -9,6 +9,7 @@ from penchant.server.console.requests import ConsoleRequest
 from penchant.server.console.views.audit import whole_number
 from penchant.server.console.views.common import chosen, location_of
 from penchant.server.console.views.run import ROUNDS_SHOWN
+from penchant.server.measured import Measurement, best
 from penchant.server.monitoring.run_history import RunLocation
 
 __all__ = ["download", "promote", "releases", "roll_back"]
@@ -21,11 +22,9 @@ def releases(request: ConsoleRequest) -> Response:
         return request.render("releases.html.j2", runs=found, run=None)
     candidates = [a for a in reversed(run.attempts) if a.log is not None and a.digest]
     every = request.asked("rounds") == "all"
-    best = max(
-        (a for a in candidates if a.log and a.log.val_accuracy is not None),
-        key=lambda a: a.log.val_accuracy if a.log and a.log.val_accuracy is not None else 0.0,
-        default=None,
-    )
+    measured = run.by_round
+    highest = best(measured.values())
+    alike = 0 if highest is None else sum(_alike(one, highest) for one in measured.values())
     promoted = list(request.context.operations.releases(run.location).promoted())
     return request.render(
         "releases.html.j2",
@@ -33,11 +32,19 @@ def releases(request: ConsoleRequest) -> Response:
         run=run,
         candidates=candidates if every else candidates[:ROUNDS_SHOWN],
         hidden=0 if every else max(len(candidates) - ROUNDS_SHOWN, 0),
-        best=best.round if best else None,
+        measured=measured,
+        best=highest.after if highest else None,
+        alike=alike,
         releases=promoted,
         current=next((release for release in promoted if release.current), None),
-        by_round={a.round: a for a in candidates},
     )
+
+
+def _alike(one: Measurement, highest: Measurement) -> bool:
+    """Whether another round may be as good: by the number of choices, what they differ by is chance."""
+    comparable = one.after not in (0, highest.after) and not one.fitted
+    known = one.error is not None and highest.error is not None
+    return comparable and known and not one.is_told_apart(highest)
 
 
 def promote(request: ConsoleRequest) -> Response:

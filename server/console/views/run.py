@@ -65,6 +65,8 @@ def run_facts(request: ConsoleRequest, run: RunSummary) -> dict[str, Any]:
     ]
     return {
         "run": run,
+        "missing": missing_of(request, run),
+        "hindrance": hindrance_of(request, run),
         "stages": stages_of(run),
         "current": run.attempts[-1] if run.attempts else None,
         "accuracy": accuracy_chart(run) if logs else None,
@@ -89,6 +91,21 @@ def run_facts(request: ConsoleRequest, run: RunSummary) -> dict[str, Any]:
         "hidden": 0 if every else max(len(shown) - ROUNDS_SHOWN, 0),
         "log": list(request.context.operations.log(run.location, LOG_LINES)),
     }
+
+
+def hindrance_of(request: ConsoleRequest, run: RunSummary) -> str:
+    """Why a run that stands still can't go on, however often it is resumed."""
+    if run.config is None or run.state not in ("stopped", "failed", "new"):
+        return ""
+    return request.context.operations.hindrance(run.location, run.config)
+
+
+def missing_of(request: ConsoleRequest, run: RunSummary) -> list[tuple[int, str]]:
+    """(member, why) of those that a waiting run lacks; nothing where it doesn't wait."""
+    fleet = request.context.operations.fleet_of(run.location)
+    if run.waiting is None or fleet is None:
+        return []
+    return list(request.context.operations.fleet(fleet).missing(run.waiting))
 
 
 def _people(run: RunSummary) -> str:
@@ -140,15 +157,7 @@ def delete(request: ConsoleRequest) -> Response:
     """Delete a run whose name was typed."""
     found = run_of(request.context, request.path("id"))
     if request.given("confirm") != found.location.name:
-        request.context.store.note(
-            request.name,
-            request.address,
-            "delete a run",
-            found.location.id,
-            "refused: another name was typed",
-        )
-        return request.render(
-            "delete.html.j2", 422, run=found, error="That is not its name. Nothing was deleted."
-        )
+        error = "That is not its name. Nothing was deleted."
+        return request.refuse("another name was typed", "delete.html.j2", run=found, error=error)
     request.context.operations.delete(found.location)
     return request.go("/runs", f"{found.location.name} is deleted.")

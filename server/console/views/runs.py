@@ -14,7 +14,14 @@ from penchant.common.settings import dotted_table, settings_by_group
 from penchant.server.console import charts
 from penchant.server.console.operations import fleet_recipe
 from penchant.server.console.requests import ConsoleRequest, HTTPError
-from penchant.server.console.views.common import MOST_COMPARED, all_runs, curve, location_of, run_of
+from penchant.server.console.views.common import (
+    MOST_COMPARED,
+    accuracy_spark,
+    all_runs,
+    location_of,
+    measured_curve,
+    run_of,
+)
 from penchant.server.monitoring.run_history import RunLocation, RunSummary, config_text
 
 __all__ = ["check", "compare", "new", "runs", "start"]
@@ -23,13 +30,7 @@ __all__ = ["check", "compare", "new", "runs", "start"]
 def runs(request: ConsoleRequest) -> Response:
     """All runs."""
     found = all_runs(request.context)
-    sparks = {
-        run.location.id: charts.spark(
-            [log.val_accuracy for log in run.logs if log.val_accuracy is not None],
-            f"accuracy of {run.location.name} by round",
-        )
-        for run in found
-    }
+    sparks = {run.location.id: accuracy_spark(run) for run in found}
     return request.render("runs.html.j2", runs=found, sparks=sparks)
 
 
@@ -40,11 +41,11 @@ def compare(request: ConsoleRequest) -> Response:
         raise HTTPError(f"At most {MOST_COMPARED} runs can be compared at a time.", status=400)
     found = [run_of(request.context, one) for one in wanted]
     series = [
-        charts.Series(run.location.name, curve(run, lambda log: log.val_accuracy), look)
+        charts.Series(run.location.name, measured_curve(run, lambda one: one.accuracy), look)
         for look, run in enumerate(found, 1)
     ]
     losses = [
-        charts.Series(run.location.name, curve(run, lambda log: log.train_loss), look)
+        charts.Series(run.location.name, measured_curve(run, lambda one: one.train_loss), look)
         for look, run in enumerate(found, 1)
     ]
     return request.render(
@@ -53,12 +54,18 @@ def compare(request: ConsoleRequest) -> Response:
         accuracy=charts.lines(
             series,
             title="Fleet accuracy on held-out choices",
+            x_label="after round",
             text=lambda y: wording.percent(y),
             height=300,
             width=charts.WIDE,
         ),
         loss=charts.lines(
-            losses, title="Training loss", text=lambda y: f"{y:.3g}", height=240, width=charts.WIDE
+            losses,
+            title="Training loss",
+            x_label="after round",
+            text=lambda y: f"{y:.3g}",
+            height=240,
+            width=charts.WIDE,
         ),
         differences=differences([run for run in found if run.config]),
     )
@@ -100,32 +107,32 @@ def _form(
     *,
     fleet: RunLocation | None = None,
     error: str = "",
-    status: int = 200,
 ) -> Response:
     found = all_runs(request.context)
-    return request.render(
-        "new.html.j2",
-        status,
-        recipes=list(request.context.operations.recipes()),
-        runs=[run for run in found if run.config],
-        wanted=wanted,
-        fleets=request.context.operations.fleets(),
-        simulates=request.context.operations.simulates(),
-        where=fleet.id if fleet else "",
-        name=name,
-        text=text,
-        error=error,
-        settings=settings_by_group(RunConfig),
-        verdict=verdict(request, text, fleet),
-    )
+    page: dict[str, Any] = {
+        "recipes": list(request.context.operations.recipes()),
+        "runs": [run for run in found if run.config],
+        "wanted": wanted,
+        "fleets": request.context.operations.fleets(),
+        "simulates": request.context.operations.simulates(),
+        "where": fleet.id if fleet else "",
+        "name": name,
+        "text": text,
+        "error": error,
+        "settings": settings_by_group(RunConfig),
+        "verdict": verdict(request, text, fleet),
+    }
+    return request.refuse(error, "new.html.j2", **page) if error else request.render("new.html.j2", **page)
 
 
 def verdict(request: ConsoleRequest, text: str, fleet: RunLocation | None) -> dict[str, Any]:
     """Whether a configuration can run, on a fleet or simulated, and what it would do."""
     try:
-        return {"config": request.context.operations.check(text, fleet), "error": "", "fleet": fleet}
+        config = request.context.operations.check(text, fleet)
     except PenchantError as error:
-        return {"config": None, "error": str(error), "fleet": fleet}
+        return {"config": None, "error": str(error), "fleet": fleet, "objections": []}
+    objections = request.context.operations.objections(config, fleet)
+    return {"config": config, "error": "", "fleet": fleet, "objections": list(objections)}
 
 
 def check(request: ConsoleRequest) -> Response:
@@ -152,6 +159,5 @@ def start(request: ConsoleRequest) -> Response:
     try:
         location = request.context.operations.start(name, text, fleet)
     except PenchantError as error:
-        request.context.store.note(request.name, request.address, "start a run", name, f"refused: {error}")
-        return _form(request, name, text, fleet=fleet, error=str(error), status=422)
+        return _form(request, name, text, fleet=fleet, error=str(error))
     return request.go(f"/runs/{location.id}", f"{location.name} has begun.")

@@ -1,0 +1,58 @@
+"""Who a waiting round lacks, and why: being connected is not being ready."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from penchant.common.wording import duration
+from penchant.server.monitoring.fleet import ConnectedNode
+from penchant.server.waiting import Waiting
+
+__all__ = ["MissingDevice", "missing_devices"]
+
+
+@dataclass(frozen=True)
+class MissingDevice:
+    """A member that is not ready. why: what is known of it, and what its owner can do."""
+
+    member: int
+    why: str
+
+
+def missing_devices(
+    waiting: Waiting,
+    members: Collection[int],
+    nodes: Mapping[int, str],
+    link: Mapping[str, ConnectedNode],
+    now: float,
+) -> list[MissingDevice]:
+    """Members that a round waits for.
+
+    Args:
+        waiting: what the run says.
+        members: who belongs to the fleet.
+        nodes: member -> its node, where it has one.
+        link: node -> its connection, as the SuperLink knows it.
+        now: the time, Unix seconds.
+    """
+    absent = sorted(set(members) - set(waiting.ready))
+    return [MissingDevice(member, _why(member, waiting, nodes.get(member), link, now)) for member in absent]
+
+
+def _why(
+    member: int, waiting: Waiting, node: str | None, link: Mapping[str, ConnectedNode], now: float
+) -> str:
+    connection = link.get(node) if node is not None else None
+    if member in waiting.unready:
+        return "connected, but takes no part now: paused, or outside its owner's hours or limits"
+    if node is None:
+        return "the SuperLink does not know it yet"
+    if connection is None or (connection.until is None and not connection.online):
+        return "never connected: `penchant device connect` has to run there"
+    if not connection.online:
+        ago = f" for {duration(now - connection.until)}" if connection.until is not None else ""
+        return f"offline{ago}: `penchant device connect` has to run there"
+    if int(node) in waiting.silent:
+        return "connected, but gives no answer: no `penchant device serve` there, or another version"
+    return "connected; asked just now"

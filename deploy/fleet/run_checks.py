@@ -1,0 +1,114 @@
+"""What a fleet can run, said before anything is started: with the number that is wrong, and the cure.
+
+The console and `penchant server run` ask here. What every device's own policy says is not known to the
+server: `[privacy]` says what the owners of this fleet ask for, and is their defaults unless it is changed.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import count
+
+from penchant.client.agent.policy import OwnerPolicy
+from penchant.common.config import RunConfig
+from penchant.common.errors import ConfigError
+from penchant.common.secagg.transcript import threshold
+from penchant.common.settings import Setting, dotted_table, settings_of
+from penchant.deploy import run_directory
+from penchant.deploy.owner_policy import fleet_policy, smallest_group
+from penchant.server.run import LEAST_COHORT
+
+__all__ = ["annotated", "fleet_defaults", "needed_devices", "objections", "refuse_no_rounds", "refuse_unfit"]
+
+NOT_FOR_FLEETS = ("data.", "grid", "workers")
+"""Settings of simulations: real devices have their owners' choices."""
+
+
+def refuse_unfit(config: RunConfig, members: int) -> None:
+    """ConfigError for what a fleet of so many members can't run."""
+    federation, privacy = config.federation, config.privacy
+    run_directory.refuse_unservable(config)
+    refuse_no_rounds(config)
+    if federation.cohort > members:
+        raise ConfigError(
+            f"federation.cohort is {federation.cohort}, but this fleet has {members} members; ask at most "
+            f"{members} a round, or invite more devices"
+        )
+    if federation.cohort < LEAST_COHORT:
+        raise ConfigError(
+            f"federation.cohort is {federation.cohort}; a masked sum needs {LEAST_COHORT} devices at least"
+        )
+    group = smallest_group(federation.cohort, privacy.group_size)
+    needed = needed_devices(privacy.min_honest, privacy.max_colluders)
+    if group < needed:
+        raise ConfigError(
+            f"a sum over {group} devices is too small for owners who ask for {privacy.min_honest} honest "
+            f"people beside {privacy.max_colluders} that work with the server: that takes {needed} devices a "
+            "round; raise federation.cohort, or, if the owners of this fleet have lowered min_honest and "
+            "max_colluders in their policy.toml, say so in privacy.min_honest and privacy.max_colluders"
+        )
+
+
+def refuse_no_rounds(config: RunConfig) -> None:
+    """ConfigError for a run in which nothing is learned together."""
+    if not config.federation.rounds:
+        raise ConfigError("federation.rounds is 0, so that nothing is learned together; set it to 1 or more")
+
+
+def needed_devices(min_honest: int, max_colluders: int) -> int:
+    """The fewest devices in a sum of which so many are honest for sure."""
+    return next(
+        n
+        for n in count(LEAST_COHORT)
+        if n >= 3 * max_colluders + 1 and threshold(n) - max_colluders >= min_honest
+    )
+
+
+def objections(config: RunConfig) -> list[str]:
+    """Why devices whose owners changed nothing in their policy would take no part."""
+    plan = config.plan("main", config.federation.cohort)
+    return OwnerPolicy().objections(plan)
+
+
+def fleet_defaults(members: int) -> RunConfig:
+    """A run that asks everybody of a fleet, with noise as owners' defaults ask for it. Of a small fleet the
+    owners have to lower what they ask for: then it says how far."""
+    usual = OwnerPolicy()
+    wanted = {"federation.cohort": max(members, 1), "privacy.dp_epsilon": usual.max_epsilon}
+    config = RunConfig().changed(wanted)  # recipes are made for data sets, which a fleet has none of
+    policy = fleet_policy(config, config.federation.cohort)
+    return config.changed(
+        {"privacy.min_honest": policy.min_honest, "privacy.max_colluders": policy.max_colluders}
+    )
+
+
+def annotated(config: RunConfig, members: int) -> str:
+    """A run.toml that says what each setting is; those that differ from the default are set, the others stand
+    there as comments."""
+    lines, usual = [f"# A run for {members} members. What is not set takes its default."], OwnerPolicy()
+    needed = needed_devices(usual.min_honest, usual.max_colluders)
+    if config.federation.cohort < needed:
+        lines += [
+            f"# Owners' defaults need {needed} devices a round. With fewer, each owner sets in policy.toml:",
+            f"#   min_honest = {config.privacy.min_honest}",
+            f"#   max_colluders = {config.privacy.max_colluders}",
+        ]
+    section = ""
+    own, default = dotted_table(config), dotted_table(RunConfig())
+    for one in _settings():
+        table, _, name = one.key.rpartition(".")
+        if table != section:
+            lines += ["", f"[{table}]"]
+            section = table
+        hidden = "# " if own[one.key] == default[one.key] and one.key not in ALWAYS else ""
+        lines += [f"# {one.help} Allowed: {one.allowed}.", f"{hidden}{name} = {json.dumps(own[one.key])}"]
+    return "\n".join(lines) + "\n"
+
+
+ALWAYS = ("federation.rounds", "federation.patience_seconds", "federation.deadline_seconds")
+"""Settings that are set even at their default: whoever starts a run looks at them first."""
+
+
+def _settings() -> list[Setting]:
+    found = [one for one in settings_of(RunConfig) if not one.key.startswith(NOT_FOR_FLEETS)]
+    return sorted(found, key=lambda one: "." in one.key)  # TOML: what is in no section comes first
