@@ -394,6 +394,16 @@ def test_a_bad_rating_is_a_bad_row(tmp_path: Path) -> None:
         read(tmp_path / "r.json", rows)
 
 
+@pytest.mark.parametrize("label", ["NaN", "1e999", 10**400, "[" * 10_000, [1]])
+def test_a_label_that_is_no_finite_number_is_a_bad_row(label: object, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "p", "completion": "a", "label": label},
+        {"prompt": "p", "completion": "b", "label": 1},
+    ]
+    with pytest.raises(DataError, match=r"1 of 2 rows .*:1: the label must be true, false or a number"):
+        read(tmp_path / "r.json", rows)
+
+
 # --- whatever comes -------------------------------------------------------------------------------
 
 JSON = st.recursive(

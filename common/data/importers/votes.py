@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -243,15 +243,15 @@ def _score(value: Any) -> float:
     """A label or a rating as a number; tables write them as words."""
     if isinstance(value, str):
         word = value.strip().lower()
-        if word in ("true", "false"):
-            return float(word == "true")
+        value = word == "true" if word in ("true", "false") else word
+    if isinstance(value, str | bool | int | float):
         try:
-            value = json.loads(word)
-        except ValueError:
-            value = None
-    if not isinstance(value, bool | int | float) or value != value:
-        raise DataError("the label must be true, false or a number")
-    return float(value)
+            number = float(value)
+        except (ValueError, OverflowError):  # an integer of JSON may have any length
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    raise DataError("the label must be true, false or a number")
 
 
 def _by_rank(
