@@ -57,8 +57,8 @@ from penchant.common.errors import (
     PolicyRefusal,
     UsageError,
 )
-from penchant.common.membership.enrolment import Answer, Request, request
-from penchant.common.membership.identity import Identity, Membership
+from penchant.common.membership.enrolment import Answer, LeaveNotice, Request, request
+from penchant.common.membership.identity import Identity, Membership, authority_digest
 from penchant.common.model.factors import MergedWeights
 from penchant.common.model.reward import Reading
 from penchant.common.settings import Section, build_section, section_table
@@ -456,6 +456,11 @@ class Device:
         kept = {AUTHORITY: given.authority, MEMBERS: given.members, IDENTITY: identity.encode(), PENDING: b""}
         self.vault.keep_blobs(kept)
         return identity.member
+
+    def leave_notice(self) -> LeaveNotice:
+        """What tells the server that this member left (`joining.tell_server`). Made before `leave` or
+        `forget`: it needs the identity. UsageError when this device is in no fleet."""
+        return LeaveNotice.of(member_identity(self), authority_digest(self.vault.blob(AUTHORITY)))
 
     def leave(self) -> int:
         """Give up membership: the identity is deleted, no round is joined any more; -> the member number.

@@ -37,6 +37,7 @@ from penchant.common.membership.enrolment import (
     Answer,
     JoinReply,
     JoinRequest,
+    LeaveNotice,
     NamedRequest,
     Request,
     fingerprint,
@@ -200,6 +201,25 @@ class EnrolmentRegistry:
             return JoinReply(b"")
         given = Answer.decode(bytes(answer), self.server_directory.authority_digest)
         return JoinReply(Answer(given.authority, given.certificate, membership.encoded).encode())
+
+    # --- a device leaves -----------------------------------------------------------------------------
+
+    def left(self, notice: bytes) -> int:
+        """A member says that its owner left: the authority is asked to revoke it; -> the member number.
+
+        Until it has, the list stands. The same notice again changes nothing. Raises CodecError or
+        CertificateError for a notice that no member of this fleet signed, EnrolmentError for somebody who is
+        no member now.
+        """
+        said = LeaveNotice.decode(notice, self.server_directory.authority_digest)
+        listed = self._known().current
+        members = () if listed is None else listed.members
+        number = next((member.number for member in members if member.public_key == said.public_key), None)
+        if number is None:
+            raise EnrolmentError("no member of this fleet has that key")
+        with suppress(UsageError):  # it is asked for already
+            request_revocation(self.server_directory.path, number, "its owner left the fleet")
+        return number
 
     # --- the authority answers -----------------------------------------------------------------------
 

@@ -42,14 +42,14 @@ def server_directory(tmp_path: Path) -> ServerDirectory:
 # --- what passes ----------------------------------------------------------------------------------
 
 
-def test_the_gateway_passes_what_a_supernode_asks_for_and_two_paths_of_ours(
+def test_the_gateway_passes_what_a_supernode_asks_for_and_three_paths_of_ours(
     server_directory: ServerDirectory,
 ) -> None:
     text = gateway.configuration(server_directory)
     passed = dict(re.findall(r"location = (\S+) \{.*?proxy_pass (\S+);", text, re.S))
     ways = dict.fromkeys(FLEET_PATHS, "superlink") | {"push-object": "$way", "push-messages": "$way"}
     fleet = {f"/v1/fleet/{name}": f"https://{way}/v1/fleet/{name}" for name, way in ways.items()}
-    ours = {f"/enrol/{name}": f"http://enrolment/enrol/{name}" for name in ("ca", "join")}
+    ours = {f"/enrol/{name}": f"http://enrolment/enrol/{name}" for name in ("ca", "join", "leave")}
     # each to a fixed address: no path that a client wrote is passed on
     assert passed == fleet | ours | {"/signed": "http://check/check"}
     assert re.findall(r"location ([^=\s]\S*) \{(.*?)\}", text) == [
@@ -256,11 +256,13 @@ def test_a_log_that_is_removed_or_can_not_be_turned_over_stops_nothing(
     removed, full = tmp_path / "a.log", tmp_path / "b.log"
     stop, up = threading.Event(), threading.Event()
     parts = [ChildProcess("a", SLEEPER, removed), ChildProcess("b", SLEEPER, full)]
+    (tmp_path / "b.log.1").mkdir()  # no copy can be made of b.log
     thread = threading.Thread(target=lambda: supervise(parts, stop=stop, announce=up.set))
     thread.start()
     assert up.wait(60)
-    (tmp_path / "b.log.1").mkdir()  # no copy can be made of it
-    full.write_text("long", encoding="utf-8")
+    wait_for((tmp_path / "a.log.1").exists)
+    wait_for(lambda: full.stat().st_size > 0)
+    said = full.read_text(encoding="utf-8")
     removed.unlink()
     wait_for(lambda: len(caplog.records) >= 2)
     time.sleep(1.0)
@@ -270,7 +272,7 @@ def test_a_log_that_is_removed_or_can_not_be_turned_over_stops_nothing(
     assert sorted(record.getMessage().partition(" ")[0] for record in caplog.records) == [
         str(removed), "can't"
     ]  # fmt: skip
-    assert full.read_text(encoding="utf-8") == "long"
+    assert full.read_text(encoding="utf-8") == said
 
 
 def test_a_process_that_can_not_be_started_again_does_not_end_the_others(

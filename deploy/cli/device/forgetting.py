@@ -19,11 +19,12 @@ from penchant.deploy.cli.device.options import (
     AsJson,
     Ask,
     HomeOption,
+    NodeOption,
     make_sure,
+    node_folder,
     open_device,
+    part,
     print_table,
-    remove_node,
-    tell_of_revocation,
 )
 from penchant.deploy.cli.errors import command
 
@@ -63,6 +64,7 @@ def forget(
         bool, typer.Option("--list", help="Show the choices that are meant, all by default; delete nothing.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation.")] = False,
+    node: NodeOption = None,
     home: HomeOption = HERE,
     passphrase: Ask = False,
     as_json: AsJson = False,
@@ -78,7 +80,7 @@ def forget(
     if listed:
         _show(meant.among(open_device(home, passphrase).store.recorded()), as_json)
     elif meant.all:
-        _forget_all(yes, lambda: open_device(home, passphrase), home)
+        _forget_all(yes, lambda: open_device(home, passphrase), node_folder(home, node))
     else:
         _forget_chosen(meant, yes, open_device(home, passphrase), home)
 
@@ -116,15 +118,12 @@ class _Meant:
         )
 
 
-def _forget_all(yes: bool, opened: Callable[[], Device], home: Path) -> None:
+def _forget_all(yes: bool, opened: Callable[[], Device], folder: Path) -> None:
     make_sure(yes, "Delete all choices, the personal model and the membership?")
     device = opened()
-    member, count = device.member, device.forget()
-    remove_node(home)
+    count = part(device, folder, device.forget)
     say(f"{count} choices and the personal model are deleted; files that you imported or exported are yours")
     say(one_line(device.privacy().lasting))
-    if member is not None:
-        tell_of_revocation(member)
 
 
 def _forget_chosen(meant: _Meant, yes: bool, device: Device, home: Path) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from penchant.common.errors import DataError, UsageError
+from penchant.common.errors import DataError, PenchantError, UsageError
+from penchant.common.printable import one_line
 from penchant.common.terminal import say
 from penchant.deploy.cli import passphrase as passphrases
+from penchant.deploy.cli.errors import notice
 
 if TYPE_CHECKING:
     from penchant.client.device.device import Device
@@ -26,11 +28,13 @@ __all__ = [
     "SocketOption",
     "lines_of",
     "make_sure",
+    "node_folder",
     "open_device",
+    "part",
     "print_table",
-    "remove_node",
-    "tell_of_revocation",
 ]
+
+T = TypeVar("T")
 
 DEFAULT_HOME = "~/.local/share/penchant"
 PASSPHRASE = "PENCHANT_PASSPHRASE"
@@ -87,16 +91,34 @@ def make_sure(yes: bool, question: str) -> None:
         raise UsageError("nothing was changed")
 
 
-def tell_of_revocation(number: int) -> None:
-    """Say to an owner whose device is no longer a member what is left to do."""
-    say(f"this device was member {number}; tell the authority to revoke that number")
+def node_folder(home: Path, node: Path | None) -> Path:
+    """Where the SuperNode's files are: as the owner says, or in the device's directory."""
+    from penchant.client.device.supernode_files import NODE
+
+    return node or home.expanduser() / NODE
 
 
-def remove_node(home: Path) -> None:
-    """Remove the node's key and what else the relay had in the device's directory, if it was there."""
-    from penchant.client.device.supernode_files import NODE, SuperNodeFiles
+def part(device: Device, folder: Path, parting: Callable[[], T]) -> T:
+    """Do `parting`, after which the device is in no fleet; -> what it returns.
 
-    SuperNodeFiles.remove(home.expanduser() / NODE)
+    Then the server is told, the node in `folder` goes, and the owner reads what is left to do. A server that
+    can't be told keeps nobody: the device has left by then.
+    """
+    from penchant.client.device import joining
+    from penchant.client.device.supernode_files import SuperNodeFiles
+
+    member = device.member
+    word = None if member is None else device.leave_notice()
+    result = parting()
+    if word is not None:
+        try:
+            joining.tell_server(word, folder)
+            say(f"this device was member {member}; its server knows, and asks the authority to revoke it")
+        except PenchantError as error:
+            say(f"this device was member {member}; tell the authority to revoke that number")
+            notice(f"the server was not told: {one_line(str(error))}")
+    SuperNodeFiles.remove(folder)
+    return result
 
 
 def lines_of(file: str) -> list[str]:
