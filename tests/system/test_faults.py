@@ -8,6 +8,7 @@ What the fleet comes to is held against its shadow (`system.shadow`).
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -83,6 +84,20 @@ class Story:
         for trap in held:
             trap.release()
         self.fleet.revive()
+        self.finished_rounds_stand()
+
+    def server_burns(self, *held: Trap) -> None:
+        """A back-up is made while the server waits; then it dies, and nothing is left of its disk. The back-up
+        is restored where there is nothing."""
+        fleet, file = self.fleet, self.fleet.place / "server.backup"
+        directory = fleet.server_directory.path
+        fleet.wait_sprung(held)
+        done = fleet.penchant("backup", str(directory), str(file))
+        assert done.returncode == 0, done.stderr
+        self.server_dies(*held)
+        shutil.rmtree(directory)
+        done = fleet.penchant("restore", str(file), str(directory))
+        assert done.returncode == 0, done.stderr
         self.finished_rounds_stand()
 
     def server_is_back(self) -> None:
@@ -212,7 +227,8 @@ def test_the_server_is_killed_at_every_stage(
 
 def kill_before_unmasking(story: Story) -> None:
     """The server dies while it waits for shares, for masked vectors, for confirmations: another attempt each
-    time. Of the fourth it has asked for unmasking, and enough have answered: that one is completed."""
+    time. The third time its disk is lost too, and comes back from a back-up of that moment. Of the fourth it
+    has asked for unmasking, and enough have answered: that one is completed."""
     fleet = story.fleet
     held = story.held(0, 1, "shares")
     fleet.play()
@@ -225,7 +241,7 @@ def kill_before_unmasking(story: Story) -> None:
     story.server_dies(held)
     held = story.held(0, 1, "confirm", 3)
     story.server_is_back()
-    story.server_dies(held)
+    story.server_burns(held)
     held, dead = story.held(0, 1, "unmask", 4), story.dies(4, 1, "masked", "after", 4)
     story.server_is_back()
     story.end_of(held, dead, replies=5)
