@@ -87,7 +87,7 @@ class Story:
         self.finished_rounds_stand()
 
     def server_burns(self, *held: Trap) -> None:
-        """A back-up is made while the server waits; then it dies, and nothing is left of its disk. The back-up
+        """A back-up is made while the server waits; then it dies, and its disk is empty. The back-up
         is restored where there is nothing."""
         fleet, file = self.fleet, self.fleet.place / "server.backup"
         directory = fleet.server_directory.path
