@@ -384,6 +384,23 @@ def test_what_was_committed_last_is_the_latest_whatever_the_clock_says(
     assert latest[0] == RUN
 
 
+def test_a_run_that_began_while_the_clock_was_ahead_pushes_out_none_that_came_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault, now = Vault(tmp_path), time.time()
+    monkeypatch.setattr("penchant.client.vault.vault.time.time", lambda: now)
+    vault.begin(bytes([7]) * 16, 1, 1, [])
+    now += 1e9
+    vault.stage(bytes([7]) * 16, 1, 1, factor(1))
+    now -= 1e9
+    for run in (OTHER, RUN):
+        vault.begin(run, 1, 1, [])
+        vault.stage(run, 1, 1, factor(2))
+        vault.settle(run, [(1, 1)])
+    vault.prune(2)
+    assert (kept(tmp_path, OTHER), kept(tmp_path, RUN)) == ((1, 2.0, b""), (1, 2.0, b""))
+
+
 def test_what_leaves_is_counted_by_name(tmp_path: Path) -> None:
     vault = Vault(tmp_path)
     vault.note_sent([("lora_A", 40), ("masked message", 7)])
