@@ -82,6 +82,7 @@ def test_hours_end_a_round_until_its_vector_has_left(
     else:
         assert code(reply) is AbortCode.POLICY
         assert "outside the hours" in scene.reason(0)[2]
+        assert Vault(scene.home(0)).privacy.entries() == []  # what does not leave is not charged
 
 
 def test_a_pause_while_the_device_trains_keeps_the_vector_here(scenes: Scenes) -> None:
