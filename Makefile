@@ -40,8 +40,8 @@ $(VENV)/dependencies: pyproject.toml constraints.txt Makefile | $(VENV)/bin/pyth
 	@touch $@
 
 $(FILES): FORCE | $(VENV)/bin/python
-	@find $(ROOMS) -type f -not -path '*/__pycache__/*' | LC_ALL=C sort > $@.new
-	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+	@new=$@.$$$$ && find $(ROOMS) -type f -not -path '*/__pycache__/*' | LC_ALL=C sort > $$new && \
+	  if cmp -s $$new $@; then rm $$new; else mv $$new $@; fi
 
 $(VENV)/installed: $(VENV)/dependencies $(FILES)
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --no-build-isolation --no-deps \
@@ -62,7 +62,7 @@ test: env        ## unit and integration tests
 
 test-system: env ## tests that need root and Debian packages, which it installs
 	tests/system/prepare
-	$(BIN)/python -m pytest -q tests/system --ignore $(FAULTS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/system --ignore $(FAULTS) $(ARGS)
 
 test-faults: env ## a server and seven devices, for real, in which everything fails once
 	tests/system/prepare

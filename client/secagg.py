@@ -504,11 +504,13 @@ class Participant:
 
 def _attempt_info(announce: Announce) -> AttemptInfo:
     if announce.ring not in (32, 64):
-        raise ConfigError(f"a ring of {announce.ring} bits is announced; 32 and 64 exist")
+        raise ConfigError(f"a ring of {announce.ring} bits is announced; it must have 32 or 64")
     if not 1 <= announce.words <= MAX_WORDS:
-        raise ConfigError(f"vectors of {announce.words} ring elements are announced; 1 to {MAX_WORDS} can be")
+        raise ConfigError(
+            f"vectors of {announce.words} ring elements are announced; 1 to {MAX_WORDS} are possible"
+        )
     if not 1 <= announce.group <= MAX_GROUP:
-        raise ConfigError(f"groups of {announce.group} devices are announced; 1 to {MAX_GROUP} can be")
+        raise ConfigError(f"groups of {announce.group} devices are announced; 1 to {MAX_GROUP} are possible")
     return AttemptInfo(
         announce.run,
         announce.round,
@@ -560,13 +562,13 @@ def _open_shares(shared: SharesDealt, delivery: Delivery) -> tuple[tuple[bytes, 
 def _checked_vector(vector: Ring, info: AttemptInfo) -> Ring:
     if vector.dtype != ring_type(info.ring) or vector.shape != (info.words,):
         raise DeviceError(
-            f"the quantised vector is {vector.dtype}{list(vector.shape)}, announced are "
-            f"{info.words} elements of {info.ring} bits"
+            f"the quantised vector is {vector.dtype}{list(vector.shape)}, "
+            f"but {info.words} elements of {info.ring} bits were announced"
         )
     return vector
 
 
 def _send_plain(state: Unmasked, payload: bytes, vector: Ring) -> tuple[Done, bytes]:
     if decode(payload, Collect).context != state.info.context:
-        raise AgreementError("the server collects for another context than it announced")
+        raise AgreementError("the server collects for a different context than it announced")
     return Done(state.info), encode(Plain(_checked_vector(vector, state.info).tobytes()))

@@ -173,7 +173,7 @@ class OlderList(MembershipError):
 
 
 class SecretSharingError(ProtocolError):
-    """Shares that do not open, do not combine, or rebuild another secret than announced."""
+    """Shares that do not open, do not combine, or rebuild a different secret than announced."""
 
     code = "secret-sharing"
 

@@ -21,9 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from safetensors import SafetensorError
+
 from penchant.common.errors import PenchantError
 
 __all__ = [
+    "BAD_TENSORS",
     "CONFIG_MOST",
     "JSON_MOST",
     "ForeignDatabase",
@@ -43,6 +46,8 @@ CONFIG_MOST: Final = 1024 * 1024
 JSON_MOST: Final = 64 * 1024 * 1024
 DATABASE_MOST: Final = 2 * 1024 * 1024 * 1024  # bytes of a SQLite file, and of its log
 CELL_MOST: Final = 64 * 1024 * 1024  # bytes of one value
+BAD_TENSORS: Final = (SafetensorError, KeyError, ValueError, TypeError, AttributeError)
+"""What reading a safetensors file into NumPy raises: the last two for kinds of numbers that NumPy lacks."""
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _STEPS = 2000  # of SQLite's machine between two looks at the clock
 _CHUNK = 1024 * 1024

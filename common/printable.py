@@ -2,16 +2,18 @@
 
 A name, a reason or an error may hold what steers a terminal: escapes, line breaks, marks that turn the
 writing direction round, characters that nobody sees. `printable` is the one function that such a text goes
-through on its way to a person; `is_printable` is what every entrance asks of a name before it is kept.
+through on its way to a person; `is_printable` is what every entrance asks of a name before it is kept;
+`quoted` is how an error repeats a value that it was given.
 """
 
 from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["MOST_SHOWN", "is_printable", "one_line", "printable"]
+__all__ = ["MOST_SHOWN", "is_printable", "one_line", "printable", "quoted"]
 
 MOST_SHOWN = 2000  # characters of one text
+MOST_QUOTED = 80  # characters of a value that an error repeats
 NARROW_SPACE = "\u202f"  # stands in our own numbers
 MARKS = 4  # combining marks on one letter; more of them run into the lines above and below
 _STYLES = frozenset(map(chr, range(0xFE00, 0xFE10)))  # choose between two drawings of the character before
@@ -60,6 +62,15 @@ def one_line(text: str, most: int = MOST_SHOWN) -> str:
 def is_printable(text: str) -> bool:
     """Whether a text may be taken as a name or a reason: one line in which everything can be seen."""
     return text == one_line(text, len(text) + 1) and not _is_mark(text[:1])
+
+
+def quoted(value: object) -> str:
+    """`value` as an error repeats it: its `repr` in one line of at most 80 characters, whatever was given."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # a number of more digits than Python writes
+        return "a huge number"
+    return text if len(text) <= MOST_QUOTED else f"{text[: MOST_QUOTED - 3]}..."
 
 
 def _is_seen(c: str) -> bool:

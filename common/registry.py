@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, TypeVar
 
 from penchant.common.errors import ConfigError
+from penchant.common.printable import quoted
 
 __all__ = ["COMBINATIONS", "SERVER_OPTIMIZERS", "Named", "Registry"]
 
@@ -21,7 +22,6 @@ T = TypeVar("T")
 
 # A name is used in names of files, and in lists with commas.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_SHOWN = 80  # characters of a value that an error quotes
 _REASON = 200  # characters of the reason why a plugin can't be loaded
 
 
@@ -62,7 +62,7 @@ class Registry:
             )
         if not _NAME.fullmatch(name):
             raise ConfigError(
-                f"{_shown(name)} can't name a {self.key}; use up to 64 letters, digits, '.', '_' and '-', "
+                f"{quoted(name)} can't name a {self.key}; use up to 64 letters, digits, '.', '_' and '-', "
                 "a letter or digit first"
             )
         if own:
@@ -90,7 +90,7 @@ class Registry:
     def check(self, name: object) -> None:
         """ConfigError that lists the choices unless there is such a name; nothing is loaded."""
         if not isinstance(name, str) or name not in self:
-            raise ConfigError(f"{self.key} is {_shown(name)}; choose one of {', '.join(self.names())}")
+            raise ConfigError(f"{self.key} is {quoted(name)}; choose one of {', '.join(self.names())}")
 
     def register(self, thing: Named, kind: type[Any], wanted: str) -> None:
         """Make a thing of the right kind known by its own name; `wanted` says in words what that kind is.
@@ -99,7 +99,7 @@ class Registry:
             ConfigError: it is of another kind, or `add` refuses its name.
         """
         if isinstance(thing, type) or not isinstance(thing, kind):
-            raise ConfigError(f"{_shown(thing)} can't be registered as {self.key}: it must be {wanted}")
+            raise ConfigError(f"{quoted(thing)} can't be registered as {self.key}: it must be {wanted}")
         self.add(thing.name, thing)
 
     def find(self, name: str, kind: type[T], wanted: str) -> T:
@@ -142,7 +142,7 @@ class Registry:
         called = getattr(thing, "name", None)
         if called != name:
             raise ConfigError(
-                f'the plugin "{name}" ({self.group}{self._origin(name)}) calls itself {_shown(called)}; '
+                f'the plugin "{name}" ({self.group}{self._origin(name)}) calls itself {quoted(called)}; '
                 "its entry point must have the same name"
             )
         return thing
@@ -154,11 +154,6 @@ class Registry:
 
 def _package(point: EntryPoint) -> str:
     return point.dist.name if point.dist else point.value
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 SERVER_OPTIMIZERS = Registry(

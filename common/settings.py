@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from penchant.common.errors import ConfigError
+from penchant.common.printable import quoted
 
 S = TypeVar("S", bound="Section")
 T = TypeVar("T")
@@ -187,8 +188,8 @@ def _check_choices(name: str, f: _Field, value: Any) -> None:
     if not allowed or value in allowed:
         return
     if f.kind is str:
-        raise ConfigError(f"{name} is {_shown(value)}; choose one of {', '.join(map(str, allowed))}")
-    raise ConfigError(f"{name} is {_shown(value)}; it must be {' or '.join(map(str, allowed))}")
+        raise ConfigError(f"{name} is {quoted(value)}; choose one of {', '.join(map(str, allowed))}")
+    raise ConfigError(f"{name} is {quoted(value)}; it must be {' or '.join(map(str, allowed))}")
 
 
 def _check_range(name: str, low: float, high: float, value: Any) -> None:
@@ -419,7 +420,7 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
     origin = get_origin(kind)
     if origin is Literal:
         if value not in get_args(kind) or not isinstance(value, str):
-            raise ConfigError(f"{name} is {_shown(value)}; choose one of {', '.join(get_args(kind))}")
+            raise ConfigError(f"{name} is {quoted(value)}; choose one of {', '.join(get_args(kind))}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
@@ -431,21 +432,12 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{name} is {_shown(value)}; it must be {_spoken(kind)}")
+        raise ConfigError(f"{name} is {quoted(value)}; it must be {_spoken(kind)}")
     if kind is float and not math.isfinite(value):
         raise ConfigError(f"{name} is {value}; it must be a finite number")
     if kind is str and any("\ud800" <= character <= "\udfff" for character in value):
         raise ConfigError(f"{name} contains a lone surrogate, so it is not valid text")
     return value
-
-
-def _shown(value: object) -> str:
-    """`value` for an error's one line: not much of it, whatever came."""
-    try:
-        text = repr(value)
-    except ValueError:  # a number of more digits than Python writes
-        return "a huge number"
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _spoken(kind: Any) -> str:

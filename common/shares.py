@@ -135,7 +135,7 @@ class ShareRule:
         compose: makes the low-rank pair (A, B) of one adapted module from its factors by role, with A of
             shape (rank, in) and B of shape (out, rank). It must be differentiable. The update is B A.
         compose_head: makes the score head (1, embedding) from the factors of the whole model; None where
-            the head is a tensor of its own.
+            the head is a separate tensor.
         sharing: what is shared in a short phrase, for "Sharing … pays"; `shared` without "factor" if empty.
 
     Raises:
@@ -171,7 +171,7 @@ class ShareRule:
 
     @property
     def in_model(self) -> tuple[Factor, ...]:
-        """The factors that the model has once, the score head last if it is a tensor of its own."""
+        """The factors that the model has once, the score head last if it is a separate tensor."""
         whole = tuple(factor for factor in self.factors if factor.tensor)
         return whole if self.compose_head else (*whole, HEAD_FACTOR)
 

@@ -23,6 +23,11 @@ def whole(value: int | float | None) -> str:
     return "–" if value is None else f"{value:,.0f}".replace(",", "\u202f")
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """``1 device``, ``7 devices``."""
+    return f"{whole(number)} {one if number == 1 else many or one + 's'}"
+
+
 def size(value: float | None) -> str:
     """Bytes in the unit that suits them."""
     if value is None:

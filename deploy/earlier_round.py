@@ -6,21 +6,23 @@ run has its own id, its server optimiser starts afresh, and personal parts start
 
 from __future__ import annotations
 
-from contextlib import closing
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import AgreementError, ConfigError, RunDirectoryError, UsageError
+from penchant.common.foreign_files import BAD_TENSORS
 from penchant.common.model import announced
 from penchant.common.model.factors import Split
+from penchant.common.printable import is_printable
 from penchant.deploy import run_directory
-from penchant.server.journal import Journal
+from penchant.server.journal_reader import JournalReader
 
 __all__ = ["EarlierRound", "begun_with", "earlier_round", "named_round"]
 
@@ -57,8 +59,9 @@ def named_round(text: str) -> tuple[str, int]:
 def earlier_round(directory: Path, number: int, config: RunConfig) -> EarlierRound:
     """The finished round `number` of the run in `directory`, for a new run of `config`.
 
-    Raises UsageError when that round is not finished, is of another model or adapter, or has factors that
-    devices refuse.
+    The directory may be somebody else's: nothing is written into it, and what it says is checked. Raises
+    UsageError when that round is not finished, is of another model or adapter, or has factors that devices
+    refuse; JournalError when the journal is damaged.
     """
     name = f"{directory.absolute().name}:{number}"
     earlier = run_directory.read_config(directory)
@@ -70,11 +73,11 @@ def earlier_round(directory: Path, number: int, config: RunConfig) -> EarlierRou
             raise ConfigError(
                 f"{name} is of another {what} than the new run; give both the same table [{what}]"
             )
-    if not (directory / "journal.db").is_file():
+    journal = JournalReader(directory)
+    last = max((log.round for log in journal.logs()), default=0)
+    if not last:
         raise UsageError(f"no round of {directory} is finished; begin without --from")
-    with closing(Journal(directory)) as journal:
-        found, digest = journal.load(number), journal.digest(number)
-        last = max((done for done, _ in journal.finished()), default=0)
+    found, digest = journal.load(number), journal.digest(number)
     if found is None or digest is None:
         raise UsageError(f"round {number} of {directory} is not finished; its last finished one is {last}")
     factors = found[1].factors
@@ -92,8 +95,12 @@ def begun_with(directory: Path) -> EarlierRound | None:
         return None
     try:
         with safe_open(path, "numpy") as file:
-            told = file.metadata() or {}
-            factors = np.asarray(file.get_tensor("factors"), dtype=np.float32)
+            told, factors = file.metadata() or {}, file.get_tensor("factors")
+        if not (is_printable(told["name"]) and re.fullmatch("[0-9a-f]{64}", told["digest"])):
+            raise ValueError("it names no round")
+        if factors.dtype != np.float32 or factors.ndim != 1:
+            raise ValueError("its factors are no row of float32")
+        announced.check(factors)
         return EarlierRound(told["name"], told["digest"], factors)
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, AgreementError, *BAD_TENSORS) as error:
         raise RunDirectoryError(f"{path} is damaged; restore it from a back-up: {error}") from None

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from penchant.common.errors import JournalError
+from penchant.common.foreign_files import BAD_TENSORS
 from penchant.common.printable import one_line
 from penchant.common.storage import change, write_durably
 from penchant.server.optimizers import ServerState
@@ -363,12 +363,16 @@ def decode_checkpoint(data: bytes, directory: Path) -> ServerState:
     """The shared state in a checkpoint. JournalError when these bytes are not a checkpoint."""
     try:
         return _decode(load_safetensors(data))
-    except (SafetensorError, KeyError, IndexError, ValueError, TypeError) as error:
+    except BAD_TENSORS as error:
         what = type(error).__name__
         raise JournalError(f"a checkpoint in {directory} holds no shared state ({what})") from None
 
 
 def _decode(tensors: Mapping[str, NDArray[Any]]) -> ServerState:
-    return ServerState(
-        tensors["factors"], tensors["first"], tensors["second"], tensors["start"], int(tensors["steps"][0])
-    )
+    factors, first, second, start = (tensors[name] for name in ("factors", "first", "second", "start"))
+    steps = tensors["steps"]
+    if any(one.dtype != np.float32 or one.ndim != 1 for one in (factors, first, second, start)):
+        raise ValueError("factors, moments and start are rows of float32")
+    if steps.dtype != np.int64 or steps.shape != (1,):
+        raise ValueError("the steps are one whole number")
+    return ServerState(factors, first, second, start, int(steps[0]))

@@ -24,7 +24,7 @@ from penchant.server.optimizers import ServerState
 from penchant.server.privacy_figures import FACT, PrivacyFigures
 
 __all__ = [
-    "Attempt",
+    "AttemptRecord",
     "DeviceRecord",
     "JournalContents",
     "JournalReader",
@@ -52,7 +52,7 @@ _KEPT = 128  # journals whose contents are remembered
 
 
 @dataclass(frozen=True)
-class Attempt:
+class AttemptRecord:
     """One attempt of a round as journaled.
 
     `started` is in Unix seconds; `digest` is that of its checkpoint, in hex.
@@ -102,7 +102,7 @@ class OpenedSums:
 class JournalContents:
     """All that a journal says, checked. Stages are by (round, attempt)."""
 
-    attempts: Sequence[Attempt] = ()
+    attempts: Sequence[AttemptRecord] = ()
     stages: Mapping[tuple[int, int], Sequence[Stage]] = field(default_factory=dict)
     devices: Sequence[DeviceRecord] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -131,7 +131,7 @@ class JournalReader:
         """All of it; empty where there is no journal yet. JournalError when it is damaged."""
         return _memory.contents(self._path, self.mark)
 
-    def attempts(self) -> list[Attempt]:
+    def attempts(self) -> list[AttemptRecord]:
         """All attempts in order; none where there is no journal yet."""
         return list(self.contents().attempts)
 
@@ -188,7 +188,7 @@ class JournalReader:
         """SHA-256 (hex) of the checkpoint of a finished round, None for another."""
         return next((a.digest for a in self.attempts() if a.state == "finished" and a.round == round), None)
 
-    def checkpoint(self, attempt: Attempt) -> bytes:
+    def checkpoint(self, attempt: AttemptRecord) -> bytes:
         """The checkpoint of a finished round, which is what the journal wrote. JournalError otherwise."""
         path = self.directory / "checkpoints" / f"round-{attempt.round:06d}.safetensors"
         try:
@@ -277,7 +277,7 @@ def _rows(db: ForeignDatabase, table: str, columns: str, order: str = "1") -> li
     return db.rows(f"SELECT {names} FROM {table} ORDER BY {order}") if db.has(table) else []
 
 
-def _attempts(db: ForeignDatabase, values: _Values) -> list[Attempt]:
+def _attempts(db: ForeignDatabase, values: _Values) -> list[AttemptRecord]:
     return [values.attempt(row) for row in _rows(db, "rounds", "*", order="round, attempt")]
 
 
@@ -311,14 +311,14 @@ class _Values:
         round, attempt = row
         return self.whole(round, "a round", 0, _ROUND_MOST), self.whole(attempt, "an attempt", 0, _ROUND_MOST)
 
-    def attempt(self, row: tuple[Any, ...]) -> Attempt:
+    def attempt(self, row: tuple[Any, ...]) -> AttemptRecord:
         round, attempt, phase, state, started, log, why, checkpoint = row
         self.place((round, attempt))
         if state not in _STATES:
             self.wrong(f"the state of round {round}")
         if (state == "finished") != (log is not None):
             self.wrong(f"round {round}, which has a log unless it is not finished")
-        return Attempt(
+        return AttemptRecord(
             round=round,
             attempt=attempt,
             phase=self.word(phase, "a phase"),

@@ -1,12 +1,19 @@
-"""What the noise of a run is made for, where its configuration leaves it open."""
+"""What the noise of a run is made for, where its configuration leaves it open, and what it amounts to."""
 
 from __future__ import annotations
 
-from penchant.common.config import RunConfig
-from penchant.common.errors import ConfigError
-from penchant.server.run_manifest import least_group
+import math
 
-__all__ = ["settle_noise"]
+from penchant.common.config import Plan, RunConfig
+from penchant.common.errors import ConfigError
+from penchant.common.privacy.noise import Noise
+from penchant.common.secagg.transcript import threshold
+from penchant.common.secagg.update_vector import UpdateLayout
+from penchant.server.privacy_figures import PrivacyFigures
+from penchant.server.run_manifest import least_group
+from penchant.server.secagg.group import cut_into_groups
+
+__all__ = ["figures_of", "settle_noise"]
 
 
 def settle_noise(config: RunConfig, cohort: int, people: int | None) -> RunConfig:
@@ -39,3 +46,36 @@ def settle_noise(config: RunConfig, cohort: int, people: int | None) -> RunConfi
             "privacy.dp_honest": honest,
         }
     )
+
+
+def figures_of(config: RunConfig, cohort: int, plan: Plan, layout: UpdateLayout) -> PrivacyFigures | None:
+    """What the noise of a run amounts to, whose usual rounds ask `cohort` people; None where sums are exact.
+
+    plan, layout: of one of these rounds.
+    """
+    noise = layout.noise
+    if noise is None:
+        return None
+    return PrivacyFigures(
+        epsilon=plan.dp_epsilon,
+        delta=plan.dp_delta,
+        noise_multiplier=noise.multiplier(plan.dp_honest),
+        participations=plan.dp_participations,
+        honest=plan.dp_honest,
+        rho=noise.rho(plan.dp_honest),
+        noise_norm=_spread(config, cohort, plan, layout, noise) * math.sqrt(noise.size) / noise.clip,
+    )
+
+
+def _spread(config: RunConfig, cohort: int, plan: Plan, layout: UpdateLayout, noise: Noise) -> float:
+    """The standard deviation of the noise on an element of a round's mean, in units of the ring.
+
+    A device adds the less the more honest people its group holds for certain, as devices reckon themselves.
+    """
+    if not config.privacy.secagg:
+        return noise.sigma / math.sqrt(plan.cohort)
+    least, variance = least_group(config, cohort), 0
+    for people in map(len, cut_into_groups(range(plan.cohort), plan.group_size)):
+        honest = plan.dp_honest + max(threshold(people) - least, 0)
+        variance += people * layout.device_sigma(noise, honest) ** 2
+    return math.sqrt(variance) / plan.cohort

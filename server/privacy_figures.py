@@ -7,15 +7,19 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Self
 
-from penchant.common.config import Plan
 from penchant.common.errors import JournalError, PrivacyError
 from penchant.common.privacy.accounting import check_target, epsilon_of
-from penchant.common.privacy.noise import Noise
 
-__all__ = ["FACT", "PrivacyFigures"]
+__all__ = ["EXACT", "FACT", "PrivacyFigures"]
 
 FACT = "privacy"
 """The name under which a journal keeps them."""
+
+EXACT = (
+    "No differential privacy: sums are exact, no epsilon bounds what they tell of one person, and devices "
+    "take part only where their owners allow that (allow_exact_sums). With privacy.dp_epsilon they add noise."
+)
+"""What is said of a run without noise."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ class PrivacyFigures:
         participations: how often one person takes part at most.
         honest: how many honest people's noise every sum holds.
         rho: the cost of one participation, in zero-concentrated differential privacy.
-        noise_norm: about how long the noise on a round's mean update is, as a multiple of the longest update
-            that one person can send.
+        noise_norm: about how long the noise on a round's mean update is where nobody is lost, as a multiple
+            of the longest update that one person can send.
     """
 
     epsilon: float
@@ -41,21 +45,6 @@ class PrivacyFigures:
     honest: int
     rho: float
     noise_norm: float
-
-    @classmethod
-    def of(cls, plan: Plan, noise: Noise | None) -> Self | None:
-        """Those of a plan and of the noise that it has devices add; None where sums are exact."""
-        if noise is None:
-            return None
-        return cls(
-            epsilon=plan.dp_epsilon,
-            delta=plan.dp_delta,
-            noise_multiplier=noise.multiplier(plan.dp_honest),
-            participations=plan.dp_participations,
-            honest=plan.dp_honest,
-            rho=noise.rho(plan.dp_honest),
-            noise_norm=noise.sigma * math.sqrt(noise.size / plan.cohort) / noise.clip,
-        )
 
     def to_dict(self) -> dict[str, float | int]:
         """As result.json and release.json hold them."""
@@ -84,17 +73,26 @@ class PrivacyFigures:
     def spent(self, attempts: int) -> float:
         """The epsilon that one person has spent at most after so many attempts at rounds."""
         taken = min(attempts, self.participations)
-        return epsilon_of(taken * self.rho, self.delta) if taken else 0.0
+        return epsilon_of(taken * self.rho, self.delta)
+
+    @property
+    def told(self) -> str:
+        """What whoever begins the run is told of it, in one line."""
+        return f"Differential privacy: {self.words()} for each person{self._drowned and '; '}{self._drowned}."
 
     @property
     def caveat(self) -> str:
         """What must be said where the noise is longer than what anybody can send; empty elsewhere."""
+        return f"Differential privacy: {self._drowned}." if self._drowned else ""
+
+    @property
+    def _drowned(self) -> str:
         if self.noise_norm <= 1:
             return ""
         return (
-            f"Differential privacy: the noise on a round's mean update is {self.noise_norm:.1f} times as "
-            "long as one person's update can be, so little of what people learn together is left; more "
-            "people a round or a smaller shared part would make it shorter."
+            f"the noise on a round's mean update is {self.noise_norm:.1f} times as long as one person's "
+            "update can be, so little of what people learn together is left; more people a round or a "
+            "smaller shared part would make it shorter"
         )
 
     def words(self, attempts: int | None = None) -> str:

@@ -82,7 +82,7 @@ def _read(directory: Path) -> tuple[list[Release], int]:
         made = [_release(row) for row in table["releases"]]
         now = table["current"]
         if type(now) is not int or [release.number for release in made] != list(range(1, len(made) + 1)):
-            raise ValueError("its numbers don't count up")
+            raise ValueError("its release numbers are not in order")
         return made, now
     except (ValueError, KeyError, TypeError) as error:
         raise JournalError(f"{path} is damaged: {error}") from None

@@ -35,12 +35,12 @@ from penchant.server.availability import Availability, Ready
 from penchant.server.cohort import next_cohort, sample_cohort
 from penchant.server.exchange import Exchange
 from penchant.server.journal import RoundLog
+from penchant.server.noise_terms import figures_of
 from penchant.server.opened_sum import Opened, moved, read_sums
 from penchant.server.optimizers import ServerState, server_optimizer
 from penchant.server.privacy_figures import FACT as PRIVACY
-from penchant.server.privacy_figures import PrivacyFigures
 from penchant.server.run import RoundPlan, ServerRun, finished_rounds
-from penchant.server.secagg.aggregation import Aggregate, unmask_asked
+from penchant.server.secagg.aggregation import Aggregate, must_not_be_repeated
 
 __all__ = ["announced_factors", "federate", "play_round"]
 
@@ -98,7 +98,7 @@ def play_round(
         try:
             return _attempt(run, grid, task, attempt, cohort, attempt_log, shared)
         except RoundFailed as error:
-            if isinstance(error, SumRefused) or unmask_asked(attempt_log.records()):
+            if isinstance(error, SumRefused) or must_not_be_repeated(attempt_log.records()):
                 _skip(run, number, attempt, error)
                 return None
             run.journal.fail(number, attempt, str(error))
@@ -153,8 +153,8 @@ def recover(run: ServerRun) -> None:
     if row is None:
         return
     records = AttemptLog(run.journal, row.round, row.attempt).records()
-    if not unmask_asked(records):
-        run.journal.fail(row.round, row.attempt, "the server stopped before it asked for unmasking")
+    if not must_not_be_repeated(records):
+        run.journal.fail(row.round, row.attempt, "the server stopped during this attempt")
         return
     try:
         aggregate = run.aggregation.complete(records)
@@ -301,9 +301,10 @@ def _conclude(task: RoundPlan, attempt: int, opened: Opened) -> RoundLog:
 def _note_sums(run: ServerRun, task: RoundPlan) -> None:
     """Note what the sums of this phase are made of and how private they are, for whoever asks what the server
     sees."""
-    figures = PrivacyFigures.of(task.plan, task.layout.noise)
-    if figures is not None and run.journal.fact(PRIVACY) is None:
-        run.journal.note(PRIVACY, figures.encode())
+    if run.journal.fact(PRIVACY) is None:
+        figures = figures_of(run.config, run.cohort, task.plan, task.layout)
+        if figures is not None:
+            run.journal.note(PRIVACY, figures.encode())
     key = f"sums {task.plan.phase}"
     if run.journal.fact(key) is None:
         tensors = () if task.plan.phase == "close" else task.split.shared.specs

@@ -5,14 +5,12 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import pytest
+from support.source_scopes import ROOT, functions, walk
 
-ROOT = Path(__file__).resolve().parents[1]
 CHECKED = (
     "client/secagg.py",
     *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("server/secagg/*.py")),
@@ -67,11 +65,6 @@ class Refusal:
 
 
 @cache
-def functions(path: str) -> frozenset[str]:
-    return frozenset(scope for scope, node in walk(path) if isinstance(node, ast.FunctionDef))
-
-
-@cache
 def refusals(path: str) -> tuple[Refusal, ...]:
     found = []
     for scope, node in walk(path):
@@ -92,17 +85,6 @@ def bounding(call: ast.Call) -> bool:
 
 def noted(call: ast.Call) -> bool:
     return isinstance(call.func, ast.Attribute) and call.func.attr in ("lose", "suspect")
-
-
-def walk(path: str) -> Iterator[tuple[str, ast.AST]]:
-    def inside(node: ast.AST, scope: tuple[str, ...]) -> Iterator[tuple[str, ast.AST]]:
-        for child in ast.iter_child_nodes(node):
-            named = isinstance(child, ast.ClassDef | ast.FunctionDef)
-            within = (*scope, child.name) if named else scope  # type: ignore[attr-defined]
-            yield ".".join(within), child
-            yield from inside(child, within)
-
-    yield from inside(ast.parse((ROOT / path).read_text(encoding="utf-8")), ())
 
 
 def plain(text: str) -> str:

@@ -84,22 +84,22 @@ def test_the_nearest_tests_exist() -> None:
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     """A project of one file with three checks, of which its test notices two."""
-    for room in run.ROOMS:
-        (tmp_path / room).mkdir()
+    for folder in (*run.ROOMS, "docs"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "deploy" / "api").mkdir()
     (tmp_path / "deploy" / "api" / "__init__.py").touch()
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "client" / "age.py").write_text(
         'def check_age(age):\n    if age < 0:\n        raise ValueError("below")\n    return age\n'
     )
+    (tmp_path / "docs" / "age.md").write_text("Nobody is below 0.")
     (tmp_path / "tests" / "mutants").mkdir(parents=True)
     for name in ("run.py", "mutations.py"):
         shutil.copy(HERE / name, tmp_path / "tests" / "mutants" / name)
     (tmp_path / "tests" / "test_age.py").write_text(
-        "import pytest\nfrom {} import check_age\n\n"
-        "def test_age():\n    with pytest.raises(ValueError):\n        check_age(-1)\n".format(
-            "penchant.client.age"
-        )
+        "import pytest\nfrom pathlib import Path\nfrom {} import check_age\n\n"
+        "def test_age():\n    assert 'below 0' in Path('docs/age.md').read_text()\n"
+        "    with pytest.raises(ValueError):\n        check_age(-1)\n".format("penchant.client.age")
     )
     (tmp_path / "tests" / "mutants" / "nearest.toml").write_text(
         '[[group]]\nfiles = ["client/*.py"]\nquick = ["tests/test_age.py"]\n'

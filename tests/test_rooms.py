@@ -96,10 +96,10 @@ FLOORS: dict[str, list[set[str]]] = {
     "client": [{"vault", "learning"}, {"secagg"}, {"agent"}, {"device"}],
     "server": [
         {"cohort", "combination", "exchange", "optimizers", "privacy_figures", "releases", "run_manifest"},
-        {"journal", "noise_terms"},
+        {"journal"},
         {"journal_reader"},
         {"secagg", "monitoring"},
-        {"run", "console", "opened_sum"},
+        {"run", "console", "opened_sum", "noise_terms"},
         {"availability"},
         {"attempt_log"},
         {"round"},
@@ -277,6 +277,26 @@ def test_no_assert_and_no_bare_except_outside_tests(path: Path) -> None:
         assert not isinstance(node, ast.Assert), f"{name(path)}:{node.lineno}: raise a typed error instead"
         if isinstance(node, ast.ExceptHandler):
             assert node.type is not None, f"{name(path)}:{node.lineno}: name what is caught"
+
+
+def classes(path: Path) -> Iterator[str]:
+    """The names of all classes that `path` defines, private ones and those within others too."""
+    yield from (node.name for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef))
+
+
+def test_a_class_name_means_one_thing_in_all_rooms() -> None:
+    """Who searches for a name finds one class. What gRPC generates is named after the service, not by us."""
+    places: dict[str, list[str]] = {}
+    for path in (path for path in SOURCES if not path.stem.endswith("_pb2_grpc")):
+        for found in classes(path):
+            places.setdefault(found, []).append(name(path))
+    assert {found: where for found, where in places.items() if len(where) > 1} == {}
+
+
+def test_the_rule_of_class_names_sees_every_class(tmp_path: Path) -> None:
+    inside = tmp_path / "inside.py"
+    inside.write_text("class Asked:\n    class _Text: ...\ndef f():\n    class Group: ...\n")
+    assert sorted(classes(inside)) == ["Asked", "Group", "_Text"]
 
 
 def test_no_drawer_for_everything() -> None:

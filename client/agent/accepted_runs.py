@@ -64,9 +64,9 @@ def admit(
 def check_announced(manifest: RunManifest, announce: Announce, plan: Plan, today: int) -> None:
     """AgreementError or PolicyRefusal unless the announcement keeps to the run's manifest on day `today`."""
     if manifest.run != announce.run:
-        raise AgreementError("the run manifest is of another run than the announcement")
+        raise AgreementError("the run manifest belongs to a different run than the announcement")
     if manifest.base != announce.base:
-        raise AgreementError("the run manifest names another base model than the announcement")
+        raise AgreementError("the run manifest names a different base model than the announcement")
     if manifest.unmasked != (announce.kind is not Kind.SECAGG):
         raise AgreementError("the run manifest says otherwise about secure aggregation")
     if not 1 <= announce.round <= manifest.rounds:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from penchant.client.agent.accepted_runs import Entered, admit, check_roster, check_survivors
 from penchant.client.agent.open_attempt import AttemptsInMemory, OpenAttempts
-from penchant.client.agent.owner import Choices, Owner
+from penchant.client.agent.owner import Choices, Owner, member_identity
 from penchant.client.agent.policy import MOST_COUNTED, OwnerPolicy, checked_factors
 from penchant.client.agent.privacy_cost import budget_of, cost_of, honest_in
 from penchant.client.agent.round_work import Pace, RoundWork
@@ -31,7 +31,7 @@ from penchant.client.learning.trainer import Outcome
 from penchant.client.learning.workplace import Job, Workplace
 from penchant.client.secagg import Done, Participant, Role, RoleOf, SecAggPolicy, SharesDealt
 from penchant.client.vault.budget import Room
-from penchant.client.vault.privacy_ledger import Entry
+from penchant.client.vault.privacy_ledger import LedgerEntry
 from penchant.client.vault.vault import Vault
 from penchant.common.config import Plan
 from penchant.common.crypto.domain import domain
@@ -45,9 +45,8 @@ from penchant.common.errors import (
     PenchantError,
     PolicyRefusal,
     StageError,
-    UsageError,
 )
-from penchant.common.membership.identity import Identity, MemberList, Membership
+from penchant.common.membership.identity import MemberList, Membership
 from penchant.common.membership.manifest import day_of
 from penchant.common.model import announced
 from penchant.common.model.factors import Split
@@ -145,7 +144,7 @@ class Agent:
     ) -> None:
         self._vault = vault
         self._owner = owner
-        self._identity = self._known_identity()
+        self._identity = member_identity(owner)
         self._workplace = workplace
         self._secret = secret
         self._entropy = entropy
@@ -304,7 +303,7 @@ class Agent:
         after, reply = self._participant(task.policy).mask(state, payload, vector)
         self._vector = task.layout.parts(task.split)
         model = Model(announce.base, announce.plan, announce.factors)
-        entry = Entry.of(announce.run, announce.round, announce.attempt, cost.rho)
+        entry = LedgerEntry.of(announce.run, announce.round, announce.attempt, cost.rho)
         # Durable before the vector leaves, whatever becomes of the attempt.
         self._vault.stage(
             announce.run,
@@ -340,12 +339,6 @@ class Agent:
         return self._vault.refusals()
 
     # --- checking ----------------------------------------------------------------------------------------
-
-    def _known_identity(self) -> Identity:
-        identity = self._owner.identity()
-        if identity is None:
-            raise UsageError("this device is in no fleet; join one first")
-        return identity
 
     def _admitted(self, payload: bytes) -> tuple[Announce, Plan, OwnerPolicy, Entered]:
         """An announcement that the owner allows and the authority has signed, and what counts its attempt.

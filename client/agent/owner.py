@@ -8,9 +8,10 @@ from typing import Protocol
 
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.common.data.preferences import Preference
+from penchant.common.errors import UsageError
 from penchant.common.membership.identity import Identity, Membership
 
-__all__ = ["Choices", "FixedOwner", "Owner"]
+__all__ = ["Choices", "FixedOwner", "Owner", "member_identity"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,14 @@ class Owner(Protocol):
 
     def choices(self) -> Choices:
         """What they prefer, as recorded now."""
+
+
+def member_identity(owner: Owner) -> Identity:
+    """Who the owner is in their fleet. UsageError when they are in none."""
+    identity = owner.identity()
+    if identity is None:
+        raise UsageError("this device is in no fleet; join one first")
+    return identity
 
 
 @dataclass(frozen=True)

@@ -87,11 +87,13 @@ class OwnerPolicy(Section):
         8, "How many new runs it takes part in within 30 days.", low=1, high=MOST_COUNTED
     )
     attempts_a_round: int = setting(10, "How often it may be asked for one round.", low=1, high=MOST_COUNTED)
-    attempts_a_day: int = setting(200, "How often a day it may be asked in all.", low=1, high=MOST_COUNTED)
+    attempts_a_day: int = setting(
+        200, "How many times a day it may be asked in total.", low=1, high=MOST_COUNTED
+    )
     max_epsilon: float = setting(
         8.0,
-        "The budget of differential privacy: the most epsilon that this device spends in all, over all runs "
-        "and fleets. A vector that would go beyond it is not sent.",
+        "The budget of differential privacy: the most epsilon that this device spends in total, over all "
+        "runs and fleets. A vector that would go beyond it is not sent.",
         low=0,
         high=MOST_EPSILON,
     )
@@ -386,7 +388,9 @@ def checked_factors(data: bytes, size: int, largest: float) -> Vector:
     Checked before anything else is done with them (docs/threat-model.md#attack-defence-test).
     """
     if len(data) != 4 * size:
-        raise AgreementError(f"factors of {len(data)} bytes came where {size} numbers belong")
+        raise AgreementError(
+            f"the announced factors have {len(data)} bytes, expected {size} numbers of 4 bytes"
+        )
     factors = np.frombuffer(data, dtype="<f4").astype(np.float32)
     announced.check(factors, largest)
     return factors

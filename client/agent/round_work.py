@@ -54,7 +54,7 @@ class RoundWork:
         job: says what is to be done; it reads the owner's choices.
         seconds: how long it may take, from now on.
         pace: the time that passes; None where there is no onlooker, and nothing is waited for.
-        ahead: works in a thread of its own, which begins a moment from now; otherwise when the outcome is
+        ahead: works in a separate thread, which begins a moment from now; otherwise when the outcome is
             asked for.
     """
 

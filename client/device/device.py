@@ -2,7 +2,7 @@
 
 policy.toml      what the owner allows; only the owner writes it
 model.toml       base model, adapter and training for work on the device alone
-preferences.db   recorded choices (`client.device.preference_store`), each sealed under a key of its own
+preferences.db   recorded choices (`client.device.preference_store`), each sealed under its own key
 vault.db         personal factor, keys, burnt attempts (`client.vault`), sealed likewise
 *.keys           those keys: what is destroyed when something is forgotten
 vault.root       the root key that opens all of it, itself under a passphrase if the owner chose one
@@ -25,16 +25,17 @@ import tomli_w
 from numpy.typing import NDArray
 
 from penchant.client.agent.agent import MEMBERS, Agent, Model
-from penchant.client.agent.owner import Choices
+from penchant.client.agent.owner import Choices, member_identity
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.agent.privacy_cost import budget_of
 from penchant.client.agent.round_work import WallClock
 from penchant.client.device.export import Export, export_peft
-from penchant.client.device.preference_store import Added, PreferenceStore
+from penchant.client.device.preference_store import Added, PreferenceStore, Recorded, held_out
+from penchant.client.device.privacy_report import PrivacyReport, privacy_report
 from penchant.client.learning.active import ActiveLearner
 from penchant.client.learning.laplace import Laplace, Posterior, probability
 from penchant.client.learning.model_cache import ModelCache, PlannedModel
-from penchant.client.learning.newcomer import prior_of
+from penchant.client.learning.newcomer import fit_newcomer, prior_of
 from penchant.client.learning.trainer import Counts
 from penchant.client.learning.training_process import TrainingProcess
 from penchant.client.learning.workplace import InThisProcess, Workplace
@@ -51,20 +52,19 @@ from penchant.common.errors import (
     ConfigError,
     DataError,
     DeviceError,
-    LedgerError,
+    PenchantError,
     PolicyRefusal,
     UsageError,
 )
 from penchant.common.membership.enrolment import Answer, Request, request
 from penchant.common.membership.identity import Identity, Membership
 from penchant.common.model.factors import MergedWeights
-from penchant.common.privacy.accounting import epsilon_of
 from penchant.common.settings import Section, build_section, section_table
 from penchant.common.shares import EVERYONE_ALONE
 from penchant.common.storage import write_private
 from penchant.common.wire.codec import decode_record, encode_record
 
-__all__ = ["Device", "OfflineConfig", "Quality", "Ranked", "Report"]
+__all__ = ["Device", "Forgotten", "OfflineConfig", "Quality", "Ranked", "Report"]
 
 Vector = NDArray[np.float32]
 
@@ -116,24 +116,23 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class PrivacyReport:
-    """What taking part has cost, and what is left.
+class Forgotten:
+    """What forgetting some choices did.
 
     Attributes:
-        spent: epsilon of all vectors that left for noised sums, over all runs and fleets.
-        most: the owner's budget; None when policy.toml can't be read.
-        delta: the delta that belongs to both.
-        noised: how many vectors left for noised sums.
-        exact: how many left for sums without noise, which no epsilon bounds.
-        unknown: why nothing of this can be said; empty otherwise.
+        removed: how many choices are deleted.
+        left: how many there still are.
+        learned: whether what was learned from them was deleted with them; not so where all of them were held
+            out, and nothing was ever learned from them.
+        fitted: whether a personal part was fitted to the rest.
+        why_not: why it was not, where it should have been; empty otherwise.
     """
 
-    spent: float
-    most: float | None
-    delta: float
-    noised: int
-    exact: int
-    unknown: str = ""
+    removed: int
+    left: int
+    learned: bool
+    fitted: bool
+    why_not: str = ""
 
 
 @dataclass(frozen=True)
@@ -228,6 +227,8 @@ class Device:
         if run == ALONE:
             outcome = trainer.train(shared, start, prepared, SEED)
             personal = outcome.personal
+        elif kept is None and not _too_large(choices.train, start):
+            personal = fit_newcomer(planned, factors, choices.train)
         else:
             first = start if kept is None else kept
             personal = trainer.fit_personal(shared, first, prepared, SEED, epochs=_epochs(planned.plan))
@@ -238,7 +239,7 @@ class Device:
     def rank(self, prompt: str, responses: Sequence[str]) -> list[Ranked]:
         """The responses, the one that the owner would like most first. DataError without any."""
         if not responses:
-            raise DataError("there are no responses to rank; give one a line")
+            raise DataError("there are no responses to rank; give one per line")
         planned, _, _, factors, kept = self._model()
         shared, start = planned.parts(factors)
         trainer = planned.trainer(start)
@@ -248,7 +249,7 @@ class Device:
         best = sorted(range(len(responses)), key=lambda index: -own[index])
         ranked = [Ranked(responses[i], float(own[i]), float(common[i])) for i in best]
         choices = self.choices().train
-        if kept is None or not choices or (2 * len(choices) + len(best)) * kept.size > POSTERIOR_MOST:
+        if kept is None or not choices or _too_large(choices, kept, len(best)):
             return ranked
         laplace = Laplace(planned.model, planned.split, shared)
         prior = prior_of(planned, laplace, start, choices)
@@ -263,7 +264,7 @@ class Device:
         planned, _, _, factors, _ = self._model()
         shared, start = planned.parts(factors)
         choices = self.choices().train
-        if 2 * (len(candidates) + len(choices)) * start.size > POSTERIOR_MOST:
+        if _too_large([*candidates, *choices], start):
             raise DataError(
                 f"{len(candidates)} comparisons are too many to find the most informative one; give fewer"
             )
@@ -294,21 +295,17 @@ class Device:
             disk_most=self._disk_most(),
             runs=tuple(self.vault.ledger.runs()),
             each_run=self._accepts_each(),
-            privacy=self._privacy(),
+            privacy=self.privacy(),
         )
 
-    def _privacy(self) -> PrivacyReport:
+    def privacy(self) -> PrivacyReport:
+        """What taking part has cost, and what of it can't be taken back."""
         try:
             policy = self.policy()
             most, delta = policy.max_epsilon, policy.delta
         except ConfigError:  # `absent` says so
             most, delta = None, OwnerPolicy().delta
-        try:
-            spent = self.vault.privacy.spent()
-        except LedgerError as error:
-            return PrivacyReport(0.0, most, delta, 0, 0, str(error))
-        epsilon = epsilon_of(spent.rho, delta) if spent.rho else 0.0
-        return PrivacyReport(epsilon, most, delta, spent.noised, spent.exact)
+        return privacy_report(self.vault, most, delta)
 
     def _disk_most(self) -> int | None:
         try:
@@ -377,6 +374,34 @@ class Device:
             directory,
         )
 
+    def forget_choices(self, chosen: Sequence[Recorded]) -> Forgotten:
+        """Delete these choices and all that was learned from them, and fit the personal part to the rest.
+
+        On this device all then is as if they had never been recorded; what left it in earlier rounds can't be
+        taken back (`privacy`). Personal parts of all runs go, since each may have learned from them; that of
+        the model in use is fitted anew, as a newcomer's is. A round that is open is given up. What was
+        learned goes before the choices do, so that this can be done again where it was broken off.
+
+        DeviceError when the disk refuses.
+        """
+        learned = not all(held_out(choice.preference) for choice in chosen)
+        had_model = self.vault.latest() is not None
+        if learned:
+            self.vault.forget_learned()
+        removed = self.store.remove_these(chosen)
+        if learned:
+            self.vault.forget_learned()  # what an agent began or ended with them since
+        else:
+            self.vault.give_up_open()
+        fitted, why_not = False, ""
+        if learned and had_model and self.store.train():
+            try:
+                self.train()
+                fitted = True
+            except PenchantError as error:  # they are forgotten all the same
+                why_not = str(error)
+        return Forgotten(removed, len(self.store), learned, fitted, why_not)
+
     def forget(self) -> int:
         """Delete all that this device knows of its owner, its membership too; -> how many choices.
 
@@ -425,7 +450,7 @@ class Device:
         Choices and the personal model stay. A running agent refuses everything from then on. The authority
         should revoke the member as well.
         """
-        identity = self._known_identity()
+        identity = member_identity(self)
         self.vault.keep_blobs(dict.fromkeys((IDENTITY, AUTHORITY, PENDING), b""))
         return identity.member
 
@@ -438,10 +463,10 @@ class Device:
     def agent(self) -> Agent:
         """The agent of this device, as it takes part in rounds. UsageError before `join`.
 
-        It works in a process of its own and keeps to real time, unless this device was opened with a model
+        It works in a separate process and keeps to real time, unless this device was opened with a model
         cache that others share: then it works in this process and waits for nothing.
         """
-        self._known_identity()
+        member_identity(self)
         self.vault.prune(self.policy().keep_runs)
         secret = self.vault.blob(SECRET)
         if not secret:
@@ -477,12 +502,6 @@ class Device:
         """The authority that the owner joined under; its lists are the agent's business."""
         return Membership(self.vault.blob(AUTHORITY))
 
-    def _known_identity(self) -> Identity:
-        identity = self.identity()
-        if identity is None:
-            raise UsageError("this device is in no fleet; join one first")
-        return identity
-
     # --- inner parts ---------------------------------------------------------------------------------
 
     def offline(self) -> OfflineConfig:
@@ -505,7 +524,9 @@ class Device:
         planned = self._model_cache.of(Plan.decode(model.plan, canonical=False))
         if model.base != planned.model_signature.digest:
             raise DeviceError("the base model is not the one that the personal factor was learned with")
-        return planned, run, kept.round, np.frombuffer(model.factors, dtype="<f4").copy(), kept.vector
+        factors = np.frombuffer(model.factors, dtype="<f4").copy()
+        known = kept.vector.size == planned.split.personal.size  # not where what was learned was forgotten
+        return planned, run, kept.round, factors, kept.vector if known else None
 
     def _alone(self) -> Plan:
         own = self.offline()
@@ -522,6 +543,11 @@ class Device:
             ring_bits=32,
             group_size=3,
         )
+
+
+def _too_large(choices: Sequence[Preference], personal: Vector, texts: int = 0) -> bool:
+    """Whether the gradients of both sides of all choices, and of so many texts, would be too many numbers."""
+    return (2 * len(choices) + texts) * personal.size > POSTERIOR_MOST
 
 
 def _with_doubt(laplace: Laplace, posterior: Posterior, prompt: str, ranked: list[Ranked]) -> list[Ranked]:

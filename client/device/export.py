@@ -37,9 +37,13 @@ share it as you would share their choices.
 """
 SHARED = """# The shared part of a fleet's reward models
 
-It is what everybody's model starts from, and knows nobody: personal factors are at their common start.
+It is what everybody's model starts from; personal factors are at their common start.
 `shared.safetensors` holds the shared tensors alone. A person's own model is made from it by fitting the
 personal part to their choices.
+
+What people contributed to its rounds can't be taken out again, nor that of people who have left or were
+revoked since. `release.json` says how many of the latter the server knows of (`revoked`), and how much it may
+tell of one person (`dp`: epsilon and delta; null where sums were exact and no number bounds it).
 """
 
 

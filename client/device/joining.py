@@ -5,7 +5,7 @@
 3. The device makes its identity and its node's key here, and signs its request with the token's key.
 4. The authority's answer counts if its key has the token's digest, and its list holds this device.
 
-What the SuperNode needs lies in a folder of its own, without anything of the owner's, so that it can be given
+What the SuperNode needs lies in its own folder, without anything of the owner's, so that it can be given
 to another user of the system: `node.toml`, `node.key`, `ca.pem`.
 """
 
@@ -124,7 +124,7 @@ def _pinned_ca(token: JoinToken, connect: Connect) -> bytes:
         raise EnrolmentError("what answers at the token's address is not the server") from None
     if hashlib.sha256(der).digest() != token.terms.ca:
         raise EnrolmentError(
-            "the server at the token's address is another one than the token's: do not go on"
+            "the server at the token's address is not the one that the token names: do not go on"
         )
     return ssl.DER_cert_to_PEM_cert(der).encode()  # this one certificate, whatever else was sent
 

@@ -101,7 +101,7 @@ class Labelling:
     ) -> None:
         self._store = store
         draw = random.SystemRandom() if draw is None else draw
-        self._waiting = deque(_shown(p, draw) for p in store.unanswered(_once(comparisons)))
+        self._waiting = deque(_question(p, draw) for p in store.unanswered(_once(comparisons)))
         self._place = {id(question): place for place, question in enumerate(self._waiting)}
         asked = [question.answered(True) for question in self._waiting]
         self._learner = learner(asked) if learner and asked else None
@@ -174,6 +174,6 @@ def _once(comparisons: Iterable[Preference]) -> Iterator[Preference]:
             yield pair
 
 
-def _shown(pair: Preference, draw: random.Random) -> Question:
+def _question(pair: Preference, draw: random.Random) -> Question:
     first, second = draw.sample((pair.chosen, pair.rejected), 2)
     return Question(pair.prompt, first, second)

@@ -1,4 +1,4 @@
-"""The owner's recorded choices: one SQLite file in which each choice is sealed under a key of its own.
+"""The owner's recorded choices: one SQLite file in which each choice is sealed under its own key.
 
 The keys lie beside it (`client.vault.erasable`): a choice that is taken back, and all when they are
 forgotten, can't be read from any block that they were ever written to. An import is one transaction: all of
@@ -15,7 +15,7 @@ import os
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from penchant.common.data.preferences import Preference
 from penchant.common.errors import DeviceError
 from penchant.common.storage import overwrite_journal, transaction
 
-__all__ = ["Added", "PreferenceStore", "held_out"]
+__all__ = ["Added", "PreferenceStore", "Recorded", "held_out"]
 
 STORE = "preferences.db"
 HELD_OUT_OF = 5
@@ -49,6 +49,28 @@ class Added:
 
     new: int
     repeated: int
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One recorded choice: its number in this store, where it came from, and when (Unix seconds)."""
+
+    number: int
+    preference: Preference = field(repr=False)
+    source: str = field(repr=False)
+    recorded: float
+
+    def encode(self) -> bytes:
+        """As it is sealed; the number is not among it."""
+        p = self.preference
+        parts = [p.prompt, p.chosen, p.rejected, self.source, self.recorded]
+        return json.dumps(parts, ensure_ascii=False).encode()
+
+    @classmethod
+    def decode(cls, number: int, data: bytes) -> Recorded:
+        """What `encode` made."""
+        prompt, chosen, rejected, source, recorded = json.loads(data)
+        return cls(number, Preference(prompt, chosen, rejected), source, recorded)
 
 
 class PreferenceStore:
@@ -79,13 +101,13 @@ class PreferenceStore:
         repeated = 0
         with self._transaction() as db:
             known = {row.preference for row in self._rows(db)}
-            new: list[_Row] = []
+            new: list[Recorded] = []
             for p in preferences:
                 if p in known:
                     repeated += 1
                     continue
                 known.add(p)
-                new.append(_Row(0, p, source, time.time()))
+                new.append(Recorded(0, p, source, time.time()))
             self._insert(db, new)
         return Added(len(new), repeated)
 
@@ -134,14 +156,21 @@ class PreferenceStore:
         known = set(self._all())
         return [p for p in comparisons if known.isdisjoint((p, _turned(p)))]
 
+    def recorded(self) -> list[Recorded]:
+        """All choices as they are kept, in the order in which they were recorded."""
+        with self._transaction() as db:
+            return self._rows(db)
+
     def remove(self, preference: Preference) -> bool:
         """Take one choice back and destroy its key; -> whether it was there."""
-        with self._transaction() as db:
-            found = [row.number for row in self._rows(db) if row.preference == preference]
-            db.executemany("DELETE FROM sealed_choices WHERE number = ?", [(number,) for number in found])
-        self.let_go()
-        self._destroy()
-        return bool(found)
+        return bool(self._remove(lambda row: row.preference == preference))
+
+    def remove_these(self, chosen: Iterable[Recorded]) -> int:
+        """Delete these choices, all or none, and destroy their keys; -> how many were there still."""
+        known = set(chosen)
+        count = self._remove(known.__contains__)
+        overwrite_journal(self._path, DeviceError)
+        return count
 
     def forget(self) -> int:
         """Delete every choice and destroy all keys; -> how many choices there were."""
@@ -169,12 +198,20 @@ class PreferenceStore:
         with self._transaction() as db:
             return [row.preference for row in self._rows(db)]
 
-    def _rows(self, db: sqlite3.Connection) -> list[_Row]:
+    def _remove(self, meant: Callable[[Recorded], bool]) -> int:
+        with self._transaction() as db:
+            found = [row.number for row in self._rows(db) if meant(row)]
+            db.executemany("DELETE FROM sealed_choices WHERE number = ?", [(number,) for number in found])
+        self.let_go()
+        self._destroy()
+        return len(found)
+
+    def _rows(self, db: sqlite3.Connection) -> list[Recorded]:
         found = db.execute("SELECT number, sealed FROM sealed_choices ORDER BY number").fetchall()
         opened = self._storage.open([(bytes(sealed), _PURPOSE) for _, sealed in found])
-        return [_Row.decode(number, data) for (number, _), data in zip(found, opened, strict=True)]
+        return [Recorded.decode(number, data) for (number, _), data in zip(found, opened, strict=True)]
 
-    def _insert(self, db: sqlite3.Connection, rows: Sequence[_Row]) -> None:
+    def _insert(self, db: sqlite3.Connection, rows: Sequence[Recorded]) -> None:
         sealed = self._storage.seal([(row.encode(), _PURPOSE) for row in rows])
         db.executemany("INSERT INTO sealed_choices (sealed) VALUES (?)", [(data,) for data in sealed])
 
@@ -197,7 +234,7 @@ class PreferenceStore:
             rows = db.execute(
                 "SELECT prompt, chosen, rejected, source, recorded FROM choices ORDER BY number"
             )
-            self._insert(db, [_Row(0, Preference(*row[:3]), *row[3:]) for row in rows.fetchall()])
+            self._insert(db, [Recorded(0, Preference(*row[:3]), *row[3:]) for row in rows.fetchall()])
             db.execute("DROP TABLE choices")  # secure_delete overwrites its pages
         version = _SEALED if clear else _DONE
         db.execute(f"PRAGMA user_version = {version}")
@@ -206,26 +243,6 @@ class PreferenceStore:
     def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
         """PERSIST: the journal's blocks are never released, so that they can be overwritten."""
         return transaction(self._path, DeviceError, "journal_mode=PERSIST", "secure_delete=ON")
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One recorded choice."""
-
-    number: int
-    preference: Preference = field(repr=False)
-    source: str
-    recorded: float
-
-    def encode(self) -> bytes:
-        p = self.preference
-        parts = [p.prompt, p.chosen, p.rejected, self.source, self.recorded]
-        return json.dumps(parts, ensure_ascii=False).encode()
-
-    @classmethod
-    def decode(cls, number: int, data: bytes) -> _Row:
-        prompt, chosen, rejected, source, recorded = json.loads(data)
-        return cls(number, Preference(prompt, chosen, rejected), source, recorded)
 
 
 def held_out(preference: Preference) -> bool:

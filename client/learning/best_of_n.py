@@ -143,7 +143,7 @@ def _check(prompts: Sequence[str], count: int, tokens: int, temperature: float, 
     if not (0 < temperature <= 10 and top_k >= 1):
         raise UsageError(
             f"temperature is {temperature:g} and top-k {top_k}; "
-            "the one must lie in (0, 10], the other be 1 or more"
+            "the temperature must lie in (0, 10], and top-k be 1 or more"
         )
 
 

@@ -130,9 +130,7 @@ class Laplace:
 
     def __init__(self, model: RewardModel, split: Split, shared: Vector) -> None:
         if not split.personal.size:
-            raise ConfigError(
-                f'with share "{split.rule.name}" nothing is personal that one could be unsure of'
-            )
+            raise ConfigError(f'share "{split.rule.name}" has no personal part that one could be unsure of')
         self._model = model
         self._split = split
         device = model.device
@@ -244,7 +242,7 @@ class Laplace:
             rows = torch.cat([slopes.reshape(len(values), -1) for slopes in found], dim=1)
             gradients[start : start + _CHUNK] = rows.cpu().numpy()
         if not (np.isfinite(scores).all() and np.isfinite(gradients).all()):
-            raise DeviceError("rewards are not finite; the personal part is damaged or diverged, train anew")
+            raise DeviceError("rewards are not finite; the personal part is damaged or diverged; train again")
         return scores, gradients
 
     # --- inner parts ------------------------------------------------------------------------------

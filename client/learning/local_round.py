@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from penchant.client.learning.model_cache import PlannedModel
 from penchant.client.learning.trainer import Counts, LocalTrainer, Outcome
 from penchant.common.data.preferences import Preference
-from penchant.common.errors import DataError
+from penchant.common.errors import DataError, DeviceError
 from penchant.common.model.factors import Vector
 from penchant.common.secagg.update_vector import JUDGED_MOST, Contribution
 
@@ -28,7 +29,7 @@ def work(
 
     A round judges the model that it received, the closing one the model that it leaves. `start` is the common
     start of the personal part. Raises DataError without preferences to learn from, DeviceError when training
-    diverges.
+    diverges, or the received model's losses are no numbers: what is returned can be sent.
     """
     if not train:
         raise DataError("this device has no choices to learn from yet")
@@ -39,6 +40,8 @@ def work(
     else:
         judged = _judged(trainer, planned, shared, personal, held_out)
         outcome = trainer.train(shared, personal, prepared, seed)
+    if math.isnan(outcome.loss_sum):  # here rather than when the vector is made, after the moment
+        raise DeviceError("the losses of the received model are no numbers")
     return replace(outcome, judged=judged)
 
 

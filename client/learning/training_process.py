@@ -1,4 +1,4 @@
-"""Local work in a process of its own: it has a budget of time and of memory, and it is really ended.
+"""Local work in a separate process: it has a budget of time and of memory, and it is really ended.
 
 The process holds the base model and, while it works, the owner's choices. It has a lower priority than the
 agent, is the first that the system ends when memory runs out, and dies with the agent. Whether it is warm,
@@ -34,7 +34,7 @@ NAME = "penchant training"
 
 
 class TrainingProcess:
-    """A `Workplace` in a process of its own, started by the first job and by the next one after it was ended.
+    """A `Workplace` in a separate process, started by the first job and by the next one after it was ended.
 
     A job's time holds all of that: the start, the loading of the model, the training. The first model that is
     ever asked for is loaded here beforehand, and its facts come from here: no job can have been then, so
@@ -183,7 +183,7 @@ def _ended() -> DeviceError:
 
 
 def _serve(connection: Connection, memory_mb: int) -> None:
-    with suppress(OSError):  # a service manager may forbid it, and has limits of its own
+    with suppress(OSError):  # a service manager may forbid it, and has its own limits
         os.nice(NICENESS)
     yield_memory(GOES_FIRST)
     end_with_parent()

@@ -28,7 +28,7 @@ from penchant.common.errors import CodecError, DeviceError, LedgerError, PolicyR
 from penchant.common.storage import sync_directory
 from penchant.common.wire.codec import U16, U32, U64, AtMost, Exactly, decode_record, encode_record
 
-__all__ = ["ANCHOR", "SCHEMA", "Cost", "Entry", "LedgerAnchor", "PrivacyLedger", "Spent"]
+__all__ = ["ANCHOR", "SCHEMA", "Cost", "LedgerAnchor", "LedgerEntry", "PrivacyLedger", "Spent"]
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS spent (
@@ -69,7 +69,7 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LedgerEntry:
     """One vector that left. rho: a number's shortest text, in ASCII; empty for a sum without noise."""
 
     run: Annotated[bytes, Exactly(16)]
@@ -78,7 +78,7 @@ class Entry:
     rho: Annotated[str, AtMost(32)]
 
     @classmethod
-    def of(cls, run: bytes, round: int, attempt: int, rho: float | None) -> Entry:
+    def of(cls, run: bytes, round: int, attempt: int, rho: float | None) -> LedgerEntry:
         """The entry of a vector with this cost; None for a sum without noise."""
         return cls(run, round, attempt, _EXACT if rho is None else repr(float(rho)))
 
@@ -96,7 +96,7 @@ class _Anchored:
     generation: U64
     count: U64
     head: Annotated[bytes, Exactly(32)]  # after `last`
-    last: Entry
+    last: LedgerEntry
 
 
 class LedgerAnchor:
@@ -130,7 +130,7 @@ class LedgerAnchor:
             raise LedgerError(_set_back("its anchor is a copy"))
         return found
 
-    def write(self, count: int, head: bytes, last: Entry) -> None:
+    def write(self, count: int, head: bytes, last: LedgerEntry) -> None:
         """Durable before this returns: the new one whole, or the old one."""
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         try:
@@ -178,13 +178,23 @@ class PrivacyLedger:
         if self._anchor is None or db.execute("SELECT 1 FROM ledger_begun").fetchone():
             return
         if not self._anchor.exists():
-            self._anchor.write(0, _START, Entry.of(bytes(16), 0, 0, None))
+            self._anchor.write(0, _START, LedgerEntry.of(bytes(16), 0, 0, None))
         db.execute("INSERT INTO ledger_begun (one) VALUES (1)")
 
     def spent(self) -> Spent:
         """What has left so far, over all runs and fleets. LedgerError when the ledger was set back."""
         with self._transaction() as db:
             return _total(_entries(db, self._anchor))
+
+    def entries(self) -> list[LedgerEntry]:
+        """One for each vector that left, the oldest first. LedgerError when the ledger was set back."""
+        with self._transaction() as db:
+            return [entry for entry in _entries(db, self._anchor) if not _given_up(entry)]
+
+    def lost(self) -> bool:
+        """Whether the owner ever had to go on after a loss. LedgerError as `entries`."""
+        with self._transaction() as db:
+            return any(_given_up(entry) for entry in _entries(db, self._anchor))
 
     def check(self, run: bytes, cost: Cost) -> None:
         """PolicyRefusal when a further vector of `run` is more than the owner allows, LedgerError when the
@@ -211,21 +221,26 @@ class PrivacyLedger:
             except LedgerError:  # what was changed says nothing any more
                 db.execute("DELETE FROM spent")
                 entries = []
-            self._append(db, entries, Entry.of(bytes(16), 0, 0, max(most - _total(entries).rho, 0.0)))
+            self._append(db, entries, LedgerEntry.of(bytes(16), 0, 0, max(most - _total(entries).rho, 0.0)))
 
-    def charge(self, db: sqlite3.Connection, entry: Entry, cost: Cost) -> None:
+    def charge(self, db: sqlite3.Connection, entry: LedgerEntry, cost: Cost) -> None:
         """Write an entry inside the transaction that keeps what the round made; raises as `check` does."""
         entries = _entries(db, self._anchor)
         _check(entries, entry.run, cost)
         self._append(db, entries, entry)
 
-    def _append(self, db: sqlite3.Connection, entries: list[Entry], entry: Entry) -> None:
+    def _append(self, db: sqlite3.Connection, entries: list[LedgerEntry], entry: LedgerEntry) -> None:
         if self._anchor is not None:  # first: a crash in between costs the owner, and tells nobody anything
             self._anchor.write(len(entries) + 1, _head([*entries, entry]), entry)
         _insert(db, len(entries) + 1, entry)
 
 
-def _check(entries: list[Entry], run: bytes, cost: Cost) -> None:
+def _given_up(entry: LedgerEntry) -> bool:
+    """Whether it stands for no vector, but for a budget that was given up. Rounds count from 1."""
+    return entry.round == 0
+
+
+def _check(entries: list[LedgerEntry], run: bytes, cost: Cost) -> None:
     times = sum(entry.run == run for entry in entries)
     if times >= cost.times:
         raise PolicyRefusal(f"this device has been in {times} attempts of the run, as often as its plan says")
@@ -240,7 +255,7 @@ def _check(entries: list[Entry], run: bytes, cost: Cost) -> None:
         )
 
 
-def _entries(db: sqlite3.Connection, anchor: LedgerAnchor | None) -> list[Entry]:
+def _entries(db: sqlite3.Connection, anchor: LedgerAnchor | None) -> list[LedgerEntry]:
     """All entries, oldest first, as the anchor says; one that a crash kept out of the database is put in."""
     entries = _rows(db)
     if anchor is None:
@@ -256,10 +271,10 @@ def _entries(db: sqlite3.Connection, anchor: LedgerAnchor | None) -> list[Entry]
     return entries
 
 
-def _rows(db: sqlite3.Connection) -> list[Entry]:
+def _rows(db: sqlite3.Connection) -> list[LedgerEntry]:
     rows = db.execute("SELECT run, round, attempt, rho FROM spent ORDER BY number").fetchall()
     try:
-        entries = [Entry(bytes(run), number, attempt, rho) for run, number, attempt, rho in rows]
+        entries = [LedgerEntry(bytes(run), number, attempt, rho) for run, number, attempt, rho in rows]
         sound = all(0 <= entry.cost < math.inf for entry in entries)
     except (TypeError, ValueError):
         sound = False
@@ -268,21 +283,21 @@ def _rows(db: sqlite3.Connection) -> list[Entry]:
     return entries
 
 
-def _insert(db: sqlite3.Connection, number: int, entry: Entry) -> None:
+def _insert(db: sqlite3.Connection, number: int, entry: LedgerEntry) -> None:
     db.execute(
         "INSERT INTO spent (number, run, round, attempt, rho) VALUES (?, ?, ?, ?, ?)",
         (number, entry.run, entry.round, entry.attempt, entry.rho),
     )
 
 
-def _head(entries: list[Entry]) -> bytes:
+def _head(entries: list[LedgerEntry]) -> bytes:
     head = _START
     for entry in entries:
         head = hashlib.sha256(_LABEL + head + encode_record(entry)).digest()
     return head
 
 
-def _total(entries: list[Entry]) -> Spent:
+def _total(entries: list[LedgerEntry]) -> Spent:
     noised = [entry.cost for entry in entries if entry.rho]
     return Spent(sum(noised), len(noised), len(entries) - len(noised))
 

@@ -21,7 +21,7 @@ from penchant.common.crypto.keys import derive, open_at_rest, seal_at_rest
 from penchant.common.crypto.passphrase import (
     OLD,
     RECOMMENDED,
-    Cost,
+    ScryptCost,
     is_sealed,
     open_key,
     refuse_weak,
@@ -58,7 +58,7 @@ class SealedStorage:
         return "SealedStorage()"
 
     @classmethod
-    def of(cls, home: Path, passphrase: str | None = None, cost: Cost = RECOMMENDED) -> SealedStorage:
+    def of(cls, home: Path, passphrase: str | None = None, cost: ScryptCost = RECOMMENDED) -> SealedStorage:
         """The sealed storage of a directory, made at the first call: by passphrase if one is given then.
 
         cost: of a guess at the passphrase, in what is made or upgraded.
@@ -84,7 +84,7 @@ class SealedStorage:
         return False if (home / OLD_KEY_FILE).exists() else None
 
     @classmethod
-    def _of(cls, home: Path, passphrase: str | None, cost: Cost) -> SealedStorage:
+    def _of(cls, home: Path, passphrase: str | None, cost: ScryptCost) -> SealedStorage:
         _refuse_other_way(home, passphrase)
         root = home / ROOT_FILE
         old = _old_key(home, passphrase)
@@ -154,13 +154,13 @@ def _check(storage: SealedStorage, home: Path) -> None:
         raise DeviceError(f"{check} is damaged")
 
 
-def _written(key: bytes, passphrase: str | None, cost: Cost) -> bytes:
+def _written(key: bytes, passphrase: str | None, cost: ScryptCost) -> bytes:
     if passphrase is None:
         return _CLEAR + key.hex().encode() + b"\n"
     return seal_key(key, passphrase, _PURPOSE, cost)
 
 
-def _root_key(root: Path, passphrase: str | None, cost: Cost) -> bytes:
+def _root_key(root: Path, passphrase: str | None, cost: ScryptCost) -> bytes:
     """What the file holds; one that was sealed at a lower cost than today's is sealed anew."""
     data = root.read_bytes()
     if not is_sealed(data):

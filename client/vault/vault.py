@@ -45,7 +45,7 @@ CREATE TABLE IF NOT EXISTS sent (
     name TEXT PRIMARY KEY, times INTEGER NOT NULL, bytes INTEGER NOT NULL) WITHOUT ROWID;
 """
 
-# burnt.unmasked: 0 open or over, 1 asked to unmask, 2 given up because the owner had it forgotten.
+# burnt.unmasked: 0 open or over, 1 asked to unmask, 2 given up because the owner had choices forgotten.
 # application_id: 1 once each sealed value has a key of its own.
 # user_version counts the changes of committed factors: who has read one can tell whether it is still current.
 
@@ -73,6 +73,24 @@ class Personal:
 
     def __repr__(self) -> str:
         return f"Personal(round={self.round}, vector=<{self.vector.size} numbers>)"
+
+
+@dataclass(frozen=True)
+class Contributed:
+    """What one run may have had of the choices that were recorded by then.
+
+    Attributes:
+        run: its id.
+        rounds: for how many rounds a vector left; of a round that an earlier version was in, for how many the
+            device helped to open the sum.
+        rho: the cost of those in noised sums, in zero-concentrated differential privacy.
+        exact: how many were for sums without noise, which no epsilon bounds.
+    """
+
+    run: bytes
+    rounds: int
+    rho: float
+    exact: int
 
 
 class Vault:
@@ -172,7 +190,7 @@ class Vault:
         charge: enters what the round costs in privacy in the same transaction, or raises a refusal, and then
         nothing is changed.
 
-        Raises StageError when the owner had everything forgotten since the round began.
+        Raises StageError when the owner had choices forgotten since the round began.
         """
         numbers = np.ascontiguousarray(vector, dtype="<f4").tobytes()
         with self._transaction() as db:
@@ -181,7 +199,7 @@ class Vault:
                 (run, round, attempt),
             ).fetchone()
             if given_up:
-                raise StageError("the owner had everything forgotten while this round was open")
+                raise StageError("the owner had choices forgotten while this round was open")
             charge(db)
             _tell(db, "masked", _NOTHING if why else _LEARNED, _filled(why))
             sealed = self._sealed((numbers, "personal"), (context, "context"))
@@ -261,12 +279,63 @@ class Vault:
             rows = db.execute("SELECT run, round, unmasked FROM burnt ORDER BY run, round, attempt")
             return [(bytes(run), int(number), unmasked == 1) for run, number, unmasked in rows]
 
+    def contributed(self) -> list[Contributed]:
+        """What left, by run, the latest last. LedgerError when the ledger was set back."""
+        entries = self.privacy.entries()
+        places = {(entry.run, entry.round) for entry in entries}
+        earlier = {(run, number) for run, number, opened in self.rounds() if opened} - places
+        runs = dict.fromkeys([*sorted({run for run, _ in earlier}), *(entry.run for entry in entries)])
+        return [
+            Contributed(
+                run,
+                rounds=sum(place[0] == run for place in places | earlier),
+                rho=sum(entry.cost for entry in entries if entry.run == run),
+                exact=sum(entry.run == run and not entry.rho for entry in entries)
+                + sum(place[0] == run for place in earlier),
+            )
+            for run in runs
+        ]
+
+    def forget_learned(self) -> None:
+        """Delete all that was learned from choices, and destroy the keys that it was ever sealed under: the
+        personal factors of every run, and what the owner was told of training. Open attempts are given up.
+
+        Of the model that was in use its shared factors stay, with an empty personal factor.
+        """
+        with self._transaction() as db:
+            _give_up(db)
+            latest = db.execute(
+                "SELECT run, round, context FROM personal WHERE state = 'committed'"
+                " ORDER BY kept DESC LIMIT 1"
+            ).fetchone()
+            db.execute("DELETE FROM personal")
+            db.execute("DELETE FROM told WHERE code IN (?, ?)", (_NOTHING, _LEARNED))
+            now = _changed(db)
+            if latest is not None:
+                run, number, context = latest
+                (belonging,) = self._opened((context, "context"))
+                sealed = self._sealed((b"", "personal"), (belonging, "context"))
+                db.execute(
+                    "INSERT INTO personal (run, state, round, attempt, vector, context, kept)"
+                    " VALUES (?, 'committed', ?, 0, ?, ?, ?)",
+                    (run, number, *sealed, now),
+                )
+        self._destroy()
+        overwrite_journal(self._path, DeviceError)
+
+    def give_up_open(self) -> None:
+        """Nothing will come of the attempts that are open, or of what they have staged."""
+        with self._transaction() as db:
+            _give_up(db)
+            db.execute("DELETE FROM personal WHERE state = 'staged'")
+        self._destroy()
+
     def forget(self) -> None:
         """Delete all personal factors and blobs, and destroy the keys that they were ever sealed under.
         Attempts that were used stay used, and those that were open are given up: they will have no result."""
         with self._transaction() as db:
             _changed(db)
-            db.execute("UPDATE burnt SET unmasked = 2 WHERE unmasked = 0")
+            _give_up(db)
             db.execute("DELETE FROM sent")
             db.execute("DELETE FROM personal")
             db.execute("DELETE FROM blobs")
@@ -382,6 +451,10 @@ class Vault:
         """PERSIST is as durable as DELETE and needs no directory update for every commit; what it leaves in
         the journal's file can be overwritten, because its blocks are never released."""
         return transaction(self._path, DeviceError, "journal_mode=PERSIST", "secure_delete=ON")
+
+
+def _give_up(db: sqlite3.Connection) -> None:
+    db.execute("UPDATE burnt SET unmasked = 2 WHERE unmasked = 0")
 
 
 def _refuse_used(db: sqlite3.Connection, run: bytes, round: int, attempt: int) -> None:

@@ -19,7 +19,7 @@ __all__ = [
     "LEAST",
     "MOST",
     "RECOMMENDED",
-    "Cost",
+    "ScryptCost",
     "is_sealed",
     "open_key",
     "refuse_weak",
@@ -37,7 +37,7 @@ _MEMORY: Final = 1 << 30  # the most that parameters in a file may ask for
 
 
 @dataclass(frozen=True)
-class Cost:
+class ScryptCost:
     """scrypt's parameters: N, r and p."""
 
     n: int
@@ -48,11 +48,11 @@ class Cost:
         return f"{self.n}${self.r}${self.p}"
 
 
-RECOMMENDED: Final = Cost(2**17)
-OLD: Final = Cost(2**15)  # until 0.3, where the file does not say
+RECOMMENDED: Final = ScryptCost(2**17)
+OLD: Final = ScryptCost(2**15)  # until 0.3, where the file does not say
 
 
-def stretched(secret: bytes, salt: bytes, cost: Cost = RECOMMENDED) -> bytes:
+def stretched(secret: bytes, salt: bytes, cost: ScryptCost = RECOMMENDED) -> bytes:
     """32 bytes from a password or passphrase, at the price of scrypt's parameters.
 
     Raises ValueError for parameters that scrypt does not allow, or that need more than 1 GB.
@@ -75,7 +75,7 @@ def refuse_weak(secret: str, what: str = "passphrase") -> None:
         )
 
 
-def seal_key(key: bytes, passphrase: str, purpose: str, cost: Cost = RECOMMENDED) -> bytes:
+def seal_key(key: bytes, passphrase: str, purpose: str, cost: ScryptCost = RECOMMENDED) -> bytes:
     """`key` as one line of ASCII that opens with the passphrase, and for the same purpose, only."""
     salt = os.urandom(16)
     header = f"{_MARK.decode()}${cost}${salt.hex()}"
@@ -89,7 +89,7 @@ def is_sealed(data: bytes) -> bool:
     return data.startswith(_MARK)
 
 
-def open_key(data: bytes, passphrase: str, purpose: str) -> tuple[bytes, Cost]:
+def open_key(data: bytes, passphrase: str, purpose: str) -> tuple[bytes, ScryptCost]:
     """(key, cost) of what `seal_key` made.
 
     Raises SecretSharingError for a wrong passphrase, another purpose, or changed bytes.
@@ -97,7 +97,7 @@ def open_key(data: bytes, passphrase: str, purpose: str) -> tuple[bytes, Cost]:
     try:
         header, _, sealed = data.decode("ascii").strip().rpartition("$")
         _, n, r, p, salt = header.split("$")
-        cost = Cost(int(n), int(r), int(p))
+        cost = ScryptCost(int(n), int(r), int(p))
         under = stretched(passphrase.encode(), bytes.fromhex(salt), cost)
         body = bytes.fromhex(sealed)
     except (ValueError, OverflowError):

@@ -57,7 +57,7 @@ def _element(share: bytes) -> int:
 
 def _secret(value: int) -> bytes:
     if value >> (8 * SECRET):
-        raise SecretSharingError("the shares rebuild no 32-byte secret: some are wrong")
+        raise SecretSharingError("the shares do not rebuild a 32-byte secret: some are wrong")
     return value.to_bytes(SECRET, "big")
 
 

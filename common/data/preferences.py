@@ -102,7 +102,7 @@ class Federation:
             raise DataError(f"data set {self.name!r} has no clients; give rows of at least one person")
         repeated = [name for name, times in Counter(p.name for p in self.people).items() if times > 1]
         if repeated:
-            raise DataError(f"client {repeated[0]!r} is there twice; give every person one name")
+            raise DataError(f"client {repeated[0]!r} appears twice; give every person one name")
         for person in self.people:
             _check_person(person)
         object.__setattr__(self, "digest", _digest(self.name, self.people))

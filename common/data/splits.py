@@ -158,7 +158,7 @@ def split_items(
     if not 0 < training_share < 1 or not 0 <= validation_share < 1:
         raise DataError("the training share must lie between 0 and 1, the validation share in [0, 1)")
     if len(set(items)) != len(items):
-        raise DataError("an item is there twice; give every item once")
+        raise DataError("an item appears twice; give every item once")
     weights = [1.0] * len(items) if weights is None else weights
     total = until * sum(weights)
     test_from = training_share * total

@@ -299,7 +299,7 @@ def _jsonl_rows(file: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
                 if line.strip():
                     yield f"{file}:{number}", _json_object(line)
     except (OSError, EOFError, zlib.error):
-        raise DataError(f"{file} can't be read after line {number}; make it anew") from None
+        raise DataError(f"{file} can't be read after line {number}; create it again") from None
 
 
 def _json_object(line: bytes) -> dict[str, Any] | str:
@@ -327,4 +327,4 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
                     number += 1
                     yield f"{file}:{number}", row
     except (pyarrow.ArrowException, OSError):
-        raise DataError(f"{file} can't be read as Parquet after row {number}; make it anew") from None
+        raise DataError(f"{file} can't be read as Parquet after row {number}; create it again") from None

@@ -22,9 +22,9 @@ from penchant.common.wire.messages import MAX_MEMBERSHIP, PublicKey, Signature
 __all__ = [
     "MAX_JOIN_REQUEST",
     "Answer",
-    "Asked",
     "JoinReply",
     "JoinRequest",
+    "NamedRequest",
     "Request",
     "fingerprint",
     "request",
@@ -53,7 +53,7 @@ class Request:
         try:
             asked = decode_record(data, cls)
         except CodecError as error:
-            raise CertificateError(f"this is not a request of a device: {error}") from None
+            raise CertificateError(f"this is not a device's request: {error}") from None
         if not verify(asked.public_key, _request_text(asked.public_key), asked.signature):
             raise CertificateError("the request is not signed by the key that it names")
         return asked
@@ -65,7 +65,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class NamedRequest:
     """A request as the server passes it on to the authority, with the name that the operator gave it."""
 
     name: Annotated[str, AtMost(MAX_NAME)]
@@ -76,7 +76,7 @@ class Asked:
         return encode_record(self)
 
     @classmethod
-    def decode(cls, data: bytes) -> Asked:
+    def decode(cls, data: bytes) -> NamedRequest:
         """Undo `encode`; a device's own request is taken as well, without a name. CertificateError if bad.
 
         Names are refused unless all of them can be seen: who decides must not be shown something else."""
@@ -85,9 +85,9 @@ class Asked:
         try:
             asked = decode_record(data, cls)
         except CodecError as error:
-            raise CertificateError(f"this is not a request of a device: {error}") from None
+            raise CertificateError(f"this is not a device's request: {error}") from None
         if not is_printable(asked.name):
-            raise CertificateError("the name beside the request holds characters that can't be seen")
+            raise CertificateError("the name beside the request contains invisible characters")
         Request.decode(asked.request.encode())
         return asked
 
@@ -110,9 +110,9 @@ class Answer:
         try:
             answer = decode_record(data, cls)
         except CodecError as error:
-            raise CertificateError(f"this is not an answer of an authority: {error}") from None
+            raise CertificateError(f"this is not an authority's answer: {error}") from None
         if authority_digest(answer.authority) != authority:
-            raise CertificateError("the answer is of another authority than the one that was named")
+            raise CertificateError("the answer comes from a different authority than the one that was named")
         return answer
 
 

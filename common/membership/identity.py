@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from penchant.common.crypto.domain import domain
 from penchant.common.crypto.entropy import Entropy, SystemEntropy
 from penchant.common.crypto.keys import Verifier, verify
-from penchant.common.crypto.passphrase import RECOMMENDED, Cost, is_sealed, open_key, seal_key
+from penchant.common.crypto.passphrase import RECOMMENDED, ScryptCost, is_sealed, open_key, seal_key
 from penchant.common.errors import (
     CertificateError,
     CodecError,
@@ -123,7 +123,7 @@ class Authority:
         return self._key.public_key().public_bytes_raw()
 
     def sign(self, text: bytes) -> bytes:
-        """The 64-byte Ed25519 signature of `text`, which is built by `domain` under a label of its own."""
+        """The 64-byte Ed25519 signature of `text`, which is built by `domain` under its own label."""
         return self._key.sign(text)
 
     def issue(self, member: int, public_key: bytes) -> Certificate:
@@ -151,7 +151,7 @@ class Authority:
         signature = self._key.sign(_list_text(text))
         return MemberList(text.number, text.issued, text.expires, text.members, text.revoked, signature)
 
-    def save(self, path: Path, passphrase: str | None = None, cost: Cost = RECOMMENDED) -> None:
+    def save(self, path: Path, passphrase: str | None = None, cost: ScryptCost = RECOMMENDED) -> None:
         """Write the key to a new file that only its owner can read; an existing file is never replaced.
 
         passphrase: what seals the file; without one, whoever reads the file is the authority.
@@ -164,7 +164,7 @@ class Authority:
         if path.read_bytes() != data:  # another process was first
             raise UsageError(f"{path} exists already: an authority's key is not replaced")
 
-    def reseal(self, path: Path, passphrase: str, cost: Cost = RECOMMENDED) -> None:
+    def reseal(self, path: Path, passphrase: str, cost: ScryptCost = RECOMMENDED) -> None:
         """Replace a file that `load` has opened by one at today's cost, and overwrite the old one's bytes."""
         replace_erasing(path, self._sealed(passphrase, cost), failure=UsageError)
 
@@ -175,7 +175,7 @@ class Authority:
         return is_sealed(data) or b"ENCRYPTED" in data
 
     @staticmethod
-    def is_old(path: Path, cost: Cost = RECOMMENDED) -> bool:
+    def is_old(path: Path, cost: ScryptCost = RECOMMENDED) -> bool:
         """Whether the file is sealed at another cost than today's: by OpenSSL's 2,048 rounds, say."""
         data = _key_file(path)
         return b"ENCRYPTED" in data or (is_sealed(data) and f"${cost}$".encode() not in data)
@@ -194,10 +194,10 @@ class Authority:
         except (TypeError, ValueError, SecretSharingError):
             raise wrong from None
         if not isinstance(key, Ed25519PrivateKey):
-            raise UsageError(f"{path} holds another kind of key than an authority's")
+            raise UsageError(f"{path} holds a key that is not an authority's")
         return cls(key.private_bytes_raw())
 
-    def _sealed(self, passphrase: str, cost: Cost) -> bytes:
+    def _sealed(self, passphrase: str, cost: ScryptCost) -> bytes:
         return seal_key(self._key.private_bytes_raw(), passphrase, _PURPOSE, cost)
 
     def _pem(self) -> bytes:

@@ -49,7 +49,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class _Text:
+class _TokenText:
     terms: Terms
     private: Annotated[bytes, Exactly(32)] = field(repr=False)
 
@@ -78,7 +78,7 @@ class JoinToken:
 
     def text(self) -> str:
         """The one line that is handed out."""
-        data = encode_record(_Text(self.terms, self.private))
+        data = encode_record(_TokenText(self.terms, self.private))
         return PREFIX + base64.urlsafe_b64encode(data + _check(data)).decode().rstrip("=")
 
     @staticmethod
@@ -98,7 +98,7 @@ class JoinToken:
             inner, check = data[:-_CHECK], data[-_CHECK:]
             if check != _check(inner):
                 raise TokenError("the join token is damaged: copy all of it, or ask for a new one")
-            found = decode_record(inner, _Text)
+            found = decode_record(inner, _TokenText)
         except (ValueError, CodecError):
             raise TokenError("the join token is damaged: copy all of it, or ask for a new one") from None
         if not is_printable(found.terms.address):

@@ -116,7 +116,7 @@ def load_generator(name: str, *, device: str = "auto") -> tuple[Any, Any]:
     tied = {"lm_head.weight"} if getattr(model.config, "tie_word_embeddings", False) else set()
     missing = set(found["missing_keys"]) - tied
     if missing or not model.can_generate():
-        raise BaseModelError(f'base model "{name}" writes no text: it has no weights for that')
+        raise BaseModelError(f'base model "{name}" cannot write text: it has no weights for that')
     return model.eval().requires_grad_(False).to(place), tokenizer
 
 

@@ -212,14 +212,14 @@ def _files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
 
 
 def _refuse_code(path: Path) -> None:
-    """BaseModelError when a configuration asks for Python of its own, in any depth."""
+    """BaseModelError when a configuration asks for its own Python code, in any depth."""
     waiting: list[Any] = [_table(path)]
     while waiting:
         item = waiting.pop()
         if isinstance(item, dict):
             if CODE in item:
                 raise BaseModelError(
-                    f"{path} brings code of its own ({CODE}), which penchant never runs; "
+                    f"{path} brings its own code ({CODE}), which penchant never runs; "
                     "choose a base model that transformers knows by itself"
                 )
             for key, value in item.items():

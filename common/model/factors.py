@@ -91,7 +91,7 @@ class Layout:
         """CodecError unless it is a float32 vector of this layout's length."""
         if vector.dtype != np.float32 or vector.shape != (self.size,):
             raise CodecError(
-                f"a vector of {vector.dtype} {vector.shape} came where float32 ({self.size},) belongs; "
+                f"got a vector of {vector.dtype} {vector.shape}, expected float32 ({self.size},); "
                 "both sides need the same configuration"
             )
 
@@ -179,7 +179,9 @@ class Split:
         warmed = warm.shared.unflatten(shared)
         known = {spec.name for spec in self.specs}
         if not set(warmed) <= known:
-            raise ConfigError("the warm-up trained other tensors than the main phase has; start afresh")
+            raise ConfigError(
+                "the warm-up trained different tensors than the main phase has; start a new run"
+            )
 
         def start(layout: Layout) -> Vector:
             return layout.flatten({s.name: warmed.get(s.name, _draw(s, seed)) for s in layout.specs})

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from penchant.common.config import Plan
 from penchant.common.errors import RunDirectoryError
+from penchant.common.foreign_files import read_json
 from penchant.common.model.factors import Split
 from penchant.common.model.modules import AdaptedModule, BaseTensor
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:  # the server needs no backbone
     from penchant.common.model.reward import RewardModel
 
 __all__ = ["ModelDescription", "ModelSignature"]
+
+_FILE_MOST: Final = 16 * 1024 * 1024  # bytes: the names of some hundred thousand modules
+_LENGTH_MOST: Final = 1 << 24  # of a side of a tensor: beyond any vocabulary
 
 
 @dataclass(frozen=True)
@@ -79,18 +83,18 @@ class ModelDescription:
     def read(cls, path: Path) -> ModelDescription:
         """The description in a file. RunDirectoryError if it can't be read."""
         table = _table(path)
-        try:
-            rest = str(table["published"]), str(table["pooling"]), int(table["max_tokens"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunDirectoryError(f"{path} does not say what an export needs: {error}") from None
-        return cls(_signature(path, table), *rest)
+        published, pooling, tokens = (table.get(key) for key in ("published", "pooling", "max_tokens"))
+        if not (_is_name(published) and _is_name(pooling) and _is_length(tokens)):
+            raise RunDirectoryError(f"{path} does not say what an export needs, or says it wrongly")
+        return cls(_signature(path, table), published, pooling, tokens)
 
 
 def _table(path: Path) -> dict[str, Any]:
+    """The table in a file, which may be somebody else's."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunDirectoryError(f"can't read {path}: {error}") from None
+        table = read_json(path, RunDirectoryError, _FILE_MOST)
+    except FileNotFoundError:
+        raise RunDirectoryError(f"can't read {path}: there is no such file") from None
     if not isinstance(table, dict):
         raise RunDirectoryError(f"{path} is damaged: it must hold a JSON object")
     return table
@@ -100,6 +104,26 @@ def _signature(path: Path, table: dict[str, Any]) -> ModelSignature:
     try:
         adapted_modules = tuple(AdaptedModule(**module) for module in table["slots"])
         base = tuple(BaseTensor(tensor["name"], tuple(tensor["shape"])) for tensor in table["base"])
-        return ModelSignature(adapted_modules, int(table["embedding"]), bytes.fromhex(table["digest"]), base)
+        signature = ModelSignature(adapted_modules, table["embedding"], bytes.fromhex(table["digest"]), base)
     except (ValueError, KeyError, TypeError) as error:
         raise RunDirectoryError(f"can't read {path}: {error}") from None
+    if not _is_sound(signature):
+        raise RunDirectoryError(f"{path} is damaged: no base model has such names, sizes or such a digest")
+    return signature
+
+
+def _is_sound(signature: ModelSignature) -> bool:
+    modules, base = signature.adapted_modules, signature.base
+    names = [module.name for module in modules] + [tensor.name for tensor in base]
+    lengths = [signature.embedding, *(side for tensor in base for side in tensor.shape)]
+    lengths += [side for module in modules for side in (module.in_features, module.out_features)]
+    named = all(map(_is_name, names)) and len(set(names)) == len(names)
+    return named and all(map(_is_length, lengths)) and len(signature.digest) == 32
+
+
+def _is_name(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and value.isprintable()
+
+
+def _is_length(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 < value <= _LENGTH_MOST

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from penchant.common.errors import PrivacyError
-from penchant.common.privacy.accounting import check_target, rho_of, rho_rounded_up
+from penchant.common.privacy.accounting import rho_of, rho_rounded_up
 from penchant.common.privacy.discrete_gaussian import SIGMA_MOST
 from penchant.common.privacy.rounding import CLIP_MOST, norm_bound, squared_norm_bound
 
@@ -107,7 +107,6 @@ def solve(*, epsilon: float, delta: float, participations: int, size: int, hones
     Raises:
         PrivacyError: a number is out of range, or so few share that rounding would drown their vectors.
     """
-    check_target(epsilon, delta)
     if participations < 1:
         raise PrivacyError(f"{participations} participations can't be paid for; the number must be 1 or more")
     _root(honest)

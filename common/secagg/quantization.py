@@ -130,7 +130,7 @@ class Quantiser:
         """
         if update.shape != (self.size,) or not 0 <= weight <= self.weight:
             raise QuantiserError(
-                f"an update of {self.size} elements and a weight up to {self.weight} belong here"
+                f"the update must have {self.size} elements, and a weight of at most {self.weight}"
             )
         if set(counts) != {counter.name for counter in self.counters}:
             raise QuantiserError(f"counters must be {', '.join(c.name for c in self.counters) or 'none'}")
@@ -157,7 +157,7 @@ class Quantiser:
     def dequantise(self, total: NDArray[np.int64]) -> tuple[NDArray[np.float64], dict[str, float]]:
         """The sum of w*u over the devices, float64 [size], and the counters' sums in their own units."""
         if total.shape != (self.length,):
-            raise QuantiserError(f"a sum of {total.size} elements came where {self.length} belong")
+            raise QuantiserError(f"got a sum of {total.size} elements, expected {self.length}")
         counts = {
             counter.name: float(value) * counter.unit
             for counter, value in zip(self.counters, total[self.size :].tolist(), strict=True)

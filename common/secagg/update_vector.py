@@ -227,10 +227,13 @@ class UpdateLayout:
         """
         if self.noise is None:
             return None
-        spare = self.honest / max(honest, 1)
-        sigma = self.noise.sigma if spare >= 1 else ceil(self.noise.sigma * sqrt(spare) * (1 + 1e-12))
-        drawn = discrete_gaussian(self.words, sigma, entropy)
+        drawn = discrete_gaussian(self.words, self.device_sigma(self.noise, honest), entropy)
         return drawn.astype(f"<i{self.ring // 8}").view(ring_type(self.ring))
+
+    def device_sigma(self, noise: Noise, honest: int) -> int:
+        """The sigma of one device's part of `noise`, in units of the ring; honest: as for `draw_noise`."""
+        spare = self.honest / max(honest, 1)
+        return noise.sigma if spare >= 1 else ceil(noise.sigma * sqrt(spare) * (1 + 1e-12))
 
     def with_noise(self, vector: Ring, noise: Ring | None) -> Ring:
         """The vector and the noise, modulo the ring."""
@@ -243,7 +246,7 @@ class UpdateLayout:
         """Update and counts of one person as one vector, whose norm in the ring is at most `norm_bound`."""
         quantiser, there = self.quantiser, contribution.weight > 0
         if contribution.update.shape != (quantiser.size,):
-            raise QuantiserError(f"an update of {quantiser.size} elements belongs here")
+            raise QuantiserError(f"the update must have {quantiser.size} elements")
         counts = _counts_a_person(contribution)
         values = np.concatenate(
             (
@@ -386,9 +389,12 @@ def _outside(what: str, found: int, most: int) -> str:
 
 
 def _clipped(update: NDArray[np.float32], clip: float) -> NDArray[np.float32]:
-    """`update` scaled down to the L2 norm `clip`; NaN and infinities are left in, and refused later."""
-    norm = float(np.linalg.norm(update.astype(np.float64)))
-    if norm <= clip or not np.isfinite(norm):
-        return update
+    """`update` scaled down to the L2 norm `clip`; NaN and infinities are left in, and refused later.
+
+    It is multiplied in any case, by 1 where it is short: how long this takes does not tell which it was.
+    """
+    exact = update.astype(np.float64)
+    norm = float(np.linalg.norm(exact))
     # A hair less, so that float32 rounding does not carry a lone large element over the bound again.
-    return (update.astype(np.float64) * (clip / norm * (1 - 1e-6))).astype(np.float32)
+    scale = clip / norm * (1 - 1e-6) if clip < norm < np.inf else 1.0
+    return (exact * scale).astype(np.float32)

@@ -143,7 +143,7 @@ class PersonalModel:
         if model.digest != table.get("digest"):
             raise BaseModelError(
                 f"{settings.base_model} is not the base model that {directory} was exported with; "
-                "load the same weights, or train anew"
+                "load the same weights, or train again"
             )
         return cls(model, _weights(tensors, head, model.device), settings, adapter)
 

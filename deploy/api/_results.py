@@ -164,15 +164,15 @@ class ComparisonResult(Comparison):
     @property
     def differences(self) -> tuple[MethodDifference, ...]:
         """How methods differ, seed by seed; empty with fewer than two seeds."""
-        groups = conclusions.grouped(self.rows)
-        return tuple(line for group in groups for line in conclusions.differences(group))
+        rankings = conclusions.rankings_of(self.rows)
+        return tuple(line for ranking in rankings for line in conclusions.differences(ranking))
 
     @property
     def conclusions(self) -> tuple[str, ...]:
         """What the comparison says, in sentences; the first one answers whether sharing pays."""
-        groups = conclusions.grouped(self.rows)
-        sentences = [sentence for group in groups for sentence in conclusions.conclusion(group)]
-        return (conclusions.headline(groups), *sentences)
+        rankings = conclusions.rankings_of(self.rows)
+        sentences = [sentence for ranking in rankings for sentence in conclusions.conclusion(ranking)]
+        return (conclusions.headline(rankings), *sentences)
 
     def write_report(self, path: str | Path) -> None:
         """Write the page of the comparison: one HTML file that needs nothing else."""
@@ -185,13 +185,13 @@ class ComparisonResult(Comparison):
     def _repr_html_(self) -> str:
         """What a notebook shows: the methods, their differences, and what these mean."""
         parts = []
-        for group in conclusions.grouped(self.rows):
+        for ranking in conclusions.rankings_of(self.rows):
             methods = [
                 (name, decimals(row.accuracy_mean), decimals(row.accuracy_se), f"{len(row.seeds)}")
-                for name, row in zip(group.names, group.rows, strict=True)
+                for name, row in zip(ranking.names, ranking.rows, strict=True)
             ]
-            lines = [(d.label, d.difference, d.interval, d.words) for d in conclusions.differences(group)]
-            parts.append(f"<p><b>{html.escape(group.title)}</b></p>" if group.title else "")
+            lines = [(d.label, d.difference, d.interval, d.words) for d in conclusions.differences(ranking)]
+            parts.append(f"<p><b>{html.escape(ranking.title)}</b></p>" if ranking.title else "")
             parts.append(html_table(("method", "accuracy", "s.e.", "seeds"), methods))
             if lines:
                 parts.append(html_table(("difference", "points", "95% interval", "in words"), lines))

@@ -23,6 +23,7 @@ from penchant.deploy.audit.record import (
     read_wire,
 )
 from penchant.deploy.audit.rules import VECTORS, Rules, find_violations
+from penchant.deploy.json_tables import plain_value
 from penchant.server.journal import RoundRow
 from penchant.server.journal_reader import JournalReader
 
@@ -203,6 +204,17 @@ def _loads(sent: Sequence[Sent], phases: Sequence[str]) -> dict[str, Load]:
 # --- showing it ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class ShownField:
+    """A field of a message, as a person reads it: the lengths of its sides, and its bytes, each from least to
+    most."""
+
+    name: str
+    type: str
+    shape: tuple[str, ...]
+    bytes: str
+
+
 def line_json(line: Line, ring: int) -> dict[str, Any]:
     return {
         "phase": line.phase,
@@ -210,7 +222,7 @@ def line_json(line: Line, ring: int) -> dict[str, Any]:
         "message": line.kind,
         "times": line.messages,
         "bytes": [line.least, line.most],
-        "fields": list(shown_fields(line, ring)),
+        "fields": [plain_value(field) for field in shown_fields(line, ring)],
     }
 
 
@@ -232,11 +244,11 @@ def _span(least: int, most: int) -> str:
     return f"{least:,}" if least == most else f"{least:,}–{most:,}"
 
 
-def shown_fields(line: Line, ring: int) -> Iterator[dict[str, Any]]:
+def shown_fields(line: Line, ring: int) -> Iterator[ShownField]:
     for least, most in line.fields:
         kind, width = least.type, 1
         if line.kind in VECTORS and least.name == "vector":
             kind, width = f"uint{ring}", ring // 8
         sides = zip(least.shape, most.shape, strict=False)
-        shape = [_span(low // width, high // width) for low, high in sides]
-        yield {"name": least.name, "type": kind, "shape": shape, "bytes": _span(least.size, most.size)}
+        shape = tuple(_span(low // width, high // width) for low, high in sides)
+        yield ShownField(least.name, kind, shape, _span(least.size, most.size))

@@ -62,7 +62,7 @@ def init(
         bool,
         typer.Option(
             "--no-passphrase",
-            help="Keep the key in clear: whoever can read its file, or a copy, can enrol anybody.",
+            help="Keep the key unencrypted: whoever can read its file, or a copy, can enrol anybody.",
         ),
     ] = False,
 ) -> None:
@@ -77,7 +77,7 @@ def init(
     say(f"authority {authority_store.digest.hex()}")
     say(f"keep {directory} off the server, and a copy of it in a safe place")
     if no_passphrase:
-        say("its key is in clear: whoever can read it, or a copy, can enrol anybody", error=True)
+        say("its key is not encrypted: whoever can read it, or a copy, can enrol anybody", error=True)
 
 
 @command(app, "passphrase")
@@ -111,9 +111,9 @@ def issue(
     passphrase_file: From = "",
 ) -> None:
     """Certify a device and write the answer for it."""
-    from penchant.common.membership.enrolment import Asked
+    from penchant.common.membership.enrolment import NamedRequest
 
-    asked = Asked.decode(_read(request))
+    asked = NamedRequest.decode(_read(request))
     _refuse_existing(out)
     answer = _opened(directory, passphrase, passphrase_file).issue(asked.request, name or asked.name)
     _write(out, answer.encode())
@@ -133,6 +133,10 @@ def revoke(
     _refuse_existing(out)
     _write(out, _opened(directory, passphrase, passphrase_file).revoke(member, why))
     say(f"member {member} is revoked; give {out} to the server")
+    say(
+        "what sums of earlier rounds hold of them stays in factors and releases: a run's epsilon bounds it, "
+        "where it has one"
+    )
 
 
 @command(app)
@@ -242,7 +246,7 @@ def _new_passphrase(file: str, told: bool = False, *, variable: str = PASSPHRASE
 
     found = passphrases.given(file, variable)
     if not found:
-        how = f"{HOW}, or --no-passphrase for a key in clear" if variable else NEW
+        how = f"{HOW}, or --no-passphrase for an unencrypted key" if variable else NEW
         prompt = f"New passphrase (at least {LEAST} characters)"
         found = passphrases.asked(prompt, new=True, told=told, how=how)
     refuse_weak(found)

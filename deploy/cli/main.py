@@ -172,7 +172,7 @@ def quickstart(
     from penchant.deploy.fleet.quickstart import quickstart as begin
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
-    with on_interrupt("the fleet is taken down; begin anew with another directory, or delete this one"):
+    with on_interrupt("the fleet is taken down; start again with another directory, or delete this one"):
         server = begin(Quickstart(directory, devices, rounds), say)
     say(f"look at it: penchant server status {server}")
 
@@ -196,7 +196,7 @@ def _resumed(directory: Path, flags: Flags, file: Path | None) -> RunConfig:
     own = run_directory.read_config(directory)
     if own.changed(file_changes(file) | flags) != own:
         raise RunDirectoryError(
-            f"{directory} is a run of another configuration; drop the flags or start anew"
+            f"{directory} is a run of another configuration; drop the flags or start a new run"
         )
     return own
 
@@ -227,7 +227,7 @@ def main() -> None:
         if error.format_message():  # without any argument the help was shown instead
             ErrorReport(USAGE, one_line(f"{error.format_message()} (see --help)")).write()
     finally:
-        tracebacks_in_print()  # typer has put a hook of its own in place
+        tracebacks_in_print()  # typer has put its own hook in place
     sys.exit(code if isinstance(code, int) else 0)
 
 

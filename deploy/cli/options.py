@@ -35,7 +35,7 @@ def with_settings(*without: str) -> Callable[[Callable[..., None]], Callable[...
     the configuration file, of the recipe, or the default.
 
     Args:
-        without: keys of settings that have no flag here, because the command has an option of its own.
+        without: keys of settings that have no flag here, because the command has its own option.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

@@ -18,7 +18,9 @@ from penchant.deploy.cli.errors import command, on_interrupt
 
 if TYPE_CHECKING:
     from penchant.deploy.fleet.server_directory import ServerDirectory
+    from penchant.deploy.fleet.status import ServerReport
     from penchant.server.monitoring.run_history import RunSummary
+    from penchant.server.monitoring.run_report import RunReport
 
 __all__ = ["app"]
 
@@ -109,13 +111,13 @@ def invite(
         return
     with open(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text + "\n")
-    say(f"{out}: bring it to the device by a way that nobody else can change")
+    say(f"{out}: take it to the device by a channel that nobody else can tamper with")
 
 
 @command(app)
 def members(
     directory: Where,
-    file: Annotated[Path, typer.Argument(help="A newer member list of the authority.")],
+    file: Annotated[Path, typer.Argument(help="The authority's newer member list.")],
 ) -> None:
     """Take over a newer member list; a run that goes on heeds it from its next round."""
     from penchant.deploy.fleet.server_directory import ServerDirectory
@@ -131,8 +133,11 @@ def revoke(
 ) -> None:
     """Ask the authority to revoke a member; it takes effect with the authority's next list."""
     from penchant.deploy.fleet.enrolment import request_revocation
+    from penchant.deploy.fleet.revoked_members import contributed
+    from penchant.deploy.fleet.server_directory import ServerDirectory
 
     say(f"{request_revocation(directory, member, why)}: for the authority")
+    say(one_line(contributed(ServerDirectory(directory), member)))
 
 
 @command(app)
@@ -170,6 +175,7 @@ def run(
     from penchant.deploy.fleet.follow import refuse_second
     from penchant.deploy.fleet.processes import door
     from penchant.deploy.fleet.server_directory import ServerDirectory
+    from penchant.server.privacy_figures import EXACT
 
     server_directory, settings = ServerDirectory(directory), RunConfig.read(config)
     refuse_second(server_directory, door(server_directory))
@@ -178,7 +184,7 @@ def run(
     if begin_with:
         earlier, number = named_round(begin_with)
         start = earlier_round(server_directory.run(_chosen(server_directory, earlier)), number, settings)
-    served_run.create(
+    figures = served_run.create(
         server_directory.run(chosen),
         settings,
         server_directory.authority,
@@ -186,6 +192,7 @@ def run(
         start,
     )
     say(f"run {chosen}")
+    say(f"note: {EXACT if figures is None else figures.told}", error=True)
     _ask_for_signature(server_directory, chosen, days)
     _play(server_directory, chosen, detach)
 
@@ -212,22 +219,21 @@ def status(directory: Where, run: RunName = "", as_json: AsJson = False) -> None
     """The server, its devices, and how far a run is: every round and attempt, who was lost where."""
     from penchant.deploy.cli.show_run import run_facts, show_run
     from penchant.deploy.fleet.server_directory import ServerDirectory
-    from penchant.deploy.fleet.status import state_of
+    from penchant.deploy.fleet.status import report_of
 
     if (directory / "config.toml").is_file():  # one run's directory, of a simulation say
         facts: RunSummary | None = run_facts(directory)
-        state: dict[str, Any] = {}
+        server: ServerReport | None = None
     else:
         server_directory = ServerDirectory(directory)
-        state = state_of(server_directory)
+        server = report_of(server_directory)
         chosen = _chosen(server_directory, run) if server_directory.runs() or run else ""
         facts = run_facts(server_directory.run(chosen)) if chosen else None
     if as_json:
-        table = facts.table() | {"run": facts.location.name} if facts else {}
-        say_json(state | table)
+        say_json(_table(server) | _table(facts.report() if facts else None))
         return
-    if state:
-        _print_state(state)
+    if server:
+        _print_server(server)
     if facts:
         show_run(facts)
 
@@ -304,15 +310,19 @@ def _print_enrolments(directory: Path, as_json: bool) -> None:
         say(f"{row.token}  {row.state:8s}  {member:12s}  {row.fingerprint:24s}  {name}".rstrip())
 
 
-def _print_state(state: dict[str, Any]) -> None:
-    link = state["superlink"]
-    say(f"gateway {state['gateway']}: {'open' if state['up'] else 'closed'}")
-    say(f"SuperLink {'up' if link['up'] else 'down'}, {link['online']} of {link['nodes']} nodes online")
-    say(
-        f"member list {state['members']['number']}: {state['members']['count']} members, "
-        f"good for {state['members']['days_left']:.1f} days"
-    )
-    say(f"server certificate good for {state['certificate_days_left']:.0f} days")
+def _table(report: ServerReport | RunReport | None) -> dict[str, Any]:
+    """What stands in the JSON of a report; nothing without one."""
+    from penchant.deploy.json_tables import plain_value
+
+    return {} if report is None else dict(plain_value(report))
+
+
+def _print_server(report: ServerReport) -> None:
+    link, members = report.superlink, report.members
+    say(f"gateway {report.gateway}: {'open' if report.up else 'closed'}")
+    say(f"SuperLink {'up' if link.up else 'down'}, {link.online} of {link.nodes} nodes online")
+    say(f"member list {members.number}: {members.count} members, good for {members.days_left:.1f} days")
+    say(f"server certificate good for {report.certificate_days_left:.0f} days")
 
 
 def _read(path: Path) -> bytes:

@@ -87,10 +87,8 @@ def _left_table(found: Audit) -> Table:
             _span(line.least, line.most),
         )
         for field in shown_fields(line, found.ring):
-            shape = " × ".join(field["shape"])
-            table.add_row(
-                "", "", "", "", one_line(field["name"]), one_line(field["type"]), shape, field["bytes"]
-            )
+            shape = " × ".join(field.shape)
+            table.add_row("", "", "", "", one_line(field.name), one_line(field.type), shape, field.bytes)
         before = line.phase
     return table
 

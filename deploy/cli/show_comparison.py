@@ -86,19 +86,19 @@ def compare_and_show(configs: Sequence[RunConfig], directory: Path) -> None:
 def show_comparison(found: Comparison, directory: Path, console: Drawing | None = None) -> None:
     """The table, the paired differences, and in words what they mean."""
     console = console or Drawing()
-    groups = conclusions.grouped(found.rows)
-    for group in groups:
-        console.print(_accuracies(group, found.details))
-        console.print(_differences(group))
-    console.print(one_line(conclusions.headline(groups)), style="bold")
-    for group in groups:
-        for sentence in conclusions.conclusion(group):
+    rankings = conclusions.rankings_of(found.rows)
+    for ranking in rankings:
+        console.print(_accuracies(ranking, found.details))
+        console.print(_differences(ranking))
+    console.print(one_line(conclusions.headline(rankings)), style="bold")
+    for ranking in rankings:
+        for sentence in conclusions.conclusion(ranking):
             console.print(one_line(sentence))
     console.print(one_line(f"{directory / TABLE}  {directory / PAGE}"), soft_wrap=True)
 
 
-def _accuracies(group: conclusions.Group, details: ComparisonDetails) -> Table:
-    about = [details.dataset, details.base_model, group.title]
+def _accuracies(ranking: conclusions.MethodRanking, details: ComparisonDetails) -> Table:
+    about = [details.dataset, details.base_model, ranking.title]
     table = Table(
         title=one_line(", ".join(part for part in about if part)),
         title_justify="left",
@@ -111,7 +111,7 @@ def _accuracies(group: conclusions.Group, details: ComparisonDetails) -> Table:
     table.add_column("accuracy ± s.e.", justify="right", no_wrap=True)
     for name in ("seeds", "rounds", "calls", "sent", "s"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name, row in zip(group.names, group.rows, strict=True):
+    for name, row in zip(ranking.names, ranking.rows, strict=True):
         error, cost = row.accuracy_se, row.cost or RunCost()
         table.add_row(
             one_line(name),
@@ -125,8 +125,8 @@ def _accuracies(group: conclusions.Group, details: ComparisonDetails) -> Table:
     return table
 
 
-def _differences(group: conclusions.Group) -> Table | str:
-    lines = conclusions.differences(group)
+def _differences(ranking: conclusions.MethodRanking) -> Table | str:
+    lines = conclusions.differences(ranking)
     if not lines:
         return "Differences need at least two seeds, the same ones for two methods at least."
     table = Table(title="seed by seed, in percentage points", title_justify="left", box=SIMPLE_HEAD)

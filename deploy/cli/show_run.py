@@ -18,7 +18,7 @@ from penchant.deploy.fleet.run_activity import activity_of
 from penchant.server.monitoring import labels
 from penchant.server.monitoring.run_history import (
     Activity,
-    Attempt,
+    AttemptRecord,
     JournalReader,
     Kind,
     RunLocation,
@@ -94,7 +94,9 @@ def _figures(run: RunSummary) -> Table:
 
 def _privacy(run: RunSummary) -> str:
     figures = JournalReader(run.location.directory).privacy()
-    return "no noise: sums are exact" if figures is None else figures.words(len(run.attempts))
+    if figures is None:
+        return "no noise: sums are exact"
+    return " ".join(filter(None, (figures.words(len(run.attempts)), figures.caveat)))
 
 
 def _histogram(people: list[int]) -> str:
@@ -109,7 +111,7 @@ def _stages(stages: Sequence[Stage]) -> str:
     return " → ".join(parts) or "announced"
 
 
-def _attempts(attempts: Sequence[Attempt]) -> Table:
+def _attempts(attempts: Sequence[AttemptRecord]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("round", "phase", "state", "clients", "loss", "accuracy", "sent", "took", "lost, or why"):
         left = name in ("phase", "state", "lost, or why")
@@ -119,7 +121,7 @@ def _attempts(attempts: Sequence[Attempt]) -> Table:
     return table
 
 
-def _row(attempt: Attempt) -> tuple[str, ...]:
+def _row(attempt: AttemptRecord) -> tuple[str, ...]:
     number = f"{attempt.round}.{attempt.attempt}" if attempt.attempt > 1 else str(attempt.round)
     head = (number, labels.phase(attempt.phase), attempt.state)
     log = attempt.log

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from penchant.common.config import RunConfig
 from penchant.common.printable import one_line
-from penchant.common.wording import percent
+from penchant.common.wording import counted, percent
 from penchant.deploy import run_directory
 from penchant.deploy.cli.drawing import Drawing, note, plain_column, unmasked_warning
 from penchant.deploy.cli.errors import on_interrupt
@@ -118,11 +118,19 @@ def _rows(result: RunResult) -> Iterator[tuple[str, str]]:
         yield "  worst, median, best person", " ".join(f"{s:.2f}" for s in _quantiles(scores))
     yield "rounds, seed", f"{result.rounds}, {result.seed}"
     yield "secure aggregation", "on" if result.secagg else "OFF"
+    yield "differential privacy of a deployment", _dp(result)
     sent = [row.upload for row in result.rounds_log if row.upload is not None]
     if sent:
         yield "a client's upload a round", f"{statistics.mean(sent) / 1000:.1f} kB"
     if result.wall_seconds is not None and result.peak_rss_mb is not None:
         yield "time, peak memory", f"{result.wall_seconds:.0f} s, {result.peak_rss_mb:.0f} MB"
+
+
+def _dp(result: RunResult) -> str:
+    """What a fleet of real devices would have been promised that takes part as these did."""
+    if result.dp is None:
+        return "none: sums are exact"
+    return f"{result.dp.words()}; each person in {counted(result.dp.participations, 'sum')} at most"
 
 
 def _quantiles(scores: list[float]) -> tuple[float, float, float]:

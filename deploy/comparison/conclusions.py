@@ -1,7 +1,7 @@
 """What a comparison says: which methods pay, by how much, and how sure that is, in words.
 
 Methods are compared at one setting only: the same number of choices a person and of people. Several
-settings make several groups, and learning curves.
+settings make several rankings, and learning curves.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class MethodDifference:
 # --- differences ----------------------------------------------------------------------------------
 
 
-# --- groups: what may be compared with what -------------------------------------------------------
+# --- rankings: what may be compared with what ------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Group:
+class MethodRanking:
     """The methods at one setting, the best first.
 
     Attributes:
@@ -84,19 +84,19 @@ class Group:
         return tuple(position for position in (self.alone, for_all) if position is not None)
 
 
-def grouped(rows: Sequence[ComparisonRow]) -> list[Group]:
+def rankings_of(rows: Sequence[ComparisonRow]) -> list[MethodRanking]:
     """The rows by setting, ascending. A method has the same name in all of them."""
     names = setting_names(rows)
     varied = [key for key in UNITS if len({_value(row, key) for row in rows}) > 1]
     settings = sorted({tuple(_value(row, key) for key in varied) for row in rows})
-    groups = []
+    rankings = []
     for setting in settings:
         own = [row for row in rows if tuple(_value(row, key) for key in varied) == setting]
         own.sort(key=lambda row: -row.accuracy_mean)
         value, unit = _setting(varied, setting)
         title = f"{value} {unit}".strip()
-        groups.append(Group(title, value, tuple(own), tuple(names[method_of(row)] for row in own)))
-    return groups
+        rankings.append(MethodRanking(title, value, tuple(own), tuple(names[method_of(row)] for row in own)))
+    return rankings
 
 
 def _value(row: ComparisonRow, key: str) -> int:
@@ -151,19 +151,19 @@ def setting_names(rows: Sequence[ComparisonRow]) -> dict[tuple[str, str], str]:
 # --- in words -------------------------------------------------------------------------------------
 
 
-def headline(groups: Sequence[Group]) -> str:
+def headline(rankings: Sequence[MethodRanking]) -> str:
     """Does sharing with a personal part pay against everyone alone?"""
-    found = [_gain_of_sharing(group) for group in groups]
+    found = [_gain_of_sharing(ranking) for ranking in rankings]
     if all(one is None for one in found):
-        group = groups[0]
-        at = f" with {group.title}" if group.title else ""
-        return f"Best{at}: {group.names[0]}, {percent(group.rows[0].accuracy_mean)} of held-out choices."
-    if len(groups) == 1:
+        ranking = rankings[0]
+        at = f" with {ranking.title}" if ranking.title else ""
+        return f"Best{at}: {ranking.names[0]}, {percent(ranking.rows[0].accuracy_mean)} of held-out choices."
+    if len(rankings) == 1:
         return _one_headline(*(found[0] or ("", None)))
     by_verdict: dict[str, list[str]] = {"better": [], "unclear": [], "worse": [], "unknown": []}
-    for group, one in zip(groups, found, strict=True):
-        by_verdict["unknown" if one is None or one[1] is None else one[1].verdict].append(group.value)
-    unit = groups[0].title.removeprefix(groups[0].value).strip()
+    for ranking, one in zip(rankings, found, strict=True):
+        by_verdict["unknown" if one is None or one[1] is None else one[1].verdict].append(ranking.value)
+    unit = rankings[0].title.removeprefix(rankings[0].value).strip()
     starts = {
         "better": "Sharing with a personal part pays with",
         "unclear": "no clear gain over everyone alone with",
@@ -178,13 +178,13 @@ def headline(groups: Sequence[Group]) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _gain_of_sharing(group: Group) -> tuple[str, Difference | None] | None:
+def _gain_of_sharing(ranking: MethodRanking) -> tuple[str, Difference | None] | None:
     """The share of the best method with a personal part, and its gain; None without something to compare."""
-    personal = next((row for row in group.rows if _personal(row)), None)
-    alone = group.alone
+    personal = next((row for row in ranking.rows if _personal(row)), None)
+    alone = ranking.alone
     if personal is None or alone is None:
         return None
-    return personal.share, difference(personal, group.rows[alone])
+    return personal.share, difference(personal, ranking.rows[alone])
 
 
 def _one_headline(share: str, gap: Difference | None) -> str:
@@ -199,16 +199,16 @@ def _one_headline(share: str, gap: Difference | None) -> str:
     }[gap.verdict]
 
 
-def conclusion(group: Group) -> list[str]:
+def conclusion(ranking: MethodRanking) -> list[str]:
     """In plain words: the best, what it gains, and where sharing does not help."""
-    best = group.rows[0]
+    best = ranking.rows[0]
     mean = percent(best.accuracy_mean, error=best.accuracy_se)
-    start = f"With {group.title}, " if group.title else ""
-    sentences = [f"{start}“{group.names[0]}” does best: {mean} of held-out choices ranked right."]
-    for other in group.baselines:
+    start = f"With {ranking.title}, " if ranking.title else ""
+    sentences = [f"{start}“{ranking.names[0]}” does best: {mean} of held-out choices ranked right."]
+    for other in ranking.baselines:
         if other != 0:
-            sentences.append(_gain(best, group.rows[other], method(group.rows[other].share)))
-    return [" ".join(sentences), *_as_good(group), *_no_help(group)]
+            sentences.append(_gain(best, ranking.rows[other], method(ranking.rows[other].share)))
+    return [" ".join(sentences), *_as_good(ranking), *_no_help(ranking)]
 
 
 def _gain(best: ComparisonRow, other: ComparisonRow, words: str) -> str:
@@ -222,25 +222,25 @@ def _gain(best: ComparisonRow, other: ComparisonRow, words: str) -> str:
     )
 
 
-def _as_good(group: Group) -> list[str]:
+def _as_good(ranking: MethodRanking) -> list[str]:
     """One sentence for the methods that can't be told apart from the best."""
     found = []
-    for row, name in zip(group.rows[1:], group.names[1:], strict=True):
-        gap = difference(group.rows[0], row)
+    for row, name in zip(ranking.rows[1:], ranking.names[1:], strict=True):
+        gap = difference(ranking.rows[0], row)
         if gap is not None and gap.verdict == "unclear":
             found.append(f"“{name}” ({points(-gap.mean)} points)")
     return [f"Not told apart from the best: {listed(found)}."] if found else []
 
 
-def _no_help(group: Group) -> list[str]:
+def _no_help(ranking: MethodRanking) -> list[str]:
     """One sentence for each kind of method that does not beat everyone alone."""
-    alone = group.alone
+    alone = ranking.alone
     if alone is None:
         return []
     found: dict[str, list[str]] = {"worse": [], "unclear": []}
-    for row, name in zip(group.rows, group.names, strict=True):
-        gap = difference(row, group.rows[alone])
-        if row is not group.rows[alone] and gap is not None and gap.verdict in found:
+    for row, name in zip(ranking.rows, ranking.names, strict=True):
+        gap = difference(row, ranking.rows[alone])
+        if row is not ranking.rows[alone] and gap is not None and gap.verdict in found:
             found[gap.verdict].append(f"“{name}” ({points(gap.mean)} points)")
     starts = {
         "worse": "Clearly worse than everyone alone",
@@ -249,12 +249,12 @@ def _no_help(group: Group) -> list[str]:
     return [f"{starts[verdict]}: {listed(methods)}." for verdict, methods in found.items() if methods]
 
 
-def differences(group: Group) -> list[MethodDifference]:
+def differences(ranking: MethodRanking) -> list[MethodDifference]:
     """Each method against everyone alone, each against one model for all, and the best against the next one
     and against all that can't be told apart from it."""
-    rows, names = group.rows, group.names
+    rows, names = ranking.rows, ranking.names
     wanted: list[tuple[int, int]] = []
-    for other in group.baselines:
+    for other in ranking.baselines:
         wanted += [(i, other) for i in range(len(rows)) if i != other and (other, i) not in wanted]
     for i in range(1, len(rows)):
         gap = difference(rows[0], rows[i])

@@ -1,6 +1,6 @@
 """`penchant compare`: methods on identical people, pairs and seeds, and which of them pay.
 
-Every case is a simulated run in a directory of its own, ``DIR/cases/CASE``, with its
+Every case is a simulated run in its own directory, ``DIR/cases/CASE``, with its
 ``config.toml`` first. So a comparison goes on where it stopped: finished cases are read, an interrupted one
 is resumed, new ones are added. ``DIR/compare.json`` covers every finished case of DIR.
 """

@@ -7,8 +7,6 @@ the authority's, by files.
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
 import tempfile
 import threading
 import time
@@ -22,7 +20,7 @@ from penchant.common.durations import DAY
 from penchant.common.errors import ConsoleError, PenchantError, SharedFileError
 from penchant.common.membership.identity import Membership
 from penchant.common.printable import one_line
-from penchant.deploy.error_report import AS_JSON, ErrorReport
+from penchant.deploy.console.child_command import refuse_failed, run_command
 from penchant.deploy.fleet.authority_inbox import ANSWER_BYTES, revocation_of
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry, hand_out, request_revocation
 from penchant.deploy.fleet.processes import door
@@ -62,7 +60,7 @@ class FleetOnThisMachine:
     # --- who is there --------------------------------------------------------------------------------
 
     def link(self) -> FleetStatus:
-        """What the SuperLink said last. It is asked in a thread of its own, at most every 3 s: a page never
+        """What the SuperLink said last. It is asked in a separate thread, at most every 3 s: a page never
         waits for it, however slow it is."""
         with self._lock:
             ago = time.monotonic() - self._asked
@@ -173,7 +171,7 @@ class FleetOnThisMachine:
     # --- live runs -----------------------------------------------------------------------------------
 
     def start(self, name: str, config: RunConfig, log: Callable[[str], None]) -> None:
-        """Make a run and hand it to the SuperLink. The base model is loaded in a process of its own."""
+        """Make a run and hand it to the SuperLink. The base model is loaded in a separate process."""
         with tempfile.TemporaryDirectory(prefix="penchant-run-") as folder:
             path = Path(folder) / "config.toml"
             path.write_text(config.to_toml(), encoding="utf-8")
@@ -194,19 +192,7 @@ class FleetOnThisMachine:
         say(directory, f"Flower run {flower} was stopped")
 
     def _call(self, words: list[str], log: Callable[[str], None]) -> None:
-        try:
-            done = subprocess.run(
-                [*self._program, "server", *words],
-                capture_output=True,
-                text=True,
-                timeout=START_SECONDS,
-                check=False,
-                stdin=subprocess.DEVNULL,
-                env=os.environ | AS_JSON,
-            )
-        except subprocess.TimeoutExpired:
-            raise ConsoleError("the server took too long; see its log") from None
+        command = [*self._program, "server", *words]
+        done = run_command(command, START_SECONDS, "the server took too long; see its log")
         log(done.stdout + done.stderr)
-        if done.returncode != 0:
-            report = ErrorReport.last_in(done.stderr)
-            raise ConsoleError(report.message if report else "the server refused")
+        refuse_failed(done, "the server refused")

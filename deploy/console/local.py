@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from penchant.deploy.datasets import dataset_names
 from penchant.deploy.error_report import AS_JSON, ErrorReport
 from penchant.deploy.fleet.run_activity import LOG, activity_of
 from penchant.deploy.fleet.server_directory import SETTINGS
-from penchant.server.console.accounts import ConsoleStore
+from penchant.server.console.accounts import ConsoleStore, RunProcess
 from penchant.server.console.operations import fleet_recipe
 from penchant.server.monitoring.run_history import Activity, Kind, RunLocation
 
@@ -112,16 +112,18 @@ class OperationsOnThisMachine:
         return {location.id: self._activity(location, jobs.get(location.id), held) for location in locations}
 
     def _activity(
-        self, location: RunLocation, job: dict[str, Any] | None, held: set[tuple[int, int]]
+        self, location: RunLocation, job: RunProcess | None, held: set[tuple[int, int]]
     ) -> Activity:
         if location.kind == "served":
             activity = activity_of(location.directory, held)
             return replace(activity, ours=activity.running and self.fleet_of(location) is not None)
-        if job is not None and self._alive(location.id, job):
-            return Activity(running=not job.get("stopping"), ours=True)
-        if run_directory.busy(location.directory, held):
+        busy = run_directory.busy(location.directory, held)
+        over = not busy and (location.directory / run_directory.RESULT).is_file()  # its process may still end
+        if job is not None and not over and self._alive(location.id, job):
+            return Activity(running=not job.stopping, ours=True)
+        if busy:
             return Activity(running=True)
-        if job is None or job.get("stopping"):
+        if job is None or job.stopping:
             return Activity()
         return Activity(why=self._last_words(location))
 
@@ -132,12 +134,12 @@ class OperationsOnThisMachine:
         report = ErrorReport.last_in("\n".join(self._lines(location)[-20:]))
         return report.message if report else "it ended without a word; see its log"
 
-    def _alive(self, location: str, job: Mapping[str, Any]) -> bool:
+    def _alive(self, location: str, job: RunProcess) -> bool:
         with self._lock:
             child = self._children.get(location)
-            if child is not None and child.pid == job["pid"]:
+            if child is not None and child.pid == job.pid:
                 return child.poll() is None
-        return bool(process_table.began(job["pid"]) == job["began"])  # a console before this one started it
+        return process_table.began(job.pid) == job.began  # a console before this one started it
 
     # --- new runs ------------------------------------------------------------------------------------
 
@@ -244,7 +246,7 @@ class OperationsOnThisMachine:
                 env=os.environ | AS_JSON | {"PYTHONUNBUFFERED": "1", "COLUMNS": "120", "NO_COLOR": "1"},
             )
             self._children[location.id] = child
-            self._store.keep_job(location.id, {"pid": child.pid, "began": process_table.began(child.pid)})
+            self._store.keep_job(location.id, RunProcess(child.pid, process_table.began(child.pid)))
 
     def stop(self, location: RunLocation) -> None:
         """Stop a run: with SIGTERM, and SIGKILL for what is still there ten seconds later."""
@@ -255,14 +257,14 @@ class OperationsOnThisMachine:
         job = self._store.jobs().get(location.id)
         if job is None or not self._alive(location.id, job):
             raise ConsoleError(f"nothing that this console started is running {location.name}")
-        self._store.keep_job(location.id, job | {"stopping": True})
+        self._store.keep_job(location.id, replace(job, stopping=True))
         end = time.monotonic() + STOP_SECONDS
         with suppress(ProcessLookupError):
-            os.killpg(job["pid"], signal.SIGTERM)
+            os.killpg(job.pid, signal.SIGTERM)
         while self._alive(location.id, job) or run_directory.busy(location.directory):
             if time.monotonic() > end:
                 with suppress(ProcessLookupError):
-                    os.killpg(job["pid"], signal.SIGKILL)
+                    os.killpg(job.pid, signal.SIGKILL)
             time.sleep(0.05)
 
     def _wait_for_the_end(self, location: RunLocation) -> None:
@@ -291,7 +293,9 @@ class OperationsOnThisMachine:
 
     def _refuse_busy(self, location: RunLocation) -> None:
         if self.activity([location])[location.id].running:
-            raise RunDirectoryError(f"something is running {location.name}; stop it first")
+            raise RunDirectoryError(
+                f"a process is at work in {location.name}; stop the run, or wait until it has ended"
+            )
 
     # --- logs ----------------------------------------------------------------------------------------
 

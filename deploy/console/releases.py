@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import threading
 from pathlib import Path
 
 from penchant.common.errors import ConsoleError, JournalError
-from penchant.deploy.error_report import AS_JSON, ErrorReport
+from penchant.deploy.console.child_command import refuse_failed, run_command
 from penchant.server import releases
 from penchant.server.monitoring.run_history import JournalReader, RunLocation
 from penchant.server.releases import Release
@@ -39,11 +38,13 @@ class ReleasesOnThisMachine:
         """Make an earlier release the current one again. Its checkpoint must still be what it was."""
         found = next((r for r in self.promoted() if r.number == number), None)
         if found is not None and self._checked(found.round) != found.digest:
-            raise ConsoleError(f"round {found.round} has another checkpoint now than release {number} had")
+            raise ConsoleError(
+                f"round {found.round} now has a different checkpoint than release {number} had"
+            )
         return releases.roll_back(self._location.directory, number, by)
 
     def export(self, round: int) -> bytes:
-        """A ZIP file with a round's shared adapter, made in a process of its own: torch is not the console's
+        """A ZIP file with a round's shared adapter, made in a separate process: torch is not the console's
         to load."""
         self._checked(round)
         name = f"export-{self._location.id}-{round}-{os.getpid()}-{threading.get_ident()}.zip"
@@ -56,21 +57,8 @@ class ReleasesOnThisMachine:
 
     def _write(self, round: int, out: Path) -> None:
         words = [sys.executable, "-P", "-m", "penchant.deploy.fleet.release_files"]
-        try:
-            done = subprocess.run(
-                [*words, str(self._location.directory), str(round), str(out)],
-                capture_output=True,
-                text=True,
-                timeout=EXPORT_SECONDS,
-                check=False,
-                stdin=subprocess.DEVNULL,
-                env=os.environ | AS_JSON,
-            )
-        except subprocess.TimeoutExpired:
-            raise ConsoleError("the export took too long") from None
-        if done.returncode != 0:
-            report = ErrorReport.last_in(done.stderr)
-            raise ConsoleError(report.message if report else "the export failed")
+        words += [str(self._location.directory), str(round), str(out)]
+        refuse_failed(run_command(words, EXPORT_SECONDS, "the export took too long"), "the export failed")
 
     def _checked(self, round: int) -> str:
         """The digest of a round's checkpoint, which is what the journal wrote. ConsoleError otherwise."""

@@ -55,8 +55,8 @@ class HubSource:
             data = hub.load_dataset(self.hub_id, self.config, split=self.split)
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(
-                f"{self.hub_id} can't be had from the hub ({type(error).__name__}); check the name and the "
-                "connection, or give a local copy"
+                f"{self.hub_id} can't be fetched from the hub ({type(error).__name__}); check the name and "
+                "the connection, or give a local copy"
             ) from None
         for number, row in enumerate(data, start=1):
             log.met()

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from penchant.common.crypto.passphrase import RECOMMENDED, Cost, refuse_weak
+from penchant.common.crypto.passphrase import RECOMMENDED, ScryptCost, refuse_weak
 from penchant.common.durations import DAY
 from penchant.common.errors import AgreementError, MembershipError, UsageError
 from penchant.common.membership.enrolment import Answer, Request
@@ -56,7 +56,9 @@ class Enrolled:
 class AuthorityStore:
     """An authority, with its key and its record in a directory."""
 
-    def __init__(self, directory: Path, passphrase: str | None = None, *, cost: Cost = RECOMMENDED) -> None:
+    def __init__(
+        self, directory: Path, passphrase: str | None = None, *, cost: ScryptCost = RECOMMENDED
+    ) -> None:
         """Open it. Raises UsageError when there is none, or the passphrase is wrong.
 
         A key that an earlier version sealed at a lower cost is sealed anew. cost: of a guess at a passphrase.
@@ -77,7 +79,7 @@ class AuthorityStore:
         passphrase: str | None = None,
         *,
         now: int | None = None,
-        cost: Cost = RECOMMENDED,
+        cost: ScryptCost = RECOMMENDED,
     ) -> AuthorityStore:
         """A new authority with an empty list 1. An existing one is never replaced: UsageError.
 
@@ -94,7 +96,7 @@ class AuthorityStore:
         authority_store.publish(now=now)
         return authority_store
 
-    def protect(self, passphrase: str, *, cost: Cost = RECOMMENDED) -> None:
+    def protect(self, passphrase: str, *, cost: ScryptCost = RECOMMENDED) -> None:
         """Keep the key under another passphrase, or its first. UsageError for a weak one."""
         refuse_weak(passphrase)
         self.authority.reseal(self.directory / KEY, passphrase, cost)

@@ -18,7 +18,7 @@ from penchant.common.errors import (
     ProtocolError,
     SharedFileError,
 )
-from penchant.common.membership.enrolment import Asked
+from penchant.common.membership.enrolment import NamedRequest
 from penchant.common.membership.identity import MemberList
 from penchant.common.membership.manifest import MAX_RUN_REQUEST, RunRequest, shown_day
 from penchant.common.printable import one_line
@@ -103,7 +103,7 @@ def _enrol(
     decide: Decision,
     done: list[str],
 ) -> None:
-    asked = Asked.decode(data)
+    asked = NamedRequest.decode(data)
     if authority_store.knows(asked.request.public_key) is None and not decide(
         PendingDecision("enrol", asked.request.fingerprint, asked.name)
     ):

@@ -33,7 +33,14 @@ from penchant.common.errors import (
     TokenError,
     UsageError,
 )
-from penchant.common.membership.enrolment import Answer, Asked, JoinReply, JoinRequest, Request, fingerprint
+from penchant.common.membership.enrolment import (
+    Answer,
+    JoinReply,
+    JoinRequest,
+    NamedRequest,
+    Request,
+    fingerprint,
+)
 from penchant.common.membership.identity import Membership
 from penchant.common.membership.join_token import JoinToken, Terms, check_signature, token_name
 from penchant.common.printable import is_printable, one_line
@@ -175,7 +182,7 @@ class EnrolmentRegistry:
                 "a key of this device is enrolled already; a device joins again with new keys"
             ) from None
         with opened(self.server_directory.requests, writes=True) as requests:
-            requests.write(f"{token_name(request.token)}.request", Asked(name, request.asked).encode())
+            requests.write(f"{token_name(request.token)}.request", NamedRequest(name, request.asked).encode())
 
     def _reply(self, request: JoinRequest) -> JoinReply:
         with self._record() as db:
@@ -410,7 +417,7 @@ def _check_node_key(pem: bytes) -> None:
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise EnrolmentError("the node's key is not on the curve P-384")
     if key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo) != pem:
-        raise EnrolmentError("the node's key is not written as it should be")
+        raise EnrolmentError("the node's key is not in its standard encoding")
 
 
 DAYS = 7
@@ -420,7 +427,8 @@ LONGEST = 90 * DAY
 def hand_out(directory: Path, name: str, expires: float) -> JoinToken:
     """A new token for a device that the operator calls `name`, good until `expires` (Unix seconds).
 
-    Give `JoinToken.text()` to the device's owner by a way that nobody else can change; it is shown this once.
+    Give `JoinToken.text()` to the device's owner by a channel that nobody else can tamper with; it is shown
+    this once.
     UsageError when `expires` is in the past or more than 90 days off.
     """
     now = time.time()

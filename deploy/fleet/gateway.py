@@ -92,7 +92,7 @@ def check(path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode != 0:
         said = " ".join(line for line in done.stderr.split("\n") if "[emerg]" in line or "[crit]" in line)
-        raise GatewayError(f"nginx does not take {path}: {' '.join((said or done.stderr).split())[:400]}")
+        raise GatewayError(f"nginx rejects {path}: {' '.join((said or done.stderr).split())[:400]}")
 
 
 def command(server_directory: ServerDirectory) -> list[str]:

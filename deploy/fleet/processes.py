@@ -1,11 +1,11 @@
 """`penchant server up`: the server's four processes on one machine.
 
     superlink   Flower's SuperLink, on loopback, over TLS, its state in a file
-    executor    starts the ServerApp of a run in a process of its own
+    executor    starts the ServerApp of a run in a separate process
     enrol       the enrolment service, on a Unix socket
     gateway     nginx, the one that listens to a network
 
-Each is also a unit of its own under systemd: `penchant server up DIR --only NAME`.
+Each is also its own unit under systemd: `penchant server up DIR --only NAME`.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ def only(server_directory: ServerDirectory, name: str) -> None:
 
 def serve_enrolment(server_directory: ServerDirectory) -> None:
     """The enrolment service, in this process."""
-    enrolment_service.serve(server_directory, _Reached(door(server_directory)))
+    enrolment_service.serve(server_directory, _SuperLinkNodes(door(server_directory)))
 
 
-class _Reached:
+class _SuperLinkNodes:
     """The SuperLink's nodes, over a connection made anew for each call: it may have been restarted."""
 
     def __init__(self, where: SuperLinkAddress) -> None:

@@ -5,8 +5,9 @@
     shared.safetensors                               the shared tensors alone, by name
     release.json                                     which round of which run, digests and metrics
 
-It knows nobody: personal factors are at their common start.
-``python -m penchant.deploy.fleet.release_files DIR ROUND FILE`` does it in a process of its own, so that
+Personal factors are at their common start. What the shared ones hold of people who were in its rounds stays,
+also of those who were revoked since: release.json counts them.
+``python -m penchant.deploy.fleet.release_files DIR ROUND FILE`` does it in a separate process, so that
 whoever asks need not load torch.
 """
 
@@ -16,26 +17,29 @@ import json
 import sys
 import tempfile
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from penchant.common.config import Plan, RunConfig
-from penchant.common.errors import PenchantError, UsageError
+from penchant.common.errors import PenchantError, RunDirectoryError, UsageError
 from penchant.common.model.signature import ModelDescription
 from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
 from penchant.deploy.error_report import ErrorReport
+from penchant.deploy.fleet.revoked_members import revoked_behind
 from penchant.server.journal import RoundLog
 from penchant.server.journal_reader import JournalReader
 
 __all__ = ["export_round", "write_release"]
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the same round, the same bytes
+_PERSONAL_MOST = 1 << 26  # numbers, 256 MB of them, where a run's directory says how many there are
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the same content, the same bytes
 
 
 def export_round(directory: Path, round: int, out: Path) -> None:
-    """Write the ZIP file `out`: the same round, the same bytes. UsageError as `write_release`, or when `out`
-    exists."""
+    """Write the ZIP file `out`: the same round and member list, the same bytes. UsageError as
+    `write_release`, or when `out` exists."""
     if out.exists():
         raise UsageError(f"{out} is there already; choose another file")
     with tempfile.TemporaryDirectory(prefix="penchant-release-") as folder:
@@ -56,7 +60,7 @@ def write_release(directory: Path, round: int | None, out: Path) -> int:
     config = run_directory.read_config(directory)
     if config.adapter.rule.shares_nothing:
         raise UsageError(
-            f'this run shares nothing (share "{config.adapter.share}"); there is no adapter that all have'
+            f'this run shares nothing (share "{config.adapter.share}"); there is no shared adapter'
         )
     journal = JournalReader(directory)
     found = journal.load(round)
@@ -69,6 +73,8 @@ def write_release(directory: Path, round: int | None, out: Path) -> int:
     plan = _plan(config, number)
     base = _described(directory, plan)
     split = base.signature.split(plan)
+    if split.shared.size != shared.factors.size or split.personal.size > _PERSONAL_MOST:
+        raise RunDirectoryError(f"{directory} is damaged: its checkpoint is of another model than it says")
     start = shared.start if shared.start.size else split.initial(config.seed)[1]
     export_peft(
         Export(
@@ -106,7 +112,7 @@ def _described(directory: Path, plan: Plan) -> ModelDescription:
 
 def _told(directory: Path, config: RunConfig, log: RoundLog, digest: str | None) -> dict[str, Any]:
     journal = JournalReader(directory)
-    figures = journal.privacy()
+    figures, revoked = journal.privacy(), revoked_behind(directory, log.round)
     return {
         "run": directory.absolute().name,
         "round": log.round,
@@ -118,6 +124,7 @@ def _told(directory: Path, config: RunConfig, log: RoundLog, digest: str | None)
         "val_accuracy": log.val_accuracy,
         "dp": None if figures is None else figures.to_dict(),  # of this run alone
         "begins_with": journal.fact("from"),  # whose own cost in privacy adds to that
+        "revoked": None if revoked is None else asdict(revoked),
     }
 
 

@@ -89,7 +89,7 @@ def take(directory: Path, encoded: bytes) -> None:
     that was not asked for."""
     manifest = SignedManifest.read(encoded, (directory / AUTHORITY).read_bytes())
     if manifest != request_of(directory).manifest:
-        raise RunDirectoryError("the authority signed another manifest than the run asked for")
+        raise RunDirectoryError("the authority signed a different manifest than the run asked for")
     write_durably(directory / _SIGNED, encoded)
 
 

@@ -41,8 +41,9 @@ from penchant.deploy.flower.superlink import DIRECTORY, SuperLinkAddress, start_
 from penchant.deploy.flower.superlink_grid import non_blocking
 from penchant.server.combination import check_groups
 from penchant.server.journal_reader import open_journal
-from penchant.server.noise_terms import settle_noise
+from penchant.server.noise_terms import figures_of, settle_noise
 from penchant.server.optimizers import server_optimizer
+from penchant.server.privacy_figures import PrivacyFigures
 from penchant.server.round import federate
 from penchant.server.run import ServerRun
 from penchant.server.secagg.secure import SecureAggregation
@@ -52,8 +53,9 @@ __all__ = ["LOG", "app", "create", "export", "flower_app", "open_served", "start
 
 def create(
     directory: Path, config: RunConfig, authority: bytes, members: bytes, start: EarlierRound | None = None
-) -> None:
-    """Make the directory of a served run. The base model is loaded here, once, for its blueprint.
+) -> PrivacyFigures | None:
+    """Make the directory of a served run; -> what its noise amounts to, None where sums are exact. The base
+    model is loaded here, once, for its blueprint.
 
     start: the earlier round whose shared factors it begins with.
 
@@ -67,7 +69,7 @@ def create(
     config = settle_noise(config, config.federation.cohort, None)
     plan = config.plan("main", config.federation.cohort)
     planned = ModelCache().of(plan)
-    UpdateLayout.of(plan, planned.split)
+    layout = UpdateLayout.of(plan, planned.split)
     if start is not None:
         first = config.plan("warmup" if config.federation.warmup_rounds else "main", plan.cohort)
         start.check(ModelSignature.of(planned.model).split(first))
@@ -76,6 +78,7 @@ def create(
     write_durably(directory / AUTHORITY, authority)
     write_durably(directory / MEMBERS, members)
     flower_app(directory)
+    return figures_of(config, plan.cohort, plan, layout)
 
 
 def open_served(directory: Path) -> ServerRun:

@@ -1,6 +1,6 @@
 """Keeps a few processes up: starts them in order, restarts what dies, stops them all on SIGTERM.
 
-Under systemd each is a unit of its own instead (`deploy/fleet/systemd/`); this is for one machine without it.
+Under systemd each is its own unit instead (`deploy/fleet/systemd/`); this is for one machine without it.
 """
 
 from __future__ import annotations

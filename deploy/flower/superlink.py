@@ -118,7 +118,7 @@ def superlink_command(
 
 
 def executor_command(door: SuperLinkAddress, secret: Path) -> list[str]:
-    """What starts the ServerApp of a run, in a process of its own."""
+    """What starts the ServerApp of a run, in a separate process."""
     return [
         _tool("flower-superexec"),
         "--runtime-api-address",

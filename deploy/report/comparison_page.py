@@ -9,12 +9,12 @@ from typing import Any, Literal
 from penchant.common.wording import decimals, plain, size
 from penchant.deploy.comparison.conclusions import (
     UNITS,
-    Group,
+    MethodRanking,
     conclusion,
     differences,
-    grouped,
     headline,
     method_of,
+    rankings_of,
     setting_names,
 )
 from penchant.deploy.comparison.statistics import by_seed
@@ -44,14 +44,14 @@ class LearningCurves:
 def page(comparison: Comparison) -> dict[str, Any]:
     """Everything that comparison.html.j2 shows, as texts and plots. The best method comes first."""
     rows, details = comparison.rows, comparison.details
-    groups = grouped(rows)
+    rankings = rankings_of(rows)
     return {
         "title": "penchant: which methods pay" + (f" on {details.dataset}" if details.dataset else ""),
         "strap": " · ".join(filter(None, (details.dataset, details.base_model))) or "comparison",
-        "headline": headline(groups),
+        "headline": headline(rankings),
         "curves": learning_curves(rows),
         "accuracy_text": _accuracy_text(rows),
-        "groups": [_group(group, place) for place, group in enumerate(groups)],
+        "rankings": [_ranking(ranking, place) for place, ranking in enumerate(rankings)],
         "has_cold": any(row.cold_start is not None for row in rows),
         "has_cost": all(row.cost is not None for row in rows),
         "pairs_text": "Both methods of a line saw the same people with the same seed, so what a seed makes "
@@ -139,20 +139,20 @@ def _accuracy_text(rows: Sequence[ComparisonRow]) -> str:
     )
 
 
-def _group(group: Group, place: int) -> dict[str, Any]:
-    rows = group.rows
+def _ranking(ranking: MethodRanking, place: int) -> dict[str, Any]:
+    rows = ranking.rows
     return {
-        "title": group.title,
-        "conclusion": conclusion(group),
+        "title": ranking.title,
+        "conclusion": conclusion(ranking),
         "plot": plots.comparison(
-            group.names,
+            ranking.names,
             [row.accuracy_mean for row in rows],
             [row.accuracy_se for row in rows],
             [list(by_seed(row).values()) for row in rows],
             salt=f"comparison-{place}",
         ),
-        "rows": [_row(row, name) for row, name in zip(rows, group.names, strict=True)],
-        "pairs": differences(group),
+        "rows": [_row(row, name) for row, name in zip(rows, ranking.names, strict=True)],
+        "pairs": differences(ranking),
     }
 
 

@@ -21,6 +21,7 @@ from penchant.deploy.report import comparison_page, plots, rendering
 from penchant.deploy.report.rendering import base_name, toml, typical, version_of
 from penchant.deploy.simulation.newcomers import ColdStart
 from penchant.deploy.simulation.result import ClientScore, RoundSummary, RunResult, SharedTensor
+from penchant.server.privacy_figures import PrivacyFigures
 
 __all__ = ["write_comparison", "write_report"]
 
@@ -201,17 +202,16 @@ def _sharing(result: RunResult) -> list[tuple[str, str]]:
     ]
 
 
-def _dp(dp: Mapping[str, Any] | None) -> str:
-    if dp is None:
+def _dp(figures: PrivacyFigures | None) -> str:
+    if figures is None:
         return "off: sums are exact, and nothing limits what can be inferred from one"
     told = ", ".join(
-        f"{name.replace('_', ' ')} {_figure(value)}" for name, value in dp.items() if name != "rho"
+        f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.to_dict().items() if name != "rho"
     )
-    return f"{told}; what is released changes by no more if one person's choices are replaced by none"
-
-
-def _figure(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
+    return (
+        f"{told}; in a deployment whose people take part as often, what is released changes by no more if "
+        "one person's choices are replaced by none"
+    )
 
 
 def _facts(result: RunResult) -> list[tuple[str, str]]:

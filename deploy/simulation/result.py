@@ -23,6 +23,7 @@ from penchant.deploy.simulation.devices import Score
 from penchant.deploy.simulation.newcomers import ColdStart
 from penchant.deploy.simulation.world import SimulationSetup
 from penchant.server.journal import Journal, RoundLog
+from penchant.server.privacy_figures import PrivacyFigures
 
 __all__ = ["ClientScore", "ColdStart", "RoundSummary", "RunResult", "SharedTensor", "result_of"]
 
@@ -113,7 +114,7 @@ class RunResult:
     rounds: int
     seed: int
     secagg: bool = False
-    dp: Mapping[str, Any] | None = None
+    dp: PrivacyFigures | None = None
     evaluated_on: str = "test"
     accuracy: float
     cold_start_accuracy: float | None = None
@@ -169,6 +170,8 @@ class RunResult:
             given.pop("accuracy")
             if accuracy.get("personal") is not None:
                 given["accuracy"] = accuracy["personal"]
+        if "dp" in given:
+            given["dp"] = from_table(PrivacyFigures, given["dp"], "dp of the result")
         for name, record in _ROWS.items():
             if name in given:
                 if not isinstance(given[name], list | tuple):
@@ -244,7 +247,7 @@ def result_of(
         rounds=config.federation.rounds,
         seed=config.seed,
         secagg=config.privacy.secagg,
-        dp=None if figures is None else figures.to_dict(),
+        dp=figures,
         evaluated_on=config.data.evaluate,
         accuracy=float(np.mean([score.accuracy for score in scores])),
         cold_start_accuracy=curve[-1].mean if curve else None,

@@ -26,7 +26,7 @@ from penchant.deploy.simulation.devices import SimulatedDevices
 from penchant.deploy.simulation.newcomers import hold_out
 from penchant.server.combination import check_groups
 from penchant.server.journal import Journal, RoundLog
-from penchant.server.noise_terms import settle_noise
+from penchant.server.noise_terms import figures_of, settle_noise
 from penchant.server.optimizers import server_optimizer
 from penchant.server.privacy_figures import PrivacyFigures
 from penchant.server.run import Observer, ServerRun, cohort_size, run_id
@@ -80,7 +80,8 @@ class SimulationSetup:
     def privacy_figures(self) -> PrivacyFigures | None:
         """What the noise of the run's usual rounds amounts to; None without noise."""
         plan = self.config.plan("main", self.cohort)
-        return PrivacyFigures.of(plan, UpdateLayout.of(plan, self.model_cache.of(plan).split).noise)
+        layout = UpdateLayout.of(plan, self.model_cache.of(plan).split)
+        return figures_of(self.config, self.cohort, plan, layout)
 
     def caveats(self) -> tuple[str, ...]:
         """What must be said beside every figure of the run."""
@@ -194,7 +195,7 @@ def refuse_other_inputs(journal: Journal, world: SimulationSetup, directory: Pat
     for what, digest in (("data set", world.federation.digest), ("base model", model.digest)):
         if journal.fact(what) not in (None, digest):
             raise RunDirectoryError(
-                f"{directory} was begun with another {what}; put back what it was, or start anew"
+                f"{directory} was begun with another {what}; put back what it was, or start a new run"
             )
         journal.note(what, digest)
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from penchant.common.crypto.passphrase import RECOMMENDED, Cost
+from penchant.common.crypto.passphrase import RECOMMENDED, ScryptCost
 from penchant.common.durations import DAY
 from penchant.common.errors import ConsoleError, UsageError
 from penchant.common.network import network_of
@@ -125,10 +125,35 @@ def default_state() -> Path:
     return Path(base) / "penchant" / "console"
 
 
+@dataclass(frozen=True)
+class RunProcess:
+    """A process that this console started for a run.
+
+    Attributes:
+        pid: its number.
+        began: when it began, as `process_table.began` counts; None if it was gone at once.
+        stopping: whether an operator had it stopped.
+    """
+
+    pid: int
+    began: str | None
+    stopping: bool = False
+
+    def encode(self) -> str:
+        """As the store keeps it."""
+        kept = {"pid": self.pid, "began": self.began}
+        return json.dumps(kept | {"stopping": True} if self.stopping else kept)
+
+    @classmethod
+    def decode(cls, text: str) -> RunProcess:
+        """The inverse of `encode`."""
+        return cls(**json.loads(text))
+
+
 class ConsoleStore:
     """The console's file in its state directory. Thread-safe."""
 
-    def __init__(self, directory: Path, cost: Cost = RECOMMENDED) -> None:
+    def __init__(self, directory: Path, cost: ScryptCost = RECOMMENDED) -> None:
         """Open it, making it if there is none; ConsoleError when that fails. `cost`: of a password."""
         self.directory = directory
         self._cost = cost
@@ -281,7 +306,7 @@ class ConsoleStore:
             )
         return token
 
-    def _costs(self) -> set[Cost]:
+    def _costs(self) -> set[ScryptCost]:
         """Today's cost, and those at which passwords are still kept."""
         found = {passwords.cost_of(row[0]) for row in self._all("SELECT password FROM accounts")}
         return {cost for cost in found if cost is not None} | {self._cost}
@@ -383,16 +408,16 @@ class ConsoleStore:
 
     # --- what runs on the console's behalf -----------------------------------------------------------
 
-    def keep_job(self, place: str, job: dict[str, Any] | None) -> None:
+    def keep_job(self, place: str, job: RunProcess | None) -> None:
         """Record which process runs a run, or None when none does."""
         with self._transaction():
             self._db.execute("DELETE FROM jobs WHERE place = ?", (place,))
             if job is not None:
-                self._db.execute("INSERT INTO jobs VALUES (?, ?)", (place, json.dumps(job)))
+                self._db.execute("INSERT INTO jobs VALUES (?, ?)", (place, job.encode()))
 
-    def jobs(self) -> dict[str, dict[str, Any]]:
+    def jobs(self) -> dict[str, RunProcess]:
         """place -> the process that runs it, or ran it last."""
-        return {place: json.loads(job) for place, job in self._all("SELECT place, job FROM jobs")}
+        return {place: RunProcess.decode(job) for place, job in self._all("SELECT place, job FROM jobs")}
 
     # --- revocations that were asked for -------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import hmac
 import os
 import threading
 
-from penchant.common.crypto.passphrase import LEAST, MOST, RECOMMENDED, Cost, refuse_weak, stretched
+from penchant.common.crypto.passphrase import LEAST, MOST, RECOMMENDED, ScryptCost, refuse_weak, stretched
 
 __all__ = ["LEAST", "check", "cost_of", "hashed", "nobody", "refuse_weak_password", "spend"]
 
@@ -18,7 +18,7 @@ def refuse_weak_password(password: str) -> None:
     refuse_weak(password, "password")
 
 
-def hashed(password: str, cost: Cost = RECOMMENDED) -> str:
+def hashed(password: str, cost: ScryptCost = RECOMMENDED) -> str:
     """What is kept of a password: ``scrypt$N$r$p$salt$hash``, the last two in hex."""
     salt = os.urandom(16)
     return f"scrypt${cost}${salt.hex()}${_derive(password, salt, cost).hex()}"
@@ -36,25 +36,25 @@ def check(password: str, kept: str) -> bool:
         return False
 
 
-def cost_of(kept: str) -> Cost | None:
+def cost_of(kept: str) -> ScryptCost | None:
     """What `kept` was made with; None when it is not a hash of this kind."""
     try:
         name, n, r, p, _, _ = kept.split("$")
-        return Cost(int(n), int(r), int(p)) if name == "scrypt" else None
+        return ScryptCost(int(n), int(r), int(p)) if name == "scrypt" else None
     except ValueError:
         return None
 
 
-def nobody(cost: Cost) -> str:
+def nobody(cost: ScryptCost) -> str:
     """What a password is held against where there is no account: as much work, never right."""
     return f"scrypt${cost}${'00' * 16}${'00' * 32}"
 
 
-def spend(password: str, cost: Cost) -> None:
+def spend(password: str, cost: ScryptCost) -> None:
     """Take as long as a check at this cost."""
     check(password, nobody(cost))
 
 
-def _derive(password: str, salt: bytes, cost: Cost) -> bytes:
+def _derive(password: str, salt: bytes, cost: ScryptCost) -> bytes:
     with _AT_ONCE:
         return stretched(password.encode("utf-8", "surrogatepass")[: 4 * MOST], salt, cost)

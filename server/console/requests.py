@@ -120,7 +120,7 @@ class ConsoleRequest:
         if len(text) > most:
             raise HTTPError(f"{key} is longer than {most} characters", status=400)
         if not is_printable(text):
-            raise HTTPError(f"{key} holds characters that can't be seen; type it anew", status=422)
+            raise HTTPError(f"{key} contains invisible characters; type it again", status=422)
         return text
 
     def path(self, key: str) -> str:

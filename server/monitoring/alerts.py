@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from penchant.common.durations import DAY
-from penchant.common.wording import duration, percent
+from penchant.common.wording import counted, duration, percent
 from penchant.server.monitoring.fleet import FleetStatus, MemberListStatus, Revocation, Token
-from penchant.server.monitoring.labels import counted, left_out, lost
+from penchant.server.monitoring.labels import left_out, lost
 from penchant.server.monitoring.run_history import RunLocation, RunSummary
 
 __all__ = ["Notice", "of_fleet", "of_run"]

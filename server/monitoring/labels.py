@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from markupsafe import Markup
 
 from penchant.common.secagg.stages import CONFIRM, KEYS, MASKED, SHARES, STATUS, UNMASK
-from penchant.common.wording import decimals, duration, percent, size, whole
+from penchant.common.wording import counted, decimals, duration, percent, size, whole
 
 __all__ = ["FILTERS"]
 
@@ -49,11 +49,6 @@ def clock(at: float | None) -> Markup:
     return Markup('<time datetime="{}" data-clock>{}</time>').format(
         then.isoformat(timespec="seconds"), then.strftime("%Y-%m-%d %H:%M UTC")
     )
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """``1 device``, ``7 devices``."""
-    return f"{whole(number)} {one if number == 1 else many or one + 's'}"
 
 
 def stage(name: str) -> str:

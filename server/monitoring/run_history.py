@@ -10,21 +10,22 @@ import statistics
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, JournalError
 from penchant.common.foreign_files import CONFIG_MOST, read_bytes, read_json
 from penchant.common.printable import one_line
 from penchant.server.journal import RoundLog
-from penchant.server.journal_reader import Attempt, DeviceRecord, JournalReader, OpenedSums, Stage
+from penchant.server.journal_reader import AttemptRecord, DeviceRecord, JournalReader, OpenedSums, Stage
+from penchant.server.monitoring.run_report import AttemptReport, RunReport
 from penchant.server.releases import releases
 
 __all__ = [
     "Activity",
-    "Attempt",
+    "AttemptRecord",
     "DeviceRecord",
     "JournalReader",
     "OpenedSums",
@@ -78,8 +79,7 @@ class RunSummary:
     state: State
     activity: Activity
     config: RunConfig | None
-    attempts: Sequence[Attempt] = field(repr=False)
-    result: dict[str, Any] | None = field(repr=False)
+    attempts: Sequence[AttemptRecord] = field(repr=False)
     why: str = ""
 
     @property
@@ -103,13 +103,13 @@ class RunSummary:
         return logs[-1] if logs else None
 
     @property
-    def open(self) -> Attempt | None:
+    def open(self) -> AttemptRecord | None:
         """The current attempt, or the one that was running when the run stopped."""
         last = self.attempts[-1] if self.attempts else None
         return last if last is not None and last.state in ("started", "unmasking") else None
 
     @property
-    def failed(self) -> list[Attempt]:
+    def failed(self) -> list[AttemptRecord]:
         """Attempts that gave nothing."""
         return [a for a in self.attempts if a.state in ("failed", "skipped")]
 
@@ -170,37 +170,32 @@ class RunSummary:
         asked = sum(log.cohort for log in recent)
         return 1 - sum(log.survivors for log in recent) / asked if asked else None
 
-    def table(self) -> dict[str, Any]:
+    def report(self) -> RunReport:
         """The same for a machine."""
         reader = JournalReader(self.location.directory)
         stages = reader.stages(self.open.round, self.open.attempt) if self.open else []
-        return {
-            "name": self.location.name,
-            "kind": self.location.kind,
-            "state": self.state,
-            "why": self.why or None,
-            "rounds": self.total - 1,
-            "settled": self.settled,
-            "began": self.began,
-            "touched": self.touched,
-            "remaining_seconds": self.remaining,
-            "train_loss": self.loss,
-            "val_accuracy": self.accuracy,
-            "histogram": self.histogram[1] if self.histogram else None,
-            "lost_part": self.lost_part,
-            "secagg": self.config.privacy.secagg if self.config else None,
-            "dp": None,
-            "stages": [asdict(stage) for stage in stages],
-            "devices": 0 if self.state == "damaged" else reader.count_devices(),
-            "attempts": [_row(attempt) for attempt in self.attempts],
-        }
-
-
-def _row(attempt: Attempt) -> dict[str, Any]:
-    """An attempt for a machine: what only a finished round has is null in the others."""
-    log = dict.fromkeys(f.name for f in fields(RoundLog)) if attempt.log is None else asdict(attempt.log)
-    own = {f.name: getattr(attempt, f.name) for f in fields(attempt) if f.name != "log"}
-    return log | own
+        damaged = self.state == "damaged"
+        return RunReport(
+            name=self.location.name,
+            kind=self.location.kind,
+            state=self.state,
+            why=self.why or None,
+            rounds=self.total - 1,
+            settled=self.settled,
+            began=self.began,
+            touched=self.touched,
+            remaining_seconds=self.remaining,
+            train_loss=self.loss,
+            val_accuracy=self.accuracy,
+            histogram=self.histogram[1] if self.histogram else None,
+            lost_part=self.lost_part,
+            secagg=self.config.privacy.secagg if self.config else None,
+            dp=None if damaged else reader.privacy(),
+            stages=tuple(stages),
+            devices=0 if damaged else reader.count_devices(),
+            attempts=tuple(map(AttemptReport.of, self.attempts)),
+            run=self.location.name,
+        )
 
 
 def summary_of(location: RunLocation, activity: Activity) -> RunSummary:
@@ -210,12 +205,12 @@ def summary_of(location: RunLocation, activity: Activity) -> RunSummary:
     try:
         config = read_config(directory)
         attempts = JournalReader(directory).attempts()
-        result = _result(directory / "result.json")
+        finished = _has_result(directory / "result.json")
         releases(directory)  # a page of all runs shows them
     except (ConfigError, JournalError) as error:
-        return RunSummary(location, "damaged", activity, None, (), None, one_line(str(error)))
-    state, why = _state(config, attempts, result is not None, activity, location.kind)
-    return RunSummary(location, state, activity, config, attempts, result, one_line(why))
+        return RunSummary(location, "damaged", activity, None, (), one_line(str(error)))
+    state, why = _state(config, attempts, finished, activity, location.kind)
+    return RunSummary(location, state, activity, config, attempts, one_line(why))
 
 
 def read_config(directory: Path) -> RunConfig:
@@ -235,7 +230,7 @@ def config_text(directory: Path) -> str:
 
 
 def _state(
-    config: RunConfig, attempts: Sequence[Attempt], result: bool, activity: Activity, kind: Kind
+    config: RunConfig, attempts: Sequence[AttemptRecord], result: bool, activity: Activity, kind: Kind
 ) -> tuple[State, str]:
     last = attempts[-1] if attempts else None
     closed = last is not None and last.round > config.federation.rounds and last.state in _SETTLED
@@ -253,13 +248,12 @@ def _state(
 _SETTLED = ("finished", "skipped")
 
 
-def _result(path: Path) -> dict[str, Any] | None:
-    """What a finished simulation wrote; a damaged file is treated as missing."""
+def _has_result(path: Path) -> bool:
+    """Whether a simulation has written its result; a damaged file is treated as missing."""
     try:
-        found = read_json(path, JournalError)
+        return isinstance(read_json(path, JournalError), dict)
     except (FileNotFoundError, JournalError):
-        return None
-    return found if isinstance(found, dict) else None
+        return False
 
 
 def now() -> float:

@@ -25,7 +25,7 @@ __all__ = [
     "MemoryRecords",
     "Record",
     "RecordStore",
-    "unmask_asked",
+    "must_not_be_repeated",
 ]
 ExchangeWithGroup = Callable[[str, Mapping[int, bytes]], Mapping[int, bytes]]
 """(stage, node -> request) -> node -> reply. A node that is missing in the replies has dropped out."""
@@ -124,7 +124,7 @@ class Aggregation(Protocol):
     ) -> Aggregate:
         """One attempt. Raises `TooFewDevices`, `TooManyDropouts` or `NotUnmasked`; all are `RoundFailed`.
 
-        Whether the round may be tried again is not in the error but in the journal: `unmask_asked`.
+        Whether the round may be tried again is not in the error but in the journal: `must_not_be_repeated`.
         """
 
     def complete(self, records: Iterable[Record]) -> Aggregate:
@@ -134,6 +134,9 @@ class Aggregation(Protocol):
         """
 
 
-def unmask_asked(records: Iterable[Record]) -> bool:
-    """Whether an unmask request may have left: then the round is completed or skipped, never tried again."""
+def must_not_be_repeated(records: Iterable[Record]) -> bool:
+    """Whether the attempt came so far that its round is completed or skipped, and never tried again.
+
+    For this protocol: whether an unmask request may have left.
+    """
     return any(record.kind == ASKED for record in records)

@@ -115,7 +115,7 @@ class Group:
         if len(present) < self.needed:
             n = len(self.nodes)
             raise TooManyDropouts(
-                f"{n - len(present)} of {n} devices lost by stage {stage}, at most {n - self.needed} can be: "
+                f"{n - len(present)} of {n} devices lost by stage {stage}, at most {n - self.needed} may be: "
                 f"nothing was revealed; try again with more devices{self.log.why(self.nodes)}"
             )
 

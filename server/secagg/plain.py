@@ -79,7 +79,8 @@ class PlainAggregation:
             survivors.setdefault(number, []).append(node)
         if not totals:
             raise TooFewDevices(
-                f"none of {len(log.cohort)} devices sent a vector; mend why they refuse{log.why(log.cohort)}"
+                f"none of {len(log.cohort)} devices sent a vector; "
+                f"find out why they refuse{log.why(log.cohort)}"
             )
         sums = {number: GroupSum(total, tuple(survivors[number])) for number, total in totals.items()}
         whole: Total = np.sum(list(totals.values()), axis=0, dtype=np.int64)

@@ -54,10 +54,11 @@ class Rebuilder:
                 wrong or len(shares) == group.needed
             ):  # too few shares to tell a lying dealer from lying givers
                 raise NotUnmasked(
-                    f"what member {member} shared can't be rebuilt: somebody lied, too few to tell"
+                    f"what member {member} shared can't be rebuilt: "
+                    "somebody lied, and too few answered to tell who"
                 )
-            group.log.suspect(UNMASK, group.nodes[owner], "shared another secret than announced")
-            raise NotUnmasked(f"member {member} shared another secret than it announced: leave it out")
+            group.log.suspect(UNMASK, group.nodes[owner], "shared a different secret than announced")
+            raise NotUnmasked(f"member {member} shared a different secret than it announced: leave it out")
         self._name(owner, [point - 1 for point in wrong])
         return secret
 

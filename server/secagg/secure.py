@@ -49,11 +49,11 @@ from penchant.server.secagg.aggregation import (
 from penchant.server.secagg.group import Group, GroupLog, cut_into_groups, read_reply
 from penchant.server.secagg.stages import (
     LEAST,
-    Asked,
     Collecting,
     Confirming,
     Opening,
     Sharing,
+    UnmaskRecord,
 )
 
 __all__ = ["SecureAggregation"]
@@ -105,13 +105,13 @@ class SecureAggregation:
         Who was lost before the crash, and why, is not known any more: `dropped` has stage unmask alone.
         """
         cohort: tuple[int, ...] = ()
-        asked: dict[int, Asked] = {}
+        asked: dict[int, UnmaskRecord] = {}
         replies: dict[int, bytes] = {}
         for record in records:
             if record.kind == COHORT:
                 cohort = read_reply(record, _Cohort).nodes
             elif record.kind == ASKED:
-                asked[record.key] = read_reply(record, Asked)
+                asked[record.key] = read_reply(record, UnmaskRecord)
             elif record.kind == REPLY:
                 replies[record.key] = record.payload
         if not asked:
@@ -148,8 +148,8 @@ class SecureAggregation:
             entries[node] = entry
         if len(entries) < LEAST:
             raise TooFewDevices(
-                f"{len(entries)} of {len(log.cohort)} devices advertised keys, {LEAST} are the least; "
-                f"wait for more devices, or mend why they refuse{log.why(log.cohort)}"
+                f"{len(entries)} of {len(log.cohort)} devices advertised keys, at least {LEAST} are needed; "
+                f"wait for more devices, or find out why they refuse{log.why(log.cohort)}"
             )
         return self._groups(announce, context, entries, log)
 

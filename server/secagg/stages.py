@@ -59,7 +59,7 @@ from penchant.server.secagg.aggregation import GroupSum
 from penchant.server.secagg.group import Group, GroupLog
 from penchant.server.secagg.rebuild import Rebuilder
 
-__all__ = ["LEAST", "Asked", "Collecting", "Confirming", "Opening", "Sharing"]
+__all__ = ["LEAST", "Collecting", "Confirming", "Opening", "Sharing", "UnmaskRecord"]
 
 LEAST: Final = 3  # devices below which no group is opened, whatever the devices' own policies say
 
@@ -171,7 +171,7 @@ class Confirming:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class UnmaskRecord:
     """All that completing a group needs but the replies; journaled before the first unmask request leaves."""
 
     context: Digest
@@ -202,7 +202,7 @@ class Opening:
         """The record from which `resumed` makes this state again."""
         group = self.group
         return encode_record(
-            Asked(
+            UnmaskRecord(
                 group.context,
                 group.ring,
                 group.words,
@@ -215,7 +215,7 @@ class Opening:
         )
 
     @classmethod
-    def resumed(cls, number: int, asked: Asked, log: GroupLog, check: Verifier) -> Opening:
+    def resumed(cls, number: int, asked: UnmaskRecord, log: GroupLog, check: Verifier) -> Opening:
         """The state that `asked` recorded. Every survivor may have confirmed: their replies decide."""
         group = Group(
             number,
@@ -247,7 +247,7 @@ class Opening:
             if answer is None:
                 continue
             if (len(answer.seed_shares), len(answer.key_shares)) != (len(self.survivors), lost):
-                group.log.lose(UNMASK, node, "shares for other devices than asked")
+                group.log.lose(UNMASK, node, "shares for devices that were not asked for")
                 continue
             answers[index] = answer
         group.enough(UNMASK, list(answers))

@@ -5,7 +5,8 @@
 Parts: `groups` (a whole round by group size and vector length), `cohorts` (linear above a group), `memory`
 (of a device and of the server, each by itself), `masks` (expansion and addition against the raw AES-CTR
 keystream), `unmask` (n=100, d=1M, 30 lost, against its 2,170 expansions), `flower` (unit costs of SecAgg+ by
-group size, and what they make a client and the server pay). A minute or so; `--full` has groups to 500,
+group size, and what they make a client and the server pay), `noise` (what differential privacy adds to a
+device's time and message, and which ring its sums need). A minute or so; `--full` has groups to 500,
 vectors to 1M and cohorts to 10,000, and takes a quarter of an hour.
 Writes secagg.json, secagg.md (all cases as tables) and, with matplotlib, secagg.png.
 
@@ -44,7 +45,10 @@ from penchant.common.crypto import masks as prg
 from penchant.common.crypto.keys import AgreementKey, verify
 from penchant.common.crypto.masks import accumulate
 from penchant.common.crypto.shamir import Combiner, split
+from penchant.common.privacy.discrete_gaussian import discrete_gaussian
+from penchant.common.privacy.noise import SIGMA, solve
 from penchant.common.secagg.transcript import threshold
+from penchant.common.secagg.update_vector import COUNTERS
 
 HERE = Path(__file__).resolve().parent
 STAGES = ("keys", "shares", "masked", "confirm", "unmask")
@@ -400,6 +404,61 @@ def our_units(n: int, t: int, words: int, seed: bytes) -> dict[str, float]:
     }
 
 
+# --- noise ----------------------------------------------------------------------------------------
+
+PROMISES = (
+    (8.0, 1e-5, 10),
+    (8.0, 1e-5, 1),
+    (100.0, 1e-2, 1),
+)  # epsilon, delta, sums: the last is the weakest
+COUNTS = len(COUNTERS)
+
+
+def noise(full: bool) -> dict[str, Any]:
+    """A device's noise in CPU seconds beside the masks that it adds anyway, the bytes of its message, and how
+    much of a ring the sums of a group take: n clip + tail, as `Noise.fits` has it, over half the ring."""
+    costs = []
+    for parameters in (3_500, 1_000_000):
+        words = parameters + COUNTS
+        vector, entropy = np.zeros(words, "<u4"), stage_door.SeededEntropy(bytes(32), "noise")
+        keys = [os.urandom(32) for _ in range(100)]
+        case = apart(lambda: play(4, words))  # noqa: B023 - called at once
+        costs.append(
+            {
+                "parameters": parameters,
+                "draw_ms": 1e3
+                * on_one_core(
+                    lambda: vector + discrete_gaussian(words, SIGMA, entropy).astype("<i4").view("<u4"),  # noqa: B023
+                    5 if full else 3,
+                ),
+                "masks_of_100_ms": 1e3 * on_one_core(lambda: accumulate(vector.copy(), keys, workers=1), 3),  # noqa: B023
+                "bytes_a_parameter": case["bytes_up"]["masked"] / parameters,
+            }
+        )
+        print(json.dumps(costs[-1]), flush=True)
+    return {"sigma": SIGMA, "costs": costs, "rings": [ring(n, p) for n in RING_SIZES for p in PROMISES]}
+
+
+RING_SIZES = (34, 100, 256, 1_024, 4_096, 10_000)  # a group holds at most 1,024
+
+
+def ring(n: int, promise: tuple[float, float, int]) -> dict[str, Any]:
+    """How much of a 32-bit ring the sums of n devices take under a promise that all of them carry."""
+    epsilon, delta, sums = promise
+    words = 1_000_000 + COUNTS
+    found = solve(epsilon=epsilon, delta=delta, participations=sums, size=words, honest=n)
+    return {
+        "n": n,
+        "epsilon": epsilon,
+        "delta": delta,
+        "sums": sums,
+        "clip": found.clip,
+        "tail": found.tail(n),
+        "of_half_a_32_bit_ring": (n * found.clip + found.tail(n)) / 2**31,
+        "bits": 32 if found.fits(n, 32) else 64,
+    }
+
+
 # --- all of it ------------------------------------------------------------------------------------
 
 PARTS: dict[str, Callable[[bool], Any]] = {
@@ -409,6 +468,7 @@ PARTS: dict[str, Callable[[bool], Any]] = {
     "masks": masks,
     "unmask": unmask,
     "flower": flower,
+    "noise": noise,
 }
 
 
@@ -480,7 +540,34 @@ def tables(results: dict[str, Any]) -> str:
         lines += ["### Memory, a tenth lost", "", *memory_table(results["memory"]), ""]
     if results.get("flower"):
         lines += ["### flwr's primitives / penchant's, by group", "", *ratio_table(results["flower"]), ""]
+    if results.get("noise"):
+        lines += ["### Noise", "", *noise_tables(results["noise"]), ""]
     return "\n".join(lines)
+
+
+def noise_tables(found: dict[str, Any]) -> list[str]:
+    rows = [
+        "| parameters | noise, CPU ms | 100 masks, CPU ms | masked message, B a parameter |",
+        "|---|---|---|---|",
+    ]
+    for cost in found["costs"]:
+        rows.append(
+            f"| {cost['parameters']:,} | {cost['draw_ms']:,.1f} | {cost['masks_of_100_ms']:,.1f} "
+            f"| {cost['bytes_a_parameter']:.4f} |"
+        )
+    rows += [
+        "",
+        f"sigma = {found['sigma']:,}, 1,000,000 parameters, everybody's noise counted on:",
+        "",
+        "| n | epsilon, delta, sums | clip C | tail of the noise | of half a 32-bit ring | bits |",
+        "|" + "---|" * 6,
+    ]
+    for case in found["rings"]:
+        rows.append(
+            f"| {case['n']:,} | {case['epsilon']:g}, {case['delta']:g}, {case['sums']} | {case['clip']:,} "
+            f"| {case['tail']:,} | {case['of_half_a_32_bit_ring']:.5f} | {case['bits']} |"
+        )
+    return rows
 
 
 def case_table(cases: list[dict[str, Any]]) -> list[str]:

@@ -56,7 +56,7 @@ SOME_FACTOR = np.float32(0.25)
 
 @pytest.fixture
 def scenes(tiny_model: Callable[[str], Path], tmp_path: Path) -> Scenes:
-    """Makes fleets, each in a directory of its own."""
+    """Makes fleets, each in its own directory."""
     made: list[FleetScene] = []
 
     def make(n: int = 4, **settings: Any) -> FleetScene:

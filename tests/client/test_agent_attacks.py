@@ -225,11 +225,11 @@ def with_value(value: float) -> Callable[[bytes], bytes]:
         (with_value(float("-inf")), "not finite"),
         (with_value(3e38), "exceed 1000"),
         (with_value(-1001.0), "exceed 1000"),
-        (lambda factors: factors[:-4], "where"),
-        (lambda factors: factors[:-1], "where"),
-        (lambda factors: factors + bytes(4), "where"),
-        (lambda factors: factors * 2, "where"),
-        (lambda factors: b"", "where"),
+        (lambda factors: factors[:-4], "announced factors have"),
+        (lambda factors: factors[:-1], "announced factors have"),
+        (lambda factors: factors + bytes(4), "announced factors have"),
+        (lambda factors: factors * 2, "announced factors have"),
+        (lambda factors: b"", "announced factors have"),
     ],
 )
 def test_factors_that_no_sound_run_has_are_refused(
@@ -250,7 +250,7 @@ def test_the_start_of_the_personal_part_is_checked_like_the_factors(scenes: Scen
     planned = scene.model_cache.of(scene.config.plan("main", N))
     size = 4 * planned.split.personal.size
     shared = scene.announce().factors
-    refused(scene, announced(scene), AbortCode.AGREEMENT, "where")
+    refused(scene, announced(scene), AbortCode.AGREEMENT, "announced factors have")
     spoilt = with_value(float("nan"))(shared + bytes(size))
     refused(scene, announced(scene, factors=spoilt), AbortCode.AGREEMENT, "not finite")
     assert isinstance(announced(scene, factors=shared + bytes(size)), Entry)

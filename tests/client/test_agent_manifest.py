@@ -63,8 +63,8 @@ def test_seventeen_of_eighteen_without_a_manifest_are_refused(scenes: Scenes) ->
 @pytest.mark.parametrize(
     ("changes", "kind", "reason"),
     [
-        ({"run": bytes(16)}, AgreementError, "of another run"),
-        ({"base": bytes(32)}, AgreementError, "another base model"),
+        ({"run": bytes(16)}, AgreementError, "a different run"),
+        ({"base": bytes(32)}, AgreementError, "a different base model"),
         ({"unmasked": True}, AgreementError, "secure aggregation"),
         ({"rounds": 2, "plans": "two"}, AgreementError, "allows 2"),
         ({"least_cohort": 5, "plans": "five"}, AgreementError, "at least 5"),
@@ -84,6 +84,15 @@ def test_what_the_manifest_does_not_allow_is_refused(
         plans = tuple(scene.config.plan(phase, N).encode() for phase in ("main", "close"))
         changes = changes | {"plans": plans}
     refused(scene, resigned(scene.announce(3), **changes), kind, reason)
+
+
+def test_the_first_day_the_last_day_and_the_last_round_are_within(scenes: Scenes) -> None:
+    scene, today = scenes(), day_of(NOW)
+    one_day = resigned(scene.announce(), first_day=today, last_day=today)
+    assert isinstance(scene.ask("keys", 0, one_day), Entry)
+    closing = scene.announce(2, phase="close", run=bytes(16))
+    assert decode_record(closing.manifest, SignedManifest).manifest.rounds == 2
+    assert isinstance(scene.ask("keys", 0, closing), Entry)
 
 
 def test_another_authoritys_manifest_is_refused(scenes: Scenes) -> None:

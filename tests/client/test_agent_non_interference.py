@@ -25,6 +25,7 @@ from support.recorded_run import FIRST_NODE, Left, Recorded, record, some_people
 
 from penchant.client.agent.owner import Choices
 from penchant.client.learning.trainer import LocalTrainer
+from penchant.client.vault.vault import Vault
 from penchant.common.data.preferences import Federation, Person, Preference
 from penchant.common.wire.codec import decode, decode_any
 from penchant.common.wire.messages import (
@@ -89,7 +90,7 @@ CHANGES = [opposite, longer, fewer, many, unjudged]
 
 @dataclass
 class Worlds:
-    """Plays federations, each in a directory of its own; what the usual people gave is kept."""
+    """Plays federations, each in its own directory; what the usual people gave is kept."""
 
     base: Path
     directory: Path
@@ -385,6 +386,7 @@ hostile_plans = st.fixed_dictionaries(
         "adapter__alpha": st.sampled_from([1e-3, 4096.0]),
         "adapter__share_base": st.just(["embeddings.word_embeddings"]),
         "clip": st.sampled_from([1e-6, 10.0, 1e6]),
+        "dp_epsilon": st.sampled_from([8.0, 100.0]),
         "phase": st.sampled_from(["main", "close"]),
     },
 )
@@ -424,6 +426,8 @@ def both_worlds(base: Path, directory: Path, other: str, changes: dict[str, Any]
     def choices(i: int) -> Choices:
         return OTHERS[other](some_choices(i)) if i == VICTIM else some_choices(i)
 
+    if "dp_epsilon" in changes:
+        changes = changes | {"dp_participations": 1, "dp_honest": 3}  # all but one of the four
     one, two = FleetScene(base, directory / "one"), FleetScene(base, directory / "two", choices=choices)
     plan = one.plan(**changes)
     first, second = seen(one, plan, how), seen(two, plan, how)
@@ -436,6 +440,18 @@ def test_an_overflow_that_hangs_on_a_choice_tells_nothing(
     tiny_model: Callable[[str], Path], tmp_path: Path, other: str
 ) -> None:
     both_worlds(tiny_model("bert"), tmp_path, other, ORACLE, "usual")
+
+
+@pytest.mark.parametrize("changes", [{}, ORACLE, {"phase": "close"}], ids=str)
+@pytest.mark.parametrize("other", ["none", "one"])
+def test_with_noise_choices_change_the_masked_vector_and_nothing_else(
+    tiny_model: Callable[[str], Path], tmp_path: Path, other: str, changes: dict[str, Any]
+) -> None:
+    """What is charged to the ledger does not depend on them either: it decides whether a vector leaves."""
+    both_worlds(tiny_model("bert"), tmp_path, other, changes | {"dp_epsilon": 8.0}, "usual")
+    spent = [Vault(tmp_path / world / "agents" / str(VICTIM)).privacy.spent() for world in ("one", "two")]
+    assert spent[0] == spent[1]
+    assert spent[0].noised == 1
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

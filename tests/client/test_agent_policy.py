@@ -192,7 +192,7 @@ def test_announced_factors_are_measured_by_the_weight_that_they_change(
         policy = OwnerPolicy(max_factor_ratio=2.0, max_head_norm=10.0)
         policy.check_norms(parts, flat["shared"], flat["personal"], norms)
 
-    announce(9.99)
+    announce(10.0)
     with pytest.raises(PolicyRefusal, match=rf"the announced {tensor} has the L2 norm 10.*\({bound}\)"):
         announce(10.1)
 
@@ -466,8 +466,8 @@ def test_sound_factors_are_read_as_a_copy() -> None:
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ([1.0, 2.0], "factors of 8 bytes came where 3 numbers belong"),
-        ([1.0, 2.0, 3.0, 4.0], "factors of 16 bytes came where 3 numbers belong"),
+        ([1.0, 2.0], "the announced factors have 8 bytes, expected 3 numbers"),
+        ([1.0, 2.0, 3.0, 4.0], "the announced factors have 16 bytes, expected 3 numbers"),
         ([1.0, math.nan, 3.0], "values that are not finite"),
         ([1.0, -math.inf, 3.0], "values that are not finite"),
         ([1.0, 1000.1, 3.0], "exceed 1000"),
@@ -480,5 +480,5 @@ def test_unsound_factors_are_refused(values: list[float], line: str) -> None:
 
 
 def test_half_a_number_is_refused() -> None:
-    with pytest.raises(AgreementError, match="factors of 11 bytes"):
+    with pytest.raises(AgreementError, match="factors have 11 bytes"):
         checked_factors(bytes(11), 3, 1e3)

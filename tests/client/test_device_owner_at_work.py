@@ -31,7 +31,7 @@ Scenes = Callable[..., FleetScene]
 
 @pytest.fixture
 def scenes(tiny_model: Callable[[str], Path], tmp_path: Path) -> Scenes:
-    """Makes fleets, each in a directory of its own."""
+    """Makes fleets, each in its own directory."""
     made: list[FleetScene] = []
 
     def make(n: int = 4, **settings: Any) -> FleetScene:
@@ -136,6 +136,19 @@ def test_forgetting_in_mid_round_leaves_no_trace_of_it(scenes: Scenes, stage: st
     vault = Vault(scene.home(0))
     vault.settle(RUN, [(1, 1)])
     assert vault.latest() is None
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_forgetting_some_choices_in_mid_round_gives_it_up(scenes: Scenes, stage: str) -> None:
+    scene = scenes()
+    scene.play_to(stage)
+    Vault(scene.home(0)).forget_learned()
+    reply = scene.tell(stage, 0, scene.requests[0])
+    if stage in ("masked", "unmask"):
+        assert code(reply) is AbortCode.STAGE
+        assert "had choices forgotten" in scene.reason(0)[2] or stage == "unmask"
+    scene.greet(0, [(1, 1)])
+    assert scene.personal(0) is None
 
 
 # --- training goes on while messages come ---------------------------------------------------------

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from penchant.client.device import preference_store
 from penchant.client.device.preference_store import KEYS, STORE, Added, PreferenceStore, held_out
 from penchant.client.vault.sealing import CHECK_FILE, ROOT_FILE, SealedStorage
-from penchant.common.crypto.passphrase import Cost
+from penchant.common.crypto.passphrase import ScryptCost
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import DeviceError
 
-CHEAP = Cost(2**10)  # of a passphrase: a test has nothing to protect
+CHEAP = ScryptCost(2**10)  # of a passphrase: a test has nothing to protect
 
 
 def choice(number: int) -> Preference:
@@ -67,7 +67,7 @@ def test_choices_that_have_not_changed_are_neither_opened_nor_packed_again(
     opened: list[int] = []
     rows = PreferenceStore._rows
 
-    def counted(self: PreferenceStore, db: sqlite3.Connection) -> list[preference_store._Row]:
+    def counted(self: PreferenceStore, db: sqlite3.Connection) -> list[preference_store.Recorded]:
         found = rows(self, db)
         opened.append(len(found))
         return found

@@ -255,7 +255,7 @@ def test_a_model_without_a_personal_part_has_nothing_to_be_unsure_of(tiny_model)
     config, adapter = ModelConfig(base_model=str(tiny_model("bert"))), AdapterConfig(share="AB")
     model = RewardModel(load_backbone(config, device="cpu"), config, adapter)
     split = Split.of(model.adapted_modules, model.embedding, adapter)
-    with pytest.raises(ConfigError, match="nothing is personal"):
+    with pytest.raises(ConfigError, match="no personal part"):
         Laplace(model, split, split.initial(0)[0])
 
 

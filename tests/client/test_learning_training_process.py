@@ -1,4 +1,4 @@
-"""Work in a process of its own: the same outcome, and an end that nothing in it can put off."""
+"""Work in a separate process: the same outcome, and an end that nothing in it can put off."""
 
 from __future__ import annotations
 

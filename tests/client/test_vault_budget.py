@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from penchant.client.vault.budget import ALONE, Room
+from penchant.client.vault import budget
+from penchant.client.vault.budget import ALONE, FREE_LEAST, Room
 from penchant.client.vault.vault import Vault
 from penchant.common.errors import DeviceError, PolicyRefusal, StageError
 
@@ -141,6 +143,24 @@ def test_a_disk_without_room_refuses_at_once(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(DeviceError, match=r"less than 4\.0 MB are free"):
         vault.begin(run_of(3), 1, 1, [], room=Room(3 * MB // 4, 100 * MB, 4))
     vault.begin(run_of(2), 1, 1, [], room=Room(MB // 4, 100 * MB, 4))
+
+
+def test_a_round_may_take_all_that_is_allowed_and_all_that_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault, room = Vault(tmp_path), Room(1000, 100 * MB, 4)
+    with vault._transaction() as db:
+        needed = budget._beside(db, run_of(1)) + room.needed
+        budget.make_room(db, tmp_path / "vault.db", run_of(1), replace(room, most=needed))
+        with pytest.raises(PolicyRefusal, match="max_disk_mb"):
+            budget.make_room(db, tmp_path / "vault.db", run_of(1), replace(room, most=needed - 1))
+        free = SimpleNamespace(f_bavail=FREE_LEAST, f_frsize=1)
+        monkeypatch.setattr(os, "statvfs", lambda _: free)
+        budget.make_room(db, tmp_path / "vault.db", run_of(1), room)
+        free.f_bavail -= 1
+        with pytest.raises(DeviceError, match="too full"):
+            budget.make_room(db, tmp_path / "vault.db", run_of(1), room)
+        assert not budget.worth_compacting(db)
 
 
 def test_a_vault_of_before_is_pruned_and_gives_the_disk_back(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from penchant.client.vault.erasable import ErasableStorage
 from penchant.client.vault.key_slots import KeySlots
 from penchant.client.vault.sealing import OLD_KEY_FILE, OLD_SALT_FILE, ROOT_FILE, SealedStorage
 from penchant.client.vault.vault import Vault
-from penchant.common.crypto.passphrase import Cost, stretched
+from penchant.common.crypto.passphrase import ScryptCost, stretched
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import DeviceError, UsageError
 from penchant.common.storage import write_private
 
-CHEAP = Cost(2**10)
+CHEAP = ScryptCost(2**10)
 RUN = bytes(16)
 
 
@@ -43,6 +43,21 @@ def test_a_destroyed_key_is_overwritten_where_it_lay_and_its_slot_is_used_again(
     again = slots.take(3)
     assert [slot for slot, _ in again] == [3, 150, 200]
     assert not set(taken.values()) & {key for _, key in again}
+
+
+def test_a_slot_that_is_free_or_not_there_holds_no_key(tmp_path: Path) -> None:
+    slots = KeySlots(tmp_path / "keys")
+    ((slot, key),) = slots.take(1)
+    assert slots.at(slots.keys(), slot) == key
+    for other in (slot + 1, 10**6):
+        with pytest.raises(DeviceError, match="its key was destroyed, or the file of keys was changed"):
+            slots.at(slots.keys(), other)
+
+
+def test_a_value_that_is_too_short_to_name_a_slot_is_refused(tmp_path: Path) -> None:
+    storage = ErasableStorage(SealedStorage(bytes(32)), tmp_path / "keys")
+    with pytest.raises(DeviceError, match="does not open: the file was changed"):
+        storage.open([(b"abc", "personal")])
 
 
 def test_a_value_does_not_open_once_its_key_is_destroyed_nor_under_another_root(tmp_path: Path) -> None:
@@ -206,7 +221,7 @@ def test_a_new_passphrase_must_not_be_weak_and_costs_what_is_recommended(tmp_pat
     root = tmp_path / "good" / ROOT_FILE
     assert root.read_bytes().startswith(b"penchant-scrypt$1024$8$1$")
     with root.open("rb") as kept:  # today's cost has risen meanwhile
-        key = SealedStorage.of(tmp_path / "good", "correct horse", Cost(2**11))._key
+        key = SealedStorage.of(tmp_path / "good", "correct horse", ScryptCost(2**11))._key
         assert set(kept.read()) == {0}
     assert root.read_bytes().startswith(b"penchant-scrypt$2048$8$1$")
     assert SealedStorage.of(tmp_path / "good", "correct horse", CHEAP)._key == key

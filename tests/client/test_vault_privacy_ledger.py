@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penchant.client.vault.privacy_ledger import ANCHOR, Cost, Entry, PrivacyLedger, Spent
+from penchant.client.vault.privacy_ledger import ANCHOR, Cost, LedgerEntry, PrivacyLedger, Spent
 from penchant.client.vault.sealing import SealedStorage
 from penchant.client.vault.vault import Vault
 from penchant.common.errors import DeviceError, LedgerError, PolicyRefusal
@@ -22,7 +22,7 @@ CHEAP = Cost(rho=0.25, most=1.0, times=4)
 
 def spend(ledger: PrivacyLedger, run: bytes = RUN, number: int = 1, cost: Cost = CHEAP) -> None:
     with ledger._transaction() as db:
-        ledger.charge(db, Entry.of(run, number, 1, cost.rho), cost)
+        ledger.charge(db, LedgerEntry.of(run, number, 1, cost.rho), cost)
 
 
 def vault(place: Path) -> Vault:
@@ -205,7 +205,7 @@ def test_a_crash_between_anchor_and_database_costs_the_owner(tmp_path: Path) -> 
 
     def died() -> None:
         with ledger._transaction() as db:
-            ledger.charge(db, Entry.of(RUN, 2, 1, 0.25), CHEAP)
+            ledger.charge(db, LedgerEntry.of(RUN, 2, 1, 0.25), CHEAP)
             raise Crash
 
     with pytest.raises(Crash):

@@ -245,6 +245,45 @@ def test_nothing_comes_of_a_round_that_was_open_when_the_owner_had_all_forgotten
     assert kept(tmp_path) == (2, 2.0, b"")
 
 
+def test_forgetting_what_was_learned_keeps_what_the_model_in_use_belongs_to(tmp_path: Path) -> None:
+    vault = Vault(tmp_path, SealedStorage(bytes(32)))
+    for run in (OTHER, RUN):
+        vault.begin(run, 1, 1, [])
+        vault.stage(run, 1, 1, factor(1), b"its factors")
+        vault.settle(run, [(1, 1)])
+    vault.begin(RUN, 2, 1, [])
+    vault.stage(RUN, 2, 1, factor(2), why="it diverged")
+    vault.keep_blob("identity", b"me")
+    before = vault.version()
+    vault.forget_learned()
+    assert vault.version() != before  # a training that began with the old one is not kept
+    latest = vault.latest()
+    assert latest is not None
+    assert (latest[0], latest[1].round, latest[1].vector.size) == (RUN, 1, 0)
+    assert (latest[1].context, vault.personal(OTHER)) == (b"its factors", None)
+    vault.settle(RUN, [(2, 1)])
+    assert vault.latest() is not None
+    assert (vault.refusals(), vault.blob("identity")) == ([], b"me")
+    vault.forget_learned()
+    again = vault.latest()
+    assert again is not None
+    assert again[1].context == b"its factors"
+
+
+def test_giving_up_what_is_open_keeps_what_was_committed(tmp_path: Path) -> None:
+    vault = Vault(tmp_path)
+    vault.begin(RUN, 1, 1, [])
+    vault.stage(RUN, 1, 1, factor(1))
+    vault.settle(RUN, [(1, 1)])
+    vault.begin(RUN, 2, 1, [])
+    vault.stage(RUN, 2, 1, factor(2))
+    vault.give_up_open()
+    vault.settle(RUN, [(2, 1)])
+    assert kept(tmp_path) == (1, 1.0, b"")
+    with pytest.raises(StageError):
+        vault.mark_unmasked(RUN, 2, 1)
+
+
 @pytest.mark.parametrize("place", [(OTHER, 1, 1), (RUN, 2, 1), (RUN, 1, 2)], ids=["run", "round", "attempt"])
 def test_only_the_attempt_that_was_open_is_given_up(tmp_path: Path, place: tuple[bytes, int, int]) -> None:
     vault = Vault(tmp_path)

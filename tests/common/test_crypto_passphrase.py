@@ -7,7 +7,7 @@ import pytest
 from penchant.common.crypto.passphrase import (
     LEAST,
     RECOMMENDED,
-    Cost,
+    ScryptCost,
     is_sealed,
     open_key,
     refuse_weak,
@@ -16,7 +16,7 @@ from penchant.common.crypto.passphrase import (
 )
 from penchant.common.errors import SecretSharingError, UsageError
 
-CHEAP = Cost(2**10)
+CHEAP = ScryptCost(2**10)
 KEY = bytes(range(32))
 
 
@@ -28,8 +28,10 @@ def test_the_recommended_cost_is_owasps() -> None:
 
 def test_scrypt_is_the_one_of_rfc_7914() -> None:
     """The second and the third vector of section 12, as far as 32 bytes go."""
-    assert stretched(b"password", b"NaCl", Cost(1024, 8, 16)).hex().startswith("fdbabe1c9d347200")
-    assert stretched(b"pleaseletmein", b"SodiumChloride", Cost(16384)).hex().startswith("7023bdcb3afd7348")
+    assert stretched(b"password", b"NaCl", ScryptCost(1024, 8, 16)).hex().startswith("fdbabe1c9d347200")
+    assert (
+        stretched(b"pleaseletmein", b"SodiumChloride", ScryptCost(16384)).hex().startswith("7023bdcb3afd7348")
+    )
 
 
 @pytest.mark.parametrize(

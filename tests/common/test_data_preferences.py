@@ -317,7 +317,7 @@ def test_a_federation_has_a_digest_of_its_content() -> None:
     ("people", "message"),
     [
         ((), "no clients"),
-        ((person(), person()), "client 'ann' is there twice"),
+        ((person(), person()), "client 'ann' appears twice"),
         ((person(""),), "empty name"),
         ((person(train=()),), "client 'ann' has no pairs to train on"),
         ((person("bob"), person(test=())), "client 'ann' has no pairs to test on"),

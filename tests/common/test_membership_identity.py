@@ -22,7 +22,7 @@ from penchant.common.crypto.keys import (
     seal,
     verify,
 )
-from penchant.common.crypto.passphrase import Cost
+from penchant.common.crypto.passphrase import ScryptCost
 from penchant.common.errors import (
     CertificateError,
     CodecError,
@@ -56,7 +56,7 @@ def knowing(*lists: MemberList) -> Membership:
 # --- the authority --------------------------------------------------------------------------------
 
 
-CHEAP = Cost(2**10)
+CHEAP = ScryptCost(2**10)
 
 
 @pytest.mark.parametrize("passphrase", [None, "correct horse"])
@@ -85,7 +85,7 @@ def test_files_that_are_no_authoritys_key_are_refused(tmp_path: Path) -> None:
     )
     (tmp_path / "other").write_bytes(other)
     (tmp_path / "other").chmod(0o600)
-    with pytest.raises(UsageError, match="another kind of key"):
+    with pytest.raises(UsageError, match="a key that is not an authority's"):
         Authority.load(tmp_path / "other")
 
 

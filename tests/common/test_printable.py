@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penchant.common.printable import MARKS, is_printable, one_line, printable
+from penchant.common.printable import MARKS, is_printable, one_line, printable, quoted
 
 BAD = {
     "newline": "a\nb",
@@ -85,3 +86,20 @@ def test_whatever_comes_the_line_is_clean_and_short(text: str, most: int) -> Non
 
 def _clean(text: str) -> bool:
     return all(unicodedata.category(c)[0] not in "CZ" or c in " \u202f" for c in text)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("two\nlines", r"'two\nlines'"),
+        (np.arange(3).reshape(3, 1), "array([[0], [1], [2]])"),
+        ("x" * 79, "'" + "x" * 76 + "..."),
+        ("x" * 78, "'" + "x" * 78 + "'"),
+        (10**5000, "a huge number"),
+        (None, "None"),
+    ],
+    ids=["a line break", "an array", "too long", "just fits", "a huge number", "nothing"],
+)
+def test_an_error_repeats_a_value_in_one_short_line(value: object, expected: str) -> None:
+    assert quoted(value) == expected
+    assert len(quoted(value)) <= 80

@@ -15,7 +15,7 @@ from penchant.common.errors import ConfigError, PrivacyError
 from penchant.common.privacy.accounting import RHO_GRID, epsilon_of, rho_of
 from penchant.common.privacy.discrete_gaussian import SIGMA_MOST, discrete_gaussian
 from penchant.common.privacy.noise import SIGMA, Noise, solve
-from penchant.common.privacy.rounding import CLIP_MOST, norm_bound, round_within
+from penchant.common.privacy.rounding import CLIP_MOST, norm_bound, round_within, squared_norm_bound
 
 # --- rho ------------------------------------------------------------------------------------------
 
@@ -204,6 +204,7 @@ def test_rounding_costs_little_of_the_clip() -> None:
         ({"size": -1}, "-1 elements"),
         ({"honest": 1, "size": 1_000_000, "epsilon": 0.1}, "too few .* have more people in a sum"),
         ({"participations": 10**9, "epsilon": 0.01}, "too few .* fewer rounds"),
+        ({"honest": 1, "participations": 640, "size": 10_000}, "too few .* a smaller shared part"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(changed: dict[str, float], said: str) -> None:
@@ -211,6 +212,16 @@ def test_bad_input_is_refused_in_one_line(changed: dict[str, float], said: str) 
     with pytest.raises(ConfigError, match=said) as refused:
         solve(**asked)  # type: ignore[arg-type]
     assert "\n" not in str(refused.value)
+
+
+def test_rounding_may_double_a_vector_and_no_more() -> None:
+    """A budget that pays for a clip whose bound after rounding is twice as much, to the last unit."""
+    clip, size = 1_000, 11_918_793
+    assert squared_norm_bound(clip, size) == 4 * clip**2
+    epsilon = epsilon_of(Noise(SIGMA, clip, size).rho(1), 1e-5)
+    assert solve(epsilon=epsilon, delta=1e-5, participations=1, size=size, honest=1).clip == clip
+    with pytest.raises(PrivacyError, match="too few"):
+        solve(epsilon=epsilon, delta=1e-5, participations=1, size=size + 4, honest=1)
 
 
 @pytest.mark.parametrize(

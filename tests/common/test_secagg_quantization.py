@@ -190,3 +190,9 @@ def test_vectors(case: dict[str, Any]) -> None:
     key = bytes.fromhex(case["key"])
     vector = quantiser.quantise(np.array(case["update"]), 7, {"loss": 3.25}, key)
     assert vector.view(f"<i{case['ring'] // 8}").tolist() == case["vector"]
+
+
+@pytest.mark.parametrize("ring", [0, 16, 33, 128])
+def test_a_ring_that_does_not_exist_is_refused(ring: int) -> None:
+    with pytest.raises(QuantiserError, match=f"a ring of {ring} bits does not exist"):
+        Quantiser.choose(size=1, members=3, weight=1, clip=1.0, ring=ring)

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -83,13 +83,13 @@ def test_a_vector_holds_the_shared_tensors_and_the_counters_and_nothing_else(pha
 
 @pytest.mark.parametrize("size", [0, 14, 16])
 def test_an_update_of_another_size_is_refused(size: int) -> None:
-    with pytest.raises(QuantiserError, match="an update of 15 elements"):
+    with pytest.raises(QuantiserError, match="the update must have 15 elements"):
         layout()[0].quantise(part(np.zeros(size)), key(0))
 
 
 def test_a_closing_round_takes_counts_and_no_tensors() -> None:
     close, _ = layout("close")
-    with pytest.raises(QuantiserError, match="an update of 0 elements"):
+    with pytest.raises(QuantiserError, match="the update must have 0 elements"):
         close.quantise(part([0.1]), key(0))
     sums = added(close, [part([]), part([], correct=1)])
     assert sums.mean.shape == (0,)
@@ -186,6 +186,33 @@ def test_an_update_within_the_norm_is_left_alone() -> None:
     assert added(this, [part(short)]).mean == pytest.approx(short, abs=this.quantiser.step / 10)
 
 
+class Watched(np.ndarray):  # type: ignore[type-arg]
+    """An array that notes what is computed with it, element by element."""
+
+    noted: ClassVar[list[tuple[str, str, int]]] = []
+
+    def __array_ufunc__(self, ufunc: Any, method: Any, *inputs: Any, **more: Any) -> Any:
+        Watched.noted.append((ufunc.__name__, method, self.size))
+        bare = [np.asarray(one) if isinstance(one, Watched) else one for one in inputs]
+        if more.get("out"):
+            more["out"] = tuple(np.asarray(one) for one in more["out"])
+        result = getattr(ufunc, method)(*bare, **more)
+        return result.view(Watched) if isinstance(result, np.ndarray) else result
+
+
+def test_the_same_is_computed_however_long_the_update_is() -> None:
+    """So how long it takes does not tell whether an update was clipped."""
+    this, split = layout()
+    found = []
+    for value in (0.0, 1e-42, 1e-3, 1e30):
+        Watched.noted = []
+        update = np.full(split.shared.size, value, np.float32).view(Watched)
+        this.quantise(replace(part([]), update=update), key(0))
+        found.append(Watched.noted)
+    assert [one for one in found[0] if one[0] == "multiply"]
+    assert all(one == found[0] for one in found)
+
+
 def test_nobody_counts_for_more_than_the_greatest_weight() -> None:
     """65 pairs count as 64; the mean loss stays that of all 65."""
     this, split = layout()
@@ -242,6 +269,26 @@ def test_more_validation_pairs_than_are_counted_are_refused() -> None:
     assert added(this, [part(zeros, total=JUDGED_MOST)]).total == JUDGED_MOST
     with pytest.raises(ConfigError, match="1025 validation pairs; at most 1024 are counted"):
         this.quantise(part(zeros, total=JUDGED_MOST + 1), key(0))
+
+
+def test_with_noise_an_update_of_another_size_or_of_no_numbers_is_refused() -> None:
+    this, split = layout(dp_epsilon=8.0, dp_participations=1, dp_honest=8)
+    sound = np.ones(split.shared.size)
+    assert this.quantise(part(sound), key(0)).shape == (this.words,)
+    for size in (split.shared.size - 1, split.shared.size + 1):
+        with pytest.raises(QuantiserError, match="the update must have 15 elements"):
+            this.quantise(part(np.ones(size)), key(0))
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(QuantiserError, match="a NaN or an infinity"):
+            this.quantise(part(np.where(np.arange(sound.size), sound, value)), key(0))
+
+
+def test_noise_that_may_overflow_the_ring_is_refused_before_the_round() -> None:
+    """So many honest people are counted on that each may send long vectors."""
+    noised = {"dp_epsilon": 100.0, "dp_participations": 1, "dp_honest": 100_000, "group_size": 1000}
+    with pytest.raises(QuantiserError, match=r"may overflow a ring of 32 bits: .* or use 64 bits"):
+        layout(cohort=1000, **noised)
+    assert layout(cohort=1000, ring_bits=64, **noised)[0].ring == 64
 
 
 def test_bounds_that_no_ring_holds_are_refused_before_the_round() -> None:

@@ -39,7 +39,7 @@ Penchant = Callable[..., Ended]
 
 @pytest.fixture
 def penchant(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Penchant:
-    """penchant("simulate", "--rank", 0): the command in this process, in a directory of its own."""
+    """penchant("simulate", "--rank", 0): the command in this process, in its own directory."""
     monkeypatch.chdir(tmp_path)
 
     def run(*words: object) -> Ended:
@@ -163,6 +163,14 @@ def test_more_people_than_there_are(refused: Callable[..., str], tiny: list[str]
         (["--cohort", -1], "federation.cohort is -1; it must lie in 0 … 1e+06"),
         (["--cohort", 5], "federation.cohort is 5 but there are 4 people; lower it"),
         (["--cohort", 2], "secure aggregation needs a cohort of at least 3, here it is 2; add people, or"),
+        (["--clip", 0], "federation.clip is 0.0; it must lie in 1e-06 … 1e+06"),
+        (["--dp-epsilon", 101], "privacy.dp_epsilon is 101.0; it must lie in 0 … 100"),
+        (["--dp-epsilon", "nan"], "privacy.dp_epsilon is nan; it must be a finite number"),
+        (["--dp-epsilon", 1e-4], "epsilon is 0.0001; it must lie in 0.001..100"),
+        (["--dp-delta", 0.5], "privacy.dp_delta is 0.5; it must lie in 1e-12 … 0.01"),
+        (["--dp-delta", 0], "privacy.dp_delta is 0.0; it must lie in 1e-12 … 0.01"),
+        (["--dp-epsilon", 8, "--max-colluders", 3], "sums hold the noise of 0 honest ones for certain"),
+        (["--dp-epsilon", 0.01], "1 honest people are too few for any use at epsilon 0.01"),
         (["--pairs", 0], "data.pairs is 0; it must lie in 1 … 100000"),
         (["--seed", -1], "seed is -1; it must lie in 0 …"),
         (["--lr-shared", 2], "training.lr_shared is 2.0; it must lie in 0 … 1"),
@@ -315,10 +323,10 @@ def test_a_run_from_beginning_to_end_then_again(
     line = refused(*tiny, "--out", "run")
     assert line == "run is in use; choose another --out, or go on there with --resume run"
     line = refused("--resume", "run", "--rank", 2)
-    assert line == "run is a run of another configuration; drop the flags or start anew"
+    assert line == "run is a run of another configuration; drop the flags or start a new run"
     (tmp_path / "other.toml").write_text("[adapter]\nrank = 2\n", encoding="utf-8")
     line = refused("--resume", "run", "--config", "other.toml")
-    assert line == "run is a run of another configuration; drop the flags or start anew"
+    assert line == "run is a run of another configuration; drop the flags or start a new run"
     assert refused("--resume", "run", "--out", "new") == "--resume goes on in its own directory; drop --out"
 
     before = tree(tmp_path)
@@ -685,6 +693,6 @@ def test_waiting_for_the_authority_may_be_interrupted(
     ended = penchant("device", "join", tmp_path / "token", "--wait")
     assert (ended.code, ended.err) == (130, "penchant: interrupted; the same command goes on\n")
     foreign = penchant("device", "join", text, "--authority", "11" * 32)
-    assert (foreign.code, "another authority" in foreign.err) == (2, True)
+    assert (foreign.code, "a different authority" in foreign.err) == (2, True)
     assert foreign.err.startswith("note: a token on the command line can be read by every user")
     assert text not in foreign.err

@@ -25,7 +25,7 @@ from penchant.deploy import run_directory
 from penchant.deploy.cli.main import main
 from penchant.deploy.comparison import runner as comparing
 from penchant.deploy.comparison.cases import Case, combinations
-from penchant.deploy.comparison.conclusions import conclusion, differences, grouped, headline
+from penchant.deploy.comparison.conclusions import conclusion, differences, headline, rankings_of
 from penchant.deploy.comparison.statistics import difference, student_t95
 from penchant.deploy.comparison.table import ComparisonRow, table
 from penchant.deploy.report import PAGES
@@ -197,15 +197,20 @@ def test_several_numbers_of_pairs_give_learning_curves(base: RunConfig, tmp_path
     assert "Learning curves" in page
     assert "<h3>4 choices a person</h3>" in page
     assert "<h3>6 choices a person</h3>" in page
-    assert [group.title for group in grouped(found.rows)] == ["4 choices a person", "6 choices a person"]
-    assert all({row.pairs for row in group.rows} == {int(group.value)} for group in grouped(found.rows))
+    assert [ranking.title for ranking in rankings_of(found.rows)] == [
+        "4 choices a person",
+        "6 choices a person",
+    ]
+    assert all(
+        {row.pairs for row in ranking.rows} == {int(ranking.value)} for ranking in rankings_of(found.rows)
+    )
 
 
 # --- restarts -------------------------------------------------------------------------------------
 
 
 def test_a_killed_comparison_ends_like_one_that_was_not(base: RunConfig, tmp_path: Path) -> None:
-    """kill -9 in the middle of the second case, in a process of its own."""
+    """kill -9 in the middle of the second case, in a separate process."""
     slow = base.changed({"federation.rounds": 20, "training.local_epochs": 3})
     (tmp_path / "slow.toml").write_text(slow.to_toml())
     broken = tmp_path / "broken"
@@ -478,15 +483,15 @@ def test_standard_error_and_paired_difference_by_hand(base: RunConfig) -> None:
         pytest.approx(0.030313, abs=1e-5),
         pytest.approx(0.129687, abs=1e-5),
     )
-    (group,) = grouped([one, alone])
-    (line,) = differences(group)
+    (ranking,) = rankings_of([one, alone])
+    (line,) = differences(ranking)
     assert (line.label, line.difference, line.interval, line.words) == (
         "A shared, B personal − everyone alone",
         "+8.0",
         "+3.0 … +13.0",
         "clearly better",
     )
-    assert headline([group]) == "Sharing A and keeping the rest personal pays."
+    assert headline([ranking]) == "Sharing A and keeping the rest personal pays."
 
 
 def test_one_seed_has_no_standard_error(base: RunConfig) -> None:
@@ -496,19 +501,19 @@ def test_one_seed_has_no_standard_error(base: RunConfig) -> None:
 
 
 def test_where_sharing_does_not_help_is_said(base: RunConfig) -> None:
-    (group,) = grouped(worked(base, {"B": [0.61, 0.60], "AB": [0.50, 0.51], "none": [0.60, 0.61]}))
-    told = " ".join(conclusion(group))
+    (ranking,) = rankings_of(worked(base, {"B": [0.61, 0.60], "AB": [0.50, 0.51], "none": [0.60, 0.61]}))
+    told = " ".join(conclusion(ranking))
     assert "Not clearly better: “B shared, A personal” (+0.0 points)." in told
     assert "“one model for all” (−10.0 points)" in told
-    assert headline([group]) == "Sharing B shows no clear gain over everyone alone."
+    assert headline([ranking]) == "Sharing B shows no clear gain over everyone alone."
 
 
 def test_what_the_best_can_not_be_told_apart_from_is_said(base: RunConfig) -> None:
     found = {"A": [0.70, 0.71], "kernel": [0.70, 0.70], "lore": [0.69, 0.71], "none": [0.60, 0.61]}
-    (group,) = grouped(worked(base, found))
+    (ranking,) = rankings_of(worked(base, found))
     as_good = "“A, B shared, K personal” (−0.5 points) and “LoRe basis shared” (−0.5 points)"
-    assert f"Not told apart from the best: {as_good}." in conclusion(group)
-    labels = [line.label for line in differences(group)]
+    assert f"Not told apart from the best: {as_good}." in conclusion(ranking)
+    labels = [line.label for line in differences(ranking)]
     assert "A shared, B personal − LoRe basis shared" in labels
 
 
@@ -518,10 +523,10 @@ def test_a_personal_head_on_shared_factors_is_not_one_model_for_all(base: RunCon
         *worked(base, {"none": [0.60, 0.61]}),
         *worked(personal, {"AB": [0.70, 0.71]}),
     ]
-    (group,) = grouped(rows)
-    assert group.names[0] == "A and B shared, head personal"
-    assert headline([group]) == "Sharing A and B and keeping the rest personal pays."
-    assert not any("one model for all" in sentence for sentence in conclusion(group))
+    (ranking,) = rankings_of(rows)
+    assert ranking.names[0] == "A and B shared, head personal"
+    assert headline([ranking]) == "Sharing A and B and keeping the rest personal pays."
+    assert not any("one model for all" in sentence for sentence in conclusion(ranking))
 
 
 def test_rules_of_a_plugin_are_baselines_as_well(base: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -530,9 +535,9 @@ def test_rules_of_a_plugin_are_baselines_as_well(base: RunConfig, monkeypatch: p
         rule = dataclasses.replace(share_rule(own), name=name, label=f"the {name}")
         monkeypatch.setitem(SHARES._things, name, rule)
     found = {"A": [0.70, 0.71], "hermit": [0.60, 0.61], "choir": [0.50, 0.51]}
-    (group,) = grouped(worked(base, found))
-    assert headline([group]) == "Sharing A and keeping the rest personal pays."
-    told = conclusion(group)[0]
+    (ranking,) = rankings_of(worked(base, found))
+    assert headline([ranking]) == "Sharing A and keeping the rest personal pays."
+    told = conclusion(ranking)[0]
     assert "Against the hermit that is +10.0 points" in told
     assert "Against the choir that is +20.0 points" in told
 
@@ -541,9 +546,9 @@ def test_several_settings_are_told_apart_in_words(base: RunConfig) -> None:
     rows = []
     for pairs, values in ((5, [0.60, 0.50]), (10, [0.70, 0.71]), (20, [0.75, 0.76])):
         rows += worked(base.changed({"data.pairs": pairs}), {"A": values, "none": [0.60, 0.61]})
-    groups = grouped(rows)
-    assert [group.value for group in groups] == ["5", "10", "20"]
-    assert headline(groups) == (
+    rankings = rankings_of(rows)
+    assert [ranking.value for ranking in rankings] == ["5", "10", "20"]
+    assert headline(rankings) == (
         "Sharing with a personal part pays with 10 and 20 choices a person; no clear gain over everyone "
         "alone with 5 choices a person."
     )

@@ -23,7 +23,7 @@ from penchant.common.shares import share_names, share_rule
 from penchant.deploy.cli.main import main
 from penchant.deploy.console import local
 from penchant.deploy.console.local import OperationsOnThisMachine
-from penchant.server.console.accounts import ConsoleStore
+from penchant.server.console.accounts import ConsoleStore, RunProcess
 from penchant.server.monitoring.run_history import RunLocation, summary_of
 
 
@@ -32,8 +32,8 @@ def store(tmp_path: Path) -> Iterator[ConsoleStore]:
     made = ConsoleStore(tmp_path / "state")
     yield made
     for job in made.jobs().values():  # what a failed test left
-        if Path(f"/proc/{job['pid']}").exists():
-            os.killpg(job["pid"], signal.SIGKILL)
+        if Path(f"/proc/{job.pid}").exists():
+            os.killpg(job.pid, signal.SIGKILL)
     made.close()
 
 
@@ -79,9 +79,9 @@ def test_a_run_is_started_stopped_resumed_and_ends(
 ) -> None:
     location = operations.start("small", config.replace("ROUNDS", "400"))
     assert state(operations, location) == "running"
-    with pytest.raises(RunDirectoryError, match="something is running small"):
+    with pytest.raises(RunDirectoryError, match="a process is at work in small"):
         operations.resume(location)
-    with pytest.raises(RunDirectoryError, match="something is running small"):
+    with pytest.raises(RunDirectoryError, match="a process is at work in small"):
         operations.delete(location)
     wait_for("a round", lambda: settled(operations, location) >= 2)
     facts = summary_of(location, operations.activity([location])[location.id])
@@ -190,7 +190,7 @@ def test_another_process_is_never_taken_for_ours(
     (location,) = operations.locations()
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
     try:
-        store.keep_job(location.id, {"pid": stranger.pid, "began": "12345"})  # the number was given out again
+        store.keep_job(location.id, RunProcess(stranger.pid, "12345"))  # the number was given out again
         assert not operations.activity([location])[location.id].running
         with pytest.raises(ConsoleError, match="nothing that this console started"):
             operations.stop(location)

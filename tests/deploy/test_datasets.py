@@ -472,7 +472,7 @@ def test_a_hub_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         raise ConnectionError("no route")
 
     hub.load_dataset = offline  # type: ignore[attr-defined]
-    with pytest.raises(DataError, match=r"someone/pairs can't be had from the hub \(ConnectionError\)"):
+    with pytest.raises(DataError, match=r"someone/pairs can't be fetched from the hub \(ConnectionError\)"):
         datasets.load("someone/pairs")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"pip install 'penchant\[hub\]'"):

@@ -48,7 +48,13 @@ def test_an_owner_lists_runs_and_accepts_one(
     for part in (f"run {RUN.hex()}", "at most 31 rounds, 2024-10-04 to 9999-12-31", "at least 30 people"):
         assert part in said
     code, said = device(capsys, monkeypatch, "status", "--json", *place)
-    (row,) = json.loads(said)["runs"]
+    told = json.loads(said)
+    assert " ".join(told) == (
+        "choices held_out sources member agent_runs takes_part why_not run round rounds_joined runs "
+        "held_out_right why_unknown left refused disk privacy"
+    )
+    assert " ".join(told["disk"]) == "vault personal runs attempts choices total vault_most"
+    (row,) = told["runs"]
     assert (code, row["state"], row["least_cohort"], row["run"]) == (
         0,
         "waiting to be accepted",
@@ -63,6 +69,9 @@ def test_an_owner_lists_runs_and_accepts_one(
     code, said = device(capsys, monkeypatch, "runs", "--json", *place)
     (row,) = json.loads(said)
     assert row["state"] == "accepted"
+    assert " ".join(row) == (
+        "run state rounds attempts most_rounds least_cohort least_group first_day last_day asks"
+    ), "programs may read the keys in this order"
     assert row["asks"][-3:] == [
         "privacy: no noise is added, so sums are exact",
         "settings of main rounds that are not the default: cohort = 30",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import sqlite3
+import struct
 import time
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +18,7 @@ from support.tastes import small_run, write_choices
 
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
-from penchant.common.errors import ConfigError, RunDirectoryError, UsageError
+from penchant.common.errors import ConfigError, JournalError, RunDirectoryError, UsageError
 from penchant.common.wire.codec import decode
 from penchant.common.wire.messages import Announce
 from penchant.deploy import run_directory
@@ -110,6 +114,38 @@ def test_a_damaged_start_is_an_error_in_one_line(first: tuple[RunConfig, Path], 
         begun_with(tmp_path / "run")
 
 
+def stored(dtype: str, shape: list[int], data: bytes, **told: str) -> bytes:
+    """A safetensors file of one tensor, of whatever kind."""
+    about = {"name": "run:1", "digest": "0" * 64} | told
+    tensor = {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}
+    head = json.dumps({"__metadata__": about, "factors": tensor}).encode()
+    return struct.pack("<Q", len(head)) + head + data
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        stored("BF16", [2], bytes(4)),
+        stored("F8_E4M3", [2], bytes(2)),
+        stored("F64", [2], bytes(16)),
+        stored("F32", [1, 2], bytes(8)),
+        stored("F32", [2], np.array([np.nan, 0], np.float32).tobytes()),
+        stored("F32", [2], np.array([1e30, 0], np.float32).tobytes()),
+        stored("F32", [2], bytes(8), name="run\x1b[2J:1"),
+        stored("F32", [2], bytes(8), digest="none"),
+    ],
+)
+def test_a_start_that_nobody_here_wrote_is_refused(
+    first: tuple[RunConfig, Path], tmp_path: Path, start: bytes
+) -> None:
+    sound = tmp_path / "sound"
+    run_directory.create(sound, first[0], stored("F32", [2], bytes(8)))
+    assert begun_with(sound) is not None
+    run_directory.create(tmp_path / "run", first[0], start)
+    with pytest.raises(RunDirectoryError, match=r"start\.safetensors is damaged"):
+        begun_with(tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     "text", ["", "run-1", "run-1:", ":3", "run-1:x", "run-1:-1", "run-1:³", "r:9999999999"]
 )
@@ -154,6 +190,30 @@ def test_a_ruined_round_is_refused_and_the_one_before_it_is_not(
     with pytest.raises(UsageError, match=r"at run:2 the factors exceed 1000.*take an earlier round"):
         earlier_round(tmp_path / "run", 2, config)
     assert earlier_round(tmp_path / "run", 1, config).factors.tobytes() == sound.tobytes()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE VIEW idle AS WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT n FROM r",
+        "CREATE TRIGGER t AFTER INSERT ON rounds BEGIN DELETE FROM meta; END",
+        "UPDATE rounds SET checkpoint = '../../elsewhere ' || substr(checkpoint, -64) WHERE round = 1",
+    ],
+)
+def test_somebody_elses_run_is_read_as_such(
+    first: tuple[RunConfig, Path], tmp_path: Path, statement: str
+) -> None:
+    config, directory = first
+    theirs = tmp_path / "a" / "theirs"
+    shutil.copytree(directory, theirs)
+    shutil.move(theirs / "checkpoints" / "round-000001.safetensors", tmp_path / "elsewhere")
+    with closing(sqlite3.connect(theirs / "journal.db", isolation_level=None)) as db:
+        db.execute(statement)
+        db.execute("PRAGMA journal_mode=DELETE")
+    before = {path: path.stat().st_mtime_ns for path in theirs.rglob("*")}
+    with pytest.raises(JournalError):
+        earlier_round(theirs, 1, config)
+    assert {path: path.stat().st_mtime_ns for path in theirs.rglob("*")} == before
 
 
 def test_a_served_run_begins_with_it_too(tiny_model: Any, tmp_path: Path) -> None:

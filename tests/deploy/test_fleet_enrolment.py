@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from penchant.client.agent.owner import member_identity
 from penchant.client.device import joining
 from penchant.client.device.device import Device
 from penchant.client.device.supernode_files import SuperNodeFiles
@@ -31,7 +32,7 @@ from penchant.common.errors import (
     TokenError,
     UsageError,
 )
-from penchant.common.membership.enrolment import Answer, Asked, JoinReply, JoinRequest, request
+from penchant.common.membership.enrolment import Answer, JoinReply, JoinRequest, NamedRequest, request
 from penchant.common.membership.identity import MemberList
 from penchant.common.membership.join_token import JoinToken, Terms
 from penchant.common.network import Budget
@@ -200,7 +201,7 @@ def test_a_device_joins(fleet: Fleet, tmp_path: Path) -> None:
 def test_private_keys_stay_on_the_device(fleet: Fleet, tmp_path: Path) -> None:
     home, token = tmp_path / "device", fleet.token()
     fleet.enrol(home, token)
-    secrets = [token.private, token.private.hex().encode(), Device(home)._known_identity().private]
+    secrets = [token.private, token.private.hex().encode(), member_identity(Device(home)).private]
     sent = b"".join(body for _, body in fleet.seen)
     kept = b"".join(p.read_bytes() for p in fleet.server_directory.path.rglob("*") if p.is_file())
     for secret in secrets:
@@ -232,7 +233,7 @@ def test_an_authority_on_a_stick(fleet: Fleet, tmp_path: Path) -> None:
     with pytest.raises(EnrolmentPending):
         fleet.join(home, token)
     (file,) = fleet.server_directory.requests.iterdir()
-    answer = fleet.authority_store.issue(Asked.decode(file.read_bytes()).request)
+    answer = fleet.authority_store.issue(NamedRequest.decode(file.read_bytes()).request)
     for _ in range(2):
         (fleet.server_directory.answers / "whatever.answer").write_bytes(answer.encode())
         EnrolmentRegistry(fleet.server_directory).collect(fleet.nodes)
@@ -347,7 +348,9 @@ def test_an_answer_of_another_authority_is_refused_by_the_device(fleet: Fleet, t
     home, token, other = tmp_path / "device", fleet.token(), AuthorityStore.init(tmp_path / "other")
     with pytest.raises(EnrolmentPending):
         fleet.join(home, token)
-    forged = other.issue(Asked.decode(next(fleet.server_directory.requests.iterdir()).read_bytes()).request)
+    forged = other.issue(
+        NamedRequest.decode(next(fleet.server_directory.requests.iterdir()).read_bytes()).request
+    )
 
     def lying(address: str, context: ssl.SSLContext | None) -> httpx.Client:
         def respond(asked: httpx.Request) -> httpx.Response:
@@ -360,7 +363,7 @@ def test_an_answer_of_another_authority_is_refused_by_the_device(fleet: Fleet, t
 
         return httpx.Client(base_url="https://x", transport=httpx.MockTransport(respond))
 
-    with pytest.raises(CertificateError, match="another authority"):
+    with pytest.raises(CertificateError, match="a different authority"):
         joining.join(Device(home), token, home / "node", home / "agent.sock", lying)
     assert Device(home).member is None
 
@@ -369,7 +372,7 @@ def test_a_foreign_answer_at_the_server_is_put_aside(fleet: Fleet, tmp_path: Pat
     home, token, other = tmp_path / "device", fleet.token(), AuthorityStore.init(tmp_path / "other")
     with pytest.raises(EnrolmentPending):
         fleet.join(home, token)
-    asked = Asked.decode(next(fleet.server_directory.requests.iterdir()).read_bytes()).request
+    asked = NamedRequest.decode(next(fleet.server_directory.requests.iterdir()).read_bytes()).request
     (fleet.server_directory.answers / "a.answer").write_bytes(other.issue(asked).encode())
     (fleet.server_directory.answers / "b.answer").write_bytes(b"junk")
     (fleet.server_directory.answers / "c.answer").write_bytes(
@@ -419,7 +422,7 @@ def test_tampered_requests_are_refused_in_one_line(fleet: Fleet, tmp_path: Path)
 
 @given(st.binary(max_size=800))
 def test_no_bytes_break_the_reading_of_requests_and_replies(data: bytes) -> None:
-    for read in (JoinRequest.decode, JoinReply.decode, Asked.decode):
+    for read in (JoinRequest.decode, JoinReply.decode, NamedRequest.decode):
         with suppress(CodecError, CertificateError):
             assert read(data).encode() == data
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from support.console_scene import log, make_run, shared
 
 from penchant.deploy.cli.main import main
+from penchant.deploy.fleet.authority import AuthorityStore
+from penchant.deploy.fleet.enrolment import hand_out
+from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
+from penchant.deploy.json_tables import plain_value
 from penchant.server.journal import Journal
 from penchant.server.monitoring.run_history import Activity, RunLocation, summary_of
+from penchant.server.privacy_figures import FACT, PrivacyFigures
 
 
 def status(
@@ -59,13 +66,77 @@ def test_the_same_facts_for_a_machine(
 ) -> None:
     code, out, _ = status(capsys, monkeypatch, run, "--json")
     told = json.loads(out)
-    facts = summary_of(RunLocation("spring", "spring", run, "simulation"), Activity()).table()
+    facts = summary_of(RunLocation("spring", "spring", run, "simulation"), Activity()).report()
     assert code == 0
-    assert told == json.loads(json.dumps(facts)) | {"run": "spring"}
+    assert told == json.loads(json.dumps(plain_value(facts)))
     assert [stage["name"] for stage in told["stages"]] == ["keys", "shares"]
     keys = {frozenset(row) for row in told["attempts"]}
     assert len(keys) == 1  # the same for attempts that gave nothing
     assert [row["survivors"] for row in told["attempts"]] == [33, 33, None, None]
+    assert " ".join(told) == (
+        "name kind state why rounds settled began touched remaining_seconds train_loss val_accuracy "
+        "histogram lost_part secagg dp stages devices attempts run"
+    )
+    assert " ".join(told["attempts"][0]) == (
+        "round attempt phase cohort survivors dropped seconds bytes_up bytes_down examples train_loss "
+        "val_accuracy histogram update_norm aborts named failed state started why digest"
+    )
+    assert told["attempts"][2] == dict.fromkeys(told["attempts"][0]) | {
+        "round": 3,
+        "attempt": 1,
+        "phase": "main",
+        "state": "failed",
+        "started": told["attempts"][2]["started"],
+        "why": "14 of 34 devices lost by [masked]",
+    }
+
+
+def test_what_a_runs_noise_amounts_to_is_told_to_machines_too(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, out, _ = status(capsys, monkeypatch, run, "--json")
+    assert json.loads(out)["dp"] is None
+    figures = PrivacyFigures(8.0, 1e-5, 1.25, 20, 9, 0.0125, 0.75)
+    with closing(Journal(run)) as journal:
+        journal.note(FACT, figures.encode())
+    _, out, _ = status(capsys, monkeypatch, run, "--json")
+    assert json.loads(out)["dp"] == figures.to_dict()
+
+
+def test_a_server_says_how_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = AuthorityStore.init(tmp_path / "authority")
+    server_directory = ServerDirectory.create(
+        tmp_path / "server",
+        ServerSettings(addresses=("fleet.example",), port=1, superlink_port=2),  # nothing listens there
+        authority.authority.public_key,
+        authority.latest(),
+    )
+    hand_out(server_directory.path, "kitchen", time.time() + 86400)
+    (server_directory.requests / "0a.request").write_bytes(b"asked")
+    code, out, _ = status(capsys, monkeypatch, server_directory.path)
+    assert code == 0
+    assert out.splitlines() == [
+        f"gateway {server_directory.settings.gateway}: closed",
+        "SuperLink down, 0 of 0 nodes online",
+        "member list 1: 0 members, good for 30.0 days",
+        "server certificate good for 397 days",
+    ]
+    _, out, _ = status(capsys, monkeypatch, server_directory.path, "--json")
+    told = json.loads(out)
+    expected = {
+        "gateway": server_directory.settings.gateway,
+        "up": False,
+        "superlink": {"up": False, "nodes": 0, "online": 0},
+        "members": {"number": 1, "count": 0, "days_left": told["members"]["days_left"]},
+        "certificate_days_left": told["certificate_days_left"],
+        "enrolments": {"open": 1},
+        "waiting_for_authority": ["0a.request"],
+        "runs": [],
+    }
+    assert out == json.dumps(expected, indent=2) + "\n"  # the order of the keys as well
+    assert told["members"]["days_left"] == pytest.approx(30, abs=0.02)
 
 
 def test_long_runs_end_with_their_latest_rounds(

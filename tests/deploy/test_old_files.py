@@ -17,14 +17,14 @@ from penchant.client.agent.open_attempt import SealedAttempts
 from penchant.client.device.preference_store import PreferenceStore
 from penchant.client.vault.sealing import SealedStorage
 from penchant.client.vault.vault import Vault
-from penchant.common.crypto.passphrase import Cost
+from penchant.common.crypto.passphrase import ScryptCost
 from penchant.common.errors import DeviceError, StageError
 from penchant.server.console import passwords
 from penchant.server.journal import Journal, RoundRow
 
 WRITTEN = json.loads((Path(__file__).parents[1] / "data" / "old" / "files-0.1.0.json").read_text("utf-8"))
 RUN = bytes(16)
-CHEAP = Cost(2**10)  # of a passphrase: a test has nothing to protect
+CHEAP = ScryptCost(2**10)  # of a passphrase: a test has nothing to protect
 
 
 @pytest.fixture

@@ -13,10 +13,14 @@ from typing import Any
 
 import pytest
 
+from penchant.common.errors import RunDirectoryError
+from penchant.deploy.cli.drawing import Drawing
+from penchant.deploy.cli.show_simulation import show_result
 from penchant.deploy.comparison.statistics import difference
 from penchant.deploy.comparison.table import Comparison, ComparisonDetails, ComparisonRow
 from penchant.deploy.report.run_page import write_comparison, write_report
 from penchant.deploy.simulation.result import RunResult
+from penchant.server.privacy_figures import PrivacyFigures
 
 DATA = Path(__file__).parents[1] / "data" / "report"
 HOSTILE = "<script>alert(1)</script>\" onload='x' $\\frac{$ {{ 7*7 }}"
@@ -111,6 +115,21 @@ def test_it_says_what_left_and_what_stayed(
     assert stayed in page
 
 
+def test_it_says_what_epsilon_a_deployment_would_have_had(
+    result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So does the table at a terminal, in one line."""
+    figures = PrivacyFigures(8.0, 1e-5, 1.1, 6, 21, 0.4, 0.5).to_dict()
+    for dp, in_report, at_terminal in (
+        (None, "off: sums are exact, and nothing limits", "none: sums are exact"),
+        (figures, "in a deployment whose people", "epsilon 8, delta 1e-05; each person in 6 sums"),
+    ):
+        assert in_report in report(result | {"dp": dp}, tmp_path)
+        show_result(RunResult.from_dict(result | {"dp": dp}), tmp_path, Drawing(width=140))
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if "differential privacy" in line)
+        assert at_terminal in line
+
+
 def test_nulls_and_absent_keys_leave_their_part_out(result: dict[str, Any], tmp_path: Path) -> None:
     bare = {
         k: v for k, v in result.items() if k not in {"config", "versions", "digests", "caveats", "command"}
@@ -140,13 +159,30 @@ def test_every_text_is_escaped(result: dict[str, Any], tmp_path: Path) -> None:
     hostile["digests"] = {HOSTILE: HOSTILE}
     hostile["config"] = {"data": {"dataset": HOSTILE}}
     hostile["baselines"] = {HOSTILE: 0.5}
-    hostile["dp"] = {HOSTILE: HOSTILE}
     hostile["shared_tensors"] = [{"name": HOSTILE, "shape": [1]}]
     hostile["per_client"][0]["client"] = HOSTILE
     page = report(hostile, tmp_path)
     assert "<script" not in page
     assert "{{ 7*7 }}" in page  # shown, not carried out
     assert not any(name.startswith("on") for _, attributes in Structure(page).elements for name in attributes)
+
+
+@pytest.mark.parametrize("dp", [{HOSTILE: HOSTILE}, {"epsilon": HOSTILE}, [HOSTILE], HOSTILE])
+def test_figures_of_privacy_are_numbers_or_the_result_is_refused(
+    result: dict[str, Any], tmp_path: Path, dp: object
+) -> None:
+    with pytest.raises(RunDirectoryError, match="dp of the result"):
+        report(result | {"dp": dp}, tmp_path)
+
+
+def test_figures_of_privacy_are_read_and_shown(result: dict[str, Any], tmp_path: Path) -> None:
+    figures = PrivacyFigures(8.0, 1e-5, 1.25, 20, 9, 0.0125, 0.75)
+    table = result | {"dp": figures.to_dict()}
+    again = RunResult.from_dict(table)
+    assert again.dp == figures
+    assert json.dumps(again.to_dict()["dp"]) == json.dumps(figures.to_dict())
+    page = report(table, tmp_path)
+    assert "epsilon 8, delta 1e-05, noise multiplier 1.25, participations 20, honest 9" in page
 
 
 def test_names_of_methods_are_escaped_in_plots_too(rows: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from penchant.common.membership.identity import Authority
 from penchant.common.membership.manifest import RunManifest, RunRequest, SignedManifest, day_of, sign_run
 from penchant.deploy import run_directory
 from penchant.deploy.cli import authority as authority_commands
+from penchant.deploy.cli.main import main
 from penchant.deploy.fleet import run_signature, served_run
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import PendingDecision, attend
@@ -184,7 +185,7 @@ def test_what_another_authority_signed_is_put_aside(place: Place) -> None:
     with pytest.raises(PolicyRefusal):
         run_signature.take(place.run, foreign)
     wider = sign_run(place.authority_store.authority, replace(place.manifest(), least_group=1)).encode()
-    with pytest.raises(RunDirectoryError, match="another manifest than the run asked for"):
+    with pytest.raises(RunDirectoryError, match="a different manifest than the run asked for"):
         run_signature.take(place.run, wider)
     name = f"run-{place.manifest().run.hex()}.manifest"
     for bad in (foreign, wider, b"", b"junk"):
@@ -207,6 +208,39 @@ def test_the_authority_signs_one_manifest_a_run(place: Place) -> None:
     place.collect()
     with pytest.raises(RunDirectoryError, match="another manifest of this run"):
         run_signature.await_signature(place.run, 60.0, print)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "told"),
+    [
+        (0.0, "no epsilon bounds what they tell of one person"),
+        (
+            8.0,
+            "Differential privacy: epsilon 8, delta 1e-05 for each person; the noise on a round's mean",
+        ),
+    ],
+)
+def test_whoever_begins_a_run_is_told_in_one_line_what_its_noise_amounts_to(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    epsilon: float,
+    told: str,
+) -> None:
+    config = run_directory.read_config(place.run).changed({"privacy.dp_epsilon": epsilon})
+    (tmp_path / "run.toml").write_text(config.to_toml())
+    for name in ("follow.refuse_second", "processes.door"):
+        monkeypatch.setattr(f"penchant.deploy.fleet.{name}", lambda *_: None)
+    monkeypatch.setattr("penchant.deploy.cli.server._play", lambda *_: None)
+    words = ["server", "run", place.server_directory.path, "--config", tmp_path / "run.toml", "--name", "two"]
+    monkeypatch.setattr("sys.argv", ["penchant", *map(str, words)])
+    with pytest.raises(SystemExit) as leave:
+        main()
+    assert (leave.value.code or 0) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: ")
+    assert told in line
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", bytes(1000)])

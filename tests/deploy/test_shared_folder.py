@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from penchant.common.errors import SharedFileError, UsageError
-from penchant.common.membership.enrolment import Asked, request
+from penchant.common.membership.enrolment import NamedRequest, request
 from penchant.common.membership.identity import MemberList
 from penchant.deploy.fleet.authority import KEY, AuthorityStore
 from penchant.deploy.fleet.authority_inbox import attend
@@ -20,7 +20,7 @@ from penchant.deploy.fleet.enrolment import EnrolmentRegistry, request_revocatio
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.deploy.fleet.shared_folder import opened, read_regular, strict_json
 
-GOOD = Asked("kitchen", request(bytes(range(32)))).encode()
+GOOD = NamedRequest("kitchen", request(bytes(range(32)))).encode()
 
 
 class Town:

@@ -312,7 +312,7 @@ def test_too_few_clients_are_one_line_and_exit_1(
     assert end.value.code == 1
     said = capsys.readouterr().err.splitlines()
     assert said[-1] == (
-        "penchant: 3 of 7 devices lost by stage shares, at most 2 can be: nothing was revealed; "
+        "penchant: 3 of 7 devices lost by stage shares, at most 2 may be: nothing was revealed; "
         "try again with more devices"
     )
     assert not any("Traceback" in line for line in said)

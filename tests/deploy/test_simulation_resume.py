@@ -172,7 +172,7 @@ def test_the_command_is_killed_in_a_round_and_goes_on_alone(
     other = command("--resume", str(directory), "--seed", "5")
     assert other.returncode == 2
     assert other.stderr == (
-        f"penchant: {directory} is a run of another configuration; drop the flags or start anew\n"
+        f"penchant: {directory} is a run of another configuration; drop the flags or start a new run\n"
     )
     assert contents(directory) == before
 

@@ -21,7 +21,7 @@ from support.console_scene import Console, log, make_run, shared
 from typer.testing import CliRunner
 
 from penchant.common.errors import CertificateError, RunDirectoryError, UsageError
-from penchant.common.membership.enrolment import Asked, request
+from penchant.common.membership.enrolment import NamedRequest, request
 from penchant.common.terminal import FORMAT, LineFormatter, json_text, say, say_json
 from penchant.deploy.cli import authority as authority_cli
 from penchant.deploy.cli.drawing import Drawing, note
@@ -170,8 +170,8 @@ def test_the_fingerprint_stands_last_on_a_line_of_its_own(
     "name", [EVIL.replace("\ud800", ""), "a\nb", "a\x1b[1mb", "a\u202eb", "a\u200bb", " a", "a\x9bb"]
 )
 def test_a_name_that_can_not_be_seen_passes_no_entrance(name: str, tmp_path: Path) -> None:
-    with pytest.raises(CertificateError, match="can't be seen"):
-        Asked.decode(Asked(name, request(device(1))).encode())
+    with pytest.raises(CertificateError, match="invisible characters"):
+        NamedRequest.decode(NamedRequest(name, request(device(1))).encode())
     authority_store = AuthorityStore.init(tmp_path / "authority")
     with pytest.raises(UsageError, match="printable"):
         authority_store.issue(request(device(1)), name)

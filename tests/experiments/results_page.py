@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from penchant.common.wording import decimals, points, size
-from penchant.deploy.comparison.conclusions import Group, conclusion, differences, grouped, headline
+from penchant.deploy.comparison.conclusions import (
+    MethodRanking,
+    conclusion,
+    differences,
+    headline,
+    rankings_of,
+)
 from penchant.deploy.comparison.methods import head_of
 from penchant.deploy.comparison.statistics import difference
 from penchant.deploy.comparison.table import ComparisonRow, RunCost
@@ -67,7 +73,7 @@ def page(text: str) -> str:
 
 def block(name: str) -> str:
     """One comparison in Markdown, between its marks."""
-    groups = grouped(rows_of(name))
+    groups = rankings_of(rows_of(name))
     lines = [f"**{headline(groups)}**", "", f"`{load(name)['command']}`", ""]
     lines += [f"![{figure[1]}](figures/{figure[0]})\n" for figure, _ in figures(name)]
     lines += _group(groups[0]) if len(groups) == 1 else _grid(groups)
@@ -75,7 +81,7 @@ def block(name: str) -> str:
     return written.replace("\u202f", " ")  # as the page's prose is written
 
 
-def _group(group: Group) -> list[str]:
+def _group(group: MethodRanking) -> list[str]:
     """Methods at one setting: in words, as a table, and their differences."""
     words = [f"{sentence}\n" for sentence in conclusion(group)]
     table = [
@@ -91,7 +97,7 @@ def _group(group: Group) -> list[str]:
     return [*words, *table, *compared, *([""] if compared else [])]
 
 
-def _grid(groups: Sequence[Group]) -> list[str]:
+def _grid(groups: Sequence[MethodRanking]) -> list[str]:
     """Methods at several settings: a line a method, a column a setting; then each against everyone alone."""
     unit = groups[0].title.removeprefix(groups[0].value).strip()
     seeds = {len(row.seeds) for group in groups for row in group.rows}
@@ -109,7 +115,7 @@ def _grid(groups: Sequence[Group]) -> list[str]:
     return [*lines, ""]
 
 
-def _cell(group: Group, name: str) -> str:
+def _cell(group: MethodRanking, name: str) -> str:
     if name not in group.names:
         return ""
     row = group.rows[group.names.index(name)]
@@ -117,7 +123,7 @@ def _cell(group: Group, name: str) -> str:
     return f"{row.accuracy_mean:.3f}" + (f" ± {error:.3f}" if error is not None else "")
 
 
-def _gap(group: Group, one: str, other: str) -> str:
+def _gap(group: MethodRanking, one: str, other: str) -> str:
     """The paired difference with its 95% interval."""
     if one not in group.names or other not in group.names:
         return ""
@@ -143,7 +149,7 @@ def figures(name: str) -> list[tuple[tuple[str, str], str]]:
     if curves:
         drawn: Sequence[plots.Plot] = [curve.plot for curve in curves]
     else:
-        (group,) = grouped(rows)
+        (group,) = rankings_of(rows)
         seeds = [list(row.accuracies) for row in group.rows]
         means = [row.accuracy_mean for row in group.rows]
         errors = [row.accuracy_se for row in group.rows]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import sqlite3
 import zipfile
 from collections.abc import Callable, Iterator
@@ -259,10 +258,9 @@ def test_a_missing_journal_has_no_rounds_and_a_damaged_log_is_named(tmp_path: Pa
 
 
 def test_the_facts_are_the_same_for_a_machine(tmp_path: Path) -> None:
-    table = summary_of(location(make_run(tmp_path / "first", 3)), Activity()).table()
-    again = json.loads(json.dumps(table))
-    assert (again["state"], again["settled"], again["rounds"], again["devices"]) == ("stopped", 3, 8, 5)
-    assert [row["survivors"] for row in again["attempts"]] == [33, 33, 33]
+    report = summary_of(location(make_run(tmp_path / "first", 3)), Activity()).report()
+    assert (report.state, report.settled, report.rounds, report.devices) == ("stopped", 3, 8, 5)
+    assert [attempt.survivors for attempt in report.attempts] == [33, 33, 33]
 
 
 # --- few questions --------------------------------------------------------------------------------

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from penchant.common.crypto import passphrase
-from penchant.common.crypto.passphrase import RECOMMENDED, Cost
+from penchant.common.crypto.passphrase import RECOMMENDED, ScryptCost
 from penchant.server.console import passwords
 from penchant.server.console.accounts import ConsoleStore, LoginPlace
 
-OLD, NEW = Cost(2**10), Cost(2**11)
+OLD, NEW = ScryptCost(2**10), ScryptCost(2**11)
 PASSWORD = "correct horse battery"
 
 HERE = LoginPlace("192.0.2.1", "192.0.2.1", False, False)
@@ -62,7 +62,7 @@ def test_the_work_of_a_login_does_not_tell_whether_there_is_such_an_account(
     spent: list[int] = []
     real = passphrase.stretched
 
-    def counted(secret: bytes, salt: bytes, cost: Cost = RECOMMENDED) -> bytes:
+    def counted(secret: bytes, salt: bytes, cost: ScryptCost = RECOMMENDED) -> bytes:
         spent.append(cost.n)
         return real(secret, salt, cost)
 

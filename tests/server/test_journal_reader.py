@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import shutil
 import sqlite3
+import struct
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from contextlib import closing, suppress
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -242,6 +245,47 @@ def test_all_of_them_together_take_no_page_from_the_sound_one(tmp_path: Path, so
     said = text_of(browser.get("/runs").text)
     assert said.count("unreadable") >= len(ATTACKS) - 1  # a pipe for a configuration makes no run
     assert "finished" in said or "stopped" in said
+
+
+def checkpoint_of(dtype: str, shape: list[int], data: bytes, name: str) -> bytes:
+    """A checkpoint of two numbers, of which one tensor is of another kind."""
+    row = ("F32", [2], bytes(8))
+    tensors = {
+        **dict.fromkeys(("factors", "first", "second", "start"), row),
+        **{"steps": ("I64", [1], bytes(8)), name: (dtype, shape, data)},
+    }
+    head, body = {}, b""
+    for key, (kind, sides, content) in tensors.items():
+        head[key] = {"dtype": kind, "shape": sides, "data_offsets": [len(body), len(body) + len(content)]}
+        body += content
+    text = json.dumps(head).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "data", "name"),
+    [
+        ("BF16", [2], bytes(4), "factors"),
+        ("F8_E4M3", [2], bytes(2), "factors"),
+        ("F64", [2], bytes(16), "factors"),
+        ("F32", [1, 2], bytes(8), "first"),
+        ("BOOL", [2], bytes(2), "start"),
+        ("F64", [1], np.array([np.inf]).tobytes(), "steps"),
+        ("I64", [0], b"", "steps"),
+    ],
+)
+def test_a_checkpoint_of_other_kinds_is_refused_in_one_line(
+    run: Path, dtype: str, shape: list[int], data: bytes, name: str
+) -> None:
+    def load(content: bytes) -> object:
+        (run / "checkpoints" / "round-000003.safetensors").write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        tamper(run, f"UPDATE rounds SET checkpoint = 'round-000003.safetensors {digest}' WHERE round = 3")
+        return JournalReader(run).load()
+
+    assert load(checkpoint_of("F32", [2], bytes(8), "factors")) is not None
+    with pytest.raises(JournalError, match="holds no shared state"):
+        load(checkpoint_of(dtype, shape, data, name))
 
 
 # --- nothing is changed, nothing is followed --------------------------------------------------------

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from support.fleet_scene import FleetScene, opened_scenes, shared_of
+from support.scene import RUN
 
-from penchant.client.vault.privacy_ledger import Cost, Entry
+from penchant.client.vault.privacy_ledger import ANCHOR, Cost, LedgerEntry
+from penchant.client.vault.sealing import SealedStorage
 from penchant.client.vault.vault import Vault
+from penchant.common.errors import LedgerError
 from penchant.common.privacy.accounting import epsilon_of
 from penchant.common.secagg.transcript import threshold
 from penchant.common.secagg.update_vector import UpdateLayout
-from penchant.common.wire.codec import decode
-from penchant.common.wire.messages import Abort, AbortCode, Announce
+from penchant.common.wire.codec import decode, encode
+from penchant.common.wire.messages import Abort, AbortCode, Announce, Hello, abort_code
 from penchant.server.availability import Availability
 from penchant.server.journal_reader import JournalReader
 from penchant.server.privacy_figures import FACT, PrivacyFigures
@@ -93,6 +98,25 @@ def test_every_participation_is_charged_and_the_whole_run_costs_what_was_promise
     assert figures.spent(1) < figures.spent(2) < figures.spent(99) == figures.spent(3)
 
 
+@pytest.mark.parametrize(("people", "group_size"), [(9, 256), (40, 16), (12, 9)])
+def test_how_long_the_noise_on_a_mean_is_is_told_rightly(
+    scenes: Scenes, monkeypatch: pytest.MonkeyPatch, people: int, group_size: int
+) -> None:
+    """Groups that are larger than the least one share the noise: each device adds less."""
+    scene = scenes(n=people, privacy__group_size=group_size, federation__rounds=1)
+    _, noise = watch_vectors(monkeypatch)
+    run = scene.serve()
+    figures, layout = JournalReader(run.journal.directory).privacy(), layout_of(scene)
+    assert figures is not None
+    assert layout.noise is not None
+    mean = np.sum(noise[:people], axis=0) / people
+    length = float(np.linalg.norm(mean)) / layout.noise.clip
+    assert figures.noise_norm == pytest.approx(length, rel=4 / np.sqrt(2 * layout.words))
+    unshared = layout.noise.sigma * np.sqrt(layout.words / people) / layout.noise.clip
+    assert figures.noise_norm <= unshared * (1 + 1e-9)
+    assert bool(figures.noise_norm < 0.95 * unshared) is (group_size < 256)
+
+
 def test_a_failed_attempt_is_paid_for_and_its_noise_is_drawn_anew(
     scenes: Scenes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,14 +169,8 @@ def test_the_zero_vector_carries_the_same_noise(scenes: Scenes, monkeypatch: pyt
 
 
 def refusal(scene: FleetScene, announce: Announce) -> tuple[AbortCode, str]:
-    code = decode(scene.tell("keys", 0, _encoded(announce)), Abort).code
+    code = decode(scene.tell("keys", 0, encode(announce)), Abort).code
     return code, scene.reason(0)[2]
-
-
-def _encoded(announce: Announce) -> bytes:
-    from penchant.common.wire.codec import encode
-
-    return encode(announce)
 
 
 @pytest.mark.parametrize("budget", [2.0, 7.9])
@@ -184,6 +202,37 @@ def test_an_owner_who_expects_more_colluders_pays_more(scenes: Scenes) -> None:
     assert spent[1].rho / spent[1].noised > spent[0].rho / spent[0].noised
 
 
+@pytest.mark.parametrize("stage", ["status", "keys", "masked"])
+@pytest.mark.parametrize("how", ["changed", "copied"])
+def test_a_ledger_that_was_changed_or_set_back_keeps_the_device_out(
+    scenes: Scenes, monkeypatch: pytest.MonkeyPatch, stage: str, how: str
+) -> None:
+    """One code leaves, at whatever message it is noticed, and the owner has it in one line."""
+    storage = SealedStorage(bytes(32))
+    monkeypatch.setattr("support.fleet_scene.Vault", partial(Vault, storage=storage))
+    scene = scenes()
+    home, vault = scene.home(0), Vault(scene.home(0), storage)
+    with vault._transaction() as db:
+        vault.privacy.charge(db, LedgerEntry.of(bytes(range(16)), 1, 1, 0.001), Cost(0.001, 10.0, 1))
+    request = encode(Hello(RUN, ()))
+    if stage != "status":
+        scene.play_to(stage)
+        request = scene.requests[0]
+    if how == "changed":
+        with sqlite3.connect(home / "vault.db") as db:
+            db.execute("UPDATE spent SET rho = '1e-06'")
+    else:
+        data = (home / ANCHOR).read_bytes()
+        (home / "kept").write_bytes(data)  # in an inode of its own
+        (home / "kept").replace(home / ANCHOR)
+    assert decode(scene.tell(stage, 0, request), Abort).code is abort_code(LedgerError())
+    where, _, why = scene.reason(0)
+    assert (where, "\n" in why) == (stage, False)
+    assert why.startswith("the ledger of this device's privacy was changed, copied or set back")
+    with pytest.raises(LedgerError):
+        vault.privacy.spent()
+
+
 def test_a_sum_that_may_hold_nobody_elses_noise_is_refused(scenes: Scenes) -> None:
     scene = scenes()
     scene.restart(0, policy=type(scene.policy)(**(vars(scene.policy) | {"max_colluders": threshold(N)})))
@@ -200,7 +249,7 @@ def test_a_budget_that_is_spent_keeps_the_device_out_and_the_round_goes_on(scene
         availability = Availability(run, grid)
         play_round(run, grid, 1, availability.poll())
         with ledger._transaction() as db:  # another run takes what was left
-            ledger.charge(db, Entry.of(bytes(16), 1, 1, 0.9), Cost(0.9, 10.0, 1))
+            ledger.charge(db, LedgerEntry.of(bytes(16), 1, 1, 0.9), Cost(0.9, 10.0, 1))
         play_round(run, grid, 2, availability.poll())
     assert [log.survivors for log in run.journal.logs()] == [N, N - 1]
     assert ledger.spent().noised == 2

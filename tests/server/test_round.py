@@ -693,7 +693,7 @@ def test_an_attempt_that_was_not_unmasked_is_tried_again(world: Callable[..., Wo
     scene.start()
     recover(scene.run)
     assert scene.states() == [(1, 1, "failed")]
-    assert scene.journal.rows()[0].why == "the server stopped before it asked for unmasking"
+    assert scene.journal.rows()[0].why == "the server stopped during this attempt"
     scene.federate()
     assert scene.journal.finished() == ((1, 2), (2, 1), (3, 1))
 

@@ -67,7 +67,7 @@ from penchant.common.wire.messages import (
     Survivors,
     Unmasking,
 )
-from penchant.server.secagg.aggregation import MemoryRecords, unmask_asked
+from penchant.server.secagg.aggregation import MemoryRecords, must_not_be_repeated
 from penchant.server.secagg.plain import PlainAggregation
 
 STAGES = ("keys", "shares", "masked", "confirm", "unmask")
@@ -223,10 +223,10 @@ def test_one_loss_more_reveals_nothing(schedule: tuple[int, dict[str, list[int]]
     with pytest.raises(TooManyDropouts, match=f"lost by stage {last}, .* nothing was revealed"):
         scene.run(silent)
     # It ends at once: unless the last loss is in stage unmask, nobody was asked and it may be tried again.
-    assert unmask_asked(scene.journal.records) == (last == "unmask")
+    assert must_not_be_repeated(scene.journal.records) == (last == "unmask")
     # What the server has is below the threshold for every secret of everybody.
     assert len(scene.sent.get("unmask", {})) < threshold(n)
-    if unmask_asked(scene.journal.records):
+    if must_not_be_repeated(scene.journal.records):
         with pytest.raises(NotUnmasked):
             scene.server.complete(scene.journal.records)
     else:
@@ -307,7 +307,7 @@ def test_a_round_is_stopped_before_anybody_confirms_who_is_in_the_sum() -> None:
 def test_a_crash_before_unmasking_leaves_no_record_so_a_new_attempt_is_safe() -> None:
     for stage in STAGES:
         scene = Scene(4).play_to(stage)
-        assert unmask_asked(scene.journal.records) == (stage == "unmask")
+        assert must_not_be_repeated(scene.journal.records) == (stage == "unmask")
         if stage != "unmask":
             with pytest.raises(JournalError, match="no unmask request was journaled"):
                 scene.server.complete(scene.journal.records)
@@ -390,7 +390,7 @@ def test_plain_survives_those_who_are_silent_or_lie() -> None:
 def test_plain_is_collected_only_for_the_context_that_was_announced() -> None:
     scene = Scene(3, policy=SecAggPolicy(1, 0, allow_unmasked=True), changes={"kind": Kind.PLAIN})
     scene.tell("keys", 0, encode(scene.announce))
-    with pytest.raises(errors.AgreementError, match="another context"):
+    with pytest.raises(errors.AgreementError, match="a different context"):
         scene.tell("masked", 0, encode(Collect(bytes(32))))
     with pytest.raises(errors.ProtocolError, match="needs an announcement that says so"):
         PlainAggregation().run(announcement(3), range(3), plain_exchange(scene), MemoryRecords())
@@ -400,7 +400,7 @@ def test_plain_is_collected_only_for_the_context_that_was_announced() -> None:
 def test_a_vector_of_another_shape_is_the_devices_own_failure(vector: np.ndarray) -> None:
     scene = Scene(4).play_to("masked")
     scene.vectors[1] = vector
-    with pytest.raises(errors.DeviceError, match="announced are 3 elements of 32 bits"):
+    with pytest.raises(errors.DeviceError, match="but 3 elements of 32 bits were announced"):
         scene.tell("masked", 1, scene.requests[1])
 
 

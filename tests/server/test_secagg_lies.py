@@ -86,7 +86,7 @@ def test_an_error_says_what_was_said_and_done() -> None:
     with pytest.raises(TooManyDropouts) as failed:
         Scene(N).run(lie=lie)
     assert "; 2 said POLICY; 1 said SHARES; node 2 masked: message too short" in str(failed.value)
-    with pytest.raises(TooFewDevices, match=r"mend why they refuse; 10 said POLICY$"):
+    with pytest.raises(TooFewDevices, match=r"find out why they refuse; 10 said POLICY$"):
         Scene(N).run(lie=lambda stage, node, reply: abort)
     with pytest.raises(TooManyDropouts, match=r"more devices$"):
         Scene(N).run({"masked": range(5)})
@@ -229,7 +229,7 @@ def test_shares_for_other_devices_than_asked_are_not_used() -> None:
         return encode(Unmasking(given.seed_shares[:-1], (*given.key_shares, given.seed_shares[-1])))
 
     aggregate = Scene(N).run(lie=at("unmask", swapped))
-    assert aggregate.set_aside == {LIAR: "unmask: shares for other devices than asked"}
+    assert aggregate.set_aside == {LIAR: "unmask: shares for devices that were not asked for"}
 
 
 # --- dealers who lie ------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def other_commitment(scene: Scene) -> Callable[[bytes], bytes]:
 
 def test_a_seed_that_was_not_committed_to_names_its_dealer() -> None:
     scene = Scene(N)
-    with pytest.raises(NotUnmasked, match="another secret than it announced"):
+    with pytest.raises(NotUnmasked, match="a different secret than it announced"):
         scene.run(lie=at("keys", other_commitment(scene)))
 
 
@@ -316,9 +316,9 @@ def test_a_dealer_is_not_named_while_a_share_of_its_secret_is_wrong_besides() ->
     """Its commitment is another's, but whoever gives a wrong share may have made that up."""
     scene = Scene(N)
     uncommitted, spoilt = at("keys", other_commitment(scene)), at("unmask", wrong_shares, (1,))
-    with pytest.raises(NotUnmasked, match="somebody lied, too few to tell") as caught:
+    with pytest.raises(NotUnmasked, match="somebody lied, and too few answered to tell who") as caught:
         scene.run(lie=lambda stage, node, reply: spoilt(stage, node, uncommitted(stage, node, reply)))
-    assert "shared another secret" not in str(caught.value)
+    assert "shared a different secret" not in str(caught.value)
 
 
 def other_mask_key(scene: Scene) -> Callable[[bytes], bytes]:
@@ -332,7 +332,7 @@ def other_mask_key(scene: Scene) -> Callable[[bytes], bytes]:
 
 def test_a_mask_key_that_was_not_announced_names_its_dealer_when_it_is_needed() -> None:
     scene = Scene(N)
-    with pytest.raises(NotUnmasked, match="another secret than it announced"):
+    with pytest.raises(NotUnmasked, match="a different secret than it announced"):
         scene.run({"masked": [LIAR]}, lie=at("keys", other_mask_key(scene)))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from starlette.testclient import TestClient
 
 from penchant.common.config import RunConfig
-from penchant.common.crypto.passphrase import Cost
+from penchant.common.crypto.passphrase import ScryptCost
 from penchant.common.errors import ConsoleError
 from penchant.deploy import run_directory
 from penchant.deploy.console.local import OperationsOnThisMachine
@@ -28,7 +28,7 @@ from penchant.server.optimizers import ServerState
 
 HOST = "127.0.0.1:8900"
 PASSWORD = "correct horse battery"
-CHEAP = Cost(2**10)  # of a password: a test has nothing to protect
+CHEAP = ScryptCost(2**10)  # of a password: a test has nothing to protect
 ACCOUNTS = {"olga": "operator", "vera": "viewer"}
 
 

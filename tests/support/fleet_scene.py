@@ -509,7 +509,7 @@ class FleetScene:
 
 @contextmanager
 def opened_scenes(base: Path, directory: Path, n: int, **usual: Any) -> Iterator[Callable[..., FleetScene]]:
-    """Makes fleets, each in a directory of its own; `n` and `usual` are what a fleet has unless it is made
+    """Makes fleets, each in its own directory; `n` and `usual` are what a fleet has unless it is made
     otherwise. Closes them all."""
     made: list[FleetScene] = []
 

@@ -23,6 +23,7 @@ from system.console_browser import PASSWORD, PICTURES, SCREENS, Operator, Served
 
 from penchant.common.membership.enrolment import request
 from penchant.common.membership.join_token import JoinToken
+from penchant.deploy import run_directory
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import attend
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
@@ -176,6 +177,8 @@ def test_an_operators_day(browser: Browser, served: Served) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text("Compare")
     me.picture("compare")
     me.check("a comparison")
+    autumn = served.folder / "runs" / "autumn"  # its process still writes the report
+    wait_for("its process", lambda: not run_directory.busy(autumn), 120)
     page.get_by_role("link", name="autumn").first.click()
     page.get_by_role("link", name="Delete").click()
     page.get_by_label(re.compile("Type autumn")).fill("spring")

@@ -11,7 +11,7 @@ from support.device_kills import kill_again_and_again
 
 pytestmark = pytest.mark.system
 
-KILLS = int(os.environ.get("PENCHANT_KILLS", "50"))
+KILLS = int(os.environ.get("PENCHANT_KILLS", "25"))
 
 
 def test_a_device_killed_again_and_again_loses_nothing(

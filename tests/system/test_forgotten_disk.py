@@ -19,7 +19,7 @@ from penchant.client.device.device import Device
 from penchant.client.device.preference_store import KEYS as CHOICE_KEYS
 from penchant.client.vault.sealing import OLD_KEY_FILE
 from penchant.client.vault.vault import KEYS as VAULT_KEYS
-from penchant.common.crypto.passphrase import Cost
+from penchant.common.crypto.passphrase import ScryptCost
 from penchant.common.data.preferences import Preference
 from penchant.common.storage import erase, write_private
 from penchant.deploy.fleet.authority import KEY, AuthorityStore
@@ -114,6 +114,22 @@ def test_what_is_forgotten_is_on_no_block_of_the_disk(disk: Disk) -> None:
     assert disk.holds(*before, *TEXTS, b"a-telling-reason") == []
 
 
+def test_chosen_choices_and_what_was_learned_are_on_no_block_of_the_disk(disk: Disk) -> None:
+    with disk.mounted():
+        device = filled(disk.home)
+        before = disk.keys()
+    with disk.mounted():
+        device = Device(disk.home)
+        assert device.store.remove_these(device.store.recorded()[10:13]) == 3
+        device.vault.forget_learned()
+        left = disk.keys()
+        gone = [key for key in before if key not in left]
+        assert len(gone) == 3 + 2  # personal part and what belongs to it, which was sealed anew
+        assert len(device.store) == 45
+    assert disk.holds(*before) == [key for key in before if key not in gone]
+    assert disk.holds(*TEXTS) == []
+
+
 def test_leaving_a_fleet_leaves_no_identity_on_the_disk(disk: Disk) -> None:
     with disk.mounted():
         device = filled(disk.home)
@@ -138,7 +154,7 @@ def test_an_authoritys_key_under_2048_rounds_is_overwritten_when_it_is_upgraded(
     assert disk.holds(clear) == []
     assert disk.holds(*lines) == lines
     with disk.mounted():
-        assert AuthorityStore(disk.home, "old", cost=Cost(2**10)).digest == authority_store.digest
+        assert AuthorityStore(disk.home, "old", cost=ScryptCost(2**10)).digest == authority_store.digest
     assert disk.holds(*lines) == []
 
 

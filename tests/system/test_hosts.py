@@ -13,15 +13,17 @@ from system.hosts import Host, network
 
 pytestmark = pytest.mark.system
 
+# A thread for each: one whose last packet was lost holds up nobody else.
 ECHO = """
-import socket, sys
-with socket.create_server((sys.argv[1], 7000)) as server:
+import socketserver, sys
+class Echo(socketserver.BaseRequestHandler):
+    def handle(self):
+        while data := self.request.recv(65536):
+            self.request.sendall(data)
+with socketserver.ThreadingTCPServer((sys.argv[1], 7000), Echo) as server:
+    server.daemon_threads = True
     print("up", flush=True)
-    while True:
-        there, _ = server.accept()
-        with there:
-            while data := there.recv(65536):
-                there.sendall(data)
+    server.serve_forever()
 """
 ASK = """
 import socket, sys, time

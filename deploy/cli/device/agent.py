@@ -23,7 +23,6 @@ from penchant.deploy.cli.device.options import (
     SocketOption,
     make_sure,
     open_device,
-    run_row,
 )
 from penchant.deploy.cli.errors import command, notice
 
@@ -88,16 +87,20 @@ def connect(
 @command(app)
 def runs(home: HomeOption = HERE, passphrase: Ask = False, as_json: AsJson = False) -> None:
     """List the runs that asked for this device: what each may ask, as the authority signed it."""
+    from penchant.deploy.cli.device.reports import AskedRun
+    from penchant.deploy.json_tables import plain_value
+
     device = open_device(home, passphrase)
     each, known = device.policy().runs == "each", device.vault.ledger.runs()
+    asked = [AskedRun.of(run, each) for run in known]
     if as_json:
-        say_json([run_row(run, each) for run in known])
+        say_json(plain_value(asked))
         return
-    if not known:
+    if not asked:
         say("no run has asked for this device")
-    for run in known:
-        say(f"{run_row(run, each)['state']}, {run.rounds} rounds in {run.attempts} attempts so far")
-        for line in run.asks.lines():
+    for run in asked:
+        say(f"{run.state}, {run.rounds} rounds in {run.attempts} attempts so far")
+        for line in run.asks:
             say(f"  {one_line(line)}")
 
 

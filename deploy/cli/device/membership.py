@@ -71,7 +71,7 @@ def join(
     """Become a member of a fleet with a token from its operator."""
     found = _token_or_answer(token)
     if isinstance(found, bytes):  # until 0.3: an answer was given to this command as well
-        notice("an authority's answer is for `penchant device accept ANSWER --authority DIGEST` now")
+        notice("give an authority's answer to `penchant device accept ANSWER --authority DIGEST`")
         _accept(found, authority, home, passphrase)
         return
     from penchant.client.device import joining
@@ -80,7 +80,7 @@ def join(
 
     read = JoinToken.read(found, time.time())
     if authority and authority != read.terms.authority.hex():
-        raise UsageError("the token is of another authority than --authority says")
+        raise UsageError("the token comes from a different authority than --authority names")
     directory = home.expanduser()
     device, folder = open_device(home, passphrase), node or directory / NODE
     with on_interrupt("the same command goes on"):

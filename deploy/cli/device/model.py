@@ -1,11 +1,11 @@
-"""`penchant device train`, `rank`, `best-of`, `status`, `export` and `forget`: the owner's own model."""
+"""`penchant device train`, `rank`, `best-of`, `status` and `export`: the owner's own model."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,17 +19,13 @@ from penchant.deploy.cli.device.options import (
     Ask,
     HomeOption,
     lines_of,
-    make_sure,
     open_device,
     print_table,
-    run_row,
-    tell_of_revocation,
 )
 from penchant.deploy.cli.errors import command
 
 if TYPE_CHECKING:
     from penchant.client.device.device import Ranked, Report
-    from penchant.client.learning.trainer import Counts
 
 __all__ = ["app"]
 
@@ -39,7 +35,7 @@ app = typer.Typer()
 @command(app)
 def train(home: HomeOption = HERE, passphrase: Ask = False) -> None:
     """Fit the personal part of the model to the recorded choices. Works offline; nothing leaves."""
-    _print_quality(open_device(home, passphrase).train())
+    print_quality(open_device(home, passphrase).train())
 
 
 @command(app)
@@ -85,10 +81,12 @@ def best_of_n(
 def status(home: HomeOption = HERE, passphrase: Ask = False, as_json: AsJson = False) -> None:
     """What is recorded here, which rounds were joined, what left, and how good the model is."""
     from penchant.client.agent.socket import at_work
+    from penchant.deploy.cli.device.reports import DeviceStatus
+    from penchant.deploy.json_tables import plain_value
 
     report, agent = open_device(home, passphrase).report(), at_work(home.expanduser())
     if as_json:
-        say_json(_as_table(report, agent))
+        say_json(plain_value(DeviceStatus.of(report, agent)))
         return
     _print_status(report, agent)
 
@@ -108,21 +106,6 @@ def export(
         raise UsageError(f"there is no export format {format!r}; peft is the one")
     open_device(home, passphrase).export(directory, base)
     say(f"{directory}: see its README.md")
-
-
-@command(app)
-def forget(
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation.")] = False,
-    home: HomeOption = HERE,
-    passphrase: Ask = False,
-) -> None:
-    """Delete all that this device knows of its owner: choices, personal model, and its membership."""
-    make_sure(yes, "Delete all choices, the personal model and the membership?")
-    device = open_device(home, passphrase)
-    member, count = device.member, device.forget()
-    say(f"{count} choices and the personal model are deleted; files that you imported or exported are yours")
-    if member is not None:
-        tell_of_revocation(member)
 
 
 # --- inner parts --------------------------------------------------------------------------------------
@@ -147,32 +130,6 @@ def show_ranked(ranked: Sequence[Ranked], as_json: bool) -> None:
     print_table("", ("personal", "over next", "global", "response"), rows)
 
 
-def _as_table(report: Report, agent: bool) -> dict[str, Any]:
-    def right(counts: Counts) -> dict[str, Any]:
-        return {"correct": counts.correct, "of": counts.total}
-
-    quality = report.quality
-    return {
-        "choices": report.choices,
-        "held_out": report.held_out,
-        "sources": report.sources,
-        "member": report.member,
-        "agent_runs": agent,
-        "takes_part": not report.absent and agent,
-        "why_not": report.absent or None,
-        "run": report.run or None,
-        "round": report.round,
-        "rounds_joined": report.rounds_joined,
-        "runs": [run_row(run, report.each_run) for run in report.runs],
-        "held_out_right": quality and {"personal": right(quality.personal), "global": right(quality.common)},
-        "why_unknown": report.unknown or None,
-        "left": [{"name": name, "times": times, "bytes": size} for name, times, size in report.left],
-        "refused": [{"stage": s, "code": c, "why": w} for s, c, w in report.refused],
-        "disk": dataclasses.asdict(report.disk) | {"vault_most": report.disk_most},
-        "privacy": report.privacy and dataclasses.asdict(report.privacy),
-    }
-
-
 def _print_status(report: Report, agent: bool) -> None:
     sources = ", ".join(f"{count} from {name}" for name, count in report.sources.items()) or "none yet"
     running = "yes" if agent else "no: the agent is not running (penchant device serve)"
@@ -188,7 +145,9 @@ def _print_status(report: Report, agent: bool) -> None:
         ("disk", _disk(report)),
     ]
     print_table("", ("", ""), rows)
-    _print_quality(report)
+    print_quality(report)
+    if report.privacy is not None:
+        say(one_line(report.privacy.lasting))
     if report.left:
         print_table(
             "left so far (the parts of vectors are masked: only their sum over a group can be read)",
@@ -227,9 +186,10 @@ def _disk(report: Report) -> str:
     )
 
 
-def _print_quality(report: Report) -> None:
+def print_quality(report: Report) -> None:
+    """Say how good the personal and the global model are on the held-out choices."""
     if report.quality is None:
-        say(f"how good the model is can't be said: {one_line(report.unknown)}")
+        say(f"the model's quality is not known: {one_line(report.unknown)}")
         return
     personal, common = report.quality.personal, report.quality.common
     say(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,6 @@ from penchant.deploy.cli import passphrase as passphrases
 
 if TYPE_CHECKING:
     from penchant.client.device.device import Device
-    from penchant.client.vault.run_ledger import KnownRun
 
 __all__ = [
     "HERE",
@@ -29,7 +28,6 @@ __all__ = [
     "make_sure",
     "open_device",
     "print_table",
-    "run_row",
     "tell_of_revocation",
 ]
 
@@ -91,25 +89,6 @@ def make_sure(yes: bool, question: str) -> None:
 def tell_of_revocation(number: int) -> None:
     """Say to an owner whose device is no longer a member what is left to do."""
     say(f"this device was member {number}; tell the authority to revoke that number")
-
-
-def run_row(run: KnownRun, each: bool) -> dict[str, Any]:
-    """A run that asked for the device, as a row of JSON. each: whether the owner accepts each run."""
-    from penchant.common.membership.manifest import shown_day
-
-    asks = run.asks
-    return {
-        "run": run.run.hex(),
-        "state": "accepted" if run.accepted else "waiting to be accepted" if each else "signed",
-        "rounds": run.rounds,
-        "attempts": run.attempts,
-        "most_rounds": asks.rounds,
-        "least_cohort": asks.least_cohort,
-        "least_group": asks.least_group,
-        "first_day": shown_day(asks.first_day),
-        "last_day": shown_day(asks.last_day),
-        "asks": list(asks.lines()),
-    }
 
 
 def lines_of(file: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from penchant.common.wire.codec import PROTOCOL_VERSION
 from penchant.server.console.requests import ConsoleContext, ConsoleRequest, HTTPError
 from penchant.server.console.views.audit import whole_number
 from penchant.server.console.views.common import Fragments, all_runs
-from penchant.server.monitoring.fleet import FleetStatus
+from penchant.server.monitoring.fleet import FleetStatus, MemberListStatus, Revocation, Token
 from penchant.server.monitoring.run_history import DeviceRecord, JournalReader, RunLocation, RunSummary
 
 __all__ = ["ask_revocation", "devices", "invite", "live_devices"]
@@ -44,23 +45,23 @@ def devices_facts(request: ConsoleRequest) -> dict[str, Any]:
         raise HTTPError("Devices can be listed by member, seen or joined.", status=400)
     number = max(whole_number(request.asked("page", "1"), "page"), 1)
     met = JournalReader(run.location.directory).devices() if run and run.state != "damaged" else []
-    about = belonging(context, subject)
+    about = people_of(context, subject)
     listed = known(subject, run, met, about, now)
     rows = sorted((one for one in listed if str(one.member).startswith(search)), key=ORDERS[order])
     every = request.asked("tokens") == "all"
-    shown = [t for i, t in enumerate(about["tokens"]) if every or i < TOKENS_SHOWN or t.state == "waiting"]
+    shown = [t for i, t in enumerate(about.tokens) if every or i < TOKENS_SHOWN or t.state == "waiting"]
     return {
         **around,
-        **about,
+        **vars(about),
         "which": request.asked("run") or subject.id,
         "tokens_shown": shown,
-        "tokens_hidden": len(about["tokens"]) - len(shown),
+        "tokens_hidden": len(about.tokens) - len(shown),
         "every_token": every,
         "rows": rows[(number - 1) * DEVICES_A_PAGE : number * DEVICES_A_PAGE],
         "count": len(rows),
         "met": len(met),
         "recent": sum(one.here or now - (one.seen or 0.0) < DAY for one in listed),
-        "fresh": about["link"] is not None and about["link"].fresh(now),
+        "fresh": about.link is not None and about.link.fresh(now),
         "search": search,
         "order": order,
         "page": number,
@@ -111,13 +112,13 @@ def known(
     subject: RunLocation,
     run: RunSummary | None,
     met: Sequence[DeviceRecord],
-    about: Mapping[str, Any],
+    about: FleetPeople,
     now: float,
 ) -> list[Known]:
     """All devices: those that were met, and those of a fleet's members that were not yet."""
     devices = {device.member: device for device in met}
-    nodes = {token.member: token.node for token in about["tokens"] if token.member is not None}
-    enrolment, link = about["enrolment"], about["link"]
+    nodes = {token.member: token.node for token in about.tokens if token.member is not None}
+    enrolment, link = about.enrolment, about.link
     numbers = set(devices) | set(nodes) | (enrolment.members if enrolment else set())
     return [
         _known(number, devices.get(number), nodes.get(number), subject, run, link, now) for number in numbers
@@ -185,19 +186,38 @@ def tells_of(context: ConsoleContext, run: RunLocation, subject: RunLocation) ->
     return run.id == subject.id or (fleet is not None and fleet.id == subject.id)
 
 
-def belonging(context: ConsoleContext, subject: RunLocation) -> dict[str, Any]:
+@dataclass(frozen=True)
+class FleetPeople:
+    """Who belongs to a fleet, is invited to it, or is to leave it; of a simulation nobody.
+
+    Attributes:
+        enrolment: the member list; None where there is none.
+        link: what the SuperLink said last; None where there is none.
+        revocations: the revocations that were asked for.
+        pending: the members whose revocation the authority has not signed yet.
+        tokens: the invitations.
+    """
+
+    enrolment: MemberListStatus | None = None
+    link: FleetStatus | None = None
+    revocations: Sequence[Revocation] = ()
+    pending: AbstractSet[int] = frozenset()
+    tokens: Sequence[Token] = ()
+
+
+def people_of(context: ConsoleContext, subject: RunLocation) -> FleetPeople:
     """Members, invitations and revocations of a fleet; a simulation has none."""
     if subject.kind != "fleet":
-        return {"enrolment": None, "link": None, "revocations": [], "pending": set(), "tokens": []}
+        return FleetPeople()
     fleet = context.operations.fleet(subject)
     asked = fleet.revocations()
-    return {
-        "enrolment": fleet.enrolment(),
-        "link": fleet.link(),
-        "revocations": asked,
-        "pending": {r.member for r in asked if r.signed is None},
-        "tokens": fleet.tokens(),
-    }
+    return FleetPeople(
+        enrolment=fleet.enrolment(),
+        link=fleet.link(),
+        revocations=asked,
+        pending={r.member for r in asked if r.signed is None},
+        tokens=fleet.tokens(),
+    )
 
 
 def qr_code(text: str) -> Markup:

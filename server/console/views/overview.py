@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import Response
@@ -15,6 +16,7 @@ from penchant.server.console.views.common import Fragments, accuracy_chart, all_
 from penchant.server.console.views.devices import tells_of
 from penchant.server.console.views.run import stages_of
 from penchant.server.monitoring import alerts
+from penchant.server.monitoring.fleet import FleetStatus, MemberListStatus
 from penchant.server.monitoring.run_history import JournalReader, RunLocation, RunSummary
 
 __all__ = ["live_overview", "overview"]
@@ -40,7 +42,7 @@ def overview_facts(request: ConsoleRequest) -> dict[str, Any]:
         except PenchantError as error:  # one damaged fleet must not take the page of all others
             title = f"{fleet.name} can't be read"
             notices.append(alerts.Notice("bad", title, str(error), f"/devices?run={fleet.id}"))
-    notices += [notice for fleet in fleets for notice in fleet["notices"]]
+    notices += [notice for fleet in fleets for notice in fleet.notices]
     notices.sort(key=lambda notice: notice.kind != "bad")
     ledger = JournalReader(main.location.directory) if main and main.state != "damaged" else None
     return {
@@ -65,20 +67,26 @@ def overview_facts(request: ConsoleRequest) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class FleetCard:
+    """A fleet on the overview: its SuperLink's answer and whether it is fresh, its members and notices."""
+
+    location: RunLocation
+    link: FleetStatus
+    fresh: bool
+    enrolment: MemberListStatus
+    notices: tuple[alerts.Notice, ...]
+
+
 def fleet_facts(
     context: ConsoleContext, fleet: RunLocation, found: Sequence[RunSummary], now: float
-) -> dict[str, Any]:
+) -> FleetCard:
     """The state of a fleet's server and its members; `found` holds all runs, of which its own are picked."""
     server = context.operations.fleet(fleet)
     link, enrolment, asked, tokens = server.link(), server.enrolment(), server.revocations(), server.tokens()
     runs = [run for run in found if tells_of(context, run.location, fleet)]
-    return {
-        "location": fleet,
-        "link": link,
-        "fresh": link.fresh(now),
-        "enrolment": enrolment,
-        "notices": list(alerts.of_fleet(fleet, link, runs, enrolment, asked, tokens, now)),
-    }
+    notices = tuple(alerts.of_fleet(fleet, link, runs, enrolment, asked, tokens, now))
+    return FleetCard(fleet, link, link.fresh(now), enrolment, notices)
 
 
 def live_overview(request: ConsoleRequest) -> Fragments:

@@ -19,7 +19,7 @@ from penchant.server.console.views.common import (
     loss_chart,
     run_of,
 )
-from penchant.server.monitoring.run_history import Attempt, JournalReader, RunSummary
+from penchant.server.monitoring.run_history import AttemptRecord, JournalReader, RunSummary
 
 __all__ = ["confirm_delete", "delete", "live_run", "resume", "run", "stop"]
 LOG_LINES = 200
@@ -28,7 +28,7 @@ ROUNDS_SHOWN = 15
 
 def stages_of(run: RunSummary) -> list[dict[str, Any]]:
     """The five stages of the current attempt (or of the last one), with the state of each."""
-    last: Attempt | None = run.attempts[-1] if run.attempts else None
+    last: AttemptRecord | None = run.attempts[-1] if run.attempts else None
     if last is None:
         return []
     known = {s.name: s for s in JournalReader(run.location.directory).stages(last.round, last.attempt)}

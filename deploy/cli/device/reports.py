@@ -1,0 +1,174 @@
+"""What `penchant device status` and `runs` write with `--json`, in the order of its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from penchant.client.device.device import Quality, Report
+from penchant.client.device.privacy_report import PrivacyReport
+from penchant.client.learning.trainer import Counts
+from penchant.client.vault.budget import DiskUse
+from penchant.client.vault.run_ledger import KnownRun
+from penchant.common.membership.manifest import shown_day
+
+__all__ = ["AskedRun", "DeviceStatus", "DiskReport", "LeftPart", "Refusal", "RightAnswers"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedRun:
+    """A run that asked for the device: how far it came here, and what the authority lets it ask.
+
+    Attributes:
+        run: the run's id, in hex.
+        state: "accepted", "waiting to be accepted" by the owner, or "signed" where that is enough.
+        rounds: in how many rounds the device took part.
+        attempts: in how many attempts it took part.
+        most_rounds: how many rounds the run may have.
+        least_cohort: how many people a round asks at least.
+        least_group: how many people a sum is over at least.
+        first_day: the first day on which the run may ask.
+        last_day: the last day on which the run may ask.
+        asks: all of this and the settings, in words.
+    """
+
+    run: str
+    state: str
+    rounds: int
+    attempts: int
+    most_rounds: int
+    least_cohort: int
+    least_group: int
+    first_day: str
+    last_day: str
+    asks: tuple[str, ...]
+
+    @classmethod
+    def of(cls, run: KnownRun, each: bool) -> Self:
+        """As the device's ledger knows it; `each` says whether the owner accepts each run."""
+        asks = run.asks
+        return cls(
+            run=run.run.hex(),
+            state="accepted" if run.accepted else "waiting to be accepted" if each else "signed",
+            rounds=run.rounds,
+            attempts=run.attempts,
+            most_rounds=asks.rounds,
+            least_cohort=asks.least_cohort,
+            least_group=asks.least_group,
+            first_day=shown_day(asks.first_day),
+            last_day=shown_day(asks.last_day),
+            asks=tuple(asks.lines()),
+        )
+
+
+@dataclass(frozen=True)
+class RightAnswers:
+    """How many of so many held-out choices a model ranks right."""
+
+    correct: int
+    of: int
+
+    @classmethod
+    def counted(cls, counts: Counts) -> Self:
+        """As an evaluation counts them."""
+        return cls(counts.correct, counts.total)
+
+
+@dataclass(frozen=True)
+class LeftPart:
+    """A part of vectors that left the device: how often, and how many bytes together."""
+
+    name: str
+    times: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A message that the device refused, with the code that the server got and the reason for the owner."""
+
+    stage: str
+    code: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskReport(DiskUse):
+    """`DiskUse`, and `vault_most`, the bytes that the owner allows the vault."""
+
+    vault_most: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceStatus:
+    """A device at a glance.
+
+    Attributes:
+        choices: how many choices are recorded.
+        held_out: how many of them are kept aside to judge the model by.
+        sources: how many choices came from where.
+        member: the device's number in its fleet; None without one.
+        agent_runs: whether the agent is running.
+        takes_part: whether the device takes part in rounds now.
+        why_not: why it does not.
+        run: the last run, in hex.
+        round: the last round of it.
+        rounds_joined: in how many rounds of all runs the device took part.
+        runs: the runs that asked for it.
+        held_out_right: how the "personal" and the "global" model do on the held-out choices.
+        why_unknown: why that is not known.
+        left: everything that ever left the device.
+        refused: what it refused.
+        disk: what it takes on the disk.
+        privacy: what taking part has cost.
+    """
+
+    choices: int
+    held_out: int
+    sources: Mapping[str, int]
+    member: int | None
+    agent_runs: bool
+    takes_part: bool
+    why_not: str | None
+    run: str | None
+    round: int
+    rounds_joined: int
+    runs: tuple[AskedRun, ...]
+    held_out_right: Mapping[str, RightAnswers] | None
+    why_unknown: str | None
+    left: tuple[LeftPart, ...]
+    refused: tuple[Refusal, ...]
+    disk: DiskReport
+    privacy: PrivacyReport | None
+
+    @classmethod
+    def of(cls, report: Report, agent: bool) -> Self:
+        """As the device reports it; `agent` says whether its agent is running."""
+        quality = report.quality
+        return cls(
+            choices=report.choices,
+            held_out=report.held_out,
+            sources=report.sources,
+            member=report.member,
+            agent_runs=agent,
+            takes_part=not report.absent and agent,
+            why_not=report.absent or None,
+            run=report.run or None,
+            round=report.round,
+            rounds_joined=report.rounds_joined,
+            runs=tuple(AskedRun.of(run, report.each_run) for run in report.runs),
+            held_out_right=None if quality is None else _right(quality),
+            why_unknown=report.unknown or None,
+            left=tuple(LeftPart(name, times, size) for name, times, size in report.left),
+            refused=tuple(Refusal(stage, code, why) for stage, code, why in report.refused),
+            disk=DiskReport(**asdict(report.disk), vault_most=report.disk_most),
+            privacy=report.privacy,
+        )
+
+
+def _right(quality: Quality) -> dict[str, RightAnswers]:
+    return {
+        "personal": RightAnswers.counted(quality.personal),
+        "global": RightAnswers.counted(quality.common),
+    }
