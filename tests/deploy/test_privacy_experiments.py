@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.crypto.entropy import SeededEntropy
 from penchant.common.data.preferences import Preference
+from penchant.common.data.splits import Sizes
 from penchant.common.secagg.update_vector import Contribution
 from penchant.deploy import datasets
 
@@ -128,6 +130,74 @@ def test_everybody_trained_at_once_is_everybody_trained_alone(
         assert fitted[at].numpy() == pytest.approx(outcome.personal, abs=1e-5)
 
 
+def test_a_fleet_of_another_share_is_trained_by_the_product(
+    experiment: Callable[[str], Any], tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    fleets = experiment("noised_fleet")
+    write_choices(tmp_path / "choices.jsonl", [24] * 12)
+    changes = small_run(tiny_model("bert"), tmp_path / "choices.jsonl", 12, 2)
+    config = RunConfig().changed(changes | {"federation.rounds": 2, "training.final_fit_epochs": 2})
+    people = datasets.configured(config.data, 0).people
+    for share in ("A", "AB"):
+        fleet = fleets.fleet_of(config.changed({"adapter.share": share}), people, ModelCache())
+        learned = fleet.learn()
+        start, personal = fleet.start()
+        assert not np.array_equal(start.factors, learned.shared)
+        assert learned.personal.shape == personal.shape == (12, fleet.planned.split.personal.size)
+        assert 0 <= fleet.accuracy(learned) <= 1
+
+
+def test_one_by_one_and_all_at_once_come_to_the_same(
+    experiment: Callable[[str], Any], tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    fleets = experiment("noised_fleet")
+    write_choices(tmp_path / "choices.jsonl", [24] * 12)
+    changes = small_run(tiny_model("bert"), tmp_path / "choices.jsonl", 12, 2)
+    config = RunConfig().changed(changes | {"adapter.share": "lore", "federation.rounds": 2})
+    people, cache = datasets.configured(config.data, 0).people, ModelCache()
+    at_once, one_by_one = (kind.of(config, people, cache).learn() for kind in (fleets.Fleet, fleets.OneByOne))
+    assert one_by_one.shared == pytest.approx(at_once.shared, abs=1e-4)
+    assert one_by_one.personal.numpy() == pytest.approx(at_once.personal.numpy(), abs=1e-4)
+
+
+def test_a_clip_follows_the_quantile_that_noised_counts_say(
+    experiment: Callable[[str], Any], tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    adaptive = experiment("adaptive_clip")
+    assert adaptive.moved(2.0, 0.5) == 2.0
+    assert adaptive.moved(2.0, 1.7) == adaptive.moved(2.0, 1.0) == pytest.approx(2.0 * math.exp(-0.5))
+    assert adaptive.moved(2.0, -1.0) == pytest.approx(2.0 * math.exp(0.5))
+    sent = [Contribution(np.full(4, size, np.float32), 3, 1.0, 0, 0) for size in (0.1, 10.0)]
+    assert [(part.correct, part.total) for part in adaptive.counted(sent, 1.0)] == [(1, 1), (0, 1)]
+    write_choices(tmp_path / "choices.jsonl", [24] * 12)
+    changes = small_run(tiny_model("bert"), tmp_path / "choices.jsonl", 12, 2)
+    config = RunConfig().changed(
+        changes | {"adapter.share": "lore", "federation.rounds": 2, "privacy.dp_epsilon": 8.0}
+    )
+    people = datasets.configured(config.data, 0).people
+    learned = adaptive.Adaptive.of(config, people, ModelCache()).learn()
+    assert np.isfinite(learned.shared).all()
+
+
+def test_judges_of_arguments_are_split_by_topic(experiment: Callable[[str], Any], tmp_path: Path) -> None:
+    for topic in range(8):
+        choices = "".join(
+            f"<mTurkAssignment><turkID>{who}</turkID><value>{value}</value></mTurkAssignment>"
+            for who, value in (("one", "a1"), ("two", "a2"), ("three", "equal"))
+        )
+        (tmp_path / f"topic {topic}.xml").write_text(
+            f"<list><annotatedArgumentPair><arg1><text>for {topic}</text></arg1><arg2><text>against {topic}"
+            f"</text></arg2><mTurkAssignments>{choices}</mTurkAssignments></annotatedArgumentPair></list>",
+            encoding="utf-8",
+        )
+    found = experiment("many_people").arguments(tmp_path, 3, Sizes(9, 9, 9), 0).people
+    assert [person.name for person in found] == ["one", "two"]
+    for person, first in zip(found, ("for", "against"), strict=True):
+        assert all(pair.chosen.startswith(first) for pair in (*person.train, *person.test))
+        assert not {pair.chosen for pair in person.train} & {pair.chosen for pair in person.test}
+    assert {pair.chosen[-1] for pair in found[0].test} == {pair.chosen[-1] for pair in found[1].test}
+
+
 def test_a_candidate_is_found_in_what_it_is_a_part_of(experiment: Callable[[str], Any]) -> None:
     attacks = experiment("attacks")
     texts = [f"text {number}" for number in range(31)]
@@ -174,6 +244,29 @@ def test_independent_noise_is_the_measure_of_correlated_noise(experiment: Callab
     assert correlated.gain(30, 1, 30).mean < 0.6
 
 
+def test_errors_of_correlated_noise_are_those_of_the_literature(experiment: Callable[[str], Any]) -> None:
+    """The whole square root, one participation: the largest error is (ln n + Euler's constant + 4 ln 2) / pi
+    to o(1), the constant of Landau: a sum of squares of central binomial coefficients over 4^k."""
+    correlated = experiment("correlated_noise")
+    for rounds in (100, 300):
+        last = correlated.errors(correlated.strategy(rounds, rounds), 1, rounds)[1]
+        assert last == pytest.approx(
+            (math.log(rounds) + np.euler_gamma + 4 * math.log(2)) / math.pi, abs=2e-3
+        )
+
+
+def test_the_sensitivity_is_that_of_the_worst_rounds_to_be_in(experiment: Callable[[str], Any]) -> None:
+    correlated = experiment("correlated_noise")
+    for rounds, participations, apart, bands in ((9, 3, 2, 9), (9, 3, 3, 3), (8, 2, 4, 2), (8, 8, 1, 1)):
+        matrix = correlated.strategy(rounds, bands)
+        worst = max(
+            float(np.linalg.norm(matrix[:, list(turns)].sum(axis=1)))
+            for turns in itertools.combinations(range(rounds), participations)
+            if all(later - earlier >= apart for earlier, later in itertools.pairwise(turns))
+        )
+        assert correlated.sensitivity(matrix, participations, apart) == pytest.approx(worst)
+
+
 # --- the page --------------------------------------------------------------------------------------
 
 
@@ -183,8 +276,12 @@ def test_the_page_says_what_was_measured(experiment: Callable[[str], Any], tmp_p
     def kept(name: str) -> Any:
         return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
-    correlated = experiment("correlated_noise")
+    correlated, utility = experiment("correlated_noise"), experiment("private_utility")
     tables = {
+        "private utility": utility.table(
+            utility.Runs(RESULTS / "private_utility.json", None, only_show=True)
+        ),
+        "adaptive clip": experiment("adaptive_clip").table(kept("adaptive_clip")),
         "attacks": experiment("attacks").tables(kept("attacks")),
         "audit": experiment("audit_epsilon").table(kept("audit_epsilon")),
         "membership": experiment("membership").table(kept("membership")),

@@ -1,14 +1,15 @@
-"""A federation of share lore with noise on its sums, fast enough for a thousand people on one core.
+"""A federation with noise on its sums, and in share lore fast enough for ten thousand people on one core.
 
 Plans, clipping, rounding, noise, the reading of sums and the server's step are the product's own. Two things
 are not, and change no figure. Masks, which cancel in every sum, messages, vaults and signatures are left out.
-And everybody trains at once: lore's embeddings are frozen and AdamW works element by element, so that one
-training of all people's tensors is everybody's own (a test holds it to the product's trainer).
+And in share lore everybody trains at once: its embeddings are frozen and AdamW works element by element, so
+that one training of all people's tensors is everybody's own (a test holds it to the product's trainer). In
+other shares (`OneByOne`) the product's trainer trains everybody in turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from penchant.client.learning.local_round import contribution_of, work
 from penchant.client.learning.model_cache import ModelCache, PlannedModel
 from penchant.common.config import RunConfig, TrainingConfig
 from penchant.common.crypto.entropy import Entropy, SeededEntropy
@@ -30,9 +32,12 @@ from penchant.server.noise_terms import settle_noise
 from penchant.server.optimizers import ServerState, server_optimizer
 from penchant.server.run import cohort_size
 
-__all__ = ["Fleet", "Learned", "Pairs", "noise_of", "ring_sum", "signed"]
+__all__ = ["Fleet", "Learned", "OneByOne", "Pairs", "fleet_of", "noise_of", "ring_sum", "signed"]
 
-TOGETHER = 16  # shares of noise that are drawn as one of four times the sigma, for speed
+TOGETHER = (16, 4, 1)  # k^2 shares of noise are drawn as one of k times the sigma, for speed
+
+Training = Callable[[Vector, Sequence[int], Tensor], tuple[list[Contribution], Tensor]]
+"""Announced factors, who is asked and their weights -> what they send and their new weights."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +106,14 @@ class Fleet:
     @classmethod
     def of(cls, config: RunConfig, people: Sequence[Person], cache: ModelCache) -> Fleet:
         torch.set_num_threads(1)
-        if config.adapter.share != "lore" or config.training.batch_size or config.training.alone_epochs:
-            raise ValueError("everybody trains at once in share lore, in whole batches and jointly, only")
+        cls._check(config)
         cohort = cohort_size(config, len(people))
         return cls(settle_noise(config, cohort, len(people)), people, cache, cohort)
+
+    @classmethod
+    def _check(cls, config: RunConfig) -> None:
+        if config.adapter.share != "lore" or config.training.batch_size or config.training.alone_epochs:
+            raise ValueError("everybody trains at once in share lore, in whole batches and jointly, only")
 
     @property
     def planned(self) -> PlannedModel:
@@ -124,7 +133,13 @@ class Fleet:
 
     def learn(self) -> Learned:
         """All rounds and the closing one."""
-        layout, pairs = self.layout, Pairs.of(self.planned, [person.train for person in self.people])
+        pairs = Pairs.of(self.planned, [person.train for person in self.people])
+        shared, personal = self.rounds(lambda shared, who, own: self.round(shared, own, pairs.some(who)))
+        return Learned(shared, self.fitted(shared, personal, pairs))
+
+    def rounds(self, train: Training) -> tuple[Vector, Tensor]:
+        """All rounds but the closing one: the factors that they end with, and everybody's weights."""
+        layout = self.layout
         state, personal = self.start()
         entropy = SeededEntropy(self.config.seed.to_bytes(32, "big"), "noised fleet")
         after = None
@@ -132,10 +147,10 @@ class Fleet:
             turn, after = next_cohort(
                 range(len(self.people)), self.cohort, seed=self.config.seed, round=number, after=after
             )
-            sent, personal[list(turn)] = self.round(state.factors, personal[list(turn)], pairs.some(turn))
+            sent, personal[list(turn)] = train(state.factors, turn, personal[list(turn)])
             mean = layout.read(ring_sum(layout, sent, entropy), len(turn)).mean
             state = state.moved(mean, self.config.federation)
-        return Learned(state.factors, self.fitted(state.factors, personal, pairs))
+        return state.factors, personal
 
     def round(self, shared: Vector, personal: Tensor, pairs: Pairs) -> tuple[list[Contribution], Tensor]:
         """What people with these weights and pairs send for the announced factors, and their new weights."""
@@ -197,6 +212,52 @@ class Fleet:
             tensor.grad = None
 
 
+class OneByOne(Fleet):
+    """A fleet of any share: the product's trainer trains everybody in turn."""
+
+    @classmethod
+    def _check(cls, config: RunConfig) -> None:
+        """Any configuration will do."""
+
+    def learn(self) -> Learned:
+        """All rounds and the closing one."""
+        planned, closing = self.planned, self.cache.of(self.config.plan("close", self.cohort))
+        start = planned.split.initial(planned.plan.seed)[1]
+
+        def train(shared: Vector, who: Sequence[int], own: Tensor) -> tuple[list[Contribution], Tensor]:
+            sent, left = [], own.clone()
+            for at, person in enumerate(who):
+                pairs = self.people[person].train
+                outcome = work(planned, shared, start, own[at].numpy(), pairs, (), 0)
+                sent.append(contribution_of(outcome, in_histogram=False))
+                left[at] = torch.from_numpy(outcome.personal)
+            return sent, left
+
+        shared, personal = self.rounds(train)
+        for at, person in enumerate(self.people):
+            outcome = work(closing, shared, start, personal[at].numpy(), person.train, (), 0)
+            personal[at] = torch.from_numpy(outcome.personal)
+        return Learned(shared, personal)
+
+    def accuracy(self, learned: Learned) -> float:
+        """As of every fleet."""
+        part, planned = self.config.data.evaluate, self.planned
+        start = planned.split.initial(planned.plan.seed)[1]
+        trainer = planned.trainer(start)
+        found = []
+        for person, own in zip(self.people, learned.personal, strict=True):
+            if pairs := getattr(person, part):
+                counts = trainer.evaluate(learned.shared, own.numpy(), planned.model.prepare(pairs))
+                found.append(counts.accuracy)
+        return float(np.mean(found))
+
+
+def fleet_of(config: RunConfig, people: Sequence[Person], cache: ModelCache) -> Fleet:
+    """The fastest fleet of a configuration's share."""
+    kind = Fleet if config.adapter.share == "lore" else OneByOne
+    return kind.of(config, people, cache)
+
+
 def _optimizer(tensor: Tensor, rate: float, settings: TrainingConfig) -> torch.optim.Optimizer:
     rule = torch.optim.SGD if settings.optimizer == "sgd" else torch.optim.AdamW
     return rule([tensor], lr=rate, weight_decay=settings.weight_decay)
@@ -216,15 +277,16 @@ def ring_sum(layout: UpdateLayout, sent: Sequence[Contribution], entropy: Entrop
 def noise_of(layout: UpdateLayout, shares: int, entropy: Entropy) -> NDArray[np.int64]:
     """The sum of so many shares of noise, int64 [words]; zeros where sums are exact.
 
-    16 shares are drawn as one discrete Gaussian of four times the sigma: their sum is one, to 10^-400000.
+    16 shares are drawn as one discrete Gaussian of four times the sigma, 256 as one of 16 times: their sum is
+    one, to 10^-400000.
     """
     total = np.zeros(layout.words, np.int64)
     if layout.noise is None:
         return total
-    for _ in range(shares // TOGETHER):
-        total += discrete_gaussian(layout.words, 4 * layout.noise.sigma, entropy)
-    for _ in range(shares % TOGETHER):
-        total += discrete_gaussian(layout.words, layout.noise.sigma, entropy)
+    for times in TOGETHER:
+        draws, shares = divmod(shares, times**2)
+        for _ in range(draws):
+            total += discrete_gaussian(layout.words, times * layout.noise.sigma, entropy)
     return total
 
 
