@@ -89,8 +89,8 @@ def test_a_sum_is_that_of_its_parts_and_their_noise(experiment: Callable[[str], 
     alone = [fleet.signed(layout.quantise(one, bytes(32)), layout.ring) for one in sent]
     spread = float(np.std(total - sum(alone)))
     assert spread == pytest.approx(2 * layout.noise.sigma, rel=0.1)  # four shares
-    shares = fleet.noise_of(layout, 37, SeededEntropy(bytes(32), "shares"))
-    assert float(np.std(shares)) == pytest.approx(math.sqrt(37) * layout.noise.sigma, rel=0.1)
+    shares = fleet.noise_of(layout, 300, SeededEntropy(bytes(32), "shares"))
+    assert float(np.std(shares)) == pytest.approx(math.sqrt(300) * layout.noise.sigma, rel=0.1)
 
 
 def test_everybody_trained_at_once_is_everybody_trained_alone(

@@ -34,7 +34,7 @@ from penchant.server.run import cohort_size
 
 __all__ = ["Fleet", "Learned", "OneByOne", "Pairs", "fleet_of", "noise_of", "ring_sum", "signed"]
 
-TOGETHER = (16, 4, 1)  # k^2 shares of noise are drawn as one of k times the sigma, for speed
+TOGETHER = (4, 1)  # k^2 shares of noise are drawn as one of k times the sigma, for speed
 
 Training = Callable[[Vector, Sequence[int], Tensor], tuple[list[Contribution], Tensor]]
 """Announced factors, who is asked and their weights -> what they send and their new weights."""
@@ -277,8 +277,7 @@ def ring_sum(layout: UpdateLayout, sent: Sequence[Contribution], entropy: Entrop
 def noise_of(layout: UpdateLayout, shares: int, entropy: Entropy) -> NDArray[np.int64]:
     """The sum of so many shares of noise, int64 [words]; zeros where sums are exact.
 
-    16 shares are drawn as one discrete Gaussian of four times the sigma, 256 as one of 16 times: their sum is
-    one, to 10^-400000.
+    16 shares are drawn as one discrete Gaussian of four times the sigma: their sum is one, to 10^-400000.
     """
     total = np.zeros(layout.words, np.int64)
     if layout.noise is None:

@@ -174,6 +174,8 @@ def row(runs: Runs, name: str, share: str) -> str:
         return ""
     free = max((found[column] for column in ("0", "best")), key=_mean)
     found["lost"] = {seed: free[seed] - noised for seed, noised in found["8"].items() if seed in free}
+    if shapes[0] == shapes[1]:
+        found["best"] = {}
     tuned = ", ".join(f"{value:g}" for value in shapes[0].values())
     cells = [shown(found[column]) for column in ("alone", "1", "2", "4", "8", "0", "best", "lost")]
     return f"| {name}, {share} | {tuned} | {' | '.join(cells)} |"
