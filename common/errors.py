@@ -78,6 +78,19 @@ class ConfigError(UsageError):
 
     code = "config"
 
+    def __init__(
+        self, message: object = "", *, on_command_line: str = "", about: tuple[str, ...] = ()
+    ) -> None:
+        """An error in one line.
+
+        Args:
+            message: as of every error.
+            on_command_line: as of every error.
+            about: where a form says it: keys of settings, or "name" for that of a run.
+        """
+        super().__init__(message, on_command_line=on_command_line)
+        self.about = about
+
 
 class PrivacyError(ConfigError):
     """Noise, a bound or a promise of differential privacy that is out of range, or that nothing can keep."""

@@ -84,7 +84,10 @@ def refuse_used(directory: Path) -> None:
 def refuse_unservable(config: RunConfig) -> None:
     """ConfigError for a configuration that real devices can't take part in."""
     if not config.federation.cohort:
-        raise ConfigError("federation.cohort is 0; a served run needs to know how many devices to ask")
+        raise ConfigError(
+            "federation.cohort is 0; a served run needs to know how many devices to ask",
+            about=("federation.cohort",),
+        )
     if not config.privacy.secagg:
         raise ConfigError("a served run is with secure aggregation; set privacy.secagg to true")
 

@@ -174,6 +174,8 @@ def let_a_stranger_in(page: Page, fleet: LiveFleet) -> None:
 def start_a_run(page: Page, fleet: LiveFleet) -> None:
     page.get_by_role("link", name="Runs", exact=True).first.click()
     page.get_by_role("link", name="Start a run").click()
+    page.locator("summary", has_text="As a file").click()
+    page.get_by_role("button", name="Write it as a file").click()
     area, text = page.get_by_label("Configuration"), fleet.deployment.config.to_toml()
     expect(page.get_by_label("Where")).to_have_text("server, real devices")
     area.fill(text.replace(f"cohort = {DEVICES}", "cohort = 99"))
@@ -181,7 +183,7 @@ def start_a_run(page: Page, fleet: LiveFleet) -> None:
     area.fill(text)
     expect(page.locator("#verdict")).to_contain_text("owners allow more than the defaults")
     expect(page.locator("#verdict")).to_contain_text(f"{DEVICES} devices of server a round")
-    page.get_by_label("Name of its directory").fill("attic")
+    page.get_by_label("Name", exact=True).fill("attic")
     page.get_by_role("button", name="Start").click()
     expect(page.get_by_role("status").first).to_contain_text("attic has begun.", timeout=SECONDS)
     fleet.deployment.run = fleet.server_directory.run("attic")
