@@ -225,10 +225,11 @@ def stop_and_resume(page: Page, fleet: LiveFleet) -> None:
 
 
 def words_said(fleet: LiveFleet) -> list[str]:
-    """What is in the log of the run, without when and by which Flower run, and but for its waiting for the
-    authority's signature, which may have been there before."""
+    """What is in the log of the run, without when and by which Flower run, and but for its waiting: for the
+    authority's signature, which may have been there before, and for devices."""
     log = (fleet.deployment.run / "server.log").read_text(encoding="utf-8")
-    words = [line.split(maxsplit=4)[-1] for line in log.splitlines()]
+    lines = [line for line in log.splitlines() if not re.search(r" round \d+ waits: ", line)]
+    words = [line.split(maxsplit=4)[-1] for line in lines]
     return [word for word in words if not word.startswith("waits for the authority")]
 
 
