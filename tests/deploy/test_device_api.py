@@ -105,6 +105,54 @@ def test_coheres_form_gives_the_scores_of_rank(api: ServedApi, own: dict[str, fl
     assert all(0 < row["relevance_score"] < 1 for row in bounded)
 
 
+COHERE = (  # what its SDK 7.3.1 sent to this API and understood the answers of: v1 twice, v2
+    (
+        "/v1/rerank",
+        b'{"model":"rerank-v3.5","query":"on bill: ","documents":["the table tax","the motion tax"],'
+        b'"top_n":1,"return_documents":true}',
+        [{"document": {"text": "the motion tax"}, "index": 1}],
+    ),
+    (
+        "/v1/rerank",
+        b'{"query":"on bill: ","documents":[{"text":"the table tax"},{"text":"the motion tax"}],'
+        b'"rank_fields":["text"]}',
+        [
+            {"document": {"text": "the motion tax"}, "index": 1},
+            {"document": {"text": "the table tax"}, "index": 0},
+        ],
+    ),
+    (
+        "/v2/rerank",
+        b'{"model":"rerank-v3.5","query":"on bill: ","documents":["the table tax","the motion tax"],'
+        b'"top_n":2,"max_tokens_per_doc":99}',
+        [{"index": 1}, {"index": 0}],
+    ),
+)
+
+
+@pytest.mark.parametrize(("path", "body", "expected"), COHERE)
+def test_requests_of_coheres_sdk_are_answered(
+    api: ServedApi, path: str, body: bytes, expected: list[dict[str, Any]]
+) -> None:
+    headers = {
+        "accept": "*/*",
+        "accept-encoding": "gzip, deflate",
+        "user-agent": "cohere/7.3.1",
+        "x-fern-language": "Python",
+        "x-fern-sdk-name": "cohere",
+        "content-type": "application/json",
+    }
+    with api.client(**headers) as client:
+        found = client.post(path, content=body).json()
+    assert all(0 < row.pop("relevance_score") < 1 for row in found["results"])
+    assert found["results"] == expected
+    assert isinstance(found["id"], str)
+    assert found["meta"] == {"api_version": {"version": path[2]}}
+    with api.client(**headers) as client:
+        empty = client.post(path, content=b'{"model":"m","query":"on bill: ","documents":[]}')
+    assert (empty.status_code, set(empty.json())) == (400, {"message"})
+
+
 def test_documents_may_be_objects_whose_fields_are_named(api: ServedApi) -> None:
     plain = {"query": QUERY, "documents": ["the tax", "tax\nthe vote"], "raw_scores": True}
     objects = [{"text": "the tax", "id": 3}, {"text": "tax\nthe vote"}]
