@@ -131,7 +131,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"comparison"},
         {"report"},
         {"console"},
-        {"api"},
+        {"api", "device_api"},
         {"cli"},
     ],
 }
@@ -411,7 +411,7 @@ def options_of(command: str, rest: str) -> set[str]:
     path = command
     for word in rest.split():
         within = getattr(found, "commands", {})
-        if not within or not re.fullmatch(r"[a-z]+", word):
+        if not within or not re.fullmatch(r"[a-z]+(?:-[a-z]+)*", word):
             break
         assert word in within, f"there is no `penchant {path} {word}`"
         found, path = within[word], f"{path} {word}"

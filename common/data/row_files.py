@@ -28,6 +28,7 @@ __all__ = [
     "is_data_file",
     "part_named",
     "read_rows",
+    "rows_of_json",
 ]
 
 BadRows = Literal["refuse", "skip"]
@@ -199,6 +200,28 @@ def read_rows(path: str | Path | Sequence[Path], log: RowLog) -> Iterator[tuple[
                 yield where, row
 
 
+def rows_of_json(data: bytes, log: RowLog) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a JSON document, or of JSON lines, as of a file called .json: where each is (``row 1``), and
+    its columns. What is not a row is rejected in ``log``."""
+    for number, row in enumerate(_rows_in(data), start=1):
+        log.met()
+        if isinstance(row, str):
+            log.reject(f"row {number}", row)
+        else:
+            yield f"row {number}", row
+
+
+def _rows_in(data: bytes) -> Iterator[dict[str, Any] | str]:
+    text = data.removeprefix(b"\xef\xbb\xbf").strip()
+    try:
+        document = json.loads(text.decode("utf-8")) if text else []
+    except (ValueError, RecursionError):
+        yield from (_json_object(line) for line in text.splitlines() if line.strip())
+        return
+    for row in _unwrapped(document):
+        yield row if isinstance(row, dict) else f"not a JSON object but {kind_of(row)}"
+
+
 def _rows_of(file: Path) -> Rows:
     name = file.name.lower().removesuffix(".gz")
     if name.endswith(PARQUET):
@@ -261,6 +284,8 @@ def _unwrapped(document: Any) -> list[Any]:
     """The rows of a document: an array's, those that an object with nothing else in it holds, or itself."""
     if isinstance(document, list):
         return document
+    if not isinstance(document, dict):
+        return [document]
     inner = [document[key] for key in _WRAPPED if isinstance(document.get(key), list)]
     return inner[0] if len(inner) == 1 and len(document) == 1 else [document]
 

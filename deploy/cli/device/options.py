@@ -17,6 +17,7 @@ from penchant.deploy.cli.errors import notice
 
 if TYPE_CHECKING:
     from penchant.client.device.device import Device
+    from penchant.client.learning.model_cache import ModelCache
 
 __all__ = [
     "HERE",
@@ -68,8 +69,11 @@ HERE = Path(DEFAULT_HOME)
 SOCKET = "agent.sock"
 
 
-def open_device(home: Path, ask: bool) -> Device:
-    """The device's directory, unlocked. Asks for a passphrase when told to, or when there is no other way."""
+def open_device(home: Path, ask: bool, model_cache: ModelCache | None = None) -> Device:
+    """The device's directory, unlocked. Asks for a passphrase when told to, or when there is no other way.
+
+    model_cache: where models are kept, if not as `Device` does it.
+    """
     import torch
 
     from penchant.client.device.device import Device
@@ -82,7 +86,7 @@ def open_device(home: Path, ask: bool) -> Device:
     if passphrase is None and (ask or (protected and sys.stdin.isatty())):
         how = f"name a file that holds it in {PASSPHRASE}_FILE"
         passphrase = passphrases.asked("Passphrase", new=protected is None, told=ask, how=how)
-    return Device(directory, passphrase)
+    return Device(directory, passphrase, model_cache)
 
 
 def make_sure(yes: bool, question: str) -> None:
