@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import shlex
 import sys
 import time
@@ -15,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from penchant.common.errors import UsageError
+from penchant.common.network import is_loopback
 from penchant.common.terminal import log_to_stderr, say
 from penchant.deploy.cli.errors import command, ending_in_one_line
 from penchant.deploy.fleet.recorded_acts import who_is_here
@@ -155,14 +155,14 @@ def reachable_as(
     if (certificate is None) != (key is None):
         raise UsageError("--tls-cert and --tls-key belong together; give both")
     tls = certificate is not None
-    if not tls and not _loopback(host):
+    if not tls and not is_loopback(host):
         raise UsageError(
             f"{host} is not loopback: the console listens there only with --tls-cert and --tls-key "
             "(or on 127.0.0.1 behind a proxy that does TLS, with --origin)"
         )
     names = _certified(certificate) if certificate is not None else []
     names += [host] if host not in ("0.0.0.0", "::", "") else []
-    names += ["127.0.0.1", "localhost", "::1"] if _loopback(host) else []
+    names += ["127.0.0.1", "localhost", "::1"] if is_loopback(host) else []
     hosts = {_with_port(name, port) for name in names}
     hosts |= set(names) if port == (443 if tls else 80) else set()
     for origin in origins:
@@ -173,15 +173,6 @@ def reachable_as(
             )
         hosts.add(parts.netloc.lower())
     return frozenset(name.lower() for name in hosts), tls or bool(origins)
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _with_port(name: str, port: int) -> str:

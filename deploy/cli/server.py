@@ -69,7 +69,10 @@ def init(
 def up(
     directory: Where,
     only: Annotated[
-        str, typer.Option("--only", help="One part, in this process: superlink, executor, enrol or gateway.")
+        str,
+        typer.Option(
+            "--only", help="One part, in this process: superlink, executor, enrol, gateway or signals."
+        ),
     ] = "",
 ) -> None:
     """Run the server until it is stopped: SuperLink, its executor, the enrolment service, the gateway."""
@@ -77,10 +80,16 @@ def up(
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
     server_directory = ServerDirectory(directory)
+    if only == processes.SIGNALS:
+        from penchant.deploy.fleet import signals
+
+        log_to_stderr()
+        signals.run(server_directory)
+        return
     if only:
         processes.only(server_directory, only)
         return
-    log_to_stderr()
+    log_to_stderr(as_json="server" if server_directory.settings.log_format == "json" else "")
     processes.up(
         server_directory, lambda: say(f"devices reach this server at {server_directory.settings.gateway}")
     )
@@ -336,6 +345,29 @@ def status(directory: Where, run: RunName = "", as_json: AsJson = False) -> None
                 say(line)
     if server and (code := exit_code(server)):
         raise typer.Exit(code)
+
+
+@command(app)
+def metrics(
+    directory: Where,
+    listen: Annotated[str, typer.Option("--listen", help="HOST:PORT to listen at.")] = "127.0.0.1:9464",
+    token_file: Annotated[
+        Path | None,
+        typer.Option("--token-file", help="File with a token that is wanted; needed beyond loopback."),
+    ] = None,
+) -> None:
+    """Answer to monitoring: /metrics in Prometheus' form, /healthz and /readyz. It only reads."""
+    from penchant.deploy.fleet.fleet_watch import FleetWatch
+    from penchant.deploy.fleet.listen_address import ListenAddress
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+    from penchant.deploy.fleet.signals_service import serve_signals, token_in
+
+    server_directory, where = ServerDirectory(directory), ListenAddress.parse(listen, "--listen")
+    token = token_in(token_file) if token_file is not None else ""
+    log_to_stderr()
+    serve_signals(
+        FleetWatch(server_directory), where, token, lambda: say(f"metrics are at http://{where}/metrics")
+    )
 
 
 @command(app)
