@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penchant.common.durations import DAY
-from penchant.common.errors import OlderList, UsageError
+from penchant.common.errors import DeliveryError, OlderList, UsageError
 from penchant.common.printable import one_line
 from penchant.common.terminal import log_to_stderr, say, say_json
 from penchant.deploy.cli.errors import command, notice, on_interrupt
@@ -368,6 +368,40 @@ def metrics(
     serve_signals(
         FleetWatch(server_directory), where, token, lambda: say(f"metrics are at http://{where}/metrics")
     )
+
+
+@command(app)
+def notify(
+    directory: Where,
+    test: Annotated[bool, typer.Option("--test", help="Send a notice to everybody who gets some.")] = False,
+) -> None:
+    """What needs attention, as it is told beyond this machine; with --test, whether the ways there work."""
+    from penchant.deploy.fleet.fleet_watch import FleetWatch
+    from penchant.deploy.fleet.notice_channels import channels_of
+    from penchant.deploy.fleet.notifier import event_of
+    from penchant.deploy.fleet.server_directory import SETTINGS, ServerDirectory
+    from penchant.server.monitoring.alerts import Notice
+
+    server_directory = ServerDirectory(directory)
+    if not test:
+        for one in FleetWatch(server_directory).look().notices:
+            say(f"! {one.title}. {one.outward}")
+        return
+    channels = channels_of(server_directory)
+    if not channels:
+        raise UsageError(f"{server_directory.path / SETTINGS} names nobody to tell; see [notices] there")
+    text = "Nothing is wrong: somebody wants to know whether notices arrive."
+    notice = Notice("warn", "This is a test", text, "", "test")
+    failed = False
+    for channel in channels:
+        try:
+            channel.send(event_of("test", notice, server_directory, time.time()))
+            say(f"{channel.name}: sent")
+        except DeliveryError as error:
+            failed = True
+            say(str(error), error=True)
+    if failed:
+        raise typer.Exit(1)
 
 
 @command(app)

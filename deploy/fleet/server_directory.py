@@ -9,6 +9,7 @@ requests/         files for the authority: requests of devices, revocations aske
 answers/          files of the authority: answers, member lists
 runs/NAME/        one directory a run (`deploy.fleet.served_run`)
 acts/             what was done at the command line, for the console's audit (`deploy.fleet.recorded_acts`)
+notices.json      what people were told, and what is still to be delivered (`deploy.fleet.notifier`)
 flower/, gateway/, logs/, superexec.secret
 """
 
@@ -18,7 +19,7 @@ import os
 import re
 import time
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,7 @@ from penchant.common.storage import write_durably, write_private
 from penchant.deploy.fleet.certificates import KeyAndCertificate, ca_digest, issue, make_ca
 from penchant.deploy.fleet.listen_address import ListenAddress
 from penchant.deploy.fleet.log_files import LogKeeping
+from penchant.deploy.fleet.notice_settings import NoticeSettings
 from penchant.deploy.run_directory import CONFIG, RUN_NAME
 
 __all__ = ["AUTHORITY", "MEMBERS", "SETTINGS", "ServerDirectory", "ServerSettings"]
@@ -86,6 +88,8 @@ class ServerSettings(Section):
         "", "A file with the token that /metrics and /readyz want; beyond loopback there must be one."
     )
 
+    notices: NoticeSettings = field(default_factory=NoticeSettings)
+
     def _check(self) -> None:
         if not self.addresses:
             raise ConfigError("server.addresses is empty; name a host or an address that devices reach")
@@ -115,7 +119,7 @@ class ServerSettings(Section):
     @property
     def signals(self) -> bool:
         """Whether anything is to leave the machine, for which a process is needed."""
-        return bool(self.metrics)
+        return bool(self.metrics) or self.notices.wanted
 
     @property
     def gateway(self) -> str:
