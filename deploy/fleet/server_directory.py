@@ -175,7 +175,10 @@ class ServerDirectory:
         issue(tls.ca, tls.gateway, settings.addresses)
         issue(tls.loopback_ca, tls.loopback, (LOOPBACK, "localhost"))
         # Last: a directory without it is not a server's.
-        write_durably(directory / SETTINGS, tomli_w.dumps(section_table(settings)).encode())
+        table = section_table(settings)
+        if settings.notices == NoticeSettings():
+            del table["notices"]  # a line that somebody adds at the end shall not fall into a table
+        write_durably(directory / SETTINGS, tomli_w.dumps(table).encode())
         return cls(directory)
 
     @staticmethod
