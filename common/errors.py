@@ -18,6 +18,7 @@ __all__ = [
     "ConfigError",
     "ConsoleError",
     "DataError",
+    "DeliveryError",
     "DeviceError",
     "EnrolmentError",
     "EnrolmentPending",
@@ -259,6 +260,12 @@ class ConsoleError(PenchantError):
     """The operator's console can't keep its own file, or can't do what it was asked for."""
 
     code = "console"
+
+
+class DeliveryError(PenchantError):
+    """A notice was not taken by whoever it is for; it is tried again."""
+
+    code = "delivery"
 
 
 # --- a fleet --------------------------------------------------------------------------------------

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from penchant.common.errors import UsageError
+from penchant.common.network import is_loopback
 
 __all__ = ["reachable_as", "with_port"]
 
@@ -38,13 +38,13 @@ def reachable_as(
     certificate, key = tls
     if (certificate is None) != (key is None):
         raise UsageError("--tls-cert and --tls-key belong together; give both")
-    if certificate is None and not _loopback(host):
+    if certificate is None and not is_loopback(host):
         raise UsageError(
             f"{host} is not loopback: {what} listens there only with --tls-cert and --tls-key{otherwise}"
         )
     names = [*further, *(_certified(certificate) if certificate is not None else [])]
     names += [host] if host not in ("0.0.0.0", "::", "") else []
-    names += ["127.0.0.1", "localhost", "::1"] if _loopback(host) else []
+    names += ["127.0.0.1", "localhost", "::1"] if is_loopback(host) else []
     hosts = {with_port(name, port) for name in names}
     hosts |= set(names) if port == (443 if certificate is not None else 80) else set()
     for origin in origins:
@@ -60,15 +60,6 @@ def reachable_as(
 def with_port(name: str, port: int) -> str:
     """A name, or an address, and a port, as a Host header and a URL have them."""
     return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _certified(path: Path) -> list[str]:

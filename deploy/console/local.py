@@ -25,7 +25,7 @@ from typing import Any
 from penchant.common.config import AdapterConfig, DataConfig, RunConfig
 from penchant.common.errors import ConfigError, ConsoleError, PenchantError, RunDirectoryError, UsageError
 from penchant.common.foreign_files import open_foreign
-from penchant.common.printable import one_line, printable
+from penchant.common.printable import one_line, printable, without_colours
 from penchant.common.shares import find_share, share_names
 from penchant.deploy import process_table, run_directory
 from penchant.deploy.configuration import configure
@@ -47,8 +47,6 @@ SENATE = "senate"  # the data set that is in the package
 STOP_SECONDS = 10.0
 TAIL = 64 * 1024  # bytes of a log that are looked at
 PROGRAM = [sys.executable, "-P", "-c", "from penchant.deploy.cli.main import main; main()"]
-
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours of programs that took a file for a terminal
 
 
 class OperationsOnThisMachine:
@@ -412,7 +410,7 @@ def _tail(path: Path) -> list[str]:
         return []
     except OSError as error:
         raise ConsoleError(f"can't read {path}: {error.strerror}") from None
-    said = [_ESCAPES.sub("", line.rsplit("\r", 1)[-1]).expandtabs().rstrip() for line in text.split("\n")]
+    said = [without_colours(line.rsplit("\r", 1)[-1]).expandtabs().rstrip() for line in text.split("\n")]
     return [printable(line, TAIL) for line in said if line]
 
 

@@ -1,9 +1,10 @@
-"""`penchant server up`: the server's four processes on one machine.
+"""`penchant server up`: the server's processes on one machine.
 
     superlink   Flower's SuperLink, on loopback, over TLS, its state in a file
     executor    starts the ServerApp of a run in a separate process
     enrol       the enrolment service, on a Unix socket
     gateway     nginx, the one that listens to a network
+    signals     answers to monitoring, where server.toml says so; nothing waits for it
 
 Each is also its own unit under systemd: `penchant server up DIR --only NAME`.
 """
@@ -32,9 +33,10 @@ from penchant.deploy.flower.superlink import (
 )
 from penchant.deploy.run_directory import claim
 
-__all__ = ["PARTS", "GatewayState", "door", "gateway_open", "gateway_state", "only", "up"]
+__all__ = ["PARTS", "SIGNALS", "GatewayState", "door", "gateway_open", "gateway_state", "only", "up"]
 
 PARTS = ("superlink", "executor", "enrol", "gateway")
+SIGNALS = "signals"
 LOCK = ".up"
 EXPIRED = 10  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED
 ENDING_SECONDS = 15.0  # that what is left of an earlier server may take to end
@@ -115,13 +117,18 @@ def up(server_directory: ServerDirectory, announce: Callable[[], None] = lambda:
         server_directory.complete()
         _refuse_taken(server_directory)
         gateway.write(server_directory)
-        supervise([_part(server_directory, name) for name in PARTS], announce=announce)
+        parts = [_part(server_directory, name) for name in PARTS]
+        if server_directory.settings.signals:
+            parts.append(
+                ChildProcess(SIGNALS, _ourselves(server_directory, SIGNALS), server_directory.log(SIGNALS))
+            )
+        supervise(parts, announce=announce, logs=server_directory.settings.logs)
 
 
 def only(server_directory: ServerDirectory, name: str) -> None:
     """Become one part: this process is replaced by it. UsageError for another name."""
     if name not in PARTS:
-        raise UsageError(f"there is no part {name!r}; the parts are {', '.join(PARTS)}")
+        raise UsageError(f"there is no part {name!r}; the parts are {', '.join((*PARTS, SIGNALS))}")
     server_directory.complete()
     if name == "enrol":
         serve_enrolment(server_directory)
@@ -179,18 +186,11 @@ def _part(server_directory: ServerDirectory, name: str) -> ChildProcess:
             SELDOM | flower,
         )
     if name == "enrol":
-        words = [
-            sys.executable,
-            "-m",
-            "penchant.deploy.cli.main",
-            "server",
-            "up",
-            str(server_directory.path),
-            "--only",
-            name,
-        ]
         return ChildProcess(
-            name, words, server_directory.log(name), ready=lambda: _listens(server_directory.enrol_socket)
+            name,
+            _ourselves(server_directory, name),
+            server_directory.log(name),
+            ready=lambda: _listens(server_directory.enrol_socket),
         )
     return ChildProcess(
         name,
@@ -198,6 +198,12 @@ def _part(server_directory: ServerDirectory, name: str) -> ChildProcess:
         server_directory.log(name),
         ready=lambda: gateway_open(server_directory),
     )
+
+
+def _ourselves(server_directory: ServerDirectory, name: str) -> list[str]:
+    """The words that start a part of penchant's own."""
+    program = [sys.executable, "-m", "penchant.deploy.cli.main"]
+    return [*program, "server", "up", str(server_directory.path), "--only", name]
 
 
 def _answers(server_directory: ServerDirectory) -> bool:

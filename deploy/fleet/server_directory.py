@@ -9,6 +9,7 @@ requests/         files for the authority: requests of devices, revocations aske
 answers/          files of the authority: answers, member lists
 runs/NAME/        one directory a run (`deploy.fleet.served_run`)
 acts/             what was done at the command line, for the console's audit (`deploy.fleet.recorded_acts`)
+notices.json      what people were told, and what is still to be delivered (`deploy.fleet.notifier`)
 flower/, gateway/, logs/, superexec.secret
 """
 
@@ -18,8 +19,9 @@ import os
 import re
 import time
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import tomli_w
 
@@ -28,6 +30,9 @@ from penchant.common.membership.identity import Membership, authority_digest
 from penchant.common.settings import Section, build_section, section_table, setting
 from penchant.common.storage import write_durably, write_private
 from penchant.deploy.fleet.certificates import KeyAndCertificate, ca_digest, issue, make_ca
+from penchant.deploy.fleet.listen_address import ListenAddress
+from penchant.deploy.fleet.log_files import LogKeeping
+from penchant.deploy.fleet.notice_settings import NoticeSettings
 from penchant.deploy.run_directory import CONFIG, RUN_NAME
 
 __all__ = ["AUTHORITY", "MEMBERS", "SETTINGS", "ServerDirectory", "ServerSettings"]
@@ -73,6 +78,17 @@ class ServerSettings(Section):
         high=100_000,
     )
     user: str = setting("", "The user that nginx's workers run as when it is started by root.")
+    log_format: Literal["text", "json"] = setting(
+        "text", "How the logs in logs/ are written: as it was said, or an object of JSON a line."
+    )
+    log_mb: int = setting(32, "MB after which a log is turned over.", low=1, high=10_000)
+    log_files: int = setting(3, "How many old logs of each part are kept.", low=1, high=1000)
+    metrics: str = setting("", "HOST:PORT at which /metrics, /healthz and /readyz answer; empty for nowhere.")
+    metrics_token: str = setting(
+        "", "A file with the token that /metrics and /readyz want; beyond loopback there must be one."
+    )
+
+    notices: NoticeSettings = field(default_factory=NoticeSettings)
 
     def _check(self) -> None:
         if not self.addresses:
@@ -84,10 +100,26 @@ class ServerSettings(Section):
             raise ConfigError(f"server.user: {self.user!r} is not a user name")
         if self.port == self.superlink_port:
             raise ConfigError("server.port and server.superlink_port are the same")
+        if self.metrics:
+            where = ListenAddress.parse(self.metrics, "server.metrics")
+            if not where.on_loopback and not self.metrics_token:
+                raise ConfigError(
+                    f"server.metrics: {where} is not loopback; name a file with a token in metrics_token"
+                )
 
     @classmethod
     def _title(cls) -> str:
         return "server"
+
+    @property
+    def logs(self) -> LogKeeping:
+        """How the supervisor keeps logs."""
+        return LogKeeping(self.log_format, self.log_mb * 1024 * 1024, self.log_files)
+
+    @property
+    def signals(self) -> bool:
+        """Whether anything is to leave the machine, for which a process is needed."""
+        return bool(self.metrics) or self.notices.wanted
 
     @property
     def gateway(self) -> str:
@@ -143,7 +175,10 @@ class ServerDirectory:
         issue(tls.ca, tls.gateway, settings.addresses)
         issue(tls.loopback_ca, tls.loopback, (LOOPBACK, "localhost"))
         # Last: a directory without it is not a server's.
-        write_durably(directory / SETTINGS, tomli_w.dumps(section_table(settings)).encode())
+        table = section_table(settings)
+        if settings.notices == NoticeSettings():
+            del table["notices"]  # a line that somebody adds at the end shall not fall into a table
+        write_durably(directory / SETTINGS, tomli_w.dumps(table).encode())
         return cls(directory)
 
     @staticmethod
@@ -209,6 +244,10 @@ class ServerDirectory:
     def answers(self) -> Path:
         """Files of the authority."""
         return self.path / "answers"
+
+    def file(self, name: str) -> Path:
+        """A file that settings name: below this directory unless its path begins at the root."""
+        return self.path / name
 
     @property
     def enrol_socket(self) -> Path:

@@ -189,7 +189,7 @@ def server_directory(tmp_path: Path) -> ServerDirectory:
 def all_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet_status, "gateway_state", lambda server_directory: "open")
     up = SuperLinkReport(up=True, nodes=3, online=3)
-    monkeypatch.setattr(fleet_status, "_superlink", lambda server_directory: up)
+    monkeypatch.setattr(fleet_status, "superlink_report", lambda server_directory: up)
 
 
 def test_a_server_that_is_down_is_an_exit_code_and_says_what_is_down(
