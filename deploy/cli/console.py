@@ -16,6 +16,7 @@ from penchant.common.errors import UsageError
 from penchant.common.terminal import log_to_stderr, say
 from penchant.deploy.cli.errors import command, ending_in_one_line
 from penchant.deploy.cli.listening import reachable_as, with_port
+from penchant.deploy.fleet.listen_address import ListenAddress
 from penchant.deploy.fleet.recorded_acts import who_is_here
 
 if TYPE_CHECKING:
@@ -179,11 +180,10 @@ def _serve(
         where = f" --state {shlex.quote(str(state))}" if state else ""
         add = f"penchant console account add NAME --role operator{where}"
         say(f"no account yet: {add}", error=True)
+    listener = ListenAddress(host, port).bind()
     say(f"the console is at {scheme}://{with_port(host, port)}")
-    uvicorn.run(
+    config = uvicorn.Config(
         build_app(store, operations, hosts=hosts, https=https),
-        host=host,
-        port=port,
         ssl_certfile=tls[0],
         ssl_keyfile=str(tls[1]) if tls[1] else None,
         access_log=False,
@@ -195,6 +195,7 @@ def _serve(
         limit_concurrency=500,
         timeout_graceful_shutdown=2,
     )
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def _store(state: Path | None) -> ConsoleStore:

@@ -13,6 +13,7 @@ from penchant.common.terminal import log_to_stderr, say
 from penchant.deploy.cli.device.options import HERE, Ask, HomeOption, open_device
 from penchant.deploy.cli.errors import command, notice
 from penchant.deploy.cli.listening import reachable_as, with_port
+from penchant.deploy.fleet.listen_address import ListenAddress
 
 __all__ = ["app"]
 
@@ -98,6 +99,7 @@ def serve_api(
         notice("no personal part is trained yet: the model knows nobody (`penchant device train`)")
     token = api_token(device.directory)
     log_to_stderr()
+    listener = ListenAddress(host, port).bind()
     say(f"the API is at {'https' if https else 'http'}://{with_port(host, port)}, described at /docs")
     say("programs need the token: `penchant device api-token`")
     server_for(
@@ -109,7 +111,7 @@ def serve_api(
         port=port,
         tls=(tls_cert, tls_key),
         upstream=writes,
-    ).run()
+    ).run(sockets=[listener])
 
 
 @command(app, "api-token")
