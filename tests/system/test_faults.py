@@ -100,6 +100,13 @@ class Story:
         assert done.returncode == 0, done.stderr
         self.finished_rounds_stand()
 
+    def nodes_are_back(self) -> None:
+        """A SuperLink that has lost its memory turns the SuperNodes of before away, and they end. What
+        `penchant device connect` does then, the test does: it starts them again."""
+        nodes = self.fleet.nodes
+        self.fleet.wait("their end", lambda: all(node and node.poll() is not None for node in nodes))
+        self.fleet.revive()
+
     def server_is_back(self) -> None:
         self.fleet.start_server()
         self.fleet.play()
@@ -244,6 +251,7 @@ def kill_before_unmasking(story: Story) -> None:
     story.server_burns(held)
     held, dead = story.held(0, 1, "unmask", 4), story.dies(4, 1, "masked", "after", 4)
     story.server_is_back()
+    story.nodes_are_back()
     story.end_of(held, dead, replies=5)
     assert fleet.rows()[-1].state == "unmasking"
     story.server_dies(held)
