@@ -189,7 +189,7 @@ def backup(
 ) -> None:
     """Write all that the server goes on from into one file, while it runs."""
     from penchant.common.wording import size
-    from penchant.deploy.fleet.backup import back_up
+    from penchant.deploy.fleet.backup import back_up, left_outside
     from penchant.deploy.fleet.recorded_acts import recorded
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
@@ -197,6 +197,8 @@ def backup(
     with recorded(server_directory.path, "back up the server", str(file)):
         made = back_up(server_directory, file)
     say(f"{file}: {made.files} files, {made.runs} runs, {size(made.size)}; it holds the server's keys")
+    for path in left_outside(server_directory):
+        notice(f"{path} is not in it: server.toml names it, and it lies outside {directory}")
 
 
 @command(app)

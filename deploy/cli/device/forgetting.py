@@ -21,7 +21,6 @@ from penchant.deploy.cli.device.options import (
     HomeOption,
     NodeOption,
     make_sure,
-    node_folder,
     open_device,
     part,
     print_table,
@@ -80,7 +79,7 @@ def forget(
     if listed:
         _show(meant.among(open_device(home, passphrase).store.recorded()), as_json)
     elif meant.all:
-        _forget_all(yes, lambda: open_device(home, passphrase), node_folder(home, node))
+        _forget_all(yes, lambda: open_device(home, passphrase), home, node)
     else:
         _forget_chosen(meant, yes, open_device(home, passphrase), home)
 
@@ -118,10 +117,10 @@ class _Meant:
         )
 
 
-def _forget_all(yes: bool, opened: Callable[[], Device], folder: Path) -> None:
+def _forget_all(yes: bool, opened: Callable[[], Device], home: Path, node: Path | None) -> None:
     make_sure(yes, "Delete all choices, the personal model and the membership?")
     device = opened()
-    count = part(device, folder, device.forget)
+    count = part(device, home, node, device.forget)
     say(f"{count} choices and the personal model are deleted; files that you imported or exported are yours")
     say(one_line(device.privacy().lasting))
 

@@ -121,7 +121,7 @@ def leave(
     """Leave the fleet: the identity is deleted, the server is told; choices and the personal model stay."""
     make_sure(yes, "Leave the fleet?")
     device = open_device(home, passphrase)
-    part(device, node_folder(home, node), device.leave)
+    part(device, home, node, device.leave)
 
 
 # --- inner parts --------------------------------------------------------------------------------------
