@@ -160,7 +160,7 @@ async def _feedback(context: ApiContext, request: Request) -> Response:
     if skip not in ("true", "false"):
         raise ApiRefusal(422, "'skip_bad_rows' must be true or false")
     done = await run_in_threadpool(
-        record_feedback, context.device, data, person=person, skip_bad_rows=skip == "true"
+        record_feedback, context.device, data, context.limits, person=person, skip_bad_rows=skip == "true"
     )
     answer = {"new": done.added.new, "repeated": done.added.repeated, "notes": done.notes}
     return JSONResponse(answer)

@@ -19,7 +19,7 @@ import httpx
 from penchant.client.device.conversation_form import prompt_of, response_of
 from penchant.client.device.warm_model import TextScore
 from penchant.common.errors import DataError, UsageError
-from penchant.deploy.device_api.bodies import Fields
+from penchant.deploy.device_api.bodies import Fields, check_depth
 from penchant.deploy.device_api.dialects import ApiRefusal
 from penchant.deploy.device_api.score_queue import ScoreQueue
 
@@ -31,6 +31,7 @@ ANSWER_MOST = 32 << 20  # bytes of one answer of the upstream
 ERROR_MOST = 1 << 20  # bytes of an error that is passed on
 AT_ONCE = 4  # requests of one conversation, where the upstream writes one answer at a time
 RETRY_SECONDS = 5
+COUNT_MOST = 1 << 63  # tokens; a sum of longer numbers may have more digits than Python writes
 
 Json = dict[str, Any]
 
@@ -54,9 +55,7 @@ class UpstreamSettings:
     seconds: float = 300.0
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        fine = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
-        if not fine or "@" in parts.netloc:
+        if not _is_base(self.url):
             raise UsageError(
                 "--upstream must be a URL such as http://127.0.0.1:11434/v1, without a key in it"
             )
@@ -212,8 +211,10 @@ class BestOf:
         data = await self._asked("POST", "chat/completions", {**body, "stream": False}, authorization)
         try:
             found = json.loads(data)
-        except (ValueError, RecursionError):
-            raise ApiRefusal(502, "the upstream's answer is not JSON") from None
+            check_depth(found)
+            json.dumps(found, allow_nan=False)  # Python reads NaN and 1e999, which are no JSON
+        except (ValueError, RecursionError, ApiRefusal):
+            raise ApiRefusal(502, "the upstream's answer is not JSON that can be passed on") from None
         choices = found.get("choices") if isinstance(found, dict) else None
         if not isinstance(choices, list) or not choices or not all(map(_is_choice, choices)):
             raise ApiRefusal(502, "the upstream's answer is no chat completion")
@@ -237,7 +238,7 @@ class BestOf:
             raise ApiRefusal(
                 504, f"the upstream did not answer within {settings.seconds:g} seconds"
             ) from None
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ApiRefusal(502, f"the upstream can't be asked ({type(error).__name__})") from None
         if fine:
             return data
@@ -267,6 +268,17 @@ class BestOf:
         order = sorted(range(len(scores)), key=lambda place: -scores[place].raw)
         best = tuple(scores[place].bounded for place in order)
         return [*(readable[place] for place in order), *others], best
+
+
+def _is_base(url: str) -> bool:
+    """Whether requests can be made to addresses below a URL, which holds no key."""
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        httpx.URL(url)
+    except (ValueError, httpx.InvalidURL):  # ValueError: half an IPv6 address, a port that is none
+        return False
+    return bool(fine) and not parts.query and not parts.fragment and "@" not in parts.netloc
 
 
 def _is_choice(choice: object) -> bool:
@@ -304,7 +316,7 @@ def _summed(usages: Sequence[object]) -> dict[str, int]:
     total: dict[str, int] = {}
     for usage in usages:
         for name, count in usage.items() if isinstance(usage, Mapping) else ():
-            if isinstance(count, int) and not isinstance(count, bool):
+            if isinstance(count, int) and not isinstance(count, bool) and abs(count) < COUNT_MOST:
                 total[name] = total.get(name, 0) + count
     return total
 

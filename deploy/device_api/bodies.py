@@ -14,10 +14,11 @@ from penchant.common.data.preferences import check_text, kind_of
 from penchant.common.errors import DataError
 from penchant.deploy.device_api.dialects import ApiRefusal
 
-__all__ = ["ApiLimits", "Fields", "body_of", "check_depth", "table_of"]
+__all__ = ["EXPORT_DEPTH_MOST", "ApiLimits", "Fields", "body_of", "check_depth", "table_of"]
 
 JSON_KINDS = ("application/json",)
 DEPTH_MOST = 64  # lists and objects within each other
+EXPORT_DEPTH_MOST = 1000  # as deep as Python reads a file: a chat may hold each message in the one before
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class ApiLimits:
         body_seconds: for all of it to come.
         documents: texts that one request may have scored.
         characters: of one text; the model reads fewer in any case.
+        choices: that one body of feedback may make.
+        choice_characters: of all texts of these together; many choices may have one long prompt.
         waiting: requests that are being scored or wait for it.
         waiting_texts: their texts.
         chats: conversations that are with the upstream at the same time.
@@ -38,6 +41,8 @@ class ApiLimits:
     body_seconds: float = 30.0
     documents: int = 1000
     characters: int = 200_000
+    choices: int = 10_000
+    choice_characters: int = 32 << 20
     waiting: int = 128
     waiting_texts: int = 4000
     chats: int = 16
@@ -80,10 +85,10 @@ async def table_of(request: Request, limits: ApiLimits) -> dict[str, Any]:
     return value
 
 
-def check_depth(value: object) -> None:
+def check_depth(value: object, most: int = DEPTH_MOST) -> None:
     """ApiRefusal when lists and objects lie too deep in each other, or a text holds half a character."""
     level: list[object] = [value]
-    for _ in range(DEPTH_MOST):
+    for _ in range(most):
         deeper: list[object] = []
         for one in level:
             if isinstance(one, dict):
@@ -95,7 +100,7 @@ def check_depth(value: object) -> None:
         if not deeper:
             return
         level = deeper
-    raise ApiRefusal(422, f"the body has lists and objects more than {DEPTH_MOST} deep")
+    raise ApiRefusal(422, f"the body has lists and objects more than {most} deep")
 
 
 class Fields:

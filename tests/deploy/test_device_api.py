@@ -294,6 +294,59 @@ def test_choices_are_recorded_all_or_none_and_only_the_owners(
         assert api.post("/v1/feedback?skip_bad_rows=1", [good]).status_code == 400
 
 
+def test_a_body_makes_no_more_choices_than_are_allowed(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    def rated(count: int, prompt: str = "") -> list[dict[str, Any]]:
+        return [{"prompt": prompt, "completion": f"text {n}", "label": n < 2} for n in range(count)]
+
+    pairs = [{"prompt": "", "chosen": f"a {n}", "rejected": f"b {n}"} for n in range(12)]
+    limits = ApiLimits(choices=10, choice_characters=1000)
+    with served(new_device(tmp_path / "device", tiny_model("bert"), []), limits=limits) as api:
+        for body in (rated(8), pairs, rated(6, "x" * 300)):
+            refused = api.post("/v1/feedback", body)
+            assert refused.status_code == 413
+            assert told(refused).startswith("the body makes more than 10 choices, or 1000 characters")
+        assert len(api.device.store) == 0
+        assert api.post("/v1/feedback", rated(7)).json()["new"] == 10
+        assert api.post("/v1/feedback", pairs[:10]).json()["new"] == 10
+
+
+def test_a_thousand_ratings_of_one_prompt_are_recorded_and_what_is_left_out_is_said(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    rows = [{"prompt": "", "completion": f"text {n}", "label": n < 30} for n in range(1000)]
+    with served(new_device(tmp_path / "device", tiny_model("bert"), [])) as api:
+        found = api.post("/v1/feedback", rows).json()
+    assert found["new"] == 30 * 16
+    assert any(note.startswith(f"{30 * 970 - 480} comparisons left out") for note in found["notes"])
+
+
+def test_a_chat_that_holds_each_message_in_the_one_before_is_read_as_by_import(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    def chat(length: int) -> dict[str, Any]:
+        below: list[dict[str, Any]] = [
+            {"messageId": "good", "text": "the motion", "feedback": {"rating": "thumbsUp"}},
+            {"messageId": "other", "text": "the table"},
+        ]
+        for one in below:
+            one["parentMessageId"] = f"{length - 1}"
+        for n in reversed(range(length)):
+            said = {"messageId": f"{n}", "text": f"{n}", "isCreatedByUser": n % 2 == (length - 1) % 2}
+            below = [{**said, "parentMessageId": f"{n - 1}" if n else None, "children": below}]
+        return {"conversationId": "c", "messages": below}
+
+    with served(new_device(tmp_path / "device", tiny_model("bert"), [])) as api:
+        assert api.post("/v1/feedback", chat(80)).json()["new"] == 1
+        assert api.device.store.recorded()[0].preference.prompt.count("\n") == 80
+        deeper = b'{"a":' * 50_000 + b"1" + b"}" * 50_000
+        with api.client(**{"content-type": "application/json"}) as client:
+            refused = client.post("/v1/feedback", content=deeper)
+        assert refused.status_code == 400
+        assert "row 1: not JSON" in told(refused)
+
+
 # --- many at a time -----------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from penchant.deploy.device_api.bodies import ApiLimits
 SAID = [{"role": "user", "content": "on bill 99:"}]
 WRITTEN = ["the table tax", "the table", "the motion tax", "cloture"]
 SECRET = "sk-of-the-upstream"
+CHOICE = b'{"choices": [{"message": {"role": "assistant", "content": "x"}, "logprobs": %s}]}'
 
 
 @dataclass
@@ -53,6 +54,10 @@ class Upstream:
             "odd choices": (200, b'{"choices": [{"text": "x"}]}', {}),
             "a list": (200, b"[]", {}),
             "deep": (200, b"[" * 100_000, {}),
+            "rather deep": (200, CHOICE % (b"[" * 70 + b"]" * 70), {}),
+            "half a character": (200, CHOICE % b'"\\ud800"', {}),
+            "no number": (200, CHOICE % b"-Infinity", {}),
+            "a number too large": (200, CHOICE % b"1e999", {}),
             "moved": (302, b"", {"location": "http://127.0.0.1:1/"}),
         }
         if self.manner in plain:
@@ -239,7 +244,21 @@ def test_the_upstreams_errors_are_passed_on_as_they_are(
         assert "x-of-its-own" not in answer.headers
 
 
-@pytest.mark.parametrize("manner", ["junk", "no choices", "odd choices", "a list", "deep", "moved"])
+@pytest.mark.parametrize(
+    "manner",
+    [
+        "junk",
+        "no choices",
+        "odd choices",
+        "a list",
+        "deep",
+        "rather deep",
+        "half a character",
+        "no number",
+        "a number too large",
+        "moved",
+    ],
+)
 def test_what_is_no_answer_is_said_to_be_none(api: ServedApi, upstream: Upstream, manner: str) -> None:
     upstream.manner = manner
     answer = ask(api)
@@ -285,6 +304,21 @@ def test_what_can_not_be_ranked_never_reaches_the_upstream(
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
     assert upstream.asked == []
+
+
+def test_an_address_that_is_no_url_is_the_upstreams_fault(device: Device) -> None:
+    url = "http://127.0.0.1:1/"
+    long = UpstreamSettings(url + "a" * (65_536 - len(url)))  # the longest that httpx takes, and more follows
+    with served(device, upstream=long) as api:
+        answer = ask(api)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (
+        502,
+        "the upstream can't be asked (InvalidURL)",
+    )
+
+
+def test_counts_that_are_too_long_to_add_up_are_left_out() -> None:
+    assert best_of._summed([{"a": int("9" * 4300), "b": 2}, {"a": int("9" * 4300), "b": 3}]) == {"b": 5}
 
 
 def test_only_so_many_conversations_are_with_the_upstream(device: Device, upstream: Upstream) -> None:
@@ -362,6 +396,11 @@ def test_nothing_of_a_conversation_is_logged(
         ({"url": "http:///v1"}, "--upstream must be"),
         ({"url": "http://me:key@a/v1"}, "without a key in it"),
         ({"url": "http://a/v1?key=1"}, "--upstream must be"),
+        ({"url": "http://[::1/v1"}, "--upstream must be"),
+        ({"url": "http://a:99999/v1"}, "--upstream must be"),
+        ({"url": "http://a:abc/v1"}, "--upstream must be"),
+        ({"url": "http://a:0/v1"}, "--upstream must be"),
+        ({"url": "http://a\x01/v1"}, "--upstream must be"),
         ({"url": "http://a/v1", "best_of": 0}, "--best-of is 0"),
         ({"url": "http://a/v1", "best_of": 65}, "--best-of is 65"),
         ({"url": "http://a/v1", "key": "k", "passes_key": True}, "exclude each other"),
