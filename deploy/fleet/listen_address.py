@@ -35,13 +35,14 @@ class ListenAddress:
         return is_loopback(self.host)
 
     def bind(self) -> socket.socket:
-        """A socket there. GatewayError in one line when another program holds the port, or there is no such
-        address."""
+        """A socket that listens there. GatewayError in one line when another program holds the port, or there
+        is no such address."""
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         found = socket.socket(family, socket.SOCK_STREAM)
         try:
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             found.bind((self.host, self.port))
+            found.listen()  # only now is it known that nobody else does
         except OSError as error:
             found.close()
             raise GatewayError(f"can't listen at {self}: {error.strerror}; choose another address") from None

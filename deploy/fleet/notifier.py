@@ -81,27 +81,30 @@ class Notifier:
         """Go on until `stop`. Whatever goes wrong is logged, and tried again."""
         while not stop.is_set():
             try:
-                self.step()
+                self.step(stop)
             except Exception:
                 log.exception("notices could not be looked at")
             stop.wait(POLL_SECONDS)
 
-    def step(self) -> None:
-        """Look once, and try once to deliver what is due."""
+    def step(self, stop: threading.Event | None = None) -> None:
+        """Look once, and try once to deliver what is due, of which `stop` leaves the rest."""
         now = self._clock()
         with self._kept():
             self._compare(self._current(), now)
+        self._deliver(now, stop or threading.Event())
         with self._kept():
-            self._deliver(now)
+            self._give_up(now)
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
         """Write the file where what is told changes within."""
         before = _table(self._told)
         yield
-        after = _table(self._told)
-        if after != before:
-            write_durably(self._path, json.dumps(after).encode())
+        if _table(self._told) != before:
+            self._write()
+
+    def _write(self) -> None:
+        write_durably(self._path, json.dumps(_table(self._told)).encode())
 
     def _current(self) -> dict[str, Notice]:
         """topic -> what there is now; of what can't be seen just now, nothing is over."""
@@ -136,29 +139,42 @@ class Notifier:
         self._told.waiting += [_Delivery(name, event) for name in self._channels]
         del self._told.waiting[:-WAITING_MOST]
 
-    def _deliver(self, now: float) -> None:
-        kept: list[_Delivery] = []
+    def _deliver(self, now: float, stop: threading.Event) -> None:
+        """Try what is due. Each try is written down before the next, so that no end of ours repeats them."""
         held: set[str] = set()  # channels whose turn it is not: what was first stays first
-        for one in self._told.waiting:
+        for one in list(self._told.waiting):
             channel = self._channels.get(one.channel)
-            if channel is None:  # no longer in server.toml
+            if channel is None or one.channel in held:
                 continue
-            if one.channel in held or now < one.due or not self._sent(channel, one, now):
+            if stop.is_set():
+                return
+            if now < one.due:
                 held.add(one.channel)
-                kept.append(one)
-        self._told.waiting = [one for one in kept if now - one.event.at < GIVE_UP_SECONDS]
-        if len(self._told.waiting) < len(kept):
-            log.warning("%d notices are given up after three days", len(kept) - len(self._told.waiting))
+                continue
+            if self._sent(channel, one, now):
+                self._told.waiting.remove(one)
+            else:
+                held.add(one.channel)
+            self._write()
 
     def _sent(self, channel: NoticeChannel, one: _Delivery, now: float) -> bool:
         try:
             channel.send(one.event)
-        except DeliveryError as error:
+        except Exception as error:  # whatever it is, no other channel and no later try pays for it
+            told = isinstance(error, DeliveryError)  # another's text may hold a secret
+            why = str(error) if told else f"{channel.name} fails: {type(error).__name__}"
             pause = min(FIRST_PAUSE * 2.0 ** min(one.tries, 20), LONGEST_PAUSE)
             one.tries, one.due = one.tries + 1, now + pause
-            log.warning("%s; tried again in %.0f s", error, pause)
+            log.warning("%s; tried again in %.0f s", why, pause)
             return False
         return True
+
+    def _give_up(self, now: float) -> None:
+        """Forget what nobody took for too long, and what was for channels no longer in server.toml."""
+        wanted = [one for one in self._told.waiting if one.channel in self._channels]
+        self._told.waiting = [one for one in wanted if now - one.event.at < GIVE_UP_SECONDS]
+        if len(self._told.waiting) < len(wanted):
+            log.warning("%d notices are given up after three days", len(wanted) - len(self._told.waiting))
 
 
 def event_of(

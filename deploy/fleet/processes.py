@@ -31,13 +31,28 @@ from penchant.deploy.flower.superlink import (
     executor_command,
     superlink_command,
 )
-from penchant.deploy.run_directory import claim
+from penchant.deploy.run_directory import claim, held_locks
 
-__all__ = ["PARTS", "SIGNALS", "GatewayState", "door", "gateway_open", "gateway_state", "only", "up"]
+__all__ = [
+    "METRICS_LOCK",
+    "PARTS",
+    "SIGNALS",
+    "SIGNALS_LOCK",
+    "GatewayState",
+    "SignalsState",
+    "door",
+    "gateway_open",
+    "gateway_state",
+    "only",
+    "signals_state",
+    "up",
+]
 
 PARTS = ("superlink", "executor", "enrol", "gateway")
 SIGNALS = "signals"
 LOCK = ".up"
+SIGNALS_LOCK = ".signals"  # held by the signals part as long as it lives
+METRICS_LOCK = ".metrics"  # … and as long as the port for monitoring is its own
 EXPIRED = 10  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED
 ENDING_SECONDS = 15.0  # that what is left of an earlier server may take to end
 SELDOM = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "5"}
@@ -67,6 +82,31 @@ def gateway_state(server_directory: ServerDirectory) -> GatewayState:
 def gateway_open(server_directory: ServerDirectory) -> bool:
     """Whether this server's gateway listens where devices connect."""
     return gateway_state(server_directory) == "open"
+
+
+SignalsState = Literal["unwanted", "up", "unheard", "down"]
+
+
+def signals_state(server_directory: ServerDirectory) -> SignalsState:
+    """How the signals part is: not asked for, at work, without the port that monitoring asks, or not there.
+
+    Its locks say so, and no answer at that port, which may be another program's.
+    """
+    settings, held = server_directory.settings, held_locks()
+    if not settings.signals:
+        return "unwanted"
+    if not _is_held(server_directory.path / SIGNALS_LOCK, held):
+        return "down"
+    heard = not settings.metrics or _is_held(server_directory.path / METRICS_LOCK, held)
+    return "up" if heard else "unheard"
+
+
+def _is_held(lock: Path, held: set[tuple[int, int]]) -> bool:
+    try:
+        found = lock.stat()
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) in held
 
 
 def _gateway_address(server_directory: ServerDirectory) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from penchant.common.errors import JournalError
 from penchant.common.membership.identity import Membership
 from penchant.deploy.fleet.certificates import days_left, valid
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry
-from penchant.deploy.fleet.processes import GatewayState, door, gateway_state
+from penchant.deploy.fleet.processes import GatewayState, door, gateway_state, signals_state
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
 from penchant.deploy.flower.superlink import Control
 from penchant.server.monitoring import alerts
@@ -162,8 +162,21 @@ def _attention(
     notices = [*gateway_notices(server_directory, gateway)]
     if not superlink.up:
         notices.append(Notice("bad", "The SuperLink is down", _bring_up(server_directory), "", "superlink"))
+    notices += _signals_notices(server_directory)
     notices += alerts.ending(expiries(server_directory), _now())
     return (AttentionReport(notice.kind, notice.title, notice.text) for notice in notices)
+
+
+def _signals_notices(server_directory: ServerDirectory) -> Iterator[Notice]:
+    """What is wrong with the part that would tell of the others: nobody hears of it but from here."""
+    state = signals_state(server_directory)
+    if state == "down":
+        text = f"Nobody is told what needs attention. {_bring_up(server_directory)}"
+        yield Notice("bad", "The signals part is down", text, "", "signals")
+    if state == "unheard":
+        where = server_directory.settings.metrics
+        text = "Notices go on; monitoring gets no answer, or another program's. Its log says why."
+        yield Notice("bad", f"The signals part does not answer at {where}", text, "", "signals")
 
 
 def _bring_up(server_directory: ServerDirectory) -> str:

@@ -24,6 +24,7 @@ PREFIX = "set."  # of the names of inputs: a setting is never taken for another 
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,40}")
 _TOO_LONG = "a number of far too many digits"
+_SURROGATE = re.compile("[\ud800-\udfff]")  # no character: UTF-8 has no bytes for it
 _MARKS = frozenset('",[]\n')  # in an item: a list of such items is written as JSON, not with commas
 
 
@@ -160,13 +161,17 @@ def marked(fields: Iterable[Field], error: str, about: Iterable[str]) -> tuple[F
 
 
 def toml_of(fields: Iterable[Field]) -> str:
-    """The configuration that they make: what differs from the defaults, and nothing else."""
+    """The configuration that they make: what differs from the defaults, and nothing else.
+
+    Of a value that TOML can't hold, what the input shows is written, which the check refuses as well.
+    """
     top: dict[str, Any] = {}
     tables: dict[str, dict[str, Any]] = {}
     for field in fields:
         if field.changed:
             table, _, name = field.setting.key.rpartition(".")
-            value = list(field.value) if isinstance(field.value, tuple) else field.value
+            held = field.value if _writable(field.value) else field.text
+            value = list(held) if isinstance(held, tuple) else held
             (tables.setdefault(table, {}) if table else top)[name] = value
     return tomli_w.dumps(top | tables)
 
@@ -198,21 +203,37 @@ def _value_of(one: Setting, text: str) -> Any:
         return {"on": True, "off": False}.get(text, text)
     if get_origin(one.kind) is tuple:
         whole = get_args(one.kind)[0] is int
-        return [_whole(item) if whole else item for item in _items(text)]
+        items = _items(text)
+        return items if isinstance(items, str) else [_whole(item) if whole else item for item in items]
     if one.kind is int:
         return _whole(text)
     return _number(text) if one.kind is float else text
 
 
-def _items(text: str) -> list[Any]:
+def _items(text: str) -> list[Any] | str:
+    """The items of a list, with commas or as JSON; the text itself where JSON has others than texts and whole
+    numbers."""
     if text.startswith("["):
         try:
             found = json.loads(text)
-        except (ValueError, RecursionError):
+        except RecursionError:
+            return text
+        except ValueError:
             found = None
         if isinstance(found, list):
-            return found
+            return found if all(_is_item(item) for item in found) else text
     return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _is_item(value: Any) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool) and _writable(value)
+
+
+def _writable(value: Any) -> bool:
+    """Whether it can be written as a setting's value: a text, a number, a switch, or a list of those."""
+    if isinstance(value, tuple | list):
+        return all(isinstance(item, str | int | float) and _writable(item) for item in value)
+    return isinstance(value, int | float) or (isinstance(value, str) and not _SURROGATE.search(value))
 
 
 def _whole(text: Any) -> Any:

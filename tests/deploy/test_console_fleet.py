@@ -444,7 +444,30 @@ def test_a_live_run_is_resumed_and_started_through_the_servers_own_command(
     answer = world.browser.post("/runs/new", form)
     assert answer.status_code == 422
     assert "federation.cohort is 0" in text_of(answer.text)
-    assert world.browser.post("/runs/new", form | {"where": "elsewhere"}).status_code == 404
+
+
+@pytest.mark.parametrize("way", ["start", "check", "login"])
+def test_a_draft_outlives_its_fleet_and_is_started_nowhere_else(
+    world: World, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local.OperationsOnThisMachine, "start", lambda *_: pytest.fail("started"))
+    browser = world.browser
+    sent = form_of(browser.get("/runs/new").text, "/runs/new")
+    sent |= {"name": "mine", "set.adapter.rank": "7", "where": "elsewhere"}
+    if way == "login":
+        session = world.store.session(browser.client.cookies["penchant"])
+        assert session is not None
+        world.store.logout(session)
+        login = form_of(browser.client.post("/runs/new", data=sent).text, "/login")
+        browser.client.post("/login", data=login | {"name": "olga", "password": PASSWORD})
+        answer = browser.get("/runs/new")
+    else:
+        answer = browser.post("/runs/new" if way == "start" else "/runs/check", sent)
+    assert answer.status_code == (422 if way == "start" else 200)
+    found = form_of(answer.text, "/runs/new")
+    assert (found["name"], found["set.adapter.rank"]) == ("mine", "7")
+    assert "The fleet that this was written for is not there any more." in text_of(answer.text)
+    assert "It can run" not in text_of(answer.text)
 
 
 @pytest.mark.parametrize(

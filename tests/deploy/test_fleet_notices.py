@@ -8,6 +8,8 @@ import hmac
 import json
 import logging
 import ssl
+import threading
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +21,7 @@ from support.receivers import MailServer, WebServer, serving
 
 from penchant.common.errors import ConfigError, DeliveryError, MembershipError
 from penchant.deploy.cli.main import main
+from penchant.deploy.fleet import notice_channels
 from penchant.deploy.fleet.certificates import KeyAndCertificate, issue, make_ca
 from penchant.deploy.fleet.fleet_watch import FleetLook
 from penchant.deploy.fleet.notice_channels import NoticeEvent, channels_of
@@ -59,11 +62,14 @@ class Channel:
     def __init__(self, name: str = "a") -> None:
         self.name = name
         self.refuses = False
+        self.breaks: BaseException | None = None
         self.got: list[NoticeEvent] = []
         self.tries = 0
 
     def send(self, event: NoticeEvent) -> None:
         self.tries += 1
+        if self.breaks is not None:
+            raise self.breaks
         if self.refuses:
             raise DeliveryError(f"{self.name} refuses")
         self.got.append(event)
@@ -183,6 +189,58 @@ def test_a_way_out_that_fails_is_tried_again_ever_later_and_holds_no_other_up(
     assert "fails refuses; tried again in 15 s" in caplog.text
 
 
+def test_a_way_out_that_breaks_is_a_failed_try_of_it_alone(
+    server: ServerDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever it raises: the others get theirs once, and its own waits for its next turn."""
+    breaks, works = Channel("breaks"), Channel("works")
+    scene = Scene(server, breaks, works)
+    breaks.breaks = UnicodeEncodeError("ascii", SECRET, 0, 1, "no")
+    scene.after(0, DOWN, SOON)
+    for _ in range(2):
+        scene.after(120, DOWN, SOON)
+        scene.after(10, DOWN, SOON)
+    assert (len(works.got), breaks.tries) == (2, 2)
+    assert "breaks fails: UnicodeEncodeError; tried again in 30 s" in caplog.text
+    assert SECRET not in caplog.text
+    breaks.breaks = None
+    scene.restart()
+    scene.after(120, DOWN, SOON)
+    assert (len(works.got), len(breaks.got)) == (2, 2)
+
+
+def test_an_end_between_two_deliveries_repeats_none(server: ServerDirectory) -> None:
+    first, second = Channel("first"), Channel("second")
+    scene = Scene(server, first, second)
+    scene.after(0, DOWN)
+    second.breaks = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        scene.after(120, DOWN)
+    second.breaks = None
+    scene.restart()
+    scene.after(10, DOWN)
+    assert (len(first.got), len(second.got)) == (1, 1)
+
+
+def test_who_is_told_to_stop_leaves_the_rest_for_the_next_time(server: ServerDirectory) -> None:
+    stop = threading.Event()
+
+    class Stops(Channel):
+        def send(self, event: NoticeEvent) -> None:
+            super().send(event)
+            stop.set()
+
+    first, second = Stops("first"), Channel("second")
+    scene = Scene(server, first, second)
+    scene.after(0, DOWN)
+    scene.now += 120
+    scene.notifier.run(stop)
+    assert (len(first.got), len(second.got)) == (1, 0)
+    scene.restart()
+    scene.after(10, DOWN)
+    assert (len(first.got), len(second.got)) == (1, 1)
+
+
 def test_what_nobody_takes_for_three_days_is_given_up(server: ServerDirectory) -> None:
     channel = Channel()
     scene = Scene(server, channel)
@@ -259,6 +317,41 @@ def test_nobody_there_is_said_without_the_url(tmp_path: Path) -> None:
     assert "T0KEN" not in str(refused.value)
 
 
+@pytest.mark.parametrize("what", ["body", "head"])
+def test_an_answer_without_end_holds_nobody_up(
+    what: str, tmp_path: Path, web: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notice_channels, "SEND_SECONDS", 1.0)
+    (channel,) = channels_of(
+        make_server(tmp_path, notices=NoticeSettings(webhooks=(f"http://127.0.0.1:{web.port}/hook",)))
+    )
+    web.drips = what
+    threading.Timer(8.0, setattr, (web, "drips", "")).start()
+    began = time.monotonic()
+    if what == "body":
+        channel.send(EVENT)  # its status is all that counts
+    else:
+        with pytest.raises(DeliveryError, match="can't be reached: TimeoutError"):
+            channel.send(EVENT)
+    assert time.monotonic() - began < 5
+    web.drips = ""
+
+
+def test_the_environment_sends_no_notice_another_way(
+    tmp_path: Path, web: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login olga password T0KEN\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    settings = NoticeSettings(webhooks=(f"http://127.0.0.1:{web.port}/hook",))
+    (channel,) = channels_of(make_server(tmp_path, notices=settings))
+    channel.send(EVENT)
+    assert "authorization" not in web.got[0][1]
+
+
 # --- mail -------------------------------------------------------------------------------------------
 
 
@@ -307,6 +400,25 @@ def test_mail_that_is_refused_says_so_without_secrets(tmp_path: Path) -> None:
             channel.send(EVENT)
     assert SECRET not in repr(refused.value)
     assert "olga" not in str(refused.value)
+
+
+def test_a_password_that_mail_cant_send_is_said_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mail = MailServer()
+    with serving(mail):
+        settings = mail_settings(mail.port, smtp_security="none", smtp_user="u", smtp_password="mail.secret")
+        server = make_server(tmp_path, notices=settings)
+        (server.path / "mail.secret").write_text("schlüssel")
+        assert notify(monkeypatch, server.path, "--test") == 1
+    assert capsys.readouterr().err == "mail by localhost fails: UnicodeEncodeError\n"
+
+
+def test_a_mail_server_whose_name_is_none_is_said(tmp_path: Path) -> None:
+    settings = mail_settings(25, smtp_host="mail..example.org")
+    (channel,) = channels_of(make_server(tmp_path, notices=settings))
+    with pytest.raises(DeliveryError, match="fails: Unicode"):
+        channel.send(EVENT)
 
 
 # --- settings and the command -------------------------------------------------------------------------

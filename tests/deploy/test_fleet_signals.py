@@ -6,26 +6,37 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from starlette.testclient import TestClient
 from support.console_scene import log, shared
 from support.fleet_directory import FIGURES, make_served_run, make_server
+from support.processes import wait_for
+from support.receivers import WebServer, serving
 
 from penchant.common.errors import ConfigError, GatewayError
-from penchant.deploy.fleet import fleet_watch
+from penchant.deploy.fleet import fleet_watch, signals
 from penchant.deploy.fleet.enrolment import hand_out
 from penchant.deploy.fleet.fleet_watch import FleetWatch
 from penchant.deploy.fleet.listen_address import ListenAddress
+from penchant.deploy.fleet.notice_settings import NoticeSettings
+from penchant.deploy.fleet.notifier import Notifier
+from penchant.deploy.fleet.processes import signals_state
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.deploy.fleet.signals_service import build_signals, serve_signals, token_in
 from penchant.deploy.fleet.status import SuperLinkReport
+from penchant.deploy.flower.superlink import free_port
 from penchant.server import journal_reader
 from penchant.server.journal import Journal
 
@@ -217,6 +228,72 @@ def test_a_port_that_is_held_is_said_in_one_line(server: ServerDirectory) -> Non
         port = other.getsockname()[1]
         with pytest.raises(GatewayError, match=f"can't listen at 127.0.0.1:{port}: Address already in use"):
             serve_signals(FleetWatch(server), ListenAddress("127.0.0.1", port))
+
+
+def test_a_port_that_is_held_silences_no_notice(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Notices go out meanwhile; figures are served once the port is free, and SIGTERM ends both at once."""
+    web, port = WebServer(), free_port()
+    with serving(web), socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        notices = NoticeSettings(webhooks=(f"http://127.0.0.1:{web.port}/hook",), after_seconds=0)
+        server = make_server(tmp_path, metrics=f"127.0.0.1:{port}", notices=notices)
+        words = ["-m", "penchant.deploy.cli.main", "server", "up", str(server.path), "--only", "signals"]
+        with subprocess.Popen([sys.executable, *words]) as process:
+            try:
+                wait_for("a notice", lambda: bool(web.got), 180)
+                assert signals_state(server) == "unheard"
+                other.close()
+                wait_for("the port", lambda: signals_state(server) == "up", 60)
+                found = httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False)
+                assert found.json() == {"alive": True}
+            finally:
+                process.terminate()
+            assert process.wait(60) == 0
+    assert signals_state(server) == "down"
+    assert capfd.readouterr().err.count("no figures, but notices go on: can't listen at") == 1
+    topics = [json.loads(body)["topic"] for _, _, body in web.got]
+    assert len(topics) == len(set(topics))
+
+
+def test_a_token_that_cant_be_read_ends_figures_that_are_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where notices are wanted it is tried again."""
+    alone = make_server(tmp_path / "a", metrics="127.0.0.1:9464", metrics_token="t")
+    with pytest.raises(ConfigError, match="holds no token"):
+        signals.run(alone)
+    both = make_server(
+        tmp_path / "b", metrics="127.0.0.1:9464", metrics_token="t",
+        notices=NoticeSettings(webhooks=("https://fleet.invalid",)),
+    )  # fmt: skip
+    tries: list[float] = []
+
+    def pause(seconds: float) -> None:
+        tries.append(seconds)
+        (both.path / "t").write_text(TOKEN)
+
+    served: list[str] = []
+    monkeypatch.setattr(signals, "serve_signals", lambda watch, where, token, announce: served.append(token))
+    monkeypatch.setattr(signals, "time", SimpleNamespace(sleep=pause))
+    monkeypatch.setattr(signals.signal, "signal", lambda *_: None)
+    stops: list[threading.Event] = []
+    monkeypatch.setattr(Notifier, "run", lambda self, stop: stops.append(stop))
+    signals.run(both)
+    assert (len(tries), served) == (1, [TOKEN])
+    assert stops[0].is_set()
+
+
+def test_a_port_that_another_will_listen_at_is_held_as_well() -> None:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        where = ListenAddress("127.0.0.1", other.getsockname()[1])
+        with where.bind() as ours:
+            assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            with pytest.raises(GatewayError, match="Address already in use"):
+                where.bind()
 
 
 @pytest.mark.parametrize(

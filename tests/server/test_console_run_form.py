@@ -151,7 +151,37 @@ def test_a_list_of_odd_texts_is_read_as_it_was(value: str) -> None:
 
 @pytest.mark.parametrize("text", ["[", "[1, 2", '["a", 3]', "[[[" * 5000])
 def test_a_list_that_can_not_be_read_is_no_fault_of_ours(text: str) -> None:
-    assert field_of("adapter.layers", text).error.startswith("adapter.layers is")
+    assert field_of("adapter.layers", text).error.startswith("adapter.layers ")
+
+
+NO_ITEMS = (
+    "[null]",
+    "[true]",
+    "[0.5]",
+    '["\\ud800"]',
+    '[["a"]]',
+    "[" * 300 + "]" * 300,
+    "[" * 9000 + "]" * 9000,
+)
+LISTS = [one.key for one in DECLARED if get_origin(one.kind) is tuple]
+
+
+@pytest.mark.parametrize("text", NO_ITEMS, ids=range(len(NO_ITEMS)))
+@pytest.mark.parametrize("key", LISTS)
+def test_a_list_of_what_is_no_text_and_no_number_is_wrong_as_it_stands(key: str, text: str) -> None:
+    field = field_of(key, text)
+    assert field.text == field.value == text
+    assert field.error == f"{key} must be a list"
+    assert RunConfig.keys_in(toml_of([field])) == {key: text}
+
+
+@pytest.mark.parametrize("value", ["[[" * 60 + "]]" * 60, "[1979-05-27]", "{a = [{}]}"])
+def test_a_file_with_odd_values_is_written_again_as_fields_show_it(value: str) -> None:
+    for key in ("adapter.target_modules", "adapter.rank"):
+        values = RunConfig.keys_in(f"{key} = {value}")
+        (field,) = (field for field in beginning(values) if field.setting.key == key)
+        assert field.error
+        assert RunConfig.keys_in(toml_of([field])) == {key: field.text}
 
 
 def test_a_number_that_python_does_not_write_is_refused_as_any_other() -> None:

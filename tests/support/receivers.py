@@ -6,17 +6,22 @@ import base64
 import socketserver
 import ssl
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
 class WebServer:
-    """Answers with `status`; (path, headers in lower case, body) of each POST are in `got`."""
+    """Answers with `status`; (path, headers in lower case, body) of each POST are in `got`.
+
+    `drips`: "body" or "head": what it sends without end, a byte at a time.
+    """
 
     def __init__(self) -> None:
         self.status = 200
+        self.drips = ""
         self.got: list[tuple[str, dict[str, str], bytes]] = []
         outer = self
 
@@ -25,8 +30,14 @@ class WebServer:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 outer.got.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
                 self.send_response(outer.status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
+                if outer.drips != "head":
+                    self.send_header("Content-Length", "1000000" if outer.drips else "0")
+                    self.end_headers()
+                self.flush_headers()
+                with suppress(OSError):
+                    while outer.drips:
+                        self.wfile.write(b"x")
+                        time.sleep(0.05)
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass

@@ -24,6 +24,7 @@ from penchant.server.monitoring.run_history import RunLocation, config_text
 
 __all__ = ["again", "check", "new", "start", "too_old"]
 
+NO_FLEET = "The fleet that this was written for is not there any more. Choose where it shall run."
 TOO_OLD = "This form is of an earlier login, or not ours. Nothing was done; look it over, and start it again."
 
 
@@ -38,6 +39,7 @@ class Draft:
         fields: one for each setting.
         file: the configuration, where it is written as a file; the fields count for nothing then.
         name_error: what is wrong with the name.
+        place_error: what is wrong with where it shall run.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Draft:
     fields: tuple[Field, ...]
     file: str | None = None
     name_error: str = ""
+    place_error: str = ""
 
     @property
     def shown(self) -> tuple[Field, ...]:
@@ -105,9 +108,9 @@ def new(request: ConsoleRequest) -> Response:
 
 def again(request: ConsoleRequest) -> Response:
     """The form with what was written, after another recipe, place or way to write was chosen in it."""
-    draft, note = _written(request), ""
-    change = _CHANGES.get(request.form.get("do", ""))
-    if change is not None:
+    draft = _written(request)
+    note, change = draft.place_error, _CHANGES.get(request.form.get("do", ""))
+    if change is not None and not draft.place_error:
         draft, note = change(request, draft)
     return _page(request, draft, note=note)
 
@@ -171,6 +174,8 @@ def _facts(draft: Draft) -> dict[str, Any]:
 
 def _judged(request: ConsoleRequest, draft: Draft) -> tuple[Draft, Verdict]:
     """A draft with what is wrong at its fields, and the verdict on the whole."""
+    if draft.place_error:
+        return draft, Verdict(None, draft.place_error, (), (), None)
     wrong = () if draft.file is not None else tuple(field for field in draft.shown if field.error)
     if wrong:
         return draft, Verdict(None, "", wrong, (), draft.fleet)
@@ -189,13 +194,18 @@ def _judged(request: ConsoleRequest, draft: Draft) -> tuple[Draft, Verdict]:
 
 def _written(request: ConsoleRequest) -> Draft:
     """What a form says."""
-    form, name, name_error = request.form, request.form.get("name", ""), ""
+    form, name, name_error, place_error = request.form, request.form.get("name", ""), "", ""
     try:
         name = request.given("name", 64)
     except HTTPError as error:
         name_error = str(error)
+    try:
+        fleet = _chosen_fleet(request)
+    except HTTPError:  # nothing is started elsewhere for it, and nothing that was written is lost
+        fleet, place_error = None, NO_FLEET
     file = form["config"].replace("\r\n", "\n") if "config" in form else None
-    return Draft(name, form.get("base", ""), _chosen_fleet(request), run_form.typed(form), file, name_error)
+    fields = run_form.typed(form)
+    return Draft(name, form.get("base", ""), fleet, fields, file, name_error, place_error)
 
 
 def _chosen_fleet(request: ConsoleRequest) -> RunLocation | None:
