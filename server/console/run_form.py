@@ -18,7 +18,17 @@ from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError
 from penchant.common.settings import Setting, settings_of
 
-__all__ = ["PREFIX", "Field", "Group", "applying", "beginning", "grouped", "marked", "toml_of", "typed"]
+__all__ = [
+    "PREFIX",
+    "FormField",
+    "FormGroup",
+    "applying",
+    "beginning",
+    "grouped",
+    "marked",
+    "toml_of",
+    "typed",
+]
 
 PREFIX = "set."  # of the names of inputs: a setting is never taken for another part of the form
 
@@ -29,7 +39,7 @@ _MARKS = frozenset('",[]\n')  # in an item: a list of such items is written as J
 
 
 @dataclass(frozen=True)
-class Field:
+class FormField:
     """One setting in the form.
 
     Attributes:
@@ -100,12 +110,12 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Group:
+class FormGroup:
     """The fields under one heading: those that one looks at first, and the others, behind a fold."""
 
     title: str
-    usual: tuple[Field, ...]
-    more: tuple[Field, ...]
+    usual: tuple[FormField, ...]
+    more: tuple[FormField, ...]
 
     @property
     def id(self) -> str:
@@ -121,18 +131,18 @@ class Group:
         return any(field.error or field.name in written for field in self.more)
 
 
-def applying(fields: Iterable[Field], *, fleet: bool) -> tuple[Field, ...]:
+def applying(fields: Iterable[FormField], *, fleet: bool) -> tuple[FormField, ...]:
     """Those that mean something: to real devices, or to a simulation."""
     return tuple(field for field in fields if not (fleet and field.setting.simulated))
 
 
-def grouped(fields: Iterable[Field]) -> list[Group]:
+def grouped(fields: Iterable[FormField]) -> list[FormGroup]:
     """Under their headings, in the order in which they are declared."""
-    found: dict[str, list[Field]] = {}
+    found: dict[str, list[FormField]] = {}
     for field in fields:
         found.setdefault(field.setting.group, []).append(field)
     return [
-        Group(
+        FormGroup(
             title,
             tuple(field for field in inside if field.setting.declared.usual),
             tuple(field for field in inside if not field.setting.declared.usual),
@@ -141,12 +151,12 @@ def grouped(fields: Iterable[Field]) -> list[Group]:
     ]
 
 
-def beginning(values: Mapping[str, Any]) -> tuple[Field, ...]:
+def beginning(values: Mapping[str, Any]) -> tuple[FormField, ...]:
     """A field for each setting, filled from a table with dotted keys; the others have their default."""
     return tuple(_filled(one, values.get(one.key, one.default)) for one in settings_of(RunConfig))
 
 
-def typed(form: Mapping[str, str]) -> tuple[Field, ...]:
+def typed(form: Mapping[str, str]) -> tuple[FormField, ...]:
     """A field for each setting, filled with what was typed; the others have their default."""
     return tuple(
         _read(one, form[PREFIX + one.key]) if PREFIX + one.key in form else _filled(one, one.default)
@@ -154,13 +164,13 @@ def typed(form: Mapping[str, str]) -> tuple[Field, ...]:
     )
 
 
-def marked(fields: Iterable[Field], error: str, about: Iterable[str]) -> tuple[Field, ...]:
+def marked(fields: Iterable[FormField], error: str, about: Iterable[str]) -> tuple[FormField, ...]:
     """`fields`, those that an error is about with its line."""
     keys = set(about)
     return tuple(replace(field, error=error) if field.setting.key in keys else field for field in fields)
 
 
-def toml_of(fields: Iterable[Field]) -> str:
+def toml_of(fields: Iterable[FormField]) -> str:
     """The configuration that they make: what differs from the defaults, and nothing else.
 
     Of a value that TOML can't hold, what the input shows is written, which the check refuses as well.
@@ -179,22 +189,22 @@ def toml_of(fields: Iterable[Field]) -> str:
 # --- one field ------------------------------------------------------------------------------------
 
 
-def _filled(one: Setting, value: Any) -> Field:
+def _filled(one: Setting, value: Any) -> FormField:
     try:
         return _judged(one, _shown(value), value)
     except ValueError:  # Python writes no number of more than 4300 digits
         return _judged(one, _TOO_LONG, _TOO_LONG)
 
 
-def _read(one: Setting, text: str) -> Field:
+def _read(one: Setting, text: str) -> FormField:
     return _judged(one, text, _value_of(one, text.strip()))
 
 
-def _judged(one: Setting, text: str, value: Any) -> Field:
+def _judged(one: Setting, text: str, value: Any) -> FormField:
     try:
-        return Field(one, text, one.checked(value))
+        return FormField(one, text, one.checked(value))
     except ConfigError as error:
-        return Field(one, text, value, str(error))
+        return FormField(one, text, value, str(error))
 
 
 def _value_of(one: Setting, text: str) -> Any:

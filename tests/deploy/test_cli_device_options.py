@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from click.testing import Result
+from typer.testing import CliRunner
 
 from penchant.client.device.device import Device
 from penchant.client.device.supernode_files import SuperNodeFiles

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -277,7 +278,7 @@ def test_a_token_that_cant_be_read_ends_figures_that_are_alone(
     served: list[str] = []
     monkeypatch.setattr(signals, "serve_signals", lambda watch, where, token, announce: served.append(token))
     monkeypatch.setattr(signals, "time", SimpleNamespace(sleep=pause))
-    monkeypatch.setattr(signals.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     stops: list[threading.Event] = []
     monkeypatch.setattr(Notifier, "run", lambda self, stop: stops.append(stop))
     signals.run(both)

@@ -12,7 +12,7 @@ from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError
 from penchant.common.settings import Section, Setting, dotted_table, setting, settings_of
 from penchant.server.console import run_form
-from penchant.server.console.run_form import PREFIX, Field, applying, beginning, grouped, toml_of, typed
+from penchant.server.console.run_form import PREFIX, FormField, applying, beginning, grouped, toml_of, typed
 
 DECLARED = settings_of(RunConfig)
 
@@ -29,7 +29,7 @@ class Kitchen(Section):
     tea: TeaConfig = dataclasses.field(default_factory=TeaConfig)
 
 
-def field_of(key: str, text: str) -> Field:
+def field_of(key: str, text: str) -> FormField:
     return next(field for field in typed({PREFIX + key: text}) if field.setting.key == key)
 
 

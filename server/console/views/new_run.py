@@ -18,7 +18,7 @@ from penchant.common.settings import settings_by_group
 from penchant.server.console import run_form
 from penchant.server.console.operations import fleet_recipe
 from penchant.server.console.requests import ConsoleRequest, HTTPError
-from penchant.server.console.run_form import Field
+from penchant.server.console.run_form import FormField
 from penchant.server.console.views.common import all_runs, location_of
 from penchant.server.monitoring.run_history import RunLocation, config_text
 
@@ -45,18 +45,18 @@ class Draft:
     name: str
     base: str
     fleet: RunLocation | None
-    fields: tuple[Field, ...]
+    fields: tuple[FormField, ...]
     file: str | None = None
     name_error: str = ""
     place_error: str = ""
 
     @property
-    def shown(self) -> tuple[Field, ...]:
+    def shown(self) -> tuple[FormField, ...]:
         """The fields that mean something where it shall run."""
         return run_form.applying(self.fields, fleet=self.fleet is not None)
 
     @property
-    def carried(self) -> tuple[Field, ...]:
+    def carried(self) -> tuple[FormField, ...]:
         """The others, if anything is in them: it comes back where the place is changed back."""
         shown = {field.name for field in self.shown}
         return tuple(field for field in self.fields if field.changed and field.name not in shown)
@@ -81,7 +81,7 @@ class Verdict:
 
     config: RunConfig | None
     error: str
-    wrong: Sequence[Field]
+    wrong: Sequence[FormField]
     objections: Sequence[str]
     fleet: RunLocation | None
 
@@ -286,7 +286,7 @@ def _on_top(request: ConsoleRequest, draft: Draft, taken: Draft) -> tuple[Draft,
     return replace(result, fields=fields), f"As you wrote it: {', '.join(stays)}." if stays else ""
 
 
-def _kept(draft: Draft, before: Draft) -> dict[str, Field]:
+def _kept(draft: Draft, before: Draft) -> dict[str, FormField]:
     """The fields in which something was written since, by name."""
     was = {field.name: field.text for field in before.fields}
     return {field.name: field for field in draft.fields if field.text != was[field.name]}
