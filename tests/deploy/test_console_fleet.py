@@ -613,7 +613,8 @@ def test_a_console_of_a_fleet_alone_simulates_nothing(world: World, tmp_path: Pa
     said = world.said("/runs/new")
     assert "simulated, on this machine" not in said
     assert "It can run 5 devices of home a round" in said  # everybody is asked, unless another is chosen
-    assert world.browser.post("/runs/check", {"config": "", "where": "elsewhere"}).status_code == 404
+    checked = world.browser.post("/runs/check", {"config": "", "where": "elsewhere"})
+    assert "is not there any more. Choose where it shall run." in checked.text
     (tmp_path / "runs").mkdir()
     both = OperationsOnThisMachine([tmp_path / "runs", world.server_directory.path], world.store)
     browser = Browser(build_app(world.store, both, hosts=frozenset({HOST})), "olga")
