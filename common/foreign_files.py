@@ -27,6 +27,7 @@ from penchant.common.errors import PenchantError
 
 __all__ = [
     "BAD_TENSORS",
+    "CHUNK",
     "CONFIG_MOST",
     "JSON_MOST",
     "ForeignDatabase",
@@ -51,7 +52,6 @@ BAD_TENSORS: Final = (SafetensorError, KeyError, ValueError, TypeError, Attribut
 """What reading a safetensors file into NumPy raises: the last two for kinds of numbers that NumPy lacks."""
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _STEPS = 2000  # of SQLite's machine between two looks at the clock
-_CHUNK = 1024 * 1024
 _TRIES = 5  # to copy a database that is being written
 _WAL = "-wal"
 _ROLLBACK = "-journal"
@@ -351,7 +351,7 @@ def _pour(source: BinaryIO, copy: Path, failure: Failure, path: Path) -> None:
     left = DATABASE_MOST
     with copy.open("wb") as target:
         try:
-            while data := source.read(_CHUNK):
+            while data := source.read(CHUNK):
                 left -= len(data)
                 if left < 0:
                     raise failure(

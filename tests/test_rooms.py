@@ -144,6 +144,7 @@ LATE = {
     "penchant.client.learning.active": ("client/device/labelling.py",),
     "penchant.client.learning.model_cache": ("deploy/fleet/release_files.py",),
     "penchant.common.model.modules": ("deploy/fleet/release_files.py",),
+    "penchant.common.model.signature": ("deploy/fleet/run_signature.py",),
     "penchant.deploy.simulation.ray": ("deploy/simulation/runner.py",),
     "penchant.deploy.report": ("deploy/report/__init__.py",),
 }
@@ -378,6 +379,14 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "simulate" in done.stdout
+
+
+def test_what_stays_up_beside_a_server_loads_no_torch() -> None:
+    modules = ("enrolment_service", "signals", "backup", "member_facts")
+    script = "import sys\n" + "".join(f"import penchant.deploy.fleet.{module}\n" for module in modules)
+    script += "sys.exit('torch is loaded' if 'torch' in sys.modules else 0)\n"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 # --- words and files agree ------------------------------------------------------------------------

@@ -60,7 +60,7 @@ from penchant.common.errors import (
 from penchant.common.membership.enrolment import Answer, LeaveNotice, Request, request
 from penchant.common.membership.identity import Identity, Membership, authority_digest
 from penchant.common.model.factors import MergedWeights
-from penchant.common.model.reward import Reading
+from penchant.common.model.reward import Reading, joined
 from penchant.common.settings import Section, build_section, section_table
 from penchant.common.shares import EVERYONE_ALONE
 from penchant.common.storage import write_private
@@ -295,7 +295,7 @@ class Device:
         planned = self._model()[0]
         kept = [response for response in dict.fromkeys(responses) if response.strip()]
         pairs = [Preference(prompt, one, other) for one, other in itertools.pairwise(kept)]
-        return planned.model.reading(pairs)
+        return planned.model.reading(pairs, [joined(prompt, response) for response in kept])
 
     def learner(self, candidates: Sequence[Preference]) -> ActiveLearner:
         """Which of these comparisons to ask about next, given all recorded choices but the held-out ones.

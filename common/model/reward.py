@@ -180,9 +180,10 @@ class RewardModel:
         """How many tokens each text has; of a longer one than `max_tokens` the model reads that many."""
         return [len(ids) for ids in self._whole(texts)] if texts else []
 
-    def reading(self, pairs: Sequence[Pair]) -> Reading:
-        """What of some pairs' texts the model reads."""
-        texts = list(dict.fromkeys(joined(p.prompt, r) for p in pairs for r in (p.chosen, p.rejected)))
+    def reading(self, pairs: Sequence[Pair], others: Iterable[str] = ()) -> Reading:
+        """What of some pairs' texts, and of others, the model reads."""
+        paired = (joined(p.prompt, r) for p in pairs for r in (p.chosen, p.rejected))
+        texts = list(dict.fromkeys([*paired, *others]))
         whole = dict(zip(texts, self._whole(texts), strict=True)) if texts else {}
         cut = {text for text, ids in whole.items() if len(ids) > self.max_tokens}
         read = whole | {text: self._tokens(text).tolist() for text in cut}

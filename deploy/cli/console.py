@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from penchant.common.errors import UsageError
 from penchant.common.terminal import log_to_stderr, say
 from penchant.deploy.cli.errors import command, ending_in_one_line
-from penchant.deploy.cli.listening import reachable_as, with_port
+from penchant.deploy.cli.listening import TlsCert, TlsKey, reachable_as
 from penchant.deploy.fleet.listen_address import ListenAddress
 from penchant.deploy.fleet.recorded_acts import who_is_here
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
+CONNECTIONS = 500  # at the same time, of everybody
 PORT = 8900
 
 
@@ -77,12 +78,8 @@ def console(
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on.", min=1, max=65535)] = PORT,
-    tls_cert: Annotated[
-        Path | None, typer.Option("--tls-cert", help="The TLS certificate, in PEM; needed beyond loopback.")
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option("--tls-key", help="The key of the TLS certificate, in PEM.")
-    ] = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     origin: Annotated[
         list[str] | None,
         typer.Option(
@@ -163,9 +160,7 @@ def _serve(
     state: Path | None,
 ) -> None:
     try:
-        import uvicorn
-
-        from penchant.deploy.console.connections import BoundedConnection
+        from penchant.deploy.console.connections import bounded_server
         from penchant.deploy.console.local import OperationsOnThisMachine, refuse_strangers
         from penchant.server.console.app import build_app
     except ModuleNotFoundError as missing:
@@ -180,22 +175,11 @@ def _serve(
         where = f" --state {shlex.quote(str(state))}" if state else ""
         add = f"penchant console account add NAME --role operator{where}"
         say(f"no account yet: {add}", error=True)
-    listener = ListenAddress(host, port).bind()
-    say(f"the console is at {scheme}://{with_port(host, port)}")
-    config = uvicorn.Config(
-        build_app(store, operations, hosts=hosts, https=https),
-        ssl_certfile=tls[0],
-        ssl_keyfile=str(tls[1]) if tls[1] else None,
-        access_log=False,
-        log_config=None,
-        log_level="warning",
-        http=BoundedConnection,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=500,
-        timeout_graceful_shutdown=2,
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+    address = ListenAddress(host, port)
+    listener = address.bind()
+    say(f"the console is at {scheme}://{address}")
+    app = build_app(store, operations, hosts=hosts, https=https)
+    bounded_server(app, tls, CONNECTIONS).run(sockets=[listener])
 
 
 def _store(state: Path | None) -> ConsoleStore:

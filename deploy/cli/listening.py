@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
+
+import typer
 
 from penchant.common.errors import UsageError
 from penchant.common.network import is_loopback
+from penchant.deploy.fleet.listen_address import ListenAddress
 
-__all__ = ["reachable_as", "with_port"]
+__all__ = ["TlsCert", "TlsKey", "reachable_as"]
+
+TlsCert = Annotated[
+    Path | None, typer.Option("--tls-cert", help="The TLS certificate, in PEM; needed beyond loopback.")
+]
+TlsKey = Annotated[Path | None, typer.Option("--tls-key", help="The key of the TLS certificate, in PEM.")]
 
 
 def reachable_as(
@@ -45,7 +54,7 @@ def reachable_as(
     names = [*further, *(_certified(certificate) if certificate is not None else [])]
     names += [host] if host not in ("0.0.0.0", "::", "") else []
     names += ["127.0.0.1", "localhost", "::1"] if is_loopback(host) else []
-    hosts = {with_port(name, port) for name in names}
+    hosts = {str(ListenAddress(name, port)) for name in names}
     hosts |= set(names) if port == (443 if certificate is not None else 80) else set()
     for origin in origins:
         parts = urlsplit(origin)
@@ -55,11 +64,6 @@ def reachable_as(
             )
         hosts.add(parts.netloc.lower())
     return frozenset(name.lower() for name in hosts), certificate is not None or bool(origins)
-
-
-def with_port(name: str, port: int) -> str:
-    """A name, or an address, and a port, as a Host header and a URL have them."""
-    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
 
 
 def _certified(path: Path) -> list[str]:

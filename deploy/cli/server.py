@@ -133,7 +133,6 @@ def members(
     file: Annotated[Path, typer.Argument(help="The authority's newer member list.")],
 ) -> None:
     """Take over a newer member list; a run that goes on heeds it from its next round."""
-    from penchant.deploy.fleet.enrolment import EnrolmentRegistry
     from penchant.deploy.fleet.recorded_acts import recorded
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
@@ -143,7 +142,7 @@ def members(
         try:
             number = server_directory.take_members(data)
         except OlderList:
-            known = EnrolmentRegistry(server_directory).list_number()
+            known = server_directory.known_members().number
             raise UsageError(f"{file} is older than list {known}, which this server has") from None
     say(f"member list {number}")
 
@@ -226,10 +225,9 @@ def write_config(
 ) -> None:
     """Write a run.toml for this fleet: everybody asked, every setting explained."""
     from penchant.deploy.fleet import run_checks
-    from penchant.deploy.fleet.enrolment import EnrolmentRegistry
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
-    members = len(EnrolmentRegistry(ServerDirectory(directory)).members())
+    members = ServerDirectory(directory).known_members().count
     text = run_checks.annotated(run_checks.fleet_defaults(members), members)
     if out is None:
         say(text.rstrip("\n"))

@@ -22,11 +22,10 @@ from penchant.deploy.console.child_command import refuse_failed, run_command
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry, hand_out, request_revocation
 from penchant.deploy.fleet.member_facts import (
     asked_revocations,
-    known_members,
     member_list,
     shown_tokens,
 )
-from penchant.deploy.fleet.missing_devices import missing_devices
+from penchant.deploy.fleet.missing_devices import connections, missing_of
 from penchant.deploy.fleet.processes import door
 from penchant.deploy.fleet.recorded_acts import BY_CONSOLE
 from penchant.deploy.fleet.run_activity import flower_run, say
@@ -101,16 +100,11 @@ class FleetOnThisMachine:
 
     def _nodes(self) -> dict[str, ConnectedNode]:
         with Control(door(ServerDirectory(self.directory)), seconds=ASK_SECONDS) as control:
-            rows = control.nodes()
-        return {
-            str(node): ConnectedNode(row.status == "online", row.until or None) for node, row in rows.items()
-        }
+            return connections(control)
 
     def missing(self, waiting: Waiting) -> list[tuple[int, str]]:
         """Who is not ready while a run waits, and why."""
-        nodes = {t.member: t.node for t in self.tokens() if t.member is not None and t.node is not None}
-        members = self.enrolment().members
-        found = missing_devices(waiting, members, nodes, self.link().nodes, time.time())
+        found = missing_of(ServerDirectory(self.directory), waiting, self.link().nodes, time.time())
         return [(one.member, one.why) for one in found]
 
     def mark(self) -> object:
@@ -154,7 +148,7 @@ class FleetOnThisMachine:
         """What was asked for from here and elsewhere, the latest first; each signed or pending."""
         asked = [Revocation(*row, None) for row in self._store.revocations(self._id)]
         server_directory = ServerDirectory(self.directory)
-        membership = known_members(server_directory)
+        membership = server_directory.known_members()
         found = {r.member: r for r in [*asked_revocations(server_directory), *asked]}
         known = [
             Revocation(r.member, r.why, r.by, r.at, None if membership.holds(r.member) else membership.number)

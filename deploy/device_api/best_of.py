@@ -19,6 +19,7 @@ import httpx
 from penchant.client.device.conversation_form import prompt_of, response_of
 from penchant.client.device.warm_model import TextScore
 from penchant.common.errors import DataError, UsageError
+from penchant.common.foreign_files import finite_json
 from penchant.deploy.device_api.bodies import Fields, check_depth
 from penchant.deploy.device_api.dialects import ApiRefusal
 from penchant.deploy.device_api.score_queue import ScoreQueue
@@ -210,9 +211,8 @@ class BestOf:
     async def _completion(self, body: Json, authorization: str) -> Json:
         data = await self._asked("POST", "chat/completions", {**body, "stream": False}, authorization)
         try:
-            found = json.loads(data)
+            found = finite_json(data)
             check_depth(found)
-            json.dumps(found, allow_nan=False)  # Python reads NaN and 1e999, which are no JSON
         except (ValueError, RecursionError, ApiRefusal):
             raise ApiRefusal(502, "the upstream's answer is not JSON that can be passed on") from None
         choices = found.get("choices") if isinstance(found, dict) else None

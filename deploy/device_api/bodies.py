@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
 from penchant.common.data.preferences import check_text, kind_of
 from penchant.common.errors import DataError
+from penchant.common.foreign_files import finite_json
 from penchant.deploy.device_api.dialects import ApiRefusal
 
 __all__ = ["EXPORT_DEPTH_MOST", "ApiLimits", "Fields", "body_of", "check_depth", "table_of"]
@@ -74,7 +74,7 @@ async def table_of(request: Request, limits: ApiLimits) -> dict[str, Any]:
     object."""
     data = await body_of(request, limits)
     try:
-        value = json.loads(data.decode("utf-8"), parse_constant=_no_number)
+        value = finite_json(data.decode("utf-8"))
     except UnicodeDecodeError:
         raise ApiRefusal(400, "the body is not UTF-8") from None
     except (ValueError, RecursionError):  # ValueError: also a number of more digits than Python reads
@@ -188,7 +188,3 @@ def _valid(text: str) -> None:
         check_text("a text", text)
     except DataError:
         raise ApiRefusal(422, "a text contains a lone surrogate, so it is not valid text") from None
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(name)

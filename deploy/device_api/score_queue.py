@@ -40,7 +40,6 @@ class ScoreQueue:
         self._held = 0  # requests that wait or are being scored
         self._texts = 0  # theirs
         self._there = asyncio.Event()
-        self.batches = 0  # scored so far
 
     async def scores(self, texts: Sequence[Text]) -> list[TextScore]:
         """What the model says of (prompt, response) texts, in their order.
@@ -104,7 +103,6 @@ class ScoreQueue:
                 if not one.answer.done():
                     one.answer.set_exception(error)
             return
-        self.batches += 1
         rest = iter(found)
         for one in batch:
             own = [next(rest) for _ in one.texts]

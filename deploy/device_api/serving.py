@@ -8,7 +8,7 @@ import uvicorn
 
 from penchant.client.device.device import Device
 from penchant.client.device.warm_model import WarmModel
-from penchant.deploy.console.connections import BoundedConnection
+from penchant.deploy.console.connections import bounded_server
 from penchant.deploy.device_api.app import build_api
 from penchant.deploy.device_api.best_of import UpstreamSettings
 from penchant.deploy.device_api.bodies import ApiLimits
@@ -24,29 +24,12 @@ def server_for(
     *,
     token: str,
     hosts: frozenset[str],
-    host: str,
-    port: int,
     tls: tuple[Path | None, Path | None] = (None, None),
     limits: ApiLimits | None = None,
     upstream: UpstreamSettings | None = None,
 ) -> uvicorn.Server:
-    """A server that is ready to run; the arguments are those of `build_api`, and where it listens."""
-    certificate, key = tls
-    https = certificate is not None
+    """A server that is ready to run on a socket; the arguments are those of `build_api`, and certificate and
+    key, in PEM."""
+    https = tls[0] is not None
     app = build_api(device, model, token=token, hosts=hosts, https=https, limits=limits, upstream=upstream)
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        ssl_certfile=certificate,
-        ssl_keyfile=str(key) if key else None,
-        access_log=False,
-        log_config=None,
-        log_level="warning",
-        http=BoundedConnection,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=2,
-    )
-    return uvicorn.Server(config)
+    return bounded_server(app, tls, CONNECTIONS)

@@ -33,7 +33,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from penchant.common.errors import JournalError, RunDirectoryError, UsageError
-from penchant.common.foreign_files import open_foreign, parse_json
+from penchant.common.foreign_files import CHUNK, open_foreign, parse_json
 from penchant.common.storage import sync_directory
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry
 from penchant.deploy.fleet.notifier import NOTICES
@@ -53,7 +53,6 @@ __all__ = ["BackupContents", "back_up", "left_outside", "restore"]
 FORM = 1  # of the file; a later one is refused
 INDEX = "index.json"
 INDEX_MOST = 64 * 1024 * 1024  # bytes, for some 300,000 files
-CHUNK = 1024 * 1024  # bytes that are held at once
 WAIT_SECONDS = 30.0  # for a database that is being written
 FILES = (SETTINGS, AUTHORITY, MEMBERS, SECRET)
 FOLDERS = ("tls", "requests", "answers", ACTS)
@@ -123,8 +122,7 @@ def restore(file: Path, directory: Path) -> BackupContents:
     Every file is checked against its digest before the directory is there. UsageError for a file that is no
     back-up, of a later version, changed or cut off, and for a directory in use.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UsageError(f"{directory} is in use; choose an empty directory for the server")
+    ServerDirectory.refuse_used(directory)
     directory.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".penchant-restore-", dir=_parent(directory)) as folder:
         made = Path(folder) / "server"

@@ -373,15 +373,6 @@ class EnrolmentRegistry:
             raise JournalError(f"can't read {path}: {error.strerror}") from None
         return kept[1]
 
-    def list_number(self) -> int:
-        """The number of the member list as it lies there."""
-        return self._known().number
-
-    def members(self) -> frozenset[int]:
-        """Who is on the member list as it lies there, whatever its date."""
-        listed = self._known().current
-        return frozenset() if listed is None else frozenset(member.number for member in listed.members)
-
     # --- the operator looks --------------------------------------------------------------------------
 
     def enrolments(self, *, now: float | None = None) -> list[IssuedToken]:

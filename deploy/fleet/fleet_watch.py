@@ -1,15 +1,14 @@
 """A look at a whole fleet from outside of it: figures, what needs attention, whether devices can take part.
 
 Everything is read from the server's directory, or asked of its parts on this machine; nothing is changed.
-What takes long is remembered until the files that say it change: a run that is over is read once, one that
-goes on is read again after each of its steps.
+What takes long is remembered until the files that say it change: the journal of a run that
+is over is read once, that of one that goes on after each of its steps.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import socket
 import threading
 import time
 from collections import Counter
@@ -19,15 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from penchant.common.errors import JournalError
+from penchant.common.errors import GatewayError, JournalError
 from penchant.common.printable import one_line
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry
 from penchant.deploy.fleet.member_facts import asked_revocations, member_list, shown_tokens
-from penchant.deploy.fleet.processes import gateway_state
+from penchant.deploy.fleet.processes import gateway_state, listens
 from penchant.deploy.fleet.run_activity import activity_of
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
 from penchant.deploy.fleet.status import SuperLinkReport, expiries, gateway_notices, superlink_report
-from penchant.deploy.run_directory import CONFIG, RESULT, RUN_NAME, held_locks
+from penchant.deploy.run_directory import CONFIG, RESULT, held_locks
 from penchant.server.journal_reader import JOURNAL, JournalContents, JournalReader
 from penchant.server.monitoring import alerts
 from penchant.server.monitoring.alerts import Notice
@@ -89,7 +88,7 @@ class FleetWatch:
     def _look(self) -> FleetLook:
         now, server = self._clock(), self._server
         gateway, superlink = gateway_state(server), superlink_report(server)
-        enrols = _answers(server.enrol_socket)
+        enrols = _enrols(server)
         listed, ends = self._known_papers()
         tokens = self._known_tokens()
         runs = self._runs.look()
@@ -172,7 +171,7 @@ class _Runs:
 
     def look(self) -> list[tuple[RunFigures, RunSummary | None]]:
         """All runs; a summary comes with those that may need attention."""
-        names = [name for name in self._server.runs() if RUN_NAME.fullmatch(name)]
+        names = self._server.runs()
         held = held_locks()
         self._known = {name: self._run(name, held) for name in names}
         self._stored = {name: self._stored[name] for name in names if name in self._stored}
@@ -212,14 +211,12 @@ def _enrolment_notices(answers: bool) -> Iterator[Notice]:
         yield Notice("bad", "The enrolment service is down", text, "", "enrolment")
 
 
-def _answers(path: Path) -> bool:
-    """Whether a process listens on a Unix socket."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(2.0)
-        try:
-            return probe.connect_ex(str(path)) == 0
-        except OSError:  # the path is too long for the system: nothing can listen there
-            return False
+def _enrols(server_directory: ServerDirectory) -> bool:
+    """Whether the enrolment service listens."""
+    try:
+        return listens(server_directory.enrol_socket)
+    except GatewayError:  # the path is too long for the system: nothing can listen there
+        return False
 
 
 def _devices(listed: MemberListStatus, superlink: SuperLinkReport) -> DeviceFigures:

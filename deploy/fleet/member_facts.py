@@ -6,25 +6,19 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from penchant.common.errors import MembershipError, SharedFileError
-from penchant.common.membership.identity import Membership
 from penchant.common.printable import one_line
 from penchant.deploy.fleet.authority_inbox import ANSWER_BYTES, revocation_of
 from penchant.deploy.fleet.enrolment import IssuedToken
-from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
+from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.fleet.shared_folder import opened
 from penchant.server.monitoring.fleet import MemberListStatus, Revocation, Token
 
-__all__ = ["asked_revocations", "known_members", "member_list", "shown_tokens"]
-
-
-def known_members(server_directory: ServerDirectory) -> Membership:
-    """The member list as it lies there, whatever its date."""
-    return Membership(server_directory.authority).know((server_directory.path / MEMBERS).read_bytes())
+__all__ = ["asked_revocations", "member_list", "shown_tokens"]
 
 
 def member_list(server_directory: ServerDirectory) -> MemberListStatus:
     """Who belongs to the fleet, by the list that the server holds, even one that is past its date."""
-    listed = known_members(server_directory).current
+    listed = server_directory.known_members().current
     if listed is None:
         raise MembershipError(f"{server_directory.path} holds no member list; bring the authority's latest")
     members = frozenset(member.number for member in listed.members)

@@ -31,7 +31,7 @@ from penchant.deploy.flower.superlink import (
     executor_command,
     superlink_command,
 )
-from penchant.deploy.run_directory import claim, held_locks
+from penchant.deploy.run_directory import claim, held_locks, is_held
 
 __all__ = [
     "METRICS_LOCK",
@@ -43,6 +43,7 @@ __all__ = [
     "door",
     "gateway_open",
     "gateway_state",
+    "listens",
     "only",
     "signals_state",
     "up",
@@ -54,6 +55,7 @@ LOCK = ".up"
 SIGNALS_LOCK = ".signals"  # held by the signals part as long as it lives
 METRICS_LOCK = ".metrics"  # … and as long as the port for monitoring is its own
 EXPIRED = 10  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED
+LISTEN_SECONDS = 2.0  # that a process may take to let somebody in
 ENDING_SECONDS = 15.0  # that what is left of an earlier server may take to end
 SELDOM = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "5"}
 """Runs are few, each look writes into the SuperLink's database, and one that fails ends the executor."""
@@ -95,18 +97,10 @@ def signals_state(server_directory: ServerDirectory) -> SignalsState:
     settings, held = server_directory.settings, held_locks()
     if not settings.signals:
         return "unwanted"
-    if not _is_held(server_directory.path / SIGNALS_LOCK, held):
+    if not is_held(server_directory.path / SIGNALS_LOCK, held):
         return "down"
-    heard = not settings.metrics or _is_held(server_directory.path / METRICS_LOCK, held)
+    heard = not settings.metrics or is_held(server_directory.path / METRICS_LOCK, held)
     return "up" if heard else "unheard"
-
-
-def _is_held(lock: Path, held: set[tuple[int, int]]) -> bool:
-    try:
-        found = lock.stat()
-    except OSError:
-        return False
-    return (found.st_dev, found.st_ino) in held
 
 
 def _gateway_address(server_directory: ServerDirectory) -> tuple[str, int]:
@@ -230,7 +224,7 @@ def _part(server_directory: ServerDirectory, name: str) -> ChildProcess:
             name,
             _ourselves(server_directory, name),
             server_directory.log(name),
-            ready=lambda: _listens(server_directory.enrol_socket),
+            ready=lambda: listens(server_directory.enrol_socket),
         )
     return ChildProcess(
         name,
@@ -255,8 +249,10 @@ def _answers(server_directory: ServerDirectory) -> bool:
     return True
 
 
-def _listens(path: Path) -> bool:
+def listens(path: Path) -> bool:
+    """Whether a process listens on a Unix socket. GatewayError for a path that no socket can have."""
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(LISTEN_SECONDS)
         try:
             return probe.connect_ex(str(path)) == 0
         except OSError:

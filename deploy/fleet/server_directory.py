@@ -124,8 +124,7 @@ class ServerSettings(Section):
     @property
     def gateway(self) -> str:
         """HOST:PORT as tokens hold it."""
-        host = self.addresses[0]
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        return str(ListenAddress(self.addresses[0], self.port))
 
     @property
     def superlink(self) -> str:
@@ -159,8 +158,7 @@ class ServerDirectory:
         Raises UsageError or MembershipError before anything is written: a directory in use, a key that is
         none, a list that is stale or of another authority.
         """
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise UsageError(f"{directory} is in use; choose an empty directory for the server")
+        cls.refuse_used(directory)
         if len(authority) != 32:
             raise UsageError("this is not an authority's public key, which has 32 bytes (authority.pub)")
         Membership(authority).accept(members, int(time.time()))
@@ -264,10 +262,16 @@ class ServerDirectory:
             raise UsageError(f"{name!r} can't name a run; use up to 64 letters, digits, '-', '_' and '.'")
         return self.path / "runs" / name
 
+    @staticmethod
+    def refuse_used(directory: Path) -> None:
+        """UsageError unless `directory` is empty, or not there."""
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise UsageError(f"{directory} is in use; choose an empty directory for the server")
+
     def runs(self) -> list[str]:
         """Names of all runs, the one that was made last at the end."""
         folder = self.path / "runs"
-        made = [p for p in folder.iterdir() if (p / CONFIG).is_file()]
+        made = [p for p in folder.iterdir() if RUN_NAME.fullmatch(p.name) and (p / CONFIG).is_file()]
         return [p.name for p in sorted(made, key=lambda p: ((p / CONFIG).stat().st_mtime_ns, p.name))]
 
     def membership(self) -> Membership:
@@ -275,12 +279,17 @@ class ServerDirectory:
         members = self._read(self.path / MEMBERS)
         return Membership(self.authority).accept(members, int(time.time()))
 
+    def known_members(self) -> Membership:
+        """The member list as it lies there, whatever its date. RunDirectoryError when it can't be read,
+        MembershipError when it is not the authority's."""
+        return Membership(self.authority).know(self._read(self.path / MEMBERS))
+
     def take_members(self, members: bytes) -> int:
         """Put a newer member list in place, here and in every run; -> its number.
 
         A run that goes on looks at it before its next round. MembershipError for an older or foreign list.
         """
-        current = Membership(self.authority).know(self._read(self.path / MEMBERS))
+        current = self.known_members()
         newer = current.accept(members, int(time.time()))
         if newer is not current:
             write_durably(self.path / MEMBERS, members)

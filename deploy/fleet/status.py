@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 from penchant.common.durations import DAY
 from penchant.common.errors import JournalError
-from penchant.common.membership.identity import Membership
 from penchant.deploy.fleet.certificates import days_left, valid
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry
 from penchant.deploy.fleet.processes import GatewayState, door, gateway_state, signals_state
-from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
+from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.flower.superlink import Control
 from penchant.server.monitoring import alerts
 from penchant.server.monitoring.alerts import Notice
@@ -98,7 +97,7 @@ class ServerReport:
 def expiries(server_directory: ServerDirectory) -> list[Expiry]:
     """What of a server ends one day: its member list and its certificates. UsageError for one that can't be
     read."""
-    known = Membership(server_directory.authority).know((server_directory.path / MEMBERS).read_bytes())
+    known = server_directory.known_members()
     tls, listed = server_directory.tls, known.current
     renew = f"Make another with `penchant server renew {server_directory.path}` and restart the server."
     publish = "Have the authority publish the next one; without it devices refuse to take part."
@@ -120,7 +119,7 @@ def expiries(server_directory: ServerDirectory) -> list[Expiry]:
 def report_of(server_directory: ServerDirectory) -> ServerReport:
     """Gateway, SuperLink, member list, certificates, enrolments and runs, and what needs attention. Nothing
     is changed."""
-    known = Membership(server_directory.authority).know((server_directory.path / MEMBERS).read_bytes())
+    known = server_directory.known_members()
     expires = known.current.expires if known.current is not None else 0
     states = Counter(enrolment.state for enrolment in EnrolmentRegistry(server_directory).enrolments())
     gateway, superlink = gateway_state(server_directory), superlink_report(server_directory)

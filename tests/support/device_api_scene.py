@@ -94,7 +94,7 @@ def running(server: uvicorn.Server) -> Iterator[str]:
 def served(device: Device, **options: Any) -> Iterator[ServedApi]:
     """The API of a device on a free port; options as for `server_for`."""
     model = WarmModel(device)
-    server = server_for(device, model, token=TOKEN, hosts=frozenset(), host="127.0.0.1", port=0, **options)
+    server = server_for(device, model, token=TOKEN, hosts=frozenset(), **options)
     names = _names_of(server)
     with running(server) as url:
         names |= {url.removeprefix("http://"), url.replace("127.0.0.1", "localhost").removeprefix("http://")}

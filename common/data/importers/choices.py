@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from penchant.common.data.preferences import Preference
+from penchant.common.data.preferences import Preference, comparison_of
 from penchant.common.data.trl_format import Labelled
 
 __all__ = [
@@ -79,10 +79,10 @@ class Tally:
 def settled(choices: Iterable[Choice], tally: Tally) -> list[Labelled]:
     """Choices in order of time, each once: of several that one person made between the same two responses,
     the latest counts. Where times are equal or unknown, what stands later in the export is later."""
-    kept: dict[tuple[str | None, str, frozenset[str]], Choice] = {}
+    kept: dict[tuple[str | None, tuple[str, frozenset[str]]], Choice] = {}
     for choice in sorted(choices, key=lambda choice: choice.time):
         pair = choice.preference
-        key = (choice.person, pair.prompt, frozenset((pair.chosen, pair.rejected)))
+        key = (choice.person, comparison_of(pair))
         before = kept.pop(key, None)
         if before is not None:
             same = before.preference == pair

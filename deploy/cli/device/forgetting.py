@@ -20,6 +20,7 @@ from penchant.deploy.cli.device.options import (
     Ask,
     HomeOption,
     NodeOption,
+    file_source,
     make_sure,
     open_device,
     part,
@@ -113,7 +114,7 @@ class _Meant:
         return (
             (not self.numbers or choice.number in self.numbers)
             and any(text in part.casefold() for part in (p.prompt, p.chosen, p.rejected))
-            and (not self.file or choice.source == f"file {one_line(self.file, 100)}")
+            and (not self.file or choice.source == file_source(self.file))
         )
 
 

@@ -27,7 +27,9 @@ __all__ = [
     "Ask",
     "HomeOption",
     "NodeOption",
+    "SkipBadRows",
     "SocketOption",
+    "file_source",
     "lines_of",
     "make_sure",
     "node_folder",
@@ -65,6 +67,7 @@ SocketOption = Annotated[
         "--socket", help="The agent's Unix socket; by default agent.sock in the device's directory."
     ),
 ]
+SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Skip bad rows and say so.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 HERE = Path(DEFAULT_HOME)
 SOCKET = "agent.sock"
@@ -94,6 +97,11 @@ def make_sure(yes: bool, question: str) -> None:
     """Ask before something that can't be undone. UsageError when the owner says no."""
     if not yes and not typer.confirm(question):
         raise UsageError("nothing was changed")
+
+
+def file_source(name: str) -> str:
+    """What is kept of where choices came from, for a file of this name."""
+    return f"file {one_line(name, 100)}"
 
 
 def node_folder(home: Path, node: Path | None) -> Path:

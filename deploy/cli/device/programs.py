@@ -12,7 +12,7 @@ from penchant.common.printable import is_printable
 from penchant.common.terminal import log_to_stderr, say
 from penchant.deploy.cli.device.options import HERE, Ask, HomeOption, open_device
 from penchant.deploy.cli.errors import command, notice
-from penchant.deploy.cli.listening import reachable_as, with_port
+from penchant.deploy.cli.listening import TlsCert, TlsKey, reachable_as
 from penchant.deploy.fleet.listen_address import ListenAddress
 
 __all__ = ["app"]
@@ -36,12 +36,8 @@ def serve_api(
             "Requests under any other name are refused.",
         ),
     ] = None,
-    tls_cert: Annotated[
-        Path | None, typer.Option("--tls-cert", help="The TLS certificate, in PEM; needed beyond loopback.")
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option("--tls-key", help="The key of the TLS certificate, in PEM.")
-    ] = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     upstream: Annotated[
         str,
         typer.Option(
@@ -99,16 +95,15 @@ def serve_api(
         notice("no personal part is trained yet: the model knows nobody (`penchant device train`)")
     token = api_token(device.directory)
     log_to_stderr()
-    listener = ListenAddress(host, port).bind()
-    say(f"the API is at {'https' if https else 'http'}://{with_port(host, port)}, described at /docs")
+    where = ListenAddress(host, port)
+    listener = where.bind()
+    say(f"the API is at {'https' if https else 'http'}://{where}, described at /docs")
     say("programs need the token: `penchant device api-token`")
     server_for(
         device,
         model,
         token=token,
         hosts=hosts,
-        host=host,
-        port=port,
         tls=(tls_cert, tls_key),
         upstream=writes,
     ).run(sockets=[listener])
