@@ -179,6 +179,8 @@ class OperationsOnThisMachine:
                 f'grid is "{config.grid}"; the console starts runs on the local grid only', about=("grid",)
             )
         self._refuse_foreign("data.dataset", config.data.dataset)
+        if config.data.test:
+            self._refuse_foreign("data.test", config.data.test)
         self._refuse_foreign("model.base_model", config.model.base_model)
         return config
 
@@ -201,6 +203,8 @@ class OperationsOnThisMachine:
             self._refuse_unfit(config, self.fleet_of(location))
         except ConfigError as error:
             return str(error)
+        except PenchantError:  # a fleet that can't be read is said where the fleet is shown
+            return ""
         return ""
 
     def _refuse_foreign(self, key: str, source: str) -> None:

@@ -234,6 +234,8 @@ def test_names_and_sources_are_checked_before_anything_is_made(
     for source in (outside, tmp_path / "data" / "link.jsonl", tmp_path / "data" / ".." / "outside.jsonl"):
         with pytest.raises(ConfigError, match="may not read"):
             operations.check(f'[data]\ndataset = "{source}"')
+        with pytest.raises(ConfigError, match="may not read"):
+            operations.check(fine.replace("[model]", f'test = "{source}"\n[model]'))
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["first"]
 
 
