@@ -31,16 +31,17 @@ class Shield:
         hosts: the names and ports under which browsers may address it.
         https: whether browsers reach it by TLS.
         elsewhere: what is said to whoever comes by another name.
-        reads: whether pages of other sites may not even have something of ours read, by a link say.
+        linked: the beginning of the addresses to which other sites may link; the rest they may not even have
+            read.
     """
 
     def __init__(
-        self, app: ASGIApp, hosts: frozenset[str], https: bool, elsewhere: str, reads: bool = False
+        self, app: ASGIApp, hosts: frozenset[str], https: bool, elsewhere: str, linked: str = "/"
     ) -> None:
         self._app = app
         self._hosts = hosts
         self._elsewhere = elsewhere
-        self._unasked = () if reads else SAFE
+        self._linked = linked
         self._scheme = "https" if https else "http"
         self._headers = dict(HEADERS)
         if https:
@@ -73,7 +74,7 @@ class Shield:
         hosts = [value for name, value in headers if name == "host"]
         if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
             return 421, self._elsewhere
-        if scope["method"] in self._unasked:
+        if scope["method"] in SAFE and scope["path"].startswith(self._linked):
             return None
         found = dict(headers)
         origin = found.get("origin")

@@ -86,6 +86,27 @@ def test_scores_come_with_errors_once_a_personal_part_is_fitted(folder: Path, mo
     assert [row.personal for row in too_large] == [row.personal for row in ranked]
 
 
+def test_what_is_liked_has_the_scores_and_errors_of_rank(folder: Path, monkeypatch: Any) -> None:
+    home = Device(folder)
+    assert home.liking([]) == []
+    home.record(choices())
+    texts = [("on bill 99: ", text) for text in ("the table tax", "the motion tax", "cloture")]
+    assert [row.error for row in home.liking(texts)] == [None] * 3
+    steps: list[str] = []
+    home.train(steps.append)
+    assert steps[0] == "loading the base model"
+    assert steps[-1] == "judging by the choices that were held out"
+    ranked = home.rank("on bill 99: ", [text for _, text in texts])
+    liked = home.liking(texts)
+    assert [row.response for row in liked] == [row.response for row in ranked]
+    for one, other in zip(liked, ranked, strict=True):
+        assert one.score == pytest.approx(other.personal, abs=1e-5)
+        assert one.error == pytest.approx(other.error, rel=1e-5)
+    monkeypatch.setattr("penchant.client.device.device.POSTERIOR_MOST", 1000)
+    assert [row.error for row in home.liking(texts)] == [None] * 3
+    assert home.report(judged=False).quality is None
+
+
 def test_training_again_starts_from_the_same_place_and_ends_there(folder: Path) -> None:
     home = Device(folder)
     home.record(choices())
