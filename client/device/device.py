@@ -116,7 +116,10 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Liked:
-    """How much the owner's model likes a text. error: the score's standard error, None as in `Ranked`."""
+    """How much more the owner's model likes a text than the average of those looked at, in log-odds.
+
+    error: the score's standard error, None as in `Ranked`.
+    """
 
     prompt: str = field(repr=False)
     response: str = field(repr=False)
@@ -307,9 +310,11 @@ class Device:
         return _with_doubt(laplace, posterior, prompt, ranked)
 
     def liking(self, texts: Sequence[tuple[str, str]]) -> list[Liked]:
-        """How much the model in use likes (prompt, response) texts, the one that it likes most first.
+        """How much more than their average the model in use likes (prompt, response) texts, the most liked
+        first.
 
-        Scores compare best between responses to one prompt. Errors as `rank`.
+        What a score says of a text alone is hardly known, however many choices there are: choices tell
+        differences. Scores compare best between responses to one prompt. Errors as `rank`.
         """
         planned, _, _, factors, kept = self._model()
         shared, start = planned.parts(factors)
@@ -319,14 +324,16 @@ class Device:
         if kept is None or not choices or _too_large(choices, kept, len(texts)):
             prepared = planned.model.prepare_texts(texts)
             scores = planned.trainer(start).score(shared, start if kept is None else kept, prepared)
-            found = [Liked(*text, float(score)) for text, score in zip(texts, scores, strict=True)]
+            above = scores - scores.mean()
+            found = [Liked(*text, float(score)) for text, score in zip(texts, above, strict=True)]
         else:
             laplace = Laplace(planned.model, planned.split, shared)
             posterior = laplace.around(prior_of(planned, laplace, start, choices), kept, choices)
-            now = laplace.scores(posterior, texts)
+            own, gradients = laplace.score_gradients(kept, texts)
+            above, errors = own - own.mean(), posterior.error(gradients - gradients.mean(axis=0))
             found = [
-                Liked(*text, float(mean), float(error))
-                for text, mean, error in zip(texts, now.mean, now.error, strict=True)
+                Liked(*text, float(score), float(error))
+                for text, score, error in zip(texts, above, errors, strict=True)
             ]
         return sorted(found, key=lambda row: -row.score)
 

@@ -17,6 +17,7 @@ from penchant.common.printable import one_line
 __all__ = ["Answer", "Asked", "Sitting", "Told"]
 
 Answer = Literal["first", "second", "skip", "undo"]
+PATIENCE = 1.0  # seconds for which a page waits for the model
 LATELY = 12  # answers over which the model's guesses are counted
 
 
@@ -88,14 +89,17 @@ class Sitting:
         with self._lock:
             self._labelling = labelling
 
-    @property
-    def ready(self) -> bool:
-        """Whether there is something to show."""
-        return self._labelling is not None
-
     def now(self) -> Asked | None:
-        """What to show; None while it is being prepared."""
-        with self._model, self._lock:
+        """What to show; None while it is being prepared, or while the model is at work for something else."""
+        if not self._model.acquire(timeout=PATIENCE):
+            return None
+        try:
+            return self._shown()
+        finally:
+            self._model.release()
+
+    def _shown(self) -> Asked | None:
+        with self._lock:
             labelling = self._labelling
             if labelling is None:
                 return None

@@ -52,7 +52,7 @@ def test_an_answer_is_recorded_as_it_was_shown_and_the_next_question_comes(
     page = owner.say("second")
     (made,) = chosen(device)
     assert (made.chosen, made.rejected) == (second, first)
-    assert "Right recorded." in page
+    assert "Response 2 recorded." in page
     assert "<b>1</b> now, 1 in all, 11 to ask" in page
     assert responses(page) != [first, second]
 
@@ -290,7 +290,7 @@ def test_the_fleet_page_says_what_status_says_and_pauses(owner: OwnerAtPage, dev
     page = owner.get("/fleet").text
     assert "in no fleet" in page
     assert "Nothing ever left." in page
-    assert "nothing was contributed to any run" in page
+    assert "Nothing was contributed to any run" in page
     assert "Take part again" in owner.follow("/fleet/pause")
     assert device.policy().paused
     assert "Pause" in owner.follow("/fleet/resume")

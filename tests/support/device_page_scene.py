@@ -53,7 +53,7 @@ class OwnerAtPage:
 
     def ready(self) -> OwnerAtPage:
         """Once the questions are there."""
-        while "Loading the model" in self.get().text:
+        while "comes in a moment" in self.get().text:
             time.sleep(0.02)
         return self
 

@@ -76,7 +76,7 @@ def test_an_owners_first_evening(browser: Browser, opened: tuple[Served, str]) -
     page = me.page
     me.go(link)
     expect(page.get_by_role("heading", level=1)).to_have_text(
-        "Which one would you rather have?", timeout=120_000
+        "Which one would you rather have?", timeout=300_000
     )
     me.check("the first question")
     for number in range(20):
