@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from penchant._checks import path_given
 from penchant.client.device.export import Export, export_peft
 from penchant.client.device.exported_model import load_exported
 from penchant.client.learning.merged_model import MergedModel
+from penchant.common.data.trl_format import render
 from penchant.common.errors import DataError, UsageError
 from penchant.deploy.evaluation import Evaluation, Models, evaluate
 
 __all__ = ["PersonalModel", "RankedResponse"]
+
+Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,24 @@ class PersonalModel:
         first, second = self.score(prompt, [a, b])
         return _sigmoid(first - second)
 
+    def reward(
+        self, prompts: Sequence[str | Messages], completions: Sequence[str | Messages], **columns: object
+    ) -> list[float]:
+        """The score of each completion of the prompt in the same place: a reward function as TRL's
+        `GRPOTrainer` and `RLOOTrainer` take it (``reward_funcs=model.reward``).
+
+        Args:
+            prompts: texts, or conversations as lists of messages.
+            completions: of the same kind; a conversation's messages that answer the prompt.
+            columns: whatever else a trainer hands over, which makes no difference.
+
+        Raises:
+            DataError: a prompt is a text and its completion a conversation, or the other way round.
+        """
+        del columns
+        asked = zip(prompts, completions, strict=True)
+        return self._merged.scores([_as_trained(prompt, completion) for prompt, completion in asked])
+
     def evaluate(self, source: str | Path, *, by: str | None = None) -> Evaluation:
         """How well the model ranks the pairs of a file, all together and by group.
 
@@ -108,6 +129,15 @@ class PersonalModel:
     def __repr__(self) -> str:
         merged = self._merged
         return f"PersonalModel(base_model={merged.settings.base_model!r}, share={merged.adapter.share!r})"
+
+
+def _as_trained(prompt: str | Messages, completion: str | Messages) -> tuple[str, str]:
+    """(prompt, response) in the form that choices of the same kind were trained in."""
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return prompt, completion
+    if isinstance(prompt, str) or isinstance(completion, str):
+        raise DataError("one of prompt and completion is a text and the other a conversation")
+    return render("prompt", prompt, ends_with_newline=True), render("completion", completion)
 
 
 def _sigmoid(margin: float) -> float:
