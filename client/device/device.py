@@ -25,7 +25,8 @@ import numpy as np
 import tomli_w
 from numpy.typing import NDArray
 
-from penchant.client.agent.agent import MEMBERS, Agent, Model
+from penchant.client.agent.agent import Agent, Model
+from penchant.client.agent.known_lists import MEMBERS
 from penchant.client.agent.owner import Choices, member_identity
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.agent.privacy_cost import budget_of
