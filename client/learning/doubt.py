@@ -57,9 +57,8 @@ class Doubt:
         """Standard error of numbers with these gradients in the personal part, [m, d] -> [m]."""
         scaled = gradients * self.scale
         seen = np.zeros(len(scaled))
-        for start in range(
-            0, len(self.factor), _ROWS_AT_ONCE
-        ):  # in float64: two large numbers may nearly cancel
+        # In float64, for two large numbers may nearly cancel.
+        for start in range(0, len(self.factor), _ROWS_AT_ONCE):
             rows = self.factor[start : start + _ROWS_AT_ONCE].astype(np.float64)
             seen += np.square(scaled @ rows.T).sum(axis=1)
         variance = seen if self.triangular else np.square(scaled).sum(axis=1) - seen
@@ -67,8 +66,7 @@ class Doubt:
 
     def encode(self) -> bytes:
         """Bytes for the device's own sealed store."""
-        size = len(self.scale)
-        numbers = self.factor[np.tril_indices(size)] if self.triangular else self.factor
+        numbers = _packed(self.factor) if self.triangular else self.factor
         rows = 0 if self.triangular else len(self.factor)
         return encode_record(
             _KeptDoubt(
@@ -86,9 +84,7 @@ class Doubt:
             raise DeviceError("what was kept of the errors is damaged; `penchant device train` makes it anew")
         if kept.rows:
             return cls(scale, numbers.reshape(kept.rows, size), triangular=False)
-        factor = np.zeros((size, size), dtype=np.float32)
-        factor[np.tril_indices(size)] = numbers
-        return cls(scale, factor, triangular=True)
+        return cls(scale, _unpacked(numbers, size), triangular=True)
 
 
 def numbers_kept(choices: int, size: int) -> int:
@@ -110,6 +106,21 @@ def doubt_of(laplace: Laplace, prior: Prior, personal: Vector, pairs: Sequence[P
         return Doubt(scale, _solved(precision, np.eye(size)), triangular=True)
     known = np.concatenate(list(_weighted(laplace, scale, personal, pairs)))
     return Doubt(scale, _solved(np.eye(len(pairs)) + known @ known.T, known), triangular=False)
+
+
+def _packed(triangle: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The rows of a lower triangle [d, d] one after the other, each up to its diagonal."""
+    return np.concatenate([row[: place + 1] for place, row in enumerate(triangle)])
+
+
+def _unpacked(numbers: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Undo `_packed`. Row by row: indices of all places would take four times the memory."""
+    triangle = np.zeros((size, size), dtype=np.float32)
+    start = 0
+    for place in range(size):
+        triangle[place, : place + 1] = numbers[start : start + place + 1]
+        start += place + 1
+    return triangle
 
 
 def _weighted(laplace: Laplace, scale: Array, personal: Vector, pairs: Sequence[Pair]) -> Iterator[Array]:

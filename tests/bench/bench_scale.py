@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import subprocess
@@ -87,7 +88,7 @@ def measured(people: int, cohort: int, jester: Path | None, base: str) -> dict[s
             "disk MB": sizes(directory) / MB,
             "agents MB": agents / MB,
             "kB an agent": agents / len(world.federation.people) / 1e3,
-            "round s": result.rounds_log[0].seconds,
+            "round s": result.rounds_log[0].seconds or math.nan,
             "all s": seconds,
         }
 
