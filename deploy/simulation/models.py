@@ -150,10 +150,10 @@ def _table(result: RunResult, places: dict[str, int], names: Sequence[str]) -> b
     scores = {score.client: score for score in result.per_client}
     text = io.StringIO(newline="")
     table = csv.writer(text)
-    table.writerow(["folder", "person", "test_pairs", "accuracy"])
+    table.writerow(["folder", "person", "train_pairs", "test_pairs", "accuracy"])
     for name in names:
         score = scores.get(name)
-        row = (score.n_test, score.accuracy) if score is not None else ("", "")
+        row = (score.n_train, score.n_test, score.accuracy) if score is not None else ("", "", "")
         table.writerow([folder_of(places[name], name), name, *row])
     return text.getvalue().encode()
 
