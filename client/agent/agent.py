@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Annotated
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penchant.client.agent.accepted_runs import Entered, admit, check_roster, check_survivors
+from penchant.client.agent.known_lists import KnownList, ListInVault
 from penchant.client.agent.open_attempt import AttemptsInMemory, OpenAttempts
 from penchant.client.agent.owner import Choices, Owner, member_identity
 from penchant.client.agent.policy import MOST_COUNTED, OwnerPolicy, checked_factors
@@ -71,7 +72,6 @@ __all__ = ["Agent", "Choices", "Model"]
 log = logging.getLogger(__name__)
 
 Vector = NDArray[np.float32]
-MEMBERS = "member list"
 REASON_MOST = 300  # characters of a reason that the owner is shown
 
 
@@ -116,6 +116,7 @@ class Agent:
         secret: 32 bytes of the device; rounding and local shuffling are derived from it.
         verify: how signatures are checked; only a simulator injects another.
         role: the device's part in the aggregation protocol.
+        known_list: keeps the newest member list; the vault, unless a simulation gives another.
         ahead: trains while the other exchanges go by, instead of when the vector is asked for.
         pace: the time that passes on the device; the vector leaves when the time that the plan gives to
             training is over. None in a simulation, where nobody watches the clock.
@@ -136,6 +137,7 @@ class Agent:
         verify: Verifier = verify,
         role: RoleOf = Participant,
         open_attempts: OpenAttempts | None = None,
+        known_list: KnownList | None = None,
         clock: Callable[[], float] = time.time,
         ahead: bool = False,
         pace: Pace | None = None,
@@ -160,6 +162,7 @@ class Agent:
         self._work: RoundWork | None = None  # of the attempt that is open
         self._place = (b"", 0)  # run and round of the last attempt
         self._vector: list[tuple[str, int]] = []  # (name, bytes) of what the last vector held
+        self._known_list = known_list or ListInVault(vault)
         self._membership = self._latest(owner.membership())
         self._open_attempts = open_attempts or AttemptsInMemory()
 
@@ -348,6 +351,9 @@ class Agent:
         """
         announce = decode(payload, Announce)
         self._update_members(announce.membership)
+        known = self._membership.encoded
+        if announce.membership == known:  # one copy of it is enough, however long the attempt stays open
+            announce = replace(announce, membership=known)
         plan, policy = self._allowed(announce)
         trusted, now = self._membership.authority, self._clock()
         count = admit(announce, plan, policy, self._vault.ledger, trusted, now, self._verify)
@@ -402,15 +408,17 @@ class Agent:
         """Take over the list that came with an announcement, durably, or refuse the announcement."""
         accepted = self._membership.accept(encoded, self._now()) if encoded else self._membership
         if accepted is not self._membership:
-            self._vault.keep_blob(MEMBERS, encoded)
+            self._known_list.keep(encoded)
             self._membership = accepted
 
     def _latest(self, membership: Membership) -> Membership:
         """The newest list this device ever knew: an old one must not become new by a restart."""
-        kept = self._vault.blob(MEMBERS)
+        kept = self._known_list.read()
+        if kept and kept == membership.encoded:
+            return membership
         if not kept or MemberList.decode(kept).number < membership.number:
             if membership.number:
-                self._vault.keep_blob(MEMBERS, membership.encoded)
+                self._known_list.keep(membership.encoded)
             return membership
         # As of its own date: a list that has run out meanwhile is refused when a round begins, not here.
         fresh = Membership(membership.authority, verify=self._verify)

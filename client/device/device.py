@@ -4,6 +4,7 @@ policy.toml      what the owner allows; only the owner writes it
 model.toml       base model, adapter and training for work on the device alone
 preferences.db   recorded choices (`client.device.preference_store`), each sealed under its own key
 vault.db         personal factor, keys, burnt attempts (`client.vault`), sealed likewise
+fitted.db        how sure the personal factor is (`client.device.fitted`), sealed likewise
 *.keys           those keys: what is destroyed when something is forgotten
 vault.root       the root key that opens all of it, itself under a passphrase if the owner chose one
 paused           there while the owner has paused the device
@@ -25,16 +26,20 @@ import numpy as np
 import tomli_w
 from numpy.typing import NDArray
 
-from penchant.client.agent.agent import MEMBERS, Agent, Model
+from penchant.client.agent.agent import Agent, Model
+from penchant.client.agent.known_lists import MEMBERS
 from penchant.client.agent.owner import Choices, member_identity
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.agent.privacy_cost import budget_of
 from penchant.client.agent.round_work import WallClock
+from penchant.client.device.conversation_form import learned_from_conversations
 from penchant.client.device.export import Export, export_peft
+from penchant.client.device.fitted import About, Fitted, personal_digest
 from penchant.client.device.preference_store import Added, PreferenceStore, Recorded, held_out
 from penchant.client.device.privacy_report import PrivacyReport, privacy_report
 from penchant.client.learning.active import ActiveLearner
-from penchant.client.learning.laplace import Laplace, Posterior, probability
+from penchant.client.learning.doubt import Doubt, doubt_of, numbers_kept
+from penchant.client.learning.laplace import Laplace, probability
 from penchant.client.learning.merged_model import MergedModel
 from penchant.client.learning.model_cache import ModelCache, PlannedModel
 from penchant.client.learning.newcomer import fit_newcomer, prior_of
@@ -42,6 +47,7 @@ from penchant.client.learning.trainer import Counts, LocalTrainer
 from penchant.client.learning.training_process import TrainingProcess
 from penchant.client.learning.workplace import InThisProcess, Workplace
 from penchant.client.vault.budget import ALONE, DiskUse
+from penchant.client.vault.fitted_store import FittedStore
 from penchant.client.vault.ownership import read_owned
 from penchant.client.vault.run_ledger import KnownRun
 from penchant.client.vault.sealing import SealedStorage
@@ -67,7 +73,17 @@ from penchant.common.storage import write_private
 from penchant.common.wire.codec import decode_record, encode_record
 from penchant.common.wording import counted
 
-__all__ = ["Device", "Forgotten", "Liked", "ModelInUse", "OfflineConfig", "Quality", "Ranked", "Report"]
+__all__ = [
+    "Device",
+    "Forgotten",
+    "Liked",
+    "ModelInUse",
+    "OfflineConfig",
+    "Quality",
+    "Ranked",
+    "Report",
+    "Standing",
+]
 
 Vector = NDArray[np.float32]
 
@@ -76,7 +92,8 @@ MODEL = "model.toml"
 PAUSED = "paused"
 PENDING, IDENTITY, AUTHORITY, SECRET = "pending key", "identity", "authority", "device secret"
 SEED = 0  # of the common start; protects nothing
-POSTERIOR_MOST = 1 << 27  # numbers in the gradients of all texts, 8 bytes each, for which errors are computed
+POSTERIOR_MOST = 1 << 27  # numbers in the gradients of all texts, 8 bytes each, computed with at once
+KEPT_MOST = 1 << 26  # numbers, 4 bytes each, that are kept so that errors can be told
 
 
 def _nobody(said: str) -> None:
@@ -104,7 +121,7 @@ class Ranked:
 
     error: the standard error of `personal`. over_next: how likely the owner would rather have this response
     than the next one below, with the doubt about the model in it; None for the last. Both are None where no
-    personal part was fitted, or where it is too large for that (`POSTERIOR_MOST`).
+    errors are known of the model in use (`Standing`).
     """
 
     response: str = field(repr=False)
@@ -133,6 +150,21 @@ class Quality:
 
     personal: Counts
     common: Counts
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the model in use is to the choices that are recorded now.
+
+    Attributes:
+        newer: how many choices were recorded since it was trained here, those held out among them.
+        errors: whether the errors of its scores are known.
+        why_not: why they are not, and what to do; empty where they are, or where nothing personal was fitted.
+    """
+
+    newer: int
+    errors: bool
+    why_not: str = ""
 
 
 @dataclass(frozen=True)
@@ -213,6 +245,7 @@ class Device:
         self.storage = SealedStorage.of(directory, passphrase)
         self.store = PreferenceStore(directory, self.storage)
         self.vault = Vault(directory, self.storage)
+        self._fitted = Fitted(FittedStore(directory, self.storage))
         self._shares_cache = model_cache is not None
         self._model_cache = ModelCache() if model_cache is None else model_cache
         for name, text in ((POLICY, OwnerPolicy().to_toml()), (MODEL, _toml(OfflineConfig()))):
@@ -258,14 +291,15 @@ class Device:
     # --- the model -----------------------------------------------------------------------------------
 
     def train(self, tell: Callable[[str], None] = _nobody) -> Report:
-        """Fit the personal part alone to all recorded choices but the held-out ones; nothing leaves.
+        """Fit the personal part alone, and how sure it is, to all recorded choices but the held-out ones;
+        nothing leaves.
 
         tell: is told what is being done, in a few words, before it begins.
 
         Raises DataError without choices, DeviceError when training diverges, or when the running agent has
         changed the model meanwhile: what a round made is kept.
         """
-        version = self.vault.version()
+        version, newest = self.vault.version(), self.store.newest()
         choices = self.choices()
         if not choices.train:
             raise DataError("there are no choices to learn from; import some with `penchant device import`")
@@ -285,9 +319,34 @@ class Device:
             first = start if kept is None else kept
             personal = trainer.fit_personal(shared, first, prepared, SEED, epochs=_epochs(planned.plan))
         context = encode_record(_context(planned, factors))
-        self.vault.keep_personal(run, number, personal, context, version=version)
+        kept_as = self.vault.keep_personal(run, number, personal, context, version=version)
+        tell("finding out how sure it is")
+        self._fit_errors(choices.train, newest, kept_as)
         tell("judging by the choices that were held out")
         return self.report()
+
+    def fit_errors(self) -> None:
+        """Fit how sure the model in use is, after all recorded choices but the held-out ones, and leave it as
+        it is. For one that a round has made: `train` does it by itself. Errors as `train`."""
+        version, newest, choices = self.vault.version(), self.store.newest(), self.choices().train
+        if not choices:
+            raise DataError("there are no choices to learn from; import some with `penchant device import`")
+        self._fit_errors(choices, newest, version)
+
+    def standing(self) -> Standing:
+        """Whether newer choices wait to be trained on, and whether errors are known."""
+        latest = self.vault.latest()
+        about = None if latest is None else self._fitted.of(personal_digest(*latest))
+        if latest is None or not latest[1].vector.size:
+            return Standing(0, errors=False)
+        if about is None:
+            return Standing(
+                0,
+                errors=False,
+                why_not="no errors are known of this model: `penchant device train`, or `rank --fit-errors`",
+            )
+        why_not = "" if about.errors else "the personal part is too large for errors to be computed"
+        return Standing(self.store.since(about.newest), about.errors, why_not)
 
     def rank(self, prompt: str, responses: Sequence[str]) -> list[Ranked]:
         """The responses, the one that the owner would like most first. DataError without any."""
@@ -301,13 +360,16 @@ class Device:
         own, common = trainer.score(shared, personal, texts), trainer.score(shared, start, texts)
         best = sorted(range(len(responses)), key=lambda index: -own[index])
         ranked = [Ranked(responses[i], float(own[i]), float(common[i])) for i in best]
-        choices = self.choices().train
-        if kept is None or not choices or _too_large(choices, kept, len(best)):
+        about = self._about()
+        if kept is None or about is None or not about.errors:
             return ranked
         laplace = Laplace(planned.model, planned.split, shared)
-        prior = prior_of(planned, laplace, start, choices)
-        posterior = laplace.around(prior, kept, choices)
-        return _with_doubt(laplace, posterior, prompt, ranked)
+        return _with_doubt(laplace, self._fitted.doubt(), kept, prompt, ranked)
+
+    def conversational(self) -> bool:
+        """Whether the model learned from conversations (`conversation_form`)."""
+        about = self._about()
+        return learned_from_conversations(self.store.train()) if about is None else about.conversations
 
     def liking(self, texts: Sequence[tuple[str, str]]) -> list[Liked]:
         """How much more than their average the model in use likes (prompt, response) texts, the most liked
@@ -316,21 +378,20 @@ class Device:
         What a score says of a text alone is hardly known, however many choices there are: choices tell
         differences. Scores compare best between responses to one prompt. Errors as `rank`.
         """
-        planned, _, _, factors, kept = self._model()
-        shared, start = planned.parts(factors)
-        choices = self.choices().train
         if not texts:
             return []
-        if kept is None or not choices or _too_large(choices, kept, len(texts)):
+        planned, _, _, factors, kept = self._model()
+        shared, start = planned.parts(factors)
+        about = self._about()
+        if kept is None or about is None or not about.errors or len(texts) * kept.size > POSTERIOR_MOST:
             prepared = planned.model.prepare_texts(texts)
             scores = planned.trainer(start).score(shared, start if kept is None else kept, prepared)
             above = scores - scores.mean()
             found = [Liked(*text, float(score)) for text, score in zip(texts, above, strict=True)]
         else:
             laplace = Laplace(planned.model, planned.split, shared)
-            posterior = laplace.around(prior_of(planned, laplace, start, choices), kept, choices)
             own, gradients = laplace.score_gradients(kept, texts)
-            above, errors = own - own.mean(), posterior.error(gradients - gradients.mean(axis=0))
+            above, errors = own - own.mean(), self._fitted.doubt().error(gradients - gradients.mean(axis=0))
             found = [
                 Liked(*text, float(score), float(error))
                 for text, score, error in zip(texts, above, errors, strict=True)
@@ -476,10 +537,10 @@ class Device:
         learned = not all(held_out(choice.preference) for choice in chosen)
         had_model = self.vault.latest() is not None
         if learned:
-            self.vault.forget_learned()
+            self._forget_learned()
         removed = self.store.remove_these(chosen)
         if learned:
-            self.vault.forget_learned()  # what an agent began or ended with them since
+            self._forget_learned()  # what an agent began or ended with them since
         else:
             self.vault.give_up_open()
         fitted, why_not = False, ""
@@ -499,6 +560,7 @@ class Device:
         """
         count = self.store.forget()
         self.vault.forget()
+        self._fitted.forget()
         return count
 
     # --- a fleet -------------------------------------------------------------------------------------
@@ -606,6 +668,39 @@ class Device:
             raise ConfigError(f"can't read {self.directory / MODEL}: {error}") from None
         return build_section(OfflineConfig, table, "")
 
+    def _forget_learned(self) -> None:
+        self.vault.forget_learned()
+        self._fitted.forget()
+
+    def _about(self) -> About | None:
+        """What was fitted with the model in use; None where nothing was."""
+        latest = self.vault.latest()
+        return None if latest is None else self._fitted.of(personal_digest(*latest))
+
+    def _fit_errors(self, choices: Sequence[Preference], newest: int, version: int) -> None:
+        """Keep how sure the model in use is, after these choices.
+
+        version: of the vault, when the choices were read or later. DeviceError, and nothing is kept, when the
+        model has changed since, or what was learned was forgotten.
+        """
+        latest = self.vault.latest()
+        planned, _, _, factors, kept = self._model()
+        if latest is None or kept is None:
+            raise DataError("nothing personal is fitted yet: `penchant device train`")
+        doubt = _doubt(planned, factors, kept, choices)
+        about = About(
+            personal=personal_digest(*latest),
+            newest=newest,
+            conversations=learned_from_conversations(choices),
+            errors=doubt is not None,
+        )
+        self._fitted.keep(about, doubt)
+        if self.vault.version() != version:  # looked at last: whoever forgets changes it first
+            self._fitted.forget()
+            raise DeviceError(
+                "the model on this device changed while its errors were fitted; they were not kept; try again"
+            )
+
     def _model(self) -> tuple[PlannedModel, bytes, int, Vector, Vector | None]:
         """(model, run, round, announced factors, personal part or None) of what was committed last."""
         latest = self.vault.latest()
@@ -639,17 +734,30 @@ class Device:
         )
 
 
-def _too_large(choices: Sequence[Preference], personal: Vector, texts: int = 0) -> bool:
-    """Whether the gradients of both sides of all choices, and of so many texts, would be too many numbers."""
-    return (2 * len(choices) + texts) * personal.size > POSTERIOR_MOST
+def _too_large(choices: Sequence[Preference], personal: Vector) -> bool:
+    """Whether the gradients of both sides of all choices would be too many numbers at once."""
+    return 2 * len(choices) * personal.size > POSTERIOR_MOST
 
 
-def _with_doubt(laplace: Laplace, posterior: Posterior, prompt: str, ranked: list[Ranked]) -> list[Ranked]:
+def _doubt(
+    planned: PlannedModel, factors: Vector, kept: Vector, choices: Sequence[Preference]
+) -> Doubt | None:
+    """How sure a personal part is; None where there is nothing personal, or too much of it."""
+    if not kept.size or numbers_kept(len(choices), kept.size) > KEPT_MOST:
+        return None
+    shared, start = planned.parts(factors)
+    laplace = Laplace(planned.model, planned.split, shared)
+    return doubt_of(laplace, prior_of(planned, laplace, start, choices), kept, choices)
+
+
+def _with_doubt(
+    laplace: Laplace, doubt: Doubt, kept: Vector, prompt: str, ranked: list[Ranked]
+) -> list[Ranked]:
     """The same rows, with standard errors and with how sure each place is."""
-    scores, gradients = laplace.score_gradients(posterior.vector, [(prompt, row.response) for row in ranked])
-    steps = posterior.error(gradients[:-1] - gradients[1:])
+    scores, gradients = laplace.score_gradients(kept, [(prompt, row.response) for row in ranked])
+    steps = doubt.error(gradients[:-1] - gradients[1:])
     over = [*probability(scores[:-1] - scores[1:], steps), None]
-    errors = posterior.error(gradients)
+    errors = doubt.error(gradients)
     return [
         replace(row, error=float(error), over_next=None if sure is None else float(sure))
         for row, error, sure in zip(ranked, errors, over, strict=True)

@@ -148,6 +148,19 @@ class PreferenceStore:
             (count,) = db.execute("SELECT count(*) FROM sealed_choices").fetchone()
         return int(count)
 
+    def newest(self) -> int:
+        """The number of the choice that was recorded last; 0 before the first."""
+        with self._transaction() as db:
+            (number,) = db.execute("SELECT coalesce(max(number), 0) FROM sealed_choices").fetchone()
+        return int(number)
+
+    def since(self, number: int) -> int:
+        """How many choices were recorded after the one of this number, those held out among them."""
+        with self._transaction() as db:
+            query = "SELECT count(*) FROM sealed_choices WHERE number > ?"
+            (count,) = db.execute(query, (number,)).fetchone()
+        return int(count)
+
     def sources(self) -> dict[str, int]:
         """How many choices came from where."""
         with self._transaction() as db:

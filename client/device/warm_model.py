@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from penchant.client.device.conversation_form import learned_from_conversations
 from penchant.client.device.device import Device, ModelInUse
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.model.reward import joined, load_reward_model
@@ -98,8 +97,7 @@ class WarmModel:
     def _load(self) -> _Loaded:
         version = self._device.vault.version()  # before the rest: what changes meanwhile is seen next time
         model = self._device.model_in_use()
-        conversational = learned_from_conversations(self._device.store.train())
-        return _Loaded(version, model, conversational)
+        return _Loaded(version, model, self._device.conversational())
 
 
 def _passes(lengths: Sequence[int]) -> Iterator[range]:

@@ -241,8 +241,8 @@ class Vault:
 
     def keep_personal(
         self, run: bytes, round: int, vector: NDArray[np.float32], context: bytes, *, version: int
-    ) -> None:
-        """Replace the committed factor of a run: the owner trained it on the device alone.
+    ) -> int:
+        """Replace the committed factor of a run: the owner trained it on the device alone; -> `version` then.
 
         version: as it was before anything was read for the training. DeviceError when another process, the
         agent say, has changed what is committed since: that change is kept.
@@ -260,7 +260,9 @@ class Vault:
                 " VALUES (?, 'committed', ?, 0, ?, ?, ?)",
                 (run, round, *sealed, _changed(db)),
             )
+            kept_as = _version(db)
         self._destroy()
+        return kept_as
 
     def prune(self, runs: int) -> None:
         """Keep the personal factors of the newest `runs` runs, and give the disk back what is not used."""

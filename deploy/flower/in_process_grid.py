@@ -116,10 +116,8 @@ class InProcessGrid(Grid):
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = identifier = secrets.token_hex(16)
-            wire = message_bytes(message)
-            node = message.metadata.dst_node_id
             with self._lock:
-                self._pending[identifier] = self._pool.submit(self._serve, node, wire)
+                self._pending[identifier] = self._pool.submit(self._serve, message)
             ids.append(identifier)
         return ids
 
@@ -161,8 +159,11 @@ class InProcessGrid(Grid):
             replies.append(message_from_proto(MessageProto.FromString(wire)))
         return replies
 
-    def _serve(self, node: int, wire: bytes) -> bytes:
-        message = message_from_proto(MessageProto.FromString(wire))
+    def _serve(self, pushed: Message) -> bytes:
+        """The reply as it travels. What was pushed is serialised now, so that what all are told is not copied
+        for each that waits."""
+        node = pushed.metadata.dst_node_id
+        message = message_from_proto(MessageProto.FromString(message_bytes(pushed)))
         context = self._contexts.get(node)
         if context is None or (self._fault is not None and self._fault(node, message.metadata.message_type)):
             reply = Message(Error(NODE_UNAVAILABLE, "node unavailable"), reply_to=message)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from penchant.client.agent.agent import Agent
 from penchant.client.agent.flower_app import Answer
+from penchant.client.agent.known_lists import ListByDigest
 from penchant.client.agent.open_attempt import SealedAttempts
 from penchant.client.agent.owner import Choices, FixedOwner
 from penchant.client.learning.model_cache import ModelCache
@@ -39,6 +40,7 @@ __all__ = ["Score", "SimulatedDevices", "personal_part"]
 Vector = NDArray[np.float32]
 
 AGENTS = "agents"  # in a run directory
+LISTS = "member-lists"  # beside them, each list under its digest
 FOREVER = 2**40  # Unix seconds: a simulated member list does not expire
 
 
@@ -112,14 +114,15 @@ class SimulatedDevices:
         self.members = self.authority.publish(
             1, [certificate for _, certificate in self._certified], issued=0, expires=FOREVER
         )
+        fresh = Membership(self.authority.public_key, verify=self.signatures)
+        self._membership = fresh.accept(self.members.encode(), now=1)
 
     def __len__(self) -> int:
         return len(self._people)
 
     def membership(self) -> Membership:
-        """What the server and every agent hold true about members."""
-        fresh = Membership(self.authority.public_key, verify=self.signatures)
-        return fresh.accept(self.members.encode(), now=1)
+        """What the server and every agent hold true about members: one object, which nothing changes."""
+        return self._membership
 
     def sign(self, manifest: RunManifest) -> bytes:
         """The manifest of a run, signed by the simulated authority; the same one, the same bytes."""
@@ -190,6 +193,7 @@ class SimulatedDevices:
 
     def _make(self, index: int) -> Agent:
         person = self._people[index]
+        vault = Vault(self._home(index))
         private, certificate = self._certified[index]
         secret = SeededEntropy(self._seed, f"device {index}").draw(32)
         owner = FixedOwner(
@@ -199,7 +203,7 @@ class SimulatedDevices:
             prefers=Choices(person.train, person.validation),
         )
         return Agent(
-            Vault(self._home(index)),
+            vault,
             owner,
             workplace=InThisProcess(self._model_cache),
             secret=secret,
@@ -207,6 +211,7 @@ class SimulatedDevices:
             verify=self.signatures,
             noise=partial(_noise, secret),
             open_attempts=SealedAttempts(self._home(index), secret) if self._sealed else None,
+            known_list=ListByDigest(vault, self._directory / LISTS),
         )
 
 

@@ -438,6 +438,17 @@ def test_an_announcement_is_decoded_and_checked_once_in_a_round(scenes: Scenes, 
     assert work.done == {}
 
 
+def test_devices_of_one_process_hold_one_copy_of_the_list_that_comes_with_an_announcement(
+    scenes: Scenes,
+) -> None:
+    scene = scenes()
+    announce = encode(scene.announce(membership=scene.members.encoded))
+    for i in range(4):
+        scene.tell("keys", i, announce)
+    held = [scene.open_attempts[i].take()[0].membership for i in range(4)]
+    assert {id(encoded) for encoded in held} == {id(scene.members.encoded)}
+
+
 def test_devices_of_one_process_share_what_a_plan_makes_of_the_model(scenes: Scenes) -> None:
     scene = scenes().play_to("masked")
     tasks = [vars(agent)["_task"] for agent in scene.agents]

@@ -20,7 +20,7 @@ import tomli_w
 from support.tiny_models import write_tiny_model
 
 from penchant.client.agent.policy import OwnerPolicy
-from penchant.client.device.device import Device, OfflineConfig
+from penchant.client.device.device import Device, OfflineConfig, Standing
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import BaseModelError, ConfigError, DataError, DeviceError, UsageError
 from penchant.common.settings import section_table
@@ -80,7 +80,10 @@ def test_scores_come_with_errors_once_a_personal_part_is_fitted(folder: Path, mo
         assert row.over_next is not None
         # Doubt leaves the side, and takes from the certainty.
         assert 0.5 < row.over_next < 1 / (1 + math.exp(below.personal - row.personal))
-    monkeypatch.setattr("penchant.client.device.device.POSTERIOR_MOST", 1000)
+    assert home.standing() == Standing(newer=0, errors=True)
+    monkeypatch.setattr("penchant.client.device.device.KEPT_MOST", 100)
+    home.train()
+    assert home.standing() == Standing(0, False, "the personal part is too large for errors to be computed")
     too_large = home.rank("on bill 99: ", responses)
     assert [row.error for row in too_large] == [None] * 3
     assert [row.personal for row in too_large] == [row.personal for row in ranked]
@@ -114,7 +117,7 @@ def test_what_is_liked_is_ranked_as_rank_does_and_compared_with_the_average(
     )
     (alone,) = home.liking(texts[:1])
     assert (alone.score, alone.error) == (0, 0)
-    monkeypatch.setattr("penchant.client.device.device.POSTERIOR_MOST", 1000)
+    monkeypatch.setattr("penchant.client.device.device.POSTERIOR_MOST", 1)
     assert [row.error for row in home.liking(texts)] == [None] * 3
     assert home.report(judged=False).quality is None
 

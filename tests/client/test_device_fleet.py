@@ -16,8 +16,8 @@ import pytest
 from flwr.app import Context
 from support.scene import signed_for
 
-from penchant.client.agent.agent import MEMBERS
 from penchant.client.agent.flower_app import build_app
+from penchant.client.agent.known_lists import MEMBERS
 from penchant.client.agent.socket import AgentServer, RemoteAgent
 from penchant.client.device.device import Device
 from penchant.client.learning.model_cache import ModelCache

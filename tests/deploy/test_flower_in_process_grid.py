@@ -22,6 +22,7 @@ from penchant.common.secagg.transcript import context_digest
 from penchant.common.wire.codec import decode, encode
 from penchant.common.wire.flower import message_type, pack, stage_of, unpack
 from penchant.common.wire.messages import Abort, AbortCode, Announce, Plain, Ready, Status
+from penchant.deploy.flower import in_process_grid
 from penchant.deploy.flower.in_process_grid import InProcessGrid
 from penchant.server.exchange import Exchange
 from penchant.server.flower_app import build_app as build_server_app
@@ -65,6 +66,34 @@ def ask(node: int, payload: bytes = b"hello", stage: str = "keys") -> Message:
 def sent(grid: InProcessGrid, *messages: Message, timeout: float = 30.0) -> dict[int, Message]:
     """Replies by node."""
     return {m.metadata.src_node_id: m for m in grid.send_and_receive(messages, timeout=timeout)}
+
+
+def test_of_messages_that_wait_none_is_in_memory_as_bytes(made: Make, monkeypatch: Any) -> None:
+    begun, go = threading.Semaphore(0), threading.Event()
+    serialised: list[int] = []
+    whole = in_process_grid.message_bytes
+
+    def counted(message: Message) -> bytes:
+        serialised.append(message.metadata.dst_node_id)
+        return whole(message)
+
+    def answer(index: int, stage: str, payload: bytes) -> bytes:
+        begun.release()
+        go.wait(30)
+        return payload
+
+    monkeypatch.setattr(in_process_grid, "message_bytes", counted)
+    grid = made(answering(answer), 5, workers=2)
+    ids = list(grid.push_messages([ask(node) for node in grid.get_node_ids()]))
+    begun.acquire()
+    begun.acquire()
+    assert sorted(serialised) == [1000, 1001]
+    go.set()
+    replies: list[Message] = []
+    while len(replies) < 5:
+        replies += grid.pull_messages(ids)
+        time.sleep(0.01)
+    assert {unpack(reply.content) for reply in replies} == {b"hello"}
 
 
 # --- Flower's apps --------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.system
 
 PROGRAM = [sys.executable, "-c", "from penchant.deploy.cli.main import main; main()"]
 FILES = [
-    "preferences.db", "preferences.keys", "vault.db", "vault.keys", "vault.root",
+    "preferences.db", "preferences.keys", "fitted.db", "fitted.keys", "vault.db", "vault.keys", "vault.root",
     "policy.toml", "model.toml", "agent.lock",
 ]  # fmt: skip
 PASSPHRASE = "no other user knows it"

@@ -13,7 +13,7 @@ import typer
 from penchant.common.errors import UsageError
 from penchant.common.printable import one_line
 from penchant.common.terminal import say, say_json
-from penchant.common.wording import percent
+from penchant.common.wording import counted, percent
 from penchant.deploy.cli.device.options import (
     HERE,
     AsJson,
@@ -29,7 +29,7 @@ from penchant.deploy.cli.drawing import working
 from penchant.deploy.cli.errors import command, notice
 
 if TYPE_CHECKING:
-    from penchant.client.device.device import Ranked, Report
+    from penchant.client.device.device import Device, Ranked, Report
     from penchant.client.device.taking_part import TakingPart
 
 __all__ = ["app"]
@@ -50,6 +50,13 @@ def train(home: HomeOption = HERE, passphrase: Ask = False) -> None:
 def rank(
     file: Annotated[str, typer.Argument(help="Responses, one a line; - for standard input.")],
     prompt: Annotated[str, typer.Option("--prompt", help="The prompt that they respond to.")] = "",
+    fit_errors: Annotated[
+        bool,
+        typer.Option(
+            "--fit-errors",
+            help="Fit how sure the model is first, as training does, where that is not known.",
+        ),
+    ] = False,
     home: HomeOption = HERE,
     passphrase: Ask = False,
     as_json: AsJson = False,
@@ -58,10 +65,14 @@ def rank(
     next, and the score of the global model, which knows nobody."""
     responses = lines_of(file)
     device = open_device(home, passphrase)
+    if fit_errors and device.standing().why_not:
+        with working(f"fitting errors to {len(device.store)} choices"):
+            device.fit_errors()
     with working(f"ranking {len(responses)} responses"):
         ranked = device.rank(prompt, responses)
         unread = device.reading(prompt, [row.response for row in ranked])
     show_ranked(ranked, as_json)
+    _say_standing(device)
     if unread.cut:
         notice(f"{unread.cut} of {unread.texts} responses are longer than what the model reads and were cut")
     if unread.alike:
@@ -92,6 +103,7 @@ def best_of_n(
     with working(f"writing {count} responses and ranking them"):
         ranked = best_of(device.rank, Generator(generator), prompt, count, **how)
     show_ranked(ranked, as_json)
+    _say_standing(device)
 
 
 @command(app)
@@ -152,6 +164,16 @@ def show_ranked(ranked: Sequence[Ranked], as_json: bool) -> None:
         for row in ranked
     ]
     print_table("", ("personal", "over next", "global", "response"), rows)
+
+
+def _say_standing(device: Device) -> None:
+    """What the owner should know of the model that has ranked."""
+    standing = device.standing()
+    if standing.newer:
+        many = counted(standing.newer, "newer choice")
+        notice(f"{many} {'is' if standing.newer == 1 else 'are'} not in the model: `penchant device train`")
+    if standing.why_not:
+        notice(standing.why_not)
 
 
 def _print_status(report: Report, part: TakingPart) -> None:

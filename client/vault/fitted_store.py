@@ -1,0 +1,80 @@
+"""What was fitted to the recorded choices beside the personal factor: kept sealed, and destroyed with them.
+
+It lies in a file of its own. Its size says how many choices there are, which nothing that a server sees may
+depend on: what the vault takes decides whether a round is refused (`client.vault.budget`).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final
+
+from penchant.client.vault.erasable import ErasableStorage
+from penchant.client.vault.sealing import SealedStorage
+from penchant.common.errors import DeviceError
+from penchant.common.storage import claim_schema, compact, overwrite_journal, transaction
+
+__all__ = ["FittedStore"]
+
+STORE: Final = "fitted.db"
+KEYS: Final = "fitted.keys"
+
+_SCHEMA_VERSION: Final = 1
+_SCHEMA: Final = (
+    "CREATE TABLE IF NOT EXISTS fitted (name TEXT PRIMARY KEY, sealed BLOB NOT NULL) WITHOUT ROWID"
+)
+
+
+class FittedStore:
+    """Sealed values by name, each under a key of its own that can be destroyed. Safe to open anew for every
+    call."""
+
+    def __init__(self, home: Path, storage: SealedStorage) -> None:
+        """Open or create the store in the device's directory."""
+        self._path = home / STORE
+        self._storage = ErasableStorage(storage, home / KEYS)
+        with self._transaction() as db:
+            claim_schema(db, self._path, DeviceError, _SCHEMA_VERSION)
+            db.execute(_SCHEMA)
+            self._destroy_unused(db)  # of a change that was broken off
+
+    def replace(self, values: Mapping[str, bytes]) -> None:
+        """Keep these values and no others: all of them, or nothing is changed."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM fitted")
+            sealed = self._storage.seal([(data, name) for name, data in values.items()])
+            db.executemany(
+                "INSERT INTO fitted (name, sealed) VALUES (?, ?)", zip(values, sealed, strict=True)
+            )
+        self._destroy()
+
+    def read(self, name: str) -> bytes:
+        """What is kept under this name; empty where nothing is."""
+        with self._transaction() as db:
+            row = db.execute("SELECT sealed FROM fitted WHERE name = ?", (name,)).fetchone()
+            return b"" if row is None else self._storage.open([(bytes(row[0]), name)])[0]
+
+    def forget(self) -> None:
+        """Delete all of it, destroy the keys that it was ever sealed under, and give the disk back."""
+        with self._transaction() as db:
+            there = db.execute("DELETE FROM fitted").rowcount
+        self._destroy()
+        overwrite_journal(self._path, DeviceError)
+        if there:
+            compact(self._path, DeviceError)
+
+    def _destroy(self) -> None:
+        """Destroy the keys of what was replaced or deleted: once that is durable, and while nobody writes."""
+        with self._transaction() as db:
+            self._destroy_unused(db)
+
+    def _destroy_unused(self, db: sqlite3.Connection) -> None:
+        slots = db.execute("SELECT substr(sealed, 1, 4) FROM fitted")
+        self._storage.destroy_but(bytes(slot) for (slot,) in slots)
+
+    def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        """PERSIST: the journal's blocks are never released, so that they can be overwritten."""
+        return transaction(self._path, DeviceError, "journal_mode=PERSIST", "secure_delete=ON")

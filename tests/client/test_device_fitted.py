@@ -1,0 +1,158 @@
+"""What training keeps beside the personal part: `rank` fits nothing, says what it lacks, and forgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+
+from penchant.client.device.device import Device, OfflineConfig, Standing
+from penchant.client.device.preference_store import held_out
+from penchant.client.device.warm_model import WarmModel
+from penchant.client.learning.laplace import Laplace, probability
+from penchant.client.learning.newcomer import prior_of
+from penchant.client.vault.fitted_store import KEYS
+from penchant.client.vault.vault import Vault
+from penchant.common.data.preferences import Preference
+from penchant.common.errors import DataError, DeviceError
+from penchant.common.settings import section_table
+
+WORDS = ("bill", "vote", "judge", "budget", "tax", "cloture")
+RESPONSES = ["the table tax", "the motion tax", "cloture", "a vote on the judge"]
+
+
+def choices(count: int = 30) -> list[Preference]:
+    """Somebody who likes motions and not tables."""
+    return [
+        Preference(f"on {WORDS[n % 6]} {n}: ", f"the motion {WORDS[n % 5]}", f"the table {WORDS[n % 5]}")
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def home(tiny_model: Callable[[str], Path], tmp_path: Path) -> Device:
+    """A trained device with a tiny model."""
+    folder = tmp_path / "device"
+    folder.mkdir()
+    settings = section_table(OfflineConfig())
+    settings["model"] |= {"base_model": str(tiny_model("bert")), "max_tokens": 16}
+    settings["training"] |= {"lr_personal": 3e-2, "lr_head": 3e-2, "local_epochs": 20, "prior_spread": 1.0}
+    (folder / "model.toml").write_text(tomli_w.dumps(settings))
+    device = Device(folder)
+    device.record(choices())
+    device.train()
+    return device
+
+
+def computed_anew(device: Device) -> list[tuple[str, float, float, float | None]]:
+    """(response, score, error, how likely over the next) with everything fitted to the choices when asked, as
+    `rank` did before anything was kept."""
+    planned, _, _, factors, kept = device._model()
+    assert kept is not None
+    shared, start = planned.parts(factors)
+    texts = planned.model.prepare_texts([("on bill 99: ", response) for response in RESPONSES])
+    scores = planned.trainer(start).score(shared, kept, texts)
+    order = sorted(range(len(RESPONSES)), key=lambda index: -scores[index])
+    laplace, train = Laplace(planned.model, planned.split, shared), device.store.train()
+    posterior = laplace.around(prior_of(planned, laplace, start, train), kept, train)
+    raw, slopes = laplace.score_gradients(kept, [("on bill 99: ", RESPONSES[index]) for index in order])
+    sure = probability(raw[:-1] - raw[1:], posterior.error(slopes[:-1] - slopes[1:]))
+    errors = posterior.error(slopes)
+    return [
+        (RESPONSES[index], float(scores[index]), float(error), float(over) if over is not None else None)
+        for index, error, over in zip(order, errors, [*sure, None], strict=True)
+    ]
+
+
+def test_ranking_gives_what_fitting_anew_gives(home: Device) -> None:
+    ranked = Device(home.directory).rank("on bill 99: ", RESPONSES)
+    for row, expected in zip(ranked, computed_anew(home), strict=True):
+        found = (row.response, row.personal, row.error, row.over_next)
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_ranking_opens_no_choice_and_takes_no_gradient_of_one(
+    home: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = Device(home.directory)
+
+    def opened(*_: Any) -> None:
+        raise AssertionError("the choices were opened")
+
+    monkeypatch.setattr(type(again.store), "_rows", opened)
+    monkeypatch.setattr(Laplace, "margin_gradients", opened)
+    ranked = again.rank("on bill 99: ", RESPONSES)
+    assert all(row.error is not None for row in ranked)
+    assert again.standing() == Standing(newer=0, errors=True)
+    assert not WarmModel(again).conversational
+
+
+def test_newer_choices_are_counted_until_they_are_trained_on(home: Device) -> None:
+    home.record([Preference("on it: ", f"the motion {word}", "the table") for word in WORDS])
+    assert home.standing() == Standing(newer=6, errors=True)
+    home.train()
+    assert home.standing() == Standing(newer=0, errors=True)
+
+
+def test_of_a_model_that_a_round_has_made_errors_are_known_once_they_are_fitted(home: Device) -> None:
+    run, kept = home.vault.latest() or (b"", None)
+    assert kept is not None
+    moved = kept.vector + np.float32(0.1)
+    home.vault.keep_personal(run, 1, moved, kept.context, version=home.vault.version())
+    before = home.rank("on bill 99: ", RESPONSES)
+    assert [row.error for row in before] == [None] * 4
+    assert "`penchant device train`" in home.standing().why_not
+    assert not any((home.directory / KEYS).read_bytes())  # the other model's were destroyed when looked at
+    home.fit_errors()
+    after = home.rank("on bill 99: ", RESPONSES)
+    assert [(row.response, row.personal) for row in after] == [(row.response, row.personal) for row in before]
+    assert all(row.error is not None for row in after)
+
+
+def test_without_choices_or_a_personal_part_there_are_no_errors_to_fit(home: Device) -> None:
+    home.forget()
+    assert home.standing() == Standing(newer=0, errors=False)
+    with pytest.raises(DataError, match="no choices"):
+        home.fit_errors()
+    home.record(choices())
+    with pytest.raises(DataError, match="nothing personal is fitted yet"):
+        home.fit_errors()
+
+
+@pytest.mark.parametrize("how", ["all", "some"])
+def test_forgetting_destroys_what_was_fitted(home: Device, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: Any, **__: Any) -> None:
+        raise DataError("not trained again")
+
+    key = (home.directory / KEYS).read_bytes()
+    assert any(key)
+    monkeypatch.setattr(Device, "train", refuses)  # so that nothing new takes its place
+    if how == "all":
+        home.forget()
+    else:
+        learned = [choice for choice in home.store.recorded() if not held_out(choice.preference)]
+        home.forget_choices(learned[:1])
+    assert not any((home.directory / KEYS).read_bytes())
+
+
+def test_what_was_fitted_to_choices_that_were_forgotten_meanwhile_is_not_kept(
+    home: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner forgets in another process, between the fit and the moment at which it is kept."""
+    whole = Vault.version
+    calls: list[int] = []
+
+    def version(vault: Vault) -> int:
+        calls.append(whole(vault))
+        if len(calls) == 2:  # the last look
+            Device(home.directory).forget()
+        return whole(vault)
+
+    monkeypatch.setattr(Vault, "version", version)
+    with pytest.raises(DeviceError, match="changed while its errors were fitted"):
+        home.fit_errors()
+    assert not any((home.directory / KEYS).read_bytes())
