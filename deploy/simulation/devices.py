@@ -48,6 +48,7 @@ class Score:
 
     client: str
     n_test: int
+    n_train: int
     correct: int
     tied: int = 0  # none of them correct
 
@@ -178,7 +179,7 @@ class SimulatedDevices:
         person = self._people[index]
         pairs = person.test if part == "test" else person.validation
         counts = self.judge(index, run, plan, factors, pairs)
-        return Score(person.name, counts.total, counts.correct, counts.tied)
+        return Score(person.name, counts.total, len(person.train), counts.correct, counts.tied)
 
     def _certify(self, index: int) -> tuple[bytes, Certificate]:
         private = SeededEntropy(self._seed, f"identity {index}").draw(32)
