@@ -1,11 +1,12 @@
 """How texts are put together for a forward pass, and their states taken apart again.
 
 - `Padded`: texts of about the same length, filled up at the right: what every model reads.
-- `Rows`: texts one behind the other in one row, nothing filled up. Each token's position is that in its text,
-  and a causal model reads the tokens that some texts begin with once for all of them (`beginnings.group`):
-  each text's own tokens see the beginning and themselves. Gradients go the same way. What a token may see is
-  said in one of two ways: the attention is computed piece by piece (`by_pieces`, nothing masked is computed,
-  many texts a row), or under a mask [T, T], for models that have an attention of their own (one group a row).
+- `RowPacking`: texts one behind the other in one row, nothing filled up. Each token's position is that in its
+  text, and a causal model reads the tokens that some texts begin with once for all of them
+  (`beginnings.group`): each text's own tokens see the beginning and themselves. Gradients go the same way.
+  What a token may see is said in one of two ways: the attention is computed piece by piece
+  (`_attend_by_pieces`: nothing masked is computed, many texts a row), or under a mask [T, T], for models that
+  have an attention of their own (one group a row).
 
 Where one token of a text is pooled, the last block's feed-forward part runs on those tokens alone.
 Which of them a model bears is found out by trying: `tails.choose_tail`.
@@ -24,11 +25,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from penchant.common.model.beginnings import Group, group
+from penchant.common.model.beginnings import AlikeTexts, group
 from penchant.common.model.modules import find_blocks, is_linear
 from penchant.common.model.network import AdaptedNetwork
 
-__all__ = ["Batch", "Batches", "Packing", "Padded", "Rows"]
+__all__ = ["Batch", "Batches", "Packing", "Padded", "RowPacking"]
 
 _BATCH_TEXTS = 32
 _BATCH_TOKENS = 8192
@@ -156,7 +157,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Row:
+class PackedRow:
     """Texts in one row of T tokens: ids, positions [1, T], states [1, T, d] or None.
 
     Attributes:
@@ -205,7 +206,7 @@ class Row:
         return None if places is None else self.token[places]
 
 
-class Rows:
+class RowPacking:
     """Texts in rows. pieces: attention by pieces, else under a mask.
 
     Raises:
@@ -241,8 +242,8 @@ class Rows:
         if self._network.causal:
             groups = group(read, self._most)
         else:
-            groups = [Group((place,), 0) for place in range(len(ids))]
-        rows: list[list[Group]] = []
+            groups = [AlikeTexts((place,), 0) for place in range(len(ids))]
+        rows: list[list[AlikeTexts]] = []
         held = 0
         for one in groups:
             size = sum(len(read[m]) for m in one.members) - one.shared * (len(one.members) - 1)
@@ -256,7 +257,9 @@ class Rows:
         built = tuple(self._row(row, ids, states) for row in rows)
         return Batches(built, _inverse(order, self._network.device))
 
-    def _row(self, groups: Sequence[Group], ids: Sequence[Tensor], states: Sequence[Tensor] | None) -> Row:
+    def _row(
+        self, groups: Sequence[AlikeTexts], ids: Sequence[Tensor], states: Sequence[Tensor] | None
+    ) -> PackedRow:
         """Each group's beginning, if it has one, and what its texts have of their own."""
         place = _Places()
         slices: list[tuple[int, slice]] = []
@@ -264,7 +267,7 @@ class Rows:
             slices += place.add(one, [len(ids[m]) for m in one.members])
         device = self._network.device
         masked = None if self._pieces else _mask(place.pieces, self._network)
-        return Row(
+        return PackedRow(
             network=self._network,
             ids=torch.cat([ids[text][part] for text, part in slices]).unsqueeze(0),
             positions=torch.cat([torch.arange(s.start, s.stop) for _, s in slices]).unsqueeze(0).to(device),
@@ -294,7 +297,7 @@ class _Places:
         self.tokens: list[Tensor] = []  # by text
         self._length = 0
 
-    def add(self, group: Group, lengths: Sequence[int]) -> Iterator[tuple[int, slice]]:
+    def add(self, group: AlikeTexts, lengths: Sequence[int]) -> Iterator[tuple[int, slice]]:
         """-> (text, which of its tokens) of each piece that a group adds to the row."""
         shared, beginning = group.shared, None
         before = torch.arange(self._length, self._length + shared)
@@ -335,7 +338,7 @@ def _inverse(order: Sequence[int], device: torch.device) -> Tensor:
 
 
 class _UnderWay(threading.local):
-    row: Row | None = None
+    row: PackedRow | None = None
 
 
 _under_way = _UnderWay()
@@ -392,10 +395,11 @@ def _spare_feed_forward(block: nn.Module) -> None:
     """Let the feed-forward part of a network's last block, if it has one of linear modules alone, run on the
     pooled tokens of a row; to the others it adds nothing, and nobody reads them."""
     for name, part in block.named_children():
-        holders = [m for m in part.modules() if any(True for _ in m.parameters(recurse=False))]
-        if "att" in name or len(holders) < 2 or not all(is_linear(holder) for holder in holders):
+        if "att" in name or hasattr(part, "base_layer"):  # itself one linear module, with LoRA in place
             continue
-        part.forward = _of_pooled(part.forward)
+        holders = [m for m in part.modules() if any(True for _ in m.parameters(recurse=False))]
+        if len(holders) > 1 and all(is_linear(holder) for holder in holders):
+            part.forward = _of_pooled(part.forward)
 
 
 def _of_pooled(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -6,21 +6,21 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Group", "group"]
+__all__ = ["AlikeTexts", "group"]
 
 _MEMBERS_MOST = 64
 _WORTH = 4  # tokens spared by a group, at least
 
 
 @dataclass(frozen=True)
-class Group:
+class AlikeTexts:
     """Texts (their places) whose first `shared` tokens are the same; each has at least one token more."""
 
     members: tuple[int, ...]
     shared: int
 
 
-def group(texts: Sequence[Sequence[int]], most: int) -> list[Group]:
+def group(texts: Sequence[Sequence[int]], most: int) -> list[AlikeTexts]:
     """Put n texts (token ids) into groups so that as few tokens as possible are read.
 
     In order of their tokens, neighbours share most: of all ways to cut that order into groups, the one that
@@ -46,7 +46,7 @@ def group(texts: Sequence[Sequence[int]], most: int) -> list[Group]:
 
 def _cut(
     order: Sequence[int], begins: Sequence[int], alike: Sequence[int], texts: Sequence[Sequence[int]]
-) -> list[Group]:
+) -> list[AlikeTexts]:
     """The groups from where each of them begins, in order."""
     groups = []
     end = len(order)
@@ -54,7 +54,7 @@ def _cut(
         begin = begins[end]
         members = tuple(order[begin:end])
         shared = min([*alike[begin : end - 1], *(len(texts[m]) - 1 for m in members)])
-        groups.append(Group(members, shared if len(members) > 1 else 0))
+        groups.append(AlikeTexts(members, shared if len(members) > 1 else 0))
         end = begin
     return groups[::-1]
 

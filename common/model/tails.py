@@ -37,7 +37,7 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
 from penchant.common.errors import ConfigError
-from penchant.common.model.batches import Batches, Packing, Padded, Rows
+from penchant.common.model.batches import Batches, Packing, Padded, RowPacking
 from penchant.common.model.factors import MergedWeights
 from penchant.common.model.modules import find_blocks
 from penchant.common.model.network import ADAPTER, AdaptedNetwork
@@ -400,8 +400,8 @@ def choose_tail(network: AdaptedNetwork, probes: Sequence[Tensor]) -> Tail:
 def _cheapest_first(network: AdaptedNetwork) -> Iterator[tuple[str, Callable[[], Tail]]]:
     """(what it is, how it is made) of all tails but the full one over padded texts, the cheapest first."""
     packings: dict[str, Callable[[], Packing]] = {
-        "texts in rows, attention by pieces": lambda: Rows(network, pieces=True),
-        "texts in rows, under a mask": lambda: Rows(network, pieces=False),
+        "texts in rows, attention by pieces": lambda: RowPacking(network, pieces=True),
+        "texts in rows, under a mask": lambda: RowPacking(network, pieces=False),
         "padded texts": lambda: Padded(network),
     }
     yield TokenwiseTail.name, lambda: TokenwiseTail(network)

@@ -37,6 +37,7 @@ FAMILIES = [
     ("gpt2", "pieces"),
     ("gemma", "pieces"),
     ("mistral", "pieces"),
+    ("opt", "pieces"),
     ("gptj", "mask"),  # an attention of its own
     ("gemma2", "mask"),  # caps its attention, which scaled_dot_product_attention can't
     ("bert", "pieces"),  # nothing shared, nothing padded
@@ -150,7 +151,7 @@ def test_a_window_shorter_than_the_texts_keeps_them_apart(tmp_path: Path, caplog
 def test_an_attention_that_mixes_what_it_should_not_is_found_out(
     tiny_model: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    monkeypatch.setattr("penchant.common.model.batches.Row.running", _running_unseen)
+    monkeypatch.setattr("penchant.common.model.batches.PackedRow.running", _running_unseen)
     monkeypatch.setattr("penchant.common.model.batches._mask", lambda *_: None)
     with caplog.at_level("INFO"):
         fast = model_of(tiny_model("llama"), "llama")

@@ -6,10 +6,10 @@ import itertools
 import random
 from collections.abc import Sequence
 
-from penchant.common.model.beginnings import Group, group
+from penchant.common.model.beginnings import AlikeTexts, group
 
 
-def read(groups: Sequence[Group], texts: Sequence[Sequence[int]]) -> int:
+def read(groups: Sequence[AlikeTexts], texts: Sequence[Sequence[int]]) -> int:
     """Tokens that are read."""
     return sum(
         sum(len(texts[m]) for m in one.members) - one.shared * (len(one.members) - 1) for one in groups
@@ -20,12 +20,12 @@ def test_the_responses_to_each_prompt_come_together() -> None:
     """A beginning that all texts have (a template, say) does not keep prompts from being told apart."""
     template, one, other = [1, 2], [3, 4, 5, 6, 7, 8], [9, 8, 7, 6, 5, 4]
     texts = [[*template, *prompt, response, 30] for response in (20, 21) for prompt in (one, other)]
-    assert group(texts, most=100) == [Group((0, 2), 8), Group((1, 3), 8)]
+    assert group(texts, most=100) == [AlikeTexts((0, 2), 8), AlikeTexts((1, 3), 8)]
 
 
 def test_each_text_keeps_a_token_of_its_own() -> None:
     texts = [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7]]
-    assert group(texts, most=100) == [Group((0, 1, 2), 5)]
+    assert group(texts, most=100) == [AlikeTexts((0, 1, 2), 5)]
 
 
 def test_a_group_has_no_more_tokens_than_it_may() -> None:
@@ -47,7 +47,7 @@ def test_no_way_to_cut_the_order_spares_more() -> None:
         assert read(found, texts) <= min(read(cut, texts) for cut in cuts(texts))
 
 
-def cuts(texts: Sequence[Sequence[int]]) -> list[list[Group]]:
+def cuts(texts: Sequence[Sequence[int]]) -> list[list[AlikeTexts]]:
     """Every way to cut the texts' order into groups that spare enough to be made."""
     order = sorted(range(len(texts)), key=lambda place: (tuple(texts[place]), place))
     found = []
@@ -59,9 +59,9 @@ def cuts(texts: Sequence[Sequence[int]]) -> list[list[Group]]:
     return found
 
 
-def cut(members: Sequence[int], texts: Sequence[Sequence[int]]) -> Group:
+def cut(members: Sequence[int], texts: Sequence[Sequence[int]]) -> AlikeTexts:
     if len(members) == 1:
-        return Group(tuple(members), 0)
+        return AlikeTexts(tuple(members), 0)
     columns = zip(*(texts[m] for m in members), strict=False)
     alike = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
-    return Group(tuple(members), min(alike, *(len(texts[m]) - 1 for m in members)))
+    return AlikeTexts(tuple(members), min(alike, *(len(texts[m]) - 1 for m in members)))
