@@ -27,7 +27,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from peers.peft_loop import PeftLoop
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.peft_loop import PeftLoop
 
 from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.config import AdapterConfig, ModelConfig, TrainingConfig
