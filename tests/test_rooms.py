@@ -133,6 +133,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"report"},
         {"console"},
         {"api", "device_api"},
+        {"device_page"},
         {"cli"},
     ],
 }

@@ -15,7 +15,7 @@ import itertools
 import os
 import time
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -65,8 +65,9 @@ from penchant.common.settings import Section, build_section, section_table
 from penchant.common.shares import EVERYONE_ALONE
 from penchant.common.storage import write_private
 from penchant.common.wire.codec import decode_record, encode_record
+from penchant.common.wording import counted
 
-__all__ = ["Device", "Forgotten", "ModelInUse", "OfflineConfig", "Quality", "Ranked", "Report"]
+__all__ = ["Device", "Forgotten", "Liked", "ModelInUse", "OfflineConfig", "Quality", "Ranked", "Report"]
 
 Vector = NDArray[np.float32]
 
@@ -76,6 +77,10 @@ PAUSED = "paused"
 PENDING, IDENTITY, AUTHORITY, SECRET = "pending key", "identity", "authority", "device secret"
 SEED = 0  # of the common start; protects nothing
 POSTERIOR_MOST = 1 << 27  # numbers in the gradients of all texts, 8 bytes each, for which errors are computed
+
+
+def _nobody(said: str) -> None:
+    """Who listens to nothing."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,19 @@ class Ranked:
     common: float
     error: float | None = None
     over_next: float | None = None
+
+
+@dataclass(frozen=True)
+class Liked:
+    """How much more the owner's model likes a text than the average of those looked at, in log-odds.
+
+    error: the score's standard error, None as in `Ranked`.
+    """
+
+    prompt: str = field(repr=False)
+    response: str = field(repr=False)
+    score: float
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -207,7 +225,12 @@ class Device:
     def policy(self) -> OwnerPolicy:
         """As it is now; the agent reads it for each message."""
         policy = OwnerPolicy.read(self.directory / POLICY)
-        return replace(policy, paused=True) if (self.directory / PAUSED).exists() else policy
+        return replace(policy, paused=True) if self.paused else policy
+
+    @property
+    def paused(self) -> bool:
+        """Whether the owner paused the device; policy.toml may say so as well."""
+        return (self.directory / PAUSED).exists()
 
     def pause(self) -> None:
         """Take part in nothing until `resume`."""
@@ -234,8 +257,10 @@ class Device:
 
     # --- the model -----------------------------------------------------------------------------------
 
-    def train(self) -> Report:
+    def train(self, tell: Callable[[str], None] = _nobody) -> Report:
         """Fit the personal part alone to all recorded choices but the held-out ones; nothing leaves.
+
+        tell: is told what is being done, in a few words, before it begins.
 
         Raises DataError without choices, DeviceError when training diverges, or when the running agent has
         changed the model meanwhile: what a round made is kept.
@@ -244,10 +269,13 @@ class Device:
         choices = self.choices()
         if not choices.train:
             raise DataError("there are no choices to learn from; import some with `penchant device import`")
+        tell("loading the base model")
         planned, run, number, factors, kept = self._model()
         shared, start = planned.parts(factors)
         trainer = planned.trainer(start)
+        tell(f"reading {counted(len(choices.train), 'choice')}")
         prepared = planned.model.prepare(choices.train)
+        tell(f"learning from {counted(len(choices.train), 'choice')}")
         if run == ALONE:
             outcome = trainer.train(shared, start, prepared, SEED)
             personal = outcome.personal
@@ -258,6 +286,7 @@ class Device:
             personal = trainer.fit_personal(shared, first, prepared, SEED, epochs=_epochs(planned.plan))
         context = encode_record(_context(planned, factors))
         self.vault.keep_personal(run, number, personal, context, version=version)
+        tell("judging by the choices that were held out")
         return self.report()
 
     def rank(self, prompt: str, responses: Sequence[str]) -> list[Ranked]:
@@ -279,6 +308,34 @@ class Device:
         prior = prior_of(planned, laplace, start, choices)
         posterior = laplace.around(prior, kept, choices)
         return _with_doubt(laplace, posterior, prompt, ranked)
+
+    def liking(self, texts: Sequence[tuple[str, str]]) -> list[Liked]:
+        """How much more than their average the model in use likes (prompt, response) texts, the most liked
+        first.
+
+        What a score says of a text alone is hardly known, however many choices there are: choices tell
+        differences. Scores compare best between responses to one prompt. Errors as `rank`.
+        """
+        planned, _, _, factors, kept = self._model()
+        shared, start = planned.parts(factors)
+        choices = self.choices().train
+        if not texts:
+            return []
+        if kept is None or not choices or _too_large(choices, kept, len(texts)):
+            prepared = planned.model.prepare_texts(texts)
+            scores = planned.trainer(start).score(shared, start if kept is None else kept, prepared)
+            above = scores - scores.mean()
+            found = [Liked(*text, float(score)) for text, score in zip(texts, above, strict=True)]
+        else:
+            laplace = Laplace(planned.model, planned.split, shared)
+            posterior = laplace.around(prior_of(planned, laplace, start, choices), kept, choices)
+            own, gradients = laplace.score_gradients(kept, texts)
+            above, errors = own - own.mean(), posterior.error(gradients - gradients.mean(axis=0))
+            found = [
+                Liked(*text, float(score), float(error))
+                for text, score, error in zip(texts, above, errors, strict=True)
+            ]
+        return sorted(found, key=lambda row: -row.score)
 
     def model_in_use(self) -> ModelInUse:
         """The model that `rank` ranks with now, for whoever scores more than once.
@@ -313,9 +370,12 @@ class Device:
         prior = prior_of(planned, laplace, start, candidates)
         return ActiveLearner(laplace, prior, candidates, choices)
 
-    def report(self) -> Report:
-        """What is recorded, what was joined, what left, and how good the model is. Nothing is changed."""
-        quality, unknown = self._quality()
+    def report(self, *, judged: bool = True) -> Report:
+        """What is recorded, what was joined, what left, and how good the model is. Nothing is changed.
+
+        judged: whether the model is loaded and judged by the held-out choices, which takes a while.
+        """
+        quality, unknown = self._quality() if judged else (None, "it was not looked at")
         latest = self.vault.latest()
         run, number = (ALONE, 0) if latest is None else (latest[0], latest[1].round)
         rounds = {(joined, at) for joined, at, unmasked in self.vault.rounds() if unmasked}

@@ -129,6 +129,13 @@ class Labelling:
         """Questions that the owner did not want to answer; another sitting asks them again."""
         return len(self._done) - self.recorded
 
+    def guess(self) -> float | None:
+        """How likely the owner would rather have the first response of the question, as far as their model
+        knows; None without a learner, or without a question."""
+        if self._learner is None or not self._waiting:
+            return None
+        return float(self._learner.beliefs().probability[self._place[id(self._waiting[0])]])
+
     def choose(self, first_is_better: bool) -> None:
         """Record the answer to the question. DeviceError when the disk refuses; the question stays."""
         choice = self._waiting[0].answered(first_is_better)

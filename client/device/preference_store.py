@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from penchant.client.learning.packed_choices import PackedChoices
@@ -166,6 +166,24 @@ class PreferenceStore:
     def remove(self, preference: Preference) -> bool:
         """Take one choice back and destroy its key; -> whether it was there."""
         return bool(self._remove(lambda row: row.preference == preference))
+
+    def turn_round(self, chosen: Recorded) -> bool:
+        """Let the other response of a recorded choice be the preferred one; -> whether it was there still.
+
+        One transaction; the key of what was recorded before is destroyed. Where the choice was made the other
+        way round as well, that one stays and this one goes.
+        """
+        with self._transaction() as db:
+            rows = self._rows(db)
+            there = chosen in rows
+            if there:
+                turned = _turned(chosen.preference)
+                db.execute("DELETE FROM sealed_choices WHERE number = ?", (chosen.number,))
+                if all(row.preference != turned for row in rows):
+                    self._insert(db, [replace(chosen, preference=turned)])
+        self.let_go()
+        self._destroy()
+        return there
 
     def remove_these(self, chosen: Iterable[Recorded]) -> int:
         """Delete these choices, all or none, and destroy their keys; -> how many were there still."""

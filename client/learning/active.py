@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from penchant.client.learning.laplace import Array, Laplace, Posterior, Prior, linear_optimum
+from penchant.client.learning.laplace import Array, Belief, Laplace, Posterior, Prior, linear_optimum
 from penchant.common.model.reward import Pair
 
 __all__ = ["ActiveLearner", "information"]
@@ -82,8 +82,13 @@ class ActiveLearner:
 
     def informative(self) -> Array:
         """What an answer about each candidate would tell, in nats, [m]."""
+        now = self.beliefs()
+        return information(now.mean, now.error)
+
+    def beliefs(self) -> Belief:
+        """What is believed of each candidate's margin after all answers, [m]."""
         margins, posterior = self._now()
-        return information(margins, posterior.error(self._view.gradients))
+        return Belief(margins, posterior.error(self._view.gradients))
 
     def margins(self) -> Array:
         """The posterior mean of each candidate's margin, [m]."""

@@ -9,7 +9,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -17,10 +17,12 @@ from penchant.common.data.preferences import kind_of
 from penchant.common.errors import DataError
 
 __all__ = [
+    "IN_MEMORY",
     "PARTS",
     "SUFFIXES",
     "BadRow",
     "BadRows",
+    "FileInMemory",
     "FolderFiles",
     "ReadReport",
     "RowLog",
@@ -29,6 +31,7 @@ __all__ = [
     "part_named",
     "read_rows",
     "rows_of_json",
+    "rows_of_memory",
 ]
 
 BadRows = Literal["refuse", "skip"]
@@ -38,6 +41,8 @@ PARQUET = ".parquet"
 _LINES, _JSON, _TABLES = (".jsonl", ".ndjson"), (".json",), (".csv", ".tsv")
 SUFFIXES = (*(s + gz for s in (*_LINES, *_JSON, *_TABLES) for gz in ("", ".gz")), PARQUET)
 """How the names of files that can be read end, in whatever case."""
+IN_MEMORY = (*_LINES, *_JSON, *_TABLES)
+"""How those end that can be read without a disk."""
 _ABOUT = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
 """What the Hugging Face hub keeps beside a data set; it holds no rows."""
 _WORDS_ONLY = (".md", ".txt", ".html")  # about the data, as everybody who looks at a folder sees
@@ -200,6 +205,35 @@ def read_rows(path: str | Path | Sequence[Path], log: RowLog) -> Iterator[tuple[
                 yield where, row
 
 
+@dataclass(frozen=True, slots=True)
+class FileInMemory:
+    """A file that was handed over and lies on no disk: its name, and its bytes, which nothing has packed."""
+
+    name: str
+    data: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def rows_of_memory(file: FileInMemory, log: RowLog) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of such a file, as `read_rows` gives those of one on a disk.
+
+    No Parquet, and nothing that gzip packed: both may hold far more than their bytes say.
+
+    Raises:
+        DataError: its suffix is another one, or it isn't what it is called after.
+    """
+    if not file.name.lower().endswith(IN_MEMORY):
+        raise DataError(f"{file.name} must end in {' or '.join(IN_MEMORY)}")
+    for where, row in _rows_of(file):
+        log.met()
+        if isinstance(row, str):
+            log.reject(where, row)
+        else:
+            yield where, row
+
+
 def rows_of_json(data: bytes, log: RowLog) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of a JSON document, or of JSON lines, as of a file called .json: where each is (``row 1``), and
     its columns. What is not a row is rejected in ``log``."""
@@ -222,20 +256,22 @@ def _rows_in(data: bytes) -> Iterator[dict[str, Any] | str]:
         yield _object(row)
 
 
-def _rows_of(file: Path) -> Rows:
+def _rows_of(file: Path | FileInMemory) -> Rows:
     name = file.name.lower().removesuffix(".gz")
-    if name.endswith(PARQUET):
+    if isinstance(file, Path) and name.endswith(PARQUET):
         return _parquet_rows(file)
     if name.endswith(_TABLES):
         return _table_rows(file, "\t" if name.endswith(".tsv") else "")
     return _document_rows(file) if name.endswith(_JSON) else _jsonl_rows(file)
 
 
-def _opened(file: Path) -> BinaryIO:
+def _opened(file: Path | FileInMemory) -> BinaryIO:
+    if isinstance(file, FileInMemory):
+        return io.BytesIO(file.data)
     return cast(BinaryIO, gzip.open(file)) if file.name.lower().endswith(".gz") else file.open("rb")
 
 
-def _jsonl_rows(file: Path) -> Rows:
+def _jsonl_rows(file: Path | FileInMemory) -> Rows:
     number = 0
     try:
         with _opened(file) as lines:
@@ -262,7 +298,7 @@ def _object(row: object) -> dict[str, Any] | str:
     return row if isinstance(row, dict) else f"not a JSON object but {kind_of(row)}"
 
 
-def _document_rows(file: Path) -> Rows:
+def _document_rows(file: Path | FileInMemory) -> Rows:
     """Rows of a file called .json: JSON lines, one array of objects, or one object over several lines."""
     try:
         with _opened(file) as opened:
@@ -291,7 +327,7 @@ def _unwrapped(document: Any) -> list[Any]:
     return inner[0] if len(inner) == 1 and len(document) == 1 else [document]
 
 
-def _table_rows(file: Path, separator: str) -> Rows:
+def _table_rows(file: Path | FileInMemory, separator: str) -> Rows:
     """Rows of a table with a header; its separator is the one that the header holds most of."""
     csv.field_size_limit(CELL_MOST)
     number = 0

@@ -9,13 +9,13 @@ from typing import Any
 from penchant.client.device.device import Device
 from penchant.client.device.preference_store import Added
 from penchant.common.data.importers.choices import Choice
-from penchant.common.data.importers.reading import choices_of_rows
+from penchant.common.data.importers.reading import Found, choices_of_rows
 from penchant.common.data.row_files import RowLog, rows_of_json
 from penchant.common.errors import DataError
 from penchant.deploy.device_api.bodies import EXPORT_DEPTH_MOST, ApiLimits, check_depth
 from penchant.deploy.device_api.dialects import ApiRefusal
 
-__all__ = ["FEEDBACK_KINDS", "Recording", "record_feedback"]
+__all__ = ["FEEDBACK_KINDS", "Recording", "bounded_choices", "record_feedback"]
 
 FEEDBACK_KINDS = ("application/json", "application/x-ndjson", "application/jsonl")
 Row = dict[str, Any]
@@ -48,13 +48,7 @@ def record_feedback(
             ApiRefusal: the body is too deep, or makes too many choices.
     """
     log = RowLog("skip" if skip_bad_rows else "refuse")
-
-    def bounded(choices: Iterator[Choice]) -> Iterator[Choice]:
-        return _bounded(choices, limits)
-
-    found = choices_of_rows(_checked(rows_of_json(data, log)), log, bounded=bounded)
-    if len(found.labelled) > limits.choices:  # of rows that are choices themselves
-        raise ApiRefusal(413, _too_many(limits))
+    found = bounded_choices(rows_of_json(data, log), log, limits)
     report = log.finish("the body")
     people = found.people
     if person is None and len(people) > 1:
@@ -64,6 +58,19 @@ def record_feedback(
     kept = [row.preference for row in found.labelled if person is None or row.person == person]
     notes = [*found.notes, *([report.summary()] if report.bad else [])]
     return Recording(device.record(kept, SOURCE), notes)
+
+
+def bounded_choices(rows: Iterator[tuple[str, Row]], log: RowLog, limits: ApiLimits) -> Found:
+    """The choices of rows, in any format. ApiRefusal when a row is too deep, or when they make too many
+    choices; DataError as `choices_of_rows`."""
+
+    def bounded(choices: Iterator[Choice]) -> Iterator[Choice]:
+        return _bounded(choices, limits)
+
+    found = choices_of_rows(_checked(rows), log, bounded=bounded)
+    if len(found.labelled) > limits.choices:  # of rows that are choices themselves
+        raise ApiRefusal(413, _too_many(limits))
+    return found
 
 
 def _checked(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:

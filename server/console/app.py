@@ -5,10 +5,8 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Callable, Sequence
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -20,12 +18,11 @@ from penchant.common.printable import one_line
 from penchant.common.wording import duration
 from penchant.server.console.accounts import DEVICE_SECONDS, ConsoleStore, Role
 from penchant.server.console.events import live
+from penchant.server.console.forms import MOST_FORM, Endpoint, Form, posted, retry, secure_form
+from penchant.server.console.look import Look
 from penchant.server.console.operations import RunOperations
 from penchant.server.console.requests import (
-    MOST_FORM,
     ConsoleContext,
-    Endpoint,
-    Form,
     HTTPError,
     Rescue,
     View,
@@ -33,14 +30,10 @@ from penchant.server.console.requests import (
     address_of,
     answered,
     console_request_of,
-    digest,
     fresh_token,
     local,
     page,
-    posted,
     refusal,
-    retry,
-    secure_form,
 )
 from penchant.server.console.shield import Shield
 from penchant.server.console.views import audit, devices, new_run, overview, privacy, releases, run, runs
@@ -51,7 +44,7 @@ __all__ = ["ACTIONS", "LIVE", "PAGES", "build_app"]
 log = logging.getLogger(__name__)
 KEPT = "kept."  # before the names of fields that wait for a login
 MOST_LOGIN = MOST_FORM + 8 * 1024  # bytes of a form that waits, with those names and the password
-HERE = Path(__file__).parent
+ELSEWHERE = "This console is not served under that name. Add it with --origin.\n"
 
 PAGES: Sequence[tuple[str, View, Role]] = (
     ("/", overview.overview, "viewer"),
@@ -96,7 +89,8 @@ def build_app(
         hosts: the names and ports under which browsers may address it.
         https: whether browsers reach it by TLS.
     """
-    context = ConsoleContext(store, operations, templates(), hosts, https)
+    look = Look(FILTERS)
+    context = ConsoleContext(store, operations, look.templates, hosts, https)
     routes = [
         Route("/login", login_page(context), methods=["GET"]),
         Route("/login", login(context), methods=["POST"]),
@@ -112,52 +106,11 @@ def build_app(
         Route(path, action(context, view, name, rescue=rescues.get(path)), methods=["POST"])
         for path, view, name in ACTIONS
     ]
-    routes.append(Route("/static/{name:path}", static, methods=["GET"]))
+    routes.append(Route("/static/{name:path}", look.static, methods=["GET"]))
     handlers = {HTTPException: partial(nothing_here, context), Exception: partial(broken, context)}
     app = Starlette(routes=routes, exception_handlers=handlers)
-    app.add_middleware(Shield, hosts=hosts, https=https)
+    app.add_middleware(Shield, hosts=hosts, https=https, elsewhere=ELSEWHERE)
     return app
-
-
-def templates() -> Environment:
-    """The pages' templates: every text escaped, every name known."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(FILTERS)
-    environment.globals["asset"] = asset
-    return environment
-
-
-@cache
-def files() -> dict[str, tuple[bytes, str]]:
-    """Style sheet, scripts and icon: name -> (what it holds, its type). There are no others to ask for."""
-    folder = HERE / "static"
-    found = [path for path in folder.rglob("*") if path.suffix in TYPES]
-    return {path.relative_to(folder).as_posix(): (path.read_bytes(), TYPES[path.suffix]) for path in found}
-
-
-TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-
-
-@cache
-def asset(name: str) -> str:
-    """The address of a file of ours: another one when it holds something else."""
-    return f"/static/{name}?{digest(files()[name][0])}"
-
-
-async def static(request: Request) -> Response:
-    """One of our files, which browsers may keep for good."""
-    found = files().get(request.path_params["name"])
-    if found is None:
-        raise HTTPException(404)
-    return Response(
-        found[0], media_type=found[1], headers={"cache-control": "public, max-age=31536000, immutable"}
-    )
 
 
 # --- logging in and out ---------------------------------------------------------------------------

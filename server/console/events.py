@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from penchant.common.errors import PenchantError
-from penchant.server.console.requests import ConsoleContext, ConsoleRequest, Endpoint, console_request_of
+from penchant.server.console.forms import Endpoint
+from penchant.server.console.requests import ConsoleContext, ConsoleRequest, console_request_of
 from penchant.server.monitoring.run_history import JournalReader
 from penchant.server.waiting import read_waiting
 

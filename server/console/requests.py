@@ -7,20 +7,18 @@ before anything is done, one with how it ended.
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import hmac
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import quote, urlsplit
 
 from jinja2 import Environment
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from penchant.common.errors import PenchantError
 from penchant.common.network import Budget
@@ -28,6 +26,7 @@ from penchant.common.printable import is_printable
 from penchant.server.console.accounts import ConsoleStore, Role, Session
 from penchant.server.console.at_once import AtOnce, HTTPError
 from penchant.server.console.drafts import Drafts
+from penchant.server.console.forms import SAFE, Endpoint, Form, posted, secure_form
 from penchant.server.console.operations import RunOperations
 
 __all__ = [
@@ -37,17 +36,12 @@ __all__ = [
     "Rescue",
     "action",
     "page",
-    "posted",
-    "secure_form",
 ]
 
 log = logging.getLogger(__name__)
 
-MOST_FORM = 128 * 1024  # bytes of a form
-FORM_SECONDS = 30.0  # for all of it to come
 DOWNLOADS = 2  # at the same time, of everybody
 LOGINS = 8  # that may wait for a look at a password
-SAFE = ("GET", "HEAD")
 
 
 @dataclass(frozen=True)
@@ -168,8 +162,6 @@ class ConsoleRequest:
 
 
 View = Callable[[ConsoleRequest], Response]
-Form = Mapping[str, str]
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True)
@@ -183,22 +175,6 @@ class Rescue:
 
     logged_out: Callable[[Request, Form], Response]
     too_old: View
-
-
-def posted(work: Callable[[Request, Form], Response], most: int = MOST_FORM) -> Endpoint:
-    """The entrance of a form of at most so many bytes: it is read, then worked on in a thread."""
-
-    async def endpoint(request: Request) -> Response:
-        try:
-            async with asyncio.timeout(FORM_SECONDS):
-                form = await read_form(request, most)
-        except TimeoutError:
-            return PlainTextResponse("the form came too slowly", 408)
-        except HTTPError as refused:
-            return PlainTextResponse(str(refused), refused.status, retry(refused))
-        return await run_in_threadpool(work, request, form)
-
-    return endpoint
 
 
 def page(context: ConsoleContext, view: View, role: Role = "viewer") -> Endpoint:
@@ -291,15 +267,6 @@ def console_request_of(
     )
 
 
-def secure_form(token: str) -> str:
-    """What a form of the session with this token must carry: nobody else can know it.
-
-    `Shield` looks at Origin and Sec-Fetch-Site as well. Both are kept: a proxy may drop those headers, and a
-    token also ties a form to the session that it was shown in.
-    """
-    return hmac.digest(token.encode("utf-8", "surrogatepass"), b"penchant console form", "sha256").hex()
-
-
 def answered(console_request: ConsoleRequest, view: View) -> Response:
     """A view's answer; an error of ours as a page."""
     try:
@@ -316,11 +283,6 @@ def refusal(console_request: ConsoleRequest, status: int, text: str, retry_after
     if retry_after:
         response.headers["retry-after"] = str(retry_after)
     return response
-
-
-def retry(refused: HTTPError) -> dict[str, str]:
-    """The header that says when to try again."""
-    return {"retry-after": str(refused.retry_after)} if refused.retry_after else {}
 
 
 def to_login(context: ConsoleContext, request: Request) -> Response:
@@ -351,28 +313,6 @@ def address_of(request: Request) -> str:
     return request.client.host if request.client else ""
 
 
-async def read_form(request: Request, most: int) -> dict[str, str]:
-    """The fields of a form. Refused when it is not a form, or longer than `most` bytes."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip()
-    if kind != "application/x-www-form-urlencoded":
-        raise HTTPError("only a form is understood here", status=415)
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > most:
-            raise HTTPError("the form is too long", status=413)
-    try:
-        pairs = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=200)
-    except ValueError:
-        raise HTTPError("the form can't be read", status=400) from None
-    return dict(pairs)
-
-
 def fresh_token() -> str:
     """For a form before there is a session."""
     return secrets.token_urlsafe(32)
-
-
-def digest(data: bytes) -> str:
-    """A short name for what a file holds."""
-    return hashlib.sha256(data).hexdigest()[:12]

@@ -1,11 +1,11 @@
-"""The console's middleware: security headers, and which requests are let in at all."""
+"""The middleware of our pages: security headers, and which requests are let in at all."""
 
 from __future__ import annotations
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penchant.server.console.requests import SAFE
+from penchant.server.console.forms import SAFE
 
 __all__ = ["Shield"]
 POLICY = (
@@ -24,11 +24,24 @@ HEADERS = {
 
 
 class Shield:
-    """Refuses foreign hosts and origins before anything else happens, and puts headers on every answer."""
+    """Refuses foreign hosts and origins before anything else happens, and puts headers on every answer.
 
-    def __init__(self, app: ASGIApp, hosts: frozenset[str], https: bool) -> None:
+    Args:
+        app: what is behind it.
+        hosts: the names and ports under which browsers may address it.
+        https: whether browsers reach it by TLS.
+        elsewhere: what is said to whoever comes by another name.
+        linked: the beginning of the addresses to which other sites may link; the rest they may not even have
+            read.
+    """
+
+    def __init__(
+        self, app: ASGIApp, hosts: frozenset[str], https: bool, elsewhere: str, linked: str = "/"
+    ) -> None:
         self._app = app
         self._hosts = hosts
+        self._elsewhere = elsewhere
+        self._linked = linked
         self._scheme = "https" if https else "http"
         self._headers = dict(HEADERS)
         if https:
@@ -60,13 +73,13 @@ class Shield:
         headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"]]
         hosts = [value for name, value in headers if name == "host"]
         if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
-            return 421, "This console is not served under that name. Add it with --origin.\n"
-        if scope["method"] in SAFE:
+            return 421, self._elsewhere
+        if scope["method"] in SAFE and scope["path"].startswith(self._linked):
             return None
         found = dict(headers)
         origin = found.get("origin")
         if origin is not None and origin.lower() != f"{self._scheme}://{hosts[0].lower()}":
-            return 403, "This form comes from another site. Nothing was done.\n"
+            return 403, "This comes from another site. Nothing was done.\n"
         if found.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-            return 403, "This form comes from another site. Nothing was done.\n"
+            return 403, "This comes from another site. Nothing was done.\n"
         return None

@@ -29,7 +29,7 @@ from penchant.common.membership.identity import Authority
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.server.console.accounts import ConsoleStore
-from penchant.server.console.requests import secure_form
+from penchant.server.console.forms import secure_form
 
 LIMIT_MS = 200.0  # the first page, with 1,000 devices and 500 rounds
 PAGES = ("/", "/runs", "/runs/ID", "/devices", "/privacy", "/releases", "/audit")

@@ -86,6 +86,39 @@ def test_scores_come_with_errors_once_a_personal_part_is_fitted(folder: Path, mo
     assert [row.personal for row in too_large] == [row.personal for row in ranked]
 
 
+def test_what_is_liked_is_ranked_as_rank_does_and_compared_with_the_average(
+    folder: Path, monkeypatch: Any
+) -> None:
+    home = Device(folder)
+    assert home.liking([]) == []
+    home.record(choices())
+    texts = [("on bill 99: ", text) for text in ("the table tax", "the motion tax", "cloture")]
+    assert [row.error for row in home.liking(texts)] == [None] * 3
+    steps: list[str] = []
+    home.train(steps.append)
+    assert steps[0] == "loading the base model"
+    assert steps[-1] == "judging by the choices that were held out"
+    ranked = home.rank("on bill 99: ", [text for _, text in texts])
+    liked = home.liking(texts)
+    assert [row.response for row in liked] == [row.response for row in ranked]
+    middle = sum(row.personal for row in ranked) / 3
+    for one, other in zip(liked, ranked, strict=True):
+        assert one.score == pytest.approx(other.personal - middle, abs=1e-5)
+    # of two, each is half their difference from the middle: as sure as rank is of their order
+    pair = home.rank("on bill 99: ", [text for _, text in texts[:2]])
+    first, second = home.liking(texts[:2])
+    assert first.error == pytest.approx(second.error)
+    margin, error = first.score - second.score, 2 * first.error
+    assert pair[0].over_next == pytest.approx(
+        1 / (1 + math.exp(-margin / math.sqrt(1 + math.pi * error**2 / 8)))
+    )
+    (alone,) = home.liking(texts[:1])
+    assert (alone.score, alone.error) == (0, 0)
+    monkeypatch.setattr("penchant.client.device.device.POSTERIOR_MOST", 1000)
+    assert [row.error for row in home.liking(texts)] == [None] * 3
+    assert home.report(judged=False).quality is None
+
+
 def test_training_again_starts_from_the_same_place_and_ends_there(folder: Path) -> None:
     home = Device(folder)
     home.record(choices())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -12,10 +13,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from penchant.client.device.labelling import Labelling, compared, read_comparisons
 from penchant.client.device.preference_store import PreferenceStore
+from penchant.client.learning.laplace import Belief
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import DataError
 
@@ -127,6 +130,7 @@ class ShortestFirst:
     """Stands for an interview: the shortest question tells most; notes what it is told."""
 
     def __init__(self, candidates: Sequence[Preference]) -> None:
+        self.candidates = candidates
         self.sizes = [len(pair.chosen + pair.rejected) for pair in candidates]
         self.told: list[bool] = []
 
@@ -160,6 +164,21 @@ def test_the_most_telling_question_comes_first_and_answers_are_told(tmp_path: Pa
     assert asked.undo()
     assert made[0].told == [True] + [False] * (len(SNACKS) - 3)
     assert asked.question is not None
+
+
+def test_a_guess_is_about_the_response_that_stands_first(tmp_path: Path) -> None:
+    class LikesApples(ShortestFirst):
+        def beliefs(self) -> Belief:
+            sides = [("apple" in p.chosen) - ("apple" in p.rejected) for p in self.candidates]
+            return Belief(np.array(sides, dtype=float), np.zeros(len(sides)))
+
+    assert sitting(tmp_path).guess() is None
+    asked = Labelling(PreferenceStore(tmp_path), SNACKS, random.Random(1), LikesApples)
+    while (question := asked.question) is not None:
+        side = ("apple" in question.first) - ("apple" in question.second)
+        assert asked.guess() == pytest.approx(1 / (1 + math.exp(-side)))
+        asked.skip()
+    assert asked.guess() is None
 
 
 def command(home: Path, *words: str) -> list[str]:

@@ -47,6 +47,30 @@ def test_choices_come_back_in_order_and_once(tmp_path: Path) -> None:
     ]
 
 
+def test_a_choice_is_turned_round_in_its_place_and_its_old_key_is_gone(tmp_path: Path) -> None:
+    store = PreferenceStore(tmp_path)
+    store.add([choice(1), choice(2)], "label")
+    row = store.recorded()[0]
+    sealed = _sealed(tmp_path, row.number)
+    assert store.turn_round(row)
+    turned = Preference(choice(1).prompt, choice(1).rejected, choice(1).chosen)
+    assert {r.preference for r in store.recorded()} == {turned, choice(2)}
+    now = next(r for r in store.recorded() if r.preference == turned)
+    assert (now.source, now.recorded) == (row.source, row.recorded)
+    with pytest.raises(DeviceError):
+        store._storage.open([(sealed, "choice")])
+    assert not store.turn_round(row)
+    store.add([choice(1)])
+    assert store.turn_round(next(r for r in store.recorded() if r.preference == choice(1)))
+    assert {r.preference for r in store.recorded()} == {turned, choice(2)}
+
+
+def _sealed(home: Path, number: int) -> bytes:
+    with sqlite3.connect(home / STORE) as db:
+        (found,) = db.execute("SELECT sealed FROM sealed_choices WHERE number = ?", (number,)).fetchone()
+    return bytes(found)
+
+
 def test_about_a_fifth_is_held_out_and_a_comparison_never_changes_sides(tmp_path: Path) -> None:
     many = [choice(n) for n in range(500)]
     store = PreferenceStore(tmp_path)

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from penchant.common.data.row_files import RowLog, data_files, part_named, read_rows, rows_of_json
+from penchant.common.data.row_files import (
+    FileInMemory,
+    RowLog,
+    data_files,
+    part_named,
+    read_rows,
+    rows_of_json,
+    rows_of_memory,
+)
 from penchant.common.errors import DataError
 
 ROWS = [{"prompt": f"p{n}", "chosen": "ja 🙂", "rejected": "nein"} for n in range(3)]
@@ -46,10 +54,20 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_bytes(text.encode())
     assert rows_of(tmp_path / name) == ROWS
+    log = RowLog()
+    in_memory = [row for _, row in rows_of_memory(FileInMemory(name, text.encode()), log)]
+    assert in_memory == ROWS
+    assert log.finish(name).rows == 3
     (tmp_path / "packed").mkdir()
     packed = tmp_path / "packed" / f"{name}.gz"
     packed.write_bytes(gzip.compress(text.encode()))
     assert rows_of(packed) == ROWS
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.parquet", "a.txt", "a", ""])
+def test_in_memory_nothing_packed_is_read(name: str) -> None:
+    with pytest.raises(DataError, match="must end in"):
+        list(rows_of_memory(FileInMemory(name, gzip.compress(LINES.encode())), RowLog()))
 
 
 @pytest.mark.parametrize("text", [LINES, json.dumps(ROWS), json.dumps(ROWS, indent=2), f"\ufeff{LINES}"])

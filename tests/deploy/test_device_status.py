@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from penchant.client.agent.connection_note import ConnectionNote
-from penchant.deploy.cli.device.reports import TakingPart
+from penchant.client.device.taking_part import TakingPart
 
 NOW = 1_700_000_000.0
 

@@ -359,10 +359,11 @@ def test_a_page_that_lies_open_does_not_keep_its_session(
 def _console_request(console: Console, browser: Any, path: str, parts: dict[str, str]) -> Any:
     from starlette.requests import Request
 
-    from penchant.server.console.app import templates
+    from penchant.server.console.look import Look
     from penchant.server.console.requests import ConsoleContext, console_request_of
+    from penchant.server.monitoring.labels import FILTERS
 
-    context = ConsoleContext(console.store, console.operations, templates(), frozenset())
+    context = ConsoleContext(console.store, console.operations, Look(FILTERS).templates, frozenset())
     scope = {
         "type": "http",
         "method": "GET",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from penchant.deploy.cli.device import agent, choices, forgetting, membership, model, programs
+from penchant.deploy.cli.device import agent, choices, forgetting, membership, model, page, programs
 
 __all__ = ["app"]
 
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 for _task in (
     choices,
+    page,
     model,
     programs,
     forgetting,

@@ -30,7 +30,7 @@ from penchant.deploy.cli.errors import command, notice
 
 if TYPE_CHECKING:
     from penchant.client.device.device import Ranked, Report
-    from penchant.deploy.cli.device.reports import TakingPart
+    from penchant.client.device.taking_part import TakingPart
 
 __all__ = ["app"]
 
@@ -101,7 +101,8 @@ def status(
     """What is recorded here, which rounds were joined, what left, and how good the model is."""
     from penchant.client.agent.connection_note import read_note
     from penchant.client.agent.socket import at_work
-    from penchant.deploy.cli.device.reports import DeviceStatus, TakingPart
+    from penchant.client.device.taking_part import TakingPart
+    from penchant.deploy.cli.device.reports import DeviceStatus
     from penchant.deploy.json_tables import plain_value
 
     with working("looking at what is recorded, and judging the model"):

@@ -1,0 +1,98 @@
+"""`penchant device open`: the owner's page, in a browser on this machine."""
+
+from __future__ import annotations
+
+import html
+import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from penchant.common.errors import UsageError
+from penchant.common.terminal import log_to_stderr, say
+from penchant.deploy.cli.device.options import HERE, Ask, HomeOption, SkipBadRows, open_device
+from penchant.deploy.cli.errors import command
+from penchant.deploy.fleet.listen_address import ListenAddress
+
+__all__ = ["app"]
+
+app = typer.Typer()
+LINK_FILE = "page.html"
+
+
+@command(app, "open")
+def open_page(
+    ask: Annotated[
+        Path | None,
+        typer.Option(
+            "--ask",
+            metavar="FILE",
+            help="What to choose between, as for `penchant device label`; without it, a small set on "
+            "everyday subjects.",
+        ),
+    ] = None,
+    port: Annotated[
+        int,
+        typer.Option("--port", help="Port of loopback to listen on; 0 takes a free one.", min=0, max=65535),
+    ] = 0,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the link in the browser.")
+    ] = True,
+    skip_bad_rows: SkipBadRows = False,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+) -> None:
+    """Choose, look at your choices and your model, and train it, on a page in your browser.
+
+    The page is on this machine alone; the link that is shown works once, in one browser.
+    """
+    try:
+        from penchant.deploy.device_page.serving import page_server
+        from penchant.deploy.device_page.starter import starter_comparisons
+    except ModuleNotFoundError as missing:
+        raise UsageError(f"the page needs {missing.name}; install penchant[serve]") from None
+    from penchant.client.device.labelling import read_comparisons
+    from penchant.client.device.warm_model import small_cache
+    from penchant.deploy.device_page.entrance import Entrance
+
+    if ask is None:
+        comparisons = starter_comparisons()
+    else:
+        comparisons, report = read_comparisons(ask, "skip" if skip_bad_rows else "refuse")
+        if report.bad:
+            say(report.summary(), error=True)
+    device = open_device(home, passphrase, small_cache())
+    log_to_stderr()
+    listener = ListenAddress("127.0.0.1", port).bind()
+    address = f"127.0.0.1:{listener.getsockname()[1]}"
+    hosts = frozenset({address, address.replace("127.0.0.1", "localhost")})
+    entrance = Entrance()
+    link = f"http://{address}{entrance.link}"
+    say(f"your page, once and in one browser: {link}")
+    say("Ctrl-C ends it")
+    with _link_file(device.directory, link) as file:
+        if browser:
+            webbrowser.open(file.as_uri())
+        page_server(device, comparisons, entrance, hosts).run(sockets=[listener])
+
+
+# --- inner parts --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _link_file(home: Path, link: str) -> Iterator[Path]:
+    """A page of the owner's directory that leads on to the link: on a browser's command line every user of
+    the machine could read the link itself, and use it first."""
+    from penchant.common.storage import write_private
+
+    file = home / LINK_FILE
+    shown = html.escape(link, quote=True)
+    head = f'<meta charset="utf-8"><meta http-equiv="refresh" content="0;url={shown}"><title>penchant</title>'
+    write_private(file, f'<!doctype html>{head}<p><a href="{shown}">Your page</a>\n'.encode())
+    try:
+        yield file.absolute()
+    finally:
+        file.unlink(missing_ok=True)

@@ -1,0 +1,152 @@
+"""The owner's page as one ASGI application. `PAGES`, `ACTIONS` and `UPLOADS` are all that the owner has."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from penchant.client.device.device import Device
+from penchant.common.data.preferences import Preference
+from penchant.deploy.device_page.background import BackgroundWork
+from penchant.deploy.device_page.entrance import LINKED, Entrance
+from penchant.deploy.device_page.page_requests import (
+    PageContext,
+    PageRequest,
+    PageView,
+    acted,
+    problem,
+    shown,
+    uploaded,
+)
+from penchant.deploy.device_page.picture import PictureBook
+from penchant.deploy.device_page.safe_text import excerpt, safe_markdown
+from penchant.deploy.device_page.sitting import Sitting
+from penchant.deploy.device_page.views import choices, choose, fleet, model
+from penchant.server.console.forms import Endpoint
+from penchant.server.console.look import Look
+from penchant.server.console.shield import Shield
+from penchant.server.monitoring.labels import FILTERS
+
+__all__ = ["ACTIONS", "PAGES", "UPLOADS", "build_page"]
+
+log = logging.getLogger(__name__)
+
+ELSEWHERE = "This page is not served under that name.\n"
+
+PAGES: Sequence[tuple[str, PageView]] = (
+    ("/", choose.choose),
+    ("/choices", choices.choices),
+    ("/choices.jsonl", choices.export),
+    ("/model", model.model),
+    ("/model/now", model.now),
+    ("/fleet", fleet.fleet),
+)
+ACTIONS: Sequence[tuple[str, PageView]] = (
+    ("/choose", choose.answer),
+    ("/choices/turn", choices.turn),
+    ("/choices/delete", choices.delete),
+    ("/choices/who", choices.who),
+    ("/model/train", model.train),
+    ("/model/rank", model.rank),
+    ("/fleet/pause", fleet.pause),
+    ("/fleet/resume", fleet.resume),
+    ("/fleet/accept", fleet.accept),
+)
+UPLOADS: Sequence[tuple[str, PageView]] = (("/choices/import", choices.take),)
+
+
+def build_page(
+    device: Device,
+    comparisons: Sequence[Preference],
+    entrance: Entrance,
+    *,
+    hosts: frozenset[str],
+    close: Callable[[], None],
+) -> Starlette:
+    """The owner's page.
+
+    Args:
+        device: the owner's; this application alone uses its model from now on.
+        comparisons: what is asked on it.
+        entrance: who is let in.
+        hosts: the names and ports under which the browser may address it.
+        close: ends the program.
+    """
+    look = Look(FILTERS | {"markdown": safe_markdown, "excerpt": excerpt}, Path(__file__).parent)
+    lock = threading.RLock()
+    sitting = Sitting(device, comparisons, lock)
+    context = PageContext(
+        device, entrance, look.templates, sitting, lock, BackgroundWork(), PictureBook(device), close
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        threading.Thread(target=sitting.prepare, daemon=True).start()
+        yield
+
+    root = entrance.root
+    routes = [Route(f"{LINKED}{{key}}", _enter(context), methods=["GET"])]
+    routes += [Route(f"{root}{path}", shown(context, view), methods=["GET"]) for path, view in PAGES]
+    routes += [Route(f"{root}{path}", acted(context, view), methods=["POST"]) for path, view in ACTIONS]
+    routes += [Route(f"{root}{path}", uploaded(context, view), methods=["POST"]) for path, view in UPLOADS]
+    routes.append(Route(f"{root}/close", acted(context, _close), methods=["POST"]))
+    routes.append(Route("/static/{name:path}", look.static, methods=["GET"]))
+    handlers = {HTTPException: partial(_nothing_here, context), Exception: partial(_broken, context)}
+    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+    app.add_middleware(Shield, hosts=hosts, https=False, elsewhere=ELSEWHERE, linked=LINKED)
+    return app
+
+
+def _enter(context: PageContext) -> Endpoint:
+    """Let the browser in that follows the link.
+
+    The answer is a page that goes on by itself: a redirect would count as coming from wherever the link was,
+    and no cookie of ours would be sent along.
+    """
+
+    async def endpoint(request: Request) -> Response:
+        entrance = context.entrance
+        if entrance.knows(request.headers.get("cookie", "")):
+            return RedirectResponse(f"{entrance.root}/", 303)
+        if request.method != "GET":  # HEAD: whoever looks whether the link leads anywhere uses nothing up
+            raise HTTPException(405)
+        token = entrance.admit(request.path_params["key"])
+        if token is None:
+            text = (
+                "It works once, in one browser. Stop `penchant device open` and start it again for another."
+            )
+            return problem(context, 403, "This link is used up", text)
+        html = context.templates.get_template("entered.html.j2").render(root=entrance.root)
+        response = HTMLResponse(html)
+        response.set_cookie(entrance.cookie, token, path=entrance.root, httponly=True, samesite="strict")
+        return response
+
+    return endpoint
+
+
+def _close(page_request: PageRequest) -> Response:
+    """The end: nothing listens any more."""
+    page_request.context.close()
+    return problem(page_request.context, 200, "Closed", "Nothing listens any more. Your choices are kept.")
+
+
+async def _nothing_here(context: PageContext, request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    said = {404: "No page has this address.", 405: "This address can't be asked for in this way."}
+    return problem(context, status, "It isn’t here", said.get(status, "Nothing can be made of this."))
+
+
+async def _broken(context: PageContext, request: Request, error: Exception) -> Response:
+    """A fault of ours: its kind in the log, nothing of what was sent."""
+    log.error("%s: %s", request.method, type(error).__name__)
+    return problem(context, 500, "Something broke here", "The fault is ours; the terminal names its kind.")

@@ -1,0 +1,79 @@
+"""Who may see the owner's page: one browser, which came by a link that works once.
+
+Every user of the machine reaches its loopback addresses, and a browser sends a cookie to every port of one
+host. So the page lies under an address that nobody can guess, and the cookie is for that address alone:
+another program's port is never shown it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import threading
+from http.cookies import CookieError, SimpleCookie
+
+__all__ = ["LINKED", "Entrance"]
+
+LINKED = "/enter/"
+"""Before the secret of the link; the one address that may be followed from elsewhere."""
+
+
+class Entrance:
+    """One link, one session, both in memory only: they end with the process. Thread-safe.
+
+    Attributes:
+        root: the address under which all pages are, such as "/Qk2…".
+        cookie: the name of the session's cookie.
+    """
+
+    def __init__(self) -> None:
+        self.root = f"/{secrets.token_urlsafe(16)}"
+        self.cookie = f"penchant-{secrets.token_hex(8)}"
+        self._link: str | None = secrets.token_urlsafe(32)
+        self._session: bytes | None = None
+        self._csrf = secrets.token_urlsafe(32)
+        self._lock = threading.Lock()
+
+    @property
+    def link(self) -> str:
+        """The path that lets a browser in, once; empty when it was used."""
+        return f"{LINKED}{self._link}" if self._link is not None else ""
+
+    @property
+    def csrf(self) -> str:
+        """What each form must carry."""
+        return self._csrf
+
+    def admit(self, key: str) -> str | None:
+        """The token of the session for the key of the link, which is used up by that; None for any other."""
+        with self._lock:
+            if self._link is None or not _same(key, self._link):
+                return None
+            token = secrets.token_urlsafe(32)
+            self._link, self._session = None, _digest(token)
+            return token
+
+    def knows(self, cookies: str) -> bool:
+        """Whether a header Cookie holds the session's token."""
+        try:
+            found = SimpleCookie(cookies).get(self.cookie)
+        except CookieError:
+            return False
+        with self._lock:
+            session = self._session
+        return (
+            found is not None and session is not None and hmac.compare_digest(_digest(found.value), session)
+        )
+
+    def sent_by_us(self, form_token: str) -> bool:
+        """Whether a form carries the token of the session's forms."""
+        return _same(form_token, self._csrf)
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+def _same(given: str, ours: str) -> bool:
+    return hmac.compare_digest(_digest(given), _digest(ours))

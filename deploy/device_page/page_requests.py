@@ -1,0 +1,183 @@
+"""What all of the owner's pages share, and the entrances through which a request comes to one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jinja2 import Environment
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from penchant.client.device.device import Device
+from penchant.common.data.importers.reading import Found
+from penchant.common.errors import PenchantError
+from penchant.common.printable import one_line
+from penchant.deploy.device_page.background import BackgroundWork
+from penchant.deploy.device_page.entrance import Entrance
+from penchant.deploy.device_page.picture import PictureBook
+from penchant.deploy.device_page.sitting import Sitting
+from penchant.deploy.device_page.uploads import UploadForm, read_upload
+from penchant.server.console.at_once import HTTPError
+from penchant.server.console.forms import Endpoint, Form, posted
+
+__all__ = ["PageContext", "PageRequest", "PageView", "acted", "problem", "shown", "uploaded"]
+
+
+@dataclass
+class PageContext:
+    """What all pages share.
+
+    Attributes:
+        device: the owner's.
+        entrance: who is let in.
+        templates: the pages' templates.
+        sitting: the questions of this sitting.
+        model: held by whoever uses the device's model: one thread may at a time.
+        work: training and forgetting.
+        pictures: what was last seen of the model.
+        close: ends the program.
+        waiting: a file of several people that was handed over, until its owner says who they are.
+        flash: what the next page says, once.
+    """
+
+    device: Device
+    entrance: Entrance
+    templates: Environment
+    sitting: Sitting
+    model: threading.RLock
+    work: BackgroundWork
+    pictures: PictureBook
+    close: Callable[[], None]
+    waiting: tuple[str, Found] | None = field(default=None, repr=False)
+    flash: str = ""
+
+    def take_flash(self) -> str:
+        """What is to be said, which is said by that."""
+        said, self.flash = self.flash, ""
+        return said
+
+
+@dataclass
+class PageRequest:
+    """One request of the owner's browser."""
+
+    context: PageContext
+    http_request: Request
+    form: Form = field(default_factory=dict, repr=False)
+    upload: UploadForm | None = None
+
+    @property
+    def path(self) -> str:
+        """The page that is asked for, without the address that nobody can guess."""
+        return self.http_request.url.path.removeprefix(self.context.entrance.root) or "/"
+
+    @property
+    def device(self) -> Device:
+        """The owner's."""
+        return self.context.device
+
+    def asked(self, key: str, most: int = 200) -> str:
+        """A parameter of the address, cut to a length."""
+        return self.http_request.query_params.get(key, "")[:most]
+
+    def number(self, text: str, otherwise: int = 0) -> int:
+        """A whole number that a form or an address holds; another one where it is none."""
+        return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else otherwise
+
+    def render(self, template: str, code: int = 200, **page: Any) -> HTMLResponse:
+        """A page made from a template, with an HTTP status."""
+        around = {
+            "root": self.context.entrance.root,
+            "path": self.path,
+            "csrf": self.context.entrance.csrf,
+            "flash": self.context.take_flash(),
+        }
+        return HTMLResponse(self.context.templates.get_template(template).render(around | page), code)
+
+    def go(self, path: str, say: str = "") -> RedirectResponse:
+        """To another page, which says `say`."""
+        self.context.flash = say
+        return RedirectResponse(f"{self.context.entrance.root}{path}", 303)
+
+
+PageView = Callable[[PageRequest], Response]
+
+
+def shown(context: PageContext, view: PageView) -> Endpoint:
+    """The entrance of a page."""
+
+    async def endpoint(request: Request) -> Response:
+        if not _is_known(context, request):
+            return _stranger(context, request)
+        return await run_in_threadpool(_answered, PageRequest(context, request), view)
+
+    return endpoint
+
+
+def acted(context: PageContext, view: PageView) -> Endpoint:
+    """The entrance of a form."""
+
+    def work(request: Request, form: Form) -> Response:
+        if not _is_known(context, request):
+            return _stranger(context, request)
+        return _checked(PageRequest(context, request, form), form, view)
+
+    return posted(work)
+
+
+def uploaded(context: PageContext, view: PageView) -> Endpoint:
+    """The entrance of a form with a file; of a stranger nothing is read."""
+
+    async def endpoint(request: Request) -> Response:
+        if not _is_known(context, request):
+            return _stranger(context, request)
+        try:
+            upload = await read_upload(request)
+        except HTTPError as refused:
+            return _refusal(PageRequest(context, request), refused.status, str(refused))
+        page_request = PageRequest(context, request, upload.fields, upload)
+        return await run_in_threadpool(_checked, page_request, upload.fields, view)
+
+    return endpoint
+
+
+def problem(context: PageContext, status: int, title: str, text: str) -> Response:
+    """A page for anybody: it says nothing but what went wrong."""
+    html = context.templates.get_template("stranger.html.j2").render(title=title, text=text)
+    return HTMLResponse(html, status)
+
+
+# --- inner parts --------------------------------------------------------------------------------------
+
+
+def _is_known(context: PageContext, request: Request) -> bool:
+    return context.entrance.knows(request.headers.get("cookie", ""))
+
+
+def _stranger(context: PageContext, request: Request) -> Response:
+    text = "This page is for the browser that opened the link of `penchant device open`, and no other."
+    return problem(context, 403, "Who are you?", text)
+
+
+def _checked(page_request: PageRequest, form: Mapping[str, str], view: PageView) -> Response:
+    if not page_request.context.entrance.sent_by_us(form.get("csrf", "")):
+        return _refusal(page_request, 403, "This form is too old, or not ours. Nothing was done; try again.")
+    return _answered(page_request, view)
+
+
+def _answered(page_request: PageRequest, view: PageView) -> Response:
+    try:
+        return view(page_request)
+    except HTTPError as refused:
+        return _refusal(page_request, refused.status, str(refused))
+    except PenchantError as error:
+        return _refusal(page_request, 422, str(error))
+
+
+def _refusal(page_request: PageRequest, status: int, text: str) -> Response:
+    """A page that says no, and why."""
+    return page_request.render("no.html.j2", status, text=one_line(text, 500))

@@ -1,0 +1,91 @@
+"""What the owner is shown of their model: how good it is, and which of their texts it likes most and least.
+
+Looking takes a while, so what was seen is kept until the model or the choices are others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from penchant.client.device.device import Device, Liked, Quality
+from penchant.client.device.preference_store import Recorded
+from penchant.common.errors import PenchantError
+
+__all__ = ["ModelPicture", "PictureBook"]
+
+CHOICES_LOOKED_AT = 100  # the latest
+SHOWN = 5  # texts that are liked most, and least
+
+
+@dataclass(frozen=True)
+class ModelPicture:
+    """The model at one moment.
+
+    Attributes:
+        personal: whether a personal part was fitted.
+        quality: how it does on the held-out choices, beside the one for all; None where that isn't known.
+        unknown: why it isn't.
+        most, least: texts of the latest choices, the most telling first.
+        looked_at: how many texts those are taken from.
+        wrong: why there is no picture; empty where there is one.
+    """
+
+    personal: bool
+    quality: Quality | None
+    unknown: str
+    most: tuple[Liked, ...] = field(repr=False, default=())
+    least: tuple[Liked, ...] = field(repr=False, default=())
+    looked_at: int = 0
+    wrong: str = ""
+
+
+class PictureBook:
+    """The latest picture of a device's model. Thread-safe."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._kept: tuple[bytes, ModelPicture] | None = None
+
+    def latest(self) -> ModelPicture | None:
+        """What was last seen; None where the model or the choices are others since."""
+        kept = self._kept
+        return kept[1] if kept is not None and kept[0] == self._mark(self._device.store.recorded()) else None
+
+    def look(self, model: threading.RLock) -> ModelPicture:
+        """Look now. model: held meanwhile."""
+        recorded = self._device.store.recorded()
+        mark = self._mark(recorded)
+        with model:
+            try:
+                picture = self._seen(recorded)
+            except PenchantError as error:  # without a base model, say: the page says so
+                picture = ModelPicture(False, None, "", wrong=str(error))
+        self._kept = mark, picture
+        return picture
+
+    def _seen(self, recorded: Sequence[Recorded]) -> ModelPicture:
+        report = self._device.report()
+        pairs = [row.preference for row in recorded[-CHOICES_LOOKED_AT:]]
+        sides = ((p.prompt, side) for p in pairs for side in (p.chosen, p.rejected))
+        texts = list(dict.fromkeys(sides))
+        personal = self._device.model_in_use().personal
+        liked = self._device.liking(texts) if personal else []
+        shown = min(SHOWN, len(liked) // 2)
+        return ModelPicture(
+            personal,
+            report.quality,
+            report.unknown,
+            tuple(liked[:shown]),
+            tuple(reversed(liked[len(liked) - shown :])),
+            len(liked),
+        )
+
+    def _mark(self, recorded: Sequence[Recorded]) -> bytes:
+        """Another one as soon as the model or the choices are others."""
+        parts = hashlib.sha256(str(self._device.vault.version()).encode())
+        for row in recorded:
+            parts.update(hashlib.sha256(row.encode()).digest())
+        return parts.digest()

@@ -1,0 +1,155 @@
+"""My choices: found, turned round, deleted, taken out and brought in."""
+
+from __future__ import annotations
+
+import json
+
+from starlette.responses import Response
+
+from penchant.client.device.preference_store import Recorded, held_out
+from penchant.common.data.importers.reading import Found
+from penchant.common.data.row_files import RowLog, rows_of_memory
+from penchant.common.errors import DataError, UsageError
+from penchant.common.printable import one_line
+from penchant.common.wording import counted
+from penchant.deploy.device_api.bodies import ApiLimits
+from penchant.deploy.device_api.dialects import ApiRefusal
+from penchant.deploy.device_api.feedback import bounded_choices
+from penchant.deploy.device_page.page_requests import PageRequest
+from penchant.deploy.device_page.uploads import UploadForm
+from penchant.server.console.at_once import HTTPError
+
+__all__ = ["choices", "delete", "export", "take", "turn", "who"]
+
+ON_A_PAGE = 20
+PEOPLE_SHOWN = 200
+LIMITS = ApiLimits(choices=100_000, choice_characters=128 << 20)  # that one file may make
+PATIENCE = 2.0  # seconds for which a page waits for a deletion to end
+
+
+def choices(request: PageRequest) -> Response:
+    """The recorded choices, the latest first, or those with a text in them."""
+    wanted = request.asked("q")
+    found = [row for row in reversed(request.device.store.recorded()) if _holds(row, wanted)]
+    pages = max(1, -(-len(found) // ON_A_PAGE))
+    page = min(max(request.number(request.asked("page"), 1), 1), pages)
+    rows = found[(page - 1) * ON_A_PAGE : page * ON_A_PAGE]
+    return request.render(
+        "choices.html.j2",
+        rows=[(row, held_out(row.preference)) for row in rows],
+        found=len(found),
+        wanted=wanted,
+        page=page,
+        pages=pages,
+        sources=request.device.store.sources(),
+    )
+
+
+def export(request: PageRequest) -> Response:
+    """All of them, as `penchant device import` takes them."""
+    rows = (row.preference for row in request.device.store.recorded())
+    lines = (
+        json.dumps({"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected}, ensure_ascii=False)
+        for p in rows
+    )
+    headers = {"content-disposition": 'attachment; filename="choices.jsonl"'}
+    return Response("".join(f"{line}\n" for line in lines), headers=headers, media_type="application/jsonl")
+
+
+def turn(request: PageRequest) -> Response:
+    """The other response is the preferred one."""
+    if not request.device.store.turn_round(_meant(request)):
+        raise _gone()
+    return request.go(
+        _back(request), "The choice is the other way round now. Train, and the model learns it."
+    )
+
+
+def delete(request: PageRequest) -> Response:
+    """Forget one choice, and what was learned from it."""
+    chosen = _meant(request)
+    context = request.context
+
+    def forget(tell: object) -> str:
+        with context.model:
+            done = context.device.forget_choices([chosen])
+        if done.why_not:
+            return f"Deleted. The model is deleted too, and was not fitted anew: {one_line(done.why_not)}"
+        return "Deleted, and the model was fitted anew to the rest." if done.fitted else "Deleted."
+
+    context.work.start("Deleting a choice", forget)
+    context.work.wait(PATIENCE)
+    state = context.work.state
+    if state is None or state.running:
+        return request.go("/model", "The choice is deleted, and the model is fitted anew to the rest.")
+    return request.go(_back(request), f"Not done: {one_line(state.wrong)}" if state.wrong else state.outcome)
+
+
+def take(request: PageRequest) -> Response:
+    """Record the choices of a file, all or none."""
+    upload = request.upload or UploadForm({}, None)
+    if upload.file is None:
+        raise HTTPError("no file was chosen", status=422)
+    skip = upload.fields.get("skip") == "yes"
+    log = RowLog("skip" if skip else "refuse")
+    try:
+        found = bounded_choices(rows_of_memory(upload.file, log), log, LIMITS)
+    except ApiRefusal as refused:
+        raise HTTPError(str(refused), status=refused.status) from None
+    report = log.finish(upload.file.name)
+    if report.bad:
+        found.notes.append(report.summary())
+    if len(found.people) > 1:
+        request.context.waiting = (upload.file.name, found)
+        people = found.people[:PEOPLE_SHOWN]
+        return request.render(
+            "who.html.j2", 422, file=upload.file.name, people=people, count=len(found.people)
+        )
+    return _recorded(request, upload.file.name, found, None)
+
+
+def who(request: PageRequest) -> Response:
+    """Record the choices of the person that the owner is, of the file that was handed over last."""
+    waiting, request.context.waiting = request.context.waiting, None
+    if waiting is None:
+        raise HTTPError("there is no file any more; choose it again", status=409)
+    name, found = waiting
+    person = request.form.get("person", "")
+    if person not in found.people:
+        raise HTTPError("nobody of that name is in the file; choose it again", status=422)
+    return _recorded(request, name, found, person)
+
+
+# --- inner parts --------------------------------------------------------------------------------------
+
+
+def _recorded(request: PageRequest, name: str, found: Found, person: str | None) -> Response:
+    kept = [row.preference for row in found.labelled if person is None or row.person == person]
+    if not kept:
+        raise DataError(f"{name} holds no choices")
+    added = request.device.record(kept, f"file {one_line(name, 100)}")
+    notes = " ".join(f"{one_line(note, 300)}." for note in found.notes)
+    said = f"{counted(added.new, 'new choice')} recorded, {added.repeated} were there already."
+    return request.go("/choices", f"{said} {notes}".strip())
+
+
+def _holds(row: Recorded, wanted: str) -> bool:
+    p, text = row.preference, wanted.casefold()
+    return any(text in part.casefold() for part in (p.prompt, p.chosen, p.rejected))
+
+
+def _meant(request: PageRequest) -> Recorded:
+    number = request.number(request.form.get("number", ""), -1)
+    for row in request.device.store.recorded():
+        if row.number == number:
+            return row
+    raise _gone()
+
+
+def _gone() -> UsageError:
+    return UsageError("that choice is not there any more")
+
+
+def _back(request: PageRequest) -> str:
+    page = request.number(request.form.get("page", ""), 1)
+    return f"/choices?page={page}"

@@ -1,0 +1,36 @@
+"""Choose: two responses side by side, one key each."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from starlette.responses import Response
+
+from penchant.deploy.device_page.page_requests import PageRequest
+from penchant.deploy.device_page.sitting import Answer
+from penchant.server.console.at_once import HTTPError
+
+__all__ = ["answer", "choose"]
+
+ANSWERS = ("first", "second", "skip", "undo")
+
+
+def choose(request: PageRequest) -> Response:
+    """The question that is asked now."""
+    asked = request.context.sitting.now()
+    if asked is None:
+        return request.render("preparing.html.j2")
+    return request.render("choose.html.j2", asked=asked, choices=len(request.device.store))
+
+
+def answer(request: PageRequest) -> Response:
+    """Take the answer, and ask on."""
+    said = request.form.get("say", "")
+    if said not in ANSWERS:
+        raise HTTPError("an answer is 1, 2, skip or undo", status=422)
+    turn = request.number(request.form.get("turn", ""), -1)
+    taken = request.context.sitting.answer(turn, cast(Answer, said))
+    late = (
+        "Nothing to take back." if said == "undo" else "That question was answered already; here is the next."
+    )
+    return request.go("/", "" if taken else late)

@@ -1,0 +1,298 @@
+"""The owner's page: choosing, what was chosen, the model, the fleet. Without scripts, as forms."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.device_api_scene import motions, new_device
+from support.device_page_scene import OwnerAtPage, opened
+
+from penchant.client.device.device import Device
+from penchant.common.data.preferences import Preference
+from penchant.deploy.device_page.starter import starter_comparisons
+
+QUESTIONS = motions(12)
+
+
+@pytest.fixture
+def device(tiny_model: Callable[[str], Path], tmp_path: Path) -> Device:
+    """Without choices."""
+    return new_device(tmp_path / "device", tiny_model("bert"), [])
+
+
+@pytest.fixture
+def owner(device: Device) -> Iterator[OwnerAtPage]:
+    with opened(device, QUESTIONS) as found:
+        yield found
+
+
+def chosen(device: Device) -> list[Preference]:
+    return [row.preference for row in device.store.recorded()]
+
+
+def responses(page: str) -> list[str]:
+    """The two that are shown, in order."""
+    return [
+        re.sub("<[^>]+>", "", text).strip()
+        for text in re.findall(r'class="response"[^>]*>(.*?)</div>', page, re.S)
+    ]
+
+
+# --- choose ---------------------------------------------------------------------------------------------
+
+
+def test_an_answer_is_recorded_as_it_was_shown_and_the_next_question_comes(
+    owner: OwnerAtPage, device: Device
+) -> None:
+    first, second = responses(owner.get().text)
+    page = owner.say("second")
+    (made,) = chosen(device)
+    assert (made.chosen, made.rejected) == (second, first)
+    assert "Response 2 recorded." in page
+    assert "<b>1</b> now, 1 in all, 11 to ask" in page
+    assert responses(page) != [first, second]
+
+
+def test_skip_records_nothing_and_undo_takes_the_last_answer_back(owner: OwnerAtPage, device: Device) -> None:
+    before = responses(owner.get().text)
+    assert "nothing was recorded" in owner.say("skip")
+    owner.say("first")
+    assert len(chosen(device)) == 1
+    assert "Taken back." in owner.say("undo")
+    assert chosen(device) == []
+    owner.say("undo")
+    assert responses(owner.get().text) == before
+    assert "Nothing to take back" in owner.say("undo")
+
+
+def test_an_answer_to_an_earlier_question_is_not_taken_for_the_next(
+    owner: OwnerAtPage, device: Device
+) -> None:
+    turn = owner.turn()
+    owner.follow("/choose", {"turn": turn, "say": "first"})
+    page = owner.follow("/choose", {"turn": turn, "say": "first"})
+    assert "answered already" in page
+    assert len(chosen(device)) == 1
+    for form in ({"turn": "x", "say": "first"}, {"say": "first"}):
+        assert "answered already" in owner.follow("/choose", form)
+    assert owner.post("/choose", {"turn": owner.turn(), "say": "both"}).status_code == 422
+    assert len(chosen(device)) == 1
+
+
+def test_the_model_says_how_sure_it_is_without_saying_of_which(owner: OwnerAtPage) -> None:
+    for _ in range(3):
+        page = owner.say("first" if "motion" in responses(owner.get().text)[0] else "second")
+    assert re.search(r"The model is <strong>\d+%</strong> sure which one you will take", page)
+    assert re.search(r"it guessed \d of the last 3 right", page)
+
+
+def test_at_the_end_there_is_the_way_to_training_and_back(owner: OwnerAtPage, device: Device) -> None:
+    for _ in QUESTIONS:
+        page = owner.say("first")
+    assert "That was the last question." in page
+    assert "/model/train" in page
+    owner.say("undo")
+    assert len(chosen(device)) == 11
+
+
+def test_without_a_base_model_there_are_questions_all_the_same(tmp_path: Path) -> None:
+    device = new_device(tmp_path / "device", tmp_path / "nowhere", [])
+    with opened(device, QUESTIONS) as owner:
+        page = owner.get().text
+        assert "Questions come in their order" in page
+        owner.say("first")
+        assert len(chosen(device)) == 1
+        assert "There is no model to show" in owner.finished()
+
+
+def test_the_starter_set_has_forty_subjects_with_two_different_answers_each() -> None:
+    found = starter_comparisons()
+    assert len(found) == len({pair.prompt for pair in found}) == 40
+    ratios = [len(pair.chosen) / len(pair.rejected) for pair in found]
+    assert sum(not 0.5 < ratio < 2 for ratio in ratios) > 15  # not all of them differ in length alone
+    assert sum(0.6 < ratio < 1.6 for ratio in ratios) > 8
+
+
+# --- my choices -----------------------------------------------------------------------------------------
+
+
+def test_choices_are_listed_in_pages_and_found_by_a_text(device: Device) -> None:
+    device.record(motions(24))
+    with opened(device, QUESTIONS) as owner:
+        first, second = owner.get("/choices").text, owner.get("/choices?page=2").text
+        assert (first.count("Turn round"), second.count("Turn round")) == (20, 4)
+        assert "page 1 of 2" in first
+        assert " 23:</b>" in first
+        assert "on bill 0:</b>" in second
+        assert owner.get("/choices?q=BILL 0").text.count("Turn round") == 1
+        assert "No choice with “nowhere”" in owner.get("/choices?q=nowhere").text
+        for odd in ("?page=0", "?page=99", "?page=-1", "?page=x", "?page=" + "9" * 50):
+            assert owner.get(f"/choices{odd}").status_code == 200
+
+
+def test_a_choice_is_turned_round_and_stays_one(device: Device) -> None:
+    device.record(motions(3))
+    with opened(device, QUESTIONS) as owner:
+        row = device.store.recorded()[1]
+        page = owner.follow("/choices/turn", {"number": str(row.number)})
+        assert "the other way round now" in page
+        now = device.store.recorded()
+        assert [r.preference for r in now if r.preference.prompt == row.preference.prompt] == [
+            Preference(row.preference.prompt, row.preference.rejected, row.preference.chosen)
+        ]
+        assert len(now) == 3
+        assert owner.post("/choices/turn", {"number": str(row.number)}).status_code == 422
+
+
+def test_deleting_a_choice_forgets_what_was_learned_from_it(device: Device) -> None:
+    device.record(motions(12))
+    device.train()
+    version = device.vault.version()
+    with opened(device, QUESTIONS) as owner:
+        row = next(r for r in device.store.recorded() if r.preference in device.store.train())
+        owner.post("/choices/delete", {"number": str(row.number)})
+        owner.finished()
+        assert row.preference not in chosen(device)
+        assert len(chosen(device)) == 11
+        assert device.vault.version() != version
+        assert device.model_in_use().personal
+
+
+def test_what_is_exported_is_what_is_imported(device: Device, tmp_path: Path) -> None:
+    device.record([*motions(3), Preference("Ünïcode?\n", "ja\n", "nein \U0001f600")])
+    with opened(device, QUESTIONS) as owner:
+        answer = owner.get("/choices.jsonl")
+    assert "attachment" in answer.headers["content-disposition"]
+    other = Device(tmp_path / "other")
+    with opened(other, QUESTIONS) as owner:
+        assert owner.upload("choices.jsonl", answer.content).status_code == 303
+        assert "4 new choices recorded, 0 were there already" in owner.get("/choices").text
+    assert chosen(other) == chosen(device)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "count"),
+    [
+        ("rows.json", b'[{"prompt": "p", "chosen": "a", "rejected": "b"}]', 1),
+        ("rows.csv", b'prompt,chosen,rejected\np,a,b\nq,"c\r\nd",e\n', 2),
+        (
+            "arena.jsonl",
+            json.dumps(
+                {
+                    "winner": "model_a",
+                    "model_a": "x",
+                    "model_b": "y",
+                    "conversation_a": [
+                        {"role": "user", "content": "q"},
+                        {"role": "assistant", "content": "yes"},
+                    ],
+                    "conversation_b": [
+                        {"role": "user", "content": "q"},
+                        {"role": "assistant", "content": "no"},
+                    ],
+                    "judge": "me",
+                    "tstamp": 1.0,
+                }
+            ).encode(),
+            1,
+        ),
+    ],
+)
+def test_files_of_any_known_format_are_imported(
+    owner: OwnerAtPage, device: Device, name: str, data: bytes, count: int
+) -> None:
+    assert owner.upload(name, data).status_code == 303
+    assert len(chosen(device)) == count
+
+
+def test_a_file_of_several_people_is_refused_until_its_owner_says_who_they_are(
+    owner: OwnerAtPage, device: Device
+) -> None:
+    rows = [
+        {"person": name, "prompt": f"p{n}", "chosen": "a", "rejected": "b"}
+        for n, name in enumerate(["ann", "<b>bob</b>", "ann"])
+    ]
+    answer = owner.upload("rows.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    assert answer.status_code == 422
+    assert "holds choices of 2 people" in answer.text
+    assert '<option value="&lt;b&gt;bob&lt;/b&gt;">' in answer.text
+    assert chosen(device) == []
+    assert "2 new choices recorded" in owner.follow("/choices/who", {"person": "ann"})
+    assert [p.prompt for p in chosen(device)] == ["p0", "p2"]
+    assert owner.post("/choices/who", {"person": "ann"}).status_code == 409
+
+
+def test_bad_rows_are_named_and_left_out_only_if_that_is_asked_for(
+    owner: OwnerAtPage, device: Device
+) -> None:
+    data = b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p"}\n'
+    refused = owner.upload("rows.jsonl", data)
+    assert refused.status_code == 422
+    assert "rows.jsonl:2" in refused.text
+    assert chosen(device) == []
+    assert owner.upload("rows.jsonl", data, skip="yes").status_code == 303
+    assert len(chosen(device)) == 1
+
+
+# --- my model -------------------------------------------------------------------------------------------
+
+
+def test_training_on_the_page_gives_the_model_of_the_command(
+    device: Device, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    device.record(motions(24))
+    twin = new_device(tmp_path / "twin", tiny_model("bert"), motions(24))
+    with opened(device, QUESTIONS) as owner:
+        assert "nothing is trained yet" in owner.finished().lower()
+        owner.follow("/model/train")
+        page = owner.finished()
+    assert "Trained on" in page
+    quality = twin.report().quality
+    assert quality is not None
+    own = f"{100 * quality.personal.correct / quality.personal.total:.0f}%"
+    assert re.search(rf"your model</small></dt><dd>{own}</dd>", page)
+    assert re.search(r"one for all</small></dt><dd>\d+%</dd>", page)
+    assert "Likes most" in page
+    assert "Likes least" in page
+    texts = [("on bill 99: ", "the motion tax"), ("on bill 99: ", "the table tax")]
+    assert (device.model_in_use().scores(texts) == twin.model_in_use().scores(texts)).all()
+
+
+def test_responses_are_ranked_on_the_page_as_by_the_command(device: Device) -> None:
+    device.record(motions(24))
+    device.train()
+    with opened(device, QUESTIONS) as owner:
+        page = owner.post(
+            "/model/rank", {"prompt": "on bill 99: ", "responses": "the table tax\r\n\r\nthe motion tax\r\n"}
+        ).text
+        ranked = device.rank("on bill 99: ", ["the table tax", "the motion tax"])
+        best = page.index(f'<p dir="auto">{ranked[0].response}</p>', page.index("Best for you first"))
+        assert best < page.index(f'<p dir="auto">{ranked[1].response}</p>', best)
+        assert ranked[0].response == "the motion tax"
+        many = {"prompt": "p", "responses": "\n".join(map(str, range(51)))}
+        assert owner.post("/model/rank", many).status_code == 413
+        assert owner.post("/model/rank", {"prompt": "p", "responses": " \n"}).status_code == 422
+
+
+def test_a_fault_of_training_is_told_in_one_line(owner: OwnerAtPage) -> None:
+    owner.follow("/model/train")
+    assert "Training failed: there are no choices to learn from" in owner.finished()
+
+
+# --- fleet ----------------------------------------------------------------------------------------------
+
+
+def test_the_fleet_page_says_what_status_says_and_pauses(owner: OwnerAtPage, device: Device) -> None:
+    page = owner.get("/fleet").text
+    assert "in no fleet" in page
+    assert "Nothing ever left." in page
+    assert "Nothing was contributed to any run" in page
+    assert "Take part again" in owner.follow("/fleet/pause")
+    assert device.policy().paused
+    assert "Pause" in owner.follow("/fleet/resume")
+    assert not device.policy().paused
+    assert owner.post("/fleet/accept", {"run": "0123"}).status_code == 422

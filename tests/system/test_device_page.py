@@ -1,0 +1,145 @@
+"""The owner's page in a real browser: from an empty directory to a model that ranks, by keys.
+
+PENCHANT_PICTURES=DIR keeps screenshots of the pages there; docs/figures/ has some.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import tomli_w
+from playwright.sync_api import Browser, Page, expect
+from support.device_api_scene import motions
+from support.processes import PROGRAM, wait_for
+from system.console_browser import SCREENS, Operator, Served, chromium
+
+from penchant.client.device.device import OfflineConfig
+from penchant.common.settings import section_table
+
+pytestmark = pytest.mark.system
+
+LINK = re.compile(r"(http://127\.0\.0\.1:\d+)(/enter/\S+)")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def opened(tiny_model: Callable[[str], Path], tmp_path: Path) -> Iterator[tuple[Served, str]]:
+    """The page over a directory without choices, whose base model is tiny -> (where it is, the link)."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    settings = section_table(OfflineConfig())
+    settings["model"] |= {"base_model": str(tiny_model("bert")), "max_tokens": 16}
+    settings["training"] |= {"lr_personal": 3e-2, "lr_head": 3e-2, "local_epochs": 20, "prior_spread": 1.0}
+    (home / "model.toml").write_text(tomli_w.dumps(settings))
+    ask = tmp_path / "ask.jsonl"
+    rows = [{"prompt": p.prompt, "responses": [p.chosen, p.rejected]} for p in motions(24)]
+    ask.write_text("\n".join(map(json.dumps, rows)))
+    log = tmp_path / "console.log"
+    words = [*PROGRAM, "device", "open", "--no-browser", "--home", str(home), "--ask", str(ask)]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            words, stdout=file, stderr=file, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        )
+    try:
+        wait_for("the link", lambda: LINK.search(log.read_text()) is not None, 240)
+        found = LINK.search(log.read_text())
+        assert found is not None
+        yield Served(found[1], tmp_path, process), found[2]
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def go_to(page: Page, name: str) -> None:
+    page.get_by_role("navigation").get_by_role("link", name=name, exact=True).click()
+
+
+def left(page: Page) -> str:
+    return page.locator(".response").first.inner_text()
+
+
+def test_an_owners_first_evening(browser: Browser, opened: tuple[Served, str]) -> None:
+    """Follow the link, give twenty choices by keys, take one back, train, rank, look around, close."""
+    served, link = opened
+    me = Operator(browser, served)
+    page = me.page
+    me.go(link)
+    expect(page.get_by_role("heading", level=1)).to_have_text(
+        "Which one would you rather have?", timeout=300_000
+    )
+    me.check("the first question")
+    for number in range(20):
+        key = "1" if "motion" in left(page) else "2"
+        page.keyboard.press(key)
+        expect(page.locator(".tally")).to_contain_text(f"{number + 1} now", timeout=60_000)
+    expect(page.locator(".sure")).to_contain_text(re.compile(r"The model is \d+% sure"))
+    page.keyboard.press("u")
+    expect(page.locator(".tally")).to_contain_text("19 now, 19 in all")
+    page.keyboard.press("1" if "motion" in left(page) else "2")
+    expect(page.locator(".tally")).to_contain_text("20 now, 20 in all")
+    page.keyboard.press("=")
+    expect(page.locator(".tally")).to_contain_text("nothing was recorded")
+    me.check("a question with a model")
+
+    go_to(page, "My model")
+    page.get_by_role("button", name="Train").click()
+    expect(page.get_by_role("status").first).to_contain_text("Trained on", timeout=240_000)
+    expect(page.get_by_role("heading", name="Likes most")).to_be_visible()
+    page.get_by_label("Prompt").fill("on bill 99: ")
+    page.get_by_label("Responses, one a line").fill("the table tax\nthe motion tax\nthe table judge")
+    page.get_by_role("button", name="Rank them for me").click()
+    expect(page.locator("ol[aria-labelledby=ranked] li").first).to_contain_text(
+        "the motion tax", timeout=60_000
+    )
+    me.check("my model")
+
+    go_to(page, "My choices")
+    expect(page.locator(".kept > li")).to_have_count(20)
+    page.keyboard.press("/")
+    page.keyboard.type("bill")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("with “bill”")).to_be_visible()
+    page.get_by_role("button", name=re.compile("Turn choice")).first.click()
+    expect(page.get_by_role("status").first).to_contain_text("the other way round now")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Export all").click()
+    exported = Path(download.value.path()).read_bytes()
+    assert exported.count(b"\n") == 20
+    page.get_by_label("File").set_input_files({"name": "mine.jsonl", "mimeType": "", "buffer": exported})
+    page.get_by_role("button", name="Import").click()
+    expect(page.get_by_role("status").first).to_contain_text("0 new choices recorded, 20 were there already")
+    me.check("my choices")
+    go_to(page, "Fleet")
+    expect(page.get_by_text("Nothing ever left.")).to_be_visible()
+    me.check("the fleet")
+
+    for screen in SCREENS:
+        for scheme in ("light", "dark"):
+            other = Operator(browser, served, screen=screen, scheme=scheme)
+            other.context.add_cookies(me.context.cookies())
+            root = re.sub(r"/fleet$", "", page.url)
+            for name in ("", "choices", "model", "fleet"):
+                other.page.goto(f"{root}/{name}")
+                other.picture(f"owner-{name or 'choose'}")
+                other.check(f"{name} on a {screen}, {scheme}")
+            other.context.close()
+
+    stranger = Operator(browser, served)
+    answer = stranger.page.goto(f"{served.address}{link}")
+    assert answer is not None
+    assert answer.status == 403
+    expect(stranger.page.get_by_role("heading", level=1)).to_have_text("This link is used up")
+    page.get_by_role("button", name="Close").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Closed")
+    served.process.wait(60)
