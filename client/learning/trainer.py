@@ -62,6 +62,14 @@ class Outcome:
         return self.before.loss_sum
 
 
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """Steps taken, and the margins before the first of them if that saw all pairs."""
+
+    steps: int
+    first: Tensor | None = field(repr=False)
+
+
 class LocalTrainer:
     """Trains, fits and evaluates one method (a `Split`) on one reward model.
 
@@ -94,21 +102,21 @@ class LocalTrainer:
             DeviceError: training ended in values that are not finite.
         """
         settings = self._training
-        before = self.evaluate(shared, personal, prepared)
         leaves = self._leaves(shared, personal)
         personal_rates, shared_rates = self._rates()
-        steps = self._fit(leaves, personal_rates, settings.alone_epochs, prepared, seed)
         then = shared_rates if settings.update_order == "alternating" else personal_rates | shared_rates
-        steps += self._fit(leaves, then, settings.local_epochs, prepared, seed + 1)
+        alone = self._fit(leaves, personal_rates, settings.alone_epochs, prepared, seed)
+        both = self._fit(leaves, then, settings.local_epochs, prepared, seed + 1)
+        before = self._before(alone if alone.steps else both, shared, personal, prepared)
         new_shared, new_personal = self._vectors(leaves)
-        return Outcome(new_shared - shared, new_personal, len(prepared), before, steps)
+        return Outcome(new_shared - shared, new_personal, len(prepared), before, alone.steps + both.steps)
 
     def refit(self, shared: Vector, personal: Vector, prepared: PreparedPairs, seed: int) -> Outcome:
         """A closing round's training: `fit_personal` as configured, and nothing shared. Errors as `train`."""
-        before = self.evaluate(shared, personal, prepared)
-        leaves, steps = self._fitted(shared, personal, prepared, seed)
+        leaves, fit = self._fitted(shared, personal, prepared, seed)
+        before = self._before(fit, shared, personal, prepared)
         none = np.zeros(0, dtype=np.float32)
-        return Outcome(none, self._vectors(leaves)[1], len(prepared), before, steps)
+        return Outcome(none, self._vectors(leaves)[1], len(prepared), before, fit.steps)
 
     def fit_personal(
         self,
@@ -132,9 +140,7 @@ class LocalTrainer:
         """Count the pairs whose chosen response scores higher (a tie is not correct), and sum the losses."""
         with torch.no_grad():
             margins = self._model.margins(prepared, self._effective(self._leaves(shared, personal)))
-            losses = bradley_terry(margins.double())
-        tied = int((margins == 0).sum())
-        return Counts(int((margins > 0).sum()), len(prepared), float(losses.sum()), tied)
+        return _counts(margins)
 
     def score(self, shared: Vector, personal: Vector, texts: Texts) -> Vector:
         """Rewards [n], float32, of prepared texts."""
@@ -153,13 +159,17 @@ class LocalTrainer:
         *,
         epochs: int | None = None,
         lr: float | None = None,
-    ) -> tuple[Leaves, int]:
-        """(leaves whose personal part is fitted, steps taken), as `fit_personal` documents."""
+    ) -> tuple[Leaves, _Fit]:
+        """(leaves whose personal part is fitted, what that took), as `fit_personal` documents."""
         epochs = self._training.final_fit_epochs if epochs is None else epochs
         rate = self._training.final_fit_lr if lr is None else lr
         leaves = self._leaves(shared, personal)
         rates = dict.fromkeys(self._split.personal.names, rate)
         return leaves, self._fit(leaves, rates, epochs, prepared, seed)
+
+    def _before(self, fit: _Fit, shared: Vector, personal: Vector, prepared: PreparedPairs) -> Counts:
+        """Counts of the model that a fit began with: its first step knows them where it saw all pairs."""
+        return self.evaluate(shared, personal, prepared) if fit.first is None else _counts(fit.first)
 
     def _leaves(self, shared: Vector, personal: Vector) -> Leaves:
         """Shared and personal tensors by name, on the model's device."""
@@ -194,17 +204,17 @@ class LocalTrainer:
 
     def _fit(
         self, leaves: Leaves, rates: Mapping[str, float], epochs: int, prepared: PreparedPairs, seed: int
-    ) -> int:
-        """Train the leaves that have a rate, in place, with a fresh optimiser, the others frozen;
-        -> steps taken."""
+    ) -> _Fit:
+        """Train the leaves that have a rate, in place, with a fresh optimiser, the others frozen."""
         if len(prepared) == 0:
             raise DataError("there are no preference pairs to train on; record some choices first")
         trained = {name: leaves[name].requires_grad_() for name, rate in rates.items() if rate > 0}
-        steps = 0
+        steps, first = 0, None
         if trained and epochs:
             optimizers = self._optimizers(trained, rates)
             for batch in self._batches(prepared, epochs, seed):
-                gradients = self._gradients(leaves, trained, batch)
+                gradients, margins = self._gradients(leaves, trained, batch)
+                first = margins if steps == 0 and len(batch) == len(prepared) else first
                 for tensor, gradient in zip(trained.values(), gradients, strict=True):
                     tensor.grad = gradient
                 for optimizer in optimizers:
@@ -213,7 +223,7 @@ class LocalTrainer:
         for tensor in trained.values():
             tensor.requires_grad_(False)
             tensor.grad = None
-        return steps
+        return _Fit(steps, first)
 
     def _optimizers(self, trained: Leaves, rates: Mapping[str, float]) -> list[torch.optim.Optimizer]:
         """Fresh optimisers of the personal and of the shared tensors in training."""
@@ -228,17 +238,23 @@ class LocalTrainer:
                 made.append(rule(groups, weight_decay=settings.weight_decay, foreach=False))
         return made
 
-    def _gradients(self, leaves: Leaves, trained: Leaves, batch: PreparedPairs) -> list[Tensor]:
-        """Of the mean Bradley-Terry loss over the batch and of the L2 penalty, for the leaves in training."""
+    def _gradients(
+        self, leaves: Leaves, trained: Leaves, batch: PreparedPairs
+    ) -> tuple[list[Tensor], Tensor]:
+        """Of the mean Bradley-Terry loss over the batch and of the L2 penalty, for the leaves in training;
+        and the margins [pairs]."""
         tensors = list(trained.values())
         total: list[Tensor] = []
+        seen = []
         for chunk in self._chunks(batch):
-            loss = bradley_terry(self._model.margins(chunk, self._effective(leaves))).sum() / len(batch)
+            margins = self._model.margins(chunk, self._effective(leaves))
+            seen.append(margins.detach())
+            loss = bradley_terry(margins).sum() / len(batch)
             if not total:
                 loss = loss + self._pull(trained)
             gradients = torch.autograd.grad(loss, tensors)
             total = [a + b for a, b in zip(total, gradients, strict=True)] if total else list(gradients)
-        return total
+        return total, torch.cat(seen)
 
     def _chunks(self, batch: PreparedPairs) -> Iterator[PreparedPairs]:
         """The batch in pieces of at most `training.micro_batch_size` pairs."""
@@ -272,3 +288,9 @@ class LocalTrainer:
             order = torch.randperm(len(prepared), generator=generator).tolist()
             for start in range(0, len(order), size):
                 yield self._model.subset(prepared, order[start : start + size])
+
+
+def _counts(margins: Tensor) -> Counts:
+    """What the margins [pairs] of some pairs say."""
+    losses = bradley_terry(margins.double())
+    return Counts(int((margins > 0).sum()), len(margins), float(losses.sum()), int((margins == 0).sum()))

@@ -17,6 +17,7 @@ class AdaptedNetwork:
 
     `module(input_ids, attention_mask)` [b, L] -> last_hidden_state [b, L, d]; pooling: "mean" over
     the tokens, "first" or "last". base: paths, in the backbone without LoRA, of parameters trained too.
+    causal: later tokens don't change earlier states; max_tokens: of the longest text.
     """
 
     module: nn.Module
@@ -24,6 +25,8 @@ class AdaptedNetwork:
     pooling: str
     pad_id: int
     device: torch.device
+    causal: bool
+    max_tokens: int
     base: tuple[str, ...] = ()
 
     def overrides(self, effective: MergedWeights) -> dict[str, Tensor]:

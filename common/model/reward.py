@@ -20,12 +20,19 @@ from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.errors import ConfigError, DataError
 from penchant.common.model.activation_cache import CACHE_BYTES, PrefixCache
 from penchant.common.model.backbone import Backbone, load_backbone, published
+from penchant.common.model.batches import Padded
 from penchant.common.model.factors import MergedWeights, Split
 from penchant.common.model.modules import find_adapted, find_base, targets_of, weight_norms
 from penchant.common.model.network import ADAPTER, AdaptedNetwork
 from penchant.common.model.tails import Activations, FullTail, Tail, check_base, choose_tail
 
-_PROBES = ("Yea or nay?", "A motion to table the amendment, offered after the vote was reconsidered.")
+_BEGINNING = "A motion to table the amendment, offered "
+_PROBES = (
+    "Yea or nay?",
+    f"{_BEGINNING}after the vote was reconsidered.",
+    f"{_BEGINNING}on the budget",
+    f"{_BEGINNING}for the judge, to vote on cloture",
+)  # some begin alike, as the responses to one prompt do
 
 
 class Pair(Protocol):
@@ -123,11 +130,13 @@ class RewardModel:
             pooling=self.pooling,
             pad_id=backbone.pad_id,
             device=backbone.device,
+            causal=backbone.causal,
+            max_tokens=backbone.max_tokens,
             base=tuple(tensor.name for tensor in self.base),
         )
         probes = [self._tokens(text) for text in _PROBES]
         check_base(network, probes)
-        self.tail: Tail = FullTail(network) if full else choose_tail(network, probes)
+        self.tail: Tail = FullTail(network, Padded(network)) if full else choose_tail(network, probes)
         self.cache = PrefixCache(self._tokens, self.tail, cache_bytes)
 
     def split(self, *, warmup: bool = False, seed: int = 0) -> Split:

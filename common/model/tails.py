@@ -8,10 +8,12 @@ output is kept per text. What is left to run at every step is the *tail*. Four t
   output of BERT's last block), each token alone. Its input and the frozen sum W0 x + b + residual are kept;
   a step costs a few low-rank products on packed tokens, no padding at all. That LayerNorm may be trained.
 - `BlockTail`: the hidden states before the first trained block are kept; the remaining blocks and the
-  final norm run on batches sorted by length, padded to their own longest.
-- `FullTail`: nothing is kept; the slow reference, and the fallback.
+  final norm run at every step.
+- `FullTail`: nothing is kept; over padded texts the slow reference, and the fallback.
 
-`choose_tail` takes the first that applies by structure *and* reproduces the full path on probe texts.
+The last two run on texts in rows, where a causal model reads what texts begin with once for all of them, or
+on padded texts (`batches`). `choose_tail` takes the first that applies by structure *and* reproduces the full
+path over padded texts on probe texts, some of which begin alike; the log says so where it is that one.
 
 The last bits of a text's activations depend on the batch it was computed in. So `PrefixCache.get`
 computes each missing text alone, and `PrefixCache.warm`, which is faster, forms its batches from the
@@ -24,7 +26,7 @@ import copy
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -35,14 +37,13 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
 from penchant.common.errors import ConfigError
+from penchant.common.model.batches import Batches, Packing, Padded, RowPacking
 from penchant.common.model.factors import MergedWeights
 from penchant.common.model.modules import find_blocks
 from penchant.common.model.network import ADAPTER, AdaptedNetwork
 
 Activations = tuple[Tensor, ...]  # what is kept of one text; the tail knows the meaning
 
-_BATCH_TEXTS = 32
-_BATCH_TOKENS = 8192
 _MISFITS = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError)
 
 log = logging.getLogger(__name__)
@@ -64,54 +65,6 @@ class Tail(Protocol):
     def forward(self, packed: Any, effective: MergedWeights) -> Tensor:
         """Pooled embeddings [n, d] float32 of packed texts; differentiable in `effective`."""
         ...
-
-
-# --- batches --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PaddedBatch:
-    """Some texts of about the same length: ids [b, L], mask [b, L], states [b, L, d] or None."""
-
-    ids: Tensor
-    mask: Tensor
-    states: Tensor | None
-
-
-@dataclass(frozen=True)
-class PaddedTexts:
-    """Batches in order of length, and where each text went: embeddings[inverse] is the given order."""
-
-    batches: tuple[PaddedBatch, ...]
-    inverse: Tensor
-
-
-def _pad(network: AdaptedNetwork, ids: Sequence[Tensor], states: Sequence[Tensor] | None) -> PaddedTexts:
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    batches = []
-    start = 0
-    while start < len(order):
-        end = start + 1
-        while (
-            end < len(order)
-            and end - start < _BATCH_TEXTS
-            and len(ids[order[end]]) * (end - start + 1) <= _BATCH_TOKENS
-        ):
-            end += 1
-        chosen = order[start:end]
-        some = [ids[i] for i in chosen]
-        mask = [torch.ones_like(one) for one in some]
-        batches.append(
-            PaddedBatch(
-                pad_sequence(some, batch_first=True, padding_value=network.pad_id),
-                pad_sequence(mask, batch_first=True),
-                None if states is None else pad_sequence([states[i] for i in chosen], batch_first=True),
-            )
-        )
-        start = end
-    inverse = torch.empty(len(order), dtype=torch.long)
-    inverse[torch.tensor(order, dtype=torch.long)] = torch.arange(len(order))
-    return PaddedTexts(tuple(batches), inverse.to(network.device))
 
 
 # --- thread-local copies that share the weights ---------------------------------------------------
@@ -174,29 +127,37 @@ def _inputs_of(skeleton: nn.Module, texts: Sequence[Tensor], network: AdaptedNet
 
 
 class FullTail:
-    """The whole network at every step: the slow reference."""
+    """The whole network at every step: the slow reference when texts are padded."""
 
     name = "full"
 
-    def __init__(self, network: AdaptedNetwork) -> None:
+    def __init__(self, network: AdaptedNetwork, packing: Packing) -> None:
         self._network = network
-        self._skeletons = _Skeletons(network.module, lambda module: module)
+        self.packing = packing
+        self._skeletons = _Skeletons(network.module, packing.prepare)
 
     def precompute(self, texts: Sequence[Tensor]) -> list[Activations]:
         return [(ids.to(self._network.device),) for ids in texts]
 
-    def collate(self, texts: Sequence[Activations]) -> PaddedTexts:
-        return _pad(self._network, [ids for (ids,) in texts], None)
+    def collate(self, texts: Sequence[Activations]) -> Batches:
+        return self.packing.collate([ids for (ids,) in texts], None)
 
-    def forward(self, packed: PaddedTexts, effective: MergedWeights) -> Tensor:
-        swapped = self._network.overrides(effective)
-        module = self._skeletons.get()
-        embeddings = []
-        for batch in packed.batches:
-            inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
-            states = functional_call(module, swapped, (), inputs, tie_weights=False).last_hidden_state
-            embeddings.append(self._network.pool(states, batch.mask))
-        return torch.cat(embeddings)[packed.inverse]
+    def forward(self, packed: Batches, effective: MergedWeights) -> Tensor:
+        return _embed(self._skeletons.get(), packed, self._network.overrides(effective), {})
+
+
+def _embed(
+    module: nn.Module, packed: Batches, swapped: dict[str, Tensor], given: dict[str, Tensor | None]
+) -> Tensor:
+    """Pooled embeddings [n, d] of packed texts. given: where the module looks for the states of a batch."""
+    embeddings = []
+    for batch in packed.batches:
+        given["states"] = batch.states
+        with batch.running():
+            output = functional_call(module, swapped, (), batch.inputs(), tie_weights=False)
+        embeddings.append(batch.pool(output.last_hidden_state))
+    given.clear()
+    return torch.cat(embeddings)[packed.inverse]
 
 
 class PooledTail:
@@ -206,7 +167,7 @@ class PooledTail:
 
     def __init__(self, network: AdaptedNetwork) -> None:
         self._network = network
-        self._full = FullTail(network)
+        self._full = FullTail(network, Padded(network))
 
     def precompute(self, texts: Sequence[Tensor]) -> list[Activations]:
         packed = self._full.collate(self._full.precompute(texts))
@@ -243,8 +204,9 @@ class BlockTail:
 
     name = "blocks"
 
-    def __init__(self, network: AdaptedNetwork) -> None:
+    def __init__(self, network: AdaptedNetwork, packing: Packing) -> None:
         self._network = network
+        self.packing = packing
         path, _ = find_blocks(network.module)
         self._path = path
         trained = (*(module.name for module in network.adapted_modules), *network.base)
@@ -264,30 +226,22 @@ class BlockTail:
             (ids.to(self._network.device), states[row, : len(ids)].clone()) for row, ids in enumerate(texts)
         ]
 
-    def collate(self, texts: Sequence[Activations]) -> PaddedTexts:
-        return _pad(self._network, [ids for ids, _ in texts], [states for _, states in texts])
+    def collate(self, texts: Sequence[Activations]) -> Batches:
+        return self.packing.collate([ids for ids, _ in texts], [states for _, states in texts])
 
-    def forward(self, packed: PaddedTexts, effective: MergedWeights) -> Tensor:
-        swapped = self._network.overrides(effective)
+    def forward(self, packed: Batches, effective: MergedWeights) -> Tensor:
         module, given = self._rest.get()
-        embeddings = []
-        for batch in packed.batches:
-            given["states"] = batch.states
-            inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
-            states = functional_call(module, swapped, (), inputs, tie_weights=False).last_hidden_state
-            embeddings.append(self._network.pool(states, batch.mask))
-        given.clear()
-        return torch.cat(embeddings)[packed.inverse]
+        return _embed(module, packed, self._network.overrides(effective), given)
 
-    def _skip_frozen(self, module: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
-        given: dict[str, Tensor] = {}
+    def _skip_frozen(self, module: nn.Module) -> tuple[nn.Module, dict[str, Tensor | None]]:
+        given: dict[str, Tensor | None] = {}
 
         def put_in(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
             if args:
                 return (given["states"], *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": given["states"]}
 
-        _, blocks = find_blocks(module)
+        _, blocks = find_blocks(self.packing.prepare(module))
         for index in range(self._first):
             blocks[index] = _Skip(blocks[index], self._returns_tuple)
         blocks[self._first].register_forward_pre_hook(put_in, with_kwargs=True)
@@ -431,28 +385,64 @@ def choose_tail(network: AdaptedNetwork, probes: Sequence[Tensor]) -> Tail:
     """The cheapest tail that gives, on the probe texts (ids [L] each), what the full path gives."""
     if not network.adapted_modules:
         return PooledTail(network)
-    full = FullTail(network)
+    full = FullTail(network, Padded(network))
     effective = _probe_factors(network)
     expected = _embed_all(full, probes, effective)
-    for kind in (TokenwiseTail, BlockTail):
+    found = _first_that_agrees(_cheapest_first(network), expected, probes, effective, network)
+    packing = found.packing if isinstance(found, BlockTail | FullTail) else None
+    if found is None or isinstance(found, FullTail):
+        log.info("nothing of this base model can be computed ahead: every step runs all of it")
+    if network.causal and (found is None or isinstance(packing, Padded)):
+        log.info("this base model does not bear texts in one row: a prompt is read again with each response")
+    return full if found is None else found
+
+
+def _cheapest_first(network: AdaptedNetwork) -> Iterator[tuple[str, Callable[[], Tail]]]:
+    """(what it is, how it is made) of all tails but the full one over padded texts, the cheapest first."""
+    packings: dict[str, Callable[[], Packing]] = {
+        "texts in rows, attention by pieces": lambda: RowPacking(network, pieces=True),
+        "texts in rows, under a mask": lambda: RowPacking(network, pieces=False),
+        "padded texts": lambda: Padded(network),
+    }
+    yield TokenwiseTail.name, lambda: TokenwiseTail(network)
+    for name, packing in packings.items():
+        yield f"{BlockTail.name}, {name}", _made_with(BlockTail, network, packing)
+    for name, packing in list(packings.items())[:-1]:
+        yield f"{FullTail.name}, {name}", _made_with(FullTail, network, packing)
+
+
+def _made_with(
+    kind: type[BlockTail | FullTail], network: AdaptedNetwork, packing: Callable[[], Packing]
+) -> Callable[[], Tail]:
+    return lambda: kind(network, packing())
+
+
+def _first_that_agrees(
+    tails: Iterator[tuple[str, Callable[[], Tail]]],
+    expected: Tensor,
+    probes: Sequence[Tensor],
+    effective: MergedWeights,
+    network: AdaptedNetwork,
+) -> Tail | None:
+    """The first tail that gives the `expected` embeddings of the probe texts."""
+    for name, make in tails:
         try:
-            tail: Tail = kind(network)
+            tail = make()
             found = _embed_all(tail, probes, effective)
         except _MISFITS as error:
-            log.debug("the %s path does not apply to this base model and these modules: %s", kind.name, error)
+            log.debug("the path %s does not apply to this base model and these modules: %s", name, error)
             continue
         if _agree(found, expected, network):
             return tail
-        log.debug("the %s path does not reproduce the full one here; trying the next", kind.name)
-    log.info("nothing of this base model can be computed ahead: every step runs all of it")
-    return full
+        log.debug("the path %s does not reproduce the full one here; trying the next", name)
+    return None
 
 
 def check_base(network: AdaptedNetwork, probes: Sequence[Tensor]) -> None:
     """ConfigError when the embedding does not depend on a part of the base that is to be trained."""
     if not network.base:
         return
-    full, effective = FullTail(network), _probe_factors(network)
+    full, effective = FullTail(network, Padded(network)), _probe_factors(network)
     changes = {name: change.requires_grad_() for name, change in effective.base.items()}
     embeddings = full.forward(full.collate(full.precompute(probes)), replace(effective, base=changes))
     gradients: Sequence[Tensor | None] = [None] * len(changes)
@@ -487,6 +477,3 @@ def _probe_factors(network: AdaptedNetwork) -> MergedWeights:
         change = torch.randn(network.frozen(name).shape, generator=generator) * 0.05
         changes[name] = change.to(network.device)
     return MergedWeights(adapters, torch.empty(0), changes)
-
-
-# --- the cache ------------------------------------------------------------------------------------

@@ -164,9 +164,9 @@ def test_a_kept_product_is_not_used_for_another_a(tiny_model) -> None:
 
 
 def test_batches_pad_to_their_own_longest(tiny_model) -> None:
-    fast, _ = both(tiny_model("llama"), QV)
+    _, padded = both(tiny_model("llama"), QV)
     texts = [("", "budget " * n) for n in (*[2] * 40, *[30] * 8)]
-    shapes = [tuple(batch.ids.shape) for batch in fast.prepare_texts(texts).packed.batches]
+    shapes = [tuple(batch.ids.shape) for batch in padded.prepare_texts(texts).packed.batches]
     assert shapes == [(32, 2), (16, 30)]
 
 

@@ -107,7 +107,15 @@ def read(texts: Sequence[str], reading: Reading) -> tuple[Any, AdaptedNetwork, T
     encoded = backbone.tokenizer(list(texts), **settings)
     with torch.no_grad():
         states = backbone.model(**encoded, output_hidden_states=True).hidden_states
-    network = AdaptedNetwork(backbone.model, (), pooling, backbone.pad_id, backbone.device)
+    network = AdaptedNetwork(
+        backbone.model,
+        (),
+        pooling,
+        backbone.pad_id,
+        backbone.device,
+        backbone.causal,
+        backbone.max_tokens,
+    )
     return backbone.blocks[1][-1], network, encoded["attention_mask"], states
 
 

@@ -1,0 +1,413 @@
+"""How texts are put together for a forward pass, and their states taken apart again.
+
+- `Padded`: texts of about the same length, filled up at the right: what every model reads.
+- `RowPacking`: texts one behind the other in one row, nothing filled up. Each token's position is that in its
+  text, and a causal model reads the tokens that some texts begin with once for all of them
+  (`beginnings.group`): each text's own tokens see the beginning and themselves. Gradients go the same way.
+  What a token may see is said in one of two ways: the attention is computed piece by piece
+  (`_attend_by_pieces`: nothing masked is computed, many texts a row), or under a mask [T, T], for models that
+  have an attention of their own (one group a row).
+
+Where one token of a text is pooled, the last block's feed-forward part runs on those tokens alone.
+Which of them a model bears is found out by trying: `tails.choose_tail`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from penchant.common.model.beginnings import AlikeTexts, group
+from penchant.common.model.modules import find_blocks, is_linear
+from penchant.common.model.network import AdaptedNetwork
+
+__all__ = ["Batch", "Batches", "Packing", "Padded", "RowPacking"]
+
+_BATCH_TEXTS = 32
+_BATCH_TOKENS = 8192
+_BY_PIECES = "penchant_pieces"  # the attention's name among those of transformers
+_WINDOWS = ("sliding_window", "local_attention", "window_size", "attention_window", "attention_chunk_size")
+
+
+class Batch(Protocol):
+    """Some texts in one forward pass. states: [b, L, d], what the first block that runs is given, or None."""
+
+    @property
+    def states(self) -> Tensor | None: ...
+
+    def inputs(self) -> dict[str, Any]:
+        """What the network is called with."""
+        ...
+
+    def running(self) -> contextlib.AbstractContextManager[None]:
+        """Entered around the call."""
+        ...
+
+    def pool(self, states: Tensor) -> Tensor:
+        """The network's last states [b, L, d] -> pooled embeddings [texts, d] float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches, and where each text went: embeddings[inverse] is the given order."""
+
+    batches: tuple[Batch, ...]
+    inverse: Tensor
+
+
+class Packing(Protocol):
+    """A way to put texts together."""
+
+    name: str
+
+    def prepare(self, module: Any) -> Any:
+        """What must be changed in a copy of the network, in place; -> the copy."""
+        ...
+
+    def collate(self, ids: Sequence[Tensor], states: Sequence[Tensor] | None) -> Batches:
+        """Put texts together: ids [L] each, and states [L, d] each or None."""
+        ...
+
+
+# --- padded ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """Some texts of about the same length: ids [b, L], mask [b, L], states [b, L, d] or None."""
+
+    network: AdaptedNetwork
+    ids: Tensor
+    mask: Tensor
+    states: Tensor | None
+
+    def inputs(self) -> dict[str, Any]:
+        return {"input_ids": self.ids, "attention_mask": self.mask}
+
+    def running(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def pool(self, states: Tensor) -> Tensor:
+        return self.network.pool(states, self.mask)
+
+
+class Padded:
+    """Batches sorted by length, each filled up to its own longest."""
+
+    name = "padded"
+
+    def __init__(self, network: AdaptedNetwork) -> None:
+        self._network = network
+
+    def prepare(self, module: Any) -> Any:
+        return module
+
+    def collate(self, ids: Sequence[Tensor], states: Sequence[Tensor] | None) -> Batches:
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        batches = []
+        start = 0
+        while start < len(order):
+            end = start + 1
+            while (
+                end < len(order)
+                and end - start < _BATCH_TEXTS
+                and len(ids[order[end]]) * (end - start + 1) <= _BATCH_TOKENS
+            ):
+                end += 1
+            batches.append(self._batch(order[start:end], ids, states))
+            start = end
+        return Batches(tuple(batches), _inverse(order, self._network.device))
+
+    def _batch(
+        self, chosen: Sequence[int], ids: Sequence[Tensor], states: Sequence[Tensor] | None
+    ) -> PaddedBatch:
+        some = [ids[i] for i in chosen]
+        return PaddedBatch(
+            self._network,
+            pad_sequence(some, batch_first=True, padding_value=self._network.pad_id),
+            pad_sequence([torch.ones_like(one) for one in some], batch_first=True),
+            None if states is None else pad_sequence([states[i] for i in chosen], batch_first=True),
+        )
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Piece:
+    """`length` tokens of a row that see each other (the earlier ones, in a causal model) and all of the piece
+    at place `after`, if any.
+
+    seen: where there is such a piece, what is added to the attention's numbers, [1, 1, length, length of
+    both]; on CPUs that is a third faster than a mask of booleans.
+    """
+
+    length: int
+    after: int | None = None
+    seen: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """Texts in one row of T tokens: ids, positions [1, T], states [1, T, d] or None.
+
+    Attributes:
+        pieces: of the row, from left to right.
+        mask: what each token sees, [1, 1, T, T] to be added; None where attention goes by pieces.
+        token: the places in the row of all texts' tokens, text after text, [all tokens].
+        lengths: tokens of each text, [texts].
+    """
+
+    network: AdaptedNetwork
+    ids: Tensor
+    positions: Tensor
+    states: Tensor | None
+    pieces: tuple[Piece, ...]
+    mask: Tensor | None
+    token: Tensor
+    lengths: Tensor
+
+    def inputs(self) -> dict[str, Any]:
+        given: dict[str, Any] = {"input_ids": self.ids, "position_ids": self.positions}
+        if self.mask is not None:
+            given["attention_mask"] = self.mask
+        if self.network.causal:
+            given["use_cache"] = False
+        return given
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        _under_way.row = self
+        try:
+            yield
+        finally:
+            _under_way.row = None
+
+    def pool(self, states: Tensor) -> Tensor:
+        rows = states[0].float()
+        if (pooled := self.pooled()) is not None:
+            return rows[pooled]
+        totals = F.embedding_bag(self.token, rows, self.lengths.cumsum(0) - self.lengths, mode="sum")
+        return totals / self.lengths.unsqueeze(-1)
+
+    def pooled(self) -> Tensor | None:
+        """The places in the row of the tokens that are pooled, one a text; None where all are."""
+        ends = self.lengths.cumsum(0)
+        places = {"last": ends - 1, "first": ends - self.lengths}.get(self.network.pooling)
+        return None if places is None else self.token[places]
+
+
+class RowPacking:
+    """Texts in rows. pieces: attention by pieces, else under a mask.
+
+    Raises:
+        TypeError: the model reads longer texts than its attention reaches, or its attention is not the one
+            that can go by pieces.
+    """
+
+    def __init__(self, network: AdaptedNetwork, *, pieces: bool) -> None:
+        settings: Any = network.module.config
+        windows = [value for name in _WINDOWS if isinstance(value := getattr(settings, name, None), int)]
+        if windows and min(windows) < network.max_tokens:
+            raise TypeError(f"texts of {network.max_tokens} tokens reach beyond a window of {min(windows)}")
+        if pieces and getattr(settings, "_attn_implementation", None) != "sdpa":
+            raise TypeError("the attention is not scaled_dot_product_attention")
+        if not pieces and not network.causal:
+            raise TypeError("without a causal order nothing is shared, and a mask spares nothing")
+        table = int(getattr(settings, "max_position_embeddings", 0) or _BATCH_TOKENS)
+        self._most = min(_BATCH_TOKENS, table, *windows)  # tables and windows may go by places in a row
+        self._network = network
+        self._pieces = pieces
+        self.name = "pieces" if pieces else "mask"
+        if pieces:
+            _make_known()
+
+    def prepare(self, module: Any) -> Any:
+        if self._pieces:
+            module.config._attn_implementation = _BY_PIECES
+        _spare_feed_forward(find_blocks(module)[1][-1])
+        return module
+
+    def collate(self, ids: Sequence[Tensor], states: Sequence[Tensor] | None) -> Batches:
+        read = [one.tolist() for one in ids]
+        if self._network.causal:
+            groups = group(read, self._most)
+        else:
+            groups = [AlikeTexts((place,), 0) for place in range(len(ids))]
+        rows: list[list[AlikeTexts]] = []
+        held = 0
+        for one in groups:
+            size = sum(len(read[m]) for m in one.members) - one.shared * (len(one.members) - 1)
+            if rows and self._pieces and held + size <= self._most:
+                rows[-1].append(one)
+                held += size
+            else:
+                rows.append([one])
+                held = size
+        order = [member for one in groups for member in one.members]
+        built = tuple(self._row(row, ids, states) for row in rows)
+        return Batches(built, _inverse(order, self._network.device))
+
+    def _row(
+        self, groups: Sequence[AlikeTexts], ids: Sequence[Tensor], states: Sequence[Tensor] | None
+    ) -> PackedRow:
+        """Each group's beginning, if it has one, and what its texts have of their own."""
+        place = _Places()
+        slices: list[tuple[int, slice]] = []
+        for one in groups:
+            slices += place.add(one, [len(ids[m]) for m in one.members])
+        device = self._network.device
+        masked = None if self._pieces else _mask(place.pieces, self._network)
+        return PackedRow(
+            network=self._network,
+            ids=torch.cat([ids[text][part] for text, part in slices]).unsqueeze(0),
+            positions=torch.cat([torch.arange(s.start, s.stop) for _, s in slices]).unsqueeze(0).to(device),
+            states=None if states is None else torch.cat([states[t][s] for t, s in slices]).unsqueeze(0),
+            pieces=tuple(self._seeing(place.pieces)) if self._pieces else (),
+            mask=masked,
+            token=torch.cat(place.tokens).to(device),
+            lengths=torch.tensor([len(tokens) for tokens in place.tokens], device=device),
+        )
+
+    def _seeing(self, pieces: Sequence[Piece]) -> Iterator[Piece]:
+        for piece in pieces:
+            if piece.after is None:
+                yield piece
+                continue
+            before = pieces[piece.after].length
+            seen = torch.zeros(piece.length, before + piece.length)
+            seen.masked_fill_(torch.ones_like(seen, dtype=torch.bool).triu(before + 1), -torch.inf)
+            yield Piece(piece.length, piece.after, seen.to(self._network.device)[None, None])
+
+
+class _Places:
+    """Where the texts of a row go."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Piece] = []
+        self.tokens: list[Tensor] = []  # by text
+        self._length = 0
+
+    def add(self, group: AlikeTexts, lengths: Sequence[int]) -> Iterator[tuple[int, slice]]:
+        """-> (text, which of its tokens) of each piece that a group adds to the row."""
+        shared, beginning = group.shared, None
+        before = torch.arange(self._length, self._length + shared)
+        if shared:
+            beginning = len(self.pieces)
+            self._append(Piece(shared))
+            yield group.members[0], slice(0, shared)
+        for member, length in zip(group.members, lengths, strict=True):
+            own = torch.arange(self._length, self._length + length - shared)
+            self.tokens.append(torch.cat([before, own]))
+            self._append(Piece(length - shared, beginning))
+            yield member, slice(shared, length)
+
+    def _append(self, piece: Piece) -> None:
+        self.pieces.append(piece)
+        self._length += piece.length
+
+
+def _mask(pieces: Sequence[Piece], network: AdaptedNetwork) -> Tensor:
+    """What each token of a row sees, as numbers to add to the attention's: [1, 1, T, T]."""
+    number = torch.repeat_interleave(
+        torch.arange(len(pieces)), torch.tensor([piece.length for piece in pieces])
+    )
+    after = torch.tensor([-1 if piece.after is None else piece.after for piece in pieces])[number]
+    seen = (number[:, None] == number) | (after[:, None] == number)
+    dtype = next(p.dtype for p in network.module.parameters() if p.is_floating_point())
+    mask = torch.zeros(seen.shape, dtype=dtype)
+    return mask.masked_fill(~seen.tril(), torch.finfo(dtype).min).to(network.device)[None, None]
+
+
+def _inverse(order: Sequence[int], device: torch.device) -> Tensor:
+    inverse = torch.empty(len(order), dtype=torch.long)
+    inverse[torch.tensor(order, dtype=torch.long)] = torch.arange(len(order))
+    return inverse.to(device)
+
+
+# --- while a row is read --------------------------------------------------------------------------
+
+
+class _UnderWay(threading.local):
+    row: PackedRow | None = None
+
+
+_under_way = _UnderWay()
+
+
+def _make_known() -> None:
+    """Tell transformers of the attention by pieces: models look it up by its name."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(_BY_PIECES, _attend_by_pieces)
+
+
+def _attend_by_pieces(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Each piece of a row alone: query [1, heads, T, d], key and value with as many heads or fewer
+    -> [1, T, heads, d]. What else a model hands over is ignored: the check on probe texts would tell."""
+    row = _under_way.row
+    if row is None or attention_mask is not None:
+        raise RuntimeError("attention goes by pieces, but not in a row of them")
+    causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
+    lengths = [piece.length for piece in row.pieces]
+    queries, keys, values = (torch.split(whole, lengths, dim=2) for whole in (query, key, value))
+    found = []
+    for number, piece in enumerate(row.pieces):
+        k, v = keys[number], values[number]
+        if piece.after is not None:
+            k, v = torch.cat([keys[piece.after], k], dim=2), torch.cat([values[piece.after], v], dim=2)
+        found.append(_attend(queries[number], k, v, piece.seen, causal, scaling))
+    return torch.cat(found, dim=2).transpose(1, 2), None
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, causal: bool, scaling: float | None
+) -> Tensor:
+    fewer = query.shape[1] != key.shape[1]
+    if fewer and seen is not None and query.is_cuda:  # there, fewer heads and a mask together are slow
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+        fewer = False
+    mask = None if seen is None else seen.to(query.dtype)
+    return F.scaled_dot_product_attention(
+        query, key, value, mask, is_causal=causal and mask is None, scale=scaling, enable_gqa=fewer
+    )
+
+
+def _spare_feed_forward(block: nn.Module) -> None:
+    """Let the feed-forward part of a network's last block, if it has one of linear modules alone, run on the
+    pooled tokens of a row; to the others it adds nothing, and nobody reads them."""
+    for name, part in block.named_children():
+        if "att" in name or hasattr(part, "base_layer"):  # itself one linear module, with LoRA in place
+            continue
+        holders = [m for m in part.modules() if any(True for _ in m.parameters(recurse=False))]
+        if len(holders) > 1 and all(is_linear(holder) for holder in holders):
+            part.forward = _of_pooled(part.forward)
+
+
+def _of_pooled(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def of_pooled(states: Tensor) -> Tensor:
+        pooled = None if _under_way.row is None else _under_way.row.pooled()
+        if pooled is None:
+            return forward(states)
+        found = forward(states[:, pooled])
+        return found.new_zeros(*states.shape[:2], found.shape[2]).index_copy(1, pooled, found)
+
+    return of_pooled

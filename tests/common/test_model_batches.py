@@ -1,0 +1,180 @@
+"""Texts in rows give what each text gives alone, gradients included, whatever the family, rule and pooling;
+and where a model can't bear that, it is found out when the model is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.tiny_models import write_tiny_model
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from penchant.common.config import AdapterConfig, ModelConfig
+from penchant.common.model.backbone import load_backbone
+from penchant.common.model.factors import Split
+from penchant.common.model.reward import RewardModel
+from penchant.common.shares import SHARES
+
+PROMPTS = ("the motion to table the bill of tax", "judge the budget to vote on a table for the cloture")
+RESPONSES = ("a vote on the bill", "cloture", "the judge", "to table a tax on the budget of the judge")
+TEXTS = [(f"{prompt} ", response) for response in RESPONSES for prompt in PROMPTS]
+TEXTS += [("", "tax"), ("", "the vote for a bill"), (PROMPTS[0], "")]
+QUERIES = {
+    "gpt2": ("c_attn",),
+    "bert": ("query", "value"),
+    "modernbert": ("Wqkv",),
+    "bloom": ("query_key_value",),
+}
+FAMILIES = [
+    ("llama", "pieces"),
+    ("qwen2", "pieces"),
+    ("gpt2", "pieces"),
+    ("gemma", "pieces"),
+    ("mistral", "pieces"),
+    ("opt", "pieces"),
+    ("gptj", "mask"),  # an attention of its own
+    ("gemma2", "mask"),  # caps its attention, which scaled_dot_product_attention can't
+    ("bert", "pieces"),  # nothing shared, nothing padded
+    ("modernbert", "pieces"),
+    ("bloom", "padded"),  # positions come from the mask
+]
+
+
+def model_of(
+    folder: Path, kind: str, *, full: bool = False, layers: Any = (), **settings: Any
+) -> RewardModel:
+    """Factors on the queries and values of some blocks; one token a word, whatever the family's tokenizer."""
+    model = ModelConfig(base_model=str(folder), dtype="float32", normalize=0, max_tokens=32, **settings)
+    adapter = AdapterConfig(
+        share="AB", rank=2, alpha=4.0, target_modules=QUERIES.get(kind, ("q_proj", "v_proj")), layers=layers
+    )
+    words = PreTrainedTokenizerFast.from_pretrained(folder)
+    backbone = dataclasses.replace(load_backbone(model, device="cpu"), tokenizer=words)
+    return RewardModel(backbone, model, adapter, full=full)
+
+
+def packing(model: RewardModel) -> str:
+    tail: Any = model.tail
+    return str(tail.packing.name)
+
+
+def tokens_read(model: RewardModel) -> int:
+    return sum(batch.ids.numel() for batch in model.prepare_texts(TEXTS).packed.batches)
+
+
+def found(model: RewardModel, share: str, one_by_one: bool = False) -> tuple[Tensor, list[Tensor]]:
+    """Scores of the texts, and the gradients of a weighted sum of them in all factors."""
+    split = model.split() if share == "AB" else split_of(model, share)
+    vectors = np.random.default_rng(1)
+    leaves = {
+        name: tensor.requires_grad_()
+        for layout in (split.shared, split.personal)
+        for name, tensor in layout.unflatten(
+            0.2 * vectors.normal(size=layout.size).astype(np.float32)
+        ).items()
+    }
+    mine = {name: leaves[name] for name in split.shared.names}
+    effective = split.effective(mine, {name: leaves[name] for name in split.personal.names})
+    batches = [[text] for text in TEXTS] if one_by_one else [TEXTS]
+    scores = torch.cat([model.scores(model.prepare_texts(batch), effective) for batch in batches])
+    weights = torch.linspace(-1, 1, len(TEXTS)) + 0.3
+    return scores.detach(), list(torch.autograd.grad((scores * weights).sum(), list(leaves.values())))
+
+
+def split_of(model: RewardModel, share: str) -> Split:
+    return Split.of(model.adapted_modules, model.embedding, AdapterConfig(share=share, rank=2, alpha=4.0))
+
+
+def assert_same(fast: RewardModel, slow: RewardModel, share: str = "AB") -> None:
+    """The slow one reads each text alone, whole."""
+    (scores, gradients), (expected, slow_gradients) = found(fast, share), found(slow, share, one_by_one=True)
+    assert torch.allclose(scores, expected, atol=1e-5, rtol=1e-5)
+    largest = max(float(gradient.abs().max()) for gradient in slow_gradients)
+    assert largest > 0
+    for one, other in zip(gradients, slow_gradients, strict=True):
+        assert torch.allclose(one, other, atol=1e-5 * largest, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "name"), FAMILIES)
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_rows_give_what_each_text_gives_alone(tiny_model: Any, kind: str, name: str, pooling: str) -> None:
+    fast = model_of(tiny_model(kind), kind, pooling=pooling)
+    slow = model_of(tiny_model(kind), kind, pooling=pooling, full=True)
+    assert (fast.tail.name, packing(fast), packing(slow)) == ("full", name, "padded")
+    assert_same(fast, slow)
+
+
+@pytest.mark.parametrize(("kind", "name"), FAMILIES)
+def test_a_prompt_is_read_once_where_the_model_allows_it(tiny_model: Any, kind: str, name: str) -> None:
+    model = model_of(tiny_model(kind), kind)
+    lengths = [len(f"{prompt}{response}".split()) for prompt, response in TEXTS]
+    prompts = [len(prompt.split()) for prompt in PROMPTS]
+    if kind in ("bert", "modernbert"):
+        assert tokens_read(model) == sum(lengths)
+    elif name == "padded":
+        assert tokens_read(model) > sum(lengths)
+    else:  # each prompt once, but for its last token where it is a text of its own as well
+        assert tokens_read(model) == sum(lengths) - 4 * (prompts[0] - 1) - 3 * prompts[1]
+
+
+@pytest.mark.parametrize("share", SHARES.names())
+@pytest.mark.parametrize("kind", ["llama", "gptj"])
+def test_every_share_rule_has_its_gradients(tiny_model: Any, kind: str, share: str) -> None:
+    fast, slow = (model_of(tiny_model(kind), kind, full=full) for full in (False, True))
+    if split_of(fast, share).adapted_modules:
+        assert_same(fast, slow, share)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gptj", "bert"])
+def test_what_lies_below_the_first_adapted_block_is_kept(tiny_model: Any, kind: str) -> None:
+    fast, slow = (model_of(tiny_model(kind), kind, full=full, layers=(-2, -1)) for full in (False, True))
+    assert (fast.tail.name, packing(fast)) == ("blocks", "mask" if kind == "gptj" else "pieces")
+    assert_same(fast, slow)
+
+
+def test_a_window_shorter_than_the_texts_keeps_them_apart(tmp_path: Path, caplog: Any) -> None:
+    """No tiny text would tell: it is seen from the model's settings."""
+    write_tiny_model("mistral", tmp_path, sliding_window=8)
+    with caplog.at_level("INFO"):
+        fast = model_of(tmp_path, "mistral")
+    assert packing(fast) == "padded"
+    assert "does not bear texts in one row" in caplog.text
+    assert_same(fast, model_of(tmp_path, "mistral", full=True))
+
+
+def test_an_attention_that_mixes_what_it_should_not_is_found_out(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr("penchant.common.model.batches.PackedRow.running", _running_unseen)
+    monkeypatch.setattr("penchant.common.model.batches._mask", lambda *_: None)
+    with caplog.at_level("INFO"):
+        fast = model_of(tiny_model("llama"), "llama")
+    assert packing(fast) == "padded"
+    assert "does not bear texts in one row" in caplog.text
+
+
+def _running_unseen(row: Any) -> Any:
+    return contextlib.nullcontext()
+
+
+def test_the_last_feed_forward_part_runs_on_the_pooled_tokens(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(tiny_model("llama"), "llama", pooling="last")
+    seen: list[int] = []
+    forward = torch.nn.Linear.forward
+
+    def watch(self: torch.nn.Linear, states: Tensor) -> Tensor:
+        if self.in_features == 32:  # down_proj
+            seen.append(states.shape[1])
+        return forward(self, states)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", watch)
+    found(model, "AB")
+    assert seen == [64, 64, len(TEXTS) - 1, 1, 1, 1]  # a row of all texts but one, and that one
