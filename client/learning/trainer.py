@@ -86,6 +86,11 @@ class LocalTrainer:
         self._training = training
         self._start = start
 
+    @property
+    def split(self) -> Split:
+        """Which tensors are shared and which personal."""
+        return self._split
+
     def train(self, shared: Vector, personal: Vector, prepared: PreparedPairs, seed: int) -> Outcome:
         """One round's local training. The same inputs and seed give the same bits on the same machine.
 
@@ -135,6 +140,21 @@ class LocalTrainer:
             losses = bradley_terry(margins.double())
         tied = int((margins == 0).sum())
         return Counts(int((margins > 0).sum()), len(prepared), float(losses.sum()), tied)
+
+    def margins(self, shared: Vector, personal: Vector, prepared: PreparedPairs) -> Vector:
+        """Rewards of the chosen less those of the rejected responses, float32 [pairs]."""
+        with torch.no_grad():
+            found = self._model.margins(prepared, self._effective(self._leaves(shared, personal)))
+        return np.asarray(found.cpu().numpy(), dtype=np.float32)
+
+    def gain_of_deviating(self, shared: Vector, personal: Vector, prepared: PreparedPairs) -> float:
+        """The derivative of the pairs' log-likelihood, in nats, in the logarithm of the scale of the personal
+        deviations (`ShareRule.spread`), where they are: above 0 if they ought to be larger."""
+        leaves = self._leaves(shared, personal)
+        log_scale = torch.zeros((), device=self._model.device, requires_grad=True)
+        scaled = {name: leaves[name] * log_scale.exp() for name in self._split.deviations(leaves)}
+        loss = bradley_terry(self._model.margins(prepared, self._effective(leaves | scaled))).sum()
+        return -float(torch.autograd.grad(loss, log_scale)[0])
 
     def score(self, shared: Vector, personal: Vector, texts: Texts) -> Vector:
         """Rewards [n], float32, of prepared texts."""
@@ -190,6 +210,7 @@ class LocalTrainer:
         for rates in (personal, shared):
             if HEAD in rates:
                 rates[HEAD] = settings.lr_head
+        shared.pop(self._split.spread_tensor, None)  # training pairs don't say how far people lie apart
         return personal, shared
 
     def _fit(
@@ -204,7 +225,7 @@ class LocalTrainer:
         if trained and epochs:
             optimizers = self._optimizers(trained, rates)
             for batch in self._batches(prepared, epochs, seed):
-                gradients = self._gradients(leaves, trained, batch)
+                gradients = self._gradients(leaves, trained, batch, len(prepared))
                 for tensor, gradient in zip(trained.values(), gradients, strict=True):
                     tensor.grad = gradient
                 for optimizer in optimizers:
@@ -228,14 +249,15 @@ class LocalTrainer:
                 made.append(rule(groups, weight_decay=settings.weight_decay, foreach=False))
         return made
 
-    def _gradients(self, leaves: Leaves, trained: Leaves, batch: PreparedPairs) -> list[Tensor]:
-        """Of the mean Bradley-Terry loss over the batch and of the L2 penalty, for the leaves in training."""
+    def _gradients(self, leaves: Leaves, trained: Leaves, batch: PreparedPairs, pairs: int) -> list[Tensor]:
+        """Of the mean Bradley-Terry loss over the batch, of the L2 penalty, and of the prior's part in the
+        mean over all `pairs`; for the leaves in training."""
         tensors = list(trained.values())
         total: list[Tensor] = []
         for chunk in self._chunks(batch):
             loss = bradley_terry(self._model.margins(chunk, self._effective(leaves))).sum() / len(batch)
             if not total:
-                loss = loss + self._pull(trained)
+                loss = loss + self._pull(trained) + self._prior(leaves, trained) / pairs
             gradients = torch.autograd.grad(loss, tensors)
             total = [a + b for a, b in zip(total, gradients, strict=True)] if total else list(gradients)
         return total
@@ -260,6 +282,15 @@ class LocalTrainer:
             if name in trained
         ]
         return self._training.l2_to_start / 2 * torch.stack(distances).sum() if distances else 0.0
+
+    def _prior(self, leaves: Leaves, trained: Leaves) -> Tensor | float:
+        """‖D‖² / 2σ² over the personal deviations in training: minus their prior's log density."""
+        found = [
+            trained[name].square().sum() / (2 * deviation**2)
+            for name, deviation in self._split.deviations(leaves).items()
+            if name in trained
+        ]
+        return torch.stack(found).sum() if found else 0.0
 
     def _batches(self, prepared: PreparedPairs, epochs: int, seed: int) -> Iterator[PreparedPairs]:
         """All pairs at once, or each epoch in batches of `batch_size` in an order drawn from the seed."""

@@ -21,6 +21,7 @@ from penchant.deploy import run_directory
 from penchant.deploy.json_tables import from_table, plain_value
 from penchant.deploy.simulation.devices import Score
 from penchant.deploy.simulation.newcomers import ColdStart
+from penchant.deploy.simulation.served import Served, served
 from penchant.deploy.simulation.world import SimulationSetup
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.privacy_figures import PrivacyFigures
@@ -132,6 +133,7 @@ class RunResult:
     digests: Mapping[str, str] = field(default_factory=dict, repr=False)
     caveats: tuple[str, ...] = ()
     shared_tensors: tuple[SharedTensor, ...] = field(default=(), repr=False)
+    served: Served | None = None  # against the population's model, where the share rule has one
     baselines: Mapping[str, float] = field(default_factory=dict, repr=False)  # share -> accuracy, where known
 
     @property
@@ -164,7 +166,7 @@ class RunResult:
         for name, value in plain_value(_own_fields(self)).items():
             if name == "accuracy":
                 table[name] = {"personal": value, "cold_start": self.cold_start_accuracy}
-            elif name != "cold_start_accuracy" and (name != "baselines" or value):
+            elif name != "cold_start_accuracy" and (name not in ("baselines", "served") or value):
                 table[name] = value
         return table
 
@@ -184,6 +186,8 @@ class RunResult:
                 given["accuracy"] = accuracy["personal"]
         if "dp" in given:
             given["dp"] = from_table(PrivacyFigures, given["dp"], "dp of the result")
+        if "served" in given:
+            given["served"] = from_table(Served, given["served"], "served of the result")
         for name, record in _ROWS.items():
             if name in given:
                 if not isinstance(given[name], list | tuple):
@@ -249,6 +253,7 @@ def result_of(
     config = world.config
     planned = world.model_cache.of(config.plan("main", world.cohort))
     figures = world.privacy_figures()
+    against = [score.versus for score in scores if score.versus is not None]
     return RunResult(
         dataset=world.federation.name,
         base_model=config.model.base_model,
@@ -277,6 +282,7 @@ def result_of(
             "base model": planned.model.digest,
         },
         caveats=(*world.caveats(), *_tied(scores)),
+        served=served(against) if against else None,
         shared_tensors=tuple(SharedTensor(s.name, tuple(s.shape)) for s in planned.split.shared.specs),
     )
 

@@ -65,6 +65,7 @@ PEOPLE = 4
 SLOT = "encoder.layer.2.output.dense"
 A, B = Tensor(f"{SLOT}.lora_A", (2, 32)), Tensor(f"{SLOT}.lora_B", (16, 2))
 HEAD, BASIS = Tensor("head.weight", (1, 16)), Tensor("lore.basis", (2, 16))
+SPREAD = Tensor("mixed.spread", (1,))
 SHARED = {
     "B": (B, HEAD),
     "A": (A, HEAD),
@@ -74,9 +75,10 @@ SHARED = {
     "none": (),
     "ffa": (B, HEAD),
     "lore": (BASIS,),
+    "mixed": (A, B, SPREAD, HEAD),
 }
 """Worked out by hand for rank 2 on the last block's output of the tiny model: 32 wide inside, 16 outside."""
-CAN_WARM_UP = ("B", "A", "kernel", "svd")
+CAN_WARM_UP = ("B", "A", "kernel", "svd", "mixed")
 COUNTS = tuple(Tensor(name, ()) for name in COUNTERS)
 
 
