@@ -65,4 +65,5 @@ def chance_of(ahead: int, behind: int) -> float:
     the one is right `ahead` times and only the other `behind` times: the exact one-sided sign test (McNemar).
     """
     count = ahead + behind
-    return sum(math.comb(count, k) for k in range(ahead, count + 1)) / 2**count
+    ways = sum(math.comb(count, k) for k in range(ahead, count + 1))
+    return ways / (1 << count)
