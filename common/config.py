@@ -28,6 +28,7 @@ from penchant.common.settings import (
     as_in,
     build_section,
     current_keys,
+    known_keys,
     section_table,
     setting,
     within,
@@ -63,9 +64,15 @@ LEAST_DELTA, MOST_DELTA = 1e-12, 0.01
 class DataConfig(Section):
     """Whose preferences, and how many of them. Counts are preference pairs a person."""
 
-    dataset: str = setting("senate", "The people's preferences: the name of a data set, a FILE, or a HUB_ID.")
+    dataset: str = setting(
+        "senate", "The people's preferences: the name of a data set, a FILE, or a HUB_ID.", usual=True
+    )
     clients: int = setting(
-        0, "How many of the data set's people take part; 0 stands for all of them.", low=0, high=1_000_000
+        0,
+        "How many of the data set's people take part; 0 stands for all of them.",
+        low=0,
+        high=1_000_000,
+        usual=True,
     )
     holdout_clients: int = setting(
         0,
@@ -118,8 +125,13 @@ class DataConfig(Section):
     def _check(self) -> None:
         if self.evaluate == "validation" and not self.validation_pairs:
             raise ConfigError(
-                "data.evaluate is validation, but data.validation_pairs is 0; ask for some, or score on test"
+                "data.evaluate is validation, but data.validation_pairs is 0; ask for some, or score on test",
+                about=("data.evaluate", "data.validation_pairs"),
             )
+
+    @classmethod
+    def _simulated(cls) -> bool:
+        return True  # real devices have their owners' choices
 
 
 @dataclass(frozen=True)
@@ -156,7 +168,10 @@ class AdapterConfig(Section):
     """Where the low-rank factors sit and which of them is shared (docs/architecture.md#the-model)."""
 
     share: ShareName = setting(
-        "A", "What is shared of the low-rank factors; the rest is personal.", choices=SHARES.names
+        "A",
+        "What is shared of the low-rank factors; the rest is personal.",
+        choices=SHARES.names,
+        usual=True,
     )
     head: HeadName = setting(
         "auto",
@@ -188,18 +203,24 @@ class AdapterConfig(Section):
     def _check(self) -> None:
         rule = self.rule
         if not self.target_modules:
-            raise ConfigError("adapter.target_modules is empty; name at least one linear module")
+            raise ConfigError(
+                "adapter.target_modules is empty; name at least one linear module",
+                about=("adapter.target_modules",),
+            )
         if rule.shares_nothing and self.head == "shared":
             raise ConfigError(
-                f'adapter.head is "shared" although share "{rule.name}" shares nothing; drop one'
+                f'adapter.head is "shared" although share "{rule.name}" shares nothing; drop one',
+                about=("adapter.head", "adapter.share"),
             )
         if self.share_base and not rule.shares_base:
             raise ConfigError(
-                f'adapter.share_base is set but share "{self.share}" shares nothing of the base; drop one'
+                f'adapter.share_base is set but share "{self.share}" shares nothing of the base; drop one',
+                about=("adapter.share_base", "adapter.share"),
             )
         if "head" in self.share_base and self.head == "personal":
             raise ConfigError(
-                'adapter.share_base names the head although adapter.head is "personal"; drop one'
+                'adapter.share_base names the head although adapter.head is "personal"; drop one',
+                about=("adapter.share_base", "adapter.head"),
             )
 
     @classmethod
@@ -315,12 +336,16 @@ class TrainingConfig(Section):
 class FederationConfig(Section):
     """Rounds, cohorts and the server's optimiser."""
 
-    rounds: int = setting(30, "How many rounds are trained.", low=0, high=4000)
+    rounds: int = setting(30, "How many rounds are trained.", low=0, high=4000, usual=True)
     warmup_rounds: int = setting(
         0, "How many rounds share both factors before the personal part splits off.", low=0, high=4000
     )
     cohort: int = setting(
-        0, "How many people a round asks; 0 stands for a third of them, at least ten.", low=0, high=1_000_000
+        0,
+        "How many people a round asks; 0 stands for a third of them, at least ten.",
+        low=0,
+        high=1_000_000,
+        usual=True,
     )
     min_survivors: int = setting(
         0,
@@ -329,13 +354,18 @@ class FederationConfig(Section):
         high=1_000_000,
     )
     deadline_seconds: float = setting(
-        600.0, "How long the server waits for the answers of one exchange.", low=0.1, high=7 * DAY
+        600.0,
+        "How long the server waits for the answers of one exchange.",
+        low=0.1,
+        high=7 * DAY,
+        usual=True,
     )
     patience_seconds: float = setting(
         3600.0,
         "How long the server waits for enough real devices to be there; simulated ones always are.",
         low=0,
         high=365 * DAY,
+        usual=True,
     )
     training_seconds: float = setting(
         30.0,
@@ -387,7 +417,8 @@ class FederationConfig(Section):
     def _check(self) -> None:
         if self.warmup_rounds > self.rounds:
             raise ConfigError(
-                f"federation.warmup_rounds is {self.warmup_rounds} but there are only {self.rounds} rounds"
+                f"federation.warmup_rounds is {self.warmup_rounds} but there are only {self.rounds} rounds",
+                about=("federation.warmup_rounds",),
             )
 
 
@@ -396,7 +427,9 @@ class PrivacyConfig(Section):
     """Secure aggregation. `min_honest` and `max_colluders` are the owners' policy, never the server's."""
 
     secagg: bool = setting(
-        True, "Secure aggregation: the server sees sums of masked updates, never one person's."
+        True,
+        "Secure aggregation: the server sees sums of masked updates, never one person's.",
+        simulated=True,  # real devices send nothing without it
     )
     min_honest: int = setting(
         10, "How many honest people every sum must hold, as simulated owners ask for.", low=1, high=100_000
@@ -418,6 +451,7 @@ class PrivacyConfig(Section):
         low=0,
         high=MOST_EPSILON,
         added=True,
+        usual=True,
     )
     dp_delta: float = setting(
         1e-5, "The delta that belongs to epsilon.", low=LEAST_DELTA, high=MOST_DELTA, added=True
@@ -443,7 +477,8 @@ class PrivacyConfig(Section):
         if self.dp_epsilon and not self.secagg:
             raise ConfigError(
                 "privacy.dp_epsilon needs privacy.secagg: each device adds a part of the noise only, which "
-                "protects nobody whose update is seen alone"
+                "protects nobody whose update is seen alone",
+                about=("privacy.dp_epsilon",),
             )
 
 
@@ -456,9 +491,15 @@ class RunConfig(Section):
     """
 
     seed: int = setting(0, "The seed of everything that must repeat.", low=0, high=2**63 - 1)
-    grid: GridName = setting("local", "Where simulated devices run: in this process, or in Ray's workers.")
+    grid: GridName = setting(
+        "local", "Where simulated devices run: in this process, or in Ray's workers.", simulated=True
+    )
     workers: int = setting(
-        0, "How many people are served at a time; 0 stands for one per core.", low=0, high=1024
+        0,
+        "How many people are served at a time; 0 stands for one per core.",
+        low=0,
+        high=1024,
+        simulated=True,
     )
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -470,7 +511,9 @@ class RunConfig(Section):
     def _check(self) -> None:
         if self.federation.warmup_rounds and not self.adapter.rule.can_warm_up:
             raise ConfigError(
-                f'share "{self.adapter.share}" has no split to warm up for; set federation.warmup_rounds to 0'
+                f'share "{self.adapter.share}" has no split to warm up for; set federation.warmup_rounds to '
+                "0",
+                about=("federation.warmup_rounds",),
             )
 
     @classmethod
@@ -482,11 +525,20 @@ class RunConfig(Section):
     @classmethod
     def from_toml(cls, text: str) -> Self:
         """Read a TOML document; missing keys take their defaults, unknown keys are refused."""
-        try:
-            table = tomllib.loads(text)
-        except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, and too many digits
-            raise ConfigError(f"the configuration is not valid TOML: {error}") from None
-        return build_section(cls, table, "")
+        return build_section(cls, _parsed(text), "")
+
+    @classmethod
+    def keys_in(cls, text: str) -> dict[str, Any]:
+        """What a TOML document sets, by dotted keys of today; values are as they stand there, unchecked.
+
+        Raises:
+            ConfigError: it is not TOML, or there is no such setting.
+        """
+        found: dict[str, Any] = {}
+        for name, value in _parsed(text).items():
+            inner = value if isinstance(value, dict) else None
+            found |= {name: value} if inner is None else {f"{name}.{key}": v for key, v in inner.items()}
+        return known_keys(cls, current_keys(cls, found, quiet=True))
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -535,6 +587,13 @@ class RunConfig(Section):
             dp_participations=self.privacy.dp_participations,
             dp_honest=self.privacy.dp_honest,
         )
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, and too many digits
+        raise ConfigError(f"the configuration is not valid TOML: {error}") from None
 
 
 @dataclass(frozen=True)

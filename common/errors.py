@@ -18,6 +18,7 @@ __all__ = [
     "ConfigError",
     "ConsoleError",
     "DataError",
+    "DeliveryError",
     "DeviceError",
     "EnrolmentError",
     "EnrolmentPending",
@@ -77,6 +78,19 @@ class ConfigError(UsageError):
     """A configuration value or key is unknown, missing or out of range."""
 
     code = "config"
+
+    def __init__(
+        self, message: object = "", *, on_command_line: str = "", about: tuple[str, ...] = ()
+    ) -> None:
+        """An error in one line.
+
+        Args:
+            message: as of every error.
+            on_command_line: as of every error.
+            about: where a form says it: keys of settings, or "name" for that of a run.
+        """
+        super().__init__(message, on_command_line=on_command_line)
+        self.about = about
 
 
 class PrivacyError(ConfigError):
@@ -246,6 +260,12 @@ class ConsoleError(PenchantError):
     """The operator's console can't keep its own file, or can't do what it was asked for."""
 
     code = "console"
+
+
+class DeliveryError(PenchantError):
+    """A notice was not taken by whoever it is for; it is tried again."""
+
+    code = "delivery"
 
 
 # --- a fleet --------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from penchant.common.errors import PenchantError
 
 __all__ = [
     "BAD_TENSORS",
+    "CHUNK",
     "CONFIG_MOST",
     "JSON_MOST",
     "ForeignDatabase",
@@ -43,6 +44,7 @@ __all__ = [
 Failure = type[PenchantError]
 
 CONFIG_MOST: Final = 1024 * 1024
+CHUNK: Final = 1024 * 1024  # bytes read at a time: no buffer is as large as what a file may hold
 JSON_MOST: Final = 64 * 1024 * 1024
 DATABASE_MOST: Final = 2 * 1024 * 1024 * 1024  # bytes of a SQLite file, and of its log
 CELL_MOST: Final = 64 * 1024 * 1024  # bytes of one value
@@ -50,7 +52,6 @@ BAD_TENSORS: Final = (SafetensorError, KeyError, ValueError, TypeError, Attribut
 """What reading a safetensors file into NumPy raises: the last two for kinds of numbers that NumPy lacks."""
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _STEPS = 2000  # of SQLite's machine between two looks at the clock
-_CHUNK = 1024 * 1024
 _TRIES = 5  # to copy a database that is being written
 _WAL = "-wal"
 _ROLLBACK = "-journal"
@@ -100,13 +101,15 @@ def read_bytes(path: Path, failure: Failure, most: int) -> bytes:
     """What a regular file holds. FileNotFoundError when it isn't there; `failure` when it can't be read or
     holds more than `most` bytes."""
     with open_foreign(path, failure) as file:
+        data = bytearray()
         try:
-            data = file.read(most + 1)
+            while len(data) <= most and (chunk := file.read(min(CHUNK, most + 1 - len(data)))):
+                data += chunk
         except OSError as error:
             raise failure(f"can't read {path}: {_why(error)}") from None
     if len(data) > most:
         raise failure(f"{path} is longer than {most} bytes; it is not what penchant wrote")
-    return data
+    return bytes(data)
 
 
 def read_json(path: Path, failure: Failure, most: int = JSON_MOST) -> Any:
@@ -348,7 +351,7 @@ def _pour(source: BinaryIO, copy: Path, failure: Failure, path: Path) -> None:
     left = DATABASE_MOST
     with copy.open("wb") as target:
         try:
-            while data := source.read(_CHUNK):
+            while data := source.read(CHUNK):
                 left -= len(data)
                 if left < 0:
                     raise failure(

@@ -1,4 +1,4 @@
-"""The network that an address belongs to: what limits against strangers count by.
+"""The network that an address belongs to: what limits against strangers count by; and whether it is our own.
 
 Whoever has an IPv6 address mostly has 2^64 of them, so that a limit an address would be none.
 """
@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-__all__ = ["Budget", "network_of"]
+__all__ = ["Budget", "is_loopback", "network_of"]
 
 PREFIX = 64
 
@@ -30,6 +30,16 @@ def network_of(address: str) -> str:
     if found.ipv4_mapped is not None:
         return str(found.ipv4_mapped)
     return str(ipaddress.IPv6Network((int(found), PREFIX), strict=False))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or IP address is this machine's own, which others don't reach."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Budget:

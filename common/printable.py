@@ -8,14 +8,16 @@ through on its way to a person; `is_printable` is what every entrance asks of a 
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
-__all__ = ["MOST_SHOWN", "is_printable", "one_line", "printable", "quoted"]
+__all__ = ["MOST_SHOWN", "is_printable", "one_line", "printable", "quoted", "without_colours"]
 
 MOST_SHOWN = 2000  # characters of one text
 MOST_QUOTED = 80  # characters of a value that an error repeats
 NARROW_SPACE = "\u202f"  # stands in our own numbers
 MARKS = 4  # combining marks on one letter; more of them run into the lines above and below
+_COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _STYLES = frozenset(map(chr, range(0xFE00, 0xFE10)))  # choose between two drawings of the character before
 _UNSEEN = frozenset(
     chr(code)
@@ -57,6 +59,11 @@ def printable(text: str, most: int = MOST_SHOWN, *, lines: bool = False) -> str:
 def one_line(text: str, most: int = MOST_SHOWN) -> str:
     """The same in a single line, where white space between words becomes one space."""
     return printable(" ".join(text[: 4 * most].split()), most)
+
+
+def without_colours(text: str) -> str:
+    """A text without the escapes of programs that took a file for a terminal."""
+    return _COLOURS.sub("", text)
 
 
 def is_printable(text: str) -> bool:

@@ -47,6 +47,8 @@ class Declaration:
     old: tuple[str, ...] = ()
     stored: str = ""
     added: bool = False
+    simulated: bool = False
+    usual: bool = False
 
 
 def setting(
@@ -62,6 +64,8 @@ def setting(
     old: tuple[str, ...] = (),
     stored: str = "",
     added: bool = False,
+    simulated: bool = False,
+    usual: bool = False,
 ) -> T:
     """Declare a setting: the one place that a new setting touches.
 
@@ -79,8 +83,12 @@ def setting(
         stored: the name in a plan's bytes and in a configuration's digest, where those keep a former name.
         added: whether it came after runs of other versions: bytes and digests leave it out where it has its
             default, so that earlier runs keep theirs.
+        simulated: whether it means something to simulations alone, and nothing to real devices.
+        usual: whether whoever starts a run looks at it first: forms and files show it even at its default.
     """
-    declared = Declaration(help, low, high, choices, flag, switch, group, old, stored, added)
+    declared = Declaration(
+        help, low, high, choices, flag, switch, group, old, stored, added, simulated, usual
+    )
     return dataclasses.field(default=default, metadata={_DECLARED: declared})
 
 
@@ -106,15 +114,9 @@ class Section:
     """Checks every field's type and range; subclasses check in `_check` what concerns several fields."""
 
     def __post_init__(self) -> None:
-        known = _known(type(self)).values()
-        for f in known:
-            name, value = self._key(f.name), getattr(self, f.name)
-            if f.kind is str:
-                _check_choices(name, f, value)  # first: the choices say more than that it must be a text
-            object.__setattr__(self, f.name, _coerce(name, f.kind, value))
-        for f in known:
-            _check_range_of(self._key(f.name), f.declared, getattr(self, f.name))
-            _check_choices(self._key(f.name), f, getattr(self, f.name))
+        for f in _known(type(self)).values():
+            value = _checked(self._key(f.name), f.kind, f.declared, getattr(self, f.name))
+            object.__setattr__(self, f.name, value)
         self._check()
 
     def _check(self) -> None:
@@ -128,6 +130,11 @@ class Section:
     def _group(cls) -> str:
         """The heading that its settings are listed under."""
         return cls._title().capitalize() or "Run"
+
+    @classmethod
+    def _simulated(cls) -> bool:
+        """Whether all of its settings mean something to simulations alone."""
+        return False
 
     def _key(self, name: str) -> str:
         """A setting's full name, as messages write it."""
@@ -178,16 +185,26 @@ def _resolved(cls: type[Section]) -> Mapping[str, _Field]:
     }
 
 
+def _checked(name: str, kind: Any, declared: Declaration, value: Any) -> Any:
+    """`value` as a setting of this kind holds it; ConfigError unless it is what was declared."""
+    if kind is str:
+        _check_choices(name, kind, declared, value)  # first: they say more than that it must be a text
+    value = _coerce(name, kind, value)
+    _check_range_of(name, declared, value)
+    _check_choices(name, kind, declared, value)
+    return value
+
+
 def _check_range_of(name: str, declared: Declaration, value: Any) -> None:
     if declared.low is not None and declared.high is not None:
         _check_range(name, declared.low, declared.high, value)
 
 
-def _check_choices(name: str, f: _Field, value: Any) -> None:
-    allowed = _listed(f.declared.choices)
+def _check_choices(name: str, kind: Any, declared: Declaration, value: Any) -> None:
+    allowed = _listed(declared.choices)
     if not allowed or value in allowed:
         return
-    if f.kind is str:
+    if kind is str:
         raise ConfigError(f"{name} is {quoted(value)}; choose one of {', '.join(map(str, allowed))}")
     raise ConfigError(f"{name} is {quoted(value)}; it must be {' or '.join(map(str, allowed))}")
 
@@ -213,6 +230,7 @@ class Setting:
     default: Any
     group: str
     declared: Declaration
+    simulated: bool = False  # means nothing to real devices
 
     @property
     def help(self) -> str:
@@ -258,6 +276,10 @@ class Setting:
         """The default as TOML spells it."""
         return json.dumps(list(self.default) if isinstance(self.default, tuple) else self.default)
 
+    def checked(self, value: Any) -> Any:
+        """`value` as a configuration holds it; ConfigError with the line that a configuration would give."""
+        return _checked(self.key, self.kind, self.declared, value)
+
 
 def settings_of(cls: type[Section], prefix: str = "") -> tuple[Setting, ...]:
     """Every setting of a section and of the sections in it, in the order in which they are declared."""
@@ -267,7 +289,8 @@ def settings_of(cls: type[Section], prefix: str = "") -> tuple[Setting, ...]:
         if f.section:
             found += settings_of(f.section, key)
         else:
-            found.append(Setting(key, f.kind, f.default, f.declared.group or cls._group(), f.declared))
+            group, simulated = f.declared.group or cls._group(), f.declared.simulated or cls._simulated()
+            found.append(Setting(key, f.kind, f.default, group, f.declared, simulated))
     return tuple(found)
 
 
@@ -372,6 +395,15 @@ def current_keys(cls: type[Section], changes: Mapping[str, Any], *, quiet: bool 
     if not quiet:
         _notice(renamed)
     return {renamed.get(key, key): value for key, value in changes.items()}
+
+
+def known_keys(cls: type[Section], values: dict[str, Any]) -> dict[str, Any]:
+    """`values`, a flat table with dotted keys; ConfigError names the first that is no setting."""
+    known = [one.key for one in settings_of(cls)]
+    for key in values:
+        if key not in known:
+            raise ConfigError(_unknown(key, key, known))
+    return values
 
 
 def _renamed_table(

@@ -10,12 +10,22 @@ import json
 import logging
 import sys
 import traceback
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO
 
 from penchant.common.printable import one_line, printable
 
-__all__ = ["FORMAT", "LineFormatter", "json_text", "log_to_stderr", "say", "say_json", "tracebacks_in_print"]
+__all__ = [
+    "FORMAT",
+    "JsonFormatter",
+    "LineFormatter",
+    "json_text",
+    "log_to_stderr",
+    "say",
+    "say_json",
+    "tracebacks_in_print",
+]
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 MOST = 20_000  # characters that are printed at once, such as a traceback or an owner's own text
@@ -40,10 +50,13 @@ def json_text(value: object) -> str:
     return "".join(c if c == "\n" or printable(c) == c else json.dumps(c)[1:-1] for c in text)
 
 
-def log_to_stderr(level: int = logging.INFO) -> None:
-    """Write this process's log to standard error, a line for each record."""
+def log_to_stderr(level: int = logging.INFO, *, as_json: str = "") -> None:
+    """Write this process's log to standard error, a line for each record.
+
+    as_json: what the process is called, where each line is to be an object of JSON.
+    """
     handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter(FORMAT))
+    handler.setFormatter(JsonFormatter(as_json) if as_json else LineFormatter(FORMAT))
     logging.basicConfig(handlers=[handler], level=level)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log every look at the SuperLink
 
@@ -66,6 +79,23 @@ class LineFormatter(logging.Formatter):
     def formatStack(self, stack_info: str) -> str:  # noqa: N802
         """The stack, below it."""
         return _set_in(super().formatStack(stack_info))
+
+
+class JsonFormatter(logging.Formatter):
+    """Makes an object of JSON of a record: time (UTC), part, level and message, a traceback within it."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self._part = part
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The object, in one line of ASCII."""
+        message = one_line(record.getMessage())
+        if record.exc_info:
+            message += "\n" + _set_in(self.formatException(record.exc_info))
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        said = {"time": time.replace("+00:00", "Z"), "part": self._part, "level": record.levelname.lower()}
+        return json.dumps(said | {"message": message})
 
 
 def tracebacks_in_print() -> None:

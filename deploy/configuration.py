@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +32,8 @@ def file_changes(file: Path | None) -> dict[str, Any]:
     """The keys that a file sets, dotted; the whole file is validated first."""
     if file is None:
         return {}
-
-    RunConfig.read(file)
-    changes: dict[str, Any] = {}
-    for key, value in tomllib.loads(file.read_text(encoding="utf-8")).items():
-        if isinstance(value, dict):
-            changes.update({f"{key}.{inner}": v for inner, v in value.items()})
-        else:
-            changes[key] = value
-    return current_keys(RunConfig, changes, quiet=True)  # reading the file gave the notice
+    RunConfig.read(file)  # gives the notice about old names
+    return RunConfig.keys_in(file.read_text(encoding="utf-8"))
 
 
 def names_of(text: str) -> tuple[str, ...]:

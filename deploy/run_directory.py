@@ -10,7 +10,7 @@ import platform
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,6 +30,7 @@ __all__ = [
     "claim",
     "create",
     "held_locks",
+    "is_held",
     "is_served",
     "read_config",
     "read_result",
@@ -84,7 +85,10 @@ def refuse_used(directory: Path) -> None:
 def refuse_unservable(config: RunConfig) -> None:
     """ConfigError for a configuration that real devices can't take part in."""
     if not config.federation.cohort:
-        raise ConfigError("federation.cohort is 0; a served run needs to know how many devices to ask")
+        raise ConfigError(
+            "federation.cohort is 0; a served run needs to know how many devices to ask",
+            about=("federation.cohort",),
+        )
     if not config.privacy.secagg:
         raise ConfigError("a served run is with secure aggregation; set privacy.secagg to true")
 
@@ -143,12 +147,16 @@ def busy(directory: Path, held: set[tuple[int, int]] | None = None) -> bool:
     held: the locks that `held_locks` returned; give them where many directories are looked at.
     """
     locks = held_locks() if held is None else held
-    for name in (_LOCK, SERVER):
-        with suppress(OSError):
-            found = (directory / name).stat()
-            if (found.st_dev, found.st_ino) in locks:
-                return True
-    return False
+    return any(is_held(directory / name, locks) for name in (_LOCK, SERVER))
+
+
+def is_held(lock: Path, held: set[tuple[int, int]]) -> bool:
+    """Whether some process has locked this file. held: what `held_locks` returned."""
+    try:
+        found = lock.stat()
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) in held
 
 
 def held_locks() -> set[tuple[int, int]]:

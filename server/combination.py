@@ -92,7 +92,8 @@ def check_groups(config: RunConfig, cohort: int) -> None:
         raise ConfigError(
             f"federation.combine {rule.name} needs at least {rule.least} groups, but a cohort of {cohort} in "
             f"groups of up to {config.privacy.group_size} makes {groups}; lower privacy.group_size as far as "
-            "the owners' policies allow, or raise federation.cohort"
+            "the owners' policies allow, or raise federation.cohort",
+            about=("federation.combine",),
         )
 
 

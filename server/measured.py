@@ -7,13 +7,14 @@ release, a best round, a curve or a table that says how well a round did goes by
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import sqrt
+from typing import Protocol, TypeVar
 
 from penchant.server.journal import RoundLog
 
-__all__ = ["Measurement", "best", "by_round", "measurements"]
+__all__ = ["Measurement", "best", "by_round", "measured_after", "measurements"]
 
 _APART = 2.0  # standard errors of a difference
 
@@ -56,13 +57,31 @@ class Measurement:
         return abs(self.accuracy - other.accuracy) > _APART * sqrt(self.error**2 + other.error**2)
 
 
+class _Round(Protocol):
+    """A finished round, and which round's factors its devices measured; None in records that don't say."""
+
+    @property
+    def round(self) -> int: ...
+
+    @property
+    def measured_on(self) -> int | None: ...
+
+
+R = TypeVar("R", bound=_Round)
+
+
+def measured_after(rounds: Iterable[R]) -> Iterator[tuple[int, R]]:
+    """(the round whose factors were measured, the round that measured them), of finished rounds in order: the
+    one before it, where its record doesn't say."""
+    before = 0
+    for one in rounds:
+        yield before if one.measured_on is None else one.measured_on, one
+        before = one.round
+
+
 def measurements(logs: Iterable[RoundLog]) -> list[Measurement]:
     """What finished rounds measured, in their order. logs: of all finished rounds, in order."""
-    found, before = [], 0
-    for log in logs:
-        found.append(Measurement(before if log.measured_on is None else log.measured_on, log))
-        before = log.round
-    return found
+    return [Measurement(after, log) for after, log in measured_after(logs)]
 
 
 def by_round(logs: Iterable[RoundLog]) -> dict[int, Measurement]:

@@ -105,7 +105,10 @@ def cohort_size(config: RunConfig, people: int) -> int:
     """
     wanted = config.federation.cohort
     if wanted > people:
-        raise ConfigError(f"federation.cohort is {wanted} but there are {people} people; lower it")
+        raise ConfigError(
+            f"federation.cohort is {wanted} but there are {people} people; lower it",
+            about=("federation.cohort",),
+        )
     if config.adapter.rule.shares_nothing:
         return wanted or people
     return wanted or max(-(-people // 3), min(people, 10))
@@ -117,7 +120,11 @@ def checked_cohort(config: RunConfig, people: int) -> int:
     cohort, least = cohort_size(config, people), LEAST_COHORT
     if config.privacy.secagg and cohort < least:
         wrong = f"secure aggregation needs a cohort of at least {least}, here it is {cohort}; add people, or"
-        raise ConfigError(f"{wrong} set privacy.secagg to false", on_command_line=f"{wrong} pass --no-secagg")
+        raise ConfigError(
+            f"{wrong} set privacy.secagg to false",
+            on_command_line=f"{wrong} pass --no-secagg",
+            about=("federation.cohort",),
+        )
     check_groups(config, cohort)
     return cohort
 

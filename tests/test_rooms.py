@@ -131,7 +131,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"comparison"},
         {"report"},
         {"console"},
-        {"api"},
+        {"api", "device_api"},
         {"cli"},
     ],
 }
@@ -144,6 +144,7 @@ LATE = {
     "penchant.client.learning.active": ("client/device/labelling.py",),
     "penchant.client.learning.model_cache": ("deploy/fleet/release_files.py",),
     "penchant.common.model.modules": ("deploy/fleet/release_files.py",),
+    "penchant.common.model.signature": ("deploy/fleet/run_signature.py",),
     "penchant.deploy.simulation.ray": ("deploy/simulation/runner.py",),
     "penchant.deploy.report": ("deploy/report/__init__.py",),
 }
@@ -380,6 +381,14 @@ def test_help_imports_nothing_heavy() -> None:
     assert "simulate" in done.stdout
 
 
+def test_what_stays_up_beside_a_server_loads_no_torch() -> None:
+    modules = ("enrolment_service", "signals", "backup", "member_facts")
+    script = "import sys\n" + "".join(f"import penchant.deploy.fleet.{module}\n" for module in modules)
+    script += "sys.exit('torch is loaded' if 'torch' in sys.modules else 0)\n"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 # --- words and files agree ------------------------------------------------------------------------
 
 
@@ -411,7 +420,7 @@ def options_of(command: str, rest: str) -> set[str]:
     path = command
     for word in rest.split():
         within = getattr(found, "commands", {})
-        if not within or not re.fullmatch(r"[a-z]+", word):
+        if not within or not re.fullmatch(r"[a-z]+(?:-[a-z]+)*", word):
             break
         assert word in within, f"there is no `penchant {path} {word}`"
         found, path = within[word], f"{path} {word}"

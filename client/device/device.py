@@ -37,7 +37,7 @@ from penchant.client.learning.active import ActiveLearner
 from penchant.client.learning.laplace import Laplace, Posterior, probability
 from penchant.client.learning.model_cache import ModelCache, PlannedModel
 from penchant.client.learning.newcomer import fit_newcomer, prior_of
-from penchant.client.learning.trainer import Counts
+from penchant.client.learning.trainer import Counts, LocalTrainer
 from penchant.client.learning.training_process import TrainingProcess
 from penchant.client.learning.workplace import InThisProcess, Workplace
 from penchant.client.vault.budget import ALONE, DiskUse
@@ -57,16 +57,16 @@ from penchant.common.errors import (
     PolicyRefusal,
     UsageError,
 )
-from penchant.common.membership.enrolment import Answer, Request, request
-from penchant.common.membership.identity import Identity, Membership
+from penchant.common.membership.enrolment import Answer, LeaveNotice, Request, request
+from penchant.common.membership.identity import Identity, Membership, authority_digest
 from penchant.common.model.factors import MergedWeights
-from penchant.common.model.reward import Reading
+from penchant.common.model.reward import Reading, joined
 from penchant.common.settings import Section, build_section, section_table
 from penchant.common.shares import EVERYONE_ALONE
 from penchant.common.storage import write_private
 from penchant.common.wire.codec import decode_record, encode_record
 
-__all__ = ["Device", "Forgotten", "OfflineConfig", "Quality", "Ranked", "Report"]
+__all__ = ["Device", "Forgotten", "ModelInUse", "OfflineConfig", "Quality", "Ranked", "Report"]
 
 Vector = NDArray[np.float32]
 
@@ -115,6 +115,27 @@ class Quality:
 
     personal: Counts
     common: Counts
+
+
+@dataclass(frozen=True)
+class ModelInUse:
+    """The model that ranks for the owner now, ready to score.
+
+    Attributes:
+        planned: the reward model, loaded, and its plan.
+        personal: whether a personal part was fitted; without one it is the model that knows nobody.
+    """
+
+    planned: PlannedModel
+    personal: bool
+    _trainer: LocalTrainer = field(repr=False)
+    _shared: Vector = field(repr=False)
+    _own: Vector = field(repr=False)
+
+    def scores(self, texts: Sequence[tuple[str, str]]) -> Vector:
+        """Scores [n], float32, of n (prompt, response); as `Device.rank` gives them."""
+        prepared = self.planned.model.prepare_texts(texts)
+        return self._trainer.score(self._shared, self._own, prepared)
 
 
 @dataclass(frozen=True)
@@ -259,12 +280,22 @@ class Device:
         posterior = laplace.around(prior, kept, choices)
         return _with_doubt(laplace, posterior, prompt, ranked)
 
+    def model_in_use(self) -> ModelInUse:
+        """The model that `rank` ranks with now, for whoever scores more than once.
+
+        It is out of date as soon as `Vault.version` is another one.
+        """
+        planned, _, _, factors, kept = self._model()
+        shared, start = planned.parts(factors)
+        own = start if kept is None else kept
+        return ModelInUse(planned, kept is not None, planned.trainer(start), shared, own)
+
     def reading(self, prompt: str, responses: Sequence[str]) -> Reading:
         """How much of responses the model reads, and how many pairs of neighbours it can't tell apart."""
         planned = self._model()[0]
         kept = [response for response in dict.fromkeys(responses) if response.strip()]
         pairs = [Preference(prompt, one, other) for one, other in itertools.pairwise(kept)]
-        return planned.model.reading(pairs)
+        return planned.model.reading(pairs, [joined(prompt, response) for response in kept])
 
     def learner(self, candidates: Sequence[Preference]) -> ActiveLearner:
         """Which of these comparisons to ask about next, given all recorded choices but the held-out ones.
@@ -456,6 +487,11 @@ class Device:
         kept = {AUTHORITY: given.authority, MEMBERS: given.members, IDENTITY: identity.encode(), PENDING: b""}
         self.vault.keep_blobs(kept)
         return identity.member
+
+    def leave_notice(self) -> LeaveNotice:
+        """What tells the server that this member left (`joining.tell_server`). Made before `leave` or
+        `forget`: it needs the identity. UsageError when this device is in no fleet."""
+        return LeaveNotice.of(member_identity(self), authority_digest(self.vault.blob(AUTHORITY)))
 
     def leave(self) -> int:
         """Give up membership: the identity is deleted, no round is joined any more; -> the member number.

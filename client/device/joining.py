@@ -1,4 +1,6 @@
-"""A device joins a fleet with a token: nothing is believed that the token does not vouch for.
+"""A device joins a fleet with a token, and tells its server when it left.
+
+Nothing is believed that the token does not vouch for.
 
 1. The CA's certificate is fetched over a connection that proves nothing; its digest must be the token's.
 2. Everything after that goes over TLS under this CA alone, to the address in the token.
@@ -31,17 +33,18 @@ from penchant.common.errors import (
     EnrolmentPending,
     UsageError,
 )
-from penchant.common.membership.enrolment import JoinReply
+from penchant.common.membership.enrolment import JoinReply, LeaveNotice
 from penchant.common.membership.join_token import JoinToken
 from penchant.common.printable import one_line
 from penchant.common.storage import write_private
 from penchant.common.wire.codec import decode_record
 
-__all__ = ["Connect", "https", "join", "wait"]
+__all__ = ["Connect", "https", "join", "tell_server", "wait"]
 
 SECONDS = 30.0  # for one answer
 REPLY_MOST = 5 * 1024 * 1024
 CA_MOST = 16 * 1024
+SAID_MOST = 4096  # bytes of a reply that holds nothing but a reason
 SAID_SHOWN = 200  # characters of a server's reason
 
 Connect = Callable[[str, ssl.SSLContext | None], httpx.Client]
@@ -73,12 +76,10 @@ def join(home: Device, token: JoinToken, folder: Path, socket: Path, connect: Co
     asked = home.request()
     body = token.sign(asked, node_key).encode()
     try:
-        context = ssl.create_default_context(cadata=ca.decode("ascii"))
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        with connect(token.terms.address, context) as client:
+        with connect(token.terms.address, _under(ca.decode("ascii"))) as client:
             reply = _asked(client, "POST", "/enrol/join", body, REPLY_MOST)
     except httpx.HTTPError as error:
-        raise _unreachable(token, error) from None
+        raise _unreachable(token.terms.address, error) from None
     try:
         answer = decode_record(reply, JoinReply).answer
     except CodecError as error:
@@ -89,6 +90,22 @@ def join(home: Device, token: JoinToken, folder: Path, socket: Path, connect: Co
             "the same command, later, goes on"
         )
     return home.join(answer, token.terms.authority)
+
+
+def tell_server(notice: LeaveNotice, folder: Path, connect: Connect = https) -> None:
+    """Tell the server whose node lies in `folder` that this member left. Nothing of the owner's is in that.
+
+    ConfigError when no node lies there, EnrolmentError when the server can't be reached or refuses.
+    """
+    node = SuperNodeFiles.read(folder)
+    try:
+        context = _under(node.ca.read_text("ascii"))
+        with connect(node.superlink, context) as client:
+            _asked(client, "POST", "/enrol/leave", notice.encode(), SAID_MOST)
+    except httpx.HTTPError as error:
+        raise _unreachable(node.superlink, error) from None
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise EnrolmentError(f"the CA in {node.ca} can't be read ({type(error).__name__})") from None
 
 
 def wait(attempt: Callable[[], int], seconds: float, told: Callable[[str], None], poll: float = 5.0) -> int:
@@ -112,6 +129,13 @@ def wait(attempt: Callable[[], int], seconds: float, told: Callable[[str], None]
 # --- inner parts --------------------------------------------------------------------------------------
 
 
+def _under(ca: str) -> ssl.SSLContext:
+    """TLS that believes this CA alone, PEM."""
+    context = ssl.create_default_context(cadata=ca)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
+
+
 def _pinned_ca(token: JoinToken, connect: Connect) -> bytes:
     """The CA's certificate, PEM. Whoever sent it: it is the one whose digest the token holds, or refused."""
     try:
@@ -119,7 +143,7 @@ def _pinned_ca(token: JoinToken, connect: Connect) -> bytes:
             pem = _asked(client, "GET", "/enrol/ca", b"", CA_MOST)
         der = ssl.PEM_cert_to_DER_cert(pem.decode("ascii"))
     except httpx.HTTPError as error:
-        raise _unreachable(token, error) from None
+        raise _unreachable(token.terms.address, error) from None
     except ValueError:
         raise EnrolmentError("what answers at the token's address is not the server") from None
     if hashlib.sha256(der).digest() != token.terms.ca:
@@ -137,7 +161,7 @@ def _asked(client: httpx.Client, method: str, path: str, body: bytes, most: int)
             data += chunk
             if len(data) > most:
                 raise EnrolmentError("the server's reply is too long")
-    if response.status_code == httpx.codes.OK:
+    if response.status_code in (httpx.codes.OK, httpx.codes.NO_CONTENT):
         return data
     try:
         said = one_line(str(json.loads(data)["error"]), SAID_SHOWN)
@@ -146,10 +170,9 @@ def _asked(client: httpx.Client, method: str, path: str, body: bytes, most: int)
     raise EnrolmentError(f"the server refuses: {said}")
 
 
-def _unreachable(token: JoinToken, error: httpx.HTTPError) -> EnrolmentError:
-    address = token.terms.address
+def _unreachable(address: str, error: httpx.HTTPError) -> EnrolmentError:
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        why = "its certificate is not good under the token's CA, or this device's clock is wrong"
+        why = "its certificate is not good under its fleet's CA, or this device's clock is wrong"
         return EnrolmentError(f"the server at {address} is refused: {why}")
     return EnrolmentError(f"can't reach the server at {address} ({type(error).__name__}); try again later")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penchant.client.device.preference_store import PreferenceStore
-from penchant.common.data.preferences import Preference
+from penchant.common.data.preferences import Preference, comparison_of
 from penchant.common.data.row_files import BadRows, ReadReport, RowLog, read_rows
 from penchant.common.data.trl_format import parse_preference
 from penchant.common.errors import DataError
@@ -169,7 +169,7 @@ def _once(comparisons: Iterable[Preference]) -> Iterator[Preference]:
     """Each comparison once, whichever side is called chosen."""
     seen = set()
     for pair in comparisons:
-        key = (pair.prompt, frozenset((pair.chosen, pair.rejected)))
+        key = comparison_of(pair)
         if key not in seen:
             seen.add(key)
             yield pair

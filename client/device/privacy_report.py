@@ -97,7 +97,7 @@ class PrivacyReport:
 def privacy_report(vault: Vault, most: float | None, delta: float) -> PrivacyReport:
     """What the vault's ledger says. most, delta: the owner's budget, as `PrivacyReport` has them."""
     try:
-        spent, contributed = vault.privacy.spent(), vault.contributed()
+        spent, contributed, lost = vault.privacy.spent(), vault.contributed(), vault.privacy.lost()
     except LedgerError as error:
         return PrivacyReport(0.0, most, delta, 0, 0, str(error))
     return PrivacyReport(
@@ -107,5 +107,5 @@ def privacy_report(vault: Vault, most: float | None, delta: float) -> PrivacyRep
         noised=spent.noised,
         exact=spent.exact,
         runs=tuple(RunShare.of(had, delta) for had in contributed),
-        lost=vault.privacy.lost(),
+        lost=lost,
     )

@@ -57,23 +57,29 @@ class SuperNodeFiles:
         except (OSError, ValueError, KeyError, RecursionError) as error:
             raise ConfigError(f"can't read {path}: {type(error).__name__}") from None
 
-    @staticmethod
-    def remove(folder: Path) -> None:
-        """Leave nothing of the node in `folder`: its key is overwritten, then all goes. DeviceError when that
-        fails; what is not ours stays."""
+    @classmethod
+    def remove(cls, folder: Path) -> bool:
+        """Leave nothing of the node in `folder`: its key is overwritten, then all goes; -> whether there was
+        one. What is not ours stays: a folder that holds no node is not touched. DeviceError when the disk
+        refuses."""
+        try:
+            cls.read(folder)
+        except ConfigError:
+            return False
         try:
             if (folder / KEY).exists():
                 erase(folder / KEY)
-            for name in (SETTINGS, CA, NOTE):
-                (folder / name).unlink(missing_ok=True)
             if (folder / FLOWER).is_dir():
                 shutil.rmtree(folder / FLOWER)
-            if folder.is_dir() and not any(folder.iterdir()):
+            for name in (CA, NOTE, SETTINGS):  # last what tells that a node is here: broken off, it goes on
+                (folder / name).unlink(missing_ok=True)
+            if not any(folder.iterdir()):
                 folder.rmdir()
         except OSError as error:
             raise DeviceError(
                 f"can't remove the node's files in {folder}: {error.strerror}; remove them by hand"
             ) from None
+        return True
 
     def write(self) -> None:
         """Write `node.toml`."""

@@ -511,5 +511,5 @@ def _version(db: sqlite3.Connection) -> int:
 def _changed(db: sqlite3.Connection) -> float:
     """Note that what is committed changes; -> a time later than all before, whatever the clock says."""
     db.execute(f"PRAGMA user_version = {(_version(db) + 1) % 2**31}")
-    (newest,) = db.execute("SELECT coalesce(max(kept), 0) FROM personal WHERE state = 'committed'").fetchone()
+    (newest,) = db.execute("SELECT coalesce(max(kept), 0) FROM personal").fetchone()
     return max(time.time(), float(newest) + 1e-3)

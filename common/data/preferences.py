@@ -116,17 +116,17 @@ def _check_person(person: Person) -> None:
             raise DataError(
                 f"client {person.name!r} has no pairs to {part} on; give it more choices or leave it out"
             )
-    train = {_comparison(pair) for pair in person.train}
+    train = {comparison_of(pair) for pair in person.train}
     if len(train) == 1 and len(person.train) > 1:
         raise DataError(
             f"client {person.name!r} has one class: all its training pairs are the same comparison; "
             "give it other choices or leave it out"
         )
-    if not train.isdisjoint(_comparison(pair) for pair in (*person.validation, *person.test)):
+    if not train.isdisjoint(comparison_of(pair) for pair in (*person.validation, *person.test)):
         raise DataError(f"client {person.name!r} holds out a training pair; split it again")
 
 
-def _comparison(pair: Preference) -> tuple[str, frozenset[str]]:
+def comparison_of(pair: Preference) -> tuple[str, frozenset[str]]:
     """What was compared, whichever won."""
     return pair.prompt, frozenset((pair.chosen, pair.rejected))
 

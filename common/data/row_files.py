@@ -28,6 +28,7 @@ __all__ = [
     "is_data_file",
     "part_named",
     "read_rows",
+    "rows_of_json",
 ]
 
 BadRows = Literal["refuse", "skip"]
@@ -160,7 +161,7 @@ def data_files(path: Path) -> FolderFiles:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file, path))
         read = tuple(file for file in files if is_data_file(file.name) and file.name not in _ABOUT)
-        other = [file for file in files if file not in set(read) and file.name not in _ABOUT]
+        other = (f for f in files if not is_data_file(f.name) and f.name not in _ABOUT)
         unread = tuple(f for f in other if f.suffix.lower() not in _WORDS_ONLY and f.suffix)
         if not read:
             raise DataError(f"{path} holds no {', '.join(SUFFIXES)} file")
@@ -199,6 +200,28 @@ def read_rows(path: str | Path | Sequence[Path], log: RowLog) -> Iterator[tuple[
                 yield where, row
 
 
+def rows_of_json(data: bytes, log: RowLog) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a JSON document, or of JSON lines, as of a file called .json: where each is (``row 1``), and
+    its columns. What is not a row is rejected in ``log``."""
+    for number, row in enumerate(_rows_in(data), start=1):
+        log.met()
+        if isinstance(row, str):
+            log.reject(f"row {number}", row)
+        else:
+            yield f"row {number}", row
+
+
+def _rows_in(data: bytes) -> Iterator[dict[str, Any] | str]:
+    text = data.removeprefix(b"\xef\xbb\xbf").strip()
+    try:
+        document = json.loads(text.decode("utf-8")) if text else []
+    except (ValueError, RecursionError):
+        yield from (_json_object(line) for line in text.splitlines() if line.strip())
+        return
+    for row in _unwrapped(document):
+        yield _object(row)
+
+
 def _rows_of(file: Path) -> Rows:
     name = file.name.lower().removesuffix(".gz")
     if name.endswith(PARQUET):
@@ -231,6 +254,11 @@ def _json_object(line: bytes) -> dict[str, Any] | str:
         return "not UTF-8"
     except (ValueError, RecursionError):
         return "not JSON"
+    return _object(row)
+
+
+def _object(row: object) -> dict[str, Any] | str:
+    """A value if it is an object, or what it is instead."""
     return row if isinstance(row, dict) else f"not a JSON object but {kind_of(row)}"
 
 
@@ -241,26 +269,24 @@ def _document_rows(file: Path) -> Rows:
             data = opened.read().removeprefix(b"\xef\xbb\xbf")
     except (OSError, EOFError, zlib.error):
         raise DataError(f"{file} can't be read; create it again") from None
-    start = data.lstrip()
-    if start[:1] != b"[" and isinstance(_json_object(start.split(b"\n", 1)[0]), dict):
-        rest = _json_object(data)
-        if isinstance(rest, str):  # more than one: lines
-            yield from _jsonl_rows(file)
-            return
     try:
-        document = json.loads(data.decode("utf-8")) if start else []
-    except (ValueError, RecursionError):
-        yield from _jsonl_rows(file)  # names the lines that are wrong
+        document = json.loads(data.decode("utf-8")) if data.strip() else []
+    except (
+        ValueError,
+        RecursionError,
+    ):  # several objects, or what is none: lines, of which the bad are named
+        yield from _jsonl_rows(file)
         return
     for number, row in enumerate(_unwrapped(document), start=1):
-        fits = isinstance(row, dict)
-        yield f"{file}:{number}", row if fits else f"not a JSON object but {kind_of(row)}"
+        yield f"{file}:{number}", _object(row)
 
 
 def _unwrapped(document: Any) -> list[Any]:
     """The rows of a document: an array's, those that an object with nothing else in it holds, or itself."""
     if isinstance(document, list):
         return document
+    if not isinstance(document, dict):
+        return [document]
     inner = [document[key] for key in _WRAPPED if isinstance(document.get(key), list)]
     return inner[0] if len(inner) == 1 and len(document) == 1 else [document]
 

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TypeVar
 
-from penchant.common.data.preferences import Person, Preference
+from penchant.common.data.preferences import Person, Preference, comparison_of
 from penchant.common.errors import DataError
 
 __all__ = [
@@ -343,9 +343,7 @@ def people_from_pairs(
             part: _spread(sides[part], items_of, seeded(seed, name, part))[:wanted]
             for part, wanted in wanted_pairs(sizes).items()
         }
-        one_class = len(set(map(_compared, own))) < 2 <= len(own)
-        reason = "has one class: all their pairs are the same comparison" if one_class else ""
-        _settle(name, drawn, sizes, reason, people, shortfalls)
+        _settle(name, drawn, sizes, _one_class(own), people, shortfalls)
     return people, shortfalls, across
 
 
@@ -377,12 +375,12 @@ def people_from_parts(
     Without validation pairs of its own, the data's last training items are held out for it, as usual.
     """
     every = {part: [pair for own in given.values() for pair in own.get(part, ())] for part in _PARTS}
-    tested = {_compared(pair) for pair in every["test"]}
-    held = tested | {_compared(pair) for pair in every["validation"]}
+    tested = {comparison_of(pair) for pair in every["test"]}
+    held = tested | {comparison_of(pair) for pair in every["validation"]}
     kept = {
         name: {
-            "train": [pair for pair in own.get("train", ()) if _compared(pair) not in held],
-            "validation": [pair for pair in own.get("validation", ()) if _compared(pair) not in tested],
+            "train": [pair for pair in own.get("train", ()) if comparison_of(pair) not in held],
+            "validation": [pair for pair in own.get("validation", ()) if comparison_of(pair) not in tested],
             "test": list(own.get("test", ())),
         }
         for name, own in given.items()
@@ -400,9 +398,7 @@ def people_from_parts(
             spread = _spread(dict.fromkeys(own[part]), own_items, seeded(seed, name, part))
             drawn[part] = spread[:wanted]
             spare += len(spread[wanted:]) if part == "test" else 0
-        one_class = len(set(map(_compared, own["train"]))) < 2 <= len(own["train"])
-        reason = "has one class: all their pairs are the same comparison" if one_class else ""
-        _settle(name, drawn, sizes, reason, people, shortfalls)
+        _settle(name, drawn, sizes, _one_class(own["train"]), people, shortfalls)
     prompts = {pair.prompt for person in people for pair in person.train if pair.prompt.strip()}
     used = [pair for person in people for pair in person.test]
     met = sum(pair.prompt in prompts for pair in used)
@@ -428,9 +424,10 @@ def _hold_out(kept: Mapping[str, dict[str, list[Preference]]]) -> int:
     return across
 
 
-def _compared(pair: Preference) -> tuple[str, frozenset[str]]:
-    """What was compared, whichever won."""
-    return pair.prompt, frozenset((pair.chosen, pair.rejected))
+def _one_class(pairs: Sequence[Preference]) -> str:
+    """Why somebody with these pairs falls short: all are one comparison; empty where they are not."""
+    one = len(set(map(comparison_of, pairs))) < 2 <= len(pairs)
+    return "has one class: all their pairs are the same comparison" if one else ""
 
 
 def _first_seen(groups: Iterable[Iterable[str]]) -> list[str]:

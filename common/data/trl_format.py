@@ -15,6 +15,7 @@ from penchant.common.errors import DataError
 __all__ = [
     "PERSON_FIELDS",
     "SPLIT",
+    "TOO_DEEP",
     "UNREAD_COLUMNS",
     "Labelled",
     "collect_preferences",
@@ -34,6 +35,8 @@ SPLIT = "split"
 """The column that says of each row whether it is for training, validation or testing."""
 UNREAD_COLUMNS = ("images", "image", "videos", "video", "audio", "audios")
 """Columns of rows that show more than text; what is in them is not read."""
+TOO_DEEP = "its lists and objects lie too deep in each other"
+"""Why a row is a bad one that Python can't follow to its end."""
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -195,6 +198,8 @@ def collect_preferences(
             found.append(Labelled(person, parse_preference(row), part))
         except DataError as error:
             log.reject(where, error)
+        except RecursionError:
+            log.reject(where, TOO_DEEP)
     return found
 
 

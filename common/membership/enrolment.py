@@ -21,9 +21,11 @@ from penchant.common.wire.messages import MAX_MEMBERSHIP, PublicKey, Signature
 
 __all__ = [
     "MAX_JOIN_REQUEST",
+    "MAX_LEAVE_NOTICE",
     "Answer",
     "JoinReply",
     "JoinRequest",
+    "LeaveNotice",
     "NamedRequest",
     "Request",
     "fingerprint",
@@ -32,6 +34,7 @@ __all__ = [
 
 MAX_NODE_KEY: Final = 512  # bytes; a P-384 key in PEM has 215
 MAX_NAME: Final = 100
+MAX_LEAVE_NOTICE: Final = 32 + 64
 MAX_JOIN_REQUEST: Final = 32 + 96 + 4 + MAX_NODE_KEY + 64
 _REQUEST: Final = 96  # bytes of an encoded Request
 
@@ -158,6 +161,36 @@ class JoinReply:
         return decode_record(data, cls)
 
 
+@dataclass(frozen=True, slots=True)
+class LeaveNotice:
+    """A device tells its server that its owner gave up membership; the member's own key signs that.
+
+    Another member can't say it, and it says nothing about a device that joins again: that one has a new key.
+    """
+
+    public_key: PublicKey
+    signature: Signature
+
+    @classmethod
+    def of(cls, identity: Identity, authority: bytes) -> LeaveNotice:
+        """The notice of a member of the fleet whose authority's key has this 32-byte digest."""
+        public = identity.certificate.public_key
+        return cls(public, identity.sign(_leave_text(authority, public)))
+
+    def encode(self) -> bytes:
+        """The body of the request."""
+        return encode_record(self)
+
+    @classmethod
+    def decode(cls, data: bytes, authority: bytes) -> LeaveNotice:
+        """Undo `encode`. CodecError for anything else; CertificateError unless the member signed it, for the
+        fleet of this authority."""
+        notice = decode_record(data, cls)
+        if not verify(notice.public_key, _leave_text(authority, notice.public_key), notice.signature):
+            raise CertificateError("the notice is not signed by the member that it names")
+        return notice
+
+
 def fingerprint(public_key: bytes) -> str:
     """Of the request that names this key: `Request.fingerprint`."""
     digest = hashlib.sha256(domain("request fingerprint", public_key)).hexdigest()
@@ -169,6 +202,10 @@ def request(private: bytes) -> Request:
     public = Identity.public_of(private)
     unsigned = Certificate(0, public, bytes(64))
     return Request(public, Identity(private, unsigned).sign(_request_text(public)))
+
+
+def _leave_text(authority: bytes, public_key: bytes) -> bytes:
+    return domain("leave", authority, public_key)
 
 
 def _request_text(public_key: bytes) -> bytes:

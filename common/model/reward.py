@@ -176,9 +176,14 @@ class RewardModel:
         chosen, rejected = [places[t] for t in chosen], [places[t] for t in rejected]
         return PreparedPairs(self._pack(parts), self._index(chosen), self._index(rejected), parts)
 
-    def reading(self, pairs: Sequence[Pair]) -> Reading:
-        """What of some pairs' texts the model reads."""
-        texts = list(dict.fromkeys(joined(p.prompt, r) for p in pairs for r in (p.chosen, p.rejected)))
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has; of a longer one than `max_tokens` the model reads that many."""
+        return [len(ids) for ids in self._whole(texts)] if texts else []
+
+    def reading(self, pairs: Sequence[Pair], others: Iterable[str] = ()) -> Reading:
+        """What of some pairs' texts, and of others, the model reads."""
+        paired = (joined(p.prompt, r) for p in pairs for r in (p.chosen, p.rejected))
+        texts = list(dict.fromkeys([*paired, *others]))
         whole = dict(zip(texts, self._whole(texts), strict=True)) if texts else {}
         cut = {text for text, ids in whole.items() if len(ids) > self.max_tokens}
         read = whole | {text: self._tokens(text).tolist() for text in cut}
@@ -224,9 +229,14 @@ class RewardModel:
         return torch.tensor(ids, dtype=torch.long)
 
 
-def load_reward_model(model: ModelConfig, adapter: AdapterConfig, *, device: str = "auto") -> RewardModel:
-    """Load the base model and put the adapters in place. BaseModelError as `load_backbone`."""
-    return RewardModel(load_backbone(model, device=device), model, adapter)
+def load_reward_model(
+    model: ModelConfig, adapter: AdapterConfig, *, device: str = "auto", cache_bytes: int = CACHE_BYTES
+) -> RewardModel:
+    """Load the base model and put the adapters in place. BaseModelError as `load_backbone`.
+
+    cache_bytes: of the frozen part's output, how much is kept for texts that come again.
+    """
+    return RewardModel(load_backbone(model, device=device), model, adapter, cache_bytes=cache_bytes)
 
 
 def joined(prompt: str, response: str) -> str:

@@ -19,6 +19,7 @@ from penchant.client.device.export import ADAPTER_FILE, HEAD_FILE, Export, expor
 from penchant.client.learning.model_cache import PlannedModel
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.errors import BaseModelError, ConfigError, DataError, UsageError
+from penchant.common.foreign_files import read_json
 from penchant.common.model.factors import MergedWeights, Vector
 from penchant.common.model.reward import RewardModel, load_reward_model
 from penchant.common.settings import build_section, section_table
@@ -131,7 +132,7 @@ class PersonalModel:
         """
         directory = path_given("directory", directory)
         try:
-            table: dict[str, Any] = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
+            table: dict[str, Any] = read_json(directory / SETTINGS_FILE, DataError)
             settings = build_section(ModelConfig, table["model"], "model")
             adapter = build_section(AdapterConfig, table["adapter"], "adapter")
             head = load_file(directory / HEAD_FILE)["weight"]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import shlex
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
 
 import click
 import typer
@@ -17,6 +15,8 @@ from typer.core import TyperGroup
 from penchant.common.errors import UsageError
 from penchant.common.terminal import log_to_stderr, say
 from penchant.deploy.cli.errors import command, ending_in_one_line
+from penchant.deploy.cli.listening import TlsCert, TlsKey, reachable_as
+from penchant.deploy.fleet.listen_address import ListenAddress
 from penchant.deploy.fleet.recorded_acts import who_is_here
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
+CONNECTIONS = 500  # at the same time, of everybody
 PORT = 8900
 
 
@@ -77,12 +78,8 @@ def console(
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on.", min=1, max=65535)] = PORT,
-    tls_cert: Annotated[
-        Path | None, typer.Option("--tls-cert", help="The TLS certificate, in PEM; needed beyond loopback.")
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option("--tls-key", help="The key of the TLS certificate, in PEM.")
-    ] = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     origin: Annotated[
         list[str] | None,
         typer.Option(
@@ -99,7 +96,14 @@ def console(
         return
     if not directories:
         raise UsageError("name at least one run, or folder of runs: penchant console DIR")
-    hosts, https = reachable_as(host, port, tls_cert, tls_key, origin or [])
+    hosts, https = reachable_as(
+        "the console",
+        host,
+        port,
+        (tls_cert, tls_key),
+        origins=origin or [],
+        otherwise=" (or on 127.0.0.1 behind a proxy that does TLS, with --origin)",
+    )
     _serve(directories, host, port, (tls_cert, tls_key), hosts, https, data, state)
 
 
@@ -145,62 +149,6 @@ def list_accounts(state: State = None) -> None:
 # --- inner parts --------------------------------------------------------------------------------------
 
 
-def reachable_as(
-    host: str, port: int, certificate: Path | None, key: Path | None, origins: list[str]
-) -> tuple[frozenset[str], bool]:
-    """(Host headers that are answered, whether browsers come by TLS).
-
-    Raises UsageError where the console would be open to others in clear.
-    """
-    if (certificate is None) != (key is None):
-        raise UsageError("--tls-cert and --tls-key belong together; give both")
-    tls = certificate is not None
-    if not tls and not _loopback(host):
-        raise UsageError(
-            f"{host} is not loopback: the console listens there only with --tls-cert and --tls-key "
-            "(or on 127.0.0.1 behind a proxy that does TLS, with --origin)"
-        )
-    names = _certified(certificate) if certificate is not None else []
-    names += [host] if host not in ("0.0.0.0", "::", "") else []
-    names += ["127.0.0.1", "localhost", "::1"] if _loopback(host) else []
-    hosts = {_with_port(name, port) for name in names}
-    hosts |= set(names) if port == (443 if tls else 80) else set()
-    for origin in origins:
-        parts = urlsplit(origin)
-        if parts.scheme != "https" or not parts.netloc or parts.path not in ("", "/"):
-            raise UsageError(
-                f"--origin {origin} is not an origin; expected something like https://console.example.org"
-            )
-        hosts.add(parts.netloc.lower())
-    return frozenset(name.lower() for name in hosts), tls or bool(origins)
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _with_port(name: str, port: int) -> str:
-    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
-
-
-def _certified(path: Path) -> list[str]:
-    """The names and addresses that a certificate is for. UsageError when it can't be read."""
-    from cryptography import x509
-
-    try:
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
-        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (OSError, ValueError, x509.ExtensionNotFound) as error:
-        raise UsageError(f"can't take {path} as a certificate with names: {error}") from None
-    addresses = [str(address) for address in found.get_values_for_type(x509.IPAddress)]
-    return [*found.get_values_for_type(x509.DNSName), *addresses]
-
-
 def _serve(
     directories: list[Path],
     host: str,
@@ -212,9 +160,7 @@ def _serve(
     state: Path | None,
 ) -> None:
     try:
-        import uvicorn
-
-        from penchant.deploy.console.connections import BoundedConnection
+        from penchant.deploy.console.connections import bounded_server
         from penchant.deploy.console.local import OperationsOnThisMachine, refuse_strangers
         from penchant.server.console.app import build_app
     except ModuleNotFoundError as missing:
@@ -229,22 +175,11 @@ def _serve(
         where = f" --state {shlex.quote(str(state))}" if state else ""
         add = f"penchant console account add NAME --role operator{where}"
         say(f"no account yet: {add}", error=True)
-    say(f"the console is at {scheme}://{_with_port(host, port)}")
-    uvicorn.run(
-        build_app(store, operations, hosts=hosts, https=https),
-        host=host,
-        port=port,
-        ssl_certfile=tls[0],
-        ssl_keyfile=str(tls[1]) if tls[1] else None,
-        access_log=False,
-        log_config=None,
-        log_level="warning",
-        http=BoundedConnection,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=500,
-        timeout_graceful_shutdown=2,
-    )
+    address = ListenAddress(host, port)
+    listener = address.bind()
+    say(f"the console is at {scheme}://{address}")
+    app = build_app(store, operations, hosts=hosts, https=https)
+    bounded_server(app, tls, CONNECTIONS).run(sockets=[listener])
 
 
 def _store(state: Path | None) -> ConsoleStore:

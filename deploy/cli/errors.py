@@ -103,7 +103,7 @@ def report_interrupt(interrupt: BaseException) -> int:
 
 
 def notice(text: str) -> None:
-    """Say on standard error that something is to be called in another way from now on."""
+    """Say on standard error what is worth knowing beside the result."""
     say(f"note: {text}", error=True)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penchant.common.durations import DAY
-from penchant.common.errors import OlderList, UsageError
+from penchant.common.errors import DeliveryError, OlderList, UsageError
 from penchant.common.printable import one_line
 from penchant.common.terminal import log_to_stderr, say, say_json
 from penchant.deploy.cli.errors import command, notice, on_interrupt
@@ -69,7 +69,10 @@ def init(
 def up(
     directory: Where,
     only: Annotated[
-        str, typer.Option("--only", help="One part, in this process: superlink, executor, enrol or gateway.")
+        str,
+        typer.Option(
+            "--only", help="One part, in this process: superlink, executor, enrol, gateway or signals."
+        ),
     ] = "",
 ) -> None:
     """Run the server until it is stopped: SuperLink, its executor, the enrolment service, the gateway."""
@@ -77,10 +80,16 @@ def up(
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
     server_directory = ServerDirectory(directory)
+    if only == processes.SIGNALS:
+        from penchant.deploy.fleet import signals
+
+        log_to_stderr()
+        signals.run(server_directory)
+        return
     if only:
         processes.only(server_directory, only)
         return
-    log_to_stderr()
+    log_to_stderr(as_json="server" if server_directory.settings.log_format == "json" else "")
     processes.up(
         server_directory, lambda: say(f"devices reach this server at {server_directory.settings.gateway}")
     )
@@ -124,7 +133,6 @@ def members(
     file: Annotated[Path, typer.Argument(help="The authority's newer member list.")],
 ) -> None:
     """Take over a newer member list; a run that goes on heeds it from its next round."""
-    from penchant.deploy.fleet.enrolment import EnrolmentRegistry
     from penchant.deploy.fleet.recorded_acts import recorded
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
@@ -134,7 +142,7 @@ def members(
         try:
             number = server_directory.take_members(data)
         except OlderList:
-            known = EnrolmentRegistry(server_directory).list_number()
+            known = server_directory.known_members().number
             raise UsageError(f"{file} is older than list {known}, which this server has") from None
     say(f"member list {number}")
 
@@ -180,7 +188,7 @@ def backup(
 ) -> None:
     """Write all that the server goes on from into one file, while it runs."""
     from penchant.common.wording import size
-    from penchant.deploy.fleet.backup import back_up
+    from penchant.deploy.fleet.backup import back_up, left_outside
     from penchant.deploy.fleet.recorded_acts import recorded
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
@@ -188,6 +196,8 @@ def backup(
     with recorded(server_directory.path, "back up the server", str(file)):
         made = back_up(server_directory, file)
     say(f"{file}: {made.files} files, {made.runs} runs, {size(made.size)}; it holds the server's keys")
+    for path in left_outside(server_directory):
+        notice(f"{path} is not in it: server.toml names it, and it lies outside {directory}")
 
 
 @command(app)
@@ -215,10 +225,9 @@ def write_config(
 ) -> None:
     """Write a run.toml for this fleet: everybody asked, every setting explained."""
     from penchant.deploy.fleet import run_checks
-    from penchant.deploy.fleet.enrolment import EnrolmentRegistry
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
-    members = len(EnrolmentRegistry(ServerDirectory(directory)).members())
+    members = ServerDirectory(directory).known_members().count
     text = run_checks.annotated(run_checks.fleet_defaults(members), members)
     if out is None:
         say(text.rstrip("\n"))
@@ -336,6 +345,63 @@ def status(directory: Where, run: RunName = "", as_json: AsJson = False) -> None
                 say(line)
     if server and (code := exit_code(server)):
         raise typer.Exit(code)
+
+
+@command(app)
+def metrics(
+    directory: Where,
+    listen: Annotated[str, typer.Option("--listen", help="HOST:PORT to listen at.")] = "127.0.0.1:9464",
+    token_file: Annotated[
+        Path | None,
+        typer.Option("--token-file", help="File with a token that is wanted; needed beyond loopback."),
+    ] = None,
+) -> None:
+    """Answer to monitoring: /metrics in Prometheus' form, /healthz and /readyz. It only reads."""
+    from penchant.deploy.fleet.fleet_watch import FleetWatch
+    from penchant.deploy.fleet.listen_address import ListenAddress
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+    from penchant.deploy.fleet.signals_service import serve_signals, token_in
+
+    server_directory, where = ServerDirectory(directory), ListenAddress.parse(listen, "--listen")
+    token = token_in(token_file) if token_file is not None else ""
+    log_to_stderr()
+    serve_signals(
+        FleetWatch(server_directory), where, token, lambda: say(f"metrics are at http://{where}/metrics")
+    )
+
+
+@command(app)
+def notify(
+    directory: Where,
+    test: Annotated[bool, typer.Option("--test", help="Send a notice to everybody who gets some.")] = False,
+) -> None:
+    """What needs attention, as it is told beyond this machine; with --test, whether the ways there work."""
+    from penchant.deploy.fleet.fleet_watch import FleetWatch
+    from penchant.deploy.fleet.notice_channels import channels_of
+    from penchant.deploy.fleet.notifier import event_of
+    from penchant.deploy.fleet.server_directory import SETTINGS, ServerDirectory
+    from penchant.server.monitoring.alerts import Notice
+
+    server_directory = ServerDirectory(directory)
+    if not test:
+        for one in FleetWatch(server_directory).look().notices:
+            say(f"! {one.title}. {one.outward}")
+        return
+    channels = channels_of(server_directory)
+    if not channels:
+        raise UsageError(f"{server_directory.path / SETTINGS} names nobody to tell; see [notices] there")
+    text = "Nothing is wrong: somebody wants to know whether notices arrive."
+    notice = Notice("warn", "This is a test", text, "", "test")
+    failed = False
+    for channel in channels:
+        try:
+            channel.send(event_of("test", notice, server_directory, time.time()))
+            say(f"{channel.name}: sent")
+        except DeliveryError as error:
+            failed = True
+            say(str(error), error=True)
+    if failed:
+        raise typer.Exit(1)
 
 
 @command(app)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections import Counter
+from pathlib import Path
 from typing import ClassVar
 
+import uvicorn
+from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from penchant.common.network import network_of
 
-__all__ = ["BoundedConnection"]
+__all__ = ["BoundedConnection", "bounded_server"]
 
 
 class BoundedConnection(H11Protocol):
@@ -70,6 +73,26 @@ class BoundedConnection(H11Protocol):
         if self._late is not None:
             self._late.cancel()
             self._late = None
+
+
+def bounded_server(app: Starlette, tls: tuple[Path | None, Path | None], most: int) -> uvicorn.Server:
+    """uvicorn over such connections, ready to run on a socket: it logs no request, tells nobody what it is,
+    and believes no proxy. tls: certificate and key, in PEM; most: connections at the same time, in all."""
+    certificate, key = tls
+    config = uvicorn.Config(
+        app,
+        ssl_certfile=certificate,
+        ssl_keyfile=str(key) if key else None,
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        http=BoundedConnection,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=most,
+        timeout_graceful_shutdown=2,
+    )
+    return uvicorn.Server(config)
 
 
 def _loopback(address: str) -> bool:

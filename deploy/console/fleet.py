@@ -17,18 +17,19 @@ from pathlib import Path
 
 from penchant.common.config import RunConfig
 from penchant.common.durations import DAY
-from penchant.common.errors import ConsoleError, PenchantError, SharedFileError
-from penchant.common.membership.identity import Membership
-from penchant.common.printable import one_line
+from penchant.common.errors import ConsoleError, PenchantError
 from penchant.deploy.console.child_command import refuse_failed, run_command
-from penchant.deploy.fleet.authority_inbox import ANSWER_BYTES, revocation_of
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry, hand_out, request_revocation
-from penchant.deploy.fleet.missing_devices import missing_devices
+from penchant.deploy.fleet.member_facts import (
+    asked_revocations,
+    member_list,
+    shown_tokens,
+)
+from penchant.deploy.fleet.missing_devices import connections, missing_of
 from penchant.deploy.fleet.processes import door
 from penchant.deploy.fleet.recorded_acts import BY_CONSOLE
 from penchant.deploy.fleet.run_activity import flower_run, say
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
-from penchant.deploy.fleet.shared_folder import opened
 from penchant.deploy.fleet.status import expiries
 from penchant.deploy.flower.superlink import Control
 from penchant.server.console.accounts import ConsoleStore
@@ -99,16 +100,11 @@ class FleetOnThisMachine:
 
     def _nodes(self) -> dict[str, ConnectedNode]:
         with Control(door(ServerDirectory(self.directory)), seconds=ASK_SECONDS) as control:
-            rows = control.nodes()
-        return {
-            str(node): ConnectedNode(row.status == "online", row.until or None) for node, row in rows.items()
-        }
+            return connections(control)
 
     def missing(self, waiting: Waiting) -> list[tuple[int, str]]:
         """Who is not ready while a run waits, and why."""
-        nodes = {t.member: t.node for t in self.tokens() if t.member is not None and t.node is not None}
-        members = self.enrolment().members
-        found = missing_devices(waiting, members, nodes, self.link().nodes, time.time())
+        found = missing_of(ServerDirectory(self.directory), waiting, self.link().nodes, time.time())
         return [(one.member, one.why) for one in found]
 
     def mark(self) -> object:
@@ -123,38 +119,17 @@ class FleetOnThisMachine:
 
     def enrolment(self) -> MemberListStatus:
         """Who belongs to the fleet, by the list that the server holds, even one that is past its date."""
-        listed = self._membership().current
-        if listed is None:
-            raise ConsoleError(f"{self.directory} holds no member list")
-        members = frozenset(member.number for member in listed.members)
-        return MemberListStatus(members, frozenset(listed.revoked), listed.number, float(listed.expires))
+        return member_list(ServerDirectory(self.directory))
 
     def expiries(self) -> list[Expiry]:
         """What of the fleet ends one day."""
         return expiries(ServerDirectory(self.directory))
 
-    def _membership(self) -> Membership:
-        server_directory = ServerDirectory(self.directory)
-        return Membership(server_directory.authority).know((server_directory.path / MEMBERS).read_bytes())
-
     # --- invitations ---------------------------------------------------------------------------------
 
     def tokens(self) -> list[Token]:
         """Every token handed out, the latest first."""
-        rows = EnrolmentRegistry(ServerDirectory(self.directory)).enrolments()
-        return [
-            Token(
-                row.token,
-                row.name,
-                row.handed_out,
-                row.expires,
-                row.state,
-                row.member,
-                None if row.node is None else str(row.node),
-                row.fingerprint,
-            )
-            for row in sorted(rows, key=lambda row: -row.handed_out)
-        ]
+        return shown_tokens(EnrolmentRegistry(ServerDirectory(self.directory)).enrolments())
 
     def invite(self, label: str, days: int) -> Token:
         """Hand out a token; its text is nowhere kept."""
@@ -172,23 +147,14 @@ class FleetOnThisMachine:
     def revocations(self) -> list[Revocation]:
         """What was asked for from here and elsewhere, the latest first; each signed or pending."""
         asked = [Revocation(*row, None) for row in self._store.revocations(self._id)]
-        membership = self._membership()
-        found = {r.member: r for r in [*self._from_elsewhere(), *asked]}
+        server_directory = ServerDirectory(self.directory)
+        membership = server_directory.known_members()
+        found = {r.member: r for r in [*asked_revocations(server_directory), *asked]}
         known = [
             Revocation(r.member, r.why, r.by, r.at, None if membership.holds(r.member) else membership.number)
             for r in found.values()
         ]
         return sorted(known, key=lambda r: -r.at)
-
-    def _from_elsewhere(self) -> list[Revocation]:
-        found = []
-        with opened(ServerDirectory(self.directory).requests) as requests:
-            for name in requests.names("revoke-*.json"):
-                with suppress(OSError, SharedFileError):  # it was settled just now
-                    member, why = revocation_of(requests.read(name, ANSWER_BYTES))
-                    at = (requests.path / name).lstat().st_mtime
-                    found.append(Revocation(member, one_line(why), "command line", at, None))
-        return found
 
     # --- live runs -----------------------------------------------------------------------------------
 

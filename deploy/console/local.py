@@ -25,7 +25,7 @@ from typing import Any
 from penchant.common.config import AdapterConfig, DataConfig, RunConfig
 from penchant.common.errors import ConfigError, ConsoleError, PenchantError, RunDirectoryError, UsageError
 from penchant.common.foreign_files import open_foreign
-from penchant.common.printable import one_line, printable
+from penchant.common.printable import one_line, printable, without_colours
 from penchant.common.shares import find_share, share_names
 from penchant.deploy import process_table, run_directory
 from penchant.deploy.configuration import configure
@@ -47,8 +47,6 @@ SENATE = "senate"  # the data set that is in the package
 STOP_SECONDS = 10.0
 TAIL = 64 * 1024  # bytes of a log that are looked at
 PROGRAM = [sys.executable, "-P", "-c", "from penchant.deploy.cli.main import main; main()"]
-
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours of programs that took a file for a terminal
 
 
 class OperationsOnThisMachine:
@@ -158,17 +156,7 @@ class OperationsOnThisMachine:
 
     def recipes(self) -> dict[str, str]:
         """The recipes of the Senate, and one for each fleet, with all of its members."""
-        usual = AdapterConfig().share
-        names = sorted(share_names(), key=lambda name: name != usual)  # the usual one first
-        rules = map(find_share, names)  # a plugin that can't be loaded gives no recipe
-        wanted: dict[str, dict[str, Any]] = {
-            **{f"Senate, {rule.label}": {"adapter.share": rule.name} for rule in filter(None, rules)},
-            "Senate, a quick look": {"federation.rounds": 8},
-        }
-        texts = {
-            name: configure({"data.dataset": "senate", **changes}, None).to_toml()
-            for name, changes in wanted.items()
-        }
+        texts = dict(_senate_recipes(tuple(share_names())))
         for fleet in self.fleets():
             members = len(self.fleet(fleet).enrolment().members)
             texts[fleet_recipe(fleet)] = run_checks.fleet_defaults(members).to_toml()
@@ -187,8 +175,12 @@ class OperationsOnThisMachine:
         run_checks.refuse_no_rounds(config)
         self._refuse_unfit(config, fleet)
         if config.grid != "local":
-            raise ConfigError(f'grid is "{config.grid}"; the console starts runs on the local grid only')
+            raise ConfigError(
+                f'grid is "{config.grid}"; the console starts runs on the local grid only', about=("grid",)
+            )
         self._refuse_foreign("data.dataset", config.data.dataset)
+        if config.data.test:
+            self._refuse_foreign("data.test", config.data.test)
         self._refuse_foreign("model.base_model", config.model.base_model)
         return config
 
@@ -211,6 +203,8 @@ class OperationsOnThisMachine:
             self._refuse_unfit(config, self.fleet_of(location))
         except ConfigError as error:
             return str(error)
+        except PenchantError:  # a fleet that can't be read is said where the fleet is shown
+            return ""
         return ""
 
     def _refuse_foreign(self, key: str, source: str) -> None:
@@ -226,18 +220,19 @@ class OperationsOnThisMachine:
         if self._data is not None and path.resolve().is_relative_to(self._data) and path.exists():
             return
         where = "name the folder it is in with --data" if self._data is None else f"put it into {self._data}"
-        raise ConfigError(f"{key} is {source!r}, which this console may not read; {where}")
+        raise ConfigError(f"{key} is {source!r}, which this console may not read; {where}", about=(key,))
 
     def start(self, name: str, toml: str, fleet: RunLocation | None = None) -> RunLocation:
         """Begin a run. A simulation's directory is made here, so that the run is there at once."""
         config = self.check(toml, fleet)
         if not run_directory.RUN_NAME.fullmatch(name):
             raise ConfigError(
-                "a run's name is 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
+                "a run's name is 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first",
+                about=("name",),
             )
         directory = (self._nursery() if fleet is None else fleet.directory / "runs") / name
         if directory.exists():
-            raise ConfigError(f"there is a run {name} already; choose another name")
+            raise ConfigError(f"there is a run {name} already; choose another name", about=("name",))
         if fleet is not None:
             location = _location(directory, "served")
             self.fleet(fleet).start(name, config, lambda said: self._note_log(location, said))
@@ -359,6 +354,22 @@ def refuse_strangers(roots: Sequence[Path]) -> None:
             raise UsageError(f"{root} holds other things and no run; {wanted}")
 
 
+@lru_cache(maxsize=4)
+def _senate_recipes(shares: tuple[str, ...]) -> dict[str, str]:
+    """Recipes of the Senate, by share rules: the same as long as no other rule is known."""
+    usual = AdapterConfig().share
+    names = sorted(shares, key=lambda name: name != usual)  # the usual one first
+    rules = map(find_share, names)  # a plugin that can't be loaded gives no recipe
+    wanted: dict[str, dict[str, Any]] = {
+        **{f"Senate, {rule.label}": {"adapter.share": rule.name} for rule in filter(None, rules)},
+        "Senate, a quick look": {"federation.rounds": 8},
+    }
+    return {
+        name: configure({"data.dataset": SENATE, **changes}, None).to_toml()
+        for name, changes in wanted.items()
+    }
+
+
 @lru_cache(maxsize=16)
 def _people(data: DataConfig, seed: int) -> int | None:
     """How many people a simulation of packaged data has; None where that would take reading files."""
@@ -403,7 +414,7 @@ def _tail(path: Path) -> list[str]:
         return []
     except OSError as error:
         raise ConsoleError(f"can't read {path}: {error.strerror}") from None
-    said = [_ESCAPES.sub("", line.rsplit("\r", 1)[-1]).expandtabs().rstrip() for line in text.split("\n")]
+    said = [without_colours(line.rsplit("\r", 1)[-1]).expandtabs().rstrip() for line in text.split("\n")]
     return [printable(line, TAIL) for line in said if line]
 
 

@@ -105,7 +105,7 @@ def _objects(file: Path) -> Any:
     try:
         rdata = importlib.import_module("rdata")
     except ImportError:
-        raise DataError("Jester5k.rda is a file of R's, which needs: pip install rdata") from None
+        raise DataError("Jester5k.rda is a file of R's, which needs: pip install 'penchant[rdata]'") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes that it has no converter for
         try:
@@ -138,7 +138,7 @@ def _texts(matrix: Any, texts: Any) -> dict[str, str]:
 
 LOADER = DatasetLoader(
     name="jester",
-    about="5,000 people's ratings of 100 jokes (Jester5k); needs its file, and PyPI's rdata.",
+    about="5,000 people's ratings of 100 jokes (Jester5k); needs its file, and the extra rdata.",
     prepare=lambda asked: prepare(
         asked.path or Path(), asked.sizes, asked.seed, asked.bad_rows, asked.clients
     ),

@@ -24,7 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from penchant.common.errors import UsageError
 from penchant.common.storage import write_durably, write_private
 
-__all__ = ["CA_DAYS", "LEAF_DAYS", "KeyAndCertificate", "ca_digest", "days_left", "issue", "make_ca"]
+__all__ = ["CA_DAYS", "LEAF_DAYS", "KeyAndCertificate", "ca_digest", "days_left", "issue", "make_ca", "valid"]
 
 CA_DAYS = 3650
 LEAF_DAYS = 397  # as long as browsers still take one
@@ -109,11 +109,17 @@ def ca_digest(pem: bytes) -> bytes:
 
 def days_left(certificate: Path, *, now: datetime | None = None) -> float:
     """Days until a certificate ends; negative after. UsageError when it can't be read."""
+    _, end = valid(certificate)
+    return (datetime.fromtimestamp(end, UTC) - (now or datetime.now(UTC))) / timedelta(days=1)
+
+
+def valid(certificate: Path) -> tuple[float, float]:
+    """(since when, until when) a certificate holds, Unix seconds. UsageError when it can't be read."""
     try:
         found = x509.load_pem_x509_certificate(certificate.read_bytes())
     except (OSError, ValueError) as error:
         raise UsageError(f"can't read the certificate {certificate}: {error}") from None
-    return (found.not_valid_after_utc - (now or datetime.now(UTC))) / timedelta(days=1)
+    return found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
 
 
 # --- inner parts --------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from penchant.common.membership.enrolment import (
     Answer,
     JoinReply,
     JoinRequest,
+    LeaveNotice,
     NamedRequest,
     Request,
     fingerprint,
@@ -201,6 +202,25 @@ class EnrolmentRegistry:
         given = Answer.decode(bytes(answer), self.server_directory.authority_digest)
         return JoinReply(Answer(given.authority, given.certificate, membership.encoded).encode())
 
+    # --- a device leaves -----------------------------------------------------------------------------
+
+    def left(self, notice: bytes) -> int:
+        """A member says that its owner left: the authority is asked to revoke it; -> the member number.
+
+        Until it has, the list stands. The same notice again changes nothing. Raises CodecError or
+        CertificateError for a notice that no member of this fleet signed, EnrolmentError for somebody who is
+        no member now.
+        """
+        said = LeaveNotice.decode(notice, self.server_directory.authority_digest)
+        listed = self._known().current
+        members = () if listed is None else listed.members
+        number = next((member.number for member in members if member.public_key == said.public_key), None)
+        if number is None:
+            raise EnrolmentError("no member of this fleet has that key")
+        with suppress(UsageError):  # it is asked for already
+            request_revocation(self.server_directory.path, number, "its owner left the fleet")
+        return number
+
     # --- the authority answers -----------------------------------------------------------------------
 
     def collect(self, registrar: Registrar) -> None:
@@ -352,15 +372,6 @@ class EnrolmentRegistry:
         except OSError as error:
             raise JournalError(f"can't read {path}: {error.strerror}") from None
         return kept[1]
-
-    def list_number(self) -> int:
-        """The number of the member list as it lies there."""
-        return self._known().number
-
-    def members(self) -> frozenset[int]:
-        """Who is on the member list as it lies there, whatever its date."""
-        listed = self._known().current
-        return frozenset() if listed is None else frozenset(member.number for member in listed.members)
 
     # --- the operator looks --------------------------------------------------------------------------
 

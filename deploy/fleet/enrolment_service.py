@@ -1,7 +1,8 @@
-"""The enrolment service: two paths behind the gateway, through which a device with a token comes in.
+"""The enrolment service: three paths behind the gateway, by which devices come in and say that they left.
 
     GET  /enrol/ca     the CA's certificate; the device compares its digest with its token's
     POST /enrol/join   a JoinRequest -> a JoinReply, empty while the authority is awaited
+    POST /enrol/leave  a LeaveNotice: the authority is asked to revoke the member who signed it
 
     GET  /check        for the gateway alone: whether an enrolled device signed a request to the SuperLink
 
@@ -32,7 +33,7 @@ from penchant.common.errors import (
     PenchantError,
     TokenError,
 )
-from penchant.common.membership.enrolment import MAX_JOIN_REQUEST, JoinRequest
+from penchant.common.membership.enrolment import MAX_JOIN_REQUEST, MAX_LEAVE_NOTICE, JoinRequest
 from penchant.common.membership.join_token import token_name
 from penchant.common.network import Budget
 from penchant.common.printable import one_line
@@ -46,7 +47,7 @@ __all__ = ["CHECK", "PATHS", "build_service", "serve"]
 
 log = logging.getLogger(__name__)
 
-PATHS = (("ca", "GET"), ("join", "POST"))
+PATHS = (("ca", "GET"), ("join", "POST"), ("leave", "POST"))
 """(path below /enrol/, method)."""
 
 CHECK = "/check"
@@ -91,6 +92,14 @@ def build_service(
         log.info("token %s: %s", token_name(asked.token), "answered" if reply.answer else "waiting")
         return Response(reply.encode(), media_type="application/octet-stream")
 
+    async def leave(request: Request) -> Response:
+        _spend(budget, request)
+        body = await _body(request, MAX_LEAVE_NOTICE)
+        async with turn:
+            number = await run_in_threadpool(registry.left, body)
+        log.info("member %d says that its owner left; the authority is asked to revoke it", number)
+        return Response(status_code=204)
+
     async def check(request: Request) -> Response:
         """204: pass it on; 401: don't. It is asked by the gateway, which sends the headers and no body."""
         sent = request.headers.getlist
@@ -121,6 +130,7 @@ def build_service(
         routes=[
             Route("/enrol/ca", ca, methods=["GET"]),
             Route("/enrol/join", join, methods=["POST"]),
+            Route("/enrol/leave", leave, methods=["POST"]),
             Route(CHECK, check, methods=["GET"]),
         ],
         exception_handlers={PenchantError: _refused, HTTPException: _http, Exception: _failed},

@@ -12,8 +12,7 @@ from penchant.common.errors import JournalError, PenchantError, RoundFailed, Usa
 from penchant.common.wording import duration
 from penchant.deploy import run_directory
 from penchant.deploy.fleet import run_activity, served_run
-from penchant.deploy.fleet.enrolment import EnrolmentRegistry
-from penchant.deploy.fleet.missing_devices import missing_devices
+from penchant.deploy.fleet.missing_devices import connections, missing_of
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.flower.superlink import Control, SuperLinkAddress, how_it_ended
 from penchant.server.journal_reader import JournalReader
@@ -115,20 +114,10 @@ def waiting_lines(directory: Path, door: SuperLinkAddress, waiting: Waiting) -> 
     left = duration(max(waiting.until - time.time(), 0.0))
     ready = f"{len(waiting.ready)} of {waiting.needed} devices are ready"
     yield f"round {waiting.round} waits: {ready}; it gives up in {left}"
-    server_directory = ServerDirectory(directory.parent.parent)
-    nodes = {
-        row.member: str(row.node)
-        for row in EnrolmentRegistry(server_directory).enrolments()
-        if row.member is not None and row.node is not None
-    }
-    link = {}
+    link: dict[str, ConnectedNode] = {}
     with suppress(JournalError), Control(door) as control:
-        link = {
-            str(node): ConnectedNode(row.status == "online", row.until or None)
-            for node, row in control.nodes().items()
-        }
-    members = EnrolmentRegistry(server_directory).members()
-    missing = missing_devices(waiting, members, nodes, link, time.time())
+        link = connections(control)
+    missing = missing_of(ServerDirectory(directory.parent.parent), waiting, link, time.time())
     for one in missing[:MISSING_SHOWN]:
         yield f"  member {one.member}: {one.why}"
     if len(missing) > MISSING_SHOWN:

@@ -55,7 +55,6 @@ def configuration(server_directory: ServerDirectory) -> str:
         raise_files=soft != resource.RLIM_INFINITY and soft < files,
         front=_quoted(_front(server_directory)),
         folder=_quoted(server_directory.path / "gateway"),
-        log=_quoted(server_directory.log("gateway")),
         listen=f"{listen}:{settings.port}",
         certificate=_quoted(tls.gateway.certificate),
         key=_quoted(tls.gateway.key),
@@ -98,7 +97,7 @@ def check(path: Path) -> None:
 def command(server_directory: ServerDirectory) -> list[str]:
     """nginx in the foreground, with the configuration that `write` wrote."""
     path = server_directory.path / "gateway" / FILE
-    words = [find_nginx(), "-e", str(server_directory.log("gateway")), "-c", str(path)]
+    words = [find_nginx(), "-e", "stderr", "-c", str(path)]
     # A killed nginx leaves its socket behind, and the next one would not start.
     return [
         "/bin/sh",

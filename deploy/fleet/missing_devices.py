@@ -6,10 +6,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from penchant.common.wording import duration
+from penchant.deploy.fleet.enrolment import EnrolmentRegistry
+from penchant.deploy.fleet.member_facts import member_list
+from penchant.deploy.fleet.server_directory import ServerDirectory
+from penchant.deploy.flower.superlink import Control
 from penchant.server.monitoring.fleet import ConnectedNode
 from penchant.server.waiting import Waiting
 
-__all__ = ["MissingDevice", "missing_devices"]
+__all__ = ["MissingDevice", "connections", "missing_devices", "missing_of"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,26 @@ class MissingDevice:
 
     member: int
     why: str
+
+
+def connections(control: Control) -> dict[str, ConnectedNode]:
+    """node -> its connection, as the SuperLink knows it. JournalError when it is silent."""
+    return {
+        str(node): ConnectedNode(row.status == "online", row.until or None)
+        for node, row in control.nodes().items()
+    }
+
+
+def missing_of(
+    server_directory: ServerDirectory, waiting: Waiting, link: Mapping[str, ConnectedNode], now: float
+) -> list[MissingDevice]:
+    """Members of a fleet that a round of it waits for; arguments as of `missing_devices`."""
+    nodes = {
+        row.member: str(row.node)
+        for row in EnrolmentRegistry(server_directory).enrolments()
+        if row.member is not None and row.node is not None
+    }
+    return missing_devices(waiting, member_list(server_directory).members, nodes, link, now)
 
 
 def missing_devices(

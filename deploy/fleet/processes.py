@@ -1,9 +1,10 @@
-"""`penchant server up`: the server's four processes on one machine.
+"""`penchant server up`: the server's processes on one machine.
 
     superlink   Flower's SuperLink, on loopback, over TLS, its state in a file
     executor    starts the ServerApp of a run in a separate process
     enrol       the enrolment service, on a Unix socket
     gateway     nginx, the one that listens to a network
+    signals     answers to monitoring, where server.toml says so; nothing waits for it
 
 Each is also its own unit under systemd: `penchant server up DIR --only NAME`.
 """
@@ -30,13 +31,31 @@ from penchant.deploy.flower.superlink import (
     executor_command,
     superlink_command,
 )
-from penchant.deploy.run_directory import claim
+from penchant.deploy.run_directory import claim, held_locks, is_held
 
-__all__ = ["PARTS", "GatewayState", "door", "gateway_open", "gateway_state", "only", "up"]
+__all__ = [
+    "METRICS_LOCK",
+    "PARTS",
+    "SIGNALS",
+    "SIGNALS_LOCK",
+    "GatewayState",
+    "SignalsState",
+    "door",
+    "gateway_open",
+    "gateway_state",
+    "listens",
+    "only",
+    "signals_state",
+    "up",
+]
 
 PARTS = ("superlink", "executor", "enrol", "gateway")
+SIGNALS = "signals"
 LOCK = ".up"
+SIGNALS_LOCK = ".signals"  # held by the signals part as long as it lives
+METRICS_LOCK = ".metrics"  # … and as long as the port for monitoring is its own
 EXPIRED = 10  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED
+LISTEN_SECONDS = 2.0  # that a process may take to let somebody in
 ENDING_SECONDS = 15.0  # that what is left of an earlier server may take to end
 SELDOM = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "5"}
 """Runs are few, each look writes into the SuperLink's database, and one that fails ends the executor."""
@@ -65,6 +84,23 @@ def gateway_state(server_directory: ServerDirectory) -> GatewayState:
 def gateway_open(server_directory: ServerDirectory) -> bool:
     """Whether this server's gateway listens where devices connect."""
     return gateway_state(server_directory) == "open"
+
+
+SignalsState = Literal["unwanted", "up", "unheard", "down"]
+
+
+def signals_state(server_directory: ServerDirectory) -> SignalsState:
+    """How the signals part is: not asked for, at work, without the port that monitoring asks, or not there.
+
+    Its locks say so, and no answer at that port, which may be another program's.
+    """
+    settings, held = server_directory.settings, held_locks()
+    if not settings.signals:
+        return "unwanted"
+    if not is_held(server_directory.path / SIGNALS_LOCK, held):
+        return "down"
+    heard = not settings.metrics or is_held(server_directory.path / METRICS_LOCK, held)
+    return "up" if heard else "unheard"
 
 
 def _gateway_address(server_directory: ServerDirectory) -> tuple[str, int]:
@@ -115,13 +151,18 @@ def up(server_directory: ServerDirectory, announce: Callable[[], None] = lambda:
         server_directory.complete()
         _refuse_taken(server_directory)
         gateway.write(server_directory)
-        supervise([_part(server_directory, name) for name in PARTS], announce=announce)
+        parts = [_part(server_directory, name) for name in PARTS]
+        if server_directory.settings.signals:
+            parts.append(
+                ChildProcess(SIGNALS, _ourselves(server_directory, SIGNALS), server_directory.log(SIGNALS))
+            )
+        supervise(parts, announce=announce, logs=server_directory.settings.logs)
 
 
 def only(server_directory: ServerDirectory, name: str) -> None:
     """Become one part: this process is replaced by it. UsageError for another name."""
     if name not in PARTS:
-        raise UsageError(f"there is no part {name!r}; the parts are {', '.join(PARTS)}")
+        raise UsageError(f"there is no part {name!r}; the parts are {', '.join((*PARTS, SIGNALS))}")
     server_directory.complete()
     if name == "enrol":
         serve_enrolment(server_directory)
@@ -179,18 +220,11 @@ def _part(server_directory: ServerDirectory, name: str) -> ChildProcess:
             SELDOM | flower,
         )
     if name == "enrol":
-        words = [
-            sys.executable,
-            "-m",
-            "penchant.deploy.cli.main",
-            "server",
-            "up",
-            str(server_directory.path),
-            "--only",
-            name,
-        ]
         return ChildProcess(
-            name, words, server_directory.log(name), ready=lambda: _listens(server_directory.enrol_socket)
+            name,
+            _ourselves(server_directory, name),
+            server_directory.log(name),
+            ready=lambda: listens(server_directory.enrol_socket),
         )
     return ChildProcess(
         name,
@@ -198,6 +232,12 @@ def _part(server_directory: ServerDirectory, name: str) -> ChildProcess:
         server_directory.log(name),
         ready=lambda: gateway_open(server_directory),
     )
+
+
+def _ourselves(server_directory: ServerDirectory, name: str) -> list[str]:
+    """The words that start a part of penchant's own."""
+    program = [sys.executable, "-m", "penchant.deploy.cli.main"]
+    return [*program, "server", "up", str(server_directory.path), "--only", name]
 
 
 def _answers(server_directory: ServerDirectory) -> bool:
@@ -209,8 +249,10 @@ def _answers(server_directory: ServerDirectory) -> bool:
     return True
 
 
-def _listens(path: Path) -> bool:
+def listens(path: Path) -> bool:
+    """Whether a process listens on a Unix socket. GatewayError for a path that no socket can have."""
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(LISTEN_SECONDS)
         try:
             return probe.connect_ex(str(path)) == 0
         except OSError:

@@ -68,14 +68,17 @@ def recorded(server: Path, action: str, target: str = "", detail: str = "") -> I
 
 
 def take(server: Path, note: Callable[[Act], None], *, now: float | None = None) -> None:
-    """Hand over what was left, the oldest first, and remove it. What is no act stays where it is."""
+    """Hand over what was left, the oldest first, and remove it. What is no act stays where it is, and so does
+    all of it where nothing can be removed: an audit must not get it again at each look."""
     moment = time.time() if now is None else now
+    if not os.access(server / FOLDER, os.W_OK | os.X_OK):
+        return
     for path in sorted((server / FOLDER).glob("[0-9]*.json")):
         act = _read(path)
         if act is None or (act.outcome == "begun" and moment - act.at < OPEN_SECONDS):
             continue
         note(act)
-        with suppress(OSError):
+        with suppress(FileNotFoundError):
             path.unlink()
 
 

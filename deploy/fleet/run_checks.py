@@ -20,9 +20,6 @@ from penchant.server.run import LEAST_COHORT
 
 __all__ = ["annotated", "fleet_defaults", "needed_devices", "objections", "refuse_no_rounds", "refuse_unfit"]
 
-NOT_FOR_FLEETS = ("data.", "grid", "workers")
-"""Settings of simulations: real devices have their owners' choices."""
-
 
 def refuse_unfit(config: RunConfig, members: int) -> None:
     """ConfigError for what a fleet of so many members can't run."""
@@ -32,11 +29,13 @@ def refuse_unfit(config: RunConfig, members: int) -> None:
     if federation.cohort > members:
         raise ConfigError(
             f"federation.cohort is {federation.cohort}, but this fleet has {members} members; ask at most "
-            f"{members} a round, or invite more devices"
+            f"{members} a round, or invite more devices",
+            about=("federation.cohort",),
         )
     if federation.cohort < LEAST_COHORT:
         raise ConfigError(
-            f"federation.cohort is {federation.cohort}; a masked sum needs {LEAST_COHORT} devices at least"
+            f"federation.cohort is {federation.cohort}; a masked sum needs {LEAST_COHORT} devices at least",
+            about=("federation.cohort",),
         )
     group = smallest_group(federation.cohort, privacy.group_size)
     needed = needed_devices(privacy.min_honest, privacy.max_colluders)
@@ -45,14 +44,18 @@ def refuse_unfit(config: RunConfig, members: int) -> None:
             f"a sum over {group} devices is too small for owners who ask for {privacy.min_honest} honest "
             f"people beside {privacy.max_colluders} that work with the server: that takes {needed} devices a "
             "round; raise federation.cohort, or, if the owners of this fleet have lowered min_honest and "
-            "max_colluders in their policy.toml, say so in privacy.min_honest and privacy.max_colluders"
+            "max_colluders in their policy.toml, say so in privacy.min_honest and privacy.max_colluders",
+            about=("federation.cohort",),
         )
 
 
 def refuse_no_rounds(config: RunConfig) -> None:
     """ConfigError for a run in which nothing is learned together."""
     if not config.federation.rounds:
-        raise ConfigError("federation.rounds is 0, so that nothing is learned together; set it to 1 or more")
+        raise ConfigError(
+            "federation.rounds is 0, so that nothing is learned together; set it to 1 or more",
+            about=("federation.rounds",),
+        )
 
 
 def needed_devices(min_honest: int, max_colluders: int) -> int:
@@ -83,8 +86,8 @@ def fleet_defaults(members: int) -> RunConfig:
 
 
 def annotated(config: RunConfig, members: int) -> str:
-    """A run.toml that says what each setting is; those that differ from the default are set, the others stand
-    there as comments."""
+    """A run.toml that says what each setting is; those that one looks at first, or that differ from the
+    default, are set, the others stand there as comments."""
     lines, usual = [f"# A run for {members} members. What is not set takes its default."], OwnerPolicy()
     needed = needed_devices(usual.min_honest, usual.max_colluders)
     if config.federation.cohort < needed:
@@ -100,15 +103,11 @@ def annotated(config: RunConfig, members: int) -> str:
         if table != section:
             lines += ["", f"[{table}]"]
             section = table
-        hidden = "# " if own[one.key] == default[one.key] and one.key not in ALWAYS else ""
+        hidden = "# " if own[one.key] == default[one.key] and not one.declared.usual else ""
         lines += [f"# {one.help} Allowed: {one.allowed}.", f"{hidden}{name} = {json.dumps(own[one.key])}"]
     return "\n".join(lines) + "\n"
 
 
-ALWAYS = ("federation.rounds", "federation.patience_seconds", "federation.deadline_seconds")
-"""Settings that are set even at their default: whoever starts a run looks at them first."""
-
-
 def _settings() -> list[Setting]:
-    found = [one for one in settings_of(RunConfig) if not one.key.startswith(NOT_FOR_FLEETS)]
+    found = [one for one in settings_of(RunConfig) if not one.simulated]
     return sorted(found, key=lambda one: "." in one.key)  # TOML: what is in no section comes first

@@ -18,7 +18,6 @@ from secrets import token_hex
 from penchant.common.errors import ConfigError, RunDirectoryError
 from penchant.common.membership.identity import CLOCK_SKEW
 from penchant.common.membership.manifest import RunRequest, SignedManifest, day_of
-from penchant.common.model.signature import ModelSignature
 from penchant.common.printable import one_line
 from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
@@ -138,4 +137,6 @@ def run_of(server_directory: ServerDirectory, run: str) -> Path | None:
 
 
 def _base(directory: Path) -> bytes:
+    from penchant.common.model.signature import ModelSignature  # it needs torch, which most callers don't
+
     return ModelSignature.read(directory / run_directory.MODEL_SIGNATURE).digest

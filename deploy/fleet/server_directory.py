@@ -9,6 +9,7 @@ requests/         files for the authority: requests of devices, revocations aske
 answers/          files of the authority: answers, member lists
 runs/NAME/        one directory a run (`deploy.fleet.served_run`)
 acts/             what was done at the command line, for the console's audit (`deploy.fleet.recorded_acts`)
+notices.json      what people were told, and what is still to be delivered (`deploy.fleet.notifier`)
 flower/, gateway/, logs/, superexec.secret
 """
 
@@ -18,8 +19,9 @@ import os
 import re
 import time
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import tomli_w
 
@@ -28,6 +30,9 @@ from penchant.common.membership.identity import Membership, authority_digest
 from penchant.common.settings import Section, build_section, section_table, setting
 from penchant.common.storage import write_durably, write_private
 from penchant.deploy.fleet.certificates import KeyAndCertificate, ca_digest, issue, make_ca
+from penchant.deploy.fleet.listen_address import ListenAddress
+from penchant.deploy.fleet.log_files import LogKeeping
+from penchant.deploy.fleet.notice_settings import NoticeSettings
 from penchant.deploy.run_directory import CONFIG, RUN_NAME
 
 __all__ = ["AUTHORITY", "MEMBERS", "SETTINGS", "ServerDirectory", "ServerSettings"]
@@ -73,6 +78,17 @@ class ServerSettings(Section):
         high=100_000,
     )
     user: str = setting("", "The user that nginx's workers run as when it is started by root.")
+    log_format: Literal["text", "json"] = setting(
+        "text", "How the logs in logs/ are written: as it was said, or an object of JSON a line."
+    )
+    log_mb: int = setting(32, "MB after which a log is turned over.", low=1, high=10_000)
+    log_files: int = setting(3, "How many old logs of each part are kept.", low=1, high=1000)
+    metrics: str = setting("", "HOST:PORT at which /metrics, /healthz and /readyz answer; empty for nowhere.")
+    metrics_token: str = setting(
+        "", "A file with the token that /metrics and /readyz want; beyond loopback there must be one."
+    )
+
+    notices: NoticeSettings = field(default_factory=NoticeSettings)
 
     def _check(self) -> None:
         if not self.addresses:
@@ -84,16 +100,31 @@ class ServerSettings(Section):
             raise ConfigError(f"server.user: {self.user!r} is not a user name")
         if self.port == self.superlink_port:
             raise ConfigError("server.port and server.superlink_port are the same")
+        if self.metrics:
+            where = ListenAddress.parse(self.metrics, "server.metrics")
+            if not where.on_loopback and not self.metrics_token:
+                raise ConfigError(
+                    f"server.metrics: {where} is not loopback; name a file with a token in metrics_token"
+                )
 
     @classmethod
     def _title(cls) -> str:
         return "server"
 
     @property
+    def logs(self) -> LogKeeping:
+        """How the supervisor keeps logs."""
+        return LogKeeping(self.log_format, self.log_mb * 1024 * 1024, self.log_files)
+
+    @property
+    def signals(self) -> bool:
+        """Whether anything is to leave the machine, for which a process is needed."""
+        return bool(self.metrics) or self.notices.wanted
+
+    @property
     def gateway(self) -> str:
         """HOST:PORT as tokens hold it."""
-        host = self.addresses[0]
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        return str(ListenAddress(self.addresses[0], self.port))
 
     @property
     def superlink(self) -> str:
@@ -127,8 +158,7 @@ class ServerDirectory:
         Raises UsageError or MembershipError before anything is written: a directory in use, a key that is
         none, a list that is stale or of another authority.
         """
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise UsageError(f"{directory} is in use; choose an empty directory for the server")
+        cls.refuse_used(directory)
         if len(authority) != 32:
             raise UsageError("this is not an authority's public key, which has 32 bytes (authority.pub)")
         Membership(authority).accept(members, int(time.time()))
@@ -143,7 +173,10 @@ class ServerDirectory:
         issue(tls.ca, tls.gateway, settings.addresses)
         issue(tls.loopback_ca, tls.loopback, (LOOPBACK, "localhost"))
         # Last: a directory without it is not a server's.
-        write_durably(directory / SETTINGS, tomli_w.dumps(section_table(settings)).encode())
+        table = section_table(settings)
+        if settings.notices == NoticeSettings():
+            del table["notices"]  # a line that somebody adds at the end shall not fall into a table
+        write_durably(directory / SETTINGS, tomli_w.dumps(table).encode())
         return cls(directory)
 
     @staticmethod
@@ -210,6 +243,10 @@ class ServerDirectory:
         """Files of the authority."""
         return self.path / "answers"
 
+    def file(self, name: str) -> Path:
+        """A file that settings name: below this directory unless its path begins at the root."""
+        return self.path / name
+
     @property
     def enrol_socket(self) -> Path:
         """Where the enrolment service listens."""
@@ -225,10 +262,16 @@ class ServerDirectory:
             raise UsageError(f"{name!r} can't name a run; use up to 64 letters, digits, '-', '_' and '.'")
         return self.path / "runs" / name
 
+    @staticmethod
+    def refuse_used(directory: Path) -> None:
+        """UsageError unless `directory` is empty, or not there."""
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise UsageError(f"{directory} is in use; choose an empty directory for the server")
+
     def runs(self) -> list[str]:
         """Names of all runs, the one that was made last at the end."""
         folder = self.path / "runs"
-        made = [p for p in folder.iterdir() if (p / CONFIG).is_file()]
+        made = [p for p in folder.iterdir() if RUN_NAME.fullmatch(p.name) and (p / CONFIG).is_file()]
         return [p.name for p in sorted(made, key=lambda p: ((p / CONFIG).stat().st_mtime_ns, p.name))]
 
     def membership(self) -> Membership:
@@ -236,12 +279,17 @@ class ServerDirectory:
         members = self._read(self.path / MEMBERS)
         return Membership(self.authority).accept(members, int(time.time()))
 
+    def known_members(self) -> Membership:
+        """The member list as it lies there, whatever its date. RunDirectoryError when it can't be read,
+        MembershipError when it is not the authority's."""
+        return Membership(self.authority).know(self._read(self.path / MEMBERS))
+
     def take_members(self, members: bytes) -> int:
         """Put a newer member list in place, here and in every run; -> its number.
 
         A run that goes on looks at it before its next round. MembershipError for an older or foreign list.
         """
-        current = Membership(self.authority).know(self._read(self.path / MEMBERS))
+        current = self.known_members()
         newer = current.accept(members, int(time.time()))
         if newer is not current:
             write_durably(self.path / MEMBERS, members)

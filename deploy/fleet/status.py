@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from penchant.common.durations import DAY
 from penchant.common.errors import JournalError
-from penchant.common.membership.identity import Membership
-from penchant.deploy.fleet.certificates import days_left
+from penchant.deploy.fleet.certificates import days_left, valid
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry
-from penchant.deploy.fleet.processes import door, gateway_state
-from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
+from penchant.deploy.fleet.processes import GatewayState, door, gateway_state, signals_state
+from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.flower.superlink import Control
 from penchant.server.monitoring import alerts
+from penchant.server.monitoring.alerts import Notice
 from penchant.server.monitoring.fleet import Expiry
 
 __all__ = [
@@ -27,10 +27,13 @@ __all__ = [
     "SuperLinkReport",
     "exit_code",
     "expiries",
+    "gateway_notices",
     "report_of",
+    "superlink_report",
 ]
 
 DOWN, SOON = 1, 3  # exit codes: something is down or past its date; something ends soon
+PLAN = "Devices know no other: plan a new server."
 LIST_SOON, LEAF_SOON, CA_SOON = 7 * DAY, 30 * DAY, 365 * DAY  # in which somebody has to be told
 
 
@@ -94,20 +97,20 @@ class ServerReport:
 def expiries(server_directory: ServerDirectory) -> list[Expiry]:
     """What of a server ends one day: its member list and its certificates. UsageError for one that can't be
     read."""
-    known = Membership(server_directory.authority).know((server_directory.path / MEMBERS).read_bytes())
-    tls, now = server_directory.tls, time.time()
+    known = server_directory.known_members()
+    tls, listed = server_directory.tls, known.current
     renew = f"Make another with `penchant server renew {server_directory.path}` and restart the server."
     publish = "Have the authority publish the next one; without it devices refuse to take part."
-    ends = known.current.expires if known.current is not None else 0
+    since, ends = (float(listed.issued), float(listed.expires)) if listed is not None else (0.0, 0.0)
     return [
-        Expiry(f"Member list {known.number}", float(ends), publish, LIST_SOON),
+        Expiry("member_list", f"Member list {known.number}", since, ends, publish, LIST_SOON),
         *(
-            Expiry(what, now + days_left(pair.certificate) * DAY, cure, soon)
-            for what, pair, cure, soon in (
-                ("The gateway's certificate", tls.gateway, renew, LEAF_SOON),
-                ("The SuperLink's certificate", tls.loopback, renew, LEAF_SOON),
-                ("The gateway's CA", tls.ca, "Devices know no other: plan a new server.", CA_SOON),
-                ("The loopback's CA", tls.loopback_ca, "Plan a new server.", CA_SOON),
+            Expiry(name, what, *valid(pair.certificate), cure, soon)
+            for name, what, pair, cure, soon in (
+                ("gateway_certificate", "The gateway's certificate", tls.gateway, renew, LEAF_SOON),
+                ("superlink_certificate", "The SuperLink's certificate", tls.loopback, renew, LEAF_SOON),
+                ("gateway_ca", "The gateway's CA", tls.ca, PLAN, CA_SOON),
+                ("loopback_ca", "The loopback's CA", tls.loopback_ca, "Plan a new server.", CA_SOON),
             )
         ),
     ]
@@ -116,10 +119,10 @@ def expiries(server_directory: ServerDirectory) -> list[Expiry]:
 def report_of(server_directory: ServerDirectory) -> ServerReport:
     """Gateway, SuperLink, member list, certificates, enrolments and runs, and what needs attention. Nothing
     is changed."""
-    known = Membership(server_directory.authority).know((server_directory.path / MEMBERS).read_bytes())
+    known = server_directory.known_members()
     expires = known.current.expires if known.current is not None else 0
     states = Counter(enrolment.state for enrolment in EnrolmentRegistry(server_directory).enrolments())
-    gateway, superlink = gateway_state(server_directory), _superlink(server_directory)
+    gateway, superlink = gateway_state(server_directory), superlink_report(server_directory)
     return ServerReport(
         gateway=server_directory.settings.gateway,
         up=gateway == "open",
@@ -140,22 +143,43 @@ def exit_code(report: ServerReport) -> int:
     return DOWN if "bad" in kinds else SOON if "warn" in kinds else 0
 
 
-def _attention(
-    server_directory: ServerDirectory, gateway: str, superlink: SuperLinkReport
-) -> Iterator[AttentionReport]:
-    up = f"Bring it up with `penchant server up {server_directory.path}`, or see its log."
+def gateway_notices(server_directory: ServerDirectory, gateway: GatewayState) -> Iterator[Notice]:
+    """What is wrong where devices connect."""
     if gateway == "closed":
-        yield AttentionReport("bad", "The gateway is closed", up)
+        yield Notice("bad", "The gateway is closed", _bring_up(server_directory), "", "gateway")
     if gateway == "foreign":
         port = server_directory.settings.port
         text = (
             f"What listens at port {port} has no certificate of this server; end it, or choose another port."
         )
-        yield AttentionReport("bad", "Another program holds the gateway's port", text)
+        yield Notice("bad", "Another program holds the gateway's port", text, "", "gateway")
+
+
+def _attention(
+    server_directory: ServerDirectory, gateway: GatewayState, superlink: SuperLinkReport
+) -> Iterator[AttentionReport]:
+    notices = [*gateway_notices(server_directory, gateway)]
     if not superlink.up:
-        yield AttentionReport("bad", "The SuperLink is down", up)
-    for notice in alerts.ending(expiries(server_directory), _now()):
-        yield AttentionReport(notice.kind, notice.title, notice.text)
+        notices.append(Notice("bad", "The SuperLink is down", _bring_up(server_directory), "", "superlink"))
+    notices += _signals_notices(server_directory)
+    notices += alerts.ending(expiries(server_directory), _now())
+    return (AttentionReport(notice.kind, notice.title, notice.text) for notice in notices)
+
+
+def _signals_notices(server_directory: ServerDirectory) -> Iterator[Notice]:
+    """What is wrong with the part that would tell of the others: nobody hears of it but from here."""
+    state = signals_state(server_directory)
+    if state == "down":
+        text = f"Nobody is told what needs attention. {_bring_up(server_directory)}"
+        yield Notice("bad", "The signals part is down", text, "", "signals")
+    if state == "unheard":
+        where = server_directory.settings.metrics
+        text = "Notices go on; monitoring gets no answer, or another program's. Its log says why."
+        yield Notice("bad", f"The signals part does not answer at {where}", text, "", "signals")
+
+
+def _bring_up(server_directory: ServerDirectory) -> str:
+    return f"Bring it up with `penchant server up {server_directory.path}`, or see its log."
 
 
 def _now() -> float:
@@ -163,7 +187,8 @@ def _now() -> float:
     return time.time()
 
 
-def _superlink(server_directory: ServerDirectory) -> SuperLinkReport:
+def superlink_report(server_directory: ServerDirectory) -> SuperLinkReport:
+    """What the SuperLink says; it is given three seconds."""
     try:
         with Control(door(server_directory), seconds=3.0) as control:
             nodes = control.nodes()

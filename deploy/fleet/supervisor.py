@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penchant.common.errors import GatewayError, PenchantError
+from penchant.deploy.fleet.log_files import LogFile, LogKeeping
 
 __all__ = ["ChildProcess", "supervise"]
 
@@ -26,8 +27,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a restart; doubles whil
 STEADY_SECONDS = 60.0  # a process that lived as long is started again without a pause
 STOP_SECONDS = 10.0
 POLL = 0.2
-LOG_PAUSE = 10.0  # seconds to the next look at a log with which something is wrong
-LOG_MOST = 32 * 1024 * 1024  # bytes; SuperLink notes every look of every node
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,7 @@ class _Running:
     pause: float = FIRST_PAUSE
     due: float = 0.0
     restarts: int = -1
-    log_fault: str = ""  # what is wrong with its log, as it was said last
-    log_due: float = 0.0  # when a log that can't be turned over is looked at again
+    log: LogFile | None = None
 
 
 def supervise(
@@ -71,17 +69,18 @@ def supervise(
     stop: threading.Event | None = None,
     announce: Callable[[], None] = lambda: None,
     ready_seconds: float = 120.0,
+    logs: LogKeeping = LogKeeping(),  # noqa: B008 - it is frozen
 ) -> None:
     """Run `parts` until SIGTERM, SIGINT or `stop`; then stop them, the last first.
 
-    announce: called once, when all are ready. Raises GatewayError when one is not ready in time, and what a
-    part's `over` says once it has ended for good.
+    announce: called once, when all are ready. logs: how logs are kept. Raises GatewayError when one is not
+    ready in time, and what a part's `over` says once it has ended for good.
     """
     ending = stop or threading.Event()
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ending.set())
-    running = [_Running(part) for part in parts]
+    running = [_Running(part, log=_log_of(part, logs)) for part in parts]
     try:
         for one in running:
             _start(one)
@@ -92,30 +91,31 @@ def supervise(
         while not ending.wait(POLL):
             for one in running:
                 _tend(one)
-                _keep_log(one)
     finally:
         for one in reversed(running):
             _stop(one)
 
 
+def _log_of(part: ChildProcess, keeping: LogKeeping) -> LogFile | None:
+    return None if part.log is None else LogFile(part.name, part.log, keeping)
+
+
 def _start(one: _Running) -> None:
-    output = None
     try:
-        if one.part.log is not None:
-            output = one.part.log.open("ab")
+        if one.log is not None:
+            one.log.open()
         one.process = subprocess.Popen(
             [*_ending_with_us(), *one.part.command],
             stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
+            stdout=None if one.log is None else subprocess.PIPE,
+            stderr=None if one.log is None else subprocess.STDOUT,
             env=None if one.part.environment is None else dict(one.part.environment),
             start_new_session=True,  # Ctrl-C comes to us, and we stop them in order
         )
     except OSError as error:
         raise GatewayError(f"can't start {one.part.name}: {error.filename}: {error.strerror}") from None
-    finally:
-        if output is not None:
-            output.close()
+    if one.log is not None and one.process.stdout is not None:
+        one.log.take(one.process.stdout)
     one.began = time.monotonic()
     one.due = 0.0
     one.restarts += 1
@@ -165,34 +165,6 @@ def _tend(one: _Running) -> None:
             log.warning("%s; tried again in %.1f s", error, one.pause)
 
 
-def _keep_log(one: _Running) -> None:
-    """Turn a long log over. What is wrong with a log is said once, and stops nothing."""
-    now = time.monotonic()
-    if one.part.log is None or now < one.log_due:
-        return
-    try:
-        _turn_over(one.part.log)
-        fault = ""
-    except FileNotFoundError:
-        fault = (
-            f"{one.part.log} was removed or renamed; {one.part.name} writes to it again once it is restarted"
-        )
-    except OSError as error:
-        fault = f"can't turn {one.part.log} over: {error.strerror}"
-    one.log_due = now + LOG_PAUSE if fault else 0.0
-    if fault and fault != one.log_fault:
-        log.warning("%s", fault)
-    one.log_fault = fault
-
-
-def _turn_over(log_file: Path) -> None:
-    """A log that has grown long becomes LOG.1. What writes it appends, so it goes on at the new beginning."""
-    if log_file.stat().st_size < LOG_MOST:
-        return
-    shutil.copyfile(log_file, log_file.with_name(log_file.name + ".1"))
-    os.truncate(log_file, 0)
-
-
 def _stop(one: _Running) -> None:
     if one.process is None:
         return
@@ -204,6 +176,8 @@ def _stop(one: _Running) -> None:
             log.warning("%s does not stop; it is killed", one.part.name)
     _sweep(one)
     one.process.wait()
+    if one.log is not None:
+        one.log.drain()
 
 
 def _sweep(one: _Running) -> None:

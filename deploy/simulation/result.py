@@ -24,6 +24,7 @@ from penchant.deploy.simulation.newcomers import ColdStart
 from penchant.deploy.simulation.served import Served, served
 from penchant.deploy.simulation.world import SimulationSetup
 from penchant.server.journal import Journal, RoundLog
+from penchant.server.measured import measured_after
 from penchant.server.privacy_figures import PrivacyFigures
 
 __all__ = ["ClientScore", "ColdStart", "RoundSummary", "RunResult", "SharedTensor", "result_of"]
@@ -144,11 +145,7 @@ class RunResult:
     @property
     def measured(self) -> dict[int, RoundSummary]:
         """round -> the row that measured the factors which it ended with; 0: those of the beginning."""
-        found, before = {}, 0
-        for row in self.rounds_log:
-            found[before if row.measured_on is None else row.measured_on] = row
-            before = row.round
-        return found
+        return dict(measured_after(self.rounds_log))
 
     def setting(self, key: str, *others: str) -> Any:
         """The value of a dotted setting, under its first name that `config` has; None where it has none."""

@@ -227,7 +227,7 @@ def refuse_lost_agents(journal: Journal, directory: Path) -> None:
     if journal.settled() and not (directory / AGENTS).is_dir():
         raise RunDirectoryError(
             f"{directory} has lost its folder {AGENTS}, with everybody's personal part; put it back, or "
-            "start anew"
+            "start a new run"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -22,10 +22,12 @@ from penchant.server.console.accounts import DEVICE_SECONDS, ConsoleStore, Role
 from penchant.server.console.events import live
 from penchant.server.console.operations import RunOperations
 from penchant.server.console.requests import (
+    MOST_FORM,
     ConsoleContext,
     Endpoint,
     Form,
     HTTPError,
+    Rescue,
     View,
     action,
     address_of,
@@ -36,23 +38,26 @@ from penchant.server.console.requests import (
     local,
     page,
     posted,
+    refusal,
     retry,
     secure_form,
 )
 from penchant.server.console.shield import Shield
-from penchant.server.console.views import audit, devices, overview, privacy, releases, run, runs
+from penchant.server.console.views import audit, devices, new_run, overview, privacy, releases, run, runs
 from penchant.server.monitoring.labels import FILTERS
 
 __all__ = ["ACTIONS", "LIVE", "PAGES", "build_app"]
 
 log = logging.getLogger(__name__)
+KEPT = "kept."  # before the names of fields that wait for a login
+MOST_LOGIN = MOST_FORM + 8 * 1024  # bytes of a form that waits, with those names and the password
 HERE = Path(__file__).parent
 
 PAGES: Sequence[tuple[str, View, Role]] = (
     ("/", overview.overview, "viewer"),
     ("/runs", runs.runs, "viewer"),
     ("/runs/compare", runs.compare, "viewer"),
-    ("/runs/new", runs.new, "operator"),
+    ("/runs/new", new_run.new, "operator"),
     ("/runs/{id}", run.run, "viewer"),
     ("/runs/{id}/delete", run.confirm_delete, "operator"),
     ("/devices", devices.devices, "viewer"),
@@ -63,7 +68,7 @@ PAGES: Sequence[tuple[str, View, Role]] = (
 )
 
 ACTIONS: Sequence[tuple[str, View, str]] = (
-    ("/runs/new", runs.start, "start a run"),
+    ("/runs/new", new_run.start, "start a run"),
     ("/runs/{id}/stop", run.stop, "stop a run"),
     ("/runs/{id}/resume", run.resume, "resume a run"),
     ("/runs/{id}/delete", run.delete, "delete a run"),
@@ -98,10 +103,15 @@ def build_app(
         Route("/logout", logout(context), methods=["POST"]),
         Route("/healthz", healthy, methods=["GET"]),
         Route("/runs/check", check(context), methods=["POST"]),
+        Route("/runs/check", to_new_run, methods=["GET"]),  # the address of a form that is read again
     ]
+    rescues = {"/runs/new": Rescue(partial(_kept_for_login, context), new_run.too_old)}
     routes += [Route(path, live(context, view), methods=["GET"]) for path, view in LIVE]
     routes += [Route(path, page(context, view, role), methods=["GET"]) for path, view, role in PAGES]
-    routes += [Route(path, action(context, view, name), methods=["POST"]) for path, view, name in ACTIONS]
+    routes += [
+        Route(path, action(context, view, name, rescue=rescues.get(path)), methods=["POST"])
+        for path, view, name in ACTIONS
+    ]
     routes.append(Route("/static/{name:path}", static, methods=["GET"]))
     handlers = {HTTPException: partial(nothing_here, context), Exception: partial(broken, context)}
     app = Starlette(routes=routes, exception_handlers=handlers)
@@ -164,13 +174,29 @@ def login_page(context: ConsoleContext) -> Endpoint:
     return endpoint
 
 
+def _kept_for_login(context: ConsoleContext, request: Request, form: Form) -> Response:
+    """The entrance, with what was written in it: it goes to the browser and comes back with the password, so
+    that nothing is kept here for somebody who may be a stranger."""
+    error = "You are logged out. Log in, and the form is there again as you wrote it."
+    return _entrance(context, request, "/runs/new", error, status=401, kept=form)
+
+
 def _entrance(
-    context: ConsoleContext, request: Request, after: str, error: str = "", name: str = "", status: int = 200
+    context: ConsoleContext,
+    request: Request,
+    after: str,
+    error: str = "",
+    name: str = "",
+    status: int = 200,
+    kept: Form | None = None,
 ) -> Response:
     token = request.cookies.get(f"{context.cookie}-form") or fresh_token()
     template = context.templates.get_template("login.html.j2")
     nobody = not context.store.accounts()
-    text = template.render(csrf=secure_form(token), after=local(after), error=error, name=name, nobody=nobody)
+    hidden = {f"{KEPT}{key}": text for key, text in (kept or {}).items() if key != "csrf"}
+    text = template.render(
+        csrf=secure_form(token), after=local(after), error=error, name=name, nobody=nobody, kept=hidden
+    )
     response = HTMLResponse(text, status)
     context.set_cookie(response, f"{context.cookie}-form", token)
     return response
@@ -178,15 +204,17 @@ def _entrance(
 
 def login(context: ConsoleContext) -> Endpoint:
     """Let somebody in, or not; both are in the audit."""
-    return posted(partial(_let_in, context))
+    return posted(partial(_let_in, context), MOST_LOGIN)
 
 
 def _let_in(context: ConsoleContext, request: Request, form: Form) -> Response:
     name, address = one_line(form.get("name", ""), 64), address_of(request)
     after = local(form.get("next", "/"))
+    kept = {key.removeprefix(KEPT): text for key, text in form.items() if key.startswith(KEPT)}
+    entrance = partial(_entrance, context, request, after, kept=kept)
     own = request.cookies.get(f"{context.cookie}-form", "")
     if not own or not hmac.compare_digest(form.get("csrf", "").encode(), secure_form(own).encode()):
-        return _entrance(context, request, after, "This form is too old. Try once more.", name, 403)
+        return entrance("This form is too old. Try once more.", name, 403)
     device = request.cookies.get(f"{context.cookie}-device", "")
     place = context.store.place_of(name, address, device)
     places = context.known_logins if place.known else context.logins
@@ -194,16 +222,18 @@ def _let_in(context: ConsoleContext, request: Request, form: Form) -> Response:
         with places.place(place.key):
             wait = context.store.admit(name, place)
             if wait > 0:
-                return _slowed_down(context, request, after, name, wait)
+                return _slowed_down(context, request, entrance, name, wait)
             token = context.store.login(name, form.get("password", ""), place)
     except HTTPError as full:
-        response = _entrance(context, request, after, str(full), name, full.status)
+        response = entrance(str(full), name, full.status)
         response.headers.update(retry(full))
         return response
     if token is None:
         context.store.note(name, address, "log in", "", "refused: wrong name or password")
-        return _entrance(context, request, after, "Name or password is wrong.", name, 401)
+        return entrance("Name or password is wrong.", name, 401)
     context.store.note(name, address, "log in", "")
+    if kept:
+        context.drafts.keep(secure_form(token), kept)
     response = RedirectResponse(after, 303)
     context.set_cookie(response, context.cookie, token)
     device = context.store.remember(name, device, address)
@@ -212,13 +242,15 @@ def _let_in(context: ConsoleContext, request: Request, form: Form) -> Response:
     return response
 
 
-def _slowed_down(context: ConsoleContext, request: Request, after: str, name: str, wait: float) -> Response:
+def _slowed_down(
+    context: ConsoleContext, request: Request, entrance: Callable[..., Response], name: str, wait: float
+) -> Response:
     """Not now. The audit says so once in a while, not each time: strangers would fill the disk with it."""
     address = address_of(request)
     if context.refusals.spend(address):
         context.store.note(name, address, "log in", "", "refused: too many tries")
     text = f"Too many tries. The next one is looked at in {duration(max(wait, 1.0))}."
-    response = _entrance(context, request, after, text, name, 429)
+    response = entrance(text, name, 429)
     response.headers["retry-after"] = str(int(wait) + 1)
     return response
 
@@ -241,17 +273,34 @@ def logout(context: ConsoleContext) -> Endpoint:
 
 
 def check(context: ConsoleContext) -> Endpoint:
-    """The verdict on a configuration that somebody writes: no action, so no line in the audit."""
+    """The verdict on a run that somebody writes: no action, so no line in the audit.
+
+    While it is written, the parts that change by themselves; else the whole form once more.
+    """
 
     def work(request: Request, form: Form) -> Response:
+        live = bool(request.headers.get("hx-request"))
         console_request = console_request_of(context, request, form)
-        if console_request is None:
-            return Response(status_code=401, headers={"HX-Redirect": "/login"})
-        if not console_request.operator or not console_request.sent_by_us():
-            return PlainTextResponse("Not for you, or too old.", 403)
-        return answered(console_request, runs.check)
+        if console_request is None or (live and not console_request.sent_by_us()):
+            # Not to the login: what was written would be lost.
+            return _cut_off(context) if live else _kept_for_login(context, request, form)
+        if not console_request.operator:
+            return refusal(console_request, 403, "This is for operators; your account may look, not act.")
+        if not console_request.sent_by_us():
+            return answered(console_request, new_run.too_old)
+        return answered(console_request, new_run.check if live else new_run.again)
 
     return posted(work)
+
+
+def _cut_off(context: ConsoleContext) -> Response:
+    """In place of a verdict: the session has ended, and what is written stays."""
+    return HTMLResponse(context.templates.get_template("logged_out.html.j2").render())
+
+
+async def to_new_run(request: Request) -> Response:
+    """A form that was read again has the address that it was sent to."""
+    return RedirectResponse("/runs/new", 303)
 
 
 async def healthy(request: Request) -> Response:

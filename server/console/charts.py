@@ -40,14 +40,13 @@ class Series:
 class _Point:
     """What is drawn at one place: one value, or the mean and the extremes of several next to each other.
 
-    x, y: the place and the value, None for a gap. first, last: the range that it stands for. low, high: of
-    the values there; both are y for a single one.
+    x, y: the place and the value, None for a gap. first: where the range begins that it stands for; it ends
+    at x. low, high: of the values there; both are y for a single one.
     """
 
     x: float
     y: float | None
     first: float
-    last: float
     low: float | None
     high: float | None
 
@@ -57,7 +56,7 @@ class _Point:
         known = [y for _, y in some if y is not None]
         mean = sum(known) / len(known) if known else None
         low, high = min(known, default=None), max(known, default=None)
-        return cls(some[-1][0], mean, some[0][0], some[-1][0], low, high)
+        return cls(some[-1][0], mean, some[0][0], low, high)
 
 
 @dataclass(frozen=True)
@@ -262,7 +261,7 @@ def _tooltips(
 
 def _said(point: _Point, mean: float, text: Text) -> str:
     """A value; of several their mean, the least and the most."""
-    if point.first == point.last or point.low is None or point.high is None:
+    if point.first == point.x or point.low is None or point.high is None:
         return text(mean)
     return f"mean {text(mean)}, least {text(point.low)}, most {text(point.high)}"
 

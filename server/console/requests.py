@@ -27,9 +27,19 @@ from penchant.common.network import Budget
 from penchant.common.printable import is_printable
 from penchant.server.console.accounts import ConsoleStore, Role, Session
 from penchant.server.console.at_once import AtOnce, HTTPError
+from penchant.server.console.drafts import Drafts
 from penchant.server.console.operations import RunOperations
 
-__all__ = ["ConsoleContext", "ConsoleRequest", "HTTPError", "action", "page", "posted", "secure_form"]
+__all__ = [
+    "ConsoleContext",
+    "ConsoleRequest",
+    "HTTPError",
+    "Rescue",
+    "action",
+    "page",
+    "posted",
+    "secure_form",
+]
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +65,7 @@ class ConsoleContext:
         logins: places for looks at a password, which cost memory and time, for strangers.
         refusals: how often the audit says that a network is slowed down.
         known_logins: the same for browsers and networks that were let in before: strangers can't fill them.
+        drafts: forms that a login interrupted.
     """
 
     store: ConsoleStore
@@ -71,6 +82,7 @@ class ConsoleContext:
     known_logins: AtOnce = field(
         default_factory=lambda: AtOnce("logins", total=LOGINS, each=2, retry_after=2)
     )
+    drafts: Drafts = field(default_factory=Drafts)
 
     def __post_init__(self) -> None:
         # __Host-: the browser itself refuses it without TLS, or for another host or path.
@@ -160,13 +172,26 @@ Form = Mapping[str, str]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def posted(work: Callable[[Request, Form], Response]) -> Endpoint:
-    """The entrance of a form: it is read, then worked on in a thread."""
+@dataclass(frozen=True)
+class Rescue:
+    """How a long form outlives its session. Nothing is done; what was written is only shown once more.
+
+    Attributes:
+        logged_out: the answer where there is no session any more.
+        too_old: the answer where the form is of an earlier session, or was forged.
+    """
+
+    logged_out: Callable[[Request, Form], Response]
+    too_old: View
+
+
+def posted(work: Callable[[Request, Form], Response], most: int = MOST_FORM) -> Endpoint:
+    """The entrance of a form of at most so many bytes: it is read, then worked on in a thread."""
 
     async def endpoint(request: Request) -> Response:
         try:
             async with asyncio.timeout(FORM_SECONDS):
-                form = await read_form(request)
+                form = await read_form(request, most)
         except TimeoutError:
             return PlainTextResponse("the form came too slowly", 408)
         except HTTPError as refused:
@@ -193,17 +218,25 @@ def page(context: ConsoleContext, view: View, role: Role = "viewer") -> Endpoint
     return endpoint
 
 
-def action(context: ConsoleContext, view: View, name: str, role: Role = "operator") -> Endpoint:
+def action(
+    context: ConsoleContext,
+    view: View,
+    name: str,
+    role: Role = "operator",
+    rescue: Rescue | None = None,
+) -> Endpoint:
     """The entrance of an action, which leaves its lines in the audit under `name`."""
 
     def work(request: Request, form: Form) -> Response:
         console_request = console_request_of(context, request, form)
         if console_request is None:
-            return to_login(context, request)
+            return rescue.logged_out(request, form) if rescue else to_login(context, request)
         target = "/".join(map(str, request.path_params.values())) or form.get("name", "")
         told = (console_request.name, console_request.address, name, target)
         if not console_request.sent_by_us():
             context.store.note(*told, "refused: the form was forged or too old")
+            if rescue and console_request.operator:
+                return answered(console_request, rescue.too_old)
             return refusal(
                 console_request, 403, "This form is too old, or not ours. Nothing was done; try again."
             )
@@ -318,15 +351,15 @@ def address_of(request: Request) -> str:
     return request.client.host if request.client else ""
 
 
-async def read_form(request: Request) -> dict[str, str]:
-    """The fields of a form. Refused when it is not a form, or is too long."""
+async def read_form(request: Request, most: int) -> dict[str, str]:
+    """The fields of a form. Refused when it is not a form, or longer than `most` bytes."""
     kind = request.headers.get("content-type", "").split(";")[0].strip()
     if kind != "application/x-www-form-urlencoded":
         raise HTTPError("only a form is understood here", status=415)
     body = b""
     async for part in request.stream():
         body += part
-        if len(body) > MOST_FORM:
+        if len(body) > most:
             raise HTTPError("the form is too long", status=413)
     try:
         pairs = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=200)

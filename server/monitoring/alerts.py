@@ -21,26 +21,42 @@ RECENT = 14 * DAY  # what failed longer ago is history
 
 @dataclass(frozen=True)
 class Notice:
-    """kind: "bad" or "warn". href: where it can be seen to."""
+    """Something to look at.
+
+    Attributes:
+        kind: "bad" or "warn".
+        title: what it is.
+        text: more of it, and what to do.
+        href: the console's page where it can be seen to.
+        topic: what it is about, the same as long as it lasts, whatever figures its title holds.
+        nameless: what is said in place of `text` beyond this machine, where that holds people's names.
+    """
 
     kind: str
     title: str
     text: str
     href: str
+    topic: str = ""
+    nameless: str = ""
+
+    @property
+    def outward(self) -> str:
+        """The text for whoever is told beyond this machine."""
+        return self.nameless or self.text
 
 
 def of_run(run: RunSummary, now: float) -> Iterator[Notice]:
     """What is wrong, or may become so, with a run."""
     href, name = f"/runs/{run.location.id}", run.location.name
     if run.state == "damaged":
-        yield Notice("bad", f"{name} can't be read", run.why, href)
+        yield Notice("bad", f"{name} can't be read", run.why, href, f"run {name} damaged")
         return
     if run.state == "failed" and now - run.touched < RECENT:
         why = run.why.rstrip(".") or "It ended without a result"
         cure = (
             "Finished rounds are kept; resume goes on from there" if run.settled else "No round is finished"
         )
-        yield Notice("bad", f"{name} failed", f"{why}. {cure}.", href)
+        yield Notice("bad", f"{name} failed", f"{why}. {cure}.", href, f"run {name} failed")
     if run.state == "running":
         yield from _at_work(run, now, href)
 
@@ -50,31 +66,34 @@ def _at_work(run: RunSummary, now: float, href: str) -> Iterator[Notice]:
     deadline = run.config.federation.deadline_seconds if run.config else 600.0
     quiet = now - run.touched
     if run.open is not None and quiet > 6 * deadline:
-        yield Notice("bad", f"{name} does not move", f"Nothing was journaled for {duration(quiet)}.", href)
+        text = f"Nothing was journaled for {duration(quiet)}."
+        yield Notice("bad", f"{name} does not move", text, href, f"run {name} still")
     recent = [a for a in run.failed if a.round > run.settled - 10]
     if recent:
         text = f"Round {recent[-1].round}, attempt {recent[-1].attempt}: {recent[-1].why}"
-        yield Notice("warn", f"{name}: {counted(len(recent), 'attempt')} gave nothing", text, href)
+        title = f"{name}: {counted(len(recent), 'attempt')} gave nothing"
+        yield Notice("warn", title, text, href, f"run {name} attempts")
     without = [log for log in run.logs if log.failed and log.round > run.settled - 10]
     if without:
         last = without[-1]
         text = f"Round {last.round} is {'; '.join(left_out(last.failed))}"
-        yield Notice("warn", f"{name}: {counted(len(without), 'round')} without a group", text, href)
+        title = f"{name}: {counted(len(without), 'round')} without a group"
+        yield Notice("warn", title, text, href, f"run {name} groups")
     part = run.lost_part
     if part is not None and part >= MANY_LOST:
         text = (
             f"Of those asked in the last ten rounds: {lost(run.dropped)}. A third ends a round without a sum."
         )
-        yield Notice("warn", f"{name} loses {percent(part, 0)} of its devices", text, href)
+        title = f"{name} loses {percent(part, 0)} of its devices"
+        yield Notice("warn", title, text, href, f"run {name} lost")
     known = [log.val_accuracy for log in run.logs if log.val_accuracy is not None]
     if len(known) > 5 and max(known[-5:]) < max(known) - FALL:
         text = f"The last five rounds stay below {percent(max(known))}, the best so far."
-        yield Notice("warn", f"{name} learns no more", text, href)
+        yield Notice("warn", f"{name} learns no more", text, href, f"run {name} learns")
     if run.config is not None and not run.config.privacy.secagg:
         text = "The server sees every single update. For simulated people only."
-        yield Notice(
-            "warn", f"{name} runs without secure aggregation", text, f"/privacy?run={run.location.id}"
-        )
+        title, page = f"{name} runs without secure aggregation", f"/privacy?run={run.location.id}"
+        yield Notice("warn", title, text, page, f"run {name} plain")
 
 
 def of_fleet(
@@ -92,7 +111,7 @@ def of_fleet(
     href = f"/devices?run={fleet.id}"
     if link.state == "silent":
         text = "No device can take part. Bring it up with “penchant server up”, or see its log."
-        yield Notice("bad", f"The SuperLink of {fleet.name} is silent", text, href)
+        yield Notice("bad", f"The SuperLink of {fleet.name} is silent", text, href, "superlink")
     for run in runs:
         waiting = run.waiting
         if waiting is not None:
@@ -103,21 +122,25 @@ def of_fleet(
                 f"{len(waiting.ready)} of {waiting.needed} are ready, since {duration(since)}; it "
                 f"gives up in {duration(left)}. Its page says who is missing and why."
             )
-            yield Notice("warn", title, text, f"/runs/{run.location.id}")
+            page = f"/runs/{run.location.id}"
+            yield Notice("warn", title, text, page, f"run {run.location.name} waits")
     pending = [r for r in asked if r.signed is None]
     if pending:
         numbers = ", ".join(str(r.member) for r in pending)
         text = f"Member {numbers}: in force once the authority has signed its next list."
-        yield Notice("warn", f"{counted(len(pending), 'revocation')} pending", text, href)
+        yield Notice("warn", f"{counted(len(pending), 'revocation')} pending", text, href, "revocations")
     joining = [token for token in tokens if token.state == "waiting"]
     if joining:
         text = "The authority has their requests; compare the fingerprints before it signs."
-        yield Notice("warn", f"{counted(len(joining), 'device')} waiting to be enrolled", text, href)
+        title = f"{counted(len(joining), 'device')} waiting to be enrolled"
+        yield Notice("warn", title, text, href, "requests")
     unused = [token for token in tokens if token.state == "open" and token.expires - now < TOKEN_SOON]
     if unused:
         names = ", ".join(token.label or token.id for token in unused)
         text = f"Nobody has used them: {names}. Hand out others if they are still wanted."
-        yield Notice("warn", f"{counted(len(unused), 'invitation')} end within a day", text, href)
+        nameless = "Nobody has used them. Hand out others if they are still wanted."
+        title = f"{counted(len(unused), 'invitation')} end within a day"
+        yield Notice("warn", title, text, href, "invitations", nameless)
     yield from ending(expiries, now, href)
 
 
@@ -126,6 +149,7 @@ def ending(expiries: Sequence[Expiry], now: float, href: str = "") -> Iterator[N
     for one in sorted(expiries, key=lambda one: one.at):
         left = one.at - now
         if left < 0:
-            yield Notice("bad", f"{one.what} has expired", one.cure, href)
+            yield Notice("bad", f"{one.what} has expired", one.cure, href, one.name)
         elif left < one.soon:
-            yield Notice("warn", f"{one.what} expires in {duration(left)}", one.cure, href)
+            title = f"{one.what} expires in {duration(left)}"
+            yield Notice("warn", title, one.cure, href, one.name)

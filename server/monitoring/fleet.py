@@ -91,11 +91,13 @@ class Revocation:
 class Expiry:
     """Something of a fleet that ends at a moment (`at`, Unix seconds).
 
-    what: its name, as a sentence begins with it. cure: what to do about it. soon: how many seconds before its
-    end somebody has to be told.
+    name: what it is, in one word for programs. what: the same, as a sentence begins with it. since: when it
+    was made. cure: what to do about it. soon: how many seconds before its end somebody has to be told.
     """
 
+    name: str
     what: str
+    since: float
     at: float
     cure: str
     soon: float

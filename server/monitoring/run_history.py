@@ -42,8 +42,6 @@ __all__ = [
 Kind = Literal["simulation", "served", "fleet"]
 State = Literal["new", "running", "stopped", "failed", "finished", "damaged"]
 
-OFFLINE_SECONDS = 900.0
-
 
 @dataclass(frozen=True)
 class RunLocation:

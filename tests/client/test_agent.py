@@ -21,6 +21,7 @@ from penchant.client.agent import agent as agent_module
 from penchant.client.agent.open_attempt import AttemptsInMemory, SealedAttempts
 from penchant.client.agent.owner import Choices
 from penchant.client.agent.policy import OwnerPolicy
+from penchant.client.learning.workplace import InThisProcess, LoadedModel
 from penchant.client.secagg import Participant, Role, SecAggPolicy
 from penchant.client.vault.vault import Vault
 from penchant.common.config import Plan
@@ -484,6 +485,38 @@ def test_what_was_derived_goes_with_the_attempt(scenes: Scenes, end: str) -> Non
     after = vars(scene.agents[0])["_task"]
     assert after is not before
     assert (after is None) == (end != "another attempt")
+    assert scene.is_open(0) == (end in ("masked", "another attempt"))
+
+
+def test_a_new_attempt_ends_the_one_before_it_before_anything_is_loaded(scenes: Scenes) -> None:
+    """A device that dies while it loads a model leaves no secrets of the attempt before."""
+    scene, open_then = scenes(), []
+
+    class Place(InThisProcess):
+        def load(self, plan: Plan) -> LoadedModel:
+            open_then.append(scene.is_open(0))
+            return super().load(plan)
+
+    scene.restart(0, workplace=Place(scene.model_cache))
+    for attempt in (1, 2):
+        assert isinstance(scene.ask("keys", 0, scene.announce(attempt=attempt)), Entry)
+    assert open_then == [False, False]
+
+
+def test_what_is_derived_for_a_round_is_of_no_use_in_another_and_the_same_in_each_attempt(
+    scenes: Scenes,
+) -> None:
+    """Else the rounding of two rounds' vectors, and the order of the choices, would tell of one another."""
+    scene = scenes()
+    first = scene.announce(1)
+    again = [scene.announce(1, attempt=2), scene.announce(1, phase="close")]
+    others = [scene.announce(2), replace(first, run=bytes(16))]
+    for purpose in ("rounding", "training"):
+        derived = [scene.agents[0]._derived(one, purpose) for one in (first, *again, *others)]
+        assert derived[0] == derived[1] == derived[2]
+        assert len({*derived}) == 3
+    assert scene.agents[0]._derived(first, "rounding") != scene.agents[0]._derived(first, "training")
+    assert scene.agents[0]._derived(first, "rounding") != scene.agents[1]._derived(first, "rounding")
 
 
 @pytest.mark.parametrize(

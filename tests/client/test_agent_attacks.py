@@ -256,6 +256,30 @@ def test_the_start_of_the_personal_part_is_checked_like_the_factors(scenes: Scen
     assert isinstance(announced(scene, factors=shared + bytes(size)), Entry)
 
 
+@pytest.mark.parametrize("bound", ["max_factor_ratio", "max_head_norm"])
+@pytest.mark.parametrize("part", ["shared", "personal"])
+def test_factors_out_of_proportion_to_the_model_are_refused(scenes: Scenes, part: str, bound: str) -> None:
+    """Each number is within max_factor, the whole is not; in the start of the personal part as well."""
+    head = part if bound == "max_head_norm" else "shared"
+    scene = scenes(policy={bound: 10.0}, adapter__share="A", adapter__head=head, federation__warmup_rounds=1)
+    split = scene.model_cache.of(scene.config.plan("main", N)).split
+    flat = {"shared": np.zeros(split.shared.size, "<f4"), "personal": np.zeros(split.personal.size, "<f4")}
+    assert isinstance(announced(scene, factors=b"".join(each.tobytes() for each in flat.values())), Entry)
+    flat[part][:] = 999.0
+    reply = announced(scene, factors=b"".join(each.tobytes() for each in flat.values()))
+    refused(scene, reply, AbortCode.POLICY, f"({bound})")
+
+
+@pytest.mark.parametrize("bound", ["max_modules", "max_shared"])
+def test_a_model_that_has_more_to_share_than_the_owner_allows_is_refused(scenes: Scenes, bound: str) -> None:
+    """Only the loaded model says how much a plan's words amount to."""
+    split = scenes().model_cache.of(scenes().config.plan("main", N)).split
+    size = len(split.adapted_modules) if bound == "max_modules" else split.shared.size
+    assert isinstance(announced(scenes(policy={bound: size})), Entry)
+    scene = scenes(policy={bound: size - 1})
+    refused(scene, announced(scene), AbortCode.POLICY, f"({bound})")
+
+
 # --- the disk -------------------------------------------------------------------------------------
 
 

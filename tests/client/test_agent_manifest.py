@@ -13,6 +13,7 @@ from support.scene import NOW, RUN, authority
 
 from penchant.client.vault.vault import Vault
 from penchant.common.config import Plan
+from penchant.common.crypto.domain import domain
 from penchant.common.durations import DAY
 from penchant.common.errors import AgreementError, PolicyRefusal, UsageError
 from penchant.common.membership.identity import Authority
@@ -191,8 +192,13 @@ def test_a_manifest_that_contradicts_itself_is_neither_signed_nor_followed(scene
         {"privacy": (PrivacyParameter("epsilon", "1"),)},  # which no plan promises
         {"plans": (replace(Plan.decode(plans[0]), dp_epsilon=1.0).encode(), plans[1])},
     ):
-        with pytest.raises(AgreementError):
-            sign_run(authority(), replace(honest, **changes))  # type: ignore[arg-type]
+        unsound = replace(honest, **changes)  # type: ignore[arg-type]
+        with pytest.raises(AgreementError) as caught:
+            sign_run(authority(), unsound)
+        # An authority that signs whatever it is asked to, an earlier version's say.
+        signature = authority().sign(domain("run manifest", unsound.encode()))
+        signed = SignedManifest(unsound, signature).encode()
+        refused(scene, replace(scene.announce(), manifest=signed), AgreementError, str(caught.value))
 
 
 # --- the owner accepts each run -------------------------------------------------------------------

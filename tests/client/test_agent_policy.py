@@ -366,6 +366,7 @@ def test_hours_hold_from_their_start_until_before_their_end(
         else:
             with pytest.raises(PolicyRefusal, match=f"outside the hours that the owner allows, {hours}"):
                 policy.check(announced(), plan())
+            policy.check_time(sent=True)  # a round whose vector has left is finished
 
 
 @pytest.mark.parametrize(

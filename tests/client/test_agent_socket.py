@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import socket as sockets
 import stat
@@ -12,9 +13,11 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import grpc
 import pytest
@@ -23,7 +26,7 @@ from hypothesis import strategies as st
 from support.fleet_scene import REPLIES
 
 from penchant.client.agent.agent_pb2 import Envelope
-from penchant.client.agent.socket import AgentServer, RemoteAgent, only_one
+from penchant.client.agent.socket import SOCKET_PATH_MOST, AgentServer, RemoteAgent, only_one
 from penchant.common.errors import DeviceError
 from penchant.common.wire.codec import MAGIC, decode, encode
 from penchant.common.wire.messages import (
@@ -186,6 +189,19 @@ def test_a_path_that_does_not_fit_into_an_address_is_refused(tmp_path: Path) -> 
         AgentServer(echo, tmp_path / ("x" * 120))
 
 
+def test_the_longest_path_that_is_allowed_works_and_one_byte_more_is_refused() -> None:
+    with TemporaryDirectory(dir="/tmp") as folder:
+        longest = Path(folder, "é".ljust(SOCKET_PATH_MOST - len(folder) - 2, "x"))
+        with pytest.raises(DeviceError, match="too long"):
+            AgentServer(echo, longest.with_name(f"{longest.name}x"))
+        server = AgentServer(echo, longest)
+        server.start()
+        remote = RemoteAgent(longest)
+        assert remote("keys", b"") == echo("keys", b"")
+        remote.close()
+        server.stop(0)
+
+
 def test_an_agent_that_fails_or_answers_junk_costs_one_code_and_shows_no_text(tmp_path: Path) -> None:
     def broken(stage: str, payload: bytes) -> bytes:
         if stage == "keys":
@@ -227,6 +243,49 @@ def test_a_socket_is_not_put_where_others_could_replace_it_or_its_group_can_not_
     with pytest.raises(DeviceError, match="No such file"):
         AgentServer(echo, tmp_path / "nowhere" / "agent.sock").start()
     assert not path.exists()
+
+
+def test_a_socket_may_lie_where_others_can_write_but_replace_only_their_own_files(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    server = AgentServer(echo, tmp_path / "agent.sock")
+    server.start()
+    remote = RemoteAgent(server.socket)
+    assert remote("keys", b"") == echo("keys", b"")
+    remote.close()
+    server.stop(0)
+
+
+@pytest.mark.parametrize(("owner", "allowed"), [(0, True), (os.geteuid() + 1, False)], ids=["root", "other"])
+def test_a_socket_is_not_put_into_a_strangers_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int, allowed: bool
+) -> None:
+    real = Path.stat
+
+    def found(path: Path, **how: Any) -> os.stat_result:
+        fields = list(real(path, **how))
+        if path == tmp_path:
+            fields[stat.ST_UID] = owner
+        return os.stat_result(fields)
+
+    monkeypatch.setattr(Path, "stat", found)
+    server = AgentServer(echo, tmp_path / "agent.sock")
+    with nullcontext() if allowed else pytest.raises(DeviceError, match="belongs to another user"):
+        server.start()
+    assert server.socket.exists() == allowed
+    server.stop(0)
+
+
+def test_a_socket_that_can_not_be_bound_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC says so by an exception, and in some versions by the number 0."""
+
+    def fails(address: str) -> int:
+        raise RuntimeError(address)
+
+    for bind in (fails, lambda address: 0):
+        server = AgentServer(echo, tmp_path / "agent.sock")
+        monkeypatch.setattr(server._server, "add_insecure_port", bind)
+        with pytest.raises(DeviceError, match="can't bind the agent's socket"):
+            server.start()
 
 
 def test_the_lock_is_for_the_owner_alone(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from penchant.client.device.admission import REFUSED_SECONDS, Admission
 from penchant.client.device.supernode_files import SuperNodeFiles
+from penchant.common.errors import DeviceError
 
 Answer = Callable[[], httpx.Response]
 
@@ -72,6 +73,33 @@ def test_a_wrong_clock_is_not_taken_for_a_revocation(
     monkeypatch.setattr("penchant.client.device.admission.time.time", lambda: there + off)
     dated = says(401, date=formatdate(there, usegmt=True))
     assert bool(asked(node, (0.0, dated), (100.0, dated))[-1]) == ends
+
+
+def test_a_folder_that_holds_no_node_is_left_alone(node: SuperNodeFiles, tmp_path: Path) -> None:
+    """Its files have the names of a node's, and are somebody else's."""
+    for text in (None, "superlink = 1", "not TOML"):
+        (node.folder / "node.toml").unlink(missing_ok=True)
+        if text is not None:
+            (node.folder / "node.toml").write_text(text, encoding="utf-8")
+        before = sorted(node.folder.iterdir())
+        assert not SuperNodeFiles.remove(node.folder)
+        assert sorted(node.folder.iterdir()) == before
+        assert node.key.read_bytes() == b"a key"
+    assert not SuperNodeFiles.remove(tmp_path / "nowhere")
+
+
+def test_a_removal_that_is_broken_off_goes_on(node: SuperNodeFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    (node.folder / "flower").mkdir()
+
+    def full(path: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("penchant.client.device.supernode_files.shutil.rmtree", full)
+        with pytest.raises(DeviceError, match="remove them by hand"):
+            SuperNodeFiles.remove(node.folder)
+    assert SuperNodeFiles.remove(node.folder)
+    assert not node.folder.exists()
 
 
 def test_a_device_that_has_left_ends_at_once_and_leaves_no_key(node: SuperNodeFiles) -> None:

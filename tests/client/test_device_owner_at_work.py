@@ -82,6 +82,7 @@ def test_hours_end_a_round_until_its_vector_has_left(
     else:
         assert code(reply) is AbortCode.POLICY
         assert "outside the hours" in scene.reason(0)[2]
+        assert Vault(scene.home(0)).privacy.entries() == []  # what does not leave is not charged
 
 
 def test_a_pause_while_the_device_trains_keeps_the_vector_here(scenes: Scenes) -> None:
@@ -101,6 +102,12 @@ def test_a_pause_while_the_device_trains_keeps_the_vector_here(scenes: Scenes) -
 # --- leave, join anew -----------------------------------------------------------------------------
 
 
+def counted(scene: FleetScene) -> Any:
+    """Attempts, runs and vectors that the first device has on record."""
+    vault = Vault(scene.home(0))
+    return vault.rounds(), vault.ledger.runs(), vault.privacy.entries()
+
+
 @pytest.mark.parametrize("stage", ["status", *STAGES])
 def test_leaving_ends_what_the_running_agent_does(scenes: Scenes, stage: str) -> None:
     scene = scenes()
@@ -110,9 +117,11 @@ def test_leaving_ends_what_the_running_agent_does(scenes: Scenes, stage: str) ->
         scene.requests[0] = encode(Hello(RUN, ()))
     else:
         scene.play_to(stage)
+    before = counted(scene)
     owner["identity"] = None
     assert code(scene.tell(stage, 0, scene.requests[0])) is AbortCode.POLICY
     assert scene.reason(0) == (stage, "POLICY", "this device has left its fleet")
+    assert counted(scene) == before  # nothing was burnt, counted or charged for a fleet that was left
     assert not scene.is_open(0)
     owner["identity"] = identity(2)
     assert code(scene.tell("status", 0, encode(Hello(RUN, ())))) is AbortCode.POLICY

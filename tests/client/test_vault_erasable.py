@@ -20,7 +20,7 @@ from penchant.common.errors import DeviceError, UsageError
 from penchant.common.storage import write_private
 
 CHEAP = ScryptCost(2**10)
-RUN = bytes(16)
+RUN, OTHER = bytes(16), bytes(range(16))
 
 
 def choice(number: int) -> Preference:
@@ -155,12 +155,14 @@ def earlier(home: Path, passphrase: str | None) -> SealedStorage:
     vault = Vault(home)
     with vault._transaction() as db:
         db.execute("PRAGMA application_id = 0")
-        db.execute("INSERT INTO blobs VALUES ('identity', ?)", (old.seal(b"somebody", "blob identity"),))
-        vector = old.seal(np.arange(3, dtype="<f4").tobytes(), "personal")
-        db.execute(
-            "INSERT INTO personal VALUES (?, 'committed', 1, 1, ?, ?, 1.0)",
-            (RUN, vector, old.seal(b"factors", "context")),
-        )
+        for name, value in (("identity", b"somebody"), ("member list", b"all of them")):
+            db.execute("INSERT INTO blobs VALUES (?, ?)", (name, old.seal(value, f"blob {name}")))
+        for run, state, number in ((RUN, "committed", 3), (RUN, "staged", 4), (OTHER, "committed", 2)):
+            vector = old.seal(np.arange(number, dtype="<f4").tobytes(), "personal")
+            db.execute(
+                "INSERT INTO personal VALUES (?, ?, ?, 1, ?, ?, ?)",
+                (run, state, number, vector, old.seal(b"factors of %d" % number, "context"), number),
+            )
     return old
 
 
@@ -192,12 +194,22 @@ def test_an_earlier_home_is_upgraded_whenever_it_was_broken_off(
             SealedStorage.of(home, "another", CHEAP)
     for _ in range(2):
         vault = Vault(home, SealedStorage.of(home, passphrase, CHEAP))
-        found = vault.latest()
-        assert found is not None
-        assert (found[1].vector.tolist(), found[1].context) == ([0, 1, 2], b"factors")
+        assert [held(vault, run) for run in (RUN, OTHER)] == [
+            ([0, 1, 2], b"factors of 3"),
+            ([0, 1], b"factors of 2"),
+        ]
         assert vault.blob("identity") == b"somebody"
+        assert vault.blob("member list") == b"all of them"
         assert not (home / OLD_KEY_FILE).exists()
         assert not (home / OLD_SALT_FILE).exists()
+    vault.settle(RUN, [(4, 1)])  # what was staged before the upgrade
+    assert held(vault, RUN) == ([0, 1, 2, 3], b"factors of 4")
+
+
+def held(vault: Vault, run: bytes) -> tuple[list[float], bytes]:
+    found = vault.personal(run)
+    assert found is not None
+    return found.vector.tolist(), found.context
 
 
 def test_the_old_key_opens_nothing_of_an_upgraded_home(tmp_path: Path) -> None:

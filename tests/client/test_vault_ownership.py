@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from penchant.client.vault.ownership import check_directory, read_owned
-from penchant.client.vault.sealing import CHECK_FILE, ROOT_FILE, SealedStorage
+from penchant.client.vault.sealing import SealedStorage
 from penchant.common.errors import ConfigError, DeviceError
 
 
@@ -60,16 +60,3 @@ def test_a_file_of_another_user_does_not_count_and_one_of_root_does(
     owner = os.geteuid() + 1
     with pytest.raises(ConfigError, match="only its owner's word counts"):
         read_owned(home / "policy.toml")
-
-
-def test_a_key_file_of_another_length_is_refused(home: Path) -> None:
-    SealedStorage.of(home)
-    (home / ROOT_FILE).write_bytes(bytes(31))
-    with pytest.raises(DeviceError):
-        SealedStorage.of(home)
-
-
-def test_a_check_file_that_says_something_else_is_refused(home: Path) -> None:
-    (home / CHECK_FILE).write_bytes(SealedStorage.of(home).seal(b"another text", "check"))
-    with pytest.raises(DeviceError, match="is damaged"):
-        SealedStorage.of(home)

@@ -131,9 +131,12 @@ def test_a_ledger_that_was_emptied_is_noticed(tmp_path: Path) -> None:
 
 def test_after_a_loss_the_owner_goes_on_with_nothing_left(tmp_path: Path) -> None:
     spend(vault(tmp_path).privacy)
+    before = vault(tmp_path).privacy
+    assert ([entry.round for entry in before.entries()], before.lost()) == ([1], False)
     (tmp_path / "home" / ANCHOR).unlink()
     vault(tmp_path).privacy.give_up(1.0)
     ledger = vault(tmp_path).privacy
+    assert ([entry.round for entry in ledger.entries()], ledger.lost()) == ([1], True)  # no vector left since
     assert ledger.spent().rho == 1.0
     with pytest.raises(PolicyRefusal, match="max_epsilon"):
         spend(ledger, OTHER)

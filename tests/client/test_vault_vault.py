@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from penchant.client.vault.privacy_ledger import Cost, LedgerEntry
+from penchant.client.vault.run_ledger import Attempt, RunLimits, enter
 from penchant.client.vault.sealing import SealedStorage
 from penchant.client.vault.vault import TOLD_MOST, Vault
 from penchant.common.errors import DeviceError, StageError
@@ -202,6 +204,34 @@ def test_rewinding_forgets_every_later_round_of_that_run(tmp_path: Path) -> None
     assert kept(tmp_path) == (2, 2.0, b"")
 
 
+def test_rewinding_forgets_what_later_rounds_of_that_run_were_counted_and_charged_for(tmp_path: Path) -> None:
+    vault = Vault(tmp_path)
+    limits, cost = RunLimits(9, 9, 9, 9), Cost(rho=0.25, most=9.0, times=3)
+    places = [(run, number) for run in (RUN, OTHER) for number in (1, 2, 3)]
+    for run, number in places:
+        with vault._transaction() as db:
+            enter(db, Attempt(run, number, 1, b"its manifest", 20_000), limits, 20_000)
+            vault.privacy.charge(db, LedgerEntry.of(run, number, 1, cost.rho), cost)
+    vault.rewind(RUN, 2)
+    assert {known.run: (known.rounds, known.attempts) for known in vault.ledger.runs()} == {
+        RUN: (2, 2),
+        OTHER: (3, 3),
+    }
+    assert [(entry.run, entry.round) for entry in vault.privacy.entries()] == [
+        place for place in places if place != (RUN, 3)
+    ]
+
+
+def test_rewinding_one_run_leaves_the_factors_of_another(tmp_path: Path) -> None:
+    vault = Vault(tmp_path)
+    for run in (RUN, OTHER):
+        vault.begin(run, 3, 1, [])
+        vault.stage(run, 3, 1, factor(3))
+        vault.settle(run, [(3, 1)])
+    vault.rewind(RUN, 2)
+    assert (kept(tmp_path, RUN), kept(tmp_path, OTHER)) == (None, (3, 3.0, b""))
+
+
 def test_rewinding_to_the_beginning_leaves_nothing_of_the_run(tmp_path: Path) -> None:
     vault = Vault(tmp_path)
     vault.begin(RUN, 1, 1, [])
@@ -243,6 +273,18 @@ def test_nothing_comes_of_a_round_that_was_open_when_the_owner_had_all_forgotten
     agent.stage(RUN, 2, 1, factor(2))
     agent.settle(RUN, [(2, 1)])
     assert kept(tmp_path) == (2, 2.0, b"")
+
+
+def test_forgetting_does_not_make_a_sum_unseen_that_this_device_helped_to_open(tmp_path: Path) -> None:
+    """Where no entry says so, as with an earlier version, that is all that tells the owner what left."""
+    vault = Vault(tmp_path)
+    for number in (1, 2):
+        vault.begin(RUN, number, 1, [])
+    vault.mark_unmasked(RUN, 2, 1)
+    vault.begin(OTHER, 1, 1, [])
+    vault.forget()
+    assert vault.rounds() == [(RUN, 1, False), (RUN, 2, True), (OTHER, 1, False)]
+    assert [(run.run, run.rounds, run.exact) for run in vault.contributed()] == [(RUN, 1, 1)]
 
 
 def test_forgetting_what_was_learned_keeps_what_the_model_in_use_belongs_to(tmp_path: Path) -> None:
@@ -340,6 +382,23 @@ def test_what_was_committed_last_is_the_latest_whatever_the_clock_says(
     latest = vault.latest()
     assert latest is not None
     assert latest[0] == RUN
+
+
+def test_a_run_that_began_while_the_clock_was_ahead_pushes_out_none_that_came_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault, now = Vault(tmp_path), time.time()
+    monkeypatch.setattr("penchant.client.vault.vault.time.time", lambda: now)
+    vault.begin(bytes([7]) * 16, 1, 1, [])
+    now += 1e9
+    vault.stage(bytes([7]) * 16, 1, 1, factor(1))
+    now -= 1e9
+    for run in (OTHER, RUN):
+        vault.begin(run, 1, 1, [])
+        vault.stage(run, 1, 1, factor(2))
+        vault.settle(run, [(1, 1)])
+    vault.prune(2)
+    assert (kept(tmp_path, OTHER), kept(tmp_path, RUN)) == ((1, 2.0, b""), (1, 2.0, b""))
 
 
 def test_what_leaves_is_counted_by_name(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penchant.common.data.importers.choices import seconds, worded
+from penchant.common.data.importers.choices import PAIRS_MOST, Tally, nearest_lower, seconds, worded
 from penchant.common.data.importers.reading import FORMATS, Found, choices_of_rows, read_choices
 from penchant.common.data.row_files import RowLog
 from penchant.common.errors import DataError
@@ -200,6 +203,7 @@ def test_chatgpt_pairs_thumbs_with_regenerated_answers(tmp_path: Path, shard: st
         "read as an export of ChatGPT",
         "1 ratings without another response to the same prompt: not used",
         "1 ratings of a message that is not there or has no text: not used",
+        "files that are not read: assets.json, user.json",
     ]
 
 
@@ -241,6 +245,76 @@ def test_librechat_flat_and_as_a_tree(tmp_path: Path, tree: bool) -> None:
     messages = [ask | {"children": [first, second]}] if tree else [ask, first, second]
     found = read(tmp_path / "c.json", {"conversationId": "c", "endpoint": "x", "messages": messages})
     assert told(found) == [(None, "user: Hi\n", "assistant: Hey 👋", "assistant: Hello")]
+
+
+# --- rings, and more answers than anybody compares ------------------------------------------------
+
+
+@pytest.mark.parametrize("ring", [("a",), ("a", "b"), ("a", "b", "c")])
+def test_messages_in_a_ring_end(tmp_path: Path, ring: tuple[str, ...]) -> None:
+    above = dict(zip(ring, (*ring[1:], ring[0]), strict=True))
+    open_webui = feedback("a", 1)
+    nodes = {name: node(name, parent, "assistant", name, []) for name, parent in above.items()}
+    thumbed = {"isCreatedByUser": False, "feedback": {"rating": "thumbsUp"}}
+    messages = open_webui["snapshot"]["chat"]["chat"]["history"]["messages"]
+    for name, parent in above.items():
+        messages[name] = {"id": name, "parentId": parent, "role": "assistant", "content": name}
+    spoken = [
+        {"messageId": name, "parentMessageId": parent, "text": name, **thumbed}
+        for name, parent in above.items()
+    ]
+    exports: list[Any] = [
+        [open_webui],
+        [{"conversation_id": "conv", "mapping": nodes}, thumb("a", "thumbsUp")],
+        {"conversationId": "c", "messages": spoken},
+    ]
+    for document in exports:
+        assert told(read(tmp_path / "ring.json", document)) == []
+
+
+def test_of_very_many_answers_each_meets_a_bounded_number(tmp_path: Path) -> None:
+    count = 3000
+    ask = {"messageId": "q", "parentMessageId": None, "isCreatedByUser": True, "text": "Hi"}
+    answers = [
+        {
+            "messageId": f"{n}",
+            "parentMessageId": "q",
+            "text": f"answer {n}",
+            "feedback": {"rating": ("thumbsUp", "thumbsDown", "")[n % 3]},
+        }
+        for n in range(count)
+    ]
+    found = read(tmp_path / "c.json", {"conversationId": "c", "messages": [ask, *answers]})
+    assert len(found.labelled) == 2 * count // 3 * PAIRS_MOST  # the last third has nobody below
+    left_out = 3 * 1000**2 - len(found.labelled)
+    assert any(note.startswith(f"{left_out} comparisons left out") for note in found.notes)
+    chosen = Counter(row.preference.chosen for row in found.labelled)
+    assert set(chosen.values()) == {PAIRS_MOST}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_few_responses_make_every_pair(seed: int) -> None:
+    rng = random.Random(seed)
+    scores = {f"r{n}": rng.choice((0.0, 0.5, 1.0, 2.0)) for n in range(rng.randint(1, PAIRS_MOST + 1))}
+    every = [
+        (one, other) if scores[one] > scores[other] else (other, one)
+        for one, other in itertools.combinations(scores, 2)
+        if scores[one] != scores[other]
+    ]
+    tally = Tally()
+    assert nearest_lower(scores, tally) == every
+    assert tally.left_out == 0
+
+
+def test_many_responses_meet_the_nearest_below_and_equals_take_turns() -> None:
+    tally = Tally()
+    steps = nearest_lower({f"{n}": float(n) for n in range(100)}, tally)
+    assert all(0 < int(better) - int(worse) <= PAIRS_MOST for better, worse in steps)
+    assert (len(steps), tally.left_out) == (84 * 16 + 16 * 15 // 2, 99 * 100 // 2 - len(steps))
+    scores = {f"{n}": float(n % 2) for n in range(1000)}
+    lower = Counter(worse for _, worse in nearest_lower(scores, Tally()))
+    assert (len(lower), set(lower.values())) == (500, {PAIRS_MOST})
+    assert nearest_lower(scores, Tally()) == nearest_lower(scores, Tally())
 
 
 # --- arenas and labelling tools -------------------------------------------------------------------
@@ -394,6 +468,26 @@ def test_a_bad_rating_is_a_bad_row(tmp_path: Path) -> None:
         read(tmp_path / "r.json", rows)
 
 
+@pytest.mark.parametrize("label", ["NaN", "1e999", 10**400, "[" * 10_000, [1]])
+def test_a_label_that_is_no_finite_number_is_a_bad_row(label: object, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "p", "completion": "a", "label": label},
+        {"prompt": "p", "completion": "b", "label": 1},
+    ]
+    with pytest.raises(DataError, match=r"1 of 2 rows .*:1: the label must be true, false or a number"):
+        read(tmp_path / "r.json", rows)
+
+
+def test_a_thousand_ratings_of_one_prompt_make_pairs_in_proportion(tmp_path: Path) -> None:
+    rows = [{"prompt": "", "completion": f"text {n}", "label": n % 2 == 0} for n in range(1000)]
+    found = read(tmp_path / "r.json", rows)
+    assert len(found.labelled) == 500 * PAIRS_MOST
+    assert f"{2 * 500 * 499 // 2} ties, in which nothing was preferred: not used" in found.notes
+    assert any(
+        note.startswith(f"{500 * 500 - 500 * PAIRS_MOST} comparisons left out") for note in found.notes
+    )
+
+
 # --- whatever comes -------------------------------------------------------------------------------
 
 JSON = st.recursive(
@@ -434,6 +528,40 @@ def test_a_damaged_export_gives_choices_or_one_line(row: Row, path: list[int], v
         assert "\n" not in str(error)  # noqa: PT017
     else:
         assert all(one.preference.chosen != one.preference.rejected for one in found.labelled)
+
+
+HUGE = 10**400
+DEEP: list[Any] = []
+for _ in range(5000):
+    DEEP = [DEEP]
+ODD: list[Row] = [
+    feedback("a", 1, when=HUGE),
+    {"winner": "model_a", "tstamp": HUGE, "conversation_a": [{"role": "a", "content": "x"}]}
+    | {"conversation_b": [{"role": "a", "content": "y"}]},
+    {
+        "fields": {"a": "x", "b": "y"},
+        "responses": {"q": [{"value": [{"value": "a", "rank": HUGE}, {"value": "b", "rank": 1}]}]},
+    },
+    {"fields": {"a": DEEP, "b": "y"}, "responses": {}},
+]
+
+
+@pytest.mark.parametrize("row", ODD)
+def test_numbers_and_lists_without_end_are_told_in_one_line(row: Row) -> None:
+    with pytest.raises(DataError, match=r"f:1: not .* as it should be \((Overflow|Recursion)Error\)"):
+        choices_of_rows([("f:1", row)], RowLog())
+
+
+@pytest.mark.parametrize("field", ["chosen", "completion"])
+def test_a_row_that_lies_too_deep_is_a_bad_row(field: str) -> None:
+    call = {"function": {"name": "f", "arguments": DEEP}}
+    said = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    row = {"prompt": [], field: said, "rejected": [{"role": "assistant", "content": "x"}], "label": True}
+    log = RowLog("skip")
+    log.met()
+    assert choices_of_rows([("f:1", row)], log).labelled == []
+    with pytest.raises(DataError, match="f:1: its lists and objects lie too deep"):
+        log.finish("f")
 
 
 def test_every_format_is_known_by_its_rows_alone() -> None:

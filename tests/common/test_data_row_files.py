@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from penchant.common.data.row_files import RowLog, data_files, part_named, read_rows
+from penchant.common.data.row_files import RowLog, data_files, part_named, read_rows, rows_of_json
 from penchant.common.errors import DataError
 
 ROWS = [{"prompt": f"p{n}", "chosen": "ja 🙂", "rejected": "nein"} for n in range(3)]
@@ -52,6 +52,31 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str, text:
     assert rows_of(packed) == ROWS
 
 
+@pytest.mark.parametrize("text", [LINES, json.dumps(ROWS), json.dumps(ROWS, indent=2), f"\ufeff{LINES}"])
+def test_what_is_sent_gives_the_same_rows_as_a_file(text: str) -> None:
+    log = RowLog()
+    assert list(rows_of_json(text.encode(), log)) == [(f"row {n}", row) for n, row in enumerate(ROWS, 1)]
+    assert log.finish("it").rows == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "it has no rows"),
+        (b"3", "row 1: not a JSON object but a number"),
+        (b"[[]]", "row 1: not a JSON object but a list"),
+        (b'{"a": 1}\nb\n\xff', "row 2: not JSON; row 3: not UTF-8"),
+        (b"[" * 100_000, "row 1: not JSON"),
+    ],
+)
+def test_what_is_sent_and_is_no_row_is_named(data: bytes, message: str) -> None:
+    log = RowLog()
+    rows = list(rows_of_json(data, log))
+    assert rows in ([], [("row 1", {"a": 1})])
+    with pytest.raises(DataError, match=message):
+        log.finish("it")
+
+
 def test_an_object_over_several_lines_is_one_row(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"conversationId": "c", "messages": []}, indent=1))
     assert rows_of(tmp_path / "a.json") == [{"conversationId": "c", "messages": []}]
@@ -74,6 +99,8 @@ def test_a_table_keeps_line_breaks_and_names_rows_with_too_many_cells(tmp_path: 
         ("a.csv", b"chosen,rejected\n\xff,b\n", "it is not UTF-8"),
         ("a.json", b"[1, {", "1 of 1 rows can't be used: .*:1: not JSON"),
         ("a.json", b"[1]", "1: not a JSON object but a number"),
+        ("a.json", b"3", "1: not a JSON object but a number"),
+        ("a.json", b'"text"', "1: not a JSON object but a text"),
         ("a.json", b"", "it has no rows"),
         ("a.json.gz", b"no gzip", "can't be read; create it again"),
         ("a.txt", b"", r"must end in \.jsonl"),

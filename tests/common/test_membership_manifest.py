@@ -141,6 +141,15 @@ def test_what_is_too_long_to_be_read_is_signed_by_nobody() -> None:
         named.check()
 
 
+def test_a_line_of_just_the_length_that_is_shown_whole_passes() -> None:
+    longest = max(map(len, manifest({"model.base_model": "m"}).lines())) - 1
+    full = manifest({"model.base_model": "m" * (MAX_LINE - longest)})
+    assert max(map(len, full.lines())) == MAX_LINE
+    full.check()
+    with pytest.raises(AgreementError, match="lines of more than"):
+        manifest({"model.base_model": "m" * (MAX_LINE - longest + 1)}).check()
+
+
 def test_a_plan_that_changes_everything_is_still_short_enough() -> None:
     plan = RunConfig().plan("main", COHORT)
     for section in ("model", "adapter", "training"):

@@ -429,6 +429,9 @@ def test_what_is_no_export_is_refused(
     path.write_text(json.dumps(table | {"digest": "0" * 64}))
     with pytest.raises(BaseModelError, match="is not the base model that"):
         penchant.PersonalModel.load(tmp_path / "ann")
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match="is damaged: it is nested too deep"):
+        penchant.PersonalModel.load(tmp_path / "ann")
 
 
 def test_a_newcomer_is_fitted_to_their_choices_alone(result: penchant.SimulationResult) -> None:

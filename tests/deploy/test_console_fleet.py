@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from support.console_scene import CHEAP, HOST, PASSWORD, Browser, make_run, text_of
+from support.console_scene import CHEAP, HOST, PASSWORD, Browser, form_of, make_run, text_of
 from support.processes import wait_for
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConsoleError, JournalError, RunDirectoryError
 from penchant.common.membership.join_token import JoinToken
+from penchant.common.settings import settings_of
 from penchant.deploy.cli.main import main
 from penchant.deploy.console import fleet, local
 from penchant.deploy.console.local import OperationsOnThisMachine
@@ -443,7 +444,30 @@ def test_a_live_run_is_resumed_and_started_through_the_servers_own_command(
     answer = world.browser.post("/runs/new", form)
     assert answer.status_code == 422
     assert "federation.cohort is 0" in text_of(answer.text)
-    assert world.browser.post("/runs/new", form | {"where": "elsewhere"}).status_code == 404
+
+
+@pytest.mark.parametrize("way", ["start", "check", "login"])
+def test_a_draft_outlives_its_fleet_and_is_started_nowhere_else(
+    world: World, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local.OperationsOnThisMachine, "start", lambda *_: pytest.fail("started"))
+    browser = world.browser
+    sent = form_of(browser.get("/runs/new").text, "/runs/new")
+    sent |= {"name": "mine", "set.adapter.rank": "7", "where": "elsewhere"}
+    if way == "login":
+        session = world.store.session(browser.client.cookies["penchant"])
+        assert session is not None
+        world.store.logout(session)
+        login = form_of(browser.client.post("/runs/new", data=sent).text, "/login")
+        browser.client.post("/login", data=login | {"name": "olga", "password": PASSWORD})
+        answer = browser.get("/runs/new")
+    else:
+        answer = browser.post("/runs/new" if way == "start" else "/runs/check", sent)
+    assert answer.status_code == (422 if way == "start" else 200)
+    found = form_of(answer.text, "/runs/new")
+    assert (found["name"], found["set.adapter.rank"]) == ("mine", "7")
+    assert "The fleet that this was written for is not there any more." in text_of(answer.text)
+    assert "It can run" not in text_of(answer.text)
 
 
 @pytest.mark.parametrize(
@@ -489,6 +513,87 @@ def test_the_recipe_of_a_fleet_can_run_and_is_what_the_command_writes(
     assert "It can run 5 devices of home a round" in text_of(world.browser.post("/runs/check", form).text)
 
 
+def test_the_form_of_a_fleet_has_a_field_for_each_setting_that_real_devices_know(world: World) -> None:
+    found = form_of(world.browser.get("/runs/new").text, "/runs/new")
+    keys = [one.key for one in settings_of(RunConfig) if not one.simulated]
+    assert sorted(key.removeprefix("set.") for key in found if key.startswith("set.")) == sorted(keys)
+    usual = run_checks.fleet_defaults(5)
+    assert found["where"] == world.id
+    assert (found["set.federation.cohort"], found["set.privacy.dp_epsilon"]) == ("5", "8")
+    assert found["set.privacy.min_honest"] == str(usual.privacy.min_honest)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "said"),
+    [
+        ({"federation.cohort": "6"}, "federation.cohort", "this fleet has 5 members; ask at most 5"),
+        ({"federation.rounds": "0"}, "federation.rounds", "federation.rounds is 0"),
+        ({"privacy.min_honest": "10"}, "federation.cohort", "too small for owners who ask for 10 honest"),
+        ({"federation.cohort": "0"}, "federation.cohort", "federation.cohort is 0"),
+    ],
+)
+def test_what_a_fleet_can_run_is_said_in_the_form_beside_its_field(
+    world: World, changes: dict[str, str], key: str, said: str
+) -> None:
+    sent = form_of(world.browser.get("/runs/new").text, "/runs/new") | {"name": "second"}
+    sent |= {f"set.{name}": text for name, text in changes.items()}
+    answer = world.browser.post("/runs/new", sent)
+    assert answer.status_code == 422
+    beside = answer.text.split(f'name="set.{key}"')[1].split("</div>")[0]
+    assert said in text_of(f"<i {beside}")
+    found = form_of(answer.text, "/runs/new")
+    assert {name: found[name] for name in sent if name != "csrf"} == {
+        name: text for name, text in sent.items() if name != "csrf"
+    }
+    assert world.operations.locations() == []
+
+
+def test_a_fleet_is_handed_the_same_run_by_fields_and_by_file(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed: list[RunConfig] = []
+    monkeypatch.setattr(
+        fleet.FleetOnThisMachine, "start", lambda self, name, config, log: handed.append(config)
+    )
+    sent = form_of(world.browser.get("/runs/new").text, "/runs/new") | {
+        "name": "second",
+        "set.federation.rounds": "4",
+    }
+    assert world.browser.post("/runs/new", sent).status_code == 303
+    answer = world.browser.post("/runs/check", sent | {"do": "file"})
+    as_file = form_of(answer.text, "/runs/new")
+    assert "It can run 5 devices of home a round" in text_of(answer.text)
+    assert world.browser.post("/runs/new", as_file).status_code == 303
+    usual = run_checks.fleet_defaults(5)
+    assert handed == [usual.changed({"federation.rounds": 4})] * 2
+    written = "".join(f"{line}\n" for line in as_file["config"].splitlines() if line)
+    low = f"min_honest = {usual.privacy.min_honest}\nmax_colluders = {usual.privacy.max_colluders}\n"
+    assert written == f"[federation]\nrounds = 4\ncohort = 5\n[privacy]\n{low}dp_epsilon = 8.0\n"
+
+
+def test_another_place_shows_its_own_settings_and_gives_written_ones_back(
+    world: World, tmp_path: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    both = OperationsOnThisMachine([tmp_path / "runs", world.server_directory.path], world.store)
+    browser = Browser(build_app(world.store, both, hosts=frozenset({HOST})), "olga")
+    sent = form_of(browser.get("/runs/new").text, "/runs/new")
+    sent |= {"name": "x", "set.data.pairs": "7", "set.federation.clip": "3"}
+    answer = browser.post("/runs/check", sent | {"where": world.id, "do": "place"})
+    assert 'id="set-data-pairs"' not in answer.text
+    assert "It can run 5 devices of home a round" in text_of(answer.text)
+    there = form_of(answer.text, "/runs/new")
+    assert (there["set.federation.cohort"], there["set.federation.clip"]) == ("5", "3")
+    assert (
+        "pairs"
+        not in form_of(browser.post("/runs/check", there | {"do": "file"}).text, "/runs/new")["config"]
+    )
+    answer = browser.post("/runs/check", there | {"where": "", "do": "place"})
+    assert 'id="set-data-pairs"' in answer.text
+    back = form_of(answer.text, "/runs/new")
+    assert (back["name"], back["set.data.pairs"], back["set.federation.clip"]) == ("x", "7", "3")
+
+
 def test_a_failed_run_offers_only_what_can_help(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = run_in(world, "first", 0)
     failed = Activity(why="3 of 5 devices refused")
@@ -508,7 +613,8 @@ def test_a_console_of_a_fleet_alone_simulates_nothing(world: World, tmp_path: Pa
     said = world.said("/runs/new")
     assert "simulated, on this machine" not in said
     assert "It can run 5 devices of home a round" in said  # everybody is asked, unless another is chosen
-    assert world.browser.post("/runs/check", {"config": "", "where": "elsewhere"}).status_code == 404
+    checked = world.browser.post("/runs/check", {"config": "", "where": "elsewhere"})
+    assert "is not there any more. Choose where it shall run." in checked.text
     (tmp_path / "runs").mkdir()
     both = OperationsOnThisMachine([tmp_path / "runs", world.server_directory.path], world.store)
     browser = Browser(build_app(world.store, both, hosts=frozenset({HOST})), "olga")

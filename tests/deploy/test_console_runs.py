@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from support.console_scene import make_run
+from support.processes import free_port
 from support.tastes import write_choices
 
 from penchant.common.errors import ConfigError, ConsoleError, RunDirectoryError, UsageError
@@ -232,6 +234,8 @@ def test_names_and_sources_are_checked_before_anything_is_made(
     for source in (outside, tmp_path / "data" / "link.jsonl", tmp_path / "data" / ".." / "outside.jsonl"):
         with pytest.raises(ConfigError, match="may not read"):
             operations.check(f'[data]\ndataset = "{source}"')
+        with pytest.raises(ConfigError, match="may not read"):
+            operations.check(fine.replace("[model]", f'test = "{source}"\n[model]'))
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["first"]
 
 
@@ -291,7 +295,7 @@ def test_the_console_does_not_start_on_what_is_not_a_run(
 ) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
     (tmp_path / "other" / "folder").mkdir(parents=True)
-    monkeypatch.setattr("uvicorn.run", lambda *_, **__: pytest.fail("it listens"))
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: pytest.fail("it listens"))
     names = {"nothing": ["nope"], "a file": ["file"], "a folder of other things": ["other"]}
     words = [str(tmp_path / name) for name in names.get(there, [])] or ["--port", "8901", "account", "list"]
     monkeypatch.setattr(sys, "argv", ["penchant", "console", *words, "--state", str(tmp_path / "state")])
@@ -311,14 +315,31 @@ def test_the_console_starts_on_runs_and_folders_for_them(
     (tmp_path / "new").mkdir()
     make_run(tmp_path / "runs" / "one")
     served: list[object] = []
-    monkeypatch.setattr("uvicorn.run", lambda app, **_: served.append(app))
+    monkeypatch.setattr("uvicorn.Server.run", lambda server, **_: served.append(server))
     name = {"an empty folder": "new", "a run": "runs/one", "a folder of runs": "runs"}[there]
-    words = ["console", str(tmp_path / name), "--state", str(tmp_path / "state")]
+    words = ["console", str(tmp_path / name), "--state", str(tmp_path / "state"), "--port", str(free_port())]
     monkeypatch.setattr(sys, "argv", ["penchant", *words])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code in (None, 0)
     assert len(served) == 1
+
+
+def test_a_console_whose_port_is_taken_does_not_say_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        words = ["console", str(tmp_path / "runs"), "--state", str(tmp_path / "state"), "--port", str(port)]
+        monkeypatch.setattr(sys, "argv", ["penchant", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (1, "")
+    assert err.splitlines()[-1] == (
+        f"penchant: can't listen at 127.0.0.1:{port}: Address already in use; choose another address"
+    )
 
 
 def test_every_rule_of_a_share_gives_a_recipe(operations: OperationsOnThisMachine) -> None:

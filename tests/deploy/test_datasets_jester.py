@@ -98,7 +98,7 @@ def test_what_is_no_such_file_is_refused(file: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(DataError, match=r"does not hold what Jester5k\.rda holds"):
         datasets.load(f"jester:{file}")
     monkeypatch.setitem(sys.modules, "rdata", None)
-    with pytest.raises(DataError, match="pip install rdata"):
+    with pytest.raises(DataError, match=r"pip install 'penchant\[rdata\]'"):
         datasets.load(f"jester:{file}")
 
 

@@ -24,6 +24,7 @@ from penchant.client.device.supernode_files import SuperNodeFiles
 from penchant.common.errors import (
     CertificateError,
     CodecError,
+    ConfigError,
     EnrolmentError,
     EnrolmentPending,
     JournalError,
@@ -32,7 +33,14 @@ from penchant.common.errors import (
     TokenError,
     UsageError,
 )
-from penchant.common.membership.enrolment import Answer, JoinReply, JoinRequest, NamedRequest, request
+from penchant.common.membership.enrolment import (
+    Answer,
+    JoinReply,
+    JoinRequest,
+    LeaveNotice,
+    NamedRequest,
+    request,
+)
 from penchant.common.membership.identity import MemberList
 from penchant.common.membership.join_token import JoinToken, Terms
 from penchant.common.network import Budget
@@ -477,6 +485,78 @@ def test_a_revoked_member_is_out_at_the_server(fleet: Fleet, tmp_path: Path) -> 
     assert fleet.post(body).status_code == 403
     with pytest.raises(UsageError, match="no member 1"):
         request_revocation(fleet.server_directory.path, 1)
+
+
+def leave(fleet: Fleet, home: Path) -> LeaveNotice:
+    device = Device(home)
+    notice = device.leave_notice()
+    device.leave()
+    joining.tell_server(notice, home / "node", fleet.connect)
+    return notice
+
+
+def revocations(fleet: Fleet) -> list[dict[str, object]]:
+    return [json.loads(path.read_text()) for path in fleet.server_directory.requests.glob("revoke-*")]
+
+
+def test_who_leaves_tells_the_server_which_asks_the_authority(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.enrol(tmp_path / "device", fleet.token())
+    leave(fleet, tmp_path / "device")
+    assert revocations(fleet) == [{"member": 1, "why": "its owner left the fleet"}]
+    assert fleet.attend() == ["member 1 is revoked"]
+    EnrolmentRegistry(fleet.server_directory).collect(fleet.nodes)
+    assert fleet.nodes.known == {}
+    assert revocations(fleet) == []
+
+
+def test_a_repeated_notice_changes_nothing(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.enrol(tmp_path / "device", fleet.token())
+    request_revocation(fleet.server_directory.path, 1, "lost")
+    body = leave(fleet, tmp_path / "device").encode()
+    registry = EnrolmentRegistry(fleet.server_directory)
+    assert registry.left(body) == 1
+    assert revocations(fleet) == [{"member": 1, "why": "lost"}]  # the first reason stays
+    fleet.attend()
+    registry.collect(fleet.nodes)
+    assert fleet.enrol(tmp_path / "device", fleet.token()) == 2
+    with pytest.raises(EnrolmentError, match="no member of this fleet has that key"):
+        registry.left(body)  # the old key's: the device that joined again stays
+    assert revocations(fleet) == []
+
+
+def test_nobody_else_can_say_that_a_member_left(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.enrol(tmp_path / "first", fleet.token())
+    fleet.enrol(tmp_path / "second", fleet.token("hall"))
+    registry = EnrolmentRegistry(fleet.server_directory)
+    first, second = (Device(tmp_path / name).leave_notice() for name in ("first", "second"))
+    other_fleet = LeaveNotice.of(member_identity(Device(tmp_path / "first")), bytes(32))
+    stranger = LeaveNotice(request(bytes(range(32))).public_key, first.signature)
+    for notice in (replace(first, public_key=second.public_key), other_fleet, stranger):
+        with pytest.raises(CertificateError, match="not signed by the member that it names"):
+            registry.left(notice.encode())
+    for body in (b"", first.encode() + b"0", first.encode()[:-1], request(bytes(range(32))).encode()):
+        with fleet.connect("fleet.example:8443", None) as client:
+            assert client.post("/enrol/leave", content=body).status_code in (400, 413)
+    assert revocations(fleet) == []
+
+
+def test_a_server_that_can_not_be_told_keeps_nobody(fleet: Fleet, tmp_path: Path) -> None:
+    home = tmp_path / "device"
+    fleet.enrol(home, fleet.token())
+
+    def nowhere(address: str, context: ssl.SSLContext | None) -> httpx.Client:
+        raise httpx.ConnectError("no route")
+
+    notice = Device(home).leave_notice()
+    assert Device(home).leave() == 1
+    with pytest.raises(
+        EnrolmentError, match=r"can't reach the server at fleet\.example:8443 \(ConnectError\)"
+    ):
+        joining.tell_server(notice, home / "node", nowhere)
+    with pytest.raises(ConfigError, match="join a fleet with a token first"):
+        joining.tell_server(notice, tmp_path, fleet.connect)
+    with pytest.raises(UsageError, match="in no fleet"):
+        Device(home).leave_notice()
 
 
 def test_older_and_foreign_lists_are_refused(fleet: Fleet, tmp_path: Path) -> None:

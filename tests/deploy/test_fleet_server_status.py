@@ -9,15 +9,19 @@ from pathlib import Path
 
 import pytest
 from support.console_scene import log, make_run, shared
+from support.fleet_directory import make_server
 
 from penchant.deploy.cli.main import main
 from penchant.deploy.fleet import status as fleet_status
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.enrolment import hand_out
+from penchant.deploy.fleet.notice_settings import NoticeSettings
+from penchant.deploy.fleet.processes import METRICS_LOCK, SIGNALS_LOCK
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.deploy.fleet.status import SuperLinkReport
 from penchant.deploy.flower.superlink import free_port
 from penchant.deploy.json_tables import plain_value
+from penchant.deploy.run_directory import claim
 from penchant.server.journal import Journal
 from penchant.server.monitoring.run_history import Activity, RunLocation, summary_of
 from penchant.server.privacy_figures import FACT, PrivacyFigures
@@ -189,7 +193,7 @@ def server_directory(tmp_path: Path) -> ServerDirectory:
 def all_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet_status, "gateway_state", lambda server_directory: "open")
     up = SuperLinkReport(up=True, nodes=3, online=3)
-    monkeypatch.setattr(fleet_status, "_superlink", lambda server_directory: up)
+    monkeypatch.setattr(fleet_status, "superlink_report", lambda server_directory: up)
 
 
 def test_a_server_that_is_down_is_an_exit_code_and_says_what_is_down(
@@ -216,6 +220,28 @@ def test_a_port_that_another_program_holds_is_said(
     code, out, _ = status(capsys, monkeypatch, server_directory.path)
     assert code == 1
     assert "not this server's: another program holds the port" in out
+
+
+def test_a_signals_part_that_is_wanted_and_not_there_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever answers at its port: it may be the part of another server."""
+    all_up(monkeypatch)
+    server = make_server(tmp_path, metrics="127.0.0.1:9464")
+    code, out, _ = status(capsys, monkeypatch, server.path)
+    assert code == 1
+    assert "! The signals part is down. Nobody is told what needs attention. Bring it up" in out
+    with claim(server.path, SIGNALS_LOCK):
+        code, out, _ = status(capsys, monkeypatch, server.path)
+        assert code == 1
+        assert "! The signals part does not answer at 127.0.0.1:9464." in out
+        with claim(server.path, METRICS_LOCK):
+            code, out, _ = status(capsys, monkeypatch, server.path)
+    assert (code, "!" in out) == (0, False)
+    notices = make_server(tmp_path / "other", notices=NoticeSettings(webhooks=("https://example.org",)))
+    assert status(capsys, monkeypatch, notices.path)[0] == 1
+    with claim(notices.path, SIGNALS_LOCK):
+        assert status(capsys, monkeypatch, notices.path)[0] == 0
 
 
 @pytest.mark.parametrize(

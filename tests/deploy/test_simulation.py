@@ -23,7 +23,9 @@ from penchant.deploy import run_directory
 from penchant.deploy.cli import show_simulation
 from penchant.deploy.cli.main import main
 from penchant.deploy.flower.in_process_grid import Fault
+from penchant.deploy.report.run_page import write_report
 from penchant.deploy.simulation import runner as simulation
+from penchant.deploy.simulation.result import RunResult
 from penchant.deploy.simulation.runner import simulate
 from penchant.deploy.simulation.world import Progress, prepare
 from penchant.server.journal import Journal, RoundLog
@@ -94,6 +96,16 @@ def dropped(directory: Path) -> list[dict[str, int]]:
 
 
 # --- every share -----------------------------------------------------------------------------------------
+
+
+def test_noise_among_few_people_is_said_to_leave_little(base: dict[str, Any], tmp_path: Path) -> None:
+    noised = run(tmp_path / "noised", base, privacy__dp_epsilon=1.0, federation__rounds=1)
+    (said,) = (caveat for caveat in noised["caveats"] if "ifferential privacy" in caveat)
+    assert "times as long as one person's update can be, so little of what people learn together" in said
+    write_report(RunResult.from_dict(noised), tmp_path / "report.html")
+    assert "so little of what people learn together is left" in (tmp_path / "report.html").read_text("utf-8")
+    exact = run(tmp_path / "exact", base, federation__rounds=1)
+    assert not any("ifferential privacy" in caveat for caveat in exact["caveats"])
 
 
 @pytest.mark.parametrize("secagg", [True, False], ids=["masked", "plain"])

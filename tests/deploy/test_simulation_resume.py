@@ -145,7 +145,8 @@ def test_a_run_goes_on_only_as_it_was_begun(rig: Rig, whole: tuple[dict[str, Any
     resumed = command("--resume", str(directory))
     assert resumed.returncode == 2
     assert resumed.stderr.splitlines()[-1] == (
-        f"penchant: {directory} was begun with another configuration; put back what it was, or start anew"
+        f"penchant: {directory} was begun with another configuration; "
+        "put back what it was, or start a new run"
     )
     config.write_text(f"# the same in other words\n{text}", encoding="utf-8")
     (directory / "agents").rename(rig.folder / "elsewhere")

@@ -10,23 +10,34 @@ Reported, for a plan that an honest server makes, for a hostile one that the own
 pass, and for one within today's default policy: how many of the candidates' counts are exactly right, and the
 area under the curve for whether anybody in the sum has the candidate among their choices. `--json FILE` keeps
 the rows.
+
+With `--epsilon 8` people add noise, which spends all of that epsilon on this one sum; two of them collude.
+The clip is then what half of the people's updates exceed, the best for the server, and `bound` in a row is
+the area under the curve that no test about all of one person's vector exceeds at this noise.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for tests/support
 
 import numpy as np
 from numpy.typing import NDArray
+from support.scene import announcement
 
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.learning.local_round import contribution_of, work
 from penchant.client.learning.model_cache import ModelCache, PlannedModel
 from penchant.common.config import RunConfig
+from penchant.common.crypto.entropy import Entropy, SeededEntropy
 from penchant.common.data.preferences import Person, Preference
 from penchant.common.errors import PolicyRefusal
 from penchant.common.model.factors import Vector
@@ -65,9 +76,14 @@ PLANS: dict[str, dict[str, Any]] = {
     }
     for norm in (1e-9, 1e-8, 1e-7, 1e-6, 1.0)
 }
+PLANS["today's bounds: one step of AdamW, an untrained head of norm 1e-08"] = PLANS[
+    "today's bounds: one step of AdamW, a head of norm 1e-08"
+] | {"training.lr_head": 0.0}
+# The head's own step is as long whatever people chose, and would be most of the vector.
 # A step of AdamW is proportional to the gradient while that is far below its epsilon of 1e-8, which a small
 # head sees to; and it is the gradient's sign where that is far above.
 CANDIDATES = 286
+COLLUDERS = 2  # whose noise the server knows, where there is any
 
 
 @dataclass(frozen=True)
@@ -83,7 +99,31 @@ class Shaped:
         outcome = work(self.planned, self.shared, self.start, self.start, person, (), 0)
         return outcome.shared_update, outcome.weight
 
-    def total(self, people: list[tuple[Preference, ...]]) -> NDArray[np.float64]:
+    def noised(self, epsilon: float, people: list[tuple[Preference, ...]]) -> Shaped:
+        """The same with noise that spends epsilon on one sum over `people`, two of whom collude."""
+        clip = float(np.median([np.linalg.norm(self.update(person)[0]) for person in people]))
+        plan = replace(
+            self.planned.plan,
+            cohort=len(people),
+            clip=clip,
+            dp_epsilon=epsilon,
+            dp_participations=1,
+            dp_honest=len(people) - COLLUDERS,
+        )
+        return replace(self, planned=replace(self.planned, plan=plan))
+
+    def bound(self) -> float | None:
+        """The largest area under the curve about all of one person's vector; None without noise.
+
+        Of two Gaussians that are 1 / z standard deviations apart: continuous noise, to which this one is
+        closer than a float can say.
+        """
+        layout = UpdateLayout.of(self.planned.plan, self.planned.split)
+        if layout.noise is None:
+            return None
+        return NormalDist().cdf(1 / layout.noise.multiplier(layout.honest) / math.sqrt(2))
+
+    def total(self, people: list[tuple[Preference, ...]], entropy: Entropy) -> NDArray[np.float64]:
         """The sum of the people's weighted updates, float64 [d], as the server opens it."""
         layout = UpdateLayout.of(self.planned.plan, self.planned.split)
         total = np.zeros(layout.words, dtype=np.int64)
@@ -91,7 +131,9 @@ class Shaped:
             outcome = work(self.planned, self.shared, self.start, self.start, person, (), 0)
             key = number.to_bytes(32, "big")
             vector = layout.quantise(contribution_of(outcome, in_histogram=False), key)
-            total += vector.astype(np.int64)
+            unknown = number < len(people) - COLLUDERS
+            noise = layout.draw_noise(entropy, layout.honest) if unknown else None
+            total += layout.with_noise(vector, noise).astype(np.int64)
         modulus = 1 << layout.ring
         total %= modulus
         total[total >= modulus // 2] -= modulus
@@ -124,8 +166,6 @@ def shape(cache: ModelCache, config: RunConfig, name: str, seed: int) -> Shaped:
 
 def allowed(shaped: Shaped) -> str:
     """Why the default policy's bounds refuse the plan or the factors; empty if they do not."""
-    from support.scene import announcement  # beside this folder
-
     policy = OwnerPolicy(allow_exact_sums=True)  # noise is another matter
     try:
         policy.check(announcement(34, kind=Kind.SECAGG), shaped.planned.plan)
@@ -151,7 +191,7 @@ def auc(scores: NDArray[np.float64], inside: NDArray[np.bool_]) -> float:
 
 
 def fish(
-    shaped: Shaped, people: list[tuple[Preference, ...]], candidates: list[Preference]
+    shaped: Shaped, people: list[tuple[Preference, ...]], candidates: list[Preference], entropy: Entropy
 ) -> dict[str, Any]:
     """How well the sum tells the candidates' counts."""
     truth: dict[Any, int] = {}
@@ -162,7 +202,7 @@ def fish(
             truth[key] = truth.get(key, 0) + side
             inside.add(key)
     single = np.stack([shaped.update((pair,))[0] for pair in candidates]).astype(np.float64)
-    found, *_ = np.linalg.lstsq(single.T, shaped.total(people), rcond=1e-6)
+    found, *_ = np.linalg.lstsq(single.T, shaped.total(people, entropy), rcond=1e-6)
     counts = np.array([truth.get(sides(pair)[0], 0) * sides(pair)[1] for pair in candidates])
     there = np.array([sides(pair)[0] in inside for pair in candidates])
     return {
@@ -196,15 +236,25 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--people", type=int, default=12)
     parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--plans", default="", help="parts of plans' names, with commas between them")
+    parser.add_argument("--epsilon", type=float, default=0.0, help="with noise; 0 stands for none")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     cache, rows = ModelCache(), []
-    for name, changes in PLANS.items():
+    wanted = {
+        name: changes for name, changes in PLANS.items() if any(p in name for p in given.plans.split(","))
+    }
+    for name, changes in wanted.items():
         for seed in map(int, given.seeds.split(",")):
             settings = recipe("senate", "A") | changes | {"seed": seed, "federation.warmup_rounds": 0}
             people, candidates = chosen_people(seed, given.people, given.pairs)
             shaped = shape(cache, RunConfig().changed(settings), name, seed)
-            rows.append({"plan": name, "seed": seed} | fish(shaped, people, candidates))
+            entropy = SeededEntropy(seed.to_bytes(32, "big"), f"fishing {name}")
+            noise = {}
+            if given.epsilon:
+                shaped = shaped.noised(given.epsilon, people)
+                noise = {"epsilon": given.epsilon, "bound": shaped.bound()}
+            rows.append({"plan": name, "seed": seed} | noise | fish(shaped, people, candidates, entropy))
             print(json.dumps(rows[-1]), flush=True)
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -16,11 +16,9 @@ import pytest
 from support.console_scene import Console, log, make_run, shared, text_of
 
 from penchant.common import wording
-from penchant.common.config import RunConfig
 from penchant.common.errors import ConsoleError, JournalError, UsageError
 from penchant.common.foreign_files import ForeignDatabase
 from penchant.common.privacy.accounting import rho_of
-from penchant.common.settings import settings_of
 from penchant.deploy.console.releases import ReleasesOnThisMachine
 from penchant.server import releases
 from penchant.server.console import charts, events
@@ -481,15 +479,6 @@ def test_a_download_is_on_record_and_is_what_was_exported(
 
 
 # --- charts and words -----------------------------------------------------------------------------
-
-
-def test_the_page_of_a_new_run_explains_every_setting(console: Console) -> None:
-    page = console.browser("olga").get("/runs/new").text
-    for one in settings_of(RunConfig):
-        row = page.split(f"<code>{one.key}</code>")[1].split("</tr>")[0]
-        cells = [text_of(cell) for cell in row.split("<td>")[1:]]
-        assert cells == [one.default_text, one.allowed, one.help], one.key
-    assert page.index("<details") > page.index("</form>")
 
 
 def test_a_chart_says_what_it_shows() -> None:

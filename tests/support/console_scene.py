@@ -130,6 +130,50 @@ class Console:
         return [entry.outcome for entry in self.store.audit_entries() if entry.action == action]
 
 
+def form_of(html: str, action: str) -> dict[str, str]:
+    """What a browser sends of a form on a page: hidden and typed fields, ticks, choices, long texts."""
+
+    class Read(HTMLParser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sent: dict[str, str] = {}
+            self.inside = False
+            self.select = self.area = ""
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            have = {name: value or "" for name, value in attrs}
+            if tag == "form":
+                self.inside = have.get("action") == action
+            if not self.inside:
+                return
+            if tag == "input" and (have.get("type") != "checkbox" or "checked" in have):
+                self.sent[have["name"]] = have.get("value", "on")
+            if tag == "select":
+                self.select = have["name"]
+            if tag == "option" and ("selected" in have or self.select not in self.sent):
+                self.sent[self.select] = have.get("value", CHOSEN)
+            if tag == "textarea":
+                self.area = have["name"]
+                self.sent[self.area] = ""
+
+        def handle_data(self, data: str) -> None:
+            if self.area:
+                self.sent[self.area] += data
+            if self.sent.get(self.select) == CHOSEN:
+                self.sent[self.select] = data
+
+        def handle_endtag(self, tag: str) -> None:
+            if tag in ("textarea", "select"):
+                self.area = self.select = ""
+
+    read = Read()
+    read.feed(html)
+    return read.sent
+
+
+CHOSEN = "the text of the option"
+
+
 def text_of(html: str) -> str:
     """What a page says, without its tags."""
 

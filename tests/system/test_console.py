@@ -78,19 +78,16 @@ def made_fleet(folder: Path) -> None:
 
 def quick(page: Page, name: str, rounds: int, seed: int = 0) -> None:
     """Fill the form of a new run: the votes of 36 senators, enough of them for a histogram."""
-    page.get_by_label("Name of its directory").fill(name)
-    area = page.get_by_label("Configuration")
-    text = area.input_value()
-    for pattern, value in (
-        (r"\nclients = \d+", "\nclients = 36"),
-        (r"\nrounds = \d+", f"\nrounds = {rounds}"),
-        (r"\nwarmup_rounds = \d+", "\nwarmup_rounds = 2"),
-        (r"\ncohort = \d+", "\ncohort = 34"),
-        (r"^seed = \d+", f"seed = {seed}"),
+    page.get_by_label("Name", exact=True).fill(name)
+    page.locator("details.fold").evaluate_all("folds => folds.forEach((fold) => { fold.open = true; })")
+    for key, value in (
+        ("data.clients", 36),
+        ("federation.rounds", rounds),
+        ("federation.warmup_rounds", 2),
+        ("federation.cohort", 34),
+        ("seed", seed),
     ):
-        text, count = re.subn(pattern, value, text)
-        assert count == 1, pattern
-    area.fill(text)
+        page.get_by_label(key, exact=True).fill(str(value))
 
 
 def test_an_operators_day(browser: Browser, served: Served) -> None:
@@ -104,15 +101,35 @@ def test_an_operators_day(browser: Browser, served: Served) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text("No run yet")
     me.check("an empty overview")
 
-    # a configuration is checked while it is written
+    # a run is checked while it is written, and what is wrong is said beside it
     page.get_by_role("link", name="Start a run").click()
-    area = page.get_by_label("Configuration")
-    good = area.input_value()
-    area.fill(good.replace("rank = 2", "rank = 0"))
+    me.check("the form of a run as it is opened")
+    page.locator("summary", has_text="More of model and adapter").click()
+    rank, beside = page.get_by_label("adapter.rank"), page.locator("#set-adapter-rank-wrong")
+    good = rank.input_value()
+    rank.fill("0")
     expect(page.locator("#verdict")).to_contain_text("adapter.rank is 0; it must lie in 1 … 512")
+    expect(beside).to_have_text("adapter.rank is 0; it must lie in 1 … 512")
+    expect(rank).to_have_attribute("aria-invalid", "true")
     me.picture("refused")
-    area.fill(good)
+    rank.press("Enter")  # which checks, and starts nothing
+    expect(page.locator("details.fold[open] #set-adapter-rank")).to_have_value("0")
+    me.check("a wrong setting")
+    rank.fill(good)
     expect(page.locator("#verdict")).to_contain_text("It can run")
+    expect(beside).to_have_text("")
+    expect(rank).to_have_attribute("aria-invalid", "false")
+
+    # the same as a file, and a choice that submits by itself; what was written stays
+    page.get_by_label("federation.clip").evaluate("field => { field.value = '3'; }")
+    page.locator("summary", has_text="As a file").click()
+    page.get_by_role("button", name="Write it as a file").click()
+    expect(page.get_by_label("Configuration")).to_have_value(re.compile("clip = 3.0"))
+    me.check("the form of a run as a file")
+    page.get_by_role("button", name="Back to the fields").click()
+    page.get_by_label("Begin with").select_option("Senate, a quick look")
+    expect(page.get_by_label("federation.rounds")).to_have_value("8")
+    expect(page.get_by_label("federation.clip")).to_have_value("3")
     quick(page, "spring", 60)
     me.check("the form of a run")
     page.get_by_role("button", name="Start").click()

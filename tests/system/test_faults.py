@@ -8,6 +8,7 @@ What the fleet comes to is held against its shadow (`system.shadow`).
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -84,6 +85,27 @@ class Story:
             trap.release()
         self.fleet.revive()
         self.finished_rounds_stand()
+
+    def server_burns(self, *held: Trap) -> None:
+        """A back-up is made while the server waits; then it dies, and its disk is empty. The back-up
+        is restored where there is nothing."""
+        fleet, file = self.fleet, self.fleet.place / "server.backup"
+        directory = fleet.server_directory.path
+        fleet.wait_sprung(held)
+        done = fleet.penchant("backup", str(directory), str(file))
+        assert done.returncode == 0, done.stderr
+        self.server_dies(*held)
+        shutil.rmtree(directory)
+        done = fleet.penchant("restore", str(file), str(directory))
+        assert done.returncode == 0, done.stderr
+        self.finished_rounds_stand()
+
+    def nodes_are_back(self) -> None:
+        """A SuperLink that has lost its memory turns the SuperNodes of before away, and they end. What
+        `penchant device connect` does then, the test does: it starts them again."""
+        nodes = self.fleet.nodes
+        self.fleet.wait("their end", lambda: all(node and node.poll() is not None for node in nodes))
+        self.fleet.revive()
 
     def server_is_back(self) -> None:
         self.fleet.start_server()
@@ -212,7 +234,8 @@ def test_the_server_is_killed_at_every_stage(
 
 def kill_before_unmasking(story: Story) -> None:
     """The server dies while it waits for shares, for masked vectors, for confirmations: another attempt each
-    time. Of the fourth it has asked for unmasking, and enough have answered: that one is completed."""
+    time. The third time its disk is lost too, and comes back from a back-up of that moment. Of the fourth it
+    has asked for unmasking, and enough have answered: that one is completed."""
     fleet = story.fleet
     held = story.held(0, 1, "shares")
     fleet.play()
@@ -225,9 +248,10 @@ def kill_before_unmasking(story: Story) -> None:
     story.server_dies(held)
     held = story.held(0, 1, "confirm", 3)
     story.server_is_back()
-    story.server_dies(held)
+    story.server_burns(held)
     held, dead = story.held(0, 1, "unmask", 4), story.dies(4, 1, "masked", "after", 4)
     story.server_is_back()
+    story.nodes_are_back()
     story.end_of(held, dead, replies=5)
     assert fleet.rows()[-1].state == "unmasking"
     story.server_dies(held)

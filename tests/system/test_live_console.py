@@ -174,6 +174,8 @@ def let_a_stranger_in(page: Page, fleet: LiveFleet) -> None:
 def start_a_run(page: Page, fleet: LiveFleet) -> None:
     page.get_by_role("link", name="Runs", exact=True).first.click()
     page.get_by_role("link", name="Start a run").click()
+    page.locator("summary", has_text="As a file").click()
+    page.get_by_role("button", name="Write it as a file").click()
     area, text = page.get_by_label("Configuration"), fleet.deployment.config.to_toml()
     expect(page.get_by_label("Where")).to_have_text("server, real devices")
     area.fill(text.replace(f"cohort = {DEVICES}", "cohort = 99"))
@@ -181,7 +183,7 @@ def start_a_run(page: Page, fleet: LiveFleet) -> None:
     area.fill(text)
     expect(page.locator("#verdict")).to_contain_text("owners allow more than the defaults")
     expect(page.locator("#verdict")).to_contain_text(f"{DEVICES} devices of server a round")
-    page.get_by_label("Name of its directory").fill("attic")
+    page.get_by_label("Name", exact=True).fill("attic")
     page.get_by_role("button", name="Start").click()
     expect(page.get_by_role("status").first).to_contain_text("attic has begun.", timeout=SECONDS)
     fleet.deployment.run = fleet.server_directory.run("attic")
@@ -223,10 +225,11 @@ def stop_and_resume(page: Page, fleet: LiveFleet) -> None:
 
 
 def words_said(fleet: LiveFleet) -> list[str]:
-    """What is in the log of the run, without when and by which Flower run, and but for its waiting for the
-    authority's signature, which may have been there before."""
+    """What is in the log of the run, without when and by which Flower run, and but for its waiting: for the
+    authority's signature, which may have been there before, and for devices."""
     log = (fleet.deployment.run / "server.log").read_text(encoding="utf-8")
-    words = [line.split(maxsplit=4)[-1] for line in log.splitlines()]
+    lines = [line for line in log.splitlines() if not re.search(r" round \d+ waits: ", line)]
+    words = [line.split(maxsplit=4)[-1] for line in lines]
     return [word for word in words if not word.startswith("waits for the authority")]
 
 

@@ -7,11 +7,21 @@ thumb down, and those without to one with a thumb down.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from penchant.common.data.importers.choices import Choice, Tally, person_in, seconds, worded
+from penchant.common.data.importers.choices import (
+    Choice,
+    Tally,
+    nearest_lower,
+    person_in,
+    seconds,
+    twos,
+    worded,
+)
 from penchant.common.data.preferences import Preference
 from penchant.common.data.trl_format import render
 from penchant.common.errors import DataError
@@ -39,6 +49,32 @@ class _Rating:
     time: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Response:
+    """A response that is compared: the place of its branch among its siblings, its thumb, whether that is
+    what asks for comparisons here, and whether its branch is compared by it."""
+
+    name: str
+    branch: int
+    text: str
+    score: int
+    asks: bool
+    is_answer: bool
+
+    def meets(self, other: _Response) -> bool:
+        """Whether it is compared with another one: an answer of another branch that says something else."""
+        return self.asks and other.is_answer and self.branch != other.branch and self.text != other.text
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two answers to one message, or to none where `above` is None."""
+
+    above: str | None
+    better: _Response
+    worse: _Response
+
+
 class _Chat:
     """The messages of one chat by id."""
 
@@ -47,35 +83,32 @@ class _Chat:
         self._children: dict[str | None, list[str]] = {}
         for name, message in messages.items():
             self._children.setdefault(message.parent, []).append(name)
+        self._branches: dict[str, str] = {}
 
     def choices(self, ratings: Mapping[str, _Rating], person: str | None, tally: Tally) -> Iterator[Choice]:
-        """Every rated answer against the other answers to the same message."""
-        done: set[frozenset[str]] = set()
-        for name, rating in ratings.items():
-            text = self._messages[name].text if name in self._messages else ""
-            if not text.strip():
+        """Rated answers against the other answers to the same message, in the order of the ratings."""
+        siblings: dict[str | None, list[str]] = {}
+        for name in ratings:
+            if self.has(name) and self._messages[name].text.strip():
+                siblings.setdefault(self._messages[self._branch(name)].parent, []).append(name)
+            else:
                 tally.lost += 1
-                continue
-            branch = self._branch(name)
-            others = [
-                answer
-                for other in self._children[self._messages[branch].parent]
-                if other != branch and (answer := self._answer(other, ratings)) is not None
-            ]
-            others = [other for other in others if self._messages[other].text != text]
-            if not others:
-                tally.alone += 1
-            for other in others:
-                if frozenset((name, other)) in done:
-                    continue
-                done.add(frozenset((name, other)))
-                against = ratings.get(other, _Rating(0))
-                if rating.score == against.score:
-                    tally.ties += 1
-                    continue
-                better, worse = (name, other) if rating.score > against.score else (other, name)
-                pair = self._pair(branch, better, worse)
-                yield Choice(person, pair, max(rating.time, against.time))
+        order = {name: number for number, name in enumerate(ratings)}
+
+        def place(pair: _Pair) -> tuple[int, int]:
+            ways = ((pair.better, pair.worse), (pair.worse, pair.better))
+            return min((order[one.name], other.branch) for one, other in ways if one.meets(other))
+
+        pairs = [
+            pair for above, rated in siblings.items() for pair in self._pairs(above, rated, ratings, tally)
+        ]
+        prompts: dict[str | None, str] = {}
+        for pair in sorted(pairs, key=place):
+            if pair.above not in prompts:
+                prompts[pair.above] = _prompt(self._upto(pair.above))
+            when = max(ratings.get(one.name, _Rating(0)).time for one in (pair.better, pair.worse))
+            told = _preference(prompts[pair.above], pair.better.text, pair.worse.text)
+            yield Choice(person, told, when)
 
     def has(self, name: str) -> bool:
         """Whether there is such a message."""
@@ -85,21 +118,50 @@ class _Chat:
         """What was said before an answer."""
         return self._upto(self._messages[self._branch(name)].parent)
 
-    def _pair(self, branch: str, better: str, worse: str) -> Preference:
-        texts = self._messages[better].text, self._messages[worse].text
-        return _preference(self._upto(self._messages[branch].parent), *texts)
+    def _pairs(
+        self, above: str | None, rated: Sequence[str], ratings: Mapping[str, _Rating], tally: Tally
+    ) -> list[_Pair]:
+        """The pairs of answers to one message; what makes none is counted."""
+        branches = {branch: number for number, branch in enumerate(self._children[above])}
+        found = {self._answer(branch, ratings): number for branch, number in branches.items()}
+        answers = {name: number for name, number in found.items() if name is not None}
+        others = {name: branches[self._branch(name)] for name in rated if name not in answers}
+        asking = set(rated)
+        responses = {
+            name: _Response(
+                name,
+                branch,
+                self._messages[name].text,
+                ratings[name].score if name in ratings else 0,
+                asks=name in asking,
+                is_answer=name in answers,
+            )
+            for name, branch in (answers | others).items()
+        }
+        tally.alone += _alone([responses[name] for name in rated], [responses[name] for name in answers])
+        for score in (1, -1):
+            alike = [one for one in responses.values() if one.score == score]
+            tally.ties += _meetings(alike)
+            tally.ties -= _meetings([one for one in alike if not one.asks])
+            tally.ties -= _meetings([one for one in alike if not one.is_answer])
+        pairs = nearest_lower({name: one.score for name, one in responses.items()}, tally)
+        met = (_Pair(above, responses[better], responses[worse]) for better, worse in pairs)
+        return [p for p in met if p.better.meets(p.worse) or p.worse.meets(p.better)]
 
     def _branch(self, name: str) -> str:
-        """The topmost message of an answer: it, or what came before it in the same turn, such as tools."""
-        at = name
-        while True:
+        """The topmost message of an answer: it, or what came before it in the same turn, such as tools. Of
+        messages that stand above each other in a ring, one of them."""
+        at, path = name, dict[str, None]()
+        while at not in self._branches and at not in path:
+            path[at] = None
             parent = self._messages[at].parent
             above = self._messages.get(parent) if parent is not None else None
-            if above is None or above.role == "user":
-                return at
-            if above.role not in (*_ASSISTANTS, "tool"):
-                return at
-            at = str(parent)
+            if parent is None or above is None or above.role not in (*_ASSISTANTS, "tool"):
+                break
+            at = parent
+        top = self._branches.get(at, at)
+        self._branches.update(dict.fromkeys(path, top))
+        return top
 
     def _answer(self, branch: str, ratings: Mapping[str, _Rating]) -> str | None:
         """The message of a branch that is compared: the rated one, or the last that says something."""
@@ -129,11 +191,30 @@ class _Chat:
         return path[::-1]
 
 
-def _preference(before: list[dict[str, str]], better: str, worse: str) -> Preference:
+def _alone(rated: Iterable[_Response], answers: Sequence[_Response]) -> int:
+    """How many rated responses have no answer of another branch beside them that says something else."""
+    said, texts = {one.branch: one.text for one in answers}, Counter(one.text for one in answers)
+    return sum(
+        len(said) - (one.branch in said) == texts[one.text] - (said.get(one.branch) == one.text)
+        for one in rated
+    )
+
+
+def _meetings(responses: Sequence[_Response]) -> int:
+    """How many pairs there are of different texts of different branches."""
+    alike = twos(one.branch for one in responses) + twos(one.text for one in responses)
+    return math.comb(len(responses), 2) - alike + twos((one.branch, one.text) for one in responses)
+
+
+def _prompt(before: list[dict[str, str]]) -> str:
+    return render("prompt", before, ends_with_newline=True)
+
+
+def _preference(prompt: str, better: str, worse: str) -> Preference:
     def said(text: str) -> str:
         return render("response", [{"role": "assistant", "content": text}])
 
-    return Preference(render("prompt", before, ends_with_newline=True), said(better), said(worse))
+    return Preference(prompt, said(better), said(worse))
 
 
 # --- Open WebUI -----------------------------------------------------------------------------------
@@ -234,7 +315,9 @@ def _chatgpt_compared(row: Row, chats: Mapping[str, _Chat], tally: Tally) -> Ite
     if better == worse:
         tally.ties += 1
         return
-    yield Choice(None, _preference(chat.before(known[0]), better, worse), seconds(row.get("create_time")))
+    yield Choice(
+        None, _preference(_prompt(chat.before(known[0])), better, worse), seconds(row.get("create_time"))
+    )
 
 
 def _turn_text(turn: Any) -> str:

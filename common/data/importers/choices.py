@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from penchant.common.data.preferences import Preference
+from penchant.common.data.preferences import Preference, comparison_of
 from penchant.common.data.trl_format import Labelled
 
-__all__ = ["Choice", "Tally", "person_in", "seconds", "settled", "worded"]
+__all__ = [
+    "PAIRS_MOST",
+    "Choice",
+    "Tally",
+    "nearest_lower",
+    "person_in",
+    "seconds",
+    "settled",
+    "twos",
+    "worded",
+]
+
+PAIRS_MOST = 16
+"""With how many responses to the same prompt, of those that are rated lower, one response is compared."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,7 @@ class Tally:
         ties: comparisons in which nothing was preferred.
         alone: ratings of a response without another one to compare it with.
         lost: ratings of something that the export does not hold, or whose text is empty.
+        left_out: comparisons that are not made, since a response has its `PAIRS_MOST` without them.
     """
 
     name: str = ""
@@ -42,6 +57,7 @@ class Tally:
     ties: int = 0
     alone: int = 0
     lost: int = 0
+    left_out: int = 0
 
     def lines(self) -> list[str]:
         """A sentence for each thing that is not nothing."""
@@ -52,6 +68,10 @@ class Tally:
             (self.ties, "ties, in which nothing was preferred: not used"),
             (self.alone, "ratings without another response to the same prompt: not used"),
             (self.lost, "ratings of a message that is not there or has no text: not used"),
+            (
+                self.left_out,
+                f"comparisons left out: a response has the nearest {PAIRS_MOST} that are rated lower",
+            ),
         )
         return said + [f"{count} {what}" for count, what in counted if count]
 
@@ -59,10 +79,10 @@ class Tally:
 def settled(choices: Iterable[Choice], tally: Tally) -> list[Labelled]:
     """Choices in order of time, each once: of several that one person made between the same two responses,
     the latest counts. Where times are equal or unknown, what stands later in the export is later."""
-    kept: dict[tuple[str | None, str, frozenset[str]], Choice] = {}
+    kept: dict[tuple[str | None, tuple[str, frozenset[str]]], Choice] = {}
     for choice in sorted(choices, key=lambda choice: choice.time):
         pair = choice.preference
-        key = (choice.person, pair.prompt, frozenset((pair.chosen, pair.rejected)))
+        key = (choice.person, comparison_of(pair))
         before = kept.pop(key, None)
         if before is not None:
             same = before.preference == pair
@@ -70,6 +90,38 @@ def settled(choices: Iterable[Choice], tally: Tally) -> list[Labelled]:
             tally.contradicted += not same
         kept[key] = choice
     return [Labelled(choice.person, choice.preference) for choice in kept.values()]
+
+
+def nearest_lower(scores: Mapping[str, float], tally: Tally) -> list[tuple[str, str]]:
+    """Responses to one prompt in pairs, the one with the higher score first; equal ones make none.
+
+    Each has those that are rated lower, at most `PAIRS_MOST` of them and the nearest by score; equally near
+    ones take turns. So pairs grow as responses do, and few responses make every pair. They come in the order
+    in which `scores` names the first of the two, then the second; what is left out is counted in `tally`.
+    """
+    place = {name: number for number, name in enumerate(scores)}
+    levels: dict[float, list[str]] = {}
+    for name, score in scores.items():
+        levels.setdefault(score, []).append(name)
+    ordered = [levels[score] for score in sorted(levels, reverse=True)]
+    turns = [0] * len(ordered)
+    found: list[tuple[str, str]] = []
+    for level, names in enumerate(ordered):
+        for name in names:
+            wanted, below = PAIRS_MOST, level + 1
+            while wanted and below < len(ordered):
+                lower, first = ordered[below], turns[below]
+                taken = min(wanted, len(lower))
+                found += [(name, lower[(first + step) % len(lower)]) for step in range(taken)]
+                turns[below] = (first + taken) % len(lower)
+                wanted, below = wanted - taken, below + 1
+    tally.left_out += math.comb(len(scores), 2) - twos(scores.values()) - len(found)
+    return sorted(found, key=lambda pair: sorted((place[pair[0]], place[pair[1]])))
+
+
+def twos(keys: Iterable[Hashable]) -> int:
+    """How many pairs there are of two that are equal."""
+    return sum(math.comb(count, 2) for count in Counter(keys).values())
 
 
 def person_in(value: Any) -> str | None:

@@ -27,6 +27,7 @@ __all__ = ["FORMATS", "Format", "Found", "choices_of_rows", "read_choices"]
 
 Row = Mapping[str, Any]
 Located = tuple[str, Row]
+Bounded = Callable[[Iterator[Choice]], Iterator[Choice]]
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,11 @@ def read_choices(
         counts = Counter(parts.values())
         named = ", ".join(f"{counts[part]} for {part}" for part in PARTS if counts[part])
         notes.append(f"the names of the files say which part they are: {named}")
-    if files.unread and not export:
-        shown = ", ".join(file.name for file in files.unread[:NAMED_FILES])
-        more = f" and {len(files.unread) - NAMED_FILES} more" if len(files.unread) > NAMED_FILES else ""
+    # Of an export's folder, whose pictures are many, those that could have held choices.
+    unread = [file for file in files.read if file not in own] if export else files.unread
+    if unread:
+        shown = ", ".join(file.name for file in unread[:NAMED_FILES])
+        more = f" and {len(unread) - NAMED_FILES} more" if len(unread) > NAMED_FILES else ""
         notes.append(f"files that are not read: {shown}{more}")
     return found
 
@@ -99,6 +102,7 @@ def choices_of_rows(
     *,
     person_column: str | None = None,
     columns: Mapping[str, str] | None = None,
+    bounded: Bounded = iter,
 ) -> Found:
     """Choices from rows in TRL's format or of a known program, which the first row decides.
 
@@ -107,6 +111,8 @@ def choices_of_rows(
         log: where bad rows are rejected.
         person_column: the column that names the person, if it is not a usual one.
         columns: {the name that is looked for: the column that holds it}.
+        bounded: passes on the choices that a program's rows make, while they are made, and raises where they
+            are too many; rows in TRL's format make one each.
 
     Raises:
         DataError: the export holds no choices at all, or is not what it looks like.
@@ -116,7 +122,7 @@ def choices_of_rows(
     first = next(rows, None)
     if first is None:
         return Found([], [])
-    labelled = _labelled(first[1], itertools.chain([first], rows), log, person_column, tally)
+    labelled = _labelled(first[1], itertools.chain([first], rows), log, person_column, tally, bounded)
     notes = tally.lines()
     if pictured:
         columns_met = ", ".join(repr(name) for name in pictured)
@@ -125,16 +131,21 @@ def choices_of_rows(
 
 
 def _labelled(
-    first: Row, rows: Iterable[Located], log: RowLog, person_column: str | None, tally: Tally
+    first: Row,
+    rows: Iterable[Located],
+    log: RowLog,
+    person_column: str | None,
+    tally: Tally,
+    bounded: Bounded,
 ) -> list[Labelled]:
     form = next((form for form in FORMATS if form.recognises(first)), None)
     if form is not None:
         tally.name = form.name
-        return settled(_safely(form, rows, tally), tally)
+        return settled(bounded(_safely(form, rows, tally)), tally)
     if votes.is_rated(first):
         tally.name = RATED
         column = person_column or next((name for name in PERSON_FIELDS if name in first), None)
-        return settled(votes.rated(rows, tally, log, column), tally)
+        return settled(bounded(votes.rated(rows, tally, log, column)), tally)
     return collect_preferences(rows, log, person_column)
 
 
@@ -157,7 +168,7 @@ def _safely(form: Format, rows: Iterable[Located], tally: Tally) -> Iterator[Cho
         yield from form.choices(_watched(rows, place), tally)
     except DataError as error:
         raise DataError(f"{place[0]}: {str(error).removeprefix(f'{place[0]}: ')}") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise DataError(f"{place[0]}: not {form.name} as it should be ({type(error).__name__})") from None
 
 

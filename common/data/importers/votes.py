@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from penchant.common.data.importers.choices import Choice, Tally, person_in, seconds, worded
+from penchant.common.data.importers.choices import (
+    Choice,
+    Tally,
+    nearest_lower,
+    person_in,
+    seconds,
+    twos,
+    worded,
+)
 from penchant.common.data.preferences import Preference
 from penchant.common.data.row_files import RowLog
-from penchant.common.data.trl_format import person_name, render
+from penchant.common.data.trl_format import TOO_DEEP, person_name, render
 from penchant.common.errors import DataError
 
 __all__ = [
@@ -33,11 +40,9 @@ _VOTES = {"leftvote": 0, "rightvote": 1, "model_a": 0, "model_b": 1, "tievote": 
 _SCORES = ("label", "rating", "score", "stars")
 
 
-def _plain(prompt: str, better: str, worse: str) -> Preference:
-    """Texts of a form: the prompt on lines of its own."""
-    return Preference(
-        f"{prompt}\n" if prompt.strip() and not prompt.endswith("\n") else prompt, better, worse
-    )
+def _on_its_own(prompt: str) -> str:
+    """A form's prompt, on lines of its own."""
+    return f"{prompt}\n" if prompt.strip() and not prompt.endswith("\n") else prompt
 
 
 # --- LM Arena, FastChat ---------------------------------------------------------------------------
@@ -107,7 +112,7 @@ def argilla(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
                 ranks = _ranked(value, fields)
                 if ranks is None:
                     continue  # of another question
-                prompt = _prompt_of(fields, {_name(name) for name in ranks})
+                prompt = _on_its_own(_prompt_of(fields, {_name(name) for name in ranks}))
                 person, when = person_in(answer.get("user_id")), seconds(row.get("updated_at"))
                 yield from _by_rank(
                     prompt, {fields[name]: -rank for name, rank in ranks.items()}, tally, person, when
@@ -118,7 +123,7 @@ def _ranked(value: Any, fields: Mapping[str, str]) -> dict[str, float] | None:
     """Field -> rank, 1 the best; None when the answer is not about which field is better."""
     if isinstance(value, list) and value and all(isinstance(v, Mapping) and "rank" in v for v in value):
         named = {_field(v.get("value"), fields): v["rank"] for v in value}
-        good = all(isinstance(rank, int | float) for rank in named.values())
+        good = all(isinstance(rank, int | float) and math.isfinite(rank) for rank in named.values())
         return (
             {n: float(rank) for n, rank in named.items() if n is not None}
             if None not in named and good
@@ -179,7 +184,8 @@ def label_studio(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choi
                 else:
                     left, right = (data[name] for name in names)
                     better, worse = (left, right) if selected == "left" else (right, left)
-                    pair = _plain(_prompt_of(data, {_name(n) for n in names}), better, worse)
+                    prompt = _on_its_own(_prompt_of(data, {_name(n) for n in names}))
+                    pair = Preference(prompt, better, worse)
                     when = seconds(annotation.get("updated_at") or annotation.get("created_at"))
                     yield Choice(person_in(annotation.get("completed_by")), pair, when)
 
@@ -212,7 +218,7 @@ def is_rated(row: Row) -> bool:
 def rated(
     rows: Iterable[tuple[str, Row]], tally: Tally, log: RowLog, person_column: str | None
 ) -> Iterator[Choice]:
-    """Of one person's responses to the same prompt, each against every one that is rated lower."""
+    """Of one person's responses to the same prompt, each against those that are rated lower."""
     groups: dict[tuple[str | None, str], dict[str, float]] = {}
     for where, row in rows:
         try:
@@ -222,12 +228,15 @@ def rated(
         except DataError as error:
             log.reject(where, error)
             continue
+        except RecursionError:
+            log.reject(where, TOO_DEEP)
+            continue
         if text.strip():
             groups.setdefault((person, prompt), {})[text] = score  # the latest counts
         else:
             log.reject(where, "'completion' is empty")
     for (person, prompt), scores in groups.items():
-        yield from _by_rank(prompt, scores, tally, person, 0.0, exact=True)
+        yield from _by_rank(prompt, scores, tally, person, 0.0)
 
 
 def _text(value: Any, name: str) -> str:
@@ -243,35 +252,26 @@ def _score(value: Any) -> float:
     """A label or a rating as a number; tables write them as words."""
     if isinstance(value, str):
         word = value.strip().lower()
-        if word in ("true", "false"):
-            return float(word == "true")
+        value = word == "true" if word in ("true", "false") else word
+    if isinstance(value, str | bool | int | float):
         try:
-            value = json.loads(word)
-        except ValueError:
-            value = None
-    if not isinstance(value, bool | int | float) or value != value:
-        raise DataError("the label must be true, false or a number")
-    return float(value)
+            number = float(value)
+        except (ValueError, OverflowError):  # an integer of JSON may have any length
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    raise DataError("the label must be true, false or a number")
 
 
 def _by_rank(
-    prompt: str,
-    scores: Mapping[str, float],
-    tally: Tally,
-    person: str | None,
-    when: float,
-    *,
-    exact: bool = False,
+    prompt: str, scores: Mapping[str, float], tally: Tally, person: str | None, when: float
 ) -> Iterator[Choice]:
-    """Pairs of texts by their scores, the higher one preferred; exact: the prompt is taken as it is."""
+    """Pairs of texts by their scores, the higher one preferred."""
     texts = {text: score for text, score in scores.items() if text.strip()}
     tally.alone += len(texts) == 1
-    for one, other in itertools.combinations(texts, 2):
-        if texts[one] == texts[other]:
-            tally.ties += 1
-            continue
-        better, worse = (one, other) if texts[one] > texts[other] else (other, one)
-        yield Choice(person, (Preference if exact else _plain)(prompt, better, worse), when)
+    tally.ties += twos(texts.values())
+    for better, worse in nearest_lower(texts, tally):
+        yield Choice(person, Preference(prompt, better, worse), when)
 
 
 def _list(value: Any) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from penchant.deploy.cli.device import agent, choices, forgetting, membership, model
+from penchant.deploy.cli.device import agent, choices, forgetting, membership, model, programs
 
 __all__ = ["app"]
 
@@ -15,5 +15,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _task in (choices, model, forgetting, membership, agent):  # in the order in which `--help` lists them
+for _task in (
+    choices,
+    model,
+    programs,
+    forgetting,
+    membership,
+    agent,
+):  # in the order in which `--help` lists them
     app.registered_commands += _task.app.registered_commands

@@ -22,6 +22,7 @@ from penchant.deploy.cli.device.options import (
     NodeOption,
     SocketOption,
     make_sure,
+    node_folder,
     open_device,
 )
 from penchant.deploy.cli.errors import command, notice
@@ -76,12 +77,12 @@ def connect(
     home: HomeOption = HERE,
 ) -> None:
     """Carry messages between the fleet's server and the agent. Nothing that the server sends is run."""
-    from penchant.client.device.supernode_files import NODE, SuperNodeFiles
+    from penchant.client.device.supernode_files import SuperNodeFiles
     from penchant.deploy.fleet.supernode import relay
 
     if port:
         notice("--port has no effect: `penchant device connect` opens no port any more")
-    relay(SuperNodeFiles.read(node or home.expanduser() / NODE), socket)
+    relay(SuperNodeFiles.read(node_folder(home, node)), socket)
 
 
 @command(app)

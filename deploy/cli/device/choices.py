@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penchant.common.errors import DataError
-from penchant.common.printable import one_line
 from penchant.common.terminal import say
-from penchant.deploy.cli.device.options import HERE, Ask, HomeOption, lines_of, open_device
+from penchant.deploy.cli.device.options import (
+    HERE,
+    Ask,
+    HomeOption,
+    SkipBadRows,
+    file_source,
+    lines_of,
+    open_device,
+)
 from penchant.deploy.cli.errors import command, notice
 from penchant.deploy.configuration import names_of
 
@@ -38,7 +45,7 @@ def import_choices(
     columns: Annotated[
         str | None, typer.Option("--columns", help="Other names of columns: prompt=question,chosen=better.")
     ] = None,
-    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Skip bad rows and say so.")] = False,
+    skip_bad_rows: SkipBadRows = False,
     home: HomeOption = HERE,
     passphrase: Ask = False,
 ) -> None:
@@ -56,7 +63,7 @@ def import_choices(
     if person is not None and person not in people:
         raise DataError(f"{file} holds no choices of {person!r}; it names {len(people)} people")
     kept = [row.preference for row in found.labelled if person is None or row.person == person]
-    added = open_device(home, passphrase).record(kept, f"file {one_line(file.name, 100)}")
+    added = open_device(home, passphrase).record(kept, file_source(file.name))
     say(f"{added.new} new choices recorded, {added.repeated} were there already")
     for line in found.notes:
         notice(line)
@@ -83,7 +90,7 @@ def label(
     most_telling: Annotated[
         bool, typer.Option("--most-telling", help="Ask the most informative question first.")
     ] = False,
-    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Skip bad rows and say so.")] = False,
+    skip_bad_rows: SkipBadRows = False,
     home: HomeOption = HERE,
     passphrase: Ask = False,
 ) -> None:

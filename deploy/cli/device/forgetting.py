@@ -19,11 +19,12 @@ from penchant.deploy.cli.device.options import (
     AsJson,
     Ask,
     HomeOption,
+    NodeOption,
+    file_source,
     make_sure,
     open_device,
+    part,
     print_table,
-    remove_node,
-    tell_of_revocation,
 )
 from penchant.deploy.cli.errors import command
 
@@ -63,6 +64,7 @@ def forget(
         bool, typer.Option("--list", help="Show the choices that are meant, all by default; delete nothing.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation.")] = False,
+    node: NodeOption = None,
     home: HomeOption = HERE,
     passphrase: Ask = False,
     as_json: AsJson = False,
@@ -78,7 +80,7 @@ def forget(
     if listed:
         _show(meant.among(open_device(home, passphrase).store.recorded()), as_json)
     elif meant.all:
-        _forget_all(yes, lambda: open_device(home, passphrase), home)
+        _forget_all(yes, lambda: open_device(home, passphrase), home, node)
     else:
         _forget_chosen(meant, yes, open_device(home, passphrase), home)
 
@@ -112,19 +114,16 @@ class _Meant:
         return (
             (not self.numbers or choice.number in self.numbers)
             and any(text in part.casefold() for part in (p.prompt, p.chosen, p.rejected))
-            and (not self.file or choice.source == f"file {one_line(self.file, 100)}")
+            and (not self.file or choice.source == file_source(self.file))
         )
 
 
-def _forget_all(yes: bool, opened: Callable[[], Device], home: Path) -> None:
+def _forget_all(yes: bool, opened: Callable[[], Device], home: Path, node: Path | None) -> None:
     make_sure(yes, "Delete all choices, the personal model and the membership?")
     device = opened()
-    member, count = device.member, device.forget()
-    remove_node(home)
+    count = part(device, home, node, device.forget)
     say(f"{count} choices and the personal model are deleted; files that you imported or exported are yours")
     say(one_line(device.privacy().lasting))
-    if member is not None:
-        tell_of_revocation(member)
 
 
 def _forget_chosen(meant: _Meant, yes: bool, device: Device, home: Path) -> None:

@@ -22,9 +22,9 @@ from penchant.deploy.cli.device.options import (
     NodeOption,
     SocketOption,
     make_sure,
+    node_folder,
     open_device,
-    remove_node,
-    tell_of_revocation,
+    part,
 )
 from penchant.deploy.cli.errors import command, notice, on_interrupt
 
@@ -77,14 +77,13 @@ def join(
         _accept(found, authority, home, passphrase)
         return
     from penchant.client.device import joining
-    from penchant.client.device.supernode_files import NODE
     from penchant.common.membership.join_token import JoinToken
 
     read = JoinToken.read(found, time.time())
     if authority and authority != read.terms.authority.hex():
         raise UsageError("the token comes from a different authority than --authority names")
     directory = home.expanduser()
-    device, folder = open_device(home, passphrase), node or directory / NODE
+    device, folder = open_device(home, passphrase), node_folder(home, node)
     with on_interrupt("the same command goes on"):
         member = joining.wait(
             lambda: joining.join(device, read, folder, socket or directory / SOCKET),
@@ -115,14 +114,14 @@ def accept(
 @command(app)
 def leave(
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation.")] = False,
+    node: NodeOption = None,
     home: HomeOption = HERE,
     passphrase: Ask = False,
 ) -> None:
-    """Leave the fleet: the identity is deleted; choices and the personal model stay."""
+    """Leave the fleet: the identity is deleted, the server is told; choices and the personal model stay."""
     make_sure(yes, "Leave the fleet?")
-    member = open_device(home, passphrase).leave()
-    remove_node(home)
-    tell_of_revocation(member)
+    device = open_device(home, passphrase)
+    part(device, home, node, device.leave)
 
 
 # --- inner parts --------------------------------------------------------------------------------------

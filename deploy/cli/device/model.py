@@ -21,6 +21,7 @@ from penchant.deploy.cli.device.options import (
     HomeOption,
     NodeOption,
     lines_of,
+    node_folder,
     open_device,
     print_table,
 )
@@ -100,13 +101,12 @@ def status(
     """What is recorded here, which rounds were joined, what left, and how good the model is."""
     from penchant.client.agent.connection_note import read_note
     from penchant.client.agent.socket import at_work
-    from penchant.client.device.supernode_files import NODE
     from penchant.deploy.cli.device.reports import DeviceStatus, TakingPart
     from penchant.deploy.json_tables import plain_value
 
     with working("looking at what is recorded, and judging the model"):
         report = open_device(home, passphrase).report()
-    note = read_note(node or home.expanduser() / NODE)
+    note = read_note(node_folder(home, node))
     part = TakingPart.of(report, at_work(home.expanduser()), note, time.time())
     if as_json:
         say_json(plain_value(DeviceStatus.of(report, part)))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from penchant.common.errors import DataError, UsageError
+from penchant.common.errors import DataError, PenchantError, UsageError
+from penchant.common.printable import one_line
 from penchant.common.terminal import say
 from penchant.deploy.cli import passphrase as passphrases
+from penchant.deploy.cli.errors import notice, on_interrupt
 
 if TYPE_CHECKING:
     from penchant.client.device.device import Device
+    from penchant.client.learning.model_cache import ModelCache
+    from penchant.common.membership.enrolment import LeaveNotice
 
 __all__ = [
     "HERE",
@@ -23,14 +27,18 @@ __all__ = [
     "Ask",
     "HomeOption",
     "NodeOption",
+    "SkipBadRows",
     "SocketOption",
+    "file_source",
     "lines_of",
     "make_sure",
+    "node_folder",
     "open_device",
+    "part",
     "print_table",
-    "remove_node",
-    "tell_of_revocation",
 ]
+
+T = TypeVar("T")
 
 DEFAULT_HOME = "~/.local/share/penchant"
 PASSPHRASE = "PENCHANT_PASSPHRASE"
@@ -59,13 +67,17 @@ SocketOption = Annotated[
         "--socket", help="The agent's Unix socket; by default agent.sock in the device's directory."
     ),
 ]
+SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Skip bad rows and say so.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 HERE = Path(DEFAULT_HOME)
 SOCKET = "agent.sock"
 
 
-def open_device(home: Path, ask: bool) -> Device:
-    """The device's directory, unlocked. Asks for a passphrase when told to, or when there is no other way."""
+def open_device(home: Path, ask: bool, model_cache: ModelCache | None = None) -> Device:
+    """The device's directory, unlocked. Asks for a passphrase when told to, or when there is no other way.
+
+    model_cache: where models are kept, if not as `Device` does it.
+    """
     import torch
 
     from penchant.client.device.device import Device
@@ -78,7 +90,7 @@ def open_device(home: Path, ask: bool) -> Device:
     if passphrase is None and (ask or (protected and sys.stdin.isatty())):
         how = f"name a file that holds it in {PASSPHRASE}_FILE"
         passphrase = passphrases.asked("Passphrase", new=protected is None, told=ask, how=how)
-    return Device(directory, passphrase)
+    return Device(directory, passphrase, model_cache)
 
 
 def make_sure(yes: bool, question: str) -> None:
@@ -87,16 +99,57 @@ def make_sure(yes: bool, question: str) -> None:
         raise UsageError("nothing was changed")
 
 
-def tell_of_revocation(number: int) -> None:
-    """Say to an owner whose device is no longer a member what is left to do."""
-    say(f"this device was member {number}; tell the authority to revoke that number")
+def file_source(name: str) -> str:
+    """What is kept of where choices came from, for a file of this name."""
+    return f"file {one_line(name, 100)}"
 
 
-def remove_node(home: Path) -> None:
-    """Remove the node's key and what else the relay had in the device's directory, if it was there."""
-    from penchant.client.device.supernode_files import NODE, SuperNodeFiles
+def node_folder(home: Path, node: Path | None) -> Path:
+    """Where the SuperNode's files are: as the owner says, or in the device's directory."""
+    from penchant.client.device.supernode_files import NODE
 
-    SuperNodeFiles.remove(home.expanduser() / NODE)
+    return node or home.expanduser() / NODE
+
+
+def part(device: Device, home: Path, node: Path | None, parting: Callable[[], T]) -> T:
+    """Do `parting`, after which the device is in no fleet; -> what it returns.
+
+    Then the server is told, and the owner reads what is left to do. A server that can't be told keeps nobody:
+    the device has left by then. The node goes whenever the device is in no fleet, whatever failed.
+    """
+    member = device.member
+    word = None if member is None else device.leave_notice()
+    try:
+        result = parting()
+        if word is not None:
+            say(f"this device was member {member}")  # nothing knows the number after this
+            with on_interrupt(f"this device has left; tell the authority to revoke member {member}"):
+                _tell(word, node_folder(home, node))
+    finally:
+        if device.member is None:
+            _remove_node(home, node)
+    return result
+
+
+def _tell(word: LeaveNotice, folder: Path) -> None:
+    """Tell the server of the node in `folder`, and the owner whether it knows."""
+    from penchant.client.device import joining
+
+    try:
+        joining.tell_server(word, folder)
+        say("its server knows, and asks the authority to revoke it")
+    except PenchantError as error:
+        say("tell the authority to revoke that number")
+        notice(f"the server was not told: {one_line(str(error))}")
+
+
+def _remove_node(home: Path, node: Path | None) -> None:
+    """The node goes. The owner is told of a folder that they named, or that is there, and holds none."""
+    from penchant.client.device.supernode_files import SETTINGS, SuperNodeFiles
+
+    folder = node_folder(home, node)
+    if not SuperNodeFiles.remove(folder) and (node is not None or folder.exists()):
+        notice(f"nothing was removed from {folder}, which holds no {SETTINGS} that can be read")
 
 
 def lines_of(file: str) -> list[str]:

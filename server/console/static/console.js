@@ -63,8 +63,14 @@
 
   // --- choosing submits ---
   for (const select of document.querySelectorAll("select[data-submit]")) {
-    select.addEventListener("change", () => select.form.requestSubmit());
+    const button = document.getElementById(select.dataset.submit);
+    if (button) button.hidden = true;
+    select.addEventListener("change", () => select.form.requestSubmit(button));
   }
+  document.body.addEventListener("htmx:oobAfterSwap", (event) => {
+    const field = document.getElementById(event.detail.elt?.dataset?.wrong ?? "");
+    if (field) field.setAttribute("aria-invalid", String(event.detail.elt.textContent !== ""));
+  });
   for (const button of document.querySelectorAll("[data-copy]")) {
     button.addEventListener("click", async () => {
       const text = document.getElementById(button.dataset.copy).textContent.trim();

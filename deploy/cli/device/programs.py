@@ -1,0 +1,142 @@
+"""`penchant device serve-api` and `api-token`: the owner's model for the programs of the owner's machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from penchant.common.errors import UsageError
+from penchant.common.printable import is_printable
+from penchant.common.terminal import log_to_stderr, say
+from penchant.deploy.cli.device.options import HERE, Ask, HomeOption, open_device
+from penchant.deploy.cli.errors import command, notice
+from penchant.deploy.cli.listening import TlsCert, TlsKey, reachable_as
+from penchant.deploy.fleet.listen_address import ListenAddress
+
+__all__ = ["app"]
+
+app = typer.Typer()
+PORT = 8765
+KEY_MOST = 4096  # characters
+
+
+@command(app, "serve-api")
+def serve_api(
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; beyond loopback with TLS only.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on.", min=1, max=65535)] = PORT,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--name",
+            help="A further name by which programs address it, such as host.docker.internal. "
+            "Requests under any other name are refused.",
+        ),
+    ] = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    upstream: Annotated[
+        str,
+        typer.Option(
+            "--upstream",
+            metavar="URL",
+            help="A server that speaks OpenAI's API, as its base URL (http://127.0.0.1:11434/v1): "
+            "/v1/chat/completions gives the one of its answers that you would like most.",
+        ),
+    ] = "",
+    best_of: Annotated[
+        int, typer.Option("--best-of", metavar="N", help="How many answers the upstream is asked for.")
+    ] = 4,
+    upstream_key: Annotated[
+        str,
+        typer.Option("--upstream-key", metavar="FILE", help="A file whose first line is the upstream's key."),
+    ] = "",
+    pass_authorization: Annotated[
+        bool,
+        typer.Option(
+            "--pass-authorization",
+            help="Show the upstream what programs send as Authorization; they send the token as "
+            "X-Penchant-Token then.",
+        ),
+    ] = False,
+    upstream_seconds: Annotated[
+        float, typer.Option("--upstream-seconds", help="How long an answer may take.", min=1)
+    ] = 300.0,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+) -> None:
+    """Let programs on this machine rank by the owner's model: an HTTP API, until it is stopped.
+
+    They need the token that `penchant device api-token` shows.
+    """
+    try:
+        from penchant.deploy.device_api.best_of import UpstreamSettings
+        from penchant.deploy.device_api.serving import server_for
+    except ModuleNotFoundError as missing:
+        raise UsageError(f"the API needs {missing.name}; install penchant[serve]") from None
+    from penchant.client.device.warm_model import WarmModel, small_cache
+    from penchant.deploy.device_api.api_token import api_token
+
+    if any(not one or not is_printable(one) or "/" in one or ":" in one for one in name or ()):
+        raise UsageError("--name is the name of a machine alone, without a port")
+    hosts, https = reachable_as("the API", host, port, (tls_cert, tls_key), further=name or [])
+    writes = None
+    if upstream:
+        key = _key_in(upstream_key) if upstream_key else ""
+        writes = UpstreamSettings(upstream, best_of, key, pass_authorization, upstream_seconds)
+    elif upstream_key or pass_authorization:
+        raise UsageError("--upstream-key and --pass-authorization need --upstream")
+    device = open_device(home, passphrase, small_cache())
+    model = WarmModel(device)
+    if not model.personal:
+        notice("no personal part is trained yet: the model knows nobody (`penchant device train`)")
+    token = api_token(device.directory)
+    log_to_stderr()
+    where = ListenAddress(host, port)
+    listener = where.bind()
+    say(f"the API is at {'https' if https else 'http'}://{where}, described at /docs")
+    say("programs need the token: `penchant device api-token`")
+    server_for(
+        device,
+        model,
+        token=token,
+        hosts=hosts,
+        tls=(tls_cert, tls_key),
+        upstream=writes,
+    ).run(sockets=[listener])
+
+
+@command(app, "api-token")
+def show_api_token(
+    new: Annotated[
+        bool, typer.Option("--new", help="Make another one; the API takes it from its next start on.")
+    ] = False,
+    home: HomeOption = HERE,
+) -> None:
+    """Show the token with which programs may use `penchant device serve-api`."""
+    from penchant.client.vault.ownership import check_directory
+    from penchant.deploy.device_api.api_token import api_token, new_api_token
+
+    directory = home.expanduser()
+    if not directory.is_dir():
+        raise UsageError(f"there is no device in {directory}; `penchant device import` makes one")
+    check_directory(directory)
+    say(new_api_token(directory) if new else api_token(directory))
+
+
+# --- inner parts --------------------------------------------------------------------------------------
+
+
+def _key_in(file: str) -> str:
+    """The first line of a file. UsageError when it is empty or can't be read."""
+    try:
+        with Path(file).expanduser().open(encoding="utf-8") as opened:
+            key = opened.readline(KEY_MOST).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"can't read the upstream's key from {file}: {error}") from None
+    if not key:
+        raise UsageError(f"{file} holds no key in its first line")
+    return key
