@@ -23,6 +23,7 @@ __all__ = [
     "BASE",
     "EVERYONE_ALONE",
     "HEAD",
+    "HEADS",
     "ONE_FOR_ALL",
     "SHARES",
     "Factor",
@@ -39,6 +40,9 @@ __all__ = [
 ]
 
 HEAD = "head.weight"
+COMMON_HEAD = "common.head"
+HEADS = (HEAD, COMMON_HEAD)
+"""Score heads that are tensors of their own."""
 BASE = "base."  # before the path of a parameter of the backbone
 _IN_MODULE = "lora_"  # before a role, behind the path of an adapted module
 
@@ -355,6 +359,10 @@ def _weighted_basis(factors: Tensors) -> Tensor:
     return (factors["w"] @ factors["V"]).unsqueeze(0)  # (r) @ (r, d) -> (1, d)
 
 
+def _common_and_basis(factors: Tensors) -> Tensor:
+    return factors["h"] + _weighted_basis(factors)
+
+
 _OWN = (
     ShareRule(  # the paper's first strategy: one B for all, A_i personal
         name="B",
@@ -445,6 +453,20 @@ _OWN = (
         can_warm_up=True,
         compose=_with_deviation,
         spread=Spread("t", of=("D",)),
+    ),
+    ShareRule(  # mixed effects on the frozen embedding: one head for all, and LoRe's basis for what differs
+        name="common",
+        label="common head and basis shared, weights w personal",
+        shared="a common head and a low-rank basis",
+        personal="the weights over the basis",
+        factors=(
+            Factor("h", Part.SHARED, (1, Side.EMBEDDING), Start.ZEROS, tensor=COMMON_HEAD),
+            Factor("V", Part.SHARED, (Side.RANK, Side.EMBEDDING), Start.UNIFORM, tensor="common.basis"),
+            Factor("w", Part.PERSONAL, (Side.RANK,), Start.ZEROS, tensor="common.weights"),
+            Factor("t", Part.SHARED, (1,), Start.ZEROS, warmup=Part.FROZEN, tensor="common.spread"),
+        ),
+        compose_head=_common_and_basis,
+        spread=Spread("t", of=("w",), start=0.1),
     ),
 )
 for _rule in _OWN:

@@ -23,7 +23,7 @@ __all__ = ["BLENDS", "CHANCE", "blended", "chance_of", "leads", "with_vote"]
 BLENDS = (1.0, 0.5, 0.0)
 """Parts of the personal deviation that are tried; the first one stands unless another is clearly better."""
 
-CHANCE = 0.15
+CHANCE = 0.05
 """How likely chance may be to give another blend its lead, at most."""
 
 _STEP = 0.5  # the most that one vote moves the logarithm of the spread

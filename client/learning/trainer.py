@@ -18,7 +18,7 @@ from penchant.common.config import TrainingConfig
 from penchant.common.errors import ConfigError, DataError, DeviceError
 from penchant.common.model.factors import MergedWeights, Split, Vector
 from penchant.common.model.reward import PreparedPairs, RewardModel, Texts, bradley_terry
-from penchant.common.shares import HEAD
+from penchant.common.shares import HEADS
 
 Leaves = dict[str, Tensor]
 Rates = dict[str, float]
@@ -208,8 +208,7 @@ class LocalTrainer:
         personal = dict.fromkeys(self._split.personal.names, settings.lr_personal)
         shared = dict.fromkeys(self._split.shared.names, settings.lr_shared)
         for rates in (personal, shared):
-            if HEAD in rates:
-                rates[HEAD] = settings.lr_head
+            rates |= {name: settings.lr_head for name in HEADS if name in rates}
         shared.pop(self._split.spread_tensor, None)  # training pairs don't say how far people lie apart
         return personal, shared
 

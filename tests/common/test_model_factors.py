@@ -43,6 +43,7 @@ SHARED_NAMES = {
         "mixed.spread": (1,),
         "head.weight": (1, 4),
     },
+    "common": {"common.head": (1, 4), "common.basis": (2, 4), "common.spread": (1,)},
 }
 PERSONAL_NAMES = {
     "B": {f"{SLOT}.lora_A": (2, 6)},
@@ -54,6 +55,7 @@ PERSONAL_NAMES = {
     "ffa": {},
     "lore": {"lore.weights": (2,)},
     "mixed": {f"{SLOT}.lora_D": (4, 2)},
+    "common": {"common.weights": (2,)},
 }
 
 
@@ -64,7 +66,7 @@ def test_what_leaves_the_device_by_name_and_shape(share: str) -> None:
     assert {s.name: s.shape for s in made.personal.specs} == PERSONAL_NAMES[share]
 
 
-@pytest.mark.parametrize("share", [s for s in share_names() if s not in ("none", "lore")])
+@pytest.mark.parametrize("share", [s for s in share_names() if s not in ("none", "lore", "common")])
 def test_a_personal_head_moves_from_shared_to_personal(share: str) -> None:
     made = split(share, "personal")
     assert "head.weight" not in made.shared.names
@@ -79,7 +81,7 @@ def test_warm_up_shares_both_factors_and_the_head(share: str, head: str) -> None
     assert warm.personal.size == 0
 
 
-@pytest.mark.parametrize("share", ["AB", "none", "ffa", "lore"])
+@pytest.mark.parametrize("share", ["AB", "none", "ffa", "lore", "common"])
 def test_no_warm_up_where_there_is_nothing_to_warm_up_for(share: str) -> None:
     with pytest.raises(ConfigError, match="no split to warm up"):
         split(share, warmup=True)

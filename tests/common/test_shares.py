@@ -31,7 +31,7 @@ from penchant.common.shares import (
     share_rule,
 )
 
-OWN = ("B", "A", "kernel", "svd", "AB", "none", "ffa", "lore", "mixed")
+OWN = ("B", "A", "kernel", "svd", "AB", "none", "ffa", "lore", "mixed", "common")
 ADAPTED = (AdaptedModule("layers.0.q_proj", 8, 6), AdaptedModule("layers.1.v_proj", 8, 4))
 A = Factor("A", Part.SHARED, (Side.RANK, Side.IN), Start.UNIFORM)
 B = Factor("B", Part.SHARED, (Side.OUT, Side.RANK), Start.ZEROS)
@@ -72,8 +72,8 @@ def test_the_choices_stand_in_their_old_order() -> None:
     ("asked", "yes"),
     [
         ("can_warm_up", {"B", "A", "kernel", "svd", "mixed"}),
-        ("adapts_modules", {*OWN} - {"lore"}),
-        ("shares_base", {*OWN} - {"lore", "none"}),
+        ("adapts_modules", {*OWN} - {"lore", "common"}),
+        ("shares_base", {*OWN} - {"lore", "common", "none"}),
         ("shares_nothing", {EVERYONE_ALONE}),
         ("shares_everything", {ONE_FOR_ALL}),
     ],
@@ -85,6 +85,7 @@ def test_what_each_rule_answers(asked: str, yes: set[str]) -> None:
 def test_what_is_shared_in_a_short_phrase() -> None:
     assert [share_rule(name).sharing for name in OWN] == [
         "B", "A", "A and B", "A and B", "A and B", "", "B", "a low-rank basis", "A and B",
+        "a common head and a low-rank basis",
     ]  # fmt: skip
 
 

@@ -76,6 +76,11 @@ SHARED = {
     "ffa": (B, HEAD),
     "lore": (BASIS,),
     "mixed": (A, B, SPREAD, HEAD),
+    "common": (
+        Tensor("common.head", (1, 16)),
+        Tensor("common.basis", (2, 16)),
+        Tensor("common.spread", (1,)),
+    ),
 }
 """Worked out by hand for rank 2 on the last block's output of the tiny model: 32 wide inside, 16 outside."""
 CAN_WARM_UP = ("B", "A", "kernel", "svd", "mixed")

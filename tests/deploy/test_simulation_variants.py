@@ -26,6 +26,9 @@ BENCHES = ModelCache()  # one model for all runs
 SLOT = "encoder.layer.2.output.dense"
 FACTORS = {"A": f"{SLOT}.lora_A", "B": f"{SLOT}.lora_B", "V": "lore.basis"} | {
     "t": "mixed.spread",
+    "h": "common.head",
+    "V of common": "common.basis",
+    "t of common": "common.spread",
     "head": "head.weight",
 }
 
@@ -83,6 +86,7 @@ SHARED = {
     "ffa": ["B", "head"],
     "lore": ["V"],
     "mixed": ["A", "B", "t", "head"],
+    "common": ["h", "V of common", "t of common"],
 }
 
 
@@ -220,7 +224,7 @@ def test_every_flag_of_the_method_reaches_its_key(
     [
         (
             ["--share", "C"],
-            "adapter.share is 'C'; choose one of B, A, kernel, svd, AB, none, ffa, lore, mixed",
+            "adapter.share is 'C'; choose one of B, A, kernel, svd, AB, none, ffa, lore, mixed, common",
         ),
         (["--update-order", "shared-first"], "choose one of joint, personal-first, alternating"),
         (["--optimizer", "adam"], "choose one of adamw, sgd"),

@@ -26,6 +26,7 @@ import torch
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError
+from penchant.common.shares import share_rule
 from penchant.deploy import run_directory
 from penchant.deploy.comparison.methods import method
 from penchant.deploy.recipes import recipe
@@ -40,7 +41,7 @@ SETS: Mapping[str, Mapping[str, Any]] = {
     "jester": {"data.clients": 1000},
     "movielens": {"data.clients": 100},
 }
-SHARES = ("AB", "none", "A", "B", "kernel", "lore", "mixed")
+SHARES = ("AB", "none", "A", "B", "kernel", "lore", "mixed", "common")
 MARKS = re.compile(r"(<!-- anyones data -->\n).*?(<!-- end -->)", re.S)
 Run = dict[str, Any]
 
@@ -126,8 +127,7 @@ def table(runs: Runs, names: Sequence[str], shares: Sequence[str], seeds: Sequen
     """The whole table, in Markdown; in brackets how many seeds."""
     lines = [f"| {part} part | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     lines += [runs.row(share, names, seeds, part) for share in shares]
-    if "mixed" in shares:
-        lines.append(runs.worse("mixed", names, seeds, part))
+    lines += [runs.worse(share, names, seeds, part) for share in shares if share_rule(share).spread]
     return "\n".join(lines) + "\n"
 
 
