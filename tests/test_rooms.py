@@ -118,6 +118,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {
             "datasets",
             "error_report",
+            "evaluation",
             "flower",
             "json_tables",
             "owner_policy",

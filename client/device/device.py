@@ -35,6 +35,7 @@ from penchant.client.device.preference_store import Added, PreferenceStore, Reco
 from penchant.client.device.privacy_report import PrivacyReport, privacy_report
 from penchant.client.learning.active import ActiveLearner
 from penchant.client.learning.laplace import Laplace, Posterior, probability
+from penchant.client.learning.merged_model import MergedModel
 from penchant.client.learning.model_cache import ModelCache, PlannedModel
 from penchant.client.learning.newcomer import fit_newcomer, prior_of
 from penchant.client.learning.trainer import Counts, LocalTrainer
@@ -59,7 +60,6 @@ from penchant.common.errors import (
 )
 from penchant.common.membership.enrolment import Answer, LeaveNotice, Request, request
 from penchant.common.membership.identity import Identity, Membership, authority_digest
-from penchant.common.model.factors import MergedWeights
 from penchant.common.model.reward import Reading, joined
 from penchant.common.settings import Section, build_section, section_table
 from penchant.common.shares import EVERYONE_ALONE
@@ -401,22 +401,7 @@ class Device:
         """Write the personal model as plain peft files (`client.export`); `base`: where its loader finds
         the base model, if not where it was published."""
         planned, _, _, factors, kept = self._model()
-        shared, start = planned.parts(factors)
-        effective: MergedWeights = planned.split.merged(shared, start if kept is None else kept)
-        export_peft(
-            Export(
-                effective=effective,
-                model=planned.plan.model,
-                adapter=planned.plan.adapter,
-                base=base or planned.model.published,
-                digest=planned.model.digest,
-                pooling=planned.model.pooling,
-                max_tokens=planned.model.max_tokens,
-                part=planned.model.part,
-                classifier=planned.model.classifier,
-            ),
-            directory,
-        )
+        export_peft(Export.of(MergedModel.of(planned, factors, kept), base), directory)
 
     def forget_choices(self, chosen: Sequence[Recorded]) -> Forgotten:
         """Delete these choices and all that was learned from them, and fit the personal part to the rest.

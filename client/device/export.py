@@ -12,20 +12,23 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from penchant.client.learning.merged_model import MergedModel
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.errors import DeviceError, UsageError
 from penchant.common.model.factors import MergedWeights
+from penchant.common.settings import section_table
 from penchant.common.storage import erase
 
 __all__ = ["Export", "export_peft", "snippet"]
 
 ADAPTER_FILE = "adapter_model.safetensors"
 HEAD_FILE = "head.safetensors"
+SETTINGS_FILE = "penchant.json"
 CARD_FILE = "README.md"
 CLASSIFIER = "sequence-classification"
 
@@ -38,8 +41,10 @@ share it as you would share their choices.
 SHARED = """# The shared part of a fleet's reward models
 
 It is what everybody's model starts from; personal factors are at their common start.
-`shared.safetensors` holds the shared tensors alone. A person's own model is made from it by fitting the
-personal part to their choices.
+A person's own model is made from it by fitting the personal part to their choices.
+"""
+RELEASE = """
+`shared.safetensors` holds the shared tensors alone.
 
 What people contributed to its rounds can't be taken out again, nor that of people who have left or were
 revoked since. `release.json` says how many of the latter the server knows of (`revoked`), and how much it may
@@ -58,6 +63,7 @@ class Export:
         max_tokens: how many tokens of a text the model reads.
         digest: the digest of the base model, in hex.
         personal: whether this is one person's model, and not the part that a fleet shares.
+        release: whether a fleet's server writes it, with `release.json` and `shared.safetensors` beside it.
         part: what is read of the base model, as in `Backbone`.
         classifier: where a classifier of transformers keeps the model, as in `Backbone`.
     """
@@ -70,8 +76,27 @@ class Export:
     pooling: str
     max_tokens: int
     personal: bool = True
+    release: bool = False
     part: str = ""
     classifier: str = ""
+
+    @classmethod
+    def of(cls, merged: MergedModel, base: str | None = None, *, personal: bool = True) -> Self:
+        """The export of a model; `base`: where its loader finds the base model, if not where it was
+        published."""
+        model = merged.model
+        return cls(
+            effective=merged.weights,
+            model=merged.settings,
+            adapter=merged.adapter,
+            base=base or model.published,
+            digest=model.digest,
+            pooling=model.pooling,
+            max_tokens=model.max_tokens,
+            personal=personal,
+            part=model.part,
+            classifier=model.classifier,
+        )
 
 
 def export_peft(export: Export, directory: Path) -> None:
@@ -90,6 +115,7 @@ def export_peft(export: Export, directory: Path) -> None:
     head = export.effective.head.detach().float().cpu().contiguous()
     files: dict[str, bytes] = {
         HEAD_FILE: save_tensors({"weight": head}),
+        SETTINGS_FILE: _settings(export),
         CARD_FILE: _card(export).encode(),
     }
     if export.effective.adapters:
@@ -123,6 +149,16 @@ def _write(directory: Path, files: dict[str, bytes]) -> None:
         for folder in {path.parent for path in written} - {directory}:
             folder.rmdir()
         raise
+
+
+def _settings(export: Export) -> bytes:
+    """What penchant needs to make the same model again."""
+    table = {
+        "model": section_table(export.model),
+        "adapter": section_table(export.adapter),
+        "digest": export.digest,
+    }
+    return json.dumps(table, indent=2).encode()
 
 
 def snippet(export: Export, directory: str) -> str:
@@ -203,7 +239,7 @@ library_name: peft
 tags: [{", ".join(_tags(export))}]
 ---
 
-{PERSONAL if export.personal else SHARED}
+{PERSONAL if export.personal else SHARED}{RELEASE if export.release else ""}
 It is {what}. It was learned with penchant, share `{adapter.share}`.
 
 Base model: `{export.base}`, penchant digest `{export.digest}`.

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from penchant.deploy.datasets.loader import DatasetLoader as DatasetLoader
     from penchant.deploy.datasets.loader import register_dataset as register_dataset
     from penchant.deploy.datasets.prepared import Prepared as Prepared
+    from penchant.deploy.evaluation import Evaluation as Evaluation
     from penchant.deploy.simulation.result import RoundSummary as RoundSummary
     from penchant.server.optimizers import ServerOptimizer as ServerOptimizer
     from penchant.server.optimizers import ServerState as ServerState
@@ -61,6 +62,7 @@ _PLACES = {
     "SimulationResult": "penchant._results",
     "ComparisonResult": "penchant._results",
     "PersonalModel": "penchant._personal_model",
+    "Evaluation": "penchant.deploy.evaluation",
     "PenchantError": "penchant.common.errors",
     "ConfigError": "penchant.common.errors",
     "DataError": "penchant.common.errors",

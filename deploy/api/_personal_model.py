@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,25 +9,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 from penchant._checks import path_given
-from penchant.client.device.export import ADAPTER_FILE, HEAD_FILE, Export, export_peft
-from penchant.client.learning.model_cache import PlannedModel
-from penchant.common.config import AdapterConfig, ModelConfig
-from penchant.common.errors import BaseModelError, ConfigError, DataError, UsageError
-from penchant.common.foreign_files import read_json
-from penchant.common.model.factors import MergedWeights, Vector
-from penchant.common.model.reward import RewardModel, load_reward_model
-from penchant.common.settings import build_section, section_table
-from penchant.common.storage import write_private
+from penchant.client.device.export import Export, export_peft
+from penchant.client.device.exported_model import load_exported
+from penchant.client.learning.merged_model import MergedModel
+from penchant.common.data.trl_format import render
+from penchant.common.errors import DataError, UsageError
+from penchant.deploy.evaluation import Evaluation, Models, evaluate
 
 __all__ = ["PersonalModel", "RankedResponse"]
 
-SETTINGS_FILE = "penchant.json"
-_ADAPTER = "base_model.model."
+Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,24 +38,12 @@ class RankedResponse:
 class PersonalModel:
     """One person's reward model. Differences of scores are log-odds (Bradley and Terry).
 
-    Made by `SimulationResult.personal_model`, `SimulationResult.fit_newcomer` and `PersonalModel.load`.
+    Made by `SimulationResult.personal_model`, `SimulationResult.shared_model`,
+    `SimulationResult.fit_newcomer` and `PersonalModel.load`.
     """
 
-    def __init__(
-        self, model: RewardModel, weights: MergedWeights, settings: ModelConfig, adapter: AdapterConfig
-    ) -> None:
-        self._model = model
-        self._weights = weights
-        self._settings = settings
-        self._adapter = adapter
-
-    @classmethod
-    def _of(cls, planned: PlannedModel, factors: Vector, personal: Vector | None) -> Self:
-        """The model of somebody's personal part, or of the common start, with announced factors."""
-        shared, start = planned.parts(factors)
-        fits = personal is not None and personal.shape == start.shape
-        weights = planned.split.merged(shared, personal if personal is not None and fits else start)
-        return cls(planned.model, weights, planned.plan.model, planned.plan.adapter)
+    def __init__(self, merged: MergedModel) -> None:
+        self._merged = merged
 
     def score(self, prompt: str, responses: Sequence[str]) -> list[float]:
         """The score of each response to a prompt, in the order given."""
@@ -72,9 +51,7 @@ class PersonalModel:
             raise DataError("responses must be a list with at least one text")
         if not all(isinstance(text, str) for text in (prompt, *responses)):
             raise DataError("the prompt and every response must be a text")
-        texts = self._model.prepare_texts([(prompt, response) for response in responses])
-        with torch.no_grad():
-            return [float(value) for value in self._model.scores(texts, self._weights)]
+        return self._merged.scores([(prompt, response) for response in responses])
 
     def rank(self, prompt: str, responses: Sequence[str]) -> list[RankedResponse]:
         """The responses to a prompt, the one that the person would like most first."""
@@ -91,6 +68,37 @@ class PersonalModel:
         first, second = self.score(prompt, [a, b])
         return _sigmoid(first - second)
 
+    def reward(
+        self, prompts: Sequence[str | Messages], completions: Sequence[str | Messages], **columns: object
+    ) -> list[float]:
+        """The score of each completion of the prompt in the same place: a reward function as TRL's
+        `GRPOTrainer` and `RLOOTrainer` take it (``reward_funcs=model.reward``).
+
+        Args:
+            prompts: texts, or conversations as lists of messages.
+            completions: of the same kind; a conversation's messages that answer the prompt.
+            columns: whatever else a trainer hands over, which makes no difference.
+
+        Raises:
+            DataError: a prompt is a text and its completion a conversation, or the other way round.
+        """
+        del columns
+        asked = zip(prompts, completions, strict=True)
+        return self._merged.scores([_as_trained(prompt, completion) for prompt, completion in asked])
+
+    def evaluate(self, source: str | Path, *, by: str | None = None) -> Evaluation:
+        """How well the model ranks the pairs of a file, all together and by group.
+
+        Args:
+            source: a file or folder of choices in any format that `load_preferences` reads.
+            by: the column that says which group a pair belongs to, such as RewardBench's "subset"; the person
+                (person, worker or user_id) if None.
+
+        Raises:
+            DataError: there is no pair that can be used.
+        """
+        return evaluate(path_given("source", source), Models(self._merged), by=by)
+
     def export(self, directory: str | Path, base: str | None = None) -> None:
         """Write the model as plain peft files, which need no penchant to be used.
 
@@ -102,53 +110,16 @@ class PersonalModel:
         directory = path_given("directory", directory)
         if base is not None and not isinstance(base, str):
             raise UsageError(f"base is {base!r}; give the name or the folder of a base model, as a text")
-        export_peft(
-            Export(
-                effective=self._weights,
-                model=self._settings,
-                adapter=self._adapter,
-                base=base or self._model.published,
-                digest=self._model.digest,
-                pooling=self._model.pooling,
-                max_tokens=self._model.max_tokens,
-                part=self._model.part,
-                classifier=self._model.classifier,
-            ),
-            directory,
-        )
-        settings = {
-            "model": section_table(self._settings),
-            "adapter": section_table(self._adapter),
-            "digest": self._model.digest,
-        }
-        write_private(directory / SETTINGS_FILE, json.dumps(settings, indent=2).encode())
+        export_peft(Export.of(self._merged, base), directory)
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
-        """The model that `export` wrote into a directory.
+        """The model that `export`, `penchant device export` or `penchant export` wrote into a directory.
 
         Raises:
             DataError: the directory does not hold one. BaseModelError: its base model is another one now.
         """
-        directory = path_given("directory", directory)
-        try:
-            table: dict[str, Any] = read_json(directory / SETTINGS_FILE, DataError)
-            settings = build_section(ModelConfig, table["model"], "model")
-            adapter = build_section(AdapterConfig, table["adapter"], "adapter")
-            head = load_file(directory / HEAD_FILE)["weight"]
-            path = directory / ADAPTER_FILE
-            tensors = load_file(path) if path.is_file() else {}
-        except (OSError, ValueError, KeyError, TypeError, ConfigError, SafetensorError) as error:
-            raise DataError(
-                f"{directory} does not hold a model that PersonalModel.export wrote: {error}"
-            ) from None
-        model = load_reward_model(settings, adapter)
-        if model.digest != table.get("digest"):
-            raise BaseModelError(
-                f"{settings.base_model} is not the base model that {directory} was exported with; "
-                "load the same weights, or train again"
-            )
-        return cls(model, _weights(tensors, head, model.device), settings, adapter)
+        return cls(load_exported(path_given("directory", directory)))
 
     def __reduce__(self) -> NoReturn:
         raise UsageError(
@@ -156,21 +127,17 @@ class PersonalModel:
         )
 
     def __repr__(self) -> str:
-        return f"PersonalModel(base_model={self._settings.base_model!r}, share={self._adapter.share!r})"
+        merged = self._merged
+        return f"PersonalModel(base_model={merged.settings.base_model!r}, share={merged.adapter.share!r})"
 
 
-def _weights(tensors: dict[str, torch.Tensor], head: torch.Tensor, device: torch.device) -> MergedWeights:
-    """The factors of peft's file, by module."""
-    ending = ".lora_A.weight"
-    adapted = [name.removeprefix(_ADAPTER).removesuffix(ending) for name in tensors if name.endswith(ending)]
-    adapters = {
-        module: (
-            tensors[f"{_ADAPTER}{module}.lora_A.weight"].to(device),
-            tensors[f"{_ADAPTER}{module}.lora_B.weight"].to(device),
-        )
-        for module in adapted
-    }
-    return MergedWeights(adapters, head.to(device))
+def _as_trained(prompt: str | Messages, completion: str | Messages) -> tuple[str, str]:
+    """(prompt, response) in the form that choices of the same kind were trained in."""
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return prompt, completion
+    if isinstance(prompt, str) or isinstance(completion, str):
+        raise DataError("one of prompt and completion is a text and the other a conversation")
+    return render("prompt", prompt, ends_with_newline=True), render("completion", completion)
 
 
 def _sigmoid(margin: float) -> float:

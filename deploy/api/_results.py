@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -13,73 +12,19 @@ from typing import Any, Self
 from penchant._checks import path_given
 from penchant._data import Given, preferences_of
 from penchant._personal_model import PersonalModel
-from penchant.client.learning.model_cache import PlannedModel
-from penchant.client.learning.newcomer import fit_newcomer
-from penchant.common.errors import DataError, RunDirectoryError, UsageError
-from penchant.common.model.factors import Vector
+from penchant.common.errors import RunDirectoryError, UsageError
 from penchant.common.wording import decimals
-from penchant.deploy import run_directory
 from penchant.deploy.audit.audit import Audit, audit
 from penchant.deploy.comparison import conclusions
 from penchant.deploy.comparison.conclusions import MethodDifference
 from penchant.deploy.comparison.table import Comparison
-from penchant.deploy.earlier_round import begun_with
+from penchant.deploy.evaluation import Evaluation, evaluate
 from penchant.deploy.report import write_comparison, write_report
-from penchant.deploy.simulation.devices import personal_part
+from penchant.deploy.simulation.models import RunModels, export_models
 from penchant.deploy.simulation.result import RunResult, html_table
-from penchant.deploy.simulation.runner import final_factors
-from penchant.deploy.simulation.world import SimulationSetup, prepare
-from penchant.server.journal_reader import JournalReader
+from penchant.deploy.simulation.world import SimulationSetup
 
 __all__ = ["ComparisonResult", "SimulationResult"]
-
-
-class RunModels:
-    """The models of a finished run, loaded when they are first asked for."""
-
-    def __init__(self, directory: Path, world: SimulationSetup | None = None) -> None:
-        self._directory = directory
-        self._world = world
-
-    @cached_property
-    def world(self) -> SimulationSetup:
-        """People and base model of the run."""
-        if self._world is not None:
-            return self._world
-        config = run_directory.read_config(self._directory)
-        try:
-            return prepare(config, start=begun_with(self._directory))
-        except DataError as error:
-            raise DataError(
-                f"{error}; where preferences were in memory, models come from the result of the call itself"
-            ) from None
-
-    def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
-        """Where the run is; people's preferences and the base model stay out of a pickle."""
-        return type(self), (self._directory,)
-
-    @cached_property
-    def planned(self) -> PlannedModel:
-        """The reward model as the closing round asked for it."""
-        return self.world.model_cache.of(self.world.config.plan("close", len(self.world.federation.people)))
-
-    @cached_property
-    def factors(self) -> Vector:
-        """The shared factors that the run ended with."""
-        return final_factors(self.world, JournalReader(self._directory))
-
-    def of_person(self, name: str) -> PersonalModel:
-        """The model of one person of the run."""
-        names = [person.name for person in self.world.federation.people]
-        if name not in names:
-            raise UsageError(f"{name!r} took no part in this run; choose one of {', '.join(names[:10])} …")
-        own = personal_part(self._directory, names.index(name), self.world.run)
-        return PersonalModel._of(self.planned, self.factors, own)
-
-    def of_newcomer(self, choices: Iterable[Given]) -> PersonalModel:
-        """The model of somebody new, fitted to their choices alone."""
-        fitted = fit_newcomer(self.planned, self.factors, preferences_of(choices))
-        return PersonalModel._of(self.planned, self.factors, fitted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +72,46 @@ class SimulationResult(RunResult):
 
     def personal_model(self, person: str) -> PersonalModel:
         """The model of one person of the run, as it was after the last round."""
-        return self._models.of_person(person)
+        return PersonalModel(self._models.of_person(person))
+
+    def shared_model(self) -> PersonalModel:
+        """What everybody has in common: the model that somebody without any choices begins with."""
+        return PersonalModel(self._models.of_newcomer([]))
 
     def fit_newcomer(self, choices: Iterable[Given]) -> PersonalModel:
         """The model of somebody who took no part: their personal part alone is fitted to their choices."""
-        return self._models.of_newcomer(choices)
+        return PersonalModel(self._models.of_newcomer(preferences_of(choices)))
+
+    def evaluate(self, source: str | Path, *, by: str | None = None) -> Evaluation:
+        """How well the run's models rank the pairs of a file: everybody's own model the pairs of their own,
+        the shared model those of anybody else.
+
+        Args:
+            source: a file or folder of choices in any format that `load_preferences` reads.
+            by: the column that says whose a pair is; person, worker or user_id if None.
+
+        Raises:
+            DataError: there is no pair that can be used.
+        """
+        return evaluate(path_given("source", source), self._models.for_evaluation(), by=by)
+
+    def export(self, directory: str | Path, people: Iterable[str] | None = None) -> None:
+        """Write the shared model and people's own as plain peft files, one folder for each, and a table of
+        whose they are (`people.csv`).
+
+        people: the names of those whose models are wanted; everybody's if None.
+
+        Raises:
+            UsageError: the directory is in use, somebody took no part, or peft can't hold the model.
+        """
+        if isinstance(people, str):
+            raise UsageError(f"people is {people!r}; give a list, such as [{people!r}]")
+        export_models(
+            self.directory,
+            path_given("directory", directory),
+            people=None if people is None else list(people),
+            models=self._models,
+        )
 
     def audit(self) -> Audit:
         """What left the clients in this run, by name, shape, type and bytes."""

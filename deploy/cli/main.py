@@ -27,10 +27,12 @@ from penchant.deploy.cli.options import (
     DATA,
     MODEL,
     RUN,
+    BeginWith,
     ConfigFile,
     Flags,
     Out,
     Resume,
+    SaveModels,
     with_settings,
 )
 from penchant.deploy.configuration import configure, file_changes
@@ -68,16 +70,8 @@ def simulate(
     config: ConfigFile = None,
     out: Out = None,
     resume: Resume = None,
-    begin_with: Annotated[
-        str,
-        typer.Option(
-            "--from",
-            metavar="DIR:ROUND",
-            help="Begin with the shared factors of a finished round of the run in DIR.",
-            show_default=False,
-            rich_help_panel=RUN,
-        ),
-    ] = "",
+    begin_with: BeginWith = "",
+    save_models: SaveModels = False,
 ) -> None:
     """Simulate a federation on this machine and report how well each person's model does.
 
@@ -87,13 +81,17 @@ def simulate(
     if resume:
         if begin_with:
             raise UsageError("--resume goes on where its run stands; drop --from")
-        _go_on(resume, flags, config, out)
+        directory = _go_on(resume, flags, config, out)
     else:
-        _begin(flags, config, out, begin_with)
+        directory = _begin(flags, config, out, begin_with)
+    if save_models:
+        from penchant.deploy.cli.show_models import export_and_say
+
+        export_and_say(directory, directory / "models")
 
 
-def _begin(flags: Flags, file: Path | None, out: Path | None, begin_with: str) -> None:
-    """Simulate in a new run directory."""
+def _begin(flags: Flags, file: Path | None, out: Path | None, begin_with: str) -> Path:
+    """Simulate in a new run directory; -> that directory."""
     config = configure(flags, file)
     directory = out or Path("runs") / _run_name(config)
     run_directory.refuse_used(directory)
@@ -109,15 +107,17 @@ def _begin(flags: Flags, file: Path | None, out: Path | None, begin_with: str) -
     world = prepare(config, start=start)  # refuses what can't work before anything is written
     run_directory.create(directory, config, start.encode() if start else b"")
     run_and_show(config, directory, world)
+    return directory
 
 
-def _go_on(directory: Path, flags: Flags, file: Path | None, out: Path | None) -> None:
-    """Simulate on in a run directory."""
+def _go_on(directory: Path, flags: Flags, file: Path | None, out: Path | None) -> Path:
+    """Simulate on in a run directory; -> that directory."""
     from penchant.deploy.cli.show_simulation import run_and_show
 
     if out is not None:
         raise UsageError("--resume goes on in its own directory; drop --out")
     run_and_show(_resumed(directory, flags, file), directory)
+    return directory
 
 
 @command(app, rich_help_panel="Researcher")
@@ -157,6 +157,64 @@ def compare(
 
     with on_interrupt("the same command goes on"):
         compare_and_show(configs, out)
+
+
+@command(app, rich_help_panel="Researcher")
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a finished run.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="An empty directory for the models.")],
+    people: Annotated[
+        list[str] | None, typer.Option("--person", help="This person's model; more than once for more.")
+    ] = None,
+) -> None:
+    """Write the models of a simulation as plain peft files: the shared one, and everybody's own.
+
+    One folder each; people.csv says which is whose, and how well it did on the run's test pairs.
+    """
+    from penchant.deploy.cli.show_models import export_and_say
+
+    export_and_say(directory, out, people)
+
+
+@command(app, rich_help_panel="Researcher")
+def evaluate(
+    models: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A finished run, or the directory of an exported model.")
+    ],
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="Choices, in any format of docs/data.md.")],
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="The column that says whose a pair is, or of what kind; else person, worker or user_id.",
+        ),
+    ] = None,
+    columns: Annotated[
+        str, typer.Option(metavar="NAME=COLUMN,…", help="Other names of columns, such as prompt=question.")
+    ] = "",
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave out rows that can't be used, and say how many.")
+    ] = False,
+    scores: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every pair's scores: JSON lines, or .csv.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Judge models on pairs of your own: all together, and person by person or kind by kind.
+
+    Of a run, everybody's own model ranks the pairs of their own, and the shared model those of anybody else.
+    """
+    from penchant.deploy.cli.show_models import evaluate_and_show
+
+    evaluate_and_show(
+        models,
+        source,
+        by=by,
+        columns=[entry for entry in columns.split(",") if entry],
+        bad_rows="skip" if skip_bad_rows else "refuse",
+        scores=scores,
+        as_json=as_json,
+    )
 
 
 @command(app, rich_help_panel="Operator")

@@ -26,6 +26,24 @@ Out = Annotated[Path | None, typer.Option("--out", help="Run directory to make."
 Resume = Annotated[
     Path | None, typer.Option("--resume", help="Go on in this run directory.", rich_help_panel=RUN)
 ]
+BeginWith = Annotated[
+    str,
+    typer.Option(
+        "--from",
+        metavar="DIR:ROUND",
+        help="Begin with the shared factors of a finished round of the run in DIR.",
+        show_default=False,
+        rich_help_panel=RUN,
+    ),
+]
+SaveModels = Annotated[
+    bool,
+    typer.Option(
+        "--save-models",
+        help="Write everybody's model into the run's folder models, as `penchant export` does.",
+        rich_help_panel=RUN,
+    ),
+]
 
 
 def with_settings(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

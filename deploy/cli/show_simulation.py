@@ -18,6 +18,7 @@ from penchant.deploy.cli.drawing import Drawing, note, plain_column, unmasked_wa
 from penchant.deploy.cli.errors import on_interrupt
 from penchant.deploy.earlier_round import begun_with
 from penchant.deploy.report import write_report
+from penchant.deploy.simulation.person_scores import FEW, Spread
 from penchant.deploy.simulation.result import RunResult
 from penchant.deploy.simulation.runner import REPORT, simulate
 from penchant.deploy.simulation.world import Progress, SimulationSetup, prepare
@@ -116,6 +117,7 @@ def _rows(result: RunResult) -> Iterator[tuple[str, str]]:
     )
     if scores:
         yield "  worst, median, best person", " ".join(f"{s:.2f}" for s in _quantiles(scores))
+    yield from _spread_rows(result.spread)
     if result.served is not None:
         yield "with everybody's model alone", f"{result.served.accuracy:.3f}"
         yield "  one's own is, beyond noise", result.served.words()
@@ -127,6 +129,24 @@ def _rows(result: RunResult) -> Iterator[tuple[str, str]]:
         yield "a client's upload a round", f"{statistics.mean(sent) / 1000:.1f} kB"
     if result.wall_seconds is not None and result.peak_rss_mb is not None:
         yield "time, peak memory", f"{result.wall_seconds:.0f} s, {result.peak_rss_mb:.0f} MB"
+
+
+def _spread_rows(spread: Spread | None) -> Iterator[tuple[str, str]]:
+    """For whom the mean says what is true."""
+    if spread is None:
+        return
+    yield "  95% interval, people drawn anew", _from_to(spread.interval)
+    yield "  worst tenth of the people", f"{spread.worst_tenth:.3f}"
+    yield "of all test pairs together", f"{spread.over_pairs:.3f} ({_from_to(spread.pairs_interval)})"
+    if spread.well_tested is not None:
+        mean, people = spread.well_tested
+        yield f"  people with {FEW} test pairs or more", f"{mean:.3f}, {people} people"
+    for group in spread.groups:
+        yield f"  people with {group.least} to {group.most} choices", f"{group.accuracy:.3f}, {group.people}"
+
+
+def _from_to(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def _dp(result: RunResult) -> str:

@@ -238,4 +238,6 @@ async def _nothing_here(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 404
     why = {404: "there is nothing at this address", 405: "this address is not asked in that way"}
     found = ApiRefusal(status, why.get(status, "the request can't be answered"))
-    return refused(found, dialect_of(request.url.path))
+    answer = refused(found, dialect_of(request.url.path))
+    answer.headers.update(getattr(error, "headers", None) or {})  # 405: the methods that there are
+    return answer

@@ -6,6 +6,7 @@ from html import escape
 from importlib.metadata import version
 from typing import Any
 
+from penchant.deploy.device_api.best_of import BEST_OF_MOST
 from penchant.deploy.device_api.bodies import ApiLimits
 
 __all__ = ["description", "description_page"]
@@ -21,6 +22,7 @@ MESSAGE: Schema = {
     "properties": {"role": TEXT, "content": TEXT},
     "required": ["role", "content"],
 }
+MESSAGES: Schema = {"type": "array", "items": MESSAGE, "minItems": 1}
 USAGE: Schema = {"type": "object", "properties": {"prompt_tokens": WHOLE, "total_tokens": WHOLE}}
 
 
@@ -31,8 +33,10 @@ def description(limits: ApiLimits) -> Schema:
         "/openapi.json": {"get": _operation("This document", {}, public=True)},
         "/docs": {"get": _page_operation()},
         "/v1/models": {
-            "get": _operation(
-                "The upstream's models, or ours", {"object": TEXT, "data": _list({"type": "object"})}
+            "get": _passing_on(
+                _operation(
+                    "The upstream's models, or ours", {"object": TEXT, "data": _list({"type": "object"})}
+                )
             )
         },
         "/v1/feedback": {"post": _feedback(limits)},
@@ -93,10 +97,10 @@ The document is <a href="/openapi.json">openapi.json</a>.</p>{rows}</main></body
 
 
 def _rerank_or_tei(limits: ApiLimits) -> Schema:
-    tei = _object(
+    tei = _taken(
         {
             "query": TEXT,
-            "messages": _list(MESSAGE),
+            "messages": MESSAGES,
             "texts": _texts(limits),
             "truncate": FLAG,
             "raw_scores": FLAG,
@@ -121,21 +125,22 @@ def _rerank(limits: ApiLimits, summary: str, dialect: str) -> Schema:
 
 
 def _cohere(limits: ApiLimits) -> Schema:
-    document = {"anyOf": [_text(limits), {"type": "object"}]}
+    whole = {"type": "object", "minProperties": 1, "description": "with a text in each of rank_fields"}
+    document = {"anyOf": [_text(limits), whole]}
     fields = {
         "model": {"description": "Any; the owner's model answers."},
         "query": TEXT,
-        "messages": _list(MESSAGE),
+        "messages": MESSAGES,
         "documents": _list(document) | {"minItems": 1, "maxItems": limits.documents},
         "top_n": WHOLE,
-        "rank_fields": _list(TEXT),
+        "rank_fields": _list(TEXT) | {"minItems": 1, "default": ["text"]},
         "return_documents": FLAG,
         "max_tokens_per_doc": {"type": "integer", "minimum": 1},
         "max_chunks_per_doc": {"type": "integer", "minimum": 1},
         "raw_scores": FLAG,
         "use_activation": FLAG,
     }
-    return _object(fields, "documents")
+    return _taken(fields, "documents")
 
 
 def _ranked() -> Schema:
@@ -167,19 +172,19 @@ def _score(limits: ApiLimits) -> Schema:
     return {
         "summary": "Score text_2 as responses to text_1 (vLLM)",
         "security": [{"token": []}],
-        "requestBody": _body(_object(asked, "text_1", "text_2")),
+        "requestBody": _body(_taken(asked, "text_1", "text_2")),
         "responses": {"200": _answer(_object(answer, *answer)), **_errors("openai")},
     }
 
 
 def _feedback(limits: ApiLimits) -> Schema:
-    row = {"type": "object"}
+    row = {"type": "object", "minProperties": 1}
     answer = {"new": WHOLE, "repeated": WHOLE, "notes": _list(TEXT)}
     parameters = [
         {"name": "person", "in": "query", "schema": TEXT},
         {"name": "skip_bad_rows", "in": "query", "schema": {"enum": ["true", "false"]}},
     ]
-    body = _body({"anyOf": [_list(row), row]})
+    body = _body({"anyOf": [_list(row) | {"minItems": 1}, row]})
     for kind in ("application/x-ndjson", "application/jsonl"):
         body["content"][kind] = {"schema": TEXT}
     return {
@@ -192,15 +197,27 @@ def _feedback(limits: ApiLimits) -> Schema:
 
 
 def _chat() -> Schema:
-    asked = {"messages": _list(MESSAGE), "n": {"type": "integer", "minimum": 1}, "stream": FLAG}
+    asked = {
+        "messages": MESSAGES,
+        "n": {"type": "integer", "minimum": 1, "maximum": BEST_OF_MOST},
+        "stream": FLAG,
+    }
     answer = {"choices": _list({"type": "object"}), "penchant": {"type": "object"}}
-    errors = _errors("openai")  # of ours; those of the upstream are as it writes them
-    return {
+    chat: Schema = {
         "summary": "Answers of the upstream (--upstream): the one that the owner would like most (OpenAI)",
         "security": [{"token": []}],
-        "requestBody": _body(_object(asked, "messages")),
-        "responses": {"200": _answer(_object(answer, "choices")), **errors},
+        "requestBody": _body(_taken(asked, "messages")),
+        "responses": {"200": _answer(_object(answer, "choices")), **_errors("openai")},
     }
+    chat["responses"]["200"]["content"]["text/event-stream"] = {}
+    return _passing_on(chat)
+
+
+def _passing_on(operation: Schema) -> Schema:
+    """The same, which may also be refused by the upstream, in whatever form that writes."""
+    for status in ("4XX", "5XX"):
+        operation["responses"][status]["content"]["*/*"] = {}
+    return operation
 
 
 def _operation(summary: str, answer: dict[str, Schema], *, public: bool = False) -> Schema:
@@ -248,6 +265,17 @@ def _object(properties: dict[str, Schema], *required: str) -> Schema:
     return {"type": "object", "properties": properties, "required": list(required)}
 
 
+def _taken(properties: dict[str, Schema], *required: str) -> Schema:
+    """An object of a body: a field that is null counts as not given."""
+    return _object(
+        {name: one if name in required else _or_null(one) for name, one in properties.items()}, *required
+    )
+
+
+def _or_null(schema: Schema) -> Schema:
+    return schema | {"type": [schema["type"], "null"]} if "type" in schema else schema
+
+
 def _list(items: Schema) -> Schema:
     return {"type": "array", "items": items}
 
@@ -279,5 +307,7 @@ def _fields(operation: Schema) -> str:
 def _kind(schema: Schema) -> str:
     if "anyOf" in schema:
         return " or ".join(_kind(one) for one in schema["anyOf"])
-    kind = str(schema.get("type", "any"))
+    kind = schema.get("type", "any")
+    if isinstance(kind, list):
+        kind = next(one for one in kind if one != "null")
     return f"{kind} of {_kind(schema['items'])}" if kind == "array" else kind

@@ -119,8 +119,8 @@ def read_score(fields: Fields, conversational: bool) -> RerankForm:
 
 def _asked(fields: Fields, responses: Sequence[str], conversational: bool) -> list[tuple[str, str]]:
     """The texts to score: behind a query, or as answers in a conversation."""
+    query = fields.text("query") if "query" in fields or "messages" not in fields else ""
     if "messages" not in fields:
-        query = fields.text("query")
         return [(query, response) for response in responses]
     messages = fields.entries("messages")
     try:

@@ -20,7 +20,8 @@ from penchant.deploy.comparison.table import Comparison
 from penchant.deploy.report import comparison_page, plots, rendering
 from penchant.deploy.report.rendering import base_name, toml, typical, version_of
 from penchant.deploy.simulation.newcomers import ColdStart
-from penchant.deploy.simulation.result import ClientScore, RoundSummary, RunResult, SharedTensor
+from penchant.deploy.simulation.person_scores import ClientScore, Spread
+from penchant.deploy.simulation.result import RoundSummary, RunResult, SharedTensor
 from penchant.deploy.simulation.served import Served
 from penchant.server.privacy_figures import PrivacyFigures
 
@@ -60,7 +61,7 @@ def _report_page(result: RunResult) -> dict[str, Any]:
         "notice": _notice(result.secagg),
         "numbers": _numbers(result),
         "people_plot": plots.people(scores, result.accuracy) if scores else None,
-        "people_text": _people_text(scores, result.served),
+        "people_text": _people_text(scores, result.served) + _spread_text(result.spread),
         "newcomers_plot": _newcomers_plot(curve),
         "newcomers_text": _newcomers_text(curve),
         "newcomers": [_newcomers_row(row) for row in curve],
@@ -144,6 +145,18 @@ def _served_text(against: Served | None) -> str:
         f"it for {against.worse} and better for {against.better} of "
         f"{counted(against.people, 'person', 'people')} (exact sign tests on the pairs that only one ranks "
         "right, corrected after Holm, 5%)."
+    )
+
+
+def _spread_text(spread: Spread | None) -> str:
+    """How far the mean can be trusted, and for whom it is not true."""
+    if spread is None:
+        return ""
+    low, high = spread.interval
+    return (
+        f" With other people of this kind the mean would be between {percent(low)} and {percent(high)} (95%, "
+        f"people drawn anew); the tenth of them served worst is at {percent(spread.worst_tenth)}, and "
+        f"of all test pairs together {percent(spread.over_pairs)} are ranked right."
     )
 
 

@@ -50,6 +50,7 @@ class Score:
 
     client: str
     n_test: int
+    n_train: int
     correct: int
     tied: int = 0  # none of them correct
     versus: Versus | None = None  # against the population's own model, where there is one
@@ -181,7 +182,7 @@ class SimulatedDevices:
         pairs = person.test if part == "test" else person.validation
         counts = self.judge(index, run, plan, factors, pairs)
         versus = self._versus(index, run, plan, factors, pairs)
-        return Score(person.name, counts.total, counts.correct, counts.tied, versus)
+        return Score(person.name, counts.total, len(person.train), counts.correct, counts.tied, versus)
 
     def _versus(
         self, index: int, run: bytes, plan: Plan, factors: Vector, pairs: Sequence[Preference]

@@ -21,6 +21,7 @@ from penchant.deploy import run_directory
 from penchant.deploy.json_tables import from_table, plain_value
 from penchant.deploy.simulation.devices import Score
 from penchant.deploy.simulation.newcomers import ColdStart
+from penchant.deploy.simulation.person_scores import ClientScore, Spread, spread_of
 from penchant.deploy.simulation.served import Served, served
 from penchant.deploy.simulation.world import SimulationSetup
 from penchant.server.journal import Journal, RoundLog
@@ -28,16 +29,7 @@ from penchant.server.measured import measured_after
 from penchant.server.privacy_figures import PrivacyFigures
 from penchant.server.stopping import ends_with
 
-__all__ = ["ClientScore", "ColdStart", "RoundSummary", "RunResult", "SharedTensor", "result_of"]
-
-
-@dataclass(frozen=True)
-class ClientScore:
-    """How one person's model does on the pairs that were held out; exists in a simulation only."""
-
-    client: str
-    n_test: int | None = None
-    accuracy: float | None = None
+__all__ = ["ColdStart", "RoundSummary", "RunResult", "SharedTensor", "result_of"]
 
 
 @dataclass(frozen=True)
@@ -143,6 +135,11 @@ class RunResult:
     def per_person(self) -> dict[str, float]:
         """Everybody's accuracy, by name."""
         return {score.client: score.accuracy for score in self.per_client if score.accuracy is not None}
+
+    @property
+    def spread(self) -> Spread | None:
+        """How accuracy spreads over people; None where nobody's is known."""
+        return spread_of(self.per_client)
 
     @property
     def measured(self) -> dict[int, RoundSummary]:
@@ -272,7 +269,9 @@ def result_of(
         accuracy=float(np.mean([score.accuracy for score in scores])),
         cold_start_accuracy=curve[-1].mean if curve else None,
         cold_start=None if curve is None else tuple(curve),
-        per_client=tuple(ClientScore(score.client, score.n_test, score.accuracy) for score in scores),
+        per_client=tuple(
+            ClientScore(score.client, score.n_test, score.accuracy, score.n_train) for score in scores
+        ),
         rounds_log=trained,
         wall_seconds=wall,
         peak_rss_mb=_peak_rss_mb(),

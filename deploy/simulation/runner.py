@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from penchant.client.agent.flower_app import build_app
 from penchant.common.errors import JournalError, RunDirectoryError
+from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
 from penchant.deploy.flower.in_process_grid import Fault, InProcessGrid
 from penchant.deploy.simulation.devices import Score, SimulatedDevices
 from penchant.deploy.simulation.newcomers import ColdStart, cold_start
+from penchant.deploy.simulation.person_scores import table_of
 from penchant.deploy.simulation.recorder import MessageRecorder
 from penchant.deploy.simulation.result import RunResult, result_of
 from penchant.deploy.simulation.world import (
@@ -41,6 +43,7 @@ from penchant.server.run import Observer
 __all__ = ["REPORT", "ReportWriter", "final_factors", "simulate"]
 
 REPORT = "report.html"
+PEOPLE = "people.csv"
 ReportWriter = Callable[[RunResult, Path], None]
 """Writes the page of a result to a path."""
 
@@ -92,6 +95,7 @@ def simulate(
             progress.stage("writing the report")
             write_report(result, directory / REPORT)
         # Last: it says that the run is finished.
+        write_durably(directory / PEOPLE, table_of(result.per_client))
         run_directory.write_json(directory / run_directory.RESULT, result.to_dict())
         return result
 

@@ -137,7 +137,7 @@ def test_an_export_is_for_its_owner_alone(tiny_model: Callable[[str], Path], tmp
     _, export = a_person(tiny_model("llama"), "A", 0.0)
     export_peft(export, tmp_path / "mine")
     paths = [tmp_path / "mine", *(tmp_path / "mine").rglob("*")]
-    assert len(paths) == 8
+    assert len(paths) == 9
     assert {path.stat().st_mode & 0o077 for path in paths} == {0}
 
 

@@ -421,7 +421,7 @@ def test_an_exported_model_scores_the_same_when_it_is_loaded(
 def test_what_is_no_export_is_refused(
     result: penchant.SimulationResult, tmp_path: Path, tiny_model: Callable[[str], Path]
 ) -> None:
-    with pytest.raises(DataError, match=r"does not hold a model that PersonalModel\.export wrote"):
+    with pytest.raises(DataError, match="does not hold a model that penchant exported"):
         penchant.PersonalModel.load(tmp_path)
     result.personal_model("ann").export(tmp_path / "ann")
     path = tmp_path / "ann" / "penchant.json"

@@ -1,0 +1,51 @@
+"""One model as it scores: a base model, and the shared and personal factors merged into weights over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+
+from penchant.client.learning.model_cache import PlannedModel
+from penchant.common.config import AdapterConfig, ModelConfig
+from penchant.common.model.factors import MergedWeights, Vector
+from penchant.common.model.reward import Pair, RewardModel
+
+__all__ = ["MergedModel"]
+
+AT_A_TIME = 64
+"""Pairs whose texts are in memory at the same time."""
+
+
+@dataclass(frozen=True)
+class MergedModel:
+    """A model that scores texts, and the settings that it was made with."""
+
+    model: RewardModel
+    weights: MergedWeights = field(repr=False)
+    settings: ModelConfig
+    adapter: AdapterConfig
+
+    @classmethod
+    def of(cls, planned: PlannedModel, factors: Vector, personal: Vector | None) -> Self:
+        """The model of somebody's personal part, or of the common start, with announced factors."""
+        shared, start = planned.parts(factors)
+        fits = personal is not None and personal.shape == start.shape
+        weights = planned.split.merged(shared, personal if personal is not None and fits else start)
+        return cls(planned.model, weights, planned.plan.model, planned.plan.adapter)
+
+    def scores(self, texts: Sequence[tuple[str, str]]) -> list[float]:
+        """The score of each (prompt, response)."""
+        with torch.no_grad():
+            found = self.model.scores(self.model.prepare_texts(texts), self.weights)
+        return [float(score) for score in found]
+
+    def both_scores(self, pairs: Sequence[Pair]) -> Iterator[tuple[float, float]]:
+        """(score of the chosen, score of the rejected response) of each pair, in order."""
+        for begin in range(0, len(pairs), AT_A_TIME):
+            prepared = self.model.prepare(pairs[begin : begin + AT_A_TIME])
+            with torch.no_grad():
+                scores = self.model.scores(prepared.texts, self.weights)
+            yield from zip(scores[prepared.chosen].tolist(), scores[prepared.rejected].tolist(), strict=True)

@@ -1,0 +1,163 @@
+"""The models that a finished simulation left: everybody's own, the shared one, and those of newcomers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+from penchant.client.device.export import Export, export_peft
+from penchant.client.learning.merged_model import MergedModel
+from penchant.client.learning.model_cache import PlannedModel
+from penchant.client.learning.newcomer import fit_newcomer
+from penchant.common.data.preferences import Person, Preference, comparison_of
+from penchant.common.errors import DataError, RunDirectoryError, UsageError
+from penchant.common.model.factors import Vector
+from penchant.common.storage import write_private
+from penchant.deploy import run_directory
+from penchant.deploy.earlier_round import begun_with
+from penchant.deploy.evaluation import Models
+from penchant.deploy.simulation.devices import personal_part
+from penchant.deploy.simulation.result import RunResult
+from penchant.deploy.simulation.runner import final_factors
+from penchant.deploy.simulation.world import SimulationSetup, prepare
+from penchant.server.journal_reader import JournalReader
+
+__all__ = ["PEOPLE_FILE", "RunModels", "export_models"]
+
+PEOPLE_FILE = "people.csv"
+SHARED = "shared"
+
+
+class RunModels:
+    """The models of a finished run, loaded when they are first asked for."""
+
+    def __init__(self, directory: Path, world: SimulationSetup | None = None) -> None:
+        self._directory = directory
+        self._world = world
+
+    @cached_property
+    def world(self) -> SimulationSetup:
+        """People and base model of the run."""
+        if self._world is not None:
+            return self._world
+        config = run_directory.read_config(self._directory)
+        try:
+            return prepare(config, start=begun_with(self._directory))
+        except DataError as error:
+            raise DataError(
+                f"{error}; where preferences were in memory, models come from the result of the call itself"
+            ) from None
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
+        """Where the run is; people's preferences and the base model stay out of a pickle."""
+        return type(self), (self._directory,)
+
+    @cached_property
+    def planned(self) -> PlannedModel:
+        """The reward model as the closing round asked for it."""
+        return self.world.model_cache.of(self.world.config.plan("close", len(self.world.federation.people)))
+
+    @cached_property
+    def factors(self) -> Vector:
+        """The shared factors that the run ended with."""
+        return final_factors(self.world, JournalReader(self._directory))
+
+    @cached_property
+    def people(self) -> dict[str, int]:
+        """Everybody who took part -> their place in the run."""
+        return {person.name: place for place, person in enumerate(self.world.federation.people)}
+
+    def of_person(self, name: str) -> MergedModel:
+        """The model of one person of the run."""
+        if name not in self.people:
+            raise UsageError(f"{name!r} took no part in this run; choose one of {_some(self.people)}")
+        own = personal_part(self._directory, self.people[name], self.world.run)
+        return MergedModel.of(self.planned, self.factors, own)
+
+    def of_newcomer(self, choices: Sequence[Preference]) -> MergedModel:
+        """The model of somebody new, fitted to their choices alone; without any, the shared one."""
+        fitted = fit_newcomer(self.planned, self.factors, choices)
+        return MergedModel.of(self.planned, self.factors, fitted)
+
+    def for_evaluation(self) -> Models:
+        """Everybody's own model for their own pairs, and the shared one for all others'."""
+
+        def own(name: str) -> MergedModel | None:
+            return self.of_person(name) if name in self.people else None
+
+        def trained_on(name: str) -> set[tuple[str, frozenset[str]]]:
+            return {comparison_of(pair) for pair in self._person(name).train}
+
+        return Models(self.of_newcomer([]), own, trained_on)
+
+    def _person(self, name: str) -> Person:
+        return self.world.federation.people[self.people[name]]
+
+
+def export_models(
+    directory: Path, out: Path, *, people: Sequence[str] | None = None, models: RunModels | None = None
+) -> int:
+    """Write the models of the finished run in `directory` as plain peft files; -> how many people's.
+
+    ``out/shared`` holds what a newcomer begins with, one folder for each person their own model;
+    ``people.csv`` says which folder is whose, and how well that model did on the run's test pairs.
+
+    Args:
+        directory: the run.
+        out: where the folders are made: an empty directory, or one that is not there yet.
+        people: the names of those whose models are wanted; everybody's if None.
+        models: the run's models where they are loaded already.
+
+    Raises:
+        UsageError: `out` is in use, somebody took no part in the run, or a peft adapter can't hold the model.
+        RunDirectoryError: the directory holds no finished run.
+    """
+    result = finished(directory)
+    models = models or RunModels(directory)
+    strangers = [name for name in people or () if name not in models.people]
+    if strangers:
+        raise UsageError(f"{strangers[0]!r} took no part in this run; choose one of {_some(models.people)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is in use; choose an empty directory for the models")
+    export_peft(Export.of(models.of_newcomer([]), personal=False), out / SHARED)
+    wanted = list(models.people) if people is None else list(dict.fromkeys(people))
+    for name in wanted:
+        export_peft(Export.of(models.of_person(name)), out / folder_of(models.people[name], name))
+    write_private(out / PEOPLE_FILE, _table(result, models.people, wanted))
+    return len(wanted)
+
+
+def finished(directory: Path) -> RunResult:
+    """The result of a run. RunDirectoryError where the directory holds no finished one."""
+    result = RunResult.read(directory)
+    if result is None:
+        raise RunDirectoryError(f"{directory} holds no finished run; --resume {directory} finishes one")
+    return result
+
+
+def folder_of(place: int, name: str) -> str:
+    """The folder of a person's model: their place, which no two share, and what of the name is harmless."""
+    readable = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:40].strip("_.")
+    return f"{place + 1:06d}-{readable}" if readable else f"{place + 1:06d}"
+
+
+def _table(result: RunResult, places: dict[str, int], names: Sequence[str]) -> bytes:
+    scores = {score.client: score for score in result.per_client}
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(["folder", "person", "train_pairs", "test_pairs", "accuracy"])
+    for name in names:
+        score = scores.get(name)
+        row = (score.n_train, score.n_test, score.accuracy) if score is not None else ("", "", "")
+        table.writerow([folder_of(places[name], name), name, *row])
+    return text.getvalue().encode()
+
+
+def _some(names: dict[str, int]) -> str:
+    shown = list(names)[:10]
+    return ", ".join(shown) + (" …" if len(names) > len(shown) else "")

@@ -1,0 +1,131 @@
+"""Everybody's accuracy in a simulation, and how it spreads: for whom the mean says what is true."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["FEW", "ClientScore", "DataThird", "Spread", "spread_of", "table_of"]
+
+FEW = 10
+"""Of fewer test pairs than this, one person's accuracy is mostly chance."""
+DRAWS = 2000
+TENTH = 0.1
+
+
+@dataclass(frozen=True)
+class ClientScore:
+    """How one person's model does on the pairs that were held out; exists in a simulation only.
+
+    n_train: how many pairs the person trained on; None in results of earlier versions.
+    """
+
+    client: str
+    n_test: int | None = None
+    accuracy: float | None = None
+    n_train: int | None = None
+
+
+@dataclass(frozen=True)
+class DataThird:
+    """People with about as many training pairs: from `least` to `most` of them."""
+
+    least: int
+    most: int
+    people: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How accuracy spreads over the people of a run.
+
+    Attributes:
+        over_people: the mean over people, in which everybody counts the same.
+        interval: its 95% interval, by drawing people anew with replacement (percentile bootstrap; Efron and
+            Tibshirani 1993, chapter 13).
+        over_pairs: the part of all test pairs that is ranked right, in which everybody counts by their pairs.
+        pairs_interval: its 95% interval, from the same draws: a person's pairs come together or not at all.
+        worst_tenth: the mean over the tenth of the people who are served worst, at least one.
+        well_tested: the mean over people with `FEW` test pairs or more, and how many they are; None where
+            these are all or nobody.
+        groups: thirds of the people by how many pairs they trained on; empty where everybody has as many.
+    """
+
+    over_people: float
+    interval: tuple[float, float]
+    over_pairs: float
+    pairs_interval: tuple[float, float]
+    worst_tenth: float
+    well_tested: tuple[float, int] | None
+    groups: tuple[DataThird, ...]
+
+
+def spread_of(scores: Sequence[ClientScore]) -> Spread | None:
+    """The spread over those people whose accuracy is known; None when that is nobody."""
+    known = [score for score in scores if score.accuracy is not None]
+    if not known:
+        return None
+    accuracy = np.array([score.accuracy for score in known], dtype=np.float64)
+    tested = np.array([score.n_test or 0 for score in known], dtype=np.float64)
+    generator = np.random.default_rng(0)
+    drawn = np.empty((DRAWS, 2))  # mean over people, mean over pairs
+    for draw in range(DRAWS):
+        some = generator.integers(len(known), size=len(known))
+        drawn[draw] = accuracy[some].mean(), _over_pairs(accuracy[some], tested[some])
+    well = tested >= FEW
+    worst = np.sort(accuracy)[: max(1, round(TENTH * len(known)))]
+    return Spread(
+        over_people=float(accuracy.mean()),
+        interval=_interval(drawn[:, 0]),
+        over_pairs=_over_pairs(accuracy, tested),
+        pairs_interval=_interval(drawn[:, 1]),
+        worst_tenth=float(worst.mean()),
+        well_tested=(float(accuracy[well].mean()), int(well.sum())) if 0 < well.sum() < len(known) else None,
+        groups=_groups(known),
+    )
+
+
+def table_of(scores: Sequence[ClientScore]) -> bytes:
+    """Everybody's figures as CSV: person, training and test pairs, accuracy."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(["person", "train_pairs", "test_pairs", "accuracy"])
+    for score in scores:
+        table.writerow([score.client, score.n_train, score.n_test, score.accuracy])
+    return text.getvalue().encode()
+
+
+def _over_pairs(accuracy: NDArray[np.float64], tested: NDArray[np.float64]) -> float:
+    total = tested.sum()
+    return float((accuracy * tested).sum() / total) if total else float(accuracy.mean())
+
+
+def _interval(drawn: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _groups(known: Sequence[ClientScore]) -> tuple[DataThird, ...]:
+    """Thirds by training pairs. People with as many are in one group, so a third may be missing."""
+    counts = [score.n_train for score in known if score.n_train is not None]
+    if len(counts) < len(known) or len(set(counts)) < 2:
+        return ()
+    edges = [float(edge) for edge in np.quantile(counts, [1 / 3, 2 / 3])]
+    found: list[DataThird] = []
+    for number in range(3):
+        some = [s for s, count in zip(known, counts, strict=True) if _third(count, edges) == number]
+        if some:
+            own = [count for count in counts if _third(count, edges) == number]
+            mean = float(np.mean([score.accuracy for score in some if score.accuracy is not None]))
+            found.append(DataThird(min(own), max(own), len(some), mean))
+    return tuple(found)
+
+
+def _third(count: int, edges: Sequence[float]) -> int:
+    return sum(count > edge for edge in edges)

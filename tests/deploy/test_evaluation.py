@@ -1,0 +1,136 @@
+"""Models judged on pairs from elsewhere, with models whose scores are plain to see."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from penchant.client.learning.merged_model import MergedModel
+from penchant.common.data.preferences import Preference, comparison_of
+from penchant.common.errors import DataError, UsageError
+from penchant.deploy.evaluation import Models, evaluate, write_scores
+
+
+class Likes:
+    """Scores a response by how often its letter is in it."""
+
+    def __init__(self, letter: str) -> None:
+        self.letter = letter
+
+    def both_scores(self, pairs: Sequence[Preference]) -> Iterator[tuple[float, float]]:
+        return iter([(self._score(pair.chosen), self._score(pair.rejected)) for pair in pairs])
+
+    def _score(self, text: str) -> float:
+        return float(text.count(self.letter))
+
+
+def likes(letter: str) -> MergedModel:
+    return cast(MergedModel, Likes(letter))
+
+
+def written(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def row(chosen: str, rejected: str, **more: str) -> dict[str, str]:
+    return {"prompt": "p ", "chosen": chosen, "rejected": rejected, **more}
+
+
+def test_everybody_is_judged_by_their_own_model_and_strangers_by_the_shared_one(tmp_path: Path) -> None:
+    file = written(
+        tmp_path / "pairs.jsonl",
+        row("bb", "aa", person="bea"),  # as bea's own model has it
+        row("a", "b", person="kim"),  # kim is a stranger: the shared model likes a
+        row("a", "b", person="bea"),
+        row("aa", "ab", person="kim"),
+        row("c", "d", person="kim"),  # nobody's letter: a tie, which is not correct
+    )
+    own = {"bea": likes("b")}
+    trained = {comparison_of(Preference("p ", "aa", "bb"))}
+    found = evaluate(file, Models(likes("a"), own.get, lambda person: trained))
+    assert [(pair.group, pair.own, pair.correct) for pair in found.pairs] == [
+        ("bea", True, True),
+        ("kim", False, True),
+        ("bea", True, False),
+        ("kim", False, True),
+        ("kim", False, False),
+    ]
+    assert [(g.group, g.pairs, g.correct, g.tied) for g in found.groups] == [
+        ("bea", 2, 1, 0),
+        ("kim", 3, 2, 1),
+    ]
+    assert found.accuracy == pytest.approx(3 / 5)
+    assert found.mean_over_groups == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert found.standard_error == pytest.approx(abs(1 / 2 - 2 / 3) / 2)  # s / sqrt(2), s = |x - y| / sqrt(2)
+    assert found.tied == 1
+    assert found.notes[-1] == "1 pair compares what their person's model was trained on"
+
+
+def test_the_loss_is_that_of_bradley_and_terry(tmp_path: Path) -> None:
+    file = written(tmp_path / "pairs.jsonl", row("aaa", "a"), row("a", "aa"), row("b", "c"))
+    found = evaluate(file, Models(likes("a")))
+    expected = [-math.log(1 / (1 + math.exp(-margin))) for margin in (2, -1, 0)]
+    assert found.log_loss == pytest.approx(sum(expected) / 3)
+    far = evaluate(written(tmp_path / "far.jsonl", row("b", "a" * 5000)), Models(likes("a")))
+    assert far.log_loss == 5000  # and no overflow
+
+
+def test_kinds_are_a_column_of_any_name(tmp_path: Path) -> None:
+    """As RewardBench's rows, which say nobody's name but a subset."""
+    file = written(
+        tmp_path / "bench.jsonl",
+        row("a", "b", subset="chat"),
+        row("b", "a", subset="safety"),
+        row("a", "b", subset="chat"),
+    )
+    found = evaluate(file, Models(likes("a")), by="subset")
+    assert {group.group: group.accuracy for group in found.groups} == {"chat": 1.0, "safety": 0.0}
+    unnamed = evaluate(file, Models(likes("a")))
+    assert [(group.group, group.pairs) for group in unnamed.groups] == [("(nobody)", 3)]
+    assert unnamed.standard_error is None
+
+
+def test_columns_may_have_other_names_and_bad_rows_are_counted(tmp_path: Path) -> None:
+    file = written(
+        tmp_path / "odd.jsonl", {"q": "p ", "chosen": "a", "rejected": "b"}, {"q": "p ", "chosen": "a"}
+    )
+    with pytest.raises(DataError, match="1 of 2 rows can't be used"):
+        evaluate(file, Models(likes("a")), columns=["prompt=q"])
+    found = evaluate(file, Models(likes("a")), columns=["prompt=q"], bad_rows="skip")
+    assert len(found.pairs) == 1
+    assert any("1 of 2 rows can't be used" in note for note in found.notes)
+
+
+def test_nothing_to_judge_on_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        evaluate(tmp_path / "absent.jsonl", Models(likes("a")))
+    with pytest.raises(DataError, match="nothing to use"):
+        evaluate(written(tmp_path / "empty.jsonl"), Models(likes("a")))
+
+
+@pytest.mark.parametrize("name", ["scores.jsonl", "scores.csv"])
+def test_scores_are_written_pair_by_pair_and_never_over_a_file(name: str, tmp_path: Path) -> None:
+    file = written(tmp_path / "pairs.jsonl", row("aa", "b", person="bea"), row("c", "a", person="kim"))
+    found = evaluate(file, Models(likes("a")))
+    write_scores(found, tmp_path / name)
+    text = (tmp_path / name).read_text(encoding="utf-8")
+    read = (
+        [json.loads(line) for line in text.splitlines()]
+        if name.endswith("l")
+        else list(csv.DictReader(text.splitlines()))
+    )
+    assert [(int(r["pair"]), r["group"], float(r["chosen"]), float(r["rejected"])) for r in read] == [
+        (1, "bea", 2.0, 0.0),
+        (2, "kim", 0.0, 1.0),
+    ]
+    with pytest.raises(UsageError, match="is there already"):
+        write_scores(found, tmp_path / name)
+    with pytest.raises(UsageError, match="can't write the scores"):
+        write_scores(found, tmp_path / "absent" / name)

@@ -1,0 +1,179 @@
+"""What comes out of a simulation: everybody's model as plain files, and as judges of new pairs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.tastes import write_choices
+
+import penchant
+from penchant.common.errors import RunDirectoryError, UsageError
+from penchant.deploy.cli.main import main
+from penchant.deploy.simulation.models import RunModels, export_models, folder_of
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["penchant", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as leave:
+            main()
+        out, err = capsys.readouterr()
+        return int(leave.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    write_choices(folder / "choices.jsonl", [20] * 4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(place: Path, tiny_model: Callable[[str], Path]) -> penchant.SimulationResult:
+    return penchant.simulate(
+        place / "choices.jsonl",
+        base_model=str(tiny_model("bert")),
+        person_column="user",
+        pairs=6,
+        validation_pairs=2,
+        test_pairs=6,
+        rounds=1,
+        cohort=4,
+        local_epochs=1,
+        secagg=False,
+        out=place / "run",
+    )
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
+
+
+def test_every_model_that_is_written_scores_as_the_run_s_own(
+    run: penchant.SimulationResult, tmp_path: Path
+) -> None:
+    run.export(tmp_path / "all")
+    listed = rows_of(tmp_path / "all" / "people.csv")
+    assert [row["person"] for row in listed] == list(run.per_person)
+    assert [float(row["accuracy"]) for row in listed] == list(run.per_person.values())
+    texts = ["one answer", "another answer", "a third"]
+    for row in listed:
+        loaded = penchant.PersonalModel.load(tmp_path / "all" / row["folder"])
+        assert loaded.score("q ", texts) == pytest.approx(
+            run.personal_model(row["person"]).score("q ", texts), abs=1e-5
+        )
+    shared = penchant.PersonalModel.load(tmp_path / "all" / "shared")
+    assert shared.score("q ", texts) == pytest.approx(run.shared_model().score("q ", texts), abs=1e-5)
+    card = (tmp_path / "all/shared/README.md").read_text(encoding="utf-8")
+    assert "shared part" in card
+    assert "release.json" not in card, "only a server's release has one"
+    others = [path for path in (tmp_path / "all").rglob("*") if stat.S_IMODE(path.stat().st_mode) & 0o077]
+    assert not others, "a personal model is for its owner alone"
+
+
+def test_a_run_s_models_judge_the_pairs_of_a_file(run: penchant.SimulationResult, place: Path) -> None:
+    """Everybody's test pairs, judged again from a file, give the result's own figures."""
+    people = RunModels(run.directory).world.federation.people
+    file = place / "test.jsonl"
+    rows = [
+        {"user": p.name, "prompt": t.prompt, "chosen": t.chosen, "rejected": t.rejected}
+        for p in people
+        for t in p.test
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = run.evaluate(file, by="user")
+    assert {group.group: group.accuracy for group in found.groups} == pytest.approx(run.per_person)
+    assert all(pair.own for pair in found.pairs)
+    assert found.mean_over_groups == pytest.approx(run.accuracy)
+    trained = place / "trained.jsonl"
+    first = people[0]
+    trained.write_text(
+        "".join(
+            json.dumps({"user": first.name, "prompt": t.prompt, "chosen": t.rejected, "rejected": t.chosen})
+            + "\n"
+            for t in first.train
+        ),
+        encoding="utf-8",
+    )
+    (note,) = run.evaluate(trained, by="user").notes[-1:]
+    assert note == f"{len(first.train)} pairs compare what their person's model was trained on"
+
+
+def test_the_commands_do_the_same(
+    run: penchant.SimulationResult, place: Path, tmp_path: Path, command: Command
+) -> None:
+    name = next(iter(run.per_person))
+    code, out, _ = command("export", run.directory, tmp_path / "some", "--person", name)
+    assert code == 0
+    assert "the shared model and 1 personal model are in" in out
+    (row,) = rows_of(tmp_path / "some" / "people.csv")
+    assert row["person"] == name
+    exported = tmp_path / "some" / row["folder"]
+    file = place / "choices.jsonl"
+    for model in (run.directory, exported):
+        code, out, _ = command("evaluate", model, file, "--by", "user", "--json")
+        assert code == 0
+        groups = {group["group"]: group for group in json.loads(out)["groups"]}
+        assert groups[name]["own"] == (model == run.directory)
+        assert len(groups) == 4
+    code, out, err = command("evaluate", run.directory, file, "--by", "user", "--scores", tmp_path / "s.csv")
+    assert code == 0
+    assert "ranked right, mean over people" in out
+    assert "was trained on" in err
+    assert len(rows_of(tmp_path / "s.csv")) == 80
+    code, out, err = command("evaluate", run.directory, file, "--scores", tmp_path / "s.csv")
+    assert (code, out) == (2, "")
+    assert "s.csv is there already" in err
+
+
+def test_a_simulation_saves_its_models_when_it_is_asked_to(
+    place: Path, tmp_path: Path, command: Command, tiny_model: Callable[[str], Path]
+) -> None:
+    words = ["--dataset", place / "choices.jsonl", "--person-column", "user", "--pairs", 6, "--rounds", 1]
+    words += ["--validation-pairs", 2, "--test-pairs", 6, "--base-model", tiny_model("bert")]
+    code, out, err = command("simulate", *words, "--out", tmp_path / "run", "--save-models")
+    assert code == 0, err
+    folders = {path.name for path in (tmp_path / "run" / "models").iterdir()}
+    assert {"shared", "people.csv"} < folders
+    assert len(folders) == 6
+    assert "personal models are in" in out
+
+
+def test_what_cannot_be_written_leaves_nothing(run: penchant.SimulationResult, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'zoe' took no part in this run"):
+        run.export(tmp_path / "out", people=["zoe"])
+    with pytest.raises(UsageError, match="give a list"):
+        run.export(tmp_path / "out", people="zoe")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").touch()
+    with pytest.raises(UsageError, match="in use"):
+        run.export(tmp_path / "used")
+    with pytest.raises(RunDirectoryError):
+        export_models(tmp_path / "no-run", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("Ann Lee", "000007-Ann_Lee"),
+        ("../../etc", "000007-etc"),
+        ("=1+1", "000007-1_1"),
+        ("李", "000007"),
+        ("x" * 300, "000007-" + "x" * 40),
+        (".", "000007"),
+    ],
+)
+def test_a_name_is_never_more_than_a_part_of_a_folder_s(name: str, folder: str) -> None:
+    assert folder_of(6, name) == folder
