@@ -178,7 +178,7 @@ def test_training_that_says_nothing_better_ends_early_with_the_best_rounds_facto
     base: dict[str, Any], tmp_path: Path
 ) -> None:
     """Steps too small to change any order: round 1 is as good as any after it."""
-    changes = {"federation.stop_after": 2, "federation.rounds": 9, "data.validation_pairs": 2}
+    changes: dict[str, Any] = {"federation.stop_after": 2, "federation.rounds": 9, "data.validation_pairs": 2}
     changes |= {"training.lr_shared": 1e-6, "training.lr_personal": 0.0, "training.lr_head": 1e-6}
     changes |= {"federation.cohort": PEOPLE}
     masked = {key.replace(".", "__"): value for key, value in changes.items()}

@@ -52,7 +52,7 @@ def settings(name: str, folder: Path | None, share: str, seed: int, part: str) -
         raise SystemExit(f"{name} needs --data FOLDER, which holds a folder {name}")
     source = f"{name}:{folder / name}" if name in FOLDERS and folder is not None else name
     asked = {"data.dataset": source, "data.evaluate": part, "adapter.share": share, "seed": seed}
-    return RunConfig().changed(asked | recipe(name, share) | SETS[name] | {"privacy.secagg": False})
+    return RunConfig().changed({**asked, **recipe(name, share), **SETS[name], "privacy.secagg": False})
 
 
 def measured(config: RunConfig, cache: ModelCache) -> Run:

@@ -291,10 +291,12 @@ def main() -> None:
                 continue
             people = people_of(name, given.data, seed)
             kinds = ("train", "validation", "test")
-            parts = [embeddings.part([getattr(one, kind) for one in people]) for kind in kinds]
+            train, held_out, test = (
+                embeddings.part([getattr(one, kind) for one in people]) for kind in kinds
+            )
             for key, setting in wanted.items():
                 if key not in done:
-                    done[key] = {k: round(v, 4) for k, v in run(setting, *parts, seed).items()}
+                    done[key] = {k: round(v, 4) for k, v in run(setting, train, held_out, test, seed).items()}
                     given.json.write_text(json.dumps(done, indent=0, sort_keys=True) + "\n", encoding="utf-8")
                     print(key, done[key], flush=True)
     text = table(done, names, seeds)
