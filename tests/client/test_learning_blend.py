@@ -139,8 +139,8 @@ def test_chance_is_the_exact_sign_test() -> None:
 @pytest.mark.parametrize(
     ("held_out", "kept"),
     [
-        ([1.0] * 3, 0.0),  # right only without the deviation: 3 to 0, one chance in eight
-        ([1.0] * 2, 1.0),  # 2 to 0 is chance
+        ([1.0] * 5, 0.0),  # right only without the deviation: 5 to 0, one chance in 32
+        ([1.0] * 4, 1.0),  # 4 to 0 is chance
         ([-1.0] * 20, 1.0),
         ([1.0, -1.0] * 20, 1.0),  # as many either way
         ([], 1.0),

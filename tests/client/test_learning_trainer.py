@@ -239,7 +239,7 @@ def test_each_step_of_alternating_leaves_the_other_part_as_it_is_to_the_bit(
 
 @pytest.mark.parametrize("share", ["A", "B", "AB", "none", "kernel", "svd", "ffa", "lore", "mixed", "common"])
 def test_the_loss_falls(tiny_model, model: RewardModel, share: str) -> None:
-    used = reward_model(tiny_model("bert"), share="lore") if share == "lore" else model
+    used = reward_model(tiny_model("bert"), share=share) if share in ("lore", "common") else model
     made = trainer(used, share, local_epochs=40)
     shared, personal = split_of(used, share).initial(0)
     prepared = used.prepare(PAIRS)
