@@ -413,6 +413,14 @@ class FederationConfig(Section):
         high=0.49,
         added=True,
     )
+    stop_after: int = setting(
+        0,
+        "After how many rounds in which held-out choices say nothing better training ends, with the best "
+        "round's factors; 0 trains every round.",
+        low=0,
+        high=4000,
+        added=True,
+    )
 
     def _check(self) -> None:
         if self.warmup_rounds > self.rounds:

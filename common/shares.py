@@ -7,6 +7,7 @@ each, how they become the model, and how it is described to people. To add one, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,6 +23,7 @@ __all__ = [
     "BASE",
     "EVERYONE_ALONE",
     "HEAD",
+    "HEADS",
     "ONE_FOR_ALL",
     "SHARES",
     "Factor",
@@ -29,6 +31,7 @@ __all__ = [
     "Part",
     "ShareRule",
     "Side",
+    "Spread",
     "Start",
     "find_share",
     "register_share",
@@ -37,6 +40,9 @@ __all__ = [
 ]
 
 HEAD = "head.weight"
+COMMON_HEAD = "common.head"
+HEADS = (HEAD, COMMON_HEAD)
+"""Score heads that are tensors of their own."""
 BASE = "base."  # before the path of a parameter of the backbone
 _IN_MODULE = "lora_"  # before a role, behind the path of an adapted module
 
@@ -112,6 +118,31 @@ class Factor:
         )
 
 
+@dataclass(frozen=True)
+class Spread:
+    """How far people lie apart: the prior N(0, deviation²) of every number of some personal factors, with a
+    deviation that the fleet learns as one shared number.
+
+    Devices do not train that number by their training pairs, which any deviation from the population fits
+    better: each moves it by what its held-out choices say (empirical Bayes by cross-validation).
+
+    Args:
+        role: of the shared factor of shape (1,) that holds log(deviation / start).
+        of: the personal factors, by role, that are 0 in the population's own model.
+        start: the deviation before any round.
+    """
+
+    role: str
+    of: tuple[str, ...]
+    start: float = 0.3
+
+    def deviation(self, stored: float) -> float:
+        """The standard deviation that a stored number stands for; between start / 20 and start · 20."""
+        return self.start * math.exp(min(max(stored, -_FARTHEST), _FARTHEST))
+
+
+_FARTHEST = math.log(20)
+
 Tensors = Mapping[str, "Tensor"]  # by role
 HEAD_FACTOR = Factor("head", Part.SHARED, (1, Side.EMBEDDING), Start.NORMAL, tensor=HEAD)
 
@@ -137,6 +168,7 @@ class ShareRule:
         compose_head: makes the score head (1, embedding) from the factors of the whole model; None where
             the head is a separate tensor.
         sharing: what is shared in a short phrase, for "Sharing … pays"; `shared` without "factor" if empty.
+        spread: the prior of personal factors that stand beside a population's model; None without one.
 
     Raises:
         ConfigError: the rule contradicts itself.
@@ -151,6 +183,7 @@ class ShareRule:
     compose: Callable[[Tensors], tuple[Tensor, Tensor]] = _plain
     compose_head: Callable[[Tensors], Tensor] | None = None
     sharing: str = ""
+    spread: Spread | None = None
 
     def __post_init__(self) -> None:
         roles = [factor.role for factor in self.factors]
@@ -158,9 +191,27 @@ class ShareRule:
             raise ConfigError(f'share "{self.name}": roles must differ, and none may be "head" or "base"')
         if any(factor.warmup is Part.PERSONAL for factor in self.factors):
             raise ConfigError(f'share "{self.name}": in the warm-up a factor is shared or frozen')
+        if self.spread is not None and not self._holds(self.spread):
+            raise ConfigError(
+                f'share "{self.name}": a spread needs a shared factor of shape (1,) for the whole model, '
+                "frozen in the warm-up, and personal factors that start at zero"
+            )
         if not self.sharing:
             short = self.shared.removeprefix("factors ").removeprefix("factor ")
             object.__setattr__(self, "sharing", short)
+
+    def _holds(self, spread: Spread) -> bool:
+        """Whether the factors that a spread names are such as it needs."""
+        factors = {factor.role: factor for factor in self.factors}
+        own = [factors.get(role) for role in spread.of]
+        number = factors.get(spread.role)
+        return (
+            number is not None
+            and bool(number.tensor)
+            and (number.part, number.warmup, number.shape) == (Part.SHARED, Part.FROZEN, (1,))
+            and bool(own)
+            and all(f is not None and (f.part, f.start) == (Part.PERSONAL, Start.ZEROS) for f in own)
+        )
 
     # --- what follows from the factors ------------------------------------------------------------
 
@@ -300,8 +351,16 @@ def _through_scales(factors: Tensors) -> tuple[Tensor, Tensor]:
     return factors["s"].unsqueeze(1) * factors["A"], factors["B"]
 
 
+def _with_deviation(factors: Tensors) -> tuple[Tensor, Tensor]:
+    return factors["A"], factors["B"] + factors["D"]
+
+
 def _weighted_basis(factors: Tensors) -> Tensor:
     return (factors["w"] @ factors["V"]).unsqueeze(0)  # (r) @ (r, d) -> (1, d)
+
+
+def _common_and_basis(factors: Tensors) -> Tensor:
+    return factors["h"] + _weighted_basis(factors)
 
 
 _OWN = (
@@ -379,6 +438,35 @@ _OWN = (
         ),
         compose_head=_weighted_basis,
         sharing="a low-rank basis",
+    ),
+    ShareRule(  # mixed effects: one model for all, and a deviation from it that is shrunk as the data say
+        name="mixed",
+        label="A, B shared, deviation D personal",
+        shared="factors A and B",
+        personal="the deviation D from B",
+        factors=(
+            _a(Part.SHARED),
+            _b(Part.SHARED),
+            Factor("D", Part.PERSONAL, (Side.OUT, Side.RANK), Start.ZEROS, warmup=Part.FROZEN),
+            Factor("t", Part.SHARED, (1,), Start.ZEROS, warmup=Part.FROZEN, tensor="mixed.spread"),
+        ),
+        can_warm_up=True,
+        compose=_with_deviation,
+        spread=Spread("t", of=("D",)),
+    ),
+    ShareRule(  # mixed effects on the frozen embedding: one head for all, and LoRe's basis for what differs
+        name="common",
+        label="common head and basis shared, weights w personal",
+        shared="a common head and a low-rank basis",
+        personal="the weights over the basis",
+        factors=(
+            Factor("h", Part.SHARED, (1, Side.EMBEDDING), Start.ZEROS, tensor=COMMON_HEAD),
+            Factor("V", Part.SHARED, (Side.RANK, Side.EMBEDDING), Start.UNIFORM, tensor="common.basis"),
+            Factor("w", Part.PERSONAL, (Side.RANK,), Start.ZEROS, tensor="common.weights"),
+            Factor("t", Part.SHARED, (1,), Start.ZEROS, warmup=Part.FROZEN, tensor="common.spread"),
+        ),
+        compose_head=_common_and_basis,
+        spread=Spread("t", of=("w",), start=0.1),
     ),
 )
 for _rule in _OWN:

@@ -1,7 +1,7 @@
 """The round. Read this file first.
 
-A run is rounds 1 … R and a closing one. In each, the server asks a cohort for its masked updates, opens
-their sum, moves the shared factors by the mean, and journals:
+A run is rounds 1 … R, or fewer (`server.stopping`), and a closing one. In each, the server asks a cohort for
+its masked updates, opens their sum, moves the shared factors by the mean, and journals:
 
     sample a cohort -> announce -> five exchanges (`server.secagg`) -> sum -> optimiser -> journal
 
@@ -41,6 +41,7 @@ from penchant.server.optimizers import ServerState, server_optimizer
 from penchant.server.privacy_figures import FACT as PRIVACY
 from penchant.server.run import RoundPlan, ServerRun, finished_rounds
 from penchant.server.secagg.aggregation import Aggregate, must_not_be_repeated
+from penchant.server.stopping import ends_with, is_over
 
 __all__ = ["announced_factors", "federate", "play_round"]
 
@@ -55,7 +56,7 @@ def federate(run: ServerRun, grid: Grid) -> None:
     """
     availability = Availability(run, grid)
     recover(run)
-    for number in range(run.journal.settled() + 1, run.last + 1):
+    while (number := _next(run)) <= run.last:
         run = availability.run = run.latest(run)
         play_round(
             run,
@@ -173,6 +174,22 @@ def recover(run: ServerRun) -> None:
 # --- the parts of a round ---------------------------------------------------------------------------------
 
 
+def _next(run: ServerRun) -> int:
+    """The next round's number: the closing one's once training is over."""
+    number = run.journal.settled() + 1
+    return run.last if number < run.last and is_over(run.config, run.journal.logs()) else number
+
+
+def _begins_after(run: ServerRun, plan: Plan) -> int:
+    """The finished round whose factors a round starts from; 0: those of the beginning."""
+    if plan.phase == "close":
+        chosen = ends_with(run.config, run.journal.logs())
+        if chosen is not None:
+            return chosen
+    finished = run.journal.finished()
+    return finished[-1][0] if finished else 0
+
+
 def _cohort(run: ServerRun, task: RoundPlan, ready: Sequence[int]) -> tuple[int, ...]:
     """Who is asked, of the members that are ready: at random, or with noise in turn."""
     size, seed, number = task.cohort, run.config.seed, task.number
@@ -186,9 +203,11 @@ def _cohort(run: ServerRun, task: RoundPlan, ready: Sequence[int]) -> tuple[int,
 
 
 def _shared(run: ServerRun, task: RoundPlan) -> ServerState:
-    """The shared state that a round starts from: the last checkpoint, where the run begins, or the common
-    start. JournalError when devices would take no announcement of it."""
-    found = run.journal.load()
+    """The shared state that a round starts from: the last checkpoint, in the closing round that of the best
+    round, where the run begins, or the common start. JournalError when devices would take no announcement of
+    it."""
+    before = _begins_after(run, task.plan)
+    found = run.journal.load(before) if before else None
     shared = _state(run, task, None if found is None else found[1])
     try:
         announced.check(announced_factors(task.plan, shared))
@@ -277,7 +296,6 @@ def _finish(run: ServerRun, finished: RoundLog, shared: ServerState) -> None:
 def _conclude(run: ServerRun, task: RoundPlan, attempt: int, opened: Opened) -> RoundLog:
     """What the server knows of the round: sums and counts. Times and bytes are filled in by the caller."""
     sums, aggregate = opened.sums, opened.aggregate
-    before = run.journal.finished()
     return RoundLog(
         round=task.number,
         attempt=attempt,
@@ -296,7 +314,7 @@ def _conclude(run: ServerRun, task: RoundPlan, attempt: int, opened: Opened) -> 
         aborts=dict(Counter(code.name for code in aggregate.aborts.values())),
         named={str(node): what for node, what in aggregate.set_aside.items()},
         failed={str(group): why for group, why in aggregate.failed.items()},
-        measured_on=before[-1][0] if before else 0,
+        measured_on=_begins_after(run, task.plan),
         judged=None if task.layout.noise is not None else sums.total,
     )
 

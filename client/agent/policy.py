@@ -103,7 +103,7 @@ class OwnerPolicy(Section):
         "Whether it takes part in runs whose sums carry no noise, so that no epsilon bounds what they tell.",
     )
     shares: tuple[str, ...] = setting(
-        ("A", "B", "kernel", "svd", "AB", "none", "ffa", "lore"),
+        ("A", "B", "kernel", "svd", "AB", "none", "ffa", "lore", "mixed", "common"),
         'The share rules that a plan may ask for; in this list and the next two "*" stands for any.',
     )
     modules: tuple[str, ...] = setting(

@@ -196,7 +196,7 @@ class Forgotten:
         removed: how many choices are deleted.
         left: how many there still are.
         learned: whether what was learned from them was deleted with them; not so where all of them were held
-            out, and nothing was ever learned from them.
+            out, and no share rule asked those anything.
         fitted: whether a personal part was fitted to the rest.
         why_not: why it was not, where it should have been; empty otherwise.
     """
@@ -534,7 +534,7 @@ class Device:
 
         DeviceError when the disk refuses.
         """
-        learned = not all(held_out(choice.preference) for choice in chosen)
+        learned = self._held_out_counted() or not all(held_out(choice.preference) for choice in chosen)
         had_model = self.vault.latest() is not None
         if learned:
             self._forget_learned()
@@ -716,6 +716,18 @@ class Device:
         factors = np.frombuffer(model.factors, dtype="<f4").copy()
         known = kept.vector.size == planned.split.personal.size  # not where what was learned was forgotten
         return planned, run, kept.round, factors, kept.vector if known else None
+
+    def _held_out_counted(self) -> bool:
+        """Whether held-out choices had a say in a personal part that is kept: that of a run whose rule has a
+        spread, or whose rule can't be found any more."""
+        for context in filter(None, self.vault.contexts()):
+            try:
+                plan = Plan.decode(decode_record(context, Model).plan, canonical=False)
+            except PenchantError:
+                return True
+            if plan.adapter.rule.spread is not None:
+                return True
+        return False
 
     def _alone(self) -> Plan:
         own = self.offline()

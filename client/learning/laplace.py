@@ -193,6 +193,12 @@ class Laplace:
                 away[part] = (np.sqrt(variance) * drawn)[part]
         return Prior(mean, variance)
 
+    def learned_variance(self) -> Array:
+        """[d_personal]: each number's variance in the population where the fleet learned it, else NaN."""
+        known = self._split.deviations(self._shared)
+        parts = [np.full(s.size, known.get(s.name, np.nan) ** 2) for s in self._split.personal.specs]
+        return np.concatenate(parts)
+
     def choose(
         self, mean: Vector, spreads: Sequence[float], pairs: Sequence[Pair], *, head: float = 1.0
     ) -> Posterior:

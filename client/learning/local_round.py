@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from penchant.client.learning.blend import blended, with_vote
 from penchant.client.learning.model_cache import PlannedModel
 from penchant.client.learning.trainer import Counts, LocalTrainer, Outcome
 from penchant.common.data.preferences import Preference
@@ -27,19 +28,26 @@ def work(
 ) -> Outcome:
     """What the round that `planned` is for makes of `personal` on the announced `shared` factors.
 
-    A round judges the model that it received, the closing one the model that it leaves. `start` is the common
-    start of the personal part. Raises DataError without preferences to learn from, DeviceError when training
-    diverges, or the received model's losses are no numbers: what is returned can be sent.
+    A round judges the model that it received, the closing one the model that it leaves. Where the rule has a
+    spread, held-out choices vote on it, and at the end on how much of the deviation stays. `start` is the
+    common start of the personal part. Raises DataError without preferences to learn from, DeviceError when
+    training diverges, or the received model's losses are no numbers: what is returned can be sent.
     """
     if not train:
         raise DataError("this device has no choices to learn from yet")
     trainer, prepared = planned.trainer(start), planned.model.prepare(train)
+    weighs = bool(planned.split.spread_tensor and held_out)  # how far to be from the population
     if planned.plan.phase == "close":
         outcome = trainer.refit(shared, personal, prepared, seed)
+        if weighs:
+            own = blended(trainer, shared, start, outcome.personal, planned.model.prepare(_some(held_out)))
+            outcome = replace(outcome, personal=own)
         judged = _judged(trainer, planned, shared, outcome.personal, held_out)
     else:
         judged = _judged(trainer, planned, shared, personal, held_out)
         outcome = trainer.train(shared, personal, prepared, seed)
+        if weighs:
+            outcome = with_vote(outcome, trainer, shared, personal, planned.model.prepare(_some(held_out)))
     if math.isnan(outcome.loss_sum):  # here rather than when the vector is made, after the moment
         raise DeviceError("the losses of the received model are no numbers")
     return replace(outcome, judged=judged)
@@ -66,4 +74,8 @@ def _judged(
 ) -> Counts:
     if not held_out:
         return Counts(0, 0, 0.0)
-    return trainer.evaluate(shared, personal, planned.model.prepare(held_out[:JUDGED_MOST]))
+    return trainer.evaluate(shared, personal, planned.model.prepare(_some(held_out)))
+
+
+def _some(held_out: Sequence[Preference]) -> Sequence[Preference]:
+    return held_out[:JUDGED_MOST]

@@ -18,7 +18,7 @@ from penchant.common.config import TrainingConfig
 from penchant.common.errors import ConfigError, DataError, DeviceError
 from penchant.common.model.factors import MergedWeights, Split, Vector
 from penchant.common.model.reward import PreparedPairs, RewardModel, Texts, bradley_terry
-from penchant.common.shares import HEAD
+from penchant.common.shares import HEADS
 
 Leaves = dict[str, Tensor]
 Rates = dict[str, float]
@@ -94,6 +94,11 @@ class LocalTrainer:
         self._training = training
         self._start = start
 
+    @property
+    def split(self) -> Split:
+        """Which tensors are shared and which personal."""
+        return self._split
+
     def train(self, shared: Vector, personal: Vector, prepared: PreparedPairs, seed: int) -> Outcome:
         """One round's local training. The same inputs and seed give the same bits on the same machine.
 
@@ -141,6 +146,21 @@ class LocalTrainer:
         with torch.no_grad():
             margins = self._model.margins(prepared, self._effective(self._leaves(shared, personal)))
         return _counts(margins)
+
+    def margins(self, shared: Vector, personal: Vector, prepared: PreparedPairs) -> Vector:
+        """Rewards of the chosen less those of the rejected responses, float32 [pairs]."""
+        with torch.no_grad():
+            found = self._model.margins(prepared, self._effective(self._leaves(shared, personal)))
+        return np.asarray(found.cpu().numpy(), dtype=np.float32)
+
+    def gain_of_deviating(self, shared: Vector, personal: Vector, prepared: PreparedPairs) -> float:
+        """The derivative of the pairs' log-likelihood, in nats, in the logarithm of the scale of the personal
+        deviations (`ShareRule.spread`), where they are: above 0 if they ought to be larger."""
+        leaves = self._leaves(shared, personal)
+        log_scale = torch.zeros((), device=self._model.device, requires_grad=True)
+        scaled = {name: leaves[name] * log_scale.exp() for name in self._split.deviations(leaves)}
+        loss = bradley_terry(self._model.margins(prepared, self._effective(leaves | scaled))).sum()
+        return -float(torch.autograd.grad(loss, log_scale)[0])
 
     def score(self, shared: Vector, personal: Vector, texts: Texts) -> Vector:
         """Rewards [n], float32, of prepared texts."""
@@ -198,8 +218,8 @@ class LocalTrainer:
         personal = dict.fromkeys(self._split.personal.names, settings.lr_personal)
         shared = dict.fromkeys(self._split.shared.names, settings.lr_shared)
         for rates in (personal, shared):
-            if HEAD in rates:
-                rates[HEAD] = settings.lr_head
+            rates |= {name: settings.lr_head for name in HEADS if name in rates}
+        shared.pop(self._split.spread_tensor, None)  # training pairs don't say how far people lie apart
         return personal, shared
 
     def _fit(
@@ -213,7 +233,7 @@ class LocalTrainer:
         if trained and epochs:
             optimizers = self._optimizers(trained, rates)
             for batch in self._batches(prepared, epochs, seed):
-                gradients, margins = self._gradients(leaves, trained, batch)
+                gradients, margins = self._gradients(leaves, trained, batch, len(prepared))
                 first = margins if steps == 0 and len(batch) == len(prepared) else first
                 for tensor, gradient in zip(trained.values(), gradients, strict=True):
                     tensor.grad = gradient
@@ -239,10 +259,10 @@ class LocalTrainer:
         return made
 
     def _gradients(
-        self, leaves: Leaves, trained: Leaves, batch: PreparedPairs
+        self, leaves: Leaves, trained: Leaves, batch: PreparedPairs, pairs: int
     ) -> tuple[list[Tensor], Tensor]:
-        """Of the mean Bradley-Terry loss over the batch and of the L2 penalty, for the leaves in training;
-        and the margins [pairs]."""
+        """Of the mean Bradley-Terry loss over the batch, of the L2 penalty, and of the prior's part in the
+        mean over all `pairs`, for the leaves in training; and the margins [of the batch]."""
         tensors = list(trained.values())
         total: list[Tensor] = []
         seen = []
@@ -251,7 +271,7 @@ class LocalTrainer:
             seen.append(margins.detach())
             loss = bradley_terry(margins).sum() / len(batch)
             if not total:
-                loss = loss + self._pull(trained)
+                loss = loss + self._pull(trained) + self._prior(leaves, trained) / pairs
             gradients = torch.autograd.grad(loss, tensors)
             total = [a + b for a, b in zip(total, gradients, strict=True)] if total else list(gradients)
         return total, torch.cat(seen)
@@ -276,6 +296,15 @@ class LocalTrainer:
             if name in trained
         ]
         return self._training.l2_to_start / 2 * torch.stack(distances).sum() if distances else 0.0
+
+    def _prior(self, leaves: Leaves, trained: Leaves) -> Tensor | float:
+        """‖D‖² / 2σ² over the personal deviations in training: minus their prior's log density."""
+        found = [
+            trained[name].square().sum() / (2 * deviation**2)
+            for name, deviation in self._split.deviations(leaves).items()
+            if name in trained
+        ]
+        return torch.stack(found).sum() if found else 0.0
 
     def _batches(self, prepared: PreparedPairs, epochs: int, seed: int) -> Iterator[PreparedPairs]:
         """All pairs at once, or each epoch in batches of `batch_size` in an order drawn from the seed."""

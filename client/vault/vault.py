@@ -234,6 +234,12 @@ class Vault:
             ).fetchone()
             return None if row is None else (bytes(row[0]), self._personal(*row[1:]))
 
+    def contexts(self) -> list[bytes]:
+        """What was kept with the committed factor of each run."""
+        with self._transaction() as db:
+            rows = db.execute("SELECT round, vector, context FROM personal WHERE state = 'committed'")
+            return [self._personal(*row).context for row in rows.fetchall()]
+
     def version(self) -> int:
         """A number that changes with every committed factor, and when all are forgotten."""
         with self._transaction() as db:

@@ -202,6 +202,23 @@ class Split:
         """`effective` of two flat vectors, for evaluation and export (no gradient)."""
         return self.effective(self.shared.unflatten(shared), self.personal.unflatten(personal))
 
+    @property
+    def spread_tensor(self) -> str:
+        """The name of the shared number that says how far people lie apart; empty where none is shared."""
+        spread = self.rule.spread
+        if spread is None or self.warmup:
+            return ""
+        return next(factor.tensor for factor in self.rule.in_model if factor.role == spread.role)
+
+    def deviations(self, shared: Mapping[str, Tensor]) -> dict[str, float]:
+        """Personal tensor by name -> the standard deviation of its numbers in the population, whose model has
+        them at 0; empty where the rule has no such prior, and in a warm-up."""
+        spread = self.rule.spread
+        if spread is None or not self.spread_tensor:
+            return {}
+        deviation = spread.deviation(float(shared[self.spread_tensor]))
+        return {s.name: deviation for s in self.personal.specs if self.rule.role_of(s.name) in spread.of}
+
     def _composed(self, module: AdaptedModule, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         by_role = {factor.role: tensors[factor.named(module.name)] for factor in self.rule.in_modules}
         a, b = self.rule.compose(by_role)

@@ -19,7 +19,7 @@ Everything that `import penchant` offers; `python -m penchant._api_page > docs/a
 Importing it loads nothing heavy: each name is loaded when it is first used.
 The examples in `docs/examples/` use it.
 
-Not offered here yet: an aggregation protocol or a role in one of your own, and early stopping.
+Not offered here yet: an aggregation protocol or a role in one of your own.
 A callback may end a call with an exception; the same call with the same `out` then goes on.
 """
 

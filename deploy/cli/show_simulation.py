@@ -118,6 +118,9 @@ def _rows(result: RunResult) -> Iterator[tuple[str, str]]:
     if scores:
         yield "  worst, median, best person", " ".join(f"{s:.2f}" for s in _quantiles(scores))
     yield from _spread_rows(result.spread)
+    if result.served is not None:
+        yield "with everybody's model alone", f"{result.served.accuracy:.3f}"
+        yield "  one's own is, beyond noise", result.served.words()
     yield "rounds, seed", f"{result.rounds}, {result.seed}"
     yield "secure aggregation", "on" if result.secagg else "OFF"
     yield "differential privacy of a deployment", _dp(result)

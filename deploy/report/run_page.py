@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from penchant.common.shares import find_share
-from penchant.common.wording import decimals, duration, listed, percent, plain, size, span
+from penchant.common.wording import counted, decimals, duration, listed, percent, plain, size, span
 from penchant.deploy.comparison.methods import head_of, method
 from penchant.deploy.comparison.table import Comparison
 from penchant.deploy.report import comparison_page, plots, rendering
@@ -22,6 +22,7 @@ from penchant.deploy.report.rendering import base_name, toml, typical, version_o
 from penchant.deploy.simulation.newcomers import ColdStart
 from penchant.deploy.simulation.person_scores import ClientScore, Spread
 from penchant.deploy.simulation.result import RoundSummary, RunResult, SharedTensor
+from penchant.deploy.simulation.served import Served
 from penchant.server.privacy_figures import PrivacyFigures
 
 __all__ = ["write_comparison", "write_report"]
@@ -60,7 +61,7 @@ def _report_page(result: RunResult) -> dict[str, Any]:
         "notice": _notice(result.secagg),
         "numbers": _numbers(result),
         "people_plot": plots.people(scores, result.accuracy) if scores else None,
-        "people_text": _people_text(scores) + _spread_text(result.spread),
+        "people_text": _people_text(scores, result.served) + _spread_text(result.spread),
         "newcomers_plot": _newcomers_plot(curve),
         "newcomers_text": _newcomers_text(curve),
         "newcomers": [_newcomers_row(row) for row in curve],
@@ -123,7 +124,7 @@ def _numbers(result: RunResult) -> list[tuple[str, str]]:
     return [(name, value) for name, value in shown if value is not None]
 
 
-def _people_text(scores: Sequence[float]) -> str:
+def _people_text(scores: Sequence[float], against: Served | None) -> str:
     if not scores:
         return ""
     below = sum(score < 0.5 for score in scores)
@@ -131,7 +132,19 @@ def _people_text(scores: Sequence[float]) -> str:
     return (
         f"One dot a person. Half of them are served at {percent(statistics.median(scores))} or better; "
         f"{served} served worse than by guessing. Such numbers about single people exist in a simulation "
-        "only: a real server never sees them."
+        "only: a real server never sees them." + _served_text(against)
+    )
+
+
+def _served_text(against: Served | None) -> str:
+    """How people fare against everybody's model, for rules that have one."""
+    if against is None:
+        return ""
+    return (
+        f" Everybody's model alone is at {percent(against.accuracy)}; beyond noise, one's own is worse than "
+        f"it for {against.worse} and better for {against.better} of "
+        f"{counted(against.people, 'person', 'people')} (exact sign tests on the pairs that only one ranks "
+        "right, corrected after Holm, 5%)."
     )
 
 

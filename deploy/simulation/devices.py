@@ -22,6 +22,7 @@ from penchant.client.agent.flower_app import Answer
 from penchant.client.agent.known_lists import ListByDigest
 from penchant.client.agent.open_attempt import SealedAttempts
 from penchant.client.agent.owner import Choices, FixedOwner
+from penchant.client.learning.blend import leads
 from penchant.client.learning.model_cache import ModelCache
 from penchant.client.learning.trainer import Counts
 from penchant.client.learning.workplace import InThisProcess
@@ -34,6 +35,7 @@ from penchant.common.membership.identity import Authority, Certificate, Identity
 from penchant.common.membership.manifest import RunManifest, sign_run
 from penchant.common.wire.messages import Announce
 from penchant.deploy.owner_policy import fleet_policy, policy_for
+from penchant.deploy.simulation.served import Versus
 
 __all__ = ["Score", "SimulatedDevices", "personal_part"]
 
@@ -53,6 +55,7 @@ class Score:
     n_train: int
     correct: int
     tied: int = 0  # none of them correct
+    versus: Versus | None = None  # against the population's own model, where there is one
 
     @property
     def accuracy(self) -> float:
@@ -174,15 +177,34 @@ class SimulatedDevices:
         """How one person's own model does on `pairs`, with the shared `factors` of `plan`."""
         planned = self._model_cache.of(plan)
         shared, start = planned.parts(factors)
-        kept = Vault(self._home(index)).personal(run)
-        personal = kept.vector if kept is not None and kept.vector.shape == start.shape else start
+        personal = self._own(index, run, start)
         return planned.trainer(start).evaluate(shared, personal, planned.model.prepare(pairs))
 
     def _score(self, index: int, run: bytes, plan: Plan, factors: Vector, part: EvaluateOn) -> Score:
         person = self._people[index]
         pairs = person.test if part == "test" else person.validation
         counts = self.judge(index, run, plan, factors, pairs)
-        return Score(person.name, counts.total, len(person.train), counts.correct, counts.tied)
+        versus = self._versus(index, run, plan, factors, pairs)
+        return Score(person.name, counts.total, len(person.train), counts.correct, counts.tied, versus)
+
+    def _versus(
+        self, index: int, run: bytes, plan: Plan, factors: Vector, pairs: Sequence[Preference]
+    ) -> Versus | None:
+        """One person's own model against the population's; None where the share rule has none."""
+        planned = self._model_cache.of(plan)
+        if planned.split.rule.spread is None:
+            return None
+        shared, start = planned.parts(factors)
+        trainer, prepared = planned.trainer(start), planned.model.prepare(pairs)
+        own, common = (
+            trainer.margins(shared, part, prepared) > 0 for part in (self._own(index, run, start), start)
+        )
+        return Versus(*leads(own, common), common=int(common.sum()), pairs=len(pairs))
+
+    def _own(self, index: int, run: bytes, start: Vector) -> Vector:
+        """What one person's device keeps; the common start where it has nothing of this run."""
+        kept = Vault(self._home(index)).personal(run)
+        return kept.vector if kept is not None and kept.vector.shape == start.shape else start
 
     def _certify(self, index: int) -> tuple[bytes, Certificate]:
         private = SeededEntropy(self._seed, f"identity {index}").draw(32)

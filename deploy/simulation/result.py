@@ -22,10 +22,12 @@ from penchant.deploy.json_tables import from_table, plain_value
 from penchant.deploy.simulation.devices import Score
 from penchant.deploy.simulation.newcomers import ColdStart
 from penchant.deploy.simulation.person_scores import ClientScore, Spread, spread_of
+from penchant.deploy.simulation.served import Served, served
 from penchant.deploy.simulation.world import SimulationSetup
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.measured import measured_after
 from penchant.server.privacy_figures import PrivacyFigures
+from penchant.server.stopping import ends_with
 
 __all__ = ["ColdStart", "RoundSummary", "RunResult", "SharedTensor", "result_of"]
 
@@ -125,6 +127,8 @@ class RunResult:
     digests: Mapping[str, str] = field(default_factory=dict, repr=False)
     caveats: tuple[str, ...] = ()
     shared_tensors: tuple[SharedTensor, ...] = field(default=(), repr=False)
+    best_round: int | None = None  # whose factors the run ended with, where they are not the last round's
+    served: Served | None = None  # against the population's model, where the share rule has one
     baselines: Mapping[str, float] = field(default_factory=dict, repr=False)  # share -> accuracy, where known
 
     @property
@@ -158,7 +162,9 @@ class RunResult:
         for name, value in plain_value(_own_fields(self)).items():
             if name == "accuracy":
                 table[name] = {"personal": value, "cold_start": self.cold_start_accuracy}
-            elif name != "cold_start_accuracy" and (name != "baselines" or value):
+            elif name != "cold_start_accuracy" and (
+                name not in ("baselines", "best_round", "served") or value
+            ):
                 table[name] = value
         return table
 
@@ -178,6 +184,8 @@ class RunResult:
                 given["accuracy"] = accuracy["personal"]
         if "dp" in given:
             given["dp"] = from_table(PrivacyFigures, given["dp"], "dp of the result")
+        if "served" in given:
+            given["served"] = from_table(Served, given["served"], "served of the result")
         for name, record in _ROWS.items():
             if name in given:
                 if not isinstance(given[name], list | tuple):
@@ -243,6 +251,9 @@ def result_of(
     config = world.config
     planned = world.model_cache.of(config.plan("main", world.cohort))
     figures = world.privacy_figures()
+    against = [score.versus for score in scores if score.versus is not None]
+    trained = tuple(RoundSummary.of(log) for log in journal.logs() if log.phase != "close")
+    best = ends_with(config, journal.logs())
     return RunResult(
         dataset=world.federation.name,
         base_model=config.model.base_model,
@@ -261,7 +272,7 @@ def result_of(
         per_client=tuple(
             ClientScore(score.client, score.n_test, score.accuracy, score.n_train) for score in scores
         ),
-        rounds_log=tuple(RoundSummary.of(log) for log in journal.logs() if log.phase != "close"),
+        rounds_log=trained,
         wall_seconds=wall,
         peak_rss_mb=_peak_rss_mb(),
         command=command or shlex.join(["penchant", *sys.argv[1:]]),
@@ -272,9 +283,21 @@ def result_of(
             "data": world.federation.digest,
             "base model": planned.model.digest,
         },
-        caveats=(*world.caveats(), *_tied(scores)),
+        caveats=(*world.caveats(), *_ended(config.federation.rounds, trained, best), *_tied(scores)),
+        best_round=best,
+        served=served(against) if against else None,
         shared_tensors=tuple(SharedTensor(s.name, tuple(s.shape)) for s in planned.split.shared.specs),
     )
+
+
+def _ended(rounds: int, trained: Sequence[RoundSummary], best: int | None) -> list[str]:
+    """What must be said of a run that did not end with its last round's factors."""
+    if best is None:
+        return []
+    return [
+        f"Held-out choices were ranked best after round {best}, whose shared factors the run ends with; "
+        f"{trained[-1].round} of {rounds} rounds were trained."
+    ]
 
 
 def _tied(scores: Sequence[Score]) -> list[str]:

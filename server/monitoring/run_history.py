@@ -73,7 +73,8 @@ class Activity:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run at a glance. Its `total` of rounds includes the closing one."""
+    """A run at a glance. Its `total` of rounds includes the closing one; of a run whose training ended early
+    it is how many there were."""
 
     location: RunLocation
     state: State
@@ -85,7 +86,9 @@ class RunSummary:
 
     @property
     def total(self) -> int:
-        return self.config.federation.rounds + 1 if self.config else 0
+        if self.config is None:
+            return 0
+        return self.settled if _closed(self.config, self.attempts) else self.config.federation.rounds + 1
 
     @property
     def logs(self) -> list[RoundLog]:
@@ -253,8 +256,7 @@ def _state(
     config: RunConfig, attempts: Sequence[AttemptRecord], result: bool, activity: Activity, kind: Kind
 ) -> tuple[State, str]:
     last = attempts[-1] if attempts else None
-    closed = last is not None and last.round > config.federation.rounds and last.state in _SETTLED
-    if result or (closed and kind == "served"):
+    if result or (_closed(config, attempts) and kind == "served"):
         return "finished", ""
     if activity.running:
         return "running", ""
@@ -266,6 +268,12 @@ def _state(
 
 
 _SETTLED = ("finished", "skipped")
+
+
+def _closed(config: RunConfig, attempts: Sequence[AttemptRecord]) -> bool:
+    """Whether the closing round is over."""
+    last = attempts[-1] if attempts else None
+    return last is not None and last.round > config.federation.rounds and last.state in _SETTLED
 
 
 def _has_result(path: Path) -> bool:

@@ -184,7 +184,7 @@ def masked_of(run: Recorded) -> Masked:
     return decode(left.payload, Masked)
 
 
-@pytest.mark.parametrize("share", ["B", "kernel", "svd", "AB", "none", "ffa", "lore"])
+@pytest.mark.parametrize("share", ["B", "kernel", "svd", "AB", "none", "ffa", "lore", "mixed", "common"])
 def test_it_holds_for_every_share(worlds: Worlds, share: str) -> None:
     changes = {"adapter__share": share}
     one, other = worlds.usual(**changes), worlds.play(changed(fewer), **changes)

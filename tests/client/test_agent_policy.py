@@ -198,7 +198,7 @@ def test_announced_factors_are_measured_by_the_weight_that_they_change(
 
 
 def test_the_usual_recipes_are_within_the_default_bounds() -> None:
-    for share in ("A", "B", "AB", "none", "lore", "kernel", "svd", "ffa"):
+    for share in ("A", "B", "AB", "none", "lore", "kernel", "svd", "ffa", "mixed", "common"):
         config = RunConfig().changed(recipe("senate", share)).changed(NOISED)
         for phase in ("warmup", "main", "close"):
             if phase != "warmup" or config.federation.warmup_rounds:

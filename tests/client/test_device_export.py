@@ -26,7 +26,7 @@ TEXTS = [
     ("", "a vote to table the tax"),
     ("cloture", "the judge of the budget"),
 ]
-SHARES: list[ShareName] = ["B", "A", "kernel", "svd", "AB", "none", "ffa", "lore"]
+SHARES: list[ShareName] = ["B", "A", "kernel", "svd", "AB", "none", "ffa", "lore", "mixed", "common"]
 
 
 def a_person(

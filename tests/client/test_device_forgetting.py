@@ -199,6 +199,23 @@ def test_choices_that_were_held_out_taught_nothing_and_the_model_stays(
         device.vault.stage(RUN, 1, 1, before)
 
 
+def test_held_out_choices_that_decided_how_personal_the_model_is_are_forgotten_as_the_others(
+    homes: Callable[[str], Device],
+) -> None:
+    """Share mixed, in a run that is not the one in use: its personal part goes."""
+    device = filled(homes("one"))
+    config = _config(device).changed({"adapter.share": "mixed"})
+    planned = device._model_cache.of(config.plan("main", 4))
+    shared, start = planned.split.initial(0)
+    model = Model(planned.model_signature.digest, planned.plan.encode(), shared.astype("<f4").tobytes())
+    commit(device, OLD, start, encode_record(model))
+    usual = device._model_cache.of(_config(device).plan("main", 4))
+    commit(device, RUN, usual.split.initial(0)[1], encode_record(model_of_a_run(device)))
+    aside = [choice for choice in device.store.recorded() if held_out(choice.preference)]
+    assert device.forget_choices(aside).learned
+    assert device.vault.personal(OLD) is None
+
+
 def test_a_device_that_never_trained_does_not_begin_to(homes: Callable[[str], Device]) -> None:
     device = filled(homes("one"))
     (device.directory / "model.toml").write_text('[model]\nbase_model = "nowhere-at-all"\n')

@@ -34,7 +34,7 @@ OTHERS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["A", "B", "kernel", "none", "lore"])
+@pytest.fixture(scope="module", params=["A", "B", "kernel", "none", "lore", "mixed", "common"])
 def scene(request, tiny_model) -> SimpleNamespace:
     """A tiny model with each kind of personal part, at factors away from the start."""
     folder = tiny_model("bert")

@@ -111,6 +111,16 @@ def test_two_steps_by_hand() -> None:
 # --- the slow reference ---------------------------------------------------------------------------
 
 
+def plain_prior(tensors: Any) -> Any:
+    """‖D‖² / 2σ² over the pairs, with σ = 0.3 eᵗ, where there are deviations D from a population."""
+    found = [tensors[name].square().sum() for name in tensors if name.endswith(".lora_D")]
+    return (
+        sum(found) / (2 * (0.3 * math.exp(float(tensors["mixed.spread"].detach()))) ** 2 * len(PAIRS))
+        if found
+        else 0
+    )
+
+
 def plain_training(model: RewardModel, split: Split, shared: Any, personal: Any, epochs: int) -> Any:
     """The same in the plainest way: one pair at a time, one optimiser over everything."""
     tensors = split.shared.unflatten(shared) | split.personal.unflatten(personal)
@@ -126,6 +136,8 @@ def plain_training(model: RewardModel, split: Split, shared: Any, personal: Any,
             rejected = model.scores(model.prepare_texts([("", pair.rejected)]), effective)
             loss = -torch.log(torch.sigmoid(chosen - rejected)).sum() / len(PAIRS)
             loss.backward()
+        if split.rule.spread:
+            plain_prior(tensors).backward()
         optimizer.step()
     return (
         split.shared.flatten({n: tensors[n] for n in split.shared.names}),
@@ -133,7 +145,7 @@ def plain_training(model: RewardModel, split: Split, shared: Any, personal: Any,
     )
 
 
-@pytest.mark.parametrize("share", ["A", "B", "AB", "none", "kernel", "svd"])
+@pytest.mark.parametrize("share", ["A", "B", "AB", "none", "kernel", "svd", "mixed"])
 def test_training_is_plain_training(tiny_model, model: RewardModel, share: str) -> None:
     slow = reward_model(tiny_model("bert"), full=True)
     split = split_of(model, share)
@@ -159,9 +171,11 @@ def plain_descent(
                 model.scores(model.prepare_texts([("", p.chosen), ("", p.rejected)]), effective)
                 for p in PAIRS
             ]
-            sum(-torch.log(torch.sigmoid(m[0] - m[1])) for m in margins).div(len(PAIRS)).backward()
+            loss = sum(-torch.log(torch.sigmoid(m[0] - m[1])) for m in margins).div(len(PAIRS))
+            (loss + plain_prior(leaves)).backward()
             tensors = {
-                n: leaf.detach() - (0.02 * leaf.grad if n in names else 0.0) for n, leaf in leaves.items()
+                n: leaf.detach() - (0.02 * leaf.grad if n in names and leaf.grad is not None else 0.0)
+                for n, leaf in leaves.items()
             }
     return (
         split.shared.flatten({n: tensors[n] for n in split.shared.names}),
@@ -169,7 +183,7 @@ def plain_descent(
     )
 
 
-@pytest.mark.parametrize("share", ["A", "B", "kernel", "svd", "none", "AB"])
+@pytest.mark.parametrize("share", ["A", "B", "kernel", "svd", "none", "AB", "mixed"])
 def test_alternating_is_plain_descent_on_one_part_then_the_other(
     tiny_model, model: RewardModel, share: str
 ) -> None:
@@ -223,9 +237,9 @@ def test_each_step_of_alternating_leaves_the_other_part_as_it_is_to_the_bit(
 # --- what training does ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("share", ["A", "B", "AB", "none", "kernel", "svd", "ffa", "lore"])
+@pytest.mark.parametrize("share", ["A", "B", "AB", "none", "kernel", "svd", "ffa", "lore", "mixed", "common"])
 def test_the_loss_falls(tiny_model, model: RewardModel, share: str) -> None:
-    used = reward_model(tiny_model("bert"), share="lore") if share == "lore" else model
+    used = reward_model(tiny_model("bert"), share=share) if share in ("lore", "common") else model
     made = trainer(used, share, local_epochs=40)
     shared, personal = split_of(used, share).initial(0)
     prepared = used.prepare(PAIRS)

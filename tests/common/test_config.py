@@ -294,7 +294,7 @@ def test_sections_are_frozen(kind: type[Section]) -> None:
         ({"adapter.target_modules": "output.dense"}, "adapter.target_modules must be a list"),
         ({"adapter.target_modules": []}, "adapter.target_modules is empty; name at least one linear module"),
         ({"adapter.head": "both"}, "adapter.head is 'both'; choose one of auto, shared, personal"),
-        ({"adapter.share": ["A"]}, "choose one of B, A, kernel, svd, AB, none, ffa, lore"),
+        ({"adapter.share": ["A"]}, "choose one of B, A, kernel, svd, AB, none, ffa, lore, mixed, common"),
         ({"privacy.ring_bits": 16}, "privacy.ring_bits is 16; it must be 32 or 64"),
         ({"federation.rounds": 2, "federation.warmup_rounds": 3}, "there are only 2 rounds"),
         ({"adapter.share": "AB", "federation.warmup_rounds": 1}, "set federation.warmup_rounds to 0"),

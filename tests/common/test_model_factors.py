@@ -37,6 +37,13 @@ SHARED_NAMES = {
     "none": {},
     "ffa": {f"{SLOT}.lora_B": (4, 2), "head.weight": (1, 4)},
     "lore": {"lore.basis": (2, 4)},
+    "mixed": {
+        f"{SLOT}.lora_A": (2, 6),
+        f"{SLOT}.lora_B": (4, 2),
+        "mixed.spread": (1,),
+        "head.weight": (1, 4),
+    },
+    "common": {"common.head": (1, 4), "common.basis": (2, 4), "common.spread": (1,)},
 }
 PERSONAL_NAMES = {
     "B": {f"{SLOT}.lora_A": (2, 6)},
@@ -47,6 +54,8 @@ PERSONAL_NAMES = {
     "none": {f"{SLOT}.lora_A": (2, 6), f"{SLOT}.lora_B": (4, 2), "head.weight": (1, 4)},
     "ffa": {},
     "lore": {"lore.weights": (2,)},
+    "mixed": {f"{SLOT}.lora_D": (4, 2)},
+    "common": {"common.weights": (2,)},
 }
 
 
@@ -57,14 +66,14 @@ def test_what_leaves_the_device_by_name_and_shape(share: str) -> None:
     assert {s.name: s.shape for s in made.personal.specs} == PERSONAL_NAMES[share]
 
 
-@pytest.mark.parametrize("share", [s for s in share_names() if s not in ("none", "lore")])
+@pytest.mark.parametrize("share", [s for s in share_names() if s not in ("none", "lore", "common")])
 def test_a_personal_head_moves_from_shared_to_personal(share: str) -> None:
     made = split(share, "personal")
     assert "head.weight" not in made.shared.names
     assert made.personal.names[-1] == "head.weight"
 
 
-@pytest.mark.parametrize("share", ["B", "A", "kernel", "svd"])
+@pytest.mark.parametrize("share", ["B", "A", "kernel", "svd", "mixed"])
 @pytest.mark.parametrize("head", ["shared", "personal"])
 def test_warm_up_shares_both_factors_and_the_head(share: str, head: str) -> None:
     warm = split(share, head, warmup=True)
@@ -72,7 +81,7 @@ def test_warm_up_shares_both_factors_and_the_head(share: str, head: str) -> None
     assert warm.personal.size == 0
 
 
-@pytest.mark.parametrize("share", ["AB", "none", "ffa", "lore"])
+@pytest.mark.parametrize("share", ["AB", "none", "ffa", "lore", "common"])
 def test_no_warm_up_where_there_is_nothing_to_warm_up_for(share: str) -> None:
     with pytest.raises(ConfigError, match="no split to warm up"):
         split(share, warmup=True)
@@ -174,7 +183,7 @@ def test_kernel_and_diagonal_start_at_the_identity() -> None:
     assert split("svd").initial(3)[1].tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("share", ["B", "A", "kernel", "svd"])
+@pytest.mark.parametrize("share", ["B", "A", "kernel", "svd", "mixed"])
 @pytest.mark.parametrize("head", ["shared", "personal"])
 def test_after_the_warm_up_the_model_is_the_same_one(share: str, head: str) -> None:
     warm, main = split(share, head, warmup=True), split(share, head)
@@ -241,7 +250,8 @@ def test_effective_is_differentiable_in_every_trained_tensor(share: str) -> None
     vectors = [np.random.default_rng(0).normal(size=p.size) for p in (made.shared, made.personal)]
     shared = made.shared.unflatten(vectors[0].astype(np.float32))
     personal = made.personal.unflatten(vectors[1].astype(np.float32))
-    leaves = [t.requires_grad_() for t in (*shared.values(), *personal.values())]
+    trained = {name: t for name, t in (shared | personal).items() if name != made.spread_tensor}
+    leaves = [t.requires_grad_() for t in trained.values()]
     effective = made.effective(shared, personal)
     total = effective.head.sum() + sum((b @ a).square().sum() for a, b in effective.adapters.values())
     gradients = torch.autograd.grad(total, leaves)

@@ -67,11 +67,17 @@ def updates(layout: UpdateLayout, count: int, *, norm: float) -> list[np.ndarray
 
 
 @pytest.mark.parametrize("phase", ["warmup", "main", "close"])
-@pytest.mark.parametrize("share", ["B", "A", "kernel", "svd"])
+@pytest.mark.parametrize("share", ["B", "A", "kernel", "svd", "mixed"])
 def test_a_vector_holds_the_shared_tensors_and_the_counters_and_nothing_else(phase: Any, share: Any) -> None:
     """Counted by hand: A is 2 × 3, B is 4 × 2, twice; the shared head has 3 weights."""
     a, b, head = 2 * (2 * 3), 2 * (4 * 2), 3
-    sizes = {"B": b + head, "A": a + head, "kernel": a + b + head, "svd": a + b + head}
+    sizes = {
+        "B": b + head,
+        "A": a + head,
+        "kernel": a + b + head,
+        "svd": a + b + head,
+        "mixed": a + b + 1 + head,
+    }
     expected = {"warmup": a + b + head, "main": sizes[share], "close": 0}[phase]
     this, split = layout(phase, share=share)
     assert this.quantiser.size == expected

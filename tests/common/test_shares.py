@@ -23,6 +23,7 @@ from penchant.common.shares import (
     Part,
     ShareRule,
     Side,
+    Spread,
     Start,
     find_share,
     register_share,
@@ -30,7 +31,7 @@ from penchant.common.shares import (
     share_rule,
 )
 
-OWN = ("B", "A", "kernel", "svd", "AB", "none", "ffa", "lore")
+OWN = ("B", "A", "kernel", "svd", "AB", "none", "ffa", "lore", "mixed", "common")
 ADAPTED = (AdaptedModule("layers.0.q_proj", 8, 6), AdaptedModule("layers.1.v_proj", 8, 4))
 A = Factor("A", Part.SHARED, (Side.RANK, Side.IN), Start.UNIFORM)
 B = Factor("B", Part.SHARED, (Side.OUT, Side.RANK), Start.ZEROS)
@@ -62,7 +63,7 @@ def gain() -> Iterator[ShareRule]:
 
 
 def test_the_choices_stand_in_their_old_order() -> None:
-    assert share_names()[:8] == OWN
+    assert share_names()[: len(OWN)] == OWN
     with pytest.raises(ConfigError, match=rf"^adapter\.share is 'C'; choose one of {', '.join(OWN)}$"):
         AdapterConfig(share="C")
 
@@ -70,9 +71,9 @@ def test_the_choices_stand_in_their_old_order() -> None:
 @pytest.mark.parametrize(
     ("asked", "yes"),
     [
-        ("can_warm_up", {"B", "A", "kernel", "svd"}),
-        ("adapts_modules", {*OWN} - {"lore"}),
-        ("shares_base", {*OWN} - {"lore", "none"}),
+        ("can_warm_up", {"B", "A", "kernel", "svd", "mixed"}),
+        ("adapts_modules", {*OWN} - {"lore", "common"}),
+        ("shares_base", {*OWN} - {"lore", "common", "none"}),
         ("shares_nothing", {EVERYONE_ALONE}),
         ("shares_everything", {ONE_FOR_ALL}),
     ],
@@ -83,7 +84,8 @@ def test_what_each_rule_answers(asked: str, yes: set[str]) -> None:
 
 def test_what_is_shared_in_a_short_phrase() -> None:
     assert [share_rule(name).sharing for name in OWN] == [
-        "B", "A", "A and B", "A and B", "A and B", "", "B", "a low-rank basis",
+        "B", "A", "A and B", "A and B", "A and B", "", "B", "a low-rank basis", "A and B",
+        "a common head and a low-rank basis",
     ]  # fmt: skip
 
 
@@ -171,3 +173,25 @@ def test_only_rules_under_free_names_are_registered() -> None:
 def test_a_result_of_an_unknown_rule_can_still_be_read() -> None:
     assert find_share("from-elsewhere") is None
     assert find_share("A") is share_rule("A")
+
+
+NUMBER = Factor("t", Part.SHARED, (1,), Start.ZEROS, warmup=Part.FROZEN, tensor="gain.spread")
+OWN_B = Factor("D", Part.PERSONAL, (Side.OUT, Side.RANK), Start.ZEROS, warmup=Part.FROZEN)
+
+
+@pytest.mark.parametrize(
+    ("factors", "spread"),
+    [
+        ((A, B, OWN_B), Spread("t", of=("D",))),  # no such number
+        ((A, B, OWN_B, replace(NUMBER, tensor="")), Spread("t", of=("D",))),  # one for each module
+        ((A, B, OWN_B, replace(NUMBER, warmup=Part.SHARED)), Spread("t", of=("D",))),
+        ((A, B, OWN_B, replace(NUMBER, shape=(2,))), Spread("t", of=("D",))),
+        ((A, B, OWN_B, NUMBER), Spread("t", of=())),
+        ((A, B, OWN_B, NUMBER), Spread("t", of=("B",))),  # not personal
+        ((A, B, replace(OWN_B, start=Start.ONES), NUMBER), Spread("t", of=("D",))),
+    ],
+)
+def test_a_spread_is_refused_where_its_factors_are_not_what_it_needs(factors: Any, spread: Spread) -> None:
+    rule(factors=(A, B, OWN_B, NUMBER), spread=Spread("t", of=("D",)))
+    with pytest.raises(ConfigError, match=r'^share "gain": a spread needs a shared factor of shape \(1,\)'):
+        rule(factors=factors, spread=spread)

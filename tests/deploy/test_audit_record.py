@@ -65,6 +65,7 @@ PEOPLE = 4
 SLOT = "encoder.layer.2.output.dense"
 A, B = Tensor(f"{SLOT}.lora_A", (2, 32)), Tensor(f"{SLOT}.lora_B", (16, 2))
 HEAD, BASIS = Tensor("head.weight", (1, 16)), Tensor("lore.basis", (2, 16))
+SPREAD = Tensor("mixed.spread", (1,))
 SHARED = {
     "B": (B, HEAD),
     "A": (A, HEAD),
@@ -74,9 +75,15 @@ SHARED = {
     "none": (),
     "ffa": (B, HEAD),
     "lore": (BASIS,),
+    "mixed": (A, B, SPREAD, HEAD),
+    "common": (
+        Tensor("common.head", (1, 16)),
+        Tensor("common.basis", (2, 16)),
+        Tensor("common.spread", (1,)),
+    ),
 }
 """Worked out by hand for rank 2 on the last block's output of the tiny model: 32 wide inside, 16 outside."""
-CAN_WARM_UP = ("B", "A", "kernel", "svd")
+CAN_WARM_UP = ("B", "A", "kernel", "svd", "mixed")
 COUNTS = tuple(Tensor(name, ()) for name in COUNTERS)
 
 
@@ -488,7 +495,7 @@ def test_vectors_have_the_length_of_the_split_in_every_phase(base: Path) -> None
             lengths[phase].add(words)
     assert lengths == {
         "warmup": {64 + 32 + 16 + 14},
-        "main": {64 + 16 + 14, 32 + 16 + 14, 64 + 32 + 16 + 14},
+        "main": {64 + 16 + 14, 32 + 16 + 14, 64 + 32 + 16 + 14, 64 + 32 + 1 + 16 + 14},
         "close": {14},
     }
 

@@ -152,7 +152,10 @@ def test_more_people_than_there_are(refused: Callable[..., str], tiny: list[str]
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--share", "C"], "adapter.share is 'C'; choose one of B, A, kernel, svd, AB, none, ffa, lore"),
+        (
+            ["--share", "C"],
+            "adapter.share is 'C'; choose one of B, A, kernel, svd, AB, none, ffa, lore, mixed, common",
+        ),
         (["--rank", 0], "adapter.rank is 0; it must lie in 1 … 512"),
         (["--rank", 513], "adapter.rank is 513; it must lie in 1 … 512"),
         (["--rank", 17], "adapter.rank is 17; for these modules it must lie in 1 … 16"),
@@ -636,7 +639,7 @@ def test_the_recipe_is_that_of_the_data_set_and_share_that_file_and_flags_name(t
 
 
 @pytest.mark.parametrize("name", ["senate", "senate-masked"])
-@pytest.mark.parametrize("share", ["B", "A", "kernel", "svd", "AB", "none", "ffa", "lore"])
+@pytest.mark.parametrize("share", ["B", "A", "kernel", "svd", "AB", "none", "ffa", "lore", "mixed", "common"])
 def test_every_recipe_is_a_valid_configuration(name: str, share: str) -> None:
     config = configure({"data.dataset": name, "adapter.share": share}, None)
     assert (config.data.dataset, config.adapter.share) == (name, share)

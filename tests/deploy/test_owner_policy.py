@@ -22,7 +22,7 @@ ASKED = st.fixed_dictionaries(
         "model.max_tokens": st.integers(2, 8192),
         "model.pooling": st.sampled_from(["auto", "mean", "first", "last"]),
         "model.normalize": st.floats(0, 1000),
-        "adapter.share": st.sampled_from(["A", "B", "AB", "kernel", "svd", "ffa", "lore"]),
+        "adapter.share": st.sampled_from(["A", "B", "AB", "kernel", "svd", "ffa", "lore", "mixed", "common"]),
         "adapter.layers": st.lists(st.integers(-40, 40), max_size=3),
         "adapter.target_modules": st.lists(st.sampled_from(["query", "lin2", "q_proj"]), min_size=1),
         "adapter.share_base": st.sampled_from([[], ["norm"]]),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.tastes import small_run, write_choices
 
@@ -26,13 +27,13 @@ from penchant.deploy.report.run_page import write_report
 from penchant.deploy.simulation import runner as simulation
 from penchant.deploy.simulation.result import RunResult
 from penchant.deploy.simulation.runner import simulate
-from penchant.deploy.simulation.world import prepare
-from penchant.server.journal import Journal
+from penchant.deploy.simulation.world import Progress, prepare
+from penchant.server.journal import Journal, RoundLog
 
 PEOPLE = 7  # t = 5: two may be lost
 BENCHES = ModelCache()  # one model for all runs
-SHARES = ["B", "A", "kernel", "svd", "AB", "none", "ffa", "lore"]
-SPLIT = {"B", "A", "kernel", "svd"}  # those that have a warm-up
+SHARES = ["B", "A", "kernel", "svd", "AB", "none", "ffa", "lore", "mixed", "common"]
+SPLIT = {"B", "A", "kernel", "svd", "mixed"}  # those that have a warm-up
 FIRST_NODE = 1000
 TIMES = ("seconds", "wall_seconds", "peak_rss_mb")
 
@@ -140,6 +141,78 @@ def test_every_share_with_everything_on(
     assert [row["n_test"] for row in result["per_client"]] == [3] * PEOPLE
     assert result["accuracy"]["personal"] == pytest.approx(sum(scores) / PEOPLE)
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+
+
+class Stops(Progress):
+    """Ends the process' work after a round, as a key would."""
+
+    def round(self, log: RoundLog, last: int) -> None:
+        if log.round == 2:
+            raise KeyboardInterrupt
+
+
+def test_a_fleet_that_finds_its_spread_ends_the_same_when_interrupted_and_without_masks(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    """Share mixed: the shared number moves by votes on held-out choices, and by no other way."""
+    changes = {"adapter.share": "mixed", "federation.rounds": 4, "data.validation_pairs": 2}
+    changes |= {"training.lr_personal": 0.3, "training.local_epochs": 6}  # deviations that have a say
+    config = RunConfig().changed(base | changes)
+    run_directory.create(tmp_path / "stopped", config)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(prepare(config, BENCHES), tmp_path / "stopped", Stops(), command="test")
+    resume(tmp_path / "stopped")
+    masked = {key.replace(".", "__"): value for key, value in changes.items()}
+    run(tmp_path / "whole", base, **masked)
+    assert left(tmp_path / "stopped") == left(tmp_path / "whole")
+    run(tmp_path / "plain", base, **masked, privacy__secagg=False)
+    run(tmp_path / "unheld", base, **masked | {"data__validation_pairs": 0})
+    one, other, unheld = (spread_and_rest(tmp_path / name) for name in ("whole", "plain", "unheld"))
+    assert one[1] == pytest.approx(other[1], abs=2e-3)  # sums are rounded, and training goes on from them
+    assert one[0] == pytest.approx(other[0], abs=2e-3)
+    assert abs(one[0]) > 0
+    assert unheld[0] == 0
+
+
+def test_training_that_says_nothing_better_ends_early_with_the_best_rounds_factors(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    """Steps too small to change any order: round 1 is as good as any after it."""
+    changes: dict[str, Any] = {"federation.stop_after": 2, "federation.rounds": 9, "data.validation_pairs": 2}
+    changes |= {"training.lr_shared": 1e-6, "training.lr_personal": 0.0, "training.lr_head": 1e-6}
+    changes |= {"federation.cohort": PEOPLE}
+    masked = {key.replace(".", "__"): value for key, value in changes.items()}
+    result = run(tmp_path / "whole", base, **masked)
+    assert [row["round"] for row in result["rounds_log"]] == [1, 2, 3, 4]
+    assert result["best_round"] == 1
+    assert any("after round 1" in line and "4 of 9 rounds" in line for line in result["caveats"])
+    config = run_directory.read_config(tmp_path / "whole")
+    journal = Journal(tmp_path / "whole")
+    try:
+        kept = {number: journal.load(number)[1].factors.tobytes() for number in (1, 4, 10)}
+        closing = journal.logs()[-1]
+    finally:
+        journal.close()
+    assert (closing.round, closing.phase, closing.measured_on) == (10, "close", 1)
+    assert kept[10] == kept[1] != kept[4]
+    run_directory.create(tmp_path / "stopped", config)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(prepare(config, BENCHES), tmp_path / "stopped", Stops(), command="test")
+    resume(tmp_path / "stopped")
+    assert left(tmp_path / "stopped") == left(tmp_path / "whole")
+
+
+def spread_and_rest(directory: Path) -> tuple[float, list[float]]:
+    """The shared number that says how far people lie apart, at the end of a run; and the other factors."""
+    world = prepare(run_directory.read_config(directory), BENCHES)
+    split = world.model_cache.of(world.config.plan("main", world.cohort)).split
+    journal = Journal(directory)
+    try:
+        named = split.shared.named(journal.load()[1].factors)
+    finally:
+        journal.close()
+    spread = named.pop(split.spread_tensor)
+    return float(spread[0]), np.concatenate([one.ravel() for one in named.values()]).tolist()
 
 
 def test_a_run_of_no_rounds_only_fits_everybody_to_the_common_start(

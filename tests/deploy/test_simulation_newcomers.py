@@ -145,6 +145,23 @@ def test_a_smaller_prior_spread_keeps_closer_to_the_start(base, trained):
     assert 0 < distances[0] < distances[1] < distances[2]
 
 
+def test_where_the_fleet_learned_its_spread_that_is_a_newcomers_prior(base, tmp_path):
+    """They start at the mean, the population's own model, and stay the nearer the less people differ."""
+    run(tmp_path / "run", base, adapter__share="mixed", training__prior_spread=1e-3)
+    world = world_of(base, adapter__share="mixed")
+    planned, factors = bench_and_factors(tmp_path / "run", world)
+    assert not fit_newcomer(planned, factors, ()).any()
+    place = [spec.name for spec in planned.split.shared.specs].index("mixed.spread")
+    place = sum(spec.size for spec in planned.split.shared.specs[:place])
+    moved = []
+    for spread, deviation in ((-2.0, 0.3 * np.exp(-2)), (0.0, 0.3), (1e3, 6.0)):
+        factors[place] = spread
+        _, posterior = posterior_of(planned, factors, world.newcomers[0].train)
+        assert posterior.prior.variance == pytest.approx(np.full(planned.split.personal.size, deviation**2))
+        moved.append(float(np.linalg.norm(posterior.vector)))
+    assert 0 < moved[0] < moved[1] < moved[2]
+
+
 def test_the_more_choices_the_surer(trained):
     planned, factors = bench_and_factors(trained[0], trained[2])
     person = trained[2].newcomers[0]

@@ -24,7 +24,13 @@ from penchant.deploy.simulation.world import prepare
 PEOPLE = 4
 BENCHES = ModelCache()  # one model for all runs
 SLOT = "encoder.layer.2.output.dense"
-FACTORS = {"A": f"{SLOT}.lora_A", "B": f"{SLOT}.lora_B", "V": "lore.basis", "head": "head.weight"}
+FACTORS = {"A": f"{SLOT}.lora_A", "B": f"{SLOT}.lora_B", "V": "lore.basis"} | {
+    "t": "mixed.spread",
+    "h": "common.head",
+    "V of common": "common.basis",
+    "t of common": "common.spread",
+    "head": "head.weight",
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,6 +85,8 @@ SHARED = {
     "none": [],
     "ffa": ["B", "head"],
     "lore": ["V"],
+    "mixed": ["A", "B", "t", "head"],
+    "common": ["h", "V of common", "t of common"],
 }
 
 
@@ -92,7 +100,7 @@ def test_a_run_of_every_share(base: dict[str, Any], tmp_path: Path, share: str) 
     assert len(result["per_client"]) == PEOPLE
 
 
-@pytest.mark.parametrize("share", ["A", "B", "kernel", "svd"])
+@pytest.mark.parametrize("share", ["A", "B", "kernel", "svd", "mixed"])
 @pytest.mark.parametrize("head", ["shared", "personal"])
 def test_the_personal_part_starts_from_the_warm_start(
     base: dict[str, Any], tmp_path: Path, share: str, head: str
@@ -214,7 +222,10 @@ def test_every_flag_of_the_method_reaches_its_key(
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["--share", "C"], "adapter.share is 'C'; choose one of B, A, kernel, svd, AB, none, ffa, lore"),
+        (
+            ["--share", "C"],
+            "adapter.share is 'C'; choose one of B, A, kernel, svd, AB, none, ffa, lore, mixed, common",
+        ),
         (["--update-order", "shared-first"], "choose one of joint, personal-first, alternating"),
         (["--optimizer", "adam"], "choose one of adamw, sgd"),
         (["--share", "none", "--head", "shared"], "drop one"),

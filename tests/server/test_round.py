@@ -873,7 +873,7 @@ def test_a_damaged_checkpoint_stops_the_run(world: Callable[..., World]) -> None
 # --- the warm-up ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("share", ["A", "B", "kernel", "svd"])
+@pytest.mark.parametrize("share", ["A", "B", "kernel", "svd", "mixed"])
 def test_after_the_warm_up_the_personal_start_goes_out_beside_the_factors(
     world: Callable[..., World], share: str
 ) -> None:

@@ -1,0 +1,41 @@
+"""Who is served worse than by one model for all: worked by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from penchant.deploy.simulation.served import Served, Versus, beyond_noise, served
+
+
+@pytest.mark.parametrize(
+    ("chances", "found"),
+    [
+        ([], 0),
+        ([0.05], 1),
+        ([0.06], 0),
+        ([0.04, 0.04], 0),  # .04 > .05 / 2
+        ([0.04, 0.025], 2),  # .025 ≤ .05 / 2, then .04 ≤ .05
+        ([0.04, 0.02, 0.016], 3),  # .016 ≤ .05 / 3, .02 ≤ .05 / 2, .04 ≤ .05
+        ([0.04, 0.03, 0.016], 1),  # .03 > .05 / 2
+        ([1.0, 0.001, 1.0], 1),
+    ],
+)
+def test_holm_by_hand(chances: list[float], found: int) -> None:
+    assert beyond_noise(chances) == found
+
+
+def test_one_clear_case_among_people_alike() -> None:
+    """12 to 0 is one chance in 4,096, below .05 / 4; 5 to 0 is one in 32, above .05 / 3."""
+    rows = [Versus(0, 12, 30, 40), Versus(0, 5, 20, 40), Versus(3, 3, 20, 40), Versus(12, 0, 10, 40)]
+    assert served(rows) == Served(people=4, accuracy=pytest.approx(0.5), worse=1, better=1)
+    assert served(rows).words() == "1 worse, 1 better of 4"
+
+
+def test_noise_alone_counts_somebody_in_one_of_twenty_fleets_at_most() -> None:
+    draw = np.random.default_rng(0)
+    fleets = []
+    for _ in range(300):
+        ahead = draw.binomial(20, 0.5, size=50)
+        fleets.append(served([Versus(int(n), 20 - int(n), 30, 60) for n in ahead]).worse > 0)
+    assert np.mean(fleets) <= 0.05

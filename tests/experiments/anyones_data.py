@@ -1,0 +1,169 @@
+"""Every share on data that nothing was tuned on: `python tests/experiments/anyones_data.py --json FILE`.
+
+--sets: `senate`, `senate-masked`, `movielens`, `arguments` and `jester`; the last two need --data FOLDER, in
+which each has a folder of its name. Senate and senate-masked have recipes of their own, the others run with
+the defaults. --shares: the rows. Runs are those of `penchant simulate` without masks, which change no sum.
+
+--part validation scores on the validation part, on which settings may be chosen; test, the default, is for
+one run at the end. --json keeps the runs, and the same command goes on where it stopped; --page FILE writes
+the table between its marks, with a dash where runs are missing; --only-show runs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from penchant.client.learning.model_cache import ModelCache
+from penchant.common.config import RunConfig
+from penchant.common.errors import ConfigError
+from penchant.common.shares import share_rule
+from penchant.deploy import run_directory
+from penchant.deploy.comparison.methods import method
+from penchant.deploy.recipes import recipe
+from penchant.deploy.simulation.runner import simulate
+from penchant.deploy.simulation.world import prepare
+
+FOLDERS = ("arguments", "jester")  # read from --data
+SETS: Mapping[str, Mapping[str, Any]] = {
+    "senate": {},
+    "senate-masked": {},
+    "arguments": {},
+    "jester": {"data.clients": 1000},
+    "movielens": {"data.clients": 100},
+}
+SHARES = ("AB", "none", "A", "B", "kernel", "lore", "mixed", "common")
+MARKS = re.compile(r"(<!-- anyones data -->\n).*?(<!-- end -->)", re.S)
+Run = dict[str, Any]
+
+
+def settings(name: str, folder: Path | None, share: str, seed: int, part: str) -> RunConfig:
+    """What `penchant simulate --dataset … --share … --no-secagg` runs with."""
+    if name in FOLDERS and folder is None:
+        raise SystemExit(f"{name} needs --data FOLDER, which holds a folder {name}")
+    source = f"{name}:{folder / name}" if name in FOLDERS and folder is not None else name
+    asked = {"data.dataset": source, "data.evaluate": part, "adapter.share": share, "seed": seed}
+    return RunConfig().changed({**asked, **recipe(name, share), **SETS[name], "privacy.secagg": False})
+
+
+def measured(config: RunConfig, cache: ModelCache) -> Run:
+    """The figures of one run: macro and micro mean, and who is served worse than by the run's own model for
+    all, where the rule has one."""
+    with tempfile.TemporaryDirectory() as home:
+        directory = Path(home) / "run"
+        world = prepare(config, cache)
+        run_directory.create(directory, world.config)
+        result = simulate(world, directory, command="a benchmark")
+    rows = [(row.accuracy or 0.0, row.n_test or 0) for row in result.per_client]
+    right = sum(accuracy * pairs for accuracy, pairs in rows)
+    found = {"macro": result.accuracy, "micro": right / sum(pairs for _, pairs in rows), "people": len(rows)}
+    if result.served is not None:
+        found |= {"population": result.served.accuracy, "worse": result.served.worse}
+    return found
+
+
+class Runs:
+    """Runs that are done, by what they were."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._done: dict[str, Run] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        self._cache = ModelCache()
+
+    def of(self, name: str, share: str, seed: int, part: str) -> Run | None:
+        """One run's figures; None if it was not done."""
+        return self._done.get(f"{name} {share} {seed} {part}")
+
+    def do(self, name: str, share: str, seed: int, part: str, folder: Path | None) -> None:
+        """One run, unless it is done, and a line about it."""
+        if self.of(name, share, seed, part) is None:
+            began = time.process_time()
+            try:
+                found = measured(settings(name, folder, share, seed, part), self._cache)
+            except ConfigError as error:
+                raise SystemExit(f"{name}, {share}: {error}") from None
+            found["cpu_seconds"] = round(time.process_time() - began)
+            self._done[f"{name} {share} {seed} {part}"] = found
+            kept = json.dumps(self._done, indent=0, sort_keys=True) + "\n"
+            self._path.write_text(kept, encoding="utf-8")
+            print(f"{name} {share} {seed}: {found}", flush=True)
+
+    def row(self, share: str, names: Sequence[str], seeds: Sequence[int], part: str) -> str:
+        """One share in Markdown: the macro mean on each set, with its standard error over seeds."""
+        cells = []
+        for name in names:
+            found = [run for seed in seeds if (run := self.of(name, share, seed, part)) is not None]
+            cells.append(shown([run["macro"] for run in found]))
+        return f"| {method(share)} | {' | '.join(cells)} |"
+
+    def worse(self, share: str, names: Sequence[str], seeds: Sequence[int], part: str) -> str:
+        """People served worse than by the run's own model for all, beyond noise, of all seeds' people."""
+        cells = []
+        for name in names:
+            found = [run for seed in seeds if (run := self.of(name, share, seed, part)) is not None]
+            people = sum(run["people"] for run in found)
+            cells.append(f"{sum(run['worse'] for run in found)} of {people}" if found else "–")
+        return f"| *{method(share)}: people served worse than by its model for all* | {' | '.join(cells)} |"
+
+
+def shown(values: Sequence[float]) -> str:
+    """Mean and standard error over seeds; a dash for nothing."""
+    if not values:
+        return "–"
+    error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{error} ({len(values)})"
+
+
+def table(runs: Runs, names: Sequence[str], shares: Sequence[str], seeds: Sequence[int], part: str) -> str:
+    """The whole table, in Markdown; in brackets how many seeds."""
+    lines = [f"| {part} part | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    lines += [runs.row(share, names, seeds, part) for share in shares]
+    lines += [runs.worse(share, names, seeds, part) for share in shares if share_rule(share).spread]
+    return "\n".join(lines) + "\n"
+
+
+def write(page: Path, text: str) -> None:
+    """Put the table between the page's marks."""
+    before = page.read_text(encoding="utf-8")
+    if not MARKS.search(before):
+        raise SystemExit(f"{page} has no <!-- anyones data --> … <!-- end -->")
+    page.write_text(MARKS.sub(lambda found: found[1] + text + found[2], before), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--shares", default=",".join(SHARES))
+    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--part", default="test", choices=("test", "validation"))
+    parser.add_argument("--data", type=Path, help="the folder that holds arguments and jester")
+    parser.add_argument("--json", type=Path, required=True, help="a file to add the runs to")
+    parser.add_argument("--page", type=Path)
+    parser.add_argument("--only-show", action="store_true", help="run nothing")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    names, shares = given.sets.split(","), given.shares.split(",")
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    runs = Runs(given.json)
+    if not given.only_show:
+        for seed in seeds:  # a first seed of everything comes before a second
+            for name in names:
+                for share in shares:
+                    runs.do(name, share, seed, given.part, given.data)
+    text = table(runs, names, shares, seeds, given.part)
+    print(text)
+    if given.page:
+        write(given.page, text)
+
+
+if __name__ == "__main__":
+    main()

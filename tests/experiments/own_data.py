@@ -1,0 +1,310 @@
+"""What heads on the frozen embedding do elsewhere: `python tests/experiments/own_data.py --json FILE`.
+
+One head for all, LoRe's basis, and both (share `common`) with several settings, on the earlier three
+quarters of each set's items: the last quarter, on which anybody is tested, is not read. A round is computed
+for a whole cohort at once, without devices, masks and messages, so that a run takes seconds; it follows
+`penchant simulate` in everything else, but for the draws of cohorts.
+
+--sets: `senate`, `jester` and `arguments`; the last two need --data FOLDER, in which each has a folder of its
+name. The same command goes on where it stopped. --page FILE writes the table between its marks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, normalize
+
+from penchant.client.learning.blend import BLENDS, CHANCE, chance_of
+from penchant.client.learning.model_cache import ModelCache
+from penchant.common.config import RunConfig
+from penchant.common.data.preferences import Person, Preference
+from penchant.deploy import datasets
+
+PAST = 0.75  # of all items; what follows is the test part of everybody
+SETS = {"senate": (0, 101), "arguments": (0, 250), "jester": (400, 250)}  # people drawn, people used
+LEAST = {"arguments": 3}  # training pairs
+MARKS = re.compile(r"(<!-- own data -->\n).*?(<!-- end -->)", re.S)
+Parts = tuple[Tensor, Tensor]  # differences of embeddings [people, pairs, d], and which pairs there are
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One rule with its settings.
+
+    rank 0: no basis; common False: no head for all; spread: of the weights, inf for no prior; stop: rounds
+    without a rise after which training ends, 0 for never.
+    """
+
+    common: bool = True
+    rank: int = 0
+    lr_head: float = 3e-3
+    lr_basis: float = 3e-3
+    spread: float = 0.1
+    stop: int = 8
+
+
+SETTINGS = {
+    "LoRe's basis": Setting(common=False, rank=2, spread=math.inf, stop=0),
+    "LoRe's basis, stops": Setting(common=False, rank=2, spread=math.inf),
+    "one head for all": Setting(stop=0),
+    "one head for all, stops": Setting(),
+    "both, rank 2, spread .3": Setting(rank=2, spread=0.3),
+    "both, rank 4, spread .3": Setting(rank=4, spread=0.3),
+    "both, rank 8, spread 1": Setting(rank=8, lr_head=1e-3, spread=1.0),
+    "both, rank 4": Setting(rank=4),
+    "both, rank 4, spread .03": Setting(rank=4, spread=0.03),
+    "both, rank 4, rates .001 and .01": Setting(rank=4, lr_head=1e-3, lr_basis=1e-2),
+    "both, rank 8": Setting(rank=8),
+    "both, rank 8, every round": Setting(rank=8, stop=0),
+}
+ROUNDS, EPOCHS, FINAL, LR_PERSONAL, LR_FINAL = 30, 6, 30, 1e-2, 1e-2  # the defaults
+
+
+# --- data -------------------------------------------------------------------------------------------------
+
+
+def people_of(name: str, folder: Path | None, seed: int) -> tuple[Person, ...]:
+    """The people of one set's past."""
+    source = name if name == "senate" else f"{name}:{folder / name}" if folder else ""
+    if not source:
+        raise SystemExit(f"{name} needs --data FOLDER, which holds a folder {name}")
+    drawn, used = SETS[name]
+    asked = {"data.dataset": source, "data.time_cutoff": PAST, "data.clients": drawn, "seed": seed}
+    people = datasets.configured(RunConfig().changed(asked).data, seed).people
+    return tuple(one for one in people if len(one.train) >= LEAST.get(name, 1))[:used]
+
+
+class Embeddings:
+    """Differences of texts' embeddings; each text is embedded once, and kept in half precision."""
+
+    def __init__(self) -> None:
+        config = RunConfig().changed({"adapter.share": "lore"})
+        self._model, self._length = ModelCache().model(config.model, config.adapter), config.model.normalize
+        self._known: dict[tuple[str, str], Tensor] = {}
+
+    def part(self, pairs: Sequence[Sequence[Preference]]) -> Parts:
+        """One part of everybody's pairs."""
+        found = torch.zeros(len(pairs), max(map(len, pairs)), self._model.embedding)
+        there = torch.zeros(found.shape[:2])
+        for row, own in enumerate(pairs):
+            for place, one in enumerate(own):
+                found[row, place] = self._of(one.prompt, one.chosen) - self._of(one.prompt, one.rejected)
+                there[row, place] = 1
+        return found, there
+
+    def _of(self, prompt: str, response: str) -> Tensor:
+        key = (prompt, response)
+        if key not in self._known:
+            packed: Tensor = self._model.prepare_texts([key]).packed
+            self._known[key] = (normalize(packed, dim=1)[0] * self._length).half()
+        return self._known[key].float()
+
+
+# --- one run ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Model:
+    """Head [d], basis [r, d], logarithm of spread / start, and everybody's weights [people, r]."""
+
+    head: Tensor
+    basis: Tensor
+    log_spread: float
+    weights: Tensor
+
+    def of(self, people: Tensor) -> dict[str, Tensor]:
+        """Each person's own copy, [people, …]."""
+        count = len(people)
+        return {
+            "head": self.head.expand(count, -1),
+            "basis": self.basis.expand(count, -1, -1),
+            "weights": self.weights[people],
+        }
+
+
+def margins(pairs: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+    scored = own["head"] + torch.einsum("cr,cre->ce", own["weights"], own["basis"])
+    return torch.einsum("cne,ce->cn", pairs, scored)
+
+
+def right(part: Parts, own: Mapping[str, Tensor]) -> Tensor:
+    """Which pairs are ranked right, [people, pairs]."""
+    with torch.no_grad():
+        return (margins(part[0], own) > 0) * part[1]
+
+
+@dataclass
+class Adam:
+    """AdamW without decay, fresh in every round, for many people at once."""
+
+    rates: Mapping[str, float]
+    first: dict[str, Tensor] = field(default_factory=dict)
+    second: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+
+    def step(self, own: dict[str, Tensor], part: Parts, spread: float) -> None:
+        """One step on everybody's mean loss and the prior of the weights; what has a rate moves, in place."""
+        trained = {name: own[name].detach().requires_grad_() for name in self.rates}
+        count = part[1].sum(1)
+        loss = -(logsigmoid(margins(part[0], own | trained)) * part[1]).sum(1) / count
+        if "weights" in trained and math.isfinite(spread):
+            loss = loss + trained["weights"].square().sum(1) / (2 * spread**2) / count
+        gradients = torch.autograd.grad(loss.sum(), list(trained.values()))
+        self.steps += 1
+        for (name, tensor), gradient in zip(trained.items(), gradients, strict=True):
+            first = self.first.get(name, torch.zeros_like(tensor)) * 0.9 + 0.1 * gradient
+            second = self.second.get(name, torch.zeros_like(tensor)) * 0.999 + 0.001 * gradient.square()
+            self.first[name], self.second[name] = first, second
+            scale = (second / (1 - 0.999**self.steps)).sqrt() + 1e-8
+            own[name] = tensor.detach() - self.rates[name] * first / (1 - 0.9**self.steps) / scale
+
+
+def vote(model: Model, people: Tensor, held_out: Parts, weight: Tensor) -> float:
+    """How far a cohort moves the logarithm of the spread."""
+    own = model.of(people)
+    scale = torch.zeros(len(people), requires_grad=True)
+    scaled = own | {"weights": own["weights"] * scale.exp()[:, None]}
+    gain = torch.autograd.grad((logsigmoid(margins(held_out[0], scaled)) * held_out[1]).sum(), scale)[0]
+    return float((0.5 * gain.clamp(-1, 1) * weight).sum())
+
+
+def pooled(counts: Sequence[tuple[float, float]], at: int) -> float:
+    near = counts[max(0, at - 1) : at + 2]
+    return sum(a for a, _ in near) / sum(b for _, b in near)
+
+
+def spread_of(setting: Setting, model: Model) -> float:
+    return setting.spread * math.exp(min(max(model.log_spread, -math.log(20)), math.log(20)))
+
+
+def run(setting: Setting, train: Parts, held_out: Parts, test: Parts, seed: int) -> dict[str, float]:
+    """Accuracies, mean over people: own models, after blending, and the model for all."""
+    draws = torch.Generator().manual_seed(seed)
+    people, width = len(train[0]), train[0].shape[2]
+    basis = (torch.rand(setting.rank, width, generator=draws) * 2 - 1) / math.sqrt(width)
+    model = Model(torch.zeros(width), basis, 0.0, torch.zeros(people, setting.rank))
+    rates = {"head": setting.lr_head} if setting.common else {}
+    rates |= {"basis": setting.lr_basis, "weights": LR_PERSONAL} if setting.rank else {}
+    states: list[Model] = []
+    counts: list[tuple[float, float]] = []
+    best = 0
+    for number in range(ROUNDS + 1):
+        cohort = torch.randperm(people, generator=draws)[: max(-(-people // 3), min(people, 10))]
+        seen = held_out[0][cohort], held_out[1][cohort]
+        counts.append((float(right(seen, model.of(cohort)).sum()), float(seen[1].sum())))
+        states.append(model)
+        if setting.stop and number:
+            best = max(range(1, number + 1), key=lambda at: (pooled(counts[1:], at - 1), -at))
+            if number - best >= setting.stop:
+                break
+        if number < ROUNDS:
+            model = trained(setting, model, cohort, (train[0][cohort], train[1][cohort]), seen, rates)
+    if setting.stop and best != len(states) - 1:
+        model = replace(states[best], weights=model.weights)
+    own = model.of(torch.arange(people))
+    if setting.rank:
+        adam = Adam({"weights": LR_FINAL})
+        for _ in range(FINAL):
+            adam.step(own, train, spread_of(setting, model))
+    kept = own | {"weights": own["weights"] * blends(own, held_out)[:, None]}
+    nobody = own | {"weights": own["weights"] * 0}
+    scores = {"own": own, "blended": kept, "population": nobody}
+    found = {name: float((right(test, one).sum(1) / test[1].sum(1)).mean()) for name, one in scores.items()}
+    return found | {"rounds": len(states) - 1}
+
+
+def trained(
+    setting: Setting, model: Model, cohort: Tensor, part: Parts, seen: Parts, rates: Mapping[str, float]
+) -> Model:
+    """The model after one round."""
+    weight = part[1].sum(1) / part[1].sum()
+    moved = model.log_spread
+    if setting.rank and math.isfinite(setting.spread):
+        moved = min(max(moved + vote(model, cohort, seen, weight), -math.log(20)), math.log(20))
+    own, adam = model.of(cohort), Adam(rates)
+    for _ in range(EPOCHS):
+        adam.step(own, part, spread_of(setting, model))
+    weights = model.weights.clone()
+    weights[cohort] = own["weights"]
+    head = model.head + torch.einsum("c,ce->e", weight, own["head"] - model.head)
+    basis = model.basis + torch.einsum("c,cre->re", weight, own["basis"] - model.basis)
+    return Model(head, basis, moved, weights)
+
+
+def blends(own: Mapping[str, Tensor], held_out: Parts) -> Tensor:
+    """The part of everybody's weights that held-out choices leave, [people]."""
+    tried = [right(held_out, {**own, "weights": own["weights"] * part}).bool() for part in BLENDS]
+    kept = torch.ones(len(own["weights"]))
+    for person in range(len(kept)):
+        rows = [one[person] for one in tried]
+        best = max(range(len(BLENDS)), key=lambda at: (int(rows[at].sum()), -at))
+        ahead, behind = int((rows[best] & ~rows[0]).sum()), int((rows[0] & ~rows[best]).sum())
+        if chance_of(ahead, behind) <= CHANCE:
+            kept[person] = BLENDS[best]
+    return kept
+
+
+# --- all of them ------------------------------------------------------------------------------------------
+
+
+def table(done: Mapping[str, Mapping[str, float]], names: Sequence[str], seeds: Sequence[int]) -> str:
+    """In Markdown: after blending, mean over seeds; in brackets the model for all."""
+    lines = [f"| past of | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for label, setting in SETTINGS.items():
+        cells = []
+        for name in names:
+            found = [one for seed in seeds if (one := done.get(f"{name} {seed} {label}"))]
+            own = f"{statistics.fmean(one['blended'] for one in found):.3f}" if found else "–"
+            both = found and setting.common and setting.rank
+            cells.append(own + (f" ({statistics.fmean(o['population'] for o in found):.3f})" if both else ""))
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--data", type=Path, help="the folder that holds arguments and jester")
+    parser.add_argument("--json", type=Path, required=True, help="a file to add the runs to")
+    parser.add_argument("--page", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    names, seeds = given.sets.split(","), [int(seed) for seed in given.seeds.split(",")]
+    done: dict[str, Any] = json.loads(given.json.read_text("utf-8")) if given.json.exists() else {}
+    embeddings = Embeddings()
+    for name in names:
+        for seed in seeds:
+            wanted = {f"{name} {seed} {label}": setting for label, setting in SETTINGS.items()}
+            if wanted.keys() <= done.keys():
+                continue
+            people = people_of(name, given.data, seed)
+            kinds = ("train", "validation", "test")
+            train, held_out, test = (
+                embeddings.part([getattr(one, kind) for one in people]) for kind in kinds
+            )
+            for key, setting in wanted.items():
+                if key not in done:
+                    done[key] = {k: round(v, 4) for k, v in run(setting, train, held_out, test, seed).items()}
+                    given.json.write_text(json.dumps(done, indent=0, sort_keys=True) + "\n", encoding="utf-8")
+                    print(key, done[key], flush=True)
+    text = table(done, names, seeds)
+    print(text)
+    if given.page:
+        before = given.page.read_text(encoding="utf-8")
+        given.page.write_text(MARKS.sub(lambda found: found[1] + text + found[2], before), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
