@@ -368,8 +368,11 @@ def test_devices_that_wait_are_shown_with_what_the_authority_compares(
     assert "the cellar t0 waiting fingerprint AAAA-BBBB" in said
     assert "4 earlier" in said
     assert "4 earlier" not in world.said("/devices?tokens=all")
-    assert "2 node 901 online now 0 – –" in said
-    assert "3 node 902 offline 20" in said
+    assert "2 device 1 node 901 online now 0 – –" in said
+    assert "3 device 2 node 902 offline 20" in said
+    listed = world.said("/devices?q=device+2").split("Invitations")[0]
+    assert "3 device 2 node 902" in listed
+    assert "device 1 node" not in listed
     assert "1 device waiting to be enrolled" in world.said("/")
 
 
