@@ -14,12 +14,14 @@ import os
 import sqlite3
 import stat
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Generic, TypeVar, cast
 
 from safetensors import SafetensorError
 
@@ -30,10 +32,13 @@ __all__ = [
     "CHUNK",
     "CONFIG_MOST",
     "JSON_MOST",
+    "FileMark",
     "ForeignDatabase",
     "Limits",
+    "Remembered",
     "finite_json",
     "foreign_database",
+    "mark_of",
     "open_foreign",
     "open_regular",
     "parse_json",
@@ -158,6 +163,88 @@ def _why(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == 40:  # ELOOP: O_NOFOLLOW met a link
         return "it is a symbolic link"
     return getattr(error, "strerror", None) or str(error)
+
+
+# --- what was read before ------------------------------------------------------------------------------
+
+FileMark = tuple[tuple[int, int, int] | None, ...]
+T = TypeVar("T")
+
+
+def mark_of(*paths: Path) -> FileMark:
+    """Changes whenever one of these files does: of each its inode, size and time; None where it isn't."""
+    found: list[tuple[int, int, int] | None] = []
+    for path in paths:
+        try:
+            known = os.lstat(path)
+        except (OSError, ValueError):
+            found.append(None)
+        else:
+            found.append((known.st_ino, known.st_size, known.st_mtime_ns))
+    return tuple(found)
+
+
+class Remembered(Generic[T]):
+    """What was read of files, or why that can't be read, until the files change.
+
+    Thread-safe: whoever asks for what another thread is reading waits for it, and reads nothing itself.
+    """
+
+    def __init__(
+        self, read: Callable[[Path, T | None], T], most: int, weigh: Callable[[T], int] = lambda _: 1
+    ) -> None:
+        """`read` is given what was known before of the same file, if anything: a file that was replaced is
+        read anew. A PenchantError is remembered like anything else.
+
+        What was asked for longest ago is forgotten once all that is known weighs more than `most`, the last
+        one excepted.
+        """
+        self._read = read
+        self._most = most
+        self._weigh = weigh
+        self._lock = threading.Lock()
+        self._known: OrderedDict[Path, _Known[T]] = OrderedDict()
+
+    def get(self, path: Path, mark: FileMark) -> T:
+        """What `path` holds, whose files have this mark."""
+        with self._lock:
+            known = self._known.setdefault(path, _Known())
+            self._known.move_to_end(path)
+        with known.lock:
+            if known.mark != mark:
+                same = known.mark is not None and _inode(known.mark) == _inode(mark)
+                try:
+                    known.value, known.error = self._read(path, known.value if same else None), None
+                except PenchantError as error:
+                    known.value, known.error = None, error
+                known.mark = mark
+                known.weight = 1 if known.value is None else self._weigh(known.value)
+                self._forget()
+            if known.error is not None:
+                raise known.error.with_traceback(None)
+            return cast(T, known.value)
+
+    def _forget(self) -> None:
+        with self._lock:
+            weight = sum(known.weight for known in self._known.values())
+            while weight > self._most and len(self._known) > 1:
+                _, oldest = self._known.popitem(last=False)
+                weight -= oldest.weight
+
+
+def _inode(mark: FileMark) -> int | None:
+    """That of the first file."""
+    first = mark[0] if mark else None
+    return None if first is None else first[0]
+
+
+@dataclass
+class _Known(Generic[T]):
+    mark: FileMark | None = None
+    value: T | None = None
+    error: PenchantError | None = None
+    weight: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 # --- SQLite -------------------------------------------------------------------------------------------

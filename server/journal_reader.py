@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from penchant.common.errors import JournalError
-from penchant.common.foreign_files import ForeignDatabase, foreign_database, parse_json, read_bytes
+from penchant.common.foreign_files import (
+    FileMark,
+    ForeignDatabase,
+    Remembered,
+    foreign_database,
+    mark_of,
+    parse_json,
+    read_bytes,
+)
 from penchant.common.printable import is_printable, one_line
 from penchant.common.storage import refuse_schema
 from penchant.server.journal import SCHEMA_VERSION, Journal, RoundLog, RoundRow, decode_checkpoint
@@ -28,6 +34,7 @@ __all__ = [
     "AttemptRecord",
     "DeviceRecord",
     "JournalContents",
+    "JournalGlance",
     "JournalReader",
     "OpenedSums",
     "Stage",
@@ -49,7 +56,10 @@ _CHECKPOINT = re.compile(r"(round-[0-9]{6,9}\.safetensors) ([0-9a-f]{64})", re.A
 _WORD_MOST, _WHY_MOST = 64, 2000  # characters
 _ROUND_MOST, _COUNT_MOST, _BYTES_MOST = 10**6, 10**9, 2**62
 _LATEST = 32503680000.0  # the year 3000, Unix seconds
-_KEPT = 128  # journals whose contents are remembered
+_ROWS_KEPT = 400_000  # of journals whose contents are remembered: about a gigabyte at most
+_GLANCES_KEPT = 5_000  # journals of which a glance is remembered
+_RECENT = 12  # rounds at the end that a glance tells of
+_SAMPLES = 48  # rounds over the whole run that it tells of
 
 
 @dataclass(frozen=True)
@@ -100,12 +110,38 @@ class OpenedSums:
 
 
 @dataclass(frozen=True)
+class JournalGlance:
+    """The least of a journal that tells how its run does: some dozens of rows, however long the run is.
+
+    Attributes:
+        attempts: how many there were.
+        settled: how many rounds need no more work.
+        began: when the first attempt began, in Unix seconds; None before it.
+        recent: all attempts of the last dozen rounds, in order.
+        stages: (round, attempt) -> the stages of each of them.
+        logs: of the last dozen finished rounds, in order.
+        samples: logs of finished rounds spread over the whole run, in order; of all if there are few.
+        devices: how many members were met.
+        privacy: what the run's noise amounts to; None without noise.
+    """
+
+    attempts: int = 0
+    settled: int = 0
+    began: float | None = None
+    recent: Sequence[AttemptRecord] = ()
+    stages: Mapping[tuple[int, int], Sequence[Stage]] = field(default_factory=dict)
+    logs: Sequence[RoundLog] = ()
+    samples: Sequence[RoundLog] = ()
+    devices: int = 0
+    privacy: PrivacyFigures | None = None
+
+
+@dataclass(frozen=True)
 class JournalContents:
-    """All that a journal says, checked. Stages are by (round, attempt)."""
+    """All that a journal says of its rounds, checked. Stages are by (round, attempt)."""
 
     attempts: Sequence[AttemptRecord] = ()
     stages: Mapping[tuple[int, int], Sequence[Stage]] = field(default_factory=dict)
-    devices: Sequence[DeviceRecord] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     sums: Sequence[OpenedSums] = ()
     privacy: PrivacyFigures | None = None
@@ -119,18 +155,17 @@ class JournalReader:
         self._path = directory / JOURNAL
 
     @property
-    def mark(self) -> tuple[int, ...]:
-        """Changes whenever the journal does: sizes and times of its files."""
-        found = []
-        for path in (self._path, self._path.with_name(f"{JOURNAL}-wal")):
-            with suppress(OSError):
-                stat = path.lstat()
-                found += [stat.st_ino, stat.st_size, stat.st_mtime_ns]
-        return tuple(found)
+    def mark(self) -> FileMark:
+        """Changes whenever the journal does."""
+        return mark_of(self._path, self._path.with_name(f"{JOURNAL}-wal"))
 
     def contents(self) -> JournalContents:
         """All of it; empty where there is no journal yet. JournalError when it is damaged."""
-        return _memory.contents(self._path, self.mark)
+        return _contents.get(self._path.absolute(), self.mark)
+
+    def glance(self) -> JournalGlance:
+        """How the run does, without reading all of it: what lies further back is not checked for damage."""
+        return _glances.get(self._path.absolute(), self.mark)
 
     def attempts(self) -> list[AttemptRecord]:
         """All attempts in order; none where there is no journal yet."""
@@ -150,19 +185,16 @@ class JournalReader:
 
     def stages(self, round: int, attempt: int) -> list[Stage]:
         """How far an attempt came, stage by stage."""
-        return list(self.contents().stages.get((round, attempt), ()))
+        recent = self.glance().stages.get((round, attempt))
+        return list(self.contents().stages.get((round, attempt), ()) if recent is None else recent)
 
-    def devices(
-        self, *, search: str = "", limit: int = -1, offset: int = 0, order: str = "member"
-    ) -> list[DeviceRecord]:
-        """Members that were met. search: the beginning of a member's number."""
-        found = [one for one in self.contents().devices if str(one.member).startswith(search)]
-        found.sort(key=_ORDERS[order])
-        return found[offset:] if limit < 0 else found[offset : offset + limit]
+    def devices(self) -> Sequence[DeviceRecord]:
+        """Members that were met, by their number."""
+        return _devices.get(self._path.absolute(), self.mark)
 
-    def count_devices(self, *, search: str = "", since: float = 0.0) -> int:
-        """How many members were met; since: after this moment."""
-        return sum(one.seen >= since for one in self.devices(search=search))
+    def count_devices(self) -> int:
+        """How many members were met."""
+        return self.glance().devices
 
     def sums(self) -> list[OpenedSums]:
         """What the sums of each phase are made of, in the phases' order; none in old journals."""
@@ -204,44 +236,6 @@ class JournalReader:
         return data
 
 
-_ORDERS: Mapping[str, Any] = {
-    "member": lambda one: one.member,
-    "seen": lambda one: (-one.seen, one.member),
-    "joined": lambda one: (-one.joined, one.member),
-}
-
-
-class _Memory:
-    """What journals held, or why they can't be read, by the marks of their files: a page of all runs reads
-    each once, and one that takes long takes it once."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._known: OrderedDict[Path, tuple[tuple[int, ...], JournalContents | str]] = OrderedDict()
-
-    def contents(self, path: Path, mark: tuple[int, ...]) -> JournalContents:
-        key = path.absolute()
-        with self._lock:
-            known = self._known.get(key)
-        if known is None or known[0] != mark or not mark:
-            try:
-                found: JournalContents | str = _read(path)
-            except JournalError as error:
-                found = str(error)
-            known = mark, found
-            with self._lock:
-                self._known[key] = known
-                self._known.move_to_end(key)
-                while len(self._known) > _KEPT:
-                    self._known.popitem(last=False)
-        if isinstance(known[1], str):
-            raise JournalError(known[1])
-        return known[1]
-
-
-_memory = _Memory()
-
-
 def open_journal(directory: Path) -> Journal:
     """The journal of a run that begins or goes on, to write; first it is read as a stranger's would be.
 
@@ -254,17 +248,27 @@ def open_journal(directory: Path) -> Journal:
 # --- reading it ---------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> JournalContents:
+def _read(path: Path, before: JournalContents | None) -> JournalContents:
+    """All of a journal. One that has grown since `before` is read from a dozen rounds before its end: what
+    lies further back never changes."""
     try:
-        with foreign_database(path, JournalError) as db:
-            refuse_schema(db.mark, path, JournalError, SCHEMA_VERSION)
-            db.expect(_TABLES)
+        with _opened(path) as db:
             values = _Values(path)
-            facts = dict(values.fact(row) for row in _rows(db, "meta", "key, value"))
+            facts = dict(values.fact(row) for row in _some(db, "meta", "key"))
+            kept = _kept(db, before) if before is not None else []
+            if not kept:
+                _read_devices(db, values)  # damage there is damage of the journal
+            since = kept[-1].round + 1 if kept else 0
+            attempts = _some(db, "rounds", "round, attempt", "round >= ?", since)
+            stages = _some(db, "stages", "began", "round >= ?", since)
+            earlier = {
+                place: found
+                for place, found in (before.stages.items() if before is not None and kept else ())
+                if place[0] < since
+            }
             return JournalContents(
-                attempts=_attempts(db, values),
-                stages=_stages(db, values),
-                devices=[values.device(row) for row in _rows(db, "devices", "*", order="member")],
+                attempts=[*kept, *map(values.attempt, attempts)],
+                stages=earlier | _by_attempt(map(values.staged, stages)),
                 facts=facts,
                 sums=_sums(values, facts),
                 privacy=PrivacyFigures.read(facts.get(FACT)),
@@ -273,20 +277,92 @@ def _read(path: Path) -> JournalContents:
         return JournalContents()
 
 
-def _rows(db: ForeignDatabase, table: str, columns: str, order: str = "1") -> list[tuple[Any, ...]]:
-    """All rows of one of our tables; none where it is not there: a journal from before it, or a new one."""
-    names = ", ".join(_TABLES[table]) if columns == "*" else columns
-    return db.rows(f"SELECT {names} FROM {table} ORDER BY {order}") if db.has(table) else []
+def _kept(db: ForeignDatabase, before: JournalContents) -> list[AttemptRecord]:
+    """The attempts that need not be read again; none where some are there no more."""
+    last = before.attempts[-1].round if before.attempts else 0
+    kept = [attempt for attempt in before.attempts if attempt.round <= last - _RECENT]
+    if not kept or not db.has("rounds"):
+        return []
+    counted = db.rows("SELECT count(*) FROM rounds WHERE round <= ?", last - _RECENT)[0][0]
+    return kept if counted == len(kept) else []
 
 
-def _attempts(db: ForeignDatabase, values: _Values) -> list[AttemptRecord]:
-    return [values.attempt(row) for row in _rows(db, "rounds", "*", order="round, attempt")]
+def _read_devices(db: ForeignDatabase, values: _Values) -> list[DeviceRecord]:
+    return [values.device(row) for row in _some(db, "devices", "member")]
 
 
-def _stages(db: ForeignDatabase, values: _Values) -> dict[tuple[int, int], list[Stage]]:
+def _devices_of(path: Path, before: Sequence[DeviceRecord] | None) -> Sequence[DeviceRecord]:
+    try:
+        with _opened(path) as db:
+            return _read_devices(db, _Values(path))
+    except FileNotFoundError:
+        return ()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[ForeignDatabase]:
+    """A journal, open to read. FileNotFoundError where there is none yet."""
+    with foreign_database(path, JournalError) as db:
+        refuse_schema(db.mark, path, JournalError, SCHEMA_VERSION)
+        db.expect(_TABLES)
+        yield db
+
+
+def _glance(path: Path, before: JournalGlance | None) -> JournalGlance:
+    try:
+        with _opened(path) as db:
+            return _glanced(db, _Values(path))
+    except FileNotFoundError:
+        return JournalGlance()
+
+
+def _glanced(db: ForeignDatabase, values: _Values) -> JournalGlance:
+    facts = dict(values.fact(row) for row in _some(db, "meta", "key", "key = ?", FACT))
+    devices = db.rows("SELECT count(*) FROM devices")[0][0] if db.has("devices") else 0
+    privacy = PrivacyFigures.read(facts.get(FACT))
+    if not db.has("rounds"):
+        return JournalGlance(devices=devices, privacy=privacy)
+    attempts, last = db.rows("SELECT count(*), coalesce(max(round), 0) FROM rounds")[0]
+    last = values.whole(last, "a round", 0, _ROUND_MOST)
+    over = "state = 'finished' OR state = 'skipped'"
+    settled = db.rows(f"SELECT count(DISTINCT round) FROM rounds WHERE {over}")[0][0]
+    first = _some(db, "rounds", "round, attempt LIMIT 1")
+    recent = _some(db, "rounds", "round, attempt", "round > ?", last - _RECENT)
+    stages = _some(db, "stages", "began", "round > ?", last - _RECENT)
+    latest = _some(db, "rounds", f"round DESC, attempt DESC LIMIT {_RECENT}", "state = 'finished'")
+    wanted = sorted({1 + n * (last - 1) // (_SAMPLES - 1) for n in range(_SAMPLES)}) if last else []
+    places = ", ".join("?" * len(wanted))
+    spread = _some(db, "rounds", "round, attempt", f"state = 'finished' AND round IN ({places})", *wanted)
+    return JournalGlance(
+        attempts=attempts,
+        settled=settled,
+        began=values.attempt(first[0]).started if first else None,
+        recent=[values.attempt(row) for row in recent],
+        stages=_by_attempt(map(values.staged, stages)),
+        logs=_logs(values, reversed(latest)),
+        samples=_logs(values, spread),
+        devices=devices,
+        privacy=privacy,
+    )
+
+
+def _logs(values: _Values, rows: Iterable[tuple[Any, ...]]) -> list[RoundLog]:
+    return [log for log in (values.attempt(row).log for row in rows) if log is not None]
+
+
+def _some(
+    db: ForeignDatabase, table: str, order: str, where: str = "1", *given: object
+) -> list[tuple[Any, ...]]:
+    """Rows of one of our tables; none where it is not there: a journal from before it, or a new one."""
+    names = ", ".join(_TABLES[table])
+    query = f"SELECT {names} FROM {table} WHERE {where} ORDER BY {order}"
+    return db.rows(query, *given) if db.has(table) else []
+
+
+def _by_attempt(staged: Iterable[tuple[tuple[int, int], Stage]]) -> dict[tuple[int, int], list[Stage]]:
     found: dict[tuple[int, int], list[Stage]] = {}
-    for row in _rows(db, "stages", "*", order="began"):
-        found.setdefault(values.place(row[:2]), []).append(values.stage(row[2:]))
+    for place, stage in staged:
+        found.setdefault(place, []).append(stage)
     return found
 
 
@@ -336,6 +412,10 @@ class _Values:
         if found is None or found[1] != f"round-{round:06d}.safetensors":
             self.wrong(f"the name of the checkpoint of round {round}")
         return found[2]
+
+    def staged(self, row: tuple[Any, ...]) -> tuple[tuple[int, int], Stage]:
+        """((round, attempt), the stage)."""
+        return self.place(row[:2]), self.stage(row[2:])
 
     def stage(self, row: tuple[Any, ...]) -> Stage:
         name, began, ended, asked, answered = row
@@ -480,3 +560,13 @@ _LOG: Mapping[str, Callable[[_Values, Any, str], Any]] = {
     "judged": lambda v, value, what: None if value is None else v.whole(value, what),
 }
 """How each value of a log is checked; tests hold it against `RoundLog`."""
+
+
+def _weight(contents: JournalContents) -> int:
+    """How many rows are in memory."""
+    return 1 + len(contents.attempts) + sum(map(len, contents.stages.values()))
+
+
+_contents: Remembered[JournalContents] = Remembered(_read, _ROWS_KEPT, _weight)
+_devices: Remembered[Sequence[DeviceRecord]] = Remembered(_devices_of, _ROWS_KEPT, len)
+_glances: Remembered[JournalGlance] = Remembered(_glance, _GLANCES_KEPT)

@@ -32,6 +32,11 @@ class _Console(TyperGroup):
     """A group whose own arguments are directories: `account` is a command, anything else is a DIR."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        before = 0  # words of a --state that stands before the command
+        while before < len(args) and args[before].partition("=")[0] == "--state":
+            before += 1 if "=" in args[before] else 2
+        if before < len(args) and args[before] in self.commands:
+            args = [*args[before:], *args[:before]]
         if args and args[0] in self.commands:
             rest = super().parse_args(ctx, [])
             ctx._protected_args, ctx.args = args[:1], args[1:]
@@ -103,6 +108,7 @@ def console(
         (tls_cert, tls_key),
         origins=origin or [],
         otherwise=" (or on 127.0.0.1 behind a proxy that does TLS, with --origin)",
+        tunnels=True,
     )
     _serve(directories, host, port, (tls_cert, tls_key), hosts, https, data, state)
 
@@ -170,6 +176,7 @@ def _serve(
     log_to_stderr()
     store = _store(state)
     operations = OperationsOnThisMachine(directories, store, data)
+    operations.look_ahead()
     scheme = "https" if tls[0] else "http"
     if not store.accounts():
         where = f" --state {shlex.quote(str(state))}" if state else ""

@@ -30,6 +30,7 @@ def reachable_as(
     origins: Sequence[str] = (),
     further: Sequence[str] = (),
     otherwise: str = "",
+    tunnels: bool = False,
 ) -> tuple[frozenset[str], bool]:
     """(Host headers that are answered, whether clients come by TLS).
 
@@ -41,6 +42,7 @@ def reachable_as(
         origins: addresses that browsers use behind a proxy that does TLS.
         further: names by which it is addressed besides, on the same port.
         otherwise: what else makes it safe beyond loopback, for the error.
+        tunnels: whether names of loopback are answered with whatever port: an SSH tunnel has one of its own.
 
     Raises UsageError where it would be open to others in clear.
     """
@@ -56,6 +58,11 @@ def reachable_as(
     names += ["127.0.0.1", "localhost", "::1"] if is_loopback(host) else []
     hosts = {str(ListenAddress(name, port)) for name in names}
     hosts |= set(names) if port == (443 if certificate is not None else 80) else set()
+    hosts |= {
+        str(ListenAddress(name, port)).removesuffix(str(port)) + "*"
+        for name in names
+        if tunnels and is_loopback(name)
+    }
     for origin in origins:
         parts = urlsplit(origin)
         if parts.scheme != "https" or not parts.netloc or parts.path not in ("", "/"):

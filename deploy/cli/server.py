@@ -103,10 +103,20 @@ def invite(
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write the token to, instead of showing it.")
     ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option("--csv", help="CSV file with a column name: a token for each row; needs --out or --qr."),
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--qr", help="HTML file to write: a sheet of QR codes to print.")
+    ] = None,
     show: Annotated[bool, typer.Option("--list", help="Show all tokens and what became of them.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Hand out a join token for one device: one-time, expiring, with the digests that the device trusts."""
+    """Hand out a join token for one device: one-time, expiring, with the digests that the device trusts.
+
+    With --csv one for each row, as CSV (--out), as a sheet of QR codes (--qr), or both.
+    """
     from penchant.deploy.fleet.enrolment import hand_out
     from penchant.deploy.fleet.recorded_acts import recorded
     from penchant.deploy.fleet.server_directory import ServerDirectory
@@ -114,17 +124,41 @@ def invite(
     if show:
         _print_enrolments(directory, as_json)
         return
-    if out is not None and out.exists():
-        raise UsageError(f"{out} is there already; choose another --out")
+    for option, path in (("--out", out), ("--qr", sheet)):
+        if path is not None and path.exists():
+            raise UsageError(f"{path} is there already; choose another {option}")
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UsageError(f"there is no folder {path.absolute().parent} for {option}")
     ServerDirectory(directory)  # refused before anything is written
+    if table is not None or sheet is not None:
+        _invite_many(directory, table, name, days, out, sheet)
+        return
     with recorded(directory, "hand out a token", name, f"days: {days:g}"):
         text = hand_out(directory, name, time.time() + days * DAY).text()
     if out is None:
         say(text)
         return
-    with open(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text + "\n")
+    _write_secret(out, text + "\n")
     say(f"{out}: take it to the device by a channel that nobody else can tamper with")
+
+
+@command(app)
+def withdraw(
+    directory: Where,
+    token: Annotated[
+        str,
+        typer.Argument(metavar="TOKEN", help="The token's name, as `penchant server invite --list` has it."),
+    ],
+) -> None:
+    """Take back a token, and deny the request that came with it, before the authority has answered."""
+    from penchant.deploy.fleet.enrolment import EnrolmentRegistry
+    from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    with recorded(server_directory.path, "withdraw a token", token):
+        EnrolmentRegistry(server_directory).withdraw(token)
+    say(f"token {one_line(token)} lets nobody in any more")
 
 
 @command(app)
@@ -348,6 +382,78 @@ def status(directory: Where, run: RunName = "", as_json: AsJson = False) -> None
 
 
 @command(app)
+def runs(directory: Where, as_json: AsJson = False) -> None:
+    """All runs, the one that was made last at the end: how far each is, and how well it does."""
+    from penchant.common.wording import percent
+    from penchant.deploy.cli.show_run import run_facts
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    found = [run_facts(server_directory.run(name), whole=False) for name in server_directory.runs()]
+    if as_json:
+        say_json([_listed(one) for one in found])
+        return
+    for one in found:
+        moved = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.touched))
+        far = f"{one.settled} of {one.total}"
+        say(f"{one.location.name:24s}  {one.state:8s}  {far:>12s}  {percent(one.accuracy):>6s}  {moved}")
+    if not found:
+        say("there is no run yet; start one with `penchant server run`")
+
+
+@command(app)
+def watch(directory: Where, run: RunName = "") -> None:
+    """Watch a run that goes on until its end: its rounds, and what it waits for. Ctrl-C leaves it alone."""
+    from penchant.deploy.fleet.follow import is_done
+    from penchant.deploy.fleet.run_activity import flower_run
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    chosen = _chosen(server_directory, run)
+    if is_done(server_directory.run(chosen)):
+        say(f"run {chosen} is finished")
+        return
+    flower = flower_run(server_directory.run(chosen))
+    if flower is None:
+        raise UsageError(f"run {chosen} was never started; start it with `penchant server resume`")
+    _follow(server_directory, chosen, flower, detach=False)
+
+
+@command(app)
+def stop(directory: Where, run: RunName = "") -> None:
+    """Stop a run. Finished rounds are kept, and `penchant server resume` goes on after them."""
+    from penchant.deploy.fleet.follow import stop as stop_run
+    from penchant.deploy.fleet.processes import door
+    from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    chosen = _chosen(server_directory, run)
+    with recorded(server_directory.path, "stop a run", chosen):
+        stop_run(server_directory.run(chosen), door(server_directory))
+    say(f"run {chosen} has stopped; `penchant server resume {directory} --run {chosen}` goes on with it")
+
+
+@command(app)
+def logs(
+    directory: Where,
+    run: RunName = "",
+    lines: Annotated[int, typer.Option("--lines", "-n", help="How many of the last lines.", min=1)] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+) -> None:
+    """The last lines of what a run's server said; with --follow what it says from now on as well."""
+    from penchant.deploy.fleet.log_tail import log_lines, new_lines
+    from penchant.deploy.fleet.run_activity import LOG
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    path = server_directory.run(_chosen(server_directory, run)) / LOG
+    with on_interrupt("the run is left alone"):
+        for line in new_lines(path, lines) if follow else log_lines(path)[-lines:]:
+            say(line)
+
+
+@command(app)
 def metrics(
     directory: Where,
     listen: Annotated[str, typer.Option("--listen", help="HOST:PORT to listen at.")] = "127.0.0.1:9464",
@@ -421,6 +527,34 @@ def export(
 # --- inner parts --------------------------------------------------------------------------------------
 
 
+def _invite_many(
+    directory: Path, table: Path | None, name: str, days: float, out: Path | None, sheet: Path | None
+) -> None:
+    """Hand out a token for each row of a table, or for one name, and write them down."""
+    from penchant.deploy.fleet import invitations
+    from penchant.deploy.fleet.recorded_acts import recorded
+
+    if table is not None and name:
+        raise UsageError("--csv has the names; leave --name out")
+    if table is not None and out is None and sheet is None:
+        raise UsageError("say where the tokens go: --out FILE.csv, --qr SHEET.html, or both")
+    names = [name] if table is None else invitations.names_in(table)
+    with recorded(directory, "hand out tokens", f"{len(names)} of them", f"days: {days:g}"):
+        made = invitations.invite_all(directory, names, time.time() + days * DAY)
+        if out is not None:
+            _write_secret(out, invitations.table(made))
+        if sheet is not None:
+            _write_secret(sheet, invitations.sheet(made))
+    for path in filter(None, (out, sheet)):
+        say(f"{path}: {len(made)} tokens; for your eyes alone until each is with its owner")
+
+
+def _write_secret(path: Path, text: str) -> None:
+    """A new file for this user alone."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
 def _chosen(server_directory: ServerDirectory, name: str) -> str:
     """The run that is meant. UsageError when there is none."""
     runs = server_directory.runs()
@@ -463,8 +597,8 @@ def _follow(server_directory: ServerDirectory, name: str, flower: str, detach: b
     if detach:
         return
     with on_interrupt(
-        f"run {name} goes on; `penchant server status {server_directory.path}` shows how far it is, "
-        "and the console can stop it"
+        f"run {name} goes on; `penchant server watch {server_directory.path}` looks at it again, "
+        f"and `penchant server stop {server_directory.path}` stops it"
     ):
         watch(server_directory.run(name), door(server_directory), flower, say)
 
@@ -505,6 +639,21 @@ def _print_server(report: ServerReport) -> None:
         say(f"waiting for the authority: {', '.join(map(one_line, report.waiting_for_authority))}")
     for one in report.attention:
         say(f"! {one.title}. {one.text}")
+
+
+def _listed(run: RunSummary) -> dict[str, Any]:
+    """A run in a list, for a machine."""
+    return {
+        "run": run.location.name,
+        "state": run.state,
+        "why": run.why or None,
+        "rounds": run.config.federation.rounds if run.config else 0,
+        "settled": run.settled,
+        "val_accuracy": run.accuracy,
+        "val_accuracy_after_round": run.accuracy_after,
+        "began": run.began,
+        "touched": run.touched,
+    }
 
 
 def _read(path: Path) -> bytes:

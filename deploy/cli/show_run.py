@@ -36,12 +36,12 @@ _COLOURS = {"running": "green", "finished": "green", "failed": "red", "damaged":
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
-def run_facts(directory: Path) -> RunSummary:
-    """The facts of a run's directory, a simulation's or a served run's."""
+def run_facts(directory: Path, *, whole: bool = True) -> RunSummary:
+    """The facts of a run's directory, a simulation's or a served run's; `whole` as of `summary_of`."""
     kind: Kind = "served" if run_directory.is_served(directory) else "simulation"
     location = RunLocation(directory.name, one_line(directory.absolute().name), directory, kind)
     activity = activity_of(directory) if kind == "served" else Activity(running=run_directory.busy(directory))
-    return summary_of(location, activity)
+    return summary_of(location, activity, whole=whole)
 
 
 def show_run(run: RunSummary, console: Drawing | None = None) -> None:
@@ -107,7 +107,7 @@ def _privacy(run: RunSummary) -> str:
     figures = JournalReader(run.location.directory).privacy()
     if figures is None:
         return "no noise: sums are exact"
-    return " ".join(filter(None, (figures.words(len(run.attempts)), figures.caveat)))
+    return " ".join(filter(None, (figures.words(run.tried), figures.caveat)))
 
 
 def _histogram(people: list[int]) -> str:

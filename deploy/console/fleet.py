@@ -11,24 +11,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from penchant.common.config import RunConfig
 from penchant.common.durations import DAY
-from penchant.common.errors import ConsoleError, PenchantError
+from penchant.common.errors import PenchantError
+from penchant.common.foreign_files import mark_of
 from penchant.deploy.console.child_command import refuse_failed, run_command
+from penchant.deploy.fleet import follow
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry, hand_out, request_revocation
-from penchant.deploy.fleet.member_facts import (
-    asked_revocations,
-    member_list,
-    shown_tokens,
-)
+from penchant.deploy.fleet.member_facts import FleetRecords, asked_revocations
 from penchant.deploy.fleet.missing_devices import connections, missing_of
 from penchant.deploy.fleet.processes import door
 from penchant.deploy.fleet.recorded_acts import BY_CONSOLE
-from penchant.deploy.fleet.run_activity import flower_run, say
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
 from penchant.deploy.fleet.status import expiries
 from penchant.deploy.flower.superlink import Control
@@ -54,8 +50,8 @@ START_SECONDS = 300.0  # the base model is loaded for its blueprint, then Flower
 
 
 class FleetOnThisMachine:
-    """The `FleetOperations` of one server's directory, and its live runs. Thread-safe; the directory is read
-    anew for every question."""
+    """The `FleetOperations` of one server's directory, and its live runs. Thread-safe; its files are read
+    again once they change."""
 
     def __init__(self, fleet: RunLocation, store: ConsoleStore, program: Sequence[str]) -> None:
         """`fleet` is where the server's directory lies, `store` remembers who asked here for a revocation,
@@ -63,6 +59,7 @@ class FleetOnThisMachine:
         self.directory = fleet.directory
         self._id = fleet.id
         self._store = store
+        self._records: FleetRecords | None = None
         self._program = list(program)
         self._lock = threading.Lock()
         self._link = FleetStatus()
@@ -104,22 +101,23 @@ class FleetOnThisMachine:
 
     def missing(self, waiting: Waiting) -> list[tuple[int, str]]:
         """Who is not ready while a run waits, and why."""
-        found = missing_of(ServerDirectory(self.directory), waiting, self.link().nodes, time.time())
+        found = missing_of(self._known(), waiting, self.link().nodes, time.time())
         return [(one.member, one.why) for one in found]
 
     def mark(self) -> object:
         """Changes with what `link`, `enrolment`, `tokens` and `revocations` tell."""
-        link = self.link()
-        stats = []
-        for name in (MEMBERS, DATABASE, "requests"):
-            with suppress(OSError):
-                stat = (self.directory / name).stat()
-                stats.append((stat.st_size, stat.st_mtime_ns))
-        return link.state, [(node, row.online) for node, row in link.nodes.items()], stats
+        link, files = self.link(), [self.directory / name for name in (MEMBERS, DATABASE, "requests")]
+        return link.state, [(node, row.online) for node, row in link.nodes.items()], mark_of(*files)
+
+    def _known(self) -> FleetRecords:
+        with self._lock:
+            if self._records is None:
+                self._records = FleetRecords(ServerDirectory(self.directory))
+            return self._records
 
     def enrolment(self) -> MemberListStatus:
         """Who belongs to the fleet, by the list that the server holds, even one that is past its date."""
-        return member_list(ServerDirectory(self.directory))
+        return self._known().member_list()
 
     def expiries(self) -> list[Expiry]:
         """What of the fleet ends one day."""
@@ -129,13 +127,17 @@ class FleetOnThisMachine:
 
     def tokens(self) -> list[Token]:
         """Every token handed out, the latest first."""
-        return shown_tokens(EnrolmentRegistry(ServerDirectory(self.directory)).enrolments())
+        return self._known().tokens()
 
     def invite(self, label: str, days: int) -> Token:
         """Hand out a token; its text is nowhere kept."""
         expires = time.time() + days * DAY
         token = hand_out(self.directory, label, expires)
         return Token(token.name, label, time.time(), expires, text=token.text())
+
+    def withdraw(self, token: str) -> None:
+        """Take back an invitation, and the request that came with it."""
+        EnrolmentRegistry(ServerDirectory(self.directory)).withdraw(token)
 
     # --- revocations ---------------------------------------------------------------------------------
 
@@ -147,9 +149,8 @@ class FleetOnThisMachine:
     def revocations(self) -> list[Revocation]:
         """What was asked for from here and elsewhere, the latest first; each signed or pending."""
         asked = [Revocation(*row, None) for row in self._store.revocations(self._id)]
-        server_directory = ServerDirectory(self.directory)
-        membership = server_directory.known_members()
-        found = {r.member: r for r in [*asked_revocations(server_directory), *asked]}
+        membership = self._known().membership()
+        found = {r.member: r for r in [*asked_revocations(ServerDirectory(self.directory)), *asked]}
         known = [
             Revocation(r.member, r.why, r.by, r.at, None if membership.holds(r.member) else membership.number)
             for r in found.values()
@@ -170,14 +171,9 @@ class FleetOnThisMachine:
         self._call(["resume", str(self.directory), "--run", name, "--detach"], log)
 
     def stop(self, name: str) -> None:
-        """Have the SuperLink stop the Flower run that drives it."""
-        directory = ServerDirectory(self.directory).run(name)
-        flower = flower_run(directory)
-        if flower is None:
-            raise ConsoleError(f"{name} was never started")
-        with Control(door(ServerDirectory(self.directory))) as control:
-            control.stop(flower)
-        say(directory, f"Flower run {flower} was stopped")
+        """Have the SuperLink stop the Flower run that drives it, and wait until it has."""
+        server_directory = ServerDirectory(self.directory)
+        follow.stop(server_directory.run(name), door(server_directory))
 
     def _call(self, words: list[str], log: Callable[[str], None]) -> None:
         command = [*self._program, "server", *words]

@@ -23,9 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from penchant.common.config import AdapterConfig, DataConfig, RunConfig
-from penchant.common.errors import ConfigError, ConsoleError, PenchantError, RunDirectoryError, UsageError
-from penchant.common.foreign_files import open_foreign
-from penchant.common.printable import one_line, printable, without_colours
+from penchant.common.errors import (
+    ConfigError,
+    ConsoleError,
+    JournalError,
+    PenchantError,
+    RunDirectoryError,
+    UsageError,
+)
+from penchant.common.foreign_files import mark_of
+from penchant.common.printable import one_line
 from penchant.common.shares import find_share, share_names
 from penchant.deploy import process_table, run_directory
 from penchant.deploy.configuration import configure
@@ -34,18 +41,24 @@ from penchant.deploy.console.releases import ReleasesOnThisMachine
 from penchant.deploy.datasets import configured, dataset_names
 from penchant.deploy.error_report import AS_JSON, ErrorReport
 from penchant.deploy.fleet import recorded_acts, run_checks
-from penchant.deploy.fleet.run_activity import LOG, activity_of
+from penchant.deploy.fleet.log_tail import log_lines, readable
+from penchant.deploy.fleet.run_activity import FLOWER_RUN, LOG, activity_of
 from penchant.deploy.fleet.server_directory import SETTINGS
 from penchant.server.console.accounts import ConsoleStore, RunProcess
 from penchant.server.console.operations import fleet_recipe
+from penchant.server.journal_reader import JOURNAL, JournalReader
 from penchant.server.monitoring.run_history import Activity, Kind, RunLocation
+from penchant.server.releases import RELEASES
 from penchant.server.run import checked_cohort
+from penchant.server.waiting import WAITING
 
 __all__ = ["OperationsOnThisMachine", "refuse_strangers"]
 
 SENATE = "senate"  # the data set that is in the package
 STOP_SECONDS = 10.0
-TAIL = 64 * 1024  # bytes of a log that are looked at
+_TELLING = (
+    run_directory.CONFIG, run_directory.RESULT, RELEASES, WAITING, JOURNAL, f"{JOURNAL}-wal", LOG, FLOWER_RUN,
+)  # fmt: skip
 PROGRAM = [sys.executable, "-P", "-c", "from penchant.deploy.cli.main import main; main()"]
 
 
@@ -70,6 +83,16 @@ class OperationsOnThisMachine:
                 raise UsageError(f"{root} is not a directory; name a run, or a folder of runs")
         self._logs = store.directory / "logs"
         self._logs.mkdir(exist_ok=True, mode=0o700)
+
+    def look_ahead(self) -> None:
+        """Read a little of every run in another thread: the first page then finds it in memory."""
+
+        def look() -> None:
+            for location in self.locations():
+                with suppress(JournalError):  # the run's own row says so
+                    JournalReader(location.directory).glance()
+
+        threading.Thread(target=look, name="runs", daemon=True).start()
 
     def record_acts(self) -> None:
         """Take into the audit what was done to fleets at the command line meanwhile."""
@@ -151,6 +174,11 @@ class OperationsOnThisMachine:
             if child is not None and child.pid == job.pid:
                 return child.poll() is None
         return process_table.began(job.pid) == job.began  # a console before this one started it
+
+    def mark(self, location: RunLocation) -> object:
+        """Changes with whatever the run's directory or its log tells."""
+        files = [location.directory / name for name in _TELLING]
+        return mark_of(*files, self._log_of(location))
 
     # --- new runs ------------------------------------------------------------------------------------
 
@@ -276,7 +304,6 @@ class OperationsOnThisMachine:
         """Stop a run: with SIGTERM, and SIGKILL for what is still there ten seconds later."""
         if location.kind == "served":
             self.fleet(self.fleet_of(location)).stop(location.directory.name)
-            self._wait_for_the_end(location)
             return
         job = self._store.jobs().get(location.id)
         if job is None or not self._alive(location.id, job):
@@ -290,15 +317,6 @@ class OperationsOnThisMachine:
                 with suppress(ProcessLookupError):
                     os.killpg(job.pid, signal.SIGKILL)
             time.sleep(0.05)
-
-    def _wait_for_the_end(self, location: RunLocation) -> None:
-        end = time.monotonic() + STOP_SECONDS
-        while run_directory.busy(location.directory):
-            if time.monotonic() > end:
-                raise ConsoleError(
-                    f"Flower was asked to stop {location.name}, and has not yet; look again soon"
-                )
-            time.sleep(0.1)
 
     def delete(self, location: RunLocation) -> None:
         """Remove a run's directory: out of sight at once, then file by file."""
@@ -325,13 +343,13 @@ class OperationsOnThisMachine:
 
     def log(self, location: RunLocation, lines: int) -> list[str]:
         """The last lines that a run wrote: of a served run its server's, and Flower's answers to us."""
-        return [_readable(line) for line in self._lines(location)[-lines:]]
+        return [readable(line) for line in self._lines(location)[-lines:]]
 
     def _lines(self, location: RunLocation) -> list[str]:
         paths = [self._log_of(location)]
         if location.kind == "served":
             paths.append(location.directory / LOG)
-        return [line for path in paths for line in _tail(path)]
+        return [line for path in paths for line in log_lines(path)]
 
     def _note_log(self, location: RunLocation, said: str) -> None:
         with self._log_of(location).open("a", encoding="utf-8") as log:
@@ -401,27 +419,6 @@ def _inside(root: Path) -> list[Path]:
         return sorted(p for p in root.iterdir() if not p.name.startswith("."))
     except OSError:
         return []
-
-
-def _tail(path: Path) -> list[str]:
-    """The last lines of a log, without what steers a terminal."""
-    try:
-        with open_foreign(path, ConsoleError) as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(file.tell() - TAIL, 0))
-            text = file.read().decode("utf-8", "replace")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise ConsoleError(f"can't read {path}: {error.strerror}") from None
-    said = [without_colours(line.rsplit("\r", 1)[-1]).expandtabs().rstrip() for line in text.split("\n")]
-    return [printable(line, TAIL) for line in said if line]
-
-
-def _readable(line: str) -> str:
-    """A line of a log for people: our commands write errors as JSON there."""
-    report = ErrorReport.read(line)
-    return report.message if report else line
 
 
 def _location(directory: Path, kind: Kind | None = None) -> RunLocation:

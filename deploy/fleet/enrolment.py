@@ -131,6 +131,28 @@ class EnrolmentRegistry:
                 (public_key, name, terms.address, int(now), terms.expires),
             )
 
+    def withdraw(self, name: str) -> None:
+        """Take back the token of this name, and the request that came with it, before the authority answers.
+
+        A device that comes with it later is told that there is no such token. UsageError when there is none,
+        or a member joined with it.
+        """
+        with self._record() as db:
+            rows = db.execute(
+                "SELECT t.public_key, e.token, e.member FROM tokens t"
+                " LEFT JOIN enrolments e ON e.token = t.public_key"
+            ).fetchall()
+            found = next((row for row in rows if token_name(bytes(row[0])) == name), None)
+            if found is None:
+                raise UsageError(f"there is no token {name!r}; `penchant server invite DIR --list` shows all")
+            key, asked, member = found
+            if member is not None:
+                raise UsageError(f"member {member} joined with token {name}; ask for its revocation instead")
+            db.execute("DELETE FROM enrolments WHERE token = ?", (key,))
+            db.execute("DELETE FROM tokens WHERE public_key = ?", (key,))
+        if asked is not None:
+            self._remove_request(f"{name}.request")
+
     # --- a device asks -------------------------------------------------------------------------------
 
     def ask(self, request: JoinRequest, registrar: Registrar, *, now: float | None = None) -> JoinReply:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Final
 
 from penchant.common.errors import GatewayError, JournalError
+from penchant.common.foreign_files import mark_of
 from penchant.common.printable import one_line
-from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry
-from penchant.deploy.fleet.member_facts import asked_revocations, member_list, shown_tokens
+from penchant.deploy.fleet.member_facts import FleetRecords, asked_revocations
 from penchant.deploy.fleet.processes import gateway_state, listens
 from penchant.deploy.fleet.run_activity import activity_of
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
@@ -45,7 +45,7 @@ from penchant.server.waiting import WAITING
 __all__ = ["FleetLook", "FleetWatch"]
 
 LOOK_SECONDS = 5.0  # that a look is good for: who asks more often gets the same
-SLOW_SECONDS = 60.0  # that folders and invitations are: the latter expire without a trace on disk
+SLOW_SECONDS = 60.0  # that folders are
 _REQUESTS: Final = (("enrolment", "*.request"), ("revocation", "revoke-*.json"), ("run", "run-*.manifest"))
 _FOLDERS = ("logs", "flower", "gateway")
 _NEEDED = ("gateway", "superlink", "enrolment")  # topics of what keeps devices out while it is bad
@@ -73,8 +73,8 @@ class FleetWatch:
         self._lock = threading.Lock()
         self._looked: tuple[float, FleetLook] | None = None
         self._runs = _Runs(server_directory)
-        self._papers: tuple[object, tuple[MemberListStatus, list[Expiry]]] | None = None
-        self._tokens: tuple[object, float, list[Token]] | None = None
+        self._records = FleetRecords(server_directory)
+        self._expiries: tuple[object, list[Expiry]] | None = None
         self._sizes: tuple[float, dict[str, int]] | None = None
 
     def look(self) -> FleetLook:
@@ -89,8 +89,7 @@ class FleetWatch:
         now, server = self._clock(), self._server
         gateway, superlink = gateway_state(server), superlink_report(server)
         enrols = _enrols(server)
-        listed, ends = self._known_papers()
-        tokens = self._known_tokens()
+        listed, tokens, ends = self._records.member_list(), self._records.tokens(), self._known_expiries()
         runs = self._runs.look()
         notices = [*gateway_notices(server, gateway), *_enrolment_notices(enrols)]
         for run in filter(None, (summary for _, summary in runs)):
@@ -123,22 +122,14 @@ class FleetWatch:
         )
         return FleetLook(figures, tuple(notices), unready)
 
-    def _known_papers(self) -> tuple[MemberListStatus, list[Expiry]]:
-        """The member list, and what ends one day: read again once a file of them changes."""
+    def _known_expiries(self) -> list[Expiry]:
+        """What ends one day: read again once a file of it changes."""
         tls = self._server.tls
         pairs = (tls.gateway, tls.loopback, tls.ca, tls.loopback_ca)
-        mark = _mark([self._server.path / MEMBERS, *(pair.certificate for pair in pairs)])
-        if self._papers is None or self._papers[0] != mark:
-            self._papers = mark, (member_list(self._server), expiries(self._server))
-        return self._papers[1]
-
-    def _known_tokens(self) -> list[Token]:
-        mark, now = _mark([self._server.path / DATABASE, self._server.path / MEMBERS]), time.monotonic()
-        known = self._tokens
-        if known is None or known[0] != mark or now - known[1] > SLOW_SECONDS:
-            tokens = shown_tokens(EnrolmentRegistry(self._server).enrolments())
-            self._tokens = known = mark, now, tokens
-        return known[2]
+        mark = mark_of(self._server.path / MEMBERS, *(pair.certificate for pair in pairs))
+        if self._expiries is None or self._expiries[0] != mark:
+            self._expiries = mark, expiries(self._server)
+        return self._expiries[1]
 
     def _disk(self, runs: int) -> DiskFigures:
         path, now = self._server.path, time.monotonic()
@@ -180,7 +171,7 @@ class _Runs:
     def _run(self, name: str, held: set[tuple[int, int]]) -> _KnownRun:
         directory = self._server.run(name)
         activity, reader = activity_of(directory, held), JournalReader(directory)
-        files = _mark(directory / file for file in (CONFIG, RESULT, WAITING, RELEASES))
+        files = mark_of(*(directory / file for file in (CONFIG, RESULT, WAITING, RELEASES)))
         mark = (activity, reader.mark, files)
         known = self._known.get(name)
         if known is not None and known.mark == mark:
@@ -196,7 +187,7 @@ class _Runs:
     def _bytes(self, name: str, directory: Path) -> int:
         """Journal and checkpoints; the latter are counted again once there is another."""
         checkpoints = directory / "checkpoints"
-        mark, known = _mark([checkpoints]), self._stored.get(name)
+        mark, known = mark_of(checkpoints), self._stored.get(name)
         if known is None or known[0] != mark:
             self._stored[name] = known = mark, _bytes_below(checkpoints)
         return known[1] + sum(_size(directory / f"{JOURNAL}{end}") for end in ("", "-wal"))
@@ -240,18 +231,6 @@ _TOKEN_STATES = ("open", "expired", "waiting", "enrolled", "out")
 
 def _by_state(tokens: Iterable[Token]) -> dict[str, int]:
     return dict.fromkeys(_TOKEN_STATES, 0) | Counter(token.state for token in tokens)
-
-
-def _mark(paths: Iterable[Path]) -> tuple[object, ...]:
-    """Changes whenever one of the files does."""
-    found: list[object] = []
-    for path in paths:
-        try:
-            stat = path.lstat()
-            found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
-        except OSError:
-            found.append(None)
-    return tuple(found)
 
 
 def _size(path: Path) -> int:

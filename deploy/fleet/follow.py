@@ -12,6 +12,7 @@ from penchant.common.errors import JournalError, PenchantError, RoundFailed, Usa
 from penchant.common.wording import duration
 from penchant.deploy import run_directory
 from penchant.deploy.fleet import run_activity, served_run
+from penchant.deploy.fleet.member_facts import FleetRecords
 from penchant.deploy.fleet.missing_devices import connections, missing_of
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.flower.superlink import Control, SuperLinkAddress, how_it_ended
@@ -19,7 +20,7 @@ from penchant.server.journal_reader import JournalReader
 from penchant.server.monitoring.fleet import ConnectedNode
 from penchant.server.waiting import Waiting, read_waiting
 
-__all__ = ["is_done", "refuse_second", "waiting_lines", "watch"]
+__all__ = ["is_done", "refuse_second", "stop", "waiting_lines", "watch"]
 
 OPEN = ("started", "unmasking")
 LOOK_SECONDS = 1.0
@@ -47,7 +48,7 @@ def refuse_second(server_directory: ServerDirectory, door: SuperLinkAddress) -> 
         if flower is not None and not _is_over(directory) and _is_driven(directory, door, flower):
             raise UsageError(
                 f"run {name} is still running (Flower run {flower}); wait for its end, which "
-                "`penchant server status` shows, or stop it in the console"
+                "`penchant server watch` shows, or stop it with `penchant server stop`"
             )
 
 
@@ -109,6 +110,26 @@ def watch(directory: Path, door: SuperLinkAddress, flower: str, say: Callable[[s
         )
 
 
+def stop(directory: Path, door: SuperLinkAddress) -> None:
+    """Have the SuperLink stop the Flower run that drives a run, and wait until its process has ended.
+
+    UsageError where nothing drives it; RoundFailed where its process goes on.
+    """
+    flower = run_activity.flower_run(directory)
+    if flower is None:
+        raise UsageError(f"{directory.name} was never started")
+    with Control(door) as control:
+        if not control.is_going(flower) and not run_directory.busy(directory):
+            raise UsageError(f"nothing drives {directory.name} now; there is nothing to stop")
+        control.stop(flower)
+    run_activity.say(directory, f"Flower run {flower} was stopped")
+    end = time.monotonic() + ENDING_SECONDS
+    while run_directory.busy(directory):
+        if time.monotonic() > end:
+            raise RoundFailed(f"Flower was asked to stop {directory.name}, and has not yet; look again soon")
+        time.sleep(LOOK_SECONDS / 10)
+
+
 def waiting_lines(directory: Path, door: SuperLinkAddress, waiting: Waiting) -> Iterator[str]:
     """What a round of the run in `directory`, which is its server's, waits for, and for whom."""
     left = duration(max(waiting.until - time.time(), 0.0))
@@ -117,7 +138,7 @@ def waiting_lines(directory: Path, door: SuperLinkAddress, waiting: Waiting) -> 
     link: dict[str, ConnectedNode] = {}
     with suppress(JournalError), Control(door) as control:
         link = connections(control)
-    missing = missing_of(ServerDirectory(directory.parent.parent), waiting, link, time.time())
+    missing = missing_of(FleetRecords(ServerDirectory(directory.parent.parent)), waiting, link, time.time())
     for one in missing[:MISSING_SHOWN]:
         yield f"  member {one.member}: {one.why}"
     if len(missing) > MISSING_SHOWN:

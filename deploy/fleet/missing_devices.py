@@ -6,9 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from penchant.common.wording import duration
-from penchant.deploy.fleet.enrolment import EnrolmentRegistry
-from penchant.deploy.fleet.member_facts import member_list
-from penchant.deploy.fleet.server_directory import ServerDirectory
+from penchant.deploy.fleet.member_facts import FleetRecords
 from penchant.deploy.flower.superlink import Control
 from penchant.server.monitoring.fleet import ConnectedNode
 from penchant.server.waiting import Waiting
@@ -33,15 +31,15 @@ def connections(control: Control) -> dict[str, ConnectedNode]:
 
 
 def missing_of(
-    server_directory: ServerDirectory, waiting: Waiting, link: Mapping[str, ConnectedNode], now: float
+    records: FleetRecords, waiting: Waiting, link: Mapping[str, ConnectedNode], now: float
 ) -> list[MissingDevice]:
     """Members of a fleet that a round of it waits for; arguments as of `missing_devices`."""
     nodes = {
         row.member: str(row.node)
-        for row in EnrolmentRegistry(server_directory).enrolments()
+        for row in records.issued()
         if row.member is not None and row.node is not None
     }
-    return missing_devices(waiting, member_list(server_directory).members, nodes, link, now)
+    return missing_devices(waiting, records.member_list().members, nodes, link, now)
 
 
 def missing_devices(

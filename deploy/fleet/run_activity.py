@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from penchant.common.errors import JournalError
-from penchant.common.foreign_files import open_foreign
+from penchant.common.foreign_files import Remembered, mark_of, open_foreign
 from penchant.common.printable import one_line
 from penchant.deploy import run_directory
 from penchant.server.monitoring.run_history import Activity
@@ -74,7 +74,14 @@ def _words(directory: Path, flower: str) -> tuple[list[str], float]:
 
 def _read(path: Path) -> tuple[str, float]:
     """(the end of a text file, when it was changed); nothing where there is none."""
+    return _ends.get(path.absolute(), mark_of(path))
+
+
+def _read_end(path: Path, before: tuple[str, float] | None) -> tuple[str, float]:
     with suppress(FileNotFoundError, JournalError), open_foreign(path, JournalError) as file:
         file.seek(max(file.seek(0, os.SEEK_END) - TAIL, 0))
         return file.read().decode("utf-8", "replace").strip(), os.fstat(file.fileno()).st_mtime
     return "", 0.0
+
+
+_ends: Remembered[tuple[str, float]] = Remembered(_read_end, 5_000)

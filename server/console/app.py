@@ -17,7 +17,6 @@ from starlette.routing import Route
 from penchant.common.printable import one_line
 from penchant.common.wording import duration
 from penchant.server.console.accounts import DEVICE_SECONDS, ConsoleStore, Role
-from penchant.server.console.events import live
 from penchant.server.console.forms import MOST_FORM, Endpoint, Form, posted, retry, secure_form
 from penchant.server.console.look import Look
 from penchant.server.console.operations import RunOperations
@@ -54,6 +53,7 @@ PAGES: Sequence[tuple[str, View, Role]] = (
     ("/runs/{id}", run.run, "viewer"),
     ("/runs/{id}/delete", run.confirm_delete, "operator"),
     ("/devices", devices.devices, "viewer"),
+    ("/devices/{id}/tokens/{token}", devices.token, "operator"),
     ("/privacy", privacy.privacy, "viewer"),
     ("/releases", releases.releases, "viewer"),
     ("/releases/{id}/{round}.zip", releases.download, "viewer"),
@@ -66,16 +66,14 @@ ACTIONS: Sequence[tuple[str, View, str]] = (
     ("/runs/{id}/resume", run.resume, "resume a run"),
     ("/runs/{id}/delete", run.delete, "delete a run"),
     ("/devices/{id}/tokens", devices.invite, "hand out a token"),
+    ("/devices/{id}/withdrawals", devices.withdraw, "withdraw a token"),
     ("/devices/{id}/revocations", devices.ask_revocation, "ask for a revocation"),
     ("/releases/{id}/promote", releases.promote, "promote a release"),
     ("/releases/{id}/rollback", releases.roll_back, "roll a release back"),
 )
 
-LIVE = (
-    ("/live", overview.live_overview),
-    ("/devices/live", devices.live_devices),
-    ("/runs/{id}/live", run.live_run),
-)
+LIVE = frozenset({"/", "/runs", "/runs/{id}", "/devices", "/privacy", "/releases", "/audit"})
+"""Pages that change by themselves."""
 
 
 def build_app(
@@ -100,8 +98,10 @@ def build_app(
         Route("/runs/check", to_new_run, methods=["GET"]),  # the address of a form that is read again
     ]
     rescues = {"/runs/new": Rescue(partial(_kept_for_login, context), new_run.too_old)}
-    routes += [Route(path, live(context, view), methods=["GET"]) for path, view in LIVE]
-    routes += [Route(path, page(context, view, role), methods=["GET"]) for path, view, role in PAGES]
+    routes += [
+        Route(path, page(context, view, role, live=path in LIVE), methods=["GET"])
+        for path, view, role in PAGES
+    ]
     routes += [
         Route(path, action(context, view, name, rescue=rescues.get(path)), methods=["POST"])
         for path, view, name in ACTIONS

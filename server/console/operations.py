@@ -48,6 +48,10 @@ class FleetOperations(Protocol):
     def invite(self, label: str, days: int) -> Token:
         """A new invitation, with its text. `label` is what the operator calls the device."""
 
+    def withdraw(self, token: str) -> None:
+        """Take back the invitation of this id, and deny the request that came with it. Not once a member
+        joined with it."""
+
     def revocations(self) -> Sequence[Revocation]:
         """What was asked for, the latest first."""
 
@@ -94,6 +98,9 @@ class RunOperations(Protocol):
 
     def activity(self, locations: Sequence[RunLocation]) -> Mapping[str, Activity]:
         """location id -> whether a process runs it."""
+
+    def mark(self, location: RunLocation) -> object:
+        """Something that changes whenever what a run's directory or its log tells does."""
 
     def recipes(self) -> Mapping[str, str]:
         """Name -> configuration in TOML to start from."""

@@ -28,6 +28,7 @@ from penchant.server.console.at_once import AtOnce, HTTPError
 from penchant.server.console.drafts import Drafts
 from penchant.server.console.forms import SAFE, Endpoint, Form, posted, secure_form
 from penchant.server.console.operations import RunOperations
+from penchant.server.console.watch import Watch
 
 __all__ = [
     "ConsoleContext",
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 
 DOWNLOADS = 2  # at the same time, of everybody
 LOGINS = 8  # that may wait for a look at a password
+AGAIN = "x-penchant-mark"  # the header in which a page that lies open says which one it is
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class ConsoleContext:
         refusals: how often the audit says that a network is slowed down.
         known_logins: the same for browsers and networks that were let in before: strangers can't fill them.
         drafts: forms that a login interrupted.
+        tokens: join tokens that were handed out and not shown yet.
+        watch: whether pages that lie open have become others.
     """
 
     store: ConsoleStore
@@ -77,8 +81,11 @@ class ConsoleContext:
         default_factory=lambda: AtOnce("logins", total=LOGINS, each=2, retry_after=2)
     )
     drafts: Drafts = field(default_factory=Drafts)
+    tokens: Drafts = field(default_factory=Drafts)
+    watch: Watch = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "watch", Watch(self.store, self.operations))
         # __Host-: the browser itself refuses it without TLS, or for another host or path.
         object.__setattr__(self, "cookie", "__Host-penchant" if self.https else "penchant")
 
@@ -102,6 +109,8 @@ class ConsoleRequest:
     csrf: str
     form: Mapping[str, str] = field(default_factory=dict)
     refused: str = ""  # why nothing was done, for the audit
+    mark: str = ""  # of a page that changes by itself: another one once it has become another
+    again: bool = False  # it lies open, and looks whether it has become another
 
     @property
     def address(self) -> str:
@@ -136,9 +145,8 @@ class ConsoleRequest:
 
     def render(self, template: str, code: int = 200, **page: Any) -> HTMLResponse:
         """A page made from a template, with an HTTP status."""
-        return HTMLResponse(
-            self.text(template, flash=self.context.store.take_flash(self.session), **page), code
-        )
+        flash = None if self.again else self.context.store.take_flash(self.session)
+        return HTMLResponse(self.text(template, flash=flash, **page), code)
 
     def refuse(self, why: str, template: str, **page: Any) -> HTMLResponse:
         """The form once more, because nothing was done; the audit says `why`."""
@@ -177,14 +185,20 @@ class Rescue:
     too_old: View
 
 
-def page(context: ConsoleContext, view: View, role: Role = "viewer") -> Endpoint:
-    """The entrance of a page."""
+def page(context: ConsoleContext, view: View, role: Role = "viewer", *, live: bool = False) -> Endpoint:
+    """The entrance of a page. One that is `live` asks every other second whether it has become another."""
 
     async def endpoint(request: Request) -> Response:
         def work() -> Response:
-            console_request = console_request_of(context, request)
+            shown = request.headers.get(AGAIN) if live else None
+            console_request = console_request_of(context, request, used=shown is None)
             if console_request is None:
-                return to_login(context, request)
+                return to_login(context, request) if shown is None else Response(status_code=401)
+            if live:
+                console_request.mark = context.watch.mark(request.path_params.get("id"))
+                console_request.again = shown is not None
+                if shown == console_request.mark:
+                    return Response(status_code=204)
             if role == "operator" and not console_request.operator:
                 return refusal(console_request, 403, "This is for operators; your account may look, not act.")
             return answered(console_request, view)
@@ -245,7 +259,7 @@ def _outcome(console_request: ConsoleRequest, response: Response) -> str:
     return f"refused: {console_request.refused or f'answered with {response.status_code}'}"
 
 
-_TOLD = {"name", "where", "member", "why", "label", "days", "round", "number", "confirm"}
+_TOLD = {"name", "where", "token", "member", "why", "label", "days", "round", "number", "confirm"}
 """Fields of forms that the audit keeps."""
 
 
@@ -279,6 +293,7 @@ def answered(console_request: ConsoleRequest, view: View) -> Response:
 
 def refusal(console_request: ConsoleRequest, status: int, text: str, retry_after: int = 0) -> Response:
     """A page that says no, and why, and after how many seconds it is worth another try."""
+    console_request.mark = ""  # it does not change by itself
     response = console_request.render("refusal.html.j2", status, status=status, text=text)
     if retry_after:
         response.headers["retry-after"] = str(retry_after)

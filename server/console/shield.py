@@ -69,10 +69,17 @@ class Shield:
             return
         await self._app(scope, receive, shielded)
 
+    def _is_ours(self, host: str) -> bool:
+        """Whether we are called so: with our port, or, where `hosts` has NAME:*, with any."""
+        name, _, port = host.rpartition(":")
+        if port.isascii() and port.isdecimal():
+            return host in self._hosts or f"{name}:*" in self._hosts
+        return host in self._hosts and port != "*"
+
     def _wrong(self, scope: Scope) -> tuple[int, str] | None:
         headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"]]
         hosts = [value for name, value in headers if name == "host"]
-        if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
+        if len(hosts) != 1 or not self._is_ours(hosts[0].lower()):
             return 421, self._elsewhere
         if scope["method"] in SAFE and scope["path"].startswith(self._linked):
             return None

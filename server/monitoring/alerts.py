@@ -68,12 +68,12 @@ def _at_work(run: RunSummary, now: float, href: str) -> Iterator[Notice]:
     if run.open is not None and quiet > 6 * deadline:
         text = f"Nothing was journaled for {duration(quiet)}."
         yield Notice("bad", f"{name} does not move", text, href, f"run {name} still")
-    recent = [a for a in run.failed if a.round > run.settled - 10]
+    recent = [a for a in run.recent if a.state in ("failed", "skipped") and a.round > run.settled - 10]
     if recent:
         text = f"Round {recent[-1].round}, attempt {recent[-1].attempt}: {recent[-1].why}"
         title = f"{name}: {counted(len(recent), 'attempt')} gave nothing"
         yield Notice("warn", title, text, href, f"run {name} attempts")
-    without = [log for log in run.logs if log.failed and log.round > run.settled - 10]
+    without = [log for log in run.glance.logs if log.failed and log.round > run.settled - 10]
     if without:
         last = without[-1]
         text = f"Round {last.round} is {'; '.join(left_out(last.failed))}"

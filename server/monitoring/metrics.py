@@ -100,7 +100,7 @@ class RunFigures:
     def of(cls, run: RunSummary, journal: JournalContents, stored: int) -> Self:
         """The figures of a run, whose journal holds `journal`."""
         last, logs, privacy, waiting = run.last, run.logs, journal.privacy, run.waiting
-        spent = None if privacy is None else privacy.spent(len(run.attempts))
+        spent = None if privacy is None else privacy.spent(run.tried)
         return cls(
             name=run.location.name,
             state=run.state,

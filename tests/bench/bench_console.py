@@ -1,14 +1,18 @@
-"""What the console's pages take: `python tests/bench/bench_console.py [--rounds N] [--devices N]`.
+"""What the console's pages take: `python tests/bench/bench_console.py [--runs N] [--rounds N] [--devices N]`.
 
-Journals of many rounds and devices, written by hand, then every page over real HTTP on loopback, in another
-process: best, median and worst of several, in milliseconds to the last byte, and how large it is. Once over a
-simulation alone, once over a fleet with as many members, whose SuperLink takes connections and never answers.
+Journals of many rounds and devices, written by the journal itself, then every page over real HTTP on
+loopback, in another process: best, median and worst of several, in milliseconds to the last byte, and how
+large it is. Once over a simulation alone, once over a fleet with as many members, whose SuperLink takes
+connections and never answers. With --runs, each has so many of them, all alike. At the end, what the
+console's process takes of a core while seven pages lie open and nothing happens.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import socket
 import sqlite3
 import statistics
@@ -39,21 +43,26 @@ MONTH = 30 * 86400
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=500)
     parser.add_argument("--devices", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    print(f"{given.rounds} rounds, {given.devices} devices; milliseconds: best, median and worst of", end=" ")
+    print(
+        f"{given.runs} runs of {given.rounds} rounds, {given.devices} devices; milliseconds: "
+        "best, median and worst of",
+        end=" ",
+    )
     print(f"{given.repeats}, and the first of them")
     rows = []
     for what in ("simulation", "fleet, its SuperLink hangs"):
         with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as hung:
             root = Path(folder) / "runs"
             if what == "simulation":
-                make_run(root / "long", given.rounds, of=given.rounds + 1, devices=given.devices)
+                make_long(root / "long", given)
             else:
-                make_fleet(root, given.rounds, given.devices, hung.getsockname()[1])
+                make_fleet(root, given, hung.getsockname()[1])
             rows += planned(Path(folder), root, what, given.repeats)
     for row in rows:
         times = " ".join(f"{row[key]:8.1f}" for key in ("best_ms", "median_ms", "worst_ms", "first_ms"))
@@ -65,10 +74,21 @@ def main() -> int:
     return 0 if first <= LIMIT_MS else 1
 
 
-def make_fleet(directory: Path, rounds: int, devices: int, port: int) -> None:
-    """A fleet's server with a run; every member came by a token. port: of its SuperLink."""
+def make_long(directory: Path, given: argparse.Namespace) -> Path:
+    """A run, and beside it as many more as are asked for: the same without checkpoints."""
+    most = min(given.rounds + 1, 4000)
+    make_run(directory, given.rounds, of=most, devices=given.devices, joined=34)
+    for number in range(1, given.runs):
+        copy = directory.with_name(f"run-{number:03d}")
+        shutil.copytree(directory, copy, ignore=shutil.ignore_patterns("checkpoints"))
+    os.utime(directory / "config.toml")
+    return directory
+
+
+def make_fleet(directory: Path, given: argparse.Namespace, port: int) -> None:
+    """A fleet's server with its runs; every member came by a token. port: of its SuperLink."""
     authority, now = Authority.create(), int(time.time())
-    asked = [request((number + 1).to_bytes(32, "big")) for number in range(devices)]
+    asked = [request((number + 1).to_bytes(32, "big")) for number in range(given.devices)]
     certified = [authority.issue(number, one.public_key) for number, one in enumerate(asked, 1)]
     members = authority.publish(1, certified, issued=now, expires=now + MONTH)
     settings = ServerSettings(addresses=("fleet.example.org",), superlink_port=port)
@@ -81,8 +101,9 @@ def make_fleet(directory: Path, rounds: int, devices: int, port: int) -> None:
             db.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?)", row)
             enrolled = (token, one.public_key, token, one.encode(), now, b"an answer", number, 1000 + number)
             db.execute("INSERT INTO enrolments VALUES (?, ?, ?, ?, ?, ?, ?, ?)", enrolled)
-    run = make_run(directory / "runs" / "long", rounds, of=rounds + 1, devices=devices)
-    (run / "blueprint.json").write_text("{}", encoding="utf-8")
+    make_long(directory / "runs" / "long", given)
+    for run in (directory / "runs").iterdir():
+        (run / "blueprint.json").write_text("{}", encoding="utf-8")
 
 
 def planned(folder: Path, root: Path, what: str, repeats: int) -> list[dict[str, Any]]:
@@ -105,7 +126,9 @@ def planned(folder: Path, root: Path, what: str, repeats: int) -> list[dict[str,
             listed = client.get("/runs").text
             one = listed.split('href="/runs/long-')[1].split('"')[0]
             others = [_page(client, page, page.replace("ID", f"long-{one}"), repeats) for page in PAGES[1:]]
-            return [row | {"what": what} for row in (first, *others)]
+            rest = _at_rest(client, process.pid)
+            print(f"{what}: {100 * rest:.2f}% of a core while seven pages lie open", flush=True)
+            return [row | {"what": what, "at_rest": rest} for row in (first, *others)]
     finally:
         process.terminate()
         process.wait()
@@ -120,6 +143,22 @@ def _wait(client: httpx.Client) -> None:
         except httpx.TransportError:
             time.sleep(0.2)
     raise SystemExit("the console did not come up")
+
+
+def _at_rest(client: httpx.Client, process: int) -> float:
+    """The part of a core that a process takes while seven pages ask every other second for 30 s."""
+    mark = client.get("/").text.split('data-mark="')[1].split('"')[0]
+
+    def ticks() -> int:
+        return sum(map(int, Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+    began, before = time.monotonic(), ticks()
+    while time.monotonic() - began < 30.0:
+        for _ in range(7):
+            answer = client.get("/", headers={"x-penchant-mark": mark})
+            mark = answer.text.split('data-mark="')[1].split('"')[0] if answer.text else mark
+        time.sleep(2.0)
+    return (ticks() - before) / os.sysconf("SC_CLK_TCK") / (time.monotonic() - began)
 
 
 def _page(client: httpx.Client, name: str, path: str, repeats: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from support.console_scene import CHEAP, HOST, PASSWORD, Browser, form_of, make_
 from support.processes import wait_for
 
 from penchant.common.config import RunConfig
-from penchant.common.errors import ConsoleError, JournalError, RunDirectoryError
+from penchant.common.errors import ConsoleError, JournalError, RoundFailed, RunDirectoryError, UsageError
 from penchant.common.membership.join_token import JoinToken
 from penchant.common.settings import settings_of
 from penchant.deploy.cli.main import main
@@ -124,7 +124,11 @@ def test_a_fleet_without_a_run_is_there_already(world: World) -> None:
 
 
 def test_a_token_is_shown_once_with_its_picture_and_kept_nowhere(world: World) -> None:
-    answer = world.browser.post(f"/devices/{world.id}/tokens", {"label": "Kitchen <b>", "days": "3"})
+    sent = world.browser.post(f"/devices/{world.id}/tokens", {"label": "Kitchen <b>", "days": "3"})
+    assert sent.status_code == 303
+    other = Browser(world.browser.client.app, "vera")
+    assert other.get(sent.headers["location"]).status_code == 403  # a viewer
+    answer = world.browser.get(sent.headers["location"])
     assert answer.status_code == 200
     found = re.search(r'<code id="token">([^<]+)</code>', answer.text)
     assert found is not None
@@ -134,6 +138,10 @@ def test_a_token_is_shown_once_with_its_picture_and_kept_nowhere(world: World) -
     assert qr_code(text) in answer.text  # the very same in the picture
     assert "Kitchen &lt;b&gt;" in answer.text
     assert "style=" not in qr_code(text)
+    again = world.browser.get(sent.headers["location"])  # loaded again, or gone back to
+    assert again.status_code == 410
+    assert text not in again.text
+    assert len(world.operations.fleet(world.operations.fleets()[0]).tokens()) == 1
     said = world.said()
     assert "Kitchen <b>" in said
     assert "open" in said
@@ -144,6 +152,22 @@ def test_a_token_is_shown_once_with_its_picture_and_kept_nowhere(world: World) -
     assert [p for p in kept if text.encode() in p.read_bytes()] == []
     (entry,) = [entry for entry in world.store.audit_entries() if entry.action == "hand out a token"]
     assert (entry.outcome, entry.detail) == ("done", "days: 3, label: Kitchen <b>")
+
+
+def test_an_invitation_is_withdrawn(world: World) -> None:
+    server = world.operations.fleet(world.operations.fleets()[0])
+    world.browser.post(f"/devices/{world.id}/tokens", {"label": "kitchen", "days": "3"})
+    (token,) = server.tokens()
+    page = world.browser.get(f"/devices?run={world.id}").text
+    assert f'name="token" value="{token.id}"' in page
+    Browser(world.browser.client.app, "vera").post(f"/devices/{world.id}/withdrawals", {"token": token.id})
+    assert len(server.tokens()) == 1
+    world.browser.post(f"/devices/{world.id}/withdrawals", {"token": token.id})
+    assert server.tokens() == []
+    world.browser.post(f"/devices/{world.id}/withdrawals", {"token": token.id})
+    outcomes = [e.outcome for e in world.store.audit_entries() if e.action == "withdraw a token"]
+    assert outcomes[1:] == ["done", "refused: not an operator"]
+    assert outcomes[0].startswith("failed: there is no token")
 
 
 @pytest.mark.parametrize("days", ["0", "91", "x", "-1", "1e3"])
@@ -278,7 +302,7 @@ def test_no_page_waits_for_a_superlink_that_hangs(world: World, monkeypatch: pyt
     """What it said last is shown, with when that was; one that answers drop by drop is silent as well."""
     run_in(world)
     server = world.operations.fleet(world.operations.fleets()[0])
-    assert "asked just now –" in world.said("/")  # before the first answer
+    assert server.link().state == "asked"  # before the first answer
     wait_for("the SuperLink", lambda: not server._asking, 30)
     monkeypatch.setattr(server, "_nodes", lambda: {"1001": ConnectedNode(True)})
     server._asked -= 10
@@ -344,8 +368,11 @@ def test_devices_that_wait_are_shown_with_what_the_authority_compares(
     assert "the cellar t0 waiting fingerprint AAAA-BBBB" in said
     assert "4 earlier" in said
     assert "4 earlier" not in world.said("/devices?tokens=all")
-    assert "2 node 901 online now 0 – –" in said
-    assert "3 node 902 offline 20" in said
+    assert "2 device 1 node 901 online now 0 – –" in said
+    assert "3 device 2 node 902 offline 20" in said
+    listed = world.said("/devices?q=device+2").split("Invitations")[0]
+    assert "3 device 2 node 902" in listed
+    assert "device 1 node" not in listed
     assert "1 device waiting to be enrolled" in world.said("/")
 
 
@@ -417,17 +444,22 @@ class Link:
     def nodes(self) -> dict[int, NodeRow]:
         return {}
 
+    def is_going(self, run: str) -> bool:
+        return run not in self.stopped
+
 
 def test_a_live_run_is_stopped_by_the_superlink(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     link = Link()
-    monkeypatch.setattr(fleet, "Control", link)
+    monkeypatch.setattr(follow, "Control", link)
     directory = run_in(world)
     (location,) = world.operations.locations()
-    with pytest.raises(ConsoleError, match="was never started"):
+    with pytest.raises(UsageError, match="was never started"):
         world.operations.stop(location)
     (directory / run_activity.FLOWER_RUN).write_text("4711\n", encoding="utf-8")
     world.browser.post(f"/runs/{location.id}/stop")
     assert link.stopped == ["4711"]
+    with pytest.raises(UsageError, match="nothing drives first now"):
+        world.operations.stop(location)
 
 
 def test_a_live_run_is_resumed_and_started_through_the_servers_own_command(
@@ -626,16 +658,18 @@ def test_a_console_of_a_fleet_alone_simulates_nothing(world: World, tmp_path: Pa
 def test_stopping_waits_for_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
-    monkeypatch.setattr(fleet, "Control", Link())
-    monkeypatch.setattr("penchant.deploy.console.local.STOP_SECONDS", 0.3)
+    monkeypatch.setattr(follow, "Control", Link())
+    monkeypatch.setattr(follow, "ENDING_SECONDS", 0.3)
     directory = run_in(world)
     (directory / run_activity.FLOWER_RUN).write_text("4711\n", encoding="utf-8")
     (location,) = world.operations.locations()
     with (directory / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ConsoleError, match="has not yet"):
+        with pytest.raises(RoundFailed, match="has not yet"):
             world.operations.stop(location)
-    world.operations.stop(location)
+        (directory / run_activity.FLOWER_RUN).write_text("4712\n", encoding="utf-8")
+        threading.Timer(0.1, lambda: fcntl.flock(lock, fcntl.LOCK_UN)).start()
+        world.operations.stop(location)
 
 
 def test_a_lock_says_that_a_live_run_is_at_work(world: World) -> None:

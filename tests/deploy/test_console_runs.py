@@ -12,11 +12,12 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
 import pytest
-from support.console_scene import make_run
+from support.console_scene import PASSWORD, make_run
 from support.processes import free_port
 from support.tastes import write_choices
 
@@ -306,6 +307,20 @@ def test_the_console_does_not_start_on_what_is_not_a_run(
     assert line.endswith("; name a run, a fleet's server, or a folder for runs")
     assert "\n" not in line
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("form", ["--state {}", "--state={}"])
+def test_the_console_s_directory_may_be_named_before_a_command(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ConsoleStore(tmp_path / "state")
+    store.add("olga", "operator", PASSWORD)
+    store.close()
+    words = form.format(tmp_path / "state").split()
+    monkeypatch.setattr(sys, "argv", ["penchant", "console", *words, "account", "list"])
+    with suppress(SystemExit):
+        main()
+    assert capsys.readouterr().out.split()[:2] == ["olga", "operator"]
 
 
 @pytest.mark.parametrize("there", ["an empty folder", "a run", "a folder of runs"])

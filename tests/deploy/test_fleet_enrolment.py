@@ -175,6 +175,55 @@ def test_the_server_keeps_no_token_that_could_be_stolen(fleet: Fleet) -> None:
             assert token.private not in path.read_bytes(), path
 
 
+# --- a token is taken back ------------------------------------------------------------------------
+
+
+def test_a_withdrawn_token_lets_nobody_in(fleet: Fleet, tmp_path: Path) -> None:
+    token, other = fleet.token(), fleet.token("cellar")
+    registry = EnrolmentRegistry(fleet.server_directory)
+    registry.withdraw(token.name)
+    with pytest.raises(EnrolmentError, match="no such token"):
+        fleet.join(tmp_path / "device", token)
+    assert [row.token for row in registry.enrolments()] == [other.name]
+    assert list(fleet.server_directory.requests.iterdir()) == []
+    for name in (token.name, "", "nothing"):
+        with pytest.raises(UsageError, match="there is no token"):
+            registry.withdraw(name)
+
+
+def test_a_request_is_denied_before_the_authority_has_answered(fleet: Fleet, tmp_path: Path) -> None:
+    token = fleet.token()
+    with pytest.raises(EnrolmentPending):
+        fleet.join(tmp_path / "device", token)
+    registry = EnrolmentRegistry(fleet.server_directory)
+    registry.withdraw(token.name)
+    assert list(fleet.server_directory.requests.glob("*.request")) == []  # the authority is asked no more
+    with pytest.raises(EnrolmentError, match="no such token"):
+        fleet.join(tmp_path / "device", token)
+    assert registry.enrolments() == []
+
+
+def test_an_answer_to_a_denied_request_lets_nobody_in(fleet: Fleet, tmp_path: Path) -> None:
+    token = fleet.token()
+    with pytest.raises(EnrolmentPending):
+        fleet.join(tmp_path / "device", token)
+    fleet.attend()  # it was quicker
+    registry = EnrolmentRegistry(fleet.server_directory)
+    registry.withdraw(token.name)
+    registry.collect(fleet.nodes)
+    assert fleet.nodes.known == {}
+    with pytest.raises(EnrolmentError, match="no such token"):
+        fleet.join(tmp_path / "device", token)
+
+
+def test_a_member_is_revoked_and_not_withdrawn(fleet: Fleet, tmp_path: Path) -> None:
+    token = fleet.token()
+    number = fleet.enrol(tmp_path / "device", token)
+    with pytest.raises(UsageError, match=f"member {number} joined with token"):
+        EnrolmentRegistry(fleet.server_directory).withdraw(token.name)
+    assert fleet.join(tmp_path / "device", token) == number
+
+
 # --- a device joins -------------------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ from support.processes import wait_for
 from support.receivers import WebServer, serving
 
 from penchant.common.errors import ConfigError, GatewayError
+from penchant.common.foreign_files import Remembered
 from penchant.deploy.fleet import fleet_watch, signals
 from penchant.deploy.fleet.enrolment import hand_out
 from penchant.deploy.fleet.fleet_watch import FleetWatch
@@ -40,6 +41,7 @@ from penchant.deploy.fleet.status import SuperLinkReport
 from penchant.deploy.flower.superlink import free_port
 from penchant.server import journal_reader
 from penchant.server.journal import Journal
+from penchant.server.journal_reader import JournalContents
 
 MONITORING = Path(__file__).resolve().parents[2] / "deploy" / "fleet" / "monitoring"
 TOKEN = "0123456789abcdef"
@@ -335,11 +337,13 @@ def test_a_journal_that_did_not_change_is_not_read_again(
     for number in range(5):
         make_served_run(server, f"run-{number}", 1)
     monkeypatch.setattr(fleet_watch, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(journal_reader, "_memory", journal_reader._Memory())
-    monkeypatch.setattr(journal_reader, "_KEPT", 1)
     read: list[str] = []
-    original = journal_reader._read
-    monkeypatch.setattr(journal_reader, "_read", lambda path: read.append(path.parent.name) or original(path))
+
+    def counted(path: Path, before: JournalContents | None) -> JournalContents:
+        read.append(path.parent.name)
+        return journal_reader._read(path, before)
+
+    monkeypatch.setattr(journal_reader, "_contents", Remembered(counted, 1))
     watch = FleetWatch(server)
     watch.look()
     assert set(read) == {f"run-{number}" for number in range(5)}

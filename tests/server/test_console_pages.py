@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
+import os
 import re
+import shutil
 import sqlite3
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,13 +16,14 @@ from typing import Any
 import pytest
 from support.console_scene import Console, log, make_run, shared, text_of
 
-from penchant.common import wording
+from penchant.common import foreign_files, wording
 from penchant.common.errors import ConsoleError, JournalError, UsageError
 from penchant.common.foreign_files import ForeignDatabase
 from penchant.common.privacy.accounting import rho_of
 from penchant.deploy.console.releases import ReleasesOnThisMachine
 from penchant.server import releases
-from penchant.server.console import charts, events
+from penchant.server.console import charts
+from penchant.server.console.watch import Watch
 from penchant.server.journal import Journal
 from penchant.server.monitoring.run_history import Activity, JournalReader, RunLocation, summary_of
 from penchant.server.privacy_figures import FACT, PrivacyFigures
@@ -115,8 +117,10 @@ def test_all_rounds_are_a_click_away(console: Console) -> None:
     make_run(console.runs / "long", 40, of=60)
     path = f"/runs/{console.id_of('long')}"
     browser = console.browser("olga")
-    assert "25 earlier" in text_of(browser.get(path).text)
-    assert browser.get(f"{path}?rounds=all").text.count("<td>final</td>") == 40
+    assert "page 1 of 2, 40 attempts Next page" in text_of(browser.get(path).text)
+    pages = [browser.get(f"{path}?page={number}").text.count("<td>final</td>") for number in (1, 2, 9)]
+    assert pages == [25, 15, 15]  # there is no ninth: the last one
+    assert browser.get(f"{path}?page=x").status_code == 422
 
 
 def test_attempts_that_gave_nothing_are_shown_with_the_reason(console: Console) -> None:
@@ -173,7 +177,7 @@ def test_devices_are_searched_sorted_and_turned_over(console: Console) -> None:
     found = text_of(browser.get("/devices?q=12").text)
     assert "node 1012" in found
     assert "node 1013" not in found
-    assert "No member’s number begins with 999" in text_of(browser.get("/devices?q=999").text)
+    assert "No member’s number begins with “999”" in text_of(browser.get("/devices?q=999").text)
     for wrong in ("page=x", "page=-1", "order=node", "page=" + "9" * 30):
         assert browser.get(f"/devices?{wrong}").status_code in (400, 422)
     assert browser.get("/devices?q=';DROP TABLE devices").status_code == 200
@@ -285,101 +289,231 @@ def test_the_number_of_questions_does_not_grow_with_the_fleet(
         assert browser.get(path.replace("ID", console.id_of(name))).status_code == 200
         return len(asked)
 
-    small = count("small", 2, 3)
+    small = count("small", 20, 3)
     for directory in console.runs.iterdir():
         (directory / "config.toml").unlink()  # one run at a time
     large = count("large", 40, 400)
-    assert small == large <= 6
+    assert small == large <= 16
+
+
+@pytest.mark.parametrize("path", ["/", "/runs", "/runs/ID", "/devices", "/privacy", "/releases", "/runs/new"])
+def test_what_a_page_reads_does_not_grow_with_the_runs(
+    console: Console, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the runs that it is not about a page reads a bounded part once, and nothing the next time."""
+    make_run(console.runs / "about", 3)
+    browser = console.browser("olga")
+    path = path.replace("ID", console.id_of("about"))
+    for number in range(3):
+        make_run(console.runs / f"other-{number}", 60, of=60, devices=100)
+    os.utime(console.runs / "other-0" / "config.toml", (1, 1))
+    browser.get(path)
+    rows = bytes_read = 0
+    real_each, real_open = ForeignDatabase.each, foreign_files.open_regular
+
+    def counted(self: ForeignDatabase, query: str, *values: object) -> Iterator[tuple[Any, ...]]:
+        nonlocal rows
+        for row in real_each(self, query, *values):
+            rows += 1
+            yield row
+
+    def opened(path: Path | str, **more: Any) -> Any:
+        nonlocal bytes_read
+        bytes_read += Path(path).stat().st_size
+        return real_open(path, **more)
+
+    monkeypatch.setattr(ForeignDatabase, "each", counted)
+    monkeypatch.setattr(foreign_files, "open_regular", opened)
+    assert browser.get(path).status_code == 200
+    assert rows == 0
+    assert bytes_read <= 32 * 1024  # of logs and small files of the one that it is about
+
+
+def test_a_run_that_goes_on_is_read_from_near_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = make_run(tmp_path / "first", 80, of=100)
+    reader = JournalReader(directory)
+    assert len(reader.attempts()) == 80
+    rows = 0
+    real = ForeignDatabase.each
+
+    def counted(self: ForeignDatabase, query: str, *values: object) -> Iterator[tuple[Any, ...]]:
+        nonlocal rows
+        for row in real(self, query, *values):
+            rows += 1
+            yield row
+
+    monkeypatch.setattr(ForeignDatabase, "each", counted)
+    journal = Journal(directory)
+    journal.begin(81, "main")
+    journal.fail(81, 1, "too few")
+    journal.begin(81, "main")
+    journal.finish(log(81, attempt=2), shared(81))
+    journal.close()
+    found = reader.attempts()
+    assert [(a.round, a.attempt, a.state) for a in found[-3:]] == [
+        (80, 1, "finished"),
+        (81, 1, "failed"),
+        (81, 2, "finished"),
+    ]
+    assert len(found) == 82
+    assert rows < 100  # a dozen rounds with their stages, of 80
+    assert next((s.name, s.answered) for s in reader.stages(3, 1)) == ("keys", 33)
+    assert len(JournalReader(directory).contents().stages) == 80
+
+
+def test_a_run_that_was_taken_back_is_read_anew(tmp_path: Path) -> None:
+    directory = make_run(tmp_path / "first", 40, of=60)
+    assert len(JournalReader(directory).attempts()) == 40
+    journal = Journal(directory)
+    journal.rewind(5)
+    for number in range(6, 9):
+        journal.begin(number, "main")
+        journal.finish(log(number), shared(number))
+    journal.close()
+    assert [a.round for a in JournalReader(directory).attempts()] == list(range(1, 9))
+    glance = JournalReader(directory).glance()
+    assert (glance.attempts, glance.settled, [one.round for one in glance.logs]) == (8, 8, list(range(1, 9)))
+
+
+def test_a_glance_says_what_the_whole_journal_says(tmp_path: Path) -> None:
+    journal = Journal(make_run(tmp_path / "first", 70, of=90))
+    journal.begin(71, "main")
+    journal.skip(71, 1, "nothing is left")
+    journal.begin(72, "main")
+    journal.stage(72, 1, "keys", 34)
+    journal.close()
+    run = summary_of(location(tmp_path / "first"), Activity(running=True))
+    assert (run.tried, run.settled, run.began) == (72, 71, run.attempts[0].started)
+    assert list(run.recent) == list(run.attempts[-12:])
+    assert run.current == run.open == run.attempts[-1]
+    assert list(run.glance.logs) == run.logs[-12:]
+    assert run.last == run.logs[-1]
+    assert (run.accuracy, run.accuracy_after) == (run.measured[-1].accuracy, run.measured[-1].after)
+    assert run.accuracies[0] == run.logs[0].val_accuracy
+    assert len(run.accuracies) in range(44, 49)
+    assert [s.name for s in run.glance.stages[72, 1]] == ["keys"]
+
+
+def test_of_many_runs_a_page_shows_fifty(console: Console) -> None:
+    make_run(console.runs / "run-00", 1)
+    for number in range(1, 60):
+        shutil.copytree(console.runs / "run-00", console.runs / f"run-{number:02d}")
+    browser = console.browser("olga")
+    assert "page 1 of 2, 60 runs Next page" in text_of(browser.get("/runs").text)
+    assert browser.get("/runs").text.count('class="pick"><input') == 50
+    assert browser.get("/runs?page=2").text.count('class="pick"><input') == 10
 
 
 # --- live -----------------------------------------------------------------------------------------
 
 
-def test_a_stream_sends_the_parts_that_became_others(
-    console: Console, monkeypatch: pytest.MonkeyPatch
+def mark_in(html: str) -> str:
+    found = re.search(r'<body data-mark="([0-9a-f]{16})">', html)
+    assert found is not None
+    return found[1]
+
+
+LIVE_PATHS = ["/", "/runs", "/runs/ID", "/devices", "/privacy", "/releases", "/audit"]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The watch's, by hand: a look takes no time, and is good for a second."""
+    now = [0.0]
+    monkeypatch.setattr(Watch.__init__, "__defaults__", (lambda: now[0],))
+    return now
+
+
+@pytest.mark.parametrize("path", LIVE_PATHS)
+def test_a_page_that_lies_open_is_sent_again_once_it_is_another(
+    clock: list[float], tmp_path: Path, path: str
 ) -> None:
-    """Driven by hand: what the browser gets, event by event."""
+    console = Console(tmp_path)
     directory = make_run(console.runs / "first", 1)
     browser = console.browser("olga")
-    monkeypatch.setattr(events, "LOOK_SECONDS", 0.0)
-    console_request = _console_request(
-        console, browser, f"/runs/{console.id_of('first')}/live", {"id": console.id_of("first")}
-    )
-    from penchant.server.console.views.run import PARTS, live_run
-
-    async def play() -> tuple[list[str], list[str]]:
-        stream = events._stream(console_request, live_run)
-        assert (await anext(stream)).startswith("retry:")
-        at_first = [_name(await anext(stream)) for _ in PARTS]
-        journal = Journal(directory)
-        journal.begin(2, "main")
-        journal.stage(2, 1, "keys", 34)
-        journal.close()
-        later = _name(await anext(stream))
-        await stream.aclose()  # type: ignore[attr-defined]  # it is a generator
-        return at_first, [later]
-
-    at_first, later = asyncio.run(play())
-    assert at_first == list(PARTS)
-    assert later == ["now"]  # nothing else is another
+    path = path.replace("ID", console.id_of("first"))
+    mark = mark_in(browser.get(path).text)
+    asked = {"x-penchant-mark": mark}
+    assert browser.get(path, headers=asked).status_code == 204
+    journal = Journal(directory)
+    journal.begin(2, "main")
+    journal.stage(2, 1, "keys", 34)
+    journal.close()
+    assert browser.get(path, headers=asked).status_code == 204  # a look is good for a second
+    clock[0] += 1.5
+    fresh = browser.get(path, headers=asked)
+    assert fresh.status_code == 200
+    assert mark_in(fresh.text) != mark
+    assert browser.get(path, headers={"x-penchant-mark": mark_in(fresh.text)}).status_code == 204
+    console.store.close()
 
 
-def test_a_stream_ends_with_its_session(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_of_one_run_is_not_another_for_the_sake_of_others(clock: list[float], tmp_path: Path) -> None:
+    console = Console(tmp_path)
     make_run(console.runs / "first", 1)
     browser = console.browser("olga")
-    monkeypatch.setattr(events, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(events, "BEAT_SECONDS", 0.0)
-    console_request = _console_request(console, browser, "/live", {})
-    from penchant.server.console.views.overview import live_overview
-
-    async def play() -> None:
-        stream = events._stream(console_request, live_overview)
-        assert (await anext(stream)).startswith("retry:")
-        assert ": still here" in await anext(stream)
-        console.store.remove("olga")
-        rest = [part async for part in stream]
-        assert ": still here\n\n" not in rest
-
-    asyncio.run(asyncio.wait_for(play(), 20))
+    path = f"/runs/{console.id_of('first')}"
+    asked = {"x-penchant-mark": mark_in(browser.get(path).text)}
+    make_run(console.runs / "second", 1)
+    console.store.note("vera", "", "log in", "")
+    clock[0] += 1.5
+    assert browser.get(path, headers=asked).status_code == 204
+    console.store.close()
 
 
-def test_a_page_that_lies_open_does_not_keep_its_session(
+def test_looking_whether_a_page_is_another_reads_no_run(
     console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """However many runs lie there: pages that lie open cost system calls."""
+    for name in ("first", "second", "third"):
+        make_run(console.runs / name, 3)
+    browser = console.browser("olga")
+    marks = {path: mark_in(browser.get(path).text) for path in ("/", "/runs", "/privacy")}
+    monkeypatch.setattr(foreign_files, "open_foreign", None)  # whatever is read goes through it
+    monkeypatch.setattr(foreign_files, "foreign_database", None)
+    for path, mark in marks.items():
+        assert browser.get(path, headers={"x-penchant-mark": mark}).status_code == 204
+
+
+def test_looks_become_rarer_where_they_take_long(console: Console) -> None:
+    now = [0.0]
+
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(console.operations, name)
+
+        def locations(self) -> list[RunLocation]:
+            now[0] += 0.1
+            return console.operations.locations()
+
+    watch = Watch(console.store, Slow(), clock=lambda: now[0])
+    before = watch.mark()
+    make_run(console.runs / "first", 1)
+    now[0] = 9.0  # a hundredth of the time goes into looking, at most
+    assert watch.mark() == before
+    now[0] = 10.5
+    assert watch.mark() != before
+
+
+def test_a_page_that_lies_open_does_not_keep_its_session(console: Console) -> None:
     make_run(console.runs / "first", 1)
     browser = console.browser("olga")
-    console_request = _console_request(console, browser, "/live", {})
+    asked = {"x-penchant-mark": mark_in(browser.get("/").text)}
     console.store._db.execute("UPDATE sessions SET used = used - 7000")  # 200 s are left of two idle hours
-    assert events._watching(console_request.context, console_request.http_request) is not None
+    assert browser.get("/", headers=asked).status_code == 204
     console.store._db.execute("UPDATE sessions SET used = used - 300")
-    assert events._watching(console_request.context, console_request.http_request) is None
+    assert browser.get("/", headers=asked).status_code == 401
     assert browser.get("/").status_code == 303
 
 
-def _console_request(console: Console, browser: Any, path: str, parts: dict[str, str]) -> Any:
-    from starlette.requests import Request
-
-    from penchant.server.console.look import Look
-    from penchant.server.console.requests import ConsoleContext, console_request_of
-    from penchant.server.monitoring.labels import FILTERS
-
-    context = ConsoleContext(console.store, console.operations, Look(FILTERS).templates, frozenset())
-    scope = {
-        "type": "http",
-        "method": "GET",
-        "path": path,
-        "query_string": b"",
-        "path_params": parts,
-        "client": ("127.0.0.1", 1),
-        "headers": [(b"cookie", f"penchant={browser.client.cookies['penchant']}".encode())],
-    }
-    console_request = console_request_of(context, Request(scope))
-    assert console_request is not None
-    return console_request
-
-
-def _name(event: str) -> str:
-    return event.split("\n")[0].removeprefix("event: ")
+def test_a_page_that_lies_open_takes_no_word_from_the_next_one(console: Console) -> None:
+    make_run(console.runs / "first", 4)
+    browser, one = console.browser("olga"), console.id_of("first")
+    browser.post(f"/releases/{one}/promote", {"round": "2"})
+    assert "Release 1 is the adapter" not in browser.get("/", headers={"x-penchant-mark": "old"}).text
+    assert "Release 1 is the adapter of round 2." in browser.get("/releases").text
 
 
 # --- releases -------------------------------------------------------------------------------------

@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support.console_scene import HOST, PASSWORD, Browser, Console, make_run
+from support.console_scene import CHEAP, HOST, PASSWORD, Browser, Console, make_run
 
 from penchant.common.errors import UsageError
+from penchant.deploy.cli.listening import reachable_as
+from penchant.deploy.console.local import OperationsOnThisMachine
 from penchant.server.console import accounts, passwords
 from penchant.server.console.accounts import ConsoleStore
-from penchant.server.console.app import ACTIONS, LIVE, PAGES
+from penchant.server.console.app import ACTIONS, LIVE, PAGES, build_app
 from penchant.server.console.requests import LOGINS
 
 HOSTILE = "\"><img src=x onerror=alert(1)>{{7*7}}</script>'&"
@@ -30,7 +32,7 @@ def console(tmp_path: Path) -> Iterator[Console]:
 
 
 def filled(path: str, console: Console) -> str:
-    return path.replace("{id}", console.id_of("first")).replace("{round}", "2")
+    return path.replace("{id}", console.id_of("first")).replace("{round}", "2").replace("{token}", "0a")
 
 
 PAGE_PATHS = [path for path, _, _ in PAGES]
@@ -50,10 +52,10 @@ def test_no_page_without_a_session(console: Console, path: str) -> None:
     assert "first" not in answer.text
 
 
-@pytest.mark.parametrize("path", [path for path, _ in LIVE])
-def test_no_stream_without_a_session(console: Console, path: str) -> None:
-    answer = console.browser().get(filled(path, console))
-    assert (answer.status_code, answer.text) == (204, "")
+@pytest.mark.parametrize("path", sorted(LIVE))
+def test_no_page_is_sent_again_without_a_session(console: Console, path: str) -> None:
+    answer = console.browser().get(filled(path, console), headers={"x-penchant-mark": ""})
+    assert (answer.status_code, answer.text) == (401, "")
 
 
 @pytest.mark.parametrize("path", [*ACTION_PATHS, "/runs/check", "/logout"])
@@ -136,6 +138,39 @@ def test_another_host_is_not_answered(console: Console, host: str) -> None:
     answer = console.browser("olga").get("/", headers={"host": host})
     assert answer.status_code == 421
     assert "first" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:9000", 200),
+        ("localhost:1", 200),
+        ("[::1]:65535", 200),
+        ("evil.example:9000", 421),
+        ("127.0.0.1", 421),
+        ("127.0.0.1:", 421),
+        ("127.0.0.1:9000:9000", 421),
+        ("127.0.0.1:*", 421),
+        ("127.0.0.1.evil.example:9000", 421),
+    ],
+)
+def test_a_tunnel_has_a_port_of_its_own(tmp_path: Path, host: str, status: int) -> None:
+    hosts, https = reachable_as("the console", "127.0.0.1", 8900, (None, None), tunnels=True)
+    store = ConsoleStore(tmp_path / "state", CHEAP)
+    app = build_app(store, OperationsOnThisMachine([], store), hosts=hosts, https=https)
+    assert Browser(app).get("/login", headers={"host": host}).status_code == status
+    store.close()
+
+
+def test_a_form_through_a_tunnel_is_of_the_tunnels_origin(tmp_path: Path) -> None:
+    hosts, https = reachable_as("the console", "127.0.0.1", 8900, (None, None), tunnels=True)
+    store = ConsoleStore(tmp_path / "state", CHEAP)
+    store.add("olga", "operator", PASSWORD)
+    app = build_app(store, OperationsOnThisMachine([], store), hosts=hosts, https=https)
+    browser = Browser(app, "olga", base="http://localhost:9000")
+    for origin, status in (("http://localhost:9001", 403), ("http://localhost:9000", 303)):
+        assert browser.post("/logout", headers={"origin": origin}).status_code == status
+    store.close()
 
 
 def test_what_is_not_there_or_broke_is_said_on_a_page_that_tells_nothing_else(

@@ -56,8 +56,10 @@ def shared(value: float) -> ServerState:
     return ServerState.begin(np.full(8, value, np.float32), np.zeros(0, np.float32))
 
 
-def make_run(directory: Path, rounds: int = 3, *, of: int = 8, devices: int = 5, **changes: Any) -> Path:
-    """A run directory with `rounds` finished ones of `of`."""
+def make_run(
+    directory: Path, rounds: int = 3, *, of: int = 8, devices: int = 5, joined: int = 10**6, **changes: Any
+) -> Path:
+    """A run directory with `rounds` finished ones of `of`; the first `joined` devices are in every sum."""
     config = RunConfig().changed({"federation.rounds": of, "seed": 7, **changes})
     run_directory.create(directory, config)
     journal = Journal(directory)
@@ -69,7 +71,7 @@ def make_run(directory: Path, rounds: int = 3, *, of: int = 8, devices: int = 5,
             journal.stage(number, 1, stage, 34)
             journal.answered(number, 1, stage, 33, over=True)
         journal.finish(log(number), shared(number))
-        journal.joined(range(1, devices + 1), number)
+        journal.joined(range(1, min(devices, joined) + 1), number)
     journal.close()
     return directory
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from support.console_scene import make_run
 from support.processes import PROGRAM, free_port, listens, wait_for
 from system.console_browser import PASSWORD, PICTURES, SCREENS, Operator, Served, chromium
 
@@ -337,3 +339,18 @@ def test_a_console_for_others_needs_tls(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "is not loopback" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_any_number_of_pages_lie_open(browser: Browser, served: Served) -> None:
+    """A browser has six connections to one place; pages that change by themselves hold none."""
+    me = Operator(browser, served)
+    me.login()
+    tabs = [me.context.new_page() for _ in range(8)]
+    for tab in tabs:
+        tab.goto(served.address + "/runs")
+    me.go("/audit")
+    made = make_run(served.folder / "runs" / "by-hand", 2)
+    for tab in tabs:
+        expect(tab.locator("[data-part=runs]")).to_contain_text("by-hand", timeout=60_000)
+    shutil.rmtree(made)
+    me.context.close()

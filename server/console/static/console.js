@@ -28,38 +28,80 @@
     for (const box of root.querySelectorAll("[data-follow]")) box.scrollTop = box.scrollHeight;
   }
 
+  for (const box of document.querySelectorAll("[data-part]")) box.sent = box.innerHTML;
   tellTimes(document);
   follow(document);
   setInterval(() => tellTimes(document), 10000);
 
-  // What comes by itself takes no place away from whoever reads, writes or has opened something.
-  document.body.addEventListener("htmx:sseBeforeMessage", (event) => {
-    const box = event.target;
-    if (!(box instanceof HTMLElement)) return;
-    box.wasAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
-    const at = document.activeElement;
-    box.at = box.contains(at) && at.matches("a") ? at.getAttribute("href") : null;
-    if (box.contains(at) && at.matches("button, input, select")) event.preventDefault();
-  });
-  document.body.addEventListener("htmx:sseMessage", (event) => {
-    const box = event.target;
-    tellTimes(box);
-    if (box.at) box.querySelector(`a[href="${CSS.escape(box.at)}"]`)?.focus({ preventScroll: true });
-    if ("follow" in box.dataset && box.wasAtEnd) box.scrollTop = box.scrollHeight;
-  });
   document.body.addEventListener("htmx:afterSwap", (event) => tellTimes(event.target));
 
-  // --- a page that is cut off says so ---
+  // --- a page that changes by itself asks every other second whether it has become another ---
+  // No connection is held: a browser has six of them for all tabs together. A hidden tab asks nothing.
+  const LOOK = 2000;
   const stale = document.getElementById("stale");
+  const busy = "button, input, select, textarea, summary";
+  let mark = document.body.dataset.mark;
   let cut = 0;
-  document.body.addEventListener("htmx:sseError", () => {
-    cut ||= setTimeout(() => { if (stale) stale.hidden = false; }, 5000);
-  });
-  document.body.addEventListener("htmx:sseOpen", () => {
-    clearTimeout(cut);
-    cut = 0;
-    if (stale) stale.hidden = true;
-  });
+
+  // What comes by itself takes no place away from whoever reads, writes or has opened something.
+  function replace(box, html) {
+    const at = document.activeElement;
+    if (box.contains(at) && at.matches(busy)) return false;
+    const link = box.contains(at) && at.matches("a") ? at.getAttribute("href") : null;
+    const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+    const ticked = [...box.querySelectorAll("input:checked")].map((one) => one.value);
+    const opened = [...box.querySelectorAll("details")].map((one) => one.open);
+    const moved = [...box.querySelectorAll(".scroll")].map((one) => one.scrollLeft);
+    box.innerHTML = html;
+    for (const one of box.querySelectorAll("input[type=checkbox]")) one.checked = ticked.includes(one.value);
+    box.querySelectorAll("details").forEach((one, i) => { one.open = opened[i] ?? one.open; });
+    box.querySelectorAll(".scroll").forEach((one, i) => { one.scrollLeft = moved[i] ?? 0; });
+    tellTimes(box);
+    if (link) box.querySelector(`a[href="${CSS.escape(link)}"]`)?.focus({ preventScroll: true });
+    if ("follow" in box.dataset && atEnd) box.scrollTop = box.scrollHeight;
+    return true;
+  }
+
+  function take(text) {
+    const fresh = new DOMParser().parseFromString(text, "text/html");
+    const names = (page) => [...page.querySelectorAll("[data-part]")].map((box) => box.dataset.part).join();
+    if (names(fresh) !== names(document)) { location.reload(); return; }
+    let all = true;
+    for (const box of document.querySelectorAll("[data-part]")) {
+      const html = fresh.querySelector(`[data-part="${CSS.escape(box.dataset.part)}"]`)?.innerHTML;
+      if (html === undefined || html === box.sent) continue;
+      if (replace(box, html)) box.sent = html;
+      else all = false;
+    }
+    if (all) mark = fresh.body.dataset.mark ?? mark;
+  }
+
+  async function look() {
+    if (document.hidden) return true;
+    try {
+      const answer = await fetch(location.href, {
+        headers: { "x-penchant-mark": mark }, redirect: "error", cache: "no-store",
+      });
+      if (answer.status === 401) { stale.hidden = false; return false; }
+      if (answer.status === 200) take(await answer.text());
+      else if (answer.status !== 204) throw new Error(String(answer.status));
+      cut = 0;
+      stale.hidden = true;
+    } catch {
+      cut ||= Date.now();
+      stale.hidden = Date.now() - cut < 5000;
+    }
+    return true;
+  }
+
+  if (mark) {
+    let looking = null;
+    const turn = async () => { if (await look()) looking = setTimeout(turn, LOOK); };
+    looking = setTimeout(turn, LOOK);
+    document.addEventListener("visibilitychange", () => {
+      if (!document.hidden && looking !== null) { clearTimeout(looking); looking = null; turn(); }
+    });
+  }
 
   // --- choosing submits ---
   for (const select of document.querySelectorAll("select[data-submit]")) {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from penchant.server.console.requests import ConsoleRequest, HTTPError
+from penchant.server.console.requests import ConsoleRequest
+from penchant.server.console.views.common import whole_number
 
 __all__ = ["audit"]
 ENTRIES_A_PAGE = 50
@@ -25,10 +26,3 @@ def audit(request: ConsoleRequest) -> Response:
         accounts=[one.name for one in request.context.store.accounts()],
         broken=request.context.store.broken(),
     )
-
-
-def whole_number(text: str, what: str) -> int:
-    """A whole number from a form or an address. Refused for anything else."""
-    if not text.isascii() or not text.isdigit() or len(text) > 19:
-        raise HTTPError(f"{what} must be a whole number", status=422)
-    return int(text)

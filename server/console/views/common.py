@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from markupsafe import Markup
 
@@ -23,7 +24,7 @@ COUNTERS = {
     TOTAL: "held-out choices, over all",
 }
 
-Fragments = Mapping[str, str]
+T = TypeVar("T")
 
 
 # --- what pages share -----------------------------------------------------------------------------
@@ -33,7 +34,10 @@ def all_runs(context: ConsoleContext) -> list[RunSummary]:
     """The facts of every run: running ones first, then by their latest change; what can't be read last."""
     locations = context.operations.locations()
     activity = context.operations.activity(locations)
-    found = [summary_of(location, activity[location.id]) for location in locations]
+    found = [
+        summary_of(location, activity[location.id], whole=activity[location.id].running)
+        for location in locations
+    ]
     return sorted(found, key=lambda run: (run.state == "damaged", run.state != "running", -run.touched))
 
 
@@ -52,15 +56,36 @@ def run_of(context: ConsoleContext, wanted: str) -> RunSummary:
 
 
 def chosen(request: ConsoleRequest) -> tuple[list[RunSummary], RunSummary | None]:
-    """All runs, and the one that a page is about: the one asked for, or the first."""
+    """All runs, and the one that a page is about, read whole: the one asked for, or the first that can be."""
     found = all_runs(request.context)
-    wanted = request.asked("run")
-    if not wanted:
-        return found, found[0] if found and found[0].state != "damaged" else None
-    for run in found:
-        if run.location.id == wanted:
-            return found, run
-    raise HTTPError("There is no such run. It may have been deleted.", status=404)
+    if request.asked("run"):
+        return found, run_of(request.context, request.asked("run"))
+    whole = (summary_of(run.location, run.activity) for run in found)
+    return found, next((run for run in whole if run.state != "damaged"), None)
+
+
+@dataclass(frozen=True)
+class ListPage(Generic[T]):
+    """One page of a list: its rows, which page it is (from 1), of how many, and how many rows there are."""
+
+    rows: Sequence[T]
+    number: int
+    pages: int
+    count: int
+
+
+def paged(request: ConsoleRequest, rows: Sequence[T], each: int) -> ListPage[T]:
+    """The page of a list that is asked for with `page`; the last one where there are fewer."""
+    pages = max(-(-len(rows) // each), 1)
+    number = min(max(whole_number(request.asked("page", "1"), "page"), 1), pages)
+    return ListPage(rows[(number - 1) * each : number * each], number, pages, len(rows))
+
+
+def whole_number(text: str, what: str) -> int:
+    """A whole number from a form or an address. Refused for anything else."""
+    if not text.isascii() or not text.isdigit() or len(text) > 19:
+        raise HTTPError(f"{what} must be a whole number", status=422)
+    return int(text)
 
 
 def curve(run: RunSummary, value: Callable[[Any], float | None]) -> list[tuple[float, float | None]]:
@@ -77,8 +102,7 @@ def measured_curve(
 
 def accuracy_spark(run: RunSummary) -> Markup:
     """The accuracy of a run as a small line in a table."""
-    known = [one.accuracy for one in run.measured if one.accuracy is not None]
-    return charts.spark(known, f"accuracy of {run.location.name} by round")
+    return charts.spark(run.accuracies, f"accuracy of {run.location.name} by round")
 
 
 def accuracy_chart(run: RunSummary, height: int = 220) -> Markup:

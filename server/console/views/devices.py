@@ -14,14 +14,20 @@ from markupsafe import Markup
 from starlette.responses import Response
 
 from penchant.common.durations import DAY
+from penchant.common.errors import JournalError
 from penchant.common.wire.codec import PROTOCOL_VERSION
 from penchant.server.console.requests import ConsoleContext, ConsoleRequest, HTTPError
-from penchant.server.console.views.audit import whole_number
-from penchant.server.console.views.common import Fragments, all_runs
+from penchant.server.console.views.common import all_runs, whole_number
 from penchant.server.monitoring.fleet import FleetStatus, MemberListStatus, Revocation, Token
-from penchant.server.monitoring.run_history import DeviceRecord, JournalReader, RunLocation, RunSummary
+from penchant.server.monitoring.run_history import (
+    DeviceRecord,
+    JournalReader,
+    RunLocation,
+    RunSummary,
+    summary_of,
+)
 
-__all__ = ["ask_revocation", "devices", "invite", "live_devices"]
+__all__ = ["ask_revocation", "devices", "invite", "token", "withdraw"]
 DEVICES_A_PAGE = 50
 TOKENS_SHOWN = 15
 
@@ -36,18 +42,18 @@ def devices_facts(request: ConsoleRequest) -> dict[str, Any]:
     context, now = request.context, time.time()
     found = all_runs(context)
     subject, run = subject_of(request, found)
+    met, run = met_by(run)
     around: dict[str, Any] = {"subjects": subjects(context, found), "subject": subject, "run": run}
     if subject is None:
         return around
-    search = "".join(c for c in request.asked("q") if c.isascii() and c.isdigit())[:20]
+    search = " ".join(request.asked("q").split())[:80]
     order = request.asked("order", "member")
     if order not in ORDERS:
         raise HTTPError("Devices can be listed by member, seen or joined.", status=400)
     number = max(whole_number(request.asked("page", "1"), "page"), 1)
-    met = JournalReader(run.location.directory).devices() if run and run.state != "damaged" else []
     about = people_of(context, subject)
     listed = known(subject, run, met, about, now)
-    rows = sorted((one for one in listed if str(one.member).startswith(search)), key=ORDERS[order])
+    rows = sorted((one for one in listed if one.is_called(search)), key=ORDERS[order])
     every = request.asked("tokens") == "all"
     shown = [t for i, t in enumerate(about.tokens) if every or i < TOKENS_SHOWN or t.state == "waiting"]
     return {
@@ -69,17 +75,6 @@ def devices_facts(request: ConsoleRequest) -> dict[str, Any]:
     }
 
 
-DEVICE_PARTS = ("numbers", "list", "invitations", "revocations")
-
-
-def live_devices(request: ConsoleRequest) -> Fragments:
-    """The parts of the page of devices that change by themselves."""
-    page = devices_facts(request)
-    if page["subject"] is None:
-        return {}
-    return {part: request.text(f"devices_{part}.html.j2", **page) for part in DEVICE_PARTS}
-
-
 @dataclass(frozen=True)
 class Known:
     """A device as the console knows it.
@@ -87,10 +82,11 @@ class Known:
     It is put together from the authority's list, the enrolment registry, the SuperLink and the run's journal.
     `node` is None before the SuperLink admits the device, `look` is the style that `state` is shown in,
     `seen` is in Unix seconds or None for never, `here` says whether it is online now, and `protocol` is the
-    version that it answered with, None before it did.
+    version that it answered with, None before it did. `name` is what its invitation was for.
     """
 
     member: int
+    name: str
     node: str | None
     state: str
     look: str
@@ -100,12 +96,31 @@ class Known:
     last: int | None
     protocol: int | None
 
+    def is_called(self, search: str) -> bool:
+        """Whether its number begins so, its name has it in it, or it is its node or its state."""
+        wanted = search.casefold()
+        return (
+            str(self.member).startswith(wanted)
+            or wanted in self.name.casefold()
+            or wanted in (self.node, self.state)
+        )
+
 
 ORDERS: Mapping[str, Callable[[Known], Any]] = {
     "member": lambda device: device.member,
     "seen": lambda device: (not device.here, -(device.seen or 0.0), device.member),
     "joined": lambda device: (-device.joined, device.member),
 }
+
+
+def met_by(run: RunSummary | None) -> tuple[Sequence[DeviceRecord], RunSummary | None]:
+    """(whom a run has met, the run): nobody where its journal is damaged, which the run then says."""
+    if run is None or run.state == "damaged":
+        return (), run
+    try:
+        return JournalReader(run.location.directory).devices(), run
+    except JournalError:
+        return (), summary_of(run.location, run.activity)
 
 
 def known(
@@ -117,24 +132,24 @@ def known(
 ) -> list[Known]:
     """All devices: those that were met, and those of a fleet's members that were not yet."""
     devices = {device.member: device for device in met}
-    nodes = {token.member: token.node for token in about.tokens if token.member is not None}
+    tokens = {token.member: token for token in about.tokens if token.member is not None}
     enrolment, link = about.enrolment, about.link
-    numbers = set(devices) | set(nodes) | (enrolment.members if enrolment else set())
+    numbers = set(devices) | set(tokens) | (enrolment.members if enrolment else set())
     return [
-        _known(number, devices.get(number), nodes.get(number), subject, run, link, now) for number in numbers
+        _known(number, devices.get(number), tokens.get(number), subject, run, link, now) for number in numbers
     ]
 
 
 def _known(
     number: int,
     device: DeviceRecord | None,
-    enrolled: str | None,
+    enrolled: Token | None,
     subject: RunLocation,
     run: RunSummary | None,
     link: FleetStatus | None,
     now: float,
 ) -> Known:
-    name = enrolled or (device.node if device else None)
+    name = (enrolled.node if enrolled else None) or (device.node if device else None)
     node = link.nodes.get(name) if link is not None and name is not None else None
     here = link is not None and link.fresh(now) and node is not None and node.online
     heard = [device.seen] if device else []
@@ -148,6 +163,7 @@ def _known(
         look, state = ("good", "online") if here else ("", "offline")
     return Known(
         member=number,
+        name=enrolled.label if enrolled else "",
         node=name,
         state=state if heard or name else "not seen yet",
         look=look,
@@ -242,14 +258,46 @@ def fleet_named(request: ConsoleRequest) -> RunLocation:
 
 
 def invite(request: ConsoleRequest) -> Response:
-    """Hand out a join token: shown in the answer to this form, once, and nowhere kept."""
+    """Hand out a join token: shown on the next page, once, and nowhere kept."""
     location = fleet_named(request)
     label = request.given("label", 80)
     days = whole_number(request.given("days") or "7", "days")
     if not 1 <= days <= 90:
         raise HTTPError("An invitation is good for 1 to 90 days.", status=422)
     token = request.context.operations.fleet(location).invite(label, days)
-    return request.render("token.html.j2", location=location, token=token, qr=qr_code(token.text))
+    kept = {"label": label, "expires": str(token.expires), "text": token.text}
+    request.context.tokens.keep(f"{request.csrf} {token.id}", kept)
+    return request.go(f"/devices/{location.id}/tokens/{token.id}")
+
+
+def token(request: ConsoleRequest) -> Response:
+    """A token that was just handed out, once: the page loaded again has none, and makes none."""
+    location = fleet_named(request)
+    kept = request.context.tokens.take(f"{request.csrf} {request.path('token')}")
+    if kept is None:
+        raise HTTPError(
+            "This token was shown already, and is kept nowhere. If nobody has it, withdraw it and hand out "
+            "another one.",
+            status=410,
+        )
+    return request.render(
+        "token.html.j2",
+        location=location,
+        label=kept["label"],
+        expires=float(kept["expires"]),
+        text=kept["text"],
+        qr=qr_code(kept["text"]),
+    )
+
+
+def withdraw(request: ConsoleRequest) -> Response:
+    """Take back an invitation, or deny the request that came with it."""
+    location = fleet_named(request)
+    request.context.operations.fleet(location).withdraw(request.given("token"))
+    return request.go(
+        f"/devices?run={location.id}#invite",
+        f"Token {request.given('token')} lets nobody in any more.",
+    )
 
 
 def ask_revocation(request: ConsoleRequest) -> Response:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from starlette.responses import HTMLResponse, Response
 
@@ -95,6 +95,27 @@ class Verdict:
         return f"{len(self.wrong)} settings can't be as they are"
 
 
+@dataclass(frozen=True)
+class Offer:
+    """What a form offers, read once for a request.
+
+    Attributes:
+        recipes: name -> configuration to begin with.
+        fleets: where a run can be, beside this machine.
+        simulates: whether one can be on this machine.
+    """
+
+    recipes: Mapping[str, str]
+    fleets: Sequence[RunLocation]
+    simulates: bool
+
+    @classmethod
+    def of(cls, request: ConsoleRequest) -> Self:
+        """What is offered now."""
+        operations = request.context.operations
+        return cls(operations.recipes(), operations.fleets(), operations.simulates())
+
+
 # --- pages and actions ----------------------------------------------------------------------------
 
 
@@ -103,65 +124,79 @@ def new(request: ConsoleRequest) -> Response:
     kept = request.context.drafts.take(request.csrf)
     if kept is not None:
         return again(replace(request, form=kept))
-    return _page(request, _begun(request, request.asked("from"), request.asked("name")))
+    offer = Offer.of(request)
+    return _page(request, offer, _begun(request, offer, request.asked("from"), request.asked("name")))
 
 
 def again(request: ConsoleRequest) -> Response:
     """The form with what was written, after another recipe, place or way to write was chosen in it."""
-    draft = _written(request)
+    offer = Offer.of(request)
+    draft = _written(request, offer.fleets)
     note, change = draft.place_error, _CHANGES.get(request.form.get("do", ""))
     if change is not None and not draft.place_error:
-        draft, note = change(request, draft)
-    return _page(request, draft, note=note)
+        draft, note = change(request, offer, draft)
+    return _page(request, offer, draft, note=note)
 
 
 def too_old(request: ConsoleRequest) -> Response:
     """The form with what was written in an earlier session."""
-    return _page(request, _written(request), error=TOO_OLD, status=403)
+    offer = Offer.of(request)
+    return _page(request, offer, _written(request, offer.fleets), error=TOO_OLD, status=403)
 
 
 def check(request: ConsoleRequest) -> Response:
     """What changes by itself while a run is written. Changes nothing."""
-    draft, verdict = _judged(request, _written(request))
+    fleets = request.context.operations.fleets()
+    draft, verdict = _judged(request, _written(request, fleets))
     return HTMLResponse(request.text("new_live.html.j2", verdict=verdict, **_facts(draft)))
 
 
 def start(request: ConsoleRequest) -> Response:
     """Begin a new run."""
-    draft, verdict = _judged(request, _written(request))
+    fleets = request.context.operations.fleets()
+    draft, verdict = _judged(request, _written(request, fleets))
     if draft.name_error or verdict.summary:
-        return _refused(request, draft, draft.name_error or verdict.summary)
+        return _refused(request, draft, verdict, draft.name_error or verdict.summary)
     try:
         location = request.context.operations.start(draft.name, draft.toml, draft.fleet)
     except ConfigError as error:
         named = "name" in error.about
-        return _refused(request, replace(draft, name_error=str(error)) if named else draft, str(error))
+        draft = replace(draft, name_error=str(error)) if named else draft
+        return _refused(request, draft, verdict, str(error))
     except PenchantError as error:
-        return _refused(request, draft, str(error))
+        return _refused(request, draft, verdict, str(error))
     return request.go(f"/runs/{location.id}", f"{location.name} has begun.")
 
 
 # --- what is shown --------------------------------------------------------------------------------
 
 
-def _refused(request: ConsoleRequest, draft: Draft, why: str) -> Response:
+def _refused(request: ConsoleRequest, draft: Draft, verdict: Verdict, why: str) -> Response:
     request.refused = why
-    return _page(request, draft, error=why, status=422)
+    return _page(request, Offer.of(request), draft, verdict, error=why, status=422)
 
 
 def _page(
-    request: ConsoleRequest, draft: Draft, *, note: str = "", error: str = "", status: int = 200
+    request: ConsoleRequest,
+    offer: Offer,
+    draft: Draft,
+    verdict: Verdict | None = None,
+    *,
+    note: str = "",
+    error: str = "",
+    status: int = 200,
 ) -> Response:
-    operations = request.context.operations
-    draft, verdict = _judged(request, draft)
+    """The form. verdict: on the draft, where it was judged already."""
+    if verdict is None:
+        draft, verdict = _judged(request, draft)
     page: dict[str, Any] = {
-        "recipes": list(operations.recipes()),
+        "recipes": list(offer.recipes),
         "runs": [run for run in all_runs(request.context) if run.config],
-        "fleets": operations.fleets(),
-        "simulates": operations.simulates(),
+        "fleets": offer.fleets,
+        "simulates": offer.simulates,
         "declared": settings_by_group(RunConfig),
         "verdict": verdict,
-        "written": _kept(draft, _base(request, draft)),
+        "written": _kept(draft, _base(request, offer, draft)),
         "note": note,
         "error": error,
     }
@@ -192,7 +227,7 @@ def _judged(request: ConsoleRequest, draft: Draft) -> tuple[Draft, Verdict]:
 # --- what was written -----------------------------------------------------------------------------
 
 
-def _written(request: ConsoleRequest) -> Draft:
+def _written(request: ConsoleRequest, fleets: Sequence[RunLocation]) -> Draft:
     """What a form says."""
     form, name, name_error, place_error = request.form, request.form.get("name", ""), "", ""
     try:
@@ -200,7 +235,7 @@ def _written(request: ConsoleRequest) -> Draft:
     except HTTPError as error:
         name_error = str(error)
     try:
-        fleet = _chosen_fleet(request)
+        fleet = _chosen_fleet(request, fleets)
     except HTTPError:  # nothing is started elsewhere for it, and nothing that was written is lost
         fleet, place_error = None, NO_FLEET
     file = form["config"].replace("\r\n", "\n") if "config" in form else None
@@ -208,10 +243,10 @@ def _written(request: ConsoleRequest) -> Draft:
     return Draft(name, form.get("base", ""), fleet, fields, file, name_error, place_error)
 
 
-def _chosen_fleet(request: ConsoleRequest) -> RunLocation | None:
+def _chosen_fleet(request: ConsoleRequest, fleets: Sequence[RunLocation]) -> RunLocation | None:
     """The fleet that a form names; None: on this machine, simulated. Refused when there is none such."""
     where = request.given("where")
-    for fleet in request.context.operations.fleets():
+    for fleet in fleets:
         if fleet.id == where:
             return fleet
     if where:
@@ -222,11 +257,10 @@ def _chosen_fleet(request: ConsoleRequest) -> RunLocation | None:
 # --- what it begins with --------------------------------------------------------------------------
 
 
-def _begun(request: ConsoleRequest, wanted: str, name: str = "") -> Draft:
+def _begun(request: ConsoleRequest, offer: Offer, wanted: str, name: str = "") -> Draft:
     """A draft that is as a recipe or a run is; as a file where that can't be shown in fields."""
-    operations = request.context.operations
-    recipes, fleets = operations.recipes(), operations.fleets()
-    fleet = None if operations.simulates() or not fleets else fleets[0]
+    recipes, fleets = offer.recipes, offer.fleets
+    fleet = None if offer.simulates or not fleets else fleets[0]
     wanted = wanted or (fleet_recipe(fleet) if fleet else next(iter(recipes)))
     if wanted in recipes:
         text = recipes[wanted]
@@ -234,17 +268,17 @@ def _begun(request: ConsoleRequest, wanted: str, name: str = "") -> Draft:
     else:
         location = location_of(request.context, wanted)
         text = config_text(location.directory)
-        fleet = operations.fleet_of(location) or fleet
+        fleet = request.context.operations.fleet_of(location) or fleet
     try:
         return Draft(name, wanted, fleet, run_form.beginning(RunConfig.keys_in(text)))
     except ConfigError:  # of another version, or edited by hand: the verdict says what is wrong
         return Draft(name, wanted, fleet, run_form.beginning({}), text)
 
 
-def _base(request: ConsoleRequest, draft: Draft) -> Draft:
+def _base(request: ConsoleRequest, offer: Offer, draft: Draft) -> Draft:
     """What a draft began with, before anything was written."""
     try:
-        return _begun(request, draft.base)
+        return _begun(request, offer, draft.base)
     except (HTTPError, PenchantError):  # the run is gone meanwhile: whatever is no default was written
         return Draft("", "", None, run_form.beginning({}))
 
@@ -252,27 +286,26 @@ def _base(request: ConsoleRequest, draft: Draft) -> Draft:
 # --- changing one's mind --------------------------------------------------------------------------
 
 
-def _with_recipe(request: ConsoleRequest, draft: Draft) -> tuple[Draft, str]:
+def _with_recipe(request: ConsoleRequest, offer: Offer, draft: Draft) -> tuple[Draft, str]:
     """Another recipe or run to begin with, and its place; what was written stays on top of it."""
     try:
-        taken = _begun(request, request.form.get("from", ""))
+        taken = _begun(request, offer, request.form.get("from", ""))
     except (HTTPError, PenchantError) as error:
         return draft, str(error)
-    return _on_top(request, draft, taken)
+    return _on_top(request, offer, draft, taken)
 
 
-def _with_place(request: ConsoleRequest, draft: Draft) -> tuple[Draft, str]:
+def _with_place(request: ConsoleRequest, offer: Offer, draft: Draft) -> tuple[Draft, str]:
     """Another place. A recipe is made for one, and the usual one of the new place comes instead of it."""
-    recipes = request.context.operations.recipes()
-    if draft.base not in recipes:
+    if draft.base not in offer.recipes:
         return draft, ""
-    usual = fleet_recipe(draft.fleet) if draft.fleet else next(iter(recipes))
-    return _on_top(request, draft, replace(_begun(request, usual), fleet=draft.fleet))
+    usual = fleet_recipe(draft.fleet) if draft.fleet else next(iter(offer.recipes))
+    return _on_top(request, offer, draft, replace(_begun(request, offer, usual), fleet=draft.fleet))
 
 
-def _on_top(request: ConsoleRequest, draft: Draft, taken: Draft) -> tuple[Draft, str]:
+def _on_top(request: ConsoleRequest, offer: Offer, draft: Draft, taken: Draft) -> tuple[Draft, str]:
     """`draft` as if it had begun with `taken`."""
-    before = _base(request, draft)
+    before = _base(request, offer, draft)
     result = replace(draft, base=taken.base, fleet=taken.fleet)
     if draft.file is not None:
         untouched = draft.file.strip() in ("", before.toml.strip())
@@ -292,12 +325,12 @@ def _kept(draft: Draft, before: Draft) -> dict[str, FormField]:
     return {field.name: field for field in draft.fields if field.text != was[field.name]}
 
 
-def _as_file(request: ConsoleRequest, draft: Draft) -> tuple[Draft, str]:
+def _as_file(request: ConsoleRequest, offer: Offer, draft: Draft) -> tuple[Draft, str]:
     """The same, as a file."""
     return replace(draft, file=draft.toml), ""
 
 
-def _as_fields(request: ConsoleRequest, draft: Draft) -> tuple[Draft, str]:
+def _as_fields(request: ConsoleRequest, offer: Offer, draft: Draft) -> tuple[Draft, str]:
     """The same, as fields; a file that they can't show stays a file."""
     try:
         values = RunConfig.keys_in(draft.toml)
@@ -308,7 +341,7 @@ def _as_fields(request: ConsoleRequest, draft: Draft) -> tuple[Draft, str]:
     return replace(draft, file=None, fields=fields), ""
 
 
-_CHANGES: Mapping[str, Callable[[ConsoleRequest, Draft], tuple[Draft, str]]] = {
+_CHANGES: Mapping[str, Callable[[ConsoleRequest, Offer, Draft], tuple[Draft, str]]] = {
     "recipe": _with_recipe,
     "place": _with_place,
     "file": _as_file,

@@ -12,7 +12,6 @@ from starlette.responses import Response
 from penchant.common.errors import PenchantError
 from penchant.server.console.requests import ConsoleContext, ConsoleRequest
 from penchant.server.console.views.common import (
-    Fragments,
     accuracy_chart,
     accuracy_spark,
     all_runs,
@@ -22,9 +21,9 @@ from penchant.server.console.views.devices import tells_of
 from penchant.server.console.views.run import stages_of
 from penchant.server.monitoring import alerts
 from penchant.server.monitoring.fleet import FleetStatus, MemberListStatus
-from penchant.server.monitoring.run_history import JournalReader, RunLocation, RunSummary
+from penchant.server.monitoring.run_history import RunLocation, RunSummary, summary_of
 
-__all__ = ["live_overview", "overview"]
+__all__ = ["overview"]
 _DULL = {("log in", "done"), ("log out", "done")}
 """Lines of the audit that the overview leaves out."""
 
@@ -39,6 +38,8 @@ def overview_facts(request: ConsoleRequest) -> dict[str, Any]:
     context, now = request.context, time.time()
     context.operations.record_acts()
     found = all_runs(context)
+    if found:  # its curves are shown
+        found[0] = summary_of(found[0].location, found[0].activity)
     main = found[0] if found else None
     notices = [notice for run in found for notice in alerts.of_run(run, now)]
     fleets = []
@@ -50,18 +51,17 @@ def overview_facts(request: ConsoleRequest) -> dict[str, Any]:
             notices.append(alerts.Notice("bad", title, str(error), f"/devices?run={fleet.id}"))
     notices += [notice for fleet in fleets for notice in fleet.notices]
     notices.sort(key=lambda notice: notice.kind != "bad")
-    ledger = JournalReader(main.location.directory) if main and main.state != "damaged" else None
     return {
         "runs": found[:6],
         "more": max(len(found) - 6, 0),
         "fleets": fleets,
         "main": main,
         "notices": notices,
-        "devices": ledger.count_devices() if ledger else 0,
-        "dp": ledger.privacy() if ledger else None,
+        "devices": main.glance.devices if main else 0,
+        "dp": main.glance.privacy if main else None,
         "stages": stages_of(main) if main else [],
-        "accuracy_chart": accuracy_chart(main) if main and main.logs else None,
-        "loss_chart": loss_chart(main) if main and main.logs else None,
+        "accuracy_chart": accuracy_chart(main) if main and main.last else None,
+        "loss_chart": loss_chart(main) if main and main.last else None,
         "sparks": {run.location.id: accuracy_spark(run) for run in found[:6]},
         "deeds": [d for d in context.store.audit_entries(limit=40) if (d.action, d.outcome) not in _DULL][:6],
     }
@@ -87,8 +87,3 @@ def fleet_facts(
     runs = [run for run in found if tells_of(context, run.location, fleet)]
     notices = alerts.of_fleet(fleet, link, runs, enrolment, asked, tokens, server.expiries(), now)
     return FleetCard(fleet, link, link.fresh(now), enrolment, tuple(notices))
-
-
-def live_overview(request: ConsoleRequest) -> Fragments:
-    """The parts of the overview that change by themselves."""
-    return {"overview": request.text("overview_live.html.j2", **overview_facts(request))}

@@ -8,8 +8,8 @@ from starlette.responses import Response
 
 from penchant.common.secagg.update_vector import BIN_NAMES
 from penchant.server.console.requests import ConsoleRequest
-from penchant.server.console.views.common import COUNTERS, chosen
-from penchant.server.console.views.run import ROUNDS_SHOWN
+from penchant.server.console.views.common import COUNTERS, chosen, paged
+from penchant.server.console.views.run import ROUNDS_A_PAGE
 from penchant.server.monitoring.run_history import JournalReader
 
 __all__ = ["privacy"]
@@ -23,7 +23,6 @@ def privacy(request: ConsoleRequest) -> Response:
     journal = JournalReader(run.location.directory)
     sums = journal.sums()
     shown = list(reversed(run.logs))
-    every = request.asked("rounds") == "all"
     smallest = min((log.survivors for log in run.logs), default=None)
     return request.render(
         "privacy.html.j2",
@@ -31,8 +30,7 @@ def privacy(request: ConsoleRequest) -> Response:
         run=run,
         sums=sums,
         numbers={s.phase: sum(_product(shape) for _, shape in s.parts) for s in sums},
-        rows=shown if every else shown[:ROUNDS_SHOWN],
-        hidden=0 if every else max(len(shown) - ROUNDS_SHOWN, 0),
+        listed=paged(request, shown, ROUNDS_A_PAGE),
         smallest=smallest,
         dp=journal.privacy(),
         counters=COUNTERS,

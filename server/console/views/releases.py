@@ -6,9 +6,8 @@ from starlette.responses import Response
 
 from penchant.common.errors import PenchantError
 from penchant.server.console.requests import ConsoleRequest
-from penchant.server.console.views.audit import whole_number
-from penchant.server.console.views.common import chosen, location_of
-from penchant.server.console.views.run import ROUNDS_SHOWN
+from penchant.server.console.views.common import chosen, location_of, paged, whole_number
+from penchant.server.console.views.run import ROUNDS_A_PAGE
 from penchant.server.measured import Measurement, best
 from penchant.server.monitoring.run_history import RunLocation
 
@@ -21,7 +20,6 @@ def releases(request: ConsoleRequest) -> Response:
     if run is None:
         return request.render("releases.html.j2", runs=found, run=None)
     candidates = [a for a in reversed(run.attempts) if a.log is not None and a.digest]
-    every = request.asked("rounds") == "all"
     measured = run.by_round
     highest = best(measured.values())
     alike = 0 if highest is None else sum(_alike(one, highest) for one in measured.values())
@@ -30,8 +28,7 @@ def releases(request: ConsoleRequest) -> Response:
         "releases.html.j2",
         runs=found,
         run=run,
-        candidates=candidates if every else candidates[:ROUNDS_SHOWN],
-        hidden=0 if every else max(len(candidates) - ROUNDS_SHOWN, 0),
+        listed=paged(request, candidates, ROUNDS_A_PAGE),
         measured=measured,
         best=highest.after if highest else None,
         alike=alike,

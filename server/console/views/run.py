@@ -11,27 +11,27 @@ from penchant.common.secagg.stages import EXCHANGES, PLAIN_EXCHANGES
 from penchant.server.console import charts
 from penchant.server.console.requests import ConsoleRequest
 from penchant.server.console.views.common import (
-    Fragments,
     accuracy_chart,
     curve,
     histogram_chart,
     location_of,
     loss_chart,
+    paged,
     run_of,
 )
-from penchant.server.monitoring.run_history import AttemptRecord, JournalReader, RunSummary
+from penchant.server.monitoring.run_history import RunSummary
 
-__all__ = ["confirm_delete", "delete", "live_run", "resume", "run", "stop"]
+__all__ = ["confirm_delete", "delete", "resume", "run", "stop"]
 LOG_LINES = 200
-ROUNDS_SHOWN = 15
+ROUNDS_A_PAGE = 25
 
 
 def stages_of(run: RunSummary) -> list[dict[str, Any]]:
     """The five stages of the current attempt (or of the last one), with the state of each."""
-    last: AttemptRecord | None = run.attempts[-1] if run.attempts else None
+    last = run.current
     if last is None:
         return []
-    known = {s.name: s for s in JournalReader(run.location.directory).stages(last.round, last.attempt)}
+    known = {s.name: s for s in run.glance.stages.get((last.round, last.attempt), ())}
     secagg = run.config is None or run.config.privacy.secagg
     names = EXCHANGES if secagg else PLAIN_EXCHANGES
     over = last.state not in ("started", "unmasking")
@@ -54,7 +54,6 @@ def run_facts(request: ConsoleRequest, run: RunSummary) -> dict[str, Any]:
     """What a run's page shows."""
     logs = run.logs
     shown = [a for a in reversed(run.attempts) if a.log or a.state in ("failed", "skipped")]
-    every = request.asked("rounds") == "all"
     traffic = [
         charts.Series(
             "sent by a device", curve(run, lambda g: g.bytes_up / g.cohort if g.cohort else None), 1
@@ -68,7 +67,7 @@ def run_facts(request: ConsoleRequest, run: RunSummary) -> dict[str, Any]:
         "missing": missing_of(request, run),
         "hindrance": hindrance_of(request, run),
         "stages": stages_of(run),
-        "current": run.attempts[-1] if run.attempts else None,
+        "current": run.current,
         "accuracy": accuracy_chart(run) if logs else None,
         "loss": loss_chart(run) if logs else None,
         "histogram": histogram_chart(run),
@@ -87,8 +86,7 @@ def run_facts(request: ConsoleRequest, run: RunSummary) -> dict[str, Any]:
             zero=True,
             least=4,
         ),
-        "rows": shown if every else shown[:ROUNDS_SHOWN],
-        "hidden": 0 if every else max(len(shown) - ROUNDS_SHOWN, 0),
+        "listed": paged(request, shown, ROUNDS_A_PAGE),
         "log": list(request.context.operations.log(run.location, LOG_LINES)),
     }
 
@@ -123,15 +121,6 @@ def run(request: ConsoleRequest) -> Response:
     found = run_of(request.context, request.path("id"))
     text = found.config.to_toml() if found.config else ""
     return request.render("run.html.j2", config_text=text, **run_facts(request, found))
-
-
-PARTS = ("head", "now", "curves", "rounds", "log")
-
-
-def live_run(request: ConsoleRequest) -> Fragments:
-    """The parts of a run's page that change by themselves."""
-    page = run_facts(request, run_of(request.context, request.path("id")))
-    return {part: request.text(f"run_{part}.html.j2", **page) for part in PARTS}
 
 
 def stop(request: ConsoleRequest) -> Response:

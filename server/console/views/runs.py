@@ -15,18 +15,20 @@ from penchant.server.console.views.common import (
     accuracy_spark,
     all_runs,
     measured_curve,
+    paged,
     run_of,
 )
 from penchant.server.monitoring.run_history import RunSummary
 
 __all__ = ["compare", "runs"]
+RUNS_A_PAGE = 50
 
 
 def runs(request: ConsoleRequest) -> Response:
-    """All runs."""
-    found = all_runs(request.context)
-    sparks = {run.location.id: accuracy_spark(run) for run in found}
-    return request.render("runs.html.j2", runs=found, sparks=sparks)
+    """All runs, a page of them at a time."""
+    listed = paged(request, all_runs(request.context), RUNS_A_PAGE)
+    sparks = {run.location.id: accuracy_spark(run) for run in listed.rows}
+    return request.render("runs.html.j2", listed=listed, sparks=sparks)
 
 
 def compare(request: ConsoleRequest) -> Response:
