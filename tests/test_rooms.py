@@ -107,7 +107,7 @@ FLOORS: dict[str, list[set[str]]] = {
         },
         {"journal"},
         {"journal_reader", "measured"},
-        {"secagg", "monitoring"},
+        {"secagg", "monitoring", "stopping"},
         {"run", "console", "opened_sum", "noise_terms"},
         {"availability"},
         {"attempt_log"},

@@ -18,7 +18,7 @@ from penchant.deploy.cli.drawing import Drawing, note, plain_column, unmasked_wa
 from penchant.deploy.cli.errors import on_interrupt
 from penchant.deploy.earlier_round import begun_with
 from penchant.deploy.report import write_report
-from penchant.deploy.simulation.person_scores import FEW, Spread
+from penchant.deploy.simulation.person_scores import FEW, AccuracySpread
 from penchant.deploy.simulation.result import RunResult
 from penchant.deploy.simulation.runner import REPORT, simulate
 from penchant.deploy.simulation.world import Progress, SimulationSetup, prepare
@@ -131,7 +131,7 @@ def _rows(result: RunResult) -> Iterator[tuple[str, str]]:
         yield "time, peak memory", f"{result.wall_seconds:.0f} s, {result.peak_rss_mb:.0f} MB"
 
 
-def _spread_rows(spread: Spread | None) -> Iterator[tuple[str, str]]:
+def _spread_rows(spread: AccuracySpread | None) -> Iterator[tuple[str, str]]:
     """For whom the mean says what is true."""
     if spread is None:
         return

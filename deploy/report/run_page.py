@@ -20,7 +20,7 @@ from penchant.deploy.comparison.table import Comparison
 from penchant.deploy.report import comparison_page, plots, rendering
 from penchant.deploy.report.rendering import base_name, toml, typical, version_of
 from penchant.deploy.simulation.newcomers import ColdStart
-from penchant.deploy.simulation.person_scores import ClientScore, Spread
+from penchant.deploy.simulation.person_scores import AccuracySpread, ClientScore
 from penchant.deploy.simulation.result import RoundSummary, RunResult, SharedTensor
 from penchant.deploy.simulation.served import Served
 from penchant.server.privacy_figures import PrivacyFigures
@@ -148,7 +148,7 @@ def _served_text(against: Served | None) -> str:
     )
 
 
-def _spread_text(spread: Spread | None) -> str:
+def _spread_text(spread: AccuracySpread | None) -> str:
     """How far the mean can be trusted, and for whom it is not true."""
     if spread is None:
         return ""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FEW", "ClientScore", "DataThird", "Spread", "spread_of", "table_of"]
+__all__ = ["FEW", "AccuracySpread", "ClientScore", "DataThird", "spread_of", "table_of"]
 
 FEW = 10
 """Of fewer test pairs than this, one person's accuracy is mostly chance."""
@@ -42,7 +42,7 @@ class DataThird:
 
 
 @dataclass(frozen=True)
-class Spread:
+class AccuracySpread:
     """How accuracy spreads over the people of a run.
 
     Attributes:
@@ -66,7 +66,7 @@ class Spread:
     groups: tuple[DataThird, ...]
 
 
-def spread_of(scores: Sequence[ClientScore]) -> Spread | None:
+def spread_of(scores: Sequence[ClientScore]) -> AccuracySpread | None:
     """The spread over those people whose accuracy is known; None when that is nobody."""
     known = [score for score in scores if score.accuracy is not None]
     if not known:
@@ -80,7 +80,7 @@ def spread_of(scores: Sequence[ClientScore]) -> Spread | None:
         drawn[draw] = accuracy[some].mean(), _over_pairs(accuracy[some], tested[some])
     well = tested >= FEW
     worst = np.sort(accuracy)[: max(1, round(TENTH * len(known)))]
-    return Spread(
+    return AccuracySpread(
         over_people=float(accuracy.mean()),
         interval=_interval(drawn[:, 0]),
         over_pairs=_over_pairs(accuracy, tested),

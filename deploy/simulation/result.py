@@ -21,7 +21,7 @@ from penchant.deploy import run_directory
 from penchant.deploy.json_tables import from_table, plain_value
 from penchant.deploy.simulation.devices import Score
 from penchant.deploy.simulation.newcomers import ColdStart
-from penchant.deploy.simulation.person_scores import ClientScore, Spread, spread_of
+from penchant.deploy.simulation.person_scores import AccuracySpread, ClientScore, spread_of
 from penchant.deploy.simulation.served import Served, served
 from penchant.deploy.simulation.world import SimulationSetup
 from penchant.server.journal import Journal, RoundLog
@@ -137,7 +137,7 @@ class RunResult:
         return {score.client: score.accuracy for score in self.per_client if score.accuracy is not None}
 
     @property
-    def spread(self) -> Spread | None:
+    def spread(self) -> AccuracySpread | None:
         """How accuracy spreads over people; None where nobody's is known."""
         return spread_of(self.per_client)
 
