@@ -40,6 +40,9 @@ HOSTILE = (
     '<a href="x" onclick="alert(1)">x</a>',
     "[x](https://a.example 'onmouseover=alert(1)')",
     "<math><mtext><style><img src=x onerror=alert(1)></style></mtext></math>",
+    "[next](/choices) [close](../close) [x](//evil.example) [keys](#keys) [q](?q=1) [f](file:///etc/passwd)",
+    "[x](java&#1;script:alert(1)) [x](&#106;avascript:alert(1)) <javascript:alert(1)>",
+    "[x][a]\n\n[a]: javascript:alert(1)",
 )
 
 
@@ -221,6 +224,24 @@ def test_hostile_texts_do_nothing_on_any_page(device: Device) -> None:
     for row in device.store.recorded():
         if row.preference not in motions(6):
             device.store.remove(row.preference)
+
+
+@pytest.mark.parametrize("mark", ["\u202e", "&#x202e;", "&#8238;", "<http://a.example/%E2%80%AE>"])
+def test_marks_that_turn_the_writing_round_are_left_out_however_they_are_written(mark: str) -> None:
+    for shape in ("abc {}def", "# {}", "[{}](https://a.example)", "| {} |\n|---|\n| {} |", "**{}**", "`{}`"):
+        assert "\u202e" not in safe_markdown(shape.replace("{}", mark)), shape
+
+
+def test_nothing_that_is_chosen_between_is_left_unseen() -> None:
+    """A definition of a reference shows nothing of itself."""
+    assert "the rest" in safe_markdown('[a]: https://a.example "the rest"')
+
+
+def test_a_small_table_is_one_and_no_text_makes_a_huge_one() -> None:
+    assert "<td>1</td>" in safe_markdown("| a | b |\n|---|---|\n| 1 | 2 |")
+    html = safe_markdown("|a" * 400 + "\n" + "|-" * 400 + "\n" + "b\n" * 8000)
+    assert "<td>" not in html
+    assert len(html) < 2 * SHOWN_MOST
 
 
 def test_marks_that_turn_the_writing_round_are_left_out_and_joiners_stay() -> None:
