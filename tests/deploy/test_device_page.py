@@ -14,6 +14,7 @@ from support.device_page_scene import OwnerAtPage, opened
 from penchant.client.device.device import Device
 from penchant.common.data.preferences import Preference
 from penchant.deploy.device_page.starter import starter_comparisons
+from penchant.deploy.device_page.views.choices import named
 
 QUESTIONS = motions(12)
 
@@ -138,14 +139,29 @@ def test_a_choice_is_turned_round_and_stays_one(device: Device) -> None:
     device.record(motions(3))
     with opened(device, QUESTIONS) as owner:
         row = device.store.recorded()[1]
-        page = owner.follow("/choices/turn", {"number": str(row.number)})
+        page = owner.follow("/choices/turn", {"choice": named(row)})
         assert "the other way round now" in page
         now = device.store.recorded()
         assert [r.preference for r in now if r.preference.prompt == row.preference.prompt] == [
             Preference(row.preference.prompt, row.preference.rejected, row.preference.chosen)
         ]
         assert len(now) == 3
-        assert owner.post("/choices/turn", {"number": str(row.number)}).status_code == 422
+        assert owner.post("/choices/turn", {"choice": named(row)}).status_code == 422
+
+
+def test_a_tab_that_lies_open_means_the_choice_that_it_shows(owner: OwnerAtPage, device: Device) -> None:
+    """A choice that is recorded after the last one was taken back has the number of that one."""
+    owner.say("first")
+    (shown,) = device.store.recorded()
+    owner.say("undo")
+    device.record([Preference("another", "a", "b")])
+    (other,) = device.store.recorded()
+    assert other.number == shown.number
+    for path in ("/choices/delete", "/choices/turn"):
+        for said in (named(shown), str(other.number), ""):
+            assert owner.post(path, {"choice": said}).status_code == 422
+    assert chosen(device) == [Preference("another", "a", "b")]
+    assert owner.get("/choices").text.count(f'name="choice" value="{named(other)}"') == 2
 
 
 def test_deleting_a_choice_forgets_what_was_learned_from_it(device: Device) -> None:
@@ -154,7 +170,7 @@ def test_deleting_a_choice_forgets_what_was_learned_from_it(device: Device) -> N
     version = device.vault.version()
     with opened(device, QUESTIONS) as owner:
         row = next(r for r in device.store.recorded() if r.preference in device.store.train())
-        owner.post("/choices/delete", {"number": str(row.number)})
+        owner.post("/choices/delete", {"choice": named(row)})
         owner.finished()
         assert row.preference not in chosen(device)
         assert len(chosen(device)) == 11

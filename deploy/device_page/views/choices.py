@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 from starlette.responses import Response
@@ -19,7 +20,7 @@ from penchant.deploy.device_page.page_requests import PageRequest
 from penchant.deploy.device_page.uploads import UploadForm
 from penchant.server.console.at_once import HTTPError
 
-__all__ = ["choices", "delete", "export", "take", "turn", "who"]
+__all__ = ["choices", "delete", "export", "named", "take", "turn", "who"]
 
 ON_A_PAGE = 20
 PEOPLE_SHOWN = 200
@@ -36,13 +37,19 @@ def choices(request: PageRequest) -> Response:
     rows = found[(page - 1) * ON_A_PAGE : page * ON_A_PAGE]
     return request.render(
         "choices.html.j2",
-        rows=[(row, held_out(row.preference)) for row in rows],
+        rows=[(row, named(row), held_out(row.preference)) for row in rows],
         found=len(found),
         wanted=wanted,
         page=page,
         pages=pages,
         sources=request.device.store.sources(),
     )
+
+
+def named(row: Recorded) -> str:
+    """How a form says which choice it is about. A number alone would not do: that of a choice which is gone
+    goes to the next one that is recorded, and a tab that lies open would mean that one by it."""
+    return f"{row.number}-{hashlib.sha256(row.encode()).hexdigest()[:32]}"
 
 
 def export(request: PageRequest) -> Response:
@@ -139,9 +146,9 @@ def _holds(row: Recorded, wanted: str) -> bool:
 
 
 def _meant(request: PageRequest) -> Recorded:
-    number = request.number(request.form.get("number", ""), -1)
+    said = request.form.get("choice", "")
     for row in request.device.store.recorded():
-        if row.number == number:
+        if said == named(row):
             return row
     raise _gone()
 
