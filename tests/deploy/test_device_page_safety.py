@@ -265,7 +265,10 @@ def test_texts_that_are_made_to_be_slow_are_shown_in_a_moment(text: str) -> None
 # --- huge and odd inputs --------------------------------------------------------------------------------
 
 
-def test_files_are_bounded_and_nothing_of_a_bad_one_is_recorded(owner: OwnerAtPage, device: Device) -> None:
+def test_files_are_bounded_and_nothing_of_a_bad_one_is_recorded(
+    owner: OwnerAtPage, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penchant.deploy.device_page.views.choices.ROWS_MOST", 1000)
     before = count(device)
     row = b'{"prompt": "p", "chosen": "new", "rejected": "b"}\n'
     deep = b'{"prompt": ' + b"[" * 2000 + b"]" * 2000 + b"}"
@@ -281,6 +284,8 @@ def test_files_are_bounded_and_nothing_of_a_bad_one_is_recorded(owner: OwnerAtPa
         ("a.jsonl", row + b"{}\n", 422),
         ("a.csv", b"a,b\n1,2\n", 422),
         ("a.json", b"[" * 100_000, 422),
+        ("a.jsonl", row + b"1\n" * 2000, 422),
+        ("a.csv", b"prompt,chosen,rejected" + b",x" * 100_000 + b"\n" + b"p,a,b\n" * 900, 422),
     ):
         answer = owner.upload(name, data)
         assert answer.status_code == status, (name, answer.text[-2000:])
