@@ -125,6 +125,25 @@ def test_the_cookie_is_for_one_address_that_nobody_can_guess(device: Device) -> 
     assert entrance.root not in browser.client.get("/").text
 
 
+def test_cookies_of_other_programs_on_this_machine_do_not_shut_the_owner_out() -> None:
+    entrance = Entrance()
+    token = entrance.admit(entrance.link.rsplit("/", 1)[1])
+    ours = f"{entrance.cookie}={token}"
+    for others in (
+        "a[b]=1",
+        '{"json": 1}',
+        "=",
+        "x",
+        f"{entrance.cookie}=evil",
+        f"{entrance.cookie}",
+        "é=\x00",
+    ):
+        assert entrance.knows(f"{others}; {ours}")
+        assert entrance.knows(f"{ours}; {others}")
+        assert not entrance.knows(others)
+    assert not entrance.knows(f"other-{ours}")
+
+
 def test_a_foreign_name_for_this_address_is_refused(owner: OwnerAtPage, device: Device) -> None:
     before = count(device)
     for method, path in every_address(owner):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from collections import Counter
 
 from starlette.responses import Response
 
@@ -32,8 +33,8 @@ PATIENCE = 2.0  # seconds for which a page waits for a deletion to end
 
 def choices(request: PageRequest) -> Response:
     """The recorded choices, the latest first, or those with a text in them."""
-    wanted = request.asked("q")
-    found = [row for row in reversed(request.device.store.recorded()) if _holds(row, wanted)]
+    wanted, recorded = request.asked("q"), request.device.store.recorded()
+    found = [row for row in reversed(recorded) if _holds(row, wanted)]
     pages = max(1, -(-len(found) // ON_A_PAGE))
     page = min(max(request.number(request.asked("page"), 1), 1), pages)
     rows = found[(page - 1) * ON_A_PAGE : page * ON_A_PAGE]
@@ -44,7 +45,7 @@ def choices(request: PageRequest) -> Response:
         wanted=wanted,
         page=page,
         pages=pages,
-        sources=request.device.store.sources(),
+        sources=dict(sorted(Counter(row.source for row in recorded).items())),
     )
 
 
@@ -153,7 +154,7 @@ def _holds(row: Recorded, wanted: str) -> bool:
 def _meant(request: PageRequest) -> Recorded:
     said = request.form.get("choice", "")
     for row in request.device.store.recorded():
-        if said == named(row):
+        if said.startswith(f"{row.number}-") and said == named(row):
             return row
     raise _gone()
 
