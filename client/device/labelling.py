@@ -107,6 +107,7 @@ class Labelling:
         asked = [question.answered(True) for question in self._waiting]
         self._learner = learner(asked) if learner and asked else None
         self._done: list[tuple[Question, Preference | None]] = []  # (question, choice, or None if skipped)
+        self._ours: set[Preference] = set()  # those that no one else recorded before
         self._most_telling_first()
 
     @property
@@ -139,7 +140,8 @@ class Labelling:
     def choose(self, first_is_better: bool) -> None:
         """Record the answer to the question. DeviceError when the disk refuses; the question stays."""
         choice = self._waiting[0].answered(first_is_better)
-        self._store.add([choice], SOURCE)
+        if self._store.add([choice], SOURCE).new:
+            self._ours.add(choice)
         if self._learner:
             self._learner.answer(self._place[id(self._waiting[0])], first_is_better)
         self._done.append((self._waiting.popleft(), choice))
@@ -151,17 +153,28 @@ class Labelling:
         self._most_telling_first()
 
     def undo(self) -> bool:
-        """Take back the last answer of this sitting and ask again, as before; False when there is none."""
+        """Take back the last answer of this sitting and ask again, as before; False when there is none.
+
+        What was recorded otherwise meanwhile, by an import say, stays; a choice of this sitting that was
+        turned round since goes.
+        """
         if not self._done:
             return False
         question, choice = self._done[-1]
         if choice is not None:
-            self._store.remove(choice)
+            self._take_back(choice)
             if self._learner:
                 self._learner.undo()
         self._done.pop()
         self._waiting.appendleft(question)
         return True
+
+    def _take_back(self, choice: Preference) -> None:
+        if choice in self._ours:
+            turned = Preference(choice.prompt, choice.rejected, choice.chosen)
+            rows = [row for row in self._store.recorded() if row.source == SOURCE]
+            self._store.remove_these(row for row in rows if row.preference in (choice, turned))
+            self._ours.remove(choice)
 
     def _most_telling_first(self) -> None:
         if self._learner and self._waiting:

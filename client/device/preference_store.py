@@ -188,9 +188,10 @@ class PreferenceStore:
             there = chosen in rows
             if there:
                 turned = _turned(chosen.preference)
-                db.execute("DELETE FROM sealed_choices WHERE number = ?", (chosen.number,))
                 if all(row.preference != turned for row in rows):
+                    # Before the other goes, whose number it would get: `since` would not count it.
                     self._insert(db, [replace(chosen, preference=turned)])
+                db.execute("DELETE FROM sealed_choices WHERE number = ?", (chosen.number,))
         self.let_go()
         self._destroy()
         return there

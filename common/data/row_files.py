@@ -49,6 +49,7 @@ _WORDS_ONLY = (".md", ".txt", ".html")  # about the data, as everybody who looks
 _WRAPPED = ("data", "rows", "records", "examples")
 SHOWN_BAD_ROWS = 5
 CELL_MOST = 1 << 30  # characters of one cell of a table
+COLUMNS_MOST = 1000  # of a table: a row takes as many, however short it is
 
 PARTS = {
     "train": ("train", "training"),
@@ -91,18 +92,26 @@ class ReadReport:
 
 
 class RowLog:
-    """Counts rows and names the bad ones; :meth:`finish` gives the report, or refuses."""
+    """Counts rows and names the bad ones; :meth:`finish` gives the report, or refuses.
 
-    def __init__(self, bad_rows: BadRows = "refuse") -> None:
+    Args:
+        bad_rows: whether a bad row refuses all.
+        most: rows that are read at most; None for any number.
+    """
+
+    def __init__(self, bad_rows: BadRows = "refuse", most: int | None = None) -> None:
         if bad_rows not in ("refuse", "skip"):
             raise DataError(f"bad_rows is {bad_rows!r}; it must be 'refuse' or 'skip'")
         self._refuse = bad_rows == "refuse"
+        self._most = most
         self._count = 0
         self._bad: list[BadRow] = []
 
     def met(self) -> None:
-        """Count a row, good or bad."""
+        """Count a row, good or bad. DataError when there are too many."""
         self._count += 1
+        if self._most is not None and self._count > self._most:
+            raise DataError(f"there are more than {self._most} rows; give fewer at a time")
 
     def reject(self, where: str, reason: str | DataError) -> None:
         """Note that a row, already counted, can't be used."""
@@ -336,7 +345,11 @@ def _table_rows(file: Path | FileInMemory, separator: str) -> Rows:
             head = text.readline()
             text.seek(0)
             most = max(",;\t", key=head.count)
-            for number, row in enumerate(csv.DictReader(text, delimiter=separator or most), start=1):
+            table = csv.DictReader(text, delimiter=separator or most)
+            columns = len(table.fieldnames or ())
+            if columns > COLUMNS_MOST:
+                raise DataError(f"{file} has {columns} columns; at most {COLUMNS_MOST} are read")
+            for number, row in enumerate(table, start=1):
                 extra = row.pop(None, None)
                 yield f"{file}:{number}", "more cells than the header has" if extra else row
     except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:

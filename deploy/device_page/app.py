@@ -12,7 +12,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from penchant.client.device.device import Device
@@ -116,8 +116,6 @@ def _enter(context: PageContext) -> Endpoint:
 
     async def endpoint(request: Request) -> Response:
         entrance = context.entrance
-        if entrance.knows(request.headers.get("cookie", "")):
-            return RedirectResponse(f"{entrance.root}/", 303)
         if request.method != "GET":  # HEAD: whoever looks whether the link leads anywhere uses nothing up
             raise HTTPException(405)
         token = entrance.admit(request.path_params["key"])

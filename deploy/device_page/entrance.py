@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import secrets
 import threading
-from http.cookies import CookieError, SimpleCookie
 
 __all__ = ["LINKED", "Entrance"]
 
@@ -55,16 +54,15 @@ class Entrance:
             return token
 
     def knows(self, cookies: str) -> bool:
-        """Whether a header Cookie holds the session's token."""
-        try:
-            found = SimpleCookie(cookies).get(self.cookie)
-        except CookieError:
-            return False
+        """Whether a header Cookie holds the session's token.
+
+        Cookies of other programs on this machine come with it, of any shape, and take nothing away from it.
+        """
+        pairs = (pair.strip().partition("=") for pair in cookies.split(";"))
+        given = [value.strip('"') for name, _, value in pairs if name == self.cookie]
         with self._lock:
             session = self._session
-        return (
-            found is not None and session is not None and hmac.compare_digest(_digest(found.value), session)
-        )
+        return session is not None and any(hmac.compare_digest(_digest(one), session) for one in given)
 
     def sent_by_us(self, form_token: str) -> bool:
         """Whether a form carries the token of the session's forms."""

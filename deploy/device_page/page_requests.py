@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,8 @@ from penchant.server.console.forms import Endpoint, Form, posted
 
 __all__ = ["PageContext", "PageRequest", "PageView", "acted", "problem", "shown", "uploaded"]
 
+PATIENCE = 2.0  # seconds for which a request waits for the model
+
 
 @dataclass
 class PageContext:
@@ -40,7 +43,8 @@ class PageContext:
         work: training and forgetting.
         pictures: what was last seen of the model.
         close: ends the program.
-        waiting: a file of several people that was handed over, until its owner says who they are.
+        waiting: a file of several people that was handed over, until its owner says who they are: a name for
+            this one, the file's, and what is in it.
         flash: what the next page says, once.
     """
 
@@ -52,8 +56,19 @@ class PageContext:
     work: BackgroundWork
     pictures: PictureBook
     close: Callable[[], None]
-    waiting: tuple[str, Found] | None = field(default=None, repr=False)
+    waiting: tuple[str, str, Found] | None = field(default=None, repr=False)
     flash: str = ""
+
+    @contextmanager
+    def at_model(self) -> Iterator[None]:
+        """Hold the model for something short. HTTPError where it is at work for longer: a browser has six
+        connections, and a page that keeps one waiting until training ends would soon have none."""
+        if not self.model.acquire(timeout=PATIENCE):
+            raise HTTPError("the model is at work; nothing was done, try again in a moment", status=503)
+        try:
+            yield
+        finally:
+            self.model.release()
 
     def take_flash(self) -> str:
         """What is to be said, which is said by that."""

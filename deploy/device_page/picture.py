@@ -63,6 +63,12 @@ class PictureBook:
                 picture = self._seen(recorded)
             except PenchantError as error:  # without a base model, say: the page says so
                 picture = ModelPicture(False, None, "", wrong=str(error))
+            except (
+                Exception
+            ) as error:  # a fault of ours is one each time: it isn't looked for again and again
+                wrong = f"a fault of ours ({type(error).__name__})"
+                self._kept = mark, ModelPicture(False, None, "", wrong=wrong)
+                raise
         self._kept = mark, picture
         return picture
 

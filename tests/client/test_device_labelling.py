@@ -123,6 +123,25 @@ def test_undoing_takes_back_answers_and_skips_and_nothing_older(tmp_path: Path) 
     assert b"jerky" not in (tmp_path / "preferences.db").read_bytes()
 
 
+def test_undoing_leaves_what_was_recorded_otherwise_meanwhile(tmp_path: Path) -> None:
+    asked = sitting(tmp_path)
+    assert asked.question is not None
+    imported = asked.question.answered(True)
+    PreferenceStore(tmp_path).add([imported], "a file")
+    asked.choose(True)
+    assert asked.undo()
+    assert recorded(tmp_path) == [imported]
+
+
+def test_undoing_takes_back_a_choice_that_was_turned_round_since(tmp_path: Path) -> None:
+    asked = sitting(tmp_path)
+    asked.choose(True)
+    store = PreferenceStore(tmp_path)
+    assert store.turn_round(store.recorded()[0])
+    assert asked.undo()
+    assert recorded(tmp_path) == []
+
+
 # --- at the terminal ------------------------------------------------------------------------------
 
 

@@ -183,3 +183,14 @@ def test_names_of_files_tell_parts_apart(
         (tmp_path / name).write_text(LINES)
     found = data_files(tmp_path)
     assert {file.stem: part for file, part in found.parts(tmp_path).items()} == parts
+
+
+def test_files_of_too_many_rows_or_columns_are_refused_while_they_are_read() -> None:
+    """A wide head makes every row wide, however short it is: what is read grows with both."""
+    wide = FileInMemory("a.csv", b"c" + b",c" * 1000 + b"\n1\n")
+    with pytest.raises(DataError, match="1001 columns; at most 1000"):
+        list(rows_of_memory(wide, RowLog()))
+    many = FileInMemory("a.jsonl", b"1\n" * 11)
+    assert list(rows_of_memory(many, RowLog("skip", most=11))) == []
+    with pytest.raises(DataError, match="more than 10 rows"):
+        list(rows_of_memory(many, RowLog("skip", most=10)))

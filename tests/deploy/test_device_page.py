@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from support.device_page_scene import OwnerAtPage, opened
 from penchant.client.device.device import Device
 from penchant.common.data.preferences import Preference
 from penchant.deploy.device_page.starter import starter_comparisons
+from penchant.deploy.device_page.views.choices import named
 
 QUESTIONS = motions(12)
 
@@ -32,6 +34,12 @@ def owner(device: Device) -> Iterator[OwnerAtPage]:
 
 def chosen(device: Device) -> list[Preference]:
     return [row.preference for row in device.store.recorded()]
+
+
+def asked_about(page: str) -> str:
+    """The mark of the file of which a page asks who its reader is."""
+    (mark,) = re.findall(r'name="mark" value="([0-9a-f]+)"', page)
+    return str(mark)
 
 
 def responses(page: str) -> list[str]:
@@ -138,14 +146,29 @@ def test_a_choice_is_turned_round_and_stays_one(device: Device) -> None:
     device.record(motions(3))
     with opened(device, QUESTIONS) as owner:
         row = device.store.recorded()[1]
-        page = owner.follow("/choices/turn", {"number": str(row.number)})
+        page = owner.follow("/choices/turn", {"choice": named(row)})
         assert "the other way round now" in page
         now = device.store.recorded()
         assert [r.preference for r in now if r.preference.prompt == row.preference.prompt] == [
             Preference(row.preference.prompt, row.preference.rejected, row.preference.chosen)
         ]
         assert len(now) == 3
-        assert owner.post("/choices/turn", {"number": str(row.number)}).status_code == 422
+        assert owner.post("/choices/turn", {"choice": named(row)}).status_code == 422
+
+
+def test_a_tab_that_lies_open_means_the_choice_that_it_shows(owner: OwnerAtPage, device: Device) -> None:
+    """A choice that is recorded after the last one was taken back has the number of that one."""
+    owner.say("first")
+    (shown,) = device.store.recorded()
+    owner.say("undo")
+    device.record([Preference("another", "a", "b")])
+    (other,) = device.store.recorded()
+    assert other.number == shown.number
+    for path in ("/choices/delete", "/choices/turn"):
+        for said in (named(shown), str(other.number), ""):
+            assert owner.post(path, {"choice": said}).status_code == 422
+    assert chosen(device) == [Preference("another", "a", "b")]
+    assert owner.get("/choices").text.count(f'name="choice" value="{named(other)}"') == 2
 
 
 def test_deleting_a_choice_forgets_what_was_learned_from_it(device: Device) -> None:
@@ -154,7 +177,7 @@ def test_deleting_a_choice_forgets_what_was_learned_from_it(device: Device) -> N
     version = device.vault.version()
     with opened(device, QUESTIONS) as owner:
         row = next(r for r in device.store.recorded() if r.preference in device.store.train())
-        owner.post("/choices/delete", {"number": str(row.number)})
+        owner.post("/choices/delete", {"choice": named(row)})
         owner.finished()
         assert row.preference not in chosen(device)
         assert len(chosen(device)) == 11
@@ -221,9 +244,25 @@ def test_a_file_of_several_people_is_refused_until_its_owner_says_who_they_are(
     assert "holds choices of 2 people" in answer.text
     assert '<option value="&lt;b&gt;bob&lt;/b&gt;">' in answer.text
     assert chosen(device) == []
-    assert "2 new choices recorded" in owner.follow("/choices/who", {"person": "ann"})
+    form = {"person": "ann", "mark": asked_about(answer.text)}
+    assert "2 new choices recorded" in owner.follow("/choices/who", form)
     assert [p.prompt for p in chosen(device)] == ["p0", "p2"]
-    assert owner.post("/choices/who", {"person": "ann"}).status_code == 409
+    assert owner.post("/choices/who", form).status_code == 409
+
+
+def test_a_form_in_another_tab_means_the_file_that_it_asks_about(owner: OwnerAtPage, device: Device) -> None:
+    def rows(prompt: str) -> bytes:
+        people = [
+            {"person": name, "prompt": prompt, "chosen": name, "rejected": "b"} for name in ("ann", "bob")
+        ]
+        return "\n".join(map(json.dumps, people)).encode()
+
+    marks = [asked_about(owner.upload(f"{name}.jsonl", rows(name)).text) for name in ("one", "two")]
+    for mark in (marks[0], ""):
+        assert owner.post("/choices/who", {"person": "ann", "mark": mark}).status_code == 409
+    assert chosen(device) == []
+    owner.follow("/choices/who", {"person": "ann", "mark": marks[1]})
+    assert chosen(device) == [Preference("two", "ann", "b")]
 
 
 def test_bad_rows_are_named_and_left_out_only_if_that_is_asked_for(
@@ -281,6 +320,48 @@ def test_responses_are_ranked_on_the_page_as_by_the_command(device: Device) -> N
 def test_a_fault_of_training_is_told_in_one_line(owner: OwnerAtPage) -> None:
     owner.follow("/model/train")
     assert "Training failed: there are no choices to learn from" in owner.finished()
+
+
+def test_a_fault_of_ours_is_told_once_and_not_looked_for_again_and_again(
+    owner: OwnerAtPage, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[object] = []
+
+    def broken(*_: object, **__: object) -> None:
+        looks.append(None)
+        raise RuntimeError("a secret")
+
+    device.record(motions(3))
+    monkeypatch.setattr(Device, "report", broken)
+    for _ in range(3):
+        page = owner.finished()
+        assert "a fault of ours (RuntimeError)" in page
+        assert "secret" not in page
+    assert len(looks) == 1
+
+
+def test_while_the_model_is_at_work_a_page_says_so_and_keeps_no_browser_waiting(
+    owner: OwnerAtPage, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = threading.Event()
+    turn = owner.turn()
+    monkeypatch.setattr(Device, "train", lambda *_: end.wait(60))
+    monkeypatch.setattr("penchant.deploy.device_page.page_requests.PATIENCE", 0.05)
+    try:
+        owner.post("/model/train")
+        owner.post("/choose", {"turn": turn, "say": "first"})
+        part = owner.get("/", headers={"hx-request": "true"})
+        assert (part.headers["hx-refresh"], part.text) == ("true", "")
+        page = owner.get("/").text
+        assert "Not done: the model is at work" in page
+        assert "comes in a moment" in page
+        assert owner.post("/model/rank", {"prompt": "p", "responses": "a\nb"}).status_code == 503
+        assert owner.post("/choices/delete", {"choice": "x"}).status_code == 422
+        assert chosen(device) == []
+    finally:
+        end.set()
+    owner.finished()
+    assert owner.ready().turn() == turn
 
 
 # --- fleet ----------------------------------------------------------------------------------------------

@@ -40,6 +40,9 @@ HOSTILE = (
     '<a href="x" onclick="alert(1)">x</a>',
     "[x](https://a.example 'onmouseover=alert(1)')",
     "<math><mtext><style><img src=x onerror=alert(1)></style></mtext></math>",
+    "[next](/choices) [close](../close) [x](//evil.example) [keys](#keys) [q](?q=1) [f](file:///etc/passwd)",
+    "[x](java&#1;script:alert(1)) [x](&#106;avascript:alert(1)) <javascript:alert(1)>",
+    "[x][a]\n\n[a]: javascript:alert(1)",
 )
 
 
@@ -120,6 +123,25 @@ def test_the_cookie_is_for_one_address_that_nobody_can_guess(device: Device) -> 
     assert len(entrance.root) > 20
     assert browser.client.get("/").status_code == 404  # it tells nobody where it is
     assert entrance.root not in browser.client.get("/").text
+
+
+def test_cookies_of_other_programs_on_this_machine_do_not_shut_the_owner_out() -> None:
+    entrance = Entrance()
+    token = entrance.admit(entrance.link.rsplit("/", 1)[1])
+    ours = f"{entrance.cookie}={token}"
+    for others in (
+        "a[b]=1",
+        '{"json": 1}',
+        "=",
+        "x",
+        f"{entrance.cookie}=evil",
+        f"{entrance.cookie}",
+        "é=\x00",
+    ):
+        assert entrance.knows(f"{others}; {ours}")
+        assert entrance.knows(f"{ours}; {others}")
+        assert not entrance.knows(others)
+    assert not entrance.knows(f"other-{ours}")
 
 
 def test_a_foreign_name_for_this_address_is_refused(owner: OwnerAtPage, device: Device) -> None:
@@ -223,6 +245,24 @@ def test_hostile_texts_do_nothing_on_any_page(device: Device) -> None:
             device.store.remove(row.preference)
 
 
+@pytest.mark.parametrize("mark", ["\u202e", "&#x202e;", "&#8238;", "<http://a.example/%E2%80%AE>"])
+def test_marks_that_turn_the_writing_round_are_left_out_however_they_are_written(mark: str) -> None:
+    for shape in ("abc {}def", "# {}", "[{}](https://a.example)", "| {} |\n|---|\n| {} |", "**{}**", "`{}`"):
+        assert "\u202e" not in safe_markdown(shape.replace("{}", mark)), shape
+
+
+def test_nothing_that_is_chosen_between_is_left_unseen() -> None:
+    """A definition of a reference shows nothing of itself."""
+    assert "the rest" in safe_markdown('[a]: https://a.example "the rest"')
+
+
+def test_a_small_table_is_one_and_no_text_makes_a_huge_one() -> None:
+    assert "<td>1</td>" in safe_markdown("| a | b |\n|---|---|\n| 1 | 2 |")
+    html = safe_markdown("|a" * 400 + "\n" + "|-" * 400 + "\n" + "b\n" * 8000)
+    assert "<td>" not in html
+    assert len(html) < 2 * SHOWN_MOST
+
+
 def test_marks_that_turn_the_writing_round_are_left_out_and_joiners_stay() -> None:
     assert "\u202e" not in safe_markdown("abc\u202edef\x00\x1b[31m")
     assert "\u200c" in safe_markdown("می\u200cخواهم")
@@ -244,7 +284,10 @@ def test_texts_that_are_made_to_be_slow_are_shown_in_a_moment(text: str) -> None
 # --- huge and odd inputs --------------------------------------------------------------------------------
 
 
-def test_files_are_bounded_and_nothing_of_a_bad_one_is_recorded(owner: OwnerAtPage, device: Device) -> None:
+def test_files_are_bounded_and_nothing_of_a_bad_one_is_recorded(
+    owner: OwnerAtPage, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penchant.deploy.device_page.views.choices.ROWS_MOST", 1000)
     before = count(device)
     row = b'{"prompt": "p", "chosen": "new", "rejected": "b"}\n'
     deep = b'{"prompt": ' + b"[" * 2000 + b"]" * 2000 + b"}"
@@ -260,6 +303,8 @@ def test_files_are_bounded_and_nothing_of_a_bad_one_is_recorded(owner: OwnerAtPa
         ("a.jsonl", row + b"{}\n", 422),
         ("a.csv", b"a,b\n1,2\n", 422),
         ("a.json", b"[" * 100_000, 422),
+        ("a.jsonl", row + b"1\n" * 2000, 422),
+        ("a.csv", b"prompt,chosen,rejected" + b",x" * 100_000 + b"\n" + b"p,a,b\n" * 900, 422),
     ):
         answer = owner.upload(name, data)
         assert answer.status_code == status, (name, answer.text[-2000:])

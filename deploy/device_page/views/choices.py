@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import secrets
+from collections import Counter
 
 from starlette.responses import Response
 
@@ -19,30 +22,37 @@ from penchant.deploy.device_page.page_requests import PageRequest
 from penchant.deploy.device_page.uploads import UploadForm
 from penchant.server.console.at_once import HTTPError
 
-__all__ = ["choices", "delete", "export", "take", "turn", "who"]
+__all__ = ["choices", "delete", "export", "named", "take", "turn", "who"]
 
 ON_A_PAGE = 20
 PEOPLE_SHOWN = 200
+ROWS_MOST = 500_000  # of one file, the bad ones among them
 LIMITS = ApiLimits(choices=100_000, choice_characters=128 << 20)  # that one file may make
 PATIENCE = 2.0  # seconds for which a page waits for a deletion to end
 
 
 def choices(request: PageRequest) -> Response:
     """The recorded choices, the latest first, or those with a text in them."""
-    wanted = request.asked("q")
-    found = [row for row in reversed(request.device.store.recorded()) if _holds(row, wanted)]
+    wanted, recorded = request.asked("q"), request.device.store.recorded()
+    found = [row for row in reversed(recorded) if _holds(row, wanted)]
     pages = max(1, -(-len(found) // ON_A_PAGE))
     page = min(max(request.number(request.asked("page"), 1), 1), pages)
     rows = found[(page - 1) * ON_A_PAGE : page * ON_A_PAGE]
     return request.render(
         "choices.html.j2",
-        rows=[(row, held_out(row.preference)) for row in rows],
+        rows=[(row, named(row), held_out(row.preference)) for row in rows],
         found=len(found),
         wanted=wanted,
         page=page,
         pages=pages,
-        sources=request.device.store.sources(),
+        sources=dict(sorted(Counter(row.source for row in recorded).items())),
     )
+
+
+def named(row: Recorded) -> str:
+    """How a form says which choice it is about. A number alone would not do: that of a choice which is gone
+    goes to the next one that is recorded, and a tab that lies open would mean that one by it."""
+    return f"{row.number}-{hashlib.sha256(row.encode()).hexdigest()[:32]}"
 
 
 def export(request: PageRequest) -> Response:
@@ -81,7 +91,7 @@ def delete(request: PageRequest) -> Response:
     context.work.wait(PATIENCE)
     state = context.work.state
     if state is None or state.running:
-        return request.go("/model", "The choice is deleted, and the model is fitted anew to the rest.")
+        return request.go("/model")  # which says how far it is
     return request.go(_back(request), f"Not done: {one_line(state.wrong)}" if state.wrong else state.outcome)
 
 
@@ -90,30 +100,33 @@ def take(request: PageRequest) -> Response:
     upload = request.upload or UploadForm({}, None)
     if upload.file is None:
         raise HTTPError("no file was chosen", status=422)
-    skip = upload.fields.get("skip") == "yes"
-    log = RowLog("skip" if skip else "refuse")
+    log = RowLog("skip", most=ROWS_MOST)
     try:
         found = bounded_choices(rows_of_memory(upload.file, log), log, LIMITS)
     except ApiRefusal as refused:
         raise HTTPError(str(refused), status=refused.status) from None
     report = log.finish(upload.file.name)
+    if report.bad and upload.fields.get("skip") != "yes":
+        raise HTTPError(f"{report.summary()}; correct them, or leave them out", status=422)
     if report.bad:
         found.notes.append(report.summary())
     if len(found.people) > 1:
-        request.context.waiting = (upload.file.name, found)
+        mark = secrets.token_hex(8)
+        request.context.waiting = (mark, upload.file.name, found)
         people = found.people[:PEOPLE_SHOWN]
         return request.render(
-            "who.html.j2", 422, file=upload.file.name, people=people, count=len(found.people)
+            "who.html.j2", 422, file=upload.file.name, mark=mark, people=people, count=len(found.people)
         )
     return _recorded(request, upload.file.name, found, None)
 
 
 def who(request: PageRequest) -> Response:
-    """Record the choices of the person that the owner is, of the file that was handed over last."""
-    waiting, request.context.waiting = request.context.waiting, None
-    if waiting is None:
-        raise HTTPError("there is no file any more; choose it again", status=409)
-    name, found = waiting
+    """Record the choices of the person that the owner is, of the file that the form asks about."""
+    waiting = request.context.waiting
+    if waiting is None or waiting[0] != request.form.get("mark", ""):
+        raise HTTPError("that file is not there any more; choose it again", status=409)
+    request.context.waiting = None
+    _, name, found = waiting
     person = request.form.get("person", "")
     if person not in found.people:
         raise HTTPError("nobody of that name is in the file; choose it again", status=422)
@@ -139,9 +152,9 @@ def _holds(row: Recorded, wanted: str) -> bool:
 
 
 def _meant(request: PageRequest) -> Recorded:
-    number = request.number(request.form.get("number", ""), -1)
+    said = request.form.get("choice", "")
     for row in request.device.store.recorded():
-        if row.number == number:
+        if said.startswith(f"{row.number}-") and said == named(row):
             return row
     raise _gone()
 

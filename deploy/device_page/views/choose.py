@@ -16,8 +16,14 @@ ANSWERS = ("first", "second", "skip", "undo")
 
 
 def choose(request: PageRequest) -> Response:
-    """The question that is asked now."""
+    """The question that is asked now.
+
+    A script that would put it in the place of the last one has the whole page loaded where there is none to
+    put there, or something to be said beside it.
+    """
     asked = request.context.sitting.now()
+    if request.http_request.headers.get("hx-request") and (asked is None or request.context.flash):
+        return Response(headers={"HX-Refresh": "true"})
     if asked is None:
         return request.render("preparing.html.j2")
     return request.render("choose.html.j2", asked=asked, choices=len(request.device.store))
@@ -29,7 +35,11 @@ def answer(request: PageRequest) -> Response:
     if said not in ANSWERS:
         raise HTTPError("an answer is 1, 2, skip or undo", status=422)
     turn = request.number(request.form.get("turn", ""), -1)
-    taken = request.context.sitting.answer(turn, cast(Answer, said))
+    try:
+        with request.context.at_model():
+            taken = request.context.sitting.answer(turn, cast(Answer, said))
+    except HTTPError as busy:
+        return request.go("/", f"Not done: {busy}")
     late = (
         "Nothing to take back." if said == "undo" else "That question was answered already; here is the next."
     )

@@ -49,7 +49,7 @@ def rank(request: PageRequest) -> Response:
     responses = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if len(prompt) + len(text) > CHARACTERS_MOST or len(responses) > RESPONSES_MOST:
         raise HTTPError(f"at most {RESPONSES_MOST} responses, and {CHARACTERS_MOST} characters", status=413)
-    with request.context.model:
+    with request.context.at_model():
         ranked = request.device.rank(prompt, responses)
     return _page(request, ranked=ranked, prompt=prompt, responses=text)
 
