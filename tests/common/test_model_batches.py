@@ -85,7 +85,8 @@ def found(model: RewardModel, share: str, one_by_one: bool = False) -> tuple[Ten
     batches = [[text] for text in TEXTS] if one_by_one else [TEXTS]
     scores = torch.cat([model.scores(model.prepare_texts(batch), effective) for batch in batches])
     weights = torch.linspace(-1, 1, len(TEXTS)) + 0.3
-    return scores.detach(), list(torch.autograd.grad((scores * weights).sum(), list(leaves.values())))
+    scored = [tensor for name, tensor in leaves.items() if name != split.spread_tensor]  # no part of a score
+    return scores.detach(), list(torch.autograd.grad((scores * weights).sum(), scored))
 
 
 def split_of(model: RewardModel, share: str) -> Split:
