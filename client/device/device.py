@@ -35,7 +35,13 @@ from penchant.client.agent.round_work import WallClock
 from penchant.client.device.conversation_form import learned_from_conversations
 from penchant.client.device.export import Export, export_peft
 from penchant.client.device.fitted import About, Fitted, personal_digest
-from penchant.client.device.preference_store import Added, PreferenceStore, Recorded, held_out
+from penchant.client.device.preference_store import (
+    Added,
+    PreferenceStore,
+    Recorded,
+    held_out,
+    marks_of,
+)
 from penchant.client.device.privacy_report import PrivacyReport, privacy_report
 from penchant.client.learning.active import ActiveLearner
 from penchant.client.learning.doubt import Doubt, doubt_of, numbers_kept
@@ -160,11 +166,14 @@ class Standing:
         newer: how many choices were recorded since it was trained here, those held out among them.
         errors: whether the errors of its scores are known.
         why_not: why they are not, and what to do; empty where they are, or where nothing personal was fitted.
+        gone: how many choices of then are there no more: they were taken back, or turned round (the turned
+            one is newer).
     """
 
     newer: int
     errors: bool
     why_not: str = ""
+    gone: int = 0
 
 
 @dataclass(frozen=True)
@@ -299,7 +308,7 @@ class Device:
         Raises DataError without choices, DeviceError when training diverges, or when the running agent has
         changed the model meanwhile: what a round made is kept.
         """
-        version, newest = self.vault.version(), self.store.newest()
+        version, marks = self.vault.version(), self.store.marks()
         choices = self.choices()
         if not choices.train:
             raise DataError("there are no choices to learn from; import some with `penchant device import`")
@@ -321,22 +330,21 @@ class Device:
         context = encode_record(_context(planned, factors))
         kept_as = self.vault.keep_personal(run, number, personal, context, version=version)
         tell("finding out how sure it is")
-        self._fit_errors(choices.train, newest, kept_as)
+        self._fit_errors(choices.train, marks, kept_as)
         tell("judging by the choices that were held out")
         return self.report()
 
     def fit_errors(self) -> None:
         """Fit how sure the model in use is, after all recorded choices but the held-out ones, and leave it as
         it is. For one that a round has made: `train` does it by itself. Errors as `train`."""
-        version, newest, choices = self.vault.version(), self.store.newest(), self.choices().train
+        version, marks, choices = self.vault.version(), self.store.marks(), self.choices().train
         if not choices:
             raise DataError("there are no choices to learn from; import some with `penchant device import`")
-        self._fit_errors(choices, newest, version)
+        self._fit_errors(choices, marks, version)
 
     def standing(self) -> Standing:
         """Whether newer choices wait to be trained on, and whether errors are known."""
-        latest = self.vault.latest()
-        about = None if latest is None else self._fitted.of(personal_digest(*latest))
+        latest, about = self.vault.latest(), self._about()
         if latest is None or not latest[1].vector.size:
             return Standing(0, errors=False)
         if about is None:
@@ -346,7 +354,8 @@ class Device:
                 why_not="no errors are known of this model: `penchant device train`, or `rank --fit-errors`",
             )
         why_not = "" if about.errors else "the personal part is too large for errors to be computed"
-        return Standing(self.store.since(about.newest), about.errors, why_not)
+        then, now = marks_of(about.marks), marks_of(self.store.marks())
+        return Standing(len(now - then), about.errors, why_not, gone=len(then - now))
 
     def rank(self, prompt: str, responses: Sequence[str]) -> list[Ranked]:
         """The responses, the one that the owner would like most first. DataError without any."""
@@ -674,10 +683,10 @@ class Device:
 
     def _about(self) -> About | None:
         """What was fitted with the model in use; None where nothing was."""
-        latest = self.vault.latest()
-        return None if latest is None else self._fitted.of(personal_digest(*latest))
+        version, latest = self.vault.version(), self.vault.latest()
+        return self._fitted.of(None if latest is None else personal_digest(*latest, version))
 
-    def _fit_errors(self, choices: Sequence[Preference], newest: int, version: int) -> None:
+    def _fit_errors(self, choices: Sequence[Preference], marks: bytes, version: int) -> None:
         """Keep how sure the model in use is, after these choices.
 
         version: of the vault, when the choices were read or later. DeviceError, and nothing is kept, when the
@@ -689,8 +698,8 @@ class Device:
             raise DataError("nothing personal is fitted yet: `penchant device train`")
         doubt = _doubt(planned, factors, kept, choices)
         about = About(
-            personal=personal_digest(*latest),
-            newest=newest,
+            personal=personal_digest(*latest, version),
+            marks=marks,
             conversations=learned_from_conversations(choices),
             errors=doubt is not None,
         )

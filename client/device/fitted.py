@@ -1,23 +1,26 @@
 """How sure the model in use is: fitted when the owner trains, kept, and read by whoever ranks.
 
-It belongs to one personal part, to the bit. When the device has another one (a round has finished, say), what
-was kept says nothing about it, and goes when it is next looked at.
+It belongs to one personal part, to the bit, and to the vault as it was when the choices were read. When the
+device has another one (a round has finished, say), or something was forgotten since, what was kept says
+nothing about it, and goes when it is next looked at.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Annotated
 
 from penchant.client.learning.doubt import Doubt
 from penchant.client.vault.fitted_store import FittedStore
 from penchant.client.vault.vault import Personal
-from penchant.common.wire.codec import U64, decode_record, encode_record
+from penchant.common.wire.codec import AtMost, decode_record, encode_record
 from penchant.common.wire.messages import Digest
 
 __all__ = ["About", "Fitted", "personal_digest"]
 
 ABOUT, DOUBT = "about", "doubt"
+_MARKS_MOST = 1 << 30  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +28,26 @@ class About:
     """What was fitted to which choices.
 
     Attributes:
-        personal: the digest of the personal part, and of the shared factors that belong to it.
-        newest: the number of the latest choice that was recorded then.
+        personal: the digest of the personal part, and of what else it belongs to (`personal_digest`).
+        marks: of all choices that were recorded then (`PreferenceStore.marks`), one after the other.
         conversations: whether most of the choices were between answers in conversations.
         errors: whether errors were fitted: not where they would be too many numbers.
     """
 
     personal: Digest
-    newest: U64
+    marks: Annotated[bytes, AtMost(_MARKS_MOST)]
     conversations: bool
     errors: bool
 
 
-def personal_digest(run: bytes, kept: Personal) -> bytes:
-    """What names a committed personal part and the factors it belongs to."""
-    parts = (run, kept.round.to_bytes(8, "big"), kept.vector.astype("<f4").tobytes(), kept.context)
+def personal_digest(run: bytes, kept: Personal, version: int) -> bytes:
+    """What names a committed personal part, the factors it belongs to, and the vault's version then.
+
+    With the version, whoever is killed while keeping what was fitted to choices that are forgotten meanwhile
+    leaves nothing that anybody takes for current.
+    """
+    numbers = kept.vector.astype("<f4").tobytes()
+    parts = (run, kept.round.to_bytes(8, "big"), version.to_bytes(8, "big"), numbers, kept.context)
     whole = hashlib.sha256(b"penchant fitted")
     for part in parts:
         whole.update(len(part).to_bytes(8, "big") + part)
@@ -57,8 +65,9 @@ class Fitted:
         values = {ABOUT: encode_record(about)}
         self._store.replace(values if doubt is None else values | {DOUBT: doubt.encode()})
 
-    def of(self, personal: bytes) -> About | None:
-        """What was fitted with the personal part of this digest; that of another is destroyed."""
+    def of(self, personal: bytes | None) -> About | None:
+        """What was fitted with the personal part of this digest; that of another is destroyed. None: there
+        is no personal part now."""
         kept = self._store.read(ABOUT)
         if not kept:
             return None

@@ -37,6 +37,7 @@ KEYS = "preferences.keys"
 _SCHEMA_VERSION = 1
 _SCHEMA = "CREATE TABLE IF NOT EXISTS sealed_choices (number INTEGER PRIMARY KEY, sealed BLOB NOT NULL)"
 _PURPOSE = "choice"
+_MARK = 16  # bytes that name a choice as it is sealed
 CLOCK_STEP = 3.0  # seconds: the coarsest of a file system's clock, and one more
 
 # user_version: 0 new, or from a version that kept texts in clear (a table `choices`); 1 such a one, whose
@@ -148,18 +149,14 @@ class PreferenceStore:
             (count,) = db.execute("SELECT count(*) FROM sealed_choices").fetchone()
         return int(count)
 
-    def newest(self) -> int:
-        """The number of the choice that was recorded last; 0 before the first."""
-        with self._transaction() as db:
-            (number,) = db.execute("SELECT coalesce(max(number), 0) FROM sealed_choices").fetchone()
-        return int(number)
+    def marks(self) -> bytes:
+        """What names each recorded choice, one after the other (`marks_of`), and opens none.
 
-    def since(self, number: int) -> int:
-        """How many choices were recorded after the one of this number, those held out among them."""
+        Not by its number: that of the latest is given again once it was taken back.
+        """
         with self._transaction() as db:
-            query = "SELECT count(*) FROM sealed_choices WHERE number > ?"
-            (count,) = db.execute(query, (number,)).fetchone()
-        return int(count)
+            sealed = db.execute("SELECT sealed FROM sealed_choices ORDER BY number").fetchall()
+        return b"".join(hashlib.sha256(row).digest()[:_MARK] for (row,) in sealed)
 
     def sources(self) -> dict[str, int]:
         """How many choices came from where."""
@@ -277,6 +274,11 @@ class PreferenceStore:
     def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
         """PERSIST: the journal's blocks are never released, so that they can be overwritten."""
         return transaction(self._path, DeviceError, "journal_mode=PERSIST", "secure_delete=ON")
+
+
+def marks_of(marks: bytes) -> set[bytes]:
+    """The single marks of `PreferenceStore.marks`."""
+    return {marks[start : start + _MARK] for start in range(0, len(marks), _MARK)}
 
 
 def held_out(preference: Preference) -> bool:

@@ -107,6 +107,7 @@ class Padded:
 
     def __init__(self, network: AdaptedNetwork) -> None:
         self._network = network
+        self._turns = _turning_length(network)
 
     def prepare(self, module: Any) -> Any:
         return module
@@ -121,6 +122,7 @@ class Padded:
                 end < len(order)
                 and end - start < _BATCH_TEXTS
                 and len(ids[order[end]]) * (end - start + 1) <= _BATCH_TOKENS
+                and not len(ids[order[start]]) <= self._turns < len(ids[order[end]])
             ):
                 end += 1
             batches.append(self._batch(order[start:end], ids, states))
@@ -210,8 +212,8 @@ class RowPacking:
     """Texts in rows. pieces: attention by pieces, else under a mask.
 
     Raises:
-        TypeError: the model reads longer texts than its attention reaches, or its attention is not the one
-            that can go by pieces.
+        TypeError: the model reads longer texts than its attention reaches, or long ones in another way than
+            short ones, or its attention is not the one that can go by pieces.
     """
 
     def __init__(self, network: AdaptedNetwork, *, pieces: bool) -> None:
@@ -219,6 +221,8 @@ class RowPacking:
         windows = [value for name in _WINDOWS if isinstance(value := getattr(settings, name, None), int)]
         if windows and min(windows) < network.max_tokens:
             raise TypeError(f"texts of {network.max_tokens} tokens reach beyond a window of {min(windows)}")
+        if (turns := _turning_length(network)) < network.max_tokens:
+            raise TypeError(f"texts of more than {turns} tokens are read in another way")
         if pieces and getattr(settings, "_attn_implementation", None) != "sdpa":
             raise TypeError("the attention is not scaled_dot_product_attention")
         if not pieces and not network.causal:
@@ -326,6 +330,21 @@ def _mask(pieces: Sequence[Piece], network: AdaptedNetwork) -> Tensor:
     dtype = next(p.dtype for p in network.module.parameters() if p.is_floating_point())
     mask = torch.zeros(seen.shape, dtype=dtype)
     return mask.masked_fill(~seen.tril(), torch.finfo(dtype).min).to(network.device)[None, None]
+
+
+def _turning_length(network: AdaptedNetwork) -> int:
+    """How many tokens the longest text of a batch may have before all of the batch is read in another way:
+    LongRoPE has other frequencies for long texts. The longest text's length where there is no such thing.
+
+    Probe texts don't tell: they are short.
+    """
+    settings: Any = network.module.config
+    rope = getattr(settings, "rope_parameters", None) or {}
+    kinds = [rope, *(own for own in rope.values() if isinstance(own, dict))]  # some have one a kind of layer
+    turns = [
+        int(one["original_max_position_embeddings"]) for one in kinds if one.get("rope_type") == "longrope"
+    ]
+    return min(turns, default=network.max_tokens)
 
 
 def _inverse(order: Sequence[int], device: torch.device) -> Tensor:

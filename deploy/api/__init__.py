@@ -95,6 +95,7 @@ __all__ = [
     "DataError",
     "DataRequest",
     "DatasetLoader",
+    "Evaluation",
     "Factor",
     "Federation",
     "Part",

@@ -287,14 +287,14 @@ FAILURES: dict[str, Exception] = {
 
 def with_training_that_fails(monkeypatch: pytest.MonkeyPatch, error: Exception, pairs: int) -> None:
     """Training on exactly so many pairs raises `error`: its outcome hangs on one person's data."""
-    evaluate = LocalTrainer.evaluate
+    train = LocalTrainer.train
 
-    def failing(self: LocalTrainer, shared: Any, personal: Any, prepared: Any) -> Any:
+    def failing(self: LocalTrainer, shared: Any, personal: Any, prepared: Any, seed: int) -> Any:
         if len(prepared) == pairs:
             raise error
-        return evaluate(self, shared, personal, prepared)
+        return train(self, shared, personal, prepared, seed)
 
-    monkeypatch.setattr(LocalTrainer, "evaluate", failing)
+    monkeypatch.setattr(LocalTrainer, "train", failing)
 
 
 @pytest.mark.parametrize("error", FAILURES.values(), ids=FAILURES)

@@ -11,6 +11,7 @@ import pytest
 import tomli_w
 
 from penchant.client.device.device import Device, OfflineConfig, Standing
+from penchant.client.device.fitted import Fitted
 from penchant.client.device.preference_store import held_out
 from penchant.client.device.warm_model import WarmModel
 from penchant.client.learning.laplace import Laplace, probability
@@ -156,3 +157,56 @@ def test_what_was_fitted_to_choices_that_were_forgotten_meanwhile_is_not_kept(
     with pytest.raises(DeviceError, match="changed while its errors were fitted"):
         home.fit_errors()
     assert not any((home.directory / KEYS).read_bytes())
+
+
+def test_what_a_killed_process_kept_of_forgotten_choices_is_nobodys(
+    home: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner forgets a choice, and the model is fitted anew, before what was fitted with it is kept; the
+    process is killed right after that."""
+    latest, keep = Vault.latest, Fitted.keep
+
+    def after_forgetting(vault: Vault) -> Any:
+        monkeypatch.setattr(Vault, "latest", latest)
+        learned = [one for one in home.store.recorded() if not held_out(one.preference)]
+        assert Device(home.directory).forget_choices(learned[:1]).fitted
+        monkeypatch.setattr(Fitted, "keep", killed)
+        return latest(vault)
+
+    def killed(fitted: Fitted, *given: Any) -> None:
+        keep(fitted, *given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Vault, "latest", after_forgetting)
+    with pytest.raises(KeyboardInterrupt):
+        home.fit_errors()
+    assert not Device(home.directory).standing().errors
+    assert not any((home.directory / KEYS).read_bytes())
+
+
+def test_what_a_killed_process_kept_after_all_was_forgotten_goes_when_looked_at(
+    home: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Fitted.keep
+
+    def keep(fitted: Fitted, *given: Any) -> None:
+        Device(home.directory).forget()
+        whole(fitted, *given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Fitted, "keep", keep)
+    with pytest.raises(KeyboardInterrupt):
+        home.fit_errors()
+    assert Device(home.directory).standing() == Standing(newer=0, errors=False)
+    assert not any((home.directory / KEYS).read_bytes())
+
+
+def test_a_choice_that_takes_the_place_of_one_taken_back_is_newer(home: Device) -> None:
+    last = home.store.recorded()[-1]
+    home.store.remove(last.preference)
+    assert home.standing() == Standing(newer=0, errors=True, gone=1)
+    home.record([Preference("on it: ", "the motion tax", "the table")])
+    assert home.store.recorded()[-1].number == last.number
+    assert home.standing() == Standing(newer=1, errors=True, gone=1)
+    home.store.turn_round(home.store.recorded()[0])
+    assert home.standing() == Standing(newer=2, errors=True, gone=2)

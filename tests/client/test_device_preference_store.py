@@ -65,15 +65,6 @@ def test_a_choice_is_turned_round_in_its_place_and_its_old_key_is_gone(tmp_path:
     assert {r.preference for r in store.recorded()} == {turned, choice(2)}
 
 
-def test_a_choice_that_was_turned_round_counts_as_a_newer_one(tmp_path: Path) -> None:
-    """So that the owner is told to train, the choice that was recorded last among them."""
-    store = PreferenceStore(tmp_path)
-    store.add([choice(1), choice(2)])
-    newest = store.newest()
-    assert store.turn_round(store.recorded()[-1])
-    assert store.since(newest) == 1
-
-
 def _sealed(home: Path, number: int) -> bytes:
     with sqlite3.connect(home / STORE) as db:
         (found,) = db.execute("SELECT sealed FROM sealed_choices WHERE number = ?", (number,)).fetchone()

@@ -30,6 +30,7 @@ QUERIES = {
     "bert": ("query", "value"),
     "modernbert": ("Wqkv",),
     "bloom": ("query_key_value",),
+    "phi3": ("qkv_proj",),
 }
 FAMILIES = [
     ("llama", "pieces"),
@@ -84,7 +85,8 @@ def found(model: RewardModel, share: str, one_by_one: bool = False) -> tuple[Ten
     batches = [[text] for text in TEXTS] if one_by_one else [TEXTS]
     scores = torch.cat([model.scores(model.prepare_texts(batch), effective) for batch in batches])
     weights = torch.linspace(-1, 1, len(TEXTS)) + 0.3
-    return scores.detach(), list(torch.autograd.grad((scores * weights).sum(), list(leaves.values())))
+    scored = [tensor for name, tensor in leaves.items() if name != split.spread_tensor]  # no part of a score
+    return scores.detach(), list(torch.autograd.grad((scores * weights).sum(), scored))
 
 
 def split_of(model: RewardModel, share: str) -> Split:
@@ -157,6 +159,23 @@ def test_an_attention_that_mixes_what_it_should_not_is_found_out(
         fast = model_of(tiny_model("llama"), "llama")
     assert packing(fast) == "padded"
     assert "does not bear texts in one row" in caplog.text
+
+
+def test_long_texts_turn_no_short_ones_where_a_model_reads_both_differently(tmp_path: Path) -> None:
+    """LongRoPE looks at the longest text of a batch. All probe texts are on one side of what it turns at."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [16.0] * 4,
+        "original_max_position_embeddings": 12,
+    }
+    write_tiny_model("phi3", tmp_path, rope_parameters=rope, original_max_position_embeddings=12)
+    fast, slow = (model_of(tmp_path, "phi3", full=full, pooling="last") for full in (False, True))
+    lengths = {len(fast._tokens(prompt + response)) for prompt, response in TEXTS}
+    assert min(lengths) < 12 < max(lengths)
+    assert_same(fast, slow)
+    assert packing(fast) == "padded"
 
 
 def _running_unseen(row: Any) -> Any:

@@ -16,6 +16,7 @@ PUBLIC = [
     "DataError",
     "DataRequest",
     "DatasetLoader",
+    "Evaluation",
     "Factor",
     "Federation",
     "Part",

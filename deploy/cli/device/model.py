@@ -172,6 +172,10 @@ def _say_standing(device: Device) -> None:
     if standing.newer:
         many = counted(standing.newer, "newer choice")
         notice(f"{many} {'is' if standing.newer == 1 else 'are'} not in the model: `penchant device train`")
+    if standing.gone:
+        many = counted(standing.gone, "choice")
+        was = "was" if standing.gone == 1 else "were"
+        notice(f"{many} that the model knows {was} taken back or changed since: `penchant device train`")
     if standing.why_not:
         notice(standing.why_not)
 
