@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import re
+import signal
+import socket
 import stat
 import time
 import urllib.request
@@ -384,6 +386,7 @@ def test_the_command_listens_on_loopback_and_hands_the_link_over_in_a_file(
 
     monkeypatch.setattr("penchant.deploy.device_page.serving.page_server", lambda *_: Served())
     monkeypatch.setattr("webbrowser.open", lambda url: seen.update(url=url))
+    monkeypatch.setattr("signal.signal", lambda *_: None)
     done = CliRunner().invoke(device_app, ["open", "--home", str(device.directory)])
     assert done.exit_code == 0, done.output
     (link,) = re.findall(r"http://127\.0\.0\.1:\d+/enter/\S+", done.output)
@@ -394,6 +397,33 @@ def test_the_command_listens_on_loopback_and_hands_the_link_over_in_a_file(
     assert link.rsplit("/", 1)[1] not in str(seen["url"])
     assert not (device.directory / page_command.LINK_FILE).exists()
     assert CliRunner().invoke(device_app, ["open", "--host", "0.0.0.0"]).exit_code == 2
+
+
+@pytest.mark.parametrize("ended", [signal.SIGTERM, signal.SIGHUP])
+def test_a_page_that_is_ended_leaves_no_link_behind(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: signal.Signals
+) -> None:
+    device = new_device(tmp_path / "device", tiny_model("bert"), [])
+    file = device.directory / page_command.LINK_FILE
+    seen: list[bool] = []
+
+    class Served:
+        def run(self, sockets: list[socket.socket]) -> None:
+            seen.append(file.exists())
+            with sockets[0]:
+                signal.raise_signal(ended)
+
+    monkeypatch.setattr("penchant.deploy.device_page.serving.page_server", lambda *_: Served())
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        signal.signal(ended, lambda *_: pytest.fail("the command listens itself"))
+        done = CliRunner().invoke(device_app, ["open", "--no-browser", "--home", str(device.directory)])
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert done.exit_code == 128 + ended
+    assert seen == [True]
+    assert not file.exists()
 
 
 def test_a_real_server_answers_and_closes(device: Device) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import signal
+import sys
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +75,8 @@ def open_page(
     link = f"http://{address}{entrance.link}"
     say(f"your page, once and in one browser: {link}")
     say("Ctrl-C ends it")
+    for ended in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed leaves no file behind either
+        signal.signal(ended, lambda number, _: sys.exit(128 + number))
     with _link_file(device.directory, link) as file:
         if browser:
             webbrowser.open(file.as_uri())
