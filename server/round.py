@@ -177,7 +177,9 @@ def recover(run: ServerRun) -> None:
 def _next(run: ServerRun) -> int:
     """The next round's number: the closing one's once training is over."""
     number = run.journal.settled() + 1
-    return run.last if number < run.last and is_over(run.config, run.journal.logs()) else number
+    if not run.config.federation.stop_after or number >= run.last:
+        return number  # without reading what every round measured
+    return run.last if is_over(run.config, run.journal.logs()) else number
 
 
 def _begins_after(run: ServerRun, plan: Plan) -> int:

@@ -53,7 +53,7 @@ def _candidates(config: RunConfig, logs: Sequence[RoundLog]) -> list[Measurement
 
 def _best(known: Sequence[Measurement]) -> int:
     """The best round, the first of several that are as good."""
-    return max((_pooled(known, at), -one.after) for at, one in enumerate(known))[1] * -1
+    return -max((_pooled(known, at), -one.after) for at, one in enumerate(known))[1]
 
 
 def _pooled(known: Sequence[Measurement], at: int) -> float:

@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 import penchant
@@ -59,7 +60,7 @@ def _methods(member: type[Any]) -> Iterator[str]:
     for name, inner in inspect.getmembers_static(member):
         if name.startswith("_") or name in _field_names(member) or issubclass(member, BaseException | Enum):
             continue
-        if isinstance(inner, property):
+        if isinstance(inner, property | cached_property):
             yield f"- `{name}`: {_said(inner)}"
         elif isinstance(inner, classmethod) or callable(inner):
             function = inner.__func__ if isinstance(inner, classmethod) else inner

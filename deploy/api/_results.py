@@ -106,12 +106,8 @@ class SimulationResult(RunResult):
         """
         if isinstance(people, str):
             raise UsageError(f"people is {people!r}; give a list, such as [{people!r}]")
-        export_models(
-            self.directory,
-            path_given("directory", directory),
-            people=None if people is None else list(people),
-            models=self._models,
-        )
+        wanted = None if people is None else list(people)
+        export_models(self._models, path_given("directory", directory), wanted)
 
     def audit(self) -> Audit:
         """What left the clients in this run, by name, shape, type and bytes."""

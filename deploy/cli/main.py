@@ -10,7 +10,7 @@ import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import click
 import typer
@@ -37,6 +37,9 @@ from penchant.deploy.cli.options import (
 )
 from penchant.deploy.configuration import configure, file_changes
 from penchant.deploy.error_report import USAGE, ErrorReport
+
+if TYPE_CHECKING:
+    from penchant.deploy.simulation.models import RunModels
 
 __all__ = ["main"]
 
@@ -81,17 +84,17 @@ def simulate(
     if resume:
         if begin_with:
             raise UsageError("--resume goes on where its run stands; drop --from")
-        directory = _go_on(resume, flags, config, out)
+        models = _go_on(resume, flags, config, out)
     else:
-        directory = _begin(flags, config, out, begin_with)
+        models = _begin(flags, config, out, begin_with)
     if save_models:
         from penchant.deploy.cli.show_models import export_and_say
 
-        export_and_say(directory, directory / "models")
+        export_and_say(models, models.directory / "models")
 
 
-def _begin(flags: Flags, file: Path | None, out: Path | None, begin_with: str) -> Path:
-    """Simulate in a new run directory; -> that directory."""
+def _begin(flags: Flags, file: Path | None, out: Path | None, begin_with: str) -> RunModels:
+    """Simulate in a new run directory; -> the models that the run left."""
     config = configure(flags, file)
     directory = out or Path("runs") / _run_name(config)
     run_directory.refuse_used(directory)
@@ -106,18 +109,16 @@ def _begin(flags: Flags, file: Path | None, out: Path | None, begin_with: str) -
         start = earlier_round(Path(earlier), number, config)
     world = prepare(config, start=start)  # refuses what can't work before anything is written
     run_directory.create(directory, config, start.encode() if start else b"")
-    run_and_show(config, directory, world)
-    return directory
+    return run_and_show(config, directory, world)
 
 
-def _go_on(directory: Path, flags: Flags, file: Path | None, out: Path | None) -> Path:
-    """Simulate on in a run directory; -> that directory."""
+def _go_on(directory: Path, flags: Flags, file: Path | None, out: Path | None) -> RunModels:
+    """Simulate on in a run directory; -> the models that the run left."""
     from penchant.deploy.cli.show_simulation import run_and_show
 
     if out is not None:
         raise UsageError("--resume goes on in its own directory; drop --out")
-    run_and_show(_resumed(directory, flags, file), directory)
-    return directory
+    return run_and_show(_resumed(directory, flags, file), directory)
 
 
 @command(app, rich_help_panel="Researcher")
@@ -172,8 +173,9 @@ def export(
     One folder each; people.csv says which is whose, and how well it did on the run's test pairs.
     """
     from penchant.deploy.cli.show_models import export_and_say
+    from penchant.deploy.simulation.models import RunModels
 
-    export_and_say(directory, out, people)
+    export_and_say(RunModels(directory), out, people)
 
 
 @command(app, rich_help_panel="Researcher")

@@ -16,7 +16,8 @@ from penchant.common.terminal import say, say_json
 from penchant.common.wording import counted, decimals, percent
 from penchant.deploy.cli.drawing import Drawing, note, working
 from penchant.deploy.evaluation import Evaluation, GroupAccuracy, Models, evaluate, write_scores
-from penchant.deploy.simulation.models import PEOPLE_FILE, RunModels, export_models, finished
+from penchant.deploy.simulation.models import RunModels, export_models, finished
+from penchant.deploy.simulation.person_scores import PEOPLE_FILE
 
 __all__ = ["evaluate_and_show", "export_and_say"]
 
@@ -24,10 +25,10 @@ SHOWN = 12
 """Of how many people or kinds a line is shown; of more, those whose pairs are ranked worst."""
 
 
-def export_and_say(directory: Path, out: Path, people: Sequence[str] | None = None) -> None:
+def export_and_say(models: RunModels, out: Path, people: Sequence[str] | None = None) -> None:
     """Write the models of a run, and say where they are. Errors as `export_models`."""
     with working("writing models"):
-        count = export_models(directory, out, people=people or None)
+        count = export_models(models, out, people or None)
     say(f"the shared model and {counted(count, 'personal model')} are in {out}; {PEOPLE_FILE} says whose")
 
 

@@ -18,6 +18,7 @@ from penchant.deploy.cli.drawing import Drawing, note, plain_column, unmasked_wa
 from penchant.deploy.cli.errors import on_interrupt
 from penchant.deploy.earlier_round import begun_with
 from penchant.deploy.report import write_report
+from penchant.deploy.simulation.models import RunModels
 from penchant.deploy.simulation.person_scores import FEW, AccuracySpread
 from penchant.deploy.simulation.result import RunResult
 from penchant.deploy.simulation.runner import REPORT, simulate
@@ -70,20 +71,21 @@ class ProgressBars(Progress):
             self._console.print(f"round {log.round}/{last}: {', '.join(figures)}, {log.seconds:.1f} s")
 
 
-def run_and_show(config: RunConfig, directory: Path, world: SimulationSetup | None = None) -> None:
-    """Run or resume the federation of `directory`, and print its result."""
+def run_and_show(config: RunConfig, directory: Path, world: SimulationSetup | None = None) -> RunModels:
+    """Run or resume the federation of `directory`, and print its result; -> the models that it left."""
     console = Drawing()
     result = RunResult.read(directory)
     if result is None:
         with on_interrupt(f"go on with --resume {directory}"):
+            with run_directory.claim(directory):
+                pass  # refuse at once where another process works: what follows takes seconds
+            world = world or prepare(config, start=begun_with(directory))
             result = _run(config, directory, world, console)
     show_result(result, directory, console)
+    return RunModels(directory, world)
 
 
-def _run(config: RunConfig, directory: Path, world: SimulationSetup | None, console: Drawing) -> RunResult:
-    with run_directory.claim(directory):
-        pass  # refuse at once where another process works: what follows takes seconds
-    world = world or prepare(config, start=begun_with(directory))
+def _run(config: RunConfig, directory: Path, world: SimulationSetup, console: Drawing) -> RunResult:
     errors = Drawing(stderr=True)
     for line in world.caveats():
         errors.print(note(line, "yellow" if config.privacy.secagg else "red"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -22,14 +20,14 @@ from penchant.deploy import run_directory
 from penchant.deploy.earlier_round import begun_with
 from penchant.deploy.evaluation import Models
 from penchant.deploy.simulation.devices import personal_part
+from penchant.deploy.simulation.person_scores import PEOPLE_FILE, ClientScore, table_of
 from penchant.deploy.simulation.result import RunResult
 from penchant.deploy.simulation.runner import final_factors
 from penchant.deploy.simulation.world import SimulationSetup, prepare
 from penchant.server.journal_reader import JournalReader
 
-__all__ = ["PEOPLE_FILE", "RunModels", "export_models"]
+__all__ = ["RunModels", "export_models", "finished", "folder_of"]
 
-PEOPLE_FILE = "people.csv"
 SHARED = "shared"
 
 
@@ -37,7 +35,7 @@ class RunModels:
     """The models of a finished run, loaded when they are first asked for."""
 
     def __init__(self, directory: Path, world: SimulationSetup | None = None) -> None:
-        self._directory = directory
+        self.directory = directory
         self._world = world
 
     @cached_property
@@ -45,9 +43,9 @@ class RunModels:
         """People and base model of the run."""
         if self._world is not None:
             return self._world
-        config = run_directory.read_config(self._directory)
+        config = run_directory.read_config(self.directory)
         try:
-            return prepare(config, start=begun_with(self._directory))
+            return prepare(config, start=begun_with(self.directory))
         except DataError as error:
             raise DataError(
                 f"{error}; where preferences were in memory, models come from the result of the call itself"
@@ -55,7 +53,7 @@ class RunModels:
 
     def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
         """Where the run is; people's preferences and the base model stay out of a pickle."""
-        return type(self), (self._directory,)
+        return type(self), (self.directory,)
 
     @cached_property
     def planned(self) -> PlannedModel:
@@ -65,18 +63,22 @@ class RunModels:
     @cached_property
     def factors(self) -> Vector:
         """The shared factors that the run ended with."""
-        return final_factors(self.world, JournalReader(self._directory))
+        return final_factors(self.world, JournalReader(self.directory))
 
     @cached_property
     def people(self) -> dict[str, int]:
         """Everybody who took part -> their place in the run."""
         return {person.name: place for place, person in enumerate(self.world.federation.people)}
 
-    def of_person(self, name: str) -> MergedModel:
-        """The model of one person of the run."""
+    def place(self, name: str) -> int:
+        """A person's place in the run. UsageError for somebody who took no part."""
         if name not in self.people:
             raise UsageError(f"{name!r} took no part in this run; choose one of {_some(self.people)}")
-        own = personal_part(self._directory, self.people[name], self.world.run)
+        return self.people[name]
+
+    def of_person(self, name: str) -> MergedModel:
+        """The model of one person of the run."""
+        own = personal_part(self.directory, self.place(name), self.world.run)
         return MergedModel.of(self.planned, self.factors, own)
 
     def of_newcomer(self, choices: Sequence[Preference]) -> MergedModel:
@@ -99,36 +101,32 @@ class RunModels:
         return self.world.federation.people[self.people[name]]
 
 
-def export_models(
-    directory: Path, out: Path, *, people: Sequence[str] | None = None, models: RunModels | None = None
-) -> int:
-    """Write the models of the finished run in `directory` as plain peft files; -> how many people's.
+def export_models(models: RunModels, out: Path, people: Sequence[str] | None = None) -> int:
+    """Write the models of a finished run as plain peft files; -> how many people's.
 
     ``out/shared`` holds what a newcomer begins with, one folder for each person their own model;
     ``people.csv`` says which folder is whose, and how well that model did on the run's test pairs.
 
     Args:
-        directory: the run.
+        models: the run's.
         out: where the folders are made: an empty directory, or one that is not there yet.
         people: the names of those whose models are wanted; everybody's if None.
-        models: the run's models where they are loaded already.
 
     Raises:
         UsageError: `out` is in use, somebody took no part in the run, or a peft adapter can't hold the model.
-        RunDirectoryError: the directory holds no finished run.
+        RunDirectoryError: the run is not finished.
     """
-    result = finished(directory)
-    models = models or RunModels(directory)
-    strangers = [name for name in people or () if name not in models.people]
-    if strangers:
-        raise UsageError(f"{strangers[0]!r} took no part in this run; choose one of {_some(models.people)}")
+    result = finished(models.directory)
+    wanted = list(models.people if people is None else dict.fromkeys(people))
+    folders = [folder_of(models.place(name), name) for name in wanted]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is in use; choose an empty directory for the models")
     export_peft(Export.of(models.of_newcomer([]), personal=False), out / SHARED)
-    wanted = list(models.people) if people is None else list(dict.fromkeys(people))
-    for name in wanted:
-        export_peft(Export.of(models.of_person(name)), out / folder_of(models.people[name], name))
-    write_private(out / PEOPLE_FILE, _table(result, models.people, wanted))
+    for name, folder in zip(wanted, folders, strict=True):
+        export_peft(Export.of(models.of_person(name)), out / folder)
+    scores = {score.client: score for score in result.per_client}
+    known = [scores.get(name, ClientScore(name)) for name in wanted]
+    write_private(out / PEOPLE_FILE, table_of(known, folders))
     return len(wanted)
 
 
@@ -144,18 +142,6 @@ def folder_of(place: int, name: str) -> str:
     """The folder of a person's model: their place, which no two share, and what of the name is harmless."""
     readable = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:40].strip("_.")
     return f"{place + 1:06d}-{readable}" if readable else f"{place + 1:06d}"
-
-
-def _table(result: RunResult, places: dict[str, int], names: Sequence[str]) -> bytes:
-    scores = {score.client: score for score in result.per_client}
-    text = io.StringIO(newline="")
-    table = csv.writer(text)
-    table.writerow(["folder", "person", "train_pairs", "test_pairs", "accuracy"])
-    for name in names:
-        score = scores.get(name)
-        row = (score.n_train, score.n_test, score.accuracy) if score is not None else ("", "", "")
-        table.writerow([folder_of(places[name], name), name, *row])
-    return text.getvalue().encode()
 
 
 def _some(names: dict[str, int]) -> str:

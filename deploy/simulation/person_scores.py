@@ -10,7 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FEW", "AccuracySpread", "ClientScore", "DataThird", "spread_of", "table_of"]
+__all__ = ["FEW", "PEOPLE_FILE", "AccuracySpread", "ClientScore", "DataThird", "spread_of", "table_of"]
+
+PEOPLE_FILE = "people.csv"
+"""What `table_of` makes is called in a run, and beside models that were written."""
 
 FEW = 10
 """Of fewer test pairs than this, one person's accuracy is mostly chance."""
@@ -91,13 +94,18 @@ def spread_of(scores: Sequence[ClientScore]) -> AccuracySpread | None:
     )
 
 
-def table_of(scores: Sequence[ClientScore]) -> bytes:
-    """Everybody's figures as CSV: person, training and test pairs, accuracy."""
+def table_of(scores: Sequence[ClientScore], folders: Sequence[str] | None = None) -> bytes:
+    """Everybody's figures as CSV: person, training and test pairs, accuracy; before them the folder of each
+    person's model, where there are any."""
     text = io.StringIO(newline="")
     table = csv.writer(text)
-    table.writerow(["person", "train_pairs", "test_pairs", "accuracy"])
-    for score in scores:
-        table.writerow([score.client, score.n_train, score.n_test, score.accuracy])
+    rows: list[tuple[object, ...]] = [("person", "train_pairs", "test_pairs", "accuracy")]
+    rows += [(score.client, score.n_train, score.n_test, score.accuracy) for score in scores]
+    if folders is None:
+        table.writerows(rows)
+    else:
+        before = ("folder", *folders)
+        table.writerows((folder, *row) for folder, row in zip(before, rows, strict=True))
     return text.getvalue().encode()
 
 

@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -136,7 +137,7 @@ class RunResult:
         """Everybody's accuracy, by name."""
         return {score.client: score.accuracy for score in self.per_client if score.accuracy is not None}
 
-    @property
+    @cached_property
     def spread(self) -> AccuracySpread | None:
         """How accuracy spreads over people; None where nobody's is known."""
         return spread_of(self.per_client)
@@ -252,8 +253,9 @@ def result_of(
     planned = world.model_cache.of(config.plan("main", world.cohort))
     figures = world.privacy_figures()
     against = [score.versus for score in scores if score.versus is not None]
-    trained = tuple(RoundSummary.of(log) for log in journal.logs() if log.phase != "close")
-    best = ends_with(config, journal.logs())
+    logs = journal.logs()
+    trained = tuple(RoundSummary.of(log) for log in logs if log.phase != "close")
+    best = ends_with(config, logs)
     return RunResult(
         dataset=world.federation.name,
         base_model=config.model.base_model,

@@ -20,7 +20,7 @@ from penchant.deploy import run_directory
 from penchant.deploy.flower.in_process_grid import Fault, InProcessGrid
 from penchant.deploy.simulation.devices import Score, SimulatedDevices
 from penchant.deploy.simulation.newcomers import ColdStart, cold_start
-from penchant.deploy.simulation.person_scores import table_of
+from penchant.deploy.simulation.person_scores import PEOPLE_FILE, table_of
 from penchant.deploy.simulation.recorder import MessageRecorder
 from penchant.deploy.simulation.result import RunResult, result_of
 from penchant.deploy.simulation.world import (
@@ -43,7 +43,6 @@ from penchant.server.run import Observer
 __all__ = ["REPORT", "ReportWriter", "final_factors", "simulate"]
 
 REPORT = "report.html"
-PEOPLE = "people.csv"
 ReportWriter = Callable[[RunResult, Path], None]
 """Writes the page of a result to a path."""
 
@@ -94,8 +93,8 @@ def simulate(
         if write_report is not None:
             progress.stage("writing the report")
             write_report(result, directory / REPORT)
+        write_durably(directory / PEOPLE_FILE, table_of(result.per_client))
         # Last: it says that the run is finished.
-        write_durably(directory / PEOPLE, table_of(result.per_client))
         run_directory.write_json(directory / run_directory.RESULT, result.to_dict())
         return result
 

@@ -31,6 +31,19 @@ def test_lines_come_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert next(lines) == "anew"
 
 
+def test_what_is_written_while_the_first_lines_are_shown_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "server.log"
+    monkeypatch.setattr(log_tail, "LOOK_SECONDS", 0.01)
+    path.write_text("one\ntwo\n", encoding="utf-8")
+    lines = new_lines(path, 2)
+    assert next(lines) == "one"
+    with path.open("a", encoding="utf-8") as file:
+        file.write("three\n")
+    assert [next(lines), next(lines)] == ["two", "three"]
+
+
 def test_a_log_that_is_turned_over_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "server.log"
     path.write_text("one\n", encoding="utf-8")

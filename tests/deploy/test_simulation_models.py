@@ -161,7 +161,7 @@ def test_what_cannot_be_written_leaves_nothing(run: penchant.SimulationResult, t
     with pytest.raises(UsageError, match="in use"):
         run.export(tmp_path / "used")
     with pytest.raises(RunDirectoryError):
-        export_models(tmp_path / "no-run", tmp_path / "out")
+        export_models(RunModels(tmp_path / "no-run"), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
