@@ -32,8 +32,8 @@ class MergedModel:
     def of(cls, planned: PlannedModel, factors: Vector, personal: Vector | None) -> Self:
         """The model of somebody's personal part, or of the common start, with announced factors."""
         shared, start = planned.parts(factors)
-        fits = personal is not None and personal.shape == start.shape
-        weights = planned.split.merged(shared, personal if personal is not None and fits else start)
+        own = start if personal is None or personal.shape != start.shape else personal
+        weights = planned.split.merged(shared, own)
         return cls(planned.model, weights, planned.plan.model, planned.plan.adapter)
 
     def scores(self, texts: Sequence[tuple[str, str]]) -> list[float]:

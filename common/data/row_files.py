@@ -206,12 +206,7 @@ def read_rows(path: str | Path | Sequence[Path], log: RowLog) -> Iterator[tuple[
     """
     files = data_files(Path(path)).read if isinstance(path, str | Path) else tuple(path)
     for file in files:
-        for where, row in _rows_of(file):
-            log.met()
-            if isinstance(row, str):
-                log.reject(where, row)
-            else:
-                yield where, row
+        yield from _logged(_rows_of(file), log)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,23 +230,23 @@ def rows_of_memory(file: FileInMemory, log: RowLog) -> Iterator[tuple[str, dict[
     """
     if not file.name.lower().endswith(IN_MEMORY):
         raise DataError(f"{file.name} must end in {' or '.join(IN_MEMORY)}")
-    for where, row in _rows_of(file):
-        log.met()
-        if isinstance(row, str):
-            log.reject(where, row)
-        else:
-            yield where, row
+    yield from _logged(_rows_of(file), log)
 
 
 def rows_of_json(data: bytes, log: RowLog) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of a JSON document, or of JSON lines, as of a file called .json: where each is (``row 1``), and
     its columns. What is not a row is rejected in ``log``."""
-    for number, row in enumerate(_rows_in(data), start=1):
+    yield from _logged(((f"row {number}", row) for number, row in enumerate(_rows_in(data), start=1)), log)
+
+
+def _logged(found: Rows, log: RowLog) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows among what was found: all of it is counted, and what is none is rejected."""
+    for where, row in found:
         log.met()
         if isinstance(row, str):
-            log.reject(f"row {number}", row)
+            log.reject(where, row)
         else:
-            yield f"row {number}", row
+            yield where, row
 
 
 def _rows_in(data: bytes) -> Iterator[dict[str, Any] | str]:
@@ -316,11 +311,8 @@ def _document_rows(file: Path | FileInMemory) -> Rows:
         raise DataError(f"{file} can't be read; create it again") from None
     try:
         document = json.loads(data.decode("utf-8")) if data.strip() else []
-    except (
-        ValueError,
-        RecursionError,
-    ):  # several objects, or what is none: lines, of which the bad are named
-        yield from _jsonl_rows(file)
+    except (ValueError, RecursionError):
+        yield from _jsonl_rows(file)  # several objects, or what is none: lines, of which the bad are named
         return
     for number, row in enumerate(_unwrapped(document), start=1):
         yield f"{file}:{number}", _object(row)
