@@ -189,7 +189,7 @@ class PreferenceStore:
             if there:
                 turned = _turned(chosen.preference)
                 if all(row.preference != turned for row in rows):
-                    # Before the other goes, whose number it would get: `since` would not count it.
+                    # A row of its own: for whoever learned from the other one this is a newer choice.
                     self._insert(db, [replace(chosen, preference=turned)])
                 db.execute("DELETE FROM sealed_choices WHERE number = ?", (chosen.number,))
         self.let_go()

@@ -21,6 +21,7 @@ __all__ = [
     "collect_preferences",
     "column_names",
     "extract_prompt",
+    "json_lines",
     "parse_preference",
     "part_of",
     "person_name",
@@ -260,10 +261,15 @@ def write_jsonl(
 ) -> None:
     """Write preferences as JSON lines, standard format with explicit prompt; reading gives them back."""
     with Path(path).open("w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            labelled = row if isinstance(row, Labelled) else Labelled(None, row)
-            pair = labelled.preference
-            columns = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
-            if labelled.person is not None:
-                columns = {person_column: labelled.person, **columns}
-            file.write(json.dumps(columns, ensure_ascii=False) + "\n")
+        file.writelines(json_lines(rows, person_column=person_column))
+
+
+def json_lines(rows: Iterable[Labelled | Preference], *, person_column: str = "person") -> Iterator[str]:
+    """The lines that `write_jsonl` writes, each with its end."""
+    for row in rows:
+        labelled = row if isinstance(row, Labelled) else Labelled(None, row)
+        pair = labelled.preference
+        columns = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+        if labelled.person is not None:
+            columns = {person_column: labelled.person, **columns}
+        yield json.dumps(columns, ensure_ascii=False) + "\n"

@@ -55,7 +55,7 @@ def record_feedback(
         raise DataError(f"the choices are of {len(people)} people; say which of them is you (?person=NAME)")
     if person is not None and person not in people:
         raise DataError(f"no choice names the person that is asked for; {len(people)} people are named")
-    kept = [row.preference for row in found.labelled if person is None or row.person == person]
+    kept = found.of(person)
     notes = [*found.notes, *([report.summary()] if report.bad else [])]
     return Recording(device.record(kept, SOURCE), notes)
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from penchant.common.errors import PenchantError
 from penchant.server.console.at_once import HTTPError
 
-__all__ = ["BackgroundWork", "WorkState"]
+__all__ = ["BackgroundWork", "Tell", "WorkState"]
 
 log = logging.getLogger(__name__)
 
 Tell = Callable[[str], None]
+"""Whom a piece of work tells what it does just now."""
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,10 @@ Looking takes a while, so what was seen is kept until the model or the choices a
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from penchant.client.device.device import Device, Liked, Quality
-from penchant.client.device.preference_store import Recorded
 from penchant.common.errors import PenchantError
 
 __all__ = ["ModelPicture", "PictureBook"]
@@ -47,34 +44,31 @@ class PictureBook:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._kept: tuple[bytes, ModelPicture] | None = None
+        self._kept: tuple[tuple[int, bytes], ModelPicture] | None = None
 
     def latest(self) -> ModelPicture | None:
         """What was last seen; None where the model or the choices are others since."""
         kept = self._kept
-        return kept[1] if kept is not None and kept[0] == self._mark(self._device.store.recorded()) else None
+        return kept[1] if kept is not None and kept[0] == self._mark() else None
 
     def look(self, model: threading.RLock) -> ModelPicture:
         """Look now. model: held meanwhile."""
-        recorded = self._device.store.recorded()
-        mark = self._mark(recorded)
+        mark = self._mark()  # before the choices are read: of those that come meanwhile nothing is claimed
         with model:
             try:
-                picture = self._seen(recorded)
+                picture = self._seen()
             except PenchantError as error:  # without a base model, say: the page says so
                 picture = ModelPicture(False, None, "", wrong=str(error))
-            except (
-                Exception
-            ) as error:  # a fault of ours is one each time: it isn't looked for again and again
+            except Exception as error:  # a fault of ours is one each time: nobody looks again and again
                 wrong = f"a fault of ours ({type(error).__name__})"
                 self._kept = mark, ModelPicture(False, None, "", wrong=wrong)
                 raise
         self._kept = mark, picture
         return picture
 
-    def _seen(self, recorded: Sequence[Recorded]) -> ModelPicture:
+    def _seen(self) -> ModelPicture:
         report = self._device.report()
-        pairs = [row.preference for row in recorded[-CHOICES_LOOKED_AT:]]
+        pairs = [row.preference for row in self._device.store.recorded()[-CHOICES_LOOKED_AT:]]
         sides = ((p.prompt, side) for p in pairs for side in (p.chosen, p.rejected))
         texts = list(dict.fromkeys(sides))
         personal = self._device.model_in_use().personal
@@ -89,9 +83,6 @@ class PictureBook:
             len(liked),
         )
 
-    def _mark(self, recorded: Sequence[Recorded]) -> bytes:
-        """Another one as soon as the model or the choices are others."""
-        parts = hashlib.sha256(str(self._device.vault.version()).encode())
-        for row in recorded:
-            parts.update(hashlib.sha256(row.encode()).digest())
-        return parts.digest()
+    def _mark(self) -> tuple[int, bytes]:
+        """Another one as soon as the model or the choices are others. No choice is opened for it."""
+        return self._device.vault.version(), self._device.store.marks()

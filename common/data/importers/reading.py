@@ -12,6 +12,7 @@ from typing import Any
 
 from penchant.common.data.importers import chats, votes
 from penchant.common.data.importers.choices import Choice, Tally, settled
+from penchant.common.data.preferences import Preference
 from penchant.common.data.row_files import PARTS, RowLog, data_files, read_rows
 from penchant.common.data.trl_format import (
     PERSON_FIELDS,
@@ -64,6 +65,10 @@ class Found:
     def people(self) -> list[str]:
         """Everybody who is named, in order."""
         return list(dict.fromkeys(row.person for row in self.labelled if row.person is not None))
+
+    def of(self, person: str | None) -> list[Preference]:
+        """The choices of one person; everybody's for None."""
+        return [row.preference for row in self.labelled if person is None or row.person == person]
 
 
 def read_choices(

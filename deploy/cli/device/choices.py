@@ -62,7 +62,7 @@ def import_choices(
     people = found.people
     if person is not None and person not in people:
         raise DataError(f"{file} holds no choices of {person!r}; it names {len(people)} people")
-    kept = [row.preference for row in found.labelled if person is None or row.person == person]
+    kept = found.of(person)
     added = open_device(home, passphrase).record(kept, file_source(file.name))
     say(f"{added.new} new choices recorded, {added.repeated} were there already")
     for line in found.notes:

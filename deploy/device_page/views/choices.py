@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import secrets
 from collections import Counter
 
@@ -12,12 +11,14 @@ from starlette.responses import Response
 from penchant.client.device.preference_store import Recorded, held_out
 from penchant.common.data.importers.reading import Found
 from penchant.common.data.row_files import RowLog, rows_of_memory
+from penchant.common.data.trl_format import json_lines
 from penchant.common.errors import DataError, UsageError
 from penchant.common.printable import one_line
 from penchant.common.wording import counted
 from penchant.deploy.device_api.bodies import ApiLimits
 from penchant.deploy.device_api.dialects import ApiRefusal
 from penchant.deploy.device_api.feedback import bounded_choices
+from penchant.deploy.device_page.background import Tell
 from penchant.deploy.device_page.page_requests import PageRequest
 from penchant.deploy.device_page.uploads import UploadForm
 from penchant.server.console.at_once import HTTPError
@@ -57,13 +58,9 @@ def named(row: Recorded) -> str:
 
 def export(request: PageRequest) -> Response:
     """All of them, as `penchant device import` takes them."""
-    rows = (row.preference for row in request.device.store.recorded())
-    lines = (
-        json.dumps({"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected}, ensure_ascii=False)
-        for p in rows
-    )
+    lines = json_lines(row.preference for row in request.device.store.recorded())
     headers = {"content-disposition": 'attachment; filename="choices.jsonl"'}
-    return Response("".join(f"{line}\n" for line in lines), headers=headers, media_type="application/jsonl")
+    return Response("".join(lines), headers=headers, media_type="application/jsonl")
 
 
 def turn(request: PageRequest) -> Response:
@@ -80,7 +77,7 @@ def delete(request: PageRequest) -> Response:
     chosen = _meant(request)
     context = request.context
 
-    def forget(tell: object) -> str:
+    def forget(tell: Tell) -> str:
         with context.model:
             done = context.device.forget_choices([chosen])
         if done.why_not:
@@ -137,7 +134,7 @@ def who(request: PageRequest) -> Response:
 
 
 def _recorded(request: PageRequest, name: str, found: Found, person: str | None) -> Response:
-    kept = [row.preference for row in found.labelled if person is None or row.person == person]
+    kept = found.of(person)
     if not kept:
         raise DataError(f"{name} holds no choices")
     added = request.device.record(kept, f"file {one_line(name, 100)}")

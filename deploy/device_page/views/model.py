@@ -6,7 +6,7 @@ from starlette.responses import Response
 
 from penchant.client.device.device import Quality
 from penchant.common.wording import counted
-from penchant.deploy.device_page.background import WorkState
+from penchant.deploy.device_page.background import Tell, WorkState
 from penchant.deploy.device_page.page_requests import PageRequest
 from penchant.server.console.at_once import HTTPError
 
@@ -33,9 +33,9 @@ def train(request: PageRequest) -> Response:
     """Begin to learn from all choices but the held-out ones."""
     context = request.context
 
-    def learn(tell: object) -> str:
+    def learn(tell: Tell) -> str:
         with context.model:
-            report = context.device.train(tell)  # type: ignore[arg-type]
+            report = context.device.train(tell)
         context.pictures.look(context.model)
         return f"Trained on {counted(report.choices - report.held_out, 'choice')}."
 
