@@ -23,6 +23,7 @@ from system.other_user import User, user
 
 from penchant.client.agent.socket import RemoteAgent
 from penchant.client.device.device import Device
+from penchant.client.vault.fitted_store import FittedStore
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Preference
 from penchant.common.wire.codec import decode, encode
@@ -111,6 +112,7 @@ def make_home(place: Path, base: Path) -> None:
     home, authority_store = Device(place / "device"), AuthorityStore.init(place / "authority")
     home.record([Preference(f"day {n}: ", "the motion", "the table") for n in range(12)])
     home.join(authority_store.issue(home.request()).encode(), authority_store.digest)
+    FittedStore(home.directory, home.storage).replace({"doubt": b"how sure the owner's model is"})
     policy = policy_for(RunConfig().changed({"model.base_model": str(base)}), min_honest=1, max_colluders=0)
     (place / "device" / "policy.toml").write_text(policy.to_toml())
 
