@@ -415,8 +415,8 @@ class FederationConfig(Section):
     )
     stop_after: int = setting(
         0,
-        "After how many rounds in which held-out choices say nothing better training ends, with the best "
-        "round's factors; 0 trains every round.",
+        "How many rounds after the best one training ends, with the best one's factors, if held-out choices "
+        "are ranked worse since than chance would make them; 0 trains every round.",
         low=0,
         high=4000,
         added=True,

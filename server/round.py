@@ -41,7 +41,7 @@ from penchant.server.optimizers import ServerState, server_optimizer
 from penchant.server.privacy_figures import FACT as PRIVACY
 from penchant.server.run import RoundPlan, ServerRun, finished_rounds
 from penchant.server.secagg.aggregation import Aggregate, must_not_be_repeated
-from penchant.server.stopping import ends_with, is_over
+from penchant.server.stopping import ends_with
 
 __all__ = ["announced_factors", "federate", "play_round"]
 
@@ -179,7 +179,7 @@ def _next(run: ServerRun) -> int:
     number = run.journal.settled() + 1
     if not run.config.federation.stop_after or number >= run.last:
         return number  # without reading what every round measured
-    return run.last if is_over(run.config, run.journal.logs()) else number
+    return number if ends_with(run.config, run.journal.logs()) is None else run.last
 
 
 def _begins_after(run: ServerRun, plan: Plan) -> int:

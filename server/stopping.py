@@ -1,42 +1,42 @@
 """When a run's training ends, and with which round's factors: what devices' held-out choices say.
 
 Every round's sum tells how many held-out choices are ranked right by the factors that the round before ended
-with. Once that has not risen for `federation.stop_after` rounds, the closing round follows, on the factors of
-the best. One cohort's figure is noisy: a round goes by its own and its two neighbours', pooled by choices.
+with. Training ends `federation.stop_after` rounds after the best round, if the rounds since then are worse by
+more than chance would make of their choices; the closing round follows, on the factors of the best. One
+cohort's figure is noisy: a round goes by its own and those of its neighbours, pooled by choices. Where noise
+hides how many choices were judged, nothing is told apart, and every round is trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
 
 from penchant.common.config import RunConfig
 from penchant.server.journal import RoundLog
 from penchant.server.measured import Measurement, measurements
 
-__all__ = ["ends_with", "is_over"]
+__all__ = ["ends_with"]
 
-_BESIDE = 1  # rounds on either side that a round is judged with
+_BESIDE = 2  # rounds on either side that a round is judged with
+_APART = 2.0  # standard errors of a difference
+_Counts = tuple[float, int]  # choices ranked right, choices judged
 
 
-def is_over(config: RunConfig, logs: Sequence[RoundLog]) -> bool:
-    """Whether training ends before the next round: the best factors are `federation.stop_after` rounds old.
+def ends_with(config: RunConfig, logs: Sequence[RoundLog]) -> int | None:
+    """The round whose factors the run ends with, once training is over before its time; None until then, and
+    where the last round's stay.
 
     logs: of all finished rounds, in order.
     """
     known, patience = _candidates(config, logs), config.federation.stop_after
-    return bool(known) and known[-1].after - _best(known) >= patience
-
-
-def ends_with(config: RunConfig, logs: Sequence[RoundLog]) -> int | None:
-    """The round whose factors the closing round is about; None for those of the last one.
-
-    The last round's own were not measured: they stay where those before them were the best so far.
-    """
-    known = _candidates(config, logs)
     if not known:
         return None
-    best = _best(known)
-    return None if best == known[-1].after else best
+    best = max(range(len(known)), key=lambda at: (_part(_pooled(known, at)), -at))  # the first of equals
+    since = known[best + 1 + _BESIDE :]
+    if known[-1].after - known[best].after < patience or not since:
+        return None
+    return known[best].after if _is_worse(_sum(since), _pooled(known, best)) else None
 
 
 def _candidates(config: RunConfig, logs: Sequence[RoundLog]) -> list[Measurement]:
@@ -47,17 +47,25 @@ def _candidates(config: RunConfig, logs: Sequence[RoundLog]) -> list[Measurement
     return [
         one
         for one in measurements(logs)
-        if one.accuracy is not None and not one.fitted and one.after > federation.warmup_rounds
+        if one.log.judged and not one.fitted and one.after > federation.warmup_rounds
     ]
 
 
-def _best(known: Sequence[Measurement]) -> int:
-    """The best round, the first of several that are as good."""
-    return -max((_pooled(known, at), -one.after) for at, one in enumerate(known))[1]
+def _is_worse(counts: _Counts, than: _Counts) -> bool:
+    """Whether choices are ranked right less often, by more than chance makes of so many."""
+    error = sum(_part(one) * (1 - _part(one)) / one[1] for one in (counts, than))
+    return _part(than) - _part(counts) > _APART * sqrt(error)
 
 
-def _pooled(known: Sequence[Measurement], at: int) -> float:
-    near = known[max(0, at - _BESIDE) : at + _BESIDE + 1]
-    weights = [one.log.judged or 1 for one in near]
-    right = sum(weight * (one.accuracy or 0.0) for weight, one in zip(weights, near, strict=True))
-    return round(right / sum(weights), 9)  # so that equal counts are equal, however many are pooled
+def _pooled(known: Sequence[Measurement], at: int) -> _Counts:
+    return _sum(known[max(0, at - _BESIDE) : at + _BESIDE + 1])
+
+
+def _sum(known: Sequence[Measurement]) -> _Counts:
+    judged = [one.log.judged or 0 for one in known]
+    right = sum(count * (one.accuracy or 0.0) for count, one in zip(judged, known, strict=True))
+    return right, sum(judged)
+
+
+def _part(counts: _Counts) -> float:
+    return round(counts[0] / counts[1], 9)  # so that equal counts are equal, however many are pooled

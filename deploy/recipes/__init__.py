@@ -1,6 +1,7 @@
 """Hyper-parameters per data set and share, each tuned on validation with equal care, then fixed.
 
-A recipe is a TOML file ``<dataset>.toml`` here: ``[all]`` holds for every share, ``[<share>]`` for one.
+A recipe is a TOML file ``<dataset>.toml`` here: ``[all]`` holds for every share, ``[<share>]`` for one; data
+that have none take ``other.toml``, whose settings were chosen on several sets of people's choices together.
 Precedence: defaults, recipe, --config, flags.
 """
 
@@ -14,10 +15,10 @@ __all__ = ["recipe"]
 
 
 def recipe(dataset: str, share: str) -> dict[str, Any]:
-    """Dotted configuration keys to change for `share` on `dataset`; empty when nothing was tuned."""
+    """Dotted configuration keys to change for `share` on `dataset`, or on data that nothing was tuned on."""
     source = files(__name__) / f"{dataset}.toml"
     if "/" in dataset or not source.is_file():
-        return {}
+        source = files(__name__) / "other.toml"
     tables = tomllib.loads(source.read_text(encoding="utf-8"))
     changes: dict[str, Any] = {}
     for name in ("all", share):

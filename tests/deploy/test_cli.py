@@ -647,7 +647,7 @@ def test_every_recipe_is_a_valid_configuration(name: str, share: str) -> None:
 
 @pytest.mark.parametrize("name", ["../../evil", "senate/../senate", "", ".", "SENATE", "senate.toml"])
 def test_a_recipe_is_found_by_its_plain_name_only(name: str) -> None:
-    assert recipe(name, "A") == {}
+    assert recipe(name, "A") == recipe("FILE.jsonl", "A") == {"federation.stop_after": 8}
 
 
 def test_a_recipes_cohort_is_for_everybody() -> None:

@@ -28,6 +28,7 @@ from penchant.deploy.simulation import runner as simulation
 from penchant.deploy.simulation.result import RunResult
 from penchant.deploy.simulation.runner import simulate
 from penchant.deploy.simulation.world import Progress, prepare
+from penchant.server import stopping
 from penchant.server.journal import Journal, RoundLog
 
 PEOPLE = 7  # t = 5: two may be lost
@@ -175,26 +176,28 @@ def test_a_fleet_that_finds_its_spread_ends_the_same_when_interrupted_and_withou
 
 
 def test_training_that_says_nothing_better_ends_early_with_the_best_rounds_factors(
-    base: dict[str, Any], tmp_path: Path
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps too small to change any order: round 1 is as good as any after it."""
+    """Steps too small to change any order: round 1 is as good as any after it, which ends training where no
+    worse is taken for worse."""
+    monkeypatch.setattr(stopping, "_APART", -1.0)
     changes: dict[str, Any] = {"federation.stop_after": 2, "federation.rounds": 9, "data.validation_pairs": 2}
     changes |= {"training.lr_shared": 1e-6, "training.lr_personal": 0.0, "training.lr_head": 1e-6}
     changes |= {"federation.cohort": PEOPLE}
     masked = {key.replace(".", "__"): value for key, value in changes.items()}
     result = run(tmp_path / "whole", base, **masked)
-    assert [row["round"] for row in result["rounds_log"]] == [1, 2, 3, 4]
+    assert [row["round"] for row in result["rounds_log"]] == [1, 2, 3, 4, 5]
     assert result["best_round"] == 1
-    assert any("after round 1" in line and "4 of 9 rounds" in line for line in result["caveats"])
+    assert any("after round 1" in line and "5 of 9 rounds" in line for line in result["caveats"])
     config = run_directory.read_config(tmp_path / "whole")
     journal = Journal(tmp_path / "whole")
     try:
-        kept = {number: journal.load(number)[1].factors.tobytes() for number in (1, 4, 10)}
+        kept = {number: journal.load(number)[1].factors.tobytes() for number in (1, 5, 10)}
         closing = journal.logs()[-1]
     finally:
         journal.close()
     assert (closing.round, closing.phase, closing.measured_on) == (10, "close", 1)
-    assert kept[10] == kept[1] != kept[4]
+    assert kept[10] == kept[1] != kept[5]
     run_directory.create(tmp_path / "stopped", config)
     with pytest.raises(KeyboardInterrupt):
         simulate(prepare(config, BENCHES), tmp_path / "stopped", Stops(), command="test")

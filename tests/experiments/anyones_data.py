@@ -1,8 +1,9 @@
 """Every share on data that nothing was tuned on: `python tests/experiments/anyones_data.py --json FILE`.
 
 --sets: `senate`, `senate-masked`, `movielens`, `arguments` and `jester`; the last two need --data FOLDER, in
-which each has a folder of its name. Senate and senate-masked have recipes of their own, the others run with
-the defaults. --shares: the rows. Runs are those of `penchant simulate` without masks, which change no sum.
+which each has a folder of its name. Senate and senate-masked have recipes of their own; the others run with
+what anybody has who brings a file. --shares: the rows. Runs are those of `penchant simulate` without masks,
+which change no sum.
 
 --part validation scores on the validation part, on which settings may be chosen; test, the default, is for
 one run at the end. --json keeps the runs, and the same command goes on where it stopped; --page FILE writes
@@ -25,9 +26,10 @@ import torch
 
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
+from penchant.common.data.preferences import Federation
 from penchant.common.errors import ConfigError
 from penchant.common.shares import share_rule
-from penchant.deploy import run_directory
+from penchant.deploy import datasets, run_directory
 from penchant.deploy.comparison.methods import method
 from penchant.deploy.recipes import recipe
 from penchant.deploy.simulation.runner import simulate
@@ -60,7 +62,7 @@ def measured(config: RunConfig, cache: ModelCache) -> Run:
     all, where the rule has one."""
     with tempfile.TemporaryDirectory() as home:
         directory = Path(home) / "run"
-        world = prepare(config, cache)
+        world = prepare(config, cache, _judged(config))
         run_directory.create(directory, world.config)
         result = simulate(world, directory, command="a benchmark")
     rows = [(row.accuracy or 0.0, row.n_test or 0) for row in result.per_client]
@@ -69,6 +71,14 @@ def measured(config: RunConfig, cache: ModelCache) -> Run:
     if result.served is not None:
         found |= {"population": result.served.accuracy, "worse": result.served.worse}
     return found
+
+
+def _judged(config: RunConfig) -> Federation:
+    """The set's people; on validation, those who have held-out choices."""
+    everybody = datasets.configured(config.data, config.seed)
+    if config.data.evaluate == "test":
+        return everybody
+    return Federation(everybody.name, tuple(one for one in everybody.people if one.validation))
 
 
 class Runs:

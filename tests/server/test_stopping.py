@@ -9,7 +9,7 @@ from support.console_scene import log
 
 from penchant.common.config import RunConfig
 from penchant.server.journal import RoundLog
-from penchant.server.stopping import ends_with, is_over
+from penchant.server.stopping import ends_with
 
 
 def config(stop_after: int = 2, **changes: object) -> RunConfig:
@@ -22,53 +22,64 @@ def logs(accuracies: Sequence[float | None], judged: int | None = 100) -> list[R
     return [log(n, val_accuracy=a, judged=judged) for n, a in enumerate(accuracies, 1)]
 
 
-RISEN = (0.5, 0.6, 0.7, 0.9, 0.7, 0.6)  # the start; the best is what round 3 ended with
+RISEN = (0.5, 0.6, 0.7, 0.9, 0.9, 0.9, 0.7, 0.6, 0.6, 0.6)  # the start; the best is what round 4 ended with
 
 
-@pytest.mark.parametrize(("seen", "over"), [(1, False), (2, False), (4, False), (5, False), (6, True)])
-def test_training_ends_when_the_best_factors_are_so_many_rounds_old(seen: int, over: bool) -> None:
-    assert is_over(config(2), logs(RISEN[:seen])) is over
+@pytest.mark.parametrize(("seen", "ends"), [(1, None), (6, None), (7, None), (8, 4), (10, 4)])
+def test_training_ends_with_the_best_factors_once_those_since_are_worse(seen: int, ends: int | None) -> None:
+    assert ends_with(config(3), logs(RISEN[:seen])) == ends
 
 
-def test_a_run_ends_with_the_best_rounds_factors() -> None:
-    assert ends_with(config(2), logs(RISEN)) == 3
+def test_it_ends_so_many_rounds_after_the_best_at_the_earliest() -> None:
+    assert ends_with(config(5), logs(RISEN[:9])) is None
+    assert ends_with(config(5), logs(RISEN)) == 4
+
+
+def test_a_fall_that_chance_would_make_of_so_few_choices_ends_nothing() -> None:
+    assert ends_with(config(3), logs(RISEN, judged=2)) is None
+
+
+@pytest.mark.parametrize(("lower", "ends"), [(0.74, None), (0.73, 1)])
+def test_worse_is_two_standard_errors_of_the_pooled_choices(lower: float, ends: int | None) -> None:
+    """Of 300 choices each, two errors are 2 sqrt((.8 * .2 + .74 * .26) / 300) = .068 where .06 are missing,
+    and .069 where .07 are."""
+    assert ends_with(config(5), logs([0.5, *[0.8] * 3, *[lower] * 3])) == ends
+
+
+def test_the_closing_rounds_own_figure_is_after_another_fit_and_counts_for_nothing() -> None:
     closed = [*logs(RISEN), log(31, phase="close", val_accuracy=0.99, judged=100)]
-    assert ends_with(config(2), closed) == 3  # the closing round's own figure is after another fit
+    assert ends_with(config(3), closed) == 4
 
 
-def test_the_last_rounds_factors_stay_where_those_before_them_were_the_best() -> None:
-    assert ends_with(config(9), logs([0.5, 0.6, 0.7, 0.8])) is None
-    assert ends_with(config(9), logs([0.5])) is None
+def test_the_last_rounds_factors_stay_where_nothing_is_worse() -> None:
+    assert ends_with(config(2), logs([0.5, 0.6, 0.7, 0.8])) is None
+    assert ends_with(config(2), logs([0.7] * 9)) is None
+    assert ends_with(config(2), logs([0.5])) is None
 
 
 def test_one_lucky_cohort_makes_no_best_round() -> None:
-    lucky = [0.5, 0.5, 0.85, 0.5, 0.7, 0.8, 0.75, 0.6]  # after round 2 alone .85; around 5 .75 on average
-    assert ends_with(config(9), logs(lucky)) == 5
+    lucky = [0.5, 0.5, 1.0, 0.5, 0.5, 0.8, 0.9, 0.9, 0.9, 0.8, 0.5, 0.5, 0.5, 0.5]
+    assert ends_with(config(3), logs(lucky)) == 7
 
 
-def test_neighbours_count_by_their_choices() -> None:
-    few = [log(n, val_accuracy=a, judged=j) for n, (a, j) in enumerate([(0.5, 9), (0.6, 100), (1.0, 1)], 1)]
-    assert ends_with(config(9), [*few, log(4, val_accuracy=0.7, judged=100)]) is None
-
-
-def test_what_stays_as_it_is_is_no_rise() -> None:
-    level = logs([0.7] * 4)
-    assert is_over(config(2), level)
-    assert ends_with(config(2), level) == 1
+def test_rounds_count_by_their_choices() -> None:
+    many = [log(n, val_accuracy=a, judged=100) for n, a in enumerate(RISEN, 1)]
+    few = [*many[:3], *(log(n, val_accuracy=a, judged=1) for n, a in enumerate(RISEN[3:], 4))]
+    assert ends_with(config(3), many) == 4
+    assert ends_with(config(3), few) is None
 
 
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
         (config(0), "it was not asked for"),
-        (config(2, adapter__share="none"), "there are no shared factors"),
-        (config(2, federation__warmup_rounds=9), "the warm-up's factors are others"),
+        (config(3, adapter__share="none"), "there are no shared factors"),
+        (config(3, federation__warmup_rounds=9), "the warm-up's factors are others"),
     ],
 )
 def test_every_round_is_trained_where(settings: RunConfig, why: str) -> None:
-    assert not is_over(settings, logs(RISEN)), why
     assert ends_with(settings, logs(RISEN)) is None, why
 
 
-def test_every_round_is_trained_where_noise_drowns_the_counts() -> None:
-    assert not is_over(config(1), logs([None] * 9, judged=None))
+def test_every_round_is_trained_where_noise_hides_the_counts() -> None:
+    assert ends_with(config(3), logs(RISEN, judged=None)) is None
