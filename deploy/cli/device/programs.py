@@ -73,8 +73,8 @@ def serve_api(
     They need the token that `penchant device api-token` shows.
     """
     try:
-        from penchant.deploy.device_api.best_of import UpstreamSettings
         from penchant.deploy.device_api.serving import server_for
+        from penchant.deploy.device_api.upstream import UpstreamSettings
     except ModuleNotFoundError as missing:
         raise UsageError(f"the API needs {missing.name}; install penchant[serve]") from None
     from penchant.client.device.warm_model import WarmModel, small_cache
