@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from penchant.client.device.device import Device
 from penchant.common.data.preferences import Preference
+from penchant.deploy.device_page.asking import AskDesk
 from penchant.deploy.device_page.background import BackgroundWork
 from penchant.deploy.device_page.entrance import LINKED, Entrance
 from penchant.deploy.device_page.page_requests import (
@@ -31,7 +32,8 @@ from penchant.deploy.device_page.page_requests import (
 from penchant.deploy.device_page.picture import PictureBook
 from penchant.deploy.device_page.safe_text import excerpt, safe_markdown
 from penchant.deploy.device_page.sitting import Sitting
-from penchant.deploy.device_page.views import choices, choose, fleet, model
+from penchant.deploy.device_page.views import ask, choices, choose, fleet, model
+from penchant.deploy.device_page.writers import ResponseWriter
 from penchant.server.console.forms import Endpoint
 from penchant.server.console.look import Look
 from penchant.server.console.shield import Shield
@@ -45,6 +47,8 @@ ELSEWHERE = "This page is not served under that name.\n"
 
 PAGES: Sequence[tuple[str, PageView]] = (
     ("/", choose.choose),
+    ("/ask", ask.ask),
+    ("/ask/now", ask.now),
     ("/choices", choices.choices),
     ("/choices.jsonl", choices.export),
     ("/model", model.model),
@@ -53,6 +57,9 @@ PAGES: Sequence[tuple[str, PageView]] = (
 )
 ACTIONS: Sequence[tuple[str, PageView]] = (
     ("/choose", choose.answer),
+    ("/ask", ask.send),
+    ("/ask/pick", ask.pick),
+    ("/ask/undo", ask.take_back),
     ("/choices/turn", choices.turn),
     ("/choices/delete", choices.delete),
     ("/choices/who", choices.who),
@@ -72,6 +79,7 @@ def build_page(
     *,
     hosts: frozenset[str],
     close: Callable[[], None],
+    writer: ResponseWriter | None = None,
 ) -> Starlette:
     """The owner's page.
 
@@ -81,12 +89,22 @@ def build_page(
         entrance: who is let in.
         hosts: the names and ports under which the browser may address it.
         close: ends the program.
+        writer: who writes responses to the owner's prompts, if anybody does.
     """
     look = Look(FILTERS | {"markdown": safe_markdown, "excerpt": excerpt}, Path(__file__).parent)
     lock = threading.RLock()
     sitting = Sitting(device, comparisons, lock)
     context = PageContext(
-        device, entrance, look.templates, sitting, lock, BackgroundWork(), PictureBook(device), close
+        device,
+        entrance,
+        look.templates,
+        sitting,
+        lock,
+        BackgroundWork(),
+        BackgroundWork(),
+        PictureBook(device),
+        AskDesk(device, writer),
+        close,
     )
 
     @asynccontextmanager

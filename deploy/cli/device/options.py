@@ -29,7 +29,10 @@ __all__ = [
     "NodeOption",
     "SkipBadRows",
     "SocketOption",
+    "UpstreamKey",
+    "UpstreamSeconds",
     "file_source",
+    "key_in",
     "lines_of",
     "make_sure",
     "node_folder",
@@ -69,7 +72,14 @@ SocketOption = Annotated[
 ]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Skip bad rows and say so.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+UpstreamKey = Annotated[
+    str, typer.Option("--upstream-key", metavar="FILE", help="A file whose first line is the upstream's key.")
+]
+UpstreamSeconds = Annotated[
+    float, typer.Option("--upstream-seconds", help="How long an answer may take.", min=1)
+]
 HERE = Path(DEFAULT_HOME)
+KEY_MOST = 4096  # characters
 SOCKET = "agent.sock"
 
 
@@ -102,6 +112,18 @@ def make_sure(yes: bool, question: str) -> None:
 def file_source(name: str) -> str:
     """What is kept of where choices came from, for a file of this name."""
     return f"file {one_line(name, 100)}"
+
+
+def key_in(file: str) -> str:
+    """The first line of a file, which is an upstream's key. UsageError when it is empty or can't be read."""
+    try:
+        with Path(file).expanduser().open(encoding="utf-8") as opened:
+            key = opened.readline(KEY_MOST).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"can't read the upstream's key from {file}: {error}") from None
+    if not key:
+        raise UsageError(f"{file} holds no key in its first line")
+    return key
 
 
 def node_folder(home: Path, node: Path | None) -> Path:
