@@ -16,7 +16,7 @@ from penchant.common.printable import one_line
 
 __all__ = ["Answer", "Asked", "Sitting", "Told"]
 
-Answer = Literal["first", "second", "skip", "undo"]
+Answer = Literal["first", "second", "equal", "bad", "skip", "undo"]
 PATIENCE = 1.0  # seconds for which a page waits for the model
 LATELY = 12  # answers over which the model's guesses are counted
 
@@ -135,6 +135,10 @@ class Sitting:
                 labelling.skip()
                 self._guessed.append(None)
                 self._told = Told("skip")
+            elif said in ("equal", "bad"):
+                labelling.tie("equal" if said == "equal" else "both bad")
+                self._guessed.append(None)
+                self._told = Told(said)
             else:
                 self._choose(labelling, said)
             self._turn += 1

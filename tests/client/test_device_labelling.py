@@ -33,6 +33,22 @@ def recorded(home: Path) -> list[Preference]:
     return sorted(PreferenceStore(home)._all(), key=lambda p: (p.chosen, p.rejected))
 
 
+def test_a_tie_is_recorded_not_asked_again_and_taken_back(tmp_path: Path) -> None:
+    asked = sitting(tmp_path)
+    question = asked.question
+    assert question is not None
+    asked.tie("both bad")
+    assert (asked.recorded, asked.tied, asked.skipped, asked.left) == (0, 1, 0, 2)
+    (tie,) = PreferenceStore(tmp_path).ties()
+    assert (tie.pair, tie.said) == (question.answered(True), "both bad")
+    assert sitting(tmp_path).left == 2
+    asked.skip()
+    assert asked.undo()
+    assert asked.undo()
+    assert asked.question == question
+    assert (asked.tied, PreferenceStore(tmp_path).ties(), recorded(tmp_path)) == (0, [], [])
+
+
 # --- what is asked --------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from support.device_api_scene import motions, new_device
 from support.device_page_scene import OwnerAtPage, opened
 
 from penchant.client.device.device import Device
+from penchant.client.device.labelling import read_comparisons
 from penchant.common.data.preferences import Preference
 from penchant.deploy.device_page.starter import starter_comparisons
 from penchant.deploy.device_page.views.choices import named
@@ -75,6 +76,39 @@ def test_skip_records_nothing_and_undo_takes_the_last_answer_back(owner: OwnerAt
     owner.say("undo")
     assert responses(owner.get().text) == before
     assert "Nothing to take back" in owner.say("undo")
+
+
+def test_ties_are_recorded_listed_made_choices_of_exported_and_deleted(
+    owner: OwnerAtPage, device: Device, tmp_path: Path
+) -> None:
+    shown = responses(owner.get().text)
+    assert "Equal: recorded as a tie." in owner.say("equal")
+    assert "Both bad: recorded as a tie." in owner.say("bad")
+    assert "Taken back." in owner.say("undo")
+    page = owner.say("bad")
+    assert "<b>0</b> now, 0 in all, 10 to ask" in page
+    equal, bad = device.store.ties()
+    assert [equal.pair.chosen, equal.pair.rejected] == shown
+    assert (equal.said, bad.said, chosen(device)) == ("equal", "both bad", [])
+
+    page = owner.get("/choices").text
+    assert (
+        page.count('<span class="mark">equal</span>') == page.count('<span class="mark">both bad</span>') == 2
+    )
+    assert owner.get(f"/choices?q={equal.pair.prompt}").text.count("Rather the first") == 1
+    rows = [json.loads(line) for line in owner.get("/ties.jsonl").text.splitlines()]
+    assert [row["said"] for row in rows] == ["equal", "both bad"]
+    file = tmp_path / "ties.jsonl"
+    file.write_text(owner.get("/ties.jsonl").text)
+    assert read_comparisons(file)[0] == [equal.pair, bad.pair]
+
+    assert owner.post("/choices/settle", {"choice": named(equal)}).status_code == 422
+    assert "a choice now" in owner.follow("/choices/settle", {"choice": named(equal), "better": "second"})
+    assert [p.chosen for p in chosen(device)] == [equal.pair.rejected]
+    assert "Deleted." in owner.follow("/choices/untie", {"choice": named(bad)})
+    for path in ("/choices/settle", "/choices/untie"):
+        assert owner.post(path, {"choice": named(bad), "better": "first"}).status_code == 422
+    assert device.store.ties() == []
 
 
 def test_an_answer_to_an_earlier_question_is_not_taken_for_the_next(
