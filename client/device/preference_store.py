@@ -200,6 +200,15 @@ class PreferenceStore:
             sealed = db.execute("SELECT sealed FROM sealed_choices ORDER BY number").fetchall()
         return b"".join(hashlib.sha256(row).digest()[:_MARK] for (row,) in sealed)
 
+    def marked(self) -> list[tuple[bytes, Recorded]]:
+        """All choices as `recorded`, each with its mark."""
+        with self._transaction() as db:
+            sealed = db.execute("SELECT sealed FROM sealed_choices ORDER BY number").fetchall()
+            return [
+                (hashlib.sha256(data).digest()[:_MARK], row)
+                for (data,), row in zip(sealed, self._rows(db), strict=True)
+            ]
+
     def sources(self) -> dict[str, int]:
         """How many choices came from where."""
         with self._transaction() as db:

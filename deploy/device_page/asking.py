@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import threading
 from collections.abc import Callable, Sequence
@@ -9,20 +10,25 @@ from dataclasses import dataclass, field, replace
 
 from penchant.client.device.conversation_form import prompt_of, response_of
 from penchant.client.device.device import Device, Ranked
+from penchant.client.device.explaining import Explanation
 from penchant.common.data.preferences import Preference
+from penchant.common.errors import DataError
 from penchant.deploy.device_page.writers import ResponseWriter
 
 __all__ = ["ASK_SOURCE", "AskDesk", "AskedPrompt", "AskedRow"]
 
 ASK_SOURCE = "ask"
+HEARD_MOST = 1000  # choices: to hear more of them, nobody waits before a page
 
 
 @dataclass(frozen=True)
 class AskedRow:
-    """One response as it was written, and what the model says of it in the form that it was trained in."""
+    """One response as it was written, what the model says of it in the form that it was trained in, and why
+    it comes before the next one: None for the last, and where that isn't known."""
 
     text: str = field(repr=False)
     ranked: Ranked
+    why: Explanation | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,11 @@ class AskDesk:
             for text in texts
         }
         ranked = self._device.rank(spoken, list(by_form))
-        rows = tuple(AskedRow(by_form[row.response], row) for row in ranked)
+        why = self._explained(spoken, [row.response for row in ranked])
+        rows = tuple(
+            AskedRow(by_form[row.response], row, reason)
+            for row, reason in itertools.zip_longest(ranked, why[: len(ranked) - 1])
+        )
         with self._lock:
             self._latest = AskedPrompt(secrets.token_hex(8), prompt, spoken, rows)
             return self._latest
@@ -113,6 +123,15 @@ class AskDesk:
             return replace(asked, picked=None, is_new=False)
 
         return self._change(mark, taken_back)
+
+    def _explained(self, prompt: str, responses: Sequence[str]) -> list[Explanation]:
+        """Why each comes before the next one; nothing where that isn't known, or takes too long."""
+        if len(self._device.store) > HEARD_MOST:
+            return []
+        try:
+            return self._device.explain(prompt, responses)
+        except DataError:  # nothing is trained here: the page says that no errors are known
+            return []
 
     def _change(self, mark: str, change: Callable[[AskedPrompt], AskedPrompt | None]) -> bool:
         with self._lock:

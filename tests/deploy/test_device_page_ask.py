@@ -92,6 +92,29 @@ def test_responses_of_the_upstream_are_ranked_as_by_the_command(
     assert all(seen.get("authorization") == f"Bearer {KEY}" for seen in upstream.headers)
 
 
+def test_each_place_says_which_of_the_owners_choices_speak_for_it(owner: OwnerAtPage, device: Device) -> None:
+    page = owner.asked(PROMPT)
+    responses = [row.response for row in device.rank(PROMPT, WRITTEN)]
+    reasons = re.findall(r"<details>(.*?)</details>", page, re.S)
+    assert len(reasons) == len(responses) - 1
+    for said, why in zip(reasons, device.explain(PROMPT, responses), strict=True):
+        for one in (*why.speak_for, *why.against):
+            assert f"{one.change:+.2f}<small> ± {one.error:.2f}</small>" in said
+            assert f"{one.choice.preference.chosen}</q>" in said
+    assert f"{len(device.store.train())} choices were heard" in page
+
+
+def test_without_training_there_is_a_ranking_without_reasons(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    device = new_device(tmp_path / "device", tiny_model("bert"), [])
+    with opened(device, motions(3), Listed(WRITTEN)) as owner:
+        page = owner.asked(PROMPT)
+    assert len(shown(page)) == 4
+    assert "<details>" not in page
+    assert "How sure the model is of it isn’t known" in page
+
+
 def test_picking_another_one_than_the_first_is_a_choice_and_can_be_taken_back(
     owner: OwnerAtPage, device: Device
 ) -> None:
