@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -43,6 +44,7 @@ __all__ = ["ACTIONS", "PAGES", "UPLOADS", "build_page"]
 
 log = logging.getLogger(__name__)
 
+IDLE_LOOK = 1.0  # seconds between looks whether anybody uses the page
 ELSEWHERE = "This page is not served under that name.\n"
 
 PAGES: Sequence[tuple[str, PageView]] = (
@@ -71,6 +73,8 @@ ACTIONS: Sequence[tuple[str, PageView]] = (
     ("/fleet/pause", fleet.pause),
     ("/fleet/resume", fleet.resume),
     ("/fleet/accept", fleet.accept),
+    ("/fleet/leave", fleet.leave),
+    ("/fleet/forget", fleet.forget),
 )
 UPLOADS: Sequence[tuple[str, PageView]] = (("/choices/import", choices.take),)
 
@@ -113,7 +117,9 @@ def build_page(
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         threading.Thread(target=sitting.prepare, daemon=True).start()
+        watch = asyncio.create_task(_close_when_idle(context))
         yield
+        watch.cancel()
 
     root = entrance.root
     routes = [Route(f"{LINKED}{{key}}", _enter(context), methods=["GET"])]
@@ -151,6 +157,13 @@ def _enter(context: PageContext) -> Endpoint:
         return response
 
     return endpoint
+
+
+async def _close_when_idle(context: PageContext) -> None:
+    """The end, where nobody has used the page for long, and nothing is being done."""
+    while not context.entrance.idle or context.work.running or context.asking.running:
+        await asyncio.sleep(IDLE_LOOK)
+    context.close()
 
 
 def _close(page_request: PageRequest) -> Response:

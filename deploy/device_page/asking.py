@@ -79,6 +79,10 @@ class AskDesk:
         with self._lock:
             self._latest, self.prompt, self.count = None, prompt, count
 
+    def forget(self) -> None:
+        """Keep nothing."""
+        self.begin("", self.count)
+
     def rank(self, prompt: str, texts: Sequence[str]) -> AskedPrompt:
         """Rank responses to a prompt and keep them; whoever calls holds the model. Errors as `Device.rank`.
 

@@ -75,6 +75,12 @@ class PageContext:
         finally:
             self.model.release()
 
+    def forget(self) -> None:
+        """Keep nothing in memory of what the owner chose, asked or handed over. Takes a while."""
+        self.waiting = None
+        self.desk.forget()
+        self.sitting.forget()
+
     def take_flash(self) -> str:
         """What is to be said, which is said by that."""
         said, self.flash = self.flash, ""
@@ -179,7 +185,10 @@ def _is_known(context: PageContext, request: Request) -> bool:
 
 
 def _stranger(context: PageContext, request: Request) -> Response:
-    text = "This page is for the browser that opened the link of `penchant device open`, and no other."
+    text = (
+        "This page is for the browser that opened the link of `penchant device open`, and no other; where "
+        "nobody used it for long, it has ended."
+    )
     return problem(context, 403, "Who are you?", text)
 
 

@@ -89,6 +89,14 @@ class Sitting:
         with self._lock:
             self._labelling = labelling
 
+    def forget(self) -> None:
+        """Know nothing of what was said any more, and prepare anew: the choices are gone. Takes a while."""
+        with self._lock:
+            self._labelling, self._told = None, None
+            self._guessed.clear()
+            self._turn += 1
+        self.prepare()
+
     def now(self) -> Asked | None:
         """What to show; None while it is being prepared, or while the model is at work for something else."""
         if not self._model.acquire(timeout=PATIENCE):

@@ -55,6 +55,10 @@ def open_page(
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the link in the browser.")
     ] = True,
+    idle_minutes: Annotated[
+        float,
+        typer.Option("--idle-minutes", help="The page ends where nobody uses it for so long.", min=1),
+    ] = 60.0,
     skip_bad_rows: SkipBadRows = False,
     upstream: Annotated[
         str,
@@ -109,10 +113,10 @@ def open_page(
     listener = ListenAddress("127.0.0.1", port).bind()
     address = f"127.0.0.1:{listener.getsockname()[1]}"
     hosts = frozenset({address, address.replace("127.0.0.1", "localhost")})
-    entrance = Entrance()
+    entrance = Entrance(60 * idle_minutes)
     link = f"http://{address}{entrance.link}"
     say(f"your page, once and in one browser: {link}")
-    say("Ctrl-C ends it")
+    say(f"Ctrl-C ends it, and so do {idle_minutes:g} minutes without use")
     for ended in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed leaves no file behind either
         signal.signal(ended, lambda number, _: sys.exit(128 + number))
     with _link_file(device.directory, link) as file:
