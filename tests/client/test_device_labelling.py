@@ -233,6 +233,15 @@ def snacks(tmp_path: Path) -> Path:
     return file
 
 
+def test_ties_at_the_terminal(snacks: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    done = typed("=\nb\nu\nb\n1\n\n", home, str(snacks))
+    assert done.returncode == 0, done.stderr
+    assert "1 choices recorded, 2 ties, 0 skipped, 0 left to ask" in done.stdout
+    assert [tie.said for tie in PreferenceStore(home).ties()] == ["equal", "both bad"]
+    assert len(recorded(home)) == 1
+
+
 def test_a_sitting_at_the_terminal(snacks: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     done = typed("u\n\nwhat\n1\nu\n2\ns\n1\nu\n1\n\n", home, str(snacks))
