@@ -43,6 +43,7 @@ __all__ = [
     "TokenError",
     "TooFewDevices",
     "TooManyDropouts",
+    "UpstreamError",
     "UsageError",
 ]
 
@@ -242,6 +243,12 @@ class DeviceError(PenchantError):
     """A device's own files, or its training, failed."""
 
     code = "device"
+
+
+class UpstreamError(PenchantError):
+    """Who writes responses for the owner can't be asked, or wrote none."""
+
+    code = "upstream"
 
 
 class LedgerError(DeviceError):

@@ -33,6 +33,7 @@ from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.agent.privacy_cost import budget_of
 from penchant.client.agent.round_work import WallClock
 from penchant.client.device.conversation_form import learned_from_conversations
+from penchant.client.device.explaining import Explanation, explained
 from penchant.client.device.export import Export, export_peft
 from penchant.client.device.fitted import About, Fitted, personal_digest
 from penchant.client.device.preference_store import (
@@ -374,6 +375,24 @@ class Device:
             return ranked
         laplace = Laplace(planned.model, planned.split, shared)
         return _with_doubt(laplace, self._fitted.doubt(), kept, prompt, ranked)
+
+    def explain(self, prompt: str, ranked: Sequence[str]) -> list[Explanation]:
+        """Why each response comes before the next one: which of the owner's choices speak for it.
+
+        ranked: responses as `rank` orders them. Only choices that the model was learned from have a say, and
+        no held-out one. DataError where that isn't known: nothing is trained here, or no errors were fitted.
+        """
+        planned, _, _, factors, kept = self._model()
+        about = self._about()
+        if kept is None or about is None or not about.errors:
+            why_not = self.standing().why_not or "nothing personal is fitted yet: `penchant device train`"
+            raise DataError(f"which choices speak for it is not known: {why_not}")
+        shared, _ = planned.parts(factors)
+        known = marks_of(about.marks)
+        choices = [row for mark, row in self.store.marked() if mark in known and not held_out(row.preference)]
+        laplace = Laplace(planned.model, planned.split, shared)
+        texts = [(prompt, response) for response in ranked]
+        return explained(laplace, self._fitted.doubt(), kept, texts, choices)
 
     def conversational(self) -> bool:
         """Whether the model learned from conversations (`conversation_form`)."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penchant.client.device.preference_store import PreferenceStore
+from penchant.client.device.preference_store import PreferenceStore, RecordedTie, Tie
 from penchant.common.data.preferences import Preference, comparison_of
 from penchant.common.data.row_files import BadRows, ReadReport, RowLog, read_rows
 from penchant.common.data.trl_format import parse_preference
@@ -106,7 +106,7 @@ class Labelling:
         self._place = {id(question): place for place, question in enumerate(self._waiting)}
         asked = [question.answered(True) for question in self._waiting]
         self._learner = learner(asked) if learner and asked else None
-        self._done: list[tuple[Question, Preference | None]] = []  # (question, choice, or None if skipped)
+        self._done: list[tuple[Question, Preference | RecordedTie | None]] = []  # None: skipped
         self._ours: set[Preference] = set()  # those that no one else recorded before
         self._most_telling_first()
 
@@ -123,12 +123,17 @@ class Labelling:
     @property
     def recorded(self) -> int:
         """Choices of this sitting."""
-        return sum(choice is not None for _, choice in self._done)
+        return sum(isinstance(answer, Preference) for _, answer in self._done)
+
+    @property
+    def tied(self) -> int:
+        """Questions of this sitting in which neither response was preferred."""
+        return sum(isinstance(answer, RecordedTie) for _, answer in self._done)
 
     @property
     def skipped(self) -> int:
         """Questions that the owner did not want to answer; another sitting asks them again."""
-        return len(self._done) - self.recorded
+        return len(self._done) - self.recorded - self.tied
 
     def guess(self) -> float | None:
         """How likely the owner would rather have the first response of the question, as far as their model
@@ -147,6 +152,16 @@ class Labelling:
         self._done.append((self._waiting.popleft(), choice))
         self._most_telling_first()
 
+    def tie(self, said: Tie) -> None:
+        """Record that neither response is preferred. DeviceError when the disk refuses; the question stays.
+
+        Nothing learns from it, and no sitting asks again.
+        """
+        question = self._waiting[0]
+        tie = self._store.add_tie(question.answered(True), said, SOURCE)
+        self._done.append((self._waiting.popleft(), tie))
+        self._most_telling_first()
+
     def skip(self) -> None:
         """Leave the question unanswered."""
         self._done.append((self._waiting.popleft(), None))
@@ -161,7 +176,9 @@ class Labelling:
         if not self._done:
             return False
         question, choice = self._done[-1]
-        if choice is not None:
+        if isinstance(choice, RecordedTie):
+            self._store.remove_tie(choice)
+        elif choice is not None:
             self._take_back(choice)
             if self._learner:
                 self._learner.undo()

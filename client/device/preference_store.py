@@ -5,6 +5,9 @@ forgotten, can't be read from any block that they were ever written to. An impor
 it is there, or nothing. A choice that is there already is not counted twice. About a fifth is held out, to
 judge the model by: which side a comparison is on depends on its texts alone, so that it never changes, and
 that no comparison is on both.
+
+Ties are kept beside the choices, sealed and forgotten likewise: what the owner said of two responses of which
+they prefer none. Nothing learns from them.
 """
 
 from __future__ import annotations
@@ -19,24 +22,28 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from penchant.client.learning.packed_choices import PackedChoices
 from penchant.client.vault.erasable import ErasableStorage
 from penchant.client.vault.sealing import SealedStorage
-from penchant.common.data.preferences import Preference
+from penchant.common.data.preferences import Preference, comparison_of
 from penchant.common.errors import DeviceError
 from penchant.common.storage import claim_schema, overwrite_journal, transaction
 
-__all__ = ["Added", "PreferenceStore", "Recorded", "held_out"]
+__all__ = ["Added", "PreferenceStore", "Recorded", "RecordedTie", "Tie", "held_out"]
 
 STORE = "preferences.db"
 HELD_OUT_OF = 5
 
 KEYS = "preferences.keys"
 
-_SCHEMA_VERSION = 1
-_SCHEMA = "CREATE TABLE IF NOT EXISTS sealed_choices (number INTEGER PRIMARY KEY, sealed BLOB NOT NULL)"
-_PURPOSE = "choice"
+_SCHEMA_VERSION = 2  # 2: ties; a version that knows none would destroy their keys
+_SCHEMAS = [
+    f"CREATE TABLE IF NOT EXISTS {table} (number INTEGER PRIMARY KEY, sealed BLOB NOT NULL)"
+    for table in ("sealed_choices", "sealed_ties")
+]
+_PURPOSE, _TIE = "choice", "tie"
 _MARK = 16  # bytes that name a choice as it is sealed
 CLOCK_STEP = 3.0  # seconds: the coarsest of a file system's clock, and one more
 
@@ -75,6 +82,40 @@ class Recorded:
         return cls(number, Preference(prompt, chosen, rejected), source, recorded)
 
 
+Tie = Literal["equal", "both bad"]
+"""What was said of two responses of which none is preferred."""
+
+
+@dataclass(frozen=True)
+class RecordedTie:
+    """Two responses of which the owner prefers none, as they were shown.
+
+    Attributes:
+        number: in this store, among the ties.
+        pair: the two; which one is called chosen says nothing but that it was shown first.
+        said: what of them.
+        source, recorded: as of `Recorded`.
+    """
+
+    number: int
+    pair: Preference = field(repr=False)
+    said: Tie
+    source: str = field(repr=False)
+    recorded: float
+
+    def encode(self) -> bytes:
+        """As it is sealed; the number is not among it."""
+        p = self.pair
+        parts = [p.prompt, p.chosen, p.rejected, self.said, self.source, self.recorded]
+        return json.dumps(parts, ensure_ascii=False).encode()
+
+    @classmethod
+    def decode(cls, number: int, data: bytes) -> RecordedTie:
+        """What `encode` made."""
+        prompt, first, second, said, source, recorded = json.loads(data)
+        return cls(number, Preference(prompt, first, second), said, source, recorded)
+
+
 class PreferenceStore:
     """The choices of one device. Safe to open anew for every call; safe under kill at any instant."""
 
@@ -91,7 +132,8 @@ class PreferenceStore:
             raise DeviceError(f"can't make the store {self._path}: {error.strerror}") from None
         with self._transaction() as db:
             claim_schema(db, self._path, DeviceError, _SCHEMA_VERSION)
-            db.execute(_SCHEMA)
+            for schema in _SCHEMAS:
+                db.execute(schema)
             self._destroy_unused(db)  # of an import or a removal that was broken off
             version = self._sealed_since(db)
         if version == _SEALED:
@@ -158,20 +200,81 @@ class PreferenceStore:
             sealed = db.execute("SELECT sealed FROM sealed_choices ORDER BY number").fetchall()
         return b"".join(hashlib.sha256(row).digest()[:_MARK] for (row,) in sealed)
 
+    def marked(self) -> list[tuple[bytes, Recorded]]:
+        """All choices as `recorded`, each with its mark."""
+        with self._transaction() as db:
+            sealed = db.execute("SELECT sealed FROM sealed_choices ORDER BY number").fetchall()
+            return [
+                (hashlib.sha256(data).digest()[:_MARK], row)
+                for (data,), row in zip(sealed, self._rows(db), strict=True)
+            ]
+
     def sources(self) -> dict[str, int]:
         """How many choices came from where."""
         with self._transaction() as db:
             return dict(sorted(Counter(row.source for row in self._rows(db)).items()))
 
     def unanswered(self, comparisons: Iterable[Preference]) -> list[Preference]:
-        """Those of the comparisons, in order, that were recorded in neither direction."""
-        known = set(self._all())
-        return [p for p in comparisons if known.isdisjoint((p, _turned(p)))]
+        """Those of the comparisons, in order, that were recorded in neither direction, nor as a tie."""
+        with self._transaction() as db:
+            known = {comparison_of(row.preference) for row in self._rows(db)}
+            known |= {comparison_of(tie.pair) for tie in self._ties(db)}
+        return [p for p in comparisons if comparison_of(p) not in known]
 
     def recorded(self) -> list[Recorded]:
         """All choices as they are kept, in the order in which they were recorded."""
         with self._transaction() as db:
             return self._rows(db)
+
+    # --- ties ----------------------------------------------------------------------------------------
+
+    def ties(self) -> list[RecordedTie]:
+        """All ties, in the order in which they were recorded."""
+        with self._transaction() as db:
+            return self._ties(db)
+
+    def add_tie(self, pair: Preference, said: Tie, source: str) -> RecordedTie | None:
+        """Record that the owner prefers none of two responses; what was said of the same two before goes.
+
+        None, and nothing is changed, where it is recorded that one of them is preferred. DeviceError when the
+        disk refuses.
+        """
+        with self._transaction() as db:
+            if any(comparison_of(row.preference) == comparison_of(pair) for row in self._rows(db)):
+                return None
+            before = [t for t in self._ties(db) if comparison_of(t.pair) == comparison_of(pair)]
+            tie = RecordedTie(0, pair, said, source, time.time())
+            (sealed,) = self._storage.seal([(tie.encode(), _TIE)])
+            number = db.execute("INSERT INTO sealed_ties (sealed) VALUES (?)", (sealed,)).lastrowid
+            self._delete_ties(db, before)
+        self._destroy()
+        return replace(tie, number=number or 0)
+
+    def settle(self, tie: RecordedTie, first_is_better: bool) -> bool:
+        """Make a choice of a tie and destroy the tie's key; -> whether it was there still."""
+        with self._transaction() as db:
+            there = tie in self._ties(db)
+            if there:
+                made = tie.pair if first_is_better else _turned(tie.pair)
+                known = {row.preference for row in self._rows(db)}
+                if known.isdisjoint((made, _turned(made))):
+                    self._insert(db, [Recorded(0, made, tie.source, time.time())])
+                self._delete_ties(db, [tie])
+        self.let_go()
+        self._destroy()
+        return there
+
+    def remove_tie(self, tie: RecordedTie) -> bool:
+        """Delete a tie and destroy its key; -> whether it was there still."""
+        with self._transaction() as db:
+            there = tie in self._ties(db)
+            if there:
+                self._delete_ties(db, [tie])
+        self._destroy()
+        overwrite_journal(self._path, DeviceError)
+        return there
+
+    # --- what goes -----------------------------------------------------------------------------------
 
     def remove(self, preference: Preference) -> bool:
         """Take one choice back and destroy its key; -> whether it was there."""
@@ -204,9 +307,10 @@ class PreferenceStore:
         return count
 
     def forget(self) -> int:
-        """Delete every choice and destroy all keys; -> how many choices there were."""
+        """Delete every choice and tie and destroy all keys; -> how many choices there were."""
         with self._transaction() as db:
             count = db.execute("DELETE FROM sealed_choices").rowcount
+            db.execute("DELETE FROM sealed_ties")
         self.let_go()
         self._destroy()
         overwrite_journal(self._path, DeviceError)
@@ -242,6 +346,15 @@ class PreferenceStore:
         opened = self._storage.open([(bytes(sealed), _PURPOSE) for _, sealed in found])
         return [Recorded.decode(number, data) for (number, _), data in zip(found, opened, strict=True)]
 
+    def _ties(self, db: sqlite3.Connection) -> list[RecordedTie]:
+        found = db.execute("SELECT number, sealed FROM sealed_ties ORDER BY number").fetchall()
+        opened = self._storage.open([(bytes(sealed), _TIE) for _, sealed in found])
+        return [RecordedTie.decode(number, data) for (number, _), data in zip(found, opened, strict=True)]
+
+    @staticmethod
+    def _delete_ties(db: sqlite3.Connection, ties: Iterable[RecordedTie]) -> None:
+        db.executemany("DELETE FROM sealed_ties WHERE number = ?", [(tie.number,) for tie in ties])
+
     def _insert(self, db: sqlite3.Connection, rows: Sequence[Recorded]) -> None:
         sealed = self._storage.seal([(row.encode(), _PURPOSE) for row in rows])
         db.executemany("INSERT INTO sealed_choices (sealed) VALUES (?)", [(data,) for data in sealed])
@@ -252,7 +365,10 @@ class PreferenceStore:
             self._destroy_unused(db)
 
     def _destroy_unused(self, db: sqlite3.Connection) -> None:
-        slots = db.execute("SELECT substr(sealed, 1, 4) FROM sealed_choices")
+        slots = db.execute(
+            "SELECT substr(sealed, 1, 4) FROM sealed_choices "
+            "UNION ALL SELECT substr(sealed, 1, 4) FROM sealed_ties"
+        )
         self._storage.destroy_but(bytes(slot) for (slot,) in slots)
 
     def _sealed_since(self, db: sqlite3.Connection) -> int:

@@ -64,6 +64,15 @@ class Doubt:
         variance = seen if self.triangular else np.square(scaled).sum(axis=1) - seen
         return np.asarray(np.sqrt(np.maximum(variance, 0.0)))  # rounding may leave a hair below zero
 
+    def covariance(self, some: Array, others: Array) -> Array:
+        """Of numbers with these gradients with others, [s, d] and [m, d] -> [s, m]."""
+        some, others = some * self.scale, others * self.scale
+        seen = np.zeros((len(some), len(others)))
+        for start in range(0, len(self.factor), _ROWS_AT_ONCE):
+            rows = self.factor[start : start + _ROWS_AT_ONCE].astype(np.float64)
+            seen += (some @ rows.T) @ (others @ rows.T).T
+        return seen if self.triangular else np.asarray(some @ others.T - seen)
+
     def encode(self) -> bytes:
         """Bytes for the device's own sealed store."""
         numbers = _packed(self.factor) if self.triangular else self.factor

@@ -21,7 +21,7 @@ from penchant.client.device.device import Device
 from penchant.client.device.warm_model import WarmModel
 from penchant.common.errors import PenchantError, UsageError
 from penchant.common.printable import one_line
-from penchant.deploy.device_api.best_of import BestOf, PassedOn, UpstreamSettings
+from penchant.deploy.device_api.best_of import BestOf
 from penchant.deploy.device_api.bodies import ApiLimits, Fields, body_of, table_of
 from penchant.deploy.device_api.description import description, description_page
 from penchant.deploy.device_api.dialects import ApiRefusal, dialect_of, refused
@@ -29,6 +29,7 @@ from penchant.deploy.device_api.door import Door
 from penchant.deploy.device_api.feedback import FEEDBACK_KINDS, record_feedback
 from penchant.deploy.device_api.rerank_forms import RerankForm, read_cohere, read_score, read_tei
 from penchant.deploy.device_api.score_queue import ScoreQueue
+from penchant.deploy.device_api.upstream import PassedOn, UpstreamSettings
 
 __all__ = ["ApiContext", "build_api"]
 

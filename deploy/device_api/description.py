@@ -6,8 +6,8 @@ from html import escape
 from importlib.metadata import version
 from typing import Any
 
-from penchant.deploy.device_api.best_of import BEST_OF_MOST
 from penchant.deploy.device_api.bodies import ApiLimits
+from penchant.deploy.device_api.upstream import BEST_OF_MOST
 
 __all__ = ["description", "description_page"]
 

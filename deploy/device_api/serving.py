@@ -10,8 +10,8 @@ from penchant.client.device.device import Device
 from penchant.client.device.warm_model import WarmModel
 from penchant.deploy.console.connections import bounded_server
 from penchant.deploy.device_api.app import build_api
-from penchant.deploy.device_api.best_of import UpstreamSettings
 from penchant.deploy.device_api.bodies import ApiLimits
+from penchant.deploy.device_api.upstream import UpstreamSettings
 
 __all__ = ["server_for"]
 

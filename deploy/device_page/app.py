@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -17,6 +18,7 @@ from starlette.routing import Route
 
 from penchant.client.device.device import Device
 from penchant.common.data.preferences import Preference
+from penchant.deploy.device_page.asking import AskDesk
 from penchant.deploy.device_page.background import BackgroundWork
 from penchant.deploy.device_page.entrance import LINKED, Entrance
 from penchant.deploy.device_page.page_requests import (
@@ -31,7 +33,8 @@ from penchant.deploy.device_page.page_requests import (
 from penchant.deploy.device_page.picture import PictureBook
 from penchant.deploy.device_page.safe_text import excerpt, safe_markdown
 from penchant.deploy.device_page.sitting import Sitting
-from penchant.deploy.device_page.views import choices, choose, fleet, model
+from penchant.deploy.device_page.views import ask, choices, choose, fleet, model
+from penchant.deploy.device_page.writers import ResponseWriter
 from penchant.server.console.forms import Endpoint
 from penchant.server.console.look import Look
 from penchant.server.console.shield import Shield
@@ -41,26 +44,37 @@ __all__ = ["ACTIONS", "PAGES", "UPLOADS", "build_page"]
 
 log = logging.getLogger(__name__)
 
+IDLE_LOOK = 1.0  # seconds between looks whether anybody uses the page
 ELSEWHERE = "This page is not served under that name.\n"
 
 PAGES: Sequence[tuple[str, PageView]] = (
     ("/", choose.choose),
+    ("/ask", ask.ask),
+    ("/ask/now", ask.now),
     ("/choices", choices.choices),
     ("/choices.jsonl", choices.export),
+    ("/ties.jsonl", choices.export_ties),
     ("/model", model.model),
     ("/model/now", model.now),
     ("/fleet", fleet.fleet),
 )
 ACTIONS: Sequence[tuple[str, PageView]] = (
     ("/choose", choose.answer),
+    ("/ask", ask.send),
+    ("/ask/pick", ask.pick),
+    ("/ask/undo", ask.take_back),
     ("/choices/turn", choices.turn),
     ("/choices/delete", choices.delete),
+    ("/choices/settle", choices.settle),
+    ("/choices/untie", choices.untie),
     ("/choices/who", choices.who),
     ("/model/train", model.train),
     ("/model/rank", model.rank),
     ("/fleet/pause", fleet.pause),
     ("/fleet/resume", fleet.resume),
     ("/fleet/accept", fleet.accept),
+    ("/fleet/leave", fleet.leave),
+    ("/fleet/forget", fleet.forget),
 )
 UPLOADS: Sequence[tuple[str, PageView]] = (("/choices/import", choices.take),)
 
@@ -72,6 +86,7 @@ def build_page(
     *,
     hosts: frozenset[str],
     close: Callable[[], None],
+    writer: ResponseWriter | None = None,
 ) -> Starlette:
     """The owner's page.
 
@@ -81,18 +96,30 @@ def build_page(
         entrance: who is let in.
         hosts: the names and ports under which the browser may address it.
         close: ends the program.
+        writer: who writes responses to the owner's prompts, if anybody does.
     """
     look = Look(FILTERS | {"markdown": safe_markdown, "excerpt": excerpt}, Path(__file__).parent)
     lock = threading.RLock()
     sitting = Sitting(device, comparisons, lock)
     context = PageContext(
-        device, entrance, look.templates, sitting, lock, BackgroundWork(), PictureBook(device), close
+        device,
+        entrance,
+        look.templates,
+        sitting,
+        lock,
+        BackgroundWork(),
+        BackgroundWork(),
+        PictureBook(device),
+        AskDesk(device, writer),
+        close,
     )
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         threading.Thread(target=sitting.prepare, daemon=True).start()
+        watch = asyncio.create_task(_close_when_idle(context))
         yield
+        watch.cancel()
 
     root = entrance.root
     routes = [Route(f"{LINKED}{{key}}", _enter(context), methods=["GET"])]
@@ -130,6 +157,13 @@ def _enter(context: PageContext) -> Endpoint:
         return response
 
     return endpoint
+
+
+async def _close_when_idle(context: PageContext) -> None:
+    """The end, where nobody has used the page for long, and nothing is being done."""
+    while not context.entrance.idle or context.work.running or context.asking.running:
+        await asyncio.sleep(IDLE_LOOK)
+    context.close()
 
 
 def _close(page_request: PageRequest) -> Response:

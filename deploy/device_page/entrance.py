@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import secrets
 import threading
+import time
+from collections.abc import Callable
 
 __all__ = ["LINKED", "Entrance"]
 
@@ -26,7 +29,11 @@ class Entrance:
         cookie: the name of the session's cookie.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, idle_seconds: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
+        """idle_seconds: after so long without use nobody is let in any more; the link ends as well."""
+        self._idle_seconds = idle_seconds
+        self._clock = clock
+        self._used = clock()
         self.root = f"/{secrets.token_urlsafe(16)}"
         self.cookie = f"penchant-{secrets.token_hex(8)}"
         self._link: str | None = secrets.token_urlsafe(32)
@@ -40,6 +47,11 @@ class Entrance:
         return f"{LINKED}{self._link}" if self._link is not None else ""
 
     @property
+    def idle(self) -> bool:
+        """Whether nobody used it for so long that it has ended."""
+        return self._clock() - self._used > self._idle_seconds
+
+    @property
     def csrf(self) -> str:
         """What each form must carry."""
         return self._csrf
@@ -47,8 +59,9 @@ class Entrance:
     def admit(self, key: str) -> str | None:
         """The token of the session for the key of the link, which is used up by that; None for any other."""
         with self._lock:
-            if self._link is None or not _same(key, self._link):
+            if self._link is None or self.idle or not _same(key, self._link):
                 return None
+            self._used = self._clock()
             token = secrets.token_urlsafe(32)
             self._link, self._session = None, _digest(token)
             return token
@@ -62,7 +75,12 @@ class Entrance:
         given = [value.strip('"') for name, _, value in pairs if name == self.cookie]
         with self._lock:
             session = self._session
-        return session is not None and any(hmac.compare_digest(_digest(one), session) for one in given)
+            if session is None or self.idle:
+                return False
+            known = any(hmac.compare_digest(_digest(one), session) for one in given)
+            if known:
+                self._used = self._clock()
+            return known
 
     def sent_by_us(self, form_token: str) -> bool:
         """Whether a form carries the token of the session's forms."""

@@ -17,6 +17,7 @@ from penchant.client.device.device import Device
 from penchant.common.data.importers.reading import Found
 from penchant.common.errors import PenchantError
 from penchant.common.printable import one_line
+from penchant.deploy.device_page.asking import AskDesk
 from penchant.deploy.device_page.background import BackgroundWork
 from penchant.deploy.device_page.entrance import Entrance
 from penchant.deploy.device_page.picture import PictureBook
@@ -41,7 +42,9 @@ class PageContext:
         sitting: the questions of this sitting.
         model: held by whoever uses the device's model: one thread may at a time.
         work: training and forgetting.
+        asking: responses that are being written.
         pictures: what was last seen of the model.
+        desk: what was asked last.
         close: ends the program.
         waiting: a file of several people that was handed over, until its owner says who they are: a name for
             this one, the file's, and what is in it.
@@ -54,7 +57,9 @@ class PageContext:
     sitting: Sitting
     model: threading.RLock
     work: BackgroundWork
+    asking: BackgroundWork
     pictures: PictureBook
+    desk: AskDesk
     close: Callable[[], None]
     waiting: tuple[str, str, Found] | None = field(default=None, repr=False)
     flash: str = ""
@@ -69,6 +74,12 @@ class PageContext:
             yield
         finally:
             self.model.release()
+
+    def forget(self) -> None:
+        """Keep nothing in memory of what the owner chose, asked or handed over. Takes a while."""
+        self.waiting = None
+        self.desk.forget()
+        self.sitting.forget()
 
     def take_flash(self) -> str:
         """What is to be said, which is said by that."""
@@ -174,7 +185,10 @@ def _is_known(context: PageContext, request: Request) -> bool:
 
 
 def _stranger(context: PageContext, request: Request) -> Response:
-    text = "This page is for the browser that opened the link of `penchant device open`, and no other."
+    text = (
+        "This page is for the browser that opened the link of `penchant device open`, and no other; where "
+        "nobody used it for long, it has ended."
+    )
     return problem(context, 403, "Who are you?", text)
 
 

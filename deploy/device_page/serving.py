@@ -11,6 +11,7 @@ from penchant.common.data.preferences import Preference
 from penchant.deploy.console.connections import bounded_server
 from penchant.deploy.device_page.app import build_page
 from penchant.deploy.device_page.entrance import Entrance
+from penchant.deploy.device_page.writers import ResponseWriter
 
 __all__ = ["page_server"]
 
@@ -18,13 +19,17 @@ CONNECTIONS = 64  # at the same time: one browser holds a few
 
 
 def page_server(
-    device: Device, comparisons: Sequence[Preference], entrance: Entrance, hosts: frozenset[str]
+    device: Device,
+    comparisons: Sequence[Preference],
+    entrance: Entrance,
+    hosts: frozenset[str],
+    writer: ResponseWriter | None = None,
 ) -> uvicorn.Server:
     """A server that is ready to run on a socket; the arguments are those of `build_page`."""
 
     def close() -> None:
         server.should_exit = True
 
-    app = build_page(device, comparisons, entrance, hosts=hosts, close=close)
+    app = build_page(device, comparisons, entrance, hosts=hosts, close=close, writer=writer)
     server = bounded_server(app, (None, None), CONNECTIONS)
     return server

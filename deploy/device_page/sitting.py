@@ -16,7 +16,7 @@ from penchant.common.printable import one_line
 
 __all__ = ["Answer", "Asked", "Sitting", "Told"]
 
-Answer = Literal["first", "second", "skip", "undo"]
+Answer = Literal["first", "second", "equal", "bad", "skip", "undo"]
 PATIENCE = 1.0  # seconds for which a page waits for the model
 LATELY = 12  # answers over which the model's guesses are counted
 
@@ -89,6 +89,14 @@ class Sitting:
         with self._lock:
             self._labelling = labelling
 
+    def forget(self) -> None:
+        """Know nothing of what was said any more, and prepare anew: the choices are gone. Takes a while."""
+        with self._lock:
+            self._labelling, self._told = None, None
+            self._guessed.clear()
+            self._turn += 1
+        self.prepare()
+
     def now(self) -> Asked | None:
         """What to show; None while it is being prepared, or while the model is at work for something else."""
         if not self._model.acquire(timeout=PATIENCE):
@@ -135,6 +143,10 @@ class Sitting:
                 labelling.skip()
                 self._guessed.append(None)
                 self._told = Told("skip")
+            elif said in ("equal", "bad"):
+                labelling.tie("equal" if said == "equal" else "both bad")
+                self._guessed.append(None)
+                self._told = Told(said)
             else:
                 self._choose(labelling, said)
             self._turn += 1

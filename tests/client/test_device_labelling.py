@@ -33,6 +33,22 @@ def recorded(home: Path) -> list[Preference]:
     return sorted(PreferenceStore(home)._all(), key=lambda p: (p.chosen, p.rejected))
 
 
+def test_a_tie_is_recorded_not_asked_again_and_taken_back(tmp_path: Path) -> None:
+    asked = sitting(tmp_path)
+    question = asked.question
+    assert question is not None
+    asked.tie("both bad")
+    assert (asked.recorded, asked.tied, asked.skipped, asked.left) == (0, 1, 0, 2)
+    (tie,) = PreferenceStore(tmp_path).ties()
+    assert (tie.pair, tie.said) == (question.answered(True), "both bad")
+    assert sitting(tmp_path).left == 2
+    asked.skip()
+    assert asked.undo()
+    assert asked.undo()
+    assert asked.question == question
+    assert (asked.tied, PreferenceStore(tmp_path).ties(), recorded(tmp_path)) == (0, [], [])
+
+
 # --- what is asked --------------------------------------------------------------------------------
 
 
@@ -215,6 +231,15 @@ def snacks(tmp_path: Path) -> Path:
     row = {"prompt": "A snack?\x1b[31m", "responses": ["carrots", "jerky\x07\x1b]0;owned\x07", "an apple"]}
     file.write_text(json.dumps(row))
     return file
+
+
+def test_ties_at_the_terminal(snacks: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    done = typed("=\nb\nu\nb\n1\n\n", home, str(snacks))
+    assert done.returncode == 0, done.stderr
+    assert "1 choices recorded, 2 ties, 0 skipped, 0 left to ask" in done.stdout
+    assert [tie.said for tie in PreferenceStore(home).ties()] == ["equal", "both bad"]
+    assert len(recorded(home)) == 1
 
 
 def test_a_sitting_at_the_terminal(snacks: Path, tmp_path: Path) -> None:

@@ -47,6 +47,75 @@ def test_choices_come_back_in_order_and_once(tmp_path: Path) -> None:
     ]
 
 
+# --- ties -------------------------------------------------------------------------------------------
+
+
+def tied(number: int) -> Preference:
+    return Preference(f"tied {number}? ", f"so {number}", f"so so {number}")
+
+
+def test_ties_are_kept_beside_choices_and_nothing_learns_from_them(tmp_path: Path) -> None:
+    store = PreferenceStore(tmp_path)
+    store.add([choice(1)])
+    marks = store.marks()
+    first = store.add_tie(tied(1), "equal", "label")
+    second = store.add_tie(tied(2), "both bad", "label")
+    again = PreferenceStore(tmp_path)
+    assert again.ties() == [first, second]
+    assert [(tie.pair, tie.said) for tie in again.ties()] == [(tied(1), "equal"), (tied(2), "both bad")]
+    assert (*again.train(), *again.validation()) == (choice(1),)
+    assert (len(again), again.marks(), again.sources()) == (1, marks, {"import": 1})
+    turned = Preference(tied(1).prompt, tied(1).rejected, tied(1).chosen)
+    assert again.unanswered([turned, choice(1), choice(2)]) == [choice(2)]
+
+
+def test_of_two_responses_one_thing_is_recorded(tmp_path: Path) -> None:
+    store = PreferenceStore(tmp_path)
+    store.add([choice(1)])
+    assert (
+        store.add_tie(Preference(choice(1).prompt, choice(1).rejected, choice(1).chosen), "equal", "x")
+        is None
+    )
+    store.add_tie(tied(1), "equal", "label")
+    store.add_tie(tied(1), "both bad", "label")
+    (tie,) = store.ties()
+    assert tie.said == "both bad"
+    assert store.settle(tie, first_is_better=False)
+    assert store.ties() == []
+    made = store.recorded()[-1]
+    assert (made.preference.chosen, made.source) == (tied(1).rejected, "label")
+    assert not store.settle(tie, first_is_better=True)
+    assert len(store) == 2
+
+
+def test_a_tie_that_is_deleted_can_not_be_opened_any_more(tmp_path: Path) -> None:
+    store = PreferenceStore(tmp_path)
+    store.add([choice(1)])
+    for gone in (store.remove_tie, lambda tie: store.settle(tie, True), lambda tie: store.forget()):
+        tie = store.add_tie(tied(1), "equal", "label")
+        assert tie is not None
+        with sqlite3.connect(tmp_path / STORE) as db:
+            (sealed,) = db.execute("SELECT sealed FROM sealed_ties").fetchone()
+        assert store._storage.open([(sealed, "tie")]) == [tie.encode()]
+        gone(tie)
+        assert PreferenceStore(tmp_path).ties() == []
+        with pytest.raises(DeviceError):
+            PreferenceStore(tmp_path)._storage.open([(sealed, "tie")])
+        store.remove(tied(1))
+    assert len(store) == 0
+
+
+def test_keys_of_ties_outlive_what_else_goes(tmp_path: Path) -> None:
+    store = PreferenceStore(tmp_path)
+    store.add([choice(1), choice(2)])
+    store.add_tie(tied(1), "equal", "label")
+    store.remove(choice(1))
+    assert [tie.pair for tie in PreferenceStore(tmp_path).ties()] == [tied(1)]
+
+
+# --- changes ----------------------------------------------------------------------------------------
+
+
 def test_a_choice_is_turned_round_in_its_place_and_its_old_key_is_gone(tmp_path: Path) -> None:
     store = PreferenceStore(tmp_path)
     store.add([choice(1), choice(2)], "label")

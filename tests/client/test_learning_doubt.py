@@ -54,8 +54,19 @@ def test_errors_are_those_of_the_posterior_before_and_after_it_was_kept(
     for asked in (gradients, gradients[:-1] - gradients[1:]):
         expected = posterior.error(asked)
         assert doubt.error(asked) == pytest.approx(expected, rel=1e-5)
-        assert np.array_equal(Doubt.decode(doubt.encode()).error(asked), doubt.error(asked))
+        assert Doubt.decode(doubt.encode()).error(asked) == pytest.approx(doubt.error(asked), rel=1e-12)
         assert (expected < np.sqrt((np.square(asked) * scene.prior.variance).sum(axis=1))).all()
+
+
+@pytest.mark.parametrize("many", [7, 400])
+def test_covariances_are_those_of_the_posterior(scene: SimpleNamespace, many: int) -> None:
+    chosen = pairs(many)
+    posterior = scene.laplace.around(scene.prior, scene.start, chosen)
+    doubt = doubt_of(scene.laplace, scene.prior, scene.start, chosen)
+    _, gradients = scene.laplace.score_gradients(scene.start, [("", text) for text in TEXTS])
+    expected = posterior.covariance(gradients)
+    assert doubt.covariance(gradients[:2], gradients) == pytest.approx(expected[:2], rel=1e-4, abs=1e-5)
+    assert np.sqrt(np.diag(doubt.covariance(gradients, gradients))) == pytest.approx(doubt.error(gradients))
 
 
 def test_what_is_kept_is_bounded_whatever_the_number_of_choices(scene: SimpleNamespace) -> None:

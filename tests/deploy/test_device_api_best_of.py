@@ -18,8 +18,10 @@ from support.upstream import WRITTEN, Upstream, said, upstream_server
 from penchant.client.device.device import Device
 from penchant.common.errors import UsageError
 from penchant.deploy.device_api import best_of
-from penchant.deploy.device_api.best_of import PickedAnswer, UpstreamSettings
+from penchant.deploy.device_api import upstream as upstream_module
+from penchant.deploy.device_api.best_of import PickedAnswer
 from penchant.deploy.device_api.bodies import ApiLimits
+from penchant.deploy.device_api.upstream import UpstreamSettings
 
 SAID = [{"role": "user", "content": "on bill 99:"}]
 SECRET = "sk-of-the-upstream"
@@ -178,7 +180,7 @@ def test_an_upstream_that_is_too_slow_too_long_or_away_is_not_waited_for(
         assert ask(api).status_code == 504
         upstream.go.set()
         upstream.manner = "takes n"
-        monkeypatch.setattr(best_of, "ANSWER_MOST", 100)
+        monkeypatch.setattr(upstream_module, "ANSWER_MOST", 100)
         assert "longer than 100 bytes" in ask(api).json()["error"]["message"]
     with served(device, upstream=UpstreamSettings("http://127.0.0.1:9/v1")) as api:
         answer = ask(api)

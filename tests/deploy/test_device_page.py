@@ -13,9 +13,14 @@ from support.device_api_scene import motions, new_device
 from support.device_page_scene import OwnerAtPage, opened
 
 from penchant.client.device.device import Device
+from penchant.client.device.labelling import read_comparisons
+from penchant.client.device.supernode_files import SuperNodeFiles
 from penchant.common.data.preferences import Preference
+from penchant.common.errors import EnrolmentError
+from penchant.common.membership.identity import authority_digest
 from penchant.deploy.device_page.starter import starter_comparisons
 from penchant.deploy.device_page.views.choices import named
+from penchant.deploy.fleet.authority import AuthorityStore
 
 QUESTIONS = motions(12)
 
@@ -75,6 +80,39 @@ def test_skip_records_nothing_and_undo_takes_the_last_answer_back(owner: OwnerAt
     owner.say("undo")
     assert responses(owner.get().text) == before
     assert "Nothing to take back" in owner.say("undo")
+
+
+def test_ties_are_recorded_listed_made_choices_of_exported_and_deleted(
+    owner: OwnerAtPage, device: Device, tmp_path: Path
+) -> None:
+    shown = responses(owner.get().text)
+    assert "Equal: recorded as a tie." in owner.say("equal")
+    assert "Both bad: recorded as a tie." in owner.say("bad")
+    assert "Taken back." in owner.say("undo")
+    page = owner.say("bad")
+    assert "<b>0</b> now, 0 in all, 10 to ask" in page
+    equal, bad = device.store.ties()
+    assert [equal.pair.chosen, equal.pair.rejected] == shown
+    assert (equal.said, bad.said, chosen(device)) == ("equal", "both bad", [])
+
+    page = owner.get("/choices").text
+    assert (
+        page.count('<span class="mark">equal</span>') == page.count('<span class="mark">both bad</span>') == 2
+    )
+    assert owner.get(f"/choices?q={equal.pair.prompt}").text.count("Rather the first") == 1
+    rows = [json.loads(line) for line in owner.get("/ties.jsonl").text.splitlines()]
+    assert [row["said"] for row in rows] == ["equal", "both bad"]
+    file = tmp_path / "ties.jsonl"
+    file.write_text(owner.get("/ties.jsonl").text)
+    assert read_comparisons(file)[0] == [equal.pair, bad.pair]
+
+    assert owner.post("/choices/settle", {"choice": named(equal)}).status_code == 422
+    assert "a choice now" in owner.follow("/choices/settle", {"choice": named(equal), "better": "second"})
+    assert [p.chosen for p in chosen(device)] == [equal.pair.rejected]
+    assert "Deleted." in owner.follow("/choices/untie", {"choice": named(bad)})
+    for path in ("/choices/settle", "/choices/untie"):
+        assert owner.post(path, {"choice": named(bad), "better": "first"}).status_code == 422
+    assert device.store.ties() == []
 
 
 def test_an_answer_to_an_earlier_question_is_not_taken_for_the_next(
@@ -377,3 +415,79 @@ def test_the_fleet_page_says_what_status_says_and_pauses(owner: OwnerAtPage, dev
     assert "Pause" in owner.follow("/fleet/resume")
     assert not device.policy().paused
     assert owner.post("/fleet/accept", {"run": "0123"}).status_code == 422
+
+
+@pytest.fixture
+def member(device: Device, tmp_path: Path) -> Device:
+    """The device as member 1 of a fleet, whose node is in its directory."""
+    store = AuthorityStore.init(tmp_path / "authority")
+    answer = store.issue(device.request(), "mine")
+    device.join(answer.encode(), authority_digest(store.authority.public_key))
+    folder = device.directory / "node"
+    folder.mkdir()
+    node = SuperNodeFiles(folder, "fleet.example:8443", folder / "agent.sock", "token")
+    for path in (node.key, node.ca):
+        path.write_bytes(b"a key")
+    node.write()
+    return device
+
+
+TELL = "penchant.client.device.joining.tell_server"
+
+
+def test_leaving_takes_a_typed_word_tells_the_server_and_keeps_the_choices(
+    member: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(TELL, lambda *args: told.append(args))
+    member.record(motions(3))
+    with opened(member, QUESTIONS) as owner:
+        assert "Leave the fleet …" in owner.get("/fleet").text
+        for word in ("", "yes", "forget everything"):
+            assert owner.post("/fleet/leave", {"confirm": word}).status_code == 422
+        assert (member.member, told) == (1, [])
+        page = owner.follow("/fleet/leave", {"confirm": " Leave "})
+        assert "This device has left. It was member 1; its server knows" in page
+        assert "Leave the fleet …" not in page
+        assert (member.member, len(told), len(member.store)) == (None, 1, 3)
+        assert not (member.directory / "node").exists()
+        assert owner.post("/fleet/leave", {"confirm": "leave"}).status_code == 422
+
+
+def test_a_server_that_can_not_be_told_keeps_nobody(member: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> None:
+        raise EnrolmentError("no route to it")
+
+    monkeypatch.setattr(TELL, away)
+    with opened(member, QUESTIONS) as owner:
+        page = owner.follow("/fleet/leave", {"confirm": "leave"})
+    assert "Tell the authority to revoke member 1: the server was not told (no route to it)" in page
+    assert member.member is None
+
+
+def test_forgetting_everything_leaves_nothing_on_disk_on_the_page_or_in_memory(
+    member: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TELL, lambda *_: None)
+    member.record(motions(12))
+    member.train()
+    with opened(member, [*QUESTIONS, *motions(24)[12:]]) as owner:
+        owner.say("first")
+        owner.say("equal")
+        upload = b"\n".join(
+            json.dumps({"person": name, "prompt": "p", "chosen": "a", "rejected": "b"}).encode()
+            for name in ("ann", "bob")
+        )
+        mark = asked_about(owner.upload("two.jsonl", upload).text)
+        assert owner.post("/fleet/forget", {"confirm": "forget"}).status_code == 422
+        assert len(member.store) == 13
+        page = owner.follow("/fleet/forget", {"confirm": "forget everything"})
+        assert "13 choices and the personal model are deleted. It was member 1" in page
+        assert (len(member.store), member.store.ties(), member.member) == (0, [], None)
+        assert not member.model_in_use().personal
+        assert owner.post("/choices/who", {"person": "ann", "mark": mark}).status_code == 409
+        first = owner.ready().get().text
+        assert "<b>0</b> now, 0 in all, 24 to ask" in first
+        assert "Nothing to take back" in owner.say("undo")
+        assert "No choices yet" in owner.get("/choices").text
+        assert "motion" not in owner.finished()

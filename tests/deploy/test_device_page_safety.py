@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import stat
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -87,6 +88,42 @@ def test_a_link_works_once_and_in_one_browser(owner: OwnerAtPage, device: Device
     assert token is not None
     assert fresh.admit(link) is None
     assert fresh.knows(f"{fresh.cookie}={token}")
+
+
+def test_who_is_idle_too_long_is_let_in_no_more_and_use_puts_the_end_off() -> None:
+    now = [0.0]
+    entrance = Entrance(60.0, lambda: now[0])
+    token = entrance.admit(entrance.link.rsplit("/", 1)[1])
+    ours = f"{entrance.cookie}={token}"
+    for now[0] in (50.0, 100.0, 160.0):
+        assert entrance.knows(ours)
+    now[0] = 215.0
+    assert not entrance.knows(f"{entrance.cookie}=x")  # a stranger's try is no use of it
+    now[0] = 221.0
+    assert entrance.idle
+    assert not entrance.knows(ours)
+    unused = Entrance(60.0, lambda: now[0])
+    now[0] = 300.0
+    assert unused.admit(unused.link.rsplit("/", 1)[1]) is None
+
+
+def test_a_page_that_nobody_uses_ends_but_not_in_the_middle_of_training(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penchant.deploy.device_page.app.IDLE_LOOK", 0.01)
+    now, end, closed = [0.0], threading.Event(), threading.Event()
+    monkeypatch.setattr(Device, "train", lambda *_: end.wait(60) and device.report(judged=False))
+    entrance = Entrance(60.0, lambda: now[0])
+    app = build_page(device, motions(3), entrance, hosts=frozenset({HOST}), close=closed.set)
+    owner = OwnerAtPage(app, entrance)
+    with owner.client:
+        owner.ready()
+        owner.post("/model/train")
+        now[0] = 61.0
+        assert owner.get().status_code == 403
+        assert not closed.wait(0.3)
+        end.set()
+        assert closed.wait(60)
 
 
 def test_looking_where_the_link_leads_uses_nothing_up(device: Device) -> None:
@@ -184,7 +221,7 @@ def test_a_form_without_its_token_does_nothing(owner: OwnerAtPage, device: Devic
 
 
 def test_no_answer_may_be_kept_framed_or_run_scripts_of_others(owner: OwnerAtPage) -> None:
-    for path in ("/", "/choices", "/model", "/fleet", "/nowhere"):
+    for path in ("/", "/ask", "/choices", "/model", "/fleet", "/nowhere"):
         headers = owner.get(path).headers
         policy = headers["content-security-policy"]
         assert "default-src 'none'" in policy

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomli_w
+from support.device_api_scene import motions, new_device
 
 from penchant.client.device.device import Device, OfflineConfig
 from penchant.common.data.preferences import Preference
@@ -66,3 +67,50 @@ def test_it_says_where_no_errors_are_known_and_fits_them_when_asked(
     said = capsys.readouterr()
     assert all(row["error"] > 0 for row in json.loads(said.out))
     assert "no errors" not in said.err
+
+
+def test_it_says_which_choices_speak_for_a_response_before_the_next(
+    tiny_model: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    home = new_device(tmp_path / "device", tiny_model("bert"), motions(24))
+    (tmp_path / "answers.txt").write_text("the table tax\nthe motion tax\n")
+    newer = Preference("newer: ", "the motion", "the table")
+    home.record([newer])
+    ranked(home, monkeypatch, "--explain")
+    first, last = json.loads(capsys.readouterr().out)
+    assert "for" not in last
+    assert first["response"] == "the motion tax"
+    known = {p.prompt for p in home.store.train()} - {newer.prompt}
+    assert len(first["for"]) == 3
+    for one in first["for"]:
+        assert one["prompt"] in known  # what the model learned from: nothing newer, nothing held out
+        assert one["chosen"].startswith("the motion")
+        assert one["rejected"].startswith("the table")
+        assert one["change"] > 0 < one["error"]
+    changes = [one["change"] for one in first["for"]]
+    assert changes == sorted(changes, reverse=True)
+    assert all(one["change"] < 0 for one in first["against"])
+
+    words = ["device", "rank", str(home.directory.parent / "answers.txt"), "--home", str(home.directory)]
+    monkeypatch.setattr(sys, "argv", ["penchant", *words, "--explain"])
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().out
+    count = len(known)
+    assert f"“the motion tax” before “the table tax”, by {count} choices:" in said
+    assert f"+{changes[0]:.3f} ± " in said
+
+
+def test_it_says_why_where_no_choice_can_be_named(
+    home: Device, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.forget_choices(home.store.recorded())
+    words = ["device", "rank", str(home.directory.parent / "answers.txt"), "--home", str(home.directory)]
+    monkeypatch.setattr(sys, "argv", ["penchant", *words, "--explain"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert "which choices speak for it is not known" in capsys.readouterr().err

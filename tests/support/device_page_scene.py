@@ -15,6 +15,7 @@ from penchant.client.device.device import Device
 from penchant.common.data.preferences import Preference
 from penchant.deploy.device_page.app import build_page
 from penchant.deploy.device_page.entrance import Entrance
+from penchant.deploy.device_page.writers import ResponseWriter
 
 HOST = "127.0.0.1:8766"
 
@@ -74,14 +75,29 @@ class OwnerAtPage:
             page = self.get("/model").text
         return page
 
+    def asked(self, prompt: str, count: int = 4) -> str:
+        """Ask, once what comes of it is there."""
+        page = self.follow("/ask", {"prompt": prompt, "count": str(count)})
+        while "/ask/now" in page:
+            time.sleep(0.05)
+            page = self.get("/ask").text
+        return page
+
 
 @contextmanager
-def opened(device: Device, comparisons: Sequence[Preference]) -> Iterator[OwnerAtPage]:
+def opened(
+    device: Device, comparisons: Sequence[Preference], writer: ResponseWriter | None = None
+) -> Iterator[OwnerAtPage]:
     """The owner, let in, before the first question."""
     entrance = Entrance()
     closed: list[bool] = []
     app = build_page(
-        device, comparisons, entrance, hosts=frozenset({HOST}), close=lambda: closed.append(True)
+        device,
+        comparisons,
+        entrance,
+        hosts=frozenset({HOST}),
+        close=lambda: closed.append(True),
+        writer=writer,
     )
     owner = OwnerAtPage(app, entrance)
     with owner.client:

@@ -13,7 +13,7 @@ import pytest
 from support.device_api_scene import TOKEN, ServedApi, motions, new_device, served
 from support.upstream import Upstream, upstream_server
 
-from penchant.deploy.device_api.best_of import UpstreamSettings
+from penchant.deploy.device_api.upstream import UpstreamSettings
 
 HERE = Path(__file__).parent
 QUERY, DOCUMENTS = "on bill 99: ", ["the table tax", "the motion tax", "cloture"]  # as in api_clients.py

@@ -88,8 +88,9 @@ def test_an_owners_first_evening(browser: Browser, opened: tuple[Served, str]) -
     expect(page.locator(".tally")).to_contain_text("19 now, 19 in all")
     page.keyboard.press("1" if "motion" in left(page) else "2")
     expect(page.locator(".tally")).to_contain_text("20 now, 20 in all")
-    page.keyboard.press("=")
-    expect(page.locator(".tally")).to_contain_text("nothing was recorded")
+    for key, said in (("s", "nothing was recorded"), ("=", "Equal: recorded"), ("b", "Both bad: recorded")):
+        page.keyboard.press(key)
+        expect(page.locator(".tally")).to_contain_text(said)
     me.check("a question with a model")
 
     go_to(page, "My model")
@@ -106,6 +107,7 @@ def test_an_owners_first_evening(browser: Browser, opened: tuple[Served, str]) -
 
     go_to(page, "My choices")
     expect(page.locator(".kept > li")).to_have_count(20)
+    expect(page.get_by_text("22 choices and ties")).to_be_visible()
     page.keyboard.press("/")
     page.keyboard.type("bill")
     page.keyboard.press("Enter")
@@ -113,7 +115,7 @@ def test_an_owners_first_evening(browser: Browser, opened: tuple[Served, str]) -
     page.get_by_role("button", name=re.compile("Turn choice")).first.click()
     expect(page.get_by_role("status").first).to_contain_text("the other way round now")
     with page.expect_download() as download:
-        page.get_by_role("link", name="Export all").click()
+        page.get_by_role("link", name="Export choices").click()
     exported = Path(download.value.path()).read_bytes()
     assert exported.count(b"\n") == 20
     page.get_by_label("File").set_input_files({"name": "mine.jsonl", "mimeType": "", "buffer": exported})
@@ -122,6 +124,7 @@ def test_an_owners_first_evening(browser: Browser, opened: tuple[Served, str]) -
     me.check("my choices")
     go_to(page, "Fleet")
     expect(page.get_by_text("Nothing ever left.")).to_be_visible()
+    page.get_by_text("Forget everything …").click()
     me.check("the fleet")
 
     for screen in SCREENS:
@@ -129,7 +132,7 @@ def test_an_owners_first_evening(browser: Browser, opened: tuple[Served, str]) -
             other = Operator(browser, served, screen=screen, scheme=scheme)
             other.context.add_cookies(me.context.cookies())
             root = re.sub(r"/fleet$", "", page.url)
-            for name in ("", "choices", "model", "fleet"):
+            for name in ("", "ask", "choices", "model", "fleet"):
                 other.page.goto(f"{root}/{name}")
                 other.picture(f"owner-{name or 'choose'}")
                 other.check(f"{name} on a {screen}, {scheme}")

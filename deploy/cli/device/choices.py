@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer()
-KEYS = "1 or 2: the one you would rather have; s: skip; u: undo the last answer; q: quit."
+KEYS = (
+    "1 or 2: the one you would rather have; =: equal; b: both bad; s: skip; u: undo the last answer; q: quit."
+)
 
 
 @command(app, "import")
@@ -111,7 +113,8 @@ def label(
         _ask(sitting)
     except (EOFError, KeyboardInterrupt):
         say()
-    say(f"{sitting.recorded} choices recorded, {sitting.skipped} skipped, {sitting.left} left to ask")
+    tied = f"{sitting.tied} ties, " if sitting.tied else ""
+    say(f"{sitting.recorded} choices recorded, {tied}{sitting.skipped} skipped, {sitting.left} left to ask")
     if sitting.recorded:
         say("`penchant device train` learns from them")
 
@@ -130,11 +133,13 @@ def _ask(sitting: Labelling) -> None:
                 # Set in, so that no line of a response looks like the other response.
                 say(f"  {number}  " + response.replace("\n", "\n     "), lines=True)
             asked = question
-        said = _typed("1, 2, s, u, q > ")
+        said = _typed("1, 2, =, b, s, u, q > ")
         if said == "q":
             return
         if said in ("1", "2"):
             sitting.choose(said == "1")
+        elif said in ("=", "b"):
+            sitting.tie("equal" if said == "=" else "both bad")
         elif said == "s":
             sitting.skip()
         elif said != "u":

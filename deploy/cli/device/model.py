@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,11 +32,13 @@ from penchant.deploy.cli.errors import command, notice
 
 if TYPE_CHECKING:
     from penchant.client.device.device import Device, Ranked, Report
+    from penchant.client.device.explaining import Explanation, SpeakingChoice
     from penchant.client.device.taking_part import TakingPart
 
 __all__ = ["app"]
 
 app = typer.Typer()
+SHORT = 40  # characters of a text in a table of reasons
 
 
 @command(app)
@@ -57,6 +61,13 @@ def rank(
             help="Fit how sure the model is first, as training does, where that is not known.",
         ),
     ] = False,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Say which of your choices speak for each response before the next one, and which against.",
+        ),
+    ] = False,
     home: HomeOption = HERE,
     passphrase: Ask = False,
     as_json: AsJson = False,
@@ -71,7 +82,8 @@ def rank(
     with working(f"ranking {len(responses)} responses"):
         ranked = device.rank(prompt, responses)
         unread = device.reading(prompt, [row.response for row in ranked])
-    show_ranked(ranked, as_json)
+        because = device.explain(prompt, [row.response for row in ranked]) if explain else []
+    show_ranked(ranked, as_json, because)
     _say_standing(device)
     if unread.cut:
         notice(f"{unread.cut} of {unread.texts} responses are longer than what the model reads and were cut")
@@ -147,11 +159,13 @@ def export(
 # --- inner parts --------------------------------------------------------------------------------------
 
 
-def show_ranked(ranked: Sequence[Ranked], as_json: bool) -> None:
-    """The best first, as a table or as JSON."""
+def show_ranked(ranked: Sequence[Ranked], as_json: bool, because: Sequence[Explanation] = ()) -> None:
+    """The best first, as a table or as JSON, with why each comes before the next one where that is given."""
     if as_json:
         table = [dataclasses.asdict(row) for row in ranked]
         renamed = [{"global" if key == "common" else key: part for key, part in row.items()} for row in table]
+        for row, why in zip(renamed, because, strict=False):  # the last one comes before nothing
+            row["for"], row["against"] = ([_speaking(one) for one in s] for s in (why.speak_for, why.against))
         say_json(renamed)
         return
     rows = [
@@ -164,6 +178,34 @@ def show_ranked(ranked: Sequence[Ranked], as_json: bool) -> None:
         for row in ranked
     ]
     print_table("", ("personal", "over next", "global", "response"), rows)
+    for (upper, lower), why in zip(itertools.pairwise(ranked), because, strict=True):
+        _print_why(upper, lower, why)
+
+
+def _print_why(upper: Ranked, lower: Ranked, why: Explanation) -> None:
+    """The choices that say most of one step of a ranking."""
+    say()
+    say(f"“{_short(upper.response)}” before “{_short(lower.response)}”, by {counted(why.heard, 'choice')}:")
+    rows = [
+        (
+            f"{one.change:+.3f} ± {one.error:.3f}",
+            _short(one.choice.preference.chosen),
+            _short(one.choice.preference.rejected),
+            _short(one.choice.preference.prompt),
+        )
+        for one in (*why.speak_for, *why.against)
+    ]
+    print_table("", ("says", "you chose", "over", "for"), rows)
+
+
+def _short(text: str) -> str:
+    return textwrap.shorten(one_line(text), SHORT, placeholder="…")
+
+
+def _speaking(one: SpeakingChoice) -> dict[str, str | float]:
+    p = one.choice.preference
+    said = {"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected}
+    return {**said, "change": one.change, "error": one.error}
 
 
 def _say_standing(device: Device) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from penchant.common.errors import DataError, PenchantError, UsageError
+from penchant.common.errors import DataError, UsageError
 from penchant.common.printable import one_line
 from penchant.common.terminal import say
 from penchant.deploy.cli import passphrase as passphrases
@@ -18,7 +19,6 @@ from penchant.deploy.cli.errors import notice, on_interrupt
 if TYPE_CHECKING:
     from penchant.client.device.device import Device
     from penchant.client.learning.model_cache import ModelCache
-    from penchant.common.membership.enrolment import LeaveNotice
 
 __all__ = [
     "HERE",
@@ -29,7 +29,10 @@ __all__ = [
     "NodeOption",
     "SkipBadRows",
     "SocketOption",
+    "UpstreamKey",
+    "UpstreamSeconds",
     "file_source",
+    "key_in",
     "lines_of",
     "make_sure",
     "node_folder",
@@ -69,7 +72,14 @@ SocketOption = Annotated[
 ]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Skip bad rows and say so.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+UpstreamKey = Annotated[
+    str, typer.Option("--upstream-key", metavar="FILE", help="A file whose first line is the upstream's key.")
+]
+UpstreamSeconds = Annotated[
+    float, typer.Option("--upstream-seconds", help="How long an answer may take.", min=1)
+]
 HERE = Path(DEFAULT_HOME)
+KEY_MOST = 4096  # characters
 SOCKET = "agent.sock"
 
 
@@ -104,6 +114,18 @@ def file_source(name: str) -> str:
     return f"file {one_line(name, 100)}"
 
 
+def key_in(file: str) -> str:
+    """The first line of a file, which is an upstream's key. UsageError when it is empty or can't be read."""
+    try:
+        with Path(file).expanduser().open(encoding="utf-8") as opened:
+            key = opened.readline(KEY_MOST).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"can't read the upstream's key from {file}: {error}") from None
+    if not key:
+        raise UsageError(f"{file} holds no key in its first line")
+    return key
+
+
 def node_folder(home: Path, node: Path | None) -> Path:
     """Where the SuperNode's files are: as the owner says, or in the device's directory."""
     from penchant.client.device.supernode_files import NODE
@@ -114,42 +136,27 @@ def node_folder(home: Path, node: Path | None) -> Path:
 def part(device: Device, home: Path, node: Path | None, parting: Callable[[], T]) -> T:
     """Do `parting`, after which the device is in no fleet; -> what it returns.
 
-    Then the server is told, and the owner reads what is left to do. A server that can't be told keeps nobody:
-    the device has left by then. The node goes whenever the device is in no fleet, whatever failed.
+    The owner reads what is left to do, and of a folder that they named, or that is there, and holds no node.
     """
-    member = device.member
-    word = None if member is None else device.leave_notice()
-    try:
-        result = parting()
-        if word is not None:
-            say(f"this device was member {member}")  # nothing knows the number after this
-            with on_interrupt(f"this device has left; tell the authority to revoke member {member}"):
-                _tell(word, node_folder(home, node))
-    finally:
-        if device.member is None:
-            _remove_node(home, node)
-    return result
+    from penchant.client.device import parting as partings
+    from penchant.client.device.supernode_files import SETTINGS
 
-
-def _tell(word: LeaveNotice, folder: Path) -> None:
-    """Tell the server of the node in `folder`, and the owner whether it knows."""
-    from penchant.client.device import joining
-
-    try:
-        joining.tell_server(word, folder)
-        say("its server knows, and asks the authority to revoke it")
-    except PenchantError as error:
-        say("tell the authority to revoke that number")
-        notice(f"the server was not told: {one_line(str(error))}")
-
-
-def _remove_node(home: Path, node: Path | None) -> None:
-    """The node goes. The owner is told of a folder that they named, or that is there, and holds none."""
-    from penchant.client.device.supernode_files import SETTINGS, SuperNodeFiles
+    @contextmanager
+    def leaving(member: int) -> Iterator[None]:
+        say(f"this device was member {member}")  # nothing knows the number after this
+        with on_interrupt(f"this device has left; tell the authority to revoke member {member}"):
+            yield
 
     folder = node_folder(home, node)
-    if not SuperNodeFiles.remove(folder) and (node is not None or folder.exists()):
+    done = partings.part(device, folder, parting, leaving)
+    if done.not_told:
+        say("tell the authority to revoke that number")
+        notice(f"the server was not told: {one_line(done.not_told)}")
+    elif done.member is not None:
+        say("its server knows, and asks the authority to revoke it")
+    if not done.node_removed and (node is not None or folder.exists()):
         notice(f"nothing was removed from {folder}, which holds no {SETTINGS} that can be read")
+    return done.result
 
 
 def lines_of(file: str) -> list[str]:

@@ -9,15 +9,27 @@ import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from penchant.common.errors import UsageError
 from penchant.common.terminal import log_to_stderr, say
-from penchant.deploy.cli.device.options import HERE, Ask, HomeOption, SkipBadRows, open_device
+from penchant.deploy.cli.device.options import (
+    HERE,
+    Ask,
+    HomeOption,
+    SkipBadRows,
+    UpstreamKey,
+    UpstreamSeconds,
+    key_in,
+    open_device,
+)
 from penchant.deploy.cli.errors import command
 from penchant.deploy.fleet.listen_address import ListenAddress
+
+if TYPE_CHECKING:
+    from penchant.deploy.device_page.writers import ResponseWriter
 
 __all__ = ["app"]
 
@@ -43,11 +55,40 @@ def open_page(
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the link in the browser.")
     ] = True,
+    idle_minutes: Annotated[
+        float,
+        typer.Option("--idle-minutes", help="The page ends where nobody uses it for so long.", min=1),
+    ] = 60.0,
     skip_bad_rows: SkipBadRows = False,
+    upstream: Annotated[
+        str,
+        typer.Option(
+            "--upstream",
+            metavar="URL",
+            help="Who writes responses to your prompts: a server that speaks OpenAI's API, as its base URL "
+            "(http://127.0.0.1:11434/v1). Nothing else is ever asked.",
+        ),
+    ] = "",
+    upstream_model: Annotated[
+        str,
+        typer.Option(
+            "--upstream-model", metavar="NAME", help="Which of its models writes; without it, its first one."
+        ),
+    ] = "",
+    upstream_key: UpstreamKey = "",
+    upstream_seconds: UpstreamSeconds = 300.0,
+    generator: Annotated[
+        str,
+        typer.Option(
+            "--generator",
+            metavar="MODEL",
+            help="Or a causal model on this device: smollm2-135m, a folder, or a hub id.",
+        ),
+    ] = "",
     home: HomeOption = HERE,
     passphrase: Ask = False,
 ) -> None:
-    """Choose, look at your choices and your model, and train it, on a page in your browser.
+    """Choose, ask, look at your choices and your model, and train it, on a page in your browser.
 
     The page is on this machine alone; the link that is shown works once, in one browser.
     """
@@ -66,24 +107,40 @@ def open_page(
         comparisons, report = read_comparisons(ask, "skip" if skip_bad_rows else "refuse")
         if report.bad:
             say(report.summary(), error=True)
+    writer = _writer(upstream, upstream_model, upstream_key, upstream_seconds, generator)
     device = open_device(home, passphrase, small_cache())
     log_to_stderr()
     listener = ListenAddress("127.0.0.1", port).bind()
     address = f"127.0.0.1:{listener.getsockname()[1]}"
     hosts = frozenset({address, address.replace("127.0.0.1", "localhost")})
-    entrance = Entrance()
+    entrance = Entrance(60 * idle_minutes)
     link = f"http://{address}{entrance.link}"
     say(f"your page, once and in one browser: {link}")
-    say("Ctrl-C ends it")
+    say(f"Ctrl-C ends it, and so do {idle_minutes:g} minutes without use")
     for ended in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed leaves no file behind either
         signal.signal(ended, lambda number, _: sys.exit(128 + number))
     with _link_file(device.directory, link) as file:
         if browser:
             webbrowser.open(file.as_uri())
-        page_server(device, comparisons, entrance, hosts).run(sockets=[listener])
+        page_server(device, comparisons, entrance, hosts, writer).run(sockets=[listener])
 
 
 # --- inner parts --------------------------------------------------------------------------------------
+
+
+def _writer(upstream: str, model: str, key: str, seconds: float, generator: str) -> ResponseWriter | None:
+    """Who writes responses, as the options name them. UsageError where they name two, or half of one."""
+    from penchant.deploy.device_api.upstream import UpstreamSettings
+    from penchant.deploy.device_page.writers import GeneratorWriter, UpstreamWriter
+
+    if upstream and generator:
+        raise UsageError("--upstream and --generator exclude each other; give one")
+    if (model or key) and not upstream:
+        raise UsageError("--upstream-model and --upstream-key need --upstream")
+    if upstream:
+        settings = UpstreamSettings(upstream, key=key_in(key) if key else "", seconds=seconds)
+        return UpstreamWriter(settings, model)
+    return GeneratorWriter(generator) if generator else None
 
 
 @contextmanager

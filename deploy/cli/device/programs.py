@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +9,15 @@ import typer
 from penchant.common.errors import UsageError
 from penchant.common.printable import is_printable
 from penchant.common.terminal import log_to_stderr, say
-from penchant.deploy.cli.device.options import HERE, Ask, HomeOption, open_device
+from penchant.deploy.cli.device.options import (
+    HERE,
+    Ask,
+    HomeOption,
+    UpstreamKey,
+    UpstreamSeconds,
+    key_in,
+    open_device,
+)
 from penchant.deploy.cli.errors import command, notice
 from penchant.deploy.cli.listening import TlsCert, TlsKey, reachable_as
 from penchant.deploy.fleet.listen_address import ListenAddress
@@ -19,7 +26,6 @@ __all__ = ["app"]
 
 app = typer.Typer()
 PORT = 8765
-KEY_MOST = 4096  # characters
 
 
 @command(app, "serve-api")
@@ -50,10 +56,7 @@ def serve_api(
     best_of: Annotated[
         int, typer.Option("--best-of", metavar="N", help="How many answers the upstream is asked for.")
     ] = 4,
-    upstream_key: Annotated[
-        str,
-        typer.Option("--upstream-key", metavar="FILE", help="A file whose first line is the upstream's key."),
-    ] = "",
+    upstream_key: UpstreamKey = "",
     pass_authorization: Annotated[
         bool,
         typer.Option(
@@ -62,9 +65,7 @@ def serve_api(
             "X-Penchant-Token then.",
         ),
     ] = False,
-    upstream_seconds: Annotated[
-        float, typer.Option("--upstream-seconds", help="How long an answer may take.", min=1)
-    ] = 300.0,
+    upstream_seconds: UpstreamSeconds = 300.0,
     home: HomeOption = HERE,
     passphrase: Ask = False,
 ) -> None:
@@ -73,8 +74,8 @@ def serve_api(
     They need the token that `penchant device api-token` shows.
     """
     try:
-        from penchant.deploy.device_api.best_of import UpstreamSettings
         from penchant.deploy.device_api.serving import server_for
+        from penchant.deploy.device_api.upstream import UpstreamSettings
     except ModuleNotFoundError as missing:
         raise UsageError(f"the API needs {missing.name}; install penchant[serve]") from None
     from penchant.client.device.warm_model import WarmModel, small_cache
@@ -85,7 +86,7 @@ def serve_api(
     hosts, https = reachable_as("the API", host, port, (tls_cert, tls_key), further=name or [])
     writes = None
     if upstream:
-        key = _key_in(upstream_key) if upstream_key else ""
+        key = key_in(upstream_key) if upstream_key else ""
         writes = UpstreamSettings(upstream, best_of, key, pass_authorization, upstream_seconds)
     elif upstream_key or pass_authorization:
         raise UsageError("--upstream-key and --pass-authorization need --upstream")
@@ -125,18 +126,3 @@ def show_api_token(
         raise UsageError(f"there is no device in {directory}; `penchant device import` makes one")
     check_directory(directory)
     say(new_api_token(directory) if new else api_token(directory))
-
-
-# --- inner parts --------------------------------------------------------------------------------------
-
-
-def _key_in(file: str) -> str:
-    """The first line of a file. UsageError when it is empty or can't be read."""
-    try:
-        with Path(file).expanduser().open(encoding="utf-8") as opened:
-            key = opened.readline(KEY_MOST).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"can't read the upstream's key from {file}: {error}") from None
-    if not key:
-        raise UsageError(f"{file} holds no key in its first line")
-    return key

@@ -1,4 +1,4 @@
-// One key a button: 1, 2, =, s, u. Every page works without this file.
+// One key a button: 1, 2, =, b, s, u. Every page works without this file.
 "use strict";
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 from collections import Counter
 
 from starlette.responses import Response
 
-from penchant.client.device.preference_store import Recorded, held_out
+from penchant.client.device.preference_store import Recorded, RecordedTie, held_out
 from penchant.common.data.importers.reading import Found
+from penchant.common.data.preferences import Preference
 from penchant.common.data.row_files import RowLog, rows_of_memory
 from penchant.common.data.trl_format import json_lines
 from penchant.common.errors import DataError, UsageError
@@ -23,7 +25,7 @@ from penchant.deploy.device_page.page_requests import PageRequest
 from penchant.deploy.device_page.uploads import UploadForm
 from penchant.server.console.at_once import HTTPError
 
-__all__ = ["choices", "delete", "export", "named", "take", "turn", "who"]
+__all__ = ["choices", "delete", "export", "export_ties", "named", "settle", "take", "turn", "untie", "who"]
 
 ON_A_PAGE = 20
 PEOPLE_SHOWN = 200
@@ -33,15 +35,22 @@ PATIENCE = 2.0  # seconds for which a page waits for a deletion to end
 
 
 def choices(request: PageRequest) -> Response:
-    """The recorded choices, the latest first, or those with a text in them."""
-    wanted, recorded = request.asked("q"), request.device.store.recorded()
-    found = [row for row in reversed(recorded) if _holds(row, wanted)]
+    """The recorded choices and ties, the latest first, or those with a text in them."""
+    wanted, store = request.asked("q"), request.device.store
+    recorded, ties = store.recorded(), store.ties()
+    rows_kept: list[Recorded | RecordedTie] = [*recorded, *ties]
+    latest = sorted(rows_kept, key=lambda row: (row.recorded, row.number), reverse=True)
+    found = [row for row in latest if _holds(_pair(row), wanted)]
     pages = max(1, -(-len(found) // ON_A_PAGE))
     page = min(max(request.number(request.asked("page"), 1), 1), pages)
     rows = found[(page - 1) * ON_A_PAGE : page * ON_A_PAGE]
     return request.render(
         "choices.html.j2",
-        rows=[(row, named(row), held_out(row.preference)) for row in rows],
+        rows=[
+            (row, _pair(row), named(row), row.said if isinstance(row, RecordedTie) else "", _aside(row))
+            for row in rows
+        ],
+        ties=len(ties),
         found=len(found),
         wanted=wanted,
         page=page,
@@ -50,7 +59,7 @@ def choices(request: PageRequest) -> Response:
     )
 
 
-def named(row: Recorded) -> str:
+def named(row: Recorded | RecordedTie) -> str:
     """How a form says which choice it is about. A number alone would not do: that of a choice which is gone
     goes to the next one that is recorded, and a tab that lies open would mean that one by it."""
     return f"{row.number}-{hashlib.sha256(row.encode()).hexdigest()[:32]}"
@@ -61,6 +70,34 @@ def export(request: PageRequest) -> Response:
     lines = json_lines(row.preference for row in request.device.store.recorded())
     headers = {"content-disposition": 'attachment; filename="choices.jsonl"'}
     return Response("".join(lines), headers=headers, media_type="application/jsonl")
+
+
+def export_ties(request: PageRequest) -> Response:
+    """All ties, as `penchant device label` and `open --ask` take them to be asked again."""
+    ties = request.device.store.ties()
+    rows = (
+        {"prompt": t.pair.prompt, "responses": [t.pair.chosen, t.pair.rejected], "said": t.said} for t in ties
+    )
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    headers = {"content-disposition": 'attachment; filename="ties.jsonl"'}
+    return Response("".join(lines), headers=headers, media_type="application/jsonl")
+
+
+def settle(request: PageRequest) -> Response:
+    """One of a tie's two responses is the preferred one after all."""
+    better = request.form.get("better", "")
+    if better not in ("first", "second"):
+        raise HTTPError("the better one is the first or the second", status=422)
+    if not request.device.store.settle(_tie_meant(request), better == "first"):
+        raise _gone()
+    return request.go(_back(request), "The tie is a choice now. Train, and the model learns it.")
+
+
+def untie(request: PageRequest) -> Response:
+    """Forget one tie. Nothing was learned from it."""
+    if not request.device.store.remove_tie(_tie_meant(request)):
+        raise _gone()
+    return request.go(_back(request), "Deleted.")
 
 
 def turn(request: PageRequest) -> Response:
@@ -143,8 +180,16 @@ def _recorded(request: PageRequest, name: str, found: Found, person: str | None)
     return request.go("/choices", f"{said} {notes}".strip())
 
 
-def _holds(row: Recorded, wanted: str) -> bool:
-    p, text = row.preference, wanted.casefold()
+def _pair(row: Recorded | RecordedTie) -> Preference:
+    return row.pair if isinstance(row, RecordedTie) else row.preference
+
+
+def _aside(row: Recorded | RecordedTie) -> bool:
+    return isinstance(row, Recorded) and held_out(row.preference)
+
+
+def _holds(p: Preference, wanted: str) -> bool:
+    text = wanted.casefold()
     return any(text in part.casefold() for part in (p.prompt, p.chosen, p.rejected))
 
 
@@ -153,6 +198,14 @@ def _meant(request: PageRequest) -> Recorded:
     for row in request.device.store.recorded():
         if said.startswith(f"{row.number}-") and said == named(row):
             return row
+    raise _gone()
+
+
+def _tie_meant(request: PageRequest) -> RecordedTie:
+    said = request.form.get("choice", "")
+    for tie in request.device.store.ties():
+        if said == named(tie):
+            return tie
     raise _gone()
 
 

@@ -12,7 +12,7 @@ from penchant.server.console.at_once import HTTPError
 
 __all__ = ["answer", "choose"]
 
-ANSWERS = ("first", "second", "skip", "undo")
+ANSWERS = ("first", "second", "equal", "bad", "skip", "undo")
 
 
 def choose(request: PageRequest) -> Response:
@@ -33,7 +33,7 @@ def answer(request: PageRequest) -> Response:
     """Take the answer, and ask on."""
     said = request.form.get("say", "")
     if said not in ANSWERS:
-        raise HTTPError("an answer is 1, 2, skip or undo", status=422)
+        raise HTTPError("an answer is 1, 2, equal, both bad, skip or undo", status=422)
     turn = request.number(request.form.get("turn", ""), -1)
     try:
         with request.context.at_model():

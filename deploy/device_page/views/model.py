@@ -26,7 +26,7 @@ def now(request: PageRequest) -> Response:
     state = request.context.work.state
     if state is None or not state.running:
         return Response(headers={"HX-Refresh": "true"})
-    return request.render("model_now.html.j2", state=state)
+    return request.render("work_now.html.j2", state=state, now="/model/now")
 
 
 def train(request: PageRequest) -> Response:

@@ -1,0 +1,72 @@
+"""Ask: a prompt, several responses to it, the one first that the owner would like most."""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from penchant.common.errors import UsageError
+from penchant.common.wording import counted
+from penchant.deploy.device_page.background import Tell
+from penchant.deploy.device_page.page_requests import PageRequest
+from penchant.server.console.at_once import HTTPError
+
+__all__ = ["ask", "now", "pick", "send", "take_back"]
+
+COUNT_MOST = 16  # responses
+PROMPT_MOST = 20_000  # characters
+PATIENCE = 1.0  # seconds for which a page waits for the responses
+
+
+def ask(request: PageRequest) -> Response:
+    """Where to ask, and what came of it the last time."""
+    context = request.context
+    return request.render("ask.html.j2", desk=context.desk, state=context.asking.state, count_most=COUNT_MOST)
+
+
+def now(request: PageRequest) -> Response:
+    """How far it is; the whole page once the responses are there."""
+    state = request.context.asking.state
+    if state is None or not state.running:
+        return Response(headers={"HX-Refresh": "true"})
+    return request.render("work_now.html.j2", state=state, now="/ask/now")
+
+
+def send(request: PageRequest) -> Response:
+    """Have responses written, and rank them."""
+    context = request.context
+    writer, desk = context.desk.writer, context.desk
+    prompt, count = request.form.get("prompt", ""), request.number(request.form.get("count", ""), 0)
+    if writer is None:
+        raise UsageError("nobody writes responses here: `penchant device open --upstream URL`")
+    if not prompt.strip():
+        raise UsageError("the prompt is empty; say what the responses are to respond to")
+    if len(prompt) > PROMPT_MOST or not 2 <= count <= COUNT_MOST:
+        raise HTTPError(f"2 to {COUNT_MOST} responses, and a prompt of {PROMPT_MOST} characters", status=413)
+
+    def written(tell: Tell) -> str:
+        desk.begin(prompt, count)
+        tell(f"{counted(count, 'response')} are being written")
+        texts = writer.write(prompt, count)
+        tell(f"ranking {counted(len(texts), 'response')}")
+        with context.model:
+            desk.rank(prompt, texts)
+        return ""
+
+    context.asking.start("Asking", written)
+    context.asking.wait(PATIENCE)
+    return request.go("/ask")
+
+
+def pick(request: PageRequest) -> Response:
+    """The owner would rather have had another one than the first."""
+    place = request.number(request.form.get("place", ""), 0)
+    if not request.context.desk.pick(request.form.get("mark", ""), place):
+        raise HTTPError("that response is not to be had any more; nothing was recorded", status=409)
+    return request.go("/ask")
+
+
+def take_back(request: PageRequest) -> Response:
+    """Record nothing of it after all."""
+    if not request.context.desk.take_back(request.form.get("mark", "")):
+        raise HTTPError("there is nothing to take back", status=409)
+    return request.go("/ask", "Taken back.")
