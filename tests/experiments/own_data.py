@@ -30,6 +30,8 @@ from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Person, Preference
 from penchant.deploy import datasets
+from penchant.server.journal import RoundLog
+from penchant.server.stopping import ends_with
 
 PAST = 0.75  # of all items; what follows is the test part of everybody
 SETS = {"senate": (0, 101), "arguments": (0, 250), "jester": (400, 250)}  # people drawn, people used
@@ -42,8 +44,8 @@ Parts = tuple[Tensor, Tensor]  # differences of embeddings [people, pairs, d], a
 class Setting:
     """One rule with its settings.
 
-    rank 0: no basis; common False: no head for all; spread: of the weights, inf for no prior; stop: rounds
-    without a rise after which training ends, 0 for never.
+    rank 0: no basis; common False: no head for all; spread: of the weights, inf for no prior; stop: as
+    `federation.stop_after`.
     """
 
     common: bool = True
@@ -51,14 +53,14 @@ class Setting:
     lr_head: float = 3e-3
     lr_basis: float = 3e-3
     spread: float = 0.1
-    stop: int = 8
+    stop: int = 0
 
 
 SETTINGS = {
-    "LoRe's basis": Setting(common=False, rank=2, spread=math.inf, stop=0),
-    "LoRe's basis, stops": Setting(common=False, rank=2, spread=math.inf),
-    "one head for all": Setting(stop=0),
-    "one head for all, stops": Setting(),
+    "LoRe's basis": Setting(common=False, rank=2, spread=math.inf),
+    "LoRe's basis, rate .01": Setting(common=False, rank=2, spread=math.inf, lr_basis=1e-2),
+    "one head for all": Setting(),
+    "one head for all, rate .01": Setting(lr_head=1e-2),
     "both, rank 2, spread .3": Setting(rank=2, spread=0.3),
     "both, rank 4, spread .3": Setting(rank=4, spread=0.3),
     "both, rank 8, spread 1": Setting(rank=8, lr_head=1e-3, spread=1.0),
@@ -66,8 +68,9 @@ SETTINGS = {
     "both, rank 4, spread .03": Setting(rank=4, spread=0.03),
     "both, rank 4, rates .001 and .01": Setting(rank=4, lr_head=1e-3, lr_basis=1e-2),
     "both, rank 8": Setting(rank=8),
-    "both, rank 8, every round": Setting(rank=8, stop=0),
+    "both, rank 8, rates .01": Setting(rank=8, lr_head=1e-2, lr_basis=1e-2),
 }
+SETTINGS |= {f"{name}, stops": replace(setting, stop=8) for name, setting in SETTINGS.items()}
 ROUNDS, EPOCHS, FINAL, LR_PERSONAL, LR_FINAL = 30, 6, 30, 1e-2, 1e-2  # the defaults
 
 
@@ -179,9 +182,16 @@ def vote(model: Model, people: Tensor, held_out: Parts, weight: Tensor) -> float
     return float((0.5 * gain.clamp(-1, 1) * weight).sum())
 
 
-def pooled(counts: Sequence[tuple[float, float]], at: int) -> float:
-    near = counts[max(0, at - 1) : at + 2]
-    return sum(a for a, _ in near) / sum(b for _, b in near)
+def ended(setting: Setting, counts: Sequence[tuple[float, float]]) -> int | None:
+    """The round that a run ends with, which the server decides by the same rule."""
+    config = RunConfig().changed({"federation.stop_after": setting.stop, "adapter.share": "common"})
+    return ends_with(config, [measured(at, *both) for at, both in enumerate(counts, 1)])
+
+
+def measured(number: int, right: float, judged: float) -> RoundLog:
+    """What a round measured; nothing else of it is known here."""
+    return RoundLog(number, 1, "main", 0, 0, {}, 0.0, 0, 0, 0, None, right / judged, None, 0.0,
+                    judged=int(judged))  # fmt: skip
 
 
 def spread_of(setting: Setting, model: Model) -> float:
@@ -198,19 +208,17 @@ def run(setting: Setting, train: Parts, held_out: Parts, test: Parts, seed: int)
     rates |= {"basis": setting.lr_basis, "weights": LR_PERSONAL} if setting.rank else {}
     states: list[Model] = []
     counts: list[tuple[float, float]] = []
-    best = 0
     for number in range(ROUNDS + 1):
         cohort = torch.randperm(people, generator=draws)[: max(-(-people // 3), min(people, 10))]
         seen = held_out[0][cohort], held_out[1][cohort]
         counts.append((float(right(seen, model.of(cohort)).sum()), float(seen[1].sum())))
         states.append(model)
-        if setting.stop and number:
-            best = max(range(1, number + 1), key=lambda at: (pooled(counts[1:], at - 1), -at))
-            if number - best >= setting.stop:
-                break
+        if ended(setting, counts) is not None:
+            break
         if number < ROUNDS:
             model = trained(setting, model, cohort, (train[0][cohort], train[1][cohort]), seen, rates)
-    if setting.stop and best != len(states) - 1:
+    best = ended(setting, counts)
+    if best is not None:
         model = replace(states[best], weights=model.weights)
     own = model.of(torch.arange(people))
     if setting.rank:
