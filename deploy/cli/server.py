@@ -17,8 +17,10 @@ from penchant.common.terminal import log_to_stderr, say, say_json
 from penchant.deploy.cli.errors import command, notice, on_interrupt
 
 if TYPE_CHECKING:
+    from penchant.common.config import RunConfig
     from penchant.deploy.fleet.server_directory import ServerDirectory
     from penchant.deploy.fleet.status import ServerReport
+    from penchant.server.monitoring.fleet import QueuedRun
     from penchant.server.monitoring.run_history import RunSummary
     from penchant.server.monitoring.run_report import RunReport
 
@@ -32,12 +34,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+queue_app = typer.Typer(
+    name="queue",
+    help="Runs that wait for their turn: `penchant server run --queue`, `--at` or `--every` adds one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(queue_app)
+
 Where = Annotated[Path, typer.Argument(metavar="DIR", help="The server's directory.")]
 RunName = Annotated[
     str,
     typer.Option("--run", help="The run's name; by default the one that was made last.", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+QueueNumber = Annotated[
+    int, typer.Argument(metavar="NUMBER", help="Its number, as `penchant server queue list` has it.")
+]
 Detach = Annotated[bool, typer.Option("--detach", help="Start it and don't wait for its end.")]
 
 
@@ -71,11 +85,11 @@ def up(
     only: Annotated[
         str,
         typer.Option(
-            "--only", help="One part, in this process: superlink, executor, enrol, gateway or signals."
+            "--only", help="One part, in this process: superlink, executor, enrol, gateway, queue or signals."
         ),
     ] = "",
 ) -> None:
-    """Run the server until it is stopped: SuperLink, its executor, the enrolment service, the gateway."""
+    """Run the server until it is stopped: SuperLink, its executor, enrolment, gateway, the queue of runs."""
     from penchant.deploy.fleet import processes
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
@@ -284,16 +298,28 @@ def run(
         typer.Option(
             "--from",
             metavar="RUN:ROUND",
-            help="Begin with the shared factors of a finished round of an earlier run.",
+            help="Begin with the shared factors of a finished round of an earlier run, or of a release: "
+            "RUN:release, RUN:release-NUMBER.",
             show_default=False,
         ),
     ] = "",
     days: Annotated[int, typer.Option("--days", help="How many days the run may take.")] = 30,
+    queue: Annotated[bool, typer.Option("--queue", help="Begin once the runs before it are over.")] = False,
+    at: Annotated[
+        str,
+        typer.Option("--at", metavar="TIME", help="Begin then at the earliest, as in “2026-12-01 03:00”."),
+    ] = "",
+    every: Annotated[
+        str, typer.Option("--every", metavar="TIME", help="Begin again and again: 12h, 7d, 2w.")
+    ] = "",
     detach: Detach = False,
 ) -> None:
-    """Make a run and start it on the server. It begins once the authority has signed what it may ask."""
+    """Make a run and start it on the server. It begins once the authority has signed what it may ask.
+
+    With --queue, --at or --every it waits for its turn, which `penchant server up` gives it.
+    """
     from penchant.common.config import RunConfig
-    from penchant.deploy.earlier_round import earlier_round, named_round
+    from penchant.deploy.earlier_round import begin_from
     from penchant.deploy.fleet import run_checks, served_run
     from penchant.deploy.fleet.follow import refuse_second
     from penchant.deploy.fleet.processes import door
@@ -302,16 +328,20 @@ def run(
     from penchant.server.privacy_figures import EXACT
 
     server_directory, settings = ServerDirectory(directory), RunConfig.read(config)
-    chosen = name or f"run-{len(server_directory.runs()) + 1}"
     for why in run_checks.objections(settings):
         notice(f"devices whose owners changed nothing in their policy take no part: {why}")
+    if queue or at or every:
+        _enqueue(server_directory, settings, name, begin_with, days, at, every)
+        return
+    chosen = name or f"run-{len(server_directory.runs()) + 1}"
     with recorded(server_directory.path, "start a run", chosen):
         run_checks.refuse_unfit(settings, server_directory.membership().count)
         refuse_second(server_directory, door(server_directory))
         start = None
         if begin_with:
-            earlier, number = named_round(begin_with)
-            start = earlier_round(server_directory.run(_chosen(server_directory, earlier)), number, settings)
+            start = begin_from(
+                begin_with, lambda run: server_directory.run(_chosen(server_directory, run)), settings
+            )
         figures = served_run.create(
             server_directory.run(chosen),
             settings,
@@ -329,9 +359,10 @@ def run(
 @command(app)
 def resume(directory: Where, run: RunName = "", detach: Detach = False) -> None:
     """Go on with a run after a crash or a stop: finished rounds are kept."""
-    from penchant.deploy.fleet.follow import is_done, refuse_second
+    from penchant.deploy.fleet.follow import refuse_second
     from penchant.deploy.fleet.processes import door
     from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.run_activity import is_done
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
     server_directory = ServerDirectory(directory)
@@ -344,6 +375,65 @@ def resume(directory: Where, run: RunName = "", detach: Detach = False) -> None:
         _ask_for_signature(server_directory, chosen)
         flower = _begin(server_directory, chosen)
     _follow(server_directory, chosen, flower, detach)
+
+
+@command(queue_app, "list")
+def list_queue(directory: Where, as_json: AsJson = False) -> None:
+    """All runs that wait, the next one first: since when, until when, and why one was refused."""
+    from penchant.deploy.fleet.run_queue import RunQueue
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    waiting = RunQueue(ServerDirectory(directory)).runs()
+    if as_json:
+        say_json([asdict(one) | {"held": one.held} for one in waiting])
+        return
+    for one in waiting:
+        say(f"{one.number:4d}  {_waits(one)}")
+    if not waiting:
+        say("no run waits; `penchant server run --queue` adds one")
+
+
+@command(queue_app, "remove")
+def remove_queued(directory: Where, number: QueueNumber) -> None:
+    """Take a run out of the queue."""
+    from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.run_queue import RunQueue
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    with recorded(server_directory.path, "remove a run from the queue", str(number)):
+        gone = RunQueue(server_directory).remove(number)
+    say(f"{one_line(gone.called)} waits no more")
+
+
+@command(queue_app, "move")
+def move_queued(
+    directory: Where,
+    number: QueueNumber,
+    place: Annotated[int, typer.Argument(metavar="PLACE", help="Its new place; 1 is the next.")],
+) -> None:
+    """Put a run at another place of the queue. One whose time has not come lets others pass."""
+    from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.run_queue import RunQueue
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    with recorded(server_directory.path, "move a run in the queue", str(number), f"place: {place}"):
+        moved = RunQueue(server_directory).move(number, place)
+    say(f"{one_line(moved.called)} is at place {place}")
+
+
+@command(queue_app, "retry")
+def retry_queued(directory: Where, number: QueueNumber) -> None:
+    """Try a run of the queue again that was refused."""
+    from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.run_queue import RunQueue
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    with recorded(server_directory.path, "try a run of the queue again", str(number)):
+        again = RunQueue(server_directory).retry(number)
+    say(f"{one_line(again.called)} waits for its turn again")
 
 
 @command(app)
@@ -404,8 +494,7 @@ def runs(directory: Where, as_json: AsJson = False) -> None:
 @command(app)
 def watch(directory: Where, run: RunName = "") -> None:
     """Watch a run that goes on until its end: its rounds, and what it waits for. Ctrl-C leaves it alone."""
-    from penchant.deploy.fleet.follow import is_done
-    from penchant.deploy.fleet.run_activity import flower_run
+    from penchant.deploy.fleet.run_activity import flower_run, is_done
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
     server_directory = ServerDirectory(directory)
@@ -565,6 +654,52 @@ def _chosen(server_directory: ServerDirectory, name: str) -> str:
     return name or runs[-1]
 
 
+def _enqueue(
+    server_directory: ServerDirectory,
+    settings: RunConfig,
+    name: str,
+    begin_with: str,
+    days: int,
+    at: str,
+    every: str,
+) -> None:
+    """Put a run into the queue; what it can't be now is refused at once."""
+    from penchant.deploy.fleet import run_checks
+    from penchant.deploy.fleet.recorded_acts import recorded, who_is_here
+    from penchant.deploy.fleet.run_queue import RunQueue, moment_of, period_of
+
+    with recorded(server_directory.path, "queue a run", name):
+        run_checks.refuse_unfit(settings, server_directory.known_members().count)
+        run_checks.refuse_start(server_directory, begin_with)
+        made = RunQueue(server_directory).add(
+            settings,
+            who_is_here(),
+            name=name,
+            begin_with=begin_with,
+            days=days,
+            due=moment_of(at) if at else 0.0,
+            every=period_of(every) if every else 0.0,
+        )
+    say(f"{made.number} of the queue: {_waits(made)}")
+
+
+def _waits(one: QueuedRun) -> str:
+    """A run of the queue in a line."""
+    words = [one_line(one.called)]
+    if one.begin_with:
+        words.append(f"from {one_line(one.begin_with)}")
+    if one.due:
+        words.append(f"not before {time.strftime('%Y-%m-%d %H:%M', time.localtime(one.due))}")
+    if one.every:
+        words.append(one.often)
+    words.append(f"for {one_line(one.by)}")
+    if one.began:
+        words.append(f"begins as {one.began}")
+    if one.why:
+        words.append(f"refused: {one.why}")
+    return ", ".join(words)
+
+
 def _ask_for_signature(server_directory: ServerDirectory, name: str, days: int = 30) -> None:
     """Have the authority asked to sign what the run may ask, unless it has, and say what is to be done."""
     from penchant.deploy.fleet import run_signature
@@ -637,6 +772,8 @@ def _print_server(report: ServerReport) -> None:
         say(f"tokens: {', '.join(f'{count} {name}' for name, count in report.enrolments.items())}")
     if report.waiting_for_authority:
         say(f"waiting for the authority: {', '.join(map(one_line, report.waiting_for_authority))}")
+    if report.queue:
+        say(f"{report.queue} in the queue; `penchant server queue list` shows them")
     for one in report.attention:
         say(f"! {one.title}. {one.text}")
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from penchant.deploy.fleet.log_tail import log_lines, readable
 from penchant.deploy.fleet.run_activity import FLOWER_RUN, LOG, activity_of
 from penchant.deploy.fleet.server_directory import SETTINGS
 from penchant.server.console.accounts import ConsoleStore, RunProcess
-from penchant.server.console.operations import fleet_recipe
+from penchant.server.console.operations import AT_ONCE, RunTurn, fleet_recipe
 from penchant.server.journal_reader import JOURNAL, JournalReader
 from penchant.server.monitoring.run_history import Activity, Kind, RunLocation
 from penchant.server.releases import RELEASES
@@ -250,9 +250,15 @@ class OperationsOnThisMachine:
         where = "name the folder it is in with --data" if self._data is None else f"put it into {self._data}"
         raise ConfigError(f"{key} is {source!r}, which this console may not read; {where}", about=(key,))
 
-    def start(self, name: str, toml: str, fleet: RunLocation | None = None) -> RunLocation:
-        """Begin a run. A simulation's directory is made here, so that the run is there at once."""
+    def start(
+        self, name: str, toml: str, fleet: RunLocation | None = None, turn: RunTurn = AT_ONCE
+    ) -> RunLocation | None:
+        """Begin a run, or put it into its fleet's queue. A simulation's directory is made here, so that the
+        run is there at once."""
         config = self.check(toml, fleet)
+        if fleet is not None and turn.waits and not name:  # the queue gives it one
+            self.fleet(fleet).enqueue(name, config, turn)
+            return None
         if not run_directory.RUN_NAME.fullmatch(name):
             raise ConfigError(
                 "a run's name is 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first",
@@ -261,9 +267,13 @@ class OperationsOnThisMachine:
         directory = (self._nursery() if fleet is None else fleet.directory / "runs") / name
         if directory.exists():
             raise ConfigError(f"there is a run {name} already; choose another name", about=("name",))
+        if fleet is not None and turn.waits:
+            self.fleet(fleet).enqueue(name, config, turn)
+            return None
         if fleet is not None:
             location = _location(directory, "served")
-            self.fleet(fleet).start(name, config, lambda said: self._note_log(location, said))
+            said = partial(self._note_log, location)
+            self.fleet(fleet).start(name, config, said, turn.begin_with)
             return location
         run_directory.create(directory, config)
         location = _location(directory)

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from penchant.common.errors import ConsoleError, JournalError
-from penchant.deploy.console.child_command import refuse_failed, run_command
+from penchant.deploy.fleet.child_command import refuse_failed, run_command
 from penchant.server import releases
 from penchant.server.monitoring.run_history import JournalReader, RunLocation
 from penchant.server.releases import Release

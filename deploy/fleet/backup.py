@@ -3,7 +3,7 @@
     index.json                          what follows, with its SHA-256, and the version of this form
     server.toml, authority.pub, members.list, superexec.secret, tls/, notices.json
     files that server.toml names, where they lie in the server's directory
-    enrolment.db, requests/, answers/, acts/
+    enrolment.db, queue.db, requests/, answers/, acts/
     runs/NAME/…                         journal, checkpoints, configuration, manifest, releases, log
 
 Databases are copied by SQLite's own back-up, which sees one moment of each; of a run the journal first, so
@@ -38,6 +38,7 @@ from penchant.common.storage import sync_directory
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry
 from penchant.deploy.fleet.notifier import NOTICES
 from penchant.deploy.fleet.recorded_acts import FOLDER as ACTS
+from penchant.deploy.fleet.run_queue import QUEUE
 from penchant.deploy.fleet.server_directory import (
     AUTHORITY,
     MEMBERS,
@@ -144,8 +145,9 @@ def restore(file: Path, directory: Path) -> BackupContents:
 
 def _copy_all(server_directory: ServerDirectory, copy: Path) -> Modes:
     source, modes = server_directory.path, Modes()
-    if (source / DATABASE).exists():
-        _copy_database(source / DATABASE, copy / DATABASE, modes)
+    for name in (DATABASE, QUEUE):
+        if (source / name).exists():
+            _copy_database(source / name, copy / name, modes)
     for name in FILES:
         try:
             _copy_file((source / name).resolve(), copy / name, modes)

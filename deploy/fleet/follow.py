@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from penchant.common.errors import JournalError, PenchantError, RoundFailed, UsageError
+from penchant.common.errors import JournalError, PenchantError, RoundFailed, RunInProgress, UsageError
 from penchant.common.wording import duration
 from penchant.deploy import run_directory
 from penchant.deploy.fleet import run_activity, served_run
@@ -20,7 +20,7 @@ from penchant.server.journal_reader import JournalReader
 from penchant.server.monitoring.fleet import ConnectedNode
 from penchant.server.waiting import Waiting, read_waiting
 
-__all__ = ["is_done", "refuse_second", "stop", "waiting_lines", "watch"]
+__all__ = ["refuse_second", "stop", "waiting_lines", "watch"]
 
 OPEN = ("started", "unmasking")
 LOOK_SECONDS = 1.0
@@ -28,13 +28,8 @@ MISSING_SHOWN = 20  # devices, one a line
 ENDING_SECONDS = 20.0  # that the process of a run which was stopped may take to end
 
 
-def is_done(directory: Path) -> bool:
-    """Whether the closing round of a run is over."""
-    return JournalReader(directory).settled() == _last(directory)
-
-
 def refuse_second(server_directory: ServerDirectory, door: SuperLinkAddress) -> None:
-    """Refuse, by a UsageError, while another run of this server is running or is about to.
+    """Refuse, by a RunInProgress, while another run of this server is running or is about to.
 
     Devices take part in one run at a time.
 
@@ -46,16 +41,16 @@ def refuse_second(server_directory: ServerDirectory, door: SuperLinkAddress) -> 
         directory = server_directory.run(name)
         flower = run_activity.flower_run(directory)
         if flower is not None and not _is_over(directory) and _is_driven(directory, door, flower):
-            raise UsageError(
+            raise RunInProgress(
                 f"run {name} is still running (Flower run {flower}); wait for its end, which "
                 "`penchant server watch` shows, or stop it with `penchant server stop`"
             )
 
 
 def _is_over(directory: Path) -> bool:
-    """As `is_done`; a run that can't be read is not known to be over."""
+    """As `run_activity.is_done`; a run that can't be read is not known to be over."""
     try:
-        return is_done(directory)
+        return run_activity.is_done(directory)
     except PenchantError:
         return False
 

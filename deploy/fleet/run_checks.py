@@ -11,14 +11,24 @@ from itertools import count
 
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.common.config import RunConfig
-from penchant.common.errors import ConfigError
+from penchant.common.errors import ConfigError, UsageError
 from penchant.common.secagg.transcript import threshold
 from penchant.common.settings import Setting, dotted_table, settings_of
 from penchant.deploy import run_directory
+from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.owner_policy import fleet_policy, smallest_group
+from penchant.server.releases import named_round, released
 from penchant.server.run import LEAST_COHORT
 
-__all__ = ["annotated", "fleet_defaults", "needed_devices", "objections", "refuse_no_rounds", "refuse_unfit"]
+__all__ = [
+    "annotated",
+    "fleet_defaults",
+    "needed_devices",
+    "objections",
+    "refuse_no_rounds",
+    "refuse_start",
+    "refuse_unfit",
+]
 
 
 def refuse_unfit(config: RunConfig, members: int) -> None:
@@ -56,6 +66,17 @@ def refuse_no_rounds(config: RunConfig) -> None:
             "federation.rounds is 0, so that nothing is learned together; set it to 1 or more",
             about=("federation.rounds",),
         )
+
+
+def refuse_start(server_directory: ServerDirectory, begin_with: str) -> None:
+    """UsageError for a round or release, as of `--from`, that is of no run of the server. Empty is fine."""
+    if not begin_with:
+        return
+    run, which = named_round(begin_with)
+    if run not in server_directory.runs():
+        raise UsageError(f"there is no run {run!r} to begin with")
+    if not which.isdigit():
+        released(server_directory.run(run), which)
 
 
 def needed_devices(min_honest: int, max_colluders: int) -> int:

@@ -27,8 +27,10 @@ from penchant.deploy.fleet import follow, run_activity, run_checks
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import attend
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry, request_revocation
+from penchant.deploy.fleet.run_queue import RunQueue
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.deploy.flower.superlink import Control, NodeRow, SuperLinkAddress
+from penchant.server import releases
 from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.app import build_app
 from penchant.server.console.operations import fleet_recipe
@@ -585,7 +587,7 @@ def test_a_fleet_is_handed_the_same_run_by_fields_and_by_file(
 ) -> None:
     handed: list[RunConfig] = []
     monkeypatch.setattr(
-        fleet.FleetOnThisMachine, "start", lambda self, name, config, log: handed.append(config)
+        fleet.FleetOnThisMachine, "start", lambda self, name, config, *more: handed.append(config)
     )
     sent = form_of(world.browser.get("/runs/new").text, "/runs/new") | {
         "name": "second",
@@ -756,3 +758,61 @@ def test_names_are_what_the_server_calls_its_files() -> None:
     from penchant.deploy.fleet import server_directory
 
     assert server_directory.SETTINGS == local.SETTINGS  # type: ignore[attr-defined]  # imported there
+
+
+# --- runs that wait for their turn ----------------------------------------------------------------------
+
+
+def test_a_run_is_put_into_the_queue_from_the_form(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_checks, "refuse_unfit", lambda config, members: None)
+    releases.promote(run_in(world, "winter"), 2, "0" * 64, "olga")
+    page = world.browser.get("/runs/new?begin_with=winter:release-1").text
+    form = form_of(page, "/runs/new") | {"name": "spring", "every": "604800", "at": "2099-01-01T03:00"}
+    assert form["begin_with"] == "winter:release-1"
+    answer = world.browser.post("/runs/new", form)
+    assert "within a year" in text_of(answer.text)
+    assert 'value="2099-01-01T03:00"' in answer.text  # what was written stays
+    sent = world.browser.post("/runs/new", form | {"at": "", "turn": "queue"})
+    assert (sent.status_code, sent.headers["location"]) == (303, "/runs#queue")
+    (waiting,) = RunQueue(world.server_directory).runs()
+    assert (waiting.name, waiting.begin_with, waiting.every, waiting.by) == (
+        "spring", "winter:release-1", 604_800.0, "olga",
+    )  # fmt: skip
+    assert "spring number 1" in world.said("/runs")
+    assert "every 7 days" in world.said("/runs")
+
+
+def test_the_queue_is_kept_in_order_from_the_page(world: World) -> None:
+    queue = RunQueue(world.server_directory)
+    for name in ("spring", "summer"):
+        queue.add(RunConfig(), "olga", name=name)
+    queue.refused(queue.find(2), "there is no such model", time.time())
+    assert "summer of the queue was refused" in world.said("/")
+    assert "refused there is no such model" in world.said("/runs")
+    for what, form in (("move", {"place": "1"}), ("retry", {})):
+        assert world.browser.post(f"/queue/{world.id}/{what}", {"number": "2", **form}).status_code == 303
+    assert [(one.name, one.why) for one in queue.runs()] == [("summer", ""), ("spring", "")]
+    world.browser.post(f"/queue/{world.id}/remove", {"number": "1"})
+    assert [one.name for one in queue.runs()] == ["summer"]
+    vera = Browser(world.browser.client.app, "vera")
+    assert vera.post(f"/queue/{world.id}/remove", {"number": "2"}).status_code == 403
+    assert "Remove" not in vera.get("/runs").text
+    done = [(entry.action, entry.outcome) for entry in world.store.audit_entries() if "queue" in entry.action]
+    assert done[1:] == [
+        ("remove a run from the queue", "done"),
+        ("try a run of the queue again", "done"),
+        ("move a run in the queue", "done"),
+    ]
+    assert done[0] == ("remove a run from the queue", "refused: not an operator")
+
+
+def test_a_run_starts_with_a_release(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr(run_checks, "refuse_unfit", lambda config, members: None)
+    monkeypatch.setattr(fleet.FleetOnThisMachine, "_call", lambda self, words, log: called.append(words))
+    releases.promote(run_in(world, "winter"), 2, "0" * 64, "olga")
+    assert "winter:release-1" in world.browser.get("/releases").text  # the way there
+    form = form_of(world.browser.get("/runs/new").text, "/runs/new")
+    sent = world.browser.post("/runs/new", form | {"name": "spring", "begin_with": "winter:release-1"})
+    assert sent.status_code == 303
+    assert called[0][-2:] == ["--from", "winter:release-1"]
