@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -215,6 +216,80 @@ def revoke(
 
 
 @command(app)
+def devices(
+    directory: Where,
+    search: Annotated[str, typer.Option("--search", help="Those whose number, name or tag has this.")] = "",
+    tag: Annotated[str, typer.Option("--tag", help="Those with this tag.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """All devices: names, tags, whether each would take part now, and why not."""
+    from penchant.common.errors import JournalError
+    from penchant.deploy.fleet.fleet_devices import device_rows, waiting_now
+    from penchant.deploy.fleet.member_facts import FleetRecords
+    from penchant.deploy.fleet.missing_devices import connections
+    from penchant.deploy.fleet.processes import door
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+    from penchant.deploy.flower.superlink import Control
+
+    server_directory, link = ServerDirectory(directory), None
+    with suppress(JournalError), Control(door(server_directory)) as control:
+        link = connections(control)
+    rows = device_rows(
+        FleetRecords(server_directory), link, waiting_now(server_directory), server_directory, time.time()
+    )
+    found = [row for row in rows if row.is_called(search, tag)]
+    if as_json:
+        say_json([asdict(row) for row in found])
+        return
+    for row in found:
+        words = {True: "ready", False: "not ready", None: "not known"}[row.ready]
+        about = "; the authority is asked to revoke it" if row.revocation else ""
+        said = f"{row.why}{about}" if row.why != words else f"{words}{about}"
+        say(one_line(f"{row.member:6d}  {words:9s}  {row.name:24s}  {' '.join(row.tags):20s}  {said}"))
+    if not found:
+        say("no device is called so" if search or tag else "the authority's list has no member yet")
+
+
+@command(app, "tag")
+def tag_devices(
+    directory: Where,
+    tag: Annotated[str, typer.Argument(metavar="TAG", help="Lower-case letters, digits, '-', '_', '.'.")],
+    members: Annotated[list[int], typer.Argument(metavar="MEMBER...", help="Members' numbers.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Take the tag from them.")] = False,
+) -> None:
+    """Give devices a tag, to find them by, and to have runs ask only those (`server run --tag`)."""
+    from penchant.deploy.fleet.device_notes import DeviceNotes
+    from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    act = "take a tag from devices" if remove else "tag devices"
+    with recorded(server_directory.path, act, tag, f"members: {', '.join(map(str, members))}"):
+        _refuse_strangers(server_directory, members)
+        notes = DeviceNotes(server_directory.path)
+        (notes.untag if remove else notes.tag)(members, tag)
+    say(f"{len(members)} devices {'lose' if remove else 'have'} the tag {one_line(tag)}")
+
+
+@command(app, "name")
+def name_device(
+    directory: Where,
+    member: Annotated[int, typer.Argument(help="The member's number.")],
+    name: Annotated[str, typer.Argument(help="Your name for it; empty for that of its invitation.")],
+) -> None:
+    """Call a device by another name than that of its invitation."""
+    from penchant.deploy.fleet.device_notes import DeviceNotes
+    from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    with recorded(server_directory.path, "name a device", str(member), f"name: {name}"):
+        _refuse_strangers(server_directory, [member])
+        DeviceNotes(server_directory.path).name(member, name)
+    say(f"member {member} is called {one_line(name)}" if name else f"member {member} has no name of its own")
+
+
+@command(app)
 def renew(directory: Where) -> None:
     """Make new server certificates under the same authorities; restart the server to use them."""
     from penchant.deploy.fleet.certificates import days_left
@@ -304,6 +379,9 @@ def run(
         ),
     ] = "",
     days: Annotated[int, typer.Option("--days", help="How many days the run may take.")] = 30,
+    tag: Annotated[
+        str, typer.Option("--tag", help="Ask only devices that `penchant server tag` gave this tag.")
+    ] = "",
     queue: Annotated[bool, typer.Option("--queue", help="Begin once the runs before it are over.")] = False,
     at: Annotated[
         str,
@@ -331,11 +409,12 @@ def run(
     for why in run_checks.objections(settings):
         notice(f"devices whose owners changed nothing in their policy take no part: {why}")
     if queue or at or every:
-        _enqueue(server_directory, settings, name, begin_with, days, at, every)
+        _enqueue(server_directory, settings, name, begin_with, days, tag, at, every)
         return
     chosen = name or f"run-{len(server_directory.runs()) + 1}"
     with recorded(server_directory.path, "start a run", chosen):
-        run_checks.refuse_unfit(settings, server_directory.membership().count)
+        server_directory.membership()  # the list is good
+        run_checks.refuse_unfit(settings, run_checks.members_with(server_directory, tag), tag)
         refuse_second(server_directory, door(server_directory))
         start = None
         if begin_with:
@@ -348,6 +427,7 @@ def run(
             server_directory.authority,
             server_directory.membership().encoded,
             start,
+            tag,
         )
         say(f"run {chosen}")
         notice(EXACT if figures is None else figures.told)
@@ -644,6 +724,14 @@ def _write_secret(path: Path, text: str) -> None:
         file.write(text)
 
 
+def _refuse_strangers(server_directory: ServerDirectory, members: list[int]) -> None:
+    """UsageError for a number that is no member's."""
+    known = server_directory.known_members()
+    for member in members:
+        if not known.holds(member):
+            raise UsageError(f"there is no member {member}; `penchant server devices` shows all")
+
+
 def _chosen(server_directory: ServerDirectory, name: str) -> str:
     """The run that is meant. UsageError when there is none."""
     runs = server_directory.runs()
@@ -660,6 +748,7 @@ def _enqueue(
     name: str,
     begin_with: str,
     days: int,
+    tag: str,
     at: str,
     every: str,
 ) -> None:
@@ -669,7 +758,7 @@ def _enqueue(
     from penchant.deploy.fleet.run_queue import RunQueue, moment_of, period_of
 
     with recorded(server_directory.path, "queue a run", name):
-        run_checks.refuse_unfit(settings, server_directory.known_members().count)
+        run_checks.refuse_unfit(settings, run_checks.members_with(server_directory, tag), tag)
         run_checks.refuse_start(server_directory, begin_with)
         made = RunQueue(server_directory).add(
             settings,
@@ -677,6 +766,7 @@ def _enqueue(
             name=name,
             begin_with=begin_with,
             days=days,
+            tag=tag,
             due=moment_of(at) if at else 0.0,
             every=period_of(every) if every else 0.0,
         )
@@ -686,6 +776,8 @@ def _enqueue(
 def _waits(one: QueuedRun) -> str:
     """A run of the queue in a line."""
     words = [one_line(one.called)]
+    if one.tag:
+        words.append(f"of devices tagged {one.tag}")
     if one.begin_with:
         words.append(f"from {one_line(one.begin_with)}")
     if one.due:

@@ -10,22 +10,25 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from penchant.common.config import RunConfig
 from penchant.common.durations import DAY
-from penchant.common.errors import PenchantError
+from penchant.common.errors import PenchantError, UsageError
 from penchant.common.foreign_files import mark_of
 from penchant.deploy.fleet import follow, run_checks
 from penchant.deploy.fleet.child_command import refuse_failed, run_command
+from penchant.deploy.fleet.device_notes import NOTES, DeviceNotes, tag_of
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry, hand_out, request_revocation
+from penchant.deploy.fleet.fleet_devices import SILENT, waiting_now
 from penchant.deploy.fleet.member_facts import FleetRecords, asked_revocations
-from penchant.deploy.fleet.missing_devices import connections, missing_of
+from penchant.deploy.fleet.missing_devices import connections, missing_of, readiness
 from penchant.deploy.fleet.processes import door
 from penchant.deploy.fleet.recorded_acts import BY_CONSOLE
+from penchant.deploy.fleet.revoked_members import contributed
 from penchant.deploy.fleet.run_queue import QUEUE, RunQueue, moment_of
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
 from penchant.deploy.fleet.status import expiries
@@ -35,6 +38,7 @@ from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.operations import RunTurn
 from penchant.server.monitoring.fleet import (
     ConnectedNode,
+    DeviceNote,
     Expiry,
     FleetStatus,
     MemberListStatus,
@@ -104,14 +108,42 @@ class FleetOnThisMachine:
         with Control(door(ServerDirectory(self.directory)), seconds=ASK_SECONDS) as control:
             return connections(control)
 
-    def missing(self, waiting: Waiting) -> list[tuple[int, str]]:
-        """Who is not ready while a run waits, and why."""
-        found = missing_of(self._known(), waiting, self.link().nodes, time.time())
+    def missing(self, run: RunLocation, waiting: Waiting) -> list[tuple[int, str]]:
+        """Who is not ready while a run waits for them, and why."""
+        tag = tag_of(run.directory)
+        found = missing_of(self._known(), waiting, self.link().nodes, time.time(), tag)
         return [(one.member, one.why) for one in found]
+
+    def notes(self) -> dict[int, DeviceNote]:
+        """Member -> what the operator noted of it."""
+        return self._known().notes()
+
+    def note(self, member: int, name: str, tags: Sequence[str]) -> None:
+        """Call a member so, and give it these tags and no others."""
+        if not self._known().membership().holds(member):
+            raise UsageError(f"there is no member {member}")
+        notes = DeviceNotes(self.directory)
+        notes.set_tags(member, tags)
+        notes.name(member, name)
+
+    def readiness(self, nodes: Mapping[int, str | None]) -> dict[int, tuple[bool | None, str]]:
+        """Member -> (whether it would take part now, in words why); None: it can't be told."""
+        link = self.link()
+        if link.state != "up":
+            return dict.fromkeys(nodes, (None, SILENT))
+        waiting, now = waiting_now(ServerDirectory(self.directory)), time.time()
+        return {member: readiness(member, node, link.nodes, waiting, now) for member, node in nodes.items()}
+
+    def contributed(self, member: int) -> str:
+        """What sums of the fleet's runs hold of a member."""
+        return contributed(ServerDirectory(self.directory), member)
 
     def mark(self) -> object:
         """Changes with what `link`, `enrolment`, `tokens` and `revocations` tell."""
-        link, files = self.link(), [self.directory / name for name in (MEMBERS, DATABASE, QUEUE, "requests")]
+        link, files = (
+            self.link(),
+            [self.directory / name for name in (MEMBERS, DATABASE, QUEUE, NOTES, "requests")],
+        )
         return link.state, [(node, row.online) for node, row in link.nodes.items()], mark_of(*files)
 
     def _known(self) -> FleetRecords:
@@ -176,6 +208,7 @@ class FleetOnThisMachine:
             turn.by,
             name=name,
             begin_with=turn.begin_with,
+            tag=turn.tag,
             due=moment_of(turn.at) if turn.at else 0.0,
             every=turn.every,
         )
@@ -210,12 +243,15 @@ class FleetOnThisMachine:
 
     # --- live runs -----------------------------------------------------------------------------------
 
-    def start(self, name: str, config: RunConfig, log: Callable[[str], None], begin_with: str = "") -> None:
+    def start(
+        self, name: str, config: RunConfig, log: Callable[[str], None], begin_with: str = "", tag: str = ""
+    ) -> None:
         """Make a run and hand it to the SuperLink. The base model is loaded in a separate process."""
         with tempfile.TemporaryDirectory(prefix="penchant-run-") as folder:
             path = Path(folder) / "config.toml"
             path.write_text(config.to_toml(), encoding="utf-8")
             words = ["run", str(self.directory), "--config", str(path), "--name", name, "--detach"]
+            words += ["--tag", tag] if tag else []
             self._call([*words, "--from", begin_with] if begin_with else words, log)
 
     def resume(self, name: str, log: Callable[[str], None]) -> None:

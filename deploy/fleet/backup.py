@@ -3,7 +3,7 @@
     index.json                          what follows, with its SHA-256, and the version of this form
     server.toml, authority.pub, members.list, superexec.secret, tls/, notices.json
     files that server.toml names, where they lie in the server's directory
-    enrolment.db, queue.db, requests/, answers/, acts/
+    enrolment.db, queue.db, devices.db, requests/, answers/, acts/
     runs/NAME/…                         journal, checkpoints, configuration, manifest, releases, log
 
 Databases are copied by SQLite's own back-up, which sees one moment of each; of a run the journal first, so
@@ -35,6 +35,7 @@ from typing import IO
 from penchant.common.errors import JournalError, RunDirectoryError, UsageError
 from penchant.common.foreign_files import CHUNK, open_foreign, parse_json
 from penchant.common.storage import sync_directory
+from penchant.deploy.fleet.device_notes import NOTES
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry
 from penchant.deploy.fleet.notifier import NOTICES
 from penchant.deploy.fleet.recorded_acts import FOLDER as ACTS
@@ -145,7 +146,7 @@ def restore(file: Path, directory: Path) -> BackupContents:
 
 def _copy_all(server_directory: ServerDirectory, copy: Path) -> Modes:
     source, modes = server_directory.path, Modes()
-    for name in (DATABASE, QUEUE):
+    for name in (DATABASE, QUEUE, NOTES):
         if (source / name).exists():
             _copy_database(source / name, copy / name, modes)
     for name in FILES:

@@ -12,6 +12,7 @@ from penchant.common.errors import JournalError, PenchantError, RoundFailed, Run
 from penchant.common.wording import duration
 from penchant.deploy import run_directory
 from penchant.deploy.fleet import run_activity, served_run
+from penchant.deploy.fleet.device_notes import tag_of
 from penchant.deploy.fleet.member_facts import FleetRecords
 from penchant.deploy.fleet.missing_devices import connections, missing_of
 from penchant.deploy.fleet.server_directory import ServerDirectory
@@ -133,7 +134,9 @@ def waiting_lines(directory: Path, door: SuperLinkAddress, waiting: Waiting) -> 
     link: dict[str, ConnectedNode] = {}
     with suppress(JournalError), Control(door) as control:
         link = connections(control)
-    missing = missing_of(FleetRecords(ServerDirectory(directory.parent.parent)), waiting, link, time.time())
+    missing = missing_of(
+        FleetRecords(ServerDirectory(directory.parent.parent)), waiting, link, time.time(), tag_of(directory)
+    )
     for one in missing[:MISSING_SHOWN]:
         yield f"  member {one.member}: {one.why}"
     if len(missing) > MISSING_SHOWN:

@@ -15,6 +15,7 @@ from penchant.common.errors import ConfigError, UsageError
 from penchant.common.secagg.transcript import threshold
 from penchant.common.settings import Setting, dotted_table, settings_of
 from penchant.deploy import run_directory
+from penchant.deploy.fleet.device_notes import DeviceNotes, tagged
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.owner_policy import fleet_policy, smallest_group
 from penchant.server.releases import named_round, released
@@ -23,6 +24,7 @@ from penchant.server.run import LEAST_COHORT
 __all__ = [
     "annotated",
     "fleet_defaults",
+    "members_with",
     "needed_devices",
     "objections",
     "refuse_no_rounds",
@@ -31,15 +33,27 @@ __all__ = [
 ]
 
 
-def refuse_unfit(config: RunConfig, members: int) -> None:
-    """ConfigError for what a fleet of so many members can't run."""
+def members_with(server_directory: ServerDirectory, tag: str) -> int:
+    """How many members a run can ask: all, or those with a tag."""
+    listed = server_directory.known_members().current
+    members = [member.number for member in listed.members] if listed is not None else []
+    return len(tagged(DeviceNotes(server_directory.path).all(), tag, members))
+
+
+def refuse_unfit(config: RunConfig, members: int, tag: str = "") -> None:
+    """ConfigError for what a fleet of so many members can't run. tag: what those are called, if not all."""
     federation, privacy = config.federation, config.privacy
     run_directory.refuse_unservable(config)
     refuse_no_rounds(config)
     if federation.cohort > members:
+        whom, more = (
+            (f"{members} of them have the tag {tag}", "tag")
+            if tag
+            else (f"this fleet has {members} members", "invite")
+        )
         raise ConfigError(
-            f"federation.cohort is {federation.cohort}, but this fleet has {members} members; ask at most "
-            f"{members} a round, or invite more devices",
+            f"federation.cohort is {federation.cohort}, but {whom}; ask at most {members} a round, or {more} "
+            "more devices",
             about=("federation.cohort",),
         )
     if federation.cohort < LEAST_COHORT:

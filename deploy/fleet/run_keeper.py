@@ -131,6 +131,7 @@ class RunKeeper:
         path.write_text(run.config, encoding="utf-8")
         words = ["run", str(self._server.path), "--config", str(path), "--name", name, "--detach"]
         words += ["--days", str(run.days)]
+        words += ["--tag", run.tag] if run.tag else []
         return [*words, "--from", run.begin_with] if run.begin_with else words
 
     def _free_name(self, run: QueuedRun) -> str:

@@ -32,12 +32,13 @@ FARTHEST = 366 * DAY  # seconds until a run's time
 WHY_MOST = 500
 TRIES = 3  # to go on with a run that was cut off, without a round in between
 _UNITS = {"m": 60.0, "h": 3600.0, "d": float(DAY), "w": 7.0 * DAY}
-_COLUMNS = "number, name, config, begin_with, days, due, every, account, added, why, began"
+_COLUMNS = "number, name, config, begin_with, days, due, every, account, added, why, began, tag"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS queued (
     number INTEGER PRIMARY KEY AUTOINCREMENT, place REAL NOT NULL, name TEXT NOT NULL, config TEXT NOT NULL,
     begin_with TEXT NOT NULL, days INTEGER NOT NULL, due REAL NOT NULL, every REAL NOT NULL,
-    account TEXT NOT NULL, added REAL NOT NULL, why TEXT NOT NULL, began TEXT NOT NULL);
+    account TEXT NOT NULL, added REAL NOT NULL, why TEXT NOT NULL, began TEXT NOT NULL,
+    tag TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS resumed (run TEXT PRIMARY KEY, settled INTEGER NOT NULL, tries INTEGER NOT NULL);
 """
 
@@ -67,6 +68,7 @@ class RunQueue:
         name: str = "",
         begin_with: str = "",
         days: int = 30,
+        tag: str = "",
         due: float = 0.0,
         every: float = 0.0,
         now: float | None = None,
@@ -79,6 +81,7 @@ class RunQueue:
             name: what it shall be called; of one that comes again, what comes before its number.
             begin_with: as of `penchant server run --from`.
             days: how many days it may take.
+            tag: whom it asks, by their tag; empty: everybody.
             due: Unix seconds before which it does not begin.
             every: seconds from one beginning to the next, of one that comes again.
             now: Unix seconds.
@@ -104,9 +107,10 @@ class RunQueue:
         with self._open() as db:
             number = db.execute(
                 "INSERT INTO queued (place, name, config, begin_with, days, due, every, account, added, why,"
-                " began) SELECT COALESCE(MAX(place), 0) + 1, ?, ?, ?, ?, ?, ?, ?, ?, '', '' FROM queued",
+                " began, tag)"
+                " SELECT COALESCE(MAX(place), 0) + 1, ?, ?, ?, ?, ?, ?, ?, ?, '', '', ? FROM queued",
                 (name, config.to_toml(), begin_with, days, due or (moment if every else 0.0), every, account,
-                 moment),
+                 moment, tag),
             ).lastrowid  # fmt: skip
         return next(one for one in self.runs() if one.number == number)
 
@@ -232,7 +236,7 @@ def _after(run: QueuedRun, now: float) -> float:
 
 
 def _queued(row: tuple[object, ...]) -> QueuedRun:
-    number, name, config, begin_with, days, due, every, account, added, why, began = row
+    number, name, config, begin_with, days, due, every, account, added, why, began, tag = row
     return QueuedRun(
         number=int(str(number)),
         name=str(name),
@@ -245,4 +249,5 @@ def _queued(row: tuple[object, ...]) -> QueuedRun:
         added=float(str(added)),
         why=str(why),
         began=str(began),
+        tag=str(tag),
     )

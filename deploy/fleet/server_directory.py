@@ -10,6 +10,7 @@ answers/          files of the authority: answers, member lists
 runs/NAME/        one directory a run (`deploy.fleet.served_run`)
 acts/             what was done at the command line, for the console's audit (`deploy.fleet.recorded_acts`)
 queue.db          runs that wait for their turn (`deploy.fleet.run_queue`)
+devices.db        what the operator calls devices (`deploy.fleet.device_notes`)
 notices.json      what people were told, and what is still to be delivered (`deploy.fleet.notifier`)
 flower/, gateway/, logs/, superexec.secret
 """

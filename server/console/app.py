@@ -54,6 +54,7 @@ PAGES: Sequence[tuple[str, View, Role]] = (
     ("/runs/{id}/delete", run.confirm_delete, "operator"),
     ("/devices", devices.devices, "viewer"),
     ("/devices/{id}/tokens/{token}", devices.token, "operator"),
+    ("/devices/{id}/members/{member}", devices.device, "viewer"),
     ("/privacy", privacy.privacy, "viewer"),
     ("/releases", releases.releases, "viewer"),
     ("/releases/{id}/{round}.zip", releases.download, "viewer"),
@@ -69,13 +70,25 @@ ACTIONS: Sequence[tuple[str, View, str]] = (
     ("/queue/{id}/move", runs.move, "move a run in the queue"),
     ("/queue/{id}/retry", runs.retry, "try a run of the queue again"),
     ("/devices/{id}/tokens", devices.invite, "hand out a token"),
+    ("/devices/{id}/notes", devices.note, "name and tag a device"),
     ("/devices/{id}/withdrawals", devices.withdraw, "withdraw a token"),
     ("/devices/{id}/revocations", devices.ask_revocation, "ask for a revocation"),
     ("/releases/{id}/promote", releases.promote, "promote a release"),
     ("/releases/{id}/rollback", releases.roll_back, "roll a release back"),
 )
 
-LIVE = frozenset({"/", "/runs", "/runs/{id}", "/devices", "/privacy", "/releases", "/audit"})
+LIVE = frozenset(
+    {
+        "/",
+        "/devices/{id}/members/{member}",
+        "/runs",
+        "/runs/{id}",
+        "/devices",
+        "/privacy",
+        "/releases",
+        "/audit",
+    }
+)
 """Pages that change by themselves."""
 
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from penchant.common.config import RunConfig
 from penchant.server.monitoring.fleet import (
+    DeviceNote,
     Expiry,
     FleetStatus,
     MemberListStatus,
@@ -37,6 +38,7 @@ class RunTurn:
         queue: whether it waits until the runs before it are over.
         at: a date and time of the server's clock before which it does not begin; empty for none.
         every: seconds from one beginning to the next; 0 for a run that comes once.
+        tag: whom it asks, by their tag; empty: everybody.
     """
 
     by: str = ""
@@ -44,6 +46,7 @@ class RunTurn:
     queue: bool = False
     at: str = ""
     every: float = 0.0
+    tag: str = ""
 
     @property
     def waits(self) -> bool:
@@ -66,8 +69,23 @@ class FleetOperations(Protocol):
     def link(self) -> FleetStatus:
         """What the fleet's SuperLink said last. Never waits for it: it is asked in another thread."""
 
-    def missing(self, waiting: Waiting) -> Sequence[tuple[int, str]]:
-        """(member, why) of all that are not ready while a run waits."""
+    def missing(self, run: RunLocation, waiting: Waiting) -> Sequence[tuple[int, str]]:
+        """(member, why) of all that are not ready while a run waits for them."""
+
+    def notes(self) -> Mapping[int, DeviceNote]:
+        """Member -> what the operator noted of it."""
+
+    def note(self, member: int, name: str, tags: Sequence[str]) -> None:
+        """Call a member so, and give it these tags and no others."""
+
+    def readiness(self, nodes: Mapping[int, str | None]) -> Mapping[int, tuple[bool | None, str]]:
+        """Member -> (whether it would take part now, in words why); None: it can't be told.
+
+        nodes: the members that are asked about, each with its node.
+        """
+
+    def contributed(self, member: int) -> str:
+        """What sums of the fleet's runs hold of a member."""
 
     def mark(self) -> object:
         """Something that changes whenever who belongs to the fleet, or is online, does."""
@@ -165,9 +183,9 @@ class RunOperations(Protocol):
     def hindrance(self, location: RunLocation, config: RunConfig) -> str:
         """Why a run can't go on as it is configured; empty where it can."""
 
-    def check(self, toml: str, fleet: RunLocation | None = None) -> RunConfig:
+    def check(self, toml: str, fleet: RunLocation | None = None, tag: str = "") -> RunConfig:
         """The configuration that a text makes; ConfigError when it can't be run from here. With a `fleet`, on
-        its devices."""
+        its devices: all of them, or those with a `tag`."""
 
     def start(
         self, name: str, toml: str, fleet: RunLocation | None = None, turn: RunTurn = AT_ONCE

@@ -8,7 +8,16 @@ from typing import Literal
 
 from penchant.common.wording import counted
 
-__all__ = ["ConnectedNode", "Expiry", "FleetStatus", "MemberListStatus", "QueuedRun", "Revocation", "Token"]
+__all__ = [
+    "ConnectedNode",
+    "DeviceNote",
+    "Expiry",
+    "FleetStatus",
+    "MemberListStatus",
+    "QueuedRun",
+    "Revocation",
+    "Token",
+]
 FRESH_SECONDS = 15.0  # an answer as old is not called the present
 
 
@@ -76,6 +85,14 @@ class Token:
 
 
 @dataclass(frozen=True)
+class DeviceNote:
+    """What the operator noted of a device: a name of its own (empty: that of its invitation), and tags."""
+
+    name: str = ""
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Revocation:
     """A request to take a member out.
 
@@ -131,6 +148,7 @@ class QueuedRun:
         added: when that was, Unix seconds.
         why: why it was refused when it was tried last; empty where it wasn't.
         began: the name of the run that is just being made of it; empty where none is.
+        tag: whom it asks, by their tag; empty: everybody.
     """
 
     number: int
@@ -144,6 +162,7 @@ class QueuedRun:
     added: float
     why: str = ""
     began: str = ""
+    tag: str = ""
 
     @property
     def held(self) -> bool:

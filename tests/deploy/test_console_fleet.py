@@ -26,6 +26,7 @@ from penchant.deploy.console.local import OperationsOnThisMachine
 from penchant.deploy.fleet import follow, run_activity, run_checks
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import attend
+from penchant.deploy.fleet.device_notes import DeviceNotes
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry, request_revocation
 from penchant.deploy.fleet.run_queue import RunQueue
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
@@ -35,7 +36,7 @@ from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.app import build_app
 from penchant.server.console.operations import fleet_recipe
 from penchant.server.console.views.devices import qr_code
-from penchant.server.monitoring.fleet import ConnectedNode, Token
+from penchant.server.monitoring.fleet import ConnectedNode, DeviceNote, Token
 from penchant.server.monitoring.run_history import Activity, summary_of
 from penchant.server.waiting import Waiting, read_waiting, write_waiting
 
@@ -764,7 +765,7 @@ def test_names_are_what_the_server_calls_its_files() -> None:
 
 
 def test_a_run_is_put_into_the_queue_from_the_form(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_checks, "refuse_unfit", lambda config, members: None)
+    monkeypatch.setattr(run_checks, "refuse_unfit", lambda *given: None)
     releases.promote(run_in(world, "winter"), 2, "0" * 64, "olga")
     page = world.browser.get("/runs/new?begin_with=winter:release-1").text
     form = form_of(page, "/runs/new") | {"name": "spring", "every": "604800", "at": "2099-01-01T03:00"}
@@ -808,7 +809,7 @@ def test_the_queue_is_kept_in_order_from_the_page(world: World) -> None:
 
 def test_a_run_starts_with_a_release(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[list[str]] = []
-    monkeypatch.setattr(run_checks, "refuse_unfit", lambda config, members: None)
+    monkeypatch.setattr(run_checks, "refuse_unfit", lambda *given: None)
     monkeypatch.setattr(fleet.FleetOnThisMachine, "_call", lambda self, words, log: called.append(words))
     releases.promote(run_in(world, "winter"), 2, "0" * 64, "olga")
     assert "winter:release-1" in world.browser.get("/releases").text  # the way there
@@ -816,3 +817,47 @@ def test_a_run_starts_with_a_release(world: World, monkeypatch: pytest.MonkeyPat
     sent = world.browser.post("/runs/new", form | {"name": "spring", "begin_with": "winter:release-1"})
     assert sent.status_code == 303
     assert called[0][-2:] == ["--from", "winter:release-1"]
+
+
+# --- one page a device ----------------------------------------------------------------------------------
+
+
+def test_a_device_has_a_page_with_its_name_and_tags(world: World) -> None:
+    answered(world)
+    page = f"/devices/{world.id}/members/1"
+    said = world.said(page)
+    assert "Member 1" in said
+    assert "the SuperLink is silent: who is connected is not known" in said
+    assert "no journal has member 1 in the sum of a round" in said
+    form = {"member": "1", "called": "The Kettle", "tags": "kitchen, beta"}
+    sent = world.browser.post(f"/devices/{world.id}/notes", form)
+    assert (sent.status_code, sent.headers["location"]) == (303, page)
+    assert DeviceNotes(world.server_directory.path).all() == {
+        1: DeviceNote("The Kettle", ("beta", "kitchen"))
+    }
+    assert "The Kettle member 1" in world.said(page)
+    assert "1 The Kettle beta kitchen" in world.said("/devices?q=kitchen")
+    assert "2 node not known" not in world.said("/devices?q=kitchen")
+    vera = Browser(world.browser.client.app, "vera")
+    assert re.findall(r'method="post"[^>]*action="([^"]+)"', vera.get(page).text) == ["/logout"]
+    assert vera.post(f"/devices/{world.id}/notes", form).status_code == 403
+    world.browser.post(f"/devices/{world.id}/notes", form | {"tags": "Not a Tag!"})
+    assert DeviceNotes(world.server_directory.path).all()[1].tags == ("beta", "kitchen")
+    assert world.browser.get(f"/devices/{world.id}/members/77").status_code == 404
+    told = [(e.action, e.outcome.partition(":")[0]) for e in world.store.audit_entries()]
+    assert told.count(("name and tag a device", "done")) == 1
+    assert ("name and tag a device", "failed") in told
+
+
+def test_a_run_asks_only_those_with_a_tag(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    DeviceNotes(world.server_directory.path).tag([1, 2, 3, 4], "kitchen")
+    called: list[list[str]] = []
+    monkeypatch.setattr(fleet.FleetOnThisMachine, "_call", lambda self, words, log: called.append(words))
+    form = form_of(world.browser.get("/runs/new").text, "/runs/new") | {"name": "spring", "tag": "kitchen"}
+    refused = world.browser.post("/runs/new", form)  # the recipe asks all five
+    assert "but 4 of them have the tag kitchen" in text_of(refused.text)
+    form |= {"set.federation.cohort": "4", "set.privacy.min_honest": "1", "set.privacy.max_colluders": "0"}
+    assert world.browser.post("/runs/new", form).status_code == 303
+    assert called[0][-2:] == ["--tag", "kitchen"]
+    assert world.browser.post("/runs/new", form | {"turn": "queue", "name": "summer"}).status_code == 303
+    assert [one.tag for one in RunQueue(world.server_directory).runs()] == ["kitchen"]

@@ -6,6 +6,7 @@ chosen, or where the session has ended meanwhile.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -217,6 +218,7 @@ def _page(
         "written": _kept(draft, _base(request, offer, draft)),
         "beginnings": _beginnings(request, draft),
         "periods": PERIODS,
+        "tags": _tags(request, draft),
         "note": note,
         "error": error,
     }
@@ -232,6 +234,17 @@ def _beginnings(request: ConsoleRequest, draft: Draft) -> list[tuple[str, str]]:
     return offered if not wanted or wanted in dict(offered) else [*offered, (wanted, wanted)]
 
 
+def _tags(request: ConsoleRequest, draft: Draft) -> list[tuple[str, int]]:
+    """(tag, how many members have it) of the fleet."""
+    if draft.fleet is None:
+        return []
+    fleet = request.context.operations.fleet(draft.fleet)
+    members = fleet.enrolment().members
+    found = Counter(tag for m, note in fleet.notes().items() if m in members for tag in note.tags)
+    found.setdefault(draft.turn.tag, 0)  # what was written stays
+    return sorted((tag, count) for tag, count in found.items() if tag)
+
+
 def _facts(draft: Draft) -> dict[str, Any]:
     return {"draft": draft, "groups": run_form.grouped(draft.shown)}
 
@@ -245,7 +258,7 @@ def _judged(request: ConsoleRequest, draft: Draft) -> tuple[Draft, Verdict]:
         return draft, Verdict(None, "", wrong, (), draft.fleet)
     operations = request.context.operations
     try:
-        config = operations.check(draft.toml, draft.fleet)
+        config = operations.check(draft.toml, draft.fleet, draft.turn.tag)
     except PenchantError as error:
         about = error.about if isinstance(error, ConfigError) else ()
         draft = replace(draft, fields=run_form.marked(draft.fields, str(error), about))
@@ -277,10 +290,11 @@ def _turn(request: ConsoleRequest) -> tuple[RunTurn, str]:
     """When a run begins and with what, as a form says it, and what is wrong with that."""
     try:
         every = float(whole_number(request.given("every") or "0", "every"))
+        request.given("tag", 32)
         given = request.given("begin_with"), request.given("turn") == "queue", request.given("at", 40)
     except HTTPError as error:
         return RunTurn(request.name), str(error)
-    return RunTurn(request.name, *given, every), ""
+    return RunTurn(request.name, *given, every, request.given("tag", 32)), ""
 
 
 def _chosen_fleet(request: ConsoleRequest, fleets: Sequence[RunLocation]) -> RunLocation | None:

@@ -103,7 +103,7 @@ def missing_of(request: ConsoleRequest, run: RunSummary) -> list[tuple[int, str]
     fleet = request.context.operations.fleet_of(run.location)
     if run.waiting is None or fleet is None:
         return []
-    return list(request.context.operations.fleet(fleet).missing(run.waiting))
+    return list(request.context.operations.fleet(fleet).missing(run.location, run.waiting))
 
 
 def _people(run: RunSummary) -> str:
