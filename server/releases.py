@@ -19,7 +19,17 @@ from penchant.common.foreign_files import read_json
 from penchant.common.printable import is_printable
 from penchant.common.storage import write_durably
 
-__all__ = ["RELEASES", "Release", "current", "named_round", "promote", "released", "releases", "roll_back"]
+__all__ = [
+    "RELEASES",
+    "FleetRelease",
+    "Release",
+    "current",
+    "named_round",
+    "promote",
+    "released",
+    "releases",
+    "roll_back",
+]
 
 RELEASES = "releases.json"
 FILE_MOST = 4 * 1024 * 1024  # bytes
@@ -37,6 +47,18 @@ class Release:
     by: str
     at: float
     current: bool = False
+
+
+@dataclass(frozen=True)
+class FleetRelease:
+    """Which release a fleet uses, as "RUN:release-NUMBER"; empty for none.
+
+    held: whether it stays, whatever is promoted. waiting: what was promoted meanwhile; empty for nothing.
+    """
+
+    used: str = ""
+    held: bool = False
+    waiting: str = ""
 
 
 def releases(directory: Path) -> list[Release]:

@@ -19,6 +19,7 @@ from penchant.deploy.cli.errors import command, notice, on_interrupt
 
 if TYPE_CHECKING:
     from penchant.common.config import RunConfig
+    from penchant.deploy.console.releases import ReleasesOnThisMachine
     from penchant.deploy.fleet.server_directory import ServerDirectory
     from penchant.deploy.fleet.status import ServerReport
     from penchant.server.monitoring.fleet import QueuedRun
@@ -43,6 +44,14 @@ queue_app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(queue_app)
+release_app = typer.Typer(
+    name="release",
+    help="Releases: which round's shared adapter the fleet uses.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(release_app)
 
 Where = Annotated[Path, typer.Argument(metavar="DIR", help="The server's directory.")]
 RunName = Annotated[
@@ -374,7 +383,7 @@ def run(
             "--from",
             metavar="RUN:ROUND",
             help="Begin with the shared factors of a finished round of an earlier run, or of a release: "
-            "RUN:release, RUN:release-NUMBER.",
+            "RUN:release, RUN:release-NUMBER, or the fleet's: release.",
             show_default=False,
         ),
     ] = "",
@@ -399,6 +408,7 @@ def run(
     from penchant.common.config import RunConfig
     from penchant.deploy.earlier_round import begin_from
     from penchant.deploy.fleet import run_checks, served_run
+    from penchant.deploy.fleet.fleet_release import resolved
     from penchant.deploy.fleet.follow import refuse_second
     from penchant.deploy.fleet.processes import door
     from penchant.deploy.fleet.recorded_acts import recorded
@@ -419,7 +429,9 @@ def run(
         start = None
         if begin_with:
             start = begin_from(
-                begin_with, lambda run: server_directory.run(_chosen(server_directory, run)), settings
+                resolved(server_directory, begin_with),
+                lambda run: server_directory.run(_chosen(server_directory, run)),
+                settings,
             )
         figures = served_run.create(
             server_directory.run(chosen),
@@ -683,14 +695,111 @@ def notify(
 def export(
     directory: Where,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="An empty directory to write into.")],
-    run: RunName = "",
+    run: Annotated[
+        str,
+        typer.Option(
+            "--run", help="The last round of this run, instead of the fleet's release.", show_default=False
+        ),
+    ] = "",
 ) -> None:
-    """Write the shared adapter of a run's last round as plain peft and safetensors files, with a card."""
-    from penchant.deploy.fleet import served_run
+    """Write the shared adapter of the fleet's release as plain peft and safetensors files, with a card.
+
+    Where nothing was promoted yet it is that of the last round of the run that was made last.
+    """
+    from penchant.deploy.fleet import fleet_release, served_run
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
     server_directory = ServerDirectory(directory)
+    used = "" if run else fleet_release.read(server_directory.path).used
+    if used:
+        where, release = fleet_release.found(server_directory, used)
+        number = served_run.export(where, out, release)
+        say(f"release {release.number} of {where.name}, round {number}: {out}")
+        return
+    if not run:
+        notice("no release is in use; this is the last round of the latest run")
     say(f"round {served_run.export(server_directory.run(_chosen(server_directory, run)), out)}: {out}")
+
+
+@command(release_app, "list")
+def list_releases(directory: Where, as_json: AsJson = False) -> None:
+    """All releases of all runs, the latest first, and which one the fleet uses."""
+    from penchant.deploy.fleet import fleet_release
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+    from penchant.server.releases import releases
+
+    server_directory = ServerDirectory(directory)
+    now = fleet_release.read(server_directory.path)
+    found = [
+        {"name": f"{name}:release-{one.number}", "run": name, **asdict(one)}
+        for name in server_directory.runs()
+        for one in releases(server_directory.run(name))
+    ]
+    found.sort(key=lambda row: -row["at"])
+    for row in found:
+        del row["current"]  # of its run; what counts is the fleet's
+        row["state"] = {now.used: "held" if now.held else "in use", now.waiting: "waits"}.get(row["name"], "")
+    if as_json:
+        say_json(found)
+        return
+    for row in found:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["at"]))
+        words = f"{row['name']:24s}  round {row['round']:5d}  {row['digest'][:12]}  {when}  {row['by']}"
+        say(one_line(f"{words}  {row['state']}".rstrip()))
+    if not found:
+        say("nothing was promoted yet; `penchant server release promote` does")
+
+
+@command(release_app)
+def promote(
+    directory: Where,
+    round: Annotated[int, typer.Argument(metavar="ROUND", help="A finished round.")],
+    run: RunName = "",
+) -> None:
+    """Make a round's shared adapter the next release, which the fleet uses unless it holds."""
+    from penchant.deploy.fleet import fleet_release
+    from penchant.deploy.fleet.recorded_acts import recorded, who_is_here
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    chosen = _chosen(server_directory, run)
+    with recorded(server_directory.path, "promote a release", chosen, f"round: {round}"):
+        made = _releases_of(server_directory, chosen).promote(round, who_is_here())
+    now = fleet_release.read(server_directory.path)
+    what = "waits until the fleet holds no more" if now.held else "is in use"
+    say(f"release {made.number} of {chosen}, round {made.round}, {what}")
+
+
+@command(release_app)
+def rollback(
+    directory: Where,
+    number: Annotated[int, typer.Argument(metavar="NUMBER", help="The release's number in its run.")],
+    run: RunName = "",
+) -> None:
+    """Use an earlier release of a run again."""
+    from penchant.deploy.fleet import fleet_release
+    from penchant.deploy.fleet.recorded_acts import recorded, who_is_here
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    chosen = _chosen(server_directory, run)
+    with recorded(server_directory.path, "roll a release back", chosen, f"number: {number}"):
+        made = _releases_of(server_directory, chosen).roll_back(number, who_is_here())
+    now = fleet_release.read(server_directory.path)
+    what = "waits until the fleet holds no more" if now.held else "is in use again"
+    say(f"release {made.number} of {chosen}, round {made.round}, {what}")
+
+
+@command(release_app)
+def hold(directory: Where) -> None:
+    """Stay with the release in use, whatever is promoted meanwhile."""
+    _hold_release(directory, "hold the release", held=True)
+
+
+@command(release_app)
+def unhold(directory: Where) -> None:
+    """Hold no more: what was promoted last is in use."""
+    _hold_release(directory, "hold no release any more", held=False)
 
 
 # --- inner parts --------------------------------------------------------------------------------------
@@ -722,6 +831,26 @@ def _write_secret(path: Path, text: str) -> None:
     """A new file for this user alone."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
+
+
+def _hold_release(directory: Path, act: str, *, held: bool) -> None:
+    from penchant.deploy.fleet import fleet_release
+    from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    with recorded(server_directory.path, act):
+        now = (fleet_release.hold if held else fleet_release.unhold)(server_directory.path)
+    say(f"{one_line(now.used)} {'stays' if held else 'is'} in use")
+
+
+def _releases_of(server_directory: ServerDirectory, run: str) -> ReleasesOnThisMachine:
+    """The releases of a run, as the console has them."""
+    from penchant.deploy.console.releases import ReleasesOnThisMachine
+    from penchant.server.monitoring.run_history import RunLocation
+
+    location = RunLocation(run, run, server_directory.run(run), "served")
+    return ReleasesOnThisMachine(location, server_directory.path)
 
 
 def _refuse_strangers(server_directory: ServerDirectory, members: list[int]) -> None:

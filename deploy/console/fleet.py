@@ -19,11 +19,12 @@ from penchant.common.config import RunConfig
 from penchant.common.durations import DAY
 from penchant.common.errors import PenchantError, UsageError
 from penchant.common.foreign_files import mark_of
-from penchant.deploy.fleet import follow, run_checks
+from penchant.deploy.fleet import fleet_release, follow, run_checks
 from penchant.deploy.fleet.child_command import refuse_failed, run_command
 from penchant.deploy.fleet.device_notes import NOTES, DeviceNotes, tag_of
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry, hand_out, request_revocation
 from penchant.deploy.fleet.fleet_devices import SILENT, waiting_now
+from penchant.deploy.fleet.fleet_release import FLEET_RELEASE
 from penchant.deploy.fleet.member_facts import FleetRecords, asked_revocations
 from penchant.deploy.fleet.missing_devices import connections, missing_of, readiness
 from penchant.deploy.fleet.processes import door
@@ -47,6 +48,7 @@ from penchant.server.monitoring.fleet import (
     Token,
 )
 from penchant.server.monitoring.run_history import RunLocation
+from penchant.server.releases import FleetRelease
 from penchant.server.waiting import Waiting
 
 __all__ = ["FleetOnThisMachine"]
@@ -142,7 +144,7 @@ class FleetOnThisMachine:
         """Changes with what `link`, `enrolment`, `tokens` and `revocations` tell."""
         link, files = (
             self.link(),
-            [self.directory / name for name in (MEMBERS, DATABASE, QUEUE, NOTES, "requests")],
+            [self.directory / name for name in (MEMBERS, DATABASE, QUEUE, NOTES, FLEET_RELEASE, "requests")],
         )
         return link.state, [(node, row.online) for node, row in link.nodes.items()], mark_of(*files)
 
@@ -213,6 +215,14 @@ class FleetOnThisMachine:
             every=turn.every,
         )
 
+    def release(self) -> FleetRelease:
+        """Which release the fleet uses."""
+        return fleet_release.read(self.directory)
+
+    def hold(self, held: bool) -> FleetRelease:
+        """Stay with the release in use whatever is promoted, or hold no more; -> what is in use then."""
+        return (fleet_release.hold if held else fleet_release.unhold)(self.directory)
+
     def dequeue(self, number: int) -> None:
         """Take a run out of the queue."""
         self._queue.remove(number)
@@ -232,7 +242,9 @@ class FleetOnThisMachine:
             with suppress(PenchantError):  # its own page says what is wrong with it
                 found += [(name, release) for release in releases.releases(server_directory.run(name))]
         found.sort(key=lambda pair: -pair[1].at)
-        return [
+        used = fleet_release.read(self.directory).used
+        first = [("release", f"the fleet’s release, now {used}")] if used else []
+        return first + [
             (f"{name}:release-{one.number}", f"release {one.number} of {name}, round {one.round}")
             for name, one in found
         ]

@@ -1,7 +1,7 @@
 """A server's back-up: one file with all that it goes on from, made while it runs, checked when it is used.
 
     index.json                          what follows, with its SHA-256, and the version of this form
-    server.toml, authority.pub, members.list, superexec.secret, tls/, notices.json
+    server.toml, authority.pub, members.list, superexec.secret, tls/, notices.json, release.json
     files that server.toml names, where they lie in the server's directory
     enrolment.db, queue.db, devices.db, requests/, answers/, acts/
     runs/NAME/…                         journal, checkpoints, configuration, manifest, releases, log
@@ -37,6 +37,7 @@ from penchant.common.foreign_files import CHUNK, open_foreign, parse_json
 from penchant.common.storage import sync_directory
 from penchant.deploy.fleet.device_notes import NOTES
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry
+from penchant.deploy.fleet.fleet_release import FLEET_RELEASE
 from penchant.deploy.fleet.notifier import NOTICES
 from penchant.deploy.fleet.recorded_acts import FOLDER as ACTS
 from penchant.deploy.fleet.run_queue import QUEUE
@@ -155,8 +156,9 @@ def _copy_all(server_directory: ServerDirectory, copy: Path) -> Modes:
         except FileNotFoundError:
             if name != SECRET:  # which a server makes anew
                 raise RunDirectoryError(f"{source / name} is missing; this is no whole server") from None
-    with suppress(FileNotFoundError):  # nobody was told anything
-        _copy_file((source / NOTICES).resolve(), copy / NOTICES, modes)
+    for name in (NOTICES, FLEET_RELEASE):
+        with suppress(FileNotFoundError):  # nobody was told anything; nothing was released
+            _copy_file((source / name).resolve(), copy / name, modes)
     for name in FOLDERS:
         _copy_folder(source / name, copy / name, modes)
     for name in server_directory.runs():

@@ -16,6 +16,7 @@ from penchant.common.secagg.transcript import threshold
 from penchant.common.settings import Setting, dotted_table, settings_of
 from penchant.deploy import run_directory
 from penchant.deploy.fleet.device_notes import DeviceNotes, tagged
+from penchant.deploy.fleet.fleet_release import resolved
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.owner_policy import fleet_policy, smallest_group
 from penchant.server.releases import named_round, released
@@ -86,7 +87,7 @@ def refuse_start(server_directory: ServerDirectory, begin_with: str) -> None:
     """UsageError for a round or release, as of `--from`, that is of no run of the server. Empty is fine."""
     if not begin_with:
         return
-    run, which = named_round(begin_with)
+    run, which = named_round(resolved(server_directory, begin_with))
     if run not in server_directory.runs():
         raise UsageError(f"there is no run {run!r} to begin with")
     if not which.isdigit():

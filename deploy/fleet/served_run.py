@@ -29,7 +29,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
-from penchant.common.errors import PenchantError, RunDirectoryError
+from penchant.common.errors import PenchantError, RunDirectoryError, UsageError
 from penchant.common.membership.identity import Membership
 from penchant.common.model.signature import ModelDescription, ModelSignature
 from penchant.common.secagg.update_vector import UpdateLayout
@@ -44,10 +44,11 @@ from penchant.deploy.fleet.server_directory import AUTHORITY, MEMBERS
 from penchant.deploy.flower.superlink import DIRECTORY, SuperLinkAddress, start_run, write_app
 from penchant.deploy.flower.superlink_grid import non_blocking
 from penchant.server.combination import check_groups
-from penchant.server.journal_reader import open_journal
+from penchant.server.journal_reader import JournalReader, open_journal
 from penchant.server.noise_terms import figures_of, settle_noise
 from penchant.server.optimizers import server_optimizer
 from penchant.server.privacy_figures import PrivacyFigures
+from penchant.server.releases import Release
 from penchant.server.round import federate
 from penchant.server.run import ServerRun
 from penchant.server.secagg.secure import SecureAggregation
@@ -168,12 +169,19 @@ def with_members(run: ServerRun, membership: Membership, directory: Path) -> Ser
     )
 
 
-def export(directory: Path, out: Path) -> int:
-    """Write the shared part of the last finished round as plain files into `out`; -> the round.
+def export(directory: Path, out: Path, release: Release | None = None) -> int:
+    """Write the shared part of a release, or of the last finished round, as plain files into `out`; -> the
+    round.
 
-    No base model is loaded. Raises UsageError as `releasing.write_release` does.
+    No base model is loaded. Raises UsageError as `write_release` does, and when the round of a release is not
+    what was promoted.
     """
-    return write_release(directory, None, out)
+    if release is not None and JournalReader(directory).digest(release.round) != release.digest:
+        raise UsageError(
+            f"round {release.round} of {directory} now has a different checkpoint than release "
+            f"{release.number} had; promote a round that you know"
+        )
+    return write_release(directory, None if release is None else release.round, out)
 
 
 def start(directory: Path, door: SuperLinkAddress) -> str:

@@ -12,6 +12,7 @@ acts/             what was done at the command line, for the console's audit (`d
 queue.db          runs that wait for their turn (`deploy.fleet.run_queue`)
 devices.db        what the operator calls devices (`deploy.fleet.device_notes`)
 notices.json      what people were told, and what is still to be delivered (`deploy.fleet.notifier`)
+release.json      which release is in use (`deploy.fleet.fleet_release`)
 flower/, gateway/, logs/, superexec.secret
 """
 

@@ -74,6 +74,7 @@ ACTIONS: Sequence[tuple[str, View, str]] = (
     ("/devices/{id}/withdrawals", devices.withdraw, "withdraw a token"),
     ("/devices/{id}/revocations", devices.ask_revocation, "ask for a revocation"),
     ("/releases/{id}/promote", releases.promote, "promote a release"),
+    ("/releases/{id}/hold", releases.hold, "hold the release"),
     ("/releases/{id}/rollback", releases.roll_back, "roll a release back"),
 )
 

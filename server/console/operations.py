@@ -22,7 +22,7 @@ from penchant.server.monitoring.fleet import (
     Token,
 )
 from penchant.server.monitoring.run_history import Activity, RunLocation
-from penchant.server.releases import Release
+from penchant.server.releases import FleetRelease, Release
 from penchant.server.waiting import Waiting
 
 __all__ = ["AT_ONCE", "FleetOperations", "ReleaseOperations", "RunOperations", "RunTurn", "fleet_recipe"]
@@ -101,6 +101,12 @@ class FleetOperations(Protocol):
 
     def beginnings(self) -> Sequence[tuple[str, str]]:
         """(what a run can begin with, in words): the releases of the fleet's runs, the latest first."""
+
+    def release(self) -> FleetRelease:
+        """Which release the fleet uses."""
+
+    def hold(self, held: bool) -> FleetRelease:
+        """Stay with the release in use whatever is promoted, or hold no more; -> what is in use then."""
 
     def dequeue(self, number: int) -> None:
         """Take a run out of the queue."""

@@ -23,7 +23,7 @@ from penchant.common.settings import settings_of
 from penchant.deploy.cli.main import main
 from penchant.deploy.console import fleet, local
 from penchant.deploy.console.local import OperationsOnThisMachine
-from penchant.deploy.fleet import follow, run_activity, run_checks
+from penchant.deploy.fleet import fleet_release, follow, run_activity, run_checks
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import attend
 from penchant.deploy.fleet.device_notes import DeviceNotes
@@ -861,3 +861,21 @@ def test_a_run_asks_only_those_with_a_tag(world: World, monkeypatch: pytest.Monk
     assert called[0][-2:] == ["--tag", "kitchen"]
     assert world.browser.post("/runs/new", form | {"turn": "queue", "name": "summer"}).status_code == 303
     assert [one.tag for one in RunQueue(world.server_directory).runs()] == ["kitchen"]
+
+
+def test_the_release_of_a_fleet_is_held_from_the_page(world: World) -> None:
+    run_in(world, "winter")
+    location = next(one for one in world.operations.locations() if one.name == "winter")
+    assert world.browser.post(f"/releases/{location.id}/promote", {"round": "2"}).status_code == 303
+    assert fleet_release.read(world.server_directory.path).used == "winter:release-1"
+    assert "It uses winter:release-1" in world.said("/releases")
+    world.browser.post(f"/releases/{world.id}/hold", {"held": "yes"})
+    world.browser.post(f"/releases/{location.id}/promote", {"round": "3"})
+    assert "held What is promoted waits: winter:release-2" in world.said("/releases")
+    assert "the fleet’s release, now winter:release-1" in world.said("/runs/new")
+    world.browser.post(f"/releases/{world.id}/hold", {"held": "no"})
+    assert fleet_release.read(world.server_directory.path).used == "winter:release-2"
+    told = [
+        e.detail for e in world.store.audit_entries() if (e.action, e.outcome) == ("hold the release", "done")
+    ]
+    assert told == ["held: no", "held: yes"]
