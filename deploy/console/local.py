@@ -159,7 +159,7 @@ class OperationsOnThisMachine:
         if busy:
             return Activity(running=True)
         if job is None or job.stopping:
-            return Activity()
+            return Activity(stopped=job is not None)
         return Activity(why=self._last_words(location))
 
     def _last_words(self, location: RunLocation) -> str:

@@ -118,7 +118,7 @@ def stop(directory: Path, door: SuperLinkAddress) -> None:
         if not control.is_going(flower) and not run_directory.busy(directory):
             raise UsageError(f"nothing drives {directory.name} now; there is nothing to stop")
         control.stop(flower)
-    run_activity.say(directory, f"Flower run {flower} was stopped")
+    run_activity.say(directory, f"Flower run {flower} {run_activity.STOPPED}")
     end = time.monotonic() + ENDING_SECONDS
     while run_directory.busy(directory):
         if time.monotonic() > end:

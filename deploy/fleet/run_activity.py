@@ -23,6 +23,7 @@ from penchant.server.monitoring.run_history import Activity
 __all__ = [
     "FLOWER_RUN",
     "LOG",
+    "STOPPED",
     "activity_of",
     "flower_run",
     "has_begun",
@@ -36,6 +37,7 @@ LOG = "server.log"
 FLOWER_RUN = "flower.run"  # Flower's id of the run that drives this one now
 STARTING_SECONDS = 120.0  # from when Flower has a run to its process's first word
 OPENING_SECONDS = 20.0  # from that word to when the directory is its own
+STOPPED = "was stopped"  # the last word on a Flower run that somebody stopped
 TAIL = 16 * 1024  # bytes of the log that are looked at
 
 
@@ -71,6 +73,8 @@ def activity_of(directory: Path, held: set[tuple[int, int]] | None = None) -> Ac
     if words[-1] == "begins" or words[-1].startswith(WAITS):
         opening = time.time() - moved < OPENING_SECONDS
         return Activity(running=opening, why="" if opening else "its process ended without a word")
+    if words[-1] == STOPPED:
+        return Activity(stopped=True)
     return Activity(why=words[-1].removeprefix("ends: ") if words[-1].startswith("ends: ") else "")
 
 

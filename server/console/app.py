@@ -51,6 +51,7 @@ PAGES: Sequence[tuple[str, View, Role]] = (
     ("/runs/compare", runs.compare, "viewer"),
     ("/runs/new", new_run.new, "operator"),
     ("/runs/{id}", run.run, "viewer"),
+    ("/runs/{id}/rounds.csv", run.rounds_csv, "viewer"),
     ("/runs/{id}/delete", run.confirm_delete, "operator"),
     ("/devices", devices.devices, "viewer"),
     ("/devices/{id}/tokens/{token}", devices.token, "operator"),

@@ -868,7 +868,7 @@ def test_the_release_of_a_fleet_is_held_from_the_page(world: World) -> None:
     location = next(one for one in world.operations.locations() if one.name == "winter")
     assert world.browser.post(f"/releases/{location.id}/promote", {"round": "2"}).status_code == 303
     assert fleet_release.read(world.server_directory.path).used == "winter:release-1"
-    assert "It uses winter:release-1" in world.said("/releases")
+    assert "home uses winter:release-1" in world.said("/releases")
     world.browser.post(f"/releases/{world.id}/hold", {"held": "yes"})
     world.browser.post(f"/releases/{location.id}/promote", {"round": "3"})
     assert "held What is promoted waits: winter:release-2" in world.said("/releases")

@@ -74,7 +74,7 @@ def test_a_viewer_is_not_shown_what_operators_do(console: Console, path: str) ->
     assert "for operators" in answer.text
 
 
-ELSEWHERE = ("zip", "/members/")  # a download, and a page that only fleets have: tests/deploy
+ELSEWHERE = ("zip", "csv", "/members/")  # downloads, and a page that only fleets have: tests/deploy
 
 
 @pytest.mark.parametrize(
