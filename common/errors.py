@@ -35,6 +35,7 @@ __all__ = [
     "QuantiserError",
     "RoundFailed",
     "RunDirectoryError",
+    "RunInProgress",
     "SecretSharingError",
     "SharedFileError",
     "SignatureError",
@@ -116,6 +117,12 @@ class RunDirectoryError(UsageError):
     """A run directory is in use, belongs to another configuration, or is not one."""
 
     code = "run-directory"
+
+
+class RunInProgress(UsageError):
+    """A run can't begin while another of its fleet goes on: later it can."""
+
+    code = "run-in-progress"
 
 
 # --- the wire and the protocol --------------------------------------------------------------------

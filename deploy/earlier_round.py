@@ -1,12 +1,14 @@
-"""A run that begins where an earlier one stood: the shared factors of one of its finished rounds.
+"""A run that begins where an earlier one stood: the shared factors of a finished round, or of a release.
 
-The way back where a run went wrong, after a lying device say. Only the shared factors are taken over: a new
-run has its own id, its server optimiser starts afresh, and personal parts start at the common start.
+The way on from what people use, and the way back where a run went wrong, after a lying device say. Only the
+shared factors are taken over: a new run has its own id, its server optimiser starts afresh, and personal
+parts start at the common start.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,8 +25,9 @@ from penchant.common.model.factors import Split
 from penchant.common.printable import is_printable
 from penchant.deploy import run_directory
 from penchant.server.journal_reader import JournalReader
+from penchant.server.releases import named_round, released
 
-__all__ = ["EarlierRound", "begun_with", "earlier_round", "named_round"]
+__all__ = ["EarlierRound", "begin_from", "begun_with", "earlier_round"]
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,24 @@ class EarlierRound:
             )
 
 
-def named_round(text: str) -> tuple[str, int]:
-    """(run, round) of "RUN:ROUND". UsageError for anything else."""
-    run, _, number = text.rpartition(":")
-    if not run or not number.isascii() or not number.isdigit() or len(number) > 9:
-        raise UsageError(f"--from takes RUN:ROUND, as in run-1:12, and not {text!r}")
-    return run, int(number)
+def begin_from(text: str, place: Callable[[str], Path], config: RunConfig) -> EarlierRound:
+    """The round that `--from` names, for a new run of `config`.
+
+    place: the directory of the run of a name. Raises as `named_round` and `earlier_round` do, and UsageError
+    when there is no such release, or its round is not what it was.
+    """
+    run, which = named_round(text)
+    directory = place(run)
+    if which.isdigit():
+        return earlier_round(directory, int(which), config)
+    release = released(directory, which)
+    found = earlier_round(directory, release.round, config)
+    if found.digest != release.digest:
+        raise UsageError(
+            f"round {release.round} of {directory} now has a different checkpoint than release "
+            f"{release.number} had; begin with a round that you know"
+        )
+    return found
 
 
 def earlier_round(directory: Path, number: int, config: RunConfig) -> EarlierRound:

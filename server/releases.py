@@ -19,7 +19,17 @@ from penchant.common.foreign_files import read_json
 from penchant.common.printable import is_printable
 from penchant.common.storage import write_durably
 
-__all__ = ["RELEASES", "Release", "current", "promote", "releases", "roll_back"]
+__all__ = [
+    "RELEASES",
+    "FleetRelease",
+    "Release",
+    "current",
+    "named_round",
+    "promote",
+    "released",
+    "releases",
+    "roll_back",
+]
 
 RELEASES = "releases.json"
 FILE_MOST = 4 * 1024 * 1024  # bytes
@@ -39,6 +49,18 @@ class Release:
     current: bool = False
 
 
+@dataclass(frozen=True)
+class FleetRelease:
+    """Which release a fleet uses, as "RUN:release-NUMBER"; empty for none.
+
+    held: whether it stays, whatever is promoted. waiting: what was promoted meanwhile; empty for nothing.
+    """
+
+    used: str = ""
+    held: bool = False
+    waiting: str = ""
+
+
 def releases(directory: Path) -> list[Release]:
     """All releases of a run, the latest first. JournalError when the file is damaged."""
     made, now = _read(directory)
@@ -48,6 +70,27 @@ def releases(directory: Path) -> list[Release]:
 def current(directory: Path) -> Release | None:
     """The release in use."""
     return next((release for release in releases(directory) if release.current), None)
+
+
+def named_round(text: str) -> tuple[str, str]:
+    """(run, which) of "RUN:ROUND", "RUN:release-NUMBER" or "RUN:release", the one in use. UsageError for
+    anything else."""
+    run, _, which = text.rpartition(":")
+    if not run or not re.fullmatch(r"[0-9]{1,9}|release(-[0-9]{1,9})?", which):
+        raise UsageError(
+            f"--from takes RUN:ROUND, as in run-1:12, RUN:release or RUN:release-NUMBER, and not {text!r}"
+        )
+    return run, which
+
+
+def released(directory: Path, which: str = "release") -> Release:
+    """What "release", the one in use, or "release-NUMBER" names. UsageError when there is none."""
+    number = which.removeprefix("release").removeprefix("-")
+    found = [one for one in releases(directory) if (str(one.number) == number if number else one.current)]
+    if not found:
+        what = f"release {number}" if number else "release in use"
+        raise UsageError(f"{directory.name} has no {what}; promote a round of it first")
+    return found[0]
 
 
 def promote(directory: Path, round: int, digest: str, by: str) -> Release:

@@ -103,10 +103,9 @@ def _begin(flags: Flags, file: Path | None, out: Path | None, begin_with: str) -
 
     start = None
     if begin_with:
-        from penchant.deploy.earlier_round import earlier_round, named_round
+        from penchant.deploy.earlier_round import begin_from
 
-        earlier, number = named_round(begin_with)
-        start = earlier_round(Path(earlier), number, config)
+        start = begin_from(begin_with, Path, config)
     world = prepare(config, start=start)  # refuses what can't work before anything is written
     run_directory.create(directory, config, start.encode() if start else b"")
     return run_and_show(config, directory, world)

@@ -31,7 +31,8 @@ BeginWith = Annotated[
     typer.Option(
         "--from",
         metavar="DIR:ROUND",
-        help="Begin with the shared factors of a finished round of the run in DIR.",
+        help="Begin with the shared factors of a finished round of the run in DIR, or of a release of it: "
+        "DIR:release, DIR:release-NUMBER.",
         show_default=False,
         rich_help_panel=RUN,
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,8 +18,11 @@ from penchant.common.terminal import log_to_stderr, say, say_json
 from penchant.deploy.cli.errors import command, notice, on_interrupt
 
 if TYPE_CHECKING:
+    from penchant.common.config import RunConfig
+    from penchant.deploy.console.releases import ReleasesOnThisMachine
     from penchant.deploy.fleet.server_directory import ServerDirectory
     from penchant.deploy.fleet.status import ServerReport
+    from penchant.server.monitoring.fleet import QueuedRun
     from penchant.server.monitoring.run_history import RunSummary
     from penchant.server.monitoring.run_report import RunReport
 
@@ -32,12 +36,32 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+queue_app = typer.Typer(
+    name="queue",
+    help="Runs that wait for their turn: `penchant server run --queue`, `--at` or `--every` adds one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(queue_app)
+release_app = typer.Typer(
+    name="release",
+    help="Releases: which round's shared adapter the fleet uses.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(release_app)
+
 Where = Annotated[Path, typer.Argument(metavar="DIR", help="The server's directory.")]
 RunName = Annotated[
     str,
     typer.Option("--run", help="The run's name; by default the one that was made last.", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+QueueNumber = Annotated[
+    int, typer.Argument(metavar="NUMBER", help="Its number, as `penchant server queue list` has it.")
+]
 Detach = Annotated[bool, typer.Option("--detach", help="Start it and don't wait for its end.")]
 
 
@@ -71,11 +95,11 @@ def up(
     only: Annotated[
         str,
         typer.Option(
-            "--only", help="One part, in this process: superlink, executor, enrol, gateway or signals."
+            "--only", help="One part, in this process: superlink, executor, enrol, gateway, queue or signals."
         ),
     ] = "",
 ) -> None:
-    """Run the server until it is stopped: SuperLink, its executor, the enrolment service, the gateway."""
+    """Run the server until it is stopped: SuperLink, its executor, enrolment, gateway, the queue of runs."""
     from penchant.deploy.fleet import processes
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
@@ -201,6 +225,80 @@ def revoke(
 
 
 @command(app)
+def devices(
+    directory: Where,
+    search: Annotated[str, typer.Option("--search", help="Those whose number, name or tag has this.")] = "",
+    tag: Annotated[str, typer.Option("--tag", help="Those with this tag.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """All devices: names, tags, whether each would take part now, and why not."""
+    from penchant.common.errors import JournalError
+    from penchant.deploy.fleet.fleet_devices import device_rows, waiting_now
+    from penchant.deploy.fleet.member_facts import FleetRecords
+    from penchant.deploy.fleet.missing_devices import connections
+    from penchant.deploy.fleet.processes import door
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+    from penchant.deploy.flower.superlink import Control
+
+    server_directory, link = ServerDirectory(directory), None
+    with suppress(JournalError), Control(door(server_directory)) as control:
+        link = connections(control)
+    rows = device_rows(
+        FleetRecords(server_directory), link, waiting_now(server_directory), server_directory, time.time()
+    )
+    found = [row for row in rows if row.is_called(search, tag)]
+    if as_json:
+        say_json([asdict(row) for row in found])
+        return
+    for row in found:
+        words = {True: "ready", False: "not ready", None: "not known"}[row.ready]
+        about = "; the authority is asked to revoke it" if row.revocation else ""
+        said = f"{row.why}{about}" if row.why != words else f"{words}{about}"
+        say(one_line(f"{row.member:6d}  {words:9s}  {row.name:24s}  {' '.join(row.tags):20s}  {said}"))
+    if not found:
+        say("no device is called so" if search or tag else "the authority's list has no member yet")
+
+
+@command(app, "tag")
+def tag_devices(
+    directory: Where,
+    tag: Annotated[str, typer.Argument(metavar="TAG", help="Lower-case letters, digits, '-', '_', '.'.")],
+    members: Annotated[list[int], typer.Argument(metavar="MEMBER...", help="Members' numbers.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Take the tag from them.")] = False,
+) -> None:
+    """Give devices a tag, to find them by, and to have runs ask only those (`server run --tag`)."""
+    from penchant.deploy.fleet.device_notes import DeviceNotes
+    from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    act = "take a tag from devices" if remove else "tag devices"
+    with recorded(server_directory.path, act, tag, f"members: {', '.join(map(str, members))}"):
+        _refuse_strangers(server_directory, members)
+        notes = DeviceNotes(server_directory.path)
+        (notes.untag if remove else notes.tag)(members, tag)
+    say(f"{len(members)} devices {'lose' if remove else 'have'} the tag {one_line(tag)}")
+
+
+@command(app, "name")
+def name_device(
+    directory: Where,
+    member: Annotated[int, typer.Argument(help="The member's number.")],
+    name: Annotated[str, typer.Argument(help="Your name for it; empty for that of its invitation.")],
+) -> None:
+    """Call a device by another name than that of its invitation."""
+    from penchant.deploy.fleet.device_notes import DeviceNotes
+    from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    with recorded(server_directory.path, "name a device", str(member), f"name: {name}"):
+        _refuse_strangers(server_directory, [member])
+        DeviceNotes(server_directory.path).name(member, name)
+    say(f"member {member} is called {one_line(name)}" if name else f"member {member} has no name of its own")
+
+
+@command(app)
 def renew(directory: Where) -> None:
     """Make new server certificates under the same authorities; restart the server to use them."""
     from penchant.deploy.fleet.certificates import days_left
@@ -284,17 +382,33 @@ def run(
         typer.Option(
             "--from",
             metavar="RUN:ROUND",
-            help="Begin with the shared factors of a finished round of an earlier run.",
+            help="Begin with the shared factors of a finished round of an earlier run, or of a release: "
+            "RUN:release, RUN:release-NUMBER, or the fleet's: release.",
             show_default=False,
         ),
     ] = "",
     days: Annotated[int, typer.Option("--days", help="How many days the run may take.")] = 30,
+    tag: Annotated[
+        str, typer.Option("--tag", help="Ask only devices that `penchant server tag` gave this tag.")
+    ] = "",
+    queue: Annotated[bool, typer.Option("--queue", help="Begin once the runs before it are over.")] = False,
+    at: Annotated[
+        str,
+        typer.Option("--at", metavar="TIME", help="Begin then at the earliest, as in “2026-12-01 03:00”."),
+    ] = "",
+    every: Annotated[
+        str, typer.Option("--every", metavar="TIME", help="Begin again and again: 12h, 7d, 2w.")
+    ] = "",
     detach: Detach = False,
 ) -> None:
-    """Make a run and start it on the server. It begins once the authority has signed what it may ask."""
+    """Make a run and start it on the server. It begins once the authority has signed what it may ask.
+
+    With --queue, --at or --every it waits for its turn, which `penchant server up` gives it.
+    """
     from penchant.common.config import RunConfig
-    from penchant.deploy.earlier_round import earlier_round, named_round
+    from penchant.deploy.earlier_round import begin_from
     from penchant.deploy.fleet import run_checks, served_run
+    from penchant.deploy.fleet.fleet_release import resolved
     from penchant.deploy.fleet.follow import refuse_second
     from penchant.deploy.fleet.processes import door
     from penchant.deploy.fleet.recorded_acts import recorded
@@ -302,22 +416,30 @@ def run(
     from penchant.server.privacy_figures import EXACT
 
     server_directory, settings = ServerDirectory(directory), RunConfig.read(config)
-    chosen = name or f"run-{len(server_directory.runs()) + 1}"
     for why in run_checks.objections(settings):
         notice(f"devices whose owners changed nothing in their policy take no part: {why}")
+    if queue or at or every:
+        _enqueue(server_directory, settings, name, begin_with, days, tag, at, every)
+        return
+    chosen = name or f"run-{len(server_directory.runs()) + 1}"
     with recorded(server_directory.path, "start a run", chosen):
-        run_checks.refuse_unfit(settings, server_directory.membership().count)
+        server_directory.membership()  # the list is good
+        run_checks.refuse_unfit(settings, run_checks.members_with(server_directory, tag), tag)
         refuse_second(server_directory, door(server_directory))
         start = None
         if begin_with:
-            earlier, number = named_round(begin_with)
-            start = earlier_round(server_directory.run(_chosen(server_directory, earlier)), number, settings)
+            start = begin_from(
+                resolved(server_directory, begin_with),
+                lambda run: server_directory.run(_chosen(server_directory, run)),
+                settings,
+            )
         figures = served_run.create(
             server_directory.run(chosen),
             settings,
             server_directory.authority,
             server_directory.membership().encoded,
             start,
+            tag,
         )
         say(f"run {chosen}")
         notice(EXACT if figures is None else figures.told)
@@ -329,9 +451,10 @@ def run(
 @command(app)
 def resume(directory: Where, run: RunName = "", detach: Detach = False) -> None:
     """Go on with a run after a crash or a stop: finished rounds are kept."""
-    from penchant.deploy.fleet.follow import is_done, refuse_second
+    from penchant.deploy.fleet.follow import refuse_second
     from penchant.deploy.fleet.processes import door
     from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.run_activity import is_done
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
     server_directory = ServerDirectory(directory)
@@ -344,6 +467,65 @@ def resume(directory: Where, run: RunName = "", detach: Detach = False) -> None:
         _ask_for_signature(server_directory, chosen)
         flower = _begin(server_directory, chosen)
     _follow(server_directory, chosen, flower, detach)
+
+
+@command(queue_app, "list")
+def list_queue(directory: Where, as_json: AsJson = False) -> None:
+    """All runs that wait, the next one first: since when, until when, and why one was refused."""
+    from penchant.deploy.fleet.run_queue import RunQueue
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    waiting = RunQueue(ServerDirectory(directory)).runs()
+    if as_json:
+        say_json([asdict(one) | {"held": one.held} for one in waiting])
+        return
+    for one in waiting:
+        say(f"{one.number:4d}  {_waits(one)}")
+    if not waiting:
+        say("no run waits; `penchant server run --queue` adds one")
+
+
+@command(queue_app, "remove")
+def remove_queued(directory: Where, number: QueueNumber) -> None:
+    """Take a run out of the queue."""
+    from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.run_queue import RunQueue
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    with recorded(server_directory.path, "remove a run from the queue", str(number)):
+        gone = RunQueue(server_directory).remove(number)
+    say(f"{one_line(gone.called)} waits no more")
+
+
+@command(queue_app, "move")
+def move_queued(
+    directory: Where,
+    number: QueueNumber,
+    place: Annotated[int, typer.Argument(metavar="PLACE", help="Its new place; 1 is the next.")],
+) -> None:
+    """Put a run at another place of the queue. One whose time has not come lets others pass."""
+    from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.run_queue import RunQueue
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    with recorded(server_directory.path, "move a run in the queue", str(number), f"place: {place}"):
+        moved = RunQueue(server_directory).move(number, place)
+    say(f"{one_line(moved.called)} is at place {place}")
+
+
+@command(queue_app, "retry")
+def retry_queued(directory: Where, number: QueueNumber) -> None:
+    """Try a run of the queue again that was refused."""
+    from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.run_queue import RunQueue
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    with recorded(server_directory.path, "try a run of the queue again", str(number)):
+        again = RunQueue(server_directory).retry(number)
+    say(f"{one_line(again.called)} waits for its turn again")
 
 
 @command(app)
@@ -404,8 +586,7 @@ def runs(directory: Where, as_json: AsJson = False) -> None:
 @command(app)
 def watch(directory: Where, run: RunName = "") -> None:
     """Watch a run that goes on until its end: its rounds, and what it waits for. Ctrl-C leaves it alone."""
-    from penchant.deploy.fleet.follow import is_done
-    from penchant.deploy.fleet.run_activity import flower_run
+    from penchant.deploy.fleet.run_activity import flower_run, is_done
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
     server_directory = ServerDirectory(directory)
@@ -514,14 +695,111 @@ def notify(
 def export(
     directory: Where,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="An empty directory to write into.")],
-    run: RunName = "",
+    run: Annotated[
+        str,
+        typer.Option(
+            "--run", help="The last round of this run, instead of the fleet's release.", show_default=False
+        ),
+    ] = "",
 ) -> None:
-    """Write the shared adapter of a run's last round as plain peft and safetensors files, with a card."""
-    from penchant.deploy.fleet import served_run
+    """Write the shared adapter of the fleet's release as plain peft and safetensors files, with a card.
+
+    Where nothing was promoted yet it is that of the last round of the run that was made last.
+    """
+    from penchant.deploy.fleet import fleet_release, served_run
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
     server_directory = ServerDirectory(directory)
+    used = "" if run else fleet_release.read(server_directory.path).used
+    if used:
+        where, release = fleet_release.found(server_directory, used)
+        number = served_run.export(where, out, release)
+        say(f"release {release.number} of {where.name}, round {number}: {out}")
+        return
+    if not run:
+        notice("no release is in use; this is the last round of the latest run")
     say(f"round {served_run.export(server_directory.run(_chosen(server_directory, run)), out)}: {out}")
+
+
+@command(release_app, "list")
+def list_releases(directory: Where, as_json: AsJson = False) -> None:
+    """All releases of all runs, the latest first, and which one the fleet uses."""
+    from penchant.deploy.fleet import fleet_release
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+    from penchant.server.releases import releases
+
+    server_directory = ServerDirectory(directory)
+    now = fleet_release.read(server_directory.path)
+    found = [
+        {"name": f"{name}:release-{one.number}", "run": name, **asdict(one)}
+        for name in server_directory.runs()
+        for one in releases(server_directory.run(name))
+    ]
+    found.sort(key=lambda row: -row["at"])
+    for row in found:
+        del row["current"]  # of its run; what counts is the fleet's
+        row["state"] = {now.used: "held" if now.held else "in use", now.waiting: "waits"}.get(row["name"], "")
+    if as_json:
+        say_json(found)
+        return
+    for row in found:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["at"]))
+        words = f"{row['name']:24s}  round {row['round']:5d}  {row['digest'][:12]}  {when}  {row['by']}"
+        say(one_line(f"{words}  {row['state']}".rstrip()))
+    if not found:
+        say("nothing was promoted yet; `penchant server release promote` does")
+
+
+@command(release_app)
+def promote(
+    directory: Where,
+    round: Annotated[int, typer.Argument(metavar="ROUND", help="A finished round.")],
+    run: RunName = "",
+) -> None:
+    """Make a round's shared adapter the next release, which the fleet uses unless it holds."""
+    from penchant.deploy.fleet import fleet_release
+    from penchant.deploy.fleet.recorded_acts import recorded, who_is_here
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    chosen = _chosen(server_directory, run)
+    with recorded(server_directory.path, "promote a release", chosen, f"round: {round}"):
+        made = _releases_of(server_directory, chosen).promote(round, who_is_here())
+    now = fleet_release.read(server_directory.path)
+    what = "waits until the fleet holds no more" if now.held else "is in use"
+    say(f"release {made.number} of {chosen}, round {made.round}, {what}")
+
+
+@command(release_app)
+def rollback(
+    directory: Where,
+    number: Annotated[int, typer.Argument(metavar="NUMBER", help="The release's number in its run.")],
+    run: RunName = "",
+) -> None:
+    """Use an earlier release of a run again."""
+    from penchant.deploy.fleet import fleet_release
+    from penchant.deploy.fleet.recorded_acts import recorded, who_is_here
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    chosen = _chosen(server_directory, run)
+    with recorded(server_directory.path, "roll a release back", chosen, f"number: {number}"):
+        made = _releases_of(server_directory, chosen).roll_back(number, who_is_here())
+    now = fleet_release.read(server_directory.path)
+    what = "waits until the fleet holds no more" if now.held else "is in use again"
+    say(f"release {made.number} of {chosen}, round {made.round}, {what}")
+
+
+@command(release_app)
+def hold(directory: Where) -> None:
+    """Stay with the release in use, whatever is promoted meanwhile."""
+    _hold_release(directory, "hold the release", held=True)
+
+
+@command(release_app)
+def unhold(directory: Where) -> None:
+    """Hold no more: what was promoted last is in use."""
+    _hold_release(directory, "hold no release any more", held=False)
 
 
 # --- inner parts --------------------------------------------------------------------------------------
@@ -555,6 +833,34 @@ def _write_secret(path: Path, text: str) -> None:
         file.write(text)
 
 
+def _hold_release(directory: Path, act: str, *, held: bool) -> None:
+    from penchant.deploy.fleet import fleet_release
+    from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    with recorded(server_directory.path, act):
+        now = (fleet_release.hold if held else fleet_release.unhold)(server_directory.path)
+    say(f"{one_line(now.used)} {'stays' if held else 'is'} in use")
+
+
+def _releases_of(server_directory: ServerDirectory, run: str) -> ReleasesOnThisMachine:
+    """The releases of a run, as the console has them."""
+    from penchant.deploy.console.releases import ReleasesOnThisMachine
+    from penchant.server.monitoring.run_history import RunLocation
+
+    location = RunLocation(run, run, server_directory.run(run), "served")
+    return ReleasesOnThisMachine(location, server_directory.path)
+
+
+def _refuse_strangers(server_directory: ServerDirectory, members: list[int]) -> None:
+    """UsageError for a number that is no member's."""
+    known = server_directory.known_members()
+    for member in members:
+        if not known.holds(member):
+            raise UsageError(f"there is no member {member}; `penchant server devices` shows all")
+
+
 def _chosen(server_directory: ServerDirectory, name: str) -> str:
     """The run that is meant. UsageError when there is none."""
     runs = server_directory.runs()
@@ -563,6 +869,56 @@ def _chosen(server_directory: ServerDirectory, name: str) -> str:
     if not runs:
         raise UsageError("there is no run yet; start one with `penchant server run`")
     return name or runs[-1]
+
+
+def _enqueue(
+    server_directory: ServerDirectory,
+    settings: RunConfig,
+    name: str,
+    begin_with: str,
+    days: int,
+    tag: str,
+    at: str,
+    every: str,
+) -> None:
+    """Put a run into the queue; what it can't be now is refused at once."""
+    from penchant.deploy.fleet import run_checks
+    from penchant.deploy.fleet.recorded_acts import recorded, who_is_here
+    from penchant.deploy.fleet.run_queue import RunQueue, moment_of, period_of
+
+    with recorded(server_directory.path, "queue a run", name):
+        run_checks.refuse_unfit(settings, run_checks.members_with(server_directory, tag), tag)
+        run_checks.refuse_start(server_directory, begin_with)
+        made = RunQueue(server_directory).add(
+            settings,
+            who_is_here(),
+            name=name,
+            begin_with=begin_with,
+            days=days,
+            tag=tag,
+            due=moment_of(at) if at else 0.0,
+            every=period_of(every) if every else 0.0,
+        )
+    say(f"{made.number} of the queue: {_waits(made)}")
+
+
+def _waits(one: QueuedRun) -> str:
+    """A run of the queue in a line."""
+    words = [one_line(one.called)]
+    if one.tag:
+        words.append(f"of devices tagged {one.tag}")
+    if one.begin_with:
+        words.append(f"from {one_line(one.begin_with)}")
+    if one.due:
+        words.append(f"not before {time.strftime('%Y-%m-%d %H:%M', time.localtime(one.due))}")
+    if one.every:
+        words.append(one.often)
+    words.append(f"for {one_line(one.by)}")
+    if one.began:
+        words.append(f"begins as {one.began}")
+    if one.why:
+        words.append(f"refused: {one.why}")
+    return ", ".join(words)
 
 
 def _ask_for_signature(server_directory: ServerDirectory, name: str, days: int = 30) -> None:
@@ -637,6 +993,8 @@ def _print_server(report: ServerReport) -> None:
         say(f"tokens: {', '.join(f'{count} {name}' for name, count in report.enrolments.items())}")
     if report.waiting_for_authority:
         say(f"waiting for the authority: {', '.join(map(one_line, report.waiting_for_authority))}")
+    if report.queue:
+        say(f"{report.queue} in the queue; `penchant server queue list` shows them")
     for one in report.attention:
         say(f"! {one.title}. {one.text}")
 

@@ -10,34 +10,45 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from penchant.common.config import RunConfig
 from penchant.common.durations import DAY
-from penchant.common.errors import PenchantError
+from penchant.common.errors import PenchantError, UsageError
 from penchant.common.foreign_files import mark_of
-from penchant.deploy.console.child_command import refuse_failed, run_command
-from penchant.deploy.fleet import follow
+from penchant.deploy.fleet import fleet_release, follow, run_checks
+from penchant.deploy.fleet.child_command import refuse_failed, run_command
+from penchant.deploy.fleet.device_notes import NOTES, DeviceNotes, tag_of
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry, hand_out, request_revocation
+from penchant.deploy.fleet.fleet_devices import SILENT, waiting_now
+from penchant.deploy.fleet.fleet_release import FLEET_RELEASE
 from penchant.deploy.fleet.member_facts import FleetRecords, asked_revocations
-from penchant.deploy.fleet.missing_devices import connections, missing_of
+from penchant.deploy.fleet.missing_devices import connections, missing_of, readiness
 from penchant.deploy.fleet.processes import door
 from penchant.deploy.fleet.recorded_acts import BY_CONSOLE
+from penchant.deploy.fleet.revoked_members import contributed
+from penchant.deploy.fleet.run_queue import QUEUE, RunQueue, moment_of
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
 from penchant.deploy.fleet.status import expiries
 from penchant.deploy.flower.superlink import Control
+from penchant.server import releases
 from penchant.server.console.accounts import ConsoleStore
+from penchant.server.console.operations import RunTurn
 from penchant.server.monitoring.fleet import (
     ConnectedNode,
+    DeviceNote,
     Expiry,
     FleetStatus,
     MemberListStatus,
+    QueuedRun,
     Revocation,
     Token,
 )
 from penchant.server.monitoring.run_history import RunLocation
+from penchant.server.releases import FleetRelease
 from penchant.server.waiting import Waiting
 
 __all__ = ["FleetOnThisMachine"]
@@ -99,14 +110,42 @@ class FleetOnThisMachine:
         with Control(door(ServerDirectory(self.directory)), seconds=ASK_SECONDS) as control:
             return connections(control)
 
-    def missing(self, waiting: Waiting) -> list[tuple[int, str]]:
-        """Who is not ready while a run waits, and why."""
-        found = missing_of(self._known(), waiting, self.link().nodes, time.time())
+    def missing(self, run: RunLocation, waiting: Waiting) -> list[tuple[int, str]]:
+        """Who is not ready while a run waits for them, and why."""
+        tag = tag_of(run.directory)
+        found = missing_of(self._known(), waiting, self.link().nodes, time.time(), tag)
         return [(one.member, one.why) for one in found]
+
+    def notes(self) -> dict[int, DeviceNote]:
+        """Member -> what the operator noted of it."""
+        return self._known().notes()
+
+    def note(self, member: int, name: str, tags: Sequence[str]) -> None:
+        """Call a member so, and give it these tags and no others."""
+        if not self._known().membership().holds(member):
+            raise UsageError(f"there is no member {member}")
+        notes = DeviceNotes(self.directory)
+        notes.set_tags(member, tags)
+        notes.name(member, name)
+
+    def readiness(self, nodes: Mapping[int, str | None]) -> dict[int, tuple[bool | None, str]]:
+        """Member -> (whether it would take part now, in words why); None: it can't be told."""
+        link = self.link()
+        if link.state != "up":
+            return dict.fromkeys(nodes, (None, SILENT))
+        waiting, now = waiting_now(ServerDirectory(self.directory)), time.time()
+        return {member: readiness(member, node, link.nodes, waiting, now) for member, node in nodes.items()}
+
+    def contributed(self, member: int) -> str:
+        """What sums of the fleet's runs hold of a member."""
+        return contributed(ServerDirectory(self.directory), member)
 
     def mark(self) -> object:
         """Changes with what `link`, `enrolment`, `tokens` and `revocations` tell."""
-        link, files = self.link(), [self.directory / name for name in (MEMBERS, DATABASE, "requests")]
+        link, files = (
+            self.link(),
+            [self.directory / name for name in (MEMBERS, DATABASE, QUEUE, NOTES, FLEET_RELEASE, "requests")],
+        )
         return link.state, [(node, row.online) for node, row in link.nodes.items()], mark_of(*files)
 
     def _known(self) -> FleetRecords:
@@ -157,14 +196,75 @@ class FleetOnThisMachine:
         ]
         return sorted(known, key=lambda r: -r.at)
 
+    # --- runs that wait ------------------------------------------------------------------------------
+
+    def queue(self) -> list[QueuedRun]:
+        """Runs that wait for their turn, the next one first."""
+        return self._queue.runs()
+
+    def enqueue(self, name: str, config: RunConfig, turn: RunTurn) -> None:
+        """Put a run at the end of the queue."""
+        run_checks.refuse_start(ServerDirectory(self.directory), turn.begin_with)
+        self._queue.add(
+            config,
+            turn.by,
+            name=name,
+            begin_with=turn.begin_with,
+            tag=turn.tag,
+            due=moment_of(turn.at) if turn.at else 0.0,
+            every=turn.every,
+        )
+
+    def release(self) -> FleetRelease:
+        """Which release the fleet uses."""
+        return fleet_release.read(self.directory)
+
+    def hold(self, held: bool) -> FleetRelease:
+        """Stay with the release in use whatever is promoted, or hold no more; -> what is in use then."""
+        return (fleet_release.hold if held else fleet_release.unhold)(self.directory)
+
+    def dequeue(self, number: int) -> None:
+        """Take a run out of the queue."""
+        self._queue.remove(number)
+
+    def move_in_queue(self, number: int, place: int) -> None:
+        """Put a run at a place of the queue, 1 for the next."""
+        self._queue.move(number, place)
+
+    def retry_queued(self, number: int) -> None:
+        """Try a run of the queue again that was refused."""
+        self._queue.retry(number)
+
+    def beginnings(self) -> list[tuple[str, str]]:
+        """(what a run can begin with, in words): the releases of the fleet's runs, the latest first."""
+        server_directory, found = ServerDirectory(self.directory), []
+        for name in server_directory.runs():
+            with suppress(PenchantError):  # its own page says what is wrong with it
+                found += [(name, release) for release in releases.releases(server_directory.run(name))]
+        found.sort(key=lambda pair: -pair[1].at)
+        used = fleet_release.read(self.directory).used
+        first = [("release", f"the fleet’s release, now {used}")] if used else []
+        return first + [
+            (f"{name}:release-{one.number}", f"release {one.number} of {name}, round {one.round}")
+            for name, one in found
+        ]
+
+    @property
+    def _queue(self) -> RunQueue:
+        return RunQueue(ServerDirectory(self.directory))
+
     # --- live runs -----------------------------------------------------------------------------------
 
-    def start(self, name: str, config: RunConfig, log: Callable[[str], None]) -> None:
+    def start(
+        self, name: str, config: RunConfig, log: Callable[[str], None], begin_with: str = "", tag: str = ""
+    ) -> None:
         """Make a run and hand it to the SuperLink. The base model is loaded in a separate process."""
         with tempfile.TemporaryDirectory(prefix="penchant-run-") as folder:
             path = Path(folder) / "config.toml"
             path.write_text(config.to_toml(), encoding="utf-8")
-            self._call(["run", str(self.directory), "--config", str(path), "--name", name, "--detach"], log)
+            words = ["run", str(self.directory), "--config", str(path), "--name", name, "--detach"]
+            words += ["--tag", tag] if tag else []
+            self._call([*words, "--from", begin_with] if begin_with else words, log)
 
     def resume(self, name: str, log: Callable[[str], None]) -> None:
         """Go on with a run: a new Flower run continues it from its journal."""

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,12 @@ from penchant.deploy.console.releases import ReleasesOnThisMachine
 from penchant.deploy.datasets import configured, dataset_names
 from penchant.deploy.error_report import AS_JSON, ErrorReport
 from penchant.deploy.fleet import recorded_acts, run_checks
+from penchant.deploy.fleet.device_notes import tag_of, tagged
 from penchant.deploy.fleet.log_tail import log_lines, readable
 from penchant.deploy.fleet.run_activity import FLOWER_RUN, LOG, activity_of
 from penchant.deploy.fleet.server_directory import SETTINGS
 from penchant.server.console.accounts import ConsoleStore, RunProcess
-from penchant.server.console.operations import fleet_recipe
+from penchant.server.console.operations import AT_ONCE, RunTurn, fleet_recipe
 from penchant.server.journal_reader import JOURNAL, JournalReader
 from penchant.server.monitoring.run_history import Activity, Kind, RunLocation
 from penchant.server.releases import RELEASES
@@ -158,7 +159,7 @@ class OperationsOnThisMachine:
         if busy:
             return Activity(running=True)
         if job is None or job.stopping:
-            return Activity()
+            return Activity(stopped=job is not None)
         return Activity(why=self._last_words(location))
 
     def _last_words(self, location: RunLocation) -> str:
@@ -197,11 +198,11 @@ class OperationsOnThisMachine:
     def _takes_runs(self, root: Path) -> bool:
         return not (root / run_directory.CONFIG).is_file() and not (root / SETTINGS).is_file()
 
-    def check(self, toml: str, fleet: RunLocation | None = None) -> RunConfig:
+    def check(self, toml: str, fleet: RunLocation | None = None, tag: str = "") -> RunConfig:
         """The configuration, unless it names data or a model that this console may not read."""
         config = RunConfig.from_toml(toml)
         run_checks.refuse_no_rounds(config)
-        self._refuse_unfit(config, fleet)
+        self._refuse_unfit(config, fleet, tag)
         if config.grid != "local":
             raise ConfigError(
                 f'grid is "{config.grid}"; the console starts runs on the local grid only', about=("grid",)
@@ -212,10 +213,12 @@ class OperationsOnThisMachine:
         self._refuse_foreign("model.base_model", config.model.base_model)
         return config
 
-    def _refuse_unfit(self, config: RunConfig, fleet: RunLocation | None) -> None:
+    def _refuse_unfit(self, config: RunConfig, fleet: RunLocation | None, tag: str = "") -> None:
         """ConfigError for what can't work with the people that there are."""
         if fleet is not None:
-            run_checks.refuse_unfit(config, len(self.fleet(fleet).enrolment().members))
+            known = self.fleet(fleet)
+            members = tagged(known.notes(), tag, known.enrolment().members)
+            run_checks.refuse_unfit(config, len(members), tag)
             return
         people = _people(config.data, config.seed)
         if people is not None:
@@ -228,7 +231,7 @@ class OperationsOnThisMachine:
     def hindrance(self, location: RunLocation, config: RunConfig) -> str:
         """Why a run can't go on as it is configured, however often it is resumed; empty where it can."""
         try:
-            self._refuse_unfit(config, self.fleet_of(location))
+            self._refuse_unfit(config, self.fleet_of(location), tag_of(location.directory))
         except ConfigError as error:
             return str(error)
         except PenchantError:  # a fleet that can't be read is said where the fleet is shown
@@ -250,9 +253,15 @@ class OperationsOnThisMachine:
         where = "name the folder it is in with --data" if self._data is None else f"put it into {self._data}"
         raise ConfigError(f"{key} is {source!r}, which this console may not read; {where}", about=(key,))
 
-    def start(self, name: str, toml: str, fleet: RunLocation | None = None) -> RunLocation:
-        """Begin a run. A simulation's directory is made here, so that the run is there at once."""
-        config = self.check(toml, fleet)
+    def start(
+        self, name: str, toml: str, fleet: RunLocation | None = None, turn: RunTurn = AT_ONCE
+    ) -> RunLocation | None:
+        """Begin a run, or put it into its fleet's queue. A simulation's directory is made here, so that the
+        run is there at once."""
+        config = self.check(toml, fleet, turn.tag)
+        if fleet is not None and turn.waits and not name:  # the queue gives it one
+            self.fleet(fleet).enqueue(name, config, turn)
+            return None
         if not run_directory.RUN_NAME.fullmatch(name):
             raise ConfigError(
                 "a run's name is 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first",
@@ -261,9 +270,13 @@ class OperationsOnThisMachine:
         directory = (self._nursery() if fleet is None else fleet.directory / "runs") / name
         if directory.exists():
             raise ConfigError(f"there is a run {name} already; choose another name", about=("name",))
+        if fleet is not None and turn.waits:
+            self.fleet(fleet).enqueue(name, config, turn)
+            return None
         if fleet is not None:
             location = _location(directory, "served")
-            self.fleet(fleet).start(name, config, lambda said: self._note_log(location, said))
+            said = partial(self._note_log, location)
+            self.fleet(fleet).start(name, config, said, turn.begin_with, turn.tag)
             return location
         run_directory.create(directory, config)
         location = _location(directory)

@@ -8,7 +8,9 @@ import threading
 from pathlib import Path
 
 from penchant.common.errors import ConsoleError, JournalError
-from penchant.deploy.console.child_command import refuse_failed, run_command
+from penchant.deploy.fleet import fleet_release
+from penchant.deploy.fleet.child_command import refuse_failed, run_command
+from penchant.deploy.fleet.server_directory import SETTINGS
 from penchant.server import releases
 from penchant.server.monitoring.run_history import JournalReader, RunLocation
 from penchant.server.releases import Release
@@ -32,7 +34,7 @@ class ReleasesOnThisMachine:
 
     def promote(self, round: int, by: str) -> Release:
         """Make a round's shared adapter the current release."""
-        return releases.promote(self._location.directory, round, self._checked(round), by)
+        return self._used(releases.promote(self._location.directory, round, self._checked(round), by))
 
     def roll_back(self, number: int, by: str) -> Release:
         """Make an earlier release the current one again. Its checkpoint must still be what it was."""
@@ -41,7 +43,14 @@ class ReleasesOnThisMachine:
             raise ConsoleError(
                 f"round {found.round} now has a different checkpoint than release {number} had"
             )
-        return releases.roll_back(self._location.directory, number, by)
+        return self._used(releases.roll_back(self._location.directory, number, by))
+
+    def _used(self, release: Release) -> Release:
+        """The same, which the fleet of a served run uses from now on."""
+        server = self._location.directory.parent.parent
+        if self._location.kind == "served" and (server / SETTINGS).is_file():
+            fleet_release.chosen(server, self._location.directory.name, release.number)
+        return release
 
     def export(self, round: int) -> bytes:
         """A ZIP file with a round's shared adapter, made in a separate process: torch is not the console's

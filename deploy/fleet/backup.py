@@ -1,9 +1,9 @@
 """A server's back-up: one file with all that it goes on from, made while it runs, checked when it is used.
 
     index.json                          what follows, with its SHA-256, and the version of this form
-    server.toml, authority.pub, members.list, superexec.secret, tls/, notices.json
+    server.toml, authority.pub, members.list, superexec.secret, tls/, notices.json, release.json
     files that server.toml names, where they lie in the server's directory
-    enrolment.db, requests/, answers/, acts/
+    enrolment.db, queue.db, devices.db, requests/, answers/, acts/
     runs/NAME/…                         journal, checkpoints, configuration, manifest, releases, log
 
 Databases are copied by SQLite's own back-up, which sees one moment of each; of a run the journal first, so
@@ -35,9 +35,12 @@ from typing import IO
 from penchant.common.errors import JournalError, RunDirectoryError, UsageError
 from penchant.common.foreign_files import CHUNK, open_foreign, parse_json
 from penchant.common.storage import sync_directory
+from penchant.deploy.fleet.device_notes import NOTES
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry
+from penchant.deploy.fleet.fleet_release import FLEET_RELEASE
 from penchant.deploy.fleet.notifier import NOTICES
 from penchant.deploy.fleet.recorded_acts import FOLDER as ACTS
+from penchant.deploy.fleet.run_queue import QUEUE
 from penchant.deploy.fleet.server_directory import (
     AUTHORITY,
     MEMBERS,
@@ -144,16 +147,18 @@ def restore(file: Path, directory: Path) -> BackupContents:
 
 def _copy_all(server_directory: ServerDirectory, copy: Path) -> Modes:
     source, modes = server_directory.path, Modes()
-    if (source / DATABASE).exists():
-        _copy_database(source / DATABASE, copy / DATABASE, modes)
+    for name in (DATABASE, QUEUE, NOTES):
+        if (source / name).exists():
+            _copy_database(source / name, copy / name, modes)
     for name in FILES:
         try:
             _copy_file((source / name).resolve(), copy / name, modes)
         except FileNotFoundError:
             if name != SECRET:  # which a server makes anew
                 raise RunDirectoryError(f"{source / name} is missing; this is no whole server") from None
-    with suppress(FileNotFoundError):  # nobody was told anything
-        _copy_file((source / NOTICES).resolve(), copy / NOTICES, modes)
+    for name in (NOTICES, FLEET_RELEASE):
+        with suppress(FileNotFoundError):  # nobody was told anything; nothing was released
+            _copy_file((source / name).resolve(), copy / name, modes)
     for name in FOLDERS:
         _copy_folder(source / name, copy / name, modes)
     for name in server_directory.runs():

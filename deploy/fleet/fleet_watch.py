@@ -24,6 +24,7 @@ from penchant.common.printable import one_line
 from penchant.deploy.fleet.member_facts import FleetRecords, asked_revocations
 from penchant.deploy.fleet.processes import gateway_state, listens
 from penchant.deploy.fleet.run_activity import activity_of
+from penchant.deploy.fleet.run_queue import RunQueue
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
 from penchant.deploy.fleet.status import SuperLinkReport, expiries, gateway_notices, superlink_report
 from penchant.deploy.run_directory import CONFIG, RESULT, held_locks
@@ -92,6 +93,7 @@ class FleetWatch:
         listed, tokens, ends = self._records.member_list(), self._records.tokens(), self._known_expiries()
         runs = self._runs.look()
         notices = [*gateway_notices(server, gateway), *_enrolment_notices(enrols)]
+        notices += alerts.of_queue(RunQueue(server).runs())
         for run in filter(None, (summary for _, summary in runs)):
             notices += alerts.of_run(run, now)
         notices += alerts.of_fleet(

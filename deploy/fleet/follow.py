@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from penchant.common.errors import JournalError, PenchantError, RoundFailed, UsageError
+from penchant.common.errors import JournalError, PenchantError, RoundFailed, RunInProgress, UsageError
 from penchant.common.wording import duration
 from penchant.deploy import run_directory
 from penchant.deploy.fleet import run_activity, served_run
+from penchant.deploy.fleet.device_notes import tag_of
 from penchant.deploy.fleet.member_facts import FleetRecords
 from penchant.deploy.fleet.missing_devices import connections, missing_of
 from penchant.deploy.fleet.server_directory import ServerDirectory
@@ -20,7 +21,7 @@ from penchant.server.journal_reader import JournalReader
 from penchant.server.monitoring.fleet import ConnectedNode
 from penchant.server.waiting import Waiting, read_waiting
 
-__all__ = ["is_done", "refuse_second", "stop", "waiting_lines", "watch"]
+__all__ = ["refuse_second", "stop", "waiting_lines", "watch"]
 
 OPEN = ("started", "unmasking")
 LOOK_SECONDS = 1.0
@@ -28,13 +29,8 @@ MISSING_SHOWN = 20  # devices, one a line
 ENDING_SECONDS = 20.0  # that the process of a run which was stopped may take to end
 
 
-def is_done(directory: Path) -> bool:
-    """Whether the closing round of a run is over."""
-    return JournalReader(directory).settled() == _last(directory)
-
-
 def refuse_second(server_directory: ServerDirectory, door: SuperLinkAddress) -> None:
-    """Refuse, by a UsageError, while another run of this server is running or is about to.
+    """Refuse, by a RunInProgress, while another run of this server is running or is about to.
 
     Devices take part in one run at a time.
 
@@ -46,16 +42,16 @@ def refuse_second(server_directory: ServerDirectory, door: SuperLinkAddress) -> 
         directory = server_directory.run(name)
         flower = run_activity.flower_run(directory)
         if flower is not None and not _is_over(directory) and _is_driven(directory, door, flower):
-            raise UsageError(
+            raise RunInProgress(
                 f"run {name} is still running (Flower run {flower}); wait for its end, which "
                 "`penchant server watch` shows, or stop it with `penchant server stop`"
             )
 
 
 def _is_over(directory: Path) -> bool:
-    """As `is_done`; a run that can't be read is not known to be over."""
+    """As `run_activity.is_done`; a run that can't be read is not known to be over."""
     try:
-        return is_done(directory)
+        return run_activity.is_done(directory)
     except PenchantError:
         return False
 
@@ -122,7 +118,7 @@ def stop(directory: Path, door: SuperLinkAddress) -> None:
         if not control.is_going(flower) and not run_directory.busy(directory):
             raise UsageError(f"nothing drives {directory.name} now; there is nothing to stop")
         control.stop(flower)
-    run_activity.say(directory, f"Flower run {flower} was stopped")
+    run_activity.say(directory, f"Flower run {flower} {run_activity.STOPPED}")
     end = time.monotonic() + ENDING_SECONDS
     while run_directory.busy(directory):
         if time.monotonic() > end:
@@ -138,7 +134,9 @@ def waiting_lines(directory: Path, door: SuperLinkAddress, waiting: Waiting) -> 
     link: dict[str, ConnectedNode] = {}
     with suppress(JournalError), Control(door) as control:
         link = connections(control)
-    missing = missing_of(FleetRecords(ServerDirectory(directory.parent.parent)), waiting, link, time.time())
+    missing = missing_of(
+        FleetRecords(ServerDirectory(directory.parent.parent)), waiting, link, time.time(), tag_of(directory)
+    )
     for one in missing[:MISSING_SHOWN]:
         yield f"  member {one.member}: {one.why}"
     if len(missing) > MISSING_SHOWN:

@@ -12,10 +12,11 @@ from penchant.common.foreign_files import FileMark, Remembered, mark_of
 from penchant.common.membership.identity import Membership
 from penchant.common.printable import one_line
 from penchant.deploy.fleet.authority_inbox import ANSWER_BYTES, revocation_of
+from penchant.deploy.fleet.device_notes import NOTES, DeviceNotes
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry, IssuedToken
 from penchant.deploy.fleet.server_directory import AUTHORITY, MEMBERS, ServerDirectory
 from penchant.deploy.fleet.shared_folder import opened
-from penchant.server.monitoring.fleet import MemberListStatus, Revocation, Token
+from penchant.server.monitoring.fleet import DeviceNote, MemberListStatus, Revocation, Token
 
 __all__ = ["FleetRecords", "asked_revocations"]
 
@@ -27,6 +28,9 @@ class FleetRecords:
     def __init__(self, server_directory: ServerDirectory) -> None:
         self._server = server_directory
         self._members: Remembered[Membership] = Remembered(lambda *_: server_directory.known_members(), 1)
+        self._notes: Remembered[dict[int, DeviceNote]] = Remembered(
+            lambda *_: DeviceNotes(server_directory.path).all(), 1
+        )
         self._issued: Remembered[list[IssuedToken]] = Remembered(lambda *_: self._read_issued(), 1)
 
     @property
@@ -55,6 +59,11 @@ class FleetRecords:
             replace(row, state="expired") if row.state == "open" and row.expires <= now else row
             for row in self._issued.get(self._server.path / DATABASE, self.mark)
         ]
+
+    def notes(self) -> dict[int, DeviceNote]:
+        """What the operator noted of members."""
+        path = self._server.path / NOTES
+        return self._notes.get(path, mark_of(path))
 
     def tokens(self) -> list[Token]:
         """The same as interfaces show them, the latest first."""

@@ -6,12 +6,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from penchant.common.wording import duration
+from penchant.deploy.fleet.device_notes import tagged
 from penchant.deploy.fleet.member_facts import FleetRecords
 from penchant.deploy.flower.superlink import Control
 from penchant.server.monitoring.fleet import ConnectedNode
 from penchant.server.waiting import Waiting
 
-__all__ = ["MissingDevice", "connections", "missing_devices", "missing_of"]
+__all__ = ["MissingDevice", "connections", "missing_devices", "missing_of", "readiness"]
+
+
+ASKED = "connected; asked just now"
 
 
 @dataclass(frozen=True)
@@ -31,15 +35,39 @@ def connections(control: Control) -> dict[str, ConnectedNode]:
 
 
 def missing_of(
-    records: FleetRecords, waiting: Waiting, link: Mapping[str, ConnectedNode], now: float
+    records: FleetRecords,
+    waiting: Waiting,
+    link: Mapping[str, ConnectedNode],
+    now: float,
+    tag: str = "",
 ) -> list[MissingDevice]:
-    """Members of a fleet that a round of it waits for; arguments as of `missing_devices`."""
+    """Members of a fleet that a round of it waits for; arguments as of `missing_devices`.
+
+    tag: of those whom the run asks; empty: everybody.
+    """
+    notes = records.notes()
     nodes = {
         row.member: str(row.node)
         for row in records.issued()
         if row.member is not None and row.node is not None
     }
-    return missing_devices(waiting, records.member_list().members, nodes, link, now)
+    return missing_devices(waiting, tagged(notes, tag, records.member_list().members), nodes, link, now)
+
+
+def readiness(
+    member: int, node: str | None, link: Mapping[str, ConnectedNode], waiting: Waiting | None, now: float
+) -> tuple[bool | None, str]:
+    """(whether a member would take part, in words why); None: it can't be told now.
+
+    Only a round that waits asks everybody, and knows who is ready; else it is known who is connected.
+    """
+    if waiting is not None and member in waiting.ready:
+        return True, "ready"
+    asked = waiting if waiting is not None else Waiting(0, 0, (), (), (), 0.0, 0.0)
+    why = _why(member, asked, node, link, now)
+    if why != ASKED:
+        return False, why
+    return None, why if waiting is not None else "connected; whether it takes part is asked with each round"
 
 
 def missing_devices(
@@ -77,4 +105,4 @@ def _why(
         return f"offline{ago}: `penchant device connect` has to run there"
     if int(node) in waiting.silent:
         return "connected, but gives no answer: no `penchant device serve` there, or another version"
-    return "connected; asked just now"
+    return ASKED

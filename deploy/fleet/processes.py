@@ -4,6 +4,7 @@
     executor    starts the ServerApp of a run in a separate process
     enrol       the enrolment service, on a Unix socket
     gateway     nginx, the one that listens to a network
+    queue       starts runs that wait for their turn, and goes on with one that was cut off
     signals     answers to monitoring, where server.toml says so; nothing waits for it
 
 Each is also its own unit under systemd: `penchant server up DIR --only NAME`.
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from penchant.common.errors import GatewayError, JournalError, UsageError
-from penchant.deploy.fleet import enrolment_service, gateway
+from penchant.deploy.fleet import enrolment_service, gateway, run_keeper
 from penchant.deploy.fleet.server_directory import LOOPBACK, SETTINGS, ServerDirectory
 from penchant.deploy.fleet.supervisor import ChildProcess, supervise
 from penchant.deploy.flower.superlink import (
@@ -49,7 +50,7 @@ __all__ = [
     "up",
 ]
 
-PARTS = ("superlink", "executor", "enrol", "gateway")
+PARTS = ("superlink", "executor", "enrol", "gateway", "queue")
 SIGNALS = "signals"
 LOCK = ".up"
 SIGNALS_LOCK = ".signals"  # held by the signals part as long as it lives
@@ -167,6 +168,9 @@ def only(server_directory: ServerDirectory, name: str) -> None:
     if name == "enrol":
         serve_enrolment(server_directory)
         return
+    if name == "queue":
+        run_keeper.serve(server_directory)
+        return
     if name == "gateway":
         gateway.write(server_directory)
     part = _part(server_directory, name)
@@ -226,6 +230,8 @@ def _part(server_directory: ServerDirectory, name: str) -> ChildProcess:
             server_directory.log(name),
             ready=lambda: listens(server_directory.enrol_socket),
         )
+    if name == "queue":
+        return ChildProcess(name, _ourselves(server_directory, name), server_directory.log(name))
     return ChildProcess(
         name,
         gateway.command(server_directory),

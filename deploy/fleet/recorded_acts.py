@@ -24,7 +24,7 @@ __all__ = ["BY_CONSOLE", "FOLDER", "Act", "recorded", "take", "who_is_here"]
 
 FOLDER = "acts"
 BY_CONSOLE = {"PENCHANT_ASKED_BY": "console"}
-"""The environment of a command that the console calls, and has in its audit already."""
+"""The environment of a command whose act is on record already: the console's, and the queue's."""
 
 ACT_MOST = 64 * 1024  # bytes
 OPEN_SECONDS = 3600.0  # an act without an end is taken as it is after this
@@ -43,13 +43,18 @@ class Act:
 
 
 @contextmanager
-def recorded(server: Path, action: str, target: str = "", detail: str = "") -> Iterator[None]:
+def recorded(
+    server: Path, action: str, target: str = "", detail: str = "", *, by: str = ""
+) -> Iterator[None]:
     """Leave a record of what is done inside, with how it ended. ConsoleError when it can't be written: then
-    nothing is done."""
+    nothing is done.
+
+    by: who does it, where that is nobody at the command line.
+    """
     if os.environ.items() >= BY_CONSOLE.items():
         yield
         return
-    act = Act(time.time(), who_is_here(), action, target, detail)
+    act = Act(time.time(), by or who_is_here(), action, target, detail)
     path = server / FOLDER / f"{time.time_ns()}-{os.getpid()}.json"
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,14 +16,28 @@ from penchant.common.errors import JournalError
 from penchant.common.foreign_files import Remembered, mark_of, open_foreign
 from penchant.common.printable import one_line
 from penchant.deploy import run_directory
+from penchant.deploy.fleet.run_signature import NOT_SIGNED, SIGNED, WAITS
+from penchant.server.journal_reader import JournalReader
 from penchant.server.monitoring.run_history import Activity
 
-__all__ = ["FLOWER_RUN", "LOG", "activity_of", "flower_run", "has_begun", "say"]
+__all__ = [
+    "FLOWER_RUN",
+    "LOG",
+    "STOPPED",
+    "activity_of",
+    "flower_run",
+    "has_begun",
+    "is_done",
+    "say",
+    "started_last",
+    "was_cut_off",
+]
 
 LOG = "server.log"
 FLOWER_RUN = "flower.run"  # Flower's id of the run that drives this one now
 STARTING_SECONDS = 120.0  # from when Flower has a run to its process's first word
 OPENING_SECONDS = 20.0  # from that word to when the directory is its own
+STOPPED = "was stopped"  # the last word on a Flower run that somebody stopped
 TAIL = 16 * 1024  # bytes of the log that are looked at
 
 
@@ -55,10 +70,36 @@ def activity_of(directory: Path, held: set[tuple[int, int]] | None = None) -> Ac
         return Activity(
             running=starting, why="" if starting else "Flower has not begun it; is the server up?"
         )
-    if words[-1] == "begins":
+    if words[-1] == "begins" or words[-1].startswith(WAITS):
         opening = time.time() - moved < OPENING_SECONDS
         return Activity(running=opening, why="" if opening else "its process ended without a word")
+    if words[-1] == STOPPED:
+        return Activity(stopped=True)
     return Activity(why=words[-1].removeprefix("ends: ") if words[-1].startswith("ends: ") else "")
+
+
+def is_done(directory: Path) -> bool:
+    """Whether the closing round of a run is over."""
+    last = run_directory.read_config(directory).federation.rounds + 1
+    return JournalReader(directory).settled() == last
+
+
+def started_last(directories: Iterable[Path]) -> Path | None:
+    """The run that was given to Flower last; None where none ever was."""
+    started = [one for one in directories if flower_run(one) is not None]
+    return max(started, key=lambda one: _read(one / FLOWER_RUN)[1], default=None)
+
+
+def was_cut_off(directory: Path) -> bool:
+    """Whether a run that nothing drives now would go on if it were resumed: its process went without a word,
+    Flower never began it, or the authority has signed since. One that failed, or was stopped, was not."""
+    flower = flower_run(directory)
+    if flower is None or activity_of(directory).running or is_done(directory):
+        return False
+    words, _ = _words(directory, flower)
+    if words and words[-1] == f"ends: {NOT_SIGNED}":
+        return (directory / SIGNED).is_file()
+    return not words or words[-1] == "begins" or words[-1].startswith(WAITS)
 
 
 def has_begun(directory: Path, flower: str) -> bool:

@@ -11,25 +11,50 @@ from itertools import count
 
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.common.config import RunConfig
-from penchant.common.errors import ConfigError
+from penchant.common.errors import ConfigError, UsageError
 from penchant.common.secagg.transcript import threshold
 from penchant.common.settings import Setting, dotted_table, settings_of
 from penchant.deploy import run_directory
+from penchant.deploy.fleet.device_notes import DeviceNotes, tagged
+from penchant.deploy.fleet.fleet_release import resolved
+from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.owner_policy import fleet_policy, smallest_group
+from penchant.server.releases import named_round, released
 from penchant.server.run import LEAST_COHORT
 
-__all__ = ["annotated", "fleet_defaults", "needed_devices", "objections", "refuse_no_rounds", "refuse_unfit"]
+__all__ = [
+    "annotated",
+    "fleet_defaults",
+    "members_with",
+    "needed_devices",
+    "objections",
+    "refuse_no_rounds",
+    "refuse_start",
+    "refuse_unfit",
+]
 
 
-def refuse_unfit(config: RunConfig, members: int) -> None:
-    """ConfigError for what a fleet of so many members can't run."""
+def members_with(server_directory: ServerDirectory, tag: str) -> int:
+    """How many members a run can ask: all, or those with a tag."""
+    listed = server_directory.known_members().current
+    members = [member.number for member in listed.members] if listed is not None else []
+    return len(tagged(DeviceNotes(server_directory.path).all(), tag, members))
+
+
+def refuse_unfit(config: RunConfig, members: int, tag: str = "") -> None:
+    """ConfigError for what a fleet of so many members can't run. tag: what those are called, if not all."""
     federation, privacy = config.federation, config.privacy
     run_directory.refuse_unservable(config)
     refuse_no_rounds(config)
     if federation.cohort > members:
+        whom, more = (
+            (f"{members} of them have the tag {tag}", "tag")
+            if tag
+            else (f"this fleet has {members} members", "invite")
+        )
         raise ConfigError(
-            f"federation.cohort is {federation.cohort}, but this fleet has {members} members; ask at most "
-            f"{members} a round, or invite more devices",
+            f"federation.cohort is {federation.cohort}, but {whom}; ask at most {members} a round, or {more} "
+            "more devices",
             about=("federation.cohort",),
         )
     if federation.cohort < LEAST_COHORT:
@@ -56,6 +81,17 @@ def refuse_no_rounds(config: RunConfig) -> None:
             "federation.rounds is 0, so that nothing is learned together; set it to 1 or more",
             about=("federation.rounds",),
         )
+
+
+def refuse_start(server_directory: ServerDirectory, begin_with: str) -> None:
+    """UsageError for a round or release, as of `--from`, that is of no run of the server. Empty is fine."""
+    if not begin_with:
+        return
+    run, which = named_round(resolved(server_directory, begin_with))
+    if run not in server_directory.runs():
+        raise UsageError(f"there is no run {run!r} to begin with")
+    if not which.isdigit():
+        released(server_directory.run(run), which)
 
 
 def needed_devices(min_honest: int, max_colluders: int) -> int:

@@ -26,13 +26,26 @@ from penchant.deploy.fleet.shared_folder import opened
 from penchant.server.journal import Journal
 from penchant.server.run_manifest import manifest_of, refuse_outgrown
 
-__all__ = ["DAYS", "ask", "await_signature", "request_of", "signed_manifest", "take", "take_declined"]
+__all__ = [
+    "DAYS",
+    "NOT_SIGNED",
+    "SIGNED",
+    "WAITS",
+    "ask",
+    "await_signature",
+    "request_of",
+    "signed_manifest",
+    "take",
+    "take_declined",
+]
 
 DAYS = 30  # that a run may take, unless the operator says otherwise
 LONGEST = 366
 LOOK_SECONDS = 1.0
 REASON_MOST = 300
-_REQUEST, _SIGNED, _DECLINED = "manifest.request", "manifest", "manifest.declined"
+_REQUEST, SIGNED, _DECLINED = "manifest.request", "manifest", "manifest.declined"
+WAITS = "waits for the authority's signature"
+NOT_SIGNED = "the authority has not signed this run yet; once it has, `penchant server resume` goes on"
 
 
 def request_of(directory: Path, days: int = DAYS) -> RunRequest:
@@ -73,7 +86,7 @@ def ask(server_directory: ServerDirectory, name: str, days: int = DAYS) -> Path 
     directory = server_directory.run(name)
     asked = request_of(directory, days)
     refuse_outgrown(asked.manifest, run_directory.read_config(directory), _base(directory), time.time())
-    if (directory / _SIGNED).is_file():
+    if (directory / SIGNED).is_file():
         return None
     with suppress(FileNotFoundError):
         (directory / _DECLINED).unlink()
@@ -89,7 +102,7 @@ def take(directory: Path, encoded: bytes) -> None:
     manifest = SignedManifest.read(encoded, (directory / AUTHORITY).read_bytes())
     if manifest != request_of(directory).manifest:
         raise RunDirectoryError("the authority signed a different manifest than the run asked for")
-    write_durably(directory / _SIGNED, encoded)
+    write_durably(directory / SIGNED, encoded)
 
 
 def take_declined(directory: Path, why: bytes) -> None:
@@ -100,7 +113,7 @@ def take_declined(directory: Path, why: bytes) -> None:
 def signed_manifest(directory: Path) -> bytes:
     """The signed manifest of a run. RunDirectoryError when there is none, or the run has outgrown it."""
     try:
-        encoded = (directory / _SIGNED).read_bytes()
+        encoded = (directory / SIGNED).read_bytes()
     except OSError:
         raise RunDirectoryError(
             "the run has no manifest signed by the authority; `penchant server resume` asks for one"
@@ -113,16 +126,14 @@ def signed_manifest(directory: Path) -> bytes:
 def await_signature(directory: Path, seconds: float, say: Callable[[str], None]) -> None:
     """Wait until the authority has signed. RunDirectoryError when it declines, or takes longer than that."""
     end, said = time.monotonic() + seconds, False
-    while not (directory / _SIGNED).is_file():
+    while not (directory / SIGNED).is_file():
         if (directory / _DECLINED).is_file():
             why = (directory / _DECLINED).read_text("utf-8", "replace")
             raise RunDirectoryError(f"the authority did not sign this run: {why}")
         if time.monotonic() >= end:
-            raise RunDirectoryError(
-                "the authority has not signed this run yet; once it has, `penchant server resume` goes on"
-            )
+            raise RunDirectoryError(NOT_SIGNED)
         if not said:
-            say("waits for the authority's signature; the authority signs with `penchant authority attend`")
+            say(f"{WAITS}; the authority signs with `penchant authority attend`")
             said = True
         time.sleep(LOOK_SECONDS)
 

@@ -4,6 +4,7 @@
     start.safetensors  the shared factors that it begins with, where those are an earlier round's
     blueprint.json   adapted modules, width and digest of the base model: the server never loads the model
     authority.pub    the enrolment authority's public key (32 bytes)
+    tag              only where the run asks some: the tag of those (`deploy.fleet.device_notes`)
     members.list     the authority's latest member list, which the server replaces between rounds
     manifest         what the run may ask, signed by the authority (`deploy.fleet.run_signature`)
     journal.db, checkpoints/, server.log
@@ -21,13 +22,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
-from penchant.common.errors import PenchantError, RunDirectoryError
+from penchant.common.errors import PenchantError, RunDirectoryError, UsageError
 from penchant.common.membership.identity import Membership
 from penchant.common.model.signature import ModelDescription, ModelSignature
 from penchant.common.secagg.update_vector import UpdateLayout
@@ -35,16 +37,18 @@ from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
 from penchant.deploy.earlier_round import EarlierRound, begun_with
 from penchant.deploy.fleet import run_signature
+from penchant.deploy.fleet.device_notes import DeviceNotes, keep_tag, tag_of, tagged
 from penchant.deploy.fleet.release_files import write_release
 from penchant.deploy.fleet.run_activity import FLOWER_RUN, LOG, say
 from penchant.deploy.fleet.server_directory import AUTHORITY, MEMBERS
 from penchant.deploy.flower.superlink import DIRECTORY, SuperLinkAddress, start_run, write_app
 from penchant.deploy.flower.superlink_grid import non_blocking
 from penchant.server.combination import check_groups
-from penchant.server.journal_reader import open_journal
+from penchant.server.journal_reader import JournalReader, open_journal
 from penchant.server.noise_terms import figures_of, settle_noise
 from penchant.server.optimizers import server_optimizer
 from penchant.server.privacy_figures import PrivacyFigures
+from penchant.server.releases import Release
 from penchant.server.round import federate
 from penchant.server.run import ServerRun
 from penchant.server.secagg.secure import SecureAggregation
@@ -54,12 +58,18 @@ __all__ = ["LOG", "app", "create", "export", "flower_app", "open_served", "start
 
 
 def create(
-    directory: Path, config: RunConfig, authority: bytes, members: bytes, start: EarlierRound | None = None
+    directory: Path,
+    config: RunConfig,
+    authority: bytes,
+    members: bytes,
+    start: EarlierRound | None = None,
+    tag: str = "",
 ) -> PrivacyFigures | None:
     """Make the directory of a served run; -> what its noise amounts to, None where sums are exact. The base
     model is loaded here, once, for its blueprint.
 
     start: the earlier round whose shared factors it begins with.
+    tag: which members it asks, as the operator has tagged them; empty: everybody.
 
     Raises ConfigError, BaseModelError, MembershipError or RunDirectoryError before anything is written.
     """
@@ -81,6 +91,7 @@ def create(
     write_durably(directory / run_directory.MODEL_SIGNATURE, ModelDescription.of(planned.model).encode())
     write_durably(directory / AUTHORITY, authority)
     write_durably(directory / MEMBERS, members)
+    keep_tag(directory, tag)
     flower_app(directory)
     return figures_of(config, plan.cohort, plan, layout)
 
@@ -111,10 +122,9 @@ def open_served(directory: Path) -> ServerRun:
         waits=partial(note_wait, directory),
         start=None if start is None else start.factors,
         patience=config.federation.patience_seconds,
-        belongs=membership.holds,
-        members=membership.count,
+        **_asked(directory, membership),
         manifest=manifest,
-        latest=lambda run: with_members(run, _membership(directory)),
+        latest=lambda run: with_members(run, _membership(directory), directory),
     )
 
 
@@ -129,23 +139,49 @@ def note_wait(directory: Path, waiting: Waiting | None) -> None:
         )
 
 
-def with_members(run: ServerRun, membership: Membership) -> ServerRun:
-    """The same run under another member list; what a round began with holds to its end."""
+class _Asked(TypedDict):
+    """What a `ServerRun` knows of those whom it may ask."""
+
+    belongs: Callable[[int], bool]
+    members: int
+
+
+def _asked(directory: Path, membership: Membership) -> _Asked:
+    """Everybody, or those with the run's tag as the operator has given it now. Only a fleet's server has
+    tags: a run that names one and lies elsewhere asks nobody."""
+    tag = tag_of(directory)
+    if not tag:
+        return _Asked(belongs=membership.holds, members=membership.count)
+    listed = membership.current.members if membership.current else ()
+    numbers = (member.number for member in listed)
+    chosen = tagged(DeviceNotes(directory.parent.parent).all(), tag, numbers)
+    return _Asked(belongs=lambda member: member in chosen and membership.holds(member), members=len(chosen))
+
+
+def with_members(run: ServerRun, membership: Membership, directory: Path) -> ServerRun:
+    """The same run under another member list, and with the tags of now; what a round began with holds to its
+    end."""
     return replace(
         run,
         aggregation=SecureAggregation(membership),
         membership=membership.encoded,
-        belongs=membership.holds,
-        members=membership.count,
+        **_asked(directory, membership),
     )
 
 
-def export(directory: Path, out: Path) -> int:
-    """Write the shared part of the last finished round as plain files into `out`; -> the round.
+def export(directory: Path, out: Path, release: Release | None = None) -> int:
+    """Write the shared part of a release, or of the last finished round, as plain files into `out`; -> the
+    round.
 
-    No base model is loaded. Raises UsageError as `releasing.write_release` does.
+    No base model is loaded. Raises UsageError as `write_release` does, and when the round of a release is not
+    what was promoted.
     """
-    return write_release(directory, None, out)
+    if release is not None and JournalReader(directory).digest(release.round) != release.digest:
+        raise UsageError(
+            f"round {release.round} of {directory} now has a different checkpoint than release "
+            f"{release.number} had; promote a round that you know"
+        )
+    return write_release(directory, None if release is None else release.round, out)
 
 
 def start(directory: Path, door: SuperLinkAddress) -> str:

@@ -9,7 +9,10 @@ requests/         files for the authority: requests of devices, revocations aske
 answers/          files of the authority: answers, member lists
 runs/NAME/        one directory a run (`deploy.fleet.served_run`)
 acts/             what was done at the command line, for the console's audit (`deploy.fleet.recorded_acts`)
+queue.db          runs that wait for their turn (`deploy.fleet.run_queue`)
+devices.db        what the operator calls devices (`deploy.fleet.device_notes`)
 notices.json      what people were told, and what is still to be delivered (`deploy.fleet.notifier`)
+release.json      which release is in use (`deploy.fleet.fleet_release`)
 flower/, gateway/, logs/, superexec.secret
 """
 
@@ -83,6 +86,10 @@ class ServerSettings(Section):
     )
     log_mb: int = setting(32, "MB after which a log is turned over.", low=1, high=10_000)
     log_files: int = setting(3, "How many old logs of each part are kept.", low=1, high=1000)
+    resume_runs: bool = setting(
+        True,
+        "Whether a run that was cut off, by a reboot say, goes on by itself once the server is up.",
+    )
     metrics: str = setting("", "HOST:PORT at which /metrics, /healthz and /readyz answer; empty for nowhere.")
     metrics_token: str = setting(
         "", "A file with the token that /metrics and /readyz want; beyond loopback there must be one."

@@ -12,6 +12,7 @@ from penchant.common.errors import JournalError
 from penchant.deploy.fleet.certificates import days_left, valid
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry
 from penchant.deploy.fleet.processes import GatewayState, door, gateway_state, signals_state
+from penchant.deploy.fleet.run_queue import RunQueue
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.flower.superlink import Control
 from penchant.server.monitoring import alerts
@@ -80,6 +81,7 @@ class ServerReport:
         waiting_for_authority: the names of the files that wait for the authority.
         runs: the names of the runs.
         attention: what needs attention.
+        queue: how many runs wait for their turn.
     """
 
     gateway: str
@@ -92,6 +94,7 @@ class ServerReport:
     waiting_for_authority: tuple[str, ...]
     runs: tuple[str, ...]
     attention: tuple[AttentionReport, ...]
+    queue: int
 
 
 def expiries(server_directory: ServerDirectory) -> list[Expiry]:
@@ -134,6 +137,7 @@ def report_of(server_directory: ServerDirectory) -> ServerReport:
         waiting_for_authority=tuple(sorted(path.name for path in server_directory.requests.iterdir())),
         runs=tuple(server_directory.runs()),
         attention=tuple(_attention(server_directory, gateway, superlink)),
+        queue=len(RunQueue(server_directory).runs()),
     )
 
 
@@ -162,6 +166,7 @@ def _attention(
     if not superlink.up:
         notices.append(Notice("bad", "The SuperLink is down", _bring_up(server_directory), "", "superlink"))
     notices += _signals_notices(server_directory)
+    notices += alerts.of_queue(RunQueue(server_directory).runs())
     notices += alerts.ending(expiries(server_directory), _now())
     return (AttentionReport(notice.kind, notice.title, notice.text) for notice in notices)
 

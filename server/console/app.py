@@ -51,9 +51,11 @@ PAGES: Sequence[tuple[str, View, Role]] = (
     ("/runs/compare", runs.compare, "viewer"),
     ("/runs/new", new_run.new, "operator"),
     ("/runs/{id}", run.run, "viewer"),
+    ("/runs/{id}/rounds.csv", run.rounds_csv, "viewer"),
     ("/runs/{id}/delete", run.confirm_delete, "operator"),
     ("/devices", devices.devices, "viewer"),
     ("/devices/{id}/tokens/{token}", devices.token, "operator"),
+    ("/devices/{id}/members/{member}", devices.device, "viewer"),
     ("/privacy", privacy.privacy, "viewer"),
     ("/releases", releases.releases, "viewer"),
     ("/releases/{id}/{round}.zip", releases.download, "viewer"),
@@ -65,14 +67,30 @@ ACTIONS: Sequence[tuple[str, View, str]] = (
     ("/runs/{id}/stop", run.stop, "stop a run"),
     ("/runs/{id}/resume", run.resume, "resume a run"),
     ("/runs/{id}/delete", run.delete, "delete a run"),
+    ("/queue/{id}/remove", runs.dequeue, "remove a run from the queue"),
+    ("/queue/{id}/move", runs.move, "move a run in the queue"),
+    ("/queue/{id}/retry", runs.retry, "try a run of the queue again"),
     ("/devices/{id}/tokens", devices.invite, "hand out a token"),
+    ("/devices/{id}/notes", devices.note, "name and tag a device"),
     ("/devices/{id}/withdrawals", devices.withdraw, "withdraw a token"),
     ("/devices/{id}/revocations", devices.ask_revocation, "ask for a revocation"),
     ("/releases/{id}/promote", releases.promote, "promote a release"),
+    ("/releases/{id}/hold", releases.hold, "hold the release"),
     ("/releases/{id}/rollback", releases.roll_back, "roll a release back"),
 )
 
-LIVE = frozenset({"/", "/runs", "/runs/{id}", "/devices", "/privacy", "/releases", "/audit"})
+LIVE = frozenset(
+    {
+        "/",
+        "/devices/{id}/members/{member}",
+        "/runs",
+        "/runs/{id}",
+        "/devices",
+        "/privacy",
+        "/releases",
+        "/audit",
+    }
+)
 """Pages that change by themselves."""
 
 

@@ -8,20 +8,59 @@ one fleet or for one run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from penchant.common.config import RunConfig
-from penchant.server.monitoring.fleet import Expiry, FleetStatus, MemberListStatus, Revocation, Token
+from penchant.server.monitoring.fleet import (
+    DeviceNote,
+    Expiry,
+    FleetStatus,
+    MemberListStatus,
+    QueuedRun,
+    Revocation,
+    Token,
+)
 from penchant.server.monitoring.run_history import Activity, RunLocation
-from penchant.server.releases import Release
+from penchant.server.releases import FleetRelease, Release
 from penchant.server.waiting import Waiting
 
-__all__ = ["FleetOperations", "ReleaseOperations", "RunOperations", "fleet_recipe"]
+__all__ = ["AT_ONCE", "FleetOperations", "ReleaseOperations", "RunOperations", "RunTurn", "fleet_recipe"]
+
+
+@dataclass(frozen=True)
+class RunTurn:
+    """When a run of a fleet begins, and with which factors.
+
+    Attributes:
+        by: the account of whoever wants it.
+        begin_with: RUN:ROUND or RUN:release-NUMBER; empty for the common start.
+        queue: whether it waits until the runs before it are over.
+        at: a date and time of the server's clock before which it does not begin; empty for none.
+        every: seconds from one beginning to the next; 0 for a run that comes once.
+        tag: whom it asks, by their tag; empty: everybody.
+    """
+
+    by: str = ""
+    begin_with: str = ""
+    queue: bool = False
+    at: str = ""
+    every: float = 0.0
+    tag: str = ""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it goes into the queue."""
+        return self.queue or bool(self.at) or self.every > 0
 
 
 def fleet_recipe(fleet: RunLocation) -> str:
     """What the recipe of a fleet's run is called."""
     return f"Everybody of {fleet.name}"
+
+
+AT_ONCE = RunTurn()
+"""A run that begins now, with the common start."""
 
 
 class FleetOperations(Protocol):
@@ -30,8 +69,23 @@ class FleetOperations(Protocol):
     def link(self) -> FleetStatus:
         """What the fleet's SuperLink said last. Never waits for it: it is asked in another thread."""
 
-    def missing(self, waiting: Waiting) -> Sequence[tuple[int, str]]:
-        """(member, why) of all that are not ready while a run waits."""
+    def missing(self, run: RunLocation, waiting: Waiting) -> Sequence[tuple[int, str]]:
+        """(member, why) of all that are not ready while a run waits for them."""
+
+    def notes(self) -> Mapping[int, DeviceNote]:
+        """Member -> what the operator noted of it."""
+
+    def note(self, member: int, name: str, tags: Sequence[str]) -> None:
+        """Call a member so, and give it these tags and no others."""
+
+    def readiness(self, nodes: Mapping[int, str | None]) -> Mapping[int, tuple[bool | None, str]]:
+        """Member -> (whether it would take part now, in words why); None: it can't be told.
+
+        nodes: the members that are asked about, each with its node.
+        """
+
+    def contributed(self, member: int) -> str:
+        """What sums of the fleet's runs hold of a member."""
 
     def mark(self) -> object:
         """Something that changes whenever who belongs to the fleet, or is online, does."""
@@ -41,6 +95,27 @@ class FleetOperations(Protocol):
 
     def expiries(self) -> Sequence[Expiry]:
         """What of the fleet ends one day: its member list and its certificates."""
+
+    def queue(self) -> Sequence[QueuedRun]:
+        """Runs that wait for their turn, the next one first."""
+
+    def beginnings(self) -> Sequence[tuple[str, str]]:
+        """(what a run can begin with, in words): the releases of the fleet's runs, the latest first."""
+
+    def release(self) -> FleetRelease:
+        """Which release the fleet uses."""
+
+    def hold(self, held: bool) -> FleetRelease:
+        """Stay with the release in use whatever is promoted, or hold no more; -> what is in use then."""
+
+    def dequeue(self, number: int) -> None:
+        """Take a run out of the queue."""
+
+    def move_in_queue(self, number: int, place: int) -> None:
+        """Put a run at a place of the queue, 1 for the next."""
+
+    def retry_queued(self, number: int) -> None:
+        """Try a run of the queue again that was refused."""
 
     def tokens(self) -> Sequence[Token]:
         """Invitations, the latest first, without their text."""
@@ -114,12 +189,17 @@ class RunOperations(Protocol):
     def hindrance(self, location: RunLocation, config: RunConfig) -> str:
         """Why a run can't go on as it is configured; empty where it can."""
 
-    def check(self, toml: str, fleet: RunLocation | None = None) -> RunConfig:
+    def check(self, toml: str, fleet: RunLocation | None = None, tag: str = "") -> RunConfig:
         """The configuration that a text makes; ConfigError when it can't be run from here. With a `fleet`, on
-        its devices."""
+        its devices: all of them, or those with a `tag`."""
 
-    def start(self, name: str, toml: str, fleet: RunLocation | None = None) -> RunLocation:
-        """Begin a new run: of a fleet, or else a simulated one on this machine."""
+    def start(
+        self, name: str, toml: str, fleet: RunLocation | None = None, turn: RunTurn = AT_ONCE
+    ) -> RunLocation | None:
+        """Begin a new run: of a fleet, or else a simulated one on this machine; -> None where it waits.
+
+        turn: when it begins and with what; of a fleet's run alone.
+        """
 
     def stop(self, location: RunLocation) -> None:
         """Stop the process that runs it; finished rounds are kept."""

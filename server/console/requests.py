@@ -259,7 +259,8 @@ def _outcome(console_request: ConsoleRequest, response: Response) -> str:
     return f"refused: {console_request.refused or f'answered with {response.status_code}'}"
 
 
-_TOLD = {"name", "where", "token", "member", "why", "label", "days", "round", "number", "confirm"}
+_TOLD = {"name", "where", "token", "member", "why", "label", "days", "round", "number", "confirm",
+         "begin_with", "turn", "at", "every", "place", "tag", "tags", "called", "held"}  # fmt: skip
 """Fields of forms that the audit keeps."""
 
 

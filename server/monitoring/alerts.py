@@ -7,11 +7,18 @@ from dataclasses import dataclass
 
 from penchant.common.durations import DAY
 from penchant.common.wording import counted, duration, percent
-from penchant.server.monitoring.fleet import Expiry, FleetStatus, MemberListStatus, Revocation, Token
+from penchant.server.monitoring.fleet import (
+    Expiry,
+    FleetStatus,
+    MemberListStatus,
+    QueuedRun,
+    Revocation,
+    Token,
+)
 from penchant.server.monitoring.labels import left_out, lost
 from penchant.server.monitoring.run_history import RunLocation, RunSummary
 
-__all__ = ["Notice", "ending", "of_fleet", "of_run"]
+__all__ = ["Notice", "ending", "of_fleet", "of_queue", "of_run"]
 
 MANY_LOST = 0.2  # of those asked: a third ends a round without a result
 FALL = 0.03  # of accuracy below the best
@@ -142,6 +149,15 @@ def of_fleet(
         title = f"{counted(len(unused), 'invitation')} end within a day"
         yield Notice("warn", title, text, href, "invitations", nameless)
     yield from ending(expiries, now, href)
+
+
+def of_queue(runs: Sequence[QueuedRun], href: str = "") -> Iterator[Notice]:
+    """Runs that wait for their turn and were refused."""
+    for one in runs:
+        if one.why:
+            title = f"{one.called} of the queue was refused"
+            cure = "It is tried again at its next time." if one.every else "Remove it, or try it again."
+            yield Notice("warn", title, f"{one.why.rstrip('.')}. {cure}", href, f"queued {one.number}")
 
 
 def ending(expiries: Sequence[Expiry], now: float, href: str = "") -> Iterator[Notice]:

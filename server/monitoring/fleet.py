@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["ConnectedNode", "Expiry", "FleetStatus", "MemberListStatus", "Revocation", "Token"]
+from penchant.common.wording import counted
+
+__all__ = [
+    "ConnectedNode",
+    "DeviceNote",
+    "Expiry",
+    "FleetStatus",
+    "MemberListStatus",
+    "QueuedRun",
+    "Revocation",
+    "Token",
+]
 FRESH_SECONDS = 15.0  # an answer as old is not called the present
 
 
@@ -74,6 +85,14 @@ class Token:
 
 
 @dataclass(frozen=True)
+class DeviceNote:
+    """What the operator noted of a device: a name of its own (empty: that of its invitation), and tags."""
+
+    name: str = ""
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Revocation:
     """A request to take a member out.
 
@@ -111,3 +130,54 @@ class MemberListStatus:
     revoked: frozenset[int]
     list_number: int
     expires: float
+
+
+@dataclass(frozen=True)
+class QueuedRun:
+    """A run that waits for its turn.
+
+    Attributes:
+        number: its number, the same as long as it waits.
+        name: what it shall be called; of one that comes again, what comes before its number; may be empty.
+        config: its configuration, in TOML.
+        begin_with: the round or release that it begins with; empty for none.
+        days: how many days it may take.
+        due: Unix seconds before which it does not begin; 0 for none.
+        every: seconds from one beginning to the next; 0 for one that comes once.
+        by: who wants it.
+        added: when that was, Unix seconds.
+        why: why it was refused when it was tried last; empty where it wasn't.
+        began: the name of the run that is just being made of it; empty where none is.
+        tag: whom it asks, by their tag; empty: everybody.
+    """
+
+    number: int
+    name: str
+    config: str = field(repr=False)
+    begin_with: str
+    days: int
+    due: float
+    every: float
+    by: str
+    added: float
+    why: str = ""
+    began: str = ""
+    tag: str = ""
+
+    @property
+    def held(self) -> bool:
+        """Whether it does not begin by itself any more."""
+        return bool(self.why) and not self.every
+
+    @property
+    def often(self) -> str:
+        """How often it comes again, in words; empty for once."""
+        for seconds, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
+            if self.every and self.every % seconds == 0:
+                return f"every {counted(int(self.every // seconds), unit)}"
+        return f"every {self.every:g} s" if self.every else ""
+
+    @property
+    def called(self) -> str:
+        """What a page calls it."""
+        return self.name or f"run {self.number}"

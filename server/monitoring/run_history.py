@@ -72,11 +72,13 @@ class Activity:
         running: whether there is such a process.
         ours: whether the console started it, and so can stop it.
         why: how the process ended, if it ended badly.
+        stopped: whether somebody stopped it.
     """
 
     running: bool = False
     ours: bool = False
     why: str = ""
+    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -326,7 +328,7 @@ def _state(
         return "failed", activity.why
     if last is not None and last.state == "failed" and last.attempt >= config.federation.attempts:
         return "failed", last.why or ""
-    return ("stopped" if last is not None else "new"), ""
+    return ("stopped" if last is not None or activity.stopped else "new"), ""
 
 
 _SETTLED = ("finished", "skipped")

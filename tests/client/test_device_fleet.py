@@ -215,7 +215,7 @@ def test_a_member_that_is_revoked_is_out_at_the_next_round(town: Town, tmp_path:
     def latest(run: ServerRun) -> ServerRun:
         if run.journal.settled() == 1:
             town.authority_store.revoke(2, "lost")
-        return with_members(run, town.membership())
+        return with_members(run, town.membership(), tmp_path)
 
     def note(node: int, kind: str) -> bool:
         asked.append((node, kind))

@@ -23,17 +23,20 @@ from penchant.common.settings import settings_of
 from penchant.deploy.cli.main import main
 from penchant.deploy.console import fleet, local
 from penchant.deploy.console.local import OperationsOnThisMachine
-from penchant.deploy.fleet import follow, run_activity, run_checks
+from penchant.deploy.fleet import fleet_release, follow, run_activity, run_checks
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import attend
+from penchant.deploy.fleet.device_notes import DeviceNotes
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry, request_revocation
+from penchant.deploy.fleet.run_queue import RunQueue
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.deploy.flower.superlink import Control, NodeRow, SuperLinkAddress
+from penchant.server import releases
 from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.app import build_app
 from penchant.server.console.operations import fleet_recipe
 from penchant.server.console.views.devices import qr_code
-from penchant.server.monitoring.fleet import ConnectedNode, Token
+from penchant.server.monitoring.fleet import ConnectedNode, DeviceNote, Token
 from penchant.server.monitoring.run_history import Activity, summary_of
 from penchant.server.waiting import Waiting, read_waiting, write_waiting
 
@@ -585,7 +588,7 @@ def test_a_fleet_is_handed_the_same_run_by_fields_and_by_file(
 ) -> None:
     handed: list[RunConfig] = []
     monkeypatch.setattr(
-        fleet.FleetOnThisMachine, "start", lambda self, name, config, log: handed.append(config)
+        fleet.FleetOnThisMachine, "start", lambda self, name, config, *more: handed.append(config)
     )
     sent = form_of(world.browser.get("/runs/new").text, "/runs/new") | {
         "name": "second",
@@ -756,3 +759,123 @@ def test_names_are_what_the_server_calls_its_files() -> None:
     from penchant.deploy.fleet import server_directory
 
     assert server_directory.SETTINGS == local.SETTINGS  # type: ignore[attr-defined]  # imported there
+
+
+# --- runs that wait for their turn ----------------------------------------------------------------------
+
+
+def test_a_run_is_put_into_the_queue_from_the_form(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_checks, "refuse_unfit", lambda *given: None)
+    releases.promote(run_in(world, "winter"), 2, "0" * 64, "olga")
+    page = world.browser.get("/runs/new?begin_with=winter:release-1").text
+    form = form_of(page, "/runs/new") | {"name": "spring", "every": "604800", "at": "2099-01-01T03:00"}
+    assert form["begin_with"] == "winter:release-1"
+    answer = world.browser.post("/runs/new", form)
+    assert "within a year" in text_of(answer.text)
+    assert 'value="2099-01-01T03:00"' in answer.text  # what was written stays
+    sent = world.browser.post("/runs/new", form | {"at": "", "turn": "queue"})
+    assert (sent.status_code, sent.headers["location"]) == (303, "/runs#queue")
+    (waiting,) = RunQueue(world.server_directory).runs()
+    assert (waiting.name, waiting.begin_with, waiting.every, waiting.by) == (
+        "spring", "winter:release-1", 604_800.0, "olga",
+    )  # fmt: skip
+    assert "spring number 1" in world.said("/runs")
+    assert "every 7 days" in world.said("/runs")
+
+
+def test_the_queue_is_kept_in_order_from_the_page(world: World) -> None:
+    queue = RunQueue(world.server_directory)
+    for name in ("spring", "summer"):
+        queue.add(RunConfig(), "olga", name=name)
+    queue.refused(queue.find(2), "there is no such model", time.time())
+    assert "summer of the queue was refused" in world.said("/")
+    assert "refused there is no such model" in world.said("/runs")
+    for what, form in (("move", {"place": "1"}), ("retry", {})):
+        assert world.browser.post(f"/queue/{world.id}/{what}", {"number": "2", **form}).status_code == 303
+    assert [(one.name, one.why) for one in queue.runs()] == [("summer", ""), ("spring", "")]
+    world.browser.post(f"/queue/{world.id}/remove", {"number": "1"})
+    assert [one.name for one in queue.runs()] == ["summer"]
+    vera = Browser(world.browser.client.app, "vera")
+    assert vera.post(f"/queue/{world.id}/remove", {"number": "2"}).status_code == 403
+    assert "Remove" not in vera.get("/runs").text
+    done = [(entry.action, entry.outcome) for entry in world.store.audit_entries() if "queue" in entry.action]
+    assert done[1:] == [
+        ("remove a run from the queue", "done"),
+        ("try a run of the queue again", "done"),
+        ("move a run in the queue", "done"),
+    ]
+    assert done[0] == ("remove a run from the queue", "refused: not an operator")
+
+
+def test_a_run_starts_with_a_release(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr(run_checks, "refuse_unfit", lambda *given: None)
+    monkeypatch.setattr(fleet.FleetOnThisMachine, "_call", lambda self, words, log: called.append(words))
+    releases.promote(run_in(world, "winter"), 2, "0" * 64, "olga")
+    assert "winter:release-1" in world.browser.get("/releases").text  # the way there
+    form = form_of(world.browser.get("/runs/new").text, "/runs/new")
+    sent = world.browser.post("/runs/new", form | {"name": "spring", "begin_with": "winter:release-1"})
+    assert sent.status_code == 303
+    assert called[0][-2:] == ["--from", "winter:release-1"]
+
+
+# --- one page a device ----------------------------------------------------------------------------------
+
+
+def test_a_device_has_a_page_with_its_name_and_tags(world: World) -> None:
+    answered(world)
+    page = f"/devices/{world.id}/members/1"
+    said = world.said(page)
+    assert "Member 1" in said
+    assert "the SuperLink is silent: who is connected is not known" in said
+    assert "no journal has member 1 in the sum of a round" in said
+    form = {"member": "1", "called": "The Kettle", "tags": "kitchen, beta"}
+    sent = world.browser.post(f"/devices/{world.id}/notes", form)
+    assert (sent.status_code, sent.headers["location"]) == (303, page)
+    assert DeviceNotes(world.server_directory.path).all() == {
+        1: DeviceNote("The Kettle", ("beta", "kitchen"))
+    }
+    assert "The Kettle member 1" in world.said(page)
+    assert "1 The Kettle beta kitchen" in world.said("/devices?q=kitchen")
+    assert "2 node not known" not in world.said("/devices?q=kitchen")
+    vera = Browser(world.browser.client.app, "vera")
+    assert re.findall(r'method="post"[^>]*action="([^"]+)"', vera.get(page).text) == ["/logout"]
+    assert vera.post(f"/devices/{world.id}/notes", form).status_code == 403
+    world.browser.post(f"/devices/{world.id}/notes", form | {"tags": "Not a Tag!"})
+    assert DeviceNotes(world.server_directory.path).all()[1].tags == ("beta", "kitchen")
+    assert world.browser.get(f"/devices/{world.id}/members/77").status_code == 404
+    told = [(e.action, e.outcome.partition(":")[0]) for e in world.store.audit_entries()]
+    assert told.count(("name and tag a device", "done")) == 1
+    assert ("name and tag a device", "failed") in told
+
+
+def test_a_run_asks_only_those_with_a_tag(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    DeviceNotes(world.server_directory.path).tag([1, 2, 3, 4], "kitchen")
+    called: list[list[str]] = []
+    monkeypatch.setattr(fleet.FleetOnThisMachine, "_call", lambda self, words, log: called.append(words))
+    form = form_of(world.browser.get("/runs/new").text, "/runs/new") | {"name": "spring", "tag": "kitchen"}
+    refused = world.browser.post("/runs/new", form)  # the recipe asks all five
+    assert "but 4 of them have the tag kitchen" in text_of(refused.text)
+    form |= {"set.federation.cohort": "4", "set.privacy.min_honest": "1", "set.privacy.max_colluders": "0"}
+    assert world.browser.post("/runs/new", form).status_code == 303
+    assert called[0][-2:] == ["--tag", "kitchen"]
+    assert world.browser.post("/runs/new", form | {"turn": "queue", "name": "summer"}).status_code == 303
+    assert [one.tag for one in RunQueue(world.server_directory).runs()] == ["kitchen"]
+
+
+def test_the_release_of_a_fleet_is_held_from_the_page(world: World) -> None:
+    run_in(world, "winter")
+    location = next(one for one in world.operations.locations() if one.name == "winter")
+    assert world.browser.post(f"/releases/{location.id}/promote", {"round": "2"}).status_code == 303
+    assert fleet_release.read(world.server_directory.path).used == "winter:release-1"
+    assert "home uses winter:release-1" in world.said("/releases")
+    world.browser.post(f"/releases/{world.id}/hold", {"held": "yes"})
+    world.browser.post(f"/releases/{location.id}/promote", {"round": "3"})
+    assert "held What is promoted waits: winter:release-2" in world.said("/releases")
+    assert "the fleet’s release, now winter:release-1" in world.said("/runs/new")
+    world.browser.post(f"/releases/{world.id}/hold", {"held": "no"})
+    assert fleet_release.read(world.server_directory.path).used == "winter:release-2"
+    told = [
+        e.detail for e in world.store.audit_entries() if (e.action, e.outcome) == ("hold the release", "done")
+    ]
+    assert told == ["held: no", "held: yes"]

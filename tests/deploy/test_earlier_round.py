@@ -22,13 +22,14 @@ from penchant.common.errors import ConfigError, JournalError, RunDirectoryError,
 from penchant.common.wire.codec import decode
 from penchant.common.wire.messages import Announce
 from penchant.deploy import run_directory
-from penchant.deploy.earlier_round import EarlierRound, begun_with, earlier_round, named_round
+from penchant.deploy.earlier_round import EarlierRound, begin_from, begun_with, earlier_round
 from penchant.deploy.fleet import served_run
 from penchant.deploy.simulation import runner
 from penchant.deploy.simulation.devices import SimulatedDevices
 from penchant.deploy.simulation.world import prepare
 from penchant.server.journal import Journal, RoundLog
 from penchant.server.optimizers import ServerState
+from penchant.server.releases import named_round, promote, roll_back
 
 BENCHES = ModelCache()
 PEOPLE = 5
@@ -155,8 +156,29 @@ def test_what_is_no_round_of_a_run_is_refused(text: str) -> None:
 
 
 def test_a_round_is_named_by_run_and_number() -> None:
-    assert named_round("run-1:12") == ("run-1", 12)
-    assert named_round("/some/where:else:3") == ("/some/where:else", 3)
+    assert named_round("run-1:12") == ("run-1", "12")
+    assert named_round("/some/where:else:3") == ("/some/where:else", "3")
+    assert named_round("run-1:release-2") == ("run-1", "release-2")
+
+
+def test_a_run_begins_with_a_release(first: tuple[RunConfig, Path], tmp_path: Path) -> None:
+    config, original = first
+    directory = tmp_path / "run"
+    shutil.copytree(original, directory)
+    with pytest.raises(UsageError, match="run has no release in use; promote a round of it first"):
+        begin_from("run:release", tmp_path.joinpath, config)
+    digest = {number: earlier_round(directory, number, config).digest for number in (1, 2)}
+    promote(directory, 1, digest[1], "olga")
+    promote(directory, 2, digest[2], "olga")
+    assert begin_from("run:release", tmp_path.joinpath, config).name == "run:2"
+    assert begin_from("run:release-1", tmp_path.joinpath, config).digest == digest[1]
+    assert begin_from("run:1", tmp_path.joinpath, config).digest == digest[1]
+    roll_back(directory, 1, "olga")
+    found = begin_from("run:release", tmp_path.joinpath, config)
+    assert (found.name, found.factors.tobytes()) == ("run:1", factors(directory, 1).tobytes())
+    promote(directory, 3, "0" * 64, "olga")
+    with pytest.raises(UsageError, match="a different checkpoint than release 3 had"):
+        begin_from("run:release", tmp_path.joinpath, config)
 
 
 def test_a_round_that_can_not_be_begun_with_is_refused(first: tuple[RunConfig, Path], tmp_path: Path) -> None:

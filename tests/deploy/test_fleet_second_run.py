@@ -110,7 +110,7 @@ def test_the_server_app_of_a_run_that_was_stopped_has_time_to_end(
 
 
 def test_a_finished_run_is_not_asked_for(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "is_done", lambda directory: True)
+    monkeypatch.setattr(run_activity, "is_done", lambda directory: True)
     second(run)
 
 

@@ -151,6 +151,7 @@ def test_a_server_says_how_it_is(
             {"kind": "bad", "title": "The gateway is closed", "text": up},
             {"kind": "bad", "title": "The SuperLink is down", "text": up},
         ],
+        "queue": 0,
     }
     assert code == 1
     assert out == json.dumps(expected, indent=2) + "\n"  # the order of the keys as well

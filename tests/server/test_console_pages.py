@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 import re
@@ -675,3 +676,33 @@ def test_ticks_enclose_what_they_measure(low: float, high: float) -> None:
 )
 def test_numbers_have_units(say: Callable[[Any], str], value: Any, text: str) -> None:
     assert say(value).replace("\u202f", " ") == text
+
+
+# --- figures to take along ------------------------------------------------------------------------------
+
+
+def test_the_rounds_of_a_run_are_had_as_csv(console: Console) -> None:
+    make_run(console.runs / "first", 3)
+    answer = console.browser("vera").get(f"/runs/{console.id_of('first')}/rounds.csv")
+    assert answer.headers["content-type"].startswith("text/csv")
+    assert "attachment" in answer.headers["content-disposition"]
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert [(row["round"], row["phase"], row["asked"], row["in_sum"], row["lost"]) for row in rows] == [
+        (str(number), "main", "34", "33", "1") for number in (1, 2, 3)
+    ]
+    # What round 2 measures is of the factors that it began with: those after round 1.
+    expected = [str(log(2).val_accuracy), str(log(3).val_accuracy), ""]
+    assert [row["val_accuracy_after"] for row in rows] == expected
+    assert console.browser("vera").get("/runs/nobody/rounds.csv").status_code == 404
+
+
+def test_a_stage_after_which_an_attempt_failed_is_not_shown_as_done(console: Console) -> None:
+    """All three answered, and all three refused: three answers are no success."""
+    directory = make_run(console.runs / "first", 0)
+    with closing(Journal(directory)) as journal:
+        journal.begin(1, "main")
+        journal.stage(1, 1, "keys", 3)
+        journal.answered(1, 1, "keys", 3, over=True)
+        journal.fail(1, 1, "3 said POLICY")
+    page = console.browser("vera").get(f"/runs/{console.id_of('first')}").text
+    assert '<li class="halted"><span class="name">Keys' in page

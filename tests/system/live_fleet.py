@@ -95,7 +95,7 @@ class LiveFleet:
         self.server, self.devices = self.hosts[0], self.hosts[1:]
         self.agents = [None] * len(self.devices)
         self.nodes = [None] * len(self.devices)
-        settings = ServerSettings((self.server.address,), self.server.address)
+        settings = ServerSettings((self.server.address,), self.server.address, resume_runs=False)
         authority_store = self.deployment.authority_store
         self.server_directory = ServerDirectory.create(
             self.place / "server", settings, authority_store.authority.public_key, authority_store.latest()

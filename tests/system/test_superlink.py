@@ -128,7 +128,7 @@ def test_a_fleet_learns_and_goes_on_after_the_server_was_killed(
         stop(first, signal.SIGKILL)  # all of the server, in the middle of round 2
         stack.enter_context(running(up, tmp_path / "up.log"))
         wait_for("the gateway again", lambda: listens(port), 120)
-        penchant("server", "resume", str(server), seconds=900)
+        wait_for("the run, which goes on by itself", lambda: finished(run) == [1, 2], 900)
         wait_for("the last word to the devices", lambda: all(at(f) == 2 for f in fleet.homes), 180)
         penchant("server", "revoke", str(server), f"{DEVICES}", "--why", "lost")
         attend(fleet, server)

@@ -6,7 +6,7 @@ import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import segno
@@ -18,7 +18,7 @@ from penchant.common.errors import JournalError
 from penchant.common.wire.codec import PROTOCOL_VERSION
 from penchant.server.console.requests import ConsoleContext, ConsoleRequest, HTTPError
 from penchant.server.console.views.common import all_runs, whole_number
-from penchant.server.monitoring.fleet import FleetStatus, MemberListStatus, Revocation, Token
+from penchant.server.monitoring.fleet import DeviceNote, FleetStatus, MemberListStatus, Revocation, Token
 from penchant.server.monitoring.run_history import (
     DeviceRecord,
     JournalReader,
@@ -27,7 +27,7 @@ from penchant.server.monitoring.run_history import (
     summary_of,
 )
 
-__all__ = ["ask_revocation", "devices", "invite", "token", "withdraw"]
+__all__ = ["ask_revocation", "device", "devices", "invite", "note", "token", "withdraw"]
 DEVICES_A_PAGE = 50
 TOKENS_SHOWN = 15
 
@@ -63,7 +63,7 @@ def devices_facts(request: ConsoleRequest) -> dict[str, Any]:
         "tokens_shown": shown,
         "tokens_hidden": len(about.tokens) - len(shown),
         "every_token": every,
-        "rows": rows[(number - 1) * DEVICES_A_PAGE : number * DEVICES_A_PAGE],
+        "rows": _judged(context, subject, rows[(number - 1) * DEVICES_A_PAGE : number * DEVICES_A_PAGE]),
         "count": len(rows),
         "met": len(met),
         "recent": sum(one.here or now - (one.seen or 0.0) < DAY for one in listed),
@@ -82,7 +82,9 @@ class Known:
     It is put together from the authority's list, the enrolment registry, the SuperLink and the run's journal.
     `node` is None before the SuperLink admits the device, `look` is the style that `state` is shown in,
     `seen` is in Unix seconds or None for never, `here` says whether it is online now, and `protocol` is the
-    version that it answered with, None before it did. `name` is what its invitation was for.
+    version that it answered with, None before it did. `name` is what the operator calls it, or what its
+    invitation was for, and `tags` are its tags. `ready` says whether it would take part now, None where that
+    can't be told; `why` says it in words.
     """
 
     member: int
@@ -95,13 +97,17 @@ class Known:
     joined: int
     last: int | None
     protocol: int | None
+    tags: tuple[str, ...] = ()
+    ready: bool | None = None
+    why: str = ""
 
     def is_called(self, search: str) -> bool:
-        """Whether its number begins so, its name has it in it, or it is its node or its state."""
+        """Whether its number begins so, its name or a tag has it in it, or it is its node or its state."""
         wanted = search.casefold()
         return (
             str(self.member).startswith(wanted)
             or wanted in self.name.casefold()
+            or any(wanted in tag for tag in self.tags)
             or wanted in (self.node, self.state)
         )
 
@@ -136,8 +142,25 @@ def known(
     enrolment, link = about.enrolment, about.link
     numbers = set(devices) | set(tokens) | (enrolment.members if enrolment else set())
     return [
-        _known(number, devices.get(number), tokens.get(number), subject, run, link, now) for number in numbers
+        _noted(
+            _known(number, devices.get(number), tokens.get(number), subject, run, link, now),
+            about.notes.get(number, DeviceNote()),
+        )
+        for number in numbers
     ]
+
+
+def _noted(known: Known, note: DeviceNote) -> Known:
+    """The same with what the operator noted of it."""
+    return replace(known, name=note.name or known.name, tags=note.tags)
+
+
+def _judged(context: ConsoleContext, subject: RunLocation, listed: Sequence[Known]) -> list[Known]:
+    """The same with whether each would take part, and why not; of a simulation that is not told."""
+    if subject.kind != "fleet":
+        return list(listed)
+    told = context.operations.fleet(subject).readiness({one.member: one.node for one in listed})
+    return [replace(one, ready=told[one.member][0], why=told[one.member][1]) for one in listed]
 
 
 def _known(
@@ -212,6 +235,7 @@ class FleetPeople:
         revocations: the revocations that were asked for.
         pending: the members whose revocation the authority has not signed yet.
         tokens: the invitations.
+        notes: what the operator noted of members.
     """
 
     enrolment: MemberListStatus | None = None
@@ -219,6 +243,7 @@ class FleetPeople:
     revocations: Sequence[Revocation] = ()
     pending: AbstractSet[int] = frozenset()
     tokens: Sequence[Token] = ()
+    notes: Mapping[int, DeviceNote] = field(default_factory=dict)
 
 
 def people_of(context: ConsoleContext, subject: RunLocation) -> FleetPeople:
@@ -233,6 +258,7 @@ def people_of(context: ConsoleContext, subject: RunLocation) -> FleetPeople:
         revocations=asked,
         pending={r.member for r in asked if r.signed is None},
         tokens=fleet.tokens(),
+        notes=fleet.notes(),
     )
 
 
@@ -255,6 +281,41 @@ def fleet_named(request: ConsoleRequest) -> RunLocation:
     raise HTTPError(
         "There is no such fleet; simulated devices need no token and can't be revoked.", status=404
     )
+
+
+def device(request: ConsoleRequest) -> Response:
+    """One device of a fleet: what is on record of it, and what it is called."""
+    context, now, location = request.context, time.time(), fleet_named(request)
+    member = whole_number(request.path("member"), "member")
+    found = all_runs(context)
+    met, run = met_by(next((run for run in found if tells_of(context, run.location, location)), None))
+    about = people_of(context, location)
+    listed = [one for one in known(location, run, met, about, now) if one.member == member]
+    if not listed:
+        raise HTTPError(f"This fleet has no member {member}.", status=404)
+    (shown,) = _judged(context, location, listed)
+    return request.render(
+        "device.html.j2",
+        location=location,
+        run=run,
+        device=shown,
+        note=about.notes.get(member, DeviceNote()),
+        token=next((token for token in about.tokens if token.member == member), None),
+        members=about.enrolment.members if about.enrolment else (),
+        revoked=about.enrolment is not None and member in about.enrolment.revoked,
+        pending=about.pending,
+        revocations=[one for one in about.revocations if one.member == member],
+        contributed=context.operations.fleet(location).contributed(member),
+    )
+
+
+def note(request: ConsoleRequest) -> Response:
+    """Call a device so, and give it these tags and no others."""
+    location = fleet_named(request)
+    member = whole_number(request.given("member"), "member")
+    tags = request.given("tags").replace(",", " ").split()
+    request.context.operations.fleet(location).note(member, request.given("called", 80), tags)
+    return request.go(f"/devices/{location.id}/members/{member}", "Kept.")
 
 
 def invite(request: ConsoleRequest) -> Response:

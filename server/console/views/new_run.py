@@ -6,6 +6,7 @@ chosen, or where the session has ended meanwhile.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -13,18 +14,27 @@ from typing import Any, Self
 from starlette.responses import HTMLResponse, Response
 
 from penchant.common.config import RunConfig
+from penchant.common.durations import DAY
 from penchant.common.errors import ConfigError, PenchantError
 from penchant.common.settings import settings_by_group
 from penchant.server.console import run_form
-from penchant.server.console.operations import fleet_recipe
+from penchant.server.console.operations import AT_ONCE, RunTurn, fleet_recipe
 from penchant.server.console.requests import ConsoleRequest, HTTPError
 from penchant.server.console.run_form import FormField
-from penchant.server.console.views.common import all_runs, location_of
+from penchant.server.console.views.common import all_runs, location_of, whole_number
 from penchant.server.monitoring.run_history import RunLocation, config_text
 
 __all__ = ["again", "check", "new", "start", "too_old"]
 
 NO_FLEET = "The fleet that this was written for is not there any more. Choose where it shall run."
+PERIODS = (
+    (0, "once"),
+    (DAY, "every day"),
+    (7 * DAY, "every week"),
+    (28 * DAY, "every four weeks"),
+)
+"""(seconds, in words): how often a run can come again."""
+
 TOO_OLD = "This form is of an earlier login, or not ours. Nothing was done; look it over, and start it again."
 
 
@@ -40,6 +50,8 @@ class Draft:
         file: the configuration, where it is written as a file; the fields count for nothing then.
         name_error: what is wrong with the name.
         place_error: what is wrong with where it shall run.
+        turn: when a fleet's run begins, and with which factors.
+        turn_error: what is wrong with that.
     """
 
     name: str
@@ -49,6 +61,8 @@ class Draft:
     file: str | None = None
     name_error: str = ""
     place_error: str = ""
+    turn: RunTurn = AT_ONCE
+    turn_error: str = ""
 
     @property
     def shown(self) -> tuple[FormField, ...]:
@@ -125,7 +139,9 @@ def new(request: ConsoleRequest) -> Response:
     if kept is not None:
         return again(replace(request, form=kept))
     offer = Offer.of(request)
-    return _page(request, offer, _begun(request, offer, request.asked("from"), request.asked("name")))
+    draft = _begun(request, offer, request.asked("from"), request.asked("name"))
+    turn = RunTurn(request.name, request.asked("begin_with")[:200])
+    return _page(request, offer, replace(draft, turn=turn) if draft.fleet else draft)
 
 
 def again(request: ConsoleRequest) -> Response:
@@ -155,16 +171,19 @@ def start(request: ConsoleRequest) -> Response:
     """Begin a new run."""
     fleets = request.context.operations.fleets()
     draft, verdict = _judged(request, _written(request, fleets))
-    if draft.name_error or verdict.summary:
-        return _refused(request, draft, verdict, draft.name_error or verdict.summary)
+    if draft.name_error or draft.turn_error or verdict.summary:
+        why = draft.name_error or draft.turn_error or verdict.summary
+        return _refused(request, draft, verdict, why)
     try:
-        location = request.context.operations.start(draft.name, draft.toml, draft.fleet)
+        location = request.context.operations.start(draft.name, draft.toml, draft.fleet, draft.turn)
     except ConfigError as error:
         named = "name" in error.about
         draft = replace(draft, name_error=str(error)) if named else draft
         return _refused(request, draft, verdict, str(error))
     except PenchantError as error:
         return _refused(request, draft, verdict, str(error))
+    if location is None:
+        return request.go("/runs#queue", f"{draft.name or 'The run'} waits for its turn.")
     return request.go(f"/runs/{location.id}", f"{location.name} has begun.")
 
 
@@ -197,10 +216,33 @@ def _page(
         "declared": settings_by_group(RunConfig),
         "verdict": verdict,
         "written": _kept(draft, _base(request, offer, draft)),
+        "beginnings": _beginnings(request, draft),
+        "periods": PERIODS,
+        "tags": _tags(request, draft),
         "note": note,
         "error": error,
     }
     return request.render("new.html.j2", status, **page, **_facts(draft))
+
+
+def _beginnings(request: ConsoleRequest, draft: Draft) -> list[tuple[str, str]]:
+    """(what it can begin with, in words), and what was written, whatever it is."""
+    if draft.fleet is None:
+        return []
+    offered = list(request.context.operations.fleet(draft.fleet).beginnings())
+    wanted = draft.turn.begin_with
+    return offered if not wanted or wanted in dict(offered) else [*offered, (wanted, wanted)]
+
+
+def _tags(request: ConsoleRequest, draft: Draft) -> list[tuple[str, int]]:
+    """(tag, how many members have it) of the fleet."""
+    if draft.fleet is None:
+        return []
+    fleet = request.context.operations.fleet(draft.fleet)
+    members = fleet.enrolment().members
+    found = Counter(tag for m, note in fleet.notes().items() if m in members for tag in note.tags)
+    found.setdefault(draft.turn.tag, 0)  # what was written stays
+    return sorted((tag, count) for tag, count in found.items() if tag)
 
 
 def _facts(draft: Draft) -> dict[str, Any]:
@@ -216,7 +258,7 @@ def _judged(request: ConsoleRequest, draft: Draft) -> tuple[Draft, Verdict]:
         return draft, Verdict(None, "", wrong, (), draft.fleet)
     operations = request.context.operations
     try:
-        config = operations.check(draft.toml, draft.fleet)
+        config = operations.check(draft.toml, draft.fleet, draft.turn.tag)
     except PenchantError as error:
         about = error.about if isinstance(error, ConfigError) else ()
         draft = replace(draft, fields=run_form.marked(draft.fields, str(error), about))
@@ -240,7 +282,19 @@ def _written(request: ConsoleRequest, fleets: Sequence[RunLocation]) -> Draft:
         fleet, place_error = None, NO_FLEET
     file = form["config"].replace("\r\n", "\n") if "config" in form else None
     fields = run_form.typed(form)
-    return Draft(name, form.get("base", ""), fleet, fields, file, name_error, place_error)
+    turn, turn_error = _turn(request) if fleet else (AT_ONCE, "")
+    return Draft(name, form.get("base", ""), fleet, fields, file, name_error, place_error, turn, turn_error)
+
+
+def _turn(request: ConsoleRequest) -> tuple[RunTurn, str]:
+    """When a run begins and with what, as a form says it, and what is wrong with that."""
+    try:
+        every = float(whole_number(request.given("every") or "0", "every"))
+        request.given("tag", 32)
+        given = request.given("begin_with"), request.given("turn") == "queue", request.given("at", 40)
+    except HTTPError as error:
+        return RunTurn(request.name), str(error)
+    return RunTurn(request.name, *given, every, request.given("tag", 32)), ""
 
 
 def _chosen_fleet(request: ConsoleRequest, fleets: Sequence[RunLocation]) -> RunLocation | None:

@@ -86,4 +86,5 @@ def fleet_facts(
     link, enrolment, asked, tokens = server.link(), server.enrolment(), server.revocations(), server.tokens()
     runs = [run for run in found if tells_of(context, run.location, fleet)]
     notices = alerts.of_fleet(fleet, link, runs, enrolment, asked, tokens, server.expiries(), now)
-    return FleetCard(fleet, link, link.fresh(now), enrolment, tuple(notices))
+    queued = alerts.of_queue(server.queue(), "/runs#queue")
+    return FleetCard(fleet, link, link.fresh(now), enrolment, (*notices, *queued))

@@ -7,27 +7,31 @@ from starlette.responses import Response
 from penchant.common.errors import PenchantError
 from penchant.server.console.requests import ConsoleRequest
 from penchant.server.console.views.common import chosen, location_of, paged, whole_number
+from penchant.server.console.views.devices import fleet_named
 from penchant.server.console.views.run import ROUNDS_A_PAGE
 from penchant.server.measured import Measurement, best
 from penchant.server.monitoring.run_history import RunLocation
 
-__all__ = ["download", "promote", "releases", "roll_back"]
+__all__ = ["download", "hold", "promote", "releases", "roll_back"]
 
 
 def releases(request: ConsoleRequest) -> Response:
     """Versions of the shared adapter."""
     found, run = chosen(request)
     if run is None:
-        return request.render("releases.html.j2", runs=found, run=None)
+        return request.render("releases.html.j2", runs=found, run=None, fleet=None)
     candidates = [a for a in reversed(run.attempts) if a.log is not None and a.digest]
     measured = run.by_round
     highest = best(measured.values())
     alike = 0 if highest is None else sum(_alike(one, highest) for one in measured.values())
+    fleet = request.context.operations.fleet_of(run.location)
     promoted = list(request.context.operations.releases(run.location).promoted())
     return request.render(
         "releases.html.j2",
         runs=found,
         run=run,
+        fleet=fleet,
+        used=request.context.operations.fleet(fleet).release() if fleet else None,
         listed=paged(request, candidates, ROUNDS_A_PAGE),
         measured=measured,
         best=highest.after if highest else None,
@@ -60,6 +64,14 @@ def roll_back(request: ConsoleRequest) -> Response:
     released = request.context.operations.releases(location)
     made = released.roll_back(whole_number(request.given("number"), "number"), request.name)
     return request.go(f"/releases?run={location.id}", f"Release {made.number} is current again.")
+
+
+def hold(request: ConsoleRequest) -> Response:
+    """Have a fleet stay with the release in use, or hold no more."""
+    fleet = fleet_named(request)
+    now = request.context.operations.fleet(fleet).hold(request.given("held") == "yes")
+    what = "stays in use, whatever is promoted" if now.held else "is in use"
+    return request.go("/releases", f"{now.used} {what}.")
 
 
 def download(request: ConsoleRequest) -> Response:

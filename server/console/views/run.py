@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from typing import Any
 
 from starlette.responses import Response
@@ -21,7 +23,21 @@ from penchant.server.console.views.common import (
 )
 from penchant.server.monitoring.run_history import RunSummary
 
-__all__ = ["confirm_delete", "delete", "resume", "run", "stop"]
+__all__ = ["confirm_delete", "delete", "resume", "rounds_csv", "run", "stop"]
+CSV_COLUMNS = (
+    "round",
+    "phase",
+    "asked",
+    "in_sum",
+    "lost",
+    "train_loss_after",
+    "val_accuracy_after",
+    "val_accuracy_error",
+    "bytes_up",
+    "bytes_down",
+    "seconds",
+)
+"""Loss and accuracy are of the factors after the round; empty where nothing measured them."""
 LOG_LINES = 200
 ROUNDS_A_PAGE = 25
 
@@ -35,6 +51,8 @@ def stages_of(run: RunSummary) -> list[dict[str, Any]]:
     secagg = run.config is None or run.config.privacy.secagg
     names = EXCHANGES if secagg else PLAIN_EXCHANGES
     over = last.state not in ("started", "unmasking")
+    reached = [name for name in names if name in known]
+    failed_at = reached[-1] if reached and last.state == "failed" else None  # its answers may be refusals
     rows = []
     for name in names:
         stage = known.get(name)
@@ -45,9 +63,28 @@ def stages_of(run: RunSummary) -> list[dict[str, Any]]:
             )
         elif over and last.state == "finished":
             state = "done"  # an old journal
+        if name == failed_at:
+            state = "halted"
         seconds = None if stage is None or stage.ended is None else stage.ended - stage.began
         rows.append({"name": name, "state": state, "stage": stage, "seconds": seconds})
     return rows
+
+
+def rounds_csv(request: ConsoleRequest) -> Response:
+    """What the charts of a run are drawn from: a row for each finished round, as CSV."""
+    run = run_of(request.context, request.path("id"))
+    measured = run.by_round
+    out = io.StringIO(newline="")
+    table = csv.writer(out)
+    table.writerow(CSV_COLUMNS)
+    for log in run.logs:
+        one = measured.get(log.round)
+        figures = (None, None, None) if one is None else (one.train_loss, one.accuracy, one.error)
+        lost = log.cohort - log.survivors
+        people = log.round, log.phase, log.cohort, log.survivors, lost
+        table.writerow([*people, *figures, log.bytes_up, log.bytes_down, log.seconds])
+    headers = {"content-disposition": f'attachment; filename="{run.location.id}-rounds.csv"'}
+    return Response(out.getvalue(), media_type="text/csv", headers=headers)
 
 
 def run_facts(request: ConsoleRequest, run: RunSummary) -> dict[str, Any]:
@@ -103,7 +140,7 @@ def missing_of(request: ConsoleRequest, run: RunSummary) -> list[tuple[int, str]
     fleet = request.context.operations.fleet_of(run.location)
     if run.waiting is None or fleet is None:
         return []
-    return list(request.context.operations.fleet(fleet).missing(run.waiting))
+    return list(request.context.operations.fleet(fleet).missing(run.location, run.waiting))
 
 
 def _people(run: RunSummary) -> str:

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from penchant.common import wording
 from penchant.common.settings import dotted_table
 from penchant.server.console import charts
+from penchant.server.console.operations import FleetOperations
 from penchant.server.console.requests import ConsoleRequest, HTTPError
 from penchant.server.console.views.common import (
     MOST_COMPARED,
@@ -17,10 +18,13 @@ from penchant.server.console.views.common import (
     measured_curve,
     paged,
     run_of,
+    whole_number,
 )
-from penchant.server.monitoring.run_history import RunSummary
+from penchant.server.console.views.devices import fleet_named
+from penchant.server.monitoring.fleet import QueuedRun
+from penchant.server.monitoring.run_history import RunLocation, RunSummary
 
-__all__ = ["compare", "runs"]
+__all__ = ["compare", "dequeue", "move", "retry", "runs"]
 RUNS_A_PAGE = 50
 
 
@@ -28,7 +32,41 @@ def runs(request: ConsoleRequest) -> Response:
     """All runs, a page of them at a time."""
     listed = paged(request, all_runs(request.context), RUNS_A_PAGE)
     sparks = {run.location.id: accuracy_spark(run) for run in listed.rows}
-    return request.render("runs.html.j2", listed=listed, sparks=sparks)
+    return request.render("runs.html.j2", listed=listed, sparks=sparks, queues=_queues(request))
+
+
+def _queues(request: ConsoleRequest) -> list[tuple[RunLocation, Sequence[QueuedRun]]]:
+    """(fleet, runs that wait) of each fleet in which some do."""
+    operations = request.context.operations
+    found = [(fleet, operations.fleet(fleet).queue()) for fleet in operations.fleets()]
+    return [(fleet, waiting) for fleet, waiting in found if waiting]
+
+
+def dequeue(request: ConsoleRequest) -> Response:
+    """Take a run out of its fleet's queue."""
+    fleet, number = _queued(request)
+    fleet.dequeue(number)
+    return request.go("/runs#queue", f"Run {number} of the queue waits no more.")
+
+
+def move(request: ConsoleRequest) -> Response:
+    """Put a run at another place of its fleet's queue."""
+    fleet, number = _queued(request)
+    fleet.move_in_queue(number, whole_number(request.given("place"), "place"))
+    return request.go("/runs#queue")
+
+
+def retry(request: ConsoleRequest) -> Response:
+    """Try a run of the queue again that was refused."""
+    fleet, number = _queued(request)
+    fleet.retry_queued(number)
+    return request.go("/runs#queue", f"Run {number} of the queue waits for its turn again.")
+
+
+def _queued(request: ConsoleRequest) -> tuple[FleetOperations, int]:
+    """(the fleet of the path, the number of a run of its queue, which the form has)."""
+    fleet = request.context.operations.fleet(fleet_named(request))
+    return fleet, whole_number(request.given("number"), "number")
 
 
 def compare(request: ConsoleRequest) -> Response:

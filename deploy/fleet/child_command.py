@@ -1,4 +1,4 @@
-"""A command that the console runs to its end in a separate process, and how its error comes back."""
+"""A command that is run to its end in a separate process, and how its error comes back."""
 
 from __future__ import annotations
 

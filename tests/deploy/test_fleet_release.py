@@ -1,0 +1,144 @@
+"""The release that a fleet uses: promoted, rolled back, held; exported, and begun with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from support.fleet_directory import make_served_run, make_server
+
+from penchant.common.errors import JournalError, UsageError
+from penchant.deploy.cli.main import main
+from penchant.deploy.fleet import fleet_release, run_checks, served_run
+from penchant.deploy.fleet.backup import back_up, restore
+from penchant.deploy.fleet.fleet_release import FLEET_RELEASE
+from penchant.deploy.fleet.recorded_acts import Act, take
+from penchant.deploy.fleet.server_directory import ServerDirectory
+from penchant.server.releases import FleetRelease, Release
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> ServerDirectory:
+    """A server with a run of three rounds, and one of two."""
+    made = make_server(tmp_path)
+    make_served_run(made, "spring", 3)
+    make_served_run(made, "summer", 2)
+    return made
+
+
+def penchant(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["penchant", "server", *map(str, words)])
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def test_what_is_promoted_is_in_use_until_something_else_is(
+    server: ServerDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fleet_release.read(server.path) == FleetRelease()
+    release = ("release", "promote", server.path)
+    assert penchant(monkeypatch, *release, 2, "--run", "spring") == 0
+    assert fleet_release.read(server.path).used == "spring:release-1"
+    assert penchant(monkeypatch, *release, 1) == 0  # of the run that was made last
+    assert fleet_release.read(server.path).used == "summer:release-1"
+    assert penchant(monkeypatch, *release, 3, "--run", "spring") == 0
+    assert penchant(monkeypatch, "release", "rollback", server.path, 1, "--run", "spring") == 0
+    assert fleet_release.read(server.path).used == "spring:release-1"
+    assert penchant(monkeypatch, *release, 9) == 1
+    assert "round 9 has no checkpoint" in capsys.readouterr().err
+    assert penchant(monkeypatch, "release", "list", server.path, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {(row["name"], row["round"], row["state"]) for row in told} == {
+        ("spring:release-1", 2, "in use"),
+        ("summer:release-1", 1, ""),
+        ("spring:release-2", 3, ""),
+    }
+    acts: list[Act] = []
+    take(server.path, acts.append)
+    assert [(act.action, act.outcome[:6]) for act in acts] == [
+        *[("promote a release", "done")] * 3,
+        ("roll a release back", "done"),
+        ("promote a release", "failed"),
+    ]
+
+
+def test_a_fleet_that_holds_stays_with_what_it_has(
+    server: ServerDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError, match="no release is in use that could be held"):
+        fleet_release.hold(server.path)
+    with pytest.raises(UsageError, match="does not hold"):
+        fleet_release.unhold(server.path)
+    fleet_release.chosen(server.path, "spring", 1)
+    assert penchant(monkeypatch, "release", "hold", server.path) == 0
+    assert penchant(monkeypatch, "release", "hold", server.path) == 2
+    assert penchant(monkeypatch, "release", "promote", server.path, 1) == 0
+    assert "waits until the fleet holds no more" in capsys.readouterr().out
+    assert fleet_release.read(server.path) == FleetRelease("spring:release-1", True, "summer:release-1")
+    assert penchant(monkeypatch, "release", "unhold", server.path) == 0
+    assert fleet_release.read(server.path) == FleetRelease("summer:release-1")
+
+
+def test_export_gives_the_release_in_use(
+    server: ServerDirectory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given: list[tuple[str, int | None]] = []
+
+    def write(directory: Path, round: int | None, out: Path) -> int:
+        given.append((directory.name, round))
+        return round or 2
+
+    monkeypatch.setattr(served_run, "write_release", write)
+    assert penchant(monkeypatch, "export", server.path, tmp_path / "a") == 0
+    assert "no release is in use" in capsys.readouterr().err
+    assert penchant(monkeypatch, "release", "promote", server.path, 2, "--run", "spring") == 0
+    assert penchant(monkeypatch, "export", server.path, tmp_path / "b") == 0
+    assert "release 1 of spring, round 2" in capsys.readouterr().out
+    assert penchant(monkeypatch, "export", server.path, tmp_path / "c", "--run", "spring") == 0
+    assert given == [("summer", None), ("spring", 2), ("spring", None)]
+
+
+def test_a_round_that_is_not_what_was_promoted_is_not_given(server: ServerDirectory, tmp_path: Path) -> None:
+    changed = Release(1, 2, "0" * 64, "olga", 1.0, True)
+    with pytest.raises(UsageError, match="a different checkpoint than release 1 had"):
+        served_run.export(server.run("spring"), tmp_path / "out", changed)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_can_begin_with_what_the_fleet_uses(server: ServerDirectory) -> None:
+    with pytest.raises(UsageError, match="uses no release yet"):
+        run_checks.refuse_start(server, "release")
+    assert fleet_release.resolved(server, "spring:2") == "spring:2"
+    fleet_release.chosen(server.path, "spring", 4)
+    assert fleet_release.resolved(server, "release") == "spring:release-4"
+    with pytest.raises(UsageError, match="spring has no release 4"):
+        run_checks.refuse_start(server, "release")
+    fleet_release.chosen(server.path, "gone", 1)
+    with pytest.raises(UsageError, match="run gone, whose release-1 is in use, is gone"):
+        fleet_release.found(server, "gone:release-1")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"used": ""}', '{"used": "../x:release-1", "held": false, "waiting": ""}',
+     '{"used": "a:release-x", "held": false, "waiting": ""}', '{"used": "", "held": 1, "waiting": ""}'],
+)  # fmt: skip
+def test_a_damaged_file_is_an_error_in_one_line(server: ServerDirectory, text: str) -> None:
+    (server.path / FLEET_RELEASE).write_text(text)
+    with pytest.raises(JournalError, match=r"release\.json"):
+        fleet_release.read(server.path)
+
+
+def test_what_is_in_use_is_in_a_backup(server: ServerDirectory, tmp_path: Path) -> None:
+    fleet_release.chosen(server.path, "spring", 1)
+    back_up(server, tmp_path / "file")
+    restore(tmp_path / "file", tmp_path / "again")
+    assert fleet_release.read(tmp_path / "again") == FleetRelease("spring:release-1")

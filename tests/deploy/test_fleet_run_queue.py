@@ -1,0 +1,517 @@
+"""Runs that wait for their turn: the queue as a file, its keeper, and the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.console_scene import log, shared
+from support.fleet_directory import make_served_run, make_server
+
+from penchant.common.config import RunConfig
+from penchant.common.errors import JournalError, UsageError
+from penchant.deploy import run_directory
+from penchant.deploy.cli.main import main
+from penchant.deploy.error_report import ErrorReport
+from penchant.deploy.fleet import recorded_acts, run_activity, run_checks, run_signature
+from penchant.deploy.fleet.run_keeper import LONGEST_PAUSE, RunKeeper
+from penchant.deploy.fleet.run_queue import QUEUE, TRIES, RunQueue, moment_of, period_of
+from penchant.deploy.fleet.server_directory import ServerDirectory
+from penchant.server.journal import Journal
+from penchant.server.releases import promote
+
+NOW = 1_800_000_000.0
+HOUR = 3600.0
+
+
+class Clock:
+    now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Server:
+    """Stands for `penchant server run` and `resume`: makes a run's directory, or says no."""
+
+    def __init__(self, server: ServerDirectory) -> None:
+        self.directory = server
+        self.called: list[list[str]] = []
+        self.answer: ErrorReport | None = None
+
+    def __call__(self, words: Sequence[str]) -> ErrorReport | None:
+        self.called.append(list(words))
+        if self.answer is not None:
+            return self.answer
+        if words[0] == "run":
+            name = words[words.index("--name") + 1]
+            config = RunConfig.read(Path(words[words.index("--config") + 1]))
+            made(self.directory, name, config)
+        return None
+
+
+def made(server: ServerDirectory, name: str, config: RunConfig) -> Path:
+    """A run that Flower has, and that is over as soon as anybody looks."""
+    directory = server.run(name)
+    run_directory.create(directory, config)
+    (directory / run_directory.MODEL_SIGNATURE).write_text("{}")
+    flower(directory, "7", "begins", "is done")
+    return directory
+
+
+def flower(directory: Path, number: str, *words: str, ago: float = 300.0) -> None:
+    """What Flower's run has said of a run, and how long ago."""
+    (directory / run_activity.FLOWER_RUN).write_text(number)
+    lines = [f"2026-01-01T00:00:00+0000 Flower run {number} {word}\n" for word in words]
+    (directory / run_activity.LOG).write_text("".join(lines))
+    for name in (run_activity.FLOWER_RUN, run_activity.LOG):
+        os.utime(directory / name, (time.time() - ago,) * 2)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> ServerDirectory:
+    return make_server(tmp_path)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def calls(server: ServerDirectory) -> Server:
+    return Server(server)
+
+
+@pytest.fixture
+def keeper(server: ServerDirectory, calls: Server, clock: Clock) -> RunKeeper:
+    return RunKeeper(server, calls, clock)
+
+
+def names(server: ServerDirectory) -> list[str]:
+    return [one.called for one in RunQueue(server).runs()]
+
+
+def add(server: ServerDirectory, name: str = "", **more: Any) -> int:
+    config = RunConfig().changed({"federation.cohort": 5})
+    return RunQueue(server).add(config, "olga", name=name, now=NOW, **more).number
+
+
+# --- the file -----------------------------------------------------------------------------------------
+
+
+def test_runs_wait_in_order_and_outlast_the_process(server: ServerDirectory) -> None:
+    assert RunQueue(server).runs() == []
+    assert not (server.path / QUEUE).exists()  # looking makes nothing
+    for name in ("spring", "summer", "autumn"):
+        add(server, name)
+    assert names(server) == ["spring", "summer", "autumn"]
+    RunQueue(server).move(3, 1)
+    assert names(server) == ["autumn", "spring", "summer"]
+    assert RunQueue(server).remove(1).name == "spring"
+    assert names(server) == ["autumn", "summer"]
+    found = RunQueue(server).find(3)
+    assert RunConfig.from_toml(found.config).federation.cohort == 5
+    assert (found.by, found.added, found.days, found.due, found.every) == ("olga", NOW, 30, 0.0, 0.0)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), max_size=6))
+def test_moving_changes_the_order_and_nothing_else(moves: list[tuple[int, int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        server = make_server(Path(folder))
+        for name in "abcd":
+            add(server, name)
+        expected = [1, 2, 3, 4]
+        for number, place in moves:
+            RunQueue(server).move(number, place)
+            expected.remove(number)
+            expected.insert(place - 1, number)
+        assert [one.number for one in RunQueue(server).runs()] == expected
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"name": "spring"}, "a run spring waits already"),
+        ({"name": "winter"}, "there is a run winter already"),
+        ({"name": "../x"}, "can't name a run"),
+        ({"due": NOW - 3 * HOUR}, "lies in the future"),
+        ({"due": NOW + 400 * 24 * HOUR}, "within a year"),
+        ({"every": 5.0}, "ten minutes at least"),
+    ],
+)
+def test_what_can_never_begin_is_refused(server: ServerDirectory, more: dict[str, Any], why: str) -> None:
+    add(server, "spring")
+    make_served_run(server, "winter", 1)
+    with pytest.raises(UsageError, match=why):
+        add(server, **more)
+    assert names(server) == ["spring"]
+
+
+def test_a_number_or_place_that_is_not_there_is_refused(server: ServerDirectory) -> None:
+    add(server, "spring")
+    queue = RunQueue(server)
+    with pytest.raises(UsageError, match="has the number 9; there are: 1"):
+        queue.remove(9)
+    with pytest.raises(UsageError, match="their places are 1 to 1"):
+        queue.move(1, 2)
+    with pytest.raises(UsageError, match="was not refused"):
+        queue.retry(1)
+
+
+def test_a_file_of_a_later_version_is_refused(server: ServerDirectory) -> None:
+    add(server, "spring")
+    with closing(sqlite3.connect(server.path / QUEUE)) as db:
+        db.execute(f"PRAGMA application_id = {0x50454E00 | 9}")
+        db.commit()
+    with pytest.raises(JournalError, match="later version"):
+        RunQueue(server).runs()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("10m", 600), ("12h", 43_200), ("7d", 604_800), ("2w", 1_209_600)]
+)
+def test_lengths_of_time(text: str, seconds: float) -> None:
+    assert period_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "7", "d", "0d", "-1d", "1.5h", "5m", "367d", "7 d", "٧d"])
+def test_other_lengths_of_time_are_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        period_of(text)
+
+
+def test_times_are_of_this_machine() -> None:
+    at = time.mktime((2027, 3, 1, 3, 0, 0, 0, 0, -1))
+    assert moment_of("2027-03-01 03:00", NOW) == at == moment_of("2027-03-01T03:00:00", NOW)
+    assert moment_of("2027-03-01 03:00Z", NOW) == 1_803_870_000.0
+    for text, why in (
+        ("2026-03-01 03:00", "is over"),
+        ("tomorrow", "is no time"),
+        ("2027-13-01 03:00", "is no"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            moment_of(text, NOW)
+
+
+# --- its keeper ---------------------------------------------------------------------------------------
+
+
+def test_runs_begin_one_after_the_other(server: ServerDirectory, keeper: RunKeeper, calls: Server) -> None:
+    add(server, "spring", begin_with="winter:12", days=9)
+    add(server)
+    keeper.look()
+    assert (server.run("spring") / "config.toml").is_file()
+    words = calls.called[0]
+    assert [*words[:2], *words[4:]] == [
+        "run", str(server.path), "--name", "spring", "--detach", "--days", "9", "--from", "winter:12",
+    ]  # fmt: skip
+    assert names(server) == ["run 2"]
+    with run_directory.claim(server.run("spring")):  # it goes on
+        keeper.look()
+    assert len(calls.called) == 1
+    keeper.look()
+    assert calls.called[1][5] == "run-2"  # as `penchant server run` would call it
+    assert names(server) == []
+    keeper.look()
+    assert len(calls.called) == 2
+
+
+def test_what_the_queue_does_is_on_record(server: ServerDirectory, keeper: RunKeeper) -> None:
+    add(server, "spring")
+    keeper.look()
+    found: list[recorded_acts.Act] = []
+    recorded_acts.take(server.path, found.append)
+    told = [(act.account, act.action, act.target, act.detail, act.outcome) for act in found]
+    assert told == [("the queue", "start a run", "spring", "from the queue, for olga", "done")]
+
+
+def test_a_run_waits_for_its_time_and_lets_others_pass(
+    server: ServerDirectory, keeper: RunKeeper, clock: Clock
+) -> None:
+    add(server, "later", due=NOW + HOUR)
+    add(server, "now")
+    keeper.look()
+    keeper.look()
+    assert (server.runs(), names(server)) == (["now"], ["later"])
+    clock.now += HOUR
+    keeper.look()
+    assert (server.runs(), names(server)) == (["now", "later"], [])
+
+
+def test_a_run_comes_again_and_what_was_missed_is_over(
+    server: ServerDirectory, keeper: RunKeeper, clock: Clock
+) -> None:
+    add(server, "weekly", due=NOW + HOUR, every=24 * HOUR)
+    clock.now = NOW + HOUR
+    keeper.look()
+    assert server.runs() == ["weekly-1"]
+    (waiting,) = RunQueue(server).runs()
+    assert waiting.due == NOW + 25 * HOUR
+    clock.now = NOW + 80 * HOUR  # the server was down on the second day and the third
+    keeper.look()
+    keeper.look()
+    assert server.runs() == ["weekly-1", "weekly-2"]
+    (waiting,) = RunQueue(server).runs()
+    assert waiting.due == NOW + 97 * HOUR
+
+
+def test_a_refused_run_is_held_and_keeps_nobody_waiting(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server, clock: Clock
+) -> None:
+    add(server, "large")
+    add(server, "small")
+    calls.answer = ErrorReport("config", "federation.cohort is 5, but this fleet has 2 members")
+    keeper.look()
+    held = RunQueue(server).find(1)
+    assert (held.held, held.why, held.began) == (True, calls.answer.message, "")
+    calls.answer = None
+    clock.now += HOUR
+    keeper.look()
+    assert (server.runs(), names(server)) == (["small"], ["large"])
+    keeper.look()
+    assert server.runs() == ["small"]
+    RunQueue(server).retry(1)
+    keeper.look()
+    assert (server.runs(), names(server)) == (["small", "large"], [])
+
+
+@pytest.mark.parametrize("code", ["journal", "run-in-progress"])
+def test_what_is_possible_later_is_tried_again_ever_later(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server, clock: Clock, code: str
+) -> None:
+    add(server, "spring")
+    calls.answer = ErrorReport(code, "not now")
+    keeper.look()
+    keeper.look()
+    assert len(calls.called) == 1  # a pause
+    tries = 1
+    while clock.now < NOW + 4 * HOUR:
+        clock.now += 60
+        keeper.look()
+    tries = len(calls.called)
+    assert 4 * HOUR / LONGEST_PAUSE <= tries <= 24
+    assert not RunQueue(server).find(1).why
+    calls.answer = None
+    clock.now += HOUR
+    keeper.look()
+    assert names(server) == []
+
+
+def test_a_keeper_that_was_killed_starts_no_run_twice(
+    server: ServerDirectory, calls: Server, clock: Clock
+) -> None:
+    """Killed after the run was made and before Flower had it, and after Flower had it."""
+    number = add(server, "spring")
+    queue = RunQueue(server)
+    queue.begins(queue.find(number), "spring")
+    with pytest.raises(UsageError, match="begins just now"):
+        queue.remove(number)
+    directory = made(server, "spring", RunConfig())
+    (directory / run_activity.FLOWER_RUN).unlink()
+    RunKeeper(server, calls, clock).look()
+    assert calls.called == [["resume", str(server.path), "--run", "spring", "--detach"]]
+    assert names(server) == []
+
+    number = add(server, "summer")
+    queue.begins(queue.find(number), "summer")
+    made(server, "summer", RunConfig())
+    RunKeeper(server, calls, clock).look()
+    assert len(calls.called) == 1
+    assert names(server) == []
+
+
+# --- runs that were cut off ---------------------------------------------------------------------------
+
+
+def test_a_run_that_was_cut_off_goes_on_before_others_begin(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server
+) -> None:
+    directory = make_served_run(server, "spring", 2)
+    flower(directory, "3", "begins")
+    add(server, "summer")
+    keeper.look()
+    assert calls.called == [["resume", str(server.path), "--run", "spring", "--detach"]]
+    assert names(server) == ["summer"]
+
+
+@pytest.mark.parametrize(
+    ("words", "goes_on"),
+    [
+        (["begins"], True),
+        ([], True),  # Flower lost it
+        (["begins", f"{run_signature.WAITS}; the authority signs"], True),
+        (["begins", "was stopped"], False),
+        (["begins", "ends: too few devices"], False),
+        (["begins", "is done"], False),
+    ],
+)
+def test_what_somebody_ended_does_not_go_on(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server, words: list[str], goes_on: bool
+) -> None:
+    flower(make_served_run(server, "spring", 2), "3", *words)
+    keeper.look()
+    assert len(calls.called) == goes_on
+
+
+def test_an_earlier_run_does_not_go_on_once_another_was_started(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server
+) -> None:
+    flower(make_served_run(server, "spring", 2), "3", "begins", ago=900.0)
+    flower(make_served_run(server, "summer", 2), "4", "begins", "was stopped")
+    keeper.look()
+    assert calls.called == []
+
+
+def test_a_run_goes_on_once_the_authority_has_signed(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server
+) -> None:
+    directory = make_served_run(server, "spring", 0)
+    flower(directory, "3", "begins", f"ends: {run_signature.NOT_SIGNED}")
+    keeper.look()
+    assert calls.called == []
+    (directory / run_signature.SIGNED).write_bytes(b"signed")
+    keeper.look()
+    assert len(calls.called) == 1
+
+
+def test_a_finished_run_does_not_go_on(server: ServerDirectory, keeper: RunKeeper, calls: Server) -> None:
+    """Its process was killed after the closing round, before it said so."""
+    flower(make_served_run(server, "spring", 4, of=3), "3", "begins")
+    keeper.look()
+    assert calls.called == []
+
+
+def test_nobody_goes_on_for_ever_without_a_round(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server, clock: Clock
+) -> None:
+    directory = make_served_run(server, "spring", 2)
+    flower(directory, "3", "begins")
+    for _ in range(10):
+        clock.now += HOUR
+        keeper.look()
+    assert len(calls.called) == TRIES
+    with closing(Journal(directory)) as journal:
+        journal.begin(3, "main")
+        journal.finish(log(3), shared(3))
+    clock.now += HOUR
+    keeper.look()
+    assert len(calls.called) == TRIES + 1
+
+
+def test_a_run_that_can_not_be_resumed_is_tried_once(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server, clock: Clock
+) -> None:
+    flower(make_served_run(server, "spring", 2), "3", "begins")
+    add(server, "summer")
+    calls.answer = ErrorReport("run-directory", "the run's days are over")
+    keeper.look()
+    calls.answer = None
+    clock.now += HOUR
+    keeper.look()
+    assert [words[0] for words in calls.called] == ["resume", "run"]
+
+
+def test_whoever_wants_it_by_hand_says_so(tmp_path: Path, clock: Clock) -> None:
+    server = make_server(tmp_path, resume_runs=False)
+    flower(make_served_run(server, "spring", 2), "3", "begins")
+    calls = Server(server)
+    RunKeeper(server, calls, clock).look()
+    assert calls.called == []
+
+
+def test_a_damaged_run_keeps_nobody_waiting(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server
+) -> None:
+    directory = make_served_run(server, "spring", 2)
+    flower(directory, "3", "begins")
+    (directory / "journal.db").write_bytes(b"no database")
+    add(server, "summer")
+    keeper.look()
+    assert [words[0] for words in calls.called] == ["run"]
+
+
+# --- the commands -------------------------------------------------------------------------------------
+
+
+def penchant(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["penchant", "server", *map(str, words)])
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(run_checks, "refuse_unfit", lambda *given: None)
+    path = tmp_path / "run.toml"
+    path.write_text("[federation]\ncohort = 17\n")
+    return path
+
+
+def test_a_run_is_queued_moved_and_removed_at_the_terminal(
+    server: ServerDirectory, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ("run", server.path, "--config", config)
+    assert penchant(monkeypatch, *run, "--queue", "--name", "spring") == 0
+    assert penchant(monkeypatch, *run, "--every", "7d", "--name", "weekly") == 0
+    assert penchant(monkeypatch, *run, "--at", "2026-01-01 00:00") == 2
+    assert "is over" in capsys.readouterr().err
+    assert penchant(monkeypatch, "queue", "move", server.path, 2, 1) == 0
+    assert penchant(monkeypatch, "queue", "list", server.path, "--json") == 0
+    out = capsys.readouterr().out
+    told = json.loads(out[out.index("[") :])
+    assert [(one["name"], one["every"]) for one in told] == [("weekly", 604_800.0), ("spring", 0.0)]
+    assert penchant(monkeypatch, "status", server.path, "--json") == 1  # nothing is up
+    assert json.loads(capsys.readouterr().out)["queue"] == 2
+    assert penchant(monkeypatch, "queue", "remove", server.path, 1) == 0
+    assert penchant(monkeypatch, "queue", "list", server.path) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("   2  weekly, not before ")
+    found: list[recorded_acts.Act] = []
+    recorded_acts.take(server.path, found.append)
+    assert [(act.action, act.outcome.partition(":")[0]) for act in found] == [
+        ("queue a run", "done"),
+        ("queue a run", "done"),
+        ("queue a run", "refused"),
+        ("move a run in the queue", "done"),
+        ("remove a run from the queue", "done"),
+    ]
+
+
+def test_a_queued_run_can_begin_with_a_release(
+    server: ServerDirectory, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queue = ("run", server.path, "--config", config, "--queue")
+    assert penchant(monkeypatch, *queue, "--from", "winter:release") == 2
+    assert "there is no run 'winter' to begin with" in capsys.readouterr().err
+    promote(make_served_run(server, "winter", 2), 2, "0" * 64, "olga")
+    assert penchant(monkeypatch, *queue, "--from", "winter:release-2") == 2
+    assert "winter has no release 2" in capsys.readouterr().err
+    assert penchant(monkeypatch, *queue, "--from", "winter:release") == 0
+    assert [one.begin_with for one in RunQueue(server).runs()] == ["winter:release"]
+
+
+def test_a_refused_run_needs_attention(
+    server: ServerDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queue = RunQueue(server)
+    queue.refused(queue.find(add(server, "spring")), "there is no such model.", NOW)
+    penchant(monkeypatch, "status", server.path)
+    out = capsys.readouterr().out
+    assert "! spring of the queue was refused. there is no such model. Remove it, or try it again." in out
+    assert penchant(monkeypatch, "queue", "retry", server.path, 1) == 0
+    assert queue.find(1).why == ""
