@@ -38,6 +38,7 @@ __all__ = ["NonBlockingGrid", "non_blocking"]
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 60.0  # that a SuperLink may go on saying 500
+ASKED_MOST = 10_000  # messages in one look: SQLite takes 32,766 in a query, and the SuperLink puts all in one
 
 
 def non_blocking(grid: Grid) -> Grid:
@@ -68,8 +69,8 @@ class NonBlockingGrid(Grid):
         self._begun = {key: reply for key, reply in self._begun.items() if key in wanted}
         # What was given out once must not be asked for again: a SuperLink answers that with an error.
         asked = [key for key in wanted if key not in self._begun]
-        if asked:
-            found = client.PullMessages(PullAppMessagesRequest(message_ids=asked))
+        for at in range(0, len(asked), ASKED_MOST):
+            found = client.PullMessages(PullAppMessagesRequest(message_ids=asked[at : at + ASKED_MOST]))
             for message, tree in zip(found.messages_list, found.message_object_trees, strict=True):
                 self._begun[message.metadata.reply_to_message_id] = (message, tree)
         return self._contents()
