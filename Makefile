@@ -75,8 +75,8 @@ types: env       ## mypy: strict, and tests for names that are not there
 	$(BIN)/mypy -p penchant
 	$(BIN)/mypy tests
 
-bench: env       ## every benchmark in tests/bench
-	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+bench: env       ## the benches that give ratios, as one table (ARGS="--only streaming --out DIR")
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/table.py $(ARGS)
 
 mutants: env     ## disable the checks one at a time: the tests must notice (ARGS="--sample 10", ARGS=client/secagg.py)
 	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python tests/mutants/run.py $(ARGS)

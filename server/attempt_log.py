@@ -58,9 +58,9 @@ class AttemptLog:
         self._answered = 0
         self._tell(lambda: self._journal.stage(*self._place, stage, devices))
 
-    def over(self, stage: str, answered: int) -> None:
-        """Show that a stage is over."""
-        self._tell(lambda: self._journal.answered(*self._place, stage, answered, over=True))
+    def over(self, stage: str) -> None:
+        """Show that a stage is over, and how many answered."""
+        self._tell(lambda: self._journal.answered(*self._place, stage, self._answered, over=True))
 
     def _tell(self, what: Callable[[], None]) -> None:
         """Write what is only shown: a round does not fail for it."""

@@ -11,8 +11,11 @@ from flwr.serverapp import Grid
 from penchant.common.errors import CodecError
 from penchant.common.secagg.stages import MASKED
 from penchant.common.wire.flower import message_type, pack, unpack
+from penchant.server.secagg.aggregation import Take
 
 __all__ = ["Exchange"]
+
+AT_ONCE = 1 << 26  # bytes of replies that may gather between two looks before looks become more frequent
 
 Arrived = Callable[[str, int, bytes], None]
 """(stage, node, reply payload), called for each reply as it arrives."""
@@ -47,23 +50,35 @@ class Exchange:
         self.bytes_down = 0
         self.bytes_up = 0
 
-    def __call__(self, stage: str, payloads: Mapping[int, bytes]) -> dict[int, bytes]:
+    def __call__(
+        self, stage: str, payloads: Mapping[int, bytes], take: Take | None = None, /
+    ) -> dict[int, bytes]:
         """{node: payload} -> {node: reply payload}, in the order of `payloads`: what follows does not hang on
-        who was quicker."""
-        began = time.monotonic()
+        who was quicker.
+
+        With `take`, each reply is given to it on arrival and not kept; nothing is returned. Replies are taken
+        from the grid one by one, and looked for more often where many bytes arrive, so that no more of them
+        wait here than AT_ONCE where they come evenly.
+        """
+        began = looked = time.monotonic()
         deadline = self._deadline + (self._training if stage == MASKED else 0.0)
         waiting = set(self._grid.push_messages(self._messages(stage, payloads, deadline)))
         self.bytes_down += sum(len(payload) for payload in payloads.values())
         replies: dict[int, bytes] = {}
+        keep = replies.__setitem__ if take is None else take
+        unheard = set(payloads)
         while waiting:
-            for message in self._grid.pull_messages(waiting):
+            before = self.bytes_up
+            for message in self._grid.pull_messages(list(waiting)):
                 waiting.discard(message.metadata.reply_to_message_id)
-                self._take(stage, message, payloads, replies)
-            elapsed = time.monotonic() - began
+                self._hear(stage, message, unheard, keep)
+            now = time.monotonic()
+            elapsed, between, looked = now - began, now - looked, now
             if not waiting or elapsed >= deadline:
                 break
             # A twentieth of the time waited: quick exchanges are not held up, slow ones cost few looks.
-            time.sleep(min(elapsed / 20, LONGEST_SLEEP, deadline - elapsed))
+            pause = min(elapsed / 20, LONGEST_SLEEP, deadline - elapsed)
+            time.sleep(min(pause, between * AT_ONCE / max(self.bytes_up - before, 1)))
         return {node: replies[node] for node in payloads if node in replies}
 
     def _messages(self, stage: str, payloads: Mapping[int, bytes], deadline: float) -> list[Message]:
@@ -78,16 +93,15 @@ class Exchange:
             for node, payload in payloads.items()
         ]
 
-    def _take(
-        self, stage: str, message: Message, payloads: Mapping[int, bytes], replies: dict[int, bytes]
-    ) -> None:
+    def _hear(self, stage: str, message: Message, unheard: set[int], keep: Take) -> None:
         node = message.metadata.src_node_id
-        if message.has_error() or node not in payloads or node in replies:
+        if message.has_error() or node not in unheard:
             return
         try:
             payload = unpack(message.content)
         except CodecError:
             return  # it counts as unresponsive
         self.bytes_up += len(payload)
+        unheard.remove(node)
         self._arrived(stage, node, payload)
-        replies[node] = payload
+        keep(node, payload)

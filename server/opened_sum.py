@@ -19,6 +19,7 @@ from penchant.common.secagg.update_vector import RoundSums, UpdateLayout
 from penchant.server.combination import GroupMeans, Update, combination
 from penchant.server.optimizers import ServerState
 from penchant.server.secagg.aggregation import Aggregate, GroupSum
+from penchant.server.secagg.group import added
 
 __all__ = ["REFUSED", "Opened", "moved", "read_sums"]
 
@@ -86,7 +87,7 @@ def _without(aggregate: Aggregate, refused: Mapping[int, str]) -> Aggregate:
     totals = [one.total for one in kept.values()]
     return replace(
         aggregate,
-        total=np.sum(totals, axis=0, dtype=np.int64) if totals else aggregate.total * 0,
+        total=added(totals) if totals else aggregate.total * 0,
         survivors=tuple(sorted(node for one in kept.values() for node in one.survivors)),
         dropped={**aggregate.dropped, REFUSED: out},
         failed={**aggregate.failed, **refused},
@@ -108,17 +109,19 @@ def _combined(
     refused: Mapping[int, str],
 ) -> Update:
     rule = combination(federation.combine)
-    whole = len(standing.opened) == 1  # then the sum has been read already
-    groups = (
-        [sums] if whole else [layout.read(one.total, len(one.survivors)) for one in _ordered(standing.opened)]
-    )
-    heard = [group for group in groups if group.weight]
-    if len(heard) < rule.least and rule.least > 1:
+    means = np.empty((len(standing.opened), sums.mean.size))
+    weights: list[int] = []
+    for one in _ordered(standing.opened):
+        whole = len(standing.opened) == 1  # then the sum has been read already
+        group = sums if whole else layout.read(one.total, len(one.survivors))
+        if group.weight:
+            means[len(weights)] = group.mean
+            weights.append(group.weight)
+    if len(weights) < rule.least and rule.least > 1:
         told = f"; {_told(refused)}" if refused else ""
-        raise SumRefused(f"{rule.name} needs the sums of {rule.least} groups, {len(heard)} are left{told}")
-    means = np.stack([group.mean for group in heard]) if heard else np.zeros((0, sums.mean.size))
-    weights = np.array([group.weight for group in heard], np.int64)
-    return rule.combine(GroupMeans(means, weights, sums.mean), federation.false_groups)
+        raise SumRefused(f"{rule.name} needs the sums of {rule.least} groups, {len(weights)} are left{told}")
+    heard = GroupMeans(means[: len(weights)], np.array(weights, np.int64), sums.mean)
+    return rule.combine(heard, federation.false_groups)
 
 
 def _ordered(opened: Mapping[int, GroupSum]) -> list[GroupSum]:

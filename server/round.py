@@ -40,7 +40,7 @@ from penchant.server.opened_sum import Opened, moved, read_sums
 from penchant.server.optimizers import ServerState, server_optimizer
 from penchant.server.privacy_figures import FACT as PRIVACY
 from penchant.server.run import RoundPlan, ServerRun, finished_rounds
-from penchant.server.secagg.aggregation import Aggregate, must_not_be_repeated
+from penchant.server.secagg.aggregation import Aggregate, Take, must_not_be_repeated
 from penchant.server.stopping import ends_with
 
 __all__ = ["announced_factors", "federate", "play_round"]
@@ -123,10 +123,12 @@ def _attempt(
     seconds, training = run.config.federation.deadline_seconds, run.config.federation.training_seconds
     wire = Exchange(grid, seconds, f"{task.number}.{attempt}", attempt_log.arrived, training=training)
 
-    def exchange(stage: str, payloads: Mapping[int, bytes]) -> Mapping[int, bytes]:
+    def exchange(
+        stage: str, payloads: Mapping[int, bytes], take: Take | None = None, /
+    ) -> Mapping[int, bytes]:
         attempt_log.asked(stage, len(payloads))
-        replies = wire(stage, payloads)
-        attempt_log.over(stage, len(replies))
+        replies = wire(stage, payloads, take)
+        attempt_log.over(stage)
         return replies
 
     aggregate = run.aggregation.run(announce, list(cohort), exchange, attempt_log)

@@ -98,7 +98,6 @@ FLOORS: dict[str, list[set[str]]] = {
         {
             "cohort",
             "combination",
-            "exchange",
             "optimizers",
             "privacy_figures",
             "releases",
@@ -108,7 +107,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"journal"},
         {"journal_reader", "measured"},
         {"secagg", "monitoring", "stopping"},
-        {"run", "console", "opened_sum", "noise_terms"},
+        {"run", "console", "exchange", "opened_sum", "noise_terms"},
         {"availability"},
         {"attempt_log"},
         {"round"},

@@ -11,7 +11,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 
@@ -125,14 +125,14 @@ class InProcessGrid(Grid):
         """The replies that are there by now, without waiting."""
         with self._lock:
             done = [i for i in message_ids if i in self._pending and self._pending[i].done()]
-        return self._collect(done, timeout=0.0)
+        return self._collect(done, timeout=0.0)  # decoded one by one, as they are asked for
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Send all, wait at most `timeout` seconds, return the replies that came; late ones are lost."""
         ids = list(self.push_messages(messages))
-        replies = self._collect(ids, timeout=timeout)
+        replies = list(self._collect(ids, timeout=timeout))
         with self._lock:
             for identifier in ids:
                 late = self._pending.pop(identifier, None)
@@ -142,22 +142,22 @@ class InProcessGrid(Grid):
 
     # --- serving -------------------------------------------------------------------------------------
 
-    def _collect(self, ids: list[str], timeout: float | None) -> list[Message]:
+    def _collect(self, ids: list[str], timeout: float | None) -> Iterator[Message]:
         end = None if timeout is None else time.monotonic() + timeout
-        replies = []
         for identifier in ids:
             with self._lock:
                 reply = self._pending.get(identifier)
             if reply is None:
                 continue
             try:
-                wire = reply.result(None if end is None else max(0.0, end - time.monotonic()))
+                data = reply.result(None if end is None else max(0.0, end - time.monotonic()))
             except FutureTimeout:
                 continue
             with self._lock:
                 self._pending.pop(identifier, None)
-            replies.append(message_from_proto(MessageProto.FromString(wire)))
-        return replies
+            message = message_from_proto(MessageProto.FromString(data))
+            del reply, data  # while the next is waited for, this one is held once
+            yield message
 
     def _serve(self, pushed: Message) -> bytes:
         """The reply as it travels. What was pushed is serialised now, so that what all are told is not copied

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import httpx
@@ -38,6 +38,7 @@ __all__ = ["NonBlockingGrid", "non_blocking"]
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 60.0  # that a SuperLink may go on saying 500
+ASKED_MOST = 10_000  # messages in one look: SQLite takes 32,766 in a query, and the SuperLink puts all in one
 
 
 def non_blocking(grid: Grid) -> Grid:
@@ -57,18 +58,24 @@ class NonBlockingGrid(Grid):
         retry.should_giveup = _Patience(retry.should_giveup or (lambda error: False))
         self._begun: dict[str, Any] = {}  # id of the message replied to -> (message, its objects), not whole
 
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The complete replies to `message_ids`. Incomplete ones to other messages are dropped."""
-        wanted = list(message_ids)
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """The complete replies to `message_ids`. Incomplete ones to other messages are dropped.
+
+        Which there are is asked at once; each one's content is fetched when the iterator comes to it, so that
+        however many have gathered, one is held.
+        """
+        wanted = dict.fromkeys(message_ids)
         client = self._grid._runtime_client
-        self._begun = {key: reply for key, reply in self._begun.items() if key in set(wanted)}
+        self._begun = {key: reply for key, reply in self._begun.items() if key in wanted}
         # What was given out once must not be asked for again: a SuperLink answers that with an error.
         asked = [key for key in wanted if key not in self._begun]
-        if asked:
-            found = client.PullMessages(PullAppMessagesRequest(message_ids=asked))
+        for at in range(0, len(asked), ASKED_MOST):
+            found = client.PullMessages(PullAppMessagesRequest(message_ids=asked[at : at + ASKED_MOST]))
             for message, tree in zip(found.messages_list, found.message_object_trees, strict=True):
                 self._begun[message.metadata.reply_to_message_id] = (message, tree)
-        replies = []
+        return self._contents()
+
+    def _contents(self) -> Iterator[Message]:
         for key, (message, tree) in list(self._begun.items()):
             try:
                 reply = self._whole(message, tree)
@@ -82,8 +89,7 @@ class NonBlockingGrid(Grid):
                 continue
             if reply is not None:
                 del self._begun[key]
-                replies.append(reply)
-        return replies
+                yield reply
 
     def _whole(self, message: Any, tree: Any) -> Message | None:
         """The reply, or None while its content is not all there."""

@@ -25,11 +25,24 @@ __all__ = [
     "MemoryRecords",
     "Record",
     "RecordStore",
+    "Take",
     "must_not_be_repeated",
 ]
-ExchangeWithGroup = Callable[[str, Mapping[int, bytes]], Mapping[int, bytes]]
-"""(stage, node -> request) -> node -> reply. A node that is missing in the replies has dropped out."""
+Take = Callable[[int, bytes], None]
+"""(node, reply), called for each reply as it arrives: once a node at most, in no order."""
 Total = NDArray[np.int64]
+
+
+class ExchangeWithGroup(Protocol):
+    """Sends one message to each node in a stage and waits for the replies."""
+
+    def __call__(
+        self, stage: str, requests: Mapping[int, bytes], take: Take | None = None, /
+    ) -> Mapping[int, bytes]:
+        """node -> request, -> node -> reply. A node that is missing in the replies has dropped out.
+
+        With `take`, each reply is given to it instead and not kept: the replies that are returned are none.
+        """
 
 
 @dataclass(frozen=True)

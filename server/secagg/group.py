@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
+import numpy as np
+
 from penchant.common.crypto.keys import Verifier
 from penchant.common.errors import (
     CodecError,
@@ -54,19 +56,19 @@ class GroupLog:
     def read(self, stage: str, node: int, replies: Mapping[int, bytes], kind: type[M]) -> M | None:
         """The node's reply; None, and noted, if it is silent, aborts or sends something else."""
         payload = replies.get(node)
-        if payload is None:
+        reply = "" if payload is None else decoded(payload, kind)
+        if isinstance(reply, kind):
+            return reply
+        self.leave_out(stage, node, cast("AbortCode | str", reply))
+        return None
+
+    def leave_out(self, stage: str, node: int, why: AbortCode | str) -> None:
+        """`node` is out since `stage`: it aborted, it did something wrong, or "", it was silent."""
+        if isinstance(why, AbortCode):
+            self.aborts[node] = why
             self.lose(stage, node)
-            return None
-        try:
-            reply = decode_any(payload, (kind, Abort))
-        except ProtocolError as error:
-            self.lose(stage, node, str(error))
-            return None
-        if isinstance(reply, Abort):
-            self.aborts[node] = reply.code
-            self.lose(stage, node)
-            return None
-        return cast("M", reply)
+        else:
+            self.lose(stage, node, why)
 
     def why(self, nodes: Iterable[int]) -> str:
         """What is known of those of `nodes` that are out: for an error, "" if they were only silent."""
@@ -83,12 +85,29 @@ class GroupLog:
         )
 
 
+def decoded(payload: bytes, kind: type[M]) -> M | AbortCode | str:
+    """A device's reply; its abort code if it aborts, the fault if it sends something else."""
+    try:
+        reply = decode_any(payload, (kind, Abort))
+    except ProtocolError as error:
+        return str(error)
+    return reply.code if isinstance(reply, Abort) else cast("M", reply)
+
+
 def cut_into_groups(nodes: Sequence[int], most: int) -> list[Sequence[int]]:
     """As few groups of at most `most` nodes as it takes, of equal size within one, in the order given."""
     count = -(-len(nodes) // most)
     return [
         nodes[number * len(nodes) // count : (number + 1) * len(nodes) // count] for number in range(count)
     ]
+
+
+def added(totals: Sequence[Total]) -> Total:
+    """The sum of one group's sum or more, without a copy of all of them."""
+    whole: Total = totals[0].copy()
+    for total in totals[1:]:
+        np.add(whole, total, out=whole)
+    return whole
 
 
 @dataclass(frozen=True)

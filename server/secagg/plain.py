@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from penchant.common.errors import (
     JournalError,
@@ -20,6 +22,7 @@ from penchant.common.wire.codec import (
     encode,
 )
 from penchant.common.wire.messages import (
+    AbortCode,
     Announce,
     Collect,
     Kind,
@@ -32,9 +35,9 @@ from penchant.server.secagg.aggregation import (
     GroupSum,
     Record,
     RecordStore,
-    Total,
 )
-from penchant.server.secagg.group import GroupLog, cut_into_groups
+from penchant.server.secagg.group import GroupLog, added, cut_into_groups, decoded
+from penchant.server.secagg.vector_sum import VectorSum
 
 __all__ = ["PlainAggregation"]
 
@@ -61,32 +64,46 @@ class PlainAggregation:
                 log.lose(KEYS, node, "ready for another context")
             elif answer is not None:
                 ready.append(node)
-        replies = exchange(MASKED, dict.fromkeys(ready, encode(Collect(context))))
         groups = cut_into_groups(ready, announce.group)
+        arriving = [_vector_sum(announce, group) for group in groups]
         number_of = {node: number for number, group in enumerate(groups) for node in group}
-        totals: dict[int, Total] = {}
-        survivors: dict[int, list[int]] = {}
-        for node in ready:
-            plain = log.read(MASKED, node, replies, Plain)
-            if plain is None:
-                continue
-            if len(plain.vector) != announce.words * announce.ring // 8:
-                log.lose(MASKED, node, f"a vector of {len(plain.vector)} bytes")
-                continue
-            number = number_of[node]
-            total = totals.setdefault(number, np.zeros(announce.words, np.int64))
-            total += np.frombuffer(plain.vector, f"<i{announce.ring // 8}")
-            survivors.setdefault(number, []).append(node)
-        if not totals:
+
+        def take(node: int, reply: bytes) -> None:
+            if node in number_of:
+                arriving[number_of[node]].take(node, reply)
+
+        exchange(MASKED, dict.fromkeys(ready, encode(Collect(context))), take)
+        sums = {}
+        for number, (group, vectors) in enumerate(zip(groups, arriving, strict=True)):
+            there = tuple(group[place] for place in vectors.survivors(MASKED, log))
+            if there:
+                sums[number] = GroupSum(vectors.total, there)
+        if not sums:
             raise TooFewDevices(
                 f"none of {len(log.cohort)} devices sent a vector; "
                 f"find out why they refuse{log.why(log.cohort)}"
             )
-        sums = {number: GroupSum(total, tuple(survivors[number])) for number, total in totals.items()}
-        whole: Total = np.sum(list(totals.values()), axis=0, dtype=np.int64)
-        there = [node for group in survivors.values() for node in group]
-        return log.aggregate(whole, there, groups=tuple(map(len, groups)), sums=sums)
+        return log.aggregate(
+            added([one.total for one in sums.values()]),
+            (node for one in sums.values() for node in one.survivors),
+            groups=tuple(map(len, groups)),
+            sums=sums,
+        )
 
     def complete(self, records: Iterable[Record]) -> Aggregate:
         """There is nothing to complete: a plain attempt can be tried again."""
         raise JournalError("a plain attempt asks for no unmasking: try the round again instead")
+
+
+def _vector_sum(announce: Announce, nodes: Sequence[int]) -> VectorSum:
+    """The sum of a group, int64 [words]."""
+
+    def read(place: int, reply: bytes) -> NDArray[Any] | AbortCode | str:
+        plain = decoded(reply, Plain)
+        if not isinstance(plain, Plain):
+            return plain
+        if len(plain.vector) != announce.words * announce.ring // 8:
+            return f"a vector of {len(plain.vector)} bytes"
+        return np.frombuffer(plain.vector, f"<i{announce.ring // 8}")
+
+    return VectorSum(nodes, np.zeros(announce.words, np.int64), read)

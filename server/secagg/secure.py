@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, cast
 
-import numpy as np
-
 from penchant.common.crypto.keys import Verifier, check_point, verify
 from penchant.common.errors import (
     JournalError,
@@ -44,9 +42,9 @@ from penchant.server.secagg.aggregation import (
     GroupSum,
     Record,
     RecordStore,
-    Total,
+    Take,
 )
-from penchant.server.secagg.group import Group, GroupLog, cut_into_groups, read_reply
+from penchant.server.secagg.group import Group, GroupLog, added, cut_into_groups, read_reply
 from penchant.server.secagg.stages import (
     LEAST,
     Collecting,
@@ -209,7 +207,8 @@ class SecureAggregation:
         requests = {node: payload for state in active.values() for node, payload in state.requests().items()}
         if stage == CONFIRM:  # the survivors are known
             journal.about_to_reveal(len(requests))
-        replies = exchange(stage, requests)
+        take = _takers(active)
+        replies = exchange(stage, requests, take) if take else exchange(stage, requests)
         if stage == UNMASK:
             for node, payload in replies.items():
                 journal.record(REPLY, node, payload)
@@ -222,15 +221,30 @@ class SecureAggregation:
         return after
 
 
+def _takers(active: Mapping[int, _State]) -> Take | None:
+    """What adds a masked vector to its group's sum on arrival; None in the other stages."""
+    arriving = {
+        node: state.arriving
+        for state in active.values()
+        if isinstance(state, Collecting)
+        for node in state.group.nodes
+    }
+
+    def take(node: int, reply: bytes) -> None:
+        if node in arriving:
+            arriving[node].take(node, reply)
+
+    return take if arriving else None
+
+
 def _add_up(
     sums: Mapping[int, GroupSum], failed: Mapping[int, RoundFailed], groups: Sequence[Group], log: GroupLog
 ) -> Aggregate:
     """The groups' sums in clear; the first failure, if no group is left."""
     if not sums:
         raise next(iter(failed.values()))
-    total: Total = np.sum([group.total for group in sums.values()], axis=0, dtype=np.int64)
     return log.aggregate(
-        total,
+        added([group.total for group in sums.values()]),
         (node for group in sums.values() for node in group.survivors),
         groups=tuple(len(group.nodes) for group in groups),
         failed={number: str(error) for number, error in failed.items()},

@@ -8,6 +8,7 @@ group does not affect the others, and nothing about it is revealed.
 
 A group is in one of the states `Sharing` -> `Collecting` -> `Confirming` -> `Opening`; each has `requests()`
 for its members and `receive(replies)`, which returns the next state, in the end a `GroupSum`, or raises.
+Masked vectors are added while they arrive (`Collecting.arriving`), so that none is kept.
 Devices may lie: a reply that does not decode or verify costs its sender the attempt, and is named.
 
 Section and figure numbers are those of eprint 2017/281.
@@ -44,6 +45,7 @@ from penchant.common.wire.codec import (
 from penchant.common.wire.messages import (
     MAX_GROUP,
     MAX_WORDS,
+    AbortCode,
     Confirmation,
     Confirmations,
     Delivery,
@@ -56,8 +58,9 @@ from penchant.common.wire.messages import (
     Unmasking,
 )
 from penchant.server.secagg.aggregation import GroupSum
-from penchant.server.secagg.group import Group, GroupLog
+from penchant.server.secagg.group import Group, GroupLog, decoded
 from penchant.server.secagg.rebuild import Rebuilder
+from penchant.server.secagg.vector_sum import VectorSum
 
 __all__ = ["LEAST", "Collecting", "Confirming", "Opening", "Sharing", "UnmaskRecord"]
 
@@ -89,7 +92,7 @@ class Sharing:
                 continue
             sealed[index] = shares.sealed
         group.enough(SHARES, list(sealed))
-        return Collecting(group, sealed)
+        return Collecting.of(group, sealed)
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,22 @@ class Collecting:
 
     group: Group
     sealed: Mapping[int, tuple[bytes, ...]]
+    arriving: VectorSum  # of U2, by place in `sealed`
+
+    @classmethod
+    def of(cls, group: Group, sealed: Mapping[int, tuple[bytes, ...]]) -> Collecting:
+        """The state in which no vector has arrived. sealed: index of U2 -> what it sealed for its peers."""
+        sharers = tuple(sealed)
+
+        def read(place: int, reply: bytes) -> Ring | AbortCode | str:
+            masked = decoded(reply, Masked)
+            if not isinstance(masked, Masked):
+                return masked
+            fault = _fault(group, sharers[place], masked)
+            return fault or np.frombuffer(masked.vector, ring_type(group.ring))
+
+        total = np.zeros(group.words, ring_type(group.ring))
+        return cls(group, sealed, VectorSum([group.nodes[index] for index in sharers], total, read))
 
     def requests(self) -> dict[int, bytes]:
         sharers = tuple(self.sealed)
@@ -112,31 +131,21 @@ class Collecting:
             requests[self.group.nodes[receiver]] = encode(Delivery(sharers, sealed))
         return requests
 
-    def receive(self, replies: Mapping[int, bytes]) -> Confirming:
-        group = self.group
-        total: Ring = np.zeros(group.words, ring_type(group.ring))
-        survivors = []
-        for index in self.sealed:
-            node = group.nodes[index]
-            masked = group.log.read(MASKED, node, replies, Masked)
-            if masked is None:
-                continue
-            fault = self._fault(index, masked)
-            if fault:
-                group.log.lose(MASKED, node, fault)
-                continue
-            np.add(total, np.frombuffer(masked.vector, total.dtype), out=total)
-            survivors.append(index)
+    def receive(self, _: Mapping[int, bytes]) -> Confirming:
+        """The replies are in `arriving` by now, and were not kept."""
+        group, sharers = self.group, tuple(self.sealed)
+        survivors = tuple(sharers[place] for place in self.arriving.survivors(MASKED, group.log))
         group.enough(MASKED, survivors)
-        return Confirming(group, tuple(self.sealed), tuple(survivors), total)
+        return Confirming(group, sharers, survivors, self.arriving.total)
 
-    def _fault(self, index: int, masked: Masked) -> str:
-        group = self.group
-        if len(masked.vector) != group.words * group.ring // 8:
-            return f"a vector of {len(masked.vector)} bytes"
-        text = masked_text(group.context, group.digest, masked.vector)
-        key = group.roster.entries[index].certificate.public_key
-        return "" if group.verify(key, text, masked.signature) else "a vector without its signature"
+
+def _fault(group: Group, index: int, masked: Masked) -> str:
+    """What is wrong with a device's vector; "" if nothing is."""
+    if len(masked.vector) != group.words * group.ring // 8:
+        return f"a vector of {len(masked.vector)} bytes"
+    text = masked_text(group.context, group.digest, masked.vector)
+    key = group.roster.entries[index].certificate.public_key
+    return "" if group.verify(key, text, masked.signature) else "a vector without its signature"
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from penchant.common.config import RunConfig
 from penchant.deploy import run_directory
 from penchant.deploy.simulation.runner import simulate
 from penchant.deploy.simulation.world import prepare
+from penchant.server.journal import Journal
 
 MB = 1e6
 COLUMNS = (
@@ -89,6 +90,7 @@ def measured(people: int, cohort: int, jester: Path | None, base: str) -> dict[s
             "agents MB": agents / MB,
             "kB an agent": agents / len(world.federation.people) / 1e3,
             "round s": result.rounds_log[0].seconds or math.nan,
+            "close s": _closing_seconds(directory),
             "all s": seconds,
         }
 
@@ -96,6 +98,16 @@ def measured(people: int, cohort: int, jester: Path | None, base: str) -> dict[s
 def sizes(folder: Path) -> int:
     """Bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _closing_seconds(directory: Path) -> float:
+    """Seconds of the round over everybody."""
+    journal = Journal(directory)
+    last = journal.logs()[-1]
+    journal.close()
+    if last.phase != "close":
+        raise SystemExit(f"the last round of {directory} is not the closing one")
+    return last.seconds
 
 
 def _settings(folder: Path, people: int, jester: Path | None, base: str) -> dict[str, Any]:

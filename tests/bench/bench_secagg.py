@@ -49,6 +49,7 @@ from penchant.common.privacy.discrete_gaussian import discrete_gaussian
 from penchant.common.privacy.noise import SIGMA, solve
 from penchant.common.secagg.transcript import threshold
 from penchant.common.secagg.update_vector import COUNTERS
+from penchant.server.secagg.aggregation import Take
 
 HERE = Path(__file__).resolve().parent
 STAGES = ("keys", "shares", "masked", "confirm", "unmask")
@@ -129,21 +130,24 @@ def play(n: int, words: int, *, group: int = 0, lost: int = 0, fake: bool = Fals
     outside = 0.0
     masking = client.accumulate
 
-    def exchange(stage: str, requests: Mapping[int, bytes]) -> dict[int, bytes]:
+    def exchange(stage: str, requests: Mapping[int, bytes], take: Take | None = None, /) -> dict[int, bytes]:
         nonlocal outside
-        entered = time.perf_counter()
-        replies = {}
+        replies: dict[int, bytes] = {}
+        keep = take or replies.__setitem__
         for node, payload in requests.items():
             if stage == "masked" and node < lost:
                 continue
             if stage == "masked" and fake:
                 client.accumulate = masking if node in timed else (lambda *_, **__: None)
             began = time.perf_counter()
-            replies[node] = scene.tell(stage, node, payload)
+            reply = scene.tell(stage, node, payload)
             seconds[stage][node] = time.perf_counter() - began
+            if stage == "masked":
+                del scene.sent[stage][node]
             if node == n - 1:
-                up[stage], down[stage] = len(replies[node]), len(payload)
-        outside += time.perf_counter() - entered
+                up[stage], down[stage] = len(reply), len(payload)
+            outside += time.perf_counter() - began
+            keep(node, reply)
         return replies
 
     began = time.perf_counter()
@@ -226,7 +230,7 @@ def memory(full: bool) -> list[dict[str, Any]]:
     """What a device and the server allocate at most, each by itself, d=1M, a tenth lost.
 
     device_mb: while it answers stage masked, beside its own vector. server_mb: from the arrival of the
-    vectors to the sum. replies_mb: what those weigh, which the server holds until it has added them up.
+    vectors, which it adds one by one, to the sum.
     """
     cases = []
     for n in (10, 50, 100) if full else (10, 50):
@@ -238,10 +242,10 @@ def memory(full: bool) -> list[dict[str, Any]]:
 def allocated(n: int, words: int, lost: int) -> dict[str, Any]:
     """One round, traced where it is heaviest. The others send without masks, which weighs the same."""
     scene = Scene(n, words=words)
-    masking, device, replies_mb = client.accumulate, 0.0, 0.0
+    masking, device = client.accumulate, 0.0
 
-    def exchange(stage: str, requests: Mapping[int, bytes]) -> dict[int, bytes]:
-        nonlocal device, replies_mb
+    def exchange(stage: str, requests: Mapping[int, bytes], take: Take | None = None, /) -> dict[int, bytes]:
+        nonlocal device
         replies = {}
         for node, payload in requests.items():
             if stage == "masked" and node < lost:
@@ -255,11 +259,13 @@ def allocated(n: int, words: int, lost: int) -> dict[str, Any]:
             if stage == "masked" and node == n - 1:
                 device = tracemalloc.get_traced_memory()[1] / 2**20
                 tracemalloc.stop()
-        if stage == "masked":
-            scene.sent.clear()
-            replies_mb = sum(map(len, replies.values())) / 2**20
-            tracemalloc.start()
-        return replies
+        if take is None:
+            return replies
+        scene.sent.clear()
+        tracemalloc.start()  # what was made before is not counted
+        for node in list(replies):
+            take(node, replies.pop(node))
+        return {}
 
     try:
         scene.server.run(scene.announce, range(n), exchange, scene.journal)
@@ -273,7 +279,6 @@ def allocated(n: int, words: int, lost: int) -> dict[str, Any]:
         "lost": lost,
         "device_mb": device,
         "server_mb": server,
-        "replies_mb": replies_mb,
     }
 
 
@@ -589,11 +594,11 @@ def case_table(cases: list[dict[str, Any]]) -> list[str]:
 
 def memory_table(cases: list[dict[str, Any]]) -> list[str]:
     rows = [
-        "| n | d | a device, MiB | the server, MiB | beside the vectors that came, MiB |",
-        "|---|---|---|---|---|",
+        "| n | d | a device, MiB | the server, MiB |",
+        "|---|---|---|---|",
     ]
     for case in cases:
-        sizes = " | ".join(f"{case[name]:.1f}" for name in ("device_mb", "server_mb", "replies_mb"))
+        sizes = " | ".join(f"{case[name]:.1f}" for name in ("device_mb", "server_mb"))
         rows.append(f"| {case['n']} | {case['words']:,} | {sizes} |")
     return rows
 

@@ -106,6 +106,36 @@ def test_a_reply_whose_push_broke_off_holds_up_nobody(link: SuperLink, grid: Non
     assert len(link.confirmed) == 2
 
 
+def test_many_replies_are_looked_for_in_queries_that_a_database_takes(
+    link: SuperLink, grid: NonBlockingGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    pull = link.PullMessages
+
+    def counted(request: Any) -> PullAppMessagesResponse:
+        asked.append(len(request.message_ids))
+        return pull(request)
+
+    monkeypatch.setattr(link, "PullMessages", counted)
+    link.objects |= dict(link.begins("3", b"first")) | dict(link.begins("25000", b"last"))
+    found = payloads(grid, [str(number) for number in range(1, 25_001)])
+    assert found == {"3": b"first", "25000": b"last"}
+    assert asked == [10_000, 10_000, 5_000]
+    assert max(asked) < 32_766
+
+
+def test_contents_are_fetched_one_by_one(link: SuperLink, grid: NonBlockingGrid) -> None:
+    """However many replies have gathered, one is held; what is not taken now is there at the next look."""
+    for asked in ("1", "2", "3"):
+        link.objects |= dict(link.begins(asked, b"reply " + asked.encode()))
+    replies = grid.pull_messages(["1", "2", "3"])
+    assert link.confirmed == []
+    for count in (1, 2):
+        next(replies)
+        assert len(link.confirmed) == count
+    assert payloads(grid, ["3"]) == {"3": b"reply 3"}
+
+
 def test_what_nobody_asks_for_any_more_is_forgotten(link: SuperLink, grid: NonBlockingGrid) -> None:
     late = link.begins("1", b"late")
     assert payloads(grid, ["1"]) == {}

@@ -600,9 +600,9 @@ class Renamed(Adding):
     kept: list[str] = field(default_factory=list)
 
     def run(self, announce: Announce, nodes: Sequence[int], exchange: Any, journal: Any) -> Aggregate:
-        def renamed(stage: str, payloads: Mapping[int, bytes]) -> Mapping[int, bytes]:
+        def renamed(stage: str, payloads: Mapping[int, bytes], *take: Any) -> Mapping[int, bytes]:
             replies: Mapping[int, bytes] = exchange(
-                {"confirm": "agree", "unmask": "open"}.get(stage, stage), payloads
+                {"confirm": "agree", "unmask": "open"}.get(stage, stage), payloads, *take
             )
             lines = self.journals[-1].records(announce.round, announce.attempt)
             self.kept = [kind for kind, _, _ in lines]
@@ -767,16 +767,16 @@ def test_unmask_replies_are_kept_on_arrival(
 ) -> None:
     """The server dies while it waits for more: what had arrived by then decides."""
     scene = world()
-    take, taken = Exchange._take, []
+    hear, taken = Exchange._hear, []
 
     def dies(self: Exchange, stage: str, *rest: Any) -> None:
-        take(self, stage, *rest)
+        hear(self, stage, *rest)
         taken.append(stage)
         if taken.count("unmask") == arrived:
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Exchange, "_take", dies)
+        patch.setattr(Exchange, "_hear", dies)
         with pytest.raises(Killed):
             scene.federate()
     recover(scene.start())
@@ -835,7 +835,7 @@ def kill_at(scene: World, step: int, monkeypatch: pytest.MonkeyPatch) -> bool:
         for name in ("begin", "record", "unmasking", "finish", "_write_checkpoint"):
             patch.setattr(scene.journal, name, counted(getattr(scene.journal, name)))
         patch.setattr(scene.grid, "push_messages", counted(scene.grid.push_messages))
-        patch.setattr(Exchange, "_take", counted(Exchange._take))
+        patch.setattr(Exchange, "_hear", counted(Exchange._hear))
         try:
             scene.federate()
         except Killed:

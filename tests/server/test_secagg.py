@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import fuzz_messages
-from support.scene import LENIENT, NOW, Scene, announcement, identity, membership, plain_sum
+from support.scene import LENIENT, NOW, Scene, announcement, handed_over, identity, membership, plain_sum
 
 from penchant.client.secagg import (
     Confirmed,
@@ -352,9 +352,14 @@ def test_a_journal_with_a_torn_record_is_refused() -> None:
 
 
 def plain_exchange(scene: Scene, silent: set[int] = frozenset()):  # type: ignore[no-untyped-def,assignment]
-    return lambda stage, requests: {
-        node: scene.answer(stage, node, payload) for node, payload in requests.items() if node not in silent
-    }
+    return lambda stage, requests, take=None: handed_over(
+        (
+            (node, scene.answer(stage, node, payload))
+            for node, payload in requests.items()
+            if node not in silent
+        ),
+        take,
+    )
 
 
 def test_plain_gives_the_same_sum_where_the_owner_allows_it() -> None:
@@ -376,9 +381,9 @@ def test_plain_survives_those_who_are_silent_or_lie() -> None:
     scene = Scene(5, policy=SecAggPolicy(1, 0, allow_unmasked=True), changes={"kind": Kind.PLAIN})
     lies = {("keys", 1): encode(Ready(bytes(32))), ("masked", 2): encode(Plain(b"short"))}
 
-    def exchange(stage, requests):  # type: ignore[no-untyped-def]
+    def exchange(stage, requests, take=None):  # type: ignore[no-untyped-def]
         honest = plain_exchange(scene, {0})(stage, requests)
-        return {node: lies.get((stage, node), reply) for node, reply in honest.items()}
+        return handed_over(((node, lies.get((stage, node), reply)) for node, reply in honest.items()), take)
 
     aggregate = PlainAggregation().run(scene.announce, range(5), exchange, MemoryRecords())
     assert aggregate.survivors == (3, 4)

@@ -26,6 +26,7 @@ from support.scene import (
     UNLIMITED,
     VERIFY,
     authority,
+    handed_over,
     identity,
     membership,
     signed_for,
@@ -71,7 +72,7 @@ from penchant.server.noise_terms import settle_noise
 from penchant.server.optimizers import ServerState
 from penchant.server.round import federate
 from penchant.server.run import ServerRun
-from penchant.server.secagg.aggregation import Aggregate, Aggregation, MemoryRecords, Record
+from penchant.server.secagg.aggregation import Aggregate, Aggregation, MemoryRecords, Record, Take
 from penchant.server.secagg.plain import PlainAggregation
 from penchant.server.secagg.secure import SecureAggregation
 
@@ -423,12 +424,15 @@ class FleetScene:
     ) -> FleetScene:
         """Play honestly until the server has its requests for `stage` ready, in `requests`."""
 
-        def exchange(now: str, requests: Mapping[int, bytes]) -> dict[int, bytes]:
+        def exchange(
+            now: str, requests: Mapping[int, bytes], take: Take | None = None, /
+        ) -> dict[int, bytes]:
             if now == stage:
                 self.requests = dict(requests)
                 raise Curtain
             quiet = set((silent or {}).get(now, ()))
-            return {i: self.tell(now, i, payload) for i, payload in requests.items() if i not in quiet}
+            told = ((i, self.tell(now, i, payload)) for i, payload in requests.items() if i not in quiet)
+            return handed_over(told, take)
 
         server = SecureAggregation(self.members, VERIFY)
         with suppress(Curtain):

@@ -27,7 +27,7 @@ from penchant.common.membership.manifest import LAST_DAY, RunManifest, day_of, p
 from penchant.common.wire.codec import decode, encode
 from penchant.common.wire.messages import Abort, Announce, Kind, abort_code
 from penchant.server.run_manifest import manifest_of
-from penchant.server.secagg.aggregation import Aggregate, MemoryRecords
+from penchant.server.secagg.aggregation import Aggregate, MemoryRecords, Take
 from penchant.server.secagg.secure import SecureAggregation
 
 SEED = b"the seed of all tests"
@@ -128,6 +128,15 @@ def plain_sum(chosen: Iterable[Ring]) -> NDArray[np.int64]:
     return sum((v.view(f"<i{v.itemsize}").astype(np.int64) for v in chosen), np.int64(0))
 
 
+def handed_over(replies: Iterable[tuple[int, bytes]], take: Take | None) -> dict[int, bytes]:
+    """What an exchange returns: the replies, or nothing where `take` has them one by one as they are made."""
+    if take is None:
+        return dict(replies)
+    for node, reply in replies:
+        take(node, reply)
+    return {}
+
+
 class Curtain(Exception):
     """The stage that a test waits for is reached."""
 
@@ -196,27 +205,31 @@ class Scene:
         sends instead of its reply. twist: what reaches a device instead of the server's request."""
         gone: set[int] = set()
 
-        def exchange(stage: str, requests: Mapping[int, bytes]) -> dict[int, bytes]:
+        def exchange(
+            stage: str, requests: Mapping[int, bytes], take: Take | None = None, /
+        ) -> dict[int, bytes]:
             gone.update((silent or {}).get(stage, ()))
-            return {
-                node: lie(stage, node, self.answer(stage, node, twist(stage, node, payload)))
+            replies = (
+                (node, lie(stage, node, self.answer(stage, node, twist(stage, node, payload))))
                 for node, payload in requests.items()
                 if node not in gone
-            }
+            )
+            return handed_over(replies, take)
 
         return self.server.run(self.announce, range(self.n), exchange, self.journal)
 
     def play_to(self, stage: str, silent: Mapping[str, Iterable[int]] | None = None) -> Scene:
         """Play honestly until the server has its requests for `stage` ready, in `requests`."""
 
-        def exchange(now: str, requests: Mapping[int, bytes]) -> dict[int, bytes]:
+        def exchange(
+            now: str, requests: Mapping[int, bytes], take: Take | None = None, /
+        ) -> dict[int, bytes]:
             if now == stage:
                 self.requests = dict(requests)
                 raise Curtain
             quiet = set((silent or {}).get(now, ()))
-            return {
-                node: self.tell(now, node, payload) for node, payload in requests.items() if node not in quiet
-            }
+            told = ((i, self.tell(now, i, payload)) for i, payload in requests.items() if i not in quiet)
+            return handed_over(told, take)
 
         with suppress(Curtain):
             self.server.run(self.announce, range(self.n), exchange, self.journal)
