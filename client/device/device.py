@@ -546,11 +546,13 @@ class Device:
             return str(error)
         return ""
 
-    def export(self, directory: Path, base: str | None = None) -> None:
+    def export(self, directory: Path, base: str | None = None) -> str:
         """Write the personal model as plain peft files (`client.export`); `base`: where its loader finds
-        the base model, if not where it was published."""
+        the base model, if not where it was published. -> Why they hold no classifier of transformers, empty
+        when they do."""
         planned, _, _, factors, kept = self._model()
-        export_peft(Export.of(MergedModel.of(planned, factors, kept), base), directory)
+        merged = MergedModel.of(planned, factors, kept)
+        return export_peft(Export.of(merged, base), directory, tried=merged)
 
     def forget_choices(self, chosen: Sequence[Recorded]) -> Forgotten:
         """Delete these choices and all that was learned from them, and fit the personal part to the rest.

@@ -3,20 +3,22 @@
 Shared and personal part become one adapter over `AutoModel`; a kernel or a diagonal is folded in. Whoever
 has torch, transformers and peft can run it: the card holds the few lines that do. Where a causal model is
 pooled at its last token and not normalised, the same adapter with its head also loads as
-`AutoModelForSequenceClassification`. LoRe has no adapter: its head on the frozen embedding is all there is.
+`AutoModelForSequenceClassification`, which is tried before the export ends. LoRe has no adapter: its head on
+the frozen embedding is all there is.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from penchant.client.device.classifier import disagreement, unfit
 from penchant.client.learning.merged_model import MergedModel
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.errors import DeviceError, UsageError
@@ -66,6 +68,7 @@ class Export:
         release: whether a fleet's server writes it, with `release.json` and `shared.safetensors` beside it.
         part: what is read of the base model, as in `Backbone`.
         classifier: where a classifier of transformers keeps the model, as in `Backbone`.
+        padding: what a classifier's texts are filled up with, as in `Backbone`.
     """
 
     effective: MergedWeights
@@ -79,6 +82,7 @@ class Export:
     release: bool = False
     part: str = ""
     classifier: str = ""
+    padding: str = ""
 
     @classmethod
     def of(cls, merged: MergedModel, base: str | None = None, *, personal: bool = True) -> Self:
@@ -96,11 +100,28 @@ class Export:
             personal=personal,
             part=model.part,
             classifier=model.classifier,
+            padding=model.padding,
+        )
+
+    @property
+    def unclassified(self) -> str:
+        """Why it holds nothing for transformers' classifiers; empty when it does."""
+        return unfit(
+            family=self.classifier,
+            padding=self.padding,
+            pooling=self.pooling,
+            normalize=self.model.normalize,
+            adapted=bool(self.effective.adapters),
         )
 
 
-def export_peft(export: Export, directory: Path) -> None:
+def export_peft(export: Export, directory: Path, *, tried: MergedModel | None = None) -> str:
     """Write the export into `directory`, which is made and must be empty; all of it, or nothing.
+
+    tried: the model that it is made of. Its classifier is loaded, from the files that were written, and left
+    out if it scores a batch of texts otherwise. Without `tried` it is not loaded.
+
+    -> why there is no classifier, empty when there is one.
 
     Raises UsageError when the directory is in use or the model is not an adapter, DeviceError when it can't
     be written.
@@ -113,42 +134,53 @@ def export_peft(export: Export, directory: Path) -> None:
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(f"{directory} is in use; choose an empty directory for the export")
     head = export.effective.head.detach().float().cpu().contiguous()
-    files: dict[str, bytes] = {
-        HEAD_FILE: save_tensors({"weight": head}),
-        SETTINGS_FILE: _settings(export),
-        CARD_FILE: _card(export).encode(),
-    }
-    if export.effective.adapters:
-        files |= _adapter(export, prefix="", extra={})
-        if _classifies(export):
+    why = export.unclassified
+    written: list[Path] = []
+    try:
+        if not why:
             inner = _adapter(
                 export, prefix=f"{export.classifier}.", extra={"base_model.model.score.weight": head}
             )
-            files |= {f"{CLASSIFIER}/{name}": data for name, data in inner.items()}
-    try:
-        _write(directory, files)
-    except OSError as error:
-        raise DeviceError(f"can't write the export into {directory}: {error.strerror}") from None
-
-
-def _write(directory: Path, files: dict[str, bytes]) -> None:
-    """All files, or none; for their owner alone: a personal model reveals things about its person."""
-    written: list[Path] = []
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for name, data in files.items():
-            path = directory / name
-            path.parent.mkdir(exist_ok=True, mode=0o700)
-            written.append(path)
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(data)
-    except OSError:
-        for path in written:
-            if path.exists():
-                erase(path)  # a personal model: not only its name is to be gone
-        for folder in {path.parent for path in written} - {directory}:
-            folder.rmdir()
+            _write(directory, {f"{CLASSIFIER}/{name}": data for name, data in inner.items()}, written)
+            why = disagreement(tried, directory / CLASSIFIER, export.padding) if tried else ""
+            if why:
+                _remove(directory, written)
+                export = replace(export, classifier="")
+        files = {
+            HEAD_FILE: save_tensors({"weight": head}),
+            SETTINGS_FILE: _settings(export),
+            CARD_FILE: _card(export, why).encode(),
+        }
+        adapter = _adapter(export, prefix="", extra={}) if export.effective.adapters else {}
+        _write(directory, files | adapter, written)
+    except BaseException as error:
+        _remove(directory, written)
+        if isinstance(error, OSError):
+            raise DeviceError(f"can't write the export into {directory}: {error.strerror}") from None
         raise
+    return why
+
+
+def _write(directory: Path, files: dict[str, bytes], written: list[Path]) -> None:
+    """The files, each for its owner alone: a personal model reveals things about its person. They are added
+    to `written`, before there is anything in them."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for name, data in files.items():
+        path = directory / name
+        path.parent.mkdir(exist_ok=True, mode=0o700)
+        written.append(path)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+
+
+def _remove(directory: Path, written: list[Path]) -> None:
+    """Erase what was written: of a personal model not only the name is to be gone."""
+    for path in written:
+        if path.exists():
+            erase(path)
+    for folder in {path.parent for path in written} - {directory}:
+        folder.rmdir()
+    written.clear()
 
 
 def _settings(export: Export) -> bytes:
@@ -183,10 +215,6 @@ def snippet(export: Export, directory: str) -> str:
         f"    e = {pooled}; return ({scaled} @ head).item()",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _classifies(export: Export) -> bool:
-    return bool(export.classifier) and export.pooling == "last" and not export.model.normalize
 
 
 def _adapter(export: Export, prefix: str, extra: dict[str, Tensor]) -> dict[str, bytes]:
@@ -224,7 +252,8 @@ def _lora_config(export: Export, prefix: str, *, classifier: bool) -> dict[str, 
     return {key: getattr(v, "value", v) for key, v in settings.items()}
 
 
-def _card(export: Export) -> str:
+def _card(export: Export, why: str) -> str:
+    """The model card; `why` there is no classifier, if there is none."""
     adapter = export.adapter
     what = (
         f"a LoRA adapter of rank {adapter.rank} (alpha {adapter.alpha:g}) on "
@@ -232,7 +261,7 @@ def _card(export: Export) -> str:
         if export.effective.adapters
         else "a score head on the base model's frozen embedding"
     )
-    also = _classifier(export.base) if _classifies(export) and export.effective.adapters else ""
+    also = f"\nIt holds no classifier of transformers: {why}.\n" if why else _classifier(export)
     return f"""---
 base_model: {export.base}
 library_name: peft
@@ -257,18 +286,25 @@ def _tags(export: Export) -> list[str]:
     return ["reward-model", "personal" if export.personal else "shared", "penchant"]
 
 
-def _classifier(base: str) -> str:
+def _classifier(export: Export) -> str:
     return f"""
 The folder `{CLASSIFIER}` holds the same for `AutoModelForSequenceClassification`, one label:
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
-base = AutoModelForSequenceClassification.from_pretrained(
-    {base!r}, num_labels=1, dtype='float32', trust_remote_code=False)
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained({export.base!r}, pad_token={export.padding!r},
+    padding_side='right', truncation_side={export.model.truncation!r}, trust_remote_code=False)
+base = AutoModelForSequenceClassification.from_pretrained({export.base!r},
+    num_labels=1, dtype='float32', trust_remote_code=False)
+base.config.pad_token_id = tokenizer.pad_token_id
 model = PeftModel.from_pretrained(base, './{CLASSIFIER}').eval()
+def scores(texts):
+    tokens = tokenizer(
+        texts, padding=True, truncation=True, max_length={export.max_tokens}, return_tensors='pt')
+    return model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).logits[:, 0].tolist()
 ```
 
-For several texts at a time it needs a padding token: where the base model names none, set
-`model.config.pad_token_id` and the tokenizer's `pad_token` to one that no text ends with.
+The padding matters: a classifier reads a text's last token that is no padding, so no text may end with it,
+and it stands at the right. Set both wherever the folder is loaded, also in a server.
 """

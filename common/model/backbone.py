@@ -34,6 +34,7 @@ from penchant.common.model.modules import find_blocks
 from penchant.common.printable import one_line
 
 ENCODER, LANGUAGE_MODEL = "encoder", "language_model"
+_ENDS = ("a", "the motion, on 12 bills", "\u16a0 \u2e2e")  # of a word, of words, of what no word list has
 _UNREAD_WEIGHTS = ("pooler",)  # often not saved, and never read here
 
 
@@ -57,6 +58,7 @@ class Backbone:
     dtype: torch.dtype
     part: str = ""  # what is read of the model that the folder holds, where not all: its encoder, say
     classifier: str = ""  # where a transformers classifier of this family keeps the model; "" if none can be
+    padding: str = ""  # the token that such a classifier's texts are filled up with: no text ends with it
 
     @property
     def blocks(self) -> tuple[str, nn.ModuleList]:
@@ -91,6 +93,7 @@ def load_backbone(config: ModelConfig, *, device: str = "auto") -> Backbone:
     if getattr(settings, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         limit -= int(settings.pad_token_id or 0) + 1  # their positions start behind the padding index
     causal = _is_causal(model, place)
+    classifier = _classifier(model) if causal and not part else ""
     return Backbone(
         name=config.base_model,
         model=model,
@@ -103,7 +106,8 @@ def load_backbone(config: ModelConfig, *, device: str = "auto") -> Backbone:
         device=place,
         dtype=dtype,
         part=part,
-        classifier=_classifier(model, tokenizer) if causal and not part else "",
+        classifier=classifier,
+        padding=_padding(model, tokenizer) if classifier else "",
     )
 
 
@@ -130,6 +134,25 @@ def load_generator(name: str, *, device: str = "auto") -> tuple[Any, Any]:
     if missing or not model.can_generate():
         raise BaseModelError(f'base model "{name}" cannot write text: it has no weights for that')
     return model.eval().requires_grad_(False).to(place), tokenizer
+
+
+def load_classifier(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """A base model as transformers' classifier of one label, with a head that is made up, on the CPU; and its
+    tokenizer.
+
+    BaseModelError: its files are not what they should be, or transformers has no such classifier.
+    """
+    folder, _ = resolve(name)
+    with _readable(name, folder) as (transformers, _, view):
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            str(view),
+            num_labels=1,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=dtype,
+            use_safetensors=True,
+        )
+        return model.eval().requires_grad_(False), _tokenizer(view, transformers)
 
 
 # --- loading --------------------------------------------------------------------------------------
@@ -285,21 +308,32 @@ def _pad_id(settings: Any, rows: int) -> int:
     return int(pad) if isinstance(pad, int) and 0 <= pad < rows else 0
 
 
-def _classifier(model: nn.Module, tokenizer: Any) -> str:
-    """Where `AutoModelForSequenceClassification` keeps a model of this family, "transformer" for GPT-2.
-
-    Empty where there is no such class, or it would read another token than this model: it takes the last one
-    that is no padding, which a text's own end is not where both are one token.
-    """
+def _classifier(model: nn.Module) -> str:
+    """Where `AutoModelForSequenceClassification` keeps a model of this family, "transformer" for GPT-2; empty
+    where there is no such class."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as NAMES,
     )
 
     settings: Any = model.config
-    ends = {tuple(tokenizer(text).input_ids[-1:]) for text in ("a", "the motion, on 12 bills")}
-    if settings.model_type not in NAMES or ends == {(settings.pad_token_id,)}:
-        return ""
-    return str(model.base_model_prefix)
+    return str(model.base_model_prefix) if settings.model_type in NAMES else ""
+
+
+def _padding(model: nn.Module, tokenizer: Any) -> str:
+    """A special token that a classifier's texts can be filled up with; empty where there is none.
+
+    A classifier reads a text's last token that is no padding. So no text may end with it: not with EOS where
+    the tokenizer adds one, nor with the unknown token where there are unknown words.
+    """
+    settings: Any = model.config
+    ends = {token for text in _ENDS for token in tokenizer(text).input_ids[-1:]}
+    special = tokenizer.all_special_ids
+    own = (tokenizer.pad_token_id, getattr(settings, "pad_token_id", None), tokenizer.eos_token_id)
+    rows = _vocabulary(model)
+    for token in (*own, *special):
+        if token in special and token not in ends and 0 <= token < rows:
+            return str(tokenizer.convert_ids_to_tokens(token))
+    return ""
 
 
 def _is_causal(model: nn.Module, device: torch.device) -> bool:

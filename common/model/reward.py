@@ -121,6 +121,7 @@ class RewardModel:
         self.max_tokens = backbone.max_tokens
         self.published = published(backbone)
         self.part, self.classifier = backbone.part, backbone.classifier
+        self.padding, self.dtype = backbone.padding, backbone.dtype
         self._tokenizing = threading.Lock()  # fast tokenizers change themselves while they work
         if self.adapted_modules:
             _place_lora(backbone, [module.name for module in self.adapted_modules], adapter)

@@ -53,8 +53,8 @@ class ModelSignature:
 @dataclass(frozen=True)
 class ModelDescription:
     """A model's signature, and what whoever uses an adapter of it must know: under which name the base model
-    is published, how a text's embedding is made, and how many tokens of a text are read; `part` and
-    `classifier` as in `Backbone`."""
+    is published, how a text's embedding is made, and how many tokens of a text are read; `part`, `classifier`
+    and `padding` as in `Backbone`."""
 
     signature: ModelSignature
     published: str
@@ -62,6 +62,7 @@ class ModelDescription:
     max_tokens: int
     part: str = ""
     classifier: str = ""
+    padding: str = ""
 
     @classmethod
     def of(cls, model: RewardModel) -> ModelDescription:
@@ -73,6 +74,7 @@ class ModelDescription:
             model.max_tokens,
             model.part,
             model.classifier,
+            model.padding,
         )
 
     def encode(self) -> bytes:
@@ -88,6 +90,7 @@ class ModelDescription:
             "max_tokens": self.max_tokens,
             "part": self.part,
             "classifier": self.classifier,
+            "padding": self.padding,
         }
         return json.dumps(table, indent=2).encode()
 
@@ -99,9 +102,10 @@ class ModelDescription:
         part, classifier = table.get("part", ""), table.get("classifier", "model")  # not in older files
         if not (_is_name(published) and _is_name(pooling) and _is_length(tokens)):
             raise RunDirectoryError(f"{path} does not say what an export needs, or says it wrongly")
-        if not (_is_name(part) and _is_name(classifier)):
+        padding = table.get("padding", "")  # without it there is no classifier
+        if not (_is_name(part) and _is_name(classifier) and _is_name(padding)):
             raise RunDirectoryError(f"{path} does not say what an export needs, or says it wrongly")
-        return cls(_signature(path, table), published, pooling, tokens, part, classifier)
+        return cls(_signature(path, table), published, pooling, tokens, part, classifier, padding)
 
 
 def _table(path: Path) -> dict[str, Any]:

@@ -110,7 +110,7 @@ class PersonalModel:
         directory = path_given("directory", directory)
         if base is not None and not isinstance(base, str):
             raise UsageError(f"base is {base!r}; give the name or the folder of a base model, as a text")
-        export_peft(Export.of(self._merged, base), directory)
+        export_peft(Export.of(self._merged, base), directory, tried=self._merged)
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:

@@ -30,6 +30,7 @@ class ApiLimits:
         body_seconds: for all of it to come.
         documents: texts that one request may have scored.
         characters: of one text; the model reads fewer in any case.
+        rows: that one body of feedback may have, bad ones too.
         choices: that one body of feedback may make.
         choice_characters: of all texts of these together; many choices may have one long prompt.
         waiting: requests that are being scored or wait for it.
@@ -41,6 +42,7 @@ class ApiLimits:
     body_seconds: float = 30.0
     documents: int = 1000
     characters: int = 200_000
+    rows: int = 20_000
     choices: int = 10_000
     choice_characters: int = 32 << 20
     waiting: int = 128

@@ -44,10 +44,11 @@ def record_feedback(
         skip_bad_rows: leave rows out that can't be used; otherwise one of them refuses all.
 
     Raises:
-        DataError: there is nothing to record, a row is bad, or it is not said who the owner is.
+        DataError: there is nothing to record, a row is bad, there are too many rows, or it is not said who
+            the owner is.
             ApiRefusal: the body is too deep, or makes too many choices.
     """
-    log = RowLog("skip" if skip_bad_rows else "refuse")
+    log = RowLog("skip" if skip_bad_rows else "refuse", most=limits.rows)
     found = bounded_choices(rows_of_json(data, log), log, limits)
     report = log.finish("the body")
     people = found.people

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -121,9 +122,11 @@ def export_models(models: RunModels, out: Path, people: Sequence[str] | None = N
     folders = [folder_of(models.place(name), name) for name in wanted]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is in use; choose an empty directory for the models")
-    export_peft(Export.of(models.of_newcomer([]), personal=False), out / SHARED)
+    start = models.of_newcomer([])
+    why = export_peft(Export.of(start, personal=False), out / SHARED, tried=start)
     for name, folder in zip(wanted, folders, strict=True):
-        export_peft(Export.of(models.of_person(name)), out / folder)
+        own = Export.of(models.of_person(name))
+        export_peft(replace(own, classifier="") if why else own, out / folder)
     scores = {score.client: score for score in result.per_client}
     known = [scores.get(name, ClientScore(name)) for name in wanted]
     write_private(out / PEOPLE_FILE, table_of(known, folders))

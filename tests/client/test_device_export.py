@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from penchant.client.device.export import Export, export_peft, snippet
+from penchant.client.device.export import CLASSIFIER, Export, export_peft, snippet
+from penchant.client.learning.merged_model import MergedModel
 from penchant.common.config import AdapterConfig, ModelConfig, PoolingName, ShareName
-from penchant.common.errors import DeviceError, UsageError
+from penchant.common.errors import BaseModelError, DeviceError, UsageError
+from penchant.common.model.backbone import load_classifier
 from penchant.common.model.factors import MergedWeights, Split
 from penchant.common.model.reward import RewardModel, load_reward_model
 
@@ -26,6 +29,7 @@ TEXTS = [
     ("", "a vote to table the tax"),
     ("cloture", "the judge of the budget"),
 ]
+PLAIN = ["README.md", "adapter_config.json", "adapter_model.safetensors", "head.safetensors", "penchant.json"]
 SHARES: list[ShareName] = ["B", "A", "kernel", "svd", "AB", "none", "ffa", "lore", "mixed", "common"]
 
 
@@ -58,6 +62,7 @@ def exported(
         12,
         part=loaded.part,
         classifier=loaded.classifier,
+        padding=loaded.padding,
     )
 
 
@@ -102,24 +107,6 @@ def test_the_snippet_pools_as_the_model_does(
     namespace: dict[str, Any] = {}
     exec(snippet(export, str(tmp_path / "export")), namespace)
     said = [namespace["score"](*text) for text in TEXTS]
-    assert said == pytest.approx(scores(loaded, export.effective), abs=1e-5)
-
-
-def test_a_causal_model_pooled_at_its_last_token_also_loads_as_a_classifier(
-    tiny_model: Callable[[str], Path], tmp_path: Path
-) -> None:
-    from transformers import AutoTokenizer
-
-    loaded, export = a_person(tiny_model("llama"), "svd", 0.0)
-    export_peft(export, tmp_path)
-    card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    code = card.split("```python\n")[2].split("```")[0].replace("'./", f"'{tmp_path}/")
-    namespace: dict[str, Any] = {}
-    exec(code, namespace)
-    model = namespace["model"]
-    tokenizer = AutoTokenizer.from_pretrained(export.base)
-    with torch.no_grad():
-        said = [float(model(**tokenizer(p + r, return_tensors="pt")).logits[0, 0]) for p, r in TEXTS]
     assert said == pytest.approx(scores(loaded, export.effective), abs=1e-5)
 
 
@@ -175,58 +162,161 @@ def test_a_base_model_kept_in_bfloat16_is_scored_as_the_product_scores_it(
 
 # --- every family ---------------------------------------------------------------------------------
 
-FAMILIES = {  # and where its classifier keeps the model
+CLASSIFIERS = {  # and where its classifier keeps the model
     "gpt2": "transformer",
     "gptj": "transformer",
+    "gpt_neo": "transformer",
     "gpt_neox": "gpt_neox",
-    "opt": "model",
-    "t5": None,
-    "gemma3": None,
-    "modernbert": None,
+    "gpt_bigcode": "transformer",
+    "opt": "model",  # names a padding token that is not its tokenizer's
+    "bloom": "transformer",
+    "falcon": "transformer",
+    "mpt": "transformer",
+    "llama": "model",
+    "mistral": "model",
+    "mixtral": "model",
+    "qwen3": "model",
+    "gemma": "model",
+    "gemma2": "model",
+    "gemma3_text": "model",
+    "phi": "model",
+    "phi3": "model",
+    "olmo2": "model",
+    "starcoder2": "model",
 }
+OTHERS = {"t5": "common family", "gemma3": "common family", "modernbert": "common family"}
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
-@pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # peft's word on Conv1D, which it then handles
-def test_every_family_exports_what_its_card_says(
-    tiny_model: Callable[[str], Path], tmp_path: Path, kind: str
-) -> None:
-    from transformers import AutoTokenizer
-
-    model = ModelConfig(str(tiny_model(kind)), "auto", 0.0, max_tokens=12, truncation="right")
+def a_model(folder: Path) -> MergedModel:
+    """A model over a base that is pooled as its family asks for, with random factors."""
+    model = ModelConfig(str(folder), "auto", 0.0, max_tokens=12, truncation="right")
     adapter = AdapterConfig(share="A", rank=2, alpha=3.0, target_modules=("auto",), layers=(-2, -1))
     loaded = load_reward_model(model, adapter)
     split = Split.of(loaded.adapted_modules, loaded.embedding, adapter, seed=3)
     rng = np.random.default_rng(5)
-    effective = split.merged(
-        *(rng.normal(size=part.size).astype(np.float32) for part in (split.shared, split.personal))
-    )
-    export_peft(exported(loaded, effective, model, adapter), tmp_path / "mine")
+    parts = (rng.normal(size=part.size).astype(np.float32) for part in (split.shared, split.personal))
+    return MergedModel(loaded, split.merged(*parts), model, adapter)
+
+
+def card_of(folder: Path) -> str:
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def by_the_card(folder: Path) -> Callable[[list[str]], list[float]]:
+    """What the card's lines for a classifier define."""
+    code = card_of(folder).split("```python\n")[2].split("```")[0]
     namespace: dict[str, Any] = {}
-    exec(snippet(exported(loaded, effective, model, adapter), str(tmp_path / "mine")), namespace)
-    expected = scores(loaded, effective)
+    with torch.no_grad():
+        exec(code.replace("'./", f"'{folder}/"), namespace)
+    found: Callable[[list[str]], list[float]] = namespace["scores"]
+    return found
+
+
+@pytest.mark.parametrize("kind", [*CLASSIFIERS, *OTHERS])
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # peft's word on Conv1D, which it then handles
+def test_every_family_exports_what_its_card_says(
+    tiny_model: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    """The lines for one text, and of a causal model those for a batch of texts of several lengths."""
+    merged = a_model(tiny_model(kind))
+    why = export_peft(Export.of(merged), tmp_path, tried=merged)
+    namespace: dict[str, Any] = {}
+    exec(snippet(Export.of(merged), str(tmp_path)), namespace)
+    expected = merged.scores(TEXTS)
     assert [namespace["score"](*text) for text in TEXTS] == pytest.approx(expected, abs=1e-5)
-
-    assert (tmp_path / "mine" / "sequence-classification").exists() == (FAMILIES[kind] is not None)
-    if FAMILIES[kind] is not None:
-        card = (tmp_path / "mine" / "README.md").read_text(encoding="utf-8")
-        assert "where the base model names none" in card
-        code = card.split("```python\n")[2].split("```")[0].replace("'./", f"'{tmp_path}/mine/")
-        exec(code, namespace)
-        tokenizer = AutoTokenizer.from_pretrained(str(tiny_model(kind)))
-        with torch.no_grad():
-            said = [
-                float(namespace["model"](**tokenizer(p + r, return_tensors="pt")).logits[0, 0])
-                for p, r in TEXTS
-            ]
-        assert said == pytest.approx(expected, abs=1e-5)
+    assert merged.model.classifier == CLASSIFIERS.get(kind, "")
+    if kind in OTHERS:
+        assert OTHERS[kind] in why
+        assert why in card_of(tmp_path)
+        assert not (tmp_path / CLASSIFIER).exists()
+        return
+    assert why == ""
+    scores_of = by_the_card(tmp_path)
+    assert scores_of([p + r for p, r in TEXTS]) == pytest.approx(expected, abs=1e-4)
+    assert scores_of([TEXTS[0][0] + TEXTS[0][1]]) == pytest.approx(expected[:1], abs=1e-4)
 
 
-def test_there_is_no_classifier_where_it_would_read_another_token(
+def ends_with(folder: Path, token: str) -> None:
+    """Have a folder's tokenizer put a token behind every text."""
+    table = json.loads((folder / "tokenizer.json").read_text())
+    number = table["model"]["vocab"][token]
+    table["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": token, "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(table))
+
+
+def with_settings(folder: Path, name: str, **changes: Any) -> None:
+    table = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(table | changes))
+
+
+def test_padding_that_texts_end_with_is_not_used(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """A tokenizer that adds EOS, and EOS as padding: the classifier would read the token before it."""
+    folder = tmp_path / "llama"
+    shutil.copytree(tiny_model("llama"), folder)
+    ends_with(folder, "of")
+    with_settings(folder, "tokenizer_config.json", pad_token="of", eos_token="of", bos_token="the")
+    with_settings(folder, "config.json", pad_token_id=4, eos_token_id=4)
+    merged = a_model(folder)
+    assert merged.model.padding == "the"
+    assert export_peft(Export.of(merged), tmp_path / "mine", tried=merged) == ""
+    said = by_the_card(tmp_path / "mine")([p + r for p, r in TEXTS])
+    assert said == pytest.approx(merged.scores(TEXTS), abs=1e-4)
+    assert "pad_token='the'" in card_of(tmp_path / "mine")
+
+
+def test_without_a_token_to_fill_up_with_there_is_no_classifier_and_the_card_says_why(
     tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    loaded, export = a_person(tiny_model("llama"), "A", 0.0)
-    assert loaded.classifier == "model"
-    export_peft(replace(export, classifier=""), tmp_path / "mine")
-    assert not (tmp_path / "mine" / "sequence-classification").exists()
-    assert "AutoModelForSequenceClassification" not in (tmp_path / "mine" / "README.md").read_text()
+    folder = tmp_path / "llama"
+    shutil.copytree(tiny_model("llama"), folder)
+    with_settings(folder, "tokenizer_config.json", pad_token=None)
+    merged = a_model(folder)
+    assert merged.model.padding == "", "what is left is the unknown word, with which a text may end"
+    why = export_peft(Export.of(merged), tmp_path / "mine", tried=merged)
+    assert "give its tokenizer a padding token of its own" in why
+    assert why in card_of(tmp_path / "mine")
+    assert not (tmp_path / "mine" / CLASSIFIER).exists()
+
+
+def test_a_classifier_that_scores_otherwise_when_it_is_loaded_is_left_out(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged = a_model(tiny_model("llama"))
+    other = load_classifier(str(tiny_model("llama")), torch.float32)
+    other[0].model.embed_tokens.weight[5:] *= 2
+    with monkeypatch.context() as broken:
+        broken.setattr("penchant.client.device.classifier.load_classifier", lambda *_: other)
+        why = export_peft(Export.of(merged), tmp_path / "mine", tried=merged)
+    assert "off" in why
+    assert why in card_of(tmp_path / "mine")
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == PLAIN
+    with monkeypatch.context() as broken:
+        broken.setattr("penchant.client.device.classifier.load_classifier", no_classifier)
+        assert "no such class" in export_peft(Export.of(merged), tmp_path / "other", tried=merged)
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == PLAIN
+
+
+def no_classifier(*_: Any) -> Any:
+    raise BaseModelError("there is no such class")
+
+
+@pytest.mark.parametrize(("pooling", "normalize"), [("mean", 0.0), ("last", 10.0)])
+def test_a_model_that_no_classifier_can_be_says_which_settings_would_let_it(
+    tiny_model: Callable[[str], Path], tmp_path: Path, pooling: PoolingName, normalize: float
+) -> None:
+    _, export = a_person(tiny_model("llama"), "A", normalize, pooling)
+    why = export_peft(export, tmp_path / "mine")
+    assert why == 'it needs model.pooling = "last" (or "auto") and model.normalize = 0, before training'
+    assert why in card_of(tmp_path / "mine")
+
+
+def test_the_kernel_is_folded_into_the_classifier(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    loaded, export = a_person(tiny_model("llama"), "svd", 0.0)
+    assert export_peft(export, tmp_path) == ""
+    said = by_the_card(tmp_path)([p + r for p, r in TEXTS])
+    assert said == pytest.approx(scores(loaded, export.effective), abs=1e-4)

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import BaseModelError
-from penchant.common.model.backbone import load_backbone
 from penchant.common.model.factors import MergedWeights, Split
 from penchant.common.model.reward import RewardModel, load_reward_model
 
@@ -163,25 +162,6 @@ def test_weights_that_are_no_numbers_or_absent_are_refused_by_name(copied: Calla
     del weights["layers.2.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     assert "has no weights for layers.2.mlp.up_proj.weight; get the base model again" in refusal(folder)
-
-
-def test_a_classifier_is_offered_unless_texts_end_with_the_padding(copied: Callable[..., Path]) -> None:
-    """transformers' classifiers take the last token that is no padding."""
-    folder = copied("llama", pad_token_id=3)
-    assert load_backbone(ModelConfig(base_model=str(folder)), device="cpu").classifier == "model"
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    end = {"id": "of", "type_id": 0}
-    tokenizer["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": end}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-        "special_tokens": {"of": {"id": "of", "ids": [4], "tokens": ["of"]}},
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert load_backbone(ModelConfig(base_model=str(folder)), device="cpu").classifier == "model"
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": 4}))
-    assert load_backbone(ModelConfig(base_model=str(folder)), device="cpu").classifier == ""
 
 
 # --- what is read of texts ------------------------------------------------------------------------

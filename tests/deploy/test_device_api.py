@@ -312,6 +312,24 @@ def test_a_body_makes_no_more_choices_than_are_allowed(
         assert api.post("/v1/feedback", pairs[:10]).json()["new"] == 10
 
 
+@pytest.mark.parametrize("query", ["", "?skip_bad_rows=true"])
+@pytest.mark.parametrize(
+    "row", [b"1", b"{}", b'{"chosen": 3}', b'{"prompt": "", "chosen": "a", "rejected": "b"}']
+)
+def test_a_body_has_no_more_rows_than_are_allowed_good_or_bad(
+    tiny_model: Callable[[str], Path], tmp_path: Path, row: bytes, query: str
+) -> None:
+    """A bad row is noted with its place and reason: two bytes each, a body would hold two million of them."""
+    device = new_device(tmp_path / "device", tiny_model("bert"), [])
+    with served(device, limits=ApiLimits(rows=10)) as api, api.client() as client:
+        json_kind = {"content-type": "application/json"}
+        for body in (b"[" + b",".join([row] * 11) + b"]", b"\n".join([row] * 11)):
+            refused = client.post(f"/v1/feedback{query}", content=body, headers=json_kind)
+            assert refused.status_code == 400
+            assert told(refused) == "there are more than 10 rows; give fewer at a time"
+        assert len(device.store) == 0
+
+
 def test_a_thousand_ratings_of_one_prompt_are_recorded_and_what_is_left_out_is_said(
     tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:

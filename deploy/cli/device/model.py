@@ -152,8 +152,10 @@ def export(
     """Write the personal model as a plain LoRA adapter with its score head and a model card."""
     if format != "peft":
         raise UsageError(f"there is no export format {format!r}; peft is the one")
-    open_device(home, passphrase).export(directory, base)
+    why = open_device(home, passphrase).export(directory, base)
     say(f"{directory}: see its README.md")
+    if why:
+        notice(f"it holds no classifier of transformers: {why}")
 
 
 # --- inner parts --------------------------------------------------------------------------------------
