@@ -46,15 +46,21 @@ class ModelSignature:
         """Which tensors are shared and which personal under `plan`."""
         warmup = plan.phase == "warmup"
         return Split.of(
-            self.adapted_modules, self.embedding, plan.adapter, base=self.base, warmup=warmup, seed=plan.seed
+            self.adapted_modules,
+            self.embedding,
+            plan.adapter,
+            head=plan.head,
+            base=self.base,
+            warmup=warmup,
+            seed=plan.seed,
         )
 
 
 @dataclass(frozen=True)
 class ModelDescription:
     """A model's signature, and what whoever uses an adapter of it must know: under which name the base model
-    is published, how a text's embedding is made, and how many tokens of a text are read; `part` and
-    `classifier` as in `Backbone`."""
+    is published, how a text's embedding is made, and how many tokens of a text are read; `part`,
+    `classifier` and `writer` as in `Backbone`."""
 
     signature: ModelSignature
     published: str
@@ -62,6 +68,7 @@ class ModelDescription:
     max_tokens: int
     part: str = ""
     classifier: str = ""
+    writer: str = ""
 
     @classmethod
     def of(cls, model: RewardModel) -> ModelDescription:
@@ -73,6 +80,7 @@ class ModelDescription:
             model.max_tokens,
             model.part,
             model.classifier,
+            model.writer,
         )
 
     def encode(self) -> bytes:
@@ -88,6 +96,7 @@ class ModelDescription:
             "max_tokens": self.max_tokens,
             "part": self.part,
             "classifier": self.classifier,
+            "writer": self.writer,
         }
         return json.dumps(table, indent=2).encode()
 
@@ -97,11 +106,12 @@ class ModelDescription:
         table = _table(path)
         published, pooling, tokens = (table.get(key) for key in ("published", "pooling", "max_tokens"))
         part, classifier = table.get("part", ""), table.get("classifier", "model")  # not in older files
+        writer = table.get("writer", "")
         if not (_is_name(published) and _is_name(pooling) and _is_length(tokens)):
             raise RunDirectoryError(f"{path} does not say what an export needs, or says it wrongly")
-        if not (_is_name(part) and _is_name(classifier)):
+        if not (_is_name(part) and _is_name(classifier) and _is_name(writer)):
             raise RunDirectoryError(f"{path} does not say what an export needs, or says it wrongly")
-        return cls(_signature(path, table), published, pooling, tokens, part, classifier)
+        return cls(_signature(path, table), published, pooling, tokens, part, classifier, writer)
 
 
 def _table(path: Path) -> dict[str, Any]:

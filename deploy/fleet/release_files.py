@@ -89,6 +89,7 @@ def write_release(directory: Path, round: int | None, out: Path) -> int:
             max_tokens=base.max_tokens,
             part=base.part,
             classifier=base.classifier,
+            writer=base.writer,
             personal=False,
             release=True,
         ),

@@ -33,6 +33,7 @@ def test_a_description_is_read_as_it_was_written(tmp_path: Path) -> None:
         "max_tokens",
         "part",
         "classifier",
+        "writer",
     ]
 
 
