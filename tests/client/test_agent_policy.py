@@ -115,6 +115,8 @@ def trained(**changes: Any) -> dict[str, Any]:
         (reading(pooling="first"), "poolings", ("auto", "mean"), ("first",)),
         (reading(pooling="last"), "poolings", ("auto", "mean"), ("*",)),
         (reading(normalize=31.0), "max_normalize", 30.0, 31.0),
+        (reading(objective="dpo"), "objectives", ("reward",), ("dpo",)),
+        (reading(beta=1.1), "max_beta", 1.0, 1.1),
         (reading(normalize=0.0), "unnormalized", False, True),
         (adapted(rank=17), "max_rank", 16, 17),
         (adapted(alpha=17.0, rank=2), "max_scale", 8.0, 8.5),

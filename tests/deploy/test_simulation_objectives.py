@@ -89,9 +89,7 @@ def test_every_share_that_needs_no_head(
     assert log[0].train_loss == pytest.approx(np.log(2), abs=0.01), "at the start π is π_ref: log 2"
     assert log[-1].train_loss is not None
     assert log[0].train_loss is not None
-    if (
-        share == "mixed"
-    ):  # deviations are held back over so few pairs, and people's tastes contradict each other
+    if share == "mixed":  # deviations are held back over so few pairs
         assert any(np.any(own) for own in left(tmp_path / "run")[1])
     else:
         assert log[-1].train_loss < log[0].train_loss
