@@ -22,6 +22,7 @@ import tomli_w
 
 from penchant.common.durations import DAY
 from penchant.common.errors import ConfigError
+from penchant.common.objectives import OBJECTIVES, REWARD, Objective, objective
 from penchant.common.registry import COMBINATIONS, SERVER_OPTIMIZERS
 from penchant.common.settings import (
     Section,
@@ -33,8 +34,9 @@ from penchant.common.settings import (
     setting,
     within,
 )
-from penchant.common.shares import SHARES, ShareRule, share_rule
+from penchant.common.shares import SHARES, Head, ShareRule, share_rule
 
+ObjectiveName = str  # a name of `common.objectives`
 ShareName = str  # a name of `common.shares`
 HeadName = Literal["auto", "shared", "personal"]
 PoolingName = Literal["auto", "mean", "first", "last"]
@@ -136,7 +138,7 @@ class DataConfig(Section):
 
 @dataclass(frozen=True)
 class ModelConfig(Section):
-    """The frozen backbone and how a text becomes one embedding."""
+    """The frozen backbone, and how a response becomes one score."""
 
     base_model: str = setting("all-MiniLM-L6-v2", "The frozen base model: a Hugging Face id or a folder.")
     pooling: PoolingName = setting(
@@ -157,6 +159,38 @@ class ModelConfig(Section):
     quantize: QuantizeName = setting(
         "none", "How frozen linear weights are held; 4bit is NF4 and needs CUDA and bitsandbytes."
     )
+    objective: ObjectiveName = setting(
+        REWARD,
+        "What is learned: reward scores texts by a head; dpo and ipo make the base model itself write what "
+        "its person prefers, and score by its log-probabilities.",
+        choices=OBJECTIVES.names,
+        added=True,
+    )
+    beta: float = setting(
+        0.1,
+        "The scale of scores that are made of log-probabilities; the larger, the nearer a policy stays to "
+        "the base model.",
+        low=1e-3,
+        high=100,
+        added=True,
+    )
+
+    @property
+    def rule(self) -> Objective:
+        """The objective that `objective` names."""
+        return objective(self.objective)
+
+    def _check(self) -> None:
+        if self.rule.has_head:
+            return
+        usual = {f.name: f.default for f in dataclasses.fields(self)}
+        for name in ("pooling", "normalize"):
+            if getattr(self, name) != usual[name]:
+                raise ConfigError(
+                    f"model.{name} is about the embedding under a score head, and objective "
+                    f'"{self.objective}" has none; drop one of them',
+                    about=(f"model.{name}", "model.objective"),
+                )
 
     @classmethod
     def _group(cls) -> str:
@@ -226,6 +260,28 @@ class AdapterConfig(Section):
     @classmethod
     def _group(cls) -> str:
         return _MODEL
+
+
+def head_of(model: ModelConfig, adapter: AdapterConfig) -> Head:
+    """Where the score head belongs; NONE where the objective has no use for one.
+
+    Raises:
+        ConfigError: the objective has none, and something that is asked for needs one.
+    """
+    if model.rule.has_head:
+        return adapter.rule.head(adapter.head)
+    asked = {
+        "adapter.share": (not adapter.rule.works_without_head, f'share "{adapter.share}" is about'),
+        "adapter.head": (adapter.head != "auto", f'adapter.head "{adapter.head}" is about'),
+        "adapter.share_base": ("head" in adapter.share_base, "adapter.share_base names"),
+    }
+    for key, (needs_one, what) in asked.items():
+        if needs_one:
+            raise ConfigError(
+                f'{what} a score head, and objective "{model.objective}" has none; drop one of them',
+                about=(key, "model.objective"),
+            )
+    return Head.NONE
 
 
 @dataclass(frozen=True)
@@ -517,6 +573,7 @@ class RunConfig(Section):
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
 
     def _check(self) -> None:
+        head_of(self.model, self.adapter)
         if self.federation.warmup_rounds and not self.adapter.rule.can_warm_up:
             raise ConfigError(
                 f'share "{self.adapter.share}" has no split to warm up for; set federation.warmup_rounds to '
@@ -527,6 +584,11 @@ class RunConfig(Section):
     @classmethod
     def _title(cls) -> str:
         return ""  # its own settings have no section in their names
+
+    @property
+    def head(self) -> Head:
+        """Where the score head belongs."""
+        return head_of(self.model, self.adapter)
 
     # --- TOML ------------------------------------------------------------------------------------
 
@@ -627,6 +689,14 @@ class Plan(Section):
     dp_participations: int = field(default=0, metadata=as_in(PrivacyConfig, "dp_participations"))
     dp_honest: int = field(default=0, metadata=as_in(PrivacyConfig, "dp_honest"))
 
+    @property
+    def head(self) -> Head:
+        """Where the score head belongs."""
+        return head_of(self.model, self.adapter)
+
+    def _check(self) -> None:
+        head_of(self.model, self.adapter)
+
     def encode(self) -> bytes:
         """Canonical bytes: JSON with sorted keys and no spaces, in UTF-8."""
         table = section_table(self, stored=True)
@@ -647,6 +717,7 @@ class Plan(Section):
         if not isinstance(table, dict):
             raise ConfigError("the plan is not a table")
         _refuse_unknown_share(table.get("adapter"))
+        _refuse_unknown_objective(table.get("model"))
         plan = build_section(cls, table, "plan", stored=True)
         if canonical and plan.encode() != data:
             raise ConfigError("the plan is not in its canonical form")
@@ -660,6 +731,16 @@ def _refuse_unknown_share(adapter: object) -> None:
         raise ConfigError(
             f"the plan asks for share {share[:40]!r}, which is not known here; install the package that adds "
             "it, or ask the operator for another plan"
+        )
+
+
+def _refuse_unknown_objective(model: object) -> None:
+    """ConfigError as `_refuse_unknown_share`, for what is learned."""
+    asked = model.get("objective") if isinstance(model, dict) else None
+    if isinstance(asked, str) and asked not in OBJECTIVES:
+        raise ConfigError(
+            f"the plan asks for objective {asked[:40]!r}, which is not known here; install the package that "
+            "adds it, or ask the operator for another plan"
         )
 
 

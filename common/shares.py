@@ -52,6 +52,7 @@ class Head(StrEnum):
 
     SHARED = "shared"
     PERSONAL = "personal"
+    NONE = "none"  # the objective scores without one; nothing that is asked for
 
 
 class Part(StrEnum):
@@ -232,6 +233,11 @@ class ShareRule:
         return bool(self.in_modules)
 
     @property
+    def works_without_head(self) -> bool:
+        """Whether it makes sense where nothing is scored by a head: all that it divides is in modules."""
+        return self.adapts_modules and self.compose_head is None
+
+    @property
     def shares_nothing(self) -> bool:
         """Whether no factor leaves the device: everyone alone."""
         return all(factor.part is not Part.SHARED for factor in self.factors)
@@ -260,10 +266,9 @@ class ShareRule:
             )
         if asked == "auto":
             return Head.PERSONAL if self.shares_nothing else Head.SHARED
-        try:
-            return Head(asked)
-        except ValueError:
-            raise ConfigError(f'head is "{asked}"; it must be auto, shared or personal') from None
+        if asked not in (Head.SHARED, Head.PERSONAL):
+            raise ConfigError(f'head is "{asked}"; it must be auto, shared or personal')
+        return Head(asked)
 
     def parts(self, head: Head, warmup: bool = False, *, base: bool = False) -> dict[str, Part]:
         """The rule table: role of a tensor (a factor's, "head" or "base") -> what happens to it.
@@ -279,7 +284,7 @@ class ShareRule:
         if warmup and not self.can_warm_up:
             raise ConfigError(f'share "{self.name}" has no split to warm up for; set warm-up rounds to 0')
         found = {factor.role: factor.warmup if warmup else factor.part for factor in self.factors}
-        if self.compose_head is None:
+        if self.compose_head is None and head is not Head.NONE:
             found["head"] = Part.SHARED if warmup else Part(head.value)
         return found | {"base": Part.SHARED} if base else found
 

@@ -78,6 +78,8 @@ def policy_for(config: RunConfig, min_honest: int, max_colluders: int) -> OwnerP
         poolings=(model.pooling,),
         max_normalize=max(usual.max_normalize, model.normalize),
         unnormalized=not model.normalize,
+        objectives=(model.objective,),
+        max_beta=max(usual.max_beta, model.beta),
         optimizers=("adamw", "sgd"),
         max_rate=max(*rates, training.warmup_lr) * max(1.0, training.weight_decay + training.l2_to_start),
         min_batch=min(usual.min_batch, training.batch_size or usual.min_batch),

@@ -13,6 +13,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch comes: small work 
 
 
 @pytest.fixture(scope="session")
+def tiny_writer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """As `tiny_model`, of causal models, with what makes their words and a token that ends a text."""
+    made: dict[str, Path] = {}
+
+    def get(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp(f"{kind}-writer")
+            write_tiny_model(kind, made[kind], writes=True)
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """model type ("bert", "llama", …) -> folder with a randomly initialised model of 3 blocks, width 16."""
     made: dict[str, Path] = {}

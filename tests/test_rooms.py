@@ -88,7 +88,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"printable"},
         {"durations", "network", "errors", "terminal", "wording"},
         {"foreign_files", "registry", "settings", "storage", "wire"},
-        {"shares"},
+        {"objectives", "shares"},
         {"config", "crypto", "data"},
         {"membership", "model", "privacy"},
         {"secagg"},

@@ -156,6 +156,14 @@ class OwnerPolicy(Section):
         30.0, "The largest length that embeddings may be scaled to.", low=1e-3, high=1000
     )
     unnormalized: bool = setting(False, "Whether embeddings may keep the length that they have.")
+    objectives: tuple[str, ...] = setting(
+        ("reward",),
+        'What a plan may have learned, by objective; "*" stands for any. What a policy is taught by choices '
+        "(dpo, ipo) reaches every word of their responses, so that is for the owner to allow.",
+    )
+    max_beta: float = setting(
+        1.0, "The largest scale of scores that are made of log-probabilities.", low=1e-3, high=100
+    )
     optimizers: tuple[str, ...] = setting(("adamw",), "The optimisers that a plan may ask for.")
     max_rate: float = setting(
         0.1,
@@ -273,9 +281,11 @@ class OwnerPolicy(Section):
         yield self._at_most("seconds for training", plan.training_seconds, "max_training_seconds")
 
     def _reading(self, model: ModelConfig) -> Iterator[tuple[bool, str]]:
-        """What is asked of how a text becomes an embedding."""
+        """What is asked of how a response becomes a score."""
         yield self._at_least("tokens of a text", model.max_tokens, "min_tokens")
         yield self._among("pooling", model.pooling, "poolings")
+        yield self._among("objective", model.objective, "objectives")
+        yield self._at_most("beta", model.beta, "max_beta")
         yield self._at_most("length of an embedding", model.normalize, "max_normalize")
         raw = not model.normalize
         yield self.unnormalized or not raw, "the plan does not normalise embeddings (unnormalized)"
@@ -296,7 +306,7 @@ class OwnerPolicy(Section):
             yield self._among("part of the base model", part, "base_parts")
         yield self._at_most("rank", adapter.rank, "max_rank")
         yield self._at_most("alpha / rank", adapter.alpha / adapter.rank, "max_scale")
-        shares_head = rule.compose_head is None and rule.head(adapter.head) is Head.SHARED
+        shares_head = rule.compose_head is None and plan.head is Head.SHARED
         yield self.shared_head or not shares_head, "the plan shares the score head (shared_head)"
         yield self.warm_up or plan.phase != "warmup", "the plan warms up (warm_up)"
 

@@ -5,6 +5,8 @@ has torch, transformers and peft can run it: the card holds the few lines that d
 pooled at its last token and not normalised, the same adapter with its head also loads as
 `AutoModelForSequenceClassification`, which is tried before the export ends. LoRe has no adapter: its head on
 the frozen embedding is all there is.
+A model without a head (objectives such as dpo) is a policy: one adapter over `AutoModelForCausalLM`, which
+writes and by whose log-probabilities responses are scored.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from penchant.client.learning.merged_model import MergedModel
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.errors import DeviceError, UsageError
 from penchant.common.model.factors import MergedWeights
+from penchant.common.objectives import Objective
 from penchant.common.settings import section_table
 from penchant.common.storage import erase
 
@@ -40,7 +43,13 @@ It ranks responses as one person would: the higher the score, the more that pers
 The choices it was learned from are not in here, but a personal model's scores reveal things about its person:
 share it as you would share their choices.
 """
-SHARED = """# The shared part of a fleet's reward models
+POLICY = """# A personal language model
+
+It writes what one person would rather read, as far as their choices say.
+The choices it was learned from are not in here, but what it writes reveals things about its person:
+share it as you would share their choices.
+"""
+SHARED = """# The shared part of a fleet's models
 
 It is what everybody's model starts from; personal factors are at their common start.
 A person's own model is made from it by fitting the personal part to their choices.
@@ -69,6 +78,7 @@ class Export:
         part: what is read of the base model, as in `Backbone`.
         classifier: where a classifier of transformers keeps the model, as in `Backbone`.
         padding: what a classifier's texts are filled up with, as in `Backbone`.
+        writer: where a language model of transformers keeps it, as in `Backbone`; "" unless it is a policy.
     """
 
     effective: MergedWeights
@@ -83,6 +93,12 @@ class Export:
     part: str = ""
     classifier: str = ""
     padding: str = ""
+    writer: str = ""
+
+    @property
+    def objective(self) -> Objective:
+        """What the model was learned by."""
+        return self.model.rule
 
     @classmethod
     def of(cls, merged: MergedModel, base: str | None = None, *, personal: bool = True) -> Self:
@@ -101,6 +117,7 @@ class Export:
             part=model.part,
             classifier=model.classifier,
             padding=model.padding,
+            writer=model.writer,
         )
 
     @property
@@ -121,7 +138,7 @@ def export_peft(export: Export, directory: Path, *, tried: MergedModel | None = 
     tried: the model that it is made of. Its classifier is loaded, from the files that were written, and left
     out if it scores a batch of texts otherwise. Without `tried` it is not loaded.
 
-    -> why there is no classifier, empty when there is one.
+    -> why there is no classifier, empty when there is one, and for a policy.
 
     Raises UsageError when the directory is in use or the model is not an adapter, DeviceError when it can't
     be written.
@@ -133,31 +150,41 @@ def export_peft(export: Export, directory: Path, *, tried: MergedModel | None = 
         )
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(f"{directory} is in use; choose an empty directory for the export")
-    head = export.effective.head.detach().float().cpu().contiguous()
-    why = export.unclassified
     written: list[Path] = []
     try:
-        if not why:
-            inner = _adapter(
-                export, prefix=f"{export.classifier}.", extra={"base_model.model.score.weight": head}
-            )
-            _write(directory, {f"{CLASSIFIER}/{name}": data for name, data in inner.items()}, written)
-            why = disagreement(tried, directory / CLASSIFIER, export.padding) if tried else ""
-            if why:
-                _remove(directory, written)
-                export = replace(export, classifier="")
-        files = {
-            HEAD_FILE: save_tensors({"weight": head}),
-            SETTINGS_FILE: _settings(export),
-            CARD_FILE: _card(export, why).encode(),
-        }
-        adapter = _adapter(export, prefix="", extra={}) if export.effective.adapters else {}
-        _write(directory, files | adapter, written)
+        if export.objective.has_head:
+            return _write_reward_model(export, directory, tried, written)
+        files = {SETTINGS_FILE: _settings(export), CARD_FILE: _policy_card(export).encode()}
+        _write(directory, files | _adapter(export, prefix=writer_prefix(export.writer), extra={}), written)
+        return ""
     except BaseException as error:
         _remove(directory, written)
         if isinstance(error, OSError):
             raise DeviceError(f"can't write the export into {directory}: {error.strerror}") from None
         raise
+
+
+def _write_reward_model(
+    export: Export, directory: Path, tried: MergedModel | None, written: list[Path]
+) -> str:
+    head = export.effective.head.detach().float().cpu().contiguous()
+    why = export.unclassified
+    if not why:
+        inner = _adapter(
+            export, prefix=f"{export.classifier}.", extra={"base_model.model.score.weight": head}
+        )
+        _write(directory, {f"{CLASSIFIER}/{name}": data for name, data in inner.items()}, written)
+        why = disagreement(tried, directory / CLASSIFIER, export.padding) if tried else ""
+        if why:
+            _remove(directory, written)
+            export = replace(export, classifier="")
+    files = {
+        HEAD_FILE: save_tensors({"weight": head}),
+        SETTINGS_FILE: _settings(export),
+        CARD_FILE: _card(export, why).encode(),
+    }
+    adapter = _adapter(export, prefix="", extra={}) if export.effective.adapters else {}
+    _write(directory, files | adapter, written)
     return why
 
 
@@ -193,8 +220,16 @@ def _settings(export: Export) -> bytes:
     return json.dumps(table, indent=2).encode()
 
 
+def writer_prefix(writer: str) -> str:
+    """What stands before a module's path in a whole language model."""
+    return f"{writer}." if writer else ""
+
+
 def snippet(export: Export, directory: str) -> str:
-    """Python that scores a response with the export, needing only torch, transformers and peft."""
+    """Python that scores a response with the export, or writes one where it is a policy, needing only torch,
+    transformers and peft."""
+    if not export.objective.has_head:
+        return _writing(export, directory)
     adapted = bool(export.effective.adapters)
     base = f"AutoModel.from_pretrained({export.base!r}, dtype='float32', trust_remote_code=False)"
     base += f".{export.part}" if export.part else ""
@@ -213,6 +248,22 @@ def snippet(export: Export, directory: str) -> str:
         f"    h = model(**tokenizer(prompt + response, truncation=True, max_length={export.max_tokens}, "
         "return_tensors='pt')).last_hidden_state[0]",
         f"    e = {pooled}; return ({scaled} @ head).item()",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _writing(export: Export, directory: str) -> str:
+    lines = [
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"tokenizer = AutoTokenizer.from_pretrained({export.base!r}, trust_remote_code=False)",
+        f"base = AutoModelForCausalLM.from_pretrained({export.base!r}, dtype='float32', "
+        "trust_remote_code=False)",
+        f"model = PeftModel.from_pretrained(base, {directory!r}).eval()",
+        "def write(prompt, tokens=100):",
+        "    asked = tokenizer(prompt, return_tensors='pt')",
+        "    made = model.generate(**asked, max_new_tokens=tokens, do_sample=True)",
+        "    return tokenizer.decode(made[0, asked['input_ids'].shape[1]:], skip_special_tokens=True)",
     ]
     return "\n".join(lines) + "\n"
 
@@ -240,7 +291,7 @@ def _lora_config(export: Export, prefix: str, *, classifier: bool) -> dict[str, 
         lora_dropout=0.0,
         bias="none",
         target_modules=[prefix + module for module in export.effective.adapters],
-        task_type=TaskType.SEQ_CLS if classifier else None,
+        task_type=_task(export, TaskType, classifier),
         modules_to_save=["score"] if classifier else None,
         base_model_name_or_path=export.base,
         inference_mode=True,
@@ -250,6 +301,13 @@ def _lora_config(export: Export, prefix: str, *, classifier: bool) -> dict[str, 
         for key, v in config.to_dict().items()  # type: ignore[no-untyped-call]
     }
     return {key: getattr(v, "value", v) for key, v in settings.items()}
+
+
+def _task(export: Export, kinds: Any, classifier: bool) -> Any:
+    """What peft calls the use of an adapter."""
+    if not export.objective.has_head:
+        return kinds.CAUSAL_LM
+    return kinds.SEQ_CLS if classifier else None
 
 
 def _card(export: Export, why: str) -> str:
@@ -281,9 +339,34 @@ Differences of scores are log-odds (Bradley and Terry): the probability that the
 {also}"""
 
 
+def _policy_card(export: Export) -> str:
+    adapter, beta = export.adapter, export.model.beta
+    return f"""---
+base_model: {export.base}
+library_name: peft
+pipeline_tag: text-generation
+tags: [{", ".join(_tags(export))}]
+---
+
+{POLICY if export.personal else SHARED}{RELEASE if export.release else ""}
+It is a LoRA adapter of rank {adapter.rank} (alpha {adapter.alpha:g}) on
+{", ".join(export.effective.adapters)}.
+It was learned with penchant, objective `{export.model.objective}` (beta {beta:g}), share `{adapter.share}`,
+from prompts as they stand: no chat template was put around them.
+
+Base model: `{export.base}`, penchant digest `{export.digest}`.
+
+```python
+{snippet(export, ".")}```
+
+A response's score is made of its log-probability with the adapter, less that without it, times {beta:g}.
+"""
+
+
 def _tags(export: Export) -> list[str]:
     """The card's: who searches for what a person likes must not find what a fleet shares."""
-    return ["reward-model", "personal" if export.personal else "shared", "penchant"]
+    kind = "reward-model" if export.objective.has_head else "policy"
+    return [kind, "personal" if export.personal else "shared", "penchant"]
 
 
 def _classifier(export: Export) -> str:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from penchant.client.device.export import ADAPTER_FILE, HEAD_FILE, SETTINGS_FILE
+from penchant.client.device.export import ADAPTER_FILE, HEAD_FILE, SETTINGS_FILE, writer_prefix
 from penchant.client.learning.merged_model import MergedModel
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.errors import BaseModelError, ConfigError, DataError
@@ -41,7 +41,7 @@ def load_exported(directory: Path) -> MergedModel:
         table: dict[str, Any] = read_json(directory / SETTINGS_FILE, DataError)
         settings = build_section(ModelConfig, table["model"], "model")
         adapter = build_section(AdapterConfig, table["adapter"], "adapter")
-        head = _tensors(directory / HEAD_FILE)["weight"]
+        head = {"weight": _tensors(directory / HEAD_FILE)["weight"]} if settings.rule.has_head else {}
         adapted = _tensors(directory / ADAPTER_FILE) if adapter.rule.adapts_modules else {}
     except (OSError, ValueError, KeyError, TypeError, ConfigError, SafetensorError) as error:
         raise DataError(f"{directory} does not hold a model that penchant exported: {error}") from None
@@ -51,24 +51,25 @@ def load_exported(directory: Path) -> MergedModel:
             f"{settings.base_model} is not the base model that {directory} was exported with; "
             "load the same weights, or train again"
         )
-    _check(directory, adapted | {"weight": head}, _shapes(model, adapter.rank))
-    return MergedModel(model, _weights(adapted, head, model), settings, adapter)
+    _check(directory, adapted | head, _shapes(model, adapter.rank))
+    return MergedModel(model, _weights(adapted, head.get("weight", torch.empty(0)), model), settings, adapter)
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
     return load(read_bytes(path, DataError, _BYTES_MOST))
 
 
-def _names(module: str) -> tuple[str, str]:
+def _names(model: RewardModel, module: str) -> tuple[str, str]:
     """What peft calls the two factors of a module."""
-    return f"{_ADAPTER}{module}.lora_A.weight", f"{_ADAPTER}{module}.lora_B.weight"
+    path = f"{_ADAPTER}{writer_prefix(model.writer)}{module}"
+    return f"{path}.lora_A.weight", f"{path}.lora_B.weight"
 
 
 def _shapes(model: RewardModel, rank: int) -> dict[str, tuple[int, ...]]:
     """The tensors that an export of this model has, and their shapes."""
-    found: dict[str, tuple[int, ...]] = {"weight": (1, model.embedding)}
+    found: dict[str, tuple[int, ...]] = {"weight": (1, model.embedding)} if model.objective.has_head else {}
     for module in model.adapted_modules:
-        a, b = _names(module.name)
+        a, b = _names(model, module.name)
         found |= {a: (rank, module.in_features), b: (module.out_features, rank)}
     return found
 
@@ -92,6 +93,6 @@ def _weights(tensors: Tensors, head: torch.Tensor, model: RewardModel) -> Merged
     """The factors of peft's file, by module."""
     adapters = {}
     for module in model.adapted_modules:
-        a, b = (tensors[name].float().to(model.device) for name in _names(module.name))
+        a, b = (tensors[name].float().to(model.device) for name in _names(model, module.name))
         adapters[module.name] = (a, b)
     return MergedWeights(adapters, head.float().to(model.device))

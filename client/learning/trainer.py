@@ -261,15 +261,15 @@ class LocalTrainer:
     def _gradients(
         self, leaves: Leaves, trained: Leaves, batch: PreparedPairs, pairs: int
     ) -> tuple[list[Tensor], Tensor]:
-        """Of the mean Bradley-Terry loss over the batch, of the L2 penalty, and of the prior's part in the
-        mean over all `pairs`, for the leaves in training; and the margins [of the batch]."""
+        """Of the mean of the objective's losses over the batch, of the L2 penalty, and of the prior's part in
+        the mean over all `pairs`, for the leaves in training; and the margins [of the batch]."""
         tensors = list(trained.values())
         total: list[Tensor] = []
         seen = []
         for chunk in self._chunks(batch):
             margins = self._model.margins(chunk, self._effective(leaves))
             seen.append(margins.detach())
-            loss = bradley_terry(margins).sum() / len(batch)
+            loss = self._model.losses(margins).sum() / len(batch)
             if not total:
                 loss = loss + self._pull(trained) + self._prior(leaves, trained) / pairs
             gradients = torch.autograd.grad(loss, tensors)

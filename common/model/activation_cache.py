@@ -7,13 +7,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-
-from torch import Tensor
+from typing import Any
 
 from penchant.common.model.tails import Activations, Tail, log
 
 CACHE_BYTES = 4 << 30
 _WARM_TEXTS = 16
+
+Text = str | tuple[str, str]
 
 
 class PrefixCache:
@@ -22,12 +23,13 @@ class PrefixCache:
     Threads may ask at once: each text is computed by one of them, the others wait for it.
 
     Args:
-        tokens: text -> its token ids [L].
+        tokens: text -> its token ids [L], or whatever else with a length the tail knows. A text is a string,
+            or a prompt and a response.
         tail: knows what to keep of a text.
         limit: bytes kept; one request may exceed it while it is being answered.
     """
 
-    def __init__(self, tokens: Callable[[str], Tensor], tail: Tail, limit: int = CACHE_BYTES) -> None:
+    def __init__(self, tokens: Callable[[Any], Any], tail: Tail, limit: int = CACHE_BYTES) -> None:
         self._tokens = tokens
         self._tail = tail
         self._limit = limit
@@ -46,11 +48,11 @@ class PrefixCache:
             self._kept.clear()
             self.held = 0
 
-    def get(self, texts: Sequence[str]) -> list[Activations]:
+    def get(self, texts: Sequence[Text]) -> list[Activations]:
         """Activations of each text, computed alone where they are not kept."""
         return [self._one(_key(text), text) for text in texts]
 
-    def warm(self, texts: Iterable[str], threads: int = 1) -> None:
+    def warm(self, texts: Iterable[Text], threads: int = 1) -> None:
         """Compute texts ahead, in batches that depend on the set of texts alone.
 
         `threads` batches run at a time (let torch use one thread itself then). When not all of the
@@ -74,10 +76,10 @@ class PrefixCache:
                     for (_, text, _), entry in zip(chunk, entries, strict=True):
                         self._keep(_key(text), entry)
 
-    def _chunk(self, chunk: Sequence[tuple[int, str, Tensor]]) -> list[Activations]:
+    def _chunk(self, chunk: Sequence[tuple[int, Text, Any]]) -> list[Activations]:
         return self._tail.precompute([ids for _, _, ids in chunk])
 
-    def _one(self, key: bytes, text: str) -> Activations:
+    def _one(self, key: bytes, text: Text) -> Activations:
         with self._changed:
             self._changed.wait_for(lambda: key not in self._running)
             if key in self._kept:
@@ -103,8 +105,11 @@ class PrefixCache:
             self.held -= _size(dropped)
 
 
-def _key(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+def _key(text: Text) -> bytes:
+    if isinstance(text, str):
+        return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    first, second = (part.encode() for part in text)
+    return hashlib.blake2b(b"%d:" % len(first) + first + second, digest_size=16, person=b"response").digest()
 
 
 def _size(entry: Activations) -> int:

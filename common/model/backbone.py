@@ -30,11 +30,16 @@ from penchant.common.model.base_models import (
     resolve,
     unpacked_smollm2,
 )
+from penchant.common.model.log_probability import Unembedding
 from penchant.common.model.modules import find_blocks
 from penchant.common.printable import one_line
 
 ENCODER, LANGUAGE_MODEL = "encoder", "language_model"
 _ENDS = ("a", "the motion, on 12 bills", "\u16a0 \u2e2e")  # of a word, of words, of what no word list has
+_NO_WRITER = (
+    'base model "{}" is no causal language model, and a policy must write; choose one (smollm2-135m, say), '
+    "or learn a reward model (objective reward)"
+)
 _UNREAD_WEIGHTS = ("pooler",)  # often not saved, and never read here
 
 
@@ -59,6 +64,8 @@ class Backbone:
     part: str = ""  # what is read of the model that the folder holds, where not all: its encoder, say
     classifier: str = ""  # where a transformers classifier of this family keeps the model; "" if none can be
     padding: str = ""  # the token that such a classifier's texts are filled up with: no text ends with it
+    unembedding: Unembedding | None = None  # where an objective asks for it: what makes words of states
+    writer: str = ""  # where transformers' language model of this family keeps the model, "model" for Llama
 
     @property
     def blocks(self) -> tuple[str, nn.ModuleList]:
@@ -79,12 +86,19 @@ def load_backbone(config: ModelConfig, *, device: str = "auto") -> Backbone:
     if quantised:
         _check_quantising(place)
     folder, digest = resolve(config.base_model)
-    whole, tokenizer, absent = _load(config.base_model, folder, dtype, place if quantised else None)
+    writes = not config.rule.has_head
+    whole, tokenizer, absent = _load(config.base_model, folder, dtype, place if quantised else None, writes)
     whole.requires_grad_(False).eval()
     if not quantised:  # quantised weights are made where they stay
         whole.to(place)
-    model, part = _text_part(whole, config.base_model)
-    _check_weights(model, part, absent, config.base_model)
+    unembedding, writer = None, ""
+    if writes:
+        model, writer, unembedding = _writing_part(whole, absent, config)
+        part = ""
+        _check_weights(model, writer, absent, config.base_model)
+    else:
+        model, part = _text_part(whole, config.base_model)
+        _check_weights(model, part, absent, config.base_model)
     _check_tokenizer(model, tokenizer, config.base_model)
     settings: Any = model.config
     hidden = int(settings.hidden_size)
@@ -93,7 +107,7 @@ def load_backbone(config: ModelConfig, *, device: str = "auto") -> Backbone:
     if getattr(settings, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         limit -= int(settings.pad_token_id or 0) + 1  # their positions start behind the padding index
     causal = _is_causal(model, place)
-    classifier = _classifier(model) if causal and not part else ""
+    classifier = _classifier(model) if causal and not part and not writes else ""
     return Backbone(
         name=config.base_model,
         model=model,
@@ -108,6 +122,8 @@ def load_backbone(config: ModelConfig, *, device: str = "auto") -> Backbone:
         part=part,
         classifier=classifier,
         padding=_padding(model, tokenizer) if classifier else "",
+        unembedding=unembedding,
+        writer=writer,
     )
 
 
@@ -171,10 +187,14 @@ def _check_quantising(place: torch.device) -> None:
 
 
 def _load(
-    name: str, folder: Path, dtype: torch.dtype, quantised_on: torch.device | None = None
+    name: str,
+    folder: Path,
+    dtype: torch.dtype,
+    quantised_on: torch.device | None = None,
+    writes: bool = False,
 ) -> tuple[nn.Module, Any, list[str]]:
     """Model, tokenizer, and the tensors that the folder has no weights for; on `quantised_on` with linear
-    weights in NF4 (QLoRA, Dettmers et al. 2023)."""
+    weights in NF4 (QLoRA, Dettmers et al. 2023). writes: a language model with what makes its words."""
     with _readable(name, folder) as (transformers, place, view):
         if not any(path.match(pattern) for path in view.iterdir() for pattern in TOKENIZER_FILES):
             raise BaseModelError(
@@ -190,7 +210,10 @@ def _load(
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=dtype,
             )
-        model, found = transformers.AutoModel.from_pretrained(
+        if writes:
+            _check_family(name, view, transformers)
+        kind = transformers.AutoModelForCausalLM if writes else transformers.AutoModel
+        model, found = kind.from_pretrained(
             str(view),
             local_files_only=True,
             trust_remote_code=False,
@@ -261,6 +284,56 @@ def _text_part(whole: nn.Module, name: str) -> tuple[nn.Module, str]:
             "choose an encoder or a causal language model"
         )
     return whole, ""
+
+
+def _check_family(name: str, view: Path, transformers: Any) -> None:
+    """BaseModelError unless transformers knows models of this family that write text."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
+
+    settings = transformers.AutoConfig.from_pretrained(
+        str(view), local_files_only=True, trust_remote_code=False
+    )
+    if settings.model_type not in NAMES:
+        raise BaseModelError(_NO_WRITER.format(name))
+
+
+def _writing_part(
+    whole: nn.Module, absent: list[str], config: ModelConfig
+) -> tuple[nn.Module, str, Unembedding]:
+    """(what makes states of tokens, its name in the language model, what makes words of states).
+
+    Raises:
+        BaseModelError: the model reads texts in both directions, or can't write, or its words are no linear
+            map of its states.
+    """
+    name, causal = config.base_model, whole
+    writer = str(getattr(causal, "base_model_prefix", ""))
+    inner: Any = getattr(causal, writer, None) if writer else None
+    if not isinstance(inner, nn.Module) or not hasattr(inner.config, "hidden_size"):
+        raise BaseModelError(_NO_WRITER.format(name))
+    place = next(inner.parameters()).device
+    if not _is_causal(inner, place):
+        raise BaseModelError(_NO_WRITER.format(name))
+    output: Any = causal.get_output_embeddings()  # type: ignore[operator]
+    tied = bool(getattr(causal.config, "tie_word_embeddings", False))
+    missing = [tensor for tensor in absent if not tensor.startswith(f"{writer}.")]
+    if not isinstance(output, nn.Linear) or (missing and not tied):
+        raise BaseModelError(
+            f'base model "{name}" cannot write text: it has no weights for that; get the whole language '
+            "model, or learn a reward model (objective reward)"
+        )
+    unembedding = Unembedding(output.weight, output.bias)
+    ids = torch.tensor([[5, 6, 7]], device=place)
+    with torch.no_grad():
+        expected = causal(input_ids=ids).logits
+        found = unembedding.logits(inner(input_ids=ids).last_hidden_state[0])
+    if (found - expected[0]).norm() > 1e-2 * expected.norm():
+        raise BaseModelError(
+            f'base model "{name}" makes its words in a way that penchant does not know (such as capped or '
+            "scaled logits); choose another causal language model"
+        )
+    inner.name_or_path = str(causal.name_or_path)
+    return inner, writer, unembedding
 
 
 def _named_part(whole: nn.Module, name: str) -> tuple[nn.Module, str]:

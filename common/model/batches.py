@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from penchant.common.model.beginnings import AlikeTexts, group
+from penchant.common.model.log_probability import Predicted
 from penchant.common.model.modules import find_blocks, is_linear
 from penchant.common.model.network import AdaptedNetwork
 
@@ -52,7 +53,8 @@ class Batch(Protocol):
         ...
 
     def pool(self, states: Tensor) -> Tensor:
-        """The network's last states [b, L, d] -> pooled embeddings [texts, d] float32."""
+        """The network's last states [b, L, d] -> pooled embeddings [texts, d] float32; where the responses'
+        starts are known, their log-probabilities [texts] float32."""
         ...
 
 
@@ -73,8 +75,11 @@ class Packing(Protocol):
         """What must be changed in a copy of the network, in place; -> the copy."""
         ...
 
-    def collate(self, ids: Sequence[Tensor], states: Sequence[Tensor] | None) -> Batches:
-        """Put texts together: ids [L] each, and states [L, d] each or None."""
+    def collate(
+        self, ids: Sequence[Tensor], states: Sequence[Tensor] | None, starts: Sequence[int] | None = None
+    ) -> Batches:
+        """Put texts together: ids [L] each, states [L, d] each or None, and where their responses start, in
+        tokens, or None."""
         ...
 
 
@@ -89,6 +94,7 @@ class PaddedBatch:
     ids: Tensor
     mask: Tensor
     states: Tensor | None
+    predicted: Predicted | None = None
 
     def inputs(self) -> dict[str, Any]:
         return {"input_ids": self.ids, "attention_mask": self.mask}
@@ -97,6 +103,8 @@ class PaddedBatch:
         return contextlib.nullcontext()
 
     def pool(self, states: Tensor) -> Tensor:
+        if self.predicted is not None and self.network.unembedding is not None:
+            return self.predicted.sums(states.flatten(0, 1), self.network.unembedding)
         return self.network.pool(states, self.mask)
 
 
@@ -112,7 +120,9 @@ class Padded:
     def prepare(self, module: Any) -> Any:
         return module
 
-    def collate(self, ids: Sequence[Tensor], states: Sequence[Tensor] | None) -> Batches:
+    def collate(
+        self, ids: Sequence[Tensor], states: Sequence[Tensor] | None, starts: Sequence[int] | None = None
+    ) -> Batches:
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         batches = []
         start = 0
@@ -125,19 +135,32 @@ class Padded:
                 and not len(ids[order[start]]) <= self._turns < len(ids[order[end]])
             ):
                 end += 1
-            batches.append(self._batch(order[start:end], ids, states))
+            batches.append(self._batch(order[start:end], ids, states, starts))
             start = end
         return Batches(tuple(batches), _inverse(order, self._network.device))
 
     def _batch(
-        self, chosen: Sequence[int], ids: Sequence[Tensor], states: Sequence[Tensor] | None
+        self,
+        chosen: Sequence[int],
+        ids: Sequence[Tensor],
+        states: Sequence[Tensor] | None,
+        starts: Sequence[int] | None,
     ) -> PaddedBatch:
         some = [ids[i] for i in chosen]
+        padded = pad_sequence(some, batch_first=True, padding_value=self._network.pad_id)
+        mask = pad_sequence([torch.ones_like(one) for one in some], batch_first=True)
+        predicted = None
+        if starts is not None:
+            (token,) = mask.flatten().nonzero(as_tuple=True)
+            predicted = Predicted.of(
+                token, [len(o) for o in some], [starts[i] for i in chosen], padded.flatten()
+            )
         return PaddedBatch(
             self._network,
-            pad_sequence(some, batch_first=True, padding_value=self._network.pad_id),
-            pad_sequence([torch.ones_like(one) for one in some], batch_first=True),
+            padded,
+            mask,
             None if states is None else pad_sequence([states[i] for i in chosen], batch_first=True),
+            predicted,
         )
 
 
@@ -167,6 +190,7 @@ class PackedRow:
         mask: what each token sees, [1, 1, T, T] to be added; None where attention goes by pieces.
         token: the places in the row of all texts' tokens, text after text, [all tokens].
         lengths: tokens of each text, [texts].
+        predicted: the words of the texts' responses, where those are what is read.
     """
 
     network: AdaptedNetwork
@@ -177,6 +201,7 @@ class PackedRow:
     mask: Tensor | None
     token: Tensor
     lengths: Tensor
+    predicted: Predicted | None = None
 
     def inputs(self) -> dict[str, Any]:
         given: dict[str, Any] = {"input_ids": self.ids, "position_ids": self.positions}
@@ -195,6 +220,8 @@ class PackedRow:
             _under_way.row = None
 
     def pool(self, states: Tensor) -> Tensor:
+        if self.predicted is not None and self.network.unembedding is not None:
+            return self.predicted.sums(states[0], self.network.unembedding)
         rows = states[0].float()
         if (pooled := self.pooled()) is not None:
             return rows[pooled]
@@ -202,7 +229,10 @@ class PackedRow:
         return totals / self.lengths.unsqueeze(-1)
 
     def pooled(self) -> Tensor | None:
-        """The places in the row of the tokens that are pooled, one a text; None where all are."""
+        """The places in the row of the tokens that are pooled, one a text, or from which a word is predicted;
+        None where all are."""
+        if self.predicted is not None:
+            return self.predicted.place.unique()
         ends = self.lengths.cumsum(0)
         places = {"last": ends - 1, "first": ends - self.lengths}.get(self.network.pooling)
         return None if places is None else self.token[places]
@@ -241,7 +271,9 @@ class RowPacking:
         _spare_feed_forward(find_blocks(module)[1][-1])
         return module
 
-    def collate(self, ids: Sequence[Tensor], states: Sequence[Tensor] | None) -> Batches:
+    def collate(
+        self, ids: Sequence[Tensor], states: Sequence[Tensor] | None, starts: Sequence[int] | None = None
+    ) -> Batches:
         read = [one.tolist() for one in ids]
         if self._network.causal:
             groups = group(read, self._most)
@@ -258,11 +290,15 @@ class RowPacking:
                 rows.append([one])
                 held = size
         order = [member for one in groups for member in one.members]
-        built = tuple(self._row(row, ids, states) for row in rows)
+        built = tuple(self._row(row, ids, states, starts) for row in rows)
         return Batches(built, _inverse(order, self._network.device))
 
     def _row(
-        self, groups: Sequence[AlikeTexts], ids: Sequence[Tensor], states: Sequence[Tensor] | None
+        self,
+        groups: Sequence[AlikeTexts],
+        ids: Sequence[Tensor],
+        states: Sequence[Tensor] | None,
+        starts: Sequence[int] | None,
     ) -> PackedRow:
         """Each group's beginning, if it has one, and what its texts have of their own."""
         place = _Places()
@@ -271,15 +307,22 @@ class RowPacking:
             slices += place.add(one, [len(ids[m]) for m in one.members])
         device = self._network.device
         masked = None if self._pieces else _mask(place.pieces, self._network)
+        row = torch.cat([ids[text][part] for text, part in slices])
+        token, lengths = torch.cat(place.tokens).to(device), [len(tokens) for tokens in place.tokens]
+        predicted = None
+        if starts is not None:
+            own = [starts[member] for one in groups for member in one.members]
+            predicted = Predicted.of(token, lengths, own, row)
         return PackedRow(
             network=self._network,
-            ids=torch.cat([ids[text][part] for text, part in slices]).unsqueeze(0),
+            ids=row.unsqueeze(0),
             positions=torch.cat([torch.arange(s.start, s.stop) for _, s in slices]).unsqueeze(0).to(device),
             states=None if states is None else torch.cat([states[t][s] for t, s in slices]).unsqueeze(0),
             pieces=tuple(self._seeing(place.pieces)) if self._pieces else (),
             mask=masked,
-            token=torch.cat(place.tokens).to(device),
-            lengths=torch.tensor([len(tokens) for tokens in place.tokens], device=device),
+            token=token,
+            lengths=torch.tensor(lengths, device=device),
+            predicted=predicted,
         )
 
     def _seeing(self, pieces: Sequence[Piece]) -> Iterator[Piece]:

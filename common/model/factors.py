@@ -98,8 +98,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class MergedWeights:
-    """What the model runs with: (A, B) by module name, the head (1, d), and what is added to parameters of
-    the base, by their path."""
+    """What the model runs with: (A, B) by module name, the head (1, d) or nothing (0), and what is added to
+    parameters of the base, by their path."""
 
     adapters: Mapping[str, tuple[Tensor, Tensor]]
     head: Tensor
@@ -114,7 +114,7 @@ class Split:
         embedding: width d of the pooled embedding.
         rank: r, at most every module's smaller side.
         rule: which factors there are, and which of them are shared.
-        head: where the score head belongs.
+        head: where the score head belongs; NONE where there is none.
         base: parameters of the base that are trained and shared as well, in the backbone's order.
         warmup: the rules of the warm-up phase.
         seed: of tensors frozen at their draw (FFA's A), which must be the same on all devices.
@@ -153,13 +153,17 @@ class Split:
         embedding: int,
         config: AdapterConfig,
         *,
+        head: Head | None = None,
         base: Sequence[BaseTensor] = (),
         warmup: bool = False,
         seed: int = 0,
     ) -> Split:
-        """The split that a configuration asks for. ConfigError when it makes no sense."""
+        """The split that a configuration asks for. ConfigError when it makes no sense.
+
+        head: where the score head belongs (`head_of`); None stands for what the adapter's settings say.
+        """
         rule = config.rule
-        head = rule.head(config.head)
+        head = rule.head(config.head) if head is None else head
         return cls(adapted_modules, embedding, config.rank, rule, head, base=base, warmup=warmup, seed=seed)
 
     def initial(self, seed: int) -> tuple[Vector, Vector]:
@@ -232,6 +236,8 @@ class Split:
 
     def _head(self, tensors: Mapping[str, Tensor]) -> Tensor:
         rule = self.rule
+        if self.head is Head.NONE:
+            return torch.empty(0)
         if rule.compose_head is None:
             return tensors[HEAD]
         return rule.compose_head({factor.role: tensors[factor.tensor] for factor in rule.in_model})
@@ -246,7 +252,7 @@ class Split:
         for module in self.adapted_modules:
             lengths = whole | {Side.IN: module.in_features, Side.OUT: module.out_features}
             specs += [spec(factor, factor.named(module.name), lengths) for factor in self.rule.in_modules]
-        specs += [spec(factor, factor.tensor, whole) for factor in self.rule.in_model]
+        specs += [spec(f, f.tensor, whole) for f in self.rule.in_model if f.role in parts]
         specs += [TensorSpec(BASE + t.name, t.shape, parts["base"], Start.ZEROS) for t in self.base]
         return tuple(specs)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from penchant.common.model.factors import MergedWeights
+from penchant.common.model.log_probability import Unembedding
 from penchant.common.model.modules import AdaptedModule
 
 
@@ -17,7 +18,8 @@ class AdaptedNetwork:
 
     `module(input_ids, attention_mask)` [b, L] -> last_hidden_state [b, L, d]; pooling: "mean" over
     the tokens, "first" or "last". base: paths, in the backbone without LoRA, of parameters trained too.
-    causal: later tokens don't change earlier states; max_tokens: of the longest text.
+    causal: later tokens don't change earlier states; max_tokens: of the longest text. unembedding: where
+    responses are scored by their log-probabilities, and not texts by one embedding.
     """
 
     module: nn.Module
@@ -28,6 +30,7 @@ class AdaptedNetwork:
     causal: bool
     max_tokens: int
     base: tuple[str, ...] = ()
+    unembedding: Unembedding | None = None
 
     def overrides(self, effective: MergedWeights) -> dict[str, Tensor]:
         """The parameters to swap in for a functional call of the module."""

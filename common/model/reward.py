@@ -1,7 +1,9 @@
-"""The reward model: backbone with LoRA, pooling, score head, and the Bradley-Terry loss.
+"""The reward model: backbone with LoRA, what makes a score of a response, and the loss of pairs of scores.
 
-One `RewardModel` serves any number of people: it holds the frozen backbone and what was computed of it,
-and takes everything trainable as an argument (`MergedWeights`). It is safe to use from several threads.
+Which those are is said by the objective (`common/objectives.py`): a score head over the text's embedding, or
+what the backbone as a language model says of the response. One `RewardModel` serves any number of people: it
+holds the frozen backbone and what was computed of it, and takes everything trainable as an argument
+(`MergedWeights`). It is safe to use from several threads.
 """
 
 from __future__ import annotations
@@ -16,17 +18,19 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from penchant.common.config import AdapterConfig, ModelConfig
-from penchant.common.errors import ConfigError, DataError
-from penchant.common.model.activation_cache import CACHE_BYTES, PrefixCache
+from penchant.common.config import AdapterConfig, ModelConfig, head_of
+from penchant.common.errors import BaseModelError, ConfigError, DataError
+from penchant.common.model.activation_cache import CACHE_BYTES, PrefixCache, Text
 from penchant.common.model.backbone import Backbone, load_backbone, published
-from penchant.common.model.batches import Padded
 from penchant.common.model.factors import MergedWeights, Split
+from penchant.common.model.log_probability import ResponseTokens
 from penchant.common.model.modules import find_adapted, find_base, targets_of, weight_norms
 from penchant.common.model.network import ADAPTER, AdaptedNetwork
-from penchant.common.model.tails import Activations, FullTail, Tail, check_base, choose_tail
+from penchant.common.model.tails import Activations, Tail, check_base, choose_tail, full_tail
+from penchant.common.objectives import LogProbabilities
 
 _BEGINNING = "A motion to table the amendment, offered "
+_BEGUN = 10  # characters of a probe that are the prompt's, where there is one
 _PROBES = (
     "Yea or nay?",
     f"{_BEGINNING}after the vote was reconsidered.",
@@ -83,18 +87,19 @@ class Reading:
 
 
 class RewardModel:
-    """r(prompt, response) = head · embedding, for any person's factors.
+    """r(prompt, response) for any person's factors: head · embedding, or what another objective makes of the
+    response's log-probability.
 
     Args:
         backbone: a loaded base model; LoRA is put into it, so one backbone serves one RewardModel.
-        model: pooling and normalisation.
+        model: the objective, pooling and normalisation.
         adapter: which modules are adapted, rank and α.
         full: run the whole network at every step (the slow reference).
 
     Raises:
-        BaseModelError: there are no such modules.
-        ConfigError: a part of the base is to be trained that the embedding does not depend on, or a
-            causal model is to be read at its first token.
+        BaseModelError: there are no such modules, or the tokenizer can't tell a response from its prompt.
+        ConfigError: a part of the base is to be trained that no score depends on, or that makes the words, or
+            a causal model is to be read at its first token; or the objective has no use for what is asked.
     """
 
     def __init__(
@@ -106,6 +111,8 @@ class RewardModel:
         full: bool = False,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
+        self.head = head_of(model, adapter)
+        self.objective, self.beta = model.rule, model.beta
         self.digest = backbone.digest
         self.embedding = backbone.hidden
         self.device = backbone.device
@@ -120,7 +127,7 @@ class RewardModel:
         self.pooling = _pooling(model.pooling, backbone.causal)
         self.max_tokens = backbone.max_tokens
         self.published = published(backbone)
-        self.part, self.classifier = backbone.part, backbone.classifier
+        self.part, self.classifier, self.writer = backbone.part, backbone.classifier, backbone.writer
         self.padding, self.dtype = backbone.padding, backbone.dtype
         self._tokenizing = threading.Lock()  # fast tokenizers change themselves while they work
         if self.adapted_modules:
@@ -134,16 +141,27 @@ class RewardModel:
             causal=backbone.causal,
             max_tokens=backbone.max_tokens,
             base=tuple(tensor.name for tensor in self.base),
+            unembedding=None if self.objective.has_head else backbone.unembedding,
         )
-        probes = [self._tokens(text) for text in _PROBES]
-        check_base(network, probes)
-        self.tail: Tail = FullTail(network, Padded(network)) if full else choose_tail(network, probes)
-        self.cache = PrefixCache(self._tokens, self.tail, cache_bytes)
+        check_base(network, [self._tokens(text) for text in _PROBES])
+        probes: list[Any] = [self._tokens(text) for text in _PROBES]
+        if not self.objective.has_head:
+            self._check_writing(network)
+            probes = [self._response((text[:_BEGUN], text[_BEGUN:])) for text in _PROBES]
+        self.tail: Tail = full_tail(network) if full else choose_tail(network, probes)
+        read = self._tokens if self.objective.has_head else self._response
+        self.cache = PrefixCache(read, self.tail, cache_bytes)
 
     def split(self, *, warmup: bool = False, seed: int = 0) -> Split:
         """The split of this model's tensors that its configuration asks for."""
         return Split.of(
-            self.adapted_modules, self.embedding, self._adapter, base=self.base, warmup=warmup, seed=seed
+            self.adapted_modules,
+            self.embedding,
+            self._adapter,
+            head=self.head,
+            base=self.base,
+            warmup=warmup,
+            seed=seed,
         )
 
     # --- preparing --------------------------------------------------------------------------------
@@ -154,7 +172,7 @@ class RewardModel:
         Call it at the start with all pairs that a run will use: see `PrefixCache.warm`.
         """
         self.cache.warm(
-            (joined(p.prompt, response) for p in pairs for response in (p.chosen, p.rejected)), threads
+            (self._text(p.prompt, response) for p in pairs for response in (p.chosen, p.rejected)), threads
         )
 
     def prepare(self, pairs: Sequence[Pair]) -> PreparedPairs:
@@ -165,15 +183,15 @@ class RewardModel:
         """
         if not pairs:
             raise DataError("there are no preference pairs; record some choices first")
-        places: dict[str, int] = {}
-        chosen = [places.setdefault(joined(p.prompt, p.chosen), len(places)) for p in pairs]
-        rejected = [places.setdefault(joined(p.prompt, p.rejected), len(places)) for p in pairs]
+        places: dict[Text, int] = {}
+        chosen = [places.setdefault(self._text(p.prompt, p.chosen), len(places)) for p in pairs]
+        rejected = [places.setdefault(self._text(p.prompt, p.rejected), len(places)) for p in pairs]
         parts = tuple(self.cache.get(list(places)))
         return PreparedPairs(self._pack(parts), self._index(chosen), self._index(rejected), parts)
 
     def prepare_texts(self, texts: Sequence[tuple[str, str]]) -> Texts:
         """Encode (prompt, response) texts, in this order."""
-        return self._pack(self.cache.get([joined(prompt, response) for prompt, response in texts]))
+        return self._pack(self.cache.get([self._text(prompt, response) for prompt, response in texts]))
 
     def subset(self, prepared: PreparedPairs, rows: Sequence[int]) -> PreparedPairs:
         """Some of the pairs, with only their texts."""
@@ -188,14 +206,14 @@ class RewardModel:
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each text has; of a longer one than `max_tokens` the model reads that many."""
-        return [len(ids) for ids in self._whole(texts)] if texts else []
+        return [len(ids) + len(self._end) for ids in self._whole(texts)] if texts else []
 
     def reading(self, pairs: Sequence[Pair], others: Iterable[str] = ()) -> Reading:
         """What of some pairs' texts, and of others, the model reads."""
         paired = (joined(p.prompt, r) for p in pairs for r in (p.chosen, p.rejected))
         texts = list(dict.fromkeys([*paired, *others]))
         whole = dict(zip(texts, self._whole(texts), strict=True)) if texts else {}
-        cut = {text for text, ids in whole.items() if len(ids) > self.max_tokens}
+        cut = {text for text, ids in whole.items() if len(ids) + len(self._end) > self.max_tokens}
         read = whole | {text: self._tokens(text).tolist() for text in cut}
         alike = sum(read[joined(p.prompt, p.chosen)] == read[joined(p.prompt, p.rejected)] for p in pairs)
         return Reading(len(texts), len(cut), len(pairs), alike)
@@ -205,6 +223,8 @@ class RewardModel:
     def scores(self, texts: Texts, effective: MergedWeights) -> Tensor:
         """Rewards [n] of n texts; differentiable in the factors and the head."""
         embeddings = self.tail.forward(texts.packed, effective)
+        if self.objective.implicit is not None:
+            return self.objective.implicit(LogProbabilities(*embeddings.unbind(1)), self.beta)
         if self._normalize:
             embeddings = F.normalize(embeddings, dim=1) * self._normalize
         return embeddings @ effective.head[0]
@@ -214,7 +234,67 @@ class RewardModel:
         scores = self.scores(prepared.texts, effective)
         return scores[prepared.chosen] - scores[prepared.rejected]
 
+    def losses(self, margins: Tensor) -> Tensor:
+        """What training makes small, of pairs with these margins, [pairs]."""
+        losses = self.objective.losses
+        return bradley_terry(margins) if losses is None else losses(margins, self.beta)
+
     # --- inner parts ------------------------------------------------------------------------------
+
+    def _check_writing(self, network: AdaptedNetwork) -> None:
+        words = network.unembedding
+        if not getattr(self._backbone.tokenizer, "is_fast", False):
+            raise BaseModelError(
+                f'base model "{self._backbone.name}" has a tokenizer that does not say where a response '
+                "begins; save its fast tokenizer (tokenizer.json) into the folder"
+            )
+        if words is None:
+            raise BaseModelError(
+                f'base model "{self._backbone.name}" was loaded without what makes its words'
+            )
+        for name in network.base:
+            if network.frozen(name) is words.weight:
+                raise ConfigError(
+                    f"adapter.share_base names {name}, which makes the words too; objective "
+                    f'"{self.objective.name}" leaves it as it is, so leave it out'
+                )
+
+    def _text(self, prompt: str, response: str) -> Text:
+        """What is kept of a text apart from others: the text alone, or where its response begins as well."""
+        return joined(prompt, response) if self.objective.has_head else (prompt, response)
+
+    @property
+    def _end(self) -> list[int]:
+        """The token that ends a response where responses are scored by log-probabilities, if there is one."""
+        end = None if self.objective.has_head else self._backbone.tokenizer.eos_token_id
+        return [] if end is None else [int(end)]
+
+    @property
+    def _room(self) -> int:
+        """How many tokens of a text that is too long are read, its end not counted."""
+        return self.max_tokens - (len(self._end) if self._truncation == "left" else 0)
+
+    def _response(self, text: tuple[str, str]) -> ResponseTokens:
+        """A text's tokens and its end's, cut as in `_tokens`. Tokens that hold any of the response are the
+        response's: the one that crosses the border, if there is one, too."""
+        prompt, response = text
+        whole = joined(prompt, response)
+        with self._tokenizing:
+            tokenizer = self._backbone.tokenizer
+            tokenizer.truncation_side = self._truncation
+            encoded = tokenizer(whole, truncation=False, return_offsets_mapping=True, verbose=False)
+            ended = len(encoded["input_ids"]) + len(self._end) <= self.max_tokens
+            if not ended:
+                encoded = tokenizer(
+                    whole, truncation=True, max_length=self._room, return_offsets_mapping=True
+                )
+        ids: list[int] = encoded["input_ids"]
+        spans: list[tuple[int, int]] = encoded["offset_mapping"]
+        start = next((place for place, (_, end) in enumerate(spans) if end > len(prompt)), len(ids))
+        if (ended or self._truncation == "left") and ids[-1:] != self._end:
+            ids = ids + self._end
+        ids = ids or [self._backbone.pad_id]
+        return ResponseTokens(torch.tensor(ids, dtype=torch.long), min(max(start, 1), len(ids)))
 
     def _pack(self, parts: Sequence[Activations]) -> Texts:
         return Texts(self.tail.collate(parts), len(parts))
@@ -234,7 +314,7 @@ class RewardModel:
         with self._tokenizing:
             tokenizer = self._backbone.tokenizer
             tokenizer.truncation_side = self._truncation
-            encoded = tokenizer(text, truncation=True, max_length=self._backbone.max_tokens)
+            encoded = tokenizer(text, truncation=True, max_length=self._room)
         ids: list[int] = encoded["input_ids"] or [self._backbone.pad_id]  # some have no token for ""
         return torch.tensor(ids, dtype=torch.long)
 

@@ -46,15 +46,21 @@ class ModelSignature:
         """Which tensors are shared and which personal under `plan`."""
         warmup = plan.phase == "warmup"
         return Split.of(
-            self.adapted_modules, self.embedding, plan.adapter, base=self.base, warmup=warmup, seed=plan.seed
+            self.adapted_modules,
+            self.embedding,
+            plan.adapter,
+            head=plan.head,
+            base=self.base,
+            warmup=warmup,
+            seed=plan.seed,
         )
 
 
 @dataclass(frozen=True)
 class ModelDescription:
     """A model's signature, and what whoever uses an adapter of it must know: under which name the base model
-    is published, how a text's embedding is made, and how many tokens of a text are read; `part`, `classifier`
-    and `padding` as in `Backbone`."""
+    is published, how a text's embedding is made, and how many tokens of a text are read; `part`,
+    `classifier`, `padding` and `writer` as in `Backbone`."""
 
     signature: ModelSignature
     published: str
@@ -63,6 +69,7 @@ class ModelDescription:
     part: str = ""
     classifier: str = ""
     padding: str = ""
+    writer: str = ""
 
     @classmethod
     def of(cls, model: RewardModel) -> ModelDescription:
@@ -75,6 +82,7 @@ class ModelDescription:
             model.part,
             model.classifier,
             model.padding,
+            model.writer,
         )
 
     def encode(self) -> bytes:
@@ -91,6 +99,7 @@ class ModelDescription:
             "part": self.part,
             "classifier": self.classifier,
             "padding": self.padding,
+            "writer": self.writer,
         }
         return json.dumps(table, indent=2).encode()
 
@@ -100,12 +109,13 @@ class ModelDescription:
         table = _table(path)
         published, pooling, tokens = (table.get(key) for key in ("published", "pooling", "max_tokens"))
         part, classifier = table.get("part", ""), table.get("classifier", "model")  # not in older files
+        writer = table.get("writer", "")
         if not (_is_name(published) and _is_name(pooling) and _is_length(tokens)):
             raise RunDirectoryError(f"{path} does not say what an export needs, or says it wrongly")
         padding = table.get("padding", "")  # without it there is no classifier
-        if not (_is_name(part) and _is_name(classifier) and _is_name(padding)):
+        if not (_is_name(part) and _is_name(classifier) and _is_name(padding) and _is_name(writer)):
             raise RunDirectoryError(f"{path} does not say what an export needs, or says it wrongly")
-        return cls(_signature(path, table), published, pooling, tokens, part, classifier, padding)
+        return cls(_signature(path, table), published, pooling, tokens, part, classifier, padding, writer)
 
 
 def _table(path: Path) -> dict[str, Any]:

@@ -11,6 +11,9 @@ output is kept per text. What is left to run at every step is the *tail*. Four t
   final norm run at every step.
 - `FullTail`: nothing is kept; over padded texts the slow reference, and the fallback.
 
+Where responses are scored by their log-probabilities there is no embedding: `ResponseTail` has one of the
+last two give those, and keeps the base model's own beside what is kept of a text.
+
 The last two run on texts in rows, where a causal model reads what texts begin with once for all of them, or
 on padded texts (`batches`). `choose_tail` takes the first that applies by structure *and* reproduces the full
 path over padded texts on probe texts, some of which begin alike; the log says so where it is that one.
@@ -39,6 +42,7 @@ from torch.nn.utils.rnn import pad_sequence
 from penchant.common.errors import ConfigError
 from penchant.common.model.batches import Batches, Packing, Padded, RowPacking
 from penchant.common.model.factors import MergedWeights
+from penchant.common.model.log_probability import ResponseTokens
 from penchant.common.model.modules import find_blocks
 from penchant.common.model.network import ADAPTER, AdaptedNetwork
 
@@ -54,8 +58,8 @@ class Tail(Protocol):
 
     name: str
 
-    def precompute(self, texts: Sequence[Tensor]) -> list[Activations]:
-        """What to keep of each text, from token ids [L] of about the same length."""
+    def precompute(self, texts: Sequence[Any]) -> list[Activations]:
+        """What to keep of each text, from token ids [L] (or `ResponseTokens`) of about the same length."""
         ...
 
     def collate(self, texts: Sequence[Activations]) -> Any:
@@ -63,7 +67,8 @@ class Tail(Protocol):
         ...
 
     def forward(self, packed: Any, effective: MergedWeights) -> Tensor:
-        """Pooled embeddings [n, d] float32 of packed texts; differentiable in `effective`."""
+        """Pooled embeddings [n, d] float32 of packed texts, or of responses [n, 3] what `ResponseTail` says;
+        differentiable in `effective`."""
         ...
 
 
@@ -139,8 +144,8 @@ class FullTail:
     def precompute(self, texts: Sequence[Tensor]) -> list[Activations]:
         return [(ids.to(self._network.device),) for ids in texts]
 
-    def collate(self, texts: Sequence[Activations]) -> Batches:
-        return self.packing.collate([ids for (ids,) in texts], None)
+    def collate(self, texts: Sequence[Activations], starts: Sequence[int] | None = None) -> Batches:
+        return self.packing.collate([ids for (ids,) in texts], None, starts)
 
     def forward(self, packed: Batches, effective: MergedWeights) -> Tensor:
         return _embed(self._skeletons.get(), packed, self._network.overrides(effective), {})
@@ -226,8 +231,8 @@ class BlockTail:
             (ids.to(self._network.device), states[row, : len(ids)].clone()) for row, ids in enumerate(texts)
         ]
 
-    def collate(self, texts: Sequence[Activations]) -> Batches:
-        return self.packing.collate([ids for ids, _ in texts], [states for _, states in texts])
+    def collate(self, texts: Sequence[Activations], starts: Sequence[int] | None = None) -> Batches:
+        return self.packing.collate([ids for ids, _ in texts], [states for _, states in texts], starts)
 
     def forward(self, packed: Batches, effective: MergedWeights) -> Tensor:
         module, given = self._rest.get()
@@ -378,19 +383,85 @@ def _only_norm(inner: nn.Module, linear: nn.Module) -> nn.LayerNorm:
     return norms[0]
 
 
+@dataclass(frozen=True)
+class PackedResponses:
+    """n responses in their contexts: the texts, and each one's log-probability by the base model and length,
+    float32 [n]."""
+
+    texts: Batches
+    reference: Tensor
+    tokens: Tensor
+
+
+class ResponseTail:
+    """Log-probabilities of responses under the model with its factors, and of the base model alone.
+
+    The latter never change: they are computed once, by the same path with factors of zeros, and kept.
+    """
+
+    name = "responses"
+
+    def __init__(self, network: AdaptedNetwork, inner: FullTail | BlockTail) -> None:
+        self._inner = inner
+        self._device = network.device
+        self._none = MergedWeights(
+            {
+                module.name: (
+                    torch.zeros(1, module.in_features, device=network.device),
+                    torch.zeros(module.out_features, 1, device=network.device),
+                )
+                for module in network.adapted_modules
+            },
+            torch.empty(0),
+        )
+
+    @property
+    def packing(self) -> Packing:
+        """How texts are put together."""
+        return self._inner.packing
+
+    def precompute(self, texts: Sequence[ResponseTokens]) -> list[Activations]:
+        """(what the inner tail keeps, [start, tokens] int64, log π_ref [] float32) of each text."""
+        kept = self._inner.precompute([text.ids for text in texts])
+        starts = [text.start for text in texts]
+        with torch.no_grad():
+            reference = self._inner.forward(self._inner.collate(kept, starts), self._none)
+        counts = torch.tensor([[text.start, len(text) - text.start] for text in texts])
+        return [(*own, counts[place], reference[place].clone()) for place, own in enumerate(kept)]
+
+    def collate(self, texts: Sequence[Activations]) -> PackedResponses:
+        counts = torch.stack([text[-2] for text in texts])
+        packed = self._inner.collate([text[:-2] for text in texts], counts[:, 0].tolist())
+        tokens = counts[:, 1].to(self._device, torch.float32)
+        return PackedResponses(packed, torch.stack([text[-1] for text in texts]), tokens)
+
+    def forward(self, packed: PackedResponses, effective: MergedWeights) -> Tensor:
+        """[n, 3] float32: log π, log π_ref, and the number of tokens, of each response."""
+        policy = self._inner.forward(packed.texts, effective)
+        return torch.stack([policy, packed.reference, packed.tokens], dim=1)
+
+
 # --- choice ---------------------------------------------------------------------------------------
 
 
-def choose_tail(network: AdaptedNetwork, probes: Sequence[Tensor]) -> Tail:
-    """The cheapest tail that gives, on the probe texts (ids [L] each), what the full path gives."""
+def full_tail(network: AdaptedNetwork) -> FullTail | ResponseTail:
+    """The slow reference: nothing is kept but what the base model says of responses, and texts are padded."""
+    full = FullTail(network, Padded(network))
+    return full if network.unembedding is None else ResponseTail(network, full)
+
+
+def choose_tail(network: AdaptedNetwork, probes: Sequence[Any]) -> Tail:
+    """The cheapest tail that gives, on the probe texts (as `Tail.precompute` takes them), what the full path
+    gives."""
     if not network.adapted_modules:
         return PooledTail(network)
-    full = FullTail(network, Padded(network))
+    full = full_tail(network)
     effective = _probe_factors(network)
     expected = _embed_all(full, probes, effective)
     found = _first_that_agrees(_cheapest_first(network), expected, probes, effective, network)
-    packing = found.packing if isinstance(found, BlockTail | FullTail) else None
-    if found is None or isinstance(found, FullTail):
+    packing = found.packing if isinstance(found, BlockTail | FullTail | ResponseTail) else None
+    inner = found._inner if isinstance(found, ResponseTail) else found
+    if inner is None or isinstance(inner, FullTail):
         log.info("nothing of this base model can be computed ahead: every step runs all of it")
     if network.causal and (found is None or isinstance(packing, Padded)):
         log.info("this base model does not bear texts in one row: a prompt is read again with each response")
@@ -404,7 +475,8 @@ def _cheapest_first(network: AdaptedNetwork) -> Iterator[tuple[str, Callable[[],
         "texts in rows, under a mask": lambda: RowPacking(network, pieces=False),
         "padded texts": lambda: Padded(network),
     }
-    yield TokenwiseTail.name, lambda: TokenwiseTail(network)
+    if network.unembedding is None:
+        yield TokenwiseTail.name, lambda: TokenwiseTail(network)
     for name, packing in packings.items():
         yield f"{BlockTail.name}, {name}", _made_with(BlockTail, network, packing)
     for name, packing in list(packings.items())[:-1]:
@@ -414,13 +486,15 @@ def _cheapest_first(network: AdaptedNetwork) -> Iterator[tuple[str, Callable[[],
 def _made_with(
     kind: type[BlockTail | FullTail], network: AdaptedNetwork, packing: Callable[[], Packing]
 ) -> Callable[[], Tail]:
-    return lambda: kind(network, packing())
+    if network.unembedding is None:
+        return lambda: kind(network, packing())
+    return lambda: ResponseTail(network, kind(network, packing()))
 
 
 def _first_that_agrees(
     tails: Iterator[tuple[str, Callable[[], Tail]]],
     expected: Tensor,
-    probes: Sequence[Tensor],
+    probes: Sequence[Any],
     effective: MergedWeights,
     network: AdaptedNetwork,
 ) -> Tail | None:
@@ -459,9 +533,10 @@ def _agree(found: Tensor, expected: Tensor, network: AdaptedNetwork) -> bool:
     return bool(error < (1e-4 if exact else 5e-2))
 
 
-def _embed_all(tail: Tail, probes: Sequence[Tensor], effective: MergedWeights) -> Tensor:
+def _embed_all(tail: Tail, probes: Sequence[Any], effective: MergedWeights) -> Tensor:
     with torch.no_grad():
-        return tail.forward(tail.collate(tail.precompute(probes)), effective)
+        found = tail.forward(tail.collate(tail.precompute(probes)), effective)
+    return found[:, :2] if isinstance(tail, ResponseTail) else found  # the number of tokens is no result
 
 
 def _probe_factors(network: AdaptedNetwork) -> MergedWeights:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from penchant.common.errors import RoundFailed as RoundFailed
     from penchant.common.errors import RunDirectoryError as RunDirectoryError
     from penchant.common.errors import UsageError as UsageError
+    from penchant.common.objectives import LogProbabilities as LogProbabilities
+    from penchant.common.objectives import Objective as Objective
+    from penchant.common.objectives import register_objective as register_objective
     from penchant.common.shares import Factor as Factor
     from penchant.common.shares import Part as Part
     from penchant.common.shares import ShareRule as ShareRule
@@ -72,6 +75,9 @@ _PLACES = {
     # Extension points (docs/plugins.md)
     "Callback": "penchant._runs",
     "RoundSummary": "penchant.deploy.simulation.result",
+    "Objective": "penchant.common.objectives",
+    "LogProbabilities": "penchant.common.objectives",
+    "register_objective": "penchant.common.objectives",
     "ShareRule": "penchant.common.shares",
     "Factor": "penchant.common.shares",
     "Part": "penchant.common.shares",
@@ -98,6 +104,8 @@ __all__ = [
     "Evaluation",
     "Factor",
     "Federation",
+    "LogProbabilities",
+    "Objective",
     "Part",
     "PenchantError",
     "Person",
@@ -120,6 +128,7 @@ __all__ = [
     "load_preferences",
     "people_from_pairs",
     "register_dataset",
+    "register_objective",
     "register_server_optimizer",
     "register_share",
     "simulate",

@@ -82,7 +82,7 @@ class Rules:
         """What of a phase's vector the rule table does not allow, or lacks. Yields one text each."""
         adapter, rule = self.config.adapter, self.config.adapter.rule
         base = any(name != "head" for name in adapter.share_base)
-        parts = rule.parts(rule.head(adapter.head), phase == "warmup", base=base)
+        parts = rule.parts(self.config.head, phase == "warmup", base=base)
         shared = {role for role, part in parts.items() if part is Part.SHARED and phase != "close"}
         found = [t for t in self.tensors[phase] if t.name not in COUNTERS]
         for tensor in found:

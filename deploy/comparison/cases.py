@@ -8,7 +8,7 @@ from typing import Any
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import UsageError
-from penchant.common.shares import find_share
+from penchant.common.shares import Head, find_share
 
 __all__ = ["Case", "combinations"]
 
@@ -84,15 +84,16 @@ class Case:
     @classmethod
     def of(cls, config: RunConfig) -> Case:
         """The case of a configuration; ConfigError for a head that contradicts the share."""
-        head = config.adapter.rule.head(config.adapter.head)
-        return cls(config.changed({"adapter.head": head.value}))
+        head = config.head
+        return cls(config if head is Head.NONE else config.changed({"adapter.head": head.value}))
 
     @property
     def name(self) -> str:
         """What its directory is called."""
         adapter, data = self.config.adapter, self.config.data
         people = data.clients or "all"
-        return f"{adapter.share}-{adapter.head}-{data.pairs}pairs-{people}-seed{self.config.seed}"
+        head = self.config.head.value
+        return f"{adapter.share}-{head}-{data.pairs}pairs-{people}-seed{self.config.seed}"
 
     @property
     def method(self) -> RunConfig:

@@ -90,6 +90,7 @@ def write_release(directory: Path, round: int | None, out: Path) -> int:
             part=base.part,
             classifier=base.classifier,
             padding=base.padding,
+            writer=base.writer,
             personal=False,
             release=True,
         ),

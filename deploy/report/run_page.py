@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from penchant.common.shares import find_share
+from penchant.common.objectives import REWARD, find_objective
+from penchant.common.shares import Head, find_share
 from penchant.common.wording import counted, decimals, duration, listed, percent, plain, size, span
 from penchant.deploy.comparison.methods import head_of, method
 from penchant.deploy.comparison.table import Comparison
@@ -53,7 +54,7 @@ def _report_page(result: RunResult) -> dict[str, Any]:
         "title": f"penchant: {percent(result.accuracy)} on {result.dataset}",
         "strap": f"{result.dataset} · {base_name(result.base_model)} · seed {result.seed}",
         "headline": {
-            "before": f"Over {result.clients} people, the personal reward models rank ",
+            "before": f"Over {result.clients} people, the {_models(result)} rank ",
             "accuracy": percent(result.accuracy),
             "after": " of held-out choices as their owners did.",
         },
@@ -83,12 +84,21 @@ def _report_page(result: RunResult) -> dict[str, Any]:
     }
 
 
+def _models(result: RunResult) -> str:
+    """What the run made, in words."""
+    found = find_objective(result.objective)
+    return found.label if found else "personal models"
+
+
 def _lead(result: RunResult, baselines: Mapping[str, float]) -> str:
     people = f"Each person gave {result.pairs} choices to learn from"
     others = "".join(f"; {name}: {percent(value)}" for name, value in baselines.items())
     cold = result.cold_start_accuracy
     new = f" People who came after the training: {percent(cold)}." if cold is not None else ""
-    return f"{people}. Guessing would get 50% right{others}.{new}"
+    ranked = ""
+    if result.objective != REWARD:
+        ranked = " They rank by implicit rewards: how much likelier a response is than by the base model."
+    return f"{people}. Guessing would get 50% right{others}.{new}{ranked}"
 
 
 def _notice(secagg: bool) -> dict[str, str]:
@@ -312,7 +322,8 @@ def _command(result: RunResult) -> str:
         "dataset": result.dataset,
         "base-model": result.base_model,
         "share": result.share,
-        "head": result.head,
+        "objective": None if result.objective == REWARD else result.objective,
+        "head": None if result.head == Head.NONE else result.head,
         "clients": result.clients,
         "pairs": result.pairs,
         "rounds": result.rounds,

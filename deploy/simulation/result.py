@@ -108,6 +108,7 @@ class RunResult:
     base_model: str
     share: str
     head: str | None = None
+    objective: str = "reward"
     clients: int
     pairs: int
     rounds: int
@@ -260,7 +261,8 @@ def result_of(
         dataset=world.federation.name,
         base_model=config.model.base_model,
         share=config.adapter.share,
-        head=config.adapter.rule.head(config.adapter.head).value,
+        head=config.head.value,
+        objective=config.model.objective,
         clients=len(world.federation.people),
         pairs=config.data.pairs,
         rounds=config.federation.rounds,

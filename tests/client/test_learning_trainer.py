@@ -17,7 +17,7 @@ from penchant.common.config import AdapterConfig, FederationConfig, ModelConfig,
 from penchant.common.errors import ConfigError, DataError, DeviceError
 from penchant.common.model.backbone import load_backbone
 from penchant.common.model.factors import MergedWeights, Split
-from penchant.common.model.reward import RewardModel
+from penchant.common.model.reward import RewardModel, bradley_terry
 
 PAIRS = [
     SimpleNamespace(prompt="", chosen=chosen, rejected=rejected)
@@ -73,6 +73,9 @@ class Line:
     def margins(self, prepared: Any, effective: MergedWeights) -> torch.Tensor:
         scores = self.scores(prepared.texts, effective)
         return scores[prepared.chosen] - scores[prepared.rejected]
+
+    def losses(self, margins: torch.Tensor) -> torch.Tensor:
+        return bradley_terry(margins)
 
 
 class LinePairs(SimpleNamespace):

@@ -34,6 +34,7 @@ def test_a_description_is_read_as_it_was_written(tmp_path: Path) -> None:
         "part",
         "classifier",
         "padding",
+        "writer",
     ]
 
 

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.tiny_models import WORDS
+from support.tastes import choices_by_last_word
 
 import penchant
 from penchant.common.errors import DataError
 
 EPOCHS, RATE = 30, 1e-2
-
-
-def choices(count: int) -> list[tuple[str, str, str]]:
-    """One person's, by a taste in words that the last word of a response meets."""
-    draw = random.Random(0)
-    taste = draw.sample(WORDS, len(WORDS))
-    made = []
-    for _ in range(count):
-        better, worse = sorted(draw.sample(WORDS, 2), key=taste.index)
-        prompt = " ".join(draw.choices(WORDS, k=draw.randrange(1, 9))) + " "
-        made.append(
-            (prompt, f"{draw.choice(WORDS)} {better}", f"{' '.join(draw.choices(WORDS, k=2))} {worse}")
-        )
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +23,9 @@ def base(tiny_model: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def data() -> Any:
-    return penchant.load_preferences({"ann": choices(400)}, pairs=48, validation_pairs=0, test_pairs=80)
+    return penchant.load_preferences(
+        {"ann": choices_by_last_word(400)}, pairs=48, validation_pairs=0, test_pairs=80
+    )
 
 
 def simulated(data: Any, base: Path, **more: Any) -> penchant.SimulationResult:

@@ -25,6 +25,20 @@ def write_choices(path: Path, counts: Sequence[int]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def choices_by_last_word(count: int) -> list[tuple[str, str, str]]:
+    """One person's, by a taste in words that the last word of a response meets."""
+    draw = random.Random(0)
+    taste = draw.sample(WORDS, len(WORDS))
+    made = []
+    for _ in range(count):
+        better, worse = sorted(draw.sample(WORDS, 2), key=taste.index)
+        prompt = " ".join(draw.choices(WORDS, k=draw.randrange(1, 9))) + " "
+        made.append(
+            (prompt, f"{draw.choice(WORDS)} {better}", f"{' '.join(draw.choices(WORDS, k=2))} {worse}")
+        )
+    return made
+
+
 def small_run(base: Path, choices: Path, people: int, epochs: int) -> dict[str, Any]:
     """Settings of a run of three rounds over `people` with `choices`, who ask for little."""
     return {

@@ -73,18 +73,23 @@ _OWN: dict[str, dict[str, Any]] = {
 }
 
 
-def write_tiny_model(kind: str, folder: Path, **changes: Any) -> None:
-    """Save a tiny model of a type and a tokenizer of whole words (0 is padding, 1 unknown)."""
+def write_tiny_model(kind: str, folder: Path, *, writes: bool = False, **changes: Any) -> None:
+    """Save a tiny model of a type and a tokenizer of whole words (0 is padding, 1 unknown).
+
+    writes: a whole language model, whose texts end with a token of their own.
+    """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
     own = _OWN.get(kind, {})
     settings = AutoConfig.for_model(kind, **{**({} if "text_config" in own else _SMALL), **own, **changes})
-    AutoModel.from_config(settings).save_pretrained(folder)
-    vocabulary = {word: place for place, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
+    (AutoModelForCausalLM if writes else AutoModel).from_config(settings).save_pretrained(folder)
+    words_known = ["[PAD]", "[UNK]", *WORDS, *(["[END]"] if writes else [])]
+    vocabulary = {word: place for place, word in enumerate(words_known)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
+    more = {"eos_token": "[END]"} if writes else {}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", **more)
     tokenizer.save_pretrained(folder)
