@@ -49,7 +49,7 @@ It writes what one person would rather read, as far as their choices say.
 The choices it was learned from are not in here, but what it writes reveals things about its person:
 share it as you would share their choices.
 """
-SHARED = """# The shared part of a fleet's models
+SHARED = """# The shared part of a fleet's reward models
 
 It is what everybody's model starts from; personal factors are at their common start.
 A person's own model is made from it by fitting the personal part to their choices.
@@ -341,6 +341,7 @@ Differences of scores are log-odds (Bradley and Terry): the probability that the
 
 def _policy_card(export: Export) -> str:
     adapter, beta = export.adapter, export.model.beta
+    about = POLICY if export.personal else SHARED.replace("reward models", "policies")
     return f"""---
 base_model: {export.base}
 library_name: peft
@@ -348,7 +349,7 @@ pipeline_tag: text-generation
 tags: [{", ".join(_tags(export))}]
 ---
 
-{POLICY if export.personal else SHARED}{RELEASE if export.release else ""}
+{about}{RELEASE if export.release else ""}
 It is a LoRA adapter of rank {adapter.rank} (alpha {adapter.alpha:g}) on
 {", ".join(export.effective.adapters)}.
 It was learned with penchant, objective `{export.model.objective}` (beta {beta:g}), share `{adapter.share}`,

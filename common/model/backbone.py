@@ -332,7 +332,8 @@ def _writing_part(
             f'base model "{name}" makes its words in a way that penchant does not know (such as capped or '
             "scaled logits); choose another causal language model"
         )
-    inner.name_or_path = str(causal.name_or_path)
+    read: Any = inner
+    read.name_or_path = str(causal.name_or_path)
     return inner, writer, unembedding
 
 

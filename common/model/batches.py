@@ -232,7 +232,8 @@ class PackedRow:
         """The places in the row of the tokens that are pooled, one a text, or from which a word is predicted;
         None where all are."""
         if self.predicted is not None:
-            return self.predicted.place.unique()
+            places: Tensor = self.predicted.place.unique()  # type: ignore[no-untyped-call]
+            return places
         ends = self.lengths.cumsum(0)
         places = {"last": ends - 1, "first": ends - self.lengths}.get(self.network.pooling)
         return None if places is None else self.token[places]
