@@ -232,8 +232,8 @@ class PackedRow:
         """The places in the row of the tokens that are pooled, one a text, or from which a word is predicted;
         None where all are."""
         if self.predicted is not None:
-            places: Tensor = self.predicted.place.unique()  # type: ignore[no-untyped-call]
-            return places
+            read: Tensor = self.predicted.place.unique()  # type: ignore[no-untyped-call]
+            return read
         ends = self.lengths.cumsum(0)
         places = {"last": ends - 1, "first": ends - self.lengths}.get(self.network.pooling)
         return None if places is None else self.token[places]
