@@ -77,10 +77,17 @@ def settled(operations: OperationsOnThisMachine, location: RunLocation) -> int:
     return summary_of(location, operations.activity([location])[location.id]).settled
 
 
+def started(operations: OperationsOnThisMachine, name: str, config: str) -> RunLocation:
+    """A simulation, which waits for no turn."""
+    location = operations.start(name, config)
+    assert location is not None
+    return location
+
+
 def test_a_run_is_started_stopped_resumed_and_ends(
     operations: OperationsOnThisMachine, store: ConsoleStore, config: str
 ) -> None:
-    location = operations.start("small", config.replace("ROUNDS", "400"))
+    location = started(operations, "small", config.replace("ROUNDS", "400"))
     assert state(operations, location) == "running"
     with pytest.raises(RunDirectoryError, match="a process is at work in small"):
         operations.resume(location)
@@ -106,7 +113,7 @@ def test_a_run_is_started_stopped_resumed_and_ends(
 def test_a_run_that_ends_is_finished_and_its_adapter_can_be_had(
     operations: OperationsOnThisMachine, config: str
 ) -> None:
-    location = operations.start("short", config.replace("ROUNDS", "1"))
+    location = started(operations, "short", config.replace("ROUNDS", "1"))
     wait_for("the end", lambda: state(operations, location) in ("finished", "failed"))
     assert state(operations, location) == "finished", operations.log(location, 20)
     wait_for("its process", lambda: not operations.activity([location])[location.id].running)
@@ -130,7 +137,7 @@ def test_a_run_that_can_not_be_is_failed_with_the_reason(
     operations: OperationsOnThisMachine, config: str
 ) -> None:
     wrong = config.replace("ROUNDS", "1").replace('"user"', '"nobody"')
-    location = operations.start("wrong", wrong)
+    location = started(operations, "wrong", wrong)
     wait_for("the end", lambda: state(operations, location) != "running")
     facts = summary_of(location, operations.activity([location])[location.id])
     assert facts.state == "failed"
@@ -159,7 +166,7 @@ def test_the_console_does_not_read_the_words_for_people(
     said = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False).stderr
     assert said.startswith("Oh no! unknown data set 'sentae'")
 
-    location = operations.start("wrong", config.replace("ROUNDS", "1").replace('"user"', '"nobody"'))
+    location = started(operations, "wrong", config.replace("ROUNDS", "1").replace('"user"', '"nobody"'))
     wait_for("the end", lambda: state(operations, location) != "running")
     facts = summary_of(location, operations.activity([location])[location.id])
     assert (facts.state, facts.why.count("{")) == ("failed", 0)
@@ -175,7 +182,7 @@ def test_the_console_does_not_read_the_words_for_people(
 def test_a_console_that_is_started_again_finds_its_run(
     operations: OperationsOnThisMachine, store: ConsoleStore, config: str, tmp_path: Path
 ) -> None:
-    location = operations.start("small", config.replace("ROUNDS", "400"))
+    location = started(operations, "small", config.replace("ROUNDS", "400"))
     wait_for("a round", lambda: settled(operations, location) >= 1)
     again = OperationsOnThisMachine([tmp_path / "runs"], store)
     activity = again.activity([location])[location.id]
