@@ -25,14 +25,21 @@ CASES = {
     "plain start": {"federation.cohort": 3, "federation.rounds": 2},
     "warm-up": {"federation.cohort": 3, "federation.rounds": 2, "federation.warmup_rounds": 1},
     "personal A": {"federation.cohort": 4, "federation.rounds": 1, "adapter.share": "B"},
+    "a policy": {
+        "federation.cohort": 4,
+        "federation.rounds": 1,
+        "model.objective": "dpo",
+        "adapter.target_modules": ["q_proj", "v_proj", "down_proj"],
+    },
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_deployed_run_is_the_simulated_one(
-    tiny_model: Callable[[str], Path], tmp_path: Path, case: str
+    tiny_model: Callable[[str], Path], tiny_writer: Callable[[str], Path], tmp_path: Path, case: str
 ) -> None:
-    fleet = Deployment(tmp_path, tiny_model("bert"), DEVICES, CASES[case])
+    base = tiny_writer("llama") if case == "a policy" else tiny_model("bert")
+    fleet = Deployment(tmp_path, base, DEVICES, CASES[case])
     fleet.init_server()
     world = simulate_twin(fleet)
     model_cache = ModelCache()
