@@ -472,7 +472,7 @@ class FederationConfig(Section):
     stop_after: int = setting(
         0,
         "How many rounds after the best one training ends, with the best one's factors, if held-out choices "
-        "are ranked worse since than chance would make them; 0 trains every round.",
+        "are ranked worse since than chance often makes them; 0 trains every round.",
         low=0,
         high=4000,
         added=True,

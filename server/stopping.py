@@ -2,15 +2,17 @@
 
 Every round's sum tells how many held-out choices are ranked right by the factors that the round before ended
 with. Training ends `federation.stop_after` rounds after the best round, if the rounds since then are worse by
-more than chance would make of their choices; the closing round follows, on the factors of the best. One
-cohort's figure is noisy: a round goes by its own and those of its neighbours, pooled by choices. Where noise
-hides how many choices were judged, nothing is told apart, and every round is trained.
+more than chance often makes them; the closing round follows, on the factors of the best. One cohort's figure
+is noisy: a round goes by its own and those of its neighbours, pooled by choices. The best of many is also the
+luckiest: of k rounds it leads by sqrt(2 ln k) standard errors or so where all are the same, which is asked of
+a fall and one more (in quadrature). Where noise hides how many choices were judged, nothing is told apart,
+and every round is trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from math import log, sqrt
 
 from penchant.common.config import RunConfig
 from penchant.server.journal import RoundLog
@@ -18,8 +20,7 @@ from penchant.server.measured import Measurement, measurements
 
 __all__ = ["ends_with"]
 
-_BESIDE = 2  # rounds on either side that a round is judged with
-_APART = 2.0  # standard errors of a difference
+_BESIDE = 3  # rounds on either side that a round is judged with
 _Counts = tuple[float, int]  # choices ranked right, choices judged
 
 
@@ -36,7 +37,7 @@ def ends_with(config: RunConfig, logs: Sequence[RoundLog]) -> int | None:
     since = known[best + 1 + _BESIDE :]
     if known[-1].after - known[best].after < patience or not since:
         return None
-    return known[best].after if _is_worse(_sum(since), _pooled(known, best)) else None
+    return known[best].after if _is_worse(_sum(since), _pooled(known, best), len(known)) else None
 
 
 def _candidates(config: RunConfig, logs: Sequence[RoundLog]) -> list[Measurement]:
@@ -51,10 +52,12 @@ def _candidates(config: RunConfig, logs: Sequence[RoundLog]) -> list[Measurement
     ]
 
 
-def _is_worse(counts: _Counts, than: _Counts) -> bool:
-    """Whether choices are ranked right less often, by more than chance makes of so many."""
-    error = sum(_part(one) * (1 - _part(one)) / one[1] for one in (counts, than))
-    return _part(than) - _part(counts) > _APART * sqrt(error)
+def _is_worse(counts: _Counts, best: _Counts, rounds: int) -> bool:
+    """Whether choices are ranked right less often than in the best of so many rounds, by more than chance
+    often makes of them."""
+    both = _part((counts[0] + best[0], counts[1] + best[1]))
+    error = sqrt(both * (1 - both) * (1 / counts[1] + 1 / best[1]))  # as if nothing had changed
+    return _part(best) - _part(counts) > sqrt(2 + 2 * log(rounds)) * error
 
 
 def _pooled(known: Sequence[Measurement], at: int) -> _Counts:

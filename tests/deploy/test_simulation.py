@@ -179,25 +179,25 @@ def test_training_that_says_nothing_better_ends_early_with_the_best_rounds_facto
     base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps too small to change any order: round 1 is as good as any after it, which ends training where no
-    worse is taken for worse."""
-    monkeypatch.setattr(stopping, "_APART", -1.0)
+    fall is taken for one."""
+    monkeypatch.setattr(stopping, "_is_worse", lambda counts, best, rounds: True)
     changes: dict[str, Any] = {"federation.stop_after": 2, "federation.rounds": 9, "data.validation_pairs": 2}
     changes |= {"training.lr_shared": 1e-6, "training.lr_personal": 0.0, "training.lr_head": 1e-6}
     changes |= {"federation.cohort": PEOPLE}
     masked = {key.replace(".", "__"): value for key, value in changes.items()}
     result = run(tmp_path / "whole", base, **masked)
-    assert [row["round"] for row in result["rounds_log"]] == [1, 2, 3, 4, 5]
+    assert [row["round"] for row in result["rounds_log"]] == [1, 2, 3, 4, 5, 6]
     assert result["best_round"] == 1
-    assert any("after round 1" in line and "5 of 9 rounds" in line for line in result["caveats"])
+    assert any("after round 1" in line and "6 of 9 rounds" in line for line in result["caveats"])
     config = run_directory.read_config(tmp_path / "whole")
     journal = Journal(tmp_path / "whole")
     try:
-        kept = {number: journal.load(number)[1].factors.tobytes() for number in (1, 5, 10)}
+        kept = {number: journal.load(number)[1].factors.tobytes() for number in (1, 6, 10)}
         closing = journal.logs()[-1]
     finally:
         journal.close()
     assert (closing.round, closing.phase, closing.measured_on) == (10, "close", 1)
-    assert kept[10] == kept[1] != kept[5]
+    assert kept[10] == kept[1] != kept[6]
     run_directory.create(tmp_path / "stopped", config)
     with pytest.raises(KeyboardInterrupt):
         simulate(prepare(config, BENCHES), tmp_path / "stopped", Stops(), command="test")
