@@ -245,7 +245,7 @@ class FleetOnThisMachine:
         used = fleet_release.read(self.directory).used
         first = [("release", f"the fleet’s release, now {used}")] if used else []
         return first + [
-            (f"{name}:release-{one.number}", f"release {one.number} of {name}, round {one.round}")
+            (releases.release_name(name, one.number), f"release {one.number} of {name}, round {one.round}")
             for name, one in found
         ]
 
