@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,24 @@ def test_names_and_tags_are_kept(server: ServerDirectory) -> None:
     notes.untag([first, second], "kitchen")
     notes.name(first, "")
     assert notes.all() == {first: DeviceNote("", ("beta",))}
-    notes.set_tags(first, ["b", "a", "b"])
-    assert notes.all() == {first: DeviceNote("", ("a", "b"))}
+    notes.note(first, "Kettle", ["b", "a", "b"])
+    assert notes.all() == {first: DeviceNote("Kettle", ("a", "b"))}
+    notes.note(first, "", [])
+    assert notes.all() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "tags"),
+    [("ä" * 60, ["other"]), ("Pot", ["other", "No Tag"]), ("Pot", list(map(str, range(21))))],
+)
+def test_name_and_tags_are_both_noted_or_neither(
+    server: ServerDirectory, name: str, tags: Sequence[str]
+) -> None:
+    notes = DeviceNotes(server.path)
+    notes.note(3, "Kettle", ["pilot"])
+    with pytest.raises(UsageError):
+        notes.note(3, name, tags)
+    assert notes.all() == {3: DeviceNote("Kettle", ("pilot",))}
 
 
 @pytest.mark.parametrize("tag", ["", "A", "-x", "a b", "a" * 33, "é", "a/b", "a\n"])
@@ -70,14 +87,14 @@ def test_what_is_no_tag_is_refused(server: ServerDirectory, tag: str) -> None:
     with pytest.raises(UsageError, match="is no tag"):
         notes.tag([1], tag)
     with pytest.raises(UsageError, match="is no tag"):
-        notes.set_tags(1, ["fine", tag])
+        notes.note(1, "Kettle", ["fine", tag])
     assert notes.all() == {}
 
 
 def test_too_many_tags_or_a_name_that_can_not_be_seen_are_refused(server: ServerDirectory) -> None:
     notes = DeviceNotes(server.path)
     with pytest.raises(UsageError, match="at most 20 tags"):
-        notes.set_tags(1, [f"t{number}" for number in range(21)])
+        notes.note(1, "", [f"t{number}" for number in range(21)])
     for number in range(20):
         notes.tag([1], f"t{number}")
     with pytest.raises(UsageError, match="member 1 has 20 tags already"):
