@@ -267,13 +267,14 @@ def tag_devices(
     remove: Annotated[bool, typer.Option("--remove", help="Take the tag from them.")] = False,
 ) -> None:
     """Give devices a tag, to find them by, and to have runs ask only those (`server run --tag`)."""
+    from penchant.common.wording import ranges
     from penchant.deploy.fleet.device_notes import DeviceNotes
     from penchant.deploy.fleet.recorded_acts import recorded
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
     server_directory = ServerDirectory(directory)
     act = "take a tag from devices" if remove else "tag devices"
-    with recorded(server_directory.path, act, tag, f"members: {', '.join(map(str, members))}"):
+    with recorded(server_directory.path, act, tag, f"members: {ranges(sorted(set(members)))}"):
         _refuse_strangers(server_directory, members)
         notes = DeviceNotes(server_directory.path)
         (notes.untag if remove else notes.tag)(members, tag)

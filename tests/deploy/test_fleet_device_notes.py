@@ -243,3 +243,18 @@ def test_devices_are_tagged_named_and_listed_at_the_terminal(
         ("tag devices", "kitchen", "refused"),
     ]
     assert time.time() - acts[0].at < 600
+
+
+@pytest.mark.parametrize(("step", "detail"), [(1, "members: 1–12000"), (2, "members: 1, 3, 5, 7, ")])
+def test_tagging_many_devices_is_one_act_of_the_audit(
+    server: ServerDirectory, monkeypatch: pytest.MonkeyPatch, step: int, detail: str
+) -> None:
+    monkeypatch.setattr("penchant.deploy.cli.server._refuse_strangers", lambda directory, members: None)
+    members = range(1, 1 + 12_000 * step, step)
+    assert penchant(monkeypatch, "tag", server.path, "pilot", *members) == 0
+    assert sorted(DeviceNotes(server.path).all()) == list(members)
+    acts: list[Act] = []
+    take(server.path, acts.append)
+    assert [(act.action, act.target, act.outcome) for act in acts] == [("tag devices", "pilot", "done")]
+    assert acts[0].detail.startswith(detail)
+    assert acts[0].detail == detail or acts[0].detail.endswith("…")
