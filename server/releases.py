@@ -10,7 +10,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ __all__ = [
     "current",
     "named_round",
     "promote",
+    "release_name",
     "released",
     "releases",
     "roll_back",
@@ -60,6 +61,11 @@ class FleetRelease:
     held: bool = False
     waiting: str = ""
 
+    @property
+    def last(self) -> str:
+        """What was chosen last: in use, or in use once the fleet holds no more; empty for none."""
+        return self.waiting or self.used
+
 
 def releases(directory: Path) -> list[Release]:
     """All releases of a run, the latest first. JournalError when the file is damaged."""
@@ -83,6 +89,11 @@ def named_round(text: str) -> tuple[str, str]:
     return run, which
 
 
+def release_name(run: str, number: int) -> str:
+    """How a fleet calls a release of one of its runs."""
+    return f"{run}:release-{number}"
+
+
 def released(directory: Path, which: str = "release") -> Release:
     """What "release", the one in use, or "release-NUMBER" names. UsageError when there is none."""
     number = which.removeprefix("release").removeprefix("-")
@@ -93,26 +104,31 @@ def released(directory: Path, which: str = "release") -> Release:
     return found[0]
 
 
-def promote(directory: Path, round: int, digest: str, by: str) -> Release:
-    """Make a finished round the next release, and the current one. UsageError when it is that already."""
+def promote(directory: Path, round: int, digest: str, by: str, *, again: bool = False) -> Release:
+    """Make a finished round the next release, and the current one. Where it is that already: the release as
+    it is with `again`, and a UsageError without."""
     made, now = _read(directory)
     if made and made[-1].round == round and made[-1].digest == digest and now == made[-1].number:
+        if again:
+            return replace(made[-1], current=True)
         raise UsageError(f"round {round} is the current release already")
     release = Release(len(made) + 1, round, digest, by, time.time(), True)
     _write(directory, [*made, release], release.number)
     return release
 
 
-def roll_back(directory: Path, number: int, by: str) -> Release:
-    """Make an earlier release the current one again. UsageError when there is none of that number."""
+def roll_back(directory: Path, number: int, by: str, *, again: bool = False) -> Release:
+    """Make an earlier release the current one again. UsageError when there is none of that number, or it is
+    the current one already, which is fine with `again`."""
     made, now = _read(directory)
     found = next((release for release in made if release.number == number), None)
     if found is None:
         raise UsageError(f"there is no release {number}")
-    if number == now:
+    if number == now and not again:
         raise UsageError(f"release {number} is current already")
-    _write(directory, made, number)
-    return Release(**{**asdict(found), "current": True})
+    if number != now:
+        _write(directory, made, number)
+    return replace(found, current=True)
 
 
 def _read(directory: Path) -> tuple[list[Release], int]:

@@ -267,13 +267,14 @@ def tag_devices(
     remove: Annotated[bool, typer.Option("--remove", help="Take the tag from them.")] = False,
 ) -> None:
     """Give devices a tag, to find them by, and to have runs ask only those (`server run --tag`)."""
+    from penchant.common.wording import ranges
     from penchant.deploy.fleet.device_notes import DeviceNotes
     from penchant.deploy.fleet.recorded_acts import recorded
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
     server_directory = ServerDirectory(directory)
     act = "take a tag from devices" if remove else "tag devices"
-    with recorded(server_directory.path, act, tag, f"members: {', '.join(map(str, members))}"):
+    with recorded(server_directory.path, act, tag, f"members: {ranges(sorted(set(members)))}"):
         _refuse_strangers(server_directory, members)
         notes = DeviceNotes(server_directory.path)
         (notes.untag if remove else notes.tag)(members, tag)
@@ -726,12 +727,12 @@ def list_releases(directory: Where, as_json: AsJson = False) -> None:
     """All releases of all runs, the latest first, and which one the fleet uses."""
     from penchant.deploy.fleet import fleet_release
     from penchant.deploy.fleet.server_directory import ServerDirectory
-    from penchant.server.releases import releases
+    from penchant.server.releases import release_name, releases
 
     server_directory = ServerDirectory(directory)
     now = fleet_release.read(server_directory.path)
     found = [
-        {"name": f"{name}:release-{one.number}", "run": name, **asdict(one)}
+        {"name": release_name(name, one.number), "run": name, **asdict(one)}
         for name in server_directory.runs()
         for one in releases(server_directory.run(name))
     ]
@@ -766,7 +767,7 @@ def promote(
     with recorded(server_directory.path, "promote a release", chosen, f"round: {round}"):
         made = _releases_of(server_directory, chosen).promote(round, who_is_here())
     now = fleet_release.read(server_directory.path)
-    what = "waits until the fleet holds no more" if now.held else "is in use"
+    what = "waits until the fleet holds no more" if now.waiting else "is in use"
     say(f"release {made.number} of {chosen}, round {made.round}, {what}")
 
 
@@ -786,7 +787,7 @@ def rollback(
     with recorded(server_directory.path, "roll a release back", chosen, f"number: {number}"):
         made = _releases_of(server_directory, chosen).roll_back(number, who_is_here())
     now = fleet_release.read(server_directory.path)
-    what = "waits until the fleet holds no more" if now.held else "is in use again"
+    what = "waits until the fleet holds no more" if now.waiting else "is in use again"
     say(f"release {made.number} of {chosen}, round {made.round}, {what}")
 
 

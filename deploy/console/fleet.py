@@ -124,9 +124,7 @@ class FleetOnThisMachine:
         """Call a member so, and give it these tags and no others."""
         if not self._known().membership().holds(member):
             raise UsageError(f"there is no member {member}")
-        notes = DeviceNotes(self.directory)
-        notes.set_tags(member, tags)
-        notes.name(member, name)
+        DeviceNotes(self.directory).note(member, name, tags)
 
     def readiness(self, nodes: Mapping[int, str | None]) -> dict[int, tuple[bool | None, str]]:
         """Member -> (whether it would take part now, in words why); None: it can't be told."""
@@ -245,7 +243,7 @@ class FleetOnThisMachine:
         used = fleet_release.read(self.directory).used
         first = [("release", f"the fleet’s release, now {used}")] if used else []
         return first + [
-            (f"{name}:release-{one.number}", f"release {one.number} of {name}, round {one.round}")
+            (releases.release_name(name, one.number), f"release {one.number} of {name}, round {one.round}")
             for name, one in found
         ]
 

@@ -33,23 +33,39 @@ class ReleasesOnThisMachine:
         return releases.releases(self._location.directory)
 
     def promote(self, round: int, by: str) -> Release:
-        """Make a round's shared adapter the current release."""
-        return self._used(releases.promote(self._location.directory, round, self._checked(round), by))
+        """Make a round's shared adapter the current release, and its fleet's. UsageError when it is both."""
+        digest, again = self._checked(round), self._can_repeat()
+        return self._used(releases.promote(self._location.directory, round, digest, by, again=again))
 
     def roll_back(self, number: int, by: str) -> Release:
-        """Make an earlier release the current one again. Its checkpoint must still be what it was."""
+        """Make an earlier release the current one again, and its fleet's. Its checkpoint must still be what
+        it was."""
         found = next((r for r in self.promoted() if r.number == number), None)
         if found is not None and self._checked(found.round) != found.digest:
             raise ConsoleError(
                 f"round {found.round} now has a different checkpoint than release {number} had"
             )
-        return self._used(releases.roll_back(self._location.directory, number, by))
+        again = self._can_repeat()
+        return self._used(releases.roll_back(self._location.directory, number, by, again=again))
+
+    @property
+    def _server(self) -> Path | None:
+        """The directory of the fleet of a served run."""
+        server = self._location.directory.parent.parent
+        return server if self._location.kind == "served" and (server / SETTINGS).is_file() else None
+
+    def _can_repeat(self) -> bool:
+        """Whether what was chosen last in the run is not what was chosen last for its fleet: then it can be
+        chosen once more. JournalError where the fleet's file is damaged, before anything is written."""
+        if self._server is None:
+            return False
+        last, mine = fleet_release.read(self._server).last, releases.current(self._location.directory)
+        return mine is not None and last != releases.release_name(self._location.directory.name, mine.number)
 
     def _used(self, release: Release) -> Release:
         """The same, which the fleet of a served run uses from now on."""
-        server = self._location.directory.parent.parent
-        if self._location.kind == "served" and (server / SETTINGS).is_file():
-            fleet_release.chosen(server, self._location.directory.name, release.number)
+        if self._server is not None:
+            fleet_release.chosen(self._server, self._location.directory.name, release.number)
         return release
 
     def export(self, round: int) -> bytes:

@@ -54,12 +54,9 @@ class DeviceNotes:
 
     def name(self, member: int, name: str) -> None:
         """Call a member so; an empty name takes that back. UsageError for one that can't be shown."""
-        if len(name.encode()) > NAME_MOST or not is_printable(name):
-            raise UsageError(f"a device's name has at most {NAME_MOST} bytes of printable characters")
+        _refuse_name(name)
         with self._open() as db:
-            db.execute("DELETE FROM names WHERE member = ?", (member,))
-            if name:
-                db.execute("INSERT INTO names VALUES (?, ?)", (member, name))
+            _put_name(db, member, name)
 
     def tag(self, members: Iterable[int], tag: str) -> None:
         """Give members a tag. UsageError for what is none, or where one of them has too many."""
@@ -76,12 +73,14 @@ class DeviceNotes:
         with self._open() as db:
             db.executemany("DELETE FROM tags WHERE member = ? AND tag = ?", [(m, tag) for m in members])
 
-    def set_tags(self, member: int, tags: Iterable[str]) -> None:
-        """Give a member these tags, and no others."""
+    def note(self, member: int, name: str, tags: Iterable[str]) -> None:
+        """Call a member so, and give it these tags and no others: both, or a UsageError and neither."""
+        _refuse_name(name)
         wanted = sorted({_checked(tag) for tag in tags})
         if len(wanted) > TAGS_MOST:
             raise UsageError(f"a device has at most {TAGS_MOST} tags")
         with self._open() as db:
+            _put_name(db, member, name)
             db.execute("DELETE FROM tags WHERE member = ?", (member,))
             db.executemany("INSERT INTO tags VALUES (?, ?)", [(member, tag) for tag in wanted])
 
@@ -116,6 +115,17 @@ def tag_of(directory: Path) -> str:
     if not _TAG.fullmatch(text):  # never everybody, where only some were meant
         raise RunDirectoryError(f"{directory / TAG} names no tag; restore it from a back-up")
     return text
+
+
+def _refuse_name(name: str) -> None:
+    if len(name.encode()) > NAME_MOST or not is_printable(name):
+        raise UsageError(f"a device's name has at most {NAME_MOST} bytes of printable characters")
+
+
+def _put_name(db: sqlite3.Connection, member: int, name: str) -> None:
+    db.execute("DELETE FROM names WHERE member = ?", (member,))
+    if name:
+        db.execute("INSERT INTO names VALUES (?, ?)", (member, name))
 
 
 def _checked(tag: str) -> str:

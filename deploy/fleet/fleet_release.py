@@ -16,7 +16,7 @@ from penchant.common.foreign_files import read_json
 from penchant.common.storage import write_durably
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.run_directory import RUN_NAME
-from penchant.server.releases import FleetRelease, Release, released
+from penchant.server.releases import FleetRelease, Release, release_name, released
 
 __all__ = ["FLEET_RELEASE", "chosen", "found", "hold", "read", "resolved", "unhold"]
 
@@ -41,8 +41,10 @@ def read(server: Path) -> FleetRelease:
 
 def chosen(server: Path, run: str, number: int) -> FleetRelease:
     """A release of a run was promoted, or rolled back to: the fleet uses it, or once it holds no more."""
-    now, name = read(server), f"{run}:release-{number}"
-    return _write(server, replace(now, waiting=name) if now.held else replace(now, used=name))
+    now, name = read(server), release_name(run, number)
+    if now.held:
+        return _write(server, replace(now, waiting="" if name == now.used else name))
+    return _write(server, replace(now, used=name))
 
 
 def hold(server: Path) -> FleetRelease:
@@ -60,7 +62,7 @@ def unhold(server: Path) -> FleetRelease:
     now = read(server)
     if not now.held:
         raise UsageError("the fleet does not hold; what is promoted is in use at once")
-    return _write(server, FleetRelease(now.waiting or now.used))
+    return _write(server, FleetRelease(now.last))
 
 
 def resolved(server_directory: ServerDirectory, begin_with: str) -> str:

@@ -26,7 +26,7 @@ FOLDER = "acts"
 BY_CONSOLE = {"PENCHANT_ASKED_BY": "console"}
 """The environment of a command whose act is on record already: the console's, and the queue's."""
 
-ACT_MOST = 64 * 1024  # bytes
+ACT_MOST = 64 * 1024  # bytes; five texts of 2000 characters, as `_write` cuts them, take less
 OPEN_SECONDS = 3600.0  # an act without an end is taken as it is after this
 
 
@@ -88,7 +88,8 @@ def take(server: Path, note: Callable[[Act], None], *, now: float | None = None)
 
 
 def _write(path: Path, act: Act) -> None:
-    write_private(path, json.dumps(asdict(act)).encode(), failure=ConsoleError)
+    shown = {key: one_line(text) if isinstance(text, str) else text for key, text in asdict(act).items()}
+    write_private(path, json.dumps(shown, ensure_ascii=False).encode(), failure=ConsoleError)
 
 
 def _read(path: Path) -> Act | None:

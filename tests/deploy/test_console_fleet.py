@@ -863,6 +863,26 @@ def test_a_run_asks_only_those_with_a_tag(world: World, monkeypatch: pytest.Monk
     assert [one.tag for one in RunQueue(world.server_directory).runs()] == ["kitchen"]
 
 
+def test_the_page_leads_back_to_the_release_of_another_run(world: World) -> None:
+    for name in ("winter", "summer"):
+        run_in(world, name)
+    where = {one.name: one.id for one in world.operations.locations()}
+    for name, number in (("winter", "2"), ("summer", "3")):
+        world.browser.post(f"/releases/{where[name]}/promote", {"round": number})
+    assert "Release 1 is in use" in world.said(f"/releases?run={where['summer']}")
+    page = f"/releases?run={where['winter']}"
+    said = world.said(page)
+    assert "home uses summer:release-1" in said
+    assert "current of this run" in said
+    assert "Release 1 is in use" not in said
+    back = f"/releases/{where['winter']}/rollback"
+    form = form_of(world.browser.get(page).text, back)
+    assert world.browser.post(back, form).status_code == 303
+    assert fleet_release.read(world.server_directory.path).used == "winter:release-1"
+    assert "Release 1 is in use" in world.said(page)
+    assert back not in world.browser.get(page).text  # nothing to go back to
+
+
 def test_the_release_of_a_fleet_is_held_from_the_page(world: World) -> None:
     run_in(world, "winter")
     location = next(one for one in world.operations.locations() if one.name == "winter")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,24 @@ def test_names_and_tags_are_kept(server: ServerDirectory) -> None:
     notes.untag([first, second], "kitchen")
     notes.name(first, "")
     assert notes.all() == {first: DeviceNote("", ("beta",))}
-    notes.set_tags(first, ["b", "a", "b"])
-    assert notes.all() == {first: DeviceNote("", ("a", "b"))}
+    notes.note(first, "Kettle", ["b", "a", "b"])
+    assert notes.all() == {first: DeviceNote("Kettle", ("a", "b"))}
+    notes.note(first, "", [])
+    assert notes.all() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "tags"),
+    [("ä" * 60, ["other"]), ("Pot", ["other", "No Tag"]), ("Pot", list(map(str, range(21))))],
+)
+def test_name_and_tags_are_both_noted_or_neither(
+    server: ServerDirectory, name: str, tags: Sequence[str]
+) -> None:
+    notes = DeviceNotes(server.path)
+    notes.note(3, "Kettle", ["pilot"])
+    with pytest.raises(UsageError):
+        notes.note(3, name, tags)
+    assert notes.all() == {3: DeviceNote("Kettle", ("pilot",))}
 
 
 @pytest.mark.parametrize("tag", ["", "A", "-x", "a b", "a" * 33, "é", "a/b", "a\n"])
@@ -70,14 +87,14 @@ def test_what_is_no_tag_is_refused(server: ServerDirectory, tag: str) -> None:
     with pytest.raises(UsageError, match="is no tag"):
         notes.tag([1], tag)
     with pytest.raises(UsageError, match="is no tag"):
-        notes.set_tags(1, ["fine", tag])
+        notes.note(1, "Kettle", ["fine", tag])
     assert notes.all() == {}
 
 
 def test_too_many_tags_or_a_name_that_can_not_be_seen_are_refused(server: ServerDirectory) -> None:
     notes = DeviceNotes(server.path)
     with pytest.raises(UsageError, match="at most 20 tags"):
-        notes.set_tags(1, [f"t{number}" for number in range(21)])
+        notes.note(1, "", [f"t{number}" for number in range(21)])
     for number in range(20):
         notes.tag([1], f"t{number}")
     with pytest.raises(UsageError, match="member 1 has 20 tags already"):
@@ -226,3 +243,18 @@ def test_devices_are_tagged_named_and_listed_at_the_terminal(
         ("tag devices", "kitchen", "refused"),
     ]
     assert time.time() - acts[0].at < 600
+
+
+@pytest.mark.parametrize(("step", "detail"), [(1, "members: 1–12000"), (2, "members: 1, 3, 5, 7, ")])
+def test_tagging_many_devices_is_one_act_of_the_audit(
+    server: ServerDirectory, monkeypatch: pytest.MonkeyPatch, step: int, detail: str
+) -> None:
+    monkeypatch.setattr("penchant.deploy.cli.server._refuse_strangers", lambda directory, members: None)
+    members = range(1, 1 + 12_000 * step, step)
+    assert penchant(monkeypatch, "tag", server.path, "pilot", *members) == 0
+    assert sorted(DeviceNotes(server.path).all()) == list(members)
+    acts: list[Act] = []
+    take(server.path, acts.append)
+    assert [(act.action, act.target, act.outcome) for act in acts] == [("tag devices", "pilot", "done")]
+    assert acts[0].detail.startswith(detail)
+    assert acts[0].detail == detail or acts[0].detail.endswith("…")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from penchant.common.errors import GatewayError, UsageError
+from penchant.common.printable import MOST_SHOWN
 from penchant.deploy.fleet.recorded_acts import BY_CONSOLE, FOLDER, OPEN_SECONDS, Act, recorded, take
 
 
@@ -27,6 +28,17 @@ def test_an_act_is_on_record_with_how_it_ended_and_taken_once(tmp_path: Path) ->
     assert act.account.endswith("command line)")
     assert time.time() - act.at < 60
     assert taken(tmp_path) == []
+
+
+@pytest.mark.parametrize("letter", ["x", "ä", "😀", '"', "\\", "\udcff", "\x1b", "\n"])
+def test_however_long_its_texts_are_an_act_can_be_read_again(tmp_path: Path, letter: str) -> None:
+    long = letter * 100_000
+    with pytest.raises(UsageError), recorded(tmp_path, long, long, long, by=long):
+        raise UsageError(long)
+    (act,) = taken(tmp_path)
+    assert act.outcome.startswith("refused:")
+    assert len(act.outcome) <= MOST_SHOWN
+    assert list((tmp_path / FOLDER).iterdir()) == []
 
 
 @pytest.mark.parametrize(

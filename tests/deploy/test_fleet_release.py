@@ -16,7 +16,7 @@ from penchant.deploy.fleet.backup import back_up, restore
 from penchant.deploy.fleet.fleet_release import FLEET_RELEASE
 from penchant.deploy.fleet.recorded_acts import Act, take
 from penchant.deploy.fleet.server_directory import ServerDirectory
-from penchant.server.releases import FleetRelease, Release
+from penchant.server.releases import FleetRelease, Release, releases
 
 
 @pytest.fixture
@@ -65,6 +65,62 @@ def test_what_is_promoted_is_in_use_until_something_else_is(
         ("roll a release back", "done"),
         ("promote a release", "failed"),
     ]
+
+
+@pytest.mark.parametrize("chosen_again", [("rollback", 1), ("promote", 2)])
+def test_the_fleet_goes_back_to_the_release_of_another_run(
+    server: ServerDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    chosen_again: tuple[str, int],
+) -> None:
+    act, which = chosen_again
+    back = ("release", act, server.path, which, "--run", "spring")
+    assert penchant(monkeypatch, "release", "promote", server.path, 2, "--run", "spring") == 0
+    assert penchant(monkeypatch, "release", "promote", server.path, 1, "--run", "summer") == 0
+    assert fleet_release.read(server.path).used == "summer:release-1"
+    before = releases(server.run("spring"))
+    assert penchant(monkeypatch, *back) == 0
+    assert "release 1 of spring, round 2, is in use" in capsys.readouterr().out
+    assert penchant(monkeypatch, *back) == 2  # now it is the fleet's too
+    assert "current" in capsys.readouterr().err
+    assert fleet_release.read(server.path) == FleetRelease("spring:release-1")
+    assert releases(server.run("spring")) == before
+
+
+def test_a_fleet_of_an_earlier_version_uses_what_its_runs_promoted(
+    server: ServerDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert penchant(monkeypatch, "release", "promote", server.path, 2, "--run", "spring") == 0
+    (server.path / FLEET_RELEASE).unlink()
+    assert penchant(monkeypatch, "release", "promote", server.path, 2, "--run", "spring") == 0
+    assert fleet_release.read(server.path) == FleetRelease("spring:release-1")
+    assert len(releases(server.run("spring"))) == 1
+
+
+def test_nothing_is_promoted_where_the_fleet_s_file_is_damaged(
+    server: ServerDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promote = ("release", "promote", server.path, 2, "--run", "spring")
+    (server.path / FLEET_RELEASE).write_text("{")
+    assert penchant(monkeypatch, *promote) == 1
+    assert "release.json is damaged" in capsys.readouterr().err
+    assert releases(server.run("spring")) == []
+    (server.path / FLEET_RELEASE).unlink()
+    assert penchant(monkeypatch, *promote) == 0
+    assert fleet_release.read(server.path) == FleetRelease("spring:release-1")
+
+
+def test_what_waits_is_taken_back_by_rolling_back_to_what_is_held(
+    server: ServerDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert penchant(monkeypatch, "release", "promote", server.path, 2, "--run", "spring") == 0
+    assert penchant(monkeypatch, "release", "hold", server.path) == 0
+    assert penchant(monkeypatch, "release", "promote", server.path, 1, "--run", "summer") == 0
+    assert "waits" in capsys.readouterr().out
+    assert penchant(monkeypatch, "release", "rollback", server.path, 1, "--run", "spring") == 0
+    assert "is in use again" in capsys.readouterr().out
+    assert fleet_release.read(server.path) == FleetRelease("spring:release-1", True)
 
 
 def test_a_fleet_that_holds_stays_with_what_it_has(

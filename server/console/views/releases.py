@@ -11,6 +11,7 @@ from penchant.server.console.views.devices import fleet_named
 from penchant.server.console.views.run import ROUNDS_A_PAGE
 from penchant.server.measured import Measurement, best
 from penchant.server.monitoring.run_history import RunLocation
+from penchant.server.releases import Release, release_name
 
 __all__ = ["download", "hold", "promote", "releases", "roll_back"]
 
@@ -20,25 +21,34 @@ def releases(request: ConsoleRequest) -> Response:
     found, run = chosen(request)
     if run is None:
         return request.render("releases.html.j2", runs=found, run=None, fleet=None)
+    location = run.location
     candidates = [a for a in reversed(run.attempts) if a.log is not None and a.digest]
     measured = run.by_round
     highest = best(measured.values())
     alike = 0 if highest is None else sum(_alike(one, highest) for one in measured.values())
-    fleet = request.context.operations.fleet_of(run.location)
-    promoted = list(request.context.operations.releases(run.location).promoted())
+    fleet = request.context.operations.fleet_of(location)
+    used = request.context.operations.fleet(fleet).release() if fleet else None
+    promoted = list(request.context.operations.releases(location).promoted())
+    current = next((release for release in promoted if release.current), None)
     return request.render(
         "releases.html.j2",
         runs=found,
         run=run,
         fleet=fleet,
-        used=request.context.operations.fleet(fleet).release() if fleet else None,
+        used=used,
         listed=paged(request, candidates, ROUNDS_A_PAGE),
         measured=measured,
         best=highest.after if highest else None,
         alike=alike,
         releases=promoted,
-        current=next((release for release in promoted if release.current), None),
+        in_use=_named(used.used, location, promoted) if used else current,
+        last=_named(used.last, location, promoted) if used else current,
     )
+
+
+def _named(name: str, location: RunLocation, promoted: list[Release]) -> Release | None:
+    """The release of this run that its fleet calls so; None where it is another run's, or there is none."""
+    return next((r for r in promoted if release_name(location.directory.name, r.number) == name), None)
 
 
 def _alike(one: Measurement, highest: Measurement) -> bool:
