@@ -440,10 +440,11 @@ def run(
             server_directory.membership().encoded,
             start,
             tag,
+            days,
         )
         say(f"run {chosen}")
         notice(EXACT if figures is None else figures.told)
-        _ask_for_signature(server_directory, chosen, days)
+        _ask_for_signature(server_directory, chosen)
         flower = _begin(server_directory, chosen)
     _follow(server_directory, chosen, flower, detach)
 
@@ -921,11 +922,11 @@ def _waits(one: QueuedRun) -> str:
     return ", ".join(words)
 
 
-def _ask_for_signature(server_directory: ServerDirectory, name: str, days: int = 30) -> None:
+def _ask_for_signature(server_directory: ServerDirectory, name: str) -> None:
     """Have the authority asked to sign what the run may ask, unless it has, and say what is to be done."""
     from penchant.deploy.fleet import run_signature
 
-    asked = run_signature.ask(server_directory, name, days)
+    asked = run_signature.ask(server_directory, name)
     if asked is None:
         return
     say(f"run {name} waits for the authority's signature: {asked}")
