@@ -400,6 +400,7 @@ def run(
         str, typer.Option("--every", metavar="TIME", help="Begin again and again: 12h, 7d, 2w.")
     ] = "",
     detach: Detach = False,
+    queued: Annotated[int, typer.Option("--queued", hidden=True)] = 0,
 ) -> None:
     """Make a run and start it on the server. It begins once the authority has signed what it may ask.
 
@@ -441,6 +442,7 @@ def run(
             start,
             tag,
             days,
+            queued,
         )
         say(f"run {chosen}")
         notice(EXACT if figures is None else figures.told)

@@ -106,15 +106,19 @@ class RunKeeper:
             self._queue.resumed(name, settled, refused=error is not None)
 
     def _start(self, run: QueuedRun) -> None:
-        name = run.began or self._free_name(run)
-        if run.began and run_activity.flower_run(self._server.run(name)) is not None:
+        made = self._queue.made_of(run)
+        if made is not None and run_activity.flower_run(made) is not None:
             self._queue.begun(run, self._clock())  # we were ended between the start and this
             return
+        name = self._free_name(run) if made is None else made.name
         self._queue.begins(run, name)
         log.info("%s of the queue begins", name)
         with tempfile.TemporaryDirectory(prefix="penchant-queue-") as folder:
             error = self._recorded(
-                "start a run", name, f"from the queue, for {run.by}", self._words(run, name, Path(folder))
+                "start a run",
+                name,
+                f"from the queue, for {run.by}",
+                self._words(run, made, name, Path(folder)),
             )
         if error is None:
             self._queue.begun(run, self._clock())
@@ -123,14 +127,16 @@ class RunKeeper:
             self._queue.refused(run, error.message, self._clock())
         else:
             log.warning("%s of the queue waits: %s", name, error.message)
+            if self._queue.made_of(self._queue.find(run.number)) is None:
+                self._queue.waits(run)
 
-    def _words(self, run: QueuedRun, name: str, folder: Path) -> list[str]:
-        if (self._server.run(name) / CONFIG).is_file() and run.began:  # made, and not given to Flower
+    def _words(self, run: QueuedRun, made: Path | None, name: str, folder: Path) -> list[str]:
+        if made is not None:  # and not given to Flower
             return ["resume", str(self._server.path), "--run", name, "--detach"]
         path = folder / CONFIG
         path.write_text(run.config, encoding="utf-8")
         words = ["run", str(self._server.path), "--config", str(path), "--name", name, "--detach"]
-        words += ["--days", str(run.days)]
+        words += ["--days", str(run.days), "--queued", str(run.number)]
         words += ["--tag", run.tag] if run.tag else []
         return [*words, "--from", run.begin_with] if run.begin_with else words
 

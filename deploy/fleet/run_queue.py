@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from pathlib import Path
 
 from penchant.common.config import RunConfig
 from penchant.common.durations import DAY
@@ -20,11 +21,13 @@ from penchant.common.errors import JournalError, UsageError
 from penchant.common.printable import is_printable, one_line
 from penchant.common.storage import claim_schema, transaction
 from penchant.deploy.fleet.server_directory import ServerDirectory
+from penchant.deploy.run_directory import CONFIG
 from penchant.server.monitoring.fleet import QueuedRun
 
-__all__ = ["QUEUE", "RunQueue", "moment_of", "period_of"]
+__all__ = ["MARK", "QUEUE", "RunQueue", "mark", "moment_of", "period_of"]
 
 QUEUE = "queue.db"
+MARK = "queued"  # in the directory of a run that the queue had made: the number that it had there
 SCHEMA_VERSION = 1
 MOST = 1000  # runs that wait
 SHORTEST, LONGEST = 600.0, 366 * DAY  # seconds between two runs of an entry
@@ -162,6 +165,21 @@ class RunQueue:
         begun = next((one for one in runs if one.began), None)
         return begun or next((one for one in runs if one.due <= now and not one.held), None)
 
+    def made_of(self, run: QueuedRun) -> Path | None:
+        """The run that was made when this one was about to begin; None where none was. Another that has its
+        name meanwhile is not it."""
+        if not run.began:
+            return None
+        directory = self._server.run(run.began)
+        with suppress(FileNotFoundError):
+            if (directory / CONFIG).is_file() and (directory / MARK).read_bytes() == mark(run.number):
+                return directory
+        return None
+
+    def waits(self, run: QueuedRun) -> None:
+        """It could not begin now, and nothing was made of it: it waits on, and has no name yet."""
+        self._set(run.number, began="")
+
     def begins(self, run: QueuedRun, name: str) -> None:
         """A run is about to begin, as `name`: on record before anything is made of it."""
         self._set(run.number, began=name)
@@ -205,6 +223,11 @@ class RunQueue:
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 db.execute(statement)
             yield db
+
+
+def mark(number: int) -> bytes:
+    """What lies in the directory of a run that the queue had made, as `MARK`."""
+    return f"{number}\n".encode()
 
 
 def moment_of(text: str, now: float | None = None) -> float:

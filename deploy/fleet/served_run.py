@@ -6,6 +6,7 @@
     authority.pub    the enrolment authority's public key (32 bytes)
     tag              only where the run asks some: the tag of those (`deploy.fleet.device_notes`)
     members.list     the authority's latest member list, which the server replaces between rounds
+    queued           only where the queue had it made: its number there
     days             how many days it may take, until its signature is asked for
     manifest         what the run may ask, signed by the authority (`deploy.fleet.run_signature`)
     journal.db, checkpoints/, server.log
@@ -41,6 +42,7 @@ from penchant.deploy.fleet import run_signature
 from penchant.deploy.fleet.device_notes import TAG, DeviceNotes, checked_tag, tag_of, tagged
 from penchant.deploy.fleet.release_files import write_release
 from penchant.deploy.fleet.run_activity import FLOWER_RUN, LOG, say
+from penchant.deploy.fleet.run_queue import MARK, mark
 from penchant.deploy.fleet.server_directory import AUTHORITY, MEMBERS
 from penchant.deploy.flower.superlink import DIRECTORY, SuperLinkAddress, start_run, write_app
 from penchant.deploy.flower.superlink_grid import non_blocking
@@ -57,7 +59,7 @@ from penchant.server.waiting import Waiting, write_waiting
 
 __all__ = ["LOG", "app", "create", "export", "flower_app", "open_served", "start", "with_members"]
 
-FIRST = (AUTHORITY, MEMBERS, TAG, run_signature.DAYS_FILE, run_directory.MODEL_SIGNATURE)
+FIRST = (AUTHORITY, MEMBERS, TAG, MARK, run_signature.DAYS_FILE, run_directory.MODEL_SIGNATURE)
 """Files that a served run has before it is one."""
 
 
@@ -69,6 +71,7 @@ def create(
     start: EarlierRound | None = None,
     tag: str = "",
     days: int = run_signature.DAYS,
+    queued: int = 0,
 ) -> PrivacyFigures | None:
     """Make the directory of a served run; -> what its noise amounts to, None where sums are exact. The base
     model is loaded here, once, for its blueprint.
@@ -76,6 +79,7 @@ def create(
     start: the earlier round whose shared factors it begins with.
     tag: which members it asks, as the operator has tagged them; empty: everybody.
     days: how many days it may take, from the day on that its signature is asked for.
+    queued: its number in the queue of runs; 0: it was not in there.
 
     Raises ConfigError, BaseModelError, MembershipError, UsageError or RunDirectoryError before anything is
     written. Killed at any point, it leaves a run with all of that, or none.
@@ -86,6 +90,7 @@ def create(
         MEMBERS: members,
         TAG: checked_tag(tag).encode() if tag else None,
         run_signature.DAYS_FILE: str(run_signature.checked_days(days)).encode(),
+        MARK: mark(queued) if queued else None,
     }
     run_directory.refuse_unservable(config)
     server_optimizer(config.federation.server_optimizer)

@@ -26,7 +26,7 @@ from penchant.deploy.cli.main import main
 from penchant.deploy.error_report import ErrorReport
 from penchant.deploy.fleet import recorded_acts, run_activity, run_checks, run_signature
 from penchant.deploy.fleet.run_keeper import LONGEST_PAUSE, RunKeeper
-from penchant.deploy.fleet.run_queue import QUEUE, TRIES, RunQueue, moment_of, period_of
+from penchant.deploy.fleet.run_queue import MARK, QUEUE, TRIES, RunQueue, mark, moment_of, period_of
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.server.journal import Journal
 from penchant.server.releases import promote
@@ -57,14 +57,17 @@ class Server:
         if words[0] == "run":
             name = words[words.index("--name") + 1]
             config = RunConfig.read(Path(words[words.index("--config") + 1]))
-            made(self.directory, name, config)
+            made(self.directory, name, config, int(words[words.index("--queued") + 1]))
         return None
 
 
-def made(server: ServerDirectory, name: str, config: RunConfig) -> Path:
-    """A run that Flower has, and that is over as soon as anybody looks."""
+def made(server: ServerDirectory, name: str, config: RunConfig, queued: int = 0) -> Path:
+    """A run that Flower has, and that is over as soon as anybody looks.
+
+    queued: its number in the queue; 0: an operator's own.
+    """
     directory = server.run(name)
-    run_directory.create(directory, config)
+    run_directory.create(directory, config, more={MARK: mark(queued)} if queued else {})
     (directory / run_directory.MODEL_SIGNATURE).write_text("{}")
     flower(directory, "7", "begins", "is done")
     return directory
@@ -216,7 +219,8 @@ def test_runs_begin_one_after_the_other(server: ServerDirectory, keeper: RunKeep
     assert (server.run("spring") / "config.toml").is_file()
     words = calls.called[0]
     assert [*words[:2], *words[4:]] == [
-        "run", str(server.path), "--name", "spring", "--detach", "--days", "9", "--from", "winter:12",
+        "run", str(server.path), "--name", "spring", "--detach", "--days", "9", "--queued", "1",
+        "--from", "winter:12",
     ]  # fmt: skip
     assert names(server) == ["run 2"]
     with run_directory.claim(server.run("spring")):  # it goes on
@@ -319,7 +323,7 @@ def test_a_keeper_that_was_killed_starts_no_run_twice(
     queue.begins(queue.find(number), "spring")
     with pytest.raises(UsageError, match="begins just now"):
         queue.remove(number)
-    directory = made(server, "spring", RunConfig())
+    directory = made(server, "spring", RunConfig(), number)
     (directory / run_activity.FLOWER_RUN).unlink()
     RunKeeper(server, calls, clock).look()
     assert calls.called == [["resume", str(server.path), "--run", "spring", "--detach"]]
@@ -327,10 +331,37 @@ def test_a_keeper_that_was_killed_starts_no_run_twice(
 
     number = add(server, "summer")
     queue.begins(queue.find(number), "summer")
-    made(server, "summer", RunConfig())
+    made(server, "summer", RunConfig(), number)
     RunKeeper(server, calls, clock).look()
     assert len(calls.called) == 1
     assert names(server) == []
+
+
+@pytest.mark.parametrize("started", [True, False])
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_run_that_took_the_name_meanwhile_is_somebody_elses(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server, clock: Clock, started: bool, killed: bool
+) -> None:
+    """The queue's `run-1` could not begin, and then an operator's own run has that name.
+
+    started: whether Flower has the operator's. killed: whether the keeper was, before it knew the answer.
+    """
+    number = add(server)
+    if killed:
+        RunQueue(server).begins(RunQueue(server).find(number), "run-1")
+    else:
+        calls.answer = ErrorReport("run-in-progress", "not now")
+        keeper.look()
+        assert RunQueue(server).find(number).began == ""
+    own = made(server, "run-1", RunConfig())
+    if not started:
+        (own / run_activity.FLOWER_RUN).unlink()
+    calls.answer, calls.called = None, []
+    clock.now += HOUR
+    keeper.look()
+    (words,) = calls.called
+    assert (words[0], words[words.index("--name") + 1]) == ("run", "run-2")
+    assert (server.runs(), names(server)) == (["run-1", "run-2"], [])
 
 
 # --- runs that were cut off ---------------------------------------------------------------------------

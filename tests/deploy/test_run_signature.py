@@ -24,6 +24,7 @@ from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import PendingDecision, attend
 from penchant.deploy.fleet.device_notes import tag_of
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry
+from penchant.deploy.fleet.run_queue import MARK, mark
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.server.journal import Journal
 
@@ -264,31 +265,35 @@ def test_a_run_that_was_killed_while_it_was_made_is_none_or_whole(
             raise Killed
         write_durably(path, data)
 
-    def make(name: str, tag: str, days: int) -> None:
+    def make(name: str, tag: str, days: int, queued: int) -> None:
         members = place.server_directory.membership().encoded
         authority = place.server_directory.authority
-        served_run.create(place.server_directory.run(name), config, authority, members, None, tag, days)
+        served_run.create(
+            place.server_directory.run(name), config, authority, members, None, tag, days, queued
+        )
 
     monkeypatch.setattr(run_directory, "write_durably", write)
     for last in range(1, 20):
         written, name = 0, f"run-{last}"
         try:
-            make(name, "pilot", 9)
+            make(name, "pilot", 9, 4)
         except Killed:
             assert name not in place.server_directory.runs()
             written = 20
-            make(name, "", 11)  # and nothing is left of the one that was killed
+            make(name, "", 11, 0)  # and nothing is left of the one that was killed
             assert tag_of(place.server_directory.run(name)) == ""
+            assert not (place.server_directory.run(name) / MARK).exists()
             days = 11
         else:
             assert tag_of(place.server_directory.run(name)) == "pilot"
+            assert (place.server_directory.run(name) / MARK).read_bytes() == mark(4)
             days = 9
         run_signature.ask(place.server_directory, name)  # as `resume` does
         manifest = run_signature.request_of(place.server_directory.run(name)).manifest
         assert manifest.last_day - manifest.first_day == days
         if days == 9:
             break
-    assert last == 7  # six files: the tag, the days, the configuration among them
+    assert last == 8  # seven files: the tag, the days, the configuration among them
 
 
 def test_what_makes_no_sense_is_refused_before_there_is_a_run(place: Place) -> None:
