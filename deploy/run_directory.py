@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, TextIO
 
 from penchant.common.config import RunConfig
-from penchant.common.errors import ConfigError, RunDirectoryError
+from penchant.common.errors import ConfigError, PenchantError, RunDirectoryError
 from penchant.common.foreign_files import CONFIG_MOST, read_bytes, read_json
 from penchant.common.storage import write_durably
 
@@ -140,16 +140,20 @@ def read_result(directory: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def claim(directory: Path, what: str = _LOCK) -> Iterator[None]:
+def claim(directory: Path, what: str = _LOCK, taken: PenchantError | None = None) -> Iterator[None]:
     """Be the only process that works in `directory`; the claim ends with the process, however it ends.
 
-    what: the lock to take. SERVER claims the server's part alone, which another process runs on Ray.
+    Args:
+        directory: where.
+        what: the lock to take. SERVER claims the server's part alone, which another process runs on Ray.
+        taken: what is raised where another process has it, instead of a RunDirectoryError.
     """
     with _lock_file(directory, what) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RunDirectoryError(f"another process works in {directory}; wait for it to end") from None
+            error = RunDirectoryError(f"another process works in {directory}; wait for it to end")
+            raise taken or error from None
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()

@@ -23,7 +23,7 @@ from penchant.deploy.fleet import recorded_acts, run_activity
 from penchant.deploy.fleet.child_command import run_command
 from penchant.deploy.fleet.run_queue import RunQueue
 from penchant.deploy.fleet.server_directory import ServerDirectory
-from penchant.deploy.run_directory import CONFIG, claim, held_locks
+from penchant.deploy.run_directory import CONFIG, claim, held_locks, is_held
 from penchant.server.journal_reader import JournalReader
 from penchant.server.monitoring.fleet import QueuedRun
 
@@ -80,8 +80,11 @@ class RunKeeper:
             self._start(waiting)
 
     def _is_busy(self) -> bool:
-        """Whether a run goes on. One that can't be read has no process, or the process's lock."""
+        """Whether a run goes on, or is just being started. One that can't be read has no process, or the
+        process's lock."""
         held = held_locks()
+        if is_held(self._server.path / run_activity.START_LOCK, held):
+            return True
         runs = [self._server.run(name) for name in self._server.runs()]
         return any(run_activity.activity_of(directory, held).running for directory in runs)
 

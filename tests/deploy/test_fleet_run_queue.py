@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,10 +21,10 @@ from support.console_scene import log, shared
 from support.fleet_directory import make_served_run, make_server
 
 from penchant.common.config import RunConfig
-from penchant.common.errors import JournalError, UsageError
+from penchant.common.errors import JournalError, RunInProgress, UsageError
 from penchant.deploy import run_directory
 from penchant.deploy.cli.main import main
-from penchant.deploy.error_report import ErrorReport
+from penchant.deploy.error_report import AS_JSON, ErrorReport
 from penchant.deploy.fleet import recorded_acts, run_activity, run_checks, run_signature
 from penchant.deploy.fleet.run_keeper import LONGEST_PAUSE, RunKeeper
 from penchant.deploy.fleet.run_queue import MARK, QUEUE, TRIES, RunQueue, mark, moment_of, period_of
@@ -521,6 +522,55 @@ def test_a_run_is_queued_moved_and_removed_at_the_terminal(
         ("move a run in the queue", "done"),
         ("remove a run from the queue", "done"),
     ]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from penchant.deploy.fleet.run_activity import START_LOCK
+from penchant.deploy.run_directory import claim
+
+with claim(Path(sys.argv[1]), START_LOCK):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_nobody_starts_a_run_while_another_is_being_started(
+    server: ServerDirectory,
+    keeper: RunKeeper,
+    calls: Server,
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Another process holds the lock, as it loads the base model: nothing of its run is to be seen yet."""
+    directory = make_served_run(server, "spring", 2)
+    flower(directory, "3", "begins")
+    add(server, "summer")
+    before = {path: path.read_bytes() for path in server.path.rglob("runs/**/*") if path.is_file()}
+    monkeypatch.setenv(*next(iter(AS_JSON.items())))
+    words = [sys.executable, "-c", HOLD, str(server.path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        for command in (["run", server.path, "--config", config, "--name", "own"], ["resume", server.path]):
+            assert penchant(monkeypatch, *command, "--detach") == 2
+            report = ErrorReport.last_in(capsys.readouterr().err)
+            assert report is not None
+            assert report.code == RunInProgress.code
+        keeper.look()
+        other.stdin.close()
+    assert calls.called == []
+    assert before == {path: path.read_bytes() for path in server.path.rglob("runs/**/*") if path.is_file()}
+    assert server.runs() == ["spring"]
+    keeper.look()
+    assert [words[0] for words in calls.called] == ["resume"]
+    assert penchant(monkeypatch, "resume", server.path) == 1  # the lock is free: no SuperLink is the next
+    report = ErrorReport.last_in(capsys.readouterr().err)
+    assert report is not None
+    assert report.code == JournalError.code
 
 
 def test_a_queued_run_can_begin_with_a_release(
