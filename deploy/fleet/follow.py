@@ -46,7 +46,7 @@ def refuse_second(server_directory: ServerDirectory, door: SuperLinkAddress) -> 
 
     Devices take part in one run at a time.
 
-    JournalError when the SuperLink is silent.
+    SuperLinkError when the SuperLink is silent.
     """
     with Control(door) as control:
         control.nodes()  # before anything is made for a run

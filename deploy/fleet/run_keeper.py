@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from penchant.common.errors import JournalError, PenchantError, RunInProgress, UsageError
+from penchant.common.errors import PenchantError, RunInProgress, SuperLinkError, UsageError
 from penchant.common.terminal import log_to_stderr
 from penchant.deploy.error_report import ErrorReport
 from penchant.deploy.fleet import recorded_acts, run_activity
@@ -36,7 +36,7 @@ LOOK_SECONDS = 5.0
 PAUSE, LONGEST_PAUSE = 15.0, 900.0  # seconds after a try that came to nothing; doubles
 START_SECONDS = 900.0  # the base model is loaded for its blueprint, then Flower takes the run
 BY = "the queue"
-LATER = (JournalError.code, RunInProgress.code)
+LATER = (SuperLinkError.code, RunInProgress.code)
 """Codes of errors after which the same may be possible later: no SuperLink, or another run."""
 
 Call = Callable[[Sequence[str]], ErrorReport | None]
@@ -113,7 +113,12 @@ class RunKeeper:
         if made is not None and run_activity.flower_run(made) is not None:
             self._queue.begun(run, self._clock())  # we were ended between the start and this
             return
-        name = self._free_name(run) if made is None else made.name
+        try:
+            name = self._free_name(run) if made is None else made.name
+        except PenchantError as error:
+            log.warning("%s of the queue was refused: %s", run.called, error)
+            self._queue.refused(run, str(error), self._clock())
+            return
         self._queue.begins(run, name)
         log.info("%s of the queue begins", name)
         with tempfile.TemporaryDirectory(prefix="penchant-queue-") as folder:

@@ -20,8 +20,9 @@ from penchant.common.durations import DAY
 from penchant.common.errors import JournalError, UsageError
 from penchant.common.printable import is_printable, one_line
 from penchant.common.storage import claim_schema, transaction
+from penchant.deploy.fleet.run_activity import START_LOCK, flower_run
 from penchant.deploy.fleet.server_directory import ServerDirectory
-from penchant.deploy.run_directory import CONFIG
+from penchant.deploy.run_directory import CONFIG, held_locks, is_held
 from penchant.server.monitoring.fleet import QueuedRun
 
 __all__ = ["MARK", "QUEUE", "RunQueue", "mark", "moment_of", "period_of"]
@@ -33,6 +34,7 @@ MOST = 1000  # runs that wait
 SHORTEST, LONGEST = 600.0, 366 * DAY  # seconds between two runs of an entry
 FARTHEST = 366 * DAY  # seconds until a run's time
 WHY_MOST = 500
+LONGEST_NAME = 56  # of a run that comes again: "-" and seven digits have room after it
 TRIES = 3  # to go on with a run that was cut off, without a round in between
 _UNITS = {"m": 60.0, "h": 3600.0, "d": float(DAY), "w": 7.0 * DAY}
 _COLUMNS = "number, name, config, begin_with, days, due, every, account, added, why, began, tag"
@@ -99,7 +101,11 @@ class RunQueue:
         if name and not every and self._server.run(name).exists():
             raise UsageError(f"there is a run {name} already; choose another name")
         if name:
-            self._server.run(f"{name}-1" if every else name)  # refuses what can't name a run
+            self._server.run(name)  # refuses what can't name a run
+        if every and len(name) > LONGEST_NAME:
+            raise UsageError(
+                f"a run that comes again has a name of at most {LONGEST_NAME} characters: a number follows it"
+            )
         waiting = self.runs()
         if name and any(one.name == name for one in waiting):
             raise UsageError(f"a run {name} waits already; choose another name")
@@ -118,10 +124,19 @@ class RunQueue:
         return next(one for one in self.runs() if one.number == number)
 
     def remove(self, number: int) -> QueuedRun:
-        """Take a run out of the queue. UsageError when there is none, or it begins just now."""
+        """Take a run out of the queue. UsageError when there is none, or it begins just now.
+
+        What a try left behind that came to nothing stays: a run that Flower was not given.
+        """
         found = self.find(number)
+        made = self.made_of(found)
+        begins = bool(found.began) and is_held(self._server.path / START_LOCK, held_locks())
+        if begins or (made is not None and flower_run(made) is not None):
+            raise UsageError(f"{found.called} begins just now; stop the run instead")
         with self._open() as db:
-            gone = db.execute("DELETE FROM queued WHERE number = ? AND began = ''", (number,)).rowcount
+            gone = db.execute(
+                "DELETE FROM queued WHERE number = ? AND began = ?", (number, found.began)
+            ).rowcount
         if not gone:
             raise UsageError(f"{found.called} begins just now; stop the run instead")
         return found

@@ -202,7 +202,7 @@ def export(directory: Path, out: Path, release: Release | None = None) -> int:
 def start(directory: Path, door: SuperLinkAddress) -> str:
     """Begin a run, or go on with it, at the SuperLink behind `door`; -> the id of its new Flower run.
 
-    JournalError when the SuperLink does not take it.
+    SuperLinkError when the SuperLink does not take it.
     """
     flower = start_run(flower_app(directory), door, directory / "flwr")
     write_durably(directory / FLOWER_RUN, flower.encode())

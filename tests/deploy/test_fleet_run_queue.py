@@ -21,7 +21,7 @@ from support.console_scene import log, shared
 from support.fleet_directory import make_served_run, make_server
 
 from penchant.common.config import RunConfig
-from penchant.common.errors import JournalError, RunInProgress, UsageError
+from penchant.common.errors import JournalError, RunInProgress, SuperLinkError, UsageError
 from penchant.deploy import run_directory
 from penchant.deploy.cli.main import main
 from penchant.deploy.error_report import AS_JSON, ErrorReport
@@ -154,6 +154,7 @@ def test_moving_changes_the_order_and_nothing_else(moves: list[tuple[int, int]])
         ({"due": NOW - 3 * HOUR}, "lies in the future"),
         ({"due": NOW + 400 * 24 * HOUR}, "within a year"),
         ({"every": 5.0}, "ten minutes at least"),
+        ({"every": HOUR, "name": "a" * 57}, "at most 56 characters: a number follows"),
     ],
 )
 def test_what_can_never_begin_is_refused(server: ServerDirectory, more: dict[str, Any], why: str) -> None:
@@ -293,7 +294,7 @@ def test_a_refused_run_is_held_and_keeps_nobody_waiting(
     assert (server.runs(), names(server)) == (["small", "large"], [])
 
 
-@pytest.mark.parametrize("code", ["journal", "run-in-progress"])
+@pytest.mark.parametrize("code", ["superlink", "run-in-progress"])
 def test_what_is_possible_later_is_tried_again_ever_later(
     server: ServerDirectory, keeper: RunKeeper, calls: Server, clock: Clock, code: str
 ) -> None:
@@ -315,6 +316,55 @@ def test_what_is_possible_later_is_tried_again_ever_later(
     assert names(server) == []
 
 
+def test_a_broken_run_is_held_whatever_file_is_damaged(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server, clock: Clock
+) -> None:
+    add(server, "bad", begin_with="release")
+    add(server, "good")
+    calls.answer = ErrorReport(JournalError.code, "release.json is damaged")
+    keeper.look()
+    held = RunQueue(server).find(1)
+    assert (held.held, held.why, held.began) == (True, "release.json is damaged", "")
+    calls.answer = None
+    clock.now += HOUR
+    keeper.look()
+    assert (server.runs(), names(server)) == (["good"], ["bad"])
+    assert RunQueue(server).remove(1).name == "bad"
+
+
+def test_a_name_that_no_run_can_have_is_refused_in_its_turn(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server
+) -> None:
+    """Of an earlier version, which let longer names in."""
+    add(server, "long", every=HOUR)
+    add(server, "good")
+    with closing(sqlite3.connect(server.path / QUEUE)) as db:
+        db.execute("UPDATE queued SET name = ? WHERE number = 1", ("a" * 63,))
+        db.commit()
+    keeper.look()
+    assert "can't name a run" in RunQueue(server).find(1).why
+    keeper.look()
+    assert server.runs() == ["good"]
+
+
+def test_what_was_about_to_begin_and_did_not_can_be_removed(server: ServerDirectory) -> None:
+    """The keeper was killed: before anything was made, and before Flower had it."""
+    queue = RunQueue(server)
+    for name in ("spring", "summer"):
+        number = add(server, name)
+        queue.begins(queue.find(number), name)
+        if name == "summer":
+            (made(server, name, RunConfig(), number) / run_activity.FLOWER_RUN).unlink()
+        with (
+            run_directory.claim(server.path, run_activity.START_LOCK),
+            pytest.raises(UsageError, match="begins just now"),
+        ):
+            queue.remove(number)
+        assert queue.remove(number).name == name
+    assert names(server) == []
+    assert server.runs() == ["summer"]  # the operator's now, to resume or not
+
+
 def test_a_keeper_that_was_killed_starts_no_run_twice(
     server: ServerDirectory, calls: Server, clock: Clock
 ) -> None:
@@ -322,8 +372,6 @@ def test_a_keeper_that_was_killed_starts_no_run_twice(
     number = add(server, "spring")
     queue = RunQueue(server)
     queue.begins(queue.find(number), "spring")
-    with pytest.raises(UsageError, match="begins just now"):
-        queue.remove(number)
     directory = made(server, "spring", RunConfig(), number)
     (directory / run_activity.FLOWER_RUN).unlink()
     RunKeeper(server, calls, clock).look()
@@ -333,6 +381,8 @@ def test_a_keeper_that_was_killed_starts_no_run_twice(
     number = add(server, "summer")
     queue.begins(queue.find(number), "summer")
     made(server, "summer", RunConfig(), number)
+    with pytest.raises(UsageError, match="begins just now"):
+        queue.remove(number)
     RunKeeper(server, calls, clock).look()
     assert len(calls.called) == 1
     assert names(server) == []
@@ -570,7 +620,7 @@ def test_nobody_starts_a_run_while_another_is_being_started(
     assert penchant(monkeypatch, "resume", server.path) == 1  # the lock is free: no SuperLink is the next
     report = ErrorReport.last_in(capsys.readouterr().err)
     assert report is not None
-    assert report.code == JournalError.code
+    assert report.code == SuperLinkError.code
 
 
 def test_a_queued_run_can_begin_with_a_release(
