@@ -115,9 +115,9 @@ class RunKeeper:
             return
         try:
             name = self._free_name(run) if made is None else made.name
-        except PenchantError as error:
-            log.warning("%s of the queue was refused: %s", run.called, error)
-            self._queue.refused(run, str(error), self._clock())
+        except PenchantError as no_name:
+            log.warning("%s of the queue was refused: %s", run.called, no_name)
+            self._queue.refused(run, str(no_name), self._clock())
             return
         self._queue.begins(run, name)
         log.info("%s of the queue begins", name)

@@ -200,17 +200,21 @@ class RunQueue:
         self._set(run.number, began=name)
 
     def begun(self, run: QueuedRun, now: float) -> None:
-        """It has begun: it leaves the queue, or waits for its next time; times that were missed are over."""
+        """It has begun: it leaves the queue, or waits for its next time, behind all others; times that were
+        missed are over."""
         if not run.every:
             with self._open() as db:
                 db.execute("DELETE FROM queued WHERE number = ?", (run.number,))
             return
-        self._set(run.number, why="", began="", due=_after(run, now))
+        self._comes_again(run, "", now)
 
     def refused(self, run: QueuedRun, why: str, now: float) -> None:
         """It can't begin: it is held with the reason, and one that comes again is tried at its next time."""
-        due = _after(run, now) if run.every else run.due
-        self._set(run.number, why=one_line(why)[:WHY_MOST], began="", due=due)
+        reason = one_line(why)[:WHY_MOST]
+        if run.every:
+            self._comes_again(run, reason, now)
+        else:
+            self._set(run.number, why=reason, began="")
 
     def may_resume(self, run: str, settled: int) -> bool:
         """Whether to go on with a run that was cut off after so many rounds: not for ever without another."""
@@ -225,6 +229,15 @@ class RunQueue:
             tries = row[1] if row is not None and row[0] == settled else 0
             tries = TRIES if refused else tries + 1
             db.execute("INSERT OR REPLACE INTO resumed VALUES (?, ?, ?)", (run, settled, tries))
+
+    def _comes_again(self, run: QueuedRun, why: str, now: float) -> None:
+        """Behind all others: its next time may be over before their turn, and theirs would never come."""
+        with self._open() as db:
+            db.execute(
+                "UPDATE queued SET why = ?, began = '', due = ?, place = (SELECT MAX(place) + 1 FROM queued)"
+                " WHERE number = ?",
+                (why, _after(run, now), run.number),
+            )
 
     def _set(self, number: int, **columns: str | float) -> None:
         words = ", ".join(f"{name} = ?" for name in columns)

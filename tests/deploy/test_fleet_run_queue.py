@@ -274,6 +274,26 @@ def test_a_run_comes_again_and_what_was_missed_is_over(
     assert waiting.due == NOW + 97 * HOUR
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_run_whose_time_has_always_come_lets_others_have_their_turn(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server, clock: Clock, refused: bool
+) -> None:
+    """Each of its runs, or each try, takes longer than the time between them."""
+    add(server, "often", every=HOUR)
+    add(server, "mine")
+    add(server, "yours")
+    calls.answer = ErrorReport("config", "too few members") if refused else None
+    for _ in range(2):
+        clock.now += 2 * HOUR
+        keeper.look()
+        calls.answer = None
+    assert server.runs() == (["mine"] if refused else ["often-1", "mine"])
+    assert names(server) == (["yours", "often"])
+    clock.now += 2 * HOUR
+    keeper.look()
+    assert names(server) == ["often"]
+
+
 def test_a_refused_run_is_held_and_keeps_nobody_waiting(
     server: ServerDirectory, keeper: RunKeeper, calls: Server, clock: Clock
 ) -> None:
