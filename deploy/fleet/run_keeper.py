@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from penchant.common.errors import PenchantError, RunInProgress, SuperLinkError, UsageError
@@ -47,14 +48,25 @@ class RunKeeper:
     """Keeps the runs of one server going."""
 
     def __init__(
-        self, server_directory: ServerDirectory, call: Call, clock: Callable[[], float] = time.time
+        self,
+        server_directory: ServerDirectory,
+        call: Call,
+        clock: Callable[[], float] = time.time,
+        stopwatch: Callable[[], float] = time.monotonic,
     ) -> None:
-        """clock: Unix seconds."""
+        """A keeper.
+
+        Args:
+            server_directory: the server.
+            call: calls `penchant server`.
+            clock: Unix seconds, for the times of runs.
+            stopwatch: seconds for pauses, which nobody sets back.
+        """
         self._server = server_directory
         self._queue = RunQueue(server_directory)
         self._call = call
-        self._clock = clock
-        self._pause, self._until = PAUSE, 0.0
+        self._clock, self._stopwatch = clock, stopwatch
+        self._pause, self._until = PAUSE, stopwatch()
         self._said: set[str] = set()
 
     def run(self, stop: threading.Event) -> None:
@@ -67,13 +79,14 @@ class RunKeeper:
 
     def look(self) -> None:
         """Do the next thing that there is to do, if any."""
-        if self._clock() < self._until or self._is_busy():
+        if self._stopwatch() < self._until or self._is_busy():
             return
         cut_off = self._cut_off() if self._server.settings.resume_runs else None
         if cut_off is not None:
-            settled = JournalReader(cut_off).settled()
-            if self._queue.may_resume(cut_off.name, settled):
-                self._resume(cut_off.name, settled)
+            settled, made = JournalReader(cut_off).settled(), (cut_off / CONFIG).stat().st_mtime_ns
+            run = f"{cut_off.name} {made}"  # another may have had its name
+            if self._queue.may_resume(run, settled):
+                self._resume(cut_off.name, run, settled)
                 return
         waiting = self._queue.next(self._clock())
         if waiting is not None:
@@ -99,14 +112,14 @@ class RunKeeper:
             self._say_once(f"{directory.name} can't go on: {error}")
             return None
 
-    def _resume(self, name: str, settled: int) -> None:
+    def _resume(self, name: str, run: str, settled: int) -> None:
         log.info("%s was cut off; it goes on", name)
         words = ["resume", str(self._server.path), "--run", name, "--detach"]
         error = self._recorded("resume a run", name, "it was cut off", words)
         if error is not None:
             log.warning("%s does not go on: %s", name, error.message)
         if error is None or error.code not in LATER:
-            self._queue.resumed(name, settled, refused=error is not None)
+            self._queue.resumed(run, settled, refused=error is not None)
 
     def _start(self, run: QueuedRun) -> None:
         made = self._queue.made_of(run)
@@ -119,7 +132,8 @@ class RunKeeper:
             log.warning("%s of the queue was refused: %s", run.called, no_name)
             self._queue.refused(run, str(no_name), self._clock())
             return
-        self._queue.begins(run, name)
+        if not self._queue.begins(run, name):
+            return  # removed meanwhile
         log.info("%s of the queue begins", name)
         with tempfile.TemporaryDirectory(prefix="penchant-queue-") as folder:
             error = self._recorded(
@@ -135,7 +149,7 @@ class RunKeeper:
             self._queue.refused(run, error.message, self._clock())
         else:
             log.warning("%s of the queue waits: %s", name, error.message)
-            if self._queue.made_of(self._queue.find(run.number)) is None:
+            if self._queue.made_of(replace(run, began=name)) is None:
                 self._queue.waits(run)
 
     def _words(self, run: QueuedRun, made: Path | None, name: str, folder: Path) -> list[str]:
@@ -167,7 +181,7 @@ class RunKeeper:
         except PenchantError as failed:
             error = error or ErrorReport.of(failed)
         self._pause = PAUSE if error is None else min(2 * self._pause, LONGEST_PAUSE)
-        self._until = 0.0 if error is None else self._clock() + self._pause
+        self._until = self._stopwatch() + (0.0 if error is None else self._pause)
         return error
 
     def _say_once(self, text: str) -> None:

@@ -195,9 +195,14 @@ class RunQueue:
         """It could not begin now, and nothing was made of it: it waits on, and has no name yet."""
         self._set(run.number, began="")
 
-    def begins(self, run: QueuedRun, name: str) -> None:
-        """A run is about to begin, as `name`: on record before anything is made of it."""
-        self._set(run.number, began=name)
+    def begins(self, run: QueuedRun, name: str) -> bool:
+        """A run is about to begin, as `name`: on record before anything is made of it. False where it waits
+        no more, or began otherwise meanwhile: then it does not begin."""
+        with self._open() as db:
+            given = (name, run.number, run.began)
+            return (
+                db.execute("UPDATE queued SET began = ? WHERE number = ? AND began = ?", given).rowcount == 1
+            )
 
     def begun(self, run: QueuedRun, now: float) -> None:
         """It has begun: it leaves the queue, or waits for its next time, behind all others; times that were
@@ -217,7 +222,10 @@ class RunQueue:
             self._set(run.number, why=reason, began="")
 
     def may_resume(self, run: str, settled: int) -> bool:
-        """Whether to go on with a run that was cut off after so many rounds: not for ever without another."""
+        """Whether to go on with a run that was cut off after so many rounds: not for ever without another.
+
+        run: what no other run has, not even one that had the same name before.
+        """
         with self._open() as db:
             row = db.execute("SELECT settled, tries FROM resumed WHERE run = ?", (run,)).fetchone()
         return row is None or row[0] != settled or row[1] < TRIES

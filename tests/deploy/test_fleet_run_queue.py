@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def calls(server: ServerDirectory) -> Server:
 
 @pytest.fixture
 def keeper(server: ServerDirectory, calls: Server, clock: Clock) -> RunKeeper:
-    return RunKeeper(server, calls, clock)
+    return RunKeeper(server, calls, clock, clock)
 
 
 def names(server: ServerDirectory) -> list[str]:
@@ -336,6 +337,42 @@ def test_what_is_possible_later_is_tried_again_ever_later(
     assert names(server) == []
 
 
+def test_a_clock_that_is_set_back_makes_no_pause_longer(
+    server: ServerDirectory, calls: Server, clock: Clock
+) -> None:
+    stopwatch = Clock()
+    keeper = RunKeeper(server, calls, clock, stopwatch)
+    add(server, "spring")
+    calls.answer = ErrorReport("superlink", "not now")
+    keeper.look()
+    calls.answer = None
+    clock.now -= 24 * HOUR
+    keeper.look()
+    assert len(calls.called) == 1
+    stopwatch.now += LONGEST_PAUSE
+    keeper.look()
+    assert (server.runs(), names(server)) == (["spring"], [])
+
+
+def test_a_run_that_is_removed_as_its_turn_comes_does_not_begin(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And neither does one that another keeper was quicker with."""
+    add(server, "spring")
+    add(server, "summer")
+    queue = RunQueue(server)
+    turn = queue.next(NOW)
+    assert turn is not None
+    monkeypatch.setattr(RunQueue, "next", lambda *_: turn)  # as it was when the keeper looked
+    queue.remove(turn.number)
+    keeper.look()
+    turn = queue.find(2)
+    queue.begins(turn, "autumn")
+    keeper.look()
+    assert calls.called == []
+    assert [(one.called, one.began) for one in queue.runs()] == [("summer", "autumn")]
+
+
 def test_a_broken_run_is_held_whatever_file_is_damaged(
     server: ServerDirectory, keeper: RunKeeper, calls: Server, clock: Clock
 ) -> None:
@@ -394,7 +431,7 @@ def test_a_keeper_that_was_killed_starts_no_run_twice(
     queue.begins(queue.find(number), "spring")
     directory = made(server, "spring", RunConfig(), number)
     (directory / run_activity.FLOWER_RUN).unlink()
-    RunKeeper(server, calls, clock).look()
+    RunKeeper(server, calls, clock, clock).look()
     assert calls.called == [["resume", str(server.path), "--run", "spring", "--detach"]]
     assert names(server) == []
 
@@ -403,7 +440,7 @@ def test_a_keeper_that_was_killed_starts_no_run_twice(
     made(server, "summer", RunConfig(), number)
     with pytest.raises(UsageError, match="begins just now"):
         queue.remove(number)
-    RunKeeper(server, calls, clock).look()
+    RunKeeper(server, calls, clock, clock).look()
     assert len(calls.called) == 1
     assert names(server) == []
 
@@ -513,6 +550,20 @@ def test_nobody_goes_on_for_ever_without_a_round(
     assert len(calls.called) == TRIES + 1
 
 
+def test_a_run_that_has_the_name_of_one_that_is_gone_has_tries_of_its_own(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server, clock: Clock
+) -> None:
+    for again in range(2):
+        directory = make_served_run(server, "spring", 2)
+        os.utime(directory / "config.toml", (NOW + again,) * 2)
+        flower(directory, "3", "begins")
+        for _ in range(10):
+            clock.now += HOUR
+            keeper.look()
+        assert len(calls.called) == TRIES * (again + 1)
+        shutil.rmtree(directory)
+
+
 def test_a_run_that_can_not_be_resumed_is_tried_once(
     server: ServerDirectory, keeper: RunKeeper, calls: Server, clock: Clock
 ) -> None:
@@ -530,7 +581,7 @@ def test_whoever_wants_it_by_hand_says_so(tmp_path: Path, clock: Clock) -> None:
     server = make_server(tmp_path, resume_runs=False)
     flower(make_served_run(server, "spring", 2), "3", "begins")
     calls = Server(server)
-    RunKeeper(server, calls, clock).look()
+    RunKeeper(server, calls, clock, clock).look()
     assert calls.called == []
 
 
