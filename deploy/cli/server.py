@@ -413,6 +413,7 @@ def run(
     from penchant.deploy.fleet.follow import only_start
     from penchant.deploy.fleet.processes import door
     from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.run_queue import RunQueue
     from penchant.deploy.fleet.server_directory import ServerDirectory
     from penchant.server.privacy_figures import EXACT
 
@@ -427,6 +428,8 @@ def run(
         server_directory.membership()  # the list is good
         run_checks.refuse_unfit(settings, run_checks.members_with(server_directory, tag), tag)
         with only_start(server_directory, door(server_directory)):
+            if queued:
+                RunQueue(server_directory).find(queued)  # nobody has removed it since the queue began with it
             start = None
             if begin_with:
                 start = begin_from(

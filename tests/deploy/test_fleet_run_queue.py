@@ -26,7 +26,7 @@ from penchant.common.errors import JournalError, RunInProgress, SuperLinkError, 
 from penchant.deploy import run_directory
 from penchant.deploy.cli.main import main
 from penchant.deploy.error_report import AS_JSON, ErrorReport
-from penchant.deploy.fleet import recorded_acts, run_activity, run_checks, run_signature
+from penchant.deploy.fleet import follow, recorded_acts, run_activity, run_checks, run_signature
 from penchant.deploy.fleet.run_keeper import LONGEST_PAUSE, RunKeeper
 from penchant.deploy.fleet.run_queue import MARK, QUEUE, TRIES, RunQueue, mark, moment_of, period_of
 from penchant.deploy.fleet.server_directory import ServerDirectory
@@ -335,6 +335,18 @@ def test_what_is_possible_later_is_tried_again_ever_later(
     clock.now += HOUR
     keeper.look()
     assert names(server) == []
+
+
+def test_what_was_removed_before_its_process_was_up_is_not_made(
+    server: ServerDirectory, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(follow, "refuse_second", lambda *_: None)
+    number = add(server, "spring")
+    RunQueue(server).remove(number)
+    words = ("--config", config, "--name", "spring", "--queued", number, "--detach")
+    assert penchant(monkeypatch, "run", server.path, *words) == 2
+    assert f"no run of the queue has the number {number}" in capsys.readouterr().err
+    assert not server.run("spring").exists()
 
 
 def test_a_clock_that_is_set_back_makes_no_pause_longer(
