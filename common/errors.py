@@ -41,6 +41,7 @@ __all__ = [
     "SignatureError",
     "StageError",
     "SumRefused",
+    "SuperLinkError",
     "TokenError",
     "TooFewDevices",
     "TooManyDropouts",
@@ -268,6 +269,12 @@ class JournalError(PenchantError):
     """The journal or a checkpoint can't be read or written."""
 
     code = "journal"
+
+
+class SuperLinkError(JournalError):
+    """The SuperLink can't be reached, or does not do what it was asked for: later it may."""
+
+    code = "superlink"
 
 
 class ConsoleError(PenchantError):

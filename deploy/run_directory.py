@@ -9,13 +9,14 @@ import os
 import platform
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TextIO
 
 from penchant.common.config import RunConfig
-from penchant.common.errors import ConfigError, RunDirectoryError
+from penchant.common.errors import ConfigError, PenchantError, RunDirectoryError
 from penchant.common.foreign_files import CONFIG_MOST, read_bytes, read_json
 from penchant.common.storage import write_durably
 
@@ -47,34 +48,48 @@ SERVER = ".server"
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _LOCK = ".lock"
 _NO_RUN = {_LOCK, f".{CONFIG}.tmp", START, f".{START}.tmp"}
+_NOTHING: Mapping[str, bytes | None] = MappingProxyType({})
 _DISTRIBUTIONS = ("penchant", "flwr", "torch", "transformers", "peft", "numpy", "cryptography")
 
 
-def create(directory: Path, config: RunConfig, start: bytes = b"") -> None:
-    """Make `directory` a run directory of `config`: the configuration is the first thing in it, but for the
-    file of the earlier round that it begins with.
+def create(
+    directory: Path, config: RunConfig, start: bytes = b"", more: Mapping[str, bytes | None] = _NOTHING
+) -> None:
+    """Make `directory` a run directory of `config`: it is one once the configuration is in it, which comes
+    last.
+
+    Args:
+        directory: where.
+        config: the run's configuration.
+        start: the file of the earlier round that it begins with; empty for none.
+        more: what else is there from the beginning, by file name; None for a file that this run has not, of
+            which nothing may be left by a process that was killed.
 
     Raises RunDirectoryError when anything is there already, or another process is at it.
     """
-    refuse_used(directory)
+    refuse_used(directory, more)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with claim(directory):
-            refuse_used(directory)  # another process may have been quicker
-            (directory / START).unlink(missing_ok=True)  # of a process that was killed before it was a run
-            if start:
-                write_durably(directory / START, start)
+            refuse_used(directory, more)  # another process may have been quicker
+            for name, data in {START: start or None, **more}.items():
+                (directory / name).unlink(missing_ok=True)  # of a process that was killed before it was a run
+                if data is not None:
+                    write_durably(directory / name, data)
             write_durably(directory / CONFIG, config.to_toml().encode())
     except OSError as error:
         raise RunDirectoryError(f"can't write into {directory}: {error.strerror}") from None
 
 
-def refuse_used(directory: Path) -> None:
+def refuse_used(directory: Path, more: Collection[str] = ()) -> None:
     """RunDirectoryError when there is anything at `directory` but a folder without a run.
 
     What is left of a process that was killed before the configuration was in place is not a run.
+
+    more: names of files that such a process may have left, beside those of every run.
     """
-    if directory.exists() and (not directory.is_dir() or {p.name for p in directory.iterdir()} - _NO_RUN):
+    left = _NO_RUN.union(more, (f".{name}.tmp" for name in more))
+    if directory.exists() and (not directory.is_dir() or {p.name for p in directory.iterdir()} - left):
         raise RunDirectoryError(
             f"{directory} is in use; choose another directory, or go on with the run that is there",
             on_command_line=f"{directory} is in use; choose another --out, "
@@ -125,16 +140,20 @@ def read_result(directory: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def claim(directory: Path, what: str = _LOCK) -> Iterator[None]:
+def claim(directory: Path, what: str = _LOCK, taken: PenchantError | None = None) -> Iterator[None]:
     """Be the only process that works in `directory`; the claim ends with the process, however it ends.
 
-    what: the lock to take. SERVER claims the server's part alone, which another process runs on Ray.
+    Args:
+        directory: where.
+        what: the lock to take. SERVER claims the server's part alone, which another process runs on Ray.
+        taken: what is raised where another process has it, instead of a RunDirectoryError.
     """
     with _lock_file(directory, what) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RunDirectoryError(f"another process works in {directory}; wait for it to end") from None
+            error = RunDirectoryError(f"another process works in {directory}; wait for it to end")
+            raise taken or error from None
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()

@@ -401,6 +401,7 @@ def run(
         str, typer.Option("--every", metavar="TIME", help="Begin again and again: 12h, 7d, 2w.")
     ] = "",
     detach: Detach = False,
+    queued: Annotated[int, typer.Option("--queued", hidden=True)] = 0,
 ) -> None:
     """Make a run and start it on the server. It begins once the authority has signed what it may ask.
 
@@ -410,9 +411,10 @@ def run(
     from penchant.deploy.earlier_round import begin_from
     from penchant.deploy.fleet import run_checks, served_run
     from penchant.deploy.fleet.fleet_release import resolved
-    from penchant.deploy.fleet.follow import refuse_second
+    from penchant.deploy.fleet.follow import only_start
     from penchant.deploy.fleet.processes import door
     from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.run_queue import RunQueue
     from penchant.deploy.fleet.server_directory import ServerDirectory
     from penchant.server.privacy_figures import EXACT
 
@@ -426,33 +428,37 @@ def run(
     with recorded(server_directory.path, "start a run", chosen):
         server_directory.membership()  # the list is good
         run_checks.refuse_unfit(settings, run_checks.members_with(server_directory, tag), tag)
-        refuse_second(server_directory, door(server_directory))
-        start = None
-        if begin_with:
-            start = begin_from(
-                resolved(server_directory, begin_with),
-                lambda run: server_directory.run(_chosen(server_directory, run)),
+        with only_start(server_directory, door(server_directory)):
+            if queued:
+                RunQueue(server_directory).find(queued)  # nobody has removed it since the queue began with it
+            start = None
+            if begin_with:
+                start = begin_from(
+                    resolved(server_directory, begin_with),
+                    lambda run: server_directory.run(_chosen(server_directory, run)),
+                    settings,
+                )
+            figures = served_run.create(
+                server_directory.run(chosen),
                 settings,
+                server_directory.authority,
+                server_directory.membership().encoded,
+                start,
+                tag,
+                days,
+                queued,
             )
-        figures = served_run.create(
-            server_directory.run(chosen),
-            settings,
-            server_directory.authority,
-            server_directory.membership().encoded,
-            start,
-            tag,
-        )
-        say(f"run {chosen}")
-        notice(EXACT if figures is None else figures.told)
-        _ask_for_signature(server_directory, chosen, days)
-        flower = _begin(server_directory, chosen)
+            say(f"run {chosen}")
+            notice(EXACT if figures is None else figures.told)
+            _ask_for_signature(server_directory, chosen)
+            flower = _begin(server_directory, chosen)
     _follow(server_directory, chosen, flower, detach)
 
 
 @command(app)
 def resume(directory: Where, run: RunName = "", detach: Detach = False) -> None:
     """Go on with a run after a crash or a stop: finished rounds are kept."""
-    from penchant.deploy.fleet.follow import refuse_second
+    from penchant.deploy.fleet.follow import only_start
     from penchant.deploy.fleet.processes import door
     from penchant.deploy.fleet.recorded_acts import recorded
     from penchant.deploy.fleet.run_activity import is_done
@@ -463,8 +469,10 @@ def resume(directory: Where, run: RunName = "", detach: Detach = False) -> None:
     if is_done(server_directory.run(chosen)):
         say(f"run {chosen} is finished")
         return
-    with recorded(server_directory.path, "resume a run", chosen):
-        refuse_second(server_directory, door(server_directory))
+    with (
+        recorded(server_directory.path, "resume a run", chosen),
+        only_start(server_directory, door(server_directory)),
+    ):
         _ask_for_signature(server_directory, chosen)
         flower = _begin(server_directory, chosen)
     _follow(server_directory, chosen, flower, detach)
@@ -922,11 +930,11 @@ def _waits(one: QueuedRun) -> str:
     return ", ".join(words)
 
 
-def _ask_for_signature(server_directory: ServerDirectory, name: str, days: int = 30) -> None:
+def _ask_for_signature(server_directory: ServerDirectory, name: str) -> None:
     """Have the authority asked to sign what the run may ask, unless it has, and say what is to be done."""
     from penchant.deploy.fleet import run_signature
 
-    asked = run_signature.ask(server_directory, name, days)
+    asked = run_signature.ask(server_directory, name)
     if asked is None:
         return
     say(f"run {name} waits for the authority's signature: {asked}")

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from penchant.common.errors import JournalError, RunDirectoryError, UsageError
 from penchant.common.printable import is_printable
-from penchant.common.storage import claim_schema, transaction, write_durably
+from penchant.common.storage import claim_schema, transaction
 from penchant.server.monitoring.fleet import DeviceNote
 
-__all__ = ["NOTES", "DeviceNotes", "keep_tag", "tag_of", "tagged"]
+__all__ = ["NOTES", "TAG", "DeviceNotes", "checked_tag", "tag_of", "tagged"]
 
 NOTES = "devices.db"
 TAG = "tag"  # in the directory of a run that asks only some
@@ -60,7 +60,7 @@ class DeviceNotes:
 
     def tag(self, members: Iterable[int], tag: str) -> None:
         """Give members a tag. UsageError for what is none, or where one of them has too many."""
-        checked = _checked(tag)
+        checked = checked_tag(tag)
         with self._open() as db:
             for member in members:
                 db.execute("INSERT OR IGNORE INTO tags VALUES (?, ?)", (member, checked))
@@ -76,7 +76,7 @@ class DeviceNotes:
     def note(self, member: int, name: str, tags: Iterable[str]) -> None:
         """Call a member so, and give it these tags and no others: both, or a UsageError and neither."""
         _refuse_name(name)
-        wanted = sorted({_checked(tag) for tag in tags})
+        wanted = sorted({checked_tag(tag) for tag in tags})
         if len(wanted) > TAGS_MOST:
             raise UsageError(f"a device has at most {TAGS_MOST} tags")
         with self._open() as db:
@@ -96,12 +96,6 @@ class DeviceNotes:
 def tagged(notes: Mapping[int, DeviceNote], tag: str, members: Iterable[int]) -> frozenset[int]:
     """Those of `members` that have a tag; all of them where it is empty."""
     return frozenset(m for m in members if not tag or (m in notes and tag in notes[m].tags))
-
-
-def keep_tag(directory: Path, tag: str) -> None:
-    """Have the run in `directory` ask only members with a tag. UsageError for what is none."""
-    if tag:
-        write_durably(directory / TAG, _checked(tag).encode())
 
 
 def tag_of(directory: Path) -> str:
@@ -128,7 +122,8 @@ def _put_name(db: sqlite3.Connection, member: int, name: str) -> None:
         db.execute("INSERT INTO names VALUES (?, ?)", (member, name))
 
 
-def _checked(tag: str) -> str:
+def checked_tag(tag: str) -> str:
+    """The tag. UsageError for what is none."""
     if not _TAG.fullmatch(tag):
         raise UsageError(
             f"{tag!r} is no tag: 1 to 32 lower-case letters, digits, '-', '_', '.', a letter or digit first"

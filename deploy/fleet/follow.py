@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from penchant.common.errors import JournalError, PenchantError, RoundFailed, RunInProgress, UsageError
@@ -21,7 +21,7 @@ from penchant.server.journal_reader import JournalReader
 from penchant.server.monitoring.fleet import ConnectedNode
 from penchant.server.waiting import Waiting, read_waiting
 
-__all__ = ["refuse_second", "stop", "waiting_lines", "watch"]
+__all__ = ["only_start", "refuse_second", "stop", "waiting_lines", "watch"]
 
 OPEN = ("started", "unmasking")
 LOOK_SECONDS = 1.0
@@ -29,12 +29,24 @@ MISSING_SHOWN = 20  # devices, one a line
 ENDING_SECONDS = 20.0  # that the process of a run which was stopped may take to end
 
 
+@contextmanager
+def only_start(server_directory: ServerDirectory, door: SuperLinkAddress) -> Iterator[None]:
+    """Be the only one that starts a run of this server while the block lasts, at whose end Flower has it.
+
+    Raises what `refuse_second` does, and RunInProgress too while another process is in its block.
+    """
+    taken = RunInProgress("another run of this server is just being started; wait for its end, or stop it")
+    with run_directory.claim(server_directory.path, run_activity.START_LOCK, taken):
+        refuse_second(server_directory, door)
+        yield
+
+
 def refuse_second(server_directory: ServerDirectory, door: SuperLinkAddress) -> None:
     """Refuse, by a RunInProgress, while another run of this server is running or is about to.
 
     Devices take part in one run at a time.
 
-    JournalError when the SuperLink is silent.
+    SuperLinkError when the SuperLink is silent.
     """
     with Control(door) as control:
         control.nodes()  # before anything is made for a run

@@ -23,6 +23,7 @@ from penchant.server.monitoring.run_history import Activity
 __all__ = [
     "FLOWER_RUN",
     "LOG",
+    "START_LOCK",
     "STOPPED",
     "activity_of",
     "flower_run",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 LOG = "server.log"
+START_LOCK = ".starting"  # of a server: whoever starts or resumes a run holds it until Flower has the run
 FLOWER_RUN = "flower.run"  # Flower's id of the run that drives this one now
 STARTING_SECONDS = 120.0  # from when Flower has a run to its process's first word
 OPENING_SECONDS = 20.0  # from that word to when the directory is its own

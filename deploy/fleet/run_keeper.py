@@ -14,16 +14,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from penchant.common.errors import JournalError, PenchantError, RunInProgress, UsageError
+from penchant.common.errors import PenchantError, RunInProgress, SuperLinkError, UsageError
 from penchant.common.terminal import log_to_stderr
 from penchant.deploy.error_report import ErrorReport
 from penchant.deploy.fleet import recorded_acts, run_activity
 from penchant.deploy.fleet.child_command import run_command
 from penchant.deploy.fleet.run_queue import RunQueue
 from penchant.deploy.fleet.server_directory import ServerDirectory
-from penchant.deploy.run_directory import CONFIG, claim, held_locks
+from penchant.deploy.run_directory import CONFIG, claim, held_locks, is_held
 from penchant.server.journal_reader import JournalReader
 from penchant.server.monitoring.fleet import QueuedRun
 
@@ -36,7 +37,7 @@ LOOK_SECONDS = 5.0
 PAUSE, LONGEST_PAUSE = 15.0, 900.0  # seconds after a try that came to nothing; doubles
 START_SECONDS = 900.0  # the base model is loaded for its blueprint, then Flower takes the run
 BY = "the queue"
-LATER = (JournalError.code, RunInProgress.code)
+LATER = (SuperLinkError.code, RunInProgress.code)
 """Codes of errors after which the same may be possible later: no SuperLink, or another run."""
 
 Call = Callable[[Sequence[str]], ErrorReport | None]
@@ -47,14 +48,25 @@ class RunKeeper:
     """Keeps the runs of one server going."""
 
     def __init__(
-        self, server_directory: ServerDirectory, call: Call, clock: Callable[[], float] = time.time
+        self,
+        server_directory: ServerDirectory,
+        call: Call,
+        clock: Callable[[], float] = time.time,
+        stopwatch: Callable[[], float] = time.monotonic,
     ) -> None:
-        """clock: Unix seconds."""
+        """A keeper.
+
+        Args:
+            server_directory: the server.
+            call: calls `penchant server`.
+            clock: Unix seconds, for the times of runs.
+            stopwatch: seconds for pauses, which nobody sets back.
+        """
         self._server = server_directory
         self._queue = RunQueue(server_directory)
         self._call = call
-        self._clock = clock
-        self._pause, self._until = PAUSE, 0.0
+        self._clock, self._stopwatch = clock, stopwatch
+        self._pause, self._until = PAUSE, stopwatch()
         self._said: set[str] = set()
 
     def run(self, stop: threading.Event) -> None:
@@ -67,21 +79,25 @@ class RunKeeper:
 
     def look(self) -> None:
         """Do the next thing that there is to do, if any."""
-        if self._clock() < self._until or self._is_busy():
+        if self._stopwatch() < self._until or self._is_busy():
             return
         cut_off = self._cut_off() if self._server.settings.resume_runs else None
         if cut_off is not None:
-            settled = JournalReader(cut_off).settled()
-            if self._queue.may_resume(cut_off.name, settled):
-                self._resume(cut_off.name, settled)
+            settled, made = JournalReader(cut_off).settled(), (cut_off / CONFIG).stat().st_mtime_ns
+            run = f"{cut_off.name} {made}"  # another may have had its name
+            if self._queue.may_resume(run, settled):
+                self._resume(cut_off.name, run, settled)
                 return
         waiting = self._queue.next(self._clock())
         if waiting is not None:
             self._start(waiting)
 
     def _is_busy(self) -> bool:
-        """Whether a run goes on. One that can't be read has no process, or the process's lock."""
+        """Whether a run goes on, or is just being started. One that can't be read has no process, or the
+        process's lock."""
         held = held_locks()
+        if is_held(self._server.path / run_activity.START_LOCK, held):
+            return True
         runs = [self._server.run(name) for name in self._server.runs()]
         return any(run_activity.activity_of(directory, held).running for directory in runs)
 
@@ -96,25 +112,35 @@ class RunKeeper:
             self._say_once(f"{directory.name} can't go on: {error}")
             return None
 
-    def _resume(self, name: str, settled: int) -> None:
+    def _resume(self, name: str, run: str, settled: int) -> None:
         log.info("%s was cut off; it goes on", name)
         words = ["resume", str(self._server.path), "--run", name, "--detach"]
         error = self._recorded("resume a run", name, "it was cut off", words)
         if error is not None:
             log.warning("%s does not go on: %s", name, error.message)
         if error is None or error.code not in LATER:
-            self._queue.resumed(name, settled, refused=error is not None)
+            self._queue.resumed(run, settled, refused=error is not None)
 
     def _start(self, run: QueuedRun) -> None:
-        name = run.began or self._free_name(run)
-        if run.began and run_activity.flower_run(self._server.run(name)) is not None:
+        made = self._queue.made_of(run)
+        if made is not None and run_activity.flower_run(made) is not None:
             self._queue.begun(run, self._clock())  # we were ended between the start and this
             return
-        self._queue.begins(run, name)
+        try:
+            name = self._free_name(run) if made is None else made.name
+        except PenchantError as no_name:
+            log.warning("%s of the queue was refused: %s", run.called, no_name)
+            self._queue.refused(run, str(no_name), self._clock())
+            return
+        if not self._queue.begins(run, name):
+            return  # removed meanwhile
         log.info("%s of the queue begins", name)
         with tempfile.TemporaryDirectory(prefix="penchant-queue-") as folder:
             error = self._recorded(
-                "start a run", name, f"from the queue, for {run.by}", self._words(run, name, Path(folder))
+                "start a run",
+                name,
+                f"from the queue, for {run.by}",
+                self._words(run, made, name, Path(folder)),
             )
         if error is None:
             self._queue.begun(run, self._clock())
@@ -123,14 +149,16 @@ class RunKeeper:
             self._queue.refused(run, error.message, self._clock())
         else:
             log.warning("%s of the queue waits: %s", name, error.message)
+            if self._queue.made_of(replace(run, began=name)) is None:
+                self._queue.waits(run)
 
-    def _words(self, run: QueuedRun, name: str, folder: Path) -> list[str]:
-        if (self._server.run(name) / CONFIG).is_file() and run.began:  # made, and not given to Flower
+    def _words(self, run: QueuedRun, made: Path | None, name: str, folder: Path) -> list[str]:
+        if made is not None:  # and not given to Flower
             return ["resume", str(self._server.path), "--run", name, "--detach"]
         path = folder / CONFIG
         path.write_text(run.config, encoding="utf-8")
         words = ["run", str(self._server.path), "--config", str(path), "--name", name, "--detach"]
-        words += ["--days", str(run.days)]
+        words += ["--days", str(run.days), "--queued", str(run.number)]
         words += ["--tag", run.tag] if run.tag else []
         return [*words, "--from", run.begin_with] if run.begin_with else words
 
@@ -153,7 +181,7 @@ class RunKeeper:
         except PenchantError as failed:
             error = error or ErrorReport.of(failed)
         self._pause = PAUSE if error is None else min(2 * self._pause, LONGEST_PAUSE)
-        self._until = 0.0 if error is None else self._clock() + self._pause
+        self._until = self._stopwatch() + (0.0 if error is None else self._pause)
         return error
 
     def _say_once(self, text: str) -> None:

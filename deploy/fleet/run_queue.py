@@ -13,23 +13,28 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from pathlib import Path
 
 from penchant.common.config import RunConfig
 from penchant.common.durations import DAY
 from penchant.common.errors import JournalError, UsageError
 from penchant.common.printable import is_printable, one_line
 from penchant.common.storage import claim_schema, transaction
+from penchant.deploy.fleet.run_activity import START_LOCK, flower_run
 from penchant.deploy.fleet.server_directory import ServerDirectory
+from penchant.deploy.run_directory import CONFIG, held_locks, is_held
 from penchant.server.monitoring.fleet import QueuedRun
 
-__all__ = ["QUEUE", "RunQueue", "moment_of", "period_of"]
+__all__ = ["MARK", "QUEUE", "RunQueue", "mark", "moment_of", "period_of"]
 
 QUEUE = "queue.db"
+MARK = "queued"  # in the directory of a run that the queue had made: the number that it had there
 SCHEMA_VERSION = 1
 MOST = 1000  # runs that wait
 SHORTEST, LONGEST = 600.0, 366 * DAY  # seconds between two runs of an entry
 FARTHEST = 366 * DAY  # seconds until a run's time
 WHY_MOST = 500
+LONGEST_NAME = 56  # of a run that comes again: "-" and seven digits have room after it
 TRIES = 3  # to go on with a run that was cut off, without a round in between
 _UNITS = {"m": 60.0, "h": 3600.0, "d": float(DAY), "w": 7.0 * DAY}
 _COLUMNS = "number, name, config, begin_with, days, due, every, account, added, why, began, tag"
@@ -96,7 +101,11 @@ class RunQueue:
         if name and not every and self._server.run(name).exists():
             raise UsageError(f"there is a run {name} already; choose another name")
         if name:
-            self._server.run(f"{name}-1" if every else name)  # refuses what can't name a run
+            self._server.run(name)  # refuses what can't name a run
+        if every and len(name) > LONGEST_NAME:
+            raise UsageError(
+                f"a run that comes again has a name of at most {LONGEST_NAME} characters: a number follows it"
+            )
         waiting = self.runs()
         if name and any(one.name == name for one in waiting):
             raise UsageError(f"a run {name} waits already; choose another name")
@@ -115,10 +124,19 @@ class RunQueue:
         return next(one for one in self.runs() if one.number == number)
 
     def remove(self, number: int) -> QueuedRun:
-        """Take a run out of the queue. UsageError when there is none, or it begins just now."""
+        """Take a run out of the queue. UsageError when there is none, or it begins just now.
+
+        What a try left behind that came to nothing stays: a run that Flower was not given.
+        """
         found = self.find(number)
+        made = self.made_of(found)
+        begins = bool(found.began) and is_held(self._server.path / START_LOCK, held_locks())
+        if begins or (made is not None and flower_run(made) is not None):
+            raise UsageError(f"{found.called} begins just now; stop the run instead")
         with self._open() as db:
-            gone = db.execute("DELETE FROM queued WHERE number = ? AND began = ''", (number,)).rowcount
+            gone = db.execute(
+                "DELETE FROM queued WHERE number = ? AND began = ?", (number, found.began)
+            ).rowcount
         if not gone:
             raise UsageError(f"{found.called} begins just now; stop the run instead")
         return found
@@ -162,25 +180,52 @@ class RunQueue:
         begun = next((one for one in runs if one.began), None)
         return begun or next((one for one in runs if one.due <= now and not one.held), None)
 
-    def begins(self, run: QueuedRun, name: str) -> None:
-        """A run is about to begin, as `name`: on record before anything is made of it."""
-        self._set(run.number, began=name)
+    def made_of(self, run: QueuedRun) -> Path | None:
+        """The run that was made when this one was about to begin; None where none was. Another that has its
+        name meanwhile is not it."""
+        if not run.began:
+            return None
+        directory = self._server.run(run.began)
+        with suppress(FileNotFoundError):
+            if (directory / CONFIG).is_file() and (directory / MARK).read_bytes() == mark(run.number):
+                return directory
+        return None
+
+    def waits(self, run: QueuedRun) -> None:
+        """It could not begin now, and nothing was made of it: it waits on, and has no name yet."""
+        self._set(run.number, began="")
+
+    def begins(self, run: QueuedRun, name: str) -> bool:
+        """A run is about to begin, as `name`: on record before anything is made of it. False where it waits
+        no more, or began otherwise meanwhile: then it does not begin."""
+        with self._open() as db:
+            given = (name, run.number, run.began)
+            return (
+                db.execute("UPDATE queued SET began = ? WHERE number = ? AND began = ?", given).rowcount == 1
+            )
 
     def begun(self, run: QueuedRun, now: float) -> None:
-        """It has begun: it leaves the queue, or waits for its next time; times that were missed are over."""
+        """It has begun: it leaves the queue, or waits for its next time, behind all others; times that were
+        missed are over."""
         if not run.every:
             with self._open() as db:
                 db.execute("DELETE FROM queued WHERE number = ?", (run.number,))
             return
-        self._set(run.number, why="", began="", due=_after(run, now))
+        self._comes_again(run, "", now)
 
     def refused(self, run: QueuedRun, why: str, now: float) -> None:
         """It can't begin: it is held with the reason, and one that comes again is tried at its next time."""
-        due = _after(run, now) if run.every else run.due
-        self._set(run.number, why=one_line(why)[:WHY_MOST], began="", due=due)
+        reason = one_line(why)[:WHY_MOST]
+        if run.every:
+            self._comes_again(run, reason, now)
+        else:
+            self._set(run.number, why=reason, began="")
 
     def may_resume(self, run: str, settled: int) -> bool:
-        """Whether to go on with a run that was cut off after so many rounds: not for ever without another."""
+        """Whether to go on with a run that was cut off after so many rounds: not for ever without another.
+
+        run: what no other run has, not even one that had the same name before.
+        """
         with self._open() as db:
             row = db.execute("SELECT settled, tries FROM resumed WHERE run = ?", (run,)).fetchone()
         return row is None or row[0] != settled or row[1] < TRIES
@@ -192,6 +237,15 @@ class RunQueue:
             tries = row[1] if row is not None and row[0] == settled else 0
             tries = TRIES if refused else tries + 1
             db.execute("INSERT OR REPLACE INTO resumed VALUES (?, ?, ?)", (run, settled, tries))
+
+    def _comes_again(self, run: QueuedRun, why: str, now: float) -> None:
+        """Behind all others: its next time may be over before their turn, and theirs would never come."""
+        with self._open() as db:
+            db.execute(
+                "UPDATE queued SET why = ?, began = '', due = ?, place = (SELECT MAX(place) + 1 FROM queued)"
+                " WHERE number = ?",
+                (why, _after(run, now), run.number),
+            )
 
     def _set(self, number: int, **columns: str | float) -> None:
         words = ", ".join(f"{name} = ?" for name in columns)
@@ -205,6 +259,11 @@ class RunQueue:
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 db.execute(statement)
             yield db
+
+
+def mark(number: int) -> bytes:
+    """What lies in the directory of a run that the queue had made, as `MARK`."""
+    return f"{number}\n".encode()
 
 
 def moment_of(text: str, now: float | None = None) -> float:

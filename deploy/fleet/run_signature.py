@@ -1,5 +1,6 @@
 """The authority's signature under a served run: asked for with a file, awaited, kept with the run.
 
+    days                how many days it may take, before it asked
     manifest.request    what was asked for: the run's name and its manifest
     manifest            the manifest, signed by the authority
     manifest.declined   why the authority did not sign
@@ -28,17 +29,20 @@ from penchant.server.run_manifest import manifest_of, refuse_outgrown
 
 __all__ = [
     "DAYS",
+    "DAYS_FILE",
     "NOT_SIGNED",
     "SIGNED",
     "WAITS",
     "ask",
     "await_signature",
+    "checked_days",
     "request_of",
     "signed_manifest",
     "take",
     "take_declined",
 ]
 
+DAYS_FILE = "days"
 DAYS = 30  # that a run may take, unless the operator says otherwise
 LONGEST = 366
 LOOK_SECONDS = 1.0
@@ -48,16 +52,23 @@ WAITS = "waits for the authority's signature"
 NOT_SIGNED = "the authority has not signed this run yet; once it has, `penchant server resume` goes on"
 
 
-def request_of(directory: Path, days: int = DAYS) -> RunRequest:
+def checked_days(days: int) -> int:
+    """How many days a run may take. ConfigError for a number that makes no sense."""
+    if not 1 <= days <= LONGEST:
+        raise ConfigError(f"a run of {days} days; between 1 and {LONGEST} make sense")
+    return days
+
+
+def request_of(directory: Path, days: int | None = None) -> RunRequest:
     """What the authority is asked to sign for the run in `directory`; the same each time.
 
-    days: how many days the run may take, from today on, where nothing was asked for before.
+    days: how many days the run may take, from today on, where nothing was asked for before; None: as many as
+        its directory says.
     """
     path = directory / _REQUEST
     if path.is_file():
         return RunRequest.decode(path.read_bytes())
-    if not 1 <= days <= LONGEST:
-        raise ConfigError(f"a run of {days} days; between 1 and {LONGEST} make sense")
+    days = checked_days(_days_of(directory) if days is None else days)
     config = run_directory.read_config(directory)
     with closing(Journal(directory)) as journal:
         run = journal.fact("run")  # a run of an earlier version has begun without a manifest
@@ -78,7 +89,7 @@ def request_of(directory: Path, days: int = DAYS) -> RunRequest:
     return asked
 
 
-def ask(server_directory: ServerDirectory, name: str, days: int = DAYS) -> Path | None:
+def ask(server_directory: ServerDirectory, name: str, days: int | None = None) -> Path | None:
     """Put the request for a run's signature where the authority finds it; -> the file, or None once signed.
 
     RunDirectoryError when the run has outgrown what was asked for.
@@ -145,6 +156,18 @@ def run_of(server_directory: ServerDirectory, run: str) -> Path | None:
         if (directory / _REQUEST).is_file() and request_of(directory).manifest.run.hex() == run:
             return directory
     return None
+
+
+def _days_of(directory: Path) -> int:
+    try:
+        text = (directory / DAYS_FILE).read_text("ascii").strip()
+    except FileNotFoundError:
+        return DAYS  # a run of an earlier version
+    except (OSError, ValueError):
+        text = ""
+    if not text.isdecimal():
+        raise RunDirectoryError(f"{directory / DAYS_FILE} holds no number; restore it from a back-up")
+    return int(text)
 
 
 def _base(directory: Path) -> bytes:

@@ -6,6 +6,8 @@
     authority.pub    the enrolment authority's public key (32 bytes)
     tag              only where the run asks some: the tag of those (`deploy.fleet.device_notes`)
     members.list     the authority's latest member list, which the server replaces between rounds
+    queued           only where the queue had it made: its number there
+    days             how many days it may take, until its signature is asked for
     manifest         what the run may ask, signed by the authority (`deploy.fleet.run_signature`)
     journal.db, checkpoints/, server.log
     waiting.json     what the next round waits for, while it does
@@ -37,9 +39,10 @@ from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
 from penchant.deploy.earlier_round import EarlierRound, begun_with
 from penchant.deploy.fleet import run_signature
-from penchant.deploy.fleet.device_notes import DeviceNotes, keep_tag, tag_of, tagged
+from penchant.deploy.fleet.device_notes import TAG, DeviceNotes, checked_tag, tag_of, tagged
 from penchant.deploy.fleet.release_files import write_release
 from penchant.deploy.fleet.run_activity import FLOWER_RUN, LOG, say
+from penchant.deploy.fleet.run_queue import MARK, mark
 from penchant.deploy.fleet.server_directory import AUTHORITY, MEMBERS
 from penchant.deploy.flower.superlink import DIRECTORY, SuperLinkAddress, start_run, write_app
 from penchant.deploy.flower.superlink_grid import non_blocking
@@ -56,6 +59,9 @@ from penchant.server.waiting import Waiting, write_waiting
 
 __all__ = ["LOG", "app", "create", "export", "flower_app", "open_served", "start", "with_members"]
 
+FIRST = (AUTHORITY, MEMBERS, TAG, MARK, run_signature.DAYS_FILE, run_directory.MODEL_SIGNATURE)
+"""Files that a served run has before it is one."""
+
 
 def create(
     directory: Path,
@@ -64,16 +70,28 @@ def create(
     members: bytes,
     start: EarlierRound | None = None,
     tag: str = "",
+    days: int = run_signature.DAYS,
+    queued: int = 0,
 ) -> PrivacyFigures | None:
     """Make the directory of a served run; -> what its noise amounts to, None where sums are exact. The base
     model is loaded here, once, for its blueprint.
 
     start: the earlier round whose shared factors it begins with.
     tag: which members it asks, as the operator has tagged them; empty: everybody.
+    days: how many days it may take, from the day on that its signature is asked for.
+    queued: its number in the queue of runs; 0: it was not in there.
 
-    Raises ConfigError, BaseModelError, MembershipError or RunDirectoryError before anything is written.
+    Raises ConfigError, BaseModelError, MembershipError, UsageError or RunDirectoryError before anything is
+    written. Killed at any point, it leaves a run with all of that, or none.
     """
-    run_directory.refuse_used(directory)
+    run_directory.refuse_used(directory, FIRST)
+    files = {
+        AUTHORITY: authority,
+        MEMBERS: members,
+        TAG: checked_tag(tag).encode() if tag else None,
+        run_signature.DAYS_FILE: str(run_signature.checked_days(days)).encode(),
+        MARK: mark(queued) if queued else None,
+    }
     run_directory.refuse_unservable(config)
     server_optimizer(config.federation.server_optimizer)
     check_groups(config, config.federation.cohort)
@@ -87,11 +105,8 @@ def create(
     if start is not None:
         first = config.plan("warmup" if config.federation.warmup_rounds else "main", plan.cohort)
         start.check(ModelSignature.of(planned.model).split(first))
-    run_directory.create(directory, config, start.encode() if start else b"")
-    write_durably(directory / run_directory.MODEL_SIGNATURE, ModelDescription.of(planned.model).encode())
-    write_durably(directory / AUTHORITY, authority)
-    write_durably(directory / MEMBERS, members)
-    keep_tag(directory, tag)
+    files[run_directory.MODEL_SIGNATURE] = ModelDescription.of(planned.model).encode()
+    run_directory.create(directory, config, start.encode() if start else b"", files)
     flower_app(directory)
     return figures_of(config, plan.cohort, plan, layout)
 
@@ -187,7 +202,7 @@ def export(directory: Path, out: Path, release: Release | None = None) -> int:
 def start(directory: Path, door: SuperLinkAddress) -> str:
     """Begin a run, or go on with it, at the SuperLink behind `door`; -> the id of its new Flower run.
 
-    JournalError when the SuperLink does not take it.
+    SuperLinkError when the SuperLink does not take it.
     """
     flower = start_run(flower_app(directory), door, directory / "flwr")
     write_durably(directory / FLOWER_RUN, flower.encode())

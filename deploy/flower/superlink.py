@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from penchant.common.errors import JournalError, UsageError
+from penchant.common.errors import JournalError, SuperLinkError, UsageError
 from penchant.common.printable import one_line
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ clientapp = "{client}"
 def start_run(app: Path, door: SuperLinkAddress, home: Path, *more: str) -> str:
     """Start the Flower app of a run at the SuperLink behind `door`; -> Flower's id of the run.
 
-    Raises JournalError when the SuperLink refuses or can't be reached.
+    Raises SuperLinkError when the SuperLink refuses or can't be reached.
     """
     surroundings = environment(home)
     table = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{door.address}"\n'
@@ -212,12 +212,14 @@ def start_run(app: Path, door: SuperLinkAddress, home: Path, *more: str) -> str:
             words, env=surroundings, capture_output=True, text=True, timeout=START_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        raise JournalError(
+        raise SuperLinkError(
             f"the SuperLink at {door.address} did not take the run in time; is it up?"
         ) from None
     answer = _json(done.stdout)
     if done.returncode != 0 or answer.get("success") is not True:  # the exit code alone is 0 on failure
-        raise JournalError(f"the SuperLink at {door.address} did not take the run; is it up? {_said(answer)}")
+        raise SuperLinkError(
+            f"the SuperLink at {door.address} did not take the run; is it up? {_said(answer)}"
+        )
     return str(answer.get("run-id", answer.get("run_id", "")))
 
 
@@ -226,7 +228,7 @@ def how_it_ended(door: SuperLinkAddress, run: str) -> str | None:
     try:
         with Control(door) as control:
             return control.ended(run)
-    except JournalError:
+    except SuperLinkError:
         return None
 
 
@@ -248,7 +250,7 @@ class NodeRow(NamedTuple):
 class Control:
     """A SuperLink's control interface, which asks nobody who they are: reach it over loopback only.
 
-    Every method raises JournalError when the SuperLink is silent or refuses.
+    Every method raises SuperLinkError when the SuperLink is silent or refuses.
     """
 
     def __init__(self, door: SuperLinkAddress, seconds: float = 10.0) -> None:
@@ -261,7 +263,7 @@ class Control:
             try:
                 trusted = ssl.create_default_context(cafile=str(door.ca))
             except OSError as error:
-                raise JournalError(f"can't read {door.ca}: {error.strerror}") from None
+                raise SuperLinkError(f"can't read {door.ca}: {error.strerror}") from None
         self._client = ControlHttpClient(f"{scheme}://{door.address}", verify=trusted, timeout=seconds)
 
     def __enter__(self) -> Control:
@@ -341,19 +343,19 @@ class Control:
         try:
             yield
         except ValueError:  # Flower's word for an answer that isn't protobuf
-            raise JournalError(f"what answers at {self._door.address} is not a SuperLink") from None
+            raise SuperLinkError(f"what answers at {self._door.address} is not a SuperLink") from None
         except httpx.HTTPStatusError as error:
             code = error.response.status_code
-            kind = _NotKnown if code == NOT_FOUND else JournalError
+            kind = _NotKnown if code == NOT_FOUND else SuperLinkError
             raise kind(f"the SuperLink at {self._door.address} refuses: HTTP {code}") from None
         except httpx.HTTPError as error:
             what = type(error).__name__
-            raise JournalError(
+            raise SuperLinkError(
                 f"the SuperLink at {self._door.address} is silent ({what}); is it up?"
             ) from None
 
 
-class _NotKnown(JournalError):
+class _NotKnown(SuperLinkError):
     """The SuperLink has no such run."""
 
 

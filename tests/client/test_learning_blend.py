@@ -43,6 +43,9 @@ class Line:
     def margins(self, prepared: Any, effective: MergedWeights) -> torch.Tensor:
         return torch.as_tensor(prepared.differences) * effective.head[0, 0]
 
+    def losses(self, margins: torch.Tensor) -> torch.Tensor:
+        return -torch.nn.functional.logsigmoid(margins)
+
 
 class LinePairs(SimpleNamespace):
     def __len__(self) -> int:

@@ -52,6 +52,20 @@ def test_it_says_how_many_choices_are_newer_than_the_model(
     assert "1 newer choice is not in the model: `penchant device train`" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", [(), ("--explain",)])
+def test_the_table_has_reasons_where_they_are_asked_for(
+    home: Device, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+) -> None:
+    words = ["device", "rank", str(home.directory.parent / "answers.txt"), "--home", str(home.directory)]
+    monkeypatch.setattr(sys, "argv", ["penchant", *words, *flags])
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = capsys.readouterr().out
+    assert not left.value.code
+    assert said.index("the motion") < said.index("the table")
+    assert ("“the motion” before “the table”, by" in said) is bool(flags)
+
+
 def test_it_says_where_no_errors_are_known_and_fits_them_when_asked(
     home: Device, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

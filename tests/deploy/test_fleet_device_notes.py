@@ -18,7 +18,7 @@ from penchant.deploy.cli.main import main
 from penchant.deploy.fleet import run_checks, served_run
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.backup import back_up, restore
-from penchant.deploy.fleet.device_notes import NOTES, DeviceNotes, keep_tag, tag_of, tagged
+from penchant.deploy.fleet.device_notes import NOTES, TAG, DeviceNotes, tag_of, tagged
 from penchant.deploy.fleet.fleet_devices import device_rows
 from penchant.deploy.fleet.member_facts import FleetRecords
 from penchant.deploy.fleet.missing_devices import missing_of, readiness
@@ -163,7 +163,7 @@ def test_a_run_asks_those_with_its_tag_as_they_are_now(server: ServerDirectory) 
     run = make_served_run(server, "spring", 1)
     everybody = served_run._asked(run, server.membership())
     assert [everybody["members"], everybody["belongs"](third)] == [MEMBERS, True]
-    keep_tag(run, "kitchen")
+    (run / TAG).write_text("kitchen")
     asked = served_run._asked(run, server.membership())
     assert asked["members"] == 2
     assert [m for m in (*numbers(server), 99) if asked["belongs"](m)] == [first, second]

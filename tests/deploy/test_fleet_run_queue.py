@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,13 +22,13 @@ from support.console_scene import log, shared
 from support.fleet_directory import make_served_run, make_server
 
 from penchant.common.config import RunConfig
-from penchant.common.errors import JournalError, UsageError
+from penchant.common.errors import JournalError, RunInProgress, SuperLinkError, UsageError
 from penchant.deploy import run_directory
 from penchant.deploy.cli.main import main
-from penchant.deploy.error_report import ErrorReport
-from penchant.deploy.fleet import recorded_acts, run_activity, run_checks, run_signature
+from penchant.deploy.error_report import AS_JSON, ErrorReport
+from penchant.deploy.fleet import follow, recorded_acts, run_activity, run_checks, run_signature
 from penchant.deploy.fleet.run_keeper import LONGEST_PAUSE, RunKeeper
-from penchant.deploy.fleet.run_queue import QUEUE, TRIES, RunQueue, moment_of, period_of
+from penchant.deploy.fleet.run_queue import MARK, QUEUE, TRIES, RunQueue, mark, moment_of, period_of
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.server.journal import Journal
 from penchant.server.releases import promote
@@ -57,14 +59,17 @@ class Server:
         if words[0] == "run":
             name = words[words.index("--name") + 1]
             config = RunConfig.read(Path(words[words.index("--config") + 1]))
-            made(self.directory, name, config)
+            made(self.directory, name, config, int(words[words.index("--queued") + 1]))
         return None
 
 
-def made(server: ServerDirectory, name: str, config: RunConfig) -> Path:
-    """A run that Flower has, and that is over as soon as anybody looks."""
+def made(server: ServerDirectory, name: str, config: RunConfig, queued: int = 0) -> Path:
+    """A run that Flower has, and that is over as soon as anybody looks.
+
+    queued: its number in the queue; 0: an operator's own.
+    """
     directory = server.run(name)
-    run_directory.create(directory, config)
+    run_directory.create(directory, config, more={MARK: mark(queued)} if queued else {})
     (directory / run_directory.MODEL_SIGNATURE).write_text("{}")
     flower(directory, "7", "begins", "is done")
     return directory
@@ -96,7 +101,7 @@ def calls(server: ServerDirectory) -> Server:
 
 @pytest.fixture
 def keeper(server: ServerDirectory, calls: Server, clock: Clock) -> RunKeeper:
-    return RunKeeper(server, calls, clock)
+    return RunKeeper(server, calls, clock, clock)
 
 
 def names(server: ServerDirectory) -> list[str]:
@@ -150,6 +155,7 @@ def test_moving_changes_the_order_and_nothing_else(moves: list[tuple[int, int]])
         ({"due": NOW - 3 * HOUR}, "lies in the future"),
         ({"due": NOW + 400 * 24 * HOUR}, "within a year"),
         ({"every": 5.0}, "ten minutes at least"),
+        ({"every": HOUR, "name": "a" * 57}, "at most 56 characters: a number follows"),
     ],
 )
 def test_what_can_never_begin_is_refused(server: ServerDirectory, more: dict[str, Any], why: str) -> None:
@@ -216,7 +222,8 @@ def test_runs_begin_one_after_the_other(server: ServerDirectory, keeper: RunKeep
     assert (server.run("spring") / "config.toml").is_file()
     words = calls.called[0]
     assert [*words[:2], *words[4:]] == [
-        "run", str(server.path), "--name", "spring", "--detach", "--days", "9", "--from", "winter:12",
+        "run", str(server.path), "--name", "spring", "--detach", "--days", "9", "--queued", "1",
+        "--from", "winter:12",
     ]  # fmt: skip
     assert names(server) == ["run 2"]
     with run_directory.claim(server.run("spring")):  # it goes on
@@ -268,6 +275,26 @@ def test_a_run_comes_again_and_what_was_missed_is_over(
     assert waiting.due == NOW + 97 * HOUR
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_run_whose_time_has_always_come_lets_others_have_their_turn(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server, clock: Clock, refused: bool
+) -> None:
+    """Each of its runs, or each try, takes longer than the time between them."""
+    add(server, "often", every=HOUR)
+    add(server, "mine")
+    add(server, "yours")
+    calls.answer = ErrorReport("config", "too few members") if refused else None
+    for _ in range(2):
+        clock.now += 2 * HOUR
+        keeper.look()
+        calls.answer = None
+    assert server.runs() == (["mine"] if refused else ["often-1", "mine"])
+    assert names(server) == (["yours", "often"])
+    clock.now += 2 * HOUR
+    keeper.look()
+    assert names(server) == ["often"]
+
+
 def test_a_refused_run_is_held_and_keeps_nobody_waiting(
     server: ServerDirectory, keeper: RunKeeper, calls: Server, clock: Clock
 ) -> None:
@@ -288,7 +315,7 @@ def test_a_refused_run_is_held_and_keeps_nobody_waiting(
     assert (server.runs(), names(server)) == (["small", "large"], [])
 
 
-@pytest.mark.parametrize("code", ["journal", "run-in-progress"])
+@pytest.mark.parametrize("code", ["superlink", "run-in-progress"])
 def test_what_is_possible_later_is_tried_again_ever_later(
     server: ServerDirectory, keeper: RunKeeper, calls: Server, clock: Clock, code: str
 ) -> None:
@@ -310,6 +337,103 @@ def test_what_is_possible_later_is_tried_again_ever_later(
     assert names(server) == []
 
 
+def test_what_was_removed_before_its_process_was_up_is_not_made(
+    server: ServerDirectory, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(follow, "refuse_second", lambda *_: None)
+    number = add(server, "spring")
+    RunQueue(server).remove(number)
+    words = ("--config", config, "--name", "spring", "--queued", number, "--detach")
+    assert penchant(monkeypatch, "run", server.path, *words) == 2
+    assert f"no run of the queue has the number {number}" in capsys.readouterr().err
+    assert not server.run("spring").exists()
+
+
+def test_a_clock_that_is_set_back_makes_no_pause_longer(
+    server: ServerDirectory, calls: Server, clock: Clock
+) -> None:
+    stopwatch = Clock()
+    keeper = RunKeeper(server, calls, clock, stopwatch)
+    add(server, "spring")
+    calls.answer = ErrorReport("superlink", "not now")
+    keeper.look()
+    calls.answer = None
+    clock.now -= 24 * HOUR
+    keeper.look()
+    assert len(calls.called) == 1
+    stopwatch.now += LONGEST_PAUSE
+    keeper.look()
+    assert (server.runs(), names(server)) == (["spring"], [])
+
+
+def test_a_run_that_is_removed_as_its_turn_comes_does_not_begin(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And neither does one that another keeper was quicker with."""
+    add(server, "spring")
+    add(server, "summer")
+    queue = RunQueue(server)
+    turn = queue.next(NOW)
+    assert turn is not None
+    monkeypatch.setattr(RunQueue, "next", lambda *_: turn)  # as it was when the keeper looked
+    queue.remove(turn.number)
+    keeper.look()
+    turn = queue.find(2)
+    queue.begins(turn, "autumn")
+    keeper.look()
+    assert calls.called == []
+    assert [(one.called, one.began) for one in queue.runs()] == [("summer", "autumn")]
+
+
+def test_a_broken_run_is_held_whatever_file_is_damaged(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server, clock: Clock
+) -> None:
+    add(server, "bad", begin_with="release")
+    add(server, "good")
+    calls.answer = ErrorReport(JournalError.code, "release.json is damaged")
+    keeper.look()
+    held = RunQueue(server).find(1)
+    assert (held.held, held.why, held.began) == (True, "release.json is damaged", "")
+    calls.answer = None
+    clock.now += HOUR
+    keeper.look()
+    assert (server.runs(), names(server)) == (["good"], ["bad"])
+    assert RunQueue(server).remove(1).name == "bad"
+
+
+def test_a_name_that_no_run_can_have_is_refused_in_its_turn(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server
+) -> None:
+    """Of an earlier version, which let longer names in."""
+    add(server, "long", every=HOUR)
+    add(server, "good")
+    with closing(sqlite3.connect(server.path / QUEUE)) as db:
+        db.execute("UPDATE queued SET name = ? WHERE number = 1", ("a" * 63,))
+        db.commit()
+    keeper.look()
+    assert "can't name a run" in RunQueue(server).find(1).why
+    keeper.look()
+    assert server.runs() == ["good"]
+
+
+def test_what_was_about_to_begin_and_did_not_can_be_removed(server: ServerDirectory) -> None:
+    """The keeper was killed: before anything was made, and before Flower had it."""
+    queue = RunQueue(server)
+    for name in ("spring", "summer"):
+        number = add(server, name)
+        queue.begins(queue.find(number), name)
+        if name == "summer":
+            (made(server, name, RunConfig(), number) / run_activity.FLOWER_RUN).unlink()
+        with (
+            run_directory.claim(server.path, run_activity.START_LOCK),
+            pytest.raises(UsageError, match="begins just now"),
+        ):
+            queue.remove(number)
+        assert queue.remove(number).name == name
+    assert names(server) == []
+    assert server.runs() == ["summer"]  # the operator's now, to resume or not
+
+
 def test_a_keeper_that_was_killed_starts_no_run_twice(
     server: ServerDirectory, calls: Server, clock: Clock
 ) -> None:
@@ -317,20 +441,47 @@ def test_a_keeper_that_was_killed_starts_no_run_twice(
     number = add(server, "spring")
     queue = RunQueue(server)
     queue.begins(queue.find(number), "spring")
-    with pytest.raises(UsageError, match="begins just now"):
-        queue.remove(number)
-    directory = made(server, "spring", RunConfig())
+    directory = made(server, "spring", RunConfig(), number)
     (directory / run_activity.FLOWER_RUN).unlink()
-    RunKeeper(server, calls, clock).look()
+    RunKeeper(server, calls, clock, clock).look()
     assert calls.called == [["resume", str(server.path), "--run", "spring", "--detach"]]
     assert names(server) == []
 
     number = add(server, "summer")
     queue.begins(queue.find(number), "summer")
-    made(server, "summer", RunConfig())
-    RunKeeper(server, calls, clock).look()
+    made(server, "summer", RunConfig(), number)
+    with pytest.raises(UsageError, match="begins just now"):
+        queue.remove(number)
+    RunKeeper(server, calls, clock, clock).look()
     assert len(calls.called) == 1
     assert names(server) == []
+
+
+@pytest.mark.parametrize("started", [True, False])
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_run_that_took_the_name_meanwhile_is_somebody_elses(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server, clock: Clock, started: bool, killed: bool
+) -> None:
+    """The queue's `run-1` could not begin, and then an operator's own run has that name.
+
+    started: whether Flower has the operator's. killed: whether the keeper was, before it knew the answer.
+    """
+    number = add(server)
+    if killed:
+        RunQueue(server).begins(RunQueue(server).find(number), "run-1")
+    else:
+        calls.answer = ErrorReport("run-in-progress", "not now")
+        keeper.look()
+        assert RunQueue(server).find(number).began == ""
+    own = made(server, "run-1", RunConfig())
+    if not started:
+        (own / run_activity.FLOWER_RUN).unlink()
+    calls.answer, calls.called = None, []
+    clock.now += HOUR
+    keeper.look()
+    (words,) = calls.called
+    assert (words[0], words[words.index("--name") + 1]) == ("run", "run-2")
+    assert (server.runs(), names(server)) == (["run-1", "run-2"], [])
 
 
 # --- runs that were cut off ---------------------------------------------------------------------------
@@ -411,6 +562,20 @@ def test_nobody_goes_on_for_ever_without_a_round(
     assert len(calls.called) == TRIES + 1
 
 
+def test_a_run_that_has_the_name_of_one_that_is_gone_has_tries_of_its_own(
+    server: ServerDirectory, keeper: RunKeeper, calls: Server, clock: Clock
+) -> None:
+    for again in range(2):
+        directory = make_served_run(server, "spring", 2)
+        os.utime(directory / "config.toml", (NOW + again,) * 2)
+        flower(directory, "3", "begins")
+        for _ in range(10):
+            clock.now += HOUR
+            keeper.look()
+        assert len(calls.called) == TRIES * (again + 1)
+        shutil.rmtree(directory)
+
+
 def test_a_run_that_can_not_be_resumed_is_tried_once(
     server: ServerDirectory, keeper: RunKeeper, calls: Server, clock: Clock
 ) -> None:
@@ -428,7 +593,7 @@ def test_whoever_wants_it_by_hand_says_so(tmp_path: Path, clock: Clock) -> None:
     server = make_server(tmp_path, resume_runs=False)
     flower(make_served_run(server, "spring", 2), "3", "begins")
     calls = Server(server)
-    RunKeeper(server, calls, clock).look()
+    RunKeeper(server, calls, clock, clock).look()
     assert calls.called == []
 
 
@@ -490,6 +655,55 @@ def test_a_run_is_queued_moved_and_removed_at_the_terminal(
         ("move a run in the queue", "done"),
         ("remove a run from the queue", "done"),
     ]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from penchant.deploy.fleet.run_activity import START_LOCK
+from penchant.deploy.run_directory import claim
+
+with claim(Path(sys.argv[1]), START_LOCK):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_nobody_starts_a_run_while_another_is_being_started(
+    server: ServerDirectory,
+    keeper: RunKeeper,
+    calls: Server,
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Another process holds the lock, as it loads the base model: nothing of its run is to be seen yet."""
+    directory = make_served_run(server, "spring", 2)
+    flower(directory, "3", "begins")
+    add(server, "summer")
+    before = {path: path.read_bytes() for path in server.path.rglob("runs/**/*") if path.is_file()}
+    monkeypatch.setenv(*next(iter(AS_JSON.items())))
+    words = [sys.executable, "-c", HOLD, str(server.path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        for command in (["run", server.path, "--config", config, "--name", "own"], ["resume", server.path]):
+            assert penchant(monkeypatch, *command, "--detach") == 2
+            report = ErrorReport.last_in(capsys.readouterr().err)
+            assert report is not None
+            assert report.code == RunInProgress.code
+        keeper.look()
+        other.stdin.close()
+    assert calls.called == []
+    assert before == {path: path.read_bytes() for path in server.path.rglob("runs/**/*") if path.is_file()}
+    assert server.runs() == ["spring"]
+    keeper.look()
+    assert [words[0] for words in calls.called] == ["resume"]
+    assert penchant(monkeypatch, "resume", server.path) == 1  # the lock is free: no SuperLink is the next
+    report = ErrorReport.last_in(capsys.readouterr().err)
+    assert report is not None
+    assert report.code == SuperLinkError.code
 
 
 def test_a_queued_run_can_begin_with_a_release(

@@ -12,16 +12,19 @@ import pytest
 
 from penchant.common.config import RunConfig
 from penchant.common.durations import DAY
-from penchant.common.errors import AgreementError, ConfigError, PolicyRefusal, RunDirectoryError
+from penchant.common.errors import AgreementError, ConfigError, PolicyRefusal, RunDirectoryError, UsageError
 from penchant.common.membership.identity import Authority
 from penchant.common.membership.manifest import RunManifest, RunRequest, SignedManifest, day_of, sign_run
+from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
 from penchant.deploy.cli import authority as authority_commands
 from penchant.deploy.cli.main import main
 from penchant.deploy.fleet import run_signature, served_run
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import PendingDecision, attend
+from penchant.deploy.fleet.device_notes import tag_of
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry
+from penchant.deploy.fleet.run_queue import MARK, mark
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.server.journal import Journal
 
@@ -241,6 +244,73 @@ def test_whoever_begins_a_run_is_told_in_one_line_what_its_noise_amounts_to(
     assert (leave.value.code or 0) == 0
     (line,) = (line for line in capsys.readouterr().err.splitlines() if told in line)
     assert line.startswith("note: ")
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def test_a_run_that_was_killed_while_it_was_made_is_none_or_whole(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before each file that is written: no run at all, or one that asks whom it should, for as long as
+    it should."""
+    config, written = run_directory.read_config(place.run), 0
+
+    def write(path: Path, data: bytes) -> None:
+        nonlocal written
+        written += 1
+        if written == last:
+            path.with_name(f".{path.name}.tmp").write_bytes(data[:3])
+            raise Killed
+        write_durably(path, data)
+
+    def make(name: str, tag: str, days: int, queued: int) -> None:
+        members = place.server_directory.membership().encoded
+        authority = place.server_directory.authority
+        served_run.create(
+            place.server_directory.run(name), config, authority, members, None, tag, days, queued
+        )
+
+    monkeypatch.setattr(run_directory, "write_durably", write)
+    for last in range(1, 20):
+        written, name = 0, f"run-{last}"
+        try:
+            make(name, "pilot", 9, 4)
+        except Killed:
+            assert name not in place.server_directory.runs()
+            written = 20
+            make(name, "", 11, 0)  # and nothing is left of the one that was killed
+            assert tag_of(place.server_directory.run(name)) == ""
+            assert not (place.server_directory.run(name) / MARK).exists()
+            days = 11
+        else:
+            assert tag_of(place.server_directory.run(name)) == "pilot"
+            assert (place.server_directory.run(name) / MARK).read_bytes() == mark(4)
+            days = 9
+        run_signature.ask(place.server_directory, name)  # as `resume` does
+        manifest = run_signature.request_of(place.server_directory.run(name)).manifest
+        assert manifest.last_day - manifest.first_day == days
+        if days == 9:
+            break
+    assert last == 8  # seven files: the tag, the days, the configuration among them
+
+
+def test_what_makes_no_sense_is_refused_before_there_is_a_run(place: Place) -> None:
+    config, server = run_directory.read_config(place.run), place.server_directory
+    given = (server.run("two"), config, server.authority, server.membership().encoded, None)
+    with pytest.raises(ConfigError, match="between 1 and 366"):
+        served_run.create(*given, days=0)
+    with pytest.raises(UsageError, match="is no tag"):
+        served_run.create(*given, tag="../x")
+    assert not server.run("two").exists()
+
+
+def test_damaged_days_are_an_error_in_one_line(place: Place) -> None:
+    for damaged in (b"", b"\xff", b"-3", b"soon"):
+        (place.run / "days").write_bytes(damaged)
+        with pytest.raises(RunDirectoryError, match="holds no number"):
+            run_signature.ask(place.server_directory, "one")
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", bytes(1000)])

@@ -73,11 +73,13 @@ class FloatSum(PlainAggregation):
     def run(self, announce: Announce, nodes: Sequence[int], exchange: Any, journal: Any) -> Aggregate:
         vectors = []
 
-        def listening(stage: str, payloads: Mapping[int, bytes]) -> Mapping[int, bytes]:
-            replies = exchange(stage, payloads)
-            if stage == "masked":
-                vectors.extend(np.frombuffer(decode(r, Plain).vector, "<f8") for r in replies.values())
-            return replies
+        def listening(stage: str, payloads: Mapping[int, bytes], take: Any = None) -> Mapping[int, bytes]:
+            def taken(node: int, reply: bytes) -> None:
+                vectors.append(np.frombuffer(decode(reply, Plain).vector, "<f8"))
+                take(node, reply)
+
+            heard: Mapping[int, bytes] = exchange(stage, payloads, taken if stage == "masked" else take)
+            return heard
 
         aggregate = super().run(announce, nodes, listening, journal)
         return replace(aggregate, total=np.sum(vectors, axis=0).view("<i8"))

@@ -21,7 +21,9 @@ FIGURES = PrivacyFigures(8.0, 1e-5, 1.25, 20, 9, 0.0125, 0.75)
 def make_server(folder: Path, **settings: Any) -> ServerDirectory:
     """A server at whose ports nothing listens, with an authority's first list."""
     store = AuthorityStore.init(folder / "authority")
-    given = {"addresses": ("fleet.example",), "port": free_port(), "superlink_port": free_port()}
+    port = free_port()
+    other = next(one for one in iter(free_port, None) if one != port)  # both were free: they may be the same
+    given = {"addresses": ("fleet.example",), "port": port, "superlink_port": other}
     made = ServerSettings(**{**given, **settings})
     return ServerDirectory.create(folder / "server", made, store.authority.public_key, store.latest())
 

@@ -180,7 +180,7 @@ def show_ranked(ranked: Sequence[Ranked], as_json: bool, because: Sequence[Expla
         for row in ranked
     ]
     print_table("", ("personal", "over next", "global", "response"), rows)
-    for (upper, lower), why in zip(itertools.pairwise(ranked), because, strict=True):
+    for (upper, lower), why in zip(itertools.pairwise(ranked), because, strict=False):
         _print_why(upper, lower, why)
 
 
