@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from support.device_api_scene import motions, new_device
 from support.device_page_scene import OwnerAtPage, opened
@@ -18,6 +20,8 @@ from penchant.client.device.supernode_files import SuperNodeFiles
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import EnrolmentError
 from penchant.common.membership.identity import authority_digest
+from penchant.deploy.device_page.entrance import Entrance
+from penchant.deploy.device_page.serving import page_server
 from penchant.deploy.device_page.starter import starter_comparisons
 from penchant.deploy.device_page.views.choices import named
 from penchant.deploy.fleet.authority import AuthorityStore
@@ -491,3 +495,44 @@ def test_forgetting_everything_leaves_nothing_on_disk_on_the_page_or_in_memory(
         assert "Nothing to take back" in owner.say("undo")
         assert "No choices yet" in owner.get("/choices").text
         assert "motion" not in owner.finished()
+
+
+def test_the_page_does_not_end_in_the_midst_of_a_parting(
+    member: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the server lets itself be waited for, the node is gone already."""
+    asked, answered, told = threading.Event(), threading.Event(), threading.Event()
+
+    def tell(*_: object) -> None:
+        asked.set()
+        if answered.wait(60):
+            told.set()
+
+    monkeypatch.setattr(TELL, tell)
+    monkeypatch.setattr("penchant.deploy.device_page.views.fleet.PATIENCE", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        host = f"127.0.0.1:{listening.getsockname()[1]}"
+        entrance = Entrance()
+        server = page_server(member, QUESTIONS, entrance, frozenset({host}))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            with httpx.Client(base_url=f"http://{host}") as browser:
+                browser.get(entrance.link)
+                form = {"csrf": entrance.csrf, "confirm": "forget everything"}
+                assert browser.post(f"{entrance.root}/fleet/forget", data=form).status_code == 303
+                assert asked.wait(60)
+                assert not (member.directory / "node").exists()
+                refused = browser.post(f"{entrance.root}/close", data=form)
+                assert refused.status_code == 409
+                assert "is parting from its fleet" in refused.text
+                assert not server.should_exit
+            server.should_exit = True  # as Ctrl-C does
+            thread.join(1)
+            assert thread.is_alive()
+        finally:
+            answered.set()
+            server.should_exit = True
+            thread.join(60)
+    assert told.is_set()
+    assert (member.member, len(member.store)) == (None, 0)

@@ -106,7 +106,7 @@ def _told(done: Parted[int]) -> str:
 
 def _parted(request: PageRequest, name: str, parting: Callable[[Tell], str]) -> Response:
     work = request.context.work
-    work.start(name, parting)
+    work.start(name, parting, to_the_end=True)
     work.wait(PATIENCE)
     state = work.state
     if state is None or state.running:
