@@ -76,8 +76,10 @@ class PageContext:
             self.model.release()
 
     def forget(self) -> None:
-        """Keep nothing in memory of what the owner chose, asked or handed over. Takes a while."""
+        """Keep nothing in memory of what the owner chose, asked or handed over, and show no question before
+        the sitting is prepared anew; whoever calls holds the model."""
         self.waiting = None
+        self.pictures.forget()
         self.desk.forget()
         self.sitting.forget()
 

@@ -12,19 +12,16 @@ from pathlib import Path
 import httpx
 import pytest
 from support.device_api_scene import motions, new_device
-from support.device_page_scene import OwnerAtPage, opened
+from support.device_page_scene import OwnerAtPage, join_fleet, opened
 
 from penchant.client.device.device import Device
 from penchant.client.device.labelling import read_comparisons
-from penchant.client.device.supernode_files import SuperNodeFiles
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import EnrolmentError
-from penchant.common.membership.identity import authority_digest
 from penchant.deploy.device_page.entrance import Entrance
 from penchant.deploy.device_page.serving import page_server
 from penchant.deploy.device_page.starter import starter_comparisons
 from penchant.deploy.device_page.views.choices import named
-from penchant.deploy.fleet.authority import AuthorityStore
 
 QUESTIONS = motions(12)
 
@@ -424,15 +421,7 @@ def test_the_fleet_page_says_what_status_says_and_pauses(owner: OwnerAtPage, dev
 @pytest.fixture
 def member(device: Device, tmp_path: Path) -> Device:
     """The device as member 1 of a fleet, whose node is in its directory."""
-    store = AuthorityStore.init(tmp_path / "authority")
-    answer = store.issue(device.request(), "mine")
-    device.join(answer.encode(), authority_digest(store.authority.public_key))
-    folder = device.directory / "node"
-    folder.mkdir()
-    node = SuperNodeFiles(folder, "fleet.example:8443", folder / "agent.sock", "token")
-    for path in (node.key, node.ca):
-        path.write_bytes(b"a key")
-    node.write()
+    join_fleet(device, tmp_path)
     return device
 
 

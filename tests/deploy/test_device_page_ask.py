@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import threading
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 from support.device_api_scene import chats, motions, new_device
-from support.device_page_scene import OwnerAtPage, opened
+from support.device_page_scene import OwnerAtPage, join_fleet, opened
 from support.tiny_models import write_tiny_model
 from support.upstream import WRITTEN, Upstream, upstream_server
 from typer.testing import CliRunner
@@ -141,6 +142,51 @@ def test_taking_back_leaves_what_had_been_recorded_before(owner: OwnerAtPage, de
     assert "recorded already" in owner.follow("/ask/pick", {"mark": mark(page), "place": "1"})
     owner.follow("/ask/undo", {"mark": mark(page)})
     assert asked_choices(device) == [before]
+
+
+def test_what_was_asked_before_forgetting_everything_is_no_choice_after_it(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not while the server that the device leaves lets itself be waited for, and not after."""
+    device = new_device(tmp_path / "device", tiny_model("bert"), motions(24))
+    device.train()
+    join_fleet(device, tmp_path)
+    asked, answered = threading.Event(), threading.Event()
+    monkeypatch.setattr(
+        "penchant.client.device.joining.tell_server", lambda *_: asked.set() or answered.wait(60)
+    )
+    for patience in ("page_requests", "sitting", "views.fleet"):
+        monkeypatch.setattr(f"penchant.deploy.device_page.{patience}.PATIENCE", 0.05)
+    with opened(device, motions(30), Listed(WRITTEN)) as owner:
+        try:
+            form = {"mark": mark(owner.asked(PROMPT)), "place": "1"}
+            owner.follow("/ask/pick", form)
+            people = [
+                {"person": name, "prompt": "p", "chosen": "a", "rejected": "b"} for name in ("ann", "bob")
+            ]
+            held = owner.upload("two.jsonl", "\n".join(map(json.dumps, people)).encode()).text
+            owner.finished()
+            owner.post("/fleet/forget", {"confirm": "forget everything"})
+            assert asked.wait(60)
+            assert len(device.store) == 0
+            assert PROMPT.strip() not in owner.get("/ask").text
+            assert "the motion tax" not in owner.get("/ask").text
+            for path, data in (
+                ("/ask/pick", form),
+                ("/ask/undo", form),
+                ("/choices/who", {"person": "ann", "mark": mark(held)}),
+            ):
+                assert owner.post(path, data).status_code == 503
+        finally:
+            answered.set()
+        page = owner.finished()
+        assert "25 choices and the personal model are deleted" in page
+        assert "motion" not in page
+        for path in ("/ask/pick", "/ask/undo"):
+            assert owner.post(path, form).status_code == 409
+        assert owner.post("/choices/who", {"person": "ann", "mark": mark(held)}).status_code == 409
+        assert len(device.store) == 0
+        assert "<b>0</b> now, 0 in all, 30 to ask" in owner.ready().get().text
 
 
 @pytest.mark.parametrize(

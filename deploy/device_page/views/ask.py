@@ -59,14 +59,19 @@ def send(request: PageRequest) -> Response:
 
 def pick(request: PageRequest) -> Response:
     """The owner would rather have had another one than the first."""
-    place = request.number(request.form.get("place", ""), 0)
-    if not request.context.desk.pick(request.form.get("mark", ""), place):
+    place, context = request.number(request.form.get("place", ""), 0), request.context
+    with context.at_model():  # whoever forgets everything holds it
+        picked = context.desk.pick(request.form.get("mark", ""), place)
+    if not picked:
         raise HTTPError("that response is not to be had any more; nothing was recorded", status=409)
     return request.go("/ask")
 
 
 def take_back(request: PageRequest) -> Response:
     """Record nothing of it after all."""
-    if not request.context.desk.take_back(request.form.get("mark", "")):
+    context = request.context
+    with context.at_model():
+        taken_back = context.desk.take_back(request.form.get("mark", ""))
+    if not taken_back:
         raise HTTPError("there is nothing to take back", status=409)
     return request.go("/ask", "Taken back.")

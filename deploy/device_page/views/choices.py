@@ -156,15 +156,17 @@ def take(request: PageRequest) -> Response:
 
 def who(request: PageRequest) -> Response:
     """Record the choices of the person that the owner is, of the file that the form asks about."""
-    waiting = request.context.waiting
-    if waiting is None or waiting[0] != request.form.get("mark", ""):
-        raise HTTPError("that file is not there any more; choose it again", status=409)
-    request.context.waiting = None
-    _, name, found = waiting
-    person = request.form.get("person", "")
-    if person not in found.people:
-        raise HTTPError("nobody of that name is in the file; choose it again", status=422)
-    return _recorded(request, name, found, person)
+    context = request.context
+    with context.at_model():  # whoever forgets everything holds it
+        waiting = context.waiting
+        if waiting is None or waiting[0] != request.form.get("mark", ""):
+            raise HTTPError("that file is not there any more; choose it again", status=409)
+        context.waiting = None
+        _, name, found = waiting
+        person = request.form.get("person", "")
+        if person not in found.people:
+            raise HTTPError("nobody of that name is in the file; choose it again", status=422)
+        return _recorded(request, name, found, person)
 
 
 # --- inner parts --------------------------------------------------------------------------------------
