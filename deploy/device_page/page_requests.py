@@ -79,6 +79,10 @@ class PageContext:
         """Keep nothing in memory of what the owner chose, asked or handed over, and show no question before
         the sitting is prepared anew; whoever calls holds the model."""
         self.waiting = None
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Keep nothing in memory that choices may be read in, as before one is deleted or all are."""
         self.pictures.forget()
         self.desk.forget()
         self.sitting.forget()

@@ -18,10 +18,13 @@ from support.upstream import WRITTEN, Upstream, upstream_server
 from typer.testing import CliRunner
 
 from penchant.client.device.device import Device
+from penchant.client.device.preference_store import Recorded
+from penchant.client.learning.active import ActiveLearner
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import UpstreamError
 from penchant.deploy.cli.device import app as device_app
 from penchant.deploy.device_api.upstream import UpstreamSettings
+from penchant.deploy.device_page.views.choices import named
 from penchant.deploy.device_page.writers import GeneratorWriter, UpstreamWriter, different
 
 PROMPT = "on bill 99: "
@@ -142,6 +145,51 @@ def test_taking_back_leaves_what_had_been_recorded_before(owner: OwnerAtPage, de
     assert "recorded already" in owner.follow("/ask/pick", {"mark": mark(page), "place": "1"})
     owner.follow("/ask/undo", {"mark": mark(page)})
     assert asked_choices(device) == [before]
+
+
+def test_a_choice_that_is_deleted_or_turned_round_is_no_reason_any_more(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = new_device(tmp_path / "device", tiny_model("bert"), motions(24))
+    device.train()
+    learners: list[ActiveLearner] = []
+    made = Device.learner
+
+    def learner(self: Device, candidates: Sequence[Preference]) -> ActiveLearner:
+        learners.append(made(self, candidates))
+        return learners[-1]
+
+    monkeypatch.setattr(Device, "learner", learner)
+
+    def loudest() -> Recorded:
+        return next(one.choice for why in device.explain(PROMPT, ranked) for one in why.speak_for)
+
+    def says(page: str, row: Recorded) -> bool:
+        return row.preference.prompt.strip() + "</small>" in page
+
+    with opened(device, motions(30), Listed(WRITTEN)) as owner:
+        page = owner.asked(PROMPT)
+        ranked = shown(page)
+        row = loudest()
+        assert says(page, row)
+        owner.follow("/choices/turn", {"choice": named(row)})
+        page = owner.get("/ask").text
+        assert not says(page, row)
+        assert shown(page) == ranked
+
+        page = owner.asked(PROMPT)
+        row = loudest()
+        assert says(page, row)
+        owner.say("first")
+        owner.post("/choices/delete", {"choice": named(row)})
+        owner.finished()
+        assert row not in device.store.recorded()
+        page = owner.get("/ask").text
+        assert not says(page, row)
+        assert PROMPT.strip() not in page
+        owner.ready()
+        assert row.preference in learners[0]._known
+        assert learners[-1]._known == list(device.store.train())
 
 
 def test_what_was_asked_before_forgetting_everything_is_no_choice_after_it(

@@ -116,7 +116,11 @@ def delete(request: PageRequest) -> Response:
 
     def forget(tell: Tell) -> str:
         with context.model:
-            done = context.device.forget_choices([chosen])
+            try:
+                done = context.device.forget_choices([chosen])
+            finally:
+                context.let_go()  # which choices speak for a response, what they taught the sitting's model
+                context.sitting.prepare()
         if done.why_not:
             return f"Deleted. The model is deleted too, and was not fitted anew: {one_line(done.why_not)}"
         return "Deleted, and the model was fitted anew to the rest." if done.fitted else "Deleted."
