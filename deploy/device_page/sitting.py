@@ -143,9 +143,9 @@ class Sitting:
                 self._guessed.append(None)
                 self._told = Told("skip")
             elif said in ("equal", "bad"):
-                labelling.tie("equal" if said == "equal" else "both bad")
+                recorded = labelling.tie("equal" if said == "equal" else "both bad")
                 self._guessed.append(None)
-                self._told = Told(said)
+                self._told = Told(said if recorded else "skip")
             else:
                 self._choose(labelling, said)
             self._turn += 1

@@ -116,6 +116,21 @@ def test_ties_are_recorded_listed_made_choices_of_exported_and_deleted(
     assert device.store.ties() == []
 
 
+def test_a_tie_that_was_settled_is_taken_back_and_one_on_a_choice_is_not_recorded(
+    owner: OwnerAtPage, device: Device
+) -> None:
+    owner.say("equal")
+    (tie,) = device.store.ties()
+    owner.follow("/choices/settle", {"choice": named(tie), "better": "first"})
+    assert "<b>0</b> now, 0 in all, 12 to ask" in owner.say("undo")
+    assert (chosen(device), device.store.ties()) == ([], [])
+    device.record([tie.pair])  # by an import, say
+    page = owner.say("equal")
+    assert "Skipped; nothing was recorded." in page
+    assert "recorded as a tie" not in page
+    assert (chosen(device), device.store.ties()) == ([tie.pair], [])
+
+
 def test_an_answer_to_an_earlier_question_is_not_taken_for_the_next(
     owner: OwnerAtPage, device: Device
 ) -> None:
