@@ -73,7 +73,8 @@ def export(request: PageRequest) -> Response:
 
 
 def export_ties(request: PageRequest) -> Response:
-    """All ties, as `penchant device label` and `open --ask` take them to be asked again."""
+    """All ties, as `penchant device label` and `open --ask` take them: they ask those that were not answered
+    on their device, as a tie neither."""
     ties = request.device.store.ties()
     rows = (
         {"prompt": t.pair.prompt, "responses": [t.pair.chosen, t.pair.rejected], "said": t.said} for t in ties
