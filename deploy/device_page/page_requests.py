@@ -26,9 +26,11 @@ from penchant.deploy.device_page.uploads import UploadForm, read_upload
 from penchant.server.console.at_once import HTTPError
 from penchant.server.console.forms import Endpoint, Form, posted
 
-__all__ = ["PageContext", "PageRequest", "PageView", "acted", "problem", "shown", "uploaded"]
+__all__ = ["TEXT_MOST", "PageContext", "PageRequest", "PageView", "acted", "problem", "shown", "uploaded"]
 
 PATIENCE = 2.0  # seconds for which a request waits for the model
+TEXT_MOST = 20_000  # characters of the owner's in one form
+FORM_MOST = 12 * TEXT_MOST + 4096  # bytes: a character is four at most, each of them three as a form has it
 
 
 @dataclass
@@ -158,7 +160,7 @@ def acted(context: PageContext, view: PageView) -> Endpoint:
             return _stranger(context, request)
         return _checked(PageRequest(context, request, form), form, view)
 
-    return posted(work)
+    return posted(work, FORM_MOST)
 
 
 def uploaded(context: PageContext, view: PageView) -> Endpoint:

@@ -355,6 +355,16 @@ def test_odd_prompts_reach_nobody(
     assert upstream.asked == []
 
 
+@pytest.mark.parametrize("letter", ["字", "\U0001f600"])
+def test_a_prompt_may_be_as_long_in_any_writing(device: Device, letter: str) -> None:
+    """A form writes a character of these in nine or twelve bytes."""
+    with opened(device, motions(3), Listed(WRITTEN)) as owner:
+        assert owner.post("/ask", {"prompt": letter * 20_001, "count": "4"}).status_code == 413
+        page = owner.asked(letter * 20_000)
+        assert len(shown(page)) == 4
+        assert f">{letter * 20_000}</textarea>" in page
+
+
 def test_what_the_upstream_writes_does_nothing_on_the_page(device: Device) -> None:
     hostile = [
         "<script>alert(1)</script>",
