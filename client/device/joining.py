@@ -18,6 +18,7 @@ import json
 import ssl
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -39,7 +40,7 @@ from penchant.common.printable import one_line
 from penchant.common.storage import write_private
 from penchant.common.wire.codec import decode_record
 
-__all__ = ["Connect", "https", "join", "tell_server", "wait"]
+__all__ = ["Connect", "KnownServer", "https", "join", "tell_server", "wait"]
 
 SECONDS = 30.0  # for one answer
 REPLY_MOST = 5 * 1024 * 1024
@@ -49,6 +50,23 @@ SAID_SHOWN = 200  # characters of a server's reason
 
 Connect = Callable[[str, ssl.SSLContext | None], httpx.Client]
 """(HOST:PORT, TLS settings or None for a connection that proves nothing) -> a client."""
+
+
+@dataclass(frozen=True)
+class KnownServer:
+    """The server of a node: where it is, HOST:PORT, and the CA that it is believed under, PEM."""
+
+    address: str
+    ca: str
+
+    @classmethod
+    def of(cls, folder: Path) -> KnownServer:
+        """That of the node in `folder`. ConfigError when none lies there, EnrolmentError without its CA."""
+        node = SuperNodeFiles.read(folder)
+        try:
+            return cls(node.superlink, node.ca.read_text("ascii"))
+        except (OSError, ValueError) as error:
+            raise EnrolmentError(f"the CA in {node.ca} can't be read ({type(error).__name__})") from None
 
 
 def https(address: str, context: ssl.SSLContext | None) -> httpx.Client:
@@ -92,20 +110,19 @@ def join(home: Device, token: JoinToken, folder: Path, socket: Path, connect: Co
     return home.join(answer, token.terms.authority)
 
 
-def tell_server(notice: LeaveNotice, folder: Path, connect: Connect = https) -> None:
-    """Tell the server whose node lies in `folder` that this member left. Nothing of the owner's is in that.
+def tell_server(notice: LeaveNotice, server: KnownServer, connect: Connect = https) -> None:
+    """Tell the server that this member left. Nothing of the owner's is in that.
 
-    ConfigError when no node lies there, EnrolmentError when the server can't be reached or refuses.
+    EnrolmentError when it can't be reached or refuses.
     """
-    node = SuperNodeFiles.read(folder)
     try:
-        context = _under(node.ca.read_text("ascii"))
-        with connect(node.superlink, context) as client:
+        with connect(server.address, _under(server.ca)) as client:
             _asked(client, "POST", "/enrol/leave", notice.encode(), SAID_MOST)
     except httpx.HTTPError as error:
-        raise _unreachable(node.superlink, error) from None
+        raise _unreachable(server.address, error) from None
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise EnrolmentError(f"the CA in {node.ca} can't be read ({type(error).__name__})") from None
+        why = f"the CA of the server at {server.address} can't be read ({type(error).__name__})"
+        raise EnrolmentError(why) from None
 
 
 def wait(attempt: Callable[[], int], seconds: float, told: Callable[[str], None], poll: float = 5.0) -> int:

@@ -152,8 +152,9 @@ class Labelling:
         self._done.append((self._waiting.popleft(), choice))
         self._most_telling_first()
 
-    def tie(self, said: Tie) -> None:
-        """Record that neither response is preferred. DeviceError when the disk refuses; the question stays.
+    def tie(self, said: Tie) -> bool:
+        """Record that neither response is preferred; False, and the question is skipped, where one was chosen
+        otherwise meanwhile. DeviceError when the disk refuses; the question stays.
 
         Nothing learns from it, and no sitting asks again.
         """
@@ -161,6 +162,7 @@ class Labelling:
         tie = self._store.add_tie(question.answered(True), said, SOURCE)
         self._done.append((self._waiting.popleft(), tie))
         self._most_telling_first()
+        return tie is not None
 
     def skip(self) -> None:
         """Leave the question unanswered."""
@@ -171,13 +173,14 @@ class Labelling:
         """Take back the last answer of this sitting and ask again, as before; False when there is none.
 
         What was recorded otherwise meanwhile, by an import say, stays; a choice of this sitting that was
-        turned round since goes.
+        turned round since goes, and so does one that was made of a tie of it.
         """
         if not self._done:
             return False
         question, choice = self._done[-1]
         if isinstance(choice, RecordedTie):
-            self._store.remove_tie(choice)
+            if not self._store.remove_tie(choice):
+                self._remove_either(choice.pair)  # settled since
         elif choice is not None:
             self._take_back(choice)
             if self._learner:
@@ -188,10 +191,13 @@ class Labelling:
 
     def _take_back(self, choice: Preference) -> None:
         if choice in self._ours:
-            turned = Preference(choice.prompt, choice.rejected, choice.chosen)
-            rows = [row for row in self._store.recorded() if row.source == SOURCE]
-            self._store.remove_these(row for row in rows if row.preference in (choice, turned))
+            self._remove_either(choice)
             self._ours.remove(choice)
+
+    def _remove_either(self, pair: Preference) -> None:
+        """Take back what a sitting recorded of two responses, whichever is preferred."""
+        rows = [row for row in self._store.recorded() if row.source == SOURCE]
+        self._store.remove_these(row for row in rows if comparison_of(row.preference) == comparison_of(pair))
 
     def _most_telling_first(self) -> None:
         if self._learner and self._waiting:

@@ -1,9 +1,9 @@
-"""A device parts from its fleet: its server is told, and nothing of the node stays, whatever fails."""
+"""A device parts from its fleet: nothing of the node stays, whatever fails, and its server is told."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -12,6 +12,7 @@ from penchant.client.device import joining
 from penchant.client.device.device import Device
 from penchant.client.device.supernode_files import SuperNodeFiles
 from penchant.common.errors import PenchantError
+from penchant.common.membership.enrolment import LeaveNotice
 
 __all__ = ["Parted", "part"]
 
@@ -49,26 +50,47 @@ def part(
     """Do `parting`, after which the device is in no fleet, and tell its server.
 
     A server that can't be told keeps nobody: the device has left by then. The node goes whenever the device
-    is in no fleet, whatever failed. Errors as `parting`.
+    is in no fleet, whatever failed, and before the server is told: that may take a minute, in which the
+    program may be ended. Errors as `parting`, and DeviceError when the disk keeps the node.
 
     Args:
         device: the owner's.
         folder: where the node's files are.
         parting: `Device.leave` or `Device.forget`.
-        leaving: entered with the member number, which nothing knows any more, while the server is told.
+        leaving: entered with the member number, which nothing knows any more, until the server is told.
     """
     member = device.member
     word = None if member is None else device.leave_notice()
-    removed, not_told = False, ""
-    try:
-        result = parting()
-        if word is not None and member is not None:
-            with leaving(member):
-                try:
-                    joining.tell_server(word, folder)
-                except PenchantError as error:
-                    not_told = str(error)
-    finally:
-        if device.member is None:
-            removed = SuperNodeFiles.remove(folder)
+    server, not_told = _server(folder) if word else (None, "")
+    left = removed = False
+    with ExitStack() as until_told:
+        try:
+            result = parting()
+            if member is not None:
+                until_told.enter_context(leaving(member))
+                left = True
+        finally:
+            try:
+                if device.member is None:
+                    removed = SuperNodeFiles.remove(folder)
+            finally:
+                if left and word and server:
+                    not_told = _tell(word, server)
     return Parted(result, member, not_told, removed)
+
+
+def _server(folder: Path) -> tuple[joining.KnownServer | None, str]:
+    """Who is to be told, or why nobody can be."""
+    try:
+        return joining.KnownServer.of(folder), ""
+    except PenchantError as error:
+        return None, str(error)
+
+
+def _tell(word: LeaveNotice, server: joining.KnownServer) -> str:
+    """Tell it; -> why that failed, empty where it did not."""
+    try:
+        joining.tell_server(word, server)
+    except PenchantError as error:
+        return str(error)
+    return ""

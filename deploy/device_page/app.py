@@ -35,6 +35,7 @@ from penchant.deploy.device_page.safe_text import excerpt, safe_markdown
 from penchant.deploy.device_page.sitting import Sitting
 from penchant.deploy.device_page.views import ask, choices, choose, fleet, model
 from penchant.deploy.device_page.writers import ResponseWriter
+from penchant.server.console.at_once import HTTPError
 from penchant.server.console.forms import Endpoint
 from penchant.server.console.look import Look
 from penchant.server.console.shield import Shield
@@ -45,6 +46,8 @@ __all__ = ["ACTIONS", "PAGES", "UPLOADS", "build_page"]
 log = logging.getLogger(__name__)
 
 IDLE_LOOK = 1.0  # seconds between looks whether anybody uses the page
+END_LOOK = 0.1  # seconds between looks whether a parting has ended
+END_SECONDS = 120.0  # for which the end of the program waits for that: a server may never answer
 ELSEWHERE = "This page is not served under that name.\n"
 
 PAGES: Sequence[tuple[str, PageView]] = (
@@ -120,6 +123,7 @@ def build_page(
         watch = asyncio.create_task(_close_when_idle(context))
         yield
         watch.cancel()
+        await _parted(context)
 
     root = entrance.root
     routes = [Route(f"{LINKED}{{key}}", _enter(context), methods=["GET"])]
@@ -166,8 +170,22 @@ async def _close_when_idle(context: PageContext) -> None:
     context.close()
 
 
+async def _parted(context: PageContext) -> None:
+    """Wait for a parting that is under way: threads are ended with the program, wherever they are."""
+    state, looks = context.work.state, 0
+    if state is not None and context.work.goes_to_the_end:
+        log.warning("%s is under way; the page ends after it", state.name)
+    while context.work.goes_to_the_end and looks * END_LOOK < END_SECONDS:
+        await asyncio.sleep(END_LOOK)
+        looks += 1
+
+
 def _close(page_request: PageRequest) -> Response:
-    """The end: nothing listens any more."""
+    """The end: nothing listens any more. Not while the device parts: its owner would not read what is left
+    to do."""
+    work = page_request.context.work
+    if work.goes_to_the_end:
+        raise HTTPError("the device is parting from its fleet; close the page once that is done", status=409)
     page_request.context.close()
     return problem(page_request.context, 200, "Closed", "Nothing listens any more. Your choices are kept.")
 

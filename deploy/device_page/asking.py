@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from penchant.client.device.conversation_form import prompt_of, response_of
 from penchant.client.device.device import Device, Ranked
 from penchant.client.device.explaining import Explanation
+from penchant.client.device.preference_store import Recorded
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import DataError
 from penchant.deploy.device_page.writers import ResponseWriter
@@ -71,8 +72,17 @@ class AskDesk:
 
     @property
     def latest(self) -> AskedPrompt | None:
-        """What came of the last prompt; None before, and while its responses are being written."""
-        return self._latest
+        """What came of the last prompt; None before, and while its responses are being written.
+
+        A reason that names a choice which is not recorded any more, or is the other way round now, is kept no
+        longer.
+        """
+        with self._lock:
+            asked = self._latest
+            if asked is not None and any(row.why for row in asked.rows):
+                known = set(self._device.store.recorded())
+                self._latest = replace(asked, rows=tuple(_reasoned(row, known) for row in asked.rows))
+            return self._latest
 
     def begin(self, prompt: str, count: int) -> None:
         """Keep what is asked, and nothing of what was asked before."""
@@ -145,3 +155,11 @@ class AskDesk:
                 return False
             self._latest = changed
             return True
+
+
+def _reasoned(row: AskedRow, known: Set[Recorded]) -> AskedRow:
+    """The row, without a reason that names a choice which is not among those."""
+    why = row.why
+    if why is None or all(one.choice in known for one in (*why.speak_for, *why.against)):
+        return row
+    return replace(row, why=None)

@@ -27,6 +27,7 @@ class WorkState:
         name: what is done, such as "training".
         step: what is done just now.
         began: when it began, monotonic seconds.
+        to_the_end: whether the program does not end before it: it must not be broken off in its midst.
         seconds: how long it took; None while it goes on.
         outcome: what came of it; empty while it goes on, and where it failed.
         wrong: why it failed; empty where it did not.
@@ -35,6 +36,7 @@ class WorkState:
     name: str
     step: str
     began: float
+    to_the_end: bool = False
     seconds: float | None = None
     outcome: str = ""
     wrong: str = ""
@@ -69,15 +71,22 @@ class BackgroundWork:
         state = self._state
         return state is not None and state.running
 
-    def start(self, name: str, work: Callable[[Tell], str]) -> None:
+    @property
+    def goes_to_the_end(self) -> bool:
+        """Whether something is being done that must not be broken off."""
+        state = self._state
+        return state is not None and state.running and state.to_the_end
+
+    def start(self, name: str, work: Callable[[Tell], str], *, to_the_end: bool = False) -> None:
         """Begin. HTTPError when something is being done already.
 
         work: is given whom to tell what it does just now, and returns what came of it in a sentence.
+        to_the_end: it must not be broken off.
         """
         with self._lock:
             if self._state is not None and self._state.running:
                 raise HTTPError(f"{self._state.name} is under way; wait for its end", status=409)
-            self._state = WorkState(name, "beginning", time.monotonic())
+            self._state = WorkState(name, "beginning", time.monotonic(), to_the_end)
             self._thread = threading.Thread(target=self._do, args=(work,), daemon=True)
             self._thread.start()
 

@@ -26,9 +26,11 @@ from penchant.deploy.device_page.uploads import UploadForm, read_upload
 from penchant.server.console.at_once import HTTPError
 from penchant.server.console.forms import Endpoint, Form, posted
 
-__all__ = ["PageContext", "PageRequest", "PageView", "acted", "problem", "shown", "uploaded"]
+__all__ = ["TEXT_MOST", "PageContext", "PageRequest", "PageView", "acted", "problem", "shown", "uploaded"]
 
 PATIENCE = 2.0  # seconds for which a request waits for the model
+TEXT_MOST = 20_000  # characters of the owner's in one form
+FORM_MOST = 12 * TEXT_MOST + 4096  # bytes: a character is four at most, each of them three as a form has it
 
 
 @dataclass
@@ -76,8 +78,14 @@ class PageContext:
             self.model.release()
 
     def forget(self) -> None:
-        """Keep nothing in memory of what the owner chose, asked or handed over. Takes a while."""
+        """Keep nothing in memory of what the owner chose, asked or handed over, and show no question before
+        the sitting is prepared anew; whoever calls holds the model."""
         self.waiting = None
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Keep nothing in memory that choices may be read in, as before one is deleted or all are."""
+        self.pictures.forget()
         self.desk.forget()
         self.sitting.forget()
 
@@ -152,7 +160,7 @@ def acted(context: PageContext, view: PageView) -> Endpoint:
             return _stranger(context, request)
         return _checked(PageRequest(context, request, form), form, view)
 
-    return posted(work)
+    return posted(work, FORM_MOST)
 
 
 def uploaded(context: PageContext, view: PageView) -> Endpoint:

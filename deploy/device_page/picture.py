@@ -51,6 +51,10 @@ class PictureBook:
         kept = self._kept
         return kept[1] if kept is not None and kept[0] == self._mark() else None
 
+    def forget(self) -> None:
+        """Keep nothing."""
+        self._kept = None
+
     def look(self, model: threading.RLock) -> ModelPicture:
         """Look now. model: held meanwhile."""
         mark = self._mark()  # before the choices are read: of those that come meanwhile nothing is claimed

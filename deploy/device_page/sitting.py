@@ -59,7 +59,7 @@ class Asked:
 class Sitting:
     """One owner before one list of comparisons. Thread-safe.
 
-    `prepare` must be called once, and takes a while.
+    `prepare` must be called once, and after `forget`; it takes a while.
 
     Args:
         device: the owner's.
@@ -86,16 +86,15 @@ class Sitting:
             except PenchantError as error:
                 self._without_model = one_line(str(error), 300)
                 labelling = Labelling(self._device.store, self._comparisons)
-        with self._lock:
-            self._labelling = labelling
+            with self._lock:  # the model is held still: whoever forgets does so before, or after
+                self._labelling = labelling
 
     def forget(self) -> None:
-        """Know nothing of what was said any more, and prepare anew: the choices are gone. Takes a while."""
+        """Know nothing of what was said any more: the choices are gone. To be prepared anew after that."""
         with self._lock:
             self._labelling, self._told = None, None
             self._guessed.clear()
             self._turn += 1
-        self.prepare()
 
     def now(self) -> Asked | None:
         """What to show; None while it is being prepared, or while the model is at work for something else."""
@@ -144,9 +143,9 @@ class Sitting:
                 self._guessed.append(None)
                 self._told = Told("skip")
             elif said in ("equal", "bad"):
-                labelling.tie("equal" if said == "equal" else "both bad")
+                recorded = labelling.tie("equal" if said == "equal" else "both bad")
                 self._guessed.append(None)
-                self._told = Told(said)
+                self._told = Told(said if recorded else "skip")
             else:
                 self._choose(labelling, said)
             self._turn += 1

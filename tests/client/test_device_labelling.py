@@ -49,6 +49,44 @@ def test_a_tie_is_recorded_not_asked_again_and_taken_back(tmp_path: Path) -> Non
     assert (asked.tied, PreferenceStore(tmp_path).ties(), recorded(tmp_path)) == (0, [], [])
 
 
+def test_undo_of_a_tie_takes_the_choice_back_that_was_made_of_it_since(tmp_path: Path) -> None:
+    store, pair = PreferenceStore(tmp_path), Preference("p", "A", "B")
+    asked = sitting(tmp_path, [pair])
+    assert asked.tie("equal")
+    (tie,) = store.ties()
+    assert store.settle(tie, True)
+    assert asked.undo()
+    assert (recorded(tmp_path), store.ties()) == ([], [])
+    assert asked.tie("equal")  # as if nothing had been said
+    assert (asked.tied, asked.skipped, len(store.ties())) == (1, 0, 1)
+    assert asked.undo()
+    question = asked.question
+    assert question is not None
+    asked.choose(True)
+    assert recorded(tmp_path) == [question.answered(True)]
+
+
+def test_undo_of_a_tie_leaves_what_was_recorded_otherwise_meanwhile(tmp_path: Path) -> None:
+    store, pair = PreferenceStore(tmp_path), Preference("p", "A", "B")
+    asked = sitting(tmp_path, [pair])
+    assert asked.tie("equal")
+    (tie,) = store.ties()
+    store.remove_tie(tie)
+    store.add([pair])
+    assert asked.undo()
+    assert recorded(tmp_path) == [pair]
+
+
+def test_a_tie_on_what_was_chosen_meanwhile_is_none(tmp_path: Path) -> None:
+    store, pair = PreferenceStore(tmp_path), Preference("p", "A", "B")
+    asked = sitting(tmp_path, [pair])
+    store.add([pair])
+    assert not asked.tie("equal")
+    assert (asked.tied, asked.skipped, store.ties()) == (0, 1, [])
+    assert asked.undo()
+    assert recorded(tmp_path) == [pair]
+
+
 # --- what is asked --------------------------------------------------------------------------------
 
 

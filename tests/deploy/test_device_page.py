@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from support.device_api_scene import motions, new_device
-from support.device_page_scene import OwnerAtPage, opened
+from support.device_page_scene import OwnerAtPage, join_fleet, opened
 
 from penchant.client.device.device import Device
 from penchant.client.device.labelling import read_comparisons
-from penchant.client.device.supernode_files import SuperNodeFiles
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import EnrolmentError
-from penchant.common.membership.identity import authority_digest
+from penchant.deploy.device_page.entrance import Entrance
+from penchant.deploy.device_page.serving import page_server
 from penchant.deploy.device_page.starter import starter_comparisons
 from penchant.deploy.device_page.views.choices import named
-from penchant.deploy.fleet.authority import AuthorityStore
 
 QUESTIONS = motions(12)
 
@@ -113,6 +114,21 @@ def test_ties_are_recorded_listed_made_choices_of_exported_and_deleted(
     for path in ("/choices/settle", "/choices/untie"):
         assert owner.post(path, {"choice": named(bad), "better": "first"}).status_code == 422
     assert device.store.ties() == []
+
+
+def test_a_tie_that_was_settled_is_taken_back_and_one_on_a_choice_is_not_recorded(
+    owner: OwnerAtPage, device: Device
+) -> None:
+    owner.say("equal")
+    (tie,) = device.store.ties()
+    owner.follow("/choices/settle", {"choice": named(tie), "better": "first"})
+    assert "<b>0</b> now, 0 in all, 12 to ask" in owner.say("undo")
+    assert (chosen(device), device.store.ties()) == ([], [])
+    device.record([tie.pair])  # by an import, say
+    page = owner.say("equal")
+    assert "Skipped; nothing was recorded." in page
+    assert "recorded as a tie" not in page
+    assert (chosen(device), device.store.ties()) == ([tie.pair], [])
 
 
 def test_an_answer_to_an_earlier_question_is_not_taken_for_the_next(
@@ -420,15 +436,7 @@ def test_the_fleet_page_says_what_status_says_and_pauses(owner: OwnerAtPage, dev
 @pytest.fixture
 def member(device: Device, tmp_path: Path) -> Device:
     """The device as member 1 of a fleet, whose node is in its directory."""
-    store = AuthorityStore.init(tmp_path / "authority")
-    answer = store.issue(device.request(), "mine")
-    device.join(answer.encode(), authority_digest(store.authority.public_key))
-    folder = device.directory / "node"
-    folder.mkdir()
-    node = SuperNodeFiles(folder, "fleet.example:8443", folder / "agent.sock", "token")
-    for path in (node.key, node.ca):
-        path.write_bytes(b"a key")
-    node.write()
+    join_fleet(device, tmp_path)
     return device
 
 
@@ -491,3 +499,44 @@ def test_forgetting_everything_leaves_nothing_on_disk_on_the_page_or_in_memory(
         assert "Nothing to take back" in owner.say("undo")
         assert "No choices yet" in owner.get("/choices").text
         assert "motion" not in owner.finished()
+
+
+def test_the_page_does_not_end_in_the_midst_of_a_parting(
+    member: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the server lets itself be waited for, the node is gone already."""
+    asked, answered, told = threading.Event(), threading.Event(), threading.Event()
+
+    def tell(*_: object) -> None:
+        asked.set()
+        if answered.wait(60):
+            told.set()
+
+    monkeypatch.setattr(TELL, tell)
+    monkeypatch.setattr("penchant.deploy.device_page.views.fleet.PATIENCE", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        host = f"127.0.0.1:{listening.getsockname()[1]}"
+        entrance = Entrance()
+        server = page_server(member, QUESTIONS, entrance, frozenset({host}))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            with httpx.Client(base_url=f"http://{host}") as browser:
+                browser.get(entrance.link)
+                form = {"csrf": entrance.csrf, "confirm": "forget everything"}
+                assert browser.post(f"{entrance.root}/fleet/forget", data=form).status_code == 303
+                assert asked.wait(60)
+                assert not (member.directory / "node").exists()
+                refused = browser.post(f"{entrance.root}/close", data=form)
+                assert refused.status_code == 409
+                assert "is parting from its fleet" in refused.text
+                assert not server.should_exit
+            server.should_exit = True  # as Ctrl-C does
+            thread.join(1)
+            assert thread.is_alive()
+        finally:
+            answered.set()
+            server.should_exit = True
+            thread.join(60)
+    assert told.is_set()
+    assert (member.member, len(member.store)) == (None, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import threading
@@ -11,16 +12,19 @@ from typing import Any
 
 import pytest
 from support.device_api_scene import chats, motions, new_device
-from support.device_page_scene import OwnerAtPage, opened
+from support.device_page_scene import OwnerAtPage, join_fleet, opened
 from support.tiny_models import write_tiny_model
 from support.upstream import WRITTEN, Upstream, upstream_server
 from typer.testing import CliRunner
 
 from penchant.client.device.device import Device
+from penchant.client.device.preference_store import Recorded
+from penchant.client.learning.active import ActiveLearner
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import UpstreamError
 from penchant.deploy.cli.device import app as device_app
 from penchant.deploy.device_api.upstream import UpstreamSettings
+from penchant.deploy.device_page.views.choices import named
 from penchant.deploy.device_page.writers import GeneratorWriter, UpstreamWriter, different
 
 PROMPT = "on bill 99: "
@@ -143,6 +147,96 @@ def test_taking_back_leaves_what_had_been_recorded_before(owner: OwnerAtPage, de
     assert asked_choices(device) == [before]
 
 
+def test_a_choice_that_is_deleted_or_turned_round_is_no_reason_any_more(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = new_device(tmp_path / "device", tiny_model("bert"), motions(24))
+    device.train()
+    learners: list[ActiveLearner] = []
+    made = Device.learner
+
+    def learner(self: Device, candidates: Sequence[Preference]) -> ActiveLearner:
+        learners.append(made(self, candidates))
+        return learners[-1]
+
+    monkeypatch.setattr(Device, "learner", learner)
+
+    def loudest() -> Recorded:
+        return next(one.choice for why in device.explain(PROMPT, ranked) for one in why.speak_for)
+
+    def says(page: str, row: Recorded) -> bool:
+        return row.preference.prompt.strip() + "</small>" in page
+
+    with opened(device, motions(30), Listed(WRITTEN)) as owner:
+        page = owner.asked(PROMPT)
+        ranked = shown(page)
+        row = loudest()
+        assert says(page, row)
+        owner.follow("/choices/turn", {"choice": named(row)})
+        page = owner.get("/ask").text
+        assert not says(page, row)
+        assert shown(page) == ranked
+
+        page = owner.asked(PROMPT)
+        row = loudest()
+        assert says(page, row)
+        owner.say("first")
+        owner.post("/choices/delete", {"choice": named(row)})
+        owner.finished()
+        assert row not in device.store.recorded()
+        page = owner.get("/ask").text
+        assert not says(page, row)
+        assert PROMPT.strip() not in page
+        owner.ready()
+        assert row.preference in learners[0]._known
+        assert learners[-1]._known == list(device.store.train())
+
+
+def test_what_was_asked_before_forgetting_everything_is_no_choice_after_it(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not while the server that the device leaves lets itself be waited for, and not after."""
+    device = new_device(tmp_path / "device", tiny_model("bert"), motions(24))
+    device.train()
+    join_fleet(device, tmp_path)
+    asked, answered = threading.Event(), threading.Event()
+    monkeypatch.setattr(
+        "penchant.client.device.joining.tell_server", lambda *_: asked.set() or answered.wait(60)
+    )
+    for patience in ("page_requests", "sitting", "views.fleet"):
+        monkeypatch.setattr(f"penchant.deploy.device_page.{patience}.PATIENCE", 0.05)
+    with opened(device, motions(30), Listed(WRITTEN)) as owner:
+        try:
+            form = {"mark": mark(owner.asked(PROMPT)), "place": "1"}
+            owner.follow("/ask/pick", form)
+            people = [
+                {"person": name, "prompt": "p", "chosen": "a", "rejected": "b"} for name in ("ann", "bob")
+            ]
+            held = owner.upload("two.jsonl", "\n".join(map(json.dumps, people)).encode()).text
+            owner.finished()
+            owner.post("/fleet/forget", {"confirm": "forget everything"})
+            assert asked.wait(60)
+            assert len(device.store) == 0
+            assert PROMPT.strip() not in owner.get("/ask").text
+            assert "the motion tax" not in owner.get("/ask").text
+            for path, data in (
+                ("/ask/pick", form),
+                ("/ask/undo", form),
+                ("/choices/who", {"person": "ann", "mark": mark(held)}),
+            ):
+                assert owner.post(path, data).status_code == 503
+        finally:
+            answered.set()
+        page = owner.finished()
+        assert "25 choices and the personal model are deleted" in page
+        assert "motion" not in page
+        for path in ("/ask/pick", "/ask/undo"):
+            assert owner.post(path, form).status_code == 409
+        assert owner.post("/choices/who", {"person": "ann", "mark": mark(held)}).status_code == 409
+        assert len(device.store) == 0
+        assert "<b>0</b> now, 0 in all, 30 to ask" in owner.ready().get().text
+
+
 @pytest.mark.parametrize(
     "form", [{}, {"place": "0"}, {"place": "4"}, {"place": "-1"}, {"mark": "x", "place": "1"}]
 )
@@ -259,6 +353,16 @@ def test_odd_prompts_reach_nobody(
 ) -> None:
     assert owner.post("/ask", form).status_code == status
     assert upstream.asked == []
+
+
+@pytest.mark.parametrize("letter", ["字", "\U0001f600"])
+def test_a_prompt_may_be_as_long_in_any_writing(device: Device, letter: str) -> None:
+    """A form writes a character of these in nine or twelve bytes."""
+    with opened(device, motions(3), Listed(WRITTEN)) as owner:
+        assert owner.post("/ask", {"prompt": letter * 20_001, "count": "4"}).status_code == 413
+        page = owner.asked(letter * 20_000)
+        assert len(shown(page)) == 4
+        assert f">{letter * 20_000}</textarea>" in page
 
 
 def test_what_the_upstream_writes_does_nothing_on_the_page(device: Device) -> None:

@@ -538,9 +538,9 @@ def test_a_revoked_member_is_out_at_the_server(fleet: Fleet, tmp_path: Path) -> 
 
 def leave(fleet: Fleet, home: Path) -> LeaveNotice:
     device = Device(home)
-    notice = device.leave_notice()
+    notice, server = device.leave_notice(), joining.KnownServer.of(home / "node")
     device.leave()
-    joining.tell_server(notice, home / "node", fleet.connect)
+    joining.tell_server(notice, server, fleet.connect)
     return notice
 
 
@@ -601,9 +601,9 @@ def test_a_server_that_can_not_be_told_keeps_nobody(fleet: Fleet, tmp_path: Path
     with pytest.raises(
         EnrolmentError, match=r"can't reach the server at fleet\.example:8443 \(ConnectError\)"
     ):
-        joining.tell_server(notice, home / "node", nowhere)
+        joining.tell_server(notice, joining.KnownServer.of(home / "node"), nowhere)
     with pytest.raises(ConfigError, match="join a fleet with a token first"):
-        joining.tell_server(notice, tmp_path, fleet.connect)
+        joining.KnownServer.of(tmp_path)
     with pytest.raises(UsageError, match="in no fleet"):
         Device(home).leave_notice()
 

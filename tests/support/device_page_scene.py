@@ -6,16 +6,20 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 from starlette.testclient import TestClient
 
 from penchant.client.device.device import Device
+from penchant.client.device.supernode_files import SuperNodeFiles
 from penchant.common.data.preferences import Preference
+from penchant.common.membership.identity import authority_digest
 from penchant.deploy.device_page.app import build_page
 from penchant.deploy.device_page.entrance import Entrance
 from penchant.deploy.device_page.writers import ResponseWriter
+from penchant.deploy.fleet.authority import AuthorityStore
 
 HOST = "127.0.0.1:8766"
 
@@ -82,6 +86,19 @@ class OwnerAtPage:
             time.sleep(0.05)
             page = self.get("/ask").text
         return page
+
+
+def join_fleet(device: Device, folder: Path) -> None:
+    """Make the device member 1 of a fleet, whose authority is in `folder` and whose node is in its own."""
+    store = AuthorityStore.init(folder / "authority")
+    answer = store.issue(device.request(), "mine")
+    device.join(answer.encode(), authority_digest(store.authority.public_key))
+    here = device.directory / "node"
+    here.mkdir()
+    node = SuperNodeFiles(here, "fleet.example:8443", here / "agent.sock", "token")
+    for path in (node.key, node.ca):
+        path.write_bytes(b"a key")
+    node.write()
 
 
 @contextmanager

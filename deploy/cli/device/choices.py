@@ -139,7 +139,8 @@ def _ask(sitting: Labelling) -> None:
         if said in ("1", "2"):
             sitting.choose(said == "1")
         elif said in ("=", "b"):
-            sitting.tie("equal" if said == "=" else "both bad")
+            if not sitting.tie("equal" if said == "=" else "both bad"):
+                say("skipped: one of the two was chosen meanwhile, and that stays")
         elif said == "s":
             sitting.skip()
         elif said != "u":

@@ -7,13 +7,12 @@ from starlette.responses import Response
 from penchant.common.errors import UsageError
 from penchant.common.wording import counted
 from penchant.deploy.device_page.background import Tell
-from penchant.deploy.device_page.page_requests import PageRequest
+from penchant.deploy.device_page.page_requests import TEXT_MOST, PageRequest
 from penchant.server.console.at_once import HTTPError
 
 __all__ = ["ask", "now", "pick", "send", "take_back"]
 
 COUNT_MOST = 16  # responses
-PROMPT_MOST = 20_000  # characters
 PATIENCE = 1.0  # seconds for which a page waits for the responses
 
 
@@ -40,8 +39,8 @@ def send(request: PageRequest) -> Response:
         raise UsageError("nobody writes responses here: `penchant device open --upstream URL`")
     if not prompt.strip():
         raise UsageError("the prompt is empty; say what the responses are to respond to")
-    if len(prompt) > PROMPT_MOST or not 2 <= count <= COUNT_MOST:
-        raise HTTPError(f"2 to {COUNT_MOST} responses, and a prompt of {PROMPT_MOST} characters", status=413)
+    if len(prompt) > TEXT_MOST or not 2 <= count <= COUNT_MOST:
+        raise HTTPError(f"2 to {COUNT_MOST} responses, and a prompt of {TEXT_MOST} characters", status=413)
 
     def written(tell: Tell) -> str:
         desk.begin(prompt, count)
@@ -59,14 +58,19 @@ def send(request: PageRequest) -> Response:
 
 def pick(request: PageRequest) -> Response:
     """The owner would rather have had another one than the first."""
-    place = request.number(request.form.get("place", ""), 0)
-    if not request.context.desk.pick(request.form.get("mark", ""), place):
+    place, context = request.number(request.form.get("place", ""), 0), request.context
+    with context.at_model():  # whoever forgets everything holds it
+        picked = context.desk.pick(request.form.get("mark", ""), place)
+    if not picked:
         raise HTTPError("that response is not to be had any more; nothing was recorded", status=409)
     return request.go("/ask")
 
 
 def take_back(request: PageRequest) -> Response:
     """Record nothing of it after all."""
-    if not request.context.desk.take_back(request.form.get("mark", "")):
+    context = request.context
+    with context.at_model():
+        taken_back = context.desk.take_back(request.form.get("mark", ""))
+    if not taken_back:
         raise HTTPError("there is nothing to take back", status=409)
     return request.go("/ask", "Taken back.")

@@ -73,7 +73,8 @@ def export(request: PageRequest) -> Response:
 
 
 def export_ties(request: PageRequest) -> Response:
-    """All ties, as `penchant device label` and `open --ask` take them to be asked again."""
+    """All ties, as `penchant device label` and `open --ask` take them: they ask those that were not answered
+    on their device, as a tie neither."""
     ties = request.device.store.ties()
     rows = (
         {"prompt": t.pair.prompt, "responses": [t.pair.chosen, t.pair.rejected], "said": t.said} for t in ties
@@ -116,7 +117,11 @@ def delete(request: PageRequest) -> Response:
 
     def forget(tell: Tell) -> str:
         with context.model:
-            done = context.device.forget_choices([chosen])
+            try:
+                done = context.device.forget_choices([chosen])
+            finally:
+                context.let_go()  # which choices speak for a response, what they taught the sitting's model
+                context.sitting.prepare()
         if done.why_not:
             return f"Deleted. The model is deleted too, and was not fitted anew: {one_line(done.why_not)}"
         return "Deleted, and the model was fitted anew to the rest." if done.fitted else "Deleted."
@@ -156,15 +161,17 @@ def take(request: PageRequest) -> Response:
 
 def who(request: PageRequest) -> Response:
     """Record the choices of the person that the owner is, of the file that the form asks about."""
-    waiting = request.context.waiting
-    if waiting is None or waiting[0] != request.form.get("mark", ""):
-        raise HTTPError("that file is not there any more; choose it again", status=409)
-    request.context.waiting = None
-    _, name, found = waiting
-    person = request.form.get("person", "")
-    if person not in found.people:
-        raise HTTPError("nobody of that name is in the file; choose it again", status=422)
-    return _recorded(request, name, found, person)
+    context = request.context
+    with context.at_model():  # whoever forgets everything holds it
+        waiting = context.waiting
+        if waiting is None or waiting[0] != request.form.get("mark", ""):
+            raise HTTPError("that file is not there any more; choose it again", status=409)
+        context.waiting = None
+        _, name, found = waiting
+        person = request.form.get("person", "")
+        if person not in found.people:
+            raise HTTPError("nobody of that name is in the file; choose it again", status=422)
+        return _recorded(request, name, found, person)
 
 
 # --- inner parts --------------------------------------------------------------------------------------

@@ -74,11 +74,18 @@ def forget(request: PageRequest) -> Response:
     if context.asking.running:
         raise HTTPError("responses are being written; wait for their end", status=409)
 
+    def forgotten() -> int:
+        count = device.forget()
+        context.forget()  # before the server is told, which may take long
+        return count
+
     def parting(tell: Tell) -> str:
         with context.model:
-            done = part(device, device.directory / NODE, device.forget)
-            tell("beginning anew")
-            context.forget()
+            try:
+                done = part(device, device.directory / NODE, forgotten)
+            finally:
+                tell("beginning anew")
+                context.sitting.prepare()
         deleted = f"{counted(done.result, 'choice')} and the personal model are deleted."
         kept = f"Files that you imported or exported are yours. {device.privacy().lasting}."
         return " ".join(filter(None, (deleted, _told(done), kept)))
@@ -106,7 +113,7 @@ def _told(done: Parted[int]) -> str:
 
 def _parted(request: PageRequest, name: str, parting: Callable[[Tell], str]) -> Response:
     work = request.context.work
-    work.start(name, parting)
+    work.start(name, parting, to_the_end=True)
     work.wait(PATIENCE)
     state = work.state
     if state is None or state.running:

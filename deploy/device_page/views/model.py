@@ -7,13 +7,12 @@ from starlette.responses import Response
 from penchant.client.device.device import Quality
 from penchant.common.wording import counted
 from penchant.deploy.device_page.background import Tell, WorkState
-from penchant.deploy.device_page.page_requests import PageRequest
+from penchant.deploy.device_page.page_requests import TEXT_MOST, PageRequest
 from penchant.server.console.at_once import HTTPError
 
 __all__ = ["model", "now", "rank", "train"]
 
 RESPONSES_MOST = 50
-CHARACTERS_MOST = 20_000
 
 
 def model(request: PageRequest) -> Response:
@@ -47,8 +46,8 @@ def rank(request: PageRequest) -> Response:
     """Responses of the owner's, a line each, best first."""
     prompt, text = request.form.get("prompt", ""), request.form.get("responses", "")
     responses = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    if len(prompt) + len(text) > CHARACTERS_MOST or len(responses) > RESPONSES_MOST:
-        raise HTTPError(f"at most {RESPONSES_MOST} responses, and {CHARACTERS_MOST} characters", status=413)
+    if len(prompt) + len(text) > TEXT_MOST or len(responses) > RESPONSES_MOST:
+        raise HTTPError(f"at most {RESPONSES_MOST} responses, and {TEXT_MOST} characters", status=413)
     with request.context.at_model():
         ranked = request.device.rank(prompt, responses)
     return _page(request, ranked=ranked, prompt=prompt, responses=text)
