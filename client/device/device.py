@@ -2,7 +2,7 @@
 
 policy.toml      what the owner allows; only the owner writes it
 model.toml       base model, adapter and training for work on the device alone
-preferences.db   recorded choices (`client.device.preference_store`), each sealed under its own key
+preferences.db   recorded choices and ties (`client.device.preference_store`), each sealed under its own key
 vault.db         personal factor, keys, burnt attempts (`client.vault`), sealed likewise
 fitted.db        how sure the personal factor is (`client.device.fitted`), sealed likewise
 *.keys           those keys: what is destroyed when something is forgotten
