@@ -240,6 +240,8 @@ class Report:
     each_run: bool = False  # whether the owner accepts each run
     privacy: PrivacyReport | None = None
     last_taken: int | None = None  # the day of its last round, as of `common.membership.manifest.shown_day`
+    ties: int = 0  # those whose keys are gone among them
+    lost_ties: int = 0  # those
 
 
 class Device:
@@ -487,6 +489,8 @@ class Device:
             each_run=self._accepts_each(),
             privacy=self.privacy(),
             last_taken=self.vault.ledger.last_taken(),
+            ties=self.store.count_ties(),
+            lost_ties=self.store.lost_ties(),
         )
 
     def privacy(self) -> PrivacyReport:

@@ -248,8 +248,12 @@ class PreferenceStore:
     def lost_ties(self) -> int:
         """How many ties can't be read any more, because their keys are gone."""
         with self._transaction() as db:
-            (count,) = db.execute("SELECT count(*) FROM sealed_ties").fetchone()
-            return int(count) - len(self._ties(db))
+            return self._count_ties(db) - len(self._ties(db))
+
+    def count_ties(self) -> int:
+        """How many ties there are, opened or not."""
+        with self._transaction() as db:
+            return self._count_ties(db)
 
     def add_tie(self, pair: Preference, said: Tie, source: str) -> RecordedTie | None:
         """Record that the owner prefers none of two responses; what was said of the same two before goes.
@@ -375,6 +379,11 @@ class PreferenceStore:
             for (n, _), data in zip(found, opened, strict=True)
             if data is not None
         ]
+
+    @staticmethod
+    def _count_ties(db: sqlite3.Connection) -> int:
+        (count,) = db.execute("SELECT count(*) FROM sealed_ties").fetchone()
+        return int(count)
 
     def _ties_between(self, db: sqlite3.Connection, pairs: Iterable[Preference]) -> list[RecordedTie]:
         meant = {comparison_of(pair) for pair in pairs}

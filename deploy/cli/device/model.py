@@ -233,6 +233,7 @@ def _print_status(report: Report, part: TakingPart) -> None:
     rows = [
         ("choices recorded", f"{report.choices} ({sources})" if report.choices else sources),
         ("held out to judge the model", str(report.held_out)),
+        ("ties, from which nothing learns", str(report.ties)),
         ("member of a fleet", member),
         ("takes part in rounds", f"no: {one_line(part.why_not)}" if part.why_not else "yes"),
         ("rounds joined", f"{report.rounds_joined}{day}"),
@@ -242,6 +243,8 @@ def _print_status(report: Report, part: TakingPart) -> None:
         ("disk", _disk(report)),
     ]
     print_table("", ("", ""), rows)
+    if report.lost_ties:
+        notice(f"{report.lost_ties} of the ties can't be read any more: their keys are gone from ties.keys")
     print_quality(report)
     if report.privacy is not None:
         say(one_line(report.privacy.lasting))

@@ -108,6 +108,8 @@ class DeviceStatus:
     Attributes:
         choices: how many choices are recorded.
         held_out: how many of them are kept aside to judge the model by.
+        ties: of how many comparisons the owner said that neither response is preferred.
+        lost_ties: how many of those can't be read any more, because their keys are gone.
         sources: how many choices came from where.
         member: the device's number in its fleet; None without one.
         agent_runs: whether the agent is running.
@@ -130,6 +132,8 @@ class DeviceStatus:
 
     choices: int
     held_out: int
+    ties: int
+    lost_ties: int
     sources: Mapping[str, int]
     member: int | None
     agent_runs: bool
@@ -156,6 +160,8 @@ class DeviceStatus:
         return cls(
             choices=report.choices,
             held_out=report.held_out,
+            ties=report.ties,
+            lost_ties=report.lost_ties,
             sources=report.sources,
             member=report.member,
             agent_runs=part.agent,
