@@ -169,12 +169,14 @@ class Standing:
         why_not: why they are not, and what to do; empty where they are, or where nothing personal was fitted.
         gone: how many choices of then are there no more: they were taken back, or turned round (the turned
             one is newer).
+        other_settings: whether it was trained here alone, and model.toml says something else by now.
     """
 
     newer: int
     errors: bool
     why_not: str = ""
     gone: int = 0
+    other_settings: bool = False
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,7 @@ class Report:
     last_taken: int | None = None  # the day of its last round, as of `common.membership.manifest.shown_day`
     ties: int = 0  # those whose keys are gone among them
     lost_ties: int = 0  # those
+    other_settings: bool = False  # as of `Standing`
 
 
 class Device:
@@ -304,7 +307,7 @@ class Device:
 
     def train(self, tell: Callable[[str], None] = _nobody) -> Report:
         """Fit the personal part alone, and how sure it is, to all recorded choices but the held-out ones;
-        nothing leaves.
+        nothing leaves. Alone it is by model.toml as it is now, whatever it was before.
 
         tell: is told what is being done, in a few words, before it begins.
 
@@ -316,7 +319,9 @@ class Device:
         if not choices.train:
             raise DataError("there are no choices to learn from; import some with `penchant device import`")
         tell("loading the base model")
-        planned, run, number, factors, kept = self._model()
+        latest = self.vault.latest()
+        alone = latest is None or latest[0] == ALONE
+        planned, run, number, factors, kept = self._begun_alone() if alone else self._model()
         shared, start = planned.parts(factors)
         trainer = planned.trainer(start)
         tell(f"reading {counted(len(choices.train), 'choice')}")
@@ -347,7 +352,7 @@ class Device:
 
     def standing(self) -> Standing:
         """Whether newer choices wait to be trained on, and whether errors are known."""
-        latest, about = self.vault.latest(), self._about()
+        latest, about, other = self.vault.latest(), self._about(), self._other_settings()
         if latest is None or not latest[1].vector.size:
             return Standing(0, errors=False)
         if about is None:
@@ -355,10 +360,11 @@ class Device:
                 0,
                 errors=False,
                 why_not="no errors are known of this model: `penchant device train`, or `rank --fit-errors`",
+                other_settings=other,
             )
         why_not = "" if about.errors else "the personal part is too large for errors to be computed"
         then, now = marks_of(about.marks), marks_of(self.store.marks())
-        return Standing(len(now - then), about.errors, why_not, gone=len(then - now))
+        return Standing(len(now - then), about.errors, why_not, len(then - now), other)
 
     def rank(self, prompt: str, responses: Sequence[str]) -> list[Ranked]:
         """The responses, the one that the owner would like most first. DataError without any."""
@@ -491,6 +497,7 @@ class Device:
             last_taken=self.vault.ledger.last_taken(),
             ties=self.store.count_ties(),
             lost_ties=self.store.lost_ties(),
+            other_settings=self._other_settings(),
         )
 
     def privacy(self) -> PrivacyReport:
@@ -739,17 +746,33 @@ class Device:
         """(model, run, round, announced factors, personal part or None) of what was committed last."""
         latest = self.vault.latest()
         if latest is None or not latest[1].context:
-            plan = self._alone()
-            planned = self._model_cache.of(plan)
-            return planned, ALONE, 0, planned.split.initial(SEED)[0], None
+            return self._begun_alone()
         run, kept = latest
         model = decode_record(kept.context, Model)
         planned = self._model_cache.of(Plan.decode(model.plan, canonical=False))
+        known = kept.vector.size == planned.split.personal.size  # not where what was learned was forgotten
+        if run == ALONE and not known:
+            return self._begun_alone()
         if model.base != planned.model_signature.digest:
             raise DeviceError("the base model is not the one that the personal factor was learned with")
         factors = np.frombuffer(model.factors, dtype="<f4").copy()
-        known = kept.vector.size == planned.split.personal.size  # not where what was learned was forgotten
         return planned, run, kept.round, factors, kept.vector if known else None
+
+    def _begun_alone(self) -> tuple[PlannedModel, bytes, int, Vector, Vector | None]:
+        """As `_model`: what model.toml asks for now, before anything is learned."""
+        planned = self._model_cache.of(self._alone())
+        return planned, ALONE, 0, planned.split.initial(SEED)[0], None
+
+    def _other_settings(self) -> bool:
+        """Whether the model in use was trained alone, by other settings than model.toml has now."""
+        latest = self.vault.latest()
+        if latest is None or latest[0] != ALONE or not latest[1].vector.size:
+            return False
+        try:
+            trained = Plan.decode(decode_record(latest[1].context, Model).plan, canonical=False)
+            return trained != self._alone()
+        except PenchantError:  # of one of the two, which are then not the same; training says what is wrong
+            return True
 
     def _held_out_counted(self) -> bool:
         """Whether held-out choices had a say in a personal part that is kept: that of a run whose rule has a

@@ -124,6 +124,7 @@ class DeviceStatus:
         runs: the runs that asked for it.
         held_out_right: how the "personal" and the "global" model do on the held-out choices.
         why_unknown: why that is not known.
+        other_settings: whether the model was trained alone, and model.toml says something else by now.
         left: everything that ever left the device.
         refused: what it refused.
         disk: what it takes on the disk.
@@ -148,6 +149,7 @@ class DeviceStatus:
     runs: tuple[AskedRun, ...]
     held_out_right: Mapping[str, RightAnswers] | None
     why_unknown: str | None
+    other_settings: bool
     left: tuple[LeftPart, ...]
     refused: tuple[Refusal, ...]
     disk: DiskReport
@@ -176,6 +178,7 @@ class DeviceStatus:
             runs=tuple(AskedRun.of(run, report.each_run) for run in report.runs),
             held_out_right=None if quality is None else _right(quality),
             why_unknown=report.unknown or None,
+            other_settings=report.other_settings,
             left=tuple(LeftPart(name, times, size) for name, times, size in report.left),
             refused=tuple(Refusal(stage, code, why) for stage, code, why in report.refused),
             disk=DiskReport(**asdict(report.disk), vault_most=report.disk_most),
