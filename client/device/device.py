@@ -59,7 +59,7 @@ from penchant.client.vault.ownership import read_owned
 from penchant.client.vault.run_ledger import KnownRun
 from penchant.client.vault.sealing import SealedStorage
 from penchant.client.vault.vault import Vault
-from penchant.common.config import AdapterConfig, ModelConfig, Plan, TrainingConfig
+from penchant.common.config import AdapterConfig, ModelConfig, Plan, TrainingConfig, refuse_unread_head
 from penchant.common.crypto.entropy import SystemEntropy
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import (
@@ -103,6 +103,9 @@ POSTERIOR_MOST = 1 << 27  # numbers in the gradients of all texts, 8 bytes each,
 KEPT_MOST = 1 << 26  # numbers, 4 bytes each, that are kept so that errors can be told
 
 
+OFFLINE_TRAINING = TrainingConfig(lr_personal=1e-3, lr_head=1e-2, local_epochs=6)
+
+
 def _nobody(said: str) -> None:
     """Who listens to nothing."""
 
@@ -113,9 +116,11 @@ class OfflineConfig(Section):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=lambda: AdapterConfig(share=EVERYONE_ALONE))
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(lr_personal=1e-3, lr_head=1e-2, local_epochs=6)
-    )
+    training: TrainingConfig = field(default_factory=lambda: OFFLINE_TRAINING)
+
+    def _check(self) -> None:
+        # a file that leaves training.lr_head out has TrainingConfig's own
+        refuse_unread_head(self.model, self.training, OFFLINE_TRAINING, TrainingConfig())
 
     @classmethod
     def _title(cls) -> str:

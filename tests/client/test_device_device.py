@@ -165,6 +165,21 @@ def test_training_alone_goes_by_what_model_toml_says_now(folder: Path, tmp_path:
     assert not after.report().other_settings
 
 
+@pytest.mark.parametrize("name", ["lr_head", "prior_head"])
+def test_alone_too_a_setting_that_the_objective_never_reads_is_refused(folder: Path, name: str) -> None:
+    home = Device(folder)
+    for training in ({}, {"local_epochs": 2}, {name: getattr(OfflineConfig().training, name)}):
+        (folder / "model.toml").write_text(
+            tomli_w.dumps({"model": {"objective": "dpo"}, "training": training})
+        )
+        assert home.offline().model.objective == "dpo"
+    (folder / "model.toml").write_text(
+        tomli_w.dumps({"model": {"objective": "dpo"}, "training": {name: 0.5}})
+    )
+    with pytest.raises(ConfigError, match=f'training.{name} is about a score head, and objective "dpo"'):
+        home.offline()
+
+
 def test_what_was_forgotten_alone_leaves_no_settings_either(folder: Path) -> None:
     home = Device(folder)
     home.record(choices())
