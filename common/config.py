@@ -181,9 +181,15 @@ class ModelConfig(Section):
         return objective(self.objective)
 
     def _check(self) -> None:
+        usual = {f.name: f.default for f in dataclasses.fields(self)}
+        if not self.rule.reads_beta and self.beta != usual["beta"]:
+            raise ConfigError(
+                f'model.beta is the scale of log-probabilities, and objective "{self.objective}" does not '
+                "read it; drop one of them",
+                about=("model.beta", "model.objective"),
+            )
         if self.rule.has_head:
             return
-        usual = {f.name: f.default for f in dataclasses.fields(self)}
         for name in ("pooling", "normalize"):
             if getattr(self, name) != usual[name]:
                 raise ConfigError(
@@ -388,6 +394,22 @@ class TrainingConfig(Section):
         return dataclasses.replace(self, lr_shared=self.warmup_lr, lr_head=self.warmup_lr)
 
 
+def refuse_unread_head(model: ModelConfig, training: TrainingConfig, *usual: TrainingConfig) -> None:
+    """ConfigError where `training` says something of a score head, and the objective has none.
+
+    usual: defaults, which say nothing.
+    """
+    if model.rule.has_head:
+        return
+    for name in ("lr_head", "prior_head"):
+        if all(getattr(training, name) != getattr(one, name) for one in usual):
+            raise ConfigError(
+                f'training.{name} is about a score head, and objective "{model.objective}" has none; drop '
+                "one of them",
+                about=(f"training.{name}", "model.objective"),
+            )
+
+
 @dataclass(frozen=True)
 class FederationConfig(Section):
     """Rounds, cohorts and the server's optimiser."""
@@ -574,6 +596,7 @@ class RunConfig(Section):
 
     def _check(self) -> None:
         head_of(self.model, self.adapter)
+        refuse_unread_head(self.model, self.training, TrainingConfig())
         if self.federation.warmup_rounds and not self.adapter.rule.can_warm_up:
             raise ConfigError(
                 f'share "{self.adapter.share}" has no split to warm up for; set federation.warmup_rounds to '

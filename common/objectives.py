@@ -67,6 +67,11 @@ class Objective:
         """Whether scores come from a head over the text's embedding, and not from log-probabilities."""
         return self.implicit is None
 
+    @property
+    def reads_beta(self) -> bool:
+        """Whether model.beta changes anything: either of its parts is given it."""
+        return self.implicit is not None or self.losses is not None
+
 
 OBJECTIVES = Registry("model.objective", "penchant.objectives")
 

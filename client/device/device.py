@@ -2,7 +2,7 @@
 
 policy.toml      what the owner allows; only the owner writes it
 model.toml       base model, adapter and training for work on the device alone
-preferences.db   recorded choices (`client.device.preference_store`), each sealed under its own key
+preferences.db   recorded choices and ties (`client.device.preference_store`), each sealed under its own key
 vault.db         personal factor, keys, burnt attempts (`client.vault`), sealed likewise
 fitted.db        how sure the personal factor is (`client.device.fitted`), sealed likewise
 *.keys           those keys: what is destroyed when something is forgotten
@@ -59,7 +59,7 @@ from penchant.client.vault.ownership import read_owned
 from penchant.client.vault.run_ledger import KnownRun
 from penchant.client.vault.sealing import SealedStorage
 from penchant.client.vault.vault import Vault
-from penchant.common.config import AdapterConfig, ModelConfig, Plan, TrainingConfig
+from penchant.common.config import AdapterConfig, ModelConfig, Plan, TrainingConfig, refuse_unread_head
 from penchant.common.crypto.entropy import SystemEntropy
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import (
@@ -103,6 +103,9 @@ POSTERIOR_MOST = 1 << 27  # numbers in the gradients of all texts, 8 bytes each,
 KEPT_MOST = 1 << 26  # numbers, 4 bytes each, that are kept so that errors can be told
 
 
+OFFLINE_TRAINING = TrainingConfig(lr_personal=1e-3, lr_head=1e-2, local_epochs=6)
+
+
 def _nobody(said: str) -> None:
     """Who listens to nothing."""
 
@@ -113,9 +116,11 @@ class OfflineConfig(Section):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=lambda: AdapterConfig(share=EVERYONE_ALONE))
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(lr_personal=1e-3, lr_head=1e-2, local_epochs=6)
-    )
+    training: TrainingConfig = field(default_factory=lambda: OFFLINE_TRAINING)
+
+    def _check(self) -> None:
+        # a file that leaves training.lr_head out has TrainingConfig's own
+        refuse_unread_head(self.model, self.training, OFFLINE_TRAINING, TrainingConfig())
 
     @classmethod
     def _title(cls) -> str:
@@ -169,12 +174,14 @@ class Standing:
         why_not: why they are not, and what to do; empty where they are, or where nothing personal was fitted.
         gone: how many choices of then are there no more: they were taken back, or turned round (the turned
             one is newer).
+        other_settings: whether it was trained here alone, and model.toml says something else by now.
     """
 
     newer: int
     errors: bool
     why_not: str = ""
     gone: int = 0
+    other_settings: bool = False
 
 
 @dataclass(frozen=True)
@@ -240,6 +247,9 @@ class Report:
     each_run: bool = False  # whether the owner accepts each run
     privacy: PrivacyReport | None = None
     last_taken: int | None = None  # the day of its last round, as of `common.membership.manifest.shown_day`
+    ties: int = 0  # those whose keys are gone among them
+    lost_ties: int = 0  # those
+    other_settings: bool = False  # as of `Standing`
 
 
 class Device:
@@ -302,7 +312,7 @@ class Device:
 
     def train(self, tell: Callable[[str], None] = _nobody) -> Report:
         """Fit the personal part alone, and how sure it is, to all recorded choices but the held-out ones;
-        nothing leaves.
+        nothing leaves. Alone it is by model.toml as it is now, whatever it was before.
 
         tell: is told what is being done, in a few words, before it begins.
 
@@ -314,7 +324,9 @@ class Device:
         if not choices.train:
             raise DataError("there are no choices to learn from; import some with `penchant device import`")
         tell("loading the base model")
-        planned, run, number, factors, kept = self._model()
+        latest = self.vault.latest()
+        alone = latest is None or latest[0] == ALONE
+        planned, run, number, factors, kept = self._begun_alone() if alone else self._model()
         shared, start = planned.parts(factors)
         trainer = planned.trainer(start)
         tell(f"reading {counted(len(choices.train), 'choice')}")
@@ -345,7 +357,7 @@ class Device:
 
     def standing(self) -> Standing:
         """Whether newer choices wait to be trained on, and whether errors are known."""
-        latest, about = self.vault.latest(), self._about()
+        latest, about, other = self.vault.latest(), self._about(), self._other_settings()
         if latest is None or not latest[1].vector.size:
             return Standing(0, errors=False)
         if about is None:
@@ -353,10 +365,11 @@ class Device:
                 0,
                 errors=False,
                 why_not="no errors are known of this model: `penchant device train`, or `rank --fit-errors`",
+                other_settings=other,
             )
         why_not = "" if about.errors else "the personal part is too large for errors to be computed"
         then, now = marks_of(about.marks), marks_of(self.store.marks())
-        return Standing(len(now - then), about.errors, why_not, gone=len(then - now))
+        return Standing(len(now - then), about.errors, why_not, len(then - now), other)
 
     def rank(self, prompt: str, responses: Sequence[str]) -> list[Ranked]:
         """The responses, the one that the owner would like most first. DataError without any."""
@@ -487,6 +500,9 @@ class Device:
             each_run=self._accepts_each(),
             privacy=self.privacy(),
             last_taken=self.vault.ledger.last_taken(),
+            ties=self.store.count_ties(),
+            lost_ties=self.store.lost_ties(),
+            other_settings=self._other_settings(),
         )
 
     def privacy(self) -> PrivacyReport:
@@ -735,17 +751,33 @@ class Device:
         """(model, run, round, announced factors, personal part or None) of what was committed last."""
         latest = self.vault.latest()
         if latest is None or not latest[1].context:
-            plan = self._alone()
-            planned = self._model_cache.of(plan)
-            return planned, ALONE, 0, planned.split.initial(SEED)[0], None
+            return self._begun_alone()
         run, kept = latest
         model = decode_record(kept.context, Model)
         planned = self._model_cache.of(Plan.decode(model.plan, canonical=False))
+        known = kept.vector.size == planned.split.personal.size  # not where what was learned was forgotten
+        if run == ALONE and not known:
+            return self._begun_alone()
         if model.base != planned.model_signature.digest:
             raise DeviceError("the base model is not the one that the personal factor was learned with")
         factors = np.frombuffer(model.factors, dtype="<f4").copy()
-        known = kept.vector.size == planned.split.personal.size  # not where what was learned was forgotten
         return planned, run, kept.round, factors, kept.vector if known else None
+
+    def _begun_alone(self) -> tuple[PlannedModel, bytes, int, Vector, Vector | None]:
+        """As `_model`: what model.toml asks for now, before anything is learned."""
+        planned = self._model_cache.of(self._alone())
+        return planned, ALONE, 0, planned.split.initial(SEED)[0], None
+
+    def _other_settings(self) -> bool:
+        """Whether the model in use was trained alone, by other settings than model.toml has now."""
+        latest = self.vault.latest()
+        if latest is None or latest[0] != ALONE or not latest[1].vector.size:
+            return False
+        try:
+            trained = Plan.decode(decode_record(latest[1].context, Model).plan, canonical=False)
+            return trained != self._alone()
+        except PenchantError:  # of one of the two, which are then not the same; training says what is wrong
+            return True
 
     def _held_out_counted(self) -> bool:
         """Whether held-out choices had a say in a personal part that is kept: that of a run whose rule has a

@@ -7,7 +7,8 @@ judge the model by: which side a comparison is on depends on its texts alone, so
 that no comparison is on both.
 
 Ties are kept beside the choices, sealed and forgotten likewise: what the owner said of two responses of which
-they prefer none. Nothing learns from them.
+they prefer none. Nothing learns from them. Their keys are in a file of their own: a version that knows no
+ties destroys every key in the other one that no choice has.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ STORE = "preferences.db"
 HELD_OUT_OF = 5
 
 KEYS = "preferences.keys"
+TIE_KEYS = "ties.keys"
 
-_SCHEMA_VERSION = 2  # 2: ties; a version that knows none would destroy their keys
+_SCHEMA_VERSION = 2  # 2: ties
 _SCHEMAS = [
     f"CREATE TABLE IF NOT EXISTS {table} (number INTEGER PRIMARY KEY, sealed BLOB NOT NULL)"
     for table in ("sealed_choices", "sealed_ties")
@@ -123,7 +125,9 @@ class PreferenceStore:
         """Open or create the store in the device's directory. storage: what seals it; by default the
         directory's own, which must then need no passphrase."""
         self._path = home / STORE
-        self._storage = ErasableStorage(SealedStorage.of(home) if storage is None else storage, home / KEYS)
+        root = SealedStorage.of(home) if storage is None else storage
+        self._storage = ErasableStorage(root, home / KEYS)
+        self._tie_storage = ErasableStorage(root, home / TIE_KEYS)
         self._read: tuple[tuple[int, ...], tuple[PackedChoices, PackedChoices]] | None = None
         try:
             home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -137,12 +141,16 @@ class PreferenceStore:
             self._destroy_unused(db)  # of an import or a removal that was broken off
             version = self._sealed_since(db)
         if version == _SEALED:
+            self._destroy()  # keys of ties that those choices end
             overwrite_journal(self._path, DeviceError)
             with self._transaction() as db:
                 db.execute(f"PRAGMA user_version = {_DONE}")
 
     def add(self, preferences: Iterable[Preference], source: str = "import") -> Added:
-        """Record choices, all or none. DeviceError when the disk refuses; nothing is changed then."""
+        """Record choices, all or none. DeviceError when the disk refuses; nothing is changed then.
+
+        A tie between the same two responses goes: of a comparison one thing is recorded.
+        """
         repeated = 0
         with self._transaction() as db:
             known = {row.preference for row in self._rows(db)}
@@ -154,6 +162,9 @@ class PreferenceStore:
                 known.add(p)
                 new.append(Recorded(0, p, source, time.time()))
             self._insert(db, new)
+            untied = self._untie(db, new)
+        if untied:
+            self._destroy()
         return Added(len(new), repeated)
 
     def train(self) -> tuple[Preference, ...]:
@@ -229,9 +240,20 @@ class PreferenceStore:
     # --- ties ----------------------------------------------------------------------------------------
 
     def ties(self) -> list[RecordedTie]:
-        """All ties, in the order in which they were recorded."""
+        """All ties, in the order in which they were recorded; those that don't open are left out
+        (`lost_ties`)."""
         with self._transaction() as db:
             return self._ties(db)
+
+    def lost_ties(self) -> int:
+        """How many ties can't be read any more, because their keys are gone."""
+        with self._transaction() as db:
+            return self._count_ties(db) - len(self._ties(db))
+
+    def count_ties(self) -> int:
+        """How many ties there are, opened or not."""
+        with self._transaction() as db:
+            return self._count_ties(db)
 
     def add_tie(self, pair: Preference, said: Tie, source: str) -> RecordedTie | None:
         """Record that the owner prefers none of two responses; what was said of the same two before goes.
@@ -242,9 +264,9 @@ class PreferenceStore:
         with self._transaction() as db:
             if any(comparison_of(row.preference) == comparison_of(pair) for row in self._rows(db)):
                 return None
-            before = [t for t in self._ties(db) if comparison_of(t.pair) == comparison_of(pair)]
             tie = RecordedTie(0, pair, said, source, time.time())
-            (sealed,) = self._storage.seal([(tie.encode(), _TIE)])
+            before = self._ties_between(db, [pair])
+            (sealed,) = self._tie_storage.seal([(tie.encode(), _TIE)])
             number = db.execute("INSERT INTO sealed_ties (sealed) VALUES (?)", (sealed,)).lastrowid
             self._delete_ties(db, before)
         self._destroy()
@@ -266,13 +288,16 @@ class PreferenceStore:
 
     def remove_tie(self, tie: RecordedTie) -> bool:
         """Delete a tie and destroy its key; -> whether it was there still."""
+        return bool(self.remove_ties([tie]))
+
+    def remove_ties(self, ties: Iterable[RecordedTie]) -> int:
+        """Delete these ties, all or none, and destroy their keys; -> how many were there still."""
         with self._transaction() as db:
-            there = tie in self._ties(db)
-            if there:
-                self._delete_ties(db, [tie])
+            there = set(ties) & set(self._ties(db))
+            self._delete_ties(db, there)
         self._destroy()
         overwrite_journal(self._path, DeviceError)
-        return there
+        return len(there)
 
     # --- what goes -----------------------------------------------------------------------------------
 
@@ -348,8 +373,27 @@ class PreferenceStore:
 
     def _ties(self, db: sqlite3.Connection) -> list[RecordedTie]:
         found = db.execute("SELECT number, sealed FROM sealed_ties ORDER BY number").fetchall()
-        opened = self._storage.open([(bytes(sealed), _TIE) for _, sealed in found])
-        return [RecordedTie.decode(number, data) for (number, _), data in zip(found, opened, strict=True)]
+        opened = self._tie_storage.open_what_opens([(bytes(sealed), _TIE) for _, sealed in found])
+        return [
+            RecordedTie.decode(n, data)
+            for (n, _), data in zip(found, opened, strict=True)
+            if data is not None
+        ]
+
+    @staticmethod
+    def _count_ties(db: sqlite3.Connection) -> int:
+        (count,) = db.execute("SELECT count(*) FROM sealed_ties").fetchone()
+        return int(count)
+
+    def _ties_between(self, db: sqlite3.Connection, pairs: Iterable[Preference]) -> list[RecordedTie]:
+        meant = {comparison_of(pair) for pair in pairs}
+        return [tie for tie in self._ties(db) if comparison_of(tie.pair) in meant]
+
+    def _untie(self, db: sqlite3.Connection, rows: Sequence[Recorded]) -> bool:
+        """Delete the ties between what these choices choose from; -> whether there were any."""
+        gone = self._ties_between(db, (row.preference for row in rows))
+        self._delete_ties(db, gone)
+        return bool(gone)
 
     @staticmethod
     def _delete_ties(db: sqlite3.Connection, ties: Iterable[RecordedTie]) -> None:
@@ -365,23 +409,29 @@ class PreferenceStore:
             self._destroy_unused(db)
 
     def _destroy_unused(self, db: sqlite3.Connection) -> None:
-        slots = db.execute(
-            "SELECT substr(sealed, 1, 4) FROM sealed_choices "
-            "UNION ALL SELECT substr(sealed, 1, 4) FROM sealed_ties"
-        )
-        self._storage.destroy_but(bytes(slot) for (slot,) in slots)
+        kept = ("sealed_choices", self._storage), ("sealed_ties", self._tie_storage)
+        for table, storage in kept:
+            slots = db.execute(f"SELECT substr(sealed, 1, 4) FROM {table}")
+            storage.destroy_but(bytes(slot) for (slot,) in slots)
 
     def _sealed_since(self, db: sqlite3.Connection) -> int:
-        """Seal what an earlier version kept in clear; -> user_version."""
+        """Seal what an earlier version kept in clear; -> user_version.
+
+        Whatever user_version says: such a version makes the table anew in a file that was sealed.
+        """
         (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version:
-            return int(version)
         clear = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'choices'").fetchone()
+        if version and not clear:
+            return int(version)
         if clear:
-            rows = db.execute(
+            found = db.execute(
                 "SELECT prompt, chosen, rejected, source, recorded FROM choices ORDER BY number"
-            )
-            self._insert(db, [Recorded(0, Preference(*row[:3]), *row[3:]) for row in rows.fetchall()])
+            ).fetchall()
+            known = {row.preference for row in self._rows(db)}
+            rows = [Recorded(0, Preference(*row[:3]), *row[3:]) for row in found]
+            rows = [row for row in rows if row.preference not in known]
+            self._insert(db, rows)
+            self._untie(db, rows)
             db.execute("DROP TABLE choices")  # secure_delete overwrites its pages
         version = _SEALED if clear else _DONE
         db.execute(f"PRAGMA user_version = {version}")

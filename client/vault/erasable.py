@@ -41,14 +41,25 @@ class ErasableStorage:
     def open(self, sealed: Iterable[tuple[bytes, str]]) -> list[bytes]:
         """What `seal` sealed for these purposes. DeviceError for a destroyed or wrong key, or other bytes."""
         keys = self._slots.keys()
-        return [
-            self._storage.under(KeySlots.at(keys, _slot(data))).open(data[_NUMBER:], purpose)
-            for data, purpose in sealed
-        ]
+        return [self._open(keys, data, purpose) for data, purpose in sealed]
+
+    def open_what_opens(self, sealed: Iterable[tuple[bytes, str]]) -> list[bytes | None]:
+        """As `open`; None for what doesn't open, because its key is gone say."""
+        keys = self._slots.keys()
+        return [self._opened(keys, data, purpose) for data, purpose in sealed]
 
     def destroy_but(self, sealed: Iterable[bytes]) -> None:
         """Destroy the keys of all values but these: the database must name no others, durably."""
         self._slots.keep_only({_slot(data) for data in sealed})
+
+    def _open(self, keys: bytearray, data: bytes, purpose: str) -> bytes:
+        return self._storage.under(KeySlots.at(keys, _slot(data))).open(data[_NUMBER:], purpose)
+
+    def _opened(self, keys: bytearray, data: bytes, purpose: str) -> bytes | None:
+        try:
+            return self._open(keys, data, purpose)
+        except DeviceError:
+            return None
 
 
 def _slot(sealed: bytes) -> int:

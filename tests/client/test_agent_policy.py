@@ -116,7 +116,6 @@ def trained(**changes: Any) -> dict[str, Any]:
         (reading(pooling="last"), "poolings", ("auto", "mean"), ("*",)),
         (reading(normalize=31.0), "max_normalize", 30.0, 31.0),
         (reading(objective="dpo"), "objectives", ("reward",), ("dpo",)),
-        (reading(beta=1.1), "max_beta", 1.0, 1.1),
         (reading(normalize=0.0), "unnormalized", False, True),
         (adapted(rank=17), "max_rank", 16, 17),
         (adapted(alpha=17.0, rank=2), "max_scale", 8.0, 8.5),
@@ -212,7 +211,6 @@ HOSTILE = {  # each of them reads single choices, or words, better than an hones
     "model.pooling": "first",
     "model.normalize": 1000.0,
     "model.objective": "dpo",
-    "model.beta": 1.1,
     "adapter.layers": [0],
     "training.batch_size": 1,
     "training.local_epochs": 1000,
@@ -226,7 +224,6 @@ AT_THE_BOUNDS = {
     "model.max_tokens": 16,
     "model.pooling": "mean",
     "model.normalize": 30.0,
-    "model.beta": 1.0,
     "adapter.target_modules": ["value", "query", "key"],
     "adapter.rank": 16,
     "adapter.alpha": 128.0,
@@ -250,6 +247,16 @@ def test_no_part_of_a_hostile_plan_passes_by_default(key: str) -> None:
 
 def test_the_bounds_themselves_are_allowed() -> None:
     OwnerPolicy().check(announced(), RunConfig().changed(NOISED | AT_THE_BOUNDS).plan("main", 17))
+
+
+def test_beta_is_bounded_where_the_owner_allows_an_objective_that_reads_it() -> None:
+    policy = OwnerPolicy(objectives=("reward", "dpo"))
+    usual = RunConfig().changed(NOISED | {"model.objective": "dpo"})
+    policy.check(announced(), usual.changed({"model.beta": 1.0}).plan("main", 17))
+    with pytest.raises(PolicyRefusal, match=r"\(max_beta\)"):
+        policy.check(announced(), usual.changed({"model.beta": 1.1}).plan("main", 17))
+    wider = dataclasses.replace(policy, max_beta=1.1)
+    wider.check(announced(), usual.changed({"model.beta": 1.1}).plan("main", 17))
 
 
 BOUNDED = {  # by what the owner bounds each part of a plan

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,76 @@ def test_training_again_starts_from_the_same_place_and_ends_there(folder: Path) 
     assert first is not None
     assert second is not None
     assert np.array_equal(first[1].vector, second[1].vector)
+
+
+def test_training_alone_goes_by_what_model_toml_says_now(folder: Path, tmp_path: Path) -> None:
+    home = Device(folder)
+    home.record(choices())
+    home.train()
+    assert not home.standing().other_settings
+    write_tiny_model("llama", tmp_path / "writes", writes=True)
+    settings = tomllib.loads((folder / "model.toml").read_text())
+    settings["model"] |= {"base_model": str(tmp_path / "writes"), "objective": "dpo"}
+    settings["adapter"]["target_modules"] = ["q_proj", "v_proj"]
+    settings["training"] |= {"lr_head": OfflineConfig().training.lr_head, "local_epochs": 2}
+    (folder / "model.toml").write_text(tomli_w.dumps(settings))
+
+    before = Device(folder)  # what was trained ranks on, and says so
+    assert before.standing() == Standing(newer=0, errors=True, other_settings=True)
+    assert before.report().other_settings
+    assert before.model_in_use().planned.plan.model.objective == "reward"
+    ranked = command("rank", "-", home=folder, typed="the table\nthe motion\n")
+    shown = command("status", home=folder)
+    assert (ranked.returncode, shown.returncode) == (0, 0), ranked.stderr
+    for said in (ranked.stderr, shown.stderr):
+        assert "trained with other settings than model.toml has now" in said
+
+    before.train()
+    after = Device(folder)
+    assert after.model_in_use().planned.plan.model == after.offline().model
+    assert after.model_in_use().personal
+    assert not after.standing().other_settings
+    assert not after.report().other_settings
+
+
+@pytest.mark.parametrize("name", ["lr_head", "prior_head"])
+def test_alone_too_a_setting_that_the_objective_never_reads_is_refused(folder: Path, name: str) -> None:
+    home = Device(folder)
+    for training in ({}, {"local_epochs": 2}, {name: getattr(OfflineConfig().training, name)}):
+        (folder / "model.toml").write_text(
+            tomli_w.dumps({"model": {"objective": "dpo"}, "training": training})
+        )
+        assert home.offline().model.objective == "dpo"
+    (folder / "model.toml").write_text(
+        tomli_w.dumps({"model": {"objective": "dpo"}, "training": {name: 0.5}})
+    )
+    with pytest.raises(ConfigError, match=f'training.{name} is about a score head, and objective "dpo"'):
+        home.offline()
+
+
+def test_what_was_forgotten_alone_leaves_no_settings_either(folder: Path) -> None:
+    home = Device(folder)
+    home.record(choices())
+    home.train()
+    assert home.forget_choices(home.store.recorded()).learned
+    settings = tomllib.loads((folder / "model.toml").read_text())
+    settings["model"]["max_tokens"] = 32
+    (folder / "model.toml").write_text(tomli_w.dumps(settings))
+    assert Device(folder).model_in_use().planned.plan.model == home.offline().model
+    assert not Device(folder).report().other_settings
+
+
+def test_a_model_toml_that_can_not_be_read_stops_training_and_not_ranking(folder: Path) -> None:
+    home = Device(folder)
+    home.record(choices())
+    home.train()
+    before = home.rank("", ["the table", "the motion"])
+    (folder / "model.toml").write_text("model = 3\n")
+    assert home.rank("", ["the table", "the motion"]) == before
+    assert home.report().other_settings
+    with pytest.raises(ConfigError):
+        home.train()
+    assert home.rank("", ["the table", "the motion"]) == before
 
 
 def test_nothing_on_the_disk_shows_the_personal_factor(folder: Path) -> None:

@@ -410,3 +410,58 @@ def test_chosen_choices_are_listed_confirmed_and_forgotten(homes: Callable[[str]
     assert command(device, "forget", "--containing", SECRET.upper(), "--yes").returncode == 0
     assert not meant(device)
     assert len(device.store) == 20
+
+
+def test_a_text_that_is_forgotten_is_in_no_tie_either(homes: Callable[[str], Device]) -> None:
+    device = filled(homes("one"))
+    tie = Preference("on ties: ", "the motion", f"the table {SECRET}")
+    device.store.add_tie(tie, "equal", "label")
+    device.store.add_tie(Preference("on ties too: ", "one", "another"), "both bad", "label")
+    assert json.loads(command(device, "status", "--json").stdout)["ties"] == 2
+    rows = json.loads(command(device, "forget", "--list", "--json").stdout)
+    assert [(row["number"], row["tie"]) for row in rows[29:]] == [
+        (30, ""),
+        ("t1", "equal"),
+        ("t2", "both bad"),
+    ]
+    assert rows[30] == {
+        "number": "t1", "source": "label", "prompt": tie.prompt,
+        "chosen": tie.chosen, "rejected": tie.rejected, "tie": "equal",
+    }  # fmt: skip
+    words = ("forget", "--containing", SECRET)
+    refused = command(device, *words, typed="n\n")
+    assert "Delete these 10 of 30 choices, what was learned from them, and 1 tie?" in refused.stdout
+    assert (len(device.store), device.store.count_ties()) == (30, 2)
+    done = command(device, *words, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "1 tie is deleted" in done.stdout
+    assert "10 choices are deleted, 20 are left" in done.stdout
+    kept = [row.preference for row in device.store.recorded()] + [row.pair for row in device.store.ties()]
+    assert len(kept) == 21
+    assert SECRET not in repr([(p.prompt, p.chosen, p.rejected) for p in kept])
+
+
+def test_a_tie_is_forgotten_by_its_number_and_what_was_learned_stays(homes: Callable[[str], Device]) -> None:
+    device = filled(homes("one"))
+    device.train()
+    for n in range(3):
+        device.store.add_tie(Preference(f"on ties {n}: ", "one", "another"), "equal", "label")
+    before = personal(device)
+    for number, why in (
+        ("t9", "there is no tie t9"),
+        ("tie", "is no number of a choice"),
+        ("-1", "is no number of a choice"),
+    ):
+        refused = command(device, "forget", "--choice", number, "--choice", "t1", "--yes")
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+        assert why in refused.stderr
+    done = command(device, "forget", "--choice", "t1", "--choice", "t03", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "2 ties are deleted" in done.stdout
+    assert "choices are deleted" not in done.stdout
+    assert [tie.number for tie in device.store.ties()] == [2]
+    after = personal(device)
+    assert (after[0], after[1].tobytes(), after[2]) == (before[0], before[1].tobytes(), before[2])
+    done = command(device, "forget", "--yes")
+    assert "30 choices, 1 tie and the personal model are deleted" in done.stdout
+    assert device.store.count_ties() == 0

@@ -17,7 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penchant.client.device import preference_store
-from penchant.client.device.preference_store import KEYS, STORE, Added, PreferenceStore, held_out
+from penchant.client.device.preference_store import (
+    KEYS,
+    STORE,
+    TIE_KEYS,
+    Added,
+    PreferenceStore,
+    held_out,
+)
+from penchant.client.vault.erasable import ErasableStorage
 from penchant.client.vault.sealing import CHECK_FILE, ROOT_FILE, SealedStorage
 from penchant.common.crypto.passphrase import ScryptCost
 from penchant.common.data.preferences import Preference
@@ -88,21 +96,48 @@ def test_of_two_responses_one_thing_is_recorded(tmp_path: Path) -> None:
     assert len(store) == 2
 
 
+def test_a_choice_of_the_same_two_ends_a_tie(tmp_path: Path) -> None:
+    store = PreferenceStore(tmp_path)
+    store.add_tie(tied(1), "equal", "label")
+    store.add_tie(tied(2), "equal", "label")
+    sealed = _sealed_tie(tmp_path)
+    turned = Preference(tied(1).prompt, tied(1).rejected, tied(1).chosen)
+    assert store.add([choice(1), turned]) == Added(new=2, repeated=0)
+    assert [tie.pair for tie in store.ties()] == [tied(2)]
+    assert store.lost_ties() == 0
+    with pytest.raises(DeviceError, match="key was destroyed"):
+        store._tie_storage.open([(sealed, "tie")])
+
+
 def test_a_tie_that_is_deleted_can_not_be_opened_any_more(tmp_path: Path) -> None:
     store = PreferenceStore(tmp_path)
     store.add([choice(1)])
-    for gone in (store.remove_tie, lambda tie: store.settle(tie, True), lambda tie: store.forget()):
+    for gone in (
+        store.remove_tie,
+        lambda tie: store.remove_ties([tie]),
+        lambda tie: store.settle(tie, True),
+        lambda tie: store.forget(),
+    ):
         tie = store.add_tie(tied(1), "equal", "label")
         assert tie is not None
-        with sqlite3.connect(tmp_path / STORE) as db:
-            (sealed,) = db.execute("SELECT sealed FROM sealed_ties").fetchone()
-        assert store._storage.open([(sealed, "tie")]) == [tie.encode()]
+        sealed = _sealed_tie(tmp_path)
+        assert store._tie_storage.open([(sealed, "tie")]) == [tie.encode()]
         gone(tie)
         assert PreferenceStore(tmp_path).ties() == []
         with pytest.raises(DeviceError):
-            PreferenceStore(tmp_path)._storage.open([(sealed, "tie")])
+            PreferenceStore(tmp_path)._tie_storage.open([(sealed, "tie")])
         store.remove(tied(1))
     assert len(store) == 0
+
+
+def test_ties_are_deleted_all_that_are_named_and_no_others(tmp_path: Path) -> None:
+    store = PreferenceStore(tmp_path)
+    first, second, third = (store.add_tie(tied(n), "equal", "label") for n in range(3))
+    assert first is not None
+    assert third is not None
+    assert store.remove_ties([first, third]) == 2
+    assert store.remove_ties([first]) == 0
+    assert PreferenceStore(tmp_path).ties() == [second]
 
 
 def test_keys_of_ties_outlive_what_else_goes(tmp_path: Path) -> None:
@@ -111,6 +146,65 @@ def test_keys_of_ties_outlive_what_else_goes(tmp_path: Path) -> None:
     store.add_tie(tied(1), "equal", "label")
     store.remove(choice(1))
     assert [tie.pair for tie in PreferenceStore(tmp_path).ties()] == [tied(1)]
+
+
+def test_a_version_that_knows_no_ties_destroys_none_of_their_keys(tmp_path: Path) -> None:
+    """It keeps the keys that choices have, and destroys all others beside them."""
+    store = PreferenceStore(tmp_path)
+    store.add([choice(1), choice(2)])
+    store.add_tie(tied(1), "equal", "label")
+    with sqlite3.connect(tmp_path / STORE) as db:
+        slots = db.execute("SELECT substr(sealed, 1, 4) FROM sealed_choices").fetchall()
+    ErasableStorage(SealedStorage.of(tmp_path), tmp_path / KEYS).destroy_but(slot for (slot,) in slots)
+    again = PreferenceStore(tmp_path)
+    assert [tie.pair for tie in again.ties()] == [tied(1)]
+    assert [row.preference for row in again.recorded()] == [choice(1), choice(2)]
+
+
+def test_a_tie_whose_key_is_gone_is_left_out_and_counted(tmp_path: Path) -> None:
+    store = PreferenceStore(tmp_path)
+    lost, left = (store.add_tie(tied(n), "equal", "label") for n in (1, 2))
+    with (tmp_path / TIE_KEYS).open("r+b") as keys:
+        keys.write(bytes(32))
+    again = PreferenceStore(tmp_path)
+    assert (again.ties(), again.lost_ties()) == ([left], 1)
+    assert again.unanswered([tied(1), tied(2)]) == [tied(1)]
+    assert lost is not None
+    assert not again.remove_tie(lost)
+    again.forget()
+    assert (again.ties(), again.lost_ties()) == ([], 0)
+
+
+def test_what_an_earlier_version_wrote_in_clear_into_a_sealed_store_is_sealed(tmp_path: Path) -> None:
+    store = PreferenceStore(tmp_path)
+    store.add([choice(1)])
+    store.add_tie(tied(1), "equal", "label")
+    store.add_tie(tied(2), "equal", "label")
+    with sqlite3.connect(tmp_path / STORE) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        db.execute(
+            "CREATE TABLE choices (number INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, "
+            "prompt TEXT NOT NULL, chosen TEXT NOT NULL, rejected TEXT NOT NULL, source TEXT NOT NULL, "
+            "recorded REAL NOT NULL)"
+        )
+        for n, p in enumerate((choice(1), choice(2), tied(1))):
+            row = (bytes([n]), p.prompt, p.chosen, p.rejected, "old", 1.0)
+            db.execute("INSERT INTO choices VALUES (NULL, ?, ?, ?, ?, ?, ?)", row)
+    assert b"question 2?" in (tmp_path / STORE).read_bytes()
+    for _ in range(2):
+        again = PreferenceStore(tmp_path)
+        assert [row.preference for row in again.recorded()] == [choice(1), choice(2), tied(1)]
+        assert again.sources() == {"import": 1, "old": 2}
+        assert [tie.pair for tie in again.ties()] == [tied(2)]
+    for path in tmp_path.iterdir():
+        assert b"question 2?" not in path.read_bytes()
+
+
+def _sealed_tie(home: Path) -> bytes:
+    """The first tie, as the file holds it."""
+    with sqlite3.connect(home / STORE) as db:
+        (found,) = db.execute("SELECT sealed FROM sealed_ties ORDER BY number").fetchone()
+    return bytes(found)
 
 
 # --- changes ----------------------------------------------------------------------------------------

@@ -193,11 +193,18 @@ def test_a_personal_policy_is_a_plain_adapter_of_a_causal_model(
         ({"adapter.share_base": ["head"]}, "adapter.share_base names a score head"),
         ({"model.pooling": "last"}, "model.pooling is about the embedding under a score head"),
         ({"model.normalize": 1.0}, "model.normalize is about the embedding under a score head"),
+        ({"training.lr_head": 0.5}, 'training.lr_head is about a score head, and objective "dpo" has none'),
+        ({"training.prior_head": 0.5}, "training.prior_head is about a score head"),
+        ({"model.objective": "ipo", "training.lr_head": 0.01}, 'and objective "ipo" has none; drop one'),
+        (
+            {"model.objective": "reward"},
+            'model.beta is the scale of log-probabilities, and objective "reward"',
+        ),
         ({"model.objective": "ppo"}, "model.objective is 'ppo'; choose one of reward, dpo, ipo"),
         ({"model.beta": 0.0}, "model.beta is 0.0; it must lie in 0.001 … 100"),
     ],
 )
-def test_what_has_no_meaning_without_a_head_is_refused(
+def test_what_an_objective_never_reads_is_refused(
     base: dict[str, Any], changes: dict[str, Any], line: str
 ) -> None:
     with pytest.raises(ConfigError) as refused:

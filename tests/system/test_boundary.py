@@ -36,8 +36,8 @@ pytestmark = pytest.mark.system
 
 PROGRAM = [sys.executable, "-c", "from penchant.deploy.cli.main import main; main()"]
 FILES = [
-    "preferences.db", "preferences.keys", "fitted.db", "fitted.keys", "vault.db", "vault.keys", "vault.root",
-    "policy.toml", "model.toml", "agent.lock",
+    "preferences.db", "preferences.keys", "ties.keys", "fitted.db", "fitted.keys",
+    "vault.db", "vault.keys", "vault.root", "policy.toml", "model.toml", "agent.lock",
 ]  # fmt: skip
 PASSPHRASE = "no other user knows it"
 SYSTEM_DENIES = {"list", "read", "write", "make", "rename", "link", "hold", "enter", "process_vm_readv"}
@@ -111,6 +111,7 @@ def make_home(place: Path, base: Path) -> None:
     """A device that has joined a fleet and holds choices, with a key file."""
     home, authority_store = Device(place / "device"), AuthorityStore.init(place / "authority")
     home.record([Preference(f"day {n}: ", "the motion", "the table") for n in range(12)])
+    home.store.add_tie(Preference("day 12: ", "the motion", "the table"), "equal", "label")
     home.join(authority_store.issue(home.request()).encode(), authority_store.digest)
     FittedStore(home.directory, home.storage).replace({"doubt": b"how sure the owner's model is"})
     policy = policy_for(RunConfig().changed({"model.base_model": str(base)}), min_honest=1, max_colluders=0)

@@ -17,6 +17,7 @@ from system.disks import raw_disk
 
 from penchant.client.device.device import Device
 from penchant.client.device.preference_store import KEYS as CHOICE_KEYS
+from penchant.client.device.preference_store import TIE_KEYS
 from penchant.client.vault.sealing import OLD_KEY_FILE
 from penchant.client.vault.vault import KEYS as VAULT_KEYS
 from penchant.common.crypto.passphrase import ScryptCost
@@ -56,7 +57,7 @@ class Disk:
         """Every key that opens something now."""
         os.sync()
         found = []
-        for name in (CHOICE_KEYS, VAULT_KEYS):
+        for name in (CHOICE_KEYS, TIE_KEYS, VAULT_KEYS):
             data = (self.home / name).read_bytes()
             slots = [data[i : i + 32] for i in range(0, len(data), 32)]
             found += [slot for slot in slots if slot.strip(b"\0")]
@@ -77,11 +78,14 @@ def disk(tmp_path: Path) -> Disk:
 
 
 def filled(home: Path) -> Device:
-    """A device that has recorded, changed its mind, trained and joined, several times over."""
+    """A device that has recorded, found some equal, changed its mind, trained and joined, several times
+    over."""
     device = Device(home)
     device.record([choice(n) for n in range(40)], "file a-telling-file-name.jsonl")
     for n in range(40, 48):
         device.record([choice(n)], "label")
+    for n in range(50, 52):
+        device.store.add_tie(choice(n), "equal", "label")
     for turn in range(4):
         device.vault.keep_personal(RUN, 1, FACTOR * (turn + 1), SECRET, version=device.vault.version())
         device.vault.keep_blob("identity", SECRET)
@@ -94,7 +98,7 @@ def test_what_is_forgotten_is_on_no_block_of_the_disk(disk: Disk) -> None:
         device = filled(disk.home)
         before = disk.keys()
     assert disk.holds(b"ornithopter") == [b"ornithopter"]  # the search finds what there is
-    assert len(before) == 48 + 3
+    assert len(before) == 48 + 2 + 3
     assert disk.holds(*before) == before
     assert disk.holds(*TEXTS) == []  # sealed from the first byte
 
@@ -127,6 +131,19 @@ def test_chosen_choices_and_what_was_learned_are_on_no_block_of_the_disk(disk: D
         assert len(gone) == 3 + 2  # personal part and what belongs to it, which was sealed anew
         assert len(device.store) == 45
     assert disk.holds(*before) == [key for key in before if key not in gone]
+    assert disk.holds(*TEXTS) == []
+
+
+def test_a_tie_that_is_forgotten_is_on_no_block_of_the_disk(disk: Disk) -> None:
+    with disk.mounted():
+        filled(disk.home)
+        before = disk.keys()
+    with disk.mounted():
+        store = Device(disk.home).store
+        assert store.remove_ties(store.ties()[:1]) == 1
+        (gone,) = set(before) - set(disk.keys())
+        assert (len(store), len(store.ties())) == (48, 1)
+    assert disk.holds(*before) == [key for key in before if key != gone]
     assert disk.holds(*TEXTS) == []
 
 

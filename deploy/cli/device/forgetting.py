@@ -1,7 +1,8 @@
-"""`penchant device forget`: all that the device knows of its owner, or chosen choices alone."""
+"""`penchant device forget`: all that the device knows of its owner, or chosen choices and ties alone."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from penchant.common.errors import UsageError
 from penchant.common.printable import one_line
 from penchant.common.terminal import say, say_json
-from penchant.common.wording import ranges
+from penchant.common.wording import counted, ranges
 from penchant.deploy.cli.device.model import print_quality
 from penchant.deploy.cli.device.options import (
     HERE,
@@ -30,27 +31,30 @@ from penchant.deploy.cli.errors import command
 
 if TYPE_CHECKING:
     from penchant.client.device.device import Device
-    from penchant.client.device.preference_store import Recorded
+    from penchant.client.device.preference_store import Recorded, RecordedTie
+    from penchant.common.data.preferences import Preference
 
 __all__ = ["app"]
 
 app = typer.Typer()
-SHOWN = 20  # choices before a question; --list has all
+SHOWN = 20  # rows before a question; --list has all
 TEXT = 40  # characters of a text in a list
 
 
 @command(app)
 def forget(
     choice: Annotated[
-        list[int] | None,
-        typer.Option("--choice", metavar="NUMBER", help="This choice, by its number; may be repeated."),
+        list[str] | None,
+        typer.Option(
+            "--choice", metavar="NUMBER", help="This choice, or tie (t3), by its number; may be repeated."
+        ),
     ] = None,
     containing: Annotated[
         str,
         typer.Option(
             "--containing",
             metavar="TEXT",
-            help="Choices with this text in prompt or responses.",
+            help="Choices and ties with this text in prompt or responses.",
             show_default=False,
         ),
     ] = "",
@@ -61,7 +65,10 @@ def forget(
         ),
     ] = "",
     listed: Annotated[
-        bool, typer.Option("--list", help="Show the choices that are meant, all by default; delete nothing.")
+        bool,
+        typer.Option(
+            "--list", help="Show the choices and ties that are meant, all by default; delete nothing."
+        ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation.")] = False,
     node: NodeOption = None,
@@ -69,16 +76,16 @@ def forget(
     passphrase: Ask = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete all that this device knows of its owner: choices, personal model, and its membership.
+    """Delete all that this device knows of its owner: choices, ties, personal model, and its membership.
 
-    With --choice, --containing or --file: those choices alone (where several are given, what fits all of
-    them), and what was learned from them; the personal model is fitted anew to the rest.
+    With --choice, --containing or --file: those choices and ties alone (where several are given, what fits
+    all of them), and what was learned from them; the personal model is fitted anew to the rest.
     """
-    meant = _Meant(tuple(choice or ()), containing, Path(file).name if file else "")
+    meant = _Meant.of(choice or (), containing, Path(file).name if file else "")
     if as_json and not listed:
         raise UsageError("--json is for --list")
     if listed:
-        _show(meant.among(open_device(home, passphrase).store.recorded()), as_json)
+        _show(meant.among(open_device(home, passphrase)), as_json)
     elif meant.all:
         _forget_all(yes, lambda: open_device(home, passphrase), home, node)
     else:
@@ -89,56 +96,126 @@ def forget(
 
 
 @dataclass(frozen=True)
-class _Meant:
-    """Which choices: by number, by a text in them, by the name of their file; empty: whichever."""
+class _Row:
+    """A choice or a tie, whichever it is, as it is named and shown.
 
-    numbers: tuple[int, ...]
+    said: of a tie's two responses; empty for a choice.
+    """
+
+    number: str
+    pair: Preference
+    source: str
+    said: str = ""
+    choice: Recorded | None = None
+    tie: RecordedTie | None = None
+
+    def table(self) -> dict[str, int | str]:
+        """As it is listed."""
+        p = self.pair
+        return {
+            "number": self.choice.number if self.choice else self.number,
+            "source": self.source,
+            "prompt": p.prompt,
+            "chosen": p.chosen,
+            "rejected": p.rejected,
+            "tie": self.said,
+        }
+
+
+def _all(device: Device) -> list[_Row]:
+    """All choices, and then all ties."""
+    choices = [_Row(str(c.number), c.preference, c.source, choice=c) for c in device.store.recorded()]
+    ties = [_Row(f"t{t.number}", t.pair, t.source, t.said, tie=t) for t in device.store.ties()]
+    return [*choices, *ties]
+
+
+@dataclass(frozen=True)
+class _Meant:
+    """Which choices and ties: by number, by a text in them, by the name of their file; empty: whichever."""
+
+    numbers: tuple[str, ...]  # as those of `_Row`
     text: str
     file: str
+
+    @classmethod
+    def of(cls, numbers: Sequence[str], text: str, file: str) -> _Meant:
+        """As the options have them. UsageError for what is no number."""
+        for number in numbers:
+            if not re.fullmatch("t?[0-9]+", number):
+                raise UsageError(
+                    f"--choice {one_line(number)!r} is no number of a choice (3) or of a tie (t3)"
+                )
+        return cls(tuple(re.sub("^(t?)0+(?=.)", r"\1", number) for number in numbers), text, file)
 
     @property
     def all(self) -> bool:
         return not (self.numbers or self.text or self.file)
 
-    def among(self, recorded: Sequence[Recorded]) -> list[Recorded]:
-        """Those that are meant. UsageError for a number that there is not."""
-        unknown = sorted(set(self.numbers) - {choice.number for choice in recorded})
+    def among(self, device: Device) -> list[_Row]:
+        """Those that are meant of all that are recorded. UsageError for a number that there is not."""
+        rows = _all(device)
+        unknown = set(self.numbers) - {row.number for row in rows}
         if unknown:
-            raise UsageError(
-                f"there is no choice {ranges(unknown)}; `penchant device forget --list` shows their numbers"
-            )
-        return [choice for choice in recorded if self._fits(choice)]
+            choices = ranges(sorted(int(number) for number in unknown if number.isdecimal()))
+            ties = ", ".join(sorted(number for number in unknown if not number.isdecimal()))
+            what = " and no ".join([f"choice {choices}"] * bool(choices) + [f"tie {ties}"] * bool(ties))
+            raise UsageError(f"there is no {what}; `penchant device forget --list` shows their numbers")
+        return [row for row in rows if self._fits(row)]
 
-    def _fits(self, choice: Recorded) -> bool:
-        p, text = choice.preference, self.text.casefold()
+    def _fits(self, row: _Row) -> bool:
+        p, text = row.pair, self.text.casefold()
         return (
-            (not self.numbers or choice.number in self.numbers)
+            (not self.numbers or row.number in self.numbers)
             and any(text in part.casefold() for part in (p.prompt, p.chosen, p.rejected))
-            and (not self.file or choice.source == file_source(self.file))
+            and (not self.file or row.source == file_source(self.file))
         )
 
 
 def _forget_all(yes: bool, opened: Callable[[], Device], home: Path, node: Path | None) -> None:
-    make_sure(yes, "Delete all choices, the personal model and the membership?")
+    make_sure(yes, "Delete all choices and ties, the personal model and the membership?")
     device = opened()
+    ties = device.store.count_ties()
     count = part(device, home, node, device.forget)
-    say(f"{count} choices and the personal model are deleted; files that you imported or exported are yours")
+    gone = f"{count} choices, {counted(ties, 'tie')}" if ties else f"{count} choices"
+    say(f"{gone} and the personal model are deleted; files that you imported or exported are yours")
     say(one_line(device.privacy().lasting))
 
 
 def _forget_chosen(meant: _Meant, yes: bool, device: Device, home: Path) -> None:
     from penchant.client.agent.socket import at_work
 
-    recorded = device.store.recorded()
-    chosen = meant.among(recorded)
-    if not chosen:
-        raise UsageError("no choice is meant by that; `penchant device forget --list` shows all")
+    rows = meant.among(device)
+    if not rows:
+        raise UsageError("no choice is meant by that, and no tie; `penchant device forget --list` shows all")
+    choices = [row.choice for row in rows if row.choice]
+    ties = [row.tie for row in rows if row.tie]
     if not yes:
-        _show(chosen[:SHOWN], False)
-        if len(chosen) > SHOWN:
-            say(f"and {len(chosen) - SHOWN} more (--list shows all of them)")
-    make_sure(yes, f"Delete these {len(chosen)} of {len(recorded)} choices, and what was learned from them?")
-    done = device.forget_choices(chosen)
+        _show(rows[:SHOWN], False)
+        if len(rows) > SHOWN:
+            say(f"and {len(rows) - SHOWN} more (--list shows all of them)")
+    make_sure(yes, _question(device, len(choices), len(ties)))
+    if ties:
+        gone = device.store.remove_ties(ties)
+        say(f"{counted(gone, 'tie')} {'is' if gone == 1 else 'are'} deleted; nothing was learned from ties")
+    if choices:
+        _forget_choices(device, choices)
+    if at_work(home.expanduser()):
+        say("the agent that runs has read them into its memory: restart `penchant device serve`")
+
+
+def _question(device: Device, choices: int, ties: int) -> str:
+    every = len(device.store)
+    if not ties:
+        return f"Delete these {choices} of {every} choices, and what was learned from them?"
+    if not choices:
+        return f"Delete these {ties} of {device.store.count_ties()} ties?"
+    return (
+        f"Delete these {choices} of {every} choices, what was learned from them, and {counted(ties, 'tie')}?"
+    )
+
+
+def _forget_choices(device: Device, choices: Sequence[Recorded]) -> None:
+    done = device.forget_choices(choices)
     say(f"{done.removed} choices are deleted, {done.left} are left; files that you imported are yours")
     if not done.learned:
         say("all of them were held out: the personal model never learned from them, and stays")
@@ -151,24 +228,11 @@ def _forget_chosen(meant: _Meant, yes: bool, device: Device, home: Path) -> None
     else:
         say("there is no personal model now")
     say(one_line(device.privacy().lasting))
-    if at_work(home.expanduser()):
-        say("the agent that runs has read them into its memory: restart `penchant device serve`")
 
 
-def _show(choices: Sequence[Recorded], as_json: bool) -> None:
+def _show(rows: Sequence[_Row], as_json: bool) -> None:
     if as_json:
-        say_json([_row(choice) for choice in choices])
+        say_json([row.table() for row in rows])
         return
-    rows = [tuple(one_line(str(value), TEXT) for value in _row(choice).values()) for choice in choices]
-    print_table("", ("number", "from", "prompt", "chosen", "rejected"), rows)
-
-
-def _row(choice: Recorded) -> dict[str, int | str]:
-    p = choice.preference
-    return {
-        "number": choice.number,
-        "source": choice.source,
-        "prompt": p.prompt,
-        "chosen": p.chosen,
-        "rejected": p.rejected,
-    }
+    lines = [tuple(one_line(str(value), TEXT) for value in row.table().values()) for row in rows]
+    print_table("", ("number", "from", "prompt", "chosen", "rejected", "tie"), lines)

@@ -39,6 +39,7 @@ __all__ = ["app"]
 
 app = typer.Typer()
 SHORT = 40  # characters of a text in a table of reasons
+OTHER_SETTINGS = "the model was trained with other settings than model.toml has now: `penchant device train`"
 
 
 @command(app)
@@ -180,7 +181,8 @@ def show_ranked(ranked: Sequence[Ranked], as_json: bool, because: Sequence[Expla
         for row in ranked
     ]
     print_table("", ("personal", "over next", "global", "response"), rows)
-    for (upper, lower), why in zip(itertools.pairwise(ranked), because, strict=False):
+    steps = itertools.pairwise(ranked) if because else ()
+    for (upper, lower), why in zip(steps, because, strict=True):
         _print_why(upper, lower, why)
 
 
@@ -220,6 +222,8 @@ def _say_standing(device: Device) -> None:
         many = counted(standing.gone, "choice")
         was = "was" if standing.gone == 1 else "were"
         notice(f"{many} that the model knows {was} taken back or changed since: `penchant device train`")
+    if standing.other_settings:
+        notice(OTHER_SETTINGS)
     if standing.why_not:
         notice(standing.why_not)
 
@@ -233,6 +237,7 @@ def _print_status(report: Report, part: TakingPart) -> None:
     rows = [
         ("choices recorded", f"{report.choices} ({sources})" if report.choices else sources),
         ("held out to judge the model", str(report.held_out)),
+        ("ties, from which nothing learns", str(report.ties)),
         ("member of a fleet", member),
         ("takes part in rounds", f"no: {one_line(part.why_not)}" if part.why_not else "yes"),
         ("rounds joined", f"{report.rounds_joined}{day}"),
@@ -242,6 +247,10 @@ def _print_status(report: Report, part: TakingPart) -> None:
         ("disk", _disk(report)),
     ]
     print_table("", ("", ""), rows)
+    if report.lost_ties:
+        notice(f"{report.lost_ties} of the ties can't be read any more: their keys are gone from ties.keys")
+    if report.other_settings:
+        notice(OTHER_SETTINGS)
     print_quality(report)
     if report.privacy is not None:
         say(one_line(report.privacy.lasting))

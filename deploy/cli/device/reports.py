@@ -108,6 +108,8 @@ class DeviceStatus:
     Attributes:
         choices: how many choices are recorded.
         held_out: how many of them are kept aside to judge the model by.
+        ties: of how many comparisons the owner said that neither response is preferred.
+        lost_ties: how many of those can't be read any more, because their keys are gone.
         sources: how many choices came from where.
         member: the device's number in its fleet; None without one.
         agent_runs: whether the agent is running.
@@ -122,6 +124,7 @@ class DeviceStatus:
         runs: the runs that asked for it.
         held_out_right: how the "personal" and the "global" model do on the held-out choices.
         why_unknown: why that is not known.
+        other_settings: whether the model was trained alone, and model.toml says something else by now.
         left: everything that ever left the device.
         refused: what it refused.
         disk: what it takes on the disk.
@@ -130,6 +133,8 @@ class DeviceStatus:
 
     choices: int
     held_out: int
+    ties: int
+    lost_ties: int
     sources: Mapping[str, int]
     member: int | None
     agent_runs: bool
@@ -144,6 +149,7 @@ class DeviceStatus:
     runs: tuple[AskedRun, ...]
     held_out_right: Mapping[str, RightAnswers] | None
     why_unknown: str | None
+    other_settings: bool
     left: tuple[LeftPart, ...]
     refused: tuple[Refusal, ...]
     disk: DiskReport
@@ -156,6 +162,8 @@ class DeviceStatus:
         return cls(
             choices=report.choices,
             held_out=report.held_out,
+            ties=report.ties,
+            lost_ties=report.lost_ties,
             sources=report.sources,
             member=report.member,
             agent_runs=part.agent,
@@ -170,6 +178,7 @@ class DeviceStatus:
             runs=tuple(AskedRun.of(run, report.each_run) for run in report.runs),
             held_out_right=None if quality is None else _right(quality),
             why_unknown=report.unknown or None,
+            other_settings=report.other_settings,
             left=tuple(LeftPart(name, times, size) for name, times, size in report.left),
             refused=tuple(Refusal(stage, code, why) for stage, code, why in report.refused),
             disk=DiskReport(**asdict(report.disk), vault_most=report.disk_most),
