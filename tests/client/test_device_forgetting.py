@@ -19,12 +19,13 @@ from penchant.client.device.device import Device, Forgotten, OfflineConfig
 from penchant.client.device.preference_store import KEYS as CHOICE_KEYS
 from penchant.client.device.preference_store import PreferenceStore, Recorded, held_out
 from penchant.client.device.privacy_report import PrivacyReport, RunShare
+from penchant.client.learning.model_cache import PlannedModel
 from penchant.client.learning.newcomer import fit_newcomer
 from penchant.client.vault.budget import ALONE
 from penchant.client.vault.privacy_ledger import ANCHOR, Cost, LedgerEntry
 from penchant.client.vault.vault import KEYS as VAULT_KEYS
 from penchant.client.vault.vault import Contributed
-from penchant.common.config import RunConfig
+from penchant.common.config import Plan, RunConfig
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import DeviceError, StageError
 from penchant.common.settings import section_table
@@ -230,10 +231,10 @@ def test_without_its_base_model_a_device_forgets_all_the_same(
     device.train()
     device = Device(device.directory)
 
-    def missing() -> None:
+    def missing(plan: Plan) -> PlannedModel:
         raise DeviceError("the model is gone")
 
-    device._model = missing  # type: ignore[method-assign, assignment]
+    device._model_cache.of = missing  # type: ignore[method-assign]
     done = device.forget_choices(meant(device))
     assert (done.removed, done.fitted, done.why_not) == (10, False, "the model is gone")
     assert personal(device)[1].size == 0
