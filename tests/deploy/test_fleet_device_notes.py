@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from support.fleet_directory import make_served_run
+from support.terminal import server_command
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, RunDirectoryError, UsageError
 from penchant.common.membership.enrolment import request
-from penchant.deploy.cli.main import main
 from penchant.deploy.fleet import run_checks, served_run
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.backup import back_up, restore
@@ -208,28 +207,19 @@ def test_nobody_has_a_tag_that_was_never_given() -> None:
 # --- the commands -------------------------------------------------------------------------------------
 
 
-def penchant(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["penchant", "server", *map(str, words)])
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
-
-
 def test_devices_are_tagged_named_and_listed_at_the_terminal(
     server: ServerDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second, *_ = numbers(server)
-    assert penchant(monkeypatch, "tag", server.path, "kitchen", first, second) == 0
-    assert penchant(monkeypatch, "tag", server.path, "kitchen", second, "--remove") == 0
-    assert penchant(monkeypatch, "name", server.path, first, "Kettle") == 0
-    assert penchant(monkeypatch, "tag", server.path, "kitchen", 77) == 2
+    assert server_command(monkeypatch, "tag", server.path, "kitchen", first, second) == 0
+    assert server_command(monkeypatch, "tag", server.path, "kitchen", second, "--remove") == 0
+    assert server_command(monkeypatch, "name", server.path, first, "Kettle") == 0
+    assert server_command(monkeypatch, "tag", server.path, "kitchen", 77) == 2
     assert "there is no member 77" in capsys.readouterr().err
-    assert penchant(monkeypatch, "devices", server.path, "--tag", "kitchen", "--json") == 0
+    assert server_command(monkeypatch, "devices", server.path, "--tag", "kitchen", "--json") == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["member"], row["name"], row["tags"], row["ready"]) == (first, "Kettle", ["kitchen"], None)
-    assert penchant(monkeypatch, "devices", server.path) == 0
+    assert server_command(monkeypatch, "devices", server.path) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == MEMBERS
     assert lines[0].split()[:4] == [str(first), "not", "known", "Kettle"]
@@ -251,7 +241,7 @@ def test_tagging_many_devices_is_one_act_of_the_audit(
 ) -> None:
     monkeypatch.setattr("penchant.deploy.cli.server._refuse_strangers", lambda directory, members: None)
     members = range(1, 1 + 12_000 * step, step)
-    assert penchant(monkeypatch, "tag", server.path, "pilot", *members) == 0
+    assert server_command(monkeypatch, "tag", server.path, "pilot", *members) == 0
     assert sorted(DeviceNotes(server.path).all()) == list(members)
     acts: list[Act] = []
     take(server.path, acts.append)

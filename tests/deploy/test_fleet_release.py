@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from support.fleet_directory import make_served_run, make_server
+from support.terminal import server_command
 
 from penchant.common.errors import JournalError, UsageError
-from penchant.deploy.cli.main import main
 from penchant.deploy.fleet import fleet_release, run_checks, served_run
 from penchant.deploy.fleet.backup import back_up, restore
 from penchant.deploy.fleet.fleet_release import FLEET_RELEASE
@@ -28,30 +27,21 @@ def server(tmp_path: Path) -> ServerDirectory:
     return made
 
 
-def penchant(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["penchant", "server", *map(str, words)])
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
-
-
 def test_what_is_promoted_is_in_use_until_something_else_is(
     server: ServerDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fleet_release.read(server.path) == FleetRelease()
     release = ("release", "promote", server.path)
-    assert penchant(monkeypatch, *release, 2, "--run", "spring") == 0
+    assert server_command(monkeypatch, *release, 2, "--run", "spring") == 0
     assert fleet_release.read(server.path).used == "spring:release-1"
-    assert penchant(monkeypatch, *release, 1) == 0  # of the run that was made last
+    assert server_command(monkeypatch, *release, 1) == 0  # of the run that was made last
     assert fleet_release.read(server.path).used == "summer:release-1"
-    assert penchant(monkeypatch, *release, 3, "--run", "spring") == 0
-    assert penchant(monkeypatch, "release", "rollback", server.path, 1, "--run", "spring") == 0
+    assert server_command(monkeypatch, *release, 3, "--run", "spring") == 0
+    assert server_command(monkeypatch, "release", "rollback", server.path, 1, "--run", "spring") == 0
     assert fleet_release.read(server.path).used == "spring:release-1"
-    assert penchant(monkeypatch, *release, 9) == 1
+    assert server_command(monkeypatch, *release, 9) == 1
     assert "round 9 has no checkpoint" in capsys.readouterr().err
-    assert penchant(monkeypatch, "release", "list", server.path, "--json") == 0
+    assert server_command(monkeypatch, "release", "list", server.path, "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert {(row["name"], row["round"], row["state"]) for row in told} == {
         ("spring:release-1", 2, "in use"),
@@ -76,13 +66,13 @@ def test_the_fleet_goes_back_to_the_release_of_another_run(
 ) -> None:
     act, which = chosen_again
     back = ("release", act, server.path, which, "--run", "spring")
-    assert penchant(monkeypatch, "release", "promote", server.path, 2, "--run", "spring") == 0
-    assert penchant(monkeypatch, "release", "promote", server.path, 1, "--run", "summer") == 0
+    assert server_command(monkeypatch, "release", "promote", server.path, 2, "--run", "spring") == 0
+    assert server_command(monkeypatch, "release", "promote", server.path, 1, "--run", "summer") == 0
     assert fleet_release.read(server.path).used == "summer:release-1"
     before = releases(server.run("spring"))
-    assert penchant(monkeypatch, *back) == 0
+    assert server_command(monkeypatch, *back) == 0
     assert "release 1 of spring, round 2, is in use" in capsys.readouterr().out
-    assert penchant(monkeypatch, *back) == 2  # now it is the fleet's too
+    assert server_command(monkeypatch, *back) == 2  # now it is the fleet's too
     assert "current" in capsys.readouterr().err
     assert fleet_release.read(server.path) == FleetRelease("spring:release-1")
     assert releases(server.run("spring")) == before
@@ -91,9 +81,9 @@ def test_the_fleet_goes_back_to_the_release_of_another_run(
 def test_a_fleet_of_an_earlier_version_uses_what_its_runs_promoted(
     server: ServerDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert penchant(monkeypatch, "release", "promote", server.path, 2, "--run", "spring") == 0
+    assert server_command(monkeypatch, "release", "promote", server.path, 2, "--run", "spring") == 0
     (server.path / FLEET_RELEASE).unlink()
-    assert penchant(monkeypatch, "release", "promote", server.path, 2, "--run", "spring") == 0
+    assert server_command(monkeypatch, "release", "promote", server.path, 2, "--run", "spring") == 0
     assert fleet_release.read(server.path) == FleetRelease("spring:release-1")
     assert len(releases(server.run("spring"))) == 1
 
@@ -103,22 +93,22 @@ def test_nothing_is_promoted_where_the_fleet_s_file_is_damaged(
 ) -> None:
     promote = ("release", "promote", server.path, 2, "--run", "spring")
     (server.path / FLEET_RELEASE).write_text("{")
-    assert penchant(monkeypatch, *promote) == 1
+    assert server_command(monkeypatch, *promote) == 1
     assert "release.json is damaged" in capsys.readouterr().err
     assert releases(server.run("spring")) == []
     (server.path / FLEET_RELEASE).unlink()
-    assert penchant(monkeypatch, *promote) == 0
+    assert server_command(monkeypatch, *promote) == 0
     assert fleet_release.read(server.path) == FleetRelease("spring:release-1")
 
 
 def test_what_waits_is_taken_back_by_rolling_back_to_what_is_held(
     server: ServerDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert penchant(monkeypatch, "release", "promote", server.path, 2, "--run", "spring") == 0
-    assert penchant(monkeypatch, "release", "hold", server.path) == 0
-    assert penchant(monkeypatch, "release", "promote", server.path, 1, "--run", "summer") == 0
+    assert server_command(monkeypatch, "release", "promote", server.path, 2, "--run", "spring") == 0
+    assert server_command(monkeypatch, "release", "hold", server.path) == 0
+    assert server_command(monkeypatch, "release", "promote", server.path, 1, "--run", "summer") == 0
     assert "waits" in capsys.readouterr().out
-    assert penchant(monkeypatch, "release", "rollback", server.path, 1, "--run", "spring") == 0
+    assert server_command(monkeypatch, "release", "rollback", server.path, 1, "--run", "spring") == 0
     assert "is in use again" in capsys.readouterr().out
     assert fleet_release.read(server.path) == FleetRelease("spring:release-1", True)
 
@@ -131,12 +121,12 @@ def test_a_fleet_that_holds_stays_with_what_it_has(
     with pytest.raises(UsageError, match="does not hold"):
         fleet_release.unhold(server.path)
     fleet_release.chosen(server.path, "spring", 1)
-    assert penchant(monkeypatch, "release", "hold", server.path) == 0
-    assert penchant(monkeypatch, "release", "hold", server.path) == 2
-    assert penchant(monkeypatch, "release", "promote", server.path, 1) == 0
+    assert server_command(monkeypatch, "release", "hold", server.path) == 0
+    assert server_command(monkeypatch, "release", "hold", server.path) == 2
+    assert server_command(monkeypatch, "release", "promote", server.path, 1) == 0
     assert "waits until the fleet holds no more" in capsys.readouterr().out
     assert fleet_release.read(server.path) == FleetRelease("spring:release-1", True, "summer:release-1")
-    assert penchant(monkeypatch, "release", "unhold", server.path) == 0
+    assert server_command(monkeypatch, "release", "unhold", server.path) == 0
     assert fleet_release.read(server.path) == FleetRelease("summer:release-1")
 
 
@@ -153,12 +143,12 @@ def test_export_gives_the_release_in_use(
         return round or 2
 
     monkeypatch.setattr(served_run, "write_release", write)
-    assert penchant(monkeypatch, "export", server.path, tmp_path / "a") == 0
+    assert server_command(monkeypatch, "export", server.path, tmp_path / "a") == 0
     assert "no release is in use" in capsys.readouterr().err
-    assert penchant(monkeypatch, "release", "promote", server.path, 2, "--run", "spring") == 0
-    assert penchant(monkeypatch, "export", server.path, tmp_path / "b") == 0
+    assert server_command(monkeypatch, "release", "promote", server.path, 2, "--run", "spring") == 0
+    assert server_command(monkeypatch, "export", server.path, tmp_path / "b") == 0
     assert "release 1 of spring, round 2" in capsys.readouterr().out
-    assert penchant(monkeypatch, "export", server.path, tmp_path / "c", "--run", "spring") == 0
+    assert server_command(monkeypatch, "export", server.path, tmp_path / "c", "--run", "spring") == 0
     assert given == [("summer", None), ("spring", 2), ("spring", None)]
 
 

@@ -20,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.console_scene import log, shared
 from support.fleet_directory import make_served_run, make_server
+from support.terminal import server_command
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import JournalError, RunInProgress, SuperLinkError, UsageError
 from penchant.deploy import run_directory
-from penchant.deploy.cli.main import main
 from penchant.deploy.error_report import AS_JSON, ErrorReport
 from penchant.deploy.fleet import follow, recorded_acts, run_activity, run_checks, run_signature
 from penchant.deploy.fleet.run_keeper import LONGEST_PAUSE, RunKeeper
@@ -344,7 +344,7 @@ def test_what_was_removed_before_its_process_was_up_is_not_made(
     number = add(server, "spring")
     RunQueue(server).remove(number)
     words = ("--config", config, "--name", "spring", "--queued", number, "--detach")
-    assert penchant(monkeypatch, "run", server.path, *words) == 2
+    assert server_command(monkeypatch, "run", server.path, *words) == 2
     assert f"no run of the queue has the number {number}" in capsys.readouterr().err
     assert not server.run("spring").exists()
 
@@ -611,15 +611,6 @@ def test_a_damaged_run_keeps_nobody_waiting(
 # --- the commands -------------------------------------------------------------------------------------
 
 
-def penchant(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["penchant", "server", *map(str, words)])
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
-
-
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(run_checks, "refuse_unfit", lambda *given: None)
@@ -632,19 +623,19 @@ def test_a_run_is_queued_moved_and_removed_at_the_terminal(
     server: ServerDirectory, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = ("run", server.path, "--config", config)
-    assert penchant(monkeypatch, *run, "--queue", "--name", "spring") == 0
-    assert penchant(monkeypatch, *run, "--every", "7d", "--name", "weekly") == 0
-    assert penchant(monkeypatch, *run, "--at", "2026-01-01 00:00") == 2
+    assert server_command(monkeypatch, *run, "--queue", "--name", "spring") == 0
+    assert server_command(monkeypatch, *run, "--every", "7d", "--name", "weekly") == 0
+    assert server_command(monkeypatch, *run, "--at", "2026-01-01 00:00") == 2
     assert "is over" in capsys.readouterr().err
-    assert penchant(monkeypatch, "queue", "move", server.path, 2, 1) == 0
-    assert penchant(monkeypatch, "queue", "list", server.path, "--json") == 0
+    assert server_command(monkeypatch, "queue", "move", server.path, 2, 1) == 0
+    assert server_command(monkeypatch, "queue", "list", server.path, "--json") == 0
     out = capsys.readouterr().out
     told = json.loads(out[out.index("[") :])
     assert [(one["name"], one["every"]) for one in told] == [("weekly", 604_800.0), ("spring", 0.0)]
-    assert penchant(monkeypatch, "status", server.path, "--json") == 1  # nothing is up
+    assert server_command(monkeypatch, "status", server.path, "--json") == 1  # nothing is up
     assert json.loads(capsys.readouterr().out)["queue"] == 2
-    assert penchant(monkeypatch, "queue", "remove", server.path, 1) == 0
-    assert penchant(monkeypatch, "queue", "list", server.path) == 0
+    assert server_command(monkeypatch, "queue", "remove", server.path, 1) == 0
+    assert server_command(monkeypatch, "queue", "list", server.path) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("   2  weekly, not before ")
     found: list[recorded_acts.Act] = []
     recorded_acts.take(server.path, found.append)
@@ -689,7 +680,7 @@ def test_nobody_starts_a_run_while_another_is_being_started(
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
         for command in (["run", server.path, "--config", config, "--name", "own"], ["resume", server.path]):
-            assert penchant(monkeypatch, *command, "--detach") == 2
+            assert server_command(monkeypatch, *command, "--detach") == 2
             report = ErrorReport.last_in(capsys.readouterr().err)
             assert report is not None
             assert report.code == RunInProgress.code
@@ -700,7 +691,7 @@ def test_nobody_starts_a_run_while_another_is_being_started(
     assert server.runs() == ["spring"]
     keeper.look()
     assert [words[0] for words in calls.called] == ["resume"]
-    assert penchant(monkeypatch, "resume", server.path) == 1  # the lock is free: no SuperLink is the next
+    assert server_command(monkeypatch, "resume", server.path) == 1  # free: no SuperLink is next
     report = ErrorReport.last_in(capsys.readouterr().err)
     assert report is not None
     assert report.code == SuperLinkError.code
@@ -710,12 +701,12 @@ def test_a_queued_run_can_begin_with_a_release(
     server: ServerDirectory, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     queue = ("run", server.path, "--config", config, "--queue")
-    assert penchant(monkeypatch, *queue, "--from", "winter:release") == 2
+    assert server_command(monkeypatch, *queue, "--from", "winter:release") == 2
     assert "there is no run 'winter' to begin with" in capsys.readouterr().err
     promote(make_served_run(server, "winter", 2), 2, "0" * 64, "olga")
-    assert penchant(monkeypatch, *queue, "--from", "winter:release-2") == 2
+    assert server_command(monkeypatch, *queue, "--from", "winter:release-2") == 2
     assert "winter has no release 2" in capsys.readouterr().err
-    assert penchant(monkeypatch, *queue, "--from", "winter:release") == 0
+    assert server_command(monkeypatch, *queue, "--from", "winter:release") == 0
     assert [one.begin_with for one in RunQueue(server).runs()] == ["winter:release"]
 
 
@@ -724,8 +715,8 @@ def test_a_refused_run_needs_attention(
 ) -> None:
     queue = RunQueue(server)
     queue.refused(queue.find(add(server, "spring")), "there is no such model.", NOW)
-    penchant(monkeypatch, "status", server.path)
+    server_command(monkeypatch, "status", server.path)
     out = capsys.readouterr().out
     assert "! spring of the queue was refused. there is no such model. Remove it, or try it again." in out
-    assert penchant(monkeypatch, "queue", "retry", server.path, 1) == 0
+    assert server_command(monkeypatch, "queue", "retry", server.path, 1) == 0
     assert queue.find(1).why == ""
