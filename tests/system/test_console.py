@@ -292,11 +292,14 @@ def test_every_page_is_for_everybody(browser: Browser, served: Served, screen: s
         me.login(name)
         me.go("/runs")
         run = me.page.locator("tbody a").first.get_attribute("href") or ""
+        me.go("/devices")
+        device = me.page.locator('a[href*="/members/"]').first.get_attribute("href") or ""
         paths = [
             "/",
             "/runs",
             run,
             "/devices",
+            device,
             f"/devices?run={run.rsplit('/', 1)[1]}",
             "/privacy",
             "/releases",
@@ -309,7 +312,11 @@ def test_every_page_is_for_everybody(browser: Browser, served: Served, screen: s
             expect(me.page.get_by_role("heading", level=1)).to_be_visible()
             me.check(f"{path} for {name}")
             if name == "olga" and "?" not in path:
-                me.picture({"/": "overview", run: "run"}.get(path, path.strip("/").replace("/", "-")))
+                me.picture(
+                    {"/": "overview", run: "run", device: "device"}.get(
+                        path, path.strip("/").replace("/", "-")
+                    )
+                )
         me.context.close()
 
 
