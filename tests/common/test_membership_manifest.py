@@ -101,7 +101,9 @@ PARTS = [one for one in settings_of(Plan) if one.key != "phase"]
 
 @pytest.mark.parametrize("one", PARTS, ids=lambda one: one.key)
 def test_whatever_differs_in_one_phases_plan_is_in_its_line(one: Setting) -> None:
-    main, close = (RunConfig().plan(phase, COHORT) for phase in ("main", "close"))
+    reads_beta = {"model.objective": "dpo"} if one.key == "model.beta" else {}
+    config = RunConfig().changed(reads_beta)
+    main, close = (config.plan(phase, COHORT) for phase in ("main", "close"))
     section, _, name = one.key.rpartition(".")
     inner = getattr(main, section) if section else main
     inner = replace(inner, **{name: other(one, getattr(inner, name))})
