@@ -18,6 +18,7 @@ __all__ = [
     "overwrite_journal",
     "refuse_schema",
     "replace_erasing",
+    "schema_transaction",
     "sync_directory",
     "transaction",
     "write_durably",
@@ -65,6 +66,21 @@ def transaction(path: Path, failure: type[PenchantError], *pragmas: str) -> Iter
             yield db
     finally:
         db.close()
+
+
+@contextmanager
+def schema_transaction(
+    path: Path, failure: type[PenchantError], version: int, schema: str
+) -> Iterator[sqlite3.Connection]:
+    """A `transaction` of a file of this schema, whose tables are there.
+
+    schema: statements that make what is missing, with ";" between them. `failure` as of `claim_schema`.
+    """
+    with transaction(path, failure) as db:
+        claim_schema(db, path, failure, version)
+        for statement in filter(str.strip, schema.split(";")):
+            db.execute(statement)
+        yield db
 
 
 def claim_schema(db: sqlite3.Connection, path: Path, failure: type[PenchantError], version: int) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from penchant.common.errors import JournalError, RunDirectoryError, UsageError
 from penchant.common.printable import is_printable
-from penchant.common.storage import claim_schema, transaction
+from penchant.common.storage import schema_transaction
 from penchant.server.monitoring.fleet import DeviceNote
 
 __all__ = ["NOTES", "TAG", "DeviceNotes", "checked_tag", "tag_of", "tagged"]
@@ -84,13 +84,8 @@ class DeviceNotes:
             db.execute("DELETE FROM tags WHERE member = ?", (member,))
             db.executemany("INSERT INTO tags VALUES (?, ?)", [(member, tag) for tag in wanted])
 
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        with transaction(self._path, JournalError) as db:
-            claim_schema(db, self._path, JournalError, SCHEMA_VERSION)
-            for statement in filter(str.strip, _SCHEMA.split(";")):
-                db.execute(statement)
-            yield db
+    def _open(self) -> AbstractContextManager[sqlite3.Connection]:
+        return schema_transaction(self._path, JournalError, SCHEMA_VERSION, _SCHEMA)
 
 
 def tagged(notes: Mapping[int, DeviceNote], tag: str, members: Iterable[int]) -> frozenset[int]:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from penchant.common.config import RunConfig
 from penchant.common.durations import DAY
 from penchant.common.errors import JournalError, UsageError
 from penchant.common.printable import is_printable, one_line
-from penchant.common.storage import claim_schema, transaction
+from penchant.common.storage import schema_transaction
 from penchant.deploy.fleet.run_activity import START_LOCK, flower_run
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.run_directory import CONFIG, held_locks, is_held
@@ -252,13 +251,8 @@ class RunQueue:
         with self._open() as db:
             db.execute(f"UPDATE queued SET {words} WHERE number = ?", (*columns.values(), number))
 
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        with transaction(self._path, JournalError) as db:
-            claim_schema(db, self._path, JournalError, SCHEMA_VERSION)
-            for statement in filter(str.strip, _SCHEMA.split(";")):
-                db.execute(statement)
-            yield db
+    def _open(self) -> AbstractContextManager[sqlite3.Connection]:
+        return schema_transaction(self._path, JournalError, SCHEMA_VERSION, _SCHEMA)
 
 
 def mark(number: int) -> bytes:
