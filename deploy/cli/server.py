@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from penchant.server.monitoring.fleet import QueuedRun
     from penchant.server.monitoring.run_history import RunSummary
     from penchant.server.monitoring.run_report import RunReport
+    from penchant.server.releases import Release
 
 __all__ = ["app"]
 
@@ -766,17 +768,7 @@ def promote(
     run: RunName = "",
 ) -> None:
     """Make a round's shared adapter the next release, which the fleet uses unless it holds."""
-    from penchant.deploy.fleet import fleet_release
-    from penchant.deploy.fleet.recorded_acts import recorded, who_is_here
-    from penchant.deploy.fleet.server_directory import ServerDirectory
-
-    server_directory = ServerDirectory(directory)
-    chosen = _chosen(server_directory, run)
-    with recorded(server_directory.path, "promote a release", chosen, f"round: {round}"):
-        made = _releases_of(server_directory, chosen).promote(round, who_is_here())
-    now = fleet_release.read(server_directory.path)
-    what = "waits until the fleet holds no more" if now.waiting else "is in use"
-    say(f"release {made.number} of {chosen}, round {made.round}, {what}")
+    _use_release(directory, run, "promote a release", f"round: {round}", lambda of, by: of.promote(round, by))
 
 
 @command(release_app)
@@ -786,17 +778,14 @@ def rollback(
     run: RunName = "",
 ) -> None:
     """Use an earlier release of a run again."""
-    from penchant.deploy.fleet import fleet_release
-    from penchant.deploy.fleet.recorded_acts import recorded, who_is_here
-    from penchant.deploy.fleet.server_directory import ServerDirectory
-
-    server_directory = ServerDirectory(directory)
-    chosen = _chosen(server_directory, run)
-    with recorded(server_directory.path, "roll a release back", chosen, f"number: {number}"):
-        made = _releases_of(server_directory, chosen).roll_back(number, who_is_here())
-    now = fleet_release.read(server_directory.path)
-    what = "waits until the fleet holds no more" if now.waiting else "is in use again"
-    say(f"release {made.number} of {chosen}, round {made.round}, {what}")
+    _use_release(
+        directory,
+        run,
+        "roll a release back",
+        f"number: {number}",
+        lambda of, by: of.roll_back(number, by),
+        in_use="is in use again",
+    )
 
 
 @command(release_app)
@@ -840,6 +829,29 @@ def _write_secret(path: Path, text: str) -> None:
     """A new file for this user alone."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
+
+
+def _use_release(
+    directory: Path,
+    run: str,
+    act: str,
+    detail: str,
+    choose: Callable[[ReleasesOnThisMachine, str], Release],
+    *,
+    in_use: str = "is in use",
+) -> None:
+    """Have one of a run's releases used, and say what came of it. choose: (the run's releases, who asks)."""
+    from penchant.deploy.fleet import fleet_release
+    from penchant.deploy.fleet.recorded_acts import recorded, who_is_here
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    chosen = _chosen(server_directory, run)
+    with recorded(server_directory.path, act, chosen, detail):
+        made = choose(_releases_of(server_directory, chosen), who_is_here())
+    waits = fleet_release.read(server_directory.path).waiting
+    what = "waits until the fleet holds no more" if waits else in_use
+    say(f"release {made.number} of {chosen}, round {made.round}, {what}")
 
 
 def _hold_release(directory: Path, act: str, *, held: bool) -> None:
