@@ -132,6 +132,13 @@ class PageRequest:
         }
         return HTMLResponse(self.context.templates.get_template(template).render(around | page), code)
 
+    def progress(self, work: BackgroundWork, now: str) -> Response:
+        """How far the work is, which the page goes on asking `now`; the whole page once it is done."""
+        state = work.state
+        if state is None or not state.running:
+            return Response(headers={"HX-Refresh": "true"})
+        return self.render("work_now.html.j2", state=state, now=now)
+
     def go(self, path: str, say: str = "") -> RedirectResponse:
         """To another page, which says `say`."""
         self.context.flash = say

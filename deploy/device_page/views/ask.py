@@ -24,10 +24,7 @@ def ask(request: PageRequest) -> Response:
 
 def now(request: PageRequest) -> Response:
     """How far it is; the whole page once the responses are there."""
-    state = request.context.asking.state
-    if state is None or not state.running:
-        return Response(headers={"HX-Refresh": "true"})
-    return request.render("work_now.html.j2", state=state, now="/ask/now")
+    return request.progress(request.context.asking, "/ask/now")
 
 
 def send(request: PageRequest) -> Response:

@@ -22,10 +22,7 @@ def model(request: PageRequest) -> Response:
 
 def now(request: PageRequest) -> Response:
     """How far the work is; the whole page once it is done."""
-    state = request.context.work.state
-    if state is None or not state.running:
-        return Response(headers={"HX-Refresh": "true"})
-    return request.render("work_now.html.j2", state=state, now="/model/now")
+    return request.progress(request.context.work, "/model/now")
 
 
 def train(request: PageRequest) -> Response:
