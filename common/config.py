@@ -103,6 +103,12 @@ class DataConfig(Section):
     person_column: str = setting(
         "", "The column of a FILE or HUB_ID that names each row's person; empty for the usual names."
     )
+    partition: str = setting(
+        "",
+        "Deal the choices of a FILE or HUB_ID out to made-up people, whoever made them: iid:PEOPLE, or "
+        "dirichlet:PEOPLE:ALPHA:COLUMN by the values of a column.",
+        added=True,
+    )
     test: str = setting(
         "",
         "The pairs to test on, as a FILE or HUB_ID; what dataset names is then for training and validation.",

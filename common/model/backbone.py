@@ -19,19 +19,16 @@ from torch import nn
 
 from penchant.common.config import ModelConfig
 from penchant.common.errors import BaseModelError, ConfigError, PenchantError
-from penchant.common.model.base_models import (
-    HUB_ID,
+from penchant.common.model.base_models import HUB_ID, TOKENIZER_FILES, only_model_files, resolve
+from penchant.common.model.log_probability import Unembedding
+from penchant.common.model.modules import find_blocks
+from penchant.common.model.packaged_models import (
     PUBLISHED,
     SMOLLM2,
     SMOLLM2_FILE,
-    TOKENIZER_FILES,
-    only_model_files,
     package_folder,
-    resolve,
     unpacked_smollm2,
 )
-from penchant.common.model.log_probability import Unembedding
-from penchant.common.model.modules import find_blocks
 from penchant.common.printable import one_line
 
 ENCODER, LANGUAGE_MODEL = "encoder", "language_model"

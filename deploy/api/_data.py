@@ -52,6 +52,7 @@ def load_preferences(
     person_column: str | None = None,
     test: str | Path = "",
     columns: Mapping[str, str] | None = None,
+    partition: str = "",
     name: str = "in memory",
 ) -> LoadedFederation:
     """Load people's preferences and split those of each person into training, validation and test pairs.
@@ -73,6 +74,8 @@ def load_preferences(
         test: for files and the hub: the pairs to test on, as a file, a folder or "owner/name"; `source` is
             then for training and validation.
         columns: for files and the hub: other names of columns, such as {"prompt": "question"}.
+        partition: for files and the hub: deal the choices out to made-up people, as "iid:20", or as
+            "dirichlet:20:0.5:subset" by the values of a column.
         name: what results call preferences that come from memory.
 
     Raises:
@@ -95,6 +98,7 @@ def load_preferences(
         person_column="" if person_column is None else person_column,
         test=str(test),
         columns=tuple(f"{wanted}={column}" for wanted, column in (columns or {}).items()),
+        partition=partition,
         bad_rows=bad_rows,
     )
     if isinstance(source, Iterator):
@@ -113,9 +117,9 @@ def _load(source: object, settings: DataConfig, seed: int) -> LoadedFederation:
     if by_name:
         found = datasets.configured(settings, seed)
     else:
-        if settings.test or settings.columns:
+        if settings.test or settings.columns or settings.partition:
             raise DataError(
-                "test and columns are for files and the hub; name the columns of preferences in "
+                "test, columns and partition are for files and the hub; name the columns of preferences in "
                 "memory as usual, and say in a column split which part a row is for"
             )
         sizes = Sizes(settings.pairs, settings.validation_pairs, settings.test_pairs, settings.time_cutoff)

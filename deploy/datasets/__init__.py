@@ -34,6 +34,7 @@ from penchant.deploy.datasets.loader import (
     dataset_names,
     register_dataset,
 )
+from penchant.deploy.datasets.partitions import Partition
 from penchant.deploy.datasets.prepared import Prepared, to_federation
 
 __all__ = [
@@ -75,6 +76,7 @@ def load(
     person_column: str | None = None,
     test: str | Path = "",
     columns: Mapping[str, str] | None = None,
+    partition: str = "",
 ) -> Federation:
     """Everybody's training, validation and test pairs.
 
@@ -95,6 +97,8 @@ def load(
         person_column: files and hub only: the column that names the person, if it is not a usual one.
         test: files and hub only: what is the test part, and ``source`` is for training and validation only.
         columns: files and hub only: {a column's usual name: its name here}.
+        partition: files and hub only: how choices are dealt out to made-up people, as `Partition.parse` reads
+            it; empty where they are those of real ones.
 
     Raises:
         DataError: unknown data set, bad rows, people without pairs or with one class, or numbers out of
@@ -105,8 +109,9 @@ def load(
     name = loader.name or str(source)
     if masked:
         loader = _masked(loader, name)
+    dealt = Partition.parse(partition) if partition else None
     request = DataRequest(
-        name, path, sizes, seed, bad_rows, clients, person_column, str(test), dict(columns or {})
+        name, path, sizes, seed, bad_rows, clients, person_column, str(test), dict(columns or {}), dealt
     )
     loader.check(request)
     drawn = None if loader.chooses_people else clients
@@ -127,6 +132,7 @@ def configured(data: DataConfig, seed: int) -> Federation:
         person_column=data.person_column or None,
         test=data.test,
         columns=column_names(data.columns),
+        partition=data.partition,
     )
 
 

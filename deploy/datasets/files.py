@@ -39,6 +39,12 @@ def prepare(asked: DataRequest) -> Prepared:
         labelled += [replace(row, part="test") for row in tested.labelled]
         notes = [*notes, *(note for note in tested.notes if note not in notes)]
     report = log.finish(asked.source)
+    if asked.partition is not None:
+        labelled = asked.partition.deal(labelled, asked.source, asked.seed)
+        notes = [
+            *notes,
+            f"the {asked.partition.people} people are made up: {asked.source} was dealt out to them",
+        ]
     people, shortfalls, caveats = people_of(labelled, asked.source, asked.sizes, asked.seed)
     name = Path(asked.source).stem
     strict = asked.bad_rows == "refuse"
@@ -46,11 +52,12 @@ def prepare(asked: DataRequest) -> Prepared:
 
 
 def _read(source: str, path: Path | None, log: RowLog, asked: DataRequest) -> Found:
+    column = asked.partition.column or None if asked.partition else asked.person_column
     if path is not None:
-        return read_choices(path, log, person_column=asked.person_column, columns=asked.columns)
+        return read_choices(path, log, person_column=column, columns=asked.columns)
     hub_id, _, split = source.partition(":")
     rows = HubSource(hub_id, split=split or "train").rows(None, log)
-    return choices_of_rows(rows, log, person_column=asked.person_column, columns=asked.columns)
+    return choices_of_rows(rows, log, person_column=column, columns=asked.columns)
 
 
 def _local(source: str) -> Path | None:

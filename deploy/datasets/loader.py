@@ -10,6 +10,7 @@ from penchant.common.data.row_files import BadRows
 from penchant.common.data.splits import Sizes
 from penchant.common.errors import DataError
 from penchant.common.registry import Registry
+from penchant.deploy.datasets.partitions import Partition
 from penchant.deploy.datasets.prepared import Prepared
 
 __all__ = ["DataRequest", "DatasetLoader", "dataset", "dataset_names", "register_dataset"]
@@ -29,6 +30,7 @@ class DataRequest:
         person_column: the column that names the person; None for the usual names.
         test: a file, folder or hub id that is the test part; empty where the data are split.
         columns: {the name that a reader looks for: the column that holds it}.
+        partition: how choices are dealt out to made-up people; None where they are those of real ones.
     """
 
     source: str
@@ -40,6 +42,7 @@ class DataRequest:
     person_column: str | None
     test: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
+    partition: Partition | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class DatasetLoader:
         chooses_people: whether it picks or makes the people itself, as many as are asked for; otherwise they
             are drawn from everybody it gives.
         takes_person_column: whether a column that names the person may be given, and names of other
-            columns and a test part.
+            columns, a test part, and made-up people.
         masked: the name of the same data without hints at the person in its texts; empty where there is none.
     """
 
@@ -72,8 +75,14 @@ class DatasetLoader:
         """DataError when something is asked for that this data set does not accept."""
         if request.person_column is not None and not self.takes_person_column:
             raise DataError(f"{request.source!r} knows its people; a person column is for files and hub ids")
-        if (request.test or request.columns) and not self.takes_person_column:
-            what = "a test part" if request.test else "names of columns"
+        if request.person_column is not None and request.partition is not None:
+            raise DataError("a partition makes its people up; drop the person column, or the partition")
+        extras = {
+            "a test part": request.test,
+            "names of columns": request.columns,
+            "a partition": request.partition,
+        }
+        for what in (name for name, given in extras.items() if given and not self.takes_person_column):
             raise DataError(f"{request.source!r} is split and read in its own way; drop {what}")
         if self.needs_folder and request.path is None:
             raise DataError(f"{self.name!r} is read from a local copy; write {self.name}:FOLDER")

@@ -15,7 +15,7 @@ import torch
 
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.errors import BaseModelError
-from penchant.common.model import backbone, base_models
+from penchant.common.model import backbone, base_models, packaged_models
 from penchant.common.model.backbone import load_backbone, load_generator
 from penchant.common.model.base_models import base_digest, digest_of
 from penchant.common.model.modules import find_adapted, find_blocks
@@ -301,10 +301,10 @@ def test_broken_weights(tiny_model, tmp_path: Path) -> None:
 def test_wrong_digest_of_the_default_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"other weights")
-    monkeypatch.setattr(base_models, "package_folder", lambda _: tmp_path)
+    monkeypatch.setattr(packaged_models, "package_folder", lambda _: tmp_path)
     assert "wrong sha256" in refused("all-MiniLM-L6-v2")
 
 
 def test_smollm2_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base_models, "package_folder", lambda _: None)
+    monkeypatch.setattr(packaged_models, "package_folder", lambda _: None)
     assert "pip install" in refused("smollm2-135m")

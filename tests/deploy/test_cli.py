@@ -17,7 +17,8 @@ from support.tastes import write_choices
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, DataError
-from penchant.common.model import base_models
+from penchant.common.model import packaged_models
+from penchant.common.model.base_models import resolve
 from penchant.common.settings import section_table
 from penchant.deploy import run_directory
 from penchant.deploy.cli.main import app, main
@@ -275,7 +276,7 @@ def test_a_base_model_whose_digest_is_wrong(
     refused: Callable[..., str], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A copy of MiniLM's package with one bit of its weights flipped."""
-    package, _ = base_models.resolve(base_models.DEFAULT_MODEL)
+    package, _ = resolve(packaged_models.DEFAULT_MODEL)
     copy = tmp_path / "package" / "model"
     copy.mkdir(parents=True)
     for path in package.iterdir():
@@ -284,11 +285,11 @@ def test_a_base_model_whose_digest_is_wrong(
     weights = bytearray((package / "model.safetensors").read_bytes())
     weights[len(weights) // 2] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
-    monkeypatch.setattr(base_models, "package_folder", lambda name: copy.parent)
-    line = refused(*tiny, "--base-model", base_models.DEFAULT_MODEL, "--out", "run")
+    monkeypatch.setattr(packaged_models, "package_folder", lambda name: copy.parent)
+    line = refused(*tiny, "--base-model", packaged_models.DEFAULT_MODEL, "--out", "run")
     assert "model.safetensors has the wrong sha256; install its package again" in line
     (copy / "model.safetensors").unlink()
-    line = refused(*tiny, "--base-model", base_models.DEFAULT_MODEL, "--out", "run")
+    line = refused(*tiny, "--base-model", packaged_models.DEFAULT_MODEL, "--out", "run")
     assert line.startswith('base model "all-MiniLM-L6-v2" has no file ')
 
 

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for tests/suppor
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 from support.scene import announcement
 
 from penchant.client.agent.policy import OwnerPolicy
@@ -185,9 +186,11 @@ def sides(pair: Preference) -> tuple[tuple[str, str, str], int]:
 
 def auc(scores: NDArray[np.float64], inside: NDArray[np.bool_]) -> float:
     """Area under the curve: how often somebody's candidate scores above one that is nobody's."""
-    above = scores[inside][:, None] > scores[~inside][None, :]
-    same = scores[inside][:, None] == scores[~inside][None, :]
-    return float((above + same / 2).mean())
+    within, without = int(inside.sum()), int((~inside).sum())
+    above = (
+        rankdata(scores)[inside].sum() - within * (within + 1) / 2
+    )  # Mann and Whitney's U; ties are halves
+    return float(above / (within * without))
 
 
 def fish(

@@ -1,7 +1,8 @@
 """Was somebody in the federation? `python tests/experiments/membership.py --json FILE [--shadows 48]`.
 
-Senate, share lore. Each of `--shadows` federations trains on a half of the people, drawn anew; a server that
-knows somebody's choices asks whether they are in. It sees the factors of every round, and so the sums.
+Share lore, over the people of `--people`: `senate`, or `taught`, a thousand made-up ones (many_people.py).
+Each of `--shadows` federations trains on a half of the people, drawn anew; a server that knows somebody's
+choices asks whether they are in. It sees the factors of every round, and so the sums.
 Two statistics for each person and federation:
 
 - *sums*: the inner product of what the person would have sent in each round with what the sum said, the best
@@ -12,7 +13,7 @@ Each is judged by the likelihood ratio of two Gaussians, fitted on the other fed
 without (Carlini, Chien, Nasr, Song, Terzis and Tramer, "Membership inference attacks from first principles",
 IEEE S&P 2022, online attack with a common variance). Reported are the area under the curve and the rate of
 hits at 0.1 % false alarms, over all people and federations, with 95 % intervals by resampling people.
---page FILE writes the table.
+--json keeps the figures by people; --page FILE writes the table of all that it holds.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.crypto.entropy import SeededEntropy
 from penchant.common.data.preferences import Person
+from penchant.common.data.splits import Sizes
 from penchant.deploy import datasets
 from penchant.deploy.recipes import recipe
 
 from fishing import auc  # isort: skip
+from many_people import taught  # isort: skip
 from marked_page import write  # isort: skip
 from noised_fleet import Fleet, Pairs, ring_sum  # isort: skip
 
@@ -42,6 +45,8 @@ EPSILON, DELTA = 8.0, 1e-5
 ROUNDS, CLIP, RATE, FIT = 10, 1.0, 3.0, 10  # what private_utility.py finds best at epsilon 8
 STATISTICS = ("sums", "final factors")
 FALSE_ALARMS = 0.001
+PEOPLE = ("senate", "taught")
+SIZES = Sizes(pairs=20, validation_pairs=1, test_pairs=1)  # of those who are made up
 Matrix = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
@@ -59,6 +64,7 @@ def setting(epsilon: float) -> RunConfig:
             "federation.warmup_rounds": 0,
             "federation.server_optimizer": "fedavg",
             "federation.server_lr": RATE,
+            "privacy.group_size": 1000,
             "training.final_fit_epochs": FIT,
         }
     )
@@ -122,15 +128,21 @@ def judged(values: Matrix, inside: Flags) -> dict[str, tuple[float, float, float
     }
 
 
-def measured(path: Path, shadows: int, only_show: bool) -> dict[str, list[Any]]:
+def people_of(name: str) -> Sequence[Person]:
+    """The people of one of `PEOPLE`."""
+    if name == "taught":
+        return taught(1000, SIZES, 0).people
+    return datasets.configured(setting(0.0).data, 0).people
+
+
+def measured(path: Path, people: Sequence[Person], shadows: int) -> dict[str, list[Any]]:
     """By epsilon: for each shadow who is inside and both statistics; kept in `path`."""
     found: dict[str, list[Any]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
     cache = ModelCache()
     for epsilon in (EPSILON, 0.0):
         rows = found.setdefault(f"{epsilon:g}", [])
         config = setting(epsilon)
-        people = datasets.configured(config.data, 0).people if not only_show else ()
-        for seed in range(len(rows), shadows) if not only_show else ():
+        for seed in range(len(rows), shadows):
             order = np.random.default_rng([seed, 5]).permutation(len(people))
             inside = np.zeros(len(people), bool)
             inside[order[: len(people) // 2]] = True
@@ -155,37 +167,42 @@ def summary(found: dict[str, list[Any]]) -> dict[str, Any]:
     return told
 
 
-def table(told: dict[str, Any]) -> list[str]:
+def table(told: dict[str, dict[str, Any]]) -> list[str]:
+    """What was found over all people, in Markdown."""
     lines = [
-        "| the server judges by | noise | area under the curve | hits at 0.1 % false alarms |",
-        "|---|---|---|---|",
+        "| people | the server judges by | noise | area under the curve | hits at 0.1 % false alarms |",
+        "|---|---|---|---|---|",
     ]
-    for name in STATISTICS:
-        for epsilon, title in (("0", "none"), (f"{EPSILON:g}", f"ε = {EPSILON:g}")):
-            own = told.get(epsilon, {}).get(name)
-            cells = ["–", "–"]
-            if own:
-                cells = [
-                    "{:.3f} ({:.3f} … {:.3f})".format(*own["auc"]),
-                    "{:.1%} ({:.1%} … {:.1%})".format(*own["hits"]),
-                ]
-            lines.append(f"| {name} | {title} | {' | '.join(cells)} |")
+    for people, found in told.items():
+        for name in STATISTICS:
+            for epsilon, title in (("0", "none"), (f"{EPSILON:g}", f"ε = {EPSILON:g}")):
+                lines.append(f"| {people} | {name} | {title} | {cells(found.get(epsilon, {}).get(name))} |")
     return lines
+
+
+def cells(own: dict[str, tuple[float, float, float]] | None) -> str:
+    """Both figures with their intervals; dashes for nothing."""
+    if own is None:
+        return "– | –"
+    area, hits = "{:.3f} ({:.3f} … {:.3f})", "{:.1%} ({:.1%} … {:.1%})"
+    return f"{area.format(*own['auc'])} | {hits.format(*own['hits'])}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--people", default=PEOPLE[0], choices=PEOPLE)
     parser.add_argument("--shadows", type=int, default=48)
     parser.add_argument("--work", type=Path, help="where each shadow's statistics are kept, to go on from")
     parser.add_argument("--json", type=Path, required=True, help="the file for the figures")
     parser.add_argument("--page", type=Path)
     parser.add_argument("--only-show", action="store_true", help="compute nothing, show what --json holds")
     given = parser.parse_args()
+    told: dict[str, Any] = json.loads(given.json.read_text("utf-8")) if given.json.exists() else {}
     if not given.only_show:
-        kept = given.work or given.json.with_suffix(".shadows.json")
-        told = summary(measured(kept, given.shadows, only_show=False))
+        kept = given.work or given.json.with_suffix(f".{given.people}.shadows.json")
+        told[given.people] = summary(measured(kept, people_of(given.people), given.shadows))
         given.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    lines = table(json.loads(given.json.read_text("utf-8")))
+    lines = table(told)
     print("\n".join(lines))
     if given.page:
         write(given.page, "membership", lines)

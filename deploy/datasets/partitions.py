@@ -1,0 +1,108 @@
+"""Choices that name nobody, dealt out to made-up people.
+
+Data without persons can still show how a federation behaves. Whose choices alike people are is then the
+experimenter's word, and results say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from penchant.common.data.splits import seeded
+from penchant.common.data.trl_format import Labelled
+from penchant.common.errors import DataError
+
+__all__ = ["Partition"]
+
+LEAST = 4  # rows of a made-up person
+DRAWS = 100  # of proportions, until everybody has so many
+_FORMS = "write iid:PEOPLE, or dirichlet:PEOPLE:ALPHA:COLUMN, as in dirichlet:20:0.5:subset"
+
+
+@dataclass(frozen=True)
+class Partition:
+    """How rows are dealt out.
+
+    Args:
+        people: how many there are.
+        column: the column by whose values rows differ; empty where all rows are alike.
+        alpha: the concentration of the Dirichlet distribution: people are the more different the smaller.
+    """
+
+    people: int
+    column: str = ""
+    alpha: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Partition:
+        """``iid:PEOPLE`` or ``dirichlet:PEOPLE:ALPHA:COLUMN``. DataError for anything else."""
+        kind, _, rest = text.partition(":")
+        try:
+            if kind == "iid":
+                return cls(cls._count(rest))
+            if kind == "dirichlet":
+                people, alpha, column = rest.split(":", 2)
+                found = cls(cls._count(people), column, float(alpha))
+                if column and 1e-3 <= found.alpha <= 1e6:
+                    return found
+        except ValueError:
+            pass
+        raise DataError(f"data.partition is {text!r}; {_FORMS} (ALPHA from 0.001 to 1000000)")
+
+    @staticmethod
+    def _count(text: str) -> int:
+        people = int(text)
+        if not 2 <= people <= 1_000_000:
+            raise ValueError(text)
+        return people
+
+    def deal(self, rows: Sequence[Labelled], source: str, seed: int) -> list[Labelled]:
+        """The rows in their order, each with a made-up person's name in place of its own.
+
+        iid: everybody gets as many rows, drawn from all. dirichlet: of the rows of each value of the column
+        everybody gets a part of their own, and these parts are drawn from a Dirichlet distribution (Yurochkin
+        et al., ICML 2019); drawn again until everybody has a few.
+
+        Raises:
+            DataError: there are too few rows for so many people, or rows without a value.
+        """
+        if len(rows) < LEAST * self.people:
+            raise DataError(
+                f"{source} has {len(rows)} choices, too few for {self.people} people; ask for "
+                f"{len(rows) // LEAST} people or fewer (data.partition)"
+            )
+        owners = self._by_value(rows, source, seed) if self.column else self._evenly(len(rows), seed)
+        digits = len(str(self.people - 1))
+        return [
+            replace(row, person=f"person {owner:0{digits}}") for row, owner in zip(rows, owners, strict=True)
+        ]
+
+    def _evenly(self, rows: int, seed: int) -> list[int]:
+        owners = [at % self.people for at in range(rows)]
+        seeded(seed, "partition").shuffle(owners)
+        return owners
+
+    def _by_value(self, rows: Sequence[Labelled], source: str, seed: int) -> list[int]:
+        places: dict[str, list[int]] = {}
+        for at, row in enumerate(rows):
+            if row.person is None:
+                raise DataError(
+                    f"{source} has rows without {self.column!r}, by which they are to be dealt out"
+                )
+            places.setdefault(row.person, []).append(at)
+        draw = np.random.default_rng(seeded(seed, "partition").getrandbits(64))
+        for _ in range(DRAWS):
+            owners = np.zeros(len(rows), np.int64)
+            for own in places.values():
+                parts = draw.dirichlet(np.full(self.people, self.alpha))
+                ends = (np.cumsum(parts)[:-1] * len(own)).round().astype(int)
+                owners[draw.permutation(own)] = np.searchsorted(ends, np.arange(len(own)), side="right")
+            if np.bincount(owners, minlength=self.people).min() >= LEAST:
+                return [int(owner) for owner in owners]
+        raise DataError(
+            f"with alpha {self.alpha:g} some of {self.people} people have fewer than {LEAST} choices of "
+            f"{len(rows)}; ask for fewer people or a larger alpha (data.partition)"
+        )
