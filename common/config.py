@@ -460,6 +460,15 @@ class FederationConfig(Section):
         high=3000,
         added=True,
     )
+    dropout: float = setting(
+        0.0,
+        "The fraction of simulated devices that fall silent in an attempt of a round, in an exchange that is "
+        "drawn.",
+        low=0,
+        high=0.5,
+        simulated=True,
+        added=True,
+    )
     attempts: int = setting(3, "How often a round is tried, each time with fresh keys.", low=1, high=100)
     server_optimizer: ServerOptimizerName = setting(
         "fedavg",
@@ -608,6 +617,11 @@ class RunConfig(Section):
                 f'share "{self.adapter.share}" has no split to warm up for; set federation.warmup_rounds to '
                 "0",
                 about=("federation.warmup_rounds",),
+            )
+        if self.federation.dropout and self.grid == "ray":
+            raise ConfigError(
+                "federation.dropout is for devices in this process; set grid to local, or dropout to 0",
+                about=("federation.dropout", "grid"),
             )
 
     @classmethod

@@ -23,7 +23,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["Fault", "InProcessGrid", "Recorder", "message_bytes"]
+__all__ = ["Fault", "InProcessGrid", "Recorder", "Silence", "message_bytes"]
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,10 @@ def message_bytes(message: Message) -> bytes:
     return serialised
 
 
+Silence = Callable[[int, str, str], bool]
+"""(node id, message type, group id) -> True when this client is silent, as `Fault`; of simulated fleets."""
+
+
 class InProcessGrid(Grid):
     """Serves `clients` node ids 1000, 1001, … with one ClientApp, `workers` at a time."""
 
@@ -57,11 +61,13 @@ class InProcessGrid(Grid):
         workers: int,
         recorder: Recorder | None = None,
         fault: Fault | None = None,
+        silent: Silence | None = None,
         run_config: Mapping[str, bool | float | int | str] | None = None,
     ) -> None:
         self._app = app
         self._recorder = recorder
         self._fault = fault
+        self._silent = silent
         self._run = Run.create_empty(1)
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="client")
         self._pending: dict[str, Future[bytes]] = {}
@@ -165,12 +171,18 @@ class InProcessGrid(Grid):
         node = pushed.metadata.dst_node_id
         message = message_from_proto(MessageProto.FromString(message_bytes(pushed)))
         context = self._contexts.get(node)
-        if context is None or (self._fault is not None and self._fault(node, message.metadata.message_type)):
+        if context is None or self._unreachable(message):
             reply = Message(Error(NODE_UNAVAILABLE, "node unavailable"), reply_to=message)
         else:
             reply = self._answer(message, context)
         data: bytes = message_bytes(reply)
         return data
+
+    def _unreachable(self, message: Message) -> bool:
+        told = message.metadata
+        if self._fault is not None and self._fault(told.dst_node_id, told.message_type):
+            return True
+        return self._silent is not None and self._silent(told.dst_node_id, told.message_type, told.group_id)
 
     def _answer(self, message: Message, context: Context) -> Message:
         """What the client sends."""

@@ -14,11 +14,13 @@ from flwr.app import Context, RecordDict
 from numpy.typing import NDArray
 
 from penchant.client.agent.flower_app import build_app
+from penchant.common.config import RunConfig
 from penchant.common.errors import JournalError, RunDirectoryError
 from penchant.common.storage import write_durably
 from penchant.deploy import run_directory
-from penchant.deploy.flower.in_process_grid import Fault, InProcessGrid
+from penchant.deploy.flower.in_process_grid import Fault, InProcessGrid, Silence
 from penchant.deploy.simulation.devices import Score, SimulatedDevices
+from penchant.deploy.simulation.dropouts import Dropouts
 from penchant.deploy.simulation.newcomers import ColdStart, cold_start
 from penchant.deploy.simulation.person_scores import PEOPLE_FILE, table_of
 from penchant.deploy.simulation.recorder import MessageRecorder
@@ -154,6 +156,12 @@ def final_factors(world: SimulationSetup, journal: Journal | JournalReader) -> N
     return announced_factors(world.config.plan("close", len(world.federation.people)), found[1])
 
 
+def _silent(config: RunConfig) -> Silence | None:
+    """Who falls silent; None where nobody does."""
+    rate = config.federation.dropout
+    return Dropouts(rate, config.seed, config.privacy.secagg) if rate else None
+
+
 def _run_in_process(
     world: SimulationSetup,
     directory: Path,
@@ -172,6 +180,7 @@ def _run_in_process(
             workers=worker_count(world.config),
             recorder=wire.record,
             fault=fault,
+            silent=_silent(world.config),
         )
         try:
             run = open_run(world, journal, fleet, observe)
