@@ -44,4 +44,4 @@ class Dropouts:
         if stage == STATUS or stage not in stages:
             return False
         draw = np.random.default_rng([self.seed, node, *(int(part) for part in group.split("."))])
-        return bool(draw.random() < self.rate) and stages.index(stage) >= draw.integers(len(stages))
+        return bool(draw.random() < self.rate and stages.index(stage) >= draw.integers(len(stages)))
