@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from penchant._runs import Callback as Callback
     from penchant._runs import compare as compare
     from penchant._runs import simulate as simulate
+    from penchant._tracking import Tracker as Tracker
     from penchant.common.config import RunConfig as RunConfig
     from penchant.common.data.preferences import Federation as Federation
     from penchant.common.data.preferences import Person as Person
@@ -74,6 +75,7 @@ _PLACES = {
     "RoundFailed": "penchant.common.errors",
     # Extension points (docs/plugins.md)
     "Callback": "penchant._runs",
+    "Tracker": "penchant._tracking",
     "RoundSummary": "penchant.deploy.simulation.result",
     "Objective": "penchant.common.objectives",
     "LogProbabilities": "penchant.common.objectives",
@@ -122,6 +124,7 @@ __all__ = [
     "Side",
     "SimulationResult",
     "Start",
+    "Tracker",
     "UsageError",
     "__version__",
     "compare",

@@ -43,6 +43,9 @@ class Callback:
     def on_round(self, summary: RoundSummary, last: int) -> None:
         """A round is finished; `last` is the number of the closing round."""
 
+    def on_result(self, result: SimulationResult) -> None:
+        """A simulation has its result; of a comparison, no result of a single run is told."""
+
 
 class _CallbackProgress(ComparisonProgress):
     """Passes on to callbacks what a run reports."""
@@ -108,7 +111,10 @@ def simulate(
         command=_call("simulate", data, asked),
         write_report=None if out is None else write_report,
     )
-    return SimulationResult._of(found, directory, world, kept)
+    result = SimulationResult._of(found, directory, world, kept)
+    for callback in callbacks:
+        callback.on_result(result)
+    return result
 
 
 def compare(
