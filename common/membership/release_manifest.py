@@ -4,8 +4,8 @@ A manifest names the round of a run that the authority signed, the digest of the
 fetches, the base model and the plan that belong to them, what the run has cost in privacy by then, how many
 people and choices are behind it, and how accurate these very factors were. The server asks for a signature
 with a `ReleaseRequest`, a file; the authority gives the number and the signature, and answers with a
-`SignedRelease`. A device fetches a `ReleaseOffer` with a `ReleaseAsk`, and uses the newest manifest in it that
-is meant for it.
+`SignedRelease`. A device fetches a `ReleaseOffer` with a `ReleaseAsk`, and uses the newest manifest in it
+that is meant for it.
 
 Epsilon, counts and accuracy are what the server says: the authority can't check them. It does check that run,
 base model and plan are those of a run manifest that it signed.
@@ -158,6 +158,11 @@ class ReleaseContents:
     def is_canary(self) -> bool:
         """Whether only a part of the devices use it."""
         return self.share < EVERYBODY
+
+    def is_same_model(self, other: ReleaseContents) -> bool:
+        """Whether a device that uses the one has nothing to fetch for the other."""
+        mine = self.run, self.round, self.base, self.plan, self.factors
+        return mine == (other.run, other.round, other.base, other.plan, other.factors)
 
     def reaches(self, member: int) -> bool:
         """Whether it is meant for this member: for always the same part of them, another one for each
