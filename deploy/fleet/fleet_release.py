@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from penchant.common.errors import JournalError, UsageError
 from penchant.common.foreign_files import read_json
@@ -38,7 +39,7 @@ __all__ = [
 
 FLEET_RELEASE = "release.json"
 FILE_MOST = 4096  # bytes
-_NEWER = {"canary": "", "share": 0}  # not in files of an earlier version
+_NEWER: dict[str, Any] = {"canary": "", "share": 0}  # not in files of an earlier version
 
 
 def read(server: Path) -> FleetRelease:

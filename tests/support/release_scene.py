@@ -1,4 +1,4 @@
-"""A fleet with a finished run, an authority and devices: what a release needs, on one disk, in one process."""
+"""A fleet with a finished run, an authority and devices, on one disk and in one process: to release."""
 
 from __future__ import annotations
 
