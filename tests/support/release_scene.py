@@ -62,7 +62,7 @@ class ReleaseScene:
         authority_store = AuthorityStore.init(place / "authority")
         server_directory = ServerDirectory.create(
             place / "server",
-            ServerSettings(addresses=("fleet.example",), **settings.pop("server", {})),
+            ServerSettings(**{"addresses": ("fleet.example",), **settings.pop("server", {})}),
             authority_store.authority.public_key,
             authority_store.latest(),
         )
