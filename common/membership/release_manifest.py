@@ -77,13 +77,13 @@ class ReleaseAccuracy:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseContents:
-    """What the server wants to have signed. Times are Unix seconds.
+    """What the server wants to have signed.
 
     Attributes:
         id: 16 bytes drawn anew for each request: the same release again, by a rollback say, has another.
         fleet: the digest of the authority's key.
         name: how the fleet calls the release, as in run-1:release-2.
-        rollback: whether the fleet goes back to it from a newer one. Without it no device goes back.
+        rollback: whether devices may have one that was made later. Without it no device goes back.
         share: which part of the devices use it, in ten-thousandths: `EVERYBODY`, or a canary's part.
         run: the run's id.
         round: the round that ended with these factors.
@@ -100,7 +100,7 @@ class ReleaseContents:
         contributions: how many there are in the sums of all of them, a person once for each round.
         choices: how many choices to learn from there are in that last sum.
         accuracy: one record, or none where nobody measured these factors yet.
-        promoted: when the release was made.
+        promoted: when the release was made, in milliseconds, so that one is older than another.
     """
 
     id: RunId
@@ -138,7 +138,7 @@ class ReleaseContents:
             and 0 < self.rounds <= self.round
             and 0 < self.size <= MAX_FACTORS
             and self.size % 4 == 0
-            and self.promoted <= _LATEST
+            and self.promoted <= 1000 * _LATEST
             and tuple(one.name for one in self.privacy) in ((), _PROMISES)
             and all(_is_number(one.value) for one in self.privacy)
             and all(_is_sound(one) for one in self.accuracy)
@@ -178,7 +178,7 @@ class ReleaseContents:
         return (
             f"release {self.name}, round {self.round} of run {self.run.hex()}, {whom}",
             *(("it takes the fleet back to this release from a newer one",) if self.rollback else ()),
-            f"made {_shown(self.promoted)} (UTC); factors of {self.size} bytes, digest {self.factors.hex()}",
+            f"made {_shown(self.promoted // 1000)} (UTC); factors of {self.size} bytes, digest {self.factors.hex()}",
             f"base model {model}, digest {self.base.hex()[:16]}…",
             f"made of {self.rounds} rounds: {self.people} people and {self.choices} choices in the last sum, "
             f"{self.contributions} contributions in all",

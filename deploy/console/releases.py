@@ -58,7 +58,7 @@ class ReleasesOnThisMachine:
                 )
             again = self._can_repeat()
             made = releases.roll_back(self._location.directory, number, by, again=again)
-            return self._used(made, EVERYBODY, rollback=True)
+            return self._used(made, EVERYBODY)
 
     def _turn(self) -> AbstractContextManager[None]:
         return releases.turn(self._server or self._location.directory)
@@ -82,7 +82,7 @@ class ReleasesOnThisMachine:
         last, mine = fleet_release.read(self._server).last, releases.current(self._location.directory)
         return mine is not None and last != releases.release_name(self._location.directory.name, mine.number)
 
-    def _used(self, release: Release, share: int, *, rollback: bool = False) -> Release:
+    def _used(self, release: Release, share: int) -> Release:
         """The same, which the fleet of a served run uses from now on, or tries first; the authority is asked
         to sign it unless the fleet holds another one."""
         if self._server is None:
@@ -94,7 +94,7 @@ class ReleasesOnThisMachine:
             held = fleet_release.tried(self._server, run, release.number, share).held
         if not held:
             name = releases.release_name(run, release.number)
-            release_signature.ask(ServerDirectory(self._server), name, share=share, rollback=rollback)
+            release_signature.ask(ServerDirectory(self._server), name, share)
         return release
 
     def export(self, round: int) -> bytes:

@@ -47,7 +47,7 @@ def ask_again(server_directory: ServerDirectory) -> str:
         if not now.used:
             raise UsageError("no release is in use yet; promote one first")
         if now.canary:
-            why = release_signature.ask(server_directory, now.canary, share=now.share)
+            why = release_signature.ask(server_directory, now.canary, now.share)
         else:
             why = release_signature.ask(server_directory, now.used)
         if why:

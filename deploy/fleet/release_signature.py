@@ -61,27 +61,25 @@ _ASKED, _EVERYBODY, _CANARY, _NOT_SIGNED = "asked", "everybody", "canary", "not-
 _REASON_MOST = 300  # characters
 
 
-def ask(
-    server_directory: ServerDirectory, name: str, *, share: int = EVERYBODY, rollback: bool = False
-) -> str:
+def ask(server_directory: ServerDirectory, name: str, share: int = EVERYBODY) -> str:
     """Ask the authority to sign a release, so that devices can fetch it; -> why it can't be asked, empty when
     it is.
 
-    name: RUN:release-NUMBER. share: of the devices, in ten-thousandths. rollback: whether the fleet goes back
-    to it; a release that is not its newest is gone back to in any case.
+    name: RUN:release-NUMBER. share: of the devices, in ten-thousandths.
     Whoever asks has the fleet's turn. What was asked before is asked no more, and a canary is offered no
     more: what its devices have they keep until there is something newer.
     """
     folder = server_directory.path / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     _take_back(server_directory, folder)
-    (folder / _CANARY).unlink(missing_ok=True)
     try:
-        contents, factors = _contents(server_directory, name, share, rollback)
+        contents, factors = _contents(server_directory, name, share)
     except PenchantError as error:
         why = one_line(str(error))[:_REASON_MOST]
         _write(folder / _NOT_SIGNED, why.encode())
         return why
+    finally:
+        (folder / _CANARY).unlink(missing_ok=True)
     asked = ReleaseRequest(contents)
     _write(folder / f"{contents.factors.hex()}.factors", factors)
     _write(folder / _ASKED, asked.encode())
@@ -152,9 +150,7 @@ def state(server_directory: ServerDirectory) -> OfferedRelease:
 # --- inner parts --------------------------------------------------------------------------------------
 
 
-def _contents(
-    server_directory: ServerDirectory, name: str, share: int, rollback: bool
-) -> tuple[ReleaseContents, bytes]:
+def _contents(server_directory: ServerDirectory, name: str, share: int) -> tuple[ReleaseContents, bytes]:
     """(what the authority is to sign, the numbers that devices fetch). A PenchantError where there is nothing
     that a device could start from."""
     directory, release = fleet_release.found(server_directory, name)
@@ -176,7 +172,7 @@ def _contents(
         id=token_bytes(16),
         fleet=authority_digest(server_directory.authority),
         name=name,
-        rollback=rollback or _is_older(server_directory, release),
+        rollback=_is_older(server_directory, release),
         share=share,
         run=manifest.run,
         round=release.round,
@@ -191,7 +187,7 @@ def _contents(
         contributions=sum(log.survivors for log in logs),
         choices=logs[-1].examples,
         accuracy=_accuracy(journal.logs(), release.round),
-        promoted=int(release.at),
+        promoted=_milliseconds(release),
     )
     contents.check()
     contents.check_run(manifest)
@@ -208,9 +204,15 @@ def _run_manifest(server_directory: ServerDirectory, directory: Path) -> RunMani
 
 
 def _is_older(server_directory: ServerDirectory, release: Release) -> bool:
-    """Whether any run has a release that was made after this one."""
+    """Whether devices may have a release that was made after this one."""
     runs = map(server_directory.run, server_directory.runs())
-    return any(int(one.at) > int(release.at) for directory in runs for one in releases(directory))
+    made = [_milliseconds(one) for directory in runs for one in releases(directory)]
+    made += [manifest.contents.promoted for _, manifest in _signed(server_directory)]
+    return max(made) > _milliseconds(release)
+
+
+def _milliseconds(release: Release) -> int:
+    return int(1000 * release.at)
 
 
 def _privacy(journal: JournalReader, round: int) -> tuple[PrivacyParameter, ...]:

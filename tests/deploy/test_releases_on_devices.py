@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -362,6 +363,8 @@ def test_what_is_not_the_fleet_s_release_changes_nothing(scene: ReleaseScene, li
         return httpx.Response(200, content=data if asked_for_numbers else offer)
 
     device = scene.device()
+    policy = device.directory / "policy.toml"
+    policy.write_text(re.sub(r"max_factor_ratio = .*", "max_factor_ratio = 1.0", policy.read_text()))
     before = device.vault.version(), device.vault.latest(), device.release()
     with pytest.raises(kind, match=words) as refused:
         fetch_release(

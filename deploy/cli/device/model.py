@@ -1,4 +1,4 @@
-"""`penchant device train`, `rank`, `best-of`, `release`, `status` and `export`: the owner's own model."""
+"""`penchant device train`, `rank`, `best-of`, `release`, `status`, `export`: the owner's own model."""
 
 from __future__ import annotations
 
@@ -138,8 +138,8 @@ def release(
 ) -> None:
     """Fetch the release that the fleet uses, check the authority's signature, and start from it.
 
-    Where choices are recorded, the personal part is fitted to them at once. The server learns that this device
-    has asked.
+    Where choices are recorded, the personal part is fitted to them at once. The server learns that this
+    device has asked.
     """
     from penchant.client.device.fetching import fetch_release
     from penchant.client.device.joining import KnownServer
