@@ -178,7 +178,8 @@ class ReleaseContents:
         return (
             f"release {self.name}, round {self.round} of run {self.run.hex()}, {whom}",
             *(("it takes the fleet back to this release from a newer one",) if self.rollback else ()),
-            f"made {_shown(self.promoted // 1000)} (UTC); factors of {self.size} bytes, digest {self.factors.hex()}",
+            f"made {_shown(self.promoted // 1000)} (UTC)",
+            f"factors of {self.size} bytes, digest {self.factors.hex()}",
             f"base model {model}, digest {self.base.hex()[:16]}…",
             f"made of {self.rounds} rounds: {self.people} people and {self.choices} choices in the last sum, "
             f"{self.contributions} contributions in all",

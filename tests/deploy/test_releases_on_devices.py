@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -19,12 +20,14 @@ from support.release_scene import RUN, ReleaseScene, now
 from penchant.client.device.device import Device
 from penchant.client.device.fetching import fetch_release
 from penchant.client.learning.newcomer import fit_newcomer
+from penchant.client.vault.budget import Room
 from penchant.common.config import Plan
 from penchant.common.errors import (
     AgreementError,
     BaseModelError,
     DeviceError,
     EnrolmentError,
+    JournalError,
     PenchantError,
     PolicyRefusal,
     UsageError,
@@ -35,10 +38,16 @@ from penchant.common.membership.release_manifest import (
     ReleaseContents,
     ReleaseManifest,
     ReleaseOffer,
+    ReleaseRequest,
+    SignedRelease,
+    _text,
     sign_release,
 )
 from penchant.common.model import announced
+from penchant.common.storage import in_turn
+from penchant.deploy.cli import authority as authority_commands
 from penchant.deploy.fleet import fleet_release, release_acts, release_signature, served_run
+from penchant.deploy.fleet.authority_inbox import PendingDecision, attend
 from penchant.deploy.fleet.backup import back_up, restore
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.server.journal_reader import JournalReader
@@ -343,11 +352,9 @@ LIES: dict[str, tuple[Change, type[PenchantError], str]] = {
 
 def _unchecked(scene: ReleaseScene, manifest: ReleaseManifest, **changes: Any) -> bytes:
     """What the authority would sign only with another program."""
-    from penchant.common.membership import release_manifest as made
-
     changed = replace(manifest, contents=replace(manifest.contents, **changes))
-    signature = scene.authority_store.authority.sign(made._text(changed))
-    return made.SignedRelease(changed, signature).encode()
+    signature = scene.authority_store.authority.sign(_text(changed))
+    return SignedRelease(changed, signature).encode()
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -427,8 +434,6 @@ def test_a_release_that_does_not_fit_the_disk_is_refused(scene: ReleaseScene) ->
 
 
 def _room() -> Any:
-    from penchant.client.vault.budget import Room
-
     return Room(row=1 << 30, most=1 << 20, runs=4, what="release")
 
 
@@ -485,8 +490,6 @@ def test_numbers_only_grow_and_the_same_request_gets_the_same_signature(scene: R
     scene.promote(2)
     (second,) = scene.offered()
     assert second.sequence > first.sequence
-    from penchant.common.membership.release_manifest import ReleaseRequest
-
     store, asked = scene.authority_store, ReleaseRequest(second.contents)
     assert store.sign_release(asked).manifest == second
     changed = replace(second.contents, people=1000)
@@ -582,3 +585,54 @@ def test_contents_that_contradict_themselves_are_refused(scene: ReleaseScene) ->
     ):  # fmt: skip
         with pytest.raises(AgreementError):
             replace(contents, **wrong).check()
+
+
+def test_the_authority_sees_what_a_release_is_before_it_signs(
+    scene: ReleaseScene, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.promote(1)
+    scene.releases.promote(2, "olga", 2500)
+    asked: list[PendingDecision] = []
+    monkeypatch.setattr("typer.confirm", lambda question: False)
+
+    def decide(decision: PendingDecision) -> bool:
+        asked.append(decision)
+        return authority_commands._granted(decision)
+
+    server = scene.server_directory
+    attend(scene.authority_store, server.requests, server.answers, decide)
+    (decision,) = asked
+    contents = release_signature._read_asked(server.path / "release")
+    assert contents is not None
+    assert (decision.kind, decision.who, decision.what) == ("release", contents.factors.hex(), contents.name)
+    said = capsys.readouterr().out
+    assert "for 25 % of the devices first" in said
+    assert contents.factors.hex() in said
+    scene.collect()
+    assert [manifest.contents.round for manifest in scene.offered()] == [1]
+
+
+# --- one after the other --------------------------------------------------------------------------
+
+
+def test_a_turn_is_waited_for_and_a_link_in_its_place_is_refused(tmp_path: Path) -> None:
+    lock, order = tmp_path / "lock", []
+
+    def enter(name: str) -> None:
+        with in_turn(lock, JournalError):
+            order.append(f"{name} in")
+            order.append(f"{name} out")
+
+    with in_turn(lock, JournalError):
+        threads = [threading.Thread(target=enter, args=(name,)) for name in "abc"]
+        for thread in threads:
+            thread.start()
+        order.append("first out")
+    for thread in threads:
+        thread.join()
+    assert order[0] == "first out"
+    assert [one[0] for one in order[1::2]] == [one[0] for one in order[2::2]]  # nobody between in and out
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(JournalError, match="can't work with"), in_turn(tmp_path / "link", JournalError):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
