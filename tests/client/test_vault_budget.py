@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from penchant.client.vault import budget
-from penchant.client.vault.budget import ALONE, RELEASED, FREE_LEAST, Room
+from penchant.client.vault.budget import ALONE, FREE_LEAST, RELEASED, Room
 from penchant.client.vault.vault import Vault
 from penchant.common.errors import DeviceError, PolicyRefusal, StageError
 
