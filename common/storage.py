@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ __all__ = [
     "claim_schema",
     "compact",
     "erase",
+    "in_turn",
     "overwrite_journal",
     "refuse_schema",
     "replace_erasing",
@@ -146,6 +148,25 @@ def overwrite_journal(path: Path, failure: type[PenchantError]) -> None:
             return
         except OSError as error:
             raise failure(f"can't overwrite {journal}: {error.strerror}; do it again") from None
+
+
+@contextmanager
+def in_turn(lock: Path, failure: type[PenchantError]) -> Iterator[None]:
+    """Wait until no other process or thread is inside for the same file `lock`, then be the one that is.
+
+    For what is read, thought about and written again in plain files. The file stays, empty; the turn ends
+    with the process, however it ends. Not to be entered twice by one thread. `failure` when the file can't be
+    made.
+    """
+    try:
+        descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise failure(f"can't work with {lock}: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_durably(path: Path, data: bytes) -> None:

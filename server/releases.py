@@ -10,6 +10,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from typing import Any
 from penchant.common.errors import JournalError, UsageError
 from penchant.common.foreign_files import read_json
 from penchant.common.printable import is_printable
-from penchant.common.storage import write_durably
+from penchant.common.storage import in_turn, write_durably
 
 __all__ = [
     "RELEASES",
     "FleetRelease",
+    "OfferedRelease",
     "Release",
     "current",
     "named_round",
@@ -30,9 +32,11 @@ __all__ = [
     "released",
     "releases",
     "roll_back",
+    "turn",
 ]
 
 RELEASES = "releases.json"
+_LOCK = ".releases.lock"
 FILE_MOST = 4 * 1024 * 1024  # bytes
 LARGEST, LATEST = 10**9, 32503680000.0  # of numbers; and the year 3000 in Unix seconds
 
@@ -55,16 +59,58 @@ class FleetRelease:
     """Which release a fleet uses, as "RUN:release-NUMBER"; empty for none.
 
     held: whether it stays, whatever is promoted. waiting: what was promoted meanwhile; empty for nothing.
+    canary: what a part of the devices tries first; empty for nothing. share: how large that part is, in
+    ten-thousandths of the devices.
     """
 
     used: str = ""
     held: bool = False
     waiting: str = ""
+    canary: str = ""
+    share: int = 0
 
     @property
     def last(self) -> str:
-        """What was chosen last: in use, or in use once the fleet holds no more; empty for none."""
-        return self.waiting or self.used
+        """What was chosen last: in use, tried by some, or in use once the fleet holds no more; empty for
+        none."""
+        return self.canary or self.waiting or self.used
+
+
+@dataclass(frozen=True)
+class OfferedRelease:
+    """What a fleet's devices can fetch, and what the authority was asked for last, by `release_name`.
+
+    Attributes:
+        everybody: what all devices can fetch; empty for nothing.
+        sequence: the number under which the authority signed that; 0 for nothing.
+        canary: what a canary's devices can fetch; empty for nothing.
+        canary_sequence: likewise.
+        asked: what waits for the authority's signature; empty for nothing.
+        why_not: why what was chosen last is not signed, where it does not wait; empty where it is.
+    """
+
+    everybody: str = ""
+    sequence: int = 0
+    canary: str = ""
+    canary_sequence: int = 0
+    asked: str = ""
+    why_not: str = ""
+
+    def state_of(self, name: str) -> str:
+        """Whether devices can fetch the release of this name, in words."""
+        if name == self.asked:
+            return "waits for the authority's signature"
+        if name == self.canary:
+            return f"signed as number {self.canary_sequence}, for some devices"
+        if name == self.everybody:
+            return f"signed as number {self.sequence}"
+        return "not signed"
+
+
+def turn(directory: Path) -> AbstractContextManager[None]:
+    """Be the only one who promotes, rolls back or holds in a directory: a fleet's, or that of a run without a
+    fleet. What two people choose at once is chosen one after the other."""
+    return in_turn(directory / _LOCK, JournalError)
 
 
 def releases(directory: Path) -> list[Release]:

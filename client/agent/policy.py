@@ -261,6 +261,14 @@ class OwnerPolicy(Section):
         """Everything in a plan that the owner does not allow, in words."""
         return [what for allowed, what in self._asked(plan) if not allowed]
 
+    def check_use(self, plan: Plan) -> None:
+        """PolicyRefusal when the owner does not allow a model of this plan on the device: what is loaded, how
+        texts are read, what is adapted and how it is trained. Nothing leaves for that, so what bounds sums
+        has no say."""
+        for allowed, what in self._using(plan):
+            if not allowed:
+                raise PolicyRefusal(what)
+
     def _asked(self, plan: Plan) -> Iterator[tuple[bool, str]]:
         """(whether the owner allows it, the refusal if not) for everything that a plan asks for and that
         shapes what a sum says. docs/threat-model.md#what-a-plan-can-ask argues for the rest."""
@@ -268,6 +276,14 @@ class OwnerPolicy(Section):
             bool(plan.dp_epsilon) or self.allow_exact_sums,
             "the run adds no noise to its sums; only the owner's policy may allow that (allow_exact_sums)",
         )
+        yield from self._using(plan)
+        yield self._at_most("clip", plan.clip, "max_clip")
+        yield self._at_most("weight a person", plan.max_weight, "max_weight")
+        yield self._at_least("seconds for training", plan.training_seconds, "min_training_seconds")
+        yield self._at_most("seconds for training", plan.training_seconds, "max_training_seconds")
+
+    def _using(self, plan: Plan) -> Iterator[tuple[bool, str]]:
+        """What is asked of a device that only has a model of this plan."""
         yield (
             plan.model.base_model in self.base_models,
             f"base model {plan.model.base_model!r} is not among those the owner allows",
@@ -275,10 +291,6 @@ class OwnerPolicy(Section):
         yield from self._reading(plan.model)
         yield from self._adapting(plan)
         yield from self._training(plan.training)
-        yield self._at_most("clip", plan.clip, "max_clip")
-        yield self._at_most("weight a person", plan.max_weight, "max_weight")
-        yield self._at_least("seconds for training", plan.training_seconds, "min_training_seconds")
-        yield self._at_most("seconds for training", plan.training_seconds, "max_training_seconds")
 
     def _reading(self, model: ModelConfig) -> Iterator[tuple[bool, str]]:
         """What is asked of how a response becomes a score."""

@@ -36,6 +36,15 @@ from penchant.client.device.conversation_form import learned_from_conversations
 from penchant.client.device.explaining import Explanation, explained
 from penchant.client.device.export import Export, export_peft
 from penchant.client.device.fitted import About, Fitted, personal_digest
+from penchant.client.device.known_release import (
+    RELEASE,
+    KeptRelease,
+    KnownRelease,
+    checked_release,
+    known_release,
+    newest_offered,
+    refuse_use,
+)
 from penchant.client.device.preference_store import (
     Added,
     PreferenceStore,
@@ -53,7 +62,7 @@ from penchant.client.learning.newcomer import fit_newcomer, prior_of
 from penchant.client.learning.trainer import Counts, LocalTrainer
 from penchant.client.learning.training_process import TrainingProcess
 from penchant.client.learning.workplace import InThisProcess, Workplace
-from penchant.client.vault.budget import ALONE, DiskUse
+from penchant.client.vault.budget import ALONE, RELEASED, DiskUse, Room
 from penchant.client.vault.fitted_store import FittedStore
 from penchant.client.vault.ownership import read_owned
 from penchant.client.vault.run_ledger import KnownRun
@@ -73,6 +82,7 @@ from penchant.common.errors import (
 )
 from penchant.common.membership.enrolment import Answer, LeaveNotice, Request, request
 from penchant.common.membership.identity import Identity, Membership, authority_digest
+from penchant.common.membership.release_manifest import ReleaseAsk, ReleaseManifest, ReleaseOffer
 from penchant.common.model.reward import Reading, joined
 from penchant.common.settings import Section, build_section, section_table
 from penchant.common.shares import EVERYONE_ALONE
@@ -250,6 +260,7 @@ class Report:
     ties: int = 0  # those whose keys are gone among them
     lost_ties: int = 0  # those
     other_settings: bool = False  # as of `Standing`
+    release: KnownRelease | None = None  # the newest that was meant for this device
 
 
 class Device:
@@ -479,7 +490,8 @@ class Device:
         """
         quality, unknown = self._quality() if judged else (None, "it was not looked at")
         latest = self.vault.latest()
-        run, number = (ALONE, 0) if latest is None else (latest[0], latest[1].round)
+        in_rounds = self.uses_rounds()
+        run, number = (latest[0].hex(), latest[1].round) if latest and in_rounds else ("", 0)
         rounds = {(joined, at) for joined, at, unmasked in self.vault.rounds() if unmasked}
         return Report(
             choices=len(self.store),
@@ -487,7 +499,7 @@ class Device:
             sources=self.store.sources(),
             member=self.member,
             absent=self._absent(),
-            run="" if run == ALONE else run.hex(),
+            run=run,
             round=number,
             rounds_joined=len(rounds),
             refused=tuple(self.vault.refusals()),
@@ -503,6 +515,7 @@ class Device:
             ties=self.store.count_ties(),
             lost_ties=self.store.lost_ties(),
             other_settings=self._other_settings(),
+            release=self.release(),
         )
 
     def privacy(self) -> PrivacyReport:
@@ -645,6 +658,74 @@ class Device:
         """What tells the server that this member left (`joining.tell_server`). Made before `leave` or
         `forget`: it needs the identity. UsageError when this device is in no fleet."""
         return LeaveNotice.of(member_identity(self), authority_digest(self.vault.blob(AUTHORITY)))
+
+    # --- the fleet's release -------------------------------------------------------------------------
+
+    def release(self) -> KnownRelease | None:
+        """The newest release that was meant for this device, used or not; None before the first."""
+        return known_release(self.vault)
+
+    def uses_rounds(self) -> bool:
+        """Whether the model in use was made by rounds that this device was in."""
+        latest = self.vault.latest()
+        return latest is not None and latest[0] not in (ALONE, RELEASED)
+
+    def release_ask(self, now: int, factors: bytes = b"") -> ReleaseAsk:
+        """What asks the server for its releases, or for the numbers with this digest. UsageError when this
+        device is in no fleet. now: Unix seconds."""
+        digest = authority_digest(self.vault.blob(AUTHORITY))
+        return ReleaseAsk.of(member_identity(self), digest, now, factors)
+
+    def offered_release(self, offer: bytes) -> tuple[bytes, ReleaseManifest] | None:
+        """(signed bytes, manifest) of the newest release in a server's offer that is meant for this device;
+        None where none is. Nothing is changed.
+
+        Raises as `newest_offered` does, PolicyRefusal as well where the owner does not allow such a model,
+        and UsageError when this device is in no fleet.
+        """
+        member, authority = member_identity(self).member, self.vault.blob(AUTHORITY)
+        found = newest_offered(offer, member, authority, self.release())
+        if found is not None:
+            refuse_use(found[1].contents, self.policy())
+        return found
+
+    def note_release(self, signed: bytes, now: int) -> None:
+        """Remember a release of `offered_release` without using it. now: Unix seconds."""
+        self.vault.keep_blob(RELEASE, KeptRelease(signed, now).encode())
+
+    def take_release(self, signed: bytes, data: bytes, now: int, *, use: bool = False) -> None:
+        """Use a release from now on, with no personal part until `train` has fitted one.
+
+        All is checked here, whoever fetched it; what is not as it should be changes nothing.
+
+        Args:
+            signed: the signed manifest.
+            data: the numbers that it names.
+            now: Unix seconds.
+            use: also where the model in use was made by rounds.
+
+        Raises:
+            AgreementError: manifest or numbers are malformed, or not those of each other.
+            PolicyRefusal: the authority has not signed it, it takes the device back, or the owner does not
+                allow such a model or its size on the disk.
+            BaseModelError: the base model here is another one.
+            DeviceError: a round has made the model in use, or the model changed meanwhile.
+            UsageError: this device is in no fleet, or the release is not meant for it.
+        """
+        version = self.vault.version()
+        if self.uses_rounds() and not use:
+            raise DeviceError("a round has made the model in use; it stays unless its owner says otherwise")
+        authority, member = self.vault.blob(AUTHORITY), member_identity(self).member
+        found = newest_offered(ReleaseOffer((signed,)).encode(), member, authority, self.release())
+        if found is None:
+            raise UsageError("this release is for other devices of the fleet first")
+        contents, policy = found[1].contents, self.policy()
+        planned, factors = checked_release(contents, data, policy, self._model_cache)
+        context = encode_record(_context(planned, factors))
+        row = len(context) + 4 * planned.split.personal.size
+        room = Room(row=row, most=policy.max_disk_mb << 20, runs=policy.keep_runs, what="release")
+        blobs = {RELEASE: KeptRelease(signed, now).encode()}
+        self.vault.keep_release(contents.round, context, blobs, room, version=version)
 
     def leave(self) -> int:
         """Give up membership: the identity is deleted, no round is joined any more; -> the member number.

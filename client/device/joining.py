@@ -40,7 +40,7 @@ from penchant.common.printable import one_line
 from penchant.common.storage import write_private
 from penchant.common.wire.codec import decode_record
 
-__all__ = ["Connect", "KnownServer", "https", "join", "tell_server", "wait"]
+__all__ = ["Connect", "KnownServer", "https", "join", "said_by", "tell_server", "wait"]
 
 SECONDS = 30.0  # for one answer
 REPLY_MOST = 5 * 1024 * 1024
@@ -115,9 +115,17 @@ def tell_server(notice: LeaveNotice, server: KnownServer, connect: Connect = htt
 
     EnrolmentError when it can't be reached or refuses.
     """
+    said_by(server, "/enrol/leave", notice.encode(), SAID_MOST, connect)
+
+
+def said_by(server: KnownServer, path: str, body: bytes, most: int, connect: Connect = https) -> bytes:
+    """What the server answers to a POST of `body`, `most` bytes at most.
+
+    EnrolmentError when it can't be reached, refuses, or answers with more.
+    """
     try:
         with connect(server.address, _under(server.ca)) as client:
-            _asked(client, "POST", "/enrol/leave", notice.encode(), SAID_MOST)
+            return _asked(client, "POST", path, body, most)
     except httpx.HTTPError as error:
         raise _unreachable(server.address, error) from None
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
@@ -173,13 +181,13 @@ def _pinned_ca(token: JoinToken, connect: Connect) -> bytes:
 def _asked(client: httpx.Client, method: str, path: str, body: bytes, most: int) -> bytes:
     """The body of a good response of at most `most` bytes. EnrolmentError with the server's line if not."""
     with client.stream(method, path, content=body) as response:
-        data = b""
+        data = bytearray()  # which grows in place: a release's numbers may be many
         for chunk in response.iter_bytes(65536):
             data += chunk
             if len(data) > most:
                 raise EnrolmentError("the server's reply is too long")
     if response.status_code in (httpx.codes.OK, httpx.codes.NO_CONTENT):
-        return data
+        return bytes(data)
     try:
         said = one_line(str(json.loads(data)["error"]), SAID_SHOWN)
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from penchant.common.errors import DeviceError, PolicyRefusal
 
-__all__ = ["ALONE", "DiskUse", "Room", "disk_use", "make_room", "prune", "worth_compacting"]
+__all__ = ["ALONE", "RELEASED", "DiskUse", "Room", "disk_use", "make_room", "prune", "worth_compacting"]
 
 ALONE = b"on this device  "  # 16 bytes: stands for a run where the owner trained alone; no server may use it
+RELEASED = b"release of fleet"  # 16 bytes: stands for a run where the owner trained on a release; likewise
 SLACK = 1 << 16  # bytes of pages that are not full
 TIMES = 4  # rows at once: staged and committed, and what SQLite's journal holds of those that they replace
 FREE_LEAST = 1 << 18  # bytes, the first of the steps, each twice the last, in which free space is looked at
@@ -31,11 +32,13 @@ class Room:
         row: the bytes that one row of this run takes: the personal factor, plan and factors.
         most: the bytes that the vault's files may take.
         runs: how many runs' personal factors are kept.
+        what: what needs the room.
     """
 
     row: int
     most: int
     runs: int
+    what: str = "round"
 
     @property
     def needed(self) -> int:
@@ -82,14 +85,14 @@ def make_room(db: sqlite3.Connection, path: Path, run: bytes, room: Room) -> Non
     beside = _beside(db, run)
     if beside + room.needed > room.most:
         raise PolicyRefusal(
-            f"the round needs {_mb(room.needed)} MB of disk beside the {_mb(beside)} MB that are in use; "
-            f"the owner allows {_mb(room.most)} (max_disk_mb)"
+            f"the {room.what} needs {_mb(room.needed)} MB of disk beside the {_mb(beside)} MB that are in "
+            f"use; the owner allows {_mb(room.most)} (max_disk_mb)"
         )
     step = FREE_LEAST
     while step < room.needed - _free(db):
         step *= 2
     if _left(path) < step:
-        raise DeviceError(f"the disk is too full for a round: less than {_mb(step)} MB are free")
+        raise DeviceError(f"the disk is too full for a {room.what}: less than {_mb(step)} MB are free")
 
 
 def prune(db: sqlite3.Connection, runs: int, current: bytes = b"") -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penchant.client.vault import budget
-from penchant.client.vault.budget import ALONE, DiskUse, Room
+from penchant.client.vault.budget import ALONE, RELEASED, DiskUse, Room
 from penchant.client.vault.erasable import ErasableStorage
 from penchant.client.vault.privacy_ledger import ANCHOR, LedgerAnchor, PrivacyLedger
 from penchant.client.vault.privacy_ledger import SCHEMA as PRIVACY_LEDGER
@@ -153,8 +153,8 @@ class Vault:
         to unmask, or when the round is older than one this device has been in; PolicyRefusal or DeviceError
         when there is no room.
         """
-        if run == ALONE:
-            raise StageError("a run has the name under which this device keeps what was trained alone")
+        if run in (ALONE, RELEASED):
+            raise StageError("a run has a name under which this device keeps what was trained without it")
         with self._transaction() as db:
             _refuse_used(db, run, round, attempt)
             enter(db)
@@ -260,15 +260,27 @@ class Vault:
                     "the model on this device changed while this one was trained (a round finished, or all "
                     "was forgotten); that change is kept; train again if you like"
                 )
-            sealed = self._sealed((numbers, "personal"), (context, "context"))
-            db.execute(
-                "INSERT OR REPLACE INTO personal (run, state, round, attempt, vector, context, kept)"
-                " VALUES (?, 'committed', ?, 0, ?, ?, ?)",
-                (run, round, *sealed, _changed(db)),
-            )
+            self._commit(db, run, round, numbers, context)
             kept_as = _version(db)
         self._destroy()
         return kept_as
+
+    def keep_release(
+        self, round: int, context: bytes, blobs: Mapping[str, bytes], room: Room, *, version: int
+    ) -> None:
+        """Take a release's shared factors for the model in use, with an empty personal factor, and keep what
+        is known of it: all of that, or nothing.
+
+        context: as of `stage`. blobs: as of `keep_blobs`. version: as of `keep_personal`. PolicyRefusal or
+        DeviceError when there is no room.
+        """
+        with self._transaction() as db:
+            if _version(db) != version:
+                raise DeviceError("the model on this device changed meanwhile; fetch the release again")
+            budget.make_room(db, self._path, RELEASED, room)
+            self._commit(db, RELEASED, round, b"", context)
+            self._keep_blobs(db, blobs)
+        self._destroy()
 
     def prune(self, runs: int) -> None:
         """Keep the personal factors of the newest `runs` runs, and give the disk back what is not used."""
@@ -363,10 +375,7 @@ class Vault:
     def keep_blobs(self, blobs: Mapping[str, bytes]) -> None:
         """Keep each blob under its name in the place of what was there: all of them, or none."""
         with self._transaction() as db:
-            sealed = self._sealed(*((data, f"blob {name}") for name, data in blobs.items()))
-            db.executemany(
-                "INSERT OR REPLACE INTO blobs (name, data) VALUES (?, ?)", zip(blobs, sealed, strict=True)
-            )
+            self._keep_blobs(db, blobs)
         self._destroy()
 
     def blob(self, name: str) -> bytes:
@@ -416,6 +425,23 @@ class Vault:
             db.execute("DELETE FROM taken WHERE run = ? AND round > ?", (run, round))
             db.execute("DELETE FROM spent WHERE run = ? AND round > ?", (run, round))
             db.execute("DELETE FROM personal WHERE run = ? AND round > ?", (run, round))
+
+    # --- writing -------------------------------------------------------------------------------------
+
+    def _commit(self, db: sqlite3.Connection, run: bytes, round: int, numbers: bytes, context: bytes) -> None:
+        """Replace the committed factor of a run, which is in use from now on."""
+        sealed = self._sealed((numbers, "personal"), (context, "context"))
+        db.execute(
+            "INSERT OR REPLACE INTO personal (run, state, round, attempt, vector, context, kept)"
+            " VALUES (?, 'committed', ?, 0, ?, ?, ?)",
+            (run, round, *sealed, _changed(db)),
+        )
+
+    def _keep_blobs(self, db: sqlite3.Connection, blobs: Mapping[str, bytes]) -> None:
+        sealed = self._sealed(*((data, f"blob {name}") for name, data in blobs.items()))
+        db.executemany(
+            "INSERT OR REPLACE INTO blobs (name, data) VALUES (?, ?)", zip(blobs, sealed, strict=True)
+        )
 
     # --- sealing -------------------------------------------------------------------------------------
 

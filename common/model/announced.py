@@ -6,11 +6,15 @@ the common start from the plan's seed.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from penchant.common.config import Plan
 from penchant.common.errors import AgreementError
-from penchant.common.model.factors import Split, Vector
+
+if TYPE_CHECKING:  # whoever only joins numbers needs no torch
+    from penchant.common.model.factors import Split, Vector
 
 __all__ = ["LARGEST", "check", "join", "length", "parts"]
 

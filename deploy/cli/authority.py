@@ -230,6 +230,13 @@ def _granted(decision: PendingDecision) -> bool:
         for line in decision.lines:
             say(f"  {one_line(line)}")
         return typer.confirm("May devices take part in this run?")
+    if decision.kind == "release":
+        say(f"the server calls the release: {one_line(decision.what, NAME_SHOWN) or 'nothing'}")
+        say("it asks for your signature under this, and devices will start from it:")
+        for line in decision.lines:
+            say(f"  {one_line(line)}")
+        say("(privacy, counts and accuracy are the server's word; run, base model and plan are checked)")
+        return typer.confirm("May devices start from this release?")
     say(f"the server's reason: {one_line(decision.what, REASON_SHOWN) or 'none'}")
     say("it asks to revoke this member for good:")
     say(f"member {decision.who}")

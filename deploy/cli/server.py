@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from penchant.server.monitoring.fleet import QueuedRun
     from penchant.server.monitoring.run_history import RunSummary
     from penchant.server.monitoring.run_report import RunReport
-    from penchant.server.releases import Release
+    from penchant.server.releases import FleetRelease, Release
 
 __all__ = ["app"]
 
@@ -735,12 +735,14 @@ def export(
 @command(release_app, "list")
 def list_releases(directory: Where, as_json: AsJson = False) -> None:
     """All releases of all runs, the latest first, and which one the fleet uses."""
-    from penchant.deploy.fleet import fleet_release
+    from penchant.deploy.fleet import fleet_release, release_signature
     from penchant.deploy.fleet.server_directory import ServerDirectory
     from penchant.server.releases import release_name, releases
 
     server_directory = ServerDirectory(directory)
-    now = fleet_release.read(server_directory.path)
+    now, offered = fleet_release.read(server_directory.path), release_signature.state(server_directory)
+    states = {now.waiting: "waits", now.canary: f"canary, {now.share / 100:g}%"}
+    states[now.used] = "held" if now.held else "in use"
     found = [
         {"name": release_name(name, one.number), "run": name, **asdict(one)}
         for name in server_directory.runs()
@@ -749,14 +751,16 @@ def list_releases(directory: Where, as_json: AsJson = False) -> None:
     found.sort(key=lambda row: -row["at"])
     for row in found:
         del row["current"]  # of its run; what counts is the fleet's
-        row["state"] = {now.used: "held" if now.held else "in use", now.waiting: "waits"}.get(row["name"], "")
+        row["state"] = states.get(row["name"], "")
+        row["signature"] = offered.state_of(row["name"]) if row["state"] else ""
     if as_json:
         say_json(found)
         return
     for row in found:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["at"]))
         words = f"{row['name']:24s}  round {row['round']:5d}  {row['digest'][:12]}  {when}  {row['by']}"
-        say(one_line(f"{words}  {row['state']}".rstrip()))
+        state = ", ".join(filter(None, (row["state"], row["signature"])))
+        say(one_line(f"{words}  {state}".rstrip()))
     if not found:
         say("nothing was promoted yet; `penchant server release promote` does")
 
@@ -764,11 +768,44 @@ def list_releases(directory: Where, as_json: AsJson = False) -> None:
 @command(release_app)
 def promote(
     directory: Where,
-    round: Annotated[int, typer.Argument(metavar="ROUND", help="A finished round.")],
+    round: Annotated[
+        int | None, typer.Argument(metavar="ROUND", help="A finished round.", show_default=False)
+    ] = None,
     run: RunName = "",
+    canary: Annotated[
+        str,
+        typer.Option(
+            "--canary",
+            metavar="SHARE",
+            help="Have a part of the devices, such as 10%, try it first; the fleet stays with what it uses.",
+            show_default=False,
+        ),
+    ] = "",
+    everybody: Annotated[
+        bool, typer.Option("--all", help="Have all devices use what a part of them tries.")
+    ] = False,
 ) -> None:
-    """Make a round's shared adapter the next release, which the fleet uses unless it holds."""
-    _use_release(directory, run, "promote a release", f"round: {round}", lambda of, by: of.promote(round, by))
+    """Make a round's shared adapter the next release, which the fleet uses unless it holds.
+
+    The authority is asked to sign it; once it has, devices can fetch it with `penchant device release`.
+    """
+    from penchant.common.membership.release_manifest import EVERYBODY
+    from penchant.deploy.fleet import fleet_release, release_acts
+
+    if everybody == (round is not None) or (everybody and (canary or run)):
+        raise UsageError("give a round, or --all alone for what a part of the devices tries")
+    if round is None:
+        _choose_release(directory, "promote a canary to all", release_acts.to_everybody)
+        return
+    share = fleet_release.share_of(canary) if canary else EVERYBODY
+    _use_release(
+        directory,
+        run,
+        "promote a release",
+        f"round: {round}" + (f", canary: {canary}" if canary else ""),
+        lambda of, by: of.promote(round, by, share),
+        in_use=f"is tried by {canary} of the devices" if canary else "is in use",
+    )
 
 
 @command(release_app)
@@ -791,13 +828,30 @@ def rollback(
 @command(release_app)
 def hold(directory: Where) -> None:
     """Stay with the release in use, whatever is promoted meanwhile."""
-    _hold_release(directory, "hold the release", held=True)
+    from penchant.deploy.fleet import release_acts
+
+    _choose_release(directory, "hold the release", release_acts.hold, "stays in use")
 
 
 @command(release_app)
 def unhold(directory: Where) -> None:
     """Hold no more: what was promoted last is in use."""
-    _hold_release(directory, "hold no release any more", held=False)
+    from penchant.deploy.fleet import release_acts
+
+    _choose_release(directory, "hold no release any more", release_acts.unhold)
+
+
+@command(release_app)
+def sign(directory: Where) -> None:
+    """Ask the authority once more to sign what was chosen last, so that devices can fetch it."""
+    from penchant.deploy.fleet import release_acts
+    from penchant.deploy.fleet.recorded_acts import recorded
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    server_directory = ServerDirectory(directory)
+    with recorded(server_directory.path, "ask for a release's signature"):
+        name = release_acts.ask_again(server_directory)
+    say(f"the authority is asked to sign {one_line(name)}; it answers with `penchant authority attend`")
 
 
 # --- inner parts --------------------------------------------------------------------------------------
@@ -852,17 +906,36 @@ def _use_release(
     waits = fleet_release.read(server_directory.path).waiting
     what = "waits until the fleet holds no more" if waits else in_use
     say(f"release {made.number} of {chosen}, round {made.round}, {what}")
+    if not waits:
+        _say_signature(server_directory)
 
 
-def _hold_release(directory: Path, act: str, *, held: bool) -> None:
-    from penchant.deploy.fleet import fleet_release
+def _choose_release(
+    directory: Path,
+    act: str,
+    choose: Callable[[ServerDirectory], FleetRelease],
+    what: str = "is in use",
+) -> None:
+    """Change which release the fleet uses, and say what came of it."""
     from penchant.deploy.fleet.recorded_acts import recorded
     from penchant.deploy.fleet.server_directory import ServerDirectory
 
     server_directory = ServerDirectory(directory)
     with recorded(server_directory.path, act):
-        now = (fleet_release.hold if held else fleet_release.unhold)(server_directory.path)
-    say(f"{one_line(now.used)} {'stays' if held else 'is'} in use")
+        now = choose(server_directory)
+    say(f"{one_line(now.used)} {what}")
+    _say_signature(server_directory)
+
+
+def _say_signature(server_directory: ServerDirectory) -> None:
+    """Why devices can't fetch the release that was chosen last, where they can't."""
+    from penchant.deploy.fleet import release_signature
+
+    offered = release_signature.state(server_directory)
+    if offered.why_not:
+        notice(f"devices can't fetch it: {one_line(offered.why_not)}")
+    elif offered.asked:
+        say("devices can fetch it once the authority has signed it (penchant authority attend)")
 
 
 def _releases_of(server_directory: ServerDirectory, run: str) -> ReleasesOnThisMachine:

@@ -19,7 +19,7 @@ from penchant.common.config import RunConfig
 from penchant.common.durations import DAY
 from penchant.common.errors import PenchantError, UsageError
 from penchant.common.foreign_files import mark_of
-from penchant.deploy.fleet import fleet_release, follow, run_checks
+from penchant.deploy.fleet import fleet_release, follow, release_acts, release_signature, run_checks
 from penchant.deploy.fleet.child_command import refuse_failed, run_command
 from penchant.deploy.fleet.device_notes import NOTES, DeviceNotes, tag_of
 from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry, hand_out, request_revocation
@@ -48,7 +48,7 @@ from penchant.server.monitoring.fleet import (
     Token,
 )
 from penchant.server.monitoring.run_history import RunLocation
-from penchant.server.releases import FleetRelease
+from penchant.server.releases import FleetRelease, OfferedRelease
 from penchant.server.waiting import Waiting
 
 __all__ = ["FleetOnThisMachine"]
@@ -219,7 +219,19 @@ class FleetOnThisMachine:
 
     def hold(self, held: bool) -> FleetRelease:
         """Stay with the release in use whatever is promoted, or hold no more; -> what is in use then."""
-        return (fleet_release.hold if held else fleet_release.unhold)(self.directory)
+        return (release_acts.hold if held else release_acts.unhold)(ServerDirectory(self.directory))
+
+    def to_everybody(self) -> FleetRelease:
+        """What a part of the devices tries first is for all of them; -> what is in use then."""
+        return release_acts.to_everybody(ServerDirectory(self.directory))
+
+    def ask_again(self) -> str:
+        """Ask the authority once more to sign what was chosen last; -> its name."""
+        return release_acts.ask_again(ServerDirectory(self.directory))
+
+    def offered(self) -> OfferedRelease:
+        """What the fleet's devices can fetch."""
+        return release_signature.state(ServerDirectory(self.directory))
 
     def dequeue(self, number: int) -> None:
         """Take a run out of the queue."""

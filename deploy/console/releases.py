@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from penchant.common.errors import ConsoleError, JournalError
-from penchant.deploy.fleet import fleet_release
+from penchant.common.errors import ConsoleError, JournalError, UsageError
+from penchant.common.membership.release_manifest import EVERYBODY
+from penchant.deploy.fleet import fleet_release, release_signature
 from penchant.deploy.fleet.child_command import refuse_failed, run_command
-from penchant.deploy.fleet.server_directory import SETTINGS
+from penchant.deploy.fleet.server_directory import SETTINGS, ServerDirectory
 from penchant.server import releases
 from penchant.server.monitoring.run_history import JournalReader, RunLocation
 from penchant.server.releases import Release
@@ -32,21 +34,39 @@ class ReleasesOnThisMachine:
         """Promoted versions, the latest first."""
         return releases.releases(self._location.directory)
 
-    def promote(self, round: int, by: str) -> Release:
-        """Make a round's shared adapter the current release, and its fleet's. UsageError when it is both."""
-        digest, again = self._checked(round), self._can_repeat()
-        return self._used(releases.promote(self._location.directory, round, digest, by, again=again))
+    def promote(self, round: int, by: str, share: int = EVERYBODY) -> Release:
+        """Make a round's shared adapter the current release, and its fleet's. UsageError when it is both.
+
+        share: the part of the devices that try it first, in ten-thousandths; the fleet stays with the release
+        in use meanwhile.
+        """
+        with self._turn():
+            digest, again = self._checked(round), self._can_repeat()
+            if share != EVERYBODY:
+                self._refuse_canary(share)
+            made = releases.promote(self._location.directory, round, digest, by, again=again)
+            return self._used(made, share)
 
     def roll_back(self, number: int, by: str) -> Release:
         """Make an earlier release the current one again, and its fleet's. Its checkpoint must still be what
         it was."""
-        found = next((r for r in self.promoted() if r.number == number), None)
-        if found is not None and self._checked(found.round) != found.digest:
-            raise ConsoleError(
-                f"round {found.round} now has a different checkpoint than release {number} had"
-            )
-        again = self._can_repeat()
-        return self._used(releases.roll_back(self._location.directory, number, by, again=again))
+        with self._turn():
+            found = next((r for r in self.promoted() if r.number == number), None)
+            if found is not None and self._checked(found.round) != found.digest:
+                raise ConsoleError(
+                    f"round {found.round} now has a different checkpoint than release {number} had"
+                )
+            again = self._can_repeat()
+            made = releases.roll_back(self._location.directory, number, by, again=again)
+            return self._used(made, EVERYBODY)
+
+    def _turn(self) -> AbstractContextManager[None]:
+        return releases.turn(self._server or self._location.directory)
+
+    def _refuse_canary(self, share: int) -> None:
+        if self._server is None:
+            raise UsageError("a simulation has no devices that could try a release first")
+        fleet_release.refuse_canary(self._server, share)
 
     @property
     def _server(self) -> Path | None:
@@ -62,10 +82,19 @@ class ReleasesOnThisMachine:
         last, mine = fleet_release.read(self._server).last, releases.current(self._location.directory)
         return mine is not None and last != releases.release_name(self._location.directory.name, mine.number)
 
-    def _used(self, release: Release) -> Release:
-        """The same, which the fleet of a served run uses from now on."""
-        if self._server is not None:
-            fleet_release.chosen(self._server, self._location.directory.name, release.number)
+    def _used(self, release: Release, share: int) -> Release:
+        """The same, which the fleet of a served run uses from now on, or tries first; the authority is asked
+        to sign it unless the fleet holds another one."""
+        if self._server is None:
+            return release
+        run = self._location.directory.name
+        if share == EVERYBODY:
+            held = fleet_release.chosen(self._server, run, release.number).held
+        else:
+            held = fleet_release.tried(self._server, run, release.number, share).held
+        if not held:
+            name = releases.release_name(run, release.number)
+            release_signature.ask(ServerDirectory(self._server), name, share)
         return release
 
     def export(self, round: int) -> bytes:

@@ -19,9 +19,16 @@ from penchant.common.durations import DAY
 from penchant.common.errors import AgreementError, MembershipError, UsageError
 from penchant.common.membership.enrolment import Answer, Request
 from penchant.common.membership.identity import Authority, Member, authority_digest
-from penchant.common.membership.manifest import RunRequest, SignedManifest, sign_run
+from penchant.common.membership.manifest import RunManifest, RunRequest, SignedManifest, sign_run
+from penchant.common.membership.release_manifest import (
+    ReleaseManifest,
+    ReleaseRequest,
+    SignedRelease,
+    sign_release,
+)
 from penchant.common.printable import is_printable
 from penchant.common.storage import claim_schema, transaction
+from penchant.common.wire.codec import decode_record
 
 __all__ = ["AuthorityStore", "Enrolled", "refuse_existing", "refuse_missing"]
 
@@ -39,6 +46,9 @@ CREATE TABLE IF NOT EXISTS lists (
     number INTEGER PRIMARY KEY, issued INTEGER NOT NULL, expires INTEGER NOT NULL, encoded BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS runs (
     run BLOB PRIMARY KEY, name TEXT NOT NULL, manifest BLOB NOT NULL, signed INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS releases (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL UNIQUE, contents BLOB NOT NULL,
+    signed INTEGER NOT NULL);
 """
 
 
@@ -195,6 +205,37 @@ class AuthorityStore:
         with self._record() as db:
             return int(db.execute("SELECT count(*) FROM runs WHERE signed >= ?", (moment,)).fetchone()[0])
 
+    def sign_release(self, asked: ReleaseRequest, *, now: int | None = None) -> SignedRelease:
+        """Sign a release, with the next number. The same request again gets the same signature.
+
+        AgreementError when it contradicts itself, when it is of another fleet, when its run was never signed
+        or had another base model or plan, or when another request of the same id was signed before.
+        """
+        contents = asked.contents
+        contents.check()
+        if contents.fleet != self.digest:
+            raise AgreementError("the release is another fleet's")
+        with self._record() as db:
+            row = db.execute(
+                "SELECT sequence, contents, signed FROM releases WHERE id = ?", (contents.id,)
+            ).fetchone()
+            if row is not None and bytes(row[1]) != asked.encode():
+                raise AgreementError("another release with this id was signed before; promote it again")
+            if row is None:
+                contents.check_run(_signed_run(db, contents.run))
+                moment = _now(now)
+                made = db.execute(
+                    "INSERT INTO releases (id, contents, signed) VALUES (?, ?, ?)",
+                    (contents.id, asked.encode(), moment),
+                )
+                row = (made.lastrowid, b"", moment)
+            return sign_release(self.authority, ReleaseManifest(int(row[0]), int(row[2]), contents))
+
+    def has_signed_release(self, id: bytes) -> bool:
+        """Whether the request of this id was signed before."""
+        with self._record() as db:
+            return db.execute("SELECT 1 FROM releases WHERE id = ?", (id,)).fetchone() is not None
+
     def knows(self, public_key: bytes) -> int | None:
         """The number of the member with this key, revoked or not; None when it was never certified."""
         with self._record() as db:
@@ -230,6 +271,13 @@ def refuse_existing(directory: Path) -> None:
     """UsageError if there is an authority in `directory`."""
     if (directory / KEY).exists():
         raise UsageError(f"{directory / KEY} exists already: an authority's key is not replaced")
+
+
+def _signed_run(db: sqlite3.Connection, run: bytes) -> RunManifest:
+    row = db.execute("SELECT manifest FROM runs WHERE run = ?", (run,)).fetchone()
+    if row is None:
+        raise AgreementError("the release is of a run that this authority has not signed")
+    return decode_record(bytes(row[0]), RunManifest)
 
 
 def _now(now: int | None) -> int:

@@ -21,6 +21,7 @@ from penchant.common.errors import (
 from penchant.common.membership.enrolment import NamedRequest
 from penchant.common.membership.identity import MemberList
 from penchant.common.membership.manifest import MAX_RUN_REQUEST, RunRequest, shown_day
+from penchant.common.membership.release_manifest import MAX_RELEASE, ReleaseRequest
 from penchant.common.printable import one_line
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.server_directory import MEMBERS
@@ -35,9 +36,9 @@ AHEAD = 7 * DAY  # a list is published anew when it ends within that many second
 
 @dataclass(frozen=True)
 class PendingDecision:
-    """One thing to decide. kind: "enrol", "revoke" or "run"; what: the name, or the reason; who: the
-    fingerprint that the device shows, the member's number, or the run's id; lines: what a run may ask, in
-    plain words."""
+    """One thing to decide. kind: "enrol", "revoke", "run" or "release"; what: the name, or the reason; who:
+    the fingerprint that the device shows, the member's number, the run's id, or the digest of a release's
+    factors; lines: what a run may ask, or what a release is, in plain words."""
 
     kind: str
     who: str
@@ -173,8 +174,38 @@ def _run_decision(authority_store: AuthorityStore, asked: RunRequest) -> Pending
     return PendingDecision("run", asked.manifest.run.hex(), asked.name, (*lines, more) if others else lines)
 
 
+def _sign_release(
+    authority_store: AuthorityStore,
+    name: str,
+    data: bytes,
+    outbox: SharedFolder,
+    decide: Decision,
+    done: list[str],
+) -> None:
+    """Sign a release, or say that it is not signed: the server learns either."""
+    stem = name.rpartition(".")[0]
+    try:
+        asked = ReleaseRequest.decode(data)
+        contents = asked.contents
+        if stem != f"release-{contents.id.hex()}":
+            raise AgreementError("the file is named after another release")
+        what = PendingDecision("release", contents.factors.hex(), contents.name, contents.lines())
+        if not authority_store.has_signed_release(contents.id) and not decide(what):
+            outbox.write(f"{stem}.declined", b"the authority declined")
+            done.append(f"release {contents.name} is declined")
+            return
+        given = authority_store.sign_release(asked)
+    except AgreementError as error:
+        outbox.write(f"{stem}.declined", one_line(str(error)).encode())
+        done.append(f"{name} is refused: {error}")
+        return
+    outbox.write(name, given.encode())
+    done.append(f"release {contents.name} is signed, as number {given.manifest.sequence}")
+
+
 _KINDS = (
     ("*.request", _enrol, ANSWER_BYTES),
     ("revoke-*.json", _revoke, ANSWER_BYTES),
     ("run-*.manifest", _sign, MAX_RUN_REQUEST),
+    ("release-*.manifest", _sign_release, MAX_RELEASE),
 )

@@ -3,7 +3,7 @@
     index.json                          what follows, with its SHA-256, and the version of this form
     server.toml, authority.pub, members.list, superexec.secret, tls/, notices.json, release.json
     files that server.toml names, where they lie in the server's directory
-    enrolment.db, queue.db, devices.db, requests/, answers/, acts/
+    enrolment.db, queue.db, devices.db, requests/, answers/, acts/, release/
     runs/NAME/…                         journal, checkpoints, configuration, manifest, releases, log
 
 Databases are copied by SQLite's own back-up, which sees one moment of each; of a run the journal first, so
@@ -40,6 +40,7 @@ from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry
 from penchant.deploy.fleet.fleet_release import FLEET_RELEASE
 from penchant.deploy.fleet.notifier import NOTICES
 from penchant.deploy.fleet.recorded_acts import FOLDER as ACTS
+from penchant.deploy.fleet.release_signature import FOLDER as RELEASE
 from penchant.deploy.fleet.run_queue import QUEUE
 from penchant.deploy.fleet.server_directory import (
     AUTHORITY,
@@ -58,7 +59,7 @@ INDEX = "index.json"
 INDEX_MOST = 64 * 1024 * 1024  # bytes, for some 300,000 files
 WAIT_SECONDS = 30.0  # for a database that is being written
 FILES = (SETTINGS, AUTHORITY, MEMBERS, SECRET)
-FOLDERS = ("tls", "requests", "answers", ACTS)
+FOLDERS = ("tls", "requests", "answers", ACTS, RELEASE)
 NOT_OF_A_RUN = ("flower", "flwr")  # Flower's, made anew at each start
 SIDE_FILES = ("-wal", "-shm", "-journal")  # of a database: its copy needs none
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # what exFAT, SMB and others say

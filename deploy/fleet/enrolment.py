@@ -44,10 +44,11 @@ from penchant.common.membership.enrolment import (
 )
 from penchant.common.membership.identity import Membership
 from penchant.common.membership.join_token import JoinToken, Terms, check_signature, token_name
+from penchant.common.membership.release_manifest import MAX_RELEASE, ReleaseAsk
 from penchant.common.printable import is_printable, one_line
 from penchant.common.storage import claim_schema, transaction
 from penchant.common.wire.messages import MAX_MANIFEST, MAX_MEMBERSHIP
-from penchant.deploy.fleet import run_signature
+from penchant.deploy.fleet import release_signature, run_signature
 from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory
 from penchant.deploy.fleet.shared_folder import SharedFolder, opened
 
@@ -234,14 +235,36 @@ class EnrolmentRegistry:
         no member now.
         """
         said = LeaveNotice.decode(notice, self.server_directory.authority_digest)
-        listed = self._known().current
-        members = () if listed is None else listed.members
-        number = next((member.number for member in members if member.public_key == said.public_key), None)
-        if number is None:
-            raise EnrolmentError("no member of this fleet has that key")
+        number = self._member_with(said.public_key)
         with suppress(UsageError):  # it is asked for already
             request_revocation(self.server_directory.path, number, "its owner left the fleet")
         return number
+
+    def _member_with(self, public_key: bytes) -> int:
+        """The number of the member with this key now. EnrolmentError where there is none."""
+        listed = self._known().current
+        members = () if listed is None else listed.members
+        number = next((member.number for member in members if member.public_key == public_key), None)
+        if number is None:
+            raise EnrolmentError("no member of this fleet has that key")
+        return number
+
+    # --- a device fetches a release ------------------------------------------------------------------
+
+    def asked_release(self, body: bytes, *, now: float) -> tuple[int, bytes | Path]:
+        """(the member who asks, what it gets): the encoded offer, or the file with a release's numbers.
+
+        Raises CodecError or CertificateError for a request that no device of this fleet signed just now,
+        EnrolmentError for somebody who is no member now, or for numbers that are not offered.
+        """
+        ask = ReleaseAsk.decode(body, self.server_directory.authority_digest, now)
+        number = self._member_with(ask.public_key)
+        if not ask.factors:
+            return number, release_signature.offer(self.server_directory).encode()
+        path = release_signature.factors_file(self.server_directory, ask.factors)
+        if path is None:
+            raise EnrolmentError("this release is not offered any more; fetch it again")
+        return number, path
 
     # --- the authority answers -----------------------------------------------------------------------
 
@@ -255,6 +278,8 @@ class EnrolmentRegistry:
                 ("*.answer", self._take_answer, ANSWER_MOST),
                 ("run-*.manifest", self._take_manifest, MAX_MANIFEST),
                 ("run-*.declined", self._take_declined, SAID_MOST),
+                ("release-*.manifest", self._take_release, MAX_RELEASE),
+                ("release-*.declined", self._take_declined_release, SAID_MOST),
                 (MEMBERS, self._take_members, MAX_MEMBERSHIP),
                 ("*.rejected", self._take_rejected, SAID_MOST),
             ):
@@ -314,6 +339,12 @@ class EnrolmentRegistry:
     def _take_declined(self, name: str, data: bytes) -> None:
         run_signature.take_declined(self._run_of(name), data)
         self._remove_request(f"{name.removesuffix('.declined')}.manifest")
+
+    def _take_release(self, name: str, data: bytes) -> None:
+        release_signature.take(self.server_directory, name, data)
+
+    def _take_declined_release(self, name: str, data: bytes) -> None:
+        release_signature.take_declined(self.server_directory, name, data)
 
     def _run_of(self, name: str) -> Path:
         directory = run_signature.run_of(self.server_directory, name.rpartition(".")[0].removeprefix("run-"))

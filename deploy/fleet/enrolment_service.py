@@ -1,8 +1,10 @@
-"""The enrolment service: three paths behind the gateway, by which devices come in and say that they left.
+"""The enrolment service: four paths behind the gateway, by which devices come in, fetch what they start from,
+and say that they left.
 
-    GET  /enrol/ca     the CA's certificate; the device compares its digest with its token's
-    POST /enrol/join   a JoinRequest -> a JoinReply, empty while the authority is awaited
-    POST /enrol/leave  a LeaveNotice: the authority is asked to revoke the member who signed it
+    GET  /enrol/ca       the CA's certificate; the device compares its digest with its token's
+    POST /enrol/join     a JoinRequest -> a JoinReply, empty while the authority is awaited
+    POST /enrol/release  a member's ReleaseAsk -> a ReleaseOffer, or the numbers of a release in it
+    POST /enrol/leave    a LeaveNotice: the authority is asked to revoke the member who signed it
 
     GET  /check        for the gateway alone: whether an enrolled device signed a request to the SuperLink
 
@@ -22,7 +24,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from penchant.common.errors import (
@@ -35,6 +37,7 @@ from penchant.common.errors import (
 )
 from penchant.common.membership.enrolment import MAX_JOIN_REQUEST, MAX_LEAVE_NOTICE, JoinRequest
 from penchant.common.membership.join_token import token_name
+from penchant.common.membership.release_manifest import MAX_RELEASE_ASK
 from penchant.common.network import Budget
 from penchant.common.printable import one_line
 from penchant.common.terminal import log_to_stderr
@@ -47,7 +50,7 @@ __all__ = ["CHECK", "PATHS", "build_service", "serve"]
 
 log = logging.getLogger(__name__)
 
-PATHS = (("ca", "GET"), ("join", "POST"), ("leave", "POST"))
+PATHS = (("ca", "GET"), ("join", "POST"), ("release", "POST"), ("leave", "POST"))
 """(path below /enrol/, method)."""
 
 CHECK = "/check"
@@ -100,6 +103,17 @@ def build_service(
         log.info("member %d says that its owner left; the authority is asked to revoke it", number)
         return Response(status_code=204)
 
+    async def release(request: Request) -> Response:
+        _spend(budget, request)
+        body = await _body(request, MAX_RELEASE_ASK)
+        async with turn:
+            number, found = await run_in_threadpool(registry.asked_release, body, now=clock())
+        what = "offer" if isinstance(found, bytes) else "numbers"
+        log.info("member %d fetches a release's %s", number, what)
+        if isinstance(found, bytes):
+            return Response(found, media_type="application/octet-stream")
+        return FileResponse(found, media_type="application/octet-stream")
+
     async def check(request: Request) -> Response:
         """204: pass it on; 401: don't. It is asked by the gateway, which sends the headers and no body."""
         sent = request.headers.getlist
@@ -130,6 +144,7 @@ def build_service(
         routes=[
             Route("/enrol/ca", ca, methods=["GET"]),
             Route("/enrol/join", join, methods=["POST"]),
+            Route("/enrol/release", release, methods=["POST"]),
             Route("/enrol/leave", leave, methods=["POST"]),
             Route(CHECK, check, methods=["GET"]),
         ],

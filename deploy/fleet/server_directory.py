@@ -13,6 +13,7 @@ queue.db          runs that wait for their turn (`deploy.fleet.run_queue`)
 devices.db        what the operator calls devices (`deploy.fleet.device_notes`)
 notices.json      what people were told, and what is still to be delivered (`deploy.fleet.notifier`)
 release.json      which release is in use (`deploy.fleet.fleet_release`)
+release/          what devices can fetch of it, signed (`deploy.fleet.release_signature`)
 flower/, gateway/, logs/, superexec.secret
 """
 

@@ -76,6 +76,8 @@ ACTIONS: Sequence[tuple[str, View, str]] = (
     ("/devices/{id}/revocations", devices.ask_revocation, "ask for a revocation"),
     ("/releases/{id}/promote", releases.promote, "promote a release"),
     ("/releases/{id}/hold", releases.hold, "hold the release"),
+    ("/releases/{id}/all", releases.to_everybody, "promote a canary to all"),
+    ("/releases/{id}/sign", releases.ask_again, "ask for a release's signature"),
     ("/releases/{id}/rollback", releases.roll_back, "roll a release back"),
 )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from penchant.common.config import RunConfig
+from penchant.common.membership.release_manifest import EVERYBODY
 from penchant.server.monitoring.fleet import (
     DeviceNote,
     Expiry,
@@ -22,7 +23,7 @@ from penchant.server.monitoring.fleet import (
     Token,
 )
 from penchant.server.monitoring.run_history import Activity, RunLocation
-from penchant.server.releases import FleetRelease, Release
+from penchant.server.releases import FleetRelease, OfferedRelease, Release
 from penchant.server.waiting import Waiting
 
 __all__ = ["AT_ONCE", "FleetOperations", "ReleaseOperations", "RunOperations", "RunTurn", "fleet_recipe"]
@@ -108,6 +109,15 @@ class FleetOperations(Protocol):
     def hold(self, held: bool) -> FleetRelease:
         """Stay with the release in use whatever is promoted, or hold no more; -> what is in use then."""
 
+    def to_everybody(self) -> FleetRelease:
+        """What a part of the devices tries first is for all of them; -> what is in use then."""
+
+    def ask_again(self) -> str:
+        """Ask the authority once more to sign what was chosen last; -> its name."""
+
+    def offered(self) -> OfferedRelease:
+        """What the fleet's devices can fetch."""
+
     def dequeue(self, number: int) -> None:
         """Take a run out of the queue."""
 
@@ -140,8 +150,9 @@ class ReleaseOperations(Protocol):
     def promoted(self) -> Sequence[Release]:
         """Promoted versions, the latest first."""
 
-    def promote(self, round: int, by: str) -> Release:
-        """Make a round's shared adapter the current release."""
+    def promote(self, round: int, by: str, share: int = EVERYBODY) -> Release:
+        """Make a round's shared adapter the current release; share: of the devices that try it first, in
+        ten-thousandths."""
 
     def roll_back(self, number: int, by: str) -> Release:
         """Make an earlier release the current one again."""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from penchant.client.vault import budget
-from penchant.client.vault.budget import ALONE, FREE_LEAST, Room
+from penchant.client.vault.budget import ALONE, FREE_LEAST, RELEASED, Room
 from penchant.client.vault.vault import Vault
 from penchant.common.errors import DeviceError, PolicyRefusal, StageError
 
@@ -127,11 +127,12 @@ def test_a_run_that_goes_on_keeps_its_factor(tmp_path: Path) -> None:
         assert found.round == 2
 
 
-def test_no_server_takes_the_name_of_what_was_trained_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [ALONE, RELEASED])
+def test_no_server_takes_the_name_of_what_was_trained_without_it(tmp_path: Path, name: bytes) -> None:
     vault = Vault(tmp_path)
-    vault.keep_personal(ALONE, 0, vector(1000), b"", version=vault.version())
-    with pytest.raises(StageError, match="trained alone"):
-        vault.begin(ALONE, 1, 1, [])
+    vault.keep_personal(name, 0, vector(1000), b"", version=vault.version())
+    with pytest.raises(StageError, match="trained without it"):
+        vault.begin(name, 1, 1, [])
 
 
 def test_a_disk_without_room_refuses_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from penchant.common.settings import settings_of
 from penchant.deploy.cli.main import main
 from penchant.deploy.console import fleet, local
 from penchant.deploy.console.local import OperationsOnThisMachine
-from penchant.deploy.fleet import fleet_release, follow, run_activity, run_checks
+from penchant.deploy.fleet import fleet_release, follow, release_signature, run_activity, run_checks
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import attend
 from penchant.deploy.fleet.device_notes import DeviceNotes
@@ -38,6 +38,7 @@ from penchant.server.console.operations import fleet_recipe
 from penchant.server.console.views.devices import qr_code
 from penchant.server.monitoring.fleet import ConnectedNode, DeviceNote, Token
 from penchant.server.monitoring.run_history import Activity, summary_of
+from penchant.server.releases import OfferedRelease
 from penchant.server.waiting import Waiting, read_waiting, write_waiting
 
 DAY = 86400
@@ -899,3 +900,36 @@ def test_the_release_of_a_fleet_is_held_from_the_page(world: World) -> None:
         e.detail for e in world.store.audit_entries() if (e.action, e.outcome) == ("hold the release", "done")
     ]
     assert told == ["held: no", "held: yes"]
+
+
+def test_a_canary_is_tried_from_the_page_and_the_page_says_what_is_signed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_in(world, "winter")
+    location = next(one for one in world.operations.locations() if one.name == "winter")
+    promote = f"/releases/{location.id}/promote"
+    page = f"/releases?run={location.id}"
+    assert world.browser.post(promote, {"round": "1"}).status_code == 303
+    said = world.said(page)
+    assert "not signed Devices can’t fetch it: it is not signed." in said
+    assert "winter:release-1 can’t be fetched: the authority has not signed run winter" in said
+    sign = f"/releases/{world.id}/sign"
+    assert sign in world.browser.get(page).text
+    world.browser.post(sign)
+    assert world.browser.post(promote, {"round": "2", "canary": "10"}).status_code == 303
+    now = fleet_release.read(world.server_directory.path)
+    assert (now.used, now.canary, now.share) == ("winter:release-1", "winter:release-2", 1000)
+    offered = OfferedRelease(everybody="winter:release-1", sequence=4, asked="winter:release-2")
+    monkeypatch.setattr(release_signature, "state", lambda server_directory: offered)
+    said = world.said(page)
+    assert "of the devices try winter:release-2 first" in said
+    assert "signed Devices can fetch it: signed as number 4." in said
+    assert "waits Devices can’t fetch it: it waits for the authority's signature." in said
+    assert sign not in world.browser.get(page).text
+    everybody = f"/releases/{world.id}/all"
+    form = form_of(world.browser.get(page).text, everybody)
+    assert world.browser.post(everybody, form).status_code == 303
+    assert fleet_release.read(world.server_directory.path).used == "winter:release-2"
+    acts = {entry.action: entry.outcome for entry in world.store.audit_entries()}
+    assert acts["promote a canary to all"] == "done"
+    assert acts["ask for a release's signature"].startswith("failed: winter:release-1 can't be signed")

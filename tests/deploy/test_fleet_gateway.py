@@ -43,14 +43,14 @@ def server_directory(tmp_path: Path) -> ServerDirectory:
 # --- what passes ----------------------------------------------------------------------------------
 
 
-def test_the_gateway_passes_what_a_supernode_asks_for_and_three_paths_of_ours(
+def test_the_gateway_passes_what_a_supernode_asks_for_and_four_paths_of_ours(
     server_directory: ServerDirectory,
 ) -> None:
     text = gateway.configuration(server_directory)
     passed = dict(re.findall(r"location = (\S+) \{.*?proxy_pass (\S+);", text, re.S))
     ways = dict.fromkeys(FLEET_PATHS, "superlink") | {"push-object": "$way", "push-messages": "$way"}
     fleet = {f"/v1/fleet/{name}": f"https://{way}/v1/fleet/{name}" for name, way in ways.items()}
-    ours = {f"/enrol/{name}": f"http://enrolment/enrol/{name}" for name in ("ca", "join", "leave")}
+    ours = {f"/enrol/{name}": f"http://enrolment/enrol/{name}" for name in ("ca", "join", "release", "leave")}
     # each to a fixed address: no path that a client wrote is passed on
     assert passed == fleet | ours | {"/signed": "http://check/check"}
     assert re.findall(r"location ([^=\s]\S*) \{(.*?)\}", text) == [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,22 @@ from penchant.deploy.fleet.fleet_release import FLEET_RELEASE
 from penchant.deploy.fleet.recorded_acts import Act, take
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.server.releases import FleetRelease, Release, releases
+
+PROMOTES = """
+import sys
+from pathlib import Path
+from penchant.deploy.console.releases import ReleasesOnThisMachine
+from penchant.server.monitoring.run_history import RunLocation
+directory = Path(sys.argv[1])
+of = ReleasesOnThisMachine(RunLocation("spring", "spring", directory, "served"), directory)
+print("ready", flush=True)
+sys.stdin.readline()
+for round in sys.argv[3:]:
+    try:
+        of.promote(int(round), sys.argv[2])
+    except Exception as error:
+        print(error, flush=True)
+"""
 
 
 @pytest.fixture
@@ -188,3 +206,92 @@ def test_what_is_in_use_is_in_a_backup(server: ServerDirectory, tmp_path: Path) 
     back_up(server, tmp_path / "file")
     restore(tmp_path / "file", tmp_path / "again")
     assert fleet_release.read(tmp_path / "again") == FleetRelease("spring:release-1")
+
+
+def test_what_two_operators_promote_at_once_is_promoted_one_after_the_other(server: ServerDirectory) -> None:
+    rounds = {"olga": ["1", "2"] * 10, "otto": ["3", "2"] * 10}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROMOTES, str(server.run("spring")), name, *own],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name, own in rounds.items()
+    ]
+    for process in both:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [line for process in both for line in process.communicate(timeout=300)[0].splitlines()]
+    # Two who want the same round have it once; whatever was promoted is there.
+    assert set(said) <= {"round 2 is the current release already"}
+    made = releases(server.run("spring"))
+    assert len(made) == 40 - len(said)
+    assert [one.number for one in reversed(made)] == list(range(1, len(made) + 1))
+    for name, own in rounds.items():
+        kept = [str(one.round) for one in reversed(made) if one.by == name]
+        assert [round for round in kept if round != "2"] == [round for round in own if round != "2"]
+    assert fleet_release.read(server.path).used == f"spring:release-{made[0].number}"
+
+
+# --- a part of the devices first ------------------------------------------------------------------
+
+
+def test_a_canary_is_tried_promoted_to_all_or_taken_back(
+    server: ServerDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release = ("release", "promote", server.path)
+    assert server_command(monkeypatch, *release, 1, "--run", "spring", "--canary", "10%") == 2
+    assert "promote the first one to all" in capsys.readouterr().err
+    assert releases(server.run("spring")) == []
+    assert server_command(monkeypatch, *release, 1, "--run", "spring") == 0
+    assert "devices can't fetch it: the authority has not signed run spring" in capsys.readouterr().err
+    assert server_command(monkeypatch, *release, 2, "--run", "spring", "--canary", "12.5%") == 0
+    assert "release 2 of spring, round 2, is tried by 12.5% of the devices" in capsys.readouterr().out
+    trying = FleetRelease("spring:release-1", canary="spring:release-2", share=1250)
+    assert fleet_release.read(server.path) == trying
+    assert server_command(monkeypatch, "release", "hold", server.path) == 2
+    assert "is tried by a part of the devices" in capsys.readouterr().err
+    assert server_command(monkeypatch, "release", "list", server.path, "--json") == 0
+    told = {row["name"]: (row["state"], row["signature"]) for row in json.loads(capsys.readouterr().out)}
+    assert told == {
+        "spring:release-1": ("in use", "not signed"),
+        "spring:release-2": ("canary, 12.5%", "not signed"),
+    }
+    assert server_command(monkeypatch, *release, "--all") == 0
+    assert fleet_release.read(server.path) == FleetRelease("spring:release-2")
+    assert server_command(monkeypatch, *release, "--all") == 2
+    assert server_command(monkeypatch, *release, 1, "--run", "summer", "--canary", "5%") == 0
+    assert server_command(monkeypatch, "release", "rollback", server.path, 2, "--run", "spring") == 0
+    assert fleet_release.read(server.path) == FleetRelease("spring:release-2")
+    assert server_command(monkeypatch, "release", "sign", server.path) == 2
+    assert "can't be signed: the authority has not signed run spring" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), (1, "--all"), ("--all", "--canary", "5%"), *((1, "--canary", share) for share in
+     ("0%", "100%", "10", "-5%", "x%", "nan%", "inf%", "0.001%"))],
+)  # fmt: skip
+def test_what_names_no_release_or_no_part_of_the_devices_is_refused(
+    server: ServerDirectory, monkeypatch: pytest.MonkeyPatch, words: tuple[object, ...]
+) -> None:
+    fleet_release.chosen(server.path, "spring", 1)
+    assert server_command(monkeypatch, "release", "promote", server.path, *words) == 2
+    assert fleet_release.read(server.path) == FleetRelease("spring:release-1")
+
+
+def test_a_file_of_an_earlier_version_knows_no_canary(server: ServerDirectory) -> None:
+    (server.path / FLEET_RELEASE).write_text('{"used": "spring:release-1", "held": false, "waiting": ""}')
+    assert fleet_release.read(server.path) == FleetRelease("spring:release-1")
+    for share in ("0", "10000", '"5"', "true"):
+        text = (
+            f'"used": "a:release-1", "held": false, "waiting": "", "canary": "a:release-2", "share": {share}'
+        )
+        (server.path / FLEET_RELEASE).write_text("{" + text + "}")
+        with pytest.raises(JournalError, match="damaged"):
+            fleet_release.read(server.path)

@@ -1,4 +1,4 @@
-"""`penchant device train`, `rank`, `best-of`, `status` and `export`: the owner's own model."""
+"""`penchant device train`, `rank`, `best-of`, `release`, `status`, `export`: the owner's own model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 from penchant.common.errors import UsageError
 from penchant.common.printable import one_line
 from penchant.common.terminal import say, say_json
-from penchant.common.wording import counted, percent
+from penchant.common.wording import counted, duration, percent
 from penchant.deploy.cli.device.options import (
     HERE,
     AsJson,
@@ -39,6 +39,12 @@ __all__ = ["app"]
 
 app = typer.Typer()
 SHORT = 40  # characters of a text in a table of reasons
+_RELEASED = {
+    "none": "the fleet offers this device no release",
+    "same": "this device uses the fleet's release already:",
+    "taken": "this device uses the fleet's release from now on:",
+    "kept": "this device keeps the model that its rounds have made; --use takes the fleet's release instead:",
+}
 OTHER_SETTINGS = "the model was trained with other settings than model.toml has now: `penchant device train`"
 
 
@@ -117,6 +123,45 @@ def best_of_n(
         ranked = best_of(device.rank, Generator(generator), prompt, count, **how)
     show_ranked(ranked, as_json)
     _say_standing(device)
+
+
+@command(app)
+def release(
+    use: Annotated[
+        bool,
+        typer.Option("--use", help="Use it also where rounds have made the model that is in use now."),
+    ] = False,
+    node: NodeOption = None,
+    home: HomeOption = HERE,
+    passphrase: Ask = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch the release that the fleet uses, check the authority's signature, and start from it.
+
+    Where choices are recorded, the personal part is fitted to them at once. The server learns that this
+    device has asked.
+    """
+    from penchant.client.device.fetching import fetch_release
+    from penchant.client.device.joining import KnownServer
+    from penchant.deploy.cli.device.reports import ReleaseReport
+    from penchant.deploy.json_tables import plain_value
+
+    device = open_device(home, passphrase)
+    server = KnownServer.of(node_folder(home, node))
+    with working("fetching the fleet's release"):
+        fetched = fetch_release(device, server, use=use)
+    if fetched.outcome == "taken" and device.choices().train:
+        with working(f"training on {len(device.store)} choices"):
+            device.train()
+    known = device.release()
+    if as_json:
+        report = None if known is None else plain_value(ReleaseReport.of(known))
+        say_json({"outcome": fetched.outcome, "release": report})
+        return
+    say(_RELEASED[fetched.outcome])
+    if fetched.manifest is not None:
+        for line in fetched.manifest.contents.lines():
+            say(f"  {one_line(line)}")
 
 
 @command(app)
@@ -243,6 +288,7 @@ def _print_status(report: Report, part: TakingPart) -> None:
         ("rounds joined", f"{report.rounds_joined}{day}"),
         ("runs that asked (penchant device runs)", _runs(report)),
         ("last run, round", f"{report.run[:8]}…, {report.round}" if report.run else "none yet"),
+        ("the fleet's release", _release(report)),
         ("privacy spent", _privacy(report)),
         ("disk", _disk(report)),
     ]
@@ -269,6 +315,16 @@ def _print_status(report: Report, part: TakingPart) -> None:
 def _runs(report: Report) -> str:
     waiting = sum(not run.accepted for run in report.runs) if report.each_run else 0
     return f"{len(report.runs)}, {waiting} of them wait to be accepted" if waiting else str(len(report.runs))
+
+
+def _release(report: Report) -> str:
+    known = report.release
+    if known is None:
+        return "none was fetched (penchant device release)"
+    use = "in use" if known.in_use else "not in use: rounds have made the model"
+    signed = duration(max(time.time() - known.manifest.signed, 0.0))
+    fetched = duration(max(time.time() - known.fetched, 0.0))
+    return f"{one_line(known.manifest.contents.name)}, {use}; signed {signed} ago, fetched {fetched} ago"
 
 
 def _privacy(report: Report) -> str:

@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 from penchant.client.device.device import Quality, Report
+from penchant.client.device.known_release import KnownRelease
 from penchant.client.device.privacy_report import PrivacyReport
 from penchant.client.device.taking_part import TakingPart
 from penchant.client.learning.trainer import Counts
 from penchant.client.vault.budget import DiskUse
 from penchant.client.vault.run_ledger import KnownRun
 from penchant.common.membership.manifest import shown_day
+from penchant.common.membership.release_manifest import EVERYBODY
 
-__all__ = ["AskedRun", "DeviceStatus", "DiskReport", "LeftPart", "Refusal", "RightAnswers"]
+__all__ = ["AskedRun", "DeviceStatus", "DiskReport", "LeftPart", "Refusal", "ReleaseReport", "RightAnswers"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,43 @@ class DiskReport(DiskUse):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReleaseReport:
+    """The newest release of the fleet that this device has fetched.
+
+    Attributes:
+        name: how the fleet calls it.
+        sequence: the number under which the authority signed it.
+        signed: when it did, in Unix seconds.
+        fetched: when this device fetched it, in Unix seconds.
+        in_use: whether the model on this device is made of it.
+        canary: which part of the devices use it, from 0 to 1; None for all.
+        says: what the manifest says, in words.
+    """
+
+    name: str
+    sequence: int
+    signed: int
+    fetched: int
+    in_use: bool
+    canary: float | None
+    says: tuple[str, ...]
+
+    @classmethod
+    def of(cls, known: KnownRelease) -> Self:
+        """As the device knows it."""
+        manifest, contents = known.manifest, known.manifest.contents
+        return cls(
+            name=contents.name,
+            sequence=manifest.sequence,
+            signed=manifest.signed,
+            fetched=known.fetched,
+            in_use=known.in_use,
+            canary=contents.share / EVERYBODY if contents.is_canary else None,
+            says=contents.lines(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeviceStatus:
     """A device at a glance.
 
@@ -129,6 +168,7 @@ class DeviceStatus:
         refused: what it refused.
         disk: what it takes on the disk.
         privacy: what taking part has cost.
+        release: the newest release of the fleet that it has fetched; None before the first.
     """
 
     choices: int
@@ -154,6 +194,7 @@ class DeviceStatus:
     refused: tuple[Refusal, ...]
     disk: DiskReport
     privacy: PrivacyReport | None
+    release: ReleaseReport | None
 
     @classmethod
     def of(cls, report: Report, part: TakingPart) -> Self:
@@ -183,6 +224,7 @@ class DeviceStatus:
             refused=tuple(Refusal(stage, code, why) for stage, code, why in report.refused),
             disk=DiskReport(**asdict(report.disk), vault_most=report.disk_most),
             privacy=report.privacy,
+            release=None if report.release is None else ReleaseReport.of(report.release),
         )
 
 

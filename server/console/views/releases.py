@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from penchant.common.errors import PenchantError
+from penchant.common.membership.release_manifest import EVERYBODY
 from penchant.server.console.requests import ConsoleRequest
 from penchant.server.console.views.common import chosen, location_of, paged, whole_number
 from penchant.server.console.views.devices import fleet_named
@@ -13,7 +14,9 @@ from penchant.server.measured import Measurement, best
 from penchant.server.monitoring.run_history import RunLocation
 from penchant.server.releases import Release, release_name
 
-__all__ = ["download", "hold", "promote", "releases", "roll_back"]
+__all__ = ["ask_again", "download", "hold", "promote", "releases", "roll_back", "to_everybody"]
+
+CANARIES = (1, 5, 10, 25, 50)  # percent of the devices
 
 
 def releases(request: ConsoleRequest) -> Response:
@@ -28,6 +31,7 @@ def releases(request: ConsoleRequest) -> Response:
     alike = 0 if highest is None else sum(_alike(one, highest) for one in measured.values())
     fleet = request.context.operations.fleet_of(location)
     used = request.context.operations.fleet(fleet).release() if fleet else None
+    offered = request.context.operations.fleet(fleet).offered() if fleet else None
     promoted = list(request.context.operations.releases(location).promoted())
     current = next((release for release in promoted if release.current), None)
     return request.render(
@@ -36,6 +40,8 @@ def releases(request: ConsoleRequest) -> Response:
         run=run,
         fleet=fleet,
         used=used,
+        offered=offered,
+        canaries=CANARIES,
         listed=paged(request, candidates, ROUNDS_A_PAGE),
         measured=measured,
         best=highest.after if highest else None,
@@ -43,6 +49,7 @@ def releases(request: ConsoleRequest) -> Response:
         releases=promoted,
         in_use=_named(used.used, location, promoted) if used else current,
         last=_named(used.last, location, promoted) if used else current,
+        canary=_named(used.canary, location, promoted) if used else None,
     )
 
 
@@ -62,7 +69,9 @@ def promote(request: ConsoleRequest) -> Response:
     """Make a round's adapter the current release."""
     location = location_of(request.context, request.path("id"))
     released = request.context.operations.releases(location)
-    made = released.promote(whole_number(request.given("round"), "round"), request.name)
+    number, percent = whole_number(request.given("round"), "round"), request.given("canary")
+    share = whole_number(percent, "canary") * (EVERYBODY // 100) if percent else EVERYBODY
+    made = released.promote(number, request.name, share)
     return request.go(
         f"/releases?run={location.id}", f"Release {made.number} is the adapter of round {made.round}."
     )
@@ -82,6 +91,18 @@ def hold(request: ConsoleRequest) -> Response:
     now = request.context.operations.fleet(fleet).hold(request.given("held") == "yes")
     what = "stays in use, whatever is promoted" if now.held else "is in use"
     return request.go("/releases", f"{now.used} {what}.")
+
+
+def to_everybody(request: ConsoleRequest) -> Response:
+    """Have all devices of a fleet use what a part of them tries."""
+    now = request.context.operations.fleet(fleet_named(request)).to_everybody()
+    return request.go("/releases", f"{now.used} is in use.")
+
+
+def ask_again(request: ConsoleRequest) -> Response:
+    """Ask the authority once more to sign the release that was chosen last."""
+    name = request.context.operations.fleet(fleet_named(request)).ask_again()
+    return request.go("/releases", f"The authority is asked to sign {name}.")
 
 
 def download(request: ConsoleRequest) -> Response:
