@@ -211,3 +211,20 @@ def test_nothing_is_asked_twice(scene):
     for index in (2, 6, -1):
         with pytest.raises(ValueError, match="not open"):
             learner.answer(index, True)
+
+
+# --- ties -----------------------------------------------------------------------------------------
+
+
+def test_with_ties_it_is_the_mutual_information_of_three_answers_and_the_margin():
+    rng = np.random.default_rng(0)
+    for mean, error, nu in [(0.0, 1.0, 0.5), (1.0, 2.0, 2.0), (-2.0, 0.5, 0.1)]:
+        worth = np.exp(mean + error * rng.standard_normal(400_000))
+        answers = np.stack([worth, np.ones_like(worth), nu * np.sqrt(worth)])
+        answers = answers / answers.sum(axis=0)
+        whole = answers.mean(axis=1)
+        sampled = -(whole * np.log(whole)).sum() + (answers * np.log(answers)).sum(axis=0).mean()
+        found = float(information(np.array([mean]), np.array([error]), nu)[0])
+        assert found == pytest.approx(sampled, abs=2e-3)
+        assert found == pytest.approx(float(information(np.array([-mean]), np.array([error]), nu)[0]))
+    assert float(information(np.zeros(1), np.ones(1), 1e-9)[0]) == pytest.approx(told(0.0, 1.0), abs=1e-6)

@@ -271,3 +271,38 @@ def test_a_prior_must_be_one():
 def test_a_damaged_personal_part_is_named(scene):
     with pytest.raises(DeviceError, match="not finite"):
         laplace(scene).score_gradients(np.full_like(scene.start, np.nan), [("", "tax")])
+
+
+# --- ties -----------------------------------------------------------------------------------------
+
+
+def tied(pair: SimpleNamespace) -> SimpleNamespace:
+    return SimpleNamespace(**vars(pair), tie="equal")
+
+
+def test_with_ties_the_fit_is_where_their_posterior_has_no_slope(scene):
+    """The slope of the log-likelihood by autograd of Davidson's formula as it is in the paper."""
+    pairs = [*PAIRS[:4], tied(PAIRS[4]), tied(PAIRS[5])]
+    nu = 2 * 2 / 5
+    posterior = laplace(scene).fit(scene.prior, pairs)
+    margins, gradients = laplace(scene).margin_gradients(posterior.vector, pairs)
+    m = torch.tensor(margins, requires_grad=True)
+    first, second = torch.exp(m), torch.ones_like(m)
+    whole = first + second + nu * (first * second).sqrt()
+    likelihood = torch.cat([(first / whole)[:4], (nu * (first * second).sqrt() / whole)[4:]])
+    (slope,) = torch.autograd.grad(likelihood.log().sum(), m)
+    pull = slope.numpy() @ gradients
+    away = (posterior.vector.astype(float) - scene.prior.mean) / scene.prior.variance
+    assert np.abs(pull - away).max() < 5e-3 * max(np.abs(pull).max(), 1e-3)
+
+
+def test_a_tie_draws_its_two_scores_together_and_makes_surer(scene):
+    tool = laplace(scene)
+    without = tool.margins(tool.fit(scene.prior, PAIRS[:4]), PAIRS[:1])
+    turned = SimpleNamespace(prompt="", chosen=PAIRS[0].rejected, rejected=PAIRS[0].chosen, tie="both bad")
+    for tie in (tied(PAIRS[0]), turned):
+        posterior = tool.fit(scene.prior, [*PAIRS[1:4], tie])
+        with_tie = tool.margins(posterior, PAIRS[:1])
+        assert abs(with_tie.mean[0]) < abs(without.mean[0])
+        before = tool.fit(scene.prior, PAIRS[1:4])
+        assert with_tie.error[0] < tool.margins(before, PAIRS[:1]).error[0]
