@@ -332,9 +332,10 @@ class Device:
         planned, run, number, factors, kept = self._begun_alone() if alone else self._model()
         shared, start = planned.parts(factors)
         trainer = planned.trainer(start)
-        tell(f"reading {counted(len(choices.train), 'choice')}")
+        known = _counted(choices.train)
+        tell(f"reading {known}")
         prepared = planned.model.prepare(choices.train)
-        tell(f"learning from {counted(len(choices.train), 'choice')}")
+        tell(f"learning from {known}")
         if run == ALONE:
             outcome = trainer.train(shared, start, prepared, SEED)
             personal = outcome.personal
@@ -817,6 +818,13 @@ class Device:
             ring_bits=32,
             group_size=3,
         )
+
+
+def _counted(pairs: Sequence[Preference]) -> str:
+    """How many choices, and how many ties if there are any."""
+    choices = len(without_ties(pairs))
+    said = counted(choices, "choice")
+    return said if choices == len(pairs) else f"{said} and {counted(len(pairs) - choices, 'tie')}"
 
 
 def _too_large(choices: Sequence[Preference], personal: Vector) -> bool:

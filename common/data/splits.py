@@ -398,9 +398,9 @@ def people_from_parts(
     for name, own in kept.items():
         drawn = {}
         for part, wanted in wanted_pairs(sizes).items():
-            every = list(dict.fromkeys(own[part]))
-            drawn[part] = _drawn(every, wanted, own_items, seed, name, part)
-            spare += max(len(without_ties(every)) - wanted, 0) if part == "test" else 0
+            once = list(dict.fromkeys(own[part]))
+            drawn[part] = _drawn(once, wanted, own_items, seed, name, part)
+            spare += max(len(without_ties(once)) - wanted, 0) if part == "test" else 0
         _settle(name, drawn, sizes, _one_class(own["train"]), people, shortfalls)
     prompts = {pair.prompt for person in people for pair in person.train if pair.prompt.strip()}
     used = [pair for person in people for pair in without_ties(person.test)]
