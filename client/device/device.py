@@ -409,7 +409,7 @@ class Device:
         known = marks_of(about.marks)
         choices = [row for mark, row in self.store.marked() if mark in known and not held_out(row.preference)]
         ties = [row for mark, row in self.store.marked_ties() if mark in known and not held_out(row.pair)]
-        nu = nu_of([row.preference for row in (*choices, *ties)])
+        nu = nu_of([*(row.preference for row in choices), *(row.preference for row in ties)])
         laplace = Laplace(planned.model, planned.split, shared)
         texts = [(prompt, response) for response in ranked]
         return explained(laplace, self._fitted.doubt(), kept, texts, choices, nu)
