@@ -14,10 +14,10 @@ from typing import Any
 
 from penchant.client.learning.merged_model import MergedModel
 from penchant.common.data.importers.reading import read_choices
-from penchant.common.data.preferences import Preference, comparison_of
+from penchant.common.data.preferences import Preference, comparison_of, without_ties
 from penchant.common.data.row_files import BadRows, RowLog
 from penchant.common.data.trl_format import Labelled, column_names
-from penchant.common.errors import UsageError
+from penchant.common.errors import DataError, UsageError
 from penchant.common.wording import counted
 
 __all__ = ["Evaluation", "GroupAccuracy", "Models", "PairScore", "evaluate", "write_scores"]
@@ -40,7 +40,7 @@ class PairScore:
 
     @property
     def correct(self) -> bool:
-        """Whether the chosen response scores higher; a tie is not correct."""
+        """Whether the chosen response scores higher; equal scores are not correct."""
         return self.chosen > self.rejected
 
     @property
@@ -52,7 +52,7 @@ class PairScore:
 
 @dataclass(frozen=True)
 class GroupAccuracy:
-    """The pairs of one person or kind: how many, how many are ranked right, and how many are ties."""
+    """The pairs of one person or kind: how many, how many are ranked right, how many have equal scores."""
 
     group: str
     own: bool
@@ -68,11 +68,16 @@ class GroupAccuracy:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well models rank the pairs of a file. `pairs` are in the order in which they were read."""
+    """How well models rank the pairs of a file.
+
+    `pairs` are its choices, in the order in which they were read, and `ties` how many pairs it has beside
+    them in which neither response was preferred.
+    """
 
     source: str
     pairs: tuple[PairScore, ...] = field(repr=False)
     notes: tuple[str, ...] = ()
+    ties: int = 0
 
     @property
     def accuracy(self) -> float:
@@ -124,6 +129,7 @@ class Evaluation:
             "standard_error": self.standard_error,
             "log_loss": self.log_loss,
             "tied": self.tied,
+            "ties": self.ties,
             "groups": [
                 {"group": g.group, "own": g.own, "pairs": g.pairs, "accuracy": g.accuracy, "tied": g.tied}
                 for g in self.groups
@@ -164,27 +170,40 @@ def evaluate(
         bad_rows: whether rows that can't be used are refused, or skipped and named in the notes.
 
     Raises:
-        DataError: there is nothing to read, or a row can't be used.
+        DataError: there is nothing to read, all of it are ties, or a row can't be used.
     """
     log = RowLog(bad_rows)
     found = read_choices(source, log, person_column=by, columns=column_names(tuple(columns)))
     report = log.finish(source)
     notes = [*found.notes, *([report.summary()] if report.bad else [])]
     scored: dict[int, PairScore] = {}
+    tied: list[PairScore] = []
     seen = 0
     for person, places in _by_person(found.labelled).items():
         pairs = [found.labelled[place].preference for place in places]
         own = None if person is None else models.own(person)
         if person is not None and own is not None:
-            seen += _met(pairs, models.trained_on(person))
+            seen += _met(without_ties(pairs), models.trained_on(person))
         scores = (own or models.everybody).both_scores(pairs)
         group = NOBODY if person is None else person
-        for place, (chosen, rejected) in zip(places, scores, strict=True):
-            scored[place] = PairScore(group, own is not None, chosen, rejected)
+        for place, pair, (chosen, rejected) in zip(places, pairs, scores, strict=True):
+            score = PairScore(group, own is not None, chosen, rejected)
+            if pair.tie:
+                tied.append(score)
+            else:
+                scored[place] = score
+    if not scored:
+        raise DataError(f"{source} holds ties alone; give choices of one response, which can be ranked right")
     if seen:
         compare = "compares" if seen == 1 else "compare"
         notes.append(f"{counted(seen, 'pair')} {compare} what their person's model was trained on")
-    return Evaluation(str(source), tuple(scored[place] for place in sorted(scored)), tuple(notes))
+    if tied:
+        apart, choices_apart = _apart(tied), _apart(scored.values())
+        notes.append(
+            f"{counted(len(tied), 'tie')} left out of the accuracy: their two scores lie {apart:.2f} apart "
+            f"in the mean, those of choices {choices_apart:.2f}"
+        )
+    return Evaluation(str(source), tuple(scored[place] for place in sorted(scored)), tuple(notes), len(tied))
 
 
 def write_scores(evaluation: Evaluation, path: Path) -> None:
@@ -218,6 +237,10 @@ def _rows(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
             "chosen": pair.chosen,
             "rejected": pair.rejected,
         }
+
+
+def _apart(pairs: Collection[PairScore]) -> float:
+    return fmean(abs(pair.chosen - pair.rejected) for pair in pairs)
 
 
 def _by_person(labelled: Sequence[Labelled]) -> dict[str | None, list[int]]:

@@ -49,6 +49,7 @@ from penchant.client.device.preference_store import (
     Added,
     PreferenceStore,
     Recorded,
+    RecordedTie,
     held_out,
     marks_of,
 )
@@ -70,7 +71,7 @@ from penchant.client.vault.sealing import SealedStorage
 from penchant.client.vault.vault import Vault
 from penchant.common.config import AdapterConfig, ModelConfig, Plan, TrainingConfig, refuse_unread_head
 from penchant.common.crypto.entropy import SystemEntropy
-from penchant.common.data.preferences import Preference
+from penchant.common.data.preferences import Preference, without_ties
 from penchant.common.errors import (
     BaseModelError,
     ConfigError,
@@ -83,6 +84,7 @@ from penchant.common.errors import (
 from penchant.common.membership.enrolment import Answer, LeaveNotice, Request, request
 from penchant.common.membership.identity import Identity, Membership, authority_digest
 from penchant.common.membership.release_manifest import ReleaseAsk, ReleaseManifest, ReleaseOffer
+from penchant.common.model.davidson import nu_of
 from penchant.common.model.reward import Reading, joined
 from penchant.common.settings import Section, build_section, section_table
 from penchant.common.shares import EVERYONE_ALONE
@@ -179,11 +181,11 @@ class Standing:
     """What the model in use is to the choices that are recorded now.
 
     Attributes:
-        newer: how many choices were recorded since it was trained here, those held out among them.
+        newer: how many choices and ties were recorded since it was trained here, those held out among them.
         errors: whether the errors of its scores are known.
         why_not: why they are not, and what to do; empty where they are, or where nothing personal was fitted.
-        gone: how many choices of then are there no more: they were taken back, or turned round (the turned
-            one is newer).
+        gone: how many choices and ties of then are there no more: they were taken back, or turned round (the
+            turned one is newer).
         other_settings: whether it was trained here alone, and model.toml says something else by now.
     """
 
@@ -220,7 +222,7 @@ class Forgotten:
     """What forgetting some choices did.
 
     Attributes:
-        removed: how many choices are deleted.
+        removed: how many choices are deleted; ties: and how many ties.
         left: how many there still are.
         learned: whether what was learned from them was deleted with them; not so where all of them were held
             out, and no share rule asked those anything.
@@ -233,6 +235,7 @@ class Forgotten:
     learned: bool
     fitted: bool
     why_not: str = ""
+    ties: int = 0
 
 
 @dataclass(frozen=True)
@@ -316,14 +319,14 @@ class Device:
         return Choices(*self.store.sides())
 
     def record(self, preferences: Iterable[Preference], source: str = "import") -> Added:
-        """Record choices, all or none."""
+        """Record choices and ties, all or none."""
         return self.store.add(preferences, source)
 
     # --- the model -----------------------------------------------------------------------------------
 
     def train(self, tell: Callable[[str], None] = _nobody) -> Report:
-        """Fit the personal part alone, and how sure it is, to all recorded choices but the held-out ones;
-        nothing leaves. Alone it is by model.toml as it is now, whatever it was before.
+        """Fit the personal part alone, and how sure it is, to all recorded choices and ties but the held-out
+        ones; nothing leaves. Alone it is by model.toml as it is now, whatever it was before.
 
         tell: is told what is being done, in a few words, before it begins.
 
@@ -340,9 +343,10 @@ class Device:
         planned, run, number, factors, kept = self._begun_alone() if alone else self._model()
         shared, start = planned.parts(factors)
         trainer = planned.trainer(start)
-        tell(f"reading {counted(len(choices.train), 'choice')}")
+        known = _counted(choices.train)
+        tell(f"reading {known}")
         prepared = planned.model.prepare(choices.train)
-        tell(f"learning from {counted(len(choices.train), 'choice')}")
+        tell(f"learning from {known}")
         if run == ALONE:
             outcome = trainer.train(shared, start, prepared, SEED)
             personal = outcome.personal
@@ -403,8 +407,9 @@ class Device:
     def explain(self, prompt: str, ranked: Sequence[str]) -> list[Explanation]:
         """Why each response comes before the next one: which of the owner's choices speak for it.
 
-        ranked: responses as `rank` orders them. Only choices that the model was learned from have a say, and
-        no held-out one. DataError where that isn't known: nothing is trained here, or no errors were fitted.
+        ranked: responses as `rank` orders them. Only choices that the model was learned from have a say, no
+        ties and no held-out one. DataError where that isn't known: nothing is trained here, or no errors were
+        fitted.
         """
         planned, _, _, factors, kept = self._model()
         about = self._about()
@@ -414,9 +419,11 @@ class Device:
         shared, _ = planned.parts(factors)
         known = marks_of(about.marks)
         choices = [row for mark, row in self.store.marked() if mark in known and not held_out(row.preference)]
+        ties = [row for mark, row in self.store.marked_ties() if mark in known and not held_out(row.pair)]
+        nu = nu_of([*(row.preference for row in choices), *(row.preference for row in ties)])
         laplace = Laplace(planned.model, planned.split, shared)
         texts = [(prompt, response) for response in ranked]
-        return explained(laplace, self._fitted.doubt(), kept, texts, choices)
+        return explained(laplace, self._fitted.doubt(), kept, texts, choices, nu)
 
     def conversational(self) -> bool:
         """Whether the model learned from conversations (`conversation_form`)."""
@@ -546,8 +553,8 @@ class Device:
 
     def _quality(self) -> tuple[Quality | None, str]:
         """(quality, or None, and why)."""
-        held = self.store.validation()
-        if not held:
+        held = self.choices().validation
+        if not without_ties(held):
             return None, "no choices are held out yet: record more"
         try:
             planned, _, _, factors, kept = self._model()
@@ -555,8 +562,9 @@ class Device:
             return None, str(error)
         shared, start = planned.parts(factors)
         trainer, prepared = planned.trainer(start), planned.model.prepare(held)
-        common = trainer.evaluate(shared, start, prepared)
-        personal = common if kept is None else trainer.evaluate(shared, kept, prepared)
+        nu = nu_of(self.choices().train)
+        common = trainer.evaluate(shared, start, prepared, nu)
+        personal = common if kept is None else trainer.evaluate(shared, kept, prepared, nu)
         return Quality(personal, common), ""
 
     def _accepts_each(self) -> bool:
@@ -583,8 +591,9 @@ class Device:
         merged = MergedModel.of(planned, factors, kept)
         return export_peft(Export.of(merged, base), directory, tried=merged)
 
-    def forget_choices(self, chosen: Sequence[Recorded]) -> Forgotten:
-        """Delete these choices and all that was learned from them, and fit the personal part to the rest.
+    def forget_choices(self, chosen: Sequence[Recorded], ties: Sequence[RecordedTie] = ()) -> Forgotten:
+        """Delete these choices and ties and all that was learned from them, and fit the personal part to the
+        rest.
 
         On this device all then is as if they had never been recorded; what left it in earlier rounds can't be
         taken back (`privacy`). Personal parts of all runs go, since each may have learned from them; that of
@@ -593,11 +602,14 @@ class Device:
 
         DeviceError when the disk refuses.
         """
-        learned = self._held_out_counted() or not all(held_out(choice.preference) for choice in chosen)
+        pairs = [choice.preference for choice in chosen]
+        trained_on = not all(held_out(pair) for pair in (*pairs, *(tie.pair for tie in ties)))
+        learned = trained_on or bool(chosen and self._held_out_counted())  # which asks no ties
         had_model = self.vault.latest() is not None
         if learned:
             self._forget_learned()
-        removed = self.store.remove_these(chosen)
+        untied = self.store.remove_ties(ties) if ties else 0
+        removed = self.store.remove_these(chosen) if chosen else 0
         if learned:
             self._forget_learned()  # what an agent began or ended with them since
         else:
@@ -609,7 +621,7 @@ class Device:
                 fitted = True
             except PenchantError as error:  # they are forgotten all the same
                 why_not = str(error)
-        return Forgotten(removed, len(self.store), learned, fitted, why_not)
+        return Forgotten(removed, len(self.store), learned, fitted, why_not, untied)
 
     def forget(self) -> int:
         """Delete all that this device knows of its owner, its membership too; -> how many choices.
@@ -887,6 +899,13 @@ class Device:
             ring_bits=32,
             group_size=3,
         )
+
+
+def _counted(pairs: Sequence[Preference]) -> str:
+    """How many choices, and how many ties if there are any."""
+    choices = len(without_ties(pairs))
+    said = counted(choices, "choice")
+    return said if choices == len(pairs) else f"{said} and {counted(len(pairs) - choices, 'tie')}"
 
 
 def _too_large(choices: Sequence[Preference], personal: Vector) -> bool:

@@ -48,14 +48,15 @@ def explained(
     personal: Vector,
     texts: Sequence[tuple[str, str]],
     choices: Sequence[Recorded],
+    nu: float = 0.0,
 ) -> list[Explanation]:
     """For each of (prompt, response) texts but the last: why it comes before the next one.
 
-    choices: those that the personal part was learned from. Errors as `influence_of`.
+    choices: those that the personal part was learned from; nu: as of `influence_of`, whose errors it has.
     """
     _, gradients = laplace.score_gradients(personal, texts)
     pairs = [row.preference for row in choices]
-    found = influence_of(laplace, doubt, personal, gradients[:-1] - gradients[1:], pairs)
+    found = influence_of(laplace, doubt, personal, gradients[:-1] - gradients[1:], pairs, nu)
     explanations = []
     for change, error in zip(found.change, found.error, strict=True):
         order = np.argsort(-change, kind="stable")

@@ -11,12 +11,12 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penchant.client.device.preference_store import PreferenceStore, RecordedTie, Tie
-from penchant.common.data.preferences import Preference, comparison_of
+from penchant.client.device.preference_store import PreferenceStore, RecordedTie
+from penchant.common.data.preferences import Preference, Tie, comparison_of
 from penchant.common.data.row_files import BadRows, ReadReport, RowLog, read_rows
 from penchant.common.data.trl_format import parse_preference
 from penchant.common.errors import DataError
@@ -74,7 +74,7 @@ def _row(row: Mapping[str, Any]) -> list[Preference]:
     if "responses" not in row:
         if "chosen" not in row and "rejected" not in row:
             raise DataError("'responses' is missing")
-        return [parse_preference(row)]
+        return [replace(parse_preference(row), tie="")]  # what was said of it is not looked at either
     responses = row["responses"]
     if not isinstance(responses, list) or not all(isinstance(one, str) for one in responses):
         raise DataError("'responses' must be a list of texts")
@@ -156,10 +156,12 @@ class Labelling:
         """Record that neither response is preferred; False, and the question is skipped, where one was chosen
         otherwise meanwhile. DeviceError when the disk refuses; the question stays.
 
-        Nothing learns from it, and no sitting asks again.
+        It is learned from as choices are, and no sitting asks again.
         """
         question = self._waiting[0]
         tie = self._store.add_tie(question.answered(True), said, SOURCE)
+        if self._learner and tie is not None:
+            self._learner.answer(self._place[id(question)], None)
         self._done.append((self._waiting.popleft(), tie))
         self._most_telling_first()
         return tie is not None
@@ -181,6 +183,8 @@ class Labelling:
         if isinstance(choice, RecordedTie):
             if not self._store.remove_tie(choice):
                 self._remove_either(choice.pair)  # settled since
+            if self._learner:
+                self._learner.undo()
         elif choice is not None:
             self._take_back(choice)
             if self._learner:

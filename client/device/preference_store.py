@@ -6,8 +6,8 @@ it is there, or nothing. A choice that is there already is not counted twice. Ab
 judge the model by: which side a comparison is on depends on its texts alone, so that it never changes, and
 that no comparison is on both.
 
-Ties are kept beside the choices, sealed and forgotten likewise: what the owner said of two responses of which
-they prefer none. Nothing learns from them. Their keys are in a file of their own: a version that knows no
+Ties are kept beside the choices, sealed, held out and forgotten likewise: what the owner said of two
+responses of which they prefer none. Their keys are in a file of their own: a version that knows no
 ties destroys every key in the other one that no choice has.
 """
 
@@ -23,16 +23,15 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from penchant.client.learning.packed_choices import PackedChoices
 from penchant.client.vault.erasable import ErasableStorage
 from penchant.client.vault.sealing import SealedStorage
-from penchant.common.data.preferences import Preference, comparison_of
+from penchant.common.data.preferences import Preference, Tie, comparison_of, without_ties
 from penchant.common.errors import DeviceError
 from penchant.common.storage import claim_schema, overwrite_journal, transaction
 
-__all__ = ["Added", "PreferenceStore", "Recorded", "RecordedTie", "Tie", "held_out"]
+__all__ = ["Added", "PreferenceStore", "Recorded", "RecordedTie", "held_out"]
 
 STORE = "preferences.db"
 HELD_OUT_OF = 5
@@ -56,10 +55,12 @@ _SEALED, _DONE = 1, 2
 
 @dataclass(frozen=True)
 class Added:
-    """What an import did: choices that are new, and those that were there already."""
+    """What an import did: choices and ties that are new, and those that were there already; ties: how many of
+    the new ones are ties."""
 
     new: int
     repeated: int
+    ties: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,6 @@ class Recorded:
         return cls(number, Preference(prompt, chosen, rejected), source, recorded)
 
 
-Tie = Literal["equal", "both bad"]
-"""What was said of two responses of which none is preferred."""
-
-
 @dataclass(frozen=True)
 class RecordedTie:
     """Two responses of which the owner prefers none, as they were shown.
@@ -104,6 +101,11 @@ class RecordedTie:
     said: Tie
     source: str = field(repr=False)
     recorded: float
+
+    @property
+    def preference(self) -> Preference:
+        """As what is learned from: the pair with what was said of it."""
+        return replace(self.pair, tie=self.said)
 
     def encode(self) -> bytes:
         """As it is sealed; the number is not among it."""
@@ -147,25 +149,27 @@ class PreferenceStore:
                 db.execute(f"PRAGMA user_version = {_DONE}")
 
     def add(self, preferences: Iterable[Preference], source: str = "import") -> Added:
-        """Record choices, all or none. DeviceError when the disk refuses; nothing is changed then.
+        """Record choices and ties, all or none. DeviceError when the disk refuses; nothing is changed then.
 
-        A tie between the same two responses goes: of a comparison one thing is recorded.
+        A tie between the same two responses as a choice goes, or is not recorded: of a comparison one thing
+        is, and a choice says more.
         """
-        repeated = 0
+        given = list(preferences)
         with self._transaction() as db:
             known = {row.preference for row in self._rows(db)}
             new: list[Recorded] = []
-            for p in preferences:
-                if p in known:
-                    repeated += 1
-                    continue
-                known.add(p)
-                new.append(Recorded(0, p, source, time.time()))
+            for p in without_ties(given):
+                if p not in known:
+                    known.add(p)
+                    new.append(Recorded(0, p, source, time.time()))
             self._insert(db, new)
             untied = self._untie(db, new)
+            ties = self._new_ties(db, [p for p in given if p.tie], known, source)
+            self._insert_ties(db, ties)
         if untied:
             self._destroy()
-        return Added(len(new), repeated)
+        recorded = len(new) + len(ties)
+        return Added(recorded, len(given) - recorded, len(ties))
 
     def train(self) -> tuple[Preference, ...]:
         """The choices to learn from, in the order in which they were recorded."""
@@ -176,7 +180,8 @@ class PreferenceStore:
         return tuple(p for p in self._all() if held_out(p))
 
     def sides(self) -> tuple[PackedChoices, PackedChoices]:
-        """(those to learn from, those held out) as they are at one moment.
+        """(those to learn from, those held out) as they are at one moment: the choices, and behind them the
+        ties that can be read. Without a choice to learn from there are no ties to learn from either.
 
         What was read is kept until the file changes, so that how long this takes does not say how many there
         are. Not so right after a change: a second one within one step of the file system's clock would not
@@ -185,10 +190,13 @@ class PreferenceStore:
         read = self._read
         if read is None or read[0] != self._state():
             with self._transaction() as db:
-                state, rows = self._state(), self._rows(db)
+                state, rows, ties = self._state(), self._rows(db), self._ties(db)
             settled = time.time_ns() - max(state[:2]) > CLOCK_STEP * 1e9
             every = [(held_out(row.preference), row.preference) for row in rows]
-            kept, aside = ([p for side, p in every if side is which] for which in (False, True))
+            tied = [(held_out(tie.pair), tie.preference) for tie in ties]
+            kept, aside = ([p for side, p in (*every, *tied) if side is which] for which in (False, True))
+            if all(p.tie for p in kept):
+                kept = []
             read = state, (PackedChoices(kept), PackedChoices(aside))
             self._read = read if settled else None
         return read[1]
@@ -203,22 +211,24 @@ class PreferenceStore:
         return int(count)
 
     def marks(self) -> bytes:
-        """What names each recorded choice, one after the other (`marks_of`), and opens none.
+        """What names each recorded choice, and then each tie, one after the other (`marks_of`); opens none.
 
         Not by its number: that of the latest is given again once it was taken back.
         """
         with self._transaction() as db:
-            sealed = db.execute("SELECT sealed FROM sealed_choices ORDER BY number").fetchall()
-        return b"".join(hashlib.sha256(row).digest()[:_MARK] for (row,) in sealed)
+            return b"".join(self._marks(db, "sealed_choices") + self._marks(db, "sealed_ties"))
 
     def marked(self) -> list[tuple[bytes, Recorded]]:
         """All choices as `recorded`, each with its mark."""
         with self._transaction() as db:
-            sealed = db.execute("SELECT sealed FROM sealed_choices ORDER BY number").fetchall()
-            return [
-                (hashlib.sha256(data).digest()[:_MARK], row)
-                for (data,), row in zip(sealed, self._rows(db), strict=True)
-            ]
+            return list(zip(self._marks(db, "sealed_choices"), self._rows(db), strict=True))
+
+    def marked_ties(self) -> list[tuple[bytes, RecordedTie]]:
+        """All ties as `ties`, each with its mark."""
+        with self._transaction() as db:
+            found = db.execute("SELECT number FROM sealed_ties ORDER BY number").fetchall()
+            marks = dict(zip((number for (number,) in found), self._marks(db, "sealed_ties"), strict=True))
+            return [(marks[tie.number], tie) for tie in self._ties(db)]
 
     def sources(self) -> dict[str, int]:
         """How many choices came from where."""
@@ -266,11 +276,10 @@ class PreferenceStore:
                 return None
             tie = RecordedTie(0, pair, said, source, time.time())
             before = self._ties_between(db, [pair])
-            (sealed,) = self._tie_storage.seal([(tie.encode(), _TIE)])
-            number = db.execute("INSERT INTO sealed_ties (sealed) VALUES (?)", (sealed,)).lastrowid
+            number = self._insert_ties(db, [tie])
             self._delete_ties(db, before)
         self._destroy()
-        return replace(tie, number=number or 0)
+        return replace(tie, number=number)
 
     def settle(self, tie: RecordedTie, first_is_better: bool) -> bool:
         """Make a choice of a tie and destroy the tie's key; -> whether it was there still."""
@@ -295,6 +304,7 @@ class PreferenceStore:
         with self._transaction() as db:
             there = set(ties) & set(self._ties(db))
             self._delete_ties(db, there)
+        self.let_go()
         self._destroy()
         overwrite_journal(self._path, DeviceError)
         return len(there)
@@ -402,6 +412,32 @@ class PreferenceStore:
     def _insert(self, db: sqlite3.Connection, rows: Sequence[Recorded]) -> None:
         sealed = self._storage.seal([(row.encode(), _PURPOSE) for row in rows])
         db.executemany("INSERT INTO sealed_choices (sealed) VALUES (?)", [(data,) for data in sealed])
+
+    def _insert_ties(self, db: sqlite3.Connection, ties: Sequence[RecordedTie]) -> int:
+        """-> the number of the last one, 0 without any."""
+        number = 0
+        for sealed in self._tie_storage.seal([(tie.encode(), _TIE) for tie in ties]):
+            number = db.execute("INSERT INTO sealed_ties (sealed) VALUES (?)", (sealed,)).lastrowid or 0
+        return number
+
+    def _new_ties(
+        self, db: sqlite3.Connection, given: Sequence[Preference], chosen: Iterable[Preference], source: str
+    ) -> list[RecordedTie]:
+        """Those of the ties that compare what nothing was said of yet."""
+        if not given:
+            return []
+        known = {comparison_of(p) for p in chosen} | {comparison_of(tie.pair) for tie in self._ties(db)}
+        new: list[RecordedTie] = []
+        for p in given:
+            if p.tie and comparison_of(p) not in known:
+                known.add(comparison_of(p))
+                new.append(RecordedTie(0, replace(p, tie=""), p.tie, source, time.time()))
+        return new
+
+    @staticmethod
+    def _marks(db: sqlite3.Connection, table: str) -> list[bytes]:
+        sealed = db.execute(f"SELECT sealed FROM {table} ORDER BY number").fetchall()
+        return [hashlib.sha256(row).digest()[:_MARK] for (row,) in sealed]
 
     def _destroy(self) -> None:
         """Destroy the keys of what was deleted: once that is durable, and while nobody records anything."""

@@ -4,6 +4,7 @@ Under the Laplace posterior (`client/learning/laplace.py`) the margin of a pair 
 tells about the personal part, in nats, is the doubt about the answer less the doubt that would remain if the
 personal part were known (BALD: Houlsby et al. 2011; expected information gain: Lindley 1956). It is large
 where the model is unsure of the margin, not where the margin is near zero: a person may really be undecided.
+Where the person's answers hold ties, a tie is a third answer (`common/model/davidson.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from penchant.client.learning.laplace import Array, Belief, Laplace, Posterior, Prior, linear_optimum
+from penchant.common.model.davidson import PairLikelihood, nu_of, tie_probability
 from penchant.common.model.reward import Pair
 
 __all__ = ["ActiveLearner", "information"]
@@ -24,16 +26,30 @@ _NODES = np.linspace(-8.0, 8.0, 2001)
 _WEIGHTS = np.exp(-(_NODES**2) / 2) / np.exp(-(_NODES**2) / 2).sum()
 
 
-def information(mean: Array, error: Array) -> Array:
+def information(mean: Array, error: Array, nu: float = 0.0) -> Array:
     """What an answer tells about the personal part, in nats, for margins N(mean, error²), [m] -> [m].
 
-    Between 0, where the margin is known, and log 2. It does not depend on which response is called first.
+    Between 0, where the margin is known, and log 2, or log 3 with ties. It does not depend on which response
+    is called first. nu: Davidson's, of the person.
     """
     margins = mean[:, None] + error[:, None] * _NODES
+    if nu:
+        return _of_three(margins, nu)
     likely = 1 / (1 + np.exp(-np.clip(margins, -700, 700)))
     remaining = (np.logaddexp(0, margins) - margins * likely) @ _WEIGHTS  # E of the entropy of σ(m)
     expected = likely @ _WEIGHTS
     return np.asarray(np.maximum(_entropy(expected) - remaining, 0.0))  # rounding may leave a hair below zero
+
+
+def _of_three(margins: Array, nu: float) -> Array:
+    """The same where a tie is an answer too, for margins at the nodes [m, nodes]."""
+    decided = 1 - tie_probability(margins, nu)
+    first = decided / (1 + np.exp(-np.clip(margins, -700, 700)))
+    answers = np.stack([first, decided - first, 1 - decided])  # [3, m, nodes]
+    remaining = -(answers * np.log(np.clip(answers, 1e-300, 1.0))).sum(axis=0) @ _WEIGHTS
+    expected = answers @ _WEIGHTS
+    doubt = -(expected * np.log(np.clip(expected, 1e-300, 1.0))).sum(axis=0)
+    return np.asarray(np.maximum(doubt - remaining, 0.0))
 
 
 def _entropy(p: Array) -> Array:
@@ -71,7 +87,7 @@ class ActiveLearner:
         self._prior = prior
         self._candidates = list(candidates)
         self._known = list(known)
-        self.answers: list[tuple[int, bool]] = []
+        self.answers: list[tuple[int, bool | None]] = []  # None: a tie
         self._view = self._look()
 
     @property
@@ -83,7 +99,7 @@ class ActiveLearner:
     def informative(self) -> Array:
         """What an answer about each candidate would tell, in nats, [m]."""
         now = self.beliefs()
-        return information(now.mean, now.error)
+        return information(now.mean, now.error, nu_of([*self._known, *self.choices()]))
 
     def beliefs(self) -> Belief:
         """What is believed of each candidate's margin after all answers, [m]."""
@@ -105,8 +121,8 @@ class ActiveLearner:
         left = self.open if among is None else [index for index in self.open if index in set(among)]
         return max(left, key=self.informative().__getitem__) if left else None
 
-    def answer(self, index: int, first: bool) -> None:
-        """Note whether the `chosen` of candidate `index` was really preferred.
+    def answer(self, index: int, first: bool | None) -> None:
+        """Note whether the `chosen` of candidate `index` was really preferred; None: neither, a tie.
 
         Raises:
             ValueError: it was answered before, or there is no such candidate.
@@ -122,8 +138,8 @@ class ActiveLearner:
         self.answers.pop()
 
     def choices(self) -> list[Pair]:
-        """The answered pairs, the preferred response chosen, in the order of the answers."""
-        return [_turned(self._candidates[index], first) for index, first in self.answers]
+        """The answered pairs, the preferred response chosen or as ties, in the order of the answers."""
+        return [_answered(self._candidates[index], first) for index, first in self.answers]
 
     def posterior(self) -> Posterior:
         """What is known after all answers, fitted to the end."""
@@ -141,13 +157,15 @@ class ActiveLearner:
         """Margins of the candidates and the posterior after all answers, in the model linear at the view."""
         view = self._view
         rows = [index for index, _ in self.answers]
-        sides = np.array([1.0 if first else -1.0 for _, first in self.answers])
+        sides = np.array([-1.0 if first is False else 1.0 for _, first in self.answers])
+        likelihood = PairLikelihood.of([*self._known, *self.choices()])
         before, slopes = view.known
         own = np.concatenate([slopes, view.gradients[rows] * sides[:, None]])
         at = view.posterior.vector.astype(np.float64)
         seen = np.concatenate([before, view.margins[rows] * sides])
-        personal = self._prior.mean + linear_optimum(self._prior, at, seen, own)
-        posterior = Posterior(self._prior, personal.astype(np.float32), own, seen + own @ (personal - at))
+        personal = self._prior.mean + linear_optimum(self._prior, at, seen, own, likelihood)
+        reached = seen + own @ (personal - at)
+        posterior = Posterior(self._prior, personal.astype(np.float32), own, reached, likelihood)
         return view.margins + view.gradients @ (personal - at), posterior
 
 
@@ -156,9 +174,12 @@ class _Answer:
     prompt: str
     chosen: str
     rejected: str
+    tie: str = ""
 
 
-def _turned(pair: Pair, first: bool) -> Pair:
+def _answered(pair: Pair, first: bool | None) -> Pair:
+    if first is None:
+        return _Answer(pair.prompt, pair.chosen, pair.rejected, "equal")
     return pair if first else _Answer(pair.prompt, pair.rejected, pair.chosen)
 
 

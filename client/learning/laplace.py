@@ -1,6 +1,7 @@
 """How sure a personal model is: a Laplace approximation over the personal part, shared factors frozen.
 
-The personal part θ has a Gaussian prior, choices follow Bradley and Terry. Around the most probable θ the
+The personal part θ has a Gaussian prior, choices follow Bradley and Terry, and with ties Davidson
+(`common/model/davidson.py`, whose curvature W then is). Around the most probable θ the
 posterior is taken as Gaussian, its precision the prior's plus JᵀWJ (generalised Gauss-Newton), with J the
 gradients of the pairs' margins and W = σ(m)σ(-m) (MacKay 1992; Daxberger et al., "Laplace Redux", NeurIPS
 2021; the mode's margins as in Immer et al., AISTATS 2021). With few choices (n) and many numbers (d) all of
@@ -19,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from penchant.common.errors import ConfigError, DeviceError
+from penchant.common.model.davidson import CHOICES, PairLikelihood
 from penchant.common.model.factors import Split, Vector
 from penchant.common.model.reward import Pair, RewardModel
 from penchant.common.shares import HEAD
@@ -85,16 +87,22 @@ class Posterior:
     evidence: the logarithm of the marginal likelihood of the choices, in nats: priors are compared by it.
     """
 
-    def __init__(self, prior: Prior, vector: Vector, gradients: Array, margins: Array) -> None:
-        """gradients: of the choices' margins at `vector`, [n, d]; margins [n]."""
+    def __init__(
+        self,
+        prior: Prior,
+        vector: Vector,
+        gradients: Array,
+        margins: Array,
+        likelihood: PairLikelihood = CHOICES,
+    ) -> None:
+        """gradients: of the pairs' margins at `vector`, [n, d]; margins [n]; likelihood: of the pairs."""
         self.prior = prior
         self.vector = vector
-        likely = _sigmoid(margins)
-        self._root = np.sqrt(likely * (1 - likely))
+        self._root = np.sqrt(likelihood.curvature(margins))
         self._gradients = gradients
         inner = np.eye(len(margins)) + self._kernel(gradients) * np.outer(self._root, self._root)
         self._factor = np.linalg.cholesky(inner)
-        fit = -float(np.logaddexp(0, -margins).sum()) - prior.distance(vector.astype(np.float64)) / 2
+        fit = -likelihood.loss(margins) - prior.distance(vector.astype(np.float64)) / 2
         self.evidence = fit - float(np.log(np.diag(self._factor)).sum())
 
     def covariance(self, gradients: Array) -> Array:
@@ -156,19 +164,20 @@ class Laplace:
         begin = prior.mean if near is None or not pairs else near
         personal = begin.astype(np.float64)
         margins, gradients = self.margin_gradients(begin, pairs)
-        best = _objective(prior, personal, margins)
+        likelihood = PairLikelihood.of(pairs)
+        best = _objective(prior, personal, margins, likelihood)
 
         def objective(tried: Array) -> float:
-            return _objective(prior, tried, self._margins(_vector(tried), pairs))
+            return _objective(prior, tried, self._margins(_vector(tried), pairs), likelihood)
 
         for _ in range(_OUTER):
-            target = prior.mean + linear_optimum(prior, personal, margins, gradients)
+            target = prior.mean + linear_optimum(prior, personal, margins, gradients, likelihood)
             personal, found = _halved(personal, target, objective, best)
             margins, gradients = self.margin_gradients(_vector(personal), pairs)
             if best - found < _SETTLED:
                 break
             best = found
-        return Posterior(prior, _vector(personal), gradients, margins)
+        return Posterior(prior, _vector(personal), gradients, margins, likelihood)
 
     def prior(self, mean: Vector, spread: float, pairs: Sequence[Pair], *, head: float = 1.0) -> Prior:
         """N(mean, diag(variance)) under which the margins of pairs such as these have the standard deviation
@@ -210,7 +219,7 @@ class Laplace:
     def around(self, prior: Prior, personal: Vector, pairs: Sequence[Pair]) -> Posterior:
         """The posterior around a personal part that was trained by other means."""
         margins, gradients = self.margin_gradients(personal, pairs)
-        return Posterior(prior, personal, gradients, margins)
+        return Posterior(prior, personal, gradients, margins, PairLikelihood.of(pairs))
 
     def margins(self, posterior: Posterior, pairs: Sequence[Pair]) -> Belief:
         """What is believed of the margins of pairs."""
@@ -263,7 +272,13 @@ class Laplace:
         return np.asarray(margins.double().cpu().numpy())
 
 
-def linear_optimum(prior: Prior, personal: Array, margins: Array, gradients: Array) -> Array:
+def linear_optimum(
+    prior: Prior,
+    personal: Array,
+    margins: Array,
+    gradients: Array,
+    likelihood: PairLikelihood = CHOICES,
+) -> Array:
     """θ - mean at the optimum of the model linearised at `personal` (Rasmussen and Williams, algorithm 3.1).
 
     Newton's step is halved until it pays: where one choice contradicts a confident mean, whole steps go to
@@ -276,16 +291,16 @@ def linear_optimum(prior: Prior, personal: Array, margins: Array, gradients: Arr
 
     def objective(weights: Array) -> float:
         found = kernel @ weights
-        return float(np.logaddexp(0, -(fixed + found)).sum() + weights @ found / 2)
+        return float(likelihood.loss(fixed + found) + weights @ found / 2)
 
     weights = np.zeros(len(margins))
     best = objective(weights)
     for _ in range(_INNER):
-        likely = _sigmoid(fixed + kernel @ weights)
-        slope = likely * (1 - likely)
-        root = np.sqrt(slope)
+        reached = fixed + kernel @ weights
+        curvature = likelihood.curvature(reached)
+        root = np.sqrt(curvature)
         inner = np.eye(len(margins)) + kernel * np.outer(root, root)
-        goal = slope * (kernel @ weights) + (1 - likely)
+        goal = curvature * (kernel @ weights) + likelihood.slope(reached)
         after = goal - root * np.linalg.solve(inner, root * (kernel @ goal))
         weights, found = _halved(weights, after, objective, best)
         if best - found < _INNER_SETTLED:
@@ -306,9 +321,9 @@ def _halved(
     return place, best
 
 
-def _objective(prior: Prior, personal: Array, margins: Array) -> float:
+def _objective(prior: Prior, personal: Array, margins: Array, likelihood: PairLikelihood) -> float:
     """Minus the logarithm of the posterior density, up to a constant."""
-    return float(np.logaddexp(0, -margins).sum()) + prior.distance(personal) / 2
+    return likelihood.loss(margins) + prior.distance(personal) / 2
 
 
 def _vector(personal: Array | Vector) -> Vector:

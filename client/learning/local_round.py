@@ -9,7 +9,7 @@ from dataclasses import replace
 from penchant.client.learning.blend import blended, with_vote
 from penchant.client.learning.model_cache import PlannedModel
 from penchant.client.learning.trainer import Counts, LocalTrainer, Outcome
-from penchant.common.data.preferences import Preference
+from penchant.common.data.preferences import Preference, without_ties
 from penchant.common.errors import DataError, DeviceError
 from penchant.common.model.factors import Vector
 from penchant.common.secagg.update_vector import JUDGED_MOST, Contribution
@@ -29,12 +29,14 @@ def work(
     """What the round that `planned` is for makes of `personal` on the announced `shared` factors.
 
     A round judges the model that it received, the closing one the model that it leaves. Where the rule has a
-    spread, held-out choices vote on it, and at the end on how much of the deviation stays. `start` is the
-    common start of the personal part. Raises DataError without preferences to learn from, DeviceError when
-    training diverges, or the received model's losses are no numbers: what is returned can be sent.
+    spread, held-out choices vote on it, and at the end on how much of the deviation stays. Ties are learned
+    from beside choices; of those held out none has a say. `start` is the common start of the personal part.
+    Raises DataError without choices to learn from, DeviceError when training diverges, or the received
+    model's losses are no numbers: what is returned can be sent.
     """
-    if not train:
+    if not without_ties(train):
         raise DataError("this device has no choices to learn from yet")
+    held_out = without_ties(held_out)
     trainer, prepared = planned.trainer(start), planned.model.prepare(train)
     weighs = bool(planned.split.spread_tensor and held_out)  # how far to be from the population
     if planned.plan.phase == "close":

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from penchant.common.config import TrainingConfig
 from penchant.common.errors import ConfigError, DataError, DeviceError
+from penchant.common.model.davidson import bradley_terry, davidson, tie_probability
 from penchant.common.model.factors import MergedWeights, Split, Vector
-from penchant.common.model.reward import PreparedPairs, RewardModel, Texts, bradley_terry
+from penchant.common.model.reward import PreparedPairs, RewardModel, Texts
 from penchant.common.shares import HEADS
 
 Leaves = dict[str, Tensor]
@@ -27,12 +28,18 @@ Rates = dict[str, float]
 @dataclass(frozen=True, slots=True)
 class Counts:
     """What pairs say of a model: correct of total, and the sum of their Bradley-Terry losses; tied are those,
-    none of them correct, whose two scores are equal."""
+    none of them correct, whose two scores are equal.
+
+    Ties that the person said are in none of these four, but counted in `ties`; `ties_expected` of them the
+    model expects among all pairs.
+    """
 
     correct: int = field(repr=False)
     total: int = field(repr=False)
     loss_sum: float = field(repr=False)
     tied: int = field(default=0, repr=False)
+    ties: int = field(default=0, repr=False)
+    ties_expected: float = field(default=0.0, repr=False)
 
     @property
     def accuracy(self) -> float:
@@ -45,7 +52,7 @@ class Outcome:
 
     shared_update: trained minus received shared vector, float32 [d_shared];
     personal: the new personal vector, float32 [d_personal];
-    weight: number of pairs; before: counts of the model it started from, on the training pairs;
+    weight: number of choices; before: counts of the model it started from, on the training pairs;
     steps: optimiser steps taken; judged: counts on the pairs held out, none if it was not judged.
     """
 
@@ -114,14 +121,15 @@ class LocalTrainer:
         both = self._fit(leaves, then, settings.local_epochs, prepared, seed + 1)
         before = self._before(alone if alone.steps else both, shared, personal, prepared)
         new_shared, new_personal = self._vectors(leaves)
-        return Outcome(new_shared - shared, new_personal, len(prepared), before, alone.steps + both.steps)
+        steps = alone.steps + both.steps
+        return Outcome(new_shared - shared, new_personal, prepared.choices, before, steps)
 
     def refit(self, shared: Vector, personal: Vector, prepared: PreparedPairs, seed: int) -> Outcome:
         """A closing round's training: `fit_personal` as configured, and nothing shared. Errors as `train`."""
         leaves, fit = self._fitted(shared, personal, prepared, seed)
         before = self._before(fit, shared, personal, prepared)
         none = np.zeros(0, dtype=np.float32)
-        return Outcome(none, self._vectors(leaves)[1], len(prepared), before, fit.steps)
+        return Outcome(none, self._vectors(leaves)[1], prepared.choices, before, fit.steps)
 
     def fit_personal(
         self,
@@ -141,11 +149,17 @@ class LocalTrainer:
         leaves, _ = self._fitted(shared, personal, prepared, seed, epochs=epochs, lr=lr)
         return self._vectors(leaves)[1]
 
-    def evaluate(self, shared: Vector, personal: Vector, prepared: PreparedPairs) -> Counts:
-        """Count the pairs whose chosen response scores higher (a tie is not correct), and sum the losses."""
+    def evaluate(
+        self, shared: Vector, personal: Vector, prepared: PreparedPairs, nu: float | None = None
+    ) -> Counts:
+        """Count the choices whose chosen response scores higher (equal scores are not correct), and sum the
+        losses; ties are counted apart.
+
+        nu: with which ties are expected, as of `nu_of`; by default that of these pairs.
+        """
         with torch.no_grad():
             margins = self._model.margins(prepared, self._effective(self._leaves(shared, personal)))
-        return _counts(margins)
+        return _counts(margins, prepared, nu)
 
     def margins(self, shared: Vector, personal: Vector, prepared: PreparedPairs) -> Vector:
         """Rewards of the chosen less those of the rejected responses, float32 [pairs]."""
@@ -159,7 +173,8 @@ class LocalTrainer:
         leaves = self._leaves(shared, personal)
         log_scale = torch.zeros((), device=self._model.device, requires_grad=True)
         scaled = {name: leaves[name] * log_scale.exp() for name in self._split.deviations(leaves)}
-        loss = bradley_terry(self._model.margins(prepared, self._effective(leaves | scaled))).sum()
+        margins = self._model.margins(prepared, self._effective(leaves | scaled))
+        loss = davidson(margins, prepared.ties, prepared.nu).sum()
         return -float(torch.autograd.grad(loss, log_scale)[0])
 
     def score(self, shared: Vector, personal: Vector, texts: Texts) -> Vector:
@@ -189,7 +204,9 @@ class LocalTrainer:
 
     def _before(self, fit: _Fit, shared: Vector, personal: Vector, prepared: PreparedPairs) -> Counts:
         """Counts of the model that a fit began with: its first step knows them where it saw all pairs."""
-        return self.evaluate(shared, personal, prepared) if fit.first is None else _counts(fit.first)
+        if fit.first is None:
+            return self.evaluate(shared, personal, prepared)
+        return _counts(fit.first, prepared)
 
     def _leaves(self, shared: Vector, personal: Vector) -> Leaves:
         """Shared and personal tensors by name, on the model's device."""
@@ -226,7 +243,7 @@ class LocalTrainer:
         self, leaves: Leaves, rates: Mapping[str, float], epochs: int, prepared: PreparedPairs, seed: int
     ) -> _Fit:
         """Train the leaves that have a rate, in place, with a fresh optimiser, the others frozen."""
-        if len(prepared) == 0:
+        if prepared.choices == 0:
             raise DataError("there are no preference pairs to train on; record some choices first")
         trained = {name: leaves[name].requires_grad_() for name, rate in rates.items() if rate > 0}
         steps, first = 0, None
@@ -269,7 +286,7 @@ class LocalTrainer:
         for chunk in self._chunks(batch):
             margins = self._model.margins(chunk, self._effective(leaves))
             seen.append(margins.detach())
-            loss = self._model.losses(margins).sum() / len(batch)
+            loss = self._model.losses(margins, chunk).sum() / len(batch)
             if not total:
                 loss = loss + self._pull(trained) + self._prior(leaves, trained) / pairs
             gradients = torch.autograd.grad(loss, tensors)
@@ -319,7 +336,18 @@ class LocalTrainer:
                 yield self._model.subset(prepared, order[start : start + size])
 
 
-def _counts(margins: Tensor) -> Counts:
+def _counts(margins: Tensor, prepared: PreparedPairs, nu: float | None = None) -> Counts:
     """What the margins [pairs] of some pairs say."""
+    every, nu = margins, prepared.nu if nu is None else nu
+    if prepared.ties is not None:
+        margins = margins[~prepared.ties]
     losses = bradley_terry(margins.double())
-    return Counts(int((margins > 0).sum()), len(margins), float(losses.sum()), int((margins == 0).sum()))
+    expected = tie_probability(every.double().cpu().numpy(), nu).sum() if nu else 0.0
+    return Counts(
+        int((margins > 0).sum()),
+        len(margins),
+        float(losses.sum()),
+        int((margins == 0).sum()),
+        len(every) - len(margins),
+        float(expected),
+    )

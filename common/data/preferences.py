@@ -23,10 +23,15 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from penchant.common.errors import DataError
 
-__all__ = ["Federation", "Person", "Preference"]
+__all__ = ["TIES", "Federation", "Person", "Preference", "Tie", "without_ties"]
+
+Tie = Literal["equal", "both bad"]
+"""What was said of two responses of which none is preferred."""
+TIES: tuple[Tie, ...] = get_args(Tie)
 
 
 # --- the data -------------------------------------------------------------------------------------
@@ -36,17 +41,22 @@ __all__ = ["Federation", "Person", "Preference"]
 class Preference:
     """One choice: with ``prompt`` given, ``chosen`` is preferred to ``rejected``.
 
-    The model sees ``prompt + chosen`` and ``prompt + rejected``; the prompt may be empty.
+    The model sees ``prompt + chosen`` and ``prompt + rejected``; the prompt may be empty. With ``tie`` set it
+    is a tie: neither is preferred, and which one is called chosen says nothing.
 
     Raises:
-        DataError: a field is not a string, a response is blank, or both responses are the same.
+        DataError: a field is not a string, a response is blank, both responses are the same, or ``tie`` is
+            none of :data:`TIES`.
     """
 
     prompt: str
     chosen: str
     rejected: str
+    tie: Tie | Literal[""] = ""
 
     def __post_init__(self) -> None:
+        if self.tie and self.tie not in TIES:
+            raise DataError(f"'tie' must be {' or '.join(TIES)}")
         for name in ("prompt", "chosen", "rejected"):
             check_text(name, getattr(self, name))
         for name in ("chosen", "rejected"):
@@ -59,6 +69,11 @@ class Preference:
         """Lengths only: the texts are somebody's choices and stay out of logs and tracebacks."""
         lengths = ", ".join(f"{name}={len(getattr(self, name))}" for name in ("prompt", "chosen", "rejected"))
         return f"Preference(characters: {lengths})"
+
+
+def without_ties(pairs: Iterable[Preference]) -> list[Preference]:
+    """Those in which one response was preferred, in order."""
+    return [pair for pair in pairs if not pair.tie]
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,7 +99,8 @@ class Federation:
 
     Raises:
         DataError: nobody is in it, two people have one name, or a person has no training or no test
-            pairs, one class, or the same pair in training and test. The message names the person.
+            pairs (ties don't count), one class, or the same pair in training and test. The message names the
+            person.
 
     *One class* means that there is nothing to learn a taste from. Item by item (votes, ratings) it is
     somebody who always says the same, so that no pair can be formed at all. Pair by pair it is
@@ -112,7 +128,7 @@ def _check_person(person: Person) -> None:
     if not person.name:
         raise DataError("a client has an empty name; name every person")
     for part in ("train", "test"):
-        if not getattr(person, part):
+        if not without_ties(getattr(person, part)):
             raise DataError(
                 f"client {person.name!r} has no pairs to {part} on; give it more choices or leave it out"
             )
@@ -135,7 +151,7 @@ def _digest(name: str, people: Iterable[Person]) -> str:
     digest = hashlib.sha256(json.dumps(["penchant federation 1", name]).encode())
     for person in people:
         parts = [
-            [[pair.prompt, pair.chosen, pair.rejected] for pair in part]
+            [[pair.prompt, pair.chosen, pair.rejected, *([pair.tie] if pair.tie else [])] for pair in part]
             for part in (person.train, person.validation, person.test)
         ]
         digest.update(b"\n" + json.dumps([person.name, parts]).encode())

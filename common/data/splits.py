@@ -16,6 +16,9 @@ given as pairs already (:func:`people_from_pairs`). Items are reused as little a
 *Draws are seeded for each person and part by name*, so that adding people, or asking for more pairs
 of one part, changes nobody else's and no other part.
 
+*Ties* are split like choices. What is asked for is choices; of the ties of a part as great a share is
+drawn as of its choices.
+
 *People who can't give as many pairs as asked* are kept with what they have, if that is at least one
 training and one test pair; the others are left out. Both are reported (:class:`Shortfall`) and named
 in the federation's caveats, never silently.
@@ -32,7 +35,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TypeVar
 
-from penchant.common.data.preferences import Person, Preference, comparison_of
+from penchant.common.data.preferences import Person, Preference, comparison_of, without_ties
 from penchant.common.errors import DataError
 
 __all__ = [
@@ -340,7 +343,7 @@ def people_from_pairs(
             sides[parts.common(items_of(pair))].append(pair)
         across += len(sides[None])
         drawn = {
-            part: _spread(sides[part], items_of, seeded(seed, name, part))[:wanted]
+            part: _drawn(sides[part], wanted, items_of, seed, name, part)
             for part, wanted in wanted_pairs(sizes).items()
         }
         _settle(name, drawn, sizes, _one_class(own), people, shortfalls)
@@ -395,12 +398,12 @@ def people_from_parts(
     for name, own in kept.items():
         drawn = {}
         for part, wanted in wanted_pairs(sizes).items():
-            spread = _spread(dict.fromkeys(own[part]), own_items, seeded(seed, name, part))
-            drawn[part] = spread[:wanted]
-            spare += len(spread[wanted:]) if part == "test" else 0
+            once = list(dict.fromkeys(own[part]))
+            drawn[part] = _drawn(once, wanted, own_items, seed, name, part)
+            spare += max(len(without_ties(once)) - wanted, 0) if part == "test" else 0
         _settle(name, drawn, sizes, _one_class(own["train"]), people, shortfalls)
     prompts = {pair.prompt for person in people for pair in person.train if pair.prompt.strip()}
-    used = [pair for person in people for pair in person.test]
+    used = [pair for person in people for pair in without_ties(person.test)]
     met = sum(pair.prompt in prompts for pair in used)
     return people, shortfalls, OwnParts(copies, met, len(used), spare, across)
 
@@ -434,6 +437,24 @@ def _first_seen(groups: Iterable[Iterable[str]]) -> list[str]:
     return list(dict.fromkeys(item for group in groups for item in group))
 
 
+def _drawn(
+    pairs: Sequence[Preference],
+    wanted: int,
+    items_of: Callable[[Preference], tuple[str, ...]],
+    seed: int,
+    name: str,
+    part: str,
+) -> list[Preference]:
+    """Up to so many choices of one person's part, and behind them as great a share of its ties."""
+    choices = without_ties(pairs)
+    drawn = _spread(choices, items_of, seeded(seed, name, part))[:wanted]
+    ties = [pair for pair in pairs if pair.tie]
+    if drawn and ties:
+        some = round(len(ties) * len(drawn) / len(choices))
+        drawn += _spread(ties, items_of, seeded(seed, name, part, "ties"))[:some]
+    return drawn
+
+
 def _spread(
     pairs: Iterable[Preference], items_of: Callable[[Preference], tuple[str, ...]], rng: random.Random
 ) -> list[Preference]:
@@ -463,7 +484,7 @@ def _settle(
     shortfalls: list[Shortfall],
 ) -> None:
     """Keep the person if at all possible, and note what is missing."""
-    counts = {part: len(drawn[part]) for part in _PARTS}
+    counts = {part: len(without_ties(drawn[part])) for part in _PARTS}
     kept = counts["train"] > 0 and counts["test"] > 0 and not reason
     if not kept and not reason:
         empty = "train" if counts["train"] == 0 else "test"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from penchant.common.data.preferences import Preference, check_text, kind_of
+from penchant.common.data.preferences import Preference, Tie, check_text, kind_of
 from penchant.common.data.row_files import PARTS, BadRows, ReadReport, RowLog, read_rows
 from penchant.common.errors import DataError
 
 __all__ = [
     "PERSON_FIELDS",
     "SPLIT",
+    "TIE",
     "TOO_DEEP",
     "UNREAD_COLUMNS",
     "Labelled",
@@ -28,12 +30,18 @@ __all__ = [
     "read_preferences",
     "renamed",
     "render",
+    "tie_said",
     "write_jsonl",
 ]
 PERSON_FIELDS = ("person", "worker", "user_id")
 """Columns that name the person, in the order in which they are looked for."""
 SPLIT = "split"
 """The column that says of each row whether it is for training, validation or testing."""
+TIE = "tie"
+"""The column that says of a row that neither response is preferred, and what was said of them."""
+_EQUAL = ("equal", "tie", "tied", "tievote", "draw", "same", "bothgood")
+_BOTH_BAD = ("bothbad", "bothbadvote", "tiebothbad", "neither")
+_IS_TIE, _IS_NONE = ("true", "yes", "1", "10"), ("", "false", "no", "0", "00")  # 1.0 and 0.0 without the dot
 UNREAD_COLUMNS = ("images", "image", "videos", "video", "audio", "audios")
 """Columns of rows that show more than text; what is in them is not read."""
 TOO_DEEP = "its lists and objects lie too deep in each other"
@@ -56,8 +64,9 @@ def parse_preference(row: Mapping[str, Any]) -> Preference:
     # As in TRL: a prompt of another kind than the responses is not used; they hold it themselves.
     if prompt is None or _is_conversation(prompt) != _is_conversation(chosen):
         prompt, chosen, rejected = extract_prompt(chosen, rejected)
+    tie = tie_of(row)
     if not _is_conversation(chosen):
-        return Preference(prompt, chosen, rejected)
+        return Preference(prompt, chosen, rejected, tie)
     for name, response in (("chosen", chosen), ("rejected", rejected)):
         if not any(_content(name, message).strip() for message in response):
             raise DataError(f"{name!r} is empty")
@@ -65,6 +74,30 @@ def parse_preference(row: Mapping[str, Any]) -> Preference:
         render("prompt", prompt, ends_with_newline=True),
         render("chosen", chosen),
         render("rejected", rejected),
+        tie,
+    )
+
+
+def tie_said(value: Any) -> Tie | None:
+    """What a vote says of two responses of which neither is preferred, whatever the case and the signs
+    between words; None where it is no such vote."""
+    word = re.sub(r"[\W_]+", "", value.lower()) if isinstance(value, str) else ""
+    return "equal" if word in _EQUAL else "both bad" if word in _BOTH_BAD else None
+
+
+def tie_of(row: Mapping[str, Any]) -> Tie | Literal[""]:
+    """What a row's column :data:`TIE` says; empty for a choice. DataError when it says nothing known."""
+    value = row.get(TIE)
+    said = tie_said(value)
+    if said is not None:
+        return said
+    word = str("" if value is None else value).strip().lower().replace(".", "")
+    if word in _IS_TIE:
+        return "equal"
+    if word in _IS_NONE or value != value:  # NaN: an empty cell of a table
+        return ""
+    raise DataError(
+        f"{TIE!r} must be true, false, equal or both bad; rename the column if it means something else"
     )
 
 
@@ -259,7 +292,8 @@ def person_name(row: Mapping[str, Any], column: str) -> str:
 def write_jsonl(
     path: str | Path, rows: Iterable[Labelled | Preference], *, person_column: str = "person"
 ) -> None:
-    """Write preferences as JSON lines, standard format with explicit prompt; reading gives them back."""
+    """Write preferences as JSON lines, standard format with explicit prompt, ties with a column :data:`TIE`;
+    reading gives them back."""
     with Path(path).open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json_lines(rows, person_column=person_column))
 
@@ -270,6 +304,8 @@ def json_lines(rows: Iterable[Labelled | Preference], *, person_column: str = "p
         labelled = row if isinstance(row, Labelled) else Labelled(None, row)
         pair = labelled.preference
         columns = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+        if pair.tie:
+            columns[TIE] = pair.tie
         if labelled.person is not None:
             columns = {person_column: labelled.person, **columns}
         yield json.dumps(columns, ensure_ascii=False) + "\n"

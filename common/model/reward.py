@@ -22,6 +22,7 @@ from penchant.common.config import AdapterConfig, ModelConfig, head_of
 from penchant.common.errors import BaseModelError, ConfigError, DataError
 from penchant.common.model.activation_cache import CACHE_BYTES, PrefixCache, Text
 from penchant.common.model.backbone import Backbone, load_backbone, published
+from penchant.common.model.davidson import davidson, is_tie, nu_of
 from penchant.common.model.factors import MergedWeights, Split
 from penchant.common.model.log_probability import ResponseTokens
 from penchant.common.model.modules import find_adapted, find_base, targets_of, weight_norms
@@ -40,7 +41,8 @@ _PROBES = (
 
 
 class Pair(Protocol):
-    """A preference: what `penchant.common.data.preferences.Preference` offers."""
+    """A preference: what `penchant.common.data.preferences.Preference` offers. It may have a `tie` as that
+    does (`is_tie`)."""
 
     @property
     def prompt(self) -> str: ...
@@ -60,7 +62,8 @@ class Texts:
 
 @dataclass(frozen=True)
 class PreparedPairs:
-    """Preference pairs over distinct texts: pair k prefers text chosen[k] to text rejected[k].
+    """Preference pairs over distinct texts: pair k prefers text chosen[k] to text rejected[k], or neither
+    where it is a tie.
 
     It holds the texts' activations in one piece (for MiniLM some 10 kB a token): make it when it is
     needed and let it go, the model keeps the activations themselves.
@@ -70,9 +73,16 @@ class PreparedPairs:
     chosen: Tensor  # [pairs] int64
     rejected: Tensor  # [pairs] int64
     parts: tuple[Activations, ...]  # by text, to build subsets from
+    ties: Tensor | None = None  # [pairs] bool; None: all are choices
+    nu: float = 0.0  # of whoever said this of all their pairs, as of `nu_of`; a subset keeps it
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    @property
+    def choices(self) -> int:
+        """How many of the pairs are no ties."""
+        return len(self) if self.ties is None else len(self) - int(self.ties.sum())
 
 
 @dataclass(frozen=True)
@@ -187,7 +197,10 @@ class RewardModel:
         chosen = [places.setdefault(self._text(p.prompt, p.chosen), len(places)) for p in pairs]
         rejected = [places.setdefault(self._text(p.prompt, p.rejected), len(places)) for p in pairs]
         parts = tuple(self.cache.get(list(places)))
-        return PreparedPairs(self._pack(parts), self._index(chosen), self._index(rejected), parts)
+        ties = self._ties([is_tie(p) for p in pairs])
+        return PreparedPairs(
+            self._pack(parts), self._index(chosen), self._index(rejected), parts, ties, nu_of(pairs)
+        )
 
     def prepare_texts(self, texts: Sequence[tuple[str, str]]) -> Texts:
         """Encode (prompt, response) texts, in this order."""
@@ -202,7 +215,10 @@ class RewardModel:
             places.setdefault(text, len(places))
         parts = tuple(prepared.parts[text] for text in places)
         chosen, rejected = [places[t] for t in chosen], [places[t] for t in rejected]
-        return PreparedPairs(self._pack(parts), self._index(chosen), self._index(rejected), parts)
+        ties = None if prepared.ties is None else prepared.ties[where]
+        return PreparedPairs(
+            self._pack(parts), self._index(chosen), self._index(rejected), parts, ties, prepared.nu
+        )
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each text has; of a longer one than `max_tokens` the model reads that many."""
@@ -234,10 +250,19 @@ class RewardModel:
         scores = self.scores(prepared.texts, effective)
         return scores[prepared.chosen] - scores[prepared.rejected]
 
-    def losses(self, margins: Tensor) -> Tensor:
-        """What training makes small, of pairs with these margins, [pairs]."""
+    def losses(self, margins: Tensor, prepared: PreparedPairs | None = None) -> Tensor:
+        """What training makes small, of pairs with these margins, [pairs]; by default of choices.
+
+        Where the objective has losses of its own, a tie is half a choice each way.
+        """
+        ties, nu = (None, 0.0) if prepared is None else (prepared.ties, prepared.nu)
         losses = self.objective.losses
-        return bradley_terry(margins) if losses is None else losses(margins, self.beta)
+        if losses is None:
+            return davidson(margins, ties, nu)
+        one_way = losses(margins, self.beta)
+        if ties is None:
+            return one_way
+        return torch.where(ties, (one_way + losses(-margins, self.beta)) / 2, one_way)
 
     # --- inner parts ------------------------------------------------------------------------------
 
@@ -299,6 +324,9 @@ class RewardModel:
     def _pack(self, parts: Sequence[Activations]) -> Texts:
         return Texts(self.tail.collate(parts), len(parts))
 
+    def _ties(self, said: Sequence[bool]) -> Tensor | None:
+        return torch.tensor(said, device=self.device) if any(said) else None
+
     def _index(self, places: Sequence[int]) -> Tensor:
         return torch.tensor(places, dtype=torch.long, device=self.device)
 
@@ -332,11 +360,6 @@ def load_reward_model(
 def joined(prompt: str, response: str) -> str:
     """The text that the model reads, as in TRL: the response right behind its prompt, nothing between."""
     return prompt + response
-
-
-def bradley_terry(margins: Tensor) -> Tensor:
-    """-log σ(margin) of each pair (Bradley and Terry 1952): the negative log-likelihood of its choice."""
-    return F.softplus(-margins)
 
 
 def _pooling(name: str, causal: bool) -> str:

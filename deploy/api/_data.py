@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from penchant._checks import whole_number_given
 from penchant.common.config import DataConfig, RunConfig
-from penchant.common.data.preferences import Federation, Preference
+from penchant.common.data.preferences import Federation, Preference, without_ties
 from penchant.common.data.splits import Sizes
 from penchant.common.errors import DataError, UsageError
 from penchant.common.settings import settings_of
@@ -61,8 +61,9 @@ def load_preferences(
         source: the name of a data set that penchant knows ("senate"), a file or folder of rows in TRL's
             format or as a program exports them (docs/data.md), or a data set on the Hugging Face hub
             ("owner/name"). Or preferences in memory: a mapping of each person's name to their preferences,
-            oldest first, each a `Preference`, a row in TRL's format or ``(prompt, chosen, rejected)``; or a
-            pandas DataFrame or `datasets.Dataset` with a column that names the person.
+            oldest first, each a `Preference`, a row in TRL's format or ``(prompt, chosen, rejected)`` (the
+            first two may be ties, by their `tie`); or a pandas DataFrame or `datasets.Dataset` with a column
+            that names the person.
         people: how many people take part, drawn by `seed`; everybody if None.
         pairs: how many training pairs each person is asked for.
         validation_pairs: how many pairs each person holds out to tune on.
@@ -154,9 +155,9 @@ def as_loaded(federation: Federation) -> LoadedFederation:
     people = federation.people
     settings = DataConfig(
         dataset=federation.name,
-        pairs=max(len(person.train) for person in people),
-        validation_pairs=max(len(person.validation) for person in people),
-        test_pairs=max(len(person.test) for person in people),
+        pairs=max(len(without_ties(person.train)) for person in people),
+        validation_pairs=max(len(without_ties(person.validation)) for person in people),
+        test_pairs=max(len(without_ties(person.test)) for person in people),
     )
     return LoadedFederation(federation.name, federation.people, federation.caveats, settings)
 

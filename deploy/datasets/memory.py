@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from penchant.common.data.importers.choices import Tally
 from penchant.common.data.preferences import Federation, Preference, kind_of
 from penchant.common.data.row_files import BadRows, RowLog
 from penchant.common.data.splits import Sizes
-from penchant.common.data.trl_format import collect_preferences, parse_preference
+from penchant.common.data.trl_format import TIE, collect_preferences, parse_preference
 from penchant.common.errors import DataError
 from penchant.deploy.datasets.files import people_of
 from penchant.deploy.datasets.prepared import Prepared, to_federation
@@ -52,7 +53,8 @@ def federation_of(
     labelled = collect_preferences(_counted(_rows(source, log), log), log, column)
     report = log.finish(name)
     people, shortfalls, caveats = people_of(labelled, name, sizes, seed)
-    prepared = Prepared(name, people, shortfalls, caveats, report, strict=bad_rows == "refuse")
+    notes = Tally(ties=sum(bool(row.preference.tie) for row in labelled)).lines()
+    prepared = Prepared(name, people, shortfalls, [*notes, *caveats], report, strict=bad_rows == "refuse")
     return to_federation(prepared, sizes, clients, seed)
 
 
@@ -63,7 +65,7 @@ def preference_of(given: object) -> Preference:
 
 def _columns(given: object) -> Mapping[str, Any]:
     if isinstance(given, Preference):
-        return {"prompt": given.prompt, "chosen": given.chosen, "rejected": given.rejected}
+        return {"prompt": given.prompt, "chosen": given.chosen, "rejected": given.rejected, TIE: given.tie}
     if isinstance(given, Mapping):
         return given
     if isinstance(given, tuple | list) and len(given) == 3:

@@ -20,7 +20,7 @@ from penchant.client.device import joining
 from penchant.client.device.device import Device
 from penchant.client.device.supernode_files import NODE
 from penchant.common.config import RunConfig
-from penchant.common.data.preferences import Person
+from penchant.common.data.preferences import Person, without_ties
 from penchant.common.durations import DAY
 from penchant.common.errors import ConfigError, GatewayError, UsageError
 from penchant.deploy import datasets
@@ -102,7 +102,9 @@ def live_fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[ServerD
             homes.append(
                 _join(home, person, server_directory, config, policy.min_honest, policy.max_colluders)
             )
-            say(f"{person.name} joined as member {number + 1}, with {len(person.train)} choices")
+            say(
+                f"{person.name} joined as member {number + 1}, with {len(without_ties(person.train))} choices"
+            )
         stack.enter_context(kept_up([part for home in homes for part in _device(home)]))
         served_run.create(
             server_directory.run(RUN),

@@ -30,9 +30,10 @@ from penchant.client.vault.vault import Vault
 from penchant.common.config import EvaluateOn, Plan, RunConfig
 from penchant.common.crypto.entropy import Entropy, SeededEntropy, SystemEntropy
 from penchant.common.crypto.keys import SignatureCache
-from penchant.common.data.preferences import Federation, Preference
+from penchant.common.data.preferences import Federation, Preference, without_ties
 from penchant.common.membership.identity import Authority, Certificate, Identity, Membership
 from penchant.common.membership.manifest import RunManifest, sign_run
+from penchant.common.model.davidson import nu_of
 from penchant.common.wire.messages import Announce
 from penchant.deploy.owner_policy import fleet_policy, policy_for
 from penchant.deploy.simulation.served import Versus
@@ -55,6 +56,8 @@ class Score:
     n_train: int
     correct: int
     tied: int = 0  # none of them correct
+    ties: int = 0  # held out beside the n_test choices
+    ties_expected: float = 0.0  # by the person's own model, of those and these
     versus: Versus | None = None  # against the population's own model, where there is one
 
     @property
@@ -174,18 +177,29 @@ class SimulatedDevices:
     def judge(
         self, index: int, run: bytes, plan: Plan, factors: Vector, pairs: Sequence[Preference]
     ) -> Counts:
-        """How one person's own model does on `pairs`, with the shared `factors` of `plan`."""
+        """How one person's own model does on `pairs`, with the shared `factors` of `plan`; ties are expected
+        as often as in their training."""
         planned = self._model_cache.of(plan)
         shared, start = planned.parts(factors)
         personal = self._own(index, run, start)
-        return planned.trainer(start).evaluate(shared, personal, planned.model.prepare(pairs))
+        nu = nu_of(self._people[index].train)
+        return planned.trainer(start).evaluate(shared, personal, planned.model.prepare(pairs), nu)
 
     def _score(self, index: int, run: bytes, plan: Plan, factors: Vector, part: EvaluateOn) -> Score:
         person = self._people[index]
         pairs = person.test if part == "test" else person.validation
         counts = self.judge(index, run, plan, factors, pairs)
-        versus = self._versus(index, run, plan, factors, pairs)
-        return Score(person.name, counts.total, len(person.train), counts.correct, counts.tied, versus)
+        versus = self._versus(index, run, plan, factors, without_ties(pairs))
+        return Score(
+            person.name,
+            counts.total,
+            len(without_ties(person.train)),
+            counts.correct,
+            counts.tied,
+            counts.ties,
+            counts.ties_expected,
+            versus,
+        )
 
     def _versus(
         self, index: int, run: bytes, plan: Plan, factors: Vector, pairs: Sequence[Preference]

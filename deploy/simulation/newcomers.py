@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from penchant.client.learning.model_cache import PlannedModel
 from penchant.client.learning.newcomer import fit_newcomer
 from penchant.common.config import EvaluateOn
-from penchant.common.data.preferences import Federation, Person
+from penchant.common.data.preferences import Federation, Person, without_ties
 from penchant.common.data.splits import seeded
 from penchant.common.errors import DataError
 from penchant.common.model.factors import Vector
@@ -76,10 +76,11 @@ def cold_start(
     numbers = [number for number in CHOICES if number <= pairs]
 
     def judge(person: Person) -> list[float]:
-        judged = planned.model.prepare(person.test if part == "test" else person.validation)
+        judged = planned.model.prepare(without_ties(person.test if part == "test" else person.validation))
+        choices = without_ties(person.train)  # rows count choices
         shared, start = planned.parts(factors)
         trainer = planned.trainer(start)
-        fitted = [fit_newcomer(planned, factors, person.train[:number]) for number in numbers]
+        fitted = [fit_newcomer(planned, factors, choices[:number]) for number in numbers]
         return [trainer.evaluate(shared, personal, judged).accuracy for personal in fitted]
 
     with ThreadPoolExecutor(workers) as pool:

@@ -307,7 +307,15 @@ def _ended(rounds: int, trained: Sequence[RoundSummary], best: int | None) -> li
 def _tied(scores: Sequence[Score]) -> list[str]:
     """What must be said of pairs whose two texts have one score."""
     tied, total = sum(score.tied for score in scores), sum(score.n_test for score in scores)
-    return [f"{tied} of {total} scored pairs are ties, which count as ranked wrong."] if tied else []
+    said = [f"{tied} of {total} scored pairs have equal scores, which count as ranked wrong."] if tied else []
+    ties = sum(score.ties for score in scores)
+    if ties:
+        expected = sum(score.ties_expected for score in scores)
+        said.append(
+            f"{ties} held-out pairs in which people preferred neither response are left out of the accuracy; "
+            f"by the trained models {expected:.0f} of {total + ties} pairs were to be such."
+        )
+    return said
 
 
 def _peak_rss_mb() -> float:

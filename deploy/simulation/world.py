@@ -10,7 +10,7 @@ from pathlib import Path
 
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import Phase, RunConfig, config_digest
-from penchant.common.data.preferences import Federation, Person
+from penchant.common.data.preferences import Federation, Person, without_ties
 from penchant.common.errors import (
     ConfigError,
     DataError,
@@ -18,6 +18,7 @@ from penchant.common.errors import (
     UsageError,
 )
 from penchant.common.membership.manifest import LAST_DAY
+from penchant.common.model.reward import joined
 from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.deploy import datasets
 from penchant.deploy.audit.record import Tensor
@@ -87,10 +88,11 @@ class SimulationSetup:
     def unread(self) -> tuple[str, ...]:
         """What must be said of texts that the model does not read to their end."""
         people = (*self.federation.people, *self.newcomers)
-        pairs = [pair for p in people for part in (p.train, p.validation, p.test) for pair in part]
+        every = [pair for p in people for part in (p.train, p.validation, p.test) for pair in part]
+        tied = [joined(p.prompt, r) for p in every if p.tie for r in (p.chosen, p.rejected)]
         settings = self.config.model
         model = self.model_cache.model(settings, self.config.adapter)
-        found, said = model.reading(pairs), []
+        found, said = model.reading(without_ties(every), tied), []
         if found.cut:
             said.append(
                 f"{found.cut} of {found.texts} texts are longer than the {model.max_tokens} tokens that are "

@@ -431,7 +431,7 @@ def test_a_text_that_is_forgotten_is_in_no_tie_either(homes: Callable[[str], Dev
     }  # fmt: skip
     words = ("forget", "--containing", SECRET)
     refused = command(device, *words, typed="n\n")
-    assert "Delete these 10 of 30 choices, what was learned from them, and 1 tie?" in refused.stdout
+    assert "Delete these 10 of 30 choices, 1 tie, and what was learned from them?" in refused.stdout
     assert (len(device.store), device.store.count_ties()) == (30, 2)
     done = command(device, *words, "--yes")
     assert done.returncode == 0, done.stderr
@@ -442,12 +442,25 @@ def test_a_text_that_is_forgotten_is_in_no_tie_either(homes: Callable[[str], Dev
     assert SECRET not in repr([(p.prompt, p.chosen, p.rejected) for p in kept])
 
 
-def test_a_tie_is_forgotten_by_its_number_and_what_was_learned_stays(homes: Callable[[str], Device]) -> None:
-    device = filled(homes("one"))
+def ties(*, aside: bool, count: int) -> list[Preference]:
+    """So many ties of the held-out side, or of the other one."""
+    every = (Preference(f"on ties {n}: ", "one judge", "another bill") for n in range(100))
+    return [pair for pair in every if held_out(pair) is aside][:count]
+
+
+def test_a_tie_is_forgotten_by_its_number_and_what_was_learned_from_it(
+    homes: Callable[[str], Device],
+) -> None:
+    """The model is to the bit the one of a device that never had it."""
+    device, other = filled(homes("one")), filled(homes("other"))
+    recorded = ties(aside=False, count=3)
+    for pair in recorded:
+        device.store.add_tie(pair, "equal", "label")
+    other.store.add_tie(recorded[1], "equal", "label")
+    assert device.standing().newer == 0  # there is no model yet
     device.train()
-    for n in range(3):
-        device.store.add_tie(Preference(f"on ties {n}: ", "one", "another"), "equal", "label")
     before = personal(device)
+    assert device.standing().newer == device.standing().gone == 0
     for number, why in (
         ("t9", "there is no tie t9"),
         ("tie", "is no number of a choice"),
@@ -460,9 +473,42 @@ def test_a_tie_is_forgotten_by_its_number_and_what_was_learned_stays(homes: Call
     assert done.returncode == 0, done.stderr
     assert "2 ties are deleted" in done.stdout
     assert "choices are deleted" not in done.stdout
+    assert "fitted anew" in done.stdout
     assert [tie.number for tie in device.store.ties()] == [2]
+    other.train()
     after = personal(device)
-    assert (after[0], after[1].tobytes(), after[2]) == (before[0], before[1].tobytes(), before[2])
+    assert after[1].tobytes() == personal(other)[1].tobytes() != before[1].tobytes()
+    assert device.rank("on bill 99: ", RESPONSES) == other.rank("on bill 99: ", RESPONSES)
     done = command(device, "forget", "--yes")
     assert "30 choices, 1 tie and the personal model are deleted" in done.stdout
     assert device.store.count_ties() == 0
+
+
+def test_ties_that_were_held_out_taught_nothing_and_the_model_stays(homes: Callable[[str], Device]) -> None:
+    device = filled(homes("one"))
+    (pair,) = ties(aside=True, count=1)
+    device.store.add_tie(pair, "both bad", "label")
+    device.train()
+    before = personal(device)
+    quality = device.report().quality
+    assert quality is not None
+    assert quality.personal.ties == quality.common.ties == 1
+    assert quality.personal.total == len(device.store.validation())
+    done = device.forget_choices([], device.store.ties())
+    assert done == Forgotten(removed=0, left=30, learned=False, fitted=False, ties=1)
+    assert personal(device)[1].tobytes() == before[1].tobytes()
+
+
+def test_a_tie_that_is_new_waits_to_be_trained_on(homes: Callable[[str], Device]) -> None:
+    device = filled(homes("one"))
+    device.train()
+    (pair,) = ties(aside=False, count=1)
+    before = personal(device)
+    tie = device.store.add_tie(pair, "equal", "label")
+    assert tie is not None
+    assert (device.standing().newer, device.standing().gone) == (1, 0)
+    device.train()
+    assert personal(device)[1].tobytes() != before[1].tobytes()
+    assert device.standing().newer == 0
+    device.store.settle(tie, True)
+    assert (device.standing().newer, device.standing().gone) == (1, 1)

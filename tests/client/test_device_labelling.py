@@ -205,16 +205,37 @@ class ShortestFirst:
     def __init__(self, candidates: Sequence[Preference]) -> None:
         self.candidates = candidates
         self.sizes = [len(pair.chosen + pair.rejected) for pair in candidates]
-        self.told: list[bool] = []
+        self.told: list[bool | None] = []
 
     def question(self, among: Sequence[int]) -> int:
         return min(among, key=lambda index: self.sizes[index])
 
-    def answer(self, index: int, first: bool) -> None:
+    def answer(self, index: int, first: bool | None) -> None:
         self.told.append(first)
 
     def undo(self) -> None:
         self.told.pop()
+
+
+def test_a_tie_is_told_and_taken_back_and_one_that_is_not_recorded_is_neither(tmp_path: Path) -> None:
+    made: list[ShortestFirst] = []
+
+    def learner(candidates: Sequence[Preference]) -> Any:
+        made.append(ShortestFirst(candidates))
+        return made[0]
+
+    store = PreferenceStore(tmp_path)
+    asked = Labelling(store, SNACKS, random.Random(1), learner)
+    asked.choose(True)
+    assert asked.tie("both bad")
+    assert asked.question is not None
+    store.add([asked.question.answered(True)])
+    assert not asked.tie("equal")
+    assert made[0].told == [True, None]
+    assert asked.undo()
+    assert made[0].told == [True, None]
+    assert asked.undo()
+    assert made[0].told == [True]
 
 
 def test_the_most_telling_question_comes_first_and_answers_are_told(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def tied(number: int) -> Preference:
     return Preference(f"tied {number}? ", f"so {number}", f"so so {number}")
 
 
-def test_ties_are_kept_beside_choices_and_nothing_learns_from_them(tmp_path: Path) -> None:
+def test_ties_are_kept_beside_choices_and_learned_from(tmp_path: Path) -> None:
     store = PreferenceStore(tmp_path)
     store.add([choice(1)])
     marks = store.marks()
@@ -72,9 +73,50 @@ def test_ties_are_kept_beside_choices_and_nothing_learns_from_them(tmp_path: Pat
     assert again.ties() == [first, second]
     assert [(tie.pair, tie.said) for tie in again.ties()] == [(tied(1), "equal"), (tied(2), "both bad")]
     assert (*again.train(), *again.validation()) == (choice(1),)
-    assert (len(again), again.marks(), again.sources()) == (1, marks, {"import": 1})
+    learned, aside = again.sides()
+    assert learned == (choice(1), *(t.preference for t in again.ties() if not held_out(t.pair)))
+    assert aside == tuple(t.preference for t in again.ties() if held_out(t.pair))
+    assert [tie.preference.tie for tie in again.ties()] == ["equal", "both bad"]
+    assert (len(again), again.sources()) == (1, {"import": 1})
+    assert again.marks().startswith(marks)
+    assert [tie for _, tie in again.marked_ties()] == again.ties()
+    assert b"".join(mark for mark, _ in (*again.marked(), *again.marked_ties())) == again.marks()
     turned = Preference(tied(1).prompt, tied(1).rejected, tied(1).chosen)
     assert again.unanswered([turned, choice(1), choice(2)]) == [choice(2)]
+
+
+def test_without_a_choice_there_are_no_ties_to_learn_from(tmp_path: Path) -> None:
+    store = PreferenceStore(tmp_path)
+    for n in range(20):
+        store.add_tie(tied(n), "equal", "label")
+    learned, aside = store.sides()
+    assert learned == ()
+    assert aside
+    store.add([choice(n) for n in range(20)])
+    learned, _ = store.sides()
+    assert [p.tie for p in learned] == sorted(p.tie for p in learned)  # choices first
+    assert learned[-1].tie
+
+
+def test_an_import_records_ties_beside_choices(tmp_path: Path) -> None:
+    store = PreferenceStore(tmp_path)
+    store.add([choice(1)])
+    turned = Preference(choice(1).prompt, choice(1).rejected, choice(1).chosen, "equal")
+    given = [
+        replace(tied(1), tie="equal"),
+        choice(2),
+        replace(tied(1), tie="both bad"),  # of the same two
+        turned,  # which a choice was recorded of
+        replace(tied(2), tie="both bad"),
+    ]
+    assert store.add(given, "file x") == Added(new=3, repeated=2, ties=2)
+    assert [(t.pair, t.said, t.source) for t in store.ties()] == [
+        (tied(1), "equal", "file x"),
+        (tied(2), "both bad", "file x"),
+    ]
+    assert store.add(given, "file x") == Added(new=0, repeated=5)
+    assert store.add([tied(1)]) == Added(new=1, repeated=0)
+    assert [tie.pair for tie in store.ties()] == [tied(2)]
 
 
 def test_of_two_responses_one_thing_is_recorded(tmp_path: Path) -> None:

@@ -211,3 +211,34 @@ def test_nothing_is_asked_twice(scene):
     for index in (2, 6, -1):
         with pytest.raises(ValueError, match="not open"):
             learner.answer(index, True)
+
+
+# --- ties -----------------------------------------------------------------------------------------
+
+
+def test_with_ties_it_is_the_mutual_information_of_three_answers_and_the_margin():
+    rng = np.random.default_rng(0)
+    for mean, error, nu in [(0.0, 1.0, 0.5), (1.0, 2.0, 2.0), (-2.0, 0.5, 0.1)]:
+        worth = np.exp(mean + error * rng.standard_normal(400_000))
+        answers = np.stack([worth, np.ones_like(worth), nu * np.sqrt(worth)])
+        answers = answers / answers.sum(axis=0)
+        whole = answers.mean(axis=1)
+        sampled = -(whole * np.log(whole)).sum() + (answers * np.log(answers)).sum(axis=0).mean()
+        found = float(information(np.array([mean]), np.array([error]), nu)[0])
+        assert found == pytest.approx(sampled, abs=2e-3)
+        assert found == pytest.approx(float(information(np.array([-mean]), np.array([error]), nu)[0]))
+    assert float(information(np.zeros(1), np.ones(1), 1e-9)[0]) == pytest.approx(told(0.0, 1.0), abs=1e-6)
+
+
+def test_a_tie_is_an_answer_that_is_learned_from_and_taken_back():
+    learner = two_tastes({"tax": (2.0, 0.0), "budget": (1.9, 0.0), "judge": (0.0, 1.8)})
+    before = learner.beliefs()
+    learner.answer(0, None)
+    (answered,) = learner.choices()
+    assert answered.tie
+    assert learner.open == [1, 2]
+    after = learner.beliefs()
+    assert after.mean == pytest.approx(before.mean)  # 0, and a tie keeps it there
+    assert after.error[1] < 0.9 * before.error[1]  # of the same taste
+    learner.undo()
+    assert learner.beliefs().error == pytest.approx(before.error)

@@ -43,13 +43,19 @@ class Line:
     def margins(self, prepared: Any, effective: MergedWeights) -> torch.Tensor:
         return torch.as_tensor(prepared.differences) * effective.head[0, 0]
 
-    def losses(self, margins: torch.Tensor) -> torch.Tensor:
+    def losses(self, margins: torch.Tensor, prepared: Any) -> torch.Tensor:
         return -torch.nn.functional.logsigmoid(margins)
 
 
 class LinePairs(SimpleNamespace):
+    ties, nu = None, 0.0
+
     def __len__(self) -> int:
         return len(self.differences)
+
+    @property
+    def choices(self) -> int:
+        return len(self)
 
 
 def pairs(*differences: float) -> Any:

@@ -82,3 +82,14 @@ def test_a_damaged_one_is_refused(scene: SimpleNamespace) -> None:
     other = Doubt(doubt.scale[:-1], doubt.factor, triangular=False)
     with pytest.raises(DeviceError, match="is damaged"):
         Doubt.decode(other.encode())
+
+
+def test_with_ties_errors_are_those_of_the_posterior_too(scene: SimpleNamespace) -> None:
+    some = pairs(7)
+    some[2] = SimpleNamespace(**vars(some[2]), tie="equal")
+    posterior = scene.laplace.around(scene.prior, scene.start, some)
+    doubt = doubt_of(scene.laplace, scene.prior, scene.start, some)
+    _, gradients = scene.laplace.score_gradients(scene.start, [("", text) for text in TEXTS])
+    assert doubt.error(gradients) == pytest.approx(posterior.error(gradients), rel=1e-5)
+    plain = scene.laplace.around(scene.prior, scene.start, pairs(7)).error(gradients)
+    assert doubt.error(gradients) != pytest.approx(plain, rel=1e-5)

@@ -16,8 +16,10 @@ from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.config import AdapterConfig, FederationConfig, ModelConfig, RunConfig, TrainingConfig
 from penchant.common.errors import ConfigError, DataError, DeviceError
 from penchant.common.model.backbone import load_backbone
+from penchant.common.model.davidson import bradley_terry
 from penchant.common.model.factors import MergedWeights, Split
-from penchant.common.model.reward import RewardModel, bradley_terry
+from penchant.common.model.reward import RewardModel
+from penchant.common.objectives import objective
 
 PAIRS = [
     SimpleNamespace(prompt="", chosen=chosen, rejected=rejected)
@@ -74,13 +76,19 @@ class Line:
         scores = self.scores(prepared.texts, effective)
         return scores[prepared.chosen] - scores[prepared.rejected]
 
-    def losses(self, margins: torch.Tensor) -> torch.Tensor:
+    def losses(self, margins: torch.Tensor, prepared: Any) -> torch.Tensor:
         return bradley_terry(margins)
 
 
 class LinePairs(SimpleNamespace):
+    ties, nu = None, 0.0
+
     def __len__(self) -> int:
         return len(self.chosen)
+
+    @property
+    def choices(self) -> int:
+        return len(self)
 
 
 def test_two_steps_by_hand() -> None:
@@ -448,3 +456,58 @@ def test_divergence_is_an_error(model: RewardModel) -> None:
     shared, personal = split_of(model).initial(0)
     with pytest.raises(DeviceError, match="diverged"):
         trainer(model).train(shared * np.float32(np.inf), personal, model.prepare(PAIRS), seed=0)
+
+
+# --- ties -----------------------------------------------------------------------------------------
+
+
+def with_ties() -> list[SimpleNamespace]:
+    """PAIRS, the last two of them as ties."""
+    return [*PAIRS[:-2], *(SimpleNamespace(**vars(pair), tie="equal") for pair in PAIRS[-2:])]
+
+
+def test_ties_draw_scores_together_and_are_no_choices(model: RewardModel) -> None:
+    made = trainer(model, "AB", local_epochs=20)
+    shared, personal = made.split.initial(0)
+    pairs = with_ties()
+    prepared = model.prepare(pairs)
+    assert prepared.ties is not None
+    assert prepared.ties.tolist() == [False] * (len(PAIRS) - 2) + [True] * 2
+    assert (prepared.choices, prepared.nu) == (len(PAIRS) - 2, 4 / (len(PAIRS) - 1))
+    learned = made.train(shared, personal, prepared, seed=0)
+    assert learned.weight == learned.before.total == len(PAIRS) - 2
+    assert learned.before.ties == 2
+    as_choices = made.train(shared, personal, model.prepare(PAIRS), seed=0)
+    apart = [
+        np.abs(made.margins(shared + out.shared_update, out.personal, prepared)[-2:]).sum()
+        for out in (learned, as_choices)
+    ]
+    assert apart[0] < apart[1]
+    counts = made.evaluate(shared + learned.shared_update, learned.personal, prepared)
+    assert (counts.total, counts.ties) == (len(PAIRS) - 2, 2)
+    assert 0 < counts.ties_expected < len(PAIRS)
+    assert made.evaluate(shared, personal, prepared, nu=0.0).ties_expected == 0
+
+
+def test_ties_in_small_pieces_give_the_same_gradients(model: RewardModel) -> None:
+    whole, pieces = (
+        trainer(model, "AB", micro_batch_size=size).train(
+            *trainer(model, "AB").split.initial(0), model.prepare(with_ties()), seed=0
+        )
+        for size in (0, 1)
+    )
+    assert pieces.shared_update == pytest.approx(whole.shared_update, rel=1e-3, abs=1e-5)
+
+
+def test_an_objective_with_losses_of_its_own_takes_a_tie_as_half_a_choice_each_way(
+    model: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ipo = objective("ipo")
+    monkeypatch.setattr(model, "objective", dataclasses.replace(model.objective, losses=ipo.losses))
+    monkeypatch.setattr(model, "beta", 0.5)
+    prepared = model.prepare(with_ties())
+    margins = torch.linspace(-1, 1, len(PAIRS))
+    target = 1 / (2 * 0.5)
+    wanted = [(m / 0.5 - target) ** 2 for m in margins.tolist()]
+    wanted[-2:] = [(m / 0.5) ** 2 + target**2 for m in margins.tolist()[-2:]]
+    assert model.losses(margins, prepared).tolist() == pytest.approx(wanted, rel=1e-5)

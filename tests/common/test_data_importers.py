@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from penchant.common.data.importers.choices import PAIRS_MOST, Tally, nearest_lower, seconds, worded
 from penchant.common.data.importers.reading import FORMATS, Found, choices_of_rows, read_choices
+from penchant.common.data.preferences import Preference
 from penchant.common.data.row_files import RowLog
+from penchant.common.data.trl_format import parse_preference, write_jsonl
 from penchant.common.errors import DataError
 
 Row = dict[str, Any]
@@ -31,7 +33,18 @@ def read(path: Path, document: Any) -> Found:
 
 def told(found: Found) -> list[tuple[str | None, str, str, str]]:
     return [
-        (r.person, r.preference.prompt, r.preference.chosen, r.preference.rejected) for r in found.labelled
+        (r.person, r.preference.prompt, r.preference.chosen, r.preference.rejected)
+        for r in found.labelled
+        if not r.preference.tie
+    ]
+
+
+def ties(found: Found) -> list[tuple[str | None, str, str, str]]:
+    """Person, the two responses, and what was said of them."""
+    return [
+        (r.person, r.preference.chosen, r.preference.rejected, r.preference.tie)
+        for r in found.labelled
+        if r.preference.tie
     ]
 
 
@@ -86,7 +99,8 @@ def test_open_webui_weighs_the_thumbs_of_one_chat_against_each_other(tmp_path: P
         tmp_path / "f.json", [feedback("a", 1), feedback("b", 1), feedback("c", -1), feedback("a", None)]
     )
     assert told(found) == [("u1", ASKED, BIEN, ASI), ("u1", ASKED, MAL, ASI)]
-    assert "2 ties, in which nothing was preferred: not used" in found.notes  # a with b, and the empty rating
+    # a with b, and the empty rating
+    assert "2 comparisons without an answer, or with the same thumb on both: not used" in found.notes
 
 
 def test_of_contradictory_answers_the_latest_counts(tmp_path: Path) -> None:
@@ -347,7 +361,11 @@ def test_lm_arenas_log(tmp_path: Path) -> None:
         ("1.2.3.4", "user: 1+1?\n", "assistant: 2", "assistant: 3leftvote"),
         ("1.2.3.4", "user: 1+1?\n", "assistant: 3rightvote", "assistant: 2"),
     ]
-    assert "2 ties, in which nothing was preferred: not used" in found.notes
+    assert ties(found) == [
+        ("1.2.3.4", "assistant: 2", "assistant: 3tievote", "equal"),
+        ("1.2.3.4", "assistant: 2", "assistant: 3bothbad_vote", "both bad"),
+    ]
+    assert "2 ties, in which neither response was preferred: kept as ties" in found.notes
 
 
 def test_lm_arenas_rows(tmp_path: Path) -> None:
@@ -361,16 +379,24 @@ def test_lm_arenas_rows(tmp_path: Path) -> None:
             "model_a": "m",
             "model_b": "n",
             "winner": winner,
-            "judge": "j1",
+            "judge": judge,
             "conversation_a": a,
             "conversation_b": b,
         }
-        for winner in ("model_b", "tie", "tie (bothbad)")
-    ]
+        for judge, winner in (
+            ("j1", "model_b"), ("j2", "tie"), ("j3", "tie (bothbad)"), ("j4", "both_bad"), ("j5", "nobody"),
+        )
+    ]  # fmt: skip
     found = read(tmp_path / "a.json", rows)
     before = "user: hi\nassistant: yo\nuser: why\n"
     assert told(found) == [("j1", before, "assistant: because", "assistant: so")]
-    assert "2 ties, in which nothing was preferred: not used" in found.notes
+    assert [(row[0], row[3]) for row in ties(found)] == [
+        ("j2", "equal"),
+        ("j3", "both bad"),
+        ("j4", "both bad"),
+    ]
+    assert "3 ties, in which neither response was preferred: kept as ties" in found.notes
+    assert "1 comparisons without an answer, or with the same thumb on both: not used" in found.notes
 
 
 def test_argilla_labels_and_rankings(tmp_path: Path) -> None:
@@ -395,7 +421,19 @@ def test_argilla_labels_and_rankings(tmp_path: Path) -> None:
         ("bob", prompt, "hello", "hi"),
         ("bob", prompt, "hello", "yo"),
     ]
-    assert "2 ties, in which nothing was preferred: not used" in found.notes
+    assert ties(found) == [("bob", "hi", "yo", "equal")]
+    assert "1 ties, in which neither response was preferred: kept as ties" in found.notes
+    assert (
+        "1 comparisons without an answer, or with the same thumb on both: not used" in found.notes
+    )  # ann, of the two that she did not name
+
+
+def test_an_argilla_label_may_say_that_there_is_a_tie(tmp_path: Path) -> None:
+    fields = {"prompt": "Say hi", "response-a": "hi", "response-b": "hello"}
+    answers = [{"value": said, "user_id": said} for said in ("Tie", "both bad", "response-b", "maybe")]
+    found = read(tmp_path / "r.json", [{"fields": fields, "responses": {"better": answers}}])
+    assert told(found) == [("response-b", "Say hi\n", "hello", "hi")]
+    assert ties(found) == [("Tie", "hi", "hello", "equal"), ("both bad", "hi", "hello", "both bad")]
 
 
 def test_label_studio_pairwise(tmp_path: Path) -> None:
@@ -417,6 +455,7 @@ def test_label_studio_pairwise(tmp_path: Path) -> None:
                 annotation("right", {"id": 2, "email": "b@c.d"}),
                 annotation("right", 1, was_cancelled=True),
                 annotation("", 3),
+                annotation("tie", 4),
             ],
         },
         {"id": 2, "data": {"text_a": "x", "text_b": "y"}, "annotations": [annotation("left", 1)]},
@@ -427,7 +466,9 @@ def test_label_studio_pairwise(tmp_path: Path) -> None:
         ("b@c.d", "Q?\n", "two", "one"),
         ("1", "", "x", "y"),
     ]
-    assert "1 ties, in which nothing was preferred: not used" in found.notes
+    assert ties(found) == [("4", "one", "two", "equal")]
+    assert "1 ties, in which neither response was preferred: kept as ties" in found.notes
+    assert "1 comparisons without an answer, or with the same thumb on both: not used" in found.notes
 
 
 # --- ratings --------------------------------------------------------------------------------------
@@ -451,9 +492,12 @@ def test_ratings_of_single_responses_become_pairs(tmp_path: Path, name: str, sco
     rows.append({"user_id": 7, "prompt": "alone", "completion": "x", name: scores[0]})
     found = read(tmp_path / "r.json", rows)
     assert told(found) == [("7", "The sky is ", "blue", "red"), ("7", "The sky is ", "blue", "green")]
+    assert ties(found) == ([] if name == "label" else [("7", "red", "green", "equal")])
     assert found.notes == [
         "read as ratings of single responses",
-        "1 ties, in which nothing was preferred: not used",
+        "1 comparisons without an answer, or with the same thumb on both: not used"
+        if name == "label"
+        else "1 ties, in which neither response was preferred: kept as ties",
         "1 ratings without another response to the same prompt: not used",
     ]
 
@@ -482,10 +526,63 @@ def test_a_thousand_ratings_of_one_prompt_make_pairs_in_proportion(tmp_path: Pat
     rows = [{"prompt": "", "completion": f"text {n}", "label": n % 2 == 0} for n in range(1000)]
     found = read(tmp_path / "r.json", rows)
     assert len(found.labelled) == 500 * PAIRS_MOST
-    assert f"{2 * 500 * 499 // 2} ties, in which nothing was preferred: not used" in found.notes
+    alike = 2 * 500 * 499 // 2
+    assert f"{alike} comparisons without an answer, or with the same thumb on both: not used" in found.notes
     assert any(
         note.startswith(f"{500 * 500 - 500 * PAIRS_MOST} comparisons left out") for note in found.notes
     )
+
+
+def test_a_thousand_equal_stars_make_ties_in_proportion(tmp_path: Path) -> None:
+    rows = [{"prompt": "", "completion": f"text {n}", "stars": 3} for n in range(1000)]
+    found = read(tmp_path / "r.json", rows)
+    assert len(ties(found)) == len(found.labelled) == 1000 * PAIRS_MOST - PAIRS_MOST * (PAIRS_MOST + 1) // 2
+    left = 1000 * 999 // 2 - len(found.labelled)
+    assert any(note.startswith(f"{left} comparisons left out") for note in found.notes)
+
+
+def test_of_a_tie_and_a_choice_between_the_same_two_the_latest_counts(tmp_path: Path) -> None:
+    def vote(said: str, when: int) -> Row:
+        return {"type": said, "states": [state("2"), state("3")], "ip": "me", "tstamp": when}
+
+    path = tmp_path / "votes.jsonl"
+    for votes, wanted in (
+        ([vote("leftvote", 1), vote("tievote", 2)], "equal"),
+        ([vote("tievote", 1), vote("leftvote", 2)], ""),
+    ):
+        path.write_text("".join(json.dumps(row) + "\n" for row in votes))
+        found = read_choices(path, RowLog())
+        assert [row.preference.tie for row in found.labelled] == [wanted]
+        assert "1 contradicted by the same person later: the latest choice counts" in found.notes
+
+
+@pytest.mark.parametrize(
+    ("said", "tie"),
+    [
+        (True, "equal"), ("Both bad", "both bad"), ("equal", "equal"), ("TIE", "equal"), (1, "equal"),
+        (1.0, "equal"), (False, ""), (None, ""), ("", ""), (0, ""), ("no", ""), (float("nan"), ""),
+    ],
+)  # fmt: skip
+def test_a_row_may_say_that_it_is_a_tie(said: object, tie: str) -> None:
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "tie": said}
+    assert parse_preference(row).tie == tie
+
+
+def test_a_row_whose_tie_says_nothing_known_is_a_bad_row(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "tie": "silk"}]
+    with pytest.raises(DataError, match="'tie' must be true, false, equal or both bad"):
+        read(tmp_path / "r.json", rows)
+
+
+def test_ties_are_read_back_from_lines_and_tables(tmp_path: Path) -> None:
+    pairs = [Preference("p ", "a", "b"), Preference("q ", "c", "d", "both bad")]
+    lines, table = tmp_path / "r.jsonl", tmp_path / "r.csv"
+    write_jsonl(lines, pairs)
+    table.write_text("prompt,chosen,rejected,tie\np ,a,b,\nq ,c,d,both bad\n")
+    for path in (lines, table):
+        found = read_choices(path, RowLog())
+        assert [row.preference for row in found.labelled] == pairs
+        assert found.notes == ["1 ties, in which neither response was preferred: kept as ties"]
 
 
 # --- whatever comes -------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penchant.common.data import splits
-from penchant.common.data.preferences import Preference
+from penchant.common.data.preferences import Federation, Person, Preference, without_ties
 from penchant.common.data.splits import Sizes
 from penchant.common.errors import DataError
 
@@ -227,3 +227,40 @@ def test_one_class_among_given_pairs() -> None:
     found, short, _ = splits.people_from_pairs(pairs, Sizes(1, 0, 1), seed=0)
     assert not found
     assert "one class" in short[0].reason
+
+
+# --- ties -----------------------------------------------------------------------------------------
+
+
+def test_ties_are_split_like_choices_and_drawn_in_proportion() -> None:
+    """Choices are the same as without ties; of 2 ties a prompt as many as of its choices."""
+    own = [asked(f"prompt {n}", f"good {copy}") for n in range(20) for copy in range(2)]
+    ties = [Preference(f"prompt {n}", f"so {copy}", "so so", "equal") for n in range(20) for copy in range(2)]
+    sizes = Sizes(12, 3, 5)
+    (plain,), _, _ = splits.people_from_pairs({"ann": own}, sizes, seed=0)
+    (ann,), short, across = splits.people_from_pairs({"ann": [*own, *ties]}, sizes, seed=0)
+    assert (short, across) == ([], 0)
+    for part, prompts, count in (
+        ("train", range(12), 12),
+        ("validation", range(12, 15), 3),
+        ("test", range(15, 20), 5),
+    ):
+        pairs, before = getattr(ann, part), getattr(plain, part)
+        assert tuple(without_ties(pairs)) == before
+        drawn = [pair for pair in pairs if pair.tie]
+        assert pairs == (*before, *drawn)
+        assert len(drawn) == count
+        assert {int(pair.prompt.split()[1]) for pair in drawn} <= set(prompts)
+    parts = {"train": [*own[:30], *ties[:30]], "test": [*own[30:], *ties[30:]]}
+    (given,), _, told = splits.people_from_parts({"ann": parts}, Sizes(99, 0, 5), seed=0)
+    assert [len(without_ties(given.train)), len(given.train)] == [30, 60]
+    assert [len(without_ties(given.test)), len(given.test)] == [5, 10]
+    assert (told.tested, told.spare) == (5, 5)
+
+
+def test_somebody_with_ties_alone_has_no_pairs() -> None:
+    ties = [Preference(f"prompt {n}", "a", "b", "equal") for n in range(20)]
+    found, (short,), _ = splits.people_from_pairs({"ann": ties}, Sizes(5, 1, 5), seed=0)
+    assert (found, short.kept, short.train) == ([], False, 0)
+    with pytest.raises(DataError, match="no pairs to test on"):
+        Federation("f", (Person("ann", (asked("p"),), (), tuple(ties[:1])),))

@@ -100,6 +100,25 @@ def frame() -> Any:
 
 
 @pytest.mark.parametrize(
+    "form", [dict, lambda row: penchant.Preference(row["prompt"], row["chosen"], row["rejected"], row["tie"])]
+)
+def test_ties_come_with_preferences_and_rows_in_every_form(form: Callable[..., Any]) -> None:
+    """Of every prompt a tie beside the choice; choices are as without them."""
+    plain = penchant.load_preferences(by_person(as_row), **SIZES)
+    given = {
+        name: [*own, *(form({**row, "rejected": f"{row['rejected']} so so", "tie": "equal"}) for row in own)]
+        for name, own in by_person(as_row).items()
+    }
+    loaded = penchant.load_preferences(given, **SIZES)
+    for person, before in zip(loaded.people, plain.people, strict=True):
+        for part in ("train", "test"):
+            pairs = getattr(person, part)
+            assert tuple(pair for pair in pairs if not pair.tie) == getattr(before, part)
+            assert sum(pair.tie == "equal" for pair in pairs) == len(getattr(before, part))
+    assert any("ties, in which neither response was preferred: kept" in caveat for caveat in loaded.caveats)
+
+
+@pytest.mark.parametrize(
     "source",
     [
         lambda: by_person(as_preference),

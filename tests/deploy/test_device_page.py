@@ -102,7 +102,7 @@ def test_ties_are_recorded_listed_made_choices_of_exported_and_deleted(
     )
     assert owner.get(f"/choices?q={equal.pair.prompt}").text.count("Rather the first") == 1
     rows = [json.loads(line) for line in owner.get("/ties.jsonl").text.splitlines()]
-    assert [row["said"] for row in rows] == ["equal", "both bad"]
+    assert [row["tie"] for row in rows] == ["equal", "both bad"]
     file = tmp_path / "ties.jsonl"
     file.write_text(owner.get("/ties.jsonl").text)
     assert read_comparisons(file)[0] == [equal.pair, bad.pair]

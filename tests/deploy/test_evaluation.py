@@ -134,3 +134,21 @@ def test_scores_are_written_pair_by_pair_and_never_over_a_file(name: str, tmp_pa
         write_scores(found, tmp_path / name)
     with pytest.raises(UsageError, match="can't write the scores"):
         write_scores(found, tmp_path / "absent" / name)
+
+
+def test_ties_are_left_out_of_the_accuracy_and_said(tmp_path: Path) -> None:
+    file = written(
+        tmp_path / "pairs.jsonl",
+        row("aa", "b", person="bea"),
+        row("a", "aaaa", person="bea", tie="equal"),  # would be ranked wrong
+        row("b", "aa", person="kim"),
+    )
+    found = evaluate(file, Models(likes("a")))
+    assert [pair.correct for pair in found.pairs] == [True, False]
+    assert (found.accuracy, found.ties, found.to_dict()["ties"]) == (0.5, 1, 1)
+    wanted = (
+        "1 tie left out of the accuracy: their two scores lie 3.00 apart in the mean, those of choices 2.00"
+    )
+    assert found.notes[-1] == wanted
+    with pytest.raises(DataError, match="holds ties alone"):
+        evaluate(written(tmp_path / "ties.jsonl", row("a", "b", tie="true")), Models(likes("a")))

@@ -412,3 +412,29 @@ def test_too_few_clients_are_one_line_and_exit_1(
     run(tmp_path / "undisturbed", base, federation__rounds=1, federation__attempts=2)
     without = ("command",)
     assert left(tmp_path / "run", without=without) == left(tmp_path / "undisturbed", without=without)
+
+
+def test_ties_of_a_file_are_learned_from_judged_apart_and_in_no_count(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    """People have as many choices to learn from and to be judged by as without them."""
+    rows = Path(base["data.dataset"]).read_text(encoding="utf-8").splitlines()
+    people: dict[str, int] = {}
+    for row in map(json.loads, list(rows)):
+        people[row["user"]] = people.get(row["user"], 0) + 1
+        if people[row["user"]] % 3 == 0:
+            rows.append(json.dumps(row | {"rejected": f"{row['rejected']} so so", "tie": "equal"}))
+    file = tmp_path / "choices.jsonl"
+    file.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    plain = run(tmp_path / "plain", base)
+    tied = run(tmp_path / "tied", base, data__dataset=str(file))
+    open_sums = run(tmp_path / "open", base, data__dataset=str(file), privacy__secagg=False)
+    assert [c["n_test"] for c in tied["per_client"]] == [c["n_test"] for c in plain["per_client"]]
+    assert [c["n_train"] for c in tied["per_client"]] == [c["n_train"] for c in plain["per_client"]]
+    assert tied["digests"]["data"] != plain["digests"]["data"]
+    assert [r["train_loss"] for r in tied["rounds_log"]] != [r["train_loss"] for r in plain["rounds_log"]]
+    assert tied["per_client"] == open_sums["per_client"]
+    said = " ".join(tied["caveats"])
+    assert "ties, in which neither response was preferred: kept as ties" in said
+    assert "held-out pairs in which people preferred neither response are left out of the accuracy" in said
+    assert "preferred neither" not in " ".join(plain["caveats"])

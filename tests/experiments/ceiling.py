@@ -40,8 +40,8 @@ from penchant.common.config import ModelConfig
 from penchant.common.data.preferences import Federation, Preference
 from penchant.common.data.splits import Sizes
 from penchant.common.model.backbone import load_backbone
+from penchant.common.model.davidson import bradley_terry
 from penchant.common.model.network import AdaptedNetwork
-from penchant.common.model.reward import bradley_terry
 from penchant.deploy import datasets
 from penchant.deploy.datasets import senate
 

@@ -28,8 +28,9 @@ import torch
 from penchant.common.config import Phase, RunConfig
 from penchant.common.data.preferences import Person
 from penchant.common.data.splits import seeded
+from penchant.common.model.davidson import bradley_terry
 from penchant.common.model.factors import Split, Vector
-from penchant.common.model.reward import PreparedPairs, bradley_terry
+from penchant.common.model.reward import PreparedPairs
 from penchant.common.shares import HEAD
 from penchant.deploy import run_directory
 from penchant.deploy.configuration import configure

@@ -23,8 +23,8 @@ from penchant.client.learning.model_cache import ModelCache, PlannedModel
 from penchant.common.config import RunConfig, TrainingConfig
 from penchant.common.crypto.entropy import Entropy, SeededEntropy
 from penchant.common.data.preferences import Person, Preference
+from penchant.common.model.davidson import bradley_terry
 from penchant.common.model.factors import Vector
-from penchant.common.model.reward import bradley_terry
 from penchant.common.privacy.discrete_gaussian import discrete_gaussian
 from penchant.common.secagg.update_vector import Contribution, UpdateLayout
 from penchant.server.cohort import next_cohort

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from penchant.common.data.importers.choices import (
     Choice,
@@ -22,8 +22,8 @@ from penchant.common.data.importers.choices import (
     twos,
     worded,
 )
-from penchant.common.data.preferences import Preference
-from penchant.common.data.trl_format import render
+from penchant.common.data.preferences import Preference, Tie
+from penchant.common.data.trl_format import render, tie_said
 from penchant.common.errors import DataError
 
 __all__ = ["chatgpt", "is_chatgpt", "is_librechat", "is_open_webui", "librechat", "open_webui"]
@@ -141,9 +141,9 @@ class _Chat:
         tally.alone += _alone([responses[name] for name in rated], [responses[name] for name in answers])
         for score in (1, -1):
             alike = [one for one in responses.values() if one.score == score]
-            tally.ties += _meetings(alike)
-            tally.ties -= _meetings([one for one in alike if not one.asks])
-            tally.ties -= _meetings([one for one in alike if not one.is_answer])
+            tally.unsaid += _meetings(alike)
+            tally.unsaid -= _meetings([one for one in alike if not one.asks])
+            tally.unsaid -= _meetings([one for one in alike if not one.is_answer])
         pairs = nearest_lower({name: one.score for name, one in responses.items()}, tally)
         met = (_Pair(above, responses[better], responses[worse]) for better, worse in pairs)
         return [p for p in met if p.better.meets(p.worse) or p.worse.meets(p.better)]
@@ -210,11 +210,11 @@ def _prompt(before: list[dict[str, str]]) -> str:
     return render("prompt", before, ends_with_newline=True)
 
 
-def _preference(prompt: str, better: str, worse: str) -> Preference:
+def _preference(prompt: str, better: str, worse: str, tie: Tie | Literal[""] = "") -> Preference:
     def said(text: str) -> str:
         return render("response", [{"role": "assistant", "content": text}])
 
-    return Preference(prompt, said(better), said(worse))
+    return Preference(prompt, said(better), said(worse), tie)
 
 
 # --- Open WebUI -----------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def open_webui(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice
             raise DataError(f"{where}: the feedback holds no snapshot of its chat; export it with one")
         score = data.get("rating")
         if isinstance(score, bool) or not isinstance(score, int | float) or not score:
-            tally.ties += 1
+            tally.unsaid += 1
             continue
         whose = person_in(row.get("user_id")), str(meta.get("chat_id"))
         messages.setdefault(whose, {}).update(
@@ -298,8 +298,9 @@ def chatgpt(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
 def _chatgpt_compared(row: Row, chats: Mapping[str, _Chat], tally: Tally) -> Iterator[Choice]:
     step = _object(_object(row, "output"), "feedback_step_2")
     rated = step.get("completion_comparison_rating")
-    if rated not in ("new", "original"):
-        tally.ties += 1
+    tie = tie_said(rated)
+    if rated not in ("new", "original") and tie is None:
+        tally.unsaid += 1
         return
     first = _object(_object(row, "output"), "feedback_step_1")
     turns = {side: step.get(f"{side}_turn") or first.get(f"{side}_turn") for side in ("new", "original")}
@@ -311,13 +312,12 @@ def _chatgpt_compared(row: Row, chats: Mapping[str, _Chat], tally: Tally) -> Ite
     if chat is None or not known or not all(text.strip() for text in texts.values()):
         tally.lost += 1
         return
-    better, worse = texts[rated], texts["original" if rated == "new" else "new"]
-    if better == worse:
-        tally.ties += 1
+    better, worse = ("original", "new") if rated == "original" else ("new", "original")
+    if texts[better] == texts[worse]:
+        tally.unsaid += 1
         return
-    yield Choice(
-        None, _preference(_prompt(chat.before(known[0])), better, worse), seconds(row.get("create_time"))
-    )
+    told = _preference(_prompt(chat.before(known[0])), texts[better], texts[worse], tie or "")
+    yield Choice(None, told, seconds(row.get("create_time")))
 
 
 def _turn_text(turn: Any) -> str:

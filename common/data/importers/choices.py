@@ -16,6 +16,7 @@ __all__ = [
     "PAIRS_MOST",
     "Choice",
     "Tally",
+    "equal_ones",
     "nearest_lower",
     "person_in",
     "seconds",
@@ -45,7 +46,8 @@ class Tally:
         name: what was read, in words; empty for rows in TRL's format.
         repeated: choices that are there already.
         contradicted: choices that a later one of the same person turns round.
-        ties: comparisons in which nothing was preferred.
+        ties: comparisons in which neither response was preferred.
+        unsaid: comparisons of which that isn't said either: no answer, or the same thumb on both.
         alone: ratings of a response without another one to compare it with.
         lost: ratings of something that the export does not hold, or whose text is empty.
         left_out: comparisons that are not made, since a response has its `PAIRS_MOST` without them.
@@ -55,6 +57,7 @@ class Tally:
     repeated: int = 0
     contradicted: int = 0
     ties: int = 0
+    unsaid: int = 0
     alone: int = 0
     lost: int = 0
     left_out: int = 0
@@ -65,12 +68,13 @@ class Tally:
         counted = (
             (self.repeated, "there more than once: they count once"),
             (self.contradicted, "contradicted by the same person later: the latest choice counts"),
-            (self.ties, "ties, in which nothing was preferred: not used"),
+            (self.ties, "ties, in which neither response was preferred: kept as ties"),
+            (self.unsaid, "comparisons without an answer, or with the same thumb on both: not used"),
             (self.alone, "ratings without another response to the same prompt: not used"),
             (self.lost, "ratings of a message that is not there or has no text: not used"),
             (
                 self.left_out,
-                f"comparisons left out: a response has the nearest {PAIRS_MOST} that are rated lower",
+                f"comparisons left out: each response has the nearest {PAIRS_MOST} rated lower or alike",
             ),
         )
         return said + [f"{count} {what}" for count, what in counted if count]
@@ -85,7 +89,7 @@ def settled(choices: Iterable[Choice], tally: Tally) -> list[Labelled]:
         key = (choice.person, comparison_of(pair))
         before = kept.pop(key, None)
         if before is not None:
-            same = before.preference == pair
+            same = before.preference == pair or bool(before.preference.tie and pair.tie)
             tally.repeated += same
             tally.contradicted += not same
         kept[key] = choice
@@ -117,6 +121,22 @@ def nearest_lower(scores: Mapping[str, float], tally: Tally) -> list[tuple[str, 
                 wanted, below = wanted - taken, below + 1
     tally.left_out += math.comb(len(scores), 2) - twos(scores.values()) - len(found)
     return sorted(found, key=lambda pair: sorted((place[pair[0]], place[pair[1]])))
+
+
+def equal_ones(scores: Mapping[str, float], tally: Tally) -> list[tuple[str, str]]:
+    """Responses to one prompt that have the same score, in pairs: each with the next `PAIRS_MOST` of them, in
+    the order of `scores`; what is left out is counted in `tally`."""
+    levels: dict[float, list[str]] = {}
+    for name, score in scores.items():
+        levels.setdefault(score, []).append(name)
+    found = [
+        (name, other)
+        for names in levels.values()
+        for place, name in enumerate(names)
+        for other in names[place + 1 : place + 1 + PAIRS_MOST]
+    ]
+    tally.left_out += twos(scores.values()) - len(found)
+    return found
 
 
 def twos(keys: Iterable[Hashable]) -> int:

@@ -10,15 +10,16 @@ from typing import Any
 from penchant.common.data.importers.choices import (
     Choice,
     Tally,
+    equal_ones,
     nearest_lower,
     person_in,
     seconds,
     twos,
     worded,
 )
-from penchant.common.data.preferences import Preference
+from penchant.common.data.preferences import Preference, Tie
 from penchant.common.data.row_files import RowLog
-from penchant.common.data.trl_format import TOO_DEEP, person_name, render
+from penchant.common.data.trl_format import TOO_DEEP, person_name, render, tie_said
 from penchant.common.errors import DataError
 
 __all__ = [
@@ -36,8 +37,9 @@ Row = Mapping[str, Any]
 
 PROMPTS = ("prompt", "instruction", "question", "input", "query", "context")
 """Names of the field that both responses answer, in the order in which they are looked for."""
-_VOTES = {"leftvote": 0, "rightvote": 1, "model_a": 0, "model_b": 1, "tievote": None, "bothbad_vote": None}
-_SCORES = ("label", "rating", "score", "stars")
+_VOTES = {"leftvote": 0, "rightvote": 1, "model_a": 0, "model_b": 1}
+_THUMB = "label"
+_SCORES = (_THUMB, "rating", "score", "stars")
 
 
 def _on_its_own(prompt: str) -> str:
@@ -54,7 +56,7 @@ def is_lm_arena(row: Row) -> bool:
 
 
 def lm_arena(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
-    """Votes between two conversations that begin alike; whose: the judge, or the user."""
+    """Votes between two conversations that begin alike, and ties; whose: the judge, or the user."""
     for where, row in rows:
         if "states" in row:
             vote = row.get("type")
@@ -64,9 +66,9 @@ def lm_arena(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
         else:
             vote = row.get("winner")
             sides = [_list(row.get(name)) for name in ("conversation_a", "conversation_b")]
-        winner = _VOTES.get(str(vote))
-        if winner is None or len(sides) != 2:
-            tally.ties += 1
+        winner, tie = _VOTES.get(str(vote)), tie_said(vote)
+        if (winner is None and tie is None) or len(sides) != 2:
+            tally.unsaid += 1
             continue
         shorter = min(map(len, sides))
         common = next((n for n in range(shorter) if sides[0][n] != sides[1][n]), shorter)
@@ -78,7 +80,8 @@ def lm_arena(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
         whose = next(
             (row[key] for key in ("judge", "judge_hash", "user", "user_id", "ip") if row.get(key)), None
         )
-        pair = Preference(prompt, texts[winner], texts[1 - winner])
+        first = winner or 0
+        pair = Preference(prompt, texts[first], texts[1 - first], tie or "")
         yield Choice(person_in(whose), pair, seconds(row.get("tstamp")))
 
 
@@ -103,20 +106,46 @@ def is_argilla(row: Row) -> bool:
 
 
 def argilla(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
-    """Answers to a label question that names a field, or to a ranking of fields; by every user."""
+    """Answers to a label question that names a field or says that there is a tie, or to a ranking of fields;
+    by every user."""
     for _, row in rows:
         fields = {str(name): worded(text) for name, text in row["fields"].items()}
         for answers in row["responses"].values():
             for answer in _list(answers):
-                value = answer.get("value") if isinstance(answer, Mapping) else None
+                if not isinstance(answer, Mapping):
+                    continue
+                value = answer.get("value")
+                person, when = person_in(answer.get("user_id")), seconds(row.get("updated_at"))
+                both = _sides("", fields) if tie_said(value) else None
+                if both is not None:
+                    yield from _tied(fields, both, tie_said(value) or "equal", tally, person, when)
+                    continue
                 ranks = _ranked(value, fields)
                 if ranks is None:
                     continue  # of another question
                 prompt = _on_its_own(_prompt_of(fields, {_name(name) for name in ranks}))
-                person, when = person_in(answer.get("user_id")), seconds(row.get("updated_at"))
-                yield from _by_rank(
-                    prompt, {fields[name]: -rank for name, rank in ranks.items()}, tally, person, when
-                )
+                scores = {fields[name]: -rank for name, rank in ranks.items()}
+                # A label says nothing of the fields that it does not name.
+                yield from _by_rank(prompt, scores, tally, person, when, ties=isinstance(value, list))
+
+
+def _tied(
+    fields: Mapping[str, str],
+    both: tuple[str, str],
+    tie: Tie,
+    tally: Tally,
+    person: str | None,
+    when: float,
+) -> Iterator[Choice]:
+    """A tie between two fields of a form."""
+    first, second = (fields[name] for name in both)
+    if not first.strip() or not second.strip():
+        tally.lost += 1
+    elif first == second:
+        tally.unsaid += 1
+    else:
+        prompt = _on_its_own(_prompt_of(fields, {_name(name) for name in both}))
+        yield Choice(person, Preference(prompt, first, second, tie), when)
 
 
 def _ranked(value: Any, fields: Mapping[str, str]) -> dict[str, float] | None:
@@ -163,7 +192,7 @@ def is_label_studio(row: Row) -> bool:
 
 
 def label_studio(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choice]:
-    """Pairwise results: the left or the right text; whose: who completed the annotation."""
+    """Pairwise results: the left or the right text, or a tie; whose: who completed the annotation."""
     for _, row in rows:
         data = {str(name): worded(text) for name, text in row["data"].items()}
         for annotation in row["annotations"]:
@@ -175,19 +204,22 @@ def label_studio(rows: Iterable[tuple[str, Row]], tally: Tally) -> Iterator[Choi
                 value = result.get("value")
                 selected = value.get("selected") if isinstance(value, Mapping) else None
                 names = _sides(result.get("to_name"), data)
-                if selected not in ("left", "right"):
-                    tally.ties += 1
+                whose = person_in(annotation.get("completed_by"))
+                when = seconds(annotation.get("updated_at") or annotation.get("created_at"))
+                tie = tie_said(selected)
+                if tie is not None and names is not None:
+                    yield from _tied(data, names, tie, tally, whose, when)
+                elif selected not in ("left", "right") and tie is None:
+                    tally.unsaid += 1
                 elif names is None or not all(data[name].strip() for name in names):
                     tally.lost += 1
                 elif data[names[0]] == data[names[1]]:
-                    tally.ties += 1
+                    tally.unsaid += 1
                 else:
                     left, right = (data[name] for name in names)
                     better, worse = (left, right) if selected == "left" else (right, left)
                     prompt = _on_its_own(_prompt_of(data, {_name(n) for n in names}))
-                    pair = Preference(prompt, better, worse)
-                    when = seconds(annotation.get("updated_at") or annotation.get("created_at"))
-                    yield Choice(person_in(annotation.get("completed_by")), pair, when)
+                    yield Choice(whose, Preference(prompt, better, worse), when)
 
 
 def _sides(to_name: Any, data: Mapping[str, str]) -> tuple[str, str] | None:
@@ -218,13 +250,16 @@ def is_rated(row: Row) -> bool:
 def rated(
     rows: Iterable[tuple[str, Row]], tally: Tally, log: RowLog, person_column: str | None
 ) -> Iterator[Choice]:
-    """Of one person's responses to the same prompt, each against those that are rated lower."""
+    """Of one person's responses to the same prompt, each against those that are rated lower, and ties between
+    those with the same number of stars. Labels are thumbs: two that are alike say too little for a tie."""
     groups: dict[tuple[str | None, str], dict[str, float]] = {}
+    starred: set[tuple[str | None, str]] = set()
     for where, row in rows:
         try:
             person = None if person_column is None else person_name(row, person_column)
             prompt, text = _text(row.get("prompt") or "", "prompt"), _text(row["completion"], "completion")
-            score = _score(next(row[name] for name in _SCORES if name in row))
+            column = next(name for name in _SCORES if name in row)
+            score = _score(row[column])
         except DataError as error:
             log.reject(where, error)
             continue
@@ -233,10 +268,12 @@ def rated(
             continue
         if text.strip():
             groups.setdefault((person, prompt), {})[text] = score  # the latest counts
+            if column != _THUMB:
+                starred.add((person, prompt))
         else:
             log.reject(where, "'completion' is empty")
     for (person, prompt), scores in groups.items():
-        yield from _by_rank(prompt, scores, tally, person, 0.0)
+        yield from _by_rank(prompt, scores, tally, person, 0.0, ties=(person, prompt) in starred)
 
 
 def _text(value: Any, name: str) -> str:
@@ -264,14 +301,18 @@ def _score(value: Any) -> float:
 
 
 def _by_rank(
-    prompt: str, scores: Mapping[str, float], tally: Tally, person: str | None, when: float
+    prompt: str, scores: Mapping[str, float], tally: Tally, person: str | None, when: float, *, ties: bool
 ) -> Iterator[Choice]:
-    """Pairs of texts by their scores, the higher one preferred."""
+    """Pairs of texts by their scores, the higher one preferred; ties: whether equal scores are ties."""
     texts = {text: score for text, score in scores.items() if text.strip()}
     tally.alone += len(texts) == 1
-    tally.ties += twos(texts.values())
     for better, worse in nearest_lower(texts, tally):
         yield Choice(person, Preference(prompt, better, worse), when)
+    if not ties:
+        tally.unsaid += twos(texts.values())
+        return
+    for one, other in equal_ones(texts, tally):
+        yield Choice(person, Preference(prompt, one, other, "equal"), when)
 
 
 def _list(value: Any) -> list[Any]:

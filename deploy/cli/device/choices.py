@@ -9,6 +9,7 @@ import typer
 
 from penchant.common.errors import DataError
 from penchant.common.terminal import say
+from penchant.common.wording import counted
 from penchant.deploy.cli.device.options import (
     HERE,
     Ask,
@@ -66,7 +67,8 @@ def import_choices(
         raise DataError(f"{file} holds no choices of {person!r}; it names {len(people)} people")
     kept = found.of(person)
     added = open_device(home, passphrase).record(kept, file_source(file.name))
-    say(f"{added.new} new choices recorded, {added.repeated} were there already")
+    tied = f" and {counted(added.ties, 'tie')}" if added.ties else ""
+    say(f"{added.new - added.ties} new choices{tied} recorded, {added.repeated} were there already")
     for line in found.notes:
         notice(line)
     if person is None and len(people) > 1:
@@ -115,7 +117,7 @@ def label(
         say()
     tied = f"{sitting.tied} ties, " if sitting.tied else ""
     say(f"{sitting.recorded} choices recorded, {tied}{sitting.skipped} skipped, {sitting.left} left to ask")
-    if sitting.recorded:
+    if sitting.recorded or sitting.tied:
         say("`penchant device train` learns from them")
 
 

@@ -194,11 +194,7 @@ def _forget_chosen(meant: _Meant, yes: bool, device: Device, home: Path) -> None
         if len(rows) > SHOWN:
             say(f"and {len(rows) - SHOWN} more (--list shows all of them)")
     make_sure(yes, _question(device, len(choices), len(ties)))
-    if ties:
-        gone = device.store.remove_ties(ties)
-        say(f"{counted(gone, 'tie')} {'is' if gone == 1 else 'are'} deleted; nothing was learned from ties")
-    if choices:
-        _forget_choices(device, choices)
+    _forget_choices(device, choices, ties)
     if at_work(home.expanduser()):
         say("the agent that runs has read them into its memory: restart `penchant device serve`")
 
@@ -208,15 +204,19 @@ def _question(device: Device, choices: int, ties: int) -> str:
     if not ties:
         return f"Delete these {choices} of {every} choices, and what was learned from them?"
     if not choices:
-        return f"Delete these {ties} of {device.store.count_ties()} ties?"
+        every_tie = device.store.count_ties()
+        return f"Delete these {ties} of {every_tie} ties, and what was learned from them?"
     return (
-        f"Delete these {choices} of {every} choices, what was learned from them, and {counted(ties, 'tie')}?"
+        f"Delete these {choices} of {every} choices, {counted(ties, 'tie')}, and what was learned from them?"
     )
 
 
-def _forget_choices(device: Device, choices: Sequence[Recorded]) -> None:
-    done = device.forget_choices(choices)
-    say(f"{done.removed} choices are deleted, {done.left} are left; files that you imported are yours")
+def _forget_choices(device: Device, choices: Sequence[Recorded], ties: Sequence[RecordedTie]) -> None:
+    done = device.forget_choices(choices, ties)
+    if ties:
+        say(f"{counted(done.ties, 'tie')} {'is' if done.ties == 1 else 'are'} deleted")
+    if choices:
+        say(f"{done.removed} choices are deleted, {done.left} are left; files that you imported are yours")
     if not done.learned:
         say("all of them were held out: the personal model never learned from them, and stays")
     elif done.fitted:

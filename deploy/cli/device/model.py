@@ -282,7 +282,7 @@ def _print_status(report: Report, part: TakingPart) -> None:
     rows = [
         ("choices recorded", f"{report.choices} ({sources})" if report.choices else sources),
         ("held out to judge the model", str(report.held_out)),
-        ("ties, from which nothing learns", str(report.ties)),
+        ("ties", str(report.ties)),
         ("member of a fleet", member),
         ("takes part in rounds", f"no: {one_line(part.why_not)}" if part.why_not else "yes"),
         ("rounds joined", f"{report.rounds_joined}{day}"),
@@ -358,3 +358,8 @@ def print_quality(report: Report) -> None:
         f"held-out choices ranked right: personal {personal.correct} of {personal.total}, "
         f"global {common.correct} of {common.total}"
     )
+    if personal.ties:
+        say(
+            f"held-out ties, which are in none of these: {personal.ties}; expected by the personal model "
+            f"{personal.ties_expected:.1f}, by the global one {common.ties_expected:.1f}"
+        )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import secrets
 from collections import Counter
+from collections.abc import Sequence
 
 from starlette.responses import Response
 
@@ -66,20 +66,16 @@ def named(row: Recorded | RecordedTie) -> str:
 
 
 def export(request: PageRequest) -> Response:
-    """All of them, as `penchant device import` takes them."""
+    """All choices, as `penchant device import` takes them."""
     lines = json_lines(row.preference for row in request.device.store.recorded())
     headers = {"content-disposition": 'attachment; filename="choices.jsonl"'}
     return Response("".join(lines), headers=headers, media_type="application/jsonl")
 
 
 def export_ties(request: PageRequest) -> Response:
-    """All ties, as `penchant device label` and `open --ask` take them: they ask those that were not answered
-    on their device, as a tie neither."""
-    ties = request.device.store.ties()
-    rows = (
-        {"prompt": t.pair.prompt, "responses": [t.pair.chosen, t.pair.rejected], "said": t.said} for t in ties
-    )
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    """All ties, as `penchant device import` takes them, and `penchant device label` and `open --ask` too:
+    those ask what was not answered on their device, as a tie neither."""
+    lines = json_lines(tie.preference for tie in request.device.store.ties())
     headers = {"content-disposition": 'attachment; filename="ties.jsonl"'}
     return Response("".join(lines), headers=headers, media_type="application/jsonl")
 
@@ -95,10 +91,8 @@ def settle(request: PageRequest) -> Response:
 
 
 def untie(request: PageRequest) -> Response:
-    """Forget one tie. Nothing was learned from it."""
-    if not request.device.store.remove_tie(_tie_meant(request)):
-        raise _gone()
-    return request.go(_back(request), "Deleted.")
+    """Forget one tie, and what was learned from it."""
+    return _forget(request, "Deleting a tie", [], [_tie_meant(request)])
 
 
 def turn(request: PageRequest) -> Response:
@@ -112,13 +106,18 @@ def turn(request: PageRequest) -> Response:
 
 def delete(request: PageRequest) -> Response:
     """Forget one choice, and what was learned from it."""
-    chosen = _meant(request)
+    return _forget(request, "Deleting a choice", [_meant(request)], [])
+
+
+def _forget(
+    request: PageRequest, what: str, chosen: Sequence[Recorded], ties: Sequence[RecordedTie]
+) -> Response:
     context = request.context
 
     def forget(tell: Tell) -> str:
         with context.model:
             try:
-                done = context.device.forget_choices([chosen])
+                done = context.device.forget_choices(chosen, ties)
             finally:
                 context.let_go()  # which choices speak for a response, what they taught the sitting's model
                 context.sitting.prepare()
@@ -126,7 +125,7 @@ def delete(request: PageRequest) -> Response:
             return f"Deleted. The model is deleted too, and was not fitted anew: {one_line(done.why_not)}"
         return "Deleted, and the model was fitted anew to the rest." if done.fitted else "Deleted."
 
-    context.work.start("Deleting a choice", forget)
+    context.work.start(what, forget)
     context.work.wait(PATIENCE)
     state = context.work.state
     if state is None or state.running:
@@ -183,7 +182,9 @@ def _recorded(request: PageRequest, name: str, found: Found, person: str | None)
         raise DataError(f"{name} holds no choices")
     added = request.device.record(kept, f"file {one_line(name, 100)}")
     notes = " ".join(f"{one_line(note, 300)}." for note in found.notes)
-    said = f"{counted(added.new, 'new choice')} recorded, {added.repeated} were there already."
+    tied = f" and {counted(added.ties, 'tie')}" if added.ties else ""
+    choices = counted(added.new - added.ties, "new choice")
+    said = f"{choices}{tied} recorded, {added.repeated} were there already."
     return request.go("/choices", f"{said} {notes}".strip())
 
 
@@ -192,7 +193,7 @@ def _pair(row: Recorded | RecordedTie) -> Preference:
 
 
 def _aside(row: Recorded | RecordedTie) -> bool:
-    return isinstance(row, Recorded) and held_out(row.preference)
+    return held_out(_pair(row))
 
 
 def _holds(p: Preference, wanted: str) -> bool:
