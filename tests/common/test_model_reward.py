@@ -14,7 +14,8 @@ from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.errors import ConfigError
 from penchant.common.model.backbone import load_backbone
 from penchant.common.model.factors import MergedWeights
-from penchant.common.model.reward import RewardModel, bradley_terry, joined
+from penchant.common.model.prompt_form import joined
+from penchant.common.model.reward import RewardModel, bradley_terry
 
 QV = AdapterConfig(share="AB", target_modules=("q_proj", "v_proj"), layers=(-1,), rank=2, alpha=6.0)
 DENSE = AdapterConfig(share="AB", rank=2, alpha=6.0)

@@ -11,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.tastes import choices_by_last_word
+from support.tiny_models import write_tiny_chat_model
 
 import penchant
 from penchant.client.device.export import Export, export_peft
 from penchant.client.learning.merged_model import MergedModel
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
+from penchant.common.data.trl_format import parse_preference
 
 EPOCHS, RATE, BETA = 40, 3e-2, 0.3
 TRL_LOSS = {"dpo": "sigmoid", "ipo": "ipo"}
@@ -62,7 +64,7 @@ def exported(base: Path, objective: str, noise: float, out: Path) -> tuple[Any, 
     return planned, vector
 
 
-def dpo_trainer(start: Path, base: Path, pairs: Any, objective: str, out: Path) -> Any:
+def dpo_trainer(start: Path, base: Path, rows: list[dict[str, Any]], objective: str, out: Path) -> Any:
     from datasets import Dataset
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -70,7 +72,6 @@ def dpo_trainer(start: Path, base: Path, pairs: Any, objective: str, out: Path) 
     from trl.trainer.dpo_trainer import DPOTrainer
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    rows = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in pairs]
     return DPOTrainer(
         model=PeftModel.from_pretrained(model, start, is_trainable=True),
         args=DPOConfig(
@@ -101,9 +102,49 @@ def dpo_trainer(start: Path, base: Path, pairs: Any, objective: str, out: Path) 
 def test_loss_and_gradients_are_trl_s(data: Any, base: Path, tmp_path: Path, objective: str) -> None:
     """Away from the start, where neither factor is zero; the reference is the base model alone."""
     pairs = data.people[0].train
+    check_loss_and_gradients(base, tmp_path, objective, pairs, plain(pairs))
+
+
+@pytest.mark.parametrize("objective", list(TRL_LOSS))
+def test_loss_and_gradients_of_conversations_in_a_chat_template_are_trl_s(
+    tmp_path: Path, objective: str
+) -> None:
+    """Several turns, a system's message, an answer of several messages; each reads the rows by itself."""
+    base = tmp_path / "base"
+    write_tiny_chat_model(base)
+    check_loss_and_gradients(base, tmp_path, objective, [parse_preference(r) for r in ROWS], ROWS)
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "prompt": [message("user", "the vote")],
+        "chosen": [message("assistant", "a bill to tax")],
+        "rejected": [message("assistant", "the table")],
+    },
+    {
+        "prompt": [message("system", "budget"), message("user", "judge"), message("assistant", "a motion"),
+                   message("user", "on  cloture ")],
+        "chosen": [message("assistant", "the bill"), message("user", "tax"), message("assistant", "vote")],
+        "rejected": [message("assistant", "a a a table")],
+    },
+]  # fmt: skip
+
+
+def plain(pairs: Any) -> list[dict[str, Any]]:
+    return [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in pairs]
+
+
+def check_loss_and_gradients(
+    base: Path, tmp_path: Path, objective: str, pairs: Any, rows: list[dict[str, Any]]
+) -> None:
+    """Of penchant over `pairs` and of TRL over the same in its own format."""
     exported(base, objective, 0.0, tmp_path / "start")
     planned, vector = exported(base, objective, 0.3, tmp_path / "away")
-    trainer = dpo_trainer(tmp_path / "start", base, pairs, objective, tmp_path / "trl")
+    trainer = dpo_trainer(tmp_path / "start", base, rows, objective, tmp_path / "trl")
     away = load_file(tmp_path / "away" / "adapter_model.safetensors")
     theirs = {
         name.replace(".default.weight", ".weight"): parameter
@@ -137,7 +178,7 @@ def test_one_person_who_shares_everything_ends_as_with_trl_s_dpo_trainer(
     exported(base, objective, 0.0, tmp_path / "start")
     changed = RunConfig().changed(settings(base, objective))
     ours = penchant.simulate(data, config=changed)
-    trainer = dpo_trainer(tmp_path / "start", base, person.train, objective, tmp_path / "trl")
+    trainer = dpo_trainer(tmp_path / "start", base, plain(person.train), objective, tmp_path / "trl")
     trainer.train()
     policy, tokenizer = trainer.model.eval(), trainer.processing_class
 
