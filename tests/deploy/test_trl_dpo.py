@@ -1,9 +1,10 @@
-"""Beside TRL's `DPOTrainer`: the same losses, gradients and trained policy where both do the same."""
+"""Beside TRL: the same losses, gradients and trained policy where both do the same."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -204,3 +205,47 @@ def test_one_person_who_shares_everything_ends_as_with_trl_s_dpo_trainer(
     assert ours.accuracy > 0.6, "both have learned something"
     first = trainer.state.log_history[0]["loss"]
     assert first == pytest.approx(float(np.log(2)) if objective == "dpo" else (1 / (2 * BETA)) ** 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("beta", [0.3, 2.0])
+def test_simpo_is_the_loss_of_trl_s_cpo_trainer(data: Any, base: Path, tmp_path: Path, beta: float) -> None:
+    """Over log-probabilities that transformers computes, response by response, with gamma = beta / 2."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl.experimental.cpo.cpo_trainer import CPOTrainer
+
+    pairs = data.people[0].train
+    changes = settings(base, "simpo") | {"model.beta": beta}
+    planned = ModelCache().of(RunConfig().changed(changes).plan("main", 1))
+    start, none = planned.split.initial(0)
+    vector = start + 0.3 * np.random.default_rng(0).normal(size=start.size).astype(np.float32)
+    export_peft(Export.of(MergedModel.of(planned, vector, none)), tmp_path / "away")
+    causal = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    policy = PeftModel.from_pretrained(causal, tmp_path / "away").eval()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+
+    def per_token(prompt: str, response: str) -> torch.Tensor:
+        begun = len(tokenizer(prompt)["input_ids"])
+        ids = torch.tensor([tokenizer(prompt + response + tokenizer.eos_token)["input_ids"]])
+        logs = policy(input_ids=ids).logits[0, :-1].log_softmax(1)
+        return logs.gather(1, ids[0, 1:, None])[begun - 1 :].mean()
+
+    with torch.no_grad():
+        chosen = torch.stack([per_token(p.prompt, p.chosen) for p in pairs])
+        rejected = torch.stack([per_token(p.prompt, p.rejected) for p in pairs])
+    theirs = SimpleNamespace(
+        loss_type="simpo",
+        beta=beta,
+        simpo_gamma=beta / 2,
+        label_smoothing=0.0,
+        alpha=0.0,
+        accelerator=SimpleNamespace(device=torch.device("cpu")),
+    )
+    expected, *_ = CPOTrainer.cpo_loss(theirs, chosen, rejected)
+    model = planned.model
+    weights = planned.split.merged(vector, none)
+    with torch.no_grad():
+        margins = model.margins(model.prepare(pairs), weights)
+    assert margins.tolist() == pytest.approx((beta * (chosen - rejected)).tolist(), abs=1e-4)
+    assert model.losses(margins).tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+    assert float(model.losses(torch.tensor(-1e4))) == pytest.approx(1e4 + beta / 2), "no overflow"
