@@ -163,7 +163,7 @@ class ModelConfig(Section):
     objective: ObjectiveName = setting(
         REWARD,
         "What is learned: reward scores texts by a head; dpo, ipo and simpo make the base model itself write "
-        "its person prefers, and score by its log-probabilities.",
+        "what its person prefers, and score by its log-probabilities.",
         choices=OBJECTIVES.names,
         added=True,
     )

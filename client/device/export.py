@@ -384,10 +384,8 @@ def _prompts(export: Export) -> str:
     """How its prompts were read."""
     if not export.templated:
         return "from prompts as they stand: no chat template was put around them."
-    also = ", which is in here," if export.tokenizer else ""
-    return (
-        f"from prompts in the chat template of the base model's tokenizer{also} as whoever asks it must do."
-    )
+    also = ", which is in this folder" if export.tokenizer else ""
+    return f"from prompts in the chat template of the base model's tokenizer{also}: ask it in that form."
 
 
 def _tags(export: Export) -> list[str]:

@@ -7,13 +7,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
+import torch
 from support.tiny_models import write_tiny_chat_model
 
 from penchant.client.device.conversation import Conversation
 from penchant.client.device.device import Device, OfflineConfig
+from penchant.client.device.exported_model import load_exported
 from penchant.client.learning.best_of_n import Generator
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import UsageError
@@ -174,3 +177,42 @@ def test_without_a_template_a_policy_of_single_prompts_reads_the_last_message(
     conversation.answer("the vote", lambda piece: None)
     second = conversation.answer("a bill", lambda piece: None)
     assert device.generator().speak("a bill", lambda piece: None, seed=2, tokens=4) == second
+
+
+def test_an_export_takes_the_tokenizer_with_it_and_its_card_asks_in_the_template(
+    device: Device, base: Path, tmp_path: Path
+) -> None:
+    """The card's own lines write as the device does, and penchant reads the folder back."""
+    device.export(tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"tokenizer.json", "chat_template.jinja", "adapter_model.safetensors"} <= names
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "in the chat template of the base model's tokenizer, which is in this folder" in card
+    lines = card.split("```python\n")[1].split("```")[0].replace("'.'", repr(str(tmp_path / "out")))
+    assert "apply_chat_template" in lines
+    said: dict[str, Any] = {}
+    exec(lines, said)  # our own card
+    asked = said["tokenizer"].apply_chat_template(
+        [{"role": "user", "content": "on vote 99"}],
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    own = device.generator()
+    assert asked["input_ids"][0].tolist() == own._encoded(["on vote 99"])["input_ids"][0].tolist()
+    with torch.no_grad():
+        expected = own._model(**own._encoded(["on vote 99"])).logits
+        assert torch.allclose(said["model"](**asked).logits, expected, atol=1e-4)
+    assert isinstance(said["write"]("on vote 99", tokens=4), str)
+    texts = [("on vote 99", "motion motion bill"), ("on vote 99", "table")]
+    scores = load_exported(tmp_path / "out").scores(texts)
+    assert scores == pytest.approx(device.model_in_use().scores(texts).tolist(), abs=1e-5)
+
+
+def test_without_a_template_an_export_says_so_and_takes_no_tokenizer(base: Path, tmp_path: Path) -> None:
+    device = new_device(tmp_path / "device", base, template="none")
+    device.export(tmp_path / "out")
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "no chat template was put around them" in card
+    assert "apply_chat_template" not in card
