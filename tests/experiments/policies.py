@@ -304,9 +304,10 @@ def models_of(trained: Trained) -> list[MergedModel]:
 
 
 def measured(people: People, row: str) -> dict[str, float]:
-    """One row: means over people and requests; `seconds` is what it cost, without what others had made."""
+    """One row: means over people and requests; `seconds` are what it cost of the processor, without what
+    other rows had made."""
     ready = people.base, people.judge, people.choices
-    began = time.monotonic()
+    began = time.process_time()
     if row == "base":
         found = {"accuracy": 0.5, "kl": 0.0}
         texts = [[own[0] for own in ready[0]]] * people.sizes.people
@@ -314,7 +315,7 @@ def measured(people: People, row: str) -> dict[str, float]:
         found, texts = _best_of_n(people)
     else:
         found, texts = _of_policies(people, SHARES[row])
-    return {**found, **_wins(people, texts), "seconds": time.monotonic() - began}
+    return {**found, **_wins(people, texts), "seconds": time.process_time() - began}
 
 
 def _best_of_n(people: People) -> tuple[dict[str, float], list[list[str]]]:
