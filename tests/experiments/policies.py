@@ -140,10 +140,9 @@ class Tastes:
         rng = np.random.default_rng([seed, 19])
         found = features(texts)
         centre, scale = found.mean(axis=0), found.std(axis=0) + 1e-9
-        common = rng.standard_normal(found.shape[1])
-        own = rng.standard_normal((people, found.shape[1]))
-        common, own = common / np.linalg.norm(common), own / np.linalg.norm(own, axis=1, keepdims=True)
-        weights = math.sqrt(agreement) * common + math.sqrt(1 - agreement) * own
+        drawn = rng.standard_normal((1 + people, found.shape[1]))
+        common, *own = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+        weights = math.sqrt(agreement) * common + math.sqrt(1 - agreement) * np.stack(own)
         spread = (((found - centre) / scale) @ weights.T).std(axis=0) + 1e-9
         return cls(weights * (SHARPNESS / spread)[:, None], centre, scale)
 
@@ -204,7 +203,7 @@ def _chosen(
     seen: set[frozenset[str]],
 ) -> list[Preference]:
     """One choice by Bradley and Terry; none where two texts are about the same, or were compared before."""
-    request = among[rng.integers(len(among))]
+    request = among[int(rng.integers(len(among)))]
     one, other = rng.choice(len(texts[request]), 2, replace=False)
     pair = frozenset((request, texts[request][one], texts[request][other]))
     margin = utilities[request][person, one] - utilities[request][person, other]
