@@ -41,6 +41,7 @@ ShareName = str  # a name of `common.shares`
 HeadName = Literal["auto", "shared", "personal"]
 PoolingName = Literal["auto", "mean", "first", "last"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
+TemplateName = Literal["auto", "none"]
 TruncationName = Literal["left", "right"]
 QuantizeName = Literal["none", "4bit"]
 OrderName = Literal["joint", "personal-first", "alternating"]
@@ -167,8 +168,8 @@ class ModelConfig(Section):
     )
     objective: ObjectiveName = setting(
         REWARD,
-        "What is learned: reward scores texts by a head; dpo and ipo make the base model itself write what "
-        "its person prefers, and score by its log-probabilities.",
+        "What is learned: reward scores texts by a head; dpo, ipo and simpo make the base model itself write "
+        "what its person prefers, and score by its log-probabilities.",
         choices=OBJECTIVES.names,
         added=True,
     )
@@ -178,6 +179,12 @@ class ModelConfig(Section):
         "the base model.",
         low=1e-3,
         high=100,
+        added=True,
+    )
+    template: TemplateName = setting(
+        "auto",
+        "How a policy reads prompts; auto puts the base model's chat template around them, where it has one, "
+        "and none reads a text as it stands.",
         added=True,
     )
 
@@ -195,6 +202,12 @@ class ModelConfig(Section):
                 about=("model.beta", "model.objective"),
             )
         if self.rule.has_head:
+            if self.template != usual["template"]:
+                raise ConfigError(
+                    f'model.template is about how policies read prompts, and objective "{self.objective}" '
+                    "reads every text as it stands; drop one of them",
+                    about=("model.template", "model.objective"),
+                )
             return
         for name in ("pooling", "normalize"):
             if getattr(self, name) != usual[name]:

@@ -51,7 +51,8 @@ class Objective:
         name: what configurations and flags call it.
         label: what pages call the models that it makes.
         implicit: (log-probabilities, model.beta) -> scores [n], differentiable, for models that write; None
-            for models that score by a head over the text's embedding. The base model must score 0.
+            for models that score by a head over the text's embedding. With a reference in it the base model
+            scores 0.
         losses: (margins, model.beta) -> losses [pairs], differentiable; a margin is the score of the chosen
             less that of the rejected response. None stands for -log σ(margin), the negative log-likelihood
             of a choice (Bradley and Terry 1952).
@@ -116,6 +117,16 @@ def _mean_log_ratio(found: LogProbabilities, beta: float) -> Tensor:
     return beta * (found.policy - found.reference) / found.tokens.clamp(min=1)
 
 
+def _mean_likelihood(found: LogProbabilities, beta: float) -> Tensor:
+    return beta * found.policy / found.tokens.clamp(min=1)
+
+
+def _ahead_by_half(margins: Tensor, beta: float) -> Tensor:
+    """-log σ(margin - γ) with γ = β/2: the chosen response is to be so much likelier a token."""
+    behind = beta / 2 - margins
+    return behind.logaddexp(behind.new_zeros(()))
+
+
 def _to_a_target(margins: Tensor, beta: float) -> Tensor:
     """(margin/β - 1/2β)²: the log-ratios are to differ by 1/2β, and by no more."""
     return (margins / beta - 1 / (2 * beta)).square()
@@ -127,6 +138,10 @@ _OWN = (
     Objective(name="dpo", label="personal policies (DPO)", implicit=_log_ratio),
     # Azar et al., AISTATS 2024, equation 17, per token as in TRL: the loss then doesn't grow with the length
     Objective(name="ipo", label="personal policies (IPO)", implicit=_mean_log_ratio, losses=_to_a_target),
+    # Meng et al., NeurIPS 2024: no reference; γ/β = 1/2, where their search for it begins
+    Objective(
+        name="simpo", label="personal policies (SimPO)", implicit=_mean_likelihood, losses=_ahead_by_half
+    ),
 )
 for _objective in _OWN:
     OBJECTIVES.add(_objective.name, _objective, own=True)

@@ -24,6 +24,7 @@ __all__ = [
     "log_to_stderr",
     "say",
     "say_json",
+    "say_piece",
     "tracebacks_in_print",
 ]
 
@@ -35,6 +36,11 @@ def say(text: str = "", *, error: bool = False, lines: bool = False) -> None:
     """Print a line, on standard error if it is one; `lines` keeps the line breaks that are in it."""
     stream = sys.stderr if error else sys.stdout
     _write(printable(text, MOST, lines=lines), stream)
+
+
+def say_piece(text: str) -> None:
+    """Print a piece of a text that goes on; line breaks stay."""
+    _write(printable(text, MOST, lines=True), sys.stdout, end="")
 
 
 def say_json(value: object) -> None:
@@ -111,8 +117,8 @@ def _set_in(text: str) -> str:
     return "\n".join(f"  {line}" for line in printable(text, MOST, lines=True).split("\n"))
 
 
-def _write(text: str, stream: TextIO | None = None) -> None:
+def _write(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
     """What a terminal's encoding has no character for is replaced, and ends nothing."""
     stream = sys.stderr if stream is None else stream
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+    print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True, end=end)

@@ -159,7 +159,7 @@ class OwnerPolicy(Section):
     objectives: tuple[str, ...] = setting(
         ("reward",),
         'What a plan may have learned, by objective; "*" stands for any. What a policy is taught by choices '
-        "(dpo, ipo) reaches every word of their responses, so that is for the owner to allow.",
+        "(dpo, ipo, simpo) reaches every word of their responses, so that is for the owner to allow.",
     )
     max_beta: float = setting(
         1.0, "The largest scale of scores that are made of log-probabilities.", low=1e-3, high=100

@@ -55,6 +55,7 @@ from penchant.client.device.preference_store import (
 )
 from penchant.client.device.privacy_report import PrivacyReport, privacy_report
 from penchant.client.learning.active import ActiveLearner
+from penchant.client.learning.best_of_n import Generator
 from penchant.client.learning.doubt import Doubt, doubt_of, numbers_kept
 from penchant.client.learning.laplace import Laplace, probability
 from penchant.client.learning.merged_model import MergedModel
@@ -85,7 +86,7 @@ from penchant.common.membership.enrolment import Answer, LeaveNotice, Request, r
 from penchant.common.membership.identity import Identity, Membership, authority_digest
 from penchant.common.membership.release_manifest import ReleaseAsk, ReleaseManifest, ReleaseOffer
 from penchant.common.model.davidson import nu_of
-from penchant.common.model.reward import Reading, joined
+from penchant.common.model.reward import Reading
 from penchant.common.settings import Section, build_section, section_table
 from penchant.common.shares import EVERYONE_ALONE
 from penchant.common.storage import write_private
@@ -430,6 +431,30 @@ class Device:
         about = self._about()
         return learned_from_conversations(self.store.train()) if about is None else about.conversations
 
+    def knows_conversations(self) -> bool:
+        """Whether there are choices, and the model learned from conversations."""
+        return len(self.store) > 0 and self.conversational()
+
+    def writes(self) -> bool:
+        """Whether the model in use is a policy, which writes, and not one that only ranks. No base model is
+        loaded for it."""
+        return not self._plan_in_use().model.rule.has_head
+
+    def generator(self) -> Generator:
+        """What writes with the owner's policy; its base model is the one that ranks, and not a second one.
+
+        UsageError, before anything is loaded, where the model in use only ranks.
+        """
+        if not self.writes():
+            named = self._plan_in_use().model.objective
+            raise UsageError(
+                f'the model on this device ranks and does not write (objective "{named}"): `penchant device '
+                "best-of` takes the best of n responses of another model; to have one that writes, set "
+                'objective = "dpo" in model.toml and train'
+            )
+        planned, _, _, factors, kept = self._model()
+        return Generator.of(MergedModel.of(planned, factors, kept))
+
     def liking(self, texts: Sequence[tuple[str, str]]) -> list[Liked]:
         """How much more than their average the model in use likes (prompt, response) texts, the most liked
         first.
@@ -472,7 +497,7 @@ class Device:
         planned = self._model()[0]
         kept = [response for response in dict.fromkeys(responses) if response.strip()]
         pairs = [Preference(prompt, one, other) for one, other in itertools.pairwise(kept)]
-        return planned.model.reading(pairs, [joined(prompt, response) for response in kept])
+        return planned.model.reading(pairs, [(prompt, response) for response in kept])
 
     def learner(self, candidates: Sequence[Preference]) -> ActiveLearner:
         """Which of these comparisons to ask about next, given all recorded choices but the held-out ones.
@@ -855,6 +880,13 @@ class Device:
             raise DeviceError("the base model is not the one that the personal factor was learned with")
         factors = np.frombuffer(model.factors, dtype="<f4").copy()
         return planned, run, kept.round, factors, kept.vector if known else None
+
+    def _plan_in_use(self) -> Plan:
+        """That of `_model`."""
+        latest = self.vault.latest()
+        if latest is None or not latest[1].context or (latest[0] == ALONE and not latest[1].vector.size):
+            return self._alone()
+        return Plan.decode(decode_record(latest[1].context, Model).plan, canonical=False)
 
     def _begun_alone(self) -> tuple[PlannedModel, bytes, int, Vector, Vector | None]:
         """As `_model`: what model.toml asks for now, before anything is learned."""

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -79,6 +80,9 @@ class Export:
         classifier: where a classifier of transformers keeps the model, as in `Backbone`.
         padding: what a classifier's texts are filled up with, as in `Backbone`.
         writer: where a language model of transformers keeps it, as in `Backbone`; "" unless it is a policy.
+        templated: whether its prompts were put into the base model's chat template.
+        tokenizer: files by name that go with it: those of the tokenizer, where its template is a part of the
+            model; none where the server writes, which has no base model.
     """
 
     effective: MergedWeights
@@ -94,6 +98,8 @@ class Export:
     classifier: str = ""
     padding: str = ""
     writer: str = ""
+    templated: bool = False
+    tokenizer: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def objective(self) -> Objective:
@@ -118,6 +124,8 @@ class Export:
             classifier=model.classifier,
             padding=model.padding,
             writer=model.writer,
+            templated=model.prompts.templated,
+            tokenizer=model.tokenizer_files() if model.prompts.templated else {},
         )
 
     @property
@@ -155,6 +163,7 @@ def export_peft(export: Export, directory: Path, *, tried: MergedModel | None = 
         if export.objective.has_head:
             return _write_reward_model(export, directory, tried, written)
         files = {SETTINGS_FILE: _settings(export), CARD_FILE: _policy_card(export).encode()}
+        files |= export.tokenizer
         _write(directory, files | _adapter(export, prefix=writer_prefix(export.writer), extra={}), written)
         return ""
     except BaseException as error:
@@ -253,15 +262,22 @@ def snippet(export: Export, directory: str) -> str:
 
 
 def _writing(export: Export, directory: str) -> str:
+    tokenizer = directory if export.tokenizer else export.base
+    asked = "tokenizer(prompt, return_tensors='pt')"
+    if export.templated:
+        asked = (
+            "tokenizer.apply_chat_template([{'role': 'user', 'content': prompt}],\n"
+            "        add_generation_prompt=True, return_dict=True, return_tensors='pt')"
+        )
     lines = [
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        f"tokenizer = AutoTokenizer.from_pretrained({export.base!r}, trust_remote_code=False)",
+        f"tokenizer = AutoTokenizer.from_pretrained({tokenizer!r}, trust_remote_code=False)",
         f"base = AutoModelForCausalLM.from_pretrained({export.base!r}, dtype='float32', "
         "trust_remote_code=False)",
         f"model = PeftModel.from_pretrained(base, {directory!r}).eval()",
         "def write(prompt, tokens=100):",
-        "    asked = tokenizer(prompt, return_tensors='pt')",
+        f"    asked = {asked}",
         "    made = model.generate(**asked, max_new_tokens=tokens, do_sample=True)",
         "    return tokenizer.decode(made[0, asked['input_ids'].shape[1]:], skip_special_tokens=True)",
     ]
@@ -353,7 +369,7 @@ tags: [{", ".join(_tags(export))}]
 It is a LoRA adapter of rank {adapter.rank} (alpha {adapter.alpha:g}) on
 {", ".join(export.effective.adapters)}.
 It was learned with penchant, objective `{export.model.objective}` (beta {beta:g}), share `{adapter.share}`,
-from prompts as they stand: no chat template was put around them.
+{_prompts(export)}
 
 Base model: `{export.base}`, penchant digest `{export.digest}`.
 
@@ -362,6 +378,14 @@ Base model: `{export.base}`, penchant digest `{export.digest}`.
 
 A response's score is made of its log-probability with the adapter, less that without it, times {beta:g}.
 """
+
+
+def _prompts(export: Export) -> str:
+    """How its prompts were read."""
+    if not export.templated:
+        return "from prompts as they stand: no chat template was put around them."
+    also = ", which is in this folder" if export.tokenizer else ""
+    return f"from prompts in the chat template of the base model's tokenizer{also}: ask it in that form."
 
 
 def _tags(export: Export) -> list[str]:

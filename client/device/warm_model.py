@@ -13,7 +13,7 @@ from functools import partial
 
 from penchant.client.device.device import Device, ModelInUse
 from penchant.client.learning.model_cache import ModelCache
-from penchant.common.model.reward import joined, load_reward_model
+from penchant.common.model.reward import load_reward_model
 
 __all__ = ["TextScore", "WarmModel", "small_cache"]
 
@@ -86,7 +86,7 @@ class WarmModel:
         allows."""
         self.refresh()
         model, most = self._loaded.model, self.max_tokens
-        whole = model.planned.model.lengths([joined(*text) for text in texts])
+        whole = model.planned.model.lengths(texts)
         read = [min(length, most) for length in whole]
         raw = [score for rows in _passes(read) for score in model.scores(texts[rows.start : rows.stop])]
         return [

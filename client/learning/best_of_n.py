@@ -1,21 +1,23 @@
-"""A policy step without training a policy: generate n responses, let the personal model choose (best-of-n).
+"""Responses that are written on the device, and the best of n of them by the personal model.
 
-The generator is any causal language model, frozen and the same for everybody; what makes the choice
-personal is the reward model that ranks its responses (Stiennon et al., *Learning to summarize from human
-feedback*, NeurIPS 2020; Gao et al., *Scaling Laws for Reward Model Overoptimization*, ICML 2023). Both run on
-the device: neither prompt nor responses leave it.
+The generator is any causal language model, frozen and the same for everybody, or the person's own policy. The
+former makes a policy step without training a policy: what is personal is the reward model that chooses
+(Stiennon et al., *Learning to summarize from human feedback*, NeurIPS 2020; Gao et al., *Scaling Laws for
+Reward Model Overoptimization*, ICML 2023). All runs on the device: neither prompt nor responses leave it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 
+from penchant.client.learning.merged_model import MergedModel
 from penchant.common.errors import UsageError
 from penchant.common.model.backbone import load_generator
+from penchant.common.model.prompt_form import Prompt, PromptForm
 
 __all__ = ["Generator", "best_of", "whole_sentences"]
 
@@ -38,11 +40,36 @@ class Generator:
     """
 
     def __init__(self, name: str, *, device: str = "auto") -> None:
-        self._model, self._tokenizer = load_generator(name, device=device)
+        model, tokenizer = load_generator(name, device=device)
+        self._begin(model, PromptForm(tokenizer))
+
+    @classmethod
+    def of(cls, merged: MergedModel) -> Self:
+        """What a policy writes; its base model stays the one in memory.
+
+        UsageError where the model scores by a head, and so writes nothing.
+        """
+        made = cls.__new__(cls)
+        made._begin(merged.model.language_model(merged.weights), merged.model.prompts)
+        return made
+
+    @property
+    def templated(self) -> bool:
+        """Whether prompts are put into a chat template."""
+        return self._prompts.templated
+
+    @property
+    def most_tokens(self) -> int:
+        """How many tokens the model can hold, prompt and response together."""
+        return int(getattr(self._model.config, "max_position_embeddings", 0) or 1 << 20)
+
+    def length(self, prompt: Prompt) -> int:
+        """How many tokens a prompt has. Errors as `PromptForm.prompt`."""
+        return len(self._ids(prompt))
 
     def responses(
         self,
-        prompt: str,
+        prompt: Prompt,
         count: int,
         *,
         seed: int = 0,
@@ -52,13 +79,15 @@ class Generator:
     ) -> list[str]:
         """`count` distinct responses to a prompt, by top-k sampling (Fan et al., ACL 2018).
 
-        A model with a chat template gets the prompt as a user's message, another one as text to go on from.
+        The prompt is read as in training (`PromptForm`): with a chat template as a user's message, or as what
+        was said before in a conversation; without one as text to go on from.
         tokens: a response that runs into this limit is cut back to its last whole sentence, if it has one.
         A small model repeats itself: fewer come back if three times as many hold no more that differ. The
         same call gives the same responses on the same machine, and leaves torch's own generator alone.
 
         Raises:
             UsageError: the prompt is blank, or a number is out of range.
+            BaseModelError: the chat template can't hold such a conversation.
         """
         made = self.responses_to_all(
             [prompt], count, seed=seed, tokens=tokens, temperature=temperature, top_k=top_k
@@ -66,7 +95,14 @@ class Generator:
         return made[0]
 
     def responses_to_all(
-        self, prompts: Sequence[str], count: int, *, seed: int, tokens: int, temperature: float, top_k: int
+        self,
+        prompts: Sequence[Prompt],
+        count: int,
+        *,
+        seed: int,
+        tokens: int,
+        temperature: float,
+        top_k: int,
     ) -> list[list[str]]:
         """As `responses`, of several prompts together: several times as fast as one by one."""
         _check(prompts, count, tokens, temperature, top_k)
@@ -86,9 +122,44 @@ class Generator:
                             found[place][text] = None
         return [list(own)[:count] for own in found]
 
+    def speak(
+        self,
+        prompt: Prompt,
+        tell: Callable[[str], None],
+        *,
+        seed: int = 0,
+        tokens: int = 256,
+        temperature: float = 0.8,
+        top_k: int = 50,
+    ) -> str:
+        """One response, of which `tell` is given each piece as soon as it is written; -> all of it.
+
+        It may end in the middle of a sentence, where it runs into the limit of tokens. Otherwise as
+        `responses`.
+        """
+        _check([prompt], 1, tokens, temperature, top_k)
+        inputs = self._encoded([prompt])
+        told = _told(self._tokenizer, tell)
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(seed)
+            drawn = self._model.generate(
+                **inputs,
+                temperature=temperature,
+                top_k=top_k,
+                max_new_tokens=tokens,
+                do_sample=True,
+                pad_token_id=self._pad,
+                streamer=told,
+            )
+        start = inputs["input_ids"].shape[1]
+        return str(self._tokenizer.decode(drawn[0, start:], skip_special_tokens=True)).strip()
+
     # --- inner parts ------------------------------------------------------------------------------
 
-    def _draw(self, prompts: Sequence[str], settings: dict[str, float]) -> list[str]:
+    def _begin(self, model: Any, prompts: PromptForm) -> None:
+        self._model, self._prompts, self._tokenizer = model, prompts, prompts.tokenizer
+
+    def _draw(self, prompts: Sequence[Prompt], settings: dict[str, float]) -> list[str]:
         """One response to each prompt."""
         inputs = self._encoded(prompts)
         start = inputs["input_ids"].shape[1]
@@ -97,7 +168,7 @@ class Generator:
         ends = self._ends
         return [self._text(row[start:].tolist(), ends) for row in drawn]
 
-    def _encoded(self, prompts: Sequence[str]) -> dict[str, Any]:
+    def _encoded(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """Token ids and mask, [n, L] each, padded at the left."""
         rows = [self._ids(prompt) for prompt in prompts]
         longest = max(map(len, rows))
@@ -109,13 +180,9 @@ class Generator:
             "attention_mask": torch.tensor(mask, device=device),
         }
 
-    def _ids(self, prompt: str) -> list[int]:
-        tokenizer = self._tokenizer
-        if not tokenizer.chat_template:
-            return list(tokenizer(prompt)["input_ids"])
-        message = [{"role": "user", "content": prompt.strip()}]
-        text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _ids(self, prompt: Prompt) -> list[int]:
+        formed = self._prompts.prompt(prompt)
+        return list(self._tokenizer(formed.text, add_special_tokens=not formed.complete)["input_ids"])
 
     @property
     def _ends(self) -> set[int]:
@@ -135,8 +202,25 @@ class Generator:
         return text if place is not None else whole_sentences(text)
 
 
-def _check(prompts: Sequence[str], count: int, tokens: int, temperature: float, top_k: int) -> None:
-    if not prompts or not all(prompt.strip() for prompt in prompts):
+def _told(tokenizer: Any, tell: Callable[[str], None]) -> Any:
+    """What transformers gives tokens to while it writes, and `tell` is given text by."""
+    from transformers import TextStreamer
+
+    class Telling(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            if text:
+                tell(text)
+
+    return Telling(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+def _is_blank(prompt: Prompt) -> bool:
+    said = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt[-1:]]
+    return not any(text.strip() for text in said)
+
+
+def _check(prompts: Sequence[Prompt], count: int, tokens: int, temperature: float, top_k: int) -> None:
+    if not prompts or any(map(_is_blank, prompts)):
         raise UsageError("the prompt is empty; say what the responses are to respond to")
     if count < 1 or tokens < 1:
         raise UsageError(f"{count} responses of {tokens} tokens can't be made; both must be at least 1")

@@ -20,10 +20,12 @@ __all__ = [
     "TOO_DEEP",
     "UNREAD_COLUMNS",
     "Labelled",
+    "Message",
     "collect_preferences",
     "column_names",
     "extract_prompt",
     "json_lines",
+    "messages_in",
     "parse_preference",
     "part_of",
     "person_name",
@@ -46,6 +48,9 @@ UNREAD_COLUMNS = ("images", "image", "videos", "video", "audio", "audios")
 """Columns of rows that show more than text; what is in them is not read."""
 TOO_DEEP = "its lists and objects lie too deep in each other"
 """Why a row is a bad one that Python can't follow to its end."""
+Message = dict[str, str]
+"""One message of a conversation: its role and its content."""
+_ROLES = re.compile(r"^(system|developer|user|assistant|tool|function): ", re.MULTILINE)
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -134,6 +139,23 @@ def render(name: str, messages: Any, *, ends_with_newline: bool = False) -> str:
         raise DataError(f"{name!r} must be a conversation, not {kind_of(messages)}")
     lines = [f"{_role(name, message)}: {_content(name, message)}" for message in messages]
     return "".join(line + "\n" for line in lines) if ends_with_newline else "\n".join(lines)
+
+
+def messages_in(text: str, *, ends_with_newline: bool = False) -> list[Message] | None:
+    """The messages of a text that `render` made in the same way; None where it does not begin with
+    one, or end as it should.
+
+    A text alone does not say where messages end: a line in one that begins with a role, such as ``user: ``,
+    begins another here.
+    """
+    lines = list(_ROLES.finditer(text))
+    if not lines or lines[0].start() or (ends_with_newline and not text.endswith("\n")):
+        return None
+    ends = [line.start() for line in lines[1:]] + [len(text) + (not ends_with_newline)]
+    return [
+        {"role": line[1], "content": text[line.end() : end - 1]}
+        for line, end in zip(lines, ends, strict=True)
+    ]
 
 
 def _role(name: str, message: object) -> str:

@@ -62,6 +62,7 @@ class Backbone:
     classifier: str = ""  # where a transformers classifier of this family keeps the model; "" if none can be
     padding: str = ""  # the token that such a classifier's texts are filled up with: no text ends with it
     unembedding: Unembedding | None = None  # where an objective asks for it: what makes words of states
+    language_model: Any = None  # where an objective asks for it: the whole, of which `model` is a part
     writer: str = ""  # where transformers' language model of this family keeps the model, "model" for Llama
 
     @property
@@ -82,8 +83,8 @@ def load_backbone(config: ModelConfig, *, device: str = "auto") -> Backbone:
     quantised = config.quantize == "4bit"
     if quantised:
         _check_quantising(place)
-    folder, digest = resolve(config.base_model)
     writes = not config.rule.has_head
+    folder, digest = resolve(config.base_model, templated=writes and config.template == "auto")
     whole, tokenizer, absent = _load(config.base_model, folder, dtype, place if quantised else None, writes)
     whole.requires_grad_(False).eval()
     if not quantised:  # quantised weights are made where they stay
@@ -120,6 +121,7 @@ def load_backbone(config: ModelConfig, *, device: str = "auto") -> Backbone:
         classifier=classifier,
         padding=_padding(model, tokenizer) if classifier else "",
         unembedding=unembedding,
+        language_model=whole if writes else None,
         writer=writer,
     )
 
@@ -192,7 +194,7 @@ def _load(
 ) -> tuple[nn.Module, Any, list[str]]:
     """Model, tokenizer, and the tensors that the folder has no weights for; on `quantised_on` with linear
     weights in NF4 (QLoRA, Dettmers et al. 2023). writes: a language model with what makes its words."""
-    with _readable(name, folder) as (transformers, place, view):
+    with _readable(name, folder, writing=writes) as (transformers, place, view):
         if not any(path.match(pattern) for path in view.iterdir() for pattern in TOKENIZER_FILES):
             raise BaseModelError(
                 f'base model "{name}" has no tokenizer files; save its tokenizer into {place} as well'

@@ -50,7 +50,8 @@ TOKENIZER_FILES = (
     "word_shape.json",
 )
 _MODEL_FILES = ("config.json", *_WEIGHTS, *TOKENIZER_FILES)
-_WRITING = ("generation_config.json", "chat_template.jinja")  # read where a model writes text, and only there
+CHAT_TEMPLATE = "chat_template.jinja"
+_WRITING = ("generation_config.json", CHAT_TEMPLATE)  # read where a model writes text, and only there
 _CONFIGURATIONS = ("config.json", "tokenizer_config.json", "generation_config.json")
 CODE = "auto_map"  # the key under which a configuration names Python that transformers should run
 CODE_BY_NAME = "_implementation"  # how the keys end whose values may name a kernel that comes from the hub
@@ -61,8 +62,11 @@ def base_digest(name: str) -> str:
     return resolve(name)[1]
 
 
-def resolve(name: str) -> tuple[Path, str]:
-    """Name of a base model -> (its folder, its digest). BaseModelError when it is missing or wrong."""
+def resolve(name: str, *, templated: bool = False) -> tuple[Path, str]:
+    """Name of a base model -> (its folder, its digest). BaseModelError when it is missing or wrong.
+
+    templated: as for `digest_of`.
+    """
     if name in PUBLISHED:
         folder = PACKAGED[name]() or _download(PUBLISHED[name])
         check_weights(folder, name)
@@ -72,26 +76,27 @@ def resolve(name: str) -> tuple[Path, str]:
         return folder, digest_of(folder)
     if Path(name).is_dir():
         folder = Path(name).resolve()
-        return folder, digest_of(folder)
+        return folder, digest_of(folder, templated=templated)
     if not HUB_ID.fullmatch(name):
         raise BaseModelError(
             f'base model "{name}" is not a folder, a hub id (owner/name), '
             f"{DEFAULT_MODEL}, {MPNET} or {SMOLLM2}"
         )
     folder = _download(name)
-    return folder, digest_of(folder)
+    return folder, digest_of(folder, templated=templated)
 
 
-def digest_of(folder: Path) -> str:
+def digest_of(folder: Path, *, templated: bool = False) -> str:
     """sha256, in hex, over the files that make the model: for config, weights and tokenizer files sorted
     by name, `name NUL sha256-of-content-in-hex LF`. GGUF files hold all three and count as weights.
 
-    These are all that `only_model_files` lets transformers see.
+    These are all that `only_model_files` lets transformers see. templated: what is made of texts depends on
+    the chat template too; where that is a file of its own, it counts as one of the tokenizer's.
 
     Raises:
         BaseModelError: the folder has no config or no safetensors (or GGUF) weights.
     """
-    files = _files(folder, (*_MODEL_FILES, "*.gguf"))
+    files = _files(folder, (*_MODEL_FILES, "*.gguf", *([CHAT_TEMPLATE] if templated else [])))
     names = {path.name for path in files}
     has_weights = any(name.endswith((".safetensors", ".gguf")) for name in names)
     if not has_weights or not ("config.json" in names or any(n.endswith(".gguf") for n in names)):
@@ -110,7 +115,8 @@ def only_model_files(folder: Path, *, writing: bool = False) -> Iterator[Path]:
     """A folder for transformers to load from that holds the files of `digest_of` and nothing else.
 
     So no other file can change what is loaded: code, an adapter, files for other versions. For a model that
-    writes text (`writing`), which no fleet runs, its chat template and settings of generation are there too.
+    writes text (`writing`), its chat template and settings of generation are there too; the latter change
+    nothing but what it writes.
 
     Raises:
         BaseModelError: the folder's configuration asks for code, or for files outside of the folder.
@@ -125,6 +131,11 @@ def only_model_files(folder: Path, *, writing: bool = False) -> Iterator[Path]:
         for path in files:
             (Path(view) / path.name).symlink_to(path.resolve())
         yield Path(view)
+
+
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """The files of a base model's tokenizer, its chat template among them, by name."""
+    return {path.name: path.read_bytes() for path in _files(folder, (*TOKENIZER_FILES, CHAT_TEMPLATE))}
 
 
 def _download(hub_id: str) -> Path:

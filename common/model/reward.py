@@ -8,10 +8,13 @@ holds the frozen backbone and what was computed of it, and takes everything trai
 
 from __future__ import annotations
 
+import copy
+import itertools
 import re
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -19,14 +22,16 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from penchant.common.config import AdapterConfig, ModelConfig, head_of
-from penchant.common.errors import BaseModelError, ConfigError, DataError
+from penchant.common.errors import BaseModelError, ConfigError, DataError, UsageError
 from penchant.common.model.activation_cache import CACHE_BYTES, PrefixCache, Text
 from penchant.common.model.backbone import Backbone, load_backbone, published
+from penchant.common.model.base_models import tokenizer_files
 from penchant.common.model.davidson import davidson, is_tie, nu_of
 from penchant.common.model.factors import MergedWeights, Split
 from penchant.common.model.log_probability import ResponseTokens
 from penchant.common.model.modules import find_adapted, find_base, targets_of, weight_norms
 from penchant.common.model.network import ADAPTER, AdaptedNetwork
+from penchant.common.model.prompt_form import FormedText, PromptForm, joined
 from penchant.common.model.tails import Activations, Tail, check_base, choose_tail, full_tail
 from penchant.common.objectives import LogProbabilities
 
@@ -139,6 +144,7 @@ class RewardModel:
         self.published = published(backbone)
         self.part, self.classifier, self.writer = backbone.part, backbone.classifier, backbone.writer
         self.padding, self.dtype = backbone.padding, backbone.dtype
+        self.prompts = PromptForm(backbone.tokenizer, "none" if self.objective.has_head else model.template)
         self._tokenizing = threading.Lock()  # fast tokenizers change themselves while they work
         if self.adapted_modules:
             _place_lora(backbone, [module.name for module in self.adapted_modules], adapter)
@@ -158,6 +164,7 @@ class RewardModel:
         if not self.objective.has_head:
             self._check_writing(network)
             probes = [self._response((text[:_BEGUN], text[_BEGUN:])) for text in _PROBES]
+        self._network = network
         self.tail: Tail = full_tail(network) if full else choose_tail(network, probes)
         read = self._tokens if self.objective.has_head else self._response
         self.cache = PrefixCache(read, self.tail, cache_bytes)
@@ -220,19 +227,50 @@ class RewardModel:
             self._pack(parts), self._index(chosen), self._index(rejected), parts, ties, prepared.nu
         )
 
-    def lengths(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens each text has; of a longer one than `max_tokens` the model reads that many."""
-        return [len(ids) + len(self._end) for ids in self._whole(texts)] if texts else []
+    def lengths(self, texts: Sequence[tuple[str, str]]) -> list[int]:
+        """How many tokens each (prompt, response) has; of a longer one than `max_tokens` the model reads that
+        many."""
+        return [len(ids) for ids in self._whole([self._text(*text) for text in texts])]
 
-    def reading(self, pairs: Sequence[Pair], others: Iterable[str] = ()) -> Reading:
-        """What of some pairs' texts, and of others, the model reads."""
-        paired = (joined(p.prompt, r) for p in pairs for r in (p.chosen, p.rejected))
-        texts = list(dict.fromkeys([*paired, *others]))
-        whole = dict(zip(texts, self._whole(texts), strict=True)) if texts else {}
-        cut = {text for text, ids in whole.items() if len(ids) + len(self._end) > self.max_tokens}
-        read = whole | {text: self._tokens(text).tolist() for text in cut}
-        alike = sum(read[joined(p.prompt, p.chosen)] == read[joined(p.prompt, p.rejected)] for p in pairs)
+    def reading(self, pairs: Sequence[Pair], others: Iterable[tuple[str, str]] = ()) -> Reading:
+        """What of some pairs' texts, and of other (prompt, response), the model reads."""
+        paired = ((p.prompt, r) for p in pairs for r in (p.chosen, p.rejected))
+        texts = list(dict.fromkeys(self._text(*text) for text in (*paired, *others)))
+        whole = dict(zip(texts, self._whole(texts), strict=True))
+        cut = {text for text, ids in whole.items() if len(ids) > self.max_tokens}
+        read = whole | {text: self._read(text) for text in cut}
+        alike = sum(
+            read[self._text(p.prompt, p.chosen)] == read[self._text(p.prompt, p.rejected)] for p in pairs
+        )
         return Reading(len(texts), len(cut), len(pairs), alike)
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def language_model(self, effective: MergedWeights) -> Any:
+        """transformers' language model with these factors in place, on its own: it shares every weight of the
+        base with this one, and holds nothing more than factors, and parts of the base that were trained.
+
+        Raises:
+            UsageError: the objective scores by a head, so nothing here was taught to write.
+        """
+        if self.objective.has_head:
+            raise UsageError(
+                f'objective "{self.objective.name}" makes a model that ranks what others wrote, and not one '
+                "that writes"
+            )
+        whole = self._backbone.language_model
+        memo = {id(one): one for one in itertools.chain(whole.parameters(), whole.buffers())}
+        copied = copy.deepcopy(whole, memo)
+        inner = copied.get_submodule(self.writer) if self.writer else copied
+        for name, tensor in self._network.overrides(effective).items():
+            module, _, parameter = name.rpartition(".")
+            own = torch.nn.Parameter(tensor.detach().clone(), requires_grad=False)
+            setattr(inner.get_submodule(module), parameter, own)
+        return copied.eval()
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """The files of the tokenizer, as the base model's folder holds them, by name."""
+        return tokenizer_files(Path(str(self._backbone.model.name_or_path)))
 
     # --- scoring ----------------------------------------------------------------------------------
 
@@ -301,23 +339,26 @@ class RewardModel:
 
     def _response(self, text: tuple[str, str]) -> ResponseTokens:
         """A text's tokens and its end's, cut as in `_tokens`. Tokens that hold any of the response are the
-        response's: the one that crosses the border, if there is one, too."""
-        prompt, response = text
-        whole = joined(prompt, response)
+        response's: the one that crosses the border, if there is one, too. A template ends texts itself."""
+        formed = self.prompts.whole(*text)
+        end = [] if formed.complete else self._end
+        how = {
+            "add_special_tokens": not formed.complete,
+            "return_offsets_mapping": True,
+        }
+        room = self.max_tokens - (len(end) if self._truncation == "left" else 0)
         with self._tokenizing:
             tokenizer = self._backbone.tokenizer
             tokenizer.truncation_side = self._truncation
-            encoded = tokenizer(whole, truncation=False, return_offsets_mapping=True, verbose=False)
-            ended = len(encoded["input_ids"]) + len(self._end) <= self.max_tokens
+            encoded = tokenizer(formed.text, truncation=False, verbose=False, **how)
+            ended = len(encoded["input_ids"]) + len(end) <= self.max_tokens
             if not ended:
-                encoded = tokenizer(
-                    whole, truncation=True, max_length=self._room, return_offsets_mapping=True
-                )
+                encoded = tokenizer(formed.text, truncation=True, max_length=room, **how)
         ids: list[int] = encoded["input_ids"]
         spans: list[tuple[int, int]] = encoded["offset_mapping"]
-        start = next((place for place, (_, end) in enumerate(spans) if end > len(prompt)), len(ids))
-        if (ended or self._truncation == "left") and ids[-1:] != self._end:
-            ids = ids + self._end
+        start = next((place for place, (_, until) in enumerate(spans) if until > formed.begun), len(ids))
+        if (ended or self._truncation == "left") and ids[-1:] != end:
+            ids = ids + end
         ids = ids or [self._backbone.pad_id]
         return ResponseTokens(torch.tensor(ids, dtype=torch.long), min(max(start, 1), len(ids)))
 
@@ -330,12 +371,32 @@ class RewardModel:
     def _index(self, places: Sequence[int]) -> Tensor:
         return torch.tensor(places, dtype=torch.long, device=self.device)
 
-    def _whole(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of whole texts, however long."""
-        with self._tokenizing:
-            encoded = self._backbone.tokenizer(list(texts), truncation=False, verbose=False)
-        ids: list[list[int]] = encoded["input_ids"]
+    def _whole(self, texts: Sequence[Text]) -> list[list[int]]:
+        """Token ids of whole texts, however long, their ends included."""
+        if not texts:
+            return []
+        formed = [FormedText(t, 0, False) if isinstance(t, str) else self.prompts.whole(*t) for t in texts]
+        ids: list[list[int]] = [[] for _ in formed]
+        for complete in (False, True):
+            places = [place for place, one in enumerate(formed) if one.complete is complete]
+            if not places:
+                continue
+            with self._tokenizing:
+                encoded = self._backbone.tokenizer(
+                    [formed[place].text for place in places],
+                    truncation=False,
+                    verbose=False,
+                    add_special_tokens=not complete,
+                )
+            for place, own in zip(places, encoded["input_ids"], strict=True):
+                ids[place] = own if complete else own + self._end
         return ids
+
+    def _read(self, text: Text) -> list[int]:
+        """Token ids of a text as the model reads it."""
+        tokens = self._tokens(text) if isinstance(text, str) else self._response(text).ids
+        read: list[int] = tokens.tolist()
+        return read
 
     def _tokens(self, text: str) -> Tensor:
         """Token ids [L] of a text, 1 ≤ L ≤ max_tokens; a longer text is cut at the configured side."""
@@ -355,11 +416,6 @@ def load_reward_model(
     cache_bytes: of the frozen part's output, how much is kept for texts that come again.
     """
     return RewardModel(load_backbone(model, device=device), model, adapter, cache_bytes=cache_bytes)
-
-
-def joined(prompt: str, response: str) -> str:
-    """The text that the model reads, as in TRL: the response right behind its prompt, nothing between."""
-    return prompt + response
 
 
 def _pooling(name: str, causal: bool) -> str:

@@ -60,7 +60,8 @@ class ModelSignature:
 class ModelDescription:
     """A model's signature, and what whoever uses an adapter of it must know: under which name the base model
     is published, how a text's embedding is made, and how many tokens of a text are read; `part`,
-    `classifier`, `padding` and `writer` as in `Backbone`."""
+    `classifier`, `padding` and `writer` as in `Backbone`; templated: whether a policy's prompts were put into
+    the base model's chat template."""
 
     signature: ModelSignature
     published: str
@@ -70,6 +71,7 @@ class ModelDescription:
     classifier: str = ""
     padding: str = ""
     writer: str = ""
+    templated: bool = False
 
     @classmethod
     def of(cls, model: RewardModel) -> ModelDescription:
@@ -83,6 +85,7 @@ class ModelDescription:
             model.classifier,
             model.padding,
             model.writer,
+            model.prompts.templated,
         )
 
     def encode(self) -> bytes:
@@ -100,6 +103,7 @@ class ModelDescription:
             "classifier": self.classifier,
             "padding": self.padding,
             "writer": self.writer,
+            "templated": self.templated,
         }
         return json.dumps(table, indent=2).encode()
 
@@ -109,13 +113,23 @@ class ModelDescription:
         table = _table(path)
         published, pooling, tokens = (table.get(key) for key in ("published", "pooling", "max_tokens"))
         part, classifier = table.get("part", ""), table.get("classifier", "model")  # not in older files
-        writer = table.get("writer", "")
+        writer, templated = table.get("writer", ""), table.get("templated", False)
         if not (_is_name(published) and _is_name(pooling) and _is_length(tokens)):
             raise RunDirectoryError(f"{path} does not say what an export needs, or says it wrongly")
         padding = table.get("padding", "")  # without it there is no classifier
         if not (_is_name(part) and _is_name(classifier) and _is_name(padding) and _is_name(writer)):
             raise RunDirectoryError(f"{path} does not say what an export needs, or says it wrongly")
-        return cls(_signature(path, table), published, pooling, tokens, part, classifier, padding, writer)
+        return cls(
+            _signature(path, table),
+            published,
+            pooling,
+            tokens,
+            part,
+            classifier,
+            padding,
+            writer,
+            templated is True,
+        )
 
 
 def _table(path: Path) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class AskDesk:
 
         The model is shown both in the form that it was trained in: of conversations it knows who speaks.
         """
-        conversation = len(self._device.store) > 0 and self._device.conversational()
+        conversation = self._device.knows_conversations()
         spoken = prompt_of([{"role": "user", "content": prompt}], conversation=conversation)
         by_form = {
             response_of({"role": "assistant", "content": text}, conversation=conversation): text

@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from penchant.client.device.conversation_form import response_of
+from penchant.client.device.device import Device
 from penchant.client.learning.best_of_n import Generator
 from penchant.common.errors import DataError, UpstreamError
+from penchant.common.model.prompt_form import Prompt
 from penchant.common.printable import one_line
 from penchant.deploy.device_api.dialects import ApiRefusal
 from penchant.deploy.device_api.upstream import Json, PassedOn, Upstream, UpstreamSettings
 
-__all__ = ["GeneratorWriter", "ResponseWriter", "UpstreamWriter", "different"]
+__all__ = ["GeneratorWriter", "PolicyWriter", "ResponseWriter", "UpstreamWriter", "different"]
 
 WORD_MOST = 200  # characters of what an upstream says of its error
 TOKENS = 128  # of a response that a model on this device writes
@@ -117,6 +119,30 @@ class GeneratorWriter:
             self._generator = Generator(self._name)
         seed = secrets.randbits(31)
         return different(self._generator.responses(prompt, count, seed=seed, tokens=TOKENS), count)
+
+
+class PolicyWriter:
+    """The owner's own policy: base model, shared and personal factors.
+
+    Whoever calls `write` holds the device's model: base model and factors are those that rank.
+    A policy that was trained meanwhile writes the next time.
+    """
+
+    name, address = "your personal model", ""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._made: tuple[int, Generator] | None = None
+
+    def write(self, prompt: str, count: int) -> list[str]:
+        """As `ResponseWriter`; errors as `Device.generator` too. Each time it writes others."""
+        version = self._device.vault.version()
+        if self._made is None or self._made[0] != version:
+            self._made = version, self._device.generator()
+        conversation = self._device.knows_conversations()
+        asked: Prompt = [{"role": "user", "content": prompt}] if conversation else prompt
+        seed = secrets.randbits(31)
+        return different(self._made[1].responses(asked, count, seed=seed, tokens=TOKENS), count)
 
 
 def different(texts: Sequence[str], count: int) -> list[str]:

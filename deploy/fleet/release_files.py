@@ -91,6 +91,7 @@ def write_release(directory: Path, round: int | None, out: Path) -> int:
             classifier=base.classifier,
             padding=base.padding,
             writer=base.writer,
+            templated=base.templated,
             personal=False,
             release=True,
         ),

@@ -18,7 +18,6 @@ from penchant.common.errors import (
     UsageError,
 )
 from penchant.common.membership.manifest import LAST_DAY
-from penchant.common.model.reward import joined
 from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.deploy import datasets
 from penchant.deploy.audit.record import Tensor
@@ -89,7 +88,7 @@ class SimulationSetup:
         """What must be said of texts that the model does not read to their end."""
         people = (*self.federation.people, *self.newcomers)
         every = [pair for p in people for part in (p.train, p.validation, p.test) for pair in part]
-        tied = [joined(p.prompt, r) for p in every if p.tie for r in (p.chosen, p.rejected)]
+        tied = [(p.prompt, r) for p in every if p.tie for r in (p.chosen, p.rejected)]
         settings = self.config.model
         model = self.model_cache.model(settings, self.config.adapter)
         found, said = model.reading(without_ties(every), tied), []

@@ -34,7 +34,8 @@ from support.peft_loop import PeftLoop
 from penchant.client.learning.trainer import LocalTrainer
 from penchant.common.config import AdapterConfig, ModelConfig, TrainingConfig
 from penchant.common.model.backbone import load_backbone
-from penchant.common.model.reward import RewardModel, joined
+from penchant.common.model.prompt_form import joined
+from penchant.common.model.reward import RewardModel
 
 WORDS = (
     "motion table amendment offered senator appropriations defense homeland security energy cloture judge "
@@ -50,7 +51,7 @@ def some_pairs(model: RewardModel, given: argparse.Namespace, pairs_a_prompt: in
 
     def text(tokens: int) -> str:
         words = " ".join(draw.choices(WORDS.split(), k=tokens))
-        return words[: int(len(words) * tokens / model.lengths([words])[0])].rsplit(" ", 1)[0] + "\n"
+        return words[: int(len(words) * tokens / model.lengths([("", words)])[0])].rsplit(" ", 1)[0] + "\n"
 
     def response() -> str:
         return text(given.response + draw.randint(-given.spread, given.spread))
@@ -84,7 +85,7 @@ def measured(given: argparse.Namespace, pairs_a_prompt: int, who: str) -> dict[s
         "who": who,
         "path": "" if who == "peft" else path(model),
         "pairs_a_prompt": pairs_a_prompt,
-        "tokens": round(float(np.mean(model.lengths([joined(p.prompt, p.chosen) for p in pairs])))),
+        "tokens": round(float(np.mean(model.lengths([(p.prompt, p.chosen) for p in pairs])))),
         "pairs_per_cpu_second": len(pairs) * given.steps / seconds,
         "cpu_seconds": seconds,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -101,8 +101,8 @@ PARTS = [one for one in settings_of(Plan) if one.key != "phase"]
 
 @pytest.mark.parametrize("one", PARTS, ids=lambda one: one.key)
 def test_whatever_differs_in_one_phases_plan_is_in_its_line(one: Setting) -> None:
-    reads_beta = {"model.objective": "dpo"} if one.key == "model.beta" else {}
-    config = RunConfig().changed(reads_beta)
+    reads_it = {"model.objective": "dpo"} if one.key in ("model.beta", "model.template") else {}
+    config = RunConfig().changed(reads_it)
     main, close = (config.plan(phase, COHORT) for phase in ("main", "close"))
     section, _, name = one.key.rpartition(".")
     inner = getattr(main, section) if section else main
@@ -157,7 +157,7 @@ def test_a_plan_that_changes_everything_is_still_short_enough() -> None:
     for section in ("model", "adapter", "training"):
         inner = getattr(plan, section)
         for one in settings_of(type(inner)):
-            if one.name not in ("share", "head", "share_base", "objective", "beta"):
+            if one.name not in ("share", "head", "share_base", "objective", "beta", "template"):
                 inner = replace(inner, **{one.name: other(one, getattr(inner, one.name))})
         plan = replace(plan, **{section: inner})
     plan = replace(plan, seed=2**62, clip=1e-6, start_sent=True)

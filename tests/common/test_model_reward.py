@@ -15,7 +15,8 @@ from penchant.common.errors import ConfigError
 from penchant.common.model.backbone import load_backbone
 from penchant.common.model.davidson import bradley_terry
 from penchant.common.model.factors import MergedWeights
-from penchant.common.model.reward import RewardModel, joined
+from penchant.common.model.prompt_form import joined
+from penchant.common.model.reward import RewardModel
 
 QV = AdapterConfig(share="AB", target_modules=("q_proj", "v_proj"), layers=(-1,), rank=2, alpha=6.0)
 DENSE = AdapterConfig(share="AB", rank=2, alpha=6.0)

@@ -35,6 +35,7 @@ def test_a_description_is_read_as_it_was_written(tmp_path: Path) -> None:
         "classifier",
         "padding",
         "writer",
+        "templated",
     ]
 
 

@@ -11,21 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 from support.device_api_scene import chats, motions, new_device
 from support.device_page_scene import OwnerAtPage, join_fleet, opened
-from support.tiny_models import write_tiny_model
+from support.tiny_models import write_tiny_chat_model, write_tiny_model
 from support.upstream import WRITTEN, Upstream, upstream_server
 from typer.testing import CliRunner
 
-from penchant.client.device.device import Device
+from penchant.client.device.device import Device, OfflineConfig
 from penchant.client.device.preference_store import Recorded
 from penchant.client.learning.active import ActiveLearner
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import UpstreamError
+from penchant.common.settings import section_table
 from penchant.deploy.cli.device import app as device_app
 from penchant.deploy.device_api.upstream import UpstreamSettings
 from penchant.deploy.device_page.views.choices import named
-from penchant.deploy.device_page.writers import GeneratorWriter, UpstreamWriter, different
+from penchant.deploy.device_page.writers import GeneratorWriter, PolicyWriter, UpstreamWriter, different
 
 PROMPT = "on bill 99: "
 KEY = "sk-of-the-owner"
@@ -421,3 +423,37 @@ def test_who_writes_is_checked_before_anything_is_opened(tmp_path: Path, words: 
     assert done.exit_code == 2
     assert why in done.output
     assert not home.exists()
+
+
+def test_a_personal_policy_writes_on_the_page(tmp_path: Path) -> None:
+    """What it writes is what its owner chose, ranked by the same policy; a new one writes the next time."""
+    write_tiny_chat_model(tmp_path / "base", initializer_range=0.4)
+    folder = tmp_path / "device"
+    folder.mkdir()
+    settings = section_table(OfflineConfig())
+    settings["model"] |= {"base_model": str(tmp_path / "base"), "objective": "dpo", "max_tokens": 32}
+    settings["adapter"] |= {"target_modules": ["q_proj", "v_proj", "down_proj"], "layers": []}
+    settings["training"] |= {"lr_personal": 3e-2, "local_epochs": 20}
+    (folder / "model.toml").write_text(tomli_w.dumps(settings))
+    device = Device(folder)
+    writer = PolicyWriter(device)
+    with opened(device, motions(3), writer) as owner:
+        before = shown(owner.asked(PROMPT))
+        assert len(before) == 4
+        assert "your personal model writes on this device: nothing leaves it" in owner.get("/ask").text
+        device.record(motions(24))
+        device.train()
+        page = owner.asked(PROMPT)
+    ranked = device.rank(PROMPT, shown(page))
+    assert [row.response for row in ranked] == shown(page)
+    made = " ".join(device.generator().responses(PROMPT, 12, tokens=8)).split()
+    first = " ".join(new_policy(tmp_path, settings).generator().responses(PROMPT, 12, tokens=8)).split()
+    assert made.count("motion") / len(made) > first.count("motion") / len(first)
+
+
+def new_policy(tmp_path: Path, settings: dict[str, Any]) -> Device:
+    """Of an owner who has chosen nothing yet."""
+    folder = tmp_path / "nobody"
+    folder.mkdir()
+    (folder / "model.toml").write_text(tomli_w.dumps(settings))
+    return Device(folder)

@@ -1,9 +1,10 @@
-"""Beside TRL's `DPOTrainer`: the same losses, gradients and trained policy where both do the same."""
+"""Beside TRL: the same losses, gradients and trained policy where both do the same."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.tastes import choices_by_last_word
+from support.tiny_models import write_tiny_chat_model
 
 import penchant
 from penchant.client.device.export import Export, export_peft
 from penchant.client.learning.merged_model import MergedModel
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
+from penchant.common.data.trl_format import parse_preference
 
 EPOCHS, RATE, BETA = 40, 3e-2, 0.3
 TRL_LOSS = {"dpo": "sigmoid", "ipo": "ipo"}
@@ -62,7 +65,7 @@ def exported(base: Path, objective: str, noise: float, out: Path) -> tuple[Any, 
     return planned, vector
 
 
-def dpo_trainer(start: Path, base: Path, pairs: Any, objective: str, out: Path) -> Any:
+def dpo_trainer(start: Path, base: Path, rows: list[dict[str, Any]], objective: str, out: Path) -> Any:
     from datasets import Dataset
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -70,7 +73,6 @@ def dpo_trainer(start: Path, base: Path, pairs: Any, objective: str, out: Path) 
     from trl.trainer.dpo_trainer import DPOTrainer
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    rows = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in pairs]
     return DPOTrainer(
         model=PeftModel.from_pretrained(model, start, is_trainable=True),
         args=DPOConfig(
@@ -101,9 +103,49 @@ def dpo_trainer(start: Path, base: Path, pairs: Any, objective: str, out: Path) 
 def test_loss_and_gradients_are_trl_s(data: Any, base: Path, tmp_path: Path, objective: str) -> None:
     """Away from the start, where neither factor is zero; the reference is the base model alone."""
     pairs = data.people[0].train
+    check_loss_and_gradients(base, tmp_path, objective, pairs, plain(pairs))
+
+
+@pytest.mark.parametrize("objective", list(TRL_LOSS))
+def test_loss_and_gradients_of_conversations_in_a_chat_template_are_trl_s(
+    tmp_path: Path, objective: str
+) -> None:
+    """Several turns, a system's message, an answer of several messages; each reads the rows by itself."""
+    base = tmp_path / "base"
+    write_tiny_chat_model(base)
+    check_loss_and_gradients(base, tmp_path, objective, [parse_preference(r) for r in ROWS], ROWS)
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "prompt": [message("user", "the vote")],
+        "chosen": [message("assistant", "a bill to tax")],
+        "rejected": [message("assistant", "the table")],
+    },
+    {
+        "prompt": [message("system", "budget"), message("user", "judge"), message("assistant", "a motion"),
+                   message("user", "on  cloture ")],
+        "chosen": [message("assistant", "the bill"), message("user", "tax"), message("assistant", "vote")],
+        "rejected": [message("assistant", "a a a table")],
+    },
+]  # fmt: skip
+
+
+def plain(pairs: Any) -> list[dict[str, Any]]:
+    return [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in pairs]
+
+
+def check_loss_and_gradients(
+    base: Path, tmp_path: Path, objective: str, pairs: Any, rows: list[dict[str, Any]]
+) -> None:
+    """Of penchant over `pairs` and of TRL over the same in its own format."""
     exported(base, objective, 0.0, tmp_path / "start")
     planned, vector = exported(base, objective, 0.3, tmp_path / "away")
-    trainer = dpo_trainer(tmp_path / "start", base, pairs, objective, tmp_path / "trl")
+    trainer = dpo_trainer(tmp_path / "start", base, rows, objective, tmp_path / "trl")
     away = load_file(tmp_path / "away" / "adapter_model.safetensors")
     theirs = {
         name.replace(".default.weight", ".weight"): parameter
@@ -137,7 +179,7 @@ def test_one_person_who_shares_everything_ends_as_with_trl_s_dpo_trainer(
     exported(base, objective, 0.0, tmp_path / "start")
     changed = RunConfig().changed(settings(base, objective))
     ours = penchant.simulate(data, config=changed)
-    trainer = dpo_trainer(tmp_path / "start", base, person.train, objective, tmp_path / "trl")
+    trainer = dpo_trainer(tmp_path / "start", base, plain(person.train), objective, tmp_path / "trl")
     trainer.train()
     policy, tokenizer = trainer.model.eval(), trainer.processing_class
 
@@ -163,3 +205,47 @@ def test_one_person_who_shares_everything_ends_as_with_trl_s_dpo_trainer(
     assert ours.accuracy > 0.6, "both have learned something"
     first = trainer.state.log_history[0]["loss"]
     assert first == pytest.approx(float(np.log(2)) if objective == "dpo" else (1 / (2 * BETA)) ** 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("beta", [0.3, 2.0])
+def test_simpo_is_the_loss_of_trl_s_cpo_trainer(data: Any, base: Path, tmp_path: Path, beta: float) -> None:
+    """Over log-probabilities that transformers computes, response by response, with gamma = beta / 2."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl.experimental.cpo.cpo_trainer import CPOTrainer
+
+    pairs = data.people[0].train
+    changes = settings(base, "simpo") | {"model.beta": beta}
+    planned = ModelCache().of(RunConfig().changed(changes).plan("main", 1))
+    start, none = planned.split.initial(0)
+    vector = start + 0.3 * np.random.default_rng(0).normal(size=start.size).astype(np.float32)
+    export_peft(Export.of(MergedModel.of(planned, vector, none)), tmp_path / "away")
+    causal = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    policy = PeftModel.from_pretrained(causal, tmp_path / "away").eval()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+
+    def per_token(prompt: str, response: str) -> torch.Tensor:
+        begun = len(tokenizer(prompt)["input_ids"])
+        ids = torch.tensor([tokenizer(prompt + response + tokenizer.eos_token)["input_ids"]])
+        logs = policy(input_ids=ids).logits[0, :-1].log_softmax(1)
+        return logs.gather(1, ids[0, 1:, None])[begun - 1 :].mean()
+
+    with torch.no_grad():
+        chosen = torch.stack([per_token(p.prompt, p.chosen) for p in pairs])
+        rejected = torch.stack([per_token(p.prompt, p.rejected) for p in pairs])
+    theirs = SimpleNamespace(
+        loss_type="simpo",
+        beta=beta,
+        simpo_gamma=beta / 2,
+        label_smoothing=0.0,
+        alpha=0.0,
+        accelerator=SimpleNamespace(device=torch.device("cpu")),
+    )
+    expected, *_ = CPOTrainer.cpo_loss(theirs, chosen, rejected)
+    model = planned.model
+    weights = planned.split.merged(vector, none)
+    with torch.no_grad():
+        margins = model.margins(model.prepare(pairs), weights)
+    assert margins.tolist() == pytest.approx((beta * (chosen - rejected)).tolist(), abs=1e-4)
+    assert model.losses(margins).tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+    assert float(model.losses(torch.tensor(-1e4))) == pytest.approx(1e4 + beta / 2), "no overflow"

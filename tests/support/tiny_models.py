@@ -93,3 +93,24 @@ def write_tiny_model(kind: str, folder: Path, *, writes: bool = False, **changes
     more = {"eos_token": "[END]"} if writes else {}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", **more)
     tokenizer.save_pretrained(folder)
+
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] }}[END]\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""A chat template, as a model that follows instructions has one."""
+
+
+def write_tiny_chat_model(
+    folder: Path, template: str = TEMPLATE, kind: str = "llama", **changes: Any
+) -> None:
+    """As `write_tiny_model`, of a model that writes and has a chat template, with tokens for who speaks."""
+    from transformers import AutoTokenizer
+
+    write_tiny_model(kind, folder, writes=True, **{"eos_token_id": 2 + len(WORDS), **changes})
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    roles = ["<|user|>", "<|assistant|>", "<|system|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": roles})
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)

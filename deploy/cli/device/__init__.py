@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from penchant.deploy.cli.device import agent, choices, forgetting, membership, model, page, programs
+from penchant.deploy.cli.device import agent, chat, choices, forgetting, membership, model, page, programs
 
 __all__ = ["app"]
 
@@ -19,6 +19,7 @@ for _task in (
     choices,
     page,
     model,
+    chat,
     programs,
     forgetting,
     membership,

@@ -103,8 +103,13 @@ def best_of_n(
     prompt: Annotated[str, typer.Argument(help="The prompt that the responses respond to.")],
     count: Annotated[int, typer.Option("-n", help="How many responses to choose from.")] = 8,
     generator: Annotated[
-        str, typer.Option("--generator", help="A causal model: smollm2-135m, a folder, or a hub id.")
-    ] = "smollm2-135m",
+        str,
+        typer.Option(
+            "--generator",
+            help="A causal model: smollm2-135m, a folder, or a hub id; without it your own, where it is "
+            "a policy (objective dpo, say), and smollm2-135m where it only ranks.",
+        ),
+    ] = "",
     tokens: Annotated[int, typer.Option("--tokens", help="The most tokens that a response may have.")] = 96,
     temperature: Annotated[
         float, typer.Option("--temperature", help="The sampling temperature; a higher one draws more freely.")
@@ -116,11 +121,16 @@ def best_of_n(
 ) -> None:
     """Let a model on this device write n responses, and rank them as the owner would. Nothing leaves."""
     from penchant.client.learning.best_of_n import Generator, best_of
+    from penchant.common.model.base_models import SMOLLM2
 
     device = open_device(home, passphrase)
     how = {"seed": seed, "tokens": tokens, "temperature": temperature}
     with working(f"writing {count} responses and ranking them"):
-        ranked = best_of(device.rank, Generator(generator), prompt, count, **how)
+        if not generator and device.writes():
+            writes = device.generator()
+        else:
+            writes = Generator(generator or SMOLLM2)
+        ranked = best_of(device.rank, writes, prompt, count, **how)
     show_ranked(ranked, as_json)
     _say_standing(device)
 

@@ -82,7 +82,8 @@ def open_page(
         typer.Option(
             "--generator",
             metavar="MODEL",
-            help="Or a causal model on this device: smollm2-135m, a folder, or a hub id.",
+            help="Or a causal model on this device: smollm2-135m, a folder, or a hub id. Where your model is "
+            "a policy (objective dpo, say), it writes itself unless you name another one.",
         ),
     ] = "",
     home: HomeOption = HERE,
@@ -109,6 +110,10 @@ def open_page(
             say(report.summary(), error=True)
     writer = _writer(upstream, upstream_model, upstream_key, upstream_seconds, generator)
     device = open_device(home, passphrase, small_cache())
+    if writer is None and device.writes():
+        from penchant.deploy.device_page.writers import PolicyWriter
+
+        writer = PolicyWriter(device)
     log_to_stderr()
     listener = ListenAddress("127.0.0.1", port).bind()
     address = f"127.0.0.1:{listener.getsockname()[1]}"

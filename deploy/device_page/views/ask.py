@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from starlette.responses import Response
 
 from penchant.common.errors import UsageError
 from penchant.common.wording import counted
 from penchant.deploy.device_page.background import Tell
 from penchant.deploy.device_page.page_requests import TEXT_MOST, PageRequest
+from penchant.deploy.device_page.writers import PolicyWriter
 from penchant.server.console.at_once import HTTPError
 
 __all__ = ["ask", "now", "pick", "send", "take_back"]
@@ -42,7 +45,8 @@ def send(request: PageRequest) -> Response:
     def written(tell: Tell) -> str:
         desk.begin(prompt, count)
         tell(f"{counted(count, 'response')} are being written")
-        texts = writer.write(prompt, count)
+        with context.model if isinstance(writer, PolicyWriter) else nullcontext():
+            texts = writer.write(prompt, count)
         tell(f"ranking {counted(len(texts), 'response')}")
         with context.model:
             desk.rank(prompt, texts)

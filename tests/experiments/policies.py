@@ -1,0 +1,455 @@
+"""Does a personal policy suit its person? `python tests/experiments/policies.py --folder DIR --json FILE`
+
+SmolLM2-135M writes short responses to everyday requests, once (kept in DIR). Made-up people have tastes for
+what can be measured of a text (`FEATURES`): length, formality, lists, hedging, sentiment; a taste has a part
+that all have alike, of --agreements, and one of its own. People choose between two responses to a request by
+Bradley and Terry, and train policies by DPO under several share rules, or a reward model that takes the best
+of n. Then each writes for requests that nobody has seen, and is judged beside the base model: by the taste
+itself, and by the reward model of the same person that was trained on other choices of theirs.
+
+A row that was measured is kept in FILE; the same command goes on where it stopped. --page FILE writes the
+table between its marks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for tests/support
+
+import numpy as np
+import torch
+
+from fleets import Trained, settled  # isort: skip
+from generated import LEARNED, TESTED, requests  # isort: skip
+
+from support.teacher import Array
+
+from penchant.client.learning.best_of_n import Generator
+from penchant.client.learning.merged_model import MergedModel
+from penchant.client.learning.model_cache import ModelCache
+from penchant.common.config import RunConfig
+from penchant.common.data.preferences import Federation, Person, Preference
+from penchant.deploy.owner_policy import fleet_policy
+from penchant.deploy.recipes import recipe
+from penchant.deploy.simulation.world import SimulationSetup
+
+MARKS = re.compile(r"(<!-- policies -->\n).*?(<!-- end -->)", re.S)
+SHARES = {
+    "global (AB)": "AB",
+    "alone": "none",
+    "A, the default": "A",
+    "B": "B",
+    "mixed": "mixed",
+    "ffa": "ffa",
+}
+ROWS = ("base", "best of n", *SHARES)
+FIGURES = ("accuracy", "teacher", "judge", "kl", "words")
+DECIDED = 0.5  # difference in utility below which nobody chooses
+SHARPNESS = 3.0  # standard deviation of a person's utility over the responses
+ALL_WORDS = 1 << 20  # top-k beyond any vocabulary: what is drawn is the model's own distribution
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is, and of which models.
+
+    Attributes:
+        writer: the base model of policies.
+        judge: that of reward models.
+        modules: of the writer that get factors.
+        people, train, held_out, test: how many people, and choices of each in three parts.
+        learned, tested: requests to choose on, and to write for.
+        responses: to each request that is learned from.
+        tokens: of a response.
+        n: of which the best is taken.
+        rounds, epochs: of training.
+    """
+
+    writer: str = "smollm2-135m"
+    judge: str = "all-MiniLM-L6-v2"
+    modules: tuple[str, ...] = ("q_proj", "v_proj")
+    people: int = 12
+    train: int = 24
+    held_out: int = 6
+    test: int = 24
+    learned: int = 40
+    tested: int = 8
+    responses: int = 8
+    tokens: int = 48
+    n: int = 8
+    rounds: int = 6
+    epochs: int = 2
+
+
+# --- texts and tastes -------------------------------------------------------------------------------------
+
+_LIST = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
+_WORD = re.compile(r"[A-Za-z']+")
+_CASUAL = "hey|hi|yeah|ok|okay|cool|awesome|super|really|just|stuff|fun|gonna|wanna|lol|wow"
+_HEDGES = "maybe|perhaps|might|could|may|possibly|probably|seems|somewhat|sometimes|often|likely"
+_GOOD = "good|great|love|happy|wonderful|beautiful|enjoy|best|nice|warm|perfect|delicious|joy|kind|bright"
+_BAD = "bad|sad|hard|difficult|cold|dark|poor|lost|pain|fear|worst|tired|wrong|problem|unfortunately"
+
+
+def features(texts: Sequence[str]) -> Array:
+    """[texts, 5]: length, formality, lists, hedging, sentiment, each as it is counted."""
+    return np.array([_features(text) for text in texts], dtype=float)
+
+
+def _features(text: str) -> tuple[float, ...]:
+    words = [word.lower() for word in _WORD.findall(text)]
+    many = max(len(words), 1)
+
+    def share(of: str) -> float:
+        return sum(bool(re.fullmatch(of, word)) for word in words) / many
+
+    casual = share(_CASUAL) + sum("'" in word for word in words) / many + text.count("!") / many
+    formal = sum(len(word) >= 8 for word in words) / many - 2 * casual
+    return (
+        math.log1p(len(words)),
+        formal,
+        math.log1p(len(_LIST.findall(text))),
+        math.sqrt(share(_HEDGES)),
+        share(_GOOD) - share(_BAD),
+    )
+
+
+@dataclass(frozen=True)
+class Tastes:
+    """weights [people, features]; centre and scale [features] of the responses to learn from."""
+
+    weights: Array
+    centre: Array
+    scale: Array
+
+    @classmethod
+    def draw(cls, texts: Sequence[str], people: int, agreement: float, seed: int) -> Tastes:
+        """agreement: the part of a taste's variance that everybody has alike."""
+        rng = np.random.default_rng([seed, 19])
+        found = features(texts)
+        centre, scale = found.mean(axis=0), found.std(axis=0) + 1e-9
+        drawn = rng.standard_normal((1 + people, found.shape[1]))
+        common, *own = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+        weights = math.sqrt(agreement) * common + math.sqrt(1 - agreement) * np.stack(own)
+        spread = (((found - centre) / scale) @ weights.T).std(axis=0) + 1e-9
+        return cls(weights * (SHARPNESS / spread)[:, None], centre, scale)
+
+    def utilities(self, texts: Sequence[str]) -> Array:
+        """[people, texts]"""
+        return np.asarray(self.weights @ ((features(texts) - self.centre) / self.scale).T)
+
+
+Texts = dict[str, list[str]]
+
+
+def written(folder: Path, sizes: Sizes) -> Texts:
+    """Responses to the requests that are learned from; made once, and kept in `folder`."""
+    name = re.sub(r"[^\w.-]", "_", Path(sizes.writer).name)
+    path = folder / f"{name}-{sizes.learned}x{sizes.responses}-{sizes.tokens}.json"
+    if path.exists():
+        kept: Texts = json.loads(path.read_text(encoding="utf-8"))
+        return kept
+    asked = requests(LEARNED)[: sizes.learned]
+    began = time.monotonic()
+    made = Generator(sizes.writer).responses_to_all(
+        asked, sizes.responses, seed=0, tokens=sizes.tokens, temperature=1.0, top_k=50
+    )
+    texts = {request: own for request, own in zip(asked, made, strict=True) if len(own) > 1}
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(texts, indent=0) + "\n", encoding="utf-8")
+    print(f"{path.name} in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return texts
+
+
+def choosers(texts: Texts, tastes: Tastes, sizes: Sizes, seed: int, draw: int) -> Federation:
+    """Everybody's choices; the last quarter of the requests is for test. draw: another one, other choices."""
+    utilities = {request: tastes.utilities(own) for request, own in texts.items()}
+    asked = list(texts)
+    held = asked[-max(len(asked) // 4, 1) :]
+    parts = ((asked[: -len(held)], sizes.train), (asked[: -len(held)], sizes.held_out), (held, sizes.test))
+    people = []
+    for person in range(sizes.people):
+        rng = np.random.default_rng([seed, draw, person])
+        seen: set[frozenset[str]] = set()
+        found = []
+        for among, count in parts:
+            own: list[Preference] = []
+            for _ in range(50 * count):  # some tell too few texts apart for that many
+                if len(own) < count:
+                    own += _chosen(texts, utilities, person, among, rng, seen)
+            found.append(tuple(own))
+        people.append(Person(f"person {person}", found[0], found[1], found[2]))
+    return Federation(f"made-up tastes {draw}", tuple(people))
+
+
+def _chosen(
+    texts: Texts,
+    utilities: Mapping[str, Array],
+    person: int,
+    among: Sequence[str],
+    rng: np.random.Generator,
+    seen: set[frozenset[str]],
+) -> list[Preference]:
+    """One choice by Bradley and Terry; none where two texts are about the same, or were compared before."""
+    request = among[int(rng.integers(len(among)))]
+    one, other = rng.choice(len(texts[request]), 2, replace=False)
+    pair = frozenset((request, texts[request][one], texts[request][other]))
+    margin = utilities[request][person, one] - utilities[request][person, other]
+    if pair in seen or abs(margin) < DECIDED:
+        return []
+    seen.add(pair)
+    if rng.random() > 1 / (1 + math.exp(-margin)):
+        one, other = other, one
+    return [Preference(request, texts[request][one], texts[request][other])]
+
+
+# --- one world of people ----------------------------------------------------------------------------------
+
+
+class People:
+    """The people of one degree of agreement and one seed, and what is trained of their choices."""
+
+    def __init__(self, folder: Path, sizes: Sizes, agreement: float, seed: int, cache: ModelCache) -> None:
+        self.sizes, self._folder, self._seed, self._cache = sizes, folder, seed, cache
+        self._texts = written(folder, sizes)
+        all_texts = [text for own in self._texts.values() for text in own]
+        self.tastes = Tastes.draw(all_texts, sizes.people, agreement, seed)
+        self._name = f"agree{agreement:g}-seed{seed}"
+        self.asked = requests(TESTED)[: sizes.tested]
+
+    @cached_property
+    def choices(self) -> Federation:
+        return choosers(self._texts, self.tastes, self.sizes, self._seed, 1)
+
+    @cached_property
+    def judge(self) -> list[MergedModel]:
+        """Everybody's reward model, of choices that no row was trained on."""
+        others = choosers(self._texts, self.tastes, self.sizes, self._seed, 2)
+        return models_of(self._trained(self._reward(), others, "judge"))
+
+    @cached_property
+    def ranker(self) -> Trained:
+        """Everybody's reward model, of the choices that policies are trained on."""
+        return self._trained(self._reward(), self.choices, "reward")
+
+    def policies(self, share: str) -> Trained:
+        """Everybody's policy under a share rule."""
+        sizes = self.sizes
+        settings = {
+            "model.base_model": sizes.writer,
+            "model.objective": "dpo",
+            "model.max_tokens": 192,
+            "adapter.share": share,
+            "adapter.target_modules": list(sizes.modules),
+            "adapter.layers": [-2, -1],
+            "adapter.rank": 4,
+            "adapter.alpha": 8.0,
+            "training.local_epochs": sizes.epochs,
+            "training.final_fit_epochs": 3 * sizes.epochs,
+            "training.lr_shared": 3e-3,
+            "training.lr_personal": 3e-3,
+            "training.final_fit_lr": 3e-3,
+        }
+        return self._trained(settings, self.choices, f"policy-{share}")
+
+    def drawn(self, generator: Generator, seed: int, count: int = 1) -> list[list[str]]:
+        """`count` responses to each request that nobody has seen, from the model's own distribution."""
+        made = generator.responses_to_all(
+            self.asked, count, seed=seed, tokens=self.sizes.tokens, temperature=1.0, top_k=ALL_WORDS
+        )
+        return [own or ["."] for own in made]
+
+    @cached_property
+    def base(self) -> list[list[str]]:
+        """What the base model writes: one response to each request, and n more."""
+        return self.drawn(Generator(self.sizes.writer), 1000 + self._seed, self.sizes.n + 1)
+
+    def _reward(self) -> dict[str, Any]:
+        return {**recipe("senate", "A"), "model.base_model": self.sizes.judge, "model.max_tokens": 64}
+
+    def _trained(self, settings: Mapping[str, Any], people: Federation, name: str) -> Trained:
+        usual = {
+            "data.dataset": "made-up",
+            "privacy.secagg": False,
+            "seed": self._seed,
+            "adapter.share": "A",
+        }
+        rounds = {"federation.rounds": self.sizes.rounds, "federation.cohort": self.sizes.people}
+        config = RunConfig().changed({**usual, **settings, **rounds, "federation.warmup_rounds": 0})
+        policy = fleet_policy(config, self.sizes.people)
+        world = SimulationSetup(config, people, self._cache, self.sizes.people, policy)
+        return settled(world, self._folder, f"{self._name}-{name}")
+
+
+def models_of(trained: Trained) -> list[MergedModel]:
+    """Everybody's own model."""
+    planned = trained.planned()
+    return [MergedModel.of(planned, trained.factors, own) for own in trained.personal()]
+
+
+# --- figures ----------------------------------------------------------------------------------------------
+
+
+def measured(people: People, row: str) -> dict[str, float]:
+    """One row: means over people and requests; `seconds` are what it cost of the processor, without what
+    other rows had made."""
+    ready = people.base, people.judge, people.choices
+    began = time.process_time()
+    if row == "base":
+        found = {"accuracy": 0.5, "kl": 0.0}
+        texts = [[own[0] for own in ready[0]]] * people.sizes.people
+    elif row == "best of n":
+        found, texts = _best_of_n(people)
+    else:
+        found, texts = _of_policies(people, SHARES[row])
+    return {**found, **_wins(people, texts), "seconds": time.process_time() - began}
+
+
+def _best_of_n(people: People) -> tuple[dict[str, float], list[list[str]]]:
+    trained, n = people.ranker, people.sizes.n
+    texts = []
+    for model in models_of(trained):
+        own = []
+        for asked, responses in zip(people.asked, people.base, strict=True):
+            among = responses[1:] or responses
+            scores = model.scores([(asked, text) for text in among])
+            own.append(among[int(np.argmax(scores))])
+        texts.append(own)
+    # of the best of n, exactly where responses differ (Beirami et al. 2024: at most)
+    return {"accuracy": trained.accuracy()["personal"], "kl": math.log(n) - (n - 1) / n}, texts
+
+
+def _of_policies(people: People, share: str) -> tuple[dict[str, float], list[list[str]]]:
+    trained = people.policies(share)
+    texts, apart = [], []
+    for number, model in enumerate(models_of(trained)):
+        own = [drawn[0] for drawn in people.drawn(Generator.of(model), 2000 + number)]
+        texts.append(own)
+        apart += _log_ratios(model, list(zip(people.asked, own, strict=True)))
+    return {"accuracy": trained.accuracy()["personal"], "kl": statistics.fmean(apart)}, texts
+
+
+def _log_ratios(model: MergedModel, texts: list[tuple[str, str]]) -> list[float]:
+    """log π/π_ref of each (prompt, response); over a policy's own responses their mean estimates its KL."""
+    with torch.no_grad():
+        found = model.model.tail.forward(model.model.prepare_texts(texts).packed, model.weights)
+    return [float(policy - reference) for policy, reference, _ in found]
+
+
+def _wins(people: People, texts: Sequence[Sequence[str]]) -> dict[str, float]:
+    """How often a person would rather have what is written for them than what the base wrote first: by the
+    taste, and by the judge; and how many words it has."""
+    first = [own[0] for own in people.base]
+    teacher, judge = [], []
+    for person, (own, model) in enumerate(zip(texts, people.judge, strict=True)):
+        for asked, ours, theirs in zip(people.asked, own, first, strict=True):
+            utilities = people.tastes.utilities([ours, theirs])[person]
+            teacher.append(_won(*utilities))
+            judge.append(_won(*model.scores([(asked, ours), (asked, theirs)])))
+    words = [len(_WORD.findall(text)) for own in texts for text in own]
+    return {
+        "teacher": statistics.fmean(teacher),
+        "judge": statistics.fmean(judge),
+        "words": statistics.fmean(words),
+    }
+
+
+def _won(ours: float, theirs: float) -> float:
+    return 0.5 if ours == theirs else float(ours > theirs)
+
+
+# --- all of them ------------------------------------------------------------------------------------------
+
+
+def key_of(agreement: float, seed: int, row: str) -> str:
+    return f"{agreement:g} {seed} {row}"
+
+
+def table(done: Mapping[str, Mapping[str, float]], agreements: Sequence[float], seeds: Sequence[int]) -> str:
+    """In Markdown, a table for each degree of agreement: mean over seeds ± standard error."""
+    lines = []
+    for agreement in agreements:
+        lines += [
+            f"Agreement {agreement:g}:",
+            "",
+            "| row | accuracy | wins, teacher | wins, other reward model | KL, nats | words | seeds |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for row in ROWS:
+            found = [one for seed in seeds if (one := done.get(key_of(agreement, seed, row)))]
+            cells = [_told([one[figure] for one in found]) for figure in FIGURES]
+            lines.append(f"| {row} | {' | '.join(cells)} | {len(found)} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _told(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    mean = f"{statistics.fmean(values):.3g}"
+    return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.2g}" if len(values) > 1 else mean
+
+
+def run(
+    folder: Path,
+    kept: Path,
+    sizes: Sizes,
+    agreements: Sequence[float],
+    seeds: Sequence[int],
+    rows: Sequence[str],
+) -> dict[str, Any]:
+    """Measure what `kept` does not hold yet, and keep it row by row; -> all that it holds."""
+    done: dict[str, Any] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+    cache = ModelCache()
+    for agreement in agreements:
+        for seed in seeds:
+            wanted = {key_of(agreement, seed, row): row for row in rows}
+            if wanted.keys() <= done.keys():
+                continue
+            people = People(folder, sizes, agreement, seed, cache)
+            for key, row in wanted.items():
+                if key not in done:
+                    done[key] = {name: round(value, 4) for name, value in measured(people, row).items()}
+                    kept.write_text(json.dumps(done, indent=0, sort_keys=True) + "\n", encoding="utf-8")
+                    print(key, done[key], flush=True)
+    return done
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="keeps what was written and trained")
+    parser.add_argument("--json", type=Path, required=True, help="a file to add the rows to")
+    parser.add_argument("--page", type=Path)
+    parser.add_argument("--agreements", default="0,0.5,0.9")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--rows", default=";".join(ROWS), help="names of rows, set apart by semicolons")
+    parser.add_argument("--base-model", default=Sizes.writer)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    agreements = [float(one) for one in given.agreements.split(",")]
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    rows = tuple(given.rows.split(";"))
+    if unknown := set(rows) - set(ROWS):
+        raise SystemExit(f"there is no row {sorted(unknown)}; choose of {ROWS}")
+    done = run(given.folder, given.json, Sizes(writer=given.base_model), agreements, seeds, rows)
+    text = table(done, agreements, seeds)
+    print(text)
+    if given.page:
+        before = given.page.read_text(encoding="utf-8")
+        given.page.write_text(MARKS.sub(lambda found: found[1] + text + found[2], before), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
