@@ -121,7 +121,7 @@ def best_of_n(
 ) -> None:
     """Let a model on this device write n responses, and rank them as the owner would. Nothing leaves."""
     from penchant.client.learning.best_of_n import Generator, best_of
-    from penchant.common.model.base_models import SMOLLM2
+    from penchant.common.model.packaged_models import SMOLLM2
 
     device = open_device(home, passphrase)
     how = {"seed": seed, "tokens": tokens, "temperature": temperature}
