@@ -99,10 +99,12 @@ class OperationsOnThisMachine:
         """Take into the audit what was done to fleets at the command line meanwhile."""
         with self._lock:
             for fleet in self.fleets():
-                recorded_acts.take(fleet.directory, self._record)
+                recorded_acts.take(fleet.directory, partial(self._record, fleet.id))
 
-    def _record(self, act: recorded_acts.Act) -> None:
-        self._store.note(act.account, "", act.action, act.target, act.outcome, act.detail, at=act.at)
+    def _record(self, fleet: str, act: recorded_acts.Act) -> None:
+        self._store.note(
+            act.account, "", act.action, act.target, act.outcome, act.detail, at=act.at, fleet=fleet
+        )
 
     # --- what is there -------------------------------------------------------------------------------
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from starlette.responses import Response
 
 from penchant.common.errors import PenchantError
+from penchant.server.console.allowed import place_of
 from penchant.server.console.requests import ConsoleRequest
 from penchant.server.console.views.common import chosen, location_of, paged, whole_number
 from penchant.server.console.views.devices import fleet_named
@@ -26,9 +29,9 @@ def releases(request: ConsoleRequest) -> Response:
     measured = run.by_round
     highest = best(measured.values())
     alike = 0 if highest is None else sum(_alike(one, highest) for one in measured.values())
-    fleet = request.context.operations.fleet_of(location)
-    used = request.context.operations.fleet(fleet).release() if fleet else None
-    promoted = list(request.context.operations.releases(location).promoted())
+    fleet = request.operations.fleet_of(location)
+    used = request.operations.fleet(fleet).release() if fleet else None
+    promoted = list(request.operations.releases(location).promoted())
     current = next((release for release in promoted if release.current), None)
     return request.render(
         "releases.html.j2",
@@ -60,8 +63,8 @@ def _alike(one: Measurement, highest: Measurement) -> bool:
 
 def promote(request: ConsoleRequest) -> Response:
     """Make a round's adapter the current release."""
-    location = location_of(request.context, request.path("id"))
-    released = request.context.operations.releases(location)
+    location = location_of(request.operations, request.path("id"))
+    released = request.operations.releases(location)
     made = released.promote(whole_number(request.given("round"), "round"), request.name)
     return request.go(
         f"/releases?run={location.id}", f"Release {made.number} is the adapter of round {made.round}."
@@ -70,8 +73,8 @@ def promote(request: ConsoleRequest) -> Response:
 
 def roll_back(request: ConsoleRequest) -> Response:
     """Make an earlier release the current one again."""
-    location = location_of(request.context, request.path("id"))
-    released = request.context.operations.releases(location)
+    location = location_of(request.operations, request.path("id"))
+    released = request.operations.releases(location)
     made = released.roll_back(whole_number(request.given("number"), "number"), request.name)
     return request.go(f"/releases?run={location.id}", f"Release {made.number} is current again.")
 
@@ -79,14 +82,14 @@ def roll_back(request: ConsoleRequest) -> Response:
 def hold(request: ConsoleRequest) -> Response:
     """Have a fleet stay with the release in use, or hold no more."""
     fleet = fleet_named(request)
-    now = request.context.operations.fleet(fleet).hold(request.given("held") == "yes")
+    now = request.operations.fleet(fleet).hold(request.given("held") == "yes")
     what = "stays in use, whatever is promoted" if now.held else "is in use"
     return request.go("/releases", f"{now.used} {what}.")
 
 
 def download(request: ConsoleRequest) -> Response:
     """A round's shared adapter as a ZIP of peft's files."""
-    location = location_of(request.context, request.path("id"))
+    location = location_of(request.operations, request.path("id"))
     number = whole_number(request.path("round"), "round")
     with request.context.downloads.place(request.session.digest):  # each is a process of its own
         data = _exported(request, location, number)
@@ -98,18 +101,19 @@ def download(request: ConsoleRequest) -> Response:
 
 def _exported(request: ConsoleRequest, location: RunLocation, number: int) -> bytes:
     """The ZIP file; that it was asked for, and how it ended, is in the audit."""
-    begun = request.context.store.note(
-        request.name, request.address, "download an adapter", f"{location.id}/{number}", "begun"
+    note = partial(
+        request.context.store.note,
+        request.name,
+        request.address,
+        "download an adapter",
+        f"{location.id}/{number}",
+        fleet=place_of(request.operations, location),
     )
+    begun = note("begun")
     try:
-        data = request.context.operations.releases(location).export(number)
+        data = request.operations.releases(location).export(number)
     except PenchantError as error:
-        request.context.store.note(
-            request.name, request.address, "download an adapter", f"{location.id}/{number}",
-            f"failed: {error}", "", begun,
-        )  # fmt: skip
+        note(f"failed: {error}", "", begun)
         raise
-    request.context.store.note(
-        request.name, request.address, "download an adapter", f"{location.id}/{number}", "done", "", begun
-    )
+    note("done", "", begun)
     return data
