@@ -204,7 +204,7 @@ def _secret(directory: Path, name: Any) -> str:
         return ""
     path = directory / name
     try:
-        if path.stat().st_mode & 0o077:
+        if path.stat().st_mode & 0o037:  # a group may read it: whoever mounts secrets has them so
             raise ConfigError(f"{path} can be read by others; chmod 600 {path}")
         secret = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -126,7 +126,7 @@ def test_an_address_that_is_not_verified_is_none(clock: Clock, verified: object)
     ids=str,
 )
 def test_a_token_that_is_not_right_is_refused_in_one_line(clock: Clock, changes: dict[str, Any]) -> None:
-    with pytest.raises(HTTPError, match="identity token (is not valid|can’t be read)") as refused:
+    with pytest.raises(HTTPError, match=r"identity token (is not valid|can’t be read)") as refused:
         finished(Played(clock), clock, **changes)
     assert "\n" not in str(refused.value)
     assert refused.value.status == 403

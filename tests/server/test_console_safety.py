@@ -342,11 +342,11 @@ def test_strangers_elsewhere_can_not_shut_the_operator_out(
     console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the address where they were let in before, without a cookie, in the first try."""
-    monkeypatch.setattr("penchant.server.console.app.address_of", lambda request: "192.0.2.1")
+    monkeypatch.setattr("penchant.server.console.entrance.address_of", lambda request: "192.0.2.1")
     console.browser("olga")
     assert flood(console, "olga") == accounts.TRIES_ACCOUNT
     assert console.browser().login("olga").status_code == 303
-    monkeypatch.setattr("penchant.server.console.app.address_of", lambda request: "203.0.113.9")
+    monkeypatch.setattr("penchant.server.console.entrance.address_of", lambda request: "203.0.113.9")
     stranger = console.browser().login("olga")
     assert (stranger.status_code, int(stranger.headers["retry-after"]) > 0) == (429, True)
 
@@ -403,7 +403,7 @@ def test_a_flood_of_logins_leaves_places_for_those_who_are_known(
     monkeypatch.setattr(passwords, "check", slow)
     addresses = iter(f"198.51.100.{n}" for n in range(100))
     monkeypatch.setattr(
-        "penchant.server.console.app.address_of",
+        "penchant.server.console.entrance.address_of",
         lambda request: "192.0.2.1" if "penchant-device" in request.cookies else next(addresses),
     )
     with ThreadPoolExecutor(LOGINS) as pool:

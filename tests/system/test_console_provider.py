@@ -344,6 +344,11 @@ def test_in_chromium_from_another_site(tmp_path: Path, provider: Provider) -> No
         page.get_by_role("button", name="Continue").click()
         expect(page).to_have_url(f"http://127.0.0.1:{port}/runs")
         expect(page.get_by_role("heading", level=1)).to_have_text("Runs")
+        me.said.clear()  # what it says of the provider's own pages
+        me.asked.clear()
+        me.go("/account")
+        me.picture("provider-account")
+        me.check("the account of a provider")
         page.get_by_role("button", name="Log out").click()
         expect(page.get_by_text("Log out of Example as well")).to_be_visible()
         assert me.said == []
