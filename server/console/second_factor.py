@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.twofactor.totp import TOTP
 
 __all__ = ["ISSUER", "new_key", "plain", "recovery_codes", "step_of", "uri"]
 
-ISSUER = "penchant console"
+ISSUER = "penchant"
 KEY_BYTES = 20  # RFC 4226, section 4: as long as the hash
 DIGITS, STEP_SECONDS = 6, 30
 EARLIER_LATER = (0, -1, 1)  # steps that a clock may be off by
@@ -40,7 +40,7 @@ def step_of(key: bytes, code: str, now: float) -> int | None:
     given = plain(code)
     if len(given) != DIGITS or not given.isdecimal():
         return None
-    totp, present = _totp(key), int(now // STEP_SECONDS)
+    totp, present = _totp(key), max(int(now // STEP_SECONDS), 1)
     found = [
         present + off
         for off in EARLIER_LATER

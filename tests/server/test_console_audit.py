@@ -65,9 +65,8 @@ def test_a_filter_leaves_its_lines_in_page_and_export_alike(
 ) -> None:
     expected = [LINES[line][:2] for line in lines]
     assert found(browser, query) == expected
-    page = browser.get(f"/audit?{query}").text
-    rows = [row for row in page.split("<tr>") if "Jan" in row or "2026-01-0" in row]
-    assert len(rows) == len(expected)
+    rows = browser.get(f"/audit?{query}").text.split("<tr>")
+    assert sum('datetime="2026-01-0' in row for row in rows) == len(expected)
 
 
 @pytest.mark.parametrize(
