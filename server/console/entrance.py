@@ -121,10 +121,9 @@ def _let_in(context: ConsoleContext, request: Request, form: Form) -> Response:
     entrance = partial(_entrance, context, request, after, kept=kept)
     if not _from_our_form(context, request, form):
         return entrance("This form is too old. Try once more.", name, 403)
-    already = console_request_of(context, request)
+    already = console_request_of(context, request) if kept and not form.get("password") else None
     if already is not None:  # in another tab, by the provider
-        if kept:
-            context.drafts.keep(already.csrf, kept)
+        context.drafts.keep(already.csrf, kept)
         return RedirectResponse(after, 303)
     device = request.cookies.get(f"{context.cookie}-device", "")
     place = context.store.place_of(name, address, device)

@@ -16,7 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -71,7 +71,7 @@ class BegunLogin:
     id: str
     at: float
     after: str = "/"
-    device: str = ""
+    device: str = field(default="", repr=False)
 
 
 class ProviderLogin:

@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import KeySet, OctKey, RSAKey
+from support.console_scene import Console
 
 from penchant.common.errors import ConfigError, ConsoleError, UsageError
 from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.at_once import HTTPError
+from penchant.server.console.forms import secure_form
 from penchant.server.console.provider_login import LOGIN_SECONDS, ProviderLogin
 from penchant.server.console.provider_settings import (
     Allowed,
@@ -343,3 +345,13 @@ def test_a_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
 def test_rules_are_needed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"oidc\.allowed is empty"):
         read(tmp_path, GOOD.partition("[[")[0])
+
+
+def test_what_was_written_survives_a_login_by_the_provider_in_another_tab(tmp_path: Path) -> None:
+    console = Console(tmp_path)
+    browser = console.browser("olga")  # as if it had come by the provider, meanwhile
+    form = {"csrf": secure_form("x"), "kept.name": "what I wrote", "next": "/runs/new"}
+    browser.client.cookies.set("penchant-form", "x")
+    assert browser.client.post("/login", data=form).headers["location"] == "/runs/new"
+    assert "what I wrote" in browser.get("/runs/new").text
+    console.store.close()

@@ -5,6 +5,7 @@ PENCHANT_PICTURES=DIR keeps screenshots of the pages there; docs/figures/ has so
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -18,9 +19,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.hashes import SHA1
+from cryptography.hazmat.primitives.twofactor.totp import TOTP
 from playwright.sync_api import Browser, Page, expect
 from support.console_scene import make_run
-from support.processes import PROGRAM, free_port, listens, wait_for
+from support.processes import PROGRAM, free_port, listens, running, wait_for
 from system.console_browser import PASSWORD, PICTURES, SCREENS, Operator, Served, chromium
 
 from penchant.common.membership.enrolment import request
@@ -29,6 +32,7 @@ from penchant.deploy import run_directory
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import attend
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
+from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.views.devices import qr_code
 
 pytestmark = pytest.mark.system
@@ -318,6 +322,61 @@ def test_every_page_is_for_everybody(browser: Browser, served: Served, screen: s
                     )
                 )
         me.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("screen", list(SCREENS))
+def test_a_second_factor_is_set_up_and_used(
+    browser: Browser, tmp_path: Path, screen: str, scheme: str
+) -> None:
+    """Through the pages, for everybody; the app is played by what is shown to be typed into one."""
+    state, port = tmp_path / "state", free_port()
+    store = ConsoleStore(state)
+    store.add("olga", "operator", PASSWORD)
+    make_run(tmp_path / "runs" / "first")
+    words = [*PROGRAM, "console", str(tmp_path / "runs"), "--port", str(port), "--state", str(state)]
+    with running(words, tmp_path / "console.log") as process:
+        wait_for("the console", lambda: listens(port), 120)
+        me = Operator(
+            browser, Served(f"http://127.0.0.1:{port}", tmp_path, process), screen=screen, scheme=scheme
+        )
+        me.login()
+        me.go("/account")
+        me.picture("account")
+        me.check("an account")
+        me.page.get_by_role("button", name="Set one up").click()
+        key = base64.b32decode(me.page.locator("#secret").inner_text())
+        me.picture("account-key")
+        me.check("the key of a second factor")
+        me.page.get_by_label("The app’s code").fill(app_code(key, time.time()))
+        me.page.get_by_role("button", name="Ask for codes from now on").click()
+        codes = me.page.locator("#codes").inner_text().split()
+        assert len(codes) == 10
+        me.picture("account-codes")
+        me.check("recovery codes")
+        me.page.get_by_role("button", name="Log out").click()
+        me.page.get_by_label("Name").fill("olga")
+        me.page.get_by_label("Password").fill(PASSWORD)
+        me.page.keyboard.press("Enter")
+        me.picture("code")
+        me.check("a code is asked for")
+        me.page.get_by_label("Code").fill(codes[0])
+        me.page.keyboard.press("Enter")
+        expect(me.page.get_by_role("heading", level=1)).to_have_text("first")
+        me.go("/audit?action=log+in&outcome=done")
+        me.picture("audit-filter")
+        me.check("the audit with a filter")
+        with me.page.expect_download() as begun:
+            me.page.get_by_role("link", name="as CSV").click()
+        lines = Path(begun.value.path()).read_text().splitlines()
+        assert [line.split(",")[2:5:2] for line in lines[1:]] == [["olga", "log in"]] * 2
+        me.page.context.close()
+    store.close()
+
+
+def app_code(key: bytes, now: float) -> str:
+    """What an app with this key shows."""
+    return TOTP(key, 6, SHA1(), 30).generate(int(now)).decode()
 
 
 def test_hostile_names_stay_text(browser: Browser, served: Served) -> None:
