@@ -60,7 +60,7 @@ def set_up(browser: Browser, clock: Clock) -> tuple[bytes, list[str]]:
     assert 'class="qr"' in page
     assert browser.post("/account/second-factor/confirm", {"code": clock.code(key)}).status_code == 303
     page = browser.get("/account").text
-    (codes,) = re.findall(r'<code id="codes">([^<]+)</code>', page)
+    (codes,) = re.findall(r'<code id="codes"[^>]*>([^<]+)</code>', page)
     return key, codes.split()
 
 

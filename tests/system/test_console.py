@@ -354,7 +354,7 @@ def test_a_second_factor_is_set_up_and_used(
     me.page.get_by_label("Password").fill(PASSWORD)
     me.page.keyboard.press("Enter")
     code = me.page.get_by_label("Code")
-    expect(code).to_be_focused()
+    expect(code).to_be_focused(timeout=60_000)  # a look at a password takes a while
     me.picture("code")
     me.check("a code is asked for")
     code.fill(codes[0])
