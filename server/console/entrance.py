@@ -17,7 +17,7 @@ from penchant.server.console.accounts import CODE_SECONDS, DEVICE_SECONDS, Login
 from penchant.server.console.at_once import AtOnce
 from penchant.server.console.forms import MOST_FORM, Endpoint, Form, posted, retry, secure_form
 from penchant.server.console.provider_login import LOGIN_SECONDS, BegunLogin, ProviderLogin
-from penchant.server.console.provider_settings import Person
+from penchant.server.console.provider_settings import VouchedPerson
 from penchant.server.console.requests import (
     ConsoleContext,
     HTTPError,
@@ -294,7 +294,7 @@ def _let_in_by_provider(context: ConsoleContext, provider: ProviderLogin, reques
 
 def _vouched_for(
     context: ConsoleContext, provider: ProviderLogin, request: Request, begun: BegunLogin | None
-) -> Person:
+) -> VouchedPerson:
     try:
         return provider.finish(begun, dict(request.query_params), _address(context, request, BACK))
     except HTTPError as refused:
@@ -302,7 +302,9 @@ def _vouched_for(
         raise
 
 
-def _admitted(context: ConsoleContext, provider: ProviderLogin, request: Request, person: Person) -> str:
+def _admitted(
+    context: ConsoleContext, provider: ProviderLogin, request: Request, person: VouchedPerson
+) -> str:
     """The session's token of somebody who has a role here."""
     trusted, address = provider.provider, address_of(request)
     rights = trusted.rights_of(person)

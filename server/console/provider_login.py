@@ -31,7 +31,7 @@ from joserfc.jwk import KeySet
 from penchant.common.network import is_loopback
 from penchant.common.printable import one_line
 from penchant.server.console.at_once import HTTPError
-from penchant.server.console.provider_settings import Person, TrustedProvider
+from penchant.server.console.provider_settings import TrustedProvider, VouchedPerson
 
 __all__ = ["LOGIN_SECONDS", "BegunLogin", "ProviderLogin"]
 
@@ -115,7 +115,7 @@ class ProviderLogin:
         found = BegunLogin(**json.loads(base64.urlsafe_b64decode(text)))
         return found if found.at <= self._clock() <= found.at + LOGIN_SECONDS else None
 
-    def finish(self, begun: BegunLogin | None, answer: Mapping[str, str], back: str) -> Person:
+    def finish(self, begun: BegunLogin | None, answer: Mapping[str, str], back: str) -> VouchedPerson:
         """Whom the provider vouches for. HTTPError, in one line, for whatever is wrong on the way.
 
         Args:
@@ -202,7 +202,7 @@ class ProviderLogin:
         except JoseError:
             return jwt.decode(token, self._key_set(KEYS_SECONDS), algorithms=list(ALGORITHMS))
 
-    def _person(self, claims: Mapping[str, Any], access: str) -> Person:
+    def _person(self, claims: Mapping[str, Any], access: str) -> VouchedPerson:
         wanted = {"email", self._provider.settings.groups_claim}
         endpoint = self._metadata_now().get("userinfo_endpoint")
         if access and isinstance(endpoint, str) and not wanted <= set(claims):
@@ -212,7 +212,7 @@ class ProviderLogin:
             claims = {**more, **claims}
         email = claims.get("email") if claims.get("email_verified") is True else ""
         groups = claims.get(self._provider.settings.groups_claim)
-        return Person(
+        return VouchedPerson(
             one_line(str(claims["sub"]), 255),
             one_line(email, 255) if isinstance(email, str) else "",
             frozenset(one for one in groups if isinstance(one, str))

@@ -16,7 +16,7 @@ from penchant.common.network import is_loopback
 from penchant.common.settings import Section, build_section, setting
 from penchant.server.console.rights import ROLES, Rights, Role
 
-__all__ = ["SETTINGS", "Allowed", "Person", "ProviderSettings", "TrustedProvider", "trusted_provider"]
+__all__ = ["SETTINGS", "Allowed", "ProviderSettings", "TrustedProvider", "VouchedPerson", "trusted_provider"]
 
 SETTINGS = "console.toml"
 SETTINGS_MOST = 256 * 1024  # bytes
@@ -25,7 +25,7 @@ _RULE_KEYS = ("subject", "email", "group")
 
 
 @dataclass(frozen=True)
-class Person:
+class VouchedPerson:
     """Whom a provider vouches for.
 
     Attributes:
@@ -60,7 +60,7 @@ class Allowed:
     role: Role
     fleet: str = ""
 
-    def holds(self, person: Person) -> bool:
+    def holds(self, person: VouchedPerson) -> bool:
         """Whether it is about this person."""
         if self.key == "group":
             return self.value in person.groups
@@ -118,7 +118,7 @@ class TrustedProvider:
     secret: str = field(default="", repr=False)
     tls: ssl.SSLContext = field(default_factory=ssl.create_default_context, repr=False)
 
-    def rights_of(self, person: Person) -> Rights | None:
+    def rights_of(self, person: VouchedPerson) -> Rights | None:
         """What somebody may do; None where no rule is about them. Of several rules for a place the one that
         allows most counts."""
         found: dict[str, Role] = {}

@@ -21,9 +21,9 @@ from penchant.server.console.forms import secure_form
 from penchant.server.console.provider_login import LOGIN_SECONDS, ProviderLogin
 from penchant.server.console.provider_settings import (
     Allowed,
-    Person,
     ProviderSettings,
     TrustedProvider,
+    VouchedPerson,
     trusted_provider,
 )
 from penchant.server.console.rights import ROLES, Rights, Role
@@ -72,7 +72,9 @@ def clock() -> Clock:
     return Clock()
 
 
-def finished(played: Played, clock: Clock, *, key: Any = KEY, alg: str = "RS256", **changes: Any) -> Person:
+def finished(
+    played: Played, clock: Clock, *, key: Any = KEY, alg: str = "RS256", **changes: Any
+) -> VouchedPerson:
     """A login to its end, with an identity token that has these claims; None leaves one out."""
     _, kept = played.begin(BACK, "/runs")
     begun = played.begun(kept)
@@ -91,9 +93,9 @@ def finished(played: Played, clock: Clock, *, key: Any = KEY, alg: str = "RS256"
 
 
 def test_a_right_token_names_the_person(clock: Clock) -> None:
-    assert finished(Played(clock), clock) == Person("1", "olga@example.org", frozenset())
+    assert finished(Played(clock), clock) == VouchedPerson("1", "olga@example.org", frozenset())
     told = finished(Played(clock), clock, email="vera@example.org", email_verified=True, groups=["a", 1])
-    assert told == Person("1", "vera@example.org", frozenset({"a"}))
+    assert told == VouchedPerson("1", "vera@example.org", frozenset({"a"}))
 
 
 @pytest.mark.parametrize("verified", [False, None, "true", 1])
@@ -204,11 +206,11 @@ def test_of_several_rules_the_one_that_allows_most_counts() -> None:
         Allowed("email", "Olga@Example.org", "operator"),
     )
     trusted = TrustedProvider(ProviderSettings(ISSUER, "console"), rules)
-    person = Person("1", "olga@example.org", frozenset({"all", "leads"}))
+    person = VouchedPerson("1", "olga@example.org", frozenset({"all", "leads"}))
     assert trusted.rights_of(person) == Rights("operator", {"north-1": "operator", "south-1": "none"})
-    assert trusted.rights_of(Person("2", "", frozenset({"all"}))) == Rights("viewer", {})
-    assert trusted.rights_of(Person("1")) is None, "none is no role"
-    assert trusted.rights_of(Person("")) is None
+    assert trusted.rights_of(VouchedPerson("2", "", frozenset({"all"}))) == Rights("viewer", {})
+    assert trusted.rights_of(VouchedPerson("1")) is None, "none is no role"
+    assert trusted.rights_of(VouchedPerson("")) is None
 
 
 @settings(deadline=None, derandomize=True, database=None)
@@ -225,7 +227,7 @@ def test_nobody_has_more_than_a_rule_about_them_gives(
 ) -> None:
     allowed = tuple(Allowed(*rule) for rule in rules)
     trusted = TrustedProvider(ProviderSettings(ISSUER, "console"), allowed)
-    person = Person(subject, email, groups)
+    person = VouchedPerson(subject, email, groups)
     rights = trusted.rights_of(person)
     about = [rule.role for rule in allowed if rule.holds(person)]
     most = max(about, key=ROLES.index, default="none")
@@ -234,7 +236,7 @@ def test_nobody_has_more_than_a_rule_about_them_gives(
 
 def test_an_account_belongs_to_one_subject(tmp_path: Path) -> None:
     store = ConsoleStore(tmp_path)
-    person = Person("1", "olga@example.org")
+    person = VouchedPerson("1", "olga@example.org")
     token = store.let_in(person.account, ISSUER, "1", Rights("operator", {"north-1": "none"}))
     session = store.session(token)
     assert session is not None

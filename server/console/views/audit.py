@@ -31,7 +31,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
-class Asked:
+class AuditForm:
     """What the filter's form says: `day` and `to` are dates, all texts may be empty."""
 
     account: str = ""
@@ -77,9 +77,9 @@ def as_jsonl(request: ConsoleRequest) -> Response:
     return _download(request, "jsonl", "application/jsonl", _json_lines)
 
 
-def _wanted(request: ConsoleRequest) -> tuple[Asked, AuditFilter]:
+def _wanted(request: ConsoleRequest) -> tuple[AuditForm, AuditFilter]:
     """What the form says, and which lines that are."""
-    asked = Asked(*(one_line(request.asked(field.name), 100) for field in fields(Asked)))
+    asked = AuditForm(*(one_line(request.asked(field.name), 100) for field in fields(AuditForm)))
     if asked.outcome not in ("", *OUTCOMES):
         raise HTTPError(f"An outcome is one of {', '.join(OUTCOMES)}.", status=400)
     since, until = _midnight(asked.day), _midnight(asked.to, days=1)
