@@ -55,7 +55,7 @@ app = typer.Typer(
 )
 account = typer.Typer(
     name="account",
-    help="Who may use the console: viewers look, operators act.",
+    help="Who may use the console: viewers look, operators act, each where it has that role.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -71,6 +71,14 @@ State = Annotated[
     ),
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The account's name.")]
+OnFleets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fleet",
+        metavar="DIR=ROLE",
+        help="Another role on the fleet whose server is at DIR: none, viewer or operator. Repeatable.",
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -116,14 +124,50 @@ def console(
 @command(account)
 def add(
     name: Name,
-    role: Annotated[str, typer.Option("--role", help="The account's role: viewer or operator.")],
+    role: Annotated[
+        str,
+        typer.Option(
+            "--role", help="The account's role where --fleet says no other: none, viewer or operator."
+        ),
+    ],
+    fleet: OnFleets = None,
     state: State = None,
 ) -> None:
     """Make an account. The password is asked for, or read from standard input."""
+    fleets = _roles_on(fleet or [])
     store = _store(state)
-    store.add(name, role, _password())
-    store.note(who_is_here(), "", "make an account", name, detail=f"role: {role}")
-    say(f"{name} may log in as {role}")
+    store.add(name, role, _password(), fleets)
+    store.note(who_is_here(), "", "make an account", name, detail=_roles_told(role, fleet or []))
+    say(f"{name} may log in as {role}{_and_on(fleet or [])}")
+
+
+@command(account, "role")
+def give_role(
+    name: Name,
+    role: Annotated[
+        str | None,
+        typer.Option("--role", help="The role where --fleet says no other; without it, that stays as it is."),
+    ] = None,
+    fleet: OnFleets = None,
+    state: State = None,
+) -> None:
+    """Give an account other roles: from its next click on."""
+    if role is None and not fleet:
+        raise UsageError("say which role: --role ROLE, --fleet DIR=ROLE, or both")
+    fleets = _roles_on(fleet or [])
+    store = _store(state)
+    store.give_role(name, role, fleets)
+    store.note(who_is_here(), "", "change a role", name, detail=_roles_told(role or "", fleet or []))
+    say(f"{name} is now {role or 'as before'}{_and_on(fleet or [])}")
+
+
+@command(account, "reset-second-factor")
+def reset_second_factor(name: Name, state: State = None) -> None:
+    """Take an account's second factor away, for whoever lost app and recovery codes; it is logged out."""
+    store = _store(state)
+    store.reset_second_factor(name)
+    store.note(who_is_here(), "", "reset a second factor", name)
+    say(f"{name} logs in with the password alone, and can set up another second factor")
 
 
 @command(account)
@@ -149,10 +193,40 @@ def list_accounts(state: State = None) -> None:
     """All accounts."""
     for one in _store(state).accounts():
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.used)) if one.used else "never"
-        say(f"{one.name:32s}  {one.role:8s}  last login {used}")
+        more = [f"{fleet}: {role}" for fleet, role in sorted(one.rights.fleets.items())]
+        more += ["second factor"] if one.second_factor else []
+        more += [f"by {one.issuer}"] if one.issuer else []
+        say("  ".join([f"{one.name:32s}  {one.rights.elsewhere:8s}  last login {used}", *more]))
 
 
 # --- inner parts --------------------------------------------------------------------------------------
+
+
+def _roles_on(given: list[str]) -> dict[str, str]:
+    """The console's id of each fleet -> the role. UsageError for what is not DIR=ROLE."""
+    found = {}
+    for one in given:
+        directory, equals, role = one.rpartition("=")
+        if not equals:
+            raise UsageError(f"--fleet {one}: write DIR=ROLE, such as /var/lib/penchant/server=viewer")
+        found[_fleet_id(directory)] = role
+    return found
+
+
+def _fleet_id(directory: str) -> str:
+    from penchant.deploy.console.local import fleet_id
+
+    return fleet_id(Path(directory))
+
+
+def _roles_told(role: str, fleets: list[str]) -> str:
+    return ", ".join([*([f"role: {role}"] if role else []), *(f"fleet: {one}" for one in fleets)])
+
+
+def _and_on(fleets: list[str]) -> str:
+    return "".join(
+        f", {role} on {directory}" for directory, _, role in (one.rpartition("=") for one in fleets)
+    )
 
 
 def _serve(
@@ -169,23 +243,28 @@ def _serve(
         from penchant.deploy.console.connections import bounded_server
         from penchant.deploy.console.local import OperationsOnThisMachine, refuse_strangers
         from penchant.server.console.app import build_app
+        from penchant.server.console.provider_login import ProviderLogin
+        from penchant.server.console.provider_settings import trusted_provider
     except ModuleNotFoundError as missing:
         raise UsageError(f"the console needs {missing.name}; install penchant[console]") from None
 
     refuse_strangers(directories)
     log_to_stderr()
     store = _store(state)
+    trusted = trusted_provider(store.directory, _fleet_id)
+    store.end_provider_sessions()  # what they may do is in that file
     operations = OperationsOnThisMachine(directories, store, data)
     operations.look_ahead()
     scheme = "https" if tls[0] else "http"
-    if not store.accounts():
+    if not store.accounts() and trusted is None:
         where = f" --state {shlex.quote(str(state))}" if state else ""
         add = f"penchant console account add NAME --role operator{where}"
         say(f"no account yet: {add}", error=True)
     address = ListenAddress(host, port)
     listener = address.bind()
     say(f"the console is at {scheme}://{address}")
-    app = build_app(store, operations, hosts=hosts, https=https)
+    provider = ProviderLogin(trusted) if trusted else None
+    app = build_app(store, operations, hosts=hosts, https=https, provider=provider)
     bounded_server(app, tls, CONNECTIONS).run(sockets=[listener])
 
 

@@ -53,7 +53,7 @@ from penchant.server.releases import RELEASES
 from penchant.server.run import checked_cohort
 from penchant.server.waiting import WAITING
 
-__all__ = ["OperationsOnThisMachine", "refuse_strangers"]
+__all__ = ["OperationsOnThisMachine", "fleet_id", "refuse_strangers"]
 
 SENATE = "senate"  # the data set that is in the package
 STOP_SECONDS = 10.0
@@ -99,10 +99,12 @@ class OperationsOnThisMachine:
         """Take into the audit what was done to fleets at the command line meanwhile."""
         with self._lock:
             for fleet in self.fleets():
-                recorded_acts.take(fleet.directory, self._record)
+                recorded_acts.take(fleet.directory, partial(self._record, fleet.id))
 
-    def _record(self, act: recorded_acts.Act) -> None:
-        self._store.note(act.account, "", act.action, act.target, act.outcome, act.detail, at=act.at)
+    def _record(self, fleet: str, act: recorded_acts.Act) -> None:
+        self._store.note(
+            act.account, "", act.action, act.target, act.outcome, act.detail, at=act.at, fleet=fleet
+        )
 
     # --- what is there -------------------------------------------------------------------------------
 
@@ -410,6 +412,14 @@ def _people(data: DataConfig, seed: int) -> int | None:
         return len(configured(data, seed).people)
     except PenchantError:  # the run says so itself, with the reason
         return None
+
+
+def fleet_id(directory: Path) -> str:
+    """What the console calls the fleet whose server has this directory. ConfigError where there is none."""
+    directory = directory.absolute()
+    if not (directory / SETTINGS).is_file():
+        raise ConfigError(f"{directory} is not the directory of a fleet's server; it has no {SETTINGS}")
+    return _location(directory, "fleet").id
 
 
 def _runs_in(root: Path) -> list[Path]:

@@ -11,8 +11,9 @@ import hmac
 import logging
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 from jinja2 import Environment
@@ -23,12 +24,16 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from penchant.common.errors import PenchantError
 from penchant.common.network import Budget
 from penchant.common.printable import is_printable
-from penchant.server.console.accounts import ConsoleStore, Role, Session
+from penchant.server.console.accounts import ConsoleStore, Session
+from penchant.server.console.allowed import FOR_OPERATORS, NO_ROLE, AllowedOperations, place_of
 from penchant.server.console.at_once import AtOnce, HTTPError
 from penchant.server.console.drafts import Drafts
 from penchant.server.console.forms import SAFE, Endpoint, Form, posted, secure_form
 from penchant.server.console.operations import RunOperations
+from penchant.server.console.provider_login import ProviderLogin
+from penchant.server.console.rights import Rights, Role
 from penchant.server.console.watch import Watch
+from penchant.server.monitoring.run_history import RunLocation
 
 __all__ = [
     "ConsoleContext",
@@ -56,6 +61,7 @@ class ConsoleContext:
         templates: the pages' templates.
         hosts: the names by which browsers may address this server, such as "127.0.0.1:8080".
         https: whether browsers reach it by TLS.
+        provider: who lets people in beside passwords.
         cookie: the name of the session's cookie.
         downloads: places for downloads, each of which is a process.
         logins: places for looks at a password, which cost memory and time, for strangers.
@@ -63,6 +69,7 @@ class ConsoleContext:
         known_logins: the same for browsers and networks that were let in before: strangers can't fill them.
         drafts: forms that a login interrupted.
         tokens: join tokens that were handed out and not shown yet.
+        secrets: what a page shows once about a second factor: its key, then its recovery codes.
         watch: whether pages that lie open have become others.
     """
 
@@ -71,6 +78,7 @@ class ConsoleContext:
     templates: Environment
     hosts: frozenset[str]
     https: bool = False
+    provider: ProviderLogin | None = None
     cookie: str = field(init=False)
     downloads: AtOnce = field(
         default_factory=lambda: AtOnce("downloads", total=DOWNLOADS, each=1, retry_after=10)
@@ -82,6 +90,7 @@ class ConsoleContext:
     )
     drafts: Drafts = field(default_factory=Drafts)
     tokens: Drafts = field(default_factory=Drafts)
+    secrets: Drafts = field(default_factory=Drafts)
     watch: Watch = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,14 +98,26 @@ class ConsoleContext:
         # __Host-: the browser itself refuses it without TLS, or for another host or path.
         object.__setattr__(self, "cookie", "__Host-penchant" if self.https else "penchant")
 
-    def set_cookie(self, response: Response, name: str, value: str, age: float = 0.0) -> None:
+    def set_cookie(
+        self, response: Response, name: str, value: str, age: float = 0.0, *, linked: bool = False
+    ) -> None:
         """A cookie that no script reads, no other site sends, and that ends with the browser.
 
-        age: seconds after which it ends instead.
+        Args:
+            response: what brings it.
+            name: its name.
+            value: its value.
+            age: seconds after which it ends instead.
+            linked: whether it comes with a link of another site, as a provider's way back is one.
         """
+        same: Literal["lax", "strict"] = "lax" if linked else "strict"
         response.set_cookie(
-            name, value, int(age) or None, path="/", secure=self.https, httponly=True, samesite="strict"
+            name, value, int(age) or None, path="/", secure=self.https, httponly=True, samesite=same
         )
+
+    def drop_cookie(self, response: Response, name: str) -> None:
+        """Have the browser forget a cookie."""
+        response.delete_cookie(name, path="/", secure=self.https, httponly=True)
 
 
 @dataclass
@@ -111,6 +132,7 @@ class ConsoleRequest:
     refused: str = ""  # why nothing was done, for the audit
     mark: str = ""  # of a page that changes by itself: another one once it has become another
     again: bool = False  # it lies open, and looks whether it has become another
+    role: Role = "viewer"  # what the page or act needs
 
     @property
     def address(self) -> str:
@@ -122,9 +144,28 @@ class ConsoleRequest:
         return self.session.account.name
 
     @property
+    def rights(self) -> Rights:
+        """The account's."""
+        return self.session.account.rights
+
+    @property
     def operator(self) -> bool:
-        """Whether the account may act, not only look."""
-        return self.session.account.role == "operator"
+        """Whether the account may act somewhere, not only look."""
+        return self.rights.may_anywhere("operator")
+
+    @property
+    def role_shown(self) -> str:
+        """The account's role in a word, or that it is not the same everywhere."""
+        return "roles by fleet" if self.rights.fleets else self.rights.elsewhere
+
+    @property
+    def operations(self) -> AllowedOperations:
+        """What the account may reach of the console's operations, in this request."""
+        return AllowedOperations(self.context.operations, self.rights, self.role)
+
+    def acts_on(self, location: RunLocation) -> bool:
+        """Whether the account may act on a run or a fleet."""
+        return self.operations.may(location, "operator")
 
     def asked(self, key: str, default: str = "") -> str:
         """A parameter of the address."""
@@ -199,9 +240,9 @@ def page(context: ConsoleContext, view: View, role: Role = "viewer", *, live: bo
                 console_request.again = shown is not None
                 if shown == console_request.mark:
                     return Response(status_code=204)
-            if role == "operator" and not console_request.operator:
-                return refusal(console_request, 403, "This is for operators; your account may look, not act.")
-            return answered(console_request, view)
+            if not admitted(console_request, role, _subject(context, request, {})):
+                return not_admitted(console_request)
+            return answered(replace(console_request, role=role), view)
 
         return await run_in_threadpool(work)
 
@@ -222,34 +263,67 @@ def action(
         if console_request is None:
             return rescue.logged_out(request, form) if rescue else to_login(context, request)
         target = "/".join(map(str, request.path_params.values())) or form.get("name", "")
-        told = (console_request.name, console_request.address, name, target)
+        place = _subject(context, request, form)
+        note = partial(
+            context.store.note, console_request.name, console_request.address, name, target, fleet=place or ""
+        )
         if not console_request.sent_by_us():
-            context.store.note(*told, "refused: the form was forged or too old")
-            if rescue and console_request.operator:
-                return answered(console_request, rescue.too_old)
+            note("refused: the form was forged or too old")
+            if rescue and admitted(console_request, role, place):
+                return answered(replace(console_request, role=role), rescue.too_old)
             return refusal(
                 console_request, 403, "This form is too old, or not ours. Nothing was done; try again."
             )
-        if role == "operator" and not console_request.operator:
-            context.store.note(*told, "refused: not an operator")
-            return refusal(console_request, 403, "This is for operators; your account may look, not act.")
+        if not admitted(console_request, role, place):
+            note("refused: not an operator")
+            return not_admitted(console_request)
+        console_request = replace(console_request, role=role)
         about = ", ".join(f"{key}: {form[key]}" for key in sorted(_TOLD & set(form)) if form[key])
-        begun = context.store.note(*told, "begun", about)
+        begun = note("begun", about)
         try:
             response = view(console_request)
         except HTTPError as refused:
-            context.store.note(*told, f"refused: {refused}", about, begun)
+            note(f"refused: {refused}", about, begun)
             return refusal(console_request, refused.status, str(refused), refused.retry_after)
         except PenchantError as error:
-            context.store.note(*told, f"failed: {error}", about, begun)
+            note(f"failed: {error}", about, begun)
             return console_request.go(back_to(request), f"Not done: {error}")
         except Exception as error:
-            context.store.note(*told, f"failed: {type(error).__name__}", about, begun)
+            note(f"failed: {type(error).__name__}", about, begun)
             raise
-        context.store.note(*told, _outcome(console_request, response), about, begun)
+        note(_outcome(console_request, response), about, begun)
         return response
 
     return posted(work)
+
+
+def _subject(context: ConsoleContext, request: Request, form: Form) -> str | None:
+    """The place that a request is about, as `Rights` names it: of the run or fleet in its path, or of the one
+    where its form wants a run. None where it names none that there is."""
+    wanted = request.path_params.get("id") or form.get("where", "")
+    if not wanted:
+        return "" if "where" in form else None
+    for location in (*context.operations.fleets(), *context.operations.locations()):
+        if location.id == wanted:
+            return place_of(context.operations, location)
+    return None
+
+
+def admitted(console_request: ConsoleRequest, role: Role, place: str | None) -> bool:
+    """Whether the account may what a page or act needs where it is about; somewhere, if it is about no place.
+
+    What the account may not even look at it is let through to: there it finds nothing.
+    """
+    rights = console_request.rights
+    if place is None or not rights.may("viewer", place):
+        return role == "none" or rights.may_anywhere(role)
+    return rights.may(role, place)
+
+
+def not_admitted(console_request: ConsoleRequest) -> Response:
+    """The page that says so."""
+    somewhere = console_request.rights.may_anywhere("viewer")
+    return refusal(console_request, 403, FOR_OPERATORS if somewhere else NO_ROLE)
 
 
 def _outcome(console_request: ConsoleRequest, response: Response) -> str:

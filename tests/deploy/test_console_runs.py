@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from support.console_scene import PASSWORD, make_run
+from support.fleet_directory import make_server
 from support.processes import free_port
 from support.tastes import write_choices
 
@@ -25,7 +27,8 @@ from penchant.common.errors import ConfigError, ConsoleError, RunDirectoryError,
 from penchant.common.shares import share_names, share_rule
 from penchant.deploy.cli.main import main
 from penchant.deploy.console import local
-from penchant.deploy.console.local import OperationsOnThisMachine
+from penchant.deploy.console.local import OperationsOnThisMachine, fleet_id
+from penchant.server.console import second_factor
 from penchant.server.console.accounts import ConsoleStore, RunProcess
 from penchant.server.monitoring.run_history import RunLocation, summary_of
 
@@ -328,6 +331,79 @@ def test_the_console_s_directory_may_be_named_before_a_command(
     with suppress(SystemExit):
         main()
     assert capsys.readouterr().out.split()[:2] == ["olga", "operator"]
+
+
+def account_command(monkeypatch: pytest.MonkeyPatch, state: Path, *words: str) -> int:
+    """`penchant console account WORDS…`; -> its exit status."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(PASSWORD + "\n"))
+    monkeypatch.setattr(sys, "argv", ["penchant", "console", "account", *words, "--state", str(state)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_roles_by_fleet_are_given_at_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, server = tmp_path / "state", make_server(tmp_path).path
+    assert (
+        account_command(monkeypatch, state, "add", "nora", "--role", "none", "--fleet", f"{server}=viewer")
+        == 0
+    )
+    assert capsys.readouterr().out == f"nora may log in as none, viewer on {server}\n"
+    assert account_command(monkeypatch, state, "role", "nora", "--fleet", f"{server}=operator") == 0
+    capsys.readouterr()
+    assert account_command(monkeypatch, state, "list") == 0
+    assert capsys.readouterr().out.split()[-2:] == [f"{fleet_id(server)}:", "operator"]
+    for words, why in (
+        (["role", "nora"], "say which role"),
+        (["role", "nora", "--fleet", str(server)], "write DIR=ROLE"),
+        (["role", "nora", "--fleet", f"{tmp_path}=viewer"], "is not the directory of a fleet's server"),
+        (["role", "nora", "--role", "root"], "a role is one of none, viewer, operator"),
+        (["role", "nobody", "--role", "viewer"], "there is no account 'nobody'"),
+        (["reset-second-factor", "nora"], "nora has no second factor"),
+    ):
+        assert account_command(monkeypatch, state, *words) == 2
+        assert why in capsys.readouterr().err
+    store = ConsoleStore(state)
+    assert [one.action for one in store.audit_entries()] == ["change a role", "make an account"]
+    store.close()
+
+
+def test_the_owner_of_the_machine_takes_a_second_factor_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, key = ConsoleStore(tmp_path / "state"), second_factor.new_key()
+    store.add("olga", "operator", PASSWORD)
+    assert store.set_second_factor("olga", key, second_factor._totp(key).generate(int(time.time())).decode())
+    account_command(monkeypatch, tmp_path / "state", "list")
+    assert "second factor" in capsys.readouterr().out
+    assert account_command(monkeypatch, tmp_path / "state", "reset-second-factor", "olga") == 0
+    assert not store.has_second_factor("olga")
+    assert [one.action for one in store.audit_entries()] == ["reset a second factor"]
+    store.close()
+
+
+def test_the_console_does_not_start_with_a_provider_that_is_set_up_wrongly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "console.toml").write_text('[oidc]\nissuer = "https://id.example.org"\n')
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: pytest.fail("it listens"))
+    words = [
+        "console",
+        str(tmp_path / "runs"),
+        "--state",
+        str(tmp_path / "state"),
+        "--port",
+        str(free_port()),
+    ]
+    monkeypatch.setattr(sys, "argv", ["penchant", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "oidc.allowed is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("there", ["an empty folder", "a run", "a folder of runs"])

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import base64
 import gzip
+import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from penchant.deploy.fleet.enrolment import EnrolmentRegistry
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.server.console import passwords
 from penchant.server.console.accounts import ConsoleStore
+from penchant.server.console.rights import Rights
 from penchant.server.journal import Journal, RoundRow
 from penchant.server.journal_reader import JournalReader
 
@@ -98,6 +101,55 @@ def test_a_password_of_the_console() -> None:
     assert not passwords.check("correct horse batterz", WRITTEN["password"])
 
 
+OLD_CONSOLE = """
+CREATE TABLE accounts (
+    name TEXT PRIMARY KEY, role TEXT NOT NULL CHECK (role IN ('viewer', 'operator')),
+    password TEXT NOT NULL, made REAL NOT NULL, used REAL) WITHOUT ROWID;
+CREATE TABLE sessions (
+    digest TEXT PRIMARY KEY, account TEXT NOT NULL REFERENCES accounts (name) ON DELETE CASCADE,
+    began REAL NOT NULL, used REAL NOT NULL, flash TEXT) WITHOUT ROWID;
+CREATE TABLE deeds (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, account TEXT NOT NULL, address TEXT NOT NULL,
+    action TEXT NOT NULL, target TEXT NOT NULL, outcome TEXT NOT NULL, detail TEXT NOT NULL,
+    begun INTEGER, chain TEXT NOT NULL);
+"""
+"""The tables of the console's file before it knew fleets and providers."""
+
+
+def test_a_console_keeps_its_accounts_sessions_and_audit(tmp_path: Path) -> None:
+    (tmp_path / "console").mkdir()
+    now, line = time.time(), ["olga", "10.0.0.1", "stop a run", "first", "done", "", None]
+    chain = hashlib.sha256(json.dumps(["", now, *line]).encode()).hexdigest()
+    with sqlite3.connect(tmp_path / "console" / "console.db") as db:
+        db.executescript(OLD_CONSOLE)
+        db.execute("INSERT INTO accounts VALUES ('olga', 'operator', ?, ?, NULL)", (WRITTEN["password"], now))
+        db.execute("INSERT INTO accounts VALUES ('vera', 'viewer', ?, ?, NULL)", (WRITTEN["password"], now))
+        digest = hashlib.sha256(b"a token").hexdigest()
+        db.execute("INSERT INTO sessions VALUES (?, 'olga', ?, ?, NULL)", (digest, now, now))
+        db.execute("INSERT INTO deeds VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (now, *line, chain))
+    for _ in range(2):
+        store = ConsoleStore(tmp_path / "console", CHEAP)
+        assert [(one.name, one.rights) for one in store.accounts()] == [
+            ("olga", Rights("operator")),
+            ("vera", Rights("viewer")),
+        ]
+        session = store.session("a token")
+        assert session is not None
+        assert session.account.name == "olga"
+        store.note("olga", "", "stop a run", "second", fleet="north-1")
+        assert store.broken() is None
+        store.give_role("vera", "none", {"north-1": "operator"})
+        store.give_role("vera", "viewer", {})
+        store._db.execute("DELETE FROM fleet_roles")
+        store.close()
+    store = ConsoleStore(tmp_path / "console", CHEAP)
+    place = store.place_of("olga", "10.0.0.1")
+    assert store.login("olga", "correct horse battery", place) is not None
+    store.remove("olga")
+    assert store.session("a token") is None, "sessions still go with their account"
+    store.close()
+
+
 # --- the schemas' versions --------------------------------------------------------------------------
 
 
@@ -149,7 +201,7 @@ def make_authority(folder: Path) -> Path:
         (make_vault, 1),
         (make_sealed_vault, 1),
         (make_choices, 2),
-        (make_console, 1),
+        (make_console, 2),
         (make_enrolments, 1),
         (make_authority, 1),
     ],

@@ -5,6 +5,7 @@ PENCHANT_PICTURES=DIR keeps screenshots of the pages there; docs/figures/ has so
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -14,10 +15,12 @@ import subprocess
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.hashes import SHA1
+from cryptography.hazmat.primitives.twofactor.totp import TOTP
 from playwright.sync_api import Browser, Page, expect
 from support.console_scene import make_run
 from support.processes import PROGRAM, free_port, listens, wait_for
@@ -29,6 +32,7 @@ from penchant.deploy import run_directory
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import attend
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
+from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.views.devices import qr_code
 
 pytestmark = pytest.mark.system
@@ -318,6 +322,57 @@ def test_every_page_is_for_everybody(browser: Browser, served: Served, screen: s
                     )
                 )
         me.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("screen", list(SCREENS))
+def test_a_second_factor_is_set_up_and_used(
+    browser: Browser, served: Served, screen: str, scheme: str
+) -> None:
+    """Through the pages, for everybody; the app is played by what is shown to be typed into one."""
+    name = f"sam-{screen}-{scheme}"
+    with closing(ConsoleStore(served.folder / "state")) as store:
+        store.add(name, "operator", PASSWORD)
+    me = Operator(browser, served, screen=screen, scheme=scheme)
+    me.login(name)
+    me.page.get_by_role("link", name="Your account").click()
+    expect(me.page.get_by_role("heading", level=1)).to_have_text(name)
+    me.picture("account")
+    me.check("an account")
+    me.page.get_by_role("button", name="Set one up").click()
+    key = base64.b32decode(me.page.locator("#secret").inner_text())
+    me.picture("account-key")
+    me.check("the key of a second factor")
+    me.page.get_by_label("The app’s code").fill(app_code(key, time.time()))
+    me.page.get_by_role("button", name="Ask for codes from now on").click()
+    codes = me.page.locator("#codes").inner_text().split()
+    assert len(codes) == 10
+    me.picture("account-codes")
+    me.check("recovery codes")
+    me.page.get_by_role("button", name="Log out").click()
+    me.page.get_by_label("Name").fill(name)
+    me.page.get_by_label("Password").fill(PASSWORD)
+    me.page.keyboard.press("Enter")
+    code = me.page.get_by_label("Code")
+    expect(code).to_be_focused(timeout=60_000)  # a look at a password takes a while
+    me.picture("code")
+    me.check("a code is asked for")
+    code.fill(codes[0])
+    me.page.keyboard.press("Enter")
+    me.page.wait_for_url(served.address + "/")
+    me.go(f"/audit?action=log+in&outcome=done&account={name}")
+    me.picture("audit-filter")
+    me.check("the audit with a filter")
+    with me.page.expect_download() as begun:
+        me.page.get_by_role("link", name="as CSV").click()
+    lines = Path(begun.value.path()).read_text().splitlines()
+    assert [line.split(",")[2:5:2] for line in lines[1:]] == [[name, "log in"]] * 2
+    me.context.close()
+
+
+def app_code(key: bytes, now: float) -> str:
+    """What an app with this key shows."""
+    return TOTP(key, 6, SHA1(), 30).generate(int(now)).decode()
 
 
 def test_hostile_names_stay_text(browser: Browser, served: Served) -> None:

@@ -11,7 +11,8 @@ from markupsafe import Markup
 from penchant.common import wording
 from penchant.common.secagg.update_vector import CORRECT, LOSS, TOTAL, WEIGHT
 from penchant.server.console import charts
-from penchant.server.console.requests import ConsoleContext, ConsoleRequest, HTTPError
+from penchant.server.console.operations import RunOperations
+from penchant.server.console.requests import ConsoleRequest, HTTPError
 from penchant.server.measured import Measurement
 from penchant.server.monitoring import labels
 from penchant.server.monitoring.run_history import RunLocation, RunSummary, summary_of
@@ -30,10 +31,10 @@ T = TypeVar("T")
 # --- what pages share -----------------------------------------------------------------------------
 
 
-def all_runs(context: ConsoleContext) -> list[RunSummary]:
+def all_runs(operations: RunOperations) -> list[RunSummary]:
     """The facts of every run: running ones first, then by their latest change; what can't be read last."""
-    locations = context.operations.locations()
-    activity = context.operations.activity(locations)
+    locations = operations.locations()
+    activity = operations.activity(locations)
     found = [
         summary_of(location, activity[location.id], whole=activity[location.id].running)
         for location in locations
@@ -41,25 +42,25 @@ def all_runs(context: ConsoleContext) -> list[RunSummary]:
     return sorted(found, key=lambda run: (run.state == "damaged", run.state != "running", -run.touched))
 
 
-def location_of(context: ConsoleContext, wanted: str) -> RunLocation:
+def location_of(operations: RunOperations, wanted: str) -> RunLocation:
     """The run with this id. Refused when there is none: an id is looked up, never made into a path."""
-    for location in context.operations.locations():
+    for location in operations.locations():
         if location.id == wanted:
             return location
     raise HTTPError("There is no such run. It may have been deleted.", status=404)
 
 
-def run_of(context: ConsoleContext, wanted: str) -> RunSummary:
+def run_of(operations: RunOperations, wanted: str) -> RunSummary:
     """Its facts."""
-    location = location_of(context, wanted)
-    return summary_of(location, context.operations.activity([location])[location.id])
+    location = location_of(operations, wanted)
+    return summary_of(location, operations.activity([location])[location.id])
 
 
 def chosen(request: ConsoleRequest) -> tuple[list[RunSummary], RunSummary | None]:
     """All runs, and the one that a page is about, read whole: the one asked for, or the first that can be."""
-    found = all_runs(request.context)
+    found = all_runs(request.operations)
     if request.asked("run"):
-        return found, run_of(request.context, request.asked("run"))
+        return found, run_of(request.operations, request.asked("run"))
     whole = (summary_of(run.location, run.activity) for run in found)
     return found, next((run for run in whole if run.state != "damaged"), None)
 

@@ -16,7 +16,8 @@ from starlette.responses import Response
 from penchant.common.durations import DAY
 from penchant.common.errors import JournalError
 from penchant.common.wire.codec import PROTOCOL_VERSION
-from penchant.server.console.requests import ConsoleContext, ConsoleRequest, HTTPError
+from penchant.server.console.operations import RunOperations
+from penchant.server.console.requests import ConsoleRequest, HTTPError
 from penchant.server.console.views.common import all_runs, whole_number
 from penchant.server.monitoring.fleet import DeviceNote, FleetStatus, MemberListStatus, Revocation, Token
 from penchant.server.monitoring.run_history import (
@@ -39,11 +40,11 @@ def devices(request: ConsoleRequest) -> Response:
 
 def devices_facts(request: ConsoleRequest) -> dict[str, Any]:
     """What the page of devices shows."""
-    context, now = request.context, time.time()
-    found = all_runs(context)
+    operations, now = request.operations, time.time()
+    found = all_runs(operations)
     subject, run = subject_of(request, found)
     met, run = met_by(run)
-    around: dict[str, Any] = {"subjects": subjects(context, found), "subject": subject, "run": run}
+    around: dict[str, Any] = {"subjects": subjects(operations, found), "subject": subject, "run": run}
     if subject is None:
         return around
     search = " ".join(request.asked("q").split())[:80]
@@ -51,7 +52,7 @@ def devices_facts(request: ConsoleRequest) -> dict[str, Any]:
     if order not in ORDERS:
         raise HTTPError("Devices can be listed by member, seen or joined.", status=400)
     number = max(whole_number(request.asked("page", "1"), "page"), 1)
-    about = people_of(context, subject)
+    about = people_of(operations, subject)
     listed = known(subject, run, met, about, now)
     rows = sorted((one for one in listed if one.is_called(search)), key=ORDERS[order])
     every = request.asked("tokens") == "all"
@@ -63,7 +64,7 @@ def devices_facts(request: ConsoleRequest) -> dict[str, Any]:
         "tokens_shown": shown,
         "tokens_hidden": len(about.tokens) - len(shown),
         "every_token": every,
-        "rows": _judged(context, subject, rows[(number - 1) * DEVICES_A_PAGE : number * DEVICES_A_PAGE]),
+        "rows": _judged(operations, subject, rows[(number - 1) * DEVICES_A_PAGE : number * DEVICES_A_PAGE]),
         "count": len(rows),
         "met": len(met),
         "recent": sum(one.here or now - (one.seen or 0.0) < DAY for one in listed),
@@ -155,11 +156,11 @@ def _noted(known: Known, note: DeviceNote) -> Known:
     return replace(known, name=note.name or known.name, tags=note.tags)
 
 
-def _judged(context: ConsoleContext, subject: RunLocation, listed: Sequence[Known]) -> list[Known]:
+def _judged(operations: RunOperations, subject: RunLocation, listed: Sequence[Known]) -> list[Known]:
     """The same with whether each would take part, and why not; of a simulation that is not told."""
     if subject.kind != "fleet":
         return list(listed)
-    told = context.operations.fleet(subject).readiness({one.member: one.node for one in listed})
+    told = operations.fleet(subject).readiness({one.member: one.node for one in listed})
     return [replace(one, ready=told[one.member][0], why=told[one.member][1]) for one in listed]
 
 
@@ -198,30 +199,30 @@ def _known(
     )
 
 
-def subjects(context: ConsoleContext, found: Sequence[RunSummary]) -> list[RunLocation]:
+def subjects(operations: RunOperations, found: Sequence[RunSummary]) -> list[RunLocation]:
     """What has devices: fleets first, then runs that belong to none."""
-    alone = [run.location for run in found if context.operations.fleet_of(run.location) is None]
-    return [*context.operations.fleets(), *alone]
+    alone = [run.location for run in found if operations.fleet_of(run.location) is None]
+    return [*operations.fleets(), *alone]
 
 
 def subject_of(
     request: ConsoleRequest, found: Sequence[RunSummary]
 ) -> tuple[RunLocation | None, RunSummary | None]:
     """The fleet or run that is asked for (the first without a question), and the run that describes it."""
-    listed, wanted = subjects(request.context, found), request.asked("run")
+    listed, wanted = subjects(request.operations, found), request.asked("run")
     run = next((run for run in found if run.location.id == wanted), None)
     if run is not None:
-        return request.context.operations.fleet_of(run.location) or run.location, run
+        return request.operations.fleet_of(run.location) or run.location, run
     location = next((location for location in listed if wanted in ("", location.id)), None)
     if location is None and wanted:
         raise HTTPError("There is no such run. It may have been deleted.", status=404)
     return location, next(
-        (run for run in found if location and tells_of(request.context, run.location, location)), None
+        (run for run in found if location and tells_of(request.operations, run.location, location)), None
     )
 
 
-def tells_of(context: ConsoleContext, run: RunLocation, subject: RunLocation) -> bool:
-    fleet = context.operations.fleet_of(run)
+def tells_of(operations: RunOperations, run: RunLocation, subject: RunLocation) -> bool:
+    fleet = operations.fleet_of(run)
     return run.id == subject.id or (fleet is not None and fleet.id == subject.id)
 
 
@@ -246,11 +247,11 @@ class FleetPeople:
     notes: Mapping[int, DeviceNote] = field(default_factory=dict)
 
 
-def people_of(context: ConsoleContext, subject: RunLocation) -> FleetPeople:
+def people_of(operations: RunOperations, subject: RunLocation) -> FleetPeople:
     """Members, invitations and revocations of a fleet; a simulation has none."""
     if subject.kind != "fleet":
         return FleetPeople()
-    fleet = context.operations.fleet(subject)
+    fleet = operations.fleet(subject)
     asked = fleet.revocations()
     return FleetPeople(
         enrolment=fleet.enrolment(),
@@ -275,7 +276,7 @@ def qr_code(text: str) -> Markup:
 def fleet_named(request: ConsoleRequest) -> RunLocation:
     """The fleet of the path. Refused where there is none: simulated devices need no token."""
     wanted = request.path("id")
-    for fleet in request.context.operations.fleets():
+    for fleet in request.operations.fleets():
         if fleet.id == wanted:
             return fleet
     raise HTTPError(
@@ -285,15 +286,15 @@ def fleet_named(request: ConsoleRequest) -> RunLocation:
 
 def device(request: ConsoleRequest) -> Response:
     """One device of a fleet: what is on record of it, and what it is called."""
-    context, now, location = request.context, time.time(), fleet_named(request)
+    operations, now, location = request.operations, time.time(), fleet_named(request)
     member = whole_number(request.path("member"), "member")
-    found = all_runs(context)
-    met, run = met_by(next((run for run in found if tells_of(context, run.location, location)), None))
-    about = people_of(context, location)
+    found = all_runs(operations)
+    met, run = met_by(next((run for run in found if tells_of(operations, run.location, location)), None))
+    about = people_of(operations, location)
     listed = [one for one in known(location, run, met, about, now) if one.member == member]
     if not listed:
         raise HTTPError(f"This fleet has no member {member}.", status=404)
-    (shown,) = _judged(context, location, listed)
+    (shown,) = _judged(operations, location, listed)
     return request.render(
         "device.html.j2",
         location=location,
@@ -305,7 +306,7 @@ def device(request: ConsoleRequest) -> Response:
         revoked=about.enrolment is not None and member in about.enrolment.revoked,
         pending=about.pending,
         revocations=[one for one in about.revocations if one.member == member],
-        contributed=context.operations.fleet(location).contributed(member),
+        contributed=operations.fleet(location).contributed(member),
     )
 
 
@@ -314,7 +315,7 @@ def note(request: ConsoleRequest) -> Response:
     location = fleet_named(request)
     member = whole_number(request.given("member"), "member")
     tags = request.given("tags").replace(",", " ").split()
-    request.context.operations.fleet(location).note(member, request.given("called", 80), tags)
+    request.operations.fleet(location).note(member, request.given("called", 80), tags)
     return request.go(f"/devices/{location.id}/members/{member}", "Kept.")
 
 
@@ -325,7 +326,7 @@ def invite(request: ConsoleRequest) -> Response:
     days = whole_number(request.given("days") or "7", "days")
     if not 1 <= days <= 90:
         raise HTTPError("An invitation is good for 1 to 90 days.", status=422)
-    token = request.context.operations.fleet(location).invite(label, days)
+    token = request.operations.fleet(location).invite(label, days)
     kept = {"label": label, "expires": str(token.expires), "text": token.text}
     request.context.tokens.keep(f"{request.csrf} {token.id}", kept)
     return request.go(f"/devices/{location.id}/tokens/{token.id}")
@@ -354,7 +355,7 @@ def token(request: ConsoleRequest) -> Response:
 def withdraw(request: ConsoleRequest) -> Response:
     """Take back an invitation, or deny the request that came with it."""
     location = fleet_named(request)
-    request.context.operations.fleet(location).withdraw(request.given("token"))
+    request.operations.fleet(location).withdraw(request.given("token"))
     return request.go(
         f"/devices?run={location.id}#invite",
         f"Token {request.given('token')} lets nobody in any more.",
@@ -365,7 +366,7 @@ def ask_revocation(request: ConsoleRequest) -> Response:
     """Ask the authority to take a member out."""
     location = fleet_named(request)
     member = whole_number(request.given("member"), "member")
-    request.context.operations.fleet(location).ask_revocation(member, request.given("why"), request.name)
+    request.operations.fleet(location).ask_revocation(member, request.given("why"), request.name)
     return request.go(
         f"/devices?run={location.id}",
         f"The authority is asked to revoke member {member}; pending until it has signed.",

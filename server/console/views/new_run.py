@@ -126,7 +126,7 @@ class Offer:
     @classmethod
     def of(cls, request: ConsoleRequest) -> Self:
         """What is offered now."""
-        operations = request.context.operations
+        operations = request.operations
         return cls(operations.recipes(), operations.fleets(), operations.simulates())
 
 
@@ -162,20 +162,20 @@ def too_old(request: ConsoleRequest) -> Response:
 
 def check(request: ConsoleRequest) -> Response:
     """What changes by itself while a run is written. Changes nothing."""
-    fleets = request.context.operations.fleets()
+    fleets = request.operations.fleets()
     draft, verdict = _judged(request, _written(request, fleets))
     return HTMLResponse(request.text("new_live.html.j2", verdict=verdict, **_facts(draft)))
 
 
 def start(request: ConsoleRequest) -> Response:
     """Begin a new run."""
-    fleets = request.context.operations.fleets()
+    fleets = request.operations.fleets()
     draft, verdict = _judged(request, _written(request, fleets))
     if draft.name_error or draft.turn_error or verdict.summary:
         why = draft.name_error or draft.turn_error or verdict.summary
         return _refused(request, draft, verdict, why)
     try:
-        location = request.context.operations.start(draft.name, draft.toml, draft.fleet, draft.turn)
+        location = request.operations.start(draft.name, draft.toml, draft.fleet, draft.turn)
     except ConfigError as error:
         named = "name" in error.about
         draft = replace(draft, name_error=str(error)) if named else draft
@@ -210,7 +210,7 @@ def _page(
         draft, verdict = _judged(request, draft)
     page: dict[str, Any] = {
         "recipes": list(offer.recipes),
-        "runs": [run for run in all_runs(request.context) if run.config],
+        "runs": [run for run in all_runs(request.operations) if run.config],
         "fleets": offer.fleets,
         "simulates": offer.simulates,
         "declared": settings_by_group(RunConfig),
@@ -229,7 +229,7 @@ def _beginnings(request: ConsoleRequest, draft: Draft) -> list[tuple[str, str]]:
     """(what it can begin with, in words), and what was written, whatever it is."""
     if draft.fleet is None:
         return []
-    offered = list(request.context.operations.fleet(draft.fleet).beginnings())
+    offered = list(request.operations.fleet(draft.fleet).beginnings())
     wanted = draft.turn.begin_with
     return offered if not wanted or wanted in dict(offered) else [*offered, (wanted, wanted)]
 
@@ -238,7 +238,7 @@ def _tags(request: ConsoleRequest, draft: Draft) -> list[tuple[str, int]]:
     """(tag, how many members have it) of the fleet."""
     if draft.fleet is None:
         return []
-    fleet = request.context.operations.fleet(draft.fleet)
+    fleet = request.operations.fleet(draft.fleet)
     members = fleet.enrolment().members
     found = Counter(tag for m, note in fleet.notes().items() if m in members for tag in note.tags)
     found.setdefault(draft.turn.tag, 0)  # what was written stays
@@ -256,7 +256,7 @@ def _judged(request: ConsoleRequest, draft: Draft) -> tuple[Draft, Verdict]:
     wrong = () if draft.file is not None else tuple(field for field in draft.shown if field.error)
     if wrong:
         return draft, Verdict(None, "", wrong, (), draft.fleet)
-    operations = request.context.operations
+    operations = request.operations
     try:
         config = operations.check(draft.toml, draft.fleet, draft.turn.tag)
     except PenchantError as error:
@@ -320,9 +320,9 @@ def _begun(request: ConsoleRequest, offer: Offer, wanted: str, name: str = "") -
         text = recipes[wanted]
         fleet = next((one for one in fleets if fleet_recipe(one) == wanted), fleet)
     else:
-        location = location_of(request.context, wanted)
+        location = location_of(request.operations, wanted)
         text = config_text(location.directory)
-        fleet = request.context.operations.fleet_of(location) or fleet
+        fleet = request.operations.fleet_of(location) or fleet
     try:
         return Draft(name, wanted, fleet, run_form.beginning(RunConfig.keys_in(text)))
     except ConfigError:  # of another version, or edited by hand: the verdict says what is wrong

@@ -10,7 +10,9 @@ from typing import Any
 from starlette.responses import Response
 
 from penchant.common.errors import PenchantError
-from penchant.server.console.requests import ConsoleContext, ConsoleRequest
+from penchant.server.console.audit_filter import AuditEntry, AuditFilter
+from penchant.server.console.operations import RunOperations
+from penchant.server.console.requests import ConsoleRequest
 from penchant.server.console.views.common import (
     accuracy_chart,
     accuracy_spark,
@@ -35,17 +37,17 @@ def overview(request: ConsoleRequest) -> Response:
 
 def overview_facts(request: ConsoleRequest) -> dict[str, Any]:
     """What the overview shows."""
-    context, now = request.context, time.time()
-    context.operations.record_acts()
-    found = all_runs(context)
+    operations, now = request.operations, time.time()
+    operations.record_acts()
+    found = all_runs(operations)
     if found:  # its curves are shown
         found[0] = summary_of(found[0].location, found[0].activity)
     main = found[0] if found else None
     notices = [notice for run in found for notice in alerts.of_run(run, now)]
     fleets = []
-    for fleet in context.operations.fleets():
+    for fleet in operations.fleets():
         try:
-            fleets.append(fleet_facts(context, fleet, found, now))
+            fleets.append(fleet_facts(operations, fleet, found, now))
         except PenchantError as error:  # one damaged fleet must not take the page of all others
             title = f"{fleet.name} can't be read"
             notices.append(alerts.Notice("bad", title, str(error), f"/devices?run={fleet.id}"))
@@ -63,8 +65,14 @@ def overview_facts(request: ConsoleRequest) -> dict[str, Any]:
         "accuracy_chart": accuracy_chart(main) if main and main.last else None,
         "loss_chart": loss_chart(main) if main and main.last else None,
         "sparks": {run.location.id: accuracy_spark(run) for run in found[:6]},
-        "deeds": [d for d in context.store.audit_entries(limit=40) if (d.action, d.outcome) not in _DULL][:6],
+        "deeds": [d for d in _lately(request) if (d.action, d.outcome) not in _DULL][:6],
     }
+
+
+def _lately(request: ConsoleRequest) -> list[AuditEntry]:
+    """The latest lines of the audit that the account may read."""
+    readable = AuditFilter(reader=request.rights, own=request.name)
+    return request.context.store.audit_entries(limit=40, wanted=readable)
 
 
 @dataclass(frozen=True)
@@ -79,12 +87,12 @@ class FleetCard:
 
 
 def fleet_facts(
-    context: ConsoleContext, fleet: RunLocation, found: Sequence[RunSummary], now: float
+    operations: RunOperations, fleet: RunLocation, found: Sequence[RunSummary], now: float
 ) -> FleetCard:
     """The state of a fleet's server and its members; `found` holds all runs, of which its own are picked."""
-    server = context.operations.fleet(fleet)
+    server = operations.fleet(fleet)
     link, enrolment, asked, tokens = server.link(), server.enrolment(), server.revocations(), server.tokens()
-    runs = [run for run in found if tells_of(context, run.location, fleet)]
+    runs = [run for run in found if tells_of(operations, run.location, fleet)]
     notices = alerts.of_fleet(fleet, link, runs, enrolment, asked, tokens, server.expiries(), now)
     queued = alerts.of_queue(server.queue(), "/runs#queue")
     return FleetCard(fleet, link, link.fresh(now), enrolment, (*notices, *queued))

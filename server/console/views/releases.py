@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from starlette.responses import Response
 
 from penchant.common.errors import PenchantError
 from penchant.common.membership.release_manifest import EVERYBODY
+from penchant.server.console.allowed import place_of
 from penchant.server.console.requests import ConsoleRequest
 from penchant.server.console.views.common import chosen, location_of, paged, whole_number
 from penchant.server.console.views.devices import fleet_named
@@ -29,10 +32,10 @@ def releases(request: ConsoleRequest) -> Response:
     measured = run.by_round
     highest = best(measured.values())
     alike = 0 if highest is None else sum(_alike(one, highest) for one in measured.values())
-    fleet = request.context.operations.fleet_of(location)
-    used = request.context.operations.fleet(fleet).release() if fleet else None
-    offered = request.context.operations.fleet(fleet).offered() if fleet else None
-    promoted = list(request.context.operations.releases(location).promoted())
+    fleet = request.operations.fleet_of(location)
+    used = request.operations.fleet(fleet).release() if fleet else None
+    offered = request.operations.fleet(fleet).offered() if fleet else None
+    promoted = list(request.operations.releases(location).promoted())
     current = next((release for release in promoted if release.current), None)
     return request.render(
         "releases.html.j2",
@@ -67,8 +70,8 @@ def _alike(one: Measurement, highest: Measurement) -> bool:
 
 def promote(request: ConsoleRequest) -> Response:
     """Make a round's adapter the current release."""
-    location = location_of(request.context, request.path("id"))
-    released = request.context.operations.releases(location)
+    location = location_of(request.operations, request.path("id"))
+    released = request.operations.releases(location)
     number, percent = whole_number(request.given("round"), "round"), request.given("canary")
     share = whole_number(percent, "canary") * (EVERYBODY // 100) if percent else EVERYBODY
     made = released.promote(number, request.name, share)
@@ -79,8 +82,8 @@ def promote(request: ConsoleRequest) -> Response:
 
 def roll_back(request: ConsoleRequest) -> Response:
     """Make an earlier release the current one again."""
-    location = location_of(request.context, request.path("id"))
-    released = request.context.operations.releases(location)
+    location = location_of(request.operations, request.path("id"))
+    released = request.operations.releases(location)
     made = released.roll_back(whole_number(request.given("number"), "number"), request.name)
     return request.go(f"/releases?run={location.id}", f"Release {made.number} is current again.")
 
@@ -88,26 +91,26 @@ def roll_back(request: ConsoleRequest) -> Response:
 def hold(request: ConsoleRequest) -> Response:
     """Have a fleet stay with the release in use, or hold no more."""
     fleet = fleet_named(request)
-    now = request.context.operations.fleet(fleet).hold(request.given("held") == "yes")
+    now = request.operations.fleet(fleet).hold(request.given("held") == "yes")
     what = "stays in use, whatever is promoted" if now.held else "is in use"
     return request.go("/releases", f"{now.used} {what}.")
 
 
 def to_everybody(request: ConsoleRequest) -> Response:
     """Have all devices of a fleet use what a part of them tries."""
-    now = request.context.operations.fleet(fleet_named(request)).to_everybody()
+    now = request.operations.fleet(fleet_named(request)).to_everybody()
     return request.go("/releases", f"{now.used} is in use.")
 
 
 def ask_again(request: ConsoleRequest) -> Response:
     """Ask the authority once more to sign the release that was chosen last."""
-    name = request.context.operations.fleet(fleet_named(request)).ask_again()
+    name = request.operations.fleet(fleet_named(request)).ask_again()
     return request.go("/releases", f"The authority is asked to sign {name}.")
 
 
 def download(request: ConsoleRequest) -> Response:
     """A round's shared adapter as a ZIP of peft's files."""
-    location = location_of(request.context, request.path("id"))
+    location = location_of(request.operations, request.path("id"))
     number = whole_number(request.path("round"), "round")
     with request.context.downloads.place(request.session.digest):  # each is a process of its own
         data = _exported(request, location, number)
@@ -119,18 +122,19 @@ def download(request: ConsoleRequest) -> Response:
 
 def _exported(request: ConsoleRequest, location: RunLocation, number: int) -> bytes:
     """The ZIP file; that it was asked for, and how it ended, is in the audit."""
-    begun = request.context.store.note(
-        request.name, request.address, "download an adapter", f"{location.id}/{number}", "begun"
+    note = partial(
+        request.context.store.note,
+        request.name,
+        request.address,
+        "download an adapter",
+        f"{location.id}/{number}",
+        fleet=place_of(request.operations, location),
     )
+    begun = note("begun")
     try:
-        data = request.context.operations.releases(location).export(number)
+        data = request.operations.releases(location).export(number)
     except PenchantError as error:
-        request.context.store.note(
-            request.name, request.address, "download an adapter", f"{location.id}/{number}",
-            f"failed: {error}", "", begun,
-        )  # fmt: skip
+        note(f"failed: {error}", "", begun)
         raise
-    request.context.store.note(
-        request.name, request.address, "download an adapter", f"{location.id}/{number}", "done", "", begun
-    )
+    note("done", "", begun)
     return data

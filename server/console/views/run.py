@@ -72,7 +72,7 @@ def stages_of(run: RunSummary) -> list[dict[str, Any]]:
 
 def rounds_csv(request: ConsoleRequest) -> Response:
     """What the charts of a run are drawn from: a row for each finished round, as CSV."""
-    run = run_of(request.context, request.path("id"))
+    run = run_of(request.operations, request.path("id"))
     measured = run.by_round
     out = io.StringIO(newline="")
     table = csv.writer(out)
@@ -124,7 +124,7 @@ def run_facts(request: ConsoleRequest, run: RunSummary) -> dict[str, Any]:
             least=4,
         ),
         "listed": paged(request, shown, ROUNDS_A_PAGE),
-        "log": list(request.context.operations.log(run.location, LOG_LINES)),
+        "log": list(request.operations.log(run.location, LOG_LINES)),
     }
 
 
@@ -132,15 +132,15 @@ def hindrance_of(request: ConsoleRequest, run: RunSummary) -> str:
     """Why a run that stands still can't go on, however often it is resumed."""
     if run.config is None or run.state not in ("stopped", "failed", "new"):
         return ""
-    return request.context.operations.hindrance(run.location, run.config)
+    return request.operations.hindrance(run.location, run.config)
 
 
 def missing_of(request: ConsoleRequest, run: RunSummary) -> list[tuple[int, str]]:
     """(member, why) of those that a waiting run lacks; nothing where it doesn't wait."""
-    fleet = request.context.operations.fleet_of(run.location)
+    fleet = request.operations.fleet_of(run.location)
     if run.waiting is None or fleet is None:
         return []
-    return list(request.context.operations.fleet(fleet).missing(run.location, run.waiting))
+    return list(request.operations.fleet(fleet).missing(run.location, run.waiting))
 
 
 def _people(run: RunSummary) -> str:
@@ -155,35 +155,35 @@ def _people(run: RunSummary) -> str:
 
 def run(request: ConsoleRequest) -> Response:
     """One run, live."""
-    found = run_of(request.context, request.path("id"))
+    found = run_of(request.operations, request.path("id"))
     text = found.config.to_toml() if found.config else ""
     return request.render("run.html.j2", config_text=text, **run_facts(request, found))
 
 
 def stop(request: ConsoleRequest) -> Response:
     """Stop the process that runs a run."""
-    location = location_of(request.context, request.path("id"))
-    request.context.operations.stop(location)
+    location = location_of(request.operations, request.path("id"))
+    request.operations.stop(location)
     return request.go(f"/runs/{location.id}", f"{location.name} has stopped. Finished rounds are kept.")
 
 
 def resume(request: ConsoleRequest) -> Response:
     """Go on with a run."""
-    location = location_of(request.context, request.path("id"))
-    request.context.operations.resume(location)
+    location = location_of(request.operations, request.path("id"))
+    request.operations.resume(location)
     return request.go(f"/runs/{location.id}", f"{location.name} goes on.")
 
 
 def confirm_delete(request: ConsoleRequest) -> Response:
     """Whether a run is really to be deleted."""
-    return request.render("delete.html.j2", run=run_of(request.context, request.path("id")), error="")
+    return request.render("delete.html.j2", run=run_of(request.operations, request.path("id")), error="")
 
 
 def delete(request: ConsoleRequest) -> Response:
     """Delete a run whose name was typed."""
-    found = run_of(request.context, request.path("id"))
+    found = run_of(request.operations, request.path("id"))
     if request.given("confirm") != found.location.name:
         error = "That is not its name. Nothing was deleted."
         return request.refuse("another name was typed", "delete.html.j2", run=found, error=error)
-    request.context.operations.delete(found.location)
+    request.operations.delete(found.location)
     return request.go("/runs", f"{found.location.name} is deleted.")

@@ -30,14 +30,14 @@ RUNS_A_PAGE = 50
 
 def runs(request: ConsoleRequest) -> Response:
     """All runs, a page of them at a time."""
-    listed = paged(request, all_runs(request.context), RUNS_A_PAGE)
+    listed = paged(request, all_runs(request.operations), RUNS_A_PAGE)
     sparks = {run.location.id: accuracy_spark(run) for run in listed.rows}
     return request.render("runs.html.j2", listed=listed, sparks=sparks, queues=_queues(request))
 
 
 def _queues(request: ConsoleRequest) -> list[tuple[RunLocation, Sequence[QueuedRun]]]:
     """(fleet, runs that wait) of each fleet in which some do."""
-    operations = request.context.operations
+    operations = request.operations
     found = [(fleet, operations.fleet(fleet).queue()) for fleet in operations.fleets()]
     return [(fleet, waiting) for fleet, waiting in found if waiting]
 
@@ -65,7 +65,7 @@ def retry(request: ConsoleRequest) -> Response:
 
 def _queued(request: ConsoleRequest) -> tuple[FleetOperations, int]:
     """(the fleet of the path, the number of a run of its queue, which the form has)."""
-    fleet = request.context.operations.fleet(fleet_named(request))
+    fleet = request.operations.fleet(fleet_named(request))
     return fleet, whole_number(request.given("number"), "number")
 
 
@@ -74,7 +74,7 @@ def compare(request: ConsoleRequest) -> Response:
     wanted = list(dict.fromkeys(request.http_request.query_params.getlist("run")))
     if len(wanted) > MOST_COMPARED:
         raise HTTPError(f"At most {MOST_COMPARED} runs can be compared at a time.", status=400)
-    found = [run_of(request.context, one) for one in wanted]
+    found = [run_of(request.operations, one) for one in wanted]
     series = [
         charts.Series(run.location.name, measured_curve(run, lambda one: one.accuracy), look)
         for look, run in enumerate(found, 1)

@@ -1,0 +1,355 @@
+"""Whom a provider's settings let in, and which of its tokens are believed; a real one is in tests/system."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from joserfc import jwt
+from joserfc.jwk import KeySet, OctKey, RSAKey
+from support.console_scene import Console
+
+from penchant.common.errors import ConfigError, ConsoleError, UsageError
+from penchant.server.console.accounts import ConsoleStore
+from penchant.server.console.at_once import HTTPError
+from penchant.server.console.forms import secure_form
+from penchant.server.console.provider_login import LOGIN_SECONDS, ProviderLogin
+from penchant.server.console.provider_settings import (
+    Allowed,
+    ProviderSettings,
+    TrustedProvider,
+    VouchedPerson,
+    trusted_provider,
+)
+from penchant.server.console.rights import ROLES, Rights, Role
+
+ISSUER = "https://id.example.org"
+BACK = "https://console.example.org/login/provider/back"
+KEY, OTHER = (RSAKey.generate_key(2048, {"kid": kid}) for kid in ("one", "other"))
+SAID = {
+    "issuer": ISSUER,
+    "authorization_endpoint": f"{ISSUER}/auth",
+    "token_endpoint": f"{ISSUER}/token",
+    "jwks_uri": f"{ISSUER}/keys",
+    "userinfo_endpoint": f"{ISSUER}/me",
+    "authorization_response_iss_parameter_supported": True,
+}
+RULES = (Allowed("email", "olga@example.org", "operator"),)
+
+
+class Clock:
+    now = time.time()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Played(ProviderLogin):
+    """A provider's answers without a provider. token: what it gives for a code; person: its userinfo."""
+
+    def __init__(self, clock: Clock, **changes: Any) -> None:
+        super().__init__(TrustedProvider(ProviderSettings(ISSUER, "console"), RULES, "hush"), clock)
+        self.said = {**SAID, **changes}
+        self.keys: Any = KeySet([KEY]).as_dict(private=False)
+        self.token: dict[str, Any] = {}
+        self.person: dict[str, Any] = {"sub": "1", "email": "olga@example.org", "email_verified": True}
+
+    def _asked(self, url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+        kinds = {"keys": self.keys, "me": self.person}
+        return kinds.get(url.rpartition("/")[2], self.said)
+
+    def _token(self, code: str, verifier: str, back: str) -> Mapping[str, Any]:
+        return self.token
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def finished(
+    played: Played, clock: Clock, *, key: Any = KEY, alg: str = "RS256", **changes: Any
+) -> VouchedPerson:
+    """A login to its end, with an identity token that has these claims; None leaves one out."""
+    _, kept = played.begin(BACK, "/runs")
+    begun = played.begun(kept)
+    assert begun is not None
+    now = int(clock.now)
+    right = {"iss": ISSUER, "aud": "console", "sub": "1", "iat": now, "exp": now + 60}
+    claims = {**right, "nonce": played._made(begun, "nonce"), **changes}
+    token = jwt.encode(
+        {"alg": alg, **({"kid": key.kid} if key.kid else {})},
+        {name: value for name, value in claims.items() if value is not None},
+        key,
+        algorithms=[alg],
+    )
+    played.token = {"id_token": token, "access_token": "a"}
+    return played.finish(begun, {"state": played._made(begun, "state"), "code": "c", "iss": ISSUER}, BACK)
+
+
+def test_a_right_token_names_the_person(clock: Clock) -> None:
+    assert finished(Played(clock), clock) == VouchedPerson("1", "olga@example.org", frozenset())
+    told = finished(Played(clock), clock, email="vera@example.org", email_verified=True, groups=["a", 1])
+    assert told == VouchedPerson("1", "vera@example.org", frozenset({"a"}))
+
+
+@pytest.mark.parametrize("verified", [False, None, "true", 1])
+def test_an_address_that_is_not_verified_is_none(clock: Clock, verified: object) -> None:
+    played = Played(clock)
+    played.person = {"sub": "1", "email": "olga@example.org", "email_verified": verified}
+    person = finished(played, clock)
+    assert (person.email, person.account) == ("", "oidc:1")
+    assert played.provider.rights_of(person) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"iss": "https://evil.example"},
+        {"iss": None},
+        {"aud": "another"},
+        {"aud": ["another"]},
+        {"aud": ["console", "another"]},
+        {"aud": ["console", "another"], "azp": "another"},
+        {"aud": None},
+        {"sub": None},
+        {"exp": None},
+        {"exp": 1},
+        {"exp": "soon"},
+        {"iat": 9_999_999_999},
+        {"nonce": "another"},
+        {"nonce": None},
+        {"key": OTHER},
+        {"key": OctKey.import_key("hush" * 8), "alg": "HS256"},
+    ],
+    ids=str,
+)
+def test_a_token_that_is_not_right_is_refused_in_one_line(clock: Clock, changes: dict[str, Any]) -> None:
+    with pytest.raises(HTTPError, match=r"identity token (is not valid|can’t be read)") as refused:
+        finished(Played(clock), clock, **changes)
+    assert "\n" not in str(refused.value)
+    assert refused.value.status == 403
+
+
+def test_a_token_without_a_signature_is_refused(clock: Clock) -> None:
+    played = Played(clock)
+    _, kept = played.begin(BACK, "/")
+    begun = played.begun(kept)
+    for token in ("eyJhbGciOiJub25lIn0.eyJzdWIiOiIxIn0.", "a.b.c", "", "x"):
+        played.token = {"id_token": token}
+        with pytest.raises(HTTPError, match="identity token"):
+            played._claims(played.token, played._made(begun, "nonce"))
+
+
+def test_keys_that_were_changed_are_asked_for_again(clock: Clock) -> None:
+    played = Played(clock)
+    finished(played, clock)
+    played.keys = KeySet([OTHER]).as_dict(private=False)
+    with pytest.raises(HTTPError):
+        finished(played, clock, key=OTHER)  # not more often than once a minute
+    clock.now += 61
+    assert finished(played, clock, key=OTHER).subject == "1"
+
+
+def test_two_people_in_one_answer_are_nobody(clock: Clock) -> None:
+    played = Played(clock)
+    played.person = {"sub": "2", "email": "olga@example.org", "email_verified": True}
+    with pytest.raises(HTTPError, match="two people"):
+        finished(played, clock)
+
+
+@pytest.mark.parametrize("kept", ["", "x", ".", "e30=.00", "é.é"])
+def test_what_the_browser_kept_is_ours_or_nothing(clock: Clock, kept: str) -> None:
+    assert Played(clock).begun(kept) is None
+
+
+def test_a_login_has_ten_minutes_and_belongs_to_one_process(clock: Clock) -> None:
+    played = Played(clock)
+    _, kept = played.begin(BACK, "/")
+    assert played.begun(kept) is not None
+    assert Played(clock).begun(kept) is None
+    clock.now += LOGIN_SECONDS + 1
+    assert played.begun(kept) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"issuer": f"{ISSUER}/"},
+        {"authorization_endpoint": "http://id.example.org/auth"},
+        {"authorization_endpoint": None},
+        {"authorization_endpoint": "javascript:alert(1)"},
+    ],
+    ids=str,
+)
+def test_a_provider_that_says_something_else_of_itself_is_not_asked(
+    clock: Clock, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(HTTPError) as refused:
+        Played(clock, **changes).begin(BACK, "/")
+    assert refused.value.status == 502
+
+
+# --- who has which role ---------------------------------------------------------------------------
+
+
+def test_of_several_rules_the_one_that_allows_most_counts() -> None:
+    rules = (
+        Allowed("group", "all", "viewer"),
+        Allowed("group", "leads", "operator", "north-1"),
+        Allowed("subject", "1", "none", "south-1"),
+        Allowed("email", "Olga@Example.org", "operator"),
+    )
+    trusted = TrustedProvider(ProviderSettings(ISSUER, "console"), rules)
+    person = VouchedPerson("1", "olga@example.org", frozenset({"all", "leads"}))
+    assert trusted.rights_of(person) == Rights("operator", {"north-1": "operator", "south-1": "none"})
+    assert trusted.rights_of(VouchedPerson("2", "", frozenset({"all"}))) == Rights("viewer", {})
+    assert trusted.rights_of(VouchedPerson("1")) is None, "none is no role"
+    assert trusted.rights_of(VouchedPerson("")) is None
+
+
+@settings(deadline=None, derandomize=True, database=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["subject", "email", "group"]), st.text(max_size=3), st.sampled_from(ROLES))
+    ),
+    st.text(max_size=3),
+    st.text(max_size=3),
+    st.frozensets(st.text(max_size=3), max_size=3),
+)
+def test_nobody_has_more_than_a_rule_about_them_gives(
+    rules: list[tuple[str, str, Role]], subject: str, email: str, groups: frozenset[str]
+) -> None:
+    allowed = tuple(Allowed(*rule) for rule in rules)
+    trusted = TrustedProvider(ProviderSettings(ISSUER, "console"), allowed)
+    person = VouchedPerson(subject, email, groups)
+    rights = trusted.rights_of(person)
+    about = [rule.role for rule in allowed if rule.holds(person)]
+    most = max(about, key=ROLES.index, default="none")
+    assert (rights.elsewhere if rights else "none") == most
+
+
+def test_an_account_belongs_to_one_subject(tmp_path: Path) -> None:
+    store = ConsoleStore(tmp_path)
+    person = VouchedPerson("1", "olga@example.org")
+    token = store.let_in(person.account, ISSUER, "1", Rights("operator", {"north-1": "none"}))
+    session = store.session(token)
+    assert session is not None
+    assert session.account.rights == Rights("operator", {"north-1": "none"})
+    assert store.session(
+        store.let_in(person.account, ISSUER, "1", Rights("viewer"))
+    ).account.rights == Rights("viewer")
+    with pytest.raises(ConsoleError, match="was somebody else's before"):
+        store.let_in(person.account, ISSUER, "2", Rights("operator"))
+    assert store.login(person.account, "", store.place_of(person.account, "10.0.0.1")) is None
+    for change in (
+        lambda: store.passwd(person.account, "correct horse battery"),
+        lambda: store.give_role(person.account, "operator", {}),
+        lambda: store.reset_second_factor(person.account),
+    ):
+        with pytest.raises(UsageError, match=f"is an account of {ISSUER}"):
+            change()
+    store.close()
+
+
+# --- the settings ---------------------------------------------------------------------------------
+
+GOOD = """
+[oidc]
+issuer = "https://id.example.org"
+client_id = "console"
+client_secret_file = "secret"
+[[oidc.allowed]]
+email = "olga@example.org"
+role = "operator"
+[[oidc.allowed]]
+group = "leads"
+role = "viewer"
+fleet = "/srv/north"
+"""
+
+
+def read(folder: Path, text: str) -> TrustedProvider | None:
+    (folder / "secret").write_text("hush\n")
+    (folder / "secret").chmod(0o600)
+    (folder / "console.toml").write_text(text)
+    return trusted_provider(folder, lambda path: f"id of {path}")
+
+
+def test_settings_say_who_may_come_and_a_secret_is_never_shown(tmp_path: Path) -> None:
+    found = read(tmp_path, GOOD)
+    assert found is not None
+    assert found.secret == "hush"
+    assert "hush" not in repr(found)
+    assert found.allowed[1] == Allowed("group", "leads", "viewer", "id of /srv/north")
+    assert found.settings.scopes == ("openid", "email")
+
+
+def test_without_settings_there_is_no_provider(tmp_path: Path) -> None:
+    assert trusted_provider(tmp_path, str) is None
+    assert read(tmp_path, "") is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "why"),
+    [
+        ("[oidc]", "[odic]", "unknown keys"),
+        ("https://id.example.org", "http://id.example.org", "oidc.issuer must be an https"),
+        ("https://id.example.org", "https://id.example.org?a=b", "oidc.issuer must be"),
+        ("https://id.example.org", "", "oidc.issuer must be"),
+        ('client_id = "console"', "", "oidc.client_id is missing"),
+        ('client_id = "console"', "client_id = 3", "oidc.client_id"),
+        ('client_id = "console"', 'client_id = "console"\nsecret = "hush"', "into a file of its own"),
+        ('client_id = "console"', 'client_id = "console"\nclient_secret = "hush"', "into a file of its own"),
+        ('client_id = "console"', 'client_id = "console"\nother = 1', "other"),
+        (
+            'client_id = "console"',
+            'client_id = "console"\nscopes = ["email"]',
+            "oidc.scopes must have openid",
+        ),
+        ('client_id = "console"', 'client_id = "console"\nname = "<b>"', "oidc.name"),
+        ('client_id = "console"', 'client_id = "console"\nca_file = "secret"', "oidc.ca_file"),
+        ('"secret"', '"nothing"', "can't read"),
+        ('role = "operator"', 'role = "admin"', "rule 1: role is one of"),
+        ('role = "operator"', "", "rule 1: role is one of"),
+        ('email = "olga@example.org"', "", "rule 1 must have one of subject, email, group"),
+        ('email = "olga@example.org"', 'email = "o"\nsubject = "1"', "rule 1 must have one of"),
+        ('email = "olga@example.org"', 'email = "o"\nfleets = "1"', "rule 1 has unknown keys: fleets"),
+        ('email = "olga@example.org"', "email = 3", "rule 1 must be a table of texts"),
+        ("[oidc]", "[oidc", "is not TOML"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name_without_the_secret(
+    tmp_path: Path, before: str, after: str, why: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read(tmp_path, GOOD.replace(before, after, 1))
+    assert why in str(refused.value)
+    assert "hush" not in str(refused.value)
+
+
+def test_a_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    read(tmp_path, GOOD)
+    (tmp_path / "secret").chmod(0o644)
+    with pytest.raises(ConfigError, match="can be read by others; chmod 600"):
+        trusted_provider(tmp_path, str)
+
+
+def test_rules_are_needed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"oidc\.allowed is empty"):
+        read(tmp_path, GOOD.partition("[[")[0])
+
+
+def test_what_was_written_survives_a_login_by_the_provider_in_another_tab(tmp_path: Path) -> None:
+    console = Console(tmp_path)
+    browser = console.browser("olga")  # as if it had come by the provider, meanwhile
+    form = {"csrf": secure_form("x"), "kept.name": "what I wrote", "next": "/runs/new"}
+    browser.client.cookies.set("penchant-form", "x")
+    assert browser.client.post("/login", data=form).headers["location"] == "/runs/new"
+    assert "what I wrote" in browser.get("/runs/new").text
+    console.store.close()

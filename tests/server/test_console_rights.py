@@ -1,0 +1,199 @@
+"""Each page and each act, for accounts that have one role here and another, or none, there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.console_scene import CHEAP, PASSWORD, Browser, Console, make_run
+from support.fleet_directory import make_served_run, make_server
+
+from penchant.common.errors import UsageError
+from penchant.deploy.console.local import OperationsOnThisMachine, fleet_id
+from penchant.deploy.console.releases import ReleasesOnThisMachine
+from penchant.server.console.accounts import ConsoleStore
+from penchant.server.console.app import ACTIONS, PAGES
+from penchant.server.console.rights import ROLES, Rights, Role
+
+ROUTES = [("GET", path, role) for path, _, role in PAGES]
+ROUTES += [("POST", path, role) for path, _, _, role in ACTIONS]
+NAMED = [route for route in ROUTES if "{id}" in route[1]]
+OF_FLEETS = ("/devices/", "/queue/", "/hold")
+PLACES = ("here", "north", "south")
+HAVE: dict[str, dict[str, Role]] = {
+    "nora": {"here": "none", "north": "operator", "south": "none"},
+    "vic": {"here": "viewer", "north": "operator", "south": "none"},
+    "oz": {"here": "operator", "north": "operator", "south": "viewer"},
+    "olga": {"here": "operator", "north": "operator", "south": "operator"},
+    "vera": {"here": "viewer", "north": "viewer", "south": "viewer"},
+}
+UNNAMED = {"nora": "none", "vic": "viewer", "oz": "operator"}
+
+
+class Fleets(Console):
+    """A run on this machine, and two fleets with one each; accounts as `HAVE` says."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        make_run(self.runs / "run-here")
+        self.servers = {}
+        for name in ("north", "south"):
+            (folder / "made" / name).mkdir(parents=True)
+            server = make_server(folder / "made" / name)
+            server.path.rename(self.runs / name)
+            self.servers[name] = type(server)(self.runs / name)
+            make_served_run(self.servers[name], f"run-{name}")
+        for name, elsewhere in UNNAMED.items():
+            there = {
+                place: role for place, role in HAVE[name].items() if place != "here" and role != elsewhere
+            }
+            roles = {fleet_id(self.runs / place): role for place, role in there.items()}
+            self.store.add(name, elsewhere, PASSWORD, roles)
+        self.browsers = {name: self.browser(name) for name in HAVE}
+
+    def path(self, path: str, place: str) -> str:
+        """The route's path, about the run or the fleet of a place."""
+        fleet = any(part in path for part in OF_FLEETS)
+        wanted = fleet_id(self.runs / place) if fleet else self.id_of(f"run-{place}")
+        return (
+            path.replace("{id}", wanted)
+            .replace("{round}", "2")
+            .replace("{token}", "0a")
+            .replace("{member}", "1")
+        )
+
+
+@pytest.fixture(scope="module")
+def fleets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleets]:
+    made = Fleets(tmp_path_factory.mktemp("fleets"))
+    yield made
+    made.store.close()
+
+
+def asked(browser: Browser, method: str, path: str) -> tuple[int, str]:
+    answer = browser.get(path) if method == "GET" else browser.post(path, {"number": "1"})
+    return answer.status_code, answer.text
+
+
+@pytest.mark.parametrize(
+    "path", [path for _, path, _ in ROUTES[: len(PAGES)] if "{" not in path and "." not in path]
+)
+def test_a_page_about_everything_shows_what_one_may_see(fleets: Fleets, path: str) -> None:
+    for name, have in HAVE.items():
+        answer = fleets.browsers[name].get(path)
+        assert answer.status_code in (200, 403)
+        for place in PLACES:
+            if have[place] == "none":
+                assert f"run-{place}" not in answer.text, (name, place)
+                assert fleet_id(fleets.runs / "south") not in answer.text or place != "south", (name, place)
+
+
+@pytest.mark.parametrize(("method", "path", "role"), NAMED, ids=lambda value: str(value))
+def test_a_route_about_a_place_is_held_to_the_role_there(
+    fleets: Fleets, monkeypatch: pytest.MonkeyPatch, method: str, path: str, role: Role
+) -> None:
+    for act in ("stop", "resume", "delete"):
+        monkeypatch.setattr(OperationsOnThisMachine, act, lambda self, location: None)
+    monkeypatch.setattr(ReleasesOnThisMachine, "export", lambda self, round: b"zip")  # each is a process
+    fleet = any(part in path for part in OF_FLEETS)
+    for name, have in HAVE.items():
+        for place in PLACES[1:] if fleet else PLACES:
+            status, text = asked(fleets.browsers[name], method, fleets.path(path, place))
+            case = (name, place, status, text[-400:])
+            if ROLES.index(have[place]) >= ROLES.index(role):
+                assert status != 403, case
+                assert "There is no such" not in text, case
+            elif have[place] == "none":
+                assert status == 404, case
+                assert f"run-{place}" not in text, case
+            else:
+                assert (status, "for operators" in text) == (403, True), case
+
+
+@pytest.mark.parametrize("path", ["/devices", "/privacy", "/releases", "/runs/compare"])
+def test_a_query_names_nothing_that_one_may_not_see(fleets: Fleets, path: str) -> None:
+    for name, have in HAVE.items():
+        for place in PLACES:
+            status, text = asked(fleets.browsers[name], "GET", f"{path}?run={fleets.id_of(f'run-{place}')}")
+            assert status == (404 if have[place] == "none" else 200), (name, place, text[-300:])
+
+
+def test_a_run_begins_only_where_one_may_act(fleets: Fleets, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+    monkeypatch.setattr(
+        OperationsOnThisMachine, "start", lambda self, name, toml, fleet, turn: begun.append(fleet)
+    )
+    for name, have in HAVE.items():
+        for place in PLACES:
+            where = "" if place == "here" else fleet_id(fleets.runs / place)
+            before = len(begun)
+            answer = fleets.browsers[name].post(
+                "/runs/new", {"name": "new", "where": where, "config": "seed = 1"}
+            )
+            if have[place] == "operator":
+                continue  # it may be refused for another reason: a fleet of nobody can't run anything
+            assert answer.status_code in (403, 404, 422), (name, place)
+            assert len(begun) == before, (name, place)
+    form = fleets.browsers["oz"].get("/runs/new").text
+    assert fleet_id(fleets.runs / "north") in form
+    assert fleet_id(fleets.runs / "south") not in form, "a viewer there can start nothing there"
+
+
+def test_a_form_is_checked_only_for_a_place_where_one_may_act(fleets: Fleets) -> None:
+    said = fleets.browsers["nora"].post("/runs/check", {"name": "new", "where": "", "config": "seed = 1"})
+    assert "for operators" in said.text
+
+
+def test_the_audit_tells_of_fleets_that_one_may_see_and_of_oneself(fleets: Fleets) -> None:
+    for place in ("north", "south"):
+        fleets.browsers["olga"].post(
+            fleets.path("/devices/{id}/tokens", place), {"label": place, "days": "1"}
+        )
+    fleets.browsers["nora"].post(fleets.path("/devices/{id}/tokens", "south"), {"label": "mine", "days": "1"})
+    seen = {}
+    for name in ("nora", "vic", "olga"):
+        lines = fleets.browsers[name].get("/audit.jsonl?action=hand+out+a+token").text
+        seen[name] = ("label: north" in lines, "label: south" in lines)
+        assert seen[name][0] == ("label: north" in fleets.browsers[name].get("/audit").text)
+    assert seen == {"nora": (True, False), "vic": (True, False), "olga": (True, True)}
+    own = fleets.browsers["nora"].get("/audit?account=nora").text
+    assert "refused" in own
+
+
+def test_a_role_changes_with_the_next_click(tmp_path: Path) -> None:
+    console = Console(tmp_path)
+    browser = console.browser("vera")
+    assert browser.get("/runs/new").status_code == 403
+    console.store.give_role("vera", "operator", {})
+    assert browser.get("/runs/new").status_code == 200
+    console.store.give_role("vera", "none", {})
+    answer = browser.get("/runs")
+    assert (answer.status_code, "no role here" in answer.text) == (403, True)
+    assert browser.get("/account").status_code == 200
+    console.store.close()
+
+
+def test_roles_that_there_are_not_are_refused_and_change_nothing(tmp_path: Path) -> None:
+    store = ConsoleStore(tmp_path, CHEAP)
+    store.add("vera", "viewer", PASSWORD, {"north-1": "operator"})
+    for role, fleets in (("admin", {}), ("viewer", {"north-1": "root"})):
+        with pytest.raises(UsageError, match="a role is one of none, viewer, operator"):
+            store.give_role("vera", role, fleets)
+        with pytest.raises(UsageError, match="a role is one of"):
+            store.add("other", role, PASSWORD, fleets)
+    with pytest.raises(UsageError, match="there is no account 'nobody'"):
+        store.give_role("nobody", "viewer", {})
+    store.give_role("vera", None, {"south-1": "none"})
+    (account,) = store.accounts()
+    assert account.rights == Rights("viewer", {"north-1": "operator", "south-1": "none"})
+
+
+@pytest.mark.parametrize("elsewhere", ROLES)
+@pytest.mark.parametrize("there", ROLES)
+def test_who_may_what(elsewhere: Role, there: Role) -> None:
+    rights = Rights(elsewhere, {"north": there})
+    for role in ROLES:
+        assert rights.may(role, "north") == (ROLES.index(there) >= ROLES.index(role))
+        assert rights.may(role) == rights.may(role, "south") == (ROLES.index(elsewhere) >= ROLES.index(role))
+        assert rights.may_anywhere(role) == (rights.may(role) or rights.may(role, "north"))
