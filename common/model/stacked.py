@@ -2,11 +2,11 @@
 
 Each person's texts are put together as they would be alone (`Tail.collate`); here those packings are joined,
 so that a product with a frozen weight sees the tokens of all, and a product with factors each person's own.
-Nothing of one person's texts or factors enters another's numbers, not even where they are infinite: what is
-filled up is filled with a person's own.
+Nothing of one person's texts or factors enters another's numbers, not even where they are infinite: what
+is filled up is filled with a person's own.
 
-Not every model bears that: `stacked_tail` says which. Prompts are shared among one person's responses as ever,
-never among people, whose factors make other states of them.
+Not every model bears that: `stacked_tail` says which. Prompts are shared among one person's responses as
+ever, never among people, whose factors make other states of them.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ _ALIKE = 1.25  # pieces of the attention in one call differ in length by this fa
 
 @dataclass(frozen=True)
 class StackedWeights:
-    """What the model runs with for N people: (A [N, r, in], B [N, out, r]) by module name, the heads [N, d] or
-    nothing (0), and what is added to parameters of the base, [N, …] by their path."""
+    """What the model runs with for N people: (A [N, r, in], B [N, out, r]) by module name, the heads [N, d]
+    or nothing (0), and what is added to parameters of the base, [N, …] by their path."""
 
     adapters: Mapping[str, tuple[Tensor, Tensor]]
     heads: Tensor

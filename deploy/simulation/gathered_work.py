@@ -1,9 +1,9 @@
-"""Where simulated devices work: a cohort's jobs are gathered, and several people's are done at a time.
+"""Where simulated devices work: a cohort's jobs are gathered, and several people's done at a time.
 
-Each agent says after its reply to `keys` what it will ask for (`Workplace.expect`). When the first of them asks,
-everybody's jobs are there, and are cut into groups: in order of their choices, so that those of about as many
-are together, and of people who ask for the same thing by their place in the run. Each group is trained in
-lockstep by the thread of one who asks; the others wait for their part of it. The same cohort, the same groups.
+Each agent says with its reply to `keys` what it will ask for (`Workplace.expect`). When the first of them
+asks, everybody's jobs are there, and are cut into groups: by the number of their choices, so that those who
+have about as many are together, and then by their place in the run. Each group is trained in lockstep by the
+thread of one who asks, while the others wait for their part of it. The same cohort, the same groups.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ class GatheredWork:
             if isinstance(made, Outcome):
                 return made
             self.groups.append(len(made))
-            round.finish(made, _done(round.planned, made, self._bytes(round.planned) // 2))
+            round.finish(made, _made_of(round.planned, made, self._bytes(round.planned) // 2))
 
     def _keep(self, number: int, job: Job) -> None:
         planned = self._model_cache.of(job.plan)
@@ -151,17 +151,15 @@ class _Ready:
     prepared: PreparedPairs | None
 
 
-@dataclass
 class _Round:
     """The jobs that are expected of one round, which all ask for the same: `key`."""
 
-    key: bytes
-    planned: PlannedModel
-    most: int
-    _changed: threading.Condition = field(default_factory=threading.Condition)
-    _jobs: dict[int, Job] = field(default_factory=dict)  # until they are asked for
-    _waiting: set[int] = field(default_factory=set)
-    _done: dict[int, Outcome | Exception] = field(default_factory=dict)
+    def __init__(self, key: bytes, planned: PlannedModel, most: int) -> None:
+        self.key, self.planned, self._most = key, planned, most
+        self._changed = threading.Condition()
+        self._jobs: dict[int, Job] = {}  # until they are asked for
+        self._waiting: set[int] = set()
+        self._done: dict[int, Outcome | Exception] = {}
 
     def expect(self, number: int, job: Job) -> None:
         """A job will be asked for; an earlier one of the same device will not."""
@@ -204,7 +202,7 @@ class _Round:
         order = sorted(self._waiting, key=lambda number: (-len(self._jobs[number].train), number))
         group: dict[int, _Ready] = {}
         held = 0
-        for number in order[: self.most]:
+        for number in order[: self._most]:
             ready = self._prepared(self._jobs[number])
             size = 0 if ready.prepared is None else people_bytes(self.planned.split, ready.prepared)
             if group and held + size > room // 2:
@@ -225,7 +223,7 @@ def memory_for(model: RewardModel) -> int:
     return int(torch.cuda.get_device_properties(model.device).total_memory) // 2
 
 
-def _done(planned: PlannedModel, group: dict[int, _Ready], step_bytes: int) -> list[Outcome | Exception]:
+def _made_of(planned: PlannedModel, group: dict[int, _Ready], step_bytes: int) -> list[Outcome | Exception]:
     """What comes of a group; where the work on all of it fails, that is each one's error."""
     jobs = [ready.job for ready in group.values()]
     try:

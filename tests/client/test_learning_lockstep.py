@@ -1,5 +1,5 @@
-"""Training several people in lockstep gives each what training alone gives: every share rule, tail, objective,
-optimiser and order of updates; unequal amounts of data; somebody who diverges is alone in that."""
+"""Training several people in lockstep gives each what training alone gives: every share rule, tail,
+objective, optimiser and order of updates; unequal amounts of data; who diverges is alone in that."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def learners(model: RewardModel, split: Split, counts: Sequence[int] = COUNTS) -
 
 
 def alike(one: Any, other: Any, atol: float) -> bool:
-    """Whether two vectors are, but for some numbers whose gradient is as good as zero: Adam makes a whole step
-    of its rounding error."""
+    """Whether two vectors are, but for some numbers whose gradient is as good as zero: Adam makes a whole
+    step of its rounding error."""
     apart = np.abs(one - other)
     return not apart.size or bool(
         np.mean(apart > atol) < 0.02 and np.linalg.norm(apart) < 0.02 * np.linalg.norm(other)
@@ -125,7 +125,7 @@ def compare(
 @pytest.mark.parametrize("rank", [1, 4])
 @pytest.mark.parametrize("share", OWN_RULES)
 def test_every_rule_on_the_default_tail(tiny_model: Callable[[str], Path], share: str, rank: int) -> None:
-    model, adapter = model_of(tiny_model("bert"), share, rank=rank)
+    model, _ = model_of(tiny_model("bert"), share, rank=rank)
     assert model.tail.name == "tokenwise"
     compare(model, model.split())
 
@@ -424,7 +424,7 @@ def test_a_rule_that_composes_one_person_at_a_time(tiny_model: Callable[[str], P
     def looks(factors: Any) -> Any:
         return (factors["A"] if float(factors["A"].sum()) > 0 else 2 * factors["A"]), factors["B"]
 
-    model, adapter = model_of(tiny_model("bert"), "A", rank=2)
+    model, _ = model_of(tiny_model("bert"), "A", rank=2)
     split = model.split()
     assert composes_stacked(split)
     rule = dataclasses.replace(share_rule("A"), compose=looks)
