@@ -1,4 +1,4 @@
-"""The script for a lent GPU: it goes from one end to the other on a CPU too, and says when there is no GPU."""
+"""The script for one GPU: it goes from one end to the other on a CPU too, and says when there is no GPU."""
 
 from __future__ import annotations
 

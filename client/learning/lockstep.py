@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -115,7 +116,7 @@ class LockstepTrainer:
             joined = self._model.join([one.prepared for one in people[some]])
             with torch.no_grad():
                 margins = self._margins(joined, {name: leaf[some] for name, leaf in leaves.items()})
-            found += [counts_of(own) for own in margins.split(joined.counts)]
+            found += [counts_of(own) for own in torch.split(margins.cpu(), joined.counts)]
         return found
 
     # --- inner parts ------------------------------------------------------------------------------
@@ -186,18 +187,17 @@ class LockstepTrainer:
             sources = sources[: len(batches)]
             group.keep(len(batches))
             margins = self._gradients(group, batches, joins, precisions)
-            for place, own in enumerate(margins):
-                if steps[place] == 0 and len(batches[place]) == len(people[place].prepared):
-                    first[place] = own
-                steps[place] += 1
+            if steps[0] == 0:
+                first = _of_all_pairs(margins, batches, people)
             group.step()
+            steps = [done + (place < len(batches)) for place, done in enumerate(steps)]
         return _Fits(steps, first)
 
     def _gradients(
         self, group: _Group, batches: Sequence[PreparedPairs], joins: _Joins, precisions: Leaves
-    ) -> list[Tensor]:
+    ) -> Tensor:
         """Give each tensor in training its gradient: of each one's mean loss over the batch, L2 penalty and
-        prior. -> each one's margins."""
+        prior. -> everybody's margins, [all pairs]."""
         margins: list[Tensor] = []
         gradients: dict[str, list[Tensor]] = {name: [] for name in group.trained}
         for some in self._portions(batches):
@@ -211,10 +211,10 @@ class LockstepTrainer:
             loss = losses.sum() + self._pull(trained) + _prior(trained, own_precisions)
             for name, own in zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True):
                 gradients[name].append(own)
-            margins += found.detach().split(joined.counts)
+            margins.append(found.detach())
         for name, tensor in group.trained.items():
             tensor.grad = torch.cat(gradients[name]) if len(gradients[name]) > 1 else gradients[name][0]
-        return margins
+        return torch.cat(margins)
 
     def _margins(self, joined: JoinedPairs, leaves: Mapping[str, Tensor]) -> Tensor:
         split = self._split
@@ -268,7 +268,7 @@ class LockstepTrainer:
             for vector in vectors:
                 layout.check(vector)
             rows = torch.from_numpy(np.stack(vectors)).to(self._model.device)
-            parts = rows.split([spec.size for spec in layout.specs], dim=1)
+            parts = torch.split(rows, [spec.size for spec in layout.specs], dim=1)
             for spec, part in zip(layout.specs, parts, strict=True):
                 leaves[spec.name] = part.reshape(len(people), *spec.shape).clone()
         return leaves
@@ -282,6 +282,17 @@ def _prior(trained: Leaves, precisions: Leaves) -> Tensor | float:
         if name in trained
     ]
     return torch.stack(found).sum() if found else 0.0
+
+
+def _of_all_pairs(
+    margins: Tensor, batches: Sequence[PreparedPairs], people: Sequence[Learner]
+) -> list[Tensor | None]:
+    """Each one's part of a step's margins, where the step saw all of the one's pairs."""
+    parts = torch.split(margins.cpu(), [len(batch) for batch in batches])
+    return [
+        part if len(batch) == len(one.prepared) else None
+        for part, batch, one in zip(parts, batches, people, strict=True)
+    ]
 
 
 def _nothing(count: int) -> list[Tensor | None]:
@@ -341,7 +352,8 @@ def _narrowed(
     of all its tensors, and maybe of others'."""
     now = {id(before): after for before, after in renewed}
     groups = [{**group, "params": [now[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
-    made = type(optimizer)(groups)
+    rule: Any = type(optimizer)
+    made: torch.optim.Optimizer = rule(groups)
     for before, after in renewed:
         for key, value in optimizer.state.get(before, {}).items():
             made.state[after][key] = value[:count] if value.shape == before.shape else value

@@ -149,7 +149,7 @@ class _JoinedTokens:
         inputs, centred, squares, share: as of `PackedTokens`, [N, L, …]; of what fills up all are 0.
         token: the places of all tokens among the N · L, text after text.
         first: the index in `token` of each text's first one.
-        slot: of each place its text's place among the N · M, [N · L].
+        slot: of each place its text's place among the N · M, [N · L]; of what fills up the own first text's.
         text: the places of all texts among the N · M.
         most: M.
     """
@@ -179,7 +179,10 @@ class _StackedTokenwise:
         def filled(name: str) -> Tensor:
             return pad_sequence([getattr(one, name) for one in packed], batch_first=True)
 
-        texts = [one.text + number * most for number, one in enumerate(packed)]
+        texts = [
+            F.pad(one.text + number * most, (0, longest - len(one.token)), value=number * most)
+            for number, one in enumerate(packed)
+        ]
         firsts, before = [], 0
         for one in packed:
             firsts.append(one.first + before)
@@ -191,7 +194,7 @@ class _StackedTokenwise:
             share=filled("share"),
             token=torch.cat([one.token + number * longest for number, one in enumerate(packed)]),
             first=torch.cat(firsts),
-            slot=pad_sequence(texts, batch_first=True).flatten(),
+            slot=torch.cat(texts),
             text=torch.cat([torch.arange(len(one.first)) + n * most for n, one in enumerate(packed)]).to(
                 packed[0].token.device
             ),
@@ -216,10 +219,11 @@ class _StackedTokenwise:
         )  # [all texts, d]
         weighed = (u * shares.unsqueeze(1)).mT.flatten(0, 1)  # [N · L, r]
         moved = weighed.new_zeros(people * joined.most, u.shape[1]).index_add(0, joined.slot, weighed)
-        moved = (moved.unflatten(0, (people, joined.most)) @ b).flatten(0, 1)[joined.text]  # [all texts, d]
+        moved = (moved.reshape(people, joined.most, -1) @ b).flatten(0, 1)[joined.text]  # [all texts, d]
         owner = joined.text // joined.most
         gain = _changed(tail.norm.weight, weights.base.get(tail.gain), owner)
-        return gain * (means + moved) + _changed(tail.norm.bias, weights.base.get(tail.bias), owner)
+        found: Tensor = gain * (means + moved) + _changed(tail.norm.bias, weights.base.get(tail.bias), owner)
+        return found
 
     def size(self, packed: PackedTokens) -> int:
         columns = packed.inputs.shape[1] + packed.centred.shape[1]
@@ -355,7 +359,7 @@ def _low_rank(x: Tensor, a: Tensor, b: Tensor, owners: Owners) -> Tensor:
     if x.is_cuda:
         return _batched_low_rank(x, a.to(x.dtype), b.to(x.dtype), owners)
     downs, ups = a.mT.unbind(0), b.mT.unbind(0)
-    parts = x.to(a.dtype).split([count for _, count in owners.people])
+    parts = torch.split(x.to(a.dtype), [count for _, count in owners.people])
     moved = [part @ downs[i] @ ups[i] for part, (i, _) in zip(parts, owners.people, strict=True)]
     return torch.cat(moved)
 
@@ -363,7 +367,7 @@ def _low_rank(x: Tensor, a: Tensor, b: Tensor, owners: Owners) -> Tensor:
 def _batched_low_rank(x: Tensor, a: Tensor, b: Tensor, owners: Owners) -> Tensor:
     """As `_low_rank`, in two products for all."""
     filled = x if owners.place is None else x[owners.place]
-    filled = filled.unflatten(0, (len(owners.people), owners.longest))  # [n, L, in]
+    filled = filled.reshape(len(owners.people), owners.longest, -1)  # [n, L, in]
     up = ((filled @ a[owners.order].mT) @ b[owners.order].mT).flatten(0, 1)  # [n · L, out]
     return up if owners.back is None else up[owners.back]
 

@@ -43,13 +43,12 @@ def people_at_once(planned: PlannedModel, asked: int) -> int:
     asked: the setting; 0 leaves it open: on a GPU all that can be, on a CPU heads over frozen embeddings, for
     there lockstep is faster and for factors in blocks it is not (docs/performance.md).
     """
-    if asked == 1 or not can_lockstep(planned.model, planned.split, planned.plan.training):
+    on_gpu = planned.model.device.type == "cuda"
+    faster = on_gpu or isinstance(planned.model.tail, PooledTail)
+    wanted = asked or (1 if not faster else MOST_ON_GPU if on_gpu else MOST_ON_CPU)
+    if wanted == 1 or not can_lockstep(planned.model, planned.split, planned.plan.training):
         return 1
-    if asked:
-        return asked
-    if planned.model.device.type == "cuda":
-        return MOST_ON_GPU
-    return MOST_ON_CPU if isinstance(planned.model.tail, PooledTail) else 1
+    return wanted
 
 
 class GatheredWork:
@@ -106,16 +105,14 @@ class GatheredWork:
             round.finish(made, _made_of(round.planned, made, self._bytes(round.planned) // 2))
 
     def _keep(self, number: int, job: Job) -> None:
-        planned = self._model_cache.of(job.plan)
-        if planned.model_signature.digest != job.base:
-            return  # which is an error when it is asked for
-        most = people_at_once(planned, self._asked)
         key = _key(job)
         with self._lock:
-            if self._round is None or self._round.key != key or self._round.planned is not planned:
-                self._round = _Round(key, planned, most) if most > 1 else None
-            if self._round is not None:
-                self._round.expect(number, job)
+            if self._round is None or self._round.key != key:
+                planned = self._model_cache.of(job.plan)
+                if planned.model_signature.digest != job.base:
+                    return  # which is an error when it is asked for
+                self._round = _Round(key, planned, people_at_once(planned, self._asked))
+            self._round.expect(number, job)
 
     def _bytes(self, planned: PlannedModel) -> int:
         """What one group may take."""
@@ -163,6 +160,8 @@ class _Round:
 
     def expect(self, number: int, job: Job) -> None:
         """A job will be asked for; an earlier one of the same device will not."""
+        if self._most == 1:
+            return
         with self._changed:
             self._jobs[number] = job
             self._done.pop(number, None)
@@ -241,6 +240,6 @@ def _made_of(planned: PlannedModel, group: dict[int, _Ready], step_bytes: int) -
 def _key(job: Job) -> bytes:
     """What is the same for all who are asked for the same."""
     found = hashlib.blake2b(job.plan.encode(), digest_size=16)
-    for part in (job.base, job.shared, job.start):
+    for part in (job.base, job.shared.tobytes(), job.start.tobytes()):
         found.update(part)
     return found.digest()

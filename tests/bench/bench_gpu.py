@@ -3,13 +3,13 @@
 `python tests/bench/bench_gpu.py [--minutes 9] [--shapes NAME …] [--json FILE] [--dry-run]`
 
 SmolLM2-135M's shape in bfloat16 and float32, and Llama-3-8B's in bfloat16, with random weights made on the
-GPU; LoRA r=32 on queries and values of all blocks, prompts of 300 tokens, responses of 60, two pairs a prompt.
+GPU; LoRA r=32 on queries and values of all blocks, prompts of 300 tokens, responses of 60, two pairs each.
 For each: the peft loop one person after the other (TRL's way, `tests/support/peft_loop.py`, under autocast
-where the weights are bfloat16), penchant one by one, and groups of growing size in lockstep. Pairs a second on
-the clock, tokenising and loading not included, after one call to warm up; peak memory; the mean loss before the
-first step, which must be the same of one by one and lockstep. It stops in time: what does not fit into
-`--minutes` is left out and said. Without a GPU it refuses; `--dry-run` goes through all of it with a tiny shape
-on the CPU.
+where the weights are bfloat16), penchant one by one, and groups of growing size in lockstep. Pairs a second
+on the clock, tokenising and loading not included, after one call to warm up; peak memory; the mean loss
+before the first step, which must be the same of one by one and lockstep. It stops in time: what does not fit
+into `--minutes` is left out and said. Without a GPU it refuses; `--dry-run` goes through all of it with a
+tiny shape on the CPU.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 `python tests/bench/bench_people.py [--people N …] [--only CASE …] [--json FILE]`
 
 Random weights of real shapes: heads over frozen embeddings, MiniLM's default adapter, and factors in the
-blocks of SmolLM2-135M's shape (four of its thirty: all are alike). CPU seconds of both on the same people, the
-best of `--repeats`, how many operations each calls, and how far the outcomes are apart. OMP_NUM_THREADS and
-nice are the caller's.
+blocks of SmolLM2-135M's shape (four of its thirty: all are alike). CPU seconds of both on the same people,
+the best of `--repeats`, how many operations each calls, and how far the outcomes are apart. OMP_NUM_THREADS
+and nice are the caller's.
 """
 
 from __future__ import annotations

@@ -55,7 +55,12 @@ def jobs_of(config: RunConfig, people: int = PEOPLE, seed: int = 0) -> list[Job]
 
 
 def alike(one: Outcome, other: Outcome) -> bool:
-    return np.allclose(one.shared_update, other.shared_update, atol=2e-5) and one.judged == other.judged
+    counted = one.judged.correct, one.judged.total, one.steps, one.weight
+    return (
+        np.allclose(one.shared_update, other.shared_update, atol=2e-5)
+        and counted == (other.judged.correct, other.judged.total, other.steps, other.weight)
+        and one.loss_sum == pytest.approx(other.loss_sum, rel=1e-4)
+    )
 
 
 def asked(work: GatheredWork, jobs: list[Job], threads: int = 2) -> list[Outcome]:
