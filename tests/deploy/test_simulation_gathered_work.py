@@ -183,12 +183,11 @@ def test_a_setting_of_one_gathers_nothing(config: RunConfig) -> None:
 @pytest.fixture
 def settings(tiny_model: Callable[[str], Path], tmp_path: Path) -> dict[str, Any]:
     choices = tmp_path / "choices.jsonl"
-    write_choices(choices, [12, 6, 12, 8])
+    write_choices(choices, [12, 8, 12, 10])
     return {
         "data.dataset": str(choices),
         "data.person_column": "user",
         "data.pairs": 4,
-        "data.min_pairs": 1,
         "data.validation_pairs": 1,
         "data.test_pairs": 3,
         "model.base_model": str(tiny_model("bert")),
@@ -219,8 +218,7 @@ def run(
     return result, made[0].gathered.groups, found[1].factors
 
 
-@pytest.mark.parametrize("share", ["A", "common"])
-@pytest.mark.parametrize("secagg", [True, False])
+@pytest.mark.parametrize(("share", "secagg"), [("A", True), ("common", False)])
 def test_a_simulation_is_the_same_batched_or_not(
     tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, share: str, secagg: bool
 ) -> None:
