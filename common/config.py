@@ -589,7 +589,7 @@ class RunConfig(Section):
     )
     batch_people: int = setting(
         0,
-        "How many people are trained in one batched computation; 1 is one by one, 0 what is faster.",
+        "How many people are trained in one batched computation; 1 is one by one, 0 chooses.",
         low=0,
         high=4096,
         added=True,

@@ -34,14 +34,14 @@ log = logging.getLogger(__name__)
 BYTES = 1 << 30
 """What the groups that are trained at a time may take on a CPU; on a GPU it is half of its memory."""
 MOST_ON_CPU, MOST_ON_GPU = 64, 64
-"""People in a group, where the settings leave it open and lockstep is faster."""
+"""People in a group, where the settings leave it open."""
 
 
 def people_at_once(planned: PlannedModel, asked: int) -> int:
     """How many people are trained in lockstep at most; 1 stands for one by one.
 
-    asked: the setting; 0 leaves it open: on a GPU all that can be, on a CPU heads over frozen embeddings, for
-    there lockstep is faster and for factors in blocks it is not (docs/performance.md).
+    asked: the setting; 0 leaves it open: on a GPU all that can be, on a CPU heads over frozen embeddings, where
+    lockstep was measured to be several times as fast (docs/performance.md).
     """
     on_gpu = planned.model.device.type == "cuda"
     faster = on_gpu or isinstance(planned.model.tail, PooledTail)
@@ -229,6 +229,7 @@ def _made_of(planned: PlannedModel, group: dict[int, _Ready], step_bytes: int) -
         prepared = [ready.prepared for ready in group.values()]
         return [*work_together(planned, jobs, prepared, step_bytes=step_bytes)]
     except Exception as error:  # its text may hold a choice; the owners are told what kind it was
+        log.warning("the work of a group of %d failed: %s", len(jobs), type(error).__name__)
         why = (
             error
             if isinstance(error, PenchantError)
