@@ -116,7 +116,7 @@ class LockstepTrainer:
             joined = self._model.join([one.prepared for one in people[some]])
             with torch.no_grad():
                 margins = self._margins(joined, {name: leaf[some] for name, leaf in leaves.items()})
-            found += [counts_of(own) for own in torch.split(margins.cpu(), joined.counts)]
+            found += [counts_of(own) for own in torch.split(margins.cpu(), list(joined.counts))]
         return found
 
     # --- inner parts ------------------------------------------------------------------------------

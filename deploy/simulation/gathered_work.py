@@ -40,8 +40,8 @@ MOST_ON_CPU, MOST_ON_GPU = 64, 64
 def people_at_once(planned: PlannedModel, asked: int) -> int:
     """How many people are trained in lockstep at most; 1 stands for one by one.
 
-    asked: the setting; 0 leaves it open: on a GPU all that can be, on a CPU heads over frozen embeddings, where
-    lockstep was measured to be several times as fast (docs/performance.md).
+    asked: the setting; 0 leaves it open: on a GPU all that can be, on a CPU heads over frozen embeddings,
+    where lockstep was measured to be several times as fast (docs/performance.md).
     """
     on_gpu = planned.model.device.type == "cuda"
     faster = on_gpu or isinstance(planned.model.tail, PooledTail)
