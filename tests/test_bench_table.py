@@ -50,7 +50,7 @@ def test_of_people_the_largest_group_is_the_row() -> None:
         ]
     }
     heads, blocks = table.people(found)
-    assert (heads.ratio, heads.value, heads.aim) == (4.0, 2.5, "> 1: faster")
+    assert (heads.ratio, heads.value, heads.aim) == (4.0, 2.5, "> 2")
     assert "32 people" in heads.what
     assert blocks.ratio == 0.9
 

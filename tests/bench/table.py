@@ -161,7 +161,7 @@ def people(found: Mapping[str, Any]) -> list[Row]:
             "CPU ms each",
             "one by one",
             row["ratio"],
-            "> 1: faster" if case == "heads" else "as it is: off by default",
+            "> 2" if case == "heads" else "> 1; off by default",
         )
         for case, row in last.items()
     ]
