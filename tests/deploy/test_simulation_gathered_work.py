@@ -14,6 +14,7 @@ import pytest
 from support.fleet_scene import some_choices
 from support.tastes import write_choices
 
+from penchant.client.learning.lockstep import people_bytes
 from penchant.client.learning.model_cache import ModelCache
 from penchant.client.learning.trainer import Outcome
 from penchant.client.learning.workplace import InThisProcess, Job
@@ -145,7 +146,7 @@ def test_groups_keep_within_their_bytes(config: RunConfig) -> None:
     """Half of the room is for what people hold, and a person too many is in the next group."""
     jobs = jobs_of(config)
     planned = MODELS.of(jobs[0].plan)
-    sizes = [gathered_work.people_bytes(planned.split, planned.model.prepare(job.train)) for job in jobs]
+    sizes = [people_bytes(planned.split, planned.model.prepare(job.train)) for job in jobs]
     work = GatheredWork(MODELS, asked=8, room=2 * (max(sizes) * 2))
     asked(work, jobs, 1)
     assert sum(work.groups) == PEOPLE
