@@ -86,7 +86,7 @@ def alike(one: Any, other: Any, atol: float) -> bool:
     step of its rounding error."""
     apart = np.abs(one - other)
     return not apart.size or bool(
-        np.mean(apart > atol) < 0.02 and np.linalg.norm(apart) < 0.02 * np.linalg.norm(other)
+        np.mean(apart > atol) < 0.02 and np.linalg.norm(apart) <= 0.02 * np.linalg.norm(other)
     )
 
 
