@@ -70,7 +70,7 @@ class GatheredWork:
         self._side_by_side = side_by_side
         self._room = room
         self._lock = threading.Lock()
-        self._round: _Round | None = None
+        self._round: _ExpectedJobs | None = None
         self.groups: list[int] = []  # how many people each had that was trained so far
 
     def place(self, number: int) -> Workplace:
@@ -111,7 +111,7 @@ class GatheredWork:
                 planned = self._model_cache.of(job.plan)
                 if planned.model_signature.digest != job.base:
                     return  # which is an error when it is asked for
-                self._round = _Round(key, planned, people_at_once(planned, self._asked))
+                self._round = _ExpectedJobs(key, planned, people_at_once(planned, self._asked))
             self._round.expect(number, job)
 
     def _bytes(self, planned: PlannedModel) -> int:
@@ -148,7 +148,7 @@ class _Ready:
     prepared: PreparedPairs | None
 
 
-class _Round:
+class _ExpectedJobs:
     """The jobs that are expected of one round, which all ask for the same: `key`."""
 
     def __init__(self, key: bytes, planned: PlannedModel, most: int) -> None:
