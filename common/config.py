@@ -615,6 +615,14 @@ class RunConfig(Section):
         high=1024,
         simulated=True,
     )
+    batch_people: int = setting(
+        0,
+        "How many people are trained in one batched computation; 1 is one by one, 0 chooses.",
+        low=0,
+        high=4096,
+        added=True,
+        simulated=True,
+    )
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)

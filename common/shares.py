@@ -165,7 +165,8 @@ class ShareRule:
             module, then those there is one of for the whole model.
         can_warm_up: whether rounds that share everything may come before the personal part splits off.
         compose: makes the low-rank pair (A, B) of one adapted module from its factors by role, with A of
-            shape (rank, in) and B of shape (out, rank). It must be differentiable. The update is B A.
+            shape (rank, in) and B of shape (out, rank). It must be differentiable. The update is B A. Where
+            it works under `torch.vmap` too, simulations can train several people at a time.
         compose_head: makes the score head (1, embedding) from the factors of the whole model; None where
             the head is a separate tensor.
         sharing: what is shared in a short phrase, for "Sharing … pays"; `shared` without "factor" if empty.

@@ -41,6 +41,20 @@ def test_streaming_counts_one_more_device_in_vectors() -> None:
     assert (disk.value, disk.ratio) == pytest.approx((0.05, 0.05))
 
 
+def test_of_people_the_largest_group_is_the_row() -> None:
+    found = {
+        "rows": [
+            {"case": "heads", "people": 8, "lockstep_ms": 5.0, "ratio": 2.0},
+            {"case": "heads", "people": 32, "lockstep_ms": 2.5, "ratio": 4.0},
+            {"case": "blocks", "people": 32, "lockstep_ms": 50.0, "ratio": 0.9},
+        ]
+    }
+    heads, blocks = table.people(found)
+    assert (heads.ratio, heads.value, heads.aim) == (4.0, 2.5, "> 2")
+    assert "32 people" in heads.what
+    assert blocks.ratio == 0.9
+
+
 @pytest.mark.parametrize(("large", "ratio"), [(300.0, 1.0), (400.0, 2.0)])
 def test_what_grows_with_the_square_is_seen(large: float, ratio: float) -> None:
     found = [

@@ -277,6 +277,7 @@ class Agent:
         self._task = task if self._open_attempts.in_memory else None
         if self._ahead:
             self._work = self._begin(task)
+        self._workplace.expect(lambda: self._job(task))
         return reply
 
     def _times(self, run: bytes) -> int:

@@ -14,7 +14,7 @@ from penchant.common.errors import DataError, DeviceError
 from penchant.common.model.factors import Vector
 from penchant.common.secagg.update_vector import JUDGED_MOST, Contribution
 
-__all__ = ["contribution_of", "work"]
+__all__ = ["contribution_of", "judged_on", "nothing_to_learn", "sendable", "work"]
 
 
 def work(
@@ -35,24 +35,38 @@ def work(
     model's losses are no numbers: what is returned can be sent.
     """
     if not without_ties(train):
-        raise DataError("this device has no choices to learn from yet")
-    held_out = without_ties(held_out)
+        raise nothing_to_learn()
     trainer, prepared = planned.trainer(start), planned.model.prepare(train)
-    weighs = bool(planned.split.spread_tensor and held_out)  # how far to be from the population
+    weighs = bool(planned.split.spread_tensor and judged_on(held_out))  # how far to be from the population
     if planned.plan.phase == "close":
         outcome = trainer.refit(shared, personal, prepared, seed)
         if weighs:
-            own = blended(trainer, shared, start, outcome.personal, planned.model.prepare(_some(held_out)))
+            own = blended(
+                trainer, shared, start, outcome.personal, planned.model.prepare(judged_on(held_out))
+            )
             outcome = replace(outcome, personal=own)
         judged = _judged(trainer, planned, shared, outcome.personal, held_out)
     else:
         judged = _judged(trainer, planned, shared, personal, held_out)
         outcome = trainer.train(shared, personal, prepared, seed)
         if weighs:
-            outcome = with_vote(outcome, trainer, shared, personal, planned.model.prepare(_some(held_out)))
-    if math.isnan(outcome.loss_sum):  # here rather than when the vector is made, after the moment
+            outcome = with_vote(
+                outcome, trainer, shared, personal, planned.model.prepare(judged_on(held_out))
+            )
+    return sendable(replace(outcome, judged=judged))
+
+
+def nothing_to_learn() -> DataError:
+    """What is raised where a device has no choices."""
+    return DataError("this device has no choices to learn from yet")
+
+
+def sendable(outcome: Outcome) -> Outcome:
+    """An outcome that can be sent. DeviceError where the losses are no numbers: here rather than when the
+    vector is made, after the moment."""
+    if math.isnan(outcome.loss_sum):
         raise DeviceError("the losses of the received model are no numbers")
-    return replace(outcome, judged=judged)
+    return outcome
 
 
 def contribution_of(outcome: Outcome, *, in_histogram: bool) -> Contribution:
@@ -74,10 +88,11 @@ def _judged(
     personal: Vector,
     held_out: Sequence[Preference],
 ) -> Counts:
-    if not held_out:
+    if not judged_on(held_out):
         return Counts(0, 0, 0.0)
-    return trainer.evaluate(shared, personal, planned.model.prepare(_some(held_out)))
+    return trainer.evaluate(shared, personal, planned.model.prepare(judged_on(held_out)))
 
 
-def _some(held_out: Sequence[Preference]) -> Sequence[Preference]:
-    return held_out[:JUDGED_MOST]
+def judged_on(held_out: Sequence[Preference]) -> Sequence[Preference]:
+    """Those of the choices held out that a model is judged by: no ties, and not too many."""
+    return without_ties(held_out)[:JUDGED_MOST]

@@ -115,7 +115,7 @@ class LocalTrainer:
         """
         settings = self._training
         leaves = self._leaves(shared, personal)
-        personal_rates, shared_rates = self._rates()
+        personal_rates, shared_rates = rates_of(self._split, settings)
         then = shared_rates if settings.update_order == "alternating" else personal_rates | shared_rates
         alone = self._fit(leaves, personal_rates, settings.alone_epochs, prepared, seed)
         both = self._fit(leaves, then, settings.local_epochs, prepared, seed + 1)
@@ -159,7 +159,7 @@ class LocalTrainer:
         """
         with torch.no_grad():
             margins = self._model.margins(prepared, self._effective(self._leaves(shared, personal)))
-        return _counts(margins, prepared, nu)
+        return counts_of(margins, prepared, nu)
 
     def margins(self, shared: Vector, personal: Vector, prepared: PreparedPairs) -> Vector:
         """Rewards of the chosen less those of the rejected responses, float32 [pairs]."""
@@ -206,7 +206,7 @@ class LocalTrainer:
         """Counts of the model that a fit began with: its first step knows them where it saw all pairs."""
         if fit.first is None:
             return self.evaluate(shared, personal, prepared)
-        return _counts(fit.first, prepared)
+        return counts_of(fit.first, prepared)
 
     def _leaves(self, shared: Vector, personal: Vector) -> Leaves:
         """Shared and personal tensors by name, on the model's device."""
@@ -229,16 +229,6 @@ class LocalTrainer:
             raise DeviceError("local training diverged; lower the learning rates")
         return shared, personal
 
-    def _rates(self) -> tuple[Rates, Rates]:
-        """Learning rates of the personal and of the shared tensors, by name."""
-        settings = self._training
-        personal = dict.fromkeys(self._split.personal.names, settings.lr_personal)
-        shared = dict.fromkeys(self._split.shared.names, settings.lr_shared)
-        for rates in (personal, shared):
-            rates |= {name: settings.lr_head for name in HEADS if name in rates}
-        shared.pop(self._split.spread_tensor, None)  # training pairs don't say how far people lie apart
-        return personal, shared
-
     def _fit(
         self, leaves: Leaves, rates: Mapping[str, float], epochs: int, prepared: PreparedPairs, seed: int
     ) -> _Fit:
@@ -248,8 +238,8 @@ class LocalTrainer:
         trained = {name: leaves[name].requires_grad_() for name, rate in rates.items() if rate > 0}
         steps, first = 0, None
         if trained and epochs:
-            optimizers = self._optimizers(trained, rates)
-            for batch in self._batches(prepared, epochs, seed):
+            optimizers = optimizers_of(self._split, self._training, trained, rates)
+            for batch in batches_of(self._model, prepared, self._training.batch_size, epochs, seed):
                 gradients, margins = self._gradients(leaves, trained, batch, len(prepared))
                 first = margins if steps == 0 and len(batch) == len(prepared) else first
                 for tensor, gradient in zip(trained.values(), gradients, strict=True):
@@ -261,19 +251,6 @@ class LocalTrainer:
             tensor.requires_grad_(False)
             tensor.grad = None
         return _Fit(steps, first)
-
-    def _optimizers(self, trained: Leaves, rates: Mapping[str, float]) -> list[torch.optim.Optimizer]:
-        """Fresh optimisers of the personal and of the shared tensors in training."""
-        settings = self._training
-        own = settings.optimizer
-        shared = own if settings.shared_optimizer == "same" else settings.shared_optimizer
-        made: list[torch.optim.Optimizer] = []
-        for names, kind in ((self._split.personal.names, own), (self._split.shared.names, shared)):
-            groups = [{"params": [trained[n]], "lr": rates[n]} for n in names if n in trained]
-            if groups:
-                rule = torch.optim.SGD if kind == "sgd" else torch.optim.AdamW
-                made.append(rule(groups, weight_decay=settings.weight_decay, foreach=False))
-        return made
 
     def _gradients(
         self, leaves: Leaves, trained: Leaves, batch: PreparedPairs, pairs: int
@@ -323,24 +300,52 @@ class LocalTrainer:
         ]
         return torch.stack(found).sum() if found else 0.0
 
-    def _batches(self, prepared: PreparedPairs, epochs: int, seed: int) -> Iterator[PreparedPairs]:
-        """All pairs at once, or each epoch in batches of `batch_size` in an order drawn from the seed."""
-        size = self._training.batch_size
-        if size == 0 or size >= len(prepared):
-            yield from itertools.repeat(prepared, epochs)
-            return
-        generator = torch.Generator().manual_seed(seed & (2**63 - 1))
-        for _ in range(epochs):
-            order = torch.randperm(len(prepared), generator=generator).tolist()
-            for start in range(0, len(order), size):
-                yield self._model.subset(prepared, order[start : start + size])
+
+def rates_of(split: Split, training: TrainingConfig) -> tuple[Rates, Rates]:
+    """Learning rates of the personal and of the shared tensors, by name."""
+    personal = dict.fromkeys(split.personal.names, training.lr_personal)
+    shared = dict.fromkeys(split.shared.names, training.lr_shared)
+    for rates in (personal, shared):
+        rates |= {name: training.lr_head for name in HEADS if name in rates}
+    shared.pop(split.spread_tensor, None)  # training pairs don't say how far people lie apart
+    return personal, shared
 
 
-def _counts(margins: Tensor, prepared: PreparedPairs, nu: float | None = None) -> Counts:
+def optimizers_of(
+    split: Split, training: TrainingConfig, trained: Leaves, rates: Mapping[str, float]
+) -> list[torch.optim.Optimizer]:
+    """Fresh optimisers of the personal and of the shared tensors in training."""
+    own = training.optimizer
+    shared = own if training.shared_optimizer == "same" else training.shared_optimizer
+    made: list[torch.optim.Optimizer] = []
+    for names, kind in ((split.personal.names, own), (split.shared.names, shared)):
+        groups = [{"params": [trained[n]], "lr": rates[n]} for n in names if n in trained]
+        if groups:
+            rule = torch.optim.SGD if kind == "sgd" else torch.optim.AdamW
+            on_gpu = any(trained[n].is_cuda for n in names if n in trained)  # there, calls are what costs
+            made.append(rule(groups, weight_decay=training.weight_decay, foreach=on_gpu))
+    return made
+
+
+def batches_of(
+    model: RewardModel, prepared: PreparedPairs, size: int, epochs: int, seed: int
+) -> Iterator[PreparedPairs]:
+    """All pairs at once, or each epoch in batches of `size` in an order drawn from the seed."""
+    if size == 0 or size >= len(prepared):
+        yield from itertools.repeat(prepared, epochs)
+        return
+    generator = torch.Generator().manual_seed(seed & (2**63 - 1))
+    for _ in range(epochs):
+        order = torch.randperm(len(prepared), generator=generator).tolist()
+        for start in range(0, len(order), size):
+            yield model.subset(prepared, order[start : start + size])
+
+
+def counts_of(margins: Tensor, prepared: PreparedPairs, nu: float | None = None) -> Counts:
     """What the margins [pairs] of some pairs say."""
     every, nu = margins, prepared.nu if nu is None else nu
     if prepared.ties is not None:
-        margins = margins[~prepared.ties]
+        margins = margins[~prepared.ties.to(margins.device)]
     losses = bradley_terry(margins.double())
     expected = tie_probability(every.double().cpu().numpy(), nu).sum() if nu else 0.0
     return Counts(

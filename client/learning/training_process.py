@@ -11,6 +11,7 @@ import os
 import resource
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
@@ -64,6 +65,9 @@ class TrainingProcess:
             self._warmed = True
             self._facts.keep(plan, self._warm(plan))
         return self._facts.of(plan)
+
+    def expect(self, job: Callable[[], Job]) -> None:
+        """As `Workplace.expect`: nothing that a round does here begins before its time."""
 
     def work(self, job: Job, seconds: float | None) -> Outcome:
         """As `Workplace.work`."""

@@ -7,7 +7,7 @@ Simulated devices work in this process and share one loaded model; a real device
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -65,6 +65,10 @@ class Job:
 class Workplace(Protocol):
     """Does local work, one job at a time."""
 
+    def expect(self, job: Callable[[], Job]) -> None:
+        """Take note that a job will be asked for, once its round has come so far. A device does nothing with
+        that, and does not look at the job."""
+
     def load(self, plan: Plan) -> LoadedModel:
         """The base model of `plan`, loaded if need be. Raises BaseModelError or ConfigError as that does."""
 
@@ -87,6 +91,9 @@ class InThisProcess:
         """As `Workplace.load`."""
         planned = self._model_cache.of(plan)
         return LoadedModel(planned.model_signature.digest, planned.split, planned.model.weight_norms)
+
+    def expect(self, job: Callable[[], Job]) -> None:
+        """As `Workplace.expect`: each job is done when it is asked for."""
 
     def work(self, job: Job, seconds: float | None = None) -> Outcome:
         """As `Workplace.work`, however long it takes."""

@@ -30,7 +30,18 @@ from penchant.common.model.log_probability import Predicted
 from penchant.common.model.modules import find_blocks, is_linear
 from penchant.common.model.network import AdaptedNetwork
 
-__all__ = ["Batch", "Batches", "Packing", "Padded", "RowPacking"]
+__all__ = [
+    "AlikePieces",
+    "Batch",
+    "Batches",
+    "Owners",
+    "PackedRow",
+    "Packing",
+    "Padded",
+    "Piece",
+    "RowPacking",
+    "row_under_way",
+]
 
 _BATCH_TEXTS = 32
 _BATCH_TOKENS = 8192
@@ -182,10 +193,65 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class AlikePieces:
+    """P pieces of about the same length in one call of the attention.
+
+    Attributes:
+        asking: the places in the row of their tokens, filled up with a piece's own first one, [P, L].
+        seen: of those that they see, filled up likewise, [P, S].
+        mask: which of those each token sees, [P, 1, L, S].
+        place: of all their tokens among the P · L, and `token` their places in the row.
+    """
+
+    asking: Tensor
+    seen: Tensor
+    mask: Tensor
+    place: Tensor
+    token: Tensor
+
+
+@dataclass(frozen=True)
+class Owners:
+    """Whose the tokens of a row are.
+
+    Attributes:
+        people: (number, tokens) from left to right.
+        order: their numbers, [n].
+        longest: the most tokens of one of them, L.
+        place: the places of each one's tokens, filled up to L with the own first one, [n · L]; None where all
+            have as many.
+        back: the places of all tokens among the n · L, where they are filled up.
+    """
+
+    people: tuple[tuple[int, int], ...]
+    order: Tensor
+    longest: int
+    place: Tensor | None
+    back: Tensor | None
+
+    @classmethod
+    def of(cls, people: Sequence[tuple[int, int]], device: torch.device) -> Owners:
+        """From (number, tokens) from left to right."""
+        order = torch.tensor([person for person, _ in people], device=device)
+        counts = [count for _, count in people]
+        longest, place, back = max(counts), None, None
+        if len(set(counts)) > 1:
+            starts = torch.tensor([0, *counts[:-1]]).cumsum(0)[:, None]
+            offset = torch.arange(longest)
+            own = offset < torch.tensor(counts)[:, None]  # [n, L]
+            place = torch.where(own, starts + offset, starts).flatten().to(device)
+            back = own.flatten().nonzero()[:, 0].to(device)
+        return cls(tuple(people), order, longest, place, back)
+
+
+@dataclass(frozen=True)
 class PackedRow:
     """Texts in one row of T tokens: ids, positions [1, T], states [1, T, d] or None.
 
     Attributes:
+        owners: whose tokens these are, where several people's texts are in the row.
+        pooled_owners: and whose the pooled ones.
+        gathered: the pieces by their lengths, where those of about the same length are attended to at once.
         pieces: of the row, from left to right.
         mask: what each token sees, [1, 1, T, T] to be added; None where attention goes by pieces.
         token: the places in the row of all texts' tokens, text after text, [all tokens].
@@ -202,6 +268,9 @@ class PackedRow:
     token: Tensor
     lengths: Tensor
     predicted: Predicted | None = None
+    owners: Owners | None = None
+    pooled_owners: Owners | None = None
+    gathered: tuple[AlikePieces, ...] = ()
 
     def inputs(self) -> dict[str, Any]:
         given: dict[str, Any] = {"input_ids": self.ids, "position_ids": self.positions}
@@ -259,15 +328,15 @@ class RowPacking:
         if not pieces and not network.causal:
             raise TypeError("without a causal order nothing is shared, and a mask spares nothing")
         table = int(getattr(settings, "max_position_embeddings", 0) or _BATCH_TOKENS)
-        self._most = min(_BATCH_TOKENS, table, *windows)  # tables and windows may go by places in a row
+        self.most_tokens = min(_BATCH_TOKENS, table, *windows)  # tables and windows may go by places in a row
         self._network = network
-        self._pieces = pieces
+        self.by_pieces = pieces
         self.name = "pieces" if pieces else "mask"
         if pieces:
             _make_known()
 
     def prepare(self, module: Any) -> Any:
-        if self._pieces:
+        if self.by_pieces:
             module.config._attn_implementation = _BY_PIECES
         _spare_feed_forward(find_blocks(module)[1][-1])
         return module
@@ -277,14 +346,14 @@ class RowPacking:
     ) -> Batches:
         read = [one.tolist() for one in ids]
         if self._network.causal:
-            groups = group(read, self._most)
+            groups = group(read, self.most_tokens)
         else:
             groups = [AlikeTexts((place,), 0) for place in range(len(ids))]
         rows: list[list[AlikeTexts]] = []
         held = 0
         for one in groups:
             size = sum(len(read[m]) for m in one.members) - one.shared * (len(one.members) - 1)
-            if rows and self._pieces and held + size <= self._most:
+            if rows and self.by_pieces and held + size <= self.most_tokens:
                 rows[-1].append(one)
                 held += size
             else:
@@ -307,7 +376,7 @@ class RowPacking:
         for one in groups:
             slices += place.add(one, [len(ids[m]) for m in one.members])
         device = self._network.device
-        masked = None if self._pieces else _mask(place.pieces, self._network)
+        masked = None if self.by_pieces else _mask(place.pieces, self._network)
         row = torch.cat([ids[text][part] for text, part in slices])
         token, lengths = torch.cat(place.tokens).to(device), [len(tokens) for tokens in place.tokens]
         predicted = None
@@ -319,7 +388,7 @@ class RowPacking:
             ids=row.unsqueeze(0),
             positions=torch.cat([torch.arange(s.start, s.stop) for _, s in slices]).unsqueeze(0).to(device),
             states=None if states is None else torch.cat([states[t][s] for t, s in slices]).unsqueeze(0),
-            pieces=tuple(self._seeing(place.pieces)) if self._pieces else (),
+            pieces=tuple(self._seeing(place.pieces)) if self.by_pieces else (),
             mask=masked,
             token=token,
             lengths=torch.tensor(lengths, device=device),
@@ -407,6 +476,11 @@ class _UnderWay(threading.local):
 _under_way = _UnderWay()
 
 
+def row_under_way() -> PackedRow | None:
+    """The row that this thread's network is reading."""
+    return _under_way.row
+
+
 def _make_known() -> None:
     """Tell transformers of the attention by pieces: models look it up by its name."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -429,6 +503,8 @@ def _attend_by_pieces(
     row = _under_way.row
     if row is None or attention_mask is not None:
         raise RuntimeError("attention goes by pieces, but not in a row of them")
+    if row.gathered:
+        return _attend_gathered(query, key, value, row.gathered, scaling), None
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
     lengths = [piece.length for piece in row.pieces]
     queries, keys, values = (torch.split(whole, lengths, dim=2) for whole in (query, key, value))
@@ -452,6 +528,24 @@ def _attend(
     return F.scaled_dot_product_attention(
         query, key, value, mask, is_causal=causal and mask is None, scale=scaling, enable_gqa=fewer
     )
+
+
+def _attend_gathered(
+    query: Tensor, key: Tensor, value: Tensor, pieces: Sequence[AlikePieces], scaling: float | None
+) -> Tensor:
+    """As `_attend_by_pieces`, in a few calls for all pieces: on a GPU a call costs more than what is filled
+    up. query [1, heads, T, d] -> [1, T, heads, d]."""
+    times = query.shape[1] // key.shape[1]
+    found = query.new_empty(query.shape[2], query.shape[1], query.shape[3])
+    for some in pieces:
+        q = query[0][:, some.asking].transpose(0, 1)  # [heads, P, L, d] -> [P, heads, L, d]
+        k, v = (
+            whole[0][:, some.seen].transpose(0, 1).repeat_interleave(times, dim=1) for whole in (key, value)
+        )
+        each = F.scaled_dot_product_attention(q, k, v, some.mask, scale=scaling)
+        rows = each.transpose(1, 2).flatten(0, 1)  # [P · L, heads, d]
+        found = found.index_copy(0, some.token, rows[some.place])
+    return found.unsqueeze(0)
 
 
 def _spare_feed_forward(block: nn.Module) -> None:

@@ -45,17 +45,19 @@ def bradley_terry(margins: Tensor) -> Tensor:
     return F.softplus(-margins)
 
 
-def davidson(margins: Tensor, ties: Tensor | None, nu: float) -> Tensor:
+def davidson(margins: Tensor, ties: Tensor | None, nu: float | Tensor) -> Tensor:
     """The negative log-likelihood of what was said of each pair, [pairs].
 
     ties: [pairs] bool, where neither response was preferred; None: nowhere, `bradley_terry` then. nu: above 0
-    where there are any.
+    where there are any; one number, or each pair's own, [pairs].
     """
     if ties is None:
         return bradley_terry(margins)
-    log_nu = float(np.log(nu))
-    whole = torch.logsumexp(torch.stack([margins / 2, -margins / 2, torch.full_like(margins, log_nu)]), dim=0)
-    return whole - torch.where(ties, torch.full_like(margins, log_nu), margins / 2)
+    log_nu = (
+        nu.log().to(margins.dtype) if isinstance(nu, Tensor) else torch.full_like(margins, float(np.log(nu)))
+    )
+    whole = torch.logsumexp(torch.stack([margins / 2, -margins / 2, log_nu]), dim=0)
+    return whole - torch.where(ties, log_nu, margins / 2)
 
 
 def tie_probability(margins: Array, nu: float) -> Array:

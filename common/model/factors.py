@@ -197,7 +197,9 @@ class Split:
 
         ConfigError when a rule of another package composes factors of the wrong shape.
         """
-        tensors = {**self._frozen, **shared, **personal}
+        trained = {**shared, **personal}
+        place = next((tensor.device for tensor in trained.values()), torch.device("cpu"))
+        tensors = {name: tensor.to(place) for name, tensor in self._frozen.items()} | trained
         adapters = {module.name: self._composed(module, tensors) for module in self.adapted_modules}
         base = {tensor.name: tensors[BASE + tensor.name] for tensor in self.base}
         return MergedWeights(adapters, self._head(tensors), base)

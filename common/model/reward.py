@@ -14,6 +14,7 @@ import re
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +33,7 @@ from penchant.common.model.log_probability import ResponseTokens
 from penchant.common.model.modules import find_adapted, find_base, targets_of, weight_norms
 from penchant.common.model.network import ADAPTER, AdaptedNetwork
 from penchant.common.model.prompt_form import FormedText, PromptForm, joined
+from penchant.common.model.stacked import StackedTail, StackedWeights, stacked_tail
 from penchant.common.model.tails import Activations, Tail, check_base, choose_tail, full_tail
 from penchant.common.objectives import LogProbabilities
 
@@ -88,6 +90,28 @@ class PreparedPairs:
     def choices(self) -> int:
         """How many of the pairs are no ties."""
         return len(self) if self.ties is None else len(self) - int(self.ties.sum())
+
+
+@dataclass(frozen=True)
+class JoinedPairs:
+    """The prepared pairs of N people, one person's behind the other's.
+
+    Attributes:
+        texts: all their texts, as the stacked tail takes them.
+        owner: whose each text is, [texts].
+        chosen, rejected: as of `PreparedPairs`, among all texts, [pairs].
+        counts: pairs of each person.
+        ties: which of them are ties, [pairs] bool; None where nobody has any.
+        nu: everybody's own as of `PreparedPairs`, for each pair, [pairs].
+    """
+
+    texts: Any
+    owner: Tensor
+    chosen: Tensor
+    rejected: Tensor
+    counts: tuple[int, ...]
+    ties: Tensor | None
+    nu: Tensor
 
 
 @dataclass(frozen=True)
@@ -168,6 +192,11 @@ class RewardModel:
         self.tail: Tail = full_tail(network) if full else choose_tail(network, probes)
         read = self._tokens if self.objective.has_head else self._response
         self.cache = PrefixCache(read, self.tail, cache_bytes)
+
+    @cached_property
+    def stacked(self) -> StackedTail | None:
+        """The tail of several people at a time; None where they are served one by one."""
+        return stacked_tail(self.tail, self._network)
 
     def split(self, *, warmup: bool = False, seed: int = 0) -> Split:
         """The split of this model's tensors that its configuration asks for."""
@@ -276,19 +305,44 @@ class RewardModel:
 
     def scores(self, texts: Texts, effective: MergedWeights) -> Tensor:
         """Rewards [n] of n texts; differentiable in the factors and the head."""
-        embeddings = self.tail.forward(texts.packed, effective)
+        found = self.tail.forward(texts.packed, effective)
         if self.objective.implicit is not None:
-            return self.objective.implicit(LogProbabilities(*embeddings.unbind(1)), self.beta)
-        if self._normalize:
-            embeddings = F.normalize(embeddings, dim=1) * self._normalize
-        return embeddings @ effective.head[0]
+            return self.objective.implicit(LogProbabilities(*found.unbind(1)), self.beta)
+        return self._scaled(found) @ effective.head[0]
 
     def margins(self, prepared: PreparedPairs, effective: MergedWeights) -> Tensor:
         """Reward of the chosen minus that of the rejected response, [pairs]."""
         scores = self.scores(prepared.texts, effective)
         return scores[prepared.chosen] - scores[prepared.rejected]
 
-    def losses(self, margins: Tensor, prepared: PreparedPairs | None = None) -> Tensor:
+    def join(self, people: Sequence[PreparedPairs]) -> JoinedPairs:
+        """Put several people's prepared pairs together, for `stacked_margins`.
+
+        Raises:
+            BaseModelError: this model serves people one by one.
+        """
+        counts = [one.texts.count for one in people]
+        starts = [sum(counts[:number]) for number in range(len(counts))]
+        return JoinedPairs(
+            texts=self._several().join([one.texts.packed for one in people]),
+            owner=torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(self.device),
+            chosen=torch.cat([one.chosen + start for one, start in zip(people, starts, strict=True)]),
+            rejected=torch.cat([one.rejected + start for one, start in zip(people, starts, strict=True)]),
+            counts=tuple(len(one) for one in people),
+            ties=self._joined_ties(people),
+            nu=torch.tensor([one.nu for one in people for _ in range(len(one))], device=self.device),
+        )
+
+    def stacked_margins(self, joined: JoinedPairs, weights: StackedWeights) -> Tensor:
+        """`margins` of each person's pairs with that person's factors, [all pairs]."""
+        found = self._several().forward(joined.texts, weights)
+        if self.objective.implicit is not None:
+            scores = self.objective.implicit(LogProbabilities(*found.unbind(1)), self.beta)
+        else:
+            scores = (self._scaled(found) * weights.heads[joined.owner]).sum(1)
+        return scores[joined.chosen] - scores[joined.rejected]
+
+    def losses(self, margins: Tensor, prepared: PreparedPairs | JoinedPairs | None = None) -> Tensor:
         """What training makes small, of pairs with these margins, [pairs]; by default of choices.
 
         Where the objective has losses of its own, a tie is half a choice each way.
@@ -303,6 +357,21 @@ class RewardModel:
         return torch.where(ties, (one_way + losses(-margins, self.beta)) / 2, one_way)
 
     # --- inner parts ------------------------------------------------------------------------------
+
+    def _scaled(self, embeddings: Tensor) -> Tensor:
+        """Embeddings [n, d] at the length that is asked for."""
+        return F.normalize(embeddings, dim=1) * self._normalize if self._normalize else embeddings
+
+    def _several(self) -> StackedTail:
+        if self.stacked is None:
+            raise BaseModelError("this base model serves people one by one: texts can't be read in one row")
+        return self.stacked
+
+    def _joined_ties(self, people: Sequence[PreparedPairs]) -> Tensor | None:
+        if all(one.ties is None for one in people):
+            return None
+        own = [torch.zeros(len(p), dtype=torch.bool) if p.ties is None else p.ties.cpu() for p in people]
+        return torch.cat(own).to(self.device)
 
     def _check_writing(self, network: AdaptedNetwork) -> None:
         words = network.unembedding

@@ -150,6 +150,10 @@ class FullTail:
     def forward(self, packed: Batches, effective: MergedWeights) -> Tensor:
         return _embed(self._skeletons.get(), packed, self._network.overrides(effective), {})
 
+    def repacked(self, packing: Packing) -> FullTail:
+        """This tail over texts that are put together, and read, in another way."""
+        return FullTail(self._network, packing)
+
 
 def _embed(
     module: nn.Module, packed: Batches, swapped: dict[str, Tensor], given: dict[str, Tensor | None]
@@ -238,6 +242,10 @@ class BlockTail:
         module, given = self._rest.get()
         return _embed(module, packed, self._network.overrides(effective), given)
 
+    def repacked(self, packing: Packing) -> BlockTail:
+        """As `FullTail.repacked`."""
+        return BlockTail(self._network, packing)
+
     def _skip_frozen(self, module: nn.Module) -> tuple[nn.Module, dict[str, Tensor | None]]:
         given: dict[str, Tensor | None] = {}
 
@@ -307,16 +315,16 @@ class TokenwiseTail:
         if len(network.adapted_modules) != 1:
             raise TypeError("more than one module is adapted")
         self._network = network
-        self._module = network.adapted_modules[0].name
-        path = self._module.rpartition(".")[0]
-        linear: Any = network.module.get_submodule(self._module)
+        self.module = network.adapted_modules[0].name
+        path = self.module.rpartition(".")[0]
+        linear: Any = network.module.get_submodule(self.module)
         self._base = linear.base_layer
-        self._scale = float(linear.scaling[ADAPTER])
+        self.scale = float(linear.scaling[ADAPTER])
         inner = network.module.get_submodule(path)
-        self._norm = _only_norm(inner, linear)
-        (place,) = (name for name, module in inner.named_modules() if module is self._norm)
-        self._gain, self._bias = f"{path}.{place}.weight", f"{path}.{place}.bias"
-        if not set(network.base) <= {self._gain, self._bias}:
+        self.norm = _only_norm(inner, linear)
+        (place,) = (name for name, module in inner.named_modules() if module is self.norm)
+        self.gain, self.bias = f"{path}.{place}.weight", f"{path}.{place}.bias"
+        if not set(network.base) <= {self.gain, self.bias}:
             raise TypeError("parts of the base below the last norm are trained")
         self._until = _Skeletons(network.module, _stop_at(path))
 
@@ -343,18 +351,18 @@ class TokenwiseTail:
         )
 
     def forward(self, packed: PackedTokens, effective: MergedWeights) -> Tensor:
-        a, b = effective.adapters[self._module]
-        b = (self._scale * (b - b.mean(0))).T.contiguous()  # B̃ᵀ [r, d]; long rows are what matmul is fast at
+        a, b = effective.adapters[self.module]
+        b = (self.scale * (b - b.mean(0))).T.contiguous()  # B̃ᵀ [r, d]; long rows are what matmul is fast at
         u = self._down(packed, a)  # [r, T]
         cross = b @ packed.centred.T + 0.5 * (b @ b.T) @ u  # B̃ᵀc + B̃ᵀB̃ u / 2, [r, T]
         variance = (packed.squares + 2 * (u * cross).sum(0)) / b.shape[1]
-        shares = packed.share * torch.rsqrt(variance + self._norm.eps)  # 1 / (σ L) of each token, [T]
+        shares = packed.share * torch.rsqrt(variance + self.norm.eps)  # 1 / (σ L) of each token, [T]
         means = F.embedding_bag(
             packed.token, packed.centred, packed.first, mode="sum", per_sample_weights=shares
         )  # [n, d]
         moved = u.new_zeros(len(u), len(packed.first)).index_add(1, packed.text, u * shares)  # [r, n]
-        gain = self._norm.weight.float() + effective.base.get(self._gain, 0.0)
-        return gain * (means + moved.T @ b) + self._norm.bias.float() + effective.base.get(self._bias, 0.0)
+        gain = self.norm.weight.float() + effective.base.get(self.gain, 0.0)
+        return gain * (means + moved.T @ b) + self.norm.bias.float() + effective.base.get(self.bias, 0.0)
 
     @staticmethod
     def _down(packed: PackedTokens, a: Tensor) -> Tensor:
@@ -403,6 +411,7 @@ class ResponseTail:
 
     def __init__(self, network: AdaptedNetwork, inner: FullTail | BlockTail) -> None:
         self._inner = inner
+        self._network = network
         self._device = network.device
         self._none = MergedWeights(
             {
@@ -419,6 +428,10 @@ class ResponseTail:
     def packing(self) -> Packing:
         """How texts are put together."""
         return self._inner.packing
+
+    def repacked(self, packing: Packing) -> ResponseTail:
+        """As `FullTail.repacked`."""
+        return ResponseTail(self._network, self._inner.repacked(packing))
 
     def precompute(self, texts: Sequence[ResponseTokens]) -> list[Activations]:
         """(what the inner tail keeps, [start, tokens] int64, log π_ref [] float32) of each text."""

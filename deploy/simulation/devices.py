@@ -25,7 +25,6 @@ from penchant.client.agent.owner import Choices, FixedOwner
 from penchant.client.learning.blend import leads
 from penchant.client.learning.model_cache import ModelCache
 from penchant.client.learning.trainer import Counts
-from penchant.client.learning.workplace import InThisProcess
 from penchant.client.vault.vault import Vault
 from penchant.common.config import EvaluateOn, Plan, RunConfig
 from penchant.common.crypto.entropy import Entropy, SeededEntropy, SystemEntropy
@@ -36,6 +35,7 @@ from penchant.common.membership.manifest import RunManifest, sign_run
 from penchant.common.model.davidson import nu_of
 from penchant.common.wire.messages import Announce
 from penchant.deploy.owner_policy import fleet_policy, policy_for
+from penchant.deploy.simulation.gathered_work import GatheredWork
 from penchant.deploy.simulation.served import Versus
 
 __all__ = ["Score", "SimulatedDevices", "personal_part"]
@@ -89,6 +89,8 @@ class SimulatedDevices:
         cohort: int,
         *,
         sealed: bool = False,
+        batch_people: int = 1,
+        side_by_side: int = 1,
         entropy: Callable[[int], Entropy] = lambda index: SystemEntropy(),
     ) -> None:
         """Certify every person; an agent is made when it is first needed.
@@ -101,6 +103,8 @@ class SimulatedDevices:
             cohort: how many devices a round asks; the simulated owners' conditions are set to fit it.
             sealed: whether an open attempt is kept on disk, because successive messages of a client may come
                 to different processes (Ray).
+            batch_people: how many people are trained in one batched computation (`RunConfig.batch_people`).
+            side_by_side: how many threads serve devices, which share the memory for that.
             entropy: gives the source of a person's round secrets, by their index; only tests replace it.
         """
         self._sealed = sealed
@@ -109,6 +113,9 @@ class SimulatedDevices:
         self._directory = directory
         self._people = federation.people
         self._model_cache = model_cache
+        self.gathered = GatheredWork(
+            model_cache, asked=1 if sealed else batch_people, side_by_side=side_by_side
+        )
         self._policy = fleet_policy(config, cohort)
         self._agents: dict[int, Agent] = {}
         self._locks = [threading.Lock() for _ in self._people]
@@ -241,7 +248,7 @@ class SimulatedDevices:
         return Agent(
             vault,
             owner,
-            workplace=InThisProcess(self._model_cache),
+            workplace=self.gathered.place(index),
             secret=secret,
             entropy=self._entropy(index),
             verify=self.signatures,

@@ -86,6 +86,8 @@ def simulate(
                 world.model_cache,
                 world.cohort,
                 sealed=world.config.grid == "ray",
+                batch_people=world.config.batch_people if world.batched else 1,
+                side_by_side=worker_count(world.config),
             )
             scores = _federate(world, directory, journal, fleet, progress, fault)
             curve = _cold_start(world, journal, progress)

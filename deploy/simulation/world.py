@@ -38,6 +38,10 @@ from penchant.server.secagg.secure import SecureAggregation
 __all__ = ["Progress", "SimulationSetup", "open_run", "prepare", "require_ray", "restore", "warm"]
 
 
+WHERE = {"grid": "local", "workers": 0, "batch_people": 0}
+"""Settings that say where and how a run is computed, and not which run it is."""
+
+
 class Progress:
     """What a simulation reports while it runs. This one is silent; the command line's draws a display."""
 
@@ -64,7 +68,7 @@ class SimulationSetup:
     @property
     def run(self) -> bytes:
         """The run's id: the same configuration and people, the same run, whatever carries it."""
-        same = self.config.changed({"grid": "local", "workers": 0})
+        same = self.config.changed(WHERE)
         begins = f"|from {self.start.digest}" if self.start else ""
         return run_id(config_digest(same) + begins, self.federation.digest)
 
@@ -210,7 +214,7 @@ def open_run(
 
 def refuse_other_inputs(journal: Journal, world: SimulationSetup, directory: Path) -> None:
     model = world.model_cache.model(world.config.model, world.config.adapter)
-    same = config_digest(world.config.changed({"grid": "local", "workers": 0}))
+    same = config_digest(world.config.changed(WHERE))
     for what, digest in (
         ("data set", world.federation.digest),
         ("base model", model.digest),

@@ -151,6 +151,22 @@ def language_model(found: Mapping[str, Any]) -> list[Row]:
     ]
 
 
+def people(found: Mapping[str, Any]) -> list[Row]:
+    """Of bench_people.py: one person of the largest group, beside that person alone."""
+    last = {row["case"]: row for row in found["rows"]}
+    return [
+        Row(
+            f"training {row['people']} people in lockstep, {case}",
+            row["lockstep_ms"],
+            "CPU ms each",
+            "one by one",
+            row["ratio"],
+            "> 2" if case == "heads" else "> 1; off by default",
+        )
+        for case, row in last.items()
+    ]
+
+
 def grid(found: Mapping[str, Any]) -> list[Row]:
     """Of bench_grid.py: a message there and back, at the largest number of clients."""
     last = found["exchanges"][-1]
@@ -170,6 +186,7 @@ BENCHES: dict[str, Bench] = {
     ),
     "scale": Bench(("bench_scale.py", "50", "150", "250", "--cohort", "20", "--json", "{json}"), scale),
     "grid": Bench(("bench_grid.py", "--repeats", "3", "--json", "{json}"), grid),
+    "people": Bench(("bench_people.py", "--people", "16", "--repeats", "2", "--json", "{json}"), people),
     "language model": Bench(("bench_language_model.py", "--steps", "1", "--json", "{json}"), language_model),
 }
 

@@ -55,6 +55,9 @@ class Bench:
     def load(self, plan: Any) -> Any:
         raise NotImplementedError
 
+    def expect(self, job: Any) -> None:
+        raise NotImplementedError
+
     def work(self, job: Job, seconds: float | None) -> Outcome:
         self.begun.set()
         return self.does(seconds)

@@ -41,11 +41,12 @@ NUMBERS = [
     for section, kind in SECTIONS.items()
     for f in dataclasses.fields(kind)
     if get_type_hints(kind)[f.name] in (int, float)
-] + [("seed", int), ("workers", int)]
+] + [("seed", int), ("workers", int), ("batch_people", int)]
 
 BOUNDED = [  # key, smallest allowed, largest allowed
     ("seed", 0, 2**63 - 1),
     ("workers", 0, 1024),
+    ("batch_people", 0, 4096),
     ("data.clients", 0, 1_000_000),
     ("data.pairs", 1, 100_000),
     ("data.test_pairs", 1, 100_000),
@@ -91,6 +92,7 @@ def configurations(draw: st.DrawFn) -> RunConfig:
         seed=draw(st.integers(0, 2**63 - 1)),
         grid=draw(st.sampled_from(["local", "ray"])),
         workers=draw(st.integers(0, 1024)),
+        batch_people=draw(st.integers(0, 4096)),
         data=DataConfig(
             dataset=draw(text),
             clients=draw(st.integers(0, 1_000_000)),

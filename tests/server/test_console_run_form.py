@@ -72,7 +72,12 @@ def test_a_setting_that_is_declared_is_in_the_form(monkeypatch: pytest.MonkeyPat
 def test_what_means_nothing_to_real_devices_is_not_for_fleets() -> None:
     left = {field.setting.key for field in applying(beginning({}), fleet=True)}
     gone = {one.key for one in DECLARED} - left
-    assert {key for key in gone if not key.startswith("data.")} == {"grid", "workers", "privacy.secagg"}
+    assert {key for key in gone if not key.startswith("data.")} == {
+        "grid",
+        "workers",
+        "batch_people",
+        "privacy.secagg",
+    }
     assert not any(key.startswith("data.") for key in left)
 
 

@@ -8,6 +8,7 @@ values; padding only to the longest text of the batch.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,15 +20,29 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 class PeftLoop:
-    """A backbone (transformers' AutoModel) with LoRA on `targets` of all blocks and a score head."""
+    """A backbone (transformers' AutoModel) with LoRA on `targets` of all blocks and a score head.
+
+    autocast: the number format of products, as TRL has it with `bf16=True`; None for the model's.
+    """
 
     def __init__(
-        self, backbone: Any, targets: Sequence[str], rank: int, alpha: float, rate: float, pad_id: int
+        self,
+        backbone: Any,
+        targets: Sequence[str],
+        rank: int,
+        alpha: float,
+        rate: float,
+        pad_id: int,
+        *,
+        autocast: torch.dtype | None = None,
     ) -> None:
         settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(targets))
         self.model: Any = get_peft_model(backbone, settings)
-        self.head = torch.nn.Linear(backbone.config.hidden_size, 1, bias=False)
+        device = next(backbone.parameters()).device
+        self.head = torch.nn.Linear(backbone.config.hidden_size, 1, bias=False, device=device)
         self._pad_id = pad_id
+        self._device = device
+        self._autocast = autocast
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW([*trained, *self.head.parameters()], lr=rate, weight_decay=0.0)
 
@@ -46,8 +61,12 @@ class PeftLoop:
         ids = pad_sequence(list(texts), batch_first=True, padding_value=self._pad_id)
         lengths = torch.tensor([len(text) for text in texts])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        states = self.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        rewards = self.head(states[torch.arange(len(texts)), lengths - 1].float()).squeeze(1)
+        ids, mask, lengths = ids.to(self._device), mask.to(self._device), lengths.to(self._device)
+        with self._casting():
+            states = self.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        rewards = self.head(
+            states[torch.arange(len(texts), device=self._device), lengths - 1].float()
+        ).squeeze(1)
         return -F.logsigmoid(rewards[: len(chosen)] - rewards[len(chosen) :]).mean()
 
     def step(self, chosen: Sequence[Tensor], rejected: Sequence[Tensor]) -> float:
@@ -57,3 +76,8 @@ class PeftLoop:
         loss.backward()
         self._optimizer.step()
         return loss.item()
+
+    def _casting(self) -> contextlib.AbstractContextManager[Any]:
+        if self._autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self._device.type, self._autocast)
