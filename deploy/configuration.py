@@ -13,7 +13,7 @@ from penchant.deploy.recipes import recipe
 
 def configure(flags: dict[str, Any], file: Path | None) -> RunConfig:
     """Defaults, then the recipe of (data set, share), then the file, then the flags."""
-    explicit = file_changes(file) | current_keys(RunConfig, flags)
+    explicit = asked_for(flags, file)
     base = RunConfig()
     dataset = explicit.get("data.dataset", base.data.dataset)
     share = explicit.get("adapter.share", base.adapter.share)
@@ -26,6 +26,11 @@ def configure(flags: dict[str, Any], file: Path | None) -> RunConfig:
         warmup = tuned["federation.warmup_rounds"] * asked // rounds
         tuned["federation.warmup_rounds"] = warmup
     return base.changed(tuned | explicit)
+
+
+def asked_for(flags: dict[str, Any], file: Path | None) -> dict[str, Any]:
+    """The settings that a file and flags give, by dotted keys."""
+    return file_changes(file) | current_keys(RunConfig, flags)
 
 
 def file_changes(file: Path | None) -> dict[str, Any]:

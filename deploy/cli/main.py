@@ -27,6 +27,7 @@ from penchant.deploy.cli.options import (
     DATA,
     MODEL,
     RUN,
+    Auto,
     BeginWith,
     ConfigFile,
     Flags,
@@ -35,7 +36,7 @@ from penchant.deploy.cli.options import (
     SaveModels,
     with_settings,
 )
-from penchant.deploy.configuration import configure, file_changes
+from penchant.deploy.configuration import asked_for, configure
 from penchant.deploy.error_report import USAGE, ErrorReport
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def simulate(
     resume: Resume = None,
     begin_with: BeginWith = "",
     save_models: SaveModels = False,
+    auto: Auto = None,
 ) -> None:
     """Simulate a federation on this machine and report how well each person's model does.
 
@@ -82,9 +84,13 @@ def simulate(
     a configuration file comes before a recipe, and a flag before both.
     """
     if resume:
-        if begin_with:
-            raise UsageError("--resume goes on where its run stands; drop --from")
+        if begin_with or auto is not None:
+            raise UsageError("--resume goes on where its run stands; drop --from, --auto and --no-auto")
         models = _go_on(resume, flags, config, out)
+    elif auto and begin_with:
+        raise UsageError("a race begins anew; drop --from or --auto")
+    elif auto:
+        models = _race(flags, config, out)
     else:
         models = _begin(flags, config, out, begin_with)
     if save_models:
@@ -111,13 +117,30 @@ def _begin(flags: Flags, file: Path | None, out: Path | None, begin_with: str) -
     return run_and_show(config, directory, world)
 
 
+def _race(flags: Flags, file: Path | None, out: Path | None) -> RunModels:
+    """Race in a new run directory, and simulate what has won; -> the models that the run left."""
+    from penchant.deploy.cli.show_simulation import race_and_show
+    from penchant.deploy.simulation.race import RacePlan
+
+    plan = RacePlan.of(asked_for(flags, file))
+    directory = out or Path("runs") / _run_name(plan.asked, "auto")
+    plan.begin(directory)
+    return race_and_show(plan, directory)
+
+
 def _go_on(directory: Path, flags: Flags, file: Path | None, out: Path | None) -> RunModels:
     """Simulate on in a run directory; -> the models that the run left."""
-    from penchant.deploy.cli.show_simulation import run_and_show
+    from penchant.deploy.cli.show_simulation import race_and_show, run_and_show
+    from penchant.deploy.simulation.race import RacePlan, begun_race, is_racing
 
     if out is not None:
         raise UsageError("--resume goes on in its own directory; drop --out")
-    return run_and_show(_resumed(directory, flags, file), directory)
+    if not is_racing(directory):
+        own = run_directory.read_config(directory)
+        _refuse_others(directory, own, flags, file)
+        return run_and_show(own, directory)
+    _refuse_others(directory, begun_race(directory), flags, file)
+    return race_and_show(RacePlan.resumed(directory), directory)
 
 
 @command(app, rich_help_panel="Researcher")
@@ -250,19 +273,17 @@ def audit(
 # --- from flags to a configuration ----------------------------------------------------------------
 
 
-def _resumed(directory: Path, flags: Flags, file: Path | None) -> RunConfig:
-    """The directory's own configuration; RunDirectoryError if flags or file ask for another one."""
-    own = run_directory.read_config(directory)
-    if own.changed(file_changes(file) | flags) != own:
+def _refuse_others(directory: Path, own: RunConfig, flags: Flags, file: Path | None) -> None:
+    """RunDirectoryError if flags or file ask for another configuration than the directory's own."""
+    if own.changed(asked_for(flags, file)) != own:
         raise RunDirectoryError(
             f"{directory} is a run of another configuration; drop the flags or start a new run"
         )
-    return own
 
 
-def _run_name(config: RunConfig) -> str:
+def _run_name(config: RunConfig, share: str = "") -> str:
     dataset = Path(config.data.dataset).name.replace("/", "-")
-    return f"{dataset}-{config.adapter.share}-seed{config.seed}"
+    return f"{dataset}-{share or config.adapter.share}-seed{config.seed}"
 
 
 # --- errors as one line ---------------------------------------------------------------------------
