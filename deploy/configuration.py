@@ -9,15 +9,21 @@ from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError
 from penchant.common.settings import current_keys
 from penchant.deploy.recipes import recipe
+from penchant.deploy.recipes.recipe_file import RecipeFile
 
 
-def configure(flags: dict[str, Any], file: Path | None) -> RunConfig:
-    """Defaults, then the recipe of (data set, share), then the file, then the flags."""
+def configure(flags: dict[str, Any], file: Path | None, tuned_in: RecipeFile | None = None) -> RunConfig:
+    """Defaults, then the recipe of (data set, share), then the file, then the flags.
+
+    tuned_in: a recipe in place of the data set's; where no share is given, its share.
+    """
     explicit = asked_for(flags, file)
     base = RunConfig()
     dataset = explicit.get("data.dataset", base.data.dataset)
-    share = explicit.get("adapter.share", base.adapter.share)
-    tuned = current_keys(RunConfig, recipe(str(dataset), str(share)))
+    usual = (tuned_in.share if tuned_in else None) or base.adapter.share
+    share = str(explicit.get("adapter.share", usual))
+    found = tuned_in.changes(share) if tuned_in else recipe(str(dataset), share)
+    tuned = {"adapter.share": share, **current_keys(RunConfig, found)}
     if explicit.get("data.clients"):  # the recipe's cohort was tuned for everybody
         tuned.pop("federation.cohort", None)
     asked = explicit.get("federation.rounds")

@@ -1,12 +1,12 @@
 """How well runs stand against each other, by what masked sums say of held-out choices, and which go on.
 
-Runs with the same seed and cohort size ask the same people in the same rounds, so their counts are of the same
-choices. A run's standing pools those of its last rounds, each of the factors that the round before ended with.
-Somebody who is asked in several of them judges the same choices again: they count for the error once.
+Runs with the same seed and cohort size ask the same people in the same rounds, so their counts are of the
+same choices. A run's standing pools those of its last rounds, each of the factors that the round before ended
+with. Somebody who is asked in several of them judges the same choices again: they count for the error once.
 
-Who goes on is chosen by the rule of one standard error (Breiman, Friedman, Olshen and Stone 1984): not the best,
-but the cheapest that the counts do not tell apart from it. Counts are taken as if they were of different choices,
-which asks for a larger lead than paired ones need; the server has no pairs.
+Who goes on is chosen by the rule of one standard error (Breiman, Friedman, Olshen and Stone 1984): not the
+best, but the cheapest that the counts do not tell apart from it. Counts are taken as if they were of
+different choices, which asks for a larger lead than paired ones need; the server has no pairs.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"journal"},
         {"journal_reader", "measured"},
         {"secagg", "monitoring", "stopping"},
-        {"run", "console", "exchange", "opened_sum", "noise_terms"},
+        {"run", "console", "exchange", "opened_sum", "noise_terms", "standing"},
         {"availability"},
         {"attempt_log"},
         {"round"},
@@ -128,7 +128,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"earlier_round"},
         {"audit", "configuration", "fleet"},
         {"simulation"},
-        {"comparison"},
+        {"comparison", "tuning"},
         {"report"},
         {"console"},
         {"api", "device_api"},
@@ -151,7 +151,7 @@ LATE = {
 }
 HEAVY = {
     "bitsandbytes", "datasets", "dp_accounting", "flwr", "grpc", "httpx", "huggingface_hub", "matplotlib",
-    "pandas", "peft", "pyarrow", "ray", "rdata", "safetensors", "torch", "transformers", "uvicorn",
+    "optuna", "pandas", "peft", "pyarrow", "ray", "rdata", "safetensors", "torch", "transformers", "uvicorn",
 }  # fmt: skip
 
 

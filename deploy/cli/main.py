@@ -21,7 +21,7 @@ from penchant.common.printable import one_line
 from penchant.common.terminal import say, tracebacks_in_print
 from penchant.deploy import run_directory
 from penchant.deploy.cli import authority, console, device, server
-from penchant.deploy.cli.errors import command, on_interrupt, report_error, report_interrupt
+from penchant.deploy.cli.errors import command, notice, on_interrupt, report_error, report_interrupt
 from penchant.deploy.cli.notices import notices_in_one_line
 from penchant.deploy.cli.options import (
     DATA,
@@ -32,12 +32,14 @@ from penchant.deploy.cli.options import (
     ConfigFile,
     Flags,
     Out,
+    Recipe,
     Resume,
     SaveModels,
     with_settings,
 )
-from penchant.deploy.configuration import asked_for, configure
+from penchant.deploy.configuration import asked_for, configure, names_of, numbers_of
 from penchant.deploy.error_report import USAGE, ErrorReport
+from penchant.deploy.recipes.recipe_file import RecipeFile
 
 if TYPE_CHECKING:
     from penchant.deploy.simulation.models import RunModels
@@ -77,6 +79,7 @@ def simulate(
     begin_with: BeginWith = "",
     save_models: SaveModels = False,
     auto: Auto = None,
+    recipe: Recipe = None,
 ) -> None:
     """Simulate a federation on this machine and report how well each person's model does.
 
@@ -84,24 +87,27 @@ def simulate(
     a configuration file comes before a recipe, and a flag before both.
     """
     if resume:
-        if begin_with or auto is not None:
-            raise UsageError("--resume goes on where its run stands; drop --from, --auto and --no-auto")
+        if begin_with or auto is not None or recipe:
+            raise UsageError("--resume goes on where its run stands; drop --from, --auto and --recipe")
         models = _go_on(resume, flags, config, out)
-    elif auto and begin_with:
-        raise UsageError("a race begins anew; drop --from or --auto")
     elif auto:
+        if begin_with or recipe:
+            raise UsageError("--auto chooses settings and begins anew; drop it, or --from and --recipe")
         models = _race(flags, config, out)
     else:
-        models = _begin(flags, config, out, begin_with)
+        models = _begin(flags, config, out, begin_with, recipe)
     if save_models:
         from penchant.deploy.cli.show_models import export_and_say
 
         export_and_say(models, models.directory / "models")
 
 
-def _begin(flags: Flags, file: Path | None, out: Path | None, begin_with: str) -> RunModels:
+def _begin(
+    flags: Flags, file: Path | None, out: Path | None, begin_with: str, recipe: Path | None
+) -> RunModels:
     """Simulate in a new run directory; -> the models that the run left."""
-    config = configure(flags, file)
+    tuned = RecipeFile.read(recipe) if recipe else None
+    config = configure(flags, file, tuned)
     directory = out or Path("runs") / _run_name(config)
     run_directory.refuse_used(directory)
     from penchant.deploy.cli.show_simulation import run_and_show
@@ -112,6 +118,8 @@ def _begin(flags: Flags, file: Path | None, out: Path | None, begin_with: str) -
         from penchant.deploy.earlier_round import begin_from
 
         start = begin_from(begin_with, Path, config)
+    if tuned is not None and tuned.tuned is not None:
+        notice(tuned.tuned.words())
     world = prepare(config, start=start)  # refuses what can't work before anything is written
     run_directory.create(directory, config, start.encode() if start else b"")
     return run_and_show(config, directory, world)
@@ -180,6 +188,31 @@ def compare(
 
     with on_interrupt("the same command goes on"):
         compare_and_show(configs, out)
+
+
+@command(app, rich_help_panel="Researcher")
+@with_settings("adapter.share", "seed", "data.dataset", "data.evaluate", "privacy.secagg", "grid")
+def tune(
+    flags: Flags,
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="As of --dataset: a name, FILE or HUB_ID.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The recipe to write.")],
+    shares: Annotated[str, typer.Option(help="Share rules to tune, as a list.")] = "common,lore,AB,A",
+    seeds: Annotated[str, typer.Option(help="Seeds that judge each setting, as a list.")] = "0,1,2",
+    budget: Annotated[int, typer.Option(help="Most simulated runs, of all shares together.")] = 120,
+    config: ConfigFile = None,
+) -> None:
+    """Search for good settings on your data, judged on validation pairs, and write them as a recipe.
+
+    A setting that is given is not searched. The same command goes on where it was interrupted;
+    `penchant simulate --recipe FILE` takes the result.
+    """
+    from penchant.deploy.cli.show_tuning import tune_and_show
+
+    asked = asked_for(flags, config) | {"data.dataset": dataset}
+    with on_interrupt("the same command goes on"):
+        tune_and_show(asked, names_of(shares), numbers_of("--seeds", seeds), budget, out)
 
 
 @command(app, rich_help_panel="Researcher")

@@ -46,6 +46,16 @@ SaveModels = Annotated[
     ),
 ]
 
+Recipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        metavar="FILE",
+        help="Settings in place of those tuned for the data set, as `penchant tune` writes them.",
+        show_default=False,
+        rich_help_panel=RUN,
+    ),
+]
 Auto = Annotated[
     bool | None,
     typer.Option(

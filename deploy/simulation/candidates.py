@@ -1,9 +1,9 @@
 """The settings that a race chooses among (docs/runs.md#a-race-between-settings).
 
-The cheapest first: what counts of held-out choices don't tell apart goes to whatever stands first. The heads on
-the frozen embedding cost seconds where factors in a block cost minutes. Rates and ranks are those of
-docs/anyones-data.md; whatever is not named is the default. Equal ranks let runs share what was computed of the
-texts.
+The cheapest first: what counts of held-out choices don't tell apart goes to whatever stands first. The heads
+on the frozen embedding cost seconds where factors in a block cost minutes. Rates and ranks are those of
+docs/anyones-data.md; whatever is not named is the default. Equal ranks let runs share what was computed of
+the texts.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def candidates(asked: Mapping[str, Any]) -> list[Candidate]:
 
     asked: dotted keys of the settings that were given, which come before those of a candidate.
 
-    Raises UsageError where a share was given, or fewer than two candidates are left; ConfigError where what was
-    asked for suits none of them.
+    Raises UsageError where a share was given, or fewer than two candidates are left; ConfigError where what
+    was asked for suits none of them.
     """
     if "adapter.share" in asked:
         raise UsageError(
             f'a race chooses the share, and "{asked["adapter.share"]}" is asked for; drop one of them',
-            on_command_line=f"--auto chooses the share, and {asked['adapter.share']} is asked for; drop one of "
-            "them",
+            on_command_line=f"--auto chooses the share, and {asked['adapter.share']} is asked for; drop one "
+            "of them",
         )
     found: dict[RunConfig, str] = {}
     refused: ConfigError | None = None

@@ -2,13 +2,13 @@
 
 Every candidate begins an ordinary run in a folder of its own, with the same seed, so that the same people are
 asked in the same rounds. After some rounds the better half goes on, which the server's counts decide
-(`server.standing`); those of the test part are not there yet. The last one's run moves up into the run directory
-and goes on to its end: no round of it is trained twice. Jamieson and Talwalkar, *Non-stochastic best arm
-identification and hyperparameter optimization* (AISTATS 2016).
+(`server.standing`); nothing has been judged on test pairs by then. The last one's run moves up into the run
+directory and goes on to its end: no round of it is trained twice. Jamieson and Talwalkar, *Non-stochastic
+best arm identification and hyperparameter optimization* (AISTATS 2016).
 
-With noise all sums of a person, in whatever candidate's run, are paid for by the one epsilon that was asked for:
-each run's noise is made for as many participations as the whole race can take (`dp_participations`), so each sum
-costs at most that part of rho, and rho adds up.
+With noise all sums of a person, in whatever candidate's run, are paid for by the one epsilon that was asked
+for: each run's noise is made for as many participations as race and run can take together
+(`dp_participations`), so each sum costs at most that part of rho, and rho adds up.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ LEAST_ROUNDS: Final = POOLED + 1
 """Rounds of the first heat: those that are pooled, and one whose counts are of the run's own start."""
 
 TURNS: Final = 2
-"""How often everybody is asked in the first heat: a personal part is judged after its person has trained it."""
+"""How often everybody is asked in the first heat: a personal part is judged after its person trained it."""
 
 
 class _RaceProgress(Progress):
@@ -289,8 +289,8 @@ def _heats(entrants: int, rounds: int, cohort: int, people: int) -> list[Heat]:
         raise UsageError(
             f"a race among {entrants} needs {LEAST_ROUNDS * doubled} rounds or more, and the run has "
             f"{rounds}; ask for more, or name a share",
-            on_command_line=f"a race among {entrants} needs {LEAST_ROUNDS * doubled} rounds or more, and the run "
-            f"has {rounds}; ask for more with --rounds, or name a --share",
+            on_command_line=f"a race among {entrants} needs {LEAST_ROUNDS * doubled} rounds or more, and the "
+            f"run has {rounds}; ask for more with --rounds, or name a --share",
         )
     met = -(
         -TURNS * people // cohort
@@ -331,7 +331,8 @@ def _noised(worlds: Mapping[str, SimulationSetup], heats: Sequence[Heat]) -> dic
 def _too_little(config: RunConfig, cohort: int, turns: int) -> ConfigError:
     wrong = (
         f"epsilon {config.privacy.dp_epsilon:g} is too little for a race: shared among {turns} sums of "
-        f"{cohort} people, its noise hides the counts that a race goes by; raise it, ask more people a round, or"
+        f"{cohort} people, its noise hides the counts that a race goes by; raise it, ask more people a "
+        "round, or"
     )
     return ConfigError(
         f"{wrong} name a share", on_command_line=f"{wrong} name a --share", about=("privacy.dp_epsilon",)

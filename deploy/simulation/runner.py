@@ -108,7 +108,7 @@ class _Reached(Exception):
 
 
 class _Until(Progress):
-    """Ends a run once `rounds` of it are finished, or its closing round: before anybody looks at a test part."""
+    """Ends a run once `rounds` of it are finished, or its closing round: before test pairs are looked at."""
 
     def __init__(self, progress: Progress, rounds: int) -> None:
         self._progress, self._rounds = progress, rounds
