@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError
 from penchant.common.settings import current_keys
-from penchant.deploy.recipes import recipe
+from penchant.deploy.recipes import has_recipe, recipe
 from penchant.deploy.recipes.recipe_file import RecipeFile
+
+FEW_ROUNDS: Final = 8
+"""Runs of fewer are tries, of which nobody wants to hear that they could be better."""
 
 
 def configure(flags: dict[str, Any], file: Path | None, tuned_in: RecipeFile | None = None) -> RunConfig:
@@ -37,6 +40,13 @@ def configure(flags: dict[str, Any], file: Path | None, tuned_in: RecipeFile | N
 def asked_for(flags: dict[str, Any], file: Path | None) -> dict[str, Any]:
     """The settings that a file and flags give, by dotted keys."""
     return file_changes(file) | current_keys(RunConfig, flags)
+
+
+def has_untuned_settings(asked: dict[str, Any]) -> bool:
+    """Whether a run has settings that nobody chose for its data, and rounds enough to race between some."""
+    config = RunConfig().changed(asked)
+    own = not has_recipe(config.data.dataset) and "adapter.share" not in asked
+    return own and config.federation.rounds >= FEW_ROUNDS and not config.privacy.dp_epsilon
 
 
 def file_changes(file: Path | None) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from penchant.deploy.cli.options import (
     SaveModels,
     with_settings,
 )
-from penchant.deploy.configuration import asked_for, configure, names_of, numbers_of
+from penchant.deploy.configuration import asked_for, configure, has_untuned_settings, names_of, numbers_of
 from penchant.deploy.error_report import USAGE, ErrorReport
 from penchant.deploy.recipes.recipe_file import RecipeFile
 
@@ -95,7 +95,7 @@ def simulate(
             raise UsageError("--auto chooses settings and begins anew; drop it, or --from and --recipe")
         models = _race(flags, config, out)
     else:
-        models = _begin(flags, config, out, begin_with, recipe)
+        models = _begin(flags, config, out, begin_with, recipe, hint=auto is None)
     if save_models:
         from penchant.deploy.cli.show_models import export_and_say
 
@@ -103,9 +103,12 @@ def simulate(
 
 
 def _begin(
-    flags: Flags, file: Path | None, out: Path | None, begin_with: str, recipe: Path | None
+    flags: Flags, file: Path | None, out: Path | None, begin_with: str, recipe: Path | None, *, hint: bool
 ) -> RunModels:
-    """Simulate in a new run directory; -> the models that the run left."""
+    """Simulate in a new run directory; -> the models that the run left.
+
+    hint: whether to say of data that nothing was tuned on that a race may choose the settings.
+    """
     tuned = RecipeFile.read(recipe) if recipe else None
     config = configure(flags, file, tuned)
     directory = out or Path("runs") / _run_name(config)
@@ -120,6 +123,11 @@ def _begin(
         start = begin_from(begin_with, Path, config)
     if tuned is not None and tuned.tuned is not None:
         notice(tuned.tuned.words())
+    elif hint and not begin_with and has_untuned_settings(asked_for(flags, file)):
+        notice(
+            f"nothing was tuned on these data; this runs share {config.adapter.share} with usual rates, and "
+            "--auto has a race choose, in about twice the rounds"
+        )
     world = prepare(config, start=start)  # refuses what can't work before anything is written
     run_directory.create(directory, config, start.encode() if start else b"")
     return run_and_show(config, directory, world)

@@ -226,10 +226,10 @@ def _race_text(race: Race | None) -> str:
     if race is None:
         return ""
     text = (
-        f"{race.chosen} was chosen among {len(race.entrants)} settings: each trained for some rounds, with the "
-        "same people asked, and the better half went on, by the sums' counts of held-out choices alone. What "
-        "they don't tell apart by one standard error goes to the cheaper one, which stands first. The others "
-        f"trained {counted(race.rounds, 'round')}"
+        f"{race.chosen} was chosen among {len(race.entrants)} settings: each trained for some rounds, with "
+        "the same people asked, and the better half went on, by the sums' counts of held-out choices alone. "
+        "What they don't tell apart by one standard error goes to the cheaper one, which stands first. "
+        f"The others trained {counted(race.rounds, 'round')}"
     )
     if race.epsilon is None or race.epsilon_left is None:
         return f"{text}."

@@ -5,8 +5,8 @@ origin: the time before the test part is cut at three moments, and each past is 
 first three quarters to learn from, its last quarter to be judged on. The test part is never read. A trial
 begins with one past and goes on to three while it is among the best quarter; the best three, and the recipe
 that is there, are then judged on six cases. Each search starts from the recipe that is there and from six
-settings: each of the three optimisers of the shared part, with either pooling. Prints the best as a section of
-a recipe (deploy/recipes/*.toml).
+settings: each of the three optimisers of the shared part, with either pooling. Prints the best as a section
+of a recipe (deploy/recipes/*.toml).
 
 Trials are kept in FILE: the same command goes on where it was interrupted.
 """
