@@ -43,6 +43,7 @@ from penchant.deploy.simulation.race_record import RACE, RECORD, Entrant, Heat, 
 from penchant.deploy.simulation.runner import train_until
 from penchant.deploy.simulation.world import Progress, SimulationSetup, prepare
 from penchant.server.journal import RoundLog
+from penchant.server.journal_reader import JOURNAL, JournalReader
 from penchant.server.noise_terms import settle_noise
 from penchant.server.standing import POOLED, Standing, going_on, standing
 
@@ -170,15 +171,14 @@ class RacePlan:
         standings: list[Standing | None] = []
         failures: list[Exception] = []
         for one in racing:
+            home, found, why = directory / RACE / one.name, None, ""
             try:
-                found, after = self._standing(one, heat, directory, progress)
+                found = self._standing(one, heat, home, progress)
             except (DeviceError, ProtocolError, RoundFailed) as error:
                 failures.append(error)
-                judged.append(replace(one, accuracy=None, error=None, judged=None, why=str(error)))
-                standings.append(None)
-                continue
+                why = str(error)
             standings.append(found)
-            judged.append(_stood(one, found, after))
+            judged.append(_stood(one, found, home, why))
         if len(failures) == len(racing):
             raise failures[0]
         there = [place for place, one in enumerate(judged) if not one.why]
@@ -189,17 +189,14 @@ class RacePlan:
         record = replace(record, entrants=entrants, over=record.over + 1)
         return self._ended(record) if len(on) == 1 else record
 
-    def _standing(
-        self, one: Entrant, heat: Heat, directory: Path, progress: Progress
-    ) -> tuple[Standing | None, int]:
-        """How a candidate stands once it has trained so far, and after how many rounds."""
-        world, home = self.worlds[one.name], directory / RACE / one.name
+    def _standing(self, one: Entrant, heat: Heat, home: Path, progress: Progress) -> Standing | None:
+        """How a candidate stands once it has trained so far in the directory of its run."""
+        world = self.worlds[one.name]
         if not (home / run_directory.CONFIG).exists():
             run_directory.create(home, world.config)
         logs = train_until(world, home, heat.rounds, _RaceProgress(progress, one.name, heat.rounds))
         people = len(world.federation.people)
-        found = standing(world.config, logs, people, _layout(world).count_error(world.cohort))
-        return found, sum(log.phase != "close" for log in logs)
+        return standing(world.config, logs, people, _layout(world).count_error(world.cohort))
 
     def _ended(self, record: RaceRecord) -> RaceRecord:
         """The record of a race that one is left of, with what it cost."""
@@ -209,7 +206,13 @@ class RacePlan:
         own = self.worlds[winner.name].privacy_figures()
         if own is None:
             return record
-        turns = {one.name: self._turns(one.rounds) for one in losers}
+        # The devices of a round that is tried again are the same.
+        turns = {one.name: self._turns(one.rounds) + one.tried - one.rounds for one in losers}
+        if sum(turns.values()) > self._race_turns():
+            raise RoundFailed(
+                "rounds of the race that failed took more of epsilon than was set aside for it; begin anew, "
+                "in another directory and with another fleet, or name a share"
+            )
         rho = sum(count * _rho(self.worlds[name]) for name, count in turns.items())
         left = own.participations - self._race_turns()
         return replace(
@@ -354,10 +357,14 @@ def _rho(world: SimulationSetup) -> float:
 # --- after a heat ---------------------------------------------------------------------------------
 
 
-def _stood(one: Entrant, found: Standing | None, rounds: int) -> Entrant:
+def _stood(one: Entrant, found: Standing | None, home: Path, why: str) -> Entrant:
+    """A candidate after a heat, whose run is in `home`."""
+    attempts = JournalReader(home).attempts() if (home / JOURNAL).exists() else []
+    done = sum(attempt.state == "finished" and attempt.phase != "close" for attempt in attempts)
+    one = replace(one, rounds=done, tried=len(attempts), why=why)
     if found is None:
-        return replace(one, rounds=rounds, accuracy=None, error=None, judged=None)
-    return replace(one, rounds=rounds, accuracy=found.accuracy, error=found.error, judged=found.judged)
+        return replace(one, accuracy=None, error=None, judged=None)
+    return replace(one, accuracy=found.accuracy, error=found.error, judged=found.judged)
 
 
 def _move_up(winner: Path, directory: Path) -> None:

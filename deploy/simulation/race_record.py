@@ -41,7 +41,8 @@ class Entrant:
         share: its share rule.
         config: its configuration, in TOML; empty in a result.
         heats: how many heats it went on from.
-        rounds: finished rounds when it was judged.
+        rounds: finished rounds when it was judged, or failed.
+        tried: attempts at rounds by then, failed ones included: each costs a person privacy.
         accuracy: the part of held-out choices that it ranked right; None where none was judged.
         error: the standard error of that.
         judged: how many choices were judged; None where noise hides it.
@@ -53,6 +54,7 @@ class Entrant:
     config: str = ""
     heats: int = 0
     rounds: int = 0
+    tried: int = 0
     accuracy: float | None = None
     error: float | None = None
     judged: int | None = None
