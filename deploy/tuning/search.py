@@ -116,7 +116,7 @@ def searched(
     )
     ended = sum(trial.state in (COMPLETE, PRUNED) for trial in study.trials)
     study.sampler = optuna.samplers.TPESampler(n_startup_trials=10, seed=ended)  # not the same draws anew
-    for start in (there(runs.config(runs.start, runs.cases[0])), *begun(runs.share, space)):
+    for start in (there(runs.config(runs.start, runs.cases[0]), space), *begun(runs.share, space)):
         study.enqueue_trial(start, skip_if_exists=True)
     for trial in study.get_trials(states=(RUNNING,)):  # interrupted: once more
         study.tell(trial.number, state=FAIL)

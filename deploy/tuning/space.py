@@ -49,6 +49,11 @@ OPTIMIZERS: Final[Mapping[str, Changes]] = {
 plain gradients on the devices, long steps of the server."""
 
 
+_WHOLE: Final = {"training.local_epochs": (1, 12), "adapter.rank": (1, 4)}
+_HEADS: Final = ("shared", "personal")
+_WARMUPS: Final = (0, 5)
+
+
 @dataclass(frozen=True)
 class Space:
     """What is searched beside rates, passes, rounds, rank and the prior of the personal part; an empty tuple
@@ -75,9 +80,9 @@ class Space:
 def drawn(trial: optuna.Trial, share: str, space: Space) -> Changes:
     """A configuration, from those settings that bear on `share`."""
     rule = share_rule(share)
-    epochs = trial.suggest_int("training.local_epochs", 1, 12, log=True)
+    epochs = trial.suggest_int("training.local_epochs", *_WHOLE["training.local_epochs"], log=True)
     rounds = trial.suggest_int("federation.rounds", *space.rounds, log=True)
-    rank = trial.suggest_int("adapter.rank", 1, 4)
+    rank = trial.suggest_int("adapter.rank", *_WHOLE["adapter.rank"])
     # Of what shares nothing, everybody is in every round.
     most = space.work // 3 if rule.shares_nothing else space.work
     changes: Changes = {
@@ -98,8 +103,8 @@ def drawn(trial: optuna.Trial, share: str, space: Space) -> Changes:
         changes["training.lr_personal"] = rate(trial, "training.lr_personal", 1e-3, 0.1)
         changes["training.l2_to_start"] = rate(trial, "training.l2_to_start", 1e-4, 1)
     if rule.can_warm_up:
-        changes |= _named(trial, "adapter.head", ("shared", "personal"))
-        changes |= _named(trial, "federation.warmup_rounds", (0, 5))
+        changes |= _named(trial, "adapter.head", _HEADS)
+        changes |= _named(trial, "federation.warmup_rounds", _WARMUPS)
     if not rule.shares_nothing:
         changes |= _named(trial, "federation.cohort", space.cohorts)
         changes |= _optimizer(trial)
@@ -140,19 +145,31 @@ def begun(share: str, space: Space) -> list[Changes]:
     return _pooled(space, common | adam, common | twice, common | plain)
 
 
-def there(config: RunConfig) -> Changes:
-    """Settings that are there as a place of the space: zeros become the least that is drawn."""
+def there(config: RunConfig, space: Space) -> Changes:
+    """Settings that are there as a place of the space: numbers become the nearest that is drawn, and what is
+    chosen by name is left to be drawn where it is none of those there are."""
     known = asdict(config)
     found = {f"{table}.{key}": value for table in SECTIONS for key, value in known[table].items()}
     sgd, adam = found["training.shared_optimizer"] == "sgd", found["federation.server_optimizer"] == "fedadam"
     chosen = "plain" if sgd else "adam twice" if adam else "adam"
-    place = {name: max(found[name], low) for name, low in LEAST.items()}
+    place: Changes = {name: max(found[name], low) for name, low in LEAST.items()}
     place |= {name: found[name] for name in AS_THEY_ARE}
     if place["model.pooling"] == "auto":
         place["model.pooling"] = "mean"  # MiniLM is an encoder
     if place["adapter.head"] == "auto":
         place["adapter.head"] = config.head.value
     rates = {f"{chosen}.{name}": found[name] for name in OPTIMIZERS[chosen]}
+    for name, (low, high) in {**_WHOLE, "federation.rounds": space.rounds}.items():
+        place[name] = min(max(place[name], low), high)
+    choices: Mapping[str, Sequence[Any]] = {
+        "model.pooling": space.poolings,
+        "model.max_tokens": space.max_tokens,
+        "training.final_fit_epochs": space.final_fits,
+        "federation.cohort": space.cohorts,
+        "federation.warmup_rounds": _WARMUPS,
+        "adapter.head": _HEADS,
+    }
+    place = {name: value for name, value in place.items() if value in choices.get(name, (value,))}
     return place | {"optimizer": chosen} | rates
 
 

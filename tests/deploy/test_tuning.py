@@ -166,7 +166,7 @@ def test_every_start_and_every_draw_is_a_configuration(share: str) -> None:
     optuna = pytest.importorskip("optuna")
     space = Space(("mean", "first"), (16, 24), (5, 30), (17, 34), (0,))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    starts = [there(RunConfig().changed({"adapter.share": share, **recipe("senate", share)}))]
+    starts = [there(RunConfig().changed({"adapter.share": share, **recipe("senate", share)}), space)]
     for start in (*starts, *begun(share, space)):
         study.enqueue_trial(start)
     for _ in range(10):
