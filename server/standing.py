@@ -20,14 +20,14 @@ from penchant.server.journal import RoundLog
 from penchant.server.measured import Measurement, measurements
 from penchant.server.stopping import ends_with
 
-__all__ = ["POOLED", "Standing", "going_on", "standing"]
+__all__ = ["POOLED", "RunStanding", "going_on", "standing"]
 
 POOLED = 3
 """Rounds whose counts make a standing."""
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStanding:
     """accuracy: the part of held-out choices that is ranked right, or the mean of it over people with noise;
     error: its standard error; judged: how many choices were judged, None where noise hides it."""
 
@@ -35,12 +35,14 @@ class Standing:
     error: float
     judged: int | None = None
 
-    def leads(self, other: Standing) -> bool:
+    def leads(self, other: RunStanding) -> bool:
         """Whether it is ahead by more than one standard error of the difference."""
         return self.accuracy - other.accuracy > sqrt(self.error**2 + other.error**2)
 
 
-def standing(config: RunConfig, logs: Sequence[RoundLog], people: int, noise: float = 0.0) -> Standing | None:
+def standing(
+    config: RunConfig, logs: Sequence[RoundLog], people: int, noise: float = 0.0
+) -> RunStanding | None:
     """How a run stands after its last finished round; None where nothing is known of held-out choices.
 
     Args:
@@ -63,10 +65,10 @@ def standing(config: RunConfig, logs: Sequence[RoundLog], people: int, noise: fl
     once = total * min(1.0, people / asked)  # without those who judged again
     variance = part * (1 - part) / once + noise**2 * (1 + part**2) / len(pooled)
     counted = None if any(n is None for n in judged) else total
-    return Standing(round(right / total, 9), sqrt(variance), counted)
+    return RunStanding(round(right / total, 9), sqrt(variance), counted)
 
 
-def going_on(standings: Sequence[Standing | None], stay: int) -> list[int]:
+def going_on(standings: Sequence[RunStanding | None], stay: int) -> list[int]:
     """Which of some runs go on, by their places, in order.
 
     Args:

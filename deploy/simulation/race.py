@@ -45,7 +45,7 @@ from penchant.deploy.simulation.world import Progress, SimulationSetup, prepare
 from penchant.server.journal import RoundLog
 from penchant.server.journal_reader import JOURNAL, JournalReader
 from penchant.server.noise_terms import settle_noise
-from penchant.server.standing import POOLED, Standing, going_on, standing
+from penchant.server.standing import POOLED, RunStanding, going_on, standing
 
 __all__ = ["LEAST_ROUNDS", "RacePlan", "begun_race", "is_racing"]
 
@@ -168,7 +168,7 @@ class RacePlan:
         """The record after the next heat."""
         heat, racing = record.heats[record.over], record.racing
         judged: list[Entrant] = []
-        standings: list[Standing | None] = []
+        standings: list[RunStanding | None] = []
         failures: list[Exception] = []
         for one in racing:
             home, found, why = directory / RACE / one.name, None, ""
@@ -189,7 +189,7 @@ class RacePlan:
         record = replace(record, entrants=entrants, over=record.over + 1)
         return self._ended(record) if len(on) == 1 else record
 
-    def _standing(self, one: Entrant, heat: Heat, home: Path, progress: Progress) -> Standing | None:
+    def _standing(self, one: Entrant, heat: Heat, home: Path, progress: Progress) -> RunStanding | None:
         """How a candidate stands once it has trained so far in the directory of its run."""
         world = self.worlds[one.name]
         if not (home / run_directory.CONFIG).exists():
@@ -357,7 +357,7 @@ def _rho(world: SimulationSetup) -> float:
 # --- after a heat ---------------------------------------------------------------------------------
 
 
-def _stood(one: Entrant, found: Standing | None, home: Path, why: str) -> Entrant:
+def _stood(one: Entrant, found: RunStanding | None, home: Path, why: str) -> Entrant:
     """A candidate after a heat, whose run is in `home`."""
     attempts = JournalReader(home).attempts() if (home / JOURNAL).exists() else []
     done = sum(attempt.state == "finished" and attempt.phase != "close" for attempt in attempts)

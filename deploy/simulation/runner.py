@@ -103,7 +103,7 @@ def simulate(
         return result
 
 
-class _Reached(Exception):
+class _ReachedRound(Exception):
     """A run has come as far as it was to go."""
 
 
@@ -121,7 +121,7 @@ class _Until(Progress):
         """As `Progress.round`."""
         self._progress.round(log, last)
         if log.round >= self._rounds or log.phase == "close":
-            raise _Reached
+            raise _ReachedRound
 
 
 def train_until(
@@ -134,7 +134,7 @@ def train_until(
     """
     done = _finished(directory)
     if not any(log.round >= rounds or log.phase == "close" for log in done):
-        with suppress(_Reached):
+        with suppress(_ReachedRound):
             simulate(world, directory, _Until(progress or Progress(), rounds))
         done = _finished(directory)
     return done

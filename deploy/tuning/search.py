@@ -27,7 +27,7 @@ from penchant.deploy.simulation.runner import simulate
 from penchant.deploy.simulation.world import prepare
 from penchant.deploy.tuning.space import Changes, Space, begun, drawn, there
 
-__all__ = ["CaseRuns", "Found", "best_of", "searched"]
+__all__ = ["BestFound", "CaseRuns", "best_of", "searched"]
 
 RUNNING, COMPLETE, PRUNED, FAIL = (
     optuna.trial.TrialState.RUNNING,
@@ -93,7 +93,7 @@ class CaseRuns:
 
 
 @dataclass(frozen=True)
-class Found:
+class BestFound:
     """What a search came to: the best settings, their mean accuracy over all cases, and the runs it took."""
 
     changes: Changes
@@ -137,14 +137,14 @@ def searched(
     return study
 
 
-def best_of(study: optuna.Study, runs: CaseRuns) -> Found:
+def best_of(study: optuna.Study, runs: CaseRuns) -> BestFound:
     """The best of the finalists, each on all cases; ties go to the earlier trial."""
     completed = study.get_trials(states=(COMPLETE,))
     finalists = sorted(completed, key=lambda trial: trial.value or 0.0, reverse=True)[:FINALISTS]
     judged = [(_gone_on(study, runs, trial), -trial.number, trial) for trial in finalists]
     accuracy, _, best = max(judged, key=lambda one: one[:2])
     more = max(0, len(runs.cases) - WITHIN) * len(finalists)
-    return Found(best.user_attrs["changes"], accuracy, best.number, _spent(study) + more)
+    return BestFound(best.user_attrs["changes"], accuracy, best.number, _spent(study) + more)
 
 
 def _mean_of(trial: optuna.Trial, runs: CaseRuns, space: Space) -> float:

@@ -22,7 +22,7 @@ from penchant.common.storage import write_durably
 from penchant.deploy import datasets
 from penchant.deploy.recipes import GENERAL, recipe
 from penchant.deploy.recipes.recipe_file import RecipeFile, Tuned
-from penchant.deploy.tuning.search import CaseRuns, Found, Hears, best_of, searched
+from penchant.deploy.tuning.search import BestFound, CaseRuns, Hears, best_of, searched
 from penchant.deploy.tuning.space import SECTIONS, Space
 
 __all__ = ["Tuning", "tune"]
@@ -137,7 +137,7 @@ def tune(tuning: Tuning, command: str, hears: Hears = lambda text: None) -> Reci
     first = people.of(RunConfig().changed({"seed": tuning.seeds[0]}))
     _refuse_other_search(tuning, first.digest)
     cases = [{"seed": seed} for seed in tuning.seeds]
-    found: dict[str, Found] = {}
+    found: dict[str, BestFound] = {}
     for share in tuning.shares:
         runs = CaseRuns(share, tuning.base, cases, fixed=tuning.asked, people=people.of, hears=hears)
         study = searched(runs, Space(), tuning.trials, budget=tuning.budget // len(tuning.shares))

@@ -21,11 +21,13 @@ from penchant.common.privacy.accounting import rho_of
 from penchant.common.secagg import update_vector
 from penchant.deploy import run_directory
 from penchant.deploy.cli.main import main
+from penchant.deploy.json_tables import plain_value
+from penchant.deploy.report import run_page
 from penchant.deploy.simulation import candidates, race
 from penchant.deploy.simulation.candidates import CANDIDATES
 from penchant.deploy.simulation.devices import SimulatedDevices
 from penchant.deploy.simulation.race import RacePlan, is_racing
-from penchant.deploy.simulation.race_record import RACE, Heat, RaceRecord
+from penchant.deploy.simulation.race_record import RACE, Entrant, Heat, Race, RaceRecord
 from penchant.deploy.simulation.result import RunResult
 from penchant.deploy.simulation.runner import simulate
 from penchant.deploy.simulation.world import Progress
@@ -362,6 +364,43 @@ def test_a_directory_that_is_in_use(asked: dict[str, Any], tmp_path: Path) -> No
         RacePlan.of(asked, people(apart=False)).begin(tmp_path)
     with pytest.raises(RunDirectoryError, match="holds no race"):
         RacePlan.resumed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "{}", '{"entrants": [3], "heats": []}', '{"entrants": [], "heats": [{"rounds": "x"}]}', "{"],
+)
+def test_a_damaged_record_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "race.json").write_text(text)
+    with pytest.raises(RunDirectoryError):
+        RaceRecord.read(tmp_path)
+
+
+def test_a_race_in_words() -> None:
+    entrants = (
+        Entrant("AB", "AB", rounds=6, tried=6, accuracy=0.5, error=0.02, judged=300),
+        Entrant("lore", "lore", heats=1, rounds=6, tried=6, accuracy=0.625, error=0.02),
+        Entrant("A", "A", why="its training diverged"),
+    )
+    exact = Race("lore", entrants, rounds=6)
+    assert exact.words() == "lore, by a race against 2 others that cost 6 rounds more"
+    assert [one.told for one in entrants] == [
+        "50.0 ± 2.0% after 6 rounds",
+        "62.5 ± 2.0% after 6 rounds",
+        "its training diverged",
+    ]
+    noised = replace(exact, participations=4, epsilon=3.21, epsilon_left=6.54)
+    assert noised.words().endswith("and epsilon 3.21; the run itself costs 6.54")
+    assert Race.from_table(plain_value(noised)) == noised
+    assert "epsilon 3.21 at most; the run itself costs 6.54" in run_page._race_text(noised)
+    assert run_page._race(noised)[0] == {
+        "name": "AB",
+        "share": "AB",
+        "accuracy": "50.0 ± 2.0%",
+        "judged": "300",
+        "rounds": "6",
+    }
+    assert (run_page._race(None), run_page._race_text(None)) == ([], "")
 
 
 # --- the faces -------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from penchant.common.config import RunConfig
 from penchant.server.journal import RoundLog
-from penchant.server.standing import POOLED, Standing, going_on, standing
+from penchant.server.standing import POOLED, RunStanding, going_on, standing
 
 CONFIG = RunConfig()
 
@@ -66,29 +66,31 @@ def test_nothing_known_of_held_out_choices() -> None:
 
 
 def test_level_runs_go_on_by_cost() -> None:
-    level = [Standing(0.6, 0.02), Standing(0.61, 0.02), Standing(0.62, 0.02), Standing(0.6, 0.02)]
+    level = [RunStanding(0.6, 0.02), RunStanding(0.61, 0.02), RunStanding(0.62, 0.02), RunStanding(0.6, 0.02)]
     assert going_on(level, 1) == [0]
     assert going_on(level, 2) == [0, 1]
 
 
 def test_a_clear_winner_goes_on_whatever_it_costs() -> None:
-    assert going_on([Standing(0.6, 0.01), Standing(0.6, 0.01), Standing(0.7, 0.01)], 1) == [2]
-    assert going_on([Standing(0.6, 0.01), Standing(0.65, 0.01), Standing(0.7, 0.01)], 2) == [1, 2]
+    assert going_on([RunStanding(0.6, 0.01), RunStanding(0.6, 0.01), RunStanding(0.7, 0.01)], 1) == [2]
+    assert going_on([RunStanding(0.6, 0.01), RunStanding(0.65, 0.01), RunStanding(0.7, 0.01)], 2) == [1, 2]
 
 
 def test_runs_that_nothing_is_known_of_come_last() -> None:
-    assert going_on([None, Standing(0.4, 0.1)], 1) == [1]
+    assert going_on([None, RunStanding(0.4, 0.1)], 1) == [1]
     assert going_on([None, None], 1) == [0]
 
 
 PLACES = st.lists(
-    st.one_of(st.none(), st.builds(Standing, st.floats(0, 1), st.floats(1e-3, 0.2))), min_size=1, max_size=8
+    st.one_of(st.none(), st.builds(RunStanding, st.floats(0, 1), st.floats(1e-3, 0.2))),
+    min_size=1,
+    max_size=8,
 )
 
 
 @given(PLACES, st.integers(1, 8))
 def test_as_many_go_on_as_should_and_the_best_or_a_cheaper_one_is_among_them(
-    standings: list[Standing | None], stay: int
+    standings: list[RunStanding | None], stay: int
 ) -> None:
     chosen = going_on(standings, stay)
     assert chosen == sorted(set(chosen))
@@ -100,4 +102,4 @@ def test_as_many_go_on_as_should_and_the_best_or_a_cheaper_one_is_among_them(
         winner = standings[first]
         assert winner is not None
         assert first <= -place
-        assert not Standing(accuracy, standings[-place].error).leads(winner)  # type: ignore[union-attr]
+        assert not RunStanding(accuracy, standings[-place].error).leads(winner)  # type: ignore[union-attr]
