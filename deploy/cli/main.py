@@ -121,6 +121,8 @@ def _begin(
         from penchant.deploy.earlier_round import begin_from
 
         start = begin_from(begin_with, Path, config)
+    world = prepare(config, start=start)  # refuses what can't work before anything is written
+    run_directory.create(directory, config, start.encode() if start else b"")
     if tuned is not None and tuned.tuned is not None:
         notice(tuned.tuned.words())
     elif hint and not begin_with and has_untuned_settings(asked_for(flags, file)):
@@ -128,8 +130,6 @@ def _begin(
             f"nothing was tuned on these data; this runs share {config.adapter.share} with usual rates, and "
             "--auto has a race choose, in about twice the rounds"
         )
-    world = prepare(config, start=start)  # refuses what can't work before anything is written
-    run_directory.create(directory, config, start.encode() if start else b"")
     return run_and_show(config, directory, world)
 
 
