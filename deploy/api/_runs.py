@@ -104,13 +104,16 @@ def simulate(
     progress = _CallbackProgress(callbacks)
     asked = _asked(settings, {"adapter.share": share, "federation.rounds": rounds, "seed": seed})
     source = _Source.of(data, asked)
-    directory, kept = _place(out)
     if auto:
         _refuse_settled(config, recipe)
-        world = _raced(source.changes(None) | asked, source, directory, progress)
+        wanted = source.changes(None) | asked
+        plan = RacePlan.of(wanted, source.people(RunConfig().changed(wanted)))
+        directory, kept = _place(out)
+        world = _raced(plan, directory, progress)
     else:
         settled = source.configured(config, asked, recipe)
         world = prepare(settled, federation=source.people(settled))
+        directory, kept = _place(out)
         _begin(directory, settled)
     found = runner.simulate(
         world,
@@ -301,11 +304,8 @@ def _refuse_settled(config: RunConfig | None, recipe: str | Path | None) -> None
         )
 
 
-def _raced(
-    asked: Mapping[str, Any], source: _Source, directory: Path, progress: _CallbackProgress
-) -> SimulationSetup:
+def _raced(plan: RacePlan, directory: Path, progress: _CallbackProgress) -> SimulationSetup:
     """The run that has won a race in `directory`, which is begun, or found there and gone on with."""
-    plan = RacePlan.of(asked, source.people(RunConfig().changed(asked)))
     found = RaceRecord.read(directory)
     if found is None:
         plan.begin(directory)
