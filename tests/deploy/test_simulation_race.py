@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +24,7 @@ from penchant.deploy import run_directory
 from penchant.deploy.cli.main import main
 from penchant.deploy.json_tables import plain_value
 from penchant.deploy.report import run_page
-from penchant.deploy.simulation import candidates, race
+from penchant.deploy.simulation import candidates, race, runner
 from penchant.deploy.simulation.candidates import CANDIDATES
 from penchant.deploy.simulation.devices import SimulatedDevices
 from penchant.deploy.simulation.race import RacePlan, is_racing
@@ -164,7 +165,7 @@ def test_the_test_part_is_not_read(
 def test_a_candidate_whose_training_fails_is_out_and_all_failing_is_an_error(
     asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = race.train_until
+    real = runner.train_until
     failing = {"lore"}
 
     def train(world: Any, home: Path, *rest: Any) -> Any:
@@ -229,7 +230,7 @@ def test_a_kill_while_the_winner_moves_up_loses_nothing(
     who = people(apart=True)
     raced(tmp_path / "whole", asked, who)
     moved = 0
-    real = race.os.replace
+    real = os.replace
 
     def replaced(*paths: Path) -> None:
         nonlocal moved
@@ -239,7 +240,7 @@ def test_a_kill_while_the_winner_moves_up_loses_nothing(
                 raise KeyboardInterrupt
         real(*paths)
 
-    monkeypatch.setattr(race.os, "replace", replaced)
+    monkeypatch.setattr(os, "replace", replaced)
     directory = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
         raced(directory, asked, who)
