@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError
 from penchant.common.settings import current_keys
-from penchant.deploy.recipes import recipe
+from penchant.deploy.recipes import has_recipe, recipe
+from penchant.deploy.recipes.recipe_file import RecipeFile
+
+FEW_ROUNDS: Final = 8
+"""Runs of fewer are tries, of which nobody wants to hear that they could be better."""
 
 
-def configure(flags: dict[str, Any], file: Path | None) -> RunConfig:
-    """Defaults, then the recipe of (data set, share), then the file, then the flags."""
-    explicit = file_changes(file) | current_keys(RunConfig, flags)
+def configure(flags: dict[str, Any], file: Path | None, tuned_in: RecipeFile | None = None) -> RunConfig:
+    """Defaults, then the recipe of (data set, share), then the file, then the flags.
+
+    tuned_in: a recipe in place of the data set's; where no share is given, its share.
+    """
+    explicit = asked_for(flags, file)
     base = RunConfig()
     dataset = explicit.get("data.dataset", base.data.dataset)
-    share = explicit.get("adapter.share", base.adapter.share)
-    tuned = current_keys(RunConfig, recipe(str(dataset), str(share)))
+    usual = (tuned_in.share if tuned_in else None) or base.adapter.share
+    share = str(explicit.get("adapter.share", usual))
+    found = tuned_in.changes(share) if tuned_in else recipe(str(dataset), share)
+    tuned = {"adapter.share": share, **current_keys(RunConfig, found)}
     if explicit.get("data.clients"):  # the recipe's cohort was tuned for everybody
         tuned.pop("federation.cohort", None)
     asked = explicit.get("federation.rounds")
@@ -26,6 +35,18 @@ def configure(flags: dict[str, Any], file: Path | None) -> RunConfig:
         warmup = tuned["federation.warmup_rounds"] * asked // rounds
         tuned["federation.warmup_rounds"] = warmup
     return base.changed(tuned | explicit)
+
+
+def asked_for(flags: dict[str, Any], file: Path | None) -> dict[str, Any]:
+    """The settings that a file and flags give, by dotted keys."""
+    return file_changes(file) | current_keys(RunConfig, flags)
+
+
+def has_untuned_settings(asked: dict[str, Any]) -> bool:
+    """Whether a run has settings that nobody chose for its data, and rounds enough to race between some."""
+    config = RunConfig().changed(asked)
+    own = not has_recipe(config.data.dataset) and "adapter.share" not in asked
+    return own and config.federation.rounds >= FEW_ROUNDS and not config.privacy.dp_epsilon
 
 
 def file_changes(file: Path | None) -> dict[str, Any]:

@@ -107,7 +107,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"journal"},
         {"journal_reader", "measured"},
         {"secagg", "monitoring", "stopping"},
-        {"run", "console", "exchange", "opened_sum", "noise_terms"},
+        {"run", "console", "exchange", "opened_sum", "noise_terms", "standing"},
         {"availability"},
         {"attempt_log"},
         {"round"},
@@ -122,13 +122,12 @@ FLOORS: dict[str, list[set[str]]] = {
             "json_tables",
             "owner_policy",
             "process_table",
-            "recipes",
             "run_directory",
         },
-        {"earlier_round"},
+        {"earlier_round", "recipes"},
         {"audit", "configuration", "fleet"},
         {"simulation"},
-        {"comparison"},
+        {"comparison", "tuning"},
         {"report"},
         {"console"},
         {"api", "device_api"},
@@ -151,7 +150,7 @@ LATE = {
 }
 HEAVY = {
     "bitsandbytes", "datasets", "dp_accounting", "flwr", "grpc", "httpx", "huggingface_hub", "matplotlib",
-    "pandas", "peft", "pyarrow", "ray", "rdata", "safetensors", "torch", "transformers", "uvicorn",
+    "optuna", "pandas", "peft", "pyarrow", "ray", "rdata", "safetensors", "torch", "transformers", "uvicorn",
 }  # fmt: skip
 
 

@@ -303,13 +303,22 @@ class UpdateLayout:
         most = weight * self.clip + min(people, weight) * step * float(np.sqrt(size))
         return "" if norm <= most else f"an update of norm {norm:.6g}, at most {most:.6g} can be"
 
+    def count_error(self, people: int) -> float:
+        """The standard deviation of the noise on a count's mean over `people`, as a part of its range; 0
+        where sums are exact."""
+        if self.noise is None:
+            return 0.0
+        return self.noise.sigma / (COUNT_PART * self.noise.clip * sqrt(people))
+
+    def shows_counts(self, people: int) -> bool:
+        """Whether the sum of `people` says how many held-out choices are ranked right."""
+        return self.count_error(people) <= COUNT_ERROR
+
     def read(self, total: NDArray[np.int64], people: int) -> RoundSums:
         """What the sum of the vectors (int64 [words]) of `people` survivors says."""
         update, counts = self.quantiser.dequantise(total)
         if self.noise is not None:
-            units = COUNT_PART * self.noise.clip
-            error = self.noise.sigma * sqrt(people) / (units * people)
-            return _noised_sums(update, counts, people, error)
+            return _noised_sums(update, counts, people, self.count_error(people))
         weight = counts[WEIGHT]
         bins = tuple(int(counts[name]) for name in BIN_NAMES)
         return RoundSums(

@@ -20,10 +20,13 @@ from penchant.deploy import run_directory
 from penchant.deploy.comparison import runner as comparison_runner
 from penchant.deploy.comparison.runner import ComparisonPages, ComparisonProgress
 from penchant.deploy.configuration import configure
+from penchant.deploy.recipes.recipe_file import RecipeFile
 from penchant.deploy.report import PAGES, write_report
 from penchant.deploy.simulation import runner
+from penchant.deploy.simulation.race import RacePlan
+from penchant.deploy.simulation.race_record import RaceRecord
 from penchant.deploy.simulation.result import RoundSummary
-from penchant.deploy.simulation.world import prepare
+from penchant.deploy.simulation.world import SimulationSetup, prepare
 from penchant.server.journal import RoundLog
 
 __all__ = ["Callback", "compare", "simulate"]
@@ -75,6 +78,8 @@ def simulate(
     seed: int | None = None,
     out: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
+    auto: bool = False,
+    recipe: str | Path | None = None,
     **settings: Any,
 ) -> SimulationResult:
     """Simulate a federation on this machine; every person ends with a reward model of their own.
@@ -88,6 +93,8 @@ def simulate(
         out: the run directory, which is made; the same call goes on there where it stopped. Without it the
             run is in a temporary directory, which lives as long as the result.
         callbacks: hear what the simulation does.
+        auto: whether share and rates are chosen by a race between a few, on held-out choices.
+        recipe: a file of settings that `penchant tune` wrote, in place of those tuned for the data set.
         settings: any other setting by its name, such as ``cohort=10``, or by its full name, as in
             ``**{"training.lr_personal": 0.02}``.
 
@@ -100,10 +107,17 @@ def simulate(
     progress = _CallbackProgress(callbacks)
     asked = _asked(settings, {"adapter.share": share, "federation.rounds": rounds, "seed": seed})
     source = _Source.of(data, asked)
-    settled = source.configured(config, asked)
-    world = prepare(settled, federation=source.people(settled))
-    directory, kept = _place(out)
-    _begin(directory, settled)
+    if auto:
+        _refuse_settled(config, recipe)
+        wanted = source.changes(None) | asked
+        plan = RacePlan.of(wanted, source.people(RunConfig().changed(wanted)))
+        directory, kept = _place(out)
+        world = _raced(plan, directory, progress)
+    else:
+        settled = source.configured(config, asked, recipe)
+        world = prepare(settled, federation=source.people(settled))
+        directory, kept = _place(out)
+        _begin(directory, settled)
     found = runner.simulate(
         world,
         directory,
@@ -202,14 +216,20 @@ class _Source:
         told = {key.removeprefix("data."): value for key, value in own.items()}
         return cls(loaded=load_preferences(data, **{names.get(k, k): v for k, v in told.items()}))
 
-    def configured(self, config: RunConfig | None, asked: dict[str, Any]) -> RunConfig:
+    def configured(
+        self, config: RunConfig | None, asked: dict[str, Any], recipe: str | Path | None = None
+    ) -> RunConfig:
         """The settings of a run on this data."""
         if config is not None and not isinstance(config, RunConfig):
             raise UsageError("config must be a RunConfig; give single settings by their names")
-        changes = self._changes(config) | asked
-        return configure(changes, None) if config is None else config.changed(changes)
+        if config is not None and recipe is not None:
+            raise UsageError("config has all settings already; drop it or recipe")
+        changes = self.changes(config) | asked
+        tuned = None if recipe is None else RecipeFile.read(path_given("recipe", recipe))
+        return configure(changes, None, tuned) if config is None else config.changed(changes)
 
-    def _changes(self, config: RunConfig | None) -> dict[str, Any]:
+    def changes(self, config: RunConfig | None) -> dict[str, Any]:
+        """What the data settle; with `config`, all but the seed."""
         if self.loaded is None:
             return {"data.dataset": self.name}
         table = section_table(self.loaded.settings)
@@ -280,6 +300,26 @@ def _begin(directory: Path, config: RunConfig) -> None:
         raise RunDirectoryError(
             f"{directory} is a run of another configuration; ask for the same, or choose another out"
         )
+
+
+def _refuse_settled(config: RunConfig | None, recipe: str | Path | None) -> None:
+    if config is not None or recipe is not None:
+        raise UsageError(
+            "auto chooses settings that config or recipe have already; drop one of them, and give single "
+            "settings by their names"
+        )
+
+
+def _raced(plan: RacePlan, directory: Path, progress: _CallbackProgress) -> SimulationSetup:
+    """The run that has won a race in `directory`, which is begun, or found there and gone on with."""
+    found = RaceRecord.read(directory)
+    if found is None:
+        plan.begin(directory)
+    elif found.asked != plan.record.asked:
+        raise RunDirectoryError(
+            f"{directory} is a race of another configuration; ask for the same, or choose another out"
+        )
+    return plan.run(directory, progress)
 
 
 def _call(function: str, data: object, asked: Mapping[str, Any]) -> str:

@@ -21,22 +21,25 @@ from penchant.common.printable import one_line
 from penchant.common.terminal import say, tracebacks_in_print
 from penchant.deploy import run_directory
 from penchant.deploy.cli import authority, console, device, server
-from penchant.deploy.cli.errors import command, on_interrupt, report_error, report_interrupt
+from penchant.deploy.cli.errors import command, notice, on_interrupt, report_error, report_interrupt
 from penchant.deploy.cli.notices import notices_in_one_line
 from penchant.deploy.cli.options import (
     DATA,
     MODEL,
     RUN,
+    Auto,
     BeginWith,
     ConfigFile,
     Flags,
     Out,
+    Recipe,
     Resume,
     SaveModels,
     with_settings,
 )
-from penchant.deploy.configuration import configure, file_changes
+from penchant.deploy.configuration import asked_for, configure, has_untuned_settings, names_of, numbers_of
 from penchant.deploy.error_report import USAGE, ErrorReport
+from penchant.deploy.recipes.recipe_file import RecipeFile
 
 if TYPE_CHECKING:
     from penchant.deploy.simulation.models import RunModels
@@ -75,6 +78,8 @@ def simulate(
     resume: Resume = None,
     begin_with: BeginWith = "",
     save_models: SaveModels = False,
+    auto: Auto = None,
+    recipe: Recipe = None,
 ) -> None:
     """Simulate a federation on this machine and report how well each person's model does.
 
@@ -82,20 +87,30 @@ def simulate(
     a configuration file comes before a recipe, and a flag before both.
     """
     if resume:
-        if begin_with:
-            raise UsageError("--resume goes on where its run stands; drop --from")
+        if begin_with or auto is not None or recipe:
+            raise UsageError("--resume goes on where its run stands; drop --from, --auto and --recipe")
         models = _go_on(resume, flags, config, out)
+    elif auto:
+        if begin_with or recipe:
+            raise UsageError("--auto chooses settings and begins anew; drop it, or --from and --recipe")
+        models = _race(flags, config, out)
     else:
-        models = _begin(flags, config, out, begin_with)
+        models = _begin(flags, config, out, begin_with, recipe, hint=auto is None)
     if save_models:
         from penchant.deploy.cli.show_models import export_and_say
 
         export_and_say(models, models.directory / "models")
 
 
-def _begin(flags: Flags, file: Path | None, out: Path | None, begin_with: str) -> RunModels:
-    """Simulate in a new run directory; -> the models that the run left."""
-    config = configure(flags, file)
+def _begin(
+    flags: Flags, file: Path | None, out: Path | None, begin_with: str, recipe: Path | None, *, hint: bool
+) -> RunModels:
+    """Simulate in a new run directory; -> the models that the run left.
+
+    hint: whether to say of data that nothing was tuned on that a race may choose the settings.
+    """
+    tuned = RecipeFile.read(recipe) if recipe else None
+    config = configure(flags, file, tuned)
     directory = out or Path("runs") / _run_name(config)
     run_directory.refuse_used(directory)
     from penchant.deploy.cli.show_simulation import run_and_show
@@ -108,16 +123,40 @@ def _begin(flags: Flags, file: Path | None, out: Path | None, begin_with: str) -
         start = begin_from(begin_with, Path, config)
     world = prepare(config, start=start)  # refuses what can't work before anything is written
     run_directory.create(directory, config, start.encode() if start else b"")
+    if tuned is not None and tuned.tuned is not None:
+        notice(tuned.tuned.words())
+    elif hint and not begin_with and has_untuned_settings(asked_for(flags, file)):
+        notice(
+            f"nothing was tuned on these data; this runs share {config.adapter.share} with usual rates, and "
+            "--auto has a race choose, in about twice the rounds"
+        )
     return run_and_show(config, directory, world)
+
+
+def _race(flags: Flags, file: Path | None, out: Path | None) -> RunModels:
+    """Race in a new run directory, and simulate what has won; -> the models that the run left."""
+    from penchant.deploy.cli.show_simulation import race_and_show
+    from penchant.deploy.simulation.race import RacePlan
+
+    plan = RacePlan.of(asked_for(flags, file))
+    directory = out or Path("runs") / _run_name(plan.asked, "auto")
+    plan.begin(directory)
+    return race_and_show(plan, directory)
 
 
 def _go_on(directory: Path, flags: Flags, file: Path | None, out: Path | None) -> RunModels:
     """Simulate on in a run directory; -> the models that the run left."""
-    from penchant.deploy.cli.show_simulation import run_and_show
+    from penchant.deploy.cli.show_simulation import race_and_show, run_and_show
+    from penchant.deploy.simulation.race import RacePlan, begun_race, is_racing
 
     if out is not None:
         raise UsageError("--resume goes on in its own directory; drop --out")
-    return run_and_show(_resumed(directory, flags, file), directory)
+    if not is_racing(directory):
+        own = run_directory.read_config(directory)
+        _refuse_others(directory, own, flags, file)
+        return run_and_show(own, directory)
+    _refuse_others(directory, begun_race(directory), flags, file)
+    return race_and_show(RacePlan.resumed(directory), directory)
 
 
 @command(app, rich_help_panel="Researcher")
@@ -157,6 +196,31 @@ def compare(
 
     with on_interrupt("the same command goes on"):
         compare_and_show(configs, out)
+
+
+@command(app, rich_help_panel="Researcher")
+@with_settings("adapter.share", "seed", "data.dataset", "data.evaluate", "privacy.secagg", "grid")
+def tune(
+    flags: Flags,
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="As of --dataset: a name, FILE or HUB_ID.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The recipe to write.")],
+    shares: Annotated[str, typer.Option(help="Share rules to tune, as a list.")] = "common,lore,AB,A",
+    seeds: Annotated[str, typer.Option(help="Seeds that judge each setting, as a list.")] = "0,1,2",
+    budget: Annotated[int, typer.Option(help="Most simulated runs, of all shares together.")] = 120,
+    config: ConfigFile = None,
+) -> None:
+    """Search for good settings on your data, judged on validation pairs, and write them as a recipe.
+
+    A setting that is given is not searched. The same command goes on where it was interrupted;
+    `penchant simulate --recipe FILE` takes the result.
+    """
+    from penchant.deploy.cli.show_tuning import tune_and_show
+
+    asked = asked_for(flags, config) | {"data.dataset": dataset}
+    with on_interrupt("the same command goes on"):
+        tune_and_show(asked, names_of(shares), numbers_of("--seeds", seeds), budget, out)
 
 
 @command(app, rich_help_panel="Researcher")
@@ -250,19 +314,17 @@ def audit(
 # --- from flags to a configuration ----------------------------------------------------------------
 
 
-def _resumed(directory: Path, flags: Flags, file: Path | None) -> RunConfig:
-    """The directory's own configuration; RunDirectoryError if flags or file ask for another one."""
-    own = run_directory.read_config(directory)
-    if own.changed(file_changes(file) | flags) != own:
+def _refuse_others(directory: Path, own: RunConfig, flags: Flags, file: Path | None) -> None:
+    """RunDirectoryError if flags or file ask for another configuration than the directory's own."""
+    if own.changed(asked_for(flags, file)) != own:
         raise RunDirectoryError(
             f"{directory} is a run of another configuration; drop the flags or start a new run"
         )
-    return own
 
 
-def _run_name(config: RunConfig) -> str:
+def _run_name(config: RunConfig, share: str = "") -> str:
     dataset = Path(config.data.dataset).name.replace("/", "-")
-    return f"{dataset}-{config.adapter.share}-seed{config.seed}"
+    return f"{dataset}-{share or config.adapter.share}-seed{config.seed}"
 
 
 # --- errors as one line ---------------------------------------------------------------------------

@@ -46,6 +46,27 @@ SaveModels = Annotated[
     ),
 ]
 
+Recipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        metavar="FILE",
+        help="Settings in place of those tuned for the data set, as `penchant tune` writes them.",
+        show_default=False,
+        rich_help_panel=RUN,
+    ),
+]
+Auto = Annotated[
+    bool | None,
+    typer.Option(
+        "--auto/--no-auto",
+        help="Choose share and rates by a race between a few, on held-out choices as masked sums tell them; "
+        "see docs/runs.md.",
+        show_default=False,
+        rich_help_panel=RUN,
+    ),
+]
+
 
 def with_settings(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command a flag for every setting of a run, in the place of its parameter `flags`.

@@ -20,12 +20,14 @@ from penchant.deploy.earlier_round import begun_with
 from penchant.deploy.report import write_report
 from penchant.deploy.simulation.models import RunModels
 from penchant.deploy.simulation.person_scores import FEW, AccuracySpread
+from penchant.deploy.simulation.race import RacePlan
+from penchant.deploy.simulation.race_record import Race
 from penchant.deploy.simulation.result import RunResult
 from penchant.deploy.simulation.runner import REPORT, simulate
 from penchant.deploy.simulation.world import Progress, SimulationSetup, prepare
 from penchant.server.journal import RoundLog
 
-__all__ = ["ProgressBars", "run_and_show", "show_result"]
+__all__ = ["ProgressBars", "race_and_show", "run_and_show", "show_result"]
 
 
 class ProgressBars(Progress):
@@ -85,6 +87,16 @@ def run_and_show(config: RunConfig, directory: Path, world: SimulationSetup | No
     return RunModels(directory, world)
 
 
+def race_and_show(plan: RacePlan, directory: Path) -> RunModels:
+    """Race, or go on racing, in `directory`, run what has won there, and print its result; -> the models that
+    it left."""
+    with on_interrupt(f"go on with --resume {directory}"):
+        Drawing(stderr=True).print(note(f"{plan.cost}."))
+        with ProgressBars(Drawing()) as drawn:
+            world = plan.run(directory, drawn)
+    return run_and_show(world.config, directory, world)
+
+
 def _run(config: RunConfig, directory: Path, world: SimulationSetup, console: Drawing) -> RunResult:
     errors = Drawing(stderr=True)
     for line in world.caveats():
@@ -123,6 +135,8 @@ def _rows(result: RunResult) -> Iterator[tuple[str, str]]:
     if result.served is not None:
         yield "with everybody's model alone", f"{result.served.accuracy:.3f}"
         yield "  one's own is, beyond noise", result.served.words()
+    if result.race is not None:
+        yield from _race_rows(result.race)
     yield "rounds, seed", f"{result.rounds}, {result.seed}"
     yield "secure aggregation", "on" if result.secagg else "OFF"
     yield "differential privacy of a deployment", _dp(result)
@@ -131,6 +145,16 @@ def _rows(result: RunResult) -> Iterator[tuple[str, str]]:
         yield "a client's upload a round", f"{statistics.mean(sent) / 1000:.1f} kB"
     if result.wall_seconds is not None and result.peak_rss_mb is not None:
         yield "time, peak memory", f"{result.wall_seconds:.0f} s, {result.peak_rss_mb:.0f} MB"
+
+
+def _race_rows(race: Race) -> Iterator[tuple[str, str]]:
+    """What a race chose, among what, by which counts."""
+    yield "chosen by a race, held-out choices", one_line(race.chosen)
+    for one in race.entrants:
+        yield f"  {one_line(one.name)}", one_line(one.told)
+    yield "  rounds of those that lost", f"{race.rounds}"
+    if race.epsilon is not None and race.epsilon_left is not None:
+        yield "  epsilon of the race, of the run", f"{race.epsilon:.3g}, {race.epsilon_left:.3g}"
 
 
 def _spread_rows(spread: AccuracySpread | None) -> Iterator[tuple[str, str]]:

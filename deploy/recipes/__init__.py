@@ -11,17 +11,23 @@ import tomllib
 from importlib.resources import files
 from typing import Any
 
-__all__ = ["recipe"]
+__all__ = ["GENERAL", "has_recipe", "recipe"]
+
+GENERAL = "other"
+"""The recipe for data that nothing was tuned on."""
 
 
 def recipe(dataset: str, share: str) -> dict[str, Any]:
     """Dotted configuration keys to change for `share` on `dataset`, or on data that nothing was tuned on."""
-    source = files(__name__) / f"{dataset}.toml"
-    if "/" in dataset or not source.is_file():
-        source = files(__name__) / "other.toml"
+    source = files(__name__) / f"{dataset if has_recipe(dataset) else GENERAL}.toml"
     tables = tomllib.loads(source.read_text(encoding="utf-8"))
     changes: dict[str, Any] = {}
     for name in ("all", share):
         for section, values in tables.get(name, {}).items():
             changes.update({f"{section}.{key}": value for key, value in values.items()})
     return changes
+
+
+def has_recipe(dataset: str) -> bool:
+    """Whether settings were tuned for a data set of this name."""
+    return dataset != GENERAL and "/" not in dataset and (files(__name__) / f"{dataset}.toml").is_file()

@@ -22,6 +22,7 @@ from penchant.deploy.report import comparison_page, plots, rendering
 from penchant.deploy.report.rendering import base_name, toml, typical, version_of
 from penchant.deploy.simulation.newcomers import ColdStart
 from penchant.deploy.simulation.person_scores import AccuracySpread, ClientScore
+from penchant.deploy.simulation.race_record import Race
 from penchant.deploy.simulation.result import RoundSummary, RunResult, SharedTensor
 from penchant.deploy.simulation.served import Served
 from penchant.server.privacy_figures import PrivacyFigures
@@ -70,6 +71,8 @@ def _report_page(result: RunResult) -> dict[str, Any]:
         "rounds_text": _rounds_text(result),
         "costs_plot": plots.costs(log),
         "costs_text": _costs_text(log),
+        "race": _race(result.race),
+        "race_text": _race_text(result.race),
         "sharing": _sharing(result),
         "left": [_tensor(tensor) for tensor in result.shared_tensors],
         "facts": _facts(result),
@@ -216,6 +219,37 @@ def _costs_text(log: Sequence[RoundSummary]) -> str:
     if seconds is not None:
         parts.append(f"It takes {seconds:.2g} s here, all clients on one machine.")
     return " ".join(parts)
+
+
+def _race_text(race: Race | None) -> str:
+    """What a race chose, among how many, at what cost."""
+    if race is None:
+        return ""
+    text = (
+        f"{race.chosen} was chosen among {len(race.entrants)} settings: each trained for some rounds, with "
+        "the same people asked, and the better half went on, by the sums' counts of held-out choices alone. "
+        "What they don't tell apart by one standard error goes to the cheaper one, which stands first. "
+        f"The others trained {counted(race.rounds, 'round')}"
+    )
+    if race.epsilon is None or race.epsilon_left is None:
+        return f"{text}."
+    return (
+        f"{text}, which cost each person epsilon {race.epsilon:.3g} at most; the run itself costs "
+        f"{race.epsilon_left:.3g}, and both together keep the run's epsilon."
+    )
+
+
+def _race(race: Race | None) -> list[dict[str, str]]:
+    return [
+        {
+            "name": one.name,
+            "share": one.share,
+            "accuracy": one.why or percent(one.accuracy, error=one.error),
+            "judged": plain(one.judged),
+            "rounds": f"{one.rounds}",
+        }
+        for one in (race.entrants if race else ())
+    ]
 
 
 def _sharing(result: RunResult) -> list[tuple[str, str]]:

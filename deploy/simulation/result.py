@@ -23,6 +23,7 @@ from penchant.deploy.json_tables import from_table, plain_value
 from penchant.deploy.simulation.devices import Score
 from penchant.deploy.simulation.newcomers import ColdStart
 from penchant.deploy.simulation.person_scores import AccuracySpread, ClientScore, spread_of
+from penchant.deploy.simulation.race_record import Race
 from penchant.deploy.simulation.served import Served, served
 from penchant.deploy.simulation.world import SimulationSetup
 from penchant.server.journal import Journal, RoundLog
@@ -131,6 +132,7 @@ class RunResult:
     shared_tensors: tuple[SharedTensor, ...] = field(default=(), repr=False)
     best_round: int | None = None  # whose factors the run ended with, where they are not the last round's
     served: Served | None = None  # against the population's model, where the share rule has one
+    race: Race | None = None  # that chose the settings, where one did
     baselines: Mapping[str, float] = field(default_factory=dict, repr=False)  # share -> accuracy, where known
 
     @property
@@ -165,7 +167,7 @@ class RunResult:
             if name == "accuracy":
                 table[name] = {"personal": value, "cold_start": self.cold_start_accuracy}
             elif name != "cold_start_accuracy" and (
-                name not in ("baselines", "best_round", "served") or value
+                name not in ("baselines", "best_round", "served", "race") or value
             ):
                 table[name] = value
         return table
@@ -188,6 +190,8 @@ class RunResult:
             given["dp"] = from_table(PrivacyFigures, given["dp"], "dp of the result")
         if "served" in given:
             given["served"] = from_table(Served, given["served"], "served of the result")
+        if "race" in given:
+            given["race"] = Race.from_table(given["race"])
         for name, record in _ROWS.items():
             if name in given:
                 if not isinstance(given[name], list | tuple):

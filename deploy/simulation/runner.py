@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from penchant.deploy.simulation.devices import Score, SimulatedDevices
 from penchant.deploy.simulation.dropouts import Dropouts
 from penchant.deploy.simulation.newcomers import ColdStart, cold_start
 from penchant.deploy.simulation.person_scores import PEOPLE_FILE, table_of
+from penchant.deploy.simulation.race_record import Race
 from penchant.deploy.simulation.recorder import MessageRecorder
 from penchant.deploy.simulation.result import RunResult, result_of
 from penchant.deploy.simulation.world import (
@@ -37,12 +40,12 @@ from penchant.deploy.simulation.world import (
     worker_count,
 )
 from penchant.server.flower_app import build_app as build_server_app
-from penchant.server.journal import Journal
-from penchant.server.journal_reader import JournalReader, open_journal
+from penchant.server.journal import Journal, RoundLog
+from penchant.server.journal_reader import JOURNAL, JournalReader, open_journal
 from penchant.server.round import announced_factors
 from penchant.server.run import Observer
 
-__all__ = ["REPORT", "ReportWriter", "final_factors", "simulate"]
+__all__ = ["REPORT", "ReportWriter", "final_factors", "simulate", "train_until"]
 
 REPORT = "report.html"
 ReportWriter = Callable[[RunResult, Path], None]
@@ -92,6 +95,7 @@ def simulate(
             scores = _federate(world, directory, journal, fleet, progress, fault)
             curve = _cold_start(world, journal, progress)
             result = result_of(world, journal, scores, curve, before + time.monotonic() - began, command)
+            result = replace(result, race=Race.read(directory))
         finally:
             journal.close()
         if write_report is not None:
@@ -101,6 +105,48 @@ def simulate(
         # Last: it says that the run is finished.
         run_directory.write_json(directory / run_directory.RESULT, result.to_dict())
         return result
+
+
+class _ReachedRound(Exception):
+    """A run has come as far as it was to go."""
+
+
+class _Until(Progress):
+    """Ends a run once `rounds` of it are finished, or its closing round: before test pairs are looked at."""
+
+    def __init__(self, progress: Progress, rounds: int) -> None:
+        self._progress, self._rounds = progress, rounds
+
+    def stage(self, text: str) -> None:
+        """As `Progress.stage`."""
+        self._progress.stage(text)
+
+    def round(self, log: RoundLog, last: int) -> None:
+        """As `Progress.round`."""
+        self._progress.round(log, last)
+        if log.round >= self._rounds or log.phase == "close":
+            raise _ReachedRound
+
+
+def train_until(
+    world: SimulationSetup, directory: Path, rounds: int, progress: Progress | None = None
+) -> list[RoundLog]:
+    """As `simulate`, but only until `rounds` are finished, or the run has trained its last; -> their records.
+
+    Nothing is judged on test pairs, and there is no result: `simulate` goes on in `directory`. The run is on
+    the in-process grid. Raises as `simulate` does.
+    """
+    done = _finished(directory)
+    if not any(log.round >= rounds or log.phase == "close" for log in done):
+        with suppress(_ReachedRound):
+            simulate(world, directory, _Until(progress or Progress(), rounds))
+        done = _finished(directory)
+    return done
+
+
+def _finished(directory: Path) -> list[RoundLog]:
+    """The records of a run's finished rounds, in order."""
+    return list(JournalReader(directory).logs()) if (directory / JOURNAL).exists() else []
 
 
 def _refuse_other_people(done: RunResult, world: SimulationSetup, directory: Path) -> None:

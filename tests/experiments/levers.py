@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from penchant.deploy.recipes import recipe
+from penchant.deploy.tuning.space import Changes
 
-from recipes import Changes, Runs  # isort: skip
+from recipes import Runs  # isort: skip
 from curves import standard_error  # isort: skip
 from pasts import CASES  # isort: skip
 
@@ -48,13 +49,13 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     runs, base = Runs(chosen.share), recipe("senate", chosen.share)
-    cases = CASES[: chosen.cases]
+    cases = runs.cases[: chosen.cases]
     some = {int(number) for number in chosen.levers.split(",")} if chosen.levers else set(range(len(LEVERS)))
     kept = chosen.json is not None and chosen.json.is_file()
     everything: dict[str, Any] = json.loads(chosen.json.read_text("utf-8")) if kept else {}
     found = everything.setdefault(chosen.share, {})
     for lever in (list(LEVERS)[number] for number in sorted(some | {0})):
-        found[lever] = [runs.accuracy(base | LEVERS[lever], *case) for case in cases]
+        found[lever] = [runs.accuracy(base | LEVERS[lever], case) for case in cases]
         apart = [one - other for one, other in zip(found[lever], found["the recipe"], strict=True)]
         error = standard_error(apart) or 0.0
         mean = statistics.fmean(found[lever])

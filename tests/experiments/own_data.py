@@ -5,8 +5,12 @@ quarters of each set's items: the last quarter, on which anybody is tested, is n
 for a whole cohort at once, without devices, masks and messages, so that a run takes seconds; it follows
 `penchant simulate` in everything else, but for the draws of cohorts.
 
+--race does something else: it lets the heads among the candidates of `penchant simulate --auto` race by their
+counts of held-out choices, by the server's own rule, and says how the winner and the others do in the end.
+
 --sets: `senate`, `jester` and `arguments`; the last two need --data FOLDER, in which each has a folder of its
-name. The same command goes on where it stopped. --page FILE writes the table between its marks.
+name. The same command goes on where it stopped. --page FILE writes the table between its marks. --only-show
+runs nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +34,9 @@ from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Person, Preference
 from penchant.deploy import datasets
+from penchant.deploy.simulation.race import _heats
 from penchant.server.journal import RoundLog
+from penchant.server.standing import going_on, standing
 from penchant.server.stopping import ends_with
 
 PAST = 0.75  # of all items; what follows is the test part of everybody
@@ -71,6 +77,13 @@ SETTINGS = {
     "both, rank 8, rates .01": Setting(rank=8, lr_head=1e-2, lr_basis=1e-2),
 }
 SETTINGS |= {f"{name}, stops": replace(setting, stop=8) for name, setting in SETTINGS.items()}
+RACE = {
+    "common": SETTINGS["both, rank 4, stops"],
+    "common-fast": Setting(rank=4, lr_head=1e-2, lr_basis=1e-2, stop=8),
+    "lore": Setting(common=False, rank=4, spread=math.inf, lr_basis=1e-2, stop=8),
+}
+"""Those candidates of a race that are heads on the frozen embedding, the cheapest first."""
+RACE_MARKS = re.compile(r"(<!-- own race -->\n).*?(<!-- end -->)", re.S)
 ROUNDS, EPOCHS, FINAL, LR_PERSONAL, LR_FINAL = 30, 6, 30, 1e-2, 1e-2  # the defaults
 
 
@@ -188,9 +201,9 @@ def ended(setting: Setting, counts: Sequence[tuple[float, float]]) -> int | None
     return ends_with(config, [measured(at, *both) for at, both in enumerate(counts, 1)])
 
 
-def measured(number: int, right: float, judged: float) -> RoundLog:
+def measured(number: int, right: float, judged: float, people: int = 0) -> RoundLog:
     """What a round measured; nothing else of it is known here."""
-    return RoundLog(number, 1, "main", 0, 0, {}, 0.0, 0, 0, 0, None, right / judged, None, 0.0,
+    return RoundLog(number, 1, "main", people, people, {}, 0.0, 0, 0, 0, None, right / judged, None, 0.0,
                     judged=int(judged))  # fmt: skip
 
 
@@ -198,8 +211,18 @@ def spread_of(setting: Setting, model: Model) -> float:
     return setting.spread * math.exp(min(max(model.log_spread, -math.log(20)), math.log(20)))
 
 
-def run(setting: Setting, train: Parts, held_out: Parts, test: Parts, seed: int) -> dict[str, float]:
-    """Accuracies, mean over people: own models, after blending, and the model for all."""
+def run(
+    setting: Setting,
+    train: Parts,
+    held_out: Parts,
+    test: Parts,
+    seed: int,
+    seen_counts: list[tuple[float, float]] | None = None,
+) -> dict[str, float]:
+    """Accuracies, mean over people: own models, after blending, and the model for all.
+
+    seen_counts: takes each round's counts of held-out choices, those ranked right and those judged.
+    """
     draws = torch.Generator().manual_seed(seed)
     people, width = len(train[0]), train[0].shape[2]
     basis = (torch.rand(setting.rank, width, generator=draws) * 2 - 1) / math.sqrt(width)
@@ -217,6 +240,8 @@ def run(setting: Setting, train: Parts, held_out: Parts, test: Parts, seed: int)
             break
         if number < ROUNDS:
             model = trained(setting, model, cohort, (train[0][cohort], train[1][cohort]), seen, rates)
+    if seen_counts is not None:
+        seen_counts += counts
     best = ended(setting, counts)
     if best is not None:
         model = replace(states[best], weights=model.weights)
@@ -263,6 +288,59 @@ def blends(own: Mapping[str, Tensor], held_out: Parts) -> Tensor:
     return kept
 
 
+# --- a race -----------------------------------------------------------------------------------------------
+
+
+def raced(counts: Mapping[str, Sequence[tuple[float, float]]], people: int, cohort: int) -> str:
+    """Who wins by these counts, as in deploy/simulation/race.py."""
+    config = RunConfig().changed({"federation.stop_after": 8, "adapter.share": "common"})
+    left = list(counts)
+    for heat in _heats(len(left), ROUNDS, cohort, people):
+        standings = []
+        for name in left:
+            seen = enumerate(counts[name][: heat.rounds], 1)
+            logs = [measured(at, *both, cohort) for at, both in seen]
+            standings.append(standing(config, logs, people))
+        left = [left[place] for place in going_on(standings, heat.stay)]
+    return left[0]
+
+
+def race(train: Parts, held_out: Parts, test: Parts, seed: int) -> dict[str, Any]:
+    """Every candidate's accuracy in the end, and which of them a race would have chosen."""
+    counts: dict[str, list[tuple[float, float]]] = {name: [] for name in RACE}
+    found: dict[str, Any] = {}
+    for name, setting in RACE.items():
+        found[name] = round(run(setting, train, held_out, test, seed, counts[name])["blended"], 4)
+    people = len(train[0])
+    return found | {"chosen": raced(counts, people, max(-(-people // 3), min(people, 10)))}
+
+
+def race_table(done: Mapping[str, Mapping[str, Any]], names: Sequence[str], seeds: Sequence[int]) -> str:
+    """In Markdown: accuracies, mean over seeds; how often each was chosen."""
+    lines = [f"| past of | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    rows = {name: [done[key] for seed in seeds if (key := f"{name} {seed} race") in done] for name in names}
+
+    def line(label: str, cell: Callable[[Sequence[Mapping[str, Any]]], str]) -> None:
+        lines.append(f"| {label} | {' | '.join(cell(rows[name]) if rows[name] else '–' for name in names)} |")
+
+    def wins(found: Sequence[Mapping[str, Any]], candidate: str) -> int:
+        return sum(one["chosen"] == candidate for one in found)
+
+    for candidate in RACE:
+        line(
+            f"`{candidate}`, times chosen",
+            lambda found, own=candidate: (
+                f"{statistics.fmean(one[own] for one in found):.3f}, {wins(found, own)} of {len(found)}"
+            ),
+        )
+    line("the race's choice", lambda found: f"{statistics.fmean(one[one['chosen']] for one in found):.3f}")
+    line(
+        "the best of each seed",
+        lambda found: f"{statistics.fmean(max(one[c] for c in RACE) for one in found):.3f}",
+    )
+    return "\n".join(lines) + "\n"
+
+
 # --- all of them ------------------------------------------------------------------------------------------
 
 
@@ -287,14 +365,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="the folder that holds arguments and jester")
     parser.add_argument("--json", type=Path, required=True, help="a file to add the runs to")
     parser.add_argument("--page", type=Path)
+    parser.add_argument("--race", action="store_true")
+    parser.add_argument("--only-show", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     names, seeds = given.sets.split(","), [int(seed) for seed in given.seeds.split(",")]
     done: dict[str, Any] = json.loads(given.json.read_text("utf-8")) if given.json.exists() else {}
     embeddings = Embeddings()
-    for name in names:
+    for name in names if not given.only_show else ():
         for seed in seeds:
             wanted = {f"{name} {seed} {label}": setting for label, setting in SETTINGS.items()}
+            if given.race:
+                wanted = {f"{name} {seed} race": Setting()}
             if wanted.keys() <= done.keys():
                 continue
             people = people_of(name, given.data, seed)
@@ -304,14 +386,19 @@ def main() -> None:
             )
             for key, setting in wanted.items():
                 if key not in done:
-                    done[key] = {k: round(v, 4) for k, v in run(setting, train, held_out, test, seed).items()}
+                    done[key] = (
+                        race(train, held_out, test, seed)
+                        if given.race
+                        else {k: round(v, 4) for k, v in run(setting, train, held_out, test, seed).items()}
+                    )
                     given.json.write_text(json.dumps(done, indent=0, sort_keys=True) + "\n", encoding="utf-8")
                     print(key, done[key], flush=True)
-    text = table(done, names, seeds)
+    text = (race_table if given.race else table)(done, names, seeds)
     print(text)
     if given.page:
         before = given.page.read_text(encoding="utf-8")
-        given.page.write_text(MARKS.sub(lambda found: found[1] + text + found[2], before), encoding="utf-8")
+        marks = RACE_MARKS if given.race else MARKS
+        given.page.write_text(marks.sub(lambda found: found[1] + text + found[2], before), encoding="utf-8")
 
 
 if __name__ == "__main__":
