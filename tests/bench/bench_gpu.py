@@ -35,7 +35,8 @@ from support.random_models import SHAPES, Shape, backbone_of, learners_of, model
 from penchant.client.learning.lockstep import Learner, LockstepTrainer
 from penchant.client.learning.trainer import LocalTrainer, Outcome
 from penchant.common.config import TrainingConfig
-from penchant.common.model.reward import RewardModel, joined
+from penchant.common.model.prompt_form import joined
+from penchant.common.model.reward import RewardModel
 
 RATE = 1e-4
 STEPS = 2

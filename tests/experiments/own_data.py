@@ -16,6 +16,7 @@ runs nothing.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import re
@@ -326,13 +327,12 @@ def race_table(done: Mapping[str, Mapping[str, Any]], names: Sequence[str], seed
     def wins(found: Sequence[Mapping[str, Any]], candidate: str) -> int:
         return sum(one["chosen"] == candidate for one in found)
 
+    def said(candidate: str, found: Sequence[Mapping[str, Any]]) -> str:
+        mean = statistics.fmean(one[candidate] for one in found)
+        return f"{mean:.3f}, {wins(found, candidate)} of {len(found)}"
+
     for candidate in RACE:
-        line(
-            f"`{candidate}`, times chosen",
-            lambda found, own=candidate: (
-                f"{statistics.fmean(one[own] for one in found):.3f}, {wins(found, own)} of {len(found)}"
-            ),
-        )
+        line(f"`{candidate}`, times chosen", functools.partial(said, candidate))
     line("the race's choice", lambda found: f"{statistics.fmean(one[one['chosen']] for one in found):.3f}")
     line(
         "the best of each seed",

@@ -144,7 +144,7 @@ def objects(given: dict[str, Any]) -> list[dict[str, Any]]:
     return [one for text in texts for one in yaml.safe_load_all(text) if one is not None]
 
 
-CASES = [
+CASES: list[dict[str, Any]] = [
     {"console__enabled": console, "attend__enabled": attend, "signals__enabled": signals}
     for console, attend, signals in itertools.product((True, False), repeat=3)
 ]
