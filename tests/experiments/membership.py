@@ -1,6 +1,7 @@
 """Was somebody in the federation? `python tests/experiments/membership.py --json FILE [--shadows 48]`.
 
-Share lore, over the people of `--people`: `senate`, or `taught`, a thousand made-up ones (many_people.py).
+Share lore, over the people of `--people`: `senate`, or `taught` and `taught10000`, as many as that of
+made-up ones (many_people.py), of whom a thousand at most are in one group, as the server sees it.
 Each of `--shadows` federations trains on a half of the people, drawn anew; a server that knows somebody's
 choices asks whether they are in. It sees the factors of every round, and so the sums.
 Two statistics for each person and federation:
@@ -45,7 +46,9 @@ EPSILON, DELTA = 8.0, 1e-5
 ROUNDS, CLIP, RATE, FIT = 10, 1.0, 3.0, 10  # what private_utility.py finds best at epsilon 8
 STATISTICS = ("sums", "final factors")
 FALSE_ALARMS = 0.001
-PEOPLE = ("senate", "taught")
+GROUP = 1000
+PEOPLE = {"senate": 0, "taught": 1000, "taught10000": 10_000}
+"""Names, and how many of those who are made up."""
 SIZES = Sizes(pairs=20, validation_pairs=1, test_pairs=1)  # of those who are made up
 Matrix = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -64,7 +67,7 @@ def setting(epsilon: float) -> RunConfig:
             "federation.warmup_rounds": 0,
             "federation.server_optimizer": "fedavg",
             "federation.server_lr": RATE,
-            "privacy.group_size": 1000,
+            "privacy.group_size": GROUP,
             "training.final_fit_epochs": FIT,
         }
     )
@@ -130,8 +133,8 @@ def judged(values: Matrix, inside: Flags) -> dict[str, tuple[float, float, float
 
 def people_of(name: str) -> Sequence[Person]:
     """The people of one of `PEOPLE`."""
-    if name == "taught":
-        return taught(1000, SIZES, 0).people
+    if count := PEOPLE[name]:
+        return taught(count, SIZES, 0).people
     return datasets.configured(setting(0.0).data, 0).people
 
 
@@ -174,7 +177,7 @@ def table(told: dict[str, dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for people, found in told.items():
-        for name in STATISTICS:
+        for name in STATISTICS if PEOPLE[people] <= GROUP else STATISTICS[1:]:  # sums are those of one group
             for epsilon, title in (("0", "none"), (f"{EPSILON:g}", f"ε = {EPSILON:g}")):
                 lines.append(f"| {people} | {name} | {title} | {cells(found.get(epsilon, {}).get(name))} |")
     return lines
@@ -190,7 +193,7 @@ def cells(own: dict[str, tuple[float, float, float]] | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--people", default=PEOPLE[0], choices=PEOPLE)
+    parser.add_argument("--people", default="senate", choices=PEOPLE)
     parser.add_argument("--shadows", type=int, default=48)
     parser.add_argument("--work", type=Path, help="where each shadow's statistics are kept, to go on from")
     parser.add_argument("--json", type=Path, required=True, help="the file for the figures")

@@ -127,7 +127,7 @@ def test_an_address_that_is_not_verified_is_none(clock: Clock, verified: object)
         {"key": OTHER},
         {"key": OctKey.import_key("hush" * 8), "alg": "HS256"},
     ],
-    ids=str,
+    ids=lambda changes: ", ".join(name if name == "key" else f"{name}={changes[name]}" for name in changes),
 )
 def test_a_token_that_is_not_right_is_refused_in_one_line(clock: Clock, changes: dict[str, Any]) -> None:
     with pytest.raises(HTTPError, match=r"identity token (is not valid|can’t be read)") as refused:
