@@ -14,6 +14,7 @@ from typing import Any
 from penchant.common.errors import BaseModelError
 from penchant.common.model.packaged_models import (
     DEFAULT_MODEL,
+    DIGESTS,
     MPNET,
     PACKAGED,
     PUBLISHED,
@@ -68,9 +69,16 @@ def resolve(name: str, *, templated: bool = False) -> tuple[Path, str]:
     templated: as for `digest_of`.
     """
     if name in PUBLISHED:
-        folder = PACKAGED[name]() or _download(PUBLISHED[name])
+        packaged = PACKAGED[name]()
+        folder = packaged or _download(PUBLISHED[name])
         check_weights(folder, name)
-        return folder, digest_of(folder)
+        digest = digest_of(folder)
+        if packaged and digest != DIGESTS[name]:
+            raise BaseModelError(
+                f'base model "{name}": files in {folder} were changed; remove that folder and install its '
+                "packages again"
+            )
+        return folder, digest
     if name == SMOLLM2:
         folder = smollm2()
         return folder, digest_of(folder)

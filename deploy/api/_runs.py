@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,8 +27,9 @@ from penchant.deploy.simulation import runner
 from penchant.deploy.simulation.race import RacePlan
 from penchant.deploy.simulation.race_record import RaceRecord
 from penchant.deploy.simulation.result import RoundSummary
-from penchant.deploy.simulation.world import SimulationSetup, prepare
+from penchant.deploy.simulation.world import Progress, SimulationSetup, prepare
 from penchant.server.journal import RoundLog
+from penchant.server.journal_reader import open_journal
 
 __all__ = ["Callback", "compare", "simulate"]
 
@@ -38,16 +40,27 @@ class Callback:
     """Hears what a simulation does; override what you want to know.
 
     An exception ends the call. Finished rounds are kept, and the same call with the same `out` goes on.
+
+    Attributes:
+        of_one_run: whether it can't tell the rounds of one run from those of another; `compare` refuses it.
     """
+
+    of_one_run = False
 
     def on_stage(self, stage: str) -> None:
         """A new part of the work begins, such as "federating" or "evaluating"."""
 
     def on_round(self, summary: RoundSummary, last: int) -> None:
-        """A round is finished; `last` is the number of the closing round."""
+        """A round is finished; `last` is the number of the closing round.
+
+        Of a race (`simulate(auto=True)`) the winner's rounds are told once it has won.
+        """
 
     def on_result(self, result: SimulationResult) -> None:
         """A simulation has its result; of a comparison, no result of a single run is told."""
+
+    def on_end(self) -> None:
+        """The call ends, with a result or an exception."""
 
 
 class _CallbackProgress(ComparisonProgress):
@@ -67,6 +80,26 @@ class _CallbackProgress(ComparisonProgress):
         """As `Progress.round`."""
         for callback in self._callbacks:
             callback.on_round(RoundSummary.of(log), last)
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """All of a call: its end is told, whatever it is."""
+        try:
+            yield
+        finally:
+            for callback in self._callbacks:
+                callback.on_end()
+
+
+class _RaceStages(Progress):
+    """Passes on the stages of a race. Its rounds are those of several runs."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def stage(self, text: str) -> None:
+        """As `Progress.stage`."""
+        self._progress.stage(text)
 
 
 def simulate(
@@ -107,27 +140,28 @@ def simulate(
     progress = _CallbackProgress(callbacks)
     asked = _asked(settings, {"adapter.share": share, "federation.rounds": rounds, "seed": seed})
     source = _Source.of(data, asked)
-    if auto:
-        _refuse_settled(config, recipe)
-        wanted = source.changes(None) | asked
-        plan = RacePlan.of(wanted, source.people(RunConfig().changed(wanted)))
-        directory, kept = _place(out)
-        world = _raced(plan, directory, progress)
-    else:
-        settled = source.configured(config, asked, recipe)
-        world = prepare(settled, federation=source.people(settled))
-        directory, kept = _place(out)
-        _begin(directory, settled)
-    found = runner.simulate(
-        world,
-        directory,
-        progress,
-        command=_call("simulate", data, asked),
-        write_report=None if out is None else write_report,
-    )
-    result = SimulationResult._of(found, directory, world, kept)
-    for callback in callbacks:
-        callback.on_result(result)
+    with progress.call():
+        if auto:
+            _refuse_settled(config, recipe)
+            wanted = source.changes(None) | asked
+            plan = RacePlan.of(wanted, source.people(RunConfig().changed(wanted)))
+            directory, kept = _place(out)
+            world = _raced(plan, directory, progress)
+        else:
+            settled = source.configured(config, asked, recipe)
+            world = prepare(settled, federation=source.people(settled))
+            directory, kept = _place(out)
+            _begin(directory, settled)
+        found = runner.simulate(
+            world,
+            directory,
+            progress,
+            command=_call("simulate", data, asked),
+            write_report=None if out is None else write_report,
+        )
+        result = SimulationResult._of(found, directory, world, kept)
+        for callback in callbacks:
+            callback.on_result(result)
     return result
 
 
@@ -150,26 +184,29 @@ def compare(
         seeds: each method runs once with each seed; differences need at least two.
         out: the directory of the comparison, which is made; the same call goes on there where it stopped.
             Without it the runs are in a temporary directory, which lives as long as the result.
-        callbacks: hear what each run does.
+        callbacks: hear what each run does; a `Tracker` is for one run, and refused.
         settings: any other setting, as in `simulate`.
 
     Raises:
         As `simulate`.
     """
     progress = _CallbackProgress(callbacks)
+    if any(callback.of_one_run for callback in callbacks):
+        raise UsageError("a Tracker follows one run, and a comparison makes several; give it to simulate")
     asked = _asked(settings, {})
     source = _Source.of(data, asked)
     cases = _cases(shares, seeds, asked)
     configs = [source.configured(config, asked | case) for case in cases]
     directory, kept = _place(out)
-    found = comparison_runner.compare(
-        configs,
-        directory,
-        progress,
-        command=_call("compare", data, asked),
-        pages=ComparisonPages() if out is None else PAGES,
-        people=source.people,
-    )
+    with progress.call():
+        found = comparison_runner.compare(
+            configs,
+            directory,
+            progress,
+            command=_call("compare", data, asked),
+            pages=ComparisonPages() if out is None else PAGES,
+            people=source.people,
+        )
     return ComparisonResult._of(found, directory, kept)
 
 
@@ -319,7 +356,14 @@ def _raced(plan: RacePlan, directory: Path, progress: _CallbackProgress) -> Simu
         raise RunDirectoryError(
             f"{directory} is a race of another configuration; ask for the same, or choose another out"
         )
-    return plan.run(directory, progress)
+    world = plan.run(directory, _RaceStages(progress))
+    journal = open_journal(directory)
+    try:
+        for log in journal.logs():
+            progress.round(log, world.config.federation.rounds + 1)
+    finally:
+        journal.close()
+    return world
 
 
 def _call(function: str, data: object, asked: Mapping[str, Any]) -> str:

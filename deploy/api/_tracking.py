@@ -32,7 +32,7 @@ class Tracker(Callback):
 
     Rounds are steps. `train_loss` and `val_accuracy` are of the factors that a round began with, as
     everywhere; the closing round's step also has the result's `accuracy`. Nothing of a single person is
-    written.
+    written. A run that goes on in another call has another log, with the rounds that were left.
 
     Args:
         to: "tensorboard:FOLDER", "wandb:PROJECT" or "mlflow:EXPERIMENT". The program has to be installed; it
@@ -41,6 +41,8 @@ class Tracker(Callback):
     Raises:
         UsageError: `to` names something else, or the program isn't installed.
     """
+
+    of_one_run = True
 
     def __init__(self, to: str) -> None:
         kind, _, place = to.partition(":") if isinstance(to, str) else ("", "", "")
@@ -62,8 +64,12 @@ class Tracker(Callback):
         self._write({name: float(value) for name, value in known.items() if value is not None}, summary.round)
 
     def on_result(self, result: SimulationResult) -> None:
-        """Write the accuracy, and end the log."""
-        self._write({"accuracy": result.accuracy}, self._last)
+        """Write the accuracy beside the closing round; of a run that was finished before, nothing."""
+        if self._log is not None:
+            self._write({"accuracy": result.accuracy}, self._last)
+
+    def on_end(self) -> None:
+        """End the log."""
         if self._log is not None:
             self._log.close()
             self._log = None

@@ -43,7 +43,7 @@ def prepare(asked: DataRequest) -> Prepared:
         labelled = asked.partition.deal(labelled, asked.source, asked.seed)
         notes = [
             *notes,
-            f"the {asked.partition.people} people are made up: {asked.source} was dealt out to them",
+            f"all people are made up: {asked.source} was dealt out to {asked.partition.people}",
         ]
     people, shortfalls, caveats = people_of(labelled, asked.source, asked.sizes, asked.seed)
     name = Path(asked.source).stem

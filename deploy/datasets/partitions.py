@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from penchant.common.data.splits import seeded
 from penchant.common.data.trl_format import Labelled
@@ -17,7 +18,7 @@ from penchant.common.errors import DataError
 
 __all__ = ["Partition"]
 
-LEAST = 4  # rows of a made-up person
+LEAST = 4  # rows of a made-up person, of those for training
 DRAWS = 100  # of proportions, until everybody has so many
 _FORMS = "write iid:PEOPLE, or dirichlet:PEOPLE:ALPHA:COLUMN, as in dirichlet:20:0.5:subset"
 
@@ -64,45 +65,71 @@ class Partition:
 
         iid: everybody gets as many rows, drawn from all. dirichlet: of the rows of each value of the column
         everybody gets a part of their own, and these parts are drawn from a Dirichlet distribution (Yurochkin
-        et al., ICML 2019); drawn again until everybody has a few.
+        et al., ICML 2019); drawn again until everybody has a few. Where rows say which part of the data they
+        belong to, each part is dealt out by itself, in the same proportions.
 
         Raises:
             DataError: there are too few rows for so many people, or rows without a value.
         """
-        if len(rows) < LEAST * self.people:
-            raise DataError(
-                f"{source} has {len(rows)} choices, too few for {self.people} people; ask for "
-                f"{len(rows) // LEAST} people or fewer (data.partition)"
-            )
-        owners = self._by_value(rows, source, seed) if self.column else self._evenly(len(rows), seed)
+        parts = [row.part or "train" for row in rows]
+        for part in dict.fromkeys(parts):
+            if (there := parts.count(part)) < _least(part) * self.people:
+                raise DataError(
+                    f"{source} has {there} choices{_for(rows, part)}, too few for {self.people} people; ask "
+                    f"for {there // _least(part)} people or fewer (data.partition)"
+                )
+        if self.column:
+            owners = self._by_value(rows, parts, source, seed)
+        else:
+            owners = self._evenly(parts, seed)
         digits = len(str(self.people - 1))
         return [
             replace(row, person=f"person {owner:0{digits}}") for row, owner in zip(rows, owners, strict=True)
         ]
 
-    def _evenly(self, rows: int, seed: int) -> list[int]:
-        owners = [at % self.people for at in range(rows)]
-        seeded(seed, "partition").shuffle(owners)
+    def _evenly(self, parts: Sequence[str], seed: int) -> list[int]:
+        owners = [0] * len(parts)
+        for part in dict.fromkeys(parts):
+            places = [at for at, own in enumerate(parts) if own == part]
+            seeded(seed, "partition", part).shuffle(places)
+            for number, at in enumerate(places):
+                owners[at] = number % self.people
         return owners
 
-    def _by_value(self, rows: Sequence[Labelled], source: str, seed: int) -> list[int]:
-        places: dict[str, list[int]] = {}
+    def _by_value(self, rows: Sequence[Labelled], parts: Sequence[str], source: str, seed: int) -> list[int]:
+        places: dict[str, dict[str, list[int]]] = {}  # value -> part -> rows
         for at, row in enumerate(rows):
             if row.person is None:
-                raise DataError(
-                    f"{source} has rows without {self.column!r}, by which they are to be dealt out"
-                )
-            places.setdefault(row.person, []).append(at)
+                raise DataError(f"{source} has rows without {self.column!r}; they can't be dealt out by it")
+            places.setdefault(row.person, {}).setdefault(parts[at], []).append(at)
         draw = np.random.default_rng(seeded(seed, "partition").getrandbits(64))
         for _ in range(DRAWS):
             owners = np.zeros(len(rows), np.int64)
             for own in places.values():
-                parts = draw.dirichlet(np.full(self.people, self.alpha))
-                ends = (np.cumsum(parts)[:-1] * len(own)).round().astype(int)
-                owners[draw.permutation(own)] = np.searchsorted(ends, np.arange(len(own)), side="right")
-            if np.bincount(owners, minlength=self.people).min() >= LEAST:
+                ends = np.cumsum(draw.dirichlet(np.full(self.people, self.alpha)))[:-1]
+                for some in own.values():
+                    upto = (ends * len(some)).round().astype(int)
+                    owners[draw.permutation(some)] = np.searchsorted(upto, np.arange(len(some)), side="right")
+            if self._everybody_has_some(owners, parts):
                 return [int(owner) for owner in owners]
         raise DataError(
-            f"with alpha {self.alpha:g} some of {self.people} people have fewer than {LEAST} choices of "
-            f"{len(rows)}; ask for fewer people or a larger alpha (data.partition)"
+            f"with alpha {self.alpha:g} some of {self.people} people have too few choices of {len(rows)}; "
+            "ask for fewer people or a larger alpha (data.partition)"
         )
+
+    def _everybody_has_some(self, owners: NDArray[np.int64], parts: Sequence[str]) -> bool:
+        """Whether everybody has as many rows of each part as it takes."""
+        named = np.array(parts)
+        return all(
+            np.bincount(owners[named == part], minlength=self.people).min() >= _least(part)
+            for part in dict.fromkeys(parts)
+        )
+
+
+def _least(part: str) -> int:
+    return LEAST if part == "train" else 1
+
+
+def _for(rows: Sequence[Labelled], part: str) -> str:
+    """Which choices they are, where rows say which part they belong to."""
+    return f" for {part}" if any(row.part for row in rows) else ""

@@ -82,3 +82,42 @@ def test_without_the_packages_the_hub_is_asked_and_its_weights_are_checked(
     with pytest.raises(BaseModelError, match="wrong sha256"):
         base_models.resolve(MPNET)
     assert asked == ["sentence-transformers/all-mpnet-base-v2"]
+
+
+def test_a_changed_tokenizer_in_the_cache_is_noticed(
+    installed: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = mpnet()
+    assert folder is not None
+    monkeypatch.setitem(packaged_models._WEIGHTS, MPNET, file_digest(folder / "model.safetensors"))
+    monkeypatch.setitem(packaged_models.DIGESTS, MPNET, base_models.digest_of(folder))
+    assert base_models.resolve(MPNET)[0] == folder
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(BaseModelError, match="were changed; remove that folder"):
+        base_models.resolve(MPNET)
+
+
+def test_a_cache_is_readable_to_others(installed: dict[str, Path]) -> None:
+    folder = mpnet()
+    assert folder is not None
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_cache_that_can_not_be_made(
+    installed: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PENCHANT_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(BaseModelError, match="set PENCHANT_CACHE"):
+        mpnet()
+
+
+def test_a_faster_process_is_no_error_and_what_can_not_be_named_is(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for folder in (ours, theirs):
+        folder.mkdir()
+        (folder / "config.json").write_text(folder.name)
+    packaged_models._in_place(ours, theirs)
+    assert (theirs / "config.json").read_text() == "theirs"
+    with pytest.raises(BaseModelError, match="can't unpack"):
+        packaged_models._in_place(ours, tmp_path / "nowhere" / "model")

@@ -99,3 +99,48 @@ def test_a_program_that_is_not_here(kind: str, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(penchant.UsageError, match=f"pip install {kind}"):
         penchant.Tracker(f"{kind}:here")
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Program:
+    made = Program()
+    monkeypatch.setitem(sys.modules, "mlflow", made)
+    return made
+
+
+def steps(program: Program) -> list[int]:
+    """The steps of one log, which is begun and ended once."""
+    begin, *figures, end = program.calls
+    assert (begin[0], end[0]) == ("begin", "end")
+    return list(dict.fromkeys(step for _, _, step in figures))
+
+
+def test_of_a_race_the_winner_alone_is_logged(settings: dict[str, Any], program: Program) -> None:
+    settings = {key: value for key, value in settings.items() if key != "share"}
+    settings |= {"federation.rounds": 8, "privacy.secagg": False}
+    penchant.simulate(**settings, auto=True, callbacks=[penchant.Tracker("mlflow:x")])
+    assert steps(program) == list(range(1, 10))
+
+
+def test_a_finished_run_that_is_asked_for_again_has_no_log(
+    settings: dict[str, Any], program: Program, tmp_path: Path
+) -> None:
+    settings |= {"federation.rounds": 1, "privacy.secagg": False, "out": tmp_path / "run"}
+    penchant.simulate(**settings)
+    penchant.simulate(**settings, callbacks=[penchant.Tracker("mlflow:x")])
+    assert program.calls == []
+
+
+def test_a_call_that_ends_with_an_exception_ends_its_log(settings: dict[str, Any], program: Program) -> None:
+    class Enough(penchant.Callback):
+        def on_round(self, summary: Any, last: int) -> None:
+            raise KeyError("enough")
+
+    with pytest.raises(KeyError):
+        penchant.simulate(**settings, callbacks=[penchant.Tracker("mlflow:x"), Enough()])
+    assert steps(program) == [1]
+
+
+def test_a_comparison_is_not_for_a_tracker(settings: dict[str, Any], program: Program) -> None:
+    with pytest.raises(penchant.UsageError, match="one run"):
+        penchant.compare(**settings, callbacks=[penchant.Tracker("mlflow:x")])

@@ -116,7 +116,7 @@ def test_a_file_that_names_nobody(tmp_path: Path) -> None:
     for text in ("iid:5", "dirichlet:5:1:subset"):
         found = datasets.load(file, partition=text, **SMALL)
         assert sorted(person.name for person in found.people) == [f"person {at}" for at in range(5)]
-        assert any("5 people are made up" in caveat for caveat in found.caveats)
+        assert any("people are made up" in caveat for caveat in found.caveats)
 
 
 def test_whose_choices_they_were_does_not_count(tmp_path: Path) -> None:
@@ -132,3 +132,22 @@ def test_what_a_partition_does_not_go_with(tmp_path: Path) -> None:
         datasets.load(written(tmp_path), partition="iid:5", person_column="subset")
     with pytest.raises(DataError, match="'colour'"):
         datasets.load(written(tmp_path), partition="dirichlet:5:1:colour", **SMALL)
+
+
+def test_parts_of_the_data_are_dealt_out_apart_in_the_same_proportions() -> None:
+    train = [Labelled("ab"[at % 2], Preference(f"p{at}", "yes", "no"), "train") for at in range(400)]
+    test = [Labelled("ab"[at % 2], Preference(f"q{at}", "yes", "no"), "test") for at in range(100)]
+    evenly = dealt("iid:5", train + test)
+    assert set(Counter(evenly[:400]).values()) == {80}
+    assert set(Counter(evenly[400:]).values()) == {20}
+    unevenly = dealt("dirichlet:5:0.5:kind", train + test)
+    own, tested = Counter(unevenly[:400]), Counter(unevenly[400:])
+    assert all(tested[name] == pytest.approx(own[name] / 4, abs=2) for name in own)
+
+
+def test_everybody_is_tested_or_it_is_refused() -> None:
+    train = [Labelled(None, Preference(f"p{at}", "yes", "no"), "train") for at in range(400)]
+    test = [Labelled(None, Preference(f"q{at}", "yes", "no"), "test") for at in range(20)]
+    assert set(Counter(dealt("iid:20", train + test)[400:]).values()) == {1}
+    with pytest.raises(DataError, match="20 choices for test, too few for 21 people; ask for 20"):
+        dealt("iid:21", train + test)
