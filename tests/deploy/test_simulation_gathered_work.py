@@ -17,6 +17,7 @@ import pytest
 from support.fleet_scene import some_choices
 from support.tastes import write_choices
 
+from penchant.client.learning.group_round import work_together
 from penchant.client.learning.lockstep import people_bytes
 from penchant.client.learning.model_cache import ModelCache
 from penchant.client.learning.trainer import Outcome
@@ -114,7 +115,7 @@ def test_so_many_groups_are_trained_at_a_time_and_no_more(
     """Whoever asks, the whole stays in its room; and as many as there is room for do go at once."""
     many, running, most = gathered_work.SIDE_BY_SIDE, 0, 0
     lock, together = threading.Lock(), threading.Barrier(gathered_work.SIDE_BY_SIDE)
-    trained = gathered_work.work_together
+    trained = work_together
 
     def counted(*args: Any, **more: Any) -> Any:
         nonlocal running, most
