@@ -452,6 +452,7 @@ class Agent:
             train=choices.train,
             held_out=choices.validation,
             seed=self._seed(announce),
+            attempt=announce.run + announce.round.to_bytes(4, "big") + announce.attempt.to_bytes(2, "big"),
         )
 
     def _noise_for(self, task: _Task, state: object) -> Ring | None:

@@ -50,6 +50,7 @@ class Job:
         train: the choices to learn from.
         held_out: the choices to judge by.
         seed: of the order in which choices are taken.
+        attempt: what names run, round and attempt; nothing of the outcome depends on it.
     """
 
     plan: Plan
@@ -60,6 +61,7 @@ class Job:
     train: Sequence[Preference] = field(repr=False)
     held_out: Sequence[Preference] = field(repr=False)
     seed: int = field(repr=False)
+    attempt: bytes = b""
 
 
 class Workplace(Protocol):

@@ -90,7 +90,6 @@ class SimulatedDevices:
         *,
         sealed: bool = False,
         batch_people: int = 1,
-        side_by_side: int = 1,
         entropy: Callable[[int], Entropy] = lambda index: SystemEntropy(),
     ) -> None:
         """Certify every person; an agent is made when it is first needed.
@@ -104,7 +103,6 @@ class SimulatedDevices:
             sealed: whether an open attempt is kept on disk, because successive messages of a client may come
                 to different processes (Ray).
             batch_people: how many people are trained in one batched computation (`RunConfig.batch_people`).
-            side_by_side: how many threads serve devices, which share the memory for that.
             entropy: gives the source of a person's round secrets, by their index; only tests replace it.
         """
         self._sealed = sealed
@@ -113,9 +111,7 @@ class SimulatedDevices:
         self._directory = directory
         self._people = federation.people
         self._model_cache = model_cache
-        self.gathered = GatheredWork(
-            model_cache, asked=1 if sealed else batch_people, side_by_side=side_by_side
-        )
+        self.gathered = GatheredWork(model_cache, asked=1 if sealed else batch_people)
         self._policy = fleet_policy(config, cohort)
         self._agents: dict[int, Agent] = {}
         self._locks = [threading.Lock() for _ in self._people]

@@ -3,7 +3,8 @@
 Each agent says with its reply to `keys` what it will ask for (`Workplace.expect`). When the first of them
 asks, everybody's jobs are there, and are cut into groups: by the number of their choices, so that those who
 have about as many are together, and then by their place in the run. Each group is trained in lockstep by the
-thread of one who asks, while the others wait for their part of it. The same cohort, the same groups.
+thread of one who asks, while the others wait for their part of it. The same cohort, the same groups, however
+many threads ask, and whatever was expected of an earlier attempt.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ log = logging.getLogger(__name__)
 
 BYTES = 1 << 30
 """What the groups that are trained at a time may take on a CPU; on a GPU it is half of its memory."""
+SIDE_BY_SIDE = 4
+"""Groups that are trained at a time at most. Each has that part of the memory, even where fewer threads ask:
+who is with whom must not depend on how many cores there are."""
 MOST_ON_CPU, MOST_ON_GPU = 64, 64
 """People in a group, where the settings leave it open."""
 
@@ -58,20 +62,18 @@ class GatheredWork:
     Args:
         model_cache: keeps loaded models.
         asked: how many people a group has at most, as of `people_at_once`.
-        side_by_side: how many groups are trained at a time, which share the memory.
-        room: bytes that they may take together; None for `BYTES`, or half of a GPU's memory.
+        room: bytes that all groups which are trained at a time may take together; None for `BYTES`, or half
+            of a GPU's memory.
     """
 
-    def __init__(
-        self, model_cache: ModelCache, *, asked: int, side_by_side: int = 1, room: int | None = None
-    ) -> None:
+    def __init__(self, model_cache: ModelCache, *, asked: int, room: int | None = None) -> None:
         self._model_cache = model_cache
         self._alone = InThisProcess(model_cache)
         self._asked = asked
-        self._side_by_side = side_by_side
         self._room = room
         self._lock = threading.Lock()
         self._round: _ExpectedJobs | None = None
+        self._turns = _Turns()
         self.groups: list[int] = []  # how many people each had that was trained so far
 
     def place(self, number: int) -> Workplace:
@@ -96,14 +98,22 @@ class GatheredWork:
         round = self._round
         if round is None or not round.holds(number, job):
             return self._alone.work(job, seconds)
+        room = self._bytes(round.planned)
         while True:
-            made = round.take(number, self._bytes(round.planned))
+            made = round.take(number, room, self.groups)
             if isinstance(made, Exception):
                 raise made
             if isinstance(made, Outcome):
                 return made
-            self.groups.append(len(made))
-            round.finish(made, _made_of(round.planned, made, self._bytes(round.planned) // 2))
+            try:
+                round.finish(made, _made_of(round.planned, made, room // 2))
+            finally:
+                self._turns.leave()
+
+    def end(self) -> None:
+        """A round, or the run, is over: what it expected and nobody asked for is let go."""
+        with self._lock:
+            self._round = None
 
     def _keep(self, number: int, job: Job) -> None:
         key = _key(job)
@@ -112,13 +122,14 @@ class GatheredWork:
                 planned = self._model_cache.of(job.plan)
                 if planned.model_signature.digest != job.base:
                     return  # which is an error when it is asked for
-                self._round = _ExpectedJobs(key, planned, people_at_once(planned, self._asked))
+                most = people_at_once(planned, self._asked)
+                self._round = _ExpectedJobs(key, planned, most, self._turns)
             self._round.expect(number, job)
 
     def _bytes(self, planned: PlannedModel) -> int:
         """What one group may take."""
         room = memory_for(planned.model) if self._room is None else self._room
-        return room // self._side_by_side
+        return room // SIDE_BY_SIDE
 
 
 @dataclass(frozen=True)
@@ -149,12 +160,33 @@ class _Ready:
     prepared: PreparedPairs | None
 
 
-class _ExpectedJobs:
-    """The jobs that are expected of one round, which all ask for the same: `key`."""
+class _Turns:
+    """How many groups may begin; all rounds of a process share it, and wait on the same condition."""
 
-    def __init__(self, key: bytes, planned: PlannedModel, most: int) -> None:
-        self.key, self.planned, self._most = key, planned, most
-        self._changed = threading.Condition()
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self._free = SIDE_BY_SIDE
+
+    def enter(self) -> bool:
+        """Whether one more group may be trained, which then has begun; the condition is held."""
+        if not self._free:
+            return False
+        self._free -= 1
+        return True
+
+    def leave(self) -> None:
+        """A group's training has ended."""
+        with self.changed:
+            self._free += 1
+            self.changed.notify_all()
+
+
+class _ExpectedJobs:
+    """The jobs that are expected in one attempt of a round, which all ask for the same: `key`."""
+
+    def __init__(self, key: bytes, planned: PlannedModel, most: int, turns: _Turns) -> None:
+        self.key, self.planned, self._most, self._turns = key, planned, most, turns
+        self._changed = turns.changed
         self._jobs: dict[int, Job] = {}  # until they are asked for
         self._waiting: set[int] = set()
         self._done: dict[int, Outcome | Exception] = {}
@@ -180,14 +212,22 @@ class _ExpectedJobs:
             and (known.train, known.held_out) == (job.train, job.held_out)
         )
 
-    def take(self, number: int, room: int) -> Outcome | Exception | dict[int, _Ready]:
-        """What was made of a device's job; or, while that is not there, the next group to work on."""
+    def take(self, number: int, room: int, groups: list[int]) -> Outcome | Exception | dict[int, _Ready]:
+        """What was made of a device's job; or, while that is not there, the next group to work on, which is
+        noted in `groups`, and holds a turn until its work has ended."""
         with self._changed:
-            self._changed.wait_for(lambda: number in self._done or self._waiting)
-            if number in self._done:
-                self._jobs.pop(number, None)
-                return self._done.pop(number)
-            return self._next_group(room)
+            while True:
+                self._changed.wait_for(
+                    lambda: number in self._done or (self._waiting and self._turns.enter())
+                )
+                if number in self._done:
+                    self._jobs.pop(number, None)
+                    return self._done.pop(number)
+                group = self._next_group(room)
+                if group:
+                    groups.append(len(group))
+                    return group
+                self._turns.leave()  # nobody's choices can be prepared
 
     def finish(self, group: dict[int, _Ready], made: list[Outcome | Exception]) -> None:
         """A group's work is done."""
@@ -198,22 +238,34 @@ class _ExpectedJobs:
             self._changed.notify_all()
 
     def _next_group(self, room: int) -> dict[int, _Ready]:
-        """The next people in order, as many as half of the room has place for; at least one."""
+        """The next people in order, as many as half of the room has place for; none where each one's choices
+        make an error, which is the outcome then."""
         order = sorted(self._waiting, key=lambda number: (-len(self._jobs[number].train), number))
         group: dict[int, _Ready] = {}
         held = 0
-        for number in order[: self._most]:
+        for number in order:
             ready = self._prepared(self._jobs[number])
+            if isinstance(ready, Exception):
+                self._done[number] = ready
+                self._waiting.discard(number)
+                self._changed.notify_all()
+                continue
             size = 0 if ready.prepared is None else people_bytes(self.planned.split, ready.prepared)
             if group and held + size > room // 2:
                 break
             group[number] = ready
             held += size
+            if len(group) == self._most:
+                break
         self._waiting -= set(group)
         return group
 
-    def _prepared(self, job: Job) -> _Ready:
-        return _Ready(job, self.planned.model.prepare(job.train) if without_ties(job.train) else None)
+    def _prepared(self, job: Job) -> _Ready | Exception:
+        """A job with its choices; or why they can't be taken, which is its owner's alone."""
+        try:
+            return _Ready(job, self.planned.model.prepare(job.train) if without_ties(job.train) else None)
+        except Exception as error:  # nobody else's job may fail of it
+            return _told(error)
 
 
 def memory_for(model: RewardModel) -> int:
@@ -224,24 +276,34 @@ def memory_for(model: RewardModel) -> int:
 
 
 def _made_of(planned: PlannedModel, group: dict[int, _Ready], step_bytes: int) -> list[Outcome | Exception]:
-    """What comes of a group; where the work on all of it fails, that is each one's error."""
-    jobs = [ready.job for ready in group.values()]
+    """What comes of a group; where the work on all of it fails, each one's is done alone, so that only who is
+    at fault gets the error."""
+    everybody = list(group.values())
     try:
-        prepared = [ready.prepared for ready in group.values()]
-        return [*work_together(planned, jobs, prepared, step_bytes=step_bytes)]
-    except Exception as error:  # its text may hold a choice; the owners are told what kind it was
-        log.warning("the work of a group of %d failed: %s", len(jobs), type(error).__name__)
-        why = (
-            error
-            if isinstance(error, PenchantError)
-            else DeviceError(f"the work failed: {type(error).__name__}")
-        )
-        return [why for _ in jobs]
+        return _together(planned, everybody, step_bytes)
+    except Exception as error:
+        log.warning("the work of a group of %d failed: %s", len(everybody), type(error).__name__)
+        if len(everybody) == 1:
+            return [_told(error)]
+    return [one for ready in everybody for one in _made_of(planned, {0: ready}, step_bytes)]
+
+
+def _together(planned: PlannedModel, group: list[_Ready], step_bytes: int) -> list[Outcome | Exception]:
+    jobs, prepared = [ready.job for ready in group], [ready.prepared for ready in group]
+    return [*work_together(planned, jobs, prepared, step_bytes=step_bytes)]
+
+
+def _told(error: Exception) -> Exception:
+    """What an owner is told of an error: another's text may hold a choice, so only what kind it was."""
+    return (
+        error if isinstance(error, PenchantError) else DeviceError(f"the work failed: {type(error).__name__}")
+    )
 
 
 def _key(job: Job) -> bytes:
-    """What is the same for all who are asked for the same."""
+    """What is the same for all who are asked for the same, and new in each attempt: who is silent in this one
+    is not waited for because of the last."""
     found = hashlib.blake2b(job.plan.encode(), digest_size=16)
-    for part in (job.base, job.shared.tobytes(), job.start.tobytes()):
+    for part in (job.attempt, job.base, job.shared.tobytes(), job.start.tobytes()):
         found.update(part)
     return found.digest()

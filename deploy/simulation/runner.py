@@ -90,7 +90,6 @@ def simulate(
                 world.cohort,
                 sealed=world.config.grid == "ray",
                 batch_people=world.config.batch_people if world.batched else 1,
-                side_by_side=worker_count(world.config),
             )
             scores = _federate(world, directory, journal, fleet, progress, fault)
             curve = _cold_start(world, journal, progress)
@@ -230,11 +229,17 @@ def _run_in_process(
             fault=fault,
             silent=_silent(world.config),
         )
+
+        def finished(log: RoundLog) -> None:
+            fleet.gathered.end()
+            observe(log)
+
         try:
-            run = open_run(world, journal, fleet, observe)
+            run = open_run(world, journal, fleet, finished)
             context = Context(
                 run_id=grid.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config={}
             )
             build_server_app(lambda _: run)(grid, context)
         finally:
             grid.close()
+            fleet.gathered.end()
