@@ -122,6 +122,11 @@ class Journal:
         if self.fact(key) != value:
             raise JournalError(f"{self._path} holds another {key}; it belongs to another run")
 
+    def note_anew(self, key: str, value: str) -> None:
+        """Keep a fact in place of what was noted before."""
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
+
     def fact(self, key: str) -> str | None:
         """A fact noted before, or None."""
         rows = self._read("SELECT value FROM meta WHERE key = ?", key)

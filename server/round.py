@@ -202,7 +202,7 @@ def _cohort(run: ServerRun, task: RoundPlan, ready: Sequence[int]) -> tuple[int,
     before = run.journal.fact(f"{TURN} {number - 1}")
     after = int(before) if before else None
     members, last = next_cohort(ready, size, seed=seed, round=number, after=after)
-    run.journal.note(f"{TURN} {number}", str(last))
+    run.journal.note_anew(f"{TURN} {number}", str(last))  # others may be ready for another attempt
     return members
 
 

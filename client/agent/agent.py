@@ -255,7 +255,8 @@ class Agent:
         # Whether there is a choice to learn from must not show: who has none sends zeros.
         policy = self._owner.policy()
         room = self._vault.ledger.has_room(hello.run, policy.limits(), day_of(self._clock()))
-        room = room and self._vault.privacy.ready(hello.run, budget_of(policy), self._times(hello.run))
+        times = min(self._times(hello.run), policy.sums_a_run)
+        room = room and self._vault.privacy.ready(hello.run, budget_of(policy), times)
         return encode(Status(room and policy.ready(datetime.now()), self._identity.member))
 
     def _keys(self, payload: bytes) -> bytes:

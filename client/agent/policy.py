@@ -90,6 +90,12 @@ class OwnerPolicy(Section):
     attempts_a_day: int = setting(
         200, "How many times a day it may be asked in total.", low=1, high=MOST_COUNTED
     )
+    sums_a_run: int = setting(
+        MOST_COUNTED,
+        "How many vectors one run may take from it, failed attempts included; its plan may say fewer.",
+        low=1,
+        high=MOST_COUNTED,
+    )
     max_epsilon: float = setting(
         8.0,
         "The budget of differential privacy: the most epsilon that this device spends in total, over all "

@@ -6,7 +6,7 @@ Nothing here depends on anybody's choices, so a refusal for want of budget tells
 from __future__ import annotations
 
 from penchant.client.agent.accepted_runs import least_group
-from penchant.client.agent.policy import MOST_COUNTED, OwnerPolicy
+from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.vault.privacy_ledger import Cost
 from penchant.common.config import Plan
 from penchant.common.errors import PolicyRefusal
@@ -29,11 +29,12 @@ def cost_of(announce: Announce, plan: Plan, layout: UpdateLayout, policy: OwnerP
     Every sum is over the people of the manifest's least group or more, and by this owner's word all but
     `max_colluders` of them are honest. No more of them count than the plan counts on: where there are more,
     each adds less noise (`honest_in`; common/privacy/proofs.md). Without masks everybody's noise is alone.
+    A run takes as many vectors as its plan says, or fewer, if the owner says so (`sums_a_run`).
     announce: one that `accepted_runs.admit` has checked. PolicyRefusal when nobody is left.
     """
     most = budget_of(policy)
     if layout.noise is None:
-        return Cost(None, most, MOST_COUNTED)
+        return Cost(None, most, policy.sums_a_run)
     least = least_group(announce)
     sure = least - policy.max_colluders if announce.kind is Kind.SECAGG else 1
     honest = min(sure, plan.dp_honest)
@@ -42,7 +43,7 @@ def cost_of(announce: Announce, plan: Plan, layout: UpdateLayout, policy: OwnerP
             f"a sum over {least} people may hold the noise of nobody else, if {policy.max_colluders} devices "
             "work with the server (max_colluders)"
         )
-    return Cost(layout.noise.rho(honest), most, plan.dp_participations)
+    return Cost(layout.noise.rho(honest), most, min(plan.dp_participations, policy.sums_a_run))
 
 
 def honest_in(announce: Announce, plan: Plan, people: int) -> int:

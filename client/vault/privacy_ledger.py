@@ -205,12 +205,15 @@ class PrivacyLedger:
     def ready(self, run: bytes, most: float, times: int) -> bool:
         """Whether a run that took part of the budget before may go on doing so; others are heard first.
 
-        times: how often the run may ask, by its plan.
+        times: how often the run may ask, by its plan and its owner.
         """
         with self._transaction() as db:
             entries = _entries(db, self._anchor)
-        before = [entry.cost for entry in entries if entry.run == run and entry.rho]
-        return not before or (len(before) < times and _total(entries).rho + before[-1] <= most)
+        own = [entry for entry in entries if entry.run == run]
+        noised = [entry.cost for entry in own if entry.rho]
+        if own and len(own) >= times:
+            return False
+        return not noised or _total(entries).rho + noised[-1] <= most
 
     def give_up(self, most: float) -> None:
         """Go on after a loss, as the owner decides: what can be read stands, and `most` or more counts as
@@ -243,7 +246,10 @@ def _given_up(entry: LedgerEntry) -> bool:
 def _check(entries: list[LedgerEntry], run: bytes, cost: Cost) -> None:
     times = sum(entry.run == run for entry in entries)
     if times >= cost.times:
-        raise PolicyRefusal(f"this device has been in {times} attempts of the run, as often as its plan says")
+        raise PolicyRefusal(
+            f"this device has been in {times} attempts of the run, as often as its plan says, or "
+            "its owner allows (sums_a_run)"
+        )
     if cost.rho is None:
         return
     rounds = 1 if times else cost.times  # a run is begun only if all of it can be paid for

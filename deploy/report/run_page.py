@@ -235,7 +235,7 @@ def _race_text(race: Race | None) -> str:
         return f"{text}."
     return (
         f"{text}, which cost each person epsilon {race.epsilon:.3g} at most; the run itself costs "
-        f"{race.epsilon_left:.3g}, and both together keep the run's epsilon."
+        f"{race.epsilon_left:.3g} at most, and both together keep the run's epsilon."
     )
 
 

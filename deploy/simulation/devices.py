@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -90,6 +90,7 @@ class SimulatedDevices:
         *,
         sealed: bool = False,
         batch_people: int = 1,
+        sums: int | None = None,
         entropy: Callable[[int], Entropy] = lambda index: SystemEntropy(),
     ) -> None:
         """Certify every person; an agent is made when it is first needed.
@@ -103,16 +104,19 @@ class SimulatedDevices:
             sealed: whether an open attempt is kept on disk, because successive messages of a client may come
                 to different processes (Ray).
             batch_people: how many people are trained in one batched computation (`RunConfig.batch_people`).
+            sums: in how many sums of the run a device may be, where that is fewer than the run's plan says.
             entropy: gives the source of a person's round secrets, by their index; only tests replace it.
         """
         self._sealed = sealed
         self._entropy = entropy
-        self._config = config
         self._directory = directory
         self._people = federation.people
         self._model_cache = model_cache
         self.gathered = GatheredWork(model_cache, asked=1 if sealed else batch_people)
-        self._policy = fleet_policy(config, cohort)
+        conditions = fleet_policy(config, cohort)
+        self._policy = policy_for(config, conditions.min_honest, conditions.max_colluders)
+        if sums is not None:
+            self._policy = replace(self._policy, sums_a_run=sums)
         self._agents: dict[int, Agent] = {}
         self._locks = [threading.Lock() for _ in self._people]
         self._registry = threading.Lock()
@@ -236,7 +240,7 @@ class SimulatedDevices:
         private, certificate = self._certified[index]
         secret = SeededEntropy(self._seed, f"device {index}").draw(32)
         owner = FixedOwner(
-            allows=policy_for(self._config, self._policy.min_honest, self._policy.max_colluders),
+            allows=self._policy,
             member=Identity(private, certificate),
             trusts=self.membership(),
             prefers=Choices(person.train, person.validation),

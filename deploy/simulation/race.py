@@ -8,7 +8,8 @@ best arm identification and hyperparameter optimization* (AISTATS 2016).
 
 With noise all sums of a person, in whatever candidate's run, are paid for by the one epsilon that was asked
 for: each run's noise is made for as many participations as race and run can take together
-(`dp_participations`), so each sum costs at most that part of rho, and rho adds up.
+(`dp_participations`), so each sum costs at most that part of rho, and rho adds up. No device takes part in
+more sums of a candidate than are set aside for its heat, nor in more of the run than the losers have left.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from penchant.common.errors import (
     UsageError,
 )
 from penchant.common.privacy.accounting import epsilon_of
+from penchant.common.secagg.stages import MASKED
 from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.storage import sync_directory
 from penchant.common.wording import counted
@@ -43,7 +45,7 @@ from penchant.deploy.simulation.race_record import RACE, RECORD, Entrant, Heat, 
 from penchant.deploy.simulation.runner import train_until
 from penchant.deploy.simulation.world import Progress, SimulationSetup, prepare
 from penchant.server.journal import RoundLog
-from penchant.server.journal_reader import JOURNAL, JournalReader
+from penchant.server.journal_reader import JournalReader
 from penchant.server.noise_terms import settle_noise
 from penchant.server.standing import POOLED, RunStanding, going_on, standing
 
@@ -54,6 +56,10 @@ LEAST_ROUNDS: Final = POOLED + 1
 
 TURNS: Final = 2
 """How often everybody is asked in the first heat: a personal part is judged after its person trained it."""
+
+SPARE: Final = 1
+"""Further turns that are set aside for each heat of a candidate: for an attempt that fails after masked
+vectors have left, and is paid for all the same."""
 
 
 class _RaceProgress(Progress):
@@ -194,8 +200,10 @@ class RacePlan:
         world = self.worlds[one.name]
         if not (home / run_directory.CONFIG).exists():
             run_directory.create(home, world.config)
-        logs = train_until(world, home, heat.rounds, _RaceProgress(progress, one.name, heat.rounds))
         people = len(world.federation.people)
+        heard = _RaceProgress(progress, one.name, heat.rounds)
+        sums = _most_turns(heat, world.cohort, people) if world.config.privacy.dp_epsilon else None
+        logs = train_until(world, home, heat.rounds, heard, sums=sums)
         return standing(world.config, logs, people, _layout(world).count_error(world.cohort))
 
     def _ended(self, record: RaceRecord) -> RaceRecord:
@@ -206,15 +214,9 @@ class RacePlan:
         own = self.worlds[winner.name].privacy_figures()
         if own is None:
             return record
-        # The devices of a round that is tried again are the same.
-        turns = {one.name: self._turns(one.rounds) + one.tried - one.rounds for one in losers}
-        if sum(turns.values()) > self._race_turns():
-            raise RoundFailed(
-                "rounds of the race that failed took more of epsilon than was set aside for it; begin anew, "
-                "in another directory and with another fleet, or name a share"
-            )
+        turns = {one.name: self._turns(one, record.heats[one.heats]) for one in losers}
         rho = sum(count * _rho(self.worlds[name]) for name, count in turns.items())
-        left = own.participations - self._race_turns()
+        left = own.participations - sum(turns.values())  # as `Race.sums_left`
         return replace(
             record,
             participations=sum(turns.values()),
@@ -222,13 +224,17 @@ class RacePlan:
             epsilon_left=epsilon_of(left * own.rho, own.delta),
         )
 
-    def _turns(self, rounds: int) -> int:
-        world = next(iter(self.worlds.values()))
-        return _turns(rounds, world.cohort, len(world.federation.people))
+    def _turns(self, loser: Entrant, heat: Heat) -> int:
+        """In how many sums of a loser a person is at most; heat: the one after which it was out.
 
-    def _race_turns(self) -> int:
-        """In how many sums of losers a person is at most, as the race was planned."""
-        return sum(self._turns(heat.rounds) * out for heat, out in _lost(self.record.heats, len(self.worlds)))
+        The devices of a round that is tried again are the same, and refuse what is beyond the most.
+        """
+        world = self.worlds[loser.name]
+        people = len(world.federation.people)
+        again = loser.paid - loser.rounds
+        return min(
+            _turns(loser.rounds, world.cohort, people) + again, _most_turns(heat, world.cohort, people)
+        )
 
 
 def is_racing(directory: Path) -> bool:
@@ -313,12 +319,18 @@ def _turns(rounds: int, cohort: int, people: int) -> int:
     return min(-(-rounds * cohort // people), rounds)
 
 
+def _most_turns(heat: Heat, cohort: int, people: int) -> int:
+    """In how many sums of a candidate a person may be until the end of a heat."""
+    return _turns(heat.rounds, cohort, people) + SPARE
+
+
 def _noised(worlds: Mapping[str, SimulationSetup], heats: Sequence[Heat]) -> dict[str, SimulationSetup]:
     """The worlds with noise that pays for the whole race. ConfigError where it hides what a race goes by."""
     made = {}
     for name, world in worlds.items():
         people = len(world.federation.people)
-        race = sum(_turns(heat.rounds, world.cohort, people) * out for heat, out in _lost(heats, len(worlds)))
+        lost = _lost(heats, len(worlds))
+        race = sum(_most_turns(heat, world.cohort, people) * out for heat, out in lost)
         config = settle_noise(world.config, world.cohort, people)  # of the run alone
         turns = config.privacy.dp_participations + race
         try:
@@ -359,9 +371,15 @@ def _rho(world: SimulationSetup) -> float:
 
 def _stood(one: Entrant, found: RunStanding | None, home: Path, why: str) -> Entrant:
     """A candidate after a heat, whose run is in `home`."""
-    attempts = JournalReader(home).attempts() if (home / JOURNAL).exists() else []
+    contents = JournalReader(home).contents()
+    attempts = contents.attempts
+    paid = sum(
+        attempt.state == "finished"
+        or any(stage.name == MASKED for stage in contents.stages.get((attempt.round, attempt.attempt), ()))
+        for attempt in attempts
+    )
     done = sum(attempt.state == "finished" and attempt.phase != "close" for attempt in attempts)
-    one = replace(one, rounds=done, tried=len(attempts), why=why)
+    one = replace(one, rounds=done, tried=len(attempts), paid=paid, why=why)
     if found is None:
         return replace(one, accuracy=None, error=None, judged=None)
     return replace(one, accuracy=found.accuracy, error=found.error, judged=found.judged)

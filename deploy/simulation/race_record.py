@@ -42,7 +42,8 @@ class Entrant:
         config: its configuration, in TOML; empty in a result.
         heats: how many heats it went on from.
         rounds: finished rounds when it was judged, or failed.
-        tried: attempts at rounds by then, failed ones included: each costs a person privacy.
+        tried: attempts at rounds by then, failed ones included.
+        paid: those of them in which masked vectors left the devices: with noise these cost privacy.
         accuracy: the part of held-out choices that it ranked right; None where none was judged.
         error: the standard error of that.
         judged: how many choices were judged; None where noise hides it.
@@ -55,6 +56,7 @@ class Entrant:
     heats: int = 0
     rounds: int = 0
     tried: int = 0
+    paid: int = 0
     accuracy: float | None = None
     error: float | None = None
     judged: int | None = None
@@ -78,7 +80,8 @@ class Race:
         rounds: what those that lost trained, together.
         participations: with noise: in how many sums of theirs a person is at most.
         epsilon: with noise: what these cost a person, at the run's delta.
-        epsilon_left: with noise: what the run itself costs a person; both together keep the run's epsilon.
+        epsilon_left: with noise: what is left for the run itself, beyond which no device takes part in it;
+            both together keep the run's epsilon.
     """
 
     chosen: str
@@ -100,6 +103,15 @@ class Race:
         record = RaceRecord.read(directory)
         return None if record is None else record.ended()
 
+    @classmethod
+    def sums_left(cls, directory: Path, config: RunConfig) -> int | None:
+        """In how many sums a person may be in the run that came out of a race; None where there was none, or
+        none with noise. Its noise is made for those of the race as well, which are paid for."""
+        race = cls.read(directory)
+        if race is None or race.participations is None:
+            return None
+        return config.privacy.dp_participations - race.participations
+
     def words(self) -> str:
         """What it came to, for people."""
         others = len(self.entrants) - 1
@@ -109,7 +121,7 @@ class Race:
         )
         if self.epsilon is None or self.epsilon_left is None:
             return text
-        return f"{text} and epsilon {self.epsilon:.3g}; the run itself costs {self.epsilon_left:.3g}"
+        return f"{text} and epsilon {self.epsilon:.3g}; the run itself costs {self.epsilon_left:.3g} at most"
 
 
 @dataclass(frozen=True)

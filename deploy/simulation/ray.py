@@ -34,6 +34,7 @@ from penchant.deploy.flower.superlink import (
     write_app,
 )
 from penchant.deploy.simulation.devices import SimulatedDevices
+from penchant.deploy.simulation.race_record import Race
 from penchant.deploy.simulation.ray_guard import MARK, POLITE_SECONDS, guarded, stop_marked
 from penchant.deploy.simulation.world import (
     Progress,
@@ -121,7 +122,13 @@ def _world(directory: str) -> tuple[SimulationSetup, SimulatedDevices]:
     """One process's own copy of the simulated world: the same configuration, the same world."""
     world = prepare(run_directory.read_config(Path(directory)), start=begun_with(Path(directory)))
     return world, SimulatedDevices(
-        world.config, Path(directory), world.federation, world.model_cache, world.cohort, sealed=True
+        world.config,
+        Path(directory),
+        world.federation,
+        world.model_cache,
+        world.cohort,
+        sealed=True,
+        sums=Race.sums_left(Path(directory), world.config),
     )
 
 

@@ -60,12 +60,14 @@ def simulate(
     command: str = "",
     fault: Fault | None = None,
     write_report: ReportWriter | None = None,
+    sums: int | None = None,
 ) -> RunResult:
     """Run or resume the federation in `directory` (which holds its configuration) and write the result.
 
     Returns what result.json holds. A finished run is not run again. fault: which clients fail, and when; for
     tests, on the in-process grid. write_report: writes the page of the run, before result.json says that the
-    run is finished; without it there is no page.
+    run is finished; without it there is no page. sums: in how many sums of the run a person may be at most,
+    where that is fewer than its noise is made for; a run that came out of a race has what the race left it.
 
     Raises RunDirectoryError when another process works there, or the data set or the base model is not what
     the run was begun with; RoundFailed when too few clients answer: finished rounds are kept.
@@ -90,6 +92,7 @@ def simulate(
                 world.cohort,
                 sealed=world.config.grid == "ray",
                 batch_people=world.config.batch_people if world.batched else 1,
+                sums=Race.sums_left(directory, world.config) if sums is None else sums,
             )
             scores = _federate(world, directory, journal, fleet, progress, fault)
             curve = _cold_start(world, journal, progress)
@@ -128,7 +131,12 @@ class _Until(Progress):
 
 
 def train_until(
-    world: SimulationSetup, directory: Path, rounds: int, progress: Progress | None = None
+    world: SimulationSetup,
+    directory: Path,
+    rounds: int,
+    progress: Progress | None = None,
+    *,
+    sums: int | None = None,
 ) -> list[RoundLog]:
     """As `simulate`, but only until `rounds` are finished, or the run has trained its last; -> their records.
 
@@ -138,7 +146,7 @@ def train_until(
     done = _finished(directory)
     if not any(log.round >= rounds or log.phase == "close" for log in done):
         with suppress(_ReachedRound):
-            simulate(world, directory, _Until(progress or Progress(), rounds))
+            simulate(world, directory, _Until(progress or Progress(), rounds), sums=sums)
         done = _finished(directory)
     return done
 

@@ -38,7 +38,7 @@ RUNNING, COMPLETE, PRUNED, FAIL = (
 WITHIN: Final = 3  # cases of a trial that is not given up
 FINALISTS: Final = 3
 _FINAL: Final = "final "  # before a trial's number: what a study keeps of a finalist
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # a trial that fails ends the search, with penchant's line
 
 People = Callable[[RunConfig], Federation | None]
 Hears = Callable[[str], None]
@@ -72,6 +72,12 @@ class CaseRuns:
         return RunConfig().changed(
             {"adapter.share": self.share, **self._base, **changes, **self._fixed, **case}
         )
+
+    def check(self) -> None:
+        """Refuse what no run could begin with, on any case; raises as `prepare` does. Nothing is written."""
+        for case in self.cases:
+            config = self.config(self.start, case)
+            prepare(config, self._cache, self._people(config))
 
     def accuracy(self, changes: Mapping[str, Any], case: Mapping[str, Any]) -> float:
         """That of one run, mean over people; 0 for training that diverges."""

@@ -125,8 +125,8 @@ def tune(tuning: Tuning, command: str, hears: Hears = lambda text: None) -> Reci
 
     command: the command line, for the recipe. hears: told of every trial.
 
-    Raises DataError, ConfigError or UsageError before anything is written, RunDirectoryError where `out` is
-    there already or can't be written.
+    Raises DataError, ConfigError, BaseModelError or UsageError before anything is written, RunDirectoryError
+    where `out` is there already or can't be written.
     """
     if tuning.out.exists():
         raise RunDirectoryError(
@@ -135,11 +135,12 @@ def tune(tuning: Tuning, command: str, hears: Hears = lambda text: None) -> Reci
         )
     people = _People(tuning)
     first = people.of(RunConfig().changed({"seed": tuning.seeds[0]}))
+    for share in tuning.shares:
+        _runs(tuning, share, people, hears).check()
     _refuse_other_search(tuning, first.digest)
-    cases = [{"seed": seed} for seed in tuning.seeds]
     found: dict[str, BestFound] = {}
     for share in tuning.shares:
-        runs = CaseRuns(share, tuning.base, cases, fixed=tuning.asked, people=people.of, hears=hears)
+        runs = _runs(tuning, share, people, hears)
         study = searched(runs, Space(), tuning.trials, budget=tuning.budget // len(tuning.shares))
         found[share] = best_of(study, runs)
     best = max(found, key=lambda share: found[share].accuracy)  # the first of equals
@@ -162,6 +163,12 @@ def tune(tuning: Tuning, command: str, hears: Hears = lambda text: None) -> Reci
     )
     _write(tuning.out, made.to_toml())
     return made
+
+
+def _runs(tuning: Tuning, share: str, people: _People, hears: Hears) -> CaseRuns:
+    """Those of one share, with models of its own: of all shares together they would fill the memory."""
+    cases = [{"seed": seed} for seed in tuning.seeds]
+    return CaseRuns(share, tuning.base, cases, fixed=tuning.asked, people=people.of, hears=hears)
 
 
 def _refuse_other_search(tuning: Tuning, digest: str) -> None:

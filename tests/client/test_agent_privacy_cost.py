@@ -57,6 +57,15 @@ def test_the_charge_covers_what_the_sum_costs(data: st.DataObject) -> None:
     assert in_the_sum >= charged[0]
 
 
+@pytest.mark.parametrize(("owners", "times"), [(1, 1), (2, 2), (3, 3), (1_000_000, 3)])
+def test_a_run_takes_as_many_vectors_as_plan_and_owner_allow(owners: int, times: int) -> None:
+    policy = OwnerPolicy(max_colluders=0, sums_a_run=owners)
+    asked = plan(10)
+    assert cost_of(announced(asked, 10), asked, layout(10), policy).times == times
+    exact = replace(layout(10), noise=None)
+    assert cost_of(announced(asked, 10), asked, exact, policy).times == owners
+
+
 def test_an_owner_who_expects_fewer_colluders_than_the_plan_pays_what_the_plan_says() -> None:
     asked = plan(14)
     found = cost_of(announced(asked, 34), asked, layout(14), OwnerPolicy(max_colluders=0))

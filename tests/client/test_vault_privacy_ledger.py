@@ -54,6 +54,16 @@ def test_a_run_takes_no_more_vectors_than_its_plan_says(tmp_path: Path) -> None:
     spend(ledger, OTHER, cost=twice)
 
 
+def test_a_run_is_not_ready_for_more_vectors_than_it_may_take_noised_or_not(tmp_path: Path) -> None:
+    for name, rho in (("noised", 0.25), ("exact", None)):
+        ledger = vault(tmp_path / name).privacy
+        assert ledger.ready(RUN, 1.0, 1)  # others are heard first
+        spend(ledger, cost=Cost(rho, 1.0, times=2))
+        assert ledger.ready(RUN, 1.0, 2)
+        assert not ledger.ready(RUN, 1.0, 1)
+        assert ledger.ready(OTHER, 1.0, 1)
+
+
 def test_a_run_is_begun_only_if_all_of_it_can_be_paid_for(tmp_path: Path) -> None:
     ledger = vault(tmp_path).privacy
     with pytest.raises(PolicyRefusal, match="with up to 5 rounds"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,14 @@ from support.tastes import write_choices
 
 import penchant
 from penchant.common.config import RunConfig
-from penchant.common.errors import ConfigError, DeviceError, RunDirectoryError, UsageError
+from penchant.common.errors import (
+    BaseModelError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    RunDirectoryError,
+    UsageError,
+)
 from penchant.deploy.cli.main import main
 from penchant.deploy.configuration import configure
 from penchant.deploy.recipes import recipe
@@ -156,6 +164,71 @@ def test_what_cannot_be_tuned(changes: dict[str, Any], line: str, tmp_path: Path
     }
     with pytest.raises(UsageError, match=line):
         Tuning(**usual | changes)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"federation.cohort": 9}, "federation.cohort is 9 but there are 4 people"),
+        ({"data.holdout_clients": 3}, "3 people can't be held out of 4"),
+        ({"model.base_model": "nothing-like-it"}, "nothing-like-it"),
+        ({"data.validation_pairs": 0}, "data.validation_pairs is 0"),
+    ],
+)
+def test_what_no_run_could_begin_with_is_refused_before_anything_is_written(
+    asked: dict[str, Any],
+    wrong: dict[str, Any],
+    line: str,
+    tiny_model: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And the corrected command is not taken for another search."""
+
+    def simulated(*_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(accuracy=0.5)
+
+    monkeypatch.setattr(search, "simulate", simulated)
+    usual = asked | {"model.base_model": str(tiny_model("bert"))}
+    tuning = Tuning(usual | wrong, ("common", "A"), (0, 1), 10, tmp_path / "mine.toml")
+    before = sorted(tmp_path.iterdir())
+    capsys.readouterr()  # of the model that was made
+    with pytest.raises((ConfigError, DataError, BaseModelError), match=line):
+        tune(tuning, "")
+    assert sorted(tmp_path.iterdir()) == before
+    assert not caplog.records
+    assert capsys.readouterr() == ("", "")
+    tune(replace(tuning, asked=usual), "")
+    assert tuning.out.exists()
+
+
+def test_a_trial_that_fails_is_one_line(
+    runs: Runs, asked: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever it is: the search ends with the error, and Optuna prints no traceback of its own."""
+
+    def fails(config: RunConfig) -> bool:
+        raise ConfigError("this can't be run")
+
+    runs.fails = fails
+    with pytest.raises(ConfigError, match="this can't be run"):
+        tune(Tuning(asked, ("A",), (0,), 5, tmp_path / "mine.toml"), "")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_optuna_it_says_what_to_install(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.setattr("sys.argv", ["penchant", "tune", "choices.jsonl", "--out", str(tmp_path / "x.toml")])
+    with pytest.raises(SystemExit) as leave:
+        main()
+    assert leave.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        'penchant: penchant tune needs Optuna, which is not installed: pip install "penchant[tune]"'
+    ]
 
 
 # --- the space, which the bench of the Senate's recipes draws from as well ---------------------------------

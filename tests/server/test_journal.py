@@ -195,6 +195,13 @@ def test_a_fact_can_be_noted_again_only_as_it_is(tmp_path: Path) -> None:
 # --- a simulator's rewind -------------------------------------------------------------------------
 
 
+def test_a_fact_of_the_latest_attempt_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for value in ("3", "3", "5"):
+        journal.note_anew("turn 4", value)
+        assert reopened(tmp_path).fact("turn 4") == value
+
+
 def test_rewinding_forgets_whatever_came_later(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.begin(1, "main")

@@ -23,6 +23,7 @@ from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.wire.codec import decode, encode
 from penchant.common.wire.messages import Abort, AbortCode, Announce, Hello, abort_code
 from penchant.server.availability import Availability
+from penchant.server.cohort import next_cohort
 from penchant.server.journal_reader import JournalReader
 from penchant.server.privacy_figures import FACT, PrivacyFigures
 from penchant.server.round import play_round
@@ -254,6 +255,29 @@ def test_a_budget_that_is_spent_keeps_the_device_out_and_the_round_goes_on(scene
     assert [log.survivors for log in run.journal.logs()] == [N, N - 1]
     assert ledger.spent().noised == 2
     assert "a further round" in scene.reason(0)[2]
+
+
+def test_turns_go_on_behind_the_latest_attempt_whoever_was_ready_for_another(scenes: Scenes) -> None:
+    scene = scenes(federation__cohort=6)
+    run, tries = scene.run(), {"confirm": 0}
+
+    def lie(stage: str, device: int, reply: bytes) -> bytes:
+        tries["confirm"] += stage == "confirm"
+        return b"lost" if stage == "confirm" and tries["confirm"] <= 6 else reply
+
+    with scene.wire(lie=lie) as grid:
+        everybody = Availability(run, grid).poll()
+        first, last = next_cohort(list(everybody), 6, seed=run.config.seed, round=1, after=None)
+        left = {member: node for member, node in everybody.items() if member not in first[:3]}
+        second, other = next_cohort(list(left), 6, seed=run.config.seed, round=1, after=None)
+        assert last != other
+        assert play_round(run, grid, 1, everybody, lambda: left) is not None
+    assert run.journal.fact("turn 1") == str(other)
+    assert run.journal.attempts(1) == 2
+    assert {member for member in everybody if Vault(scene.home(member - 1)).privacy.spent().noised} == {
+        *first,
+        *second,
+    }
 
 
 def test_noise_drowns_nothing_where_many_take_part(scenes: Scenes) -> None:

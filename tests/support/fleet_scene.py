@@ -165,19 +165,19 @@ class Wire(InProcessGrid):
         silent: Mapping[tuple[int, str], Iterable[int]],
         kill: Kill | None,
     ) -> None:
-        super().__init__(build_app(answer), scene.n, workers=1, fault=self._unreachable)
+        super().__init__(build_app(answer), scene.n, workers=1, fault=self._struck)
         self.round = 0  # that is running
-        self._silent = silent
+        self._out_of_reach = silent
         self._kill = kill
         self._dying: Kill | None = None
 
-    def _unreachable(self, node: int, kind: str) -> bool:
+    def _struck(self, node: int, kind: str) -> bool:
         stage = stage_of(kind)
         return any(
             node - FIRST_NODE in devices
             and number == self.round
             and STAGES.index(since) <= STAGES.index(stage)
-            for (number, since), devices in self._silent.items()
+            for (number, since), devices in self._out_of_reach.items()
             if stage in STAGES
         )
 
