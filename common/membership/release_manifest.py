@@ -41,7 +41,6 @@ __all__ = [
     "ReleaseOffer",
     "ReleaseRequest",
     "SignedRelease",
-    "refuse_set_back",
     "sign_release",
 ]
 
@@ -207,6 +206,11 @@ class ReleaseManifest:
     signed: U64
     contents: ReleaseContents
 
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the record."""
+        return hashlib.sha256(encode_record(self)).digest()
+
     def check(self) -> None:
         """AgreementError unless the parts fit one another."""
         self.contents.check()
@@ -334,22 +338,6 @@ def sign_release(authority: Authority, manifest: ReleaseManifest) -> SignedRelea
     """Sign a release. AgreementError when it contradicts itself."""
     manifest.check()
     return SignedRelease(manifest, authority.sign(_text(manifest)))
-
-
-def refuse_set_back(known: ReleaseManifest, offered: ReleaseManifest) -> None:
-    """PolicyRefusal where `offered` would take a device back behind what it knows, without the authority
-    having said so; AgreementError for two manifests of one number."""
-    if offered.sequence < known.sequence:
-        raise PolicyRefusal(
-            f"release manifest {offered.sequence} is offered, {known.sequence} is known: the server is behind"
-        )
-    if offered.sequence == known.sequence and offered != known:
-        raise AgreementError(f"there are two release manifests {known.sequence}: tell the authority")
-    if offered.contents.promoted < known.contents.promoted and not offered.contents.rollback:
-        raise PolicyRefusal(
-            f"release {offered.contents.name} is older than {known.contents.name}, and its manifest does not "
-            "say that the fleet goes back to it"
-        )
 
 
 def _text(manifest: ReleaseManifest) -> bytes:
