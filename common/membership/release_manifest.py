@@ -163,13 +163,6 @@ class ReleaseContents:
         mine = self.run, self.round, self.base, self.plan, self.factors
         return mine == (other.run, other.round, other.base, other.plan, other.factors)
 
-    def reaches(self, member: int) -> bool:
-        """Whether it is meant for this member: for always the same part of them, another one for each
-        release, which nobody draws."""
-        text = domain("canary", self.factors, member.to_bytes(8, "big"))
-        drawn = int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
-        return drawn * EVERYBODY < self.share << 64
-
     def lines(self) -> tuple[str, ...]:
         """The content, a line each, for whoever signs it and for owners."""
         whom = f"for {self.share / 100:g} % of the devices first" if self.is_canary else "for every device"
@@ -224,6 +217,13 @@ class SignedRelease:
 
     manifest: ReleaseManifest
     signature: Signature
+
+    def reaches(self, member: int) -> bool:
+        """Whether it is meant for this member: for always the same part of them, another one for each
+        signature, which the server can't foretell."""
+        text = domain("canary", self.signature, member.to_bytes(8, "big"))
+        drawn = int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
+        return drawn * EVERYBODY < self.manifest.contents.share << 64
 
     def encode(self) -> bytes:
         """The canonical bytes."""
@@ -292,7 +292,7 @@ class ReleaseOffer:
         Every manifest in the offer is checked, as `SignedRelease.read` does, also those for others.
         """
         read = [(one, SignedRelease.read(one, authority)) for one in self.signed]
-        meant = [found for found in read if found[1].contents.reaches(member)]
+        meant = [found for found in read if decode_record(found[0], SignedRelease).reaches(member)]
         return max(meant, key=lambda found: found[1].sequence, default=None)
 
 

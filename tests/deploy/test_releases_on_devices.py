@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from secrets import token_bytes
 from typing import Any
 
 import httpx
@@ -57,6 +60,7 @@ from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import PendingDecision, attend
 from penchant.deploy.fleet.backup import back_up, restore
 from penchant.deploy.fleet.server_directory import ServerDirectory
+from penchant.server import releases as server_releases
 from penchant.server.journal_reader import JournalReader
 
 
@@ -76,6 +80,8 @@ def scene(played: ReleaseScene) -> Iterator[ReleaseScene]:
     for folder in (server.path / "release", server.requests, server.answers):
         for path in folder.iterdir() if folder.is_dir() else ():
             path.unlink()
+    with closing(sqlite3.connect(played.authority_store.directory / "authority.db")) as db, db:
+        db.execute("DELETE FROM releases")  # numbers go on growing
 
 
 @pytest.fixture(scope="module")
@@ -249,10 +255,11 @@ def test_a_canary_reaches_its_devices_first_and_then_all(
     assert fleet_release.read(scene.server_directory.path).used == f"{RUN}:release-1"
     everybody, canary = scene.offered()
     assert (everybody.contents.round, canary.contents.round, canary.contents.share) == (1, 2, 5000)
+    signed_canary = decode_record(scene.offer().signed[1], SignedRelease)
     devices, reached = list[Device](), list[bool]()
     while set(reached) != {True, False}:
         devices.append(scene.device())
-        reached.append(canary.contents.reaches(devices[-1].member or 0))
+        reached.append(signed_canary.reaches(devices[-1].member or 0))
     for device, chosen in zip(devices, reached, strict=True):
         fetched = scene.fetch(device)
         assert fetched.manifest is not None
@@ -282,15 +289,35 @@ def test_a_canary_that_did_badly_is_rolled_back(scene: ReleaseScene) -> None:
 def test_the_part_that_a_canary_reaches_is_as_large_as_it_says_and_grows(scene: ReleaseScene) -> None:
     scene.promote(1)
     (manifest,) = scene.offered()
-    tenth, half = (replace(manifest.contents, share=share) for share in (1000, 5000))
+    signed = decode_record(scene.offer().signed[0], SignedRelease)
+
+    def with_share(share: int) -> SignedRelease:
+        return replace(signed, manifest=replace(manifest, contents=replace(manifest.contents, share=share)))
+
+    tenth, half = with_share(1000), with_share(5000)
     few = {number for number in range(1, 10_001) if tenth.reaches(number)}
     many = {number for number in range(1, 10_001) if half.reaches(number)}
     assert few < many
     assert 850 < len(few) < 1150  # five standard deviations
     assert 4750 < len(many) < 5250
-    assert all(replace(tenth, share=EVERYBODY).reaches(number) for number in range(1, 1000))
-    other = replace(tenth, factors=bytes(32))
-    assert {number for number in range(1, 10_001) if other.reaches(number)} != few
+    assert all(with_share(EVERYBODY).reaches(number) for number in range(1, 1000))
+
+
+def test_nobody_but_the_authority_s_key_draws_whom_a_canary_reaches(scene: ReleaseScene) -> None:
+    scene.promote(1)
+    scene.promote(2, share=5000)
+    canary = decode_record(scene.offer().signed[1], SignedRelease)
+    members = range(1, 1001)
+    drawn = [canary.reaches(number) for number in members]
+    # whatever of its request the server tries, those that the manifest reaches are known with the signature
+    for change in ({"factors": bytes(32)}, {"id": bytes(16)}, {"name": "x"}):
+        tried = replace(canary.manifest, contents=replace(canary.manifest.contents, **change))
+        assert [replace(canary, manifest=tried).reaches(number) for number in members] == drawn
+        signed = sign_release(scene.authority_store.authority, tried)
+        assert [signed.reaches(number) for number in members] != drawn
+    offer = ReleaseOffer((canary.encode(),))
+    reached = [offer.newest_for(n, scene.authority_store.authority.public_key) is not None for n in members]
+    assert reached == drawn
 
 
 def test_a_canary_that_is_being_taken_back_is_no_error(
@@ -795,6 +822,162 @@ def test_the_authority_sees_what_a_release_is_before_it_signs(
     assert contents.factors.hex() in said
     scene.collect()
     assert [manifest.contents.round for manifest in scene.offered()] == [1]
+
+
+def request(contents: ReleaseContents, **changes: Any) -> ReleaseRequest:
+    """What a server may ask for, under a new id."""
+    return ReleaseRequest(replace(contents, id=token_bytes(16), **changes))
+
+
+def test_a_release_that_takes_devices_back_unsaid_is_not_signed(scene: ReleaseScene) -> None:
+    scene.promote(1)
+    (first,) = scene.offered()
+    scene.promote(2)
+    (second,) = scene.offered()
+    store, old, new = scene.authority_store, first.contents, second.contents
+    moment = now()
+    for changes in (
+        {},  # as it was: made before the second
+        {"promoted": 1000 * moment, "name": "spring:release-3"},  # as if made now
+        {"promoted": 1000 * moment, "round": 2, "rounds": 2},  # under another round's number
+        {"promoted": 1000 * moment, "share": 100},  # to some
+        {"promoted": new.promoted},
+    ):
+        asked = request(old, **changes)
+        for _ in range(2):
+            with pytest.raises(AgreementError, match="does not say that it takes devices back"):
+                store.sign_release(asked, now=moment)
+        with pytest.raises(AgreementError, match="does not say that it takes devices back"):
+            store.release_lines(asked, now=moment)
+    back = request(old, rollback=True)
+    told = store.release_lines(back)
+    assert told is not None
+    assert (
+        f"it takes devices back: signed last was {RUN}:release-2 (number {second.sequence}, round 2)" in told
+    )
+    taken_back = store.sign_release(back).manifest
+    assert (taken_back.sequence, store.release_lines(back)) == (second.sequence + 1, None)
+    assert store.sign_release(request(new)).manifest.sequence == second.sequence + 2  # forwards again
+
+
+def test_the_same_factors_once_more_take_nobody_back(scene: ReleaseScene) -> None:
+    scene.promote(1)
+    (first,) = scene.offered()
+    later = request(
+        first.contents, promoted=first.contents.promoted + 1
+    )  # of a server that was restored, say
+    assert scene.authority_store.sign_release(later).manifest.sequence == first.sequence + 1
+
+
+@pytest.mark.parametrize(("ahead", "signed"), [(299, True), (300, True), (301, False), (10**9, False)])
+def test_no_release_of_the_future_is_signed(scene: ReleaseScene, ahead: int, signed: bool) -> None:
+    scene.promote(1)
+    (first,) = scene.offered()
+    moment = now() + 3600
+    asked = request(first.contents, promoted=1000 * (moment + ahead))
+    if signed:
+        assert scene.authority_store.release_lines(asked, now=moment) is not None
+    else:
+        for act in (scene.authority_store.sign_release, scene.authority_store.release_lines):
+            with pytest.raises(AgreementError, match="of the future"):
+                act(asked, now=moment)
+
+
+def test_the_authority_hears_of_an_earlier_round_and_of_other_factors(scene: ReleaseScene) -> None:
+    scene.promote(2)
+    (second,) = scene.offered()
+    scene.releases.promote(1, "olga")
+    other = request(second.contents, factors=bytes(32))
+    told = scene.authority_store.release_lines(other)
+    assert told is not None
+    assert told[-1].endswith("was signed before, with other factors")
+    asked: list[PendingDecision] = []
+    server = scene.server_directory
+    attend(scene.authority_store, server.requests, server.answers, lambda one: bool(asked.append(one)))
+    assert asked[0].lines[-1].endswith("was signed before: devices go to an earlier round")
+
+
+def test_nobody_is_asked_about_a_release_that_is_not_signed(scene: ReleaseScene) -> None:
+    scene.promote(1)
+    (first,) = scene.offered()
+    scene.promote(2)
+    lie = request(first.contents, promoted=1000 * now())
+    name = f"release-{lie.contents.id.hex()}"
+    (scene.server_directory.requests / f"{name}.manifest").write_bytes(lie.encode())
+    scene.sign()  # grants all
+    server = scene.server_directory
+    assert not list(server.path.glob(f"answers/{name}.manifest"))
+    assert [manifest.contents.round for manifest in scene.offered()] == [2]
+
+
+@pytest.mark.parametrize("rounds", [(1, 2, 1), (1, 2, 1, 2), (2, 1, 2, 1)])
+def test_a_round_that_is_promoted_once_more_says_where_devices_go(
+    scene: ReleaseScene, rounds: tuple[int, ...]
+) -> None:
+    device, flags = scene.device(), []
+    for round in rounds:
+        scene.promote(round)
+        (manifest,) = scene.offered()
+        assert scene.fetch(device).outcome == "taken"
+        flags.append(manifest.contents.rollback)
+    assert flags == [False, False, True, False][: len(rounds)]
+
+
+def test_a_rollback_is_one_also_when_the_newer_release_s_run_is_deleted(
+    scene: ReleaseScene, tmp_path: Path
+) -> None:
+    scene.promote(1)
+    device, server = scene.device(), scene.server_directory
+    shutil.copytree(server.run(RUN), server.run("autumn"), ignore=shutil.ignore_patterns("releases.json"))
+    try:
+        autumn = server_releases.promote(server.run("autumn"), 2, _digest(scene, 2), "olga")
+        fleet_release.chosen(server.path, "autumn", 1)
+        assert release_acts.ask_again(server) == "autumn:release-1"
+        scene.sign()
+        assert scene.fetch(device).manifest == scene.offered()[0]
+    finally:
+        shutil.rmtree(server.run("autumn"))
+    back_up(server, tmp_path / "file")
+    restore(tmp_path / "file", tmp_path / "again")
+    kept = (server.path / "release" / "latest").read_bytes()
+    assert (tmp_path / "again" / "release" / "latest").read_bytes() == kept
+    assert int(kept) == int(1000 * autumn.at)
+    for name in ("everybody", "asked"):  # nor does what was signed have to be there
+        (server.path / "release" / name).unlink(missing_ok=True)
+    fleet_release.chosen(server.path, RUN, 1)
+    release_acts.ask_again(server)
+    scene.sign()
+    (manifest,) = scene.offered()
+    assert (manifest.contents.name, manifest.contents.rollback) == (f"{RUN}:release-1", True)
+    assert scene.fetch(device).outcome == "taken"
+
+
+def _digest(scene: ReleaseScene, round: int) -> str:
+    found = JournalReader(scene.server_directory.run(RUN)).digest(round)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("damaged", [b"", b"junk\n", b"-1\n", b"1", b"9" * 40 + b"\n", "١\n".encode()])
+def test_a_damaged_record_of_the_latest_is_said(scene: ReleaseScene, damaged: bytes) -> None:
+    scene.promote(1)
+    before = scene.offer()
+    (scene.server_directory.path / "release" / "latest").write_bytes(damaged)
+    with pytest.raises(UsageError, match="latest"):
+        release_acts.ask_again(scene.server_directory)
+    assert scene.offer() == before
+
+
+def test_a_release_of_the_future_is_not_asked_for(scene: ReleaseScene) -> None:
+    scene.releases.promote(1, "olga")
+    path = scene.server_directory.run(RUN) / "releases.json"
+    path.write_text(re.sub(r'"at": [0-9.]+', f'"at": {now() + 3600}', path.read_text()))
+    with pytest.raises(UsageError, match="promoted in the future"):
+        release_acts.ask_again(scene.server_directory)
+    scene.promote(2)
+    scene.promote(1)  # at the right time
+    (manifest,) = scene.offered()
+    assert (manifest.contents.round, manifest.contents.rollback) == (1, False)
 
 
 # --- one after the other --------------------------------------------------------------------------
