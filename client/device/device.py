@@ -37,12 +37,12 @@ from penchant.client.device.explaining import Explanation, explained
 from penchant.client.device.export import Export, export_peft
 from penchant.client.device.fitted import About, Fitted, personal_digest
 from penchant.client.device.known_release import (
-    RELEASE,
-    KeptRelease,
+    KnownFleets,
     KnownRelease,
     checked_release,
     known_release,
     newest_offered,
+    noted,
     refuse_use,
 )
 from penchant.client.device.preference_store import (
@@ -715,20 +715,31 @@ class Device:
 
     def offered_release(self, offer: bytes) -> tuple[bytes, ReleaseManifest] | None:
         """(signed bytes, manifest) of the newest release in a server's offer that is meant for this device;
-        None where none is. Nothing is changed.
+        None where none is, or none newer than a canary that it knows. Nothing is changed.
 
         Raises as `newest_offered` does, PolicyRefusal as well where the owner does not allow such a model,
         and UsageError when this device is in no fleet.
         """
         member, authority = member_identity(self).member, self.vault.blob(AUTHORITY)
-        found = newest_offered(offer, member, authority, self.release())
+        found = newest_offered(offer, member, authority, KnownFleets.of(self.vault.blob))
         if found is not None:
             refuse_use(found[1].contents, self.policy())
         return found
 
+    def known_canary(self) -> ReleaseManifest | None:
+        """The newest release of this device's fleet that it knows, where that one is a canary."""
+        known, fleet = self.release(), authority_digest(self.vault.blob(AUTHORITY))
+        if known is None or known.manifest.contents.fleet != fleet:
+            return None
+        return known.manifest if known.manifest.contents.is_canary else None
+
     def note_release(self, signed: bytes, now: int) -> None:
-        """Remember a release of `offered_release` without using it. now: Unix seconds."""
-        self.vault.keep_blob(RELEASE, KeptRelease(signed, now).encode())
+        """Remember a release of `offered_release` without using it. now: Unix seconds.
+
+        Raises as `take_release` does of a manifest that is not signed, takes the device back, or is not meant
+        for it.
+        """
+        self.vault.change_blobs(noted(signed, self._meant(signed), now))
 
     def take_release(self, signed: bytes, data: bytes, now: int, *, use: bool = False) -> None:
         """Use a release from now on, with no personal part until `train` has fitted one.
@@ -752,17 +763,22 @@ class Device:
         version = self.vault.version()
         if self.uses_rounds() and not use:
             raise DeviceError("a round has made the model in use; it stays unless its owner says otherwise")
-        authority, member = self.vault.blob(AUTHORITY), member_identity(self).member
-        found = newest_offered(ReleaseOffer((signed,)).encode(), member, authority, self.release())
-        if found is None:
-            raise UsageError("this release is for other devices of the fleet first")
-        contents, policy = found[1].contents, self.policy()
+        manifest, policy = self._meant(signed), self.policy()
+        KnownFleets.of(self.vault.blob).refuse_set_back(manifest)  # at once, and once more when it is kept
+        contents = manifest.contents
         planned, factors = checked_release(contents, data, policy, self._model_cache)
         context = encode_record(_context(planned, factors))
         row = len(context) + 4 * planned.split.personal.size
         room = Room(row=row, most=policy.max_disk_mb << 20, runs=policy.keep_runs, what="release")
-        blobs = {RELEASE: KeptRelease(signed, now).encode()}
-        self.vault.keep_release(contents.round, context, blobs, room, version=version)
+        self.vault.keep_release(contents.round, context, noted(signed, manifest, now), room, version=version)
+
+    def _meant(self, signed: bytes) -> ReleaseManifest:
+        """A manifest that the authority has signed for this device."""
+        authority, member = self.vault.blob(AUTHORITY), member_identity(self).member
+        found = ReleaseOffer((signed,)).newest_for(member, authority)
+        if found is None:
+            raise UsageError("this release is for other devices of the fleet first")
+        return found[1]
 
     def leave(self) -> int:
         """Give up membership: the identity is deleted, no round is joined any more; -> the member number.

@@ -26,12 +26,13 @@ class Fetched:
     """What fetching came to.
 
     Attributes:
-        outcome: "none" where no release is offered to this device, "same" where it uses the newest already,
-            "taken" where it uses another one from now on, "kept" where it stays with what its rounds made.
+        outcome: "none" where no release is offered to this device, "canary" where none is that is newer than
+            the canary that it knows, "same" where it uses the newest already, "taken" where it uses another
+            one from now on, "kept" where it stays with what its rounds made.
         manifest: of the newest release for this device; None for none.
     """
 
-    outcome: Literal["none", "same", "taken", "kept"]
+    outcome: Literal["none", "canary", "same", "taken", "kept"]
     manifest: ReleaseManifest | None = None
 
 
@@ -53,7 +54,8 @@ def fetch_release(
     offer = said_by(server, _PATH, device.release_ask(int(clock())).encode(), MAX_OFFER, connect)
     found = device.offered_release(offer)
     if found is None:
-        return Fetched("none")
+        canary = device.known_canary()
+        return Fetched("none") if canary is None else Fetched("canary", canary)
     signed, manifest = found
     known = device.release()
     if known is not None and known.in_use and known.manifest.contents.is_same_model(manifest.contents):

@@ -93,6 +93,12 @@ class Contributed:
     exact: int
 
 
+ReadBlob = Callable[[str], bytes]
+"""What is kept under a name; empty if nothing is."""
+BlobChange = Callable[[ReadBlob], Mapping[str, bytes]]
+"""From what is kept to what is kept from then on, in one transaction; what it raises changes nothing."""
+
+
 class Vault:
     """The durable part of one device's protocol state. Safe to open anew for every call.
 
@@ -266,17 +272,18 @@ class Vault:
         return kept_as
 
     def keep_release(
-        self, round: int, context: bytes, blobs: Mapping[str, bytes], room: Room, *, version: int
+        self, round: int, context: bytes, change: BlobChange, room: Room, *, version: int
     ) -> None:
         """Take a release's shared factors for the model in use, with an empty personal factor, and keep what
         is known of it: all of that, or nothing.
 
-        context: as of `stage`. blobs: as of `keep_blobs`. version: as of `keep_personal`. PolicyRefusal or
+        context: as of `stage`. change: as of `change_blobs`. version: as of `keep_personal`. PolicyRefusal or
         DeviceError when there is no room.
         """
         with self._transaction() as db:
             if _version(db) != version:
                 raise DeviceError("the model on this device changed meanwhile; fetch the release again")
+            blobs = change(lambda name: self._blob(db, name))
             budget.make_room(db, self._path, RELEASED, room)
             self._commit(db, RELEASED, round, b"", context)
             self._keep_blobs(db, blobs)
@@ -378,11 +385,16 @@ class Vault:
             self._keep_blobs(db, blobs)
         self._destroy()
 
+    def change_blobs(self, change: BlobChange) -> None:
+        """Keep what `change` makes of the blobs that are there, while no other process changes any."""
+        with self._transaction() as db:
+            self._keep_blobs(db, change(lambda name: self._blob(db, name)))
+        self._destroy()
+
     def blob(self, name: str) -> bytes:
         """What was kept under `name`; empty if nothing was."""
         with self._transaction() as db:
-            row = db.execute("SELECT data FROM blobs WHERE name = ?", (name,)).fetchone()
-            return b"" if row is None else self._opened((bytes(row[0]), f"blob {name}"))[0]
+            return self._blob(db, name)
 
     def tell_owner(self, stage: str, code: str, reason: str) -> None:
         """Note for the owner why something was refused; the newest are kept."""
@@ -442,6 +454,10 @@ class Vault:
         db.executemany(
             "INSERT OR REPLACE INTO blobs (name, data) VALUES (?, ?)", zip(blobs, sealed, strict=True)
         )
+
+    def _blob(self, db: sqlite3.Connection, name: str) -> bytes:
+        row = db.execute("SELECT data FROM blobs WHERE name = ?", (name,)).fetchone()
+        return b"" if row is None else self._opened((bytes(row[0]), f"blob {name}"))[0]
 
     # --- sealing -------------------------------------------------------------------------------------
 

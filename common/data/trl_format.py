@@ -43,7 +43,8 @@ TIE = "tie"
 """The column that says of a row that neither response is preferred, and what was said of them."""
 _EQUAL = ("equal", "tie", "tied", "tievote", "draw", "same", "bothgood")
 _BOTH_BAD = ("bothbad", "bothbadvote", "tiebothbad", "neither")
-_IS_TIE, _IS_NONE = ("true", "yes", "1", "10"), ("", "false", "no", "0", "00")  # 1.0 and 0.0 without the dot
+_IS_TIE, _IS_NONE = ("true", "yes"), ("", "false", "no", None)
+_ONE_OR_NOUGHT = re.compile(r"[01](\.0*)?")  # as tables write them
 UNREAD_COLUMNS = ("images", "image", "videos", "video", "audio", "audios")
 """Columns of rows that show more than text; what is in them is not read."""
 TOO_DEEP = "its lists and objects lie too deep in each other"
@@ -96,10 +97,12 @@ def tie_of(row: Mapping[str, Any]) -> Tie | Literal[""]:
     said = tie_said(value)
     if said is not None:
         return said
-    word = str("" if value is None else value).strip().lower().replace(".", "")
-    if word in _IS_TIE:
+    if isinstance(value, str):
+        value = value.strip().lower()
+        value = float(value) if _ONE_OR_NOUGHT.fullmatch(value) else value
+    if value in _IS_TIE or value == 1:
         return "equal"
-    if word in _IS_NONE or value != value:  # NaN: an empty cell of a table
+    if value in _IS_NONE or value == 0 or value != value:  # NaN: an empty cell of a table
         return ""
     raise DataError(
         f"{TIE!r} must be true, false, equal or both bad; rename the column if it means something else"

@@ -41,7 +41,6 @@ __all__ = [
     "ReleaseOffer",
     "ReleaseRequest",
     "SignedRelease",
-    "refuse_set_back",
     "sign_release",
 ]
 
@@ -164,13 +163,6 @@ class ReleaseContents:
         mine = self.run, self.round, self.base, self.plan, self.factors
         return mine == (other.run, other.round, other.base, other.plan, other.factors)
 
-    def reaches(self, member: int) -> bool:
-        """Whether it is meant for this member: for always the same part of them, another one for each
-        release, which nobody draws."""
-        text = domain("canary", self.factors, member.to_bytes(8, "big"))
-        drawn = int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
-        return drawn * EVERYBODY < self.share << 64
-
     def lines(self) -> tuple[str, ...]:
         """The content, a line each, for whoever signs it and for owners."""
         whom = f"for {self.share / 100:g} % of the devices first" if self.is_canary else "for every device"
@@ -207,6 +199,11 @@ class ReleaseManifest:
     signed: U64
     contents: ReleaseContents
 
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the record."""
+        return hashlib.sha256(encode_record(self)).digest()
+
     def check(self) -> None:
         """AgreementError unless the parts fit one another."""
         self.contents.check()
@@ -220,6 +217,13 @@ class SignedRelease:
 
     manifest: ReleaseManifest
     signature: Signature
+
+    def reaches(self, member: int) -> bool:
+        """Whether it is meant for this member: for always the same part of them, another one for each
+        signature, which the server can't foretell."""
+        text = domain("canary", self.signature, member.to_bytes(8, "big"))
+        drawn = int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
+        return drawn * EVERYBODY < self.manifest.contents.share << 64
 
     def encode(self) -> bytes:
         """The canonical bytes."""
@@ -288,7 +292,7 @@ class ReleaseOffer:
         Every manifest in the offer is checked, as `SignedRelease.read` does, also those for others.
         """
         read = [(one, SignedRelease.read(one, authority)) for one in self.signed]
-        meant = [found for found in read if found[1].contents.reaches(member)]
+        meant = [found for found in read if decode_record(found[0], SignedRelease).reaches(member)]
         return max(meant, key=lambda found: found[1].sequence, default=None)
 
 
@@ -334,22 +338,6 @@ def sign_release(authority: Authority, manifest: ReleaseManifest) -> SignedRelea
     """Sign a release. AgreementError when it contradicts itself."""
     manifest.check()
     return SignedRelease(manifest, authority.sign(_text(manifest)))
-
-
-def refuse_set_back(known: ReleaseManifest, offered: ReleaseManifest) -> None:
-    """PolicyRefusal where `offered` would take a device back behind what it knows, without the authority
-    having said so; AgreementError for two manifests of one number."""
-    if offered.sequence < known.sequence:
-        raise PolicyRefusal(
-            f"release manifest {offered.sequence} is offered, {known.sequence} is known: the server is behind"
-        )
-    if offered.sequence == known.sequence and offered != known:
-        raise AgreementError(f"there are two release manifests {known.sequence}: tell the authority")
-    if offered.contents.promoted < known.contents.promoted and not offered.contents.rollback:
-        raise PolicyRefusal(
-            f"release {offered.contents.name} is older than {known.contents.name}, and its manifest does not "
-            "say that the fleet goes back to it"
-        )
 
 
 def _text(manifest: ReleaseManifest) -> bytes:

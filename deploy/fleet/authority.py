@@ -18,9 +18,10 @@ from penchant.common.crypto.passphrase import RECOMMENDED, ScryptCost, refuse_we
 from penchant.common.durations import DAY
 from penchant.common.errors import AgreementError, MembershipError, UsageError
 from penchant.common.membership.enrolment import Answer, Request
-from penchant.common.membership.identity import Authority, Member, authority_digest
+from penchant.common.membership.identity import CLOCK_SKEW, Authority, Member, authority_digest
 from penchant.common.membership.manifest import RunManifest, RunRequest, SignedManifest, sign_run
 from penchant.common.membership.release_manifest import (
+    ReleaseContents,
     ReleaseManifest,
     ReleaseRequest,
     SignedRelease,
@@ -29,6 +30,7 @@ from penchant.common.membership.release_manifest import (
 from penchant.common.printable import is_printable
 from penchant.common.storage import claim_schema, transaction
 from penchant.common.wire.codec import decode_record
+from penchant.deploy.fleet.signed_before import SignedBefore
 
 __all__ = ["AuthorityStore", "Enrolled", "refuse_existing", "refuse_missing"]
 
@@ -208,33 +210,53 @@ class AuthorityStore:
     def sign_release(self, asked: ReleaseRequest, *, now: int | None = None) -> SignedRelease:
         """Sign a release, with the next number. The same request again gets the same signature.
 
-        AgreementError when it contradicts itself, when it is of another fleet, when its run was never signed
-        or had another base model or plan, or when another request of the same id was signed before.
+        AgreementError when it contradicts itself, when it is of another fleet or of the future, when its run
+        was never signed or had another base model or plan, when another request of the same id was signed
+        before, or when it takes devices back without saying so (`SignedBefore`).
         """
-        contents = asked.contents
-        contents.check()
-        if contents.fleet != self.digest:
-            raise AgreementError("the release is another fleet's")
+        contents, moment = asked.contents, _now(now)
         with self._record() as db:
-            row = db.execute(
-                "SELECT sequence, contents, signed FROM releases WHERE id = ?", (contents.id,)
-            ).fetchone()
-            if row is not None and bytes(row[1]) != asked.encode():
-                raise AgreementError("another release with this id was signed before; promote it again")
+            row = self._release_row(db, asked)
             if row is None:
-                contents.check_run(_signed_run(db, contents.run))
-                moment = _now(now)
+                self._checked_release(db, contents, moment)
                 made = db.execute(
                     "INSERT INTO releases (id, contents, signed) VALUES (?, ?, ?)",
                     (contents.id, asked.encode(), moment),
                 )
-                row = (made.lastrowid, b"", moment)
+                row = int(made.lastrowid or 0), b"", moment
             return sign_release(self.authority, ReleaseManifest(int(row[0]), int(row[2]), contents))
 
-    def has_signed_release(self, id: bytes) -> bool:
-        """Whether the request of this id was signed before."""
+    def release_lines(self, asked: ReleaseRequest, *, now: int | None = None) -> tuple[str, ...] | None:
+        """What a release is, a line each, and how it stands to those that were signed before; None where this
+        very request was. AgreementError as of `sign_release`: nobody need be asked then."""
         with self._record() as db:
-            return db.execute("SELECT 1 FROM releases WHERE id = ?", (id,)).fetchone() is not None
+            if self._release_row(db, asked) is not None:
+                return None
+            before = self._checked_release(db, asked.contents, _now(now))
+        return (*asked.contents.lines(), *before.lines(asked.contents))
+
+    def _release_row(self, db: sqlite3.Connection, asked: ReleaseRequest) -> tuple[int, bytes, int] | None:
+        """(number, request, Unix seconds) of this request, if it was signed before."""
+        row: tuple[int, bytes, int] | None = db.execute(
+            "SELECT sequence, contents, signed FROM releases WHERE id = ?", (asked.contents.id,)
+        ).fetchone()
+        if row is not None and bytes(row[1]) != asked.encode():
+            raise AgreementError("another release with this id was signed before; promote it again")
+        return row
+
+    def _checked_release(
+        self, db: sqlite3.Connection, contents: ReleaseContents, moment: int
+    ) -> SignedBefore:
+        """What was signed before a release that may be signed now."""
+        contents.check()
+        if contents.fleet != self.digest:
+            raise AgreementError("the release is another fleet's")
+        if contents.promoted > 1000 * (moment + CLOCK_SKEW):
+            raise AgreementError("the release is of the future: set this machine's clock, or the server's")
+        contents.check_run(_signed_run(db, contents.run))
+        before = SignedBefore.of(db)
+        before.refuse_unsaid(contents)
+        return before
 
     def knows(self, public_key: bytes) -> int | None:
         """The number of the member with this key, revoked or not; None when it was never certified."""

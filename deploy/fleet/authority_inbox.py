@@ -189,8 +189,10 @@ def _sign_release(
         contents = asked.contents
         if stem != f"release-{contents.id.hex()}":
             raise AgreementError("the file is named after another release")
-        what = PendingDecision("release", contents.factors.hex(), contents.name, contents.lines())
-        if not authority_store.has_signed_release(contents.id) and not decide(what):
+        lines = authority_store.release_lines(asked)  # None: signed before
+        if lines is not None and not decide(
+            PendingDecision("release", contents.factors.hex(), contents.name, lines)
+        ):
             outbox.write(f"{stem}.declined", b"the authority declined")
             done.append(f"release {contents.name} is declined")
             return

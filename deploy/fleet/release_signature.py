@@ -3,6 +3,7 @@
     release/asked           the contents that the authority was asked to sign last
     release/everybody       what it signed for all devices, the last one
     release/canary          what it signed for a part of them, the last one
+    release/latest          when the newest release that was ever asked for was made, in milliseconds
     release/not-signed      why what was chosen last is not signed, where it waits for nobody
     release/DIGEST.factors  the numbers of those, as devices fetch them
 
@@ -12,6 +13,8 @@ In `requests/` and `answers/` the files are called release-ID.manifest and relea
 from __future__ import annotations
 
 import hashlib
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_bytes
@@ -28,7 +31,7 @@ from penchant.common.errors import (
     UsageError,
 )
 from penchant.common.foreign_files import read_bytes
-from penchant.common.membership.identity import authority_digest
+from penchant.common.membership.identity import CLOCK_SKEW, authority_digest
 from penchant.common.membership.manifest import PrivacyParameter, RunManifest, SignedManifest
 from penchant.common.membership.release_manifest import (
     EVERYBODY,
@@ -57,8 +60,9 @@ from penchant.server.releases import OfferedRelease, Release, releases, turn
 __all__ = ["FOLDER", "ask", "factors_file", "offer", "state", "take", "take_declined"]
 
 FOLDER = "release"
-_ASKED, _EVERYBODY, _CANARY, _NOT_SIGNED = "asked", "everybody", "canary", "not-signed"
+_ASKED, _EVERYBODY, _CANARY, _LATEST, _NOT_SIGNED = "asked", "everybody", "canary", "latest", "not-signed"
 _REASON_MOST = 300  # characters
+_LATEST_MOST = 32  # bytes of a file with one number
 
 
 def ask(server_directory: ServerDirectory, name: str, share: int = EVERYBODY) -> str:
@@ -81,6 +85,7 @@ def ask(server_directory: ServerDirectory, name: str, share: int = EVERYBODY) ->
     finally:
         (folder / _CANARY).unlink(missing_ok=True)
     asked = ReleaseRequest(contents)
+    _keep_latest(server_directory, contents.promoted)
     _write(folder / f"{contents.factors.hex()}.factors", factors)
     _write(folder / _ASKED, asked.encode())
     (folder / _NOT_SIGNED).unlink(missing_ok=True)
@@ -101,6 +106,7 @@ def take(server_directory: ServerDirectory, name: str, data: bytes) -> None:
         contents = _asked(folder, name)
         if SignedRelease.read(data, server_directory.authority).contents != contents:
             raise RunDirectoryError("the authority signed a different release than was asked for")
+        _keep_latest(server_directory, contents.promoted)
         _write(folder / (_CANARY if contents.is_canary else _EVERYBODY), data)
         _remove_unused(server_directory, folder)
         with opened(server_directory.requests, writes=True) as requests:
@@ -168,11 +174,14 @@ def _contents(server_directory: ServerDirectory, name: str, share: int) -> tuple
     announced.check(numbers)
     factors = np.ascontiguousarray(numbers, "<f4").tobytes()
     logs = [log for log in journal.logs() if log.round <= release.round]
+    promoted = _first_made(directory, release)
+    if promoted > 1000 * (time.time() + CLOCK_SKEW):
+        raise UsageError("it was promoted in the future: this machine's clock was wrong; promote it again")
     contents = ReleaseContents(
         id=token_bytes(16),
         fleet=authority_digest(server_directory.authority),
         name=name,
-        rollback=_is_older(server_directory, release),
+        rollback=promoted < _latest(server_directory),
         share=share,
         run=manifest.run,
         round=release.round,
@@ -187,7 +196,7 @@ def _contents(server_directory: ServerDirectory, name: str, share: int) -> tuple
         contributions=sum(log.survivors for log in logs),
         choices=logs[-1].examples,
         accuracy=_accuracy(journal.logs(), release.round),
-        promoted=_milliseconds(release),
+        promoted=promoted,
     )
     contents.check()
     contents.check_run(manifest)
@@ -203,16 +212,40 @@ def _run_manifest(server_directory: ServerDirectory, directory: Path) -> RunMani
     return SignedManifest.read(encoded, server_directory.authority)
 
 
-def _is_older(server_directory: ServerDirectory, release: Release) -> bool:
-    """Whether devices may have a release that was made after this one."""
+def _first_made(directory: Path, release: Release) -> int:
+    """When this round of a run was first promoted, in milliseconds: promoted once more after a newer one, it
+    takes devices back all the same."""
+    same = [one for one in releases(directory) if (one.round, one.digest) == (release.round, release.digest)]
+    return int(1000 * min(one.at for one in same))
+
+
+def _latest(server_directory: ServerDirectory) -> int:
+    """When the newest release that devices may have was made, in milliseconds; 0 for none.
+
+    What was asked for counts, since the authority may have signed it, and so does what was made in runs that
+    are deleted by now.
+    """
+    path = server_directory.path / FOLDER / _LATEST
+    try:
+        kept = read_bytes(path, JournalError, _LATEST_MOST)
+    except FileNotFoundError:
+        return _latest_made(server_directory)
+    if not re.fullmatch(rb"[0-9]+\n", kept):
+        raise JournalError(f"{path} is damaged; move it away, and promote again")
+    return int(kept)
+
+
+def _latest_made(server_directory: ServerDirectory) -> int:
+    """The same where no file says it: nothing was asked for, or an earlier version asked."""
     runs = map(server_directory.run, server_directory.runs())
-    made = [_milliseconds(one) for directory in runs for one in releases(directory)]
+    made = [_first_made(directory, one) for directory in runs for one in releases(directory)]
     made += [manifest.contents.promoted for _, manifest in _signed(server_directory)]
-    return max(made) > _milliseconds(release)
+    return max(made, default=0)
 
 
-def _milliseconds(release: Release) -> int:
-    return int(1000 * release.at)
+def _keep_latest(server_directory: ServerDirectory, promoted: int) -> None:
+    latest = max(promoted, _latest(server_directory))
+    _write(server_directory.path / FOLDER / _LATEST, b"%d\n" % latest)
 
 
 def _privacy(journal: JournalReader, round: int) -> tuple[PrivacyParameter, ...]:

@@ -561,6 +561,8 @@ def test_of_a_tie_and_a_choice_between_the_same_two_the_latest_counts(tmp_path: 
     [
         (True, "equal"), ("Both bad", "both bad"), ("equal", "equal"), ("TIE", "equal"), (1, "equal"),
         (1.0, "equal"), (False, ""), (None, ""), ("", ""), (0, ""), ("no", ""), (float("nan"), ""),
+        ("1", "equal"), (" 1.0", "equal"), ("1.", "equal"), ("1.000", "equal"), (-0.0, ""), ("0", ""),
+        ("0.0", ""), ("True", "equal"), ("Yes", "equal"), ("NO ", ""),
     ],
 )  # fmt: skip
 def test_a_row_may_say_that_it_is_a_tie(said: object, tie: str) -> None:
@@ -568,8 +570,17 @@ def test_a_row_may_say_that_it_is_a_tie(said: object, tie: str) -> None:
     assert parse_preference(row).tie == tie
 
 
-def test_a_row_whose_tie_says_nothing_known_is_a_bad_row(tmp_path: Path) -> None:
-    rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "tie": "silk"}]
+@pytest.mark.parametrize(
+    "said",
+    [
+        "silk", 10, "10", 10.0, "1.01", "1.0.0", "00", "0.0.", "01", "11", "100", ".1", "1e0", "1_0", "t.rue",
+        "nan", "n.o", 2, -1, 0.1, 0.99, float("inf"), [], [1], {}, {"tie": 1}, "²", "١",
+    ],
+)  # fmt: skip
+def test_a_row_whose_tie_says_nothing_known_is_a_bad_row(tmp_path: Path, said: object) -> None:
+    with pytest.raises(DataError, match="'tie' must be true, false, equal or both bad"):
+        parse_preference({"prompt": "p", "chosen": "a", "rejected": "b", "tie": said})
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "tie": said}]
     with pytest.raises(DataError, match="'tie' must be true, false, equal or both bad"):
         read(tmp_path / "r.json", rows)
 

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from secrets import token_bytes
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from support.release_scene import RUN, ReleaseScene, now
 
+from penchant.client.device import device as device_module
 from penchant.client.device.device import Device
 from penchant.client.device.fetching import fetch_release
+from penchant.client.device.known_release import FLEETS, FLEETS_MOST, KnownFleets, checked_release
 from penchant.client.learning.newcomer import fit_newcomer
 from penchant.client.vault.budget import Room
 from penchant.common.config import Plan
@@ -45,11 +52,15 @@ from penchant.common.membership.release_manifest import (
 )
 from penchant.common.model import announced
 from penchant.common.storage import in_turn
+from penchant.common.wire.codec import decode_record, encode_record
 from penchant.deploy.cli import authority as authority_commands
+from penchant.deploy.cli.device import model as model_commands
 from penchant.deploy.fleet import fleet_release, release_acts, release_signature, served_run
+from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import PendingDecision, attend
 from penchant.deploy.fleet.backup import back_up, restore
 from penchant.deploy.fleet.server_directory import ServerDirectory
+from penchant.server import releases as server_releases
 from penchant.server.journal_reader import JournalReader
 
 
@@ -69,6 +80,35 @@ def scene(played: ReleaseScene) -> Iterator[ReleaseScene]:
     for folder in (server.path / "release", server.requests, server.answers):
         for path in folder.iterdir() if folder.is_dir() else ():
             path.unlink()
+    with closing(sqlite3.connect(played.authority_store.directory / "authority.db")) as db, db:
+        db.execute("DELETE FROM releases")  # numbers go on growing
+
+
+@pytest.fixture(scope="module")
+def a_manifest(played: ReleaseScene) -> ReleaseManifest:
+    """Of a release, for what is said of manifests alone."""
+    contents = ReleaseContents(
+        id=bytes(16),
+        fleet=played.authority_store.digest,
+        name=f"{RUN}:release-1",
+        rollback=False,
+        share=EVERYBODY,
+        run=bytes(16),
+        round=1,
+        base=bytes(32),
+        plan=played.config.plan("main", 3).encode(),
+        factors=bytes(32),
+        size=4,
+        privacy=(),
+        begins_with="",
+        rounds=1,
+        people=3,
+        contributions=3,
+        choices=9,
+        accuracy=(),
+        promoted=1,
+    )
+    return ReleaseManifest(1, 1, contents)
 
 
 # --- what a new device makes of it ----------------------------------------------------------------
@@ -215,10 +255,11 @@ def test_a_canary_reaches_its_devices_first_and_then_all(
     assert fleet_release.read(scene.server_directory.path).used == f"{RUN}:release-1"
     everybody, canary = scene.offered()
     assert (everybody.contents.round, canary.contents.round, canary.contents.share) == (1, 2, 5000)
-    devices = [scene.device() for _ in range(6)]
-    reached = [canary.contents.reaches(device.member or 0) for device in devices]
-    assert True in reached
-    assert False in reached
+    signed_canary = decode_record(scene.offer().signed[1], SignedRelease)
+    devices, reached = list[Device](), list[bool]()
+    while set(reached) != {True, False}:
+        devices.append(scene.device())
+        reached.append(signed_canary.reaches(devices[-1].member or 0))
     for device, chosen in zip(devices, reached, strict=True):
         fetched = scene.fetch(device)
         assert fetched.manifest is not None
@@ -248,15 +289,70 @@ def test_a_canary_that_did_badly_is_rolled_back(scene: ReleaseScene) -> None:
 def test_the_part_that_a_canary_reaches_is_as_large_as_it_says_and_grows(scene: ReleaseScene) -> None:
     scene.promote(1)
     (manifest,) = scene.offered()
-    tenth, half = (replace(manifest.contents, share=share) for share in (1000, 5000))
+    signed = decode_record(scene.offer().signed[0], SignedRelease)
+
+    def with_share(share: int) -> SignedRelease:
+        return replace(signed, manifest=replace(manifest, contents=replace(manifest.contents, share=share)))
+
+    tenth, half = with_share(1000), with_share(5000)
     few = {number for number in range(1, 10_001) if tenth.reaches(number)}
     many = {number for number in range(1, 10_001) if half.reaches(number)}
     assert few < many
     assert 850 < len(few) < 1150  # five standard deviations
     assert 4750 < len(many) < 5250
-    assert all(replace(tenth, share=EVERYBODY).reaches(number) for number in range(1, 1000))
-    other = replace(tenth, factors=bytes(32))
-    assert {number for number in range(1, 10_001) if other.reaches(number)} != few
+    assert all(with_share(EVERYBODY).reaches(number) for number in range(1, 1000))
+
+
+def test_nobody_but_the_authority_s_key_draws_whom_a_canary_reaches(scene: ReleaseScene) -> None:
+    scene.promote(1)
+    scene.promote(2, share=5000)
+    canary = decode_record(scene.offer().signed[1], SignedRelease)
+    members = range(1, 1001)
+    drawn = [canary.reaches(number) for number in members]
+    # whatever of its request the server tries, those that the manifest reaches are known with the signature
+    for change in ({"factors": bytes(32)}, {"id": bytes(16)}, {"name": "x"}):
+        tried = replace(canary.manifest, contents=replace(canary.manifest.contents, **change))
+        assert [replace(canary, manifest=tried).reaches(number) for number in members] == drawn
+        signed = sign_release(scene.authority_store.authority, tried)
+        assert [signed.reaches(number) for number in members] != drawn
+    offer = ReleaseOffer((canary.encode(),))
+    reached = [offer.newest_for(n, scene.authority_store.authority.public_key) is not None for n in members]
+    assert reached == drawn
+
+
+def test_a_canary_that_is_being_taken_back_is_no_error(
+    scene: ReleaseScene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene.promote(1)
+    everybody = scene.offer()
+    scene.promote(2, share=9999)
+    device = scene.device()
+    assert scene.fetch(device).outcome == "taken"
+    before = device.vault.version(), device.release()
+    for asked_again in (False, True):  # not signed yet; declined
+        if asked_again:
+            scene.sign(grant=False)
+        else:
+            scene.releases.roll_back(1, "olga")
+        assert scene.offer() == everybody
+        fetched = scene.fetch(device)
+        known = device.release()
+        assert known is not None
+        assert (fetched.outcome, fetched.manifest) == ("canary", known.manifest)
+        assert (device.vault.version(), known) == before
+    signed = everybody.signed[0]
+    with pytest.raises(PolicyRefusal, match="the server is behind"):  # nobody takes it all the same
+        device.take_release(signed, b"", now())
+    with pytest.raises(PolicyRefusal, match="the server is behind"):
+        device.note_release(signed, now())
+    monkeypatch.setattr(model_commands, "open_device", lambda *_: device)
+    monkeypatch.setattr("penchant.client.device.joining.KnownServer.of", lambda _: scene.server)
+    monkeypatch.setattr("penchant.client.device.fetching.said_by", lambda *_: everybody.encode())
+    model_commands.release()
+    assert (
+        "no release newer than the one that this device is among the first to have" in capsys.readouterr().out
+    )
+    assert device.release() == before[1]
 
 
 # --- what a lying server can do -------------------------------------------------------------------
@@ -410,6 +506,122 @@ def test_two_manifests_of_one_number_and_an_older_release_without_a_word_are_ref
     assert device.offered_release(ReleaseOffer((back,)).encode()) is not None
 
 
+def test_two_processes_never_set_the_known_release_back(
+    scene: ReleaseScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = scene.device()
+    other = Device(mine.directory, model_cache=scene.model_cache)
+    scene.promote(1)
+    old, (manifest,) = scene.offer(), scene.offered()
+    data = scene.numbers(manifest)
+    (signed,) = old.signed
+    assert mine.offered_release(old.encode()) is not None
+    scene.promote(2)
+    newer = scene.offer().signed[0]
+
+    def slowly(*given: Any) -> Any:
+        other.note_release(newer, now())  # after the first look, and before it is kept
+        return checked_release(*given)
+
+    monkeypatch.setattr(device_module, "checked_release", slowly)
+    before = mine.vault.latest()
+    with pytest.raises(PolicyRefusal, match="the server is behind"):
+        mine.take_release(signed, data, now(), use=True)
+    with pytest.raises(PolicyRefusal, match="the server is behind"):
+        mine.note_release(signed, now())
+    known = mine.release()
+    assert known is not None
+    assert known.manifest == scene.offered()[0]
+    assert (known.in_use, mine.vault.latest()) == (False, before)
+    mine.note_release(newer, now())  # the same again is fine
+
+
+def test_only_what_the_authority_signed_is_noted(scene: ReleaseScene) -> None:
+    scene.promote(2)
+    device = scene.device()
+    (manifest,) = scene.offered()
+    for bad in (signed_by(Authority.create(), manifest), b"", scene.offer().signed[0][:-1]):
+        with pytest.raises((PolicyRefusal, AgreementError)):
+            device.note_release(bad, now())
+    assert device.release() is None
+
+
+def test_what_a_device_knows_of_a_fleet_outlasts_its_time_in_another(
+    scene: ReleaseScene, tmp_path: Path
+) -> None:
+    scene.promote(1)
+    old, (first,) = scene.offer(), scene.offered()
+    data = scene.numbers(first)
+    scene.promote(2)
+    new = scene.offer()
+    device, other = scene.device(), AuthorityStore.init(tmp_path / "other")
+    scene.fetch(device)
+    known = device.release()
+    assert known is not None
+    device.leave()
+    device.join(other.issue(device.request()).encode(), other.digest)
+    foreign = signed_by(other.authority, replace(first, sequence=1), fleet=other.digest)
+    device.take_release(foreign, data, now())  # of lower number, and made before: of another fleet
+    assert device.release() != known
+    device.leave()
+    device.join(scene.authority_store.issue(device.request()).encode(), scene.authority_store.digest)
+    with pytest.raises(PolicyRefusal, match="the server is behind"):
+        device.offered_release(old.encode())
+    with pytest.raises(PolicyRefusal, match="the server is behind"):
+        device.take_release(old.signed[0], data, now())
+    authority = scene.authority_store.authority
+    unsaid = signed_by(authority, replace(first, sequence=known.manifest.sequence + 1))
+    with pytest.raises(PolicyRefusal, match="does not say that the fleet goes back"):
+        device.take_release(unsaid, data, now())
+    assert device.offered_release(new.encode()) is not None
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 6), st.integers(0, 6), st.booleans())))
+def test_no_order_of_releases_and_fleets_takes_a_device_back_unsaid(
+    a_manifest: ReleaseManifest, heard: list[tuple[int, int, int, bool]]
+) -> None:
+    known, newest = KnownFleets(), dict[int, tuple[int, int]]()
+    for fleet, sequence, promoted, rollback in heard:
+        changes: dict[str, Any] = {"fleet": bytes([fleet]) * 32, "promoted": promoted, "rollback": rollback}
+        one = replace(a_manifest, sequence=sequence, contents=replace(a_manifest.contents, **changes))
+        try:
+            known.refuse_set_back(one)
+        except (PolicyRefusal, AgreementError):
+            last, latest = newest[fleet]
+            assert sequence <= last or (promoted < latest and not rollback)
+            continue
+        last, latest = newest.get(fleet, (0, 0))
+        assert sequence >= last
+        assert rollback or promoted >= latest
+        known, newest[fleet] = known.after(one), (sequence, max(promoted, latest))
+    assert {mark.fleet[0]: (mark.sequence, mark.promoted) for mark in known.marks} == newest
+
+
+def test_a_device_remembers_the_fleets_that_it_heard_of_last(a_manifest: ReleaseManifest) -> None:
+    def of(fleet: int) -> ReleaseManifest:
+        return replace(a_manifest, contents=replace(a_manifest.contents, fleet=bytes([fleet]) * 32))
+
+    known = KnownFleets()
+    for fleet in (*range(FLEETS_MOST), 0, FLEETS_MOST):  # the first one once more
+        known = known.after(of(fleet))
+    assert len(known.marks) == FLEETS_MOST
+    assert {mark.fleet[0] for mark in known.marks} == set(range(FLEETS_MOST + 1)) - {1}
+    assert decode_record(encode_record(known), KnownFleets) == known
+
+
+def test_a_release_that_an_earlier_version_kept_counts(scene: ReleaseScene) -> None:
+    scene.promote(1)
+    old = scene.offer()
+    scene.promote(2)
+    device = scene.device()
+    scene.fetch(device)
+    device.vault.keep_blob(FLEETS, b"")  # as it left it
+    with pytest.raises(PolicyRefusal, match="the server is behind"):
+        device.offered_release(old.encode())
+    with pytest.raises(PolicyRefusal, match="the server is behind"):
+        device.note_release(old.signed[0], now())
+
+
 def test_an_owner_who_does_not_allow_such_a_model_fetches_no_numbers(scene: ReleaseScene) -> None:
     scene.promote(2)
     device = scene.device()
@@ -426,9 +638,9 @@ def test_a_release_that_does_not_fit_the_disk_is_refused(scene: ReleaseScene) ->
     (manifest,) = scene.offered()
     version = device.vault.version()
     with pytest.raises(PolicyRefusal, match="the release needs"):
-        device.vault.keep_release(1, b"", {}, _room(), version=version)
+        device.vault.keep_release(1, b"", lambda blob: {}, _room(), version=version)
     with pytest.raises(DeviceError, match="changed meanwhile"):
-        device.vault.keep_release(1, b"", {}, replace(_room(), row=1), version=version + 1)
+        device.vault.keep_release(1, b"", lambda blob: {}, replace(_room(), row=1), version=version + 1)
     assert manifest.contents.size == len(scene.numbers(manifest))
     assert device.vault.latest() is None
 
@@ -610,6 +822,162 @@ def test_the_authority_sees_what_a_release_is_before_it_signs(
     assert contents.factors.hex() in said
     scene.collect()
     assert [manifest.contents.round for manifest in scene.offered()] == [1]
+
+
+def request(contents: ReleaseContents, **changes: Any) -> ReleaseRequest:
+    """What a server may ask for, under a new id."""
+    return ReleaseRequest(replace(contents, id=token_bytes(16), **changes))
+
+
+def test_a_release_that_takes_devices_back_unsaid_is_not_signed(scene: ReleaseScene) -> None:
+    scene.promote(1)
+    (first,) = scene.offered()
+    scene.promote(2)
+    (second,) = scene.offered()
+    store, old, new = scene.authority_store, first.contents, second.contents
+    moment = now()
+    for changes in (
+        {},  # as it was: made before the second
+        {"promoted": 1000 * moment, "name": "spring:release-3"},  # as if made now
+        {"promoted": 1000 * moment, "round": 2, "rounds": 2},  # under another round's number
+        {"promoted": 1000 * moment, "share": 100},  # to some
+        {"promoted": new.promoted},
+    ):
+        asked = request(old, **changes)
+        for _ in range(2):
+            with pytest.raises(AgreementError, match="does not say that it takes devices back"):
+                store.sign_release(asked, now=moment)
+        with pytest.raises(AgreementError, match="does not say that it takes devices back"):
+            store.release_lines(asked, now=moment)
+    back = request(old, rollback=True)
+    told = store.release_lines(back)
+    assert told is not None
+    assert (
+        f"it takes devices back: signed last was {RUN}:release-2 (number {second.sequence}, round 2)" in told
+    )
+    taken_back = store.sign_release(back).manifest
+    assert (taken_back.sequence, store.release_lines(back)) == (second.sequence + 1, None)
+    assert store.sign_release(request(new)).manifest.sequence == second.sequence + 2  # forwards again
+
+
+def test_the_same_factors_once_more_take_nobody_back(scene: ReleaseScene) -> None:
+    scene.promote(1)
+    (first,) = scene.offered()
+    later = request(
+        first.contents, promoted=first.contents.promoted + 1
+    )  # of a server that was restored, say
+    assert scene.authority_store.sign_release(later).manifest.sequence == first.sequence + 1
+
+
+@pytest.mark.parametrize(("ahead", "signed"), [(299, True), (300, True), (301, False), (10**9, False)])
+def test_no_release_of_the_future_is_signed(scene: ReleaseScene, ahead: int, signed: bool) -> None:
+    scene.promote(1)
+    (first,) = scene.offered()
+    moment = now() + 3600
+    asked = request(first.contents, promoted=1000 * (moment + ahead))
+    if signed:
+        assert scene.authority_store.release_lines(asked, now=moment) is not None
+    else:
+        for act in (scene.authority_store.sign_release, scene.authority_store.release_lines):
+            with pytest.raises(AgreementError, match="of the future"):
+                act(asked, now=moment)
+
+
+def test_the_authority_hears_of_an_earlier_round_and_of_other_factors(scene: ReleaseScene) -> None:
+    scene.promote(2)
+    (second,) = scene.offered()
+    scene.releases.promote(1, "olga")
+    other = request(second.contents, factors=bytes(32))
+    told = scene.authority_store.release_lines(other)
+    assert told is not None
+    assert told[-1].endswith("was signed before, with other factors")
+    asked: list[PendingDecision] = []
+    server = scene.server_directory
+    attend(scene.authority_store, server.requests, server.answers, lambda one: bool(asked.append(one)))
+    assert asked[0].lines[-1].endswith("was signed before: devices go to an earlier round")
+
+
+def test_nobody_is_asked_about_a_release_that_is_not_signed(scene: ReleaseScene) -> None:
+    scene.promote(1)
+    (first,) = scene.offered()
+    scene.promote(2)
+    lie = request(first.contents, promoted=1000 * now())
+    name = f"release-{lie.contents.id.hex()}"
+    (scene.server_directory.requests / f"{name}.manifest").write_bytes(lie.encode())
+    scene.sign()  # grants all
+    server = scene.server_directory
+    assert not list(server.path.glob(f"answers/{name}.manifest"))
+    assert [manifest.contents.round for manifest in scene.offered()] == [2]
+
+
+@pytest.mark.parametrize("rounds", [(1, 2, 1), (1, 2, 1, 2), (2, 1, 2, 1)])
+def test_a_round_that_is_promoted_once_more_says_where_devices_go(
+    scene: ReleaseScene, rounds: tuple[int, ...]
+) -> None:
+    device, flags = scene.device(), []
+    for round in rounds:
+        scene.promote(round)
+        (manifest,) = scene.offered()
+        assert scene.fetch(device).outcome == "taken"
+        flags.append(manifest.contents.rollback)
+    assert flags == [False, False, True, False][: len(rounds)]
+
+
+def test_a_rollback_is_one_also_when_the_newer_release_s_run_is_deleted(
+    scene: ReleaseScene, tmp_path: Path
+) -> None:
+    scene.promote(1)
+    device, server = scene.device(), scene.server_directory
+    shutil.copytree(server.run(RUN), server.run("autumn"), ignore=shutil.ignore_patterns("releases.json"))
+    try:
+        autumn = server_releases.promote(server.run("autumn"), 2, _digest(scene, 2), "olga")
+        fleet_release.chosen(server.path, "autumn", 1)
+        assert release_acts.ask_again(server) == "autumn:release-1"
+        scene.sign()
+        assert scene.fetch(device).manifest == scene.offered()[0]
+    finally:
+        shutil.rmtree(server.run("autumn"))
+    back_up(server, tmp_path / "file")
+    restore(tmp_path / "file", tmp_path / "again")
+    kept = (server.path / "release" / "latest").read_bytes()
+    assert (tmp_path / "again" / "release" / "latest").read_bytes() == kept
+    assert int(kept) == int(1000 * autumn.at)
+    for name in ("everybody", "asked"):  # nor does what was signed have to be there
+        (server.path / "release" / name).unlink(missing_ok=True)
+    fleet_release.chosen(server.path, RUN, 1)
+    release_acts.ask_again(server)
+    scene.sign()
+    (manifest,) = scene.offered()
+    assert (manifest.contents.name, manifest.contents.rollback) == (f"{RUN}:release-1", True)
+    assert scene.fetch(device).outcome == "taken"
+
+
+def _digest(scene: ReleaseScene, round: int) -> str:
+    found = JournalReader(scene.server_directory.run(RUN)).digest(round)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("damaged", [b"", b"junk\n", b"-1\n", b"1", b"9" * 40 + b"\n", "١\n".encode()])
+def test_a_damaged_record_of_the_latest_is_said(scene: ReleaseScene, damaged: bytes) -> None:
+    scene.promote(1)
+    before = scene.offer()
+    (scene.server_directory.path / "release" / "latest").write_bytes(damaged)
+    with pytest.raises(UsageError, match="latest"):
+        release_acts.ask_again(scene.server_directory)
+    assert scene.offer() == before
+
+
+def test_a_release_of_the_future_is_not_asked_for(scene: ReleaseScene) -> None:
+    scene.releases.promote(1, "olga")
+    path = scene.server_directory.run(RUN) / "releases.json"
+    path.write_text(re.sub(r'"at": [0-9.]+', f'"at": {now() + 3600}', path.read_text()))
+    with pytest.raises(UsageError, match="promoted in the future"):
+        release_acts.ask_again(scene.server_directory)
+    scene.promote(2)
+    scene.promote(1)  # at the right time
+    (manifest,) = scene.offered()
+    assert (manifest.contents.round, manifest.contents.rollback) == (1, False)
 
 
 # --- one after the other --------------------------------------------------------------------------

@@ -41,6 +41,7 @@ app = typer.Typer()
 SHORT = 40  # characters of a text in a table of reasons
 _RELEASED = {
     "none": "the fleet offers this device no release",
+    "canary": "there is no release newer than the one that this device is among the first to have:",
     "same": "this device uses the fleet's release already:",
     "taken": "this device uses the fleet's release from now on:",
     "kept": "this device keeps the model that its rounds have made; --use takes the fleet's release instead:",
