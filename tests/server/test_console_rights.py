@@ -6,20 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.console_scene import CHEAP, PASSWORD, Browser, Console, make_run
+from support.console_scene import CHEAP, HOST, PASSWORD, Browser, Console, make_run
 from support.fleet_directory import make_served_run, make_server
 
 from penchant.common.errors import UsageError
 from penchant.deploy.console.local import OperationsOnThisMachine, fleet_id
 from penchant.deploy.console.releases import ReleasesOnThisMachine
 from penchant.server.console.accounts import ConsoleStore
-from penchant.server.console.app import ACTIONS, PAGES
+from penchant.server.console.app import ACTIONS, PAGES, build_app
 from penchant.server.console.rights import ROLES, Rights, Role
 
 ROUTES = [("GET", path, role) for path, _, role in PAGES]
 ROUTES += [("POST", path, role) for path, _, _, role in ACTIONS]
 NAMED = [route for route in ROUTES if "{id}" in route[1]]
-OF_FLEETS = ("/devices/", "/queue/", "/hold")
+OF_FLEETS = ("/devices/", "/queue/", "/hold", "/all", "/sign")
 PLACES = ("here", "north", "south")
 HAVE: dict[str, dict[str, Role]] = {
     "nora": {"here": "none", "north": "operator", "south": "none"},
@@ -138,6 +138,62 @@ def test_a_run_begins_only_where_one_may_act(fleets: Fleets, monkeypatch: pytest
     form = fleets.browsers["oz"].get("/runs/new").text
     assert fleet_id(fleets.runs / "north") in form
     assert fleet_id(fleets.runs / "south") not in form, "a viewer there can start nothing there"
+
+
+@pytest.mark.parametrize(
+    "served",
+    [
+        ["all"],
+        ["all/north"],
+        ["all/current"],
+        ["above/north"],
+        ["all/north/runs"],
+        ["all/north/runs/run-north"],
+        ["all/current/runs/run-north"],
+        ["runs-of-north"],
+        ["elsewhere", "all"],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("runs_are", ["in the server", "behind a link"])
+def test_a_fleet_is_the_same_however_its_path_is_written(
+    tmp_path: Path, served: list[str], runs_are: str
+) -> None:
+    """A role that was taken away on a fleet is away by each way to it."""
+    (tmp_path / "all").mkdir()
+    server = make_server(tmp_path / "all")
+    north = server.path.rename(tmp_path / "all" / "north")
+    (tmp_path / "all" / "authority").rename(tmp_path / "authority")
+    make_served_run(type(server)(north), "run-north")
+    if runs_are == "behind a link":
+        (north / "runs").rename(tmp_path / "disk")
+        (north / "runs").symlink_to(tmp_path / "disk")
+    (tmp_path / "elsewhere").mkdir()
+    for link, target in (
+        ("all/current", "north"),
+        ("all/again", "north/runs/run-north"),
+        ("above", "all"),
+        ("runs-of-north", "all/north/runs"),
+        ("elsewhere/run", "../all/north/runs/run-north"),
+    ):
+        (tmp_path / link).symlink_to(target)
+    spelled = ("all/north", "all/current", "above/north", "all/north/../current", "all/north/runs/..")
+    assert {fleet_id(tmp_path / one) for one in spelled[: 4 if runs_are == "behind a link" else 5]} == {
+        fleet_id(north)
+    }
+    store = ConsoleStore(tmp_path / "state", CHEAP)
+    store.add("nora", "operator", PASSWORD, {fleet_id(north): "none"})
+    store.add("olga", "operator", PASSWORD)
+    operations = OperationsOnThisMachine([tmp_path / one for one in served], store)
+    app = build_app(store, operations, hosts=frozenset({HOST}))
+    (run,) = operations.locations()
+    if not (runs_are == "behind a link" and served == ["runs-of-north"]):  # it names no fleet at all
+        assert Browser(app, "nora").get(f"/runs/{run.id}").status_code == 404
+        fleet = operations.fleet_of(run)
+        assert fleet is not None
+        assert fleet.id == fleet_id(north)
+    assert Browser(app, "olga").get(f"/runs/{run.id}").status_code == 200
+    store.close()
 
 
 def test_a_form_is_checked_only_for_a_place_where_one_may_act(fleets: Fleets) -> None:
