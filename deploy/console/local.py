@@ -429,7 +429,7 @@ def roles_without_fleet(
     ]
     named += [(f"a rule about {rule.key} {rule.value}", rule.fleet) for rule in rules if rule.fleet]
     return [
-        f"{one_line(who)} has a role on the fleet {fleet}, which is not served here; name it again if it moved"
+        f"{one_line(who)} has a role on {fleet}, a fleet that is not served here; name it again if it moved"
         for who, fleet in named
         if fleet not in served
     ]

@@ -29,7 +29,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
 from penchant.common.network import is_loopback
-from penchant.common.printable import one_line
+from penchant.common.printable import is_printable, one_line
 from penchant.server.console.at_once import HTTPError
 from penchant.server.console.provider_settings import TrustedProvider, VouchedPerson
 
@@ -40,6 +40,9 @@ ASK_SECONDS = 10.0  # of the provider
 METADATA_SECONDS = 3600.0  # that what it says of itself is good for
 KEYS_SECONDS = 60.0  # before its keys are asked for again because of a token that none of them signed
 LEEWAY_SECONDS = 60  # that its clock may be off by
+SUBJECT_MOST = 255  # characters: OpenID Connect Core 1.0, section 2
+ADDRESS_MOST = 255  # characters
+_ADDRESS = ("email", "email_verified")  # worth nothing but together, from one answer
 USED_MOST = 10_000  # logins that are remembered as over
 ALGORITHMS = (
     "RS256",
@@ -203,18 +206,19 @@ class ProviderLogin:
             return jwt.decode(token, self._key_set(KEYS_SECONDS), algorithms=list(ALGORITHMS))
 
     def _person(self, claims: Mapping[str, Any], access: str) -> VouchedPerson:
-        wanted = {"email", self._provider.settings.groups_claim}
+        subject, wanted = claims["sub"], self._provider.settings.groups_claim
+        if not isinstance(subject, str) or not 0 < len(subject) <= SUBJECT_MOST or not is_printable(subject):
+            raise HTTPError("The provider’s name for this person (sub) can’t be shown.", status=403)
+        more: Mapping[str, Any] = {}
         endpoint = self._metadata_now().get("userinfo_endpoint")
-        if access and isinstance(endpoint, str) and not wanted <= set(claims):
+        if access and isinstance(endpoint, str) and not {*_ADDRESS, wanted} <= set(claims):
             more = self._asked(endpoint, {"Authorization": f"Bearer {access}"})
-            if more.get("sub") != claims["sub"]:
+            if more.get("sub") != subject:
                 raise HTTPError("The provider speaks of two people in one answer.", status=403)
-            claims = {**more, **claims}
-        email = claims.get("email") if claims.get("email_verified") is True else ""
-        groups = claims.get(self._provider.settings.groups_claim)
+        groups = claims.get(wanted, more.get(wanted))
         return VouchedPerson(
-            one_line(str(claims["sub"]), 255),
-            one_line(email, 255) if isinstance(email, str) else "",
+            subject,
+            _verified_address(claims if set(_ADDRESS) <= set(claims) else more),
             frozenset(one for one in groups if isinstance(one, str))
             if isinstance(groups, list)
             else frozenset(),
@@ -300,6 +304,13 @@ class ProviderLogin:
         """How it is reached: no redirect is followed, and no proxy of the environment asked."""
         way = {"timeout": ASK_SECONDS, "trust_env": False, "follow_redirects": False}
         return way | {"verify": self._provider.tls}
+
+
+def _verified_address(said: Mapping[str, Any]) -> str:
+    """The address that one answer both names and says to be verified; else empty."""
+    email = said.get("email")
+    fit = isinstance(email, str) and len(email) <= ADDRESS_MOST and is_printable(email)
+    return str(email) if fit and said.get("email_verified") is True else ""
 
 
 @contextmanager
