@@ -37,6 +37,7 @@ __all__ = ["LOGIN_SECONDS", "BegunLogin", "ProviderLogin"]
 
 LOGIN_SECONDS = 600.0  # from the button to the way back
 ASK_SECONDS = 10.0  # of the provider
+FAILED_SECONDS = 5.0  # that it isn't asked again after it couldn't be reached
 METADATA_SECONDS = 3600.0  # that what it says of itself is good for
 KEYS_SECONDS = 60.0  # before its keys are asked for again because of a token that none of them signed
 LEEWAY_SECONDS = 60  # that its clock may be off by
@@ -88,6 +89,7 @@ class ProviderLogin:
         self._lock = threading.Lock()
         self._metadata: tuple[float, dict[str, Any]] | None = None
         self._keys: tuple[float, KeySet] | None = None
+        self._failed: tuple[float, str] | None = None
         self._used: OrderedDict[str, None] = OrderedDict()
 
     @property
@@ -164,7 +166,7 @@ class ProviderLogin:
         if not code:
             raise HTTPError("The provider sent no code.", status=403)
         endpoint = self._told("token_endpoint")
-        with self._client(back) as client, _one_line("The provider"):
+        with self._client(back) as client, self._reached():
             try:
                 found = client.fetch_token(
                     endpoint, grant_type="authorization_code", code=code, code_verifier=verifier
@@ -274,7 +276,7 @@ class ProviderLogin:
     def _asked(self, url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
         if not _fit(url):
             raise HTTPError("The provider names an address that is not https.", status=502)
-        with _one_line("The provider"), httpx2.Client(**self._way()) as client:
+        with self._reached(), httpx2.Client(**self._way()) as client:
             answer = client.get(url, headers=dict(headers or {}))
             if answer.status_code != httpx2.codes.OK:
                 raise HTTPError(f"The provider answered with {answer.status_code}.", status=502)
@@ -282,6 +284,23 @@ class ProviderLogin:
         if not isinstance(found, dict):
             raise HTTPError("The provider’s answer can’t be read.", status=502)
         return found
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """What goes wrong on the way to it, in one line, without what was sent. When it couldn't be reached it
+        is not asked again for a moment: nobody waits for what is known."""
+        with self._lock:
+            if self._failed and self._clock() < self._failed[0]:
+                raise HTTPError(self._failed[1], status=502, retry_after=int(FAILED_SECONDS))
+        try:
+            yield
+        except httpx2.HTTPError as error:
+            why = f"The provider can’t be reached ({type(error).__name__})."
+            with self._lock:
+                self._failed = self._clock() + FAILED_SECONDS, why
+            raise HTTPError(why, status=502, retry_after=int(FAILED_SECONDS)) from None
+        except (ValueError, OSError):
+            raise HTTPError("The provider’s answer can’t be read.", status=502) from None
 
     def _client(self, back: str) -> OAuth2Client:
         settings, secret = self._provider.settings, self._provider.secret
@@ -311,17 +330,6 @@ def _verified_address(said: Mapping[str, Any]) -> str:
     email = said.get("email")
     fit = isinstance(email, str) and len(email) <= ADDRESS_MOST and is_printable(email)
     return str(email) if fit and said.get("email_verified") is True else ""
-
-
-@contextmanager
-def _one_line(who: str) -> Iterator[None]:
-    """What goes wrong on the way to somebody, in one line, without what was sent."""
-    try:
-        yield
-    except httpx2.HTTPError as error:
-        raise HTTPError(f"{who} can’t be reached ({type(error).__name__}).", status=502) from None
-    except (ValueError, OSError):
-        raise HTTPError(f"{who}’s answer can’t be read.", status=502) from None
 
 
 def _fit(url: str) -> bool:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import KeySet, OctKey, RSAKey
-from support.console_scene import Console
+from support.console_scene import Browser, Console
 
 from penchant.common.errors import ConfigError, ConsoleError, UsageError
 from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.at_once import HTTPError
 from penchant.server.console.forms import secure_form
-from penchant.server.console.provider_login import LOGIN_SECONDS, ProviderLogin
+from penchant.server.console.provider_login import FAILED_SECONDS, LOGIN_SECONDS, BegunLogin, ProviderLogin
 from penchant.server.console.provider_settings import (
     Allowed,
     ProviderSettings,
@@ -26,6 +30,7 @@ from penchant.server.console.provider_settings import (
     VouchedPerson,
     trusted_provider,
 )
+from penchant.server.console.requests import LOGINS
 from penchant.server.console.rights import ROLES, Rights, Role
 
 ISSUER = "https://id.example.org"
@@ -335,6 +340,106 @@ def test_an_account_belongs_to_one_subject(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=f"is an account of {ISSUER}"):
             change()
     store.close()
+
+
+# --- at the console -------------------------------------------------------------------------------
+
+
+class Vouching(Played):
+    """A provider that vouches for `who`, whatever is asked."""
+
+    who = VouchedPerson("1", "olga@example.org")
+
+    def finish(self, begun: BegunLogin | None, answer: Mapping[str, str], back: str) -> VouchedPerson:
+        return self.who
+
+
+def by_provider(console: Console) -> tuple[Browser, int]:
+    """A new browser that logs in by the provider, and with which status."""
+    browser = console.browser()
+    browser.get("/login/provider")
+    return browser, browser.get("/login/provider/back").status_code
+
+
+@pytest.fixture
+def vouching(clock: Clock) -> Vouching:
+    return Vouching(clock)
+
+
+@pytest.fixture
+def let_in(tmp_path: Path, vouching: Vouching) -> Iterator[Console]:
+    made = Console(tmp_path, provider=vouching)
+    yield made
+    made.store.close()
+
+
+def test_who_is_refused_has_no_session_of_before(let_in: Console, vouching: Vouching) -> None:
+    first, status = by_provider(let_in)
+    assert (status, first.get("/runs").status_code) == (200, 200)
+    vouching.who = VouchedPerson("1")  # the address is verified no more
+    assert by_provider(let_in)[1] == 403
+    assert first.get("/runs").status_code == 303
+
+
+@pytest.mark.parametrize("address", ["free", "somebody else's"])
+def test_who_comes_with_another_address_is_out_under_the_one_before(
+    let_in: Console, vouching: Vouching, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    rule = Allowed("email", "olga@new.example", "viewer")
+    monkeypatch.setattr(vouching, "_provider", replace(vouching.provider, allowed=(*RULES, rule)))
+    first, _ = by_provider(let_in)
+    if address != "free":
+        vouching.who = VouchedPerson("2", "olga@new.example")
+        other, _ = by_provider(let_in)
+    vouching.who = VouchedPerson("1", "olga@new.example")
+    second, status = by_provider(let_in)
+    assert first.get("/runs").status_code == 303
+    assert status == (200 if address == "free" else 403)
+    assert (second if address == "free" else other).get("/runs").status_code == 200, "theirs goes on"
+
+
+def test_a_provider_that_answers_nobody_keeps_nobody_from_a_password(
+    let_in: Console, vouching: Vouching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go = threading.Semaphore(0), threading.Event()
+
+    def slow(*_: object) -> tuple[str, str]:
+        began.release()
+        assert go.wait(30)
+        raise HTTPError("The provider can’t be reached (ConnectTimeout).", status=502)
+
+    monkeypatch.setattr(vouching, "begin", slow)
+    networks = iter(f"198.51.100.{n}" for n in range(100))
+    monkeypatch.setattr("penchant.server.console.entrance.address_of", lambda request: next(networks))
+    with ThreadPoolExecutor(LOGINS) as pool:
+        answers = [pool.submit(let_in.browser().get, "/login/provider") for _ in range(LOGINS)]
+        try:
+            assert all(began.acquire(timeout=30) for _ in range(LOGINS))
+            assert let_in.browser().get("/login/provider").status_code == 503
+            assert let_in.browser().login("olga").status_code == 303
+        finally:
+            go.set()
+    assert {answer.result().status_code for answer in answers} == {502}
+
+
+@pytest.mark.parametrize("error", [httpx2.ConnectTimeout, httpx2.ConnectError, httpx2.ReadTimeout])
+def test_a_provider_that_is_not_reached_is_not_asked_again_at_once(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, error: type[httpx2.HTTPError]
+) -> None:
+    asked = []
+
+    def silent(self: httpx2.Client, url: str, **_: object) -> None:
+        asked.append(url)
+        raise error("nothing")
+
+    monkeypatch.setattr(httpx2.Client, "get", silent)
+    login = ProviderLogin(TrustedProvider(ProviderSettings(ISSUER, "console"), RULES), clock)
+    for times in (1, 1, 2):
+        clock.now += FAILED_SECONDS / 2 + 0.1
+        with pytest.raises(HTTPError, match=f"can’t be reached \\({error.__name__}\\)") as refused:
+            login.begin(BACK, "/")
+        assert (refused.value.status, refused.value.retry_after) == (502, FAILED_SECONDS)
+        assert len(asked) == times
 
 
 # --- the settings ---------------------------------------------------------------------------------
