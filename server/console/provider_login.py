@@ -287,8 +287,8 @@ class ProviderLogin:
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
-        """What goes wrong on the way to it, in one line, without what was sent. When it couldn't be reached it
-        is not asked again for a moment: nobody waits for what is known."""
+        """What goes wrong on the way to it, in one line, without what was sent. When it couldn't be reached,
+        it is not asked again for a moment: nobody waits for what is known."""
         with self._lock:
             if self._failed and self._clock() < self._failed[0]:
                 raise HTTPError(self._failed[1], status=502, retry_after=int(FAILED_SECONDS))

@@ -242,7 +242,8 @@ def page(context: ConsoleContext, view: View, role: Role = "viewer", *, live: bo
             if console_request is None:
                 return to_login(context, request) if shown is None else Response(status_code=401)
             if live:
-                console_request.mark = context.watch.mark(request.path_params.get("id"))
+                account, run = console_request.session.account, request.path_params.get("id")
+                console_request.mark = context.watch.mark(account, run)
                 console_request.again = shown is not None
                 if shown == console_request.mark:
                     return Response(status_code=204)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,11 +12,15 @@ from support.console_scene import CHEAP, HOST, PASSWORD, Browser, Console, make_
 from support.fleet_directory import make_served_run, make_server
 
 from penchant.common.errors import UsageError
+from penchant.deploy.console.fleet import FleetOnThisMachine
 from penchant.deploy.console.local import OperationsOnThisMachine, fleet_id
 from penchant.deploy.console.releases import ReleasesOnThisMachine
 from penchant.server.console.accounts import ConsoleStore
-from penchant.server.console.app import ACTIONS, PAGES, build_app
+from penchant.server.console.app import ACTIONS, LIVE, PAGES, build_app
 from penchant.server.console.rights import ROLES, Rights, Role
+from penchant.server.console.watch import Watch
+from penchant.server.journal import Journal
+from penchant.server.monitoring.fleet import FleetStatus
 
 ROUTES = [("GET", path, role) for path, _, role in PAGES]
 ROUTES += [("POST", path, role) for path, _, _, role in ACTIONS]
@@ -215,6 +221,44 @@ def test_the_audit_tells_of_fleets_that_one_may_see_and_of_oneself(fleets: Fleet
     assert seen == {"nora": (True, False), "vic": (True, False), "olga": (True, True)}
     own = fleets.browsers["nora"].get("/audit?account=nora").text
     assert "refused" in own
+
+
+@pytest.mark.parametrize("what", ["a round", "a line of the audit", "who belongs to the fleet", "a new run"])
+def test_what_one_may_not_see_makes_no_page_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A page that lies open says by its mark whether something has happened: only of what it may show."""
+    now = [0.0]
+    monkeypatch.setattr(Watch.__init__, "__defaults__", (lambda: now[0],))
+    monkeypatch.setattr(FleetOnThisMachine, "link", lambda self: FleetStatus("silent"))  # asks in a thread
+    console = Fleets(tmp_path)
+    south = console.servers["south"]
+    marks = {}
+    paths = sorted(path for path in LIVE if "{" not in path)
+    for _ in range(2):  # the first visits make files of the fleets' own
+        now[0] += 5
+        for name in ("nora", "vic", "olga"):
+            for path in paths:
+                found = re.search(r'data-mark="(\w+)"', console.browsers[name].get(path).text)
+                assert found is not None
+                marks[name, path] = found[1]
+    if what == "a round":
+        journal = Journal(south.run("run-south"))
+        journal.begin(4, "main")
+        journal.close()
+    if what == "a line of the audit":
+        console.store.note("olga", "", "stop a run", "run-south", fleet=fleet_id(south.path))
+    if what == "who belongs to the fleet":
+        os.utime(south.path / "members.list", (1, 1))
+    if what == "a new run":
+        make_served_run(south, "another")
+    now[0] += 5
+    other = {
+        key: console.browsers[key[0]].get(key[1], headers={"x-penchant-mark": mark}).status_code == 200
+        for key, mark in marks.items()
+    }
+    assert {key for key, is_other in other.items() if is_other} == {key for key in marks if key[0] == "olga"}
+    console.store.close()
 
 
 def test_a_role_changes_with_the_next_click(tmp_path: Path) -> None:
