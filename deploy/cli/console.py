@@ -241,7 +241,11 @@ def _serve(
 ) -> None:
     try:
         from penchant.deploy.console.connections import bounded_server
-        from penchant.deploy.console.local import OperationsOnThisMachine, refuse_strangers
+        from penchant.deploy.console.local import (
+            OperationsOnThisMachine,
+            refuse_strangers,
+            roles_without_fleet,
+        )
         from penchant.server.console.app import build_app
         from penchant.server.console.provider_login import ProviderLogin
         from penchant.server.console.provider_settings import trusted_provider
@@ -255,6 +259,8 @@ def _serve(
     store.end_provider_sessions()  # what they may do is in that file
     operations = OperationsOnThisMachine(directories, store, data)
     operations.look_ahead()
+    for line in roles_without_fleet(operations, store.accounts(), trusted.allowed if trusted else ()):
+        say(line, error=True)
     scheme = "https" if tls[0] else "http"
     if not store.accounts() and trusted is None:
         where = f" --state {shlex.quote(str(state))}" if state else ""

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -45,15 +45,16 @@ from penchant.deploy.fleet.device_notes import tag_of, tagged
 from penchant.deploy.fleet.log_tail import log_lines, readable
 from penchant.deploy.fleet.run_activity import FLOWER_RUN, LOG, activity_of
 from penchant.deploy.fleet.server_directory import SETTINGS
-from penchant.server.console.accounts import ConsoleStore, RunProcess
+from penchant.server.console.accounts import Account, ConsoleStore, RunProcess
 from penchant.server.console.operations import AT_ONCE, RunTurn, fleet_recipe
+from penchant.server.console.provider_settings import Allowed
 from penchant.server.journal_reader import JOURNAL, JournalReader
 from penchant.server.monitoring.run_history import Activity, Kind, RunLocation
 from penchant.server.releases import RELEASES
 from penchant.server.run import checked_cohort
 from penchant.server.waiting import WAITING
 
-__all__ = ["OperationsOnThisMachine", "fleet_id", "refuse_strangers"]
+__all__ = ["OperationsOnThisMachine", "fleet_id", "refuse_strangers", "roles_without_fleet"]
 
 SENATE = "senate"  # the data set that is in the package
 STOP_SECONDS = 10.0
@@ -72,14 +73,15 @@ class OperationsOnThisMachine:
 
     def __init__(self, roots: Sequence[Path], store: ConsoleStore, data: Path | None = None) -> None:
         """Raises UsageError when a root is not a directory."""
-        self._roots = [root.absolute() for root in roots]
+        self._roots = list(dict.fromkeys(root.resolve() for root in roots))
+        self._above = _servers_above(roots)
         self._store = store
         self._data = data.resolve() if data else None
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._servers: dict[Path, FleetOnThisMachine] = {}
         self._lock = threading.RLock()
         self._turn = threading.Lock()
-        for root in self._roots:
+        for root in roots:
             if root.exists() and not root.is_dir():
                 raise UsageError(f"{root} is not a directory; name a run, or a folder of runs")
         self._logs = store.directory / "logs"
@@ -110,11 +112,12 @@ class OperationsOnThisMachine:
 
     def locations(self) -> list[RunLocation]:
         """All runs at, or right below, a root and the fleets' servers there."""
-        found: dict[Path, RunLocation] = {}
-        for root in self._roots:
-            for directory in _runs_in(root):
-                found.setdefault(directory, _location(directory))
-        return list(found.values())
+        homes = {
+            (server / "runs").resolve(): server
+            for server in (*self._above, *(server for root in self._roots for server in _servers_in(root)))
+        }
+        found = (_in_its_fleet(run, homes) for root in self._roots for run in _runs_in(root))
+        return [_location(run) for run in dict.fromkeys(found)]
 
     def fleets(self) -> list[RunLocation]:
         """The fleets' servers at, or right below, a root."""
@@ -336,8 +339,8 @@ class OperationsOnThisMachine:
     def delete(self, location: RunLocation) -> None:
         """Remove a run's directory: out of sight at once, then file by file."""
         self._refuse_busy(location)
-        if location.directory.is_symlink():
-            raise ConsoleError(f"{location.directory} is a link; delete what it points to by hand")
+        if not any(location.directory.is_relative_to(root) for root in self._roots):
+            raise ConsoleError(f"only a link leads to {location.directory}; delete it by hand")
         doomed = location.directory.with_name(f".deleted-{location.id}")
         try:
             with run_directory.claim(location.directory):
@@ -383,7 +386,8 @@ def refuse_strangers(roots: Sequence[Path]) -> None:
     for root in roots:
         if not root.is_dir():
             raise UsageError(f"{root} is not a directory; {wanted}")
-        if _inside(root) and not _runs_in(root) and not _servers_in(root):
+        real = root.resolve()
+        if _inside(real) and not _runs_in(real) and not _servers_in(real):
             raise UsageError(f"{root} holds other things and no run; {wanted}")
 
 
@@ -414,34 +418,74 @@ def _people(data: DataConfig, seed: int) -> int | None:
         return None
 
 
+def roles_without_fleet(
+    operations: OperationsOnThisMachine, accounts: Sequence[Account], rules: Sequence[Allowed]
+) -> list[str]:
+    """A line about each role on a fleet that isn't served here: if it is one that was moved, the role that
+    was meant for it is not in force."""
+    served = {fleet.id for fleet in operations.fleets()}
+    named = [
+        (account.name, fleet) for account in accounts if not account.issuer for fleet in account.rights.fleets
+    ]
+    named += [(f"a rule about {rule.key} {rule.value}", rule.fleet) for rule in rules if rule.fleet]
+    return [
+        f"{one_line(who)} has a role on {fleet}, a fleet that is not served here; name it again if it moved"
+        for who, fleet in named
+        if fleet not in served
+    ]
+
+
 def fleet_id(directory: Path) -> str:
-    """What the console calls the fleet whose server has this directory. ConfigError where there is none."""
-    directory = directory.absolute()
+    """What the console calls the fleet whose server has this directory, however its path is written.
+    ConfigError where there is none."""
+    directory = directory.resolve()
     if not (directory / SETTINGS).is_file():
         raise ConfigError(f"{directory} is not the directory of a fleet's server; it has no {SETTINGS}")
     return _location(directory, "fleet").id
 
 
 def _runs_in(root: Path) -> list[Path]:
-    """Run directories at, or right below, a root."""
+    """Run directories at, or right below, a root; by their real paths, as the root must be."""
     if (root / run_directory.CONFIG).is_file():
         return [root]
-    folders = [root, *(server / "runs" for server in _servers_in(root))]
+    folders = [root, *((server / "runs").resolve() for server in _servers_in(root))]
     return [path for folder in folders for path in _inside(folder) if (path / run_directory.CONFIG).is_file()]
 
 
 def _servers_in(root: Path) -> list[Path]:
-    """Directories of fleets' servers at, or right below, a root."""
+    """Directories of fleets' servers at, or right below, a root; by their real paths."""
     if (root / SETTINGS).is_file():
         return [root]
     return [path for path in _inside(root) if (path / SETTINGS).is_file()]
 
 
+def _servers_above(roots: Sequence[Path]) -> list[Path]:
+    """Real paths of the servers whose `runs`, or a run there, are roots: `runs` may be a link."""
+    above = (folder for root in roots for folder in list(root.absolute().parents)[:2])
+    return [folder.resolve() for folder in above if (folder / SETTINGS).is_file()]
+
+
+def _in_its_fleet(run: Path, homes: Mapping[Path, Path]) -> Path:
+    """The path of a run that names its fleet. homes: the real path of a fleet's `runs` -> the server."""
+    server = homes.get(run.parent)
+    return server / "runs" / run.name if server else run
+
+
 def _inside(root: Path) -> list[Path]:
+    """Real paths of what is in a folder: a link is another spelling, and must not be another place."""
     try:
-        return sorted(p for p in root.iterdir() if not p.name.startswith("."))
+        with os.scandir(root) as entries:
+            shown = sorted(
+                (entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name
+            )
+            return list(dict.fromkeys(_real(root, entry) for entry in shown))
     except OSError:
         return []
+
+
+def _real(root: Path, entry: os.DirEntry[str]) -> Path:
+    path = root / entry.name
+    return Path(os.path.realpath(path)) if entry.is_symlink() else path  # resolve() raises for a loop
 
 
 def _location(directory: Path, kind: Kind | None = None) -> RunLocation:

@@ -286,8 +286,9 @@ class ConsoleStore:
         fleets = dict(self._all("SELECT fleet, role FROM fleet_roles WHERE account = ?", name))
         return Account(name, Rights(role, fleets), made, used, issuer, bool(second))
 
-    def _end_logins(self, name: str) -> None:
-        self._db.execute("DELETE FROM sessions WHERE account = ?", (name,))
+    def _end_logins(self, name: str, but: str = "") -> None:
+        """but: the digest of a session that goes on."""
+        self._db.execute("DELETE FROM sessions WHERE account = ? AND digest <> ?", (name, but))
         self._db.execute("DELETE FROM half_logins WHERE account = ?", (name,))
 
     # --- accounts of a provider ----------------------------------------------------------------------
@@ -295,7 +296,8 @@ class ConsoleStore:
     def let_in(self, name: str, issuer: str, subject: str, rights: Rights) -> str:
         """A new session of somebody for whom a provider vouches; -> its token.
 
-        The account is made at the first login, and has the rights that the settings give it now.
+        The account is made at the first login, and has the rights that the settings give it now. Sessions of
+        the same person under an earlier address end.
         ConsoleError where the name belongs to another subject: somebody got the address of one who left.
         """
         now = time.time()
@@ -314,7 +316,20 @@ class ConsoleStore:
             )
             self._db.execute("DELETE FROM fleet_roles WHERE account = ?", (name,))
             self._keep_fleet_roles(name, rights.fleets)
+            self._end_sessions_of(issuer, subject, but=name)
             return self._begin_session(name, now)
+
+    def end_sessions_of(self, issuer: str, subject: str) -> None:
+        """End all sessions of a provider's person, under whatever address: they were refused just now."""
+        with self._transaction():
+            self._end_sessions_of(issuer, subject)
+
+    def _end_sessions_of(self, issuer: str, subject: str, but: str = "") -> None:
+        self._db.execute(
+            "DELETE FROM sessions WHERE account IN"
+            " (SELECT name FROM accounts WHERE issuer = ? AND subject = ? AND name <> ?)",
+            (issuer, subject, but),
+        )
 
     def end_provider_sessions(self) -> None:
         """End all sessions of providers' accounts: the settings may give them other rights now."""
@@ -481,10 +496,12 @@ class ConsoleStore:
         )
         return found.rowcount == 1
 
-    def set_second_factor(self, name: str, key: bytes, code: str) -> list[str] | None:
+    def set_second_factor(
+        self, name: str, key: bytes, code: str, own: Session | None = None
+    ) -> list[str] | None:
         """Ask for a code from now on, once one of `key` shows that the app has it; -> the recovery codes,
-        which are kept nowhere, or None for a wrong code. UsageError for an account of a provider, or one
-        that has a second factor already."""
+        which are kept nowhere, or None for a wrong code. All sessions but one's `own` end: a password alone
+        has opened them. UsageError for an account of a provider, or one that has a second factor already."""
         step = second_factor.step_of(key, code, time.time())
         if step is None:
             return None
@@ -495,6 +512,7 @@ class ConsoleStore:
                 raise UsageError(f"{name} has a second factor already; take that one away first")
             self._db.execute("INSERT INTO second_factors VALUES (?, ?, ?)", (name, key, step))
             self._keep_recovery_codes(name, codes)
+            self._end_logins(name, but=own.digest if own else "")
         return codes
 
     def _keep_recovery_codes(self, name: str, codes: list[str]) -> None:

@@ -149,6 +149,11 @@ def _places(context: ConsoleContext, place: LoginPlace) -> AtOnce:
     return context.known_logins if place.known else context.logins
 
 
+def _places_at_provider(context: ConsoleContext, place: LoginPlace) -> AtOnce:
+    """Apart from those for passwords: a slow provider must not hold these up."""
+    return context.known_provider_logins if place.known else context.provider_logins
+
+
 def _full(entrance: Entrance, full: HTTPError, name: str = "") -> Response:
     response = entrance(str(full), name, full.status)
     response.headers.update(retry(full))
@@ -251,7 +256,7 @@ def to_provider(context: ConsoleContext) -> Endpoint:
         device, back = request.cookies.get(f"{context.cookie}-device", ""), _address(context, request, BACK)
         place = context.store.provider_place(address_of(request), device)
         try:
-            with _places(context, place).place(place.key):
+            with _places_at_provider(context, place).place(place.key):
                 url, kept = context.provider.begin(back, after, device)
         except HTTPError as error:
             return _full(entrance, error)
@@ -279,7 +284,7 @@ def _let_in_by_provider(context: ConsoleContext, provider: ProviderLogin, reques
     entrance = partial(_entrance, context, request, begun.after if begun else "/")
     place = context.store.provider_place(address_of(request), device)
     try:
-        with _places(context, place).place(place.key):
+        with _places_at_provider(context, place).place(place.key):
             wait = context.store.admit("", place)
             if wait > 0:
                 return _slowed_down(context, request, entrance, "", wait)
@@ -307,14 +312,16 @@ def _admitted(
 ) -> str:
     """The session's token of somebody who has a role here."""
     trusted, address = provider.provider, address_of(request)
-    rights = trusted.rights_of(person)
+    issuer, rights = trusted.settings.issuer, trusted.rights_of(person)
     if rights is None:
+        context.store.end_sessions_of(issuer, person.subject)
         context.store.note(person.account, address, "log in", "", "refused: no rule of oidc.allowed")
         text = f"{person.email or person.subject} has no role here. Whoever runs this console can give one."
         raise HTTPError(text, status=403)
     try:
-        return context.store.let_in(person.account, trusted.settings.issuer, person.subject, rights)
+        return context.store.let_in(person.account, issuer, person.subject, rights)
     except ConsoleError as error:
+        context.store.end_sessions_of(issuer, person.subject)
         context.store.note(person.account, address, "log in", "", f"refused: {error}")
         raise HTTPError(
             "This name was somebody else’s before. Whoever runs this console can free it.", status=403

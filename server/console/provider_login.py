@@ -29,7 +29,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
 from penchant.common.network import is_loopback
-from penchant.common.printable import one_line
+from penchant.common.printable import is_printable, one_line
 from penchant.server.console.at_once import HTTPError
 from penchant.server.console.provider_settings import TrustedProvider, VouchedPerson
 
@@ -37,9 +37,13 @@ __all__ = ["LOGIN_SECONDS", "BegunLogin", "ProviderLogin"]
 
 LOGIN_SECONDS = 600.0  # from the button to the way back
 ASK_SECONDS = 10.0  # of the provider
+FAILED_SECONDS = 5.0  # that it isn't asked again after it couldn't be reached
 METADATA_SECONDS = 3600.0  # that what it says of itself is good for
 KEYS_SECONDS = 60.0  # before its keys are asked for again because of a token that none of them signed
 LEEWAY_SECONDS = 60  # that its clock may be off by
+SUBJECT_MOST = 255  # characters: OpenID Connect Core 1.0, section 2
+ADDRESS_MOST = 255  # characters
+_ADDRESS = ("email", "email_verified")  # worth nothing but together, from one answer
 USED_MOST = 10_000  # logins that are remembered as over
 ALGORITHMS = (
     "RS256",
@@ -85,6 +89,7 @@ class ProviderLogin:
         self._lock = threading.Lock()
         self._metadata: tuple[float, dict[str, Any]] | None = None
         self._keys: tuple[float, KeySet] | None = None
+        self._failed: tuple[float, str] | None = None
         self._used: OrderedDict[str, None] = OrderedDict()
 
     @property
@@ -161,7 +166,7 @@ class ProviderLogin:
         if not code:
             raise HTTPError("The provider sent no code.", status=403)
         endpoint = self._told("token_endpoint")
-        with self._client(back) as client, _one_line("The provider"):
+        with self._client(back) as client, self._reached():
             try:
                 found = client.fetch_token(
                     endpoint, grant_type="authorization_code", code=code, code_verifier=verifier
@@ -203,18 +208,19 @@ class ProviderLogin:
             return jwt.decode(token, self._key_set(KEYS_SECONDS), algorithms=list(ALGORITHMS))
 
     def _person(self, claims: Mapping[str, Any], access: str) -> VouchedPerson:
-        wanted = {"email", self._provider.settings.groups_claim}
+        subject, wanted = claims["sub"], self._provider.settings.groups_claim
+        if not isinstance(subject, str) or not 0 < len(subject) <= SUBJECT_MOST or not is_printable(subject):
+            raise HTTPError("The provider’s name for this person (sub) can’t be shown.", status=403)
+        more: Mapping[str, Any] = {}
         endpoint = self._metadata_now().get("userinfo_endpoint")
-        if access and isinstance(endpoint, str) and not wanted <= set(claims):
+        if access and isinstance(endpoint, str) and not {*_ADDRESS, wanted} <= set(claims):
             more = self._asked(endpoint, {"Authorization": f"Bearer {access}"})
-            if more.get("sub") != claims["sub"]:
+            if more.get("sub") != subject:
                 raise HTTPError("The provider speaks of two people in one answer.", status=403)
-            claims = {**more, **claims}
-        email = claims.get("email") if claims.get("email_verified") is True else ""
-        groups = claims.get(self._provider.settings.groups_claim)
+        groups = claims.get(wanted, more.get(wanted))
         return VouchedPerson(
-            one_line(str(claims["sub"]), 255),
-            one_line(email, 255) if isinstance(email, str) else "",
+            subject,
+            _verified_address(claims if set(_ADDRESS) <= set(claims) else more),
             frozenset(one for one in groups if isinstance(one, str))
             if isinstance(groups, list)
             else frozenset(),
@@ -270,7 +276,7 @@ class ProviderLogin:
     def _asked(self, url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
         if not _fit(url):
             raise HTTPError("The provider names an address that is not https.", status=502)
-        with _one_line("The provider"), httpx2.Client(**self._way()) as client:
+        with self._reached(), httpx2.Client(**self._way()) as client:
             answer = client.get(url, headers=dict(headers or {}))
             if answer.status_code != httpx2.codes.OK:
                 raise HTTPError(f"The provider answered with {answer.status_code}.", status=502)
@@ -278,6 +284,23 @@ class ProviderLogin:
         if not isinstance(found, dict):
             raise HTTPError("The provider’s answer can’t be read.", status=502)
         return found
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """What goes wrong on the way to it, in one line, without what was sent. When it couldn't be reached,
+        it is not asked again for a moment: nobody waits for what is known."""
+        with self._lock:
+            if self._failed and self._clock() < self._failed[0]:
+                raise HTTPError(self._failed[1], status=502, retry_after=int(FAILED_SECONDS))
+        try:
+            yield
+        except httpx2.HTTPError as error:
+            why = f"The provider can’t be reached ({type(error).__name__})."
+            with self._lock:
+                self._failed = self._clock() + FAILED_SECONDS, why
+            raise HTTPError(why, status=502, retry_after=int(FAILED_SECONDS)) from None
+        except (ValueError, OSError):
+            raise HTTPError("The provider’s answer can’t be read.", status=502) from None
 
     def _client(self, back: str) -> OAuth2Client:
         settings, secret = self._provider.settings, self._provider.secret
@@ -302,15 +325,11 @@ class ProviderLogin:
         return way | {"verify": self._provider.tls}
 
 
-@contextmanager
-def _one_line(who: str) -> Iterator[None]:
-    """What goes wrong on the way to somebody, in one line, without what was sent."""
-    try:
-        yield
-    except httpx2.HTTPError as error:
-        raise HTTPError(f"{who} can’t be reached ({type(error).__name__}).", status=502) from None
-    except (ValueError, OSError):
-        raise HTTPError(f"{who}’s answer can’t be read.", status=502) from None
+def _verified_address(said: Mapping[str, Any]) -> str:
+    """The address that one answer both names and says to be verified; else empty."""
+    email = said.get("email")
+    fit = isinstance(email, str) and len(email) <= ADDRESS_MOST and is_printable(email)
+    return str(email) if fit and said.get("email_verified") is True else ""
 
 
 def _fit(url: str) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import ssl
+import stat
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ __all__ = ["SETTINGS", "Allowed", "ProviderSettings", "TrustedProvider", "Vouche
 
 SETTINGS = "console.toml"
 SETTINGS_MOST = 256 * 1024  # bytes
+NAME_MOST = 100  # characters of an account's name
 SECRET_MOST = 4096  # bytes of a client's secret
 _RULE_KEYS = ("subject", "email", "group")
 
@@ -40,8 +43,12 @@ class VouchedPerson:
 
     @property
     def account(self) -> str:
-        """What their account is called; the colon keeps it apart from accounts with a password."""
-        return f"oidc:{self.email or self.subject}"[:100]
+        """What their account is called; the colon keeps it apart from accounts with a password, and what is
+        before it names by addresses apart from names by subjects, which may read like addresses."""
+        name = f"oidc:{self.email}" if self.email else f"oidc-sub:{self.subject}"
+        if len(name) <= NAME_MOST:
+            return name
+        return f"{name[: NAME_MOST - 17]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)
@@ -65,8 +72,13 @@ class Allowed:
         if self.key == "group":
             return self.value in person.groups
         if self.key == "email":
-            return bool(person.email) and self.value.casefold() == person.email.casefold()
+            return bool(person.email) and _plain(self.value) == _plain(person.email)
         return self.value == person.subject
+
+
+def _plain(address: str) -> bytes:
+    """An address without the case of A to Z: that of other letters may make two people one (ß and ss)."""
+    return address.encode("utf-8", "surrogatepass").lower()
 
 
 @dataclass(frozen=True)
@@ -137,10 +149,11 @@ def trusted_provider(directory: Path, fleet_id: Callable[[str], str]) -> Trusted
         fleet_id: makes the console's id of the directory of a fleet's server, or raises ConfigError.
 
     Raises:
-        ConfigError: naming the key that is wrong, never a secret.
+        ConfigError: naming the key that is wrong, never a secret; and where others may write what it says.
     """
     path = directory / SETTINGS
     try:
+        _refuse_open(path)
         text = path.read_bytes()
         if len(text) > SETTINGS_MOST:
             raise ConfigError(f"{path} is longer than {SETTINGS_MOST} bytes")
@@ -176,6 +189,8 @@ def _settings(directory: Path, table: Any, fleet_id: Callable[[str], str]) -> Tr
 def _ways(directory: Path, ca_file: str) -> ssl.SSLContext:
     """Whose certificates the provider may have."""
     try:
+        if ca_file:
+            _refuse_open(directory / ca_file)
         return ssl.create_default_context(cafile=str(directory / ca_file) if ca_file else None)
     except (OSError, ssl.SSLError):
         raise ConfigError(f"oidc.ca_file: {directory / ca_file} holds no certificates in PEM") from None
@@ -199,16 +214,27 @@ def _rule(number: int, rule: Any, fleet_id: Callable[[str], str]) -> Allowed:
 
 
 def _secret(directory: Path, name: Any) -> str:
-    """The client's secret, from a file that is the console's owner's alone."""
+    """The client's secret, from a file that its owner and at most its group can read."""
     if not isinstance(name, str) or not name:
         return ""
     path = directory / name
     try:
-        if path.stat().st_mode & 0o037:  # a group may read it: whoever mounts secrets has them so
-            raise ConfigError(f"{path} can be read by others; chmod 600 {path}")
+        _refuse_open(path, secret=True)
         secret = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"oidc.client_secret_file: can't read {path}: {type(error).__name__}") from None
     if not secret or len(secret) > SECRET_MOST or not secret.isprintable():
         raise ConfigError(f"oidc.client_secret_file: {path} holds no secret")
     return secret
+
+
+def _refuse_open(path: Path, *, secret: bool = False) -> None:
+    """ConfigError for a file that anybody but its owner can write, or that lies where everybody can put
+    another in its place; and for a secret that can be read by others than its owner and its group."""
+    mode, folder = path.stat().st_mode, path.parent.stat().st_mode
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(f"{path} can be written by others; chmod go-w {path}")
+    if folder & stat.S_IWOTH and not folder & stat.S_ISVTX:
+        raise ConfigError(f"{path.parent} can be written by everybody; chmod o-w {path.parent}")
+    if secret and mode & 0o007:  # a group may read it: whoever mounts secrets has them so
+        raise ConfigError(f"{path} can be read by others; chmod 600 {path}")

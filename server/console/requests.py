@@ -47,8 +47,12 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 DOWNLOADS = 2  # at the same time, of everybody
-LOGINS = 8  # that may wait for a look at a password
+LOGINS = 8  # that may wait for a look at a password, or for the provider
 AGAIN = "x-penchant-mark"  # the header in which a page that lies open says which one it is
+
+
+def _places_for_logins() -> AtOnce:
+    return AtOnce("logins", total=LOGINS, each=2, retry_after=2)
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class ConsoleContext:
         logins: places for looks at a password, which cost memory and time, for strangers.
         refusals: how often the audit says that a network is slowed down.
         known_logins: the same for browsers and networks that were let in before: strangers can't fill them.
+        provider_logins: places for logins that wait for the provider, for strangers.
+        known_provider_logins: the same for browsers that were let in before.
         drafts: forms that a login interrupted.
         tokens: join tokens that were handed out and not shown yet.
         secrets: what a page shows once about a second factor: its key, then its recovery codes.
@@ -83,11 +89,11 @@ class ConsoleContext:
     downloads: AtOnce = field(
         default_factory=lambda: AtOnce("downloads", total=DOWNLOADS, each=1, retry_after=10)
     )
-    logins: AtOnce = field(default_factory=lambda: AtOnce("logins", total=LOGINS, each=2, retry_after=2))
+    logins: AtOnce = field(default_factory=_places_for_logins)
     refusals: Budget = field(default_factory=lambda: Budget(1))
-    known_logins: AtOnce = field(
-        default_factory=lambda: AtOnce("logins", total=LOGINS, each=2, retry_after=2)
-    )
+    known_logins: AtOnce = field(default_factory=_places_for_logins)
+    provider_logins: AtOnce = field(default_factory=_places_for_logins)
+    known_provider_logins: AtOnce = field(default_factory=_places_for_logins)
     drafts: Drafts = field(default_factory=Drafts)
     tokens: Drafts = field(default_factory=Drafts)
     secrets: Drafts = field(default_factory=Drafts)
@@ -236,7 +242,8 @@ def page(context: ConsoleContext, view: View, role: Role = "viewer", *, live: bo
             if console_request is None:
                 return to_login(context, request) if shown is None else Response(status_code=401)
             if live:
-                console_request.mark = context.watch.mark(request.path_params.get("id"))
+                account, run = console_request.session.account, request.path_params.get("id")
+                console_request.mark = context.watch.mark(account, run)
                 console_request.again = shown is not None
                 if shown == console_request.mark:
                     return Response(status_code=204)

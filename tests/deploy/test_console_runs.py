@@ -272,9 +272,18 @@ def test_a_link_is_not_deleted_through(operations: OperationsOnThisMachine, tmp_
     make_run(tmp_path / "elsewhere")
     (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
     (location,) = operations.locations()
-    with pytest.raises(ConsoleError, match="is a link"):
+    with pytest.raises(ConsoleError, match="only a link leads to"):
         operations.delete(location)
     assert (tmp_path / "elsewhere" / "config.toml").is_file()
+
+
+def test_however_a_link_loops_the_other_runs_are_shown(
+    operations: OperationsOnThisMachine, tmp_path: Path
+) -> None:
+    make_run(tmp_path / "runs" / "first")
+    (tmp_path / "runs" / "loop").symlink_to("loop")
+    (tmp_path / "runs" / "again").symlink_to("first")
+    assert [location.name for location in operations.locations()] == ["first"]
 
 
 def test_a_log_is_shown_without_what_steers_terminals(
@@ -404,6 +413,31 @@ def test_the_console_does_not_start_with_a_provider_that_is_set_up_wrongly(
         main()
     assert ended.value.code == 2
     assert "oidc.allowed is empty" in capsys.readouterr().err
+
+
+def test_a_role_on_a_fleet_that_is_not_served_is_said_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, server = tmp_path / "state", make_server(tmp_path).path
+    account_command(monkeypatch, state, "add", "nora", "--role", "viewer", "--fleet", f"{server}=none")
+    (state / "console.toml").write_text(
+        '[oidc]\nissuer = "https://id.example.org"\nclient_id = "console"\n'
+        f'[[oidc.allowed]]\ngroup = "ops"\nrole = "operator"\nfleet = "{server}"\n'
+    )
+    (state / "console.toml").chmod(0o600)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
+    about = {}
+    for name in ("server", "runs"):
+        words = ["console", str(tmp_path / name), "--state", str(state), "--port", str(free_port())]
+        monkeypatch.setattr(sys, "argv", ["penchant", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main()
+        err = capsys.readouterr().err
+        about[name] = [who for who in ("nora", "a rule about group ops") if f"{who} has a role on" in err]
+        assert (fleet_id(server) in err) == (name == "runs")
+    assert about == {"server": [], "runs": ["nora", "a rule about group ops"]}
 
 
 @pytest.mark.parametrize("there", ["an empty folder", "a run", "a folder of runs"])

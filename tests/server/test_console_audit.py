@@ -6,6 +6,7 @@ import csv
 import datetime
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +96,24 @@ def test_csv_has_every_line_with_all_that_is_known_and_nothing_that_computes(bro
     }  # fmt: skip
     assert [row["account"] for row in rows if "1+1" in row["account"]] == ["'=1+1"]
     assert "=1+1" in browser.get("/audit.jsonl?to=2026-01-31").text
+
+
+@pytest.mark.parametrize("border", ["", ";", ",", "|", "\t", "\n", "\r", '";"', "; ", ';"', ";\n"])
+@pytest.mark.parametrize("sign", "=+-@\uff1d\uff0b\uff0d\uff20")
+def test_no_border_of_cells_and_no_sign_begins_a_formula(border: str, sign: str) -> None:
+    text = f"x{border}{sign}cmd" if border else f"{sign}cmd"
+    told = str(audit._cell(text))
+    assert told.replace("'", "") == text, "nothing else is changed"
+    for part in re.split(r"[;,|\t\r\n]", told):
+        assert not re.match(rf'[\s"]*[{audit.SIGNS}]', part), told
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "2026-01-01T12:00:00.000+00:00", "olga@example.org", "a; b, c|d", "a = 3", "'=x"],
+)
+def test_what_begins_no_formula_leaves_as_it_is(text: str) -> None:
+    assert audit._cell(text) == text
 
 
 def test_a_long_audit_leaves_whole(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import KeySet, OctKey, RSAKey
-from support.console_scene import Console
+from support.console_scene import Browser, Console
 
 from penchant.common.errors import ConfigError, ConsoleError, UsageError
 from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.at_once import HTTPError
 from penchant.server.console.forms import secure_form
-from penchant.server.console.provider_login import LOGIN_SECONDS, ProviderLogin
+from penchant.server.console.provider_login import FAILED_SECONDS, LOGIN_SECONDS, BegunLogin, ProviderLogin
 from penchant.server.console.provider_settings import (
     Allowed,
     ProviderSettings,
@@ -26,6 +30,7 @@ from penchant.server.console.provider_settings import (
     VouchedPerson,
     trusted_provider,
 )
+from penchant.server.console.requests import LOGINS
 from penchant.server.console.rights import ROLES, Rights, Role
 
 ISSUER = "https://id.example.org"
@@ -103,8 +108,73 @@ def test_an_address_that_is_not_verified_is_none(clock: Clock, verified: object)
     played = Played(clock)
     played.person = {"sub": "1", "email": "olga@example.org", "email_verified": verified}
     person = finished(played, clock)
-    assert (person.email, person.account) == ("", "oidc:1")
+    assert (person.email, person.account) == ("", "oidc-sub:1")
     assert played.provider.rights_of(person) is None
+
+
+@pytest.mark.parametrize("verified_in_the_token", ["none said", False])
+def test_no_answer_vouches_for_the_address_of_another(clock: Clock, verified_in_the_token: object) -> None:
+    """The token names the address of somebody else; the userinfo says that one's own is verified."""
+    played = Played(clock)
+    played.person = {"sub": "1", "email": "me@example.org", "email_verified": True}
+    said = {} if verified_in_the_token == "none said" else {"email_verified": verified_in_the_token}
+    person = finished(played, clock, email="olga@example.org", **said)
+    assert person.email == ("me@example.org" if verified_in_the_token == "none said" else "")
+    assert played.provider.rights_of(person) is None
+
+
+def test_a_word_of_the_token_vouches_for_no_address_of_the_userinfo(clock: Clock) -> None:
+    played = Played(clock)
+    played.person = {"sub": "1", "email": "olga@example.org"}
+    assert finished(played, clock, email_verified=True).email == ""
+
+
+@pytest.mark.parametrize(
+    "subject",
+    ["", "alice\n", " alice", "alice\ufe0f", "al\u202eice", "a\x00", "x" * 256, 7, ["7"]],
+    ids=ascii,
+)
+def test_a_subject_that_may_be_taken_for_another_is_refused(clock: Clock, subject: object) -> None:
+    played = Played(clock)
+    played.person = {"sub": subject, "email": "olga@example.org", "email_verified": True}
+    with pytest.raises(HTTPError, match=r"sub|identity token") as refused:
+        finished(played, clock, sub=subject)
+    assert refused.value.status == 403
+
+
+@pytest.mark.parametrize(
+    "email", ["olga@example.org\n", "ol\u200bga@example.org", "o" * 256, 7, None], ids=ascii
+)
+def test_an_address_that_may_be_taken_for_another_is_none(clock: Clock, email: object) -> None:
+    played = Played(clock)
+    played.person = {"sub": "1", "email": email, "email_verified": True}
+    assert finished(played, clock).email == ""
+
+
+_SUBJECTS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=255)
+
+
+@settings(deadline=None, derandomize=True, database=None)
+@given(_SUBJECTS, _SUBJECTS, st.booleans(), st.booleans())
+def test_two_people_have_one_account_only_by_one_address(
+    one: str, other: str, first_has_address: bool, second_has_address: bool
+) -> None:
+    people = [
+        VouchedPerson("s", text) if address else VouchedPerson(text)
+        for text, address in ((one, first_has_address), (other, second_has_address))
+    ]
+    same = (one, first_has_address) == (other, second_has_address)
+    assert (people[0].account == people[1].account) == same
+    assert all(len(person.account) <= 100 for person in people)
+
+
+def test_a_subject_that_reads_like_an_address_takes_no_name_of_one(tmp_path: Path) -> None:
+    store = ConsoleStore(tmp_path)
+    squatter, boss = VouchedPerson("boss@example.org"), VouchedPerson("9", "boss@example.org")
+    for person in (squatter, boss):
+        assert store.let_in(person.account, ISSUER, person.subject, Rights("viewer"))
+    assert [one.name for one in store.accounts()] == ["oidc-sub:boss@example.org", "oidc:boss@example.org"]
+    store.close()
 
 
 @pytest.mark.parametrize(
@@ -213,6 +283,21 @@ def test_of_several_rules_the_one_that_allows_most_counts() -> None:
     assert trusted.rights_of(VouchedPerson("")) is None
 
 
+@pytest.mark.parametrize(
+    ("rule", "email", "holds"),
+    [
+        ("Olga@Example.org", "oLGA@example.ORG", True),
+        ("boss@strasse.example", "boss@straße.example", False),
+        ("boss@example.org", "bo\u017fs@example.org", False),
+        ("kim@example.org", "\u212aim@example.org", False),
+        ("ünal@example.org", "Ünal@example.org", False),
+        ("ünal@example.org", "ünal@EXAMPLE.org", True),
+    ],
+)
+def test_only_the_case_of_a_to_z_is_no_difference_of_addresses(rule: str, email: str, holds: bool) -> None:
+    assert Allowed("email", rule, "operator").holds(VouchedPerson("1", email)) == holds
+
+
 @settings(deadline=None, derandomize=True, database=None)
 @given(
     st.lists(
@@ -257,6 +342,106 @@ def test_an_account_belongs_to_one_subject(tmp_path: Path) -> None:
     store.close()
 
 
+# --- at the console -------------------------------------------------------------------------------
+
+
+class Vouching(Played):
+    """A provider that vouches for `who`, whatever is asked."""
+
+    who = VouchedPerson("1", "olga@example.org")
+
+    def finish(self, begun: BegunLogin | None, answer: Mapping[str, str], back: str) -> VouchedPerson:
+        return self.who
+
+
+def by_provider(console: Console) -> tuple[Browser, int]:
+    """A new browser that logs in by the provider, and with which status."""
+    browser = console.browser()
+    browser.get("/login/provider")
+    return browser, browser.get("/login/provider/back").status_code
+
+
+@pytest.fixture
+def vouching(clock: Clock) -> Vouching:
+    return Vouching(clock)
+
+
+@pytest.fixture
+def let_in(tmp_path: Path, vouching: Vouching) -> Iterator[Console]:
+    made = Console(tmp_path, provider=vouching)
+    yield made
+    made.store.close()
+
+
+def test_who_is_refused_has_no_session_of_before(let_in: Console, vouching: Vouching) -> None:
+    first, status = by_provider(let_in)
+    assert (status, first.get("/runs").status_code) == (200, 200)
+    vouching.who = VouchedPerson("1")  # the address is verified no more
+    assert by_provider(let_in)[1] == 403
+    assert first.get("/runs").status_code == 303
+
+
+@pytest.mark.parametrize("address", ["free", "somebody else's"])
+def test_who_comes_with_another_address_is_out_under_the_one_before(
+    let_in: Console, vouching: Vouching, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    rule = Allowed("email", "olga@new.example", "viewer")
+    monkeypatch.setattr(vouching, "_provider", replace(vouching.provider, allowed=(*RULES, rule)))
+    first, _ = by_provider(let_in)
+    if address != "free":
+        vouching.who = VouchedPerson("2", "olga@new.example")
+        other, _ = by_provider(let_in)
+    vouching.who = VouchedPerson("1", "olga@new.example")
+    second, status = by_provider(let_in)
+    assert first.get("/runs").status_code == 303
+    assert status == (200 if address == "free" else 403)
+    assert (second if address == "free" else other).get("/runs").status_code == 200, "theirs goes on"
+
+
+def test_a_provider_that_answers_nobody_keeps_nobody_from_a_password(
+    let_in: Console, vouching: Vouching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go = threading.Semaphore(0), threading.Event()
+
+    def slow(*_: object) -> tuple[str, str]:
+        began.release()
+        assert go.wait(30)
+        raise HTTPError("The provider can’t be reached (ConnectTimeout).", status=502)
+
+    monkeypatch.setattr(vouching, "begin", slow)
+    networks = iter(f"198.51.100.{n}" for n in range(100))
+    monkeypatch.setattr("penchant.server.console.entrance.address_of", lambda request: next(networks))
+    with ThreadPoolExecutor(LOGINS) as pool:
+        answers = [pool.submit(let_in.browser().get, "/login/provider") for _ in range(LOGINS)]
+        try:
+            assert all(began.acquire(timeout=30) for _ in range(LOGINS))
+            assert let_in.browser().get("/login/provider").status_code == 503
+            assert let_in.browser().login("olga").status_code == 303
+        finally:
+            go.set()
+    assert {answer.result().status_code for answer in answers} == {502}
+
+
+@pytest.mark.parametrize("error", [httpx2.ConnectTimeout, httpx2.ConnectError, httpx2.ReadTimeout])
+def test_a_provider_that_is_not_reached_is_not_asked_again_at_once(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, error: type[httpx2.HTTPError]
+) -> None:
+    asked = []
+
+    def silent(self: httpx2.Client, url: str, **_: object) -> None:
+        asked.append(url)
+        raise error("nothing")
+
+    monkeypatch.setattr(httpx2.Client, "get", silent)
+    login = ProviderLogin(TrustedProvider(ProviderSettings(ISSUER, "console"), RULES), clock)
+    for times in (1, 1, 2):
+        clock.now += FAILED_SECONDS / 2 + 0.1
+        with pytest.raises(HTTPError, match=f"can’t be reached \\({error.__name__}\\)") as refused:
+            login.begin(BACK, "/")
+        assert (refused.value.status, refused.value.retry_after) == (502, FAILED_SECONDS)
+        assert len(asked) == times
+
+
 # --- the settings ---------------------------------------------------------------------------------
 
 GOOD = """
@@ -278,6 +463,7 @@ def read(folder: Path, text: str) -> TrustedProvider | None:
     (folder / "secret").write_text("hush\n")
     (folder / "secret").chmod(0o600)
     (folder / "console.toml").write_text(text)
+    (folder / "console.toml").chmod(0o644)
     return trusted_provider(folder, lambda path: f"id of {path}")
 
 
@@ -336,6 +522,40 @@ def test_wrong_settings_are_refused_by_name_without_the_secret(
 def test_a_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
     read(tmp_path, GOOD)
     (tmp_path / "secret").chmod(0o644)
+    with pytest.raises(ConfigError, match="can be read by others; chmod 600"):
+        trusted_provider(tmp_path, str)
+
+
+@pytest.mark.parametrize("name", ["console.toml", "secret", "ca.pem"])
+@pytest.mark.parametrize("mode", [0o666, 0o620, 0o602, 0o622, 0o777])
+def test_what_gives_roles_is_not_taken_where_others_can_write_it(
+    tmp_path: Path, name: str, mode: int
+) -> None:
+    (tmp_path / "ca.pem").write_text("")
+    read(tmp_path, GOOD)
+    text = GOOD.replace('"secret"', '"secret"\nca_file = "ca.pem"') if name == "ca.pem" else GOOD
+    (tmp_path / "console.toml").write_text(text)
+    (tmp_path / name).chmod(mode)
+    with pytest.raises(ConfigError, match=rf"{name} can be written by others; chmod go-w"):
+        trusted_provider(tmp_path, str)
+
+
+def test_a_folder_in_which_everybody_can_write_gives_no_roles(tmp_path: Path) -> None:
+    read(tmp_path, GOOD)
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigError, match="can be written by everybody; chmod o-w"):
+        trusted_provider(tmp_path, str)
+
+
+@pytest.mark.parametrize(
+    ("mode", "taken"), [(0o600, 1), (0o400, 1), (0o640, 1), (0o440, 1), (0o604, 0), (0o601, 0)]
+)
+def test_the_secret_is_for_its_owner_and_at_most_its_group(tmp_path: Path, mode: int, taken: int) -> None:
+    read(tmp_path, GOOD)
+    (tmp_path / "secret").chmod(mode)
+    if taken:
+        assert trusted_provider(tmp_path, str) is not None
+        return
     with pytest.raises(ConfigError, match="can be read by others; chmod 600"):
         trusted_provider(tmp_path, str)
 

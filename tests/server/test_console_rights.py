@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.console_scene import CHEAP, PASSWORD, Browser, Console, make_run
+from support.console_scene import CHEAP, HOST, PASSWORD, Browser, Console, make_run
 from support.fleet_directory import make_served_run, make_server
 
 from penchant.common.errors import UsageError
+from penchant.deploy.console.fleet import FleetOnThisMachine
 from penchant.deploy.console.local import OperationsOnThisMachine, fleet_id
 from penchant.deploy.console.releases import ReleasesOnThisMachine
 from penchant.server.console.accounts import ConsoleStore
-from penchant.server.console.app import ACTIONS, PAGES
+from penchant.server.console.app import ACTIONS, LIVE, PAGES, build_app
 from penchant.server.console.rights import ROLES, Rights, Role
+from penchant.server.console.watch import Watch
+from penchant.server.journal import Journal
+from penchant.server.monitoring.fleet import FleetStatus
 
 ROUTES = [("GET", path, role) for path, _, role in PAGES]
 ROUTES += [("POST", path, role) for path, _, _, role in ACTIONS]
 NAMED = [route for route in ROUTES if "{id}" in route[1]]
-OF_FLEETS = ("/devices/", "/queue/", "/hold")
+OF_FLEETS = ("/devices/", "/queue/", "/hold", "/all", "/sign")
 PLACES = ("here", "north", "south")
 HAVE: dict[str, dict[str, Role]] = {
     "nora": {"here": "none", "north": "operator", "south": "none"},
@@ -140,6 +146,62 @@ def test_a_run_begins_only_where_one_may_act(fleets: Fleets, monkeypatch: pytest
     assert fleet_id(fleets.runs / "south") not in form, "a viewer there can start nothing there"
 
 
+@pytest.mark.parametrize(
+    "served",
+    [
+        ["all"],
+        ["all/north"],
+        ["all/current"],
+        ["above/north"],
+        ["all/north/runs"],
+        ["all/north/runs/run-north"],
+        ["all/current/runs/run-north"],
+        ["runs-of-north"],
+        ["elsewhere", "all"],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("runs_are", ["in the server", "behind a link"])
+def test_a_fleet_is_the_same_however_its_path_is_written(
+    tmp_path: Path, served: list[str], runs_are: str
+) -> None:
+    """A role that was taken away on a fleet is away by each way to it."""
+    (tmp_path / "all").mkdir()
+    server = make_server(tmp_path / "all")
+    north = server.path.rename(tmp_path / "all" / "north")
+    (tmp_path / "all" / "authority").rename(tmp_path / "authority")
+    make_served_run(type(server)(north), "run-north")
+    if runs_are == "behind a link":
+        (north / "runs").rename(tmp_path / "disk")
+        (north / "runs").symlink_to(tmp_path / "disk")
+    (tmp_path / "elsewhere").mkdir()
+    for link, target in (
+        ("all/current", "north"),
+        ("all/again", "north/runs/run-north"),
+        ("above", "all"),
+        ("runs-of-north", "all/north/runs"),
+        ("elsewhere/run", "../all/north/runs/run-north"),
+    ):
+        (tmp_path / link).symlink_to(target)
+    spelled = ("all/north", "all/current", "above/north", "all/north/../current", "all/north/runs/..")
+    assert {fleet_id(tmp_path / one) for one in spelled[: 4 if runs_are == "behind a link" else 5]} == {
+        fleet_id(north)
+    }
+    store = ConsoleStore(tmp_path / "state", CHEAP)
+    store.add("nora", "operator", PASSWORD, {fleet_id(north): "none"})
+    store.add("olga", "operator", PASSWORD)
+    operations = OperationsOnThisMachine([tmp_path / one for one in served], store)
+    app = build_app(store, operations, hosts=frozenset({HOST}))
+    (run,) = operations.locations()
+    if not (runs_are == "behind a link" and served == ["runs-of-north"]):  # it names no fleet at all
+        assert Browser(app, "nora").get(f"/runs/{run.id}").status_code == 404
+        fleet = operations.fleet_of(run)
+        assert fleet is not None
+        assert fleet.id == fleet_id(north)
+    assert Browser(app, "olga").get(f"/runs/{run.id}").status_code == 200
+    store.close()
+
+
 def test_a_form_is_checked_only_for_a_place_where_one_may_act(fleets: Fleets) -> None:
     said = fleets.browsers["nora"].post("/runs/check", {"name": "new", "where": "", "config": "seed = 1"})
     assert "for operators" in said.text
@@ -159,6 +221,44 @@ def test_the_audit_tells_of_fleets_that_one_may_see_and_of_oneself(fleets: Fleet
     assert seen == {"nora": (True, False), "vic": (True, False), "olga": (True, True)}
     own = fleets.browsers["nora"].get("/audit?account=nora").text
     assert "refused" in own
+
+
+@pytest.mark.parametrize("what", ["a round", "a line of the audit", "who belongs to the fleet", "a new run"])
+def test_what_one_may_not_see_makes_no_page_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A page that lies open says by its mark whether something has happened: only of what it may show."""
+    now = [0.0]
+    monkeypatch.setattr(Watch.__init__, "__defaults__", (lambda: now[0],))
+    monkeypatch.setattr(FleetOnThisMachine, "link", lambda self: FleetStatus("silent"))  # asks in a thread
+    console = Fleets(tmp_path)
+    south = console.servers["south"]
+    marks = {}
+    paths = sorted(path for path in LIVE if "{" not in path)
+    for _ in range(2):  # the first visits make files of the fleets' own
+        now[0] += 5
+        for name in ("nora", "vic", "olga"):
+            for path in paths:
+                found = re.search(r'data-mark="(\w+)"', console.browsers[name].get(path).text)
+                assert found is not None
+                marks[name, path] = found[1]
+    if what == "a round":
+        journal = Journal(south.run("run-south"))
+        journal.begin(4, "main")
+        journal.close()
+    if what == "a line of the audit":
+        console.store.note("olga", "", "stop a run", "run-south", fleet=fleet_id(south.path))
+    if what == "who belongs to the fleet":
+        os.utime(south.path / "members.list", (1, 1))
+    if what == "a new run":
+        make_served_run(south, "another")
+    now[0] += 5
+    other = {
+        key: console.browsers[key[0]].get(key[1], headers={"x-penchant-mark": mark}).status_code == 200
+        for key, mark in marks.items()
+    }
+    assert {key for key, is_other in other.items() if is_other} == {key for key in marks if key[0] == "olga"}
+    console.store.close()
 
 
 def test_a_role_changes_with_the_next_click(tmp_path: Path) -> None:

@@ -109,6 +109,16 @@ def test_an_app_reads_the_key_the_account_and_the_usual_numbers() -> None:
     )
 
 
+def test_what_a_password_alone_has_opened_is_over_once_a_code_is_asked_for(
+    console: Console, clock: Clock
+) -> None:
+    other, vera, own = console.browser("olga"), console.browser("vera"), console.browser("olga")
+    set_up(own, clock)
+    assert own.get("/runs/new").status_code == 200
+    assert other.get("/runs/new").headers["location"].startswith("/login")
+    assert vera.get("/runs").status_code == 200
+
+
 def test_a_code_is_asked_for_from_then_on_and_lets_in_once(console: Console, clock: Clock) -> None:
     key, codes = set_up(console.browser("olga"), clock)
     assert (len(codes), len(set(codes))) == (10, 10)

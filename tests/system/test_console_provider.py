@@ -208,7 +208,7 @@ def test_roles_are_those_of_the_rules(scene: Scene) -> None:
     ("login", "who", "why"),
     [
         ("mallory", "oidc:mallory@example.org", "mallory@example.org has no role here"),
-        ("unverified", "oidc:unverified", "unverified has no role here"),
+        ("unverified", "oidc-sub:unverified", "unverified has no role here"),
     ],
 )
 def test_whom_no_rule_knows_is_refused_and_it_is_on_record(

@@ -60,13 +60,16 @@ def confirm(request: ConsoleRequest) -> Response:
     if "key" not in kept:
         raise HTTPError("The key was shown too long ago. Begin once more.", status=410)
     codes = request.context.store.set_second_factor(
-        request.name, bytes.fromhex(kept["key"]), request.given("code", 64)
+        request.name, bytes.fromhex(kept["key"]), request.given("code", 64), request.session
     )
     if codes is None:
         request.context.secrets.keep(request.csrf, kept)
         return _refused(request)
     request.context.secrets.keep(request.csrf, {"codes": " ".join(codes)})
-    return request.go("/account#second", "From now on a code is asked for after your password.")
+    return request.go(
+        "/account#second",
+        "From now on a code is asked for after your password. Other browsers are logged out.",
+    )
 
 
 def remove(request: ConsoleRequest) -> Response:

@@ -6,6 +6,7 @@ import csv
 import datetime
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from urllib.parse import urlencode
@@ -26,8 +27,10 @@ COLUMNS = (
     "time",
     *(field.name for field in fields(AuditEntry) if field.name not in ("number", "at")),
 )
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet takes for a formula; text of strangers is in the audit."""
+SIGNS = "=+@\uff1d\uff0b\uff0d\uff20\ufe66\ufe62\ufe63\ufe6b\u2212-"  # the full-width and small ones as well
+FORMULA = re.compile(rf"(^|[;,|\t\r\n])(?=[\s\"]*[{SIGNS}]|[\t\r])")
+"""Where a spreadsheet begins a formula: at the start of a cell, by whatever it takes for the border of one.
+Text of strangers is in the audit."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def _csv_lines(parts: Iterator[list[AuditEntry]]) -> Iterator[str]:
 
 def _cell(value: object) -> object:
     """A text that no spreadsheet computes."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    return FORMULA.sub(r"\1'", value) if isinstance(value, str) else value
 
 
 def _download(
