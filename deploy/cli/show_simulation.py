@@ -91,7 +91,8 @@ def race_and_show(plan: RacePlan, directory: Path) -> RunModels:
     """Race, or go on racing, in `directory`, run what has won there, and print its result; -> the models that
     it left."""
     with on_interrupt(f"go on with --resume {directory}"):
-        Drawing(stderr=True).print(note(f"{plan.cost}."))
+        errors = Drawing(stderr=True)
+        errors.print(note(f"{plan.cost}."))
         with ProgressBars(Drawing()) as drawn:
             world = plan.run(directory, drawn)
     return run_and_show(world.config, directory, world)

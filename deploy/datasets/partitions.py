@@ -6,11 +6,9 @@ experimenter's word, and results say so.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
-from numpy.typing import NDArray
 
 from penchant.common.data.splits import seeded
 from penchant.common.data.trl_format import Labelled
@@ -102,6 +100,8 @@ class Partition:
             if row.person is None:
                 raise DataError(f"{source} has rows without {self.column!r}; they can't be dealt out by it")
             places.setdefault(row.person, {}).setdefault(parts[at], []).append(at)
+        import numpy as np  # here, so that other data sets load without it
+
         draw = np.random.default_rng(seeded(seed, "partition").getrandbits(64))
         for _ in range(DRAWS):
             owners = np.zeros(len(rows), np.int64)
@@ -110,19 +110,21 @@ class Partition:
                 for some in own.values():
                     upto = (ends * len(some)).round().astype(int)
                     owners[draw.permutation(some)] = np.searchsorted(upto, np.arange(len(some)), side="right")
-            if self._everybody_has_some(owners, parts):
-                return [int(owner) for owner in owners]
+            found: list[int] = owners.tolist()
+            if self._everybody_has_some(found, parts):
+                return found
         raise DataError(
             f"with alpha {self.alpha:g} some of {self.people} people have too few choices of {len(rows)}; "
             "ask for fewer people or a larger alpha (data.partition)"
         )
 
-    def _everybody_has_some(self, owners: NDArray[np.int64], parts: Sequence[str]) -> bool:
+    def _everybody_has_some(self, owners: Sequence[int], parts: Sequence[str]) -> bool:
         """Whether everybody has as many rows of each part as it takes."""
-        named = np.array(parts)
+        own = Counter(zip(owners, parts, strict=True))
         return all(
-            np.bincount(owners[named == part], minlength=self.people).min() >= _least(part)
+            own[person, part] >= _least(part)
             for part in dict.fromkeys(parts)
+            for person in range(self.people)
         )
 
 

@@ -37,6 +37,7 @@ PUBLIC = [
     "Side",
     "SimulationResult",
     "Start",
+    "Tracker",
     "UsageError",
     "__version__",
     "compare",

@@ -177,10 +177,10 @@ def test_a_candidate_whose_training_fails_is_out_and_all_failing_is_an_error(
     real = runner.train_until
     failing = {"lore"}
 
-    def train(world: Any, home: Path, *rest: Any) -> Any:
+    def train(world: Any, home: Path, *rest: Any, **more: Any) -> Any:
         if home.name in failing:
             raise DeviceError("its training diverged")
-        return real(world, home, *rest)
+        return real(world, home, *rest, **more)
 
     monkeypatch.setattr(race, "train_until", train)
     plan = RacePlan.of(asked, people(apart=True))

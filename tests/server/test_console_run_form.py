@@ -76,6 +76,7 @@ def test_what_means_nothing_to_real_devices_is_not_for_fleets() -> None:
         "grid",
         "workers",
         "batch_people",
+        "federation.dropout",
         "privacy.secagg",
     }
     assert not any(key.startswith("data.") for key in left)
