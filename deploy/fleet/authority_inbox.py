@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from penchant.common.durations import DAY
@@ -139,7 +140,20 @@ def revocation_of(data: bytes) -> tuple[int, str]:
     return member, why
 
 
-def _sign(
+@dataclass(frozen=True)
+class _Signing:
+    """What a request wants signed. kind and id name its file; called: what lines say of it; pending: what is
+    to be decided, None where it was signed before; sign: -> the answer, and what is said of it."""
+
+    kind: str
+    id: bytes
+    called: str
+    pending: Callable[[], PendingDecision | None]
+    sign: Callable[[], tuple[bytes, str]]
+
+
+def _answer_signing(
+    read: Callable[[AuthorityStore, bytes], _Signing],
     authority_store: AuthorityStore,
     name: str,
     data: bytes,
@@ -147,24 +161,37 @@ def _sign(
     decide: Decision,
     done: list[str],
 ) -> None:
-    """Sign a run's manifest, or say that it is not signed: the server learns either."""
+    """Sign, or say that it is not signed: the server learns either."""
     stem = name.rpartition(".")[0]
     try:
-        asked = RunRequest.decode(data)
-        run = asked.manifest.run
-        if stem != f"run-{run.hex()}":
-            raise AgreementError("the file is named after another run")
-        if not authority_store.has_signed(run) and not decide(_run_decision(authority_store, asked)):
+        asked = read(authority_store, data)
+        if stem != f"{asked.kind}-{asked.id.hex()}":
+            raise AgreementError(f"the file is named after another {asked.kind}")
+        pending = asked.pending()
+        if pending is not None and not decide(pending):
             outbox.write(f"{stem}.declined", b"the authority declined")
-            done.append(f"run {asked.name or run.hex()} is declined")
+            done.append(f"{asked.called} is declined")
             return
-        given = authority_store.sign_run(asked)
+        given, said = asked.sign()
     except AgreementError as error:
         outbox.write(f"{stem}.declined", one_line(str(error)).encode())
         done.append(f"{name} is refused: {error}")
         return
-    outbox.write(name, given.encode())
-    done.append(f"run {asked.name or run.hex()} is signed, until {shown_day(asked.manifest.last_day)}")
+    outbox.write(name, given)
+    done.append(f"{asked.called} is signed, {said}")
+
+
+def _run_signing(authority_store: AuthorityStore, data: bytes) -> _Signing:
+    asked = RunRequest.decode(data)
+    run = asked.manifest.run
+
+    def sign() -> tuple[bytes, str]:
+        return authority_store.sign_run(asked).encode(), f"until {shown_day(asked.manifest.last_day)}"
+
+    def pending() -> PendingDecision | None:
+        return None if authority_store.has_signed(run) else _run_decision(authority_store, asked)
+
+    return _Signing("run", run, f"run {asked.name or run.hex()}", pending, sign)
 
 
 def _run_decision(authority_store: AuthorityStore, asked: RunRequest) -> PendingDecision:
@@ -174,40 +201,26 @@ def _run_decision(authority_store: AuthorityStore, asked: RunRequest) -> Pending
     return PendingDecision("run", asked.manifest.run.hex(), asked.name, (*lines, more) if others else lines)
 
 
-def _sign_release(
-    authority_store: AuthorityStore,
-    name: str,
-    data: bytes,
-    outbox: SharedFolder,
-    decide: Decision,
-    done: list[str],
-) -> None:
-    """Sign a release, or say that it is not signed: the server learns either."""
-    stem = name.rpartition(".")[0]
-    try:
-        asked = ReleaseRequest.decode(data)
-        contents = asked.contents
-        if stem != f"release-{contents.id.hex()}":
-            raise AgreementError("the file is named after another release")
-        lines = authority_store.release_lines(asked)  # None: signed before
-        if lines is not None and not decide(
-            PendingDecision("release", contents.factors.hex(), contents.name, lines)
-        ):
-            outbox.write(f"{stem}.declined", b"the authority declined")
-            done.append(f"release {contents.name} is declined")
-            return
+def _release_signing(authority_store: AuthorityStore, data: bytes) -> _Signing:
+    asked = ReleaseRequest.decode(data)
+    contents = asked.contents
+
+    def sign() -> tuple[bytes, str]:
         given = authority_store.sign_release(asked)
-    except AgreementError as error:
-        outbox.write(f"{stem}.declined", one_line(str(error)).encode())
-        done.append(f"{name} is refused: {error}")
-        return
-    outbox.write(name, given.encode())
-    done.append(f"release {contents.name} is signed, as number {given.manifest.sequence}")
+        return given.encode(), f"as number {given.manifest.sequence}"
+
+    def pending() -> PendingDecision | None:
+        lines = authority_store.release_lines(asked)  # None: signed before
+        if lines is None:
+            return None
+        return PendingDecision("release", contents.factors.hex(), contents.name, lines)
+
+    return _Signing("release", contents.id, f"release {contents.name}", pending, sign)
 
 
 _KINDS = (
     ("*.request", _enrol, ANSWER_BYTES),
     ("revoke-*.json", _revoke, ANSWER_BYTES),
-    ("run-*.manifest", _sign, MAX_RUN_REQUEST),
-    ("release-*.manifest", _sign_release, MAX_RELEASE),
+    ("run-*.manifest", partial(_answer_signing, _run_signing), MAX_RUN_REQUEST),
+    ("release-*.manifest", partial(_answer_signing, _release_signing), MAX_RELEASE),
 )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from support.release_scene import NoNodes
 
 from penchant.common.config import RunConfig
 from penchant.common.durations import DAY
@@ -27,16 +28,6 @@ from penchant.deploy.fleet.enrolment import EnrolmentRegistry
 from penchant.deploy.fleet.run_queue import MARK, mark
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.server.journal import Journal
-
-
-class NoNodes:
-    """A SuperLink without any."""
-
-    def register(self, public_key: bytes, name: str) -> int:
-        raise NotImplementedError
-
-    def unregister(self, node: int) -> None:
-        raise NotImplementedError
 
 
 @dataclass

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.release_scene import NoNodes
 
 from penchant.common.errors import SharedFileError, UsageError
 from penchant.common.membership.enrolment import NamedRequest, request
@@ -227,14 +228,6 @@ def test_a_file_that_a_person_names_is_read_up_to_a_size(tmp_path: Path) -> None
 
 
 # --- the server's side ----------------------------------------------------------------------------
-
-
-class NoNodes:
-    def register(self, public_key: bytes, name: str) -> int:
-        raise NotImplementedError
-
-    def unregister(self, node: int) -> None:
-        raise NotImplementedError
 
 
 @pytest.fixture
