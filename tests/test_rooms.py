@@ -140,6 +140,7 @@ USE_PRIVATE_FLOWER = ("deploy/flower/", "client/agent/supernode.py")
 # What a function may import when it is called: it is heavy, or belongs to an extra that may not be installed.
 # Modules of penchant's own that load what is heavy or in an extra, and who may load them late for it.
 LATE = {
+    "numpy": ("deploy/datasets/partitions.py",),
     "penchant.client.device.export": ("deploy/fleet/release_files.py",),
     "penchant.client.learning.active": ("client/device/labelling.py",),
     "penchant.client.learning.model_cache": ("deploy/fleet/release_files.py",),
