@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bench import bench_peers
+from bench.peers import flower_app
 from bench.peers.task import Result, Task
+from flwr.app import Context, RecordDict
 from support.tastes import small_run, write_choices
 
 from penchant.common.config import RunConfig
+from penchant.deploy.flower.in_process_grid import InProcessGrid
 
 PEOPLE = 4
 
@@ -64,7 +67,24 @@ def small(tmp_path: Path, tiny_model: Callable[[str], Path]) -> Small:
 def test_a_peer_of_the_same_algorithm_ends_with_our_factors(small: Small, who: str) -> None:
     if who == "pfl-research" and importlib.util.find_spec("pfl") is None:
         pytest.skip("pfl is not installed")
-    ours, peer = small.of(bench_peers.OURS), small.of(who)
+    _check_alike(small, small.of(who))
+
+
+@pytest.mark.slow
+def test_the_flower_app_is_that_algorithm_on_any_grid(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = small.folder / "flower.json"
+    monkeypatch.setenv(flower_app.TASK, str(small.task))
+    monkeypatch.setenv(flower_app.RESULT, str(result))
+    grid = InProcessGrid(flower_app.client_app, PEOPLE, workers=1)
+    try:
+        flower_app.server_app(grid, Context(1, 1, {}, RecordDict(), {}))
+    finally:
+        grid.close()
+    _check_alike(small, Result(**json.loads(result.read_text(encoding="utf-8"))))
+
+
+def _check_alike(small: Small, peer: Result) -> None:
+    ours = small.of(bench_peers.OURS)
     start = np.array(Task.read(small.task).start["A"])
     factors = np.array(ours.shared["shared"]).reshape(start.shape)
     assert np.abs(factors - start).max() > 1e-2  # there was something to learn

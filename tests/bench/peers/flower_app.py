@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -153,7 +154,12 @@ def main() -> None:
     os.environ |= {TASK: str(Path(task).absolute()), RESULT: str(Path(result).absolute())}
     people = len(Task.read(Path(task)).people)
     resources = {"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": int((cpus or ["1"])[0])}}
-    run_simulation(server_app, client_app, num_supernodes=people, backend_config=resources)
+    try:
+        run_simulation(server_app, client_app, num_supernodes=people, backend_config=resources)
+    except Exception:  # whatever failed: the ServerApp's thread waits for replies for ever
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 if __name__ == "__main__":
