@@ -55,6 +55,21 @@ def test_of_people_the_largest_group_is_the_row() -> None:
     assert blocks.ratio == 0.9
 
 
+def test_a_peer_s_simulation_is_held_against_ours() -> None:
+    found = {
+        "given": {"people": 34, "rounds": 2},
+        "rows": [
+            {"who": "penchant", "cpu_seconds": 10.0},
+            {"who": "Flower app on Ray", "cpu_seconds": 80.0},
+            {"who": "pfl-research", "cpu_seconds": 60.0},
+        ],
+    }
+    flower, pfl = table.peers(found)
+    assert (flower.ratio, flower.value, pfl.ratio) == (8.0, 10.0, 6.0)
+    assert "34 people, 2 rounds" in flower.what
+    assert flower.aim.startswith("≥ 10")
+
+
 @pytest.mark.parametrize(("large", "ratio"), [(300.0, 1.0), (400.0, 2.0)])
 def test_what_grows_with_the_square_is_seen(large: float, ratio: float) -> None:
     found = [

@@ -167,6 +167,18 @@ def people(found: Mapping[str, Any]) -> list[Row]:
     ]
 
 
+def peers(found: Mapping[str, Any]) -> list[Row]:
+    """Of bench_peers.py: a whole simulation beside each peer's, loading included."""
+    seconds = {row["who"]: row["cpu_seconds"] for row in found["rows"]}
+    own, size = seconds.pop("penchant"), found["given"]
+    what = f"a simulation, {size['people']} people, {size['rounds']} rounds"
+    aims = {"Flower app on Ray": "≥ 10 at 100 people, 10 rounds"}
+    return [
+        Row(f"{what}, and {who}", own, "CPU s", f"{taken:.0f} CPU s", taken / own, aims.get(who, "≥ 3 there"))
+        for who, taken in seconds.items()
+    ]
+
+
 def grid(found: Mapping[str, Any]) -> list[Row]:
     """Of bench_grid.py: a message there and back, at the largest number of clients."""
     last = found["exchanges"][-1]
@@ -186,6 +198,13 @@ BENCHES: dict[str, Bench] = {
     ),
     "scale": Bench(("bench_scale.py", "50", "150", "250", "--cohort", "20", "--json", "{json}"), scale),
     "grid": Bench(("bench_grid.py", "--repeats", "3", "--json", "{json}"), grid),
+    "peers": Bench(
+        (
+            *("bench_peers.py", "--people", "34", "--rounds", "2", "--json", "{json}"),
+            *("--only", "penchant", "--only", "Flower app on Ray"),
+        ),
+        peers,
+    ),
     "people": Bench(("bench_people.py", "--people", "16", "--repeats", "2", "--json", "{json}"), people),
     "language model": Bench(("bench_language_model.py", "--steps", "1", "--json", "{json}"), language_model),
 }
