@@ -1,7 +1,8 @@
 """Hyper-parameters per data set and share, each tuned on validation with equal care, then fixed.
 
-A recipe is a TOML file ``<dataset>.toml`` here: ``[all]`` holds for every share, ``[<share>]`` for one; data
-that have none take ``other.toml``, whose settings were chosen on several sets of people's choices together.
+A recipe is a TOML file ``<dataset>.toml`` here: ``share`` names the share of runs that ask for none,
+``[all]`` holds for every share, ``[<share>]`` for one; data that have no file take ``other.toml``, whose
+settings were chosen on several sets of people's choices together.
 Precedence: defaults, recipe, --config, flags.
 """
 
@@ -11,7 +12,7 @@ import tomllib
 from importlib.resources import files
 from typing import Any
 
-__all__ = ["GENERAL", "has_recipe", "recipe"]
+__all__ = ["GENERAL", "has_recipe", "recipe", "usual_share"]
 
 GENERAL = "other"
 """The recipe for data that nothing was tuned on."""
@@ -19,13 +20,23 @@ GENERAL = "other"
 
 def recipe(dataset: str, share: str) -> dict[str, Any]:
     """Dotted configuration keys to change for `share` on `dataset`, or on data that nothing was tuned on."""
-    source = files(__name__) / f"{dataset if has_recipe(dataset) else GENERAL}.toml"
-    tables = tomllib.loads(source.read_text(encoding="utf-8"))
+    tables = _tables(dataset)
     changes: dict[str, Any] = {}
     for name in ("all", share):
         for section, values in tables.get(name, {}).items():
             changes.update({f"{section}.{key}": value for key, value in values.items()})
     return changes
+
+
+def usual_share(dataset: str) -> str | None:
+    """The share of runs on a data set that ask for none; None where its recipe names none."""
+    share: str | None = _tables(dataset).get("share")
+    return share
+
+
+def _tables(dataset: str) -> dict[str, Any]:
+    source = files(__name__) / f"{dataset if has_recipe(dataset) else GENERAL}.toml"
+    return tomllib.loads(source.read_text(encoding="utf-8"))
 
 
 def has_recipe(dataset: str) -> bool:
