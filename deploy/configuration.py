@@ -9,7 +9,7 @@ from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError
 from penchant.common.settings import current_keys
 from penchant.common.shares import share_rule
-from penchant.deploy.recipes import has_recipe, recipe, usual_share
+from penchant.deploy.recipes import fitting, has_recipe, recipe, usual_share
 from penchant.deploy.recipes.recipe_file import RecipeFile
 
 _OF_ADAPTERS: Final = (
@@ -38,7 +38,7 @@ def configure(flags: dict[str, Any], file: Path | None, tuned_in: RecipeFile | N
     dataset = explicit.get("data.dataset", base.data.dataset)
     usual = tuned_in.share if tuned_in else _usual_share(str(dataset), explicit)
     share = str(explicit.get("adapter.share", usual or base.adapter.share))
-    found = tuned_in.changes(share) if tuned_in else recipe(str(dataset), share)
+    found = fitting(tuned_in.changes(share) if tuned_in else recipe(str(dataset), share), explicit)
     tuned = {"adapter.share": share, **current_keys(RunConfig, found)}
     if explicit.get("data.clients"):  # the recipe's cohort was tuned for everybody
         tuned.pop("federation.cohort", None)

@@ -9,10 +9,11 @@ Precedence: defaults, recipe, --config, flags.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-__all__ = ["GENERAL", "has_recipe", "recipe", "usual_share"]
+__all__ = ["GENERAL", "fitting", "has_recipe", "recipe", "usual_share"]
 
 GENERAL = "other"
 """The recipe for data that nothing was tuned on."""
@@ -26,6 +27,13 @@ def recipe(dataset: str, share: str) -> dict[str, Any]:
         for section, values in tables.get(name, {}).items():
             changes.update({f"{section}.{key}": value for key, value in values.items()})
     return changes
+
+
+def fitting(tuned: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's changes without those that were tuned for another base model than is asked for, by dotted
+    keys: how deep one is read says nothing of the next."""
+    other = "model.base_model" in asked and "model.base_model" not in tuned
+    return {key: value for key, value in tuned.items() if not (other and key == "model.blocks")}
 
 
 def usual_share(dataset: str) -> str | None:

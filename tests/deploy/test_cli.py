@@ -648,7 +648,7 @@ def test_every_recipe_is_a_valid_configuration(name: str, share: str) -> None:
 
 @pytest.mark.parametrize("name", ["../../evil", "senate/../senate", "", ".", "SENATE", "senate.toml"])
 def test_a_recipe_is_found_by_its_plain_name_only(name: str) -> None:
-    assert recipe(name, "A") == recipe("FILE.jsonl", "A") == {"federation.stop_after": 8}
+    assert recipe(name, "A") == recipe("FILE.jsonl", "A") == {"data.pairs": 200, "federation.stop_after": 8}
 
 
 def test_data_without_a_recipe_get_the_share_that_was_chosen_for_such_data(tmp_path: Path) -> None:
@@ -656,9 +656,12 @@ def test_data_without_a_recipe_get_the_share_that_was_chosen_for_such_data(tmp_p
     for name in ("mine.jsonl", "jester:FOLDER", "senate.jsonl"):
         config = configure({"data.dataset": name}, None)
         assert (config.adapter.share, config.adapter.rank, config.adapter.alpha) == ("common", 4, 4.0)
+        assert (config.model.blocks, config.data.pairs) == (3, 200)
     for name in ("senate", "senate-masked", "movielens"):
         assert configure({"data.dataset": name}, None).adapter.share == "A"
     mine = {"data.dataset": "mine.jsonl"}
+    for base in ("all-mpnet-base-v2", "folder"):  # how deep to read was chosen for one base model
+        assert configure(mine | {"model.base_model": base}, None).model.blocks == 0
     assert configure(mine | {"adapter.rank": 2}, None).adapter == replace(
         configure(mine, None).adapter, rank=2
     )
