@@ -187,6 +187,14 @@ class ModelConfig(Section):
         "and none reads a text as it stands.",
         added=True,
     )
+    blocks: int = setting(
+        0,
+        "How many of the base model's blocks are used, the first ones; 0 stands for all. The embedding is "
+        "made of the states after the last one used.",
+        low=0,
+        high=1000,
+        added=True,
+    )
 
     @property
     def rule(self) -> Objective:
@@ -209,7 +217,7 @@ class ModelConfig(Section):
                     about=("model.template", "model.objective"),
                 )
             return
-        for name in ("pooling", "normalize"):
+        for name in ("blocks", "pooling", "normalize"):
             if getattr(self, name) != usual[name]:
                 raise ConfigError(
                     f"model.{name} is about the embedding under a score head, and objective "

@@ -8,9 +8,19 @@ from typing import Any, Final
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError
 from penchant.common.settings import current_keys
-from penchant.deploy.recipes import has_recipe, recipe
+from penchant.common.shares import share_rule
+from penchant.deploy.recipes import fitting, has_recipe, recipe, usual_share
 from penchant.deploy.recipes.recipe_file import RecipeFile
 
+_OF_ADAPTERS: Final = (
+    "model.objective",
+    "adapter.head",
+    "adapter.target_modules",
+    "adapter.layers",
+    "adapter.share_base",
+    "federation.warmup_rounds",
+)
+"""Settings about adapters in blocks of the base model, and a score head beside them."""
 FEW_ROUNDS: Final = 8
 """Runs of fewer are tries, of which nobody wants to hear that they could be better."""
 
@@ -18,14 +28,17 @@ FEW_ROUNDS: Final = 8
 def configure(flags: dict[str, Any], file: Path | None, tuned_in: RecipeFile | None = None) -> RunConfig:
     """Defaults, then the recipe of (data set, share), then the file, then the flags.
 
-    tuned_in: a recipe in place of the data set's; where no share is given, its share.
+    Where no share is given, it is the recipe's, unless something is asked for that only adapters in the base
+    model's blocks have: then it is the default of settings.
+
+    tuned_in: a recipe in place of the data set's.
     """
     explicit = asked_for(flags, file)
     base = RunConfig()
     dataset = explicit.get("data.dataset", base.data.dataset)
-    usual = (tuned_in.share if tuned_in else None) or base.adapter.share
-    share = str(explicit.get("adapter.share", usual))
-    found = tuned_in.changes(share) if tuned_in else recipe(str(dataset), share)
+    usual = tuned_in.share if tuned_in else _usual_share(str(dataset), explicit)
+    share = str(explicit.get("adapter.share", usual or base.adapter.share))
+    found = fitting(tuned_in.changes(share) if tuned_in else recipe(str(dataset), share), explicit)
     tuned = {"adapter.share": share, **current_keys(RunConfig, found)}
     if explicit.get("data.clients"):  # the recipe's cohort was tuned for everybody
         tuned.pop("federation.cohort", None)
@@ -35,6 +48,13 @@ def configure(flags: dict[str, Any], file: Path | None, tuned_in: RecipeFile | N
         warmup = tuned["federation.warmup_rounds"] * asked // rounds
         tuned["federation.warmup_rounds"] = warmup
     return base.changed(tuned | explicit)
+
+
+def _usual_share(dataset: str, asked: dict[str, Any]) -> str | None:
+    """The share that the recipe of a data set names; None where it does not suit what is asked for."""
+    share = usual_share(dataset)
+    needs_adapters = any(key in asked for key in _OF_ADAPTERS)
+    return None if share and needs_adapters and not share_rule(share).adapts_modules else share
 
 
 def asked_for(flags: dict[str, Any], file: Path | None) -> dict[str, Any]:

@@ -153,6 +153,13 @@ class OwnerPolicy(Section):
         low=2,
         high=8192,
     )
+    min_blocks: int = setting(
+        3,
+        "How many blocks of the base model a plan that does not use all must use at least; states after the "
+        "first ones are hardly more than the words.",
+        low=1,
+        high=1000,
+    )
     poolings: tuple[str, ...] = setting(
         ("auto", "mean"),
         'Which tokens may give a text its embedding; "*" stands for any. auto is the mean for encoders and '
@@ -301,6 +308,8 @@ class OwnerPolicy(Section):
     def _reading(self, model: ModelConfig) -> Iterator[tuple[bool, str]]:
         """What is asked of how a response becomes a score."""
         yield self._at_least("tokens of a text", model.max_tokens, "min_tokens")
+        if model.blocks:
+            yield self._at_least("blocks of the base model", model.blocks, "min_blocks")
         yield self._among("pooling", model.pooling, "poolings")
         yield self._among("objective", model.objective, "objectives")
         yield self._at_most("beta", model.beta, "max_beta")

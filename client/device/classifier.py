@@ -63,7 +63,8 @@ def _scores(merged: MergedModel, folder: Path, padding: str) -> list[float]:
     """What the card's lines give for the texts that are tried."""
     from peft import PeftModel
 
-    base, tokenizer = load_classifier(merged.settings.base_model, merged.model.dtype)
+    settings = merged.settings
+    base, tokenizer = load_classifier(settings.base_model, merged.model.dtype, settings.blocks)
     tokenizer.pad_token, tokenizer.padding_side = padding, "right"
     tokenizer.truncation_side = merged.settings.truncation
     base.config.pad_token_id = tokenizer.pad_token_id

@@ -240,7 +240,8 @@ def snippet(export: Export, directory: str) -> str:
     if not export.objective.has_head:
         return _writing(export, directory)
     adapted = bool(export.effective.adapters)
-    base = f"AutoModel.from_pretrained({export.base!r}, dtype='float32', trust_remote_code=False)"
+    base = f"AutoModel.from_pretrained({export.base!r}, "
+    base += f"{_cut(export)}dtype='float32', trust_remote_code=False)"
     base += f".{export.part}" if export.part else ""
     model = f"PeftModel.from_pretrained({base}, {directory!r})" if adapted else base
     pooled = {"mean": "h.mean(0)", "first": "h[0]", "last": "h[-1]"}[export.pooling]
@@ -259,6 +260,11 @@ def snippet(export: Export, directory: str) -> str:
         f"    e = {pooled}; return ({scaled} @ head).item()",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _cut(export: Export) -> str:
+    """How many blocks of the base model are loaded, as an argument, where not all are."""
+    return f"num_hidden_layers={export.model.blocks}, " if export.model.blocks else ""
 
 
 def _writing(export: Export, directory: str) -> str:
@@ -404,7 +410,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained({export.base!r}, pad_token={export.padding!r},
     padding_side='right', truncation_side={export.model.truncation!r}, trust_remote_code=False)
 base = AutoModelForSequenceClassification.from_pretrained({export.base!r},
-    num_labels=1, dtype='float32', trust_remote_code=False)
+    num_labels=1, {_cut(export)}dtype='float32', trust_remote_code=False)
 base.config.pad_token_id = tokenizer.pad_token_id
 model = PeftModel.from_pretrained(base, './{CLASSIFIER}').eval()
 def scores(texts):

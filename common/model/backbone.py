@@ -8,6 +8,7 @@ that comes with a model is never run, and transformers sees the files that the d
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ def load_backbone(config: ModelConfig, *, device: str = "auto") -> Backbone:
         _check_weights(model, writer, absent, config.base_model)
     else:
         model, part = _text_part(whole, config.base_model)
+        digest = _cut(model, part, config, digest)
         _check_weights(model, part, absent, config.base_model)
     _check_tokenizer(model, tokenizer, config.base_model)
     settings: Any = model.config
@@ -151,9 +153,9 @@ def load_generator(name: str, *, device: str = "auto") -> tuple[Any, Any]:
     return model.eval().requires_grad_(False).to(place), tokenizer
 
 
-def load_classifier(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def load_classifier(name: str, dtype: torch.dtype, blocks: int = 0) -> tuple[Any, Any]:
     """A base model as transformers' classifier of one label, with a head that is made up, on the CPU; and its
-    tokenizer.
+    tokenizer. blocks: how many of its blocks are used, the first ones; 0 for all.
 
     BaseModelError: its files are not what they should be, or transformers has no such classifier.
     """
@@ -166,6 +168,7 @@ def load_classifier(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
             trust_remote_code=False,
             dtype=dtype,
             use_safetensors=True,
+            **({"num_hidden_layers": blocks} if blocks else {}),
         )
         return model.eval().requires_grad_(False), _tokenizer(view, transformers)
 
@@ -283,6 +286,36 @@ def _text_part(whole: nn.Module, name: str) -> tuple[nn.Module, str]:
             "choose an encoder or a causal language model"
         )
     return whole, ""
+
+
+def _cut(model: nn.Module, part: str, config: ModelConfig, digest: str) -> str:
+    """Leave the model its first `config.blocks` blocks, where it is to use no more; -> the digest of what is
+    left.
+
+    A cut model is another model: its digest keeps them apart wherever models are held against each other, or
+    their states are kept.
+
+    Raises:
+        BaseModelError: it has fewer blocks, or has to be cut inside a larger model.
+    """
+    if not config.blocks:
+        return digest
+    blocks = find_blocks(model)[1]
+    there = len(blocks)
+    if config.blocks > there:
+        raise BaseModelError(
+            f'base model "{config.base_model}" has {there} blocks, and model.blocks is {config.blocks}; ask '
+            f"for {there} at most, or for 0, which stands for all"
+        )
+    if part == LANGUAGE_MODEL:
+        raise BaseModelError(
+            f'base model "{config.base_model}" is a part of a model that looks at pictures, and can\'t be '
+            "cut; set model.blocks to 0"
+        )
+    del blocks[config.blocks :]
+    settings: Any = model.config
+    settings.num_hidden_layers = config.blocks
+    return hashlib.sha256(f"{digest} blocks {config.blocks}".encode()).hexdigest()
 
 
 def _check_family(name: str, view: Path, transformers: Any) -> None:

@@ -1,17 +1,19 @@
 """Hyper-parameters per data set and share, each tuned on validation with equal care, then fixed.
 
-A recipe is a TOML file ``<dataset>.toml`` here: ``[all]`` holds for every share, ``[<share>]`` for one; data
-that have none take ``other.toml``, whose settings were chosen on several sets of people's choices together.
+A recipe is a TOML file ``<dataset>.toml`` here: ``share`` names the share of runs that ask for none,
+``[all]`` holds for every share, ``[<share>]`` for one; data that have no file take ``other.toml``, whose
+settings were chosen on several sets of people's choices together.
 Precedence: defaults, recipe, --config, flags.
 """
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-__all__ = ["GENERAL", "has_recipe", "recipe"]
+__all__ = ["GENERAL", "fitting", "has_recipe", "recipe", "usual_share"]
 
 GENERAL = "other"
 """The recipe for data that nothing was tuned on."""
@@ -19,13 +21,30 @@ GENERAL = "other"
 
 def recipe(dataset: str, share: str) -> dict[str, Any]:
     """Dotted configuration keys to change for `share` on `dataset`, or on data that nothing was tuned on."""
-    source = files(__name__) / f"{dataset if has_recipe(dataset) else GENERAL}.toml"
-    tables = tomllib.loads(source.read_text(encoding="utf-8"))
+    tables = _tables(dataset)
     changes: dict[str, Any] = {}
     for name in ("all", share):
         for section, values in tables.get(name, {}).items():
             changes.update({f"{section}.{key}": value for key, value in values.items()})
     return changes
+
+
+def fitting(tuned: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's changes without those that were tuned for another base model than is asked for, by dotted
+    keys: how deep one is read says nothing of the next."""
+    other = "model.base_model" in asked and "model.base_model" not in tuned
+    return {key: value for key, value in tuned.items() if not (other and key == "model.blocks")}
+
+
+def usual_share(dataset: str) -> str | None:
+    """The share of runs on a data set that ask for none; None where its recipe names none."""
+    share: str | None = _tables(dataset).get("share")
+    return share
+
+
+def _tables(dataset: str) -> dict[str, Any]:
+    source = files(__name__) / f"{dataset if has_recipe(dataset) else GENERAL}.toml"
+    return tomllib.loads(source.read_text(encoding="utf-8"))
 
 
 def has_recipe(dataset: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError, UsageError
-from penchant.deploy.recipes import GENERAL, recipe
+from penchant.deploy.recipes import GENERAL, fitting, recipe
 
 __all__ = ["CANDIDATES", "Candidate", "candidates"]
 
@@ -56,7 +56,8 @@ def candidates(asked: Mapping[str, Any]) -> list[Candidate]:
     refused: ConfigError | None = None
     for name, changes in CANDIDATES.items():
         try:
-            config = RunConfig().changed({**recipe(GENERAL, changes["adapter.share"]), **changes, **asked})
+            usual = fitting(recipe(GENERAL, changes["adapter.share"]), asked)
+            config = RunConfig().changed({**usual, **changes, **asked})
         except ConfigError as error:
             refused = refused or error
         else:

@@ -112,6 +112,7 @@ def trained(**changes: Any) -> dict[str, Any]:
         (adapted(layers=(0,)), "any_block", False, True),
         (adapted(layers=()), "any_block", False, True),
         (reading(max_tokens=15), "min_tokens", 16, 15),
+        (reading(blocks=2), "min_blocks", 3, 2),
         (reading(pooling="first"), "poolings", ("auto", "mean"), ("first",)),
         (reading(pooling="last"), "poolings", ("auto", "mean"), ("*",)),
         (reading(normalize=31.0), "max_normalize", 30.0, 31.0),
@@ -208,6 +209,7 @@ def test_the_usual_recipes_are_within_the_default_bounds() -> None:
 
 HOSTILE = {  # each of them reads single choices, or words, better than an honest plan does
     "model.max_tokens": 2,
+    "model.blocks": 1,
     "model.pooling": "first",
     "model.normalize": 1000.0,
     "model.objective": "dpo",
@@ -222,6 +224,7 @@ HOSTILE = {  # each of them reads single choices, or words, better than an hones
 }
 AT_THE_BOUNDS = {
     "model.max_tokens": 16,
+    "model.blocks": 3,
     "model.pooling": "mean",
     "model.normalize": 30.0,
     "adapter.target_modules": ["value", "query", "key"],
@@ -265,6 +268,7 @@ BOUNDED = {  # by what the owner bounds each part of a plan
     "model.pooling": "poolings",
     "model.normalize": "max_normalize",
     "model.max_tokens": "min_tokens",
+    "model.blocks": "min_blocks",
     "model.objective": "objectives",
     "model.beta": "max_beta",
     "adapter.share": "shares",

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from penchant.client.device.export import CLASSIFIER, Export, export_peft, snippet
+from penchant.client.device.exported_model import load_exported
 from penchant.client.learning.merged_model import MergedModel
 from penchant.common.config import AdapterConfig, ModelConfig, PoolingName, ShareName
 from penchant.common.errors import BaseModelError, DeviceError, UsageError
@@ -187,9 +188,9 @@ CLASSIFIERS = {  # and where its classifier keeps the model
 OTHERS = {"t5": "common family", "gemma3": "common family", "modernbert": "common family"}
 
 
-def a_model(folder: Path) -> MergedModel:
+def a_model(folder: Path, **changes: Any) -> MergedModel:
     """A model over a base that is pooled as its family asks for, with random factors."""
-    model = ModelConfig(str(folder), "auto", 0.0, max_tokens=12, truncation="right")
+    model = ModelConfig(str(folder), "auto", 0.0, max_tokens=12, truncation="right", **changes)
     adapter = AdapterConfig(share="A", rank=2, alpha=3.0, target_modules=("auto",), layers=(-2, -1))
     loaded = load_reward_model(model, adapter)
     split = Split.of(loaded.adapted_modules, loaded.embedding, adapter, seed=3)
@@ -252,6 +253,23 @@ def ends_with(folder: Path, token: str) -> None:
 def with_settings(folder: Path, name: str, **changes: Any) -> None:
     table = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps(table | changes))
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
+def test_of_a_model_of_fewer_blocks_the_card_loads_no_more(
+    tiny_model: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    whole, merged = (a_model(tiny_model(kind), blocks=blocks) for blocks in (0, 2))
+    assert merged.scores(TEXTS) != pytest.approx(whole.scores(TEXTS), abs=1e-3)
+    why = export_peft(Export.of(merged), tmp_path / "mine", tried=merged)
+    namespace: dict[str, Any] = {}
+    exec(snippet(Export.of(merged), str(tmp_path / "mine")), namespace)
+    assert [namespace["score"](*text) for text in TEXTS] == pytest.approx(merged.scores(TEXTS), abs=1e-5)
+    if kind != "bert":
+        assert why == ""
+        said = by_the_card(tmp_path / "mine")([p + r for p, r in TEXTS])
+        assert said == pytest.approx(merged.scores(TEXTS), abs=1e-4)
+    assert load_exported(tmp_path / "mine").scores(TEXTS) == pytest.approx(merged.scores(TEXTS), abs=1e-6)
 
 
 def test_padding_that_texts_end_with_is_not_used(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:

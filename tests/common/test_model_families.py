@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.data.preferences import Preference
-from penchant.common.errors import BaseModelError
+from penchant.common.errors import BaseModelError, ConfigError
+from penchant.common.model.backbone import Backbone, load_backbone
 from penchant.common.model.factors import MergedWeights, Split
 from penchant.common.model.reward import RewardModel, load_reward_model
 
@@ -73,6 +74,43 @@ def test_a_family_is_as_the_table_says(row: tuple[str, ...], tiny_model: Callabl
     assert together == pytest.approx(alone, abs=2e-5)
     plain = MergedWeights({n: (a, b * 0) for n, (a, b) in effective.adapters.items()}, effective.head)
     assert together != pytest.approx(scores(model, plain, TEXTS), abs=1e-3)  # the factors are felt
+
+
+@pytest.mark.parametrize(
+    "kind", ["bert", "llama", "gpt2", "t5", "mpnet", "modernbert", "distilbert", "gpt_neox"]
+)
+def test_a_model_of_fewer_blocks_reads_what_the_whole_one_has_after_them(
+    tiny_model: Callable[[str], Path], kind: str
+) -> None:
+    def cut(blocks: int) -> Backbone:
+        return load_backbone(
+            ModelConfig(base_model=str(tiny_model(kind)), max_tokens=12, blocks=blocks), device="cpu"
+        )
+
+    whole, short = cut(0), cut(2)
+    assert len(short.blocks[1]) == 2 < len(whole.blocks[1])
+    assert len({whole.digest, short.digest, cut(1).digest}) == 3
+    assert short.digest == cut(2).digest
+    tokens = whole.tokenizer(["the motion on the bill"], return_tensors="pt")
+    seen: list[torch.Tensor] = []
+
+    def see(_: Any, __: Any, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    for one in (whole, short):
+        one.blocks[1][1].register_forward_hook(see)
+        with torch.no_grad():
+            one.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+    torch.testing.assert_close(seen[0], seen[1])
+
+
+def test_more_blocks_than_there_are_are_refused_with_their_number(tiny_model: Callable[[str], Path]) -> None:
+    with pytest.raises(BaseModelError, match=r"has 3 blocks, and model.blocks is 4; ask for 3 at most, or"):
+        loaded(tiny_model("bert"), blocks=4)
+    with pytest.raises(BaseModelError, match=r"looks at pictures, and can't be cut; set model\.blocks to 0"):
+        loaded(tiny_model("gemma3"), blocks=2)
+    with pytest.raises(ConfigError, match=r"model\.blocks is about the embedding under a score head"):
+        ModelConfig(objective="dpo", blocks=2)
 
 
 def test_a_family_without_a_list_of_blocks_is_refused_in_one_line(tiny_model: Callable[[str], Path]) -> None:

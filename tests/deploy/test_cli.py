@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -648,7 +648,37 @@ def test_every_recipe_is_a_valid_configuration(name: str, share: str) -> None:
 
 @pytest.mark.parametrize("name", ["../../evil", "senate/../senate", "", ".", "SENATE", "senate.toml"])
 def test_a_recipe_is_found_by_its_plain_name_only(name: str) -> None:
-    assert recipe(name, "A") == recipe("FILE.jsonl", "A") == {"federation.stop_after": 8}
+    assert recipe(name, "A") == recipe("FILE.jsonl", "A") == {"data.pairs": 200, "federation.stop_after": 8}
+
+
+def test_data_without_a_recipe_get_the_share_that_was_chosen_for_such_data(tmp_path: Path) -> None:
+    """It is a head on the frozen embedding, so whoever asks for adapters in blocks gets those."""
+    for name in ("mine.jsonl", "jester:FOLDER", "senate.jsonl"):
+        config = configure({"data.dataset": name}, None)
+        assert (config.adapter.share, config.adapter.rank, config.adapter.alpha) == ("common", 4, 4.0)
+        assert (config.model.blocks, config.data.pairs) == (3, 200)
+    for name in ("senate", "senate-masked", "movielens"):
+        assert configure({"data.dataset": name}, None).adapter.share == "A"
+    mine = {"data.dataset": "mine.jsonl"}
+    for base in ("all-mpnet-base-v2", "folder"):  # how deep to read was chosen for one base model
+        assert configure(mine | {"model.base_model": base}, None).model.blocks == 0
+    assert configure(mine | {"adapter.rank": 2}, None).adapter == replace(
+        configure(mine, None).adapter, rank=2
+    )
+    assert configure(mine | {"adapter.share": "AB"}, None).adapter.share == "AB"
+    for key, value in {
+        "model.objective": "dpo",
+        "adapter.head": "personal",
+        "adapter.target_modules": ["q_proj"],
+        "adapter.layers": [0],
+        "adapter.share_base": ["head"],
+        "federation.warmup_rounds": 3,
+    }.items():
+        config = configure(mine | {key: value}, None)
+        assert (config.adapter.share, config.adapter.rank) == ("A", 2), key
+    file = tmp_path / "mine.toml"
+    file.write_text('[data]\ndataset = "mine.jsonl"\n[adapter]\nlayers = [0]\n', encoding="utf-8")
+    assert configure({}, file).adapter.share == "A"
 
 
 def test_a_recipes_cohort_is_for_everybody() -> None:

@@ -198,6 +198,29 @@ def test_judges_of_arguments_are_split_by_topic(experiment: Callable[[str], Any]
     assert {pair.chosen[-1] for pair in found[0].test} == {pair.chosen[-1] for pair in found[1].test}
 
 
+def test_made_up_people_agree_as_much_as_they_are_asked_to(experiment: Callable[[str], Any]) -> None:
+    """Two people's wish for one text over another is the same as often as their tastes are alike."""
+    many, sizes = experiment("many_people"), Sizes(20, 0, 60)
+
+    def alike(agreement: float) -> float:
+        """How often people who judged the same two texts chose the same one."""
+        people = many.taught(60, sizes, 0, agreement).people
+        pairs = [
+            (frozenset((p.chosen, p.rejected)), p.chosen) for one in people for p in one.train + one.test
+        ]
+        by_pair: dict[frozenset[str], list[str]] = {}
+        for texts, chosen in pairs:
+            by_pair.setdefault(texts, []).append(chosen)
+        both = [a == b for own in by_pair.values() for a, b in itertools.combinations(own, 2)]
+        return sum(both) / len(both)
+
+    apart, half, together = alike(0.0), alike(0.5), alike(1.0)
+    assert apart == pytest.approx(0.5, abs=0.12)
+    assert apart < half < together
+    assert many.taught(3, sizes, 0) == many.taught(3, sizes, 0, 0.0)
+    assert 0.7 < many.oracle(60, sizes, 0, 0.5) < 0.95
+
+
 def test_a_candidate_is_found_in_what_it_is_a_part_of(experiment: Callable[[str], Any]) -> None:
     attacks = experiment("attacks")
     texts = [f"text {number}" for number in range(31)]

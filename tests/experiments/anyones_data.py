@@ -1,9 +1,12 @@
 """Every share on data that nothing was tuned on: `python tests/experiments/anyones_data.py --json FILE`.
 
 --sets: `senate`, `senate-masked`, `movielens`, `arguments` and `jester`; the last two need --data FOLDER, in
-which each has a folder of its name. Senate and senate-masked have recipes of their own; the others run with
-what anybody has who brings a file. --shares: the rows. Runs are those of `penchant simulate` without masks,
-which change no sum.
+which each has a folder of its name; and `alike-10`, `alike-50` and `alike-90`, made-up people of whose
+margins' variance 10, 50 and 90 % come of a taste that all have. Senate, senate-masked and movielens have
+recipes of their own; the others run with what anybody has who brings a file. --shares: the rows. Runs are
+those of `penchant simulate` without masks, which change no sum. The row of the default has, for each set, the
+share that somebody gets who asks for none; the row of the oracle, what made-up people's own tastes rank
+right.
 
 --part validation scores on the validation part, on which settings may be chosen; test, the default, is for
 one run at the end. --json keeps the runs, and the same command goes on where it stopped; --page FILE writes
@@ -27,13 +30,16 @@ import torch
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Federation
+from penchant.common.data.splits import Sizes
 from penchant.common.errors import ConfigError
 from penchant.common.shares import share_rule
 from penchant.deploy import datasets, run_directory
 from penchant.deploy.comparison.methods import method
-from penchant.deploy.recipes import recipe
+from penchant.deploy.recipes import recipe, usual_share
 from penchant.deploy.simulation.runner import simulate
 from penchant.deploy.simulation.world import prepare
+
+from many_people import oracle, taught  # isort: skip
 
 FOLDERS = ("arguments", "jester")  # read from --data
 SETS: Mapping[str, Mapping[str, Any]] = {
@@ -42,8 +48,14 @@ SETS: Mapping[str, Mapping[str, Any]] = {
     "arguments": {},
     "jester": {"data.clients": 1000},
     "movielens": {"data.clients": 100},
+    "alike-10": {},
+    "alike-50": {},
+    "alike-90": {},
 }
+MADE_UP = 200  # people of each such set
+SIZES = Sizes(pairs=20, validation_pairs=20, test_pairs=60)
 SHARES = ("AB", "none", "A", "B", "kernel", "lore", "mixed", "common")
+MANY = 50  # training pairs: of people with more, the mean is said apart
 MARKS = re.compile(r"(<!-- anyones data -->\n).*?(<!-- end -->)", re.S)
 Run = dict[str, Any]
 
@@ -57,9 +69,20 @@ def settings(name: str, folder: Path | None, share: str, seed: int, part: str) -
     return RunConfig().changed({**asked, **recipe(name, share), **SETS[name], "privacy.secagg": False})
 
 
+def default_share(name: str) -> str:
+    """What `penchant simulate` takes where no share is asked for."""
+    return usual_share(name) or RunConfig().adapter.share
+
+
+def agreement_of(name: str) -> float | None:
+    """Of made-up people, the part of a margin's variance that all have alike; None of real ones."""
+    kind, _, part = name.partition("-")
+    return int(part) / 100 if kind == "alike" else None
+
+
 def measured(config: RunConfig, cache: ModelCache) -> Run:
-    """The figures of one run: macro and micro mean, and who is served worse than by the run's own model for
-    all, where the rule has one."""
+    """The figures of one run: macro and micro mean, the mean over people with many training pairs, and who is
+    served worse than by the run's own model for all, where the rule has one."""
     with tempfile.TemporaryDirectory() as home:
         directory = Path(home) / "run"
         world = prepare(config, cache, _judged(config))
@@ -68,6 +91,9 @@ def measured(config: RunConfig, cache: ModelCache) -> Run:
     rows = [(row.accuracy or 0.0, row.n_test or 0) for row in result.per_client]
     right = sum(accuracy * pairs for accuracy, pairs in rows)
     found = {"macro": result.accuracy, "micro": right / sum(pairs for _, pairs in rows), "people": len(rows)}
+    many = [row.accuracy or 0.0 for row in result.per_client if (row.n_train or 0) > MANY]
+    if many:
+        found |= {"many": len(many), "of_many": statistics.fmean(many)}
     if result.served is not None:
         found |= {"population": result.served.accuracy, "worse": result.served.worse}
     return found
@@ -75,7 +101,11 @@ def measured(config: RunConfig, cache: ModelCache) -> Run:
 
 def _judged(config: RunConfig) -> Federation:
     """The set's people; on validation, those who have held-out choices."""
-    everybody = datasets.configured(config.data, config.seed)
+    agreement = agreement_of(config.data.dataset)
+    if agreement is None:
+        everybody = datasets.configured(config.data, config.seed)
+    else:
+        everybody = taught(MADE_UP, SIZES, config.seed, agreement)
     if config.data.evaluate == "test":
         return everybody
     return Federation(everybody.name, tuple(one for one in everybody.people if one.validation))
@@ -107,6 +137,15 @@ class Runs:
             self._path.write_text(kept, encoding="utf-8")
             print(f"{name} {share} {seed}: {found}", flush=True)
 
+    def default_row(self, names: Sequence[str], seeds: Sequence[int], part: str) -> str:
+        """The default of each set in Markdown, as `row`, and which share that is."""
+        cells = []
+        for name in names:
+            share = default_share(name)
+            found = [run for seed in seeds if (run := self.of(name, share, seed, part)) is not None]
+            cells.append(f"{share}: {shown([run['macro'] for run in found])}")
+        return f"| **the default** | {' | '.join(cells)} |"
+
     def row(self, share: str, names: Sequence[str], seeds: Sequence[int], part: str) -> str:
         """One share in Markdown: the macro mean on each set, with its standard error over seeds."""
         cells = []
@@ -125,6 +164,18 @@ class Runs:
         return f"| *{method(share)}: people served worse than by its model for all* | {' | '.join(cells)} |"
 
 
+def oracle_row(names: Sequence[str], seeds: Sequence[int], part: str) -> str:
+    """What made-up people's own tastes rank right of their test pairs."""
+    cells = []
+    for name in names:
+        agreement = agreement_of(name)
+        told = agreement is not None and part == "test"
+        cells.append(
+            shown([oracle(MADE_UP, SIZES, seed, agreement or 0.0) for seed in seeds] if told else [])
+        )
+    return f"| the oracle | {' | '.join(cells)} |"
+
+
 def shown(values: Sequence[float]) -> str:
     """Mean and standard error over seeds; a dash for nothing."""
     if not values:
@@ -137,6 +188,7 @@ def table(runs: Runs, names: Sequence[str], shares: Sequence[str], seeds: Sequen
     """The whole table, in Markdown; in brackets how many seeds."""
     lines = [f"| {part} part | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     lines += [runs.row(share, names, seeds, part) for share in shares]
+    lines += [runs.default_row(names, seeds, part), oracle_row(names, seeds, part)]
     lines += [runs.worse(share, names, seeds, part) for share in shares if share_rule(share).spread]
     return "\n".join(lines) + "\n"
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 import sys
 import warnings
 import xml.etree.ElementTree as ElementTree
@@ -102,21 +103,39 @@ def arguments(folder: Path, least: int, sizes: Sizes, seed: int) -> Federation:
     return Federation("arguments", tuple(found))
 
 
-def taught(people: int, sizes: Sizes, seed: int) -> Federation:
+def taught(people: int, sizes: Sizes, seed: int, agreement: float = 0.0) -> Federation:
     """Made-up people who choose between roll calls by Bradley and Terry, with tastes of one low rank.
 
-    A text's features are its frozen embedding's first directions, standardised.
+    A text's features are its frozen embedding's first directions, standardised. agreement: the part of a
+    margin's variance that comes of a taste that all people have, beside their own; 0 to 1.
     """
+    return _taught(people, sizes, seed, agreement)[0]
+
+
+def oracle(people: int, sizes: Sizes, seed: int, agreement: float = 0.0) -> float:
+    """The mean over `taught` people of the part of their test pairs that their own taste ranks right: it
+    falls short of 1 by the luck of their choices."""
+    return statistics.fmean(_taught(people, sizes, seed, agreement)[1])
+
+
+def _taught(people: int, sizes: Sizes, seed: int, agreement: float) -> tuple[Federation, list[float]]:
+    """The people, and what each one's taste ranks right of the test pairs."""
     data = senate.read()
     contested = data.contested()
     texts = list(dict.fromkeys(senate.worded(data.roll_calls[item]) for item in contested))
     features = _features(tuple(texts))
     parts = sizes.split(list(range(len(texts))))
-    tastes = Teacher.draw(people, FEATURES, 1, RANK, sharpness=SHARPNESS / math.sqrt(2), seed=seed).parameters
-    made = []
+    sharpness = SHARPNESS / math.sqrt(2)
+    tastes = Teacher.draw(people, FEATURES, 1, RANK, sharpness=sharpness, seed=seed).parameters[:, :, 0]
+    if agreement:
+        common = np.random.default_rng([seed, 3]).standard_normal(FEATURES)
+        common *= sharpness / np.linalg.norm(common)
+        tastes = math.sqrt(1 - agreement) * tastes + math.sqrt(agreement) * common
+    made: list[Person] = []
+    right: list[float] = []
     for number in range(people):
         own = np.random.default_rng([seed, 2, number])
-        utilities = features @ tastes[number, :, 0]
+        utilities = features @ tastes[number]
         chosen = {
             part: _choices(utilities, [i for i in range(len(texts)) if parts.part_of[i] == part], count, own)
             for part, count in _wanted(sizes).items()
@@ -126,7 +145,8 @@ def taught(people: int, sizes: Sizes, seed: int) -> Federation:
             for part, rows in chosen.items()
         }
         made.append(Person(f"person {number}", pairs["train"], pairs["validation"], pairs["test"]))
-    return Federation("taught", tuple(made))
+        right.append(statistics.fmean(utilities[one] > utilities[other] for one, other in chosen["test"]))
+    return Federation("taught", tuple(made)), right
 
 
 def _wanted(sizes: Sizes) -> dict[str, int]:

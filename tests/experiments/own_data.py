@@ -8,6 +8,9 @@ for a whole cohort at once, without devices, masks and messages, so that a run t
 --race does something else: it lets the heads among the candidates of `penchant simulate --auto` race by their
 counts of held-out choices, by the server's own rule, and says how the winner and the others do in the end.
 
+--depths asks how deep to read: the same heads on the states after each block of the base model, with 20
+training pairs a person at most, and with 200.
+
 --sets: `senate`, `jester` and `arguments`; the last two need --data FOLDER, in which each has a folder of its
 name. The same command goes on where it stopped. --page FILE writes the table between its marks. --only-show
 runs nothing.
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import math
 import re
@@ -85,28 +89,38 @@ RACE = {
 }
 """Those candidates of a race that are heads on the frozen embedding, the cheapest first."""
 RACE_MARKS = re.compile(r"(<!-- own race -->\n).*?(<!-- end -->)", re.S)
+BLOCKS, PAIRS = (
+    (6, 5, 4, 3, 2),
+    (20, 200),
+)  # of --depths: blocks of the base model used, training pairs at most
+DEEP = ("one head for all, stops", "LoRe's basis, rate .01, stops", "both, rank 4, stops")
+DEEP_MARKS = re.compile(r"(<!-- own depths -->\n).*?(<!-- end -->)", re.S)
 ROUNDS, EPOCHS, FINAL, LR_PERSONAL, LR_FINAL = 30, 6, 30, 1e-2, 1e-2  # the defaults
 
 
 # --- data -------------------------------------------------------------------------------------------------
 
 
-def people_of(name: str, folder: Path | None, seed: int) -> tuple[Person, ...]:
+def people_of(name: str, folder: Path | None, seed: int, pairs: int = 20) -> tuple[Person, ...]:
     """The people of one set's past."""
     source = name if name == "senate" else f"{name}:{folder / name}" if folder else ""
     if not source:
         raise SystemExit(f"{name} needs --data FOLDER, which holds a folder {name}")
     drawn, used = SETS[name]
     asked = {"data.dataset": source, "data.time_cutoff": PAST, "data.clients": drawn, "seed": seed}
+    asked |= {"data.pairs": pairs}
     people = datasets.configured(RunConfig().changed(asked).data, seed).people
     return tuple(one for one in people if len(one.train) >= LEAST.get(name, 1))[:used]
 
 
 class Embeddings:
-    """Differences of texts' embeddings; each text is embedded once, and kept in half precision."""
+    """Differences of texts' embeddings; each text is embedded once, and kept in half precision.
 
-    def __init__(self) -> None:
-        config = RunConfig().changed({"adapter.share": "lore"})
+    blocks: how many of the base model's are used; 0 for all.
+    """
+
+    def __init__(self, blocks: int = 0) -> None:
+        config = RunConfig().changed({"adapter.share": "lore", "model.blocks": blocks})
         self._model, self._length = ModelCache().model(config.model, config.adapter), config.model.normalize
         self._known: dict[tuple[str, str], Tensor] = {}
 
@@ -341,6 +355,55 @@ def race_table(done: Mapping[str, Mapping[str, Any]], names: Sequence[str], seed
     return "\n".join(lines) + "\n"
 
 
+# --- depths -----------------------------------------------------------------------------------------------
+
+
+def parts_of(people: Sequence[Person], embeddings: Embeddings) -> tuple[Parts, Parts, Parts]:
+    """Training, held-out and test pairs of everybody."""
+    kinds = ("train", "validation", "test")
+    train, held_out, test = (embeddings.part([getattr(one, kind) for one in people]) for kind in kinds)
+    return train, held_out, test
+
+
+def depths(
+    done: dict[str, Any], names: Sequence[str], seeds: Sequence[int], given: argparse.Namespace
+) -> None:
+    """Run what is missing of every depth, and add it to `done`."""
+    for blocks, name, seed, pairs in itertools.product(BLOCKS, names, seeds, PAIRS):
+        wanted = {f"{name} {seed} {blocks} {pairs} {label}": SETTINGS[label] for label in DEEP}
+        if not wanted.keys() <= done.keys():
+            parts = parts_of(people_of(name, given.data, seed, pairs), embedded_after(blocks))
+            for key, setting in wanted.items():
+                done[key] = {k: round(v, 4) for k, v in run(setting, *parts, seed).items()}
+                print(key, done[key], flush=True)
+            keep(done, given.json)
+
+
+@functools.lru_cache(1)
+def embedded_after(blocks: int) -> Embeddings:
+    """The embeddings of one depth."""
+    return Embeddings(blocks)
+
+
+def depth_table(done: Mapping[str, Mapping[str, float]], names: Sequence[str], seeds: Sequence[int]) -> str:
+    """In Markdown: after blending, mean over seeds, with 20 pairs and with 200."""
+    lines = [f"| blocks, rule | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for label, blocks in itertools.product(DEEP, BLOCKS):
+        cells = []
+        for name in names:
+            found = [
+                [
+                    one["blended"]
+                    for seed in seeds
+                    if (one := done.get(f"{name} {seed} {blocks} {pairs} {label}"))
+                ]
+                for pairs in PAIRS
+            ]
+            cells.append(", ".join(f"{statistics.fmean(own):.3f}" if own else "–" for own in found))
+        lines.append(f"| {blocks}, {label.removesuffix(', stops')} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 # --- all of them ------------------------------------------------------------------------------------------
 
 
@@ -358,6 +421,11 @@ def table(done: Mapping[str, Mapping[str, float]], names: Sequence[str], seeds: 
     return "\n".join(lines) + "\n"
 
 
+def keep(done: Mapping[str, Any], path: Path) -> None:
+    """Write the runs that are done."""
+    path.write_text(json.dumps(done, indent=0, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sets", default=",".join(SETS))
@@ -366,24 +434,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="a file to add the runs to")
     parser.add_argument("--page", type=Path)
     parser.add_argument("--race", action="store_true")
+    parser.add_argument("--depths", action="store_true")
     parser.add_argument("--only-show", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     names, seeds = given.sets.split(","), [int(seed) for seed in given.seeds.split(",")]
     done: dict[str, Any] = json.loads(given.json.read_text("utf-8")) if given.json.exists() else {}
-    embeddings = Embeddings()
-    for name in names if not given.only_show else ():
+    if given.depths and not given.only_show:
+        depths(done, names, seeds, given)
+    for name in names if not (given.only_show or given.depths) else ():
         for seed in seeds:
             wanted = {f"{name} {seed} {label}": setting for label, setting in SETTINGS.items()}
             if given.race:
                 wanted = {f"{name} {seed} race": Setting()}
             if wanted.keys() <= done.keys():
                 continue
-            people = people_of(name, given.data, seed)
-            kinds = ("train", "validation", "test")
-            train, held_out, test = (
-                embeddings.part([getattr(one, kind) for one in people]) for kind in kinds
-            )
+            train, held_out, test = parts_of(people_of(name, given.data, seed), embedded_after(0))
             for key, setting in wanted.items():
                 if key not in done:
                     done[key] = (
@@ -391,13 +457,13 @@ def main() -> None:
                         if given.race
                         else {k: round(v, 4) for k, v in run(setting, train, held_out, test, seed).items()}
                     )
-                    given.json.write_text(json.dumps(done, indent=0, sort_keys=True) + "\n", encoding="utf-8")
+                    keep(done, given.json)
                     print(key, done[key], flush=True)
-    text = (race_table if given.race else table)(done, names, seeds)
+    text = (race_table if given.race else depth_table if given.depths else table)(done, names, seeds)
     print(text)
     if given.page:
         before = given.page.read_text(encoding="utf-8")
-        marks = RACE_MARKS if given.race else MARKS
+        marks = RACE_MARKS if given.race else DEEP_MARKS if given.depths else MARKS
         given.page.write_text(marks.sub(lambda found: found[1] + text + found[2], before), encoding="utf-8")
 
 

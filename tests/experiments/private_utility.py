@@ -3,16 +3,16 @@
 --people: `senate`; `arguments`, people who judged 50 arguments or more; `taught` and `taught10000`, made-up
 ones; `jester`, a thousand readers of jokes, tested on jokes that are new to all; `jester-known` and
 `jester-known5000`, readers tested on jokes that are new to them alone (many_people.py). --data FOLDER holds
-`arguments/` and `jester/`. --shares: shares with Senate's recipe, or `default`, what people have who bring
-data of their own: share A and no recipe. Runs are those of noised_fleet.py: everything but masks, which
-change no sum. Everybody is asked in every round; the rest is the recipe, but for rounds, clip and the
-server's rate, and the length of texts, which is what jokes and arguments need.
+`arguments/` and `jester/`. --shares: shares with Senate's recipe, or without one: `A, no recipe`, and
+`default`, share common, what people have who bring data of their own. Runs are those of noised_fleet.py:
+everything but masks, which change no sum. Everybody is asked in every round; the rest is the recipe, but for
+rounds, clip and the server's rate, and the length of texts, which is what jokes and arguments need.
 
-Rounds, clip and rate of share lore are chosen at epsilon 8 on Senate's validation pairs, with a seed of
-their own (SEARCH_SEED), and stand for every epsilon and all people; other shares are trained for four rounds,
-without a search, and lore beside them (`lore, 4 rounds`). What is lost is counted from the better of two
-without noise: the same settings, and in share lore those chosen in the same way among more. Test pairs are
-scored once for each seed.
+Rounds, clip and rate of shares lore and default are chosen at epsilon 8 on Senate's validation pairs, with a
+seed of their own (SEARCH_SEED), and stand for every epsilon and all people; other shares are trained for four
+rounds, without a search, and lore beside them (`lore, 4 rounds`). What is lost is counted from the better of
+two without noise: the same settings, and in the two searched shares those chosen in the same way among more.
+Test pairs are scored once for each seed.
 
 --json keeps the runs, and the same command goes on where it stopped; --page FILE writes the table between its
 marks, with a dash where runs are missing; --only-show runs nothing.
@@ -58,6 +58,8 @@ FIXED = _shape(4, 1.0, 1.0)
 SEARCH_SEED = 1000
 SIZES = Sizes(pairs=20, validation_pairs=20, test_pairs=60)
 LEAST = 50  # strict choices of a judge of arguments
+UNTUNED = "A, no recipe"
+SEARCHED = ("lore", "default")
 LONG = {"model.max_tokens": 128}
 PEOPLE: dict[str, tuple[int, dict[str, Any]]] = {
     "senate": (101, {}),
@@ -69,7 +71,7 @@ PEOPLE: dict[str, tuple[int, dict[str, Any]]] = {
     "jester-known5000": (5000, LONG),
 }
 """Name -> how many, and what their texts need of a recipe that was made for others."""
-SHARES = ("lore", "lore, 4 rounds", "A", "B", "AB", "ffa", "default")
+SHARES = ("lore", "lore, 4 rounds", "A", "B", "AB", "ffa", UNTUNED, "default")
 Shape = dict[str, Any]
 
 
@@ -127,8 +129,10 @@ def settings(share: str, epsilon: float, seed: int, **more: Any) -> Shape:
     }
     noised = {"privacy.dp_epsilon": epsilon, "privacy.dp_delta": DELTA} if epsilon else {}
     base = {"adapter.share": share.partition(",")[0]}
-    if share == "default":
+    if share == UNTUNED:
         base = {"adapter.share": "A", "recipe": ""}
+    if share == "default":
+        base = {"adapter.share": "common", "adapter.rank": 4, "adapter.alpha": 4.0, "recipe": ""}
     return base | {"seed": seed} | everybody | noised | more
 
 
@@ -144,7 +148,7 @@ def searched(runs: Runs, share: str, epsilon: float, shapes: Sequence[Shape]) ->
 
 def shapes_of(runs: Runs, share: str) -> tuple[Shape, Shape] | None:
     """The best settings at epsilon 8 and without noise; None where a run is missing."""
-    if share != "lore":
+    if share not in SEARCHED:
         return FIXED, FIXED
     shape = searched(runs, share, 8.0, SHAPES)
     free = shape and searched(runs, share, 0.0, [shape, *MORE])
@@ -192,7 +196,7 @@ def table(runs: Runs) -> list[str]:
 def _over(
     runs: Runs, name: str, share: str, epsilon: float, shape: Shape, seeds: Sequence[int]
 ) -> dict[int, float]:
-    needed = PEOPLE[name][1] if share != "default" else {}
+    needed = PEOPLE[name][1] if share not in (UNTUNED, "default") else {}
     found = {seed: runs.of(name, settings(share, epsilon, seed, **needed, **shape)) for seed in seeds}
     return {seed: value for seed, value in found.items() if value is not None}
 
