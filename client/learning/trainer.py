@@ -27,8 +27,8 @@ Rates = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What pairs say of a model: correct of total, and the sum of their Bradley-Terry losses; tied are those,
-    none of them correct, whose two scores are equal.
+    """What pairs say of a model: correct of total, and the sum of their Bradley-Terry losses, each times what
+    its strength makes it count; tied are those, none of them correct, whose two scores are equal.
 
     Ties that the person said are in none of these four, but counted in `ties`; `ties_expected` of them the
     model expects among all pairs.
@@ -174,7 +174,7 @@ class LocalTrainer:
         log_scale = torch.zeros((), device=self._model.device, requires_grad=True)
         scaled = {name: leaves[name] * log_scale.exp() for name in self._split.deviations(leaves)}
         margins = self._model.margins(prepared, self._effective(leaves | scaled))
-        loss = davidson(margins, prepared.ties, prepared.nu).sum()
+        loss = _weighed(davidson(margins, prepared.ties, prepared.nu), prepared.weights).sum()
         return -float(torch.autograd.grad(loss, log_scale)[0])
 
     def score(self, shared: Vector, personal: Vector, texts: Texts) -> Vector:
@@ -344,9 +344,11 @@ def batches_of(
 def counts_of(margins: Tensor, prepared: PreparedPairs, nu: float | None = None) -> Counts:
     """What the margins [pairs] of some pairs say."""
     every, nu = margins, prepared.nu if nu is None else nu
+    weights = None if prepared.weights is None else prepared.weights.to(margins.device)
     if prepared.ties is not None:
-        margins = margins[~prepared.ties.to(margins.device)]
-    losses = bradley_terry(margins.double())
+        choices = ~prepared.ties.to(margins.device)
+        margins, weights = margins[choices], None if weights is None else weights[choices]
+    losses = _weighed(bradley_terry(margins.double()), weights)
     expected = tie_probability(every.double().cpu().numpy(), nu).sum() if nu else 0.0
     return Counts(
         int((margins > 0).sum()),
@@ -356,3 +358,7 @@ def counts_of(margins: Tensor, prepared: PreparedPairs, nu: float | None = None)
         len(every) - len(margins),
         float(expected),
     )
+
+
+def _weighed(each: Tensor, weights: Tensor | None) -> Tensor:
+    return each if weights is None else each * weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from penchant.common.model.davidson import bradley_terry
 from penchant.common.model.factors import MergedWeights, Split
 from penchant.common.model.reward import RewardModel
 from penchant.common.objectives import objective
+from penchant.common.shares import SHARES
 
 PAIRS = [
     SimpleNamespace(prompt="", chosen=chosen, rejected=rejected)
@@ -81,7 +83,7 @@ class Line:
 
 
 class LinePairs(SimpleNamespace):
-    ties, nu = None, 0.0
+    ties, nu, weights = None, 0.0, None
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -511,3 +513,55 @@ def test_an_objective_with_losses_of_its_own_takes_a_tie_as_half_a_choice_each_w
     wanted = [(m / 0.5 - target) ** 2 for m in margins.tolist()]
     wanted[-2:] = [(m / 0.5) ** 2 + target**2 for m in margins.tolist()[-2:]]
     assert model.losses(margins, prepared).tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+# --- strengths ------------------------------------------------------------------------------------
+
+
+def strong(*strengths: float | None) -> list[SimpleNamespace]:
+    """PAIRS with strengths."""
+    return [SimpleNamespace(**vars(p), strength=s) for p, s in zip(PAIRS, strengths, strict=True)]
+
+
+def as_copies(pairs: Sequence[SimpleNamespace], times: Sequence[int]) -> list[SimpleNamespace]:
+    return [pair for pair, count in zip(pairs, times, strict=True) for _ in range(count)]
+
+
+@pytest.mark.parametrize("share", [name for name in SHARES.names() if name != "meta"])  # which halves them
+def test_a_choice_of_strength_three_counts_as_three_alike(tiny_model: Any, share: str) -> None:
+    """One full-batch step on the mean loss: with weights, and with every choice written down that often."""
+    model = reward_model(tiny_model("bert"), share=share)
+    times = [1 + number % 3 for number in range(len(PAIRS))]
+    made = trainer(model, share, batch_size=0, optimizer="sgd", local_epochs=1)
+    shared, personal = made.split.initial(0)
+    learned = made.train(shared, personal, model.prepare(strong(*map(float, times))), seed=0)
+    copied = made.train(shared, personal, model.prepare(as_copies(PAIRS, times)), seed=0)
+    assert learned.shared_update == pytest.approx(copied.shared_update, rel=1e-3, abs=1e-6)
+    assert learned.personal == pytest.approx(copied.personal, rel=1e-3, abs=1e-6)
+    assert learned.weight == len(PAIRS)
+    mean_loss = [out.before.loss_sum / out.before.total for out in (learned, copied)]
+    assert mean_loss[0] == pytest.approx(mean_loss[1], rel=1e-5)
+
+
+def test_alike_strengths_and_none_give_the_same_bits(model: RewardModel) -> None:
+    plain, alike, nought = (
+        trainer(model, "A").train(*trainer(model, "A").split.initial(0), model.prepare(pairs), seed=0)
+        for pairs in (PAIRS, strong(*[7.3] * len(PAIRS)), strong(*[0.0] * len(PAIRS)))
+    )
+    for other in (alike, nought):
+        assert np.array_equal(plain.shared_update, other.shared_update)
+        assert np.array_equal(plain.personal, other.personal)
+        assert plain.before == other.before
+
+
+def test_every_objective_counts_choices_by_their_strength(
+    model: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = strong(*(float(number) for number in range(len(PAIRS))))
+    prepared, margins = model.prepare(given), torch.linspace(-1, 1, len(PAIRS))
+    weights = np.arange(len(PAIRS)) / np.arange(len(PAIRS)).mean()
+    for name in ("reward", "ipo", "simpo"):
+        losses = objective(name).losses
+        monkeypatch.setattr(model, "objective", dataclasses.replace(model.objective, losses=losses))
+        alone = model.losses(margins, model.prepare(PAIRS)).numpy()
+        assert model.losses(margins, prepared).numpy() == pytest.approx(alone * weights, rel=1e-5)
