@@ -19,7 +19,7 @@ from penchant.common.errors import ConfigError, DataError, DeviceError
 from penchant.common.model.davidson import bradley_terry, davidson, tie_probability
 from penchant.common.model.factors import MergedWeights, Split, Vector
 from penchant.common.model.reward import PreparedPairs, RewardModel, Texts
-from penchant.common.shares import HEADS
+from penchant.common.shares import HEADS, Fitting
 
 Leaves = dict[str, Tensor]
 Rates = dict[str, float]
@@ -109,6 +109,10 @@ class LocalTrainer:
     def train(self, shared: Vector, personal: Vector, prepared: PreparedPairs, seed: int) -> Outcome:
         """One round's local training. The same inputs and seed give the same bits on the same machine.
 
+        Where the rule fits anew (`Fitting.ANEW`), `personal` is the common start: one half of the pairs fits
+        the personal part, and the other half trains what is shared at where that led (first-order MAML: Finn,
+        Abbeel and Levine, ICML 2017; in rounds: Fallah, Mokhtari and Ozdaglar, NeurIPS 2020).
+
         Raises:
             DataError: there are no pairs.
             DeviceError: training ended in values that are not finite.
@@ -117,9 +121,14 @@ class LocalTrainer:
         leaves = self._leaves(shared, personal)
         personal_rates, shared_rates = rates_of(self._split, settings)
         then = shared_rates if settings.update_order == "alternating" else personal_rates | shared_rates
-        alone = self._fit(leaves, personal_rates, settings.alone_epochs, prepared, seed)
-        both = self._fit(leaves, then, settings.local_epochs, prepared, seed + 1)
-        before = self._before(alone if alone.steps else both, shared, personal, prepared)
+        first, second, epochs = prepared, prepared, settings.alone_epochs
+        if self._split.rule.fitting is Fitting.ANEW:
+            first, second = halves(self._model, prepared, seed)
+            then, epochs = shared_rates, settings.personal_epochs or settings.local_epochs
+        alone = self._fit(leaves, personal_rates, epochs, first, seed)
+        both = self._fit(leaves, then, settings.local_epochs, second, seed + 1)
+        whole = alone if alone.steps else both
+        before = self._before(whole if first is second else _Fit(0, None), shared, personal, prepared)
         new_shared, new_personal = self._vectors(leaves)
         steps = alone.steps + both.steps
         return Outcome(new_shared - shared, new_personal, prepared.choices, before, steps)
@@ -307,6 +316,8 @@ def rates_of(split: Split, training: TrainingConfig) -> tuple[Rates, Rates]:
     shared = dict.fromkeys(split.shared.names, training.lr_shared)
     for rates in (personal, shared):
         rates |= {name: training.lr_head for name in HEADS if name in rates}
+    if split.rule.fitting is Fitting.LAST:
+        personal = dict.fromkeys(personal, 0.0)
     shared.pop(split.spread_tensor, None)  # training pairs don't say how far people lie apart
     return personal, shared
 
@@ -325,6 +336,19 @@ def optimizers_of(
             on_gpu = any(trained[n].is_cuda for n in names if n in trained)  # there, calls are what costs
             made.append(rule(groups, weight_decay=training.weight_decay, foreach=on_gpu))
     return made
+
+
+def halves(model: RewardModel, prepared: PreparedPairs, seed: int) -> tuple[PreparedPairs, PreparedPairs]:
+    """The pairs in two halves at random, with choices in each; twice all where there is one choice."""
+    if prepared.choices < 2:
+        return prepared, prepared
+    order = torch.randperm(
+        len(prepared), generator=torch.Generator().manual_seed(seed & (2**63 - 1))
+    ).tolist()
+    ties = set() if prepared.ties is None else set(prepared.ties.nonzero().flatten().tolist())
+    sorts = [place for place in order if place not in ties], [place for place in order if place in ties]
+    first, second = ([place for sort in sorts for place in sort[start::2]] for start in (0, 1))
+    return model.subset(prepared, first), model.subset(prepared, second)
 
 
 def batches_of(

@@ -18,8 +18,10 @@ A column may name the person who chose: ``person``, ``worker`` or ``user_id`` un
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,8 +116,12 @@ def each_once(pairs: Iterable[Preference]) -> list[Preference]:
 
 def checked_strength(name: str, value: object) -> float:
     """A strength as a number. DataError, with the name of its column, unless it is from 0 to `STRONGEST`."""
-    if isinstance(value, Real) and not isinstance(value, bool) and 0 <= value <= STRONGEST:
-        return float(value)
+    number = math.nan
+    if isinstance(value, Real) and type(value) is not bool:
+        with contextlib.suppress(OverflowError):  # an integer of JSON may have any length
+            number = float(value)
+    if 0 <= number <= STRONGEST:
+        return number
     raise DataError(
         f"{name!r} must be a number from 0 to {STRONGEST}, slightly, better or much: how strongly 'chosen' "
         "is preferred; rename the column if it means something else"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from penchant.client.learning.trainer import LocalTrainer
+from penchant.client.learning.trainer import LocalTrainer, halves
 from penchant.common.config import AdapterConfig, FederationConfig, ModelConfig, RunConfig, TrainingConfig
 from penchant.common.errors import ConfigError, DataError, DeviceError
 from penchant.common.model.backbone import load_backbone
@@ -565,3 +565,106 @@ def test_every_objective_counts_choices_by_their_strength(
         monkeypatch.setattr(model, "objective", dataclasses.replace(model.objective, losses=losses))
         alone = model.losses(margins, model.prepare(PAIRS)).numpy()
         assert model.losses(margins, prepared).numpy() == pytest.approx(alone * weights, rel=1e-5)
+
+
+# --- rivals ---------------------------------------------------------------------------------------
+
+
+def bert(tiny_model: Any, share: str) -> RewardModel:
+    return reward_model(tiny_model("bert"), share=share, rank=2)
+
+
+def test_fine_tuning_is_the_model_for_all_and_then_a_copy_of_it_that_goes_on(tiny_model: Any) -> None:
+    """Against the rule AB, whose one model is trained further on one person's pairs."""
+    tuned, plain = bert(tiny_model, "finetune"), bert(tiny_model, "AB")
+    made = LocalTrainer(tuned, tuned.split(), dataclasses.replace(SETTINGS, final_fit_epochs=7))
+    reference = LocalTrainer(plain, plain.split(), SETTINGS)
+    shared, personal = somewhere(plain.split())[0], tuned.split().initial(0)[1]
+    assert not personal.any()
+    learned = made.train(shared, personal, tuned.prepare(PAIRS), seed=0)
+    wanted = reference.train(shared, np.zeros(0, np.float32), plain.prepare(PAIRS), seed=0)
+    assert learned.shared_update == pytest.approx(wanted.shared_update, rel=1e-5, abs=1e-7)
+    assert not learned.personal.any()  # rounds train what is shared
+    own = made.refit(shared, personal, tuned.prepare(PAIRS), seed=0).personal
+    rate = SETTINGS.final_fit_lr
+    onward = dataclasses.replace(SETTINGS, lr_shared=rate, lr_head=rate, local_epochs=7)
+    copy = LocalTrainer(plain, plain.split(), onward).train(
+        shared, np.zeros(0, np.float32), plain.prepare(PAIRS), seed=0
+    )
+    assert own == pytest.approx(copy.shared_update, rel=1e-3, abs=1e-5)
+    with pytest.raises(
+        ConfigError, match=r"after the last round alone; set training\.final_fit_epochs above 0"
+    ):
+        RunConfig().changed({"adapter.share": "finetune", "training.final_fit_epochs": 0})
+
+
+def test_meta_learning_is_first_order_maml_written_out(tiny_model: Any) -> None:
+    """One step of w on one half of the pairs, then one of V and u on the other half, at that w."""
+    model = bert(tiny_model, "meta")
+    settings = dataclasses.replace(
+        SETTINGS, optimizer="sgd", lr_personal=0.3, lr_shared=0.1, local_epochs=1, personal_epochs=1
+    )
+    made = LocalTrainer(model, model.split(), settings)
+    shared, start = somewhere(model.split())[0], model.split().initial(0)[1]
+    outcome = made.train(shared, start, model.prepare(PAIRS), seed=3)
+
+    support, query = halves(model, model.prepare(PAIRS), 3)
+    named = {name: torch.tensor(value) for name, value in model.split().shared.named(shared).items()}
+    basis, begin = named["meta.basis"].requires_grad_(), named["meta.start"].requires_grad_()
+    weights = torch.zeros(2, requires_grad=True)
+
+    def loss(half: Any) -> torch.Tensor:
+        head = ((begin + weights) @ basis).unsqueeze(0)
+        return torch.nn.functional.softplus(-model.margins(half, MergedWeights({}, head))).mean()
+
+    (inner,) = torch.autograd.grad(loss(support), weights)
+    weights = (-0.3 * inner).detach()
+    outer = torch.autograd.grad(loss(query), [basis, begin])
+    assert outcome.personal == pytest.approx(weights.numpy(), rel=1e-4)
+    update = model.split().shared.named(outcome.shared_update)
+    assert update["meta.basis"] == pytest.approx(-0.1 * outer[0].numpy(), rel=1e-3, abs=1e-7)
+    assert update["meta.start"] == pytest.approx(-0.1 * outer[1].numpy(), rel=1e-3, abs=1e-7)
+    before = made.evaluate(shared, start, model.prepare(PAIRS))  # of the start, on all pairs
+    assert outcome.before.loss_sum == pytest.approx(before.loss_sum)
+    assert outcome.before.total == len(PAIRS)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_halves_hold_every_pair_once_and_choices_each(model: RewardModel, count: int) -> None:
+    pairs = [*PAIRS[:count], *(SimpleNamespace(**vars(pair), tie="equal") for pair in PAIRS[count:])]
+    prepared = model.prepare(pairs)
+    first, second = halves(model, prepared, seed=5)
+    if count == 1:
+        assert first is second is prepared
+        return
+    assert len(first) + len(second) == len(PAIRS)
+    assert first.choices + second.choices == count
+    assert abs(first.choices - second.choices) <= 1
+    assert first.nu == prepared.nu
+    again, other = halves(model, prepared, seed=5)[0], halves(model, prepared, seed=6)[0]
+    assert torch.equal(again.chosen, first.chosen)
+    del other
+
+
+def test_shrinkage_is_ridge_regression_around_the_common_head(tiny_model: Any) -> None:
+    """Newton's method on the embeddings: Σ log(1 + e^-(h + d)x) + |d|² / 2σ²."""
+    model = bert(tiny_model, "shrinkage")
+    settings = dataclasses.replace(SETTINGS, optimizer="sgd", final_fit_epochs=4000, final_fit_lr=0.05)
+    made = LocalTrainer(model, model.split(), settings)
+    named = model.split().shared.named(somewhere(model.split())[0])
+    named["shrinkage.spread"][:] = math.log(0.5 / 0.05)  # σ = 1/2
+    shared = np.concatenate([value.ravel() for value in named.values()])
+    prepared = model.prepare(PAIRS)
+    found = made.refit(shared, model.split().initial(0)[1], prepared, seed=0).personal
+
+    eye = [MergedWeights({}, row.unsqueeze(0)) for row in torch.eye(model.embedding)]
+    with torch.no_grad():
+        x = torch.stack([model.margins(prepared, one) for one in eye], 1).double().numpy()
+    head, own = named["common.head"][0].astype(float), np.zeros(model.embedding)
+    for _ in range(50):
+        likely = 1 / (1 + np.exp(-x @ (head + own)))
+        slope = -x.T @ (1 - likely) + own / 0.25
+        curve = (x * (likely * (1 - likely))[:, None]).T @ x + np.eye(len(own)) / 0.25
+        own -= np.linalg.solve(curve, slope)
+    assert found == pytest.approx(own, rel=2e-2, abs=2e-3)
+    assert np.abs(found).max() > 0.05

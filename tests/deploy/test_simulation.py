@@ -34,6 +34,7 @@ from penchant.server.journal import Journal, RoundLog
 PEOPLE = 7  # t = 5: two may be lost
 BENCHES = ModelCache()  # one model for all runs
 SHARES = ["B", "A", "kernel", "svd", "AB", "none", "ffa", "lore", "mixed", "common"]
+SHARES += ["finetune", "meta", "shrinkage"]
 SPLIT = {"B", "A", "kernel", "svd", "mixed"}  # those that have a warm-up
 FIRST_NODE = 1000
 TIMES = ("seconds", "wall_seconds", "peak_rss_mb")
