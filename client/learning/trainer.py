@@ -124,7 +124,7 @@ class LocalTrainer:
         first, second, epochs = prepared, prepared, settings.alone_epochs
         if self._split.rule.fitting is Fitting.ANEW:
             first, second = halves(self._model, prepared, seed)
-            then, epochs = shared_rates, settings.personal_epochs or settings.local_epochs
+            then, epochs = shared_rates, settings.alone_epochs or settings.local_epochs
         alone = self._fit(leaves, personal_rates, epochs, first, seed)
         both = self._fit(leaves, then, settings.local_epochs, second, seed + 1)
         whole = alone if alone.steps else both

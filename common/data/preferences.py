@@ -117,7 +117,7 @@ def each_once(pairs: Iterable[Preference]) -> list[Preference]:
 def checked_strength(name: str, value: object) -> float:
     """A strength as a number. DataError, with the name of its column, unless it is from 0 to `STRONGEST`."""
     number = math.nan
-    if isinstance(value, Real) and type(value) is not bool:
+    if not isinstance(value, bool) and isinstance(value, Real):
         with contextlib.suppress(OverflowError):  # an integer of JSON may have any length
             number = float(value)
     if 0 <= number <= STRONGEST:

@@ -601,9 +601,7 @@ def test_fine_tuning_is_the_model_for_all_and_then_a_copy_of_it_that_goes_on(tin
 def test_meta_learning_is_first_order_maml_written_out(tiny_model: Any) -> None:
     """One step of w on one half of the pairs, then one of V and u on the other half, at that w."""
     model = bert(tiny_model, "meta")
-    settings = dataclasses.replace(
-        SETTINGS, optimizer="sgd", lr_personal=0.3, lr_shared=0.1, local_epochs=1, personal_epochs=1
-    )
+    settings = dataclasses.replace(SETTINGS, optimizer="sgd", lr_personal=0.3, lr_shared=0.1, local_epochs=1)
     made = LocalTrainer(model, model.split(), settings)
     shared, start = somewhere(model.split())[0], model.split().initial(0)[1]
     outcome = made.train(shared, start, model.prepare(PAIRS), seed=3)

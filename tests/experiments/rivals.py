@@ -70,6 +70,7 @@ RIVALS = {
         "the shape of MRM, by first-order MAML",
         {
             "training.lr_personal": 0.1,
+            "training.update_order": "alternating",
             "training.personal_epochs": 10,
             "training.final_fit_epochs": 10,
             "training.final_fit_lr": 0.1,

@@ -65,7 +65,9 @@ def pairs_of(ratings: Matrix, features: Matrix) -> tuple[Tensor, Tensor, Tensor]
     """Of people with ratings enough: differences [people, pairs, d] to learn from, their strengths, and
     differences to be judged by."""
     rng = np.random.default_rng(0)
-    learned, strengths, judged = [], [], []
+    learned: list[Matrix] = []
+    judged: list[Matrix] = []
+    strengths: list[Matrix] = []
     for own in ratings:
         rated = rng.permutation(np.flatnonzero(np.isfinite(own)))
         if len(rated) < LEAST_RATED:
