@@ -34,7 +34,7 @@ from penchant.common.settings import (
     setting,
     within,
 )
-from penchant.common.shares import SHARES, Head, ShareRule, share_rule
+from penchant.common.shares import SHARES, Fitting, Head, ShareRule, share_rule
 
 ObjectiveName = str  # a name of `common.objectives`
 ShareName = str  # a name of `common.shares`
@@ -641,6 +641,12 @@ class RunConfig(Section):
     def _check(self) -> None:
         head_of(self.model, self.adapter)
         refuse_unread_head(self.model, self.training, TrainingConfig())
+        if self.adapter.rule.fitting is Fitting.LAST and not self.training.final_fit_epochs:
+            raise ConfigError(
+                f'share "{self.adapter.share}" trains its personal part after the last round alone; set '
+                "training.final_fit_epochs above 0",
+                about=("training.final_fit_epochs", "adapter.share"),
+            )
         if self.federation.warmup_rounds and not self.adapter.rule.can_warm_up:
             raise ConfigError(
                 f'share "{self.adapter.share}" has no split to warm up for; set federation.warmup_rounds to '

@@ -27,6 +27,7 @@ __all__ = [
     "ONE_FOR_ALL",
     "SHARES",
     "Factor",
+    "Fitting",
     "Head",
     "Part",
     "ShareRule",
@@ -61,6 +62,16 @@ class Part(StrEnum):
     SHARED = "shared"
     PERSONAL = "personal"
     FROZEN = "frozen"
+
+
+class Fitting(StrEnum):
+    """When a device trains its personal part."""
+
+    ROUNDS = "rounds"  # in every round, from where its last one left it
+    LAST = "last"  # after the last round alone: rounds train what is shared
+    ANEW = (
+        "anew"  # in every round from the common start, before what is shared is trained at where that leads
+    )
 
 
 class Side(StrEnum):
@@ -171,6 +182,7 @@ class ShareRule:
             the head is a separate tensor.
         sharing: what is shared in a short phrase, for "Sharing … pays"; `shared` without "factor" if empty.
         spread: the prior of personal factors that stand beside a population's model; None without one.
+        fitting: when the personal part is trained; anew is first-order meta-learning (`LocalTrainer.train`).
 
     Raises:
         ConfigError: the rule contradicts itself.
@@ -186,6 +198,7 @@ class ShareRule:
     compose_head: Callable[[Tensors], Tensor] | None = None
     sharing: str = ""
     spread: Spread | None = None
+    fitting: Fitting = Fitting.ROUNDS
 
     def __post_init__(self) -> None:
         roles = [factor.role for factor in self.factors]
@@ -369,6 +382,22 @@ def _common_and_basis(factors: Tensors) -> Tensor:
     return factors["h"] + _weighted_basis(factors)
 
 
+def _fine_tuned(factors: Tensors) -> tuple[Tensor, Tensor]:
+    return factors["A"] + factors["DA"], factors["B"] + factors["DB"]
+
+
+def _fine_tuned_head(factors: Tensors) -> Tensor:
+    return factors["h"] + factors["dh"]
+
+
+def _weighted_from_start(factors: Tensors) -> Tensor:
+    return ((factors["u"] + factors["w"]) @ factors["V"]).unsqueeze(0)  # (r) @ (r, d) -> (1, d)
+
+
+def _with_own_head(factors: Tensors) -> Tensor:
+    return factors["h"] + factors["d"]
+
+
 _OWN = (
     ShareRule(  # the paper's first strategy: one B for all, A_i personal
         name="B",
@@ -473,6 +502,51 @@ _OWN = (
         ),
         compose_head=_common_and_basis,
         spread=Spread("t", of=("w",), start=0.1),
+    ),
+    ShareRule(  # federated averaging, then fine-tuning on each device (Cheng, Chadha and Duchi 2021)
+        name="finetune",
+        label="one model for all, then fine-tuned",
+        shared="factors A and B and the head",
+        personal="what fine-tuning changes of them",
+        factors=(
+            _a(Part.SHARED),
+            _b(Part.SHARED),
+            Factor("DA", Part.PERSONAL, (Side.RANK, Side.IN), Start.ZEROS),
+            Factor("DB", Part.PERSONAL, (Side.OUT, Side.RANK), Start.ZEROS),
+            Factor("h", Part.SHARED, (1, Side.EMBEDDING), Start.NORMAL, tensor=COMMON_HEAD),
+            Factor("dh", Part.PERSONAL, (1, Side.EMBEDDING), Start.ZEROS, tensor="finetune.head"),
+        ),
+        compose=_fine_tuned,
+        compose_head=_fine_tuned_head,
+        sharing="one model for all as a start",
+        fitting=Fitting.LAST,
+    ),
+    ShareRule(  # MRM's shape: a basis of rewards, and a start from which few steps fit a person's weights
+        name="meta",
+        label="basis and start shared, weights meta-learned",
+        shared="the low-rank basis and the start of the weights",
+        personal="the weights' way from their start",
+        factors=(
+            Factor("V", Part.SHARED, (Side.RANK, Side.EMBEDDING), Start.UNIFORM, tensor="meta.basis"),
+            Factor("u", Part.SHARED, (Side.RANK,), Start.ZEROS, tensor="meta.start"),
+            Factor("w", Part.PERSONAL, (Side.RANK,), Start.ZEROS, tensor="meta.weights"),
+        ),
+        compose_head=_weighted_from_start,
+        sharing="a low-rank basis and a start",
+        fitting=Fitting.ANEW,
+    ),
+    ShareRule(  # per-rater shrinkage: a head for all, and each one's own drawn to it as the data say
+        name="shrinkage",
+        label="common head shared, own head shrunk to it",
+        shared="a common head",
+        personal="the own head's deviation from it",
+        factors=(
+            Factor("h", Part.SHARED, (1, Side.EMBEDDING), Start.ZEROS, tensor=COMMON_HEAD),
+            Factor("d", Part.PERSONAL, (1, Side.EMBEDDING), Start.ZEROS, tensor="shrinkage.head"),
+            Factor("t", Part.SHARED, (1,), Start.ZEROS, warmup=Part.FROZEN, tensor="shrinkage.spread"),
+        ),
+        compose_head=_with_own_head,
+        spread=Spread("t", of=("d",), start=0.05),
     ),
 )
 for _rule in _OWN:

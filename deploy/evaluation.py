@@ -18,6 +18,7 @@ from penchant.common.data.preferences import Preference, comparison_of, without_
 from penchant.common.data.row_files import BadRows, RowLog
 from penchant.common.data.trl_format import Labelled, column_names
 from penchant.common.errors import DataError, UsageError
+from penchant.common.model.strengths import weights_of
 from penchant.common.wording import counted
 
 __all__ = ["Evaluation", "GroupAccuracy", "Models", "PairScore", "evaluate", "write_scores"]
@@ -30,13 +31,15 @@ NOBODY = "(nobody)"
 class PairScore:
     """What a model made of one pair: the scores of the response that was chosen and of the other one.
 
-    group: whose pair it is, or of what kind; own: scored by the model of that person.
+    group: whose pair it is, or of what kind; own: scored by the model of that person; weight: what the choice
+    counts by its strength, among those of its group.
     """
 
     group: str
     own: bool
     chosen: float
     rejected: float
+    weight: float = 1.0
 
     @property
     def correct(self) -> bool:
@@ -91,8 +94,9 @@ class Evaluation:
 
     @property
     def log_loss(self) -> float:
-        """The mean of the pairs' losses; ln 2 = .693 is that of a model that knows nothing."""
-        return fmean(pair.loss for pair in self.pairs)
+        """The mean of the pairs' losses, each counting by its choice's strength where that is known; one that
+        knows nothing has ln 2 = .693."""
+        return fmean((pair.loss for pair in self.pairs), (pair.weight for pair in self.pairs))
 
     @cached_property
     def groups(self) -> tuple[GroupAccuracy, ...]:
@@ -186,8 +190,10 @@ def evaluate(
             seen += _met(without_ties(pairs), models.trained_on(person))
         scores = (own or models.everybody).both_scores(pairs)
         group = NOBODY if person is None else person
-        for place, pair, (chosen, rejected) in zip(places, pairs, scores, strict=True):
-            score = PairScore(group, own is not None, chosen, rejected)
+        weights = weights_of(pairs)
+        each = [1.0] * len(pairs) if weights is None else weights.tolist()
+        for place, pair, weight, (chosen, rejected) in zip(places, pairs, each, scores, strict=True):
+            score = PairScore(group, own is not None, chosen, rejected, weight)
             if pair.tie:
                 tied.append(score)
             else:

@@ -85,7 +85,7 @@ from penchant.common.errors import (
 from penchant.common.membership.enrolment import Answer, LeaveNotice, Request, request
 from penchant.common.membership.identity import Identity, Membership, authority_digest
 from penchant.common.membership.release_manifest import ReleaseAsk, ReleaseManifest, ReleaseOffer
-from penchant.common.model.davidson import nu_of
+from penchant.common.model.davidson import habits_of, nu_of
 from penchant.common.model.reward import Reading
 from penchant.common.settings import Section, build_section, section_table
 from penchant.common.shares import EVERYONE_ALONE
@@ -421,10 +421,10 @@ class Device:
         known = marks_of(about.marks)
         choices = [row for mark, row in self.store.marked() if mark in known and not held_out(row.preference)]
         ties = [row for mark, row in self.store.marked_ties() if mark in known and not held_out(row.pair)]
-        nu = nu_of([*(row.preference for row in choices), *(row.preference for row in ties)])
+        habits = habits_of([*(row.preference for row in choices), *(row.preference for row in ties)])
         laplace = Laplace(planned.model, planned.split, shared)
         texts = [(prompt, response) for response in ranked]
-        return explained(laplace, self._fitted.doubt(), kept, texts, choices, nu)
+        return explained(laplace, self._fitted.doubt(), kept, texts, choices, habits)
 
     def conversational(self) -> bool:
         """Whether the model learned from conversations (`conversation_form`)."""

@@ -11,6 +11,7 @@ from penchant.client.device.preference_store import Recorded
 from penchant.client.learning.doubt import Doubt
 from penchant.client.learning.influence import influence_of
 from penchant.client.learning.laplace import Laplace
+from penchant.common.model.davidson import PLAIN, Habits
 from penchant.common.model.factors import Vector
 
 __all__ = ["Explanation", "SpeakingChoice", "explained"]
@@ -48,15 +49,15 @@ def explained(
     personal: Vector,
     texts: Sequence[tuple[str, str]],
     choices: Sequence[Recorded],
-    nu: float = 0.0,
+    habits: Habits = PLAIN,
 ) -> list[Explanation]:
     """For each of (prompt, response) texts but the last: why it comes before the next one.
 
-    choices: those that the personal part was learned from; nu: as of `influence_of`, whose errors it has.
+    choices: those that the personal part was learned from; habits: as of `influence_of`, whose errors it has.
     """
     _, gradients = laplace.score_gradients(personal, texts)
     pairs = [row.preference for row in choices]
-    found = influence_of(laplace, doubt, personal, gradients[:-1] - gradients[1:], pairs, nu)
+    found = influence_of(laplace, doubt, personal, gradients[:-1] - gradients[1:], pairs, habits)
     explanations = []
     for change, error in zip(found.change, found.error, strict=True):
         order = np.argsort(-change, kind="stable")

@@ -74,7 +74,9 @@ def _row(row: Mapping[str, Any]) -> list[Preference]:
     if "responses" not in row:
         if "chosen" not in row and "rejected" not in row:
             raise DataError("'responses' is missing")
-        return [replace(parse_preference(row), tie="")]  # what was said of it is not looked at either
+        return [
+            replace(parse_preference(row), tie="", strength=None)
+        ]  # what was said of it is not looked at either
     responses = row["responses"]
     if not isinstance(responses, list) or not all(isinstance(one, str) for one in responses):
         raise DataError("'responses' must be a list of texts")

@@ -27,7 +27,7 @@ from pathlib import Path
 from penchant.client.learning.packed_choices import PackedChoices
 from penchant.client.vault.erasable import ErasableStorage
 from penchant.client.vault.sealing import SealedStorage
-from penchant.common.data.preferences import Preference, Tie, comparison_of, without_ties
+from penchant.common.data.preferences import Preference, Tie, choice_of, comparison_of, without_ties
 from penchant.common.errors import DeviceError
 from penchant.common.storage import claim_schema, overwrite_journal, transaction
 
@@ -39,7 +39,7 @@ HELD_OUT_OF = 5
 KEYS = "preferences.keys"
 TIE_KEYS = "ties.keys"
 
-_SCHEMA_VERSION = 2  # 2: ties
+_SCHEMA_VERSION = 3  # 2: ties; 3: strengths
 _SCHEMAS = [
     f"CREATE TABLE IF NOT EXISTS {table} (number INTEGER PRIMARY KEY, sealed BLOB NOT NULL)"
     for table in ("sealed_choices", "sealed_ties")
@@ -75,14 +75,16 @@ class Recorded:
     def encode(self) -> bytes:
         """As it is sealed; the number is not among it."""
         p = self.preference
-        parts = [p.prompt, p.chosen, p.rejected, self.source, self.recorded]
+        strength = [] if p.strength is None else [p.strength]
+        parts = [p.prompt, p.chosen, p.rejected, self.source, self.recorded, *strength]
         return json.dumps(parts, ensure_ascii=False).encode()
 
     @classmethod
     def decode(cls, number: int, data: bytes) -> Recorded:
         """What `encode` made."""
-        prompt, chosen, rejected, source, recorded = json.loads(data)
-        return cls(number, Preference(prompt, chosen, rejected), source, recorded)
+        prompt, chosen, rejected, source, recorded, *strength = json.loads(data)
+        pair = Preference(prompt, chosen, rejected, strength=strength[0] if strength else None)
+        return cls(number, pair, source, recorded)
 
 
 @dataclass(frozen=True)
@@ -152,21 +154,26 @@ class PreferenceStore:
         """Record choices and ties, all or none. DeviceError when the disk refuses; nothing is changed then.
 
         A tie between the same two responses as a choice goes, or is not recorded: of a comparison one thing
-        is, and a choice says more.
+        is, and a choice says more. A choice that is there already with another strength, or none, is recorded
+        anew with the one that is given.
         """
         given = list(preferences)
         with self._transaction() as db:
-            known = {row.preference for row in self._rows(db)}
-            new: list[Recorded] = []
+            rows = self._rows(db)
+            known = {choice_of(row.preference): row.preference for row in rows}
+            new: dict[tuple[str, str, str], Recorded] = {}
             for p in without_ties(given):
-                if p not in known:
-                    known.add(p)
-                    new.append(Recorded(0, p, source, time.time()))
-            self._insert(db, new)
-            untied = self._untie(db, new)
-            ties = self._new_ties(db, [p for p in given if p.tie], known, source)
+                before = known.get(choice_of(p))
+                if before is None or p.strength not in (None, before.strength):
+                    known[choice_of(p)] = p
+                    new[choice_of(p)] = Recorded(0, p, source, time.time())
+            outdated = [row.number for row in rows if choice_of(row.preference) in new]
+            self._delete(db, outdated)
+            self._insert(db, list(new.values()))
+            untied = self._untie(db, list(new.values()))
+            ties = self._new_ties(db, [p for p in given if p.tie], known.values(), source)
             self._insert_ties(db, ties)
-        if untied:
+        if untied or outdated:
             self._destroy()
         recorded = len(new) + len(ties)
         return Added(recorded, len(given) - recorded, len(ties))
@@ -287,8 +294,8 @@ class PreferenceStore:
             there = tie in self._ties(db)
             if there:
                 made = tie.pair if first_is_better else _turned(tie.pair)
-                known = {row.preference for row in self._rows(db)}
-                if known.isdisjoint((made, _turned(made))):
+                known = {choice_of(row.preference) for row in self._rows(db)}
+                if known.isdisjoint((choice_of(made), choice_of(_turned(made)))):
                     self._insert(db, [Recorded(0, made, tie.source, time.time())])
                 self._delete_ties(db, [tie])
         self.let_go()
@@ -313,7 +320,7 @@ class PreferenceStore:
 
     def remove(self, preference: Preference) -> bool:
         """Take one choice back and destroy its key; -> whether it was there."""
-        return bool(self._remove(lambda row: row.preference == preference))
+        return bool(self._remove(lambda row: choice_of(row.preference) == choice_of(preference)))
 
     def turn_round(self, chosen: Recorded) -> bool:
         """Let the other response of a recorded choice be the preferred one; -> whether it was there still.
@@ -326,7 +333,7 @@ class PreferenceStore:
             there = chosen in rows
             if there:
                 turned = _turned(chosen.preference)
-                if all(row.preference != turned for row in rows):
+                if all(choice_of(row.preference) != choice_of(turned) for row in rows):
                     # A row of its own: for whoever learned from the other one this is a newer choice.
                     self._insert(db, [replace(chosen, preference=turned)])
                 db.execute("DELETE FROM sealed_choices WHERE number = ?", (chosen.number,))
@@ -371,7 +378,7 @@ class PreferenceStore:
     def _remove(self, meant: Callable[[Recorded], bool]) -> int:
         with self._transaction() as db:
             found = [row.number for row in self._rows(db) if meant(row)]
-            db.executemany("DELETE FROM sealed_choices WHERE number = ?", [(number,) for number in found])
+            self._delete(db, found)
         self.let_go()
         self._destroy()
         return len(found)
@@ -408,6 +415,10 @@ class PreferenceStore:
     @staticmethod
     def _delete_ties(db: sqlite3.Connection, ties: Iterable[RecordedTie]) -> None:
         db.executemany("DELETE FROM sealed_ties WHERE number = ?", [(tie.number,) for tie in ties])
+
+    @staticmethod
+    def _delete(db: sqlite3.Connection, numbers: Iterable[int]) -> None:
+        db.executemany("DELETE FROM sealed_choices WHERE number = ?", [(number,) for number in numbers])
 
     def _insert(self, db: sqlite3.Connection, rows: Sequence[Recorded]) -> None:
         sealed = self._storage.seal([(row.encode(), _PURPOSE) for row in rows])
@@ -490,6 +501,7 @@ def held_out(preference: Preference) -> bool:
 
 
 def _turned(p: Preference) -> Preference:
+    """The other way round; how strongly that is so nobody said."""
     return Preference(p.prompt, p.rejected, p.chosen)
 
 

@@ -5,6 +5,7 @@ tells about the personal part, in nats, is the doubt about the answer less the d
 personal part were known (BALD: Houlsby et al. 2011; expected information gain: Lindley 1956). It is large
 where the model is unsure of the margin, not where the margin is near zero: a person may really be undecided.
 Where the person's answers hold ties, a tie is a third answer (`common/model/davidson.py`).
+Earlier choices count by their strength; an answer counts as one of mean strength.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from penchant.client.learning.laplace import Array, Belief, Laplace, Posterior, Prior, linear_optimum
 from penchant.common.model.davidson import PairLikelihood, nu_of, tie_probability
 from penchant.common.model.reward import Pair
+from penchant.common.model.strengths import strength_of
 
 __all__ = ["ActiveLearner", "information"]
 
@@ -180,7 +182,10 @@ class _Answer:
 def _answered(pair: Pair, first: bool | None) -> Pair:
     if first is None:
         return _Answer(pair.prompt, pair.chosen, pair.rejected, "equal")
-    return pair if first else _Answer(pair.prompt, pair.rejected, pair.chosen)
+    if first and strength_of(pair) is None:
+        return pair
+    better, worse = (pair.chosen, pair.rejected) if first else (pair.rejected, pair.chosen)
+    return _Answer(pair.prompt, better, worse)  # how strongly was not asked
 
 
 def _is_power_of_two(number: int) -> bool:

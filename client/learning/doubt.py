@@ -8,7 +8,8 @@ costs, are bounded by d, whatever n is. With s = √variance ∘ gradient, and G
     rows K = L⁻¹ G of I + G Gᵀ = L Lᵀ:    error² = |s|² - |K s|²
     triangle T = L⁻¹ of I + Gᵀ G = L Lᵀ:  error² = |T s|²
 
-Ties are among the choices here, with the curvature that Davidson's model gives them.
+Ties are among the choices here, with the curvature that Davidson's model gives them; a choice counts
+by its strength.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from penchant.client.learning.laplace import Array, Laplace, Prior
 from penchant.common.errors import DeviceError
-from penchant.common.model.davidson import PairLikelihood, nu_of
+from penchant.common.model.davidson import PLAIN, PairLikelihood, habits_of
 from penchant.common.model.factors import Vector
 from penchant.common.model.reward import Pair
 from penchant.common.wire.codec import U32, AtMost, decode_record, encode_record
@@ -137,12 +138,12 @@ def _unpacked(numbers: NDArray[np.float32], size: int) -> NDArray[np.float32]:
 
 def _weighted(laplace: Laplace, scale: Array, personal: Vector, pairs: Sequence[Pair]) -> Iterator[Array]:
     """The rows √(W variance) ∘ gradient of the choices, float64 [some, d], a few choices at a time."""
-    nu = nu_of(pairs)
+    habits = habits_of(pairs)
     for start in range(0, len(pairs), PAIRS_AT_ONCE):
         some = pairs[start : start + PAIRS_AT_ONCE]
         margins, gradients = laplace.margin_gradients(personal, some)
-        if nu:
-            curvature = PairLikelihood.of(some, nu).curvature(margins)
+        if habits != PLAIN:
+            curvature = PairLikelihood.of(some, habits).curvature(margins)
         else:
             curvature = np.exp(-np.logaddexp(0, margins) - np.logaddexp(0, -margins))  # σ(m)σ(-m)
         yield gradients * (np.sqrt(curvature)[:, None] * scale)

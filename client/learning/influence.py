@@ -9,7 +9,8 @@ the difference asked about and the choice's margin m, e the standard error of m,
 
 A choice that surprised the model, and that is near what is asked about by the posterior's own kernel, speaks
 loudest. The doubt about m makes one about the change: |k| w e / (1 - w e²), to first order. Where ties were
-learned from, σ(-m) and w are Davidson's slope and curvature instead (`common/model/davidson.py`).
+learned from, σ(-m) and w are Davidson's slope and curvature instead (`common/model/davidson.py`);
+of a choice whose strength is known, times what that makes it count.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 
 from penchant.client.learning.doubt import PAIRS_AT_ONCE, Doubt
 from penchant.client.learning.laplace import Array, Laplace
-from penchant.common.model.davidson import PairLikelihood
+from penchant.common.model.davidson import PLAIN, Habits, PairLikelihood
 from penchant.common.model.factors import Vector
 from penchant.common.model.reward import Pair
 
@@ -47,7 +48,7 @@ def influence_of(
     personal: Vector,
     differences: Array,
     choices: Sequence[Pair],
-    nu: float = 0.0,
+    habits: Habits = PLAIN,
 ) -> Influence:
     """What choices that a personal part was learned from say of differences of scores.
 
@@ -55,7 +56,7 @@ def influence_of(
         laplace, doubt, personal: as of `doubt_of`; the doubt that is left after these choices.
         differences: their gradients in the personal part, [s, d].
         choices: n of those that were learned from, whose gradients are in memory a few at a time.
-        nu: of all that was learned from, ties and choices (`nu_of`).
+        habits: of all that was learned from, ties and choices (`habits_of`).
 
     Raises DeviceError unless scores are finite.
     """
@@ -66,8 +67,8 @@ def influence_of(
         near, own = doubt.covariance(differences, gradients), doubt.error(gradients)
         lost = np.exp(-np.logaddexp(0, margins))  # σ(-m)
         slope = lost * (1 - lost)
-        if nu:
-            likelihood = PairLikelihood.of(choices[some], nu)
+        if habits != PLAIN:
+            likelihood = PairLikelihood.of(choices[some], habits)
             lost, slope = likelihood.slope(margins), likelihood.curvature(margins)
         without = np.maximum(1 - slope * own**2, 1e-6)  # above zero but for rounding
         change[:, some] = near * lost / without

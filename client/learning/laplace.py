@@ -1,11 +1,11 @@
 """How sure a personal model is: a Laplace approximation over the personal part, shared factors frozen.
 
 The personal part θ has a Gaussian prior, choices follow Bradley and Terry, and with ties Davidson
-(`common/model/davidson.py`, whose curvature W then is). Around the most probable θ the
-posterior is taken as Gaussian, its precision the prior's plus JᵀWJ (generalised Gauss-Newton), with J the
-gradients of the pairs' margins and W = σ(m)σ(-m) (MacKay 1992; Daxberger et al., "Laplace Redux", NeurIPS
-2021; the mode's margins as in Immer et al., AISTATS 2021). With few choices (n) and many numbers (d) all of
-it is done in the n × n dual form, as in Gaussian process classification (Rasmussen and Williams 2006,
+(`common/model/davidson.py`, whose curvature W then is), each counting by its strength. Around the most
+probable θ the posterior is taken as Gaussian, its precision the prior's plus JᵀWJ (generalised Gauss-Newton),
+with J the gradients of the pairs' margins and W = σ(m)σ(-m) (MacKay 1992; Daxberger et al., "Laplace Redux",
+NeurIPS 2021; the mode's margins as in Immer et al., AISTATS 2021). With few choices (n) and many numbers (d)
+all of it is done in the n × n dual form, as in Gaussian process classification (Rasmussen and Williams 2006,
 chapter 3): no d × d matrix is ever made.
 """
 

@@ -13,6 +13,7 @@ from penchant.common.data.preferences import Preference, without_ties
 from penchant.common.errors import DataError, DeviceError
 from penchant.common.model.factors import Vector
 from penchant.common.secagg.update_vector import JUDGED_MOST, Contribution
+from penchant.common.shares import Fitting
 
 __all__ = ["contribution_of", "judged_on", "nothing_to_learn", "sendable", "work"]
 
@@ -38,8 +39,9 @@ def work(
         raise nothing_to_learn()
     trainer, prepared = planned.trainer(start), planned.model.prepare(train)
     weighs = bool(planned.split.spread_tensor and judged_on(held_out))  # how far to be from the population
+    begin = start if planned.split.rule.fitting is Fitting.ANEW else personal
     if planned.plan.phase == "close":
-        outcome = trainer.refit(shared, personal, prepared, seed)
+        outcome = trainer.refit(shared, begin, prepared, seed)
         if weighs:
             own = blended(
                 trainer, shared, start, outcome.personal, planned.model.prepare(judged_on(held_out))
@@ -48,7 +50,7 @@ def work(
         judged = _judged(trainer, planned, shared, outcome.personal, held_out)
     else:
         judged = _judged(trainer, planned, shared, personal, held_out)
-        outcome = trainer.train(shared, personal, prepared, seed)
+        outcome = trainer.train(shared, begin, prepared, seed)
         if weighs:
             outcome = with_vote(
                 outcome, trainer, shared, personal, planned.model.prepare(judged_on(held_out))

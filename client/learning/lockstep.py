@@ -31,6 +31,7 @@ from penchant.common.errors import ConfigError, DeviceError
 from penchant.common.model.factors import Layout, Split, Vector
 from penchant.common.model.reward import JoinedPairs, PreparedPairs, RewardModel
 from penchant.common.model.stacked import StackedTail, composes_stacked, stacked_weights
+from penchant.common.shares import Fitting
 
 __all__ = ["Learner", "LockstepTrainer", "can_lockstep", "people_bytes"]
 
@@ -55,8 +56,14 @@ class _Fits:
 
 def can_lockstep(model: RewardModel, split: Split, training: TrainingConfig) -> bool:
     """Whether people can be trained together: the base model bears texts of several in one pass, the share
-    rule composes many factors at once, and no batch is to be held in parts."""
-    return model.stacked is not None and not training.micro_batch_size and composes_stacked(split)
+    rule composes many factors at once and does not fit anew in each round, and no batch is to be held in
+    parts."""
+    return _together(model, split, training) and composes_stacked(split)
+
+
+def _together(model: RewardModel, split: Split, training: TrainingConfig) -> bool:
+    anew = split.rule.fitting is Fitting.ANEW
+    return model.stacked is not None and not training.micro_batch_size and not anew
 
 
 def people_bytes(split: Split, prepared: PreparedPairs) -> int:
@@ -91,7 +98,7 @@ class LockstepTrainer:
         step_bytes: int,
     ) -> None:
         tail = model.stacked
-        if tail is None or training.micro_batch_size:
+        if tail is None or not _together(model, split, training):
             raise ConfigError("these people can't be trained together; serve them one by one")
         if training.l2_to_start and start is None:
             raise ConfigError("training.l2_to_start needs the common start of the personal part; give it")

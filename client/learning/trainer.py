@@ -19,7 +19,7 @@ from penchant.common.errors import ConfigError, DataError, DeviceError
 from penchant.common.model.davidson import bradley_terry, davidson, tie_probability
 from penchant.common.model.factors import MergedWeights, Split, Vector
 from penchant.common.model.reward import PreparedPairs, RewardModel, Texts
-from penchant.common.shares import HEADS
+from penchant.common.shares import HEADS, Fitting
 
 Leaves = dict[str, Tensor]
 Rates = dict[str, float]
@@ -27,8 +27,8 @@ Rates = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What pairs say of a model: correct of total, and the sum of their Bradley-Terry losses; tied are those,
-    none of them correct, whose two scores are equal.
+    """What pairs say of a model: correct of total, and the sum of their Bradley-Terry losses, each times what
+    its strength makes it count; tied are those, none of them correct, whose two scores are equal.
 
     Ties that the person said are in none of these four, but counted in `ties`; `ties_expected` of them the
     model expects among all pairs.
@@ -109,6 +109,10 @@ class LocalTrainer:
     def train(self, shared: Vector, personal: Vector, prepared: PreparedPairs, seed: int) -> Outcome:
         """One round's local training. The same inputs and seed give the same bits on the same machine.
 
+        Where the rule fits anew (`Fitting.ANEW`), `personal` is the common start: one half of the pairs fits
+        the personal part, and the other half trains what is shared at where that led (first-order MAML: Finn,
+        Abbeel and Levine, ICML 2017; in rounds: Fallah, Mokhtari and Ozdaglar, NeurIPS 2020).
+
         Raises:
             DataError: there are no pairs.
             DeviceError: training ended in values that are not finite.
@@ -117,9 +121,14 @@ class LocalTrainer:
         leaves = self._leaves(shared, personal)
         personal_rates, shared_rates = rates_of(self._split, settings)
         then = shared_rates if settings.update_order == "alternating" else personal_rates | shared_rates
-        alone = self._fit(leaves, personal_rates, settings.alone_epochs, prepared, seed)
-        both = self._fit(leaves, then, settings.local_epochs, prepared, seed + 1)
-        before = self._before(alone if alone.steps else both, shared, personal, prepared)
+        first, second, epochs = prepared, prepared, settings.alone_epochs
+        if self._split.rule.fitting is Fitting.ANEW:
+            first, second = halves(self._model, prepared, seed)
+            then, epochs = shared_rates, settings.alone_epochs or settings.local_epochs
+        alone = self._fit(leaves, personal_rates, epochs, first, seed)
+        both = self._fit(leaves, then, settings.local_epochs, second, seed + 1)
+        whole = alone if alone.steps else both
+        before = self._before(whole if first is second else _Fit(0, None), shared, personal, prepared)
         new_shared, new_personal = self._vectors(leaves)
         steps = alone.steps + both.steps
         return Outcome(new_shared - shared, new_personal, prepared.choices, before, steps)
@@ -174,7 +183,7 @@ class LocalTrainer:
         log_scale = torch.zeros((), device=self._model.device, requires_grad=True)
         scaled = {name: leaves[name] * log_scale.exp() for name in self._split.deviations(leaves)}
         margins = self._model.margins(prepared, self._effective(leaves | scaled))
-        loss = davidson(margins, prepared.ties, prepared.nu).sum()
+        loss = _weighed(davidson(margins, prepared.ties, prepared.nu), prepared.weights).sum()
         return -float(torch.autograd.grad(loss, log_scale)[0])
 
     def score(self, shared: Vector, personal: Vector, texts: Texts) -> Vector:
@@ -307,6 +316,8 @@ def rates_of(split: Split, training: TrainingConfig) -> tuple[Rates, Rates]:
     shared = dict.fromkeys(split.shared.names, training.lr_shared)
     for rates in (personal, shared):
         rates |= {name: training.lr_head for name in HEADS if name in rates}
+    if split.rule.fitting is Fitting.LAST:
+        personal = dict.fromkeys(personal, 0.0)
     shared.pop(split.spread_tensor, None)  # training pairs don't say how far people lie apart
     return personal, shared
 
@@ -327,6 +338,19 @@ def optimizers_of(
     return made
 
 
+def halves(model: RewardModel, prepared: PreparedPairs, seed: int) -> tuple[PreparedPairs, PreparedPairs]:
+    """The pairs in two halves at random, with choices in each; twice all where there is one choice."""
+    if prepared.choices < 2:
+        return prepared, prepared
+    order = torch.randperm(
+        len(prepared), generator=torch.Generator().manual_seed(seed & (2**63 - 1))
+    ).tolist()
+    ties = set() if prepared.ties is None else set(prepared.ties.nonzero().flatten().tolist())
+    sorts = [place for place in order if place not in ties], [place for place in order if place in ties]
+    first, second = ([place for sort in sorts for place in sort[start::2]] for start in (0, 1))
+    return model.subset(prepared, first), model.subset(prepared, second)
+
+
 def batches_of(
     model: RewardModel, prepared: PreparedPairs, size: int, epochs: int, seed: int
 ) -> Iterator[PreparedPairs]:
@@ -344,9 +368,11 @@ def batches_of(
 def counts_of(margins: Tensor, prepared: PreparedPairs, nu: float | None = None) -> Counts:
     """What the margins [pairs] of some pairs say."""
     every, nu = margins, prepared.nu if nu is None else nu
+    weights = None if prepared.weights is None else prepared.weights.to(margins.device)
     if prepared.ties is not None:
-        margins = margins[~prepared.ties.to(margins.device)]
-    losses = bradley_terry(margins.double())
+        choices = ~prepared.ties.to(margins.device)
+        margins, weights = margins[choices], None if weights is None else weights[choices]
+    losses = _weighed(bradley_terry(margins.double()), weights)
     expected = tie_probability(every.double().cpu().numpy(), nu).sum() if nu else 0.0
     return Counts(
         int((margins > 0).sum()),
@@ -356,3 +382,7 @@ def counts_of(margins: Tensor, prepared: PreparedPairs, nu: float | None = None)
         len(every) - len(margins),
         float(expected),
     )
+
+
+def _weighed(each: Tensor, weights: Tensor | None) -> Tensor:
+    return each if weights is None else each * weights

@@ -18,20 +18,35 @@ A column may name the person who chose: ``person``, ``worker`` or ``user_id`` un
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Literal, get_args
 
 from penchant.common.errors import DataError
 
-__all__ = ["TIES", "Federation", "Person", "Preference", "Tie", "without_ties"]
+__all__ = [
+    "STRONGEST",
+    "TIES",
+    "Federation",
+    "Person",
+    "Preference",
+    "Tie",
+    "choice_of",
+    "each_once",
+    "without_ties",
+]
 
 Tie = Literal["equal", "both bad"]
 """What was said of two responses of which none is preferred."""
 TIES: tuple[Tie, ...] = get_args(Tie)
+STRONGEST = 1_000_000
+"""The greatest strength that a choice may have, in whatever unit; beyond it a number means something else."""
 
 
 # --- the data -------------------------------------------------------------------------------------
@@ -44,19 +59,29 @@ class Preference:
     The model sees ``prompt + chosen`` and ``prompt + rejected``; the prompt may be empty. With ``tie`` set it
     is a tie: neither is preferred, and which one is called chosen says nothing.
 
+    ``strength`` is how strongly it is preferred, where that is known: from 0 to :data:`STRONGEST`, in a unit
+    that is the person's own, since only its ratio to the person's other choices is used.
+
     Raises:
-        DataError: a field is not a string, a response is blank, both responses are the same, or ``tie`` is
-            none of :data:`TIES`.
+        DataError: a field is not a string, a response is blank, both responses are the same, ``tie`` is
+            none of :data:`TIES`, or ``strength`` is no such number, or is there beside a tie.
     """
 
     prompt: str
     chosen: str
     rejected: str
     tie: Tie | Literal[""] = ""
+    strength: float | None = None
 
     def __post_init__(self) -> None:
         if self.tie and self.tie not in TIES:
             raise DataError(f"'tie' must be {' or '.join(TIES)}")
+        if self.strength is not None:
+            object.__setattr__(self, "strength", checked_strength("strength", self.strength))
+            if self.tie:
+                raise DataError(
+                    "a tie has no 'strength': neither response is preferred; leave out one of both"
+                )
         for name in ("prompt", "chosen", "rejected"):
             check_text(name, getattr(self, name))
         for name in ("chosen", "rejected"):
@@ -74,6 +99,33 @@ class Preference:
 def without_ties(pairs: Iterable[Preference]) -> list[Preference]:
     """Those in which one response was preferred, in order."""
     return [pair for pair in pairs if not pair.tie]
+
+
+def choice_of(pair: Preference) -> tuple[str, str, str]:
+    """Which response was preferred to which, however strongly."""
+    return pair.prompt, pair.chosen, pair.rejected
+
+
+def each_once(pairs: Iterable[Preference]) -> list[Preference]:
+    """Pairs in order without repetitions: of a choice that is there with several strengths the first."""
+    found: dict[tuple[tuple[str, str, str], str], Preference] = {}
+    for pair in pairs:
+        found.setdefault((choice_of(pair), pair.tie), pair)
+    return list(found.values())
+
+
+def checked_strength(name: str, value: object) -> float:
+    """A strength as a number. DataError, with the name of its column, unless it is from 0 to `STRONGEST`."""
+    number = math.nan
+    if not isinstance(value, bool) and isinstance(value, Real):
+        with contextlib.suppress(OverflowError):  # an integer of JSON may have any length
+            number = float(value)
+    if 0 <= number <= STRONGEST:
+        return number
+    raise DataError(
+        f"{name!r} must be a number from 0 to {STRONGEST}, slightly, better or much: how strongly 'chosen' "
+        "is preferred; rename the column if it means something else"
+    )
 
 
 @dataclass(frozen=True, repr=False)
@@ -151,11 +203,18 @@ def _digest(name: str, people: Iterable[Person]) -> str:
     digest = hashlib.sha256(json.dumps(["penchant federation 1", name]).encode())
     for person in people:
         parts = [
-            [[pair.prompt, pair.chosen, pair.rejected, *([pair.tie] if pair.tie else [])] for pair in part]
+            [[*choice_of(pair), *_said_beside(pair)] for pair in part]
             for part in (person.train, person.validation, person.test)
         ]
         digest.update(b"\n" + json.dumps([person.name, parts]).encode())
     return digest.hexdigest()
+
+
+def _said_beside(pair: Preference) -> list[str | float]:
+    """What a digest reads of a pair behind its texts: nothing of a choice of no known strength."""
+    if pair.strength is not None:
+        return ["", pair.strength]
+    return [pair.tie] if pair.tie else []
 
 
 def check_text(name: str, text: object) -> None:

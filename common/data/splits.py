@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TypeVar
 
-from penchant.common.data.preferences import Person, Preference, comparison_of, without_ties
+from penchant.common.data.preferences import Person, Preference, comparison_of, each_once, without_ties
 from penchant.common.errors import DataError
 
 __all__ = [
@@ -339,7 +339,7 @@ def people_from_pairs(
     across = 0
     for name, own in pairs.items():
         sides: dict[str | None, list[Preference]] = defaultdict(list)
-        for pair in dict.fromkeys(own):
+        for pair in each_once(own):
             sides[parts.common(items_of(pair))].append(pair)
         across += len(sides[None])
         drawn = {
@@ -398,7 +398,7 @@ def people_from_parts(
     for name, own in kept.items():
         drawn = {}
         for part, wanted in wanted_pairs(sizes).items():
-            once = list(dict.fromkeys(own[part]))
+            once = each_once(own[part])
             drawn[part] = _drawn(once, wanted, own_items, seed, name, part)
             spare += max(len(without_ties(once)) - wanted, 0) if part == "test" else 0
         _settle(name, drawn, sizes, _one_class(own["train"]), people, shortfalls)

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from penchant.common.data.preferences import Preference, Tie, check_text, kind_of
+from penchant.common.data.preferences import Preference, Tie, check_text, checked_strength, choice_of, kind_of
 from penchant.common.data.row_files import PARTS, BadRows, ReadReport, RowLog, read_rows
 from penchant.common.errors import DataError
 
 __all__ = [
     "PERSON_FIELDS",
     "SPLIT",
+    "STRENGTH",
+    "STRENGTHS",
     "TIE",
     "TOO_DEEP",
     "UNREAD_COLUMNS",
@@ -32,6 +34,7 @@ __all__ = [
     "read_preferences",
     "renamed",
     "render",
+    "strength_in",
     "tie_said",
     "write_jsonl",
 ]
@@ -41,6 +44,13 @@ SPLIT = "split"
 """The column that says of each row whether it is for training, validation or testing."""
 TIE = "tie"
 """The column that says of a row that neither response is preferred, and what was said of them."""
+_TEXTS = ("prompt", "chosen", "rejected")
+STRENGTH = "strength"
+STRENGTHS = (STRENGTH, "margin")
+"""Columns that say how strongly the chosen response is preferred: penchant's own, and TRL's."""
+_SLIGHTLY, _BETTER, _MUCH = 1.0, 2.0, 3.0  # as HelpSteer2-Preference numbers them
+_WORDS = {"slightly": _SLIGHTLY, "better": _BETTER, "moderately": _BETTER, "much": _MUCH}
+_WORDS |= {f"{word}better": number for word, number in _WORDS.items() if word != "better"}
 _EQUAL = ("equal", "tie", "tied", "tievote", "draw", "same", "bothgood")
 _BOTH_BAD = ("bothbad", "bothbadvote", "tiebothbad", "neither")
 _IS_TIE, _IS_NONE = ("true", "yes"), ("", "false", "no", None)
@@ -70,9 +80,11 @@ def parse_preference(row: Mapping[str, Any]) -> Preference:
     # As in TRL: a prompt of another kind than the responses is not used; they hold it themselves.
     if prompt is None or _is_conversation(prompt) != _is_conversation(chosen):
         prompt, chosen, rejected = extract_prompt(chosen, rejected)
-    tie = tie_of(row)
+    tie, strength = tie_of(row), strength_in(row)
+    if tie and strength == 0:
+        strength = None  # nought says the same
     if not _is_conversation(chosen):
-        return Preference(prompt, chosen, rejected, tie)
+        return Preference(prompt, chosen, rejected, tie, strength)
     for name, response in (("chosen", chosen), ("rejected", rejected)):
         if not any(_content(name, message).strip() for message in response):
             raise DataError(f"{name!r} is empty")
@@ -81,7 +93,34 @@ def parse_preference(row: Mapping[str, Any]) -> Preference:
         render("chosen", chosen),
         render("rejected", rejected),
         tie,
+        strength,
     )
+
+
+def strength_in(row: Mapping[str, Any]) -> float | None:
+    """How strongly a row says that its chosen response is preferred, by the one of :data:`STRENGTHS` that it
+    has: a number, or how much better it is in words; None where it doesn't say.
+
+    Raises:
+        DataError: it has both, or says nothing known.
+    """
+    said = {name: row[name] for name in STRENGTHS if row.get(name) not in (None, "")}
+    if len(said) > 1:
+        raise DataError(f"{' and '.join(map(repr, said))} both say how strong the choice is; keep one")
+    for name, value in said.items():
+        return checked_strength(name, _number(value) if isinstance(value, str) else value)
+    return None
+
+
+def _number(text: str) -> float | None:
+    """A number, or a word that stands for one; None for anything else."""
+    word = re.sub(r"[\W_]+", "", text.lower())
+    if word in _WORDS:
+        return _WORDS[word]
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def tie_said(value: Any) -> Tie | None:
@@ -317,8 +356,8 @@ def person_name(row: Mapping[str, Any], column: str) -> str:
 def write_jsonl(
     path: str | Path, rows: Iterable[Labelled | Preference], *, person_column: str = "person"
 ) -> None:
-    """Write preferences as JSON lines, standard format with explicit prompt, ties with a column :data:`TIE`;
-    reading gives them back."""
+    """Write preferences as JSON lines, standard format with explicit prompt, ties with a column :data:`TIE`,
+    known strengths with one too; reading gives them back."""
     with Path(path).open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json_lines(rows, person_column=person_column))
 
@@ -328,9 +367,11 @@ def json_lines(rows: Iterable[Labelled | Preference], *, person_column: str = "p
     for row in rows:
         labelled = row if isinstance(row, Labelled) else Labelled(None, row)
         pair = labelled.preference
-        columns = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+        columns: dict[str, Any] = dict(zip(_TEXTS, choice_of(pair), strict=True))
         if pair.tie:
             columns[TIE] = pair.tie
+        if pair.strength is not None:
+            columns[STRENGTH] = pair.strength
         if labelled.person is not None:
             columns = {person_column: labelled.person, **columns}
         yield json.dumps(columns, ensure_ascii=False) + "\n"

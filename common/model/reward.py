@@ -18,8 +18,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
 from torch import Tensor
 
 from penchant.common.config import AdapterConfig, ModelConfig, head_of
@@ -34,6 +36,7 @@ from penchant.common.model.modules import find_adapted, find_base, targets_of, w
 from penchant.common.model.network import ADAPTER, AdaptedNetwork
 from penchant.common.model.prompt_form import FormedText, PromptForm, joined
 from penchant.common.model.stacked import StackedTail, StackedWeights, stacked_tail
+from penchant.common.model.strengths import weights_of
 from penchant.common.model.tails import Activations, Tail, check_base, choose_tail, full_tail
 from penchant.common.objectives import LogProbabilities
 
@@ -48,8 +51,8 @@ _PROBES = (
 
 
 class Pair(Protocol):
-    """A preference: what `penchant.common.data.preferences.Preference` offers. It may have a `tie` as that
-    does (`is_tie`)."""
+    """A preference: what `penchant.common.data.preferences.Preference` offers. It may have a `tie` and a
+    `strength` as that does (`is_tie`, `strength_of`)."""
 
     @property
     def prompt(self) -> str: ...
@@ -82,6 +85,7 @@ class PreparedPairs:
     parts: tuple[Activations, ...]  # by text, to build subsets from
     ties: Tensor | None = None  # [pairs] bool; None: all are choices
     nu: float = 0.0  # of whoever said this of all their pairs, as of `nu_of`; a subset keeps it
+    weights: Tensor | None = None  # [pairs], by strength among all their pairs; None: each counts 1
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -103,6 +107,7 @@ class JoinedPairs:
         counts: pairs of each person.
         ties: which of them are ties, [pairs] bool; None where nobody has any.
         nu: everybody's own as of `PreparedPairs`, for each pair, [pairs].
+        weights: the same of those, [pairs]; None where every pair of all counts 1.
     """
 
     texts: Any
@@ -112,6 +117,7 @@ class JoinedPairs:
     counts: tuple[int, ...]
     ties: Tensor | None
     nu: Tensor
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -234,8 +240,9 @@ class RewardModel:
         rejected = [places.setdefault(self._text(p.prompt, p.rejected), len(places)) for p in pairs]
         parts = tuple(self.cache.get(list(places)))
         ties = self._ties([is_tie(p) for p in pairs])
+        weights = self._weights(weights_of(pairs))
         return PreparedPairs(
-            self._pack(parts), self._index(chosen), self._index(rejected), parts, ties, nu_of(pairs)
+            self._pack(parts), self._index(chosen), self._index(rejected), parts, ties, nu_of(pairs), weights
         )
 
     def prepare_texts(self, texts: Sequence[tuple[str, str]]) -> Texts:
@@ -252,8 +259,9 @@ class RewardModel:
         parts = tuple(prepared.parts[text] for text in places)
         chosen, rejected = [places[t] for t in chosen], [places[t] for t in rejected]
         ties = None if prepared.ties is None else prepared.ties[where]
+        weights = None if prepared.weights is None else prepared.weights[where]
         return PreparedPairs(
-            self._pack(parts), self._index(chosen), self._index(rejected), parts, ties, prepared.nu
+            self._pack(parts), self._index(chosen), self._index(rejected), parts, ties, prepared.nu, weights
         )
 
     def lengths(self, texts: Sequence[tuple[str, str]]) -> list[int]:
@@ -331,6 +339,7 @@ class RewardModel:
             counts=tuple(len(one) for one in people),
             ties=self._joined_ties(people),
             nu=torch.tensor([one.nu for one in people for _ in range(len(one))], device=self.device),
+            weights=self._joined_weights(people),
         )
 
     def stacked_margins(self, joined: JoinedPairs, weights: StackedWeights) -> Tensor:
@@ -345,9 +354,17 @@ class RewardModel:
     def losses(self, margins: Tensor, prepared: PreparedPairs | JoinedPairs | None = None) -> Tensor:
         """What training makes small, of pairs with these margins, [pairs]; by default of choices.
 
-        Where the objective has losses of its own, a tie is half a choice each way.
+        Where the objective has losses of its own, a tie is half a choice each way. A choice counts by its
+        strength (`common/model/strengths.py`), whatever the objective.
         """
-        ties, nu = (None, 0.0) if prepared is None else (prepared.ties, prepared.nu)
+        if prepared is None:
+            return self._losses(margins, None, 0.0)
+        losses = self._losses(margins, prepared.ties, prepared.nu)
+        return losses if prepared.weights is None else losses * prepared.weights
+
+    # --- inner parts ------------------------------------------------------------------------------
+
+    def _losses(self, margins: Tensor, ties: Tensor | None, nu: float | Tensor) -> Tensor:
         losses = self.objective.losses
         if losses is None:
             return davidson(margins, ties, nu)
@@ -355,8 +372,6 @@ class RewardModel:
         if ties is None:
             return one_way
         return torch.where(ties, (one_way + losses(-margins, self.beta)) / 2, one_way)
-
-    # --- inner parts ------------------------------------------------------------------------------
 
     def _scaled(self, embeddings: Tensor) -> Tensor:
         """Embeddings [n, d] at the length that is asked for."""
@@ -371,6 +386,12 @@ class RewardModel:
         if all(one.ties is None for one in people):
             return None
         own = [torch.zeros(len(p), dtype=torch.bool) if p.ties is None else p.ties.cpu() for p in people]
+        return torch.cat(own).to(self.device)
+
+    def _joined_weights(self, people: Sequence[PreparedPairs]) -> Tensor | None:
+        if all(one.weights is None for one in people):
+            return None
+        own = [torch.ones(len(p)) if p.weights is None else p.weights.cpu() for p in people]
         return torch.cat(own).to(self.device)
 
     def _check_writing(self, network: AdaptedNetwork) -> None:
@@ -436,6 +457,9 @@ class RewardModel:
 
     def _ties(self, said: Sequence[bool]) -> Tensor | None:
         return torch.tensor(said, device=self.device) if any(said) else None
+
+    def _weights(self, found: NDArray[np.float64] | None) -> Tensor | None:
+        return None if found is None else torch.tensor(found, dtype=torch.float32, device=self.device)
 
     def _index(self, places: Sequence[int]) -> Tensor:
         return torch.tensor(places, dtype=torch.long, device=self.device)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from penchant.common.data.importers.reading import Found, choices_of_rows, read_choices
-from penchant.common.data.preferences import Person, Preference, without_ties
+from penchant.common.data.preferences import Person, choice_of, without_ties
 from penchant.common.data.row_files import PARTS, RowLog
 from penchant.common.data.splits import OwnParts, Shortfall, Sizes, people_from_pairs, people_from_parts
 from penchant.common.data.trl_format import PERSON_FIELDS, Labelled
@@ -130,8 +130,8 @@ def _contradicted(owned: dict[str, list[Labelled]]) -> int:
     """How many comparisons somebody answered both ways."""
     total = 0
     for own in owned.values():
-        answers = set(without_ties(row.preference for row in own))
-        turned = {Preference(p.prompt, p.rejected, p.chosen) for p in answers}
+        answers = {choice_of(pair) for pair in without_ties(row.preference for row in own)}
+        turned = {(prompt, rejected, chosen) for prompt, chosen, rejected in answers}
         total += len(answers & turned) // 2
     return total
 

@@ -9,7 +9,13 @@ from penchant.common.data.importers.choices import Tally
 from penchant.common.data.preferences import Federation, Preference, kind_of
 from penchant.common.data.row_files import BadRows, RowLog
 from penchant.common.data.splits import Sizes
-from penchant.common.data.trl_format import TIE, collect_preferences, parse_preference
+from penchant.common.data.trl_format import (
+    STRENGTH,
+    STRENGTHS,
+    TIE,
+    collect_preferences,
+    parse_preference,
+)
 from penchant.common.errors import DataError
 from penchant.deploy.datasets.files import people_of
 from penchant.deploy.datasets.prepared import Prepared, to_federation
@@ -53,8 +59,11 @@ def federation_of(
     labelled = collect_preferences(_counted(_rows(source, log), log), log, column)
     report = log.finish(name)
     people, shortfalls, caveats = people_of(labelled, name, sizes, seed)
-    notes = Tally(ties=sum(bool(row.preference.tie) for row in labelled)).lines()
-    prepared = Prepared(name, people, shortfalls, [*notes, *caveats], report, strict=bad_rows == "refuse")
+    tally = Tally()
+    tally.count(row.preference for row in labelled)
+    prepared = Prepared(
+        name, people, shortfalls, [*tally.lines(), *caveats], report, strict=bad_rows == "refuse"
+    )
     return to_federation(prepared, sizes, clients, seed)
 
 
@@ -65,7 +74,13 @@ def preference_of(given: object) -> Preference:
 
 def _columns(given: object) -> Mapping[str, Any]:
     if isinstance(given, Preference):
-        return {"prompt": given.prompt, "chosen": given.chosen, "rejected": given.rejected, TIE: given.tie}
+        return {
+            "prompt": given.prompt,
+            "chosen": given.chosen,
+            "rejected": given.rejected,
+            TIE: given.tie,
+            STRENGTH: given.strength,
+        }
     if isinstance(given, Mapping):
         return given
     if isinstance(given, tuple | list) and len(given) == 3:
@@ -91,7 +106,7 @@ def _rows(source: object, log: RowLog) -> Iterator[Row]:
     if isinstance(source, Mapping):
         yield from _of_people(source, log)
     elif hasattr(source, "columns") and hasattr(source, "to_dict"):  # a DataFrame
-        yield from _numbered(source.to_dict("records"), log)
+        yield from _numbered(map(_without_empty_cells, source.to_dict("records")), log)
     elif isinstance(source, Iterable) and not isinstance(source, str | bytes | bytearray):
         # rows, or a datasets.Dataset
         yield from _numbered(source, log)
@@ -100,6 +115,11 @@ def _rows(source: object, log: RowLog) -> Iterator[Row]:
             f"preferences must be a mapping of people, a table or rows, not {_kind(source)}; see "
             "penchant.load_preferences"
         )
+
+
+def _without_empty_cells(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of a DataFrame, which has NaN where a column of numbers is empty."""
+    return {name: value for name, value in row.items() if name not in STRENGTHS or value == value}
 
 
 def _of_people(source: Mapping[Any, Any], log: RowLog) -> Iterator[Row]:

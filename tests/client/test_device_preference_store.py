@@ -456,3 +456,28 @@ def test_a_key_never_shows_itself(tmp_path: Path) -> None:
     assert len(key) == 64
     assert key not in repr(storage)
     assert repr(storage) == "SealedStorage()"
+
+
+# --- strengths --------------------------------------------------------------------------------------
+
+
+def test_strengths_are_kept_and_a_later_one_counts(tmp_path: Path) -> None:
+    store = PreferenceStore(tmp_path)
+    assert store.add([choice(1), replace(choice(2), strength=1.5)]) == Added(new=2, repeated=0)
+    marks = store.marks()
+    assert store.add([choice(1), choice(2)]) == Added(new=0, repeated=2)  # they say no other strength
+    assert store.marks() == marks
+    assert store.add([replace(choice(1), strength=3)]) == Added(new=1, repeated=0)
+    again = PreferenceStore(tmp_path)
+    assert {row.preference for row in again.recorded()} == {
+        replace(choice(1), strength=3.0),
+        replace(choice(2), strength=1.5),
+    }
+    assert store.marks() != marks
+    assert len(store) == 2
+    (first, *_) = again.recorded()
+    assert first.preference == replace(choice(2), strength=1.5)
+    assert again.turn_round(first)  # how strongly that is so nobody said
+    assert [row.preference.strength for row in again.recorded()] == [3.0, None]
+    assert again.remove(choice(1))
+    assert len(again) == 1

@@ -13,7 +13,7 @@ from penchant.client.learning.active import ActiveLearner, information
 from penchant.client.learning.laplace import Laplace, Posterior, Prior, linear_optimum
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.model.backbone import load_backbone
-from penchant.common.model.davidson import is_tie
+from penchant.common.model.davidson import PairLikelihood, is_tie
 from penchant.common.model.factors import Split
 from penchant.common.model.reward import RewardModel
 
@@ -86,14 +86,16 @@ class TwoTastes:
 
     def fit(self, prior: Prior, choices: Any) -> Posterior:
         margins, rows = self.margin_gradients(prior.mean, choices)
-        at = prior.mean + linear_optimum(prior, prior.mean.astype(float), margins, rows)
-        return Posterior(prior, at.astype(np.float32), rows, rows @ at)
+        likelihood = PairLikelihood.of(choices)
+        at = prior.mean + linear_optimum(prior, prior.mean.astype(float), margins, rows, likelihood)
+        return Posterior(prior, at.astype(np.float32), rows, rows @ at, likelihood)
 
 
-def two_tastes(features: dict[str, tuple[float, float]]) -> ActiveLearner:
-    candidates = [SimpleNamespace(prompt="", chosen=text, rejected="nothing") for text in features]
+def two_tastes(features: dict[str, tuple[float, float]], known: Any = (), **more: Any) -> ActiveLearner:
+    """more: what else candidates say."""
+    candidates = [SimpleNamespace(prompt="", chosen=text, rejected="nothing", **more) for text in features]
     laplace: Any = TwoTastes(features)
-    return ActiveLearner(laplace, Prior(np.zeros(2, np.float32), 1.0), candidates)
+    return ActiveLearner(laplace, Prior(np.zeros(2, np.float32), 1.0), candidates, known)
 
 
 def test_after_an_answer_about_one_taste_the_other_is_asked_about():
@@ -243,3 +245,30 @@ def test_a_tie_is_an_answer_that_is_learned_from_and_taken_back():
     assert after.error[1] < 0.9 * before.error[1]  # of the same taste
     learner.undo()
     assert learner.beliefs().error == pytest.approx(before.error)
+
+
+# --- strengths ------------------------------------------------------------------------------------
+
+
+def test_what_was_said_strongly_is_asked_about_last():
+    """Of two tastes that one choice each is known of, the next question is about the weaker one."""
+    features = {"tax": (2.0, 0.0), "judge": (0.0, 2.0)}
+    for weaker, strengths in enumerate([(1.0, 3.0), (3.0, 1.0)]):
+        known = [
+            SimpleNamespace(prompt="", chosen=text, rejected="nothing", strength=strength)
+            for text, strength in zip(features, strengths, strict=True)
+        ]
+        learner = two_tastes(features, known)
+        assert learner.question() == weaker
+        error = learner.beliefs().error
+        assert error[weaker] > 1.1 * error[1 - weaker]
+
+
+def test_a_candidates_strength_is_not_known_before_it_is_asked():
+    features = {"tax": (2.0, 0.0), "judge": (0.0, 1.9)}
+    plain, strong = two_tastes(features), two_tastes(features, strength=5.0)
+    for learner in (plain, strong):
+        learner.answer(0, True)
+        learner.answer(1, False)
+    assert strong.margins() == pytest.approx(plain.margins())
+    assert [getattr(pair, "strength", None) for pair in strong.choices()] == [None, None]

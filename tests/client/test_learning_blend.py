@@ -48,7 +48,7 @@ class Line:
 
 
 class LinePairs(SimpleNamespace):
-    ties, nu = None, 0.0
+    ties, nu, weights = None, 0.0, None
 
     def __len__(self) -> int:
         return len(self.differences)

@@ -93,3 +93,13 @@ def test_with_ties_errors_are_those_of_the_posterior_too(scene: SimpleNamespace)
     assert doubt.error(gradients) == pytest.approx(posterior.error(gradients), rel=1e-5)
     plain = scene.laplace.around(scene.prior, scene.start, pairs(7)).error(gradients)
     assert doubt.error(gradients) != pytest.approx(plain, rel=1e-5)
+
+
+def test_with_strengths_errors_are_those_of_the_posterior_too(scene: SimpleNamespace) -> None:
+    some = [SimpleNamespace(**vars(pair), strength=float(n)) for n, pair in enumerate(pairs(7))]
+    posterior = scene.laplace.around(scene.prior, scene.start, some)
+    doubt = doubt_of(scene.laplace, scene.prior, scene.start, some)
+    _, gradients = scene.laplace.score_gradients(scene.start, [("", text) for text in TEXTS])
+    assert doubt.error(gradients) == pytest.approx(posterior.error(gradients), rel=1e-5)
+    plain = scene.laplace.around(scene.prior, scene.start, pairs(7)).error(gradients)
+    assert doubt.error(gradients) != pytest.approx(plain, rel=1e-5)

@@ -12,6 +12,7 @@ from penchant.client.learning.influence import influence_of
 from penchant.client.learning.laplace import Laplace, Posterior
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.model.backbone import load_backbone
+from penchant.common.model.davidson import habits_of
 from penchant.common.model.factors import Split
 from penchant.common.model.reward import RewardModel
 
@@ -99,3 +100,18 @@ def test_without_choices_nothing_speaks(scene: SimpleNamespace) -> None:
     _, asked = differences(scene, scene.posterior)
     found = influence_of(scene.laplace, doubt, scene.posterior.vector, asked, [])
     assert found.change.shape == found.error.shape == (2, 0)
+
+
+def test_a_strong_choice_speaks_louder_and_a_choice_of_no_strength_is_silent(scene: SimpleNamespace) -> None:
+    """As a fit without it says, too."""
+    strengths = [0.0, 3.0, *[1.0] * (len(CHOICES) - 2)]
+    said = [SimpleNamespace(**vars(one), strength=s) for one, s in zip(CHOICES, strengths, strict=True)]
+    posterior = scene.laplace.fit(scene.prior, said)
+    doubt = doubt_of(scene.laplace, scene.prior, posterior.vector, said)
+    _, asked = differences(scene, posterior)
+    found = influence_of(scene.laplace, doubt, posterior.vector, asked, said, habits_of(said)).change
+    unheard = influence_of(scene.laplace, doubt, posterior.vector, asked, said).change
+    weights = np.array(strengths) / np.mean(strengths)
+    assert np.array_equal(found[:, 0], np.zeros(2))
+    assert (np.abs(found[:, 1]) > 1.5 * np.abs(unheard[:, 1])).all()
+    assert (np.abs(found) <= np.abs(unheard) * np.maximum(weights, 1) * 2).all()

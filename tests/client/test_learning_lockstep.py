@@ -35,14 +35,15 @@ SETTINGS = TrainingConfig(lr_shared=0.02, lr_personal=0.03, lr_head=0.01, local_
 DESCENT = dataclasses.replace(SETTINGS, optimizer="sgd", final_fit_epochs=3)
 ROOM = 1 << 30
 OWN_RULES = [name for name in SHARES.names() if share_rule(name).adapts_modules]
-HEADS_ALONE = [name for name in SHARES.names() if not share_rule(name).adapts_modules]
+HEADS_ALONE = [name for name in SHARES.names() if not share_rule(name).adapts_modules and name != "meta"]
 COUNTS = (5, 1, 3, 8, 3)
 QUERIES = {"bert": ("query", "value"), "gpt2": ("c_attn",), "modernbert": ("Wqkv",)}
 FEED_FORWARD = {"llama": ("down_proj",), "gpt2": ("c_proj",)}
 
 
-def some_pairs(count: int, seed: int, ties: bool = False) -> list[Preference]:
-    """Pairs over texts of a few words, some of which answer the same prompt; every third a tie, or none."""
+def some_pairs(count: int, seed: int, ties: bool = False, strong: bool = False) -> list[Preference]:
+    """Pairs over texts of a few words, some of which answer the same prompt; every third a tie, or none, and
+    every other choice with a strength, or none."""
     draw = np.random.default_rng(seed)
 
     def words(most: int) -> str:
@@ -55,6 +56,7 @@ def some_pairs(count: int, seed: int, ties: bool = False) -> list[Preference]:
             f"{words(5)} a",
             f"{words(5)} b",
             "equal" if ties and number % 3 == 1 else "",
+            float(number + 1) if strong and number % 2 == 0 and not (ties and number % 3 == 1) else None,
         )
         for number in range(count)
     ]
@@ -73,9 +75,13 @@ def model_of(
 
 
 def learners(
-    model: RewardModel, split: Split, counts: Sequence[int] = COUNTS, ties: Sequence[int] = ()
+    model: RewardModel,
+    split: Split,
+    counts: Sequence[int] = COUNTS,
+    ties: Sequence[int] = (),
+    strong: Sequence[int] = (),
 ) -> list[Learner]:
-    """People with so many pairs, some with ties, each with factors of their own away from the start."""
+    """People with so many pairs, some with ties or strengths, each with factors of their own."""
     draw = np.random.default_rng(0)
     shared, personal = split.initial(0)
 
@@ -84,7 +90,12 @@ def learners(
 
     received = moved(shared)
     return [
-        Learner(received, moved(personal), model.prepare(some_pairs(count, 10 + n, n in ties)), seed=100 + n)
+        Learner(
+            received,
+            moved(personal),
+            model.prepare(some_pairs(count, 10 + n, n in ties, n in strong)),
+            seed=100 + n,
+        )
         for n, count in enumerate(counts)
     ]
 
@@ -116,9 +127,10 @@ def compare(
     step_bytes: int = ROOM,
     atol: float = 2e-5,
     ties: Sequence[int] = (),
+    strong: Sequence[int] = (),
 ) -> None:
     """Training and the closing fit, in lockstep and alone."""
-    people = learners(model, split, counts, ties)
+    people = learners(model, split, counts, ties, strong)
     start = split.initial(0)[1]
     together = LockstepTrainer(model, split, training, start, step_bytes=step_bytes)
     alone = LocalTrainer(model, split, training, start)
@@ -319,12 +331,31 @@ def test_a_group_of_one_and_people_in_another_order(tiny_model: Callable[[str], 
     check(alone, forward[0])
 
 
+@pytest.mark.parametrize("batch_size", [0, 2])
+@pytest.mark.parametrize("share", ["A", "mixed", "lore"])
+def test_strengths_of_some(tiny_model: Callable[[str], Path], share: str, batch_size: int) -> None:
+    """Each relative to their own mean, beside people without any and one who has both strengths and ties."""
+    model, _ = model_of(tiny_model("bert"), share, rank=2)
+    people = learners(model, model.split(), ties=[3], strong=[0, 3])
+    assert [one.prepared.weights is None for one in people] == [False, True, True, False, True]
+    training = dataclasses.replace(SETTINGS, batch_size=batch_size)
+    compare(model, model.split(), training, ties=[3], strong=[0, 3])
+
+
+@pytest.mark.parametrize("objective", ["dpo", "ipo"])
+def test_strengths_without_a_head(tiny_writer: Callable[[str], Path], objective: str) -> None:
+    model, _ = model_of(
+        tiny_writer("llama"), "A", objective=objective, rank=2, target_modules=("q_proj",), layers=()
+    )
+    compare(model, model.split(), atol=5e-5, strong=[0, 3])
+
+
 # --- the whole of a round's work ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("phase", ["main", "close"])
 @pytest.mark.parametrize("share", ["A", "mixed", "common"])
-@pytest.mark.parametrize("ties", [False, True], ids=["choices", "ties"])
+@pytest.mark.parametrize("ties", [False, True], ids=["choices", "ties and strengths"])
 def test_a_round_of_several_people(
     tiny_model: Callable[[str], Path], share: str, phase: Any, ties: bool
 ) -> None:
@@ -343,8 +374,8 @@ def test_a_round_of_several_people(
             shared,
             start,
             start.copy(),
-            some_pairs(n, k, ties),
-            some_pairs(m, 50 + k, ties),
+            some_pairs(n, k, ties, ties),
+            some_pairs(m, 50 + k, ties, ties),
             seed=k,
         )
         for k, (n, m) in enumerate(counts)
@@ -462,6 +493,8 @@ def test_what_can_not_be_trained_together(tiny_model: Callable[[str], Path]) -> 
     in_parts = dataclasses.replace(SETTINGS, micro_batch_size=2)
     assert can_lockstep(model, model.split(), SETTINGS)
     assert not can_lockstep(model, model.split(), in_parts)
+    halved, _ = model_of(tiny_model("bert"), "meta")  # everybody's pairs, each by their own seed
+    assert not can_lockstep(halved, halved.split(), SETTINGS)
 
 
 def test_a_rule_that_composes_one_person_at_a_time(tiny_model: Callable[[str], Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from penchant.client.learning.trainer import LocalTrainer
+from penchant.client.learning.trainer import LocalTrainer, halves
 from penchant.common.config import AdapterConfig, FederationConfig, ModelConfig, RunConfig, TrainingConfig
 from penchant.common.errors import ConfigError, DataError, DeviceError
 from penchant.common.model.backbone import load_backbone
@@ -20,6 +21,7 @@ from penchant.common.model.davidson import bradley_terry
 from penchant.common.model.factors import MergedWeights, Split
 from penchant.common.model.reward import RewardModel
 from penchant.common.objectives import objective
+from penchant.common.shares import SHARES
 
 PAIRS = [
     SimpleNamespace(prompt="", chosen=chosen, rejected=rejected)
@@ -81,7 +83,7 @@ class Line:
 
 
 class LinePairs(SimpleNamespace):
-    ties, nu = None, 0.0
+    ties, nu, weights = None, 0.0, None
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -511,3 +513,156 @@ def test_an_objective_with_losses_of_its_own_takes_a_tie_as_half_a_choice_each_w
     wanted = [(m / 0.5 - target) ** 2 for m in margins.tolist()]
     wanted[-2:] = [(m / 0.5) ** 2 + target**2 for m in margins.tolist()[-2:]]
     assert model.losses(margins, prepared).tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+# --- strengths ------------------------------------------------------------------------------------
+
+
+def strong(*strengths: float | None) -> list[SimpleNamespace]:
+    """PAIRS with strengths."""
+    return [SimpleNamespace(**vars(p), strength=s) for p, s in zip(PAIRS, strengths, strict=True)]
+
+
+def as_copies(pairs: Sequence[SimpleNamespace], times: Sequence[int]) -> list[SimpleNamespace]:
+    return [pair for pair, count in zip(pairs, times, strict=True) for _ in range(count)]
+
+
+@pytest.mark.parametrize("share", [name for name in SHARES.names() if name != "meta"])  # which halves them
+def test_a_choice_of_strength_three_counts_as_three_alike(tiny_model: Any, share: str) -> None:
+    """One full-batch step on the mean loss: with weights, and with every choice written down that often."""
+    model = reward_model(tiny_model("bert"), share=share)
+    times = [1 + number % 3 for number in range(len(PAIRS))]
+    made = trainer(model, share, batch_size=0, optimizer="sgd", local_epochs=1)
+    shared, personal = made.split.initial(0)
+    learned = made.train(shared, personal, model.prepare(strong(*map(float, times))), seed=0)
+    copied = made.train(shared, personal, model.prepare(as_copies(PAIRS, times)), seed=0)
+    assert learned.shared_update == pytest.approx(copied.shared_update, rel=1e-3, abs=1e-6)
+    assert learned.personal == pytest.approx(copied.personal, rel=1e-3, abs=1e-6)
+    assert learned.weight == len(PAIRS)
+    mean_loss = [out.before.loss_sum / out.before.total for out in (learned, copied)]
+    assert mean_loss[0] == pytest.approx(mean_loss[1], rel=1e-5)
+
+
+def test_alike_strengths_and_none_give_the_same_bits(model: RewardModel) -> None:
+    plain, alike, nought = (
+        trainer(model, "A").train(*trainer(model, "A").split.initial(0), model.prepare(pairs), seed=0)
+        for pairs in (PAIRS, strong(*[7.3] * len(PAIRS)), strong(*[0.0] * len(PAIRS)))
+    )
+    for other in (alike, nought):
+        assert np.array_equal(plain.shared_update, other.shared_update)
+        assert np.array_equal(plain.personal, other.personal)
+        assert plain.before == other.before
+
+
+def test_every_objective_counts_choices_by_their_strength(
+    model: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = strong(*(float(number) for number in range(len(PAIRS))))
+    prepared, margins = model.prepare(given), torch.linspace(-1, 1, len(PAIRS))
+    weights = np.arange(len(PAIRS)) / np.arange(len(PAIRS)).mean()
+    for name in ("reward", "ipo", "simpo"):
+        losses = objective(name).losses
+        monkeypatch.setattr(model, "objective", dataclasses.replace(model.objective, losses=losses))
+        alone = model.losses(margins, model.prepare(PAIRS)).numpy()
+        assert model.losses(margins, prepared).numpy() == pytest.approx(alone * weights, rel=1e-5)
+
+
+# --- rivals ---------------------------------------------------------------------------------------
+
+
+def bert(tiny_model: Any, share: str) -> RewardModel:
+    return reward_model(tiny_model("bert"), share=share, rank=2)
+
+
+def test_fine_tuning_is_the_model_for_all_and_then_a_copy_of_it_that_goes_on(tiny_model: Any) -> None:
+    """Against the rule AB, whose one model is trained further on one person's pairs."""
+    tuned, plain = bert(tiny_model, "finetune"), bert(tiny_model, "AB")
+    made = LocalTrainer(tuned, tuned.split(), dataclasses.replace(SETTINGS, final_fit_epochs=7))
+    reference = LocalTrainer(plain, plain.split(), SETTINGS)
+    shared, personal = somewhere(plain.split())[0], tuned.split().initial(0)[1]
+    assert not personal.any()
+    learned = made.train(shared, personal, tuned.prepare(PAIRS), seed=0)
+    wanted = reference.train(shared, np.zeros(0, np.float32), plain.prepare(PAIRS), seed=0)
+    assert learned.shared_update == pytest.approx(wanted.shared_update, rel=1e-5, abs=1e-7)
+    assert not learned.personal.any()  # rounds train what is shared
+    own = made.refit(shared, personal, tuned.prepare(PAIRS), seed=0).personal
+    rate = SETTINGS.final_fit_lr
+    onward = dataclasses.replace(SETTINGS, lr_shared=rate, lr_head=rate, local_epochs=7)
+    copy = LocalTrainer(plain, plain.split(), onward).train(
+        shared, np.zeros(0, np.float32), plain.prepare(PAIRS), seed=0
+    )
+    assert own == pytest.approx(copy.shared_update, rel=1e-3, abs=1e-5)
+    with pytest.raises(
+        ConfigError, match=r"after the last round alone; set training\.final_fit_epochs above 0"
+    ):
+        RunConfig().changed({"adapter.share": "finetune", "training.final_fit_epochs": 0})
+
+
+def test_meta_learning_is_first_order_maml_written_out(tiny_model: Any) -> None:
+    """One step of w on one half of the pairs, then one of V and u on the other half, at that w."""
+    model = bert(tiny_model, "meta")
+    settings = dataclasses.replace(SETTINGS, optimizer="sgd", lr_personal=0.3, lr_shared=0.1, local_epochs=1)
+    made = LocalTrainer(model, model.split(), settings)
+    shared, start = somewhere(model.split())[0], model.split().initial(0)[1]
+    outcome = made.train(shared, start, model.prepare(PAIRS), seed=3)
+
+    support, query = halves(model, model.prepare(PAIRS), 3)
+    named = {name: torch.tensor(value) for name, value in model.split().shared.named(shared).items()}
+    basis, begin = named["meta.basis"].requires_grad_(), named["meta.start"].requires_grad_()
+    weights = torch.zeros(2, requires_grad=True)
+
+    def loss(half: Any) -> torch.Tensor:
+        head = ((begin + weights) @ basis).unsqueeze(0)
+        return torch.nn.functional.softplus(-model.margins(half, MergedWeights({}, head))).mean()
+
+    (inner,) = torch.autograd.grad(loss(support), weights)
+    weights = (-0.3 * inner).detach()
+    outer = torch.autograd.grad(loss(query), [basis, begin])
+    assert outcome.personal == pytest.approx(weights.numpy(), rel=1e-4)
+    update = model.split().shared.named(outcome.shared_update)
+    assert update["meta.basis"] == pytest.approx(-0.1 * outer[0].numpy(), rel=1e-3, abs=1e-7)
+    assert update["meta.start"] == pytest.approx(-0.1 * outer[1].numpy(), rel=1e-3, abs=1e-7)
+    before = made.evaluate(shared, start, model.prepare(PAIRS))  # of the start, on all pairs
+    assert outcome.before.loss_sum == pytest.approx(before.loss_sum)
+    assert outcome.before.total == len(PAIRS)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_halves_hold_every_pair_once_and_choices_each(model: RewardModel, count: int) -> None:
+    pairs = [*PAIRS[:count], *(SimpleNamespace(**vars(pair), tie="equal") for pair in PAIRS[count:])]
+    prepared = model.prepare(pairs)
+    first, second = halves(model, prepared, seed=5)
+    if count == 1:
+        assert first is second is prepared
+        return
+    assert len(first) + len(second) == len(PAIRS)
+    assert first.choices + second.choices == count
+    assert abs(first.choices - second.choices) <= 1
+    assert first.nu == prepared.nu
+    again, other = halves(model, prepared, seed=5)[0], halves(model, prepared, seed=6)[0]
+    assert torch.equal(again.chosen, first.chosen)
+    del other
+
+
+def test_shrinkage_is_ridge_regression_around_the_common_head(tiny_model: Any) -> None:
+    """Newton's method on the embeddings: Σ log(1 + e^-(h + d)x) + |d|² / 2σ²."""
+    model = bert(tiny_model, "shrinkage")
+    settings = dataclasses.replace(SETTINGS, optimizer="sgd", final_fit_epochs=4000, final_fit_lr=0.05)
+    made = LocalTrainer(model, model.split(), settings)
+    named = model.split().shared.named(somewhere(model.split())[0])
+    named["shrinkage.spread"][:] = math.log(0.5 / 0.05)  # σ = 1/2
+    shared = np.concatenate([value.ravel() for value in named.values()])
+    prepared = model.prepare(PAIRS)
+    found = made.refit(shared, model.split().initial(0)[1], prepared, seed=0).personal
+
+    eye = [MergedWeights({}, row.unsqueeze(0)) for row in torch.eye(model.embedding)]
+    with torch.no_grad():
+        x = torch.stack([model.margins(prepared, one) for one in eye], 1).double().numpy()
+    head, own = named["common.head"][0].astype(float), np.zeros(model.embedding)
+    for _ in range(50):
+        likely = 1 / (1 + np.exp(-x @ (head + own)))
+        slope = -x.T @ (1 - likely) + own / 0.25
+        curve = (x * (likely * (1 - likely))[:, None]).T @ x + np.eye(len(own)) / 0.25
+        own -= np.linalg.solve(curve, slope)
+    assert found == pytest.approx(own, rel=2e-2, abs=2e-3)
+    assert np.abs(found).max() > 0.05

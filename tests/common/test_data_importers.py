@@ -13,7 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penchant.common.data.importers.choices import PAIRS_MOST, Tally, nearest_lower, seconds, worded
+from penchant.common.data.importers.choices import (
+    PAIRS_MOST,
+    Choice,
+    Tally,
+    nearest_lower,
+    seconds,
+    settled,
+    worded,
+)
 from penchant.common.data.importers.reading import FORMATS, Found, choices_of_rows, read_choices
 from penchant.common.data.preferences import Preference
 from penchant.common.data.row_files import RowLog
@@ -498,6 +506,10 @@ def test_ratings_of_single_responses_become_pairs(tmp_path: Path, name: str, sco
         "1 comparisons without an answer, or with the same thumb on both: not used"
         if name == "label"
         else "1 ties, in which neither response was preferred: kept as ties",
+        *(
+            ["2 choices say how strong they are: each counts by that, among the person's own"]
+            * (name != "label")
+        ),
         "1 ratings without another response to the same prompt: not used",
     ]
 
@@ -694,3 +706,102 @@ def test_times_of_all_kinds(given_time: Any, expected: float) -> None:
 def test_texts_in_parts() -> None:
     assert worded(["a", {"text": "b"}, {"type": "image"}, {"text": {"value": "c"}}]) == "abc"
     assert worded(None) == ""
+
+
+# --- strengths ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "strength"),
+    [
+        ({"strength": 2}, 2.0), ({"strength": 0.25}, 0.25), ({"strength": "3.5"}, 3.5),
+        ({"margin": 1.0}, 1.0), ({"strength": 0}, 0.0), ({"strength": 1_000_000}, 1e6),
+        ({"strength": "Slightly better"}, 1.0), ({"strength": "slightly_better"}, 1.0),
+        ({"strength": "better"}, 2.0), ({"strength": "MUCH better"}, 3.0), ({"strength": "much"}, 3.0),
+        ({"strength": None}, None), ({"strength": ""}, None), ({}, None),
+        ({"strength": None, "margin": 2}, 2.0), ({"tie": True, "strength": 0}, None),
+    ],
+)  # fmt: skip
+def test_a_row_may_say_how_strong_a_choice_is(said: dict[str, Any], strength: float | None) -> None:
+    assert parse_preference({"prompt": "p", "chosen": "a", "rejected": "b", **said}).strength == strength
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        float("nan"),
+        float("inf"),
+        -1,
+        "-0.5",
+        "nan",
+        "inf",
+        1_000_001,
+        10**400,
+        "1e9",
+        True,
+        [1],
+        {},
+        "a lot",
+        "-",
+    ],
+)
+@pytest.mark.parametrize("column", ["strength", "margin"])
+def test_a_strength_that_says_nothing_known_is_a_bad_row(tmp_path: Path, column: str, said: object) -> None:
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", column: said}
+    wanted = f"'{column}' must be a number from 0 to 1000000, slightly, better or much"
+    with pytest.raises(DataError, match=wanted) as refused:
+        parse_preference(row)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(DataError, match=wanted):
+        read(tmp_path / "r.json", [{**row, column: 1}, row])
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ({"strength": 1, "margin": 1}, "'strength' and 'margin' both say how strong the choice is; keep one"),
+        ({"tie": "equal", "strength": 1}, "a tie has no 'strength'"),
+    ],
+)
+def test_what_contradicts_itself_about_its_strength_is_a_bad_row(said: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(DataError, match=wanted):
+        parse_preference({"prompt": "p", "chosen": "a", "rejected": "b", **said})
+
+
+def test_strengths_are_read_back_from_lines_and_tables(tmp_path: Path) -> None:
+    pairs = [
+        Preference("p ", "a", "b", strength=2.5),
+        Preference("q ", "c", "d"),
+        Preference("r ", "e", "f", "equal"),
+    ]
+    lines, table = tmp_path / "r.jsonl", tmp_path / "r.csv"
+    write_jsonl(lines, pairs)
+    table.write_text("prompt,chosen,rejected,tie,how much\np ,a,b,,2.5\nq ,c,d,,\nr ,e,f,equal,\n")
+    for path, columns in ((lines, None), (table, {"strength": "how much"})):
+        found = read_choices(path, RowLog(), columns=columns)
+        assert [row.preference for row in found.labelled] == pairs
+        assert found.notes == [
+            "1 ties, in which neither response was preferred: kept as ties",
+            "1 choices say how strong they are: each counts by that, among the person's own",
+        ]
+
+
+def test_stars_say_how_strong_a_choice_is_and_thumbs_do_not(tmp_path: Path) -> None:
+    for name, scores, wanted in (
+        ("rating", (5, 4.5, 1), [0.5, 4.0, 3.5]),
+        ("label", (1, 0, 0), [None, None]),
+    ):
+        rows = [
+            {"user_id": 7, "prompt": "The sky is ", "completion": text, name: score}
+            for text, score in zip(("blue", "red", "green"), scores, strict=True)
+        ]
+        found = read(tmp_path / f"{name}.json", rows)
+        assert [row.preference.strength for row in found.labelled if not row.preference.tie] == wanted
+
+
+def test_of_a_choice_that_was_made_twice_the_later_strength_counts() -> None:
+    tally = Tally()
+    pairs = [Preference("p", "a", "b", strength=strength) for strength in (1.0, 3.0)]
+    (kept,) = settled([Choice("x", pair, float(time)) for time, pair in enumerate(pairs)], tally)
+    assert kept.preference.strength == 3.0
+    assert (tally.repeated, tally.contradicted) == (1, 0)

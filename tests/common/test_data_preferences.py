@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penchant.common.data import trl_format
-from penchant.common.data.preferences import Federation, Person, Preference
+from penchant.common.data.preferences import Federation, Person, Preference, each_once
 from penchant.common.data.trl_format import Labelled
 from penchant.common.errors import DataError
 
@@ -352,3 +353,36 @@ def test_reading_needs_neither_torch_nor_pandas_nor_pyarrow() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+# --- strengths ------------------------------------------------------------------------------------
+
+
+def strong(strength: Any = None, number: int = 0) -> Preference:
+    return Preference(f"p{number}", "a", "b", strength=strength)
+
+
+@pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf"), 1e7, True, "2"])
+def test_a_strength_is_a_number_from_nought_to_a_million(strength: Any) -> None:
+    with pytest.raises(DataError, match="'strength' must be a number from 0 to 1000000"):
+        strong(strength)
+
+
+def test_a_digest_reads_strengths_and_is_as_before_without_them() -> None:
+    def digest(*strengths: float | None) -> str:
+        train = tuple(strong(s, n) for n, s in enumerate(strengths))
+        return Federation("x", (Person("ann", train, (), (Preference("t", "a", "b"),)),)).digest
+
+    assert len({digest(None, None), digest(1, None), digest(None, 1), digest(2, None)}) == 4
+    before = json.dumps(["ann", [[["p0", "a", "b"], ["p1", "a", "b"]], [], [["t", "a", "b"]]]])
+    head = json.dumps(["penchant federation 1", "x"])
+    assert digest(None, None) == hashlib.sha256(f"{head}\n{before}".encode()).hexdigest()
+
+
+def test_a_choice_counts_once_whatever_its_strength() -> None:
+    tie = Preference("p0", "a", "b", "equal")
+    assert each_once([strong(1), strong(2), tie, strong(), strong(1, number=1)]) == [
+        strong(1),
+        tie,
+        strong(1, number=1),
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +14,17 @@ from hypothesis import strategies as st
 from penchant.common.data.preferences import Preference
 from penchant.common.model.davidson import (
     CHOICES,
+    PLAIN,
+    Habits,
     PairLikelihood,
     bradley_terry,
     davidson,
+    habits_of,
     is_tie,
     nu_of,
     tie_probability,
 )
+from penchant.common.model.strengths import mean_strength, strength_of, weights_of
 
 MARGINS = np.concatenate([np.linspace(-9, 9, 37), [-700.0, -60.0, 60.0, 700.0]])
 MARGIN = st.floats(-50, 50)
@@ -104,3 +109,65 @@ def test_nu_makes_equal_scores_tie_as_often_as_the_person_did() -> None:
     assert tie_probability(np.zeros(1), nu)[0] == pytest.approx(0.4)
     assert nu_of([said("equal")] * 5) == 10  # finite
     assert (is_tie(said("equal")), is_tie(said()), is_tie(object())) == (True, False, False)
+
+
+# --- strengths ------------------------------------------------------------------------------------
+
+
+def strong(strength: float | None = None, tie: str = "") -> Preference:
+    return Preference("p", "a", "b", tie, strength)  # type: ignore[arg-type]
+
+
+def test_a_weight_is_relative_to_the_persons_own_mean_and_one_where_nothing_is_known() -> None:
+    assert weights_of([]) is None
+    assert weights_of([said(), said("equal")]) is None
+    assert weights_of([strong(5), strong(5), said(), said("equal")]) is None
+    assert weights_of([strong(0), strong(0)]) is None
+    found = weights_of([strong(1), strong(3), said(), said("equal")])
+    assert found is not None
+    assert found.tolist() == [0.5, 1.5, 1, 1]
+    assert strength_of(said("equal")) is strength_of(object()) is None
+    some = weights_of([strong(1)], mean_strength([strong(1), strong(3)]))
+    assert some is not None
+    assert some.tolist() == [0.5]
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(0, 1e6)), min_size=1, max_size=12), st.floats(1e-3, 1e3))
+def test_weights_are_one_on_the_average_whatever_the_unit(known: list[float | None], unit: float) -> None:
+    weights = weights_of([strong(value) for value in known])
+    if weights is None:
+        return
+    assert (weights >= 0).all()
+    assert weights.mean() == pytest.approx(1)
+    scaled = [None if value is None else value * unit for value in known]
+    other = weights_of([SimpleNamespace(strength=value) for value in scaled])
+    assert other is not None
+    assert other == pytest.approx(weights, rel=1e-9, abs=1e-12)
+
+
+@given(st.lists(st.tuples(MARGIN, st.integers(1, 4)), min_size=1, max_size=6), st.booleans())
+def test_a_strong_choice_is_so_many_alike(pairs: list[tuple[float, int]], tie: bool) -> None:
+    """Up to what a choice counts on the average; with a tie, in Davidson's model, too."""
+    margins, times = np.array([m for m, _ in pairs]), np.array([s for _, s in pairs])
+    ties = [said("equal")] if tie else []
+    given_pairs = [*(strong(float(s)) for s in times), *ties]
+    nu = nu_of(given_pairs)
+    found = PairLikelihood.of(given_pairs)
+    plain = PairLikelihood([False] * len(margins) + [True] * tie, nu)
+    at = np.append(margins, [0.3] * tie)
+    weights = np.append(times / times.mean(), [1.0] * tie)
+    for name in ("slope", "curvature"):
+        assert getattr(found, name)(at) == pytest.approx(getattr(plain, name)(at) * weights)
+    each = [
+        PairLikelihood([t], nu).loss(at[[i]]) for i, t in enumerate([False] * len(margins) + [True] * tie)
+    ]
+    assert found.loss(at) == pytest.approx(float(np.dot(each, weights)))
+
+
+def test_habits_say_what_some_pairs_do_not() -> None:
+    every = [strong(1), strong(3), said("equal")]
+    habits = habits_of(every)
+    assert habits == Habits(1.0 * 2 / 3, 2.0)
+    some = PairLikelihood.of(every[:1], habits)
+    assert some.curvature(np.zeros(1)) == pytest.approx(PairLikelihood.of(every).curvature(np.zeros(3))[:1])
+    assert habits_of([said()]) == PLAIN

@@ -28,6 +28,7 @@ def split(share: str, head: str = "auto", adapted_modules=ONE, rank: int = 2, **
 
 # --- the rule table -------------------------------------------------------------------------------
 
+HEADLESS = ("lore", "common", "finetune", "meta", "shrinkage")  # whose head is made of other tensors
 SHARED_NAMES = {
     "B": {f"{SLOT}.lora_B": (4, 2), "head.weight": (1, 4)},
     "A": {f"{SLOT}.lora_A": (2, 6), "head.weight": (1, 4)},
@@ -44,6 +45,9 @@ SHARED_NAMES = {
         "head.weight": (1, 4),
     },
     "common": {"common.head": (1, 4), "common.basis": (2, 4), "common.spread": (1,)},
+    "finetune": {f"{SLOT}.lora_A": (2, 6), f"{SLOT}.lora_B": (4, 2), "common.head": (1, 4)},
+    "meta": {"meta.basis": (2, 4), "meta.start": (2,)},
+    "shrinkage": {"common.head": (1, 4), "shrinkage.spread": (1,)},
 }
 PERSONAL_NAMES = {
     "B": {f"{SLOT}.lora_A": (2, 6)},
@@ -56,6 +60,9 @@ PERSONAL_NAMES = {
     "lore": {"lore.weights": (2,)},
     "mixed": {f"{SLOT}.lora_D": (4, 2)},
     "common": {"common.weights": (2,)},
+    "finetune": {f"{SLOT}.lora_DA": (2, 6), f"{SLOT}.lora_DB": (4, 2), "finetune.head": (1, 4)},
+    "meta": {"meta.weights": (2,)},
+    "shrinkage": {"shrinkage.head": (1, 4)},
 }
 
 
@@ -66,7 +73,7 @@ def test_what_leaves_the_device_by_name_and_shape(share: str) -> None:
     assert {s.name: s.shape for s in made.personal.specs} == PERSONAL_NAMES[share]
 
 
-@pytest.mark.parametrize("share", [s for s in share_names() if s not in ("none", "lore", "common")])
+@pytest.mark.parametrize("share", [s for s in share_names() if s not in ("none", *HEADLESS)])
 def test_a_personal_head_moves_from_shared_to_personal(share: str) -> None:
     made = split(share, "personal")
     assert "head.weight" not in made.shared.names
@@ -81,7 +88,7 @@ def test_warm_up_shares_both_factors_and_the_head(share: str, head: str) -> None
     assert warm.personal.size == 0
 
 
-@pytest.mark.parametrize("share", ["AB", "none", "ffa", "lore", "common"])
+@pytest.mark.parametrize("share", ["AB", "none", "ffa", *HEADLESS])
 def test_no_warm_up_where_there_is_nothing_to_warm_up_for(share: str) -> None:
     with pytest.raises(ConfigError, match="no split to warm up"):
         split(share, warmup=True)

@@ -31,7 +31,22 @@ from penchant.common.shares import (
     share_rule,
 )
 
-OWN = ("B", "A", "kernel", "svd", "AB", "none", "ffa", "lore", "mixed", "common")
+HEADS_ALONE = {"lore", "common", "meta", "shrinkage"}
+OWN = (
+    "B",
+    "A",
+    "kernel",
+    "svd",
+    "AB",
+    "none",
+    "ffa",
+    "lore",
+    "mixed",
+    "common",
+    "finetune",
+    "meta",
+    "shrinkage",
+)
 ADAPTED = (AdaptedModule("layers.0.q_proj", 8, 6), AdaptedModule("layers.1.v_proj", 8, 4))
 A = Factor("A", Part.SHARED, (Side.RANK, Side.IN), Start.UNIFORM)
 B = Factor("B", Part.SHARED, (Side.OUT, Side.RANK), Start.ZEROS)
@@ -72,8 +87,8 @@ def test_the_choices_stand_in_their_old_order() -> None:
     ("asked", "yes"),
     [
         ("can_warm_up", {"B", "A", "kernel", "svd", "mixed"}),
-        ("adapts_modules", {*OWN} - {"lore", "common"}),
-        ("shares_base", {*OWN} - {"lore", "common", "none"}),
+        ("adapts_modules", {*OWN} - HEADS_ALONE),
+        ("shares_base", {*OWN} - HEADS_ALONE - {"none"}),
         ("shares_nothing", {EVERYONE_ALONE}),
         ("shares_everything", {ONE_FOR_ALL}),
     ],
@@ -85,7 +100,8 @@ def test_what_each_rule_answers(asked: str, yes: set[str]) -> None:
 def test_what_is_shared_in_a_short_phrase() -> None:
     assert [share_rule(name).sharing for name in OWN] == [
         "B", "A", "A and B", "A and B", "A and B", "", "B", "a low-rank basis", "A and B",
-        "a common head and a low-rank basis",
+        "a common head and a low-rank basis", "one model for all as a start", "a low-rank basis and a start",
+        "a common head",
     ]  # fmt: skip
 
 

@@ -99,6 +99,25 @@ def frame() -> Any:
     return pytest.importorskip("pandas").DataFrame(rows())
 
 
+def test_strengths_come_with_preferences_rows_and_tables() -> None:
+    pandas = pytest.importorskip("pandas")
+    strong = [{**row, "strength": float(1 + n % 3) if n % 2 else None} for n, row in enumerate(rows())]
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for row in strong:
+        by_name.setdefault(row["person"], []).append(row)
+    preferences = {
+        name: [Preference(r["prompt"], r["chosen"], r["rejected"], "", r["strength"]) for r in own]
+        for name, own in by_name.items()
+    }
+    table = pandas.DataFrame(strong)
+    assert table["strength"].isna().any()  # an empty cell among numbers
+    loaded = [penchant.load_preferences(source, **SIZES) for source in (strong, by_name, preferences, table)]
+    assert len({one.digest for one in loaded}) == 1
+    assert {pair.strength for person in loaded[0].people for pair in person.train} == {None, 1.0, 2.0, 3.0}
+    with pytest.raises(DataError, match="'strength' must be a number"):
+        penchant.load_preferences([{**row, "strength": -1} for row in rows()], **SIZES)
+
+
 @pytest.mark.parametrize(
     "form", [dict, lambda row: penchant.Preference(row["prompt"], row["chosen"], row["rejected"], row["tie"])]
 )

@@ -81,6 +81,9 @@ SHARED = {
         Tensor("common.basis", (2, 16)),
         Tensor("common.spread", (1,)),
     ),
+    "finetune": (A, B, Tensor("common.head", (1, 16))),
+    "meta": (Tensor("meta.basis", (2, 16)), Tensor("meta.start", (2,))),
+    "shrinkage": (Tensor("common.head", (1, 16)), Tensor("shrinkage.spread", (1,))),
 }
 """Worked out by hand for rank 2 on the last block's output of the tiny model: 32 wide inside, 16 outside."""
 CAN_WARM_UP = ("B", "A", "kernel", "svd", "mixed")

@@ -152,3 +152,17 @@ def test_ties_are_left_out_of_the_accuracy_and_said(tmp_path: Path) -> None:
     assert found.notes[-1] == wanted
     with pytest.raises(DataError, match="holds ties alone"):
         evaluate(written(tmp_path / "ties.jsonl", row("a", "b", tie="true")), Models(likes("a")))
+
+
+def test_strong_choices_count_more_in_the_log_loss_and_alike_in_the_accuracy(tmp_path: Path) -> None:
+    """Bea's two choices, 3 to 1: the one that is ranked right counts 1.5, the other one 0.5, kim's 1."""
+    rows = [row("aa", "b", person="bea"), row("b", "aa", person="bea"), row("b", "a", person="kim")]
+    plain = evaluate(written(tmp_path / "plain.jsonl", *rows), Models(likes("a")))
+    for one, strength in zip(rows, (3, 1, 7), strict=True):
+        one["strength"] = strength
+    found = evaluate(written(tmp_path / "pairs.jsonl", *rows), Models(likes("a")))
+    losses = [pair.loss for pair in plain.pairs]
+    assert found.log_loss == pytest.approx((1.5 * losses[0] + 0.5 * losses[1] + losses[2]) / 3)
+    assert plain.log_loss == pytest.approx(sum(losses) / 3)
+    assert (found.accuracy, found.groups) == (plain.accuracy, plain.groups)
+    assert any("3 choices say how strong they are" in note for note in found.notes)

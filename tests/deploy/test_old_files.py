@@ -200,7 +200,7 @@ def make_authority(folder: Path) -> Path:
         (make_journal, 1),
         (make_vault, 1),
         (make_sealed_vault, 1),
-        (make_choices, 2),
+        (make_choices, 3),
         (make_console, 2),
         (make_enrolments, 1),
         (make_authority, 1),

@@ -34,6 +34,7 @@ from penchant.server.journal import Journal, RoundLog
 PEOPLE = 7  # t = 5: two may be lost
 BENCHES = ModelCache()  # one model for all runs
 SHARES = ["B", "A", "kernel", "svd", "AB", "none", "ffa", "lore", "mixed", "common"]
+SHARES += ["finetune", "meta", "shrinkage"]
 SPLIT = {"B", "A", "kernel", "svd", "mixed"}  # those that have a warm-up
 FIRST_NODE = 1000
 TIMES = ("seconds", "wall_seconds", "peak_rss_mb")
@@ -412,6 +413,32 @@ def test_too_few_clients_are_one_line_and_exit_1(
     run(tmp_path / "undisturbed", base, federation__rounds=1, federation__attempts=2)
     without = ("command",)
     assert left(tmp_path / "run", without=without) == left(tmp_path / "undisturbed", without=without)
+
+
+def test_strengths_of_a_file_are_learned_from_in_simulation_one_by_one_or_together(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    """The same pairs are tested on and counted as without them; alike strengths give the same bits."""
+    rows = [json.loads(row) for row in Path(base["data.dataset"]).read_text(encoding="utf-8").splitlines()]
+
+    def told(name: str, strengths: Callable[[int], float], **changes: Any) -> dict[str, Any]:
+        file = tmp_path / f"{name}.jsonl"
+        lines = [json.dumps({**row, "margin": strengths(n)}) for n, row in enumerate(rows)]
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return run(tmp_path / name, base, data__dataset=str(file), **changes)
+
+    plain = run(tmp_path / "plain", base)
+    alike = told("alike", lambda n: 2.5)
+    strong = told("strong", lambda n: 1.0 + n % 4)
+    together = told("together", lambda n: 1.0 + n % 4, batch_people=4)
+    assert [r["train_loss"] for r in alike["rounds_log"]] == [r["train_loss"] for r in plain["rounds_log"]]
+    assert alike["per_client"] == plain["per_client"]
+    losses = [[r["train_loss"] for r in found["rounds_log"]] for found in (plain, strong, together)]
+    assert losses[1] != losses[0]
+    assert losses[2] == pytest.approx(losses[1], rel=1e-3)
+    for key in ("n_train", "n_test"):
+        assert [c[key] for c in strong["per_client"]] == [c[key] for c in plain["per_client"]]
+    assert "choices say how strong they are" in " ".join(strong["caveats"])
 
 
 def test_ties_of_a_file_are_learned_from_judged_apart_and_in_no_count(

@@ -29,6 +29,9 @@ FACTORS = {"A": f"{SLOT}.lora_A", "B": f"{SLOT}.lora_B", "V": "lore.basis"} | {
     "h": "common.head",
     "V of common": "common.basis",
     "t of common": "common.spread",
+    "V of meta": "meta.basis",
+    "u": "meta.start",
+    "t of shrinkage": "shrinkage.spread",
     "head": "head.weight",
 }
 
@@ -87,6 +90,9 @@ SHARED = {
     "lore": ["V"],
     "mixed": ["A", "B", "t", "head"],
     "common": ["h", "V of common", "t of common"],
+    "finetune": ["A", "B", "h"],
+    "meta": ["V of meta", "u"],
+    "shrinkage": ["h", "t of shrinkage"],
 }
 
 

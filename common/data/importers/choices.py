@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from penchant.common.data.preferences import Preference, comparison_of
+from penchant.common.data.preferences import Preference, choice_of, comparison_of
 from penchant.common.data.trl_format import Labelled
 
 __all__ = [
@@ -47,6 +47,7 @@ class Tally:
         repeated: choices that are there already.
         contradicted: choices that a later one of the same person turns round.
         ties: comparisons in which neither response was preferred.
+        strong: choices that say how strong they are.
         unsaid: comparisons of which that isn't said either: no answer, or the same thumb on both.
         alone: ratings of a response without another one to compare it with.
         lost: ratings of something that the export does not hold, or whose text is empty.
@@ -57,10 +58,17 @@ class Tally:
     repeated: int = 0
     contradicted: int = 0
     ties: int = 0
+    strong: int = 0
     unsaid: int = 0
     alone: int = 0
     lost: int = 0
     left_out: int = 0
+
+    def count(self, pairs: Iterable[Preference]) -> None:
+        """Count the ties and strengths of what is kept."""
+        for pair in pairs:
+            self.ties += bool(pair.tie)
+            self.strong += pair.strength is not None
 
     def lines(self) -> list[str]:
         """A sentence for each thing that is not nothing."""
@@ -69,6 +77,7 @@ class Tally:
             (self.repeated, "there more than once: they count once"),
             (self.contradicted, "contradicted by the same person later: the latest choice counts"),
             (self.ties, "ties, in which neither response was preferred: kept as ties"),
+            (self.strong, "choices say how strong they are: each counts by that, among the person's own"),
             (self.unsaid, "comparisons without an answer, or with the same thumb on both: not used"),
             (self.alone, "ratings without another response to the same prompt: not used"),
             (self.lost, "ratings of a message that is not there or has no text: not used"),
@@ -89,7 +98,8 @@ def settled(choices: Iterable[Choice], tally: Tally) -> list[Labelled]:
         key = (choice.person, comparison_of(pair))
         before = kept.pop(key, None)
         if before is not None:
-            same = before.preference == pair or bool(before.preference.tie and pair.tie)
+            said = choice_of(before.preference) == choice_of(pair) and before.preference.tie == pair.tie
+            same = said or bool(before.preference.tie and pair.tie)
             tally.repeated += same
             tally.contradicted += not same
         kept[key] = choice

@@ -128,7 +128,7 @@ def choices_of_rows(
     if first is None:
         return Found([], [])
     labelled = _labelled(first[1], itertools.chain([first], rows), log, person_column, tally, bounded)
-    tally.ties = sum(bool(row.preference.tie) for row in labelled)
+    tally.count(row.preference for row in labelled)
     notes = tally.lines()
     if pictured:
         columns_met = ", ".join(repr(name) for name in pictured)

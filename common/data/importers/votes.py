@@ -17,7 +17,7 @@ from penchant.common.data.importers.choices import (
     twos,
     worded,
 )
-from penchant.common.data.preferences import Preference, Tie
+from penchant.common.data.preferences import STRONGEST, Preference, Tie
 from penchant.common.data.row_files import RowLog
 from penchant.common.data.trl_format import TOO_DEEP, person_name, render, tie_said
 from penchant.common.errors import DataError
@@ -251,7 +251,8 @@ def rated(
     rows: Iterable[tuple[str, Row]], tally: Tally, log: RowLog, person_column: str | None
 ) -> Iterator[Choice]:
     """Of one person's responses to the same prompt, each against those that are rated lower, and ties between
-    those with the same number of stars. Labels are thumbs: two that are alike say too little for a tie."""
+    those with the same number of stars; as many stars more are the choice's strength. Labels are thumbs: two
+    that are alike say too little for a tie."""
     groups: dict[tuple[str | None, str], dict[str, float]] = {}
     starred: set[tuple[str | None, str]] = set()
     for where, row in rows:
@@ -273,7 +274,8 @@ def rated(
         else:
             log.reject(where, "'completion' is empty")
     for (person, prompt), scores in groups.items():
-        yield from _by_rank(prompt, scores, tally, person, 0.0, ties=(person, prompt) in starred)
+        stars = (person, prompt) in starred
+        yield from _by_rank(prompt, scores, tally, person, 0.0, ties=stars, graded=stars)
 
 
 def _text(value: Any, name: str) -> str:
@@ -301,13 +303,22 @@ def _score(value: Any) -> float:
 
 
 def _by_rank(
-    prompt: str, scores: Mapping[str, float], tally: Tally, person: str | None, when: float, *, ties: bool
+    prompt: str,
+    scores: Mapping[str, float],
+    tally: Tally,
+    person: str | None,
+    when: float,
+    *,
+    ties: bool,
+    graded: bool = False,
 ) -> Iterator[Choice]:
-    """Pairs of texts by their scores, the higher one preferred; ties: whether equal scores are ties."""
+    """Pairs of texts by their scores, the higher one preferred; ties: whether equal scores are ties; graded:
+    whether it says how strongly one is preferred by how much its score is higher."""
     texts = {text: score for text, score in scores.items() if text.strip()}
     tally.alone += len(texts) == 1
     for better, worse in nearest_lower(texts, tally):
-        yield Choice(person, Preference(prompt, better, worse), when)
+        strength = min(texts[better] - texts[worse], STRONGEST) if graded else None
+        yield Choice(person, Preference(prompt, better, worse, strength=strength), when)
     if not ties:
         tally.unsaid += twos(texts.values())
         return
