@@ -15,7 +15,7 @@ from penchant.server.console.operations import RunOperations
 from penchant.server.console.requests import ConsoleRequest
 from penchant.server.console.views.common import (
     accuracy_chart,
-    accuracy_spark,
+    accuracy_sparks,
     all_runs,
     loss_chart,
 )
@@ -64,7 +64,7 @@ def overview_facts(request: ConsoleRequest) -> dict[str, Any]:
         "stages": stages_of(main) if main else [],
         "accuracy_chart": accuracy_chart(main) if main and main.last else None,
         "loss_chart": loss_chart(main) if main and main.last else None,
-        "sparks": {run.location.id: accuracy_spark(run) for run in found[:6]},
+        "sparks": accuracy_sparks(found[:6]),
         "deeds": [d for d in _lately(request) if (d.action, d.outcome) not in _DULL][:6],
     }
 
