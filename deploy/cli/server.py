@@ -121,6 +121,29 @@ def up(
     )
 
 
+@command(app)
+def health(
+    directory: Where,
+    parts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PART...",
+            help="superlink, executor, enrol, gateway, queue or signals; all of them by default.",
+        ),
+    ] = None,
+) -> None:
+    """Whether the server's parts do their work: for health checks. Ends with 1 where one does not."""
+    from penchant.deploy.fleet.health import ailing
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    found = ailing(ServerDirectory(directory), parts or ())
+    for line in found:
+        say(one_line(line), error=True)
+    if found:
+        raise typer.Exit(1)
+    say("well")
+
+
 @command(app, formerly="enroll")
 def invite(
     directory: Where,

@@ -123,7 +123,7 @@ def test_a_chart_leaves_as_numbers_and_as_a_drawing_that_needs_nothing_else(cons
     browser = console.browser("vera")
     page = browser.get(f"/runs/{console.id_of('first')}").text
     assert "64% ± 2.4%" in page  # sqrt(.64 * .36 / 400)
-    assert "band: ± one standard error" in page
+    assert "<small>± one standard error</small>" in page
     names = ("accuracy", "loss", "people", "lost", "seconds", "traffic")
     for name in names:
         for ending in ("csv", "svg"):

@@ -212,7 +212,15 @@
     field.select();
     field.dispatchEvent(new Event("opened"));
   }
+  // Enter goes to what was written, also where the answer to it is still on its way.
+  let going = false;
+  function go() {
+    const shown = document.getElementById("for")?.dataset.search;
+    going = shown !== field.value.trim().replace(/\s+/g, " ");
+    if (!going) palette.querySelector(".found a")?.click();
+  }
   if (palette) {
+    document.getElementById("found").addEventListener("htmx:afterSwap", () => { if (going && palette.open) go(); });
     document.getElementById("find")?.addEventListener("click", (event) => { event.preventDefault(); openPalette(); });
     palette.addEventListener("click", (event) => {
       if (event.target === palette) palette.close();  // beside it
@@ -225,7 +233,7 @@
     palette.addEventListener("keydown", (event) => {
       const links = [...palette.querySelectorAll(".found a")];
       const now = links.indexOf(document.activeElement);
-      if (event.key === "Enter" && event.target === field) { event.preventDefault(); links[0]?.click(); }
+      if (event.key === "Enter" && event.target === field) { event.preventDefault(); go(); }
       const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
       if (!step || !links.length) return;
       event.preventDefault();

@@ -182,7 +182,7 @@ def failures(run: RunSummary) -> list[tuple[float, str]]:
     ]
 
 
-BAND = "band: ± one standard error, by the number of choices"
+BAND = "± one standard error"
 
 
 def accuracy_series(run: RunSummary, label: str = "Fleet accuracy", look: int = 1) -> charts.Series:
