@@ -80,6 +80,7 @@ ACTIONS: Sequence[tuple[str, View, str, Role]] = (
     ("/runs/{id}/stop", run.stop, "stop a run", "operator"),
     ("/runs/{id}/resume", run.resume, "resume a run", "operator"),
     ("/runs/{id}/delete", run.delete, "delete a run", "operator"),
+    ("/runs/{id}/notice", overview.put_away, overview.PUT_AWAY, "operator"),
     ("/queue/{id}/remove", runs.dequeue, "remove a run from the queue", "operator"),
     ("/queue/{id}/move", runs.move, "move a run in the queue", "operator"),
     ("/queue/{id}/retry", runs.retry, "try a run of the queue again", "operator"),

@@ -378,7 +378,7 @@ def _outcome(console_request: ConsoleRequest, response: Response) -> str:
 
 
 _TOLD = {"name", "where", "token", "member", "why", "label", "days", "round", "number", "confirm",
-         "begin_with", "turn", "at", "every", "place", "tag", "tags", "called", "held"}  # fmt: skip
+         "begin_with", "notice", "turn", "at", "every", "place", "tag", "tags", "called", "held"}  # fmt: skip
 """Fields of forms that the audit keeps."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -224,3 +225,52 @@ def test_each_question_is_about_an_action_there_is(path: str) -> None:
     question = QUESTIONS[path].about("spring", {"round": "3", "number": "3", "token": "ab"})
     assert question.title.endswith("?")
     assert "{" not in question.title + question.text
+
+
+# --- what needs attention -------------------------------------------------------------------------------
+
+
+def test_a_notice_is_put_away_until_it_happens_again(console: Console) -> None:
+    directory = make_run(console.runs / "first", 0, **{"federation.attempts": 1})
+
+    def fails(attempt: int) -> None:
+        with closing(Journal(directory)) as journal:
+            journal.begin(1, "main")
+            journal.fail(1, attempt, "3 said POLICY")
+
+    fails(1)
+    olga, vera = console.browser("olga"), console.browser("vera")
+    put = f"/runs/{console.id_of('first')}/notice"
+    page = olga.get("/").text
+    assert "first failed" in page
+    assert f'action="{put}"' not in vera.get("/").text
+    form = form_of(page, put)
+    assert form["notice"].startswith("run first failed ")
+    assert vera.post(put, form).status_code == 403
+    assert olga.post(put, form).status_code == 303
+    for browser in (olga, vera):  # for everybody
+        page = browser.get("/").text
+        assert "<strong>first failed" not in page
+        assert "1 notice put away" in page.replace("\u202f", " ")
+    assert "<strong>first failed" in vera.get("/?notices=all").text
+    assert console.outcomes("put a notice away") == ["done", "refused: not an operator"]
+    with closing(sqlite3.connect(directory / "journal.db")) as db, db:  # it fails once more, later
+        db.execute("UPDATE rounds SET started = started + 60")
+    assert "<strong>first failed" in vera.get("/").text
+
+
+def test_only_a_notice_of_that_run_is_put_away(console: Console) -> None:
+    make_run(console.runs / "first", 1)
+    browser = console.browser("olga")
+    assert (
+        browser.post(f"/runs/{console.id_of('first')}/notice", {"notice": "run other failed 1"}).status_code
+        == 404
+    )
+    assert browser.post("/runs/nobody/notice", {"notice": "run nobody failed 1"}).status_code == 404
+
+
+def test_what_was_done_lately_says_to_which_run(console: Console) -> None:
+    browser = console.browser("olga")
+    make_run(console.runs / "spring", 1)
+    browser.post("/runs/new", {"name": "spring", "where": "", "toml": "seed = 1"})
+    assert "start a run <code>spring</code>" in browser.get("/").text

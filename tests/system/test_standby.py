@@ -76,6 +76,11 @@ def attempts(server: ServerDirectory) -> list[AttemptRecord]:
     return list(JournalReader(server.run("winter")).attempts())
 
 
+def summed(server: ServerDirectory) -> list[int]:
+    """How many people are in the sum of each finished round."""
+    return [one.log.survivors for one in attempts(server) if one.log]
+
+
 def test_another_machine_goes_on_from_the_back_up(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     settings = (
         ("model.base_model", str(tiny_model("bert"))),
@@ -128,10 +133,6 @@ def test_another_machine_goes_on_from_the_back_up(tiny_model: Callable[[str], Pa
             wait_for("a healthy server", lambda: health(second).returncode == 0, 120)
             assert second.known_members() == members
             # nobody asks for it: the queue goes on with a run that was cut off
-            wait_for(
-                "the closing round",
-                lambda: len([one for one in attempts(second) if one.log]) == ROUNDS + 1,
-                SECONDS,
-            )
+            wait_for("the closing round", lambda: len(summed(second)) == ROUNDS + 1, SECONDS)
         assert (second.run("winter") / "checkpoints" / "round-000001.safetensors").read_bytes() == before
-        assert [one.log.survivors for one in attempts(second) if one.log] == [DEVICES] * (ROUNDS + 1)
+        assert summed(second) == [DEVICES] * (ROUNDS + 1)
