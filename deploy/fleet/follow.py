@@ -35,7 +35,9 @@ def only_start(
 ) -> Iterator[None]:
     """Be the only one that starts a run of this server while the block lasts, at whose end Flower has it.
 
-    say: told what is waited for. Raises what `refuse_second` does, and RunInProgress too while another process is in its block.
+    say: told what is waited for.
+
+    Raises what `refuse_second` does, and RunInProgress too while another process is in its block.
     """
     taken = RunInProgress("another run of this server is just being started; wait for its end, or stop it")
     with run_directory.claim(server_directory.path, run_activity.START_LOCK, taken):
