@@ -20,7 +20,7 @@ from penchant.deploy.fleet.processes import door, gateway_open
 from penchant.deploy.fleet.quickstart import Quickstart, kept_up
 from penchant.deploy.fleet.server_directory import LOOPBACK, ServerDirectory, ServerSettings
 from penchant.deploy.flower.superlink import free_port
-from penchant.deploy.owner_policy import fleet_policy
+from penchant.deploy.owner_policy import fleet_policy, policy_for
 from penchant.server.journal_reader import AttemptRecord, JournalReader
 
 pytestmark = pytest.mark.system
@@ -97,18 +97,9 @@ def test_another_machine_goes_on_from_the_back_up(tiny_model: Callable[[str], Pa
     kept = tmp_path / "elsewhere.backup"
     with ExitStack() as devices:
         with machine(first) as up, kept_up([parts._attending(tmp_path, first)]):
-            homes = [
-                parts._join(
-                    tmp_path / f"device-{number}",
-                    person,
-                    first,
-                    config,
-                    policy.min_honest,
-                    policy.max_colluders,
-                )
-                for number, person in enumerate(people, 1)
-            ]
-            devices.enter_context(kept_up([part for home in homes for part in parts._device(home)]))
+            owners = policy_for(config, policy.min_honest, policy.max_colluders)
+            parts._joined(tmp_path, people, first, owners)
+            parts._connected(devices, parts._homes(tmp_path), print)
             served_run.create(first.run("winter"), config, first.authority, first.membership().encoded)
             run_signature.ask(first, "winter")
             served_run.start(first.run("winter"), door(first))
