@@ -298,7 +298,7 @@ def test_what_a_device_asks_about_a_canary_says_nothing_of_its_owner_s_choices(s
     before = asked()
     recorded = device.store.recorded()
     assert recorded
-    assert all([device.store.turn_round(one) for one in recorded])
+    assert all(device.store.turn_round(one) for one in recorded)
     assert asked() == before
     assert scene.fetch(device, use=True).outcome == "taken"
     assert asked() == before
