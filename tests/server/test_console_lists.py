@@ -262,10 +262,8 @@ def test_a_notice_is_put_away_until_it_happens_again(console: Console) -> None:
 def test_only_a_notice_of_that_run_is_put_away(console: Console) -> None:
     make_run(console.runs / "first", 1)
     browser = console.browser("olga")
-    assert (
-        browser.post(f"/runs/{console.id_of('first')}/notice", {"notice": "run other failed 1"}).status_code
-        == 404
-    )
+    put = f"/runs/{console.id_of('first')}/notice"
+    assert browser.post(put, {"notice": "run other failed 1"}).status_code == 400
     assert browser.post("/runs/nobody/notice", {"notice": "run nobody failed 1"}).status_code == 404
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlencode
 
 from starlette.responses import HTMLResponse, Response
@@ -43,7 +44,7 @@ def find(request: ConsoleRequest) -> Response:
     search = " ".join(request.asked("q").split())[:80]
     inside = bool(request.http_request.headers.get("hx-request"))
     found = [one for one in _all(request, search, inside) if search.casefold() in one.name.casefold()]
-    shown = {"found": found[:MOST], "more": max(len(found) - MOST, 0), "search": search}
+    shown: dict[str, Any] = {"found": found[:MOST], "more": max(len(found) - MOST, 0), "search": search}
     if inside:
         return HTMLResponse(request.text("found.html.j2", **shown))
     return request.render("find.html.j2", **shown)

@@ -82,7 +82,7 @@ def put_away(request: ConsoleRequest) -> Response:
     """Put a notice away for everybody; it comes back when what it tells of happens again."""
     location = location_of(request.operations, request.path("id"))
     if not request.given("notice").startswith(f"run {location.name} "):
-        raise HTTPError("There is no such notice.", status=404)
+        raise HTTPError("This notice is about another run.", status=400)
     return request.go("/", "Put away. It comes back if it happens again.")
 
 

@@ -109,10 +109,11 @@ def _queued(request: ConsoleRequest) -> tuple[FleetOperations, int]:
 def compare(request: ConsoleRequest) -> Response:
     """The curves of some runs in one drawing, and where their configurations differ."""
     found = _asked_for(request)
+    drawn: dict[str, Any] = {**compared(found)}
     return request.render(
         "compare.html.j2",
         runs=found,
-        **compared(found),
+        **drawn,
         differences=differences([run for run in found if run.config]),
     )
 
