@@ -20,8 +20,8 @@ from penchant.server.console.look import Look
 from penchant.server.console.operations import RunOperations
 from penchant.server.console.provider_login import ProviderLogin
 from penchant.server.console.requests import (
+    ConfirmQuestion,
     ConsoleContext,
-    Question,
     Rescue,
     View,
     action,
@@ -98,39 +98,39 @@ ACTIONS: Sequence[tuple[str, View, str, Role]] = (
     ("/account/second-factor/remove", account.remove, "remove a second factor", "none"),
 )
 
-QUESTIONS: Mapping[str, Question] = {
-    "/runs/{id}/stop": Question(
+QUESTIONS: Mapping[str, ConfirmQuestion] = {
+    "/runs/{id}/stop": ConfirmQuestion(
         "Stop {what}?",
         "The round in progress is lost. Finished rounds are kept, and the run can be resumed.",
         "Stop it",
         "Let it run",
     ),
-    "/queue/{id}/remove": Question(
+    "/queue/{id}/remove": ConfirmQuestion(
         "Take run {number} out of the queue?",
         "Its configuration is forgotten. A run that comes again and again comes no more.",
         "Take it out",
         "Leave it in",
     ),
-    "/devices/{id}/withdrawals": Question(
+    "/devices/{id}/withdrawals": ConfirmQuestion(
         "Take token {token} back?",
         "Nobody joins with it any more, and a device that asked with it is told so. It needs another token.",
         "Take it back",
         "Leave it",
     ),
-    "/releases/{id}/promote": Question(
+    "/releases/{id}/promote": ConfirmQuestion(
         "Promote the adapter of round {round} of {what}?",
         "It is what new devices start from and what an export gives, as soon as the authority has signed it. "
         "Devices of this fleet fetch it.",
         "Promote it",
         "Change nothing",
     ),
-    "/releases/{id}/rollback": Question(
+    "/releases/{id}/rollback": ConfirmQuestion(
         "Use release {number} of {what} again?",
         "Devices fetch it in place of the one in use.",
         "Use it again",
         "Change nothing",
     ),
-    "/releases/{id}/all": Question(
+    "/releases/{id}/all": ConfirmQuestion(
         "Use the release that some devices try on all of them?",
         "All devices of the fleet fetch it in place of the one in use.",
         "Use it on all",

@@ -37,10 +37,10 @@ from penchant.server.console.watch import Watch
 from penchant.server.monitoring.run_history import RunLocation
 
 __all__ = [
+    "ConfirmQuestion",
     "ConsoleContext",
     "ConsoleRequest",
     "HTTPError",
-    "Question",
     "Rescue",
     "action",
     "page",
@@ -235,7 +235,7 @@ class Rescue:
 
 
 @dataclass(frozen=True)
-class Question:
+class ConfirmQuestion:
     """What is asked before something is done that is not easily undone. It is a page, so it needs no script.
 
     title, text: with {what} for the run or fleet, and {FIELD} for the form's fields. yes, no: the answers.
@@ -246,7 +246,7 @@ class Question:
     yes: str
     no: str
 
-    def about(self, what: str, form: Mapping[str, str]) -> Question:
+    def about(self, what: str, form: Mapping[str, str]) -> ConfirmQuestion:
         """The same with what the form is about."""
         known = defaultdict(str, {**form, "what": what})
         return replace(self, title=self.title.format_map(known), text=self.text.format_map(known))
@@ -282,7 +282,7 @@ def action(
     name: str,
     role: Role = "operator",
     rescue: Rescue | None = None,
-    question: Question | None = None,
+    question: ConfirmQuestion | None = None,
 ) -> Endpoint:
     """The entrance of an action, which leaves its lines in the audit under `name`. With a `question`, nothing
     is done before the form says that it was answered."""
@@ -328,7 +328,7 @@ def action(
     return posted(work)
 
 
-def _asked(console_request: ConsoleRequest, question: Question) -> Response:
+def _asked(console_request: ConsoleRequest, question: ConfirmQuestion) -> Response:
     """The question, and the form once more with the answer."""
     wanted, operations = console_request.http_request.path_params.get("id"), console_request.operations
     known = {one.id: one.name for one in (*operations.fleets(), *operations.locations())}

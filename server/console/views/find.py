@@ -29,7 +29,7 @@ BUTTONS = (("Change the colours", "theme"), ("Change the density of rows", "dens
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundPlace:
     """Something to go to. press: the id of a button that is pressed instead."""
 
     kind: str
@@ -50,18 +50,18 @@ def find(request: ConsoleRequest) -> Response:
     return request.render("find.html.j2", **shown)
 
 
-def _all(request: ConsoleRequest, search: str, inside: bool) -> Iterator[Found]:
-    yield from (Found("page", name, href) for name, href in PLACES)
+def _all(request: ConsoleRequest, search: str, inside: bool) -> Iterator[FoundPlace]:
+    yield from (FoundPlace("page", name, href) for name, href in PLACES)
     if request.operator:
-        yield Found("act", "Start a run", "/runs/new")
+        yield FoundPlace("act", "Start a run", "/runs/new")
     if inside:
-        yield from (Found("act", name, "#", press=press) for name, press in BUTTONS)
+        yield from (FoundPlace("act", name, "#", press=press) for name, press in BUTTONS)
     if not search:
         return
     for location in request.operations.locations():
-        yield Found("run", location.name, f"/runs/{location.id}", _kind(location))
+        yield FoundPlace("run", location.name, f"/runs/{location.id}", _kind(location))
     for fleet in request.operations.fleets():
-        yield Found("fleet", fleet.name, f"/devices?run={fleet.id}")
+        yield FoundPlace("fleet", fleet.name, f"/devices?run={fleet.id}")
         yield from _members(request, fleet)
 
 
@@ -69,7 +69,7 @@ def _kind(location: RunLocation) -> str:
     return "live fleet" if location.kind == "served" else "simulation"
 
 
-def _members(request: ConsoleRequest, fleet: RunLocation) -> Iterator[Found]:
+def _members(request: ConsoleRequest, fleet: RunLocation) -> Iterator[FoundPlace]:
     """The devices of a fleet by number, name and tags, and the list of each tag."""
     operations = request.operations.fleet(fleet)
     invited = {token.member: token.label for token in operations.tokens() if token.member is not None}
@@ -79,6 +79,6 @@ def _members(request: ConsoleRequest, fleet: RunLocation) -> Iterator[Found]:
         name = (note.name if note else "") or invited.get(member, "")
         tags = " ".join(note.tags) if note else ""
         words = " ".join(part for part in (f"member {member}", name, tags) if part)
-        yield Found("device", words, f"/devices/{fleet.id}/members/{member}", fleet.name)
+        yield FoundPlace("device", words, f"/devices/{fleet.id}/members/{member}", fleet.name)
     for tag in sorted({tag for note in notes.values() for tag in note.tags}):
-        yield Found("tag", tag, f"/devices?{urlencode({'run': fleet.id, 'q': tag})}", fleet.name)
+        yield FoundPlace("tag", tag, f"/devices?{urlencode({'run': fleet.id, 'q': tag})}", fleet.name)
