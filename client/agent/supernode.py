@@ -155,8 +155,9 @@ def _node_key(path: Path) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def _carry(superlink: str, ca: Path, key: Path, agent: Path) -> None:
-    """Connect, and answer what comes, until the connection is of no use any more."""
+def _carry(superlink: str, ca: Path, key: Path, agent: Path, look: float) -> None:
+    """Connect, and answer what comes, until the connection is of no use any more. look: seconds between two
+    looks for a message."""
     try:
         trusted = ca.read_bytes()
     except OSError as error:
@@ -176,7 +177,7 @@ def _carry(superlink: str, ca: Path, key: Path, agent: Path) -> None:
                 with suppress(DeviceError):  # a full disk does not end it
                     leave_note(key.parent, ConnectionNote(time.time()))
             if not found:
-                time.sleep(LOOK_SECONDS)
+                time.sleep(look)
 
 
 def main() -> None:
@@ -186,11 +187,13 @@ def main() -> None:
     parser.add_argument("--ca", required=True, type=Path, help="the one certificate authority to believe")
     parser.add_argument("--key", required=True, type=Path, help="the node's private key")
     parser.add_argument("--agent", required=True, type=Path, help="the agent's socket")
+    parser.add_argument("--look", type=float, help="seconds between two looks for a message")
     given = parser.parse_args()
     log_to_stderr()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        _carry(given.superlink, given.ca, given.key, given.agent)
+        look = LOOK_SECONDS if given.look is None else given.look
+        _carry(given.superlink, given.ca, given.key, given.agent, look)
     except KeyboardInterrupt:  # also how Flower's connection says that the server knows this node no more
         sys.exit(0)
     except PenchantError as error:

@@ -171,8 +171,10 @@ def attend(
 ) -> None:
     """Decide on the server's requests, one by one: files in, files out."""
     from penchant.deploy.fleet import authority_inbox
+    from penchant.deploy.fleet.heartbeat import Heartbeat
 
     authority_store = _opened(directory, passphrase, passphrase_file)
+    heartbeat = Heartbeat(directory / authority_inbox.BEAT)
     if yes:
         say(
             "everything is granted: whoever runs the server can enrol anybody and run anything",
@@ -181,6 +183,7 @@ def attend(
     with on_interrupt("what was decided is kept, and the same command asks about the rest"):
         said: set[str] = set()  # at the last look: what is left alone is said once
         while True:
+            heartbeat.beat(watch)
             lines = authority_inbox.attend(authority_store, requests, answers, lambda m: yes or _granted(m))
             for line in lines:
                 if line not in said:
@@ -189,6 +192,23 @@ def attend(
             if not watch:
                 return
             time.sleep(watch)
+
+
+@command(app)
+def health(directory: Where) -> None:
+    """Whether `attend --watch` looks at requests: ends with 1 where it was not heard of when it should be."""
+    from penchant.common.wording import duration
+    from penchant.deploy.fleet.authority_inbox import BEAT
+    from penchant.deploy.fleet.heartbeat import Heartbeat
+
+    late = Heartbeat(directory / BEAT).late()
+    if late is None:
+        say(f"nobody attends in {directory}", error=True)
+    elif late > 0:
+        say(f"attend should have been heard of {duration(late)} ago", error=True)
+    if late is None or late > 0:
+        raise typer.Exit(1)
+    say("attend is well")
 
 
 @command(app, "list")

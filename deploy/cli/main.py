@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -289,15 +290,26 @@ def quickstart(
         int, typer.Option("--devices", help="How many devices, each with one senator's votes.")
     ] = 7,
     rounds: Annotated[int, typer.Option("--rounds", help="How many rounds.")] = 5,
+    again: Annotated[
+        bool, typer.Option("--again", help="Bring the fleet in DIR up once more, until it is stopped.")
+    ] = False,
 ) -> None:
     """A whole fleet on this machine: authority, server behind its gateway, devices; it learns, and ends."""
-    from penchant.deploy.fleet.quickstart import Quickstart
+    from penchant.deploy.fleet.quickstart import Quickstart, live_again, next_steps
     from penchant.deploy.fleet.quickstart import quickstart as begin
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
+    if again:
+        with on_interrupt("the fleet is down; the same command brings it up"), live_again(directory, say):
+            say("the fleet is up until you stop it (Ctrl-C)")
+            for line in next_steps(directory):
+                say(line)
+            threading.Event().wait()
+        return
     with on_interrupt("the fleet is taken down; start again with another directory, or delete this one"):
-        server = begin(Quickstart(directory, devices, rounds), say)
-    say(f"look at it: penchant server status {server}")
+        begin(Quickstart(directory, devices, rounds), say)
+    for line in next_steps(directory):
+        say(line)
 
 
 @command(app, rich_help_panel="Researcher")

@@ -121,6 +121,29 @@ def up(
     )
 
 
+@command(app)
+def health(
+    directory: Where,
+    parts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PART...",
+            help="superlink, executor, enrol, gateway, queue or signals; all of them by default.",
+        ),
+    ] = None,
+) -> None:
+    """Whether the server's parts do their work: for health checks. Ends with 1 where one does not."""
+    from penchant.deploy.fleet.health import ailing
+    from penchant.deploy.fleet.server_directory import ServerDirectory
+
+    found = ailing(ServerDirectory(directory), parts or ())
+    for line in found:
+        say(one_line(line), error=True)
+    if found:
+        raise typer.Exit(1)
+    say("well")
+
+
 @command(app, formerly="enroll")
 def invite(
     directory: Where,
@@ -430,7 +453,7 @@ def run(
     with recorded(server_directory.path, "start a run", chosen):
         server_directory.membership()  # the list is good
         run_checks.refuse_unfit(settings, run_checks.members_with(server_directory, tag), tag)
-        with only_start(server_directory, door(server_directory)):
+        with only_start(server_directory, door(server_directory), say):
             if queued:
                 RunQueue(server_directory).find(queued)  # nobody has removed it since the queue began with it
             start = None
@@ -473,7 +496,7 @@ def resume(directory: Where, run: RunName = "", detach: Detach = False) -> None:
         return
     with (
         recorded(server_directory.path, "resume a run", chosen),
-        only_start(server_directory, door(server_directory)),
+        only_start(server_directory, door(server_directory), say),
     ):
         _ask_for_signature(server_directory, chosen)
         flower = _begin(server_directory, chosen)

@@ -30,18 +30,24 @@ ENDING_SECONDS = 20.0  # that the process of a run which was stopped may take to
 
 
 @contextmanager
-def only_start(server_directory: ServerDirectory, door: SuperLinkAddress) -> Iterator[None]:
+def only_start(
+    server_directory: ServerDirectory, door: SuperLinkAddress, say: Callable[[str], None] = lambda text: None
+) -> Iterator[None]:
     """Be the only one that starts a run of this server while the block lasts, at whose end Flower has it.
+
+    say: told what is waited for.
 
     Raises what `refuse_second` does, and RunInProgress too while another process is in its block.
     """
     taken = RunInProgress("another run of this server is just being started; wait for its end, or stop it")
     with run_directory.claim(server_directory.path, run_activity.START_LOCK, taken):
-        refuse_second(server_directory, door)
+        refuse_second(server_directory, door, say)
         yield
 
 
-def refuse_second(server_directory: ServerDirectory, door: SuperLinkAddress) -> None:
+def refuse_second(
+    server_directory: ServerDirectory, door: SuperLinkAddress, say: Callable[[str], None] = lambda text: None
+) -> None:
     """Refuse, by a RunInProgress, while another run of this server is running or is about to.
 
     Devices take part in one run at a time.
@@ -53,7 +59,7 @@ def refuse_second(server_directory: ServerDirectory, door: SuperLinkAddress) -> 
     for name in server_directory.runs():
         directory = server_directory.run(name)
         flower = run_activity.flower_run(directory)
-        if flower is not None and not _is_over(directory) and _is_driven(directory, door, flower):
+        if flower is not None and not _is_over(directory) and _is_driven(directory, door, flower, say):
             raise RunInProgress(
                 f"run {name} is still running (Flower run {flower}); wait for its end, which "
                 "`penchant server watch` shows, or stop it with `penchant server stop`"
@@ -68,18 +74,21 @@ def _is_over(directory: Path) -> bool:
         return False
 
 
-def _is_driven(directory: Path, door: SuperLinkAddress, flower: str) -> bool:
+def _is_driven(directory: Path, door: SuperLinkAddress, flower: str, say: Callable[[str], None]) -> bool:
     """Whether a process drives the run, or the SuperLink will start one.
 
     After a SuperLink is killed, it still reports its run as running for a while. So a ServerApp that runs is
     recognised by its claim on the directory, and one that is yet to start by its first line in the log.
     """
-    end = time.monotonic() + ENDING_SECONDS
+    end, said = time.monotonic() + ENDING_SECONDS, False
     with Control(door) as control:
         going = control.is_going(flower)
     while run_directory.busy(directory):
         if going or time.monotonic() > end:
             return True
+        if not said:
+            say(f"the process of {directory.name} that a stopped server left is ending; it is waited for")
+            said = True
         time.sleep(LOOK_SECONDS)
     return going and not run_activity.has_begun(directory, flower)
 
@@ -94,6 +103,8 @@ def watch(directory: Path, door: SuperLinkAddress, flower: str, say: Callable[[s
     journal = JournalReader(directory)
     said = {(row.round, row.attempt) for row in journal.rows() if row.state not in OPEN}
     waited: Waiting | None = None
+    if not run_activity.has_begun(directory, flower):
+        say("Flower has the run; its process loads people and model, which takes up to two minutes")
     while True:
         ended = how_it_ended(door, flower)  # asked first: what it did is in the journal then
         for row in journal.rows():

@@ -47,6 +47,7 @@ __all__ = [
     "listens",
     "only",
     "signals_state",
+    "superlink_answers",
     "up",
 ]
 
@@ -207,14 +208,18 @@ def _part(server_directory: ServerDirectory, name: str) -> ChildProcess:
     if name == "superlink":
         command = superlink_command(
             settings.superlink_port,
-            server_directory.path / "flower" / "state.db",
+            server_directory.flower_state,
             tls.loopback_ca.certificate,
             tls.loopback.certificate,
             tls.loopback.key,
             server_directory.secret,
         )
         return ChildProcess(
-            name, command, server_directory.log(name), flower, ready=lambda: _answers(server_directory)
+            name,
+            command,
+            server_directory.log(name),
+            flower,
+            ready=lambda: superlink_answers(server_directory),
         )
     if name == "executor":
         return ChildProcess(
@@ -246,7 +251,8 @@ def _ourselves(server_directory: ServerDirectory, name: str) -> list[str]:
     return [*program, "server", "up", str(server_directory.path), "--only", name]
 
 
-def _answers(server_directory: ServerDirectory) -> bool:
+def superlink_answers(server_directory: ServerDirectory) -> bool:
+    """Whether the SuperLink says what nodes there are, within two seconds."""
     try:
         with Control(door(server_directory), seconds=2.0) as control:
             control.nodes()

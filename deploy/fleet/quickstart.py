@@ -8,21 +8,27 @@ are lowered to what so few devices allow, which is said.
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.device import joining
 from penchant.client.device.device import Device
 from penchant.client.device.supernode_files import NODE
+from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Person, without_ties
 from penchant.common.durations import DAY
-from penchant.common.errors import ConfigError, GatewayError, UsageError
+from penchant.common.errors import ConfigError, EnrolmentPending, GatewayError, UsageError
+from penchant.common.wording import percent
 from penchant.deploy import datasets
 from penchant.deploy.fleet import gateway, run_signature, served_run
 from penchant.deploy.fleet.authority import PUBLIC, AuthorityStore
@@ -35,10 +41,14 @@ from penchant.deploy.flower.superlink import free_port
 from penchant.deploy.owner_policy import fleet_policy, policy_for
 from penchant.deploy.recipes import recipe
 
-__all__ = ["RUN", "Quickstart", "live_fleet", "quickstart"]
+__all__ = ["RUN", "Quickstart", "live_again", "live_fleet", "next_steps", "quickstart"]
 
 RUN = "quickstart"
 JOIN_SECONDS = 120.0
+SOCKET = "agent.sock"
+LOOK_SECONDS = 1.0  # between two looks of a relay: an exchange waits for the slowest of them
+BRISK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1"}
+"""Flower's own option: how long its executor waits between two looks for a run to start."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +67,15 @@ def quickstart(plan: Quickstart, say: Callable[[str], None]) -> Path:
     Raises as `live_fleet`, and RoundFailed when the run does not come to its end.
     """
     with live_fleet(plan, say) as server_directory:
-        say(f"{plan.rounds} rounds and a closing one begin")
+        say(
+            f"5 of 6: the authority signs what the run may ask; then {plan.rounds} rounds and a closing one, "
+            "of five exchanges with all devices each"
+        )
         flower = served_run.start(server_directory.run(RUN), door(server_directory))
         watch(server_directory.run(RUN), door(server_directory), flower, say)
+        say("6 of 6: all processes are stopped, and the devices judge their models by choices they kept back")
+    for line in learned(plan.directory):
+        say(line)
     return server_directory.path
 
 
@@ -72,7 +88,8 @@ def live_fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[ServerD
     """
     gateway.stream_module()
     if plan.directory.exists() and (not plan.directory.is_dir() or any(plan.directory.iterdir())):
-        raise UsageError(f"{plan.directory} is in use; choose an empty directory")
+        again = "; --again brings its fleet up once more" if _homes(plan.directory) else ""
+        raise UsageError(f"{plan.directory} is in use; choose an empty directory{again}")
     config = _config(plan)
     policy = fleet_policy(config, plan.devices)
     if policy.lowered:
@@ -87,25 +104,17 @@ def live_fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[ServerD
             "drowns what they learn together, and their personal parts alone get better"
         )
     people = datasets.configured(config.data, config.seed).people
+    say(f"1 of 6: an authority, which signs who belongs, and a server are made in {plan.directory}")
     authority_store = AuthorityStore.init(plan.directory / "authority")
     server_directory = _server(plan.directory, authority_store)
     with ExitStack() as stack:
-        stack.enter_context(kept_up([_up(server_directory)]))
-        say(
-            f"the gateway is open at {server_directory.settings.gateway}; "
-            "SuperLink, executor and enrolment are behind it"
-        )
-        stack.enter_context(kept_up([_attending(plan.directory, server_directory)]))
-        homes = []
-        for number, person in enumerate(people):
-            home = plan.directory / f"device-{number + 1}"
-            homes.append(
-                _join(home, person, server_directory, config, policy.min_honest, policy.max_colluders)
-            )
-            say(
-                f"{person.name} joined as member {number + 1}, with {len(without_ties(person.train))} choices"
-            )
-        stack.enter_context(kept_up([part for home in homes for part in _device(home)]))
+        _serve(stack, plan.directory, server_directory, say)
+        say(f"3 of 6: {plan.devices} devices are invited; each asks, and the authority signs")
+        owners = policy_for(config, policy.min_honest, policy.max_colluders)
+        homes = _joined(plan.directory, people, server_directory, owners)
+        for number, person in enumerate(people, 1):
+            say(f"  member {number}: {person.name}, with {len(without_ties(person.train))} choices")
+        _connected(stack, homes, say)
         served_run.create(
             server_directory.run(RUN),
             config,
@@ -117,14 +126,64 @@ def live_fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[ServerD
 
 
 @contextmanager
-def kept_up(parts: Sequence[ChildProcess]) -> Iterator[None]:
-    """Processes that are up inside the block, and gone after it. GatewayError when one can't be started."""
+def live_again(directory: Path, say: Callable[[str], None]) -> Iterator[ServerDirectory]:
+    """The fleet of an earlier quickstart, up inside the block: server, authority and devices.
+
+    Raises UsageError for a directory without one, GatewayError where a process can't be started.
+    """
+    homes = _homes(directory)
+    if not homes:
+        raise UsageError(f"{directory} holds no fleet of a quickstart; leave --again out to make one")
+    server_directory = ServerDirectory(directory / "server")
+    with ExitStack() as stack:
+        _serve(stack, directory, server_directory, say)
+        _connected(stack, homes, say)
+        yield server_directory
+
+
+def learned(directory: Path) -> Iterator[str]:
+    """How many of the choices that the owners kept back their own models rank right, and the shared one."""
+    models = ModelCache()
+    known = [Device(home, model_cache=models).report().quality for home in _homes(directory)]
+    judged = [quality for quality in known if quality is not None]
+    of = sum(quality.personal.total for quality in judged)
+    if not of:
+        yield "no device kept choices back to judge its model by"
+        return
+    personal, common = (
+        sum(counts.correct for counts in found)
+        for found in ([q.personal for q in judged], [q.common for q in judged])
+    )
+    yield (
+        f"accuracy: the devices' own models rank {personal} of {of} choices right that they kept back "
+        f"({percent(personal / of, 0)}), the shared one alone {common} ({percent(common / of, 0)})"
+    )
+
+
+def next_steps(directory: Path) -> Iterator[str]:
+    """What to try with the fleet of a quickstart, a command a line."""
+    server = shlex.quote(str(directory / "server"))
+    yield f"look at it:         penchant server status {server}"
+    yield "in a browser:       penchant console account add YOU --role operator"
+    yield f"                    penchant console {server}"
+    yield f"what a device has:  penchant device status --home {shlex.quote(str(directory / 'device-1'))}"
+    yield f"up again:           penchant quickstart {shlex.quote(str(directory))} --again"
+    yield f"  then another run: penchant server config {server} > run.toml"
+    yield f"                    penchant server run {server} --config run.toml"
+
+
+@contextmanager
+def kept_up(parts: Sequence[ChildProcess], *, together: bool = False) -> Iterator[None]:
+    """Processes that are up inside the block, and gone after it. GatewayError when one can't be started.
+
+    together: start and end all at once, because none needs another.
+    """
     stop, ready = threading.Event(), threading.Event()
     failed: list[GatewayError] = []
 
     def work() -> None:
         try:
-            supervise(parts, stop=stop, announce=ready.set)
+            supervise(parts, stop=stop, announce=ready.set, together=together)
         except GatewayError as error:
             failed.append(error)
             ready.set()
@@ -142,6 +201,28 @@ def kept_up(parts: Sequence[ChildProcess]) -> Iterator[None]:
 
 
 # --- inner parts --------------------------------------------------------------------------------------
+
+
+def _homes(directory: Path) -> list[Path]:
+    """The devices' directories of a quickstart, in the order of their numbers."""
+    found = [path for path in directory.glob("device-*") if path.name[7:].isdigit() and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name[7:]))
+
+
+def _serve(
+    stack: ExitStack, directory: Path, server_directory: ServerDirectory, say: Callable[[str], None]
+) -> None:
+    say("2 of 6: the server comes up: SuperLink, executor, enrolment, gateway and the queue of runs")
+    stack.enter_context(kept_up([_up(server_directory)]))
+    say(f"  the gateway is open at {server_directory.settings.gateway}")
+    stack.enter_context(kept_up([_attending(directory, server_directory)]))
+
+
+def _connected(stack: ExitStack, homes: Sequence[Path], say: Callable[[str], None]) -> None:
+    """All agents at once, then all relays: each is a process that spends its beginning on imports."""
+    say(f"4 of 6: {len(homes)} devices start, each an agent with its owner's model and a relay")
+    stack.enter_context(kept_up([_agent(home) for home in homes], together=True))
+    stack.enter_context(kept_up([_relay(home) for home in homes], together=True))
 
 
 def _config(plan: Quickstart) -> RunConfig:
@@ -183,6 +264,7 @@ def _up(server_directory: ServerDirectory) -> ChildProcess:
         "the server",
         words,
         server_directory.log("up"),
+        os.environ | BRISK,
         ready=lambda: gateway_open(server_directory),
         stop_seconds=60.0,
     )
@@ -194,42 +276,48 @@ def _attending(directory: Path, server_directory: ServerDirectory) -> ChildProce
     return ChildProcess("the authority", words, server_directory.log("authority"))
 
 
-def _join(
-    folder: Path,
-    person: Person,
+def _joined(
+    directory: Path,
+    people: Sequence[Person],
     server_directory: ServerDirectory,
-    config: RunConfig,
-    honest: int,
-    colluders: int,
-) -> Path:
-    """A device with the person's choices becomes a member."""
+    policy: OwnerPolicy,
+) -> list[Path]:
+    """Devices with the people's choices become members: first all ask, then all wait for their answers."""
+    asking = []
+    for number, person in enumerate(people, 1):
+        home = directory / f"device-{number}"
+        asking.append(_asking(home, person, server_directory, policy))
+        with suppress(EnrolmentPending):
+            asking[-1]()
+    for attempt in asking:
+        joining.wait(attempt, JOIN_SECONDS, lambda text: None, poll=0.5)
+    return _homes(directory)
+
+
+def _asking(
+    folder: Path, person: Person, server_directory: ServerDirectory, policy: OwnerPolicy
+) -> Callable[[], int]:
+    """A device with the person's choices and a token: what it does to join, as often as it is called."""
     home = Device(folder)
     home.record([*person.train, *person.validation], "quickstart")
-    policy = policy_for(config, honest, colluders)
     (folder / "policy.toml").write_text(policy.to_toml(), encoding="utf-8")
     token = hand_out(server_directory.path, person.name, time.time() + DAY)
-    joining.wait(
-        lambda: joining.join(home, token, folder / NODE, folder / "agent.sock"),
-        JOIN_SECONDS,
-        lambda text: None,
-        poll=1.0,
+    return partial(joining.join, home, token, folder / NODE, folder / SOCKET)
+
+
+def _agent(home: Path) -> ChildProcess:
+    return ChildProcess(
+        f"the agent of {home.name}",
+        _penchant("device", "serve", "--home", str(home)),
+        home / "agent.log",
+        ready=(home / SOCKET).exists,
     )
-    return folder
 
 
-def _device(home: Path) -> list[ChildProcess]:
-    socket = home / "agent.sock"
-    return [
-        ChildProcess(
-            f"the agent of {home.name}",
-            _penchant("device", "serve", "--home", str(home)),
-            home / "agent.log",
-            ready=socket.exists,
-        ),
-        ChildProcess(
-            f"the relay of {home.name}",
-            _penchant("device", "connect", "--home", str(home)),
-            home / "relay.log",
-            stop_seconds=30.0,
-        ),
-    ]
+def _relay(home: Path) -> ChildProcess:
+    return ChildProcess(
+        f"the relay of {home.name}",
+        _penchant("device", "connect", "--home", str(home), "--look", f"{LOOK_SECONDS:g}"),
+        home / "relay.log",
+        stop_seconds=30.0,
+    )

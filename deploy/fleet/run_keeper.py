@@ -22,17 +22,19 @@ from penchant.common.terminal import log_to_stderr
 from penchant.deploy.error_report import ErrorReport
 from penchant.deploy.fleet import recorded_acts, run_activity
 from penchant.deploy.fleet.child_command import run_command
+from penchant.deploy.fleet.heartbeat import Heartbeat
 from penchant.deploy.fleet.run_queue import RunQueue
 from penchant.deploy.fleet.server_directory import ServerDirectory
 from penchant.deploy.run_directory import CONFIG, claim, held_locks, is_held
 from penchant.server.journal_reader import JournalReader
 from penchant.server.monitoring.fleet import QueuedRun
 
-__all__ = ["LOCK", "RunKeeper", "serve"]
+__all__ = ["BEAT", "LOCK", "RunKeeper", "serve"]
 
 log = logging.getLogger(__name__)
 
 LOCK = ".queue"  # held by the one keeper of a server as long as it lives
+BEAT = ".queue-beat"  # the keeper's sign of life
 LOOK_SECONDS = 5.0
 PAUSE, LONGEST_PAUSE = 15.0, 900.0  # seconds after a try that came to nothing; doubles
 START_SECONDS = 900.0  # the base model is loaded for its blueprint, then Flower takes the run
@@ -68,11 +70,14 @@ class RunKeeper:
         self._clock, self._stopwatch = clock, stopwatch
         self._pause, self._until = PAUSE, stopwatch()
         self._said: set[str] = set()
+        self._heartbeat = Heartbeat(server_directory.path / BEAT, clock)
 
     def run(self, stop: threading.Event) -> None:
         """Look until `stop` is set."""
+        self._heartbeat.beat(LOOK_SECONDS)
         while not stop.wait(LOOK_SECONDS):
             try:
+                self._heartbeat.beat(LOOK_SECONDS)
                 self.look()
             except (PenchantError, OSError) as error:
                 self._say_once(str(error))
@@ -173,6 +178,7 @@ class RunKeeper:
     def _recorded(self, action: str, name: str, detail: str, words: Sequence[str]) -> ErrorReport | None:
         """Call a command, on record; after one that came to nothing there is a pause."""
         error: ErrorReport | None = None
+        self._heartbeat.beat(START_SECONDS)
         try:
             with recorded_acts.recorded(self._server.path, action, name, detail, by=BY):
                 error = self._call(words)

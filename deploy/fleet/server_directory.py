@@ -242,6 +242,11 @@ class ServerDirectory:
         return self.path / "flower"
 
     @property
+    def flower_state(self) -> Path:
+        """The SuperLink's database."""
+        return self.flower / "state.db"
+
+    @property
     def requests(self) -> Path:
         """Files for the authority."""
         return self.path / "requests"

@@ -20,16 +20,17 @@ from penchant.deploy.flower.superlink import environment, supernode_command
 __all__ = ["relay"]
 
 
-def relay(node: SuperNodeFiles, agent: Path | None = None) -> None:
+def relay(node: SuperNodeFiles, agent: Path | None = None, look: float | None = None) -> None:
     """Run the SuperNode of `node` until SIGTERM.
 
     Args:
         node: the files of the SuperNode.
         agent: the path of the agent's socket, if it is not where `node` says.
+        look: seconds between two looks for a message; None for three.
 
     Raises EnrolmentError when the device is no member any more.
     """
-    command = supernode_command(node.superlink, agent or node.socket, node.ca, node.key)
+    command = supernode_command(node.superlink, agent or node.socket, node.ca, node.key, look)
     admission = Admission(node)
     part = ChildProcess(
         "the SuperNode",

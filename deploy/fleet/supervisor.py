@@ -70,10 +70,12 @@ def supervise(
     announce: Callable[[], None] = lambda: None,
     ready_seconds: float = 120.0,
     logs: LogKeeping = LogKeeping(),  # noqa: B008 - it is frozen
+    together: bool = False,
 ) -> None:
     """Run `parts` until SIGTERM, SIGINT or `stop`; then stop them, the last first.
 
-    announce: called once, when all are ready. logs: how logs are kept. Raises GatewayError when one is not
+    announce: called once, when all are ready. logs: how logs are kept. together: start all at once, and end
+    them so, because none needs another. Raises GatewayError when one is not
     ready in time, and what a part's `over` says once it has ended for good.
     """
     ending = stop or threading.Event()
@@ -82,8 +84,11 @@ def supervise(
             signal.signal(number, lambda *_: ending.set())
     running = [_Running(part, log=_log_of(part, logs)) for part in parts]
     try:
-        for one in running:
+        for one in running if together else ():
             _start(one)
+        for one in running:
+            if not together:
+                _start(one)
             _await(one, ending, ready_seconds)
             if ending.is_set():
                 return
@@ -92,6 +97,9 @@ def supervise(
             for one in running:
                 _tend(one)
     finally:
+        for one in running if together else ():
+            if one.process is not None and one.process.poll() is None:
+                one.process.terminate()
         for one in reversed(running):
             _stop(one)
 

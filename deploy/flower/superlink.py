@@ -131,8 +131,13 @@ def executor_command(door: SuperLinkAddress, secret: Path) -> list[str]:
     ]
 
 
-def supernode_command(superlink: str, agent: Path, ca: Path, key: Path) -> list[str]:
-    """A device's SuperNode over TLS, known by its key, that relays to the agent behind the socket `agent`."""
+def supernode_command(
+    superlink: str, agent: Path, ca: Path, key: Path, look: float | None = None
+) -> list[str]:
+    """A device's SuperNode over TLS, known by its key, that relays to the agent behind the socket `agent`.
+
+    look: seconds between two looks for a message; None for its own.
+    """
     return [
         *SUPERNODE,
         "--superlink",
@@ -143,6 +148,7 @@ def supernode_command(superlink: str, agent: Path, ca: Path, key: Path) -> list[
         str(key),
         "--agent",
         str(agent),
+        *(["--look", f"{look:g}"] if look is not None else []),
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -20,6 +20,7 @@ from penchant.server.console.look import Look
 from penchant.server.console.operations import RunOperations
 from penchant.server.console.provider_login import ProviderLogin
 from penchant.server.console.requests import (
+    ConfirmQuestion,
     ConsoleContext,
     Rescue,
     View,
@@ -36,6 +37,7 @@ from penchant.server.console.views import (
     account,
     audit,
     devices,
+    find,
     new_run,
     overview,
     privacy,
@@ -45,7 +47,7 @@ from penchant.server.console.views import (
 )
 from penchant.server.monitoring.labels import FILTERS
 
-__all__ = ["ACTIONS", "LIVE", "PAGES", "build_app"]
+__all__ = ["ACTIONS", "LIVE", "PAGES", "QUESTIONS", "build_app"]
 
 log = logging.getLogger(__name__)
 ELSEWHERE = "This console is not served under that name. Add it with --origin.\n"
@@ -53,10 +55,13 @@ ELSEWHERE = "This console is not served under that name. Add it with --origin.\n
 PAGES: Sequence[tuple[str, View, Role]] = (
     ("/", overview.overview, "viewer"),
     ("/runs", runs.runs, "viewer"),
+    ("/find", find.find, "viewer"),
     ("/runs/compare", runs.compare, "viewer"),
+    ("/runs/compare/charts/{file}", runs.compared_file, "viewer"),
     ("/runs/new", new_run.new, "operator"),
     ("/runs/{id}", run.run, "viewer"),
     ("/runs/{id}/rounds.csv", run.rounds_csv, "viewer"),
+    ("/runs/{id}/charts/{file}", run.chart_file, "viewer"),
     ("/runs/{id}/delete", run.confirm_delete, "operator"),
     ("/devices", devices.devices, "viewer"),
     ("/devices/{id}/tokens/{token}", devices.token, "operator"),
@@ -75,6 +80,7 @@ ACTIONS: Sequence[tuple[str, View, str, Role]] = (
     ("/runs/{id}/stop", run.stop, "stop a run", "operator"),
     ("/runs/{id}/resume", run.resume, "resume a run", "operator"),
     ("/runs/{id}/delete", run.delete, "delete a run", "operator"),
+    ("/runs/{id}/notice", overview.put_away, overview.PUT_AWAY, "operator"),
     ("/queue/{id}/remove", runs.dequeue, "remove a run from the queue", "operator"),
     ("/queue/{id}/move", runs.move, "move a run in the queue", "operator"),
     ("/queue/{id}/retry", runs.retry, "try a run of the queue again", "operator"),
@@ -91,6 +97,47 @@ ACTIONS: Sequence[tuple[str, View, str, Role]] = (
     ("/account/second-factor/confirm", account.confirm, "set a second factor", "none"),
     ("/account/second-factor/remove", account.remove, "remove a second factor", "none"),
 )
+
+QUESTIONS: Mapping[str, ConfirmQuestion] = {
+    "/runs/{id}/stop": ConfirmQuestion(
+        "Stop {what}?",
+        "The round in progress is lost. Finished rounds are kept, and the run can be resumed.",
+        "Stop it",
+        "Let it run",
+    ),
+    "/queue/{id}/remove": ConfirmQuestion(
+        "Take run {number} out of the queue?",
+        "Its configuration is forgotten. A run that comes again and again comes no more.",
+        "Take it out",
+        "Leave it in",
+    ),
+    "/devices/{id}/withdrawals": ConfirmQuestion(
+        "Take token {token} back?",
+        "Nobody joins with it any more, and a device that asked with it is told so. It needs another token.",
+        "Take it back",
+        "Leave it",
+    ),
+    "/releases/{id}/promote": ConfirmQuestion(
+        "Promote the adapter of round {round} of {what}?",
+        "It is what new devices start from and what an export gives, as soon as the authority has signed it. "
+        "Devices of this fleet fetch it.",
+        "Promote it",
+        "Change nothing",
+    ),
+    "/releases/{id}/rollback": ConfirmQuestion(
+        "Use release {number} of {what} again?",
+        "Devices fetch it in place of the one in use.",
+        "Use it again",
+        "Change nothing",
+    ),
+    "/releases/{id}/all": ConfirmQuestion(
+        "Use the release that some devices try on all of them?",
+        "All devices of the fleet fetch it in place of the one in use.",
+        "Use it on all",
+        "Go on trying",
+    ),
+}
+"""What is asked before it is done."""
 
 LIVE = frozenset(
     {
@@ -144,7 +191,11 @@ def build_app(
         for path, view, role in PAGES
     ]
     routes += [
-        Route(path, action(context, view, name, role, rescue=rescues.get(path)), methods=["POST"])
+        Route(
+            path,
+            action(context, view, name, role, rescue=rescues.get(path), question=QUESTIONS.get(path)),
+            methods=["POST"],
+        )
         for path, view, name, role in ACTIONS
     ]
     routes.append(Route("/static/{name:path}", look.static, methods=["GET"]))

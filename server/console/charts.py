@@ -2,18 +2,23 @@
 
 No style attribute and no script, so that the strict content policy holds. Each chart is drawn at two widths,
 because a wide drawing shrunk to a phone can't be read; the style sheet shows the one that fits. A chart's
-words say what it shows to those who don't see it, and every point's value is in a tooltip.
+words say what it shows to those who don't see it, and every point's value is in a tooltip. What a chart is
+drawn from leaves as CSV, and its drawing as an SVG file that needs nothing else.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 from markupsafe import Markup, escape
 
-__all__ = ["Series", "bars", "lines", "spark"]
+from penchant.server.console.csv_text import csv_text
+
+__all__ = ["BarChart", "Chart", "LineChart", "Series", "bars", "lines", "spark"]
 
 WIDE, HALF, NARROW = 960, 480, 330  # pixels: the page, half of it, a third of it or a phone
 POINTS = 160  # most points of a drawn line; of more, each stands for a few, and a band shows their extremes
@@ -29,11 +34,17 @@ class Series:
         label: the line's name in the legend.
         points: (x, y) in the order of x; a y of None leaves a gap.
         look: the number of the line's style in the style sheet, 1 to 6.
+        errors: how far each point may be off, one for each or none at all; drawn as a band around the line.
     """
 
     label: str
     points: Sequence[tuple[float, float | None]]
     look: int = 1
+    errors: Sequence[float | None] = ()
+
+    def error(self, at: int) -> float | None:
+        """How far the point at this index may be off; None where that is not known."""
+        return self.errors[at] if self.errors else None
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,8 @@ class _Point:
     """What is drawn at one place: one value, or the mean and the extremes of several next to each other.
 
     x, y: the place and the value, None for a gap. first: where the range begins that it stands for; it ends
-    at x. low, high: of the values there; both are y for a single one.
+    at x. low, high: of the values there; both are y for a single one. error: how far a single value may be
+    off. bottom, top: the band around it, which holds values and errors.
     """
 
     x: float
@@ -49,14 +61,26 @@ class _Point:
     first: float
     low: float | None
     high: float | None
+    error: float | None = None
+    bottom: float | None = None
+    top: float | None = None
 
     @classmethod
-    def of(cls, some: Sequence[tuple[float, float | None]]) -> _Point:
+    def of(cls, some: Sequence[tuple[float, float | None]], errors: Sequence[float | None] = ()) -> _Point:
         """The point that stands for some next to each other, at the place of the last."""
-        known = [y for _, y in some if y is not None]
-        mean = sum(known) / len(known) if known else None
-        low, high = min(known, default=None), max(known, default=None)
-        return cls(some[-1][0], mean, some[0][0], low, high)
+        off = [e or 0.0 for e in errors] or [0.0] * len(some)
+        known = [(y, e) for (_, y), e in zip(some, off, strict=True) if y is not None]
+        values = [y for y, _ in known]
+        return cls(
+            some[-1][0],
+            sum(values) / len(values) if values else None,
+            some[0][0],
+            min(values, default=None),
+            max(values, default=None),
+            errors[0] if len(some) == 1 and errors else None,
+            min((y - e for y, e in known), default=None),
+            max((y + e for y, e in known), default=None),
+        )
 
 
 @dataclass(frozen=True)
@@ -68,81 +92,171 @@ class _Line:
     look: int
 
 
-def lines(
-    series: Sequence[Series],
-    *,
-    title: str,
-    text: Text,
-    x_label: str = "round",
-    height: int = 200,
-    zero: bool = False,
-    least: float = 0.0,
-    reference: tuple[float, str] | None = None,
-    width: int = HALF,
-) -> Markup:
+@dataclass(frozen=True)
+class Chart:
+    """What line and bar charts share.
+
+    Attributes:
+        title: the heading above the chart.
+        text: turns a value into the words that are shown for it.
+        height: the height of the drawing, in pixels.
+        note: what the heading adds in small.
+        files: the address of its files, with {} where .csv or .svg comes; empty where it has none.
+    """
+
+    title: str
+    text: Text
+    height: int = 200
+    note: str = ""
+    files: str = ""
+
+    def __html__(self) -> str:
+        raise NotImplementedError
+
+    def csv(self) -> str:
+        """What it is drawn from."""
+        raise NotImplementedError
+
+    def svg(self) -> str:
+        """The drawing as a file of its own, as it looks on light paper."""
+        raise NotImplementedError
+
+    def _figure(self, drawn: Sequence[Markup], words: str, legend: Sequence[tuple[str, int]] = ()) -> Markup:
+        table, drawing = map(self.files.format, (".csv", ".svg"))
+        links = Markup(
+            ' <span class="files"><a href="{}" download>CSV</a> <a href="{}" download>SVG</a></span>'
+        ).format(table, drawing)
+        note = Markup(" <small>{}</small>").format(self.note) if self.note else ""
+        heading = Markup("{}{}{}").format(self.title, note, links if self.files else "")
+        return _figure(drawn, heading, words, legend)
+
+
+@dataclass(frozen=True)
+class LineChart(Chart):
     """A line chart, by default over rounds.
 
-    Args:
+    Attributes:
         series: the lines; one without any value is left out.
-        title: the heading above the chart.
-        text: turns a value into the words that ticks and tooltips show.
         x_label: the name of the horizontal axis.
-        height: the height of the drawing, in pixels.
         zero: whether the vertical axis begins at 0.
         least: the smallest value at which such an axis may end.
         reference: a value at which a dotted line is drawn, and the words for it.
         width: the width of the drawing for a wide screen, in pixels; a second, narrow one is for phones.
+        marks: (x, words) of what went wrong there, marked below the lines.
     """
-    known = [s for s in series if any(y is not None for _, y in s.points)]
-    if not known:
-        return Markup('<p class="empty small">{}: no rounds yet.</p>').format(title)
-    thinned = [_Line(s.label, _thinned(s.points), s.look) for s in known]
-    words = f"{title}. " + " ".join(_spoken(s, text) for s in known)
-    frame = _Frame(text, x_label, zero, least, reference)
-    drawn = [_drawn_lines(thinned, side, height, frame) for side in (width, NARROW)]
-    return _figure(drawn, title, words, [(s.label, s.look) for s in known] if len(known) > 1 else [])
+
+    series: Sequence[Series] = ()
+    x_label: str = "round"
+    zero: bool = False
+    least: float = 0.0
+    reference: tuple[float, str] | None = None
+    width: int = HALF
+    marks: Sequence[tuple[float, str]] = ()
+
+    def __html__(self) -> str:
+        if not self._known:
+            return Markup('<p class="empty small">{}: no rounds yet.</p>').format(self.title)
+        words = f"{self.title}. " + " ".join(_spoken(s, self.text) for s in self._known)
+        if self.marks:
+            words += f" {len(self.marks)} attempts failed."
+        legend = [(s.label, s.look) for s in self._known] if len(self._known) > 1 else []
+        return self._figure([self._drawn(side) for side in (self.width, NARROW)], words, legend)
+
+    def csv(self) -> str:
+        """A row for each x: each line's value, how far it may be off where that is known, and what failed."""
+        values = {
+            (i, x): (y, s.error(at)) for i, s in enumerate(self.series) for at, (x, y) in enumerate(s.points)
+        }
+        failed: dict[float, list[str]] = {}
+        for x, why in self.marks:
+            failed.setdefault(x, []).append(why)
+        head: list[object] = [self.x_label]
+        for s in self.series:
+            head += [s.label, f"{s.label}: standard error"] if s.errors else [s.label]
+        rows = []
+        for x in sorted({x for _, x in values} | set(failed)):
+            row: list[object] = [f"{x:g}"]
+            for i, s in enumerate(self.series):
+                y, off = values.get((i, x), (None, None))
+                row += [y, off] if s.errors else [y]
+            rows.append([*row, "; ".join(failed.get(x, []))] if self.marks else row)
+        return csv_text([[*head, "failed"] if self.marks else head, *rows])
+
+    def svg(self) -> str:
+        legend = [(s.label, s.look) for s in self._known] if len(self._known) > 1 else []
+        drawn = self._drawn(WIDE) if self._known else Markup("")
+        return _file(drawn, self.title, WIDE, self.height, legend)
+
+    @property
+    def _known(self) -> list[Series]:
+        return [s for s in self.series if any(y is not None for _, y in s.points)]
+
+    def _drawn(self, width: int) -> Markup:
+        thinned = [_Line(s.label, _thinned(s.points, errors=s.errors), s.look) for s in self._known]
+        frame = _Frame(self.text, self.x_label, self.zero, self.least, self.reference, self.marks)
+        return _drawn_lines(thinned, width, self.height, frame)
 
 
-def bars(
-    values: Sequence[float],
-    labels: Sequence[str],
-    *,
-    title: str,
-    text: Text,
-    axis: str = "",
-    height: int = 200,
-    look: int = 1,
-) -> Markup:
+@dataclass(frozen=True)
+class BarChart(Chart):
     """A bar chart with each bar's value above it.
 
-    Args:
+    Attributes:
         values: the height of each bar.
         labels: the name of each bar, in the same order.
-        title: the heading above the chart.
-        text: turns a value into the words that are shown for it.
         axis: the name of the horizontal axis; empty for none.
-        height: the height of the drawing, in pixels.
         look: the number of the bars' style in the style sheet.
     """
-    words = f"{title}. " + ", ".join(
-        f"{label}: {text(value)}" for label, value in zip(labels, values, strict=True) if value
-    )
-    drawn = [_drawn_bars(values, labels, width, height, text, axis, look) for width in (WIDE, NARROW)]
-    return _figure(drawn, title, words, [])
+
+    values: Sequence[float] = ()
+    labels: Sequence[str] = ()
+    axis: str = ""
+    look: int = 1
+
+    def __html__(self) -> str:
+        words = f"{self.title}. " + ", ".join(
+            f"{label}: {self.text(value)}" for label, value in self._bars if value
+        )
+        return self._figure([self._drawn(width) for width in (WIDE, NARROW)], words)
+
+    def csv(self) -> str:
+        """A row for each bar."""
+        return csv_text([[self.axis or "bar", self.title], *map(list, self._bars)])
+
+    def svg(self) -> str:
+        return _file(self._drawn(WIDE), self.title, WIDE, self.height, [])
+
+    @property
+    def _bars(self) -> Iterator[tuple[str, float]]:
+        return zip(self.labels, self.values, strict=True)
+
+    def _drawn(self, width: int) -> Markup:
+        return _drawn_bars(self.values, self.labels, width, self.height, self.text, self.axis, self.look)
 
 
-def spark(points: Sequence[float], words: str) -> Markup:
+def lines(series: Sequence[Series], **more: Any) -> Markup:
+    """The drawing of a `LineChart`."""
+    return Markup(LineChart(series=series, **more).__html__())
+
+
+def bars(values: Sequence[float], labels: Sequence[str], **more: Any) -> Markup:
+    """The drawing of a `BarChart`."""
+    return Markup(BarChart(values=values, labels=labels, **more).__html__())
+
+
+def spark(points: Sequence[float], words: str, span: tuple[float, float] | None = None) -> Markup:
     """A small line in a table's cell.
 
     Args:
         points: the values, in order; fewer than two draw nothing.
         words: what the line shows, for those who don't see it.
+        span: the values at the bottom and at the top, those of all lines in a list; by default its own.
     """
     if len(points) < 2:
         return Markup("")
     width, height = 96, 24
     some = points if len(points) <= 48 else _extremes(_thinned(list(enumerate(points)), 24))
-    low, high = min(some), max(some)
+    low, high = span or (min(some), max(some))
     spread = (high - low) or 1.0
     step = (width - 4) / (len(some) - 1)
     path = " ".join(
@@ -157,7 +271,9 @@ def spark(points: Sequence[float], words: str) -> Markup:
 # --- parts ----------------------------------------------------------------------------------------
 
 
-def _figure(drawn: Sequence[Markup], title: str, words: str, legend: Sequence[tuple[str, int]]) -> Markup:
+def _figure(
+    drawn: Sequence[Markup], heading: Markup, words: str, legend: Sequence[tuple[str, int]]
+) -> Markup:
     keys = Markup("").join(
         Markup('<li><svg viewBox="0 0 22 8" width="22" height="8" aria-hidden="true">'
                '<line class="l{}" x1="1" y1="4" x2="21" y2="4"/></svg>{}</li>').format(look, label)
@@ -167,24 +283,54 @@ def _figure(drawn: Sequence[Markup], title: str, words: str, legend: Sequence[tu
     return Markup(
         '<figure class="chart"><figcaption>{}</figcaption>{}<div role="img" aria-label="{}">'
         '<div class="wide">{}</div><div class="narrow">{}</div></div></figure>'
-    ).format(title, listed, words, *drawn)
+    ).format(heading, listed, words, *drawn)
+
+
+_PAPER = (
+    "svg{background:#fff}text{font:12px system-ui,sans-serif;fill:#655f56}.title{font-size:15px;fill:#1d1b18}"
+    ".value{fill:#1d1b18}.end{text-anchor:end}.mid{text-anchor:middle}.grid{stroke:#e3ded4}"
+    ".reference{stroke:#655f56;stroke-dasharray:2 4}polyline,.key{fill:none;stroke-width:2}"
+    ".l1{stroke:#0e6b64}.l2{stroke:#a8600f}.l3{stroke:#6a5aa8}.l4{stroke:#b03a2e}.l5{stroke:#2f6ea8}"
+    ".l6{stroke:#5f6d1f}.p1,.b1{fill:#0e6b64}.p2,.b2{fill:#a8600f}.p3,.b3{fill:#6a5aa8}.p4,.b4{fill:#b03a2e}"
+    ".p5,.b5{fill:#2f6ea8}.p6,.b6{fill:#5f6d1f}.band{fill-opacity:.22}.hit rect{fill:none}.mark{fill:#93210f}"
+)
+"""The style of a drawing that leaves the console: the style sheet's on light paper."""
+
+
+def _file(drawn: Markup, title: str, width: int, height: int, legend: Sequence[tuple[str, int]]) -> str:
+    """A drawing as an SVG file, with its heading and legend above it."""
+    top = 34 + 20 * len(legend)
+    keys = Markup("").join(
+        Markup('<line class="key l{}" x1="12" x2="34" y1="{}" y2="{}"/><text x="42" y="{}">{}</text>').format(
+            look, 40 + 20 * i, 40 + 20 * i, 44 + 20 * i, label
+        )
+        for i, (label, look) in enumerate(legend)
+    )
+    placed = str(drawn).replace("<svg ", f'<svg y="{top}" width="{width}" height="{height}" ', 1)
+    return Markup(
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" width="{}" height="{}"><style>{}</style>'
+        '<title>{}</title><rect width="100%" height="100%" fill="#fff"/>'
+        '<text class="title" x="12" y="20">{}</text>{}{}</svg>\n'
+    ).format(width, top + height, width, top + height, Markup(_PAPER), title, title, keys, Markup(placed))
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """What surrounds lines: see `lines`."""
+    """What surrounds lines: see `LineChart`."""
 
     text: Text
     x_label: str
     zero: bool
     least: float
     reference: tuple[float, str] | None
+    marks: Sequence[tuple[float, str]] = ()
 
 
 def _drawn_lines(series: Sequence[_Line], width: int, height: int, frame: _Frame) -> Markup:
     text, x_label, reference = frame.text, frame.x_label, frame.reference
-    ys = [y for s in series for y in _extremes(s.points)]
+    ys = [y for s in series for point in s.points for y in (point.bottom, point.top) if y is not None]
     xs = [end for s in series for point in s.points for end in (point.first, point.x)]
+    xs += [x for x, _ in frame.marks]
     if reference:
         ys.append(reference[0])
     low, high = (0.0, max(*ys, frame.least)) if frame.zero else (min(ys), max(ys))
@@ -214,8 +360,8 @@ def _drawn_lines(series: Sequence[_Line], width: int, height: int, frame: _Frame
         parts.append(f'<text class="tick end" x="{right}" y="{y - 5:.1f}">{escape(reference[1])}</text>')
     for s in series:
         for run in _unbroken(s.points):
-            if len(run) > 1 and any(point.low != point.high for point, _ in run):
-                edge = [(p.x, p.high) for p, _ in run] + [(p.x, p.low) for p, _ in reversed(run)]
+            if len(run) > 1 and any(point.bottom != point.top for point, _ in run):
+                edge = [(p.x, p.top) for p, _ in run] + [(p.x, p.bottom) for p, _ in reversed(run)]
                 band = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in edge if y is not None)
                 parts.append(f'<polygon class="band b{s.look}" points="{band}"/>')
             path = " ".join(f"{at_x(point.x):.1f},{at_y(y):.1f}" for point, y in run)
@@ -224,6 +370,7 @@ def _drawn_lines(series: Sequence[_Line], width: int, height: int, frame: _Frame
             x, y = run[-1][0].x, run[-1][1]
             parts.append(f'<circle class="p{s.look}" cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3"/>')
     parts.append(_tooltips(series, at_x, (left, right, top, bottom), text, x_label))
+    parts += _marks(frame.marks, at_x, (first, last), bottom, x_label)
     return _svg(parts, width, height)
 
 
@@ -259,10 +406,32 @@ def _tooltips(
     return "".join(parts)
 
 
+def _marks(
+    marks: Sequence[tuple[float, str]],
+    at_x: Callable[[float], float],
+    ends: tuple[float, float],
+    bottom: float,
+    x_label: str,
+) -> Iterator[str]:
+    """A small triangle on the axis for what went wrong; for neighbours one, if there are more than places."""
+    width = max((ends[1] - ends[0]) / POINTS, 1.0)
+    ordered = sorted(marks, key=lambda mark: mark[0])
+    for _, group in groupby(ordered, key=lambda mark: math.floor((mark[0] - ends[0]) / width)):
+        some = list(group)
+        first, last = some[0][0], some[-1][0]
+        place = f"{x_label} {first:.0f}" + (f"–{last:.0f}" if last != first else "")
+        said = "\n".join(why for _, why in some[:3]) + (f"\nand {len(some) - 3} more" if some[3:] else "")
+        x = at_x(last)
+        yield (
+            f'<g class="hit"><path class="mark" d="M{x:.1f} {bottom - 9:.1f}l5 9h-10z"/>'
+            f"<title>{escape(place)}\n{escape(said)}</title></g>"
+        )
+
+
 def _said(point: _Point, mean: float, text: Text) -> str:
-    """A value; of several their mean, the least and the most."""
+    """A value and how far it may be off; of several their mean, the least and the most."""
     if point.first == point.x or point.low is None or point.high is None:
-        return text(mean)
+        return text(mean) if point.error is None else f"{text(mean)} ± {text(point.error)}"
     return f"mean {text(mean)}, least {text(point.low)}, most {text(point.high)}"
 
 
@@ -303,13 +472,16 @@ def _svg(parts: Sequence[str], width: int, height: int) -> Markup:
     return Markup(f'<svg viewBox="0 0 {width} {height}" aria-hidden="true">{body}</svg>')
 
 
-def _thinned(points: Sequence[tuple[float, float | None]], most: int = POINTS) -> list[_Point]:
+def _thinned(
+    points: Sequence[tuple[float, float | None]], most: int = POINTS, errors: Sequence[float | None] = ()
+) -> list[_Point]:
     """At most `most` points: each stands for some next to each other; the last one for itself."""
-    if len(points) <= most:
-        return [_Point.of([point]) for point in points]
-    width = math.ceil((len(points) - 1) / (most - 1))
-    parts = [points[at : min(at + width, len(points) - 1)] for at in range(0, len(points) - 1, width)]
-    return [*map(_Point.of, parts), _Point.of(points[-1:])]
+    width = 1 if len(points) <= most else math.ceil((len(points) - 1) / (most - 1))
+    last = len(points) - 1
+    ends = [(at, min(at + width, last)) for at in range(0, last, width)]
+    if points:
+        ends.append((last, last + 1))
+    return [_Point.of(points[at:end], errors[at:end]) for at, end in ends]
 
 
 def _extremes(points: Sequence[_Point]) -> list[float]:

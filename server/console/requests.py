@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 import logging
 import secrets
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,6 +37,7 @@ from penchant.server.console.watch import Watch
 from penchant.server.monitoring.run_history import RunLocation
 
 __all__ = [
+    "ConfirmQuestion",
     "ConsoleContext",
     "ConsoleRequest",
     "HTTPError",
@@ -232,6 +234,24 @@ class Rescue:
     too_old: View
 
 
+@dataclass(frozen=True)
+class ConfirmQuestion:
+    """What is asked before something is done that is not easily undone. It is a page, so it needs no script.
+
+    title, text: with {what} for the run or fleet, and {FIELD} for the form's fields. yes, no: the answers.
+    """
+
+    title: str
+    text: str
+    yes: str
+    no: str
+
+    def about(self, what: str, form: Mapping[str, str]) -> ConfirmQuestion:
+        """The same with what the form is about."""
+        known = defaultdict(str, {**form, "what": what})
+        return replace(self, title=self.title.format_map(known), text=self.text.format_map(known))
+
+
 def page(context: ConsoleContext, view: View, role: Role = "viewer", *, live: bool = False) -> Endpoint:
     """The entrance of a page. One that is `live` asks every other second whether it has become another."""
 
@@ -262,8 +282,10 @@ def action(
     name: str,
     role: Role = "operator",
     rescue: Rescue | None = None,
+    question: ConfirmQuestion | None = None,
 ) -> Endpoint:
-    """The entrance of an action, which leaves its lines in the audit under `name`."""
+    """The entrance of an action, which leaves its lines in the audit under `name`. With a `question`, nothing
+    is done before the form says that it was answered."""
 
     def work(request: Request, form: Form) -> Response:
         console_request = console_request_of(context, request, form)
@@ -285,6 +307,8 @@ def action(
             note("refused: not an operator")
             return not_admitted(console_request)
         console_request = replace(console_request, role=role)
+        if question and form.get("sure") != "yes":
+            return _asked(console_request, question)
         about = ", ".join(f"{key}: {form[key]}" for key in sorted(_TOLD & set(form)) if form[key])
         begun = note("begun", about)
         try:
@@ -302,6 +326,19 @@ def action(
         return response
 
     return posted(work)
+
+
+def _asked(console_request: ConsoleRequest, question: ConfirmQuestion) -> Response:
+    """The question, and the form once more with the answer."""
+    wanted, operations = console_request.http_request.path_params.get("id"), console_request.operations
+    known = {one.id: one.name for one in (*operations.fleets(), *operations.locations())}
+    sent = {key: value for key, value in console_request.form.items() if key not in ("csrf", "sure")}
+    return console_request.render(
+        "sure.html.j2",
+        question=question.about(known.get(str(wanted), "what is not here any more"), sent),
+        sent=sent,
+        back=back_to(console_request.http_request),
+    )
 
 
 def _subject(context: ConsoleContext, request: Request, form: Form) -> str | None:
@@ -341,7 +378,7 @@ def _outcome(console_request: ConsoleRequest, response: Response) -> str:
 
 
 _TOLD = {"name", "where", "token", "member", "why", "label", "days", "round", "number", "confirm",
-         "begin_with", "turn", "at", "every", "place", "tag", "tags", "called", "held"}  # fmt: skip
+         "begin_with", "notice", "turn", "at", "every", "place", "tag", "tags", "called", "held"}  # fmt: skip
 """Fields of forms that the audit keeps."""
 
 

@@ -37,6 +37,9 @@ class Notice:
         href: the console's page where it can be seen to.
         topic: what it is about, the same as long as it lasts, whatever figures its title holds.
         nameless: what is said in place of `text` beyond this machine, where that holds people's names.
+        run: the id of the run that it is about; empty where it is about none.
+        key: what happened, another one each time it happens; empty for what lasts until it is mended. With a
+            key it can be put away.
     """
 
     kind: str
@@ -45,6 +48,8 @@ class Notice:
     href: str
     topic: str = ""
     nameless: str = ""
+    run: str = ""
+    key: str = ""
 
     @property
     def outward(self) -> str:
@@ -63,7 +68,15 @@ def of_run(run: RunSummary, now: float) -> Iterator[Notice]:
         cure = (
             "Finished rounds are kept; resume goes on from there" if run.settled else "No round is finished"
         )
-        yield Notice("bad", f"{name} failed", f"{why}. {cure}.", href, f"run {name} failed")
+        yield Notice(
+            "bad",
+            f"{name} failed",
+            f"{why}. {cure}.",
+            href,
+            f"run {name} failed",
+            run=run.location.id,
+            key=f"run {name} failed {run.touched:.0f}",
+        )
     if run.state == "running":
         yield from _at_work(run, now, href)
 
@@ -79,13 +92,16 @@ def _at_work(run: RunSummary, now: float, href: str) -> Iterator[Notice]:
     if recent:
         text = f"Round {recent[-1].round}, attempt {recent[-1].attempt}: {recent[-1].why}"
         title = f"{name}: {counted(len(recent), 'attempt')} gave nothing"
-        yield Notice("warn", title, text, href, f"run {name} attempts")
+        last_try = f"{recent[-1].round}.{recent[-1].attempt}"
+        topic = f"run {name} attempts"
+        yield Notice("warn", title, text, href, topic, run=run.location.id, key=f"{topic} {last_try}")
     without = [log for log in run.glance.logs if log.failed and log.round > run.settled - 10]
     if without:
         last = without[-1]
         text = f"Round {last.round} is {'; '.join(left_out(last.failed))}"
         title = f"{name}: {counted(len(without), 'round')} without a group"
-        yield Notice("warn", title, text, href, f"run {name} groups")
+        topic = f"run {name} groups"
+        yield Notice("warn", title, text, href, topic, run=run.location.id, key=f"{topic} {last.round}")
     part = run.lost_part
     if part is not None and part >= MANY_LOST:
         text = (
@@ -96,11 +112,14 @@ def _at_work(run: RunSummary, now: float, href: str) -> Iterator[Notice]:
     known = [log.val_accuracy for log in run.logs if log.val_accuracy is not None]
     if len(known) > 5 and max(known[-5:]) < max(known) - FALL:
         text = f"The last five rounds stay below {percent(max(known))}, the best so far."
-        yield Notice("warn", f"{name} learns no more", text, href, f"run {name} learns")
+        topic = f"run {name} learns"
+        key = f"{topic} {max(known):.6f}"
+        yield Notice("warn", f"{name} learns no more", text, href, topic, run=run.location.id, key=key)
     if run.config is not None and not run.config.privacy.secagg:
         text = "The server sees every single update. For simulated people only."
         title, page = f"{name} runs without secure aggregation", f"/privacy?run={run.location.id}"
-        yield Notice("warn", title, text, page, f"run {name} plain")
+        topic = f"run {name} plain"
+        yield Notice("warn", title, text, page, topic, run=run.location.id, key=topic)
 
 
 def of_fleet(

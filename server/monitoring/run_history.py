@@ -42,6 +42,7 @@ __all__ = [
     "RunLocation",
     "RunSummary",
     "Stage",
+    "State",
     "config_text",
     "read_config",
     "summary_of",

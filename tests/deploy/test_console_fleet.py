@@ -933,3 +933,15 @@ def test_a_canary_is_tried_from_the_page_and_the_page_says_what_is_signed(
     acts = {entry.action: entry.outcome for entry in world.store.audit_entries()}
     assert acts["promote a canary to all"] == "done"
     assert acts["ask for a release's signature"].startswith("failed: winter:release-1 can't be signed")
+
+
+def test_the_form_of_a_fleet_asks_nothing_that_only_a_simulation_has(world: World) -> None:
+    """No data set, pairs or people: those are on the devices. And a fleet is called as its folder, once."""
+    page = world.browser.get("/runs/new").text
+    form = form_of(page, "/runs/new")
+    assert form["where"] == world.id
+    simulated = [key for key in form if key.startswith("set.data.")]
+    assert "set.data.dataset" not in simulated
+    assert not {"set.data.pairs", "set.data.test_pairs", "set.data.clients"} & set(form)
+    assert "the fleet home" not in text_of(page)
+    assert "Everybody of home" in text_of(page)

@@ -28,7 +28,7 @@ from penchant.deploy.fleet.log_files import LogKeeping
 from penchant.deploy.fleet.processes import gateway_state
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.deploy.fleet.supervisor import ChildProcess, supervise
-from penchant.deploy.flower.superlink import FLEET_PATHS
+from penchant.deploy.flower.superlink import FLEET_PATHS, supernode_command
 
 
 @pytest.fixture
@@ -379,3 +379,37 @@ def test_a_killed_supervisor_leaves_nothing_behind(tmp_path: Path) -> None:
         wait_for(lambda: pids(tmp_path / "a.log"))
         process.kill()
     wait_for(lambda: not alive(pids(tmp_path / "a.log")[0]))
+
+
+def test_parts_that_need_nobody_are_started_and_ended_together(tmp_path: Path) -> None:
+    """The first is ready only once the second runs, and does not end before the second was told to."""
+
+    def part(name: str, other: str) -> ChildProcess:
+        program = (
+            "import pathlib, signal, sys, time\n"
+            f"place = pathlib.Path({str(tmp_path)!r})\n"
+            f"def end(*_): (place / '{name}.told').touch()\n"
+            "signal.signal(signal.SIGTERM, end)\n"
+            f"(place / '{name}.runs').touch()\n"
+            f"while not (place / '{other}.told').exists() or not (place / '{name}.told').exists():\n"
+            "    time.sleep(0.05)\n"
+        )
+        return ChildProcess(
+            name, [sys.executable, "-c", program], None, ready=(tmp_path / f"{other}.runs").exists
+        )
+
+    stop = threading.Event()
+    parts = [part("a", "b"), part("b", "a")]
+    thread = threading.Thread(
+        target=supervise, args=(parts,), kwargs={"stop": stop, "announce": stop.set, "together": True}
+    )
+    thread.start()
+    thread.join()
+    assert (tmp_path / "a.told").exists()
+    assert (tmp_path / "b.told").exists()
+
+
+def test_a_relay_looks_as_often_as_it_is_told() -> None:
+    files = Path("agent.sock"), Path("ca.pem"), Path("node.key")
+    assert supernode_command("fleet.example:8443", *files, look=1.5)[-2:] == ["--look", "1.5"]
+    assert "--look" not in supernode_command("fleet.example:8443", *files)

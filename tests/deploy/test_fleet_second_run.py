@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +11,7 @@ import httpx
 import pytest
 from support.console_scene import make_run
 
-from penchant.common.errors import JournalError, UsageError
+from penchant.common.errors import JournalError, RoundFailed, UsageError
 from penchant.deploy import run_directory
 from penchant.deploy.fleet import follow, run_activity
 from penchant.deploy.flower.superlink import Control, SuperLinkAddress, free_port
@@ -68,8 +69,9 @@ def begun(run: Path) -> None:
     (run / run_activity.LOG).write_text(f"2026-01-01T00:00:00+0000 Flower run {FLOWER} begins\n")
 
 
-def second(run: Path) -> None:
-    follow.refuse_second(SiteOf(run.parent), SuperLinkAddress("127.0.0.1:1"))  # type: ignore[arg-type]
+def second(run: Path, said: list[str] | None = None) -> None:
+    say = (lambda text: None) if said is None else said.append
+    follow.refuse_second(SiteOf(run.parent), SuperLinkAddress("127.0.0.1:1"), say)  # type: ignore[arg-type]
 
 
 def test_a_run_that_was_never_started_is_not_played(run: Path) -> None:
@@ -102,7 +104,9 @@ def test_the_server_app_of_a_run_that_was_stopped_has_time_to_end(
         claim.enter_context(run_directory.claim(run))
         ending = threading.Timer(0.2, claim.close)
         ending.start()
-        second(run)
+        said: list[str] = []
+        second(run, said)
+        assert said == ["the process of spring that a stopped server left is ending; it is waited for"]
         ending.join()
     monkeypatch.setattr(follow, "ENDING_SECONDS", 0.0)
     with run_directory.claim(run), pytest.raises(UsageError, match="is still running"):
@@ -143,3 +147,27 @@ def test_a_run_that_the_superlink_does_not_know_is_not_going(monkeypatch: pytest
     monkeypatch.setattr(control, "_client", Refusing(500))
     with pytest.raises(JournalError, match="HTTP 500"):
         control.is_going(FLOWER)
+
+
+def test_whoever_watches_is_told_while_the_process_of_a_run_is_yet_to_begin(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill it takes a minute or two: with a word, not in silence."""
+    monkeypatch.setattr(follow, "how_it_ended", lambda door, flower: "failed")
+    said: list[str] = []
+    with pytest.raises(RoundFailed, match="before the last round"):
+        follow.watch(run, SuperLinkAddress("127.0.0.1:1"), FLOWER, said.append)
+    assert said[0].startswith("Flower has the run; its process loads people and model")
+    begun(run)
+    with pytest.raises(RoundFailed):
+        follow.watch(run, SuperLinkAddress("127.0.0.1:1"), FLOWER, said.append)
+    assert len(said) == 1
+
+
+def test_every_line_of_a_run_s_log_begins_with_its_time(run: Path) -> None:
+    for text in ("Flower run 17 begins", "round 1 waits\nfor devices", "Flower run 17 is done"):
+        run_activity.say(run, text)
+    lines = (run / run_activity.LOG).read_text(encoding="utf-8").splitlines()
+    times = [re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}) .+", line) for line in lines]
+    assert len(lines) == 3
+    assert all(times)

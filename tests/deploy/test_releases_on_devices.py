@@ -286,6 +286,25 @@ def test_a_canary_that_did_badly_is_rolled_back(scene: ReleaseScene) -> None:
     assert [scene.fetch(device).outcome for device in devices] == ["taken"] * 3
 
 
+def test_what_a_device_asks_about_a_canary_says_nothing_of_its_owner_s_choices(scene: ReleaseScene) -> None:
+    """The same bytes before and after the owner chose otherwise, took the canary, and found it bad."""
+    scene.promote(1)
+    scene.promote(2, share=9999)
+    device, moment = scene.device(), now()
+
+    def asked() -> list[bytes]:
+        return [device.release_ask(moment, factors).encode() for factors in (b"", bytes(32))]
+
+    before = asked()
+    recorded = device.store.recorded()
+    assert recorded
+    assert all(device.store.turn_round(one) for one in recorded)
+    assert asked() == before
+    assert scene.fetch(device, use=True).outcome == "taken"
+    assert asked() == before
+    assert max(map(len, before)) <= 140
+
+
 def test_the_part_that_a_canary_reaches_is_as_large_as_it_says_and_grows(scene: ReleaseScene) -> None:
     scene.promote(1)
     (manifest,) = scene.offered()

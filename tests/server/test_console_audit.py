@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support.console_scene import Browser, Console
 
+from penchant.server.console import csv_text
 from penchant.server.console.views import audit
 from penchant.server.console.views.audit import COLUMNS
 
@@ -102,10 +103,10 @@ def test_csv_has_every_line_with_all_that_is_known_and_nothing_that_computes(bro
 @pytest.mark.parametrize("sign", "=+-@\uff1d\uff0b\uff0d\uff20")
 def test_no_border_of_cells_and_no_sign_begins_a_formula(border: str, sign: str) -> None:
     text = f"x{border}{sign}cmd" if border else f"{sign}cmd"
-    told = str(audit._cell(text))
+    told = str(csv_text._cell(text))
     assert told.replace("'", "") == text, "nothing else is changed"
     for part in re.split(r"[;,|\t\r\n]", told):
-        assert not re.match(rf'[\s"]*[{audit.SIGNS}]', part), told
+        assert not re.match(rf'[\s"]*[{csv_text.SIGNS}]', part), told
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_no_border_of_cells_and_no_sign_begins_a_formula(border: str, sign: str)
     ["", "x", "2026-01-01T12:00:00.000+00:00", "olga@example.org", "a; b, c|d", "a = 3", "'=x"],
 )
 def test_what_begins_no_formula_leaves_as_it_is(text: str) -> None:
-    assert audit._cell(text) == text
+    assert csv_text._cell(text) == text
 
 
 def test_a_long_audit_leaves_whole(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,7 @@ class Fleets(Console):
         return (
             path.replace("{id}", wanted)
             .replace("{round}", "2")
+            .replace("{file}", "accuracy.csv")
             .replace("{token}", "0a")
             .replace("{member}", "1")
         )

@@ -80,6 +80,7 @@ ELSEWHERE = (
     "csv",
     "jsonl",
     "/members/",
+    "/charts/",
     "/account",
 )  # downloads, one's own account, and a page that only fleets have: tests/deploy
 

@@ -94,8 +94,8 @@ class Browser:
         return found[1]
 
     def post(self, path: str, form: Mapping[str, str] | None = None, **more: Any) -> httpx.Response:
-        """An honest form, as a page would send it."""
-        return self.client.post(path, data={"csrf": self.token(), **(form or {})}, **more)
+        """An honest form, as a page would send it, by somebody who is sure."""
+        return self.client.post(path, data={"csrf": self.token(), "sure": "yes", **(form or {})}, **more)
 
     def login(self, name: str, password: str = PASSWORD, **more: str) -> httpx.Response:
         form = {"csrf": self.token("/login"), "name": name, "password": password, **more}

@@ -159,6 +159,9 @@ def test_an_operators_day(browser: Browser, served: Served) -> None:
     # stop, and go on
     me.go(run.removeprefix(served.address))
     page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Stop spring?")
+    me.check("a question")
+    page.get_by_role("button", name="Stop it").click()
     expect(page.get_by_role("status").first).to_contain_text("spring has stopped")
     expect(page.locator(".pill").first).to_have_text("stopped")
     stood = int(page.locator("progress").get_attribute("value") or 0)
@@ -167,14 +170,18 @@ def test_an_operators_day(browser: Browser, served: Served) -> None:
     expect(page.locator(".pill").first).to_have_text("running")
     wait_for("rounds after the stop", lambda: value(page) > stood, 180)
     page.get_by_role("button", name="Stop").click()
+    page.get_by_role("button", name="Stop it").click()
     expect(page.locator(".pill").first).to_have_text("stopped")
 
     # a release: promoted, downloaded, replaced, rolled back
     page.get_by_role("link", name="Releases").click()
     page.get_by_role("button", name=re.compile("Promote round 2$")).click()
+    page.get_by_role("button", name="Promote it").click()
     expect(page.get_by_role("status").first).to_contain_text("Release 1 is the adapter of round 2.")
     page.get_by_role("button", name=re.compile("Promote round 3$")).click()
+    page.get_by_role("button", name="Promote it").click()
     page.get_by_role("button", name="Use release 1 again").click()
+    page.get_by_role("button", name="Use it again").click()
     expect(page.locator(".notice.good")).to_contain_text("Release 1 is in use")
     me.picture("releases")
     me.check("releases")
@@ -223,6 +230,29 @@ def test_an_operators_day(browser: Browser, served: Served) -> None:
     page.keyboard.press("?")
     expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")
+    # the palette, the values of a chart by keys, and a density that is remembered
+    page.keyboard.press("Control+k")
+    page.keyboard.type("sprin")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("spring")
+    chart = page.locator(".chart > div").first
+    chart.focus()
+    page.keyboard.press("ArrowRight")
+    expect(chart.locator(".tip")).to_contain_text("after round 0")
+    page.keyboard.press("ArrowRight")
+    expect(chart.locator(".tip")).to_contain_text("after round 1")
+    me.check("a chart that is read")
+    with page.expect_download() as drawing:
+        page.get_by_role("link", name="SVG").first.click()
+    assert Path(drawing.value.path()).read_text(encoding="utf-8").startswith("<svg ")
+    page.get_by_role("button", name="Rows: comfortable").click()
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.density") == "compact"
+    me.check("compact rows")
+    page.keyboard.press("Control+k")
+    page.keyboard.type("density")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Rows: comfortable")).to_be_visible()
     page.get_by_role("button", name=re.compile("Colours")).click()
     page.get_by_role("button", name=re.compile("Colours: light")).click()
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
@@ -305,6 +335,7 @@ def test_every_page_is_for_everybody(browser: Browser, served: Served, screen: s
             "/devices",
             device,
             f"/devices?run={run.rsplit('/', 1)[1]}",
+            "/find?q=e",
             "/privacy",
             "/releases",
             "/audit",

@@ -212,6 +212,7 @@ def stop_and_resume(page: Page, fleet: LiveFleet) -> None:
     expect(page.locator(".stages li.now")).to_have_count(1, timeout=SECONDS)
     assert page.evaluate("window.same") is True
     page.get_by_role("button", name="Stop").click()
+    page.get_by_role("button", name="Stop it").click()
     expect(page.get_by_role("status").first).to_contain_text("attic has stopped")
     expect(page.locator(".pill").first).to_have_text("stopped")
     first = (fleet.deployment.run / "checkpoints" / "round-000001.safetensors").read_bytes()

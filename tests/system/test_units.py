@@ -19,6 +19,7 @@ pytestmark = pytest.mark.system
 ROOT = Path(__file__).resolve().parents[2]
 FLEET = ROOT / "deploy" / "fleet"
 UNITS = sorted((FLEET / "systemd").glob("*.service"))
+OTHERS = [FLEET / "systemd" / name for name in ("penchant-server.target", "penchant-health.timer")]
 CONTAINERS = sorted((FLEET / "containers").iterdir())
 MOST = 15  # tenths of exposure, of 100; 1.5 is well inside what systemd calls OK
 
@@ -32,7 +33,11 @@ def test_a_unit_is_hardened(unit: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("unit", [*UNITS, FLEET / "systemd" / "penchant-server.target"], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "unit",
+    [*UNITS, *(FLEET / "systemd" / f"penchant-{name}" for name in ("server.target", "health.timer"))],
+    ids=lambda p: p.stem,
+)
 def test_systemd_takes_a_unit(unit: Path, tmp_path: Path) -> None:
     """All of it but the program, which is put where this machine has one."""
     for path in (FLEET / "systemd").iterdir():

@@ -87,9 +87,25 @@ def test_what_services_refer_to_is_declared() -> None:
 
 @pytest.mark.parametrize("name", [name for name in SERVICES if "healthcheck" in SERVICES[name]])
 def test_a_health_check_is_a_program_that_parses(name: str) -> None:
-    how, program, option, code = SERVICES[name]["healthcheck"]["test"]
-    assert (how, program, option) == ("CMD", "python", "-c")
-    compile(code, name, "exec")
+    how, program, *words = SERVICES[name]["healthcheck"]["test"]
+    assert how == "CMD"
+    if program == "penchant":
+        refuse_unknown_command(words)
+        assert words[-1] == name or words[:2] == ["authority", "health"]
+    else:
+        assert (program, words[0]) == ("python", "-c")
+        compile(words[1], name, "exec")
+
+
+def test_every_part_that_runs_has_a_health_check() -> None:
+    assert {name for name in SERVICES if "healthcheck" not in SERVICES[name]} == {"network"}
+    pod = next(one for one in objects(values(attend__enabled=True)) if one["kind"] == "StatefulSet")
+    containers = pod["spec"]["template"]["spec"]["containers"]
+    assert [one["name"] for one in containers if "livenessProbe" not in one] == []
+    for one in containers:
+        command = one["livenessProbe"].get("exec", {}).get("command", ["penchant", "server", "health", "x"])
+        assert command[0] == "penchant"
+        refuse_unknown_command(command[1:])
 
 
 # --- the chart ------------------------------------------------------------------------------------
@@ -203,13 +219,13 @@ def test_probes_ask_what_is_served() -> None:
     containers = {one["name"]: one for one in pod()["containers"]}
     for name in ("superlink", "enrol", "gateway", "console"):
         assert {"startupProbe", "livenessProbe"} <= set(containers[name]), name
-    for name, container in containers.items():
+    for container in containers.values():
         ports = {one["name"] for one in container.get("ports", ())}
         for probe in (container[key] for key in container if key.endswith("Probe")):
             if "exec" in probe:
-                program, option, code = probe["exec"]["command"]
-                assert (program, option) == ("python", "-c")
-                compile(code, name, "exec")
+                program, *words = probe["exec"]["command"]
+                assert program == "penchant"
+                refuse_unknown_command(words)
             else:
                 assert (probe.get("tcpSocket") or probe["httpGet"])["port"] in ports
     host = containers["console"]["livenessProbe"]["httpGet"]["httpHeaders"]

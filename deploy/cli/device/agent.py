@@ -74,6 +74,15 @@ def connect(
             "--port", help="Has no effect: no port is opened any more.", min=0, max=65535, hidden=True
         ),
     ] = 0,
+    look: Annotated[
+        float,
+        typer.Option(
+            "--look",
+            help="Seconds between two looks for a message; more of them save power, and make rounds longer.",
+            min=0.5,
+            max=60.0,
+        ),
+    ] = 3.0,
     home: HomeOption = HERE,
 ) -> None:
     """Carry messages between the fleet's server and the agent. Nothing that the server sends is run."""
@@ -82,7 +91,7 @@ def connect(
 
     if port:
         notice("--port has no effect: `penchant device connect` opens no port any more")
-    relay(SuperNodeFiles.read(node_folder(home, node)), socket)
+    relay(SuperNodeFiles.read(node_folder(home, node)), socket, look)
 
 
 @command(app)

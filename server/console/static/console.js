@@ -1,4 +1,5 @@
-// Times as people say them, keys, colours, and logs that follow. Every page works without this file.
+// Times as people say them, keys, colours, density, what lies under a pointer in a chart, the palette, and logs
+// that follow. Every page works without this file.
 "use strict";
 (() => {
   const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
@@ -28,9 +29,53 @@
     for (const box of root.querySelectorAll("[data-follow]")) box.scrollTop = box.scrollHeight;
   }
 
+  // --- charts: the values under a pointer or a finger, and with the arrow keys ---
+  function readable(root) {
+    for (const chart of root.querySelectorAll(".chart > div")) {
+      if (!chart.querySelector(".hit")) continue;
+      chart.tabIndex = 0;
+      chart.dataset.chart = "";
+      const tip = chart.appendChild(document.createElement("output"));
+      tip.className = "tip";
+      tip.hidden = true;
+      const hits = () => [...chart.querySelectorAll(".hit")].filter((one) => one.checkVisibility());
+      let at = null;
+      const show = (hit) => {
+        chart.querySelector(".hit.at")?.classList.remove("at");
+        at = hit;
+        tip.hidden = !hit;
+        if (!hit) return;
+        const title = hit.querySelector("title");
+        if (title) { hit.dataset.said = title.textContent; title.remove(); }  // no second one by the browser
+        hit.classList.add("at");
+        tip.textContent = hit.dataset.said;
+        const line = (hit.querySelector("line, .mark") ?? hit).getBoundingClientRect();
+        const box = chart.getBoundingClientRect();
+        const left = line.left - box.left + 10;
+        const turned = left + tip.offsetWidth > box.width;
+        tip.style.left = `${Math.max(turned ? left - tip.offsetWidth - 20 : left, 0)}px`;
+      };
+      const over = (event) => show(event.target.closest?.(".hit"));
+      chart.addEventListener("pointermove", over);
+      chart.addEventListener("pointerdown", over);
+      chart.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") show(null); });
+      chart.addEventListener("blur", () => show(null));
+      chart.addEventListener("keydown", (event) => {
+        const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+        if (event.key === "Escape") show(null);
+        if (step === undefined) return;
+        event.preventDefault();
+        const all = hits();
+        const now = at ? all.indexOf(at) : step > 0 ? -1 : all.length;
+        show(all[Math.min(Math.max(now + step, 0), all.length - 1)]);
+      });
+    }
+  }
+
   for (const box of document.querySelectorAll("[data-part]")) box.sent = box.innerHTML;
   tellTimes(document);
   follow(document);
+  readable(document);
   setInterval(() => tellTimes(document), 10000);
 
   document.body.addEventListener("htmx:afterSwap", (event) => tellTimes(event.target));
@@ -39,7 +84,7 @@
   // No connection is held: a browser has six of them for all tabs together. A hidden tab asks nothing.
   const LOOK = 2000;
   const stale = document.getElementById("stale");
-  const busy = "button, input, select, textarea, summary";
+  const busy = "button, input, select, textarea, summary, [data-chart]";
   let mark = document.body.dataset.mark;
   let cut = 0;
 
@@ -51,12 +96,13 @@
     const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
     const ticked = [...box.querySelectorAll("input:checked")].map((one) => one.value);
     const opened = [...box.querySelectorAll("details")].map((one) => one.open);
-    const moved = [...box.querySelectorAll(".scroll")].map((one) => one.scrollLeft);
+    const moved = [...box.querySelectorAll(".scroll")].map((one) => [one.scrollLeft, one.scrollTop]);
     box.innerHTML = html;
     for (const one of box.querySelectorAll("input[type=checkbox]")) one.checked = ticked.includes(one.value);
     box.querySelectorAll("details").forEach((one, i) => { one.open = opened[i] ?? one.open; });
-    box.querySelectorAll(".scroll").forEach((one, i) => { one.scrollLeft = moved[i] ?? 0; });
+    box.querySelectorAll(".scroll").forEach((one, i) => { [one.scrollLeft, one.scrollTop] = moved[i] ?? [0, 0]; });
     tellTimes(box);
+    readable(box);
     if (link) box.querySelector(`a[href="${CSS.escape(link)}"]`)?.focus({ preventScroll: true });
     if ("follow" in box.dataset && atEnd) box.scrollTop = box.scrollHeight;
     return true;
@@ -140,9 +186,71 @@
     });
   }
 
+  // --- density ---
+  const rows = document.getElementById("density");
+  function showDensity() {
+    const compact = document.documentElement.dataset.density === "compact";
+    rows.setAttribute("aria-label", `Rows: ${compact ? "compact" : "comfortable"}`);
+    rows.title = rows.getAttribute("aria-label");
+  }
+  if (rows) {
+    showDensity();
+    rows.addEventListener("click", () => {
+      const root = document.documentElement.dataset;
+      if (root.density === "compact") delete root.density;
+      else root.density = "compact";
+      try { localStorage.setItem("penchant-density", root.density ?? "comfortable"); } catch { /* private mode */ }
+      showDensity();
+    });
+  }
+
+  // --- the palette: find anything, and act ---
+  const palette = document.getElementById("palette");
+  const field = palette?.querySelector("input");
+  function openPalette() {
+    palette.showModal();
+    field.select();
+    field.dispatchEvent(new Event("opened"));
+  }
+  // Enter goes to what was written, also where the answer to it is still on its way.
+  let going = false;
+  function go() {
+    const shown = document.getElementById("for")?.dataset.search;
+    going = shown !== field.value.trim().replace(/\s+/g, " ");
+    if (!going) palette.querySelector(".found a")?.click();
+  }
+  if (palette) {
+    document.getElementById("found").addEventListener("htmx:afterSwap", () => { if (going && palette.open) go(); });
+    document.getElementById("find")?.addEventListener("click", (event) => { event.preventDefault(); openPalette(); });
+    palette.addEventListener("click", (event) => {
+      if (event.target === palette) palette.close();  // beside it
+      const press = event.target.closest("a")?.dataset.press;
+      if (!press) return;
+      event.preventDefault();
+      palette.close();
+      document.getElementById(press)?.click();
+    });
+    palette.addEventListener("keydown", (event) => {
+      const links = [...palette.querySelectorAll(".found a")];
+      const now = links.indexOf(document.activeElement);
+      if (event.key === "Enter" && event.target === field) { event.preventDefault(); go(); }
+      const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+      if (!step || !links.length) return;
+      event.preventDefault();
+      if (now + step < 0) field.focus();
+      else links[Math.min(now + step, links.length - 1)].focus();
+    });
+  }
+
   // --- keys ---
   let leader = 0;
   document.addEventListener("keydown", (event) => {
+    if (palette && (event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "k") {
+      event.preventDefault();
+      if (palette.open) palette.close();
+      else openPalette();
+      return;
+    }
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.target.matches("input, textarea, select")) return;
     if (event.key === "?") { document.getElementById("keys")?.showModal(); return; }

@@ -1,6 +1,9 @@
-// Before anything is drawn: the colours that were chosen here, else those of the system.
+// Before anything is drawn: the colours and the density that were chosen here, else those of the system.
 (() => {
-  let chosen = null;
-  try { chosen = localStorage.getItem("penchant-theme"); } catch { /* private mode */ }
-  if (chosen === "light" || chosen === "dark") document.documentElement.dataset.theme = chosen;
+  const chosen = (name) => {
+    try { return localStorage.getItem(`penchant-${name}`); } catch { return null; /* private mode */ }
+  };
+  const root = document.documentElement.dataset;
+  if (["light", "dark"].includes(chosen("theme"))) root.theme = chosen("theme");
+  if (chosen("density") === "compact") root.density = "compact";
 })();

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
-import io
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from urllib.parse import urlencode
@@ -15,6 +12,7 @@ from starlette.responses import Response, StreamingResponse
 
 from penchant.common.printable import one_line
 from penchant.server.console.audit_filter import OUTCOMES, AuditEntry, AuditFilter
+from penchant.server.console.csv_text import csv_text
 from penchant.server.console.requests import ConsoleRequest, HTTPError
 from penchant.server.console.views.common import whole_number
 
@@ -27,10 +25,6 @@ COLUMNS = (
     "time",
     *(field.name for field in fields(AuditEntry) if field.name not in ("number", "at")),
 )
-SIGNS = "=+@\uff1d\uff0b\uff0d\uff20\ufe66\ufe62\ufe63\ufe6b\u2212-"  # the full-width and small ones as well
-FORMULA = re.compile(rf"(^|[;,|\t\r\n])(?=[\s\"]*[{SIGNS}]|[\t\r])")
-"""Where a spreadsheet begins a formula: at the start of a cell, by whatever it takes for the border of one.
-Text of strangers is in the audit."""
 
 
 @dataclass(frozen=True)
@@ -123,18 +117,9 @@ def _json_lines(parts: Iterator[list[AuditEntry]]) -> Iterator[str]:
 
 
 def _csv_lines(parts: Iterator[list[AuditEntry]]) -> Iterator[str]:
-    out = io.StringIO(newline="")
-    csv.writer(out).writerow(COLUMNS)
-    yield out.getvalue()
+    yield csv_text([COLUMNS])
     for part in parts:
-        out = io.StringIO(newline="")
-        csv.writer(out).writerows([_cell(value) for value in _told(entry).values()] for entry in part)
-        yield out.getvalue()
-
-
-def _cell(value: object) -> object:
-    """A text that no spreadsheet computes."""
-    return FORMULA.sub(r"\1'", value) if isinstance(value, str) else value
+        yield csv_text(list(_told(entry).values()) for entry in part)
 
 
 def _download(

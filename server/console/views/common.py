@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+from urllib.parse import urlencode
 
 from markupsafe import Markup
 
@@ -82,6 +83,65 @@ def paged(request: ConsoleRequest, rows: Sequence[T], each: int) -> ListPage[T]:
     return ListPage(rows[(number - 1) * each : number * each], number, pages, len(rows))
 
 
+@dataclass(frozen=True)
+class Order:
+    """In which order a list is shown, and the addresses of the same list in others.
+
+    Attributes:
+        by: the name of what it goes by.
+        falling: whether from the largest to the least.
+        rest: what else the address asks for, as a query that is empty or ends with &.
+        anchor: where on its page the list is, such as #rounds.
+    """
+
+    by: str
+    falling: bool
+    rest: str = ""
+    anchor: str = ""
+
+    @property
+    def base(self) -> str:
+        """The query of the same list in this order, without its page."""
+        return f"?{self.rest}order={'-' * self.falling}{self.by}"
+
+    def query(self, by: str) -> str:
+        """The query of the list by something; by what it goes by now, the other way round."""
+        falling = not self.falling if by == self.by else False
+        return f"?{self.rest}order={'-' * falling}{by}{self.anchor}"
+
+    def sorted(self, by: str) -> str:
+        """What screen readers say of the column: ascending, descending or none."""
+        return "none" if by != self.by else "descending" if self.falling else "ascending"
+
+
+def ordered(
+    request: ConsoleRequest,
+    rows: Sequence[T],
+    orders: Mapping[str, Callable[[T], Any]],
+    default: str,
+    anchor: str = "",
+) -> tuple[list[T], Order]:
+    """(the rows in the order that is asked for with `order`, that order).
+
+    Args:
+        request: what the browser asks for.
+        rows: the rows.
+        orders: name -> what rows are compared by; where it is None, a row comes last.
+        default: the order without a question; -NAME is the same from the largest to the least.
+        anchor: where on its page the list is.
+    """
+    asked = request.asked("order", default)
+    by, falling = asked.removeprefix("-"), asked.startswith("-")
+    if by not in orders:
+        raise HTTPError(f"This list goes by {', '.join(orders)}.", status=400)
+    known = [row for row in rows if orders[by](row) is not None]
+    unknown = [row for row in rows if orders[by](row) is None]
+    query = request.http_request.query_params.multi_items()
+    rest = urlencode([(key, value) for key, value in query if key not in ("order", "page") and value])
+    order = Order(by, falling, f"{rest}&" if rest else "", anchor)
+    return [*sorted(known, key=orders[by], reverse=falling), *unknown], order
+
+
 def whole_number(text: str, what: str) -> int:
     """A whole number from a form or an address. Refused for anything else."""
     if not text.isascii() or not text.isdigit() or len(text) > 19:
@@ -101,43 +161,84 @@ def measured_curve(
     return [(float(one.after), value(one)) for one in run.measured]
 
 
-def accuracy_spark(run: RunSummary) -> Markup:
-    """The accuracy of a run as a small line in a table."""
-    return charts.spark(run.accuracies, f"accuracy of {run.location.name} by round")
+def accuracy_sparks(found: Sequence[RunSummary]) -> dict[str, Markup]:
+    """Run id -> its accuracy as a small line in a table. All lines of the table have one scale."""
+    values = [value for run in found for value in run.accuracies]
+    span = (min(values), max(values)) if values else None
+    return {
+        run.location.id: charts.spark(
+            run.accuracies, f"accuracy of {run.location.name} by round, on the scale of all runs here", span
+        )
+        for run in found
+    }
 
 
-def accuracy_chart(run: RunSummary, height: int = 220) -> Markup:
+def failures(run: RunSummary) -> list[tuple[float, str]]:
+    """(round, what failed) of attempts that came to nothing, and of rounds that were skipped."""
+    return [
+        (float(one.round), f"attempt {one.attempt} {one.state}: {one.why or 'for no reason on record'}")
+        for one in run.attempts
+        if one.state in ("failed", "skipped")
+    ]
+
+
+BAND = "± one standard error"
+
+
+def accuracy_series(run: RunSummary, label: str = "Fleet accuracy", look: int = 1) -> charts.Series:
+    """The accuracy of the factors that each round ended with, and how far it may be off."""
+    return charts.Series(
+        label, measured_curve(run, lambda one: one.accuracy), look, [one.error for one in run.measured]
+    )
+
+
+def accuracy_chart(run: RunSummary, height: int = 220) -> charts.LineChart:
     """How well choices that no model learned from are ranked, by round."""
-    return charts.lines(
-        [charts.Series("Fleet accuracy", measured_curve(run, lambda one: one.accuracy))],
-        title="Fleet accuracy on held-out choices",
+    return charts.LineChart(
+        "Fleet accuracy on held-out choices",
+        _percent,
+        height,
+        BAND if any(one.error is not None for one in run.measured) else "",
+        chart_files(run, "accuracy"),
+        series=[accuracy_series(run)],
         x_label="after round",
-        text=lambda y: wording.percent(y, 0 if round(100 * y, 6) % 1 == 0 else 1),
         reference=(0.5, "guessing"),
-        height=height,
+        marks=failures(run),
     )
 
 
-def loss_chart(run: RunSummary, height: int = 220) -> Markup:
+def chart_files(run: RunSummary, name: str) -> str:
+    """Where the files of a run's chart are, with {} for their endings."""
+    return f"/runs/{run.location.id}/charts/{name}{{}}"
+
+
+def _percent(part: float) -> str:
+    return wording.percent(part, 0 if round(100 * part, 6) % 1 == 0 else 1)
+
+
+def loss_chart(run: RunSummary, height: int = 220) -> charts.LineChart:
     """Training loss by round."""
-    return charts.lines(
-        [charts.Series("Training loss", measured_curve(run, lambda one: one.train_loss), 2)],
-        title="Training loss, mean over choices",
+    return charts.LineChart(
+        "Training loss, mean over choices",
+        lambda y: f"{y:.3g}",
+        height,
+        files=chart_files(run, "loss"),
+        series=[charts.Series("Training loss", measured_curve(run, lambda one: one.train_loss), 2)],
         x_label="after round",
-        text=lambda y: f"{y:.3g}",
-        height=height,
+        marks=failures(run),
     )
 
 
-def histogram_chart(run: RunSummary) -> Markup | None:
+def histogram_chart(run: RunSummary) -> charts.BarChart | None:
     """People per tenth of accuracy in the latest round that reports it; None where none does."""
     found = run.histogram
     if found is None:
         return None
-    return charts.bars(
-        [float(n) for n in found[1]],
-        [f"{10 * i}–{10 * i + 10}" for i in range(len(found[1]))],
-        title=f"People by their accuracy, {labels.after_round(found[0])}",
-        text=lambda n: wording.whole(n),
+    return charts.BarChart(
+        f"People by their accuracy, {labels.after_round(found[0])}",
+        lambda n: wording.whole(n),
+        files=chart_files(run, "people"),
+        values=[float(n) for n in found[1]],
+        labels=[f"{10 * i}–{10 * i + 10}" for i in range(len(found[1]))],
         axis="percent of their own held-out choices ranked right",
     )

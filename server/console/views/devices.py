@@ -18,7 +18,7 @@ from penchant.common.errors import JournalError
 from penchant.common.wire.codec import PROTOCOL_VERSION
 from penchant.server.console.operations import RunOperations
 from penchant.server.console.requests import ConsoleRequest, HTTPError
-from penchant.server.console.views.common import all_runs, whole_number
+from penchant.server.console.views.common import all_runs, ordered, whole_number
 from penchant.server.monitoring.fleet import DeviceNote, FleetStatus, MemberListStatus, Revocation, Token
 from penchant.server.monitoring.run_history import (
     DeviceRecord,
@@ -48,13 +48,12 @@ def devices_facts(request: ConsoleRequest) -> dict[str, Any]:
     if subject is None:
         return around
     search = " ".join(request.asked("q").split())[:80]
-    order = request.asked("order", "member")
-    if order not in ORDERS:
-        raise HTTPError("Devices can be listed by member, seen or joined.", status=400)
     number = max(whole_number(request.asked("page", "1"), "page"), 1)
     about = people_of(operations, subject)
     listed = known(subject, run, met, about, now)
-    rows = sorted((one for one in listed if one.is_called(search)), key=ORDERS[order])
+    rows, order = ordered(
+        request, [one for one in listed if one.is_called(search)], ORDERS, "member", "#fleet"
+    )
     every = request.asked("tokens") == "all"
     shown = [t for i, t in enumerate(about.tokens) if every or i < TOKENS_SHOWN or t.state == "waiting"]
     return {
@@ -117,7 +116,11 @@ ORDERS: Mapping[str, Callable[[Known], Any]] = {
     "member": lambda device: device.member,
     "seen": lambda device: (not device.here, -(device.seen or 0.0), device.member),
     "joined": lambda device: (-device.joined, device.member),
+    "name": lambda device: device.name.casefold() or None,
+    "state": lambda device: (device.state, device.member),
+    "last": lambda device: None if device.last is None else (-device.last, device.member),
 }
+"""What the list goes by: of times and counts the latest and most first."""
 
 
 def met_by(run: RunSummary | None) -> tuple[Sequence[DeviceRecord], RunSummary | None]:

@@ -12,11 +12,12 @@ from starlette.responses import Response
 from penchant.common.errors import PenchantError
 from penchant.server.console.audit_filter import AuditEntry, AuditFilter
 from penchant.server.console.operations import RunOperations
-from penchant.server.console.requests import ConsoleRequest
+from penchant.server.console.requests import ConsoleRequest, HTTPError
 from penchant.server.console.views.common import (
     accuracy_chart,
-    accuracy_spark,
+    accuracy_sparks,
     all_runs,
+    location_of,
     loss_chart,
 )
 from penchant.server.console.views.devices import tells_of
@@ -25,7 +26,10 @@ from penchant.server.monitoring import alerts
 from penchant.server.monitoring.fleet import FleetStatus, MemberListStatus
 from penchant.server.monitoring.run_history import RunLocation, RunSummary, summary_of
 
-__all__ = ["overview"]
+__all__ = ["PUT_AWAY", "overview", "put_away"]
+
+PUT_AWAY = "put a notice away"  # what the audit calls it
+MOST_AWAY = 1000  # of those put away last
 _DULL = {("log in", "done"), ("log out", "done")}
 """Lines of the audit that the overview leaves out."""
 
@@ -53,20 +57,39 @@ def overview_facts(request: ConsoleRequest) -> dict[str, Any]:
             notices.append(alerts.Notice("bad", title, str(error), f"/devices?run={fleet.id}"))
     notices += [notice for fleet in fleets for notice in fleet.notices]
     notices.sort(key=lambda notice: notice.kind != "bad")
+    away = _put_away(request)
+    shown = [notice for notice in notices if f"notice: {notice.key}" not in away]
+    every = request.asked("notices") == "all"
     return {
         "runs": found[:6],
         "more": max(len(found) - 6, 0),
         "fleets": fleets,
         "main": main,
-        "notices": notices,
+        "notices": notices if every else shown,
+        "away": 0 if every else len(notices) - len(shown),
+        "may_put_away": {run.location.id for run in found if request.acts_on(run.location)},
         "devices": main.glance.devices if main else 0,
         "dp": main.glance.privacy if main else None,
         "stages": stages_of(main) if main else [],
         "accuracy_chart": accuracy_chart(main) if main and main.last else None,
         "loss_chart": loss_chart(main) if main and main.last else None,
-        "sparks": {run.location.id: accuracy_spark(run) for run in found[:6]},
+        "sparks": accuracy_sparks(found[:6]),
         "deeds": [d for d in _lately(request) if (d.action, d.outcome) not in _DULL][:6],
     }
+
+
+def put_away(request: ConsoleRequest) -> Response:
+    """Put a notice away for everybody; it comes back when what it tells of happens again."""
+    location = location_of(request.operations, request.path("id"))
+    if not request.given("notice").startswith(f"run {location.name} "):
+        raise HTTPError("This notice is about another run.", status=400)
+    return request.go("/", "Put away. It comes back if it happens again.")
+
+
+def _put_away(request: ConsoleRequest) -> set[str]:
+    """What the audit says was put away: that is where it is kept."""
+    wanted = AuditFilter(action=PUT_AWAY, outcome="done")
+    return {entry.detail for entry in request.context.store.audit_entries(limit=MOST_AWAY, wanted=wanted)}
 
 
 def _lately(request: ConsoleRequest) -> list[AuditEntry]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from starlette.responses import Response
 
@@ -10,11 +12,11 @@ from penchant.common.errors import PenchantError
 from penchant.common.membership.release_manifest import EVERYBODY
 from penchant.server.console.allowed import place_of
 from penchant.server.console.requests import ConsoleRequest
-from penchant.server.console.views.common import chosen, location_of, paged, whole_number
+from penchant.server.console.views.common import chosen, location_of, ordered, paged, whole_number
 from penchant.server.console.views.devices import fleet_named
 from penchant.server.console.views.run import ROUNDS_A_PAGE
 from penchant.server.measured import Measurement, best
-from penchant.server.monitoring.run_history import RunLocation
+from penchant.server.monitoring.run_history import AttemptRecord, RunLocation
 from penchant.server.releases import Release, release_name
 
 __all__ = ["ask_again", "download", "hold", "promote", "releases", "roll_back", "to_everybody"]
@@ -28,8 +30,15 @@ def releases(request: ConsoleRequest) -> Response:
     if run is None:
         return request.render("releases.html.j2", runs=found, run=None, fleet=None)
     location = run.location
-    candidates = [a for a in reversed(run.attempts) if a.log is not None and a.digest]
     measured = run.by_round
+    orders: dict[str, Callable[[AttemptRecord], Any]] = {
+        "round": lambda a: a.round,
+        "accuracy": lambda a: measured[a.round].accuracy if a.round in measured else None,
+        "loss": lambda a: measured[a.round].train_loss if a.round in measured else None,
+        "people": lambda a: a.log and a.log.survivors,
+    }
+    versions = [a for a in run.attempts if a.log is not None and a.digest]
+    candidates, order = ordered(request, versions, orders, "-round", "#versions")
     highest = best(measured.values())
     alike = 0 if highest is None else sum(_alike(one, highest) for one in measured.values())
     fleet = request.operations.fleet_of(location)
@@ -46,6 +55,7 @@ def releases(request: ConsoleRequest) -> Response:
         offered=offered,
         canaries=CANARIES,
         listed=paged(request, candidates, ROUNDS_A_PAGE),
+        order=order,
         measured=measured,
         best=highest.after if highest else None,
         alike=alike,

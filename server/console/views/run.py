@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -11,19 +10,23 @@ from starlette.responses import Response
 from penchant.common import wording
 from penchant.common.secagg.stages import EXCHANGES, PLAIN_EXCHANGES
 from penchant.server.console import charts
-from penchant.server.console.requests import ConsoleRequest
+from penchant.server.console.csv_text import csv_text
+from penchant.server.console.requests import ConsoleRequest, HTTPError
 from penchant.server.console.views.common import (
     accuracy_chart,
+    chart_files,
     curve,
+    failures,
     histogram_chart,
     location_of,
     loss_chart,
+    ordered,
     paged,
     run_of,
 )
-from penchant.server.monitoring.run_history import RunSummary
+from penchant.server.monitoring.run_history import AttemptRecord, RunSummary
 
-__all__ = ["confirm_delete", "delete", "resume", "rounds_csv", "run", "stop"]
+__all__ = ["chart_file", "confirm_delete", "delete", "resume", "rounds_csv", "run", "stop"]
 CSV_COLUMNS = (
     "round",
     "phase",
@@ -74,58 +77,119 @@ def rounds_csv(request: ConsoleRequest) -> Response:
     """What the charts of a run are drawn from: a row for each finished round, as CSV."""
     run = run_of(request.operations, request.path("id"))
     measured = run.by_round
-    out = io.StringIO(newline="")
-    table = csv.writer(out)
-    table.writerow(CSV_COLUMNS)
+    rows: list[tuple[object, ...]] = [CSV_COLUMNS]
     for log in run.logs:
         one = measured.get(log.round)
         figures = (None, None, None) if one is None else (one.train_loss, one.accuracy, one.error)
         lost = log.cohort - log.survivors
         people = log.round, log.phase, log.cohort, log.survivors, lost
-        table.writerow([*people, *figures, log.bytes_up, log.bytes_down, log.seconds])
+        rows.append((*people, *figures, log.bytes_up, log.bytes_down, log.seconds))
     headers = {"content-disposition": f'attachment; filename="{run.location.id}-rounds.csv"'}
-    return Response(out.getvalue(), media_type="text/csv", headers=headers)
+    return Response(csv_text(rows), media_type="text/csv", headers=headers)
+
+
+ROUND_ORDERS: Mapping[str, Callable[[AttemptRecord], Any]] = {
+    "round": lambda a: (a.round, a.attempt),
+    "sum": lambda a: a.log and a.log.survivors,
+    "lost": lambda a: a.log and a.log.cohort - a.log.survivors,
+    "sent": lambda a: a.log and a.log.bytes_up,
+    "took": lambda a: a.log and a.log.seconds,
+}
+"""What the list of rounds goes by, beside what was measured after them."""
+OUTCOMES = ("final", "failed", "skipped")
 
 
 def run_facts(request: ConsoleRequest, run: RunSummary) -> dict[str, Any]:
     """What a run's page shows."""
-    logs = run.logs
-    shown = [a for a in reversed(run.attempts) if a.log or a.state in ("failed", "skipped")]
-    traffic = [
-        charts.Series(
-            "sent by a device", curve(run, lambda g: g.bytes_up / g.cohort if g.cohort else None), 1
-        ),
-        charts.Series(
-            "received by a device", curve(run, lambda g: g.bytes_down / g.cohort if g.cohort else None), 2
-        ),
-    ]
+    logs, measured = run.logs, run.by_round
+    outcome = request.asked("outcome")
+    if outcome not in ("", *OUTCOMES):
+        raise HTTPError(f"A round is one of {', '.join(OUTCOMES)}.", status=400)
+    shown = [a for a in run.attempts if outcome_of(a) and outcome in ("", outcome_of(a))]
+    orders = {
+        **ROUND_ORDERS,
+        "loss": lambda a: measured[a.round].train_loss if a.log and a.round in measured else None,
+        "accuracy": lambda a: measured[a.round].accuracy if a.log and a.round in measured else None,
+    }
+    rows, order = ordered(request, shown, orders, "-round", "#rounds")
     return {
         "run": run,
         "missing": missing_of(request, run),
         "hindrance": hindrance_of(request, run),
         "stages": stages_of(run),
         "current": run.current,
+        **charts_of(run),
         "accuracy": accuracy_chart(run) if logs else None,
         "loss": loss_chart(run) if logs else None,
-        "histogram": histogram_chart(run),
         "people": _people(run),
-        "traffic": charts.lines(traffic, title="Traffic of one device", text=wording.size, zero=True),
-        "seconds": charts.lines(
-            [charts.Series("Seconds", curve(run, lambda g: g.seconds), 3)],
-            title="Time of a round",
-            text=wording.duration,
-            zero=True,
-        ),
-        "lost": charts.lines(
-            [charts.Series("lost", curve(run, lambda g: float(g.cohort - g.survivors)), 4)],
-            title="Devices lost in a round",
-            text=lambda y: f"{y:g}",
-            zero=True,
-            least=4,
-        ),
-        "listed": paged(request, shown, ROUNDS_A_PAGE),
+        "listed": paged(request, rows, ROUNDS_A_PAGE),
+        "order": order,
+        "outcome": outcome,
+        "outcomes": OUTCOMES,
         "log": list(request.operations.log(run.location, LOG_LINES)),
     }
+
+
+def outcome_of(attempt: AttemptRecord) -> str:
+    """How an attempt ended; empty while it has not."""
+    return "final" if attempt.log else attempt.state if attempt.state in OUTCOMES else ""
+
+
+def charts_of(run: RunSummary) -> dict[str, charts.Chart | None]:
+    """All charts of a run's page by their names; None where there is nothing to draw."""
+    marks = failures(run)
+    sent = curve(run, lambda g: g.bytes_up / g.cohort if g.cohort else None)
+    received = curve(run, lambda g: g.bytes_down / g.cohort if g.cohort else None)
+    return {
+        "accuracy": accuracy_chart(run),
+        "loss": loss_chart(run),
+        "histogram": histogram_chart(run),
+        "lost": charts.LineChart(
+            "Devices lost in a round",
+            lambda y: f"{y:g}",
+            files=chart_files(run, "lost"),
+            series=[charts.Series("lost", curve(run, lambda g: float(g.cohort - g.survivors)), 4)],
+            zero=True,
+            least=4,
+            marks=marks,
+        ),
+        "seconds": charts.LineChart(
+            "Time of a round",
+            wording.duration,
+            files=chart_files(run, "seconds"),
+            series=[charts.Series("Seconds", curve(run, lambda g: g.seconds), 3)],
+            zero=True,
+            marks=marks,
+        ),
+        "traffic": charts.LineChart(
+            "Traffic of one device",
+            wording.size,
+            files=chart_files(run, "traffic"),
+            series=[
+                charts.Series("sent by a device", sent, 1),
+                charts.Series("received by a device", received, 2),
+            ],
+            zero=True,
+        ),
+    }
+
+
+def chart_file(request: ConsoleRequest) -> Response:
+    """A chart of a run as a file: what it is drawn from, or its drawing."""
+    run = run_of(request.operations, request.path("id"))
+    name, _, ending = request.path("file").rpartition(".")
+    return chart_response(
+        charts_of(run).get("histogram" if name == "people" else name), run.location.id, name, ending
+    )
+
+
+def chart_response(chart: charts.Chart | None, of: str, name: str, ending: str) -> Response:
+    """A chart as a file with this ending. HTTPError 404 where there is none."""
+    if chart is None or ending not in ("csv", "svg"):
+        raise HTTPError("There is no such chart.", status=404)
+    text, kind = (chart.csv(), "text/csv") if ending == "csv" else (chart.svg(), "image/svg+xml")
+    headers = {"content-disposition": f'attachment; filename="{of}-{name}.{ending}"'}
+    return Response(text, media_type=kind, headers=headers)
 
 
 def hindrance_of(request: ConsoleRequest, run: RunSummary) -> str:

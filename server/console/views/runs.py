@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
+from urllib.parse import urlencode
 
 from starlette.responses import Response
 
@@ -12,27 +14,62 @@ from penchant.server.console import charts
 from penchant.server.console.operations import FleetOperations
 from penchant.server.console.requests import ConsoleRequest, HTTPError
 from penchant.server.console.views.common import (
+    BAND,
     MOST_COMPARED,
-    accuracy_spark,
+    accuracy_series,
+    accuracy_sparks,
     all_runs,
     measured_curve,
+    ordered,
     paged,
     run_of,
     whole_number,
 )
 from penchant.server.console.views.devices import fleet_named
+from penchant.server.console.views.run import chart_response
 from penchant.server.monitoring.fleet import QueuedRun
-from penchant.server.monitoring.run_history import RunLocation, RunSummary
+from penchant.server.monitoring.run_history import RunLocation, RunSummary, State
 
-__all__ = ["compare", "dequeue", "move", "retry", "runs"]
+__all__ = ["compare", "compared_file", "dequeue", "move", "retry", "runs"]
 RUNS_A_PAGE = 50
+STATES = get_args(State)
+ORDERS: Mapping[str, Callable[[RunSummary], Any]] = {
+    "now": lambda run: 0,  # those that run first, then by their latest change
+    "name": lambda run: run.location.name.casefold(),
+    "state": lambda run: run.state,
+    "rounds": lambda run: run.settled,
+    "accuracy": lambda run: run.accuracy,
+    "moved": lambda run: run.touched,
+}
 
 
 def runs(request: ConsoleRequest) -> Response:
     """All runs, a page of them at a time."""
-    listed = paged(request, all_runs(request.operations), RUNS_A_PAGE)
-    sparks = {run.location.id: accuracy_spark(run) for run in listed.rows}
-    return request.render("runs.html.j2", listed=listed, sparks=sparks, queues=_queues(request))
+    search, state = " ".join(request.asked("q").split())[:80], request.asked("state")
+    if state not in ("", *STATES):
+        raise HTTPError(f"A run is one of {', '.join(STATES)}.", status=400)
+    every = all_runs(request.operations)
+    found = [run for run in every if state in ("", run.state) and _is_called(run, search)]
+    rows, order = ordered(request, found, ORDERS, "now")
+    listed = paged(request, rows, RUNS_A_PAGE)
+    return request.render(
+        "runs.html.j2",
+        listed=listed,
+        order=order,
+        orders=ORDERS,
+        every=len(every),
+        search=search,
+        state=state,
+        states=STATES,
+        sparks=accuracy_sparks(listed.rows),
+        queues=_queues(request),
+    )
+
+
+def _is_called(run: RunSummary, search: str) -> bool:
+    """Whether its name has that in it, or its share is called so."""
+    share = run.config.adapter.share if run.config else ""
+    return search.casefold() in run.location.name.casefold() or (bool(search) and search == share)
 
 
 def _queues(request: ConsoleRequest) -> list[tuple[RunLocation, Sequence[QueuedRun]]]:
@@ -71,39 +108,56 @@ def _queued(request: ConsoleRequest) -> tuple[FleetOperations, int]:
 
 def compare(request: ConsoleRequest) -> Response:
     """The curves of some runs in one drawing, and where their configurations differ."""
-    wanted = list(dict.fromkeys(request.http_request.query_params.getlist("run")))
-    if len(wanted) > MOST_COMPARED:
-        raise HTTPError(f"At most {MOST_COMPARED} runs can be compared at a time.", status=400)
-    found = [run_of(request.operations, one) for one in wanted]
-    series = [
-        charts.Series(run.location.name, measured_curve(run, lambda one: one.accuracy), look)
-        for look, run in enumerate(found, 1)
-    ]
+    found = _asked_for(request)
+    drawn: dict[str, Any] = {**compared(found)}
+    return request.render(
+        "compare.html.j2",
+        runs=found,
+        **drawn,
+        differences=differences([run for run in found if run.config]),
+    )
+
+
+def compared(found: Sequence[RunSummary]) -> dict[str, charts.LineChart]:
+    """The charts of some runs in one drawing each, by name."""
+    query = urlencode([("run", run.location.id) for run in found])
     losses = [
         charts.Series(run.location.name, measured_curve(run, lambda one: one.train_loss), look)
         for look, run in enumerate(found, 1)
     ]
-    return request.render(
-        "compare.html.j2",
-        runs=found,
-        accuracy=charts.lines(
-            series,
-            title="Fleet accuracy on held-out choices",
-            x_label="after round",
-            text=lambda y: wording.percent(y),
-            height=300,
-            width=charts.WIDE,
+    shared: dict[str, Any] = {"x_label": "after round", "width": charts.WIDE}
+    return {
+        "accuracy": charts.LineChart(
+            "Fleet accuracy on held-out choices",
+            lambda y: wording.percent(y),
+            300,
+            BAND if any(one.error is not None for run in found for one in run.measured) else "",
+            f"/runs/compare/charts/accuracy{{}}?{query}",
+            series=[accuracy_series(run, run.location.name, look) for look, run in enumerate(found, 1)],
+            **shared,
         ),
-        loss=charts.lines(
-            losses,
-            title="Training loss",
-            x_label="after round",
-            text=lambda y: f"{y:.3g}",
-            height=240,
-            width=charts.WIDE,
+        "loss": charts.LineChart(
+            "Training loss",
+            lambda y: f"{y:.3g}",
+            240,
+            files=f"/runs/compare/charts/loss{{}}?{query}",
+            series=losses,
+            **shared,
         ),
-        differences=differences([run for run in found if run.config]),
-    )
+    }
+
+
+def compared_file(request: ConsoleRequest) -> Response:
+    """A chart of the comparison as a file."""
+    name, _, ending = request.path("file").rpartition(".")
+    return chart_response(compared(_asked_for(request)).get(name), "compared", name, ending)
+
+
+def _asked_for(request: ConsoleRequest) -> list[RunSummary]:
+    wanted = list(dict.fromkeys(request.http_request.query_params.getlist("run")))
+    if len(wanted) > MOST_COMPARED:
+        raise HTTPError(f"At most {MOST_COMPARED} runs can be compared at a time.", status=400)
+    return [run_of(request.operations, one) for one in wanted]
 
 
 def differences(found: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:

@@ -1,0 +1,95 @@
+"""Whether each part of a server does its work: for container runtimes, timers and whoever watches.
+
+    superlink   answers what nodes there are
+    executor    asked the SuperLink for work lately
+    enrol       listens on its socket
+    gateway     listens where devices connect, with this server's certificate
+    queue       was heard of when it said it would be
+    signals     holds its lock, and the port for monitoring where one is set
+
+A part that lives and does nothing is not well. Nothing is changed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from penchant.common.errors import GatewayError, UsageError
+from penchant.common.wording import duration
+from penchant.deploy.fleet.heartbeat import Heartbeat
+from penchant.deploy.fleet.processes import (
+    PARTS,
+    SIGNALS,
+    gateway_state,
+    listens,
+    signals_state,
+    superlink_answers,
+)
+from penchant.deploy.fleet.run_keeper import BEAT
+from penchant.deploy.fleet.run_keeper import LOCK as QUEUE_LOCK
+from penchant.deploy.fleet.server_directory import ServerDirectory
+from penchant.deploy.flower.executor_looks import last_look
+from penchant.deploy.run_directory import held_locks, is_held
+
+__all__ = ["ailing"]
+
+EXECUTOR_SECONDS = 60.0  # without a look of the executor; it looks every five
+
+
+def ailing(
+    server_directory: ServerDirectory, parts: Sequence[str] = (), clock: Callable[[], float] = time.time
+) -> list[str]:
+    """What is not well, a line for each such part; of all parts that there should be, or of these.
+
+    Raises UsageError for another part.
+    """
+    known = _checks(server_directory, clock)
+    wanted = parts or [*PARTS, *([SIGNALS] if server_directory.settings.signals else [])]
+    for name in wanted:
+        if name not in known:
+            raise UsageError(f"there is no part {name!r}; the parts are {', '.join(known)}")
+    found = [(name, known[name]()) for name in wanted]
+    return [f"{name}: {why}" for name, why in found if why]
+
+
+def _checks(server_directory: ServerDirectory, clock: Callable[[], float]) -> dict[str, Callable[[], str]]:
+    """Part -> what asks how it is: empty when it is well."""
+    return {
+        "superlink": lambda: "" if superlink_answers(server_directory) else "does not answer",
+        "executor": lambda: _executor(server_directory, clock),
+        "enrol": lambda: _enrol(server_directory),
+        "gateway": lambda: {"open": "", "closed": "is closed"}.get(
+            gateway_state(server_directory), "another program holds its port"
+        ),
+        "queue": lambda: _queue(server_directory, clock),
+        SIGNALS: lambda: {
+            "up": "",
+            "unwanted": "server.toml asks for none",
+            "unheard": "does not hold the port for monitoring",
+        }.get(signals_state(server_directory), "is down"),
+    }
+
+
+def _executor(server_directory: ServerDirectory, clock: Callable[[], float]) -> str:
+    looked = last_look(server_directory.flower_state)
+    if looked is None:
+        return "never asked the SuperLink for work"
+    silent = clock() - looked
+    return f"asked for no work for {duration(silent)}" if silent > EXECUTOR_SECONDS else ""
+
+
+def _enrol(server_directory: ServerDirectory) -> str:
+    try:
+        return "" if listens(server_directory.enrol_socket) else "does not listen"
+    except GatewayError as error:
+        return str(error)
+
+
+def _queue(server_directory: ServerDirectory, clock: Callable[[], float]) -> str:
+    if not is_held(server_directory.path / QUEUE_LOCK, held_locks()):
+        return "is down"
+    late = Heartbeat(server_directory.path / BEAT, clock).late()
+    if late is None:
+        return "was never heard of"
+    return f"should have been heard of {duration(late)} ago" if late > 0 else ""
