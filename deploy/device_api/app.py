@@ -64,7 +64,7 @@ def build_api(
     device: Device,
     model: WarmModel,
     *,
-    token: str,
+    token: Callable[[], str],
     hosts: frozenset[str],
     https: bool = False,
     limits: ApiLimits | None = None,
@@ -75,7 +75,7 @@ def build_api(
     Args:
         device: the owner's, for what is recorded.
         model: its model, which this application alone uses from now on.
-        token: what every request but those for `PUBLIC` must show.
+        token: tells what every request but those for `PUBLIC` must show at this moment.
         hosts: the names and ports under which programs may address it.
         https: whether they come by TLS.
         limits: of requests.
