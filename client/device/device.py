@@ -616,6 +616,13 @@ class Device:
         merged = MergedModel.of(planned, factors, kept)
         return export_peft(Export.of(merged, base), directory, tried=merged)
 
+    def export_onnx(self, directory: Path) -> None:
+        """Write the personal model as one ONNX file with its tokenizer; errors as of `onnx_export`."""
+        from penchant.client.device.onnx_export import export_onnx
+
+        planned, _, _, factors, kept = self._model()
+        export_onnx(MergedModel.of(planned, factors, kept), directory)
+
     def forget_choices(self, chosen: Sequence[Recorded], ties: Sequence[RecordedTie] = ()) -> Forgotten:
         """Delete these choices and ties and all that was learned from them, and fit the personal part to the
         rest.
