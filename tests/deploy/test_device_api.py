@@ -106,6 +106,17 @@ def test_coheres_form_gives_the_scores_of_rank(api: ServedApi, own: dict[str, fl
     assert all(0 < row["relevance_score"] < 1 for row in bounded)
 
 
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v1/reranking"])
+def test_llama_cpps_form_is_teis_wherever_texts_are_sent(
+    api: ServedApi, own: dict[str, float], path: str
+) -> None:
+    found = api.post(path, {"query": QUERY, "texts": TEXTS, "raw_scores": True}).json()
+    assert [row["index"] for row in found] == best_first(own)
+    assert [row["score"] for row in found] == pytest.approx(sorted(own.values(), reverse=True), abs=1e-6)
+    both = api.post(path, {"query": QUERY, "texts": TEXTS, "documents": TEXTS}).json()
+    assert len(both["results"]) == len(TEXTS)
+
+
 COHERE = (  # what its SDK 7.3.1 sent to this API and understood the answers of: v1 twice, v2
     (
         "/v1/rerank",
