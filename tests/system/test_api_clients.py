@@ -42,7 +42,7 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an environment's commands that has the clients, and not penchant."""
     home = tmp_path_factory.mktemp("clients")
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
-    install = [f"{home}/bin/pip", "install", "-q", "--disable-pip-version-check"]
+    install = [f"{home}/bin/pip", "install", "-q", "--no-compile", "--disable-pip-version-check"]
     subprocess.run([*install, "-r", f"{HERE}/api_clients.txt"], check=True, timeout=600)
     return home / "bin"
 
