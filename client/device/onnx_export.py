@@ -111,12 +111,15 @@ def _write(merged: MergedModel, path: Path, large: bool) -> None:
 
 
 def _program(scorer: StandaloneScorer) -> Any:
-    """What torch makes of the model for any number of texts of any length."""
+    """What torch makes of the model for any number of texts of any length, without its notes on each step,
+    which name folders of this machine."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     ids = torch.tensor([[1, 2, 3], [1, 2, 0], [1, 0, 0]])  # [texts, tokens], as `_INPUTS`
     mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]])
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with torch.no_grad():
-        return torch.onnx.export(
+        program: Any = torch.onnx.export(
             scorer,
             (ids, mask),
             dynamo=True,
@@ -125,6 +128,8 @@ def _program(scorer: StandaloneScorer) -> Any:
             dynamic_shapes=(free, free),
             verbose=False,
         )
+    ClearMetadataAndDocStringPass()(program.model)
+    return program
 
 
 @contextlib.contextmanager
