@@ -45,6 +45,7 @@ from penchant.client.device.known_release import (
     noted,
     refuse_use,
 )
+from penchant.client.device.onnx_export import export_onnx
 from penchant.client.device.preference_store import (
     Added,
     PreferenceStore,
@@ -618,8 +619,6 @@ class Device:
 
     def export_onnx(self, directory: Path) -> None:
         """Write the personal model as one ONNX file with its tokenizer; errors as of `onnx_export`."""
-        from penchant.client.device.onnx_export import export_onnx
-
         planned, _, _, factors, kept = self._model()
         export_onnx(MergedModel.of(planned, factors, kept), directory)
 

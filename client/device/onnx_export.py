@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from penchant.client.device.export import PERSONAL, export_folder
@@ -163,7 +164,6 @@ def _check(merged: MergedModel, directory: Path, onnxruntime: Any) -> None:
 
 def _scores(directory: Path, texts: Sequence[str], onnxruntime: Any) -> list[float]:
     """What the card's lines give for some texts."""
-    import numpy as np
     from tokenizers import Tokenizer
 
     options = onnxruntime.SessionOptions()
