@@ -22,6 +22,8 @@ class StandaloneScorer(nn.Module):
         head: [1, d].
     """
 
+    head: Tensor
+
     def __init__(self, module: nn.Module, embed: Callable[[Tensor, Tensor], Tensor], head: Tensor) -> None:
         super().__init__()
         self.module = module
