@@ -151,7 +151,8 @@ LATE = {
 }
 HEAVY = {
     "bitsandbytes", "datasets", "dp_accounting", "flwr", "grpc", "httpx", "huggingface_hub", "matplotlib",
-    "optuna", "pandas", "peft", "pyarrow", "ray", "rdata", "safetensors", "torch", "transformers", "uvicorn",
+    "onnx_ir", "onnxruntime", "onnxscript", "optuna", "pandas", "peft", "pyarrow", "ray", "rdata",
+    "safetensors", "tokenizers", "torch", "transformers", "uvicorn",
 }  # fmt: skip
 
 

@@ -45,6 +45,7 @@ from penchant.client.device.known_release import (
     noted,
     refuse_use,
 )
+from penchant.client.device.onnx_export import export_onnx
 from penchant.client.device.preference_store import (
     Added,
     PreferenceStore,
@@ -615,6 +616,11 @@ class Device:
         planned, _, _, factors, kept = self._model()
         merged = MergedModel.of(planned, factors, kept)
         return export_peft(Export.of(merged, base), directory, tried=merged)
+
+    def export_onnx(self, directory: Path) -> None:
+        """Write the personal model as one ONNX file with its tokenizer; errors as of `onnx_export`."""
+        planned, _, _, factors, kept = self._model()
+        export_onnx(MergedModel.of(planned, factors, kept), directory)
 
     def forget_choices(self, chosen: Sequence[Recorded], ties: Sequence[RecordedTie] = ()) -> Forgotten:
         """Delete these choices and ties and all that was learned from them, and fit the personal part to the

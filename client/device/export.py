@@ -11,9 +11,10 @@ writes and by whose log-probabilities responses are scored.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -30,7 +31,7 @@ from penchant.common.objectives import Objective
 from penchant.common.settings import section_table
 from penchant.common.storage import erase
 
-__all__ = ["Export", "export_peft", "snippet"]
+__all__ = ["PERSONAL", "Export", "ExportFolder", "export_folder", "export_peft", "snippet"]
 
 ADAPTER_FILE = "adapter_model.safetensors"
 HEAD_FILE = "head.safetensors"
@@ -156,36 +157,72 @@ def export_peft(export: Export, directory: Path, *, tried: MergedModel | None = 
             "this run shares parts of the base model too (adapter.share_base); "
             "a peft adapter can't hold them, so there is no export of it"
         )
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UsageError(f"{directory} is in use; choose an empty directory for the export")
-    written: list[Path] = []
-    try:
+    with export_folder(directory) as folder:
         if export.objective.has_head:
-            return _write_reward_model(export, directory, tried, written)
+            return _write_reward_model(export, folder, tried)
         files = {SETTINGS_FILE: _settings(export), CARD_FILE: _policy_card(export).encode()}
         files |= export.tokenizer
-        _write(directory, files | _adapter(export, prefix=writer_prefix(export.writer), extra={}), written)
-        return ""
+        folder.write(files | _adapter(export, prefix=writer_prefix(export.writer), extra={}))
+    return ""
+
+
+class ExportFolder:
+    """A folder that an export is written into, each file for its owner alone: a personal model reveals things
+    about its person."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._written: list[Path] = []
+
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """New files, by name below the folder."""
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for name, data in files.items():
+            path = self.path / name
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            self._written.append(path)  # before there is anything in it
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(data)
+
+    def erase(self) -> None:
+        """Erase what was written: of a personal model not only the name is to be gone."""
+        for path in self._written:
+            if path.exists():
+                erase(path)
+        for folder in {path.parent for path in self._written} - {self.path}:
+            folder.rmdir()
+        self._written.clear()
+
+
+@contextlib.contextmanager
+def export_folder(directory: Path) -> Iterator[ExportFolder]:
+    """A folder for an export, made where it is not there; what was written is erased where the block fails.
+
+    UsageError when it is in use, DeviceError when it can't be written.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UsageError(f"{directory} is in use; choose an empty directory for the export")
+    folder = ExportFolder(directory)
+    try:
+        yield folder
     except BaseException as error:
-        _remove(directory, written)
+        folder.erase()
         if isinstance(error, OSError):
             raise DeviceError(f"can't write the export into {directory}: {error.strerror}") from None
         raise
 
 
-def _write_reward_model(
-    export: Export, directory: Path, tried: MergedModel | None, written: list[Path]
-) -> str:
+def _write_reward_model(export: Export, folder: ExportFolder, tried: MergedModel | None) -> str:
     head = export.effective.head.detach().float().cpu().contiguous()
     why = export.unclassified
     if not why:
         inner = _adapter(
             export, prefix=f"{export.classifier}.", extra={"base_model.model.score.weight": head}
         )
-        _write(directory, {f"{CLASSIFIER}/{name}": data for name, data in inner.items()}, written)
-        why = disagreement(tried, directory / CLASSIFIER, export.padding) if tried else ""
+        folder.write({f"{CLASSIFIER}/{name}": data for name, data in inner.items()})
+        why = disagreement(tried, folder.path / CLASSIFIER, export.padding) if tried else ""
         if why:
-            _remove(directory, written)
+            folder.erase()
             export = replace(export, classifier="")
     files = {
         HEAD_FILE: save_tensors({"weight": head}),
@@ -193,30 +230,8 @@ def _write_reward_model(
         CARD_FILE: _card(export, why).encode(),
     }
     adapter = _adapter(export, prefix="", extra={}) if export.effective.adapters else {}
-    _write(directory, files | adapter, written)
+    folder.write(files | adapter)
     return why
-
-
-def _write(directory: Path, files: dict[str, bytes], written: list[Path]) -> None:
-    """The files, each for its owner alone: a personal model reveals things about its person. They are added
-    to `written`, before there is anything in them."""
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for name, data in files.items():
-        path = directory / name
-        path.parent.mkdir(exist_ok=True, mode=0o700)
-        written.append(path)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data)
-
-
-def _remove(directory: Path, written: list[Path]) -> None:
-    """Erase what was written: of a personal model not only the name is to be gone."""
-    for path in written:
-        if path.exists():
-            erase(path)
-    for folder in {path.parent for path in written} - {directory}:
-        folder.rmdir()
-    written.clear()
 
 
 def _settings(export: Export) -> bytes:

@@ -36,6 +36,7 @@ from penchant.common.model.modules import find_adapted, find_base, targets_of, w
 from penchant.common.model.network import ADAPTER, AdaptedNetwork
 from penchant.common.model.prompt_form import FormedText, PromptForm, joined
 from penchant.common.model.stacked import StackedTail, StackedWeights, stacked_tail
+from penchant.common.model.standalone import StandaloneScorer, tokenizer_json
 from penchant.common.model.strengths import weights_of
 from penchant.common.model.tails import Activations, Tail, check_base, choose_tail, full_tail
 from penchant.common.objectives import LogProbabilities
@@ -295,15 +296,46 @@ class RewardModel:
                 f'objective "{self.objective.name}" makes a model that ranks what others wrote, and not one '
                 "that writes"
             )
-        whole = self._backbone.language_model
+        return self._with_factors(self._backbone.language_model, self.writer, effective)
+
+    def standalone(self, effective: MergedWeights) -> StandaloneScorer:
+        """The model with these factors on its own, from tokens to scores: it shares every weight of the base
+        with this one, as `language_model` does.
+
+        Raises:
+            UsageError: the objective has no score head.
+        """
+        if not self.objective.has_head:
+            raise UsageError(
+                f'objective "{self.objective.name}" makes a model that writes, and it has no score head'
+            )
+        module = self._with_factors(self._backbone.model, "", effective)
+        return StandaloneScorer(
+            module, lambda states, mask: self._scaled(self._network.pool(states, mask)), effective.head
+        )
+
+    def _with_factors(self, whole: Any, inside: str, effective: MergedWeights) -> Any:
+        """A copy of a module of transformers with factors in place, below `inside`, that shares all else."""
         memo = {id(one): one for one in itertools.chain(whole.parameters(), whole.buffers())}
         copied = copy.deepcopy(whole, memo)
-        inner = copied.get_submodule(self.writer) if self.writer else copied
+        inner = copied.get_submodule(inside) if inside else copied
         for name, tensor in self._network.overrides(effective).items():
             module, _, parameter = name.rpartition(".")
             own = torch.nn.Parameter(tensor.detach().clone(), requires_grad=False)
             setattr(inner.get_submodule(module), parameter, own)
         return copied.eval()
+
+    def tokenizer_json(self) -> bytes:
+        """The tokenizer as one file, set to cut and fill up texts as this model reads them.
+
+        BaseModelError: it is of a kind that has no such file.
+        """
+        return tokenizer_json(
+            self._backbone.tokenizer,
+            max_tokens=self.max_tokens,
+            truncation=self._truncation,
+            pad_id=self._network.pad_id,
+        )
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """The files of the tokenizer, as the base model's folder holds them, by name."""

@@ -112,6 +112,18 @@ class PersonalModel:
             raise UsageError(f"base is {base!r}; give the name or the folder of a base model, as a text")
         export_peft(Export.of(self._merged, base), directory, tried=self._merged)
 
+    def export_onnx(self, directory: str | Path) -> None:
+        """Write the model as one ONNX file with its tokenizer and a card, for runtimes without torch. What is
+        written was loaded in onnxruntime, and gives these scores to 1e-4.
+
+        Raises:
+            UsageError: the directory is in use, the model has no score head, or penchant[onnx] is missing.
+            BaseModelError: the base model can't be written as ONNX.
+        """
+        from penchant.client.device.onnx_export import export_onnx
+
+        export_onnx(self._merged, path_given("directory", directory))
+
     @classmethod
     def load(cls, directory: str | Path) -> Self:
         """The model that `export`, `penchant device export` or `penchant export` wrote into a directory.

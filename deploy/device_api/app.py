@@ -64,7 +64,7 @@ def build_api(
     device: Device,
     model: WarmModel,
     *,
-    token: str,
+    token: Callable[[], str],
     hosts: frozenset[str],
     https: bool = False,
     limits: ApiLimits | None = None,
@@ -75,7 +75,7 @@ def build_api(
     Args:
         device: the owner's, for what is recorded.
         model: its model, which this application alone uses from now on.
-        token: what every request but those for `PUBLIC` must show.
+        token: tells what every request but those for `PUBLIC` must show at this moment.
         hosts: the names and ports under which programs may address it.
         https: whether they come by TLS.
         limits: of requests.
@@ -135,15 +135,6 @@ def _scoring(read: Read) -> Handler:
     return work
 
 
-async def _rerank(context: ApiContext, request: Request) -> Response:
-    """TEI's address, at which other servers take Cohere's form: what the body holds decides."""
-    fields = Fields(await table_of(request, context.limits), context.limits)
-    conversational = context.queue.model.conversational
-    if "documents" in fields and "texts" not in fields:
-        return await _scored(context, read_cohere(fields, conversational, version=1))
-    return await _scored(context, read_tei(fields, conversational))
-
-
 async def _scored(context: ApiContext, form: RerankForm) -> Response:
     scores = await context.queue.scores(form.texts)
     cut = sum(score.cut for score in scores)
@@ -184,7 +175,17 @@ def _own_authorization(request: Request) -> str:
     return request.headers.get("authorization", "")
 
 
+def _read_rerank(fields: Fields, conversational: bool) -> RerankForm:
+    """TEI's address, at which other servers take Cohere's form: what the body holds decides."""
+    if "documents" in fields and "texts" not in fields:
+        return read_cohere(fields, conversational, version=1)
+    return read_tei(fields, conversational)
+
+
 def _read_v1(fields: Fields, conversational: bool) -> RerankForm:
+    """Cohere's and Jina's address, at which llama.cpp takes TEI's form too."""
+    if "texts" in fields and "documents" not in fields:
+        return read_tei(fields, conversational)
     return read_cohere(fields, conversational, version=1)
 
 
@@ -197,8 +198,8 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", "/openapi.json", _description),
     ("GET", "/docs", _page),
     ("GET", "/v1/models", _models),
-    ("POST", "/rerank", _rerank),
-    ("POST", "/reranking", _rerank),
+    ("POST", "/rerank", _scoring(_read_rerank)),
+    ("POST", "/reranking", _scoring(_read_rerank)),
     ("POST", "/v1/rerank", _scoring(_read_v1)),
     ("POST", "/v1/reranking", _scoring(_read_v1)),
     ("POST", "/v2/rerank", _scoring(_read_v2)),

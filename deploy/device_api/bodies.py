@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from penchant.common.data.preferences import check_text, kind_of
 from penchant.common.errors import DataError
 from penchant.common.foreign_files import finite_json
 from penchant.deploy.device_api.dialects import ApiRefusal
+from penchant.server.console.at_once import HTTPError
+from penchant.server.console.request_body import BODY_SECONDS, read_body
 
 __all__ = ["EXPORT_DEPTH_MOST", "ApiLimits", "Fields", "body_of", "check_depth", "table_of"]
 
@@ -39,7 +40,7 @@ class ApiLimits:
     """
 
     body: int = 4 << 20
-    body_seconds: float = 30.0
+    body_seconds: float = BODY_SECONDS
     documents: int = 1000
     characters: int = 200_000
     rows: int = 20_000
@@ -55,20 +56,11 @@ async def body_of(request: Request, limits: ApiLimits, kinds: Sequence[str] = JS
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in kinds:
         raise ApiRefusal(415, f"the header Content-Type must be {' or '.join(kinds)}")
-    parts: list[bytes] = []
-    size = 0
+    advice = "; send less at a time"
     try:
-        async with asyncio.timeout(limits.body_seconds):
-            async for part in request.stream():
-                size += len(part)
-                if size > limits.body:
-                    raise ApiRefusal(413, f"the body is longer than {limits.body} bytes; send less at a time")
-                parts.append(part)
-    except TimeoutError:
-        raise ApiRefusal(408, f"the body did not come within {limits.body_seconds:g} seconds") from None
-    except ClientDisconnect:
-        raise ApiRefusal(400, "the body ended before all of it had come") from None
-    return b"".join(parts)
+        return await read_body(request, limits.body, seconds=limits.body_seconds, advice=advice)
+    except HTTPError as refused:
+        raise ApiRefusal(refused.status, str(refused)) from None
 
 
 async def table_of(request: Request, limits: ApiLimits) -> dict[str, Any]:

@@ -43,9 +43,11 @@ def description(limits: ApiLimits) -> Schema:
         "/v1/chat/completions": {"post": _chat()},
     }
     for path in ("/rerank", "/reranking"):
-        paths[path] = {"post": _rerank_or_tei(limits)}
+        summary = "Rank texts (text-embeddings-inference), or documents"
+        paths[path] = {"post": _rerank_or_tei(limits, summary, "tei")}
     for path in ("/v1/rerank", "/v1/reranking"):
-        paths[path] = {"post": _rerank(limits, "Rank documents (Cohere v1, Jina, vLLM)", "cohere")}
+        summary = "Rank documents (Cohere v1, Jina, vLLM), or texts (llama.cpp)"
+        paths[path] = {"post": _rerank_or_tei(limits, summary, "cohere")}
     paths["/v2/rerank"] = {"post": _rerank(limits, "Rank documents (Cohere v2)", "cohere")}
     for path in ("/score", "/v1/score"):
         paths[path] = {"post": _score(limits)}
@@ -96,7 +98,7 @@ The document is <a href="/openapi.json">openapi.json</a>.</p>{rows}</main></body
 # --- operations -----------------------------------------------------------------------------------------
 
 
-def _rerank_or_tei(limits: ApiLimits) -> Schema:
+def _rerank_or_tei(limits: ApiLimits, summary: str, dialect: str) -> Schema:
     tei = _taken(
         {
             "query": TEXT,
@@ -109,7 +111,7 @@ def _rerank_or_tei(limits: ApiLimits) -> Schema:
         "texts",
     )
     ranked = _list(_object({"index": WHOLE, "score": NUMBER, "text": TEXT}, "index", "score"))
-    operation = _rerank(limits, "Rank texts (text-embeddings-inference), or documents", "tei")
+    operation = _rerank(limits, summary, dialect)
     operation["requestBody"] = _body({"anyOf": [tei, _cohere(limits)]})
     operation["responses"]["200"] = _answer({"anyOf": [ranked, _ranked()]})
     return operation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
@@ -22,7 +23,7 @@ def server_for(
     device: Device,
     model: WarmModel,
     *,
-    token: str,
+    token: Callable[[], str],
     hosts: frozenset[str],
     tls: tuple[Path | None, Path | None] = (None, None),
     limits: ApiLimits | None = None,

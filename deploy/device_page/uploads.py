@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from penchant.common.data.row_files import FileInMemory
 from penchant.common.printable import one_line
 from penchant.server.console.at_once import HTTPError
+from penchant.server.console.request_body import read_body
 
 __all__ = ["UPLOAD_MOST", "UploadForm", "read_upload"]
 
@@ -36,23 +36,9 @@ async def read_upload(request: Request, most: int = UPLOAD_MOST) -> UploadForm:
     kind = _KIND.fullmatch(request.headers.get("content-type", ""))
     if kind is None:
         raise HTTPError("only a form with a file is understood here", status=415)
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(UPLOAD_SECONDS):
-            async for part in request.stream():
-                size += len(part)
-                if size > most:
-                    raise HTTPError(
-                        f"the file is longer than {most >> 20} MiB; `penchant device import` takes it",
-                        status=413,
-                    )
-                parts.append(part)
-    except TimeoutError:
-        raise HTTPError("the file came too slowly", status=408) from None
-    except ClientDisconnect:
-        raise HTTPError("the file ended before all of it had come", status=400) from None
-    return _form(b"".join(parts), kind[1].encode())
+    advice = "; `penchant device import` takes it"
+    body = await read_body(request, most, seconds=UPLOAD_SECONDS, what="the file", advice=advice)
+    return _form(body, kind[1].encode())
 
 
 def _form(body: bytes, boundary: bytes) -> UploadForm:

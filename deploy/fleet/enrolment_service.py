@@ -45,6 +45,8 @@ from penchant.deploy.fleet import node_gate
 from penchant.deploy.fleet.enrolment import EnrolmentRegistry, Registrar
 from penchant.deploy.fleet.node_gate import NodeProof
 from penchant.deploy.fleet.server_directory import ServerDirectory
+from penchant.server.console.at_once import HTTPError
+from penchant.server.console.request_body import read_body
 
 __all__ = ["CHECK", "PATHS", "build_service", "serve"]
 
@@ -178,13 +180,10 @@ def _spend(budget: Budget, request: Request) -> None:
 
 
 async def _body(request: Request, most: int) -> bytes:
-    """The body; refused as soon as it is longer than `most`, whatever its header said."""
-    data = b""
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > most:
-            raise HTTPException(413, "the request is too long")
-    return data
+    try:
+        return await read_body(request, most, what="the request")
+    except HTTPError as refused:
+        raise HTTPException(refused.status, str(refused)) from None
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import parse_qsl
@@ -12,11 +11,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from penchant.server.console.at_once import HTTPError
+from penchant.server.console.request_body import read_body
 
 __all__ = ["MOST_FORM", "SAFE", "Endpoint", "Form", "posted", "read_form", "retry", "secure_form"]
 
 MOST_FORM = 128 * 1024  # bytes of a form
-FORM_SECONDS = 30.0  # for all of it to come
 SAFE = ("GET", "HEAD")
 
 Form = Mapping[str, str]
@@ -28,10 +27,7 @@ def posted(work: Callable[[Request, Form], Response], most: int = MOST_FORM) -> 
 
     async def endpoint(request: Request) -> Response:
         try:
-            async with asyncio.timeout(FORM_SECONDS):
-                form = await read_form(request, most)
-        except TimeoutError:
-            return PlainTextResponse("the form came too slowly", 408)
+            form = await read_form(request, most)
         except HTTPError as refused:
             return PlainTextResponse(str(refused), refused.status, retry(refused))
         return await run_in_threadpool(work, request, form)
@@ -40,15 +36,11 @@ def posted(work: Callable[[Request, Form], Response], most: int = MOST_FORM) -> 
 
 
 async def read_form(request: Request, most: int) -> dict[str, str]:
-    """The fields of a form. Refused when it is not a form, or longer than `most` bytes."""
+    """The fields of a form. HTTPError when it is not a form, or as of `read_body`."""
     kind = request.headers.get("content-type", "").split(";")[0].strip()
     if kind != "application/x-www-form-urlencoded":
         raise HTTPError("only a form is understood here", status=415)
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > most:
-            raise HTTPError("the form is too long", status=413)
+    body = await read_body(request, most, what="the form")
     try:
         pairs = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=200)
     except ValueError:

@@ -484,9 +484,11 @@ def test_import_takes_what_other_programs_export_and_says_whose_it_is(tmp_path: 
     assert "holds no choices of 'cy'; it names 2 people" in refused.stderr
     ann = command("import", str(file), "--columns", names, "--person", "ann", home=folder)
     assert ann.stdout == "3 new choices recorded, 0 were there already\n"
-    everybody = command("import", str(file), "--columns", names, home=folder)
+    nobody = command("import", str(file), "--columns", names, home=folder)
+    assert nobody.returncode == 2
+    assert "names 2 people (ann, bob); --person NAME says which of them is you" in nobody.stderr
+    everybody = command("import", str(file), "--columns", names, "--everybody", home=folder)
     assert everybody.stdout == "3 new choices recorded, 3 were there already\n"
-    assert "the file names 2 people, and all their choices count as yours" in everybody.stderr
     ratings = tmp_path / "ratings.json"
     rated = [{"prompt": "p", "completion": text, "label": text == "good"} for text in ("good", "bad")]
     ratings.write_text(json.dumps([*rated, {"prompt": "alone", "completion": "x", "label": True}]))

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from typer.testing import CliRunner
 from penchant.client.device.warm_model import WarmModel
 from penchant.common.errors import ConfigError, DeviceError
 from penchant.deploy.cli.device import app as device_app
-from penchant.deploy.device_api.api_token import TOKEN_FILE, api_token, new_api_token
+from penchant.deploy.device_api.api_token import TOKEN_FILE, api_token, new_api_token, token_now
 from penchant.deploy.device_api.app import PUBLIC, ROUTES
 from penchant.deploy.device_api.bodies import ApiLimits
 from penchant.deploy.device_api.description import description
@@ -103,6 +104,17 @@ def test_coheres_form_gives_the_scores_of_rank(api: ServedApi, own: dict[str, fl
     bounded = api.post(path, {"query": QUERY, "documents": TEXTS, "top_n": 0}).json()["results"]
     assert [row["index"] for row in bounded] == best_first(own)
     assert all(0 < row["relevance_score"] < 1 for row in bounded)
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v1/reranking"])
+def test_llama_cpps_form_is_teis_wherever_texts_are_sent(
+    api: ServedApi, own: dict[str, float], path: str
+) -> None:
+    found = api.post(path, {"query": QUERY, "texts": TEXTS, "raw_scores": True}).json()
+    assert [row["index"] for row in found] == best_first(own)
+    assert [row["score"] for row in found] == pytest.approx(sorted(own.values(), reverse=True), abs=1e-6)
+    both = api.post(path, {"query": QUERY, "texts": TEXTS, "documents": TEXTS}).json()
+    assert len(both["results"]) == len(TEXTS)
 
 
 COHERE = (  # what its SDK 7.3.1 sent to this API and understood the answers of: v1 twice, v2
@@ -648,6 +660,33 @@ def test_a_token_that_others_may_know_or_have_written_is_refused(tmp_path: Path)
         api_token(tmp_path)
 
 
+def test_a_token_that_is_withdrawn_lets_nobody_in_any_more(api: ServedApi, tmp_path: Path) -> None:
+    """While the API runs, on a connection that was let in with it too; the other one counts at once."""
+    old = api_token(tmp_path)
+    with served(api.device, token=partial(token_now, tmp_path)) as live, httpx.Client(timeout=60) as program:
+
+        def status(token: str) -> int:
+            headers = {"authorization": f"Bearer {token}"}
+            answer = program.post(
+                f"{live.url}/rerank", json={"query": QUERY, "texts": TEXTS}, headers=headers
+            )
+            assert answer.status_code == 200 or told(answer)
+            return answer.status_code
+
+        assert status(old) == 200
+        new = new_api_token(tmp_path)
+        assert (status(old), status(new), status(old)) == (401, 200, 401)
+        path = tmp_path / TOKEN_FILE
+        path.chmod(0o644)
+        assert (status(old), status(new)) == (503, 503), "others can read it"
+        assert program.get(f"{live.url}/health").status_code == 200
+        path.chmod(0o600)
+        assert status(new) == 200
+        path.unlink()
+        assert (status(old), status(new)) == (503, 503), "there is none"
+        assert status(api_token(tmp_path)) == 200
+
+
 # --- the commands, and the page ----------------------------------------------------------------------------
 
 
@@ -672,18 +711,30 @@ def test_the_commands_serve_with_a_token_and_a_passphrase(
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == f"the API is at http://127.0.0.1:{port}, described at /docs\n"
-            shown = subprocess.run([*penchant, "api-token"], env=own, capture_output=True, text=True)
-            token = shown.stdout.strip()
-            headers = {"authorization": f"Bearer {token}"}
+
+            def token(*more: str) -> str:
+                shown = subprocess.run(
+                    [*penchant, "api-token", *more], env=own, capture_output=True, text=True
+                )
+                return shown.stdout.strip()
+
+            first = token()
             body = {"query": QUERY, "texts": TEXTS}
             transport = httpx.HTTPTransport(retries=10)
             with httpx.Client(transport=transport, timeout=60) as client:
-                answer = client.post(f"http://localhost:{port}/rerank", json=body, headers=headers)
-            assert answer.status_code == 200
+
+                def status(token: str) -> int:
+                    headers = {"authorization": f"Bearer {token}"}
+                    return client.post(
+                        f"http://localhost:{port}/rerank", json=body, headers=headers
+                    ).status_code
+
+                assert status(first) == 200
+                second = token("--new")
+                assert (status(first), status(second)) == (401, 200)
         finally:
             process.terminate()
         rest = process.stdout.read()
-    assert token not in rest
     assert rest == "programs need the token: `penchant device api-token`\n"
 
 

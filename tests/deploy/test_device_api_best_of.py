@@ -25,6 +25,7 @@ from penchant.deploy.device_api.upstream import UpstreamSettings
 
 SAID = [{"role": "user", "content": "on bill 99:"}]
 SECRET = "sk-of-the-upstream"
+WITHDRAWN = "penchant-" + "w" * 43
 
 
 @pytest.fixture
@@ -259,6 +260,11 @@ def test_our_token_never_reaches_the_upstream_and_its_key_comes_from_the_owner(
         (UpstreamSettings(upstream.url, passes_key=True), {"x-penchant-token": TOKEN}, None),
         (
             UpstreamSettings(upstream.url, passes_key=True),
+            {"x-penchant-token": TOKEN, "authorization": f"Bearer {WITHDRAWN}"},
+            None,
+        ),
+        (
+            UpstreamSettings(upstream.url, passes_key=True),
             {"x-penchant-token": TOKEN, "authorization": "Bearer of the program"},
             "Bearer of the program",
         ),
@@ -274,6 +280,7 @@ def test_our_token_never_reaches_the_upstream_and_its_key_comes_from_the_owner(
         for seen in upstream.headers:
             assert seen.get("authorization") == shown
             assert TOKEN not in str(seen)
+            assert WITHDRAWN not in str(seen)
             assert "x-penchant-token" not in seen
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomli_w
-from support.device_api_scene import motions, new_device
+from support.device_api_scene import chats, motions, new_device
+from typer.testing import CliRunner
 
 from penchant.client.device.device import Device, OfflineConfig
 from penchant.common.data.preferences import Preference
+from penchant.common.errors import DataError, UsageError
 from penchant.common.settings import section_table
+from penchant.deploy.cli.device import app as device_app
+from penchant.deploy.cli.device.question_file import question_in
 from penchant.deploy.cli.main import main
 
 
@@ -129,3 +134,54 @@ def test_it_says_why_where_no_choice_can_be_named(
         main()
     assert left.value.code == 2
     assert "which choices speak for it is not known" in capsys.readouterr().err
+
+
+def test_responses_of_several_lines_are_one_each_and_conversations_are_asked_as_they_were_learned(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """From JSON: the scores are those of the same texts in the form that the model was trained in."""
+    answers = ["the motion\n\non tax", "the table tax"]
+    messages = [{"role": "user", "content": "on bill 99:"}]
+    cases = (
+        ("plain", motions(), answers, ("--prompt", "on bill 99: "), "on bill 99: ", answers),
+        ("asks", motions(), {"prompt": messages, "responses": answers}, (), "on bill 99:", answers),
+        (
+            "chats",
+            chats(),
+            {"prompt": messages, "responses": answers},
+            (),
+            "user: on bill 99:\n",
+            [f"assistant: {one}" for one in answers],
+        ),
+    )
+    for name, choices, held, more, prompt, responses in cases:
+        device = new_device(tmp_path / name, tiny_model("bert"), choices)
+        file = tmp_path / f"{name}.json"
+        file.write_text(json.dumps(held), encoding="utf-8")
+        said = CliRunner().invoke(
+            device_app, ["rank", str(file), "--home", str(tmp_path / name), "--json", *more]
+        )
+        assert said.exit_code == 0, said.output
+        expected = {row.response: row.personal for row in device.rank(prompt, responses)}
+        assert {row["response"]: row["personal"] for row in json.loads(said.stdout)} == pytest.approx(
+            expected
+        )
+
+
+@pytest.mark.parametrize(
+    ("held", "why"),
+    [
+        ("{", "asked.json is damaged"),
+        ("3", "a list of responses, or an object with prompt and responses"),
+        ('{"prompt": "a"}', "a list of responses, or an object with prompt and responses"),
+        ('["a", 3]', "the responses must be a list of texts"),
+        ('["a", "\\ud800"]', "not valid text"),
+        ('{"prompt": 3, "responses": ["a", "b"]}', "'prompt' must be a text or a list of messages"),
+        ('{"prompt": "a", "responses": ["a", "b"]}', "leave --prompt out"),
+    ],
+)
+def test_odd_files_of_responses_are_refused_in_one_line(held: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "asked.json").write_text(held, encoding="utf-8")
+    with pytest.raises((DataError, UsageError), match=re.escape(why)) as refused:
+        question_in(str(tmp_path / "asked.json"), "given" if "--prompt" in why else "")
+    assert "\n" not in str(refused.value)

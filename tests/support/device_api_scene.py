@@ -94,7 +94,8 @@ def running(server: uvicorn.Server) -> Iterator[str]:
 def served(device: Device, **options: Any) -> Iterator[ServedApi]:
     """The API of a device on a free port; options as for `server_for`."""
     model = WarmModel(device)
-    server = server_for(device, model, token=TOKEN, hosts=frozenset(), **options)
+    settings: dict[str, Any] = {"token": lambda: TOKEN, **options}
+    server = server_for(device, model, hosts=frozenset(), **settings)
     names = _names_of(server)
     with running(server) as url:
         names |= {url.removeprefix("http://"), url.replace("127.0.0.1", "localhost").removeprefix("http://")}

@@ -1,5 +1,6 @@
 // What clients from npm make of the device's API: `node api_clients.mjs URL TOKEN`, in a folder that has them.
 // Prints a table of what each client answered, as JSON; api_clients.py does the same for those of PyPI.
+import { CohereRerank } from "@langchain/cohere";
 import { CohereClient, CohereClientV2 } from "cohere-ai";
 import OpenAI from "openai";
 
@@ -11,6 +12,7 @@ const messages = [{ role: "user", content: "on bill 99:" }];
 const ranked = (answer) => answer.results.map((one) => [one.index, one.relevanceScore]);
 const first = new CohereClient({ token, environment: url });
 const second = new CohereClientV2({ token, environment: url });
+const chain = new CohereRerank({ client: first, model: "any", topN: 3 });
 const client = (apiKey) => new OpenAI({ apiKey, baseURL: `${url}/v1`, maxRetries: 0 });
 const { completions } = client(token).chat;
 
@@ -28,6 +30,7 @@ console.log(
     "cohere 1": ranked(await first.rerank({ model: "any", query, documents })),
     "cohere 2": ranked(await second.rerank({ model: "any", query, documents })),
     "cohere 2, the first two": ranked(await second.rerank({ model: "any", query, documents, topN: 2 })),
+    langchain: (await chain.rerank(documents, query)).map((one) => [one.index, one.relevanceScore]),
     openai: one.data.choices[0].message.content,
     "openai, header": one.response.headers.get("x-penchant-scores"),
     "openai, field": one.data.penchant,

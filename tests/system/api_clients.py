@@ -16,6 +16,8 @@ from langchain_cohere import CohereRerank
 from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.postprocessor.cohere_rerank import CohereRerank as CohereNodes
+from llama_index.postprocessor.jinaai_rerank import JinaRerank
+from llama_index.postprocessor.tei_rerank import TextEmbeddingInference
 
 QUERY = "on bill 99: "
 DOCUMENTS = ["the table tax", "the motion tax", "cloture"]
@@ -26,12 +28,21 @@ def ranked(results: Any) -> list[list[float]]:
     return [[result.index, result.relevance_score] for result in results]
 
 
+def ordered(reranker: Any) -> list[list[Any]]:
+    pieces = [NodeWithScore(node=TextNode(text=text)) for text in DOCUMENTS]
+    return [
+        [DOCUMENTS.index(found.node.get_content()), found.score]
+        for found in reranker.postprocess_nodes(pieces, query_str=QUERY)
+    ]
+
+
 def main(url: str, token: str) -> dict[str, Any]:
     first, second = cohere.Client(api_key=token, base_url=url), cohere.ClientV2(api_key=token, base_url=url)
     chat = openai.OpenAI(base_url=f"{url}/v1", api_key=token, max_retries=0)
     chain = CohereRerank(client=second, model="any", top_n=3)
     nodes = CohereNodes(api_key=token, model="any", top_n=3, base_url=url)
-    pieces = [NodeWithScore(node=TextNode(text=text)) for text in DOCUMENTS]
+    jina = JinaRerank(api_key=token, model="any", top_n=3, base_url=f"{url}/v1")
+    tei = TextEmbeddingInference(top_n=3, base_url=url, auth_token=f"Bearer {token}")
     answers = chat.chat.completions.create
     asks: dict[str, Callable[[], Any]] = {
         "cohere 1": lambda: ranked(first.rerank(model="any", query=QUERY, documents=DOCUMENTS).results),
@@ -40,10 +51,9 @@ def main(url: str, token: str) -> dict[str, Any]:
             [DOCUMENTS.index(found.page_content), found.metadata["relevance_score"]]
             for found in chain.compress_documents([Document(page_content=text) for text in DOCUMENTS], QUERY)
         ],
-        "llama-index": lambda: [
-            [DOCUMENTS.index(found.node.get_content()), found.score]
-            for found in nodes.postprocess_nodes(pieces, query_str=QUERY)
-        ],
+        "llama-index": lambda: ordered(nodes),
+        "llama-index, Jina's form": lambda: ordered(jina),
+        "llama-index, text-embeddings-inference's": lambda: ordered(tei),
         "openai": lambda: answers(model="any", messages=SAID).choices[0].message.content,
         "openai, two": lambda: [c.message.content for c in answers(model="any", messages=SAID, n=2).choices],
         "openai, streamed": lambda: "".join(

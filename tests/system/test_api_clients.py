@@ -42,7 +42,7 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an environment's commands that has the clients, and not penchant."""
     home = tmp_path_factory.mktemp("clients")
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
-    install = [f"{home}/bin/pip", "install", "-q", "--disable-pip-version-check"]
+    install = [f"{home}/bin/pip", "install", "-q", "--no-compile", "--disable-pip-version-check"]
     subprocess.run([*install, "-r", f"{HERE}/api_clients.txt"], check=True, timeout=600)
     return home / "bin"
 
@@ -83,7 +83,9 @@ def test_every_client_gets_the_owner_s_ranking(clients: Path, api: ServedApi) ->
     )
     found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     places, scores = best_first(api)
-    for client in ("cohere 1", "cohere 2", "langchain", "llama-index"):
+    llama_index = [name for name in found if name.startswith("llama-index")]
+    assert len(llama_index) == 3
+    for client in ("cohere 1", "cohere 2", "langchain", *llama_index):
         assert [place for place, _ in found[client]] == places, client
         assert [score for _, score in found[client]] == pytest.approx(scores, abs=1e-6)
     best = found["openai"]
@@ -103,7 +105,7 @@ def test_clients_from_npm_get_the_same(npm_clients: Path, api: ServedApi) -> Non
     )
     found: dict[str, Any] = json.loads(ended.stdout)
     places, scores = best_first(api)
-    for client, most in (("cohere 1", 3), ("cohere 2", 3), ("cohere 2, the first two", 2)):
+    for client, most in (("cohere 1", 3), ("cohere 2", 3), ("cohere 2, the first two", 2), ("langchain", 3)):
         assert [place for place, _ in found[client]] == places[:most], client
         assert [score for _, score in found[client]] == pytest.approx(scores[:most], abs=1e-6)
     assert found["openai, streamed"] == found["openai"]
@@ -122,6 +124,7 @@ def test_schemathesis_finds_nothing(clients: Path, api: ServedApi, tmp_path: Pat
     (tmp_path / "schemathesis.toml").write_text(UNSAID, encoding="utf-8")
     told = ["--config-file", f"{tmp_path}/schemathesis.toml", "run", f"{api.url}/openapi.json"]
     limits = ["--max-examples", "15", "--seed", "1", "--workers", "1", "--no-color"]
+    limits.append("--suppress-health-check=too_slow")  # of a machine that is busy
     ended = subprocess.run(
         [f"{clients}/schemathesis", *told, "-H", f"Authorization: Bearer {TOKEN}", *limits],
         capture_output=True,

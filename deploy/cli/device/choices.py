@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penchant.common.errors import DataError
+from penchant.common.errors import DataError, UsageError
+from penchant.common.printable import one_line
 from penchant.common.terminal import say
 from penchant.common.wording import counted
 from penchant.deploy.cli.device.options import (
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer()
+SHOWN = 20  # people of a file whose names are shown
 KEYS = (
     "1 or 2: the one you would rather have; =: equal; b: both bad; s: skip; u: undo the last answer; q: quit."
 )
@@ -43,8 +47,11 @@ def import_choices(
         ),
     ],
     person: Annotated[
-        str | None, typer.Option("--person", help="Record the choices of this person in the file only.")
+        str | None, typer.Option("--person", help="Who you are, where the file names several people.")
     ] = None,
+    everybody: Annotated[
+        bool, typer.Option("--everybody", help="All people that the file names are you.")
+    ] = False,
     columns: Annotated[
         str | None, typer.Option("--columns", help="Other names of columns: prompt=question,chosen=better.")
     ] = None,
@@ -52,11 +59,13 @@ def import_choices(
     home: HomeOption = HERE,
     passphrase: Ask = False,
 ) -> None:
-    """Record choices from a file: all of them, or none."""
+    """Record choices from a file: all of them, or none. Of a file of several people, those of the owner."""
     from penchant.common.data.importers.reading import read_choices
     from penchant.common.data.row_files import RowLog
     from penchant.common.data.trl_format import column_names
 
+    if person is not None and everybody:
+        raise UsageError("--person and --everybody exclude each other; give one")
     if not file.exists():
         raise DataError(f"there is no file {file}")
     log = RowLog("skip" if skip_bad_rows else "refuse")
@@ -65,16 +74,14 @@ def import_choices(
     people = found.people
     if person is not None and person not in people:
         raise DataError(f"{file} holds no choices of {person!r}; it names {len(people)} people")
+    if person is None and not everybody and len(people) > 1:
+        person = _owner_among(people, file)
     kept = found.of(person)
     added = open_device(home, passphrase).record(kept, file_source(file.name))
     tied = f" and {counted(added.ties, 'tie')}" if added.ties else ""
     say(f"{added.new - added.ties} new choices{tied} recorded, {added.repeated} were there already")
     for line in found.notes:
         notice(line)
-    if person is None and len(people) > 1:
-        notice(
-            f"the file names {len(people)} people, and all their choices count as yours; --person takes one's"
-        )
     if report.bad:
         say(report.summary(), error=True)
 
@@ -122,6 +129,31 @@ def label(
 
 
 # --- inner parts --------------------------------------------------------------------------------------
+
+
+def _owner_among(people: Sequence[str], file: Path) -> str:
+    """Who of several people the owner is, as they say at a terminal.
+
+    UsageError where nobody can be asked, or nobody of them is named.
+    """
+    names = [one_line(name, 60) for name in people[:SHOWN]]
+    more = f" and {len(people) - SHOWN} more" if len(people) > SHOWN else ""
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"{file} names {len(people)} people ({', '.join(names)}{more}); --person NAME says which of them "
+            "is you, --everybody that all are"
+        )
+    say(f"the file names {len(people)} people:")
+    for number, name in enumerate(names, start=1):
+        say(f"  {number}  {name}")
+    if more:
+        say(f"    {more}")
+    said = input("which of them are you? A number or a name > ").strip()
+    if said.isdecimal() and said not in people and 1 <= int(said) <= len(names):
+        return people[int(said) - 1]
+    if said not in people:
+        raise UsageError("the file names nobody of that name; nothing was recorded")
+    return said
 
 
 def _ask(sitting: Labelling) -> None:

@@ -22,11 +22,11 @@ from penchant.deploy.cli.device.options import (
     Ask,
     HomeOption,
     NodeOption,
-    lines_of,
     node_folder,
     open_device,
     print_table,
 )
+from penchant.deploy.cli.device.question_file import question_in
 from penchant.deploy.cli.drawing import working
 from penchant.deploy.cli.errors import command, notice
 
@@ -60,7 +60,13 @@ def train(home: HomeOption = HERE, passphrase: Ask = False) -> None:
 
 @command(app)
 def rank(
-    file: Annotated[str, typer.Argument(help="Responses, one a line; - for standard input.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="Responses, one a line; - for standard input. FILE.json holds a list of responses, or "
+            "prompt, a text or a conversation's messages, and responses: each of as many lines as it has."
+        ),
+    ],
     prompt: Annotated[str, typer.Option("--prompt", help="The prompt that they respond to.")] = "",
     fit_errors: Annotated[
         bool,
@@ -82,8 +88,9 @@ def rank(
 ) -> None:
     """Rank responses as the owner would: scores with standard errors, how likely each one is preferred to the
     next, and the score of the global model, which knows nobody."""
-    responses = lines_of(file)
+    asked = question_in(file, prompt)
     device = open_device(home, passphrase)
+    prompt, responses = asked.as_trained(conversation=device.conversational())
     if fit_errors and device.standing().why_not:
         with working(f"fitting errors to {len(device.store)} choices"):
             device.fit_errors()
@@ -199,16 +206,32 @@ def status(
 @command(app)
 def export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An empty directory to write into.")],
-    format: Annotated[str, typer.Option("--format", help="peft is the one format.")] = "peft",
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="peft: an adapter over the base model; onnx: one file with all in it (penchant[onnx]).",
+        ),
+    ] = "peft",
     base: Annotated[
-        str | None, typer.Option("--base", help="Where the base model will be found: hub id or folder.")
+        str | None,
+        typer.Option(
+            "--base", help="Where the base model of a peft adapter will be found: hub id or folder."
+        ),
     ] = None,
     home: HomeOption = HERE,
     passphrase: Ask = False,
 ) -> None:
-    """Write the personal model as a plain LoRA adapter with its score head and a model card."""
-    if format != "peft":
-        raise UsageError(f"there is no export format {format!r}; peft is the one")
+    """Write the personal model for other programs, with a model card that says how to score with it."""
+    if format not in ("peft", "onnx"):
+        raise UsageError(f"there is no export format {format!r}; choose peft or onnx")
+    if format == "onnx":
+        if base is not None:
+            raise UsageError("--base is for peft: an ONNX file has the base model in it")
+        with working("writing the model as ONNX, and trying it"):
+            open_device(home, passphrase).export_onnx(directory)
+        say(f"{directory}: see its README.md")
+        return
     why = open_device(home, passphrase).export(directory, base)
     say(f"{directory}: see its README.md")
     if why:

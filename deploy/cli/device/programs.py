@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -79,7 +80,7 @@ def serve_api(
     except ModuleNotFoundError as missing:
         raise UsageError(f"the API needs {missing.name}; install penchant[serve]") from None
     from penchant.client.device.warm_model import WarmModel, small_cache
-    from penchant.deploy.device_api.api_token import api_token
+    from penchant.deploy.device_api.api_token import api_token, token_now
 
     if any(not one or not is_printable(one) or "/" in one or ":" in one for one in name or ()):
         raise UsageError("--name is the name of a machine alone, without a port")
@@ -94,7 +95,7 @@ def serve_api(
     model = WarmModel(device)
     if not model.personal:
         notice("no personal part is trained yet: the model knows nobody (`penchant device train`)")
-    token = api_token(device.directory)
+    api_token(device.directory)  # made, or refused, before anything listens
     log_to_stderr()
     where = ListenAddress(host, port)
     listener = where.bind()
@@ -103,7 +104,7 @@ def serve_api(
     server_for(
         device,
         model,
-        token=token,
+        token=partial(token_now, device.directory),
         hosts=hosts,
         tls=(tls_cert, tls_key),
         upstream=writes,
@@ -113,7 +114,10 @@ def serve_api(
 @command(app, "api-token")
 def show_api_token(
     new: Annotated[
-        bool, typer.Option("--new", help="Make another one; the API takes it from its next start on.")
+        bool,
+        typer.Option(
+            "--new", help="Make another one, at once: the API lets no program in with the old one any more."
+        ),
     ] = False,
     home: HomeOption = HERE,
 ) -> None:
