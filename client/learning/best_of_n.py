@@ -158,6 +158,7 @@ class Generator:
 
     def _begin(self, model: Any, prompts: PromptForm) -> None:
         self._model, self._prompts, self._tokenizer = model, prompts, prompts.tokenizer
+        model.get_output_embeddings().register_forward_pre_hook(_in_one_piece)
 
     def _draw(self, prompts: Sequence[Prompt], settings: dict[str, float]) -> list[str]:
         """One response to each prompt."""
@@ -200,6 +201,12 @@ class Generator:
         place = next((index for index, token in enumerate(ids) if token in ends), None)
         text = str(self._tokenizer.decode(ids[:place], skip_special_tokens=True)).strip()
         return text if place is not None else whole_sentences(text)
+
+
+def _in_one_piece(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """The last states of prompts, cut out of all states: torch multiplies a cut-out text by text, with a copy
+    of all words' weights for each, and what lies in one piece at once."""
+    return tuple(states.contiguous() for states in given)
 
 
 def _told(tokenizer: Any, tell: Callable[[str], None]) -> Any:
