@@ -164,10 +164,13 @@ def test_the_distance_of_the_best_of_n_is_as_in_the_paper() -> None:
 
 
 TEXTS = {
-    f"Request {number}. ": [f"{adverb} {word} {number}{end}" for word in ("motion", "table", "budget")]
-    for number, (adverb, end) in enumerate(
-        [("Perhaps a", "!"), ("A great", "."), ("A sad", "."), ("No", "!")] * 2
-    )
+    f"Request {number}. ": [
+        f"Perhaps a motion {number}, it might be!",
+        f"A great table {number}, a warm and happy joy.",
+        f"- A sad budget {number}\n- No",
+        f"Hey, let's vote {number}!",
+    ]
+    for number in range(8)
 }
 
 
