@@ -107,7 +107,10 @@ class Generator:
         """As `responses`, of several prompts together: several times as fast as one by one."""
         _check(prompts, count, tokens, temperature, top_k)
         found: list[dict[str, None]] = [{} for _ in prompts]
-        settings = {"temperature": temperature, "top_k": top_k, "max_new_tokens": tokens}
+        among = (
+            0 if top_k >= self._model.config.get_text_config().vocab_size else top_k
+        )  # 0: nothing is sorted
+        settings = {"temperature": temperature, "top_k": among, "max_new_tokens": tokens}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             for _ in range(_TRIES):

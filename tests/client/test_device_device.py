@@ -417,13 +417,12 @@ def test_best_of_n_says_where_the_model_is_surest_and_wrong(folder: Path, tmp_pa
     assert device.proxy_gap() is None
     device.record(row for row in choices() if not held_out(row))
     device.train()
-    words = ("best-of", "on bill 99: ", "-n", "2", "--tokens", "3", "--generator", str(writer), "--json")
-    assert "surest" not in command(*words, home=folder).stderr
     other = (Preference(row.prompt, row.rejected, row.chosen) for row in choices(120))
     device.record(row for row in other if held_out(row))
     gap = device.proxy_gap()
     assert gap is not None
     assert gap.observed == 0.0
+    words = ("best-of", "on bill 99: ", "-n", "2", "--tokens", "3", "--generator", str(writer), "--json")
     (said,) = (line for line in command(*words, home=folder).stderr.splitlines() if "surest" in line)
     assert f"Where your model is surest (the {gap.choices} held-out choices" in said
     assert "you agreed in 0.0%" in said

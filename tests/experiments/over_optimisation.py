@@ -38,7 +38,7 @@ from penchant.client.learning.model_cache import ModelCache
 
 HERE = Path(__file__).resolve().parent
 MARKS = re.compile(r"(<!-- over-optimisation -->\n).*?(<!-- end over-optimisation -->)", re.S)
-NUMBERS = (1, 2, 4, 8, 16, 32, 64)
+NUMBERS = (1, 2, 4, 8, 16, 32)
 PROXIES = ("personal", "global")
 
 

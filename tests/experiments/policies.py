@@ -95,7 +95,7 @@ class Sizes:
     responses: int = 8
     tokens: int = 32
     n: int = 8
-    pool: int = 65
+    pool: int = 33
     rounds: int = 4
     epochs: int = 2
     rate: float = 3e-3
