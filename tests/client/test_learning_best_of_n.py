@@ -56,7 +56,7 @@ def test_nothing_is_sorted_where_all_words_may_be_drawn(
     monkeypatch.setattr(writer._model, "generate", generate)
     for number in (words - 1, words, 1 << 20):
         assert writer.responses("the bill ", 1, tokens=2, top_k=number)
-    assert asked == [words - 1, 0, 0]
+    assert list(dict.fromkeys(asked)) == [words - 1, 0]  # a blank response is drawn again
 
 
 def test_states_of_prompts_lie_in_one_piece_before_words_are_made_of_them(writer: Generator) -> None:
