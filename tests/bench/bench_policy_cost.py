@@ -11,6 +11,7 @@ its marks.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
@@ -176,16 +177,15 @@ def main() -> None:
     given = parser.parse_args()
     if max(given.cores) > len(os.sched_getaffinity(0)):
         raise SystemExit(f"this process may use {len(os.sched_getaffinity(0))} cores; give --cores of those")
-    rows: list[dict[str, Any]] = []
-    for cores in given.cores:
-        for blocks in given.blocks:
-            for rank in given.ranks:
-                with multiprocessing.get_context("spawn").Pool(1) as pool:
-                    rows.append(pool.apply(measured, (given, cores, rank, blocks)))
-                print(json.dumps(rows[-1]), flush=True)
     asked = {key: value for key, value in vars(given).items() if key not in ("json", "page")}
-    found = {"machine": machine(), "given": asked, "rows": rows}
-    given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    rows: list[dict[str, Any]] = []
+    found: dict[str, Any] = {"given": asked, "rows": rows}
+    for cores, blocks, rank in itertools.product(given.cores, given.blocks, given.ranks):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            rows.append(pool.apply(measured, (given, cores, rank, blocks)))
+        print(json.dumps(rows[-1]), flush=True)
+        found["machine"] = machine()
+        given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     text = table(found)
     print(text)
     if given.page:
