@@ -140,21 +140,21 @@ def _bytes(config: RunConfig, cache: ModelCache) -> dict[str, float]:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """In Markdown."""
+    """In Markdown; seconds by the clock only where nothing else ran beside."""
     lines = [
         "| cores | rank | blocks | reading, CPU s | an epoch, CPU s | by the clock | peak memory "
         "| sent a round | received |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
+    given, of = found["given"], found["machine"]
     for row in found["rows"]:
         read, trained = row["read"], row["trained"]
-        clock = f"{read['wall_s'] + trained['wall_s']:.1f} s"
+        clock = f"{read['wall_s'] + trained['wall_s']:.1f} s" if of["load"] <= row["cores"] + 0.5 else "–"
         lines.append(
             f"| {row['cores']} | {row['rank']} | {row['blocks']} | {read['cpu_s']:.1f} | "
             f"{trained['cpu_s']:.1f} | {clock} | {row['peak_mb']:,.0f} MB | "
             f"{row['bytes_up'] / 1e3:,.0f} kB | {row['bytes_down'] / 1e3:,.0f} kB |"
         )
-    given, of = found["given"], found["machine"]
     lines += [
         "",
         f"{given['choices']} choices, responses of about {given['response']} words, {given['dtype']}; "
