@@ -26,10 +26,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from table import machine
+from bench.table import machine
 
 from penchant.client.learning.model_cache import ModelCache
 from penchant.common.config import RunConfig

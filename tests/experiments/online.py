@@ -226,7 +226,7 @@ def town(folder: Path, texts: Texts, month: Month, seed: int, cache: ModelCache)
 def _judging(likes: Likes, rng: Any, count: int) -> list[Preference]:
     """Pairs of responses that the owner tells apart, the better one chosen."""
     pairs = [
-        Preference(request, *sorted(both, key=own.__getitem__, reverse=True))
+        Preference(request, max(both, key=own.__getitem__), min(both, key=own.__getitem__))
         for request, own in likes.items()
         for both in itertools.combinations(own, 2)
         if abs(own[both[0]] - own[both[1]]) >= 0.5
@@ -242,7 +242,7 @@ def month_of(people: Town, way: str, folder: Path, month: Month) -> dict[str, li
         if log.round > month.days:  # the closing round
             return
         for owner in people.owners:  # as the server's next greeting would tell them
-            owner.device.vault.settle(run.id, run.journal.finished())
+            owner.device.vault.settle(server.id, server.journal.finished())
         accuracy.append(people.accuracy())
         recorded.append(float(np.mean([len(owner.device.store) for owner in people.owners])))
         if way != "offline" and log.round < month.days:
@@ -252,11 +252,11 @@ def month_of(people: Town, way: str, folder: Path, month: Month) -> dict[str, li
     for _ in range(month.days if way == "offline" else 1):
         for owner in people.owners:
             owner.day("random" if way == "offline" else way)
-    run = people.server(folder / "server", evening)
+    server = people.server(folder / "server", evening)
     try:
-        play(run, [owner.device.agent() for owner in people.owners])
+        play(server, [owner.device.agent() for owner in people.owners])
     finally:
-        run.journal.close()
+        server.journal.close()
     return {"accuracy": accuracy, "recorded": recorded}
 
 
