@@ -62,6 +62,7 @@ from penchant.client.learning.laplace import Laplace, probability
 from penchant.client.learning.merged_model import MergedModel
 from penchant.client.learning.model_cache import ModelCache, PlannedModel
 from penchant.client.learning.newcomer import fit_newcomer, prior_of
+from penchant.client.learning.proxy_gap import ProxyGap, proxy_gap
 from penchant.client.learning.trainer import Counts, LocalTrainer
 from penchant.client.learning.training_process import TrainingProcess
 from penchant.client.learning.workplace import InThisProcess, Workplace
@@ -426,6 +427,17 @@ class Device:
         laplace = Laplace(planned.model, planned.split, shared)
         texts = [(prompt, response) for response in ranked]
         return explained(laplace, self._fitted.doubt(), kept, texts, choices, habits)
+
+    def proxy_gap(self) -> ProxyGap | None:
+        """How far the model in use is right where it is surest, by the choices that were held out; None
+        without any. Errors as `rank`."""
+        held = without_ties(self.choices().validation)
+        if not held:
+            return None
+        planned, _, _, factors, kept = self._model()
+        shared, start = planned.parts(factors)
+        own = start if kept is None else kept
+        return proxy_gap(planned.trainer(start).margins(shared, own, planned.model.prepare(held)))
 
     def conversational(self) -> bool:
         """Whether the model learned from conversations (`conversation_form`)."""

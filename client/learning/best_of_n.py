@@ -107,7 +107,10 @@ class Generator:
         """As `responses`, of several prompts together: several times as fast as one by one."""
         _check(prompts, count, tokens, temperature, top_k)
         found: list[dict[str, None]] = [{} for _ in prompts]
-        settings = {"temperature": temperature, "top_k": top_k, "max_new_tokens": tokens}
+        among = (
+            0 if top_k >= self._model.config.get_text_config().vocab_size else top_k
+        )  # 0: nothing is sorted
+        settings = {"temperature": temperature, "top_k": among, "max_new_tokens": tokens}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             for _ in range(_TRIES):
@@ -158,6 +161,7 @@ class Generator:
 
     def _begin(self, model: Any, prompts: PromptForm) -> None:
         self._model, self._prompts, self._tokenizer = model, prompts, prompts.tokenizer
+        model.get_output_embeddings().register_forward_pre_hook(_in_one_piece)
 
     def _draw(self, prompts: Sequence[Prompt], settings: dict[str, float]) -> list[str]:
         """One response to each prompt."""
@@ -200,6 +204,12 @@ class Generator:
         place = next((index for index, token in enumerate(ids) if token in ends), None)
         text = str(self._tokenizer.decode(ids[:place], skip_special_tokens=True)).strip()
         return text if place is not None else whole_sentences(text)
+
+
+def _in_one_piece(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """The last states of prompts, cut out of all states: torch multiplies a cut-out text by text, with a copy
+    of all words' weights for each, and what lies in one piece at once."""
+    return tuple(states.contiguous() for states in given)
 
 
 def _told(tokenizer: Any, tell: Callable[[str], None]) -> Any:

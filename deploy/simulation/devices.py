@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from flwr.app import Context
 from numpy.typing import NDArray
 
@@ -24,7 +25,7 @@ from penchant.client.agent.open_attempt import SealedAttempts
 from penchant.client.agent.owner import Choices, FixedOwner
 from penchant.client.learning.blend import leads
 from penchant.client.learning.model_cache import ModelCache
-from penchant.client.learning.trainer import Counts
+from penchant.client.learning.trainer import Counts, counts_of
 from penchant.client.vault.vault import Vault
 from penchant.common.config import EvaluateOn, Plan, RunConfig
 from penchant.common.crypto.entropy import Entropy, SeededEntropy, SystemEntropy
@@ -59,6 +60,7 @@ class Score:
     ties: int = 0  # held out beside the n_test choices
     ties_expected: float = 0.0  # by the person's own model, of those and these
     versus: Versus | None = None  # against the population's own model, where there is one
+    margins: tuple[float, ...] = field(default=(), repr=False)  # of the n_test choices, in log-odds
 
     @property
     def accuracy(self) -> float:
@@ -186,16 +188,22 @@ class SimulatedDevices:
     ) -> Counts:
         """How one person's own model does on `pairs`, with the shared `factors` of `plan`; ties are expected
         as often as in their training."""
+        return self._judged(index, run, plan, factors, pairs)[0]
+
+    def _judged(
+        self, index: int, run: bytes, plan: Plan, factors: Vector, pairs: Sequence[Preference]
+    ) -> tuple[Counts, Vector]:
+        """As `judge`, and the margins [of all pairs]."""
         planned = self._model_cache.of(plan)
         shared, start = planned.parts(factors)
-        personal = self._own(index, run, start)
-        nu = nu_of(self._people[index].train)
-        return planned.trainer(start).evaluate(shared, personal, planned.model.prepare(pairs), nu)
+        prepared = planned.model.prepare(pairs)
+        margins = planned.trainer(start).margins(shared, self._own(index, run, start), prepared)
+        return counts_of(torch.from_numpy(margins), prepared, nu_of(self._people[index].train)), margins
 
     def _score(self, index: int, run: bytes, plan: Plan, factors: Vector, part: EvaluateOn) -> Score:
         person = self._people[index]
         pairs = person.test if part == "test" else person.validation
-        counts = self.judge(index, run, plan, factors, pairs)
+        counts, margins = self._judged(index, run, plan, factors, pairs)
         versus = self._versus(index, run, plan, factors, without_ties(pairs))
         return Score(
             person.name,
@@ -206,6 +214,7 @@ class SimulatedDevices:
             counts.ties,
             counts.ties_expected,
             versus,
+            tuple(float(one) for one, pair in zip(margins, pairs, strict=True) if not pair.tie),
         )
 
     def _versus(

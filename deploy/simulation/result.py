@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from penchant.client.learning.proxy_gap import proxy_gap
 from penchant.common.config import config_digest
 from penchant.common.errors import RunDirectoryError
 from penchant.common.wording import percent, plain
@@ -291,7 +292,12 @@ def result_of(
             "data": world.federation.digest,
             "base model": planned.model.digest,
         },
-        caveats=(*world.caveats(), *_ended(config.federation.rounds, trained, best), *_tied(scores)),
+        caveats=(
+            *world.caveats(),
+            *_ended(config.federation.rounds, trained, best),
+            *_tied(scores),
+            *_overstated(scores),
+        ),
         best_round=best,
         served=served(against) if against else None,
         shared_tensors=tuple(SharedTensor(s.name, tuple(s.shape)) for s in planned.split.shared.specs),
@@ -320,6 +326,12 @@ def _tied(scores: Sequence[Score]) -> list[str]:
             f"by the trained models {expected:.0f} of {total + ties} pairs were to be such."
         )
     return said
+
+
+def _overstated(scores: Sequence[Score]) -> list[str]:
+    """What must be said of models that promise more than they keep where they are surest."""
+    gap = proxy_gap([margin for score in scores for margin in score.margins])
+    return [gap.warning()] if gap is not None and gap.parts else []
 
 
 def _peak_rss_mb() -> float:

@@ -22,6 +22,7 @@ from support.tiny_models import write_tiny_model
 
 from penchant.client.agent.policy import OwnerPolicy
 from penchant.client.device.device import Device, OfflineConfig, Standing
+from penchant.client.device.preference_store import held_out
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import BaseModelError, ConfigError, DataError, DeviceError, UsageError
 from penchant.common.settings import section_table
@@ -406,6 +407,25 @@ def test_the_best_of_n_at_the_command_line(folder: Path, tmp_path: Path) -> None
     assert [row["personal"] for row in rows] == sorted((row["personal"] for row in rows), reverse=True)
     ranked = Device(folder).rank("on bill 99: ", [row["response"] for row in rows])
     assert [row.response for row in ranked] == [row["response"] for row in rows]
+
+
+def test_best_of_n_says_where_the_model_is_surest_and_wrong(folder: Path, tmp_path: Path) -> None:
+    """Choices that were held out are the other way round than those that the model learned from."""
+    writer = tmp_path / "writer"
+    write_tiny_model("llama", writer, tie_word_embeddings=True)
+    device = Device(folder)
+    assert device.proxy_gap() is None
+    device.record(row for row in choices() if not held_out(row))
+    device.train()
+    other = (Preference(row.prompt, row.rejected, row.chosen) for row in choices(120))
+    device.record(row for row in other if held_out(row))
+    gap = device.proxy_gap()
+    assert gap is not None
+    assert gap.observed == 0.0
+    words = ("best-of", "on bill 99: ", "-n", "2", "--tokens", "3", "--generator", str(writer), "--json")
+    (said,) = (line for line in command(*words, home=folder).stderr.splitlines() if "surest" in line)
+    assert f"Where your model is surest (the {gap.choices} held-out choices" in said
+    assert "you agreed in 0.0%" in said
 
 
 def test_the_most_telling_question_comes_first_at_the_command_line(folder: Path, tmp_path: Path) -> None:

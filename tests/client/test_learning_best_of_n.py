@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,34 @@ def test_torchs_own_generator_goes_on_as_if_nothing_had_been_drawn(writer: Gener
     torch.manual_seed(7)
     writer.responses("the bill ", 2, tokens=3)
     assert torch.equal(torch.rand(3), undisturbed)
+
+
+def test_nothing_is_sorted_where_all_words_may_be_drawn(
+    writer: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, real = writer._model.config.vocab_size, writer._model.generate
+    asked: list[int] = []
+
+    def generate(**how: Any) -> Any:
+        asked.append(how["top_k"])
+        return real(**how)
+
+    monkeypatch.setattr(writer._model, "generate", generate)
+    for number in (words - 1, words, 1 << 20):
+        assert writer.responses("the bill ", 1, tokens=2, top_k=number)
+    assert list(dict.fromkeys(asked)) == [words - 1, 0]  # a blank response is drawn again
+
+
+def test_states_of_prompts_lie_in_one_piece_before_words_are_made_of_them(writer: Generator) -> None:
+    """Else torch copies all words' weights for each prompt."""
+    seen = []
+    hook = writer._model.get_output_embeddings().register_forward_pre_hook(
+        lambda module, given: seen.append(given[0].is_contiguous())
+    )
+    writer.responses_to_all(["the bill ", "the vote on it "], 2, seed=0, tokens=2, temperature=1.0, top_k=9)
+    hook.remove()
+    assert len(seen) > 1
+    assert all(seen)
 
 
 def test_fewer_come_where_the_model_repeats_itself(writer: Generator) -> None:

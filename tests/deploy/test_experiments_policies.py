@@ -1,7 +1,9 @@
-"""The experiment on personal policies, on tiny models: what it counts; a broken-off run goes on."""
+"""The experiments on personal policies, on tiny models: what they count; a broken-off run goes on; where a
+proxy parts from the gold; a month of choosing; what a round costs."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import re
@@ -18,7 +20,10 @@ from penchant.client.learning.model_cache import ModelCache
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "experiments"))
 
+import online  # noqa: E402
+import over_optimisation  # noqa: E402
 import policies  # noqa: E402
+from bench import bench_policy_cost  # noqa: E402
 from support.tiny_models import write_tiny_chat_model  # noqa: E402
 
 
@@ -27,8 +32,8 @@ def sizes(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
     writer = tmp_path_factory.mktemp("writer")
     write_tiny_chat_model(writer, initializer_range=0.4)
     return policies.Sizes(
-        writer=str(writer), judge=str(tiny_model("bert")), people=3, train=6, held_out=2, test=4, learned=8,
-        tested=2, responses=4, tokens=8, n=3, rounds=1, epochs=1,
+        writer=str(writer), judge=str(tiny_model("bert")), dtype="float32", people=3, train=6, held_out=2,
+        test=4, learned=8, tested=2, responses=4, tokens=8, n=3, pool=6, rounds=1, epochs=1,
     )  # fmt: skip
 
 
@@ -67,7 +72,7 @@ def test_all_rows_are_measured_once_and_a_broken_off_run_goes_on(
     kept = tmp_path / "rows.json"
     policies.run(tmp_path / "made", kept, sizes, [0.5], [0], rows[:2])
     done = policies.run(tmp_path / "made", kept, sizes, [0.5], [0], rows)
-    assert done == json.loads(kept.read_text("utf-8"))
+    assert done == json.loads(kept.read_text("utf-8"))["rows"]
     assert set(done) == {policies.key_of(0.5, 0, row) for row in rows}
     for row, found in done.items():
         assert {*policies.FIGURES, "seconds"} == found.keys(), row
@@ -79,18 +84,21 @@ def test_all_rows_are_measured_once_and_a_broken_off_run_goes_on(
     text = policies.table(done, [0.5], [0, 1])
     assert text.count("\n|") == 2 + len(policies.ROWS)
     assert "| B | – | – | – | – | – | 0 |" in text
+    with pytest.raises(SystemExit, match="rows of other sizes"):
+        policies.kept_rows(kept, dataclasses.replace(sizes, people=4))
 
 
 def test_what_was_written_is_kept_and_the_judge_learns_from_other_choices(
     sizes: policies.Sizes, tmp_path: Path
 ) -> None:
-    texts = policies.written(tmp_path, sizes)
+    cache = ModelCache()
+    texts = policies.written(tmp_path, sizes, cache)
     (path,) = tmp_path.glob("*.json")
-    assert policies.written(tmp_path, dataclasses.replace(sizes, people=1)) == texts
+    assert policies.written(tmp_path, dataclasses.replace(sizes, people=1), cache) == texts
     path.write_text("{}")
-    assert policies.written(tmp_path, sizes) == {}
+    assert policies.written(tmp_path, sizes, cache) == {}
     path.write_text(json.dumps(texts))
-    people = policies.People(tmp_path, sizes, 0.5, 0, ModelCache())
+    people = policies.People(tmp_path, sizes, 0.5, 0, cache)
     other = policies.choosers(texts, people.tastes, sizes, 0, 2)
     for one, two in zip(people.choices.people, other.people, strict=True):
         assert one.train != two.train
@@ -104,3 +112,111 @@ def test_the_page_has_a_place_for_the_table(tmp_path: Path) -> None:
     done: dict[str, Any] = {}
     changed = policies.MARKS.sub(lambda found: found[1] + policies.table(done, [0.0], [0]) + found[2], page)
     assert re.search(r"<!-- policies -->\nAgreement 0:", changed)
+
+
+def test_the_base_model_is_a_policy_that_adds_nothing(sizes: policies.Sizes) -> None:
+    base = policies.base_model(sizes, ModelCache())
+    assert policies._log_ratios(base, [("Suggest a walk. ", "By the river."), ("Why? ", "No.")]) == [0, 0]
+
+
+def test_sizes_are_flags() -> None:
+    parser = argparse.ArgumentParser()
+    policies.with_sizes(parser)
+    assert policies.sizes_of(parser.parse_args([])) == policies.Sizes()
+    found = policies.sizes_of(parser.parse_args(["--people", "5", "--held-out", "3", "--rate", "0.01"]))
+    assert found == dataclasses.replace(policies.Sizes(), people=5, held_out=3, rate=0.01)
+
+
+# --- gold against proxy -----------------------------------------------------------------------------------
+
+
+def test_the_best_of_one_gains_nothing_and_a_proxy_keeps_its_own_promise_of_more(
+    sizes: policies.Sizes, tmp_path: Path
+) -> None:
+    cache = ModelCache()
+    row = "A, the default"
+    done = policies.run(tmp_path, tmp_path / "rows.json", sizes, [0.5], [0], [row])
+    people = policies.People(tmp_path, sizes, 0.5, 0, cache)
+    curves = over_optimisation.by_n(people)
+    numbers = over_optimisation.numbers_of([own[1:] for own in people.base])
+    assert numbers[0] == 1
+    for proxy in ("personal", "global"):
+        promised, got = (np.array(curves[proxy][what]) for what in ("promised", "got"))
+        assert promised.shape == got.shape == (len(numbers), sizes.people)
+        assert promised[0] == pytest.approx(0, abs=1e-5)
+        assert got[0] == pytest.approx(0, abs=1e-9)
+        assert (np.diff(promised, axis=0) >= -1e-6).all()
+    points = over_optimisation.of_policies(people, {row: done[policies.key_of(0.5, 0, row)]})
+    assert points.keys() == {row}
+    assert len(points[row]["got"]) == sizes.people
+    text = over_optimisation.table({"0.5 0": {"by_n": curves, "policies": points}}, [0.5], [0])
+    assert "Agreement 0.5, 3 people:" in text
+    assert text.count("\n| A, the default |") == 1
+    assert over_optimisation.MARKS.search((ROOT / "docs" / "policies.md").read_text(encoding="utf-8"))
+
+
+def test_the_distance_of_the_best_of_n_is_as_in_the_paper() -> None:
+    assert over_optimisation.nats(1) == 0
+    assert over_optimisation.nats(64) == pytest.approx(np.log(64) - 63 / 64)
+
+
+# --- a month ----------------------------------------------------------------------------------------------
+
+
+TEXTS = {
+    f"Request {number}. ": [
+        f"Perhaps a motion {number}, it might be!",
+        f"A great table {number}, a warm and happy joy.",
+        f"- A sad budget {number}\n- No",
+        f"Hey, let's vote {number}!",
+    ]
+    for number in range(8)
+}
+
+
+@pytest.mark.parametrize("way", ["ask", "active", "random", "offline"])
+def test_devices_take_part_day_by_day(way: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    month = online.Month(
+        days=2, choices=3, people=3, shown=3, candidates=4, judged=6, base_model=str(tiny_model("bert"))
+    )
+    people = online.town(tmp_path, TEXTS, month, 0, ModelCache())
+    found = online.month_of(people, way, tmp_path, month)
+    assert len(found["accuracy"]) == len(found["recorded"]) == month.days
+    assert all(0 <= value <= 1 for value in found["accuracy"])
+    first, last = found["recorded"]
+    assert first == last if way == "offline" else first < last
+    report = people.owners[0].device.report()
+    assert report.rounds_joined == month.days + 1  # the closing round among them
+    asked = {row.preference.prompt for _, row in people.owners[0].device.store.marked()}
+    assert not asked & {pair.prompt for pair in people.judged[0]}
+
+
+def test_a_month_is_measured_once_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(online, "town", lambda *given: None)
+    monkeypatch.setattr(online, "month_of", lambda *given: {"accuracy": [0.5, 0.75], "recorded": [3.0, 6.0]})
+    month = online.Month(days=2)
+    done = online.run(tmp_path, tmp_path / "online.json", TEXTS, month, [0, 1], ["ask"])
+    monkeypatch.setattr(online, "month_of", lambda *given: pytest.fail("measured twice"))
+    assert online.run(tmp_path, tmp_path / "online.json", TEXTS, month, [0, 1], ["ask"]) == done
+    assert "| picks on the ask page | 0.500 ± 0.000 | 0.750 ± 0.000 | 6 | 2 |" in online.table(done, [1, 2])
+    assert online.MARKS.search((ROOT / "docs" / "policies.md").read_text(encoding="utf-8"))
+
+
+# --- what a round costs -----------------------------------------------------------------------------------
+
+
+def test_a_case_of_the_bench_counts_bytes_of_a_real_round(sizes: policies.Sizes) -> None:
+    given = argparse.Namespace(base_model=sizes.writer, dtype="float32", choices=2, response=4)
+    found = {
+        rank: bench_policy_cost._bytes(bench_policy_cost.config_of(given, rank, "all"), ModelCache())
+        for rank in (1, 4)
+    }
+    assert found[4]["bytes_up"] > found[1]["bytes_up"] > 0
+    row = {
+        "cores": 1, "rank": 4, "blocks": "all", "read": {"cpu_s": 1.0, "wall_s": 1.5},
+        "trained": {"cpu_s": 2.0, "wall_s": 2.5}, "peak_mb": 1234.0, **found[4],
+    }  # fmt: skip
+    machine = {"processor": "P", "load": 1.0, "versions": {"torch": "2"}}
+    text = bench_policy_cost.table({"rows": [row], "given": vars(given), "machine": machine})
+    assert "| 1 | 4 | all | 1.0 | 2.0 | 4.0 s | 1,234 MB |" in text
+    assert bench_policy_cost.MARKS.search((ROOT / "docs" / "policies.md").read_text(encoding="utf-8"))

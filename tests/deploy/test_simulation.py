@@ -7,6 +7,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from support.tastes import small_run, write_choices
 from penchant.client.learning.model_cache import ModelCache
 from penchant.client.vault.vault import Vault
 from penchant.common.config import RunConfig
+from penchant.common.data.preferences import Person, Preference
 from penchant.common.errors import DataError, TooFewDevices, TooManyDropouts
 from penchant.common.wire.flower import message_type
 from penchant.deploy import run_directory
@@ -108,6 +110,24 @@ def test_noise_among_few_people_is_said_to_leave_little(base: dict[str, Any], tm
     assert "so little of what people learn together is left" in (tmp_path / "report.html").read_text("utf-8")
     exact = run(tmp_path / "exact", base, federation__rounds=1)
     assert not any("ifferential privacy" in caveat for caveat in exact["caveats"])
+
+
+def test_models_that_promise_more_than_they_keep_are_said_to(base: dict[str, Any], tmp_path: Path) -> None:
+    """People are tested on what they were asked, with other prompts, and everybody has changed their mind."""
+
+    def turned(person: Person) -> Person:
+        return replace(person, test=tuple(Preference("", row.rejected, row.chosen) for row in person.train))
+
+    config = RunConfig().changed(base | {"federation.rounds": 1, "training.final_fit_epochs": 40})
+    world = prepare(config, BENCHES)
+    people = tuple(turned(person) for person in world.federation.people)
+    world = replace(world, federation=replace(world.federation, people=people))
+    run_directory.create(tmp_path / "run", config)
+    found = simulate(world, tmp_path / "run", command="test")
+    (said,) = (caveat for caveat in found.caveats if "surest" in caveat)
+    assert said.startswith("Where the models are surest (the 18 held-out choices with the largest margins)")
+    write_report(found, tmp_path / "report.html")
+    assert "Where the models are surest" in (tmp_path / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("secagg", [True, False], ids=["masked", "plain"])

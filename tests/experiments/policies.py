@@ -1,4 +1,4 @@
-"""Does a personal policy suit its person? `python tests/experiments/policies.py --folder DIR --json FILE`
+"""Does a personal policy suit its person? `python tests/experiments/policies.py --folder DIR`
 
 SmolLM2-135M writes short responses to everyday requests, once (kept in DIR). Made-up people have tastes for
 what can be measured of a text (`FEATURES`): length, formality, lists, hedging, sentiment; a taste has a part
@@ -7,8 +7,9 @@ Bradley and Terry, and train policies by DPO under several share rules, or a rew
 of n. Then each writes for requests that nobody has seen, and is judged beside the base model: by the taste
 itself, and by the reward model of the same person that was trained on other choices of theirs.
 
-A row that was measured is kept in FILE; the same command goes on where it stopped. --page FILE writes the
-table between its marks.
+A row that was measured is kept in --json; the same command goes on where it stopped. What each row wrote,
+and its people's models, are kept in DIR (tests/experiments/over_optimisation.py reads them). --page FILE
+writes the table between its marks. Sizes are flags (`Sizes`); a file of rows holds those of one size only.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,12 @@ from penchant.deploy.owner_policy import fleet_policy
 from penchant.deploy.recipes import recipe
 from penchant.deploy.simulation.world import SimulationSetup
 
+KEPT = Path(__file__).parent / "results" / "policies.json"
 MARKS = re.compile(r"(<!-- policies -->\n).*?(<!-- end -->)", re.S)
 SHARES = {
     "global (AB)": "AB",
-    "alone": "none",
     "A, the default": "A",
+    "alone": "none",
     "B": "B",
     "mixed": "mixed",
     "ffa": "ffa",
@@ -69,28 +71,34 @@ class Sizes:
         writer: the base model of policies.
         judge: that of reward models.
         modules: of the writer that get factors.
+        dtype: the writer's number format. Products in bfloat16 take a third to a ninth of the time here.
         people, train, held_out, test: how many people, and choices of each in three parts.
         learned, tested: requests to choose on, and to write for.
         responses: to each request that is learned from.
         tokens: of a response.
-        n: of which the best is taken.
+        pool: to each request that is written for, by the base model: one is what it wrote first, and from n
+            others the best is taken.
         rounds, epochs: of training.
+        rate: of learning, for all factors of policies.
     """
 
     writer: str = "smollm2-135m"
     judge: str = "all-MiniLM-L6-v2"
     modules: tuple[str, ...] = ("q_proj", "v_proj")
-    people: int = 12
-    train: int = 24
-    held_out: int = 6
+    dtype: str = "bfloat16"
+    people: int = 8
+    train: int = 16
+    held_out: int = 4
     test: int = 24
-    learned: int = 40
-    tested: int = 8
+    learned: int = 24
+    tested: int = 6
     responses: int = 8
-    tokens: int = 48
+    tokens: int = 32
     n: int = 8
-    rounds: int = 6
+    pool: int = 33
+    rounds: int = 4
     epochs: int = 2
+    rate: float = 3e-3
 
 
 # --- texts and tastes -------------------------------------------------------------------------------------
@@ -154,23 +162,65 @@ class Tastes:
 Texts = dict[str, list[str]]
 
 
-def written(folder: Path, sizes: Sizes) -> Texts:
+def base_model(sizes: Sizes, cache: ModelCache) -> MergedModel:
+    """The writer as it is: a policy whose factors add nothing yet."""
+    plan = RunConfig().changed({"adapter.share": "AB", **policy_settings(sizes)}).plan("main", 2)
+    planned = cache.of(plan)
+    weights = planned.split.merged(*planned.split.initial(0))
+    return MergedModel(planned.model, weights, plan.model, plan.adapter)
+
+
+def written(folder: Path, sizes: Sizes, cache: ModelCache) -> Texts:
     """Responses to the requests that are learned from; made once, and kept in `folder`."""
+    asked = requests(LEARNED)[: sizes.learned]
+    made = _kept(folder, sizes, cache, asked, sizes.responses, 0)
+    return {request: own for request, own in made.items() if len(own) > 1}
+
+
+def first_written(folder: Path, sizes: Sizes, cache: ModelCache) -> Texts:
+    """What the base model writes to the requests that nobody has seen; made once, and kept in `folder`."""
+    return _kept(folder, sizes, cache, requests(TESTED)[: sizes.tested], sizes.pool, 1)
+
+
+def _kept(folder: Path, sizes: Sizes, cache: ModelCache, asked: list[str], count: int, seed: int) -> Texts:
     name = re.sub(r"[^\w.-]", "_", Path(sizes.writer).name)
-    path = folder / f"{name}-{sizes.learned}x{sizes.responses}-{sizes.tokens}.json"
+    path = folder / f"{name}-{seed}-{len(asked)}x{count}-{sizes.tokens}.json"
     if path.exists():
         kept: Texts = json.loads(path.read_text(encoding="utf-8"))
         return kept
-    asked = requests(LEARNED)[: sizes.learned]
-    began = time.monotonic()
-    made = Generator(sizes.writer).responses_to_all(
-        asked, sizes.responses, seed=0, tokens=sizes.tokens, temperature=1.0, top_k=50
-    )
-    texts = {request: own for request, own in zip(asked, made, strict=True) if len(own) > 1}
+    began = time.process_time()
+    made = drawn(Generator.of(base_model(sizes, cache)), asked, sizes, seed, count)
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(texts, indent=0) + "\n", encoding="utf-8")
-    print(f"{path.name} in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    return texts
+    path.write_text(json.dumps(dict(zip(asked, made, strict=True)), indent=0) + "\n", encoding="utf-8")
+    print(f"{path.name} in {time.process_time() - began:.0f} s of the processor", file=sys.stderr, flush=True)
+    return dict(zip(asked, made, strict=True))
+
+
+def drawn(generator: Generator, asked: list[str], sizes: Sizes, seed: int, count: int) -> list[list[str]]:
+    """`count` responses to each request, from the model's own distribution."""
+    made = generator.responses_to_all(
+        asked, count, seed=seed, tokens=sizes.tokens, temperature=1.0, top_k=ALL_WORDS
+    )
+    return [own or ["."] for own in made]
+
+
+def policy_settings(sizes: Sizes) -> dict[str, Any]:
+    """Of all policies, whatever is shared."""
+    return {
+        "model.base_model": sizes.writer,
+        "model.objective": "dpo",
+        "model.dtype": sizes.dtype,
+        "model.max_tokens": 192,
+        "adapter.target_modules": list(sizes.modules),
+        "adapter.layers": [-2, -1],
+        "adapter.rank": 4,
+        "adapter.alpha": 8.0,
+        "training.local_epochs": sizes.epochs,
+        "training.final_fit_epochs": 2 * sizes.epochs,
+        "training.lr_shared": sizes.rate,
+        "training.lr_personal": sizes.rate,
+        "training.final_fit_lr": sizes.rate,
+    }
 
 
 def choosers(texts: Texts, tastes: Tastes, sizes: Sizes, seed: int, draw: int) -> Federation:
@@ -223,10 +273,10 @@ class People:
 
     def __init__(self, folder: Path, sizes: Sizes, agreement: float, seed: int, cache: ModelCache) -> None:
         self.sizes, self._folder, self._seed, self._cache = sizes, folder, seed, cache
-        self._texts = written(folder, sizes)
+        self._texts = written(folder, sizes, cache)
         all_texts = [text for own in self._texts.values() for text in own]
         self.tastes = Tastes.draw(all_texts, sizes.people, agreement, seed)
-        self._name = f"agree{agreement:g}-seed{seed}"
+        self.name = f"agree{agreement:g}-seed{seed}"
         self.asked = requests(TESTED)[: sizes.tested]
 
     @cached_property
@@ -244,40 +294,33 @@ class People:
         """Everybody's reward model, of the choices that policies are trained on."""
         return self._trained(self._reward(), self.choices, "reward")
 
+    @cached_property
+    def global_ranker(self) -> Trained:
+        """One reward model for all, of the same choices."""
+        return self._trained({**self._reward(), "adapter.share": "AB"}, self.choices, "reward-AB")
+
     def policies(self, share: str) -> Trained:
         """Everybody's policy under a share rule."""
-        sizes = self.sizes
-        settings = {
-            "model.base_model": sizes.writer,
-            "model.objective": "dpo",
-            "model.max_tokens": 192,
-            "adapter.share": share,
-            "adapter.target_modules": list(sizes.modules),
-            "adapter.layers": [-2, -1],
-            "adapter.rank": 4,
-            "adapter.alpha": 8.0,
-            "training.local_epochs": sizes.epochs,
-            "training.final_fit_epochs": 3 * sizes.epochs,
-            "training.lr_shared": 3e-3,
-            "training.lr_personal": 3e-3,
-            "training.final_fit_lr": 3e-3,
-        }
+        settings = {"adapter.share": share, **policy_settings(self.sizes)}
         return self._trained(settings, self.choices, f"policy-{share}")
-
-    def drawn(self, generator: Generator, seed: int, count: int = 1) -> list[list[str]]:
-        """`count` responses to each request that nobody has seen, from the model's own distribution."""
-        made = generator.responses_to_all(
-            self.asked, count, seed=seed, tokens=self.sizes.tokens, temperature=1.0, top_k=ALL_WORDS
-        )
-        return [own or ["."] for own in made]
 
     @cached_property
     def base(self) -> list[list[str]]:
-        """What the base model writes: one response to each request, and n more."""
-        return self.drawn(Generator(self.sizes.writer), 1000 + self._seed, self.sizes.n + 1)
+        """What the base model wrote to each request, in an order of this seed: the first of it is what others
+        are compared with."""
+        rng = np.random.default_rng([self._seed, 20])
+        made = first_written(self._folder, self.sizes, self._cache)
+        return [[own[place] for place in rng.permutation(len(own))] for own in made.values()]
+
+    def kept_texts(self, row: str) -> Path:
+        """Where what a row wrote is kept."""
+        return self._folder / f"{self.name}-texts-{re.sub(r'[^a-z]+', '-', row.lower())}.json"
 
     def _reward(self) -> dict[str, Any]:
-        return {**recipe("senate", "A"), "model.base_model": self.sizes.judge, "model.max_tokens": 64}
+        rounds = {"federation.rounds": 3 * self.sizes.rounds}  # a few seconds each
+        return {
+            **recipe("senate", "A"), **rounds, "model.base_model": self.sizes.judge, "model.max_tokens": 64
+        }  # fmt: skip
 
     def _trained(self, settings: Mapping[str, Any], people: Federation, name: str) -> Trained:
         usual = {
@@ -285,12 +328,13 @@ class People:
             "privacy.secagg": False,
             "seed": self._seed,
             "adapter.share": "A",
+            "federation.rounds": self.sizes.rounds,
         }
-        rounds = {"federation.rounds": self.sizes.rounds, "federation.cohort": self.sizes.people}
-        config = RunConfig().changed({**usual, **settings, **rounds, "federation.warmup_rounds": 0})
+        all_asked = {"federation.cohort": self.sizes.people, "federation.warmup_rounds": 0}
+        config = RunConfig().changed({**usual, **settings, **all_asked})
         policy = fleet_policy(config, self.sizes.people)
         world = SimulationSetup(config, people, self._cache, self.sizes.people, policy)
-        return settled(world, self._folder, f"{self._name}-{name}")
+        return settled(world, self._folder, f"{self.name}-{name}")
 
 
 def models_of(trained: Trained) -> list[MergedModel]:
@@ -314,6 +358,7 @@ def measured(people: People, row: str) -> dict[str, float]:
         found, texts = _best_of_n(people)
     else:
         found, texts = _of_policies(people, SHARES[row])
+    people.kept_texts(row).write_text(json.dumps(texts, indent=0) + "\n", encoding="utf-8")
     return {**found, **_wins(people, texts), "seconds": time.process_time() - began}
 
 
@@ -323,7 +368,7 @@ def _best_of_n(people: People) -> tuple[dict[str, float], list[list[str]]]:
     for model in models_of(trained):
         own = []
         for asked, responses in zip(people.asked, people.base, strict=True):
-            among = responses[1:] or responses
+            among = responses[1 : n + 1] or responses
             scores = model.scores([(asked, text) for text in among])
             own.append(among[int(np.argmax(scores))])
         texts.append(own)
@@ -335,7 +380,8 @@ def _of_policies(people: People, share: str) -> tuple[dict[str, float], list[lis
     trained = people.policies(share)
     texts, apart = [], []
     for number, model in enumerate(models_of(trained)):
-        own = [drawn[0] for drawn in people.drawn(Generator.of(model), 2000 + number)]
+        made = drawn(Generator.of(model), people.asked, people.sizes, 2000 + number, 1)
+        own = [one[0] for one in made]
         texts.append(own)
         apart += _log_ratios(model, list(zip(people.asked, own, strict=True)))
     return {"accuracy": trained.accuracy()["personal"], "kl": statistics.fmean(apart)}, texts
@@ -411,10 +457,10 @@ def run(
     rows: Sequence[str],
 ) -> dict[str, Any]:
     """Measure what `kept` does not hold yet, and keep it row by row; -> all that it holds."""
-    done: dict[str, Any] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+    done = kept_rows(kept, sizes)
     cache = ModelCache()
-    for agreement in agreements:
-        for seed in seeds:
+    for seed in seeds:
+        for agreement in agreements:
             wanted = {key_of(agreement, seed, row): row for row in rows}
             if wanted.keys() <= done.keys():
                 continue
@@ -422,28 +468,59 @@ def run(
             for key, row in wanted.items():
                 if key not in done:
                     done[key] = {name: round(value, 4) for name, value in measured(people, row).items()}
-                    kept.write_text(json.dumps(done, indent=0, sort_keys=True) + "\n", encoding="utf-8")
+                    all_of_it = {"sizes": _plain(sizes), "rows": done}
+                    kept.write_text(json.dumps(all_of_it, indent=0, sort_keys=True) + "\n", encoding="utf-8")
                     print(key, done[key], flush=True)
     return done
+
+
+def kept_rows(kept: Path, sizes: Sizes) -> dict[str, Any]:
+    """The rows of a file; none where there is no file. SystemExit where it holds those of other sizes."""
+    if not kept.exists():
+        return {}
+    found: dict[str, Any] = json.loads(kept.read_text("utf-8"))
+    if found["sizes"] != _plain(sizes):
+        raise SystemExit(f"{kept} holds rows of other sizes: {found['sizes']}; give those, or another file")
+    rows: dict[str, Any] = found["rows"]
+    return rows
+
+
+def _plain(sizes: Sizes) -> dict[str, Any]:
+    """As JSON holds them."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(sizes)))
+    return plain
+
+
+def with_sizes(parser: argparse.ArgumentParser) -> None:
+    """A flag for each size that is a number."""
+    for one in fields(Sizes):
+        if isinstance(one.default, int | float):
+            flag = "--" + one.name.replace("_", "-")
+            parser.add_argument(flag, type=type(one.default), default=one.default)
+    parser.add_argument("--base-model", dest="writer", default=Sizes.writer)
+
+
+def sizes_of(given: argparse.Namespace) -> Sizes:
+    return Sizes(**{one.name: getattr(given, one.name) for one in fields(Sizes) if hasattr(given, one.name)})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="keeps what was written and trained")
-    parser.add_argument("--json", type=Path, required=True, help="a file to add the rows to")
+    parser.add_argument("--json", type=Path, default=KEPT, help="a file to add the rows to")
     parser.add_argument("--page", type=Path)
     parser.add_argument("--agreements", default="0,0.5,0.9")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rows", default=";".join(ROWS), help="names of rows, set apart by semicolons")
-    parser.add_argument("--base-model", default=Sizes.writer)
+    with_sizes(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
     agreements = [float(one) for one in given.agreements.split(",")]
     seeds = [int(seed) for seed in given.seeds.split(",")]
-    rows = tuple(given.rows.split(";"))
+    rows = tuple(row for row in given.rows.split(";") if row)
     if unknown := set(rows) - set(ROWS):
         raise SystemExit(f"there is no row {sorted(unknown)}; choose of {ROWS}")
-    done = run(given.folder, given.json, Sizes(writer=given.base_model), agreements, seeds, rows)
+    done = run(given.folder, given.json, sizes_of(given), agreements, seeds, rows)
     text = table(done, agreements, seeds)
     print(text)
     if given.page:

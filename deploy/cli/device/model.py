@@ -139,8 +139,11 @@ def best_of_n(
         else:
             writes = Generator(generator or SMOLLM2)
         ranked = best_of(device.rank, writes, prompt, count, **how)
+        gap = device.proxy_gap()
     show_ranked(ranked, as_json)
     _say_standing(device)
+    if gap is not None and gap.parts:
+        notice(gap.warning("your model is", "you"))
 
 
 @command(app)
