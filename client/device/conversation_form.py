@@ -7,11 +7,13 @@ What was imported from chats is one text with a line ``role: content`` a message
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penchant.common.data.trl_format import render
 from penchant.common.errors import DataError
-from penchant.common.model.reward import Pair
+
+if TYPE_CHECKING:  # commands read this before they need torch
+    from penchant.common.model.reward import Pair
 
 __all__ = ["learned_from_conversations", "prompt_of", "response_of"]
 
