@@ -46,6 +46,7 @@ from penchant.deploy.fleet.run_queue import MARK, mark
 from penchant.deploy.fleet.server_directory import AUTHORITY, MEMBERS
 from penchant.deploy.flower.superlink import DIRECTORY, SuperLinkAddress, start_run, write_app
 from penchant.deploy.flower.superlink_grid import non_blocking
+from penchant.deploy.flower.with_parent import end_with_parent
 from penchant.server.combination import check_groups
 from penchant.server.journal_reader import JournalReader, open_journal
 from penchant.server.noise_terms import figures_of, settle_noise
@@ -242,6 +243,7 @@ def _serve(grid: Grid, context: Context) -> None:
     if not isinstance(named, str):
         raise RunDirectoryError(f"the Flower run's configuration lacks {DIRECTORY}")
     directory = Path(named)
+    end_with_parent()
     say(directory, f"Flower run {context.run_id} begins")
     write_waiting(directory, None)  # of a process that was killed meanwhile
     try:
