@@ -601,10 +601,11 @@ class Device:
 
     def _absent(self) -> str:
         """Why this device takes part in nothing now; empty when it does."""
-        if self.member is None:
-            return "in no fleet"
         try:
-            self.policy().check_time()
+            policy = self.policy()
+            if self.member is None:
+                return "in no fleet"
+            policy.check_time()
         except (ConfigError, PolicyRefusal) as error:
             return str(error)
         return ""

@@ -6,8 +6,8 @@ Steinke 2016), which adds up; `penchant.common.privacy.accounting` turns the tot
 on plans and numbers of people only, never on the owner's choices.
 
 Each entry is hashed with all before it. The last hash lies in a file beside the vault (`LedgerAnchor`), so a
-database that was changed, or put back from a backup, is noticed. That there is a ledger at all is remembered in
-another file (`LedgerMark`), so one that is gone is noticed as well.
+database that was changed, or put back from a backup, is noticed. That there is a ledger at all is remembered
+in another file (`LedgerMark`), so one that is gone is noticed as well.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class Spent:
-    """What has left: rho, and how many vectors of noised and of exact sums it was for."""
+    """What has left: rho, a budget that was given up included, and how many vectors of noised and of exact
+    sums there were."""
 
     rho: float
     noised: int
@@ -115,9 +116,9 @@ class LedgerAnchor:
     """The file that says how far the ledger had come.
 
     It is sealed with the device's key and names its own inode: put back from a backup, or copied, it is
-    another file. A second name of the file (a hard link) would keep the inode while a new anchor takes the first
-    one, so there must be none when an entry is written. What can't be noticed is a whole disk, or the snapshot
-    of a machine, that is set back.
+    another file. A second name of the file (a hard link) would keep the inode while a new anchor takes the
+    first one, so there must be none when an entry is written. What can't be noticed is a whole disk, or the
+    snapshot of a machine, that is set back.
 
     Args:
         path: of the file.
@@ -133,8 +134,8 @@ class LedgerAnchor:
         return self._path.exists()
 
     def read(self) -> _Anchored | None:
-        """None where nothing was ever written. LedgerError when it is not what was written here, or when it or
-        the database has a second name."""
+        """None where nothing was ever written. LedgerError when it is not what was written here, or when it
+        or the database has a second name."""
         self._refuse_links()
         try:
             with self._path.open("rb") as file:
@@ -349,8 +350,9 @@ def _head(entries: list[LedgerEntry]) -> bytes:
 
 
 def _total(entries: list[LedgerEntry]) -> Spent:
-    noised = [entry.cost for entry in entries if entry.rho]
-    return Spent(sum(noised), len(noised), len(entries) - len(noised))
+    vectors = [entry for entry in entries if not _given_up(entry)]
+    noised = sum(bool(entry.rho) for entry in vectors)
+    return Spent(sum(entry.cost for entry in entries), noised, len(vectors) - noised)
 
 
 def _set_back(why: str) -> str:
