@@ -59,6 +59,7 @@ _MODEL = "Model and adapter"
 
 PLAN_LIMIT = 64 * 1024  # bytes of an encoded plan
 
+LEAST_EPSILON = 1e-3  # below it, noise is a thousand times what a person can add
 MOST_EPSILON = 100.0  # beyond it, a promise says nothing
 LEAST_DELTA, MOST_DELTA = 1e-12, 0.01
 
@@ -596,6 +597,12 @@ class PrivacyConfig(Section):
     )
 
     def _check(self) -> None:
+        if 0 < self.dp_epsilon < LEAST_EPSILON:
+            raise ConfigError(
+                f"privacy.dp_epsilon is {self.dp_epsilon:g}; it must be 0, for no noise, or lie in "
+                f"{LEAST_EPSILON:g} … {MOST_EPSILON:g}",
+                about=("privacy.dp_epsilon",),
+            )
         if self.dp_epsilon and not self.secagg:
             raise ConfigError(
                 "privacy.dp_epsilon needs privacy.secagg: each device adds a part of the noise only, which "

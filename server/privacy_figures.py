@@ -21,6 +21,14 @@ EXACT = (
 )
 """What is said of a run without noise."""
 
+MEASURED_NORM = 4.63
+"""The longest noise that was measured (docs/privacy.md#in-accuracy), in lengths as of `noise_norm`."""
+
+MEASURED = "which took a twelfth to five sixths of what people learn together where it was measured"
+"""What noise of a norm from 1 to MEASURED_NORM costs."""
+
+BEYOND = "longer than any that was measured, so little of what people learn together may be left"
+
 
 @dataclass(frozen=True)
 class PrivacyFigures:
@@ -89,10 +97,10 @@ class PrivacyFigures:
     def _drowned(self) -> str:
         if self.noise_norm <= 1:
             return ""
+        cost = MEASURED if self.noise_norm <= MEASURED_NORM else BEYOND
         return (
             f"the noise on a round's mean update is {self.noise_norm:.1f} times as long as one person's "
-            "update can be, so little of what people learn together is left; more people a round or a "
-            "smaller shared part would make it shorter"
+            f"update can be, {cost}; more people a round or a smaller shared part would make it shorter"
         )
 
     def words(self, attempts: int | None = None) -> str:

@@ -2,7 +2,8 @@
 
 policy.toml      what the owner allows; only the owner writes it
 model.toml       base model, adapter and training for work on the device alone
-preferences.db   recorded choices and ties (`client.device.preference_store`), each sealed under its own key
+preferences.db   recorded choices and ties (`client.device.preference_store`), each sealed under its own key,
+                 and that there is a ledger of privacy in vault.db
 vault.db         personal factor, keys, burnt attempts (`client.vault`), sealed likewise
 fitted.db        how sure the personal factor is (`client.device.fitted`), sealed likewise
 *.keys           those keys: what is destroyed when something is forgotten
@@ -281,7 +282,7 @@ class Device:
         self.directory = directory
         self.storage = SealedStorage.of(directory, passphrase)
         self.store = PreferenceStore(directory, self.storage)
-        self.vault = Vault(directory, self.storage)
+        self.vault = Vault(directory, self.storage, self.store)
         self._fitted = Fitted(FittedStore(directory, self.storage))
         self._shares_cache = model_cache is not None
         self._model_cache = ModelCache() if model_cache is None else model_cache
@@ -613,10 +614,11 @@ class Device:
 
     def _absent(self) -> str:
         """Why this device takes part in nothing now; empty when it does."""
-        if self.member is None:
-            return "in no fleet"
         try:
-            self.policy().check_time()
+            policy = self.policy()
+            if self.member is None:
+                return "in no fleet"
+            policy.check_time()
         except (ConfigError, PolicyRefusal) as error:
             return str(error)
         return ""

@@ -60,8 +60,8 @@ RELEASE = """
 `shared.safetensors` holds the shared tensors alone.
 
 What people contributed to its rounds can't be taken out again, nor that of people who have left or were
-revoked since. `release.json` says how many of the latter the server knows of (`revoked`), and how much it may
-tell of one person (`dp`: epsilon and delta; null where sums were exact and no number bounds it).
+revoked since. `release.json` says how many of the latter the server knows of (`revoked`), and all figures of
+what it may tell of one person (`dp`; null where sums were exact).
 """
 
 
@@ -77,6 +77,7 @@ class Export:
         digest: the digest of the base model, in hex.
         personal: whether this is one person's model, and not the part that a fleet shares.
         release: whether a fleet's server writes it, with `release.json` and `shared.safetensors` beside it.
+        cost: of a release: what it may tell of one person, in a sentence or two.
         part: what is read of the base model, as in `Backbone`.
         classifier: where a classifier of transformers keeps the model, as in `Backbone`.
         padding: what a classifier's texts are filled up with, as in `Backbone`.
@@ -95,6 +96,7 @@ class Export:
     max_tokens: int
     personal: bool = True
     release: bool = False
+    cost: str = ""
     part: str = ""
     classifier: str = ""
     padding: str = ""
@@ -363,7 +365,7 @@ library_name: peft
 tags: [{", ".join(_tags(export))}]
 ---
 
-{PERSONAL if export.personal else SHARED}{RELEASE if export.release else ""}
+{PERSONAL if export.personal else SHARED}{_release(export)}
 It is {what}. It was learned with penchant, share `{adapter.share}`.
 
 Base model: `{export.base}`, penchant digest `{export.digest}`.
@@ -386,7 +388,7 @@ pipeline_tag: text-generation
 tags: [{", ".join(_tags(export))}]
 ---
 
-{about}{RELEASE if export.release else ""}
+{about}{_release(export)}
 It is a LoRA adapter of rank {adapter.rank} (alpha {adapter.alpha:g}) on
 {", ".join(export.effective.adapters)}.
 It was learned with penchant, objective `{export.model.objective}` (beta {beta:g}), share `{adapter.share}`,
@@ -399,6 +401,11 @@ Base model: `{export.base}`, penchant digest `{export.digest}`.
 
 A response's score is made of its log-probability with the adapter, less that without it, times {beta:g}.
 """
+
+
+def _release(export: Export) -> str:
+    """What the card says of a fleet's release; nothing elsewhere."""
+    return f"{RELEASE}\n{export.cost}\n" if export.release else ""
 
 
 def _prompts(export: Export) -> str:

@@ -43,7 +43,7 @@ _SCHEMA_VERSION = 3  # 2: ties; 3: strengths
 _SCHEMAS = [
     f"CREATE TABLE IF NOT EXISTS {table} (number INTEGER PRIMARY KEY, sealed BLOB NOT NULL)"
     for table in ("sealed_choices", "sealed_ties")
-]
+] + ["CREATE TABLE IF NOT EXISTS ledger_begun (one INTEGER PRIMARY KEY CHECK (one = 1))"]
 _PURPOSE, _TIE = "choice", "tie"
 _MARK = 16  # bytes that name a choice as it is sealed
 CLOCK_STEP = 3.0  # seconds: the coarsest of a file system's clock, and one more
@@ -357,6 +357,18 @@ class PreferenceStore:
         self._destroy()
         overwrite_journal(self._path, DeviceError)
         return count
+
+    # --- the ledger of privacy, in the vault -----------------------------------------------------------
+
+    def ledger_begun(self) -> bool:
+        """Whether this home ever had a ledger: one that is gone is noticed by that (`LedgerMark`)."""
+        with self._transaction() as db:
+            return db.execute("SELECT 1 FROM ledger_begun").fetchone() is not None
+
+    def note_ledger(self) -> None:
+        """Remember that there is a ledger; nothing that is forgotten here takes that back."""
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO ledger_begun (one) VALUES (1)")
 
     # --- inner parts ---------------------------------------------------------------------------------
 

@@ -6,7 +6,8 @@ Steinke 2016), which adds up; `penchant.common.privacy.accounting` turns the tot
 on plans and numbers of people only, never on the owner's choices.
 
 Each entry is hashed with all before it. The last hash lies in a file beside the vault (`LedgerAnchor`), so a
-database that was changed, or put back from a backup, is noticed.
+database that was changed, or put back from a backup, is noticed. That there is a ledger at all is remembered
+in another file (`LedgerMark`), so one that is gone is noticed as well.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ import hashlib
 import math
 import os
 import sqlite3
+import stat
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Protocol
 
 from penchant.client.vault.sealing import SealedStorage
 from penchant.common.errors import CodecError, DeviceError, LedgerError, PolicyRefusal
 from penchant.common.storage import sync_directory
 from penchant.common.wire.codec import U16, U32, U64, AtMost, Exactly, decode_record, encode_record
 
-__all__ = ["ANCHOR", "SCHEMA", "Cost", "LedgerAnchor", "LedgerEntry", "PrivacyLedger", "Spent"]
+__all__ = ["ANCHOR", "SCHEMA", "Cost", "LedgerAnchor", "LedgerEntry", "LedgerMark", "PrivacyLedger", "Spent"]
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS spent (
@@ -61,7 +63,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class Spent:
-    """What has left: rho, and how many vectors of noised and of exact sums it was for."""
+    """What has left: rho, a budget that was given up included, and how many vectors of noised and of exact
+    sums there were."""
 
     rho: float
     noised: int
@@ -99,22 +102,41 @@ class _Anchored:
     last: LedgerEntry
 
 
+class LedgerMark(Protocol):
+    """What remembers, in another file than the vault's, that this device has a ledger."""
+
+    def ledger_begun(self) -> bool:
+        """Whether `note_ledger` was ever called here."""
+
+    def note_ledger(self) -> None:
+        """Remember it: durable before this returns, and for good."""
+
+
 class LedgerAnchor:
     """The file that says how far the ledger had come.
 
     It is sealed with the device's key and names its own inode: put back from a backup, or copied, it is
-    another file. What can't be noticed is a whole disk, or the snapshot of a machine, that is set back.
+    another file. A second name of the file (a hard link) would keep the inode while a new anchor takes the
+    first one, so there must be none when an entry is written. What can't be noticed is a whole disk, or the
+    snapshot of a machine, that is set back.
+
+    Args:
+        path: of the file.
+        storage: seals it.
+        database: the file that holds the entries.
     """
 
-    def __init__(self, path: Path, storage: SealedStorage) -> None:
-        self._path, self._storage = path, storage
+    def __init__(self, path: Path, storage: SealedStorage, database: Path) -> None:
+        self._path, self._storage, self._database = path, storage, database
 
     def exists(self) -> bool:
         """Whether there is such a file, of whatever content."""
         return self._path.exists()
 
     def read(self) -> _Anchored | None:
-        """None where nothing was ever written. LedgerError when it is not what was written here."""
+        """None where nothing was ever written. LedgerError when it is not what was written here, or when it
+        or the database has a second name."""
+        self._refuse_links()
         try:
             with self._path.open("rb") as file:
                 own, sealed = _own(file.fileno()), file.read()
@@ -131,7 +153,8 @@ class LedgerAnchor:
         return found
 
     def write(self, count: int, head: bytes, last: LedgerEntry) -> None:
-        """Durable before this returns: the new one whole, or the old one."""
+        """Durable before this returns: the new one whole, or the old one. LedgerError when the old one or the
+        database has a second name, under which it could be put back."""
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -140,6 +163,7 @@ class LedgerAnchor:
                 file.write(self._storage.seal(encode_record(anchored), ANCHOR))
                 file.flush()
                 os.fsync(file.fileno())
+            self._refuse_links()
             os.replace(temporary, self._path)
             sync_directory(self._path.parent)
         except OSError as error:
@@ -147,6 +171,16 @@ class LedgerAnchor:
         finally:
             with suppress(OSError):
                 temporary.unlink()
+
+    def _refuse_links(self) -> None:
+        for path in (self._path, self._database):
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+                    raise LedgerError(
+                        f"{path} has a second name (a hard link), under which it could be put back later, so "
+                        f"nothing is sent; remove that name (`find -samefile {path}` tells it)"
+                    )
 
 
 def _own(descriptor: int) -> tuple[int, int]:
@@ -164,22 +198,34 @@ class PrivacyLedger:
     Args:
         transaction: opens a transaction of the vault's file.
         anchor: None in a simulation, whose devices are set back on purpose.
+        mark: None for a vault that is in no device's home.
     """
 
     def __init__(
         self,
         transaction: Callable[[], AbstractContextManager[sqlite3.Connection]],
         anchor: LedgerAnchor | None,
+        mark: LedgerMark | None = None,
     ) -> None:
-        self._transaction, self._anchor = transaction, anchor
+        self._transaction, self._anchor, self._mark = transaction, anchor, mark
 
     def begin(self, db: sqlite3.Connection) -> None:
-        """In the transaction that opens the vault: begin the ledger, once. From then on it has an anchor."""
-        if self._anchor is None or db.execute("SELECT 1 FROM ledger_begun").fetchone():
+        """In the transaction that opens the vault: begin the ledger, once. From then on it has an anchor.
+
+        Where the mark tells of a ledger and there is none, no anchor is made: all who ask are told that it is
+        gone. The mark is durable before anything can be charged, and set after the anchor is there, so that a
+        crash in between is no loss. A ledger from before there were marks gets one.
+        """
+        if self._anchor is None:
             return
-        if not self._anchor.exists():
+        begun = db.execute("SELECT 1 FROM ledger_begun").fetchone()
+        marked = self._mark is not None and self._mark.ledger_begun()
+        if not begun and not marked and not self._anchor.exists():
             self._anchor.write(0, _START, LedgerEntry.of(bytes(16), 0, 0, None))
-        db.execute("INSERT INTO ledger_begun (one) VALUES (1)")
+        if self._mark is not None and not marked:
+            self._mark.note_ledger()
+        if not begun:
+            db.execute("INSERT INTO ledger_begun (one) VALUES (1)")
 
     def spent(self) -> Spent:
         """What has left so far, over all runs and fleets. LedgerError when the ledger was set back."""
@@ -304,8 +350,9 @@ def _head(entries: list[LedgerEntry]) -> bytes:
 
 
 def _total(entries: list[LedgerEntry]) -> Spent:
-    noised = [entry.cost for entry in entries if entry.rho]
-    return Spent(sum(noised), len(noised), len(entries) - len(noised))
+    vectors = [entry for entry in entries if not _given_up(entry)]
+    noised = sum(bool(entry.rho) for entry in vectors)
+    return Spent(sum(entry.cost for entry in entries), noised, len(vectors) - noised)
 
 
 def _set_back(why: str) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from penchant.client.vault import budget
 from penchant.client.vault.budget import ALONE, RELEASED, DiskUse, Room
 from penchant.client.vault.erasable import ErasableStorage
-from penchant.client.vault.privacy_ledger import ANCHOR, LedgerAnchor, PrivacyLedger
+from penchant.client.vault.privacy_ledger import ANCHOR, LedgerAnchor, LedgerMark, PrivacyLedger
 from penchant.client.vault.privacy_ledger import SCHEMA as PRIVACY_LEDGER
 from penchant.client.vault.run_ledger import SCHEMA as RUN_LEDGER
 from penchant.client.vault.run_ledger import RunLedger
@@ -107,15 +107,21 @@ class Vault:
     which holds everybody's choices anyway, does without.
     """
 
-    def __init__(self, directory: Path, storage: SealedStorage | None = None) -> None:
-        """Open or create the vault in `directory` (made if missing, readable by its owner only)."""
+    def __init__(
+        self, directory: Path, storage: SealedStorage | None = None, mark: LedgerMark | None = None
+    ) -> None:
+        """Open or create the vault in `directory` (made if missing, readable by its owner only).
+
+        mark: remembers outside the vault that there is a ledger of privacy.
+        """
         self._storage = None if storage is None else ErasableStorage(storage, directory / KEYS)
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise DeviceError(f"can't make the agent's directory {directory}: {error.strerror}") from None
         self._path = directory / "vault.db"
-        self._anchor = None if storage is None else LedgerAnchor(directory / ANCHOR, storage)
+        self._anchor = None if storage is None else LedgerAnchor(directory / ANCHOR, storage, self._path)
+        self._mark = mark
         with self._transaction() as db:
             (mark,) = db.execute("PRAGMA application_id").fetchone()
             claim_schema(db, self._path, DeviceError, _SCHEMA_VERSION)
@@ -137,7 +143,7 @@ class Vault:
     @property
     def privacy(self) -> PrivacyLedger:
         """What taking part has cost in privacy."""
-        return PrivacyLedger(self._transaction, self._anchor)
+        return PrivacyLedger(self._transaction, self._anchor, self._mark)
 
     # --- attempts ------------------------------------------------------------------------------------
 

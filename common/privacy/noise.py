@@ -74,24 +74,27 @@ class Noise:
         """z: the standard deviation of `honest` shares of noise over the most that a person can add, B."""
         return _root(honest) * self.sigma / self.norm
 
-    def tail(self, people: int) -> int:
-        """What no element of the sum of `people` shares of noise exceeds, but with probability 2^-40 in all.
+    def tail(self, people: int, groups: int = 1) -> int:
+        """What no element of any of `groups` sums of `people` shares of noise exceeds, but with probability
+        2^-40 in all.
 
         A share is sub-Gaussian with sigma^2 (Canonne, Kamath and Steinke 2020), so the sum is with
-        people * sigma^2, and each of the 2 * size tails beyond t has exp(-t^2 / (2 people sigma^2)) at most.
+        people * sigma^2, and each of the 2 * size * groups tails beyond t has exp(-t^2 / (2 people sigma^2))
+        at most.
         """
         if not self.size:
             return 0
-        exponent = _TAIL + 2 * math.log(2 * self.size)
+        exponent = _TAIL + 2 * math.log(2 * self.size * groups)
         return math.ceil(_root(people) * self.sigma * math.sqrt(exponent) * _HAIR)
 
-    def fits(self, people: int, ring: int) -> bool:
-        """Whether a sum of `people` vectors and their noise stays in the ring, but with probability 2^-40.
+    def fits(self, people: int, ring: int, groups: int = 1) -> bool:
+        """Whether all of a round's `groups` sums, each of `people` vectors and their noise at most, stay in
+        the ring, but with probability 2^-40.
 
         Rounding leaves each element of a vector within the clip, which is an integer. That a sum wraps around
         would spoil it, and reveal nothing: the remainder is computed from what the noise already protects.
         """
-        return people * self.clip + self.tail(people) < 1 << (ring - 1)
+        return people * self.clip + self.tail(people, groups) < 1 << (ring - 1)
 
 
 def solve(*, epsilon: float, delta: float, participations: int, size: int, honest: int) -> Noise:

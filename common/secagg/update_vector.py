@@ -172,7 +172,7 @@ class UpdateLayout:
             size=size + len(COUNTERS),
             honest=plan.dp_honest,
         )
-        if not noise.fits(group, plan.ring_bits):
+        if not noise.fits(group, plan.ring_bits, -(-max(plan.cohort, 1) // group)):
             raise QuantiserError(
                 f"the noise of {group} devices may overflow a ring of {plan.ring_bits} bits: lower the group "
                 "size or raise epsilon" + ("" if plan.ring_bits == 64 else ", or use 64 bits")

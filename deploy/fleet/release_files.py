@@ -94,6 +94,7 @@ def write_release(directory: Path, round: int | None, out: Path) -> int:
             templated=base.templated,
             personal=False,
             release=True,
+            cost=_cost(journal, number),
         ),
         out,
     )
@@ -138,6 +139,20 @@ def _told(
         "begins_with": journal.fact("from"),  # whose own cost in privacy adds to that
         "revoked": None if revoked is None else asdict(revoked),
     }
+
+
+def _cost(journal: JournalReader, round: int) -> str:
+    """What the release of a round may tell of one person, for its card."""
+    figures, before = journal.privacy(), journal.fact("from")
+    if figures is None:
+        return (
+            "Differential privacy: none. Sums were exact, and no epsilon bounds what it tells of one person."
+        )
+    tries = sum(attempt.round <= round for attempt in journal.attempts())
+    told = f"Differential privacy: up to this round it has cost each person at most {figures.words(tries)}."
+    return (
+        f"{told} What the run that it began with (`begins_with`) has cost comes on top." if before else told
+    )
 
 
 def _pack(folder: Path, out: Path) -> None:

@@ -369,6 +369,44 @@ def test_what_is_not_known_is_not_said(homes: Callable[[str], Device]) -> None:
     told = device.privacy()
     assert told.lost
     assert told.lasting.endswith("more may have left, and no epsilon is known to bound it")
+    assert (told.noised, told.exact) == (1, 0)  # what was given up is no vector
+
+
+def test_status_counts_no_vector_for_a_budget_that_was_given_up(homes: Callable[[str], Device]) -> None:
+    device = homes("one")
+    assert command(device, "spent", "--yes").returncode == 0
+    said = command(device, "status", "--json")
+    told = json.loads(said.stdout)["privacy"]
+    assert (told["noised"], told["exact"], told["lost"]) == (0, 0, True)
+    assert 7.9 < told["spent"] <= told["most"] == 8
+    assert "epsilon 8 of 8 (delta 1e-05), 0 vectors" in " ".join(command(device, "status").stdout.split())
+
+
+def test_status_says_what_is_wrong_with_a_policy(homes: Callable[[str], Device]) -> None:
+    """Whether or not the device is in a fleet."""
+    device = homes("one")
+    (device.directory / "policy.toml").write_text("max_epsilon = -1\n")
+    (device.directory / "policy.toml").chmod(0o600)
+    why = "max_epsilon is -1"
+    told = json.loads(command(device, "status", "--json").stdout)
+    assert why in told["why_not"]
+    assert told["privacy"]["most"] is None
+    said = command(device, "status")
+    assert said.returncode == 0
+    assert why in said.stdout
+    assert "of a budget that policy.toml does not say" in " ".join(said.stdout.split())
+
+
+def test_a_home_whose_ledger_is_gone_says_so_and_goes_on_when_told(homes: Callable[[str], Device]) -> None:
+    device = homes("one")
+    spend(device, RUN, 1, 0.05)
+    for path in (*device.directory.glob("vault.db*"), device.directory / ANCHOR):
+        path.unlink()
+    assert "its anchor is gone" in Device(device.directory).privacy().unknown
+    Device(device.directory).give_up_budget()
+    told = Device(device.directory).privacy()
+    assert (told.unknown, told.noised, told.lost) == ("", 0, True)
+    assert 7.9 < told.spent <= 8
 
 
 # --- the command line -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 from pathlib import Path
@@ -10,7 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penchant.client.vault.privacy_ledger import ANCHOR, Cost, LedgerEntry, PrivacyLedger, Spent
+from penchant.client.device.preference_store import PreferenceStore
+from penchant.client.vault.privacy_ledger import (
+    ANCHOR,
+    Cost,
+    LedgerAnchor,
+    LedgerEntry,
+    PrivacyLedger,
+    Spent,
+)
 from penchant.client.vault.sealing import SealedStorage
 from penchant.client.vault.vault import Vault
 from penchant.common.errors import DeviceError, LedgerError, PolicyRefusal
@@ -92,9 +101,9 @@ def test_the_total_is_the_sum_to_the_last_bit(
 
 
 def test_forgetting_takes_nothing_back(tmp_path: Path) -> None:
-    home = vault(tmp_path)
-    spend(home.privacy)
-    home.forget()
+    opened = vault(tmp_path)
+    spend(opened.privacy)
+    opened.forget()
     assert vault(tmp_path).privacy.spent() == Spent(0.25, 1, 0)
 
 
@@ -147,7 +156,7 @@ def test_after_a_loss_the_owner_goes_on_with_nothing_left(tmp_path: Path) -> Non
     vault(tmp_path).privacy.give_up(1.0)
     ledger = vault(tmp_path).privacy
     assert ([entry.round for entry in ledger.entries()], ledger.lost()) == ([1], True)  # no vector left since
-    assert ledger.spent().rho == 1.0
+    assert ledger.spent() == Spent(1.0, 1, 0)  # what was given up is no vector
     with pytest.raises(PolicyRefusal, match="max_epsilon"):
         spend(ledger, OTHER)
     spend(ledger, OTHER, cost=Cost(0.25, 2.0, 4))  # whose owner allows more
@@ -159,7 +168,7 @@ def test_the_owner_goes_on_after_an_entry_was_changed_as_well(tmp_path: Path) ->
         db.execute("UPDATE spent SET rho = 'many'")
     refused(tmp_path, "an entry was changed")
     vault(tmp_path).privacy.give_up(1.0)
-    assert vault(tmp_path).privacy.spent() == Spent(1.0, 1, 0)
+    assert vault(tmp_path).privacy.spent() == Spent(1.0, 0, 0)  # no vector is known any more
 
 
 def test_an_entry_that_the_database_lost_is_put_in_again(tmp_path: Path) -> None:
@@ -171,7 +180,7 @@ def test_an_entry_that_the_database_lost_is_put_in_again(tmp_path: Path) -> None
 
 
 def test_two_entries_less_are_noticed_and_so_is_one_that_was_made_cheaper(tmp_path: Path) -> None:
-    for number in range(3):
+    for number in (1, 2, 3):
         spend(vault(tmp_path).privacy, number=number)
     for change in ("DELETE FROM spent WHERE number > 1", "UPDATE spent SET rho = '0.1' WHERE number = 1"):
         shutil.copy2(tmp_path / "home/vault.db", tmp_path / "before")
@@ -227,10 +236,124 @@ def test_a_crash_between_anchor_and_database_costs_the_owner(tmp_path: Path) -> 
     assert vault(tmp_path).privacy.spent() == Spent(0.5, 2, 0)  # once
 
 
+# --- gone altogether ------------------------------------------------------------------------------
+
+
+def home(place: Path) -> Vault:
+    """The vault of a device's home, with the choices beside it, as `Device` opens both."""
+    return Vault(place / "home", BOX, PreferenceStore(place / "home", BOX))
+
+
+def lose(place: Path) -> None:
+    """What `rm vault.db* ledger.anchor` does."""
+    for path in (place / "home").glob("vault.db*"):
+        path.unlink()
+    (place / "home" / ANCHOR).unlink()
+
+
+def test_a_ledger_that_is_gone_altogether_is_noticed_and_the_owner_goes_on_with_nothing_left(
+    tmp_path: Path,
+) -> None:
+    spend(home(tmp_path).privacy)
+    lose(tmp_path)
+    home(tmp_path)  # opening it begins no new one
+    ledger = home(tmp_path).privacy
+    for act in (ledger.spent, lambda: ledger.check(RUN, CHEAP), lambda: spend(ledger, number=2)):
+        with pytest.raises(LedgerError, match=r"its anchor is gone.*`penchant device spent`"):
+            act()
+    home(tmp_path).privacy.give_up(1.0)
+    assert (home(tmp_path).privacy.spent().rho, home(tmp_path).privacy.lost()) == (1.0, True)
+    with pytest.raises(PolicyRefusal, match="max_epsilon"):
+        spend(home(tmp_path).privacy, OTHER)
+
+
+def test_forgetting_everything_does_not_make_a_lost_ledger_a_new_one(tmp_path: Path) -> None:
+    spend(home(tmp_path).privacy)
+    PreferenceStore(tmp_path / "home", BOX).forget()
+    home(tmp_path).forget()
+    assert home(tmp_path).privacy.spent() == Spent(0.25, 1, 0)
+    lose(tmp_path)
+    with pytest.raises(LedgerError, match="its anchor is gone"):
+        home(tmp_path).privacy.spent()
+
+
+def test_a_ledger_from_before_there_were_marks_gets_one(tmp_path: Path) -> None:
+    spend(vault(tmp_path).privacy)  # knows of no mark
+    assert not PreferenceStore(tmp_path / "home", BOX).ledger_begun()
+    assert home(tmp_path).privacy.spent() == Spent(0.25, 1, 0)
+    assert PreferenceStore(tmp_path / "home", BOX).ledger_begun()
+    lose(tmp_path)
+    with pytest.raises(LedgerError, match="its anchor is gone"):
+        home(tmp_path).privacy.spent()
+
+
+@pytest.mark.parametrize("at", ["the anchor", "the mark", "the end"])
+def test_a_crash_while_a_ledger_is_begun_loses_nothing(
+    tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Crash(BaseException):
+        """Power fails."""
+
+    def died(*args: object) -> None:
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        if at == "the anchor":
+            patch.setattr(LedgerAnchor, "write", died)
+        elif at == "the mark":
+            patch.setattr(PreferenceStore, "note_ledger", died)
+        else:
+            patch.setattr(Vault, "_destroy_unused", died)  # in the same transaction, after the ledger
+        with pytest.raises(Crash):
+            home(tmp_path)
+    assert home(tmp_path).privacy.spent() == Spent(0.0, 0, 0)
+    spend(home(tmp_path).privacy)
+    lose(tmp_path)
+    with pytest.raises(LedgerError, match="its anchor is gone"):
+        home(tmp_path).privacy.spent()
+
+
+# --- hard links -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [ANCHOR, "vault.db"])
+def test_a_second_name_is_refused_before_anything_is_charged(tmp_path: Path, name: str) -> None:
+    """A link keeps the old anchor's inode: with a copy of the database it could be put back later."""
+    spend(vault(tmp_path).privacy)
+    shutil.copy2(tmp_path / "home/vault.db", tmp_path / "copy")
+    os.link(tmp_path / "home" / name, tmp_path / "kept")
+    refused(tmp_path, "hard link.*find -samefile")
+    with pytest.raises(LedgerError, match="hard link"):
+        vault(tmp_path).privacy.give_up(1.0)
+    (tmp_path / "kept").unlink()
+    assert vault(tmp_path).privacy.spent() == Spent(0.25, 1, 0)  # nothing was charged, and it goes on
+    spend(vault(tmp_path).privacy, number=2)
+
+
+def test_a_second_name_that_comes_between_reading_and_writing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spend(vault(tmp_path).privacy)
+    read = LedgerAnchor.read
+
+    def read_then_link(anchor: LedgerAnchor) -> object:
+        found = read(anchor)
+        os.link(tmp_path / "home" / ANCHOR, tmp_path / "kept")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LedgerAnchor, "read", read_then_link)
+        with pytest.raises(LedgerError, match="hard link"):
+            spend(vault(tmp_path).privacy, number=2)
+    (tmp_path / "kept").unlink()
+    assert vault(tmp_path).privacy.spent() == Spent(0.25, 1, 0)
+    assert not list((tmp_path / "home").glob(".*.tmp"))
+
+
 def test_a_simulated_device_may_be_set_back(tmp_path: Path) -> None:
-    home = Vault(tmp_path / "home")
-    spend(home.privacy, number=1)
-    spend(home.privacy, number=2)
-    home.rewind(RUN, 1)
-    assert home.privacy.spent() == Spent(0.25, 1, 0)
+    simulated = Vault(tmp_path / "home")
+    spend(simulated.privacy, number=1)
+    spend(simulated.privacy, number=2)
+    simulated.rewind(RUN, 1)
+    assert simulated.privacy.spent() == Spent(0.25, 1, 0)
     assert not (tmp_path / "home" / ANCHOR).exists()

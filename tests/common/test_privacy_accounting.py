@@ -56,9 +56,26 @@ def exact_gaussian(epsilon: float, rho: float) -> float:
 # --- published figures ----------------------------------------------------------------------------
 
 
-def test_the_first_production_model_with_a_formal_guarantee() -> None:
-    """McMahan and Thakurta (2022), Gboard's Spanish model: rho = .81, and epsilon = 8.9 at delta = 1e-10."""
-    assert round(epsilon_of(0.81, 1e-10), 1) == 8.9
+# what is published, each at delta = 1e-10: the least and the largest rho that its digits leave, and epsilon
+PUBLISHED = {
+    # McMahan and Thakurta (2022), Gboard's Spanish model
+    "Gboard": (0.81, 0.81, 8.9),
+    # Census Bureau (2021), redistricting data, persons: global_scale = 339/542 in its production code
+    "census, persons": ((542 / 339) ** 2, (542 / 339) ** 2, 17.14),
+    "census, persons, rounded": (2.555, 2.565, 17.14),
+    "census, housing units, rounded": (0.065, 0.075, 2.47),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_figures_come_out(name: str) -> None:
+    least, largest, published = PUBLISHED[name]
+    digits = len(str(published).partition(".")[2])
+    if least == largest:
+        assert round(epsilon_of(least, 1e-10), digits) == published
+    assert round(epsilon_of(least, 1e-10), digits) <= published <= round(epsilon_of(largest, 1e-10), digits)
+    found = rho_of(published, 1e-10)  # the other way
+    assert found == pytest.approx((least + largest) / 2, rel=0.07)
 
 
 def test_it_is_below_the_first_and_simple_conversion() -> None:

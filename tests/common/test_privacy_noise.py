@@ -145,6 +145,20 @@ def test_a_sum_fits_up_to_the_last_unit(ring: int) -> None:
     assert low * 1_000 + noise.tail(low) < half <= high * 1_000 + noise.tail(high)
 
 
+def test_a_round_of_many_groups_keeps_the_probability_of_one_that_has_one() -> None:
+    """P(one of G d elements passes t) <= 2 G d exp(-t^2 / (2 n sigma^2)) = 2^-40, solved for t."""
+    noise, people = Noise(100, 1_000, 50), 20
+    for groups in (1, 4, 40, 333_334):
+        tail = noise.tail(people, groups)
+        assert 2 * groups * 50 * math.exp(-(tail**2) / (2 * people * 100**2)) <= 2.0**-40
+        assert 2 * groups * 50 * math.exp(-((tail - 1) ** 2) / (2 * people * 100**2)) > 2.0**-40
+    room = people * 1_000 + noise.tail(people) + 1  # of one sum, exactly
+    assert noise.tail(people) < noise.tail(people, 4)
+    tight = Noise(100, ((1 << 31) - room) // people + 1_000, 50)
+    assert tight.fits(people, 32)
+    assert not tight.fits(people, 32, 4)
+
+
 def test_the_largest_noise_exists() -> None:
     assert Noise(SIGMA_MOST, CLIP_MOST, 10).rho(1) > 0
 

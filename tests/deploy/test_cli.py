@@ -170,7 +170,10 @@ def test_more_people_than_there_are(refused: Callable[..., str], tiny: list[str]
         (["--clip", 0], "federation.clip is 0.0; it must lie in 1e-06 … 1e+06"),
         (["--dp-epsilon", 101], "privacy.dp_epsilon is 101.0; it must lie in 0 … 100"),
         (["--dp-epsilon", "nan"], "privacy.dp_epsilon is nan; it must be a finite number"),
-        (["--dp-epsilon", 1e-4], "epsilon is 0.0001; it must lie in 0.001..100"),
+        (
+            ["--dp-epsilon", 1e-4],
+            "privacy.dp_epsilon is 0.0001; it must be 0, for no noise, or lie in 0.001 … 100",
+        ),
         (["--dp-delta", 0.5], "privacy.dp_delta is 0.5; it must lie in 1e-12 … 0.01"),
         (["--dp-delta", 0], "privacy.dp_delta is 0.0; it must lie in 1e-12 … 0.01"),
         (["--dp-epsilon", 8, "--max-colluders", 3], "sums hold the noise of 0 honest ones for certain"),

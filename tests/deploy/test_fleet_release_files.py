@@ -12,13 +12,15 @@ from support.console_scene import log, make_run
 from support.deployment import Deployment
 
 from penchant.common.errors import RunDirectoryError
+from penchant.common.privacy.accounting import rho_of
 from penchant.deploy import run_directory
 from penchant.deploy.fleet import release_files, served_run
 from penchant.deploy.fleet.release_files import _told, write_release
-from penchant.server.journal import RoundLog
+from penchant.server.journal import Journal, RoundLog
 from penchant.server.journal_reader import JournalReader
 from penchant.server.measured import by_round
 from penchant.server.optimizers import ServerState
+from penchant.server.privacy_figures import FACT, PrivacyFigures
 
 
 @pytest.fixture
@@ -35,6 +37,28 @@ def served(tiny_model: Callable[[str], Path], tmp_path: Path) -> Path:
     run.journal.finish(log, ServerState.begin(factors, np.zeros(0, np.float32)))
     run.journal.close()
     return directory
+
+
+def test_the_card_says_what_a_release_has_cost_each_person(served: Path, tmp_path: Path) -> None:
+    """One of four sums: a fourth of rho, whose epsilon is 3.58 where that of all is 8."""
+    write_release(served, None, tmp_path / "exact")
+    card = (tmp_path / "exact" / "README.md").read_text(encoding="utf-8")
+    assert "Differential privacy: none. Sums were exact, and no epsilon bounds" in card
+    journal = Journal(served)
+    rho = rho_of(8.0, 1e-5) / 4
+    journal.note(FACT, PrivacyFigures(8.0, 1e-5, 1.0, 4, 10, rho, 0.5).encode())
+    journal.close()
+    write_release(served, None, tmp_path / "noised")
+    card = (tmp_path / "noised" / "README.md").read_text(encoding="utf-8")
+    cost = "up to this round it has cost each person at most epsilon 3.58 of 8, delta 1e-05."
+    assert f"\nDifferential privacy: {cost}\n" in card
+    assert "comes on top" not in card
+    journal = Journal(served)
+    journal.note("from", "run:2 0123")
+    journal.close()
+    write_release(served, None, tmp_path / "continued")
+    card = (tmp_path / "continued" / "README.md").read_text(encoding="utf-8")
+    assert f"{cost} What the run that it began with (`begins_with`) has cost comes on top." in card
 
 
 def test_a_model_of_other_sizes_than_the_checkpoints_is_refused_before_it_is_made(

@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from penchant.common.config import RunConfig
 from penchant.common.crypto.entropy import SeededEntropy
 from penchant.common.data.preferences import Preference
 from penchant.common.data.splits import Sizes
-from penchant.common.secagg.update_vector import Contribution
+from penchant.common.privacy.noise import solve
+from penchant.common.secagg.transcript import threshold
+from penchant.common.secagg.update_vector import COUNTERS, Contribution
 from penchant.deploy import datasets
+from penchant.server.privacy_figures import MEASURED_NORM
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = ROOT / "tests" / "experiments"
@@ -314,6 +318,61 @@ def test_the_page_says_what_was_measured(experiment: Callable[[str], Any], tmp_p
     }
     for name, lines in tables.items():
         assert marked.replaced(text, name, lines) == text, f"write the table of {name} anew with --page"
+
+
+def rows_of(heading: str) -> list[list[str]]:
+    """The rows of the table on the page whose heading begins so."""
+    lines = (ROOT / "docs" / "privacy.md").read_text(encoding="utf-8").splitlines()
+    first = next(at for at, line in enumerate(lines) if line.startswith(heading)) + 2
+    table = itertools.takewhile(lambda line: line.startswith("|"), lines[first:])
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
+
+
+def test_the_page_has_the_bound_on_releases_that_its_snippet_computes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A release carries the noise of all groups: rho falls by their number, and so does any test's area."""
+    text = (ROOT / "docs" / "privacy.md").read_text(encoding="utf-8")
+    (snippet,) = (
+        block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "NormalDist" in block
+    )
+    exec(snippet, {})
+    printed = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.split("\n")
+    ]
+    assert rows_of("| people a round | groups of up to 256 |") == printed[:-1]
+    areas = {row[1]: float(row[3]) for row in printed[:-1]}
+    assert areas == {"1": 0.866, "4": 0.71, "10": 0.637, "40": 0.57, "489": 0.52}
+
+
+def test_the_noise_of_many_groups_costs_as_much_less() -> None:
+    noise = solve(epsilon=8, delta=1e-5, participations=10, size=768, honest=84)
+    for groups in (1, 4, 10, 40):
+        assert noise.rho(84 * groups) == pytest.approx(noise.rho(84) / groups, rel=1e-9)
+
+
+def test_how_long_noise_is_and_what_it_leaves_are_as_the_page_says() -> None:
+    """The norms from the settings of each run, what is left from the page's own table of accuracies."""
+    people, elements = {"senate": 101, "arguments": 173}, {"lore": 768, "AB": 4224, "default": 3456}
+    accuracies = {
+        row[0]: [cell.split(" ")[0] for cell in row[2:8]] for row in rows_of("| people, share | rounds")
+    }
+    longest = 0.0
+    for name, epsilon, told, left in rows_of("| people, share | ε | `noise_norm`"):
+        who, share = name.split(", ")
+        sums = 11 if share == "lore" else 5  # rounds, and the closing one
+        noise = solve(
+            epsilon=float(epsilon), delta=1e-5, participations=sums, size=elements[share] + len(COUNTERS),
+            honest=threshold(people[who]) - 2,
+        )  # fmt: skip
+        norm = math.sqrt(noise.size / people[who]) * noise.sigma / noise.clip
+        assert f"{norm:.2f}" == told
+        nothing, exact = float(accuracies[name][0]), float(accuracies[name][5])
+        noised = float(accuracies[name][("1", "2", "4", "8").index(epsilon) + 1])
+        assert f"{(noised - nothing) / (exact - nothing):.2f}" == left
+        longest = max(longest, norm)
+        assert norm < 1 or 1 / 6 <= float(left) <= 11 / 12 + 0.005
+    assert round(longest, 2) == MEASURED_NORM
 
 
 def test_a_page_without_marks_is_refused(experiment: Callable[[str], Any]) -> None:

@@ -1,7 +1,8 @@
 """Was somebody in the federation? `python tests/experiments/membership.py --json FILE [--shadows 48]`.
 
 Share lore, over the people of `--people`: `senate`, or `taught` and `taught10000`, as many as that of
-made-up ones (many_people.py), of whom a thousand at most are in one group, as the server sees it.
+made-up ones (many_people.py). Groups are of 1,000, so that what the server sees is one sum; of the ten
+thousand they are of 256 (the default), and only what comes of all sums together is judged, as a release is.
 Each of `--shadows` federations trains on a half of the people, drawn anew; a server that knows somebody's
 choices asks whether they are in. It sees the factors of every round, and so the sums.
 Two statistics for each person and federation:
@@ -46,15 +47,15 @@ EPSILON, DELTA = 8.0, 1e-5
 ROUNDS, CLIP, RATE, FIT = 10, 1.0, 3.0, 10  # what private_utility.py finds best at epsilon 8
 STATISTICS = ("sums", "final factors")
 FALSE_ALARMS = 0.001
-GROUP = 1000
 PEOPLE = {"senate": 0, "taught": 1000, "taught10000": 10_000}
 """Names, and how many of those who are made up."""
+GROUP = {"senate": 1000, "taught": 1000, "taught10000": 256}
 SIZES = Sizes(pairs=20, validation_pairs=1, test_pairs=1)  # of those who are made up
 Matrix = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 
-def setting(epsilon: float) -> RunConfig:
+def setting(epsilon: float, group: int = 1000) -> RunConfig:
     noised = {"privacy.dp_epsilon": epsilon, "privacy.dp_delta": DELTA} if epsilon else {}
     return RunConfig().changed(
         recipe("senate", "lore")
@@ -67,7 +68,7 @@ def setting(epsilon: float) -> RunConfig:
             "federation.warmup_rounds": 0,
             "federation.server_optimizer": "fedavg",
             "federation.server_lr": RATE,
-            "privacy.group_size": GROUP,
+            "privacy.group_size": group,
             "training.final_fit_epochs": FIT,
         }
     )
@@ -138,13 +139,13 @@ def people_of(name: str) -> Sequence[Person]:
     return datasets.configured(setting(0.0).data, 0).people
 
 
-def measured(path: Path, people: Sequence[Person], shadows: int) -> dict[str, list[Any]]:
-    """By epsilon: for each shadow who is inside and both statistics; kept in `path`."""
+def measured(path: Path, people: Sequence[Person], group: int, shadows: int) -> dict[str, list[Any]]:
+    """By epsilon: for each shadow who is inside and both statistics; kept in `path`. group: people a sum."""
     found: dict[str, list[Any]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
     cache = ModelCache()
     for epsilon in (EPSILON, 0.0):
         rows = found.setdefault(f"{epsilon:g}", [])
-        config = setting(epsilon)
+        config = setting(epsilon, group)
         for seed in range(len(rows), shadows):
             order = np.random.default_rng([seed, 5]).permutation(len(people))
             inside = np.zeros(len(people), bool)
@@ -177,7 +178,9 @@ def table(told: dict[str, dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for people, found in told.items():
-        for name in STATISTICS if PEOPLE[people] <= GROUP else STATISTICS[1:]:  # sums are those of one group
+        for name in (
+            STATISTICS if PEOPLE[people] <= GROUP[people] else STATISTICS[1:]
+        ):  # sums are of one group
             for epsilon, title in (("0", "none"), (f"{EPSILON:g}", f"ε = {EPSILON:g}")):
                 lines.append(f"| {people} | {name} | {title} | {cells(found.get(epsilon, {}).get(name))} |")
     return lines
@@ -203,7 +206,8 @@ def main() -> None:
     told: dict[str, Any] = json.loads(given.json.read_text("utf-8")) if given.json.exists() else {}
     if not given.only_show:
         kept = given.work or given.json.with_suffix(f".{given.people}.shadows.json")
-        told[given.people] = summary(measured(kept, people_of(given.people), given.shadows))
+        found = measured(kept, people_of(given.people), GROUP[given.people], given.shadows)
+        told[given.people] = summary(found)
         given.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     lines = table(told)
     print("\n".join(lines))

@@ -25,7 +25,7 @@ from penchant.common.wire.messages import Abort, AbortCode, Announce, Hello, abo
 from penchant.server.availability import Availability
 from penchant.server.cohort import next_cohort
 from penchant.server.journal_reader import JournalReader
-from penchant.server.privacy_figures import FACT, PrivacyFigures
+from penchant.server.privacy_figures import BEYOND, FACT, MEASURED, PrivacyFigures
 from penchant.server.round import play_round
 
 N = 9
@@ -116,6 +116,18 @@ def test_how_long_the_noise_on_a_mean_is_is_told_rightly(
     unshared = layout.noise.sigma * np.sqrt(layout.words / people) / layout.noise.clip
     assert figures.noise_norm <= unshared * (1 + 1e-9)
     assert bool(figures.noise_norm < 0.95 * unshared) is (group_size < 256)
+
+
+@pytest.mark.parametrize(
+    ("length", "cost"),
+    [(0.9, ""), (1.0, ""), (1.14, MEASURED), (4.63, MEASURED), (4.7, BEYOND), (294, BEYOND)],
+)
+def test_noise_that_is_long_is_told_in_one_line(length: float, cost: str) -> None:
+    figures = PrivacyFigures(1.0, 1e-5, 1.0, 31, 5, 0.001, length)
+    assert (cost in figures.told) is (cost in figures.caveat) is True
+    assert bool(figures.caveat) is bool(cost)
+    assert ("times as long as one person's update can be" in figures.told) is bool(cost)
+    assert "\n" not in figures.told
 
 
 def test_a_failed_attempt_is_paid_for_and_its_noise_is_drawn_anew(

@@ -368,8 +368,9 @@ def _privacy(report: Report) -> str:
     privacy = report.privacy
     if privacy is None or privacy.unknown:
         return one_line(privacy.unknown) if privacy else "not known"
-    most = "" if privacy.most is None else f" of {privacy.most:g}"
-    told = f"epsilon {privacy.spent:.3g}{most} (delta {privacy.delta:g}), {privacy.noised} vectors"
+    most = " of a budget that policy.toml does not say" if privacy.most is None else f" of {privacy.most:g}"
+    noised = counted(privacy.noised, "vector")
+    told = f"epsilon {privacy.spent:.3g}{most} (delta {privacy.delta:g}), {noised}"
     return f"{told}; {privacy.exact} without noise, which no epsilon bounds" if privacy.exact else told
 
 
