@@ -648,10 +648,10 @@ class RunConfig(Section):
     def _check(self) -> None:
         head_of(self.model, self.adapter)
         refuse_unread_head(self.model, self.training, TrainingConfig())
-        if self.adapter.rule.fitting is Fitting.LAST and not self.training.final_fit_epochs:
+        if self.adapter.rule.fitting is not Fitting.ROUNDS and not self.training.final_fit_epochs:
             raise ConfigError(
-                f'share "{self.adapter.share}" trains its personal part after the last round alone; set '
-                "training.final_fit_epochs above 0",
+                f'share "{self.adapter.share}" gives everybody a personal part by the fit after the last '
+                "round alone; set training.final_fit_epochs above 0",
                 about=("training.final_fit_epochs", "adapter.share"),
             )
         if self.federation.warmup_rounds and not self.adapter.rule.can_warm_up:

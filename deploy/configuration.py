@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from penchant.common.config import RunConfig
 from penchant.common.errors import ConfigError
-from penchant.common.settings import current_keys
+from penchant.common.settings import current_keys, dotted_table
 from penchant.common.shares import share_rule
 from penchant.deploy.recipes import fitting, has_recipe, recipe, usual_share
 from penchant.deploy.recipes.recipe_file import RecipeFile
@@ -53,8 +53,14 @@ def configure(flags: dict[str, Any], file: Path | None, tuned_in: RecipeFile | N
 def _usual_share(dataset: str, asked: dict[str, Any]) -> str | None:
     """The share that the recipe of a data set names; None where it does not suit what is asked for."""
     share = usual_share(dataset)
-    needs_adapters = any(key in asked for key in _OF_ADAPTERS)
+    usual = dotted_table(RunConfig())
+    needs_adapters = any(_plain(asked.get(key, usual[key])) != _plain(usual[key]) for key in _OF_ADAPTERS)
     return None if share and needs_adapters and not share_rule(share).adapts_modules else share
+
+
+def _plain(value: object) -> object:
+    """A value of a setting as it is compared: lists of a file and of a flag are alike."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def asked_for(flags: dict[str, Any], file: Path | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ objective's loss.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,5 +49,12 @@ def weights_of(pairs: Sequence[object], mean: float | None = None) -> NDArray[np
     if not mean:
         return None
     found = [strength_of(pair) for pair in pairs]
+    if len(known := {strength for strength in found if strength is not None}) == 1 and alike(*known, mean):
+        return None  # a mean of equal numbers may differ from them in its last digit
     weights = np.array([1.0 if strength is None else strength / mean for strength in found])
     return None if (weights == 1).all() else weights
+
+
+def alike(strength: float, mean: float) -> bool:
+    """Whether a strength is the mean, but for what adding numbers up leaves of it."""
+    return math.isclose(strength, mean, rel_tol=1e-12)

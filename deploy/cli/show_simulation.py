@@ -125,7 +125,7 @@ def show_result(result: RunResult, directory: Path, console: Drawing | None = No
 def _rows(result: RunResult) -> Iterator[tuple[str, str]]:
     scores = sorted(result.per_person.values())
     spread = statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
-    yield "people, and choices of each", f"{result.clients}, {result.pairs}"
+    yield "people, and choices of each", f"{result.clients}, {result.given}"
     yield (
         f"personal accuracy ({one_line(result.evaluated_on)}, mean over people)",
         f"{result.accuracy:.3f} ± {spread:.3f}",

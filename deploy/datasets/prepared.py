@@ -14,6 +14,8 @@ from penchant.common.wording import percent
 __all__ = ["Prepared", "to_federation"]
 
 NAMED_IN_CAVEATS = 10
+FEW_TRAIN_PAIRS = 20
+"""Training pairs of which it is said who has fewer: what is asked for may be no more than a ceiling."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def _shortfall_caveats(kept: list[Shortfall], left_out: list[Shortfall], sizes: 
     if left_out:
         caveats.append(f"left out: {_listed([f'{short.person} {short.reason}' for short in left_out])}")
     for part, wanted in (
-        ("train", sizes.pairs),
+        ("train", min(sizes.pairs, FEW_TRAIN_PAIRS)),
         ("validation", sizes.validation_pairs),
         ("test", sizes.test_pairs),
     ):

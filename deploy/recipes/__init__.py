@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
+from penchant.common.config import RunConfig
+
 __all__ = ["GENERAL", "fitting", "has_recipe", "recipe", "usual_share"]
 
 GENERAL = "other"
@@ -32,7 +34,8 @@ def recipe(dataset: str, share: str) -> dict[str, Any]:
 def fitting(tuned: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's changes without those that were tuned for another base model than is asked for, by dotted
     keys: how deep one is read says nothing of the next."""
-    other = "model.base_model" in asked and "model.base_model" not in tuned
+    own = tuned.get("model.base_model", RunConfig().model.base_model)
+    other = asked.get("model.base_model", own) != own
     return {key: value for key, value in tuned.items() if not (other and key == "model.blocks")}
 
 

@@ -94,7 +94,7 @@ def _models(result: RunResult) -> str:
 
 
 def _lead(result: RunResult, baselines: Mapping[str, float]) -> str:
-    people = f"Each person gave {result.pairs} choices to learn from"
+    people = f"Each person gave {result.given} choices to learn from"
     others = "".join(f"; {name}: {percent(value)}" for name, value in baselines.items())
     cold = result.cold_start_accuracy
     new = f" People who came after the training: {percent(cold)}." if cold is not None else ""
@@ -129,7 +129,7 @@ def _numbers(result: RunResult) -> list[tuple[str, str]]:
     shown = [
         ("people", f"{result.clients:,}"),
         ("rounds", f"{result.rounds:,}"),
-        ("choices a person", f"{result.pairs:,}"),
+        ("choices a person", result.given),
         ("upload a round, each", None if up is None else size(up)),
         ("all in all", None if seconds is None else duration(seconds)),
         ("peak memory", None if memory is None else size(memory * 1e6)),
@@ -294,7 +294,7 @@ def _facts(result: RunResult) -> list[tuple[str, str]]:
         ("People", f"{result.clients}"),
         (
             "Choices a person",
-            f"{result.pairs} to learn from" + (f", {span(tested)} held out" if tested else ""),
+            f"{result.given} to learn from" + (f", {span(tested)} held out" if tested else ""),
         ),
         (
             "Low-rank factors",

@@ -206,12 +206,19 @@ class RunResult:
         table = run_directory.read_result(directory)
         return None if table is None else cls.from_dict(table)
 
+    @property
+    def given(self) -> str:
+        """How many choices each person gave to learn from: the number, or the least and the most."""
+        counts = [score.n_train for score in self.per_client if score.n_train is not None] or [self.pairs]
+        least, most = min(counts), max(counts)
+        return plain(least) if least == most else f"{plain(least)} to {plain(most)}"
+
     def _repr_html_(self) -> str:
         """What a notebook shows: the figures, then everybody's accuracy."""
         facts = [
             ("accuracy, mean over people", percent(self.accuracy)),
             ("people", plain(self.clients)),
-            ("choices a person", plain(self.pairs)),
+            ("choices a person", self.given),
             ("rounds", plain(self.rounds)),
             ("secure aggregation", "on" if self.secagg else "OFF"),
         ]

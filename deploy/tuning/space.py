@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from penchant.common.config import RunConfig
-from penchant.common.shares import COMMON_HEAD, Part, share_rule
+from penchant.common.shares import COMMON_HEAD, Fitting, Part, share_rule
 
 if TYPE_CHECKING:
     import optuna
@@ -28,6 +28,7 @@ LEAST: Final = {
     "training.l2_to_start": 1e-4,
 }
 AS_THEY_ARE: Final = (
+    "model.blocks",
     "model.pooling",
     "model.max_tokens",
     "model.normalize",
@@ -60,7 +61,7 @@ class Space:
     leaves a setting as it is asked for.
 
     Attributes:
-        poolings, max_tokens: of the embedding.
+        poolings, max_tokens, blocks: of the embedding.
         lengths: the least and the most that an embedding is scaled to.
         cohorts: people a round.
         final_fits: passes after the last round.
@@ -75,6 +76,7 @@ class Space:
     final_fits: Sequence[int] = (0, 30)
     work: int = 180
     rounds: tuple[int, int] = (6, 60)
+    blocks: Sequence[int] = ()
 
 
 def drawn(trial: optuna.Trial, share: str, space: Space) -> Changes:
@@ -88,10 +90,11 @@ def drawn(trial: optuna.Trial, share: str, space: Space) -> Changes:
     changes: Changes = {
         **_named(trial, "model.pooling", space.poolings),
         **_named(trial, "model.max_tokens", space.max_tokens),
+        **_named(trial, "model.blocks", space.blocks),
         "adapter.rank": rank,
         "adapter.alpha": float(rank),
         "training.local_epochs": epochs,
-        **_named(trial, "training.final_fit_epochs", space.final_fits),
+        **_named(trial, "training.final_fit_epochs", _fits(share, space)),
         "training.weight_decay": rate(trial, "training.weight_decay", 1e-5, 1),
         "federation.rounds": min(rounds, max(1, most // epochs)),
     }
@@ -122,7 +125,8 @@ def begun(share: str, space: Space) -> list[Changes]:
         "training.weight_decay": 1e-3,
         "training.lr_personal": 0.01,
         "training.l2_to_start": 0.01,
-        "training.final_fit_epochs": space.final_fits[-1] if space.final_fits else 0,
+        "training.final_fit_epochs": _fits(share, space)[-1] if space.final_fits else 0,
+        **({"model.blocks": space.blocks[-1]} if space.blocks else {}),
         "adapter.head": "shared",
         "federation.warmup_rounds": 0,
         "federation.cohort": 34,
@@ -164,6 +168,7 @@ def there(config: RunConfig, space: Space) -> Changes:
     choices: Mapping[str, Sequence[Any]] = {
         "model.pooling": space.poolings,
         "model.max_tokens": space.max_tokens,
+        "model.blocks": space.blocks,
         "training.final_fit_epochs": space.final_fits,
         "federation.cohort": space.cohorts,
         "federation.warmup_rounds": _WARMUPS,
@@ -183,6 +188,12 @@ def rate(trial: optuna.Trial, name: str, low: float, high: float) -> float:
 
 def _named(trial: optuna.Trial, name: str, choices: Sequence[Any]) -> Changes:
     return {name: trial.suggest_categorical(name, choices)} if choices else {}
+
+
+def _fits(share: str, space: Space) -> Sequence[int]:
+    """The final fits that a share can end with: some are nothing without one."""
+    needed = share_rule(share).fitting is not Fitting.ROUNDS
+    return tuple(epochs for epochs in space.final_fits if epochs or not needed)
 
 
 def _is_headed(share: str) -> bool:

@@ -20,7 +20,7 @@ from penchant.common.objectives import REWARD
 from penchant.common.shares import share_rule
 from penchant.common.storage import write_durably
 from penchant.deploy import datasets
-from penchant.deploy.recipes import GENERAL, recipe
+from penchant.deploy.recipes import GENERAL, fitting, recipe, usual_share
 from penchant.deploy.recipes.recipe_file import RecipeFile, Tuned
 from penchant.deploy.tuning.search import BestFound, CaseRuns, Hears, best_of, searched
 from penchant.deploy.tuning.space import SECTIONS, Space
@@ -88,6 +88,12 @@ class Tuning:
             "data.evaluate": JUDGED_ON,
         }
 
+    @property
+    def space(self) -> Space:
+        """What is searched: of the base model that the general recipe has a depth for, the depth as well."""
+        usual = fitting(recipe(GENERAL, usual_share(GENERAL) or ""), self.asked).get("model.blocks")
+        return Space(blocks=(0, usual) if usual and "model.blocks" not in self.asked else ())
+
     def settings(self, found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """What was found, as the tables of a recipe, without what was asked for."""
         return _tables({key: value for key, value in found.items() if key not in self.asked})
@@ -141,7 +147,7 @@ def tune(tuning: Tuning, command: str, hears: Hears = lambda text: None) -> Reci
     found: dict[str, BestFound] = {}
     for share in tuning.shares:
         runs = _runs(tuning, share, people, hears)
-        study = searched(runs, Space(), tuning.trials, budget=tuning.budget // len(tuning.shares))
+        study = searched(runs, tuning.space, tuning.trials, budget=tuning.budget // len(tuning.shares))
         found[share] = best_of(study, runs)
     best = max(found, key=lambda share: found[share].accuracy)  # the first of equals
     made = RecipeFile(
