@@ -31,6 +31,7 @@ LEAST_BUDGET: Final = 5
 """Runs a share: fewer are no search."""
 
 JUDGED_ON: Final = "validation"
+PAIRS: Final = "data.pairs"
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,12 @@ class Tuning:
 
     @property
     def common(self) -> dict[str, dict[str, Any]]:
-        """What the settings of every share were found with, as the tables of a recipe."""
-        asked = {key: value for key, value in self.asked.items() if key.partition(".")[0] in SECTIONS}
-        return _tables(recipe(GENERAL, "") | asked)
+        """What the settings of every share were found with, as the tables of a recipe; of the data, how many
+        pairs a person has."""
+        found = recipe(GENERAL, "") | self.asked
+        return _tables(
+            {key: v for key, v in found.items() if key.partition(".")[0] in SECTIONS or key == PAIRS}
+        )
 
 
 class _People:

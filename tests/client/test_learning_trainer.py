@@ -596,6 +596,8 @@ def test_fine_tuning_is_the_model_for_all_and_then_a_copy_of_it_that_goes_on(tin
         ConfigError, match=r"after the last round alone; set training\.final_fit_epochs above 0"
     ):
         RunConfig().changed({"adapter.share": "finetune", "training.final_fit_epochs": 0})
+    with pytest.raises(ConfigError, match='share "meta" gives everybody a personal part by the fit'):
+        RunConfig().changed({"adapter.share": "meta", "training.final_fit_epochs": 0})
 
 
 def test_meta_learning_is_first_order_maml_written_out(tiny_model: Any) -> None:

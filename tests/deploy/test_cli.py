@@ -679,6 +679,16 @@ def test_data_without_a_recipe_get_the_share_that_was_chosen_for_such_data(tmp_p
     }.items():
         config = configure(mine | {key: value}, None)
         assert (config.adapter.share, config.adapter.rank) == ("A", 2), key
+    said_aloud = {
+        "model.objective": "reward",
+        "adapter.head": "auto",
+        "adapter.layers": [-1],
+        "adapter.target_modules": ["output.dense"],
+        "federation.warmup_rounds": 0,
+        "model.base_model": "all-MiniLM-L6-v2",
+    }
+    for key, value in said_aloud.items():
+        assert configure(mine | {key: value}, None) == configure(mine, None), key
     file = tmp_path / "mine.toml"
     file.write_text('[data]\ndataset = "mine.jsonl"\n[adapter]\nlayers = [0]\n', encoding="utf-8")
     assert configure({}, file).adapter.share == "A"

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import pytest
 from support.tastes import write_choices
 
@@ -103,6 +104,25 @@ def test_it_finds_what_is_better_and_says_on_what(runs: Runs, asked: dict[str, A
     assert heard
 
 
+def test_the_depth_of_the_default_base_model_is_searched_and_no_other(asked: dict[str, Any]) -> None:
+    def space(**more: Any) -> Space:
+        changes = {key.replace("__", "."): value for key, value in more.items()}
+        return Tuning(asked | changes, ("common",), (0,), 20, Path("mine.toml")).space
+
+    assert space().blocks == space(model__base_model="all-MiniLM-L6-v2").blocks == (0, 3)
+    assert space(model__base_model="all-mpnet-base-v2").blocks == space(model__blocks=4).blocks == ()
+    studied = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    assert {drawn(studied.ask(), "common", space())["model.blocks"] for _ in range(20)} == {0, 3}
+    assert {one["model.blocks"] for one in begun("common", space())} == {3}
+
+
+@pytest.mark.parametrize("share", ["finetune", "meta", "A"])
+def test_a_share_that_ends_in_a_fit_is_never_drawn_without(share: str) -> None:
+    studied = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    fits = {drawn(studied.ask(), share, Space())["training.final_fit_epochs"] for _ in range(40)}
+    assert fits == ({0, 30} if share == "A" else {30})
+
+
 def test_what_is_asked_for_is_not_searched_and_is_in_the_recipe(
     runs: Runs, asked: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -113,7 +133,7 @@ def test_what_is_asked_for_is_not_searched_and_is_in_the_recipe(
     }
     changes = made.changes("lore")
     assert (changes["federation.rounds"], changes["training.lr_shared"]) == (7, 0.02)
-    assert not any(key.startswith("data.") for key in changes)
+    assert {key: v for key, v in changes.items() if key.startswith("data.")} == {"data.pairs": 6}
 
 
 def test_an_interrupted_search_goes_on_and_makes_no_run_twice(
