@@ -245,7 +245,7 @@ def test_a_notice_is_put_away_until_it_happens_again(console: Console) -> None:
     assert "first failed" in page
     assert f'action="{put}"' not in vera.get("/").text
     form = form_of(page, put)
-    assert form["notice"].startswith("run first failed ")
+    assert form["notice"].startswith(f"run {console.id_of('first')} failed ")
     assert vera.post(put, {"notice": form["notice"]}).status_code == 403
     assert olga.post(put, form).status_code == 303
     for browser in (olga, vera):  # for everybody
@@ -259,12 +259,27 @@ def test_a_notice_is_put_away_until_it_happens_again(console: Console) -> None:
     assert "<strong>first failed" in vera.get("/").text
 
 
-def test_only_a_notice_of_that_run_is_put_away(console: Console) -> None:
-    make_run(console.runs / "first", 1)
+def test_only_a_notice_that_is_shown_is_put_away_and_only_once(console: Console) -> None:
+    """Made-up lines, and the same one again, would push out what others put away: only so many count."""
+    for name in ("first", "other"):
+        directory = make_run(console.runs / name, 0, **{"federation.attempts": 1})
+        with closing(Journal(directory)) as journal:
+            journal.begin(1, "main")
+            journal.fail(1, 1, "3 said POLICY")
     browser = console.browser("olga")
-    put = f"/runs/{console.id_of('first')}/notice"
-    assert browser.post(put, {"notice": "run other failed 1"}).status_code == 400
-    assert browser.post("/runs/nobody/notice", {"notice": "run nobody failed 1"}).status_code == 404
+    put, there = (f"/runs/{console.id_of(name)}/notice" for name in ("first", "other"))
+    page = browser.get("/").text
+    notice, theirs = (form_of(page, path)["notice"] for path in (put, there))
+    for made_up in (theirs, f"run {console.id_of('first')} failed 1", f"{notice} ", notice.upper(), ""):
+        assert browser.post(put, {"notice": made_up}).status_code == 409, made_up
+    assert browser.post(put, {"notice": notice, "name": "1"}).status_code == 400
+    assert browser.post("/runs/nobody/notice", {"notice": notice}).status_code == 404
+    assert "<strong>first failed" in browser.get("/").text
+    assert browser.post(put, {"notice": notice}).status_code == 303
+    assert browser.post(put, {"notice": notice}).status_code == 409
+    assert "<strong>first failed" not in browser.get("/").text
+    assert "<strong>other failed" in browser.get("/").text
+    assert console.outcomes("put a notice away").count("done") == 1
 
 
 def test_what_was_done_lately_says_to_which_run(console: Console) -> None:
