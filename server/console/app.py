@@ -131,10 +131,11 @@ QUESTIONS: Mapping[str, ConfirmQuestion] = {
         "Change nothing",
     ),
     "/releases/{id}/all": ConfirmQuestion(
-        "Use the release that some devices try on all of them?",
-        "All devices of the fleet fetch it in place of the one in use.",
+        "Use {release} on all devices of {what}?",
+        "Until now a part of them tries it. All fetch it in place of the one in use.",
         "Use it on all",
         "Go on trying",
+        releases.asked_canary,
     ),
 }
 """What is asked before it is done."""

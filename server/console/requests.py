@@ -239,12 +239,14 @@ class ConfirmQuestion:
     """What is asked before something is done that is not easily undone. It is a page, so it needs no script.
 
     title, text: with {what} for the run or fleet, and {FIELD} for the form's fields. yes, no: the answers.
+    facts: what else they name, as it is now; HTTPError where there is nothing to ask.
     """
 
     title: str
     text: str
     yes: str
     no: str
+    facts: Callable[[ConsoleRequest], Mapping[str, str]] = lambda request: {}
 
     def about(self, what: str, form: Mapping[str, str]) -> ConfirmQuestion:
         """The same with what the form is about."""
@@ -308,7 +310,7 @@ def action(
             return not_admitted(console_request)
         console_request = replace(console_request, role=role)
         if question and form.get("sure") != "yes":
-            return _asked(console_request, question)
+            return answered(console_request, partial(_asked, question=question))
         about = ", ".join(f"{key}: {form[key]}" for key in sorted(_TOLD & set(form)) if form[key])
         begun = note("begun", about)
         try:
@@ -330,12 +332,13 @@ def action(
 
 def _asked(console_request: ConsoleRequest, question: ConfirmQuestion) -> Response:
     """The question, and the form once more with the answer."""
+    facts = question.facts(console_request)
     wanted, operations = console_request.http_request.path_params.get("id"), console_request.operations
     known = {one.id: one.name for one in (*operations.fleets(), *operations.locations())}
     sent = {key: value for key, value in console_request.form.items() if key not in ("csrf", "sure")}
     return console_request.render(
         "sure.html.j2",
-        question=question.about(known.get(str(wanted), "what is not here any more"), sent),
+        question=question.about(known.get(str(wanted), "what is not here any more"), {**sent, **facts}),
         sent=sent,
         back=back_to(console_request.http_request),
     )
@@ -378,7 +381,8 @@ def _outcome(console_request: ConsoleRequest, response: Response) -> str:
 
 
 _TOLD = {"name", "where", "token", "member", "why", "label", "days", "round", "number", "confirm",
-         "begin_with", "notice", "turn", "at", "every", "place", "tag", "tags", "called", "held"}  # fmt: skip
+         "begin_with", "notice", "turn", "at", "every", "place", "tag", "tags", "called", "held",
+         "release"}  # fmt: skip
 """Fields of forms that the audit keeps."""
 
 

@@ -23,7 +23,14 @@ from penchant.common.settings import settings_of
 from penchant.deploy.cli.main import main
 from penchant.deploy.console import fleet, local
 from penchant.deploy.console.local import OperationsOnThisMachine
-from penchant.deploy.fleet import fleet_release, follow, release_signature, run_activity, run_checks
+from penchant.deploy.fleet import (
+    fleet_release,
+    follow,
+    release_acts,
+    release_signature,
+    run_activity,
+    run_checks,
+)
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import attend
 from penchant.deploy.fleet.device_notes import DeviceNotes
@@ -928,11 +935,37 @@ def test_a_canary_is_tried_from_the_page_and_the_page_says_what_is_signed(
     assert sign not in world.browser.get(page).text
     everybody = f"/releases/{world.id}/all"
     form = form_of(world.browser.get(page).text, everybody)
+    assert form["release"] == "winter:release-2"
     assert world.browser.post(everybody, form).status_code == 303
     assert fleet_release.read(world.server_directory.path).used == "winter:release-2"
     acts = {entry.action: entry.outcome for entry in world.store.audit_entries()}
     assert acts["promote a canary to all"] == "done"
     assert acts["ask for a release's signature"].startswith("failed: winter:release-1 can't be signed")
+
+
+def test_all_devices_get_the_canary_that_was_asked_about_and_no_other(world: World) -> None:
+    """Somebody else has another one tried while the question lies open."""
+    run_in(world, "winter")
+    location = next(one for one in world.operations.locations() if one.name == "winter")
+    promote, everybody = f"/releases/{location.id}/promote", f"/releases/{world.id}/all"
+    world.browser.post(promote, {"round": "1"})
+    world.browser.post(promote, {"round": "2", "canary": "10"})
+    form = form_of(world.browser.get(f"/releases?run={location.id}").text, everybody)
+    asked = world.browser.client.post(everybody, data=form)
+    assert "Use winter:release-2 on all devices of home?" in text_of(asked.text)
+    answer = form_of(asked.text, everybody)
+    world.browser.post(promote, {"round": "3", "canary": "10"})
+    refused = world.browser.client.post(everybody, data=answer)
+    assert refused.status_code == 409
+    assert "winter:release-3 is tried by now, not winter:release-2" in text_of(refused.text)
+    assert world.browser.client.post(everybody, data=form).status_code == 409  # it is not asked any more
+    assert world.browser.post(everybody).status_code == 422
+    now = fleet_release.read(world.server_directory.path)
+    assert (now.used, now.canary) == ("winter:release-1", "winter:release-3")
+    with pytest.raises(UsageError, match="winter:release-3 is tried by now, not winter:release-2"):
+        release_acts.to_everybody(world.server_directory, "winter:release-2")  # between look and turn
+    assert fleet_release.read(world.server_directory.path) == now
+    assert release_acts.to_everybody(world.server_directory, "winter:release-3").used == "winter:release-3"
 
 
 def test_the_form_of_a_fleet_asks_nothing_that_only_a_simulation_has(world: World) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from starlette.responses import Response
 from penchant.common.errors import PenchantError
 from penchant.common.membership.release_manifest import EVERYBODY
 from penchant.server.console.allowed import place_of
-from penchant.server.console.requests import ConsoleRequest
+from penchant.server.console.requests import ConsoleRequest, HTTPError
 from penchant.server.console.views.common import chosen, location_of, ordered, paged, whole_number
 from penchant.server.console.views.devices import fleet_named
 from penchant.server.console.views.run import ROUNDS_A_PAGE
@@ -19,7 +19,16 @@ from penchant.server.measured import Measurement, best
 from penchant.server.monitoring.run_history import AttemptRecord, RunLocation
 from penchant.server.releases import Release, release_name
 
-__all__ = ["ask_again", "download", "hold", "promote", "releases", "roll_back", "to_everybody"]
+__all__ = [
+    "ask_again",
+    "asked_canary",
+    "download",
+    "hold",
+    "promote",
+    "releases",
+    "roll_back",
+    "to_everybody",
+]
 
 CANARIES = (1, 5, 10, 25, 50)  # percent of the devices
 
@@ -107,9 +116,21 @@ def hold(request: ConsoleRequest) -> Response:
 
 
 def to_everybody(request: ConsoleRequest) -> Response:
-    """Have all devices of a fleet use what a part of them tries."""
-    now = request.operations.fleet(fleet_named(request)).to_everybody()
+    """Have all devices of a fleet use the release that a part of them tries: the one that the form names."""
+    release = asked_canary(request)["release"]
+    now = request.operations.fleet(fleet_named(request)).to_everybody(release)
     return request.go("/releases", f"{now.used} is in use.")
+
+
+def asked_canary(request: ConsoleRequest) -> Mapping[str, str]:
+    """Which release is to be for all devices. HTTPError unless it is the one that a part of them tries."""
+    release, tried = request.given("release"), request.operations.fleet(fleet_named(request)).release().canary
+    if not release:
+        raise HTTPError("The form names no release. Use the button of the page.", status=422)
+    if release != tried:
+        now = f"{tried} is tried by now" if tried else "None is tried by now"
+        raise HTTPError(f"{now}, not {release}. Nothing was done; look at the page again.", status=409)
+    return {"release": release}
 
 
 def ask_again(request: ConsoleRequest) -> Response:
