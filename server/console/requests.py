@@ -320,7 +320,8 @@ def action(
             return refusal(console_request, refused.status, str(refused), refused.retry_after)
         except PenchantError as error:
             note(f"failed: {error}", about, begun)
-            return console_request.go(back_to(request), f"Not done: {error}")
+            back = local(form["back"]) if "back" in form else back_to(request)
+            return console_request.go(back, f"Not done: {error}")
         except Exception as error:
             note(f"failed: {type(error).__name__}", about, begun)
             raise
@@ -331,11 +332,12 @@ def action(
 
 
 def _asked(console_request: ConsoleRequest, question: ConfirmQuestion) -> Response:
-    """The question, and the form once more with the answer."""
+    """The question, and the form once more with the answer and the page that it came from: the answer comes
+    from an address that can't be looked at."""
     facts = question.facts(console_request)
     wanted, operations = console_request.http_request.path_params.get("id"), console_request.operations
     known = {one.id: one.name for one in (*operations.fleets(), *operations.locations())}
-    sent = {key: value for key, value in console_request.form.items() if key not in ("csrf", "sure")}
+    sent = {key: value for key, value in console_request.form.items() if key not in ("csrf", "sure", "back")}
     return console_request.render(
         "sure.html.j2",
         question=question.about(known.get(str(wanted), "what is not here any more"), {**sent, **facts}),

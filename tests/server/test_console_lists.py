@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from support.console_scene import Console, form_of, log, make_run, shared
+from support.console_scene import HOST, Console, form_of, log, make_run, shared
 
 from penchant.server.console import charts
 from penchant.server.console.app import ACTIONS, QUESTIONS
@@ -209,6 +209,31 @@ def test_what_hurts_is_asked_first_and_nothing_is_done_before_the_answer(console
     assert answer["sure"] == "yes"
     assert browser.client.post(promote, data=answer).status_code == 303
     assert console.outcomes("promote a release") == ["done"]
+
+
+def answered_no_more(console: Console, **changes: str) -> str:
+    """Where a browser is led that says yes to a question when the act is not possible any more."""
+    browser, here = console.browser("olga"), f"/releases?run={console.id_of('first')}"
+    promote = f"/releases/{console.id_of('first')}/promote"
+    form = {"csrf": browser.token(), "round": "9", "canary": ""}
+    asked = browser.client.post(promote, data=form, headers={"referer": f"http://{HOST}{here}"})
+    answer = form_of(asked.text, promote) | changes
+    said = browser.client.post(promote, data=answer, headers={"referer": f"http://{HOST}{promote}"})
+    assert said.status_code == 303
+    assert said.headers["location"] != promote  # there is nothing to look at
+    assert "Not done: round 9 has no checkpoint" in browser.get(said.headers["location"]).text
+    return said.headers["location"]
+
+
+def test_a_refusal_after_a_question_is_said_on_the_page_that_one_came_from(console: Console) -> None:
+    make_run(console.runs / "first", 2)
+    assert answered_no_more(console) == f"/releases?run={console.id_of('first')}"
+
+
+@pytest.mark.parametrize("back", ["//evil.example", "https://evil.example/", "/\\evil.example", ""])
+def test_after_a_question_one_is_led_to_a_page_of_ours_alone(console: Console, back: str) -> None:
+    make_run(console.runs / "first", 2)
+    assert answered_no_more(console, back=back) == "/"
 
 
 def test_a_question_shows_what_was_sent_as_text(console: Console) -> None:
