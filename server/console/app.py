@@ -118,17 +118,18 @@ QUESTIONS: Mapping[str, ConfirmQuestion] = {
         "Leave it",
     ),
     "/releases/{id}/promote": ConfirmQuestion(
-        "Promote the adapter of round {round} of {what}?",
-        "It is what new devices start from and what an export gives, as soon as the authority has signed it. "
-        "Devices of this fleet fetch it.",
+        "Promote the adapter of round {round} of {what}{to}?",
+        "{follows}",
         "Promote it",
         "Change nothing",
+        releases.asked_promotion,
     ),
     "/releases/{id}/rollback": ConfirmQuestion(
         "Use release {number} of {what} again?",
-        "Devices fetch it in place of the one in use.",
+        "{follows}",
         "Use it again",
         "Change nothing",
+        releases.asked_return,
     ),
     "/releases/{id}/all": ConfirmQuestion(
         "Use {release} on all devices of {what}?",

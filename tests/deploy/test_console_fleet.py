@@ -968,6 +968,58 @@ def test_all_devices_get_the_canary_that_was_asked_about_and_no_other(world: Wor
     assert release_acts.to_everybody(world.server_directory, "winter:release-3").used == "winter:release-3"
 
 
+def test_the_question_before_a_promotion_says_to_whom_it_goes(world: World) -> None:
+    run_in(world, "winter")
+    location = next(one for one in world.operations.locations() if one.name == "winter")
+    path, client, csrf = f"/releases/{location.id}", world.browser.client, world.browser.token()
+
+    def asked(act: str = "promote", **form: str) -> str:
+        return text_of(client.post(f"{path}/{act}", data={"csrf": csrf, **form}).text)
+
+    first = asked(round="1", canary="")
+    assert "Promote the adapter of round 1 of winter?" in first
+    assert (
+        "All devices of home fetch it, and new ones start from it, once the authority has signed it." in first
+    )
+    assert "home uses no release yet: nothing can be tried first." in asked(round="1", canary="5")
+    world.browser.post(f"{path}/promote", {"round": "1"})
+    part = asked(round="2", canary="5")
+    assert "Promote the adapter of round 2 of winter to 5% of the devices first?" in part
+    assert "5% of the devices of home fetch it, once the authority has signed it." in part
+    assert "All others stay with winter:release-1, and so do exports and new runs." in part
+    world.browser.post(f"{path}/promote", {"round": "2", "canary": "5"})
+    every = asked(round="3", canary="")
+    assert "All devices of home fetch it in place of winter:release-1" in every
+    assert "winter:release-2 is tried no more." in every
+    back = asked("rollback", number="1")
+    assert "winter:release-1 stays in use. winter:release-2 is tried no more." in back
+    world.browser.post(f"{path}/promote", {"round": "3"})
+    world.browser.post(f"/releases/{world.id}/hold", {"held": "yes"})
+    assert "home holds winter:release-3: this one waits" in asked(round="2", canary="")
+    assert "home holds winter:release-3: nothing can be tried first." in asked(round="2", canary="5")
+    assert "home holds winter:release-3: this one waits" in asked("rollback", number="1")
+
+
+def test_a_yes_to_something_else_is_asked_once_more(world: World) -> None:
+    """The fleet held when it was asked: the release would have waited. Now all devices would fetch it."""
+    run_in(world, "winter")
+    location = next(one for one in world.operations.locations() if one.name == "winter")
+    promote, hold = f"/releases/{location.id}/promote", f"/releases/{world.id}/hold"
+    world.browser.post(promote, {"round": "1"})
+    world.browser.post(hold, {"held": "yes"})
+    form = {"csrf": world.browser.token(), "round": "2", "canary": ""}
+    answer = form_of(world.browser.client.post(promote, data=form).text, promote)
+    world.browser.post(hold, {"held": "no"})
+    again = world.browser.client.post(promote, data=answer)
+    assert again.status_code == 200
+    assert "All devices of home fetch it in place of winter:release-1" in text_of(again.text)
+    assert fleet_release.read(world.server_directory.path).used == "winter:release-1"
+    second = form_of(again.text, promote)
+    assert second["back"] == answer["back"]
+    assert world.browser.client.post(promote, data=second).status_code == 303
+    assert fleet_release.read(world.server_directory.path).used == "winter:release-2"
+
+
 def test_the_form_of_a_fleet_asks_nothing_that_only_a_simulation_has(world: World) -> None:
     """No data set, pairs or people: those are on the devices. And a fleet is called as its folder, once."""
     page = world.browser.get("/runs/new").text

@@ -215,9 +215,9 @@ def answered_no_more(console: Console, **changes: str) -> str:
     """Where a browser is led that says yes to a question when the act is not possible any more."""
     browser, here = console.browser("olga"), f"/releases?run={console.id_of('first')}"
     promote = f"/releases/{console.id_of('first')}/promote"
-    form = {"csrf": browser.token(), "round": "9", "canary": ""}
+    form = {"csrf": browser.token(), "round": "2", "canary": ""}
     asked = browser.client.post(promote, data=form, headers={"referer": f"http://{HOST}{here}"})
-    answer = form_of(asked.text, promote) | changes
+    answer = form_of(asked.text, promote) | {"round": "9"} | changes
     said = browser.client.post(promote, data=answer, headers={"referer": f"http://{HOST}{promote}"})
     assert said.status_code == 303
     assert said.headers["location"] != promote  # there is nothing to look at
@@ -239,9 +239,44 @@ def test_after_a_question_one_is_led_to_a_page_of_ours_alone(console: Console, b
 def test_a_question_shows_what_was_sent_as_text(console: Console) -> None:
     make_run(console.runs / "first", 2)
     browser = console.browser("olga")
-    form = {"csrf": browser.token(), "round": "<b>{what.__class__}"}
+    form = {"csrf": browser.token(), "token": "<b>{what.__class__}"}
+    asked = browser.client.post(f"/devices/{console.id_of('first')}/withdrawals", data=form).text
+    assert "Take token &lt;b&gt;{what.__class__} back?" in asked
+
+
+@pytest.mark.parametrize(
+    ("act", "form", "why"),
+    [
+        ("promote", {"round": "two"}, "round must be a whole number"),
+        ("promote", {"round": "<b>"}, "round must be a whole number"),
+        ("promote", {"round": "9"}, "first has no adapter of round 9."),
+        ("promote", {"round": "2", "canary": "0"}, "1 to 99 percent"),
+        ("promote", {"round": "2", "canary": "100"}, "1 to 99 percent"),
+        ("promote", {"round": "2", "canary": "5%"}, "canary must be a whole number"),
+        ("promote", {"round": "2", "canary": "5"}, "A simulation has no devices that could try"),
+        ("rollback", {"number": "1"}, "first has no release 1."),
+        ("rollback", {"number": "x"}, "number must be a whole number"),
+    ],
+)
+def test_what_can_not_be_done_is_refused_before_it_is_asked(
+    console: Console, act: str, form: dict[str, str], why: str
+) -> None:
+    make_run(console.runs / "first", 2)
+    browser = console.browser("olga")
+    path = f"/releases/{console.id_of('first')}/{act}"
+    said = browser.client.post(path, data={"csrf": browser.token(), **form})
+    assert said.status_code == 422
+    assert why in said.text
+    assert 'name="sure"' not in said.text
+
+
+def test_the_question_about_a_simulation_says_that_nothing_is_fetched(console: Console) -> None:
+    make_run(console.runs / "first", 2)
+    browser = console.browser("olga")
+    form = {"csrf": browser.token(), "round": "2"}
     asked = browser.client.post(f"/releases/{console.id_of('first')}/promote", data=form).text
-    assert "round &lt;b&gt;{what.__class__} of first?" in asked
+    assert "Promote the adapter of round 2 of first?" in asked
+    assert "whose devices are simulated: none fetches it." in asked
 
 
 @pytest.mark.parametrize("path", sorted(QUESTIONS))
