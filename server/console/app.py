@@ -117,6 +117,15 @@ QUESTIONS: Mapping[str, ConfirmQuestion] = {
         "Take it back",
         "Leave it",
     ),
+    "/devices/{id}/revocations": ConfirmQuestion(
+        "Have {device} of {what} revoked for good?",
+        "Once the authority has signed, devices refuse to sit in a round with it, and nobody can take that "
+        "back: its owner needs another token, and is another member then. What it gave to finished rounds "
+        "stays in their sums. {reason}",
+        "Ask for it",
+        "Leave it in",
+        devices.asked_revocation,
+    ),
     "/releases/{id}/promote": ConfirmQuestion(
         "Promote the adapter of round {round} of {what}{to}?",
         "{follows}",

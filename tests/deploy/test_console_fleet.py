@@ -207,6 +207,31 @@ def test_a_revocation_is_pending_until_the_authority_has_signed(world: World) ->
     assert "there is no member 3" in world.said()
 
 
+def test_a_revocation_is_asked_about_first(world: World) -> None:
+    """It is for good: the question names the member and its device, and nothing is done before the answer."""
+    world.operations.fleet(world.operations.fleets()[0]).note(3, "kitchen", [])
+    path, client = f"/devices/{world.id}/revocations", world.browser.client
+
+    def posted(**form: str) -> str:
+        return client.post(path, data={"csrf": world.browser.token(), **form}).text
+
+    asked = posted(member="3", why="lost {what} <b>")
+    said = text_of(asked)
+    assert "Have member 3, kitchen, of home revoked for good?" in said
+    assert "The reason that it is given: lost {what} <b>" in said
+    assert list(world.server_directory.requests.glob("revoke-*.json")) == []
+    assert [e for e in world.store.audit_entries() if e.action == "ask for a revocation"] == []
+    assert "Have member 2 of home revoked for good?" in text_of(posted(member="2", why=""))
+    for member, why in (("99", "home has no member 99."), ("x", "member must be a whole number")):
+        refused = posted(member=member, why="lost")
+        assert why in text_of(refused)
+        assert 'name="sure"' not in refused
+    assert client.post(path, data=form_of(asked, path)).status_code == 303
+    (kept,) = world.server_directory.requests.glob("revoke-*.json")
+    assert json.loads(kept.read_text(encoding="utf-8")) == {"member": 3, "why": "lost {what} <b>"}
+    assert "Member 3: asked for already" in text_of(posted(member="3", why="again"))
+
+
 def test_a_revocation_asked_for_at_the_terminal_is_shown_too(world: World) -> None:
     request_revocation(world.server_directory.path, 2, "left")
     assert "2 pending left command line" in world.said()
