@@ -34,9 +34,9 @@ from penchant.deploy.fleet import (
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import attend
 from penchant.deploy.fleet.device_notes import DeviceNotes
-from penchant.deploy.fleet.enrolment import EnrolmentRegistry, request_revocation
+from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry, request_revocation
 from penchant.deploy.fleet.run_queue import RunQueue
-from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
+from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory, ServerSettings
 from penchant.deploy.flower.superlink import Control, NodeRow, SuperLinkAddress
 from penchant.server import releases
 from penchant.server.console.accounts import ConsoleStore
@@ -894,6 +894,18 @@ def test_a_run_asks_only_those_with_a_tag(world: World, monkeypatch: pytest.Monk
     assert called[0][-2:] == ["--tag", "kitchen"]
     assert world.browser.post("/runs/new", form | {"turn": "queue", "name": "summer"}).status_code == 303
     assert [one.tag for one in RunQueue(world.server_directory).runs()] == ["kitchen"]
+
+
+@pytest.mark.parametrize("file", [MEMBERS, DATABASE])
+def test_a_damaged_fleet_takes_nothing_else_from_who_looks_for_something(world: World, file: str) -> None:
+    run_in(world, "winter")
+    assert "member 3" in world.said("/find?q=member")
+    (world.server_directory.path / file).write_bytes(b"garbage" * 100)
+    found = world.browser.get("/find?q=winter")
+    assert (found.status_code, "winter" in text_of(found.text)) == (200, True)
+    damaged = world.browser.get("/find?q=home", headers={"hx-request": "true"})
+    assert (damaged.status_code, "can’t be read" in damaged.text) == (200, True)
+    assert "member 3" not in world.said("/find?q=member")
 
 
 def test_the_page_leads_back_to_the_release_of_another_run(world: World) -> None:
