@@ -221,9 +221,9 @@ class FleetOnThisMachine:
         """Stay with the release in use whatever is promoted, or hold no more; -> what is in use then."""
         return (release_acts.hold if held else release_acts.unhold)(ServerDirectory(self.directory))
 
-    def to_everybody(self) -> FleetRelease:
-        """What a part of the devices tries first is for all of them; -> what is in use then."""
-        return release_acts.to_everybody(ServerDirectory(self.directory))
+    def to_everybody(self, release: str) -> FleetRelease:
+        """The release that a part of the devices tries is for all of them; -> what is in use then."""
+        return release_acts.to_everybody(ServerDirectory(self.directory), release)
 
     def ask_again(self) -> str:
         """Ask the authority once more to sign what was chosen last; -> its name."""

@@ -29,9 +29,15 @@ def unhold(server_directory: ServerDirectory) -> FleetRelease:
         return now
 
 
-def to_everybody(server_directory: ServerDirectory) -> FleetRelease:
-    """What a part of the devices tries is for all of them. Errors as `fleet_release.to_everybody`."""
+def to_everybody(server_directory: ServerDirectory, release: str = "") -> FleetRelease:
+    """What a part of the devices tries is for all of them; with a `release`, only if it is this one.
+
+    UsageError where another one is tried by now; others as `fleet_release.to_everybody`.
+    """
     with turn(server_directory.path):
+        tried = fleet_release.read(server_directory.path).canary
+        if release and tried and tried != release:
+            raise UsageError(f"{tried} is tried by now, not {release}; look at it before all devices use it")
         now = fleet_release.to_everybody(server_directory.path)
         release_signature.ask(server_directory, now.used)
         return now

@@ -117,24 +117,35 @@ QUESTIONS: Mapping[str, ConfirmQuestion] = {
         "Take it back",
         "Leave it",
     ),
+    "/devices/{id}/revocations": ConfirmQuestion(
+        "Have {device} of {what} revoked for good?",
+        "Once the authority has signed, devices refuse to sit in a round with it, and nobody can take that "
+        "back: its owner needs another token, and is another member then. What it gave to finished rounds "
+        "stays in their sums. {reason}",
+        "Ask for it",
+        "Leave it in",
+        devices.asked_revocation,
+    ),
     "/releases/{id}/promote": ConfirmQuestion(
-        "Promote the adapter of round {round} of {what}?",
-        "It is what new devices start from and what an export gives, as soon as the authority has signed it. "
-        "Devices of this fleet fetch it.",
+        "Promote the adapter of round {round} of {what}{to}?",
+        "{follows}",
         "Promote it",
         "Change nothing",
+        releases.asked_promotion,
     ),
     "/releases/{id}/rollback": ConfirmQuestion(
         "Use release {number} of {what} again?",
-        "Devices fetch it in place of the one in use.",
+        "{follows}",
         "Use it again",
         "Change nothing",
+        releases.asked_return,
     ),
     "/releases/{id}/all": ConfirmQuestion(
-        "Use the release that some devices try on all of them?",
-        "All devices of the fleet fetch it in place of the one in use.",
+        "Use {release} on all devices of {what}?",
+        "Until now a part of them tries it. All fetch it in place of the one in use.",
         "Use it on all",
         "Go on trying",
+        releases.asked_canary,
     ),
 }
 """What is asked before it is done."""

@@ -109,8 +109,9 @@ class FleetOperations(Protocol):
     def hold(self, held: bool) -> FleetRelease:
         """Stay with the release in use whatever is promoted, or hold no more; -> what is in use then."""
 
-    def to_everybody(self) -> FleetRelease:
-        """What a part of the devices tries first is for all of them; -> what is in use then."""
+    def to_everybody(self, release: str) -> FleetRelease:
+        """The release that a part of the devices tries first is for all of them; -> what is in use then.
+        Refused where another one is tried by now."""
 
     def ask_again(self) -> str:
         """Ask the authority once more to sign what was chosen last; -> its name."""

@@ -7,6 +7,7 @@ before anything is done, one with how it ended.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import logging
 import secrets
@@ -50,6 +51,7 @@ log = logging.getLogger(__name__)
 
 DOWNLOADS = 2  # at the same time, of everybody
 LOGINS = 8  # that may wait for a look at a password, or for the provider
+OF_ANSWERS = ("sure", "asked", "back")  # fields of the form that answers a question
 AGAIN = "x-penchant-mark"  # the header in which a page that lies open says which one it is
 
 
@@ -239,12 +241,19 @@ class ConfirmQuestion:
     """What is asked before something is done that is not easily undone. It is a page, so it needs no script.
 
     title, text: with {what} for the run or fleet, and {FIELD} for the form's fields. yes, no: the answers.
+    facts: what else they name, as it is now; HTTPError where there is nothing to ask.
     """
 
     title: str
     text: str
     yes: str
     no: str
+    facts: Callable[[ConsoleRequest], Mapping[str, str]] = lambda request: {}
+
+    @property
+    def digest(self) -> str:
+        """Another one for each question: an answer has it, and is to this question alone."""
+        return hashlib.sha256(f"{self.title}\n{self.text}".encode()).hexdigest()[:32]
 
     def about(self, what: str, form: Mapping[str, str]) -> ConfirmQuestion:
         """The same with what the form is about."""
@@ -307,8 +316,8 @@ def action(
             note("refused: not an operator")
             return not_admitted(console_request)
         console_request = replace(console_request, role=role)
-        if question and form.get("sure") != "yes":
-            return _asked(console_request, question)
+        if question and not _is_answered(console_request, question):
+            return answered(console_request, partial(_asked, question=question))
         about = ", ".join(f"{key}: {form[key]}" for key in sorted(_TOLD & set(form)) if form[key])
         begun = note("begun", about)
         try:
@@ -318,7 +327,8 @@ def action(
             return refusal(console_request, refused.status, str(refused), refused.retry_after)
         except PenchantError as error:
             note(f"failed: {error}", about, begun)
-            return console_request.go(back_to(request), f"Not done: {error}")
+            back = local(form["back"]) if "back" in form else back_to(request)
+            return console_request.go(back, f"Not done: {error}")
         except Exception as error:
             note(f"failed: {type(error).__name__}", about, begun)
             raise
@@ -329,16 +339,36 @@ def action(
 
 
 def _asked(console_request: ConsoleRequest, question: ConfirmQuestion) -> Response:
-    """The question, and the form once more with the answer."""
-    wanted, operations = console_request.http_request.path_params.get("id"), console_request.operations
-    known = {one.id: one.name for one in (*operations.fleets(), *operations.locations())}
-    sent = {key: value for key, value in console_request.form.items() if key not in ("csrf", "sure")}
+    """The question, and the form once more with the answer and the page that it came from: the answer comes
+    from an address that can't be looked at."""
+    form = console_request.form
     return console_request.render(
         "sure.html.j2",
-        question=question.about(known.get(str(wanted), "what is not here any more"), sent),
-        sent=sent,
-        back=back_to(console_request.http_request),
+        question=_put(console_request, question),
+        sent={key: value for key, value in form.items() if key not in ("csrf", *OF_ANSWERS)},
+        back=local(form["back"]) if "back" in form else back_to(console_request.http_request),
     )
+
+
+def _put(console_request: ConsoleRequest, question: ConfirmQuestion) -> ConfirmQuestion:
+    """The question about what the form is about, as things are now."""
+    facts = question.facts(console_request)
+    wanted, operations = console_request.http_request.path_params.get("id"), console_request.operations
+    known = {one.id: one.name for one in (*operations.fleets(), *operations.locations())}
+    what = known.get(str(wanted), "what is not here any more")
+    return question.about(what, {**console_request.form, **facts})
+
+
+def _is_answered(console_request: ConsoleRequest, question: ConfirmQuestion) -> bool:
+    """Whether the form says yes, and to a question that would be the same now. Where nothing can be asked any
+    more the act itself says why, for the audit too."""
+    form = console_request.form
+    if form.get("sure") != "yes" or "asked" not in form:
+        return form.get("sure") == "yes"
+    try:
+        return form["asked"] == _put(console_request, question).digest
+    except PenchantError:
+        return True
 
 
 def _subject(context: ConsoleContext, request: Request, form: Form) -> str | None:
@@ -378,7 +408,8 @@ def _outcome(console_request: ConsoleRequest, response: Response) -> str:
 
 
 _TOLD = {"name", "where", "token", "member", "why", "label", "days", "round", "number", "confirm",
-         "begin_with", "notice", "turn", "at", "every", "place", "tag", "tags", "called", "held"}  # fmt: skip
+         "begin_with", "notice", "turn", "at", "every", "place", "tag", "tags", "called", "held",
+         "release"}  # fmt: skip
 """Fields of forms that the audit keeps."""
 
 

@@ -38,8 +38,8 @@ class Notice:
         topic: what it is about, the same as long as it lasts, whatever figures its title holds.
         nameless: what is said in place of `text` beyond this machine, where that holds people's names.
         run: the id of the run that it is about; empty where it is about none.
-        key: what happened, another one each time it happens; empty for what lasts until it is mended. With a
-            key it can be put away.
+        key: what happened, to the run of this id, another one each time it happens; empty for what lasts
+            until it is mended. With a key it can be put away.
     """
 
     kind: str
@@ -75,14 +75,14 @@ def of_run(run: RunSummary, now: float) -> Iterator[Notice]:
             href,
             f"run {name} failed",
             run=run.location.id,
-            key=f"run {name} failed {run.touched:.0f}",
+            key=f"run {run.location.id} failed {run.touched:.0f}",
         )
     if run.state == "running":
         yield from _at_work(run, now, href)
 
 
 def _at_work(run: RunSummary, now: float, href: str) -> Iterator[Notice]:
-    name = run.location.name
+    name, id = run.location.name, run.location.id
     deadline = run.config.federation.deadline_seconds if run.config else 600.0
     quiet = now - run.touched
     if run.open is not None and quiet > 6 * deadline:
@@ -93,15 +93,15 @@ def _at_work(run: RunSummary, now: float, href: str) -> Iterator[Notice]:
         text = f"Round {recent[-1].round}, attempt {recent[-1].attempt}: {recent[-1].why}"
         title = f"{name}: {counted(len(recent), 'attempt')} gave nothing"
         last_try = f"{recent[-1].round}.{recent[-1].attempt}"
-        topic = f"run {name} attempts"
-        yield Notice("warn", title, text, href, topic, run=run.location.id, key=f"{topic} {last_try}")
+        topic, key = f"run {name} attempts", f"run {id} attempts {last_try}"
+        yield Notice("warn", title, text, href, topic, run=id, key=key)
     without = [log for log in run.glance.logs if log.failed and log.round > run.settled - 10]
     if without:
         last = without[-1]
         text = f"Round {last.round} is {'; '.join(left_out(last.failed))}"
         title = f"{name}: {counted(len(without), 'round')} without a group"
-        topic = f"run {name} groups"
-        yield Notice("warn", title, text, href, topic, run=run.location.id, key=f"{topic} {last.round}")
+        topic, key = f"run {name} groups", f"run {id} groups {last.round}"
+        yield Notice("warn", title, text, href, topic, run=id, key=key)
     part = run.lost_part
     if part is not None and part >= MANY_LOST:
         text = (
@@ -112,14 +112,12 @@ def _at_work(run: RunSummary, now: float, href: str) -> Iterator[Notice]:
     known = [log.val_accuracy for log in run.logs if log.val_accuracy is not None]
     if len(known) > 5 and max(known[-5:]) < max(known) - FALL:
         text = f"The last five rounds stay below {percent(max(known))}, the best so far."
-        topic = f"run {name} learns"
-        key = f"{topic} {max(known):.6f}"
-        yield Notice("warn", f"{name} learns no more", text, href, topic, run=run.location.id, key=key)
+        topic, key = f"run {name} learns", f"run {id} learns {max(known):.6f}"
+        yield Notice("warn", f"{name} learns no more", text, href, topic, run=id, key=key)
     if run.config is not None and not run.config.privacy.secagg:
         text = "The server sees every single update. For simulated people only."
         title, page = f"{name} runs without secure aggregation", f"/privacy?run={run.location.id}"
-        topic = f"run {name} plain"
-        yield Notice("warn", title, text, page, topic, run=run.location.id, key=topic)
+        yield Notice("warn", title, text, page, f"run {name} plain", run=id, key=f"run {id} plain")
 
 
 def of_fleet(

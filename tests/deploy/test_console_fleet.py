@@ -23,13 +23,20 @@ from penchant.common.settings import settings_of
 from penchant.deploy.cli.main import main
 from penchant.deploy.console import fleet, local
 from penchant.deploy.console.local import OperationsOnThisMachine
-from penchant.deploy.fleet import fleet_release, follow, release_signature, run_activity, run_checks
+from penchant.deploy.fleet import (
+    fleet_release,
+    follow,
+    release_acts,
+    release_signature,
+    run_activity,
+    run_checks,
+)
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import attend
 from penchant.deploy.fleet.device_notes import DeviceNotes
-from penchant.deploy.fleet.enrolment import EnrolmentRegistry, request_revocation
+from penchant.deploy.fleet.enrolment import DATABASE, EnrolmentRegistry, request_revocation
 from penchant.deploy.fleet.run_queue import RunQueue
-from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
+from penchant.deploy.fleet.server_directory import MEMBERS, ServerDirectory, ServerSettings
 from penchant.deploy.flower.superlink import Control, NodeRow, SuperLinkAddress
 from penchant.server import releases
 from penchant.server.console.accounts import ConsoleStore
@@ -198,6 +205,31 @@ def test_a_revocation_is_pending_until_the_authority_has_signed(world: World) ->
     again = world.browser.post(f"/devices/{world.id}/revocations", {"member": "3", "why": "again"})
     assert again.status_code == 303
     assert "there is no member 3" in world.said()
+
+
+def test_a_revocation_is_asked_about_first(world: World) -> None:
+    """It is for good: the question names the member and its device, and nothing is done before the answer."""
+    world.operations.fleet(world.operations.fleets()[0]).note(3, "kitchen", [])
+    path, client = f"/devices/{world.id}/revocations", world.browser.client
+
+    def posted(**form: str) -> str:
+        return client.post(path, data={"csrf": world.browser.token(), **form}).text
+
+    asked = posted(member="3", why="lost {what} <b>")
+    said = text_of(asked)
+    assert "Have member 3, kitchen, of home revoked for good?" in said
+    assert "The reason that it is given: lost {what} <b>" in said
+    assert list(world.server_directory.requests.glob("revoke-*.json")) == []
+    assert [e for e in world.store.audit_entries() if e.action == "ask for a revocation"] == []
+    assert "Have member 2 of home revoked for good?" in text_of(posted(member="2", why=""))
+    for member, why in (("99", "home has no member 99."), ("x", "member must be a whole number")):
+        refused = posted(member=member, why="lost")
+        assert why in text_of(refused)
+        assert 'name="sure"' not in refused
+    assert client.post(path, data=form_of(asked, path)).status_code == 303
+    (kept,) = world.server_directory.requests.glob("revoke-*.json")
+    assert json.loads(kept.read_text(encoding="utf-8")) == {"member": 3, "why": "lost {what} <b>"}
+    assert "Member 3: asked for already" in text_of(posted(member="3", why="again"))
 
 
 def test_a_revocation_asked_for_at_the_terminal_is_shown_too(world: World) -> None:
@@ -864,6 +896,18 @@ def test_a_run_asks_only_those_with_a_tag(world: World, monkeypatch: pytest.Monk
     assert [one.tag for one in RunQueue(world.server_directory).runs()] == ["kitchen"]
 
 
+@pytest.mark.parametrize("file", [MEMBERS, DATABASE])
+def test_a_damaged_fleet_takes_nothing_else_from_who_looks_for_something(world: World, file: str) -> None:
+    run_in(world, "winter")
+    assert "member 3" in world.said("/find?q=member")
+    (world.server_directory.path / file).write_bytes(b"garbage" * 100)
+    found = world.browser.get("/find?q=winter")
+    assert (found.status_code, "winter" in text_of(found.text)) == (200, True)
+    damaged = world.browser.get("/find?q=home", headers={"hx-request": "true"})
+    assert (damaged.status_code, "can’t be read" in damaged.text) == (200, True)
+    assert "member 3" not in world.said("/find?q=member")
+
+
 def test_the_page_leads_back_to_the_release_of_another_run(world: World) -> None:
     for name in ("winter", "summer"):
         run_in(world, name)
@@ -928,11 +972,89 @@ def test_a_canary_is_tried_from_the_page_and_the_page_says_what_is_signed(
     assert sign not in world.browser.get(page).text
     everybody = f"/releases/{world.id}/all"
     form = form_of(world.browser.get(page).text, everybody)
+    assert form["release"] == "winter:release-2"
     assert world.browser.post(everybody, form).status_code == 303
     assert fleet_release.read(world.server_directory.path).used == "winter:release-2"
     acts = {entry.action: entry.outcome for entry in world.store.audit_entries()}
     assert acts["promote a canary to all"] == "done"
     assert acts["ask for a release's signature"].startswith("failed: winter:release-1 can't be signed")
+
+
+def test_all_devices_get_the_canary_that_was_asked_about_and_no_other(world: World) -> None:
+    """Somebody else has another one tried while the question lies open."""
+    run_in(world, "winter")
+    location = next(one for one in world.operations.locations() if one.name == "winter")
+    promote, everybody = f"/releases/{location.id}/promote", f"/releases/{world.id}/all"
+    world.browser.post(promote, {"round": "1"})
+    world.browser.post(promote, {"round": "2", "canary": "10"})
+    form = form_of(world.browser.get(f"/releases?run={location.id}").text, everybody)
+    asked = world.browser.client.post(everybody, data=form)
+    assert "Use winter:release-2 on all devices of home?" in text_of(asked.text)
+    answer = form_of(asked.text, everybody)
+    world.browser.post(promote, {"round": "3", "canary": "10"})
+    refused = world.browser.client.post(everybody, data=answer)
+    assert refused.status_code == 409
+    assert "winter:release-3 is tried by now, not winter:release-2" in text_of(refused.text)
+    assert world.browser.client.post(everybody, data=form).status_code == 409  # it is not asked any more
+    assert world.browser.post(everybody).status_code == 422
+    now = fleet_release.read(world.server_directory.path)
+    assert (now.used, now.canary) == ("winter:release-1", "winter:release-3")
+    with pytest.raises(UsageError, match="winter:release-3 is tried by now, not winter:release-2"):
+        release_acts.to_everybody(world.server_directory, "winter:release-2")  # between look and turn
+    assert fleet_release.read(world.server_directory.path) == now
+    assert release_acts.to_everybody(world.server_directory, "winter:release-3").used == "winter:release-3"
+
+
+def test_the_question_before_a_promotion_says_to_whom_it_goes(world: World) -> None:
+    run_in(world, "winter")
+    location = next(one for one in world.operations.locations() if one.name == "winter")
+    path, client, csrf = f"/releases/{location.id}", world.browser.client, world.browser.token()
+
+    def asked(act: str = "promote", **form: str) -> str:
+        return text_of(client.post(f"{path}/{act}", data={"csrf": csrf, **form}).text)
+
+    first = asked(round="1", canary="")
+    assert "Promote the adapter of round 1 of winter?" in first
+    assert (
+        "All devices of home fetch it, and new ones start from it, once the authority has signed it." in first
+    )
+    assert "home uses no release yet: nothing can be tried first." in asked(round="1", canary="5")
+    world.browser.post(f"{path}/promote", {"round": "1"})
+    part = asked(round="2", canary="5")
+    assert "Promote the adapter of round 2 of winter to 5% of the devices first?" in part
+    assert "5% of the devices of home fetch it, once the authority has signed it." in part
+    assert "All others stay with winter:release-1, and so do exports and new runs." in part
+    world.browser.post(f"{path}/promote", {"round": "2", "canary": "5"})
+    every = asked(round="3", canary="")
+    assert "All devices of home fetch it in place of winter:release-1" in every
+    assert "winter:release-2 is tried no more." in every
+    back = asked("rollback", number="1")
+    assert "winter:release-1 stays in use. winter:release-2 is tried no more." in back
+    world.browser.post(f"{path}/promote", {"round": "3"})
+    world.browser.post(f"/releases/{world.id}/hold", {"held": "yes"})
+    assert "home holds winter:release-3: this one waits" in asked(round="2", canary="")
+    assert "home holds winter:release-3: nothing can be tried first." in asked(round="2", canary="5")
+    assert "home holds winter:release-3: this one waits" in asked("rollback", number="1")
+
+
+def test_a_yes_to_something_else_is_asked_once_more(world: World) -> None:
+    """The fleet held when it was asked: the release would have waited. Now all devices would fetch it."""
+    run_in(world, "winter")
+    location = next(one for one in world.operations.locations() if one.name == "winter")
+    promote, hold = f"/releases/{location.id}/promote", f"/releases/{world.id}/hold"
+    world.browser.post(promote, {"round": "1"})
+    world.browser.post(hold, {"held": "yes"})
+    form = {"csrf": world.browser.token(), "round": "2", "canary": ""}
+    answer = form_of(world.browser.client.post(promote, data=form).text, promote)
+    world.browser.post(hold, {"held": "no"})
+    again = world.browser.client.post(promote, data=answer)
+    assert again.status_code == 200
+    assert "All devices of home fetch it in place of winter:release-1" in text_of(again.text)
+    assert fleet_release.read(world.server_directory.path).used == "winter:release-1"
+    second = form_of(again.text, promote)
+    assert second["back"] == answer["back"]
+    assert world.browser.client.post(promote, data=second).status_code == 303
+    assert fleet_release.read(world.server_directory.path).used == "winter:release-2"
 
 
 def test_the_form_of_a_fleet_asks_nothing_that_only_a_simulation_has(world: World) -> None:

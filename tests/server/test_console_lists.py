@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from support.console_scene import Console, form_of, log, make_run, shared
+from support.console_scene import HOST, Console, form_of, log, make_run, shared
 
 from penchant.server.console import charts
 from penchant.server.console.app import ACTIONS, QUESTIONS
@@ -211,12 +211,72 @@ def test_what_hurts_is_asked_first_and_nothing_is_done_before_the_answer(console
     assert console.outcomes("promote a release") == ["done"]
 
 
+def answered_no_more(console: Console, **changes: str) -> str:
+    """Where a browser is led that says yes to a question when the act is not possible any more."""
+    browser, here = console.browser("olga"), f"/releases?run={console.id_of('first')}"
+    promote = f"/releases/{console.id_of('first')}/promote"
+    form = {"csrf": browser.token(), "round": "2", "canary": ""}
+    asked = browser.client.post(promote, data=form, headers={"referer": f"http://{HOST}{here}"})
+    answer = form_of(asked.text, promote) | {"round": "9"} | changes
+    said = browser.client.post(promote, data=answer, headers={"referer": f"http://{HOST}{promote}"})
+    assert said.status_code == 303
+    assert said.headers["location"] != promote  # there is nothing to look at
+    assert "Not done: round 9 has no checkpoint" in browser.get(said.headers["location"]).text
+    return said.headers["location"]
+
+
+def test_a_refusal_after_a_question_is_said_on_the_page_that_one_came_from(console: Console) -> None:
+    make_run(console.runs / "first", 2)
+    assert answered_no_more(console) == f"/releases?run={console.id_of('first')}"
+
+
+@pytest.mark.parametrize("back", ["//evil.example", "https://evil.example/", "/\\evil.example", ""])
+def test_after_a_question_one_is_led_to_a_page_of_ours_alone(console: Console, back: str) -> None:
+    make_run(console.runs / "first", 2)
+    assert answered_no_more(console, back=back) == "/"
+
+
 def test_a_question_shows_what_was_sent_as_text(console: Console) -> None:
     make_run(console.runs / "first", 2)
     browser = console.browser("olga")
-    form = {"csrf": browser.token(), "round": "<b>{what.__class__}"}
+    form = {"csrf": browser.token(), "token": "<b>{what.__class__}"}
+    asked = browser.client.post(f"/devices/{console.id_of('first')}/withdrawals", data=form).text
+    assert "Take token &lt;b&gt;{what.__class__} back?" in asked
+
+
+@pytest.mark.parametrize(
+    ("act", "form", "why"),
+    [
+        ("promote", {"round": "two"}, "round must be a whole number"),
+        ("promote", {"round": "<b>"}, "round must be a whole number"),
+        ("promote", {"round": "9"}, "first has no adapter of round 9."),
+        ("promote", {"round": "2", "canary": "0"}, "1 to 99 percent"),
+        ("promote", {"round": "2", "canary": "100"}, "1 to 99 percent"),
+        ("promote", {"round": "2", "canary": "5%"}, "canary must be a whole number"),
+        ("promote", {"round": "2", "canary": "5"}, "A simulation has no devices that could try"),
+        ("rollback", {"number": "1"}, "first has no release 1."),
+        ("rollback", {"number": "x"}, "number must be a whole number"),
+    ],
+)
+def test_what_can_not_be_done_is_refused_before_it_is_asked(
+    console: Console, act: str, form: dict[str, str], why: str
+) -> None:
+    make_run(console.runs / "first", 2)
+    browser = console.browser("olga")
+    path = f"/releases/{console.id_of('first')}/{act}"
+    said = browser.client.post(path, data={"csrf": browser.token(), **form})
+    assert said.status_code == 422
+    assert why in said.text
+    assert 'name="sure"' not in said.text
+
+
+def test_the_question_about_a_simulation_says_that_nothing_is_fetched(console: Console) -> None:
+    make_run(console.runs / "first", 2)
+    browser = console.browser("olga")
+    form = {"csrf": browser.token(), "round": "2"}
     asked = browser.client.post(f"/releases/{console.id_of('first')}/promote", data=form).text
-    assert "round &lt;b&gt;{what.__class__} of first?" in asked
+    assert "Promote the adapter of round 2 of first?" in asked
+    assert "whose devices are simulated: none fetches it." in asked
 
 
 @pytest.mark.parametrize("path", sorted(QUESTIONS))
@@ -245,7 +305,7 @@ def test_a_notice_is_put_away_until_it_happens_again(console: Console) -> None:
     assert "first failed" in page
     assert f'action="{put}"' not in vera.get("/").text
     form = form_of(page, put)
-    assert form["notice"].startswith("run first failed ")
+    assert form["notice"].startswith(f"run {console.id_of('first')} failed ")
     assert vera.post(put, {"notice": form["notice"]}).status_code == 403
     assert olga.post(put, form).status_code == 303
     for browser in (olga, vera):  # for everybody
@@ -259,12 +319,27 @@ def test_a_notice_is_put_away_until_it_happens_again(console: Console) -> None:
     assert "<strong>first failed" in vera.get("/").text
 
 
-def test_only_a_notice_of_that_run_is_put_away(console: Console) -> None:
-    make_run(console.runs / "first", 1)
+def test_only_a_notice_that_is_shown_is_put_away_and_only_once(console: Console) -> None:
+    """Made-up lines, and the same one again, would push out what others put away: only so many count."""
+    for name in ("first", "other"):
+        directory = make_run(console.runs / name, 0, **{"federation.attempts": 1})
+        with closing(Journal(directory)) as journal:
+            journal.begin(1, "main")
+            journal.fail(1, 1, "3 said POLICY")
     browser = console.browser("olga")
-    put = f"/runs/{console.id_of('first')}/notice"
-    assert browser.post(put, {"notice": "run other failed 1"}).status_code == 400
-    assert browser.post("/runs/nobody/notice", {"notice": "run nobody failed 1"}).status_code == 404
+    put, there = (f"/runs/{console.id_of(name)}/notice" for name in ("first", "other"))
+    page = browser.get("/").text
+    notice, theirs = (form_of(page, path)["notice"] for path in (put, there))
+    for made_up in (theirs, f"run {console.id_of('first')} failed 1", f"{notice} ", notice.upper(), ""):
+        assert browser.post(put, {"notice": made_up}).status_code == 409, made_up
+    assert browser.post(put, {"notice": notice, "name": "1"}).status_code == 400
+    assert browser.post("/runs/nobody/notice", {"notice": notice}).status_code == 404
+    assert "<strong>first failed" in browser.get("/").text
+    assert browser.post(put, {"notice": notice}).status_code == 303
+    assert browser.post(put, {"notice": notice}).status_code == 409
+    assert "<strong>first failed" not in browser.get("/").text
+    assert "<strong>other failed" in browser.get("/").text
+    assert console.outcomes("put a notice away").count("done") == 1
 
 
 def test_what_was_done_lately_says_to_which_run(console: Console) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support.console_scene import CHEAP, HOST, PASSWORD, Browser, Console, make_run
+from support.console_scene import CHEAP, HOST, PASSWORD, Browser, Console, form_of, make_run
 from support.fleet_directory import make_served_run, make_server
 
 from penchant.common.errors import UsageError
@@ -18,6 +21,7 @@ from penchant.deploy.console.releases import ReleasesOnThisMachine
 from penchant.server.console.accounts import ConsoleStore
 from penchant.server.console.app import ACTIONS, LIVE, PAGES, build_app
 from penchant.server.console.rights import ROLES, Rights, Role
+from penchant.server.console.views.overview import PUT_AWAY
 from penchant.server.console.watch import Watch
 from penchant.server.journal import Journal
 from penchant.server.monitoring.fleet import FleetStatus
@@ -116,6 +120,37 @@ def test_a_route_about_a_place_is_held_to_the_role_there(
                 assert f"run-{place}" not in text, case
             else:
                 assert (status, "for operators" in text) == (403, True), case
+
+
+def test_a_notice_of_a_fleet_is_put_away_by_nobody_elsewhere(tmp_path: Path) -> None:
+    """Two fleets with a run of the same name, which failed at the same moment: each notice is its own."""
+    scene = Fleets(tmp_path)
+    for server in scene.servers.values():
+        directory = make_served_run(server, "spring", 0, **{"federation.attempts": 1})
+        with closing(Journal(directory)) as journal:
+            journal.begin(1, "main")
+            journal.fail(1, 1, "3 said POLICY")
+        with closing(sqlite3.connect(directory / "journal.db")) as db, db:
+            db.execute("UPDATE rounds SET started = ?", (int(time.time()) - 60,))
+    found = scene.operations.locations()
+    ids = {
+        place: next(one.id for one in found if one.directory == server.run("spring"))
+        for place, server in scene.servers.items()
+    }
+    puts = {place: f"/runs/{id}/notice" for place, id in ids.items()}
+    nora, olga = scene.browsers["nora"], scene.browsers["olga"]
+    page = olga.get("/").text
+    keys = {place: form_of(page, put)["notice"] for place, put in puts.items()}
+    assert nora.post(puts["south"], {"notice": keys["south"]}).status_code == 404
+    assert nora.post(puts["north"], {"notice": keys["south"]}).status_code == 409
+    assert nora.post(puts["north"], {"notice": keys["north"]}).status_code == 303
+    page = olga.get("/").text
+    assert puts["south"] in page
+    assert puts["north"] not in page
+    # a line of before, or of somebody's own making, that names the notice under another run
+    scene.store.note("nora", "", PUT_AWAY, ids["north"], "done", f"notice: {keys['south']}")
+    assert puts["south"] in olga.get("/").text
+    scene.store.close()
 
 
 @pytest.mark.parametrize("path", ["/devices", "/privacy", "/releases", "/runs/compare"])

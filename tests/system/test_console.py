@@ -293,6 +293,7 @@ def test_an_invitation_and_a_revocation(browser: Browser, served: Served) -> Non
     page.get_by_label("Member", exact=True).fill("5")
     page.get_by_label("Why").fill("lost on a train")
     page.get_by_role("button", name="Ask for the revocation").click()
+    page.get_by_role("button", name="Ask for it").click()
     expect(page.get_by_role("status").first).to_contain_text("pending until it has signed")
     expect(page.locator("tr", has_text="lost on a train")).to_contain_text("pending")
     me.picture("devices")

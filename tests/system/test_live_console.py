@@ -257,6 +257,7 @@ def revoke(page: Page, fleet: LiveFleet) -> None:
     page.get_by_role("link", name=f"Revoke member {DEVICES}").click()
     page.get_by_label("Why").fill("sold with the house")
     page.get_by_role("button", name="Ask for the revocation").click()
+    page.get_by_role("button", name="Ask for it").click()
     expect(page.get_by_role("status").first).to_contain_text("pending until it has signed")
     expect(newest(page)).to_contain_text("revocation pending")
     attend(

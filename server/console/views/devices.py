@@ -28,7 +28,16 @@ from penchant.server.monitoring.run_history import (
     summary_of,
 )
 
-__all__ = ["ask_revocation", "device", "devices", "invite", "note", "token", "withdraw"]
+__all__ = [
+    "ask_revocation",
+    "asked_revocation",
+    "device",
+    "devices",
+    "invite",
+    "note",
+    "token",
+    "withdraw",
+]
 DEVICES_A_PAGE = 50
 TOKENS_SHOWN = 15
 
@@ -363,6 +372,23 @@ def withdraw(request: ConsoleRequest) -> Response:
         f"/devices?run={location.id}#invite",
         f"Token {request.given('token')} lets nobody in any more.",
     )
+
+
+def asked_revocation(request: ConsoleRequest) -> Mapping[str, str]:
+    """Whom a revocation is about. HTTPError where there is nobody, or it is asked for already."""
+    location = fleet_named(request)
+    member, why = whole_number(request.given("member"), "member"), request.given("why")
+    about = people_of(request.operations, location)
+    if about.enrolment is None or member not in about.enrolment.members:
+        raise HTTPError(f"{location.name} has no member {member}.", status=422)
+    if member in about.pending:
+        raise HTTPError(f"Member {member}: asked for already; the authority has not signed yet.", status=409)
+    labels = [token.label for token in about.tokens if token.member == member]
+    name = about.notes.get(member, DeviceNote()).name or "".join(labels)
+    return {
+        "device": f"member {member}, {name}," if name else f"member {member}",
+        "reason": f"The reason that it is given: {why}" if why else "It is given no reason.",
+    }
 
 
 def ask_revocation(request: ConsoleRequest) -> Response:

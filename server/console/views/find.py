@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 from starlette.responses import HTMLResponse, Response
 
+from penchant.common.errors import PenchantError
 from penchant.server.console.requests import ConsoleRequest
 from penchant.server.monitoring.run_history import RunLocation
 
@@ -61,8 +62,14 @@ def _all(request: ConsoleRequest, search: str, inside: bool) -> Iterator[FoundPl
     for location in request.operations.locations():
         yield FoundPlace("run", location.name, f"/runs/{location.id}", _kind(location))
     for fleet in request.operations.fleets():
-        yield FoundPlace("fleet", fleet.name, f"/devices?run={fleet.id}")
-        yield from _members(request, fleet)
+        try:
+            inside_it, note = list(_members(request, fleet)), ""
+        except (
+            PenchantError
+        ):  # one damaged fleet must not take what else there is; its page says what is wrong
+            inside_it, note = [], "can’t be read"
+        yield FoundPlace("fleet", fleet.name, f"/devices?run={fleet.id}", note)
+        yield from inside_it
 
 
 def _kind(location: RunLocation) -> str:

@@ -17,8 +17,8 @@ from penchant.server.console.views.common import (
     accuracy_chart,
     accuracy_sparks,
     all_runs,
-    location_of,
     loss_chart,
+    run_of,
 )
 from penchant.server.console.views.devices import tells_of
 from penchant.server.console.views.run import stages_of
@@ -58,7 +58,7 @@ def overview_facts(request: ConsoleRequest) -> dict[str, Any]:
     notices += [notice for fleet in fleets for notice in fleet.notices]
     notices.sort(key=lambda notice: notice.kind != "bad")
     away = _put_away(request)
-    shown = [notice for notice in notices if f"notice: {notice.key}" not in away]
+    shown = [notice for notice in notices if (notice.run, f"notice: {notice.key}") not in away]
     every = request.asked("notices") == "all"
     return {
         "runs": found[:6],
@@ -79,17 +79,26 @@ def overview_facts(request: ConsoleRequest) -> dict[str, Any]:
 
 
 def put_away(request: ConsoleRequest) -> Response:
-    """Put a notice away for everybody; it comes back when what it tells of happens again."""
-    location = location_of(request.operations, request.path("id"))
-    if not request.given("notice").startswith(f"run {location.name} "):
-        raise HTTPError("This notice is about another run.", status=400)
+    """Put a notice away for everybody; it comes back when what it tells of happens again.
+
+    Only what is shown now is taken, once and with nothing beside it: else lines about nothing, or the same
+    line again and again, could push out of `MOST_AWAY` what was put away elsewhere.
+    """
+    run, key = run_of(request.operations, request.path("id")), request.form.get("notice", "")
+    if set(request.form) - {"csrf", "sure", "notice"}:
+        raise HTTPError("A notice is put away by its button alone.", status=400)
+    if not key or key not in {notice.key for notice in alerts.of_run(run, time.time())}:
+        raise HTTPError("This run has no such notice now.", status=409)
+    if (run.location.id, f"notice: {key}") in _put_away(request):
+        raise HTTPError("This notice is put away already.", status=409)
     return request.go("/", "Put away. It comes back if it happens again.")
 
 
-def _put_away(request: ConsoleRequest) -> set[str]:
-    """What the audit says was put away: that is where it is kept."""
+def _put_away(request: ConsoleRequest) -> set[tuple[str, str]]:
+    """(run's id, notice) of what the audit says was put away: that is where it is kept."""
     wanted = AuditFilter(action=PUT_AWAY, outcome="done")
-    return {entry.detail for entry in request.context.store.audit_entries(limit=MOST_AWAY, wanted=wanted)}
+    lines = request.context.store.audit_entries(limit=MOST_AWAY, wanted=wanted)
+    return {(line.target, line.detail) for line in lines}
 
 
 def _lately(request: ConsoleRequest) -> list[AuditEntry]:
