@@ -179,8 +179,8 @@ class LedgerAnchor:
                 found = path.lstat()
                 if not stat.S_ISREG(found.st_mode):
                     raise LedgerError(
-                        f"can't read {path}: it is no regular file but a link or a folder, so nothing is sent; "
-                        "put the file itself there"
+                        f"can't read {path}: it is no regular file but a link or a folder, so nothing is "
+                        "sent; put the file itself there"
                     )
                 if found.st_nlink > 1:
                     raise LedgerError(
