@@ -13,6 +13,7 @@ Each is also its own unit under systemd: `penchant server up DIR --only NAME`.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 import sys
@@ -39,9 +40,11 @@ __all__ = [
     "PARTS",
     "SIGNALS",
     "SIGNALS_LOCK",
+    "EnrolmentState",
     "GatewayState",
     "SignalsState",
     "door",
+    "enrolment_state",
     "gateway_open",
     "gateway_state",
     "listens",
@@ -58,6 +61,8 @@ SIGNALS_LOCK = ".signals"  # held by the signals part as long as it lives
 METRICS_LOCK = ".metrics"  # … and as long as the port for monitoring is its own
 EXPIRED = 10  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED
 LISTEN_SECONDS = 2.0  # that a process may take to let somebody in
+ANSWER_SECONDS = 2.0  # … and to say something
+STATUS_MOST = 256  # bytes of the line that begins an answer
 ENDING_SECONDS = 15.0  # that what is left of an earlier server may take to end
 SELDOM = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "5"}
 """Runs are few, each look writes into the SuperLink's database, and one that fails ends the executor."""
@@ -68,17 +73,20 @@ def door(server_directory: ServerDirectory) -> SuperLinkAddress:
     return SuperLinkAddress(server_directory.settings.superlink, server_directory.tls.loopback_ca.certificate)
 
 
-GatewayState = Literal["open", "closed", "foreign"]
+GatewayState = Literal["open", "closed", "foreign", "silent"]
 
 
 def gateway_state(server_directory: ServerDirectory) -> GatewayState:
-    """What is where devices connect: this server's gateway, nothing, or something else that holds the port.
+    """What is where devices connect: this server's gateway, nothing, something else that holds the port, or
+    something that says nothing, of which nobody knows whose it is.
 
     It is this server's if its certificate is of this server's CA; one that is past its date still is.
     """
     try:
-        with socket.create_connection(_gateway_address(server_directory), timeout=2.0) as connection:
+        with socket.create_connection(_gateway_address(server_directory), ANSWER_SECONDS) as connection:
             return "open" if _is_certified(connection, server_directory.tls.ca.certificate) else "foreign"
+    except TimeoutError:
+        return "silent"
     except OSError:
         return "closed"
 
@@ -111,7 +119,8 @@ def _gateway_address(server_directory: ServerDirectory) -> tuple[str, int]:
 
 
 def _is_certified(connection: socket.socket, ca: Path) -> bool:
-    """Whether what answers has a certificate of this CA, whatever its names and date."""
+    """Whether what answers has a certificate of this CA, whatever its names and date. TimeoutError where
+    nothing does."""
     try:
         context = ssl.create_default_context(cafile=str(ca))
         context.check_hostname = False
@@ -119,7 +128,9 @@ def _is_certified(connection: socket.socket, ca: Path) -> bool:
             return True
     except ssl.SSLCertVerificationError as error:
         return error.verify_code == EXPIRED
-    except OSError:  # no TLS, no answer, or it hung up
+    except TimeoutError:
+        raise
+    except OSError:  # no TLS, or it hung up
         return False
 
 
@@ -269,3 +280,35 @@ def listens(path: Path) -> bool:
             return probe.connect_ex(str(path)) == 0
         except OSError:
             raise GatewayError(f"the path of the socket {path} is too long for the system") from None
+
+
+EnrolmentState = Literal["well", "closed", "silent", "odd"]
+
+
+def enrolment_state(server_directory: ServerDirectory) -> EnrolmentState:
+    """How the enrolment service is: asked once, as the gateway asks it about a device that signed nothing.
+
+    It refuses that; the system lets callers in even for a process that is stopped. GatewayError for a path
+    that no socket can have.
+    """
+    path = server_directory.enrol_socket
+    if not listens(path):
+        return "closed"
+    end = time.monotonic() + ANSWER_SECONDS
+    said = b""
+    try:
+        with socket.socket(socket.AF_UNIX) as asked:
+            asked.settimeout(ANSWER_SECONDS)
+            asked.connect(str(path))
+            asked.sendall(f"GET {enrolment_service.CHECK} HTTP/1.0\r\n\r\n".encode())
+            while b"\r\n" not in said and len(said) < STATUS_MOST:
+                asked.settimeout(max(end - time.monotonic(), 0.001))
+                more = asked.recv(STATUS_MOST)
+                if not more:
+                    break
+                said += more
+    except TimeoutError:
+        return "silent"
+    except OSError:
+        return "odd"
+    return "well" if re.match(rb"HTTP/1\.[01] 401 ", said) else "odd"

@@ -24,6 +24,7 @@ from penchant.common.errors import ConfigError, EnrolmentError, GatewayError, Us
 from penchant.deploy.fleet import gateway, processes
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.certificates import KeyAndCertificate, ca_digest, days_left, issue, make_ca
+from penchant.deploy.fleet.health import ailing
 from penchant.deploy.fleet.log_files import LogKeeping
 from penchant.deploy.fleet.processes import gateway_state
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
@@ -351,6 +352,17 @@ def test_a_port_that_something_else_holds_is_not_called_open(
         assert gateway_state(at_port(server_directory, answering.port)) == state
     finally:
         answering.close()
+
+
+def test_what_says_nothing_at_the_port_is_silent_and_not_called_another_program(
+    server_directory: ServerDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a gateway that was stopped: the system still lets callers in."""
+    monkeypatch.setattr(processes, "ANSWER_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        quiet = at_port(server_directory, listening.getsockname()[1])
+        assert gateway_state(quiet) == "silent"
+        assert ailing(quiet, ["gateway"]) == ["gateway: does not answer"]
 
 
 def test_nothing_at_the_port_is_a_closed_gateway(server_directory: ServerDirectory) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+import uvicorn
 from click.testing import Result
 from flwr.supercore.constant import MAX_TIMESTAMP_DIFF_SECONDS
 from flwr.supercore.corestate.sql_corestate import SqlCoreState
 from flwr.supercore.state.schema.corestate_models import NonceStore
+from support.processes import wait_for
 from typer.testing import CliRunner
 
 from penchant.common.errors import UsageError
@@ -21,9 +24,11 @@ from penchant.common.wording import duration
 from penchant.deploy.cli import authority as authority_cli
 from penchant.deploy.cli import server as server_cli
 from penchant.deploy.error_report import ErrorReport
+from penchant.deploy.fleet import processes
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import BEAT as ATTEND_BEAT
 from penchant.deploy.fleet.authority_inbox import LOCK as ATTEND_LOCK
+from penchant.deploy.fleet.enrolment_service import build_service
 from penchant.deploy.fleet.health import EXECUTOR_SECONDS, ailing
 from penchant.deploy.fleet.heartbeat import LONGEST, SLACK, Heartbeat
 from penchant.deploy.fleet.run_keeper import BEAT, LOCK, LOOK_SECONDS, START_SECONDS, RunKeeper
@@ -128,6 +133,74 @@ def test_parts_that_are_down_are_named_and_others_not_looked_at(server: ServerDi
     assert ailing(server, ["signals"]) == ["signals: server.toml asks for none"]
     with pytest.raises(UsageError, match="no part 'nginx'"):
         ailing(server, ["nginx"])
+
+
+class Registrar:
+    """A SuperLink that nobody asks anything of."""
+
+    def register(self, public_key: bytes, name: str) -> int:
+        raise NotImplementedError
+
+    def unregister(self, node: int) -> None:
+        raise NotImplementedError
+
+
+def test_an_enrolment_service_that_listens_and_says_nothing_is_not_well(
+    server: ServerDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was stopped: the system still lets callers in."""
+    monkeypatch.setattr(processes, "ANSWER_SECONDS", 0.2)
+    server.enrol_socket.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(server.enrol_socket))
+        listening.listen()
+        assert ailing(server, ["enrol"]) == ["enrol: does not answer"]
+    assert ailing(server, ["enrol"]) == ["enrol: does not listen"]
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"HTTP/1.1 401 Unauthorized\r\n\r\n", []),
+        (b"HTTP/1.1 500 Internal Server Error\r\n\r\n", ["enrol: does not answer as it should"]),
+        (b"", ["enrol: does not answer as it should"]),
+        (b"x" * 10_000, ["enrol: does not answer as it should"]),
+    ],
+)
+def test_an_enrolment_service_is_judged_by_its_answer(
+    server: ServerDirectory, said: bytes, why: list[str]
+) -> None:
+    server.enrol_socket.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(server.enrol_socket))
+        listening.listen()
+
+        def answer() -> None:
+            for text in (b"", said):  # the first caller only looks whether anybody listens
+                caller, _ = listening.accept()
+                with caller, suppress(OSError):
+                    caller.recv(1000)
+                    caller.sendall(text)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert ailing(server, ["enrol"]) == why
+        thread.join()
+
+
+def test_the_enrolment_service_answers_what_health_asks(server: ServerDirectory) -> None:
+    config = uvicorn.Config(
+        build_service(server, Registrar(), collect=False), uds=str(server.enrol_socket), log_config=None
+    )
+    service = uvicorn.Server(config)
+    thread = threading.Thread(target=service.run)
+    thread.start()
+    try:
+        wait_for("the service", lambda: service.started, 30)
+        assert ailing(server, ["enrol"]) == []
+    finally:
+        service.should_exit = True
+        thread.join()
 
 
 def test_the_commands_end_with_1_where_something_is_not_well(server: ServerDirectory) -> None:
