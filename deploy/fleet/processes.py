@@ -49,6 +49,7 @@ __all__ = [
     "gateway_state",
     "listens",
     "only",
+    "refuse_up",
     "signals_state",
     "superlink_answers",
     "up",
@@ -134,6 +135,19 @@ def _is_certified(connection: socket.socket, ca: Path) -> bool:
         return False
 
 
+def refuse_up(server_directory: ServerDirectory) -> None:
+    """Before a server is brought up by another process: UsageError when it is up already, GatewayError when
+    something holds a port of it, its own parts from elsewhere included."""
+    if is_held(server_directory.path / LOCK, held_locks()):
+        raise _up_already(server_directory)
+    _refuse_taken(server_directory)
+
+
+def _up_already(server_directory: ServerDirectory) -> UsageError:
+    where = server_directory.path
+    return UsageError(f"the server in {where} is up already; stop it first, or see `penchant server status`")
+
+
 def _refuse_taken(server_directory: ServerDirectory) -> None:
     """GatewayError when another program holds a port of this server. What of an earlier server is just
     ending is waited for."""
@@ -159,8 +173,12 @@ def _is_taken(address: tuple[str, int]) -> bool:
 
 
 def up(server_directory: ServerDirectory, announce: Callable[[], None] = lambda: None) -> None:
-    """Run all parts until SIGTERM. GatewayError when one can't be started; then none is left running."""
-    with claim(server_directory.path, LOCK):
+    """Run all parts until SIGTERM.
+
+    UsageError where the server is up already; GatewayError when a part can't be started, and then none is
+    left running.
+    """
+    with claim(server_directory.path, LOCK, _up_already(server_directory)):
         server_directory.complete()
         _refuse_taken(server_directory)
         gateway.write(server_directory)
