@@ -42,6 +42,7 @@ ANCHOR: Final = "ledger.anchor"
 _START: Final = bytes(32)
 _LABEL: Final = b"penchant privacy ledger\0"  # without the protocol's version, which a file outlives
 _EXACT: Final = ""
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _GET_GENERATION: Final = 0x80087601  # FS_IOC_GETVERSION of Linux, where words have 64 bits
 
 
@@ -117,8 +118,8 @@ class LedgerAnchor:
 
     It is sealed with the device's key and names its own inode: put back from a backup, or copied, it is
     another file. A second name of the file (a hard link) would keep the inode while a new anchor takes the
-    first one, so there must be none when an entry is written. What can't be noticed is a whole disk, or the
-    snapshot of a machine, that is set back.
+    first one, and so would a symbolic link to it, so there must be neither when an entry is written. What
+    can't be noticed is a whole disk, or the snapshot of a machine, that is set back.
 
     Args:
         path: of the file.
@@ -130,15 +131,15 @@ class LedgerAnchor:
         self._path, self._storage, self._database = path, storage, database
 
     def exists(self) -> bool:
-        """Whether there is such a file, of whatever content."""
-        return self._path.exists()
+        """Whether there is anything under that name, a link that leads nowhere included."""
+        return os.path.lexists(self._path)
 
     def read(self) -> _Anchored | None:
         """None where nothing was ever written. LedgerError when it is not what was written here, or when it
-        or the database has a second name."""
+        or the database has a second name or is a link."""
         self._refuse_links()
         try:
-            with self._path.open("rb") as file:
+            with open(os.open(self._path, _READ), "rb") as file:
                 own, sealed = _own(file.fileno()), file.read()
         except FileNotFoundError:
             return None
@@ -154,7 +155,7 @@ class LedgerAnchor:
 
     def write(self, count: int, head: bytes, last: LedgerEntry) -> None:
         """Durable before this returns: the new one whole, or the old one. LedgerError when the old one or the
-        database has a second name, under which it could be put back."""
+        database has a second name, or is a link: it could be put back."""
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -175,8 +176,13 @@ class LedgerAnchor:
     def _refuse_links(self) -> None:
         for path in (self._path, self._database):
             with suppress(FileNotFoundError):
-                found = path.stat()
-                if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+                found = path.lstat()
+                if not stat.S_ISREG(found.st_mode):
+                    raise LedgerError(
+                        f"can't read {path}: it is no regular file but a link or a folder, so nothing is "
+                        "sent; put the file itself there"
+                    )
+                if found.st_nlink > 1:
                     raise LedgerError(
                         f"{path} has a second name (a hard link), under which it could be put back later, so "
                         f"nothing is sent; remove that name (`find -samefile {path}` tells it)"

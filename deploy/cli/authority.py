@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -171,42 +172,51 @@ def attend(
 ) -> None:
     """Decide on the server's requests, one by one: files in, files out."""
     from penchant.deploy.fleet import authority_inbox
-    from penchant.deploy.fleet.heartbeat import Heartbeat
+    from penchant.deploy.fleet.heartbeat import LONGEST
 
+    if not 0 <= watch <= LONGEST:
+        raise UsageError(f"--watch {watch:g}: give between 0 and {LONGEST} seconds")
     authority_store = _opened(directory, passphrase, passphrase_file)
-    heartbeat = Heartbeat(directory / authority_inbox.BEAT)
     if yes:
         say(
             "everything is granted: whoever runs the server can enrol anybody and run anything",
             error=True,
         )
+    said: set[str] = set()  # at the last look: what is left alone is said once
+
+    def look() -> None:
+        lines = authority_inbox.attend(authority_store, requests, answers, lambda m: yes or _granted(m))
+        for line in lines:
+            if line not in said:
+                say(one_line(line))
+        said.clear()
+        said.update(lines)
+
     with on_interrupt("what was decided is kept, and the same command asks about the rest"):
-        said: set[str] = set()  # at the last look: what is left alone is said once
-        while True:
-            heartbeat.beat(watch)
-            lines = authority_inbox.attend(authority_store, requests, answers, lambda m: yes or _granted(m))
-            for line in lines:
-                if line not in said:
-                    say(one_line(line))
-            said = set(lines)
-            if not watch:
-                return
-            time.sleep(watch)
+        if not watch:
+            look()
+            return
+        _watch(directory, look, watch)
 
 
 @command(app)
 def health(directory: Where) -> None:
-    """Whether `attend --watch` looks at requests: ends with 1 where it was not heard of when it should be."""
+    """Whether `attend --watch` looks at requests: ends with 1 where it is down, or was not heard of when it
+    should be."""
     from penchant.common.wording import duration
-    from penchant.deploy.fleet.authority_inbox import BEAT
+    from penchant.deploy.fleet.authority_inbox import BEAT, LOCK
     from penchant.deploy.fleet.heartbeat import Heartbeat
+    from penchant.deploy.run_directory import held_locks, is_held
 
     late = Heartbeat(directory / BEAT).late()
-    if late is None:
-        say(f"nobody attends in {directory}", error=True)
-    elif late > 0:
-        say(f"attend should have been heard of {duration(late)} ago", error=True)
-    if late is None or late > 0:
+    if not is_held(directory / LOCK, held_locks()):
+        wrong = f"nobody attends in {directory}"
+    elif late is None:
+        wrong = "attend was never heard of"
+    else:
+        wrong = f"attend should have been heard of {duration(late)} ago" if late > 0 else ""
+    if wrong:
+        say(wrong, error=True)
         raise typer.Exit(1)
     say("attend is well")
 
@@ -234,6 +244,27 @@ def list_members(
 
 
 # --- inner parts --------------------------------------------------------------------------------------
+
+
+def _watch(directory: Path, look: Callable[[], None], seconds: float) -> None:
+    """Look every so many seconds, as the only one who does with this authority, and give signs of life."""
+    from penchant.deploy.fleet.authority_inbox import BEAT, LOCK
+    from penchant.deploy.fleet.heartbeat import Heartbeat
+    from penchant.deploy.run_directory import claim
+
+    heartbeat, silent = Heartbeat(directory / BEAT), False
+    taken = UsageError(f"another `attend --watch` works with {directory}; end it first")
+    with claim(directory, LOCK, taken):
+        while True:
+            try:
+                heartbeat.beat(seconds)
+                silent = False
+            except OSError as error:  # requests are answered all the same
+                if not silent:
+                    say(f"no sign of life can be written: {error.strerror}", error=True)
+                silent = True
+            look()
+            time.sleep(seconds)
 
 
 def _granted(decision: PendingDecision) -> bool:

@@ -1101,7 +1101,10 @@ def _table(report: ServerReport | RunReport | None) -> dict[str, Any]:
 
 def _print_server(report: ServerReport) -> None:
     link, members = report.superlink, report.members
-    words = {"foreign": "not this server's: another program holds the port"}
+    words = {
+        "foreign": "not this server's: another program holds the port",
+        "silent": "does not answer",
+    }
     say(f"gateway {report.gateway}: {words.get(report.gateway_state, report.gateway_state)}")
     say(f"SuperLink {'up' if link.up else 'down'}, {link.online} of {link.nodes} nodes online")
     say(f"member list {members.number}: {members.count} members, good for {members.days_left:.1f} days")

@@ -28,9 +28,10 @@ from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.server_directory import MEMBERS
 from penchant.deploy.fleet.shared_folder import SharedFolder, opened, strict_json
 
-__all__ = ["BEAT", "Decision", "PendingDecision", "attend", "revocation_of"]
+__all__ = ["BEAT", "LOCK", "Decision", "PendingDecision", "attend", "revocation_of"]
 
-BEAT = ".attend-beat"  # in the authority's directory: the sign of life of who attends
+LOCK = ".attend"  # in the authority's directory: held by the one who attends, as long as it watches
+BEAT = ".attend-beat"  # beside it: the sign of life of who does
 ANSWER_BYTES = 4096  # of a request or a revocation file: all are smaller
 REJECTED = ".rejected"  # after the name of a request that can't be read; the file says why
 AHEAD = 7 * DAY  # a list is published anew when it ends within that many seconds

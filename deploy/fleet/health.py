@@ -2,7 +2,7 @@
 
     superlink   answers what nodes there are
     executor    asked the SuperLink for work lately
-    enrol       listens on its socket
+    enrol       answers on its socket
     gateway     listens where devices connect, with this server's certificate
     queue       was heard of when it said it would be
     signals     holds its lock, and the port for monitoring where one is set
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from penchant.common.errors import GatewayError, UsageError
 from penchant.common.wording import duration
@@ -21,8 +22,10 @@ from penchant.deploy.fleet.heartbeat import Heartbeat
 from penchant.deploy.fleet.processes import (
     PARTS,
     SIGNALS,
+    EnrolmentState,
+    GatewayState,
+    enrolment_state,
     gateway_state,
-    listens,
     signals_state,
     superlink_answers,
 )
@@ -35,6 +38,19 @@ from penchant.deploy.run_directory import held_locks, is_held
 __all__ = ["ailing"]
 
 EXECUTOR_SECONDS = 60.0  # without a look of the executor; it looks every five
+_SILENT: Final = "does not answer"
+_GATEWAY: Final[dict[GatewayState, str]] = {
+    "open": "",
+    "closed": "is closed",
+    "foreign": "another program holds its port",
+    "silent": _SILENT,
+}
+_ENROLMENT: Final[dict[EnrolmentState, str]] = {
+    "well": "",
+    "closed": "does not listen",
+    "silent": _SILENT,
+    "odd": "does not answer as it should",
+}
 
 
 def ailing(
@@ -59,9 +75,7 @@ def _checks(server_directory: ServerDirectory, clock: Callable[[], float]) -> di
         "superlink": lambda: "" if superlink_answers(server_directory) else "does not answer",
         "executor": lambda: _executor(server_directory, clock),
         "enrol": lambda: _enrol(server_directory),
-        "gateway": lambda: {"open": "", "closed": "is closed"}.get(
-            gateway_state(server_directory), "another program holds its port"
-        ),
+        "gateway": lambda: _GATEWAY[gateway_state(server_directory)],
         "queue": lambda: _queue(server_directory, clock),
         SIGNALS: lambda: {
             "up": "",
@@ -81,7 +95,7 @@ def _executor(server_directory: ServerDirectory, clock: Callable[[], float]) -> 
 
 def _enrol(server_directory: ServerDirectory) -> str:
     try:
-        return "" if listens(server_directory.enrol_socket) else "does not listen"
+        return _ENROLMENT[enrolment_state(server_directory)]
     except GatewayError as error:
         return str(error)
 

@@ -5,16 +5,19 @@ A process that lives may still do nothing. Whoever promises when it is heard of 
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from penchant.common.durations import DAY
 from penchant.common.errors import JournalError
 from penchant.common.foreign_files import read_bytes
 
-__all__ = ["Heartbeat"]
+__all__ = ["LONGEST", "Heartbeat"]
 
+LONGEST = DAY  # seconds between two signs, at most: who promises more is not believed
 SLACK = 60.0  # seconds that a busy machine may be late by
 
 
@@ -30,14 +33,19 @@ class Heartbeat:
         self._path, self._clock = path, clock
 
     def beat(self, within: float) -> None:
-        """Promise the next sign within so many seconds."""
+        """Promise the next sign within so many seconds, `LONGEST` at most. OSError where it can't be."""
         temporary = self._path.with_name(f"{self._path.name}.tmp")
         temporary.write_text(f"{self._clock() + within + SLACK:.0f}\n", encoding="ascii")
         os.replace(temporary, self._path)  # whole, or the one before; lost with a crash, as its writer is
 
     def late(self) -> float | None:
-        """Seconds since the promised moment, negative before it; None where nothing was ever promised."""
+        """Seconds since the promised moment, negative before it.
+
+        None where nothing was promised that can be believed: no file, no number, or a moment further away
+        than anybody promises, as after a clock that was set back.
+        """
         try:
-            return self._clock() - float(read_bytes(self._path, JournalError, 64).decode("ascii"))
+            late = self._clock() - float(read_bytes(self._path, JournalError, 64).decode("ascii"))
         except (FileNotFoundError, JournalError, ValueError):
             return None
+        return late if math.isfinite(late) and -late <= LONGEST + SLACK else None

@@ -13,6 +13,7 @@ Each is also its own unit under systemd: `penchant server up DIR --only NAME`.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 import sys
@@ -39,13 +40,16 @@ __all__ = [
     "PARTS",
     "SIGNALS",
     "SIGNALS_LOCK",
+    "EnrolmentState",
     "GatewayState",
     "SignalsState",
     "door",
+    "enrolment_state",
     "gateway_open",
     "gateway_state",
     "listens",
     "only",
+    "refuse_up",
     "signals_state",
     "superlink_answers",
     "up",
@@ -58,6 +62,8 @@ SIGNALS_LOCK = ".signals"  # held by the signals part as long as it lives
 METRICS_LOCK = ".metrics"  # … and as long as the port for monitoring is its own
 EXPIRED = 10  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED
 LISTEN_SECONDS = 2.0  # that a process may take to let somebody in
+ANSWER_SECONDS = 2.0  # … and to say something
+STATUS_MOST = 256  # bytes of the line that begins an answer
 ENDING_SECONDS = 15.0  # that what is left of an earlier server may take to end
 SELDOM = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "5"}
 """Runs are few, each look writes into the SuperLink's database, and one that fails ends the executor."""
@@ -68,17 +74,20 @@ def door(server_directory: ServerDirectory) -> SuperLinkAddress:
     return SuperLinkAddress(server_directory.settings.superlink, server_directory.tls.loopback_ca.certificate)
 
 
-GatewayState = Literal["open", "closed", "foreign"]
+GatewayState = Literal["open", "closed", "foreign", "silent"]
 
 
 def gateway_state(server_directory: ServerDirectory) -> GatewayState:
-    """What is where devices connect: this server's gateway, nothing, or something else that holds the port.
+    """What is where devices connect: this server's gateway, nothing, something else that holds the port, or
+    something that says nothing, of which nobody knows whose it is.
 
     It is this server's if its certificate is of this server's CA; one that is past its date still is.
     """
     try:
-        with socket.create_connection(_gateway_address(server_directory), timeout=2.0) as connection:
+        with socket.create_connection(_gateway_address(server_directory), ANSWER_SECONDS) as connection:
             return "open" if _is_certified(connection, server_directory.tls.ca.certificate) else "foreign"
+    except TimeoutError:
+        return "silent"
     except OSError:
         return "closed"
 
@@ -111,7 +120,8 @@ def _gateway_address(server_directory: ServerDirectory) -> tuple[str, int]:
 
 
 def _is_certified(connection: socket.socket, ca: Path) -> bool:
-    """Whether what answers has a certificate of this CA, whatever its names and date."""
+    """Whether what answers has a certificate of this CA, whatever its names and date. TimeoutError where
+    nothing does."""
     try:
         context = ssl.create_default_context(cafile=str(ca))
         context.check_hostname = False
@@ -119,8 +129,23 @@ def _is_certified(connection: socket.socket, ca: Path) -> bool:
             return True
     except ssl.SSLCertVerificationError as error:
         return error.verify_code == EXPIRED
-    except OSError:  # no TLS, no answer, or it hung up
+    except TimeoutError:
+        raise
+    except OSError:  # no TLS, or it hung up
         return False
+
+
+def refuse_up(server_directory: ServerDirectory) -> None:
+    """Before a server is brought up by another process: UsageError when it is up already, GatewayError when
+    something holds a port of it, its own parts from elsewhere included."""
+    if is_held(server_directory.path / LOCK, held_locks()):
+        raise _up_already(server_directory)
+    _refuse_taken(server_directory)
+
+
+def _up_already(server_directory: ServerDirectory) -> UsageError:
+    where = server_directory.path
+    return UsageError(f"the server in {where} is up already; stop it first, or see `penchant server status`")
 
 
 def _refuse_taken(server_directory: ServerDirectory) -> None:
@@ -148,8 +173,12 @@ def _is_taken(address: tuple[str, int]) -> bool:
 
 
 def up(server_directory: ServerDirectory, announce: Callable[[], None] = lambda: None) -> None:
-    """Run all parts until SIGTERM. GatewayError when one can't be started; then none is left running."""
-    with claim(server_directory.path, LOCK):
+    """Run all parts until SIGTERM.
+
+    UsageError where the server is up already; GatewayError when a part can't be started, and then none is
+    left running.
+    """
+    with claim(server_directory.path, LOCK, _up_already(server_directory)):
         server_directory.complete()
         _refuse_taken(server_directory)
         gateway.write(server_directory)
@@ -269,3 +298,35 @@ def listens(path: Path) -> bool:
             return probe.connect_ex(str(path)) == 0
         except OSError:
             raise GatewayError(f"the path of the socket {path} is too long for the system") from None
+
+
+EnrolmentState = Literal["well", "closed", "silent", "odd"]
+
+
+def enrolment_state(server_directory: ServerDirectory) -> EnrolmentState:
+    """How the enrolment service is: asked once, as the gateway asks it about a device that signed nothing.
+
+    It refuses that; the system lets callers in even for a process that is stopped. GatewayError for a path
+    that no socket can have.
+    """
+    path = server_directory.enrol_socket
+    if not listens(path):
+        return "closed"
+    end = time.monotonic() + ANSWER_SECONDS
+    said = b""
+    try:
+        with socket.socket(socket.AF_UNIX) as asked:
+            asked.settimeout(ANSWER_SECONDS)
+            asked.connect(str(path))
+            asked.sendall(f"GET {enrolment_service.CHECK} HTTP/1.0\r\n\r\n".encode())
+            while b"\r\n" not in said and len(said) < STATUS_MOST:
+                asked.settimeout(max(end - time.monotonic(), 0.001))
+                more = asked.recv(STATUS_MOST)
+                if not more:
+                    break
+                said += more
+    except TimeoutError:
+        return "silent"
+    except OSError:
+        return "odd"
+    return "well" if re.match(rb"HTTP/1\.[01] 401 ", said) else "odd"

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from penchant.common.durations import DAY
 from penchant.common.errors import ConfigError, EnrolmentPending, GatewayError, UsageError
 from penchant.common.wording import percent
 from penchant.deploy import datasets
-from penchant.deploy.fleet import gateway, run_signature, served_run
+from penchant.deploy.fleet import gateway, processes, run_signature, served_run
 from penchant.deploy.fleet.authority import PUBLIC, AuthorityStore
 from penchant.deploy.fleet.enrolment import hand_out
 from penchant.deploy.fleet.follow import watch
@@ -40,12 +40,14 @@ from penchant.deploy.fleet.supervisor import ChildProcess, supervise
 from penchant.deploy.flower.superlink import free_port
 from penchant.deploy.owner_policy import fleet_policy, policy_for
 from penchant.deploy.recipes import recipe
+from penchant.deploy.run_directory import claim
 
 __all__ = ["RUN", "Quickstart", "live_again", "live_fleet", "next_steps", "quickstart"]
 
 RUN = "quickstart"
 JOIN_SECONDS = 120.0
 SOCKET = "agent.sock"
+LOCK = ".quickstart"  # held by the one who has the fleet up
 LOOK_SECONDS = 1.0  # between two looks of a relay: an exchange waits for the slowest of them
 BRISK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1"}
 """Flower's own option: how long its executor waits between two looks for a run to start."""
@@ -104,10 +106,12 @@ def live_fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[ServerD
             "drowns what they learn together, and their personal parts alone get better"
         )
     people = datasets.configured(config.data, config.seed).people
-    say(f"1 of 6: an authority, which signs who belongs, and a server are made in {plan.directory}")
-    authority_store = AuthorityStore.init(plan.directory / "authority")
-    server_directory = _server(plan.directory, authority_store)
     with ExitStack() as stack:
+        plan.directory.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(_claimed(plan.directory))
+        say(f"1 of 6: an authority, which signs who belongs, and a server are made in {plan.directory}")
+        authority_store = AuthorityStore.init(plan.directory / "authority")
+        server_directory = _server(plan.directory, authority_store)
         _serve(stack, plan.directory, server_directory, say)
         say(f"3 of 6: {plan.devices} devices are invited; each asks, and the authority signs")
         owners = policy_for(config, policy.min_honest, policy.max_colluders)
@@ -129,13 +133,16 @@ def live_fleet(plan: Quickstart, say: Callable[[str], None]) -> Iterator[ServerD
 def live_again(directory: Path, say: Callable[[str], None]) -> Iterator[ServerDirectory]:
     """The fleet of an earlier quickstart, up inside the block: server, authority and devices.
 
-    Raises UsageError for a directory without one, GatewayError where a process can't be started.
+    Raises UsageError for a directory without one, or whose fleet is up already; GatewayError where a process
+    can't be started.
     """
     homes = _homes(directory)
     if not homes:
         raise UsageError(f"{directory} holds no fleet of a quickstart; leave --again out to make one")
-    server_directory = ServerDirectory(directory / "server")
     with ExitStack() as stack:
+        stack.enter_context(_claimed(directory))
+        server_directory = ServerDirectory(directory / "server")
+        processes.refuse_up(server_directory)
         _serve(stack, directory, server_directory, say)
         _connected(stack, homes, say)
         yield server_directory
@@ -201,6 +208,12 @@ def kept_up(parts: Sequence[ChildProcess], *, together: bool = False) -> Iterato
 
 
 # --- inner parts --------------------------------------------------------------------------------------
+
+
+def _claimed(directory: Path) -> AbstractContextManager[None]:
+    """Be the only one who has this fleet up: what says that it is ready can't tell two of them apart."""
+    taken = UsageError(f"the fleet in {directory} is up already, or just coming up; stop that one first")
+    return claim(directory, LOCK, taken)
 
 
 def _homes(directory: Path) -> list[Path]:

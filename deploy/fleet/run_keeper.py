@@ -74,10 +74,10 @@ class RunKeeper:
 
     def run(self, stop: threading.Event) -> None:
         """Look until `stop` is set."""
-        self._heartbeat.beat(LOOK_SECONDS)
+        self._beat(LOOK_SECONDS)
         while not stop.wait(LOOK_SECONDS):
+            self._beat(LOOK_SECONDS)
             try:
-                self._heartbeat.beat(LOOK_SECONDS)
                 self.look()
             except (PenchantError, OSError) as error:
                 self._say_once(str(error))
@@ -178,7 +178,7 @@ class RunKeeper:
     def _recorded(self, action: str, name: str, detail: str, words: Sequence[str]) -> ErrorReport | None:
         """Call a command, on record; after one that came to nothing there is a pause."""
         error: ErrorReport | None = None
-        self._heartbeat.beat(START_SECONDS)
+        self._beat(START_SECONDS)
         try:
             with recorded_acts.recorded(self._server.path, action, name, detail, by=BY):
                 error = self._call(words)
@@ -189,6 +189,13 @@ class RunKeeper:
         self._pause = PAUSE if error is None else min(2 * self._pause, LONGEST_PAUSE)
         self._until = self._stopwatch() + (0.0 if error is None else self._pause)
         return error
+
+    def _beat(self, within: float) -> None:
+        """Runs go on without it: that it can't be written is told, and health says the rest."""
+        try:
+            self._heartbeat.beat(within)
+        except OSError as error:
+            self._say_once(f"no sign of life can be written: {error.strerror}")
 
     def _say_once(self, text: str) -> None:
         if text not in self._said:

@@ -73,7 +73,8 @@ class ServerReport:
     Attributes:
         gateway: the address at which devices reach the gateway.
         up: whether the gateway is open.
-        gateway_state: "open", "closed", or "foreign" where another program holds its port.
+        gateway_state: "open", "closed", "foreign" where another program holds its port, or "silent" where
+            what holds it does not answer.
         superlink: the SuperLink.
         members: the member list.
         certificate_days_left: for how many days the gateway's certificate is still valid.
@@ -151,6 +152,9 @@ def gateway_notices(server_directory: ServerDirectory, gateway: GatewayState) ->
     """What is wrong where devices connect."""
     if gateway == "closed":
         yield Notice("bad", "The gateway is closed", _bring_up(server_directory), "", "gateway")
+    if gateway == "silent":
+        text = f"Something listens at port {server_directory.settings.port} and says nothing: see its log."
+        yield Notice("bad", "The gateway does not answer", text, "", "gateway")
     if gateway == "foreign":
         port = server_directory.settings.port
         text = (

@@ -38,7 +38,7 @@ class ChildProcess:
         command: the command line that starts it.
         log: the file that its output is added to; None sends it to this process's own output.
         environment: the environment of the process; None passes on this process's own.
-        ready: says whether the processes that depend on it may start.
+        ready: says whether the processes that depend on it may start; None where nothing waits for it.
         stop_seconds: how long it may take to end before it is killed.
         over: asked when it has ended: why starting it again is of no use, which ends all; None to go on.
     """
@@ -47,7 +47,7 @@ class ChildProcess:
     command: Sequence[str]
     log: Path | None
     environment: Mapping[str, str] | None = None
-    ready: Callable[[], bool] = lambda: True
+    ready: Callable[[], bool] | None = None
     stop_seconds: float = STOP_SECONDS
     over: Callable[[], PenchantError | None] = lambda: None
 
@@ -136,11 +136,17 @@ def _ending_with_us() -> list[str]:
 
 
 def _await(one: _Running, ending: threading.Event, seconds: float) -> None:
+    """Until it is ready and still there: what says so may be another process's, beside which it has ended."""
+    if one.part.ready is None:
+        return
     end = time.monotonic() + seconds
-    while not one.part.ready():
+    while True:
+        ready = one.part.ready()
         if one.process is not None and one.process.poll() is not None:
             code, where = one.process.returncode, one.part.log or "above"
             raise GatewayError(f"{one.part.name} ended with {code} when it was started; see {where}")
+        if ready:
+            return
         if time.monotonic() > end:
             raise GatewayError(
                 f"{one.part.name} is not ready after {seconds:.0f} s; see {one.part.log or 'above'}"

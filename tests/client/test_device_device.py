@@ -503,7 +503,7 @@ def test_import_takes_what_other_programs_export_and_says_whose_it_is(tmp_path: 
     assert refused.returncode == 2
     assert "holds no choices of 'cy'; it names 2 people" in refused.stderr
     ann = command("import", str(file), "--columns", names, "--person", "ann", home=folder)
-    assert ann.stdout == "3 new choices recorded, 0 were there already\n"
+    assert ann.stdout == "3 new choices of ann recorded, 0 were there already\n"
     nobody = command("import", str(file), "--columns", names, home=folder)
     assert nobody.returncode == 2
     assert "names 2 people (ann, bob); --person NAME says which of them is you" in nobody.stderr

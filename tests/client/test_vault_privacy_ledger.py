@@ -313,7 +313,7 @@ def test_a_crash_while_a_ledger_is_begun_loses_nothing(
         home(tmp_path).privacy.spent()
 
 
-# --- hard links -----------------------------------------------------------------------------------
+# --- links ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [ANCHOR, "vault.db"])
@@ -348,6 +348,30 @@ def test_a_second_name_that_comes_between_reading_and_writing_is_refused(
     (tmp_path / "kept").unlink()
     assert vault(tmp_path).privacy.spent() == Spent(0.25, 1, 0)
     assert not list((tmp_path / "home").glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("name", [ANCHOR, "vault.db"])
+def test_a_symbolic_link_is_refused_before_anything_is_charged(tmp_path: Path, name: str) -> None:
+    """The file behind a link keeps its inode while a new anchor takes the link's place."""
+    spend(vault(tmp_path).privacy)
+    (tmp_path / "home" / name).rename(tmp_path / "kept")
+    (tmp_path / "home" / name).symlink_to(tmp_path / "kept")
+    shutil.copy2(tmp_path / "home/vault.db", tmp_path / "copy")
+    refused(tmp_path, f"{name}: it is no regular file but a link")
+    with pytest.raises(LedgerError, match="no regular file"):
+        vault(tmp_path).privacy.give_up(1.0)
+    (tmp_path / "kept").rename(tmp_path / "home" / name)
+    shutil.copy2(tmp_path / "copy", tmp_path / "home/vault.db")
+    assert vault(tmp_path).privacy.spent() == Spent(0.25, 1, 0)  # nothing was charged, and it goes on
+    spend(vault(tmp_path).privacy, number=2)
+    assert vault(tmp_path).privacy.spent() == Spent(0.5, 2, 0)
+
+
+def test_a_link_that_leads_nowhere_is_no_reason_to_begin_anew(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / ANCHOR).symlink_to(tmp_path / "nothing")
+    refused(tmp_path, "no regular file")
+    assert (tmp_path / "home" / ANCHOR).is_symlink()
 
 
 def test_a_simulated_device_may_be_set_back(tmp_path: Path) -> None:

@@ -23,18 +23,24 @@ class Terminal(io.StringIO):
     [
         ("2", "bob"),
         ("bob", "bob"),
-        ("7", "7"),
+        ("#2", "bob"),
+        ("#3", "7"),
+        ("3", "7"),
+        ("#7", "dora 3"),
         ("dora 21", "dora 21"),
         ("eve", ""),
         ("0", ""),
         ("", ""),
+        ("#21", ""),
+        ("##2", ""),
+        ("9" * 5000, ""),
         ("99", ""),
     ],
 )
 def test_who_of_several_people_the_owner_is(
     typed: str, owner: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A number of those that are shown, or any name of the file; a name that is a number means the name."""
+    """A number of those that are shown, or any name of the file; either says one person only."""
     people = ["ann", "bob", "7", *(f"dora {n}" for n in range(22))]
     monkeypatch.setattr("sys.stdin", Terminal(f"{typed}\n"))
     if owner:
@@ -43,6 +49,31 @@ def test_who_of_several_people_the_owner_is(
         with pytest.raises(UsageError, match="nobody of that name; nothing was recorded"):
             _owner_among(people, Path("file.csv"))
     said = capsys.readouterr().out
-    assert "  1  ann\n  2  bob\n  3  7\n" in said
+    assert "  #1  ann\n  #2  bob\n  #3  7\n" in said
     assert "and 5 more" in said
     assert "dora 18" not in said
+
+
+@pytest.mark.parametrize(
+    ("people", "typed", "owner"),
+    [
+        (["2", "1"], "1", ""),
+        (["2", "1"], "2", ""),
+        (["2", "1"], "#1", "2"),
+        (["2", "1"], "#2", "1"),
+        (["1", "2"], "1", "1"),  # both say the same
+        (["ann", "bob", "#1"], "#1", ""),
+        (["ann", "bob", "#1"], "1", "ann"),
+        (["ann", "bob", "#1"], "#3", "#1"),
+    ],
+)
+def test_a_name_that_is_another_ones_number_is_refused(
+    people: list[str], typed: str, owner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal(f"{typed}\n"))
+    if owner:
+        assert _owner_among(people, Path("file.csv")) == owner
+        return
+    with pytest.raises(UsageError, match=r"and another one's number.*nothing was recorded") as refused:
+        _owner_among(people, Path("file.csv"))
+    assert "\n" not in str(refused.value)

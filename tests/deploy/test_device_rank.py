@@ -176,7 +176,12 @@ def test_responses_of_several_lines_are_one_each_and_conversations_are_asked_as_
         ('{"prompt": "a"}', "a list of responses, or an object with prompt and responses"),
         ('["a", 3]', "the responses must be a list of texts"),
         ('["a", "\\ud800"]', "not valid text"),
-        ('{"prompt": 3, "responses": ["a", "b"]}', "'prompt' must be a text or a list of messages"),
+        (
+            '{"prompt": 3, "responses": ["a", "b"]}',
+            "'prompt' must be a text or a list of messages, not a number",
+        ),
+        ('{"prompt": [], "responses": ["a", "b"]}', "or a list of messages, not an empty list"),
+        ('{"prompt": ["a"], "responses": ["a", "b"]}', "or a list of messages, not a list of other things"),
         ('{"prompt": "a", "responses": ["a", "b"]}', "leave --prompt out"),
     ],
 )

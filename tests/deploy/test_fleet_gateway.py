@@ -21,14 +21,16 @@ import pytest
 from cryptography import x509
 
 from penchant.common.errors import ConfigError, EnrolmentError, GatewayError, UsageError
-from penchant.deploy.fleet import gateway, processes
+from penchant.deploy.fleet import gateway, processes, quickstart
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.certificates import KeyAndCertificate, ca_digest, days_left, issue, make_ca
+from penchant.deploy.fleet.health import ailing
 from penchant.deploy.fleet.log_files import LogKeeping
 from penchant.deploy.fleet.processes import gateway_state
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.deploy.fleet.supervisor import ChildProcess, supervise
 from penchant.deploy.flower.superlink import FLEET_PATHS, supernode_command
+from penchant.deploy.run_directory import claim
 
 
 @pytest.fixture
@@ -249,6 +251,48 @@ def test_what_can_not_be_started_ends_the_rest(tmp_path: Path) -> None:
         supervise([slow], stop=threading.Event(), ready_seconds=0.5)
 
 
+def test_what_is_ready_beside_another_and_has_ended_is_not_up(tmp_path: Path) -> None:
+    """As `server up` beside a server that is up: the port answers, and the process was refused."""
+    log, said = tmp_path / "a.log", threading.Event()
+    program = "import os; print(os.getpid(), flush=True); exit(3)"
+
+    def ready() -> bool:
+        wait_for(lambda: pids(log))
+        os.waitid(os.P_PID, pids(log)[0], os.WEXITED | os.WNOWAIT)  # it has ended by then
+        return True
+
+    part = ChildProcess("a", [sys.executable, "-c", program], log, ready=ready)
+    with pytest.raises(GatewayError, match="a ended with 3 when it was started"):
+        supervise([part], stop=threading.Event(), announce=said.set)
+    assert not said.is_set()
+
+
+def test_a_server_that_is_up_is_not_brought_up_again(server_directory: ServerDirectory) -> None:
+    with claim(server_directory.path, processes.LOCK):
+        for again in (processes.up, processes.refuse_up):
+            with pytest.raises(UsageError, match=r"server is up already; stop it first") as refused:
+                again(server_directory)
+            assert "\n" not in str(refused.value)
+
+
+def test_a_fleet_that_is_up_is_not_brought_up_again(server_directory: ServerDirectory) -> None:
+    fleet, said = server_directory.path.parent, list[str]()
+    (fleet / "device-1").mkdir()
+    with (
+        claim(fleet, quickstart.LOCK),
+        pytest.raises(UsageError, match=r"is up already, or just coming up; stop that one first"),
+        quickstart.live_again(fleet, said.append),
+    ):
+        pass
+    with (
+        claim(server_directory.path, processes.LOCK),  # its server alone, by `server up`
+        pytest.raises(UsageError, match=r"server is up already; stop it first"),
+        quickstart.live_again(fleet, said.append),
+    ):
+        pass
+    assert said == []
+
+
 def test_a_log_that_is_removed_begins_anew_and_stops_nothing(tmp_path: Path) -> None:
     program = "import time\nfor n in range(10**9): print(n, flush=True); time.sleep(0.01)"
     stop, up, log = threading.Event(), threading.Event(), tmp_path / "a.log"
@@ -351,6 +395,17 @@ def test_a_port_that_something_else_holds_is_not_called_open(
         assert gateway_state(at_port(server_directory, answering.port)) == state
     finally:
         answering.close()
+
+
+def test_what_says_nothing_at_the_port_is_silent_and_not_called_another_program(
+    server_directory: ServerDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a gateway that was stopped: the system still lets callers in."""
+    monkeypatch.setattr(processes, "ANSWER_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        quiet = at_port(server_directory, listening.getsockname()[1])
+        assert gateway_state(quiet) == "silent"
+        assert ailing(quiet, ["gateway"]) == ["gateway: does not answer"]
 
 
 def test_nothing_at_the_port_is_a_closed_gateway(server_directory: ServerDirectory) -> None:

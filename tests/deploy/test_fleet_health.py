@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+import uvicorn
+from click.testing import Result
 from flwr.supercore.constant import MAX_TIMESTAMP_DIFF_SECONDS
 from flwr.supercore.corestate.sql_corestate import SqlCoreState
 from flwr.supercore.state.schema.corestate_models import NonceStore
+from support.processes import wait_for
 from typer.testing import CliRunner
 
 from penchant.common.errors import UsageError
@@ -19,14 +24,17 @@ from penchant.common.wording import duration
 from penchant.deploy.cli import authority as authority_cli
 from penchant.deploy.cli import server as server_cli
 from penchant.deploy.error_report import ErrorReport
+from penchant.deploy.fleet import processes
 from penchant.deploy.fleet.authority import AuthorityStore
 from penchant.deploy.fleet.authority_inbox import BEAT as ATTEND_BEAT
+from penchant.deploy.fleet.authority_inbox import LOCK as ATTEND_LOCK
+from penchant.deploy.fleet.enrolment_service import build_service
 from penchant.deploy.fleet.health import EXECUTOR_SECONDS, ailing
-from penchant.deploy.fleet.heartbeat import SLACK, Heartbeat
+from penchant.deploy.fleet.heartbeat import LONGEST, SLACK, Heartbeat
 from penchant.deploy.fleet.run_keeper import BEAT, LOCK, LOOK_SECONDS, START_SECONDS, RunKeeper
 from penchant.deploy.fleet.server_directory import ServerDirectory, ServerSettings
 from penchant.deploy.flower.executor_looks import last_look
-from penchant.deploy.run_directory import claim
+from penchant.deploy.run_directory import claim, held_locks, is_held
 
 NOW = 1_800_000_000.0
 
@@ -127,19 +135,163 @@ def test_parts_that_are_down_are_named_and_others_not_looked_at(server: ServerDi
         ailing(server, ["nginx"])
 
 
+class Registrar:
+    """A SuperLink that nobody asks anything of."""
+
+    def register(self, public_key: bytes, name: str) -> int:
+        raise NotImplementedError
+
+    def unregister(self, node: int) -> None:
+        raise NotImplementedError
+
+
+def test_an_enrolment_service_that_listens_and_says_nothing_is_not_well(
+    server: ServerDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was stopped: the system still lets callers in."""
+    monkeypatch.setattr(processes, "ANSWER_SECONDS", 0.2)
+    server.enrol_socket.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(server.enrol_socket))
+        listening.listen()
+        assert ailing(server, ["enrol"]) == ["enrol: does not answer"]
+    assert ailing(server, ["enrol"]) == ["enrol: does not listen"]
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"HTTP/1.1 401 Unauthorized\r\n\r\n", []),
+        (b"HTTP/1.1 500 Internal Server Error\r\n\r\n", ["enrol: does not answer as it should"]),
+        (b"", ["enrol: does not answer as it should"]),
+        (b"x" * 10_000, ["enrol: does not answer as it should"]),
+    ],
+)
+def test_an_enrolment_service_is_judged_by_its_answer(
+    server: ServerDirectory, said: bytes, why: list[str]
+) -> None:
+    server.enrol_socket.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(server.enrol_socket))
+        listening.listen()
+
+        def answer() -> None:
+            for text in (b"", said):  # the first caller only looks whether anybody listens
+                caller, _ = listening.accept()
+                with caller, suppress(OSError):
+                    caller.recv(1000)
+                    caller.sendall(text)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert ailing(server, ["enrol"]) == why
+        thread.join()
+
+
+def test_the_enrolment_service_answers_what_health_asks(server: ServerDirectory) -> None:
+    config = uvicorn.Config(
+        build_service(server, Registrar(), collect=False), uds=str(server.enrol_socket), log_config=None
+    )
+    service = uvicorn.Server(config)
+    thread = threading.Thread(target=service.run)
+    thread.start()
+    try:
+        wait_for("the service", lambda: service.started, 30)
+        assert ailing(server, ["enrol"]) == []
+    finally:
+        service.should_exit = True
+        thread.join()
+
+
 def test_the_commands_end_with_1_where_something_is_not_well(server: ServerDirectory) -> None:
     run = CliRunner().invoke
     done = run(server_cli.app, ["health", str(server.path), "gateway", "queue"])
     assert done.exit_code == 1
     assert done.stderr == "gateway: is closed\nqueue: is down\n"
+
+
+# --- who attends ----------------------------------------------------------------------------------
+
+
+def test_only_who_holds_the_lock_and_keeps_its_word_attends(server: ServerDirectory) -> None:
     authority = server.path.parent / "authority"
-    nobody = run(authority_cli.app, ["health", str(authority)])
-    assert (nobody.exit_code, "nobody attends" in nobody.stderr) == (1, True)
-    Heartbeat(authority / ATTEND_BEAT).beat(5.0)
-    well = run(authority_cli.app, ["health", str(authority)])
-    assert (well.exit_code, well.stdout) == (0, "attend is well\n")
-    Heartbeat(authority / ATTEND_BEAT, lambda: NOW - 10**9).beat(5.0)
-    assert run(authority_cli.app, ["health", str(authority)]).exit_code == 1
+    beat = Heartbeat(authority / ATTEND_BEAT)
+
+    def said() -> tuple[int, str]:
+        done = CliRunner().invoke(authority_cli.app, ["health", str(authority)])
+        return done.exit_code, done.output.strip()
+
+    nobody = (1, f"nobody attends in {authority}")
+    assert said() == nobody
+    beat.beat(3600.0)
+    assert said() == nobody  # whoever promised was killed
+    with claim(authority, ATTEND_LOCK):
+        assert said() == (0, "attend is well")
+        for text in ("nan", "inf", "-inf", f"{time.time() + LONGEST + 1000:.0f}", "9e99"):
+            (authority / ATTEND_BEAT).write_text(text)
+            assert said() == (1, "attend was never heard of"), text
+        Heartbeat(authority / ATTEND_BEAT, lambda: NOW - 10**9).beat(5.0)
+        assert said()[0] == 1
+        assert "should have been heard of" in said()[1]
+    assert said() == nobody
+
+
+def attend(server: ServerDirectory, *words: str) -> Result:
+    folders = ["--requests", str(server.requests), "--answers", str(server.answers)]
+    authority = str(server.path.parent / "authority")
+    return CliRunner().invoke(authority_cli.app, ["attend", authority, *folders, "--yes", *words])
+
+
+def test_one_look_promises_nothing(server: ServerDirectory) -> None:
+    assert attend(server).exit_code == 0
+    assert not (server.path.parent / "authority" / ATTEND_BEAT).exists()
+
+
+def test_who_watches_holds_the_lock_and_goes_on_without_a_sign_of_life(
+    server: ServerDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = server.path.parent / "authority"
+    (authority / ATTEND_BEAT).mkdir()  # nothing can be written there
+    slept: list[tuple[float, bool]] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append((seconds, is_held(authority / ATTEND_LOCK, held_locks())))
+        if len(slept) == 2:
+            (authority / ATTEND_BEAT).rmdir()
+        if len(slept) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("penchant.deploy.cli.authority.time.sleep", sleep)
+    done = attend(server, "--watch", "7")
+    assert slept == [(7.0, True)] * 3
+    assert done.output.count("no sign of life can be written") == 1
+    late = Heartbeat(authority / ATTEND_BEAT).late()
+    assert late is not None
+    assert late <= 0
+
+
+def test_two_who_watch_and_odd_times_are_refused_in_one_line(server: ServerDirectory) -> None:
+    with claim(server.path.parent / "authority", ATTEND_LOCK):
+        second = attend(server, "--watch", "5")
+    assert isinstance(second.exception, UsageError) or second.exit_code
+    assert "another `attend --watch` works with" in f"{second.output}{second.exception}"
+    for odd in ("nan", "inf", "-1", "1e9"):
+        refused = attend(server, "--watch", odd)
+        assert "give between 0 and 86400 seconds" in f"{refused.output}{refused.exception}", odd
+
+
+def test_the_keeper_goes_on_without_a_sign_of_life(
+    server: ServerDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    (server.path / BEAT).mkdir()
+    stop = threading.Event()
+    stop.set()
+    keeper = RunKeeper(server, lambda words: None, lambda: NOW, lambda: 0.0)
+    keeper.run(stop)
+    assert keeper._recorded("start a run", "spring", "", ["run"]) is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "no sign of life can be written: Is a directory"
+    ]
 
 
 @pytest.mark.parametrize("write", [lambda path: path.write_bytes(b"\xff"), lambda path: path.mkdir()])

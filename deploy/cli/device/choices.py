@@ -32,6 +32,7 @@ __all__ = ["app"]
 
 app = typer.Typer()
 SHOWN = 20  # people of a file whose names are shown
+NAME_SHOWN = 60  # characters of a name
 KEYS = (
     "1 or 2: the one you would rather have; =: equal; b: both bad; s: skip; u: undo the last answer; q: quit."
 )
@@ -79,7 +80,8 @@ def import_choices(
     kept = found.of(person)
     added = open_device(home, passphrase).record(kept, file_source(file.name))
     tied = f" and {counted(added.ties, 'tie')}" if added.ties else ""
-    say(f"{added.new - added.ties} new choices{tied} recorded, {added.repeated} were there already")
+    whose = "" if person is None else f" of {one_line(person, NAME_SHOWN)}"
+    say(f"{added.new - added.ties} new choices{tied}{whose} recorded, {added.repeated} were there already")
     for line in found.notes:
         notice(line)
     if report.bad:
@@ -136,7 +138,7 @@ def _owner_among(people: Sequence[str], file: Path) -> str:
 
     UsageError where nobody can be asked, or nobody of them is named.
     """
-    names = [one_line(name, 60) for name in people[:SHOWN]]
+    names = [one_line(name, NAME_SHOWN) for name in people[:SHOWN]]
     more = f" and {len(people) - SHOWN} more" if len(people) > SHOWN else ""
     if not sys.stdin.isatty():
         raise UsageError(
@@ -145,15 +147,28 @@ def _owner_among(people: Sequence[str], file: Path) -> str:
         )
     say(f"the file names {len(people)} people:")
     for number, name in enumerate(names, start=1):
-        say(f"  {number}  {name}")
+        say(f"  #{number}  {name}")
     if more:
-        say(f"    {more}")
+        say(f"     {more}")
     said = input("which of them are you? A number or a name > ").strip()
-    if said.isdecimal() and said not in people and 1 <= int(said) <= len(names):
-        return people[int(said) - 1]
-    if said not in people:
+    meant = _meant(said, people, len(names))
+    if not meant:
         raise UsageError("the file names nobody of that name; nothing was recorded")
-    return said
+    if len(meant) > 1:
+        raise UsageError(
+            f"{one_line(said, NAME_SHOWN)} is one person's name and another one's number; --person NAME says "
+            "which of them is you; nothing was recorded"
+        )
+    return meant.pop()
+
+
+def _meant(said: str, people: Sequence[str], shown: int) -> set[str]:
+    """Whom somebody may mean: the person of that name, and the one of that number (`#` or none)."""
+    meant = {said} & set(people)
+    number = said.removeprefix("#")
+    if number.isdecimal() and len(number) < 10 and 1 <= int(number) <= shown:
+        meant.add(people[int(number) - 1])
+    return meant
 
 
 def _ask(sitting: Labelling) -> None:

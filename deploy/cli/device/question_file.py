@@ -53,8 +53,14 @@ def question_in(file: str, prompt: str) -> QuestionFile:
     if not isinstance(asked, str) and not (
         isinstance(asked, list) and asked and all(isinstance(one, dict) for one in asked)
     ):
-        raise DataError(f"{file}: 'prompt' must be a text or a list of messages, not {kind_of(asked)}")
+        raise DataError(f"{file}: 'prompt' must be a text or a list of messages, not {_odd(asked)}")
     return QuestionFile(asked, _texts(file, found["responses"]))
+
+
+def _odd(asked: object) -> str:
+    if not isinstance(asked, list):
+        return kind_of(asked)
+    return "a list of other things" if asked else "an empty list"
 
 
 def _texts(file: str, found: object) -> list[str]:
