@@ -86,7 +86,7 @@ def put_away(request: ConsoleRequest) -> Response:
     """
     run, key = run_of(request.operations, request.path("id")), request.form.get("notice", "")
     if set(request.form) - {"csrf", "sure", "notice"}:
-        raise HTTPError("A notice is put away by its button alone.", status=400)
+        raise HTTPError("A notice is put away by its button alone.", status=422)
     if not key or key not in {notice.key for notice in alerts.of_run(run, time.time())}:
         raise HTTPError("This run has no such notice now.", status=409)
     if (run.location.id, f"notice: {key}") in _put_away(request):
