@@ -20,9 +20,9 @@ from penchant.common.wording import percent
 __all__ = ["ProxyGap", "proxy_gap"]
 
 ALPHA = 0.025
-"""How likely a warning may be of a model that is right about itself, where no two choices share a response. Of
-choices that do, as pairs made of ratings, fewer are independent, and up to one such model in seven is warned
-of."""
+"""How likely a warning may be of a model that is right about itself, where no two choices share a response.
+Of choices that do, as pairs made of ratings, fewer are independent, and up to one such model in seven is
+warned of."""
 LEAST = 0.05
 """A smaller gap is no reason to warn, however many choices show it."""
 _EXACT_MOST = 2000  # choices: of more, sums are normal enough

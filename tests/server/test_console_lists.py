@@ -332,7 +332,7 @@ def test_only_a_notice_that_is_shown_is_put_away_and_only_once(console: Console)
     notice, theirs = (form_of(page, path)["notice"] for path in (put, there))
     for made_up in (theirs, f"run {console.id_of('first')} failed 1", f"{notice} ", notice.upper(), ""):
         assert browser.post(put, {"notice": made_up}).status_code == 409, made_up
-    assert browser.post(put, {"notice": notice, "name": "1"}).status_code == 400
+    assert browser.post(put, {"notice": notice, "name": "1"}).status_code == 422
     assert browser.post("/runs/nobody/notice", {"notice": notice}).status_code == 404
     assert "<strong>first failed" in browser.get("/").text
     assert browser.post(put, {"notice": notice}).status_code == 303
