@@ -87,7 +87,7 @@ def _check_alike(small: Small, peer: Result) -> None:
     ours = small.of(bench_peers.OURS)
     start = np.array(Task.read(small.task).start["A"])
     factors = np.array(ours.shared["shared"]).reshape(start.shape)
-    assert np.abs(factors - start).max() > 1e-2  # there was something to learn
+    assert np.abs(factors - start).max() > 1e-3  # there was something to learn
     assert np.array(peer.shared["A"]) == pytest.approx(factors, abs=1e-4)
     assert peer.accuracy == pytest.approx(ours.accuracy, abs=1e-9)
 

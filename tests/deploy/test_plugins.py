@@ -96,7 +96,10 @@ def test_without_the_package_the_choices_are_named_and_the_run_can_not_go_on(
     assert "'gain'; choose one of B, A, kernel, svd, AB, none, ffa, lore, mixed, common" in done.stderr
     assert done.stderr.count("\n") == 1
     named = penchant(installed, "simulate", "--share", "nothing")
-    assert "choose one of B, A, kernel, svd, AB, none, ffa, lore, mixed, common, gain" in named.stderr
+    assert (
+        "choose one of B, A, kernel, svd, AB, none, ffa, lore, mixed, common, finetune, meta, shrinkage, gain"
+        in named.stderr
+    )
 
 
 @pytest.mark.slow

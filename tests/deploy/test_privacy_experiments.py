@@ -353,7 +353,7 @@ def test_the_noise_of_many_groups_costs_as_much_less() -> None:
 
 def test_how_long_noise_is_and_what_it_leaves_are_as_the_page_says() -> None:
     """The norms from the settings of each run, what is left from the page's own table of accuracies."""
-    people, elements = {"senate": 101, "arguments": 173}, {"lore": 768, "AB": 4224, "default": 3456}
+    people, elements = {"senate": 101, "arguments": 173}, {"lore": 768, "AB": 4224, "A, no recipe": 3456}
     accuracies = {
         row[0]: [cell.split(" ")[0] for cell in row[2:8]] for row in rows_of("| people, share | rounds")
     }
