@@ -359,7 +359,7 @@ def test_how_long_noise_is_and_what_it_leaves_are_as_the_page_says() -> None:
     }
     longest = 0.0
     for name, epsilon, told, left in rows_of("| people, share | ε | `noise_norm`"):
-        who, share = name.split(", ")
+        who, share = name.split(", ", 1)
         sums = 11 if share == "lore" else 5  # rounds, and the closing one
         noise = solve(
             epsilon=float(epsilon), delta=1e-5, participations=sums, size=elements[share] + len(COUNTERS),
