@@ -49,12 +49,13 @@ def weights_of(pairs: Sequence[object], mean: float | None = None) -> NDArray[np
     if not mean:
         return None
     found = [strength_of(pair) for pair in pairs]
-    if len(known := {strength for strength in found if strength is not None}) == 1 and alike(*known, mean):
+    known = [strength for strength in found if strength is not None]
+    if known and len(set(known)) == 1 and _is_mean(known[0], mean):
         return None  # a mean of equal numbers may differ from them in its last digit
     weights = np.array([1.0 if strength is None else strength / mean for strength in found])
     return None if (weights == 1).all() else weights
 
 
-def alike(strength: float, mean: float) -> bool:
+def _is_mean(strength: float, mean: float) -> bool:
     """Whether a strength is the mean, but for what adding numbers up leaves of it."""
     return math.isclose(strength, mean, rel_tol=1e-12)

@@ -103,7 +103,7 @@ class Tuning:
     def common(self) -> dict[str, dict[str, Any]]:
         """What the settings of every share were found with, as the tables of a recipe; of the data, how many
         pairs a person has."""
-        found = recipe(GENERAL, "") | self.asked
+        found = {**recipe(GENERAL, ""), **self.asked}
         return _tables(
             {key: v for key, v in found.items() if key.partition(".")[0] in SECTIONS or key == PAIRS}
         )
