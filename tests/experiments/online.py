@@ -236,7 +236,8 @@ def _judging(likes: Likes, rng: Any, count: int) -> list[Preference]:
 
 def month_of(people: Town, way: str, folder: Path, month: Month) -> dict[str, list[float]]:
     """After each day: accuracy, and how many choices an owner has recorded, means over owners."""
-    accuracy, recorded = [], []
+    accuracy: list[float] = []
+    recorded: list[float] = []
 
     def evening(log: RoundLog) -> None:
         if log.round > month.days:  # the closing round

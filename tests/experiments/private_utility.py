@@ -128,7 +128,7 @@ def settings(share: str, epsilon: float, seed: int, **more: Any) -> Shape:
         "privacy.group_size": 1000,
     }
     noised = {"privacy.dp_epsilon": epsilon, "privacy.dp_delta": DELTA} if epsilon else {}
-    base = {"adapter.share": share.partition(",")[0]}
+    base: Shape = {"adapter.share": share.partition(",")[0]}
     if share == UNTUNED:
         base = {"adapter.share": "A", "recipe": ""}
     if share == "default":

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support.processes import PROGRAM, wait_for
 
+from penchant.deploy import datasets
 from penchant.deploy.fleet import quickstart as parts
 from penchant.deploy.fleet import run_signature, served_run
 from penchant.deploy.fleet.authority import PUBLIC, AuthorityStore
@@ -89,7 +90,7 @@ def test_another_machine_goes_on_from_the_back_up(tiny_model: Callable[[str], Pa
     )
     config = parts._config(Quickstart(tmp_path, DEVICES, ROUNDS, settings))
     policy = fleet_policy(config, DEVICES)
-    people = parts.datasets.configured(config.data, config.seed).people
+    people = datasets.configured(config.data, config.seed).people
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
     authority_store = AuthorityStore.init(tmp_path / "authority")

@@ -33,10 +33,11 @@ class PlainModel:
         self._model: Any = get_peft_model(base, settings).eval()  # no dropout
         adapted = self._model.base_model.model.get_submodule(task.module)
         self._head = torch.nn.Linear(base.config.hidden_size, 1, bias=False)
+        weight: Any = self._head.weight  # a Parameter, which torch's stubs call a Tensor
         self.parameters: dict[str, torch.nn.Parameter] = {
             A: adapted.lora_A["default"].weight,
             B: adapted.lora_B["default"].weight,
-            HEAD: self._head.weight,
+            HEAD: weight,
         }
 
     @property

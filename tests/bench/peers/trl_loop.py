@@ -17,7 +17,8 @@ from bench.peers.task import Result, Task
 from datasets import Dataset, disable_progress_bars
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
-from trl import RewardConfig, RewardTrainer
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import RewardTrainer
 
 
 class MeanPooledReward(PreTrainedModel):
@@ -26,7 +27,7 @@ class MeanPooledReward(PreTrainedModel):
     config_class = PretrainedConfig
 
     def __init__(self, plain: PlainModel) -> None:
-        super().__init__(PretrainedConfig(num_labels=1))
+        super().__init__(PretrainedConfig(num_labels=1))  # type: ignore[call-arg]
         self.plain = plain
         self.inner = plain.module
 
