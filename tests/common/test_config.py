@@ -109,6 +109,7 @@ def configurations(draw: st.DrawFn) -> RunConfig:
             pooling=draw(st.sampled_from(["auto", "mean", "first", "last"])),
             normalize=draw(st.floats(0, 1000)),
             max_tokens=draw(st.integers(2, 8192)),
+            blocks=draw(st.integers(0, 1000)),
             truncation=draw(st.sampled_from(["left", "right"])),
             dtype=draw(st.sampled_from(["auto", "float32", "bfloat16"])),
         ),
@@ -153,7 +154,7 @@ def configurations(draw: st.DrawFn) -> RunConfig:
         ),
         privacy=PrivacyConfig(
             secagg=(secagg := draw(st.booleans())),
-            dp_epsilon=draw(st.floats(0, 100)) if secagg else 0.0,
+            dp_epsilon=draw(st.sampled_from([0.0]) | st.floats(1e-3, 100)) if secagg else 0.0,
             dp_delta=draw(st.floats(1e-12, 0.01)),
             dp_participations=draw(st.integers(0, 100_000)),
             dp_honest=draw(st.integers(0, 100_000)),
