@@ -57,9 +57,10 @@ def export_onnx(merged: MergedModel, directory: Path) -> None:
     own = _in_float32(merged)
     with export_folder(directory) as folder:
         folder.write({TOKENIZER_FILE: own.model.tokenizer_json(), CARD_FILE: _card(own).encode()})
-        large = _bytes_of(own) > ONE_FILE_MOST
+        scorer = own.model.standalone(own.weights)
+        large = _bytes_of(scorer) > ONE_FILE_MOST
         folder.write(dict.fromkeys((MODEL_FILE, WEIGHTS_FILE)[: 1 + large], b""))  # for the owner alone
-        _write(own, directory / MODEL_FILE, large)
+        _write(scorer, own.settings.base_model, directory / MODEL_FILE, large)
         _check(own, directory, onnxruntime)
 
 
@@ -92,13 +93,11 @@ def _in_float32(merged: MergedModel) -> MergedModel:
     return MergedModel(loaded, moved, settings, merged.adapter)
 
 
-def _bytes_of(merged: MergedModel) -> int:
-    scorer = merged.model.standalone(merged.weights)
+def _bytes_of(scorer: StandaloneScorer) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in scorer.state_dict().values())
 
 
-def _write(merged: MergedModel, path: Path, large: bool) -> None:
-    scorer = merged.model.standalone(merged.weights)
+def _write(scorer: StandaloneScorer, base_model: str, path: Path, large: bool) -> None:
     try:
         with _quiet():
             _program(scorer).save(str(path), external_data=large)
@@ -107,7 +106,7 @@ def _write(merged: MergedModel, path: Path, large: bool) -> None:
     except Exception as error:  # each family refuses in its own way
         said = one_line(f"{type(error).__name__}: {error}".splitlines()[0])
         raise BaseModelError(
-            f'base model "{merged.settings.base_model}" can\'t be written as ONNX ({said}); use peft'
+            f'base model "{base_model}" can\'t be written as ONNX ({said}); use peft'
         ) from error
 
 

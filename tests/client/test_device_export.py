@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support import random_model
 
 from penchant.client.device.export import CLASSIFIER, Export, export_peft, snippet
 from penchant.client.device.exported_model import load_exported
@@ -189,14 +190,8 @@ OTHERS = {"t5": "common family", "gemma3": "common family", "modernbert": "commo
 
 
 def a_model(folder: Path, **changes: Any) -> MergedModel:
-    """A model over a base that is pooled as its family asks for, with random factors."""
-    model = ModelConfig(str(folder), "auto", 0.0, max_tokens=12, truncation="right", **changes)
-    adapter = AdapterConfig(share="A", rank=2, alpha=3.0, target_modules=("auto",), layers=(-2, -1))
-    loaded = load_reward_model(model, adapter)
-    split = Split.of(loaded.adapted_modules, loaded.embedding, adapter, seed=3)
-    rng = np.random.default_rng(5)
-    parts = (rng.normal(size=part.size).astype(np.float32) for part in (split.shared, split.personal))
-    return MergedModel(loaded, split.merged(*parts), model, adapter)
+    """One whose texts are cut at the right."""
+    return random_model.a_model(folder, truncation="right", **changes)
 
 
 def card_of(folder: Path) -> str:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import pytest
 import torch
 from support.device_api_scene import motions, new_device
+from support.random_model import a_model
 from typer.testing import CliRunner
 
 from penchant.client.device import onnx_export
@@ -20,8 +20,6 @@ from penchant.client.device.onnx_export import export_onnx
 from penchant.client.learning.merged_model import MergedModel
 from penchant.common.config import AdapterConfig, ModelConfig
 from penchant.common.errors import BaseModelError, DeviceError, UsageError
-from penchant.common.model.factors import Split
-from penchant.common.model.reward import load_reward_model
 from penchant.deploy.cli.device import app as device_app
 
 TEXTS = [
@@ -31,17 +29,6 @@ TEXTS = [
     ("the ", "tax"),
 ]
 FILES = ["README.md", "model.onnx", "tokenizer.json"]
-
-
-def a_model(folder: Path, normalize: float, **settings: Any) -> MergedModel:
-    """A model with random factors."""
-    model = ModelConfig(str(folder), "auto", normalize, max_tokens=12, truncation="left", **settings)
-    adapter = AdapterConfig(share="A", rank=2, alpha=3.0, target_modules=("auto",), layers=(-2, -1))
-    loaded = load_reward_model(model, adapter)
-    split = Split.of(loaded.adapted_modules, loaded.embedding, adapter, seed=3)
-    rng = np.random.default_rng(5)
-    parts = (rng.normal(size=part.size).astype(np.float32) for part in (split.shared, split.personal))
-    return MergedModel(loaded, split.merged(*parts), model, adapter)
 
 
 def card_lines(folder: Path) -> str:

@@ -121,6 +121,8 @@ def test_a_share_that_ends_in_a_fit_is_never_drawn_without(share: str) -> None:
     studied = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     fits = {drawn(studied.ask(), share, Space())["training.final_fit_epochs"] for _ in range(40)}
     assert fits == ({0, 30} if share == "A" else {30})
+    assert {one["training.final_fit_epochs"] for one in begun(share, Space())} == {30}
+    begun(share, Space(final_fits=(0,)))  # a share that needs a fit has its usual one there
 
 
 def test_what_is_asked_for_is_not_searched_and_is_in_the_recipe(
