@@ -51,10 +51,14 @@ def change(db: sqlite3.Connection, path: Path, failure: type[PenchantError]) -> 
 
 
 @contextmanager
-def transaction(path: Path, failure: type[PenchantError], *pragmas: str) -> Iterator[sqlite3.Connection]:
+def transaction(
+    path: Path, failure: type[PenchantError], *pragmas: str, durable: bool = True
+) -> Iterator[sqlite3.Connection]:
     """A `change` of the file, durable at the end. A file that is missing is made, for its owner alone.
 
     pragmas: what is set beforehand, such as "secure_delete=ON".
+    durable: False does not wait for the disk. What was committed outlasts this process all the same, but a
+    power cut soon after can lose it or damage the file.
     """
     try:
         if not path.exists():
@@ -63,7 +67,7 @@ def transaction(path: Path, failure: type[PenchantError], *pragmas: str) -> Iter
     except (OSError, sqlite3.Error) as error:
         raise failure(f"can't open {path}: {error}") from None
     try:
-        _set(db, path, failure, (*pragmas, "synchronous=FULL"))
+        _set(db, path, failure, (*pragmas, f"synchronous={'FULL' if durable else 'OFF'}"))
         with change(db, path, failure):
             yield db
     finally:

@@ -108,18 +108,25 @@ class Vault:
     """
 
     def __init__(
-        self, directory: Path, storage: SealedStorage | None = None, mark: LedgerMark | None = None
+        self,
+        directory: Path,
+        storage: SealedStorage | None = None,
+        mark: LedgerMark | None = None,
+        *,
+        durable: bool = True,
     ) -> None:
         """Open or create the vault in `directory` (made if missing, readable by its owner only).
 
         mark: remembers outside the vault that there is a ledger of privacy.
+        durable: False is for a simulation, whose devices all end with their machine: no transaction waits for
+        the disk, so that a power cut, unlike a crash of the process, can damage the vault.
         """
         self._storage = None if storage is None else ErasableStorage(storage, directory / KEYS)
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise DeviceError(f"can't make the agent's directory {directory}: {error.strerror}") from None
-        self._path = directory / "vault.db"
+        self._path, self._durable = directory / "vault.db", durable
         self._anchor = None if storage is None else LedgerAnchor(directory / ANCHOR, storage, self._path)
         self._mark = mark
         with self._transaction() as db:
@@ -505,7 +512,8 @@ class Vault:
     def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
         """PERSIST is as durable as DELETE and needs no directory update for every commit; what it leaves in
         the journal's file can be overwritten, because its blocks are never released."""
-        return transaction(self._path, DeviceError, "journal_mode=PERSIST", "secure_delete=ON")
+        pragmas = ("journal_mode=PERSIST", "secure_delete=ON")
+        return transaction(self._path, DeviceError, *pragmas, durable=self._durable)
 
 
 def _give_up(db: sqlite3.Connection) -> None:

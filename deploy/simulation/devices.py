@@ -164,13 +164,13 @@ class SimulatedDevices:
         """Put every agent back to the end of `round`, as the whole simulated world died with its process."""
         for index in range(len(self)):
             if self._home(index).exists():
-                Vault(self._home(index)).rewind(run, round)
+                self._vault(index).rewind(run, round)
 
     def settle(self, run: bytes, finished: Sequence[tuple[int, int]]) -> None:
         """Report the finished rounds to every agent, as a server's last greeting does."""
         for index in range(len(self)):
             if self._home(index).exists():
-                Vault(self._home(index)).settle(run, finished)
+                self._vault(index).settle(run, finished)
 
     def scores(self, run: bytes, plan: Plan, factors: Vector, part: EvaluateOn) -> list[Score]:
         """Everyone's accuracy on their test (or validation) pairs with their own personal part.
@@ -233,7 +233,7 @@ class SimulatedDevices:
 
     def _own(self, index: int, run: bytes, start: Vector) -> Vector:
         """What one person's device keeps; the common start where it has nothing of this run."""
-        kept = Vault(self._home(index)).personal(run)
+        kept = self._vault(index).personal(run)
         return kept.vector if kept is not None and kept.vector.shape == start.shape else start
 
     def _certify(self, index: int) -> tuple[bytes, Certificate]:
@@ -243,9 +243,13 @@ class SimulatedDevices:
     def _home(self, index: int) -> Path:
         return agent_home(self._directory, index)
 
+    def _vault(self, index: int) -> Vault:
+        """One person's vault. Waiting for the disk at each message of each person is most of a run's time."""
+        return Vault(self._home(index), durable=False)
+
     def _make(self, index: int) -> Agent:
         person = self._people[index]
-        vault = Vault(self._home(index))
+        vault = self._vault(index)
         private, certificate = self._certified[index]
         secret = SeededEntropy(self._seed, f"device {index}").draw(32)
         owner = FixedOwner(

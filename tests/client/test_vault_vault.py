@@ -709,3 +709,21 @@ def test_a_failure_among_several_blobs_leaves_what_was_there(
     assert [vault.blob(name) for name in NAMES] == [b"before"] * 4
     vault.keep_blobs(dict.fromkeys(NAMES, b"after"))
     assert [vault.blob(name) for name in NAMES] == [b"after"] * 4
+
+
+# --- whether it waits for the disk ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("durable", "level"), [(True, 2), (False, 0)], ids=["FULL", "OFF"])
+def test_transactions_wait_for_the_disk_unless_a_simulation_says_not_to(
+    tmp_path: Path, durable: bool, level: int
+) -> None:
+    vault = Vault(tmp_path, durable=durable)
+    with vault._transaction() as db:
+        assert db.execute("PRAGMA synchronous").fetchone() == (level,)
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("persist",)  # a kill tears nothing
+
+
+def test_a_device_waits_for_the_disk_where_nothing_is_said(tmp_path: Path) -> None:
+    with Vault(tmp_path)._transaction() as db:
+        assert db.execute("PRAGMA synchronous").fetchone() == (2,)
