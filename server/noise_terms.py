@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from penchant.common.config import Plan, RunConfig
-from penchant.common.errors import ConfigError
+from penchant.common.errors import ConfigError, PrivacyError
 from penchant.common.privacy.noise import Noise
 from penchant.common.secagg.transcript import threshold
 from penchant.common.secagg.update_vector import UpdateLayout
@@ -13,7 +13,7 @@ from penchant.server.privacy_figures import PrivacyFigures
 from penchant.server.run_manifest import least_group
 from penchant.server.secagg.group import cut_into_groups
 
-__all__ = ["figures_of", "settle_noise"]
+__all__ = ["figures_of", "refuse_drowned", "settle_noise"]
 
 
 def settle_noise(config: RunConfig, cohort: int, people: int | None) -> RunConfig:
@@ -65,6 +65,27 @@ def figures_of(config: RunConfig, cohort: int, plan: Plan, layout: UpdateLayout)
         rho=noise.rho(plan.dp_honest),
         noise_norm=_spread(config, cohort, plan, layout, noise) * math.sqrt(noise.size) / noise.clip,
     )
+
+
+def refuse_drowned(config: RunConfig, cohort: int, plan: Plan, layout: UpdateLayout) -> None:
+    """PrivacyError where noise leaves nothing to learn, whatever people choose: before anybody pays for it.
+
+    If everybody sent the same longest update in all R rounds, their mean would move R C in its direction. The
+    noise there has a standard deviation of σ √R, σ being that of an element of a round's mean; a run is
+    refused where this is the longer of the two, at σ > C √R. Server's rates scale both alike.
+
+    Args: as of `figures_of`.
+    """
+    noise, rounds = layout.noise, config.federation.rounds
+    if noise is None or not rounds:
+        return
+    drowned = _spread(config, cohort, plan, layout, noise) / noise.clip / math.sqrt(rounds)
+    if drowned > 1:
+        raise PrivacyError(
+            f"nothing can be learned in this run: if everybody wanted the same in all {rounds} rounds, noise "
+            f"would still be {drowned:.1f} times as long as what they can move together; ask more people a "
+            "round, fewer rounds, or a larger privacy.dp_epsilon"
+        )
 
 
 def _spread(config: RunConfig, cohort: int, plan: Plan, layout: UpdateLayout, noise: Noise) -> float:

@@ -49,7 +49,7 @@ from penchant.deploy.flower.superlink_grid import non_blocking
 from penchant.deploy.flower.with_parent import end_with_parent
 from penchant.server.combination import check_groups
 from penchant.server.journal_reader import JournalReader, open_journal
-from penchant.server.noise_terms import figures_of, settle_noise
+from penchant.server.noise_terms import figures_of, refuse_drowned, settle_noise
 from penchant.server.optimizers import server_optimizer
 from penchant.server.privacy_figures import PrivacyFigures
 from penchant.server.releases import Release
@@ -103,6 +103,7 @@ def create(
     if planned.model.targets:  # by name, whatever stood for them: owners judge modules by their names
         config = config.changed({"adapter.target_modules": list(planned.model.targets)})
     layout = UpdateLayout.of(plan, planned.split)
+    refuse_drowned(config, plan.cohort, plan, layout)
     if start is not None:
         first = config.plan("warmup" if config.federation.warmup_rounds else "main", plan.cohort)
         start.check(ModelSignature.of(planned.model).split(first))

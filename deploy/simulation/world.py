@@ -26,7 +26,7 @@ from penchant.deploy.owner_policy import FleetPolicy, fleet_policy
 from penchant.deploy.simulation.devices import AGENTS, SimulatedDevices
 from penchant.deploy.simulation.newcomers import hold_out
 from penchant.server.journal import Journal, RoundLog
-from penchant.server.noise_terms import figures_of, settle_noise
+from penchant.server.noise_terms import figures_of, refuse_drowned, settle_noise
 from penchant.server.optimizers import server_optimizer
 from penchant.server.privacy_figures import PrivacyFigures
 from penchant.server.run import Observer, ServerRun, checked_cohort, run_id
@@ -168,7 +168,9 @@ def prepare(
         start.check(world.model_cache.of(config.plan(world.phases[0], cohort)).split)
     for phase in world.phases:
         plan = config.plan(phase, len(federation.people) if phase == "close" else cohort)
-        UpdateLayout.of(plan, world.model_cache.of(plan).split)
+        layout = UpdateLayout.of(plan, world.model_cache.of(plan).split)
+        if phase == "main":
+            refuse_drowned(config, cohort, plan, layout)
     return world
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,7 +20,8 @@ from penchant.client.learning.model_cache import ModelCache
 from penchant.client.vault.vault import Vault
 from penchant.common.config import RunConfig
 from penchant.common.data.preferences import Person, Preference
-from penchant.common.errors import DataError, TooFewDevices, TooManyDropouts
+from penchant.common.errors import DataError, PrivacyError, TooFewDevices, TooManyDropouts
+from penchant.common.secagg.update_vector import UpdateLayout
 from penchant.common.wire.flower import message_type
 from penchant.deploy import run_directory
 from penchant.deploy.cli import show_simulation
@@ -111,6 +113,30 @@ def test_noise_among_few_people_is_said_to_be_long(base: dict[str, Any], tmp_pat
     assert BEYOND in (tmp_path / "report.html").read_text("utf-8")
     exact = run(tmp_path / "exact", base, federation__rounds=1)
     assert not any("ifferential privacy" in caveat for caveat in exact["caveats"])
+
+
+@pytest.mark.parametrize("rounds", [1, 16])
+def test_noise_longer_than_all_that_people_can_move_is_refused(base: dict[str, Any], rounds: int) -> None:
+    """The noise on an element of the mean, over all rounds, against everybody's longest updates in a line."""
+    passed: list[float] = []
+    refused: dict[float, str] = {}
+    for epsilon in (8.0, 2.0, 1.0, 0.5, 0.25, 0.12, 0.06):
+        asked = base | {"privacy.dp_epsilon": epsilon, "federation.rounds": rounds}
+        try:
+            world = prepare(RunConfig().changed(asked), BENCHES)
+        except PrivacyError as error:
+            refused[epsilon] = str(error)
+            continue
+        figures, plan = world.privacy_figures(), world.config.plan("main", world.cohort)
+        noise = UpdateLayout.of(plan, world.model_cache.of(plan).split).noise
+        assert figures is not None
+        assert noise is not None
+        assert figures.noise_norm / math.sqrt(noise.size) <= math.sqrt(rounds)
+        passed.append(epsilon)
+    assert min(passed) > max(refused)
+    assert refused[max(refused)].startswith(
+        "nothing can be learned in this run: if everybody wanted the same"
+    )
 
 
 def test_models_that_promise_more_than_they_keep_are_said_to(base: dict[str, Any], tmp_path: Path) -> None:
