@@ -660,8 +660,10 @@ def test_data_without_a_recipe_get_the_share_that_was_chosen_for_such_data(tmp_p
         config = configure({"data.dataset": name}, None)
         assert (config.adapter.share, config.adapter.rank, config.adapter.alpha) == ("common", 4, 4.0)
         assert (config.model.blocks, config.data.pairs) == (3, 200)
-    for name in ("senate", "senate-masked", "movielens"):
-        assert configure({"data.dataset": name}, None).adapter.share == "A"
+    assert configure({"data.dataset": "senate"}, None).adapter.share == "A"
+    for name in ("senate-masked", "movielens"):  # whose recipes say so, and read all blocks
+        config = configure({"data.dataset": name}, None)
+        assert (config.adapter.share, config.model.blocks) == ("common", 0)
     mine = {"data.dataset": "mine.jsonl"}
     for base in ("all-mpnet-base-v2", "folder"):  # how deep to read was chosen for one base model
         assert configure(mine | {"model.base_model": base}, None).model.blocks == 0
