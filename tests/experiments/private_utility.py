@@ -15,7 +15,8 @@ two without noise: the same settings, and in the two searched shares those chose
 Test pairs are scored once for each seed.
 
 --json keeps the runs, and the same command goes on where it stopped; --page FILE writes the table between its
-marks, with a dash where runs are missing; --only-show runs nothing.
+marks, with a dash where runs are missing; --figure FILE draws the rows that were run at three ε or more;
+--only-show runs nothing.
 """
 
 from __future__ import annotations
@@ -193,6 +194,35 @@ def table(runs: Runs) -> list[str]:
     return lines + [line for line in rows if line]
 
 
+def drawn(runs: Runs, path: Path) -> None:
+    """Accuracy against epsilon, with standard errors, of the rows that were run at three or more; `runs` show
+    only. The last place of the axis is the same run without noise."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    places = [*sorted(e for e in EPSILONS if e), 0.0]
+    figure, axes = plt.subplots(figsize=(7.4, 4.4))
+    for name in PEOPLE:
+        for share in SHARES:
+            found = compute(runs, name, share, places, SEEDS, best=False)
+            known = [at for at, e in enumerate(places) if found.get(f"{e:g}")]
+            if sum(places[at] > 0 for at in known) < 3:
+                continue
+            values = [list(found[f"{places[at]:g}"].values()) for at in known]
+            errors = [statistics.stdev(v) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in values]
+            means = [statistics.fmean(v) for v in values]
+            axes.errorbar(known, means, errors, marker="o", ms=4, capsize=3, lw=1.3, label=f"{name}, {share}")
+    axes.set_xticks(range(len(places)), [f"{e:g}" if e else "no noise" for e in places])
+    axes.set_xlabel("ε, at δ = 1e-5")
+    axes.set_ylabel("accuracy on test pairs")
+    axes.grid(True, color="#dddddd", lw=0.6)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
 def _over(
     runs: Runs, name: str, share: str, epsilon: float, shape: Shape, seeds: Sequence[int]
 ) -> dict[int, float]:
@@ -225,6 +255,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="the folder that holds arguments/ and jester/")
     parser.add_argument("--json", type=Path, required=True, help="a file to add the runs to")
     parser.add_argument("--page", type=Path)
+    parser.add_argument("--figure", type=Path, help="an image file")
     parser.add_argument("--only-show", action="store_true", help="run nothing")
     given = parser.parse_args()
     if not given.only_show:
@@ -240,6 +271,8 @@ def main() -> None:
     print("\n".join(lines))
     if given.page:
         write(given.page, "private utility", lines)
+    if given.figure:
+        drawn(Runs(given.json, None, only_show=True), given.figure)
 
 
 if __name__ == "__main__":
