@@ -5,7 +5,7 @@ model.toml       base model, adapter and training for work on the device alone
 preferences.db   recorded choices and ties (`client.device.preference_store`), each sealed under its own key,
                  and that there is a ledger of privacy in vault.db
 vault.db         personal factor, keys, burnt attempts (`client.vault`), sealed likewise
-fitted.db        how sure the personal factor is (`client.device.fitted`), sealed likewise
+fitted.db        how sure the personal factor is, and whether rightly (`client.device.fitted`); sealed
 *.keys           those keys: what is destroyed when something is forgotten
 vault.root       the root key that opens all of it, itself under a passphrase if the owner chose one
 paused           there while the owner has paused the device
@@ -430,15 +430,14 @@ class Device:
         return explained(laplace, self._fitted.doubt(), kept, texts, choices, habits)
 
     def proxy_gap(self) -> ProxyGap | None:
-        """How far the model in use is right where it is surest, by the choices that were held out; None
-        without any. Errors as `rank`."""
-        held = without_ties(self.choices().validation)
-        if not held:
+        """How far the model in use is right where it is surest, by the choices that were held out when it was
+        fitted here; None where none were, or it was not. No choice is opened for it, and no model loaded."""
+        about = self._about()
+        if about is None:
             return None
-        planned, _, _, factors, kept = self._model()
-        shared, start = planned.parts(factors)
-        own = start if kept is None else kept
-        return proxy_gap(planned.trainer(start).margins(shared, own, planned.model.prepare(held)))
+        if marks_of(about.marks) <= marks_of(self.store.marks()):
+            return self._fitted.gap()
+        return None  # it may say something of a choice that was taken back
 
     def conversational(self) -> bool:
         """Whether the model learned from conversations (`conversation_form`)."""
@@ -650,15 +649,18 @@ class Device:
         pairs = [choice.preference for choice in chosen]
         trained_on = not all(held_out(pair) for pair in (*pairs, *(tie.pair for tie in ties)))
         learned = trained_on or bool(chosen and self._held_out_counted())  # which asks no ties
-        had_model = self.vault.latest() is not None
+        had_model, before = self.vault.latest() is not None, marks_of(self.store.marks())
         if learned:
             self._forget_learned()
+        else:
+            self._forget_judged()
         untied = self.store.remove_ties(ties) if ties else 0
         removed = self.store.remove_these(chosen) if chosen else 0
         if learned:
             self._forget_learned()  # what an agent began or ended with them since
         else:
             self.vault.give_up_open()
+            self._judge_anew(before - marks_of(self.store.marks()))
         fitted, why_not = False, ""
         if learned and had_model and self.store.train():
             try:
@@ -894,12 +896,46 @@ class Device:
             conversations=learned_from_conversations(choices),
             errors=doubt is not None,
         )
-        self._fitted.keep(about, doubt)
+        self._fitted.keep(about, doubt, self._gap(about))
+        if not marks_of(marks) <= marks_of(self.store.marks()):  # held-out ones were forgotten, perhaps
+            self._fitted.judge_anew(about, self._gap(about))
         if self.vault.version() != version:  # looked at last: whoever forgets changes it first
             self._fitted.forget()
             raise DeviceError(
                 "the model on this device changed while its errors were fitted; they were not kept; try again"
             )
+
+    def _gap(self, about: About) -> ProxyGap | None:
+        """How far the model in use is right where it is surest, by the held-out choices among those that it
+        was fitted with. Errors as `rank`."""
+        known = marks_of(about.marks)
+        rows = (row.preference for mark, row in self.store.marked() if mark in known)
+        held = [preference for preference in rows if held_out(preference)]
+        if not held:
+            return None
+        planned, _, _, factors, kept = self._model()
+        shared, start = planned.parts(factors)
+        own = start if kept is None else kept
+        return proxy_gap(planned.trainer(start).margins(shared, own, planned.model.prepare(held)))
+
+    def _forget_judged(self) -> None:
+        """Keep nothing of what held-out choices say of the model in use."""
+        about = self._about()
+        if about is not None:
+            self._fitted.judge_anew(about, None)
+
+    def _judge_anew(self, forgotten: set[bytes]) -> None:
+        """Judge the model in use by the held-out choices that are left, where some were forgotten.
+        forgotten: their marks. Nothing is kept where the base model can't be loaded."""
+        about = self._about()
+        if about is None:
+            return
+        left = replace(about, marks=b"".join(sorted(marks_of(about.marks) - forgotten)))
+        try:
+            gap = self._gap(left)
+        except PenchantError:  # the choices are forgotten all the same
+            gap = None
+        self._fitted.judge_anew(left, gap)
 
     def _model(self) -> tuple[PlannedModel, bytes, int, Vector, Vector | None]:
         """(model, run, round, announced factors, personal part or None) of what was committed last."""
