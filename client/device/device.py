@@ -97,6 +97,7 @@ from penchant.common.wire.codec import decode_record, encode_record
 from penchant.common.wording import counted
 
 __all__ = [
+    "OTHER_SETTINGS",
     "Device",
     "Forgotten",
     "Liked",
@@ -115,6 +116,8 @@ MODEL = "model.toml"
 PAUSED = "paused"
 PENDING, IDENTITY, AUTHORITY, SECRET = "pending key", "identity", "authority", "device secret"
 SEED = 0  # of the common start; protects nothing
+TRAIN = "`penchant device train`"
+OTHER_SETTINGS = f"the model was trained with other settings than model.toml has now: {TRAIN}"
 POSTERIOR_MOST = 1 << 27  # numbers in the gradients of all texts, 8 bytes each, computed with at once
 KEPT_MOST = 1 << 26  # numbers, 4 bytes each, that are kept so that errors can be told
 
@@ -198,6 +201,21 @@ class Standing:
     why_not: str = ""
     gone: int = 0
     other_settings: bool = False
+
+    def notes(self) -> list[str]:
+        """What the owner should know of it, a sentence each; none where all is as it should be."""
+        newer, gone = counted(self.newer, "newer choice"), counted(self.gone, "choice")
+        said = [
+            (self.newer, f"{newer} {'is' if self.newer == 1 else 'are'} not in the model: {TRAIN}"),
+            (
+                self.gone,
+                f"{gone} that the model knows {'was' if self.gone == 1 else 'were'} taken back or changed "
+                f"since: {TRAIN}",
+            ),
+            (self.other_settings, OTHER_SETTINGS),
+            (self.why_not, self.why_not),
+        ]
+        return [sentence for holds, sentence in said if holds]
 
 
 @dataclass(frozen=True)
@@ -383,7 +401,7 @@ class Device:
             return Standing(
                 0,
                 errors=False,
-                why_not="no errors are known of this model: `penchant device train`, or `rank --fit-errors`",
+                why_not=f"no errors are known of this model: {TRAIN}, or `rank --fit-errors`",
                 other_settings=other,
             )
         why_not = "" if about.errors else "the personal part is too large for errors to be computed"
