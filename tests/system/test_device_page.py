@@ -161,6 +161,8 @@ def test_an_owners_first_evening(browser: Browser, opened: tuple[Served, str]) -
             root = re.sub(r"/fleet$", "", page.url)
             for name in ("", "ask", "choices", "model", "fleet"):
                 other.page.goto(f"{root}/{name}")
+                if name == "model":  # looked at anew, since choices were recorded
+                    expect(other.page.get_by_text("Likes most")).to_be_visible(timeout=120_000)
                 other.picture(f"owner-{name or 'choose'}")
                 other.check(f"{name} on a {screen}, {scheme}")
                 nothing_at_all(other.page, f"{name} on a {screen}, {scheme}")
