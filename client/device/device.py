@@ -5,7 +5,7 @@ model.toml       base model, adapter and training for work on the device alone
 preferences.db   recorded choices and ties (`client.device.preference_store`), each sealed under its own key,
                  and that there is a ledger of privacy in vault.db
 vault.db         personal factor, keys, burnt attempts (`client.vault`), sealed likewise
-fitted.db        how sure the personal factor is (`client.device.fitted`), sealed likewise
+fitted.db        how sure the personal factor is, and whether rightly (`client.device.fitted`); sealed
 *.keys           those keys: what is destroyed when something is forgotten
 vault.root       the root key that opens all of it, itself under a passphrase if the owner chose one
 paused           there while the owner has paused the device
@@ -97,6 +97,7 @@ from penchant.common.wire.codec import decode_record, encode_record
 from penchant.common.wording import counted
 
 __all__ = [
+    "OTHER_SETTINGS",
     "Device",
     "Forgotten",
     "Liked",
@@ -115,6 +116,8 @@ MODEL = "model.toml"
 PAUSED = "paused"
 PENDING, IDENTITY, AUTHORITY, SECRET = "pending key", "identity", "authority", "device secret"
 SEED = 0  # of the common start; protects nothing
+TRAIN = "`penchant device train`"
+OTHER_SETTINGS = f"the model was trained with other settings than model.toml has now: {TRAIN}"
 POSTERIOR_MOST = 1 << 27  # numbers in the gradients of all texts, 8 bytes each, computed with at once
 KEPT_MOST = 1 << 26  # numbers, 4 bytes each, that are kept so that errors can be told
 
@@ -198,6 +201,21 @@ class Standing:
     why_not: str = ""
     gone: int = 0
     other_settings: bool = False
+
+    def notes(self) -> list[str]:
+        """What the owner should know of it, a sentence each; none where all is as it should be."""
+        newer, gone = counted(self.newer, "newer choice"), counted(self.gone, "choice")
+        said = [
+            (self.newer, f"{newer} {'is' if self.newer == 1 else 'are'} not in the model: {TRAIN}"),
+            (
+                self.gone,
+                f"{gone} that the model knows {'was' if self.gone == 1 else 'were'} taken back or changed "
+                f"since: {TRAIN}",
+            ),
+            (self.other_settings, OTHER_SETTINGS),
+            (self.why_not, self.why_not),
+        ]
+        return [sentence for holds, sentence in said if holds]
 
 
 @dataclass(frozen=True)
@@ -383,7 +401,7 @@ class Device:
             return Standing(
                 0,
                 errors=False,
-                why_not="no errors are known of this model: `penchant device train`, or `rank --fit-errors`",
+                why_not=f"no errors are known of this model: {TRAIN}, or `rank --fit-errors`",
                 other_settings=other,
             )
         why_not = "" if about.errors else "the personal part is too large for errors to be computed"
@@ -430,15 +448,14 @@ class Device:
         return explained(laplace, self._fitted.doubt(), kept, texts, choices, habits)
 
     def proxy_gap(self) -> ProxyGap | None:
-        """How far the model in use is right where it is surest, by the choices that were held out; None
-        without any. Errors as `rank`."""
-        held = without_ties(self.choices().validation)
-        if not held:
+        """How far the model in use is right where it is surest, by the choices that were held out when it was
+        fitted here; None where none were, or it was not. No choice is opened for it, and no model loaded."""
+        about = self._about()
+        if about is None:
             return None
-        planned, _, _, factors, kept = self._model()
-        shared, start = planned.parts(factors)
-        own = start if kept is None else kept
-        return proxy_gap(planned.trainer(start).margins(shared, own, planned.model.prepare(held)))
+        if marks_of(about.marks) <= marks_of(self.store.marks()):
+            return self._fitted.gap()
+        return None  # it may say something of a choice that was taken back
 
     def conversational(self) -> bool:
         """Whether the model learned from conversations (`conversation_form`)."""
@@ -650,15 +667,18 @@ class Device:
         pairs = [choice.preference for choice in chosen]
         trained_on = not all(held_out(pair) for pair in (*pairs, *(tie.pair for tie in ties)))
         learned = trained_on or bool(chosen and self._held_out_counted())  # which asks no ties
-        had_model = self.vault.latest() is not None
+        had_model, before = self.vault.latest() is not None, marks_of(self.store.marks())
         if learned:
             self._forget_learned()
+        else:
+            self._forget_judged()
         untied = self.store.remove_ties(ties) if ties else 0
         removed = self.store.remove_these(chosen) if chosen else 0
         if learned:
             self._forget_learned()  # what an agent began or ended with them since
         else:
             self.vault.give_up_open()
+            self._judge_anew(before - marks_of(self.store.marks()))
         fitted, why_not = False, ""
         if learned and had_model and self.store.train():
             try:
@@ -894,12 +914,46 @@ class Device:
             conversations=learned_from_conversations(choices),
             errors=doubt is not None,
         )
-        self._fitted.keep(about, doubt)
+        self._fitted.keep(about, doubt, self._gap(about))
+        if not marks_of(marks) <= marks_of(self.store.marks()):  # held-out ones were forgotten, perhaps
+            self._fitted.judge_anew(about, self._gap(about))
         if self.vault.version() != version:  # looked at last: whoever forgets changes it first
             self._fitted.forget()
             raise DeviceError(
                 "the model on this device changed while its errors were fitted; they were not kept; try again"
             )
+
+    def _gap(self, about: About) -> ProxyGap | None:
+        """How far the model in use is right where it is surest, by the held-out choices among those that it
+        was fitted with. Errors as `rank`."""
+        known = marks_of(about.marks)
+        rows = (row.preference for mark, row in self.store.marked() if mark in known)
+        held = [preference for preference in rows if held_out(preference)]
+        if not held:
+            return None
+        planned, _, _, factors, kept = self._model()
+        shared, start = planned.parts(factors)
+        own = start if kept is None else kept
+        return proxy_gap(planned.trainer(start).margins(shared, own, planned.model.prepare(held)))
+
+    def _forget_judged(self) -> None:
+        """Keep nothing of what held-out choices say of the model in use."""
+        about = self._about()
+        if about is not None:
+            self._fitted.judge_anew(about, None)
+
+    def _judge_anew(self, forgotten: set[bytes]) -> None:
+        """Judge the model in use by the held-out choices that are left, where some were forgotten.
+        forgotten: their marks. Nothing is kept where the base model can't be loaded."""
+        about = self._about()
+        if about is None:
+            return
+        left = replace(about, marks=b"".join(sorted(marks_of(about.marks) - forgotten)))
+        try:
+            gap = self._gap(left)
+        except PenchantError:  # the choices are forgotten all the same
+            gap = None
+        self._fitted.judge_anew(left, gap)
 
     def _model(self) -> tuple[PlannedModel, bytes, int, Vector, Vector | None]:
         """(model, run, round, announced factors, personal part or None) of what was committed last."""

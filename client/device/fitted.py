@@ -1,4 +1,4 @@
-"""How sure the model in use is: fitted when the owner trains, kept, and read by whoever ranks.
+"""How sure the model in use is, and whether rightly: fitted when the owner trains, read by whoever ranks.
 
 It belongs to one personal part, to the bit, and to the vault as it was when the choices were read. When the
 device has another one (a round has finished, say), or something was forgotten since, what was kept says
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from penchant.client.learning.doubt import Doubt
+from penchant.client.learning.proxy_gap import ProxyGap
 from penchant.client.vault.fitted_store import FittedStore
 from penchant.client.vault.vault import Personal
 from penchant.common.wire.codec import AtMost, decode_record, encode_record
@@ -19,7 +20,7 @@ from penchant.common.wire.messages import Digest
 
 __all__ = ["About", "Fitted", "personal_digest"]
 
-ABOUT, DOUBT = "about", "doubt"
+ABOUT, DOUBT, GAP = "about", "doubt", "gap"
 _MARKS_MOST = 1 << 30  # bytes
 
 
@@ -60,10 +61,13 @@ class Fitted:
     def __init__(self, store: FittedStore) -> None:
         self._store = store
 
-    def keep(self, about: About, doubt: Doubt | None) -> None:
+    def keep(self, about: About, doubt: Doubt | None, gap: ProxyGap | None) -> None:
         """Keep this in the place of what was there."""
-        values = {ABOUT: encode_record(about)}
-        self._store.replace(values if doubt is None else values | {DOUBT: doubt.encode()})
+        self._replace(about, b"" if doubt is None else doubt.encode(), gap)
+
+    def judge_anew(self, about: About, gap: ProxyGap | None) -> None:
+        """Keep this, with the errors that are there."""
+        self._replace(about, self._store.read(DOUBT), gap)
 
     def of(self, personal: bytes | None) -> About | None:
         """What was fitted with the personal part of this digest; that of another is destroyed. None: there
@@ -81,6 +85,16 @@ class Fitted:
         """The errors that belong to `of`, where it says that there are any."""
         return Doubt.decode(self._store.read(DOUBT))
 
+    def gap(self) -> ProxyGap | None:
+        """What held-out choices said when `of` was fitted; None where there were none, and where a version
+        before 0.3 fitted it, which kept nothing of it."""
+        kept = self._store.read(GAP)
+        return ProxyGap.decode(kept) if kept else None
+
     def forget(self) -> None:
         """Destroy it."""
         self._store.forget()
+
+    def _replace(self, about: About, doubt: bytes, gap: ProxyGap | None) -> None:
+        values = {ABOUT: encode_record(about), DOUBT: doubt, GAP: b"" if gap is None else gap.encode()}
+        self._store.replace({name: data for name, data in values.items() if data})

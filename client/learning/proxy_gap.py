@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from penchant.common.wire.codec import U32, Exactly, decode_record, encode_record
 from penchant.common.wording import percent
 
 __all__ = ["ProxyGap", "proxy_gap"]
@@ -26,6 +28,12 @@ warned of."""
 LEAST = 0.05
 """A smaller gap is no reason to warn, however many choices show it."""
 _EXACT_MOST = 2000  # choices: of more, sums are normal enough
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptGap:
+    choices: U32
+    parts: Annotated[bytes, Exactly(24)]  # expected, observed, chance: float64
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,17 @@ class ProxyGap:
             f"{percent(self.observed)}: a best of n goes by such margins, so it brings less than scores say, "
             "and a larger n may bring nothing."
         )
+
+    def encode(self) -> bytes:
+        """Bytes for the device's own sealed store."""
+        numbers = np.array([self.expected, self.observed, self.chance], dtype="<f8")
+        return encode_record(_KeptGap(self.choices, numbers.tobytes()))
+
+    @classmethod
+    def decode(cls, data: bytes) -> ProxyGap:
+        """Undo `encode`; raises `CodecError` of anything else."""
+        kept = decode_record(data, _KeptGap)
+        return cls(kept.choices, *map(float, np.frombuffer(kept.parts, "<f8")))
 
 
 def proxy_gap(margins: ArrayLike) -> ProxyGap | None:

@@ -27,7 +27,7 @@ from penchant.deploy.device_api.description import description, description_page
 from penchant.deploy.device_api.dialects import ApiRefusal, dialect_of, refused
 from penchant.deploy.device_api.door import Door
 from penchant.deploy.device_api.feedback import FEEDBACK_KINDS, record_feedback
-from penchant.deploy.device_api.rerank_forms import RerankForm, read_cohere, read_score, read_tei
+from penchant.deploy.device_api.rerank_forms import RerankForm, is_infinity, read_cohere, read_score, read_tei
 from penchant.deploy.device_api.score_queue import ScoreQueue
 from penchant.deploy.device_api.upstream import PassedOn, UpstreamSettings
 
@@ -178,7 +178,7 @@ def _own_authorization(request: Request) -> str:
 def _read_rerank(fields: Fields, conversational: bool) -> RerankForm:
     """TEI's address, at which other servers take Cohere's form: what the body holds decides."""
     if "documents" in fields and "texts" not in fields:
-        return read_cohere(fields, conversational, version=1)
+        return read_cohere(fields, conversational, version=1, plain=is_infinity(fields))
     return read_tei(fields, conversational)
 
 

@@ -43,8 +43,8 @@ def description(limits: ApiLimits) -> Schema:
         "/v1/chat/completions": {"post": _chat()},
     }
     for path in ("/rerank", "/reranking"):
-        summary = "Rank texts (text-embeddings-inference), or documents"
-        paths[path] = {"post": _rerank_or_tei(limits, summary, "tei")}
+        summary = "Rank texts (text-embeddings-inference), or documents (vLLM, infinity)"
+        paths[path] = {"post": _rerank_or_tei(limits, summary, "tei", plain=True)}
     for path in ("/v1/rerank", "/v1/reranking"):
         summary = "Rank documents (Cohere v1, Jina, vLLM), or texts (llama.cpp)"
         paths[path] = {"post": _rerank_or_tei(limits, summary, "cohere")}
@@ -98,7 +98,8 @@ The document is <a href="/openapi.json">openapi.json</a>.</p>{rows}</main></body
 # --- operations -----------------------------------------------------------------------------------------
 
 
-def _rerank_or_tei(limits: ApiLimits, summary: str, dialect: str) -> Schema:
+def _rerank_or_tei(limits: ApiLimits, summary: str, dialect: str, *, plain: bool = False) -> Schema:
+    """plain: whether a document may be a string in the answer."""
     tei = _taken(
         {
             "query": TEXT,
@@ -113,7 +114,7 @@ def _rerank_or_tei(limits: ApiLimits, summary: str, dialect: str) -> Schema:
     ranked = _list(_object({"index": WHOLE, "score": NUMBER, "text": TEXT}, "index", "score"))
     operation = _rerank(limits, summary, dialect)
     operation["requestBody"] = _body({"anyOf": [tei, _cohere(limits)]})
-    operation["responses"]["200"] = _answer({"anyOf": [ranked, _ranked()]})
+    operation["responses"]["200"] = _answer({"anyOf": [ranked, _ranked(plain=plain)]})
     return operation
 
 
@@ -145,8 +146,10 @@ def _cohere(limits: ApiLimits) -> Schema:
     return _taken(fields, "documents")
 
 
-def _ranked() -> Schema:
-    document = {"type": "object", "properties": {"text": TEXT}}
+def _ranked(*, plain: bool = False) -> Schema:
+    document: Schema = {"type": "object", "properties": {"text": TEXT}}
+    if plain:
+        document = {"anyOf": [document, TEXT]}
     result = {"index": WHOLE, "relevance_score": NUMBER, "document": document}
     fields = {
         "id": TEXT,

@@ -5,6 +5,7 @@
 | text-embeddings-inference | query, texts | [{index, score, text?}] |
 | Cohere v1, Jina, vLLM | query, documents | {id, model, results: [{index, relevance_score, document?}], …} |
 | Cohere v2 | the same | the same, without documents unless they are asked for |
+| infinity | the same, with both raw_scores and return_documents | the same, a document as a string |
 | vLLM's score | text_1, text_2 | {id, object, model, data: [{index, score}], usage} |
 
 A query is the prompt, and a text or document a response to it. Instead of a query, `messages` of a
@@ -26,7 +27,7 @@ from penchant.common.errors import DataError
 from penchant.deploy.device_api.bodies import Fields
 from penchant.deploy.device_api.dialects import ApiRefusal
 
-__all__ = ["RerankForm", "read_cohere", "read_score", "read_tei"]
+__all__ = ["RerankForm", "is_infinity", "read_cohere", "read_score", "read_tei"]
 
 Json = Any
 Write = Callable[[Sequence[TextScore], str], Json]  # (scores in the order of the texts, the model's name)
@@ -59,8 +60,13 @@ def read_tei(fields: Fields, conversational: bool) -> RerankForm:
     return RerankForm(_asked(fields, texts, conversational), write, whole)
 
 
-def read_cohere(fields: Fields, conversational: bool, *, version: int) -> RerankForm:
-    """Cohere's form, Jina's and vLLM's."""
+def is_infinity(fields: Fields) -> bool:
+    """Whether a body is one of infinity's: its client sends both of these, and no other one does."""
+    return "raw_scores" in fields and "return_documents" in fields
+
+
+def read_cohere(fields: Fields, conversational: bool, *, version: int, plain: bool = False) -> RerankForm:
+    """Cohere's form, Jina's and vLLM's. plain: a document is a string in the answer, as infinity has it."""
     documents = _documents(fields)
     most = fields.whole("top_n", 0) or len(documents)
     raw = _wants_raw(fields)
@@ -73,7 +79,7 @@ def read_cohere(fields: Fields, conversational: bool, *, version: int) -> Rerank
             {
                 "index": place,
                 "relevance_score": _value(scores[place], raw),
-                **({"document": {"text": documents[place]}} if shown else {}),
+                **({"document": documents[place] if plain else {"text": documents[place]}} if shown else {}),
             }
             for place in _best_first(scores)[:most]
         ]

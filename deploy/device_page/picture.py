@@ -8,8 +8,9 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
-from penchant.client.device.device import Device, Liked, Quality
+from penchant.client.device.device import Device, Liked, Quality, Report
 from penchant.common.errors import PenchantError
+from penchant.common.printable import one_line
 
 __all__ = ["ModelPicture", "PictureBook"]
 
@@ -23,6 +24,8 @@ class ModelPicture:
 
     Attributes:
         personal: whether a personal part was fitted.
+        used: which model ranks, and why that one, in a sentence.
+        notes: what the owner should know of it (`Standing.notes`), and where it promises more than it keeps.
         quality: how it does on the held-out choices, beside the one for all; None where that isn't known.
         unknown: why it isn't.
         most, least: texts of the latest choices, the most telling first.
@@ -37,6 +40,8 @@ class ModelPicture:
     least: tuple[Liked, ...] = field(repr=False, default=())
     looked_at: int = 0
     wrong: str = ""
+    used: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class PictureBook:
@@ -78,6 +83,9 @@ class PictureBook:
         personal = self._device.model_in_use().personal
         liked = self._device.liking(texts) if personal else []
         shown = min(SHOWN, len(liked) // 2)
+        gap = self._device.proxy_gap()
+        promises = [gap.warning("your model is", "you")] if gap is not None and gap.parts else []
+        notes = (*self._device.standing().notes(), *promises)
         return ModelPicture(
             personal,
             report.quality,
@@ -85,8 +93,26 @@ class PictureBook:
             tuple(liked[:shown]),
             tuple(reversed(liked[len(liked) - shown :])),
             len(liked),
+            used=_used(report, personal),
+            notes=tuple(note[:1].upper() + note[1:] for note in notes),
         )
 
     def _mark(self) -> tuple[int, bytes]:
         """Another one as soon as the model or the choices are others. No choice is opened for it."""
         return self._device.vault.version(), self._device.store.marks()
+
+
+def _used(report: Report, personal: bool) -> str:
+    """Which model ranks for the owner, and why that one."""
+    release = report.release if report.release is not None and report.release.in_use else None
+    if release is not None:
+        start = f"the fleet's release {one_line(release.manifest.contents.name, 60)}"
+        made = "fitted to your choices on top of"
+    elif report.run:
+        start, made = f"run {report.run[:8]}, round {report.round}", "made in"
+    else:
+        start, made = "the base model's own start", "trained on this device alone, from"
+    if personal:
+        used = "once there is one, it is used"
+        return f"Programs on this device rank by your own model, {made} {start}: {used}."
+    return f"What ranks for you is the model that knows nobody, {start}: nothing is trained yet."

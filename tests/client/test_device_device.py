@@ -416,9 +416,10 @@ def test_best_of_n_says_where_the_model_is_surest_and_wrong(folder: Path, tmp_pa
     device = Device(folder)
     assert device.proxy_gap() is None
     device.record(row for row in choices() if not held_out(row))
-    device.train()
     other = (Preference(row.prompt, row.rejected, row.chosen) for row in choices(120))
     device.record(row for row in other if held_out(row))
+    assert device.proxy_gap() is None  # nothing is fitted yet
+    device.train()
     gap = device.proxy_gap()
     assert gap is not None
     assert gap.observed == 0.0

@@ -16,6 +16,7 @@ from penchant.client.device.preference_store import held_out
 from penchant.client.device.warm_model import WarmModel
 from penchant.client.learning.laplace import Laplace, probability
 from penchant.client.learning.newcomer import prior_of
+from penchant.client.learning.proxy_gap import ProxyGap, proxy_gap
 from penchant.client.vault.fitted_store import KEYS
 from penchant.client.vault.vault import Vault
 from penchant.common.data.preferences import Preference
@@ -210,3 +211,115 @@ def test_a_choice_that_takes_the_place_of_one_taken_back_is_newer(home: Device) 
     assert home.standing() == Standing(newer=1, errors=True, gone=1)
     home.store.turn_round(home.store.recorded()[0])
     assert home.standing() == Standing(newer=2, errors=True, gone=2)
+
+
+# --- whether the model may be that sure ---------------------------------------------------------------
+
+
+def gap_anew(device: Device) -> ProxyGap | None:
+    """The gap of the model in use by all held-out choices that there are now, computed from their scores."""
+    model = device.model_in_use()
+    held = device.store.validation()
+    chosen = model.scores([(p.prompt, p.chosen) for p in held])
+    return proxy_gap(chosen - model.scores([(p.prompt, p.rejected) for p in held]))
+
+
+def assert_same_gap(found: ProxyGap | None, expected: ProxyGap | None) -> None:
+    assert found is not None
+    assert expected is not None
+    assert found.choices == expected.choices
+    assert (found.expected, found.observed, found.chance) == pytest.approx(
+        (expected.expected, expected.observed, expected.chance), abs=1e-6
+    )
+
+
+def test_the_gap_is_that_of_the_fit_and_no_choice_is_opened_for_it(
+    home: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = gap_anew(home)
+    assert_same_gap(home.proxy_gap(), expected)
+    again = Device(home.directory)
+
+    def opened(*_: Any) -> None:
+        raise AssertionError("something was opened")
+
+    monkeypatch.setattr(type(again.store), "_rows", opened)
+    monkeypatch.setattr(Device, "_model", opened)
+    assert_same_gap(again.proxy_gap(), expected)
+
+
+def test_newer_held_out_choices_change_the_gap_at_the_next_training(home: Device) -> None:
+    before = home.proxy_gap()
+    home.record(p for p in choices(90) if held_out(p))
+    assert home.proxy_gap() == before
+    home.train()
+    assert_same_gap(home.proxy_gap(), gap_anew(home))
+    assert home.proxy_gap() != before
+
+
+def test_held_out_choices_that_are_forgotten_leave_the_gap_of_a_device_that_never_had_them(
+    home: Device,
+) -> None:
+    aside = [row for row in home.store.recorded() if held_out(row.preference)]
+    ranked = home.rank("on bill 99: ", RESPONSES)
+    home.forget_choices(aside[:2])
+    assert_same_gap(home.proxy_gap(), gap_anew(home))
+    assert home.standing() == Standing(newer=0, errors=True)
+    assert home.rank("on bill 99: ", RESPONSES) == ranked
+    home.forget_choices(aside[2:])
+    assert home.proxy_gap() is None
+
+
+def test_where_forgetting_is_broken_off_nothing_is_kept_that_forgotten_choices_say(
+    home: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(home.store), "remove_these", killed)
+    aside = [row for row in home.store.recorded() if held_out(row.preference)]
+    with pytest.raises(KeyboardInterrupt):
+        home.forget_choices(aside[:1])
+    again = Device(home.directory)
+    assert again.proxy_gap() is None
+    assert again.standing() == Standing(newer=0, errors=True)
+
+
+def test_a_choice_that_is_taken_back_leaves_no_gap_that_it_may_have_a_part_in(home: Device) -> None:
+    home.store.remove(home.store.validation()[0])
+    assert home.proxy_gap() is None
+    home.train()
+    assert_same_gap(home.proxy_gap(), gap_anew(home))
+
+
+def test_held_out_choices_forgotten_during_the_fit_have_no_part_in_its_gap(
+    home: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Fitted.keep
+    aside = [row for row in home.store.recorded() if held_out(row.preference)]
+
+    def keep(fitted: Fitted, *given: Any) -> None:
+        monkeypatch.setattr(Fitted, "keep", whole)
+        Device(home.directory).forget_choices(aside[:2])
+        whole(fitted, *given)
+
+    monkeypatch.setattr(Fitted, "keep", keep)
+    home.fit_errors()
+    about = home._about()
+    assert about is not None
+    assert_same_gap(home._fitted.gap(), gap_anew(home))
+    assert home.proxy_gap() is None  # until the next training: that one knows what is there
+    home.train()
+    assert_same_gap(home.proxy_gap(), gap_anew(home))
+
+
+def test_a_model_that_was_fitted_before_gaps_were_kept_has_none_until_it_is_trained_again(
+    home: Device,
+) -> None:
+    about = home._about()
+    assert about is not None
+    home._fitted.keep(about, home._fitted.doubt(), None)
+    assert home.proxy_gap() is None
+    assert home.standing() == Standing(newer=0, errors=True)
+    home.train()
+    assert home.proxy_gap() is not None

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from penchant.client.learning.proxy_gap import ProxyGap, proxy_gap
+from penchant.common.errors import CodecError
 
 
 def test_the_half_with_the_largest_margins_is_judged() -> None:
@@ -94,3 +95,12 @@ def test_whatever_the_margins_are(margins: np.ndarray) -> None:
     assert 0.5 <= found.expected <= 1
     assert 0 <= found.chance <= 1
     assert found.choices == math.ceil(np.count_nonzero(margins) / 2)
+
+
+def test_what_is_kept_is_what_was_found_to_the_bit() -> None:
+    found = proxy_gap([3.0, -3.0, 0.1, -0.2, 0.3])
+    assert found is not None
+    assert ProxyGap.decode(found.encode()) == found
+    for damaged in (found.encode()[:-1], found.encode() + b"x", b""):
+        with pytest.raises(CodecError):
+            ProxyGap.decode(damaged)

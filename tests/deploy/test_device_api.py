@@ -165,6 +165,31 @@ def test_requests_of_coheres_sdk_are_answered(
     assert (empty.status_code, set(empty.json())) == (400, {"message"})
 
 
+INFINITY = (  # what its client 0.0.78 sent to this API and understood the answer of
+    b'{"query": "on bill: ", "documents": ["the table tax", "the motion tax"], "return_documents": true, '
+    b'"raw_scores": true, "model": "default/not-specified", "top_n": 1}'
+)
+
+
+def test_infinity_s_documents_are_strings_at_its_address_alone(api: ServedApi) -> None:
+    table = json.loads(INFINITY)
+    (score,) = api.post(
+        "/v1/score", {"text_1": "on bill: ", "text_2": "the motion tax", "raw_scores": True}
+    ).json()["data"]
+    for path in ("/rerank", "/reranking"):
+        (found,) = api.post(path, table).json()["results"]
+        assert (found["index"], found["document"]) == (1, "the motion tax")
+        assert found["relevance_score"] == pytest.approx(score["score"], abs=1e-6)
+    hidden = api.post("/rerank", table | {"return_documents": False}).json()["results"]
+    assert "document" not in hidden[0]
+    for path, body in (
+        ("/v1/rerank", table),
+        ("/v2/rerank", table),
+        ("/rerank", {name: value for name, value in table.items() if name != "raw_scores"}),
+    ):
+        assert api.post(path, body).json()["results"][0]["document"] == {"text": "the motion tax"}
+
+
 def test_documents_may_be_objects_whose_fields_are_named(api: ServedApi) -> None:
     plain = {"query": QUERY, "documents": ["the tax", "tax\nthe vote"], "raw_scores": True}
     objects = [{"text": "the tax", "id": 3}, {"text": "tax\nthe vote"}]

@@ -16,6 +16,7 @@ from support.device_page_scene import OwnerAtPage, join_fleet, opened
 
 from penchant.client.device.device import Device
 from penchant.client.device.labelling import read_comparisons
+from penchant.client.device.preference_store import held_out
 from penchant.common.data.preferences import Preference
 from penchant.common.errors import EnrolmentError
 from penchant.deploy.device_page.entrance import Entrance
@@ -353,6 +354,43 @@ def test_training_on_the_page_gives_the_model_of_the_command(
     assert "Likes least" in page
     texts = [("on bill 99: ", "the motion tax"), ("on bill 99: ", "the table tax")]
     assert (device.model_in_use().scores(texts) == twin.model_in_use().scores(texts)).all()
+
+
+def test_the_page_says_which_model_ranks_and_why_and_what_to_know_of_it(device: Device) -> None:
+    device.record(p for p in motions(24) if not held_out(p))
+    turned = (Preference(p.prompt, p.rejected, p.chosen) for p in motions(200))
+    device.record(p for p in turned if held_out(p))
+    with opened(device, QUESTIONS) as owner:
+        assert "the base model&#39;s own start: nothing is trained yet" in owner.finished()
+        owner.follow("/model/train")
+        page = owner.finished()
+        assert "by your own model, trained on this device alone, from the base model&#39;s own start" in page
+        assert "the one for all did better; your own is used all the same" in page
+        assert "Where your model is surest" in page
+        assert "newer" not in page
+        device.record([Preference("on it: ", "the motion", "the table"), *motions(25)])
+        assert re.search(r"\d newer choices? (is|are) not in the model", owner.finished())
+        settings = device.directory / "model.toml"
+        settings.write_text(settings.read_text().replace("local_epochs = 20", "local_epochs = 19"))
+        owner.follow("/model/train")
+        assert "newer" not in owner.finished()
+
+
+def test_the_page_names_the_run_or_the_release_that_the_model_comes_from(device: Device) -> None:
+    device.record(motions(24))
+    device.train()
+    run, kept = device.vault.latest() or (b"", None)
+    assert kept is not None
+    run = bytes(range(16))
+    device.vault.keep_personal(run, 3, kept.vector, kept.context, version=device.vault.version())
+    with opened(device, QUESTIONS) as owner:
+        page = owner.finished()
+    assert "by your own model, made in run 00010203, round 3: once there is one, it is used" in page
+    assert "No errors are known of this model" in page
+
+
+def test_ties_are_said_to_be_learned_from(owner: OwnerAtPage) -> None:
+    assert "is learned from as well: that you like the two alike" in owner.ready().get().text
 
 
 def test_responses_are_ranked_on_the_page_as_by_the_command(device: Device) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from support.device_api_scene import motions
 from support.processes import PROGRAM, wait_for
@@ -69,6 +70,26 @@ def left(page: Page) -> str:
     return page.locator(".response").first.inner_text()
 
 
+def drop(page: Page, name: str, data: str) -> None:
+    """A file that comes from outside the browser falls on the page."""
+    given = page.evaluate_handle(
+        """([name, data]) => {
+            const given = new DataTransfer();
+            given.items.add(new File([data], name));
+            return given;
+        }""",
+        [name, data],
+    )
+    for kind in ("dragover", "drop"):
+        page.dispatch_event("main", kind, {"dataTransfer": given})
+
+
+def nothing_at_all(page: Page, what: str) -> None:
+    """axe-core has nothing to say, however small."""
+    found = Axe().run(page).response["violations"]
+    assert [(v["id"], v["impact"], v["nodes"][0]["html"][:200]) for v in found] == [], what
+
+
 def test_an_owners_first_evening(browser: Browser, opened: tuple[Served, str]) -> None:
     """Follow the link, give twenty choices by keys, take one back, train, rank, look around, close."""
     served, link = opened
@@ -121,8 +142,14 @@ def test_an_owners_first_evening(browser: Browser, opened: tuple[Served, str]) -
     page.get_by_label("File").set_input_files({"name": "mine.jsonl", "mimeType": "", "buffer": exported})
     page.get_by_role("button", name="Import").click()
     expect(page.get_by_role("status").first).to_contain_text("0 new choices recorded, 20 were there already")
+    drop(page, "more.jsonl", '{"prompt": "on bill 98: ", "chosen": "the motion", "rejected": "a table"}')
+    expect(page.get_by_role("button", name="Import")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status").first).to_contain_text("1 new choice recorded, 0 were there already")
+    expect(page.get_by_text("1 from file more.jsonl")).to_be_visible()
     me.check("my choices")
     go_to(page, "Fleet")
+    drop(page, "more.jsonl", "{}")
     expect(page.get_by_text("Nothing ever left.")).to_be_visible()
     page.get_by_text("Forget everything …").click()
     me.check("the fleet")
@@ -134,8 +161,11 @@ def test_an_owners_first_evening(browser: Browser, opened: tuple[Served, str]) -
             root = re.sub(r"/fleet$", "", page.url)
             for name in ("", "ask", "choices", "model", "fleet"):
                 other.page.goto(f"{root}/{name}")
+                if name == "model":  # looked at anew, since choices were recorded
+                    expect(other.page.get_by_text("Likes most")).to_be_visible(timeout=120_000)
                 other.picture(f"owner-{name or 'choose'}")
                 other.check(f"{name} on a {screen}, {scheme}")
+                nothing_at_all(other.page, f"{name} on a {screen}, {scheme}")
             other.context.close()
 
     stranger = Operator(browser, served)
@@ -146,3 +176,56 @@ def test_an_owners_first_evening(browser: Browser, opened: tuple[Served, str]) -
     page.get_by_role("button", name="Close").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Closed")
     served.process.wait(60)
+
+
+def test_all_of_it_works_without_scripts(browser: Browser, opened: tuple[Served, str]) -> None:
+    """The same evening by a browser that runs none: forms, and pages that load themselves again."""
+    served, link = opened
+    context = browser.new_context(java_script_enabled=False, viewport={"width": 390, "height": 844})
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(f"{served.address}{link}")
+    expect(page.get_by_role("heading", level=1)).to_have_text(
+        "Which one would you rather have?", timeout=300_000
+    )
+    for number in range(8):
+        better = "1" if "motion" in left(page) else "2"
+        page.get_by_role("button", name=f"{better} I would rather have this").click()
+        expect(page.locator(".tally")).to_contain_text(f"{number + 1} now", timeout=60_000)
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(".tally")).to_contain_text("7 now, 7 in all")
+    page.get_by_role("button", name="Equal").click()
+    expect(page.locator(".tally")).to_contain_text("Equal: recorded as a tie.")
+
+    go_to(page, "My choices")
+    page.get_by_role("button", name=re.compile("Turn choice")).first.click()
+    expect(page.get_by_role("status").first).to_contain_text("the other way round now")
+    page.get_by_label("File").set_input_files(
+        {
+            "name": "more.csv",
+            "mimeType": "",
+            "buffer": b"prompt,chosen,rejected\non bill 98: ,the motion,a table\n",
+        }
+    )
+    page.get_by_role("button", name="Import").click()
+    expect(page.get_by_role("status").first).to_contain_text("1 new choice recorded")
+    page.get_by_text("Delete …").first.click()
+    page.get_by_role("button", name=re.compile("Delete choice .* for good")).first.click()
+    expect(page.get_by_text("Deleted")).to_be_visible(timeout=120_000)
+
+    go_to(page, "My model")
+    expect(page.get_by_text("nothing is trained yet")).to_be_visible(timeout=240_000)
+    page.get_by_role("button", name="Train").click()
+    expect(page.get_by_text("by your own model")).to_be_visible(timeout=240_000)
+    page.get_by_label("Responses, one a line").fill("the table tax\nthe motion tax")
+    page.get_by_role("button", name="Rank them for me").click()
+    expect(page.get_by_role("heading", name="Best for you first")).to_be_visible()
+    go_to(page, "Ask")
+    expect(page.get_by_text("Nobody writes responses yet")).to_be_visible()
+    go_to(page, "Fleet")
+    page.get_by_role("button", name="Pause").click()
+    expect(page.get_by_text("This device takes part in nothing now.")).to_be_visible()
+    page.get_by_role("button", name="Close").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Closed")
+    served.process.wait(60)
+    context.close()

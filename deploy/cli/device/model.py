@@ -46,7 +46,6 @@ _RELEASED = {
     "taken": "this device uses the fleet's release from now on:",
     "kept": "this device keeps the model that its rounds have made; --use takes the fleet's release instead:",
 }
-OTHER_SETTINGS = "the model was trained with other settings than model.toml has now: `penchant device train`"
 
 
 @command(app)
@@ -296,21 +295,13 @@ def _speaking(one: SpeakingChoice) -> dict[str, str | float]:
 
 def _say_standing(device: Device) -> None:
     """What the owner should know of the model that has ranked."""
-    standing = device.standing()
-    if standing.newer:
-        many = counted(standing.newer, "newer choice")
-        notice(f"{many} {'is' if standing.newer == 1 else 'are'} not in the model: `penchant device train`")
-    if standing.gone:
-        many = counted(standing.gone, "choice")
-        was = "was" if standing.gone == 1 else "were"
-        notice(f"{many} that the model knows {was} taken back or changed since: `penchant device train`")
-    if standing.other_settings:
-        notice(OTHER_SETTINGS)
-    if standing.why_not:
-        notice(standing.why_not)
+    for sentence in device.standing().notes():
+        notice(sentence)
 
 
 def _print_status(report: Report, part: TakingPart) -> None:
+    from penchant.client.device.device import OTHER_SETTINGS
+
     sources = ", ".join(f"{count} from {name}" for name, count in report.sources.items()) or "none yet"
     member = "no" if report.member is None else f"yes, number {report.member}"
     if part.refused and report.member is not None:

@@ -59,6 +59,8 @@ def _page(request: PageRequest, ranked: object = None, prompt: str = "", respons
     if picture is None and not context.work.running and len(context.device.store):
         context.work.start("Looking at the model", lambda tell: _looked(request))
     state: WorkState | None = context.work.state
+    if picture is None and (state is None or not state.running):
+        picture = context.pictures.latest()  # it was looked at in the meantime
     return request.render(
         "model.html.j2",
         state=state,
