@@ -102,7 +102,7 @@ class PrefixCache:
             file.write(len(head).to_bytes(8, "little") + head)
             file.write(bytes(_up(file.tell()) - file.tell()))
             for tensor in itertools.chain.from_iterable(entry for _, entry in kept):
-                size = file.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+                size = file.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
                 file.write(bytes(_up(size) - size))
 
     def read(self, path: Path) -> None:

@@ -50,7 +50,7 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
-class _Task:
+class _WorkerStart:
     """What a process is given at its start."""
 
     config: RunConfig
@@ -119,7 +119,7 @@ def worker_processes(world: SimulationSetup, directory: Path, sums: int | None) 
         if states is not None:
             model.cache.write(states)
             model.cache.read(states)
-        task = _Task(world.config, directory, world.federation, world.cohort, sums, states)
+        task = _WorkerStart(world.config, directory, world.federation, world.cohort, sums, states)
         children.extend(Child(_serve, name=NAME) for _ in range(worker_count(world.config)))
         for child in children:
             _told(child.reply)  # it is there, and reads: people may be more than a pipe holds
@@ -179,7 +179,7 @@ def _serve(connection: Connection) -> None:
         return
 
 
-def _opened(task: _Task) -> Callable[[bytes], bytes]:
+def _opened(task: _WorkerStart) -> Callable[[bytes], bytes]:
     """Everybody's agents, made when they are first asked; -> what answers messages."""
     models = ModelCache()
     if task.states is not None:
